@@ -1,0 +1,1 @@
+"""The library behind Perennial's loop. It knows no scheduler: every step is a plain function."""

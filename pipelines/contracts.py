@@ -1,0 +1,196 @@
+"""The nouns of Perennial: frozen, JSON-serialisable values that pass between rooms and steps."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, TypedDict
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+Trigger = Literal["initial", "schedule", "drift", "manual"]
+Decision = Literal["promote", "reject", "inconclusive"]
+
+
+def _as_utc(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError(f"{value.isoformat()} has no time zone: give one, e.g. {value.isoformat()}+00:00")
+    return value.astimezone(UTC)
+
+
+Instant = Annotated[datetime, AfterValidator(_as_utc)]
+"""A point in time, always aware and always in UTC."""
+
+
+class Value(BaseModel):
+    """Base of every noun: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Window(Value):
+    """A half-open interval ``[start, end)`` of event time in UTC."""
+
+    start: Instant
+    end: Instant
+
+    def holds(self, moment: datetime) -> bool:
+        """Whether ``moment`` lies in the window."""
+        return self.start <= moment < self.end
+
+
+class Manifest(Value):
+    """What a step leaves behind; written last, so that no manifest means no artefact.
+
+    ``key`` is the identity of the work (step, inputs' keys, declared parameters, step version);
+    ``provenance`` (commit, lock hash, wall times) is kept beside it and never enters it.
+    ``files`` maps a path relative to the manifest's folder to the file's sha256;
+    ``facts`` holds small JSON values that later steps and people read.
+    """
+
+    step: str
+    case: str
+    as_of: Instant
+    key: str
+    inputs: dict[str, str]
+    files: dict[str, str]
+    facts: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+class Interval(Value):
+    """A point estimate with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class SliceEvidence(Value):
+    """The paired improvement on one declared slice of the holdout."""
+
+    name: str
+    n: int
+    lift: Interval
+
+
+class Evidence(Value):
+    """Everything that the gate may look at: nothing else can influence a verdict.
+
+    ``lift`` is the mean paired improvement of the decision metric, challenger over champion, in the
+    metric's own units and positive when the challenger is better.
+    """
+
+    metric: str
+    n: int
+    positives: int
+    opponent: Literal["champion", "base_rate"]
+    lift: Interval | None
+    lift_sd: float | None = None
+    slices: tuple[SliceEvidence, ...] = ()
+    challenger: dict[str, float | None] = {}
+    champion: dict[str, float | None] = {}
+
+
+class Verdict(Value):
+    """The gate's immutable answer. A rejected candidate is a verdict, never an exception."""
+
+    decision: Decision
+    rule: str
+    reason: str
+    evidence: Evidence
+    min_lift: float
+    rows_needed: int | None = None
+
+
+class FeatureDrift(Value):
+    """Drift of one feature between the reference and the current window.
+
+    ``psi`` is in nats on frozen reference edges, ``debiased_psi`` subtracts its null expectation,
+    ``ks`` is the largest CDF distance with ``ks_error`` its guaranteed bound, ``p_value`` belongs to
+    the minimum-effect test of H0 "true PSI <= delta0".
+    """
+
+    feature: str
+    psi: float
+    debiased_psi: float
+    ks: float | None
+    ks_error: float | None
+    p_value: float
+    drifted: bool
+    severity: Literal["info", "warn", "severe"]
+
+
+class DriftReport(Value):
+    """One drift window judged against the champion's reference."""
+
+    case: str
+    window: Window
+    model_version: int | None
+    reference_rows: int
+    current_rows: int
+    overdispersion: float
+    features: tuple[FeatureDrift, ...]
+    labels: dict[str, Any]
+    quality: dict[str, Any]
+    state: str
+    action: Literal["none", "alert", "retrain"]
+    reason: str
+    episode: str | None = None
+
+
+class Release(Value):
+    """One row of the release ledger: which version serves a case from here on, and why.
+
+    ``candidate_key`` is the key of the exported artefact and ``bundle`` its folder; ``previous_hash``
+    chains the rows, so that a changed history shows.
+    """
+
+    case: str
+    seq: int
+    champion: int
+    candidate_key: str
+    bundle: str
+    action: Literal["promote", "rollback"]
+    trigger: Trigger
+    reason: str
+    actor: str
+    mlflow_run: str | None
+    verdict_hash: str | None
+    as_of: Instant
+    recorded_at: Instant
+    stage: Literal["shadow", "canary", "full"] = "full"
+    challenger: int | None = None
+    weight: int = 10_000
+    salt: str = ""
+    previous_hash: str
+    hash: str
+
+
+class PredictionLine(TypedDict):
+    """One row of the prediction log, a JSON line in ``prediction_log/<case>/predictions/<segment>.jsonl``.
+
+    A segment that is still written to ends in ``.jsonl.open``; readers see closed ones only. ``row`` holds
+    the raw feature values, ``score`` the probability of the positive class, times are ISO 8601 in UTC.
+    """
+
+    prediction_id: str
+    request_id: str
+    event_time: str
+    received_at: str
+    version: int
+    score: float
+    prediction: int
+    row: dict[str, str | float | int]
+
+
+class LabelLine(TypedDict):
+    """One label, a JSON line in ``prediction_log/<case>/labels/<segment>.jsonl``.
+
+    ``event_time`` is the label's arrival in event time; the highest ``revision`` that has arrived counts.
+    """
+
+    prediction_id: str
+    label: int
+    revision: int
+    event_time: str
+    received_at: str

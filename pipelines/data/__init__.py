@@ -1,0 +1,1 @@
+"""Sources, contracts, quarantine, the compacted prediction log, labels, dataset windows."""

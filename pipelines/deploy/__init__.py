@@ -1,0 +1,1 @@
+"""Triton: the model repository, loading, the rollout handshake."""

@@ -1,0 +1,1 @@
+"""Profiles, statistics and the retrain policy: numpy, scipy, pyarrow."""

@@ -1,0 +1,56 @@
+"""Every error that Perennial raises on purpose.
+
+    PerennialError
+    |-- ConfigError        params.yaml, the environment, a step's missing input: fix the settings   (no retry)
+    |-- DataError          rows, schema, files that are not what was declared: fix the data          (no retry)
+    |-- IntegrityError     a hash, a key or the ledger's chain does not match: stop and look         (no retry)
+    |-- ConflictError      somebody else was first (compare-and-swap lost, id used twice)            (no retry)
+    |-- TrainingDiverged   a loss or a gradient is not finite                                        (no retry)
+    `-- Unavailable        MLflow, Triton, the gateway or a database does not answer                 (retry)
+
+A message says what happened, the value, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class PerennialError(Exception):
+    """Base of the tree. ``exit_code`` is the CLI's, ``status`` the gateway's, ``retry`` the DAG's answer."""
+
+    exit_code = 1
+    status = 500
+    retry = False
+
+
+class ConfigError(PerennialError):
+    """The settings or the parameters cannot work."""
+
+    exit_code = 2
+    status = 404
+
+
+class DataError(PerennialError):
+    """The data is not what the case declares."""
+
+    status = 422
+
+
+class IntegrityError(PerennialError):
+    """Stored bytes or the ledger's chain do not match their hash."""
+
+
+class ConflictError(PerennialError):
+    """A compare-and-swap was lost, or an id was used twice with different content."""
+
+    status = 409
+
+
+class TrainingDiverged(PerennialError):
+    """The loss or a gradient is not finite."""
+
+
+class Unavailable(PerennialError):
+    """A service does not answer; the work can be tried again."""
+
+    status = 503
+    retry = True

@@ -1,0 +1,123 @@
+"""A case's declared fields: the one source of validation, encoding, profiles and the ONNX signature.
+
+Training and gateway encode through :func:`encode`; the hash of the declaration travels with every
+model bundle, so a gateway with other fields refuses the bundle instead of feeding it other codes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipelines.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """A field with a closed vocabulary, from the data set's documentation, never learned from rows."""
+
+    name: str
+    values: tuple[str, ...]
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """A finite number within hard bounds (inclusive); ``None`` leaves a side open."""
+
+    name: str
+    low: float | None = None
+    high: float | None = None
+    integer: bool = False
+    about: str = ""
+
+
+Field = Categorical | Numeric
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What a case predicts and from what. ``label`` is a binary column, 1 being the positive class."""
+
+    case: str
+    fields: tuple[Field, ...]
+    label: str
+    about: str = ""
+
+    @property
+    def categorical(self) -> tuple[Categorical, ...]:
+        """The categorical fields in declared order: the columns of the ``categorical`` tensor."""
+        return tuple(field for field in self.fields if isinstance(field, Categorical))
+
+    @property
+    def numeric(self) -> tuple[Numeric, ...]:
+        """The numeric fields in declared order: the columns of the ``numeric`` tensor."""
+        return tuple(field for field in self.fields if isinstance(field, Numeric))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All field names in declared order."""
+        return tuple(field.name for field in self.fields)
+
+    @property
+    def hash(self) -> str:
+        """sha256 of what encoding depends on: kinds, names, order, vocabularies and bounds, not prose."""
+        spec = [[type(field).__name__, {k: v for k, v in asdict(field).items() if k != "about"}] for field in self.fields]
+        return hashlib.sha256(json.dumps([self.case, self.label, spec]).encode()).hexdigest()
+
+
+def encode(fields: Fields, columns: Mapping[str, Sequence[Any]]) -> dict[str, NDArray[Any]]:
+    """Turn columns of raw values into the model's input tensors.
+
+    Returns ``{"categorical": int64 [B, C], "numeric": float32 [B, N]}``: codes are positions in the
+    declared vocabulary. Raises DataError naming the field (never the value) if a column is missing
+    or a category is unknown. Scaling and embedding are the graph's work, not done here.
+    """
+    import numpy as np
+
+    missing = [name for name in fields.names if name not in columns]
+    if missing:
+        raise DataError(f"{fields.case}: field(s) {', '.join(missing)} missing: send all of {', '.join(fields.names)}")
+    rows = len(columns[fields.names[0]])
+    categorical: NDArray[np.int64] = np.empty((rows, len(fields.categorical)), np.int64)
+    for position, field in enumerate(fields.categorical):
+        codes = {value: code for code, value in enumerate(field.values)}
+        try:
+            categorical[:, position] = [codes[value] for value in columns[field.name]]
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{fields.case}: unknown category in {field.name}: use one of {', '.join(field.values)}") from error
+    numeric: NDArray[np.float32] = np.empty((rows, len(fields.numeric)), np.float32)
+    for position, number in enumerate(fields.numeric):
+        numeric[:, position] = columns[number.name]
+    return {"categorical": categorical, "numeric": numeric}
+
+
+def problem(field: Field, value: object) -> str | None:
+    """Why ``value`` is not allowed in ``field``, or None if it is. The text never echoes the value."""
+    if isinstance(field, Categorical):
+        if not isinstance(value, str):
+            return f"{field.name}: expected a string, got {_kind(value)}"
+        return None if value in field.values else f"{field.name}: unknown category, use one of {', '.join(field.values)}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"{field.name}: expected a number, got {_kind(value)}"
+    if not math.isfinite(value):
+        return f"{field.name}: must be finite"
+    if field.integer and value != int(value):
+        return f"{field.name}: must be a whole number"
+    if field.low is not None and value < field.low:
+        return f"{field.name}: must be at least {field.low:g}"
+    if field.high is not None and value > field.high:
+        return f"{field.name}: must be at most {field.high:g}"
+    return None
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else {str: "a string", bool: "a boolean", list: "a list", dict: "an object"}.get(type(value), "a number")

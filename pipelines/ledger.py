@@ -1,0 +1,291 @@
+"""The release ledger: append-only, hash-chained, decided by compare-and-swap. It is the serving truth.
+
+MLflow's aliases and Triton's loaded versions are projections of it. One SQL schema serves SQLite
+(embedded) and PostgreSQL (compose). Nothing is ever updated or deleted: whoever inserts (case, seq+1)
+first wins, everybody else gets a ConflictError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, Text, create_engine, event, insert, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import IntegrityError as SqlIntegrityError
+from sqlalchemy.exc import OperationalError
+
+from pipelines.contracts import Release, Trigger
+from pipelines.errors import ConflictError, DataError, IntegrityError, Unavailable
+from pipelines.storage import canonical_json, digest, wall_time
+
+_metadata = MetaData()
+
+_releases = Table(
+    "releases",
+    _metadata,
+    Column("case", String(64), primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("row", Text, nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+_verdicts = Table(
+    "verdicts",
+    _metadata,
+    Column("case", String(64), primary_key=True),
+    Column("gate_key", String(64), primary_key=True),
+    Column("as_of", String(40), nullable=False),
+    Column("trigger", String(16), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("verdict", Text, nullable=False),
+    Column("recorded_at", String(40), nullable=False),
+)
+_drift_states = Table(
+    "drift_states",
+    _metadata,
+    Column("case", String(64), primary_key=True),
+    Column("as_of", String(40), primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("evidence_hash", String(64), nullable=False),
+    Column("recorded_at", String(40), nullable=False),
+)
+_episodes = Table(
+    "drift_episodes",
+    _metadata,
+    Column("case", String(64), primary_key=True),
+    Column("episode", String(96), primary_key=True),
+    Column("as_of", String(40), nullable=False),
+    Column("evidence", Text, nullable=False),
+    Column("recorded_at", String(40), nullable=False),
+)
+
+
+@lru_cache(maxsize=8)
+def _engine(url: str, pid: int) -> Engine:  # noqa: ARG001 - pid is part of the cache's key
+    """One engine per database and process (``pid`` keeps a fork from sharing its parent's connections)."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(url, pool_pre_ping=True)
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def _durable(connection: Any, _record: Any) -> None:
+        # WAL lets gateways read while a rollout writes; FULL makes a committed release survive a power cut.
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    return engine
+
+
+@lru_cache(maxsize=8)
+def _ready(url: str, pid: int) -> Engine:
+    engine = _engine(url, pid)
+    try:
+        _metadata.create_all(engine)
+    except OperationalError:
+        # Two processes may create the tables at the same moment: the loser finds them there.
+        _metadata.create_all(engine)
+    return engine
+
+
+@contextmanager
+def _begin(url: str) -> Iterator[Any]:
+    import os
+
+    try:
+        with _ready(url, os.getpid()).begin() as connection:
+            yield connection
+    except OperationalError as error:
+        raise Unavailable(f"the ledger {make_url(url).render_as_string(hide_password=True)} does not answer: {error.orig}") from error
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+# --- releases -----------------------------------------------------------------------------------
+
+
+def _row_hash(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json({k: v for k, v in fields.items() if k != "hash"}).encode()).hexdigest()
+
+
+def releases(url: str, case: str) -> list[Release]:
+    """All releases of a case, oldest first, the hash chain checked (IntegrityError names the broken row)."""
+    with _begin(url) as connection:
+        rows = connection.execute(select(_releases.c.row).where(_releases.c.case == case).order_by(_releases.c.seq)).scalars().all()
+    history = [Release.model_validate_json(row) for row in rows]
+    previous = ""
+    for position, release in enumerate(history, start=1):
+        expected = _row_hash(release.model_dump(mode="json"))
+        if release.seq != position or release.previous_hash != previous or release.hash != expected:
+            raise IntegrityError(f"ledger of {case}: row {release.seq} does not continue the chain: somebody changed history; restore the database")
+        previous = release.hash
+    return history
+
+
+def head(url: str, case: str) -> Release | None:
+    """The newest release of a case: what serves now. One row is read: this is what gateways poll."""
+    with _begin(url) as connection:
+        row = connection.execute(select(_releases.c.row).where(_releases.c.case == case).order_by(_releases.c.seq.desc()).limit(1)).scalar()
+    return None if row is None else Release.model_validate_json(row)
+
+
+def champion_before(url: str, case: str, as_of: datetime) -> Release | None:
+    """The release that served just before ``as_of``: what a run at ``as_of`` is judged against.
+
+    Strictly before, so that running the same run again finds the same opponent, not its own result.
+    """
+    return next((r for r in reversed(releases(url, case)) if r.as_of < as_of), None)
+
+
+def append(
+    url: str,
+    *,
+    case: str,
+    expected_seq: int,
+    champion: int,
+    candidate_key: str,
+    bundle: str,
+    action: str,
+    trigger: Trigger,
+    reason: str,
+    actor: str,
+    as_of: datetime,
+    mlflow_run: str | None = None,
+    verdict_hash: str | None = None,
+) -> Release:
+    """Compare-and-swap: append row ``expected_seq + 1`` if ``expected_seq`` is still the head (0: none yet).
+
+    Raises ConflictError if somebody else was first; nothing is written then.
+    """
+    current = head(url, case)
+    if (current.seq if current else 0) != expected_seq:
+        raise ConflictError(
+            f"ledger of {case}: expected release {expected_seq}, found {current.seq if current else 0}: somebody was first; look at the history and try again"
+        )
+    fields = Release(
+        case=case,
+        seq=expected_seq + 1,
+        champion=champion,
+        candidate_key=candidate_key,
+        bundle=bundle,
+        action=action,
+        trigger=trigger,
+        reason=reason,
+        actor=actor,
+        mlflow_run=mlflow_run,
+        verdict_hash=verdict_hash,
+        as_of=as_of,
+        recorded_at=wall_time(),
+        previous_hash=current.hash if current else "",
+        hash="",
+    ).model_dump(mode="json")
+    fields["hash"] = _row_hash(fields)
+    try:
+        with _begin(url) as connection:
+            connection.execute(insert(_releases).values(case=case, seq=expected_seq + 1, row=canonical_json(fields), hash=fields["hash"]))
+    except SqlIntegrityError as error:
+        raise ConflictError(f"ledger of {case}: release {expected_seq + 1} was written by somebody else first; look at the history and try again") from error
+    return Release.model_validate(fields)
+
+
+def previous_release(url: str, case: str) -> Release | None:
+    """The release that a rollback returns to: promotions stack up, a rollback takes the top one off."""
+    stack: list[Release] = []
+    for release in releases(url, case):
+        if release.action == "rollback":
+            stack.pop()
+        else:
+            stack.append(release)
+    return stack[-2] if len(stack) > 1 else None
+
+
+# --- verdicts -----------------------------------------------------------------------------------
+
+
+def record_verdict(url: str, *, case: str, gate_key: str, as_of: datetime, trigger: Trigger, verdict: Any) -> str:
+    """Keep the verdict of one gate run (``gate_key``: its manifest's key) for good; returns its sha256. The same verdict again changes nothing.
+
+    Raises ConflictError if the same gate run answered differently before: verdicts are immutable.
+    """
+    text, value = canonical_json(verdict), digest(verdict)
+    with _begin(url) as connection:
+        found = connection.execute(select(_verdicts.c.hash).where(_verdicts.c.case == case, _verdicts.c.gate_key == gate_key)).scalar()
+        if found is None:
+            connection.execute(
+                insert(_verdicts).values(
+                    case=case, gate_key=gate_key, as_of=_text(as_of), trigger=trigger, hash=value, verdict=text, recorded_at=_text(wall_time())
+                )
+            )
+        elif found != value:
+            raise ConflictError(f"{case}: gate run {gate_key[:12]} already has verdict {found[:12]}, not {value[:12]}: verdicts are immutable")
+    return value
+
+
+def verdicts(url: str, case: str) -> list[dict[str, Any]]:
+    """All verdicts of a case by as_of: ``{gate_key, as_of, trigger, hash, verdict, recorded_at}``."""
+    with _begin(url) as connection:
+        rows = connection.execute(select(_verdicts).where(_verdicts.c.case == case).order_by(_verdicts.c.as_of, _verdicts.c.recorded_at)).mappings().all()
+    return [{**row, "verdict": json.loads(row["verdict"])} for row in rows]
+
+
+# --- drift --------------------------------------------------------------------------------------
+
+
+def drift_state_before(url: str, case: str, as_of: datetime) -> dict[str, Any] | None:
+    """The policy's state after the last window before ``as_of``, or None for a new case."""
+    with _begin(url) as connection:
+        row = connection.execute(
+            select(_drift_states.c.state)
+            .where(_drift_states.c.case == case, _drift_states.c.as_of < _text(as_of))
+            .order_by(_drift_states.c.as_of.desc())
+            .limit(1)
+        ).scalar()
+    return None if row is None else json.loads(row)
+
+
+def record_drift_state(url: str, *, case: str, as_of: datetime, state: dict[str, Any], evidence_hash: str) -> dict[str, Any]:
+    """Keep the policy's state after the window ending at ``as_of``; the first one written stands and is returned."""
+    try:
+        with _begin(url) as connection:
+            connection.execute(
+                insert(_drift_states).values(
+                    case=case, as_of=_text(as_of), state=canonical_json(state), evidence_hash=evidence_hash, recorded_at=_text(wall_time())
+                )
+            )
+    except SqlIntegrityError:
+        pass  # another try of the same window was first; what it wrote is returned below
+    with _begin(url) as connection:
+        row = connection.execute(select(_drift_states.c.state).where(_drift_states.c.case == case, _drift_states.c.as_of == _text(as_of))).scalar()
+    if row is None:
+        raise DataError(f"{case}: the drift state of {as_of.isoformat()} was not kept: check the ledger's database")
+    found: dict[str, Any] = json.loads(row)
+    return found
+
+
+def open_episode(url: str, *, case: str, episode: str, as_of: datetime, evidence: Any) -> bool:
+    """Record a drift episode; True for whoever was first, False if it was there already."""
+    try:
+        with _begin(url) as connection:
+            connection.execute(
+                insert(_episodes).values(case=case, episode=episode, as_of=_text(as_of), evidence=canonical_json(evidence), recorded_at=_text(wall_time()))
+            )
+    except SqlIntegrityError:
+        return False
+    return True
+
+
+def episodes(url: str, case: str) -> list[dict[str, Any]]:
+    """All drift episodes of a case, oldest first: ``{episode, as_of, evidence, recorded_at}``."""
+    with _begin(url) as connection:
+        rows = connection.execute(select(_episodes).where(_episodes.c.case == case).order_by(_episodes.c.as_of)).mappings().all()
+    return [{**row, "evidence": json.loads(row["evidence"])} for row in rows]

@@ -1,0 +1,1 @@
+"""What people read: Evidently and the demo's page."""

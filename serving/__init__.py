@@ -1,0 +1,1 @@
+"""What answers requests: Triton's backend and the gateway."""

@@ -1,0 +1,1 @@
+"""The gateway: validation, routing by the ledger, the prediction log."""

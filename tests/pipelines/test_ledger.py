@@ -1,0 +1,127 @@
+"""pipelines/ledger.py: one winner per release, an unbroken chain, a way back."""
+
+import multiprocessing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from pipelines import ledger
+from pipelines.errors import ConflictError, IntegrityError
+
+T0 = datetime(2008, 8, 1, tzinfo=UTC)
+
+
+def _append(url: str, seq: int, champion: int, action: str = "promote", days: int = 0):
+    return ledger.append(
+        url,
+        case="bank",
+        expected_seq=seq,
+        champion=champion,
+        candidate_key=f"k{champion}",
+        bundle=f"artefacts/{champion}",
+        action=action,
+        trigger="manual",
+        reason="test",
+        actor="test",
+        as_of=T0 + timedelta(days=days),
+    )
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """A fresh SQLite ledger."""
+    return f"sqlite:///{tmp_path / 'ledger.db'}"
+
+
+def test_releases_chain(url: str):
+    """Releases come back in order, chained by hash, the newest as head."""
+    first, second = _append(url, 0, 1), _append(url, 1, 2, days=1)
+    assert ledger.releases(url, "bank") == [first, second]
+    assert second.previous_hash == first.hash
+    assert ledger.head(url, "bank") == second
+    assert ledger.head(url, "loans") is None
+
+
+def _race(url: str, seq: int, champion: int, queue) -> None:
+    try:
+        _append(url, seq, champion)
+        queue.put(champion)
+    except ConflictError:
+        queue.put(0)
+
+
+def test_compare_and_swap_has_one_winner(url: str):
+    """Of eight processes that promote at once, exactly one wins and the rest get a conflict."""
+    _append(url, 0, 1)
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=_race, args=(url, 1, champion, queue)) for champion in range(2, 10)]
+    for process in processes:
+        process.start()
+    winners = [champion for champion in (queue.get(timeout=60) for _ in processes) if champion]
+    for process in processes:
+        process.join()
+    head = ledger.head(url, "bank")
+    assert head is not None
+    assert winners == [head.champion]
+    assert head.seq == 2
+
+
+def test_champion_before_excludes_the_runs_own_result(url: str):
+    """A run at as_of finds the champion from before as_of, also when it runs again after its promotion."""
+    _append(url, 0, 1)
+    _append(url, 1, 2, days=30)
+    found = ledger.champion_before(url, "bank", T0 + timedelta(days=30))
+    assert found is not None
+    assert found.champion == 1
+    assert ledger.champion_before(url, "bank", T0) is None
+
+
+def test_rollbacks_walk_back_promotions(url: str):
+    """Each rollback returns to the promotion below the one it takes off; the first has none below."""
+    for seq, champion in enumerate((1, 2, 3)):
+        _append(url, seq, champion, days=seq)
+    assert ledger.previous_release(url, "bank").champion == 2
+    _append(url, 3, 2, action="rollback", days=3)
+    assert ledger.previous_release(url, "bank").champion == 1
+    _append(url, 4, 1, action="rollback", days=4)
+    assert ledger.previous_release(url, "bank") is None
+
+
+def test_changed_history_shows(url: str):
+    """A row changed behind the ledger's back breaks the chain and is named."""
+    _append(url, 0, 1)
+    _append(url, 1, 2)
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        change = text("UPDATE releases SET row = replace(row, :old, :new) WHERE seq = 1")
+        connection.execute(change, {"old": '"champion":1', "new": '"champion":9'})
+    with pytest.raises(IntegrityError, match="row 1 does not continue the chain"):
+        ledger.releases(url, "bank")
+
+
+def test_verdicts_are_immutable(url: str):
+    """The same verdict again changes nothing; another verdict for the same gate run is refused."""
+    arguments = {"case": "bank", "gate_key": "g", "as_of": T0, "trigger": "drift"}
+    first = ledger.record_verdict(url, **arguments, verdict={"decision": "promote"})
+    assert ledger.record_verdict(url, **arguments, verdict={"decision": "promote"}) == first
+    with pytest.raises(ConflictError, match="immutable"):
+        ledger.record_verdict(url, **arguments, verdict={"decision": "reject"})
+    assert [row["verdict"]["decision"] for row in ledger.verdicts(url, "bank")] == ["promote"]
+
+
+def test_first_drift_state_stands(url: str):
+    """Two tries of one drift window keep the first state, and later windows build on it."""
+    assert ledger.record_drift_state(url, case="bank", as_of=T0, state={"n": 1}, evidence_hash="a") == {"n": 1}
+    assert ledger.record_drift_state(url, case="bank", as_of=T0, state={"n": 2}, evidence_hash="b") == {"n": 1}
+    assert ledger.drift_state_before(url, "bank", T0) is None
+    assert ledger.drift_state_before(url, "bank", T0 + timedelta(days=1)) == {"n": 1}
+
+
+def test_an_episode_opens_once(url: str):
+    """Only the first to open an episode is told so."""
+    opened = [ledger.open_episode(url, case="bank", episode="e", as_of=T0, evidence={}) for _ in range(3)]
+    assert opened == [True, False, False]
+    assert [row["episode"] for row in ledger.episodes(url, "bank")] == ["e"]

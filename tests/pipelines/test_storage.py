@@ -1,0 +1,88 @@
+"""pipelines/storage.py: folders appear whole, once, and are found again by their key."""
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pipelines import storage
+from pipelines.errors import ConfigError, IntegrityError
+
+AS_OF = datetime(2008, 8, 1, tzinfo=UTC)
+
+
+def _commit(folder: Path, key: str = "k1", text: str = "hello", calls: list[str] | None = None):
+    def build(work: Path) -> dict[str, int]:
+        (work / "data.txt").write_text(text)
+        if calls is not None:
+            calls.append(key)
+        return {"rows": len(text)}
+
+    return storage.commit(folder, case="bank", as_of=AS_OF, key=key, inputs={}, build=build)
+
+
+def test_same_key_is_a_no_op(tmp_path: Path):
+    """A second commit of the same key runs nothing and returns the first manifest."""
+    calls: list[str] = []
+    first = _commit(tmp_path / "train", calls=calls)
+    second = _commit(tmp_path / "train", text="other", calls=calls)
+    assert first == second
+    assert calls == ["k1"]
+    assert (tmp_path / "train" / "data.txt").read_text() == "hello"
+
+
+def test_other_key_sets_the_old_folder_aside(tmp_path: Path):
+    """A commit of another key publishes the new work and keeps the old folder beside it."""
+    _commit(tmp_path / "train")
+    manifest = _commit(tmp_path / "train", key="k2", text="new")
+    assert manifest.key == "k2"
+    assert (tmp_path / "train" / "data.txt").read_text() == "new"
+    [old] = tmp_path.glob("train.k1*")
+    assert (old / "data.txt").read_text() == "hello"
+
+
+def test_zombie_gives_way(tmp_path: Path):
+    """A try that wakes after another one committed leaves the committed folder as it is."""
+    folder = tmp_path / "train"
+
+    def slow(work: Path) -> dict[str, int]:
+        (work / "data.txt").write_text("zombie")
+        _commit(folder, key="k1", text="winner")
+        return {}
+
+    manifest = storage.commit(folder, case="bank", as_of=AS_OF, key="k1", inputs={}, build=slow)
+    assert manifest.facts == {"rows": 6}
+    assert (folder / "data.txt").read_text() == "winner"
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+@pytest.mark.parametrize("point", storage.FAILPOINTS)
+def test_kill_at_every_failpoint(tmp_path: Path, point: str):
+    """After SIGKILL at any point of a commit, running it again gives the same tree and no leftovers."""
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, '.');from tests.pipelines.test_storage import _commit; _commit(Path(sys.argv[1]) / 'train')"
+    )
+    environment = {**os.environ, "PERENNIAL_FAILPOINT": f"train:{point}", "PYTHONPATH": str(Path.cwd())}
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    _commit(tmp_path / "train")
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["train", "train/data.txt", "train/manifest.json"]
+    assert storage.read_manifest(tmp_path / "train", verify=True).facts == {"rows": 5}
+
+
+def test_changed_bytes_are_found(tmp_path: Path):
+    """A verified read names the file whose bytes are not those committed."""
+    _commit(tmp_path / "train")
+    (tmp_path / "train" / "data.txt").write_text("hellO")
+    with pytest.raises(IntegrityError, match=r"data\.txt has sha256"):
+        storage.read_manifest(tmp_path / "train", verify=True)
+
+
+def test_missing_step_says_what_to_run(tmp_path: Path):
+    """Reading a step that has not run says which step to run."""
+    with pytest.raises(ConfigError, match="run the step 'train' first"):
+        storage.read_manifest(tmp_path / "train")
