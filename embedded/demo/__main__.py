@@ -81,7 +81,7 @@ def _demo(options: argparse.Namespace, progress: Progress) -> int:
         with progress.shown():
             with progress.phase("start"):
                 progress.say(f"starting Airflow, MLflow, Triton and the gateway on free ports; state and logs in {home}")
-                running = stack.start(home, Ports.free(), extra_env={"PERENNIAL_LOG_SEGMENT_SECONDS": str(SEGMENT_SECONDS)})
+                running = stack.start(home, Ports.free(), extra_env={"PERENNIAL_LOG_SEGMENT_SECONDS": str(SEGMENT_SECONDS), "PERENNIAL_SCHEDULES": "0"})
             settings = _settings_of(running.env)
             airflow = Airflow(settings.airflow_url)
             with (
@@ -139,8 +139,10 @@ def _replay(replay: Replay) -> pl.DataFrame:
 
     plan, progress = replay.plan, replay.progress
     rows = cases.part(plan.case, "source").rows(replay.source, Window(start=plan.windows[0].start, end=plan.windows[-1].end), replay.params)
-    for dag in ("training", "drift", "rollback"):
-        replay.airflow.unpause(f"{plan.case}_{dag}")
+    dags = [f"{plan.case}_{kind}" for kind in ("training", "drift", "rollback")]
+    replay.airflow.wait_for_dags(dags)
+    for dag in dags:
+        replay.airflow.unpause(dag)
     with progress.phase("first champion"):
         _train(replay, plan.first_as_of, "initial")
     progress.say(f"first champion: trained on the rows before {plan.first_as_of:%Y-%m-%d}")
@@ -168,9 +170,9 @@ def _tick(replay: Replay, number: int, window: Window, month: pl.DataFrame, so_f
         traffic.send_labels(replay.gateway, plan.case, due, fields.label, replay.tally)
         traffic.wait_for_closed_segments(replay.settings.prediction_log, plan.case)
     with progress.phase("drift"):
-        replay.airflow.run(f"{plan.case}_drift", f"demo__{as_of:%Y%m%dT%H%M%SZ}", {"as_of": as_of.isoformat()})
+        _run(replay, "drift", f"demo__{as_of:%Y%m%dT%H%M%SZ}", {"as_of": as_of.isoformat()})
     with progress.phase("training"):
-        replay.airflow.wait_idle(f"{plan.case}_training")
+        replay.airflow.wait_quiet([f"{plan.case}_training"])
         if number % plan.scheduled_every == 0:
             _train(replay, as_of, "schedule")
     replay.ungated.append(replay.pool.submit(scoring.retrain_ungated, plan.case, replay.settings.root, as_of))
@@ -180,7 +182,20 @@ def _tick(replay: Replay, number: int, window: Window, month: pl.DataFrame, so_f
 
 
 def _train(replay: Replay, as_of: datetime, trigger: str) -> None:
-    replay.airflow.run(f"{replay.plan.case}_training", f"{trigger}__{as_of:%Y%m%dT%H%M%SZ}", {"as_of": as_of.isoformat(), "trigger": trigger})
+    _run(replay, "training", f"{trigger}__{as_of:%Y%m%dT%H%M%SZ}", {"as_of": as_of.isoformat(), "trigger": trigger})
+
+
+def _run(replay: Replay, kind: str, run_id: str, conf: dict[str, Any]) -> None:
+    """One DAG run from trigger to end; PerennialError with the failed task's last lines if it is not green."""
+    dag = f"{replay.plan.case}_{kind}"
+    run = replay.airflow.wait(dag, replay.airflow.trigger_dag(dag, run_id, conf))
+    if run["state"] == "success":
+        return
+    for task in replay.airflow.tasks(dag, run_id):
+        if task["state"] == "failed":
+            lines = replay.airflow.log(dag, run_id, task["task_id"], task["try_number"]).splitlines()
+            raise PerennialError(f"{dag} {run_id}: task {task['task_id']} failed; its last lines:\n" + "\n".join(lines[-15:]))
+    raise PerennialError(f"{dag} {run_id} ended as {run['state']}: look at it in Airflow (make up STATE={replay.settings.root})")
 
 
 def _report(summary: dict[str, Any], home: Path, progress: Progress, *, kept: bool) -> int:
