@@ -170,6 +170,8 @@ class Settings(BaseSettings):
     triton_metrics: str = "127.0.0.1:8002"
     api_key_file: Path | None = None
     actor: str = ""
+    schedules: bool = True
+    """False leaves every DAG to triggers and people: a replay brings its own clock."""
     log_segment_seconds: float = Field(default=60.0, gt=0)
     log_segment_bytes: int = Field(default=64 * 2**20, gt=0)
 

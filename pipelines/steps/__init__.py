@@ -1,1 +1,10 @@
-"""The verbs of the loop, one file each: load -> call a room -> save."""
+"""The verbs of the loop, one file each: load -> call a room -> save.
+
+The order of the line, as data: the DAGs, dvc.yaml and the demo follow it, and a test holds them to it.
+"""
+
+TRAINING = ("ingest", "validate", "dataset", "train", "export", "evaluate", "gate", "register", "rollout", "reconcile")
+"""The tasks of a training run."""
+
+DRIFT = ("profile", "drift", "retrain", "reconcile")
+"""The tasks of a drift run; ``retrain`` is no step but the event that closes the loop."""

@@ -1,0 +1,13 @@
+"""The cases that cannot be read, as one import error on Airflow's front page; it builds no DAG.
+
+The files beside it leave such a case out, so that a typo in one params.yaml stops that case and no other
+(Airflow refuses to trigger any DAG of a file that has an import error).
+"""
+
+from perennial_run import readable_cases
+
+from pipelines.errors import ConfigError
+
+broken = readable_cases()[1]
+if broken:
+    raise ConfigError(" | ".join(f"case {case} has no DAGs: {why}" for case, why in broken.items()))

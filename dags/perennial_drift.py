@@ -1,0 +1,47 @@
+"""Drift: what went through the gateway, against what the champion was trained on; confirmed drift trains once."""
+
+from airflow.sdk import DAG, TriggerRule, chain
+from perennial_operators import StepOperator, TriggerOnce
+from perennial_run import DEFAULTS, clock_param, readable_cases, timetable
+
+from pipelines.config import Params
+
+ABOUT = """
+The window of **{case}** that ends at `as_of`: logged predictions are profiled and compared with the champion's
+reference, arrived labels are watched, and a state machine decides. `retrain` starts `{case}_training` under the
+episode's name, so that one episode trains once, however often this run is repeated; without an episode it is
+skipped, and the run stays green.
+"""
+EPISODE = "(ti.xcom_pull(task_ids='drift', key='retrain') or {}).get('episode')"
+
+
+def drift(params: Params) -> DAG:
+    """The drift DAG of one case."""
+    with DAG(
+        dag_id=f"{params.case}_drift",
+        description=f"Watch the traffic of {params.case} and ask for training when it has drifted",
+        doc_md=ABOUT.format(case=params.case),
+        schedule=timetable(params.schedule.drift),
+        start_date=params.period[0],
+        catchup=False,
+        params={"as_of": clock_param(params)},
+        default_args=DEFAULTS,
+        tags=["perennial", params.case, "drift"],
+    ) as dag:
+        profile = StepOperator(task_id="profile", step="profile", case=params.case)
+        judge = StepOperator(task_id="drift", step="drift", case=params.case)
+        retrain = TriggerOnce(
+            task_id="retrain",
+            trigger_dag_id=f"{params.case}_training",
+            trigger_run_id=f"drift__{{{{ {EPISODE} }}}}",
+            conf=judge.output["retrain"],
+            note="{{ (ti.xcom_pull(task_ids='drift') or {}).get('reason') }}",
+        )
+        # A skipped retrain is the usual day, not a reason to leave the projections unrepaired.
+        reconcile = StepOperator(task_id="reconcile", step="reconcile", case=params.case, trigger_rule=TriggerRule.NONE_FAILED)
+        chain(profile, judge, retrain, reconcile)
+    return dag
+
+
+for found in readable_cases()[0]:
+    globals()[f"{found.case}_drift"] = drift(found)

@@ -1,0 +1,37 @@
+"""Training: ingest to rollout, on the case's schedule, by hand, or because a drift run asked for it."""
+
+from airflow.sdk import DAG, chain
+from perennial_operators import StepOperator
+from perennial_run import DEFAULTS, clock_param, readable_cases, timetable, trigger_param
+
+from pipelines.config import Params
+from pipelines.steps import TRAINING
+
+ABOUT = """
+One candidate for **{case}**: rows up to `as_of` are checked, split, trained on, exported, judged and, if the
+gate promotes, released. A candidate that is not promoted is a verdict, not a failure: the run stays green.
+
+Running the same `as_of` again changes nothing. Red means broken: read the task's last error, it says what to do.
+"""
+
+
+def training(params: Params) -> DAG:
+    """The training DAG of one case."""
+    with DAG(
+        dag_id=f"{params.case}_training",
+        description=f"Train, judge and release a candidate for {params.case}",
+        doc_md=ABOUT.format(case=params.case),
+        schedule=timetable(params.schedule.training),
+        start_date=params.period[0],
+        catchup=False,
+        max_active_runs=1,
+        params={"as_of": clock_param(params), "trigger": trigger_param()},
+        default_args=DEFAULTS,
+        tags=["perennial", params.case, "training"],
+    ) as dag:
+        chain(*[StepOperator(task_id=step, step=step, case=params.case) for step in TRAINING])
+    return dag
+
+
+for found in readable_cases()[0]:
+    globals()[f"{found.case}_training"] = training(found)

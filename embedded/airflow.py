@@ -1,0 +1,243 @@
+"""Airflow as a local process group: its environment, its four components, and a thin REST client.
+
+Settings and their reasons: byte-code must be written (a task otherwise compiles its imports anew), the
+supervisor's heartbeat and the scheduler's idle sleep decide the overhead per task, and the scheduler's
+preloaded imports (airflow_config/airflow_local_settings.py) are what every forked task starts with.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from pipelines.errors import ConflictError, PerennialError, Unavailable
+
+if TYPE_CHECKING:
+    from embedded.ports import Ports
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FINISHED = ("success", "failed")
+
+
+def environment(home: Path, ports: Ports, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of every Airflow process of the state folder ``home`` (``extra`` wins over all).
+
+    Starts from the caller's environment without its AIRFLOW__* settings. Secrets are made once and kept
+    in ``home/airflow/secrets.json``, readable by the owner only.
+    """
+    home = home.expanduser().resolve()
+    root = home / "airflow"
+    url = f"http://127.0.0.1:{ports.airflow}"
+    kept = _secrets(root / "secrets.json")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("AIRFLOW") and k != "PYTHONDONTWRITEBYTECODE"}
+    bin_folder = str(Path(sys.executable).parent)
+    loopback = "127.0.0.1,localhost"
+    return inherited | {
+        "PATH": f"{bin_folder}:{inherited.get('PATH', os.defpath)}",
+        "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'embedded' / 'airflow_config'}",
+        "PERENNIAL_HOME": str(home),
+        "PERENNIAL_AIRFLOW_URL": url,
+        "PERENNIAL_PRELOAD": "1",
+        "NO_PROXY": ",".join(filter(None, (inherited.get("NO_PROXY"), loopback))),
+        "no_proxy": ",".join(filter(None, (inherited.get("no_proxy"), loopback))),
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "AIRFLOW_HOME": str(root),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__CORE__FERNET_KEY": kept["fernet"],
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+        # Everybody who reaches the loopback address is an admin: no other bind is offered here.
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(ports.airflow),
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API__BASE_URL": url,
+        "AIRFLOW__API__SECRET_KEY": kept["session"],
+        "AIRFLOW__API_AUTH__JWT_SECRET": kept["jwt"],
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{root / 'airflow.db'}",
+        "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(root / "logs"),
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        **(extra or {}),
+    }
+
+
+def _secrets(path: Path) -> dict[str, str]:
+    try:
+        found: dict[str, str] = json.loads(path.read_text())
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = {"jwt": secrets.token_hex(64), "session": secrets.token_hex(32), "fernet": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()}
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return _secrets(path)
+        with os.fdopen(handle, "w") as file:
+            json.dump(found, file)
+    return found
+
+
+def components() -> dict[str, list[str]]:
+    """The command of each long-running process; start them all at once, each in its own session.
+
+    The scheduler and the triggerer serve no logs: their log servers would listen on every interface, and
+    the api-server reads the files beside it anyway.
+    """
+    airflow = [sys.executable, "-m", "airflow"]
+    return {
+        "api-server": [*airflow, "api-server"],
+        "scheduler": [*airflow, "scheduler", "--skip-serve-logs"],
+        "dag-processor": [*airflow, "dag-processor"],
+        "triggerer": [*airflow, "triggerer", "--skip-serve-logs"],
+    }
+
+
+def migrate(env: Mapping[str, str]) -> None:
+    """Create or upgrade Airflow's database; PerennialError with the last lines if that fails."""
+    done = subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], env=dict(env), cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+        raise PerennialError(f"`airflow db migrate` ended with {done.returncode}: look at its last lines\n{last}")
+
+
+def healthy(url: str) -> dict[str, bool]:
+    """Which components answer and beat: metadatabase, scheduler, dag_processor, triggerer (all False: no api-server)."""
+    names = ("metadatabase", "scheduler", "dag_processor", "triggerer")
+    try:
+        answer = httpx.get(f"{url}/api/v2/monitor/health", timeout=3, trust_env=False).json()
+    except (httpx.HTTPError, ValueError):
+        return dict.fromkeys(names, False)
+    return {name: (answer.get(name) or {}).get("status") == "healthy" for name in names}
+
+
+class Airflow:
+    """Airflow's REST API v2, as much of it as the loop, its tests and its demo need."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+
+    def call(self, method: str, path: str, **arguments: Any) -> Any:
+        """One request below ``/api/v2``; the token is fetched when there is none or it has expired.
+
+        Raises Unavailable if nothing answers, ConflictError on 409, PerennialError with Airflow's own
+        words otherwise.
+        """
+        try:
+            answer = self._client.request(method, f"/api/v2{path}", **arguments)
+            if answer.status_code == httpx.codes.UNAUTHORIZED:
+                token = self._client.get("/auth/token").raise_for_status().json()["access_token"]
+                self._client.headers["Authorization"] = f"Bearer {token}"
+                answer = self._client.request(method, f"/api/v2{path}", **arguments)
+        except httpx.HTTPError as error:
+            raise Unavailable(f"Airflow at {self.url} does not answer ({error}): is it up? see `make status`") from error
+        if answer.is_success:
+            return answer.json() if answer.content else None
+        kind = ConflictError if answer.status_code == httpx.codes.CONFLICT else PerennialError
+        raise kind(f"Airflow answered {answer.status_code} to {method} {path}: {answer.text[:500]}")
+
+    def dags(self) -> list[dict[str, Any]]:
+        """All DAGs that Airflow knows, paused ones too."""
+        found: list[dict[str, Any]] = self.call("GET", "/dags", params={"limit": 100, "exclude_stale": True})["dags"]
+        return found
+
+    def import_errors(self) -> list[dict[str, Any]]:
+        """The DAG files that did not load, with their messages."""
+        found: list[dict[str, Any]] = self.call("GET", "/importErrors")["import_errors"]
+        return found
+
+    def pause(self, dag_id: str, *, paused: bool = True) -> None:
+        """Pause a DAG, or let it run."""
+        self.call("PATCH", f"/dags/{dag_id}", json={"is_paused": paused})
+
+    def unpause(self, dag_id: str) -> None:
+        """Let a DAG run; with a schedule, its last missed tick runs at once."""
+        self.pause(dag_id, paused=False)
+
+    def trigger_dag(self, dag_id: str, run_id: str | None = None, conf: Mapping[str, Any] | None = None, note: str | None = None) -> str:
+        """Start a run and return its id; ConflictError if ``run_id`` exists already."""
+        body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf or {}), "note": note}
+        return str(self.call("POST", f"/dags/{dag_id}/dagRuns", json=body)["dag_run_id"])
+
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        """One run: state, run_type, conf, times."""
+        found: dict[str, Any] = self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}")
+        return found
+
+    def runs(self, dag_id: str = "~", **filters: Any) -> list[dict[str, Any]]:
+        """All runs of a DAG (``~``: of all DAGs), oldest first; ``filters`` as in the REST API (``state=...``)."""
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self.call("GET", f"/dags/{dag_id}/dagRuns", params={"limit": 100, "offset": len(found), "order_by": "id", **filters})
+            found += page["dag_runs"]
+            if not page["dag_runs"] or len(found) >= page["total_entries"]:
+                return found
+
+    def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """The task instances of a run: task_id, state, try_number, start_date, end_date, duration."""
+        found: list[dict[str, Any]] = self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 100})["task_instances"]
+        return found
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
+        """What a task handed on."""
+        return self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}", params={"deserialize": True})["value"]
+
+    def log(self, dag_id: str, run_id: str, task_id: str, attempt: int = 1) -> str:
+        """The log of one try of a task, one event per line."""
+        content = self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{attempt}", params={"full_content": True})["content"]
+        return "\n".join(line if isinstance(line, str) else str(line.get("event", line)) for line in content)
+
+    def clear(self, dag_id: str, run_id: str, task_ids: Iterable[str] | None = None, *, downstream: bool = True) -> None:
+        """Run a whole DAG run again, or only ``task_ids`` and what follows them."""
+        if task_ids is None:
+            self.call("POST", f"/dags/{dag_id}/dagRuns/{run_id}/clear", json={"dry_run": False})
+            return
+        body = {"dry_run": False, "dag_run_id": run_id, "task_ids": list(task_ids), "only_failed": False, "include_downstream": downstream}
+        self.call("POST", f"/dags/{dag_id}/clearTaskInstances", json={**body, "reset_dag_runs": True})
+
+    def wait(self, dag_id: str, run_id: str, timeout: float = 300, *, interval: float = 0.2) -> dict[str, Any]:
+        """The finished run (success or failed); Unavailable naming the tasks' states after ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            found = self.run(dag_id, run_id)
+            if found["state"] in FINISHED:
+                return found
+            time.sleep(interval)
+        states = {task["task_id"]: task["state"] for task in self.tasks(dag_id, run_id)}
+        raise Unavailable(f"{dag_id} {run_id} did not end within {timeout:g} s: its tasks are {states}; look at the scheduler's log")
+
+    def wait_quiet(self, dag_ids: Iterable[str], timeout: float = 300, *, interval: float = 0.2) -> None:
+        """Return when no run of ``dag_ids`` is queued or running; Unavailable after ``timeout`` seconds."""
+        names = list(dag_ids)
+        deadline = time.monotonic() + timeout
+        while busy := [run["dag_run_id"] for name in names for run in self.runs(name, state=["queued", "running"])]:
+            if time.monotonic() > deadline:
+                raise Unavailable(f"still busy after {timeout:g} s: {', '.join(busy)}; look at the scheduler's log")
+            time.sleep(interval)
+
+    def wait_for_dags(self, names: Iterable[str], timeout: float = 60) -> None:
+        """Return when the dag-processor has parsed all of ``names``; PerennialError with the import errors, if any."""
+        wanted, deadline = set(names), time.monotonic() + timeout
+        while missing := wanted - {dag["dag_id"] for dag in self.dags()}:
+            errors = [f"{e['filename']}: {e['stack_trace'].strip().splitlines()[-1]}" for e in self.import_errors()]
+            if errors or time.monotonic() > deadline:
+                raise PerennialError(f"DAG(s) {', '.join(sorted(missing))} are not there after parsing: {'; '.join(errors) or 'look at the dag-processor log'}")
+            time.sleep(0.2)

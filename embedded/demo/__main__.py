@@ -1,0 +1,241 @@
+"""`python -m embedded.demo`: start from an empty state, replay history, sum up, stop everything."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedded import stack
+from embedded.airflow import Airflow
+from embedded.demo import scoring, traffic
+from embedded.demo.plan import Plan, load_plan
+from embedded.demo.progress import Progress
+from embedded.demo.summary import build_summary, tick_record
+from embedded.ports import Ports
+from pipelines import cases
+from pipelines.config import Params, Settings, load_params
+from pipelines.contracts import Window
+from pipelines.errors import DataError, PerennialError
+from pipelines.storage import write_atomic
+
+if TYPE_CHECKING:
+    import httpx
+    import polars as pl
+
+HOME = Path("runs/demo")
+SEGMENT_SECONDS = 0.5
+"""The demo closes log segments at once: its months last seconds."""
+
+
+@dataclass
+class Replay:
+    """Everything that the ticks share."""
+
+    plan: Plan
+    params: Params
+    settings: Settings
+    source: Any
+    airflow: Airflow
+    gateway: httpx.Client
+    progress: Progress
+    pool: ProcessPoolExecutor
+    tally: traffic.Tally = field(default_factory=traffic.Tally)
+    ticks: list[dict[str, Any]] = field(default_factory=list)
+    ungated: list[Future[str | None]] = field(default_factory=list)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo; exit code 0 if it did what it promises, 1 with a clear error otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m embedded.demo", description=__doc__)
+    parser.add_argument("--case", default=None, help="bank or loans; default: bank where its data can be had, else loans")
+    parser.add_argument("--fast", action="store_true", help="a shorter stretch of history")
+    parser.add_argument("--keep", action="store_true", help="leave the stack running at the end")
+    parser.add_argument("--home", type=Path, default=HOME, help="state folder (the last one is moved aside)")
+    options = parser.parse_args(arguments)
+    progress = Progress()
+    try:
+        return _demo(options, progress)
+    except PerennialError as error:
+        print(f"make demo: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _demo(options: argparse.Namespace, progress: Progress) -> int:
+    began = time.monotonic()
+    home: Path = options.home.resolve()
+    _move_aside(home, progress)
+    case, source = _choose(options.case, Settings(home=home))
+    progress.say(f"[bold]case {case}[/]: {source.kind} data, {source.name}: {source.why}")
+    plan = load_plan(case, fast=options.fast)
+    finished = False
+    try:
+        with progress.shown():
+            with progress.phase("start"):
+                progress.say(f"starting Airflow, MLflow, Triton and the gateway on free ports; state and logs in {home}")
+                running = stack.start(home, Ports.free(), extra_env={"PERENNIAL_LOG_SEGMENT_SECONDS": str(SEGMENT_SECONDS), "PERENNIAL_SCHEDULES": "0"})
+            settings = _settings_of(running.env)
+            airflow = Airflow(settings.airflow_url)
+            with (
+                traffic.client(settings.gateway_url, settings.key_file) as gateway,
+                ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
+            ):
+                replay = Replay(plan, load_params(case), settings, source, airflow, gateway, progress, pool)
+                rows = _replay(replay)
+                with progress.phase("score"):
+                    summary = build_summary(replay, rows)
+        finished = True
+    finally:
+        if not (options.keep and finished):
+            with progress.phase("stop"):
+                left = stack.stop(home)
+    summary |= {
+        "processes_left": 0 if options.keep else left,
+        "seconds": round(time.monotonic() - began, 1),
+        "seconds_by_phase": {name: round(seconds, 1) for name, seconds in progress.seconds.items()},
+    }
+    return _report(summary, home, progress, kept=options.keep)
+
+
+def _choose(wanted: str | None, settings: Settings) -> tuple[str, Any]:
+    """The case to replay and its resolved source: the real data where it can be had, the stream otherwise."""
+    if wanted is not None:
+        return wanted, cases.part(wanted, "source").resolve(settings, load_params(wanted))
+    try:
+        return "bank", cases.part("bank", "source").resolve(settings, load_params("bank"))
+    except DataError as error:
+        print(f"the bank data cannot be had ({error}); taking the generated loans stream", file=sys.stderr)
+        return "loans", cases.part("loans", "source").resolve(settings, load_params("loans"))
+
+
+def _move_aside(home: Path, progress: Progress) -> None:
+    if not home.exists():
+        return
+    stack.refuse_if_running(home)
+    stamp = datetime.fromtimestamp(home.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
+    aside = home.with_name(f"{home.name}.{stamp}")
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}x")
+    home.rename(aside)
+    progress.say(f"the last demo's state is now {aside}")
+
+
+def _settings_of(environment: dict[str, str]) -> Settings:
+    os.environ.update({name: value for name, value in environment.items() if name.startswith("PERENNIAL_")})
+    return Settings()
+
+
+def _replay(replay: Replay) -> pl.DataFrame:
+    """The first champion, then tick after tick; returns the canonical rows of all windows."""
+    import polars as pl
+
+    plan, progress = replay.plan, replay.progress
+    rows = cases.part(plan.case, "source").rows(replay.source, Window(start=plan.windows[0].start, end=plan.windows[-1].end), replay.params)
+    dags = [f"{plan.case}_{kind}" for kind in ("training", "drift", "rollback")]
+    replay.airflow.wait_for_dags(dags)
+    for dag in dags:
+        replay.airflow.unpause(dag)
+    with progress.phase("first champion"):
+        _train(replay, plan.first_as_of, "initial")
+    progress.say(f"first champion: trained on the rows before {plan.first_as_of:%Y-%m-%d}")
+    previous = plan.first_as_of
+    number = 0
+    for window in plan.windows:
+        month = rows.filter(pl.col("event_time").is_between(window.start, window.end, closed="left"))
+        if month.is_empty():
+            continue
+        number += 1
+        _tick(replay, number, window, month, rows.filter(pl.col("event_time") < window.end), previous)
+        previous = window.end
+    return rows
+
+
+def _tick(replay: Replay, number: int, window: Window, month: pl.DataFrame, so_far: pl.DataFrame, previous: datetime) -> None:
+    """One window of traffic, its due labels, one drift run, the training runs that follow."""
+    import polars as pl
+
+    plan, progress, as_of = replay.plan, replay.progress, window.end
+    fields = cases.load_fields(plan.case)
+    with progress.phase("traffic"):
+        traffic.send_rows(replay.gateway, plan.case, month, fields.names, replay.tally)
+        due = so_far.filter((pl.col("label_time") <= as_of) & ((pl.col("label_time") > previous) | pl.lit(number == 1)))
+        traffic.send_labels(replay.gateway, plan.case, due, fields.label, replay.tally)
+        traffic.wait_for_closed_segments(replay.settings.prediction_log, plan.case)
+    with progress.phase("drift"):
+        _run(replay, "drift", f"demo__{as_of:%Y%m%dT%H%M%SZ}", {"as_of": as_of.isoformat()})
+    with progress.phase("training"):
+        replay.airflow.wait_quiet([f"{plan.case}_training"])
+        if number % plan.scheduled_every == 0:
+            _train(replay, as_of, "schedule")
+    replay.ungated.append(replay.pool.submit(scoring.retrain_ungated, plan.case, replay.settings.root, as_of))
+    record = tick_record(replay, window, month)
+    replay.ticks.append(record)
+    progress.say(record["line"])
+
+
+def _train(replay: Replay, as_of: datetime, trigger: str) -> None:
+    _run(replay, "training", f"{trigger}__{as_of:%Y%m%dT%H%M%SZ}", {"as_of": as_of.isoformat(), "trigger": trigger})
+
+
+def _run(replay: Replay, kind: str, run_id: str, conf: dict[str, Any]) -> None:
+    """One DAG run from trigger to end; PerennialError with the failed task's last lines if it is not green."""
+    dag = f"{replay.plan.case}_{kind}"
+    run = replay.airflow.wait(dag, replay.airflow.trigger_dag(dag, run_id, conf))
+    if run["state"] == "success":
+        return
+    for task in replay.airflow.tasks(dag, run_id):
+        if task["state"] == "failed":
+            lines = replay.airflow.log(dag, run_id, task["task_id"], task["try_number"]).splitlines()
+            raise PerennialError(f"{dag} {run_id}: task {task['task_id']} failed; its last lines:\n" + "\n".join(lines[-15:]))
+    raise PerennialError(f"{dag} {run_id} ended as {run['state']}: look at it in Airflow (make up STATE={replay.settings.root})")
+
+
+def _report(summary: dict[str, Any], home: Path, progress: Progress, *, kept: bool) -> int:
+    from pipelines.reports.replay import page
+
+    write_atomic(home / "summary.json", json.dumps(summary, indent=1).encode())
+    write_atomic(home / "report.html", page(summary).encode())
+    _print_table(summary, progress)
+    progress.say(f"report   {home / 'report.html'}\nsummary  {home / 'summary.json'}")
+    progress.say(
+        "still running: make status STATE=runs/demo; make down STATE=runs/demo"
+        if kept
+        else "reopen it in Airflow, MLflow and the gateway: make up STATE=runs/demo"
+    )
+    broken = [name for name in ("errors", "answers_unequal", "processes_left") if summary[name]]
+    if summary["airflow"]["dag_runs_failed"]:
+        broken.append("airflow.dag_runs_failed")
+    if not summary["rows_sent"] == summary["rows_acknowledged"] == summary["rows_logged"]:
+        broken.append("rows sent, acknowledged and logged differ")
+    if broken:
+        print(f"make demo: not clean: {', '.join(broken)}; see {home / 'summary.json'} and {home / 'logs'}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _print_table(summary: dict[str, Any], progress: Progress) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{summary['case']}: mean over {len(summary['metrics']['roc_auc']['per_month'])} {summary['tick']}s", title_justify="left")
+    for column in ("", "frozen", "ungated", "Perennial"):
+        table.add_column(column, justify="left" if not column else "right")
+    for metric, label in (("roc_auc", "ROC-AUC (higher is better)"), ("log_loss", "log-loss (lower is better)")):
+        means = [summary["metrics"][metric][f"{name}_mean"] for name in ("frozen", "ungated", "perennial")]
+        table.add_row(label, *("-" if mean is None else f"{mean:.3f}" for mean in means))
+    progress.console.print(table)
+    counts = ", ".join(f"{count} {decision}" for decision, count in summary["verdicts"].items())
+    progress.say(
+        f"{summary['rows_acknowledged']:,} rows answered and logged, {summary['drift_runs']} drift runs, "
+        f"{sum(summary['training_runs_by_trigger'].values())} training runs ({counts}), {summary['seconds']:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

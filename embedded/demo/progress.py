@@ -1,0 +1,64 @@
+"""What the terminal shows while the demo runs: the phases with their budgets, and a line per tick."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+BUDGET = {"start": 40, "first champion": 20, "traffic": 45, "drift": 60, "training": 90, "score": 20, "report": 10, "stop": 15}
+"""Seconds that each phase may take on an idle two-core machine; together the five minutes of the demo."""
+
+
+@dataclass
+class Progress:
+    """Seconds spent per phase, shown live on a terminal and as plain lines elsewhere."""
+
+    console: Console = field(default_factory=Console)
+    seconds: dict[str, float] = field(default_factory=dict)
+    current: str = ""
+    headline: str = ""
+    _live: Live | None = None
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Keep the table of phases on the screen while the block runs."""
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(get_renderable=self._table, console=self.console, refresh_per_second=4) as self._live:
+            yield
+        self._live = None
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the block's wall time to phase ``name``."""
+        outer, self.current = self.current, name
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
+            self.current = outer
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        self.console.print(line, highlight=False)
+
+    def _table(self) -> Group:
+        table = Table(box=None, padding=(0, 2), header_style="dim")
+        table.add_column("phase")
+        table.add_column("seconds", justify="right")
+        table.add_column("budget", justify="right", style="dim")
+        table.add_column("")
+        for name, budget in BUDGET.items():
+            spent = self.seconds.get(name, 0.0)
+            colour = "cyan" if name == self.current else "red" if spent > budget else "white"
+            bar = "█" * min(30, round(30 * spent / budget))
+            table.add_row(f"[{colour}]{name}[/]", f"{spent:.0f}", str(budget), f"[{colour}]{bar}[/]")
+        return Group(table, self.headline)

@@ -1,0 +1,161 @@
+"""What the demo did, told from the records of the systems themselves: Airflow, the ledger, the log."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from embedded.demo import scoring
+from pipelines import cases, ledger
+from pipelines.config import Settings
+from pipelines.contracts import DriftReport, Window
+from pipelines.reports.replay import month_label
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    import polars as pl
+
+    from embedded.demo.__main__ import Replay
+
+STEPS_OF_A_RUN = ("gate", "rollout")
+
+
+def tick_record(replay: Replay, window: Window, month: pl.DataFrame) -> dict[str, Any]:
+    """What happened at one tick, from the drift report and the ledger."""
+    case, settings = replay.plan.case, replay.settings
+    head = ledger.head(settings.ledger, case)
+    served = sorted({replay.tally.answers[id_][0] for id_ in month["id"] if id_ in replay.tally.answers})
+    record: dict[str, Any] = {
+        "month": month_label(window.start, replay.plan.tick),
+        "as_of": window.end.isoformat(),
+        "rows": len(month),
+        "champion": served[-1] if served else None,
+        "champion_after": head.champion if head else None,
+        "drift": _drift(settings, case, window.end),
+        "verdicts": _verdicts(settings, case, window.end),
+    }
+    said = [f"{verdict['decision']} ({verdict['trigger']})" for verdict in record["verdicts"]]
+    record["line"] = (
+        f"{record['month']}  {len(month):>6,} rows  champion v{record['champion']}  drift: {record['drift']['state'].lower():<12}"
+        f"{'  ' + ', '.join(said) if said else ''}{'  -> v' + str(record['champion_after']) if record['champion_after'] != record['champion'] else ''}"
+    )
+    return record
+
+
+def _drift(settings: Settings, case: str, as_of: datetime) -> dict[str, Any]:
+    report = DriftReport.model_validate_json((settings.run_dir(case, as_of) / "drift" / "report.json").read_bytes())
+    worst = max(report.features, key=lambda feature: feature.debiased_psi, default=None)
+    return {
+        "state": report.state,
+        "action": report.action,
+        "reason": report.reason,
+        "episode": report.episode,
+        "max_psi": worst.debiased_psi if worst else None,
+        "feature": worst.feature if worst else None,
+    }
+
+
+def _verdicts(settings: Settings, case: str, as_of: datetime) -> list[dict[str, Any]]:
+    from pipelines.storage import read_manifest
+
+    found = []
+    for row in ledger.verdicts(settings.ledger, case):
+        if row["as_of"][:19] == as_of.isoformat()[:19]:
+            lift = row["verdict"]["evidence"]["lift"] or {}
+            found.append(
+                {
+                    "trigger": row["trigger"],
+                    "decision": row["verdict"]["decision"],
+                    "rule": row["verdict"]["rule"],
+                    "reason": row["verdict"]["reason"],
+                    "n": row["verdict"]["evidence"]["n"],
+                    "lift": lift.get("value"),
+                    "low": lift.get("low"),
+                    "high": lift.get("high"),
+                    "outcome": read_manifest(settings.run_dir(case, as_of) / "rollout").facts["outcome"],
+                }
+            )
+    return found
+
+
+def build_summary(replay: Replay, rows: pl.DataFrame) -> dict[str, Any]:
+    """The content of summary.json but for the times; the counts come from Airflow, the ledger and the log."""
+    from pipelines.data import log
+
+    case, settings = replay.plan.case, replay.settings
+    history = ledger.releases(settings.ledger, case)
+    bundles = {release.champion: settings.root / release.bundle for release in history}
+    log.compact(settings, case)
+    logged = log.read_predictions(settings, case, Window(start=replay.plan.windows[0].start, end=replay.plan.windows[-1].end))
+    runs = {dag: replay.airflow.runs(f"{case}_{dag}") for dag in ("training", "drift")}
+    triggers = Counter(run["conf"].get("trigger", "manual") for run in runs["training"])
+    decisions = Counter(row["verdict"]["decision"] for row in ledger.verdicts(settings.ledger, case))
+    months = _months(replay, rows, bundles[history[0].champion])
+    return {
+        "case": case,
+        "tick": replay.plan.tick,
+        "min_month_rows": replay.plan.min_month_rows,
+        "source": replay.source.kind,
+        "source_name": replay.source.name,
+        "source_why": replay.source.why,
+        "notice": replay.source.notice,
+        "ticks": len(replay.ticks),
+        "requests": replay.tally.requests,
+        "rows_sent": replay.tally.rows_sent,
+        "rows_acknowledged": len(replay.tally.answers),
+        "rows_logged": len(logged),
+        "answers_unequal": scoring.unequal_answers(case, rows, replay.tally.answers, bundles),
+        "errors": replay.tally.errors,
+        "labels": replay.tally.labels,
+        "drift_runs": len(runs["drift"]),
+        "training_runs_by_trigger": {name: triggers.get(name, 0) for name in ("initial", "schedule", "drift", "manual")},
+        "verdicts": {name: decisions.get(name, 0) for name in ("promote", "reject", "inconclusive")},
+        "champions": [
+            {"version": r.champion, "since": r.as_of.isoformat(), "trigger": r.trigger, "mlflow_run": r.mlflow_run, "reason": r.reason} for r in history
+        ],
+        "metrics": {
+            "roc_auc": scoring.summarise(months, "roc_auc", higher_is_better=True),
+            "log_loss": scoring.summarise(months, "log_loss", higher_is_better=False),
+        },
+        "airflow": {
+            "dag_runs": {dag: len(found) for dag, found in runs.items()},
+            "dag_runs_failed": sum(run["state"] != "success" for found in runs.values() for run in found),
+        },
+        "timeline": replay.ticks,
+    }
+
+
+def _months(replay: Replay, rows: pl.DataFrame, first: Any) -> list[dict[str, Any]]:
+    """Every window with enough rows and both classes, scored by the three models on its true labels."""
+    import polars as pl
+
+    case, label = replay.plan.case, cases.load_fields(replay.plan.case).label
+    months = []
+    newest = str(first)
+    windows = {month_label(window.start, replay.plan.tick): window for window in replay.plan.windows}
+    for tick, retrained in zip(replay.ticks, replay.ungated, strict=True):
+        window = windows[tick["month"]]
+        frame = rows.filter(pl.col("event_time").is_between(window.start, window.end, closed="left"))
+        labels = [int(value) for value in frame[label]]
+        if len(labels) >= replay.plan.min_month_rows and 0 < sum(labels) < len(labels):
+            answered = [replay.tally.answers[id_][1] for id_ in frame["id"]] if set(frame["id"]) <= replay.tally.answers.keys() else None
+            months.append(
+                {
+                    "month": tick["month"],
+                    "n": len(labels),
+                    "positives": sum(labels),
+                    "frozen": scoring.metrics(labels, scoring.scores(case, first, frame)),
+                    "perennial": scoring.metrics(labels, answered),
+                    "ungated": scoring.metrics(labels, scoring.scores(case, settings_path(newest), frame)),
+                }
+            )
+        newest = retrained.result() or newest
+    return months
+
+
+def settings_path(text: str) -> Any:
+    """A bundle's folder from the text that crossed the process boundary."""
+    from pathlib import Path
+
+    return Path(text)

@@ -1,0 +1,72 @@
+"""Sends a window's real rows and the labels that have come due through the gateway."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from pipelines.errors import Unavailable
+
+if TYPE_CHECKING:
+    import polars as pl
+
+BATCH = 256
+
+
+@dataclass
+class Tally:
+    """What was sent and what came back. ``answers`` maps a prediction id to (version, score)."""
+
+    requests: int = 0
+    rows_sent: int = 0
+    labels: int = 0
+    errors: int = 0
+    answers: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+
+def client(url: str, key_file: Path) -> httpx.Client:
+    """A client of the gateway that carries its API key."""
+    return httpx.Client(base_url=url, headers={"X-API-Key": key_file.read_text().strip()}, timeout=30, trust_env=False)
+
+
+def send_rows(gateway: httpx.Client, case: str, frame: pl.DataFrame, names: tuple[str, ...], tally: Tally) -> None:
+    """Post the rows of ``frame`` (canonical) in batches; answers and errors land in ``tally``."""
+    for batch in frame.iter_slices(BATCH):
+        rows = [
+            {"prediction_id": row["id"], "event_time": row["event_time"].isoformat(), **{name: row[name] for name in names}}
+            for row in batch.select("id", "event_time", *names).iter_rows(named=True)
+        ]
+        tally.requests += 1
+        tally.rows_sent += len(rows)
+        answer = gateway.post(f"/v1/cases/{case}/predict", json={"rows": rows})
+        if answer.status_code != httpx.codes.OK:
+            tally.errors += 1
+            continue
+        tally.answers.update({row["prediction_id"]: (row["version"], row["score"]) for row in answer.json()["rows"]})
+
+
+def send_labels(gateway: httpx.Client, case: str, frame: pl.DataFrame, label: str, tally: Tally) -> None:
+    """Post the labels of ``frame`` with their arrival in event time."""
+    for batch in frame.iter_slices(4 * BATCH):
+        labels: list[dict[str, Any]] = [
+            {"prediction_id": row["id"], "label": int(row[label]), "event_time": row["label_time"].isoformat()}
+            for row in batch.select("id", label, "label_time").iter_rows(named=True)
+        ]
+        answer = gateway.post(f"/v1/cases/{case}/labels", json={"labels": labels})
+        if answer.status_code != httpx.codes.OK:
+            tally.errors += 1
+            continue
+        tally.labels += len(labels)
+
+
+def wait_for_closed_segments(log: Path, case: str, seconds: float = 20) -> None:
+    """Wait until the gateway has closed every segment that holds rows: only closed ones are read."""
+    deadline = time.monotonic() + seconds
+    while open_segments := [path for path in (log / case).rglob("*.jsonl.open") if path.stat().st_size]:
+        if time.monotonic() > deadline:
+            raise Unavailable(f"{open_segments[0]} is still open after {seconds:g} s: look at the gateway's log")
+        time.sleep(0.05)

@@ -1,0 +1,119 @@
+"""The two operators of the loop: a step of the line, and the event that closes it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator  # noqa: TID253 - the class below extends it
+from airflow.sdk import BaseOperator, BaseOperatorLink
+from airflow.sdk.exceptions import AirflowSkipException
+from perennial_run import failing_fast, resolve_as_of, resolve_trigger, small
+
+from pipelines.config import Settings, load_params
+from pipelines.contracts import Manifest
+
+if TYPE_CHECKING:
+    from airflow.sdk.definitions.context import Context
+    from airflow.sdk.types import TaskInstanceKey
+
+KILL_GRACE = 2.5
+"""Seconds between TERM and KILL for a step's own processes: Airflow kills the task after 5."""
+
+
+class ModelLink(BaseOperatorLink):
+    """From the register task to the model version in MLflow."""
+
+    name = "Model version"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002 - Airflow's signature
+        """The page of the version that this task registered, or nothing."""
+        return getattr(operator, "link", "")
+
+
+class StepOperator(BaseOperator):
+    """Runs ``pipelines.steps.<step>.run`` with those of its arguments that it names; imports it in the task only.
+
+    The XCom is the manifest's path and its small facts. The drift step also pushes ``retrain``: the conf of
+    the training run that it asks for, or None.
+    """
+
+    ui_color = "#e8f3ec"
+
+    def __init__(self, *, step: str, case: str, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.step = step
+        self.case = case
+        self.link = ""
+        if step == "register":
+            self.operator_extra_links = (ModelLink(),)
+
+    def execute(self, context: Context) -> dict[str, Any] | None:
+        """One call of the step; errors that a retry cannot mend fail the task at once."""
+        with failing_fast():
+            params, settings, given = load_params(self.case), Settings(), context["params"]
+            run = context["dag_run"]
+            as_of = resolve_as_of(given.get("as_of"), run)
+            offers: dict[str, Callable[[], Any]] = {
+                "params": lambda: params,
+                "settings": lambda: settings,
+                "as_of": lambda: as_of,
+                "run_dir": lambda: settings.run_dir(self.case, as_of),
+                "trigger": lambda: resolve_trigger(given.get("trigger"), run.run_type, has_champion=_has_champion(settings, self.case, as_of)),
+                "reason": lambda: given["reason"],
+                "actor": lambda: run.triggering_user_name or settings.who,
+            }
+            step = importlib.import_module(f"pipelines.steps.{self.step}").run
+            self.log.info("%s of %s as of %s", self.step, self.case, as_of.isoformat())
+            result = step(**{name: offers[name]() for name in inspect.signature(step).parameters})
+        if not isinstance(result, Manifest):
+            return small(result) if isinstance(result, dict) else None
+        folder = str((settings.run_dir(self.case, as_of) / self.step).relative_to(settings.root))
+        if self.step == "register":
+            self.link = f"{settings.mlflow_url}/#/models/{self.case}/versions/{result.facts['version']}"
+        if self.step == "drift":
+            asked = {"as_of": as_of.isoformat(), "trigger": "drift", "episode": result.facts["episode"], "evidence": f"{folder}/report.json"}
+            context["ti"].xcom_push(key="retrain", value=asked if result.facts["action"] == "retrain" else None)
+        return {**small(result.facts), "as_of": as_of.isoformat(), "manifest": f"{folder}/manifest.json"}
+
+    def on_kill(self) -> None:
+        """End the processes that the step started (training ranks live in sessions of their own)."""
+        import psutil
+
+        children = psutil.Process().children(recursive=True)
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.terminate()
+        for child in psutil.wait_procs(children, timeout=KILL_GRACE)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+def _has_champion(settings: Settings, case: str, as_of: Any) -> bool:
+    from pipelines import ledger
+
+    return ledger.champion_before(settings.ledger, case, as_of) is not None
+
+
+class TriggerOnce(TriggerDagRunOperator):
+    """Starts a DAG run under a name that is its identity: however often it is asked, there is one run.
+
+    Without a ``conf`` there is nothing to start, and the task is skipped. A run of that name that is there
+    already is a skip too, also if it was this very task's own first request whose answer was lost.
+    """
+
+    template_fields: Sequence[str] = (*TriggerDagRunOperator.template_fields, "note")
+
+    def __init__(self, *, trigger_run_id: str, conf: Any, **arguments: Any) -> None:
+        # No logical date: it would be unique per DAG too, and two reasons to train may fall on one moment.
+        super().__init__(trigger_run_id=trigger_run_id, conf=conf, logical_date=None, skip_when_already_exists=True, **arguments)
+
+    def execute(self, context: Context) -> None:
+        """Ask for the run; the link is pushed first, because Airflow forgets it when the run exists."""
+        if not self.conf:
+            raise AirflowSkipException("nothing to start: the step before did not ask for it")
+        context["ti"].xcom_push(key="trigger_run_id", value=str(self.trigger_run_id))
+        super().execute(context)

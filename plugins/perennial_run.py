@@ -1,0 +1,100 @@
+"""What a DAG run means to the loop: its cases, its clock, its trigger, and which errors end it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, get_args
+
+from airflow.sdk import CronDataIntervalTimetable, Param
+from airflow.sdk.exceptions import AirflowFailException
+
+from pipelines.config import Params, Settings, case_names, load_params
+from pipelines.contracts import Trigger
+from pipelines.errors import ConfigError, PerennialError
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import DagRunProtocol
+
+DEFAULTS: dict[str, Any] = {"owner": "perennial", "retries": 3, "retry_delay": timedelta(seconds=5), "retry_exponential_backoff": 2.0}
+"""What every task has in common: a service that does not answer is tried again after 5, 10 and 20 seconds."""
+
+
+def readable_cases() -> tuple[list[Params], dict[str, str]]:
+    """The cases whose params.yaml is right, and by case what is wrong with the others.
+
+    One broken case must not take the DAGs of the others with it: dags/perennial_cases.py reports it.
+    """
+    good: list[Params] = []
+    broken: dict[str, str] = {}
+    for case in case_names():
+        try:
+            good.append(load_params(case))
+        except ConfigError as error:
+            broken[case] = str(error)
+    return good, broken
+
+
+def timetable(cron: str | None) -> CronDataIntervalTimetable | None:
+    """The schedule of a DAG: an interval whose end is the run's clock (a bare cron string gives empty intervals).
+
+    None without a cron expression, and where ``PERENNIAL_SCHEDULES`` is off: a replay brings its own clock.
+    """
+    return CronDataIntervalTimetable(cron, timezone="UTC") if cron and Settings().schedules else None
+
+
+def clock_param(params: Params) -> Param:
+    """The ``as_of`` field of the trigger form: optional where the case follows today, required where it is history."""
+    about = "Rows and labels up to here count (UTC). "
+    if params.schedule.live:
+        return Param(None, about + "Empty: the end of the run's data interval.", type=["null", "string"], format="date-time")
+    return Param(description=about + "Required: this case is history.", type="string", format="date-time")
+
+
+def trigger_param() -> Param:
+    """The ``trigger`` field of the trigger form: why the run was started; empty: the run's own type says it."""
+    return Param(None, "Why this run: empty means schedule or manual, as the run is.", type=["null", "string"], enum=[None, *get_args(Trigger)])
+
+
+def resolve_as_of(given: str | None, run: DagRunProtocol) -> datetime:
+    """The one clock of a run, in UTC and whole seconds.
+
+    What was given, else the end of the data interval, else (a manual run without one) its logical time
+    or the time from which it may run. ConfigError if ``given`` is no moment.
+    """
+    if not given:
+        moment = run.data_interval_end or run.logical_date or run.run_after
+    else:
+        try:
+            moment = datetime.fromisoformat(given)
+        except ValueError as error:
+            raise ConfigError(f"as_of {given!r} is no moment: write it like 2009-05-01 or 2009-05-01T02:00:00+00:00") from error
+        if moment.tzinfo is None:
+            if len(given) > len("2009-05-01"):
+                raise ConfigError(f"as_of {given!r} has no time zone: write {given}+00:00")
+            moment = moment.replace(tzinfo=UTC)
+    return moment.astimezone(UTC).replace(microsecond=0)
+
+
+def resolve_trigger(given: Trigger | None, run_type: str, *, has_champion: bool) -> Trigger:
+    """Why a run happens: ``initial`` as long as the case has no champion, else what was given, else its type."""
+    if not has_champion:
+        return "initial"
+    return given or ("schedule" if run_type in {"scheduled", "backfill"} else "manual")
+
+
+@contextmanager
+def failing_fast() -> Iterator[None]:
+    """The one mapping of errors: what trying again cannot mend fails the task at once, the rest is retried."""
+    try:
+        yield
+    except PerennialError as error:
+        if error.retry:
+            raise
+        raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+
+def small(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts that may travel between tasks: single values, no lists, no tables, no long texts."""
+    return {k: v for k, v in facts.items() if v is None or isinstance(v, bool | int | float) or (isinstance(v, str) and len(v) <= 500)}
