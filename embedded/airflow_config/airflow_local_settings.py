@@ -1,20 +1,19 @@
 """Airflow imports this module at start; in the scheduler it loads what the steps need, once, before the forks.
 
 Tasks are forked from the scheduler's executor, so each has these modules for free: a run of ten tasks
-takes seconds instead of a minute. Import only: a thread, a connection or an OpenMP region that is begun
-here would be copied half-alive into every task.
+takes seconds instead of a minute. Import only: a query, a session, a connection or an OpenMP region that is
+begun here would be copied half-alive into every task. (polars, pyarrow and ONNX Runtime start housekeeping
+threads at import; a child without them works.)
 """  # noqa: INP001 - Airflow finds it by name on the path
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import os
 import pkgutil
 import sys
 import warnings
-from pathlib import Path
 
 __all__: list[str] = []  # Airflow would copy every public name from here into its settings
 
@@ -42,8 +41,10 @@ HEAVY = (
     "mlflow.tracking",
     "requests",
     "tritonclient.grpc",
-    "tritonclient.http",
 )
+
+
+log = logging.getLogger(__name__)
 
 
 def _preload() -> None:
@@ -51,9 +52,10 @@ def _preload() -> None:
 
     steps = [f"pipelines.steps.{found.name}" for found in pkgutil.iter_modules(pipelines.steps.__path__)]
     for name in (*HEAVY, *steps):
-        # A module that does not import fails the task that needs it, with its own message there.
-        with contextlib.suppress(ImportError):
+        try:
             importlib.import_module(name)
+        except Exception:
+            log.warning("%s does not import and is not preloaded", name, exc_info=True)
 
 
 def _export_once() -> None:
@@ -72,6 +74,3 @@ if os.environ.get("PERENNIAL_PRELOAD") == "1" and "scheduler" in sys.argv:
     os.environ["OMP_NUM_THREADS"] = "1"
     _preload()
     _export_once()
-    threads = sum(1 for _ in Path("/proc/self/task").iterdir())
-    if threads > 1:
-        logging.getLogger(__name__).warning("%d threads run after the preload; tasks are forked from here and may hang: drop what started them", threads)
