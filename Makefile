@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help check test
+.PHONY: help check test repro step-versions
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,3 +17,10 @@ check: ## lint, format, types, import rules, fast tests
 
 test: ## everything, the system test included
 	$(PY) -m pytest
+
+repro: ## the line without Airflow, on the pinned rows (DVC)
+	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc pull
+	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc repro
+
+step-versions: ## say that changed steps still do what they did
+	$(PY) -m tests.pipelines.steps.versions
