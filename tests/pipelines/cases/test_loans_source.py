@@ -130,3 +130,10 @@ def test_a_mistake_in_the_settings_is_named(tmp_path: Path):
     params = PARAMS.model_copy(update={"source": {"seed": 0}})
     with pytest.raises(ConfigError, match="needs rows_per_day, seed and drift"):
         loans.rows(loans.resolve(Settings(home=tmp_path), params), _window("2020-05-01", "2020-05-02"), params)
+
+
+def test_a_window_before_the_stream_is_empty(tmp_path: Path):
+    """Before its first day the stream has no rows, but their columns."""
+    empty = loans.rows(loans.resolve(Settings(home=tmp_path), PARAMS), _window("2019-05-01", "2019-06-01"), PARAMS)
+    assert empty.is_empty()
+    assert dict(empty.schema) == frame_schema(FIELDS)
