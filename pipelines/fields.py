@@ -74,6 +74,19 @@ class Fields:
         return hashlib.sha256(json.dumps([self.case, self.label, spec]).encode()).hexdigest()
 
 
+def frame_schema(fields: Fields) -> dict[str, Any]:
+    """Column names and polars types of the case's canonical rows, in canonical order.
+
+    ``id``, ``event_time`` (microseconds, UTC), every declared field (categories as text, numbers as
+    float64), the label (int8, null until it arrived) and ``label_time`` (its arrival).
+    """
+    import polars as pl
+
+    moment = pl.Datetime("us", "UTC")
+    declared = {field.name: pl.String() if isinstance(field, Categorical) else pl.Float64() for field in fields.fields}
+    return {"id": pl.String(), "event_time": moment, **declared, fields.label: pl.Int8(), "label_time": moment}
+
+
 def encode(fields: Fields, columns: Mapping[str, Sequence[Any]]) -> dict[str, NDArray[Any]]:
     """Turn columns of raw values into the model's input tensors.
 

@@ -1,0 +1,91 @@
+"""Can this machine run Perennial? Run by plain ``python3`` before anything is installed: standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+LIBPYTHON = "libpython3.11.so.1.0"
+"""Triton's Python stub is linked against it."""
+NEEDED_GB = 6
+APT_HAS_311 = (("debian", "12"), ("ubuntu", "22.04"))
+PROBE = (
+    "import importlib.util, json, sys; print(json.dumps({'version': list(sys.version_info[:2]), "
+    "'prefix': sys.base_prefix, 'venv': importlib.util.find_spec('ensurepip') is not None}))"
+)
+
+
+def probe(python: str) -> dict:
+    """What one interpreter says about itself: ``{version, prefix, venv}``, or nothing if it does not run."""
+    try:
+        answer = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, check=True, timeout=20)
+        return json.loads(answer.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}
+
+
+def find_python(wish: str = "") -> tuple:
+    """The first Python 3.11 among ``wish``, python3.11 and python3: its absolute path and what it says, or ``("", {})``."""
+    for name in (wish, "python3.11", "python3"):
+        path = shutil.which(name) if name else None
+        said = probe(path) if path else {}
+        if said.get("version") == [3, 11]:
+            return path, said
+    return "", {}
+
+
+def find_libpython(prefix: str) -> str:
+    """Where ``libpython3.11.so.1.0`` is: "loader" if the loader knows it, else a folder, else nothing.
+
+    An interpreter built with ``--enable-shared`` (pyenv, uv) has it in its own ``lib``, where the loader does not look.
+    """
+    ldconfig = shutil.which("ldconfig") or "/sbin/ldconfig"
+    with contextlib.suppress(OSError):
+        if LIBPYTHON in subprocess.run([ldconfig, "-p"], capture_output=True, text=True, check=False, timeout=20).stdout:
+            return "loader"
+    folders = [*os.environ.get("LD_LIBRARY_PATH", "").split(":"), str(Path(prefix, "lib"))]
+    return next((folder for folder in folders if folder and Path(folder, LIBPYTHON).exists()), "")
+
+
+def problems(root: Path, wish: str = "") -> list:
+    """All that keeps Perennial from being installed in ``root``: pairs of (what is wrong, the apt package that mends it or "")."""
+    found = []
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        found.append((f"this is {sys.platform} on {platform.machine()}: Triton's binaries need Linux on x86-64", ""))
+    elif platform.libc_ver()[0] != "glibc":
+        found.append(("the C library is not glibc (Alpine?): use Debian, Ubuntu or Fedora", ""))
+    free = shutil.disk_usage(root).free / 1e9
+    if free < NEEDED_GB:
+        found.append((f"{free:.1f} GB are free in {root}: {NEEDED_GB} GB are needed", ""))
+    python, said = find_python(wish)
+    if not python:
+        tried = ", ".join(filter(None, (wish, "python3.11", "python3")))
+        found.append((f"no Python 3.11 (tried {tried}); another one can be given: make setup PYTHON=/path/to/python3.11", "python3.11 python3.11-venv"))
+    elif not said["venv"] and not shutil.which("uv"):
+        found.append((f"{python} cannot make virtual environments (no ensurepip)", "python3.11-venv"))
+    if not find_libpython(said.get("prefix", "/usr")):
+        found.append((f"{LIBPYTHON} is missing: Triton cannot start a model without it", "libpython3.11"))
+    return found
+
+
+def remedy(found: list) -> str:
+    """The one command that mends what can be mended by installing something, or nothing."""
+    packages = " ".join(package for _, package in found if package)
+    if not packages:
+        return ""
+    words = {}
+    with contextlib.suppress(OSError):
+        words = dict(line.strip().split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    system = (words.get("ID", "").strip('"'), words.get("VERSION_ID", "").strip('"'))
+    if system in APT_HAS_311:
+        sudo = "" if os.geteuid() == 0 else "sudo "
+        return f"{sudo}apt-get install -y {packages}"
+    # A Python by uv brings its own libpython and venv, on any distribution and without root.
+    uv = "uv" if shutil.which("uv") else 'curl -LsSf https://astral.sh/uv/install.sh | sh && "$HOME/.local/bin/uv"'
+    return f"{uv} python install 3.11"

@@ -1,0 +1,126 @@
+"""Starting, finding and ending operating-system processes, and only those that a stack started.
+
+Every child gets ``PERENNIAL_STACK=<tag>`` in its environment and hands it down, so that a scheduler's
+workers, a torchrun's ranks and Triton's stubs are found by ``/proc/<pid>/environ`` even if their parent
+was killed. A process is identified by its pid and its start time: a recycled pid is never taken for ours.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+TAG = "PERENNIAL_STACK"
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Started:
+    """One process that leads a session of its own. ``birth`` is its start time in clock ticks since boot."""
+
+    name: str
+    pid: int
+    birth: int
+    log: str
+
+
+def launch(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path) -> Started:
+    """Start ``argv`` from the repository's root in a session of its own, its output in ``log`` (the last one is kept as ``.1``)."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists():
+        os.replace(log, log.with_name(f"{log.name}.1"))
+    with log.open("wb") as file:
+        child = subprocess.Popen(list(argv), env=dict(env), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT)
+    return Started(name, child.pid, _birth(child.pid) or 0, str(log))
+
+
+def alive(process: Started) -> bool:
+    """Whether this very process runs (a zombie does not)."""
+    with suppress(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)
+    return _birth(process.pid) == process.birth
+
+
+def tagged(tag: str) -> list[int]:
+    """The pids of all living processes that carry ``tag``, this one and its ancestors left out."""
+    mark = f"{TAG}={tag}".encode()
+    own = _ancestors()
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) in own:
+            continue
+        try:
+            environ = (folder / "environ").read_bytes()
+        except OSError:
+            continue  # gone meanwhile, or another user's
+        if mark in environ.split(b"\0") and _birth(int(folder.name)) is not None:
+            found.append(int(folder.name))
+    return found
+
+
+def end(processes: Sequence[Started], tag: str, *, grace: float = 20.0) -> int:
+    """End ``processes`` and all that carry ``tag``: TERM to the leaders, then to their strays, then KILL after ``grace`` seconds.
+
+    Returns how many are left: more than 0 means that the kernel does not let them die.
+    """
+    deadline = time.monotonic() + grace
+    leaders = [process for process in processes if alive(process)]
+    for process in leaders:
+        _signal(process.pid, signal.SIGTERM)
+    while leaders and time.monotonic() < deadline:
+        time.sleep(0.05)
+        leaders = [process for process in leaders if alive(process)]
+    # Orderly leaders take their children with them; what is left has lost its leader.
+    for pid in tagged(tag):
+        _signal(pid, signal.SIGTERM)
+    _wait(leaders, tag, max(deadline, time.monotonic() + 3.0))
+    for pid in {*tagged(tag), *(process.pid for process in leaders if alive(process))}:
+        _signal(pid, signal.SIGKILL)
+    return _wait(leaders, tag, time.monotonic() + 5.0)
+
+
+def last_lines(log: Path, count: int = 15) -> str:
+    """The end of a log, for an error message."""
+    try:
+        return "\n".join(log.read_text(errors="replace").splitlines()[-count:])
+    except OSError:
+        return "(no log)"
+
+
+def _wait(leaders: Sequence[Started], tag: str, deadline: float) -> int:
+    while True:
+        left = len({*tagged(tag), *(process.pid for process in leaders if alive(process))})
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
+
+
+def _signal(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _birth(pid: int) -> int | None:
+    """Start time of a living process in clock ticks since boot (field 22 of /proc/<pid>/stat); None if it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _ancestors() -> set[int]:
+    found, pid = set(), os.getpid()
+    while pid > 1:
+        found.add(pid)
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            break
+    return found

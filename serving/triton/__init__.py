@@ -1,0 +1,1 @@
+"""What Triton needs beside its own binaries: the Python-based ``onnxruntime`` backend."""

@@ -1,0 +1,258 @@
+"""The whole loop, for real: `make demo FAST=1`, and what its live stack answers afterwards."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import polars as pl
+import pytest
+from embedded.airflow import Airflow
+
+from embedded.demo.traffic import client, wait_for_closed_segments
+from pipelines import cases, ledger
+from pipelines.config import Settings, load_params
+from pipelines.contracts import Window
+from pipelines.storage import MANIFEST, file_sha256
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
+
+def _make(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PERENNIAL_", "AIRFLOW"))}
+    return subprocess.run(["make", *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """The state of a fast demo whose stack is still running; torn down by `make down`, which must leave nothing."""
+    state = tmp_path_factory.mktemp("demo") / "state"
+    done = _make("demo", "FAST=1", "KEEP=1", f"STATE={state}")
+    try:
+        assert done.returncode == 0, f"make demo ended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        yield state
+    finally:
+        down = _make("down", f"STATE={state}")
+        assert down.returncode == 0, down.stderr
+    tagged = [pid for pid in Path("/proc").glob("[0-9]*") if _belongs(pid, state)]
+    assert tagged == []
+
+
+def _belongs(process: Path, state: Path) -> bool:
+    try:
+        return f"PERENNIAL_HOME={state}".encode() in (process / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def summary(home):
+    """summary.json of the demo."""
+    return json.loads((home / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def settings(home):
+    """The settings of the demo's stack, with the addresses that its processes got."""
+    ports = json.loads((home / "stack.json").read_text())["ports"]
+    address = "127.0.0.1"
+    return Settings(
+        home=home,
+        mlflow_url=f"http://{address}:{ports['mlflow']}",
+        airflow_url=f"http://{address}:{ports['airflow']}",
+        gateway_url=f"http://{address}:{ports['gateway']}",
+        triton_http=f"{address}:{ports['triton_http']}",
+        triton_grpc=f"{address}:{ports['triton_grpc']}",
+    )
+
+
+@pytest.fixture(scope="module")
+def airflow(settings):
+    """The demo's Airflow."""
+    return Airflow(settings.airflow_url)
+
+
+def _tree(settings: Settings, case: str) -> dict[str, str]:
+    """Every committed file of every run with its sha256."""
+    return {str(path): file_sha256(path) for path in sorted((settings.root / "artefacts" / case).rglob("*")) if path.is_file()}
+
+
+def _mlflow_runs(settings: Settings, case: str) -> list[dict]:
+    from mlflow import MlflowClient
+
+    registry = MlflowClient(settings.mlflow_url)
+    return [dict(version) for version in registry.search_model_versions(f"name='{case}'")]
+
+
+def test_every_row_is_answered_logged_and_right(summary):
+    """Rows sent, acknowledged and logged are one number, no request failed, and each answer is ONNX Runtime's on its version."""
+    assert summary["errors"] == 0
+    assert summary["rows_sent"] == summary["rows_acknowledged"] == summary["rows_logged"] > 1000
+    assert summary["answers_unequal"] == 0
+    assert summary["airflow"]["dag_runs_failed"] == 0
+    assert summary["ticks"] == summary["drift_runs"] >= 6
+
+
+def test_drift_led_to_a_promotion(summary):
+    """At least one champion came from a drift-triggered run, and the loop beats the model that was never changed."""
+    assert [champion for champion in summary["champions"] if champion["trigger"] == "drift"]
+    assert summary["metrics"]["log_loss"]["perennial_mean"] < summary["metrics"]["log_loss"]["frozen_mean"]
+
+
+def test_summary_is_what_the_systems_recorded(summary, settings, airflow):
+    """training_runs_by_trigger, champions and dag_runs_failed come out the same from Airflow, MLflow and the ledger."""
+    case = summary["case"]
+    runs = airflow.runs(f"{case}_training")
+    assert Counter(run["conf"]["trigger"] for run in runs) == Counter({k: v for k, v in summary["training_runs_by_trigger"].items() if v})
+    failed = [run for dag in ("training", "drift") for run in airflow.runs(f"{case}_{dag}") if run["state"] != "success"]
+    assert len(failed) == summary["airflow"]["dag_runs_failed"]
+    history = ledger.releases(settings.ledger, case)
+    assert [(r.champion, r.mlflow_run) for r in history] == [(c["version"], c["mlflow_run"]) for c in summary["champions"]]
+    from mlflow import MlflowClient
+
+    assert int(MlflowClient(settings.mlflow_url).get_model_version_by_alias(case, "champion").version) == history[-1].champion
+
+
+def test_later_datasets_hold_logged_rows_only(summary, settings):
+    """Every row of every dataset after the first champion went through the gateway."""
+    from pipelines.data import log
+
+    case = summary["case"]
+    params = load_params(case)
+    logged = set(log.read_predictions(settings, case, Window(start=params.period[0], end=datetime(2100, 1, 1, tzinfo=UTC)))["id"])
+    first, *later = sorted((settings.root / "artefacts" / case).glob("*/dataset"))
+    seen = set(pl.read_parquet(first / "train.parquet")["id"])
+    assert seen.isdisjoint(logged)
+    assert later
+    for folder in later:
+        for part in ("train", "holdout"):
+            assert set(pl.read_parquet(folder / f"{part}.parquet")["id"]) <= logged
+
+
+def test_a_run_again_changes_nothing(summary, settings, airflow):
+    """Clearing a finished drift run and a finished training run leaves every file, release and MLflow version as it was."""
+    case = summary["case"]
+    before = _tree(settings, case), ledger.releases(settings.ledger, case), _mlflow_runs(settings, case), len(airflow.runs(f"{case}_training"))
+    for dag in (f"{case}_drift", f"{case}_training"):
+        run_id = airflow.runs(dag)[-1]["dag_run_id"]
+        airflow.clear(dag, run_id)
+        assert airflow.wait(dag, run_id)["state"] == "success"
+    airflow.wait_quiet([f"{case}_training"])
+    assert (_tree(settings, case), ledger.releases(settings.ledger, case), _mlflow_runs(settings, case), len(airflow.runs(f"{case}_training"))) == before
+
+
+def test_drift_needs_no_source(summary, settings, tmp_path):
+    """With the source unreadable, a drift run in a copy of the state writes the same report."""
+    case, last = summary["case"], datetime.fromisoformat(summary["timeline"][-1]["as_of"])
+    copy = _copy(settings, tmp_path)
+    report = copy.run_dir(case, last) / "drift" / "report.json"
+    expected = report.read_bytes()
+    for step in ("profile", "drift"):
+        shutil.rmtree(copy.run_dir(case, last) / step)
+        code = f"""
+import sys, importlib
+from datetime import datetime
+from pathlib import Path
+from pipelines import cases, config
+def refuse(*a, **k): raise PermissionError("the source is unreadable")
+source = cases.part({case!r}, "source"); source.resolve = source.rows = refuse
+params, settings, as_of = config.load_params({case!r}), config.Settings(), datetime.fromisoformat({last.isoformat()!r})
+importlib.import_module("pipelines.steps.{step}").run(params, settings, settings.run_dir({case!r}, as_of), as_of)
+"""
+        environment = {**os.environ, "PERENNIAL_HOME": str(copy.root), "PERENNIAL_DATA_DIR": str(tmp_path / "nothing")}
+        subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=environment, check=True)
+    assert report.read_bytes() == expected
+
+
+def _copy(settings: Settings, folder: Path) -> Settings:
+    """The loop's state without Airflow's and MLflow's, in a folder of its own."""
+    target = folder / "copy"
+    for name in ("artefacts", "lake", "prediction_log"):
+        shutil.copytree(settings.root / name, target / name)
+    # SQLite copies itself consistently while gateways read it.
+    subprocess.run([sys.executable, "-c", _BACKUP, str(settings.root / "ledger.db"), str(target / "ledger.db")], check=True)
+    return Settings(home=target)
+
+
+_BACKUP = "import sqlite3, sys; a, b = map(sqlite3.connect, sys.argv[1:]); a.backup(b); a.close(); b.close()"
+
+
+def test_posted_labels_decide_the_next_candidate(summary, settings, tmp_path):
+    """Corrections of labels, posted through the gateway, change the rows, the key and the weights of the next candidate."""
+    case, last = summary["case"], datetime.fromisoformat(summary["timeline"][-1]["as_of"])
+    as_of = last + timedelta(days=1)
+    plain = _candidate(_copy(settings, tmp_path / "plain"), case, as_of)
+    from pipelines.data import log
+
+    labels = log.read_labels(settings, case, as_of).sort("label_time").tail(400)
+    flipped = [
+        {"prediction_id": id_, "label": 1 - value, "revision": 1, "event_time": last.isoformat()}
+        for id_, value in labels.select("prediction_id", "label").iter_rows()
+    ]
+    with client(settings.gateway_url, settings.key_file) as gateway:
+        assert gateway.post(f"/v1/cases/{case}/labels", json={"labels": flipped}).status_code == httpx.codes.OK
+    wait_for_closed_segments(settings.prediction_log, case)
+    changed = _candidate(_copy(settings, tmp_path / "flipped"), case, as_of)
+    assert plain["dataset"].key != changed["dataset"].key
+    assert plain["train"].facts["weights_sha256"] != changed["train"].facts["weights_sha256"]
+
+
+def _candidate(settings: Settings, case: str, as_of: datetime) -> dict:
+    from importlib import import_module
+
+    params, run_dir = load_params(case), settings.run_dir(case, as_of)
+    return {step: import_module(f"pipelines.steps.{step}").run(params, settings, run_dir, as_of) for step in ("ingest", "validate", "dataset", "train")}
+
+
+def test_rollback_is_answered_within_seconds(summary, settings, airflow):
+    """The rollback command returns to the previous release, the gateway follows, and a re-run does not promote it again."""
+    case = summary["case"]
+    before = ledger.releases(settings.ledger, case)
+    expected = before[-2].champion
+    environment = {
+        **os.environ,
+        "PERENNIAL_HOME": str(settings.root),
+        "PERENNIAL_MLFLOW_URL": settings.mlflow_url,
+        "PERENNIAL_TRITON_HTTP": settings.triton_http,
+        "PERENNIAL_TRITON_GRPC": settings.triton_grpc,
+    }
+    command = [sys.executable, "-m", "pipelines", "rollback", "--case", case, "--reason", "system test"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answered = time.monotonic()
+    with client(settings.gateway_url, settings.key_file) as gateway:
+        while _version(gateway, settings, case) != expected:
+            assert time.monotonic() - answered < 5, "the gateway still answers with the version that was rolled back"
+            time.sleep(0.1)
+    promoted = before[-1]
+    run_id = next(run["dag_run_id"] for run in reversed(airflow.runs(f"{case}_training")) if datetime.fromisoformat(run["conf"]["as_of"]) == promoted.as_of)
+    airflow.clear(f"{case}_training", run_id)
+    assert airflow.wait(f"{case}_training", run_id)["state"] == "success"
+    head = ledger.head(settings.ledger, case)
+    assert (head.champion, head.action, head.reason) == (expected, "rollback", "system test")
+
+
+def _version(gateway: httpx.Client, settings: Settings, case: str) -> int:
+    from pipelines.data import log
+
+    params = load_params(case)
+    row = log.read_predictions(settings, case, Window(start=params.period[0], end=datetime(2100, 1, 1, tzinfo=UTC))).row(0, named=True)
+    features = {name: row[name] for name in cases.load_fields(case).names}
+    return gateway.post(f"/v1/cases/{case}/predict", json={"rows": [features]}).json()["rows"][0]["version"]
+
+
+def test_every_artefact_verifies(summary, settings):
+    """Every manifest's files have the sha256 that the manifest says."""
+    from pipelines.storage import read_manifest
+
+    manifests = list((settings.root / "artefacts" / summary["case"]).glob(f"*/*/{MANIFEST}"))
+    assert len(manifests) > 20
+    for path in manifests:
+        read_manifest(path.parent, verify=True)
