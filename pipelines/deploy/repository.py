@@ -13,15 +13,15 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines import storage
 from pipelines.errors import IntegrityError, Unavailable
 from pipelines.fields import Fields
+from pipelines.runtime import MODEL
 
-MODEL = "model.onnx"
 CONFIG = "config.pbtxt"
 MAX_BATCH = 1024
 
@@ -136,11 +136,16 @@ def staged(repository: Path, case: str) -> list[int]:
     return sorted(int(path.name) for path in (repository / case).glob("[0-9]*") if path.name.isdigit())
 
 
-def retire(repository: Path, case: str, keep: Iterable[int]) -> list[int]:
-    """Delete the folders of all versions but ``keep``; returns what was deleted. Configure and load first."""
-    gone = [version for version in staged(repository, case) if version not in set(keep)]
+def retire(repository: Path, case: str, keep: Collection[int]) -> list[int]:
+    """Delete the folders of all versions but ``keep`` (with none to keep, the configuration too); returns the versions deleted.
+
+    Configure and load first: Triton reads the files of a version for as long as it loads it.
+    """
+    gone = [version for version in staged(repository, case) if version not in keep]
     for version in gone:
         shutil.rmtree(repository / case / str(version), ignore_errors=True)
+    if not keep:
+        (repository / case / CONFIG).unlink(missing_ok=True)
     return gone
 
 

@@ -35,13 +35,8 @@ def kept(settings: Settings, case: str) -> dict[int, Release]:
     """The releases whose versions stay loaded, by version, the champion first."""
     history = ledger.releases(settings.ledger, case)
     below = ledger.previous_release(settings.ledger, case)
-    found = [*history[-1:], *([below] if below else []), *history[-2:-1]]
-    return {release.champion: release for release in reversed(found)} if len(found) < 2 else _by_version(found)
-
-
-def _by_version(found: list[Release]) -> dict[int, Release]:
     versions: dict[int, Release] = {}
-    for release in found:
+    for release in (*history[-1:], *([below] if below else []), *history[-2:-1]):
         versions.setdefault(release.champion, release)
     return versions
 
@@ -87,19 +82,30 @@ def prove(settings: Settings, fields: Fields, version: int, bundle: Path) -> Non
         raise IntegrityError(f"{fields.case} version {version} in Triton differs from ONNX Runtime on {bundle} {worst}: it must not serve")
 
 
+def offer(settings: Settings, fields: Fields, version: int, bundle: Path, *, revive: bool = False) -> None:
+    """Stage, load and prove ``version`` beside the kept ones; ``revive`` loads it anew if it does not answer.
+
+    Call while :func:`repository.alone`.
+    """
+    repository.stage(settings.model_repository, fields.case, version, bundle)
+    storage.failpoint("rollout", "staged")
+    repository.configure(settings.model_repository, fields, {*kept(settings, fields.case), version})
+    triton.load(settings.triton_http, fields.case)
+    storage.failpoint("rollout", "loaded")
+    if revive:
+        _revive(settings, fields, version, bundle)
+    else:
+        prove(settings, fields, version, bundle)
+
+
 def promote(settings: Settings, fields: Fields, version: int, bundle: Path, append: Callable[[], Release]) -> Release:
-    """Stage, load and prove a candidate, then ``append`` the release; call while :func:`repository.alone`.
+    """Offer a candidate, then ``append`` its release; call while :func:`repository.alone`.
 
     If anything fails, ``append`` included, the kept versions are put back and the error goes on.
     """
     before = list(kept(settings, fields.case))
     try:
-        repository.stage(settings.model_repository, fields.case, version, bundle)
-        storage.failpoint("rollout", "staged")
-        repository.configure(settings.model_repository, fields, [*before, version])
-        triton.load(settings.triton_http, fields.case)
-        storage.failpoint("rollout", "loaded")
-        prove(settings, fields, version, bundle)
+        offer(settings, fields, version, bundle)
         release = append()
     except BaseException:
         _withdraw(settings, fields, before)
@@ -109,8 +115,9 @@ def promote(settings: Settings, fields: Fields, version: int, bundle: Path, appe
 
 
 def _withdraw(settings: Settings, fields: Fields, before: list[int]) -> None:
-    """Go back to the versions ``before``; what cannot be done now, reconcile does later."""
-    repository.configure(settings.model_repository, fields, before)
+    """Go back to the versions ``before``; what Triton cannot do now, reconcile does later."""
+    if before:
+        repository.configure(settings.model_repository, fields, before)
     with suppress(PerennialError):
         if before:
             triton.load(settings.triton_http, fields.case)
@@ -161,7 +168,7 @@ def _revive(settings: Settings, fields: Fields, version: int, bundle: Path) -> b
     else:
         return False
     # A newer file makes Triton start a new stub for this version alone, the others go on answering.
-    os.utime(settings.model_repository / fields.case / str(version) / repository.MODEL)
+    os.utime(settings.model_repository / fields.case / str(version) / runtime.MODEL)
     triton.load(settings.triton_http, fields.case)
     with suppress(Unavailable):
         prove(settings, fields, version, bundle)

@@ -52,7 +52,9 @@ def infer(address: str, case: str, version: int, tensors: Mapping[str, NDArray[A
     """
     import numpy as np
 
-    inputs = [{"name": name, "shape": list(value.shape), "datatype": _TYPES[str(value.dtype)], "data": value.ravel().tolist()} for name, value in tensors.items()]
+    inputs = [
+        {"name": name, "shape": list(value.shape), "datatype": _TYPES[str(value.dtype)], "data": value.ravel().tolist()} for name, value in tensors.items()
+    ]
     status, answer = _call(address, "POST", f"/v2/models/{case}/versions/{version}/infer", {"inputs": inputs}, ANSWER_SECONDS)
     if status != http.client.OK:
         raise Unavailable(f"Triton at {address} has no answer from {case} version {version}: {_reason(answer)}")
