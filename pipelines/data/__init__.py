@@ -1,1 +1,1 @@
-"""Sources, contracts, quarantine, the compacted prediction log, labels, dataset windows."""
+"""The data room: the compacted prediction log, day partitions, the contract and its quarantine, dataset windows."""

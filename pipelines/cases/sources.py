@@ -1,0 +1,65 @@
+"""What the sources of all cases share: where rows came from and the form they take."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from pipelines.config import Params
+from pipelines.contracts import Window
+from pipelines.errors import DataError, IntegrityError
+from pipelines.fields import Fields, frame_schema
+from pipelines.storage import file_sha256
+
+
+@dataclass(frozen=True)
+class Source:
+    """A resolved source. ``why`` says in one sentence how it was chosen, ``notice`` is what must be shipped with it.
+
+    ``path`` is None when rows are generated, and then so is ``sha256``.
+    """
+
+    name: str
+    kind: Literal["real", "generated"]
+    why: str
+    notice: str
+    path: Path | None = None
+    sha256: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """The source as small JSON values for a manifest; without the path, which differs between machines."""
+        return {key: value for key, value in asdict(self).items() if key != "path"}
+
+
+def checked_sha256(path: Path, expected: str) -> str:
+    """The file's sha256 if it is ``expected``; raises IntegrityError if not, DataError if it cannot be read."""
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): make it readable or remove it") from error
+    if found != expected:
+        raise IntegrityError(f"{path} has sha256 {found[:12]}, the case expects {expected[:12]}: it is another file; replace or remove it")
+    return found
+
+
+def canonical(frame: pl.DataFrame, fields: Fields, window: Window, params: Params) -> pl.DataFrame:
+    """Bring a source's rows into canonical form: declared columns and types, inside window and period, by time and id.
+
+    ``frame`` needs ``id``, ``event_time``, the declared fields and the label; ``label_time`` is set to
+    ``event_time`` plus the case's label delay.
+    """
+    since, until = params.period
+    start = max(window.start, since)
+    end = window.end if until is None else min(window.end, until)
+    moment = pl.col("event_time").cast(pl.Datetime("us", "UTC"))
+    return (
+        frame.with_columns(event_time=moment)
+        .filter((pl.col("event_time") >= start) & (pl.col("event_time") < end))
+        .with_columns(label_time=pl.col("event_time") + timedelta(days=params.label_delay_days))
+        .select(pl.col(name).cast(kind) for name, kind in frame_schema(fields).items())
+        .sort("event_time", "id")
+    )

@@ -1,0 +1,68 @@
+"""The network of the tabular cases: embeddings for categories, scaled numbers, a multilayer perceptron.
+
+Entity embeddings after Guo and Berkhahn, "Entity Embeddings of Categorical Variables", 2016
+(arXiv:1604.06737).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.config import ModelParams
+from pipelines.fields import Fields
+
+SCALED_LIMIT = 5.0
+"""Scaled numbers are clamped to +-5 standard deviations: an indicator that leaves the training range
+saturates instead of driving the logits to wherever the last slope points."""
+
+
+class Tabular(nn.Module):  # type: ignore[misc] # torch is Any to mypy
+    """Logits of a binary label from category codes and raw numbers; scaling is part of the module."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, sizes: tuple[int, ...], numbers: int, params: ModelParams) -> None:
+        """``sizes`` are the vocabularies' lengths in column order, ``numbers`` the count of numeric columns."""
+        super().__init__()
+        self.embeddings = nn.ModuleList(nn.Embedding(size, params.embedding) for size in sizes)
+        for embedding in self.embeddings:
+            # Zero, not random: a category that no training row has stays neutral instead of adding noise.
+            nn.init.zeros_(embedding.weight)
+        self.register_buffer("mean", torch.zeros(numbers))
+        self.register_buffer("scale", torch.ones(numbers))
+        width = params.embedding * len(sizes) + numbers
+        layers: list[nn.Module] = []
+        for hidden in params.hidden:
+            layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(params.dropout)]
+            width = hidden
+        self.output = nn.Linear(width, 1)
+        self.body = nn.Sequential(*layers)
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def adapt(self, numeric: Tensor, labels: Tensor) -> None:
+        """Fit the scaling to the training rows ``[n, N]`` and start the output at their base rate (labels ``[n]``).
+
+        A column that does not vary gets scale 0: nothing can be learned from it, so its first change must say nothing.
+        """
+        self.mean.copy_(numeric.double().mean(0))
+        deviation = numeric.double().std(0, correction=0)
+        self.scale.copy_(torch.where(deviation > 1e-6, 1 / deviation, torch.zeros_like(deviation)))
+        # One row of each class more than there are: the logit stays finite with one class only.
+        positives, rows = float(labels.sum()) + 1, len(labels) + 2
+        self.output.bias.fill_(math.log(positives / (rows - positives)))
+
+    def forward(self, categorical: Tensor, numeric: Tensor) -> Tensor:
+        """Logits ``[B, 1]`` of int64 codes ``[B, C]`` and float32 numbers ``[B, N]``."""
+        scaled = ((numeric - self.mean) * self.scale).clamp(-SCALED_LIMIT, SCALED_LIMIT)
+        embedded = [embedding(categorical[:, column]) for column, embedding in enumerate(self.embeddings)]
+        logits: Tensor = self.output(self.body(torch.cat([*embedded, scaled], dim=1)))
+        return logits
+
+
+def build(params: ModelParams, fields: Fields) -> Tabular:
+    """The network for a case's declared fields; the caller seeds torch."""
+    return Tabular(tuple(len(field.values) for field in fields.categorical), len(fields.numeric), params)

@@ -1,0 +1,85 @@
+"""The declared fields as a pandera contract: every row is either kept or quarantined with all its reasons."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from pipelines.errors import DataError
+from pipelines.fields import Categorical, Field, Fields, frame_schema
+
+if TYPE_CHECKING:
+    import pandera.polars as pa
+
+
+def contract(fields: Fields) -> pa.DataFrameSchema:
+    """The pandera schema of a case's canonical rows: types, vocabularies, bounds, one row per id, labels 0, 1 or not yet."""
+    import pandera.polars as pa
+
+    kinds = frame_schema(fields)
+    columns: dict[str, Any] = {"id": pa.Column(kinds["id"], unique=True), "event_time": pa.Column(kinds["event_time"])}
+    columns |= {field.name: pa.Column(kinds[field.name], _checks(field)) for field in fields.fields}
+    columns[fields.label] = pa.Column(kinds[fields.label], pa.Check.isin([0, 1], error="neither 0 nor 1"), nullable=True)
+    columns["label_time"] = pa.Column(kinds["label_time"], nullable=True)
+    return pa.DataFrameSchema(columns, strict=False)
+
+
+def _checks(field: Field) -> list[Any]:
+    import pandera.polars as pa
+
+    if isinstance(field, Categorical):
+        return [pa.Check.isin(field.values, error="unknown category")]
+    checks = []
+    if field.low is not None:
+        checks.append(pa.Check.ge(field.low, error=f"below {field.low:g}"))
+    if field.high is not None:
+        checks.append(pa.Check.le(field.high, error=f"above {field.high:g}"))
+    if field.integer:
+        checks.append(pa.Check(lambda data: data.lazyframe.select(pl.col(data.key).round() == pl.col(data.key)), error="not a whole number"))
+    return checks
+
+
+def split(frame: pl.DataFrame, fields: Fields) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Good rows as they are, and bad rows with ``reasons`` (text, all of them, joined by "; ").
+
+    ``frame`` is collected first, so that the contract looks at values and not at types alone. Raises
+    DataError if columns or types are not those of canonical rows: no single row is to blame then.
+    """
+    import pandera.polars as pa
+
+    try:
+        contract(fields).validate(frame, lazy=True)
+    except pa.errors.SchemaErrors as error:
+        cases = error.failure_cases
+    else:
+        return frame, frame.clear().with_columns(reasons=pl.lit("", pl.String))
+    whole = cases.filter(pl.col("index").is_null())
+    if whole.height:
+        first = whole.row(0, named=True)
+        raise DataError(f"{fields.case}: {first['column']}: {first['check']} ({first['failure_case']}): the rows are not in canonical form; mend the source")
+    reasons = (
+        cases.select(
+            pl.col("index").cast(pl.UInt32),
+            reason=pl.format(
+                "{}: {}",
+                pl.col("column"),
+                pl.col("check").replace({"not_nullable": "missing or not a number", "field_uniqueness": "not unique"}),
+            ),
+        )
+        .unique()
+        .sort("index", "reason")
+        .group_by("index", maintain_order=True)
+        .agg(pl.col("reason").str.join("; ").alias("reasons"))
+    )
+    numbered = frame.with_row_index("index")
+    bad = numbered.join(reasons, on="index", how="inner", maintain_order="left").drop("index")
+    good = numbered.join(reasons, on="index", how="anti", maintain_order="left").drop("index")
+    return good, bad
+
+
+def count_reasons(bad: pl.DataFrame) -> dict[str, int]:
+    """How many rows fail for each reason, the most frequent first (a row may count under several)."""
+    counts = Counter(reason for reasons in bad["reasons"] for reason in reasons.split("; "))
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

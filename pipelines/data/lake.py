@@ -1,0 +1,57 @@
+"""Day partitions of canonical rows: named by what they hold, written once, never changed.
+
+Late data gives a day another hash and so another file beside the first; whoever refers to the old one
+still finds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from pipelines.config import Settings
+from pipelines.errors import IntegrityError
+from pipelines.storage import write_atomic
+
+
+def content_sha256(frame: pl.DataFrame) -> str:
+    """sha256 (hex) of the rows in their order, columns and types: independent of file format and library version."""
+    schema = ",".join(f"{name}:{kind}" for name, kind in frame.schema.items())
+    return hashlib.sha256(f"{schema}\n{frame.write_ndjson()}".encode()).hexdigest()
+
+
+def write_days(settings: Settings, case: str, frame: pl.DataFrame) -> list[dict[str, Any]]:
+    """Write one partition per event day, ``lake/<case>/rows/date=D/<hash16>.parquet``, if it is not there yet.
+
+    Returns the partitions by day: ``{date, path (relative to the state folder), rows, sha256 (of the rows)}``.
+    """
+    partitions = []
+    days = frame.with_columns(pl.col("event_time").dt.date().alias("_date")).partition_by("_date", as_dict=True, include_key=False)
+    for (day,), part in sorted(days.items()):
+        sha256 = content_sha256(part)
+        path = settings.lake / case / "rows" / f"date={day}" / f"{sha256[:16]}.parquet"
+        if not path.exists():
+            buffer = io.BytesIO()
+            part.write_parquet(buffer, compression="zstd")
+            write_atomic(path, buffer.getvalue())
+        partitions.append({"date": str(day), "path": str(path.relative_to(settings.root)), "rows": part.height, "sha256": sha256})
+    return partitions
+
+
+def read_days(settings: Settings, partitions: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    """The rows of the given partitions, in their order; raises IntegrityError if one is missing or holds other rows."""
+    frames = []
+    for partition in partitions:
+        path = settings.root / partition["path"]
+        try:
+            frame = pl.read_parquet(path, hive_partitioning=False)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise IntegrityError(f"{path} cannot be read ({error}): run the step 'ingest' again after moving its folder away") from error
+        if content_sha256(frame) != partition["sha256"]:
+            raise IntegrityError(f"{path} does not hold the rows that its manifest names: restore it, or remove it and run the step 'ingest' again")
+        frames.append(frame)
+    return pl.concat(frames, how="diagonal_relaxed")

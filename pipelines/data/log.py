@@ -1,0 +1,203 @@
+"""The prediction log: JSON-line segments of the gateway, compacted to hourly Parquet, read as frames.
+
+The segments are the truth and stay as they are; the Parquet partitions are made from them once, under the
+segment's own name, and a marker written last says that a segment is done. Whatever the order in which
+segments, retries and corrections arrive, the frames read are the same:
+
+- one row per ``prediction_id``: the answer received first (a repeated request gets the first answer);
+- one label per ``prediction_id``: the highest revision that has arrived, of equal ones the first.
+
+Compact before reading: of a segment that is being compacted by somebody else a reader may see a part.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import polars as pl
+
+from pipelines.config import Settings
+from pipelines.contracts import LabelLine, PredictionLine, Window
+from pipelines.errors import IntegrityError
+from pipelines.storage import failpoint, write_atomic
+
+Kind = Literal["predictions", "labels"]
+KINDS: tuple[Kind, ...] = ("predictions", "labels")
+RETRY_MARGIN = timedelta(days=1)
+"""How far apart a request and its retries may lie in event time and still be found to be one row."""
+
+_BATCH = 200
+"""Files opened at once."""
+_MOMENT = pl.Datetime("us", "UTC")
+_DECODERS: dict[Kind, msgspec.json.Decoder[Any]] = {
+    "predictions": msgspec.json.Decoder(PredictionLine),
+    "labels": msgspec.json.Decoder(LabelLine),
+}
+_FIXED: dict[Kind, dict[str, Any]] = {
+    "predictions": {
+        "id": pl.String,
+        "request_id": pl.String,
+        "event_time": _MOMENT,
+        "received_at": _MOMENT,
+        "version": pl.Int64,
+        "score": pl.Float64,
+        "prediction": pl.Int64,
+    },
+    "labels": {"id": pl.String, "label": pl.Int8, "revision": pl.Int64, "label_time": _MOMENT, "received_at": _MOMENT},
+}
+
+log = logging.getLogger(__name__)
+
+
+def compact(settings: Settings, case: str) -> int:
+    """Turn every closed segment that is not done yet into Parquet; returns how many were.
+
+    Files: ``lake/<case>/{predictions,labels}/date=D/hour=H/<segment>.parquet`` by event time (a label's is
+    its arrival). A last line without an end is torn (its sender got no answer) and only counted; any other
+    line that is not what the contract says goes to ``lake/<case>/quarantine/<kind>/<segment>.jsonl``.
+    """
+    done = 0
+    for kind in KINDS:
+        markers = settings.lake / case / kind / "segments"
+        known = {path.stem for path in markers.glob("*.json")}
+        for path in sorted((settings.prediction_log / case / kind).glob("*.jsonl")):
+            if path.stem not in known:
+                counts = _compact_segment(settings, case, kind, path)
+                failpoint("compact", "files")
+                write_atomic(markers / f"{path.stem}.json", json.dumps(counts).encode())
+                done += 1
+    return done
+
+
+def _compact_segment(settings: Settings, case: str, kind: Kind, path: Path) -> dict[str, int]:
+    good, bad, torn = _parse(path, kind)
+    frame = _frame(good, kind)
+    time = "event_time" if kind == "predictions" else "label_time"
+    hours = frame.with_columns(pl.col(time).dt.date().alias("_date"), pl.col(time).dt.hour().alias("_hour"))
+    for (day, hour), part in hours.partition_by("_date", "_hour", as_dict=True, include_key=False).items():
+        _write(part, settings.lake / case / kind / f"date={day}" / f"hour={hour:02d}" / f"{path.stem}.parquet")
+    if bad:
+        log.warning("%s: %d malformed line(s) in %s quarantined", case, len(bad), path.name)
+        text = "".join(json.dumps({"segment": path.name, **line}) + "\n" for line in bad)
+        write_atomic(settings.lake / case / "quarantine" / kind / path.name, text.encode())
+    return {"rows": frame.height, "torn": torn, "malformed": len(bad)}
+
+
+def _write(part: pl.DataFrame, path: Path) -> None:
+    """Publish one partition whole. Not fsynced: a segment has hundreds of hours when history is replayed, and it is the durable copy."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_parquet(work, compression="zstd")
+    os.replace(work, path)
+
+
+def _parse(path: Path, kind: Kind) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+    """Good lines, malformed ones as ``{line, error, text}``, and the number of torn ones (0 or 1)."""
+    lines = path.read_bytes().split(b"\n")
+    tail = lines.pop()
+    good: list[dict[str, Any]] = []
+    bad: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            good.append(_decode(line, kind))
+        except ValueError as error:
+            bad.append({"line": number, "error": str(error), "text": line.decode(errors="backslashreplace")})
+    if not tail:
+        return good, bad, 0
+    try:
+        good.append(_decode(tail, kind))
+    except ValueError:
+        return good, bad, 1
+    return good, bad, 0
+
+
+def _decode(line: bytes, kind: Kind) -> dict[str, Any]:
+    """One line as a flat row; raises ValueError (msgspec's and datetime's own) if it is not what the contract says."""
+    value = _DECODERS[kind].decode(line)
+    row = {"id": value["prediction_id"], "received_at": _moment(value["received_at"])}
+    if kind == "labels":
+        if not -128 <= value["label"] <= 127:
+            raise ValueError("label is not a class")
+        return row | {"label": value["label"], "revision": value["revision"], "label_time": _moment(value["event_time"])}
+    fixed = {name: value[name] for name in ("request_id", "version", "score", "prediction")}
+    return row | fixed | {"event_time": _moment(value["event_time"]), "row": value["row"]}
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time has no time zone")
+    return moment.astimezone(UTC)
+
+
+def _frame(rows: list[dict[str, Any]], kind: Kind) -> pl.DataFrame:
+    schema = _FIXED[kind]
+    fixed = pl.DataFrame([[row[name] for row in rows] for name in schema], schema=schema)
+    if kind == "labels" or not rows:
+        return fixed
+    # Fields are typed by what was logged: text stays text, every number is a float64. The step that knows
+    # the case's declaration casts, and validation finds what does not fit.
+    fields = pl.DataFrame([row["row"] for row in rows], infer_schema_length=None, strict=False)
+    return pl.concat([fixed, fields.with_columns(pl.selectors.numeric().cast(pl.Float64))], how="horizontal")
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def first_day(settings: Settings, case: str) -> date | None:
+    """The oldest day with logged predictions, or None if there are none."""
+    days = sorted((settings.lake / case / "predictions").glob("date=*"))
+    return date.fromisoformat(days[0].name.removeprefix("date=")) if days else None
+
+
+def read_predictions(settings: Settings, case: str, window: Window) -> pl.DataFrame:
+    """Logged rows with event time in ``window``, sorted by event_time and id: one row per prediction.
+
+    Columns: ``id, event_time``, the features as logged (text or float64), ``version`` (int64), ``score``
+    (float64), ``prediction``, ``request_id``, ``received_at``. Empty with the fixed columns only if there is none.
+    """
+    frame = _read(settings, case, "predictions", window.start - RETRY_MARGIN, window.end + RETRY_MARGIN)
+    features = [name for name in frame.columns if name not in _FIXED["predictions"]]
+    return (
+        frame.sort("received_at", "event_time", "version", "request_id")
+        .unique("id", keep="first", maintain_order=True)
+        .filter((pl.col("event_time") >= window.start) & (pl.col("event_time") < window.end))
+        .sort("event_time", "id")
+        .select("id", "event_time", *features, "version", "score", "prediction", "request_id", "received_at")
+    )
+
+
+def read_labels(settings: Settings, case: str, arrived_by: datetime, *, since: datetime | None = None) -> pl.DataFrame:
+    """The label of each prediction as known at ``arrived_by`` (inclusive), sorted by id: ``id, label, label_time, revision``.
+
+    ``since`` leaves out labels that arrived before: a row's label does not arrive before the row.
+    """
+    return (
+        _read(settings, case, "labels", since, arrived_by)
+        .filter(pl.col("label_time") <= arrived_by)
+        .sort(["revision", "label_time", "received_at", "label"], descending=[True, False, False, False])
+        .unique("id", keep="first", maintain_order=True)
+        .sort("id")
+        .select("id", "label", "label_time", "revision")
+    )
+
+
+def _read(settings: Settings, case: str, kind: Kind, start: datetime | None, end: datetime) -> pl.DataFrame:
+    empty = pl.DataFrame(schema=_FIXED[kind])
+    low, high = "" if start is None else f"date={start.date()}", f"date={end.date()}"
+    days = sorted(path for path in (settings.lake / case / kind).glob("date=*") if low <= path.name <= high)
+    files = [file for day in days for file in sorted(day.glob("hour=*/*.parquet"))]
+    scans = [pl.scan_parquet(file, hive_partitioning=False) for file in files]
+    try:
+        batches = [pl.concat(scans[at : at + _BATCH], how="diagonal_relaxed").collect() for at in range(0, len(scans), _BATCH)]
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise IntegrityError(
+            f"a partition in {settings.lake / case / kind} cannot be read ({error}): remove that folder, it is made again from the segments"
+        ) from error
+    return pl.concat([empty, *batches], how="diagonal_relaxed")

@@ -1,0 +1,74 @@
+"""dataset: choose the labelled rows of this run, and split them into training rows and holdout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipelines import ledger, storage
+from pipelines.cases import load_fields
+from pipelines.config import Params, Settings
+from pipelines.contracts import Manifest, Release
+from pipelines.data import dataset
+from pipelines.errors import DataError, IntegrityError
+
+STEP_VERSION = 1
+ROOMS = ("pipelines.data.dataset",)
+
+
+def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
+    """Write ``train.parquet`` and ``holdout.parquet`` to ``run_dir/dataset``.
+
+    The holdout may be empty (the gate is inconclusive then). Raises DataError if there is no labelled row
+    to train on, IntegrityError if the champion's own training rows cannot be found.
+    """
+    fields = load_fields(params.case)
+    validate = storage.read_manifest(run_dir / "validate")
+    champion = ledger.champion_before(settings.ledger, params.case, as_of)
+    declared = {"dataset": params.dataset.model_dump(mode="json"), "champion": None if champion is None else champion.candidate_key}
+    key = storage.step_key("dataset", STEP_VERSION, {"validate": validate.key}, declared)
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        rows = pl.read_parquet(run_dir / "validate" / "rows.parquet")
+        chosen, rule = dataset.choose(rows, fields.label, as_of, params.dataset)
+        split = dataset.split(chosen, params.dataset, None if champion is None else _trained_on(settings, champion))
+        if split.train.is_empty():
+            raise DataError(
+                f"{params.case}: none of {rows.height} rows before {as_of.isoformat()} can be trained on, {chosen.height} have a label that has arrived: "
+                f"labels take {params.label_delay_days:g} days; choose a later as_of, or send labels"
+            )
+        split.train.write_parquet(folder / "train.parquet", compression="zstd")
+        split.holdout.write_parquet(folder / "holdout.parquet", compression="zstd")
+        positives = int(split.train[fields.label].sum())
+        return {
+            "rule": rule,
+            "train_rows": split.train.height,
+            "holdout_rows": split.holdout.height,
+            "positives": positives,
+            "holdout_positives": int(split.holdout[fields.label].sum()),
+            "base_rate": positives / split.train.height,
+            "window": dataset.training_window(as_of, params.dataset).model_dump(mode="json"),
+            "oldest": chosen["event_time"][0].isoformat(),
+            "newest": chosen["event_time"][-1].isoformat(),
+            "champion": None if champion is None else champion.champion,
+            "excluded_rows": split.excluded,
+        }
+
+    return storage.commit(run_dir / "dataset", case=params.case, as_of=as_of, key=key, inputs={"validate": validate.key}, build=build)
+
+
+def _trained_on(settings: Settings, champion: Release) -> pl.Series:
+    """Ids of the rows the champion was trained on.
+
+    They lie beside its bundle. If its run was repeated with other parameters, folders that were set aside lie
+    there too; the rows of all of them count, as leaving out too many is safe and too few is not.
+    """
+    run = settings.root / Path(champion.bundle).parent
+    files = sorted(run.glob("dataset*/train.parquet"))
+    if not files:
+        raise IntegrityError(f"{run}/dataset/train.parquet, the rows champion {champion.champion} was trained on, is missing: restore the run's folder")
+    return pl.concat([pl.read_parquet(file, columns=["id"]) for file in files])["id"].unique()

@@ -1,0 +1,29 @@
+"""Weights on disk, and their identity."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """sha256 over names, types, shapes and bytes of all parameters and buffers, in name order."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the state dict; the file's bytes depend on the weights and the file's name alone."""
+    torch.save(model.state_dict(), path)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict into ``model`` and put it in evaluation mode."""
+    model.load_state_dict(torch.load(path, weights_only=True))
+    model.eval()
