@@ -7,28 +7,31 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
+import inspect
 import logging
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from pipelines import ledger
 from pipelines.config import Params, Settings, case_names, load_params
 from pipelines.contracts import Manifest, Trigger
 from pipelines.errors import ConfigError, PerennialError
+from pipelines.steps import DRIFT, TRAINING
+from pipelines.storage import MANIFEST, canonical_json
 
 STEPS = Path(__file__).parent / "steps"
-ORDER = ("ingest", "validate", "dataset", "train", "export", "evaluate", "gate", "register", "rollout", "profile", "drift")
-"""How help lists the steps; steps that are not named here follow by name."""
-TRIGGERED = ("gate", "register", "rollout")
-"""Steps that record what started the run."""
+ORDER = (*TRAINING[:-1], *DRIFT)
+"""How help lists the steps; those that are in no line follow by name."""
+COMMANDS: dict[str, Callable[[Params, Settings], Any]] = {}
+"""Commands about a case that are no steps; the first line of the docstring is their help, the answer is printed."""
 
 
 def step_names() -> list[str]:
@@ -60,13 +63,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name in step_names():
-        about = _about(STEPS / f"{name}.py").removeprefix(f"{name}: ")
-        command = _command(commands, name, about)
-        command.add_argument(
-            "--as-of", required=True, type=parse_as_of, metavar="TIME", help="the run's clock: a date or ISO 8601 time, UTC if no zone is given"
-        )
-        if name in TRIGGERED:
-            command.add_argument("--trigger", choices=get_args(Trigger), default="manual", help="what started the run (manual)")
+        tree = ast.parse((STEPS / f"{name}.py").read_text())
+        command = _command(commands, name, _first_line(ast.get_docstring(tree)).removeprefix(f"{name}: "))
+        takes = _arguments_of_run(tree)
+        if "as_of" in takes:
+            command.add_argument(
+                "--as-of", required=True, type=parse_as_of, metavar="TIME", help="the run's clock: a date or ISO 8601 time, UTC if no zone is given"
+            )
+        if "trigger" in takes:
+            command.add_argument("--trigger", choices=get_args(Trigger), help="what started the run: initial before the first champion, else manual")
+        if "reason" in takes:
+            command.add_argument("--reason", required=True, metavar="TEXT", help="why; kept in the ledger for good")
+    for name, function in COMMANDS.items():
+        _command(commands, name, _first_line(function.__doc__))
     return parser
 
 
@@ -77,17 +86,35 @@ def _command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
     return command
 
 
-def _about(path: Path) -> str:
-    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+def _first_line(text: str | None) -> str:
+    return (text or "").partition("\n")[0]
 
 
-def run_step(name: str, params: Params, settings: Settings, as_of: datetime, trigger: str | None) -> Mapping[str, Any]:
-    """Run one step at ``as_of`` and describe its manifest: ``{step, case, as_of, key, manifest, facts}``."""
-    run_dir = settings.run_dir(params.case, as_of)
-    extra = {} if trigger is None else {"trigger": trigger}
-    manifest: Manifest = import_module(f"pipelines.steps.{name}").run(params, settings, run_dir, as_of, **extra)
-    described = manifest.model_dump(mode="json", include={"step", "case", "as_of", "key", "facts"})
-    return described | {"manifest": str(run_dir / name / "manifest.json")}
+def _arguments_of_run(tree: ast.Module) -> set[str]:
+    runs = [node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
+    return {argument.arg for arguments in runs for argument in (*arguments.args, *arguments.kwonlyargs)}
+
+
+def run_command(given: argparse.Namespace, params: Params, settings: Settings) -> Any:
+    """Run the step or command that was asked for; a step gets those arguments that its ``run`` names.
+
+    A step's manifest is described as ``{step, case, as_of, key, manifest, facts}``; other answers are given as they are.
+    """
+    if given.command in COMMANDS:
+        return COMMANDS[given.command](params, settings)
+    run = import_module(f"pipelines.steps.{given.command}").run
+    takes = set(inspect.signature(run).parameters)
+    offers: dict[str, Any] = {"params": params, "settings": settings, "actor": settings.who, "reason": getattr(given, "reason", None)}
+    if "as_of" in takes:
+        offers |= {"as_of": given.as_of, "run_dir": settings.run_dir(params.case, given.as_of)}
+    if "trigger" in takes:
+        champion = ledger.champion_before(settings.ledger, params.case, given.as_of)
+        offers["trigger"] = given.trigger or ("initial" if champion is None else "manual")
+    answer = run(**{name: value for name, value in offers.items() if name in takes})
+    if not isinstance(answer, Manifest):
+        return answer.model_dump(mode="json") if isinstance(answer, BaseModel) else answer
+    manifest = settings.run_dir(params.case, answer.as_of) / given.command / MANIFEST
+    return answer.model_dump(mode="json", include={"step", "case", "as_of", "key", "facts"}) | {"manifest": str(manifest)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # What libraries print must not get between the reader of stdout and the one line meant for it.
         with redirect_stdout(sys.stderr):
-            answer = run_step(arguments.command, load_params(arguments.case), _settings(), arguments.as_of, getattr(arguments, "trigger", None))
+            answer = run_command(arguments, load_params(arguments.case), _settings())
     except Exception as error:  # noqa: BLE001 - the last place that can turn an error into one clear line
         known = isinstance(error, PerennialError)
         if arguments.debug:
@@ -105,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "" if known or arguments.debug else "; this is a mistake in the program: run again with --debug and report it"
         print(f"{type(error).__name__}: {error}{hint}", file=sys.stderr)  # noqa: T201
         return error.exit_code if isinstance(error, PerennialError) else 1
-    print(json.dumps(answer, sort_keys=True))  # noqa: T201
+    print(canonical_json(answer))  # noqa: T201
     return 0
 
 

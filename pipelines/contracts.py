@@ -77,13 +77,15 @@ class Evidence(Value):
     """Everything that the gate may look at: nothing else can influence a verdict.
 
     ``lift`` is the mean paired improvement of the decision metric, challenger over champion, in the
-    metric's own units and positive when the challenger is better.
+    metric's own units and positive when the challenger is better. ``same_candidate`` says that champion and
+    challenger are one artefact.
     """
 
     metric: str
     n: int
     positives: int
     opponent: Literal["champion", "base_rate"]
+    same_candidate: bool = False
     lift: Interval | None
     lift_sd: float | None = None
     slices: tuple[SliceEvidence, ...] = ()

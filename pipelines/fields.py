@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,21 @@ class Fields:
         """sha256 of what encoding depends on: kinds, names, order, vocabularies and bounds, not prose."""
         spec = [[type(field).__name__, {k: v for k, v in asdict(field).items() if k != "about"}] for field in self.fields]
         return hashlib.sha256(json.dumps([self.case, self.label, spec]).encode()).hexdigest()
+
+
+def to_json(fields: Fields) -> dict[str, Any]:
+    """The declaration as JSON values, e.g. for a model bundle's ``fields.json``."""
+    return {**asdict(fields), "fields": [{"kind": type(field).__name__, **asdict(field)} for field in fields.fields]}
+
+
+def from_json(value: Mapping[str, Any]) -> Fields:
+    """The declaration that :func:`to_json` wrote: equal to the original, with the same hash."""
+    kinds: dict[str, Callable[..., Field]] = {"Categorical": Categorical, "Numeric": Numeric}
+    declared = tuple(
+        kinds[field["kind"]](**{key: tuple(part) if isinstance(part, list) else part for key, part in field.items() if key != "kind"})
+        for field in value["fields"]
+    )
+    return Fields(case=value["case"], fields=declared, label=value["label"], about=value["about"])
 
 
 def frame_schema(fields: Fields) -> dict[str, Any]:

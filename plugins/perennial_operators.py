@@ -38,7 +38,7 @@ class StepOperator(BaseOperator):
     """Runs ``pipelines.steps.<step>.run`` with those of its arguments that it names; imports it in the task only.
 
     The XCom is the manifest's path and its small facts. The drift step also pushes ``retrain``: the conf of
-    the training run that it asks for, or None.
+    the training run that it asks for, or nothing (``{}``: Airflow takes None for a missing XCom).
     """
 
     ui_color = "#e8f3ec"
@@ -76,7 +76,7 @@ class StepOperator(BaseOperator):
             self.link = f"{settings.mlflow_url}/#/models/{self.case}/versions/{result.facts['version']}"
         if self.step == "drift":
             asked = {"as_of": as_of.isoformat(), "trigger": "drift", "episode": result.facts["episode"], "evidence": f"{folder}/report.json"}
-            context["ti"].xcom_push(key="retrain", value=asked if result.facts["action"] == "retrain" else None)
+            context["ti"].xcom_push(key="retrain", value=asked if result.facts["action"] == "retrain" else {})
         return {**small(result.facts), "as_of": as_of.isoformat(), "manifest": f"{folder}/manifest.json"}
 
     def on_kill(self) -> None:

@@ -19,7 +19,7 @@ SCALED_LIMIT = 5.0
 saturates instead of driving the logits to wherever the last slope points."""
 
 
-class Tabular(nn.Module):
+class Tabular(nn.Module):  # type: ignore[misc] # torch is Any to mypy
     """Logits of a binary label from category codes and raw numbers; scaling is part of the module."""
 
     mean: Tensor
@@ -31,7 +31,7 @@ class Tabular(nn.Module):
         self.embeddings = nn.ModuleList(nn.Embedding(size, params.embedding) for size in sizes)
         for embedding in self.embeddings:
             # Zero, not random: a category that no training row has stays neutral instead of adding noise.
-            nn.init.zeros_(embedding.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(embedding.weight)
         self.register_buffer("mean", torch.zeros(numbers))
         self.register_buffer("scale", torch.ones(numbers))
         width = params.embedding * len(sizes) + numbers
@@ -42,7 +42,7 @@ class Tabular(nn.Module):
         self.output = nn.Linear(width, 1)
         self.body = nn.Sequential(*layers)
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def adapt(self, numeric: Tensor, labels: Tensor) -> None:
         """Fit the scaling to the training rows ``[n, N]`` and start the output at their base rate (labels ``[n]``).
 

@@ -6,7 +6,9 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ MAX_BATCH = 65_536
 """The largest batch that the exported graph declares."""
 
 
-class Scored(nn.Module):
+class Scored(nn.Module):  # type: ignore[misc] # torch is Any to mypy
     """A model with the sigmoid inside: what ships answers probabilities ``[B, 1]``, not logits."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -37,8 +39,10 @@ def example(fields: Fields, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def write_onnx(model: nn.Module, fields: Fields, folder: Path) -> Path:
-    """Write ``folder/model.onnx``: inputs ``categorical`` int64 [batch, C] and ``numeric`` float32 [batch, N],
-    output ``score`` float32 [batch, 1]. Names of source files and stack traces are stripped.
+    """Write ``folder/model.onnx``; equal weights give equal bytes.
+
+    Inputs ``categorical`` int64 [batch, C] and ``numeric`` float32 [batch, N], output ``score`` float32
+    [batch, 1]. Names of source files and stack traces are stripped.
     """
     import onnx
 
@@ -65,16 +69,16 @@ def write_onnx(model: nn.Module, fields: Fields, folder: Path) -> Path:
     return path
 
 
-def _strip(proto: object) -> None:
+def _strip(proto: Any) -> None:
     """Remove what depends on the machine and not on the model: documentation, stack traces, paths."""
-    graph = proto.graph  # type: ignore[attr-defined]
+    graph = proto.graph
     for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        part.ClearField("doc_string")  # type: ignore[attr-defined]
-        part.ClearField("metadata_props")  # type: ignore[attr-defined]
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
 
 
 @contextlib.contextmanager
-def _quiet() -> object:
+def _quiet() -> Iterator[None]:
     """The exporter prints progress and warns about its own internals; neither is for the step's reader."""
     names = ("torch.onnx", "onnxscript", "onnx_ir")
     levels = {name: logging.getLogger(name).level for name in names}

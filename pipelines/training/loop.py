@@ -8,10 +8,13 @@ ranks follows the same path: at dropout 0 the losses agree to rounding.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -32,6 +35,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def as_rows(tensors: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> Rows:
+    """Rows from encoded columns (:func:`pipelines.fields.encode`) and labels ``[n]`` of 0 and 1."""
+    return Rows(torch.from_numpy(tensors["categorical"]), torch.from_numpy(tensors["numeric"]), torch.tensor(labels, dtype=torch.float32))
 
 
 def order(rows: int, seed: int, epoch: int) -> Tensor:

@@ -1,0 +1,67 @@
+"""The gate: evidence in, verdict out, and nothing else read.
+
+The rules, in the order in which they are asked:
+
+1. same_candidate   challenger and champion are one artefact                        inconclusive
+2. too_few_rows     the holdout has fewer than dataset.min_holdout rows             inconclusive
+3. one_class        the holdout has only one class                                  inconclusive
+4. first_champion   no champion yet: better than the base rate on the holdout?      promote | reject
+5. slice_harm       a declared slice of >= gate.min_slice_rows rows is worse with
+                    confidence (upper bound < 0), however good the whole is         reject
+6. lift             lower bound > gate.min_lift                                     promote
+7. no_lift          upper bound < gate.min_lift                                     reject
+8. undecided        the interval holds min_lift: names the rows that would decide   inconclusive
+"""
+
+from __future__ import annotations
+
+from pipelines.config import Params
+from pipelines.contracts import Decision, Evidence, Interval, SliceEvidence, Verdict
+from pipelines.errors import DataError
+from pipelines.gating.power import rows_needed
+
+
+def decide(evidence: Evidence, params: Params) -> Verdict:
+    """The verdict on ``evidence`` under ``params.gate`` and ``params.dataset.min_holdout``.
+
+    Raises DataError if the evidence compares enough rows of both classes and carries no lift.
+    """
+    gate, least = params.gate, params.dataset.min_holdout
+
+    def answer(decision: Decision, rule: str, reason: str, more: int | None = None) -> Verdict:
+        return Verdict(decision=decision, rule=rule, reason=reason, evidence=evidence, min_lift=gate.min_lift, rows_needed=more)
+
+    if evidence.same_candidate:
+        return answer("inconclusive", "same_candidate", "the challenger is the champion: the same artefact, nothing to compare")
+    if evidence.n < least:
+        return answer("inconclusive", "too_few_rows", f"the holdout has {evidence.n} rows, at least {least} are needed", least - evidence.n)
+    if evidence.positives in {0, evidence.n}:
+        return answer("inconclusive", "one_class", f"all {evidence.n} rows of the holdout have the same label")
+    lift = evidence.lift
+    if lift is None:
+        raise DataError(f"evidence over {evidence.n} rows has no lift: evaluate again")
+    if evidence.opponent == "base_rate":
+        better = lift.value > 0
+        text = f"{_signed(evidence, lift)} against the training rows' base rate on {evidence.n} rows"
+        return answer("promote" if better else "reject", "first_champion", text)
+    harmed = worst_harm(evidence, gate.min_slice_rows)
+    if harmed is not None:
+        return answer("reject", "slice_harm", f"worse on {harmed.name}: {_signed(evidence, harmed.lift)} on {harmed.n} rows, the upper bound is below 0")
+    text = f"{_signed(evidence, lift)} on {evidence.n} rows"
+    if lift.low > gate.min_lift:
+        return answer("promote", "lift", f"{text}: the lower bound is above {gate.min_lift:g}")
+    if lift.high < gate.min_lift:
+        return answer("reject", "no_lift", f"{text}: the upper bound is below {gate.min_lift:g}")
+    more = None if evidence.lift_sd is None else rows_needed(lift.value, evidence.lift_sd, evidence.n, min_lift=gate.min_lift, confidence=gate.confidence)
+    wanted = "no number of rows would decide" if more is None else f"about {more} further rows would decide"
+    return answer("inconclusive", "undecided", f"{text}: {gate.min_lift:g} lies inside; {wanted}", more)
+
+
+def worst_harm(evidence: Evidence, min_rows: int) -> SliceEvidence | None:
+    """The slice of at least ``min_rows`` rows that is worse with confidence; of several the one with the lowest upper bound."""
+    harmed = [piece for piece in evidence.slices if piece.n >= min_rows and piece.lift.high < 0]
+    return min(harmed, key=lambda piece: piece.lift.high, default=None)
+
+
+def _signed(evidence: Evidence, lift: Interval) -> str:
+    return f"improvement of {evidence.metric} {lift.value:+.4f} [{lift.low:+.4f}, {lift.high:+.4f}]"

@@ -1,0 +1,23 @@
+"""How many rows a decision needs."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+
+def rows_needed(lift: float, sd: float, n: int, *, min_lift: float, confidence: float) -> int | None:
+    """Further holdout rows after which the interval would leave ``min_lift``, if lift and sd stay as they are.
+
+    A two-sided interval at ``confidence`` has half-width z * sd / sqrt(N) with z the normal quantile at
+    (1 + confidence) / 2; it excludes min_lift when that is below |lift - min_lift|, so
+
+        N = ceil((z * sd / |lift - min_lift|) ** 2),   further rows = max(1, N - n).
+
+    None if the estimate lies on min_lift: no number of rows would decide.
+    """
+    distance = abs(lift - min_lift)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    if distance == 0 or not math.isfinite(z * sd / distance):
+        return None
+    return max(1, math.ceil((z * sd / distance) ** 2) - n)
