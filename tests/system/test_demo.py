@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import polars as pl
 import pytest
-from embedded.airflow import Airflow
 
+from embedded.airflow import Airflow
 from embedded.demo.traffic import client, wait_for_closed_segments
 from pipelines import cases, ledger
 from pipelines.config import Settings, load_params
