@@ -2,18 +2,62 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 
+# Where the state of a stack is; empty: $PERENNIAL_HOME, else runs/local.
+STATE ?=
+HOME_OPTION = $(if $(STATE),--home "$(STATE)")
+# What `make setup` uses: an interpreter (empty: python3.11, else python3), the index of torch's CPU builds.
+PYTHON ?=
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+export PYTHON TORCH_INDEX
+unexport PYTHONDONTWRITEBYTECODE
+
+INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
+
 .DEFAULT_GOAL := help
-.PHONY: help check test
+.PHONY: help setup demo up down status clean check test repro step-versions
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-check: ## lint, format, types, import rules, fast tests
+setup: ## check the machine, make .venv and .venv-triton [PYTHON=...] [TORCH_INDEX=...]
+	@command -v python3 >/dev/null || { echo "make setup: there is no python3: install Python 3.11"; exit 1; }
+	@python3 -m embedded.install
+
+demo: setup ## replay history through the whole loop [CASE=bank|loans] [FAST=1] [KEEP=1] [STATE=runs/demo]
+	@$(PY) -m embedded.demo $(if $(CASE),--case "$(CASE)") $(if $(FAST),--fast) $(if $(KEEP),--keep) $(HOME_OPTION)
+
+up: setup ## start Airflow, MLflow, Triton, the gateway and live traffic [STATE=runs/local]
+	@$(PY) -m embedded up $(HOME_OPTION)
+
+down: ## stop all of it [STATE=runs/local]
+	@$(INSTALLED)
+	@$(PY) -m embedded down $(HOME_OPTION)
+
+status: ## what runs, and does it work [STATE=runs/local]
+	@$(INSTALLED)
+	@$(PY) -m embedded status $(HOME_OPTION)
+
+clean: ## stop every stack under runs/, remove both environments and all caches; runs/ itself stays
+	@for record in runs/*/stack.json; do [ ! -e "$$record" ] || $(PY) -m embedded down --home "$$(dirname "$$record")" || exit 1; done
+	rm -rf .venv .venv-triton .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
+
+check: setup ## lint, format, types, import rules, fast tests
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo 2>/dev/null || .venv/bin/lint-imports
 	$(PY) -m pytest -m "not slow"
 
-test: ## everything, the system test included
+test: setup ## everything, the system test included
 	$(PY) -m pytest
+
+repro: ## the line without Airflow, on the pinned rows (DVC)
+	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc pull
+	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc repro
+
+step-versions: ## say that changed steps still do what they did
+	$(PY) -m tests.pipelines.steps.versions
+
+bench-loop: ## what Airflow adds to a training run (benchmarks/results/loop.json)
+	$(PY) -m benchmarks.bench_loop

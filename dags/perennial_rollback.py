@@ -22,7 +22,7 @@ def rollback(params: Params) -> DAG:
         schedule=None,
         catchup=False,
         max_active_runs=1,
-        params={"reason": Param(description="Why: kept in the ledger for good.", type="string", minLength=1)},
+        params={"reason": Param(description="Why: kept in the ledger for good.", type="string", pattern=r"\S")},
         default_args=DEFAULTS,
         tags=["perennial", params.case, "rollback"],
     ) as dag:

@@ -203,7 +203,7 @@ class Airflow:
     def log(self, dag_id: str, run_id: str, task_id: str, attempt: int = 1) -> str:
         """The log of one try of a task, one event per line."""
         content = self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{attempt}", params={"full_content": True})["content"]
-        return "\n".join(line if isinstance(line, str) else str(line.get("event", line)) for line in content)
+        return "\n".join(_log_line(line) for line in content)
 
     def clear(self, dag_id: str, run_id: str, task_ids: Iterable[str] | None = None, *, downstream: bool = True) -> None:
         """Run a whole DAG run again, or only ``task_ids`` and what follows them."""
@@ -241,3 +241,10 @@ class Airflow:
             if errors or time.monotonic() > deadline:
                 raise PerennialError(f"DAG(s) {', '.join(sorted(missing))} are not there after parsing: {'; '.join(errors) or 'look at the dag-processor log'}")
             time.sleep(0.2)
+
+
+def _log_line(line: str | dict[str, Any]) -> str:
+    if isinstance(line, str):
+        return line
+    errors = [f"{error['exc_type']}: {error['exc_value']}" for error in line.get("error_detail") or []]
+    return " | ".join([str(line.get("event", line)), *errors])

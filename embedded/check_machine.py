@@ -53,15 +53,18 @@ def find_libpython(prefix: str) -> str:
     return next((folder for folder in folders if folder and Path(folder, LIBPYTHON).exists()), "")
 
 
-def problems(root: Path, wish: str = "") -> list:
-    """All that keeps Perennial from being installed in ``root``: pairs of (what is wrong, the apt package that mends it or "")."""
+def problems(root: Path, wish: str = "", *, disk: bool = True) -> list:
+    """All that keeps Perennial from being installed in ``root``: pairs of (what is wrong, the apt package that mends it or "").
+
+    ``disk``: whether the space for an installation is still needed.
+    """
     found = []
     if sys.platform != "linux" or platform.machine() != "x86_64":
         found.append((f"this is {sys.platform} on {platform.machine()}: Triton's binaries need Linux on x86-64", ""))
     elif platform.libc_ver()[0] != "glibc":
         found.append(("the C library is not glibc (Alpine?): use Debian, Ubuntu or Fedora", ""))
     free = shutil.disk_usage(root).free / 1e9
-    if free < NEEDED_GB:
+    if disk and free < NEEDED_GB:
         found.append((f"{free:.1f} GB are free in {root}: {NEEDED_GB} GB are needed", ""))
     python, said = find_python(wish)
     if not python:

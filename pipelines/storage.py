@@ -124,6 +124,17 @@ def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
     return manifest
 
 
+def find(folder: Path, key: str) -> Path:
+    """The folder of the artefact ``key``: ``folder``, or the one that a later commit of another key set aside.
+
+    Raises IntegrityError if neither holds it.
+    """
+    for path in (folder, *sorted(folder.parent.glob(f"{folder.name}.{key[:12]}.*"))):
+        if (path / MANIFEST).exists() and read_manifest(path).key == key:
+            return path
+    raise IntegrityError(f"{folder} does not hold the artefact {key[:12]}, nor does a folder set aside next to it: restore the run's folder")
+
+
 def commit(
     folder: Path,
     *,

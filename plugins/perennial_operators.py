@@ -12,6 +12,7 @@ from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOpe
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import AirflowSkipException
 from perennial_run import failing_fast, resolve_as_of, resolve_trigger, small
+from pydantic import BaseModel
 
 from pipelines.config import Settings, load_params
 from pipelines.contracts import Manifest
@@ -38,7 +39,7 @@ class StepOperator(BaseOperator):
     """Runs ``pipelines.steps.<step>.run`` with those of its arguments that it names; imports it in the task only.
 
     The XCom is the manifest's path and its small facts. The drift step also pushes ``retrain``: the conf of
-    the training run that it asks for, or None.
+    the training run that it asks for, or nothing (``{}``: Airflow takes None for a missing XCom).
     """
 
     ui_color = "#e8f3ec"
@@ -51,7 +52,7 @@ class StepOperator(BaseOperator):
         if step == "register":
             self.operator_extra_links = (ModelLink(),)
 
-    def execute(self, context: Context) -> dict[str, Any] | None:
+    def execute(self, context: Context) -> dict[str, Any]:
         """One call of the step; errors that a retry cannot mend fail the task at once."""
         with failing_fast():
             params, settings, given = load_params(self.case), Settings(), context["params"]
@@ -70,13 +71,13 @@ class StepOperator(BaseOperator):
             self.log.info("%s of %s as of %s", self.step, self.case, as_of.isoformat())
             result = step(**{name: offers[name]() for name in inspect.signature(step).parameters})
         if not isinstance(result, Manifest):
-            return small(result) if isinstance(result, dict) else None
+            return small(result.model_dump(mode="json") if isinstance(result, BaseModel) else result or {})
         folder = str((settings.run_dir(self.case, as_of) / self.step).relative_to(settings.root))
         if self.step == "register":
             self.link = f"{settings.mlflow_url}/#/models/{self.case}/versions/{result.facts['version']}"
         if self.step == "drift":
             asked = {"as_of": as_of.isoformat(), "trigger": "drift", "episode": result.facts["episode"], "evidence": f"{folder}/report.json"}
-            context["ti"].xcom_push(key="retrain", value=asked if result.facts["action"] == "retrain" else None)
+            context["ti"].xcom_push(key="retrain", value=asked if result.facts["action"] == "retrain" else {})
         return {**small(result.facts), "as_of": as_of.isoformat(), "manifest": f"{folder}/manifest.json"}
 
     def on_kill(self) -> None:

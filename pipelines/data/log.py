@@ -12,9 +12,9 @@ Compact before reading: of a segment that is being compacted by somebody else a 
 
 from __future__ import annotations
 
-import io
 import json
 import logging
+import os
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ import polars as pl
 
 from pipelines.config import Settings
 from pipelines.contracts import LabelLine, PredictionLine, Window
+from pipelines.errors import IntegrityError
 from pipelines.storage import failpoint, write_atomic
 
 Kind = Literal["predictions", "labels"]
@@ -31,6 +32,8 @@ KINDS: tuple[Kind, ...] = ("predictions", "labels")
 RETRY_MARGIN = timedelta(days=1)
 """How far apart a request and its retries may lie in event time and still be found to be one row."""
 
+_BATCH = 200
+"""Files opened at once."""
 _MOMENT = pl.Datetime("us", "UTC")
 _DECODERS: dict[Kind, msgspec.json.Decoder[Any]] = {
     "predictions": msgspec.json.Decoder(PredictionLine),
@@ -78,14 +81,20 @@ def _compact_segment(settings: Settings, case: str, kind: Kind, path: Path) -> d
     time = "event_time" if kind == "predictions" else "label_time"
     hours = frame.with_columns(pl.col(time).dt.date().alias("_date"), pl.col(time).dt.hour().alias("_hour"))
     for (day, hour), part in hours.partition_by("_date", "_hour", as_dict=True, include_key=False).items():
-        buffer = io.BytesIO()
-        part.write_parquet(buffer, compression="zstd")
-        write_atomic(settings.lake / case / kind / f"date={day}" / f"hour={hour:02d}" / f"{path.stem}.parquet", buffer.getvalue())
+        _write(part, settings.lake / case / kind / f"date={day}" / f"hour={hour:02d}" / f"{path.stem}.parquet")
     if bad:
         log.warning("%s: %d malformed line(s) in %s quarantined", case, len(bad), path.name)
         text = "".join(json.dumps({"segment": path.name, **line}) + "\n" for line in bad)
         write_atomic(settings.lake / case / "quarantine" / kind / path.name, text.encode())
     return {"rows": frame.height, "torn": torn, "malformed": len(bad)}
+
+
+def _write(part: pl.DataFrame, path: Path) -> None:
+    """Publish one partition whole. Not fsynced: a segment has hundreds of hours when history is replayed, and it is the durable copy."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_parquet(work, compression="zstd")
+    os.replace(work, path)
 
 
 def _parse(path: Path, kind: Kind) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
@@ -184,4 +193,11 @@ def _read(settings: Settings, case: str, kind: Kind, start: datetime | None, end
     low, high = "" if start is None else f"date={start.date()}", f"date={end.date()}"
     days = sorted(path for path in (settings.lake / case / kind).glob("date=*") if low <= path.name <= high)
     files = [file for day in days for file in sorted(day.glob("hour=*/*.parquet"))]
-    return pl.concat([empty, *(pl.read_parquet(file, hive_partitioning=False) for file in files)], how="diagonal_relaxed")
+    scans = [pl.scan_parquet(file, hive_partitioning=False) for file in files]
+    try:
+        batches = [pl.concat(scans[at : at + _BATCH], how="diagonal_relaxed").collect() for at in range(0, len(scans), _BATCH)]
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise IntegrityError(
+            f"a partition in {settings.lake / case / kind} cannot be read ({error}): remove that folder, it is made again from the segments"
+        ) from error
+    return pl.concat([empty, *batches], how="diagonal_relaxed")

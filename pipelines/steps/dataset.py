@@ -51,7 +51,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
             "positives": positives,
             "holdout_positives": int(split.holdout[fields.label].sum()),
             "base_rate": positives / split.train.height,
-            "window": {"start": chosen["event_time"][0].isoformat(), "end": as_of.isoformat()},
+            "window": dataset.training_window(as_of, params.dataset).model_dump(mode="json"),
+            "oldest": chosen["event_time"][0].isoformat(),
+            "newest": chosen["event_time"][-1].isoformat(),
             "champion": None if champion is None else champion.champion,
             "excluded_rows": split.excluded,
         }

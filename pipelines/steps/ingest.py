@@ -92,7 +92,7 @@ def _look_back(read: Read, earliest: datetime, fields: Fields, params: Params, a
             return rows.filter(pl.col("event_time") >= first)
         if start <= earliest:
             return rows
-        days *= 2
+        days *= 4
 
 
 def _arrived(rows: pl.DataFrame, fields: Fields, as_of: datetime) -> pl.DataFrame:

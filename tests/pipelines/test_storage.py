@@ -45,6 +45,17 @@ def test_other_key_sets_the_old_folder_aside(tmp_path: Path):
     assert (old / "data.txt").read_text() == "hello"
 
 
+def test_an_artefact_is_found_by_its_key(tmp_path: Path):
+    """A key leads to its folder, also after another key's commit set that folder aside; an unknown key is refused."""
+    _commit(tmp_path / "train")
+    assert storage.find(tmp_path / "train", "k1") == tmp_path / "train"
+    _commit(tmp_path / "train", key="k2", text="new")
+    assert (storage.find(tmp_path / "train", "k1") / "data.txt").read_text() == "hello"
+    assert (storage.find(tmp_path / "train", "k2") / "data.txt").read_text() == "new"
+    with pytest.raises(IntegrityError, match="does not hold the artefact k3"):
+        storage.find(tmp_path / "train", "k3")
+
+
 def test_zombie_gives_way(tmp_path: Path):
     """A try that wakes after another one committed leaves the committed folder as it is."""
     folder = tmp_path / "train"

@@ -20,6 +20,7 @@ from pipelines.cases.sources import Source, canonical
 from pipelines.config import Params, Settings
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError
+from pipelines.fields import frame_schema
 from pipelines.storage import canonical_json, file_sha256
 
 Drift = Literal["none", "covariate", "label", "concept"]
@@ -142,10 +143,10 @@ def rows(source: Source, window: Window, params: Params) -> pl.DataFrame:
     since, until = params.period
     start, end = max(window.start, since), window.end if until is None else min(window.end, until)
     days = [start.date() + timedelta(days=n) for n in range(max(0, (end - start).days + 2))]
-    pinned = pl.DataFrame() if source.path is None else pl.read_parquet(source.path)
-    held = set() if pinned.is_empty() else set(pinned["event_time"].dt.date().unique())
+    pinned = pl.DataFrame(schema=frame_schema(FIELDS)).drop("label_time") if source.path is None else pl.read_parquet(source.path)
+    held = set(pinned["event_time"].dt.date().unique())
     frames = [_day(day, params) for day in days if day not in held and day <= end.date()]
-    return canonical(pl.concat([pinned, *frames] if held else frames), FIELDS, window, params)
+    return canonical(pl.concat([pinned, *frames]), FIELDS, window, params)
 
 
 def write_pinned(path: Path, first: date, days: int, params: Params) -> None:

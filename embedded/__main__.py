@@ -1,0 +1,120 @@
+"""`python -m embedded up | down | status`: what `make up`, `make down` and `make status` call."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from embedded import stack
+from embedded.airflow import Airflow
+from embedded.ports import Ports
+from pipelines.config import Settings, case_names, load_params
+from pipelines.errors import PerennialError
+
+RUNNING, STOPPED, SICK = 0, 3, 1
+"""Exit codes of status, as init scripts have them: all healthy, nothing runs, something is wrong."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do one command; the exit code is 0, or the error's own."""
+    parser = argparse.ArgumentParser(prog="python -m embedded", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, about in (("up", "start everything and print where it is"), ("down", "stop everything"), ("status", "what runs, and does it work")):
+        command = commands.add_parser(name, help=about, description=about)
+        command.add_argument("--home", type=Path, default=None, help="state folder (default: PERENNIAL_HOME, else runs/local)")
+        if name == "up":
+            command.add_argument("--no-traffic", action="store_true", help="no trickle of requests on the live cases")
+    options = parser.parse_args(arguments)
+    home = (options.home or Settings().home).expanduser().resolve()
+    console = Console(soft_wrap=True)
+    try:
+        if options.command == "up":
+            return up(home, console, traffic=not options.no_traffic)
+        return down(home, console) if options.command == "down" else status(home, console)
+    except PerennialError as error:
+        print(f"make {options.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"make {options.command}: interrupted; what was started is stopped", file=sys.stderr)
+        return 130
+
+
+def up(home: Path, console: Console, *, traffic: bool = True) -> int:
+    """Start the stack, let the live cases' DAGs run, print the addresses."""
+    console.print(f"starting on {home}; logs in {home / 'logs'}")
+    running = stack.start(home, Ports.from_environment(), traffic=traffic, on_ready=lambda name, seconds: console.print(f"  {seconds:5.1f} s  {name}"))
+    for problem in running.broken:
+        console.print(f"[yellow]not serving[/]  {problem}")
+    try:
+        live = open_live_cases(running.env["PERENNIAL_AIRFLOW_URL"])
+    except PerennialError as error:
+        raise PerennialError(f"the services are up, but the live cases' DAGs could not be set going: {error}; try again after `make down`") from error
+    console.print(addresses(running.env, home))
+    console.print(f"API key: {Settings(home=home).key_file}   settings for a shell: env $(cat {home / 'env'}) .venv/bin/python -m pipelines history --case ...")
+    console.print(
+        f"live, with {'a trickle of traffic' if traffic else 'no traffic'}: {', '.join(live) or 'no case'}; paused: {', '.join(sorted(set(case_names()) - set(live))) or 'none'}"
+    )
+    return RUNNING
+
+
+def open_live_cases(url: str) -> list[str]:
+    """Unpause the DAGs of the cases that follow today's clock and pause the historical ones; returns the live cases."""
+    client = Airflow(url)
+    cases = case_names()
+    live = [case for case in cases if load_params(case).schedule.live]
+    client.wait_for_dags([f"{case}_{kind}" for case in cases for kind in ("training", "drift", "rollback")])
+    for case in cases:
+        for kind in ("training", "drift", "rollback"):
+            client.pause(f"{case}_{kind}", paused=case not in live)
+    return live
+
+
+def addresses(env: dict[str, str], home: Path) -> Table:
+    """Where everything is and what to look at."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("what", "where", "look at"):
+        table.add_column(column)
+    table.add_row("Airflow", env["PERENNIAL_AIRFLOW_URL"], "<case>_training and <case>_drift: the grid of their runs")
+    table.add_row("MLflow", env["PERENNIAL_MLFLOW_URL"], "one run and one model version per candidate")
+    table.add_row("gateway", f"{env['PERENNIAL_GATEWAY_URL']}/docs", "/readyz, /metrics, POST /v1/cases/<case>/predict")
+    table.add_row("Triton", env["PERENNIAL_TRITON_GRPC"], f"metrics on http://{env['PERENNIAL_TRITON_METRICS']}/metrics")
+    table.add_row("state", str(home), "artefacts/<case>/<as_of>/<step>/manifest.json")
+    return table
+
+
+def down(home: Path, console: Console) -> int:
+    """Stop the stack; exit code 1 if a process could not be ended."""
+    was = stack.read(home)
+    left = stack.stop(home)
+    if left:
+        raise PerennialError(f"{left} process(es) of {home} could not be ended: look at them with `make status`, end them as the user who started them")
+    console.print(f"stopped: {', '.join(process.name for process in was.processes)}" if was else f"nothing was running on {home}")
+    return 0
+
+
+def status(home: Path, console: Console) -> int:
+    """Print a table of the services; 0 if all are healthy, 1 if one is not, 3 if nothing runs."""
+    rows = stack.status(home)
+    if not rows:
+        lost = stack.strays(home)
+        console.print(f"nothing runs on {home}: start it with `make up`" if not lost else f"{lost} stray process(es) of {home}: end them with `make down`")
+        return SICK if lost else STOPPED
+    table = Table(box=None, pad_edge=False, title=f"{home}", title_justify="left")
+    for column in ("service", "state", "address", "pid", "log"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        colour = "green" if row["state"] == "healthy" else "red"
+        log = Path(row["log"])
+        table.add_row(
+            row["service"], f"[{colour}]{row['state']}[/]", row["address"], row["pid"], str(log.relative_to(home)) if log.is_relative_to(home) else row["log"]
+        )
+    console.print(table)
+    return RUNNING if all(row["state"] == "healthy" for row in rows) else SICK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

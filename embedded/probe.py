@@ -1,0 +1,66 @@
+"""Does Triton really answer for every champion of the ledger? "Ready" does not say so: a dead stub leaves it true."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from embedded import http
+from embedded.ports import HOST, Ports
+from pipelines import ledger
+from pipelines.config import Settings, case_names
+from pipelines.contracts import Release
+from pipelines.errors import PerennialError, Unavailable
+
+_ZEROS: dict[str, Any] = {"BOOL": False, "FP16": 0.0, "FP32": 0.0, "FP64": 0.0}
+
+
+def champions(home: Path, ledger_url: str = "") -> list[Release]:
+    """The head release of every case that has one."""
+    settings = Settings(home=home, ledger_url=ledger_url)
+    if not ledger_url and not (settings.root / "ledger.db").exists():
+        return []
+    return [release for case in case_names() if (release := ledger.head(settings.ledger, case)) is not None]
+
+
+def champions_answer(home: Path, ports: Ports, ledger_url: str = "") -> bool:
+    """Run an inference on each champion; Unavailable names the case, its version and Triton's words."""
+    for release in champions(home, ledger_url):
+        try:
+            infer(release.case, release.champion, ports)
+        except Unavailable as error:
+            raise Unavailable(f"case {release.case}: champion {release.champion} does not answer: {error}") from error
+    return True
+
+
+def restore(home: Path, ports: Ports, ledger_url: str, broken: list[str]) -> bool:
+    """Bring every champion back into a fresh Triton and compare a real inference with ONNX Runtime; always True.
+
+    A champion that cannot serve (its bundle is gone, its fields were changed) goes into ``broken`` with the
+    reason: it must not keep the stack down, in which its successor would be trained.
+    """
+    found = champions(home, ledger_url)
+    if found:
+        from pipelines.cases import load_fields
+        from pipelines.deploy import repository, rollout  # imports ONNX Runtime
+
+        settings = Settings(home=home, ledger_url=ledger_url, triton_http=f"{HOST}:{ports.triton_http}")
+        for release in found:
+            try:
+                with repository.alone(settings.model_repository, release.case):
+                    rollout.restore(settings, load_fields(release.case))
+            except PerennialError as error:
+                broken.append(f"case {release.case}, champion {release.champion}: {error}")
+    return True
+
+
+def infer(model: str, version: int, ports: Ports) -> Any:
+    """One inference on a row of zeros, made from the version's own metadata; returns Triton's answer."""
+    url = f"http://{HOST}:{ports.triton_http}/v2/models/{model}/versions/{version}"
+    inputs = []
+    for tensor in http.call(url)["inputs"]:
+        shape = [max(1, int(size)) for size in tensor["shape"]]
+        zeros = [_ZEROS.get(tensor["datatype"], 0)] * prod(shape)
+        inputs.append({"name": tensor["name"], "datatype": tensor["datatype"], "shape": shape, "data": zeros})
+    return http.call(f"{url}/infer", {"inputs": inputs})

@@ -1,0 +1,131 @@
+"""The services of one stack: what each is started with, and how it shows that it works."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedded import airflow, http, probe, triton
+from embedded.ports import HOST, Ports
+from embedded.processes import TAG
+
+AIRFLOW_PARTS = {"api-server": "metadatabase", "scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
+"""Airflow's process -> its name in the health answer."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One process: its command, its environment, where it answers, and a check that raises or says whether it works."""
+
+    name: str
+    argv: list[str]
+    env: Mapping[str, str]
+    address: str
+    check: Callable[[], bool]
+
+
+def settings_environment(home: Path, ports: Ports) -> dict[str, str]:
+    """The ``PERENNIAL_*`` variables that lead any program to this stack."""
+    return {
+        "PERENNIAL_HOME": str(home),
+        "PERENNIAL_MLFLOW_URL": f"http://{HOST}:{ports.mlflow}",
+        "PERENNIAL_AIRFLOW_URL": f"http://{HOST}:{ports.airflow}",
+        "PERENNIAL_GATEWAY_URL": f"http://{HOST}:{ports.gateway}",
+        "PERENNIAL_TRITON_HTTP": f"{HOST}:{ports.triton_http}",
+        "PERENNIAL_TRITON_GRPC": f"{HOST}:{ports.triton_grpc}",
+        "PERENNIAL_TRITON_METRICS": f"{HOST}:{ports.triton_metrics}",
+    }
+
+
+def full_environment(home: Path, ports: Ports, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What every process but Triton gets: Airflow's settings, the stack's addresses and tag, no telemetry; ``extra`` wins."""
+    own = {
+        **settings_environment(home, ports),
+        TAG: triton.stack_tag(home),
+        # Airflow renames its processes, which would overwrite the environment in /proc, and with it the tag.
+        "SPT_NOENV": "1",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "DVC_NO_ANALYTICS": "1",
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(ports.worker_log),
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(ports.trigger_log),
+    }
+    return airflow.environment(home, ports, {**own, **(extra or {})})
+
+
+def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool, broken: list[str] | None = None) -> list[Service]:
+    """All services of the stack.
+
+    With a list ``broken`` Triton's check is that of a start: it brings the champions back first and puts what
+    cannot be brought back into the list, instead of failing; the gateway is then only asked whether it lives.
+    """
+    ledger_url = env.get("PERENNIAL_LEDGER_URL", "")
+    light = {name: value for name, value in env.items() if not name.startswith("AIRFLOW")}
+    python = [sys.executable, "-m"]
+    # Without any champion the gateway has nothing to be ready for: it is not ready until the first promotion.
+    urls = settings_environment(home, ports)
+    mlflow = home / "mlflow"
+    found = [
+        Service(
+            "triton",
+            triton.command(home, ports),
+            triton.environment(home),
+            f"grpc://{HOST}:{ports.triton_grpc}",
+            lambda: (
+                triton.ready(ports) and (probe.champions_answer(home, ports, ledger_url) if broken is None else probe.restore(home, ports, ledger_url, broken))
+            ),
+        ),
+        Service(
+            "mlflow",
+            [
+                *python,
+                "mlflow",
+                "server",
+                f"--backend-store-uri=sqlite:///{mlflow / 'mlflow.db'}",
+                f"--artifacts-destination={mlflow / 'artifacts'}",
+                f"--host={HOST}",
+                f"--port={ports.mlflow}",
+                "--workers=1",
+            ],
+            light,
+            urls["PERENNIAL_MLFLOW_URL"],
+            lambda: http.status(f"http://{HOST}:{ports.mlflow}/health") == 200,
+        ),
+        Service(
+            "gateway",
+            [
+                *python,
+                "uvicorn",
+                "serving.gateway.app:app",
+                f"--host={HOST}",
+                f"--port={ports.gateway}",
+                "--no-access-log",
+                "--loop=uvloop",
+                "--http=httptools",
+            ],
+            light,
+            urls["PERENNIAL_GATEWAY_URL"],
+            lambda: http.status(f"http://{HOST}:{ports.gateway}/{'healthz' if broken or not probe.champions(home, ledger_url) else 'readyz'}") == 200,
+        ),
+    ]
+    for name, argv in airflow.components().items():
+        address = urls["PERENNIAL_AIRFLOW_URL"] if name == "api-server" else ""
+        found.append(Service(name, argv, env, address, _airflow_check(urls["PERENNIAL_AIRFLOW_URL"], AIRFLOW_PARTS[name])))
+    if traffic:
+        found.append(Service("traffic", [*python, "embedded.traffic"], light, "", lambda: True))
+    return found
+
+
+def missing_environment() -> str:
+    """What keeps the gateway and Airflow from starting, or nothing."""
+    wanted = [Path(sys.executable).parent / name for name in ("airflow", "mlflow", "uvicorn")]
+    absent = [path.name for path in wanted if not os.access(path, os.X_OK)]
+    return f"{', '.join(absent)} not installed beside {sys.executable}: run `make setup` and use .venv/bin/python" if absent else ""
+
+
+def _airflow_check(url: str, part: str) -> Callable[[], bool]:
+    return lambda: airflow.healthy(url)[part]

@@ -1,0 +1,238 @@
+"""Start, look at and stop all services of one state folder.
+
+``<home>/stack.json`` says what runs: pids with their start times, ports, and the tag that every process
+of the stack carries in its environment. It is written before the first process starts, so that whatever
+happens later, ``stop`` finds everything.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from embedded import airflow, triton
+from embedded.ports import Ports
+from embedded.processes import Started, alive, end, last_lines, launch, tagged
+from embedded.services import Service, full_environment, missing_environment, services, settings_environment
+from pipelines.config import Settings
+from pipelines.errors import ConfigError, ConflictError, PerennialError, Unavailable
+from pipelines.storage import write_atomic
+
+RECORD = "stack.json"
+START_SECONDS = 180.0
+"""The start deadline: ten times what an idle 2-core machine needs."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack. ``env`` holds the ``PERENNIAL_*`` and ``AIRFLOW__*`` variables that its processes got.
+
+    ``broken`` says which champions could not be brought back into Triton, and why: the rest serves.
+    """
+
+    home: Path
+    ports: Ports
+    pids: dict[str, int]
+    env: dict[str, str]
+    broken: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """What ``stack.json`` holds."""
+
+    tag: str
+    ports: Ports
+    traffic: bool
+    processes: tuple[Started, ...]
+
+
+def start(
+    settings_home: Path,
+    ports: Ports,
+    *,
+    traffic: bool = False,
+    extra_env: dict[str, str] | None = None,
+    deadline: float = START_SECONDS,
+    on_ready: Callable[[str, float], None] | None = None,
+) -> Stack:
+    """Start every service on ``settings_home`` and wait until all work; ``on_ready(name, seconds)`` is told of each.
+
+    Raises ConflictError if this state already runs, ConfigError or Unavailable (before anything starts)
+    for a missing installation or a busy port, Unavailable with the log's last lines if a service dies or
+    is not healthy in ``deadline`` seconds; whatever was started is stopped again then.
+    """
+    home = settings_home.expanduser().resolve()
+    began = time.monotonic()
+    if missing := missing_environment():
+        raise ConfigError(missing)
+    triton.require()
+    with _locked(home):
+        refuse_if_running(home)
+        stop(home)  # strays of a stack that was killed
+        ports.require_free()
+        _make_key(home)
+        triton.prepare(home)
+        env = full_environment(home, ports, extra_env)
+        record = Record(triton.stack_tag(home), ports, traffic, ())
+        _write(home, record)
+        broken: list[str] = []
+        wanted = services(home, ports, env, traffic=traffic, broken=broken)
+        try:
+            for service in [service for service in wanted if service.env is not env]:
+                record = _launch(home, record, service)
+            airflow.migrate(env)
+            for service in [service for service in wanted if service.env is env]:
+                record = _launch(home, record, service)
+            _wait(wanted, record, began, deadline, on_ready)
+        except BaseException:
+            stop(home)
+            raise
+    _write_env(home, ports)
+    kept = {name: value for name, value in env.items() if name.startswith(("PERENNIAL_", "AIRFLOW")) and value != record.tag}
+    return Stack(home, ports, {process.name: process.pid for process in record.processes}, kept, tuple(broken))
+
+
+def stop(home: Path) -> int:
+    """Stop everything of the state folder ``home`` and delete its shared memory; returns the number of processes left (0).
+
+    Nothing running is fine. Strays are found by their tag even if stack.json is lost.
+    """
+    home = home.expanduser().resolve()
+    record = read(home)
+    left = end(record.processes if record else (), triton.stack_tag(home))
+    if not left:
+        triton.sweep(home)
+        (home / RECORD).unlink(missing_ok=True)
+    return left
+
+
+def refuse_if_running(home: Path) -> None:
+    """Raise ConflictError naming the services of ``home`` that run."""
+    record = read(home.expanduser().resolve())
+    running = [process for process in record.processes if alive(process)] if record else []
+    if running:
+        names = ", ".join(f"{process.name} ({process.pid})" for process in running)
+        raise ConflictError(f"a stack of {home} is already running: {names}; look at it with `make status`, stop it with `make down` (and the same STATE)")
+
+
+def read(home: Path) -> Record | None:
+    """The record of what was started last, or None if it was stopped; a record that cannot be read raises ConfigError."""
+    path = home / RECORD
+    try:
+        found = json.loads(path.read_text())
+        return Record(found["tag"], Ports(**found["ports"]), found["traffic"], tuple(Started(**process) for process in found["processes"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): delete it and run `make down`, which finds the processes without it") from error
+
+
+def status(home: Path) -> list[dict[str, str]]:
+    """One row per service: ``{service, state, address, pid, log}``; no row if nothing was started.
+
+    ``state`` is healthy, dead, or not ready (it runs, but fails its check; the reason stands behind a colon).
+    """
+    home = home.expanduser().resolve()
+    record = read(home)
+    if record is None:
+        return []
+    env = full_environment(home, record.ports)
+    running = {process.name: process for process in record.processes}
+    rows = []
+    for service in services(home, record.ports, env, traffic=record.traffic):
+        process = running.get(service.name)
+        state = "dead" if process is None or not alive(process) else _state(service)
+        rows.append(
+            {
+                "service": service.name,
+                "state": state,
+                "address": service.address,
+                "pid": str(process.pid) if process else "",
+                "log": process.log if process else "",
+            }
+        )
+    return rows
+
+
+def strays(home: Path) -> int:
+    """How many living processes carry the tag of ``home``."""
+    return len(tagged(triton.stack_tag(home)))
+
+
+def _state(service: Service) -> str:
+    try:
+        return "healthy" if service.check() else "not ready"
+    except PerennialError as error:
+        return f"not ready: {error}"
+
+
+def _launch(home: Path, record: Record, service: Service) -> Record:
+    process = launch(service.name, service.argv, service.env, home / "logs" / f"{service.name}.log")
+    record = Record(record.tag, record.ports, record.traffic, (*record.processes, process))
+    _write(home, record)
+    return record
+
+
+def _wait(wanted: Sequence[Service], record: Record, began: float, deadline: float, on_ready: Callable[[str, float], None] | None) -> None:
+    """Poll until every check holds; a dead process or the deadline ends the wait with Unavailable."""
+    running = {process.name: process for process in record.processes}
+    missing = list(wanted)
+    while True:
+        for service in list(missing):
+            if service.check():
+                missing.remove(service)
+                if on_ready:
+                    on_ready(service.name, time.monotonic() - began)
+        for process in running.values():
+            if not alive(process):
+                raise Unavailable(f"{process.name} ended during the start; the end of {process.log}:\n{last_lines(Path(process.log))}")
+        if not missing:
+            return
+        if time.monotonic() - began > deadline:
+            slow = missing[0]
+            log = running[slow.name].log
+            names = ", ".join(service.name for service in missing)
+            raise Unavailable(f"not healthy after {deadline:g} s: {names}; the end of {log}:\n{last_lines(Path(log))}")
+        time.sleep(0.1)
+
+
+@contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """Only one start of a state folder at a time."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / ".stack.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConflictError(f"somebody else is starting a stack of {home} right now: wait for it, then look with `make status`") from error
+        yield
+
+
+def _make_key(home: Path) -> None:
+    """The gateway's API key: made once per state folder, readable by its owner only."""
+    path = Settings(home=home).key_file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.touch(mode=0o600, exist_ok=False)
+    except FileExistsError:
+        if path.read_text().strip():
+            return
+    path.write_text(secrets.token_urlsafe(32) + "\n")
+    path.chmod(0o600)
+
+
+def _write(home: Path, record: Record) -> None:
+    write_atomic(home / RECORD, json.dumps(asdict(record), indent=1).encode())
+
+
+def _write_env(home: Path, ports: Ports) -> None:
+    """The addresses for a shell: ``env $(cat <home>/env) .venv/bin/python -m pipelines ...``."""
+    lines = (f"{name}={value}" for name, value in settings_environment(home, ports).items())
+    write_atomic(home / "env", ("\n".join(lines) + "\n").encode())

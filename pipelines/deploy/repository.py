@@ -1,0 +1,157 @@
+"""Triton's model repository: ``<case>/config.pbtxt`` and ``<case>/<version>/model.onnx``.
+
+One layout serves the embedded Triton (ONNX Runtime in Python) and the official container (in C++). A
+version appears by one rename, the configuration by another; the configuration names the versions that
+Triton may load, so a half-done rollout is never served. One writer at a time holds :func:`alone`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines import storage
+from pipelines.errors import IntegrityError, Unavailable
+from pipelines.fields import Fields
+from pipelines.runtime import MODEL
+
+CONFIG = "config.pbtxt"
+MAX_BATCH = 1024
+
+_CONFIG = """name: "{case}"
+backend: "onnxruntime"
+max_batch_size: {batch}
+input [
+  {{ name: "categorical" data_type: TYPE_INT64 dims: [ {categorical} ] }},
+  {{ name: "numeric" data_type: TYPE_FP32 dims: [ {numeric} ] }}
+]
+output [ {{ name: "score" data_type: TYPE_FP32 dims: [ 1 ] }} ]
+version_policy {{ specific {{ versions: [ {versions} ] }} }}
+instance_group [ {{ kind: KIND_CPU count: 1 }} ]
+parameters [
+  {{ key: "intra_op_thread_count" value: {{ string_value: "1" }} }},
+  {{ key: "session.intra_op.allow_spinning" value: {{ string_value: "0" }} }}
+]
+"""
+
+
+def config(fields: Fields, versions: Iterable[int]) -> str:
+    """Text of a case's config.pbtxt: tensors as declared, and exactly ``versions`` to be loaded."""
+    return _CONFIG.format(
+        case=fields.case,
+        batch=MAX_BATCH,
+        categorical=len(fields.categorical),
+        numeric=len(fields.numeric),
+        versions=", ".join(map(str, sorted(versions))),
+    )
+
+
+@contextmanager
+def alone(repository: Path, case: str, *, patience: float = 60.0) -> Iterator[None]:
+    """Be the only writer of a case's part of the repository; the lock ends with its process.
+
+    Raises Unavailable after ``patience`` seconds, naming the pid that holds it. The lock only spares work:
+    which of two rollouts wins is the ledger's decision.
+    """
+    repository.mkdir(parents=True, exist_ok=True)
+    path = repository / f".{case}.lock"
+    deadline = time.monotonic() + patience
+    with path.open("a+") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise Unavailable(
+                        f"{path} is held by process {path.read_text() or '?'} for more than {patience:g} s: see what it does, end it if it hangs"
+                    ) from error
+                time.sleep(0.02)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def stage(repository: Path, case: str, version: int, bundle: Path) -> bool:
+    """Put the bundle's model into the repository as ``version``; whether there was anything to do.
+
+    The bytes are checked against the bundle's manifest before and after copying (IntegrityError). A version
+    that is there with other bytes is replaced: version numbers are never reused, so it can only be damaged.
+    """
+    expected = storage.read_manifest(bundle).files.get(MODEL)
+    if expected is None or not (bundle / MODEL).exists():
+        raise IntegrityError(f"{bundle} has no {MODEL}: restore the folder, or run the step 'export' again")
+    target = repository / case / str(version)
+    if (target / MODEL).exists() and storage.file_sha256(target / MODEL) == expected:
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(repository, case)
+    work = Path(tempfile.mkdtemp(dir=repository, prefix=f".{case}.stage."))
+    try:
+        shutil.copyfile(bundle / MODEL, work / MODEL)
+        with (work / MODEL).open("rb") as file:
+            os.fsync(file.fileno())
+        found = storage.file_sha256(work / MODEL)
+        if found != expected:
+            raise IntegrityError(f"{bundle / MODEL} has sha256 {found[:12]}, its manifest says {expected[:12]}: it is damaged and was not staged")
+        storage.fsync_folder(work)
+        work.chmod(0o755)
+        if target.exists():
+            os.rename(target, work / "damaged")
+        os.rename(work, target)
+        shutil.rmtree(target / "damaged", ignore_errors=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    storage.fsync_folder(target.parent)
+    return True
+
+
+def configure(repository: Path, fields: Fields, versions: Iterable[int]) -> bool:
+    """Write the case's configuration for ``versions``; False if it said just that already."""
+    path = repository / fields.case / CONFIG
+    text = config(fields, versions)
+    if path.exists() and path.read_text() == text:
+        return False
+    storage.write_atomic(path, text.encode())
+    return True
+
+
+def configured(repository: Path, case: str) -> list[int]:
+    """The versions that the case's configuration names; none if there is no configuration."""
+    path = repository / case / CONFIG
+    found = re.search(r"versions: \[([\d, ]*)\]", path.read_text()) if path.exists() else None
+    return [int(number) for number in found[1].split(",") if number.strip()] if found else []
+
+
+def staged(repository: Path, case: str) -> list[int]:
+    """The versions whose folders are there, in ascending order."""
+    return sorted(int(path.name) for path in (repository / case).glob("[0-9]*") if path.name.isdigit())
+
+
+def retire(repository: Path, case: str, keep: Collection[int]) -> list[int]:
+    """Delete the folders of all versions but ``keep`` (with none to keep, the configuration too); returns the versions deleted.
+
+    Configure and load first: Triton reads the files of a version for as long as it loads it.
+    """
+    gone = [version for version in staged(repository, case) if version not in keep]
+    for version in gone:
+        shutil.rmtree(repository / case / str(version), ignore_errors=True)
+    if not keep:
+        (repository / case / CONFIG).unlink(missing_ok=True)
+    return gone
+
+
+def sweep(repository: Path, case: str) -> None:
+    """Delete what a killed :func:`stage` left behind; only while :func:`alone`."""
+    for path in repository.glob(f".{case}.stage.*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (repository / case).glob(f".{CONFIG}.*"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,179 @@
+"""The handshake with Triton: a version serves only after a real inference equalled ONNX Runtime.
+
+Kept in the repository and loaded are the ledger's champion, the release that a rollback would return to,
+and the one that served just before (gateways follow the ledger within seconds and may still ask for it).
+A failure anywhere leaves the kept versions as they were.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import ledger, runtime, storage
+from pipelines.config import Settings
+from pipelines.contracts import Release
+from pipelines.deploy import repository, triton
+from pipelines.errors import IntegrityError, PerennialError, Unavailable
+from pipelines.fields import Fields, encode
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TOLERANCE = 1e-5
+"""Largest difference of a probability between Triton and ONNX Runtime."""
+PROBE_ROWS = 32
+log = logging.getLogger(__name__)
+
+
+def kept(settings: Settings, case: str) -> dict[int, Release]:
+    """The releases whose versions stay loaded, by version, the champion first."""
+    history = ledger.releases(settings.ledger, case)
+    below = ledger.previous_release(settings.ledger, case)
+    versions: dict[int, Release] = {}
+    for release in (*history[-1:], *([below] if below else []), *history[-2:-1]):
+        versions.setdefault(release.champion, release)
+    return versions
+
+
+def bundle_of(settings: Settings, release: Release) -> Path:
+    """The folder of a release's bundle, also if a later run of the same ``as_of`` set it aside (IntegrityError if it is gone)."""
+    return storage.find(settings.root / release.bundle, release.candidate_key)
+
+
+def probe_tensors(fields: Fields, bundle: Path) -> dict[str, NDArray[Any]]:
+    """The first rows of the holdout that the bundle was judged on (of its training rows if that is empty), encoded.
+
+    Raises IntegrityError if the bundle was made for other fields than ``fields``.
+    """
+    import polars as pl
+
+    about = json.loads((bundle / "bundle.json").read_text())
+    if about["fields_hash"] != fields.hash:
+        raise IntegrityError(
+            f"{bundle} was made for other fields of {fields.case} ({about['fields_hash'][:12]}, now {fields.hash[:12]}): "
+            "train a new candidate, or go back to the commit of its fields"
+        )
+    dataset = storage.find(bundle.parent / "dataset", about["dataset_key"])
+    for part in ("holdout", "train"):
+        rows = pl.read_parquet(dataset / f"{part}.parquet", columns=list(fields.names), n_rows=PROBE_ROWS)
+        if rows.height:
+            return encode(fields, {name: rows[name].to_list() for name in fields.names})
+    raise IntegrityError(f"{dataset} has no rows to probe a model with: run the step 'dataset' again")
+
+
+def prove(settings: Settings, fields: Fields, version: int, bundle: Path) -> None:
+    """Require Triton's ``version`` to answer the probe rows as ONNX Runtime does on the bundle.
+
+    Raises Unavailable if it does not answer, IntegrityError if an answer differs by more than TOLERANCE.
+    """
+    import numpy as np
+
+    tensors = probe_tensors(fields, bundle)
+    expected = runtime.score(bundle, tensors)
+    found = triton.infer(settings.triton_http, fields.case, version, tensors)
+    if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=TOLERANCE):
+        worst = f"by up to {np.abs(found - expected).max():.2g}" if found.shape == expected.shape else f"in shape: {found.shape}, not {expected.shape}"
+        raise IntegrityError(f"{fields.case} version {version} in Triton differs from ONNX Runtime on {bundle} {worst}: it must not serve")
+
+
+def offer(settings: Settings, fields: Fields, version: int, bundle: Path, *, revive: bool = False) -> None:
+    """Stage, load and prove ``version`` beside the kept ones; ``revive`` loads it anew if it does not answer.
+
+    Call while :func:`repository.alone`.
+    """
+    repository.stage(settings.model_repository, fields.case, version, bundle)
+    storage.failpoint("rollout", "staged")
+    repository.configure(settings.model_repository, fields, {*kept(settings, fields.case), version})
+    triton.load(settings.triton_http, fields.case)
+    storage.failpoint("rollout", "loaded")
+    if revive:
+        _revive(settings, fields, version, bundle)
+    else:
+        prove(settings, fields, version, bundle)
+
+
+def promote(settings: Settings, fields: Fields, version: int, bundle: Path, append: Callable[[], Release]) -> Release:
+    """Offer a candidate, then ``append`` its release; call while :func:`repository.alone`.
+
+    If anything fails, ``append`` included, the kept versions are put back and the error goes on.
+    """
+    before = list(kept(settings, fields.case))
+    try:
+        offer(settings, fields, version, bundle)
+        release = append()
+    except BaseException:
+        _withdraw(settings, fields, before)
+        raise
+    storage.failpoint("rollout", "appended")
+    return release
+
+
+def _withdraw(settings: Settings, fields: Fields, before: list[int]) -> None:
+    """Go back to the versions ``before``; what Triton cannot do now, reconcile does later."""
+    if before:
+        repository.configure(settings.model_repository, fields, before)
+    with suppress(PerennialError):
+        if before:
+            triton.load(settings.triton_http, fields.case)
+        else:
+            triton.unload(settings.triton_http, fields.case)
+    repository.retire(settings.model_repository, fields.case, before)
+
+
+def restore(settings: Settings, fields: Fields) -> list[str]:
+    """Make the repository and Triton what the ledger says; returns what was repaired. Call while :func:`repository.alone`.
+
+    The champion must answer in the end, or the error that keeps it from answering is raised. An older version
+    that cannot be brought back is reported and left out: nothing asks for it now.
+    """
+    case, repaired, bundles = fields.case, list[str](), dict[int, Path]()
+    releases = kept(settings, case)
+    for version, release in releases.items():
+        try:
+            bundle = bundle_of(settings, release)
+            probe_tensors(fields, bundle)
+            if repository.stage(settings.model_repository, case, version, bundle):
+                repaired.append(f"staged version {version} from {release.bundle}")
+            bundles[version] = bundle
+        except PerennialError as error:
+            if not bundles:  # the champion comes first
+                raise
+            log.warning("%s: version %d cannot be kept ready for a rollback: %s", case, version, error)
+            repaired.append(f"left out version {version}: {error}")
+    if not releases:
+        return repaired
+    if repository.configure(settings.model_repository, fields, bundles):
+        repaired.append(f"configured versions {', '.join(map(str, sorted(bundles)))}")
+    repaired += [f"loaded version {version}" for version in bundles if not triton.loaded(settings.triton_http, case, version)]
+    triton.load(settings.triton_http, case)
+    for version, bundle in bundles.items():
+        if _revive(settings, fields, version, bundle):
+            repaired.append(f"revived version {version}")
+    repaired += [f"retired version {version}" for version in repository.retire(settings.model_repository, case, bundles)]
+    return repaired
+
+
+def _revive(settings: Settings, fields: Fields, version: int, bundle: Path) -> bool:
+    """Prove a version; if it does not answer, have it loaded anew. Whether that was needed."""
+    try:
+        prove(settings, fields, version, bundle)
+    except (Unavailable, IntegrityError) as error:
+        log.warning("%s: %s; loading it again", fields.case, error)
+    else:
+        return False
+    # A newer file makes Triton start a new stub for this version alone, the others go on answering.
+    os.utime(settings.model_repository / fields.case / str(version) / runtime.MODEL)
+    triton.load(settings.triton_http, fields.case)
+    with suppress(Unavailable):
+        prove(settings, fields, version, bundle)
+        return True
+    triton.unload(settings.triton_http, fields.case)
+    triton.load(settings.triton_http, fields.case)
+    prove(settings, fields, version, bundle)
+    return True

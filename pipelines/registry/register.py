@@ -1,0 +1,209 @@
+"""One MLflow run and one model version per judged candidate, found again by its key.
+
+Every write can be repeated: a run is searched by tag before it is made, parameters are written once, a
+metric point carries ``as_of`` as its time and is the same point when it is written again, artefacts are
+replaced by themselves. A process may die anywhere; running again completes what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import storage
+from pipelines.config import Settings
+from pipelines.errors import DataError, IntegrityError
+from pipelines.registry.client import KEY, connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, Run
+    from mlflow.models import ModelSignature
+
+DIGEST_LENGTH = 36
+"""MLflow keeps this much of a data set's digest."""
+_BATCH = 900
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is recorded. ``key`` is the gate manifest's, ``curves`` maps a metric to its values by epoch from 1."""
+
+    case: str
+    as_of: datetime
+    key: str
+    bundle: Path
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    curves: Mapping[str, Sequence[float]]
+    tags: Mapping[str, str]
+    dataset: Mapping[str, Any]
+    dataset_key: str
+    artefacts: Sequence[Path]
+
+
+def record(settings: Settings, candidate: Candidate) -> tuple[str, int]:
+    """Make or complete the candidate's run and version; returns ``(run id, version)``.
+
+    Raises DataError if the bundle's model is not ONNX, Unavailable if MLflow is down.
+    """
+    with connect(settings) as client:
+        run = _run(client, candidate)
+        storage.failpoint("register", "run")
+        _measure(client, run, candidate)
+        for path in candidate.artefacts:
+            client.log_artifact(run.info.run_id, str(path))
+        version = _version(client, run, candidate)
+        storage.failpoint("register", "version")
+        client.set_terminated(run.info.run_id, "FINISHED")
+    return run.info.run_id, version
+
+
+def settle(settings: Settings, case: str, key: str, run_id: str, version: int) -> list[str]:
+    """Make ``run_id`` and ``version`` the only ones of ``key``; returns what was deleted.
+
+    Two tries of one step that ran at once may each have made a run: the committed manifest says which one
+    counts. Raises IntegrityError if MLflow lost the one that counts.
+    """
+    with connect(settings) as client:
+        versions = client.search_model_versions(f"name='{case}' and tags.`{KEY}`='{key}'")
+        runs = _runs(client, case, key)
+        if run_id not in [run.info.run_id for run in runs] or version not in [int(found.version) for found in versions]:
+            raise IntegrityError(
+                f"MLflow at {settings.mlflow_url} has lost run {run_id} or version {version} of {case}: restore its database; version numbers are never reused"
+            )
+        deleted = []
+        for found in versions:
+            if int(found.version) != version:
+                client.delete_model_version(case, found.version)
+                deleted.append(f"version {found.version}")
+        for run in runs:
+            if run.info.run_id != run_id:
+                client.delete_run(run.info.run_id)
+                deleted.append(f"run {run.info.run_id}")
+    return deleted
+
+
+def _runs(client: MlflowClient, case: str, key: str) -> list[Run]:
+    """The candidate's runs, oldest first."""
+    experiment = client.get_experiment_by_name(case)
+    if experiment is None:
+        return []
+    return list(client.search_runs([experiment.experiment_id], f"tags.`{KEY}` = '{key}'", order_by=["attributes.start_time ASC", "attributes.run_id ASC"]))
+
+
+def _run(client: MlflowClient, candidate: Candidate) -> Run:
+    found = _runs(client, candidate.case, candidate.key)
+    if found:
+        return found[0]
+    tags = {**candidate.tags, KEY: candidate.key}
+    return client.create_run(_experiment(client, candidate.case), tags=tags, run_name=f"{candidate.case} {candidate.as_of:%Y-%m-%d %H:%M}")
+
+
+def _experiment(client: MlflowClient, case: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    if (found := client.get_experiment_by_name(case)) is None:
+        try:
+            return str(client.create_experiment(case))
+        except MlflowException:
+            if (found := client.get_experiment_by_name(case)) is None:  # not the race of two first runs
+                raise
+    return str(found.experiment_id)
+
+
+def _measure(client: MlflowClient, run: Run, candidate: Candidate) -> None:
+    from mlflow.entities import Metric, Param
+
+    moment = int(candidate.as_of.timestamp() * 1000)
+    points = [Metric(name, value, moment, 0) for name, value in candidate.metrics.items()]
+    points += [Metric(name, value, moment, epoch) for name, curve in candidate.curves.items() for epoch, value in enumerate(curve, start=1)]
+    params = [Param(name, value) for name, value in candidate.params.items() if name not in run.data.params]
+    client.log_batch(run.info.run_id, metrics=points[:_BATCH], params=params)
+    for start in range(_BATCH, len(points), _BATCH):
+        client.log_batch(run.info.run_id, metrics=points[start : start + _BATCH])
+    client.log_inputs(run.info.run_id, [_dataset(candidate)])
+
+
+def _dataset(candidate: Candidate) -> DatasetInput:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"key": candidate.dataset_key, "path": f"{candidate.bundle.parent.name}/dataset"})
+    dataset = Dataset(
+        name=candidate.case,
+        digest=candidate.dataset_key[:DIGEST_LENGTH],
+        source_type="perennial",
+        source=source,
+        profile=storage.canonical_json(candidate.dataset),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+
+
+def _version(client: MlflowClient, run: Run, candidate: Candidate) -> int:
+    found = client.search_model_versions(f"name='{candidate.case}' and tags.`{KEY}`='{candidate.key}'")
+    if found:
+        return min(int(version.version) for version in found)
+    _upload(client, run, candidate.bundle)
+    _registered_model(client, candidate.case)
+    source = f"{run.info.artifact_uri}/model"
+    return int(client.create_model_version(candidate.case, source, run.info.run_id, tags={**candidate.tags, KEY: candidate.key}).version)
+
+
+def _registered_model(client: MlflowClient, case: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(case)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _upload(client: MlflowClient, run: Run, bundle: Path) -> None:
+    """The model in MLflow's ONNX flavour with its signature; fixed requirements, or MLflow would run the model to infer them."""
+    import mlflow.onnx
+    import onnx
+    import onnxruntime
+    from mlflow.models import Model
+
+    path = bundle / "model.onnx"
+    try:
+        graph = onnx.load(path)
+    except Exception as error:  # protobuf's DecodeError has no typed home of its own
+        raise DataError(f"{path} is not an ONNX model: run the step 'export' again") from error
+    with tempfile.TemporaryDirectory(prefix="perennial-model-") as folder:
+        mlflow.onnx.save_model(
+            graph,
+            f"{folder}/model",
+            mlflow_model=Model(run_id=run.info.run_id, artifact_path="model"),
+            signature=_signature(graph),
+            pip_requirements=[f"onnxruntime=={onnxruntime.__version__}"],
+            save_as_external_data=False,
+        )
+        client.log_artifacts(run.info.run_id, folder)
+
+
+def _signature(graph: Any) -> ModelSignature:
+    """Names, types and shapes of the graph's inputs and outputs; a free dimension is -1."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    def specs(values: Any) -> Schema:
+        return Schema(
+            [
+                TensorSpec(
+                    tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type),
+                    tuple(size.dim_value if size.HasField("dim_value") else -1 for size in value.type.tensor_type.shape.dim),
+                    value.name,
+                )
+                for value in values
+            ]
+        )
+
+    return ModelSignature(specs(graph.graph.input), specs(graph.graph.output))

@@ -1,0 +1,99 @@
+"""register: record the judged candidate in MLflow, whatever the verdict: one run, one model version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from pipelines import ledger, storage
+from pipelines.config import Params, Settings
+from pipelines.contracts import Manifest, Trigger, Verdict
+from pipelines.registry import register
+from pipelines.registry.client import DECISION
+
+STEP_VERSION = 1
+ROOMS = ("pipelines.registry.register", "pipelines.registry.client")
+INPUTS = ("dataset", "train", "export", "evaluate", "gate")
+FAILPOINTS = ("run", "version")
+"""Beyond those of a commit: after MLflow's run was made, after the model version was made."""
+
+
+def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, trigger: Trigger = "manual") -> Manifest:
+    """Facts: ``version`` (MLflow's number, Triton's folder, the ledger's champion) and ``mlflow_run``.
+
+    A crash between run and version is completed by running again; should two tries have run at once, what
+    the losing one left in MLflow is deleted. Raises Unavailable if MLflow is down.
+    """
+    inputs = {step: storage.read_manifest(run_dir / step) for step in INPUTS}
+    gate = inputs["gate"]
+    key = storage.step_key("register", STEP_VERSION, {"gate": gate.key, "export": inputs["export"].key}, {})
+
+    def build(_folder: Path) -> Mapping[str, Any]:
+        candidate = _candidate(params, settings, run_dir, as_of, trigger, inputs)
+        run_id, version = register.record(settings, candidate)
+        return {"version": version, "mlflow_run": run_id}
+
+    keys = {"gate": gate.key, "export": inputs["export"].key}
+    manifest = storage.commit(run_dir / "register", case=params.case, as_of=as_of, key=key, inputs=keys, build=build)
+    register.settle(settings, params.case, gate.key, manifest.facts["mlflow_run"], manifest.facts["version"])
+    return manifest
+
+
+def _candidate(params: Params, settings: Settings, run_dir: Path, as_of: datetime, trigger: Trigger, inputs: Mapping[str, Manifest]) -> register.Candidate:
+    verdict = Verdict.model_validate_json((run_dir / "gate" / "verdict.json").read_bytes())
+    facts = {step: manifest.facts for step, manifest in inputs.items()}
+    metrics = {"evaluate": {name: facts["evaluate"].get(name) for name in ("challenger", "champion", "base_rate", "n", "positives")}}
+    lift = verdict.evidence.lift
+    return register.Candidate(
+        case=params.case,
+        as_of=as_of,
+        key=inputs["gate"].key,
+        bundle=run_dir / "export",
+        params={name: str(value) for name, value in _flat(params.model_dump(mode="json")).items()},
+        metrics=_numbers({**metrics["evaluate"], "lift": lift.model_dump() if lift else None}),
+        curves={"train.loss": facts["train"].get("curve", [])},
+        tags=_tags(params, settings, as_of, trigger, inputs, verdict),
+        dataset=facts["dataset"],
+        dataset_key=inputs["dataset"].key,
+        artefacts=(run_dir / "gate" / "verdict.json", run_dir / "export" / "bundle.json"),
+    )
+
+
+def _tags(params: Params, settings: Settings, as_of: datetime, trigger: Trigger, inputs: Mapping[str, Manifest], verdict: Verdict) -> dict[str, str]:
+    origin = inputs["export"].provenance
+    tags = {
+        "case": params.case,
+        "as_of": as_of.isoformat(),
+        "trigger": trigger,
+        "episode": _episode(settings, params.case, as_of) if trigger == "drift" else None,
+        "commit": origin.get("commit"),
+        "lock": origin.get("lock"),
+        "candidate": inputs["export"].key,
+        "dataset": inputs["dataset"].key,
+        "fields": inputs["export"].facts.get("fields_hash"),
+        "rule": verdict.rule,
+        "verdict": inputs["gate"].facts["verdict_sha256"],
+    }
+    return {DECISION: verdict.decision, **{f"perennial.{name}": str(value) for name, value in tags.items() if value}}
+
+
+def _episode(settings: Settings, case: str, as_of: datetime) -> str | None:
+    """The drift episode that asked for this run: the newest one opened up to ``as_of``."""
+    opened = [row["episode"] for row in ledger.episodes(settings.ledger, case) if datetime.fromisoformat(row["as_of"]) <= as_of]
+    return opened[-1] if opened else None
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        flat.update(_flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item})
+    return flat
+
+
+def _numbers(value: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers among nested facts: MLflow takes no None, and a NaN says nothing."""
+    return {name: float(item) for name, item in _flat(value).items() if isinstance(item, int | float) and isfinite(item)}

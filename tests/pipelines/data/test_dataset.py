@@ -1,0 +1,79 @@
+"""pipelines/data/dataset.py: the window rule, its fallback, and a holdout that nobody was trained on."""
+
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+import pytest
+
+from pipelines.config import DatasetParams
+from pipelines.data import dataset
+
+AS_OF = datetime(2020, 6, 1, tzinfo=UTC)
+PARAMS = DatasetParams(window_days=10, min_rows=50, fallback_rows=80, holdout_share=0.2, min_holdout=10, max_bad_share=0.2)
+
+
+def _rows(per_day: int, days: int, labelled_until: int = 0) -> pl.DataFrame:
+    """``per_day`` rows on each of the ``days`` days before AS_OF; the newest ``labelled_until`` days have no labels yet."""
+    times = [AS_OF - timedelta(days=day, seconds=-600 * n) for day in range(days, 0, -1) for n in range(per_day)]
+    frame = pl.DataFrame({"event_time": times}, schema={"event_time": pl.Datetime("us", "UTC")})
+    old = pl.col("event_time") < AS_OF - timedelta(days=labelled_until)
+    return frame.with_row_index().select(
+        pl.format("r{}", pl.col("index").cast(pl.String).str.zfill(4)).alias("id"), "event_time", y=pl.when(old).then(pl.lit(1, pl.Int8))
+    )
+
+
+def test_enough_rows_in_the_window_are_the_window():
+    """With min_rows labelled rows in the newest days, those rows and no older ones are chosen."""
+    chosen, rule = dataset.choose(_rows(10, 30), "y", AS_OF, PARAMS)
+    assert rule == "window"
+    assert chosen.height == 100
+    assert chosen["event_time"].min() == AS_OF - timedelta(days=10)
+
+
+def test_too_few_rows_fall_back_to_the_newest():
+    """One labelled row too few in the window, and the newest fallback_rows count instead, however old."""
+    assert dataset.choose(_rows(5, 30), "y", AS_OF, PARAMS)[1] == "window"
+    chosen, rule = dataset.choose(_rows(5, 30).tail(149).filter(pl.col("id") != "r0149"), "y", AS_OF, PARAMS)
+    assert rule == "fallback"
+    assert chosen.height == 80
+
+
+def test_rows_without_labels_do_not_count():
+    """A row counts once its label has arrived: rows of the newest days are in neither rule."""
+    chosen, rule = dataset.choose(_rows(10, 30, labelled_until=7), "y", AS_OF, PARAMS)
+    assert rule == "fallback"
+    assert chosen["event_time"].max() < AS_OF - timedelta(days=7)
+    assert chosen.height == 80
+
+
+def test_rows_from_as_of_on_do_not_count():
+    """Nothing at or after as_of is chosen."""
+    later = _rows(10, 30).with_columns(pl.col("event_time") + timedelta(days=2))
+    assert dataset.choose(later, "y", AS_OF, PARAMS)[0]["event_time"].max() < AS_OF
+
+
+def test_the_holdout_is_the_newest_share():
+    """The newest fifth judges, the rest trains, and no row is in both or lost."""
+    rows = _rows(10, 10)
+    split = dataset.split(rows, PARAMS)
+    assert pl.concat([split.train, split.holdout]).equals(rows)
+    assert split.holdout.height == 20
+    assert split.excluded == 0
+
+
+def test_rows_the_champion_learned_from_leave_the_holdout():
+    """A row that the champion was trained on judges nobody, and is counted; it does not become a training row."""
+    rows = _rows(10, 10)
+    known = rows["id"].tail(5)
+    split = dataset.split(rows, PARAMS, known)
+    assert split.excluded == 5
+    assert split.holdout.height == 15
+    assert not set(known) & set(split.holdout["id"])
+    assert split.train.height == 80
+
+
+@pytest.mark.parametrize(("per_day", "days", "expected"), [(10, 30, 10), (5, 30, 20), (2, 30, None)])
+def test_the_look_back_covers_both_rules(per_day: int, days: int, expected: int | None):
+    """The first day needed is the window's, or that of the row that the fallback needs if validation takes its share; None if rows end before."""
+    found = dataset.first_needed_day(_rows(per_day, days), "y", AS_OF, PARAMS)
+    assert found == (None if expected is None else AS_OF - timedelta(days=expected))

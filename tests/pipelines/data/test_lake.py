@@ -1,0 +1,51 @@
+"""pipelines/data/lake.py: day partitions are named by what they hold and checked when they are read."""
+
+from datetime import date, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipelines.cases.loans import source as loans
+from pipelines.config import Settings
+from pipelines.data import lake
+from pipelines.errors import IntegrityError
+
+ROWS = pl.concat([loans.generate(date(2020, 5, 1) + timedelta(days=n), rows_per_day=12) for n in range(3)])
+
+
+def test_days_come_back_as_they_were_written(tmp_path: Path):
+    """Three days are three partitions, which together are the rows."""
+    settings = Settings(home=tmp_path)
+    partitions = lake.write_days(settings, "loans", ROWS)
+    assert [part["date"] for part in partitions] == ["2020-05-01", "2020-05-02", "2020-05-03"]
+    assert lake.read_days(settings, partitions).equals(ROWS)
+
+
+def test_late_rows_change_one_day_only(tmp_path: Path):
+    """A changed day gets a new file beside its first one; the other days keep theirs."""
+    settings = Settings(home=tmp_path)
+    before = lake.write_days(settings, "loans", ROWS)
+    after = lake.write_days(settings, "loans", ROWS.filter(pl.col("id") != "loans-20200502-0003"))
+    assert [one == other for one, other in zip(before, after, strict=True)] == [True, False, True]
+    assert lake.read_days(settings, before).equals(ROWS)
+    assert len(list((tmp_path / "lake").rglob("*.parquet"))) == 4
+
+
+def test_the_hash_is_of_the_rows():
+    """Equal rows hash alike however they came to be; another value, type or order does not."""
+    assert lake.content_sha256(ROWS) == lake.content_sha256(pl.concat([ROWS.head(5), ROWS.tail(-5)]))
+    for other in (ROWS.reverse(), ROWS.with_columns(pl.col("age") + 1), ROWS.with_columns(pl.col("age").cast(pl.Int64))):
+        assert lake.content_sha256(other) != lake.content_sha256(ROWS)
+
+
+def test_a_changed_partition_is_refused(tmp_path: Path):
+    """A file with other rows than its manifest names, or none, stops the reader and is named."""
+    settings = Settings(home=tmp_path)
+    [first, *_] = partitions = lake.write_days(settings, "loans", ROWS)
+    ROWS.head(2).write_parquet(tmp_path / first["path"])
+    with pytest.raises(IntegrityError, match="does not hold the rows"):
+        lake.read_days(settings, partitions)
+    (tmp_path / first["path"]).unlink()
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        lake.read_days(settings, partitions)

@@ -1,0 +1,160 @@
+"""pipelines/data/log.py: whatever happens to segments, readers see one row and one label per prediction."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipelines.cases.loans import source as loans
+from pipelines.cases.loans.schema import FIELDS
+from pipelines.config import Settings
+from pipelines.contracts import Window
+from pipelines.data import log
+from pipelines.errors import IntegrityError
+from tests.pipelines.data import loglines
+
+DAY = datetime(2020, 5, 1, tzinfo=UTC)
+WINDOW = Window(start=DAY, end=DAY + timedelta(days=1))
+FRAME = loans.generate(date(2020, 5, 1), rows_per_day=48).with_columns(label_time=pl.col("event_time") + timedelta(days=7))
+SENT = loglines.predictions(FRAME, FIELDS)
+LABELS = loglines.labels(FRAME, FIELDS)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """An empty state folder."""
+    return Settings(home=tmp_path)
+
+
+def test_what_was_sent_is_read(settings: Settings):
+    """Compacted lines come back as one row each, features as they were sent, with version and score."""
+    loglines.write(settings, "loans", "predictions", "a", SENT)
+    loglines.write(settings, "loans", "labels", "b", LABELS)
+    assert log.compact(settings, "loans") == 2
+    rows = log.read_predictions(settings, "loans", WINDOW)
+    features = ["id", "event_time", *FIELDS.names]
+    assert rows.select(features).equals(FRAME.select(features))
+    assert rows["version"].unique().to_list() == [1]
+    found = log.read_labels(settings, "loans", DAY + timedelta(days=9))
+    assert found["label"].to_list() == FRAME["granted"].to_list()
+
+
+def test_partitions_lie_by_hour_under_the_segments_name(settings: Settings):
+    """Each hour of a segment is one file of the segment's name; compacting again makes and changes nothing."""
+    loglines.write(settings, "loans", "predictions", "a", SENT)
+    log.compact(settings, "loans")
+    files = {path: path.stat().st_mtime_ns for path in (settings.lake / "loans").rglob("*.parquet")}
+    assert str(min(files).relative_to(settings.lake)) == "loans/predictions/date=2020-05-01/hour=00/a.parquet"
+    assert len(files) == 24
+    assert log.compact(settings, "loans") == 0
+    assert {path: path.stat().st_mtime_ns for path in (settings.lake / "loans").rglob("*.parquet")} == files
+
+
+def test_open_segments_are_left_alone(settings: Settings):
+    """A segment that is still written to is not read."""
+    path = loglines.write(settings, "loans", "predictions", "a", SENT)
+    path.rename(path.with_suffix(".jsonl.open"))
+    assert log.compact(settings, "loans") == 0
+    assert log.read_predictions(settings, "loans", WINDOW).is_empty()
+    assert log.first_day(settings, "loans") is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_order_and_repetition_do_not_matter(settings: Settings, tmp_path_factory, seed: int):
+    """Lines that are shuffled, repeated and cut into other segments end in the same frames."""
+    other = Settings(home=tmp_path_factory.mktemp("other"))
+    loglines.write(settings, "loans", "predictions", "a", SENT)
+    loglines.write(settings, "loans", "labels", "a", LABELS)
+    rng = np.random.default_rng(seed)
+    for kind, lines in (("predictions", SENT), ("labels", LABELS)):
+        order = np.concatenate([rng.permutation(len(lines)), rng.integers(0, len(lines), 20)])
+        for number, part in enumerate(np.array_split(order, 5)):
+            loglines.write(other, "loans", kind, f"s{(number * 3) % 5}", [lines[at] for at in part])
+            if number == 2:
+                log.compact(other, "loans")
+    log.compact(settings, "loans")
+    log.compact(other, "loans")
+    assert log.read_predictions(settings, "loans", WINDOW).equals(log.read_predictions(other, "loans", WINDOW))
+    late = DAY + timedelta(days=30)
+    assert log.read_labels(settings, "loans", late).equals(log.read_labels(other, "loans", late))
+
+
+def test_a_repeated_request_keeps_its_first_answer(settings: Settings):
+    """Of two lines with one id the one received first is the row, also if the retry's event lies in another window."""
+    first = SENT[-1]
+    again = {**first, "event_time": WINDOW.end.isoformat(), "received_at": (WINDOW.end + timedelta(hours=1)).isoformat(), "version": 2}
+    loglines.write(settings, "loans", "predictions", "a", [again])
+    loglines.write(settings, "loans", "predictions", "b", [first])
+    log.compact(settings, "loans")
+    assert log.read_predictions(settings, "loans", WINDOW)["version"].to_list() == [1]
+    assert log.read_predictions(settings, "loans", Window(start=WINDOW.end, end=WINDOW.end + timedelta(days=1))).is_empty()
+
+
+def test_corrections_count_from_their_arrival(settings: Settings):
+    """The highest revision that has arrived is the label; before it arrived, the one before is."""
+    label, arrived = LABELS[0], FRAME["label_time"][0]
+    corrected = {**label, "label": 1 - label["label"], "revision": 1, "event_time": (arrived + timedelta(days=2)).isoformat()}
+    loglines.write(settings, "loans", "labels", "a", [corrected, label])
+    log.compact(settings, "loans")
+    assert log.read_labels(settings, "loans", arrived - timedelta(seconds=1)).is_empty()
+    assert log.read_labels(settings, "loans", arrived)["label"].to_list() == [label["label"]]
+    assert log.read_labels(settings, "loans", arrived + timedelta(days=2))["label"].to_list() == [1 - label["label"]]
+
+
+def test_a_torn_last_line_is_counted_and_skipped(settings: Settings):
+    """The half line of a writer that died is no row and no quarantine; the whole ones before it are rows."""
+    loglines.write(settings, "loans", "predictions", "a", SENT[:3], tail=json.dumps(SENT[3]).encode()[:-20])
+    log.compact(settings, "loans")
+    assert log.read_predictions(settings, "loans", WINDOW).height == 3
+    marker = json.loads((settings.lake / "loans" / "predictions" / "segments" / "a.json").read_text())
+    assert marker == {"rows": 3, "torn": 1, "malformed": 0}
+    assert not (settings.lake / "loans" / "quarantine").exists()
+
+
+@pytest.mark.parametrize("bad", [b"\xff\xfe", b"{}", b'{"prediction_id": 3', b"null"])
+def test_malformed_lines_are_quarantined(settings: Settings, bad: bytes):
+    """A line in the middle that is no line of the contract is kept with its segment and number, and costs no other row."""
+    path = loglines.write(settings, "loans", "predictions", "a", SENT[:2], tail=bad + b"\n")
+    path.write_bytes(path.read_bytes() + json.dumps(SENT[2]).encode() + b"\n")
+    log.compact(settings, "loans")
+    assert log.read_predictions(settings, "loans", WINDOW).height == 3
+    [line] = (settings.lake / "loans" / "quarantine" / "predictions" / "a.jsonl").read_text().splitlines()
+    kept = json.loads(line)
+    assert (kept["segment"], kept["line"]) == ("a.jsonl", 3)
+    assert kept["text"] == bad.decode(errors="backslashreplace")
+
+
+def test_times_without_a_zone_are_malformed(settings: Settings):
+    """A time that could mean any zone is not guessed at."""
+    naive = {**SENT[0], "event_time": "2020-05-01T10:00:00"}
+    loglines.write(settings, "loans", "predictions", "a", [naive, SENT[1]])
+    log.compact(settings, "loans")
+    assert log.read_predictions(settings, "loans", WINDOW)["id"].to_list() == [SENT[1]["prediction_id"]]
+
+
+def test_a_killed_compaction_is_finished_by_the_next(settings: Settings):
+    """After SIGKILL between partitions and marker, compacting again gives every row once."""
+    loglines.write(settings, "loans", "predictions", "a", SENT)
+    code = "import sys; from pipelines.config import Settings; from pipelines.data import log; log.compact(Settings(), 'loans')"
+    environment = {**os.environ, "PERENNIAL_FAILPOINT": "compact:files", "PERENNIAL_HOME": str(settings.root), "PYTHONPATH": str(Path.cwd())}
+    killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not list((settings.lake / "loans" / "predictions").glob("segments/*.json"))
+    assert log.compact(settings, "loans") == 1
+    assert log.read_predictions(settings, "loans", WINDOW)["id"].to_list() == FRAME["id"].to_list()
+
+
+def test_a_damaged_partition_says_how_to_mend_it(settings: Settings):
+    """Partitions are made from the segments: a broken one is named, with what to remove."""
+    loglines.write(settings, "loans", "predictions", "a", SENT)
+    log.compact(settings, "loans")
+    next(iter((settings.lake / "loans" / "predictions").rglob("*.parquet"))).write_bytes(b"")
+    with pytest.raises(IntegrityError, match="remove that folder, it is made again"):
+        log.read_predictions(settings, "loans", WINDOW)

@@ -1,0 +1,169 @@
+"""pipelines/cli.py: one line of JSON for programs, clear words for people, an exit code for both."""
+
+import argparse
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pipelines import cli
+from pipelines.config import load_params
+from pipelines.steps import TRAINING, gate, ingest
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty state folder, set as the environment sets it."""
+    monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path))
+    monkeypatch.delenv("PERENNIAL_DATA_DIR", raising=False)
+    return tmp_path
+
+
+def test_a_step_answers_with_one_json_line(home: Path, capfd: pytest.CaptureFixture[str]):
+    """Stdout is one JSON object naming manifest, key and facts; a second run gives the very same line."""
+    arguments = ["ingest", "--case", "loans", "--as-of", "2020-05-01"]
+    assert cli.main(arguments) == 0
+    first = capfd.readouterr().out
+    answer = json.loads(first)
+    assert first.count("\n") == 1
+    assert Path(answer["manifest"]) == home / "artefacts" / "loans" / "20200501T000000Z" / "ingest" / "manifest.json"
+    assert json.loads(Path(answer["manifest"]).read_text())["key"] == answer["key"]
+    assert answer["facts"]["origin"] == "source"
+    assert cli.main(arguments) == 0
+    assert capfd.readouterr().out == first
+
+
+def test_what_a_library_prints_stays_off_stdout(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """A chatty library ends up on stderr, so that stdout stays one line."""
+    original = ingest.run
+
+    def chatty(params, settings, run_dir, as_of):
+        print("hello from a library")  # noqa: T201
+        return original(params, settings, run_dir, as_of)
+
+    monkeypatch.setattr(ingest, "run", chatty)
+    assert cli.main(["ingest", "--case", "loans", "--as-of", "2020-05-01"]) == 0
+    out, err = capfd.readouterr()
+    assert "hello" in err
+    json.loads(out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["validate", "--case", "loans", "--as-of", "2020-05-01"], 2, "run the step 'ingest' first"),
+        (["ingest", "--case", "loan", "--as-of", "2020-05-01"], 2, "did you mean 'loans'?"),
+        (["ingest", "--case", "loans", "--as-of", "2019-05-01"], 1, "has no rows before 2019-05-01"),
+    ],
+)
+def test_an_error_is_one_clear_line(arguments: list[str], code: int, words: str, capfd: pytest.CaptureFixture[str]):
+    """A known error is one line without a traceback, on stderr, and the exit code tells settings from data."""
+    assert cli.main(arguments) == code
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert words in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(capfd: pytest.CaptureFixture[str]):
+    """With --debug the traceback is there too."""
+    assert cli.main(["validate", "--case", "loans", "--as-of", "2020-05-01", "--debug"]) == 2
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_an_error_nobody_foresaw_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """A bug ends with 1 and says that it is one, and how to see more."""
+
+    def broken(params, settings, run_dir, as_of):
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(ingest, "run", broken)
+    assert cli.main(["ingest", "--case", "loans", "--as-of", "2020-05-01"]) == 1
+    assert "ZeroDivisionError: by zero; this is a mistake in the program: run again with --debug" in capfd.readouterr().err
+
+
+def test_a_wrong_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """A setting that cannot be read is named as it stands in the environment."""
+    monkeypatch.setenv("PERENNIAL_LOG_SEGMENT_SECONDS", "soon")
+    assert cli.main(["ingest", "--case", "loans", "--as-of", "2020-05-01"]) == 2
+    assert "PERENNIAL_LOG_SEGMENT_SECONDS" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2009-05-01", datetime(2009, 5, 1, tzinfo=UTC)),
+        ("2009-05-01T02:00:00", datetime(2009, 5, 1, 2, tzinfo=UTC)),
+        ("2009-05-01T02:00:00Z", datetime(2009, 5, 1, 2, tzinfo=UTC)),
+        ("2009-05-01T02:00:00+02:00", datetime(2009, 5, 1, tzinfo=UTC)),
+    ],
+)
+def test_dates_and_times_are_instants(text: str, expected: datetime):
+    """A date is its midnight, a time without a zone is meant in UTC."""
+    assert cli.parse_as_of(text) == expected
+
+
+@pytest.mark.parametrize("text", ["yesterday", "2009-13-01", "2009-05-01T02:00:00.5"])
+def test_other_texts_are_no_clock(text: str):
+    """What is no whole second in time is refused, with the text and what to write."""
+    with pytest.raises(argparse.ArgumentTypeError, match=text[:10]):
+        cli.parse_as_of(text)
+
+
+@pytest.mark.parametrize("arguments", [[], ["ingest"], ["ingest", "--case", "loans"], ["nothing", "--case", "loans", "--as-of", "2020-05-01"]])
+def test_wrong_usage_exits_with_two(arguments: list[str]):
+    """A missing command, case or as_of is wrong usage."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+
+
+def test_help_lists_the_steps_in_the_order_of_the_line(capfd: pytest.CaptureFixture[str]):
+    """Every step there is has its line in the help, those of the training run in their order."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    assert caught.value.code == 0
+    text = capfd.readouterr().out
+    names = cli.step_names()
+    assert [name for name in names if not re.search(rf"^ +{name}\s", text, re.MULTILINE)] == []
+    trained = [name for name in names if name in TRAINING]
+    assert trained == [name for name in TRAINING if name in trained]
+
+
+def test_a_step_gets_the_options_that_its_run_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Trigger and reason are options of the steps that take them, and of no others."""
+    (tmp_path / "one.py").write_text('"""one: first."""\ndef run(params, settings, *, reason): ...\n')
+    (tmp_path / "two.py").write_text('"""two: second."""\ndef run(params, settings, run_dir, as_of, *, trigger="manual"): ...\n')
+    monkeypatch.setattr(cli, "STEPS", tmp_path)
+    parser = cli.build_parser()
+    assert parser.parse_args(["one", "--case", "loans", "--reason", "R"]).reason == "R"
+    assert parser.parse_args(["two", "--case", "loans", "--as-of", "2020-05-01", "--trigger", "drift"]).trigger == "drift"
+    for wrong in (["one", "--case", "loans", "--reason", "R", "--as-of", "2020-05-01"], ["two", "--case", "loans"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(wrong)
+    (tmp_path / "three.py").write_text('"""three: third."""\ndef run(params, settings, *, as_of=None): ...\n')
+    assert cli.build_parser().parse_args(["three", "--case", "loans"]).as_of is None
+
+
+def test_commands_that_are_no_steps_get_params_and_settings(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """An entry of COMMANDS is a subcommand, and what it returns is the answer."""
+
+    def count(params, settings):
+        """How many letters."""
+        return {"letters": len(params.case), "home": settings.root.name}
+
+    monkeypatch.setitem(cli.COMMANDS, "count", count)
+    assert cli.main(["count", "--case", "loans"]) == 0
+    assert json.loads(capfd.readouterr().out)["letters"] == len(load_params("loans").case)
+
+
+@pytest.mark.parametrize(("given", "champion", "expected"), [([], None, "initial"), ([], "one", "manual"), (["--trigger", "drift"], None, "drift")])
+def test_a_run_knows_what_started_it(given: list[str], champion: str | None, expected: str, monkeypatch: pytest.MonkeyPatch):
+    """Without --trigger a run by hand is the initial one until the case has a champion, and manual from then on."""
+    seen = []
+    monkeypatch.setattr(cli.ledger, "champion_before", lambda *_: champion)
+    monkeypatch.setattr(gate, "run", lambda params, settings, run_dir, as_of, trigger="manual": seen.append(trigger))
+    assert cli.main(["gate", "--case", "loans", "--as-of", "2020-05-01", *given]) == 0
+    assert seen == [expected]

@@ -1,0 +1,85 @@
+"""dvc.yaml and data.dvc: the same line as the DAG's, on rows that the project can make again."""
+
+import os
+import shutil
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+from pipelines.cases.loans import source as loans
+from pipelines.config import load_params
+from pipelines.steps import TRAINING
+
+REPOSITORY = Path(__file__).parents[1]
+STAGES = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+RUN = "runs/dvc/artefacts/loans/20200501T000000Z"
+
+
+def test_stages_are_the_dags_tasks_up_to_the_gate():
+    """dvc.yaml runs the steps of the training DAG in their order, from ingest to gate."""
+    assert tuple(STAGES) == TRAINING[: TRAINING.index("gate") + 1]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_runs_its_step_and_depends_on_an_earlier_one(name: str):
+    """Each stage runs the step of its name, leaves the step's folder, and reads one that an earlier stage left."""
+    stage = STAGES[name]
+    before = list(STAGES)[: list(STAGES).index(name)]
+    assert f" -m pipelines {name} " in stage["cmd"]
+    assert [next(iter(out)) for out in stage["outs"]] == [f"${{run}}/{name}"]
+    assert f"pipelines/steps/{name}.py" in stage["deps"]
+    assert not before or {f"${{run}}/{step}" for step in before} & set(stage["deps"])
+
+
+def test_the_pinned_rows_are_those_of_the_stream():
+    """The file that data.dvc pins lies in the repository's remote and holds what the generator makes today, day by day."""
+    pinned = yaml.safe_load((REPOSITORY / "data.dvc").read_text())["outs"][0]
+    remote = REPOSITORY / "dvc_remote" / "files" / "md5"
+    listed = yaml.safe_load((remote / pinned["md5"][:2] / pinned["md5"][2:]).read_text())
+    assert [entry["relpath"] for entry in listed] == [loans.PINNED]
+    md5 = listed[0]["md5"]
+    frame = pl.read_parquet(remote / md5[:2] / md5[2:])
+    days = frame["event_time"].dt.date().unique().sort().to_list()
+    assert (days[0], len(days)) == (date(2020, 3, 1), 120)
+    params = load_params("loans")
+    for day in (days[0], date(2020, 5, 31), date(2020, 6, 1), days[-1]):
+        assert frame.filter(pl.col("event_time").dt.date() == day).equals(loans.generate(day, **params.source))
+
+
+def test_the_remote_is_small():
+    """What the repository carries for DVC is under 5 MB."""
+    assert sum(path.stat().st_size for path in (REPOSITORY / "dvc_remote").rglob("*") if path.is_file()) < 5e6
+
+
+@pytest.mark.slow
+def test_a_fresh_clone_pulls_reproduces_and_then_rests(tmp_path: Path):
+    """In a fresh clone `dvc pull` and `dvc repro` run the line to the gate on the pinned rows; a second `dvc repro` runs nothing."""
+    clone = tmp_path / "clone"
+    # The files as they are here, uncommitted ones too, in a repository of their own.
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    for name in listed.splitlines():
+        if (REPOSITORY / name).is_file() and name != "dvc.lock":
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, clone / name)
+    subprocess.run(["git", "init", "-q"], cwd=clone, check=True)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PERENNIAL_", "DVC_", "GIT_"))}
+    environment = {**kept, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+    def dvc(*arguments: str) -> str:
+        done = subprocess.run(["dvc", *arguments], cwd=clone, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    dvc("pull")
+    first = dvc("repro")
+    assert [line.split("'")[1] for line in first.splitlines() if line.startswith("Running stage")] == list(STAGES)
+    assert "pinned rows" in (clone / RUN / "ingest" / "manifest.json").read_text()
+    assert (clone / RUN / "gate" / "verdict.json").exists()
+    second = dvc("repro")
+    assert "Running stage" not in second
+    assert "up to date" in second
