@@ -49,6 +49,7 @@ def full_environment(home: Path, ports: Ports, extra: Mapping[str, str] | None =
         "SPT_NOENV": "1",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "DO_NOT_TRACK": "true",
         "DVC_NO_ANALYTICS": "1",
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(ports.worker_log),
@@ -66,7 +67,6 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
     ledger_url = env.get("PERENNIAL_LEDGER_URL", "")
     light = {name: value for name, value in env.items() if not name.startswith("AIRFLOW")}
     python = [sys.executable, "-m"]
-    # Without any champion the gateway has nothing to be ready for: it is not ready until the first promotion.
     urls = settings_environment(home, ports)
     mlflow = home / "mlflow"
     found = [
@@ -106,9 +106,11 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
                 "--no-access-log",
                 "--loop=uvloop",
                 "--http=httptools",
+                "--timeout-graceful-shutdown=5",
             ],
             light,
             urls["PERENNIAL_GATEWAY_URL"],
+            # Without any champion it has nothing to be ready for until the first promotion.
             lambda: http.status(f"http://{HOST}:{ports.gateway}/{'healthz' if broken or not probe.champions(home, ledger_url) else 'readyz'}") == 200,
         ),
     ]
