@@ -64,7 +64,6 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
     With a list ``broken`` Triton's check is that of a start: it brings the champions back first and puts what
     cannot be brought back into the list, instead of failing; the gateway is then only asked whether it lives.
     """
-    ledger_url = env.get("PERENNIAL_LEDGER_URL", "")
     light = {name: value for name, value in env.items() if not name.startswith("AIRFLOW")}
     python = [sys.executable, "-m"]
     urls = settings_environment(home, ports)
@@ -75,9 +74,7 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
             triton.command(home, ports),
             triton.environment(home),
             f"grpc://{HOST}:{ports.triton_grpc}",
-            lambda: (
-                triton.ready(ports) and (probe.champions_answer(home, ports, ledger_url) if broken is None else probe.restore(home, ports, ledger_url, broken))
-            ),
+            lambda: triton.ready(ports) and (probe.champions_answer(home, ports) if broken is None else probe.restore(home, ports, broken)),
         ),
         Service(
             "mlflow",
@@ -111,7 +108,7 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
             light,
             urls["PERENNIAL_GATEWAY_URL"],
             # Without any champion it has nothing to be ready for until the first promotion.
-            lambda: http.status(f"http://{HOST}:{ports.gateway}/{'healthz' if broken or not probe.champions(home, ledger_url) else 'readyz'}") == 200,
+            lambda: http.status(f"http://{HOST}:{ports.gateway}/{'healthz' if broken or not probe.champions(home) else 'readyz'}") == 200,
         ),
     ]
     for name, argv in airflow.components().items():

@@ -36,7 +36,7 @@ def test_a_dead_stub_is_noticed_and_a_start_revives_it(served):
     with pytest.raises(Unavailable, match=f"case {CASE}: champion 1"):
         probe.champions_answer(settings.root, ports)
     broken = []
-    assert probe.restore(settings.root, ports, "", broken)
+    assert probe.restore(settings.root, ports, broken)
     assert broken == []
     assert probe.champions_answer(settings.root, ports)
 
@@ -46,10 +46,10 @@ def test_a_lost_model_is_staged_again_and_a_lost_bundle_is_said(served):
     settings, ports = served
     shutil.rmtree(settings.model_repository / CASE)
     broken = []
-    probe.restore(settings.root, ports, "", broken)
+    probe.restore(settings.root, ports, broken)
     assert broken == []
     assert answering(settings, 1) == [1]
     shutil.rmtree(settings.root / "artefacts")
-    probe.restore(settings.root, ports, "", broken)
+    probe.restore(settings.root, ports, broken)
     assert len(broken) == 1
     assert broken[0].startswith(f"case {CASE}, champion 1: ")
