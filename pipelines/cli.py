@@ -1,6 +1,6 @@
 """The command line: one subcommand per step, and commands about a case's releases.
 
-stdout carries one line of JSON, logs go to stderr. Exit codes: 0 ok, 1 an error, 2 wrong usage or settings.
+stdout carries one line of JSON (a table where a person asks for the history), logs go to stderr. Exit codes: 0 ok, 1 an error, 2 wrong usage or settings.
 """
 
 from __future__ import annotations
@@ -30,8 +30,25 @@ from pipelines.storage import MANIFEST, canonical_json
 STEPS = Path(__file__).parent / "steps"
 ORDER = (*TRAINING[:-1], *DRIFT)
 """How help lists the steps; those that are in no line follow by name."""
-COMMANDS: dict[str, Callable[[Params, Settings], Any]] = {}
+
+
+def _history(params: Params, settings: Settings) -> dict[str, Any]:
+    """The releases of a case: which version, since when, by whom, why, and on which verdict."""
+    from pipelines.reports import history
+
+    return {"case": params.case, "releases": history.releases(settings, params.case)}
+
+
+def _history_table(answer: dict[str, Any]) -> Any:
+    from pipelines.reports import history
+
+    return history.table(answer["case"], answer["releases"])
+
+
+COMMANDS: dict[str, Callable[[Params, Settings], Any]] = {"history": _history}
 """Commands about a case that are no steps; the first line of the docstring is their help, the answer is printed."""
+TABLES: dict[str, Callable[[Any], Any]] = {"history": _history_table}
+"""What a person at a terminal gets instead of the JSON line, unless ``--json`` asks for it."""
 
 
 def step_names() -> list[str]:
@@ -67,15 +84,16 @@ def build_parser() -> argparse.ArgumentParser:
         command = _command(commands, name, _first_line(ast.get_docstring(tree)).removeprefix(f"{name}: "))
         takes = _arguments_of_run(tree)
         if "as_of" in takes:
-            command.add_argument(
-                "--as-of", required=True, type=parse_as_of, metavar="TIME", help="the run's clock: a date or ISO 8601 time, UTC if no zone is given"
-            )
+            about = "the run's clock: a date or ISO 8601 time, UTC if no zone is given"
+            command.add_argument("--as-of", required=takes["as_of"], type=parse_as_of, metavar="TIME", help=about)
         if "trigger" in takes:
             command.add_argument("--trigger", choices=get_args(Trigger), help="what started the run: initial before the first champion, else manual")
         if "reason" in takes:
             command.add_argument("--reason", required=True, metavar="TEXT", help="why; kept in the ledger for good")
     for name, function in COMMANDS.items():
-        _command(commands, name, _first_line(function.__doc__))
+        command = _command(commands, name, _first_line(function.__doc__))
+        if name in TABLES:
+            command.add_argument("--json", action="store_true", help="one line of JSON, also on a terminal")
     return parser
 
 
@@ -90,9 +108,12 @@ def _first_line(text: str | None) -> str:
     return (text or "").partition("\n")[0]
 
 
-def _arguments_of_run(tree: ast.Module) -> set[str]:
-    runs = [node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
-    return {argument.arg for arguments in runs for argument in (*arguments.args, *arguments.kwonlyargs)}
+def _arguments_of_run(tree: ast.Module) -> dict[str, bool]:
+    """The names of the arguments that a step's ``run`` takes, and whether they must be given."""
+    [run] = [node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
+    first_default = len(run.args) - len(run.defaults)
+    positional = {argument.arg: position < first_default for position, argument in enumerate(run.args)}
+    return positional | {argument.arg: default is None for argument, default in zip(run.kwonlyargs, run.kw_defaults, strict=True)}
 
 
 def run_command(given: argparse.Namespace, params: Params, settings: Settings) -> Any:
@@ -105,11 +126,12 @@ def run_command(given: argparse.Namespace, params: Params, settings: Settings) -
     run = import_module(f"pipelines.steps.{given.command}").run
     takes = set(inspect.signature(run).parameters)
     offers: dict[str, Any] = {"params": params, "settings": settings, "actor": settings.who, "reason": getattr(given, "reason", None)}
-    if "as_of" in takes:
+    if "as_of" in takes and given.as_of is not None:
         offers |= {"as_of": given.as_of, "run_dir": settings.run_dir(params.case, given.as_of)}
     if "trigger" in takes:
         champion = ledger.champion_before(settings.ledger, params.case, given.as_of)
         offers["trigger"] = given.trigger or ("initial" if champion is None else "manual")
+    # An argument that was left out keeps its default.
     answer = run(**{name: value for name, value in offers.items() if name in takes})
     if not isinstance(answer, Manifest):
         return answer.model_dump(mode="json") if isinstance(answer, BaseModel) else answer
@@ -132,7 +154,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "" if known or arguments.debug else "; this is a mistake in the program: run again with --debug and report it"
         print(f"{type(error).__name__}: {error}{hint}", file=sys.stderr)  # noqa: T201
         return error.exit_code if isinstance(error, PerennialError) else 1
-    print(canonical_json(answer))  # noqa: T201
+    if arguments.command in TABLES and not arguments.json and sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(TABLES[arguments.command](answer))
+    else:
+        print(canonical_json(answer))  # noqa: T201
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def test_help_lists_the_steps_in_the_order_of_the_line(capfd: pytest.CaptureFixt
     assert caught.value.code == 0
     text = capfd.readouterr().out
     names = cli.step_names()
-    assert all(f"    {name} " in text for name in names)
+    assert all(re.search(rf"^    {name}\s", text, re.MULTILINE) for name in names)
     trained = [name for name in names if name in TRAINING]
     assert trained == [name for name in TRAINING if name in trained]
 
