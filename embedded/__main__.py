@@ -47,6 +47,8 @@ def up(home: Path, console: Console, *, traffic: bool = True) -> int:
     """Start the stack, let the live cases' DAGs run, print the addresses."""
     console.print(f"starting on {home}; logs in {home / 'logs'}")
     running = stack.start(home, Ports.from_environment(), traffic=traffic, on_ready=lambda name, seconds: console.print(f"  {seconds:5.1f} s  {name}"))
+    for problem in running.broken:
+        console.print(f"[yellow]not serving[/]  {problem}")
     try:
         live = open_live_cases(running.env["PERENNIAL_AIRFLOW_URL"])
     except PerennialError as error:

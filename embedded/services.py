@@ -57,10 +57,16 @@ def full_environment(home: Path, ports: Ports, extra: Mapping[str, str] | None =
     return airflow.environment(home, ports, {**own, **(extra or {})})
 
 
-def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool, load: bool = False) -> list[Service]:
-    """All services of the stack; ``load``: Triton's check loads the champions' models first, as after a start."""
+def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool, broken: list[str] | None = None) -> list[Service]:
+    """All services of the stack.
+
+    With a list ``broken`` Triton's check is that of a start: it brings the champions back first and puts what
+    cannot be brought back into the list, instead of failing; the gateway is then only asked whether it lives.
+    """
+    ledger_url = env.get("PERENNIAL_LEDGER_URL", "")
     light = {name: value for name, value in env.items() if not name.startswith("AIRFLOW")}
     python = [sys.executable, "-m"]
+    # Without any champion the gateway has nothing to be ready for: it is not ready until the first promotion.
     urls = settings_environment(home, ports)
     mlflow = home / "mlflow"
     found = [
@@ -69,7 +75,9 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
             triton.command(home, ports),
             triton.environment(home),
             f"grpc://{HOST}:{ports.triton_grpc}",
-            lambda: triton.ready(ports) and probe.champions_answer(home, ports, env.get("PERENNIAL_LEDGER_URL", ""), load=load),
+            lambda: (
+                triton.ready(ports) and (probe.champions_answer(home, ports, ledger_url) if broken is None else probe.restore(home, ports, ledger_url, broken))
+            ),
         ),
         Service(
             "mlflow",
@@ -101,7 +109,7 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
             ],
             light,
             urls["PERENNIAL_GATEWAY_URL"],
-            lambda: http.status(f"http://{HOST}:{ports.gateway}/{_gateway_check(home, env)}") == 200,
+            lambda: http.status(f"http://{HOST}:{ports.gateway}/{'healthz' if broken or not probe.champions(home, ledger_url) else 'readyz'}") == 200,
         ),
     ]
     for name, argv in airflow.components().items():
@@ -117,11 +125,6 @@ def missing_environment() -> str:
     wanted = [Path(sys.executable).parent / name for name in ("airflow", "mlflow", "uvicorn")]
     absent = [path.name for path in wanted if not os.access(path, os.X_OK)]
     return f"{', '.join(absent)} not installed beside {sys.executable}: run `make setup` and use .venv/bin/python" if absent else ""
-
-
-def _gateway_check(home: Path, env: Mapping[str, str]) -> str:
-    # Without any champion there is nothing to be ready for yet: the gateway answers 503 until the first promotion.
-    return "readyz" if probe.champions(home, env.get("PERENNIAL_LEDGER_URL", "")) else "healthz"
 
 
 def _airflow_check(url: str, part: str) -> Callable[[], bool]:

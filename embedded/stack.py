@@ -31,12 +31,16 @@ START_SECONDS = 180.0
 
 @dataclass(frozen=True)
 class Stack:
-    """A running stack. ``env`` holds the ``PERENNIAL_*`` and ``AIRFLOW__*`` variables that its processes got."""
+    """A running stack. ``env`` holds the ``PERENNIAL_*`` and ``AIRFLOW__*`` variables that its processes got.
+
+    ``broken`` says which champions could not be brought back into Triton, and why: the rest serves.
+    """
 
     home: Path
     ports: Ports
     pids: dict[str, int]
     env: dict[str, str]
+    broken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ def start(
         env = full_environment(home, ports, extra_env)
         record = Record(triton.stack_tag(home), ports, traffic, ())
         _write(home, record)
-        wanted = services(home, ports, env, traffic=traffic, load=True)
+        broken: list[str] = []
+        wanted = services(home, ports, env, traffic=traffic, broken=broken)
         try:
             for service in [service for service in wanted if service.env is not env]:
                 record = _launch(home, record, service)
@@ -91,7 +96,7 @@ def start(
             raise
     _write_env(home, ports)
     kept = {name: value for name, value in env.items() if name.startswith(("PERENNIAL_", "AIRFLOW")) and value != record.tag}
-    return Stack(home, ports, {process.name: process.pid for process in record.processes}, kept)
+    return Stack(home, ports, {process.name: process.pid for process in record.processes}, kept, tuple(broken))
 
 
 def stop(home: Path) -> int:

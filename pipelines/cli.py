@@ -84,8 +84,14 @@ def build_parser() -> argparse.ArgumentParser:
         command = _command(commands, name, _first_line(ast.get_docstring(tree)).removeprefix(f"{name}: "))
         takes = _arguments_of_run(tree)
         if "as_of" in takes:
+<<<<<<< HEAD
             about = "the run's clock: a date or ISO 8601 time, UTC if no zone is given"
             command.add_argument("--as-of", required=takes["as_of"], type=parse_as_of, metavar="TIME", help=about)
+=======
+            # A step's folder is named by its as_of; what leaves no folder may know a default of its own.
+            needed, about = ("run_dir" in takes), "a date or ISO 8601 time, UTC if no zone is given"
+            command.add_argument("--as-of", required=needed, type=parse_as_of, metavar="TIME", help=f"the run's clock: {about}")
+>>>>>>> main
         if "trigger" in takes:
             command.add_argument("--trigger", choices=get_args(Trigger), help="what started the run: initial before the first champion, else manual")
         if "reason" in takes:
@@ -126,7 +132,11 @@ def run_command(given: argparse.Namespace, params: Params, settings: Settings) -
     run = import_module(f"pipelines.steps.{given.command}").run
     takes = set(inspect.signature(run).parameters)
     offers: dict[str, Any] = {"params": params, "settings": settings, "actor": settings.who, "reason": getattr(given, "reason", None)}
+<<<<<<< HEAD
     if "as_of" in takes and given.as_of is not None:
+=======
+    if getattr(given, "as_of", None) is not None:
+>>>>>>> main
         offers |= {"as_of": given.as_of, "run_dir": settings.run_dir(params.case, given.as_of)}
     if "trigger" in takes:
         champion = ledger.champion_before(settings.ledger, params.case, given.as_of)

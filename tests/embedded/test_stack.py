@@ -141,10 +141,10 @@ def test_a_started_stack_is_healthy_private_and_tagged(running, capsys):
 @pytest.mark.slow
 def test_up_after_kill_9_of_everything_works_and_down_leaves_nothing(running):
     """After SIGKILL of every process, stale shared memory included, the same state starts again; then leaders alone are killed and stop finds their strays."""
-    for process in sessions(set(running.pids.values())):
+    everything = sessions(set(running.pids.values()))
+    for process in everything:
         process.kill()
-    while stack.strays(running.home):
-        time.sleep(0.05)
+    assert psutil.wait_procs(everything, timeout=20)[1] == []
     stale = Path("/dev/shm") / f"{triton._shm_prefix(running.home)}stale"
     stale.touch()
     assert {row["state"] for row in stack.status(running.home)} == {"dead"}

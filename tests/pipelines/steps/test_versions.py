@@ -38,7 +38,7 @@ def test_wording_does_not_count():
 def test_a_room_that_changed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Code that changes in a room which a step names changes the step's fingerprint."""
     step, room = tmp_path / "step.py", tmp_path / "a_room_of_its_own.py"
-    step.write_text('STEP_VERSION = 1\nROOMS = ("a_room_of_its_own",)\ndef run(): ...\n')
+    step.write_text('STEP_VERSION = 1\nROOMS = ("a_room_of_its_own",)\ndef run(run_dir): ...\n')
     room.write_text("LIMIT = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     before = versions.describe(step)

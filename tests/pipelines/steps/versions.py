@@ -20,8 +20,8 @@ KEPT = Path(__file__).with_name("versions.json")
 
 
 def step_files(folder: Path = STEPS) -> list[Path]:
-    """The files of all steps: every module in pipelines/steps that has a ``run``."""
-    return [path for path in sorted(folder.glob("*.py")) if _named(ast.parse(path.read_text()), "run") is not None]
+    """The files of all steps that leave a folder: every module in pipelines/steps whose ``run`` takes a ``run_dir``."""
+    return [path for path in sorted(folder.glob("*.py")) if _leaves_a_folder(ast.parse(path.read_text()))]
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -65,11 +65,14 @@ def _assigns(node: ast.stmt, name: str) -> bool:
     return any(isinstance(target, ast.Name) and target.id == name for target in targets)
 
 
+def _leaves_a_folder(tree: ast.Module) -> bool:
+    runs = [node.args.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
+    return any(argument.arg == "run_dir" for arguments in runs for argument in arguments)
+
+
 def _named(tree: ast.Module, name: str) -> Any:
-    """The constant that a module assigns to ``name``, or True for a function of that name, or None."""
+    """The constant that a module assigns to ``name``, or None."""
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return True
         if isinstance(node, ast.Assign | ast.AnnAssign) and _assigns(node, name) and node.value is not None:
             return ast.literal_eval(node.value)
     return None
