@@ -84,14 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
         command = _command(commands, name, _first_line(ast.get_docstring(tree)).removeprefix(f"{name}: "))
         takes = _arguments_of_run(tree)
         if "as_of" in takes:
-<<<<<<< HEAD
-            about = "the run's clock: a date or ISO 8601 time, UTC if no zone is given"
-            command.add_argument("--as-of", required=takes["as_of"], type=parse_as_of, metavar="TIME", help=about)
-=======
             # A step's folder is named by its as_of; what leaves no folder may know a default of its own.
             needed, about = ("run_dir" in takes), "a date or ISO 8601 time, UTC if no zone is given"
             command.add_argument("--as-of", required=needed, type=parse_as_of, metavar="TIME", help=f"the run's clock: {about}")
->>>>>>> main
         if "trigger" in takes:
             command.add_argument("--trigger", choices=get_args(Trigger), help="what started the run: initial before the first champion, else manual")
         if "reason" in takes:
@@ -114,12 +109,9 @@ def _first_line(text: str | None) -> str:
     return (text or "").partition("\n")[0]
 
 
-def _arguments_of_run(tree: ast.Module) -> dict[str, bool]:
-    """The names of the arguments that a step's ``run`` takes, and whether they must be given."""
-    [run] = [node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
-    first_default = len(run.args) - len(run.defaults)
-    positional = {argument.arg: position < first_default for position, argument in enumerate(run.args)}
-    return positional | {argument.arg: default is None for argument, default in zip(run.kwonlyargs, run.kw_defaults, strict=True)}
+def _arguments_of_run(tree: ast.Module) -> set[str]:
+    runs = [node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
+    return {argument.arg for arguments in runs for argument in (*arguments.args, *arguments.kwonlyargs)}
 
 
 def run_command(given: argparse.Namespace, params: Params, settings: Settings) -> Any:
@@ -132,16 +124,11 @@ def run_command(given: argparse.Namespace, params: Params, settings: Settings) -
     run = import_module(f"pipelines.steps.{given.command}").run
     takes = set(inspect.signature(run).parameters)
     offers: dict[str, Any] = {"params": params, "settings": settings, "actor": settings.who, "reason": getattr(given, "reason", None)}
-<<<<<<< HEAD
-    if "as_of" in takes and given.as_of is not None:
-=======
     if getattr(given, "as_of", None) is not None:
->>>>>>> main
         offers |= {"as_of": given.as_of, "run_dir": settings.run_dir(params.case, given.as_of)}
     if "trigger" in takes:
         champion = ledger.champion_before(settings.ledger, params.case, given.as_of)
         offers["trigger"] = given.trigger or ("initial" if champion is None else "manual")
-    # An argument that was left out keeps its default.
     answer = run(**{name: value for name, value in offers.items() if name in takes})
     if not isinstance(answer, Manifest):
         return answer.model_dump(mode="json") if isinstance(answer, BaseModel) else answer

@@ -127,11 +127,7 @@ def test_help_lists_the_steps_in_the_order_of_the_line(capfd: pytest.CaptureFixt
     assert caught.value.code == 0
     text = capfd.readouterr().out
     names = cli.step_names()
-<<<<<<< HEAD
-    assert all(re.search(rf"^    {name}\s", text, re.MULTILINE) for name in names)
-=======
     assert [name for name in names if not re.search(rf"^ +{name}\s", text, re.MULTILINE)] == []
->>>>>>> main
     trained = [name for name in names if name in TRAINING]
     assert trained == [name for name in TRAINING if name in trained]
 
