@@ -26,15 +26,12 @@ def table(case: str, history: list[dict[str, Any]]) -> Table:
     drawn = Table(*COLUMNS, title=f"releases of {case}" if history else f"{case} has no release yet", title_justify="left")
     for row in history:
         when = row["as_of"][:16].replace("T", " ")
-        cells = [row["seq"], when, row["champion"], row["action"], row["trigger"], row["actor"], row["reason"], summary(row["verdict"])]
+        cells = [row["seq"], when, row["champion"], row["action"], row["trigger"], row["actor"], row["reason"], summary(row)]
         drawn.add_row(*map(str, cells))
     return drawn
 
 
-def summary(verdict: dict[str, Any] | None) -> str:
-    """A verdict in a line: the decision, its rule, the improvement with its interval, and on how many rows."""
-    if verdict is None:
-        return "-"
-    evidence, lift = verdict["evidence"], verdict["evidence"]["lift"]
-    interval = f": {lift['value']:+.4f} [{lift['low']:+.4f}, {lift['high']:+.4f}]" if lift else ""
-    return f"{verdict['decision']} by {verdict['rule']}{interval} {evidence['metric']} on {evidence['n']} rows"
+def summary(row: dict[str, Any]) -> str:
+    """The verdict that a release rests on: the decision, its rule, on how many rows, and the start of its hash in the ledger."""
+    verdict = row["verdict"]
+    return "-" if verdict is None else f"{verdict['decision']} by {verdict['rule']} on {verdict['evidence']['n']} rows ({row['verdict_hash'][:8]})"
