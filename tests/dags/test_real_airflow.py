@@ -13,7 +13,7 @@ from embedded.ports import Ports
 from pipelines import cases, ledger
 from pipelines.config import Settings, load_params
 from pipelines.contracts import Window
-from pipelines.steps import DRIFT, TRAINING, drift, profile
+from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import wall_time
 
 pytestmark = pytest.mark.slow
@@ -99,6 +99,8 @@ def test_an_episode_trains_once(loop):
 
 def _drifted(loop):
     """Sends days of shifted applicants and their labels through the gateway until the drift step asks for training."""
+    from pipelines.steps import drift, profile
+
     settings, part, fields = loop.settings, cases.part(CASE, "source"), cases.load_fields(CASE)
     shifted = loop.params.model_copy(update={"source": {**loop.params.source, "drift": "covariate", "drift_at": "2020-01-01", "drift_every_days": None}})
     start = wall_time().replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
