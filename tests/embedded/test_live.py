@@ -15,15 +15,19 @@ class Recorder:
         self.asked, self.looks, self.state = [], 0, state
 
     def wait_for_dags(self, names):
+        """All DAGs are there."""
         self.asked.append(("wait", tuple(names)))
 
     def pause(self, dag, *, paused=True):
+        """Write it down."""
         self.asked.append(("pause" if paused else "unpause", dag))
 
     def unpause(self, dag):
+        """Write it down."""
         self.pause(dag, paused=False)
 
     def runs(self, dag):
+        """No run, a running one, an ended one."""
         self.looks += 1
         self.asked.append(("look", dag))
         return [[], [{"state": "running"}], [{"state": self.state}]][min(self.looks, 3) - 1]
