@@ -55,10 +55,17 @@ def equals_onnxruntime(settings: Settings, version: int, run_dir: Path) -> bool:
 def kill_stub(settings: Settings, version: int) -> None:
     """Kill the Python stub that answers for ``version`` and wait until it is gone."""
     path = str(settings.model_repository / CASE / str(version))
-    [pid] = [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if path in _command(folder)]
-    os.kill(pid, signal.SIGKILL)
-    while path in _command(Path(f"/proc/{pid}")):
+    deadline = time.monotonic() + 20
+    while len(found := _stubs(path)) != 1:  # an older one that was just replaced may still be on its way out
+        assert time.monotonic() < deadline, f"{len(found)} stubs of version {version}"
+        time.sleep(0.05)
+    os.kill(found[0], signal.SIGKILL)
+    while _stubs(path):
         time.sleep(0.01)
+
+
+def _stubs(path: str) -> list[int]:
+    return [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if path in _command(folder)]
 
 
 def _command(folder: Path) -> str:
