@@ -65,7 +65,7 @@ def tagged(tag: str) -> list[int]:
 
 
 def end(processes: Sequence[Started], tag: str, *, grace: float = 20.0) -> int:
-    """End ``processes`` and all that carry ``tag``: TERM to the leaders, then to their strays, then KILL after ``grace`` seconds.
+    """End ``processes`` and all that carry ``tag``: TERM to the leaders, KILL after ``grace`` seconds, then the same to their strays.
 
     Returns how many are left: more than 0 means that the kernel does not let them die.
     """
@@ -76,11 +76,13 @@ def end(processes: Sequence[Started], tag: str, *, grace: float = 20.0) -> int:
     while leaders and time.monotonic() < deadline:
         time.sleep(0.05)
         leaders = [process for process in leaders if alive(process)]
+    for process in leaders:
+        _signal(process.pid, signal.SIGKILL)
     # Orderly leaders take their children with them; what is left has lost its leader.
     for pid in tagged(tag):
         _signal(pid, signal.SIGTERM)
-    _wait(leaders, tag, max(deadline, time.monotonic() + 3.0))
-    for pid in {*tagged(tag), *(process.pid for process in leaders if alive(process))}:
+    _wait(leaders, tag, time.monotonic() + 3.0)
+    for pid in tagged(tag):
         _signal(pid, signal.SIGKILL)
     return _wait(leaders, tag, time.monotonic() + 5.0)
 

@@ -1,0 +1,105 @@
+"""Tests of the DAG files: what they import, what they build, and what a broken case does to the others."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import CASES_ROOT, case_names
+from pipelines.steps import DRIFT, TRAINING
+
+ROOT = Path(__file__).parents[2]
+KINDS = ("training", "drift", "rollback")
+
+
+def _report(home: Path, *arguments: str, **environment: str):
+    env = {**os.environ, "AIRFLOW_HOME": str(home), "PYTHONPATH": str(ROOT), "AIRFLOW__CORE__LOAD_EXAMPLES": "False", **environment}
+    done = subprocess.run([sys.executable, "tests/dags/dag_report.py", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """What Airflow makes of the DAG folder."""
+    return _report(tmp_path_factory.mktemp("airflow"), PERENNIAL_SCHEDULES="1")
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """The same with a typo in the loans case, and schedules switched off."""
+    cases = tmp_path_factory.mktemp("cases")
+    for case in case_names():
+        (cases / case).mkdir()
+        text = (CASES_ROOT / case / "params.yaml").read_text()
+        (cases / case / "params.yaml").write_text(text.replace("epochs:", "epoch:") if case == "loans" else text)
+    return _report(tmp_path_factory.mktemp("airflow"), str(cases), PERENNIAL_SCHEDULES="0")
+
+
+def test_every_case_has_its_three_dags(report):
+    """Each installed case has a training, a drift and a rollback DAG, and no file fails to load."""
+    assert report["errors"] == {}
+    assert sorted(report["dags"]) == sorted(f"{case}_{kind}" for case in case_names() for kind in KINDS)
+
+
+def test_no_dag_file_imports_anything_heavy(report):
+    """Loading any DAG file leaves torch, MLflow, numpy and their like unloaded: they belong into the tasks."""
+    assert len(report["heavy"]) == 4
+    assert {name: found for name, found in report["heavy"].items() if found} == {}
+
+
+@pytest.mark.parametrize("case", case_names())
+def test_training_follows_the_line(report, case):
+    """The training DAG is one straight line in the order of pipelines.steps.TRAINING, one run at a time."""
+    dag = report["dags"][f"{case}_training"]
+    assert dag["order"] == list(TRAINING)
+    assert dag["edges"] == sorted(map(list, pairwise(TRAINING)))
+    assert (dag["max_active_runs"], dag["catchup"]) == (1, False)
+
+
+@pytest.mark.parametrize("case", case_names())
+def test_drift_ends_with_the_event(report, case):
+    """The drift DAG is profile, drift, retrain, reconcile, and a skipped retrain does not skip what follows."""
+    dag = report["dags"][f"{case}_drift"]
+    assert dag["order"] == list(DRIFT)
+    assert dag["rules"]["reconcile"] == "none_failed"
+
+
+def test_every_dag_says_what_it_is(report):
+    """Every DAG has a description for people, its case as a tag, an owner, retries that back off, and stays short."""
+    for name, dag in report["dags"].items():
+        case = name.rsplit("_", 1)[0]
+        assert case in dag["doc"]
+        assert {"perennial", case} <= set(dag["tags"])
+        assert dag["owners"] == ["perennial"]
+        assert all(retries >= 2 and backoff >= 2 for retries, backoff in dag["retries"].values())
+        assert dag["lines"] <= 80
+
+
+def test_schedules_are_data_intervals(report):
+    """A live case has explicit data intervals (their end is the clock); history has no schedule and asks for as_of."""
+    for kind in ("training", "drift"):
+        live, history = report["dags"][f"loans_{kind}"], report["dags"][f"bank_{kind}"]
+        assert live["timetable"] == "CronDataIntervalTimetable"
+        assert live["params"]["as_of"]["type"] == ["null", "string"]
+        assert history["timetable"] != "CronDataIntervalTimetable"
+        assert history["params"]["as_of"]["type"] == "string"
+
+
+def test_a_rollback_needs_a_reason(report):
+    """The rollback DAG has a required reason that is not blank, and no schedule."""
+    for case in case_names():
+        reason = report["dags"][f"{case}_rollback"]["params"]["reason"]
+        assert (reason["type"], reason["default"], reason["pattern"]) == ("string", False, r"\S")
+
+
+def test_a_broken_case_stops_itself_only(broken):
+    """A typo in one params.yaml is one import error that names the key, in a file without DAGs; the other case's DAGs are all there."""
+    assert sorted(broken["dags"]) == sorted(f"bank_{kind}" for kind in KINDS)
+    assert list(broken["errors"]) == ["perennial_cases.py"]
+    assert "case loans has no DAGs" in broken["errors"]["perennial_cases.py"]
+    assert "train.epoch:" in broken["errors"]["perennial_cases.py"]

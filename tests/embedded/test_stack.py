@@ -1,0 +1,187 @@
+"""The stack refuses what cannot work before anything starts, starts for real, survives kill -9, and leaves nothing behind."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import pytest
+
+from embedded import stack, triton
+from embedded.__main__ import main
+from embedded.ports import HOST, Ports, is_free
+from embedded.processes import TAG, Started, _birth, end, launch
+from pipelines.errors import ConfigError, ConflictError, Unavailable
+
+SERVICES = {"triton", "mlflow", "gateway", "api-server", "scheduler", "dag-processor", "triggerer"}
+
+
+def test_a_busy_port_is_refused_before_anything_starts(tmp_path):
+    """With the gateway's port taken, the error names it and nothing has been started."""
+    ports = Ports.free()
+    with socket.create_server((HOST, ports.gateway)), pytest.raises(Unavailable, match="PERENNIAL_PORT_GATEWAY"):
+        stack.start(tmp_path, ports)
+    assert stack.strays(tmp_path) == 0
+    assert not (tmp_path / stack.RECORD).exists()
+
+
+def test_a_missing_triton_is_refused_before_anything_starts(tmp_path, monkeypatch):
+    """Without .venv-triton the error says `make setup`, and not even a log folder appears."""
+    monkeypatch.setattr(triton, "WHEEL", tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="make setup"):
+        stack.start(tmp_path / "home", Ports.free())
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_missing_libpython_is_refused(tmp_path, monkeypatch):
+    """Triton would hang without libpython: the error names the library."""
+    monkeypatch.setattr(triton.check_machine, "find_libpython", lambda _: "")
+    with pytest.raises(ConfigError, match=r"libpython3\.11"):
+        stack.start(tmp_path / "home", Ports.free())
+
+
+def test_a_running_stack_is_refused(tmp_path):
+    """A state folder in which a recorded process lives is refused, naming the process; a dead one is no obstacle."""
+    own = os.getpid()
+    record = {"tag": triton.stack_tag(tmp_path), "ports": asdict(Ports()), "traffic": False, "processes": [asdict(Started("mlflow", own, _birth(own), "log"))]}
+    (tmp_path / stack.RECORD).write_text(json.dumps(record))
+    with pytest.raises(ConflictError, match=rf"mlflow \({own}\)"):
+        stack.refuse_if_running(tmp_path)
+    record["processes"][0]["birth"] -= 1
+    (tmp_path / stack.RECORD).write_text(json.dumps(record))
+    stack.refuse_if_running(tmp_path)
+
+
+def test_a_second_start_at_the_same_moment_is_refused(tmp_path):
+    """While one start of a state folder is under way another one is refused."""
+    with stack._locked(tmp_path), pytest.raises(ConflictError, match="somebody else"), stack._locked(tmp_path):
+        pass
+
+
+def test_a_broken_record_says_what_to_do(tmp_path):
+    """A stack.json that is not ours raises ConfigError with its path."""
+    (tmp_path / stack.RECORD).write_text("{}")
+    with pytest.raises(ConfigError, match=r"stack\.json"):
+        stack.read(tmp_path)
+
+
+def test_the_key_is_made_once_and_is_private(tmp_path):
+    """The API key is readable by its owner only and stays the same at the next start."""
+    stack._make_key(tmp_path)
+    key = (tmp_path / "api_key").read_text()
+    assert len(key.strip()) >= 32
+    assert stat.S_IMODE((tmp_path / "api_key").stat().st_mode) == 0o600
+    stack._make_key(tmp_path)
+    assert (tmp_path / "api_key").read_text() == key
+
+
+def test_status_and_down_of_nothing(tmp_path, capsys):
+    """With nothing running, status says so with exit code 3 and down is content."""
+    assert main(["status", "--home", str(tmp_path)]) == 3
+    assert "nothing runs" in capsys.readouterr().out
+    assert main(["down", "--home", str(tmp_path)]) == 0
+
+
+def test_strays_without_a_record_are_seen_and_ended(tmp_path, capsys):
+    """A process of this state whose record is lost shows in status and is ended by down."""
+    tag = triton.stack_tag(tmp_path)
+    launch("lost", [sys.executable, "-c", "import time; time.sleep(60)"], {**os.environ, TAG: tag}, tmp_path / "lost.log")
+    assert main(["status", "--home", str(tmp_path)]) == 1
+    assert "1 stray" in capsys.readouterr().out
+    assert main(["down", "--home", str(tmp_path)]) == 0
+    assert stack.strays(tmp_path) == 0
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """A real stack on free ports, stopped afterwards whatever happens."""
+    home = tmp_path_factory.mktemp("stack")
+    try:
+        yield stack.start(home, Ports.free())
+    finally:
+        assert stack.stop(home) == 0
+
+
+def sessions(pids):
+    """All living processes in the sessions of these leaders."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) in pids and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_a_started_stack_is_healthy_private_and_tagged(running, capsys):
+    """All services are healthy, listen on the loopback address only, lead their own sessions, and every process carries the tag."""
+    assert main(["status", "--home", str(running.home)]) == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in SERVICES)
+    assert set(running.pids) == SERVICES
+    assert all(os.getsid(pid) == pid for pid in running.pids.values())
+    members = sessions(set(running.pids.values()))
+    listening = {c.laddr.ip for process in members for c in process.net_connections() if c.status == psutil.CONN_LISTEN}
+    assert listening <= {HOST, f"::ffff:{HOST}"}
+    assert {process.pid for process in members} == set(stack.tagged(triton.stack_tag(running.home)))
+    assert running.env["PERENNIAL_MLFLOW_URL"] == f"http://{HOST}:{running.ports.mlflow}"
+    with pytest.raises(ConflictError, match="already running"):
+        stack.start(running.home, Ports.free())
+
+
+@pytest.mark.slow
+def test_up_after_kill_9_of_everything_works_and_down_leaves_nothing(running):
+    """After SIGKILL of every process, stale shared memory included, the same state starts again; then leaders alone are killed and stop finds their strays."""
+    for process in sessions(set(running.pids.values())):
+        process.kill()
+    while stack.strays(running.home):
+        time.sleep(0.05)
+    stale = Path("/dev/shm") / f"{triton._shm_prefix(running.home)}stale"
+    stale.touch()
+    assert {row["state"] for row in stack.status(running.home)} == {"dead"}
+    again = stack.start(running.home, running.ports)
+    assert not stale.exists()
+    assert {row["state"] for row in stack.status(running.home)} == {"healthy"}
+    for pid in again.pids.values():
+        os.kill(pid, signal.SIGKILL)
+    assert stack.strays(running.home) > 0
+    assert stack.stop(running.home) == 0
+    assert stack.strays(running.home) == 0
+    assert not list(Path("/dev/shm").glob(f"{triton._shm_prefix(running.home)}*"))
+    assert all(is_free(port) for port in asdict(running.ports).values())
+    assert not [path for path in running.home.rglob("*") if path.is_socket()]
+    assert main(["status", "--home", str(running.home)]) == 3
+
+
+@pytest.mark.slow
+def test_a_service_that_dies_during_the_start_stops_the_others(tmp_path):
+    """A gateway with a setting it cannot take ends the start with its log's last lines, and nothing is left running."""
+    with pytest.raises(Unavailable, match=r"gateway ended during the start[\s\S]*log_segment_seconds"):
+        stack.start(tmp_path, Ports.free(), extra_env={"PERENNIAL_LOG_SEGMENT_SECONDS": "-1"})
+    assert stack.strays(tmp_path) == 0
+    assert not (tmp_path / stack.RECORD).exists()
+
+
+@pytest.mark.slow
+def test_interrupting_a_start_stops_what_was_started(tmp_path):
+    """Ctrl-C during `make up` ends with 130 and no process."""
+    code = f"import sys; from embedded.__main__ import main; sys.exit(main(['up', '--home', {str(tmp_path)!r}]))"
+    ports = {f"PERENNIAL_PORT_{name.upper()}": str(port) for name, port in asdict(Ports.free()).items()}
+    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **ports}, stderr=subprocess.PIPE, text=True) as child:
+        deadline = time.monotonic() + 60
+        while stack.strays(tmp_path) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+    assert child.returncode == 130, said
+    assert stack.strays(tmp_path) == 0
+    end([], triton.stack_tag(tmp_path))

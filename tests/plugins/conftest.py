@@ -1,0 +1,16 @@
+"""Airflow for tests in this process: a home of its own, no database, and Python's logging left as it was."""
+
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="perennial-airflow-")
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+_handlers, _level = list(logging.root.handlers), logging.root.level
+
+import airflow.sdk  # noqa: E402, F401 - its first import sets up logging
+
+logging.root.handlers[:], logging.root.level = _handlers, _level
+sys.path.append(str(Path(__file__).parents[2] / "plugins"))

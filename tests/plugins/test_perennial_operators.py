@@ -1,0 +1,158 @@
+"""Tests of the two operators, without a scheduler."""
+
+import sys
+from datetime import UTC, datetime
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DagRunTriggerException
+from perennial_operators import StepOperator, TriggerOnce
+
+from pipelines import ledger
+from pipelines.config import Settings
+from pipelines.contracts import Manifest
+from pipelines.errors import DataError, Unavailable
+
+AS_OF = datetime(2009, 5, 1, tzinfo=UTC)
+
+
+class Pushed(dict):
+    """Stands for a task instance: keeps what was pushed."""
+
+    def xcom_push(self, key, value):
+        """Keep it."""
+        self[key] = value
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A state folder of its own, and the name of who acts."""
+    monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path))
+    monkeypatch.setenv("PERENNIAL_ACTOR", "ada")
+    return tmp_path
+
+
+@pytest.fixture
+def step(monkeypatch):
+    """Puts a module with the given ``run`` in the place of a step."""
+
+    def put(name, run):
+        module = ModuleType(f"pipelines.steps.{name}")
+        module.run = run
+        monkeypatch.setitem(sys.modules, f"pipelines.steps.{name}", module)
+
+    return put
+
+
+def _context(ti=None, run_type="manual", **params):
+    run = SimpleNamespace(data_interval_end=None, logical_date=None, run_after=AS_OF, run_type=run_type, triggering_user_name=None)
+    return {"params": {"as_of": "2009-05-01", **params}, "dag_run": run, "ti": Pushed() if ti is None else ti}
+
+
+def _manifest(name, **facts):
+    return Manifest(step=name, case="bank", as_of=AS_OF, key="k", inputs={}, files={}, facts=facts, provenance={})
+
+
+def _execute(name, context):
+    return StepOperator(task_id=name, step=name, case="bank").execute(context)
+
+
+def test_a_step_gets_the_arguments_that_it_names(step, home):
+    """Case, places, folder and clock reach the step by name, and the XCom is its manifest's path and small facts."""
+    seen = {}
+
+    def run(params, settings, run_dir, as_of):
+        seen.update(case=params.case, root=settings.root, run_dir=run_dir, as_of=as_of)
+        return _manifest("ingest", rows=7, partitions=[1, 2, 3])
+
+    step("ingest", run)
+    answer = _execute("ingest", _context())
+    assert seen == {"case": "bank", "root": home, "run_dir": home / "artefacts/bank/20090501T000000Z", "as_of": AS_OF}
+    assert answer == {"rows": 7, "as_of": "2009-05-01T00:00:00+00:00", "manifest": "artefacts/bank/20090501T000000Z/ingest/manifest.json"}
+
+
+def test_the_trigger_is_initial_until_there_is_a_champion(step):
+    """A step that names ``trigger`` learns it: initial before the first release, the run's own reason afterwards."""
+    seen = []
+
+    def run(params, settings, run_dir, as_of, *, trigger="manual"):
+        seen.append(trigger)
+        return _manifest("gate")
+
+    step("gate", run)
+    _execute("gate", _context(trigger="drift"))
+    common = {"case": "bank", "expected_seq": 0, "champion": 1, "candidate_key": "k", "bundle": "b", "action": "promote"}
+    ledger.append(Settings().ledger, **common, trigger="initial", reason="first", actor="ada", as_of=datetime(2008, 8, 1, tzinfo=UTC))
+    _execute("gate", _context(trigger="drift"))
+    _execute("gate", _context(run_type="scheduled"))
+    assert seen == ["initial", "drift", "schedule"]
+
+
+def test_a_rollback_gets_reason_and_actor(step):
+    """The reason of the trigger form and whoever acts reach the rollback; its small answer is the XCom."""
+    step("rollback", lambda params, settings, reason, actor, as_of: {"said": f"{actor}: {reason}", "long": [1]})
+    assert _execute("rollback", _context(reason="complaints")) == {"said": "ada: complaints"}
+
+
+def test_a_drift_step_asks_for_training_or_for_nothing(step):
+    """With action retrain the conf of the training run is pushed; otherwise an empty one, which TriggerOnce skips."""
+    for action, episode in (("retrain", "bank-1"), ("none", None)):
+        ti = Pushed()
+        step("drift", _judging(action, episode))
+        _execute("drift", _context(ti))
+        if action == "none":
+            assert ti == {"retrain": {}}
+        else:
+            report = "artefacts/bank/20090501T000000Z/drift/report.json"
+            assert ti == {"retrain": {"as_of": AS_OF.isoformat(), "trigger": "drift", "episode": "bank-1", "evidence": report}}
+
+
+def _judging(action, episode):
+    def run(params, settings, run_dir, as_of):
+        return _manifest("drift", action=action, episode=episode, reason="psi")
+
+    return run
+
+
+@pytest.mark.parametrize(("error", "expected"), [(DataError("6% bad rows"), AirflowFailException), (Unavailable("Triton is down"), Unavailable)])
+def test_a_step_that_fails_says_whether_to_try_again(step, error, expected):
+    """An error of the data ends the task at once, a service that is down is tried again; both keep their message."""
+
+    def run(params, settings):
+        raise error
+
+    step("reconcile", run)
+    with pytest.raises(expected, match=str(error)):
+        _execute("reconcile", _context())
+
+
+def test_the_register_task_links_to_its_model_version(step, monkeypatch):
+    """The button of the register task leads to the version that it registered."""
+    monkeypatch.setenv("PERENNIAL_MLFLOW_URL", "http://127.0.0.1:5999")
+    step("register", lambda params, settings, run_dir, as_of: _manifest("register", version=4))
+    task = StepOperator(task_id="register", step="register", case="bank")
+    task.execute(_context())
+    assert [link.get_link(task, ti_key=None) for link in task.operator_extra_links] == ["http://127.0.0.1:5999/#/models/bank/versions/4"]
+
+
+def test_a_trigger_asks_once_by_name():
+    """The run's name is given, there is no logical date, an existing run is a skip, and the link is pushed before asking."""
+    ti = Pushed()
+    task = TriggerOnce(task_id="retrain", trigger_dag_id="bank_training", trigger_run_id="drift__e1", conf={"episode": "e1"}, note="psi")
+    with pytest.raises(DagRunTriggerException) as asked:
+        task.execute({"ti": ti})
+    assert ti["trigger_run_id"] == "drift__e1"
+    wanted = asked.value
+    assert (wanted.dag_run_id, wanted.logical_date, wanted.skip_when_already_exists, wanted.conf) == ("drift__e1", None, True, {"episode": "e1"})
+    assert (wanted.note, wanted.wait_for_completion) == ("psi", False)
+    assert "note" in TriggerOnce.template_fields
+
+
+@pytest.mark.parametrize("conf", [None, {}])
+def test_nothing_to_trigger_is_a_skip(conf):
+    """Without a conf the task is skipped and pushes nothing."""
+    ti = Pushed()
+    task = TriggerOnce(task_id="retrain", trigger_dag_id="bank_training", trigger_run_id="drift__None", conf=conf)
+    with pytest.raises(AirflowSkipException):
+        task.execute({"ti": ti})
+    assert ti == {}

@@ -1,0 +1,109 @@
+"""Tests of what a DAG run means: cases, clock, trigger, errors."""
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import perennial_run
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from pipelines import config
+from pipelines.errors import ConfigError, ConflictError, DataError, IntegrityError, PerennialError, TrainingDiverged, Unavailable
+
+TICK = datetime(2026, 6, 1, 2, tzinfo=UTC)
+NOW = datetime(2026, 6, 3, 11, 30, 15, 123456, tzinfo=UTC)
+
+
+def _run(end=None, logical=None, after=NOW):
+    return SimpleNamespace(data_interval_end=end, logical_date=logical, run_after=after)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("2009-05-01", datetime(2009, 5, 1, tzinfo=UTC)),
+        ("2009-05-01T02:00:00+00:00", datetime(2009, 5, 1, 2, tzinfo=UTC)),
+        ("2009-05-01T02:00:00Z", datetime(2009, 5, 1, 2, tzinfo=UTC)),
+        ("2009-05-01T02:00:00+02:00", datetime(2009, 5, 1, tzinfo=UTC)),
+    ],
+)
+def test_a_given_moment_wins_over_the_interval(given, expected):
+    """conf.as_of is the clock whatever the run's own times are, in UTC, and a bare date is its midnight."""
+    assert perennial_run.resolve_as_of(given, _run(end=TICK, logical=TICK)) == expected
+
+
+@pytest.mark.parametrize("given", [None, ""])
+def test_a_scheduled_run_ends_at_its_interval(given):
+    """Without conf.as_of, the end of the data interval is the clock, not the moment at which the run began."""
+    assert perennial_run.resolve_as_of(given, _run(end=TICK, logical=datetime(2026, 5, 1, 2, tzinfo=UTC))) == TICK
+
+
+def test_a_manual_run_without_an_interval_takes_its_own_time():
+    """Without an interval the logical time counts, and without that the time from which the run may run, in whole seconds."""
+    assert perennial_run.resolve_as_of(None, _run(logical=TICK)) == TICK
+    assert perennial_run.resolve_as_of(None, _run()) == NOW.replace(microsecond=0)
+
+
+@pytest.mark.parametrize(("given", "part"), [("yesterday", "write it like"), ("2009-05-01T02:00:00", "no time zone")])
+def test_a_moment_that_is_none_says_how_to_write_it(given, part):
+    """A text that is no moment, or one without a time zone, is refused with the form to use."""
+    with pytest.raises(ConfigError, match=part):
+        perennial_run.resolve_as_of(given, _run())
+
+
+@pytest.mark.parametrize(
+    ("given", "run_type", "has_champion", "expected"),
+    [
+        (None, "scheduled", True, "schedule"),
+        (None, "backfill", True, "schedule"),
+        (None, "manual", True, "manual"),
+        ("schedule", "manual", True, "schedule"),
+        ("drift", "operator_triggered", True, "drift"),
+        ("drift", "operator_triggered", False, "initial"),
+        (None, "scheduled", False, "initial"),
+    ],
+)
+def test_why_a_run_happens(given, run_type, has_champion, expected):
+    """The first champion is initial; afterwards the given reason counts, and without one the run's own type."""
+    assert perennial_run.resolve_trigger(given, run_type, has_champion=has_champion) == expected
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError, IntegrityError, ConflictError, TrainingDiverged, PerennialError])
+def test_what_a_retry_cannot_mend_fails_at_once(kind):
+    """Every error that says so ends the task without another try and keeps its name and message."""
+    with pytest.raises(AirflowFailException, match=f"{kind.__name__}: the disk is pink"), perennial_run.failing_fast():
+        raise kind("the disk is pink")
+
+
+@pytest.mark.parametrize("error", [Unavailable("MLflow does not answer"), OSError("no space left"), ValueError("a bug")])
+def test_everything_else_is_tried_again(error):
+    """A service that is down, the operating system and the unexpected pass through, so that Airflow tries again."""
+    with pytest.raises(type(error)) as caught, perennial_run.failing_fast():
+        raise error
+    assert caught.value is error
+
+
+def test_only_small_facts_travel():
+    """Lists, tables and long texts stay in the manifest; single values go into the XCom."""
+    facts = {"rows": 3, "share": 0.5, "reason": "fine", "champion": None, "ok": True, "curve": [1, 2], "window": {"start": 1}, "log": "x" * 501}
+    assert perennial_run.small(facts) == {"rows": 3, "share": 0.5, "reason": "fine", "champion": None, "ok": True}
+
+
+def test_one_broken_case_leaves_the_others(tmp_path, monkeypatch):
+    """A params.yaml with a typo is named with its key, and the other cases are still there."""
+    good = (config.CASES_ROOT / "bank" / "params.yaml").read_text()
+    for case, text in (("bank", good), ("loans", good.replace("case: bank", "case: loans").replace("epochs:", "epoch:"))):
+        (tmp_path / case).mkdir()
+        (tmp_path / case / "params.yaml").write_text(text)
+    monkeypatch.setattr(config, "CASES_ROOT", tmp_path)
+    cases, broken = perennial_run.readable_cases()
+    assert [params.case for params in cases] == ["bank"]
+    assert "train.epoch:" in broken["loans"]
+
+
+def test_a_replay_switches_schedules_off(monkeypatch):
+    """PERENNIAL_SCHEDULES=0 leaves every DAG without a timetable, and so does a case without a cron expression."""
+    assert perennial_run.timetable("0 2 * * *") is not None
+    assert perennial_run.timetable(None) is None
+    monkeypatch.setenv("PERENNIAL_SCHEDULES", "0")
+    assert perennial_run.timetable("0 2 * * *") is None

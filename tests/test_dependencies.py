@@ -1,0 +1,96 @@
+"""Every package that we name is there and can be imported, in the environment that is for it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = {
+    "apache-airflow-core": "airflow",
+    "apache-airflow-task-sdk": "airflow.sdk",
+    "apache-airflow-providers-standard": "airflow.providers.standard.operators.python",
+    "grpcio": "grpc",
+    "import-linter": "importlinter",
+    "model-signing": "model_signing.signing",
+    "nvidia-pytriton": "pytriton",
+    "prometheus-client": "prometheus_client",
+    "protobuf": "google.protobuf",
+    "pydantic-settings": "pydantic_settings",
+    "pyopenssl": "OpenSSL",
+    "pytest-xdist": "xdist",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+    "tritonclient": "tritonclient.grpc",
+}
+"""Distribution -> module, where the names differ."""
+IMPORT = """
+import importlib, json, sys
+failed = {}
+for name in json.loads(sys.argv[1]):
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        failed[name] = f"{type(error).__name__}: {error}"
+print("\\n" + json.dumps(failed))
+"""
+
+
+def module_of(requirement):
+    """The module to import for a line of a requirements file; stub packages have none."""
+    name = re.match(r"[A-Za-z0-9._-]+", requirement).group().lower()
+    return None if name.startswith("types-") else MODULES.get(name, name)
+
+
+DIRECT = [line for line in (ROOT / "requirements.in").read_text().split() if module_of(line)]
+TRITON = ["nvidia-pytriton", "onnxruntime", "numpy"]
+
+
+def failures(environment, requirements):
+    """What cannot be imported in one environment: ``{module: error}``, by one subprocess."""
+    modules = json.dumps([module_of(requirement) for requirement in requirements])
+    done = subprocess.run([ROOT / environment / "bin" / "python", "-c", IMPORT, modules], capture_output=True, text=True, cwd="/", check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def main_failures():
+    """Failed imports of .venv."""
+    return failures(".venv", DIRECT)
+
+
+@pytest.fixture(scope="module")
+def triton_failures():
+    """Failed imports of .venv-triton."""
+    return failures(".venv-triton", TRITON)
+
+
+@pytest.mark.parametrize("requirement", DIRECT)
+def test_a_direct_dependency_can_be_imported(main_failures, requirement):
+    """Every package of requirements.in is installed in .venv and imports."""
+    assert module_of(requirement) not in main_failures, main_failures[module_of(requirement)]
+
+
+@pytest.mark.parametrize("requirement", TRITON)
+def test_tritons_environment_is_complete(triton_failures, requirement):
+    """What Triton's stub needs is installed in .venv-triton and imports."""
+    assert module_of(requirement) not in triton_failures, triton_failures[module_of(requirement)]
+
+
+def test_triton_has_numpy_1():
+    """Triton's lock holds a numpy below 2: newer ones corrupt tensors in its stub without an error."""
+    assert re.search(r"^numpy==1\.", (ROOT / "requirements-triton.lock").read_text(), re.MULTILINE)
+
+
+def test_the_lock_holds_every_direct_dependency():
+    """Each line of requirements.in is pinned in requirements.lock."""
+    pinned = {line.partition("==")[0] for line in (ROOT / "requirements.lock").read_text().split()}
+    direct = {re.match(r"[A-Za-z0-9._-]+", line).group().lower() for line in (ROOT / "requirements.in").read_text().split()}
+    assert direct <= pinned
