@@ -58,3 +58,6 @@ repro: ## the line without Airflow, on the pinned rows (DVC)
 
 step-versions: ## say that changed steps still do what they did
 	$(PY) -m tests.pipelines.steps.versions
+
+bench-loop: ## what Airflow adds to a training run (benchmarks/results/loop.json)
+	$(PY) -m benchmarks.bench_loop

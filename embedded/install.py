@@ -126,7 +126,7 @@ def _bring_uv(python: str) -> None:
 
 
 def _pip(python: str) -> list:
-    return [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    return [python, "-m", "pip", "install", "--quiet", "--quiet", "--disable-pip-version-check"]
 
 
 def _torch(installer: list, requirement: str) -> None:

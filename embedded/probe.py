@@ -11,34 +11,48 @@ from embedded.ports import HOST, Ports
 from pipelines import ledger
 from pipelines.config import Settings, case_names
 from pipelines.contracts import Release
-from pipelines.errors import Unavailable
+from pipelines.errors import PerennialError, Unavailable
 
 _ZEROS: dict[str, Any] = {"BOOL": False, "FP16": 0.0, "FP32": 0.0, "FP64": 0.0}
 
 
-def champions(home: Path, ledger_url: str = "") -> list[Release]:
-    """The head release of every case that has one."""
-    settings = Settings(home=home, ledger_url=ledger_url)
-    if not ledger_url and not (settings.root / "ledger.db").exists():
+def champions(home: Path) -> list[Release]:
+    """The head release of every case that has one, from the ledger of ``home`` (or of ``PERENNIAL_LEDGER_URL``)."""
+    settings = Settings(home=home)
+    if not settings.ledger_url and not (settings.root / "ledger.db").exists():
         return []
     return [release for case in case_names() if (release := ledger.head(settings.ledger, case)) is not None]
 
 
-def champions_answer(home: Path, ports: Ports, ledger_url: str = "", *, load: bool = False) -> bool:
-    """Run an inference on each champion (``load``: load its model first); Unavailable names the case, the version and Triton's words."""
-    for release in champions(home, ledger_url):
+def champions_answer(home: Path, ports: Ports) -> bool:
+    """Run an inference on each champion; Unavailable names the case, its version and Triton's words."""
+    for release in champions(home):
         try:
-            if load:
-                load_model(release.case, ports)
             infer(release.case, release.champion, ports)
         except Unavailable as error:
             raise Unavailable(f"case {release.case}: champion {release.champion} does not answer: {error}") from error
     return True
 
 
-def load_model(model: str, ports: Ports) -> None:
-    """Ask Triton to load a model from its repository (nothing happens if it is loaded and unchanged)."""
-    http.call(f"http://{HOST}:{ports.triton_http}/v2/repository/models/{model}/load", {}, timeout=60)
+def restore(home: Path, ports: Ports, broken: list[str]) -> bool:
+    """Bring every champion back into a fresh Triton and compare a real inference with ONNX Runtime; always True.
+
+    A champion that cannot serve (its bundle is gone, its fields were changed) goes into ``broken`` with the
+    reason: it must not keep the stack down, in which its successor would be trained.
+    """
+    found = champions(home)
+    if found:
+        from pipelines.cases import load_fields
+        from pipelines.deploy import repository, rollout  # imports ONNX Runtime
+
+        settings = Settings(home=home, triton_http=f"{HOST}:{ports.triton_http}")
+        for release in found:
+            try:
+                with repository.alone(settings.model_repository, release.case):
+                    rollout.restore(settings, load_fields(release.case))
+            except PerennialError as error:
+                broken.append(f"case {release.case}, champion {release.champion}: {error}")
+    return True
 
 
 def infer(model: str, version: int, ports: Ports) -> Any:

@@ -49,6 +49,7 @@ def full_environment(home: Path, ports: Ports, extra: Mapping[str, str] | None =
         "SPT_NOENV": "1",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "DO_NOT_TRACK": "true",
         "DVC_NO_ANALYTICS": "1",
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(ports.worker_log),
@@ -57,8 +58,12 @@ def full_environment(home: Path, ports: Ports, extra: Mapping[str, str] | None =
     return airflow.environment(home, ports, {**own, **(extra or {})})
 
 
-def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool, load: bool = False) -> list[Service]:
-    """All services of the stack; ``load``: Triton's check loads the champions' models first, as after a start."""
+def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool, broken: list[str] | None = None) -> list[Service]:
+    """All services of the stack.
+
+    With a list ``broken`` Triton's check is that of a start: it brings the champions back first and puts what
+    cannot be brought back into the list, instead of failing; the gateway is then only asked whether it lives.
+    """
     light = {name: value for name, value in env.items() if not name.startswith("AIRFLOW")}
     python = [sys.executable, "-m"]
     urls = settings_environment(home, ports)
@@ -69,7 +74,7 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
             triton.command(home, ports),
             triton.environment(home),
             f"grpc://{HOST}:{ports.triton_grpc}",
-            lambda: triton.ready(ports) and probe.champions_answer(home, ports, env.get("PERENNIAL_LEDGER_URL", ""), load=load),
+            lambda: triton.ready(ports) and (probe.champions_answer(home, ports) if broken is None else probe.restore(home, ports, broken)),
         ),
         Service(
             "mlflow",
@@ -98,10 +103,12 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
                 "--no-access-log",
                 "--loop=uvloop",
                 "--http=httptools",
+                "--timeout-graceful-shutdown=5",
             ],
             light,
             urls["PERENNIAL_GATEWAY_URL"],
-            lambda: http.status(f"http://{HOST}:{ports.gateway}/{_gateway_check(home, env)}") == 200,
+            # Without any champion it has nothing to be ready for until the first promotion.
+            lambda: http.status(f"http://{HOST}:{ports.gateway}/{'healthz' if broken or not probe.champions(home) else 'readyz'}") == 200,
         ),
     ]
     for name, argv in airflow.components().items():
@@ -117,11 +124,6 @@ def missing_environment() -> str:
     wanted = [Path(sys.executable).parent / name for name in ("airflow", "mlflow", "uvicorn")]
     absent = [path.name for path in wanted if not os.access(path, os.X_OK)]
     return f"{', '.join(absent)} not installed beside {sys.executable}: run `make setup` and use .venv/bin/python" if absent else ""
-
-
-def _gateway_check(home: Path, env: Mapping[str, str]) -> str:
-    # Without any champion there is nothing to be ready for yet: the gateway answers 503 until the first promotion.
-    return "readyz" if probe.champions(home, env.get("PERENNIAL_LEDGER_URL", "")) else "healthz"
 
 
 def _airflow_check(url: str, part: str) -> Callable[[], bool]:

@@ -28,15 +28,22 @@ RECORD = "stack.json"
 START_SECONDS = 180.0
 """The start deadline: ten times what an idle 2-core machine needs."""
 
+STATUS_ATTEMPTS = 4
+"""A busy service may answer late once; only one that fails several times is called not ready."""
+
 
 @dataclass(frozen=True)
 class Stack:
-    """A running stack. ``env`` holds the ``PERENNIAL_*`` and ``AIRFLOW__*`` variables that its processes got."""
+    """A running stack. ``env`` holds the ``PERENNIAL_*`` and ``AIRFLOW__*`` variables that its processes got.
+
+    ``broken`` says which champions could not be brought back into Triton, and why: the rest serves.
+    """
 
     home: Path
     ports: Ports
     pids: dict[str, int]
     env: dict[str, str]
+    broken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,8 @@ def start(
         env = full_environment(home, ports, extra_env)
         record = Record(triton.stack_tag(home), ports, traffic, ())
         _write(home, record)
-        wanted = services(home, ports, env, traffic=traffic, load=True)
+        broken: list[str] = []
+        wanted = services(home, ports, env, traffic=traffic, broken=broken)
         try:
             for service in [service for service in wanted if service.env is not env]:
                 record = _launch(home, record, service)
@@ -91,7 +99,7 @@ def start(
             raise
     _write_env(home, ports)
     kept = {name: value for name, value in env.items() if name.startswith(("PERENNIAL_", "AIRFLOW")) and value != record.tag}
-    return Stack(home, ports, {process.name: process.pid for process in record.processes}, kept)
+    return Stack(home, ports, {process.name: process.pid for process in record.processes}, kept, tuple(broken))
 
 
 def stop(home: Path) -> int:
@@ -143,7 +151,7 @@ def status(home: Path) -> list[dict[str, str]]:
     rows = []
     for service in services(home, record.ports, env, traffic=record.traffic):
         process = running.get(service.name)
-        state = "dead" if process is None or not alive(process) else _state(service)
+        state = _state(service, process)
         rows.append(
             {
                 "service": service.name,
@@ -161,11 +169,18 @@ def strays(home: Path) -> int:
     return len(tagged(triton.stack_tag(home)))
 
 
-def _state(service: Service) -> str:
-    try:
-        return "healthy" if service.check() else "not ready"
-    except PerennialError as error:
-        return f"not ready: {error}"
+def _state(service: Service, process: Started | None) -> str:
+    for attempt in range(STATUS_ATTEMPTS):
+        if process is None or not alive(process):
+            return "dead"
+        try:
+            if service.check():
+                return "healthy"
+            reason = ""
+        except PerennialError as error:
+            reason = f": {error}"
+        time.sleep(0.5 if attempt < STATUS_ATTEMPTS - 1 else 0)
+    return f"not ready{reason}"
 
 
 def _launch(home: Path, record: Record, service: Service) -> Record:

@@ -12,6 +12,7 @@ from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOpe
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import AirflowSkipException
 from perennial_run import failing_fast, resolve_as_of, resolve_trigger, small
+from pydantic import BaseModel
 
 from pipelines.config import Settings, load_params
 from pipelines.contracts import Manifest
@@ -51,7 +52,7 @@ class StepOperator(BaseOperator):
         if step == "register":
             self.operator_extra_links = (ModelLink(),)
 
-    def execute(self, context: Context) -> dict[str, Any] | None:
+    def execute(self, context: Context) -> dict[str, Any]:
         """One call of the step; errors that a retry cannot mend fail the task at once."""
         with failing_fast():
             params, settings, given = load_params(self.case), Settings(), context["params"]
@@ -70,7 +71,7 @@ class StepOperator(BaseOperator):
             self.log.info("%s of %s as of %s", self.step, self.case, as_of.isoformat())
             result = step(**{name: offers[name]() for name in inspect.signature(step).parameters})
         if not isinstance(result, Manifest):
-            return small(result) if isinstance(result, dict) else None
+            return small(result.model_dump(mode="json") if isinstance(result, BaseModel) else result or {})
         folder = str((settings.run_dir(self.case, as_of) / self.step).relative_to(settings.root))
         if self.step == "register":
             self.link = f"{settings.mlflow_url}/#/models/{self.case}/versions/{result.facts['version']}"

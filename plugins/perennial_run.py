@@ -60,7 +60,7 @@ def trigger_param() -> Param:
 def resolve_as_of(given: str | None, run: DagRunProtocol) -> datetime:
     """The one clock of a run, in UTC and whole seconds.
 
-    What was given, else the end of the data interval, else (a manual run without one) its logical time
+    What was given (without a zone it is meant in UTC), else the end of the data interval, else (a manual run without one) its logical time
     or the time from which it may run. ConfigError if ``given`` is no moment.
     """
     if not given:
@@ -70,10 +70,7 @@ def resolve_as_of(given: str | None, run: DagRunProtocol) -> datetime:
             moment = datetime.fromisoformat(given)
         except ValueError as error:
             raise ConfigError(f"as_of {given!r} is no moment: write it like 2009-05-01 or 2009-05-01T02:00:00+00:00") from error
-        if moment.tzinfo is None:
-            if len(given) > len("2009-05-01"):
-                raise ConfigError(f"as_of {given!r} has no time zone: write {given}+00:00")
-            moment = moment.replace(tzinfo=UTC)
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
     return moment.astimezone(UTC).replace(microsecond=0)
 
 

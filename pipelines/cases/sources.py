@@ -31,7 +31,7 @@ class Source:
     sha256: str | None = None
 
     def facts(self) -> dict[str, Any]:
-        """The source as small JSON values for a manifest; without the path, which differs between machines."""
+        """The source as small JSON values for a manifest."""
         return {key: value for key, value in asdict(self).items() if key != "path"}
 
 

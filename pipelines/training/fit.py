@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pipelines.config import TrainParams
-from pipelines.errors import TrainingDiverged, Unavailable
+from pipelines.errors import DataError, TrainingDiverged, Unavailable
 from pipelines.training.loop import Rows, optimise
 
 GROUP_TIMEOUT = timedelta(seconds=60)
@@ -28,9 +28,11 @@ def fit(build: Callable[[], nn.Module], rows: Rows, params: TrainParams) -> tupl
     """Build a model with ``params.seed``, fit its scaling and train it; returns it and each epoch's mean loss.
 
     One thread per rank: the same inputs then give the same bits on a machine, whatever its core count.
-    Raises TrainingDiverged or DataError as :func:`~pipelines.training.loop.optimise` does, Unavailable if a
-    rank died.
+    Raises DataError without rows, TrainingDiverged at the first loss that is not finite, Unavailable if a rank
+    died.
     """
+    if not len(rows):
+        raise DataError("no rows to train on: widen dataset.window_days or dataset.fallback_rows")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -101,18 +103,15 @@ def _rank(model: nn.Module, rows: Rows, params: TrainParams, folder: str) -> Non
 
 @contextmanager
 def _agent_surroundings() -> Iterator[None]:
-    """Give the agent what it needs and take it back: an environment variable and the signal handlers."""
-    name = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-    before = os.environ.get(name)
+    """Give the agent what it needs, and take back what it leaves: environment variables and signal handlers."""
+    before = dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in _SIGNALS} if threading.current_thread() is threading.main_thread() else {}
     # Sharing the rendezvous' store with gloo made half of all launches after the first one hang.
-    os.environ[name] = "1"
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        os.environ.clear()
+        os.environ.update(before)
         for number, previous in handlers.items():
             signal.signal(number, previous)

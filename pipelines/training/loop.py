@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pipelines.config import TrainParams
-from pipelines.errors import DataError, TrainingDiverged
+from pipelines.errors import TrainingDiverged
 
 _STRIDE = 1_000_003
 """A prime that keeps the seeds of different (seed, epoch) and (seed, step) apart."""
@@ -51,10 +51,8 @@ def optimise(model: nn.Module, rows: Rows, params: TrainParams) -> list[float]:
     """Train ``model`` (logits [B, 1] from (categorical, numeric)) in place; returns each epoch's mean loss.
 
     Inside a process group every rank calls this with the same rows and takes its share of each batch.
-    Raises DataError without rows, TrainingDiverged at the first loss that is not finite.
+    Raises TrainingDiverged at the first loss that is not finite.
     """
-    if not len(rows):
-        raise DataError("no rows to train on: widen dataset.window_days or dataset.fallback_rows")
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     # The DDP reducer averages gradients over ranks; buffers are constants, so nothing needs broadcasting.
     network = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if ranks > 1 else model

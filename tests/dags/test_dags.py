@@ -8,7 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
+from embedded.demo.scoring import UNGATED
 from pipelines.config import CASES_ROOT, case_names
 from pipelines.steps import DRIFT, TRAINING
 
@@ -59,6 +61,16 @@ def test_training_follows_the_line(report, case):
     assert dag["order"] == list(TRAINING)
     assert dag["edges"] == sorted(map(list, pairwise(TRAINING)))
     assert (dag["max_active_runs"], dag["catchup"]) == (1, False)
+
+
+def test_all_order_the_stages_alike(report):
+    """The DAG, dvc.yaml and the demo's ungated retraining run the same stages in the same order, as far as each goes."""
+    order = report["dags"]["loans_training"]["order"]
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert list(stages) == order[: order.index("gate") + 1]
+    assert list(UNGATED) == order[: len(UNGATED)]
+    for before, after in pairwise(stages):
+        assert any(f"/{before}" in path for path in stages[after]["deps"])
 
 
 @pytest.mark.parametrize("case", case_names())

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from pipelines import cli
 from pipelines.config import load_params
-from pipelines.steps import TRAINING, ingest
+from pipelines.steps import TRAINING, gate, ingest
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +127,7 @@ def test_help_lists_the_steps_in_the_order_of_the_line(capfd: pytest.CaptureFixt
     assert caught.value.code == 0
     text = capfd.readouterr().out
     names = cli.step_names()
-    assert all(f"    {name} " in text for name in names)
+    assert [name for name in names if not re.search(rf"^ +{name}\s", text, re.MULTILINE)] == []
     trained = [name for name in names if name in TRAINING]
     assert trained == [name for name in TRAINING if name in trained]
 
@@ -156,3 +157,13 @@ def test_commands_that_are_no_steps_get_params_and_settings(monkeypatch: pytest.
     monkeypatch.setitem(cli.COMMANDS, "count", count)
     assert cli.main(["count", "--case", "loans"]) == 0
     assert json.loads(capfd.readouterr().out)["letters"] == len(load_params("loans").case)
+
+
+@pytest.mark.parametrize(("given", "champion", "expected"), [([], None, "initial"), ([], "one", "manual"), (["--trigger", "drift"], None, "drift")])
+def test_a_run_knows_what_started_it(given: list[str], champion: str | None, expected: str, monkeypatch: pytest.MonkeyPatch):
+    """Without --trigger a run by hand is the initial one until the case has a champion, and manual from then on."""
+    seen = []
+    monkeypatch.setattr(cli.ledger, "champion_before", lambda *_: champion)
+    monkeypatch.setattr(gate, "run", lambda params, settings, run_dir, as_of, trigger="manual": seen.append(trigger))
+    assert cli.main(["gate", "--case", "loans", "--as-of", "2020-05-01", *given]) == 0
+    assert seen == [expected]

@@ -1,0 +1,57 @@
+"""The network of the tabular cases."""
+
+import pytest
+import torch
+
+from pipelines.cases import load_fields, part
+from pipelines.cases.tabular import SCALED_LIMIT, Tabular
+from pipelines.config import ModelParams, load_params
+
+PARAMS = ModelParams(hidden=(8,), embedding=2, dropout=0.0)
+
+
+def adapted() -> Tabular:
+    torch.manual_seed(0)
+    model = Tabular((3,), 2, PARAMS)
+    model.adapt(torch.tensor([[1.0, 7.0], [3.0, 7.0], [5.0, 7.0]]), torch.tensor([0.0, 0.0, 1.0]))
+    return model.eval()
+
+
+def test_scaling_is_part_of_the_model():
+    """Mean and scale of the training rows are buffers, so they are saved, hashed and exported with the weights."""
+    state = adapted().state_dict()
+    assert state["mean"].tolist() == [3.0, 7.0]
+    assert state["scale"][0].item() == pytest.approx((8 / 3) ** -0.5)
+    assert state["scale"][1].item() == 0.0
+
+
+def test_a_column_that_never_varied_says_nothing():
+    """A first change of a constant column does not move the score."""
+    model = adapted()
+    code = torch.zeros(1, 1, dtype=torch.int64)
+    assert torch.equal(model(code, torch.tensor([[3.0, 7.0]])), model(code, torch.tensor([[3.0, 900.0]])))
+
+
+def test_numbers_far_outside_saturate():
+    """Beyond the limit in standard deviations a number changes nothing any more."""
+    model = adapted()
+    code = torch.zeros(1, 1, dtype=torch.int64)
+    edge = 3.0 + SCALED_LIMIT / model.scale[0].item() + 1
+    assert torch.equal(model(code, torch.tensor([[edge, 7.0]])), model(code, torch.tensor([[edge * 100, 7.0]])))
+
+
+def test_an_unseen_category_is_neutral():
+    """Before training all categories score alike, so one that the training rows lack adds no noise."""
+    codes = torch.tensor([[0], [1], [2]])
+    scores = adapted()(codes, torch.tensor([[3.0, 7.0]]).repeat(3, 1))
+    assert torch.equal(scores[0], scores[1])
+    assert torch.equal(scores[0], scores[2])
+
+
+@pytest.mark.parametrize("case", ["bank", "loans"])
+def test_every_case_builds_its_model(case):
+    """A case's model takes the tensors of its declared fields and answers one logit per row."""
+    fields = load_fields(case)
+    model = part(case, "model").build(load_params(case).model, fields)
+    answer = model(torch.zeros(4, len(fields.categorical), dtype=torch.int64), torch.zeros(4, len(fields.numeric)))
+    assert answer.shape == (4, 1)

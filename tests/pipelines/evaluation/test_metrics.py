@@ -1,0 +1,55 @@
+"""Metrics and slices of a scored holdout."""
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipelines.errors import ConfigError
+from pipelines.evaluation.metrics import CLIP, calibration_error, metrics, row_log_loss
+from pipelines.evaluation.slices import slices
+
+LABEL = np.array([0, 0, 1, 1], np.int8)
+SCORE = np.array([0.1, 0.4, 0.35, 0.8])
+
+
+def test_metrics_of_a_known_example():
+    """ROC-AUC .75 is the textbook value of these four rows; log-loss and Brier score follow by hand."""
+    found = metrics(LABEL, SCORE)
+    assert found["roc_auc"] == pytest.approx(0.75)
+    assert found["log_loss"] == pytest.approx(-np.mean([math.log(0.9), math.log(0.6), math.log(0.35), math.log(0.8)]))
+    assert found["brier"] == pytest.approx(np.mean([0.01, 0.16, 0.65**2, 0.04]))
+    assert found["pr_auc"] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_undefined_metrics_are_none():
+    """One class has no ROC-AUC, no positives no average precision, no rows nothing at all."""
+    only_negative = metrics(np.zeros(3, np.int8), SCORE[:3])
+    assert only_negative["roc_auc"] is None
+    assert only_negative["pr_auc"] is None
+    assert only_negative["log_loss"] is not None
+    assert set(metrics(LABEL[:0], SCORE[:0]).values()) == {None}
+
+
+def test_saturated_scores_cost_a_bounded_loss():
+    """A score of exactly 0 on a positive row costs -log(1e-6), not infinity."""
+    assert row_log_loss(np.array([1, 0]), np.array([0.0, 1.0])) == pytest.approx([-math.log(CLIP)] * 2, rel=1e-6)
+
+
+def test_calibration_error_sees_overconfidence():
+    """Scores that equal the bins' rates have error 0; a constant .9 on rows with rate .5 has error .4."""
+    label = np.array([0, 1] * 50)
+    assert calibration_error(label, np.full(100, 0.5)) == pytest.approx(0)
+    assert calibration_error(label, np.full(100, 0.9)) == pytest.approx(0.4)
+    assert calibration_error(np.ones(10), np.ones(10)) == pytest.approx(0)
+
+
+def test_slices_cover_the_rows_once_per_column():
+    """Every value of a declared column is a slice, the slices of a column part the rows, and an unknown column is named."""
+    frame = pl.DataFrame({"contact": ["b", "a", "b"], "x": [1, 2, 3]})
+    masks = slices(frame, ("contact",))
+    assert list(masks) == ["contact=a", "contact=b"]
+    assert sum(mask.astype(int) for mask in masks.values()).tolist() == [1, 1, 1]
+    with pytest.raises(ConfigError, match="'colour'"):
+        slices(frame, ("colour",))

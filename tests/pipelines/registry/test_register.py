@@ -1,0 +1,193 @@
+"""pipelines/registry and the register step against a real MLflow: one run, one version, whatever happens."""
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipelines import ledger, storage
+from pipelines.config import Settings, load_params
+from pipelines.errors import IntegrityError, Unavailable
+from pipelines.registry import aliases
+from pipelines.steps import register
+from tests.pipelines.candidates import CASE, candidate, month
+from tests.pipelines.conftest import free_port
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def settings(tmp_path, mlflow_url):
+    """A fresh state folder beside the real MLflow."""
+    return Settings(home=tmp_path, mlflow_url=mlflow_url)
+
+
+@pytest.fixture
+def client(mlflow_url):
+    """MLflow's own client."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(mlflow_url, mlflow_url)
+
+
+def _register(settings, run_dir, as_of, trigger="manual"):
+    return register.run(load_params(CASE), settings, run_dir, as_of, trigger=trigger)
+
+
+def _of_key(client, run_dir):
+    """All runs and versions of the candidate in ``run_dir``."""
+    key = storage.read_manifest(run_dir / "gate").key
+    experiment = client.get_experiment_by_name(CASE)
+    runs = client.search_runs([experiment.experiment_id], f"tags.`perennial.key` = '{key}'") if experiment else []
+    return list(runs), list(client.search_model_versions(f"name='{CASE}' and tags.`perennial.key`='{key}'"))
+
+
+def test_record_is_complete(settings, client, tmp_path):
+    """The run holds parameters, both models' metrics, the loss curve, the data set, tags and artefacts; the version serves ONNX with a signature."""
+    import mlflow
+
+    run_dir = candidate(settings, month(1), bias=0.11, champion=7)
+    ledger.open_episode(settings.ledger, case=CASE, episode="e1", as_of=month(1), evidence={})
+    manifest = _register(settings, run_dir, month(1), trigger="drift")
+    run = client.get_run(manifest.facts["mlflow_run"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.epochs"] == "15"
+    assert run.data.metrics["challenger.roc_auc"] == run.data.metrics["champion.roc_auc"] == 0.75
+    assert run.data.metrics["lift.low"] == pytest.approx(0.01)
+    assert [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train.loss")] == [(1, 0.7), (2, 0.6)]
+    tags = {name.removeprefix("perennial."): value for name, value in run.data.tags.items() if name.startswith("perennial.")}
+    gate = storage.read_manifest(run_dir / "gate")
+    assert (tags["key"], tags["verdict"], tags["decision"]) == (gate.key, gate.facts["verdict_sha256"], "promote")
+    assert (tags["case"], tags["as_of"], tags["trigger"], tags["episode"]) == (CASE, month(1).isoformat(), "drift", "e1")
+    assert tags["candidate"] == storage.read_manifest(run_dir / "export").key
+    [dataset] = run.inputs.dataset_inputs
+    assert dataset.dataset.digest == storage.read_manifest(run_dir / "dataset").key[:36]
+    assert {"verdict.json", "bundle.json", "model"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+    version = client.get_model_version(CASE, str(manifest.facts["version"]))
+    assert version.run_id == run.info.run_id
+    mlflow.set_tracking_uri(settings.mlflow_url)
+    folder = mlflow.artifacts.download_artifacts(version.source, dst_path=str(tmp_path / "download"))
+    about = mlflow.models.Model.load(folder)
+    shapes = {tensor["name"]: tensor["tensor-spec"] for tensor in json.loads(about.signature.to_dict()["inputs"])}
+    assert shapes == {"categorical": {"dtype": "int64", "shape": [-1, 10]}, "numeric": {"dtype": "float32", "shape": [-1, 9]}}
+    assert "onnx" in about.flavors
+    assert storage.file_sha256(Path(folder) / "model.onnx") == storage.read_manifest(run_dir / "export").files["model.onnx"]
+    assert not [file for file in Path(folder).iterdir() if file.suffix in {".pkl", ".data"}]
+
+
+def test_twice_is_once(settings, client):
+    """Registering again, also with the step's folder gone and by another trigger, makes no second run and no second version."""
+    run_dir = candidate(settings, month(1), bias=0.12)
+    first = _register(settings, run_dir, month(1))
+    assert _register(settings, run_dir, month(1), trigger="drift") == first
+    (run_dir / "register").rename(run_dir / "lost")
+    assert _register(settings, run_dir, month(1)).facts == first.facts
+    runs, versions = _of_key(client, run_dir)
+    assert ([run.info.run_id for run in runs], [int(version.version) for version in versions]) == ([first.facts["mlflow_run"]], [first.facts["version"]])
+
+
+def _dying(settings, run_dir, as_of, point):
+    os.environ["PERENNIAL_FAILPOINT"] = f"register:{point}"
+    _register(settings, run_dir, as_of)
+
+
+@pytest.mark.parametrize("point", [*register.FAILPOINTS, "manifest", "published"])
+def test_killed_and_run_again(settings, client, point):
+    """A register step that is killed between its effects is completed by running again: one finished run, one version."""
+    run_dir = candidate(settings, month(2), bias=0.2 + len(point) / 100)
+    process = multiprocessing.get_context("fork").Process(target=_dying, args=(settings, run_dir, month(2), point))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    manifest = _register(settings, run_dir, month(2))
+    [run], [version] = _of_key(client, run_dir)
+    assert (run.info.run_id, run.info.status) == (manifest.facts["mlflow_run"], "FINISHED")
+    assert int(version.version) == manifest.facts["version"]
+    assert len(client.get_metric_history(run.info.run_id, "train.loss")) == 2
+    assert not list(run_dir.glob(".register.*"))
+
+
+def _sleepy(settings, run_dir, as_of):
+    from pipelines.registry import register as room
+
+    experiment = room._experiment
+
+    def stopped(*arguments):
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return experiment(*arguments)
+
+    room._experiment = stopped
+    _register(settings, run_dir, as_of)
+
+
+def test_zombie_leaves_no_second_run(settings, client):
+    """A try that was stopped just before it made its run, and wakes after another one committed, gives way and deletes what it made."""
+    run_dir = candidate(settings, month(3), bias=0.3)
+    process = multiprocessing.get_context("fork").Process(target=_sleepy, args=(settings, run_dir, month(3)))
+    process.start()
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    manifest = _register(settings, run_dir, month(3))
+    os.kill(process.pid, signal.SIGCONT)
+    process.join(60)
+    assert process.exitcode == 0
+    [run], [version] = _of_key(client, run_dir)
+    assert (run.info.run_id, int(version.version)) == (manifest.facts["mlflow_run"], manifest.facts["version"])
+    assert storage.read_manifest(run_dir / "register") == manifest
+
+
+def test_lost_version_is_refused(settings, client):
+    """If MLflow no longer has the version that a committed run names, the step says so instead of making another number."""
+    run_dir = candidate(settings, month(4), bias=0.4)
+    version = _register(settings, run_dir, month(4)).facts["version"]
+    client.delete_model_version(CASE, str(version))
+    with pytest.raises(IntegrityError, match=f"version {version} of {CASE}: restore its database"):
+        _register(settings, run_dir, month(4))
+
+
+def test_mlflow_down_says_where_and_what_to_do(settings):
+    """With no MLflow the step fails with a retryable error that names the address, and publishes nothing."""
+    down = Settings(home=settings.home, mlflow_url=f"http://127.0.0.1:{free_port()}")
+    run_dir = candidate(down, month(5), bias=0.5)
+    with pytest.raises(Unavailable, match=rf"MLflow at {down.mlflow_url} does not answer .*: start it, or set PERENNIAL_MLFLOW_URL"):
+        _register(down, run_dir, month(5))
+    assert not (run_dir / "register").exists()
+
+
+def _release(settings, seq, version, action="promote"):
+    return ledger.append(
+        settings.ledger,
+        case=CASE,
+        expected_seq=seq,
+        champion=version,
+        candidate_key=f"k{version}",
+        bundle=f"b{version}",
+        action=action,
+        trigger="manual",
+        reason="test",
+        actor="test",
+        as_of=month(seq),
+    )
+
+
+def test_aliases_follow_the_ledger(settings, client):
+    """Champion, previous and an undecided challenger are set, moved and deleted as the ledger says; a second projection changes nothing."""
+    versions = [_register(settings, candidate(settings, month(number), bias=0.6 + number / 100), month(number)).facts["version"] for number in (6, 7)]
+    undecided = candidate(settings, month(8), bias=0.69, decision="inconclusive")
+    challenger = _register(settings, undecided, month(8)).facts["version"]
+    for seq, version in enumerate(versions):
+        _release(settings, seq, version)
+    aliases.project(settings, CASE)
+    expected = {"champion": str(versions[1]), "previous": str(versions[0]), "challenger": str(challenger)}
+    assert client.get_registered_model(CASE).aliases == expected
+    client.set_registered_model_alias(CASE, "champion", str(challenger))
+    client.delete_registered_model_alias(CASE, "previous")
+    assert len(aliases.project(settings, CASE)) == 2
+    assert client.get_registered_model(CASE).aliases == expected
+    assert aliases.project(settings, CASE) == []
+    _release(settings, 2, versions[0], action="rollback")
+    candidate(settings, month(9), bias=0.7, decision="reject")
+    aliases.project(settings, CASE)
+    assert client.get_registered_model(CASE).aliases == {"champion": str(versions[0])}

@@ -1,0 +1,238 @@
+"""train, export, evaluate and gate, from a dataset to a verdict in the ledger."""
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipelines import ledger, storage
+from pipelines.cases import load_fields
+from pipelines.config import Settings, load_params
+from pipelines.contracts import Verdict
+from pipelines.errors import ConflictError, IntegrityError
+from pipelines.fields import Categorical
+from pipelines.steps import evaluate, export, gate, train
+
+AS_OF = datetime(2021, 1, 1, tzinfo=UTC)
+LATER = AS_OF + timedelta(days=30)
+FIELDS = load_fields("loans")
+_LOANS = load_params("loans")
+PARAMS = _LOANS.model_copy(update={"train": _LOANS.train.model_copy(update={"epochs": 6, "ranks": 1})})
+CHAIN = (train, export, evaluate, gate)
+
+
+def made_rows(count: int, seed: int, flipped: bool = False) -> pl.DataFrame:
+    """Canonical loans rows whose label follows the salary (the other way round if ``flipped``)."""
+    generator = np.random.default_rng(seed)
+    columns: dict = {}
+    for field in FIELDS.fields:
+        if isinstance(field, Categorical):
+            columns[field.name] = [field.values[i] for i in generator.integers(0, len(field.values), count)]
+        else:
+            columns[field.name] = generator.integers(20, 100, count).astype(float)
+    label = (columns["salary"] + generator.normal(0, 8, count) > 60) != flipped
+    return pl.DataFrame({"id": [f"{seed}-{i}" for i in range(count)], **columns, FIELDS.label: pl.Series(label).cast(pl.Int8)})
+
+
+def put_dataset(settings, as_of, *, seed=0, flipped=False, holdout=400):
+    """A committed dataset step, as steps/dataset.py leaves it."""
+    run_dir = settings.run_dir("loans", as_of)
+    rows = made_rows(1200 + holdout, seed, flipped)
+
+    def build(folder):
+        rows.head(1200).write_parquet(folder / "train.parquet")
+        rows.tail(holdout).write_parquet(folder / "holdout.parquet")
+        return {"train_rows": 1200, "holdout_rows": holdout, "base_rate": float(rows.head(1200)[FIELDS.label].mean())}
+
+    key = storage.digest([seed, flipped, holdout])
+    storage.commit(run_dir / "dataset", case="loans", as_of=as_of, key=key, inputs={}, build=build)
+    return run_dir
+
+
+def run_chain(settings, run_dir, as_of, params=PARAMS):
+    return {step.__name__.rsplit(".", 1)[-1]: step.run(params, settings, run_dir, as_of) for step in CHAIN}
+
+
+def release(settings, run_dir, as_of, version):
+    """Append the run's candidate to the ledger, as rollout does."""
+    bundle = run_dir / "export"
+    head = ledger.head(settings.ledger, "loans")
+    ledger.append(
+        settings.ledger,
+        case="loans",
+        expected_seq=head.seq if head else 0,
+        champion=version,
+        candidate_key=storage.read_manifest(bundle).key,
+        bundle=str(bundle.relative_to(settings.root)),
+        action="promote",
+        trigger="initial",
+        reason="test",
+        actor="test",
+        as_of=as_of,
+    )
+
+
+def tree(folder):
+    """Every file's hash, provenance left out: it holds wall times."""
+    return {str(p.relative_to(folder)): storage.file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != storage.MANIFEST}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A first run up to its verdict, and its release."""
+    settings = Settings(home=tmp_path_factory.mktemp("loop"))
+    run_dir = put_dataset(settings, AS_OF)
+    manifests = run_chain(settings, run_dir, AS_OF)
+    release(settings, run_dir, AS_OF, 1)
+    return settings, run_dir, manifests
+
+
+def test_the_first_candidate_beats_the_base_rate(first):
+    """Without a champion the opponent is the base rate, and a model that learned something is promoted."""
+    _, run_dir, manifests = first
+    verdict = Verdict.model_validate_json((run_dir / "gate" / "verdict.json").read_bytes())
+    assert (verdict.decision, verdict.rule, verdict.evidence.opponent) == ("promote", "first_champion", "base_rate")
+    assert manifests["evaluate"].facts["challenger"]["roc_auc"] > 0.9
+    assert manifests["gate"].facts["verdict_sha256"] == storage.digest(verdict)
+
+
+def test_every_step_run_again_changes_nothing(first):
+    """A second run of each step is a no-op: the same keys, the same bytes, one verdict in the ledger."""
+    settings, run_dir, manifests = first
+    before = tree(run_dir)
+    again = run_chain(settings, run_dir, AS_OF)
+    assert again == manifests
+    assert tree(run_dir) == before
+    kept = [row for row in ledger.verdicts(settings.ledger, "loans") if row["gate_key"] == manifests["gate"].key]
+    assert len(kept) == 1
+    assert kept[0]["hash"] == manifests["gate"].facts["verdict_sha256"]
+
+
+def test_the_same_inputs_give_the_same_model_anywhere(first, tmp_path):
+    """In another home the same dataset gives the same keys, weights, ONNX bytes and verdict."""
+    _, run_dir, manifests = first
+    elsewhere = Settings(home=tmp_path)
+    other = put_dataset(elsewhere, AS_OF)
+    again = run_chain(elsewhere, other, AS_OF)
+    assert {name: m.key for name, m in again.items()} == {name: m.key for name, m in manifests.items()}
+    assert tree(other) == tree(run_dir)
+
+
+def test_a_worse_challenger_is_judged_on_the_same_rows_and_rejected(first):
+    """A challenger trained on flipped labels loses to the champion, which is scored anew on the rows of this run's holdout."""
+    settings, run_dir, _ = first
+    challenger = settings.run_dir("loans", LATER)
+    flipped, honest = made_rows(1200, 1, flipped=True), made_rows(400, 2)
+
+    def build(folder):
+        flipped.write_parquet(folder / "train.parquet")
+        honest.write_parquet(folder / "holdout.parquet")
+        return {"train_rows": 1200, "holdout_rows": 400, "base_rate": 0.5}
+
+    storage.commit(challenger / "dataset", case="loans", as_of=LATER, key="f" * 64, inputs={}, build=build)
+    manifests = run_chain(settings, challenger, LATER)
+    scores = pl.read_parquet(challenger / "evaluate" / "scores.parquet")
+    assert scores["id"].to_list() == honest["id"].to_list()
+    assert scores["champion"].null_count() == 0
+    assert manifests["evaluate"].facts["opponent"]["candidate_key"] == storage.read_manifest(run_dir / "export").key
+    assert manifests["gate"].facts["decision"] == "reject"
+
+
+def test_the_champion_itself_is_no_challenger(first):
+    """A run whose artefact is the champion's gets no promotion."""
+    settings, _, manifests = first
+    run_dir = put_dataset(settings, LATER + timedelta(days=1))
+    again = run_chain(settings, run_dir, LATER + timedelta(days=1))
+    assert again["export"].key == manifests["export"].key
+    assert (again["gate"].facts["decision"], again["gate"].facts["rule"]) == ("inconclusive", "same_candidate")
+
+
+def test_an_empty_holdout_is_inconclusive(first):
+    """With no row to judge on, the steps go through and the verdict names the rows that it needs."""
+    settings, _, _ = first
+    as_of = LATER + timedelta(days=2)
+    run_dir = put_dataset(settings, as_of, seed=4, holdout=0)
+    manifests = run_chain(settings, run_dir, as_of)
+    assert (manifests["gate"].facts["decision"], manifests["gate"].facts["rule"]) == ("inconclusive", "too_few_rows")
+    assert manifests["evaluate"].facts["challenger"]["log_loss"] is None
+
+
+def test_a_champion_whose_folder_was_set_aside_is_still_the_opponent(first, tmp_path):
+    """If the champion's own run is repeated with other parameters, it is found beside its old place; if it is gone, that is said."""
+    settings = Settings(home=tmp_path)
+    run_dir = put_dataset(settings, AS_OF)
+    run_chain(settings, run_dir, AS_OF)
+    release(settings, run_dir, AS_OF, 1)
+    key = storage.read_manifest(run_dir / "export").key
+    other = PARAMS.model_copy(update={"train": PARAMS.train.model_copy(update={"seed": 8})})
+    for step in (train, export):
+        step.run(other, settings, run_dir, AS_OF)
+    assert storage.read_manifest(run_dir / "export").key != key
+    later = put_dataset(settings, LATER, seed=5)
+    for step in (train, export):
+        step.run(PARAMS, settings, later, LATER)
+    assert evaluate.run(PARAMS, settings, later, LATER).facts["opponent"]["candidate_key"] == key
+    (kept,) = run_dir.glob(f"export.{key[:12]}.*")
+    kept.rename(tmp_path / "lost")
+    last = put_dataset(settings, LATER + timedelta(days=1), seed=6)
+    for step in (train, export):
+        step.run(PARAMS, settings, last, LATER + timedelta(days=1))
+    with pytest.raises(IntegrityError, match="restore it"):
+        evaluate.run(PARAMS, settings, last, LATER + timedelta(days=1))
+
+
+@pytest.mark.parametrize("point", storage.FAILPOINTS)
+def test_a_gate_killed_at_any_point_is_mended_by_running_again(first, tmp_path, point):
+    """After SIGKILL at each commit point a second run leaves the same tree and exactly one verdict in the ledger."""
+    _, run_dir, manifests = first
+    settings = Settings(home=tmp_path)
+    mine = settings.run_dir("loans", AS_OF)
+    mine.mkdir(parents=True)
+    (mine / "evaluate").symlink_to(run_dir / "evaluate")
+    # A process of its own, not a fork: polars' threads do not survive one.
+    code = "import sys; from tests.pipelines.steps.test_model_steps import gate, PARAMS, Settings, AS_OF; from pathlib import Path\n"
+    code += "gate.run(PARAMS, Settings(home=Path(sys.argv[1])), Path(sys.argv[2]), AS_OF)"
+    killed = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(mine)], env={**os.environ, "PERENNIAL_FAILPOINT": f"gate:{point}"}, check=False, timeout=60
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert ledger.verdicts(settings.ledger, "loans") == []
+    again = gate.run(PARAMS, settings, mine, AS_OF, trigger="drift")
+    assert again.key == manifests["gate"].key
+    assert tree(mine / "gate") == tree(run_dir / "gate")
+    assert [p.name for p in mine.iterdir() if p.name.startswith(".gate")] == []
+    (row,) = ledger.verdicts(settings.ledger, "loans")
+    assert (row["hash"], row["trigger"]) == (again.facts["verdict_sha256"], "drift")
+
+
+def test_a_changed_verdict_is_refused_by_the_ledger(first):
+    """A verdict file edited after the fact does not match what the ledger holds."""
+    settings, run_dir, _ = first
+    path = run_dir / "gate" / "verdict.json"
+    honest = path.read_text()
+    try:
+        path.write_text(honest.replace('"promote"', '"reject"'))
+        with pytest.raises(ConflictError, match="immutable"):
+            gate.run(PARAMS, settings, run_dir, AS_OF)
+    finally:
+        path.write_text(honest)
+
+
+def test_a_parameter_of_training_gives_a_new_candidate(first):
+    """Every declared training parameter enters the key; the place and the clock do not."""
+    settings, run_dir, manifests = first
+    dataset = storage.read_manifest(run_dir / "dataset")
+    keys = {manifests["train"].key}
+    for change in ({"epochs": 7}, {"seed": 1}, {"ranks": 2}, {"learning_rate": 0.5}):
+        declared = {
+            "model": PARAMS.model.model_dump(mode="json"),
+            "train": PARAMS.train.model_copy(update=change).model_dump(mode="json"),
+            "fields": FIELDS.hash,
+        }
+        keys.add(storage.step_key("train", train.STEP_VERSION, {"dataset": dataset.key}, declared))
+    assert len(keys) == 5

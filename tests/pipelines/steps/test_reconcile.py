@@ -1,0 +1,111 @@
+"""pipelines/steps/reconcile.py: Triton and the aliases become what the ledger says, and stay so."""
+
+import shutil
+
+import pytest
+
+from pipelines import ledger
+from pipelines.config import load_params
+from pipelines.deploy import repository, triton
+from pipelines.errors import IntegrityError, Unavailable
+from pipelines.registry import aliases
+from pipelines.steps import reconcile
+from tests.pipelines.candidates import CASE
+from tests.pipelines.releases import answering, equals_onnxruntime, kill_stub, promote
+from tests.pipelines.steps.conftest import fresh_state
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def two_releases(triton_server, tmp_path_factory):
+    """Settings with versions 1 and 2 released, and the folders of their runs."""
+    settings = fresh_state(triton_server, tmp_path_factory.mktemp("ledger"))
+    return settings, (promote(settings, 1), promote(settings, 2))
+
+
+@pytest.fixture
+def mended(two_releases, monkeypatch):
+    """Two releases, and a reconcile whose aliases (test_register.py has them) are left out."""
+    monkeypatch.setattr(aliases, "project", lambda *_: [])
+    settings, runs = two_releases
+    return settings, runs, lambda: reconcile.run(load_params(CASE), settings)["repaired"]
+
+
+def test_dead_stub_is_revived(mended):
+    """A champion whose stub was killed stays "ready" without answering; reconcile brings it back, and a second reconcile has nothing to do."""
+    settings, (_, second), repair = mended
+    assert repair() == []
+    kill_stub(settings, 2)
+    assert triton.loaded(settings.triton_http, CASE, 2)
+    assert answering(settings, 1, 2) == [1]
+    assert repair() == ["revived version 2"]
+    assert equals_onnxruntime(settings, 2, second)
+    assert answering(settings, 1, 2) == [1, 2]
+    assert repair() == []
+
+
+def test_lost_repository_is_built_again(mended):
+    """Everything lost from the model repository, damaged in it or left over in it is put in order from the ledger and the bundles."""
+    settings, (first, second), repair = mended
+    folder = settings.model_repository / CASE
+    triton.unload(settings.triton_http, CASE)
+    shutil.rmtree(folder)
+    assert repair() == [
+        "staged version 2 from " + str((second / "export").relative_to(settings.root)),
+        "staged version 1 from " + str((first / "export").relative_to(settings.root)),
+        "configured versions 1, 2",
+        "loaded version 2",
+        "loaded version 1",
+    ]
+    assert equals_onnxruntime(settings, 1, first)
+    (folder / "2" / "model.onnx").write_bytes(b"damaged")
+    shutil.copytree(folder / "1", folder / "7")
+    (settings.model_repository / f".{CASE}.stage.dead").mkdir()
+    assert repair() == ["staged version 2 from " + str((second / "export").relative_to(settings.root)), "retired version 7"]
+    assert equals_onnxruntime(settings, 2, second)
+    assert repository.staged(settings.model_repository, CASE) == [1, 2]
+    assert not list(settings.model_repository.glob(".*stage*"))
+    assert repair() == []
+
+
+def test_lost_bundles(mended):
+    """Without the bundle of an older version the champion serves and the loss is named; without the champion's own it is an error, and it goes on answering."""
+    settings, (first, second), repair = mended
+    (first / "export").rename(first / "elsewhere")
+    [left_out, *_] = repair()
+    assert left_out.startswith("left out version 1:")
+    assert "does not hold the artefact" in left_out
+    assert answering(settings, 1, 2) == [2]
+    (second / "export").rename(second / "elsewhere")
+    with pytest.raises(IntegrityError, match=r"export does not hold the artefact .* restore the run's folder"):
+        repair()
+    assert answering(settings, 2) == [2]
+    for run in (first, second):
+        (run / "elsewhere").rename(run / "export")
+    assert repair() == [f"staged version 1 from {(first / 'export').relative_to(settings.root)}", "configured versions 1, 2", "loaded version 1"]
+
+
+def test_set_aside_bundle_is_found(mended):
+    """A champion's bundle that a later commit of the same run set aside is still the one that serves."""
+    settings, (_, second), repair = mended
+    manifest = (second / "export" / "manifest.json").read_text()
+    key = ledger.head(settings.ledger, CASE).candidate_key
+    aside = second / f"export.{key[:12]}.abc"
+    (second / "export").rename(aside)
+    (second / "export").mkdir()
+    (second / "export" / "manifest.json").write_text(manifest.replace(key, "f" * 64))
+    shutil.rmtree(settings.model_repository / CASE / "2")
+    assert "staged version 2" in repair()[0]
+    assert answering(settings, 2) == [2]
+    shutil.rmtree(second / "export")
+    aside.rename(second / "export")
+
+
+def test_mlflow_down_does_not_delay_triton(two_releases):
+    """With MLflow down, reconcile repairs Triton first and then says that MLflow does not answer."""
+    settings, _ = two_releases
+    kill_stub(settings, 2)
+    with pytest.raises(Unavailable, match=f"MLflow at {settings.mlflow_url} does not answer"):
+        reconcile.run(load_params(CASE), settings)
+    assert answering(settings, 1, 2) == [1, 2]
