@@ -105,6 +105,8 @@ class DriftParams(Strict):
     min_new_labels: tuple[int, int, float]
     """(at most, at least, share of the champion's training rows): new labelled rows a retrain needs."""
     report_rows: int = Field(gt=0)
+    ignore: tuple[str, ...] = ()
+    """Fields that are profiled and shown but never decide: those that move by construction, like the month."""
 
 
 class Params(Strict):
