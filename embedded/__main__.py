@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from embedded import stack
-from embedded.airflow import Airflow
+from embedded.live import open_live_cases
 from embedded.ports import Ports
-from pipelines.config import Settings, case_names, load_params
+from pipelines.config import Settings, case_names
 from pipelines.errors import PerennialError
 
 RUNNING, STOPPED, SICK = 0, 3, 1
 """Exit codes of status, as init scripts have them: all healthy, nothing runs, something is wrong."""
+WIDE = 160
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument("--no-traffic", action="store_true", help="no trickle of requests on the live cases")
     options = parser.parse_args(arguments)
     home = (options.home or Settings().home).expanduser().resolve()
-    console = Console(soft_wrap=True)
+    # Into a file or a pipe a table is as wide as it needs to be.
+    console = Console(soft_wrap=True) if sys.stdout.isatty() else Console(soft_wrap=True, width=WIDE)
     try:
         if options.command == "up":
             return up(home, console, traffic=not options.no_traffic)
@@ -50,7 +52,7 @@ def up(home: Path, console: Console, *, traffic: bool = True) -> int:
     for problem in running.broken:
         console.print(f"[yellow]not serving[/]  {problem}")
     try:
-        live = open_live_cases(running.env["PERENNIAL_AIRFLOW_URL"])
+        live = open_live_cases(running.env["PERENNIAL_AIRFLOW_URL"], home, console.print)
     except PerennialError as error:
         raise PerennialError(f"the services are up, but the live cases' DAGs could not be set going: {error}; try again after `make down`") from error
     console.print(addresses(running.env, home))
@@ -61,28 +63,16 @@ def up(home: Path, console: Console, *, traffic: bool = True) -> int:
     return RUNNING
 
 
-def open_live_cases(url: str) -> list[str]:
-    """Unpause the DAGs of the cases that follow today's clock and pause the historical ones; returns the live cases."""
-    client = Airflow(url)
-    cases = case_names()
-    live = [case for case in cases if load_params(case).schedule.live]
-    client.wait_for_dags([f"{case}_{kind}" for case in cases for kind in ("training", "drift", "rollback")])
-    for case in cases:
-        for kind in ("training", "drift", "rollback"):
-            client.pause(f"{case}_{kind}", paused=case not in live)
-    return live
-
-
 def addresses(env: dict[str, str], home: Path) -> Table:
     """Where everything is and what to look at."""
     table = Table(box=None, pad_edge=False)
     for column in ("what", "where", "look at"):
         table.add_column(column)
-    table.add_row("Airflow", env["PERENNIAL_AIRFLOW_URL"], "<case>_training and <case>_drift: the grid of their runs")
+    table.add_row("Airflow", env["PERENNIAL_AIRFLOW_URL"], "<case>_training, <case>_drift")
     table.add_row("MLflow", env["PERENNIAL_MLFLOW_URL"], "one run and one model version per candidate")
-    table.add_row("gateway", f"{env['PERENNIAL_GATEWAY_URL']}/docs", "/readyz, /metrics, POST /v1/cases/<case>/predict")
-    table.add_row("Triton", env["PERENNIAL_TRITON_GRPC"], f"metrics on http://{env['PERENNIAL_TRITON_METRICS']}/metrics")
-    table.add_row("state", str(home), "artefacts/<case>/<as_of>/<step>/manifest.json")
+    table.add_row("gateway", f"{env['PERENNIAL_GATEWAY_URL']}/docs", "/readyz, /metrics, /v1/cases/<case>/predict")
+    table.add_row("Triton", env["PERENNIAL_TRITON_GRPC"], f"http://{env['PERENNIAL_TRITON_METRICS']}/metrics")
+    table.add_row("state", str(home), "artefacts/<case>/<as_of>/<step>/")
     return table
 
 

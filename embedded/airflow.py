@@ -234,11 +234,11 @@ class Airflow:
             time.sleep(interval)
 
     def wait_for_dags(self, names: Iterable[str], timeout: float = 60) -> None:
-        """Return when the dag-processor has parsed all of ``names``; PerennialError with the import errors, if any."""
+        """Return when the dag-processor has parsed all of ``names``; PerennialError with the import errors after ``timeout`` seconds."""
         wanted, deadline = set(names), time.monotonic() + timeout
         while missing := wanted - {dag["dag_id"] for dag in self.dags()}:
-            errors = [f"{e['filename']}: {e['stack_trace'].strip().splitlines()[-1]}" for e in self.import_errors()]
-            if errors or time.monotonic() > deadline:
+            if time.monotonic() > deadline:
+                errors = [f"{e['filename']}: {e['stack_trace'].strip().splitlines()[-1]}" for e in self.import_errors()]
                 raise PerennialError(f"DAG(s) {', '.join(sorted(missing))} are not there after parsing: {'; '.join(errors) or 'look at the dag-processor log'}")
             time.sleep(0.2)
 

@@ -49,6 +49,7 @@ def full_environment(home: Path, ports: Ports, extra: Mapping[str, str] | None =
         "SPT_NOENV": "1",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "DO_NOT_TRACK": "true",
         "DVC_NO_ANALYTICS": "1",
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(ports.worker_log),
@@ -63,10 +64,8 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
     With a list ``broken`` Triton's check is that of a start: it brings the champions back first and puts what
     cannot be brought back into the list, instead of failing; the gateway is then only asked whether it lives.
     """
-    ledger_url = env.get("PERENNIAL_LEDGER_URL", "")
     light = {name: value for name, value in env.items() if not name.startswith("AIRFLOW")}
     python = [sys.executable, "-m"]
-    # Without any champion the gateway has nothing to be ready for: it is not ready until the first promotion.
     urls = settings_environment(home, ports)
     mlflow = home / "mlflow"
     found = [
@@ -75,9 +74,7 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
             triton.command(home, ports),
             triton.environment(home),
             f"grpc://{HOST}:{ports.triton_grpc}",
-            lambda: (
-                triton.ready(ports) and (probe.champions_answer(home, ports, ledger_url) if broken is None else probe.restore(home, ports, ledger_url, broken))
-            ),
+            lambda: triton.ready(ports) and (probe.champions_answer(home, ports) if broken is None else probe.restore(home, ports, broken)),
         ),
         Service(
             "mlflow",
@@ -106,10 +103,12 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
                 "--no-access-log",
                 "--loop=uvloop",
                 "--http=httptools",
+                "--timeout-graceful-shutdown=5",
             ],
             light,
             urls["PERENNIAL_GATEWAY_URL"],
-            lambda: http.status(f"http://{HOST}:{ports.gateway}/{'healthz' if broken or not probe.champions(home, ledger_url) else 'readyz'}") == 200,
+            # Without any champion it has nothing to be ready for until the first promotion.
+            lambda: http.status(f"http://{HOST}:{ports.gateway}/{'healthz' if broken or not probe.champions(home) else 'readyz'}") == 200,
         ),
     ]
     for name, argv in airflow.components().items():

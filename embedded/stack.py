@@ -28,6 +28,9 @@ RECORD = "stack.json"
 START_SECONDS = 180.0
 """The start deadline: ten times what an idle 2-core machine needs."""
 
+STATUS_ATTEMPTS = 4
+"""A busy service may answer late once; only one that fails several times is called not ready."""
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -148,7 +151,7 @@ def status(home: Path) -> list[dict[str, str]]:
     rows = []
     for service in services(home, record.ports, env, traffic=record.traffic):
         process = running.get(service.name)
-        state = "dead" if process is None or not alive(process) else _state(service)
+        state = _state(service, process)
         rows.append(
             {
                 "service": service.name,
@@ -166,11 +169,18 @@ def strays(home: Path) -> int:
     return len(tagged(triton.stack_tag(home)))
 
 
-def _state(service: Service) -> str:
-    try:
-        return "healthy" if service.check() else "not ready"
-    except PerennialError as error:
-        return f"not ready: {error}"
+def _state(service: Service, process: Started | None) -> str:
+    for attempt in range(STATUS_ATTEMPTS):
+        if process is None or not alive(process):
+            return "dead"
+        try:
+            if service.check():
+                return "healthy"
+            reason = ""
+        except PerennialError as error:
+            reason = f": {error}"
+        time.sleep(0.5 if attempt < STATUS_ATTEMPTS - 1 else 0)
+    return f"not ready{reason}"
 
 
 def _launch(home: Path, record: Record, service: Service) -> Record:

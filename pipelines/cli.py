@@ -1,6 +1,6 @@
 """The command line: one subcommand per step, and commands about a case's releases.
 
-stdout carries one line of JSON, logs go to stderr. Exit codes: 0 ok, 1 an error, 2 wrong usage or settings.
+stdout carries one line of JSON (a table where a person asks for the history), logs go to stderr. Exit codes: 0 ok, 1 an error, 2 wrong usage or settings.
 """
 
 from __future__ import annotations
@@ -30,8 +30,25 @@ from pipelines.storage import MANIFEST, canonical_json
 STEPS = Path(__file__).parent / "steps"
 ORDER = (*TRAINING[:-1], *DRIFT)
 """How help lists the steps; those that are in no line follow by name."""
-COMMANDS: dict[str, Callable[[Params, Settings], Any]] = {}
+
+
+def _history(params: Params, settings: Settings) -> dict[str, Any]:
+    """The releases of a case: which version, since when, by whom, why, and on which verdict."""
+    from pipelines.reports import history
+
+    return {"case": params.case, "releases": history.releases(settings, params.case)}
+
+
+def _history_table(answer: dict[str, Any]) -> Any:
+    from pipelines.reports import history
+
+    return history.table(answer["case"], answer["releases"])
+
+
+COMMANDS: dict[str, Callable[[Params, Settings], Any]] = {"history": _history}
 """Commands about a case that are no steps; the first line of the docstring is their help, the answer is printed."""
+TABLES: dict[str, Callable[[Any], Any]] = {"history": _history_table}
+"""What a person at a terminal gets instead of the JSON line, unless ``--json`` asks for it."""
 
 
 def step_names() -> list[str]:
@@ -75,7 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
         if "reason" in takes:
             command.add_argument("--reason", required=True, metavar="TEXT", help="why; kept in the ledger for good")
     for name, function in COMMANDS.items():
-        _command(commands, name, _first_line(function.__doc__))
+        command = _command(commands, name, _first_line(function.__doc__))
+        if name in TABLES:
+            command.add_argument("--json", action="store_true", help="one line of JSON, also on a terminal")
     return parser
 
 
@@ -132,7 +151,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "" if known or arguments.debug else "; this is a mistake in the program: run again with --debug and report it"
         print(f"{type(error).__name__}: {error}{hint}", file=sys.stderr)  # noqa: T201
         return error.exit_code if isinstance(error, PerennialError) else 1
-    print(canonical_json(answer))  # noqa: T201
+    if arguments.command in TABLES and not arguments.json and sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(TABLES[arguments.command](answer))
+    else:
+        print(canonical_json(answer))  # noqa: T201
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import getpass
 import json
 import os
 from functools import cached_property
@@ -104,6 +105,8 @@ class DriftParams(Strict):
     min_new_labels: tuple[int, int, float]
     """(at most, at least, share of the champion's training rows): new labelled rows a retrain needs."""
     report_rows: int = Field(gt=0)
+    ignore: tuple[str, ...] = ()
+    """Fields that are profiled and shown but never decide: those that move by construction, like the month."""
 
 
 class Params(Strict):
@@ -212,4 +215,7 @@ class Settings(BaseSettings):
     @property
     def who(self) -> str:
         """Who acts: ``PERENNIAL_ACTOR``, else the login name."""
-        return self.actor or os.environ.get("USER") or "unknown"
+        try:
+            return self.actor or getpass.getuser()
+        except OSError:  # a container's user may have no name
+            return f"uid {os.getuid()}"

@@ -109,7 +109,8 @@ class FeatureDrift(Value):
 
     ``psi`` is in nats on frozen reference edges, ``debiased_psi`` subtracts its null expectation,
     ``ks`` is the largest CDF distance with ``ks_error`` its guaranteed bound, ``p_value`` belongs to
-    the minimum-effect test of H0 "true PSI <= delta0".
+    the minimum-effect test of H0 "true PSI <= delta0", made with ``overdispersion`` (of the reference's own
+    days; the effective sample is divided by it). An ``ignored`` field is shown and never decides.
     """
 
     feature: str
@@ -120,10 +121,16 @@ class FeatureDrift(Value):
     p_value: float
     drifted: bool
     severity: Literal["info", "warn", "severe"]
+    overdispersion: float = 1.0
+    ignored: bool = False
 
 
 class DriftReport(Value):
-    """One drift window judged against the champion's reference."""
+    """One drift window judged against the champion's reference.
+
+    ``state``, ``action``, ``reason`` and ``episode`` are the policy's (drift/policy.py), ``policy`` its other facts:
+    the path it took, cooldowns, the kind of shift. Without a champion the state is NO_CHAMPION.
+    """
 
     case: str
     window: Window
@@ -138,6 +145,7 @@ class DriftReport(Value):
     action: Literal["none", "alert", "retrain"]
     reason: str
     episode: str | None = None
+    policy: dict[str, Any] = {}
 
 
 class Release(Value):

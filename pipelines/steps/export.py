@@ -7,20 +7,33 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
-from pipelines import storage
+from pipelines import runtime, storage
 from pipelines.cases import load_fields, part
 from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest
+from pipelines.drift.profile import to_bytes
+from pipelines.drift.reference import FILE, reference_profile
+from pipelines.drift.spec import load_spec
 from pipelines.fields import encode
 
-STEP_VERSION = 1
-ROOMS = ("pipelines.export.onnx", "pipelines.export.bundle", "pipelines.cases.tabular", "pipelines.fields", "pipelines.runtime")
+STEP_VERSION = 2
+ROOMS = (
+    "pipelines.export.onnx",
+    "pipelines.export.bundle",
+    "pipelines.cases.tabular",
+    "pipelines.drift.profile",
+    "pipelines.drift.reference",
+    "pipelines.drift.spec",
+    "pipelines.fields",
+    "pipelines.runtime",
+)
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write the bundle (model.onnx, bundle.json, fields.json) to ``run_dir/export``.
+    """Write the bundle (model.onnx, bundle.json, fields.json, reference.parquet) to ``run_dir/export``.
 
     Raises IntegrityError if ONNX Runtime does not answer what torch answers.
     """
@@ -29,7 +42,8 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     train = storage.read_manifest(run_dir / "train")
     dataset = storage.read_manifest(run_dir / "dataset")
     inputs = {"dataset": dataset.key, "train": train.key}
-    key = storage.step_key("export", STEP_VERSION, inputs, {"fields": fields.hash})
+    spec = load_spec(fields)
+    key = storage.step_key("export", STEP_VERSION, inputs, {"fields": fields.hash, "profile": spec.version})
 
     def build(folder: Path) -> Mapping[str, Any]:
         # Inside: a no-op run must not pay for importing torch.
@@ -43,6 +57,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         holdout = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")
         tensors = encode(fields, {name: holdout[name].to_list() for name in fields.names})
         worst = check_parity(model, fields, folder, tensors, params.train.seed)
+        scores = runtime.score(folder, tensors) if holdout.height else np.empty(0)
+        reference = reference_profile(pl.read_parquet(run_dir / "dataset" / "train.parquet"), scores, fields, spec, holdout)
+        (folder / FILE).write_bytes(to_bytes(reference))
         return {"parity": worst, "parity_rows": holdout.height, **bundle}
 
     return storage.commit(run_dir / "export", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)

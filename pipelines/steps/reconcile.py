@@ -10,6 +10,9 @@ from pipelines.config import Params, Settings
 from pipelines.deploy import repository, rollout
 from pipelines.registry import aliases
 
+STEP_VERSION = 1
+ROOMS = ("pipelines.deploy.rollout", "pipelines.deploy.repository", "pipelines.deploy.triton", "pipelines.registry.aliases", "pipelines.runtime")
+
 
 def run(params: Params, settings: Settings) -> dict[str, Any]:
     """``{"case", "champion", "repaired": what was mended}``; serving first, so that a missing MLflow delays no repair of Triton.

@@ -13,6 +13,8 @@ from pipelines.deploy import repository, rollout
 from pipelines.errors import ConfigError, ConflictError, PerennialError
 from pipelines.registry import aliases
 
+STEP_VERSION = 1
+ROOMS = ("pipelines.deploy.rollout", "pipelines.deploy.repository", "pipelines.deploy.triton", "pipelines.registry.aliases", "pipelines.runtime")
 log = logging.getLogger(__name__)
 
 

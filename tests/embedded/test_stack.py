@@ -18,7 +18,9 @@ from embedded import stack, triton
 from embedded.__main__ import main
 from embedded.ports import HOST, Ports, is_free
 from embedded.processes import TAG, Started, _birth, end, launch
+from pipelines.config import Settings
 from pipelines.errors import ConfigError, ConflictError, Unavailable
+from tests.pipelines.releases import answering, promote
 
 SERVICES = {"triton", "mlflow", "gateway", "api-server", "scheduler", "dag-processor", "triggerer"}
 
@@ -140,7 +142,9 @@ def test_a_started_stack_is_healthy_private_and_tagged(running, capsys):
 
 @pytest.mark.slow
 def test_up_after_kill_9_of_everything_works_and_down_leaves_nothing(running):
-    """After SIGKILL of every process, stale shared memory included, the same state starts again; then leaders alone are killed and stop finds their strays."""
+    """After SIGKILL of every process the same state starts again, its champion answers; of killed leaders stop finds the strays."""
+    settings = Settings(home=running.home, triton_http=running.env["PERENNIAL_TRITON_HTTP"])
+    promote(settings, 1)
     everything = sessions(set(running.pids.values()))
     for process in everything:
         process.kill()
@@ -149,6 +153,8 @@ def test_up_after_kill_9_of_everything_works_and_down_leaves_nothing(running):
     stale.touch()
     assert {row["state"] for row in stack.status(running.home)} == {"dead"}
     again = stack.start(running.home, running.ports)
+    assert again.broken == ()
+    assert answering(settings, 1) == [1]
     assert not stale.exists()
     assert {row["state"] for row in stack.status(running.home)} == {"healthy"}
     for pid in again.pids.values():

@@ -193,8 +193,7 @@ def test_posted_labels_decide_the_next_candidate(summary, settings, tmp_path):
 
     labels = log.read_labels(settings, case, as_of).sort("label_time").tail(400)
     flipped = [
-        {"prediction_id": id_, "label": 1 - value, "revision": 1, "event_time": last.isoformat()}
-        for id_, value in labels.select("id", "label").iter_rows()
+        {"prediction_id": id_, "label": 1 - value, "revision": 1, "event_time": last.isoformat()} for id_, value in labels.select("id", "label").iter_rows()
     ]
     with client(settings.gateway_url, settings.key_file) as gateway:
         assert gateway.post(f"/v1/cases/{case}/labels", json={"labels": flipped}).status_code == httpx.codes.OK

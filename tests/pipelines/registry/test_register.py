@@ -75,7 +75,7 @@ def test_record_is_complete(settings, client, tmp_path):
     assert shapes == {"categorical": {"dtype": "int64", "shape": [-1, 10]}, "numeric": {"dtype": "float32", "shape": [-1, 9]}}
     assert "onnx" in about.flavors
     assert storage.file_sha256(Path(folder) / "model.onnx") == storage.read_manifest(run_dir / "export").files["model.onnx"]
-    assert not [name for name in os.listdir(folder) if name.endswith((".pkl", ".data"))]
+    assert not [file for file in Path(folder).iterdir() if file.suffix in {".pkl", ".data"}]
 
 
 def test_twice_is_once(settings, client):

@@ -11,29 +11,39 @@ from pipelines.errors import IntegrityError, Unavailable
 from pipelines.registry import aliases
 from pipelines.steps import reconcile
 from tests.pipelines.candidates import CASE
-from tests.pipelines.releases import answering, equals_onnxruntime, kill_stub, promote
+from tests.pipelines.releases import answering, equals_onnxruntime, kill_stub, promote, stub
+from tests.pipelines.steps.conftest import fresh_state
 
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def two_releases(triton_server, tmp_path_factory):
+    """Settings with versions 1 and 2 released, and the folders of their runs."""
+    settings = fresh_state(triton_server, tmp_path_factory.mktemp("ledger"))
+    return settings, (promote(settings, 1), promote(settings, 2))
+
+
 @pytest.fixture
-def mended(released, monkeypatch):
+def mended(two_releases, monkeypatch):
     """Two releases, and a reconcile whose aliases (test_register.py has them) are left out."""
     monkeypatch.setattr(aliases, "project", lambda *_: [])
-    runs = promote(released, 1), promote(released, 2)
-    return released, runs, lambda: reconcile.run(load_params(CASE), released)["repaired"]
+    settings, runs = two_releases
+    return settings, runs, lambda: reconcile.run(load_params(CASE), settings)["repaired"]
 
 
 def test_dead_stub_is_revived(mended):
-    """A champion whose stub was killed stays "ready" without answering; reconcile brings it back, and a second reconcile has nothing to do."""
+    """A champion whose stub was killed stays "ready" without answering; reconcile brings it back, the other version's stub lives on."""
     settings, (_, second), repair = mended
     assert repair() == []
+    undisturbed = stub(settings, 1)
     kill_stub(settings, 2)
     assert triton.loaded(settings.triton_http, CASE, 2)
     assert answering(settings, 1, 2) == [1]
     assert repair() == ["revived version 2"]
     assert equals_onnxruntime(settings, 2, second)
     assert answering(settings, 1, 2) == [1, 2]
+    assert stub(settings, 1) == undisturbed
     assert repair() == []
 
 
@@ -73,6 +83,9 @@ def test_lost_bundles(mended):
     with pytest.raises(IntegrityError, match=r"export does not hold the artefact .* restore the run's folder"):
         repair()
     assert answering(settings, 2) == [2]
+    for run in (first, second):
+        (run / "elsewhere").rename(run / "export")
+    assert repair() == [f"staged version 1 from {(first / 'export').relative_to(settings.root)}", "configured versions 1, 2", "loaded version 1"]
 
 
 def test_set_aside_bundle_is_found(mended):
@@ -80,18 +93,21 @@ def test_set_aside_bundle_is_found(mended):
     settings, (_, second), repair = mended
     manifest = (second / "export" / "manifest.json").read_text()
     key = ledger.head(settings.ledger, CASE).candidate_key
-    (second / "export").rename(second / f"export.{key[:12]}.abc")
+    aside = second / f"export.{key[:12]}.abc"
+    (second / "export").rename(aside)
     (second / "export").mkdir()
     (second / "export" / "manifest.json").write_text(manifest.replace(key, "f" * 64))
     shutil.rmtree(settings.model_repository / CASE / "2")
     assert "staged version 2" in repair()[0]
     assert answering(settings, 2) == [2]
+    shutil.rmtree(second / "export")
+    aside.rename(second / "export")
 
 
-def test_mlflow_down_does_not_delay_triton(released):
+def test_mlflow_down_does_not_delay_triton(two_releases):
     """With MLflow down, reconcile repairs Triton first and then says that MLflow does not answer."""
-    promote(released, 1)
-    kill_stub(released, 1)
-    with pytest.raises(Unavailable, match=f"MLflow at {released.mlflow_url} does not answer"):
-        reconcile.run(load_params(CASE), released)
-    assert answering(released, 1) == [1]
+    settings, _ = two_releases
+    kill_stub(settings, 2)
+    with pytest.raises(Unavailable, match=f"MLflow at {settings.mlflow_url} does not answer"):
+        reconcile.run(load_params(CASE), settings)
+    assert answering(settings, 1, 2) == [1, 2]

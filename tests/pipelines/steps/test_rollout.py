@@ -130,13 +130,23 @@ def test_refused_model_leaves_the_champion_serving(released):
     assert roll_out(released, 4, other)["outcome"] == "promoted"
 
 
+@pytest.mark.slow
+def test_model_repository_without_the_model(released, tmp_path):
+    """If the model that was staged is not in the repository that Triton serves, Triton's reason and the setting to look at are named."""
+    elsewhere = Settings(home=tmp_path, triton_http=released.triton_http, mlflow_url=released.mlflow_url)
+    run_dir = registered(elsewhere, month(1), 1, bias=0.1)
+    with pytest.raises(IntegrityError, match=r"refuses to load bank: .*failed to poll from model repository.*--model-repository must be"):
+        roll_out(elsewhere, 1, run_dir)
+    assert ledger.head(elsewhere.ledger, CASE) is None
+
+
 def _dying(settings, run_dir, number, point):
     os.environ["PERENNIAL_FAILPOINT"] = f"rollout:{point}"
     roll_out(settings, number, run_dir)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", [*rollout.FAILPOINTS, "manifest"])
+@pytest.mark.parametrize("point", rollout.FAILPOINTS)
 def test_killed_and_run_again(released, point):
     """A rollout that is killed at any of its effects leaves the champion answering, and running again ends in the same promotion."""
     promote(released, 1)
@@ -192,6 +202,6 @@ def test_eight_rollouts_at_once(released, mlflow_url):
 
 def test_repository_lock_names_its_holder(tmp_path):
     """Whoever cannot get the model repository's lock in time is told which process holds it."""
-    with repository.alone(tmp_path, CASE), pytest.raises(Unavailable, match=re.escape(f"held by process {os.getpid()} for more than 0.1 s")):
-        with repository.alone(tmp_path, CASE, patience=0.1):
-            pass
+    holder = re.escape(f"held by process {os.getpid()} for more than 0.1 s")
+    with repository.alone(tmp_path, CASE), pytest.raises(Unavailable, match=holder), repository.alone(tmp_path, CASE, patience=0.1):
+        pass

@@ -1,0 +1,135 @@
+"""A window's profile against the champion's reference: one FeatureDrift per feature, and what is wrong with the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.config import DriftParams
+from pipelines.contracts import FeatureDrift, Window
+from pipelines.drift import stats
+from pipelines.drift.profile import Column, Profile, bounds
+from pipelines.drift.spec import SCORE, Scale, Spec
+from pipelines.fields import Fields
+
+
+def compare(reference: Profile, current: Profile, fields: Fields, spec: Spec, params: DriftParams, version: int | None = None) -> tuple[FeatureDrift, ...]:
+    """Drift of every declared field and of the score, strongest first.
+
+    Of the score only what champion ``version`` gave is compared (None: all). Features with fewer than
+    ``min_rows`` values in the window are left out, and so is the score if it was not given that often.
+    Ignored fields are measured and take no part in the test.
+    """
+    integers = {field.name for field in fields.numeric if field.integer}
+    pairs: dict[str, tuple[Column, Column]] = {}
+    for name, before in reference.columns.items():
+        now = current.columns.get(f"{SCORE}@{version}" if name == SCORE and version is not None else name)
+        if now is not None and before.n and now.n >= params.min_rows:
+            pairs[name] = (before, now)
+    phis = {name: stats.overdispersion(reference.days[name]) for name in pairs if name in reference.days}
+    typical = float(np.median(list(phis.values()))) if phis else 1.0
+    measured = {
+        name: _measure(before, now, phis.get(name, typical), params, spec.scales.get(name), whole=name in integers) for name, (before, now) in pairs.items()
+    }
+    tested = [name for name in measured if name not in params.ignore]
+    fallen = stats.benjamini_hochberg(np.array([measured[name]["p_value"] for name in tested]), params.q)
+    drifted = {name for name, fell in zip(tested, fallen, strict=True) if fell}
+    found = (FeatureDrift(feature=name, drifted=name in drifted, ignored=name in params.ignore, **values) for name, values in measured.items())
+    return tuple(sorted(found, key=lambda feature: (-feature.debiased_psi, feature.feature)))
+
+
+def _measure(before: Column, now: Column, phi: float, params: DriftParams, scale: Scale | None, *, whole: bool) -> dict[str, Any]:
+    bins = np.union1d(before.bins, now.bins)
+    m, n = (_spread(column, bins) for column in (before, now))
+    into = stats.groups(m, params.bins) if before.vocabulary is None else np.arange(bins.size)
+    size = int(into.max()) + 1
+    ne = stats.effective_rows(before.n, now.n, phi)
+    value = stats.psi(stats.fold(m, into), stats.fold(n, into))
+    debiased = stats.debiased_psi(value, size, ne)
+    distance, error = (None, None) if scale is None else stats.ks(m, n, single=_single(bins, scale, whole=whole))
+    return {
+        "psi": value,
+        "debiased_psi": debiased,
+        "ks": distance,
+        "ks_error": error,
+        "p_value": stats.minimum_effect_p(value, size, ne, params.delta0),
+        "severity": "severe" if debiased > params.severe_psi else "warn" if debiased > params.warn_psi else "info",
+        "overdispersion": phi,
+    }
+
+
+def _spread(column: Column, bins: NDArray[np.int64]) -> NDArray[np.int64]:
+    counts = np.zeros(bins.size, np.int64)
+    counts[np.searchsorted(bins, column.bins)] = column.counts
+    return counts
+
+
+def _single(bins: NDArray[np.int64], scale: Scale, *, whole: bool) -> NDArray[np.bool_]:
+    """Which bins can hold one value at most: a single whole number, or no more than the resolution of a float."""
+    low, high = bounds(bins, scale)
+    slack = 1e-9 * np.maximum(1.0, np.abs(low))
+    same: NDArray[np.bool_] = high - low <= slack
+    if not whole:
+        return same
+    # A whole number that rounding put just outside its bin counts as inside: the bound must hold.
+    return same | (np.floor(high + slack) - np.ceil(low - slack) < 1)
+
+
+def quality(reference: Profile | None, current: Profile, window: Window, params: DriftParams) -> dict[str, Any]:
+    """What is wrong with the window's rows: ``{problems, warnings, missing, volume}``.
+
+    Problems (block, never retrain): a field's share of missing values or of undeclared categories is more
+    than ``max_null_share`` above the reference's; no rows at all where the case declares that there always
+    are some. Warnings: rows per day outside ``volume_band`` times the reference's; too few rows to compare.
+    """
+    problems, warnings = [], []
+    shares: dict[str, float] = {}
+    for name, column in current.columns.items():
+        if name.partition("@")[0] == SCORE:
+            continue
+        before = _bad_share(reference.columns[name], reference.rows) if reference is not None and name in reference.columns else 0.0
+        share = _bad_share(column, current.rows)
+        if share:
+            shares[name] = share
+        if share > before + params.max_null_share:
+            problems.append(f"{name}: {share:.1%} missing or undeclared values ({before:.1%} in the reference)")
+    if current.rows == 0 and not params.allow_empty:
+        problems.append("no rows in the window, and the case declares that there always are some")
+    elif current.rows < params.min_rows:
+        warnings.append(f"{current.rows} rows are too few to compare (min_rows {params.min_rows})")
+    days = (window.end - window.start).days
+    expected = _rows_per_day(reference) * days if reference is not None else 0.0
+    volume = current.rows / expected if expected else None
+    low, high = params.volume_band
+    if volume is not None and current.rows and not low <= volume <= high:
+        warnings.append(f"{current.rows} rows are {volume:.2g} times the reference's volume (band {low:g} to {high:g})")
+    return {"problems": problems, "warnings": warnings, "missing": shares, "volume": volume}
+
+
+def _bad_share(column: Column, rows: int) -> float:
+    other = 0 if column.vocabulary is None else int(column.counts[column.bins == len(column.vocabulary)].sum())
+    return (sum(column.missing) + other) / rows if rows else 0.0
+
+
+def _rows_per_day(reference: Profile) -> float:
+    """Rows per day with rows; calendar days without any are the case's habit and not known here."""
+    days = max((counts.shape[0] for name, counts in reference.days.items() if name != SCORE), default=0)
+    return reference.rows / days if days else 0.0
+
+
+def shift(features: Sequence[FeatureDrift], *, dropped: bool) -> str:
+    """The kind of shift by what moved: inputs, the score, and (labels permitting) the metric.
+
+    >>> shift((), dropped=True)
+    'concept'
+    """
+    moved = {feature.feature for feature in features if feature.drifted}
+    inputs, score = bool(moved - {SCORE}), SCORE in moved
+    if dropped:
+        return "covariate and concept" if inputs else "concept"
+    if inputs:
+        return "covariate"
+    return "label" if score else "none"

@@ -1,0 +1,296 @@
+"""When to retrain: a pure state machine on one window's evidence at a time.
+
+    STABLE ------> WATCH ------> CONFIRMED ------> RETRAINING ------> COOLDOWN ------> STABLE
+      ^  drifted     |  confirmed    |  retrain allowed   outcome known    time is up
+      '-- clean x3 --'-- clean x3 ---'
+    any state ---> BLOCKED_DATA_QUALITY ---> the state it came from, once a window is sound again
+
+WATCH: a feature moved by more than ``delta0`` (compare.py). CONFIRMED, by the first of these that holds:
+
+1. *performance*: the e-CUSUM of the error rate reached its threshold, or the metric's drop exceeded
+   ``min_metric_drop`` with confidence in ``confirm`` of the last ``out_of`` windows with labels. Inputs need
+   not have moved: concept drift moves none.
+2. *inputs, and labels agree*: the same feature drifted in ``confirm`` of the last ``out_of`` windows, and the
+   metric's drop exceeds ``min_metric_drop`` now.
+3. *inputs, and labels cannot speak yet*: the same feature drifted in ``confirm`` of ``out_of`` windows, fewer
+   than half of the rows of the windows in which it drifted have a label, and it is severe, or the score
+   itself is what drifted. Where labels of those rows have arrived and show no drop, the shift is harmless.
+
+History, e-CUSUM and drops belong to one champion: another champion has another reference and starts anew.
+A confirmed drift that may not retrain yet (labels, budget) stays CONFIRMED and asks for it at every window.
+One step can pass several states (a month may outlast a cooldown); ``path`` names them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Literal
+
+from pydantic import Field
+
+from pipelines.config import DriftParams
+from pipelines.contracts import FeatureDrift, Instant, Interval, Value
+from pipelines.drift import sequential
+from pipelines.drift.spec import SCORE
+
+StateName = Literal["STABLE", "WATCH", "CONFIRMED", "RETRAINING", "COOLDOWN", "BLOCKED_DATA_QUALITY"]
+Action = Literal["none", "alert", "retrain"]
+Outcome = Literal["none", "pending", "promoted", "kept"]
+
+
+class LabelEvidence(Value):
+    """Labels that arrived since the last window, of rows that the champion scored.
+
+    ``baseline`` is the error rate that counts as unchanged; ``drop`` the rise of the log-loss over the holdout.
+    """
+
+    rows: int = 0
+    errors: int = 0
+    baseline: float | None = None
+    drop: Interval | None = None
+
+
+class DriftEvidence(Value):
+    """All that the policy may look at in one window.
+
+    ``features`` is empty when there were too few rows (``thin``). ``labelled`` maps the window ends in the
+    history to the share of their rows whose label has arrived. ``fresh_labels`` counts labelled rows that
+    arrived since the champion was trained, ``training_rows`` what it was trained on; ``outcome`` says what
+    became of the retraining that was asked for last.
+    """
+
+    champion: int
+    training_rows: int
+    thin: bool = False
+    problems: tuple[str, ...] = ()
+    features: tuple[FeatureDrift, ...] = ()
+    labels: LabelEvidence = LabelEvidence()
+    labelled: dict[str, float] = Field(default_factory=dict)
+    fresh_labels: int = 0
+    outcome: Outcome = "none"
+
+
+class Mark(Value):
+    """What the inputs of one window showed: the features that drifted, and those of them that did severely."""
+
+    end: Instant
+    drifted: tuple[str, ...] = ()
+    severe: tuple[str, ...] = ()
+
+
+class PolicyState(Value):
+    """Everything that the next step needs. JSON in the ledger.
+
+    ``marks`` are the last windows with enough rows, ``drops`` say of the last windows with labels whether the
+    metric had dropped; ``clean`` counts clean windows in a row, ``log_e`` is the e-CUSUM.
+    """
+
+    name: StateName = "STABLE"
+    champion: int
+    end: Instant
+    marks: tuple[Mark, ...] = ()
+    drops: tuple[bool, ...] = ()
+    clean: int = 0
+    log_e: float = 0.0
+    alarmed: bool = False
+    episode: str | None = None
+    retrained_at: Instant | None = None
+    retrains: tuple[Instant, ...] = ()
+    cooldown_days: float
+    cooldown_until: Instant | None = None
+    resume: StateName = "STABLE"
+    action: Action = "none"
+    reason: str = ""
+    path: tuple[StateName, ...] = ()
+
+
+def labels_needed(training_rows: int, config: DriftParams) -> int:
+    """New labelled rows that a retraining needs: ``min(at_most, max(at_least, share * training_rows))``."""
+    at_most, at_least, share = config.min_new_labels
+    return min(at_most, max(at_least, math.ceil(share * training_rows)))
+
+
+def episode_id(case: str, confirmed: datetime) -> str:
+    """The name of the episode confirmed by the window run of ``confirmed``.
+
+    >>> from datetime import UTC
+    >>> episode_id("bank", datetime(2008, 12, 1, tzinfo=UTC))
+    'bank-20081201T000000Z'
+    """
+    return f"{case}-{confirmed:%Y%m%dT%H%M%SZ}"
+
+
+def step(state: PolicyState | None, evidence: DriftEvidence, config: DriftParams, now: datetime, case: str, end: datetime) -> tuple[PolicyState, Action]:
+    """The state after the window that ended at ``end``, judged at ``now`` (both event time), and what to do.
+
+    Pure: no clock, no input or output; equal arguments give equal answers. ``alert`` asks for a person,
+    ``retrain`` comes once per episode.
+    """
+    before = state or PolicyState(champion=evidence.champion, end=end, cooldown_days=config.cooldown_days)
+    path: list[StateName] = [before.name]
+    after = _adopt(before, evidence, config).model_copy(update={"end": end, "action": "none", "reason": "", "path": ()})
+    if evidence.problems:
+        resume = after.resume if after.name == "BLOCKED_DATA_QUALITY" else after.name
+        after = after.model_copy(update={"name": "BLOCKED_DATA_QUALITY", "resume": resume, "action": "alert", "reason": "; ".join(evidence.problems)})
+    else:
+        if after.name == "BLOCKED_DATA_QUALITY":
+            after = after.model_copy(update={"name": after.resume, "resume": "STABLE"})
+            path.append(after.name)
+        after = _observe(after, evidence, config)
+        outcome = ""
+        for _ in range(len(TRANSITIONS) + 1):
+            moved = TRANSITIONS[after.name](after, evidence, config, now, case)
+            still, after = moved.name == after.name, moved
+            if still or after.action == "retrain":
+                break
+            path.append(after.name)
+            outcome = after.reason if after.name == "COOLDOWN" else outcome
+        if outcome and outcome != after.reason:
+            after = after.model_copy(update={"reason": f"{outcome}; {after.reason}"})
+    if path[-1] != after.name:
+        path.append(after.name)
+    after = after.model_copy(update={"path": tuple(path)})
+    return after, after.action
+
+
+def _adopt(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> PolicyState:
+    """Start anew under another champion; a retraining and a cooldown under way go on."""
+    if state.champion == evidence.champion:
+        return state
+    fresh = {"champion": evidence.champion, "marks": (), "drops": (), "clean": 0, "log_e": 0.0, "alarmed": False, "cooldown_days": config.cooldown_days}
+    # Somebody else's promotion or rollback answers an episode that has not retrained yet.
+    closed = {"episode": None, "name": "STABLE"} if state.name in {"WATCH", "CONFIRMED"} else {}
+    resume = {"resume": "STABLE", "episode": None} if state.name == "BLOCKED_DATA_QUALITY" and state.resume in {"WATCH", "CONFIRMED"} else {}
+    return state.model_copy(update=fresh | closed | resume)
+
+
+def _observe(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> PolicyState:
+    """Enter the window into the history and the labels into the e-CUSUM."""
+    labels = evidence.labels
+    log_e = state.log_e if labels.baseline is None else sequential.cusum(state.log_e, labels.errors, labels.rows, labels.baseline)
+    alarmed = state.alarmed or log_e >= math.log(config.cusum_threshold)
+    drifted, dropping = _drifted(evidence), _dropping(evidence, config)
+    severe = tuple(feature.feature for feature in evidence.features if feature.drifted and feature.severity == "severe")
+    calm = not drifted and not dropping and not alarmed
+    clean = calm and all(feature.debiased_psi < config.clean_psi for feature in evidence.features if not feature.ignored)
+    # Too few rows say nothing about inputs: such a window neither drifts, nor is clean, nor pushes another out.
+    marks = state.marks if evidence.thin else (*state.marks, Mark(end=state.end, drifted=drifted, severe=severe))
+    drops = state.drops if labels.drop is None else (*state.drops, dropping)
+    return state.model_copy(
+        update={
+            "log_e": log_e,
+            "alarmed": alarmed,
+            "marks": marks[-config.out_of :],
+            "drops": drops[-config.out_of :],
+            "clean": state.clean if evidence.thin and calm else state.clean + 1 if clean else 0,
+        }
+    )
+
+
+def _drifted(evidence: DriftEvidence) -> tuple[str, ...]:
+    return tuple(feature.feature for feature in evidence.features if feature.drifted)
+
+
+def _dropping(evidence: DriftEvidence, config: DriftParams) -> bool:
+    drop = evidence.labels.drop
+    return drop is not None and drop.low > config.min_metric_drop
+
+
+def confirmation(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> str | None:
+    """Why drift is confirmed, as a sentence, or None."""
+    if state.alarmed:
+        return f"the champion errs more than on its holdout (e-CUSUM e^{state.log_e:.1f} reached {config.cusum_threshold:g})"
+    drop = evidence.labels.drop if _dropping(evidence, config) else None
+    if drop is not None and sum(state.drops) >= config.confirm:
+        return f"the log-loss rose in {sum(state.drops)} of the last {len(state.drops)} windows with labels, now by {drop.value:.3f}"
+    counts = Counter(name for mark in state.marks for name in mark.drifted)
+    again = sorted((name for name, count in counts.items() if count >= config.confirm), key=lambda name: (-counts[name], name))
+    if not again:
+        return None
+    if drop is not None:
+        return f"{_named(again)} moved in {config.confirm} of {config.out_of} windows, and the log-loss rose by {drop.value:.3f}"
+    dumb = [name for name in again if _unlabelled(state, evidence, name)]
+    severe = {name for name in dumb if any(name in mark.severe for mark in state.marks)}
+    if severe:
+        return f"{_named(sorted(severe))} moved severely in {config.confirm} of {config.out_of} windows whose labels have not arrived"
+    if SCORE in dumb:
+        return f"the score moved in {config.confirm} of {config.out_of} windows whose labels have not arrived"
+    return None
+
+
+def _unlabelled(state: PolicyState, evidence: DriftEvidence, name: str) -> bool:
+    """Whether fewer than half of the rows of the windows in which ``name`` drifted have a label (windows weigh alike)."""
+    shares = [evidence.labelled.get(mark.end.isoformat(), 0.0) for mark in state.marks if name in mark.drifted]
+    return sum(shares) < 0.5 * len(shares)
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _watching(state: PolicyState, evidence: DriftEvidence, config: DriftParams, now: datetime, case: str) -> PolicyState:
+    """STABLE and WATCH."""
+    why = confirmation(state, evidence, config)
+    if why is not None:
+        return state.model_copy(update={"name": "CONFIRMED", "episode": episode_id(case, now), "reason": why})
+    if _drifted(evidence) or _dropping(evidence, config):
+        moved = _named(list(_drifted(evidence)) or ["the log-loss"])
+        return state.model_copy(update={"name": "WATCH", "reason": f"{moved} moved in this window; not confirmed"})
+    if state.name == "WATCH" and state.clean >= config.clean_windows:
+        return state.model_copy(update={"name": "STABLE", "reason": f"{state.clean} clean windows"})
+    quiet = "too few rows to compare" if evidence.thin else "nothing moved"
+    return state.model_copy(update={"reason": quiet if state.name == "STABLE" else f"{quiet}; {state.clean} of {config.clean_windows} clean windows"})
+
+
+def _confirmed(state: PolicyState, evidence: DriftEvidence, config: DriftParams, now: datetime, case: str) -> PolicyState:
+    """CONFIRMED: retrain as soon as it is allowed."""
+    del case
+    if state.clean >= config.clean_windows:
+        return state.model_copy(update={"name": "STABLE", "episode": None, "reason": f"{state.clean} clean windows: the drift went away by itself"})
+    why = state.reason or confirmation(state, evidence, config) or "drift was confirmed earlier"
+    needed = labels_needed(evidence.training_rows, config)
+    recent = tuple(moment for moment in state.retrains if now - moment < timedelta(days=config.max_retrains_days))
+    if evidence.fresh_labels < needed:
+        wait = f"waiting for labels: {evidence.fresh_labels} of {needed} new labelled rows"
+        return state.model_copy(update={"action": "alert", "reason": f"{why}; {wait}"})
+    if len(recent) >= config.max_retrains:
+        wait = f"{len(recent)} retrainings in {config.max_retrains_days:g} days are enough: a person should look"
+        return state.model_copy(update={"action": "alert", "reason": f"{why}; {wait}"})
+    return state.model_copy(update={"name": "RETRAINING", "action": "retrain", "reason": why, "retrained_at": now, "retrains": (*recent, now)})
+
+
+def _retraining(state: PolicyState, evidence: DriftEvidence, config: DriftParams, now: datetime, case: str) -> PolicyState:
+    """RETRAINING: wait for the verdict; a run that gives none in the longest cooldown counts as not promoted."""
+    del case
+    asked = state.retrained_at or now
+    late = now - asked >= timedelta(days=config.max_cooldown_days)
+    if evidence.outcome in {"none", "pending"} and not late:
+        return state.model_copy(update={"reason": f"the training run of {state.episode} has no verdict yet"})
+    if evidence.outcome == "promoted":
+        days, action, why = config.cooldown_days, "none", "retrained and promoted"
+    else:
+        days = min(2 * state.cooldown_days, config.max_cooldown_days)
+        action, why = "alert", "retrained, not promoted" if evidence.outcome == "kept" else "the training run gave no verdict"
+    # What was seen led to this retraining: the next one has to be seen anew.
+    fresh = {"log_e": 0.0, "alarmed": False, "episode": None, "cooldown_days": days, "cooldown_until": asked + timedelta(days=days)}
+    return state.model_copy(update={"name": "COOLDOWN", "action": action, "reason": f"{why}; cooldown of {days:g} days"} | fresh)
+
+
+def _cooling(state: PolicyState, evidence: DriftEvidence, config: DriftParams, now: datetime, case: str) -> PolicyState:
+    """COOLDOWN: look, do nothing."""
+    del evidence, config, case
+    if state.cooldown_until is not None and now < state.cooldown_until:
+        return state.model_copy(update={"reason": state.reason or f"nothing is done until {state.cooldown_until.isoformat()}"})
+    return state.model_copy(update={"name": "STABLE", "reason": "", "cooldown_until": None})
+
+
+TRANSITIONS: dict[StateName, Callable[[PolicyState, DriftEvidence, DriftParams, datetime, str], PolicyState]] = {
+    "STABLE": _watching,
+    "WATCH": _watching,
+    "CONFIRMED": _confirmed,
+    "RETRAINING": _retraining,
+    "COOLDOWN": _cooling,
+}

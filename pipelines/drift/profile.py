@@ -1,0 +1,217 @@
+"""The profile: what a day of rows looked like, as counts that add up.
+
+Numbers are counted by the upper 16 bits of their scaled float32 (sign, exponent, 7 bits of mantissa): bins
+that depend on no reference, are narrow near the frozen median, and hold 1e30 as well as 1e-30. Categories are
+counted over the declared vocabulary and one bin for all else. Merging is integer addition, so any days make a
+window, in any order, and a profile outlives the champion it was first compared with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipelines.drift.spec import SCORE, Scale, Spec
+from pipelines.errors import IntegrityError
+from pipelines.fields import Categorical, Fields
+from pipelines.storage import canonical_json, write_atomic
+
+BINS = 1 << 16
+Ints = NDArray[np.int64]
+_LARGEST = float(np.finfo(np.float32).max)
+_META = b"perennial.profile"
+
+
+@dataclass(frozen=True)
+class Column:
+    """Counts of one feature: ``counts[i] > 0`` values lie in bin ``bins[i]``, bins ascending with the value.
+
+    Of a category the bin is its position in ``vocabulary``, and ``len(vocabulary)`` is everything else.
+    ``missing`` counts ``null, nan, above (+inf), below (-inf)``, which are in no bin.
+    """
+
+    bins: Ints
+    counts: Ints
+    missing: tuple[int, int, int, int] = (0, 0, 0, 0)
+    vocabulary: tuple[str, ...] | None = None
+
+    @property
+    def n(self) -> int:
+        """Values in bins."""
+        return int(self.counts.sum())
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Counts of all features over some rows. ``days`` and ``baseline`` are a reference's alone (see reference.py)."""
+
+    spec: str
+    rows: int
+    columns: dict[str, Column]
+    days: dict[str, Ints] = field(default_factory=dict)
+    baseline: dict[str, float] = field(default_factory=dict)
+
+
+def histogram(values: NDArray[np.float64], scale: Scale) -> Ints:
+    """Bin of every value ``[n]``, none of them NaN or infinite: 0..65535, ascending with the value."""
+    with np.errstate(over="ignore"):
+        scaled = (values - scale.loc) * scale.scale
+    # Beyond float32 is the outermost bin; adding zero turns -0.0 into 0.0.
+    bits: NDArray[np.int64] = (np.clip(scaled, -_LARGEST, _LARGEST).astype(np.float32) + np.float32(0)).view(np.uint32).astype(np.int64) >> 16
+    return np.where(bits < BINS // 2, bits + BINS // 2, BINS - 1 - bits)
+
+
+def bounds(bins: Ints, scale: Scale) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Smallest and largest value that each bin can hold, in the field's units."""
+    bits = np.where(bins >= BINS // 2, bins - BINS // 2, BINS - 1 - bins).astype(np.uint32) << 16
+    near, far = (bits.view(np.float32).astype(np.float64), (bits | 0xFFFF).view(np.float32).astype(np.float64))
+    return np.minimum(near, far) / scale.scale + scale.loc, np.maximum(near, far) / scale.scale + scale.loc
+
+
+def number_column(values: pl.Series, scale: Scale) -> Column:
+    """Count one numeric series."""
+    null = values.null_count()
+    numbers = values.drop_nulls().cast(pl.Float64).to_numpy()
+    finite = numbers[np.isfinite(numbers)]
+    nan, above = int(np.isnan(numbers).sum()), int(np.isposinf(numbers).sum())
+    counts = np.bincount(histogram(finite, scale), minlength=BINS) if finite.size else np.zeros(BINS, np.int64)
+    bins = np.flatnonzero(counts)
+    return Column(bins, counts[bins], (null, nan, above, len(numbers) - len(finite) - nan - above))
+
+
+def category_column(values: pl.Series, vocabulary: tuple[str, ...]) -> Column:
+    """Count one series of text over its declared vocabulary."""
+    codes = values.cast(pl.String).cast(pl.Enum(list(vocabulary)), strict=False).to_physical()
+    counts = np.bincount(codes.drop_nulls().to_numpy(), minlength=len(vocabulary) + 1).astype(np.int64)
+    counts[-1] = codes.null_count() - values.null_count()
+    bins = np.flatnonzero(counts)
+    return Column(bins, counts[bins], (values.null_count(), 0, 0, 0), vocabulary)
+
+
+def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
+    """Count the declared fields of ``frame``, and its ``score`` (by ``version``, if that is a column).
+
+    A missing column counts as null in every row.
+    """
+    columns: dict[str, Column] = {}
+    for declared in fields.fields:
+        values = frame[declared.name] if declared.name in frame.columns else pl.Series(declared.name, [None] * frame.height)
+        if isinstance(declared, Categorical):
+            columns[declared.name] = category_column(values, declared.values)
+        else:
+            columns[declared.name] = number_column(values, spec.scales[declared.name])
+    if SCORE in frame.columns and "version" in frame.columns:
+        for (version,), part in sorted(frame.select("version", SCORE).partition_by("version", as_dict=True).items()):
+            columns[f"{SCORE}@{version}"] = number_column(part[SCORE], spec.scales[SCORE])
+    elif SCORE in frame.columns:
+        columns[SCORE] = number_column(frame[SCORE], spec.scales[SCORE])
+    return Profile(spec.version, frame.height, columns)
+
+
+def merge(profiles: Iterable[Profile], spec: str) -> Profile:
+    """The profile of all rows together; of none, the empty one. Raises IntegrityError if one was made with another spec."""
+    found = list(profiles)
+    other = next((profile.spec for profile in found if profile.spec != spec), None)
+    if other is not None:
+        raise IntegrityError(f"a profile was made with feature spec {other}, not {spec}: run the step 'profile' again")
+    names = sorted({name for profile in found for name in profile.columns})
+    columns = {name: _add([profile.columns[name] for profile in found if name in profile.columns]) for name in names}
+    return Profile(spec, sum(profile.rows for profile in found), columns)
+
+
+def _add(columns: list[Column]) -> Column:
+    bins, where = np.unique(np.concatenate([column.bins for column in columns]), return_inverse=True)
+    counts = np.zeros(bins.size, np.int64)
+    np.add.at(counts, where, np.concatenate([column.counts for column in columns]))
+    null, nan, above, below = (sum(column.missing[kind] for column in columns) for kind in range(4))
+    return Column(bins, counts, (null, nan, above, below), columns[0].vocabulary)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def to_bytes(profile: Profile) -> bytes:
+    """A Parquet file ``{feature, bin, count, day}``; equal profiles give equal bytes.
+
+    ``day`` is null in the counts of the whole; in a reference's rows of single days it numbers the day, and
+    ``bin`` is a coarse group. Vocabularies, missing values and the spec's version are in the metadata.
+    """
+    parts: list[tuple[str, Ints, Ints, int | None]] = [(name, column.bins, column.counts, None) for name, column in sorted(profile.columns.items())]
+    for name, days in sorted(profile.days.items()):
+        parts.extend((name, np.flatnonzero(row), row[np.flatnonzero(row)], day) for day, row in enumerate(days))
+    table = pa.table(
+        {
+            "feature": pa.array([name for name, bins, _, _ in parts for _ in bins], pa.string()).dictionary_encode(),
+            "bin": pa.array(_joined([bins for _, bins, _, _ in parts]), pa.uint32()),
+            "count": pa.array(_joined([counts for _, _, counts, _ in parts]), pa.uint64()),
+            "day": pa.array([day for _, bins, _, day in parts for _ in bins], pa.int32()),
+        }
+    )
+    about = {
+        "spec": profile.spec,
+        "rows": profile.rows,
+        "missing": {name: column.missing for name, column in profile.columns.items()},
+        "vocabulary": {name: column.vocabulary for name, column in profile.columns.items() if column.vocabulary is not None},
+        "days": {name: list(days.shape) for name, days in profile.days.items()},
+        "baseline": profile.baseline,
+    }
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({_META: canonical_json(about).encode()}), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _joined(parts: list[Ints]) -> Ints:
+    return np.concatenate([np.empty(0, np.int64), *parts])
+
+
+def read(path: Path) -> Profile:
+    """Read a profile; raises IntegrityError if the file is missing or is none."""
+    try:
+        with path.open("rb") as file:
+            table = pq.ParquetFile(file, pre_buffer=False).read()
+        about: dict[str, Any] = json.loads(table.schema.metadata[_META])
+    except (OSError, KeyError, TypeError, pa.ArrowInvalid) as error:
+        raise IntegrityError(f"{path} is not a profile ({error!r}): run the step that wrote it again") from error
+    frame = pl.DataFrame(table)
+    whole = _by_feature(frame.filter(pl.col("day").is_null()))
+    single = _by_feature(frame.filter(pl.col("day").is_not_null()))
+    columns: dict[str, Column] = {}
+    for name, missing in about["missing"].items():
+        words = about["vocabulary"].get(name)
+        bins, counts, _ = whole.get(name, (np.empty(0, np.int64),) * 3)
+        null, nan, above, below = missing
+        columns[name] = Column(bins, counts, (null, nan, above, below), None if words is None else tuple(words))
+    days: dict[str, Ints] = {}
+    for name, shape in about["days"].items():
+        days[name] = np.zeros(shape, np.int64)
+        bins, counts, day = single[name]
+        days[name][day, bins] = counts
+    return Profile(about["spec"], about["rows"], columns, days, about["baseline"])
+
+
+def _by_feature(frame: pl.DataFrame) -> dict[str, tuple[Ints, Ints, Ints]]:
+    parts = frame.with_columns(pl.col("feature").cast(pl.String)).partition_by("feature", as_dict=True)
+    return {
+        str(name): (part["bin"].cast(pl.Int64).to_numpy(), part["count"].cast(pl.Int64).to_numpy(), part["day"].fill_null(-1).cast(pl.Int64).to_numpy())
+        for (name,), part in parts.items()
+    }
+
+
+def write(profile: Profile, folder: Path) -> Path:
+    """Keep a profile as ``folder/<first 16 of its sha256>.parquet``, whole or not at all; returns the path."""
+    data = to_bytes(profile)
+    path = folder / f"{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+    if not path.exists():
+        write_atomic(path, data)
+    return path

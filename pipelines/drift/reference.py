@@ -1,0 +1,70 @@
+"""The reference: what a champion was trained on, kept beside it for good, so that any later window can be compared.
+
+Features come from its training rows, the score from its holdout (scores of training rows are too good).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipelines.drift.profile import Ints, Profile, number_column, profile_frame
+from pipelines.drift.sequential import baseline_rate, row_losses
+from pipelines.drift.spec import SCORE, Spec
+from pipelines.drift.stats import groups
+from pipelines.fields import Fields
+
+FILE = "reference.parquet"
+DAY_GROUPS = 10
+"""Groups in which single days are kept: enough to see that days differ, and little beside the whole."""
+
+
+def reference_profile(train: pl.DataFrame, scores: NDArray[np.float64], fields: Fields, spec: Spec, holdout: pl.DataFrame | None = None) -> Profile:
+    """The reference of one bundle: canonical training rows, and its scores ``[H]`` of the holdout (canonical, ``H`` rows).
+
+    Kept per feature: the counts, and the counts of every day in ``DAY_GROUPS`` groups, of which the
+    overdispersion is made. ``baseline`` holds what labels are judged against: ``rows, errors, error_rate``
+    (its upper confidence bound), ``loss`` and ``loss_se`` (mean log-loss and standard error). Without
+    ``holdout`` or with an empty one there is no baseline, and the score's days are unknown.
+    """
+    rows = train.drop(SCORE, "version", strict=False)  # rows from the log carry the score of whoever served then
+    profile = profile_frame(rows, fields, spec)
+    columns = profile.columns | {SCORE: number_column(pl.Series(SCORE, scores, dtype=pl.Float64), spec.scales[SCORE])}
+    days = _by_day(rows, fields, spec)
+    baseline: dict[str, float] = {}
+    if holdout is not None and holdout.height:
+        scored = holdout.select("event_time").with_columns(pl.Series(SCORE, scores, dtype=pl.Float64))
+        days |= {SCORE: _by_day(scored, Fields(fields.case, (), fields.label), spec)[SCORE]}
+        label = holdout[fields.label].cast(pl.Float64).to_numpy()
+        losses = row_losses(label, scores)
+        errors = int(((scores >= 0.5) != (label > 0)).sum())
+        se = float(losses.std(ddof=1)) / math.sqrt(losses.size) if losses.size > 1 else 1e9
+        baseline = {
+            "rows": losses.size,
+            "errors": errors,
+            "error_rate": baseline_rate(errors, losses.size),
+            "loss": float(losses.mean()),
+            "loss_se": se,
+        }
+    return replace(profile, columns=columns, days=days, baseline=baseline)
+
+
+def _by_day(frame: pl.DataFrame, fields: Fields, spec: Spec) -> dict[str, Ints]:
+    """Counts ``[D, G]`` of each feature by UTC day, in coarse groups of the whole's own quantiles (a category: its value)."""
+    whole = profile_frame(frame, fields, spec)
+    parts = frame.with_columns(_day=pl.col("event_time").dt.date()).partition_by("_day", maintain_order=True)
+    single = [profile_frame(part, fields, spec) for part in parts]
+    days: dict[str, Ints] = {}
+    for name, column in whole.columns.items():
+        if not column.bins.size:
+            continue
+        into = groups(column.counts, DAY_GROUPS) if column.vocabulary is None else np.arange(column.bins.size)
+        days[name] = np.zeros((len(single), int(into.max()) + 1), np.int64)
+        for row, part in zip(days[name], single, strict=True):
+            found = part.columns[name]
+            np.add.at(row, into[np.searchsorted(column.bins, found.bins)], found.counts)
+    return days

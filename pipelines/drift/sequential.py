@@ -1,0 +1,98 @@
+"""What delayed labels say about the champion: a sequential test of its error rate, and the drop of its metric."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.contracts import Interval
+
+Floats = NDArray[np.float64]
+
+BETS = (0.02, 0.05, 0.1, 0.2, 0.4)
+"""Alternatives that are bet on, in equal parts: the error rate rose by this share of the room above it."""
+BASELINE_CONFIDENCE = 0.999
+MAX_LOG_E = 700.0
+"""The process stops growing here: e to this power is still a float."""
+MIN_DAYS = 5
+
+
+def baseline_rate(errors: int, rows: int, confidence: float = BASELINE_CONFIDENCE) -> float:
+    """Upper confidence bound of an error rate: the champion may be as bad as this and nothing has changed.
+
+    The holdout's rate itself would be beaten by chance half of the time. Source: Clopper and Pearson,
+    Biometrika 26(4), 1934.
+
+    >>> round(baseline_rate(0, 1000), 5)
+    0.00688
+    """
+    from scipy.stats import beta
+
+    return 1.0 if errors >= rows else float(beta.ppf(confidence, errors + 1, rows - errors))
+
+
+def log_e_value(errors: int, rows: int, baseline: float) -> float:
+    """Log of the e-value of one batch against H0 "every row errs with probability at most ``baseline``, given its past".
+
+    ``e = mean_j prod_i (1 + l_j (x_i - p0))``, a mixture of likelihood ratios of the error rates
+    ``p0 + b_j (1 - p0)``; its expectation under H0 is at most 1. Source: Waudby-Smith and Ramdas, Estimating
+    means of bounded random variables by betting, JRSS B 86(1), 2024.
+
+    >>> log_e_value(5, 100, 0.05) < 0 < log_e_value(15, 100, 0.05)
+    True
+    """
+    p0 = min(max(baseline, 1e-6), 1 - 1e-6)
+    p1 = p0 + np.array(BETS) * (1 - p0)
+    logs = errors * np.log(p1 / p0) + (rows - errors) * np.log((1 - p1) / (1 - p0))
+    return float(logs.max() + np.log(np.exp(logs - logs.max()).mean()))
+
+
+def cusum(log_e: float, errors: int, rows: int, baseline: float) -> float:
+    """One step of the e-CUSUM ``S_t = max(S_{t-1}, 1) e_t``, in logs: from ``log S_{t-1}`` to ``log S_t``.
+
+    A step is one window's batch of labels. An alarm at ``S >= c`` has an average run length of at least
+    ``c`` windows while the champion keeps its rate, whatever their sizes. Source: Shin, Ramdas and Rinaldo,
+    E-detectors: a nonparametric framework for sequential change detection, NEJSDS 2(2), 2024.
+
+    >>> cusum(0.0, 0, 0, 0.1), cusum(3.0, 30, 100, 0.1) > math.log(1e4)
+    (0.0, True)
+    """
+    return log_e if rows == 0 else min(max(log_e, 0.0) + log_e_value(errors, rows, baseline), MAX_LOG_E)
+
+
+def row_losses(label: Floats, score: Floats) -> Floats:
+    """Log-loss of each row in nats, scores clipped to [1e-7, 1 - 1e-7].
+
+    >>> row_losses(np.array([1.0, 0.0]), np.array([0.5, 0.5])).round(3).tolist()
+    [0.693, 0.693]
+    """
+    p = np.clip(score, 1e-7, 1 - 1e-7)
+    return -np.where(label > 0, np.log(p), np.log1p(-p))
+
+
+def metric_drop(losses: Floats, days: NDArray[np.int64], reference_mean: float, reference_se: float, confidence: float) -> Interval:
+    """Rise of the mean loss of new rows over the holdout's, with its confidence interval; positive is worse.
+
+    Normal approximation for two independent means. Rows of one day are one cluster when there are at least
+    five days (their losses are not independent), with Student's t at D - 1 degrees of freedom; otherwise each
+    row stands alone. Source: Cameron and Miller, Journal of Human Resources 50(2), 2015.
+
+    >>> metric_drop(np.full(10, 0.5), np.zeros(10, np.int64), 0.2, 0.0, 0.99)
+    Interval(value=0.3, low=0.3, high=0.3)
+    """
+    from scipy.stats import norm, t
+
+    mean = float(losses.mean())
+    clusters = np.unique(days, return_inverse=True)[1]
+    found = int(clusters.max()) + 1
+    if found >= MIN_DAYS:
+        sums = np.bincount(clusters, weights=losses - mean)
+        se = math.sqrt(float((sums**2).sum()) * found / (found - 1)) / losses.size
+        z = float(t.ppf(0.5 + confidence / 2, found - 1))
+    else:
+        se = float(losses.std(ddof=1)) / math.sqrt(losses.size) if losses.size > 1 else math.inf
+        z = float(norm.ppf(0.5 + confidence / 2))
+    value, half = mean - reference_mean, min(z * math.hypot(se, reference_se), 1e9)
+    return Interval(value=round(value, 12), low=round(value - half, 12), high=round(value + half, 12))

@@ -1,0 +1,38 @@
+"""The drift page for people, drawn by Evidently. No decision is made here, and none depends on it.
+
+Evidently's own PSI bins reference and current pooled and equally wide, so one outlier can hide a drift; its
+numbers on the page are therefore its own, and the decision's stand in report.json.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from pipelines.fields import Categorical, Fields
+
+
+def draw(path: Path, current: pl.DataFrame, reference: pl.DataFrame, columns: list[str], fields: Fields, threshold: float) -> None:
+    """Write a self-contained HTML page (about 4 MB) with one panel per column of ``columns``; both frames hold them all."""
+    # Imported here: it takes seconds and pulls in pandas, scikit-learn and plotly.
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.metrics import ValueDrift
+
+    categorical = {field.name for field in fields.fields if isinstance(field, Categorical)}
+    definition = DataDefinition(
+        numerical_columns=[name for name in columns if name not in categorical],
+        categorical_columns=[name for name in columns if name in categorical],
+    )
+    metrics = [ValueDrift(column=name, method="psi", threshold=threshold) for name in columns]
+    now, before = (Dataset.from_pandas(frame.select(columns).to_pandas(), definition) for frame in (current, reference))
+    Report(metrics, include_tests=True).run(now, before).save_html(str(path))
+
+
+def sample(frame: pl.DataFrame, rows: int) -> pl.DataFrame:
+    """At most ``rows`` rows, evenly spread over the frame: the same every time.
+
+    >>> sample(pl.DataFrame({"x": [0, 1, 2, 3, 4, 5]}), 3)["x"].to_list()
+    [0, 2, 4]
+    """
+    return frame if frame.height <= rows else frame[[position * frame.height // rows for position in range(rows)]]

@@ -1,0 +1,198 @@
+"""drift: compare the window with what the champion was trained on, step the policy once, and say what to do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipelines import ledger, storage
+from pipelines.cases import load_fields
+from pipelines.config import Params, Settings
+from pipelines.contracts import DriftReport, Manifest, Release, Window
+from pipelines.data import log as prediction_log
+from pipelines.drift import labels as label_evidence
+from pipelines.drift import policy, reference
+from pipelines.drift.compare import compare, quality, shift
+from pipelines.drift.profile import Profile, merge, read
+from pipelines.drift.spec import SCORE, load_spec
+from pipelines.drift.windows import drift_window
+from pipelines.fields import Fields
+from pipelines.reports import evidently
+
+STEP_VERSION = 1
+ROOMS = ("pipelines.drift", "pipelines.data.log", "pipelines.fields", "pipelines.reports.evidently")
+MAX_PANELS = 8
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The policy's answer for this run, as it stands in the ledger, or why there is none."""
+
+    state: str
+    action: policy.Action = "none"
+    reason: str = ""
+    episode: str | None = None
+    about: Mapping[str, Any] | None = None
+
+
+def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
+    """Write ``report.json`` (and ``drift.html`` when somebody should look) to ``run_dir/drift``; keep state and episode in the ledger.
+
+    The first decision of a window stands: running again finds it in the ledger and gives the same report, with
+    the same action and episode, so that a trigger can be tried again. A run for a window that was judged
+    before, or older than the newest one that was, reports and does not step.
+    """
+    made = storage.read_manifest(run_dir / "profile")
+    window = Window.model_validate(made.facts["window"])
+    fields = load_fields(params.case)
+    current = merge((read(settings.root / day["path"]) for day in made.facts["days"]), made.facts["spec"])
+    champion = ledger.champion_before(settings.ledger, params.case, as_of)
+    if champion is None:
+        reason = "no champion yet: nothing to compare with"
+        return _commit(params, settings, run_dir, as_of, made, _report(params.case, window, None, None, current, Decision("NO_CHAMPION", reason=reason)), None)
+    bundle = storage.folder_of(settings.root / champion.bundle, champion.candidate_key)
+    before = read(bundle / reference.FILE)
+    checks = quality(before, current, window, params.drift)
+    same_spec = before.spec == current.spec == load_spec(fields).version
+    if not same_spec:
+        checks["warnings"].append(f"champion {champion.champion}'s reference has feature spec {before.spec}, the window {current.spec}: not compared")
+    features = compare(before, current, fields, load_spec(fields), params.drift, champion.champion) if same_spec and current.rows else ()
+    evidence = policy.DriftEvidence(
+        champion=champion.champion,
+        training_rows=before.rows,
+        thin=not features or current.rows < params.drift.min_rows,
+        problems=tuple(checks["problems"]),
+        features=features,
+        **_labels(params, settings, champion, before, window, as_of),
+        outcome=_outcome(params, settings, as_of),
+    )
+    decision = _decide(params, settings, as_of, window, evidence)
+    report = _report(params.case, window, champion, before, current, decision, evidence, checks)
+    if decision.episode is not None:
+        opened = report.model_dump(mode="json", include={"window", "model_version", "reason", "labels"})
+        moved = [feature.feature for feature in features if feature.drifted]
+        ledger.open_episode(settings.ledger, case=params.case, episode=decision.episode, as_of=as_of, evidence={**opened, "features": moved})
+    return _commit(params, settings, run_dir, as_of, made, report, bundle.parent / "dataset" / "train.parquet")
+
+
+def _labels(params: Params, settings: Settings, champion: Release, before: Profile, window: Window, as_of: datetime) -> dict[str, Any]:
+    """Label evidence: what arrived since the last window that was judged, how much of the history has labels, how many are new."""
+    earlier = _state(ledger.drift_state_before(settings.ledger, params.case, as_of))
+    marks = [] if earlier is None else [drift_window(mark.end, params.drift.window) for mark in earlier.marks]
+    # Room for labels that took twice their usual time.
+    start = min([champion.as_of - timedelta(days=2 * params.label_delay_days + 1), window.start, *(mark.start for mark in marks)])
+    served = prediction_log.read_predictions(settings, params.case, Window(start=start, end=window.end)).select("id", "event_time", "version", SCORE)
+    labels = prediction_log.read_labels(settings, params.case, window.end, since=start)
+    since = champion.as_of if earlier is None else earlier.end
+    return {
+        "labels": label_evidence.judge(label_evidence.arrived(served, labels, since, window.end), champion.champion, before.baseline, params.drift),
+        "labelled": label_evidence.coverage(served, labels, [*marks, window], window.end),
+        "fresh_labels": label_evidence.arrived(served, labels, champion.as_of, window.end).height,
+    }
+
+
+def _state(found: Mapping[str, Any] | None) -> policy.PolicyState | None:
+    return None if found is None else policy.PolicyState.model_validate(found["policy"])
+
+
+def _outcome(params: Params, settings: Settings, as_of: datetime) -> policy.Outcome:
+    """What became of the retraining that was asked for last, seen from before ``as_of``."""
+    earlier = _state(ledger.drift_state_before(settings.ledger, params.case, as_of))
+    if earlier is None or earlier.retrained_at is None:
+        return "none"
+    asked = earlier.retrained_at
+    if any(release.action == "promote" and asked <= release.as_of < as_of for release in ledger.releases(settings.ledger, params.case)):
+        return "promoted"
+    verdicts = (datetime.fromisoformat(row["as_of"]) for row in ledger.verdicts(settings.ledger, params.case))
+    return "kept" if any(asked <= moment < as_of for moment in verdicts) else "pending"
+
+
+def _decide(params: Params, settings: Settings, as_of: datetime, window: Window, evidence: policy.DriftEvidence) -> Decision:
+    case, url = params.case, settings.ledger
+    earlier = ledger.drift_state_before(url, case, as_of)
+    newest = ledger.drift_state_before(url, case, datetime.max.replace(tzinfo=UTC))
+    found = ledger.drift_state_before(url, case, as_of + timedelta(microseconds=1))
+    recorded = found if found is not None and datetime.fromisoformat(found["as_of"]) == as_of else None
+    state = _state(earlier)
+    if recorded is None:
+        late = newest is not None and datetime.fromisoformat(newest["as_of"]) > as_of
+        if late or (state is not None and state.end >= window.end):
+            reason = "this window was judged before" if not late else f"a later window, of {newest['as_of'] if newest else ''}, was judged before"
+            return Decision("STABLE" if state is None else state.name, reason=f"{reason}: reported only")
+        after, _ = policy.step(state, evidence, params.drift, as_of, case, window.end)
+        value = {"as_of": as_of.isoformat(), "policy": after.model_dump(mode="json")}
+        recorded = ledger.record_drift_state(url, case=case, as_of=as_of, state=value, evidence_hash=storage.digest(evidence))
+    stands = policy.PolicyState.model_validate(recorded["policy"])
+    about = stands.model_dump(mode="json", include={"path", "log_e", "alarmed", "clean", "marks", "drops", "retrained_at", "cooldown_days", "cooldown_until"})
+    return Decision(stands.name, stands.action, stands.reason, stands.episode, about)
+
+
+def _report(
+    case: str,
+    window: Window,
+    champion: Release | None,
+    before: Profile | None,
+    current: Profile,
+    decision: Decision,
+    evidence: policy.DriftEvidence | None = None,
+    checks: Mapping[str, Any] | None = None,
+) -> DriftReport:
+    features = () if evidence is None else evidence.features
+    seen = {} if evidence is None else evidence.model_dump(mode="json", include={"labels", "labelled", "fresh_labels", "training_rows"})
+    judged = {} if evidence is None else {"kind": shift(features, dropped=evidence.labels.drop is not None and evidence.labels.drop.low > 0)}
+    return DriftReport(
+        case=case,
+        window=window,
+        model_version=None if champion is None else champion.champion,
+        reference_rows=0 if before is None else before.rows,
+        current_rows=current.rows,
+        overdispersion=max((feature.overdispersion for feature in features if not feature.ignored), default=1.0),
+        features=features,
+        labels={**seen.pop("labels", {}), **seen},
+        quality=dict(checks or {}),
+        state=decision.state,
+        action=decision.action,
+        reason=decision.reason,
+        episode=decision.episode,
+        policy={**judged, **(decision.about or {})},
+    )
+
+
+def _commit(params: Params, settings: Settings, run_dir: Path, as_of: datetime, made: Manifest, report: DriftReport, trained_on: Path | None) -> Manifest:
+    inputs = {"profile": made.key}
+    key = storage.step_key("drift", STEP_VERSION, inputs, {"drift": params.drift.model_dump(mode="json"), "report": report.model_dump(mode="json")})
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        # An alarm or a decision is worth a page; drawing one in every quiet window is not.
+        page = None if report.action == "none" or trained_on is None else _draw(params, settings, report, folder / "drift.html", trained_on)
+        written = report.model_copy(update={"quality": {**report.quality, "page": page}})
+        (folder / "report.json").write_text(storage.canonical_json(written))
+        return {"state": report.state, "action": report.action, "episode": report.episode, "reason": report.reason, "page": page}
+
+    return storage.commit(run_dir / "drift", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
+
+
+def _draw(params: Params, settings: Settings, report: DriftReport, path: Path, trained_on: Path) -> str | None:
+    """The page of the strongest drifted fields, as ``drift.html``; None if none drifted; an error as a sentence, as no decision hangs on it."""
+    fields: Fields = load_fields(params.case)
+    columns = [feature.feature for feature in report.features if feature.drifted and feature.feature in fields.names][:MAX_PANELS]
+    if not columns:
+        return None
+    try:
+        rows = prediction_log.read_predictions(settings, params.case, report.window)
+        before = pl.read_parquet(trained_on, columns=columns)
+        limit = params.drift.report_rows
+        evidently.draw(path, evidently.sample(rows, limit), evidently.sample(before, limit), columns, fields, params.drift.severe_psi)
+    except Exception as error:
+        log.exception("%s: the drift page could not be drawn", params.case)
+        path.unlink(missing_ok=True)
+        return f"could not be drawn ({type(error).__name__})"
+    return path.name

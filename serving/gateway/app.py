@@ -1,0 +1,118 @@
+"""The gateway as an ASGI application: ``uvicorn serving.gateway.app:app``.
+
+Routes in routes.py; one worker's belongings in state.py; every error becomes ``{"error", "field"?, "row"?}`` here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipelines.config import Settings
+from pipelines.errors import PerennialError
+from serving.gateway.metrics import Metrics
+from serving.gateway.refusal import JSON, Refused, body
+from serving.gateway.routes import router
+from serving.gateway.settings import Bounds
+from serving.gateway.state import start, stop
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings | None = None, bounds: Bounds | None = None) -> FastAPI:
+    """The application; settings default to the environment, read when it starts."""
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        gateway = app.state.gateway = await start(settings or Settings(), bounds or Bounds(), metrics)
+        tasks = [asyncio.create_task(gateway.poll()), asyncio.create_task(gateway.keep_log())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+            await stop(gateway)
+
+    app = FastAPI(title="Perennial gateway", lifespan=lifespan)
+    app.include_router(router)
+    app.add_middleware(Counted, metrics=metrics)
+    app.add_exception_handler(PerennialError, _refused)
+    app.add_exception_handler(HTTPException, _not_here)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _broken)
+    return app
+
+
+class Counted:
+    """Counts and times every request, whatever becomes of it."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 500
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            route = getattr(scope.get("route"), "path", "none").rpartition("/")[2]
+            self._metrics.requests.labels(_case(scope), route, status).inc()
+            self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
+
+
+def _case(scope: Scope) -> str:
+    """The request's case if there is such a case: no client can make labels of its own."""
+    name = scope.get("path_params", {}).get("case", "")
+    return name if name in scope["app"].state.gateway.cases else ""
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    metrics: Metrics = request.app.state.gateway.metrics
+    case = _case(request.scope)
+    if isinstance(error, Refused):
+        metrics.refused.labels(case, error.reason, error.field if error.reason != "unknown_field" else "").inc(error.rows)
+        return Response(body(str(error), error.field, error.row), error.status, error.headers, JSON)
+    status = error.status if isinstance(error, PerennialError) else 500
+    metrics.refused.labels(case, "unavailable", "").inc()
+    return Response(body(str(error)), status, media_type=JSON)
+
+
+async def _not_here(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return Response(body(str(error.detail)), error.status_code, error.headers, JSON)
+
+
+async def _invalid(_request: Request, error: Exception) -> Response:
+    # The stock answer repeats the input, and fails on input that is not UTF-8.
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return Response(body(str(first["msg"]), ".".join(map(str, first["loc"]))), 422, media_type=JSON)
+
+
+async def _broken(_request: Request, _error: Exception) -> Response:
+    return Response(body("internal error: see the gateway's log"), 500, media_type=JSON)
+
+
+app = create_app()

@@ -1,0 +1,211 @@
+"""One answer per ``prediction_id``: an index of the prediction log, consulted for ids that clients made.
+
+The log is the truth; the index (SQLite, one file per case, shared by all workers) is made from it again
+when it is missing, behind, ahead, or from before a reboot. Its write lock is what makes two workers with
+the same id agree: look up, log and remember are one transaction, so the second one finds the first's answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from pipelines.contracts import PredictionLine
+from pipelines.errors import Unavailable
+from serving.gateway.log import OPEN, Position
+
+FORMAT = "1"
+PATIENCE_SECONDS, REBUILD_SECONDS = 2.0, 300.0
+"""How long a request waits for another worker's transaction, and a starting worker for another's rebuild."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TABLES = """
+CREATE TABLE IF NOT EXISTS answers (
+    id TEXT PRIMARY KEY, digest BLOB NOT NULL, event_us INTEGER NOT NULL, received_us INTEGER NOT NULL, version INTEGER NOT NULL, score REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS segments (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+_INSERT = """
+INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET
+    digest = excluded.digest, event_us = excluded.event_us, received_us = excluded.received_us, version = excluded.version, score = excluded.score
+    WHERE excluded.received_us < answers.received_us
+"""
+_BATCH = 10_000
+
+log = logging.getLogger(__name__)
+_line = msgspec.json.Decoder(PredictionLine)
+_encode = msgspec.json.Encoder().encode
+
+
+class Answer(NamedTuple):
+    """What was answered for an id first: a digest of the features, event time and receipt in microseconds since 1970, version and score."""
+
+    id: str
+    digest: bytes
+    event_us: int
+    received_us: int
+    version: int
+    score: float
+
+
+def digest(features: Sequence[str | float]) -> bytes:
+    """16 bytes that stand for the features in declared order."""
+    return hashlib.blake2b(_encode(features), digest_size=16).digest()
+
+
+def microseconds(moment: datetime) -> int:
+    """Microseconds since 1970, exactly."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+class Index:
+    """The answered ids of one case. Used by the event loop only, save for :meth:`catch_up`, which runs before it."""
+
+    def __init__(self, path: Path, folder: Path, names: Sequence[str]) -> None:
+        """``folder`` holds the case's prediction segments, ``names`` are its fields in declared order."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._folder = folder
+        self._names = tuple(names)
+        self._connection = _connect(path)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._connection.close()
+
+    def find(self, ids: Iterable[str]) -> dict[str, Answer]:
+        """The answers of those ids that have one."""
+        query = "SELECT id, digest, event_us, received_us, version, score FROM answers WHERE id IN (SELECT value FROM json_each(?))"
+        try:
+            return {row[0]: Answer(*row) for row in self._connection.execute(query, (_encode(list(ids)).decode(),))}
+        except sqlite3.Error as error:
+            raise self._away(error) from error
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """The only writer of all workers, until the block ends: by commit, or by rollback if it raises."""
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            raise self._away(error) from error
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException as error:
+            with suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise self._away(error) from error
+            raise
+
+    def remember(self, answers: Iterable[Answer], position: Position) -> None:
+        """Keep new answers and that the log is indexed up to ``position``; inside :meth:`writing`."""
+        self._connection.executemany(_INSERT, answers)
+        self.mark(position)
+
+    def mark(self, position: Position) -> None:
+        """Keep that a segment is indexed up to ``position``."""
+        query = "INSERT INTO segments VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET bytes = max(bytes, excluded.bytes)"
+        self._connection.execute(query, (position.segment, position.end))
+
+    def catch_up(self) -> int:
+        """Index what the log holds beyond the index; returns the number of lines read."""
+        self._connection.execute(f"PRAGMA busy_timeout = {int(REBUILD_SECONDS * 1000)}")
+        try:
+            with self.writing():
+                lines = self._catch_up()
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout = {int(PATIENCE_SECONDS * 1000)}")
+        if lines:
+            log.info("%s: %d line(s) of the log indexed", self._path, lines)
+        return lines
+
+    def _catch_up(self) -> int:
+        # synchronous=OFF survives a killed process, not a power cut: what is older than the running system is not believed.
+        facts = dict(self._connection.execute("SELECT name, value FROM facts"))
+        wanted = {"format": FORMAT, "boot": _boot_id()}
+        paths = {path.name.removesuffix(OPEN): path for path in sorted(self._folder.glob("*.jsonl*"))}
+        done = dict(self._connection.execute("SELECT name, bytes FROM segments"))
+        ahead = any(name in paths and _where_it_is(paths[name]).stat().st_size < size for name, size in done.items())
+        if facts != wanted or ahead:
+            for table in ("answers", "segments", "facts"):
+                self._connection.execute(f"DELETE FROM {table}")  # noqa: S608 - our own three names
+            self._connection.executemany("INSERT INTO facts VALUES (?, ?)", wanted.items())
+            done = {}
+        return sum(self._index(_where_it_is(path), name, done.get(name, 0)) for name, path in paths.items())
+
+    def _index(self, path: Path, name: str, start: int) -> int:
+        if path.stat().st_size <= start:
+            return 0
+        with path.open("rb") as file:
+            file.seek(start)
+            end, answers, count = start, [], 0
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # torn, or being written just now
+                end += len(line)
+                count += 1
+                answers += self._answer(line)
+                if len(answers) >= _BATCH:
+                    self._connection.executemany(_INSERT, answers)
+                    answers = []
+        self.remember(answers, Position(name, start, end))
+        return count
+
+    def _answer(self, line: bytes) -> list[Answer]:
+        """The line's answer; nothing for a line that is not one, or of other fields than today's."""
+        try:
+            value: Any = _line.decode(line)
+            features = digest([part if isinstance(part := value["row"][field], str) else float(part) for field in self._names])
+            happened, received = (microseconds(datetime.fromisoformat(value[name])) for name in ("event_time", "received_at"))
+            return [Answer(value["prediction_id"], features, happened, received, value["version"], value["score"])]
+        except (ValueError, KeyError, TypeError):
+            return []
+
+    def _away(self, error: sqlite3.Error) -> Unavailable:
+        return Unavailable(f"the index of prediction ids does not answer ({error}): nothing was answered; try again, or delete {self._path} and start anew")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        return _prepared(path)
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError:
+        log.warning("%s is damaged: it is made anew from the log", path)
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        return _prepared(path)
+
+
+def _prepared(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=REBUILD_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.executescript(_TABLES)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _where_it_is(path: Path) -> Path:
+    """The segment's path now: a living worker may have closed it meanwhile."""
+    return path if path.exists() else path.with_name(path.name.removesuffix(OPEN))
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return json.dumps(None)

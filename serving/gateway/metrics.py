@@ -1,0 +1,49 @@
+"""What Prometheus reads. One registry per application: several of them may live in one process (tests)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+__all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
+
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_PREFIX = "perennial_gateway_"
+
+
+class Metrics:
+    """The gateway's counters and gauges. Labels only take declared names, so no client can make new series."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("requests", "requests answered", "case", "route", "status")
+        self.seconds = Histogram(f"{_PREFIX}request_seconds", "time to the last byte of the answer", ["route"], buckets=_BUCKETS, registry=self.registry)
+        self.rows = self._counter("rows", "rows scored and logged, by the version that answered", "case", "version")
+        self.repeated = self._counter("repeated_rows", "rows answered from the log because their prediction_id was known", "case")
+        self.labels = self._counter("labels", "labels logged", "case")
+        self.refused = self._counter("refused_rows", "rows of refused requests, by the first problem found", "case", "reason", "field")
+        self.champion = self._gauge("champion_version", "the ledger's champion", "case")
+        self.fallback = self._gauge("fallback", "1 while the previous release answers because the champion does not", "case")
+        self.fields_refused = self._gauge("fields_refused", "1 while the champion is refused because of its bundle's fields", "case")
+        self.log_lines = self._counter("log_lines", "lines written before their reply", "case", "kind")
+        self.log_errors = self._counter("log_errors", "failed writes, syncs and renames of the log", "case", "kind")
+        self.triton_errors = self._counter("triton_errors", "inferences that failed", "case", "version")
+        self.ledger_errors = self._counter("ledger_errors", "polls of the ledger that failed")
+        self.ledger_poll_age = self._gauge("ledger_poll_age_seconds", "seconds since the ledger was last read; -1 before the first time")
+
+    def _counter(self, name: str, about: str, *labels: str) -> Counter:
+        return Counter(_PREFIX + name, about, labels, registry=self.registry)
+
+    def _gauge(self, name: str, about: str, *labels: str) -> Gauge:
+        return Gauge(_PREFIX + name, about, labels, registry=self.registry)
+
+    def watch_poll(self, polled: Callable[[], float | None]) -> None:
+        """Let the poll age follow ``polled``, the monotonic time of the last good poll."""
+        self.ledger_poll_age.set_function(lambda: -1.0 if (moment := polled()) is None else time.monotonic() - moment)
+
+    def text(self) -> bytes:
+        """All series in Prometheus' text format."""
+        return generate_latest(self.registry)

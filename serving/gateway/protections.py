@@ -1,0 +1,81 @@
+"""Who may come in, how often, and with how much: API keys, rate limit, body limit."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from pathlib import Path
+
+from limits import parse
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import FixedWindowRateLimiter
+from starlette.requests import ClientDisconnect, Request
+
+from pipelines.errors import ConfigError
+from serving.gateway.refusal import Refused
+from serving.gateway.settings import Bounds
+
+HEADER = "x-api-key"
+_HASHED = "sha256:"
+
+
+class Door:
+    """Checks what stands before every /v1 request. Keys are kept as hashes only."""
+
+    def __init__(self, bounds: Bounds, key_file: Path) -> None:
+        """Raises ConfigError if keys are wanted and ``key_file`` holds none."""
+        self._keys = read_keys(key_file) if bounds.auth else ()
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._rate = parse(bounds.rate)
+        self._most_bytes = bounds.max_body_bytes
+
+    async def admit(self, request: Request) -> None:
+        """Raise Refused: 401 for a missing or wrong key, 429 above the rate."""
+        caller = request.client.host if request.client else ""
+        if self._keys:
+            given = hashlib.sha256(request.headers.get(HEADER, "").encode("latin-1")).digest()
+            # Every key is compared, each in constant time: the time taken says nothing about which one was near.
+            if not sum(hmac.compare_digest(given, key) for key in self._keys):
+                raise Refused(401, "key", "missing or wrong API key: send it as X-API-Key", headers={"WWW-Authenticate": "ApiKey"})
+            caller = given.hex()
+        if not await self._limiter.hit(self._rate, caller):
+            raise Refused(429, "rate", f"more than {self._rate}: wait a moment", headers={"Retry-After": str(self._rate.get_expiry())})
+
+    async def read_body(self, request: Request) -> bytes:
+        """The body; raises Refused (413) as soon as it is known to be too long, without reading on."""
+        most = self._most_bytes
+        declared = request.headers.get("content-length", "")
+        length = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
+        if length > most:
+            raise self._too_long(close=length > 8 * most)
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    raise self._too_long(close=True)
+                parts.append(part)
+        except ClientDisconnect as error:
+            raise Refused(400, "disconnected", "the client went away while sending") from error
+        return b"".join(parts)
+
+    def _too_long(self, *, close: bool) -> Refused:
+        # A body that is merely too long is thrown away by the server, so that its sender reads the answer; an endless one is cut off.
+        return Refused(413, "body", f"the body is longer than {self._most_bytes} bytes: send fewer rows", headers={"Connection": "close"} if close else None)
+
+
+def read_keys(path: Path) -> tuple[bytes, ...]:
+    """The sha256 of every key in the file: one key per line, in clear or as ``sha256:<hex>``."""
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+        keys = tuple(_hashed(line) for line in lines if line)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): write an API key into it, or set PERENNIAL_GATEWAY_AUTH=false on a loopback address") from error
+    if not keys:
+        raise ConfigError(f"{path} is empty: write an API key into it, or set PERENNIAL_GATEWAY_AUTH=false on a loopback address")
+    return keys
+
+
+def _hashed(line: str) -> bytes:
+    return bytes.fromhex(line.removeprefix(_HASHED)) if line.startswith(_HASHED) else hashlib.sha256(line.encode()).digest()

@@ -1,0 +1,113 @@
+"""The HTTP routes. What they do lies in predict.py and the rooms beside it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from msgspec import UNSET
+
+from pipelines.errors import PerennialError
+from serving.gateway.metrics import CONTENT_TYPE_LATEST
+from serving.gateway.predict import predict
+from serving.gateway.refusal import JSON, Refused
+from serving.gateway.rows import read
+from serving.gateway.state import Case, Gateway
+
+router = APIRouter()
+_encoder = msgspec.json.Encoder()
+
+
+def _body(name: str, item: dict[str, Any]) -> dict[str, Any]:
+    """What the interactive documentation says of a body; it is read by rows.py, not by FastAPI."""
+    schema = {"type": "object", "required": [name], "properties": {name: {"type": "array", "minItems": 1, "items": {"type": "object", **item}}}}
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}, "security": [{"key": []}]}
+
+
+_TIME = {"type": "string", "format": "date-time"}
+_ROW = {"properties": {"prediction_id": {"type": "string"}, "event_time": _TIME}, "additionalProperties": {"type": ["string", "number"]}}
+_LABEL = {
+    "required": ["prediction_id", "label"],
+    "properties": {"prediction_id": {"type": "string"}, "label": {"enum": [0, 1]}, "revision": {"type": "integer", "minimum": 0}, "event_time": _TIME},
+}
+
+
+@router.post("/v1/cases/{case}/predict", openapi_extra=_body("rows", _ROW))
+async def predict_rows(request: Request, case: str) -> Response:
+    """Score rows of raw features; each answered row is in the prediction log. Send a prediction_id to be able to ask again safely."""
+    gateway, known, body = await _enter(request, case)
+    return Response(await predict(gateway, known, body), media_type=JSON)
+
+
+@router.post("/v1/cases/{case}/labels", openapi_extra=_body("labels", _LABEL))
+async def post_labels(request: Request, case: str) -> Response:
+    """Log labels of earlier predictions; of several for one id the highest revision counts.
+
+    Ids are not looked up: a label may arrive before its row was compacted, or after its row was archived.
+    A label without a row is joined to nothing.
+    """
+    gateway, known, body = await _enter(request, case)
+    now = datetime.now(UTC).isoformat()
+    labels = read(known.labels, body)
+    known.labels_log.append(
+        _encoder.encode_lines(
+            [
+                {
+                    "prediction_id": label.prediction_id,
+                    "label": label.label,
+                    "revision": label.revision,
+                    "event_time": now if label.event_time is UNSET else label.event_time.astimezone(UTC).isoformat(),
+                    "received_at": now,
+                }
+                for label in labels
+            ]
+        )
+    )
+    gateway.metrics.log_lines.labels(known.name, "labels").inc(len(labels))
+    gateway.metrics.labels.labels(known.name).inc(len(labels))
+    return Response(_encoder.encode({"accepted": len(labels)}), media_type=JSON)
+
+
+@router.get("/healthz")
+async def healthz() -> Response:
+    """Whether the process runs."""
+    return Response(_encoder.encode({"status": "ok"}), media_type=JSON)
+
+
+@router.get("/readyz")
+async def readyz(request: Request) -> Response:
+    """Whether every champion of the ledger answers a real inference: 200, else 503 and why. No champion yet is no fault."""
+    gateway: Gateway = request.app.state.gateway
+    cases: dict[str, dict[str, Any]] = {}
+    for name, case in gateway.cases.items():
+        if (route := gateway.routing.known(name)) is None:
+            continue
+        try:
+            champion = gateway.routing.champion(name).release.champion
+            await gateway.triton.score(name, champion, case.probe(), gateway.triton.deadline())
+            cases[name] = {"champion": champion, "ready": True}
+        except PerennialError as error:
+            cases[name] = {"champion": route.release.champion, "ready": False, "error": str(error)}
+    answer: dict[str, Any] = {"ready": all(case["ready"] for case in cases.values()), "cases": cases}
+    answer["without_champion"] = [name for name in gateway.cases if name not in cases]
+    if gateway.routing.polled is None:
+        answer |= {"ready": False, "error": "the ledger has not answered yet: see PERENNIAL_LEDGER_URL"}
+    return Response(_encoder.encode(answer), 200 if answer["ready"] else 503, media_type=JSON)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format."""
+    return Response(request.app.state.gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _enter(request: Request, name: str) -> tuple[Gateway, Case, bytes]:
+    """What stands before every /v1 route: key, rate, case, body."""
+    gateway: Gateway = request.app.state.gateway
+    await gateway.door.admit(request)
+    case = gateway.cases.get(name)
+    if case is None:
+        raise Refused(404, "case", f"unknown case: choose one of {', '.join(gateway.cases)}")
+    return gateway, case, await gateway.door.read_body(request)

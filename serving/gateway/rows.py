@@ -1,0 +1,192 @@
+"""What a request must look like, from the case's declared fields.
+
+Two readers of one declaration: msgspec decodes and checks a good body in one pass; a bad one is read
+again by :func:`explain`, slowly, to say which field of which row is wrong without repeating what it held.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from pipelines.errors import ConfigError
+from pipelines.fields import Categorical, Field, Fields, Numeric, problem
+from serving.gateway.refusal import Refused
+
+Check = Callable[[object], str | None]
+
+FLOAT32_MAX = 3.4028234663852886e38
+"""Numbers reach the model as float32: a larger one would arrive as infinity."""
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,127}$"
+EARLIEST, LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+_OWN = ("prediction_id", "event_time")
+_SAFE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+_REASONS = (("expected", "type"), ("unknown category", "category"), ("must be finite", "not_finite"), ("must be a whole", "not_whole"))
+_Id = Annotated[str, Meta(pattern=ID_PATTERN)]
+_Moment = Annotated[datetime, Meta(tz=True)]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One kind of body, ``{name: [item, ...]}``: how it is decoded, and what is checked when that fails."""
+
+    name: str
+    decoder: msgspec.json.Decoder[Any]
+    required: tuple[str, ...]
+    checks: Mapping[str, Check]
+    most: int
+
+
+class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A label as posted."""
+
+    prediction_id: _Id
+    label: Annotated[int, Meta(ge=0, le=1)]
+    revision: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    event_time: _Moment | UnsetType = UNSET
+
+
+def row_shape(fields: Fields, most: int) -> Shape:
+    """The body of a predict request: every declared field, and optionally ``prediction_id`` and ``event_time``."""
+    taken = [name for name in fields.names if name in _OWN]
+    if taken:
+        raise ConfigError(f"{fields.case}: the field {taken[0]} has a name that the gateway uses itself: rename it")
+    row = msgspec.defstruct(
+        "Row",
+        [
+            *((field.name, _annotation(field)) for field in fields.fields),
+            ("prediction_id", _Id | UnsetType, UNSET),
+            ("event_time", _Moment | UnsetType, UNSET),
+        ],
+        forbid_unknown_fields=True,
+        gc=False,
+    )
+    checks = {field.name: _field_check(field) for field in fields.fields}
+    return _shape("rows", row, fields.names, checks, most)
+
+
+def label_shape(most: int) -> Shape:
+    """The body of a labels request."""
+    checks: dict[str, Check] = {"label": _whole("label", 0, 1), "revision": _whole("revision", 0, 2**31 - 1)}
+    return _shape("labels", Label, ("prediction_id", "label"), checks, most)
+
+
+def _shape(name: str, item: Any, required: tuple[str, ...], checks: Mapping[str, Check], most: int) -> Shape:
+    request = msgspec.defstruct("Request", [(name, Annotated[list[item], Meta(min_length=1, max_length=most)])], forbid_unknown_fields=True)
+    return Shape(name, msgspec.json.Decoder(request), required, {**checks, "prediction_id": _id_check, "event_time": _time_check}, most)
+
+
+def read(shape: Shape, body: bytes) -> list[Any]:
+    """The decoded items of a body (structs); raises Refused with the first problem found."""
+    try:
+        items: list[Any] = getattr(shape.decoder.decode(body), shape.name)
+    except (ValueError, RecursionError) as error:
+        # msgspec's own words repeat what was sent: they go no further than this line.
+        raise explain(shape, body) from error
+    for number, item in enumerate(items):
+        if item.event_time is not UNSET and (text := _out_of_time(item.event_time)):
+            raise Refused(422, "event_time", f"row {number}: {text}", field="event_time", row=number, rows=len(items))
+    return items
+
+
+def explain(shape: Shape, body: bytes) -> Refused:
+    """The first problem of a body that could not be decoded, as a refusal."""
+    try:
+        # Python's reader, as it lets NaN and lone surrogates through: the field that holds them can be named.
+        value = json.loads(body.decode())
+    except UnicodeDecodeError:
+        return Refused(400, "json", "the body is not UTF-8")
+    except (ValueError, RecursionError):
+        return Refused(400, "json", "the body is not JSON")
+    form = f'the body must be {{"{shape.name}": [{{...}}, ...]}}'
+    if not isinstance(value, dict) or shape.name not in value:
+        return Refused(422, "shape", form)
+    if len(value) > 1:
+        return Refused(422, "shape", f"{form} and nothing else")
+    items = value[shape.name]
+    if not isinstance(items, list) or not items:
+        return Refused(422, "shape", f"{shape.name} must be a list of at least one object", field=shape.name)
+    if len(items) > shape.most:
+        return Refused(422, "too_many", f"{shape.name} has {len(items)} items, at most {shape.most} are allowed", field=shape.name, rows=len(items))
+    for number, item in enumerate(items):
+        found = _first_problem(shape, item)
+        if found is not None:
+            reason, field, text = found
+            return Refused(422, reason, f"row {number}: {text}", field=field, row=number, rows=len(items))
+    return Refused(422, "shape", form, rows=len(items))
+
+
+def _first_problem(shape: Shape, item: object) -> tuple[str, str | None, str] | None:
+    """``(reason, field, text)`` of the first thing wrong with one item."""
+    if not isinstance(item, dict):
+        return "shape", None, "must be an object"
+    for name in shape.required:
+        if name not in item:
+            return "missing", name, f"{name}: missing"
+    for name in item:
+        if name not in shape.checks:
+            known = ", ".join(shape.checks)
+            if _SAFE_NAME.fullmatch(name):
+                return "unknown_field", name, f"{name}: unknown field, the fields are {known}"
+            return "unknown_field", None, f"unknown field, the fields are {known}"
+    for name, value in item.items():
+        text = shape.checks[name](value)
+        if text is not None:
+            reason = name if name in _OWN else next((reason for part, reason in _REASONS if part in text), "bounds")
+            return reason, name, text
+    return None
+
+
+def _annotation(field: Field) -> Any:
+    if isinstance(field, Categorical):
+        return Literal[field.values]
+    low = -FLOAT32_MAX if field.low is None else field.low
+    high = FLOAT32_MAX if field.high is None else field.high
+    return Annotated[float, Meta(ge=low, le=high, multiple_of=1 if field.integer else None)]
+
+
+def _field_check(field: Field) -> Check:
+    def check(value: object) -> str | None:
+        try:
+            text = problem(field, value)
+            if text is None and isinstance(field, Numeric) and isinstance(value, int | float) and abs(value) > FLOAT32_MAX:
+                text = f"{field.name}: must fit a 32-bit float"
+        except OverflowError:
+            text = f"{field.name}: must fit a 32-bit float"
+        return text
+
+    return check
+
+
+def _whole(name: str, low: int, high: int) -> Check:
+    def check(value: object) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            return f"{name}: expected a whole number"
+        return None if low <= value <= high else f"{name}: must be from {low} to {high}"
+
+    return check
+
+
+def _id_check(value: object) -> str | None:
+    if isinstance(value, str) and re.fullmatch(ID_PATTERN.removesuffix("$"), value):
+        return None
+    return "prediction_id: must be 1 to 128 letters, digits or . _ : / @ + = -, starting with a letter or digit"
+
+
+def _time_check(value: object) -> str | None:
+    try:
+        return _out_of_time(msgspec.convert(value, _Moment))
+    except msgspec.ValidationError:
+        return "event_time: must be an ISO 8601 time with seconds and a time zone, e.g. 2024-05-01T12:00:00Z"
+
+
+def _out_of_time(moment: datetime) -> str | None:
+    # Compared as aware times: year 1 or 9999 may not survive the conversion to UTC.
+    return None if EARLIEST <= moment < LATEST else f"event_time: must lie between {EARLIEST.year} and {LATEST.year}"

@@ -1,0 +1,33 @@
+"""The gateway's own settings: the environment variables ``PERENNIAL_GATEWAY_*``."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Bounds(BaseSettings):
+    """What the gateway lets in, and how long it waits. The defaults serve one machine generously."""
+
+    model_config = SettingsConfigDict(env_prefix="PERENNIAL_GATEWAY_", frozen=True, extra="ignore")
+
+    auth: bool = True
+    """False opens /v1 to everybody who reaches the port: for experiments on the loopback address only."""
+    max_body_bytes: int = Field(default=8 * 2**20, gt=0)
+    max_rows: int = Field(default=10_000, gt=0)
+    rate: str = "600000/minute"
+    """Requests per API key (without keys: per client address) and worker, in the notation of `limits`."""
+    deadline_seconds: float = Field(default=5.0, gt=0)
+    """How long one request may wait for Triton, retry and fallback included."""
+    poll_seconds: float = Field(default=0.5, gt=0, le=1.0)
+    """How often the ledger is read."""
+    sync_seconds: float = Field(default=0.2, gt=0)
+    """How often the log is made durable: what a power cut may lose (a killed process loses nothing)."""
+
+    @field_validator("rate")
+    @classmethod
+    def _rate_is_known(cls, text: str) -> str:
+        from limits import parse
+
+        parse(text)
+        return text

@@ -1,0 +1,65 @@
+"""Which DAGs `make up` sets going, and in which order."""
+
+import pytest
+
+from embedded import live
+from pipelines.config import case_names, load_params
+
+LIVE = [case for case in case_names() if load_params(case).schedule.live]
+
+
+class Recorder:
+    """An Airflow that writes down what is asked of it; a training run ends at the third look."""
+
+    def __init__(self, state="success"):
+        self.asked, self.looks, self.state = [], 0, state
+
+    def wait_for_dags(self, names):
+        """All DAGs are there."""
+        self.asked.append(("wait", tuple(names)))
+
+    def pause(self, dag, *, paused=True):
+        """Write it down."""
+        self.asked.append(("pause" if paused else "unpause", dag))
+
+    def unpause(self, dag):
+        """Write it down."""
+        self.pause(dag, paused=False)
+
+    def runs(self, dag):
+        """No run, a running one, an ended one."""
+        self.looks += 1
+        self.asked.append(("look", dag))
+        return [[], [{"state": "running"}], [{"state": self.state}]][min(self.looks, 3) - 1]
+
+
+@pytest.fixture
+def airflow(monkeypatch):
+    """The recorder in place of Airflow."""
+    recorder = Recorder()
+    monkeypatch.setattr(live, "Airflow", lambda _url: recorder)
+    monkeypatch.setattr(live.time, "sleep", lambda _seconds: None)
+    return recorder
+
+
+def test_historical_cases_stay_paused(airflow, tmp_path):
+    """Live cases end with all their DAGs unpaused, the others with all theirs paused."""
+    assert live.open_live_cases("http://x", tmp_path, print) == LIVE
+    final = {dag: what for what, dag in airflow.asked if what in ("pause", "unpause")}
+    assert final == {f"{case}_{kind}": "unpause" if case in LIVE else "pause" for case in case_names() for kind in live.KINDS}
+
+
+def test_drift_waits_for_the_first_champion(airflow, tmp_path):
+    """A live case without a champion gets its drift DAG only after its first training run has ended."""
+    live.open_live_cases("http://x", tmp_path, print)
+    case = LIVE[0]
+    assert airflow.asked.index(("unpause", f"{case}_training")) < airflow.asked.index(("look", f"{case}_training"))
+    assert airflow.asked.index(("unpause", f"{case}_drift")) > len(airflow.asked) - 1 - airflow.asked[::-1].index(("look", f"{case}_training"))
+
+
+def test_a_failed_first_run_is_said_and_does_not_stop_the_rest(airflow, tmp_path, capsys):
+    """If the first training run fails, the user is told where to look and the drift DAG runs all the same."""
+    airflow.state = "failed"
+    live.open_live_cases("http://x", tmp_path, print)
+    assert f"look at {LIVE[0]}_training" in capsys.readouterr().out
+    assert ("unpause", f"{LIVE[0]}_drift") in airflow.asked

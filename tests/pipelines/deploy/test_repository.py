@@ -1,0 +1,66 @@
+"""pipelines/deploy/repository.py: versions appear whole, and the configuration names what may be loaded."""
+
+import pytest
+
+from pipelines import storage
+from pipelines.cases import load_fields
+from pipelines.config import Settings
+from pipelines.deploy import repository
+from pipelines.errors import IntegrityError
+from tests.pipelines.candidates import CASE, candidate, month
+
+FIELDS = load_fields(CASE)
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A committed export folder."""
+    return candidate(Settings(home=tmp_path / "home"), month(1), bias=0.1) / "export"
+
+
+def test_configuration_says_what_the_case_declares():
+    """The configuration has the case's tensors, the kept versions in order, and the official backend's name."""
+    text = repository.config(FIELDS, [3, 1])
+    assert 'backend: "onnxruntime"' in text
+    assert f'name: "categorical" data_type: TYPE_INT64 dims: [ {len(FIELDS.categorical)} ]' in text
+    assert f'name: "numeric" data_type: TYPE_FP32 dims: [ {len(FIELDS.numeric)} ]' in text
+    assert "versions: [ 1, 3 ]" in text
+
+
+def test_staging_is_idempotent_and_repairs(tmp_path, bundle):
+    """A version is staged once, is there with the manifest's bytes, and is replaced if it was damaged; nothing else is left."""
+    repo = tmp_path / "repo"
+    assert repository.stage(repo, CASE, 4, bundle)
+    assert not repository.stage(repo, CASE, 4, bundle)
+    model = repo / CASE / "4" / "model.onnx"
+    model.write_bytes(b"damaged")
+    assert repository.stage(repo, CASE, 4, bundle)
+    assert storage.file_sha256(model) == storage.read_manifest(bundle).files["model.onnx"]
+    assert sorted(path.name for path in repo.rglob("*")) == ["4", CASE, "model.onnx"]
+
+
+def test_bundle_without_a_model_is_a_clear_error(tmp_path, bundle):
+    """A bundle that lost its model is named, with what to do, and nothing is staged."""
+    (bundle / "model.onnx").unlink()
+    with pytest.raises(IntegrityError, match=r"export has no model\.onnx: restore the folder, or run the step 'export' again"):
+        repository.stage(tmp_path / "repo", CASE, 4, bundle)
+    assert repository.staged(tmp_path / "repo", CASE) == []
+
+
+def test_configured_versions_are_read_back(tmp_path):
+    """What was configured is read back; writing the same again changes nothing; without a configuration there are none."""
+    assert repository.configured(tmp_path, CASE) == []
+    assert repository.configure(tmp_path, FIELDS, [2, 10])
+    assert repository.configured(tmp_path, CASE) == [2, 10]
+    assert not repository.configure(tmp_path, FIELDS, [10, 2])
+
+
+def test_retiring_keeps_what_is_kept(tmp_path, bundle):
+    """Versions that are not kept are deleted; with none to keep the configuration goes too."""
+    for version in (1, 2, 10):
+        repository.stage(tmp_path / "repo", CASE, version, bundle)
+    repository.configure(tmp_path / "repo", FIELDS, [2, 10])
+    assert repository.retire(tmp_path / "repo", CASE, [2, 10]) == [1]
+    assert repository.staged(tmp_path / "repo", CASE) == [2, 10]
+    assert repository.retire(tmp_path / "repo", CASE, []) == [2, 10]
+    assert repository.configured(tmp_path / "repo", CASE) == []

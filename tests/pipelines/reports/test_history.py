@@ -1,0 +1,76 @@
+"""`python -m pipelines history`: who released what, when, why, and on which verdict."""
+
+import io
+import json
+import sys
+
+import pytest
+from rich.console import Console
+
+from pipelines import cli, ledger, storage
+from pipelines.config import Settings
+from pipelines.reports import history
+from tests.pipelines.candidates import CASE, candidate, month
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """A ledger with a promotion on a recorded verdict and a rollback."""
+    monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path))
+    found = Settings()
+    gate = storage.read_manifest(candidate(found, month(1), bias=0.125, champion=7) / "gate")
+    fields = {"case": CASE, "candidate_key": "k", "bundle": "b", "actor": "ada", "as_of": month(1)}
+    ledger.append(
+        found.ledger, **fields, expected_seq=0, champion=8, action="promote", trigger="drift", reason="better", verdict_hash=gate.facts["verdict_sha256"]
+    )
+    ledger.append(found.ledger, **fields, expected_seq=1, champion=7, action="rollback", trigger="manual", reason="complaints")
+    return found
+
+
+@pytest.mark.usefixtures("settings")
+def test_programs_get_one_line_of_json(capfd):
+    """Off a terminal the history is one JSON line with every release and its verdict."""
+    assert cli.main(["history", "--case", CASE]) == 0
+    out = capfd.readouterr().out
+    answer = json.loads(out)
+    assert out.count("\n") == 1
+    assert [(row["champion"], row["action"], row["reason"]) for row in answer["releases"]] == [(8, "promote", "better"), (7, "rollback", "complaints")]
+    assert answer["releases"][0]["verdict"]["decision"] == "promote"
+    assert answer["releases"][1]["verdict"] is None
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("settings")
+def test_people_get_a_table(monkeypatch):
+    """On a terminal the history is a table, and --json still gives the line."""
+    monkeypatch.setenv("COLUMNS", "200")
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert cli.main(["history", "--case", CASE]) == 0
+    text = terminal.getvalue()
+    for word in (*history.COLUMNS, "2008-08-31 00:00", "drift", "ada", "complaints", "promote by lower_bound on 40 rows"):
+        assert word in text
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert cli.main(["history", "--case", CASE, "--json"]) == 0
+    json.loads(terminal.getvalue())
+
+
+def test_empty_history_says_so(tmp_path, monkeypatch):
+    """A case without a release has an empty history, and the table says it."""
+    console = Console(file=io.StringIO(), width=120)
+    console.print(history.table(CASE, history.releases(Settings(home=tmp_path), CASE)))
+    assert "bank has no release yet" in console.file.getvalue()
+
+
+def test_rollback_needs_no_clock_but_a_reason(tmp_path, monkeypatch, capfd):
+    """`rollback` runs without --as-of, exits with 2 where there is nothing to roll back, and refuses to go without a reason."""
+    monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path))
+    assert cli.main(["rollback", "--case", CASE, "--reason", "test"]) == 2
+    assert "bank has no release yet" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["rollback", "--case", CASE])

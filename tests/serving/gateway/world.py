@@ -1,0 +1,130 @@
+"""A gateway's surroundings for tests: a state folder with key and releases, and a Triton that is only a servicer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+import numpy as np
+from fastapi.testclient import TestClient
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from pipelines import ledger
+from pipelines.cases import load_fields
+from pipelines.cases.loans.source import generate
+from pipelines.config import Settings
+from serving.gateway.app import create_app
+from serving.gateway.settings import Bounds
+
+KEY = "a-key-for-tests"
+CASE = "loans"
+FIELDS = load_fields(CASE)
+PREDICT = f"/v1/cases/{CASE}/predict"
+LABELS = f"/v1/cases/{CASE}/labels"
+
+
+class Scores(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Answers like Triton: ``score`` of a row is a function of its version and its values; other versions than ``loaded`` are unknown."""
+
+    def __init__(self):
+        self.loaded = {1, 2, 3}
+        self.rows = 0
+        self.sizes = []
+
+    def ModelInfer(self, request, context):  # noqa: N802 - gRPC's name
+        """One inference."""
+        if int(request.model_version) not in self.loaded:
+            context.abort(
+                grpc.StatusCode.UNAVAILABLE, f"Request for unknown model: '{request.model_name}' version {request.model_version} is not at ready state"
+            )
+        shapes = [list(tensor.shape) for tensor in request.inputs]
+        categorical = np.frombuffer(request.raw_input_contents[0], np.int64).reshape(shapes[0])
+        numeric = np.frombuffer(request.raw_input_contents[1], np.float32).reshape(shapes[1])
+        self.rows += len(numeric)
+        self.sizes.append(len(numeric))
+        scores = expected(categorical, numeric, int(request.model_version))
+        return pb.ModelInferResponse(model_name=request.model_name, model_version=request.model_version, raw_output_contents=[scores.tobytes()])
+
+
+def expected(categorical, numeric, version):
+    """The scores [B, 1] of :class:`Scores`."""
+    return (1 / (1 + np.exp(-(categorical.sum(1) - 8 + numeric.sum(1) * 1e-6 + version)))).astype(np.float32).reshape(-1, 1)
+
+
+@contextmanager
+def fake_triton(port: int = 0) -> Iterator[tuple[Scores, int]]:
+    """A gRPC server with :class:`Scores`; yields it and its port."""
+    servicer = Scores()
+    server = grpc.server(ThreadPoolExecutor(4))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    try:
+        yield servicer, port
+    finally:
+        server.stop(None).wait()
+
+
+def make_home(home: Path, port: int = 1, **settings) -> Settings:
+    """A state folder with an API key, its Triton at ``port``."""
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "api_key").write_text(KEY + "\n")
+    return Settings(home=home, triton_grpc=f"127.0.0.1:{port}", **settings)
+
+
+def release(settings: Settings, version: int, *, case: str = CASE, action: str = "promote", fields_hash: str | None = None) -> None:
+    """Append a release to the ledger, its bundle.json in place."""
+    bundle = f"artefacts/{case}/v{version}/export"
+    path = settings.root / bundle / "bundle.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"case": case, "fields_hash": fields_hash or load_fields(case).hash}))
+    head = ledger.head(settings.ledger, case)
+    seq = head.seq if head else 0
+    ledger.append(
+        settings.ledger,
+        case=case,
+        expected_seq=seq,
+        champion=version,
+        candidate_key=f"key-{version}",
+        bundle=bundle,
+        action=action,
+        trigger="manual",
+        reason="a test",
+        actor="a test",
+        as_of=datetime(2024, 1, 1 + seq, tzinfo=UTC),
+    )
+
+
+@contextmanager
+def client(settings: Settings, **bounds) -> Iterator[TestClient]:
+    """The application in this process, with the key sent along; a 500 is an answer, not an exception."""
+    app = create_app(settings, Bounds(**{"poll_seconds": 0.05, **bounds}))
+    with TestClient(app, headers={"X-API-Key": KEY}, raise_server_exceptions=False) as test_client:
+        yield test_client
+
+
+def some_rows(count: int, day: int = 1) -> list[dict]:
+    """Valid rows of the loans case."""
+    frame = generate(datetime(2024, 3, day).date(), rows_per_day=count, seed=7)
+    return frame.select(FIELDS.names).to_dicts()
+
+
+def lines(settings: Settings, kind: str = "predictions", case: str = CASE) -> list[dict]:
+    """All whole lines of the log, open segments included."""
+    found = []
+    for path in sorted((settings.prediction_log / case / kind).glob("*.jsonl*")):
+        found += [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    return found
+
+
+def counted(test_client: TestClient, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that have these labels."""
+    registry = test_client.app.user_middleware[0].kwargs["metrics"].registry
+    samples = [sample for metric in registry.collect() for sample in metric.samples if sample.name == f"perennial_gateway_{name}"]
+    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
