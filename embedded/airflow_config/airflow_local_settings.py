@@ -42,6 +42,8 @@ HEAVY = (
     "mlflow.tracking",
     "requests",
     "tritonclient.grpc",
+    "evidently",
+    "evidently.metrics",
 )
 
 
