@@ -132,6 +132,8 @@ def step(state: PolicyState | None, evidence: DriftEvidence, config: DriftParams
     before = state or PolicyState(champion=evidence.champion, end=end, cooldown_days=config.cooldown_days)
     path: list[StateName] = [before.name]
     after = _adopt(before, evidence, config).model_copy(update={"end": end, "action": "none", "reason": "", "path": ()})
+    if after.name != before.name:
+        path.append(after.name)
     if evidence.problems:
         resume = after.resume if after.name == "BLOCKED_DATA_QUALITY" else after.name
         after = after.model_copy(update={"name": "BLOCKED_DATA_QUALITY", "resume": resume, "action": "alert", "reason": "; ".join(evidence.problems)})
