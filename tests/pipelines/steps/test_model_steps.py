@@ -36,7 +36,9 @@ def made_rows(count: int, seed: int, flipped: bool = False) -> pl.DataFrame:
         else:
             columns[field.name] = generator.integers(20, 100, count).astype(float)
     label = (columns["salary"] + generator.normal(0, 8, count) > 60) != flipped
-    return pl.DataFrame({"id": [f"{seed}-{i}" for i in range(count)], **columns, FIELDS.label: pl.Series(label).cast(pl.Int8)})
+    times = pl.Series([AS_OF - timedelta(minutes=30 * (count - i)) for i in range(count)], dtype=pl.Datetime("us", "UTC"))
+    names = pl.Series([f"{seed}-{i}" for i in range(count)], dtype=pl.String)
+    return pl.DataFrame({"id": names, "event_time": times, **columns, FIELDS.label: pl.Series(label).cast(pl.Int8)})
 
 
 def put_dataset(settings, as_of, *, seed=0, flipped=False, holdout=400):
