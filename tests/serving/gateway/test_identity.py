@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
 
+from serving.gateway.identity import Index
 from tests.serving.gateway.world import PREDICT, client, counted, fake_triton, lines, make_home, release, some_rows
 
 
@@ -148,6 +150,24 @@ def test_an_index_ahead_of_the_log_is_made_anew(tmp_path):
         with client(settings) as http:
             assert http.post(PREDICT, json={"rows": named(2, "lost")}).status_code == 200
         assert logged(settings, "lost") == ["lost-0", "lost-1"]
+
+
+def test_rows_that_the_index_cannot_keep_are_taken_back(world, monkeypatch):
+    """When the index fails after the log was written, the request is a 503 and its lines are gone; sent again, it is answered and logged once."""
+
+    def fails(*_):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    rows = named(2, "undone")
+    before = len(lines(world.settings))
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "remember", fails)
+        answer = world.http.post(PREDICT, json={"rows": rows})
+        assert answer.status_code == 503
+        assert "index" in answer.json()["error"]
+        assert len(lines(world.settings)) == before
+    assert world.http.post(PREDICT, json={"rows": rows}).status_code == 200
+    assert logged(world.settings, "undone") == ["undone-0", "undone-1"]
 
 
 def test_concurrent_requests_with_one_id_agree(tmp_path):
