@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from contextlib import suppress
 
+import httpx
 import pytest
 
+from pipelines.config import Settings
+from pipelines.errors import ConfigError
+from serving.gateway.protections import Door
+from serving.gateway.settings import Bounds
 from tests.serving.gateway.world import FIELDS, LABELS, PREDICT, client, counted, fake_triton, lines, make_home, release, some_rows
 
 GOOD = some_rows(1)[0]
@@ -150,12 +157,8 @@ def test_a_chunked_body_is_cut_off(tmp_path):
             yield b"x" * 10_000
 
     with client(make_home(tmp_path), max_body_bytes=100_000) as http:
-        try:
+        with suppress(httpx.TransportError):  # cut off while sending
             assert http.post(PREDICT, content=endless()).status_code == 413
-        except OSError:
-            pass  # cut off while sending
-        except Exception as error:  # httpx's own kind of the same
-            assert "Error" in type(error).__name__  # noqa: PT017
         assert sent < 50_000_000
         assert counted(http, "requests_total", status="413") == 1
 
@@ -183,8 +186,6 @@ def test_a_wrong_key_stays_outside(world, path, key):
 
 def test_a_hashed_key_lets_its_key_in(tmp_path):
     """The key file may hold the sha256 of a key instead of the key."""
-    import hashlib
-
     settings = make_home(tmp_path)
     (tmp_path / "api_key").write_text(f"sha256:{hashlib.sha256(b'other').hexdigest()}\n")
     with client(settings) as http:
@@ -241,11 +242,6 @@ def test_a_good_request_is_answered_in_order_and_logged(world):
 
 def test_no_key_file_is_a_clear_error(tmp_path):
     """Without a key the gateway does not start, and says which file it wants."""
-    from pipelines.config import Settings
-    from pipelines.errors import ConfigError
-    from serving.gateway.protections import Door
-    from serving.gateway.settings import Bounds
-
     with pytest.raises(ConfigError, match="api_key"):
         Door(Bounds(), Settings(home=tmp_path).key_file)
     (tmp_path / "api_key").write_text("\n")

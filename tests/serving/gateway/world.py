@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc
-import numpy as np
 import httpx
+import numpy as np
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.grpc import service_pb2 as pb
