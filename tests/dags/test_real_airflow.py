@@ -59,6 +59,7 @@ def test_the_schedulers_own_ticks_go_green(loop):
     training = _own_tick(loop.airflow, f"{CASE}_training")
     assert (training["run_type"], training["triggered_by"], training["state"]) == ("scheduled", "timetable", "success")
     assert _states(loop.airflow, f"{CASE}_training", training["dag_run_id"]) == dict.fromkeys(TRAINING, "success")
+    assert "is not preloaded" not in (loop.settings.root / "logs" / "scheduler.log").read_text()
     champion = ledger.head(loop.settings.ledger, CASE)
     assert champion.trigger == "initial"
     assert champion.as_of == datetime.fromisoformat(training["data_interval_end"])
