@@ -214,7 +214,7 @@ def _report(summary: dict[str, Any], home: Path, progress: Progress, *, kept: bo
     progress.say(
         "still running: make status STATE=runs/demo; make down STATE=runs/demo"
         if kept
-        else "reopen it in Airflow, MLflow and the gateway: make up STATE=runs/demo"
+        else f"reopen it in Airflow, MLflow and the gateway: make up STATE={home}"
     )
     broken = [name for name in ("errors", "answers_unequal", "processes_left") if summary[name]]
     if summary["airflow"]["dag_runs_failed"]:
