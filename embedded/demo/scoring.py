@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import cases
 from pipelines.config import Settings, load_params
-from pipelines.errors import DataError
+from pipelines.errors import TooFewRows
 from pipelines.fields import encode
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 UNGATED = ("ingest", "validate", "dataset", "train", "export")
 
 
-def retrain_ungated(case: str, home: Path, as_of: datetime) -> str | None:
+def retrain_ungated(case: str, home: Path, as_of: datetime) -> Path | None:
     """Train on the rows that a run at ``as_of`` trains on, with the same steps, and no gate; returns the bundle.
 
     Where a run at ``as_of`` has already trained, every step is a no-op and its candidate is taken. None if
@@ -29,9 +29,9 @@ def retrain_ungated(case: str, home: Path, as_of: datetime) -> str | None:
     try:
         for step in UNGATED:
             import_module(f"pipelines.steps.{step}").run(params, settings, run_dir, as_of)
-    except DataError:
+    except TooFewRows:
         return None
-    return str(run_dir / "export")
+    return run_dir / "export"
 
 
 def scores(case: str, bundle: Path, frame: pl.DataFrame) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedded.demo import scoring
@@ -10,15 +11,14 @@ from pipelines import cases, ledger
 from pipelines.config import Settings
 from pipelines.contracts import DriftReport, Window
 from pipelines.reports.replay import month_label
+from pipelines.storage import read_manifest
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     import polars as pl
 
-    from embedded.demo.__main__ import Replay
-
-STEPS_OF_A_RUN = ("gate", "rollout")
+    from embedded.demo.replay import Replay
 
 
 def tick_record(replay: Replay, window: Window, month: pl.DataFrame) -> dict[str, Any]:
@@ -57,8 +57,6 @@ def _drift(settings: Settings, case: str, as_of: datetime) -> dict[str, Any]:
 
 
 def _verdicts(settings: Settings, case: str, as_of: datetime) -> list[dict[str, Any]]:
-    from pipelines.storage import read_manifest
-
     found = []
     for row in ledger.verdicts(settings.ledger, case):
         if row["as_of"][:19] == as_of.isoformat()[:19]:
@@ -126,13 +124,13 @@ def build_summary(replay: Replay, rows: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _months(replay: Replay, rows: pl.DataFrame, first: Any) -> list[dict[str, Any]]:
+def _months(replay: Replay, rows: pl.DataFrame, first: Path) -> list[dict[str, Any]]:
     """Every window with enough rows and both classes, scored by the three models on its true labels."""
     import polars as pl
 
     case, label = replay.plan.case, cases.load_fields(replay.plan.case).label
     months = []
-    newest = str(first)
+    newest = first
     windows = {month_label(window.start, replay.plan.tick): window for window in replay.plan.windows}
     for tick, retrained in zip(replay.ticks, replay.ungated, strict=True):
         window = windows[tick["month"]]
@@ -147,15 +145,8 @@ def _months(replay: Replay, rows: pl.DataFrame, first: Any) -> list[dict[str, An
                     "positives": sum(labels),
                     "frozen": scoring.metrics(labels, scoring.scores(case, first, frame)),
                     "perennial": scoring.metrics(labels, answered),
-                    "ungated": scoring.metrics(labels, scoring.scores(case, settings_path(newest), frame)),
+                    "ungated": scoring.metrics(labels, scoring.scores(case, newest, frame)),
                 }
             )
         newest = retrained.result() or newest
     return months
-
-
-def settings_path(text: str) -> Any:
-    """A bundle's folder from the text that crossed the process boundary."""
-    from pathlib import Path
-
-    return Path(text)
