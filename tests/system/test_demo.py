@@ -19,7 +19,7 @@ from embedded.demo.traffic import client, wait_for_closed_segments
 from pipelines import cases, ledger
 from pipelines.config import Settings, load_params
 from pipelines.contracts import Window
-from pipelines.storage import MANIFEST, file_sha256
+from pipelines.storage import MANIFEST, file_sha256, read_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -204,10 +204,11 @@ def test_posted_labels_decide_the_next_candidate(summary, settings, tmp_path):
 
 
 def _candidate(settings: Settings, case: str, as_of: datetime) -> dict:
-    from importlib import import_module
-
-    params, run_dir = load_params(case), settings.run_dir(case, as_of)
-    return {step: import_module(f"pipelines.steps.{step}").run(params, settings, run_dir, as_of) for step in ("ingest", "validate", "dataset", "train")}
+    """The manifests of a candidate made on the command line, in a process of its own as training forks its ranks."""
+    for step in ("ingest", "validate", "dataset", "train"):
+        command = [sys.executable, "-m", "pipelines", step, "--case", case, "--as-of", as_of.isoformat()]
+        subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "PERENNIAL_HOME": str(settings.root)}, capture_output=True, check=True)
+    return {step: read_manifest(settings.run_dir(case, as_of) / step) for step in ("dataset", "train")}
 
 
 def test_rollback_is_answered_within_seconds(summary, settings, airflow):
@@ -249,8 +250,6 @@ def _version(gateway: httpx.Client, settings: Settings, case: str) -> int:
 
 def test_every_artefact_verifies(summary, settings):
     """Every manifest's files have the sha256 that the manifest says."""
-    from pipelines.storage import read_manifest
-
     manifests = list((settings.root / "artefacts" / summary["case"]).glob(f"*/*/{MANIFEST}"))
     assert len(manifests) > 20
     for path in manifests:
