@@ -138,15 +138,20 @@ class Airflow:
     def call(self, method: str, path: str, **arguments: Any) -> Any:
         """One request below ``/api/v2``; the token is fetched when there is none or it has expired.
 
-        Raises Unavailable if nothing answers, ConflictError on 409, PerennialError with Airflow's own
-        words otherwise.
+        A 5xx is asked again: with SQLite it is the audit line that did not get the lock, and nothing was done
+        yet (airflow_config). Raises Unavailable if nothing answers, ConflictError on 409, PerennialError with
+        Airflow's own words otherwise.
         """
         try:
-            answer = self._client.request(method, f"/api/v2{path}", **arguments)
-            if answer.status_code == httpx.codes.UNAUTHORIZED:
-                token = self._client.get("/auth/token").raise_for_status().json()["access_token"]
-                self._client.headers["Authorization"] = f"Bearer {token}"
+            for pause in (0.2, 0.5, 1.0, 0.0):
                 answer = self._client.request(method, f"/api/v2{path}", **arguments)
+                if answer.status_code == httpx.codes.UNAUTHORIZED:
+                    token = self._client.get("/auth/token").raise_for_status().json()["access_token"]
+                    self._client.headers["Authorization"] = f"Bearer {token}"
+                    answer = self._client.request(method, f"/api/v2{path}", **arguments)
+                if not answer.is_server_error:
+                    break
+                time.sleep(pause)
         except httpx.HTTPError as error:
             raise Unavailable(f"Airflow at {self.url} does not answer ({error}): is it up? see `make status`") from error
         if answer.is_success:

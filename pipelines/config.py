@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import getpass
 import json
 import os
 from functools import cached_property
@@ -214,4 +215,7 @@ class Settings(BaseSettings):
     @property
     def who(self) -> str:
         """Who acts: ``PERENNIAL_ACTOR``, else the login name."""
-        return self.actor or os.environ.get("USER") or "unknown"
+        try:
+            return self.actor or getpass.getuser()
+        except OSError:  # a container's user may have no name
+            return f"uid {os.getuid()}"

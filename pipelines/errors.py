@@ -3,6 +3,7 @@
     PerennialError
     |-- ConfigError        params.yaml, the environment, a step's missing input: fix the settings   (no retry)
     |-- DataError          rows, schema, files that are not what was declared: fix the data          (no retry)
+    |   `-- TooFewRows     nothing to learn from yet: wait for rows and labels                       (skipped)
     |-- IntegrityError     a hash, a key or the ledger's chain does not match: stop and look         (no retry)
     |-- ConflictError      somebody else was first (compare-and-swap lost, id used twice)            (no retry)
     |-- TrainingDiverged   a loss or a gradient is not finite                                        (no retry)
@@ -33,6 +34,10 @@ class DataError(PerennialError):
     """The data is not what the case declares."""
 
     status = 422
+
+
+class TooFewRows(DataError):
+    """There is nothing to learn from yet. A DAG run ends here without being broken: its later tasks are skipped."""
 
 
 class IntegrityError(PerennialError):

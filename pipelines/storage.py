@@ -198,17 +198,6 @@ def commit(
     return manifest
 
 
-def folder_of(folder: Path, key: str) -> Path:
-    """Where the work ``key`` lies: ``folder`` itself, or beside it if a run with other parameters set it aside.
-
-    Raises IntegrityError if it is in neither place.
-    """
-    for path in (folder, *sorted(folder.parent.glob(f"{folder.name}.{key[:12]}.*"))):
-        if (path / MANIFEST).exists() and read_manifest(path).key == key:
-            return path
-    raise IntegrityError(f"{folder} does not hold key {key[:12]}, nor does a folder set aside beside it: restore it from a backup")
-
-
 def _sweep(folder: Path) -> None:
     """Remove what dead tries left beside ``folder``; a live try's folder names a running pid."""
     for path in folder.parent.glob(f".{folder.name}.*"):

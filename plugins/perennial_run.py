@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
 
 from airflow.sdk import CronDataIntervalTimetable, Param
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from pipelines.config import Params, Settings, case_names, load_params
 from pipelines.contracts import Trigger
-from pipelines.errors import ConfigError, PerennialError
+from pipelines.errors import ConfigError, PerennialError, TooFewRows
 
 if TYPE_CHECKING:
     from airflow.sdk.types import DagRunProtocol
@@ -83,9 +83,12 @@ def resolve_trigger(given: Trigger | None, run_type: str, *, has_champion: bool)
 
 @contextmanager
 def failing_fast() -> Iterator[None]:
-    """The one mapping of errors: what trying again cannot mend fails the task at once, the rest is retried."""
+    """The one mapping of errors: what trying again cannot mend fails the task at once, too few rows skip it, the rest is retried."""
     try:
         yield
+    except TooFewRows as error:
+        # Labels take their time: a run that comes too early has nothing to do, and is not red.
+        raise AirflowSkipException(str(error)) from error
     except PerennialError as error:
         if error.retry:
             raise

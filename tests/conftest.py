@@ -20,3 +20,21 @@ def triton_server(tmp_path_factory):
     ports = Ports.free()
     with triton(home, ports):
         yield home, ports
+
+
+BUDGET_SECONDS = 1200
+"""What `make test` may take in all on two cores."""
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print where the time went, file by file, against the budget."""
+    spent: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if hasattr(report, "duration") and hasattr(report, "nodeid"):
+                name = report.nodeid.split("::")[0]
+                spent[name] = spent.get(name, 0.0) + report.duration
+    total = sum(spent.values())
+    terminalreporter.write_line(f"test budget: {total:.0f} s of {BUDGET_SECONDS} s")
+    for name, seconds in sorted(spent.items(), key=lambda item: -item[1])[:8]:
+        terminalreporter.write_line(f"  {seconds:6.1f} s  {name}")

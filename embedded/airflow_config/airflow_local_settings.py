@@ -42,8 +42,15 @@ HEAVY = (
     "mlflow.tracking",
     "requests",
     "tritonclient.grpc",
+    "evidently",
+    "evidently.metrics",
 )
 
+
+# The api-server writes its audit line inside its event loop. If the lock is held by another of its own
+# requests, whose commit waits for that very loop, both stand still until this time is up: keep it short, the
+# loser is told 500 and asks again (tasks and embedded/airflow.py do). The others can wait.
+LOCK_SECONDS = 2 if "api-server" in sys.argv else 30
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +80,7 @@ def _in_wal(engine: Any) -> Any:
 
     def pragmas(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000"):
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", f"busy_timeout={LOCK_SECONDS * 1000}"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

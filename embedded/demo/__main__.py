@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,7 +22,7 @@ from embedded.demo.plan import Plan, load_plan
 from embedded.demo.progress import Progress
 from embedded.demo.summary import build_summary, tick_record
 from embedded.ports import Ports
-from pipelines import cases
+from pipelines import cases, ledger
 from pipelines.config import Params, Settings, load_params
 from pipelines.contracts import Window
 from pipelines.errors import DataError, PerennialError
@@ -62,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--home", type=Path, default=HOME, help="state folder (the last one is moved aside)")
     options = parser.parse_args(arguments)
     progress = Progress()
+    # A plain kill must stop the stack too: turn it into the exception that ends the with-blocks in order.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return _demo(options, progress)
     except PerennialError as error:
@@ -145,6 +148,9 @@ def _replay(replay: Replay) -> pl.DataFrame:
         replay.airflow.unpause(dag)
     with progress.phase("first champion"):
         _train(replay, plan.first_as_of, "initial")
+    if ledger.head(replay.settings.ledger, plan.case) is None:
+        [verdict, *_] = ledger.verdicts(replay.settings.ledger, plan.case)
+        raise PerennialError(f"the first candidate was not promoted ({verdict['verdict']['reason']}): without a champion there is nothing to replay")
     progress.say(f"first champion: trained on the rows before {plan.first_as_of:%Y-%m-%d}")
     previous = plan.first_as_of
     number = 0
@@ -208,7 +214,7 @@ def _report(summary: dict[str, Any], home: Path, progress: Progress, *, kept: bo
     progress.say(
         "still running: make status STATE=runs/demo; make down STATE=runs/demo"
         if kept
-        else "reopen it in Airflow, MLflow and the gateway: make up STATE=runs/demo"
+        else f"reopen it in Airflow, MLflow and the gateway: make up STATE={home}"
     )
     broken = [name for name in ("errors", "answers_unequal", "processes_left") if summary[name]]
     if summary["airflow"]["dag_runs_failed"]:

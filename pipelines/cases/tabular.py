@@ -40,6 +40,8 @@ class Tabular(nn.Module):  # type: ignore[misc] # torch is Any to mypy
             layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(params.dropout)]
             width = hidden
         self.output = nn.Linear(width, 1)
+        # Training starts at the base rate exactly; random first logits would be noise that a short training keeps.
+        nn.init.zeros_(self.output.weight)
         self.body = nn.Sequential(*layers)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]

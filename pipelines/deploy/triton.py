@@ -30,7 +30,9 @@ def load(address: str, case: str) -> None:
     """
     status, answer = _call(address, "POST", f"/v2/repository/models/{case}/load", {}, LOAD_SECONDS)
     if status != http.client.OK:
-        raise IntegrityError(f"Triton at {address} refuses to load {case}: {_reason(answer)}")
+        reason = _reason(answer)
+        hint = "; its --model-repository must be the model_repository in PERENNIAL_HOME" if "failed to poll" in reason else ""
+        raise IntegrityError(f"Triton at {address} refuses to load {case}: {reason}{hint}")
 
 
 def unload(address: str, case: str) -> None:

@@ -14,7 +14,7 @@ from pipelines.cases import load_fields
 from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest, Release
 from pipelines.data import dataset
-from pipelines.errors import DataError, IntegrityError
+from pipelines.errors import IntegrityError, TooFewRows
 
 STEP_VERSION = 1
 ROOMS = ("pipelines.data.dataset",)
@@ -23,7 +23,7 @@ ROOMS = ("pipelines.data.dataset",)
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
     """Write ``train.parquet`` and ``holdout.parquet`` to ``run_dir/dataset``.
 
-    The holdout may be empty (the gate is inconclusive then). Raises DataError if there is no labelled row
+    The holdout may be empty (the gate is inconclusive then). Raises TooFewRows if there is no labelled row
     to train on, IntegrityError if the champion's own training rows cannot be found.
     """
     fields = load_fields(params.case)
@@ -37,7 +37,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         chosen, rule = dataset.choose(rows, fields.label, as_of, params.dataset)
         split = dataset.split(chosen, params.dataset, None if champion is None else _trained_on(settings, champion))
         if split.train.is_empty():
-            raise DataError(
+            raise TooFewRows(
                 f"{params.case}: none of {rows.height} rows before {as_of.isoformat()} can be trained on, {chosen.height} have a label that has arrived: "
                 f"labels take {params.label_delay_days:g} days; choose a later as_of, or send labels"
             )

@@ -58,7 +58,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     if champion is None:
         reason = "no champion yet: nothing to compare with"
         return _commit(params, settings, run_dir, as_of, made, _report(params.case, window, None, None, current, Decision("NO_CHAMPION", reason=reason)), None)
-    bundle = storage.folder_of(settings.root / champion.bundle, champion.candidate_key)
+    bundle = storage.find(settings.root / champion.bundle, champion.candidate_key)
     before = read(bundle / reference.FILE)
     checks = quality(before, current, window, params.drift)
     same_spec = before.spec == current.spec == load_spec(fields).version

@@ -40,7 +40,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         rows = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")
         label = rows[fields.label].to_numpy()
         challenger = _scores(run_dir / "export", rows)
-        opponent = None if champion is None else _scores(storage.folder_of(settings.root / champion.bundle, champion.candidate_key), rows)
+        opponent = None if champion is None else _scores(storage.find(settings.root / champion.bundle, champion.candidate_key), rows)
         base = np.full(rows.height, dataset.facts["base_rate"])
         scored = rows.select(
             "id",

@@ -20,7 +20,7 @@ from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest, Window
 from pipelines.data import dataset, lake
 from pipelines.data import log as prediction_log
-from pipelines.errors import DataError
+from pipelines.errors import TooFewRows
 from pipelines.fields import Fields, frame_schema
 
 STEP_VERSION = 1
@@ -32,7 +32,7 @@ Read = Callable[[Window], pl.DataFrame]
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
     """Write the partitions and ``run_dir/ingest``; the key is made of the partitions' content hashes.
 
-    So late data gives a new key, and a second run without new data is a no-op. Raises DataError if there
+    So late data gives a new key, and a second run without new data is a no-op. Raises TooFewRows if there
     is not a single row.
     """
     fields = load_fields(params.case)
@@ -41,7 +41,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     read, earliest, described = _from_source(params, settings) if origin == "source" else _from_log(params, settings, fields, as_of)
     rows = _arrived(_look_back(read, earliest, fields, params, as_of), fields, as_of)
     if rows.is_empty():
-        raise DataError(f"{params.case}: the {origin} has no rows before {as_of.isoformat()}: choose a later as_of, or check that rows arrive")
+        raise TooFewRows(f"{params.case}: the {origin} has no rows before {as_of.isoformat()}: choose a later as_of, or check that rows arrive")
     partitions = lake.write_days(settings, params.case, rows)
     window = dataset.training_window(as_of, params.dataset).model_dump(mode="json")
     declared = {"origin": origin, "window": window, "partitions": [[p["date"], p["sha256"]] for p in partitions]}

@@ -54,8 +54,8 @@ def optimise(model: nn.Module, rows: Rows, params: TrainParams) -> list[float]:
     Raises TrainingDiverged at the first loss that is not finite.
     """
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    # The DDP reducer averages gradients over ranks; buffers are constants, so nothing needs broadcasting.
-    network = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if ranks > 1 else model
+    # The reducer averages gradients over ranks; buffers are constants, so no forward needs to send them.
+    network = nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False) if ranks > 1 else model
     network.train()
     optimiser = torch.optim.AdamW(network.parameters(), params.learning_rate, weight_decay=params.weight_decay, fused=True)
     curve: list[float] = []

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -34,18 +35,20 @@ def create_app(settings: Settings | None = None, bounds: Bounds | None = None) -
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         gateway = app.state.gateway = await start(settings or Settings(), bounds or Bounds(), metrics)
-        tasks = [asyncio.create_task(gateway.poll()), asyncio.create_task(gateway.keep_log())]
+        tasks = [asyncio.create_task(task) for task in (gateway.poll(), gateway.keep_log())]
+        for task in tasks:
+            task.add_done_callback(_say_if_it_failed)
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+            gateway.stopping.set()
+            await asyncio.wait(tasks)
             await stop(gateway)
 
     app = FastAPI(title="Perennial gateway", lifespan=lifespan)
     app.include_router(router)
+    spec = app.openapi()  # kept by FastAPI; a dependency would say the same at a cost per request
+    spec.setdefault("components", {})["securitySchemes"] = {"key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
     app.add_middleware(Counted, metrics=metrics)
     app.add_exception_handler(PerennialError, _refused)
     app.add_exception_handler(HTTPException, _not_here)
@@ -80,6 +83,13 @@ class Counted:
             route = getattr(scope.get("route"), "path", "none").rpartition("/")[2]
             self._metrics.requests.labels(_case(scope), route, status).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
+
+
+def _say_if_it_failed(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        # A gateway that no longer syncs its log or sees releases must not look alive: the supervisor starts another.
+        log.critical("a background task ended: this worker stops", exc_info=error)
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _case(scope: Scope) -> str:

@@ -83,6 +83,14 @@ def _shape(name: str, item: Any, required: tuple[str, ...], checks: Mapping[str,
     return Shape(name, msgspec.json.Decoder(request), required, {**checks, "prediction_id": _id_check, "event_time": _time_check}, most)
 
 
+class _Object(dict[str, Any]):
+    """A JSON object that also keeps what a repeated key held first: msgspec checks every value, not only the last."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
+
+
 def read(shape: Shape, body: bytes) -> list[Any]:
     """The decoded items of a body (structs); raises Refused with the first problem found."""
     try:
@@ -100,15 +108,15 @@ def explain(shape: Shape, body: bytes) -> Refused:
     """The first problem of a body that could not be decoded, as a refusal."""
     try:
         # Python's reader, as it lets NaN and lone surrogates through: the field that holds them can be named.
-        value = json.loads(body.decode())
+        value = json.loads(body.decode(), object_pairs_hook=_Object)
     except UnicodeDecodeError:
         return Refused(400, "json", "the body is not UTF-8")
     except (ValueError, RecursionError):
         return Refused(400, "json", "the body is not JSON")
     form = f'the body must be {{"{shape.name}": [{{...}}, ...]}}'
-    if not isinstance(value, dict) or shape.name not in value:
+    if not isinstance(value, _Object) or shape.name not in value:
         return Refused(422, "shape", form)
-    if len(value) > 1:
+    if len(value.pairs) > 1:
         return Refused(422, "shape", f"{form} and nothing else")
     items = value[shape.name]
     if not isinstance(items, list) or not items:
@@ -125,7 +133,7 @@ def explain(shape: Shape, body: bytes) -> Refused:
 
 def _first_problem(shape: Shape, item: object) -> tuple[str, str | None, str] | None:
     """``(reason, field, text)`` of the first thing wrong with one item."""
-    if not isinstance(item, dict):
+    if not isinstance(item, _Object):
         return "shape", None, "must be an object"
     for name in shape.required:
         if name not in item:
@@ -136,8 +144,8 @@ def _first_problem(shape: Shape, item: object) -> tuple[str, str | None, str] | 
             if _SAFE_NAME.fullmatch(name):
                 return "unknown_field", name, f"{name}: unknown field, the fields are {known}"
             return "unknown_field", None, f"unknown field, the fields are {known}"
-    for name, value in item.items():
-        text = shape.checks[name](value)
+    for name, value in item.pairs:
+        text = shape.checks[name](dict(value) if isinstance(value, _Object) else value)
         if text is not None:
             reason = name if name in _OWN else next((reason for part, reason in _REASONS if part in text), "bounds")
             return reason, name, text

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,20 +62,25 @@ class Gateway:
     routing: Routing
     triton: Triton
     door: Door
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the background tasks shall end: they finish what they do, as a thread cannot be cancelled."""
 
     async def poll(self) -> None:
-        """Read the ledger for ever."""
-        while True:
-            await asyncio.sleep(self.bounds.poll_seconds)
+        """Read the ledger until the gateway stops."""
+        while not await self._stops_within(self.bounds.poll_seconds):
             await asyncio.to_thread(self.routing.poll)
 
     async def keep_log(self) -> None:
-        """Sync and rotate the log for ever."""
+        """Sync and rotate the log until the gateway stops."""
         pause = min(self.bounds.sync_seconds, self.settings.log_segment_seconds / 4)
-        while True:
-            await asyncio.sleep(pause)
+        while not await self._stops_within(pause):
             for case in self.cases.values():
                 await self.tidy(case)
+
+    async def _stops_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.stopping.wait(), seconds)
+        return self.stopping.is_set()
 
     async def tidy(self, case: Case, *, close: bool = False) -> None:
         """Sync a case's segments and close the old ones (``close``: all of them)."""

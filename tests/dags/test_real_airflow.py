@@ -4,6 +4,7 @@ from collections import Counter
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 
+import polars as pl
 import pytest
 
 from embedded import stack
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow
 CASE = "loans"
 RUNS = 20
 DAYS = 21
-"""A shift of the applicants in every row must ask for training within so many days, labels included."""
+"""Predictions that are mostly wrong must ask for training within so many days, the delay of the labels included."""
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,7 @@ def test_the_schedulers_own_ticks_go_green(loop):
     training = _own_tick(loop.airflow, f"{CASE}_training")
     assert (training["run_type"], training["triggered_by"], training["state"]) == ("scheduled", "timetable", "success")
     assert _states(loop.airflow, f"{CASE}_training", training["dag_run_id"]) == dict.fromkeys(TRAINING, "success")
+    assert "is not preloaded" not in (loop.settings.root / "logs" / "scheduler.log").read_text()
     champion = ledger.head(loop.settings.ledger, CASE)
     assert champion.trigger == "initial"
     assert champion.as_of == datetime.fromisoformat(training["data_interval_end"])
@@ -98,13 +100,13 @@ def test_an_episode_trains_once(loop):
 
 
 def _drifted(loop):
-    """Sends days of shifted applicants and their labels through the gateway until the drift step asks for training."""
+    """Sends days of rows whose labels contradict the champion through the gateway until the drift step asks for training."""
     from pipelines.steps import drift, profile
 
     settings, part, fields = loop.settings, cases.part(CASE, "source"), cases.load_fields(CASE)
-    shifted = loop.params.model_copy(update={"source": {**loop.params.source, "drift": "covariate", "drift_at": "2020-01-01", "drift_every_days": None}})
     start = wall_time().replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
-    rows = part.rows(part.resolve(settings, shifted), Window(start=start, end=start + timedelta(days=DAYS)), shifted)
+    rows = part.rows(part.resolve(settings, loop.params), Window(start=start, end=start + timedelta(days=DAYS)), loop.params)
+    rows = rows.with_columns((1 - pl.col(fields.label)).alias(fields.label))
     tally = traffic.Tally()
     with traffic.client(settings.gateway_url, settings.key_file) as gateway:
         traffic.send_rows(gateway, CASE, rows, fields.names, tally)
@@ -118,4 +120,4 @@ def _drifted(loop):
         facts = drift.run(loop.params, settings, run_dir, as_of).facts
         if facts["action"] == "retrain":
             return as_of, facts["episode"]
-    raise AssertionError(f"no training was asked for within {DAYS} days of shifted applicants; the last day: {facts}")
+    raise AssertionError(f"no training was asked for within {DAYS} days of wrong predictions; the last day: {facts}")

@@ -103,6 +103,14 @@ def test_refusals_keep_airflows_words(status, kind):
         airflow.trigger_dag("bank_training", "r1")
 
 
+def test_a_locked_database_is_asked_again():
+    """A 5xx, which is Airflow's SQLite being locked for a moment, is asked again and does not reach the caller."""
+    answers = iter([httpx.Response(500, json={"detail": "database is locked"}), httpx.Response(200, json={"dag_run_id": "r1"})])
+    airflow, seen = _client(lambda _request: next(answers))
+    assert airflow.trigger_dag("bank_training", "r1") == "r1"
+    assert len(seen) == 2
+
+
 def test_a_run_that_does_not_end_names_its_tasks():
     """Waiting too long says which task hangs."""
     answers = {"taskInstances": {"task_instances": [{"task_id": "train", "state": "running"}]}, "r1": {"state": "running"}}

@@ -54,17 +54,22 @@ def equals_onnxruntime(settings: Settings, version: int, run_dir: Path) -> bool:
 
 def kill_stub(settings: Settings, version: int) -> None:
     """Kill the Python stub that answers for ``version`` and wait until it is gone."""
-    path = str(settings.model_repository / CASE / str(version))
-    deadline = time.monotonic() + 20
-    while len(found := _stubs(path)) != 1:  # an older one that was just replaced may still be on its way out
-        assert time.monotonic() < deadline, f"{len(found)} stubs of version {version}"
-        time.sleep(0.05)
-    os.kill(found[0], signal.SIGKILL)
-    while _stubs(path):
+    os.kill(stub(settings, version), signal.SIGKILL)
+    while _stubs(settings, version):
         time.sleep(0.01)
 
 
-def _stubs(path: str) -> list[int]:
+def stub(settings: Settings, version: int) -> int:
+    """The pid of the Python stub that answers for ``version``."""
+    deadline = time.monotonic() + 20
+    while len(found := _stubs(settings, version)) != 1:  # an older one that was just replaced may still be on its way out
+        assert time.monotonic() < deadline, f"{len(found)} stubs of version {version}"
+        time.sleep(0.05)
+    return found[0]
+
+
+def _stubs(settings: Settings, version: int) -> list[int]:
+    path = str(settings.model_repository / CASE / str(version))
     return [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if path in _command(folder)]
 
 

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import perennial_run
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from pipelines import config
-from pipelines.errors import ConfigError, ConflictError, DataError, IntegrityError, PerennialError, TrainingDiverged, Unavailable
+from pipelines.errors import ConfigError, ConflictError, DataError, IntegrityError, PerennialError, TooFewRows, TrainingDiverged, Unavailable
 
 TICK = datetime(2026, 6, 1, 2, tzinfo=UTC)
 NOW = datetime(2026, 6, 3, 11, 30, 15, 123456, tzinfo=UTC)
@@ -73,6 +73,12 @@ def test_what_a_retry_cannot_mend_fails_at_once(kind):
     """Every error that says so ends the task without another try and keeps its name and message."""
     with pytest.raises(AirflowFailException, match=f"{kind.__name__}: the disk is pink"), perennial_run.failing_fast():
         raise kind("the disk is pink")
+
+
+def test_too_few_rows_skip():
+    """A run that comes before there is anything to learn from is skipped, not red."""
+    with pytest.raises(AirflowSkipException, match="no labels yet"), perennial_run.failing_fast():
+        raise TooFewRows("no labels yet")
 
 
 @pytest.mark.parametrize("error", [Unavailable("MLflow does not answer"), OSError("no space left"), ValueError("a bug")])

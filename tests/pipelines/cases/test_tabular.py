@@ -11,8 +11,10 @@ PARAMS = ModelParams(hidden=(8,), embedding=2, dropout=0.0)
 
 
 def adapted() -> Tabular:
+    """A network that was fitted to three rows, its second number constant, and has weights of its own."""
     torch.manual_seed(0)
     model = Tabular((3,), 2, PARAMS)
+    torch.nn.init.normal_(model.output.weight)
     model.adapt(torch.tensor([[1.0, 7.0], [3.0, 7.0], [5.0, 7.0]]), torch.tensor([0.0, 0.0, 1.0]))
     return model.eval()
 
@@ -46,6 +48,14 @@ def test_an_unseen_category_is_neutral():
     scores = adapted()(codes, torch.tensor([[3.0, 7.0]]).repeat(3, 1))
     assert torch.equal(scores[0], scores[1])
     assert torch.equal(scores[0], scores[2])
+
+
+def test_training_starts_at_the_base_rate():
+    """A network that was adapted and not trained answers the base rate of its rows (one row of each class added) for every row."""
+    model = Tabular((3,), 1, PARAMS)
+    model.adapt(torch.randn(98, 1), (torch.arange(98) < 9).float())
+    scores = torch.sigmoid(model(torch.arange(3)[:, None], torch.tensor([[-3.0], [0.0], [9.0]])))
+    assert scores.flatten().tolist() == pytest.approx([0.1] * 3)
 
 
 @pytest.mark.parametrize("case", ["bank", "loans"])

@@ -19,6 +19,7 @@ FIELDS = load_fields("bank")
 
 
 def made_model(seed: int = 0) -> torch.nn.Module:
+    """A bank network with random weights."""
     torch.manual_seed(seed)
     model = build(load_params("bank").model, FIELDS)
     for parameter in model.parameters():

@@ -15,6 +15,7 @@ losses = st.lists(st.tuples(st.floats(0, 14), st.floats(0, 14)), min_size=2, max
 
 
 def interval(d, draws=200, seed=0):
+    """The 95% interval of the mean of ``d``."""
     return lift(np.asarray(d), confidence=0.95, draws=draws, seed=seed)
 
 
@@ -41,14 +42,14 @@ def test_the_order_of_rows_does_not_matter(pairs, shuffler):
 @given(losses)
 @settings(max_examples=60, deadline=None)
 def test_the_interval_is_ordered_and_within_the_values(pairs):
-    """low <= high, and no resampled mean leaves the range of the paired improvements."""
+    """The lower bound is not above the upper one, and no resampled mean leaves the range of the paired improvements."""
     d = improvement(*np.array(pairs).T)
     found = interval(d)
     assert d.min() - 1e-12 <= found.low <= found.high <= d.max() + 1e-12
 
 
 def test_the_interval_agrees_with_scipy():
-    """scipy's percentile bootstrap of the same rows gives the same bounds within Monte Carlo error."""
+    """The percentile bootstrap of scipy over the same rows gives the same bounds within Monte Carlo error."""
     d = np.random.default_rng(1).normal(0.02, 0.3, 1500)
     found = interval(d, draws=2000)
     peer = stats.bootstrap((d,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(2)).confidence_interval

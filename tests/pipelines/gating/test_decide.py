@@ -48,9 +48,7 @@ def test_reasons_name_the_numbers(row):
 
 def test_of_several_harmed_slices_the_surest_is_named():
     """The reason names the harmed slice with the lowest upper bound."""
-    harmed = [
-        {"name": f"s={high}", "n": 200, "lift": Interval(value=-0.1, low=-0.2, high=high).model_dump()} for high in (-0.01, -0.05, -0.02)
-    ]
+    harmed = [{"name": f"s={high}", "n": 200, "lift": Interval(value=-0.1, low=-0.2, high=high).model_dump()} for high in (-0.01, -0.05, -0.02)]
     evidence = Evidence.model_validate(GOLDEN[0]["evidence"] | {"slices": harmed})
     assert "s=-0.05" in decide(evidence, PARAMS).reason
 

@@ -9,7 +9,7 @@ import pytest
 from pipelines import ledger
 from pipelines.config import Settings, load_params
 from pipelines.contracts import Manifest
-from pipelines.errors import DataError, IntegrityError
+from pipelines.errors import IntegrityError, TooFewRows
 from pipelines.steps import dataset, ingest, validate
 
 FIRST = datetime(2020, 5, 1, tzinfo=UTC)
@@ -104,5 +104,5 @@ def test_a_champion_without_its_rows_is_refused(settings: Settings):
 def test_no_label_is_an_error_that_says_so(settings: Settings):
     """Before the first label has arrived there is nothing to train on."""
     early = datetime(2020, 1, 3, tzinfo=UTC)
-    with pytest.raises(DataError, match="0 have a label that has arrived: labels take 7 days"):
+    with pytest.raises(TooFewRows, match="0 have a label that has arrived: labels take 7 days"):
         _run(settings, early)

@@ -12,7 +12,7 @@ from pipelines.cases.loans.schema import FIELDS
 from pipelines.config import Params, Settings, load_params
 from pipelines.contracts import Manifest, Window
 from pipelines.data import lake
-from pipelines.errors import DataError
+from pipelines.errors import TooFewRows
 from pipelines.steps import ingest
 from tests.pipelines.data import loglines
 
@@ -156,5 +156,5 @@ def test_a_value_of_another_type_becomes_a_bad_row(settings: Settings):
 def test_no_rows_at_all_is_an_error_that_says_so(settings: Settings):
     """A case with a champion and an empty log names the log and the time."""
     _promote(settings)
-    with pytest.raises(DataError, match="loans: the log has no rows before 2020-06-01"):
+    with pytest.raises(TooFewRows, match="loans: the log has no rows before 2020-06-01"):
         _run(settings)

@@ -36,7 +36,9 @@ def made_rows(count: int, seed: int, flipped: bool = False) -> pl.DataFrame:
         else:
             columns[field.name] = generator.integers(20, 100, count).astype(float)
     label = (columns["salary"] + generator.normal(0, 8, count) > 60) != flipped
-    return pl.DataFrame({"id": [f"{seed}-{i}" for i in range(count)], **columns, FIELDS.label: pl.Series(label).cast(pl.Int8)})
+    times = pl.Series([AS_OF - timedelta(minutes=30 * (count - i)) for i in range(count)], dtype=pl.Datetime("us", "UTC"))
+    names = pl.Series([f"{seed}-{i}" for i in range(count)], dtype=pl.String)
+    return pl.DataFrame({"id": names, "event_time": times, **columns, FIELDS.label: pl.Series(label).cast(pl.Int8)})
 
 
 def put_dataset(settings, as_of, *, seed=0, flipped=False, holdout=400):
@@ -55,6 +57,7 @@ def put_dataset(settings, as_of, *, seed=0, flipped=False, holdout=400):
 
 
 def run_chain(settings, run_dir, as_of, params=PARAMS):
+    """Run train, export, evaluate and gate; their manifests by name."""
     return {step.__name__.rsplit(".", 1)[-1]: step.run(params, settings, run_dir, as_of) for step in CHAIN}
 
 
@@ -225,7 +228,7 @@ def test_a_changed_verdict_is_refused_by_the_ledger(first):
 
 def test_a_parameter_of_training_gives_a_new_candidate(first):
     """Every declared training parameter enters the key; the place and the clock do not."""
-    settings, run_dir, manifests = first
+    _, run_dir, manifests = first
     dataset = storage.read_manifest(run_dir / "dataset")
     keys = {manifests["train"].key}
     for change in ({"epochs": 7}, {"seed": 1}, {"ranks": 2}, {"learning_rate": 0.5}):

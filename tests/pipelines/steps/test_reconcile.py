@@ -11,7 +11,7 @@ from pipelines.errors import IntegrityError, Unavailable
 from pipelines.registry import aliases
 from pipelines.steps import reconcile
 from tests.pipelines.candidates import CASE
-from tests.pipelines.releases import answering, equals_onnxruntime, kill_stub, promote
+from tests.pipelines.releases import answering, equals_onnxruntime, kill_stub, promote, stub
 from tests.pipelines.steps.conftest import fresh_state
 
 pytestmark = pytest.mark.slow
@@ -33,15 +33,17 @@ def mended(two_releases, monkeypatch):
 
 
 def test_dead_stub_is_revived(mended):
-    """A champion whose stub was killed stays "ready" without answering; reconcile brings it back, and a second reconcile has nothing to do."""
+    """A champion whose stub was killed stays "ready" without answering; reconcile brings it back, the other version's stub lives on."""
     settings, (_, second), repair = mended
     assert repair() == []
+    undisturbed = stub(settings, 1)
     kill_stub(settings, 2)
     assert triton.loaded(settings.triton_http, CASE, 2)
     assert answering(settings, 1, 2) == [1]
     assert repair() == ["revived version 2"]
     assert equals_onnxruntime(settings, 2, second)
     assert answering(settings, 1, 2) == [1, 2]
+    assert stub(settings, 1) == undisturbed
     assert repair() == []
 
 

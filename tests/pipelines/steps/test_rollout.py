@@ -130,6 +130,16 @@ def test_refused_model_leaves_the_champion_serving(released):
     assert roll_out(released, 4, other)["outcome"] == "promoted"
 
 
+@pytest.mark.slow
+def test_model_repository_without_the_model(released, tmp_path):
+    """If the model that was staged is not in the repository that Triton serves, Triton's reason and the setting to look at are named."""
+    elsewhere = Settings(home=tmp_path, triton_http=released.triton_http, mlflow_url=released.mlflow_url)
+    run_dir = registered(elsewhere, month(1), 1, bias=0.1)
+    with pytest.raises(IntegrityError, match=r"refuses to load bank: .*failed to poll from model repository.*--model-repository must be"):
+        roll_out(elsewhere, 1, run_dir)
+    assert ledger.head(elsewhere.ledger, CASE) is None
+
+
 def _dying(settings, run_dir, number, point):
     os.environ["PERENNIAL_FAILPOINT"] = f"rollout:{point}"
     roll_out(settings, number, run_dir)

@@ -27,6 +27,7 @@ def made_rows(count: int = 301) -> Rows:
 
 
 def build() -> Tabular:
+    """A small network with dropout."""
     return Tabular((3, 3), 2, MODEL)
 
 

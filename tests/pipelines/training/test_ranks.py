@@ -18,6 +18,7 @@ TWO = TRAIN.model_copy(update={"ranks": 2})
 
 
 def plain() -> Tabular:
+    """A small network without dropout."""
     return Tabular((3, 3), 2, ModelParams(hidden=(8,), embedding=2, dropout=0.0))
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
+import httpx
 import numpy as np
-from fastapi.testclient import TestClient
+import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
@@ -22,6 +28,7 @@ from pipelines.config import Settings
 from serving.gateway.app import create_app
 from serving.gateway.settings import Bounds
 
+T = TypeVar("T")
 KEY = "a-key-for-tests"
 CASE = "loans"
 FIELDS = load_fields(CASE)
@@ -102,11 +109,31 @@ def release(settings: Settings, version: int, *, case: str = CASE, action: str =
 
 
 @contextmanager
-def client(settings: Settings, **bounds) -> Iterator[TestClient]:
-    """The application in this process, with the key sent along; a 500 is an answer, not an exception."""
-    app = create_app(settings, Bounds(**{"poll_seconds": 0.05, **bounds}))
-    with TestClient(app, headers={"X-API-Key": KEY}, raise_server_exceptions=False) as test_client:
-        yield test_client
+def client(settings: Settings, **bounds) -> Iterator[httpx.Client]:
+    """A gateway of this process, behind a real socket; the client sends the key along."""
+    app = create_app(settings, Bounds(**{"poll_seconds": 0.05, "sync_seconds": 0.05, **bounds}))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, loop="uvloop", http="httptools", log_level="error"))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        until(lambda: server.started or not thread.is_alive())
+        assert thread.is_alive(), "the gateway did not start"
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", headers={"X-API-Key": KEY}, timeout=30, trust_env=False) as http:
+                yield http
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def until(holds: Callable[[], T], seconds: float = 20.0) -> T:
+    """Poll until ``holds()`` is true; returns what it gave."""
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s"
+        time.sleep(0.02)
+    return found
 
 
 def some_rows(count: int, day: int = 1) -> list[dict]:
@@ -123,8 +150,8 @@ def lines(settings: Settings, kind: str = "predictions", case: str = CASE) -> li
     return found
 
 
-def counted(test_client: TestClient, name: str, **labels: str) -> float:
+def counted(http: httpx.Client, name: str, **labels: str) -> float:
     """The sum of a metric's samples that have these labels."""
-    registry = test_client.app.user_middleware[0].kwargs["metrics"].registry
-    samples = [sample for metric in registry.collect() for sample in metric.samples if sample.name == f"perennial_gateway_{name}"]
+    families = text_string_to_metric_families(http.get("/metrics").text)
+    samples = [sample for family in families for sample in family.samples if sample.name == f"perennial_gateway_{name}"]
     return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())

@@ -1,0 +1,166 @@
+"""`python -m embedded.traffic`: a trickle of live traffic for the cases that follow today's clock.
+
+Rows of the case's own stream go through the gateway when their event time has come, labels when theirs
+has. On a first start the last whole days are sent too, so that the next drift run has something to see.
+Every row carries its id as prediction_id: whatever is sent twice is one row.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from pipelines.cases import load_fields, part
+from pipelines.config import Settings, case_names, load_params
+from pipelines.contracts import Window
+from pipelines.errors import PerennialError, Unavailable
+from pipelines.storage import write_atomic
+
+if TYPE_CHECKING:
+    import polars as pl
+
+BACKFILL_DAYS = 14
+"""Whole days sent on a first start: enough that a week's labels are due with the week's delay of `loans`."""
+BATCH = 200
+PAUSE_SECONDS = 10.0
+_TICK = timedelta(microseconds=1)
+_WAIT = (401, 404, 413, 429, 503, 507)
+"""Answers that can be otherwise next time: no champion yet, Triton away, a full disk, a key being changed."""
+
+log = logging.getLogger("embedded.traffic")
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a case's stream has been sent: rows with event time in ``[since, rows)``, and their labels that arrived before ``labels``."""
+
+    since: datetime
+    rows: datetime
+    labels: datetime
+
+
+def live_cases() -> list[str]:
+    """The cases that follow today's clock."""
+    return [case for case in case_names() if load_params(case).schedule.live]
+
+
+def place_file(settings: Settings, case: str) -> Path:
+    """Where a case's place is kept."""
+    return settings.root / "traffic" / f"{case}.json"
+
+
+def read_place(settings: Settings, case: str, now: datetime) -> Place:
+    """Where the case's stream goes on; on a first start, midnight some days ago."""
+    try:
+        found = json.loads(place_file(settings, case).read_text())
+        return Place(**{name: datetime.fromisoformat(found[name]) for name in ("since", "rows", "labels")})
+    except FileNotFoundError:
+        start = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=BACKFILL_DAYS)
+        return Place(start, start, start)
+
+
+def advance(settings: Settings, gateway: httpx.Client, case: str, now: datetime) -> tuple[int, int]:
+    """Send everything of one case that is due at ``now``; returns the numbers of rows and labels that the gateway took.
+
+    The place is kept after every batch. Raises Unavailable if the gateway cannot answer now: call again later.
+    """
+    params, fields = load_params(case), load_fields(case)
+    stream = part(case, "source")
+    source = stream.resolve(settings, params)
+    place = read_place(settings, case, now)
+    rows = labels = 0
+    for batch, end in _batches(stream.rows(source, Window(start=place.rows, end=now), params), "event_time", now):
+        items = [
+            {"prediction_id": row["id"], "event_time": row["event_time"].isoformat(), **{name: row[name] for name in fields.names}}
+            for row in batch.iter_rows(named=True)
+        ]
+        rows += _post(gateway, f"/v1/cases/{case}/predict", "rows", items)
+        place = _keep(settings, case, Place(place.since, end, place.labels))
+    delay = timedelta(days=params.label_delay_days)
+    due = Window(start=max(place.since, place.labels - delay), end=max(place.since, now - delay))
+    for batch, end in _batches(stream.rows(source, due, params), "label_time", now):
+        items = [{"prediction_id": row["id"], "label": row[fields.label], "event_time": row["label_time"].isoformat()} for row in batch.iter_rows(named=True)]
+        labels += _post(gateway, f"/v1/cases/{case}/labels", "labels", items)
+        place = _keep(settings, case, Place(place.since, place.rows, end))
+    return rows, labels
+
+
+def _batches(frame: pl.DataFrame, moment: str, now: datetime) -> Iterator[tuple[pl.DataFrame, datetime]]:
+    """Batches of a frame sorted by ``moment``, each with the time up to which everything is sent once it is."""
+    for start in range(0, frame.height, BATCH):
+        batch = frame[start : start + BATCH]
+        last = batch[moment][-1]
+        tied = start + BATCH < frame.height and frame[moment][start + BATCH] == last
+        yield batch, last if tied else min(last + _TICK, now)
+
+
+def _keep(settings: Settings, case: str, place: Place) -> Place:
+    values = {"since": place.since.isoformat(), "rows": place.rows.isoformat(), "labels": place.labels.isoformat()}
+    write_atomic(place_file(settings, case), json.dumps(values).encode())
+    return place
+
+
+def _post(gateway: httpx.Client, path: str, name: str, items: list[dict[str, Any]]) -> int:
+    """Send one batch; returns how many items were taken: none of them if the gateway says that it never will."""
+    try:
+        answer = gateway.post(path, json={name: items})
+    except httpx.TransportError as error:
+        raise Unavailable(f"the gateway does not answer: {error}") from error
+    if answer.status_code == httpx.codes.OK:
+        return len(items)
+    text = f"{path} answered {answer.status_code}: {answer.text[:300]}"
+    if answer.status_code in _WAIT or answer.is_server_error:
+        raise Unavailable(text)
+    log.error("%d %s left out: %s", len(items), name, text)
+    return 0
+
+
+def run(settings: Settings, cases: list[str]) -> None:
+    """Send what is due, for ever; what is wrong is said once, not every few seconds."""
+    said: dict[str, str] = {}
+    while True:
+        for case in cases:
+            try:
+                with _client(settings) as gateway:
+                    rows, labels = advance(settings, gateway, case, datetime.now(UTC))
+                if said.pop(case, ""):
+                    log.info("%s: sending again", case)
+                if rows or labels:
+                    log.info("%s: %d row(s), %d label(s) sent", case, rows, labels)
+            except (PerennialError, OSError) as error:
+                if said.get(case) != str(error):
+                    log.warning("%s: waiting: %s", case, error)
+                said[case] = str(error)
+        time.sleep(PAUSE_SECONDS)
+
+
+def _client(settings: Settings) -> httpx.Client:
+    key = settings.key_file.read_text().strip()
+    return httpx.Client(base_url=settings.gateway_url, headers={"X-API-Key": key}, timeout=30, trust_env=False)
+
+
+def main() -> None:
+    """Run until SIGTERM or Ctrl-C. What was sent is kept batch by batch, so that there is nothing to finish."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    cases = live_cases()
+    log.info("live: %s", ", ".join(cases) or "no case")
+    try:
+        run(Settings(), cases)
+    except KeyboardInterrupt:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

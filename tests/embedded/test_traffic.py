@@ -1,0 +1,122 @@
+"""The trickle of live traffic, against a gateway with a pretended Triton."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from embedded import traffic
+from pipelines.cases import part
+from pipelines.config import load_params
+from pipelines.contracts import Window
+from pipelines.errors import Unavailable
+from tests.serving.gateway.world import client, fake_triton, lines, make_home, release, until
+
+NOW = datetime(2024, 5, 20, 15, 30, tzinfo=UTC)
+DELAY = timedelta(days=load_params("loans").label_delay_days)
+
+
+@pytest.fixture
+def served(tmp_path):
+    """``(http, settings)`` of a gateway whose loans have a champion."""
+    with fake_triton() as (_, port):
+        settings = make_home(tmp_path, port)
+        release(settings, 1)
+        with client(settings) as http:
+            yield http, settings
+
+
+def stream(settings, start, end):
+    """The rows of the stream in ``[start, end)``."""
+    params = load_params("loans")
+    source = part("loans", "source")
+    return source.rows(source.resolve(settings, params), Window(start=start, end=end), params)
+
+
+def ids(settings, kind="predictions"):
+    """The ids of the log, one per line, sorted."""
+    return sorted(line["prediction_id"] for line in lines(settings, kind))
+
+
+def test_a_first_start_sends_the_last_days_and_their_labels(served):
+    """The first call sends every row of the last whole days and of today so far, in event time, and exactly the labels that are due."""
+    http, settings = served
+    since = datetime(2024, 5, 20, tzinfo=UTC) - timedelta(days=traffic.BACKFILL_DAYS)
+    assert traffic.advance(settings, http, "loans", NOW) == (len(ids(settings)), len(ids(settings, "labels")))
+    sent = stream(settings, since, NOW)
+    assert ids(settings) == sorted(sent["id"])
+    times = dict(zip(sent["id"], sent["event_time"], strict=True))
+    assert all(datetime.fromisoformat(line["event_time"]) == times[line["prediction_id"]] for line in lines(settings))
+    due = stream(settings, since, NOW - DELAY)
+    assert ids(settings, "labels") == sorted(due["id"])
+    labels = dict(zip(due["id"], due["granted"], strict=True))
+    assert all(line["label"] == labels[line["prediction_id"]] for line in lines(settings, "labels"))
+    assert all(datetime.fromisoformat(line["event_time"]) == times[line["prediction_id"]] + DELAY for line in lines(settings, "labels"))
+
+
+def test_later_calls_send_only_what_is_new(served):
+    """The same moment again sends nothing; hours later come exactly the rows and labels of these hours, in one piece or in several."""
+    http, settings = served
+    traffic.advance(settings, http, "loans", NOW)
+    assert traffic.advance(settings, http, "loans", NOW) == (0, 0)
+    for hours in (1, 2, 9):
+        traffic.advance(settings, http, "loans", NOW + timedelta(hours=hours))
+    since = datetime(2024, 5, 20, tzinfo=UTC) - timedelta(days=traffic.BACKFILL_DAYS)
+    assert ids(settings) == sorted(stream(settings, since, NOW + timedelta(hours=9))["id"])
+    assert ids(settings, "labels") == sorted(stream(settings, since, NOW + timedelta(hours=9) - DELAY)["id"])
+
+
+def test_a_lost_place_changes_nothing_in_the_log_of_predictions(served):
+    """With its state file gone everything is sent again and no row is logged twice."""
+    http, settings = served
+    traffic.advance(settings, http, "loans", NOW)
+    before = ids(settings)
+    traffic.place_file(settings, "loans").unlink()
+    traffic.advance(settings, http, "loans", NOW)
+    assert ids(settings) == before
+
+
+def test_it_waits_for_a_champion_and_for_the_gateway(tmp_path):
+    """Without a champion, and without a gateway, nothing is skipped: the call says that it waits, and the next one starts where it stood."""
+    with fake_triton() as (triton, port):
+        settings = make_home(tmp_path, port)
+        with client(settings) as http:
+            with pytest.raises(Unavailable, match="no champion yet"):
+                traffic.advance(settings, http, "loans", NOW)
+            assert not traffic.place_file(settings, "loans").exists()
+        with pytest.raises(Unavailable, match="does not answer"):
+            traffic.advance(settings, httpx.Client(base_url="http://127.0.0.1:1", trust_env=False), "loans", NOW)
+        release(settings, 1)
+        with client(settings) as http:
+            traffic.advance(settings, http, "loans", NOW)
+        triton.loaded.clear()
+        with client(settings) as http, pytest.raises(Unavailable):
+            traffic.advance(settings, http, "loans", NOW + timedelta(hours=3))
+        triton.loaded.add(1)
+        with client(settings) as http:
+            traffic.advance(settings, http, "loans", NOW + timedelta(hours=4))
+    since = datetime(2024, 5, 20, tzinfo=UTC) - timedelta(days=traffic.BACKFILL_DAYS)
+    assert ids(settings) == sorted(stream(settings, since, NOW + timedelta(hours=4))["id"])
+
+
+def test_the_process_waits_quietly_and_ends_at_once(tmp_path):
+    """Without a gateway the process says once that it waits, and SIGTERM ends it with exit code 0."""
+    make_home(tmp_path)
+    log = tmp_path / "traffic.log"
+    env = {**os.environ, "PERENNIAL_HOME": str(tmp_path), "PERENNIAL_GATEWAY_URL": "http://127.0.0.1:1"}
+    with log.open("wb") as file:
+        process = subprocess.Popen([sys.executable, "-m", "embedded.traffic"], env=env, stderr=file, cwd=Path(__file__).parents[2])
+    try:
+        until(lambda: b"waiting" in log.read_bytes(), 60)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 0
+        assert log.read_bytes().count(b"waiting") == 1
+    finally:
+        process.kill()

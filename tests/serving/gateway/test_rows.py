@@ -1,0 +1,74 @@
+"""The two readers of a declaration: msgspec's fast one and the one that explains."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pipelines.errors import ConfigError
+from pipelines.fields import Categorical, Fields, Numeric
+from serving.gateway.refusal import Refused
+from serving.gateway.rows import FLOAT32_MAX, explain, label_shape, read, row_shape
+
+FIELDS = Fields(
+    "tiny",
+    (Categorical("colour", ("red", "grün")), Numeric("open"), Numeric("low", low=0), Numeric("high", high=10.5), Numeric("whole", -3, 3, integer=True)),
+    label="y",
+)
+SHAPE = row_shape(FIELDS, 10)
+GOOD = {"colour": "grün", "open": 0.5, "low": 1, "high": -7, "whole": 3.0}
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**6), 10**6),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from(["red", "grün"]),
+    st.lists(st.none()),
+)
+
+
+def outcome(body):
+    """The rows of a body, or why it was refused."""
+    try:
+        return read(SHAPE, body)
+    except Refused as refused:
+        return refused
+
+
+@settings(max_examples=400, deadline=None)
+@given(field=st.sampled_from(FIELDS.names), value=VALUES)
+@example(field="open", value=1e300)
+@example(field="open", value=FLOAT32_MAX)
+@example(field="open", value=10**400)
+@example(field="low", value=-0.0)
+@example(field="high", value=10.5)
+@example(field="whole", value=-3)
+def test_what_one_reader_turns_away_the_other_explains(field, value):
+    """A value is decoded exactly when the explaining reader finds nothing wrong with it; what is decoded is a finite float32 or a declared word."""
+    body = json.dumps({"rows": [GOOD, {**GOOD, field: value}]}).encode()
+    found = outcome(body)
+    if isinstance(found, Refused):
+        assert (found.status, found.field, found.row) == (422, field, 1)
+        return
+    assert "must be {" in str(explain(SHAPE, body)), "the explaining reader finds a mistake in a good body"
+    kept = getattr(found[1], field)
+    assert kept == value
+    assert kept in FIELDS.categorical[0].values if field == "colour" else math.isfinite(kept) and abs(kept) <= FLOAT32_MAX
+
+
+def test_a_case_may_not_use_the_gateways_own_names():
+    """A field named event_time is a ConfigError that names it."""
+    with pytest.raises(ConfigError, match="event_time"):
+        row_shape(Fields("tiny", (Numeric("event_time"),), label="y"), 10)
+
+
+def test_a_label_is_decoded_with_its_defaults():
+    """Revision 0 and no event time are what a bare label means."""
+    (label,) = read(label_shape(10), b'{"labels": [{"prediction_id": "a", "label": 1}]}')
+    assert (label.prediction_id, label.label, label.revision) == ("a", 1, 0)
