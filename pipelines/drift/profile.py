@@ -85,9 +85,12 @@ def number_column(values: pl.Series, scale: Scale) -> Column:
     numbers = values.drop_nulls().cast(pl.Float64).to_numpy()
     finite = numbers[np.isfinite(numbers)]
     nan, above = int(np.isnan(numbers).sum()), int(np.isposinf(numbers).sum())
-    counts = np.bincount(histogram(finite, scale), minlength=BINS) if finite.size else np.zeros(BINS, np.int64)
+    below = len(numbers) - len(finite) - nan - above
+    if finite.size < BINS:  # sorting few beats clearing 65,536 counters
+        return Column(*np.unique(histogram(finite, scale), return_counts=True), (null, nan, above, below))
+    counts = np.bincount(histogram(finite, scale), minlength=BINS)
     bins = np.flatnonzero(counts)
-    return Column(bins, counts[bins], (null, nan, above, len(numbers) - len(finite) - nan - above))
+    return Column(bins, counts[bins], (null, nan, above, below))
 
 
 def category_column(values: pl.Series, vocabulary: tuple[str, ...]) -> Column:

@@ -1,0 +1,140 @@
+"""pipelines/drift/profile.py: counts that add up, whatever the values."""
+
+import json
+from datetime import UTC, datetime
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.drift.profile import BINS, Profile, bounds, histogram, merge, number_column, profile_frame, read, to_bytes, write
+from pipelines.drift.reference import reference_profile
+from pipelines.drift.spec import Scale, Spec, freeze, load_spec, main
+from pipelines.errors import ConfigError, IntegrityError
+from pipelines.fields import Categorical, Fields, Numeric
+
+FIELDS = Fields("mock", (Categorical("colour", ("red", "green")), Numeric("size"), Numeric("count", integer=True)), "bought")
+SPEC = Spec("mock", {"size": Scale(2.0, 0.5), "count": Scale(0.0, 1.0), "score": Scale(0.0, 1.0)})
+
+ROWS = st.lists(
+    st.tuples(st.sampled_from(["red", "green", "blue", None]), st.none() | st.floats(allow_nan=True), st.integers(-5, 5), st.integers(1, 2), st.floats(0, 1)),
+    max_size=20,
+)
+
+
+def frame(rows: list[tuple]) -> pl.DataFrame:
+    """Rows as a frame of the mock case, scored by two versions."""
+    schema = {"colour": pl.String, "size": pl.Float64, "count": pl.Float64, "version": pl.Int64, "score": pl.Float64}
+    return pl.DataFrame([(*row[:2], float(row[2]), *row[3:]) for row in rows], schema=schema, orient="row")
+
+
+def same(one: Profile, other: Profile) -> bool:
+    """Whether two profiles hold the same counts."""
+    return to_bytes(one) == to_bytes(other)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS, ROWS, ROWS, st.randoms())
+def test_merging_is_addition(a: list, b: list, c: list, random):
+    """Profiles of parts add up to the profile of the whole, in any order and grouping, whatever the order of the rows."""
+    pa, pb, pc = (profile_frame(frame(rows), FIELDS, SPEC) for rows in (a, b, c))
+    whole = [*a, *b, *c]
+    random.shuffle(whole)
+    expected = merge([profile_frame(frame(whole), FIELDS, SPEC)], "mock")
+    assert same(merge([pa, pb, pc], "mock"), expected)
+    assert same(merge([pa, merge([pb, pc], "mock")], "mock"), merge([merge([pc, pa], "mock"), pb], "mock"))
+    assert same(merge([merge([], "mock"), expected], "mock"), expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=30))
+def test_bins_follow_the_values(values: list[float]):
+    """A larger value is never in a smaller bin, and every bin is one of the 65,536."""
+    bins = histogram(np.sort(np.array(values)), Scale(3.0, 0.25))
+    assert (np.diff(bins) >= 0).all()
+    assert ((bins >= 0) & (bins < BINS)).all()
+
+
+def test_bounds_hold_their_values():
+    """Every value lies within the bounds of its bin, as far as float32 can tell."""
+    values, scale = np.random.default_rng(0).normal(50, 20, 5000), Scale(50.0, 0.05)
+    low, high = bounds(histogram(values, scale), scale)
+    assert (low - 1e-4 <= values).all()
+    assert (values <= high + 1e-4).all()
+    assert ((high - low) <= 0.01 * np.maximum(1, np.abs(values - 50))).all()
+
+
+def test_many_and_few_rows_are_counted_alike():
+    """A column longer than the histogram gives the counts of its halves together."""
+    values = np.random.default_rng(1).normal(size=BINS + 1000)
+    whole = number_column(pl.Series(values), Scale(0.0, 1.0))
+    halves = [Profile("s", 0, {"x": number_column(pl.Series(part), Scale(0.0, 1.0))}) for part in np.array_split(values, 2)]
+    assert same(merge(halves, "s"), Profile("s", 0, {"x": whole}))
+
+
+def test_what_is_no_number_is_counted_apart():
+    """Nulls, NaN and infinities are in no bin; an undeclared category is one bin; a missing column is all null."""
+    profile = profile_frame(pl.DataFrame({"colour": ["red", "blue", None], "size": [1.0, float("nan"), float("-inf")]}), FIELDS, SPEC)
+    assert profile.columns["size"].missing == (0, 1, 0, 1)
+    assert profile.columns["size"].n == 1
+    assert profile.columns["count"].missing == (3, 0, 0, 0)
+    colour = profile.columns["colour"]
+    assert (colour.bins.tolist(), colour.counts.tolist(), colour.missing) == ([0, 2], [1, 1], (1, 0, 0, 0))
+
+
+def test_scores_are_kept_by_version():
+    """The score of each version is a feature of its own, so that a window with two champions can be told apart."""
+    profile = profile_frame(frame([("red", 1.0, 1, 1, 0.5), ("red", 1.0, 1, 2, 0.5), ("red", 1.0, 1, 2, 0.7)]), FIELDS, SPEC)
+    assert {name: column.n for name, column in profile.columns.items() if "@" in name} == {"score@1": 1, "score@2": 2}
+
+
+def test_profiles_of_different_specs_do_not_merge():
+    """Profiles made with another spec are refused by name."""
+    with pytest.raises(IntegrityError, match="feature spec old, not mock"):
+        merge([Profile("old", 0, {})], "mock")
+
+
+def test_a_profile_is_kept_under_its_hash(tmp_path):
+    """Equal profiles are one file, read back as they were; a damaged file is refused."""
+    profile = profile_frame(frame([("red", 1.5, 1, 1, 0.5), (None, None, 2, 1, 0.25)]), FIELDS, SPEC)
+    path = write(profile, tmp_path)
+    assert write(merge([profile], "mock"), tmp_path) == path
+    assert same(read(path), profile)
+    path.write_bytes(b"torn")
+    with pytest.raises(IntegrityError, match="is not a profile"):
+        read(path)
+
+
+def test_a_reference_keeps_its_days_and_its_baseline(tmp_path):
+    """The reference of two days remembers that they differed, what its holdout's errors were, and survives the file."""
+    days = [datetime(2020, 1, 1 + n // 50, tzinfo=UTC) for n in range(100)]
+    train = pl.DataFrame({"event_time": days, "colour": ["red"] * 50 + ["green"] * 50, "size": [float(n % 7) for n in range(100)], "count": [1.0] * 100})
+    train = train.with_columns(bought=pl.lit(1, pl.Int8), version=pl.lit(7), score=pl.lit(0.9))
+    reference = reference_profile(train, np.array([0.9, 0.8, 0.2, 0.1]), FIELDS, SPEC, train.head(4))
+    assert set(reference.columns) == {"colour", "size", "count", "score"}
+    assert reference.days["colour"].tolist() == [[50, 0], [0, 50]]
+    assert reference.baseline["errors"] == 2
+    assert 0.5 < reference.baseline["error_rate"] <= 1
+    (tmp_path / "reference.parquet").write_bytes(to_bytes(reference))
+    again = read(tmp_path / "reference.parquet")
+    assert again.days["colour"].tolist() == reference.days["colour"].tolist()
+    assert again.baseline == reference.baseline
+
+
+def test_the_spec_is_frozen_from_rows(tmp_path):
+    """The command writes a scale for every number; a spec that lacks one is refused by name."""
+    pl.DataFrame({"id": ["a", "b", "c"], "size": [1.0, 2.0, 9.0], "pdays": [999.0] * 3}).write_parquet(tmp_path / "rows.parquet")
+    main(tmp_path / "rows.parquet", tmp_path / "profile.json")
+    assert json.loads((tmp_path / "profile.json").read_text()) == {"size": {"loc": 2.0, "scale": 0.25}, "pdays": {"loc": 999.0, "scale": 1.0}}
+    with pytest.raises(ConfigError, match="no scale for count"):
+        load_spec(FIELDS, tmp_path / "profile.json")
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_spec(FIELDS, tmp_path / "nowhere.json")
+
+
+def test_the_scale_falls_back_to_the_deviation():
+    """A number with most of its mass at one value is scaled by its standard deviation."""
+    values = np.array([999.0] * 96 + [3.0] * 4)
+    assert freeze(values) == Scale(999.0, float(f"{1 / values.std():.6g}"))

@@ -1,0 +1,334 @@
+"""pipelines/steps/profile.py and drift.py: the loans stream through the log, the ledger and the two steps."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date, datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+from sqlalchemy import create_engine, text
+
+from pipelines import ledger, storage
+from pipelines.config import Params, Settings
+from pipelines.contracts import DriftReport, Manifest
+from pipelines.drift.profile import merge, read, to_bytes
+from pipelines.errors import ConfigError, IntegrityError
+from pipelines.steps import drift, profile
+from tests.pipelines.drift.stream import FIELDS, START, Stream, midnight
+from tests.pipelines.drift.stream import PARAMS as LOANS
+
+DRIFT_AT = 3
+"""Day of the stream on which the inputs drift."""
+PARAMS = LOANS.model_copy(update={"drift": LOANS.drift.model_copy(update={"min_new_labels": (0, 0, 0.0)})})
+"""The case's own parameters, but that a retraining waits for no labels."""
+
+
+@pytest.fixture(scope="module")
+def stream() -> Stream:
+    """A champion and its days."""
+    return Stream(seed=0)
+
+
+def day(number: int) -> date:
+    """The n-th day of the stream."""
+    return START + timedelta(days=number)
+
+
+def release(settings: Settings, stream: Stream, as_of: datetime, version: int = 1) -> None:
+    """Put the stream's champion in the ledger, with the folders that a run leaves, without training."""
+    run_dir = settings.run_dir("loans", as_of)
+
+    def dataset(folder: Path) -> dict:
+        stream.generated(START - timedelta(days=1), "none", None).write_parquet(folder / "train.parquet")
+        return {}
+
+    def export(folder: Path) -> dict:
+        (folder / "reference.parquet").write_bytes(to_bytes(stream.reference))
+        return {}
+
+    for step, build in (("dataset", dataset), ("export", export)):
+        storage.commit(run_dir / step, case="loans", as_of=as_of, key=f"{step}-{version}", inputs={}, build=build)
+    ledger.append(
+        settings.ledger,
+        case="loans",
+        expected_seq=version - 1,
+        champion=version,
+        candidate_key=f"export-{version}",
+        bundle=str((run_dir / "export").relative_to(settings.root)),
+        action="promote",
+        trigger="initial",
+        reason="test",
+        actor="test",
+        as_of=as_of,
+    )
+
+
+def serve(settings: Settings, stream: Stream, number: int, *, version: int = 1, change=None, delay: float = LOANS.label_delay_days) -> None:
+    """Log a day's answers, and the labels of those rows a week later, as closed segments."""
+    rows = stream.generated(day(number), "covariate", day(DRIFT_AT))
+    scores = stream.scores(rows).tolist()
+    if change:
+        rows = change(rows)
+        scores = scores[: rows.height]
+    moments = [moment.isoformat() for moment in rows["event_time"]]
+    later = [(moment + timedelta(days=delay)).isoformat() for moment in rows["event_time"]]
+    answers = [
+        {"prediction_id": id_, "request_id": id_, "event_time": at, "received_at": at, "version": version, "score": score, "prediction": int(score >= 0.5)}
+        | {"row": {name: value for name, value in row.items() if value is not None}}
+        for id_, at, score, row in zip(rows["id"], moments, scores, rows.select(FIELDS.names).to_dicts(), strict=True)
+    ]
+    known = [
+        {"prediction_id": id_, "label": label, "revision": 0, "event_time": at, "received_at": at}
+        for id_, at, label in zip(rows["id"], later, rows[FIELDS.label], strict=True)
+    ]
+    for kind, lines in (("predictions", answers), ("labels", known)):
+        folder = settings.prediction_log / "loans" / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"day-{number:02d}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def judge(settings: Settings, as_of: datetime, params: Params = PARAMS) -> Manifest:
+    """Both steps of a drift run."""
+    run_dir = settings.run_dir("loans", as_of)
+    profile.run(params, settings, run_dir, as_of)
+    return drift.run(params, settings, run_dir, as_of)
+
+
+def report(settings: Settings, as_of: datetime) -> DriftReport:
+    """The report of a drift run."""
+    return DriftReport.model_validate_json((settings.run_dir("loans", as_of) / "drift" / "report.json").read_bytes())
+
+
+def after(number: int, hours: float = 2.0) -> datetime:
+    """The as_of of the drift run that judges the n-th day: two hours into the next."""
+    return midnight(day(number)) + timedelta(days=1, hours=hours)
+
+
+@pytest.fixture
+def settings(tmp_path) -> Settings:
+    """An empty state folder."""
+    return Settings(home=tmp_path / "state")
+
+
+@pytest.fixture(scope="module")
+def drifted(tmp_path_factory, stream) -> Settings:
+    """A state folder after the run that confirmed the drift; copied before it is changed."""
+    settings = Settings(home=tmp_path_factory.mktemp("drifted") / "state")
+    release(settings, stream, midnight(day(0)))
+    for number in range(DRIFT_AT + 2):
+        serve(settings, stream, number)
+        judge(settings, after(number))
+    return settings
+
+
+@pytest.fixture
+def replayed(drifted, tmp_path) -> Settings:
+    """A copy of the state after the drift was confirmed."""
+    shutil.copytree(drifted.root, tmp_path / "state")
+    return Settings(home=tmp_path / "state")
+
+
+def tree(settings: Settings) -> dict[str, str]:
+    """Every artefact by its hash, the ledger's rows of drift with it."""
+    files = {
+        str(path.relative_to(settings.root)): storage.file_sha256(path) for path in settings.root.rglob("*") if path.is_file() and "ledger.db" not in path.name
+    }
+    rows = ledger.episodes(settings.ledger, "loans"), ledger.drift_state_before(settings.ledger, "loans", after(99))
+    return files | {"ledger": storage.digest(rows)}
+
+
+def test_drift_asks_for_training_once(replayed):
+    """Quiet days pass; after two days of drifted inputs one retraining is asked for, under the episode's name, with a page to look at."""
+    states = [report(replayed, after(number)) for number in range(DRIFT_AT + 2)]
+    assert [one.action for one in states] == [*["none"] * (DRIFT_AT + 1), "retrain"]
+    assert {one.state for one in states[:DRIFT_AT]} == {"STABLE"}
+    assert states[DRIFT_AT].state == "WATCH"
+    last = states[-1]
+    assert (last.state, last.policy["kind"]) == ("RETRAINING", "covariate")
+    assert {"age", "salary"} <= {feature.feature for feature in last.features if feature.drifted}
+    assert last.episode == f"loans-{after(DRIFT_AT + 1):%Y%m%dT%H%M%SZ}"
+    assert [row["episode"] for row in ledger.episodes(replayed.ledger, "loans")] == [last.episode]
+    page = replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift" / "drift.html"
+    assert "<html" in page.read_text()[:2000].lower()
+
+
+def test_running_again_changes_nothing(replayed):
+    """Both steps run again leave every byte as it is and give the same answer, the retraining and its episode included."""
+    before = tree(replayed)
+    for number in (0, DRIFT_AT, DRIFT_AT + 1):
+        manifest = judge(replayed, after(number))
+    assert tree(replayed) == before
+    assert manifest.facts["action"] == "retrain"
+    assert manifest.facts["episode"] == report(replayed, after(DRIFT_AT + 1)).episode
+
+
+def test_the_decision_stands_when_the_folder_is_lost(replayed):
+    """A run whose folder is gone finds its decision in the ledger and writes the same report."""
+    folder = replayed.run_dir("loans", after(DRIFT_AT + 1))
+    before = (folder / "drift" / "report.json").read_bytes()
+    shutil.rmtree(folder)
+    judge(replayed, after(DRIFT_AT + 1))
+    assert (folder / "drift" / "report.json").read_bytes() == before
+
+
+def test_a_lost_episode_is_mended(replayed):
+    """A run that died between state and episode is mended by running again: the episode is opened then."""
+    with create_engine(replayed.ledger).begin() as connection:
+        connection.execute(text("DELETE FROM drift_episodes"))
+    judge(replayed, after(DRIFT_AT + 1))
+    assert len(ledger.episodes(replayed.ledger, "loans")) == 1
+
+
+def test_an_older_run_reports_and_does_not_step(replayed):
+    """A run older than the newest window that was judged, or of a window that was judged before, changes no state."""
+    newest = ledger.drift_state_before(replayed.ledger, "loans", after(99))
+    for moment in (after(1, hours=5), after(DRIFT_AT + 1, hours=5)):
+        manifest = judge(replayed, moment)
+        assert manifest.facts["action"] == "none"
+        assert "reported only" in manifest.facts["reason"]
+        assert ledger.drift_state_before(replayed.ledger, "loans", after(99)) == newest
+
+
+def test_late_rows_change_the_report_and_not_the_decision(replayed, stream):
+    """Rows that arrive after the run are in the report of the next try; what was decided stays."""
+    before = report(replayed, after(DRIFT_AT + 1))
+    late = stream.generated(day(DRIFT_AT + 1), "none", None).with_columns(id=pl.lit("late-") + pl.col("id"))
+    serve(replayed, stream, 40, change=lambda _rows: late)
+    judge(replayed, after(DRIFT_AT + 1))
+    now = report(replayed, after(DRIFT_AT + 1))
+    assert now.current_rows == before.current_rows + late.height
+    assert (now.state, now.action, now.episode, now.reason) == (before.state, before.action, before.episode, before.reason)
+
+
+def test_a_promotion_is_answered_by_a_new_reference(replayed, stream):
+    """After a promotion the policy rests, and the window is compared with the new champion's rows and scores."""
+    release(replayed, stream, after(DRIFT_AT + 1), version=2)
+    serve(replayed, stream, DRIFT_AT + 2, version=2)
+    judge(replayed, after(DRIFT_AT + 2))
+    found = report(replayed, after(DRIFT_AT + 2))
+    assert (found.model_version, found.state) == (2, "COOLDOWN")
+    assert found.policy["path"] == ["RETRAINING", "COOLDOWN"]
+    assert "score" in {feature.feature for feature in found.features}
+    # Labels that arrived were of rows the old champion scored: they say nothing about the new one.
+    assert found.labels["rows"] == 0
+
+
+def test_without_a_verdict_the_policy_waits(replayed, stream):
+    """While the training run has no verdict the next window asks for nothing."""
+    serve(replayed, stream, DRIFT_AT + 2)
+    assert judge(replayed, after(DRIFT_AT + 2)).facts["state"] == "RETRAINING"
+
+
+def test_a_page_that_cannot_be_drawn_changes_no_decision(replayed, monkeypatch):
+    """Where Evidently fails the decision is the same, and the report says that there is no page."""
+
+    def broken(*arguments):
+        raise RuntimeError("no page")
+
+    before = report(replayed, after(DRIFT_AT + 1))
+    folder = replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift"
+    shutil.rmtree(folder)
+    monkeypatch.setattr("pipelines.reports.evidently.draw", broken)
+    judge(replayed, after(DRIFT_AT + 1))
+    now = report(replayed, after(DRIFT_AT + 1))
+    assert now.quality["page"] == "could not be drawn (RuntimeError)"
+    assert now.model_copy(update={"quality": {}}) == before.model_copy(update={"quality": {}})
+    assert not (folder / "drift.html").exists()
+
+
+def test_concurrent_runs_open_one_episode(replayed, monkeypatch):
+    """Eight runs of the same window at once agree on one decision and one episode."""
+    shutil.rmtree(replayed.run_dir("loans", after(DRIFT_AT + 1)))
+    with create_engine(replayed.ledger).begin() as connection:
+        connection.execute(text("DELETE FROM drift_episodes"))
+        connection.execute(text("DELETE FROM drift_states WHERE as_of = (SELECT max(as_of) FROM drift_states)"))
+    monkeypatch.setattr("pipelines.reports.evidently.draw", lambda path, *_rest: path.write_text("page"))
+    with ThreadPoolExecutor(8) as pool:
+        answers = {json.dumps(one.facts, sort_keys=True) for one in pool.map(lambda _: judge(replayed, after(DRIFT_AT + 1)), range(8))}
+    assert len(answers) == 1
+    assert [row["episode"] for row in ledger.episodes(replayed.ledger, "loans")] == [json.loads(answers.pop())["episode"]]
+
+
+def test_profiles_are_kept_per_day(replayed):
+    """Day profiles lie under their hash in the lake, and those of a window add up to its rows."""
+    manifest = storage.read_manifest(replayed.run_dir("loans", after(2)) / "profile")
+    (only,) = manifest.facts["days"]
+    assert only["date"] == str(day(2))
+    path = replayed.root / only["path"]
+    assert path.stem == storage.file_sha256(path)[:16]
+    assert merge([read(path)], manifest.facts["spec"]).rows == manifest.facts["rows"] == PARAMS.source["rows_per_day"]
+
+
+def test_no_champion_is_a_state(settings, stream):
+    """Before the first release a drift run is green, says so, and keeps nothing in the ledger."""
+    serve(settings, stream, 0)
+    manifest = judge(settings, after(0))
+    assert (manifest.facts["state"], manifest.facts["action"]) == ("NO_CHAMPION", "none")
+    assert ledger.drift_state_before(settings.ledger, "loans", after(99)) is None
+
+
+def test_an_empty_window_blocks_unless_allowed(settings, stream):
+    """Without a single row the case that promises rows blocks with an alert, and one that does not stays stable."""
+    release(settings, stream, midnight(day(0)))
+    manifest = judge(settings, after(0))
+    assert (manifest.facts["state"], manifest.facts["action"]) == ("BLOCKED_DATA_QUALITY", "alert")
+    allowed = PARAMS.model_copy(update={"drift": PARAMS.drift.model_copy(update={"allow_empty": True})})
+    assert judge(settings, after(1), allowed).facts["state"] == "STABLE"
+
+
+def test_few_rows_are_not_compared(settings, stream):
+    """A window below min_rows is reported as too small, with no feature judged."""
+    release(settings, stream, midnight(day(0)))
+    serve(settings, stream, 0, change=lambda rows: rows.head(PARAMS.drift.min_rows - 1))
+    assert judge(settings, after(0)).facts["state"] == "STABLE"
+    found = report(settings, after(0))
+    assert found.features == ()
+    assert any("too few" in warning for warning in found.quality["warnings"])
+    assert any("volume" in warning for warning in found.quality["warnings"])
+
+
+def test_a_null_jump_blocks(settings, stream):
+    """Where a field is suddenly missing, however strong the drift, the policy blocks, and asks for no training."""
+    release(settings, stream, midnight(day(0)))
+
+    def spoil(rows: pl.DataFrame) -> pl.DataFrame:
+        return rows.with_columns(age=pl.lit(99.0), house_years=pl.when(pl.int_range(pl.len()) < 40).then(None).otherwise("house_years"))
+
+    for number in (0, 1):
+        serve(settings, stream, number, change=spoil)
+        manifest = judge(settings, after(number))
+        assert (manifest.facts["state"], manifest.facts["action"]) == ("BLOCKED_DATA_QUALITY", "alert")
+        assert "house_years: 10.0% missing" in manifest.facts["reason"]
+
+
+def test_steps_need_the_one_before(settings):
+    """The drift step without a profile says which step to run."""
+    with pytest.raises(ConfigError, match="run the step 'profile' first"):
+        drift.run(PARAMS, settings, settings.run_dir("loans", after(0)), after(0))
+
+
+def test_a_champion_without_its_reference_is_an_error(settings, stream):
+    """A bundle that lost its reference is named, not skipped."""
+    release(settings, stream, midnight(day(0)))
+    serve(settings, stream, 0)
+    (settings.run_dir("loans", midnight(day(0))) / "export" / "reference.parquet").unlink()
+    with pytest.raises(IntegrityError, match=r"reference\.parquet is not a profile"):
+        judge(settings, after(0))
+
+
+def test_labels_count_in_one_window(settings, stream):
+    """Every label that arrived is in the evidence of exactly one window, also when a run was left out."""
+    release(settings, stream, midnight(day(0)))
+    counted = []
+    for number in range(5):
+        serve(settings, stream, number, delay=1)
+        if number != 2:
+            judge(settings, after(number), PARAMS)
+            counted.append(report(settings, after(number)).labels["rows"])
+    rows = LOANS.source["rows_per_day"]
+    assert counted == [0, rows, 2 * rows, rows]
+    found = report(settings, after(1))
+    assert 0 < found.labels["errors"] / rows < 0.2
+    assert found.labels["drop"]["low"] < 0 < found.labels["drop"]["high"]
