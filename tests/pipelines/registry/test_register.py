@@ -54,7 +54,7 @@ def test_record_is_complete(settings, client, tmp_path):
     manifest = _register(settings, run_dir, month(1), trigger="drift")
     run = client.get_run(manifest.facts["mlflow_run"])
     assert run.info.status == "FINISHED"
-    assert run.data.params["train.epochs"] == "15"
+    assert run.data.params["train.epochs"] == str(load_params(CASE).train.epochs)
     assert run.data.metrics["challenger.roc_auc"] == run.data.metrics["champion.roc_auc"] == 0.75
     assert run.data.metrics["lift.low"] == pytest.approx(0.01)
     assert [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train.loss")] == [(1, 0.7), (2, 0.6)]
