@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status clean check test repro step-versions
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,11 @@ test: setup ## everything, the system test included
 repro: ## the line without Airflow, on the pinned rows (DVC)
 	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc pull
 	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc repro
+
+seed-rows: ## make the pinned rows of `loans` again, after a change of its source
+	$(PY) -c "from datetime import date; from pathlib import Path; from pipelines.cases.loans.source import write_pinned; from pipelines.config import load_params; write_pinned(Path('data/loans.parquet'), date(2020, 3, 1), 120, load_params('loans'))"
+	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc commit --force --quiet data.dvc
+	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc push --quiet
 
 step-versions: ## say that changed steps still do what they did
 	$(PY) -m tests.pipelines.steps.versions

@@ -185,7 +185,7 @@ def test_a_champion_whose_folder_was_set_aside_is_still_the_opponent(first, tmp_
     last = put_dataset(settings, LATER + timedelta(days=1), seed=6)
     for step in (train, export):
         step.run(PARAMS, settings, last, LATER + timedelta(days=1))
-    with pytest.raises(IntegrityError, match="restore the run.s folder"):
+    with pytest.raises(IntegrityError, match="restore the run"):
         evaluate.run(PARAMS, settings, last, LATER + timedelta(days=1))
 
 
