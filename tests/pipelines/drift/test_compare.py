@@ -1,0 +1,103 @@
+"""pipelines/drift/compare.py and windows.py: what is compared with what."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipelines.contracts import Window
+from pipelines.drift.compare import compare, quality, shift
+from pipelines.drift.profile import profile_frame
+from pipelines.drift.reference import reference_profile
+from pipelines.drift.windows import drift_window
+from tests.pipelines.drift.stream import PARAMS
+from tests.pipelines.drift.test_profile import FIELDS, SPEC
+
+WINDOW = Window(start=datetime(2020, 2, 1, tzinfo=UTC), end=datetime(2020, 2, 2, tzinfo=UTC))
+
+
+def rows(count: int, *, size: float, version: int = 1, score: float = 0.3, seed: int = 0) -> pl.DataFrame:
+    """Rows of the mock case around ``size`` and ``score``."""
+    rng = np.random.default_rng(seed)
+    return pl.DataFrame(
+        {
+            "event_time": [datetime(2020, 1, 1 + n * 10 // count, tzinfo=UTC) for n in range(count)],
+            "colour": rng.choice(["red", "green"], count),
+            "size": rng.normal(size, 1.0, count),
+            "count": rng.integers(0, 9, count).astype(float),
+            "bought": rng.integers(0, 2, count).astype(np.int8),
+            "version": np.full(count, version),
+            "score": np.clip(rng.normal(score, 0.05, count), 0, 1),
+        }
+    )
+
+
+TRAIN = rows(4000, size=5.0)
+REFERENCE = reference_profile(TRAIN, TRAIN["score"].to_numpy(), FIELDS, SPEC, TRAIN)
+
+
+def found(frame: pl.DataFrame, *, version: int | None = 1, ignore: tuple[str, ...] = ()) -> dict:
+    """The features of a window by name."""
+    params = PARAMS.drift.model_copy(update={"ignore": ignore})
+    return {one.feature: one for one in compare(REFERENCE, profile_frame(frame, FIELDS, SPEC), FIELDS, SPEC, params, version)}
+
+
+def test_what_moved_is_found_and_nothing_else():
+    """A number that moved by one deviation is severe; its neighbours and the score stay where they are."""
+    moved = found(rows(1000, size=6.0, seed=1))
+    assert {name for name, one in moved.items() if one.drifted} == {"size"}
+    assert moved["size"].severity == "severe"
+    assert next(iter(moved)) == "size"
+    assert moved["size"].ks == pytest.approx(0.38, abs=0.05)
+    assert (moved["colour"].ks, moved["count"].ks_error) == (None, 0.0)
+    assert 1.0 <= moved["size"].overdispersion < 1.5
+
+
+def test_only_the_champions_scores_count():
+    """Scores that another version gave in the window are not held against the champion."""
+    mixed = pl.concat([rows(500, size=5.0, seed=1), rows(500, size=5.0, version=2, score=0.9, seed=2)])
+    assert not found(mixed)["score"].drifted
+    assert found(mixed, version=2)["score"].drifted
+    assert "score" not in found(mixed, version=3)
+
+
+def test_an_ignored_field_never_drifts():
+    """A declared field that is ignored is measured, shown, and out of the decision."""
+    moved = found(rows(1000, size=9.0, seed=1), ignore=("size",))["size"]
+    assert (moved.ignored, moved.drifted, moved.severity) == (True, False, "severe")
+
+
+def test_undeclared_categories_and_volume_are_told():
+    """Undeclared categories above the declared share are a problem; an odd volume is a warning."""
+    odd = rows(1000, size=5.0).with_columns(colour=pl.when(pl.int_range(pl.len()) < 30).then(pl.lit("blue")).otherwise("colour"))
+    told = quality(REFERENCE, profile_frame(odd, FIELDS, SPEC), WINDOW, PARAMS.drift)
+    assert told["problems"] == ["colour: 3.0% missing or undeclared values (0.0% in the reference)"]
+    assert told["warnings"] == []
+    few = quality(REFERENCE, profile_frame(odd.tail(60), FIELDS, SPEC), WINDOW, PARAMS.drift)
+    assert few["problems"] == []
+    assert few["warnings"] == ["60 rows are 0.15 times the reference's volume (band 0.2 to 5)"]
+
+
+def test_the_kind_of_shift():
+    """Inputs alone are covariate, the score alone label, the metric alone concept drift."""
+    size = found(rows(1000, size=6.0, seed=1))["size"]
+    score = size.model_copy(update={"feature": "score"})
+    assert [shift(*case[:1], dropped=case[1]) for case in (((), False), ((size,), False), ((score,), False), ((), True), ((size,), True))] == [
+        "none",
+        "covariate",
+        "label",
+        "concept",
+        "covariate and concept",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "end"), [("day", "2020-02-29", "2020-03-01"), ("week", "2020-02-23", "2020-03-01"), ("month", "2020-02-01", "2020-03-01")]
+)
+def test_windows_are_whole_and_over(kind: str, start: str, end: str):
+    """A run on the first of March looks at whole days that have ended, at midnight and at noon alike."""
+    for hour in (0, 12):
+        window = drift_window(datetime(2020, 3, 1, hour, tzinfo=UTC), kind)
+        assert (str(window.start.date()), str(window.end.date())) == (start, end)
+    assert drift_window(datetime(2010, 1, 1, tzinfo=UTC), "month").start == datetime(2009, 12, 1, tzinfo=UTC)
