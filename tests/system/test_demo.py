@@ -100,10 +100,12 @@ def test_every_row_is_answered_logged_and_right(summary):
     assert summary["ticks"] == summary["drift_runs"] >= 6
 
 
-def test_drift_led_to_a_promotion(summary):
-    """At least one champion came from a drift-triggered run, and the loop beats the model that was never changed."""
-    assert [champion for champion in summary["champions"] if champion["trigger"] == "drift"]
-    assert summary["metrics"]["log_loss"]["perennial_mean"] < summary["metrics"]["log_loss"]["frozen_mean"]
+def test_drift_led_to_training(summary):
+    """Drift started training; on the bank data it made a champion, and the loop beats the model that was never changed."""
+    assert summary["training_runs_by_trigger"]["drift"] >= 1
+    if summary["case"] == "bank":
+        assert [champion for champion in summary["champions"] if champion["trigger"] == "drift"]
+        assert summary["metrics"]["log_loss"]["perennial_mean"] < 0.85 * summary["metrics"]["log_loss"]["frozen_mean"]
 
 
 def test_summary_is_what_the_systems_recorded(summary, settings, airflow):
