@@ -48,7 +48,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
-        self.console.print(line, highlight=False)
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def _table(self) -> Group:
         table = Table(box=None, padding=(0, 2), header_style="dim")
