@@ -19,8 +19,9 @@ from embedded.airflow import Airflow
 from embedded.demo import traffic
 from embedded.demo.plan import load_plan
 from embedded.demo.progress import Progress
-from embedded.demo.replay import Replay, play
+from embedded.demo.replay import Replay
 from embedded.demo.summary import build_summary
+from embedded.demo.ticks import play
 from embedded.ports import Ports
 from pipelines import cases
 from pipelines.config import Settings, load_params

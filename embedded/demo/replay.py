@@ -1,26 +1,20 @@
-"""The replay itself: the first champion, then tick after tick of traffic, drift and training."""
+"""What the ticks of a replay share."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedded.airflow import Airflow
-from embedded.demo import scoring, traffic
 from embedded.demo.plan import Plan
 from embedded.demo.progress import Progress
-from embedded.demo.summary import tick_record
-from pipelines import cases, ledger
+from embedded.demo.traffic import Tally
 from pipelines.config import Params, Settings
-from pipelines.contracts import Window
-from pipelines.errors import PerennialError
 
 if TYPE_CHECKING:
     import httpx
-    import polars as pl
 
 
 @dataclass
@@ -35,74 +29,6 @@ class Replay:
     gateway: httpx.Client
     progress: Progress
     pool: ProcessPoolExecutor
-    tally: traffic.Tally = field(default_factory=traffic.Tally)
+    tally: Tally = field(default_factory=Tally)
     ticks: list[dict[str, Any]] = field(default_factory=list)
     ungated: list[Future[Path | None]] = field(default_factory=list)
-
-
-def play(replay: Replay) -> pl.DataFrame:
-    """The first champion, then tick after tick; returns the canonical rows of all windows."""
-    import polars as pl
-
-    plan, progress = replay.plan, replay.progress
-    rows = cases.part(plan.case, "source").rows(replay.source, Window(start=plan.windows[0].start, end=plan.windows[-1].end), replay.params)
-    dags = [f"{plan.case}_{kind}" for kind in ("training", "drift", "rollback")]
-    replay.airflow.wait_for_dags(dags)
-    for dag in dags:
-        replay.airflow.unpause(dag)
-    with progress.phase("first champion"):
-        _train(replay, plan.first_as_of, "initial")
-    if ledger.head(replay.settings.ledger, plan.case) is None:
-        [verdict, *_] = ledger.verdicts(replay.settings.ledger, plan.case)
-        raise PerennialError(f"the first candidate was not promoted ({verdict['verdict']['reason']}): without a champion there is nothing to replay")
-    progress.say(f"first champion: trained on the rows before {plan.first_as_of:%Y-%m-%d}")
-    previous = plan.first_as_of
-    number = 0
-    for window in plan.windows:
-        month = rows.filter(pl.col("event_time").is_between(window.start, window.end, closed="left"))
-        if month.is_empty():
-            continue
-        number += 1
-        _tick(replay, number, window, month, rows.filter(pl.col("event_time") < window.end), previous)
-        previous = window.end
-    return rows
-
-
-def _tick(replay: Replay, number: int, window: Window, month: pl.DataFrame, so_far: pl.DataFrame, previous: datetime) -> None:
-    """One window of traffic, its due labels, one drift run, the training runs that follow."""
-    import polars as pl
-
-    plan, progress, as_of = replay.plan, replay.progress, window.end
-    fields = cases.load_fields(plan.case)
-    with progress.phase("traffic"):
-        traffic.send_rows(replay.gateway, plan.case, month, fields.names, replay.tally)
-        due = so_far.filter((pl.col("label_time") <= as_of) & ((pl.col("label_time") > previous) | pl.lit(number == 1)))
-        traffic.send_labels(replay.gateway, plan.case, due, fields.label, replay.tally)
-        traffic.wait_for_closed_segments(replay.settings.prediction_log, plan.case)
-    with progress.phase("drift"):
-        _run(replay, "drift", f"demo__{as_of:%Y%m%dT%H%M%SZ}", {"as_of": as_of.isoformat()})
-    with progress.phase("training"):
-        replay.airflow.wait_quiet([f"{plan.case}_training"])
-        if number % plan.scheduled_every == 0:
-            _train(replay, as_of, "schedule")
-    replay.ungated.append(replay.pool.submit(scoring.retrain_ungated, plan.case, replay.settings.root, as_of))
-    record = tick_record(replay, window, month)
-    replay.ticks.append(record)
-    progress.say(record["line"])
-
-
-def _train(replay: Replay, as_of: datetime, trigger: str) -> None:
-    _run(replay, "training", f"{trigger}__{as_of:%Y%m%dT%H%M%SZ}", {"as_of": as_of.isoformat(), "trigger": trigger})
-
-
-def _run(replay: Replay, kind: str, run_id: str, conf: dict[str, Any]) -> None:
-    """One DAG run from trigger to end; PerennialError with the failed task's last lines if it is not green."""
-    dag = f"{replay.plan.case}_{kind}"
-    run = replay.airflow.wait(dag, replay.airflow.trigger_dag(dag, run_id, conf))
-    if run["state"] == "success":
-        return
-    for task in replay.airflow.tasks(dag, run_id):
-        if task["state"] == "failed":
-            lines = replay.airflow.log(dag, run_id, task["task_id"], task["try_number"]).splitlines()
-            raise PerennialError(f"{dag} {run_id}: task {task['task_id']} failed; its last lines:\n" + "\n".join(lines[-15:]))
-    raise PerennialError(f"{dag} {run_id} ended as {run['state']}: look at it in Airflow (make up STATE={replay.settings.root})")

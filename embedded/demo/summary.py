@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedded.demo import scoring
+from embedded.demo.replay import Replay
 from pipelines import cases, ledger
 from pipelines.config import Settings
 from pipelines.contracts import DriftReport, Window
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     import polars as pl
-
-    from embedded.demo.replay import Replay
 
 
 def tick_record(replay: Replay, window: Window, month: pl.DataFrame) -> dict[str, Any]:
