@@ -186,33 +186,6 @@ def _copy(settings: Settings, folder: Path) -> Settings:
 _BACKUP = "import sqlite3, sys; a, b = map(sqlite3.connect, sys.argv[1:]); a.backup(b); a.close(); b.close()"
 
 
-def test_posted_labels_decide_the_next_candidate(summary, settings, tmp_path):
-    """Corrections of labels, posted through the gateway, change the rows, the key and the weights of the next candidate."""
-    case, last = summary["case"], datetime.fromisoformat(summary["timeline"][-1]["as_of"])
-    as_of = last + timedelta(days=1)
-    plain = _candidate(_copy(settings, tmp_path / "plain"), case, as_of)
-    from pipelines.data import log
-
-    labels = log.read_labels(settings, case, as_of).sort("label_time").tail(400)
-    flipped = [
-        {"prediction_id": id_, "label": 1 - value, "revision": 1, "event_time": last.isoformat()} for id_, value in labels.select("id", "label").iter_rows()
-    ]
-    with client(settings.gateway_url, settings.key_file) as gateway:
-        assert gateway.post(f"/v1/cases/{case}/labels", json={"labels": flipped}).status_code == httpx.codes.OK
-    wait_for_closed_segments(settings.prediction_log, case)
-    changed = _candidate(_copy(settings, tmp_path / "flipped"), case, as_of)
-    assert plain["dataset"].key != changed["dataset"].key
-    assert plain["train"].facts["weights_sha256"] != changed["train"].facts["weights_sha256"]
-
-
-def _candidate(settings: Settings, case: str, as_of: datetime) -> dict:
-    """The manifests of a candidate made on the command line, in a process of its own as training forks its ranks."""
-    for step in ("ingest", "validate", "dataset", "train"):
-        command = [sys.executable, "-m", "pipelines", step, "--case", case, "--as-of", as_of.isoformat()]
-        subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "PERENNIAL_HOME": str(settings.root)}, capture_output=True, check=True)
-    return {step: read_manifest(settings.run_dir(case, as_of) / step) for step in ("dataset", "train")}
-
-
 def test_rollback_is_answered_within_seconds(summary, settings, airflow):
     """The rollback command returns to the previous release, the gateway follows, and a re-run does not promote it again."""
     case = summary["case"]
@@ -256,3 +229,33 @@ def test_every_artefact_verifies(summary, settings):
     assert len(manifests) > 20
     for path in manifests:
         read_manifest(path.parent, verify=True)
+
+
+def test_posted_labels_decide_the_next_candidate(summary, settings, tmp_path):
+    """Corrections of labels, posted through the gateway, change the rows, the key and the weights of the next candidate.
+
+    The last test of this file: it leaves wrong labels behind.
+    """
+    case, last = summary["case"], datetime.fromisoformat(summary["timeline"][-1]["as_of"])
+    as_of = last + timedelta(days=1)
+    plain = _candidate(_copy(settings, tmp_path / "plain"), case, as_of)
+    from pipelines.data import log
+
+    labels = log.read_labels(settings, case, as_of).sort("label_time").tail(2000)
+    flipped = [
+        {"prediction_id": id_, "label": 1 - value, "revision": 1, "event_time": last.isoformat()} for id_, value in labels.select("id", "label").iter_rows()
+    ]
+    with client(settings.gateway_url, settings.key_file) as gateway:
+        assert gateway.post(f"/v1/cases/{case}/labels", json={"labels": flipped}).status_code == httpx.codes.OK
+    wait_for_closed_segments(settings.prediction_log, case)
+    changed = _candidate(_copy(settings, tmp_path / "flipped"), case, as_of)
+    assert plain["dataset"].key != changed["dataset"].key
+    assert plain["train"].facts["weights_sha256"] != changed["train"].facts["weights_sha256"]
+
+
+def _candidate(settings: Settings, case: str, as_of: datetime) -> dict:
+    """The manifests of a candidate made on the command line, in a process of its own as training forks its ranks."""
+    for step in ("ingest", "validate", "dataset", "train"):
+        command = [sys.executable, "-m", "pipelines", step, "--case", case, "--as-of", as_of.isoformat()]
+        subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "PERENNIAL_HOME": str(settings.root)}, capture_output=True, check=True)
+    return {step: read_manifest(settings.run_dir(case, as_of) / step) for step in ("dataset", "train")}
