@@ -23,15 +23,17 @@ def table(case: str, history: list[dict[str, Any]]) -> Table:
     """The history as a table, newest release last; ``when`` is the case's clock (``as_of``)."""
     from rich.table import Table
 
-    drawn = Table(*COLUMNS, title=f"releases of {case}" if history else f"{case} has no release yet", title_justify="left")
+    drawn = Table(title=f"releases of {case}" if history else f"{case} has no release yet", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in COLUMNS:
+        drawn.add_column(name, no_wrap=name != "why")
     for row in history:
-        when = row["as_of"][:16].replace("T", " ")
-        cells = [row["seq"], when, row["champion"], row["action"], row["trigger"], row["actor"], row["reason"], summary(row)]
+        when = row["as_of"][:16].replace("T00:00", "").replace("T", " ")
+        cells = [row["seq"], when, f"v{row['champion']}", row["action"], row["trigger"], row["actor"], row["reason"], summary(row)]
         drawn.add_row(*map(str, cells))
     return drawn
 
 
 def summary(row: dict[str, Any]) -> str:
-    """The verdict that a release rests on: the decision, its rule, on how many rows, and the start of its hash in the ledger."""
+    """The verdict that a release rests on: its rule and the start of its hash in the ledger."""
     verdict = row["verdict"]
-    return "-" if verdict is None else f"{verdict['decision']} by {verdict['rule']} on {verdict['evidence']['n']} rows ({row['verdict_hash'][:8]})"
+    return "-" if verdict is None else f"{verdict['rule']} ({row['verdict_hash'][:8]})"
