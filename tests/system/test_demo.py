@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -151,7 +152,7 @@ def test_a_run_again_changes_nothing(summary, settings, airflow):
 
 
 def test_drift_needs_no_source(summary, settings, tmp_path):
-    """With the source unreadable, a drift run in a copy of the state writes the same report."""
+    """With the source unreadable, and each step killed at its commit once, a drift run in a copy of the state writes the same report."""
     case, last = summary["case"], datetime.fromisoformat(summary["timeline"][-1]["as_of"])
     copy = _copy(settings, tmp_path)
     report = copy.run_dir(case, last) / "drift" / "report.json"
@@ -169,7 +170,9 @@ params, settings, as_of = config.load_params({case!r}), config.Settings(), datet
 importlib.import_module("pipelines.steps.{step}").run(params, settings, settings.run_dir({case!r}, as_of), as_of)
 """
         environment = {**os.environ, "PERENNIAL_HOME": str(copy.root), "PERENNIAL_DATA_DIR": str(tmp_path / "nothing")}
-        subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=environment, check=True)
+        for failpoint, expected_code in ((f"{step}:publish", -signal.SIGKILL), ("", 0)):
+            done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env={**environment, "PERENNIAL_FAILPOINT": failpoint}, check=False)
+            assert done.returncode == expected_code
     assert report.read_bytes() == expected
 
 
