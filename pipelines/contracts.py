@@ -33,10 +33,6 @@ class Window(Value):
     start: Instant
     end: Instant
 
-    def holds(self, moment: datetime) -> bool:
-        """Whether ``moment`` lies in the window."""
-        return self.start <= moment < self.end
-
 
 class Manifest(Value):
     """What a step leaves behind; written last, so that no manifest means no artefact.

@@ -7,8 +7,8 @@ first wins, everybody else gets a ConflictError.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -66,9 +66,7 @@ _episodes = Table(
 )
 
 
-@lru_cache(maxsize=8)
-def _engine(url: str, pid: int) -> Engine:  # noqa: ARG001 - pid is part of the cache's key
-    """One engine per database and process (``pid`` keeps a fork from sharing its parent's connections)."""
+def _connect(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return create_engine(url, pool_pre_ping=True)
@@ -86,8 +84,9 @@ def _engine(url: str, pid: int) -> Engine:  # noqa: ARG001 - pid is part of the 
 
 
 @lru_cache(maxsize=8)
-def _ready(url: str, pid: int) -> Engine:
-    engine = _engine(url, pid)
+def _engine(url: str, pid: int) -> Engine:  # noqa: ARG001 - pid is part of the cache's key
+    """One engine per database and process, tables made (``pid`` keeps a fork from sharing its parent's connections)."""
+    engine = _connect(url)
     try:
         _metadata.create_all(engine)
     except OperationalError:
@@ -98,10 +97,8 @@ def _ready(url: str, pid: int) -> Engine:
 
 @contextmanager
 def _begin(url: str) -> Iterator[Any]:
-    import os
-
     try:
-        with _ready(url, os.getpid()).begin() as connection:
+        with _engine(url, os.getpid()).begin() as connection:
             yield connection
     except OperationalError as error:
         raise Unavailable(f"the ledger {make_url(url).render_as_string(hide_password=True)} does not answer: {error.orig}") from error
@@ -115,7 +112,7 @@ def _text(moment: datetime) -> str:
 
 
 def _row_hash(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical_json({k: v for k, v in fields.items() if k != "hash"}).encode()).hexdigest()
+    return digest({k: v for k, v in fields.items() if k != "hash"})
 
 
 def releases(url: str, case: str) -> list[Release]:

@@ -43,13 +43,15 @@ def scores(case: str, bundle: Path, frame: pl.DataFrame) -> list[float]:
 
 
 def metrics(labels: list[int], predicted: list[float] | None) -> dict[str, float | None]:
-    """ROC-AUC and log-loss (nats, probabilities clipped at 1e-6) of one window; None where undefined."""
-    from sklearn.metrics import log_loss, roc_auc_score
-
+    """ROC-AUC and log-loss of one window, as the evaluate step computes them; None where undefined."""
     if predicted is None:
         return {"roc_auc": None, "log_loss": None}
-    clipped = [min(max(score, 1e-6), 1 - 1e-6) for score in predicted]
-    return {"roc_auc": float(roc_auc_score(labels, predicted)), "log_loss": float(log_loss(labels, clipped, labels=[0, 1]))}
+    import numpy as np
+
+    from pipelines.evaluation import metrics as evaluation
+
+    found = evaluation.metrics(np.array(labels, np.int8), np.array(predicted))
+    return {"roc_auc": found["roc_auc"], "log_loss": found["log_loss"]}
 
 
 def unequal_answers(case: str, frame: pl.DataFrame, answers: dict[str, tuple[int, float]], bundles: dict[int, Path], tolerance: float = 1e-5) -> int:
