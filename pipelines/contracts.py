@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -72,6 +72,7 @@ class SliceEvidence(Value):
 class Evidence(Value):
     """Everything that the gate may look at: nothing else can influence a verdict.
 
+    ``positives`` counts rows of the positive class, or with classes those outside of the commonest one.
     ``lift`` is the mean paired improvement of the decision metric, challenger over champion, in the
     metric's own units and positive when the challenger is better. ``same_candidate`` says that champion and
     challenger are one artefact.
@@ -177,6 +178,8 @@ class PredictionLine(TypedDict):
 
     A segment that is still written to ends in ``.jsonl.open``; readers see closed ones only. ``row`` holds
     the raw feature values, ``score`` the probability of the positive class, times are ISO 8601 in UTC.
+    In a case with classes ``prediction`` is the position of the likeliest class, ``score`` its probability,
+    and ``scores`` holds those of all classes in their declared order.
     """
 
     prediction_id: str
@@ -187,10 +190,11 @@ class PredictionLine(TypedDict):
     score: float
     prediction: int
     row: dict[str, str | float | int]
+    scores: NotRequired[list[float]]
 
 
 class LabelLine(TypedDict):
-    """One label, a JSON line in ``prediction_log/<case>/labels/<segment>.jsonl``.
+    """One label (0 and 1, or the class's position), a JSON line in ``prediction_log/<case>/labels/<segment>.jsonl``.
 
     ``event_time`` is the label's arrival in event time; the highest ``revision`` that has arrived counts.
     """

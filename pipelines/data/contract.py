@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from pipelines.errors import DataError
-from pipelines.fields import Categorical, Field, Fields, frame_schema
+from pipelines.fields import Categorical, Field, Fields, Text, frame_schema
+from pipelines.text import normalise
 
 if TYPE_CHECKING:
     import pandera.polars as pa
@@ -21,7 +22,9 @@ def contract(fields: Fields) -> pa.DataFrameSchema:
     kinds = frame_schema(fields)
     columns: dict[str, Any] = {"id": pa.Column(kinds["id"], unique=True), "event_time": pa.Column(kinds["event_time"])}
     columns |= {field.name: pa.Column(kinds[field.name], _checks(field)) for field in fields.fields}
-    columns[fields.label] = pa.Column(kinds[fields.label], pa.Check.isin([0, 1], error="neither 0 nor 1"), nullable=True)
+    columns[fields.label] = pa.Column(
+        kinds[fields.label], pa.Check.isin(list(range(len(fields.classes) or 2)), error="no class" if fields.classes else "neither 0 nor 1"), nullable=True
+    )
     columns["label_time"] = pa.Column(kinds["label_time"], nullable=True)
     return pa.DataFrameSchema(columns, strict=False)
 
@@ -31,6 +34,13 @@ def _checks(field: Field) -> list[Any]:
 
     if isinstance(field, Categorical):
         return [pa.Check.isin(field.values, error="unknown category")]
+    if isinstance(field, Text):
+        return [
+            pa.Check(
+                lambda data: data.lazyframe.select(pl.col(data.key).str.len_chars() <= field.max_chars), error=f"longer than {field.max_chars} characters"
+            ),
+            pa.Check(lambda data: data.lazyframe.select(pl.col(data.key).map_elements(lambda text: bool(normalise(text)), pl.Boolean)), error="empty"),
+        ]
     checks = []
     if field.low is not None:
         checks.append(pa.Check.ge(field.low, error=f"below {field.low:g}"))

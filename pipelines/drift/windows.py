@@ -8,14 +8,20 @@ from typing import Literal
 from pipelines.contracts import Window
 
 
-def drift_window(as_of: datetime, kind: Literal["day", "week", "month"]) -> Window:
-    """The newest whole window that has ended by ``as_of``: one or seven UTC days, or a calendar month.
+def drift_window(as_of: datetime, kind: Literal["day", "week", "month", "quarter"]) -> Window:
+    """The newest whole window that has ended by ``as_of``: one or seven UTC days, or a calendar month or quarter.
 
     >>> drift_window(datetime(2009, 5, 1, 2, tzinfo=UTC), "month").start.isoformat()
     '2009-04-01T00:00:00+00:00'
+    >>> drift_window(datetime(2015, 2, 11, tzinfo=UTC), "quarter").start.isoformat()
+    '2014-10-01T00:00:00+00:00'
     """
     midnight = datetime(as_of.year, as_of.month, as_of.day, tzinfo=UTC)
     if kind == "month":
         end = midnight.replace(day=1)
         return Window(start=(end - timedelta(days=1)).replace(day=1), end=end)
+    if kind == "quarter":
+        end = midnight.replace(month=midnight.month - (midnight.month - 1) % 3, day=1)
+        start = end.replace(month=end.month - 3) if end.month > 3 else end.replace(year=end.year - 1, month=10)
+        return Window(start=start, end=end)
     return Window(start=midnight - timedelta(days=1 if kind == "day" else 7), end=midnight)

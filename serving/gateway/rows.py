@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from pipelines.errors import ConfigError
-from pipelines.fields import Categorical, Field, Fields, Numeric, problem
+from pipelines.fields import Categorical, Field, Fields, Numeric, Text, problem
 from serving.gateway.refusal import Refused
 
 Check = Callable[[object], str | None]
@@ -155,6 +155,8 @@ def _first_problem(shape: Shape, item: object) -> tuple[str, str | None, str] | 
 def _annotation(field: Field) -> Any:
     if isinstance(field, Categorical):
         return Literal[field.values]
+    if isinstance(field, Text):
+        return Annotated[str, Meta(min_length=1, max_length=field.max_chars)]
     low = -FLOAT32_MAX if field.low is None else field.low
     high = FLOAT32_MAX if field.high is None else field.high
     return Annotated[float, Meta(ge=low, le=high, multiple_of=1 if field.integer else None)]
