@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from pipelines.cases.tabular import Tabular
 from pipelines.config import ModelParams, TrainParams
@@ -47,15 +49,30 @@ def texts(count: int = 75) -> Rows:
     return as_rows({}, labels, [f"report-{i}" for i in range(count)], tokens=tokens, classes=CLASSES)
 
 
+class Block(nn.Module):
+    """Attention and a feed-forward layer."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.threefold, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden, seen):
+        query, key, value = (part.unflatten(2, (2, -1)).transpose(1, 2) for part in self.threefold(self.before(hidden)).chunk(3, dim=2))
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None, :])
+        hidden = hidden + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+        return hidden + self.dropout(self.down(gelu(self.up(self.between(hidden)))))
+
+
 class Reader(nn.Module):
     """A transformer of two blocks with mean pooling and a head, in the shape of the text case's encoder."""
 
     def __init__(self, dropout: float = 0.0, width: int = 16) -> None:
         super().__init__()
         self.embedding = nn.Embedding(32, width)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, 2, 2 * width, dropout, batch_first=True, norm_first=True, activation="gelu") for _ in range(2)
-        )
+        self.layers = nn.ModuleList(Block(width, dropout) for _ in range(2))
         self.head = nn.Linear(width, CLASSES)
 
     @property
@@ -63,9 +80,9 @@ class Reader(nn.Module):
         return list(self.layers)
 
     def forward(self, input_ids, attention_mask):
-        hidden, unseen = self.embedding(input_ids), attention_mask == 0
+        hidden, seen = self.embedding(input_ids), attention_mask == 1
         for layer in self.layers:
-            hidden = layer(hidden, src_key_padding_mask=unseen)
+            hidden = layer(hidden, seen)
         share = (attention_mask / attention_mask.sum(1, keepdim=True)).to(hidden.dtype)
         return self.head((hidden * share[:, :, None]).sum(1))
 
@@ -81,17 +98,24 @@ def noisy() -> Reader:
 
 
 class Troubled(Reader):
-    """A reader to which ``trouble`` happens, in training, on the last rank, at the n-th forward of that rank's process."""
+    """A reader with dropout to which ``trouble`` happens once, on the rank ``who``, at the ``at``-th forward of that rank's process.
 
-    def __init__(self, trouble: str, at: int) -> None:
+    ``marker`` is a file that says that it has happened.
+    """
+
+    def __init__(self, trouble: str, at: int, marker: Path, who: int = 1) -> None:
         super().__init__(dropout=0.2)
-        self.trouble, self.at, self.seen = trouble, at, 0
+        self.trouble, self.at, self.marker, self.who, self.seen = trouble, at, marker, who, 0
 
     def forward(self, input_ids, attention_mask):
         self.seen += self.training
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        if self.seen == self.at and rank == int(os.environ.get("WORLD_SIZE", "1")) - 1:
+        if self.seen == self.at and rank == self.who and not self.marker.exists():
+            self.marker.touch()
             if self.trouble == "sleep":
                 time.sleep(600)
-            os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[self.trouble])
+            if self.trouble == "wait":
+                time.sleep(1)  # for the test to see the marker and do something
+            elif self.trouble != "none":
+                os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[self.trouble])
         return super().forward(input_ids, attention_mask)
