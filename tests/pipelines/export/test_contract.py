@@ -4,7 +4,7 @@ import json
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.cases import load_fields
@@ -20,6 +20,7 @@ FIELDS = Fields(
 VALUES = st.one_of(st.sampled_from(["red", "blue", "", None, True, 10, 0, -1.5]), st.integers(-20, 20), st.floats(-20, 20), st.text(max_size=3))
 
 
+@settings(deadline=None)
 @given(st.fixed_dictionaries(dict.fromkeys(FIELDS.names, VALUES)))
 def test_the_schema_and_the_fields_agree(row):
     """For any JSON values the schema allows a row exactly if no declared field finds a problem in it."""
@@ -27,6 +28,7 @@ def test_the_schema_and_the_fields_agree(row):
     assert schema.is_valid(row) == all(problem(field, row[field.name]) is None for field in FIELDS.fields)
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(st.characters(exclude_categories=["Cf", "Cc"]), max_size=12), st.integers(), st.none()))
 def test_texts_are_bounded_and_not_blank(value):
     """A text passes if it is no longer than declared and not only white space, as in the gateway."""
