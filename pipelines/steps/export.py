@@ -31,6 +31,7 @@ ROOMS = (
     "pipelines.export.bundle",
     "pipelines.export.contract",
     "pipelines.export.variants",
+    "pipelines.cases.encoder",
     "pipelines.cases.tabular",
     "pipelines.drift.profile",
     "pipelines.drift.reference",
@@ -67,7 +68,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
 
         if fields.text is not None:
             shutil.copyfile(run_dir / "train" / TOKENIZER, folder / TOKENIZER)
-        model = part(params.case, "model").build(params.model, fields)
+        # The architecture of a text model suffices: its pre-trained weights are about to be replaced.
+        fresh = {} if fields.text is None else {"pretrained": False}
+        model = part(params.case, "model").build(params.model, fields, **fresh)
         load_weights(model, run_dir / "train" / "weights.pt")
         about = {"train_rows": dataset.facts["train_rows"], "dataset_key": dataset.key, "weights_sha256": train.facts["weights_sha256"]}
         if params.export.int8:
