@@ -2,52 +2,120 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
-from pipelines import storage
+from pipelines import ledger, storage
 from pipelines.cases import load_fields, part
-from pipelines.config import Params, Settings
+from pipelines.config import Params, Settings, TextModelParams
 from pipelines.contracts import Manifest
-from pipelines.fields import encode
+from pipelines.fields import Fields, encode
+from pipelines.text import TOKENIZER, load_tokenizer, tokenise
 
-STEP_VERSION = 1
-ROOMS = ("pipelines.training.fit", "pipelines.training.loop", "pipelines.training.weights", "pipelines.cases.tabular", "pipelines.fields")
+if TYPE_CHECKING:
+    from pipelines.training.rows import Rows
+
+STEP_VERSION = 2
+ROOMS = ("pipelines.training", "pipelines.cases.tabular", "pipelines.fields", "pipelines.text")
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write ``weights.pt`` to ``run_dir/train``; equal inputs give equal weights on a machine.
+    """Write ``weights.pt``, ``metrics.jsonl`` and (texts) ``tokenizer.json`` to ``run_dir/train``.
 
-    Raises TrainingDiverged if a loss is not finite.
+    Equal inputs give equal weights on a machine. A try that was interrupted goes on from its last checkpoint in
+    ``run_dir/.train.k<key>``. Raises TrainingDiverged if a loss or a gradient is not finite, Unavailable if a rank
+    was lost or asked to leave.
     """
-    del settings  # a step's signature; nothing outside the run is read
     fields = load_fields(params.case)
     dataset = storage.read_manifest(run_dir / "dataset")
-    declared = {"model": params.model.model_dump(mode="json"), "train": params.train.model_dump(mode="json"), "fields": fields.hash}
-    key = storage.step_key("train", STEP_VERSION, {"dataset": dataset.key}, declared)
+    inputs = {"dataset": dataset.key}
+    initial = champion_weights(params, settings, as_of)
+    if initial is not None:
+        inputs["champion"] = initial[0]
+    gpus = params.resources.gpus > 0
+    declared = {"model": params.model.model_dump(mode="json"), "train": params.train.model_dump(mode="json"), "fields": fields.hash, "gpus": gpus}
+    key = storage.step_key("train", STEP_VERSION, inputs, declared)
+    work = work_folder(run_dir, key)
 
     def build(folder: Path) -> Mapping[str, Any]:
         # Inside: a no-op run must not pay for importing torch.
         from pipelines.training.fit import fit
-        from pipelines.training.loop import as_rows
-        from pipelines.training.weights import save_weights, weights_sha256
+        from pipelines.training.launch import Nodes
+        from pipelines.training.metrics import FILE
+        from pipelines.training.weights import fits, save_weights, weights_sha256
 
-        frame = pl.read_parquet(run_dir / "dataset" / "train.parquet")
-        rows = as_rows(encode(fields, {name: frame[name].to_list() for name in fields.names}), frame[fields.label].to_numpy())
-        model, curve = fit(lambda: part(params.case, "model").build(params.model, fields), rows, params.train)
+        model_of = part(params.case, "model")
+        if isinstance(params.model, TextModelParams):
+            shutil.copyfile(model_of.tokenizer(params.model), folder / TOKENIZER)
+        rows = read_rows(run_dir / "dataset" / "train.parquet", fields, folder)
+
+        def made() -> Any:
+            return model_of.build(params.model, fields)
+
+        warm = initial[1] if initial is not None and fits(made(), initial[1]) else None
+        if params.model.kind == "embedding":
+            model = made()
+            curve = model_of.fit_head(model, rows, params, settings.root / "cache" / "embeddings")
+            facts = {
+                "strategy": "head",
+                "precision": "fp32",
+                "stopped": "finished",
+                "steps": len(curve),
+                "epochs": len(curve),
+                "curve": curve,
+                "resumed_from": None,
+            }
+        else:
+            nodes = Nodes(settings.nodes, settings.node_rank, settings.rdzv_endpoint)
+            fitted = fit(made, rows, params.train, work, device="cuda" if gpus else "cpu", initial=warm, nodes=nodes)
+            model, curve, facts = fitted.model, fitted.curve, fitted.facts
+            shutil.copyfile(work / FILE, folder / FILE)
         save_weights(model, folder / "weights.pt")
         return {
-            "epochs": len(curve),
-            "loss_first": curve[0],
-            "loss_last": curve[-1],
-            "curve": curve,
+            **facts,
+            "loss_first": curve[0] if curve else None,
+            "loss_last": curve[-1] if curve else None,
             "weights_sha256": weights_sha256(model),
             "ranks": params.train.ranks,
             "rows": len(rows),
+            "warm_start": warm is not None,
         }
 
-    return storage.commit(run_dir / "train", case=params.case, as_of=as_of, key=key, inputs={"dataset": dataset.key}, build=build)
+    manifest = storage.commit(run_dir / "train", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
+    shutil.rmtree(work, ignore_errors=True)
+    return manifest
+
+
+def work_folder(run_dir: Path, key: str) -> Path:
+    """Where an unfinished training keeps its job, checkpoints and metrics: the same for every try of one key."""
+    # The letter keeps it apart from a commit's own folders, which name a process id there.
+    return run_dir / f".train.k{key[:16]}"
+
+
+def read_rows(path: Path, fields: Fields, folder: Path) -> Rows:
+    """The training rows in the file's order, encoded as everywhere (texts by ``folder``'s tokenizer)."""
+    # Not polars: its threads would stay in this process, and one that has threads may not fork its ranks.
+    import pyarrow.parquet as pq
+
+    from pipelines.training.rows import as_rows
+
+    table = pq.ParquetFile(path, pre_buffer=False).read(["id", *fields.names, fields.label], use_threads=False)
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    labels, classes = table[fields.label].to_numpy(), len(fields.classes)
+    if fields.text is None:
+        return as_rows(encode(fields, columns), labels, columns["id"], classes=classes)
+    tokens = tokenise(load_tokenizer(folder / TOKENIZER), columns[fields.text.name])
+    return as_rows({}, labels, columns["id"], tokens=tokens, classes=classes)
+
+
+def champion_weights(params: Params, settings: Settings, as_of: datetime) -> tuple[str, Path] | None:
+    """Key and weights file of the champion's training, for a warm start; None if none is asked for or there is no champion."""
+    champion = ledger.champion_before(settings.ledger, params.case, as_of) if params.train.warm_start else None
+    if champion is None:
+        return None
+    bundle = settings.root / champion.bundle
+    key = storage.read_manifest(storage.find(bundle, champion.candidate_key)).inputs["train"]
+    return key, storage.find(bundle.parent / "train", key) / "weights.pt"

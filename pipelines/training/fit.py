@@ -1,117 +1,134 @@
-"""Train in the caller's process, or on several ranks by torch's elastic agent."""
+"""Train a model: in the caller's process with one rank, else on ranks of their own."""
 
 from __future__ import annotations
 
-import gc
+import fcntl
+import json
 import os
-import signal
 import tempfile
-import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from pipelines import storage
 from pipelines.config import TrainParams
-from pipelines.errors import DataError, TrainingDiverged, Unavailable
-from pipelines.training.loop import Rows, optimise
+from pipelines.errors import DataError, Unavailable
+from pipelines.training.group import device_of
+from pipelines.training.launch import ONE_NODE, Nodes, launch
+from pipelines.training.loop import Outcome, optimise
+from pipelines.training.rows import Rows
+from pipelines.training.stopping import asked_to_leave
+from pipelines.training.strategies import name_of
 
-GROUP_TIMEOUT = timedelta(seconds=60)
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+RESULT, WEIGHTS, LOCK = "result.json", "result.pt", "lock"
+LOCK_SECONDS = 10.0
+"""How long a try waits for the ranks of a killed one to be gone."""
 
 
-def fit(build: Callable[[], nn.Module], rows: Rows, params: TrainParams) -> tuple[nn.Module, list[float]]:
-    """Build a model with ``params.seed``, fit its scaling and train it; returns it and each epoch's mean loss.
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model on the CPU in evaluation mode, each epoch's mean loss, and the facts of the training."""
 
-    One thread per rank: the same inputs then give the same bits on a machine, whatever its core count.
-    Raises DataError without rows, TrainingDiverged at the first loss that is not finite, Unavailable if a rank
-    died.
+    model: nn.Module
+    curve: list[float]
+    facts: dict[str, Any]
+
+
+def fit(
+    build: Callable[[], nn.Module],
+    rows: Rows,
+    params: TrainParams,
+    work: Path | None = None,
+    *,
+    device: str = "cpu",
+    initial: Path | None = None,
+    nodes: Nodes = ONE_NODE,
+) -> Fitted:
+    """Build a model with ``params.seed``, fit its scaling (``adapt(numeric, labels)``, if it has one) and train it.
+
+    ``work`` keeps checkpoints, metrics.jsonl and the result: a try that finds some there goes on with them, one
+    that finds a finished training returns it. ``initial`` are weights to start from instead (their scaling with
+    them). Each rank has ``params.threads`` threads: the same inputs then give the same bits on a machine,
+    whatever its core count. Raises DataError without rows, TrainingDiverged at the first loss or gradient that is
+    not finite, Unavailable if a rank died, hung or was asked to leave.
     """
-    if not len(rows):
-        raise DataError("no rows to train on: widen dataset.window_days or dataset.fallback_rows")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    if len(rows) < 2 or int(len(rows) * params.validation_share) >= len(rows):
+        raise DataError(f"{len(rows)} row(s) to train on: widen dataset.window_days or dataset.fallback_rows")
+    with ExitStack() as stack:
+        folder = work if work is not None else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perennial-ranks-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(_alone(folder))
+        stack.enter_context(threads(params.threads))
         torch.manual_seed(params.seed)
         model = build()
-        if hasattr(model, "adapt"):
-            model.adapt(rows.numeric, rows.labels)
-        curve = optimise(model, rows, params) if params.ranks == 1 else _launch(model, rows, params)
-    finally:
-        torch.set_num_threads(threads)
-    return model.eval(), curve
+        if initial is not None:
+            model.load_state_dict(torch.load(initial, weights_only=True))
+        elif hasattr(model, "adapt"):
+            model.adapt(rows.dense.get("numeric"), rows.labels)
+        if not (folder / RESULT).exists():
+            if name_of(params) == "single":
+                with asked_to_leave() as leaving:
+                    where = device_of(device)
+                    outcome = optimise(model, rows, params, device=where, work=work, preempted=leaving)
+                write_result(folder, outcome, params)
+            else:
+                launch(model, rows, params, folder, device=device, nodes=nodes)
+        facts = json.loads((folder / RESULT).read_text())
+        model.cpu().load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
+    return Fitted(model.eval(), facts["curve"], facts)
 
 
-def _launch(model: nn.Module, rows: Rows, params: TrainParams) -> list[float]:
-    """Train on ``params.ranks`` forked ranks and load the result into ``model``.
-
-    Forked ranks inherit imports and rows, which makes a launch cost a second instead of ten; CUDA forbids
-    the fork. Results come back by file: a pipe would need a reader for large models.
-    """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    with tempfile.TemporaryDirectory(prefix="perennial-ranks-") as folder, _agent_surroundings():
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=params.ranks,
-            run_id=Path(folder).name,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            # Without it the agent looks up the host's own name, which need not resolve.
-            local_addr="127.0.0.1",
-            max_restarts=0,
-            monitor_interval=0.1,
-            start_method="fork",
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
-        )
-        try:
-            elastic_launch(config, _rank)(model, rows, params, folder)
-        except ChildFailedError as error:
-            diverged = sorted(Path(folder).glob("diverged.*"))
-            if diverged:
-                raise TrainingDiverged(diverged[0].read_text()) from error
-            raise Unavailable(f"a training rank failed: {error.get_first_failure()[1].message}; run the step again") from error
-        result = torch.load(Path(folder) / "result.pt", weights_only=True)
-    model.load_state_dict(result["weights"])
-    curve: list[float] = result["curve"]
-    return curve
-
-
-def _rank(model: nn.Module, rows: Rows, params: TrainParams, folder: str) -> None:
-    """One rank's whole life; rank 0 leaves the weights and the curve in ``folder``."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=GROUP_TIMEOUT)
-    try:
-        curve = optimise(model, rows, params)
-    except TrainingDiverged as error:
-        (Path(folder) / f"diverged.{dist.get_rank()}").write_text(str(error))
-        raise
-    if dist.get_rank() == 0:
-        torch.save({"weights": model.state_dict(), "curve": curve}, Path(folder) / "result.pt")
-    # A DDP wrapper that outlives the group can deadlock: it died with optimise(), collect what holds it.
-    dist.barrier()
-    gc.collect()
-    dist.destroy_process_group()
+def write_result(folder: Path, outcome: Outcome, params: TrainParams) -> None:
+    """Leave a finished training in ``folder``, the facts last: without them there is no result."""
+    torch.save(outcome.state, folder / f".{WEIGHTS}")
+    os.replace(folder / f".{WEIGHTS}", folder / WEIGHTS)
+    progress = outcome.progress
+    name = name_of(params)
+    facts = {
+        "strategy": name if name != "deepspeed" else f"deepspeed zero {params.zero_stage}",
+        "precision": params.precision,
+        "ranks": params.ranks,
+        "stopped": progress.stopped,
+        "steps": progress.step,
+        "epochs": len(progress.curve),
+        "curve": progress.curve,
+        "validation": progress.validation,
+        "resumed_from": outcome.resumed_from,
+        "samples": progress.samples,
+        "samples_per_second": round(progress.samples / progress.seconds, 1) if progress.seconds else None,
+        "seconds": round(progress.seconds, 3),
+    }
+    storage.write_atomic(folder / RESULT, json.dumps(facts).encode())
 
 
 @contextmanager
-def _agent_surroundings() -> Iterator[None]:
-    """Give the agent what it needs, and take back what it leaves: environment variables and signal handlers."""
-    before = dict(os.environ)
-    handlers = {number: signal.getsignal(number) for number in _SIGNALS} if threading.current_thread() is threading.main_thread() else {}
-    # Sharing the rendezvous' store with gloo made half of all launches after the first one hang.
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+def threads(count: int) -> Iterator[None]:
+    """Have torch compute with ``count`` threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
-        for number, previous in handlers.items():
-            signal.signal(number, previous)
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: two tries must not write each other's checkpoints. The kernel releases it with the last process that has it."""
+    with (folder / LOCK).open("w") as lock:
+        give_up = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() > give_up:
+                    raise Unavailable(f"another try of this training runs in {folder}: wait for it, or end it") from error
+            time.sleep(0.05)
+        yield

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 
 import torch
 from torch import nn
+
+log = logging.getLogger(__name__)
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -27,3 +30,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Load a state dict into ``model`` and put it in evaluation mode."""
     model.load_state_dict(torch.load(path, weights_only=True))
     model.eval()
+
+
+def fits(model: nn.Module, path: Path) -> bool:
+    """Whether a state dict has the names and shapes of ``model``; one that has not is named in a warning."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in torch.load(path, weights_only=True, mmap=True).items()}
+    if found != expected:
+        log.warning("%s are weights of another architecture: training starts without them", path)
+    return found == expected

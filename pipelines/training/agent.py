@@ -1,0 +1,71 @@
+"""Torch's elastic agent: starts the ranks of one node, watches them, ends all when one fails.
+
+``python -m pipelines.training.agent FOLDER``; FOLDER holds the job (launch.py). The same ranks can be had by
+hand: ``python -m torch.distributed.run --nproc-per-node 2 -m pipelines.training.rank FOLDER``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from pipelines.config import TrainParams
+from pipelines.training import rank
+from pipelines.training.launch import JOB, note
+from pipelines.training.stopping import die_with
+
+
+def main(folder: str) -> None:
+    """Run the job in ``folder`` and end this process: code 0, or 1 with a note of the failure in the folder."""
+    job = json.loads((Path(folder) / JOB).read_text())
+    die_with(job["parent"])
+    os.dup2(2, 1)
+    params, nodes = TrainParams.model_validate_json(json.dumps(job["params"])), job["nodes"]
+    # Sharing the rendezvous' store with gloo made half of all launches after the first one hang.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(params.threads))
+    several = nodes["count"] > 1
+    forked = job["device"] == "cpu" and not several
+    if forked:
+        rank.preload(params)
+    config = LaunchConfig(
+        min_nodes=nodes["count"],
+        max_nodes=nodes["count"],
+        nproc_per_node=params.ranks // nodes["count"],
+        run_id=Path(folder).name.lstrip("."),
+        rdzv_backend="c10d",
+        rdzv_endpoint=nodes["endpoint"] or "localhost:0",
+        rdzv_configs={"is_host": nodes["rank"] == 0} if several else {},
+        # Without it the agent looks up the host's own name, which need not resolve.
+        local_addr=None if several else "127.0.0.1",
+        # A new try is a matter of the scheduler: restarts inside the agent hung.
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="fork",
+        shutdown_timeout=int(params.hang_seconds) + 1,
+        logs_specs=DefaultLogsSpecs(log_dir=tempfile.mkdtemp(dir=folder, prefix="agent.")),
+    )
+    try:
+        if forked:
+            elastic_launch(config, rank.main)(folder, os.getpid())
+        else:
+            elastic_launch(config, sys.executable)("-m", "pipelines.training.rank", folder)
+    except ChildFailedError as error:
+        number, failure = error.get_first_failure()
+        note(Path(folder), f"agent-{nodes['rank']}", RuntimeError(f"rank {number}: {failure.message}"))
+        sys.exit(1)
+    except SignalException as error:
+        note(Path(folder), f"agent-{nodes['rank']}", RuntimeError(str(error)))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

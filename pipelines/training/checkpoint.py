@@ -1,0 +1,112 @@
+"""Checkpoints on disk: a folder each, published whole, checked before it is trusted.
+
+All ranks write into a temporary folder; rank 0 adds the list of checksums, makes all of it durable and renames the
+folder to ``step-N``. A kill at any moment leaves the checkpoint before.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipelines import storage
+from pipelines.errors import IntegrityError
+from pipelines.training.group import barrier, place, total
+
+STATE, SUMS = "state.json", "sha256.json"
+
+log = logging.getLogger(__name__)
+
+
+def publish(folder: Path, step: int, write: Callable[[Path], None], state: dict[str, Any], keep: int) -> bool:
+    """All ranks: ``write`` a checkpoint of ``step`` and keep the newest ``keep``; False, with a warning, if it could not be written.
+
+    A checkpoint is insurance: a full disk must not end the training that it insures.
+    """
+    rank, _ = place()
+    work = folder / f".step-{step}"
+    if rank == 0:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True, exist_ok=True)
+    barrier()
+    trouble = _attempt(lambda: write(work))
+    if rank == 0 and trouble is None:
+        trouble = _attempt(lambda: _seal(work, folder, step, state))
+    failed = total([trouble is not None])[0] > 0
+    if rank == 0 and failed:
+        shutil.rmtree(work, ignore_errors=True)
+    if trouble is not None:
+        log.warning("the checkpoint of step %d could not be written (%s): training goes on without it; free space in %s", step, trouble, folder)
+    if rank == 0 and not failed:
+        for path in sorted(folder.glob("step-*"), key=_step)[:-keep]:
+            shutil.rmtree(path, ignore_errors=True)
+    return not failed
+
+
+def _attempt(work: Callable[[], None]) -> BaseException | None:
+    # torch's writers turn a full disk into RuntimeError or into their own CheckpointException, a BaseException.
+    try:
+        work()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001
+        return error
+    return None
+
+
+def _seal(work: Path, folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Add state and checksums, make everything durable, publish."""
+    (work / STATE).write_text(json.dumps(state))
+    files = sorted(path for path in work.rglob("*") if path.is_file())
+    sums = {str(path.relative_to(work)): storage.file_sha256(path) for path in files}
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    storage.write_atomic(work / SUMS, json.dumps(sums).encode())
+    target = folder / f"step-{step}"
+    # Left by a try whose checkpoint was found damaged, or that went another way: what is newer stands.
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(work, target)
+    storage.fsync_folder(folder)
+
+
+def newest(folder: Path) -> Path | None:
+    """All ranks: the newest checkpoint whose bytes are those that were written; damaged ones are named in a warning."""
+    found = 0
+    if place()[0] == 0:
+        for path in sorted(folder.glob("step-*"), key=_step, reverse=True):
+            trouble = damage(path)
+            if trouble is None:
+                found = _step(path)
+                break
+            log.warning("%s is damaged (%s): the checkpoint before it is used", path, trouble)
+    found = int(total([found])[0])
+    return folder / f"step-{found}" if found else None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's bytes, or None."""
+    try:
+        sums: dict[str, str] = json.loads((path / SUMS).read_text())
+        wrong = [name for name, sha256 in sums.items() if storage.file_sha256(path / name) != sha256]
+    except (OSError, ValueError) as error:
+        return str(error)
+    return f"the bytes of {', '.join(wrong)} have changed" if wrong else None
+
+
+def state_of(path: Path) -> dict[str, Any]:
+    """The state that was published with a checkpoint. Raises IntegrityError if it has none."""
+    try:
+        state: dict[str, Any] = json.loads((path / STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path / STATE} cannot be read ({error}): remove the folder {path}") from error
+    return state
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))

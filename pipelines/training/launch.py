@@ -1,0 +1,163 @@
+"""Start the ranks of a training and wait for them.
+
+One rule says how. The agent (agent.py) forks its ranks on one node's CPUs, as that makes their imports free;
+GPUs and several nodes get ranks that are processes of their own. The agent itself is forked from a caller that
+has one thread and torch already, as an Airflow task has; any other caller could fork a lock that another of its
+threads holds (polars and tokenizers have threads), so there the agent is a fresh interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from pipelines import storage
+from pipelines.config import TrainParams
+from pipelines.errors import ConfigError, DataError, PerennialError, TrainingDiverged, Unavailable
+from pipelines.training.rows import Rows
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+JOB, MODEL, ROWS, FAILURES = "job.json", "model.pt", "rows.pt", "failures"
+POLL_SECONDS = 0.05
+START_SECONDS = 120.0
+"""What the ranks may take to import, meet and build, on top of two collectives' time."""
+ERRORS: dict[str, type[PerennialError]] = {kind.__name__: kind for kind in (TrainingDiverged, ConfigError, DataError, Unavailable)}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Several machines: ``count`` of them, this one's ``rank``, and ``endpoint`` (host:port) where they meet; they share the working folder."""
+
+    count: int = 1
+    rank: int = 0
+    endpoint: str = ""
+
+
+ONE_NODE = Nodes()
+
+
+class _Agent(Protocol):
+    """What a forked agent and a fresh one have in common."""
+
+    pid: int
+
+    def terminate(self) -> None: ...
+
+
+def launch(model: nn.Module, rows: Rows, params: TrainParams, folder: Path, *, device: str, nodes: Nodes) -> None:
+    """Train on ``params.ranks`` ranks; they leave their result in ``folder``.
+
+    The job goes to them by file: that works for a fork, a fresh process and another node alike.
+    """
+    torch.save(model, folder / MODEL)
+    rows.save(folder / ROWS)
+    for old in (folder / FAILURES).glob("*"):
+        old.unlink()
+    (folder / FAILURES).mkdir(exist_ok=True)
+    (folder / "heartbeat").touch()
+    job = {"params": params.model_dump(mode="json"), "device": device, "nodes": asdict(nodes), "parent": os.getpid()}
+    storage.write_atomic(folder / JOB, json.dumps(job).encode())
+    forked = can_fork(device, nodes)
+    log.info("%d ranks (%s)", params.ranks, "forked" if forked else "in processes of their own")
+    code = _wait(_fork(folder) if forked else _start(folder), folder, params)
+    if code:
+        raise _failure(folder, code)
+
+
+def can_fork(device: str, nodes: Nodes) -> bool:
+    """Whether this process may fork the agent: CPU, one node, and no other thread that could hold a lock."""
+    return device == "cpu" and nodes.count == 1 and len(list(Path("/proc/self/task").iterdir())) == 1
+
+
+def _fork(folder: Path) -> Any:
+    from pipelines.training.agent import main
+
+    process = multiprocessing.get_context("fork").Process(target=main, args=(str(folder),))
+    process.start()
+    return process
+
+
+def _start(folder: Path) -> Any:
+    # Its standard output is this process's standard error: a command's own output is one line of JSON.
+    return subprocess.Popen([sys.executable, "-m", "pipelines.training.agent", str(folder)], stdout=2, stdin=subprocess.DEVNULL)
+
+
+def _code(agent: Any) -> int | None:
+    code: int | None = agent.poll() if isinstance(agent, subprocess.Popen) else agent.exitcode
+    return code
+
+
+def _wait(agent: Any, folder: Path, params: TrainParams) -> int:
+    """The agent's exit code. SIGTERM is passed on to it; it is ended if the training shows no life for too long."""
+    limit = 2 * params.hang_seconds + START_SECONDS
+    beat, seen = 0, time.monotonic()
+    with _passing_on(agent):
+        try:
+            while (code := _code(agent)) is None:
+                time.sleep(POLL_SECONDS)
+                if (now := (folder / "heartbeat").stat().st_mtime_ns) != beat:
+                    beat, seen = now, time.monotonic()
+                if time.monotonic() - seen > limit:
+                    note(
+                        folder,
+                        "launcher",
+                        Unavailable(f"no step for {limit:.0f} s: the ranks were ended; run the step again, it goes on at the last checkpoint"),
+                    )
+                    break
+        finally:
+            # Its ranks die with it.
+            if _code(agent) is None:
+                os.kill(agent.pid, signal.SIGKILL)
+            agent.wait() if isinstance(agent, subprocess.Popen) else agent.join()
+    return 1 if code is None else code
+
+
+@contextmanager
+def _passing_on(agent: _Agent) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_term(_number: int, _frame: FrameType | None) -> None:
+        agent.terminate()
+
+    before = signal.signal(signal.SIGTERM, on_term)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def note(folder: Path, who: str, error: BaseException) -> None:
+    """Leave an error for the process that waits for this training."""
+    storage.write_atomic(folder / FAILURES / f"{who}.json", json.dumps({"kind": type(error).__name__, "message": str(error)}).encode())
+
+
+def _failure(folder: Path, code: int) -> PerennialError:
+    """The error of a training that failed: what a rank said on purpose, else what the agent saw of its death."""
+    notes = [json.loads(path.read_text()) for path in sorted((folder / FAILURES).glob("*.json"))]
+    for kind, error in ERRORS.items():
+        for found in notes:
+            if found["kind"] == kind:
+                return error(found["message"])
+    seen = notes[0]["message"] if notes else f"the agent ended with code {code}"
+    return Unavailable(f"a training rank failed: {seen}; run the step again")

@@ -1,0 +1,46 @@
+"""The metrics of a training, a line of JSON each, written seldom: a training of small batches makes hundreds of lines per second."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+FLUSH_LINES, FLUSH_SECONDS = 200, 5.0
+FILE = "metrics.jsonl"
+
+
+class Metrics:
+    """``add`` lines, ``flush`` now and then. A training that goes on at a step forgets what was said after it."""
+
+    def __init__(self, path: Path | None, step: int = 0) -> None:
+        """``path`` None keeps nothing (ranks other than 0); ``step``: optimiser steps done before."""
+        self.path = path
+        self.lines: list[str] = []
+        self.flushed = time.monotonic()
+        if path is not None:
+            before = read(path) if step and path.exists() else []
+            path.write_text("".join(json.dumps(line) + "\n" for line in before if line["step"] <= step))
+
+    def add(self, **values: Any) -> None:
+        """Remember a line; it is on the disk after the next flush."""
+        if self.path is None:
+            return
+        self.lines.append(json.dumps(values) + "\n")
+        if len(self.lines) >= FLUSH_LINES or time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added."""
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.writelines(self.lines)
+        self.lines.clear()
+        self.flushed = time.monotonic()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last one that was cut off by a kill is left out."""
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,0 +1,62 @@
+"""One rank's whole life: ``python -m pipelines.training.rank FOLDER`` under a launcher, or forked from the agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from pipelines.config import TrainParams
+from pipelines.errors import PerennialError, Unavailable
+from pipelines.training import fit
+from pipelines.training.group import device_of, joined
+from pipelines.training.launch import JOB, MODEL, ROWS, note
+from pipelines.training.loop import optimise
+from pipelines.training.rows import load_rows
+from pipelines.training.stopping import asked_to_leave, die_with
+from pipelines.training.strategies import home_of
+
+TIMED_OUT = ("timed out", "timeout")
+
+
+def preload(params: TrainParams) -> None:
+    """Import what the ranks will need, once for all of them, before they are forked."""
+    import_module("torch.nn.parallel")
+    import_module(f"pipelines.training.strategies.{home_of(params)}")
+
+
+def main(folder: str, parent: int | None = None) -> None:
+    """Do this rank's part of the job; rank 0 leaves the result in ``folder``, a failing rank a note of why."""
+    die_with(parent if parent is not None else os.getppid())
+    work = Path(folder)
+    job = json.loads((work / JOB).read_text())
+    params = TrainParams.model_validate_json(json.dumps(job["params"]))
+    torch.set_num_threads(params.threads)
+    name = f"rank-{os.environ['RANK']}"
+    with asked_to_leave(params.hang_seconds) as leaving:
+        try:
+            device = device_of(job["device"])
+            with joined(device, params.hang_seconds):
+                # Written by the process that started this one, in a folder of its own.
+                model = torch.load(work / MODEL, weights_only=False)
+                outcome = optimise(model, load_rows(work / ROWS), params, device=device, work=work, preempted=leaving)
+                if dist.get_rank() == 0:
+                    fit.write_result(work, outcome, params)
+                del model, outcome
+        except PerennialError as error:
+            note(work, name, error)
+            raise
+        except RuntimeError as error:
+            if any(word in str(error).lower() for word in TIMED_OUT):
+                waited = f"{name} waited {params.hang_seconds:g} s for the others in vain: one of them hangs or is far slower"
+                note(work, name, Unavailable(f"{waited} (train.hang_seconds); run the step again, it goes on at the last checkpoint"))
+            raise
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

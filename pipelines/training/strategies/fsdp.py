@@ -1,0 +1,30 @@
+"""Weights, gradients and optimiser state in shards, one per rank (FSDP2; Zhao et al., 2023, arXiv:2304.11277)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from pipelines.config import TrainParams
+from pipelines.training.group import place
+from pipelines.training.strategies import Strategy
+from pipelines.training.strategies.native import native
+from pipelines.training.strategies.single_ddp import HALVES
+
+
+def set_up(model: nn.Module, params: TrainParams, device: torch.device) -> Strategy:
+    """Shard every one of ``model.blocks``, then the rest; a block is whole only while it computes.
+
+    Shards stay float32; with bf16 or fp16 a block computes in it and gradients are reduced in float32.
+    """
+    model.to(device)
+    mesh = init_device_mesh(device.type, (place()[1],))
+    half = HALVES.get(params.precision)
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32) if half else MixedPrecisionPolicy()
+    for block in getattr(model, "blocks", ()):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # The root stays whole between forward and backward; without a backward it would go on computing with old weights.
+    return native(model, model, params, device, sync=model.set_requires_gradient_sync, rest=model.reshard)

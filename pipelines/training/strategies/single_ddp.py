@@ -1,0 +1,33 @@
+"""One rank, or whole copies of the model on every rank (DistributedDataParallel, Li et al., 2020, arXiv:2006.15704)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pipelines.config import TrainParams
+from pipelines.training.strategies import Strategy
+from pipelines.training.strategies.native import native
+
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def set_up(model: nn.Module, params: TrainParams, device: torch.device) -> Strategy:
+    """Train ``model`` in place; weights stay float32, bf16 and fp16 are autocast."""
+    model.to(device)
+    network, sync = model, lambda _last: None
+    if dist.is_initialized():
+        # Buffers are constants here, so no forward needs to send them.
+        network = nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False)
+
+        def sync(last: bool) -> None:
+            network.require_backward_grad_sync = last
+
+    if params.precision == "fp32":
+        return native(model, network, params, device, sync=sync)
+    # A cache of casted weights would outlive the step that changed them.
+    autocast = partial(torch.autocast, device.type, HALVES[params.precision])
+    return native(model, network, params, device, sync=sync, autocast=autocast)
