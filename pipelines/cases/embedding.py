@@ -43,7 +43,12 @@ def fit_head(model: Classifier, tokens: Sequence[Ids], labels: NDArray[Any], par
     labels = np.asarray(labels).astype(np.int64)
     if len(np.unique(labels)) < 2:
         raise DataError(f"{len(labels)} rows of one class: a regression needs two; widen dataset.window_days")
-    vectors, embedded = embeddings(model, tokens, cache)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(params.threads)
+    try:
+        vectors, embedded = embeddings(model, tokens, cache)
+    finally:
+        torch.set_num_threads(threads)
     # One scale for all columns keeps the strengths comparable between encoders; it is taken back below.
     spread = float(vectors.std()) or 1.0
     scaled = vectors.astype(np.float64) / spread

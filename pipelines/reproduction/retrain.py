@@ -44,7 +44,7 @@ def reproduce(settings: Settings, case: str, number: int) -> dict[str, Any]:
         again.mkdir()
         (again / "dataset").symlink_to(version.folders["dataset"])
         log.info("training %s version %d again, as recorded at %s", case, number, made.as_of.isoformat())
-        train.run(params, settings, again, made.as_of)
+        train.run(_stopping_where(made, params), settings, again, made.as_of)
         export.run(params, settings, again, made.as_of)
         recorded, found = _training(version.folders, version.manifests), _repeated(version, again)
     layers = differences(recorded, found)
@@ -63,6 +63,13 @@ def reproduce(settings: Settings, case: str, number: int) -> dict[str, Any]:
     }
 
 
+def _stopping_where(made: Manifest, params: Params) -> Params:
+    """The parameters that stop a training where its minutes were spent: how many steps a minute holds is no fact of the model."""
+    if made.facts.get("stopped") != "budget":
+        return params
+    return params.model_copy(update={"train": params.train.model_copy(update={"budget_minutes": None, "stop_after": made.facts["steps"]})})
+
+
 def recorded_params(version: Version) -> Params:
     """The parameters that the version was trained with. Raises ConfigError if they are no parameters to this code."""
     path = version.folders["train"] / "record.json"
@@ -77,16 +84,21 @@ def _training(folders: Mapping[str, Path], manifests: Mapping[str, Manifest]) ->
     """The training that left these folders, as its layers."""
     made, record = manifests["train"], json.loads((folders["train"] / "record.json").read_text())
     layers = {
-        "code": {**record.get("code", {}), "features": record.get("features", {}), "train_key": made.key},
+        "code": {**record.get("code", {}), "features": record.get("features", {})},
         "data": {**record.get("data", {}), "files": {name: manifests["dataset"].files.get(name) for name in NEEDED["dataset"]}},
         "environment": record.get("environment", {}),
-        "execution": {**record.get("configuration", {}), **{name: made.facts[name] for name in FACTS if name in made.facts}},
+        # Without the parameters: they came from the record, but for where a spent budget stopped them.
+        "execution": {**_but(record.get("configuration", {}), "params"), **{name: made.facts[name] for name in FACTS if name in made.facts}},
         "evaluation": {
             "model.onnx": manifests["export"].files["model.onnx"],
             **(manifests["evaluate"].facts["challenger"] if "evaluate" in manifests else {}),
         },
     }
     return Training(layers, str(made.facts["weights_sha256"]), _curve(folders["train"] / "metrics.jsonl"))
+
+
+def _but(value: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if key != name}
 
 
 def _repeated(version: Version, again: Path) -> Training:

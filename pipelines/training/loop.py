@@ -89,6 +89,8 @@ def optimise(  # noqa: PLR0915 - one page, from top to bottom
         live = strategy.live()
         kept = {"ema": beside.copy_of(live)} if params.ema is not None else {}
         progress, resumed_from = Progress(), None
+        if work is not None:
+            work.mkdir(parents=True, exist_ok=True)
         if work is not None and (found := newest_checkpoint(work / CHECKPOINTS)):
             state = state_of(found)
             progress, kept = Progress(**state["progress"]), strategy.load(found, state["kept"])
@@ -116,6 +118,7 @@ def optimise(  # noqa: PLR0915 - one page, from top to bottom
             beat()
             progress.seconds = before + time.perf_counter() - begun
             over = params.budget_minutes is not None and progress.seconds >= 60 * params.budget_minutes
+            over |= params.stop_after is not None and progress.step + 1 >= params.stop_after
             # What one rank knows, all learn before any of them acts: every rank stops at the same step and none waits for another.
             value, leaving, spent = total([summed, preempted(), over])
             _finite("loss", value, progress.step, epoch, rows, batch)
