@@ -60,6 +60,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden, seen):
+        """Hidden states [B, S, width] of those before, looking at positions that are ``seen`` [B, S]."""
         query, key, value = (part.unflatten(2, (2, -1)).transpose(1, 2) for part in self.threefold(self.before(hidden)).chunk(3, dim=2))
         mixed = scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None, :])
         hidden = hidden + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
@@ -77,9 +78,11 @@ class Reader(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
+        """What is sharded and computed again one by one."""
         return list(self.layers)
 
     def forward(self, input_ids, attention_mask):
+        """Logits [B, 3]."""
         hidden, seen = self.embedding(input_ids), attention_mask == 1
         for layer in self.layers:
             hidden = layer(hidden, seen)
@@ -108,6 +111,7 @@ class Troubled(Reader):
         self.trouble, self.at, self.marker, self.who, self.seen = trouble, at, marker, who, 0
 
     def forward(self, input_ids, attention_mask):
+        """Logits [B, 3], or none."""
         self.seen += self.training
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         if self.seen == self.at and rank == self.who and not self.marker.exists():
