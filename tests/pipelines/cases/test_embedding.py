@@ -73,6 +73,14 @@ def test_embeddings_are_computed_once(model: Classifier, rows, tmp_path: Path):
     assert not np.allclose(other, again, atol=1e-3)
 
 
+def test_an_embedding_depends_on_its_row_alone(model: Classifier, rows, tmp_path: Path):
+    """Alone or among others, with one thread or two, a row's embedding has the same bits: the cache changes no weight."""
+    tokens, _ = rows
+    together, _ = embeddings(model, tokens, tmp_path / "together", threads=2)
+    alone = np.concatenate([embeddings(model, [row], tmp_path / "alone")[0] for row in tokens[::7]])
+    assert np.array_equal(together[::7], alone)
+
+
 def test_two_classes_of_many_and_a_binary_label(text_params: TextModelParams, model: Classifier, rows, tmp_path: Path):
     """Rows of two of the classes, and a model with one output, are fitted as well."""
     tokens, labels = rows
