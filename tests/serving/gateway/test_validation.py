@@ -235,6 +235,7 @@ def test_a_good_request_is_answered_in_order_and_logged(world):
     for row, found in zip(rows, said["rows"], strict=True):
         line = logged[found["prediction_id"]]
         assert line["row"] == row
+        assert list(line) == ["prediction_id", "request_id", "event_time", "received_at", "version", "score", "prediction", "row"]
         assert list(line["row"]) == list(FIELDS.names)
         assert {name: line[name] for name in found} == found
         assert found["prediction"] == int(found["score"] >= 0.5)

@@ -66,9 +66,9 @@ def expected(categorical, numeric, version):
 
 
 @contextmanager
-def fake_triton(port: int = 0) -> Iterator[tuple[Scores, int]]:
-    """A gRPC server with :class:`Scores`; yields it and its port."""
-    servicer = Scores()
+def fake_triton(port: int = 0, servicer: Scores | None = None) -> Iterator[tuple[Scores, int]]:
+    """A gRPC server with :class:`Scores` (or another ``servicer``); yields it and its port."""
+    servicer = servicer or Scores()
     server = grpc.server(ThreadPoolExecutor(4))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port(f"127.0.0.1:{port}")
