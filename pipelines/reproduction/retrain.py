@@ -132,5 +132,5 @@ def _reason(first: str | None, layers: Mapping[str, list[dict[str, Any]]], weigh
         return f"trained again, the weights have the recorded sha256 {weights[:12]}"
     if first is None:
         return f"the weights differ from {weights[:12]}, and no layer ({', '.join(LAYERS)}) does: something that is not recorded changes them"
-    shown = "; ".join(f"{row['what']}: {row['recorded']} recorded, {row['found']} found" for row in layers[first][:3])
+    shown = "; ".join(f"{row['what']}: {str(row['recorded'])[:60]} recorded, {str(row['found'])[:60]} found" for row in layers[first][:3])
     return f"{'the weights are the same, but ' if same else ''}{first} differs: {shown}"
