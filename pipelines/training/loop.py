@@ -89,6 +89,8 @@ def optimise(  # noqa: PLR0915 - one page, from top to bottom
         live = strategy.live()
         kept = {"ema": beside.copy_of(live)} if params.ema is not None else {}
         progress, resumed_from = Progress(), None
+        if work is not None:
+            work.mkdir(parents=True, exist_ok=True)
         if work is not None and (found := newest_checkpoint(work / CHECKPOINTS)):
             state = state_of(found)
             progress, kept = Progress(**state["progress"]), strategy.load(found, state["kept"])

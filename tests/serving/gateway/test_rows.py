@@ -70,5 +70,5 @@ def test_a_case_may_not_use_the_gateways_own_names():
 
 def test_a_label_is_decoded_with_its_defaults():
     """Revision 0 and no event time are what a bare label means."""
-    (label,) = read(label_shape(10), b'{"labels": [{"prediction_id": "a", "label": 1}]}')
+    (label,) = read(label_shape(FIELDS, 10), b'{"labels": [{"prediction_id": "a", "label": 1}]}')
     assert (label.prediction_id, label.label, label.revision) == ("a", 1, 0)
