@@ -16,8 +16,6 @@ INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setu
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality
 
-.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-quality
-
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
