@@ -24,6 +24,7 @@ from pipelines.cases import load_fields, part
 from pipelines.config import Settings, case_names, load_params
 from pipelines.contracts import Window
 from pipelines.errors import PerennialError, Unavailable
+from pipelines.fields import Fields
 from pipelines.storage import write_atomic
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 BACKFILL_DAYS = 14
 """Whole days sent on a first start: enough that a week's labels are due with the week's delay of `loans`."""
-BATCH = 200
+BATCH, BATCH_TEXTS = 200, 40
+"""Rows of a request; a transformer on one core scores some 50 texts a second, and the gateway waits 5 s for it."""
 PAUSE_SECONDS = 10.0
 _TICK = timedelta(microseconds=1)
 _WAIT = (401, 404, 413, 429, 503, 507)
@@ -79,7 +81,8 @@ def advance(settings: Settings, gateway: httpx.Client, case: str, now: datetime)
     source = stream.resolve(settings, params)
     place = read_place(settings, case, now)
     rows = labels = 0
-    for batch, end in _batches(stream.rows(source, Window(start=place.rows, end=now), params), "event_time", now):
+    most = BATCH if fields.text is None else BATCH_TEXTS
+    for batch, end in _batches(stream.rows(source, Window(start=place.rows, end=now), params), "event_time", now, most):
         items = [
             {"prediction_id": row["id"], "event_time": row["event_time"].isoformat(), **{name: row[name] for name in fields.names}}
             for row in batch.iter_rows(named=True)
@@ -89,18 +92,26 @@ def advance(settings: Settings, gateway: httpx.Client, case: str, now: datetime)
     delay = timedelta(days=params.label_delay_days)
     due = Window(start=max(place.since, place.labels - delay), end=max(place.since, now - delay))
     for batch, end in _batches(stream.rows(source, due, params), "label_time", now):
-        items = [{"prediction_id": row["id"], "label": row[fields.label], "event_time": row["label_time"].isoformat()} for row in batch.iter_rows(named=True)]
+        items = [
+            {"prediction_id": row["id"], "label": label_sent(fields, row[fields.label]), "event_time": row["label_time"].isoformat()}
+            for row in batch.iter_rows(named=True)
+        ]
         labels += _post(gateway, f"/v1/cases/{case}/labels", "labels", items)
         place = _keep(settings, case, Place(place.since, place.rows, end))
     return rows, labels
 
 
-def _batches(frame: pl.DataFrame, moment: str, now: datetime) -> Iterator[tuple[pl.DataFrame, datetime]]:
+def label_sent(fields: Fields, label: int) -> int | str:
+    """A stored label as the gateway takes it: 0 or 1, or with classes the name of the one at this position."""
+    return fields.classes[label] if fields.classes else label
+
+
+def _batches(frame: pl.DataFrame, moment: str, now: datetime, most: int = BATCH) -> Iterator[tuple[pl.DataFrame, datetime]]:
     """Batches of a frame sorted by ``moment``, each with the time up to which everything is sent once it is."""
-    for start in range(0, frame.height, BATCH):
-        batch = frame[start : start + BATCH]
+    for start in range(0, frame.height, most):
+        batch = frame[start : start + most]
         last = batch[moment][-1]
-        tied = start + BATCH < frame.height and frame[moment][start + BATCH] == last
+        tied = start + most < frame.height and frame[moment][start + most] == last
         yield batch, last if tied else min(last + _TICK, now)
 
 

@@ -1,6 +1,7 @@
 """The command line: one subcommand per step, and commands about a case's releases.
 
-stdout carries one line of JSON (a table where a person asks for the history), logs go to stderr. Exit codes: 0 ok, 1 an error, 2 wrong usage or settings.
+stdout carries one line of JSON (a table where a person asks for the history), logs go to stderr. Exit codes: 0 ok,
+1 an error or an answer of no, 2 wrong usage or settings.
 """
 
 from __future__ import annotations
@@ -45,8 +46,17 @@ def _history_table(answer: dict[str, Any]) -> Any:
     return history.table(answer["case"], answer["releases"])
 
 
-COMMANDS: dict[str, Callable[[Params, Settings], Any]] = {"history": _history}
+def _reproduce(params: Params, settings: Settings, *, version: int) -> dict[str, Any]:
+    """Train a registered version again from its record, and name the first layer that differs if its weights do."""
+    from pipelines.reproduction import retrain
+
+    return retrain.reproduce(settings, params.case, version)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"history": _history, "reproduce": _reproduce}
 """Commands about a case that are no steps; the first line of the docstring is their help, the answer is printed."""
+HOLDS: dict[str, Callable[[Any], bool]] = {"reproduce": lambda answer: answer["identical"]}
+"""Commands that answer a question: exit code 1 says no."""
 TABLES: dict[str, Callable[[Any], Any]] = {"history": _history_table}
 """What a person at a terminal gets instead of the JSON line, unless ``--json`` asks for it."""
 
@@ -93,6 +103,8 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--reason", required=True, metavar="TEXT", help="why; kept in the ledger for good")
     for name, function in COMMANDS.items():
         command = _command(commands, name, _first_line(function.__doc__))
+        if "version" in inspect.signature(function).parameters:
+            command.add_argument("--version", required=True, type=int, metavar="NUMBER", help="a model version, as MLflow, Triton and the history number it")
         if name in TABLES:
             command.add_argument("--json", action="store_true", help="one line of JSON, also on a terminal")
     return parser
@@ -120,7 +132,8 @@ def run_command(given: argparse.Namespace, params: Params, settings: Settings) -
     A step's manifest is described as ``{step, case, as_of, key, manifest, facts}``; other answers are given as they are.
     """
     if given.command in COMMANDS:
-        return COMMANDS[given.command](params, settings)
+        more = {"version": given.version} if hasattr(given, "version") else {}
+        return COMMANDS[given.command](params, settings, **more)
     run = import_module(f"pipelines.steps.{given.command}").run
     takes = set(inspect.signature(run).parameters)
     offers: dict[str, Any] = {"params": params, "settings": settings, "actor": settings.who, "reason": getattr(given, "reason", None)}
@@ -143,7 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # What libraries print must not get between the reader of stdout and the one line meant for it.
         with redirect_stdout(sys.stderr):
-            answer = run_command(arguments, load_params(arguments.case), _settings())
+            settings = _settings()
+            answer = run_command(arguments, load_params(arguments.case), settings)
     except Exception as error:  # noqa: BLE001 - the last place that can turn an error into one clear line
         known = isinstance(error, PerennialError)
         if arguments.debug:
@@ -157,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Console().print(TABLES[arguments.command](answer))
     else:
         print(canonical_json(answer))  # noqa: T201
-    return 0
+    return 0 if arguments.command not in HOLDS or HOLDS[arguments.command](answer) else 1
 
 
 def _settings() -> Settings:

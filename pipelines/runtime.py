@@ -6,25 +6,31 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.encoding import Columns, encoder
 from pipelines.errors import ConfigError, IntegrityError
+from pipelines.fields import Fields
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
 
 MODEL = "model.onnx"
 OUTPUT = "score"
+BATCH = 64
+"""Texts of one call: more of them are not faster on a core, and need more memory."""
+POOL = 4_096
+"""Texts that are encoded, and sorted by their length, together."""
 
 
 @lru_cache(maxsize=8)
-def _session(path: str, _inode: int, _modified: int) -> Any:
-    """A session on one thread that does not spin: scoring shares its cores with a scheduler and a server."""
+def _session(path: str, _inode: int, _modified: int, threads: int) -> Any:
+    """A session that does not spin: scoring shares its cores with a scheduler and a server."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
@@ -34,25 +40,63 @@ def _session(path: str, _inode: int, _modified: int) -> Any:
         raise IntegrityError(f"{path} cannot be loaded by ONNX Runtime ({error}): export it again") from error
 
 
-def score(bundle: Path, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-    """Probabilities ``[B]`` of the positive class for the input tensors of :func:`pipelines.fields.encode`.
+def score(bundle: Path, tensors: Mapping[str, NDArray[Any]], *, model: str = MODEL, threads: int = 1) -> NDArray[np.float64]:
+    """Probabilities for the input tensors of a bundle: ``[B]`` of the positive class, or ``[B, K]`` of ``K`` classes.
 
-    The session is kept per model file. Raises ConfigError if the bundle has no model, IntegrityError if it
-    cannot be loaded, does not take these tensors, or answers with anything but finite numbers.
+    The tensors are those of :func:`pipelines.encoding.encoder`; ``model`` names another file of the bundle than
+    the one that ships. The session, of ``threads`` threads, is kept per file. Raises ConfigError if the bundle
+    has no model, IntegrityError if it cannot be loaded, does not take these tensors, or answers with anything
+    but finite numbers.
     """
     import numpy as np
 
-    path = bundle / MODEL
+    path = bundle / model
     try:
         found = path.stat()
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist: run the step 'export' first") from error
-    session = _session(str(path), found.st_ino, found.st_mtime_ns)
+    session = _session(str(path), found.st_ino, found.st_mtime_ns, threads)
     try:
         (answer,) = session.run([OUTPUT], dict(tensors))
     except Exception as error:
         raise IntegrityError(f"{path} does not take these tensors ({error}): encode with the fields of its own bundle") from error
-    scores = np.asarray(answer, np.float64).reshape(-1)
+    rows = np.asarray(answer, np.float64)
+    scores = rows if rows.ndim == 2 and rows.shape[1] > 1 else rows.reshape(-1)
     if not np.isfinite(scores).all():
         raise IntegrityError(f"{path} answered {int((~np.isfinite(scores)).sum())} score(s) that are not finite: train again with a lower learning rate")
     return scores
+
+
+def score_rows(bundle: Path, fields: Fields, columns: Columns, *, model: str = MODEL, threads: int = 1) -> NDArray[np.float64]:
+    """Scores ``[B]`` or ``[B, K]`` of rows given as columns of raw values, in their order (see :func:`score`).
+
+    Encoded with ``fields`` and the bundle's own tokenizer. Texts go through the model sorted by length in
+    batches of ``BATCH``, of which no more than ``POOL`` are encoded at a time. Raises DataError for values that
+    the fields do not take, and what :func:`score` raises.
+    """
+    import numpy as np
+
+    name, encode = fields.names[0], encoder(fields, bundle)
+    if name in columns and not len(columns[name]):
+        return np.empty((0, fields.outputs) if fields.classes else 0)
+    if fields.text is None or name not in columns:  # encoding says which column is missing
+        return score(bundle, encode(columns), model=model, threads=threads)
+    texts = columns[name]
+    scores = np.empty((len(texts), fields.outputs))
+    for start in range(0, len(texts), POOL):
+        tensors = encode({name: texts[start : start + POOL]})
+        for share, batch in by_length(tensors):
+            scores[start + share] = score(bundle, batch, model=model, threads=threads).reshape(len(share), -1)
+    return scores if fields.classes else scores.reshape(-1)
+
+
+def by_length(tensors: Mapping[str, NDArray[Any]], batch: int = BATCH) -> Iterator[tuple[NDArray[np.intp], dict[str, NDArray[Any]]]]:
+    """Padded token tensors ``[B, S]`` in batches of rows of about one length: ``(positions, their tensors)``, cut to the longest row."""
+    import numpy as np
+
+    lengths = tensors["attention_mask"].sum(1)
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), batch):
+        share = order[start : start + batch]
+        width = max(1, int(lengths[share].max()))
+        yield share, {name: np.ascontiguousarray(tensor[share, :width]) for name, tensor in tensors.items()}

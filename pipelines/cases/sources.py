@@ -9,11 +9,14 @@ from typing import Any, Literal
 
 import polars as pl
 
-from pipelines.config import Params
+from pipelines.config import Params, Settings
 from pipelines.contracts import Window
 from pipelines.errors import DataError, IntegrityError
 from pipelines.fields import Fields, frame_schema
 from pipelines.storage import file_sha256
+
+BESIDE = Path(__file__).parents[2].parent / "shared" / "data"
+"""A data folder beside the repository, shared by several checkouts."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,14 @@ class Source:
     def facts(self) -> dict[str, Any]:
         """The source as small JSON values for a manifest."""
         return {key: value for key, value in asdict(self).items() if key != "path"}
+
+
+def places(settings: Settings) -> list[tuple[Path, str]]:
+    """The folders where a case's file may lie, in the order of search, each with the words that say how it was found."""
+    found = [] if settings.data_dir is None else [(settings.data_dir, "found in PERENNIAL_DATA_DIR")]
+    if settings.data_dir != BESIDE:
+        found.append((BESIDE, "found beside the repository"))
+    return [*found, (settings.root / "data", "kept from an earlier download")]
 
 
 def checked_sha256(path: Path, expected: str) -> str:

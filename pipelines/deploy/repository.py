@@ -13,26 +13,27 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipelines import storage
 from pipelines.errors import IntegrityError, Unavailable
-from pipelines.fields import Fields
+from pipelines.fields import Fields, signature
 from pipelines.runtime import MODEL
 
 CONFIG = "config.pbtxt"
 MAX_BATCH = 1024
+_TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32"}
 
 _CONFIG = """name: "{case}"
 backend: "onnxruntime"
 max_batch_size: {batch}
 input [
-  {{ name: "categorical" data_type: TYPE_INT64 dims: [ {categorical} ] }},
-  {{ name: "numeric" data_type: TYPE_FP32 dims: [ {numeric} ] }}
+  {inputs}
 ]
-output [ {{ name: "score" data_type: TYPE_FP32 dims: [ 1 ] }} ]
+output [ {output} ]
 version_policy {{ specific {{ versions: [ {versions} ] }} }}
 instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 parameters [
@@ -40,17 +41,25 @@ parameters [
   {{ key: "session.intra_op.allow_spinning" value: {{ string_value: "0" }} }}
 ]
 """
+# No dynamic batching: on a CPU it costs a small model latency, and brings a transformer nothing (its work grows with the tokens).
 
 
 def config(fields: Fields, versions: Iterable[int]) -> str:
     """Text of a case's config.pbtxt: tensors as declared, and exactly ``versions`` to be loaded."""
+    inputs, output = signature(fields)
     return _CONFIG.format(
         case=fields.case,
         batch=MAX_BATCH,
-        categorical=len(fields.categorical),
-        numeric=len(fields.numeric),
+        inputs=",\n  ".join(map(_tensor, inputs)),
+        output=_tensor(output),
         versions=", ".join(map(str, sorted(versions))),
     )
+
+
+def _tensor(declared: Mapping[str, Any]) -> str:
+    """A tensor of the signature in Triton's words: the batch axis left out, -1 for what may differ from request to request."""
+    dims = ", ".join(map(str, declared["shape"][1:]))
+    return f'{{ name: "{declared["name"]}" data_type: {_TYPES[declared["dtype"]]} dims: [ {dims} ] }}'
 
 
 @contextmanager

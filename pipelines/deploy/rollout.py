@@ -19,15 +19,17 @@ from pipelines import ledger, runtime, storage
 from pipelines.config import Settings
 from pipelines.contracts import Release
 from pipelines.deploy import repository, triton
+from pipelines.encoding import encoder
 from pipelines.errors import IntegrityError, PerennialError, Unavailable
-from pipelines.fields import Fields, encode
+from pipelines.fields import Fields
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TOLERANCE = 1e-5
 """Largest difference of a probability between Triton and ONNX Runtime."""
-PROBE_ROWS = 32
+PROBE_ROWS, PROBE_TEXTS = 32, 8
+"""Rows of the inference that proves a version; a text costs a thousand times what a dense row does."""
 log = logging.getLogger(__name__)
 
 
@@ -59,11 +61,11 @@ def probe_tensors(fields: Fields, bundle: Path) -> dict[str, NDArray[Any]]:
             f"{bundle} was made for other fields of {fields.case} ({about['fields_hash'][:12]}, now {fields.hash[:12]}): "
             "train a new candidate, or go back to the commit of its fields"
         )
-    dataset = storage.find(bundle.parent / "dataset", about["dataset_key"])
+    dataset, most = storage.find(bundle.parent / "dataset", about["dataset_key"]), PROBE_ROWS if fields.text is None else PROBE_TEXTS
     for part in ("holdout", "train"):
-        rows = pl.read_parquet(dataset / f"{part}.parquet", columns=list(fields.names), n_rows=PROBE_ROWS)
+        rows = pl.read_parquet(dataset / f"{part}.parquet", columns=list(fields.names), n_rows=most)
         if rows.height:
-            return encode(fields, {name: rows[name].to_list() for name in fields.names})
+            return encoder(fields, bundle)({name: rows[name].to_list() for name in fields.names})
     raise IntegrityError(f"{dataset} has no rows to probe a model with: run the step 'dataset' again")
 
 

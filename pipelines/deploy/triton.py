@@ -48,7 +48,7 @@ def loaded(address: str, case: str, version: int) -> bool:
 
 
 def infer(address: str, case: str, version: int, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-    """Scores ``[B]`` of one explicit version for the tensors of :func:`pipelines.fields.encode`.
+    """Scores ``[B]`` (with classes ``[B, K]``) of one explicit version for the tensors of :func:`pipelines.encoding.encoder`.
 
     Raises Unavailable with Triton's reason if this version does not answer.
     """
@@ -60,7 +60,9 @@ def infer(address: str, case: str, version: int, tensors: Mapping[str, NDArray[A
     status, answer = _call(address, "POST", f"/v2/models/{case}/versions/{version}/infer", {"inputs": inputs}, ANSWER_SECONDS)
     if status != http.client.OK:
         raise Unavailable(f"Triton at {address} has no answer from {case} version {version}: {_reason(answer)}")
-    return np.asarray(json.loads(answer)["outputs"][0]["data"], np.float64)
+    output = json.loads(answer)["outputs"][0]
+    scores = np.asarray(output["data"], np.float64)
+    return scores if output["shape"][-1] == 1 else scores.reshape(output["shape"])
 
 
 def _call(address: str, method: str, path: str, body: Any, timeout: float) -> tuple[int, bytes]:

@@ -12,7 +12,7 @@ from pipelines.config import DriftParams
 from pipelines.contracts import FeatureDrift, Window
 from pipelines.drift import stats
 from pipelines.drift.profile import Column, Profile, bounds
-from pipelines.drift.spec import SCORE, Scale, Spec
+from pipelines.drift.spec import SCORE, Scale, Spec, numbers
 from pipelines.fields import Fields
 
 
@@ -23,7 +23,7 @@ def compare(reference: Profile, current: Profile, fields: Fields, spec: Spec, pa
     ``min_rows`` values in the window are left out, and so is the score if it was not given that often.
     Ignored fields are measured and take no part in the test.
     """
-    integers = {field.name for field in fields.numeric if field.integer}
+    integers = set(numbers(fields)) - {field.name for field in fields.numeric if not field.integer}
     pairs: dict[str, tuple[Column, Column]] = {}
     for name, before in reference.columns.items():
         now = current.columns.get(f"{SCORE}@{version}" if name == SCORE and version is not None else name)

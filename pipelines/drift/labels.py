@@ -1,6 +1,7 @@
 """What the labels that have arrived say about the rows that were served: pure functions on frames of the log.
 
-``served``: ``id, event_time, version, score``; ``labels``: ``id, label, label_time`` (one row per id).
+``served``: ``id, event_time, version, score``, and with classes ``scores`` (a list of all their probabilities);
+``labels``: ``id, label, label_time`` (one row per id).
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
+import numpy as np
 import polars as pl
 
 from pipelines.config import DriftParams
 from pipelines.contracts import Window
 from pipelines.drift.policy import LabelEvidence
-from pipelines.drift.sequential import metric_drop, row_losses
+from pipelines.drift.sequential import metric_drop, row_errors, row_losses
 
 
 def arrived(served: pl.DataFrame, labels: pl.DataFrame, since: datetime, until: datetime) -> pl.DataFrame:
@@ -28,16 +30,16 @@ def judge(rows: pl.DataFrame, version: int, baseline: dict[str, float], params: 
     The drop needs at least ``min_rows`` labels; without a baseline there is no evidence. Its confidence is
     ``1 - q``.
     """
-    own = rows.filter(pl.col("version") == version)
+    own = rows.filter(pl.col("version") == version).drop_nulls("scores" if "scores" in rows.columns else "score")
     if own.is_empty() or not baseline:
         return LabelEvidence(rows=own.height)
-    label, score = own["label"].cast(pl.Float64).to_numpy(), own["score"].to_numpy()
+    label = own["label"].cast(pl.Int64).to_numpy()
+    score = np.stack(own["scores"].to_list()) if "scores" in own.columns else own["score"].to_numpy()
     drop = None
     if own.height >= params.min_rows:
         days = own["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy()
         drop = metric_drop(row_losses(label, score), days, baseline["loss"], baseline["loss_se"], 1 - params.q)
-    errors = int(((score >= 0.5) != (label > 0)).sum())
-    return LabelEvidence(rows=own.height, errors=errors, baseline=baseline["error_rate"], drop=drop)
+    return LabelEvidence(rows=own.height, errors=int(row_errors(label, score).sum()), baseline=baseline["error_rate"], drop=drop)
 
 
 def coverage(served: pl.DataFrame, labels: pl.DataFrame, windows: Iterable[Window], until: datetime) -> dict[str, float]:

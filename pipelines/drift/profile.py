@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.drift.spec import SCORE, Scale, Spec
+from pipelines.drift.spec import SCORE, Scale, Spec, count_words
 from pipelines.errors import IntegrityError
-from pipelines.fields import Categorical, Fields
+from pipelines.fields import Categorical, Fields, Text
 from pipelines.storage import canonical_json, write_atomic
 
 BINS = 1 << 16
@@ -112,6 +112,9 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
         values = frame[declared.name] if declared.name in frame.columns else pl.Series(declared.name, [None] * frame.height)
         if isinstance(declared, Categorical):
             columns[declared.name] = category_column(values, declared.values)
+        elif isinstance(declared, Text):
+            words = count_words(values)
+            columns[words.name] = number_column(words, spec.scales[words.name])
         else:
             columns[declared.name] = number_column(values, spec.scales[declared.name])
     if SCORE in frame.columns and "version" in frame.columns:

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines.drift.profile import Ints, Profile, number_column, profile_frame
-from pipelines.drift.sequential import baseline_rate, row_losses
+from pipelines.drift.sequential import baseline_rate, row_errors, row_losses
 from pipelines.drift.spec import SCORE, Spec
 from pipelines.drift.stats import groups
 from pipelines.fields import Fields
@@ -24,8 +24,9 @@ DAY_GROUPS = 10
 
 
 def reference_profile(train: pl.DataFrame, scores: NDArray[np.float64], fields: Fields, spec: Spec, holdout: pl.DataFrame | None = None) -> Profile:
-    """The reference of one bundle: canonical training rows, and its scores ``[H]`` of the holdout (canonical, ``H`` rows).
+    """The reference of one bundle: canonical training rows, and its scores ``[H]`` or ``[H, K]`` of the holdout (canonical, ``H`` rows).
 
+    Of classes the likeliest one's probability is the score, as in the prediction log.
     Kept per feature: the counts, and the counts of every day in ``DAY_GROUPS`` groups, of which the
     overdispersion is made. ``baseline`` holds what labels are judged against: ``rows, errors, error_rate``
     (its upper confidence bound), ``loss`` and ``loss_se`` (mean log-loss and standard error). Without
@@ -33,15 +34,16 @@ def reference_profile(train: pl.DataFrame, scores: NDArray[np.float64], fields: 
     """
     rows = train.drop(SCORE, "version", strict=False)  # rows from the log carry the score of whoever served then
     profile = profile_frame(rows, fields, spec)
-    columns = profile.columns | {SCORE: number_column(pl.Series(SCORE, scores, dtype=pl.Float64), spec.scales[SCORE])}
+    top = pl.Series(SCORE, scores.max(1) if scores.ndim == 2 else scores, dtype=pl.Float64)
+    columns = profile.columns | {SCORE: number_column(top, spec.scales[SCORE])}
     days = _by_day(rows, fields, spec)
     baseline: dict[str, float] = {}
     if holdout is not None and holdout.height:
-        scored = holdout.select("event_time").with_columns(pl.Series(SCORE, scores, dtype=pl.Float64))
+        scored = holdout.select("event_time").with_columns(top)
         days |= {SCORE: _by_day(scored, Fields(fields.case, (), fields.label), spec)[SCORE]}
-        label = holdout[fields.label].cast(pl.Float64).to_numpy()
+        label = holdout[fields.label].cast(pl.Int64).to_numpy()
         losses = row_losses(label, scores)
-        errors = int(((scores >= 0.5) != (label > 0)).sum())
+        errors = int(row_errors(label, scores).sum())
         se = float(losses.std(ddof=1)) / math.sqrt(losses.size) if losses.size > 1 else 1e9
         baseline = {
             "rows": losses.size,

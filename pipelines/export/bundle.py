@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +13,42 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipelines import runtime
+from pipelines.encoding import Columns, encoder
 from pipelines.errors import IntegrityError
-from pipelines.export.onnx import OPSET, Scored, write_onnx
-from pipelines.fields import Fields, from_json, to_json
-from pipelines.storage import canonical_json
+from pipelines.export.contract import contract
+from pipelines.export.onnx import OPSET, Scored, longest, write_onnx
+from pipelines.fields import Fields, from_json, signature, to_json
+from pipelines.storage import canonical_json, file_sha256
+from pipelines.text import TOKENIZER, load_tokenizer
+
+Tensors = dict[str, NDArray[Any]]
 
 TOLERANCE = 1e-5
-"""Largest difference of a probability between torch and ONNX Runtime; float32 rounding stays below 1e-6."""
+"""Largest difference of a probability between torch and ONNX Runtime; float32 rounding stays below 2e-6."""
 _BATCHES = (1, 2, 7, 64, 257)
+_SHAPES = ((1, 2), (3, 5), (17, 24), (2, 96), (1, 512))
+"""Texts and tokens of the random batches; the tokenizer's truncation shortens them."""
+MAX_PARITY_ROWS = 128
+"""Real texts that are compared, evenly spaced: each costs milliseconds, twice."""
 
 
 def write_bundle(model: nn.Module, fields: Fields, folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Write model.onnx, bundle.json and fields.json to ``folder``; ``about`` joins bundle.json, which is returned.
+    """Write model.onnx, bundle.json, fields.json and contract.json to ``folder``; ``about`` joins bundle.json, which is returned.
 
-    bundle.json: ``{case, fields_hash, inputs: [{name, dtype, shape}], output: {name, dtype, shape}, opset, ...about}``
-    with -1 for the batch axis.
+    A text model finds its ``tokenizer.json`` in ``folder``. bundle.json: ``{case, fields_hash, inputs:
+    [{name, dtype, shape}], output: {name, dtype, shape}, opset, ...about}`` with -1 for free axes, and with
+    classes or a tokenizer ``classes`` and ``tokenizer_sha256``.
     """
     write_onnx(model, fields, folder)
-    bundle = {
-        "case": fields.case,
-        "fields_hash": fields.hash,
-        "inputs": [
-            {"name": "categorical", "dtype": "int64", "shape": [-1, len(fields.categorical)]},
-            {"name": "numeric", "dtype": "float32", "shape": [-1, len(fields.numeric)]},
-        ],
-        "output": {"name": runtime.OUTPUT, "dtype": "float32", "shape": [-1, 1]},
-        "opset": OPSET,
-        **about,
-    }
+    inputs, output = signature(fields)
+    bundle = {"case": fields.case, "fields_hash": fields.hash, "inputs": inputs, "output": output, "opset": OPSET, **about}
+    if fields.classes:
+        bundle["classes"] = list(fields.classes)
+    if fields.text is not None:
+        bundle["tokenizer_sha256"] = file_sha256(folder / TOKENIZER)
     (folder / "bundle.json").write_text(canonical_json(bundle))
     (folder / "fields.json").write_text(canonical_json(to_json(fields)))
+    (folder / "contract.json").write_text(canonical_json(contract(fields)))
     return bundle
 
 
@@ -55,20 +61,20 @@ def read_fields(bundle: Path) -> Fields:
     return fields
 
 
-def check_parity(model: nn.Module, fields: Fields, bundle: Path, rows: Mapping[str, NDArray[Any]], seed: int) -> float:
-    """The largest difference of a score between torch and ONNX Runtime, over random batches and real ``rows``.
+def check_parity(model: nn.Module, fields: Fields, bundle: Path, rows: Columns, seed: int) -> float:
+    """The largest difference of a probability between torch and ONNX Runtime, over random shapes and real ``rows`` (columns).
 
-    Raises IntegrityError above ``TOLERANCE``: what would be judged and served is not what was trained.
+    Of texts at most ``MAX_PARITY_ROWS`` are compared. Raises IntegrityError above ``TOLERANCE``: what would be
+    judged and served is not what was trained.
     """
-    scored = Scored(model).eval()
-    generator = np.random.default_rng(seed)
+    scored = Scored(model, fields).eval()
+    names = [tensor["name"] for tensor in signature(fields)[0]]
     worst = 0.0
-    for tensors in (*(random_rows(fields, batch, generator) for batch in _BATCHES), rows):
-        if not len(tensors["numeric"]):
-            continue
+    for tensors in (*_random_batches(fields, bundle, np.random.default_rng(seed)), *_real_batches(fields, bundle, rows)):
         with torch.no_grad():
-            expected = scored(torch.from_numpy(tensors["categorical"]), torch.from_numpy(tensors["numeric"])).double().numpy().reshape(-1)
-        worst = max(worst, float(np.abs(expected - runtime.score(bundle, tensors)).max()))
+            expected = scored(*(torch.from_numpy(tensors[name]) for name in names)).double().numpy()
+        answered = runtime.score(bundle, tensors)
+        worst = max(worst, float(np.abs(expected.reshape(answered.shape) - answered).max()))
     if not worst <= TOLERANCE:
         raise IntegrityError(
             f"{bundle}: torch and ONNX Runtime differ by {worst:.2e}, at most {TOLERANCE:g} is allowed: do not ship it; check the exporter's version"
@@ -76,7 +82,31 @@ def check_parity(model: nn.Module, fields: Fields, bundle: Path, rows: Mapping[s
     return worst
 
 
-def random_rows(fields: Fields, rows: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
+def _random_batches(fields: Fields, bundle: Path, generator: np.random.Generator) -> Iterator[Tensors]:
+    if fields.text is None:
+        yield from (random_rows(fields, batch, generator) for batch in _BATCHES)
+        return
+    words, most = load_tokenizer(bundle / TOKENIZER).get_vocab_size(), longest(fields, bundle)
+    yield from (random_texts(rows, min(tokens, most), words, generator) for rows, tokens in _SHAPES)
+
+
+def _real_batches(fields: Fields, bundle: Path, rows: Columns) -> Iterator[Tensors]:
+    count, encode = len(rows[fields.names[0]]), encoder(fields, bundle)
+    if count and fields.text is None:
+        yield encode(rows)
+    elif count:
+        chosen = evenly(rows, MAX_PARITY_ROWS)
+        yield from (batch for _, batch in runtime.by_length(encode(chosen)))
+
+
+def evenly(rows: Columns, most: int) -> dict[str, list[Any]]:
+    """At most ``most`` rows, evenly spaced."""
+    count = len(next(iter(rows.values())))
+    places = sorted({int(place) for place in np.linspace(0, count - 1, min(count, most))})
+    return {name: [column[place] for place in places] for name, column in rows.items()}
+
+
+def random_rows(fields: Fields, rows: int, generator: np.random.Generator) -> Tensors:
     """Tensors of ``rows`` rows: codes over whole vocabularies, numbers within their bounds (open sides: +-1,000)."""
     codes = [generator.integers(0, len(field.values), rows) for field in fields.categorical]
     numbers = [generator.uniform(-1e3 if field.low is None else field.low, 1e3 if field.high is None else field.high, rows) for field in fields.numeric]
@@ -84,3 +114,11 @@ def random_rows(fields: Fields, rows: int, generator: np.random.Generator) -> di
         "categorical": np.array(codes, np.int64).reshape(len(codes), rows).T.copy(),
         "numeric": np.array(numbers, np.float32).reshape(len(numbers), rows).T.copy(),
     }
+
+
+def random_texts(rows: int, tokens: int, words: int, generator: np.random.Generator) -> Tensors:
+    """Tensors ``[rows, tokens]`` of random ids below ``words``; one row is full, the others are of random lengths and padded."""
+    lengths = generator.integers(1, tokens + 1, rows)
+    lengths[0] = tokens
+    mask = (np.arange(tokens) < lengths[:, None]).astype(np.int64)
+    return {"input_ids": generator.integers(0, words, (rows, tokens)) * mask, "attention_mask": mask}

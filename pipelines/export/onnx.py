@@ -13,63 +13,93 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.fields import Fields
+from pipelines.errors import ConfigError
+from pipelines.fields import Fields, signature
 from pipelines.runtime import MODEL, OUTPUT
+from pipelines.text import TOKENIZER, load_tokenizer
 
 OPSET = 20
 MAX_BATCH = 65_536
-"""The largest batch that the exported graph declares."""
+"""The largest batch that the graph of a tabular model declares."""
+MAX_TEXTS = 1_024
+"""The largest batch that the graph of a text model declares."""
+MAX_BYTES = 2_000_000_000
+"""An ONNX file is one protobuf message, which ends at 2 GiB."""
+_DTYPES = {"int64": torch.int64, "float32": torch.float32}
 
 
 class Scored(nn.Module):  # type: ignore[misc] # torch is Any to mypy
-    """A model with the sigmoid inside: what ships answers probabilities ``[B, 1]``, not logits."""
+    """A model with its link inside: what ships answers probabilities ``[B, 1]`` or ``[B, K]``, not logits.
 
-    def __init__(self, model: nn.Module) -> None:
+    It takes the tensors of :func:`pipelines.fields.signature` in their order, the model itself by their names.
+    """
+
+    def __init__(self, model: nn.Module, fields: Fields) -> None:
         super().__init__()
         self.model = model
+        self._names = [tensor["name"] for tensor in signature(fields)[0]]
+        self._classes = bool(fields.classes)
 
-    def forward(self, categorical: Tensor, numeric: Tensor) -> Tensor:
-        """Probabilities ``[B, 1]`` of int64 codes ``[B, C]`` and float32 numbers ``[B, N]``."""
-        return torch.sigmoid(self.model(categorical, numeric))
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Sigmoid of the logits ``[B, 1]`` of a binary label, softmax over those ``[B, K]`` of classes."""
+        logits = self.model(**dict(zip(self._names, tensors, strict=True)))
+        return torch.softmax(logits, dim=1) if self._classes else torch.sigmoid(logits)
 
 
-def example(fields: Fields, rows: int) -> tuple[Tensor, Tensor]:
-    """Zero tensors of the fields' shapes: code 0 is in every vocabulary."""
-    return torch.zeros(rows, len(fields.categorical), dtype=torch.int64), torch.zeros(rows, len(fields.numeric))
+def longest(fields: Fields, folder: Path) -> int:
+    """Most tokens of a text: where the tokenizer in ``folder`` truncates; 1 without texts."""
+    return 1 if fields.text is None else int(load_tokenizer(folder / TOKENIZER).truncation["max_length"])
 
 
 def write_onnx(model: nn.Module, fields: Fields, folder: Path) -> Path:
     """Write ``folder/model.onnx``; equal weights give equal bytes.
 
-    Inputs ``categorical`` int64 [batch, C] and ``numeric`` float32 [batch, N], output ``score`` float32
-    [batch, 1]. Names of source files and stack traces are stripped.
+    Inputs and output are those of :func:`pipelines.fields.signature`, with a free batch and, for texts, a free
+    sequence of 2 up to the truncation of ``folder/tokenizer.json``. Names of source files and stack traces are
+    stripped. Raises ConfigError for a model that no ONNX file can hold.
     """
     import onnx
 
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    if size > MAX_BYTES:
+        raise ConfigError(f"{fields.case}: the model has {size / 1e9:.1f} GB of weights, an ONNX file holds {MAX_BYTES / 1e9:g}: choose a smaller encoder")
     path = folder / MODEL
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    # An example of one row would be specialised to batch 1.
-    sample = example(fields, rows=3)
+    inputs, _ = signature(fields)
+    axes = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH if fields.text is None else MAX_TEXTS)}
+    if fields.text is not None:
+        axes[1] = torch.export.Dim("seq", min=2, max=longest(fields, folder))
     with _quiet():
         program = torch.onnx.export(
-            Scored(model).eval(),
-            sample,
+            Scored(model, fields).eval(),
+            example(fields),
             dynamo=True,
             opset_version=OPSET,
-            input_names=["categorical", "numeric"],
+            input_names=[tensor["name"] for tensor in inputs],
             output_names=[OUTPUT],
-            dynamic_shapes={"categorical": {0: batch}, "numeric": {0: batch}},
+            dynamic_shapes=(tuple(axes for _ in inputs),),
             external_data=False,
         )
     assert program is not None
     proto = program.model_proto
-    _strip(proto)
+    strip(proto)
     onnx.checker.check_model(proto)
     path.write_bytes(proto.SerializeToString(deterministic=True))
     return path
 
 
-def _strip(proto: Any) -> None:
+def example(fields: Fields) -> tuple[Tensor, ...]:
+    """Tensors to trace a model with, every free axis at least 2 long: of one row it would be specialised to batch 1.
+
+    Code 0 is in every vocabulary, token 1 in every tokenizer's, and 1 is a mask that leaves nothing out.
+    """
+    fill = 0 if fields.text is None else 1
+    return tuple(
+        torch.full([size if size >= 0 else free for size, free in zip(tensor["shape"], (3, 7), strict=True)], fill, dtype=_DTYPES[tensor["dtype"]])
+        for tensor in signature(fields)[0]
+    )
+
+
+def strip(proto: Any) -> None:
     """Remove what depends on the machine and not on the model: documentation, stack traces, paths."""
     graph = proto.graph
     for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):

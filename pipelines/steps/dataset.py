@@ -15,13 +15,14 @@ from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest, Release
 from pipelines.data import dataset
 from pipelines.errors import IntegrityError, TooFewRows
+from pipelines.fields import Fields
 
 STEP_VERSION = 1
 ROOMS = ("pipelines.data.dataset",)
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write ``train.parquet`` and ``holdout.parquet`` to ``run_dir/dataset``.
+    """Write ``train.parquet`` and ``holdout.parquet``, and where it is declared ``history.parquet``, to ``run_dir/dataset``.
 
     The holdout may be empty (the gate is inconclusive then). Raises TooFewRows if there is no labelled row
     to train on, IntegrityError if the champion's own training rows cannot be found.
@@ -34,8 +35,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
 
     def build(folder: Path) -> Mapping[str, Any]:
         rows = pl.read_parquet(run_dir / "validate" / "rows.parquet")
-        chosen, rule = dataset.choose(rows, fields.label, as_of, params.dataset)
-        split = dataset.split(chosen, params.dataset, None if champion is None else _trained_on(settings, champion))
+        chosen, older, rule = dataset.choose(rows, fields.label, as_of, params.dataset)
+        known = None if champion is None else _trained_on(settings, champion)
+        split = dataset.split(chosen, older, params.dataset, known, None if fields.text is None else fields.text.name)
         if split.train.is_empty():
             raise TooFewRows(
                 f"{params.case}: none of {rows.height} rows before {as_of.isoformat()} can be trained on, {chosen.height} have a label that has arrived: "
@@ -43,14 +45,15 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
             )
         split.train.write_parquet(folder / "train.parquet", compression="zstd")
         split.holdout.write_parquet(folder / "holdout.parquet", compression="zstd")
-        positives = int(split.train[fields.label].sum())
+        if params.dataset.history_rows:
+            split.history.write_parquet(folder / "history.parquet", compression="zstd")
         return {
             "rule": rule,
             "train_rows": split.train.height,
             "holdout_rows": split.holdout.height,
-            "positives": positives,
-            "holdout_positives": int(split.holdout[fields.label].sum()),
-            "base_rate": positives / split.train.height,
+            "replayed_rows": split.replayed,
+            "history_rows": split.history.height,
+            **_balance(split, fields),
             "window": dataset.training_window(as_of, params.dataset).model_dump(mode="json"),
             "oldest": chosen["event_time"][0].isoformat(),
             "newest": chosen["event_time"][-1].isoformat(),
@@ -59,6 +62,24 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         }
 
     return storage.commit(run_dir / "dataset", case=params.case, as_of=as_of, key=key, inputs={"validate": validate.key}, build=build)
+
+
+def _balance(split: dataset.Split, fields: Fields) -> dict[str, Any]:
+    """How often the positive class occurs; with classes ``positives`` are the rows outside of the commonest one.
+
+    A class's base rate counts one row more than there are: one without training rows is improbable, not impossible.
+    """
+    train, holdout = split.train[fields.label], split.holdout[fields.label]
+    if not fields.classes:
+        positives = int(train.sum())
+        return {"positives": positives, "holdout_positives": int(holdout.sum()), "base_rate": positives / train.len()}
+    counts = [int((train == position).sum()) for position in range(len(fields.classes))]
+    return {
+        "positives": train.len() - max(counts),
+        "holdout_positives": holdout.len() - (int(holdout.value_counts()["count"].max() or 0) if holdout.len() else 0),  # type: ignore[arg-type]
+        "class_counts": dict(zip(fields.classes, counts, strict=True)),
+        "base_rate": [(count + 1) / (train.len() + len(counts)) for count in counts],
+    }
 
 
 def _trained_on(settings: Settings, champion: Release) -> pl.Series:

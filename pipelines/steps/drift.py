@@ -20,7 +20,7 @@ from pipelines.drift import labels as label_evidence
 from pipelines.drift import policy, reference
 from pipelines.drift.compare import compare, quality, shift
 from pipelines.drift.profile import Profile, merge, read
-from pipelines.drift.spec import SCORE, load_spec
+from pipelines.drift.spec import SCORE, count_words, load_spec, numbers
 from pipelines.drift.windows import drift_window
 from pipelines.fields import Fields
 from pipelines.reports import evidently
@@ -89,7 +89,8 @@ def _labels(params: Params, settings: Settings, champion: Release, before: Profi
     marks = [] if earlier is None else [drift_window(mark.end, params.drift.window) for mark in earlier.marks]
     # Room for labels that took twice their usual time.
     start = min([champion.as_of - timedelta(days=2 * params.label_delay_days + 1), window.start, *(mark.start for mark in marks)])
-    served = prediction_log.read_predictions(settings, params.case, Window(start=start, end=window.end)).select("id", "event_time", "version", SCORE)
+    logged = prediction_log.read_predictions(settings, params.case, Window(start=start, end=window.end))
+    served = logged.select("id", "event_time", "version", SCORE, *(name for name in (prediction_log.SCORES,) if name in logged.columns))
     labels = prediction_log.read_labels(settings, params.case, window.end, since=start)
     since = champion.as_of if earlier is None else earlier.end
     return {
@@ -183,12 +184,15 @@ def _commit(params: Params, settings: Settings, run_dir: Path, as_of: datetime, 
 def _draw(params: Params, settings: Settings, report: DriftReport, path: Path, trained_on: Path) -> str | None:
     """The page of the strongest drifted fields, as ``drift.html``; None if none drifted; an error as a sentence, as no decision hangs on it."""
     fields: Fields = load_fields(params.case)
-    columns = [feature.feature for feature in report.features if feature.drifted and feature.feature in fields.names][:MAX_PANELS]
+    shown = {*fields.names, *numbers(fields)}
+    columns = [feature.feature for feature in report.features if feature.drifted and feature.feature in shown][:MAX_PANELS]
     if not columns:
         return None
     try:
         rows = prediction_log.read_predictions(settings, params.case, report.window)
-        before = pl.read_parquet(trained_on, columns=columns)
+        before = pl.read_parquet(trained_on, columns=list(fields.names))
+        if fields.text is not None:
+            rows, before = (frame.with_columns(count_words(frame[fields.text.name])) for frame in (rows, before))
         limit = params.drift.report_rows
         evidently.draw(path, evidently.sample(rows, limit), evidently.sample(before, limit), columns, fields, params.drift.severe_psi)
     except Exception as error:

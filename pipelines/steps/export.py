@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
 
 from pipelines import runtime, storage
@@ -17,25 +18,39 @@ from pipelines.contracts import Manifest
 from pipelines.drift.profile import to_bytes
 from pipelines.drift.reference import FILE, reference_profile
 from pipelines.drift.spec import load_spec
-from pipelines.fields import encode
+from pipelines.evaluation.metrics import metrics
+from pipelines.text import TOKENIZER
 
-STEP_VERSION = 2
+if TYPE_CHECKING:
+    from pipelines.encoding import Columns
+    from pipelines.fields import Fields
+
+STEP_VERSION = 3
 ROOMS = (
     "pipelines.export.onnx",
     "pipelines.export.bundle",
+    "pipelines.export.contract",
+    "pipelines.export.variants",
+    "pipelines.cases.encoder",
     "pipelines.cases.tabular",
     "pipelines.drift.profile",
     "pipelines.drift.reference",
     "pipelines.drift.spec",
+    "pipelines.evaluation.metrics",
+    "pipelines.encoding",
     "pipelines.fields",
     "pipelines.runtime",
+    "pipelines.text",
 )
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write the bundle (model.onnx, bundle.json, fields.json, reference.parquet) to ``run_dir/export``.
+    """Write the bundle to ``run_dir/export``.
 
-    Raises IntegrityError if ONNX Runtime does not answer what torch answers.
+    model.onnx, bundle.json, fields.json, contract.json (a row as JSON Schema), spec.json (the feature spec),
+    reference.parquet, for texts tokenizer.json, and with ``export.int8`` the variant that does not ship. Facts:
+    ``parity`` (largest difference of a probability to torch), ``variants`` (bytes and latency of each, and what
+    int8 changes on the holdout). Raises IntegrityError if ONNX Runtime does not answer what torch answers.
     """
     del settings  # a step's signature; nothing outside the run is read
     fields = load_fields(params.case)
@@ -43,23 +58,50 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     dataset = storage.read_manifest(run_dir / "dataset")
     inputs = {"dataset": dataset.key, "train": train.key}
     spec = load_spec(fields)
-    key = storage.step_key("export", STEP_VERSION, inputs, {"fields": fields.hash, "profile": spec.version})
+    declared = {"fields": fields.hash, "profile": spec.version, "export": params.export.model_dump(mode="json")}
+    key = storage.step_key("export", STEP_VERSION, inputs, declared)
 
     def build(folder: Path) -> Mapping[str, Any]:
         # Inside: a no-op run must not pay for importing torch.
         from pipelines.export.bundle import check_parity, write_bundle
         from pipelines.training.weights import load_weights
 
-        model = part(params.case, "model").build(params.model, fields)
+        if fields.text is not None:
+            shutil.copyfile(run_dir / "train" / TOKENIZER, folder / TOKENIZER)
+        # The architecture of a text model suffices: its pre-trained weights are about to be replaced.
+        fresh = {} if fields.text is None else {"pretrained": False}
+        model = part(params.case, "model").build(params.model, fields, **fresh)
         load_weights(model, run_dir / "train" / "weights.pt")
         about = {"train_rows": dataset.facts["train_rows"], "dataset_key": dataset.key, "weights_sha256": train.facts["weights_sha256"]}
+        if params.export.int8:
+            about["precision"] = params.export.ship
         bundle = write_bundle(model, fields, folder, about)
         holdout = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")
-        tensors = encode(fields, {name: holdout[name].to_list() for name in fields.names})
-        worst = check_parity(model, fields, folder, tensors, params.train.seed)
-        scores = runtime.score(folder, tensors) if holdout.height else np.empty(0)
+        columns = {name: holdout[name].to_list() for name in fields.names}
+        worst = check_parity(model, fields, folder, columns, params.train.seed)
+        variants = _variants(params, fields, folder, columns, holdout[fields.label].to_numpy())
+        scores = runtime.score_rows(folder, fields, columns)
         reference = reference_profile(pl.read_parquet(run_dir / "dataset" / "train.parquet"), scores, fields, spec, holdout)
         (folder / FILE).write_bytes(to_bytes(reference))
-        return {"parity": worst, "parity_rows": holdout.height, **bundle}
+        (folder / "spec.json").write_text(storage.canonical_json(asdict(spec)))
+        return {"parity": worst, "parity_rows": holdout.height, "variants": variants, **bundle}
 
     return storage.commit(run_dir / "export", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
+
+
+def _variants(params: Params, fields: Fields, folder: Path, columns: Columns, label: Any) -> dict[str, Any]:
+    """Make the declared variants of the fp32 model.onnx, measure them, and let the declared one be model.onnx."""
+    from pipelines.export import variants
+
+    files = {"fp32": runtime.MODEL}
+    if params.export.int8:
+        files["int8"] = variants.write_int8(folder).name
+        scores = {name: runtime.score_rows(folder, fields, columns, model=file) for name, file in files.items()}
+        change = variants.difference(label, scores["fp32"], scores["int8"], metrics)
+        if params.export.ship == "int8":
+            variants.ship_int8(folder)
+            files = {"fp32": variants.FP32, "int8": runtime.MODEL}
+    found = {name: variants.cost(folder, file, fields, columns) for name, file in files.items()}
+    if params.export.int8:
+        found["int8"] |= {"change": change}
+    return found

@@ -23,20 +23,22 @@ from pipelines.contracts import PredictionLine
 from pipelines.errors import Unavailable
 from serving.gateway.log import OPEN, Position
 
-FORMAT = "1"
+FORMAT = "2"
 PATIENCE_SECONDS, REBUILD_SECONDS = 2.0, 300.0
 """How long a request waits for another worker's transaction, and a starting worker for another's rebuild."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (
-    id TEXT PRIMARY KEY, digest BLOB NOT NULL, event_us INTEGER NOT NULL, received_us INTEGER NOT NULL, version INTEGER NOT NULL, score REAL NOT NULL
+    id TEXT PRIMARY KEY, digest BLOB NOT NULL, event_us INTEGER NOT NULL, received_us INTEGER NOT NULL,
+    version INTEGER NOT NULL, prediction INTEGER NOT NULL, score REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS segments (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 _INSERT = """
-INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET
-    digest = excluded.digest, event_us = excluded.event_us, received_us = excluded.received_us, version = excluded.version, score = excluded.score
+INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET
+    digest = excluded.digest, event_us = excluded.event_us, received_us = excluded.received_us,
+    version = excluded.version, prediction = excluded.prediction, score = excluded.score
     WHERE excluded.received_us < answers.received_us
 """
 _BATCH = 10_000
@@ -47,13 +49,14 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Answer(NamedTuple):
-    """What was answered for an id first: a digest of the features, event time and receipt in microseconds since 1970, version and score."""
+    """What was answered for an id first: a digest of the features, event time and receipt in microseconds since 1970, version, prediction and score."""
 
     id: str
     digest: bytes
     event_us: int
     received_us: int
     version: int
+    prediction: int
     score: float
 
 
@@ -84,7 +87,7 @@ class Index:
 
     def find(self, ids: Iterable[str]) -> dict[str, Answer]:
         """The answers of those ids that have one."""
-        query = "SELECT id, digest, event_us, received_us, version, score FROM answers WHERE id IN (SELECT value FROM json_each(?))"
+        query = "SELECT id, digest, event_us, received_us, version, prediction, score FROM answers WHERE id IN (SELECT value FROM json_each(?))"
         try:
             return {row[0]: Answer(*row) for row in self._connection.execute(query, (_encode(list(ids)).decode(),))}
         except sqlite3.Error as error:
@@ -137,8 +140,11 @@ class Index:
         done = dict(self._connection.execute("SELECT name, bytes FROM segments"))
         ahead = any(name in paths and _where_it_is(paths[name]).stat().st_size < size for name, size in done.items())
         if facts != wanted or ahead:
+            # Dropped, not emptied: another format may have other columns. Statement by statement, as executescript would commit.
             for table in ("answers", "segments", "facts"):
-                self._connection.execute(f"DELETE FROM {table}")  # noqa: S608 - our own three names
+                self._connection.execute(f"DROP TABLE IF EXISTS {table}")
+            for statement in _TABLES.split(";"):
+                self._connection.execute(statement)
             self._connection.executemany("INSERT INTO facts VALUES (?, ?)", wanted.items())
             done = {}
         return sum(self._index(_where_it_is(path), name, done.get(name, 0)) for name, path in paths.items())
@@ -167,7 +173,7 @@ class Index:
             value: Any = _line.decode(line)
             features = digest([part if isinstance(part := value["row"][field], str) else float(part) for field in self._names])
             happened, received = (microseconds(datetime.fromisoformat(value[name])) for name in ("event_time", "received_at"))
-            return [Answer(value["prediction_id"], features, happened, received, value["version"], value["score"])]
+            return [Answer(value["prediction_id"], features, happened, received, value["version"], value["prediction"], value["score"])]
         except (ValueError, KeyError, TypeError):
             return []
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
+from pipelines.encoding import Columns
 from pipelines.errors import Unavailable
-from pipelines.fields import encode
 from serving.gateway.identity import Answer, digest, microseconds
 from serving.gateway.log import Position
 from serving.gateway.refusal import Refused
 from serving.gateway.rows import read
 from serving.gateway.state import Case, Gateway
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +38,7 @@ class Line(msgspec.Struct, gc=False):
     score: float
     prediction: int
     row: Any
+    scores: list[float] | UnsetType = UNSET
 
 
 class AnswerRow(msgspec.Struct, gc=False):
@@ -41,7 +46,7 @@ class AnswerRow(msgspec.Struct, gc=False):
 
     prediction_id: str
     version: int
-    prediction: int
+    prediction: int | str
     score: float
 
 
@@ -64,6 +69,14 @@ class Row(NamedTuple):
     item: Any
 
 
+class Scored(NamedTuple):
+    """A row and its answer; ``scores`` are those of all classes, in a case that has classes."""
+
+    row: Row
+    answer: Answer
+    scores: list[float] | UnsetType
+
+
 _encoder = msgspec.json.Encoder()
 
 
@@ -82,18 +95,16 @@ async def predict(gateway: Gateway, case: Case, body: bytes) -> bytes:
     repeated = len(rows) - len(fresh)
     if fresh:
         columns = dict(zip(case.fields.names, zip(*(row.features for row in fresh), strict=True), strict=True))
-        version, scores = await _score(gateway, case, encode(case.fields, columns))
-        scored = [
-            Answer(row.id, row.digest, microseconds(row.event_time), microseconds(received), version, score) for row, score in zip(fresh, scores, strict=True)
-        ]
-        raced = _log(gateway, case, fresh, scored, request_id, received, len(rows))
-        answers |= {answer.id: answer for answer in scored} | raced
+        version, scores = await _score(gateway, case, columns)
+        scored = [_scored(row, received, version, values) for row, values in zip(fresh, scores.tolist(), strict=True)]
+        raced = _log(gateway, case, scored, request_id, received, len(rows))
+        answers |= {one.answer.id: one.answer for one in scored} | raced
         repeated += len(raced)
         gateway.metrics.rows.labels(case.name, version).inc(len(fresh) - len(raced))
     if repeated:
         gateway.metrics.repeated.labels(case.name).inc(repeated)
-    found = [answers[row.id] for row in rows]
-    return _encoder.encode(Reply(request_id, [AnswerRow(answer.id, answer.version, int(answer.score >= 0.5), answer.score) for answer in found]))
+    found, names = [answers[row.id] for row in rows], case.fields.classes or (0, 1)
+    return _encoder.encode(Reply(request_id, [AnswerRow(answer.id, answer.version, names[answer.prediction], answer.score) for answer in found]))
 
 
 def _row(number: int, item: Any, received: datetime, case: Case) -> Row:
@@ -112,6 +123,14 @@ def _row(number: int, item: Any, received: datetime, case: Case) -> Row:
         features,
         item,
     )
+
+
+def _scored(row: Row, received: datetime, version: int, scores: list[float]) -> Scored:
+    """The answer that a row's ``scores`` mean: one is the positive class's, several are the classes', of which the likeliest is the prediction."""
+    score = max(scores)
+    one = len(scores) == 1
+    answer = Answer(row.id, row.digest, microseconds(row.event_time), microseconds(received), version, int(score >= 0.5) if one else scores.index(score), score)
+    return Scored(row, answer, UNSET if one else scores)
 
 
 def _unique(rows: list[Row]) -> dict[str, Row]:
@@ -140,24 +159,24 @@ def _conflict(row: Row, count: int) -> Refused:
     return Refused(409, "conflict", text, field="prediction_id", row=row.number, rows=count)
 
 
-async def _score(gateway: Gateway, case: Case, tensors: Any) -> tuple[int, list[float]]:
-    """The version that answered and its scores: the champion's, or while it does not answer, the previous release's."""
-    route = gateway.routing.champion(case.name)
-    champion, deadline = route.release.champion, gateway.triton.deadline()
+async def _score(gateway: Gateway, case: Case, columns: Columns) -> tuple[int, NDArray[np.float64]]:
+    """The version that answered and its scores: the champion's, or while it does not answer, the previous release's (with its own encoding)."""
+    champion, previous = gateway.routing.versions(case.name)
+    deadline, outputs = gateway.triton.deadline(), case.fields.outputs
     try:
-        scores = await gateway.triton.score(case.name, champion, tensors, deadline)
+        scores = await gateway.triton.score(case.name, champion.number, await champion.parts(columns), outputs, deadline)
     except Unavailable as error:
-        gateway.metrics.triton_errors.labels(case.name, champion).inc()
-        if route.previous is None or time.monotonic() >= deadline:
+        gateway.metrics.triton_errors.labels(case.name, champion.number).inc()
+        if previous is None or time.monotonic() >= deadline:
             raise
         try:
-            scores = await gateway.triton.score(case.name, route.previous, tensors, deadline)
+            scores = await gateway.triton.score(case.name, previous.number, await previous.parts(columns), outputs, deadline)
         except Unavailable:
             raise error from None
         _flag(gateway, case, str(error))
-        return route.previous, scores
+        return previous.number, scores
     _flag(gateway, case, "")
-    return champion, scores
+    return champion.number, scores
 
 
 def _flag(gateway: Gateway, case: Case, why: str) -> None:
@@ -168,33 +187,34 @@ def _flag(gateway: Gateway, case: Case, why: str) -> None:
         log.warning("%s: %s", case.name, f"the previous release answers: {why}" if why else "the champion answers again")
 
 
-def _log(gateway: Gateway, case: Case, fresh: list[Row], scored: list[Answer], request_id: str, received: datetime, count: int) -> dict[str, Answer]:
+def _log(gateway: Gateway, case: Case, fresh: Sequence[Scored], request_id: str, received: datetime, count: int) -> dict[str, Answer]:
     """Write the rows to the log; returns the answers of those that somebody else logged in the meantime, which are not written.
 
     No await in here: between the look-up and the index's commit no other request of this worker runs, and no other worker writes.
     """
-    if not any(row.digest for row in fresh):
-        case.predictions_log.append(_lines(fresh, scored, request_id, received))
+    named = [one.row for one in fresh if one.row.digest]
+    if not named:
+        case.predictions_log.append(_lines(fresh, request_id, received))
         gateway.metrics.log_lines.labels(case.name, "predictions").inc(len(fresh))
         return {}
     position: Position | None = None
     try:
         with case.index.writing():
-            raced = case.index.find(row.id for row in fresh if row.digest)
-            _check(fresh, raced, count)
-            pairs = [(row, answer) for row, answer in zip(fresh, scored, strict=True) if row.id not in raced]
-            if pairs:
-                position = case.predictions_log.append(_lines([row for row, _ in pairs], [answer for _, answer in pairs], request_id, received))
-                case.index.remember((answer for row, answer in pairs if row.digest), position)
+            raced = case.index.find(row.id for row in named)
+            _check(named, raced, count)
+            new = [one for one in fresh if one.row.id not in raced]
+            if new:
+                position = case.predictions_log.append(_lines(new, request_id, received))
+                case.index.remember((one.answer for one in new if one.row.digest), position)
     except BaseException:
         if position is not None:
             case.predictions_log.undo(position)
         raise
-    gateway.metrics.log_lines.labels(case.name, "predictions").inc(len(pairs))
+    gateway.metrics.log_lines.labels(case.name, "predictions").inc(len(new))
     return raced
 
 
-def _lines(rows: Iterable[Row], answers: Iterable[Answer], request_id: str, received: datetime) -> bytes:
+def _lines(fresh: Iterable[Scored], request_id: str, received: datetime) -> bytes:
     now = received.isoformat()
     return _encoder.encode_lines(
         [
@@ -205,9 +225,10 @@ def _lines(rows: Iterable[Row], answers: Iterable[Answer], request_id: str, rece
                 now,
                 answer.version,
                 answer.score,
-                int(answer.score >= 0.5),
+                answer.prediction,
                 row.item,
+                scores,
             )
-            for row, answer in zip(rows, answers, strict=True)
+            for row, answer, scores in fresh
         ]
     )

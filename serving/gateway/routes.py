@@ -15,6 +15,7 @@ from serving.gateway.predict import predict
 from serving.gateway.refusal import JSON, Refused
 from serving.gateway.rows import read
 from serving.gateway.state import Case, Gateway
+from serving.gateway.versions import probe
 
 router = APIRouter()
 _encoder = msgspec.json.Encoder()
@@ -28,15 +29,20 @@ def _body(name: str, item: dict[str, Any]) -> dict[str, Any]:
 
 _TIME = {"type": "string", "format": "date-time"}
 _ROW = {"properties": {"prediction_id": {"type": "string"}, "event_time": _TIME}, "additionalProperties": {"type": ["string", "number"]}}
+_NAME = {"type": ["integer", "string"], "description": "0 or 1; in a case with classes the name of one of them"}
 _LABEL = {
     "required": ["prediction_id", "label"],
-    "properties": {"prediction_id": {"type": "string"}, "label": {"enum": [0, 1]}, "revision": {"type": "integer", "minimum": 0}, "event_time": _TIME},
+    "properties": {"prediction_id": {"type": "string"}, "label": _NAME, "revision": {"type": "integer", "minimum": 0}, "event_time": _TIME},
 }
 
 
 @router.post("/v1/cases/{case}/predict", openapi_extra=_body("rows", _ROW))
 async def predict_rows(request: Request, case: str) -> Response:
-    """Score rows of raw features; each answered row is in the prediction log. Send a prediction_id to be able to ask again safely."""
+    """Score rows of raw features; each answered row is in the prediction log. Send a prediction_id to be able to ask again safely.
+
+    The answer's prediction is 0 or 1 and its score the probability of 1; in a case with classes the prediction is
+    the name of the likeliest class, and the score its probability.
+    """
     gateway, known, body = await _enter(request, case)
     return Response(await predict(gateway, known, body), media_type=JSON)
 
@@ -50,13 +56,13 @@ async def post_labels(request: Request, case: str) -> Response:
     """
     gateway, known, body = await _enter(request, case)
     now = datetime.now(UTC).isoformat()
-    labels = read(known.labels, body)
+    labels, classes = read(known.labels, body), known.fields.classes
     known.labels_log.append(
         _encoder.encode_lines(
             [
                 {
                     "prediction_id": label.prediction_id,
-                    "label": label.label,
+                    "label": classes.index(label.label) if classes else label.label,
                     "revision": label.revision,
                     "event_time": now if label.event_time is UNSET else label.event_time.astimezone(UTC).isoformat(),
                     "received_at": now,
@@ -85,9 +91,10 @@ async def readyz(request: Request) -> Response:
         if (route := gateway.routing.known(name)) is None:
             continue
         try:
-            champion = gateway.routing.champion(name).release.champion
-            await gateway.triton.score(name, champion, case.probe(), gateway.triton.deadline())
-            cases[name] = {"champion": champion, "ready": True}
+            champion, _previous = gateway.routing.versions(name)
+            probed = await champion.parts(probe(case.fields))
+            await gateway.triton.score(name, champion.number, probed, case.fields.outputs, gateway.triton.deadline())
+            cases[name] = {"champion": champion.number, "ready": True}
         except PerennialError as error:
             cases[name] = {"champion": route.release.champion, "ready": False, "error": str(error)}
     answer: dict[str, Any] = {"ready": all(case["ready"] for case in cases.values()), "cases": cases}

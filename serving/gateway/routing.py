@@ -5,10 +5,10 @@ While the ledger is away, the last good copy goes on being used; how old it is s
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -19,17 +19,19 @@ from pipelines.contracts import Release
 from pipelines.errors import PerennialError, Unavailable
 from pipelines.fields import Fields
 from serving.gateway.metrics import Metrics
+from serving.gateway.versions import Version, load
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Route:
-    """A case's champion, the release before it (None: there is none that may serve), and why the champion is refused ("": it is not)."""
+    """A case's champion (or why it is refused), and the release before it; None where there is none that may serve."""
 
     release: Release
-    previous: int | None
-    refused: str
+    champion: Version | None
+    previous: Version | None
+    refused: str = ""
 
 
 class Routing:
@@ -63,37 +65,28 @@ class Routing:
         if release is None or (known is not None and known.release == release and not known.refused):
             return None if release is None else known
         before = ledger.previous_release(self._settings.ledger, case)
-        usable = before is not None and before.champion != release.champion and not self._why_not(before)
-        route = Route(release, before.champion if before is not None and usable else None, self._why_not(release))
+        previous = None
+        if before is not None and before.champion != release.champion:
+            with suppress(Unavailable):
+                previous = load(self._settings.root, self._fields[case], before)
+        try:
+            route = Route(release, load(self._settings.root, self._fields[case], release), previous)
+        except Unavailable as error:
+            route = Route(release, None, previous, str(error))
         if known is None or known.release != release:
             log.info("%s: champion %d from release %d on (%s)", case, release.champion, release.seq, route.refused or release.action)
         return route
 
-    def _why_not(self, release: Release) -> str:
-        """Why a release may not be served with the fields known here, or nothing."""
-        path = self._settings.root / release.bundle / "bundle.json"
-        try:
-            trained_with = json.loads(path.read_text())["fields_hash"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return f"{release.case} version {release.champion}: its bundle.json cannot be read, so its fields are not known: restore {release.bundle}"
-        own = self._fields[release.case].hash
-        if trained_with == own:
-            return ""
-        return (
-            f"{release.case} version {release.champion} was trained with other fields ({str(trained_with)[:12]}) than this gateway has ({own[:12]}): "
-            "deploy the gateway that belongs to it, or train a version with these fields"
-        )
-
-    def champion(self, case: str) -> Route:
-        """The case's route; raises Unavailable if there is no champion yet, or none that may be served."""
+    def versions(self, case: str) -> tuple[Version, Version | None]:
+        """The case's champion and what stands in for it; raises Unavailable if there is no champion yet, or none that may be served."""
         route = self._routes.get(case)
         if route is None:
             if self.polled is None:
                 raise Unavailable(f"{case}: the ledger has not answered yet: see /readyz")
             raise Unavailable(f"{case} has no champion yet: run its training (DAG {case}_training), then try again")
-        if route.refused:
+        if route.champion is None:
             raise Unavailable(route.refused)
-        return route
+        return route.champion, route.previous
 
     def known(self, case: str) -> Route | None:
         """The case's route as it is, refused or not; None without a champion."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -27,21 +30,34 @@ FLOAT32_MAX = 3.4028234663852886e38
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,127}$"
 EARLIEST, LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 _OWN = ("prediction_id", "event_time")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SAFE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-_REASONS = (("expected", "type"), ("unknown category", "category"), ("must be finite", "not_finite"), ("must be a whole", "not_whole"))
+_REASONS = (
+    ("expected", "type"),
+    ("unknown category", "category"),
+    ("unknown class", "class"),
+    ("must be finite", "not_finite"),
+    ("must be a whole", "not_whole"),
+    ("must not be empty", "empty"),
+    ("lone surrogate", "not_unicode"),
+)
 _Id = Annotated[str, Meta(pattern=ID_PATTERN)]
 _Moment = Annotated[datetime, Meta(tz=True)]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One kind of body, ``{name: [item, ...]}``: how it is decoded, and what is checked when that fails."""
+    """One kind of body, ``{name: [item, ...]}``: how it is decoded, and what is checked when that fails.
+
+    ``text`` names the text field, if there is one: whether anything is left of a text is not for msgspec to see.
+    """
 
     name: str
     decoder: msgspec.json.Decoder[Any]
     required: tuple[str, ...]
     checks: Mapping[str, Check]
     most: int
+    text: str = ""
 
 
 class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -69,18 +85,24 @@ def row_shape(fields: Fields, most: int) -> Shape:
         gc=False,
     )
     checks = {field.name: _field_check(field) for field in fields.fields}
-    return _shape("rows", row, fields.names, checks, most)
+    if fields.text is not None:
+        _visible()  # made now, not by the first request
+    return _shape("rows", row, fields.names, checks, most, fields.text.name if fields.text is not None else "")
 
 
-def label_shape(most: int) -> Shape:
-    """The body of a labels request."""
+def label_shape(fields: Fields, most: int) -> Shape:
+    """The body of a labels request: 0 or 1, or the name of one of the case's classes."""
     checks: dict[str, Check] = {"label": _whole("label", 0, 1), "revision": _whole("revision", 0, 2**31 - 1)}
-    return _shape("labels", Label, ("prediction_id", "label"), checks, most)
+    if not fields.classes:
+        return _shape("labels", Label, ("prediction_id", "label"), checks, most)
+    checks["label"] = _class("label", fields.classes)
+    named = msgspec.defstruct("ClassLabel", [("label", Literal[fields.classes])], bases=(Label,), forbid_unknown_fields=True, gc=False, kw_only=True)
+    return _shape("labels", named, ("prediction_id", "label"), checks, most)
 
 
-def _shape(name: str, item: Any, required: tuple[str, ...], checks: Mapping[str, Check], most: int) -> Shape:
+def _shape(name: str, item: Any, required: tuple[str, ...], checks: Mapping[str, Check], most: int, text: str = "") -> Shape:
     request = msgspec.defstruct("Request", [(name, Annotated[list[item], Meta(min_length=1, max_length=most)])], forbid_unknown_fields=True)
-    return Shape(name, msgspec.json.Decoder(request), required, {**checks, "prediction_id": _id_check, "event_time": _time_check}, most)
+    return Shape(name, msgspec.json.Decoder(request), required, {**checks, "prediction_id": _id_check, "event_time": _time_check}, most, text)
 
 
 class _Object(dict[str, Any]):
@@ -101,7 +123,16 @@ def read(shape: Shape, body: bytes) -> list[Any]:
     for number, item in enumerate(items):
         if item.event_time is not UNSET and (text := _out_of_time(item.event_time)):
             raise Refused(422, "event_time", f"row {number}: {text}", field="event_time", row=number, rows=len(items))
+        if shape.text and not _visible().search(getattr(item, shape.text)):
+            raise Refused(422, "empty", f"row {number}: {shape.text}: must not be empty", field=shape.text, row=number, rows=len(items))
     return items
+
+
+@lru_cache(maxsize=1)
+def _visible() -> re.Pattern[str]:
+    """A character that :func:`pipelines.text.normalise` keeps: most texts begin with one, and a text without any is empty."""
+    gone = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char) in {"Cc", "Cf"})
+    return re.compile(rf"[^\s{re.escape(gone)}]")
 
 
 def explain(shape: Shape, body: bytes) -> Refused:
@@ -168,6 +199,8 @@ def _field_check(field: Field) -> Check:
             text = problem(field, value)
             if text is None and isinstance(field, Numeric) and isinstance(value, int | float) and abs(value) > FLOAT32_MAX:
                 text = f"{field.name}: must fit a 32-bit float"
+            if text is None and isinstance(value, str) and _SURROGATE.search(value):
+                text = f"{field.name}: holds a lone surrogate: send Unicode text"
         except OverflowError:
             text = f"{field.name}: must fit a 32-bit float"
         return text
@@ -180,6 +213,13 @@ def _whole(name: str, low: int, high: int) -> Check:
         if isinstance(value, bool) or not isinstance(value, int):
             return f"{name}: expected a whole number"
         return None if low <= value <= high else f"{name}: must be from {low} to {high}"
+
+    return check
+
+
+def _class(name: str, classes: tuple[str, ...]) -> Check:
+    def check(value: object) -> str | None:
+        return None if isinstance(value, str) and value in classes else f"{name}: unknown class, use one of {', '.join(classes)}"
 
     return check
 

@@ -8,13 +8,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipelines.cases import load_fields
 from pipelines.config import Settings, case_names
 from pipelines.errors import Unavailable
-from pipelines.fields import Fields, encode
+from pipelines.fields import Fields
 from serving.gateway.identity import Index
 from serving.gateway.log import Log, adopt, worker_name
 from serving.gateway.metrics import Metrics
@@ -43,12 +40,6 @@ class Case:
     def name(self) -> str:
         """The case's name."""
         return self.fields.case
-
-    def probe(self) -> dict[str, NDArray[np.int64] | NDArray[np.float32]]:
-        """Input tensors of one valid row, for a readiness inference."""
-        columns: dict[str, list[str | float]] = {field.name: [field.values[0]] for field in self.fields.categorical}
-        columns |= {field.name: [field.low if field.low is not None else 0.0] for field in self.fields.numeric}
-        return encode(self.fields, columns)
 
 
 @dataclass
@@ -123,4 +114,4 @@ def _case(fields: Fields, settings: Settings, bounds: Bounds, metrics: Metrics, 
     metrics.fallback.labels(fields.case).set(0)
     index = Index(settings.root / "gateway" / f"{fields.case}.ids.db", folder / "predictions", fields.names)
     index.catch_up()
-    return Case(fields, row_shape(fields, bounds.max_rows), label_shape(bounds.max_rows), logs["predictions"], logs["labels"], index)
+    return Case(fields, row_shape(fields, bounds.max_rows), label_shape(fields, bounds.max_rows), logs["predictions"], logs["labels"], index)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -19,15 +19,18 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from pipelines.errors import Unavailable
+from serving.gateway.parts import Part
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MAX_BATCH = 1024
-"""Rows per inference: Triton's ``max_batch_size`` in every case's config.pbtxt."""
+IN_FLIGHT = 4
+"""Inferences of one request that Triton holds at a time: enough to keep it busy, few enough to let other requests through."""
 FAILURES, PAUSE_SECONDS = 5, 1.0
 """So many failures in a row open a version's breaker; after the pause the next request tries again."""
 RETRY_WAIT_SECONDS = 0.05
+SUM_TOLERANCE = 1e-3
+"""How far the probabilities of a row may sum from 1: far above what float32 loses, far below a softmax left out."""
 _CHANNEL = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -57,29 +60,52 @@ class Triton:
         """The monotonic time by which a request that starts now must be answered."""
         return time.monotonic() + self.deadline_seconds
 
-    async def score(self, case: str, version: int, tensors: Mapping[str, NDArray[Any]], deadline: float) -> list[float]:
-        """Probabilities [B] of one version, by ``deadline`` (monotonic). Raises Unavailable with the reason."""
+    async def score(self, case: str, version: int, parts: Sequence[Part], outputs: int, deadline: float) -> NDArray[np.float64]:
+        """Probabilities ``[B, outputs]`` of one version in the order of the rows, by ``deadline`` (monotonic).
+
+        ``outputs`` is 1 for the positive class's, or the number of classes. Raises Unavailable with the reason.
+        """
         name = f"{case} version {version}"
-        rows = len(tensors["numeric"])
         try:
             async with await self._breakers.get_breaker(f"{case}/{version}"):
-                scores: list[float] = []
-                for start in range(0, rows, MAX_BATCH):
-                    part = tensors if rows <= MAX_BATCH else {key: value[start : start + MAX_BATCH] for key, value in tensors.items()}
-                    scores += await self._score(name, _request(case, version, part), deadline)
-                return scores
+                if len(parts) == 1:  # its rows are in their order: one length has no other
+                    return await self._score(name, _request(case, version, parts[0].tensors), outputs, deadline)
+                return await self._gather(name, case, version, parts, outputs, deadline)
         except OpenedState as error:
             raise Unavailable(f"Triton has not answered for {name} {FAILURES} times: it is left alone for {PAUSE_SECONDS:g} s") from error.with_traceback(None)
 
-    async def _score(self, name: str, request: Any, deadline: float) -> list[float]:
+    async def _gather(self, name: str, case: str, version: int, parts: Sequence[Part], outputs: int, deadline: float) -> NDArray[np.float64]:
+        """All parts, some at a time; the first failure gives up the others."""
+        free, sizes = asyncio.Semaphore(IN_FLIGHT), [len(next(iter(part.tensors.values()))) for part in parts]
+        scores = np.empty((sum(sizes), outputs))
+
+        async def one(part: Part) -> None:
+            async with free:
+                scores[part.rows] = await self._score(name, _request(case, version, part.tensors), outputs, deadline)
+
+        tasks = [asyncio.create_task(one(part)) for part in parts]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return scores
+
+    async def _score(self, name: str, request: Any, outputs: int, deadline: float) -> NDArray[np.float64]:
         try:
             answer = await self._retried(request, deadline)
         except grpc.aio.AioRpcError as error:
             raise Unavailable(self._explain(name, error)) from error
-        values: list[float] = np.frombuffer(answer.raw_output_contents[0], np.float32).astype(np.float64).tolist()
-        if len(values) != request.inputs[0].shape[0] or not all(0.0 <= value <= 1.0 for value in values):
-            raise Unavailable(f"{name} answered something that is not one probability per row: roll it back")
-        return values
+        values = np.frombuffer(answer.raw_output_contents[0], np.float32).astype(np.float64)
+        # Written so that a NaN fails every comparison.
+        if values.size != request.inputs[0].shape[0] * outputs or not (values.min() >= 0.0 and values.max() <= 1.0):
+            raise Unavailable(
+                f"{name} answered something that is not {'one probability' if outputs == 1 else f'{outputs} probabilities'} per row: roll it back"
+            )
+        rows = values.reshape(-1, outputs)
+        if outputs > 1 and not np.abs(rows.sum(1) - 1.0).max() <= SUM_TOLERANCE:
+            raise Unavailable(f"{name} answered probabilities that do not sum to 1: roll it back")
+        return rows
 
     async def _retried(self, request: Any, deadline: float) -> Any:
         try:

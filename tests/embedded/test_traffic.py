@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
+import polars as pl
 import pytest
 
 from embedded import traffic
-from pipelines.cases import part
-from pipelines.config import load_params
+from pipelines.cases import load_fields, part
+from pipelines.config import Settings, load_params
 from pipelines.contracts import Window
 from pipelines.errors import Unavailable
 from tests.serving.gateway.world import client, fake_triton, lines, make_home, release, until
@@ -120,3 +123,27 @@ def test_the_process_waits_quietly_and_ends_at_once(tmp_path):
         assert log.read_bytes().count(b"waiting") == 1
     finally:
         process.kill()
+
+
+def test_texts_go_in_small_batches_and_their_labels_as_class_names(tmp_path, monkeypatch):
+    """A text case's rows are sent some at a time, as the gateway waits only seconds for a transformer, and its labels by the classes' names."""
+    fields, count, posted = load_fields("triage"), 100, []
+    moments = [NOW - timedelta(minutes=count - number) for number in range(count)]
+    frame = pl.DataFrame({"id": [f"r{number}" for number in range(count)], "event_time": moments, "text": ["heap overflow"] * count})
+    frame = frame.with_columns(pl.Series(fields.label, [number % len(fields.classes) for number in range(count)], pl.Int8), label_time=pl.col("event_time"))
+    stream = SimpleNamespace(resolve=lambda *_: None, rows=lambda *_: frame)
+    monkeypatch.setattr(traffic, "part", lambda *_: stream)
+
+    def take(request):
+        posted.append(json.loads(request.content))
+        return httpx.Response(200)
+
+    with httpx.Client(transport=httpx.MockTransport(take), base_url="http://gateway") as http:
+        assert traffic.advance(Settings(home=tmp_path), http, "triage", NOW) == (count, count)
+    rows = [body["rows"] for body in posted if "rows" in body]
+    assert max(map(len, rows)) == traffic.BATCH_TEXTS
+    assert [item for batch in rows for item in batch] == [
+        {"prediction_id": row["id"], "event_time": row["event_time"].isoformat(), "text": row["text"]} for row in frame.to_dicts()
+    ]
+    labels = [item["label"] for body in posted for item in body.get("labels", [])]
+    assert labels == [fields.classes[number % len(fields.classes)] for number in range(count)]

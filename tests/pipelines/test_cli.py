@@ -167,3 +167,20 @@ def test_a_run_knows_what_started_it(given: list[str], champion: str | None, exp
     monkeypatch.setattr(gate, "run", lambda params, settings, run_dir, as_of, trigger="manual": seen.append(trigger))
     assert cli.main(["gate", "--case", "loans", "--as-of", "2020-05-01", *given]) == 0
     assert seen == [expected]
+
+
+@pytest.mark.parametrize(("identical", "code"), [(True, 0), (False, 1)])
+def test_an_answer_of_no_is_an_exit_code(identical: bool, code: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """`reproduce` gets the version, prints its answer either way, and exits with 1 if the version was not reproduced."""
+    seen = []
+
+    def reproduce(settings, case, version):
+        seen.append((case, version))
+        return {"identical": identical}
+
+    monkeypatch.setattr("pipelines.reproduction.retrain.reproduce", reproduce)
+    assert cli.main(["reproduce", "--case", "loans", "--version", "7"]) == code
+    assert json.loads(capfd.readouterr().out) == {"identical": identical}
+    assert seen == [("loans", 7)]
+    with pytest.raises(SystemExit):
+        cli.main(["reproduce", "--case", "loans"])

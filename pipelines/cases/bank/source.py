@@ -13,7 +13,7 @@ import polars as pl
 
 from pipelines.cases.bank.calendar import event_times
 from pipelines.cases.bank.schema import FIELDS
-from pipelines.cases.sources import Source, canonical, checked_sha256
+from pipelines.cases.sources import Source, canonical, checked_sha256, places
 from pipelines.config import Params, Settings
 from pipelines.contracts import Window
 from pipelines.errors import DataError, IntegrityError
@@ -24,8 +24,6 @@ CSV, CSV_SHA256 = "bank-additional-full.csv", "74adfc578bf77a7ff4bb1ba4a9f8709d9
 URL = "https://archive.ics.uci.edu/static/public/222/bank+marketing.zip"
 TIMEOUT_SECONDS = 10.0
 MAX_BYTES = 20 * 2**20
-BESIDE = Path(__file__).parents[3].parent / "shared" / "data"
-"""A data folder beside the repository, shared by several checkouts."""
 NOTICE = (
     "Bank Marketing, UCI Machine Learning Repository 222, doi:10.24432/C5K306, CC BY 4.0. "
     "S. Moro, P. Cortez, P. Rita: A Data-Driven Approach to Predict the Success of Bank Telemarketing, "
@@ -42,16 +40,11 @@ def resolve(settings: Settings, params: Params) -> Source:  # noqa: ARG001 - one
     Raises IntegrityError if a file found is not the one expected, DataError if there is none and the
     download fails.
     """
-    cache = settings.root / "data"
-    places = [(cache, "kept from an earlier download")]
-    if settings.data_dir != BESIDE:
-        places.insert(0, (BESIDE, "found beside the repository"))
-    if settings.data_dir is not None:
-        places.insert(0, (settings.data_dir, "found in PERENNIAL_DATA_DIR"))
-    for folder, why in places:
+    for folder, why in places(settings):
         for name, expected in ((PARQUET, PARQUET_SHA256), (CSV, CSV_SHA256)):
             if (folder / name).exists():
                 return _source(folder / name, expected, f"{folder / name}: {why}")
+    cache = settings.root / "data"
     write_atomic(cache / CSV, _download())
     return _source(cache / CSV, CSV_SHA256, f"{URL}: downloaded, as no folder held {PARQUET}")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pipelines.cases import sources
 from pipelines.cases.bank import source as bank
 from pipelines.cases.bank.calendar import event_times
 from pipelines.cases.bank.schema import FIELDS
@@ -37,7 +38,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture(scope="module")
 def real(tmp_path_factory) -> bank.Source:
     """The real file, where it lies on this machine."""
-    folders = [Path(os.environ.get("PERENNIAL_DATA_DIR", "/nonexistent")), bank.BESIDE]
+    folders = [Path(os.environ.get("PERENNIAL_DATA_DIR", "/nonexistent")), sources.BESIDE]
     if not any((folder / bank.PARQUET).exists() for folder in folders):
         pytest.skip("the bank data is neither in PERENNIAL_DATA_DIR nor in ../shared/data")
     return bank.resolve(Settings(home=tmp_path_factory.mktemp("home")), PARAMS)
@@ -73,7 +74,7 @@ def test_hours_are_spread_over_the_working_day_in_lisbon():
 
 def test_without_data_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With no file anywhere and no network, the error names the file and the setting that helps."""
-    monkeypatch.setattr(bank, "BESIDE", tmp_path / "nowhere")
+    monkeypatch.setattr(sources, "BESIDE", tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"bank_marketing\.parquet in any folder.*no network here.*set PERENNIAL_DATA_DIR"):
         bank.resolve(Settings(home=tmp_path, data_dir=None), PARAMS)
 
@@ -100,7 +101,7 @@ def test_the_csv_is_found_in_the_zip_in_the_zip():
 def test_a_download_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The second resolve takes the file that the first one downloaded, and says so."""
     text = b"month;x\n"
-    monkeypatch.setattr(bank, "BESIDE", tmp_path / "nowhere")
+    monkeypatch.setattr(sources, "BESIDE", tmp_path / "nowhere")
     monkeypatch.setattr(bank, "CSV_SHA256", hashlib.sha256(text).hexdigest())
     monkeypatch.setattr(bank, "_download", lambda: text)
     settings = Settings(home=tmp_path, data_dir=None)

@@ -7,6 +7,7 @@ from pipelines.cases import load_fields
 from pipelines.config import Settings
 from pipelines.deploy import repository
 from pipelines.errors import IntegrityError
+from pipelines.fields import Fields, Text
 from tests.pipelines.candidates import CASE, candidate, month
 
 FIELDS = load_fields(CASE)
@@ -20,11 +21,32 @@ def bundle(tmp_path):
 
 def test_configuration_says_what_the_case_declares():
     """The configuration has the case's tensors, the kept versions in order, and the official backend's name."""
-    text = repository.config(FIELDS, [3, 1])
-    assert 'backend: "onnxruntime"' in text
-    assert f'name: "categorical" data_type: TYPE_INT64 dims: [ {len(FIELDS.categorical)} ]' in text
-    assert f'name: "numeric" data_type: TYPE_FP32 dims: [ {len(FIELDS.numeric)} ]' in text
-    assert "versions: [ 1, 3 ]" in text
+    assert (
+        repository.config(FIELDS, [3, 1])
+        == f"""name: "bank"
+backend: "onnxruntime"
+max_batch_size: 1024
+input [
+  {{ name: "categorical" data_type: TYPE_INT64 dims: [ {len(FIELDS.categorical)} ] }},
+  {{ name: "numeric" data_type: TYPE_FP32 dims: [ {len(FIELDS.numeric)} ] }}
+]
+output [ {{ name: "score" data_type: TYPE_FP32 dims: [ 1 ] }} ]
+version_policy {{ specific {{ versions: [ 1, 3 ] }} }}
+instance_group [ {{ kind: KIND_CPU count: 1 }} ]
+parameters [
+  {{ key: "intra_op_thread_count" value: {{ string_value: "1" }} }},
+  {{ key: "session.intra_op.allow_spinning" value: {{ string_value: "0" }} }}
+]
+"""
+    )
+
+
+def test_configuration_of_texts_leaves_their_length_open():
+    """A text case has ids and mask of any length, and one score per class."""
+    text = repository.config(Fields("reports", (Text("text"),), label="team", classes=("a", "b", "c")), [1])
+    for name in ("input_ids", "attention_mask"):
+        assert f'name: "{name}" data_type: TYPE_INT64 dims: [ -1 ]' in text
+    assert 'name: "score" data_type: TYPE_FP32 dims: [ 3 ]' in text
 
 
 def test_staging_is_idempotent_and_repairs(tmp_path, bundle):

@@ -11,11 +11,18 @@ from pipelines import runtime
 from pipelines.cases import load_fields
 from pipelines.cases.tabular import build
 from pipelines.config import load_params
-from pipelines.errors import ConfigError, IntegrityError
+from pipelines.errors import ConfigError, DataError, IntegrityError
 from pipelines.export.bundle import check_parity, random_rows, read_fields, write_bundle
 from pipelines.export.onnx import write_onnx
 
 FIELDS = load_fields("bank")
+
+
+def raw_rows(count: int, seed: int) -> dict[str, list]:
+    """Columns of raw values that :func:`random_rows` could have been encoded from."""
+    tensors = random_rows(FIELDS, count, np.random.default_rng(seed))
+    codes = {field.name: [field.values[code] for code in tensors["categorical"][:, place]] for place, field in enumerate(FIELDS.categorical)}
+    return codes | {field.name: tensors["numeric"][:, place].tolist() for place, field in enumerate(FIELDS.numeric)}
 
 
 def made_model(seed: int = 0) -> torch.nn.Module:
@@ -65,7 +72,7 @@ def test_torch_and_onnx_runtime_agree_at_every_batch_size(bundle):
     """Scores of the graph equal torch's within 1e-5 on random rows of several batch sizes, one row included."""
     folder, model = bundle
     rows = random_rows(FIELDS, 500, np.random.default_rng(9))
-    assert check_parity(model, FIELDS, folder, rows, seed=1) <= 1e-5
+    assert check_parity(model, FIELDS, folder, raw_rows(300, 8), seed=1) <= 1e-5
     whole = runtime.score(folder, rows)
     assert whole.shape == (500,)
     one = runtime.score(folder, {name: tensor[:1] for name, tensor in rows.items()})
@@ -77,7 +84,7 @@ def test_parity_refuses_other_weights(bundle):
     """A graph that was not exported from these weights is an IntegrityError, never a bundle."""
     folder, _ = bundle
     with pytest.raises(IntegrityError, match="do not ship it"):
-        check_parity(made_model(seed=5), FIELDS, folder, random_rows(FIELDS, 3, np.random.default_rng(0)), seed=1)
+        check_parity(made_model(seed=5), FIELDS, folder, raw_rows(3, 0), seed=1)
 
 
 def test_equal_weights_give_equal_bytes(bundle, tmp_path):
@@ -86,6 +93,16 @@ def test_equal_weights_give_equal_bytes(bundle, tmp_path):
     again = write_onnx(model, FIELDS, tmp_path).read_bytes()
     assert again == (folder / "model.onnx").read_bytes()
     assert b".py" not in again
+
+
+def test_rows_are_scored_in_one_call(bundle):
+    """Columns of raw values give the scores of their tensors, no rows give no scores, and a missing column is named."""
+    folder, _ = bundle
+    rows = raw_rows(50, 3)
+    assert np.array_equal(runtime.score_rows(folder, FIELDS, rows), runtime.score(folder, random_rows(FIELDS, 50, np.random.default_rng(3))))
+    assert runtime.score_rows(folder, FIELDS, {name: [] for name in rows}).shape == (0,)
+    with pytest.raises(DataError, match="job missing"):
+        runtime.score_rows(folder, FIELDS, {name: values for name, values in rows.items() if name != "job"})
 
 
 def test_runtime_names_what_is_wrong(bundle, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -55,6 +55,25 @@ def test_other_content_under_a_known_id_is_a_conflict(world, change):
     answer = world.http.post(PREDICT, json={"rows": [rows[0], {**rows[1], **change}]})
     assert (answer.status_code, answer.json()["row"], answer.json()["field"]) == (409, 1, "prediction_id")
     assert len(lines(world.settings)) == before
+
+
+def test_an_index_of_another_format_is_made_anew(tmp_path):
+    """An index that an older gateway left, with other columns, is replaced by one from the log: known ids keep their answer, new ones are taken."""
+    rows = named(3, "old")
+    with fake_triton() as (_, port):
+        settings = make_home(tmp_path, port)
+        release(settings, 1)
+        with client(settings) as http:
+            first = http.post(PREDICT, json={"rows": rows[:2]}).json()["rows"]
+        path = settings.root / "gateway" / "loans.ids.db"
+        with closing(sqlite3.connect(path)) as connection:
+            connection.executescript(
+                "DROP TABLE answers; CREATE TABLE answers (id TEXT PRIMARY KEY, score REAL); UPDATE facts SET value = '0' WHERE name = 'format'"
+            )
+        with client(settings) as http:
+            said = http.post(PREDICT, json={"rows": rows}).json()["rows"]
+        assert said[:2] == first
+        assert logged(settings, "old") == ["old-0", "old-1", "old-2"]
 
 
 def test_the_same_moment_in_another_zone_is_no_conflict(world):

@@ -60,8 +60,7 @@ def test_a_bundle_that_cannot_be_read_is_refused_until_it_can(world):
     http, settings, _ = world
     release(settings, 2)
     until(lambda: version(http) == 2, 5)
-    path = settings.root / "artefacts/loans/v3/export/bundle.json"
-    release(settings, 3)
+    path = release(settings, 3) / "bundle.json"
     until(lambda: version(http) == 3, 5)
     kept = path.read_bytes()
     path.unlink()

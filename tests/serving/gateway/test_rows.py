@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import ConfigError
-from pipelines.fields import Categorical, Fields, Numeric
+from pipelines.fields import Categorical, Fields, Numeric, Text
+from pipelines.text import normalise
 from serving.gateway.refusal import Refused
 from serving.gateway.rows import FLOAT32_MAX, explain, label_shape, read, row_shape
 
@@ -33,10 +34,10 @@ VALUES = st.one_of(
 )
 
 
-def outcome(body):
-    """The rows of a body, or why it was refused."""
+def outcome(body, shape=SHAPE):
+    """The items of a body, or why it was refused."""
     try:
-        return read(SHAPE, body)
+        return read(shape, body)
     except Refused as refused:
         return refused
 
@@ -70,5 +71,31 @@ def test_a_case_may_not_use_the_gateways_own_names():
 
 def test_a_label_is_decoded_with_its_defaults():
     """Revision 0 and no event time are what a bare label means."""
-    (label,) = read(label_shape(10), b'{"labels": [{"prediction_id": "a", "label": 1}]}')
+    (label,) = read(label_shape(FIELDS, 10), b'{"labels": [{"prediction_id": "a", "label": 1}]}')
     assert (label.prediction_id, label.label, label.revision) == ("a", 1, 0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \t\u200b\u00ad\u2028\x1c\x85\x00a")), max_size=6))
+def test_a_text_is_refused_exactly_if_nothing_is_left_of_it(text):
+    """The quick look for a visible character agrees with normalising, and both readers with each other."""
+    fields = Fields("tiny", (Text("text", 5),), label="y")
+    shape, good = row_shape(fields, 10), bool(normalise(text)) and len(text) <= 5
+    body = json.dumps({"rows": [{"text": text}]}).encode()
+    found, explained = outcome(body, shape), explain(shape, body)
+    if good:
+        assert found[0].text == text
+        assert "must be {" in str(explained)
+    else:
+        assert (found.field, found.row) == (explained.field, explained.row) == ("text", 0)
+        assert str(found) == str(explained)
+
+
+def test_a_label_of_a_case_with_classes_is_one_of_them():
+    """A class's name is decoded, with the same defaults; a number or another word is refused with the classes."""
+    shape = label_shape(Fields("tiny", (Text("text"),), label="y", classes=("a", "b", "c")), 10)
+    (label,) = read(shape, b'{"labels": [{"prediction_id": "x", "label": "b"}]}')
+    assert (label.prediction_id, label.label, label.revision) == ("x", "b", 0)
+    for wrong in (b"1", b'"d"'):
+        with pytest.raises(Refused, match="label: unknown class, use one of a, b, c"):
+            read(shape, b'{"labels": [{"prediction_id": "x", "label": %s}]}' % wrong)

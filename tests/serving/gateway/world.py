@@ -21,10 +21,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from pipelines import ledger
+from pipelines import ledger, storage
 from pipelines.cases import load_fields
 from pipelines.cases.loans.source import generate
 from pipelines.config import Settings
+from pipelines.text import TOKENIZER
 from serving.gateway.app import create_app
 from serving.gateway.settings import Bounds
 
@@ -65,9 +66,9 @@ def expected(categorical, numeric, version):
 
 
 @contextmanager
-def fake_triton(port: int = 0) -> Iterator[tuple[Scores, int]]:
-    """A gRPC server with :class:`Scores`; yields it and its port."""
-    servicer = Scores()
+def fake_triton(port: int = 0, servicer: Scores | None = None) -> Iterator[tuple[Scores, int]]:
+    """A gRPC server with :class:`Scores` (or another ``servicer``); yields it and its port."""
+    servicer = servicer or Scores()
     server = grpc.server(ThreadPoolExecutor(4))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port(f"127.0.0.1:{port}")
@@ -85,12 +86,23 @@ def make_home(home: Path, port: int = 1, **settings) -> Settings:
     return Settings(home=home, triton_grpc=f"127.0.0.1:{port}", **settings)
 
 
-def release(settings: Settings, version: int, *, case: str = CASE, action: str = "promote", fields_hash: str | None = None) -> None:
-    """Append a release to the ledger, its bundle.json in place."""
-    bundle = f"artefacts/{case}/v{version}/export"
-    path = settings.root / bundle / "bundle.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"case": case, "fields_hash": fields_hash or load_fields(case).hash}))
+def release(
+    settings: Settings, version: int, *, case: str = CASE, action: str = "promote", fields_hash: str | None = None, fill: Callable[[Path], object] | None = None
+) -> Path:
+    """Append a release to the ledger, its bundle in place (``fill`` puts more files into it); returns the bundle."""
+    folder = settings.run_dir(case, datetime(2024, 1, version, tzinfo=UTC)) / "export"
+    bundle = str(folder.relative_to(settings.root))
+
+    def build(work: Path) -> dict[str, str]:
+        if fill is not None:
+            fill(work)
+        about = {"case": case, "fields_hash": fields_hash or load_fields(case).hash}
+        if (work / TOKENIZER).exists():
+            about["tokenizer_sha256"] = storage.file_sha256(work / TOKENIZER)
+        (work / "bundle.json").write_text(json.dumps(about))
+        return {}
+
+    storage.commit(folder, case=case, as_of=datetime(2024, 1, version, tzinfo=UTC), key=f"key-{version}", inputs={}, build=build)
     head = ledger.head(settings.ledger, case)
     seq = head.seq if head else 0
     ledger.append(
@@ -106,6 +118,7 @@ def release(settings: Settings, version: int, *, case: str = CASE, action: str =
         actor="a test",
         as_of=datetime(2024, 1, 1 + seq, tzinfo=UTC),
     )
+    return folder
 
 
 @contextmanager

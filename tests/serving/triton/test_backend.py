@@ -13,7 +13,11 @@ import pytest
 import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
+from pipelines import runtime
+from pipelines.encoding import encoder
+from pipelines.fields import Fields, Text
 from tests.models import tiny_rows, write_model
+from tests.texts import some_texts, write_text_bundle
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +76,39 @@ def test_concurrent_requests_get_their_own_rows(served):
         list(pool.map(one, range(100)))
     statistics = client.get_inference_statistics("tiny", "1").model_stats[0]
     assert statistics.execution_count < statistics.inference_stats.success.count + statistics.inference_stats.fail.count, "nothing was batched"
+
+
+TEXTS = """name: "texts"
+backend: "onnxruntime"
+max_batch_size: 64
+input [
+  { name: "input_ids" data_type: TYPE_INT64 dims: [ -1 ] allow_ragged_batch: true },
+  { name: "attention_mask" data_type: TYPE_INT64 dims: [ -1 ] allow_ragged_batch: true }
+]
+output [ { name: "score" data_type: TYPE_FP32 dims: [ 4 ] } ]
+dynamic_batching { max_queue_delay_microseconds: 20000 }
+instance_group [ { count: 1 kind: KIND_CPU } ]
+"""
+
+
+def test_texts_of_different_lengths_in_one_batch_do_not_fail(served):
+    """Concurrent requests of 1 to 3 texts whose lengths differ, which Triton is allowed to batch, each get what ONNX Runtime gives for their rows alone."""
+    client, home = served
+    folder = home / "model_repository" / "texts" / "1"
+    folder.mkdir(parents=True)
+    write_text_bundle(folder, outputs=4, seed=0)
+    (folder.parent / "config.pbtxt").write_text(TEXTS)
+    client.load_model("texts")
+    encode = encoder(Fields("texts", (Text("text"),), label="team", classes=("a", "b", "c", "d")), folder)
+
+    def one(seed):
+        sent = encode({"text": some_texts(1 + seed % 3, seed, longest=1 + seed % 7)})
+        np.testing.assert_allclose(answer(client, sent, 1, "texts"), runtime.score(folder, sent), atol=1e-6)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(one, range(100)))
+    statistics = client.get_inference_statistics("texts", "1").model_stats[0]
+    assert statistics.execution_count < statistics.inference_stats.success.count == 100, "nothing was batched"
 
 
 def test_a_failing_request_gets_an_error_and_the_model_goes_on(served):

@@ -67,11 +67,30 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer the requests that Triton put into one batch, in their order.
 
-        A batch is one run on the concatenated rows. If it fails, every request runs alone, so that a bad
-        one fails by itself and not its neighbours.
+        Those whose rows have one shape are one run on the concatenated rows; texts of other lengths (which Triton
+        batches only where ``allow_ragged_batch`` says so) are another. If a run fails, every request of it runs
+        alone, so that a bad one fails by itself and not its neighbours.
         """
         feeds = [{name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs} for request in requests]
-        if self.batched and len(requests) > 1:
+        if not self.batched or len(requests) == 1:
+            return [self._alone(request, feed) for request, feed in zip(requests, feeds, strict=True)]
+        shapes: dict[tuple[Any, ...], list[int]] = {}
+        for place, feed in enumerate(feeds):
+            shapes.setdefault(tuple(feed[name].shape[1:] for name in self.inputs), []).append(place)
+        responses: list[Any] = [None] * len(requests)
+        for places in shapes.values():
+            together = self._together([requests[place] for place in places], [feeds[place] for place in places])
+            for place, response in zip(places, together, strict=True):
+                responses[place] = response
+        return responses
+
+    def finalize(self) -> None:
+        """Give the session's memory back."""
+        del self.session
+
+    def _together(self, requests: list[Any], feeds: list[dict[str, np.ndarray]]) -> list[Any]:
+        """The responses to requests of one shape."""
+        if len(requests) > 1:
             try:
                 answers = self._run_together(feeds)
             except Exception as error:  # noqa: BLE001 - ONNX Runtime raises many kinds; each is answered request by request below
@@ -79,10 +98,6 @@ class TritonPythonModel:
             else:
                 return [self._response(request, arrays) for request, arrays in zip(requests, answers, strict=True)]
         return [self._alone(request, feed) for request, feed in zip(requests, feeds, strict=True)]
-
-    def finalize(self) -> None:
-        """Give the session's memory back."""
-        del self.session
 
     def _run_together(self, feeds: list[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:
         joint = self.session.run(self.outputs, {name: np.concatenate([feed[name] for feed in feeds]) for name in self.inputs})

@@ -1,0 +1,37 @@
+"""The contract of a bundle: what a row must look like, as a JSON Schema that anybody's tool can read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.fields import Categorical, Field, Fields, Numeric
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def contract(fields: Fields) -> dict[str, Any]:
+    """JSON Schema of one row's declared fields, all of them required; ``x-label`` says what is predicted.
+
+    It allows what :func:`pipelines.fields.problem` finds nothing wrong with, except that JSON Schema cannot
+    tell texts of which normalisation leaves nothing, such as one of format characters only.
+    """
+    label = {"name": fields.label, "classes": list(fields.classes)} if fields.classes else {"name": fields.label, "values": [0, 1]}
+    return {
+        "$schema": DIALECT,
+        "title": fields.case,
+        "description": fields.about,
+        "type": "object",
+        "properties": {field.name: {**_values(field), "description": field.about} for field in fields.fields},
+        "required": list(fields.names),
+        "x-label": label,
+        "x-fields-hash": fields.hash,
+    }
+
+
+def _values(field: Field) -> dict[str, Any]:
+    if isinstance(field, Categorical):
+        return {"enum": list(field.values)}
+    if isinstance(field, Numeric):
+        bounds = {"minimum": field.low, "maximum": field.high}
+        return {"type": "integer" if field.integer else "number", **{name: bound for name, bound in bounds.items() if bound is not None}}
+    return {"type": "string", "maxLength": field.max_chars, "pattern": r"\S"}

@@ -1,0 +1,138 @@
+"""Train a version again from its record, in a folder of its own, and compare weights and every layer below them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pydantic import ValidationError
+
+from pipelines import runtime, storage
+from pipelines.config import Params, Settings
+from pipelines.contracts import Manifest
+from pipelines.errors import ConfigError
+from pipelines.evaluation.metrics import metrics
+from pipelines.reproduction.find import METRICS, RECORD, ROWS, Version, find
+from pipelines.reproduction.layers import LAYERS, Training, differences
+from pipelines.steps import export, train
+
+FACTS = ("strategy", "precision", "ranks", "steps", "stopped", "rows")
+"""What the train step says about how it ran; times are not among them."""
+log = logging.getLogger(__name__)
+
+
+def reproduce(settings: Settings, case: str, number: int) -> dict[str, Any]:
+    """Train version ``number`` of a case again, from its record and its rows.
+
+    Returns ``{case, version, as_of, identical, layer, reason, weights: {recorded, reproduced}, differences}``:
+    ``identical`` if weights and holdout metrics are the recorded ones bit by bit, else ``layer`` is the first
+    of ``LAYERS`` that differs. Raises what :func:`pipelines.reproduction.find.find` raises, and ConfigError if
+    this code does not understand the recorded parameters.
+    """
+    version = find(settings, case, number)
+    params = recorded_params(version)
+    made = version.manifests["train"]
+    settings.root.mkdir(parents=True, exist_ok=True)
+    # Beside the artefacts: the disk that held the first training holds the second one, too.
+    with tempfile.TemporaryDirectory(dir=settings.root, prefix=f".reproduce.{case}.{number}.") as scratch:
+        again = Path(scratch) / "run"
+        again.mkdir()
+        (again / "dataset").symlink_to(version.folders["dataset"])
+        log.info("training %s version %d again, as recorded at %s", case, number, made.as_of.isoformat())
+        train.run(_stopping_where(made, params), settings, again, made.as_of)
+        export.run(params, settings, again, made.as_of)
+        recorded, found = _training(version.folders, version.manifests), _repeated(version, again)
+    layers = differences(recorded, found)
+    same = recorded.weights == found.weights
+    identical = same and "evaluation" not in layers
+    first = None if identical else next(iter(layers), None)
+    return {
+        "case": case,
+        "version": number,
+        "as_of": made.as_of.isoformat(),
+        "identical": identical,
+        "layer": first,
+        "reason": _reason(first, layers, recorded.weights, same=same, identical=identical),
+        "weights": {"recorded": recorded.weights, "reproduced": found.weights},
+        "differences": layers,
+    }
+
+
+def _stopping_where(made: Manifest, params: Params) -> Params:
+    """The parameters that stop a training where its minutes were spent: how many steps a minute holds is no fact of the model."""
+    if made.facts.get("stopped") != "budget":
+        return params
+    return params.model_copy(update={"train": params.train.model_copy(update={"budget_minutes": None, "stop_after": made.facts["steps"]})})
+
+
+def recorded_params(version: Version) -> Params:
+    """The parameters that the version was trained with. Raises ConfigError if they are no parameters to this code."""
+    path = version.folders["train"] / RECORD
+    try:
+        return Params.model_validate_json(json.dumps(json.loads(path.read_text())["configuration"]["params"]))
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        commit = version.manifests["train"].provenance.get("commit")
+        raise ConfigError(f"{path} holds no parameters that this code understands ({error}): check out commit {commit}, which trained it") from error
+
+
+def _training(folders: Mapping[str, Path], manifests: Mapping[str, Manifest]) -> Training:
+    """The training that left these folders, as its layers."""
+    made, record = manifests["train"], json.loads((folders["train"] / RECORD).read_text())
+    layers = {
+        "code": {**record.get("code", {}), "features": record.get("features", {})},
+        "data": {**record.get("data", {}), "files": {name: manifests["dataset"].files.get(name) for name in ROWS}},
+        "environment": record.get("environment", {}),
+        # Without the parameters: they came from the record, but for where a spent budget stopped them.
+        "execution": {**_but(record.get("configuration", {}), "params"), **{name: made.facts[name] for name in FACTS if name in made.facts}},
+        "evaluation": {
+            "model.onnx": manifests["export"].files["model.onnx"],
+            **(manifests["evaluate"].facts["challenger"] if "evaluate" in manifests else {}),
+        },
+    }
+    return Training(layers, str(made.facts["weights_sha256"]), _curve(folders["train"] / METRICS, made))
+
+
+def _but(value: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if key != name}
+
+
+def _repeated(version: Version, again: Path) -> Training:
+    """The second training as its layers: rows as they are on the disk now, metrics of its own model."""
+    manifests = {"dataset": version.manifests["dataset"], **{step: storage.read_manifest(again / step) for step in ("train", "export")}}
+    found = _training({step: again / step for step in manifests}, manifests)
+    files = {name: storage.file_sha256(version.folders["dataset"] / name) for name in ROWS}
+    judged = {"model.onnx": manifests["export"].files["model.onnx"]}
+    if "evaluate" in version.manifests:
+        judged |= json.loads(storage.canonical_json(_metrics(again / "export", version.folders["dataset"] / "holdout.parquet")))
+    layers = {**found.layers, "data": {**found.layers["data"], "files": files}, "evaluation": judged}
+    return Training(layers, found.weights, found.curve)
+
+
+def _metrics(bundle: Path, holdout: Path) -> Mapping[str, float | None]:
+    # Inside: it brings torch along.
+    from pipelines.export.bundle import read_fields
+
+    fields, rows = read_fields(bundle), pl.read_parquet(holdout)
+    return metrics(rows[fields.label].to_numpy(), runtime.score_rows(bundle, fields, {name: rows[name].to_list() for name in fields.names}))
+
+
+def _curve(path: Path, made: Manifest) -> list[tuple[int, float]]:
+    """``(step, loss)`` of every optimiser step, or the losses that a training without a loop tells; validations have no loss."""
+    if not path.exists():
+        return list(enumerate(made.facts.get("curve", []), start=1))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(int(line["step"]), float(line["loss"])) for line in lines if "loss" in line]
+
+
+def _reason(first: str | None, layers: Mapping[str, list[dict[str, Any]]], weights: str, *, same: bool, identical: bool) -> str:
+    if identical:
+        return f"trained again, the weights have the recorded sha256 {weights[:12]}"
+    if first is None:
+        return f"the weights differ from {weights[:12]}, and no layer ({', '.join(LAYERS)}) does: something that is not recorded changes them"
+    shown = "; ".join(f"{row['what']}: {str(row['recorded'])[:60]} recorded, {str(row['found'])[:60]} found" for row in layers[first][:3])
+    return f"{'the weights are the same, but ' if same else ''}{first} differs: {shown}"

@@ -1,0 +1,54 @@
+"""The handshake with the real Triton for a case of texts."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+
+from pipelines import storage
+from pipelines.cases import load_fields
+from pipelines.config import Settings
+from pipelines.deploy import repository, rollout, triton
+from pipelines.errors import IntegrityError, Unavailable
+from tests.texts import some_texts, write_text_bundle
+
+pytestmark = pytest.mark.slow
+CASE = "triage"
+FIELDS = load_fields(CASE)
+
+
+def bundle(settings, month):
+    """A committed bundle with the dataset that it was judged on."""
+    as_of, run_dir = datetime(2015, month, 1, tzinfo=UTC), settings.run_dir(CASE, datetime(2015, month, 1, tzinfo=UTC))
+    key = f"dataset-{month}"
+
+    def dataset(folder):
+        pl.DataFrame({"text": some_texts(40, seed=month)}).write_parquet(folder / "holdout.parquet")
+        return {}
+
+    def export(folder):
+        write_text_bundle(folder, len(FIELDS.classes), seed=month)
+        (folder / "bundle.json").write_text(json.dumps({"fields_hash": FIELDS.hash, "dataset_key": key}))
+        return {}
+
+    storage.commit(run_dir / "dataset", case=CASE, as_of=as_of, key=key, inputs={}, build=dataset)
+    storage.commit(run_dir / "export", case=CASE, as_of=as_of, key=f"export-{month}", inputs={}, build=export)
+    return run_dir / "export"
+
+
+def test_a_text_version_serves_only_as_its_own_bundle_does(triton_server):
+    """A text version is proved by real texts of its holdout, all classes' scores compared; another bundle's model under its number is refused, and so is one that is not loaded."""
+    home, ports = triton_server
+    settings = Settings(home=home, triton_http=f"127.0.0.1:{ports.triton_http}")
+    first, second = bundle(settings, 1), bundle(settings, 2)
+    rollout.offer(settings, FIELDS, 1, first)
+    tensors = rollout.probe_tensors(FIELDS, first)
+    assert triton.infer(settings.triton_http, CASE, 1, tensors).shape == (rollout.PROBE_TEXTS, len(FIELDS.classes))
+    with pytest.raises(IntegrityError, match="differs from ONNX Runtime"):
+        rollout.prove(settings, FIELDS, 1, second)
+    with pytest.raises(Unavailable):
+        rollout.prove(settings, FIELDS, 2, second)
+    assert repository.configured(settings.model_repository, CASE) == [1]

@@ -1,0 +1,70 @@
+"""The client of Triton: what it believes, and what it turns away."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from pipelines.errors import Unavailable
+from pipelines.text import pad
+from serving.gateway.parts import cut
+from serving.gateway.triton import Triton
+from tests.serving.gateway.world import Scores, fake_triton
+
+
+class Said(Scores):
+    """Answers every request with the rows that belong to the first id of each of its rows; ``most`` is how many requests it had at a time."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.said = np.array(rows, np.float32)
+
+    def ModelInfer(self, request, context):  # noqa: N802 - gRPC's name
+        """One inference."""
+        ids = np.frombuffer(request.raw_input_contents[0], np.int64).reshape(list(request.inputs[0].shape))
+        self.sizes.append(ids.shape)
+        return pb.ModelInferResponse(raw_output_contents=[self.said[ids[:, 0]].tobytes()])
+
+
+def score(rows, ids, outputs=3):
+    """What the client makes of a Triton that says ``rows[n]`` of a text whose first id is n, and the shapes that it sent."""
+
+    async def ask(port):
+        client = Triton(f"127.0.0.1:{port}", 5.0)
+        try:
+            return await client.score("triage", 1, cut(pad(ids), 64), outputs, client.deadline())
+        finally:
+            await client.close()
+
+    with fake_triton(servicer=Said(rows)) as (triton, port):
+        return asyncio.run(ask(port)), triton.sizes
+
+
+def test_texts_of_several_lengths_come_back_in_their_order():
+    """One inference per bucket of length; the answers stand where their rows stood."""
+    rows = [[0.25, 0.25, 0.5], [1, 0, 0], [0, 1, 0], [0, 0.5, 0.5]]
+    lengths = [3, 50, 4, 20]
+    scores, sizes = score(rows, [[number] * length for number, length in enumerate(lengths)])
+    np.testing.assert_array_equal(scores, rows)
+    assert sorted(sizes) == [(1, 24), (1, 56), (2, 8)]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ([0.5, 0.5, float("nan")], "not 3 probabilities per row"),
+        ([0.5, 0.6, -0.1], "not 3 probabilities per row"),
+        ([2.5, -3.0, 1.5], "not 3 probabilities per row"),
+        ([0.2, 0.2, 0.2], "do not sum to 1"),
+        ([0.5, 0.5], "not 3 probabilities per row"),
+    ],
+)
+def test_what_is_no_distribution_is_turned_away(row, says):
+    """Scores that are not finite, outside of [0, 1], too few, or that do not sum to 1 are Unavailable, also if only one bucket of several has them."""
+    good = [0.25, 0.25, 0.5][: len(row)]
+    for ids in ([[1]], [[0] * 20, [1]]):
+        with pytest.raises(Unavailable, match=says):
+            score([good, row], ids)
