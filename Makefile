@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -69,3 +69,6 @@ bench-loop: ## what Airflow adds to a training run (benchmarks/results/loop.json
 
 proof-reproduce: ## train a version of every case and reproduce it (benchmarks/results/proof-reproduce.json)
 	$(PY) -m benchmarks.proof_reproduce
+
+proof-quality: ## fine-tuning against TF-IDF on later reports (benchmarks/results/proof-quality.json) [CELLS=n]
+	$(PY) -m benchmarks.proof_quality $(if $(CELLS),--cells "$(CELLS)")

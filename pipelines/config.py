@@ -128,6 +128,8 @@ class TrainParams(Strict):
     warm_start: bool = False
     """Start from the champion's weights, if there is one of the same architecture."""
     budget_minutes: float | None = Field(default=None, gt=0)
+    stop_after: int | None = Field(default=None, gt=0)
+    """Optimiser steps after which training stops as if its budget were spent: how one that spent it is trained again."""
     checkpoint_every: int | None = Field(default=None, gt=0)
     """Optimiser steps between checkpoints; ``None``: none."""
     keep_checkpoints: int = Field(default=2, gt=0)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,6 @@ STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
 """Inverse regularisation strengths to choose from."""
 NEWEST = 0.2
 """Share of the rows, from the end, on which the strength is chosen: rows come in time order."""
-_BATCH = 64
 
 
 def fit_head(model: Classifier, tokens: Sequence[Ids], labels: NDArray[Any], params: TrainParams, cache: Path) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def fit_head(model: Classifier, tokens: Sequence[Ids], labels: NDArray[Any], par
     labels = np.asarray(labels).astype(np.int64)
     if len(np.unique(labels)) < 2:
         raise DataError(f"{len(labels)} rows of one class: a regression needs two; widen dataset.window_days")
-    vectors, embedded = embeddings(model, tokens, cache)
+    vectors, embedded = embeddings(model, tokens, cache, params.threads)
     # One scale for all columns keeps the strengths comparable between encoders; it is taken back below.
     spread = float(vectors.std()) or 1.0
     scaled = vectors.astype(np.float64) / spread
@@ -101,7 +101,7 @@ def _in_shape(fitted: Any, outputs: int, scaled: NDArray[np.float64], n: int) ->
 # --- embeddings, kept on disk -------------------------------------------------------------------
 
 
-def embeddings(model: Classifier, tokens: Sequence[Ids], cache: Path) -> tuple[Floats, int]:
+def embeddings(model: Classifier, tokens: Sequence[Ids], cache: Path, threads: int = 1) -> tuple[Floats, int]:
     """Embeddings float32 ``[n, H]`` of every row, and how many of them were computed and not found in ``cache``.
 
     Kept by encoder (sha256 of its weights) and by the row's ids, which text, tokenizer and truncation determine.
@@ -111,7 +111,7 @@ def embeddings(model: Classifier, tokens: Sequence[Ids], cache: Path) -> tuple[F
     known = dict(_kept(folder))
     missing = {key: row for key, row in zip(keys, tokens, strict=True) if key not in known}
     if missing:
-        fresh = _embed(model, list(missing.values()))
+        fresh = _embed(model, list(missing.values()), threads)
         known |= dict(zip(missing, fresh, strict=True))
         buffer = io.BytesIO()
         np.savez(buffer, keys=np.frombuffer(b"".join(missing), np.uint8).reshape(-1, 32), vectors=fresh)
@@ -125,18 +125,24 @@ def _kept(folder: Path) -> Iterator[tuple[bytes, Floats]]:
             yield from zip((key.tobytes() for key in file["keys"]), file["vectors"], strict=True)
 
 
-def _embed(model: Classifier, rows: Sequence[Ids]) -> Floats:
+def _embed(model: Classifier, rows: Sequence[Ids], threads: int) -> Floats:
+    """One row at a time, each with one thread: its bits depend on nothing but itself, so a kept embedding is as good as a fresh one."""
     import torch
 
-    order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
-    vectors: Floats = np.empty((len(rows), model.head.in_features), np.float32)
     model.eval()
-    with torch.inference_mode():
-        for start in range(0, len(order), _BATCH):
-            places = order[start : start + _BATCH]
-            batch = pad([list(rows[place]) for place in places])
-            vectors[places] = model.embed(**{name: torch.from_numpy(tensor) for name, tensor in batch.items()}).numpy()
-    return vectors
+
+    def one(row: Ids) -> Floats:
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            embedding: Floats = model.embed(**{name: torch.from_numpy(tensor) for name, tensor in pad([list(row)]).items()})[0].numpy()
+        return embedding
+
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return np.stack(list(pool.map(one, rows)))
+    finally:
+        torch.set_num_threads(before)
 
 
 def _encoder_sha256(model: Classifier) -> str:

@@ -4,6 +4,9 @@ The window rule: the labelled rows whose event lies in the newest ``window_days`
 fewer than ``min_rows``, the newest ``fallback_rows`` labelled rows before as_of instead. The newest
 ``holdout_share`` of the rows chosen is the holdout, without any row that the champion was trained on:
 both models are judged on rows that neither has seen.
+
+Rows from before those chosen serve two declared ends: a replay share of the training rows, against forgetting
+(experience replay: Robins, Connection Science 7(2), 1995), and a history holdout that shows what was forgotten.
 """
 
 from __future__ import annotations
@@ -17,17 +20,23 @@ import polars as pl
 
 from pipelines.config import DatasetParams
 from pipelines.contracts import Window
+from pipelines.text import normalise
 
 Rule = Literal["window", "fallback"]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows to train on and rows to judge on; ``excluded`` counts rows left out of the holdout."""
+    """Rows to train on and rows to judge on; ``excluded`` counts rows left out of the holdout.
+
+    ``replayed`` of the training rows, and all of ``history``, are older than the others.
+    """
 
     train: pl.DataFrame
     holdout: pl.DataFrame
     excluded: int
+    replayed: int
+    history: pl.DataFrame
 
 
 def training_window(as_of: datetime, params: DatasetParams) -> Window:
@@ -39,8 +48,10 @@ def first_needed_day(frame: pl.DataFrame, label: str, as_of: datetime, params: D
     """Midnight of the oldest day that either rule can need, or None if ``frame`` does not reach far enough back.
 
     That is the older of the window's first day and the day of the ``fallback_rows``-th newest labelled row,
-    with room for the share of rows that validation may take out.
+    with room for the share of rows that validation may take out. Replay and history look back to the beginning.
     """
+    if params.replay_share or params.history_rows:
+        return None
     wanted = math.ceil(params.fallback_rows / max(1e-9, 1 - params.max_bad_share))
     times = frame.filter(pl.col(label).is_not_null())["event_time"].sort(descending=True)
     if times.len() < wanted:
@@ -49,18 +60,45 @@ def first_needed_day(frame: pl.DataFrame, label: str, as_of: datetime, params: D
     return datetime.combine(oldest.date(), time(0), oldest.tzinfo)
 
 
-def choose(frame: pl.DataFrame, label: str, as_of: datetime, params: DatasetParams) -> tuple[pl.DataFrame, Rule]:
-    """The labelled rows of the window, or of the fallback, sorted by event_time and id; and which rule held."""
+def choose(frame: pl.DataFrame, label: str, as_of: datetime, params: DatasetParams) -> tuple[pl.DataFrame, pl.DataFrame, Rule]:
+    """The labelled rows of the window, or of the fallback, at most ``max_rows``; the labelled rows before them; and which rule held.
+
+    Both are sorted by event_time and id.
+    """
     labelled = frame.filter(pl.col(label).is_not_null() & (pl.col("event_time") < as_of)).sort("event_time", "id")
     recent = labelled.filter(pl.col("event_time") >= training_window(as_of, params).start)
-    if recent.height >= params.min_rows:
-        return recent, "window"
-    return labelled.tail(params.fallback_rows), "fallback"
+    chosen, rule = (recent, "window") if recent.height >= params.min_rows else (labelled.tail(params.fallback_rows), "fallback")
+    older = labelled.head(labelled.height - chosen.height)
+    return spread(chosen, params.max_rows or chosen.height), older, rule  # type: ignore[return-value] # the two rules are literals
 
 
-def split(rows: pl.DataFrame, params: DatasetParams, trained_on: pl.Series | None = None) -> Split:
-    """Split sorted rows by time; rows whose id is in ``trained_on`` (the champion's) leave the holdout, and do not come back as training rows."""
+def spread(rows: pl.DataFrame, most: int) -> pl.DataFrame:
+    """At most ``most`` of the rows, evenly spaced in their order, so that a thinned window still spans the window."""
+    if rows.height <= most:
+        return rows
+    return rows[[position * rows.height // most for position in range(most)]]
+
+
+def split(rows: pl.DataFrame, older: pl.DataFrame, params: DatasetParams, trained_on: pl.DataFrame | None = None, text: str | None = None) -> Split:
+    """Split sorted rows by time; ``trained_on`` (the champion's rows, by ``id``) leave the holdout, and do not come back as training rows.
+
+    A row whose ``text`` is that of a training row, or of the champion's, leaves the holdout too: it would be judged
+    by memory. Replayed and history rows are spread over ``older`` and never the same; history has none that the
+    champion knows.
+    """
+    known_ids = None if trained_on is None else trained_on["id"]
     newest = round(rows.height * params.holdout_share)
-    train, holdout = rows.head(rows.height - newest), rows.tail(newest)
-    unseen = holdout if trained_on is None else holdout.filter(~pl.col("id").is_in(trained_on.implode()))
-    return Split(train, unseen, holdout.height - unseen.height)
+    recent, holdout = rows.head(rows.height - newest), rows.tail(newest)
+    history = spread(_without(older, known_ids), params.history_rows)
+    wanted = round(recent.height * params.replay_share / (1 - params.replay_share))
+    replayed = spread(_without(older, history["id"]), wanted)
+    train = pl.concat([replayed, recent])
+    unseen = _without(holdout, known_ids)
+    if text is not None:
+        known = {normalise(own) for frame in (train, trained_on) if frame is not None for own in frame[text]}
+        unseen, history = (rows.filter([normalise(own) not in known for own in rows[text]]) for rows in (unseen, history))
+    return Split(train, unseen, holdout.height - unseen.height, replayed.height, history)
+
+
+def _without(rows: pl.DataFrame, ids: pl.Series | None) -> pl.DataFrame:
+    return rows if ids is None else rows.filter(~pl.col("id").is_in(ids.implode()))

@@ -32,6 +32,8 @@ KINDS: tuple[Kind, ...] = ("predictions", "labels")
 RETRY_MARGIN = timedelta(days=1)
 """How far apart a request and its retries may lie in event time and still be found to be one row."""
 
+SCORES = "scores"
+"""The column of all classes' probabilities, where a case has classes."""
 _BATCH = 200
 """Files opened at once."""
 _MOMENT = pl.Datetime("us", "UTC")
@@ -126,7 +128,7 @@ def _decode(line: bytes, kind: Kind) -> dict[str, Any]:
             raise ValueError("label is not a class")
         return row | {"label": value["label"], "revision": value["revision"], "label_time": _moment(value["event_time"])}
     fixed = {name: value[name] for name in ("request_id", "version", "score", "prediction")}
-    return row | fixed | {"event_time": _moment(value["event_time"]), "row": value["row"]}
+    return row | fixed | {"event_time": _moment(value["event_time"]), "row": value["row"], "scores": value.get("scores")}
 
 
 def _moment(text: str) -> datetime:
@@ -144,7 +146,10 @@ def _frame(rows: list[dict[str, Any]], kind: Kind) -> pl.DataFrame:
     # Fields are typed by what was logged: text stays text, every number is a float64. The step that knows
     # the case's declaration casts, and validation finds what does not fit.
     fields = pl.DataFrame([row["row"] for row in rows], infer_schema_length=None, strict=False)
-    return pl.concat([fixed, fields.with_columns(pl.selectors.numeric().cast(pl.Float64))], how="horizontal")
+    frame = pl.concat([fixed, fields.with_columns(pl.selectors.numeric().cast(pl.Float64))], how="horizontal")
+    if all(row["scores"] is None for row in rows):  # a binary label has one score
+        return frame
+    return frame.with_columns(pl.Series(SCORES, [row["scores"] for row in rows], pl.List(pl.Float64)))
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -160,16 +165,18 @@ def read_predictions(settings: Settings, case: str, window: Window) -> pl.DataFr
     """Logged rows with event time in ``window``, sorted by event_time and id: one row per prediction.
 
     Columns: ``id, event_time``, the features as logged (text or float64), ``version`` (int64), ``score``
-    (float64), ``prediction``, ``request_id``, ``received_at``. Empty with the fixed columns only if there is none.
+    (float64), ``prediction``, ``request_id``, ``received_at``, and with classes ``scores`` (a list of float64).
+    Empty with the fixed columns only if there is none.
     """
     frame = _read(settings, case, "predictions", window.start - RETRY_MARGIN, window.end + RETRY_MARGIN)
-    features = [name for name in frame.columns if name not in _FIXED["predictions"]]
+    scores = [SCORES] if SCORES in frame.columns else []
+    features = [name for name in frame.columns if name not in _FIXED["predictions"] and name not in scores]
     return (
         frame.sort("received_at", "event_time", "version", "request_id")
         .unique("id", keep="first", maintain_order=True)
         .filter((pl.col("event_time") >= window.start) & (pl.col("event_time") < window.end))
         .sort("event_time", "id")
-        .select("id", "event_time", *features, "version", "score", "prediction", "request_id", "received_at")
+        .select("id", "event_time", *features, "version", "score", "prediction", "request_id", "received_at", *scores)
     )
 
 

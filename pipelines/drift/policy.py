@@ -34,7 +34,7 @@ from pydantic import Field
 from pipelines.config import DriftParams
 from pipelines.contracts import FeatureDrift, Instant, Interval, Value
 from pipelines.drift import sequential
-from pipelines.drift.spec import SCORE
+from pipelines.drift.spec import OUTPUTS
 
 StateName = Literal["STABLE", "WATCH", "CONFIRMED", "RETRAINING", "COOLDOWN", "BLOCKED_DATA_QUALITY"]
 Action = Literal["none", "alert", "retrain"]
@@ -218,8 +218,9 @@ def confirmation(state: PolicyState, evidence: DriftEvidence, config: DriftParam
     severe = {name for name in dumb if any(name in mark.severe for mark in state.marks)}
     if severe:
         return f"{_named(sorted(severe))} moved severely in {config.confirm} of {config.out_of} windows whose labels have not arrived"
-    if SCORE in dumb:
-        return f"the score moved in {config.confirm} of {config.out_of} windows whose labels have not arrived"
+    given = [name for name in dumb if name in OUTPUTS]
+    if given:
+        return f"the {given[0]} moved in {config.confirm} of {config.out_of} windows whose labels have not arrived"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,14 +63,30 @@ def cusum(log_e: float, errors: int, rows: int, baseline: float) -> float:
     return log_e if rows == 0 else min(max(log_e, 0.0) + log_e_value(errors, rows, baseline), MAX_LOG_E)
 
 
-def row_losses(label: Floats, score: Floats) -> Floats:
-    """Log-loss of each row in nats, scores clipped to [1e-7, 1 - 1e-7].
+def row_losses(label: NDArray[Any], score: Floats) -> Floats:
+    """Log-loss of each row in nats, scores ``[n]`` (binary) or ``[n, K]`` (labels are positions) clipped to [1e-7, 1 - 1e-7].
 
     >>> row_losses(np.array([1.0, 0.0]), np.array([0.5, 0.5])).round(3).tolist()
     [0.693, 0.693]
+    >>> row_losses(np.array([2]), np.array([[0.2, 0.3, 0.5]])).round(3).tolist()
+    [0.693]
     """
     p = np.clip(score, 1e-7, 1 - 1e-7)
+    if p.ndim == 2:
+        own: Floats = -np.log(p[np.arange(len(p)), label.astype(np.intp)])
+        return own
     return -np.where(label > 0, np.log(p), np.log1p(-p))
+
+
+def row_errors(label: NDArray[Any], score: Floats) -> NDArray[np.bool_]:
+    """Whether each row's likeliest class (binary: score >= 0.5) is not its label.
+
+    >>> row_errors(np.array([2, 0]), np.array([[0.2, 0.3, 0.5], [0.2, 0.3, 0.5]])).tolist()
+    [False, True]
+    """
+    predicted: NDArray[Any] = score.argmax(1) if score.ndim == 2 else (score >= 0.5).astype(np.int64)
+    wrong: NDArray[np.bool_] = predicted != label
+    return wrong
 
 
 def metric_drop(losses: Floats, days: NDArray[np.int64], reference_mean: float, reference_se: float, confidence: float) -> Interval:

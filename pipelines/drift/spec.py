@@ -1,7 +1,8 @@
 """The feature spec: how a case's numbers are laid on the histogram, frozen once, so that profiles of any two days compare.
 
-``cases/<case>/profile.json`` holds ``loc`` and ``scale`` of every numeric field. It was made from the case's
-first window by this file's command, and changing it starts a new line of profiles:
+``cases/<case>/profile.json`` holds ``loc`` and ``scale`` of every numeric field, and of the numbers that a text is
+profiled by (:func:`numbers`). It was made from the case's first window by this file's command, with the text
+field's name as a third argument where there is one, and changing it starts a new line of profiles:
 
     python -m pipelines.drift.spec runs/local/artefacts/bank/20080801T000000Z/dataset/train.parquet pipelines/cases/bank/profile.json
 """
@@ -25,6 +26,13 @@ from pipelines.storage import digest, write_atomic
 
 SCORE = "score"
 """The model's output as a feature; in a day's profile it is named ``score@<version>``."""
+PREDICTION = "prediction"
+"""The likeliest class as a category, where a case has classes; in a day's profile ``prediction@<version>``."""
+OUTPUTS = (SCORE, PREDICTION)
+"""What comes out of the model; all other features go in."""
+
+WORDS = ".words"
+"""A text is profiled by its number of words, as the number ``<field>.words``."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,20 @@ class Spec:
 
     version: str
     scales: dict[str, Scale]
+
+
+def numbers(fields: Fields) -> tuple[str, ...]:
+    """The names under which a case's numbers are profiled: its numeric fields, and what is counted of its text."""
+    return (*(field.name for field in fields.numeric), *(() if fields.text is None else (fields.text.name + WORDS,)))
+
+
+def count_words(texts: pl.Series) -> pl.Series:
+    """Words of each text, separated by white space; null stays null.
+
+    >>> count_words(pl.Series("text", ["a heap  overflow", "", None])).to_list()
+    [3, 0, None]
+    """
+    return texts.cast(pl.String).str.count_matches(r"\S+").alias(texts.name + WORDS)
 
 
 def freeze(values: NDArray[np.float64]) -> Scale:
@@ -66,17 +88,19 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
         raise ConfigError(f"{path} does not exist: make it from the case's first rows, see pipelines/drift/spec.py") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is not a feature spec ({error!r}): make it again, see pipelines/drift/spec.py") from error
-    missing = [field.name for field in fields.numeric if field.name not in scales]
+    missing = [name for name in numbers(fields) if name not in scales]
     if missing:
         raise ConfigError(f"{path} has no scale for {', '.join(missing)}: make it again, see pipelines/drift/spec.py")
-    kept = {field.name: scales[field.name] for field in fields.numeric} | {SCORE: Scale(0.0, 1.0)}
+    kept = {name: scales[name] for name in numbers(fields)} | {SCORE: Scale(0.0, 1.0)}
     declared = {"fields": fields.hash, "scales": {name: [scale.loc, scale.scale] for name, scale in kept.items()}}
     return Spec(digest(declared)[:12], kept)
 
 
-def main(source: Path, target: Path) -> None:
-    """Freeze the float64 columns of canonical rows and write them as a case's profile.json."""
+def main(source: Path, target: Path, text: str = "") -> None:
+    """Freeze the float64 columns of canonical rows, and what is counted of their ``text``, and write them as a case's profile.json."""
     frame = pl.read_parquet(source)
+    if text:
+        frame = frame.with_columns(count_words(frame[text]).cast(pl.Float64))
     columns = [name for name, kind in frame.schema.items() if kind == pl.Float64 and name != SCORE]
     scales = {name: freeze(frame[name].drop_nulls().drop_nans().to_numpy()) for name in columns}
     text = json.dumps({name: {"loc": scale.loc, "scale": scale.scale} for name, scale in scales.items()}, indent=1)
@@ -84,4 +108,4 @@ def main(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

@@ -10,7 +10,8 @@ from pipelines.config import Settings
 from pipelines.contracts import Manifest
 from pipelines.errors import ConfigError, IntegrityError
 
-NEEDED = {"dataset": ("train.parquet", "holdout.parquet"), "train": ("weights.pt", "record.json", "metrics.jsonl"), "export": ("model.onnx",)}
+RECORD, METRICS = "record.json", "metrics.jsonl"
+ROWS = ("train.parquet", "holdout.parquet")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ def find(settings: Settings, case: str, number: int) -> Version:
     for path in sorted(export.parent.glob("evaluate*")):
         if (path / storage.MANIFEST).exists() and storage.read_manifest(path).inputs.get("export") == storage.read_manifest(export).key:
             folders["evaluate"] = path
-    missing = [folders[step] / name for step, names in NEEDED.items() for name in names if not (folders[step] / name).exists()]
+    declared = {step: storage.read_manifest(folder).files for step, folder in folders.items()}
+    wanted = {**declared, "train": {RECORD: "", **declared["train"]}}
+    missing = [folders[step] / name for step, names in wanted.items() for name in names if not (folders[step] / name).exists()]
     if missing:
         raise IntegrityError(f"{case} version {number}: {', '.join(map(str, missing))} missing: it cannot be reproduced; restore the run's folder")
     # Not the dataset: rows that have changed are a finding, not a refusal.

@@ -17,7 +17,7 @@ from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest
 from pipelines.errors import ConfigError
 from pipelines.evaluation.metrics import metrics
-from pipelines.reproduction.find import NEEDED, Version, find
+from pipelines.reproduction.find import METRICS, RECORD, ROWS, Version, find
 from pipelines.reproduction.layers import LAYERS, Training, differences
 from pipelines.steps import export, train
 
@@ -44,7 +44,7 @@ def reproduce(settings: Settings, case: str, number: int) -> dict[str, Any]:
         again.mkdir()
         (again / "dataset").symlink_to(version.folders["dataset"])
         log.info("training %s version %d again, as recorded at %s", case, number, made.as_of.isoformat())
-        train.run(params, settings, again, made.as_of)
+        train.run(_stopping_where(made, params), settings, again, made.as_of)
         export.run(params, settings, again, made.as_of)
         recorded, found = _training(version.folders, version.manifests), _repeated(version, again)
     layers = differences(recorded, found)
@@ -63,9 +63,16 @@ def reproduce(settings: Settings, case: str, number: int) -> dict[str, Any]:
     }
 
 
+def _stopping_where(made: Manifest, params: Params) -> Params:
+    """The parameters that stop a training where its minutes were spent: how many steps a minute holds is no fact of the model."""
+    if made.facts.get("stopped") != "budget":
+        return params
+    return params.model_copy(update={"train": params.train.model_copy(update={"budget_minutes": None, "stop_after": made.facts["steps"]})})
+
+
 def recorded_params(version: Version) -> Params:
     """The parameters that the version was trained with. Raises ConfigError if they are no parameters to this code."""
-    path = version.folders["train"] / "record.json"
+    path = version.folders["train"] / RECORD
     try:
         return Params.model_validate_json(json.dumps(json.loads(path.read_text())["configuration"]["params"]))
     except (KeyError, TypeError, ValueError, ValidationError) as error:
@@ -75,25 +82,30 @@ def recorded_params(version: Version) -> Params:
 
 def _training(folders: Mapping[str, Path], manifests: Mapping[str, Manifest]) -> Training:
     """The training that left these folders, as its layers."""
-    made, record = manifests["train"], json.loads((folders["train"] / "record.json").read_text())
+    made, record = manifests["train"], json.loads((folders["train"] / RECORD).read_text())
     layers = {
-        "code": {**record.get("code", {}), "features": record.get("features", {}), "train_key": made.key},
-        "data": {**record.get("data", {}), "files": {name: manifests["dataset"].files.get(name) for name in NEEDED["dataset"]}},
+        "code": {**record.get("code", {}), "features": record.get("features", {})},
+        "data": {**record.get("data", {}), "files": {name: manifests["dataset"].files.get(name) for name in ROWS}},
         "environment": record.get("environment", {}),
-        "execution": {**record.get("configuration", {}), **{name: made.facts[name] for name in FACTS if name in made.facts}},
+        # Without the parameters: they came from the record, but for where a spent budget stopped them.
+        "execution": {**_but(record.get("configuration", {}), "params"), **{name: made.facts[name] for name in FACTS if name in made.facts}},
         "evaluation": {
             "model.onnx": manifests["export"].files["model.onnx"],
             **(manifests["evaluate"].facts["challenger"] if "evaluate" in manifests else {}),
         },
     }
-    return Training(layers, str(made.facts["weights_sha256"]), _curve(folders["train"] / "metrics.jsonl"))
+    return Training(layers, str(made.facts["weights_sha256"]), _curve(folders["train"] / METRICS, made))
+
+
+def _but(value: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if key != name}
 
 
 def _repeated(version: Version, again: Path) -> Training:
     """The second training as its layers: rows as they are on the disk now, metrics of its own model."""
     manifests = {"dataset": version.manifests["dataset"], **{step: storage.read_manifest(again / step) for step in ("train", "export")}}
     found = _training({step: again / step for step in manifests}, manifests)
-    files = {name: storage.file_sha256(version.folders["dataset"] / name) for name in NEEDED["dataset"]}
+    files = {name: storage.file_sha256(version.folders["dataset"] / name) for name in ROWS}
     judged = {"model.onnx": manifests["export"].files["model.onnx"]}
     if "evaluate" in version.manifests:
         judged |= json.loads(storage.canonical_json(_metrics(again / "export", version.folders["dataset"] / "holdout.parquet")))
@@ -109,8 +121,10 @@ def _metrics(bundle: Path, holdout: Path) -> Mapping[str, float | None]:
     return metrics(rows[fields.label].to_numpy(), runtime.score_rows(bundle, fields, {name: rows[name].to_list() for name in fields.names}))
 
 
-def _curve(path: Path) -> list[tuple[int, float]]:
-    """``(step, loss)`` of every optimiser step; lines of validations have no loss."""
+def _curve(path: Path, made: Manifest) -> list[tuple[int, float]]:
+    """``(step, loss)`` of every optimiser step, or the losses that a training without a loop tells; validations have no loss."""
+    if not path.exists():
+        return list(enumerate(made.facts.get("curve", []), start=1))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [(int(line["step"]), float(line["loss"])) for line in lines if "loss" in line]
 
@@ -120,5 +134,5 @@ def _reason(first: str | None, layers: Mapping[str, list[dict[str, Any]]], weigh
         return f"trained again, the weights have the recorded sha256 {weights[:12]}"
     if first is None:
         return f"the weights differ from {weights[:12]}, and no layer ({', '.join(LAYERS)}) does: something that is not recorded changes them"
-    shown = "; ".join(f"{row['what']}: {row['recorded']} recorded, {row['found']} found" for row in layers[first][:3])
+    shown = "; ".join(f"{row['what']}: {str(row['recorded'])[:60]} recorded, {str(row['found'])[:60]} found" for row in layers[first][:3])
     return f"{'the weights are the same, but ' if same else ''}{first} differs: {shown}"

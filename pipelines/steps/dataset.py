@@ -15,13 +15,14 @@ from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest, Release
 from pipelines.data import dataset
 from pipelines.errors import IntegrityError, TooFewRows
+from pipelines.fields import Fields
 
 STEP_VERSION = 1
-ROOMS = ("pipelines.data.dataset",)
+ROOMS = ("pipelines.data.dataset", "pipelines.text")
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write ``train.parquet`` and ``holdout.parquet`` to ``run_dir/dataset``.
+    """Write ``train.parquet`` and ``holdout.parquet``, and where it is declared ``history.parquet``, to ``run_dir/dataset``.
 
     The holdout may be empty (the gate is inconclusive then). Raises TooFewRows if there is no labelled row
     to train on, IntegrityError if the champion's own training rows cannot be found.
@@ -34,8 +35,10 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
 
     def build(folder: Path) -> Mapping[str, Any]:
         rows = pl.read_parquet(run_dir / "validate" / "rows.parquet")
-        chosen, rule = dataset.choose(rows, fields.label, as_of, params.dataset)
-        split = dataset.split(chosen, params.dataset, None if champion is None else _trained_on(settings, champion))
+        chosen, older, rule = dataset.choose(rows, fields.label, as_of, params.dataset)
+        text = None if fields.text is None else fields.text.name
+        known = None if champion is None else _trained_on(settings, champion, ["id"] if text is None else ["id", text])
+        split = dataset.split(chosen, older, params.dataset, known, text)
         if split.train.is_empty():
             raise TooFewRows(
                 f"{params.case}: none of {rows.height} rows before {as_of.isoformat()} can be trained on, {chosen.height} have a label that has arrived: "
@@ -43,14 +46,15 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
             )
         split.train.write_parquet(folder / "train.parquet", compression="zstd")
         split.holdout.write_parquet(folder / "holdout.parquet", compression="zstd")
-        positives = int(split.train[fields.label].sum())
+        if params.dataset.history_rows:
+            split.history.write_parquet(folder / "history.parquet", compression="zstd")
         return {
             "rule": rule,
             "train_rows": split.train.height,
             "holdout_rows": split.holdout.height,
-            "positives": positives,
-            "holdout_positives": int(split.holdout[fields.label].sum()),
-            "base_rate": positives / split.train.height,
+            "replayed_rows": split.replayed,
+            "history_rows": split.history.height,
+            **_balance(split, fields),
             "window": dataset.training_window(as_of, params.dataset).model_dump(mode="json"),
             "oldest": chosen["event_time"][0].isoformat(),
             "newest": chosen["event_time"][-1].isoformat(),
@@ -61,8 +65,26 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     return storage.commit(run_dir / "dataset", case=params.case, as_of=as_of, key=key, inputs={"validate": validate.key}, build=build)
 
 
-def _trained_on(settings: Settings, champion: Release) -> pl.Series:
-    """Ids of the rows the champion was trained on.
+def _balance(split: dataset.Split, fields: Fields) -> dict[str, Any]:
+    """How often the positive class occurs; with classes ``positives`` are the rows outside of the commonest one.
+
+    A class's base rate counts one row more than there are: one without training rows is improbable, not impossible.
+    """
+    train, holdout = split.train[fields.label], split.holdout[fields.label]
+    if not fields.classes:
+        positives = int(train.sum())
+        return {"positives": positives, "holdout_positives": int(holdout.sum()), "base_rate": positives / train.len()}
+    counts = [int((train == position).sum()) for position in range(len(fields.classes))]
+    return {
+        "positives": train.len() - max(counts),
+        "holdout_positives": holdout.len() - (int(holdout.value_counts()["count"].max() or 0) if holdout.len() else 0),  # type: ignore[arg-type]
+        "class_counts": dict(zip(fields.classes, counts, strict=True)),
+        "base_rate": [(count + 1) / (train.len() + len(counts)) for count in counts],
+    }
+
+
+def _trained_on(settings: Settings, champion: Release, columns: list[str]) -> pl.DataFrame:
+    """The rows the champion was trained on.
 
     They lie beside its bundle. If its run was repeated with other parameters, folders that were set aside lie
     there too; the rows of all of them count, as leaving out too many is safe and too few is not.
@@ -71,4 +93,4 @@ def _trained_on(settings: Settings, champion: Release) -> pl.Series:
     files = sorted(run.glob("dataset*/train.parquet"))
     if not files:
         raise IntegrityError(f"{run}/dataset/train.parquet, the rows champion {champion.champion} was trained on, is missing: restore the run's folder")
-    return pl.concat([pl.read_parquet(file, columns=["id"]) for file in files])["id"].unique()
+    return pl.concat([pl.read_parquet(file, columns=columns) for file in files])

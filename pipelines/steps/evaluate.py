@@ -14,18 +14,21 @@ from pipelines import ledger, runtime, storage
 from pipelines.cases import load_fields
 from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest
-from pipelines.evaluation.metrics import metrics
+from pipelines.errors import ConfigError
+from pipelines.evaluation.metrics import class_f1, confusion, metrics
 from pipelines.evaluation.slices import slices
-from pipelines.fields import encode
+from pipelines.fields import Fields
 
 STEP_VERSION = 1
-ROOMS = ("pipelines.evaluation.metrics", "pipelines.evaluation.slices", "pipelines.fields", "pipelines.runtime")
+ROOMS = ("pipelines.evaluation.metrics", "pipelines.evaluation.slices", "pipelines.encoding", "pipelines.fields", "pipelines.runtime", "pipelines.text")
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
     """Write ``scores.parquet`` (id, label, challenger, champion, declared slice columns) to ``run_dir/evaluate``.
 
-    The champion is the release before ``as_of``, scored anew on the same rows from its own bundle; a metric
+    With classes a score is an array of all classes' probabilities, and the facts hold the challenger's
+    ``confusion``. Where the dataset keeps rows from before the window, ``history`` says what each model still
+    knows of them. The champion is the release before ``as_of``, scored anew on the same rows from its own bundle; a metric
     from another holdout would not be comparable. Raises IntegrityError if its bundle is missing.
     """
     fields = load_fields(params.case)
@@ -39,42 +42,88 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     def build(folder: Path) -> Mapping[str, Any]:
         rows = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")
         label = rows[fields.label].to_numpy()
-        challenger = _scores(run_dir / "export", rows)
-        opponent = None if champion is None else _scores(storage.find(settings.root / champion.bundle, champion.candidate_key), rows)
-        base = np.full(rows.height, dataset.facts["base_rate"])
+        named = _named(rows, fields)
+        masks = slices(named, params.gate.slices)
+        bundle = None if champion is None else storage.find(settings.root / champion.bundle, champion.candidate_key)
+        challenger = _scores(run_dir / "export", rows, fields)
+        opponent = None if bundle is None else _scores(bundle, rows, fields)
+        rate = dataset.facts["base_rate"]
+        base = np.tile(np.array(rate), (rows.height, 1)) if fields.classes else np.full(rows.height, rate)
         scored = rows.select(
             "id",
             pl.col(fields.label).alias("label"),
-            pl.Series("challenger", challenger, dtype=pl.Float64),
-            pl.Series("champion", opponent if opponent is not None else [None] * rows.height, dtype=pl.Float64),
-            *params.gate.slices,
+            _column("challenger", challenger, fields),
+            _column("champion", opponent, fields, rows.height),
+            *(named[name] for name in params.gate.slices),
         )
         scored.write_parquet(folder / "scores.parquet")
         return {
             "n": rows.height,
-            "positives": int(label.sum()),
+            "positives": rows.height - _commonest(label) if fields.classes else int(label.sum()),
             "challenger": metrics(label, challenger),
             "champion": None if opponent is None else metrics(label, opponent),
-            "base_rate": {"rate": dataset.facts["base_rate"], **metrics(label, base)},
+            "base_rate": {"rate": rate, **metrics(label, base)},
             "slices": {
                 name: {
                     "n": int(mask.sum()),
                     "challenger": metrics(label[mask], challenger[mask]),
                     "champion": None if opponent is None else metrics(label[mask], opponent[mask]),
                 }
-                for name, mask in slices(rows, params.gate.slices).items()
+                for name, mask in masks.items()
             },
             "opponent": None if champion is None else {"version": champion.champion, "candidate_key": champion.candidate_key, "seq": champion.seq},
+            **(_by_class(fields, label, challenger) if fields.classes else {}),
+            **_history(run_dir, fields, bundle),
         }
 
     return storage.commit(run_dir / "evaluate", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
 
 
-def _scores(bundle: Path, rows: pl.DataFrame) -> Any:
-    """Scores ``[n]`` of a bundle, encoded with the fields it was trained with, which may be older than the case's."""
+def _scores(bundle: Path, rows: pl.DataFrame, fields: Fields) -> Any:
+    """Scores ``[n]`` or ``[n, K]`` of a bundle, encoded with the fields it was trained with, which may be older than the case's.
+
+    Its classes are found by name: one that it does not know has probability 0.
+    """
     from pipelines.export.bundle import read_fields
 
-    if rows.is_empty():
-        return np.empty(0)
     own = read_fields(bundle)
-    return runtime.score(bundle, encode(own, {name: rows[name].to_list() for name in own.names if name in rows.columns}))
+    scores = runtime.score_rows(bundle, own, {name: rows[name].to_list() for name in own.names if name in rows.columns})
+    if own.classes == fields.classes:
+        return scores
+    if not (own.classes and fields.classes):
+        raise ConfigError(
+            f"{bundle} has {len(own.classes)} classes, the case {len(fields.classes)}: a binary label and classes do not compare; give the new label a case of its own"
+        )
+    places = {name: position for position, name in enumerate(own.classes)}
+    columns = [scores[:, places[name]] if name in places else np.zeros(len(scores)) for name in fields.classes]
+    return np.stack(columns, axis=1)
+
+
+def _column(name: str, scores: Any, fields: Fields, rows: int = 0) -> pl.Series:
+    kind = pl.Array(pl.Float64, fields.outputs) if fields.classes else pl.Float64()
+    return pl.Series(name, [None] * rows if scores is None else scores, dtype=kind)
+
+
+def _named(rows: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+    """The rows with the names of their classes: ``gate.slices`` may name the label."""
+    return rows if not fields.classes else rows.with_columns(pl.col(fields.label).replace_strict(dict(enumerate(fields.classes)), return_dtype=pl.String))
+
+
+def _commonest(label: Any) -> int:
+    return int(np.bincount(label).max()) if len(label) else 0
+
+
+def _by_class(fields: Fields, label: Any, scores: Any) -> dict[str, Any]:
+    table = confusion(label, scores)
+    return {"classes": list(fields.classes), "confusion": table, "class_f1": class_f1(table)}
+
+
+def _history(run_dir: Path, fields: Fields, champion: Path | None) -> dict[str, Any]:
+    """Metrics on the rows from before the window that neither model was trained on, if the dataset keeps any."""
+    path = run_dir / "dataset" / "history.parquet"
+    if not path.exists():
+        return {}
+    rows = pl.read_parquet(path)
+    label = rows[fields.label].to_numpy()
+    known = {"challenger": run_dir / "export", **({} if champion is None else {"champion": champion})}
+    return {"history": {"n": rows.height, "champion": None, **{name: metrics(label, _scores(bundle, rows, fields)) for name, bundle in known.items()}}}

@@ -55,12 +55,14 @@ def evidence(params: Params, evaluate: Manifest, scores: pl.DataFrame) -> Eviden
         "opponent": "base_rate" if opponent is None else "champion",
         "same_candidate": opponent is not None and opponent["candidate_key"] == evaluate.inputs["export"],
         "challenger": facts["challenger"],
-        "champion": facts["champion"] or facts["base_rate"],
+        # With classes the base rate is a list, which is no metric.
+        "champion": facts["champion"] or {name: value for name, value in facts["base_rate"].items() if not isinstance(value, list)},
     }
     if scores.is_empty():
         return Evidence(**common, lift=None)
     label = scores["label"].to_numpy()
-    against = np.full(scores.height, facts["base_rate"]["rate"]) if opponent is None else scores["champion"].to_numpy()
+    rate = np.array(facts["base_rate"]["rate"])
+    against = np.broadcast_to(rate, (scores.height, *rate.shape)) if opponent is None else scores["champion"].to_numpy()
     d = improvement(row_log_loss(label, against), row_log_loss(label, scores["challenger"].to_numpy()))
     interval = partial(lift, confidence=gate.confidence, draws=gate.draws, seed=gate.seed)
     return Evidence(

@@ -58,13 +58,17 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         warm = initial[1] if initial is not None and fits(made(), initial[1]) else None
         if params.model.kind == "embedding":
             model = made()
-            curve = model_of.fit_head(model, rows, params, settings.root / "cache" / "embeddings")
+            assert rows.tokens is not None
+            tokens = [ids.tolist() for ids in rows.tokens.flat.split(rows.tokens.lengths.tolist())]
+            fitted_head = model_of.fit_head(model, tokens, rows.labels.numpy(), params.train, settings.root / "cache" / "embeddings")
+            curve = [fitted_head["loss"]]
             facts = {
+                **fitted_head,
                 "strategy": "head",
                 "precision": "fp32",
                 "stopped": "finished",
-                "steps": len(curve),
-                "epochs": len(curve),
+                "steps": 1,
+                "epochs": 1,
                 "curve": curve,
                 "resumed_from": None,
             }

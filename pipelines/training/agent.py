@@ -1,11 +1,13 @@
 """Torch's elastic agent: starts the ranks of one node, watches them, ends all when one fails.
 
-``python -m pipelines.training.agent FOLDER``; FOLDER holds the job (launch.py). The same ranks can be had by
-hand: ``python -m torch.distributed.run --nproc-per-node 2 -m pipelines.training.rank FOLDER``.
+FOLDER holds the job that the train step left (launch.py). On each further node of a training over several nodes,
+a person or a scheduler runs ``python -m pipelines.training.agent FOLDER --node-rank N``. The same ranks can be had
+by hand: ``python -m torch.distributed.run --nproc-per-node 2 -m pipelines.training.rank FOLDER``.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -23,11 +25,12 @@ from pipelines.training.launch import JOB, note
 from pipelines.training.stopping import die_with
 
 
-def main(folder: str) -> None:
-    """Run the job in ``folder`` and end this process: code 0, or 1 with a note of the failure in the folder."""
-    job = json.loads((Path(folder) / JOB).read_text())
-    die_with(job["parent"])
+def main(folder: Path, parent: int, node_rank: int = 0) -> None:
+    """Run this node's ranks of the job in ``folder``; ends the process with code 1 and a note in the folder if one fails."""
+    die_with(parent)
+    # The ranks' standard output is no command's answer.
     os.dup2(2, 1)
+    job = json.loads((folder / JOB).read_text())
     params, nodes = TrainParams.model_validate_json(json.dumps(job["params"])), job["nodes"]
     # Sharing the rendezvous' store with gloo made half of all launches after the first one hang.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
@@ -40,10 +43,10 @@ def main(folder: str) -> None:
         min_nodes=nodes["count"],
         max_nodes=nodes["count"],
         nproc_per_node=params.ranks // nodes["count"],
-        run_id=Path(folder).name.lstrip("."),
+        run_id=folder.name.lstrip("."),
         rdzv_backend="c10d",
         rdzv_endpoint=nodes["endpoint"] or "localhost:0",
-        rdzv_configs={"is_host": nodes["rank"] == 0} if several else {},
+        rdzv_configs={"is_host": node_rank == 0} if several else {},
         # Without it the agent looks up the host's own name, which need not resolve.
         local_addr=None if several else "127.0.0.1",
         # A new try is a matter of the scheduler: restarts inside the agent hung.
@@ -55,17 +58,22 @@ def main(folder: str) -> None:
     )
     try:
         if forked:
-            elastic_launch(config, rank.main)(folder, os.getpid())
+            elastic_launch(config, rank.main)(str(folder), os.getpid())
         else:
-            elastic_launch(config, sys.executable)("-m", "pipelines.training.rank", folder)
+            elastic_launch(config, sys.executable)("-m", "pipelines.training.rank", str(folder))
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
-        note(Path(folder), f"agent-{nodes['rank']}", RuntimeError(f"rank {number}: {failure.message}"))
+        note(folder, f"agent-{node_rank}", RuntimeError(f"rank {number}: {failure.message}"))
         sys.exit(1)
     except SignalException as error:
-        note(Path(folder), f"agent-{nodes['rank']}", RuntimeError(str(error)))
+        note(folder, f"agent-{node_rank}", RuntimeError(str(error)))
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(prog="python -m pipelines.training.agent", description="Run this node's ranks of a training.")
+    parser.add_argument("folder", type=Path, help="the training's working folder, which all nodes share")
+    parser.add_argument("--parent", type=int, default=os.getppid(), help="the process that this one must not outlive")
+    parser.add_argument("--node-rank", type=int, default=0, help="this node's number; 0 is where the train step runs")
+    given = parser.parse_args()
+    main(given.folder, given.parent, given.node_rank)

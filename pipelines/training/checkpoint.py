@@ -48,14 +48,16 @@ def publish(folder: Path, step: int, write: Callable[[Path], None], state: dict[
     return not failed
 
 
-def _attempt(work: Callable[[], None]) -> BaseException | None:
+def _attempt(work: Callable[[], None]) -> str | None:
+    """What went wrong, in a line, or None."""
     # torch's writers turn a full disk into RuntimeError or into their own CheckpointException, a BaseException.
     try:
         work()
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001
-        return error
+        # A CheckpointException's text is a traceback: its last line is the reason.
+        return [line for line in [type(error).__name__, *str(error).splitlines()] if line.strip()][-1]
     return None
 
 

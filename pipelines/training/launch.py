@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 JOB, MODEL, ROWS, FAILURES = "job.json", "model.pt", "rows.pt", "failures"
+HOME = Path(__file__).parents[2]
 POLL_SECONDS = 0.05
 START_SECONDS = 120.0
 """What the ranks may take to import, meet and build, on top of two collectives' time."""
@@ -74,7 +75,7 @@ def launch(model: nn.Module, rows: Rows, params: TrainParams, folder: Path, *, d
         old.unlink()
     (folder / FAILURES).mkdir(exist_ok=True)
     (folder / "heartbeat").touch()
-    job = {"params": params.model_dump(mode="json"), "device": device, "nodes": asdict(nodes), "parent": os.getpid()}
+    job = {"params": params.model_dump(mode="json"), "device": device, "nodes": asdict(nodes)}
     storage.write_atomic(folder / JOB, json.dumps(job).encode())
     forked = can_fork(device, nodes)
     log.info("%d ranks (%s)", params.ranks, "forked" if forked else "in processes of their own")
@@ -91,14 +92,16 @@ def can_fork(device: str, nodes: Nodes) -> bool:
 def _fork(folder: Path) -> Any:
     from pipelines.training.agent import main
 
-    process = multiprocessing.get_context("fork").Process(target=main, args=(str(folder),))
+    process = multiprocessing.get_context("fork").Process(target=main, args=(folder, os.getpid()))
     process.start()
     return process
 
 
 def _start(folder: Path) -> Any:
-    # Its standard output is this process's standard error: a command's own output is one line of JSON.
-    return subprocess.Popen([sys.executable, "-m", "pipelines.training.agent", str(folder)], stdout=2, stdin=subprocess.DEVNULL)
+    # Found wherever this process stands; its standard output is this one's standard error: a command's own output is one line of JSON.
+    path = os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "pipelines.training.agent", str(folder), "--parent", str(os.getpid())]
+    return subprocess.Popen(command, stdout=2, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
 
 
 def _code(agent: Any) -> int | None:

@@ -89,6 +89,8 @@ def optimise(  # noqa: PLR0915 - one page, from top to bottom
         live = strategy.live()
         kept = {"ema": beside.copy_of(live)} if params.ema is not None else {}
         progress, resumed_from = Progress(), None
+        if work is not None:
+            work.mkdir(parents=True, exist_ok=True)
         if work is not None and (found := newest_checkpoint(work / CHECKPOINTS)):
             state = state_of(found)
             progress, kept = Progress(**state["progress"]), strategy.load(found, state["kept"])
@@ -115,9 +117,8 @@ def optimise(  # noqa: PLR0915 - one page, from top to bottom
             summed = _forward_backward(strategy, rows, batch, loss_of, params.accumulate)
             beat()
             progress.seconds = before + time.perf_counter() - begun
-            over = params.budget_minutes is not None and progress.seconds >= 60 * params.budget_minutes
             # What one rank knows, all learn before any of them acts: every rank stops at the same step and none waits for another.
-            value, leaving, spent = total([summed, preempted(), over])
+            value, leaving, spent = total([summed, preempted(), _over(progress, params)])
             _finite("loss", value, progress.step, epoch, rows, batch)
             norm = strategy.clip_and_step(factor)
             _finite("gradient", 0.0 if norm is None else norm, progress.step, epoch, rows, batch)
@@ -206,6 +207,12 @@ def _judge(progress: Progress, loss: float, kept: dict[str, dict[str, Tensor]], 
     progress.stale = 0 if better else progress.stale + 1
     if better:
         kept["best"] = beside.copy_of(kept.get("ema", live))
+
+
+def _over(progress: Progress, params: TrainParams) -> bool:
+    """Whether the step that is being done spends the budget, in minutes or in steps."""
+    late = params.budget_minutes is not None and progress.seconds >= 60 * params.budget_minutes
+    return late or (params.stop_after is not None and progress.step + 1 >= params.stop_after)
 
 
 def _ending(progress: Progress, params: TrainParams, steps: int, *, spent: bool) -> Stopped:

@@ -6,6 +6,7 @@ The format is one for the three, so a training can go on under another of them a
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,6 +20,9 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from pipelines.config import TrainParams
 from pipelines.training.strategies import Kept, Strategy, adamw, set_rates
+
+# It is one rank at times, and knows it.
+warnings.filterwarnings("ignore", r"torch\.distributed is disabled, unavailable or uninitialized", UserWarning)
 
 FIRST_SCALE, LARGEST_SCALE, STEPS_TO_GROW = 2.0**12, 2.0**24, 500
 """Dynamic loss scaling for fp16 (Micikevicius et al., 2018, arXiv:1710.03740): halved at an overflow, doubled after so many steps without one."""

@@ -24,7 +24,7 @@ def _rows(per_day: int, days: int, labelled_until: int = 0) -> pl.DataFrame:
 
 def test_enough_rows_in_the_window_are_the_window():
     """With min_rows labelled rows in the newest days, those rows and no older ones are chosen."""
-    chosen, rule = dataset.choose(_rows(10, 30), "y", AS_OF, PARAMS)
+    chosen, _, rule = dataset.choose(_rows(10, 30), "y", AS_OF, PARAMS)
     assert rule == "window"
     assert chosen.height == 100
     assert chosen["event_time"].min() == AS_OF - timedelta(days=10)
@@ -32,15 +32,15 @@ def test_enough_rows_in_the_window_are_the_window():
 
 def test_too_few_rows_fall_back_to_the_newest():
     """One labelled row too few in the window, and the newest fallback_rows count instead, however old."""
-    assert dataset.choose(_rows(5, 30), "y", AS_OF, PARAMS)[1] == "window"
-    chosen, rule = dataset.choose(_rows(5, 30).tail(149).filter(pl.col("id") != "r0149"), "y", AS_OF, PARAMS)
+    assert dataset.choose(_rows(5, 30), "y", AS_OF, PARAMS)[2] == "window"
+    chosen, _, rule = dataset.choose(_rows(5, 30).tail(149).filter(pl.col("id") != "r0149"), "y", AS_OF, PARAMS)
     assert rule == "fallback"
     assert chosen.height == 80
 
 
 def test_rows_without_labels_do_not_count():
     """A row counts once its label has arrived: rows of the newest days are in neither rule."""
-    chosen, rule = dataset.choose(_rows(10, 30, labelled_until=7), "y", AS_OF, PARAMS)
+    chosen, _, rule = dataset.choose(_rows(10, 30, labelled_until=7), "y", AS_OF, PARAMS)
     assert rule == "fallback"
     assert chosen["event_time"].max() < AS_OF - timedelta(days=7)
     assert chosen.height == 80
@@ -55,7 +55,7 @@ def test_rows_from_as_of_on_do_not_count():
 def test_the_holdout_is_the_newest_share():
     """The newest fifth judges, the rest trains, and no row is in both or lost."""
     rows = _rows(10, 10)
-    split = dataset.split(rows, PARAMS)
+    split = dataset.split(rows, rows.clear(), PARAMS)
     assert pl.concat([split.train, split.holdout]).equals(rows)
     assert split.holdout.height == 20
     assert split.excluded == 0
@@ -64,12 +64,53 @@ def test_the_holdout_is_the_newest_share():
 def test_rows_the_champion_learned_from_leave_the_holdout():
     """A row that the champion was trained on judges nobody, and is counted; it does not become a training row."""
     rows = _rows(10, 10)
-    known = rows["id"].tail(5)
-    split = dataset.split(rows, PARAMS, known)
+    trained_on = rows.tail(5)
+    split = dataset.split(rows, rows.clear(), PARAMS, trained_on)
     assert split.excluded == 5
     assert split.holdout.height == 15
-    assert not set(known) & set(split.holdout["id"])
+    assert not set(trained_on["id"]) & set(split.holdout["id"])
     assert split.train.height == 80
+
+
+def test_a_thinned_window_still_spans_the_window():
+    """max_rows takes rows evenly spaced in time, the same ones every time, from the window alone."""
+    params = PARAMS.model_copy(update={"max_rows": 30})
+    chosen, older, rule = dataset.choose(_rows(10, 30), "y", AS_OF, params)
+    assert (rule, chosen.height, older.height) == ("window", 30, 200)
+    assert chosen.group_by(pl.col("event_time").dt.date()).len()["len"].to_list() == [3] * 10
+    assert chosen.equals(dataset.choose(_rows(10, 30), "y", AS_OF, params)[0])
+
+
+def test_replay_and_history_come_from_before_the_window_and_share_no_row():
+    """A declared share of the training rows is older, and the history holdout holds none of them and none the champion knows."""
+    params = PARAMS.model_copy(update={"replay_share": 0.2, "history_rows": 50})
+    rows, older, _ = dataset.choose(_rows(10, 30), "y", AS_OF, params)
+    known = older.head(100)
+    split = dataset.split(rows, older, params, known)
+    assert (split.replayed, split.train.height, split.holdout.height, split.history.height) == (20, 100, 20, 50)
+    replayed = set(split.train["id"].head(20))
+    assert replayed <= set(older["id"])
+    assert not set(split.history["id"]) & (replayed | set(known["id"]) | set(rows["id"]))
+
+
+def test_a_text_that_is_trained_on_judges_nobody():
+    """Rows whose text, white space aside, stands in a training row or in one of the champion's leave holdout and history, and are counted."""
+    params = PARAMS.model_copy(update={"history_rows": 200})
+    rows, older, _ = dataset.choose(_rows(10, 30).with_columns(text=pl.format("report  {}", pl.int_range(pl.len()) % 95)), "y", AS_OF, params)
+    again = rows.with_columns(text=pl.col("text").str.replace("  ", " "))
+    split = dataset.split(pl.concat([rows.head(80), again.tail(20)]), older, params, text="text")
+    assert (split.excluded, split.holdout.height) == (5, 15)
+    trained = set(split.train["text"])
+    assert split.history.height == 200 - sum(text in trained for text in older["text"])
+    assert not set(split.history["text"]) & trained
+    champions = pl.DataFrame({"id": ["of the champion"], "text": [split.holdout["text"][0].replace(" ", "\n")]})
+    assert dataset.split(pl.concat([rows.head(80), again.tail(20)]), older, params, champions, "text").excluded == 6
+
+
+def test_replay_and_history_look_back_to_the_beginning():
+    """No day is early enough when rows from before the window are wanted."""
+    for wanted in ({"replay_share": 0.1}, {"history_rows": 10}):
+        assert dataset.first_needed_day(_rows(10, 30), "y", AS_OF, PARAMS.model_copy(update=wanted)) is None
 
 
 @pytest.mark.parametrize(("per_day", "days", "expected"), [(10, 30, 10), (5, 30, 20), (2, 30, None)])

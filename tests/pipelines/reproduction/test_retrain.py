@@ -13,6 +13,7 @@ from pipelines.config import Settings
 from pipelines.errors import ConfigError
 from pipelines.reproduction import retrain
 from pipelines.reproduction.find import find
+from pipelines.training import loop
 from tests.encoders import write_encoder
 from tests.pipelines.reproduction import runs
 
@@ -24,6 +25,14 @@ def original(tmp_path_factory):
     """A state folder with version 3 of a tabular case."""
     settings = Settings(home=tmp_path_factory.mktemp("home"))
     runs.register(settings, runs.small(CASE), 3)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """A state folder with version 1 of the text case, on a tiny encoder and with an int8 variant."""
+    settings = Settings(home=tmp_path_factory.mktemp("home"))
+    runs.register(settings, runs.small_text(write_encoder(tmp_path_factory.mktemp("encoder"))), 1)
     return settings
 
 
@@ -39,20 +48,33 @@ def other_training(monkeypatch):
     monkeypatch.setattr(tabular, "SCALED_LIMIT", 0.5)
 
 
-def test_a_text_version_is_reproduced_bit_by_bit(tmp_path, monkeypatch, capfd):
+def test_a_text_version_has_a_complete_bundle(reports):
+    """Tokenizer, contract, feature spec and the int8 variant are in the exported folder, and the facts say what int8 changes."""
+    version = find(reports, "triage", 1)
+    export = version.manifests["export"]
+    assert {"model.onnx", "model.int8.onnx", "tokenizer.json", "bundle.json", "fields.json", "contract.json", "spec.json", "reference.parquet"} == set(
+        export.files
+    )
+    assert export.files["tokenizer.json"] == version.manifests["train"].files["tokenizer.json"] == export.facts["tokenizer_sha256"]
+    assert (export.facts["precision"], export.facts["classes"]) == ("fp32", list(load_fields("triage").classes))
+    change, variants = export.facts["variants"]["int8"]["change"], export.facts["variants"]
+    assert variants["int8"]["bytes"] < variants["fp32"]["bytes"]
+    assert 0 <= change["label_agreement"] <= 1
+    assert {"log_loss", "macro_f1"} <= set(change["metrics"])
+
+
+def test_a_text_version_is_reproduced_bit_by_bit(reports, monkeypatch, capfd):
     """200 reports on a two-layer encoder: the command says that the weights have the recorded hash, exits with 0 and leaves nothing behind."""
-    settings = Settings(home=tmp_path / "home")
-    run_dir = runs.register(settings, runs.small_text(write_encoder(tmp_path / "encoder")), 1)
-    before = sorted(settings.root.rglob("*"))
-    monkeypatch.setenv("PERENNIAL_HOME", str(settings.root))
+    before = sorted(reports.root.rglob("*"))
+    monkeypatch.setenv("PERENNIAL_HOME", str(reports.root))
     capfd.readouterr()
     assert cli.main(["reproduce", "--case", "triage", "--version", "1"]) == 0
     answer = json.loads(capfd.readouterr().out)
-    recorded = storage.read_manifest(run_dir / "train").facts["weights_sha256"]
+    recorded = find(reports, "triage", 1).manifests["train"].facts["weights_sha256"]
     assert answer["weights"] == {"recorded": recorded, "reproduced": recorded}
     assert (answer["identical"], answer["layer"], answer["differences"]) == (True, None, {})
     assert recorded[:12] in answer["reason"]
-    assert sorted(settings.root.rglob("*")) == before
+    assert sorted(reports.root.rglob("*")) == before
 
 
 def test_a_tabular_version_is_reproduced(original):
@@ -62,12 +84,23 @@ def test_a_tabular_version_is_reproduced(original):
     assert (answer["version"], answer["as_of"]) == (3, runs.AS_OF.isoformat())
 
 
+def test_a_training_that_spent_its_budget_is_stopped_at_the_same_step(tmp_path, monkeypatch):
+    """On a machine with all the time in the world the reproduction ends after the steps that the minutes were enough for."""
+    settings = Settings(home=tmp_path)
+    run_dir = runs.register(settings, runs.small(CASE, budget_minutes=1e-9), 1)
+    facts = storage.read_manifest(run_dir / "train").facts
+    assert (facts["stopped"], facts["steps"]) == ("budget", 1)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: 0.0)
+    answer = retrain.reproduce(settings, CASE, 1)
+    assert answer["identical"], answer["reason"]
+
+
 def test_changed_rows_are_the_data_layer(home):
-    """A row of the training file that is not what it was is found in the data, before everything that follows from it."""
+    """A training file that is not what it was is found in the data, before everything that follows from it."""
     path = find(home, CASE, 3).folders["dataset"] / "train.parquet"
     label = load_fields(CASE).label
     rows = pl.read_parquet(path)
-    rows.with_columns((1 - pl.col(label)).cast(pl.Int8).alias(label)).write_parquet(path)
+    rows.with_columns(pl.col(label).reverse()).write_parquet(path)
     answer = retrain.reproduce(home, CASE, 3)
     assert (answer["identical"], answer["layer"]) == (False, "data")
     (row,) = answer["differences"]["data"]

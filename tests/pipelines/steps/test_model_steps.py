@@ -1,5 +1,6 @@
 """train, export, evaluate and gate, from a dataset to a verdict in the ledger."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pipelines import ledger, storage
 from pipelines.cases import load_fields
 from pipelines.config import Settings, load_params
 from pipelines.contracts import Verdict
+from pipelines.drift.spec import load_spec
 from pipelines.errors import ConflictError, IntegrityError
 from pipelines.fields import Categorical
 from pipelines.steps import evaluate, export, gate, train
@@ -102,6 +104,19 @@ def test_the_first_candidate_beats_the_base_rate(first):
     assert (verdict.decision, verdict.rule, verdict.evidence.opponent) == ("promote", "first_champion", "base_rate")
     assert manifests["evaluate"].facts["challenger"]["roc_auc"] > 0.9
     assert manifests["gate"].facts["verdict_sha256"] == storage.digest(verdict)
+
+
+def test_the_bundle_is_complete(first):
+    """The exported folder holds the model, its contract, its fields, its feature spec and its reference, and says what the model costs."""
+    _, run_dir, manifests = first
+    assert set(manifests["export"].files) == {"model.onnx", "bundle.json", "fields.json", "contract.json", "spec.json", "reference.parquet"}
+    spec = json.loads((run_dir / "export" / "spec.json").read_text())
+    assert spec["version"] == load_spec(FIELDS).version
+    assert set(spec["scales"]) == {*(field.name for field in FIELDS.numeric), "score"}
+    facts = manifests["export"].facts
+    assert facts["parity"] <= 1e-5
+    assert facts["variants"]["fp32"]["bytes"] == (run_dir / "export" / "model.onnx").stat().st_size
+    assert facts["variants"]["fp32"]["latency_ms"]["32"] > 0
 
 
 def test_every_step_run_again_changes_nothing(first):

@@ -1,0 +1,121 @@
+"""DeepSpeed's ZeRO (Rajbhandari et al., 2020, arXiv:1910.02054): optimiser state (1), gradients (2) and weights (3) in shards. Its only home."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.config import TrainParams
+from pipelines.errors import ConfigError
+from pipelines.training.group import place
+from pipelines.training.strategies import Kept, Strategy, adamw, set_rates
+
+if not torch.cuda.is_available():
+    # Read while deepspeed is imported.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("DS_LOG_LEVEL", "error")
+
+import deepspeed
+import deepspeed.ops
+from deepspeed.utils import safe_get_full_fp32_param
+
+# None of its own operators is used here. To say so keeps it from looking for a compiler, and from compiling
+# collectives over shared memory at the first use of gloo.
+deepspeed.ops.__compatible_ops__ = defaultdict(bool)
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+# It calls collectives by their former names, at every step.
+warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
+
+TAG = "deepspeed"
+HALVES = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}, "fp16": {"fp16": {"enabled": True}}}
+
+
+def set_up(model: nn.Module, params: TrainParams, device: torch.device) -> Strategy:
+    """Train ``model`` under ZeRO ``params.zero_stage``. Raises ConfigError where that cannot hold what was asked for.
+
+    A checkpoint goes on with the same stage and number of ranks only.
+    """
+    _possible(params, device)
+    rank, ranks = place()
+    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
+    engine, _, _, _ = deepspeed.initialize(model=model, optimizer=adamw(model, params), config=_config(params, ranks))
+    trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    sharded = params.zero_stage == 3
+    live = {name: weight.ds_tensor if sharded else weight for name, weight in trainable.items()}
+
+    def forward(inputs: Mapping[str, Tensor], last: bool) -> Tensor:
+        engine.set_gradient_accumulation_boundary(last)
+        logits: Tensor = engine(**{name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()})
+        return logits.float()
+
+    def backward(loss: Tensor) -> None:
+        # The loss is a share of the global batch's mean already.
+        engine.backward(loss, scale_wrt_gas=False)
+
+    def clip_and_step(factor: float) -> float | None:
+        set_rates(engine.optimizer, factor)
+        skipped = engine.skipped_steps
+        engine.step()
+        if engine.skipped_steps > skipped:
+            return None if params.precision == "fp16" else math.inf
+        return float(engine.get_global_grad_norm())
+
+    def save(folder: Path, kept: Kept) -> None:
+        engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        torch.save(kept, folder / f"kept-{rank}.pt")
+
+    def load(folder: Path, names: Iterable[str]) -> Kept:
+        found, _ = engine.load_checkpoint(str(folder), tag=TAG)
+        if found is None:
+            raise ConfigError(f"{folder} is no checkpoint of {ranks} rank(s) under ZeRO {params.zero_stage}: remove it to train anew")
+        everything: Kept = torch.load(folder / f"kept-{rank}.pt", weights_only=True)
+        return {name: everything[name] for name in names}
+
+    def full_state_dict() -> dict[str, Tensor]:
+        with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=sharded):
+            state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        if params.precision != "fp32":
+            # The model's own weights are the optimiser's, rounded. All ranks take part.
+            state |= {name: safe_get_full_fp32_param(weight).detach().cpu().clone() for name, weight in trainable.items()}
+        return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()} if rank == 0 else {}
+
+    return Strategy(forward, backward, clip_and_step, lambda: live, save, load, full_state_dict)
+
+
+def _config(params: TrainParams, ranks: int) -> dict[str, Any]:
+    """DeepSpeed's configuration of a training."""
+    return {
+        "train_batch_size": params.batch_size,
+        "train_micro_batch_size_per_gpu": params.batch_size // (ranks * params.accumulate),
+        "gradient_accumulation_steps": params.accumulate,
+        "gradient_clipping": params.clip or 0.0,
+        "steps_per_print": 10**9,
+        "zero_allow_untrusted_optimizer": True,
+        "zero_optimization": {
+            "stage": params.zero_stage,
+            # Whole weights that outlive a module's pass would hide what is put into the shards between two passes.
+            "stage3_param_persistence_threshold": 0,
+            "stage3_max_reuse_distance": 0,
+            "stage3_max_live_parameters": 0,
+        },
+        **HALVES[params.precision],
+    }
+
+
+def _possible(params: TrainParams, device: torch.device) -> None:
+    """Raise ConfigError for what DeepSpeed cannot do."""
+    if params.precision == "fp16" and device.type == "cpu":
+        raise ConfigError("train.precision fp16 under deepspeed needs a GPU: choose bf16")
+    if params.precision != "fp32" and (params.ema is not None or params.validation_share):
+        raise ConfigError(
+            f"train.precision {params.precision} under deepspeed keeps no averaged or best weights: choose strategy fsdp, or drop ema and validation_share"
+        )
