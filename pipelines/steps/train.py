@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields, part
+from pipelines.cases.pretrained import base_sha256
 from pipelines.config import Params, Settings, TextModelParams
 from pipelines.contracts import Manifest
+from pipelines.errors import Unavailable
 from pipelines.fields import Fields, encode
 from pipelines.text import TOKENIZER, load_tokenizer, tokenise
 
@@ -19,7 +22,15 @@ if TYPE_CHECKING:
     from pipelines.training.rows import Rows
 
 STEP_VERSION = 2
-ROOMS = ("pipelines.training", "pipelines.cases.tabular", "pipelines.fields", "pipelines.text")
+ROOMS = (
+    "pipelines.training",
+    "pipelines.cases.tabular",
+    "pipelines.cases.encoder",
+    "pipelines.cases.embedding",
+    "pipelines.cases.pretrained",
+    "pipelines.fields",
+    "pipelines.text",
+)
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
@@ -37,8 +48,12 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         inputs["champion"] = initial[0]
     gpus = params.resources.gpus > 0
     declared = {"model": params.model.model_dump(mode="json"), "train": params.train.model_dump(mode="json"), "fields": fields.hash, "gpus": gpus}
+    if isinstance(params.model, TextModelParams):
+        declared["base"] = base_sha256(params.model.encoder)
     key = storage.step_key("train", STEP_VERSION, inputs, declared)
     work = work_folder(run_dir, key)
+    if settings.node_rank:
+        return _follow(run_dir / "train", work, key, settings.node_rank)
 
     def build(folder: Path) -> Mapping[str, Any]:
         # Inside: a no-op run must not pay for importing torch.
@@ -91,6 +106,24 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     manifest = storage.commit(run_dir / "train", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
     shutil.rmtree(work, ignore_errors=True)
     return manifest
+
+
+def _follow(folder: Path, work: Path, key: str, node_rank: int) -> Manifest:
+    """The part of a node other than the first: its ranks, and then the first node's manifest."""
+    from pipelines.training.launch import JOIN_SECONDS, follow
+
+    if not _committed(folder, key):
+        follow(work, node_rank)
+    give_up = time.monotonic() + JOIN_SECONDS
+    while not _committed(folder, key):
+        if time.monotonic() > give_up:
+            raise Unavailable(f"node 0 has not committed {folder} within {JOIN_SECONDS:.0f} s: look at its log, run the step again")
+        time.sleep(0.1)
+    return storage.read_manifest(folder)
+
+
+def _committed(folder: Path, key: str) -> bool:
+    return (folder / storage.MANIFEST).exists() and storage.read_manifest(folder).key == key
 
 
 def work_folder(run_dir: Path, key: str) -> Path:
