@@ -48,7 +48,7 @@ def test_texts_of_several_lengths_come_back_in_their_order():
     rows = [[0.25, 0.25, 0.5], [1, 0, 0], [0, 1, 0], [0, 0.5, 0.5]]
     lengths = [3, 50, 4, 20]
     scores, sizes = score(rows, [[number] * length for number, length in enumerate(lengths)])
-    np.testing.assert_array_equal(scores, rows)
+    np.testing.assert_array_equal(np.reshape(scores, (-1, 3)), rows)
     assert sorted(sizes) == [(1, 24), (1, 56), (2, 8)]
 
 
