@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipelines.training.rows import Rows
 
 STEP_VERSION = 2
+HEAD = "head.pt"
 ROOMS = (
     "pipelines.training",
     "pipelines.cases.tabular",
@@ -60,6 +61,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         from pipelines.training.fit import fit
         from pipelines.training.launch import Nodes
         from pipelines.training.metrics import FILE
+        from pipelines.training.rows import newest
         from pipelines.training.weights import fits, save_weights, weights_sha256
 
         model_of = part(params.case, "model")
@@ -71,11 +73,10 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
             return model_of.build(params.model, fields)
 
         warm = initial[1] if initial is not None and fits(made(), initial[1]) else None
+        cache = settings.root / "cache" / "embeddings"
         if params.model.kind == "embedding":
             model = made()
-            assert rows.tokens is not None
-            tokens = [ids.tolist() for ids in rows.tokens.flat.split(rows.tokens.lengths.tolist())]
-            fitted_head = model_of.fit_head(model, tokens, rows.labels.numpy(), params.train, settings.root / "cache" / "embeddings")
+            fitted_head = fit_head(model, rows, params, cache)
             curve = [fitted_head["loss"]]
             facts = {
                 **fitted_head,
@@ -88,8 +89,15 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
                 "resumed_from": None,
             }
         else:
+            if warm is None and params.model.kind == "encoder" and params.model.head_start:
+                model = made()
+                # Rows that say when to stop must be new to the head as well.
+                fit_head(model, newest(rows, params.train.validation_share)[0], params, cache)
+                work.mkdir(parents=True, exist_ok=True)
+                save_weights(model, work / HEAD)
+            start = warm or (work / HEAD if (work / HEAD).exists() else None)
             nodes = Nodes(settings.nodes, settings.node_rank, settings.rdzv_endpoint)
-            fitted = fit(made, rows, params.train, work, device="cuda" if gpus else "cpu", initial=warm, nodes=nodes)
+            fitted = fit(made, rows, params.train, work, device="cuda" if gpus else "cpu", initial=start, nodes=nodes)
             model, curve, facts = fitted.model, fitted.curve, fitted.facts
             shutil.copyfile(work / FILE, folder / FILE)
         save_weights(model, folder / "weights.pt")
@@ -124,6 +132,14 @@ def _follow(folder: Path, work: Path, key: str, node_rank: int) -> Manifest:
 
 def _committed(folder: Path, key: str) -> bool:
     return (folder / storage.MANIFEST).exists() and storage.read_manifest(folder).key == key
+
+
+def fit_head(model: Any, rows: Rows, params: Params, cache: Path) -> dict[str, Any]:
+    """Fit the head of a text model on the embeddings of its untouched encoder; returns small facts."""
+    assert rows.tokens is not None
+    tokens = [ids.tolist() for ids in rows.tokens.flat.split(rows.tokens.lengths.tolist())]
+    facts: dict[str, Any] = part(params.case, "model").fit_head(model, tokens, rows.labels.numpy(), params.train, cache)
+    return facts
 
 
 def work_folder(run_dir: Path, key: str) -> Path:
