@@ -15,6 +15,9 @@ from embedded.processes import TAG
 AIRFLOW_PARTS = {"api-server": "metadatabase", "scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
 """Airflow's process -> its name in the health answer."""
 
+PARAMS = "params"
+"""The folder of a state that holds parameters of its own, ``<case>.yaml``."""
+
 
 @dataclass(frozen=True)
 class Service:
@@ -37,6 +40,8 @@ def settings_environment(home: Path, ports: Ports) -> dict[str, str]:
         "PERENNIAL_TRITON_HTTP": f"{HOST}:{ports.triton_http}",
         "PERENNIAL_TRITON_GRPC": f"{HOST}:{ports.triton_grpc}",
         "PERENNIAL_TRITON_METRICS": f"{HOST}:{ports.triton_metrics}",
+        # A state that was made with parameters of its own goes on with them.
+        **({"PERENNIAL_PARAMS_DIR": str(home / PARAMS)} if (home / PARAMS).is_dir() else {}),
     }
 
 

@@ -17,12 +17,13 @@ from typing import Any
 from embedded import stack
 from embedded.airflow import Airflow
 from embedded.demo import traffic
-from embedded.demo.plan import load_plan
+from embedded.demo.plan import load_plan, scope, write_params
 from embedded.demo.progress import Progress
 from embedded.demo.replay import Replay
 from embedded.demo.summary import build_summary
 from embedded.demo.ticks import play
 from embedded.ports import Ports
+from embedded.services import PARAMS
 from pipelines import cases
 from pipelines.config import Settings, load_params
 from pipelines.errors import DataError, PerennialError
@@ -36,7 +37,7 @@ SEGMENT_SECONDS = 0.5
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; exit code 0 if it did what it promises, 1 with a clear error otherwise."""
     parser = argparse.ArgumentParser(prog="python -m embedded.demo", description=__doc__)
-    parser.add_argument("--case", default=None, help="bank or loans; default: bank where its data can be had, else loans")
+    parser.add_argument("--case", default=None, help="bank, triage or loans; default: bank where its data can be had, else loans")
     parser.add_argument("--fast", action="store_true", help="a shorter stretch of history")
     parser.add_argument("--keep", action="store_true", help="leave the stack running at the end")
     parser.add_argument("--home", type=Path, default=HOME, help="state folder (the last one is moved aside)")
@@ -58,6 +59,11 @@ def _demo(options: argparse.Namespace, progress: Progress) -> int:
     case, source = _choose(options.case, Settings(home=home))
     progress.say(f"[bold]case {case}[/]: {source.kind} data, {source.name}: {source.why}")
     plan = load_plan(case, fast=options.fast)
+    params = write_params(plan, home / PARAMS)
+    if plan.params:
+        # For what this process and its pool read themselves; the stack finds the folder in its state.
+        os.environ["PERENNIAL_PARAMS_DIR"] = str(home / PARAMS)
+        progress.say(_scope(scope(plan, params)))
     finished = False
     try:
         with progress.shown():
@@ -70,7 +76,7 @@ def _demo(options: argparse.Namespace, progress: Progress) -> int:
                 traffic.client(settings.gateway_url, settings.key_file) as gateway,
                 ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
             ):
-                replay = Replay(plan, load_params(case), settings, source, airflow, gateway, progress, pool)
+                replay = Replay(plan, params, settings, source, airflow, gateway, progress, pool)
                 rows = play(replay)
                 with progress.phase("score"):
                     summary = build_summary(replay, rows)
@@ -135,15 +141,25 @@ def _report(summary: dict[str, Any], home: Path, progress: Progress, *, kept: bo
     return 1 if broken else 0
 
 
+def _scope(found: dict[str, Any]) -> str:
+    """The scope of a reduced replay in one sentence."""
+    limits = (("traffic_rows_per_month", "sampled rows of traffic a month"), ("rows_per_training", "rows per training"), ("seconds_per_training", "seconds"))
+    most = ", ".join(f"{found[name]:,} {about}" for name, about in limits if found[name] is not None)
+    return f"scope: {found['from'][:10]} to {found['until'][:10]}, a tick is a {found['tick']}; at most {most}"
+
+
 def _print_table(summary: dict[str, Any], progress: Progress) -> None:
     from rich.table import Table
 
-    table = Table(title=f"{summary['case']}: mean over {len(summary['metrics']['roc_auc']['per_month'])} {summary['tick']}s", title_justify="left")
+    from pipelines.reports.replay import METRICS
+
+    metrics = summary["metrics"]
+    table = Table(title=f"{summary['case']}: mean over {len(metrics['log_loss']['per_month'])} {summary['tick']}s", title_justify="left")
     for column in ("", "frozen", "ungated", "Perennial"):
         table.add_column(column, justify="left" if not column else "right")
-    for metric, label in (("roc_auc", "ROC-AUC (higher is better)"), ("log_loss", "log-loss (lower is better)")):
-        means = [summary["metrics"][metric][f"{name}_mean"] for name in ("frozen", "ungated", "perennial")]
-        table.add_row(label, *("-" if mean is None else f"{mean:.3f}" for mean in means))
+    for metric, found in metrics.items():
+        means = [found[f"{name}_mean"] for name in ("frozen", "ungated", "perennial")]
+        table.add_row(METRICS[metric], *("-" if mean is None else f"{mean:.3f}" for mean in means))
     progress.console.print(table)
     counts = ", ".join(f"{count} {decision}" for decision, count in summary["verdicts"].items())
     progress.say(

@@ -1,4 +1,4 @@
-"""What the demo replays: the case's demo.yaml turned into a list of ticks."""
+"""What the demo replays: the case's demo.yaml turned into a list of ticks, and its parameters."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError
 
-from pipelines.config import CASES_ROOT, Strict
+from pipelines.config import CASES_ROOT, Params, Strict, load_params
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError
+from pipelines.storage import write_atomic
 
 
 class _Fast(Strict):
@@ -22,16 +25,22 @@ class _Fast(Strict):
 
 class _Demo(Strict):
     first_as_of: date
-    tick: str = Field(pattern="^(day|week|month)$")
+    tick: str = Field(pattern="^(day|week|month|quarter)$")
     until: date
     scheduled_every: int = Field(gt=0)
     min_month_rows: int = Field(gt=0)
     fast: _Fast
+    sample_per_month: int | None = Field(default=None, gt=0)
+    params: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A replay: the first champion's ``as_of``, then one window of traffic per tick."""
+    """A replay: the first champion's ``as_of``, then one window of traffic per tick.
+
+    ``sample_per_month`` is the most rows of a calendar month that are sent, evenly spaced; ``params`` are
+    overrides of the case's own parameters.
+    """
 
     case: str
     first_as_of: datetime
@@ -39,6 +48,8 @@ class Plan:
     scheduled_every: int
     min_month_rows: int
     tick: str
+    sample_per_month: int | None
+    params: dict[str, Any]
 
 
 def load_plan(case: str, *, fast: bool) -> Plan:
@@ -58,13 +69,48 @@ def load_plan(case: str, *, fast: bool) -> Plan:
         scheduled_every=demo.scheduled_every,
         min_month_rows=demo.min_month_rows,
         tick=demo.tick,
+        sample_per_month=demo.sample_per_month,
+        params=demo.params,
     )
+
+
+def write_params(plan: Plan, folder: Path) -> Params:
+    """The case's parameters with the plan's overrides, as ``folder/<case>.yaml`` if there are any; ConfigError if they cannot work."""
+    if not plan.params:
+        return load_params(plan.case)
+    own = yaml.safe_load((CASES_ROOT / plan.case / "params.yaml").read_text())
+    path = folder / f"{plan.case}.yaml"
+    write_atomic(path, yaml.safe_dump(_over(own, plan.params), sort_keys=False).encode())
+    return load_params(plan.case, path)
+
+
+def _over(own: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``own`` with ``changes``, block by block."""
+    return own | {name: _over(own[name], value) if isinstance(value, dict) and isinstance(own.get(name), dict) else value for name, value in changes.items()}
+
+
+def scope(plan: Plan, params: Params) -> dict[str, Any]:
+    """What of the case is replayed, in numbers: it is printed, and stands in summary.json."""
+    most = params.dataset.max_rows
+    return {
+        "from": plan.windows[0].start.isoformat(),
+        "until": plan.windows[-1].end.isoformat(),
+        "tick": plan.tick,
+        "traffic_rows_per_month": plan.sample_per_month,
+        "rows_per_training": None if most is None else most - round(most * params.dataset.holdout_share),
+        "seconds_per_training": None if params.train.budget_minutes is None else round(60 * params.train.budget_minutes),
+    }
 
 
 def _windows(start: date, until: date, tick: str) -> Iterator[Window]:
     day = start
     while day < until:
-        following = {"day": day + timedelta(days=1), "week": day + timedelta(days=7), "month": (day.replace(day=1) + timedelta(days=32)).replace(day=1)}[tick]
+        following = {
+            "day": day + timedelta(days=1),
+            "week": day + timedelta(days=7),
+            "month": (day.replace(day=1) + timedelta(days=32)).replace(day=1),
+            "quarter": (day.replace(day=1) + timedelta(days=95)).replace(day=1),
+        }[tick]
         yield Window(start=_midnight(day), end=_midnight(following))
         day = following
 

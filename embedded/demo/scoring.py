@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from pipelines import cases
 from pipelines.config import Settings, load_params
 from pipelines.errors import TooFewRows
-from pipelines.fields import encode
+from pipelines.fields import Fields
 
 if TYPE_CHECKING:
     import polars as pl
+    from numpy.typing import NDArray
 
 UNGATED = ("ingest", "validate", "dataset", "train", "export")
 
@@ -34,36 +35,51 @@ def retrain_ungated(case: str, home: Path, as_of: datetime) -> Path | None:
     return run_dir / "export"
 
 
-def scores(case: str, bundle: Path, frame: pl.DataFrame) -> list[float]:
-    """Probabilities of a bundle for canonical rows, on the runtime that serves."""
+def metric_names(fields: Fields) -> dict[str, bool]:
+    """The metrics a case is shown by, the first one first, and whether more of it is better."""
+    return {"macro_f1": True, "log_loss": False, "accuracy": True} if fields.classes else {"roc_auc": True, "log_loss": False}
+
+
+def scores(case: str, bundle: Path, frame: pl.DataFrame) -> NDArray[Any]:
+    """Probabilities ``[n]`` or ``[n, K]`` of a bundle for canonical rows, on the runtime that serves."""
     from pipelines import runtime
 
     fields = cases.load_fields(case)
-    return [float(score) for score in runtime.score(bundle, encode(fields, {name: frame[name].to_list() for name in fields.names}))]
+    return runtime.score_rows(bundle, fields, {name: frame[name].to_list() for name in fields.names})
 
 
-def metrics(labels: list[int], predicted: list[float] | None) -> dict[str, float | None]:
-    """ROC-AUC and log-loss of one window, as the evaluate step computes them; None where undefined."""
+def metrics(fields: Fields, labels: list[int], predicted: Any) -> dict[str, float | None]:
+    """The case's metrics of one window, as the evaluate step computes them; None where undefined, or without ``predicted``."""
+    names = metric_names(fields)
     if predicted is None:
-        return {"roc_auc": None, "log_loss": None}
+        return dict.fromkeys(names)
     import numpy as np
 
     from pipelines.evaluation import metrics as evaluation
 
     found = evaluation.metrics(np.array(labels, np.int8), np.array(predicted))
-    return {"roc_auc": found["roc_auc"], "log_loss": found["log_loss"]}
+    return {name: found[name] for name in names}
 
 
-def unequal_answers(case: str, frame: pl.DataFrame, answers: dict[str, tuple[int, float]], bundles: dict[int, Path], tolerance: float = 1e-5) -> int:
-    """How many answers differ from ONNX Runtime on the version that they name by more than ``tolerance``."""
+def unequal_answers(case: str, frame: pl.DataFrame, answers: dict[str, tuple[int, float, int | str]], bundles: dict[int, Path], tolerance: float = 1e-5) -> int:
+    """How many answers are not those of ONNX Runtime on the version that they name.
+
+    A score may differ by ``tolerance``, as texts are padded to other lengths and batches are cut otherwise;
+    the prediction must be one whose score is the highest within it.
+    """
     import polars as pl
 
+    fields = cases.load_fields(case)
+    names = {name: position for position, name in enumerate(fields.classes or (0, 1))}
     wrong = 0
     for version, bundle in bundles.items():
-        rows = frame.filter(pl.col("id").is_in([id_ for id_, (named, _) in answers.items() if named == version]))
-        if len(rows):
-            expected = scores(case, bundle, rows)
-            wrong += sum(abs(answers[id_][1] - score) > tolerance for id_, score in zip(rows["id"], expected, strict=True))
+        rows = frame.filter(pl.col("id").is_in([id_ for id_, (named, *_) in answers.items() if named == version]))
+        for id_, expected in zip(rows["id"], scores(case, bundle, rows), strict=True):
+            _, score, prediction = answers[id_]
+            own = expected[names[prediction]] if fields.classes else expected
+            best = expected.max() if fields.classes else own
+            right = abs(score - own) <= tolerance and best - own <= tolerance
+            wrong += not (right and (fields.classes or names[prediction] == (score >= 0.5)))
     return wrong
 
 

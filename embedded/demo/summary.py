@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedded.demo import scoring
+from embedded.demo.plan import scope
 from embedded.demo.replay import Replay
 from pipelines import cases, ledger
 from pipelines.config import Settings
 from pipelines.contracts import DriftReport, Window
 from pipelines.reports.replay import month_label
-from pipelines.storage import read_manifest
+from pipelines.storage import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     import polars as pl
 
 
@@ -88,7 +88,8 @@ def build_summary(replay: Replay, rows: pl.DataFrame) -> dict[str, Any]:
     runs = {dag: replay.airflow.runs(f"{case}_{dag}") for dag in ("training", "drift")}
     triggers = Counter(run["conf"].get("trigger", "manual") for run in runs["training"])
     decisions = Counter(row["verdict"]["decision"] for row in ledger.verdicts(settings.ledger, case))
-    months = _months(replay, rows, bundles[history[0].champion])
+    fields = cases.load_fields(case)
+    months = _months(replay, rows, logged, bundles[history[0].champion])
     return {
         "case": case,
         "tick": replay.plan.tick,
@@ -97,6 +98,9 @@ def build_summary(replay: Replay, rows: pl.DataFrame) -> dict[str, Any]:
         "source_name": replay.source.name,
         "source_why": replay.source.why,
         "notice": replay.source.notice,
+        "scope": scope(replay.plan, replay.params),
+        "trainings": _trainings(settings, case, runs["training"]),
+        "classes": len(fields.classes) or 2,
         "ticks": len(replay.ticks),
         "requests": replay.tally.requests,
         "rows_sent": replay.tally.rows_sent,
@@ -111,10 +115,7 @@ def build_summary(replay: Replay, rows: pl.DataFrame) -> dict[str, Any]:
         "champions": [
             {"version": r.champion, "since": r.as_of.isoformat(), "trigger": r.trigger, "mlflow_run": r.mlflow_run, "reason": r.reason} for r in history
         ],
-        "metrics": {
-            "roc_auc": scoring.summarise(months, "roc_auc", higher_is_better=True),
-            "log_loss": scoring.summarise(months, "log_loss", higher_is_better=False),
-        },
+        "metrics": {name: scoring.summarise(months, name, higher_is_better=higher) for name, higher in scoring.metric_names(fields).items()},
         "airflow": {
             "dag_runs": {dag: len(found) for dag, found in runs.items()},
             "dag_runs_failed": sum(run["state"] != "success" for found in runs.values() for run in found),
@@ -123,28 +124,41 @@ def build_summary(replay: Replay, rows: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _months(replay: Replay, rows: pl.DataFrame, first: Path) -> list[dict[str, Any]]:
-    """Every window with enough rows and both classes, scored by the three models on its true labels."""
+def _trainings(settings: Settings, case: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each training run really trained: rows, seconds, and what ended it."""
+    moments = sorted({run["conf"]["as_of"] for run in runs if "as_of" in run["conf"]})
+    found = []
+    for moment in moments:
+        folder = settings.run_dir(case, datetime.fromisoformat(moment)) / "train"
+        if (folder / MANIFEST).exists():
+            facts = read_manifest(folder).facts
+            found.append({"as_of": moment, **{name: facts.get(name) for name in ("rows", "seconds", "stopped", "strategy", "ranks")}})
+    return found
+
+
+def _months(replay: Replay, rows: pl.DataFrame, logged: pl.DataFrame, first: Path) -> list[dict[str, Any]]:
+    """Every window with enough rows and more than one class, scored by the three models on its true labels; what was served is taken from the log."""
     import polars as pl
 
-    case, label = replay.plan.case, cases.load_fields(replay.plan.case).label
+    case, fields = replay.plan.case, cases.load_fields(replay.plan.case)
+    served = dict(zip(logged["id"], logged["scores" if fields.classes else "score"], strict=True))
     months = []
     newest = first
     windows = {month_label(window.start, replay.plan.tick): window for window in replay.plan.windows}
     for tick, retrained in zip(replay.ticks, replay.ungated, strict=True):
         window = windows[tick["month"]]
         frame = rows.filter(pl.col("event_time").is_between(window.start, window.end, closed="left"))
-        labels = [int(value) for value in frame[label]]
-        if len(labels) >= replay.plan.min_month_rows and 0 < sum(labels) < len(labels):
-            answered = [replay.tally.answers[id_][1] for id_ in frame["id"]] if set(frame["id"]) <= replay.tally.answers.keys() else None
+        labels = [int(value) for value in frame[fields.label]]
+        if len(labels) >= replay.plan.min_month_rows and len(set(labels)) > 1:
+            answered = [served[id_] for id_ in frame["id"]] if set(frame["id"]) <= served.keys() else None
             months.append(
                 {
                     "month": tick["month"],
                     "n": len(labels),
-                    "positives": sum(labels),
-                    "frozen": scoring.metrics(labels, scoring.scores(case, first, frame)),
-                    "perennial": scoring.metrics(labels, answered),
-                    "ungated": scoring.metrics(labels, scoring.scores(case, newest, frame)),
+                    "positives": len(labels) - max(Counter(labels).values()) if fields.classes else sum(labels),
+                    "frozen": scoring.metrics(fields, labels, scoring.scores(case, first, frame)),
+                    "perennial": scoring.metrics(fields, labels, answered),
+                    "ungated": scoring.metrics(fields, labels, scoring.scores(case, newest, frame)),
                 }
             )
         newest = retrained.result() or newest

@@ -21,7 +21,8 @@ def play(replay: Replay) -> pl.DataFrame:
     import polars as pl
 
     plan, progress = replay.plan, replay.progress
-    rows = cases.part(plan.case, "source").rows(replay.source, Window(start=plan.windows[0].start, end=plan.windows[-1].end), replay.params)
+    whole = cases.part(plan.case, "source").rows(replay.source, Window(start=plan.windows[0].start, end=plan.windows[-1].end), replay.params)
+    rows = traffic.sampled(whole, plan.sample_per_month)
     dags = [f"{plan.case}_{kind}" for kind in ("training", "drift", "rollback")]
     replay.airflow.wait_for_dags(dags)
     for dag in dags:
@@ -53,7 +54,7 @@ def _tick(replay: Replay, number: int, window: Window, month: pl.DataFrame, so_f
     with progress.phase("traffic"):
         traffic.send_rows(replay.gateway, plan.case, month, fields.names, replay.tally)
         due = so_far.filter((pl.col("label_time") <= as_of) & ((pl.col("label_time") > previous) | pl.lit(number == 1)))
-        traffic.send_labels(replay.gateway, plan.case, due, fields.label, replay.tally)
+        traffic.send_labels(replay.gateway, plan.case, due, fields, replay.tally)
         traffic.wait_for_closed_segments(replay.settings.prediction_log, plan.case)
     with progress.phase("drift"):
         _run(replay, "drift", f"demo__{as_of:%Y%m%dT%H%M%SZ}", {"as_of": as_of.isoformat()})

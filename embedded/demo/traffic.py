@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from pipelines.data.dataset import spread
 from pipelines.errors import Unavailable
+from pipelines.fields import Fields
 
 if TYPE_CHECKING:
     import polars as pl
@@ -19,13 +21,23 @@ BATCH = 256
 
 @dataclass
 class Tally:
-    """What was sent and what came back. ``answers`` maps a prediction id to (version, score)."""
+    """What was sent and what came back. ``answers`` maps a prediction id to (version, score, prediction)."""
 
     requests: int = 0
     rows_sent: int = 0
     labels: int = 0
     errors: int = 0
-    answers: dict[str, tuple[int, float]] = field(default_factory=dict)
+    answers: dict[str, tuple[int, float, int | str]] = field(default_factory=dict)
+
+
+def sampled(rows: pl.DataFrame, per_month: int | None) -> pl.DataFrame:
+    """At most ``per_month`` of the canonical rows of each calendar month, evenly spaced: the same ones every time."""
+    import polars as pl
+
+    if per_month is None or rows.is_empty():
+        return rows
+    months = rows.with_columns(_month=pl.col("event_time").dt.truncate("1mo")).partition_by("_month", maintain_order=True, include_key=False)
+    return pl.concat([spread(month, per_month) for month in months])
 
 
 def client(url: str, key_file: Path) -> httpx.Client:
@@ -46,14 +58,15 @@ def send_rows(gateway: httpx.Client, case: str, frame: pl.DataFrame, names: tupl
         if answer.status_code != httpx.codes.OK:
             tally.errors += 1
             continue
-        tally.answers.update({row["prediction_id"]: (row["version"], row["score"]) for row in answer.json()["rows"]})
+        tally.answers.update({row["prediction_id"]: (row["version"], row["score"], row["prediction"]) for row in answer.json()["rows"]})
 
 
-def send_labels(gateway: httpx.Client, case: str, frame: pl.DataFrame, label: str, tally: Tally) -> None:
-    """Post the labels of ``frame`` with their arrival in event time."""
+def send_labels(gateway: httpx.Client, case: str, frame: pl.DataFrame, fields: Fields, tally: Tally) -> None:
+    """Post the labels of ``frame`` with their arrival in event time; classes go by their names."""
+    label, names = fields.label, fields.classes or (0, 1)
     for batch in frame.iter_slices(4 * BATCH):
         labels: list[dict[str, Any]] = [
-            {"prediction_id": row["id"], "label": int(row[label]), "event_time": row["label_time"].isoformat()}
+            {"prediction_id": row["id"], "label": names[row[label]], "event_time": row["label_time"].isoformat()}
             for row in batch.select("id", label, "label_time").iter_rows(named=True)
         ]
         answer = gateway.post(f"/v1/cases/{case}/labels", json={"labels": labels})

@@ -20,6 +20,7 @@ import polars as pl
 
 from pipelines.config import DatasetParams
 from pipelines.contracts import Window
+from pipelines.text import normalise
 
 Rule = Literal["window", "fallback"]
 
@@ -78,23 +79,26 @@ def spread(rows: pl.DataFrame, most: int) -> pl.DataFrame:
     return rows[[position * rows.height // most for position in range(most)]]
 
 
-def split(rows: pl.DataFrame, older: pl.DataFrame, params: DatasetParams, trained_on: pl.Series | None = None, text: str | None = None) -> Split:
-    """Split sorted rows by time; rows whose id is in ``trained_on`` (the champion's) leave the holdout, and do not come back as training rows.
+def split(rows: pl.DataFrame, older: pl.DataFrame, params: DatasetParams, trained_on: pl.DataFrame | None = None, text: str | None = None) -> Split:
+    """Split sorted rows by time; ``trained_on`` (the champion's rows, by ``id``) leave the holdout, and do not come back as training rows.
 
-    A row whose ``text`` stands in a training row leaves the holdout too: it would be judged by memory. Replayed
-    and history rows are spread over ``older`` and never the same; history has none that the champion knows.
+    A row whose ``text`` is that of a training row, or of the champion's, leaves the holdout too: it would be judged
+    by memory. Replayed and history rows are spread over ``older`` and never the same; history has none that the
+    champion knows.
     """
+    known_ids = None if trained_on is None else trained_on["id"]
     newest = round(rows.height * params.holdout_share)
     recent, holdout = rows.head(rows.height - newest), rows.tail(newest)
-    history = spread(_without(older, "id", trained_on), params.history_rows)
-    known = round(recent.height * params.replay_share / (1 - params.replay_share))
-    replayed = spread(_without(older, "id", history["id"]), known)
+    history = spread(_without(older, known_ids), params.history_rows)
+    wanted = round(recent.height * params.replay_share / (1 - params.replay_share))
+    replayed = spread(_without(older, history["id"]), wanted)
     train = pl.concat([replayed, recent])
-    unseen = _without(holdout, "id", trained_on)
+    unseen = _without(holdout, known_ids)
     if text is not None:
-        unseen, history = _without(unseen, text, train[text]), _without(history, text, train[text])
+        known = {normalise(own) for frame in (train, trained_on) if frame is not None for own in frame[text]}
+        unseen, history = (rows.filter([normalise(own) not in known for own in rows[text]]) for rows in (unseen, history))
     return Split(train, unseen, holdout.height - unseen.height, replayed.height, history)
 
 
-def _without(rows: pl.DataFrame, column: str, values: pl.Series | None) -> pl.DataFrame:
-    return rows if values is None else rows.filter(~pl.col(column).is_in(values.implode()))
+def _without(rows: pl.DataFrame, ids: pl.Series | None) -> pl.DataFrame:
+    return rows if ids is None else rows.filter(~pl.col("id").is_in(ids.implode()))

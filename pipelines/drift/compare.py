@@ -12,21 +12,21 @@ from pipelines.config import DriftParams
 from pipelines.contracts import FeatureDrift, Window
 from pipelines.drift import stats
 from pipelines.drift.profile import Column, Profile, bounds
-from pipelines.drift.spec import SCORE, Scale, Spec, numbers
+from pipelines.drift.spec import OUTPUTS, Scale, Spec, numbers
 from pipelines.fields import Fields
 
 
 def compare(reference: Profile, current: Profile, fields: Fields, spec: Spec, params: DriftParams, version: int | None = None) -> tuple[FeatureDrift, ...]:
-    """Drift of every declared field and of the score, strongest first.
+    """Drift of every declared field, of the score and with classes of the predictions, strongest first.
 
-    Of the score only what champion ``version`` gave is compared (None: all). Features with fewer than
-    ``min_rows`` values in the window are left out, and so is the score if it was not given that often.
+    Of score and predictions only what champion ``version`` gave is compared (None: all). Features with fewer
+    than ``min_rows`` values in the window are left out, and so is the score if it was not given that often.
     Ignored fields are measured and take no part in the test.
     """
     integers = set(numbers(fields)) - {field.name for field in fields.numeric if not field.integer}
     pairs: dict[str, tuple[Column, Column]] = {}
     for name, before in reference.columns.items():
-        now = current.columns.get(f"{SCORE}@{version}" if name == SCORE and version is not None else name)
+        now = current.columns.get(f"{name}@{version}" if name in OUTPUTS and version is not None else name)
         if now is not None and before.n and now.n >= params.min_rows:
             pairs[name] = (before, now)
     phis = {name: stats.overdispersion(reference.days[name]) for name in pairs if name in reference.days}
@@ -88,7 +88,7 @@ def quality(reference: Profile | None, current: Profile, window: Window, params:
     problems, warnings = [], []
     shares: dict[str, float] = {}
     for name, column in current.columns.items():
-        if name.partition("@")[0] == SCORE:
+        if name.partition("@")[0] in OUTPUTS:
             continue
         before = _bad_share(reference.columns[name], reference.rows) if reference is not None and name in reference.columns else 0.0
         share = _bad_share(column, current.rows)
@@ -116,20 +116,20 @@ def _bad_share(column: Column, rows: int) -> float:
 
 def _rows_per_day(reference: Profile) -> float:
     """Rows per day with rows; calendar days without any are the case's habit and not known here."""
-    days = max((counts.shape[0] for name, counts in reference.days.items() if name != SCORE), default=0)
+    days = max((counts.shape[0] for name, counts in reference.days.items() if name not in OUTPUTS), default=0)
     return reference.rows / days if days else 0.0
 
 
 def shift(features: Sequence[FeatureDrift], *, dropped: bool) -> str:
-    """The kind of shift by what moved: inputs, the score, and (labels permitting) the metric.
+    """The kind of shift by what moved: inputs, the model's outputs, and (labels permitting) the metric.
 
     >>> shift((), dropped=True)
     'concept'
     """
     moved = {feature.feature for feature in features if feature.drifted}
-    inputs, score = bool(moved - {SCORE}), SCORE in moved
+    inputs, outputs = bool(moved - {*OUTPUTS}), bool(moved & {*OUTPUTS})
     if dropped:
         return "covariate and concept" if inputs else "concept"
     if inputs:
         return "covariate"
-    return "label" if score else "none"
+    return "label" if outputs else "none"

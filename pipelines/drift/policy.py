@@ -13,8 +13,8 @@ WATCH: a feature moved by more than ``delta0`` (compare.py). CONFIRMED, by the f
 2. *inputs, and labels agree*: the same feature drifted in ``confirm`` of the last ``out_of`` windows, and the
    metric's drop exceeds ``min_metric_drop`` now.
 3. *inputs, and labels cannot speak yet*: the same feature drifted in ``confirm`` of ``out_of`` windows, fewer
-   than half of the rows of the windows in which it drifted have a label, and it is severe, or the score
-   itself is what drifted. Where labels of those rows have arrived and show no drop, the shift is harmless.
+   than half of the rows of the windows in which it drifted have a label, and it is severe, or what
+   drifted is the score or the predicted class. Where labels of those rows have arrived and show no drop, the shift is harmless.
 
 History, e-CUSUM and drops belong to one champion: another champion has another reference and starts anew.
 A confirmed drift that may not retrain yet (labels, budget) stays CONFIRMED and asks for it at every window.
@@ -34,7 +34,7 @@ from pydantic import Field
 from pipelines.config import DriftParams
 from pipelines.contracts import FeatureDrift, Instant, Interval, Value
 from pipelines.drift import sequential
-from pipelines.drift.spec import SCORE
+from pipelines.drift.spec import OUTPUTS
 
 StateName = Literal["STABLE", "WATCH", "CONFIRMED", "RETRAINING", "COOLDOWN", "BLOCKED_DATA_QUALITY"]
 Action = Literal["none", "alert", "retrain"]
@@ -218,8 +218,9 @@ def confirmation(state: PolicyState, evidence: DriftEvidence, config: DriftParam
     severe = {name for name in dumb if any(name in mark.severe for mark in state.marks)}
     if severe:
         return f"{_named(sorted(severe))} moved severely in {config.confirm} of {config.out_of} windows whose labels have not arrived"
-    if SCORE in dumb:
-        return f"the score moved in {config.confirm} of {config.out_of} windows whose labels have not arrived"
+    given = [name for name in dumb if name in OUTPUTS]
+    if given:
+        return f"the {given[0]} moved in {config.confirm} of {config.out_of} windows whose labels have not arrived"
     return None
 
 

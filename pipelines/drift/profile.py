@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.drift.spec import SCORE, Scale, Spec, count_words
+from pipelines.drift.spec import PREDICTION, SCORE, Scale, Spec, count_words
 from pipelines.errors import IntegrityError
 from pipelines.fields import Categorical, Fields, Text
 from pipelines.storage import canonical_json, write_atomic
@@ -102,10 +102,19 @@ def category_column(values: pl.Series, vocabulary: tuple[str, ...]) -> Column:
     return Column(bins, counts[bins], (values.null_count(), 0, 0, 0), vocabulary)
 
 
-def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
-    """Count the declared fields of ``frame``, and its ``score`` (by ``version``, if that is a column).
+def position_column(values: pl.Series, vocabulary: tuple[str, ...]) -> Column:
+    """Count one series of positions in ``vocabulary``; a position outside of it is everything else."""
+    found = values.drop_nulls().cast(pl.Int64).to_numpy()
+    size = len(vocabulary)
+    counts = np.bincount(np.where((found >= 0) & (found < size), found, size), minlength=size + 1).astype(np.int64)
+    bins = np.flatnonzero(counts)
+    return Column(bins, counts[bins], (values.null_count(), 0, 0, 0), vocabulary)
 
-    A missing column counts as null in every row.
+
+def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
+    """Count the declared fields of ``frame``, and its ``score`` and with classes its ``prediction`` (by ``version``, if that is a column).
+
+    A missing field counts as null in every row.
     """
     columns: dict[str, Column] = {}
     for declared in fields.fields:
@@ -117,12 +126,17 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
             columns[words.name] = number_column(words, spec.scales[words.name])
         else:
             columns[declared.name] = number_column(values, spec.scales[declared.name])
-    if SCORE in frame.columns and "version" in frame.columns:
-        for (version,), part in sorted(frame.select("version", SCORE).partition_by("version", as_dict=True).items()):
-            columns[f"{SCORE}@{version}"] = number_column(part[SCORE], spec.scales[SCORE])
-    elif SCORE in frame.columns:
-        columns[SCORE] = number_column(frame[SCORE], spec.scales[SCORE])
+    outputs = [name for name, there in ((SCORE, True), (PREDICTION, bool(fields.classes))) if there and name in frame.columns]
+    if "version" in frame.columns and outputs:
+        for (version,), part in sorted(frame.select("version", *outputs).partition_by("version", as_dict=True).items()):
+            columns |= {f"{name}@{version}": _output(name, part[name], fields, spec) for name in outputs}
+    else:
+        columns |= {name: _output(name, frame[name], fields, spec) for name in outputs}
     return Profile(spec.version, frame.height, columns)
+
+
+def _output(name: str, values: pl.Series, fields: Fields, spec: Spec) -> Column:
+    return number_column(values, spec.scales[SCORE]) if name == SCORE else position_column(values, fields.classes)
 
 
 def merge(profiles: Iterable[Profile], spec: str) -> Profile:

@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipelines.drift.profile import Ints, Profile, number_column, profile_frame
+from pipelines.drift.profile import Ints, Profile, profile_frame
 from pipelines.drift.sequential import baseline_rate, row_errors, row_losses
-from pipelines.drift.spec import SCORE, Spec
+from pipelines.drift.spec import OUTPUTS, PREDICTION, SCORE, Spec
 from pipelines.drift.stats import groups
 from pipelines.fields import Fields
 
@@ -26,21 +26,23 @@ DAY_GROUPS = 10
 def reference_profile(train: pl.DataFrame, scores: NDArray[np.float64], fields: Fields, spec: Spec, holdout: pl.DataFrame | None = None) -> Profile:
     """The reference of one bundle: canonical training rows, and its scores ``[H]`` or ``[H, K]`` of the holdout (canonical, ``H`` rows).
 
-    Of classes the likeliest one's probability is the score, as in the prediction log.
+    Of classes the likeliest one is the prediction and its probability the score, as in the prediction log.
     Kept per feature: the counts, and the counts of every day in ``DAY_GROUPS`` groups, of which the
     overdispersion is made. ``baseline`` holds what labels are judged against: ``rows, errors, error_rate``
     (its upper confidence bound), ``loss`` and ``loss_se`` (mean log-loss and standard error). Without
     ``holdout`` or with an empty one there is no baseline, and the score's days are unknown.
     """
-    rows = train.drop(SCORE, "version", strict=False)  # rows from the log carry the score of whoever served then
+    rows = train.drop(*OUTPUTS, "version", strict=False)  # rows from the log carry the score of whoever served then
     profile = profile_frame(rows, fields, spec)
-    top = pl.Series(SCORE, scores.max(1) if scores.ndim == 2 else scores, dtype=pl.Float64)
-    columns = profile.columns | {SCORE: number_column(top, spec.scales[SCORE])}
+    top = pl.DataFrame({SCORE: pl.Series(scores.max(1) if scores.ndim == 2 else scores, dtype=pl.Float64)})
+    if scores.ndim == 2:
+        top = top.with_columns(pl.Series(PREDICTION, scores.argmax(1), dtype=pl.Int64))
+    given = Fields(fields.case, (), fields.label, classes=fields.classes)
+    columns = profile.columns | profile_frame(top, given, spec).columns
     days = _by_day(rows, fields, spec)
     baseline: dict[str, float] = {}
     if holdout is not None and holdout.height:
-        scored = holdout.select("event_time").with_columns(top)
-        days |= {SCORE: _by_day(scored, Fields(fields.case, (), fields.label), spec)[SCORE]}
+        days |= _by_day(holdout.select("event_time").hstack(top), given, spec)
         label = holdout[fields.label].cast(pl.Int64).to_numpy()
         losses = row_losses(label, scores)
         errors = int(row_errors(label, scores).sum())

@@ -26,7 +26,10 @@ from pipelines.storage import digest, write_atomic
 
 SCORE = "score"
 """The model's output as a feature; in a day's profile it is named ``score@<version>``."""
-
+PREDICTION = "prediction"
+"""The likeliest class as a category, where a case has classes; in a day's profile ``prediction@<version>``."""
+OUTPUTS = (SCORE, PREDICTION)
+"""What comes out of the model; all other features go in."""
 
 WORDS = ".words"
 """A text is profiled by its number of words, as the number ``<field>.words``."""

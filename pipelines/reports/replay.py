@@ -9,7 +9,15 @@ from typing import Any
 SERIES = {"frozen": ("frozen first champion", "#9aa0a6"), "ungated": ("ungated, retrained at every tick", "#e8953a"), "perennial": ("Perennial", "#1a63d6")}
 _TIE = 1e-3
 """Differences below this are no difference on a page with three digits."""
-METRICS = {"roc_auc": "ROC-AUC (higher is better)", "log_loss": "log-loss (lower is better)"}
+METRICS = {
+    "roc_auc": "ROC-AUC (higher is better)",
+    "macro_f1": "macro-F1 (higher is better)",
+    "log_loss": "log-loss (lower is better)",
+    "accuracy": "accuracy (higher is better)",
+}
+SHORT = {"roc_auc": "ROC-AUC", "macro_f1": "macro-F1", "log_loss": "log-loss", "accuracy": "accuracy"}
+PANELS = 2
+"""Of a case's metrics the first two are drawn; the table has all."""
 _MARKS = {"promote": ("#188038", "^", "promoted"), "reject": ("#c5221f", "x", "rejected"), "inconclusive": ("#80868b", "o", "inconclusive")}
 
 
@@ -20,7 +28,7 @@ def page(summary: dict[str, Any]) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
     return environment.from_string(_TEMPLATE).render(
-        s=summary, chart=_chart(summary), series=SERIES, metrics=METRICS, worse=_worse(summary), headline=_headline(summary)
+        s=summary, chart=_chart(summary), series=SERIES, short=SHORT, worse=_worse(summary), headline=_headline(summary), first=next(iter(summary["metrics"]))
     )
 
 
@@ -29,11 +37,12 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _headline(summary: dict[str, Any]) -> str:
-    auc, loss = summary["metrics"]["roc_auc"], summary["metrics"]["log_loss"]
+    name, first = next(iter(summary["metrics"].items()))
+    loss = summary["metrics"]["log_loss"]
     promotions = len(summary["champions"]) - 1
     return (
-        f"Over {len(auc['per_month'])} {summary['tick']}s the frozen model reached a mean ROC-AUC of {_number(auc['frozen_mean'])} and a log-loss of "
-        f"{_number(loss['frozen_mean'])}; Perennial, with {promotions} promotion{'s' if promotions != 1 else ''}, reached {_number(auc['perennial_mean'])} "
+        f"Over {len(first['per_month'])} {summary['tick']}s the frozen model reached a mean {SHORT[name]} of {_number(first['frozen_mean'])} and a log-loss of "
+        f"{_number(loss['frozen_mean'])}; Perennial, with {promotions} promotion{'s' if promotions != 1 else ''}, reached {_number(first['perennial_mean'])} "
         f"and {_number(loss['perennial_mean'])}."
     )
 
@@ -42,7 +51,7 @@ def _worse(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """The months in which retraining blindly did better than the gated loop, metric by metric."""
     return [
         {"metric": metric, **month}
-        for metric in METRICS
+        for metric in summary["metrics"]
         for month in summary["metrics"][metric]["per_month"]
         if month["ungated"] is not None
         and month["perennial"] is not None
@@ -61,8 +70,8 @@ def _chart(summary: dict[str, Any]) -> str:
     figure = Figure(figsize=(11, 8.6), layout="constrained")
     FigureCanvasSVG(figure)
     panels = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
-    for panel, (metric, title) in zip(panels[:2], METRICS.items(), strict=True):
-        _metric_panel(panel, summary["metrics"][metric]["per_month"], at, title)
+    for panel, metric in zip(panels[:PANELS], list(summary["metrics"])[:PANELS], strict=True):
+        _metric_panel(panel, summary["metrics"][metric]["per_month"], at, METRICS[metric])
         for position, tick in enumerate(ticks):
             if any(verdict["outcome"] == "promoted" for verdict in tick["verdicts"]):
                 panel.axvline(position + 0.5, color="#188038", linewidth=1.2, alpha=0.6)
@@ -140,12 +149,12 @@ _TEMPLATE = """<!doctype html>
  <div class="tile"><b>{{ s.drift_runs }}</b><span>drift runs</span></div>
  <div class="tile"><b>{{ s.training_runs_by_trigger.values() | sum }}</b><span>training runs: {% for k, v in s.training_runs_by_trigger.items() if v %}{{ v }} {{ k }}{{ ", " if not loop.last }}{% endfor %}</span></div>
  <div class="tile"><b>{{ s.verdicts.promote }} / {{ s.verdicts.reject }} / {{ s.verdicts.inconclusive }}</b><span>promoted / rejected / inconclusive</span></div>
- <div class="tile"><b>{{ s.metrics.roc_auc.frozen_mean | number }} → {{ s.metrics.roc_auc.perennial_mean | number }}</b><span>mean ROC-AUC, frozen → Perennial</span></div>
+ <div class="tile"><b>{{ s.metrics[first].frozen_mean | number }} → {{ s.metrics[first].perennial_mean | number }}</b><span>mean {{ short[first] }}, frozen → Perennial</span></div>
  <div class="tile"><b>{{ s.metrics.log_loss.frozen_mean | number }} → {{ s.metrics.log_loss.perennial_mean | number }}</b><span>mean log-loss, frozen → Perennial</span></div>
 </div>
 
 <div class="card">{{ chart | safe }}</div>
-<p class="muted">A point is a {{ s.tick }} with at least {{ s.min_month_rows }} rows and both classes. Green lines: a new champion serves from there on.
+<p class="muted">A point is a {{ s.tick }} with at least {{ s.min_month_rows }} rows and more than one class. Green lines: a new champion serves from there on.
  The frozen model is the first champion, never changed. The ungated one is retrained at every tick on the same rows and always deployed.</p>
 
 <h2>What happened, and why</h2>
@@ -158,6 +167,15 @@ _TEMPLATE = """<!doctype html>
 {% endfor %}
 </table></div>
 
+{% if s.scope.rows_per_training %}
+<h2>The scope of this replay</h2>
+<p>At most {{ s.scope.traffic_rows_per_month }} sampled rows of traffic a month; at most {{ "{:,}".format(s.scope.rows_per_training) }} rows and {{ s.scope.seconds_per_training }} s per training.</p>
+<div class="card"><table>
+<tr><th>trained as of</th><th class="n">rows</th><th class="n">seconds</th><th>ended</th><th>strategy</th></tr>
+{% for t in s.trainings %}<tr><td>{{ t.as_of[:10] }}</td><td class="n">{{ "{:,}".format(t.rows) }}</td><td class="n">{{ t.seconds | number(1) }}</td><td>{{ "by its budget" if t.stopped == "budget" else t.stopped }}</td><td>{{ t.strategy }}</td></tr>{% endfor %}
+</table></div>
+{% endif %}
+
 <h2>Champions</h2>
 <div class="card"><table>
 <tr><th>version</th><th>since</th><th>trigger</th><th>reason</th><th>MLflow run</th></tr>
@@ -166,18 +184,18 @@ _TEMPLATE = """<!doctype html>
 
 <h2>{{ s.tick | capitalize }} by {{ s.tick }}</h2>
 <div class="card"><table>
-<tr><th></th><th class="n">rows</th><th class="n">positive</th>{% for metric in metrics %}{% for name in series %}<th class="n">{{ metric | replace("_", "-") }}<br>{{ name }}</th>{% endfor %}{% endfor %}</tr>
-{% for month in s.metrics.roc_auc.per_month %}{% set other = s.metrics.log_loss.per_month[loop.index0] %}
+<tr><th></th><th class="n">rows</th><th class="n">{{ "positive" if s.classes == 2 else "not of the largest class" }}</th>{% for metric in s.metrics %}{% for name in series %}<th class="n">{{ short[metric] }}<br>{{ name }}</th>{% endfor %}{% endfor %}</tr>
+{% for month in s.metrics[first].per_month %}{% set at = loop.index0 %}
 <tr><td class="name">{{ month.month }}</td><td class="n">{{ "{:,}".format(month.n) }}</td><td class="n">{{ (100 * month.positives / month.n) | round(1) }}%</td>
-{% for name in series %}<td class="n">{{ month[name] | number }}</td>{% endfor %}{% for name in series %}<td class="n">{{ other[name] | number }}</td>{% endfor %}</tr>
+{% for metric in s.metrics %}{% for name in series %}<td class="n">{{ s.metrics[metric].per_month[at][name] | number }}</td>{% endfor %}{% endfor %}</tr>
 {% endfor %}
-<tr class="best"><td>mean</td><td></td><td></td>{% for metric in metrics %}{% for name in series %}<td class="n">{{ s.metrics[metric][name ~ "_mean"] | number }}</td>{% endfor %}{% endfor %}</tr>
-<tr><td>row-weighted</td><td></td><td></td>{% for metric in metrics %}{% for name in series %}<td class="n">{{ s.metrics[metric][name ~ "_mean_weighted"] | number }}</td>{% endfor %}{% endfor %}</tr>
+<tr class="best"><td>mean</td><td></td><td></td>{% for metric in s.metrics %}{% for name in series %}<td class="n">{{ s.metrics[metric][name ~ "_mean"] | number }}</td>{% endfor %}{% endfor %}</tr>
+<tr><td>row-weighted</td><td></td><td></td>{% for metric in s.metrics %}{% for name in series %}<td class="n">{{ s.metrics[metric][name ~ "_mean_weighted"] | number }}</td>{% endfor %}{% endfor %}</tr>
 </table></div>
 
 <h2>Where retraining blindly did better</h2>
 {% if worse %}<div class="card"><table><tr><th>{{ s.tick }}</th><th>metric</th><th class="n">Perennial</th><th class="n">ungated</th></tr>
-{% for row in worse %}<tr><td>{{ row.month }}</td><td>{{ row.metric | replace("_", "-") }}</td><td class="n">{{ row.perennial | number }}</td><td class="n">{{ row.ungated | number }}</td></tr>{% endfor %}</table></div>
+{% for row in worse %}<tr><td>{{ row.month }}</td><td>{{ short[row.metric] }}</td><td class="n">{{ row.perennial | number }}</td><td class="n">{{ row.ungated | number }}</td></tr>{% endfor %}</table></div>
 <p class="muted">The gate waits for proof; where every retrained model happens to be better, waiting costs. It pays in the {{ s.tick }}s in which a retrained model is worse.</p>
 {% else %}<p>In no {{ s.tick }}.</p>{% endif %}
 
@@ -187,5 +205,7 @@ _TEMPLATE = """<!doctype html>
 
 
 def month_label(moment: datetime, tick: str) -> str:
-    """How a window is named on the page: its month, or its day."""
+    """How a window is named on the page: its quarter, its month, or its day."""
+    if tick == "quarter":
+        return f"{moment.year} Q{(moment.month + 2) // 3}"
     return moment.strftime("%Y-%m" if tick == "month" else "%Y-%m-%d")

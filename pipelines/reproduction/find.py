@@ -11,7 +11,6 @@ from pipelines.contracts import Manifest
 from pipelines.errors import ConfigError, IntegrityError
 
 RECORD, METRICS = "record.json", "metrics.jsonl"
-ROWS = ("train.parquet", "holdout.parquet")
 
 
 @dataclass(frozen=True)

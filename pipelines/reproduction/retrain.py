@@ -6,6 +6,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from pydantic import ValidationError
 from pipelines import runtime, storage
 from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, IntegrityError
 from pipelines.evaluation.metrics import metrics
-from pipelines.reproduction.find import METRICS, RECORD, ROWS, Version, find
+from pipelines.reproduction.find import METRICS, RECORD, Version, find
 from pipelines.reproduction.layers import LAYERS, Training, differences
 from pipelines.steps import export, train
 
@@ -42,7 +43,7 @@ def reproduce(settings: Settings, case: str, number: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=settings.root, prefix=f".reproduce.{case}.{number}.") as scratch:
         again = Path(scratch) / "run"
         again.mkdir()
-        (again / "dataset").symlink_to(version.folders["dataset"])
+        _link_upstream(version.folders["dataset"], again)
         log.info("training %s version %d again, as recorded at %s", case, number, made.as_of.isoformat())
         train.run(_stopping_where(made, params), settings, again, made.as_of)
         export.run(params, settings, again, made.as_of)
@@ -61,6 +62,17 @@ def reproduce(settings: Settings, case: str, number: int) -> dict[str, Any]:
         "weights": {"recorded": recorded.weights, "reproduced": found.weights},
         "differences": layers,
     }
+
+
+def _link_upstream(folder: Path, again: Path) -> None:
+    """Lead to a committed folder, and to those that it was made from as far as they are there, from another run's folder."""
+    made = storage.read_manifest(folder)
+    if (again / made.step).exists():
+        return
+    (again / made.step).symlink_to(folder)
+    for step, key in made.inputs.items():
+        with suppress(IntegrityError):
+            _link_upstream(storage.find(folder.parent / step, key), again)
 
 
 def _stopping_where(made: Manifest, params: Params) -> Params:
@@ -85,7 +97,7 @@ def _training(folders: Mapping[str, Path], manifests: Mapping[str, Manifest]) ->
     made, record = manifests["train"], json.loads((folders["train"] / RECORD).read_text())
     layers = {
         "code": {**record.get("code", {}), "features": record.get("features", {})},
-        "data": {**record.get("data", {}), "files": {name: manifests["dataset"].files.get(name) for name in ROWS}},
+        "data": {**record.get("data", {}), "files": manifests["dataset"].files, "started_from": _but(record.get("artefacts", {}), "weights")},
         "environment": record.get("environment", {}),
         # Without the parameters: they came from the record, but for where a spent budget stopped them.
         "execution": {**_but(record.get("configuration", {}), "params"), **{name: made.facts[name] for name in FACTS if name in made.facts}},
@@ -105,7 +117,7 @@ def _repeated(version: Version, again: Path) -> Training:
     """The second training as its layers: rows as they are on the disk now, metrics of its own model."""
     manifests = {"dataset": version.manifests["dataset"], **{step: storage.read_manifest(again / step) for step in ("train", "export")}}
     found = _training({step: again / step for step in manifests}, manifests)
-    files = {name: storage.file_sha256(version.folders["dataset"] / name) for name in ROWS}
+    files = {name: storage.file_sha256(version.folders["dataset"] / name) for name in version.manifests["dataset"].files}
     judged = {"model.onnx": manifests["export"].files["model.onnx"]}
     if "evaluate" in version.manifests:
         judged |= json.loads(storage.canonical_json(_metrics(again / "export", version.folders["dataset"] / "holdout.parquet")))

@@ -18,7 +18,7 @@ from pipelines.errors import IntegrityError, TooFewRows
 from pipelines.fields import Fields
 
 STEP_VERSION = 1
-ROOMS = ("pipelines.data.dataset",)
+ROOMS = ("pipelines.data.dataset", "pipelines.text")
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
@@ -36,8 +36,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     def build(folder: Path) -> Mapping[str, Any]:
         rows = pl.read_parquet(run_dir / "validate" / "rows.parquet")
         chosen, older, rule = dataset.choose(rows, fields.label, as_of, params.dataset)
-        known = None if champion is None else _trained_on(settings, champion)
-        split = dataset.split(chosen, older, params.dataset, known, None if fields.text is None else fields.text.name)
+        text = None if fields.text is None else fields.text.name
+        known = None if champion is None else _trained_on(settings, champion, ["id"] if text is None else ["id", text])
+        split = dataset.split(chosen, older, params.dataset, known, text)
         if split.train.is_empty():
             raise TooFewRows(
                 f"{params.case}: none of {rows.height} rows before {as_of.isoformat()} can be trained on, {chosen.height} have a label that has arrived: "
@@ -82,8 +83,8 @@ def _balance(split: dataset.Split, fields: Fields) -> dict[str, Any]:
     }
 
 
-def _trained_on(settings: Settings, champion: Release) -> pl.Series:
-    """Ids of the rows the champion was trained on.
+def _trained_on(settings: Settings, champion: Release, columns: list[str]) -> pl.DataFrame:
+    """The rows the champion was trained on.
 
     They lie beside its bundle. If its run was repeated with other parameters, folders that were set aside lie
     there too; the rows of all of them count, as leaving out too many is safe and too few is not.
@@ -92,4 +93,4 @@ def _trained_on(settings: Settings, champion: Release) -> pl.Series:
     files = sorted(run.glob("dataset*/train.parquet"))
     if not files:
         raise IntegrityError(f"{run}/dataset/train.parquet, the rows champion {champion.champion} was trained on, is missing: restore the run's folder")
-    return pl.concat([pl.read_parquet(file, columns=["id"]) for file in files])["id"].unique()
+    return pl.concat([pl.read_parquet(file, columns=columns) for file in files])

@@ -20,7 +20,7 @@ from pipelines.drift import labels as label_evidence
 from pipelines.drift import policy, reference
 from pipelines.drift.compare import compare, quality, shift
 from pipelines.drift.profile import Profile, merge, read
-from pipelines.drift.spec import SCORE, count_words, load_spec, numbers
+from pipelines.drift.spec import OUTPUTS, count_words, load_spec, numbers
 from pipelines.drift.windows import drift_window
 from pipelines.fields import Fields
 from pipelines.reports import evidently
@@ -71,7 +71,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         thin=not features or current.rows < params.drift.min_rows,
         problems=tuple(checks["problems"]),
         features=features,
-        **_labels(params, settings, champion, before, window, as_of),
+        **_labels(params, settings, champion, before, window, as_of, len(fields.classes)),
         outcome=_outcome(params, settings, as_of),
     )
     decision = _decide(params, settings, as_of, window, evidence)
@@ -83,18 +83,19 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     return _commit(params, settings, run_dir, as_of, made, report, bundle.parent / "dataset" / "train.parquet")
 
 
-def _labels(params: Params, settings: Settings, champion: Release, before: Profile, window: Window, as_of: datetime) -> dict[str, Any]:
+def _labels(params: Params, settings: Settings, champion: Release, before: Profile, window: Window, as_of: datetime, classes: int) -> dict[str, Any]:
     """Label evidence: what arrived since the last window that was judged, how much of the history has labels, how many are new."""
     earlier = _state(ledger.drift_state_before(settings.ledger, params.case, as_of))
     marks = [] if earlier is None else [drift_window(mark.end, params.drift.window) for mark in earlier.marks]
     # Room for labels that took twice their usual time.
     start = min([champion.as_of - timedelta(days=2 * params.label_delay_days + 1), window.start, *(mark.start for mark in marks)])
     logged = prediction_log.read_predictions(settings, params.case, Window(start=start, end=window.end))
-    served = logged.select("id", "event_time", "version", SCORE, *(name for name in (prediction_log.SCORES,) if name in logged.columns))
-    labels = prediction_log.read_labels(settings, params.case, window.end, since=start)
+    served = logged.select("id", "event_time", "version", *OUTPUTS, *(name for name in (prediction_log.SCORES,) if name in logged.columns))
     since = champion.as_of if earlier is None else earlier.end
+    labels = label_evidence.possible(prediction_log.read_labels(settings, params.case, window.end, since=start), classes)
+    fresh = label_evidence.arrived(served, labels, since, window.end)
     return {
-        "labels": label_evidence.judge(label_evidence.arrived(served, labels, since, window.end), champion.champion, before.baseline, params.drift),
+        "labels": label_evidence.judge(fresh, champion.champion, before.baseline, params.drift, classes),
         "labelled": label_evidence.coverage(served, labels, [*marks, window], window.end),
         "fresh_labels": label_evidence.arrived(served, labels, champion.as_of, window.end).height,
     }

@@ -14,6 +14,7 @@ from pipelines import ledger, runtime, storage
 from pipelines.cases import load_fields
 from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest
+from pipelines.errors import ConfigError
 from pipelines.evaluation.metrics import class_f1, confusion, metrics
 from pipelines.evaluation.slices import slices
 from pipelines.fields import Fields
@@ -41,9 +42,11 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     def build(folder: Path) -> Mapping[str, Any]:
         rows = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")
         label = rows[fields.label].to_numpy()
+        named = _named(rows, fields)
+        masks = slices(named, params.gate.slices)
         bundle = None if champion is None else storage.find(settings.root / champion.bundle, champion.candidate_key)
-        challenger = _scores(run_dir / "export", rows)
-        opponent = None if bundle is None else _scores(bundle, rows)
+        challenger = _scores(run_dir / "export", rows, fields)
+        opponent = None if bundle is None else _scores(bundle, rows, fields)
         rate = dataset.facts["base_rate"]
         base = np.tile(np.array(rate), (rows.height, 1)) if fields.classes else np.full(rows.height, rate)
         scored = rows.select(
@@ -51,7 +54,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
             pl.col(fields.label).alias("label"),
             _column("challenger", challenger, fields),
             _column("champion", opponent, fields, rows.height),
-            *(_named(name, fields) for name in params.gate.slices),
+            *(named[name] for name in params.gate.slices),
         )
         scored.write_parquet(folder / "scores.parquet")
         return {
@@ -66,7 +69,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
                     "challenger": metrics(label[mask], challenger[mask]),
                     "champion": None if opponent is None else metrics(label[mask], opponent[mask]),
                 }
-                for name, mask in slices(scored, params.gate.slices).items()
+                for name, mask in masks.items()
             },
             "opponent": None if champion is None else {"version": champion.champion, "candidate_key": champion.candidate_key, "seq": champion.seq},
             **(_by_class(fields, label, challenger) if fields.classes else {}),
@@ -76,12 +79,24 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     return storage.commit(run_dir / "evaluate", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
 
 
-def _scores(bundle: Path, rows: pl.DataFrame) -> Any:
-    """Scores ``[n]`` or ``[n, K]`` of a bundle, encoded with the fields it was trained with, which may be older than the case's."""
+def _scores(bundle: Path, rows: pl.DataFrame, fields: Fields) -> Any:
+    """Scores ``[n]`` or ``[n, K]`` of a bundle, encoded with the fields it was trained with, which may be older than the case's.
+
+    Its classes are found by name: one that it does not know has probability 0.
+    """
     from pipelines.export.bundle import read_fields
 
     own = read_fields(bundle)
-    return runtime.score_rows(bundle, own, {name: rows[name].to_list() for name in own.names if name in rows.columns})
+    scores = runtime.score_rows(bundle, own, {name: rows[name].to_list() for name in own.names if name in rows.columns})
+    if own.classes == fields.classes:
+        return scores
+    if not (own.classes and fields.classes):
+        raise ConfigError(
+            f"{bundle} has {len(own.classes)} classes, the case {len(fields.classes)}: a binary label and classes do not compare; give the new label a case of its own"
+        )
+    places = {name: position for position, name in enumerate(own.classes)}
+    columns = [scores[:, places[name]] if name in places else np.zeros(len(scores)) for name in fields.classes]
+    return np.stack(columns, axis=1)
 
 
 def _column(name: str, scores: Any, fields: Fields, rows: int = 0) -> pl.Series:
@@ -89,11 +104,9 @@ def _column(name: str, scores: Any, fields: Fields, rows: int = 0) -> pl.Series:
     return pl.Series(name, [None] * rows if scores is None else scores, dtype=kind)
 
 
-def _named(column: str, fields: Fields) -> pl.Expr:
-    """A slice column; the label's classes by their names."""
-    if column != fields.label or not fields.classes:
-        return pl.col(column)
-    return pl.col(column).replace_strict(dict(enumerate(fields.classes)), return_dtype=pl.String)
+def _named(rows: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+    """The rows with the names of their classes: ``gate.slices`` may name the label."""
+    return rows if not fields.classes else rows.with_columns(pl.col(fields.label).replace_strict(dict(enumerate(fields.classes)), return_dtype=pl.String))
 
 
 def _commonest(label: Any) -> int:
@@ -113,4 +126,4 @@ def _history(run_dir: Path, fields: Fields, champion: Path | None) -> dict[str, 
     rows = pl.read_parquet(path)
     label = rows[fields.label].to_numpy()
     known = {"challenger": run_dir / "export", **({} if champion is None else {"champion": champion})}
-    return {"history": {"n": rows.height, "champion": None, **{name: metrics(label, _scores(bundle, rows)) for name, bundle in known.items()}}}
+    return {"history": {"n": rows.height, "champion": None, **{name: metrics(label, _scores(bundle, rows, fields)) for name, bundle in known.items()}}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ MAX_TOKENS = 1024
 class Part(NamedTuple):
     """One inference: its tensors, and which rows of the request they are."""
 
-    rows: slice | NDArray[np.intp]
+    rows: Sequence[int]
     tensors: Mapping[str, NDArray[Any]]
 
 
@@ -35,9 +35,9 @@ def cut(tensors: Mapping[str, NDArray[Any]], longest: int = 0) -> list[Part]:
     if "attention_mask" in tensors:
         return _by_length(tensors, longest)
     if count <= MAX_BATCH:
-        return [Part(slice(count), tensors)]
-    starts = range(0, count, MAX_BATCH)
-    return [Part(rows, {name: tensor[rows] for name, tensor in tensors.items()}) for rows in (slice(start, start + MAX_BATCH) for start in starts)]
+        return [Part(range(count), tensors)]
+    pieces = [range(start, min(start + MAX_BATCH, count)) for start in range(0, count, MAX_BATCH)]
+    return [Part(rows, {name: tensor[rows.start : rows.stop] for name, tensor in tensors.items()}) for rows in pieces]
 
 
 def _by_length(tensors: Mapping[str, NDArray[Any]], longest: int) -> list[Part]:
@@ -48,7 +48,7 @@ def _by_length(tensors: Mapping[str, NDArray[Any]], longest: int) -> list[Part]:
         rows, most = np.flatnonzero(widths == width), min(MAX_BATCH, max(1, MAX_TOKENS // width))
         for start in range(0, len(rows), most):
             share = rows[start : start + most]
-            parts.append(Part(share, {name: _fitted(tensor[share], width) for name, tensor in tensors.items()}))
+            parts.append(Part(share.tolist(), {name: _fitted(tensor[share], width) for name, tensor in tensors.items()}))
     return parts
 
 

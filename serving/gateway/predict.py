@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -19,10 +19,6 @@ from serving.gateway.log import Position
 from serving.gateway.refusal import Refused
 from serving.gateway.rows import read
 from serving.gateway.state import Case, Gateway
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +65,8 @@ class Row(NamedTuple):
     item: Any
 
 
-class Scored(NamedTuple):
-    """A row and its answer; ``scores`` are those of all classes, in a case that has classes."""
-
-    row: Row
-    answer: Answer
-    scores: list[float] | UnsetType
-
-
+Scored = tuple[Row, Answer, list[float] | UnsetType]
+"""A row, its answer, and in a case with classes the scores of all of them."""
 _encoder = msgspec.json.Encoder()
 
 
@@ -96,9 +86,9 @@ async def predict(gateway: Gateway, case: Case, body: bytes) -> bytes:
     if fresh:
         columns = dict(zip(case.fields.names, zip(*(row.features for row in fresh), strict=True), strict=True))
         version, scores = await _score(gateway, case, columns)
-        scored = [_scored(row, received, version, values) for row, values in zip(fresh, scores.tolist(), strict=True)]
+        scored = _scored(fresh, received, version, scores)
         raced = _log(gateway, case, scored, request_id, received, len(rows))
-        answers |= {one.answer.id: one.answer for one in scored} | raced
+        answers |= {answer.id: answer for _, answer, _ in scored} | raced
         repeated += len(raced)
         gateway.metrics.rows.labels(case.name, version).inc(len(fresh) - len(raced))
     if repeated:
@@ -125,12 +115,21 @@ def _row(number: int, item: Any, received: datetime, case: Case) -> Row:
     )
 
 
-def _scored(row: Row, received: datetime, version: int, scores: list[float]) -> Scored:
-    """The answer that a row's ``scores`` mean: one is the positive class's, several are the classes', of which the likeliest is the prediction."""
-    score = max(scores)
-    one = len(scores) == 1
-    answer = Answer(row.id, row.digest, microseconds(row.event_time), microseconds(received), version, int(score >= 0.5) if one else scores.index(score), score)
-    return Scored(row, answer, UNSET if one else scores)
+def _scored(rows: Sequence[Row], received: datetime, version: int, scores: Sequence[float]) -> list[Scored]:
+    """What the ``scores`` of all rows mean: one for each is the positive class's, several are the classes', of which the likeliest is predicted."""
+    now, outputs = microseconds(received), len(scores) // len(rows)
+    if outputs == 1:
+        return [
+            (row, Answer(row.id, row.digest, now if row.given is None else row.given, now, version, int(score >= 0.5), score), UNSET)
+            for row, score in zip(rows, scores, strict=True)
+        ]
+    scored: list[Scored] = []
+    for row, start in zip(rows, range(0, len(scores), outputs), strict=True):
+        own = list(scores[start : start + outputs])
+        best = max(own)
+        answer = Answer(row.id, row.digest, now if row.given is None else row.given, now, version, own.index(best), best)
+        scored.append((row, answer, own))
+    return scored
 
 
 def _unique(rows: list[Row]) -> dict[str, Row]:
@@ -159,10 +158,11 @@ def _conflict(row: Row, count: int) -> Refused:
     return Refused(409, "conflict", text, field="prediction_id", row=row.number, rows=count)
 
 
-async def _score(gateway: Gateway, case: Case, columns: Columns) -> tuple[int, NDArray[np.float64]]:
+async def _score(gateway: Gateway, case: Case, columns: Columns) -> tuple[int, list[float]]:
     """The version that answered and its scores: the champion's, or while it does not answer, the previous release's (with its own encoding)."""
     champion, previous = gateway.routing.versions(case.name)
-    deadline, outputs = gateway.triton.deadline(), case.fields.outputs
+    deadline = gateway.triton.deadline(0 if case.fields.text is None else len(columns[case.fields.text.name]))
+    outputs = case.fields.outputs
     try:
         scores = await gateway.triton.score(case.name, champion.number, await champion.parts(columns), outputs, deadline)
     except Unavailable as error:
@@ -192,7 +192,7 @@ def _log(gateway: Gateway, case: Case, fresh: Sequence[Scored], request_id: str,
 
     No await in here: between the look-up and the index's commit no other request of this worker runs, and no other worker writes.
     """
-    named = [one.row for one in fresh if one.row.digest]
+    named = [row for row, _, _ in fresh if row.digest]
     if not named:
         case.predictions_log.append(_lines(fresh, request_id, received))
         gateway.metrics.log_lines.labels(case.name, "predictions").inc(len(fresh))
@@ -202,10 +202,10 @@ def _log(gateway: Gateway, case: Case, fresh: Sequence[Scored], request_id: str,
         with case.index.writing():
             raced = case.index.find(row.id for row in named)
             _check(named, raced, count)
-            new = [one for one in fresh if one.row.id not in raced]
+            new = [one for one in fresh if one[0].id not in raced]
             if new:
                 position = case.predictions_log.append(_lines(new, request_id, received))
-                case.index.remember((one.answer for one in new if one.row.digest), position)
+                case.index.remember((answer for row, answer, _ in new if row.digest), position)
     except BaseException:
         if position is not None:
             case.predictions_log.undo(position)

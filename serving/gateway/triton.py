@@ -29,6 +29,7 @@ IN_FLIGHT = 4
 FAILURES, PAUSE_SECONDS = 5, 1.0
 """So many failures in a row open a version's breaker; after the pause the next request tries again."""
 RETRY_WAIT_SECONDS = 0.05
+MOST_SECONDS = 60.0
 SUM_TOLERANCE = 1e-3
 """How far the probabilities of a row may sum from 1: far above what float32 loses, far below a softmax left out."""
 _CHANNEL = [
@@ -44,9 +45,11 @@ _TYPES = {"int64": "INT64", "float32": "FP32"}
 class Triton:
     """One channel to one Triton; make it inside the running event loop, close it there."""
 
-    def __init__(self, address: str, deadline_seconds: float) -> None:
+    def __init__(self, address: str, deadline_seconds: float, per_text: float = 0.0) -> None:
+        """``deadline_seconds`` is what :meth:`deadline` grants, with ``per_text`` more for each text."""
         self.address = address
         self.deadline_seconds = deadline_seconds
+        self.per_text = per_text
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL)
         self._infer = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelInfer
         # A client that goes away says nothing about Triton.
@@ -56,12 +59,12 @@ class Triton:
         """Close the channel."""
         await self._channel.close()
 
-    def deadline(self) -> float:
-        """The monotonic time by which a request that starts now must be answered."""
-        return time.monotonic() + self.deadline_seconds
+    def deadline(self, texts: int = 0) -> float:
+        """The monotonic time by which a request (of so many texts) that starts now must be answered: a minute is the most that texts add."""
+        return time.monotonic() + self.deadline_seconds + min(texts * self.per_text, MOST_SECONDS)
 
-    async def score(self, case: str, version: int, parts: Sequence[Part], outputs: int, deadline: float) -> NDArray[np.float64]:
-        """Probabilities ``[B, outputs]`` of one version in the order of the rows, by ``deadline`` (monotonic).
+    async def score(self, case: str, version: int, parts: Sequence[Part], outputs: int, deadline: float) -> list[float]:
+        """Probabilities of one version in the order of the rows, ``outputs`` for each, by ``deadline`` (monotonic).
 
         ``outputs`` is 1 for the positive class's, or the number of classes. Raises Unavailable with the reason.
         """
@@ -74,14 +77,16 @@ class Triton:
         except OpenedState as error:
             raise Unavailable(f"Triton has not answered for {name} {FAILURES} times: it is left alone for {PAUSE_SECONDS:g} s") from error.with_traceback(None)
 
-    async def _gather(self, name: str, case: str, version: int, parts: Sequence[Part], outputs: int, deadline: float) -> NDArray[np.float64]:
+    async def _gather(self, name: str, case: str, version: int, parts: Sequence[Part], outputs: int, deadline: float) -> list[float]:
         """All parts, some at a time; the first failure gives up the others."""
-        free, sizes = asyncio.Semaphore(IN_FLIGHT), [len(next(iter(part.tensors.values()))) for part in parts]
-        scores = np.empty((sum(sizes), outputs))
+        free = asyncio.Semaphore(IN_FLIGHT)
+        scores = [0.0] * (sum(len(part.rows) for part in parts) * outputs)
 
         async def one(part: Part) -> None:
             async with free:
-                scores[part.rows] = await self._score(name, _request(case, version, part.tensors), outputs, deadline)
+                values = await self._score(name, _request(case, version, part.tensors), outputs, deadline)
+            for place, start in zip(part.rows, range(0, len(values), outputs), strict=True):
+                scores[place * outputs : (place + 1) * outputs] = values[start : start + outputs]
 
         tasks = [asyncio.create_task(one(part)) for part in parts]
         try:
@@ -91,21 +96,20 @@ class Triton:
                 task.cancel()
         return scores
 
-    async def _score(self, name: str, request: Any, outputs: int, deadline: float) -> NDArray[np.float64]:
+    async def _score(self, name: str, request: Any, outputs: int, deadline: float) -> list[float]:
         try:
             answer = await self._retried(request, deadline)
         except grpc.aio.AioRpcError as error:
             raise Unavailable(self._explain(name, error)) from error
-        values = np.frombuffer(answer.raw_output_contents[0], np.float32).astype(np.float64)
+        values: list[float] = np.frombuffer(answer.raw_output_contents[0], np.float32).astype(np.float64).tolist()
         # Written so that a NaN fails every comparison.
-        if values.size != request.inputs[0].shape[0] * outputs or not (values.min() >= 0.0 and values.max() <= 1.0):
+        if len(values) != request.inputs[0].shape[0] * outputs or not all(0.0 <= value <= 1.0 for value in values):
             raise Unavailable(
                 f"{name} answered something that is not {'one probability' if outputs == 1 else f'{outputs} probabilities'} per row: roll it back"
             )
-        rows = values.reshape(-1, outputs)
-        if outputs > 1 and not np.abs(rows.sum(1) - 1.0).max() <= SUM_TOLERANCE:
+        if outputs > 1 and not all(abs(sum(values[start : start + outputs]) - 1.0) <= SUM_TOLERANCE for start in range(0, len(values), outputs)):
             raise Unavailable(f"{name} answered probabilities that do not sum to 1: roll it back")
-        return rows
+        return values
 
     async def _retried(self, request: Any, deadline: float) -> Any:
         try:
@@ -131,7 +135,7 @@ class Triton:
     def _explain(self, name: str, error: grpc.aio.AioRpcError) -> str:
         code, details = error.code(), (error.details() or "").partition("\n")[0]
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return f"Triton at {self.address} did not answer for {name} within {self.deadline_seconds:g} s"
+            return f"Triton at {self.address} did not answer for {name} in time (PERENNIAL_GATEWAY_DEADLINE_SECONDS, {self.deadline_seconds:g} s and more for texts)"
         if _connection_lost(error):
             return f"Triton at {self.address} does not answer: start it, or set PERENNIAL_TRITON_GRPC to where it is"
         if "not healthy" in details:

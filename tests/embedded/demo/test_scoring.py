@@ -1,8 +1,11 @@
 """embedded/demo/scoring.py: the numbers of summary.json."""
 
+import numpy as np
+import polars as pl
 import pytest
 
 from embedded.demo import scoring
+from pipelines.cases import load_fields
 
 MONTHS = [
     {"month": "a", "n": 100, "positives": 10, "frozen": {"m": 0.5}, "perennial": {"m": 0.6}, "ungated": {"m": None}},
@@ -21,7 +24,33 @@ def test_means_leave_out_what_is_not_known():
 
 def test_metrics_of_one_window():
     """ROC-AUC and log-loss are scikit-learn's on the window's true labels; certainty is clipped, not infinite."""
-    found = scoring.metrics([0, 1, 1, 0], [0.0, 0.9, 0.8, 0.85])
+    bank = load_fields("bank")
+    found = scoring.metrics(bank, [0, 1, 1, 0], [0.0, 0.9, 0.8, 0.85])
     assert found["roc_auc"] == pytest.approx(0.75)
     assert found["log_loss"] == pytest.approx(0.5564, abs=1e-3)
-    assert scoring.metrics([0, 1], None) == {"roc_auc": None, "log_loss": None}
+    assert scoring.metrics(bank, [0, 1], None) == {"roc_auc": None, "log_loss": None}
+
+
+def test_metrics_of_one_window_with_classes():
+    """A case with classes is shown by macro-F1, log-loss and accuracy of all classes' probabilities."""
+    triage = load_fields("triage")
+    scores = np.full((3, len(triage.classes)), 0.01)
+    scores[[0, 1, 2], [4, 5, 4]] = 0.9
+    found = scoring.metrics(triage, [4, 5, 5], scores.tolist())
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["macro_f1"] == pytest.approx(2 / 3)
+    assert found["log_loss"] == pytest.approx(-(2 * np.log(0.9) + np.log(0.01)) / 3)
+
+
+def test_answers_are_compared_class_by_class(monkeypatch):
+    """An answer is right if it names the likeliest class with its probability; ties within the tolerance may fall either way."""
+    triage = load_fields("triage")
+    first, second, third = triage.classes[:3]
+    expected = np.zeros((4, len(triage.classes)))
+    expected[:, 0], expected[:, 1] = 0.6, 0.4
+    expected[3, :2] = 0.5, 0.5 - 1e-7
+    monkeypatch.setattr(scoring, "scores", lambda _case, _bundle, rows: expected[[int(id_) for id_ in rows["id"]]])
+    frame = pl.DataFrame({"id": ["0", "1", "2", "3"]})
+    answers = {"0": (1, 0.6, first), "1": (1, 0.4, second), "2": (1, 0.61, first), "3": (1, 0.5, second)}
+    assert scoring.unequal_answers("triage", frame, answers, {1: None}) == 2
+    assert scoring.unequal_answers("triage", frame, {"0": (1, 0.0, third)}, {1: None}) == 1

@@ -64,11 +64,11 @@ def test_the_holdout_is_the_newest_share():
 def test_rows_the_champion_learned_from_leave_the_holdout():
     """A row that the champion was trained on judges nobody, and is counted; it does not become a training row."""
     rows = _rows(10, 10)
-    known = rows["id"].tail(5)
-    split = dataset.split(rows, rows.clear(), PARAMS, known)
+    trained_on = rows.tail(5)
+    split = dataset.split(rows, rows.clear(), PARAMS, trained_on)
     assert split.excluded == 5
     assert split.holdout.height == 15
-    assert not set(known) & set(split.holdout["id"])
+    assert not set(trained_on["id"]) & set(split.holdout["id"])
     assert split.train.height == 80
 
 
@@ -85,20 +85,26 @@ def test_replay_and_history_come_from_before_the_window_and_share_no_row():
     """A declared share of the training rows is older, and the history holdout holds none of them and none the champion knows."""
     params = PARAMS.model_copy(update={"replay_share": 0.2, "history_rows": 50})
     rows, older, _ = dataset.choose(_rows(10, 30), "y", AS_OF, params)
-    known = older["id"].head(100)
+    known = older.head(100)
     split = dataset.split(rows, older, params, known)
     assert (split.replayed, split.train.height, split.holdout.height, split.history.height) == (20, 100, 20, 50)
     replayed = set(split.train["id"].head(20))
     assert replayed <= set(older["id"])
-    assert not set(split.history["id"]) & (replayed | set(known) | set(rows["id"]))
+    assert not set(split.history["id"]) & (replayed | set(known["id"]) | set(rows["id"]))
 
 
 def test_a_text_that_is_trained_on_judges_nobody():
-    """Rows whose text stands word for word in a training row leave holdout and history, and are counted."""
-    rows = _rows(10, 10).with_columns(text=pl.format("report {}", pl.int_range(pl.len()) % 95))
-    split = dataset.split(rows, rows.clear(), PARAMS, text="text")
-    assert split.excluded == 5
-    assert not set(split.holdout["text"]) & set(split.train["text"])
+    """Rows whose text, white space aside, stands in a training row or in one of the champion's leave holdout and history, and are counted."""
+    params = PARAMS.model_copy(update={"history_rows": 200})
+    rows, older, _ = dataset.choose(_rows(10, 30).with_columns(text=pl.format("report  {}", pl.int_range(pl.len()) % 95)), "y", AS_OF, params)
+    again = rows.with_columns(text=pl.col("text").str.replace("  ", " "))
+    split = dataset.split(pl.concat([rows.head(80), again.tail(20)]), older, params, text="text")
+    assert (split.excluded, split.holdout.height) == (5, 15)
+    trained = set(split.train["text"])
+    assert split.history.height == 200 - sum(text in trained for text in older["text"])
+    assert not set(split.history["text"]) & trained
+    champions = pl.DataFrame({"id": ["of the champion"], "text": [split.holdout["text"][0].replace(" ", "\n")]})
+    assert dataset.split(pl.concat([rows.head(80), again.tail(20)]), older, params, champions, "text").excluded == 6
 
 
 def test_replay_and_history_look_back_to_the_beginning():

@@ -158,3 +158,14 @@ def test_a_damaged_partition_says_how_to_mend_it(settings: Settings):
     next(iter((settings.lake / "loans" / "predictions").rglob("*.parquet"))).write_bytes(b"")
     with pytest.raises(IntegrityError, match="remove that folder, it is made again"):
         log.read_predictions(settings, "loans", WINDOW)
+
+
+def test_the_scores_of_all_classes_are_read(settings: Settings):
+    """Probabilities of all classes come back as lists; a segment without them, beside one with them, leaves its rows' list empty."""
+    loglines.write(settings, "loans", "predictions", "a", [line | {"scores": [0.25, 0.5, 0.25]} for line in SENT[:24]])
+    loglines.write(settings, "loans", "predictions", "b", SENT[24:])
+    log.compact(settings, "loans")
+    rows = log.read_predictions(settings, "loans", WINDOW)
+    assert rows.schema["scores"] == pl.List(pl.Float64)
+    assert rows["scores"].to_list() == [[0.25, 0.5, 0.25]] * 24 + [None] * 24
+    assert rows.select(FIELDS.names).equals(FRAME.select(FIELDS.names))

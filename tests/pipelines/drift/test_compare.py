@@ -82,10 +82,12 @@ def test_undeclared_categories_and_volume_are_told():
 def test_the_kind_of_shift():
     """Inputs alone are covariate, the score alone label, the metric alone concept drift."""
     size = found(rows(1000, size=6.0, seed=1))["size"]
-    score = size.model_copy(update={"feature": "score"})
-    assert [shift(*case[:1], dropped=case[1]) for case in (((), False), ((size,), False), ((score,), False), ((), True), ((size,), True))] == [
+    score, classes = (size.model_copy(update={"feature": name}) for name in ("score", "prediction"))
+    cases = (((), False), ((size,), False), ((score,), False), ((classes,), False), ((), True), ((size,), True))
+    assert [shift(*case[:1], dropped=case[1]) for case in cases] == [
         "none",
         "covariate",
+        "label",
         "label",
         "concept",
         "covariate and concept",
@@ -93,7 +95,13 @@ def test_the_kind_of_shift():
 
 
 @pytest.mark.parametrize(
-    ("kind", "start", "end"), [("day", "2020-02-29", "2020-03-01"), ("week", "2020-02-23", "2020-03-01"), ("month", "2020-02-01", "2020-03-01")]
+    ("kind", "start", "end"),
+    [
+        ("day", "2020-02-29", "2020-03-01"),
+        ("week", "2020-02-23", "2020-03-01"),
+        ("month", "2020-02-01", "2020-03-01"),
+        ("quarter", "2019-10-01", "2020-01-01"),
+    ],
 )
 def test_windows_are_whole_and_over(kind: str, start: str, end: str):
     """A run on the first of March looks at whole days that have ended, at midnight and at noon alike."""
@@ -101,3 +109,4 @@ def test_windows_are_whole_and_over(kind: str, start: str, end: str):
         window = drift_window(datetime(2020, 3, 1, hour, tzinfo=UTC), kind)
         assert (str(window.start.date()), str(window.end.date())) == (start, end)
     assert drift_window(datetime(2010, 1, 1, tzinfo=UTC), "month").start == datetime(2009, 12, 1, tzinfo=UTC)
+    assert drift_window(datetime(2010, 1, 1, tzinfo=UTC), "quarter") == drift_window(datetime(2010, 3, 31, tzinfo=UTC), "quarter")

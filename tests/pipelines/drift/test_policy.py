@@ -42,6 +42,7 @@ def labels(*, errors: int = 20, low: float = -0.1) -> LabelEvidence:
 DRIFTED, SEVERE = feature("a"), feature("a", severity="severe")
 MARK, SEVERE_MARK = Mark(end=YESTERDAY, drifted=("a",)), Mark(end=YESTERDAY, drifted=("a",), severe=("a",))
 SCORE_MARK = Mark(end=YESTERDAY, drifted=("a", "score"))
+CLASS_MARK = Mark(end=YESTERDAY, drifted=("prediction",))
 ARRIVED = {YESTERDAY.isoformat(): 1.0, NOW.isoformat(): 1.0}
 DROPPED = labels(low=0.5)
 CONFIRMED = {"episode": "loans-earlier", "marks": (SEVERE_MARK,)}
@@ -60,6 +61,7 @@ TABLE = [
     pytest.param(state("WATCH", marks=(SEVERE_MARK,)), seen(SEVERE), "RETRAINING", "retrain", id="twice severe, no labels"),
     pytest.param(state("WATCH", marks=(SEVERE_MARK,)), seen(feature("b", severity="severe")), "WATCH", "none", id="another feature each time"),
     pytest.param(state("WATCH", marks=(SCORE_MARK,)), seen(DRIFTED, feature("score")), "RETRAINING", "retrain", id="the score twice, no labels"),
+    pytest.param(state("WATCH", marks=(CLASS_MARK,)), seen(feature("prediction")), "RETRAINING", "retrain", id="the predicted classes twice, no labels"),
     pytest.param(state("WATCH", marks=(SEVERE_MARK,)), seen(SEVERE, labelled=ARRIVED, labels=labels()), "WATCH", "none", id="labels say it is harmless"),
     pytest.param(state("WATCH", marks=(MARK,)), seen(DRIFTED, labelled=ARRIVED, labels=DROPPED), "RETRAINING", "retrain", id="twice, and labels agree"),
     pytest.param(state("WATCH", drops=(True,)), seen(labels=DROPPED), "RETRAINING", "retrain", id="concept: two drops, inputs still"),

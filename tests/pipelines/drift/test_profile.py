@@ -13,7 +13,7 @@ from pipelines.drift.profile import BINS, Profile, bounds, histogram, merge, num
 from pipelines.drift.reference import reference_profile
 from pipelines.drift.spec import Scale, Spec, freeze, load_spec, main
 from pipelines.errors import ConfigError, IntegrityError
-from pipelines.fields import Categorical, Fields, Numeric
+from pipelines.fields import Categorical, Fields, Numeric, Text
 
 FIELDS = Fields("mock", (Categorical("colour", ("red", "green")), Numeric("size"), Numeric("count", integer=True)), "bought")
 SPEC = Spec("mock", {"size": Scale(2.0, 0.5), "count": Scale(0.0, 1.0), "score": Scale(0.0, 1.0)})
@@ -138,3 +138,46 @@ def test_the_scale_falls_back_to_the_deviation():
     """A number with most of its mass at one value is scaled by its standard deviation."""
     values = np.array([999.0] * 96 + [3.0] * 4)
     assert freeze(values) == Scale(999.0, float(f"{1 / values.std():.6g}"))
+
+
+TEXTS = Fields("mock", (Text("text"),), "team", classes=("a", "b", "c"))
+TEXT_SPEC = Spec("texts", {"text.words": Scale(3.0, 0.5), "score": Scale(0.0, 1.0)})
+
+
+def test_a_text_is_counted_by_its_words(tmp_path):
+    """A text's profile is that of its number of words, missing texts apart; the command freezes its scale from rows."""
+    frame = pl.DataFrame({"text": ["one two three", "one\tword  more", "one", None, ""]})
+    column = profile_frame(frame, TEXTS, TEXT_SPEC).columns["text.words"]
+    low, high = bounds(column.bins, TEXT_SPEC.scales["text.words"])
+    assert [(round(a), round(b), count) for a, b, count in zip(low, high, column.counts, strict=True)] == [(0, 0, 1), (1, 1, 1), (3, 3, 2)]
+    assert column.missing == (1, 0, 0, 0)
+    frame.write_parquet(tmp_path / "rows.parquet")
+    main(tmp_path / "rows.parquet", tmp_path / "profile.json", "text")
+    spec = load_spec(TEXTS, tmp_path / "profile.json")
+    assert spec.scales == {"text.words": Scale(2.0, float(f"{1 / 2.25:.6g}")), "score": Scale(0.0, 1.0)}
+
+
+def test_predicted_classes_are_kept_by_version():
+    """Of classes the predictions are categories, one column per version, and a position that is none of them is everything else."""
+    frame = pl.DataFrame({"text": ["x"] * 5, "version": [1, 1, 1, 2, 2], "score": [0.5] * 5, "prediction": [0, 2, 2, 1, 7]})
+    columns = profile_frame(frame, TEXTS, TEXT_SPEC).columns
+    assert set(columns) == {"text.words", "score@1", "score@2", "prediction@1", "prediction@2"}
+    assert columns["prediction@1"].vocabulary == ("a", "b", "c")
+    assert (columns["prediction@1"].bins.tolist(), columns["prediction@1"].counts.tolist()) == ([0, 2], [1, 2])
+    assert columns["prediction@2"].bins.tolist() == [1, 3]
+    parts = [profile_frame(part, TEXTS, TEXT_SPEC) for part in (frame.head(2), frame.tail(3))]
+    assert same(merge(parts, "texts"), profile_frame(frame, TEXTS, TEXT_SPEC))
+
+
+def test_a_reference_of_classes_holds_scores_and_predictions():
+    """The likeliest class of each holdout row is its prediction, the probability of it the score; errors and loss are those of all classes."""
+    rows = pl.DataFrame({"event_time": [datetime(2020, 1, 1 + n, tzinfo=UTC) for n in range(3)], "text": ["a b", "c", "d"], "team": [0, 1, 1]})
+    given = np.array([[0.8, 0.1, 0.1], [0.6, 0.2, 0.2], [0.3, 0.5, 0.2]])
+    reference = reference_profile(rows, given, TEXTS, TEXT_SPEC, rows)
+    assert set(reference.columns) == set(reference.days) == {"text.words", "score", "prediction"}
+    assert reference.columns["prediction"].counts.tolist() == [2, 1]
+    assert reference.days["prediction"].tolist() == [[1, 0], [1, 0], [0, 1]]
+    assert same(Profile("", 0, {"x": reference.columns["score"]}), Profile("", 0, {"x": number_column(pl.Series([0.8, 0.6, 0.5]), TEXT_SPEC.scales["score"])}))
+    assert reference.baseline["errors"] == 1
+    assert reference.baseline["loss"] == pytest.approx(-np.log([0.8, 0.2, 0.5]).mean())
+    assert reference_profile(rows, np.empty((0, 3)), TEXTS, TEXT_SPEC, rows.head(0)).baseline == {}

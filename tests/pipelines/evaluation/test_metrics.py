@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from pipelines.errors import ConfigError
-from pipelines.evaluation.metrics import CLIP, calibration_error, metrics, row_log_loss
+from pipelines.evaluation.metrics import CLIP, calibration_error, class_f1, confusion, metrics, row_log_loss
 from pipelines.evaluation.slices import slices
 
 LABEL = np.array([0, 0, 1, 1], np.int8)
@@ -53,3 +53,37 @@ def test_slices_cover_the_rows_once_per_column():
     assert sum(mask.astype(int) for mask in masks.values()).tolist() == [1, 1, 1]
     with pytest.raises(ConfigError, match="'colour'"):
         slices(frame, ("colour",))
+
+
+CLASS = np.array([0, 1, 2, 2], np.int8)
+SCORES = np.array([[0.7, 0.2, 0.1, 0.0], [0.5, 0.4, 0.1, 0.0], [0.1, 0.1, 0.8, 0.0], [0.0, 0.0, 1.0, 0.0]])
+
+
+def test_metrics_of_classes_by_hand():
+    """The loss is that of each row's own class, F1 the mean over the classes that occur, calibration that of the likeliest class."""
+    found = metrics(CLASS, SCORES)
+    assert row_log_loss(CLASS, SCORES) == pytest.approx(-np.log([0.7, 0.4, 0.8, 1 - CLIP]))
+    assert found["log_loss"] == pytest.approx(row_log_loss(CLASS, SCORES).mean())
+    assert found["accuracy"] == 0.75
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 0 + 1) / 3)
+    # Bins of the likeliest class's score: .5 (wrong), .7, .8 and 1 (right).
+    assert found["calibration_error"] == pytest.approx((0.5 + 0.3 + 0.2 + 0.0) / 4)
+    assert metrics(CLASS[:0], SCORES[:0]) == dict.fromkeys(("log_loss", "macro_f1", "accuracy", "calibration_error"))
+
+
+def test_a_class_that_is_ruled_out_costs_a_bounded_loss():
+    """Probability 0 for the true class costs -log(1e-6), not infinity."""
+    assert row_log_loss(np.array([3]), SCORES[:1]) == pytest.approx([-math.log(CLIP)])
+
+
+def test_two_classes_lose_as_much_in_either_form():
+    """A binary score and the same score as two classes have one loss per row, so the gate compares alike."""
+    assert row_log_loss(LABEL, np.stack([1 - SCORE, SCORE], axis=1)) == pytest.approx(row_log_loss(LABEL, SCORE))
+
+
+def test_the_confusion_matrix_counts_every_row_once():
+    """Rows are the labels, columns the likeliest classes; a class's F1 follows from it, and one that nowhere occurs has none."""
+    table = confusion(CLASS, SCORES)
+    assert table == [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
+    assert class_f1(table) == [pytest.approx(2 / 3), 0, 1, None]
+    assert confusion(CLASS[:0], SCORES[:0]) == [[0] * 4] * 4

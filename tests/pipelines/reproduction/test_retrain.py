@@ -17,6 +17,8 @@ from pipelines.training import loop
 from tests.encoders import write_encoder
 from tests.pipelines.reproduction import runs
 
+pytestmark = pytest.mark.slow
+
 CASE = "loans"
 
 

@@ -20,13 +20,13 @@ def test_every_text_comes_once_with_its_own_tokens(lengths):
     """Each row is in one part, its tokens in front and zeros behind; a part is as wide as a bucket, never wider than the truncation, and not too large."""
     rows = [list(range(1, length + 1)) for length in lengths]
     parts = cut(pad(rows), longest=100)
-    assert sorted(place for part in parts for place in part.rows.tolist()) == list(range(len(rows)))
+    assert sorted(place for part in parts for place in part.rows) == list(range(len(rows)))
     for part in parts:
         ids, mask = part.tensors["input_ids"], part.tensors["attention_mask"]
         width = ids.shape[1]
         assert width % STEP == 0 or width == 100
         assert ids.size <= MAX_TOKENS
-        for place, own, there in zip(part.rows.tolist(), ids, mask, strict=True):
+        for place, own, there in zip(part.rows, ids, mask, strict=True):
             assert width - STEP < lengths[place] <= width
             assert own.tolist() == rows[place] + [0] * (width - lengths[place])
             assert there.tolist() == [1] * lengths[place] + [0] * (width - lengths[place])
@@ -37,7 +37,7 @@ def test_dense_rows_keep_their_order():
     tensors = {"numeric": np.arange(2 * MAX_BATCH + 2, dtype=np.float32).reshape(-1, 1)}
     parts = cut(tensors)
     assert [len(part.tensors["numeric"]) for part in parts] == [MAX_BATCH, MAX_BATCH, 2]
-    np.testing.assert_array_equal(np.concatenate([tensors["numeric"][part.rows] for part in parts]), tensors["numeric"])
+    np.testing.assert_array_equal(np.concatenate([tensors["numeric"][list(part.rows)] for part in parts]), tensors["numeric"])
     small = {"numeric": tensors["numeric"][:3]}
     assert cut(small)[0].tensors is small
 

@@ -48,7 +48,7 @@ def test_texts_of_several_lengths_come_back_in_their_order():
     rows = [[0.25, 0.25, 0.5], [1, 0, 0], [0, 1, 0], [0, 0.5, 0.5]]
     lengths = [3, 50, 4, 20]
     scores, sizes = score(rows, [[number] * length for number, length in enumerate(lengths)])
-    np.testing.assert_array_equal(scores, rows)
+    np.testing.assert_array_equal(np.reshape(scores, (-1, 3)), rows)
     assert sorted(sizes) == [(1, 24), (1, 56), (2, 8)]
 
 
@@ -68,3 +68,17 @@ def test_what_is_no_distribution_is_turned_away(row, says):
     for ids in ([[1]], [[0] * 20, [1]]):
         with pytest.raises(Unavailable, match=says):
             score([good, row], ids)
+
+
+def test_texts_have_more_time():
+    """Every text of a request adds to its deadline, up to a minute; dense rows do not."""
+
+    async def granted():
+        client = Triton("127.0.0.1:1", 5.0, 0.2)
+        try:
+            now = client.deadline()
+            return [client.deadline(texts) - now for texts in (0, 40, 10_000)]
+        finally:
+            await client.close()
+
+    assert asyncio.run(granted()) == pytest.approx([0, 8, 60], abs=1)
