@@ -88,8 +88,11 @@ def fit(
 
 def write_result(folder: Path, outcome: Outcome, params: TrainParams) -> None:
     """Leave a finished training in ``folder``, the facts last: without them there is no result."""
-    torch.save(outcome.state, folder / f".{WEIGHTS}")
-    os.replace(folder / f".{WEIGHTS}", folder / WEIGHTS)
+    try:
+        torch.save(outcome.state, folder / f".{WEIGHTS}")
+        os.replace(folder / f".{WEIGHTS}", folder / WEIGHTS)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+        raise Unavailable(f"the trained weights cannot be written to {folder} ({error}): free space and run the step again") from error
     progress = outcome.progress
     name = name_of(params)
     facts = {

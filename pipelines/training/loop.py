@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,7 @@ class Progress:
     summed: float = 0.0
     """Loss of the epoch so far, summed over rows."""
     curve: list[float] = field(default_factory=list)
-    """Mean loss of each whole epoch."""
+    """Mean loss of each epoch; the last one may be a part of one, if the budget was spent."""
     validation: list[float] = field(default_factory=list)
     stale: int = 0
     """Validations since the best one."""
@@ -136,11 +136,12 @@ def optimise(  # noqa: C901, PLR0915 - one page, from top to bottom
                 samples=progress.samples,
                 seconds=round(progress.seconds, 3),
             )
-            if at + 1 == per_epoch:
-                progress.curve.append(progress.summed / len(rows))
+            if at + 1 == per_epoch or spent:
+                progress.curve.append(progress.summed / sum(map(len, cut[: at + 1])))
                 progress.summed = 0.0
             if held is not None and (at + 1 == per_epoch or spent):
                 loss = _validate(model, strategy, held, params, device, kept.get("ema"), beat)
+                _finite("validation loss", loss, progress.step - 1, epoch, rows, batch)
                 _judge(progress, loss, kept, live)
                 metrics.add(step=progress.step, epoch=epoch, validation_loss=loss, best=not progress.stale)
             progress.stopped = _ending(progress, params, steps, spent=spent > 0)
@@ -226,7 +227,8 @@ def _ending(progress: Progress, params: TrainParams, steps: int, *, spent: bool)
 def _beat(path: Path | None) -> None:
     """Tell the launcher that this training lives."""
     if path is not None:
-        path.touch()
+        with suppress(OSError):  # a full disk
+            path.touch()
 
 
 class _checkpointed:  # noqa: N801 - used like a function
