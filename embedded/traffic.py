@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 BACKFILL_DAYS = 14
 """Whole days sent on a first start: enough that a week's labels are due with the week's delay of `loans`."""
 BATCH, BATCH_TEXTS = 200, 40
-"""Rows of a request; a transformer on one core scores some 50 texts a second, and the gateway waits 5 s for it."""
+"""Rows of a request; a transformer on one core scores some 50 texts a second: a batch of them is a second or so."""
 PAUSE_SECONDS = 10.0
 _TICK = timedelta(microseconds=1)
 _WAIT = (401, 404, 413, 429, 503, 507)

@@ -79,6 +79,9 @@ class TextModelParams(Strict):
     frozen_layers: int = Field(default=0, ge=0)
     lora_rank: int = Field(default=0, ge=0)
     """Above 0 the blocks learn by low-rank updates only (Hu et al., 2021, arXiv:2106.09685)."""
+    head_start: bool = False
+    """Fine-tuning starts with the head that kind ``embedding`` would have, instead of one that distorts the encoder while it
+    learns (Kumar et al., 2022, arXiv:2202.10054)."""
 
 
 def _model_kind(value: Any) -> str:

@@ -39,6 +39,7 @@ def fit_head(model: Classifier, tokens: Sequence[Ids], labels: NDArray[Any], par
     """
     import torch
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     labels = np.asarray(labels).astype(np.int64)
     if len(np.unique(labels)) < 2:
@@ -54,9 +55,11 @@ def fit_head(model: Classifier, tokens: Sequence[Ids], labels: NDArray[Any], par
 
     cut = len(labels) - int(len(labels) * NEWEST)
     chosen = STRENGTHS[1]
-    if len(np.unique(labels[:cut])) > 1 and cut < len(labels):
-        chosen = min(STRENGTHS, key=lambda strength: _log_loss(regression(strength, slice(cut)), scaled[cut:], labels[cut:]))
-    fitted = regression(chosen, slice(None))
+    # One thread: sums in another order would be other weights.
+    with threadpool_limits(1):
+        if len(np.unique(labels[:cut])) > 1 and cut < len(labels):
+            chosen = min(STRENGTHS, key=lambda strength: _log_loss(regression(strength, slice(cut)), scaled[cut:], labels[cut:]))
+        fitted = regression(chosen, slice(None))
     weight, bias = _in_shape(fitted, model.head.out_features, scaled, len(labels))
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(weight / spread))

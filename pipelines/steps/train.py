@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields, part
+from pipelines.cases.pretrained import base_sha256
 from pipelines.config import Params, Settings, TextModelParams
 from pipelines.contracts import Manifest
+from pipelines.errors import Unavailable
 from pipelines.fields import Fields, encode
 from pipelines.text import TOKENIZER, load_tokenizer, tokenise
 
@@ -19,7 +22,16 @@ if TYPE_CHECKING:
     from pipelines.training.rows import Rows
 
 STEP_VERSION = 2
-ROOMS = ("pipelines.training", "pipelines.cases.tabular", "pipelines.fields", "pipelines.text")
+HEAD = "head.pt"
+ROOMS = (
+    "pipelines.training",
+    "pipelines.cases.tabular",
+    "pipelines.cases.encoder",
+    "pipelines.cases.embedding",
+    "pipelines.cases.pretrained",
+    "pipelines.fields",
+    "pipelines.text",
+)
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
@@ -37,14 +49,19 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         inputs["champion"] = initial[0]
     gpus = params.resources.gpus > 0
     declared = {"model": params.model.model_dump(mode="json"), "train": params.train.model_dump(mode="json"), "fields": fields.hash, "gpus": gpus}
+    if isinstance(params.model, TextModelParams):
+        declared["base"] = base_sha256(params.model.encoder)
     key = storage.step_key("train", STEP_VERSION, inputs, declared)
     work = work_folder(run_dir, key)
+    if settings.node_rank:
+        return _follow(run_dir / "train", work, key, settings.node_rank)
 
     def build(folder: Path) -> Mapping[str, Any]:
         # Inside: a no-op run must not pay for importing torch.
         from pipelines.training.fit import fit
         from pipelines.training.launch import Nodes
         from pipelines.training.metrics import FILE
+        from pipelines.training.rows import newest
         from pipelines.training.weights import fits, save_weights, weights_sha256
 
         model_of = part(params.case, "model")
@@ -56,11 +73,10 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
             return model_of.build(params.model, fields)
 
         warm = initial[1] if initial is not None and fits(made(), initial[1]) else None
+        cache = settings.root / "cache" / "embeddings"
         if params.model.kind == "embedding":
             model = made()
-            assert rows.tokens is not None
-            tokens = [ids.tolist() for ids in rows.tokens.flat.split(rows.tokens.lengths.tolist())]
-            fitted_head = model_of.fit_head(model, tokens, rows.labels.numpy(), params.train, settings.root / "cache" / "embeddings")
+            fitted_head = fit_head(model, rows, params, cache)
             curve = [fitted_head["loss"]]
             facts = {
                 **fitted_head,
@@ -73,8 +89,15 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
                 "resumed_from": None,
             }
         else:
+            if warm is None and params.model.kind == "encoder" and params.model.head_start:
+                model = made()
+                # Rows that say when to stop must be new to the head as well.
+                fit_head(model, newest(rows, params.train.validation_share)[0], params, cache)
+                work.mkdir(parents=True, exist_ok=True)
+                save_weights(model, work / HEAD)
+            start = warm or (work / HEAD if (work / HEAD).exists() else None)
             nodes = Nodes(settings.nodes, settings.node_rank, settings.rdzv_endpoint)
-            fitted = fit(made, rows, params.train, work, device="cuda" if gpus else "cpu", initial=warm, nodes=nodes)
+            fitted = fit(made, rows, params.train, work, device="cuda" if gpus else "cpu", initial=start, nodes=nodes)
             model, curve, facts = fitted.model, fitted.curve, fitted.facts
             shutil.copyfile(work / FILE, folder / FILE)
         save_weights(model, folder / "weights.pt")
@@ -91,6 +114,32 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     manifest = storage.commit(run_dir / "train", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
     shutil.rmtree(work, ignore_errors=True)
     return manifest
+
+
+def _follow(folder: Path, work: Path, key: str, node_rank: int) -> Manifest:
+    """The part of a node other than the first: its ranks, and then the first node's manifest."""
+    from pipelines.training.launch import JOIN_SECONDS, follow
+
+    if not _committed(folder, key):
+        follow(work, node_rank)
+    give_up = time.monotonic() + JOIN_SECONDS
+    while not _committed(folder, key):
+        if time.monotonic() > give_up:
+            raise Unavailable(f"node 0 has not committed {folder} within {JOIN_SECONDS:.0f} s: look at its log, run the step again")
+        time.sleep(0.1)
+    return storage.read_manifest(folder)
+
+
+def _committed(folder: Path, key: str) -> bool:
+    return (folder / storage.MANIFEST).exists() and storage.read_manifest(folder).key == key
+
+
+def fit_head(model: Any, rows: Rows, params: Params, cache: Path) -> dict[str, Any]:
+    """Fit the head of a text model on the embeddings of its untouched encoder; returns small facts."""
+    assert rows.tokens is not None
+    tokens = [ids.tolist() for ids in rows.tokens.flat.split(rows.tokens.lengths.tolist())]
+    facts: dict[str, Any] = part(params.case, "model").fit_head(model, tokens, rows.labels.numpy(), params.train, cache)
+    return facts
 
 
 def work_folder(run_dir: Path, key: str) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -48,7 +49,7 @@ def main(folder: Path, parent: int, node_rank: int = 0) -> None:
         rdzv_endpoint=nodes["endpoint"] or "localhost:0",
         rdzv_configs={"is_host": node_rank == 0} if several else {},
         # Without it the agent looks up the host's own name, which need not resolve.
-        local_addr=None if several else "127.0.0.1",
+        local_addr=_own_address(nodes["endpoint"]) if several else "127.0.0.1",
         # A new try is a matter of the scheduler: restarts inside the agent hung.
         max_restarts=0,
         monitor_interval=0.1,
@@ -68,6 +69,15 @@ def main(folder: Path, parent: int, node_rank: int = 0) -> None:
     except SignalException as error:
         note(folder, f"agent-{node_rank}", RuntimeError(str(error)))
         sys.exit(1)
+
+
+def _own_address(endpoint: str) -> str:
+    """This machine's address on the way to ``endpoint`` (host:port); nothing is sent."""
+    host, _, port = endpoint.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, int(port)))
+        address: str = probe.getsockname()[0]
+    return address
 
 
 if __name__ == "__main__":

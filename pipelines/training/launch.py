@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 JOB, MODEL, ROWS, FAILURES = "job.json", "model.pt", "rows.pt", "failures"
 HOME = Path(__file__).parents[2]
 POLL_SECONDS = 0.05
+JOIN_SECONDS = 600.0
+"""What further nodes wait for the first one's job."""
 START_SECONDS = 120.0
 """What the ranks may take to import, meet and build, on top of two collectives' time."""
 ERRORS: dict[str, type[PerennialError]] = {kind.__name__: kind for kind in (TrainingDiverged, ConfigError, DataError, Unavailable)}
@@ -84,6 +86,23 @@ def launch(model: nn.Module, rows: Rows, params: TrainParams, folder: Path, *, d
         raise _failure(folder, code)
 
 
+def follow(folder: Path, node_rank: int) -> None:
+    """On a node other than the first: run this node's ranks of the job that the first node's :func:`launch` leaves in ``folder``.
+
+    Raises Unavailable if no job comes, and what ``launch`` raises if one of this node's ranks fails.
+    """
+    give_up = time.monotonic() + JOIN_SECONDS
+    while not (folder / JOB).exists():
+        if time.monotonic() > give_up:
+            raise Unavailable(f"{folder / JOB} did not come within {JOIN_SECONDS:.0f} s: start the train step on node 0, on the same file system")
+        time.sleep(POLL_SECONDS)
+    agent = _start(folder, node_rank)
+    with _passing_on(agent):
+        code = agent.wait()
+    if code:
+        raise _failure(folder, code)
+
+
 def can_fork(device: str, nodes: Nodes) -> bool:
     """Whether this process may fork the agent: CPU, one node, and no other thread that could hold a lock."""
     return device == "cpu" and nodes.count == 1 and len(list(Path("/proc/self/task").iterdir())) == 1
@@ -97,10 +116,10 @@ def _fork(folder: Path) -> Any:
     return process
 
 
-def _start(folder: Path) -> Any:
+def _start(folder: Path, node_rank: int = 0) -> Any:
     # Found wherever this process stands; its standard output is this one's standard error: a command's own output is one line of JSON.
     path = os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "pipelines.training.agent", str(folder), "--parent", str(os.getpid())]
+    command = [sys.executable, "-m", "pipelines.training.agent", str(folder), "--parent", str(os.getpid()), "--node-rank", str(node_rank)]
     return subprocess.Popen(command, stdout=2, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
 
 

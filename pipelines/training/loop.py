@@ -66,7 +66,7 @@ class Outcome:
     resumed_from: int | None
 
 
-def optimise(  # noqa: PLR0915 - one page, from top to bottom
+def optimise(  # noqa: C901, PLR0915 - one page, from top to bottom
     model: nn.Module,
     rows: Rows,
     params: TrainParams,

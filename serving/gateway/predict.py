@@ -161,7 +161,8 @@ def _conflict(row: Row, count: int) -> Refused:
 async def _score(gateway: Gateway, case: Case, columns: Columns) -> tuple[int, list[float]]:
     """The version that answered and its scores: the champion's, or while it does not answer, the previous release's (with its own encoding)."""
     champion, previous = gateway.routing.versions(case.name)
-    deadline, outputs = gateway.triton.deadline(), case.fields.outputs
+    deadline = gateway.triton.deadline(0 if case.fields.text is None else len(columns[case.fields.text.name]))
+    outputs = case.fields.outputs
     try:
         scores = await gateway.triton.score(case.name, champion.number, await champion.parts(columns), outputs, deadline)
     except Unavailable as error:

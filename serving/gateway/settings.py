@@ -19,6 +19,8 @@ class Bounds(BaseSettings):
     """Requests per API key (without keys: per client address) and worker, in the notation of `limits`."""
     deadline_seconds: float = Field(default=5.0, gt=0)
     """How long one request may wait for Triton, retry and fallback included."""
+    deadline_seconds_per_text: float = Field(default=0.2, ge=0)
+    """What each text of a request adds to that: a transformer takes some 20 ms for one on a free core, and several times that on a busy one."""
     poll_seconds: float = Field(default=0.5, gt=0, le=1.0)
     """How often the ledger is read."""
     sync_seconds: float = Field(default=0.2, gt=0)

@@ -91,7 +91,7 @@ async def start(settings: Settings, bounds: Bounds, metrics: Metrics) -> Gateway
     cases = {name: await asyncio.to_thread(_case, load_fields(name), settings, bounds, metrics, worker) for name in case_names()}
     routing = Routing(settings, {name: case.fields for name, case in cases.items()}, metrics)
     await asyncio.to_thread(routing.poll)
-    return Gateway(settings, bounds, metrics, cases, routing, Triton(settings.triton_grpc, bounds.deadline_seconds), door)
+    return Gateway(settings, bounds, metrics, cases, routing, Triton(settings.triton_grpc, bounds.deadline_seconds, bounds.deadline_seconds_per_text), door)
 
 
 async def stop(gateway: Gateway) -> None:

@@ -29,6 +29,7 @@ IN_FLIGHT = 4
 FAILURES, PAUSE_SECONDS = 5, 1.0
 """So many failures in a row open a version's breaker; after the pause the next request tries again."""
 RETRY_WAIT_SECONDS = 0.05
+MOST_SECONDS = 60.0
 SUM_TOLERANCE = 1e-3
 """How far the probabilities of a row may sum from 1: far above what float32 loses, far below a softmax left out."""
 _CHANNEL = [
@@ -44,9 +45,11 @@ _TYPES = {"int64": "INT64", "float32": "FP32"}
 class Triton:
     """One channel to one Triton; make it inside the running event loop, close it there."""
 
-    def __init__(self, address: str, deadline_seconds: float) -> None:
+    def __init__(self, address: str, deadline_seconds: float, per_text: float = 0.0) -> None:
+        """``deadline_seconds`` is what :meth:`deadline` grants, with ``per_text`` more for each text."""
         self.address = address
         self.deadline_seconds = deadline_seconds
+        self.per_text = per_text
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL)
         self._infer = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelInfer
         # A client that goes away says nothing about Triton.
@@ -56,9 +59,9 @@ class Triton:
         """Close the channel."""
         await self._channel.close()
 
-    def deadline(self) -> float:
-        """The monotonic time by which a request that starts now must be answered."""
-        return time.monotonic() + self.deadline_seconds
+    def deadline(self, texts: int = 0) -> float:
+        """The monotonic time by which a request (of so many texts) that starts now must be answered: a minute is the most that texts add."""
+        return time.monotonic() + self.deadline_seconds + min(texts * self.per_text, MOST_SECONDS)
 
     async def score(self, case: str, version: int, parts: Sequence[Part], outputs: int, deadline: float) -> list[float]:
         """Probabilities of one version in the order of the rows, ``outputs`` for each, by ``deadline`` (monotonic).
@@ -132,7 +135,7 @@ class Triton:
     def _explain(self, name: str, error: grpc.aio.AioRpcError) -> str:
         code, details = error.code(), (error.details() or "").partition("\n")[0]
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return f"Triton at {self.address} did not answer for {name} within {self.deadline_seconds:g} s"
+            return f"Triton at {self.address} did not answer for {name} in time (PERENNIAL_GATEWAY_DEADLINE_SECONDS, {self.deadline_seconds:g} s and more for texts)"
         if _connection_lost(error):
             return f"Triton at {self.address} does not answer: start it, or set PERENNIAL_TRITON_GRPC to where it is"
         if "not healthy" in details:

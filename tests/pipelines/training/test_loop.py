@@ -1,114 +1,156 @@
 """The training loop in one process."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from pipelines.cases.tabular import Tabular
-from pipelines.config import ModelParams, TrainParams
-from pipelines.errors import DataError, TrainingDiverged
-from pipelines.training.fit import fit
-from pipelines.training.loop import Rows, as_rows, order
-from pipelines.training.weights import load_weights, save_weights, weights_sha256
-
-MODEL = ModelParams(hidden=(8,), embedding=2, dropout=0.2)
-TRAIN = TrainParams(epochs=4, batch_size=32, learning_rate=0.02, weight_decay=0.01, seed=3, ranks=1)
-
-
-def made_rows(count: int = 301) -> Rows:
-    """Rows whose label depends on a category and a number."""
-    generator = np.random.default_rng(0)
-    categorical = generator.integers(0, 3, (count, 2))
-    numeric = generator.normal(50, 10, (count, 2)).astype(np.float32)
-    labels = ((categorical[:, 0] == 1) | (numeric[:, 0] > 55)).astype(np.int8)
-    return as_rows({"categorical": categorical, "numeric": numeric}, labels)
-
-
-def build() -> Tabular:
-    """A small network with dropout."""
-    return Tabular((3, 3), 2, MODEL)
-
-
-def test_order_is_a_function_of_seed_and_epoch():
-    """Every epoch visits every row once, in an order that (seed, epoch) fixes and that no generator state can change."""
-    torch.manual_seed(1)
-    first = order(100, seed=0, epoch=1)
-    torch.rand(10)
-    assert torch.equal(first, order(100, seed=0, epoch=1))
-    assert not torch.equal(first, order(100, seed=0, epoch=2))
-    assert not torch.equal(first, order(100, seed=1, epoch=1))
-    assert torch.equal(first.sort().values, torch.arange(100))
+from pipelines.errors import ConfigError, DataError, TrainingDiverged
+from pipelines.training.fit import fit, threads
+from pipelines.training.kept import copy_of, follow
+from pipelines.training.loop import optimise
+from pipelines.training.metrics import read
+from pipelines.training.rows import order
+from pipelines.training.strategies import adamw
+from pipelines.training.weights import fits, load_weights, save_weights, weights_sha256
+from tests.pipelines.training.models import TEXT, TRAIN, plain, reader, table, tabular, texts
 
 
 def test_training_learns():
-    """The mean loss falls well below that of the base rate on rows that can be learned."""
-    rows = made_rows()
-    _, curve = fit(build, rows, TRAIN.model_copy(update={"epochs": 20}))
+    """The mean loss falls well below that of the base rate on rows that can be learned, tabular and text."""
+    rows = table()
+    curve = fit(tabular, rows, TRAIN.model_copy(update={"epochs": 20})).curve
     rate = float(rows.labels.mean())
     entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
     assert curve[-1] < 0.6 * entropy
     assert len(curve) == 20
+    assert fit(reader, texts(), TEXT.model_copy(update={"epochs": 5})).curve[-1] < 0.3 * np.log(3)
 
 
 def test_same_inputs_give_the_same_bits_with_dropout():
     """Two trainings from equal rows and parameters end in equal weights, another seed ends elsewhere."""
-    rows = made_rows()
-    first = weights_sha256(fit(build, rows, TRAIN)[0])
+    rows = table()
+    first = weights_sha256(fit(tabular, rows, TRAIN).model)
     torch.rand(5)
-    assert weights_sha256(fit(build, rows, TRAIN)[0]) == first
-    assert weights_sha256(fit(build, rows, TRAIN.model_copy(update={"seed": 4}))[0]) != first
+    assert weights_sha256(fit(tabular, rows, TRAIN).model) == first
+    assert weights_sha256(fit(tabular, rows, TRAIN.model_copy(update={"seed": 4})).model) != first
 
 
 def test_threads_are_given_back():
-    """Training runs on one thread and leaves the caller's number of threads as it was."""
+    """Training runs on the threads that it was given and leaves the caller's number as it was."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        fit(build, made_rows(40), TRAIN)
+        fit(tabular, table(40), TRAIN)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 
 
-def test_a_loss_that_is_not_finite_names_its_step():
-    """A number that is not finite stops the training at the first step that sees it."""
-    rows = made_rows(64)
-    numeric = rows.numeric.clone()
+def test_a_loss_that_is_not_finite_names_its_step_and_rows():
+    """A number that is not finite stops the training at the first step that sees it; the error names the row."""
+    rows = table(64)
+    numeric = rows.dense["numeric"].clone()
     seen_last = int(order(64, TRAIN.seed, 0)[-1])
-    model = build()
+    model = tabular()
     model.adapt(numeric, rows.labels)
     numeric[seen_last, 0] = float("nan")
-    with pytest.raises(TrainingDiverged, match="nan at step 1 "):
-        fit(lambda: _adapted(model), replace(rows, numeric=numeric), TRAIN)
+    with threads(1), pytest.raises(TrainingDiverged, match=rf"loss is nan at step 1 \(epoch 0; rows .*\b{seen_last}\b"):
+        optimise(model, replace(rows, dense={**rows.dense, "numeric": numeric}), TRAIN.model_copy(update={"batch_size": 60}))
 
 
-def _adapted(model: Tabular) -> torch.nn.Module:
-    """The same network without ``adapt``, so that a broken row cannot spoil the scaling before the first step."""
+class _Steep(torch.nn.Module):
+    """The loss is finite, its gradient is not: the slope of a square root at 0."""
 
-    class Fixed(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = model
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
 
-        def forward(self, categorical, numeric):
-            return self.inner(categorical, numeric)
+    def forward(self, categorical, numeric):
+        return numeric[:, :1] * self.weight.sqrt()
 
-    return Fixed()
+
+def test_a_gradient_that_is_not_finite_stops_training():
+    """A gradient that is not finite is never stepped along, even where the loss is finite."""
+    model = _Steep()
+    with threads(1), pytest.raises(TrainingDiverged, match=r"gradient is (nan|inf) at step 0"):
+        optimise(model, table(64), TRAIN)
+    assert float(model.weight.detach()) == 0.0
 
 
 def test_no_rows_is_a_data_error():
     """Training without rows says which parameters to widen."""
     with pytest.raises(DataError, match="window_days"):
-        fit(build, made_rows(0), TRAIN)
+        fit(tabular, table(0), TRAIN)
+
+
+def test_early_stopping_keeps_the_best_weights(tmp_path):
+    """Labels of the validation rows that contradict the others make validation worse with every epoch: training stops, with the first epoch's weights."""
+    rows = table(200)
+    labels = rows.labels.clone()
+    labels[160:] = 1 - labels[160:]
+    params = TRAIN.model_copy(update={"epochs": 30, "validation_share": 0.2, "patience": 2})
+    found = fit(plain, replace(rows, labels=labels), params, tmp_path)
+    validation = found.facts["validation"]
+    best = validation.index(min(validation))
+    assert found.facts["stopped"] == "early"
+    assert len(validation) == best + 3 < 30
+    shorter = params.model_copy(update={"epochs": best + 1})
+    assert weights_sha256(fit(plain, replace(rows, labels=labels), shorter).model) == weights_sha256(found.model)
+
+
+def test_the_average_of_the_weights():
+    """The moving average follows the weights by the share that its decay leaves, with a lower decay in the first steps."""
+    live = {"w": torch.ones(3)}
+    average = {"w": torch.zeros(3)}
+    follow(average, live, decay=0.999, step=1)
+    assert average["w"].tolist() == pytest.approx([1 - 2 / 11] * 3)
+    before = copy_of(average)
+    follow(average, {"w": torch.full((3,), 2.0)}, decay=0.5, step=10_000)
+    assert average["w"].tolist() == pytest.approx(((before["w"] + 2) / 2).tolist())
+
+
+def test_the_head_has_a_learning_rate_of_its_own():
+    """The head's group has its rate, all other trainable weights the common one, frozen weights none; a model without a head is told so."""
+    model = reader()
+    model.embedding.weight.requires_grad = False
+    body, head = adamw(model, TEXT).param_groups
+    assert ({id(weight) for weight in head["params"]}, head["lr"], body["lr"]) == ({id(w) for w in model.head.parameters()}, 0.01, 0.003)
+    assert len(body["params"]) == len(list(model.parameters())) - 3
+    with pytest.raises(ConfigError, match=r"head_learning_rate is 0\.01, but Tabular has no"):
+        adamw(tabular(), TEXT)
+
+
+def test_metrics_follow_the_schedule(tmp_path):
+    """Each step's line holds the learning rate that it was done with, and samples and seconds add up."""
+    params = TEXT.model_copy(update={"warmup": 0.2, "schedule": "linear"})
+    with threads(1):
+        optimise(reader(), texts(), params, work=tmp_path)
+    lines = read(tmp_path / "metrics.jsonl")
+    assert [line["lr"] for line in lines][:3] == pytest.approx([0.0015, 0.003, 0.003])
+    assert lines[-1]["samples"] == 150
+    assert all(a["seconds"] <= b["seconds"] for a, b in itertools.pairwise(lines))
+
+
+def test_a_warm_start_begins_at_the_given_weights(tmp_path):
+    """Initial weights replace the first ones, scaling included; weights of another architecture do not fit."""
+    trained = fit(tabular, table(), TRAIN).model
+    save_weights(trained, tmp_path / "weights.pt")
+    cold = fit(tabular, table(), TRAIN.model_copy(update={"epochs": 1}))
+    warm = fit(tabular, table(), TRAIN.model_copy(update={"epochs": 1}), initial=tmp_path / "weights.pt")
+    assert warm.curve[0] < 0.8 * cold.curve[0]
+    assert torch.equal(warm.model.mean, trained.mean)
+    assert fits(tabular(), tmp_path / "weights.pt")
+    assert not fits(reader(), tmp_path / "weights.pt")
 
 
 def test_weights_come_back_from_disk(tmp_path):
     """Saved and loaded weights have the same identity, and equal weights give equal files."""
-    model, _ = fit(build, made_rows(64), TRAIN)
+    model = fit(tabular, table(64), TRAIN).model
     save_weights(model, tmp_path / "weights.pt")
-    other = build()
+    other = tabular()
     assert weights_sha256(other) != weights_sha256(model)
     load_weights(other, tmp_path / "weights.pt")
     assert weights_sha256(other) == weights_sha256(model)

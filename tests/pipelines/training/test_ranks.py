@@ -1,39 +1,40 @@
-"""Training on two forked ranks by torch's elastic agent."""
+"""Training on two ranks that a launcher starts."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipelines.cases.tabular import Tabular
-from pipelines.config import ModelParams
-from pipelines.errors import TrainingDiverged, Unavailable
+from pipelines.errors import TrainingDiverged
 from pipelines.training.fit import fit
-from pipelines.training.loop import Rows
-from tests.pipelines.training.test_loop import TRAIN, made_rows
+from pipelines.training.launch import JOB, ONE_NODE, Nodes, can_fork
+from pipelines.training.rows import Rows
+from tests.pipelines.conftest import free_port
+from tests.pipelines.training.models import TEXT, TRAIN, plain, reader, table, texts
 
+REPOSITORY = Path(__file__).parents[3]
 TWO = TRAIN.model_copy(update={"ranks": 2})
 
 
-def plain() -> Tabular:
-    """A small network without dropout."""
-    return Tabular((3, 3), 2, ModelParams(hidden=(8,), embedding=2, dropout=0.0))
-
-
 def test_two_ranks_follow_one_rank_and_leave_no_trace(tmp_path, monkeypatch):
-    """At dropout 0 every epoch's loss agrees within 1e-6, also with a last batch of one row, and the caller's surroundings come back."""
+    """At dropout 0 every epoch's loss agrees within 1e-6, also with a last batch of one row, and the caller's surroundings are as they were."""
+    rows = table(257)  # eight batches of 32 and one of a single row: the second rank's share of it is empty
+    one = fit(plain, rows, TRAIN)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    rows = made_rows(257)  # eight batches of 32 and one of a single row: the second rank's share of it is empty
-    handler = signal.getsignal(signal.SIGTERM)
-    variables = dict(os.environ)
-    one, curve_of_one = fit(plain, rows, TRAIN)
-    two, curve_of_two = fit(plain, rows, TWO)
-    assert curve_of_two == pytest.approx(curve_of_one, abs=1e-6)
-    for name, tensor in one.state_dict().items():
-        assert torch.allclose(tensor, two.state_dict()[name], atol=1e-5), name
+    handler, variables = signal.getsignal(signal.SIGTERM), dict(os.environ)
+    two = fit(plain, rows, TWO)
+    assert two.curve == pytest.approx(one.curve, abs=1e-6)
+    for name, tensor in one.model.state_dict().items():
+        assert torch.allclose(tensor, two.model.state_dict()[name], atol=1e-5), name
+    assert (two.facts["strategy"], two.facts["ranks"]) == ("ddp", 2)
     assert signal.getsignal(signal.SIGTERM) is handler
     assert dict(os.environ) == variables
     assert not list(tmp_path.iterdir())
@@ -41,43 +42,76 @@ def test_two_ranks_follow_one_rank_and_leave_no_trace(tmp_path, monkeypatch):
 
 def test_divergence_on_a_rank_is_told_as_such():
     """A loss that is not finite on one rank stops both at the same step and comes back as TrainingDiverged, not as a dead rank."""
-    rows = made_rows(64)
-    with pytest.raises(TrainingDiverged, match="at step 0 "):
-        fit(plain, Rows(rows.categorical, torch.where(torch.arange(64)[:, None] == 5, float("inf"), rows.numeric), rows.labels), TWO)
+    rows = table(64)
+    infinite = torch.where(torch.arange(64)[:, None] == 5, float("inf"), rows.dense["numeric"])
+    with pytest.raises(TrainingDiverged, match=r"at step 0 \(epoch 0; rows "):
+        fit(plain, Rows(rows.ids, rows.labels, {**rows.dense, "numeric": infinite}), TWO)
 
 
-class _Dies(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, categorical, numeric):
-        if torch.distributed.get_rank() == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return numeric[:, :1] * self.weight
-
-
-def test_a_killed_rank_is_unavailable_so_that_the_task_is_tried_again():
-    """SIGKILL of one rank ends the launch with an error that the DAG retries, and no rank is left waiting."""
-    before = _children()
-    with pytest.raises(Unavailable, match="rank failed"):
-        fit(_Dies, made_rows(64), TWO)
-    assert _children() <= before
-
-
-def _children() -> set[str]:
-    return {pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+def test_a_process_with_threads_never_forks_its_ranks():
+    """A second thread may hold a lock while this one forks, so that the ranks start in a fresh process then; GPUs and several nodes need one anyway."""
+    stop = threading.Event()
+    other = threading.Thread(target=stop.wait)
+    other.start()
+    try:
+        assert not can_fork("cpu", ONE_NODE)
+    finally:
+        stop.set()
+        other.join()
+    pid = os.fork()
+    if pid == 0:
+        # A child has one thread, whatever its parent has.
+        os._exit(0 if can_fork("cpu", ONE_NODE) and not can_fork("cuda", ONE_NODE) and not can_fork("cpu", Nodes(2)) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_ranks_start_in_a_forked_process():
     """A process forked from one that has already trained (as Airflow forks its tasks) can launch two ranks itself."""
-    rows = made_rows(64)
+    rows = table(64)
     fit(plain, rows, TRAIN)
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            code = 0 if len(fit(plain, rows, TWO)[1]) == TWO.epochs else 2
+            code = 0 if len(fit(plain, rows, TWO).curve) == TWO.epochs else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.slow
+def test_ranks_on_two_nodes_and_by_hand(tmp_path):
+    """Two nodes with a rank each, and torch's own launcher on the same job, follow one rank within 1e-6."""
+    params = TEXT.model_copy(update={"ranks": 2})
+    expected = pytest.approx(fit(reader, texts(), TEXT).curve, abs=1e-6)
+    work = tmp_path / "work"
+    other: list[subprocess.Popen] = []
+
+    def second_node() -> None:
+        while not (work / JOB).exists():
+            time.sleep(0.05)
+        command = [sys.executable, "-m", "pipelines.training.agent", str(work), "--node-rank", "1"]
+        other.append(subprocess.Popen(command, cwd=REPOSITORY))
+
+    waiting = threading.Thread(target=second_node)
+    waiting.start()
+    fitted = fit(reader, texts(), params, work, nodes=Nodes(2, 0, f"127.0.0.1:{free_port()}"))
+    waiting.join()
+    assert other[0].wait(timeout=30) == 0
+    assert fitted.curve == expected
+    (work / "result.json").unlink()
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+        "-m",
+        "pipelines.training.rank",
+        str(work),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, timeout=60, capture_output=True)
+    assert json.loads((work / "result.json").read_text())["curve"] == expected

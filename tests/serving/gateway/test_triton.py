@@ -68,3 +68,17 @@ def test_what_is_no_distribution_is_turned_away(row, says):
     for ids in ([[1]], [[0] * 20, [1]]):
         with pytest.raises(Unavailable, match=says):
             score([good, row], ids)
+
+
+def test_texts_have_more_time():
+    """Every text of a request adds to its deadline, up to a minute; dense rows do not."""
+
+    async def granted():
+        client = Triton("127.0.0.1:1", 5.0, 0.2)
+        try:
+            now = client.deadline()
+            return [client.deadline(texts) - now for texts in (0, 40, 10_000)]
+        finally:
+            await client.close()
+
+    assert asyncio.run(granted()) == pytest.approx([0, 8, 60], abs=1)
