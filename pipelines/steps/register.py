@@ -68,7 +68,7 @@ def _tags(params: Params, settings: Settings, as_of: datetime, trigger: Trigger,
         "case": params.case,
         "as_of": as_of.isoformat(),
         "trigger": trigger,
-        "episode": _episode(settings, params.case, as_of) if trigger == "drift" else None,
+        "episode": ledger.asking_episode(settings.ledger, params.case, as_of) if trigger == "drift" else None,
         "commit": origin.get("commit"),
         "lock": origin.get("lock"),
         "candidate": inputs["export"].key,
@@ -78,12 +78,6 @@ def _tags(params: Params, settings: Settings, as_of: datetime, trigger: Trigger,
         "verdict": inputs["gate"].facts["verdict_sha256"],
     }
     return {DECISION: verdict.decision, **{f"perennial.{name}": str(value) for name, value in tags.items() if value}}
-
-
-def _episode(settings: Settings, case: str, as_of: datetime) -> str | None:
-    """The drift episode that asked for this run: the newest one opened up to ``as_of``."""
-    opened = [row["episode"] for row in ledger.episodes(settings.ledger, case) if datetime.fromisoformat(row["as_of"]) <= as_of]
-    return opened[-1] if opened else None
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

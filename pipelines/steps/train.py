@@ -13,15 +13,15 @@ from pipelines import ledger, storage
 from pipelines.cases import load_fields, part
 from pipelines.cases.pretrained import base_sha256
 from pipelines.config import Params, Settings, TextModelParams
-from pipelines.contracts import Manifest
-from pipelines.errors import Unavailable
+from pipelines.contracts import Manifest, Trigger
+from pipelines.errors import IntegrityError, Unavailable
 from pipelines.fields import Fields, encode
 from pipelines.text import TOKENIZER, load_tokenizer, tokenise
 
 if TYPE_CHECKING:
     from pipelines.training.rows import Rows
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 HEAD = "head.pt"
 ROOMS = (
     "pipelines.training",
@@ -34,8 +34,8 @@ ROOMS = (
 )
 
 
-def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write ``weights.pt``, ``metrics.jsonl`` and (texts) ``tokenizer.json`` to ``run_dir/train``.
+def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, trigger: Trigger = "manual", actor: str | None = None) -> Manifest:
+    """Write ``weights.pt``, ``record.json``, ``metrics.jsonl`` and (texts) ``tokenizer.json`` to ``run_dir/train``.
 
     Equal inputs give equal weights on a machine. A try that was interrupted goes on from its last checkpoint in
     ``run_dir/.train.k<key>``. Raises TrainingDiverged if a loss or a gradient is not finite, Unavailable if a rank
@@ -49,8 +49,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         inputs["champion"] = initial[0]
     gpus = params.resources.gpus > 0
     declared = {"model": params.model.model_dump(mode="json"), "train": params.train.model_dump(mode="json"), "fields": fields.hash, "gpus": gpus}
-    if isinstance(params.model, TextModelParams):
-        declared["base"] = base_sha256(params.model.encoder)
+    base = base_sha256(params.model.encoder) if isinstance(params.model, TextModelParams) else None
+    if base is not None:
+        declared["base"] = base
     key = storage.step_key("train", STEP_VERSION, inputs, declared)
     work = work_folder(run_dir, key)
     if settings.node_rank:
@@ -61,6 +62,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         from pipelines.training.fit import fit
         from pipelines.training.launch import Nodes
         from pipelines.training.metrics import FILE
+        from pipelines.training.record import training_record, write
         from pipelines.training.rows import newest
         from pipelines.training.weights import fits, save_weights, weights_sha256
 
@@ -101,7 +103,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
             model, curve, facts = fitted.model, fitted.curve, fitted.facts
             shutil.copyfile(work / FILE, folder / FILE)
         save_weights(model, folder / "weights.pt")
-        return {
+        facts = {
             **facts,
             "loss_first": curve[0] if curve else None,
             "loss_last": curve[-1] if curve else None,
@@ -110,10 +112,43 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
             "rows": len(rows),
             "warm_start": warm is not None,
         }
+        record = training_record(
+            folder,
+            params=params,
+            as_of=as_of,
+            dataset=dataset,
+            source=rows_source(run_dir, dataset),
+            fields_hash=fields.hash,
+            modules=(__name__, *ROOMS, model_of.__name__),
+            facts=facts,
+            base_weights=base,
+            champion=initial[0] if initial is not None and warm is not None else None,
+            governance=governance(settings, params.case, as_of, trigger, actor),
+        )
+        write(folder, record)
+        return facts
 
     manifest = storage.commit(run_dir / "train", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
     shutil.rmtree(work, ignore_errors=True)
     return manifest
+
+
+def rows_source(run_dir: Path, dataset: Manifest) -> Mapping[str, Any]:
+    """Where the dataset's rows came from at first (name, kind, sha256, notice), as its run's ingest says; empty if that is not there."""
+    # Beside the dataset itself: a training that is repeated elsewhere links to it.
+    run = (run_dir / "dataset").resolve().parent
+    try:
+        validate = storage.read_manifest(storage.find(run / "validate", dataset.inputs["validate"]))
+        found: Mapping[str, Any] = storage.read_manifest(storage.find(run / "ingest", validate.inputs["ingest"])).facts["source"]
+    except (KeyError, IntegrityError):
+        return {}
+    return found
+
+
+def governance(settings: Settings, case: str, as_of: datetime, trigger: Trigger, actor: str | None) -> dict[str, Any]:
+    """Who asked for a training and why: ``{actor, trigger, reason, episode}``; the episode is the drift that asked for it."""
+    episode = ledger.asking_episode(settings.ledger, case, as_of) if trigger == "drift" else None
+    return {"actor": actor or settings.who, "trigger": trigger, "reason": f"drift episode {episode}" if episode else trigger, "episode": episode}
 
 
 def _follow(folder: Path, work: Path, key: str, node_rank: int) -> Manifest:
