@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import wait
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ from pipelines.errors import PerennialError
 
 if TYPE_CHECKING:
     import polars as pl
+
+WAIT_SECONDS = 900.0
+"""How long a DAG run may take: the largest is a fine-tuning on a machine that has other work too."""
 
 
 def play(replay: Replay) -> pl.DataFrame:
@@ -52,17 +56,22 @@ def _tick(replay: Replay, number: int, window: Window, month: pl.DataFrame, so_f
     plan, progress, as_of = replay.plan, replay.progress, window.end
     fields = cases.load_fields(plan.case)
     with progress.phase("traffic"):
-        traffic.send_rows(replay.gateway, plan.case, month, fields.names, replay.tally)
+        traffic.send_rows(replay.gateway, plan.case, month, fields, replay.tally)
         due = so_far.filter((pl.col("label_time") <= as_of) & ((pl.col("label_time") > previous) | pl.lit(number == 1)))
         traffic.send_labels(replay.gateway, plan.case, due, fields, replay.tally)
         traffic.wait_for_closed_segments(replay.settings.prediction_log, plan.case)
+    if replay.params.train.budget_minutes is not None:
+        with progress.phase("ungated"):
+            # What is trained against the clock gets the cores for itself.
+            wait(replay.ungated)
     with progress.phase("drift"):
         _run(replay, "drift", f"demo__{as_of:%Y%m%dT%H%M%SZ}", {"as_of": as_of.isoformat()})
     with progress.phase("training"):
-        replay.airflow.wait_quiet([f"{plan.case}_training"])
+        replay.airflow.wait_quiet([f"{plan.case}_training"], WAIT_SECONDS)
         if number % plan.scheduled_every == 0:
             _train(replay, as_of, "schedule")
-    replay.ungated.append(replay.pool.submit(scoring.retrain_ungated, plan.case, replay.settings.root, as_of))
+    if window != plan.windows[-1]:  # a model that is made after it would score nothing
+        replay.ungated.append(replay.pool.submit(scoring.retrain_ungated, plan.case, replay.settings.root, as_of))
     record = tick_record(replay, window, month)
     replay.ticks.append(record)
     progress.say(record["line"])
@@ -75,7 +84,7 @@ def _train(replay: Replay, as_of: datetime, trigger: str) -> None:
 def _run(replay: Replay, kind: str, run_id: str, conf: dict[str, Any]) -> None:
     """One DAG run from trigger to end; PerennialError with the failed task's last lines if it is not green."""
     dag = f"{replay.plan.case}_{kind}"
-    run = replay.airflow.wait(dag, replay.airflow.trigger_dag(dag, run_id, conf))
+    run = replay.airflow.wait(dag, replay.airflow.trigger_dag(dag, run_id, conf), WAIT_SECONDS)
     if run["state"] == "success":
         return
     for task in replay.airflow.tasks(dag, run_id):

@@ -16,7 +16,8 @@ from pipelines.fields import Fields
 if TYPE_CHECKING:
     import polars as pl
 
-BATCH = 256
+BATCH, BATCH_TEXTS = 256, 64
+"""Rows of a request; a transformer on one core scores some 30 texts a second."""
 
 
 @dataclass
@@ -45,9 +46,10 @@ def client(url: str, key_file: Path) -> httpx.Client:
     return httpx.Client(base_url=url, headers={"X-API-Key": key_file.read_text().strip()}, timeout=30, trust_env=False)
 
 
-def send_rows(gateway: httpx.Client, case: str, frame: pl.DataFrame, names: tuple[str, ...], tally: Tally) -> None:
+def send_rows(gateway: httpx.Client, case: str, frame: pl.DataFrame, fields: Fields, tally: Tally) -> None:
     """Post the rows of ``frame`` (canonical) in batches; answers and errors land in ``tally``."""
-    for batch in frame.iter_slices(BATCH):
+    names = fields.names
+    for batch in frame.iter_slices(BATCH if fields.text is None else BATCH_TEXTS):
         rows = [
             {"prediction_id": row["id"], "event_time": row["event_time"].isoformat(), **{name: row[name] for name in names}}
             for row in batch.select("id", "event_time", *names).iter_rows(named=True)
