@@ -16,8 +16,8 @@ from pipelines.errors import PerennialError
 if TYPE_CHECKING:
     import polars as pl
 
-WAIT_SECONDS = 900.0
-"""How long a DAG run may take: the largest is a fine-tuning on a machine that has other work too."""
+RUN_SECONDS = 900.0
+"""What one DAG run may take: far more than any does on an idle machine."""
 
 
 def play(replay: Replay) -> pl.DataFrame:
@@ -56,9 +56,9 @@ def _tick(replay: Replay, number: int, window: Window, month: pl.DataFrame, so_f
     plan, progress, as_of = replay.plan, replay.progress, window.end
     fields = cases.load_fields(plan.case)
     with progress.phase("traffic"):
-        traffic.send_rows(replay.gateway, plan.case, month, fields, replay.tally)
+        traffic.send_rows(replay.gateway, fields, month, replay.tally)
         due = so_far.filter((pl.col("label_time") <= as_of) & ((pl.col("label_time") > previous) | pl.lit(number == 1)))
-        traffic.send_labels(replay.gateway, plan.case, due, fields, replay.tally)
+        traffic.send_labels(replay.gateway, fields, due, replay.tally)
         traffic.wait_for_closed_segments(replay.settings.prediction_log, plan.case)
     if replay.params.train.budget_minutes is not None:
         with progress.phase("ungated"):
@@ -67,7 +67,7 @@ def _tick(replay: Replay, number: int, window: Window, month: pl.DataFrame, so_f
     with progress.phase("drift"):
         _run(replay, "drift", f"demo__{as_of:%Y%m%dT%H%M%SZ}", {"as_of": as_of.isoformat()})
     with progress.phase("training"):
-        replay.airflow.wait_quiet([f"{plan.case}_training"], WAIT_SECONDS)
+        replay.airflow.wait_quiet([f"{plan.case}_training"], RUN_SECONDS)
         if number % plan.scheduled_every == 0:
             _train(replay, as_of, "schedule")
     if window != plan.windows[-1]:  # a model that is made after it would score nothing
@@ -84,7 +84,7 @@ def _train(replay: Replay, as_of: datetime, trigger: str) -> None:
 def _run(replay: Replay, kind: str, run_id: str, conf: dict[str, Any]) -> None:
     """One DAG run from trigger to end; PerennialError with the failed task's last lines if it is not green."""
     dag = f"{replay.plan.case}_{kind}"
-    run = replay.airflow.wait(dag, replay.airflow.trigger_dag(dag, run_id, conf), WAIT_SECONDS)
+    run = replay.airflow.wait(dag, replay.airflow.trigger_dag(dag, run_id, conf), RUN_SECONDS)
     if run["state"] == "success":
         return
     for task in replay.airflow.tasks(dag, run_id):
