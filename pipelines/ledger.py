@@ -286,3 +286,9 @@ def episodes(url: str, case: str) -> list[dict[str, Any]]:
     with _begin(url) as connection:
         rows = connection.execute(select(_episodes).where(_episodes.c.case == case).order_by(_episodes.c.as_of)).mappings().all()
     return [{**row, "evidence": json.loads(row["evidence"])} for row in rows]
+
+
+def asking_episode(url: str, case: str, as_of: datetime) -> str | None:
+    """The episode that asked for a drift-triggered run at ``as_of``: the newest one opened up to then."""
+    opened: list[str] = [row["episode"] for row in episodes(url, case) if datetime.fromisoformat(row["as_of"]) <= as_of]
+    return opened[-1] if opened else None

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from pipelines.config import TrainParams
-from pipelines.errors import TrainingDiverged, Unavailable
+from pipelines.errors import Preempted, TrainingDiverged
 from pipelines.training import kept as beside
 from pipelines.training.checkpoint import newest as newest_checkpoint
 from pipelines.training.checkpoint import publish, state_of
@@ -79,13 +79,13 @@ def optimise(  # noqa: C901, PLR0915 - one page, from top to bottom
     """Train ``model`` (logits [B, 1] or [B, K] from the rows' inputs by name); every rank calls this with the same arguments.
 
     ``work`` keeps metrics and checkpoints; a checkpoint found there is where training goes on. Raises
-    TrainingDiverged at the first loss or gradient that is not finite, Unavailable once ``preempted`` says so on
+    TrainingDiverged at the first loss or gradient that is not finite, Preempted once ``preempted`` says so on
     any rank, both on all ranks at the same step.
     """
     rank = place()[0]
     rows, held = newest(rows, params.validation_share)
     loss_of = objective(params, rows.labels, device)
-    with _checkpointed(model, on=params.activation_checkpointing):
+    with _checkpointed(model, on=params.activation_checkpointing), ExitStack() as ending:
         strategy = set_up(model, params, device)
         live = strategy.live()
         kept = {"ema": beside.copy_of(live)} if params.ema is not None else {}
@@ -98,6 +98,7 @@ def optimise(  # noqa: C901, PLR0915 - one page, from top to bottom
             resumed_from = progress.step
             log.info("training goes on at step %d of %s", progress.step, found)
         metrics = Metrics(work / FILE if work is not None and rank == 0 else None, progress.step)
+        ending.callback(metrics.flush)
         beat = partial(_beat, work / HEARTBEAT if work is not None and rank == 0 else None)
 
         def save() -> bool:
@@ -147,9 +148,7 @@ def optimise(  # noqa: C901, PLR0915 - one page, from top to bottom
             due = params.checkpoint_every is not None and progress.step % params.checkpoint_every == 0
             saved = (due or leaving > 0) and not progress.stopped and save()
             if leaving and not progress.stopped:
-                raise Unavailable(
-                    f"training was asked to leave at step {progress.step}: {'run it again to go on there' if saved else 'nothing could be saved'}"
-                )
+                raise Preempted(f"training was asked to leave at step {progress.step}: {'run it again to go on there' if saved else 'nothing could be saved'}")
         metrics.flush()
         best = kept.get("best", kept.get("ema"))
         if best is not None:

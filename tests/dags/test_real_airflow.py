@@ -109,8 +109,8 @@ def _drifted(loop):
     rows = rows.with_columns((1 - pl.col(fields.label)).alias(fields.label))
     tally = traffic.Tally()
     with traffic.client(settings.gateway_url, settings.key_file) as gateway:
-        traffic.send_rows(gateway, CASE, rows, fields.names, tally)
-        traffic.send_labels(gateway, CASE, rows, fields.label, tally)
+        traffic.send_rows(gateway, fields, rows, tally)
+        traffic.send_labels(gateway, fields, rows, tally)
     traffic.wait_for_closed_segments(settings.prediction_log, CASE)
     assert (tally.errors, len(tally.answers)) == (0, rows.height)
     for number in range(1, DAYS + 1):

@@ -13,7 +13,7 @@ from pipelines.config import Settings
 from pipelines.errors import ConfigError
 from pipelines.reproduction import retrain
 from pipelines.reproduction.find import find
-from pipelines.training import loop
+from pipelines.training import loop, record
 from tests.encoders import write_encoder
 from tests.pipelines.reproduction import runs
 
@@ -109,6 +109,16 @@ def test_changed_rows_are_the_data_layer(home):
     assert (row["what"], row["found"]) == ("files.train.parquet", storage.file_sha256(path))
     assert "execution" in answer["differences"]
     assert answer["weights"]["recorded"] != answer["weights"]["reproduced"]
+
+
+def test_another_source_is_the_code_layer(home, monkeypatch):
+    """Where a module that did the work is not the recorded one, the code is named, before the losses that follow from it."""
+    other_training(monkeypatch)
+    monkeypatch.setattr(record, "source_sha256", lambda _module: "f" * 64)
+    answer = retrain.reproduce(home, CASE, 3)
+    assert (answer["identical"], answer["layer"]) == (False, "code")
+    assert {row["found"] for row in answer["differences"]["code"]} == {"f" * 64}
+    assert list(answer["differences"])[:2] == ["code", "execution"]
 
 
 def test_another_processor_is_the_environment_layer(home, monkeypatch):

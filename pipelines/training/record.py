@@ -1,0 +1,138 @@
+"""The record of a training: everything its weights depend on, and who asked for it, as plain JSON.
+
+Eight categories. The first four and ``environment`` hold what must be equal for equal weights on a machine, and
+nothing that differs between two runs of the same training; who, why and when stand in ``governance``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines import storage
+from pipelines.config import Params
+from pipelines.contracts import Manifest
+from pipelines.training import metrics
+
+FILE = "record.json"
+VERSION = 1
+CATEGORIES = ("code", "data", "features", "configuration", "metrics", "artefacts", "environment", "governance")
+FEATURE_SPEC = 1
+"""Version of how rows become tensors (pipelines/encoding.py), raised when equal rows would give other tensors."""
+
+
+def training_record(
+    folder: Path,
+    *,
+    params: Params,
+    as_of: datetime,
+    dataset: Manifest,
+    source: Mapping[str, Any],
+    fields_hash: str,
+    modules: Sequence[str],
+    facts: Mapping[str, Any],
+    base_weights: str | None,
+    champion: str | None,
+    governance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The record of the training whose files lie in ``folder`` (a train step's, not yet committed).
+
+    ``source`` says where the rows came from (name, kind, sha256, notice), ``modules`` are the dotted modules and
+    packages that did the work, ``base_weights`` is the sha256 of what a pre-trained encoder started from,
+    ``champion`` the key of the training that a warm start went on from.
+    """
+    train, provenance = params.train, storage.provenance()
+    tokenizer = folder / "tokenizer.json"
+    return {
+        "version": VERSION,
+        "code": {"commit": provenance["commit"], "dirty": provenance["dirty"], "sources": {name: source_sha256(name) for name in modules}},
+        "data": {
+            "dataset": dataset.key,
+            "files": dict(dataset.files),
+            "rows": facts["rows"],
+            "rule": dataset.facts.get("rule"),
+            "window": dataset.facts.get("window"),
+            "source": {name: source.get(name) for name in ("name", "kind", "sha256")},
+        },
+        "features": {"fields": fields_hash, "spec": FEATURE_SPEC, "tokenizer": storage.file_sha256(tokenizer) if tokenizer.exists() else None},
+        "configuration": {
+            "params": params.model_dump(mode="json"),
+            "seed": train.seed,
+            "strategy": facts["strategy"],
+            "world_size": train.ranks,
+            "precision": facts["precision"],
+            "device": "cuda" if params.resources.gpus else "cpu",
+        },
+        "metrics": _curves(folder / metrics.FILE, facts),
+        "artefacts": {"weights": facts["weights_sha256"], "base_weights": base_weights, "champion": champion},
+        "environment": environment(train.threads, gpus=params.resources.gpus > 0),
+        "governance": {"case": params.case, "as_of": as_of.isoformat(), **governance, "notice": source.get("notice"), "written_at": provenance["written_at"]},
+    }
+
+
+def environment(threads: int, *, gpus: bool) -> dict[str, Any]:
+    """What computes: interpreter, libraries, processor; the GPUs only where they are used, as asking starts CUDA."""
+    return {
+        "lock": storage.provenance()["lock"],
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torch_config": storage.digest(torch.__config__.show()),
+        "cpu": cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
+        "gpu": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())] if gpus else [],
+        "cuda": torch.version.cuda if gpus else None,
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or os.uname().machine)
+
+
+def source_sha256(module: str) -> str:
+    """sha256 over the source of a dotted module, or over all files of a dotted package, with their names."""
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{module} is no module of this program")
+    path = Path(spec.origin)
+    files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(path.parent)}\0{storage.file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _curves(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A reference to the metrics by step, and their ends; a training without a loop has none."""
+    about = {"steps": facts["steps"], "epochs": facts["epochs"], "stopped": facts["stopped"], "resumed_from": facts["resumed_from"]}
+    if not path.exists():
+        return {"file": None, **about}
+    lines = metrics.read(path)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    return {
+        "file": path.name,
+        "sha256": storage.file_sha256(path),
+        "loss_first": losses[0] if losses else None,
+        "loss_last": losses[-1] if losses else None,
+        "validations": sum("validation_loss" in line for line in lines),
+        **about,
+    }
+
+
+def write(folder: Path, record: Mapping[str, Any]) -> None:
+    """Leave the record beside the weights."""
+    (folder / FILE).write_text(json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
