@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable
@@ -109,6 +108,3 @@ def limit(pids: Iterable[int], most: int) -> None:
     """Have processes write no file beyond ``most`` bytes: what a full disk is where none can be mounted."""
     for pid in pids:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]))
-
-
-SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}

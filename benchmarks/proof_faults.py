@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -88,7 +89,7 @@ def trial(folder: Path, fault: str, rows: Path, params: Any, expected: str) -> R
         if fault == FULL:
             how = full(folder, process, on_disk=on_disk)
         elif fault == TERM:
-            os.kill(process.pid, interrupt.SIGNALS["term"])
+            os.kill(process.pid, signal.SIGTERM)
         else:
             job.kill(victim(fault, process.pid))
         process.wait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -67,8 +66,3 @@ def fixed(inputs: dict[str, torch.Tensor], length: int) -> dict[str, torch.Tenso
 def text_params(dropout: float) -> TextModelParams:
     """The triage case's encoder."""
     return TextModelParams(kind="encoder", encoder=ENCODER, max_tokens=MAX_TOKENS, dropout=dropout)
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

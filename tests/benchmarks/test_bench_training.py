@@ -11,7 +11,6 @@ import pytest
 from benchmarks import bench_training, environment, reports
 from benchmarks.bench_training import BARE, OURS, PADDED
 from pipelines.config import Settings
-from pipelines.text import load_tokenizer  # noqa: F401 - fails early where the encoder's packages are missing
 
 ROOT = Path(__file__).parents[2]
 
