@@ -143,7 +143,11 @@ def _report(summary: dict[str, Any], home: Path, progress: Progress, *, kept: bo
 
 def _scope(found: dict[str, Any]) -> str:
     """The scope of a reduced replay in one sentence."""
-    limits = (("traffic_rows_per_month", "sampled rows of traffic a month"), ("rows_per_training", "rows per training"), ("seconds_per_training", "seconds"))
+    limits = (
+        ("traffic_rows_per_month", "sampled rows of traffic a month"),
+        ("rows_per_training", "rows per training"),
+        ("seconds_per_training", "seconds per training"),
+    )
     most = ", ".join(f"{found[name]:,} {about}" for name, about in limits if found[name] is not None)
     return f"scope: {found['from'][:10]} to {found['until'][:10]}, a tick is a {found['tick']}; at most {most}"
 
