@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,7 +39,7 @@ status: ## what runs, and does it work [STATE=runs/local]
 
 clean: ## stop every stack under runs/, remove both environments and all caches; runs/ itself stays
 	@for record in runs/*/stack.json; do [ ! -e "$$record" ] || $(PY) -m embedded down --home "$$(dirname "$$record")" || exit 1; done
-	rm -rf .venv .venv-triton .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-triton .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
 
 check: setup ## lint, format, types, import rules, fast tests
@@ -72,3 +72,15 @@ proof-reproduce: ## train a version of every case and reproduce it (benchmarks/r
 
 proof-quality: ## fine-tuning against TF-IDF on later reports (benchmarks/results/proof-quality.json) [CELLS=n]
 	$(PY) -m benchmarks.proof_quality $(if $(CELLS),--cells "$(CELLS)")
+
+bench-training: ## the training loop against its peers (benchmarks/results/training.json) [ARGS=--quick]
+	$(PY) -m benchmarks.bench_training $(ARGS)
+
+bench-gpu: ## strategies on a GPU: samples/s, MFU, memory, export parity (benchmarks/results/gpu.json) [ARGS=--quick]
+	$(PY) -m benchmarks.bench_gpu $(ARGS)
+
+proof-equality: ## every strategy's losses against one rank's (benchmarks/results/proof-equality.json) [ARGS=--quick]
+	$(PY) -m benchmarks.proof_equality $(ARGS)
+
+proof-faults: ## kills, signals, full disks, corrupt checkpoints: the same bits after all (benchmarks/results/proof-faults.json) [ARGS=--quick]
+	$(PY) -m benchmarks.proof_faults $(ARGS)

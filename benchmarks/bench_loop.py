@@ -103,8 +103,8 @@ def send(params: Params, settings: Settings) -> None:
     part, fields, tally = cases.part(CASE, "source"), cases.load_fields(CASE), traffic.Tally()
     rows = part.rows(part.resolve(settings, params), Window(start=FIRST, end=FIRST + timedelta(days=DAYS)), params)
     with traffic.client(settings.gateway_url, settings.key_file) as gateway:
-        traffic.send_rows(gateway, CASE, rows, fields.names, tally)
-        traffic.send_labels(gateway, CASE, rows.drop_nulls(fields.label), fields.label, tally)
+        traffic.send_rows(gateway, fields, rows, tally)
+        traffic.send_labels(gateway, fields, rows.drop_nulls(fields.label), tally)
     traffic.wait_for_closed_segments(settings.prediction_log, CASE)
     if tally.errors or not tally.rows_sent:
         raise PerennialError(f"{tally.errors} of {tally.requests} requests failed: look at the gateway's log")

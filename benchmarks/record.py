@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -32,8 +32,21 @@ def goal(name: str, value: float, limit: float, better: Literal["lower", "higher
     return {"name": name, "value": round(value, 4), "goal": limit, "better": better, "holds": value <= limit if better == "lower" else value >= limit}
 
 
-def record(name: str, *, rows: list[dict[str, Any]], goals: list[dict[str, Any]], seconds: float, packages: Iterable[str] = ()) -> Path:
-    """Print rows and goals as tables and write the result file; returns its path. ``packages``: whose versions matter."""
+def record(
+    name: str,
+    *,
+    rows: list[dict[str, Any]],
+    goals: list[dict[str, Any]],
+    seconds: float,
+    packages: Iterable[str] = (),
+    more: Mapping[str, Any] | None = None,
+    keep: bool = True,
+) -> Path:
+    """Print rows and goals as tables and write the result file; returns its path.
+
+    ``packages``: whose versions matter; ``more``: further entries of the file. With ``keep`` False nothing is
+    written: a quick try says nothing about the machine.
+    """
     result = {
         "name": name,
         "commit": _commit(),
@@ -41,15 +54,17 @@ def record(name: str, *, rows: list[dict[str, Any]], goals: list[dict[str, Any]]
         "machine": machine(),
         "versions": {"python": platform.python_version(), **{package: metadata.version(package) for package in packages}},
         "seconds": round(seconds, 1),
+        **(more or {}),
         "rows": rows,
         "goals": goals,
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    if keep:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
     for table in filter(None, (rows, goals)):
         _print(table)
-    print(f"written: {path}")
+    print(f"written: {path}" if keep else f"not written: {path} is for full runs")
     return path
 
 

@@ -52,6 +52,8 @@ def full_environment(home: Path, ports: Ports, extra: Mapping[str, str] | None =
         TAG: triton.stack_tag(home),
         # Airflow renames its processes, which would overwrite the environment in /proc, and with it the tag.
         "SPT_NOENV": "1",
+        # A train task that tokenised on threads of its own could not fork its ranks any more.
+        "TOKENIZERS_PARALLELISM": "false",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",

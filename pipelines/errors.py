@@ -8,6 +8,7 @@
     |-- ConflictError      somebody else was first (compare-and-swap lost, id used twice)            (no retry)
     |-- TrainingDiverged   a loss or a gradient is not finite                                        (no retry)
     `-- Unavailable        MLflow, Triton, the gateway or a database does not answer                 (retry)
+        `-- Preempted    a training was asked to leave and has saved itself                        (retry)
 
 A message says what happened, the value, and what to do.
 """
@@ -59,3 +60,7 @@ class Unavailable(PerennialError):
 
     status = 503
     retry = True
+
+
+class Preempted(Unavailable):
+    """A training was asked to leave, as by SIGTERM; it goes on at its checkpoint when it is run again."""

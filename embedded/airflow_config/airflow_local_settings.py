@@ -34,6 +34,8 @@ HEAVY = (
     "torch._dynamo",
     "torch.export",
     "torch.onnx._internal.exporter._core",
+    "tokenizers",
+    "transformers.models.bert.modeling_bert",
     "onnx",
     "onnxscript",
     "onnxruntime",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -14,8 +15,9 @@ from pipelines.fields import Fields
 
 if TYPE_CHECKING:
     import polars as pl
-    from numpy.typing import NDArray
 
+Known = dict[Path, dict[str, Any]]
+"""Scores by bundle and row id."""
 UNGATED = ("ingest", "validate", "dataset", "train", "export")
 
 
@@ -40,12 +42,23 @@ def metric_names(fields: Fields) -> dict[str, bool]:
     return {"macro_f1": True, "log_loss": False, "accuracy": True} if fields.classes else {"roc_auc": True, "log_loss": False}
 
 
-def scores(case: str, bundle: Path, frame: pl.DataFrame) -> NDArray[Any]:
-    """Probabilities ``[n]`` or ``[n, K]`` of a bundle for canonical rows, on the runtime that serves."""
+def scores(case: str, bundle: Path, frame: pl.DataFrame, known: Known) -> list[Any]:
+    """Probabilities ``[n]`` or ``[n][K]`` of a bundle for canonical rows, on the runtime that serves.
+
+    ``known`` holds what was scored before and takes what is new: the frozen model, the champion and the newest
+    candidate are often one and the same, and a text costs some 30 ms.
+    """
+    import polars as pl
+
     from pipelines import runtime
 
     fields = cases.load_fields(case)
-    return runtime.score_rows(bundle, fields, {name: frame[name].to_list() for name in fields.names})
+    mine = known.setdefault(bundle.resolve(), {})
+    new = frame.filter(~pl.col("id").is_in(list(mine)))
+    threads = 1 if fields.text is None else os.cpu_count() or 1
+    found = runtime.score_rows(bundle, fields, {name: new[name].to_list() for name in fields.names}, threads=threads)
+    mine.update(zip(new["id"], found, strict=True))
+    return [mine[id_] for id_ in frame["id"]]
 
 
 def metrics(fields: Fields, labels: list[int], predicted: Any) -> dict[str, float | None]:
@@ -61,7 +74,9 @@ def metrics(fields: Fields, labels: list[int], predicted: Any) -> dict[str, floa
     return {name: found[name] for name in names}
 
 
-def unequal_answers(case: str, frame: pl.DataFrame, answers: dict[str, tuple[int, float, int | str]], bundles: dict[int, Path], tolerance: float = 1e-5) -> int:
+def unequal_answers(
+    case: str, frame: pl.DataFrame, answers: dict[str, tuple[int, float, int | str]], bundles: dict[int, Path], known: Known, tolerance: float = 1e-5
+) -> int:
     """How many answers are not those of ONNX Runtime on the version that they name.
 
     A score may differ by ``tolerance``, as texts are padded to other lengths and batches are cut otherwise;
@@ -74,7 +89,7 @@ def unequal_answers(case: str, frame: pl.DataFrame, answers: dict[str, tuple[int
     wrong = 0
     for version, bundle in bundles.items():
         rows = frame.filter(pl.col("id").is_in([id_ for id_, (named, *_) in answers.items() if named == version]))
-        for id_, expected in zip(rows["id"], scores(case, bundle, rows), strict=True):
+        for id_, expected in zip(rows["id"], scores(case, bundle, rows, known), strict=True):
             _, score, prediction = answers[id_]
             own = expected[names[prediction]] if fields.classes else expected
             best = expected.max() if fields.classes else own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,8 @@ def build_summary(replay: Replay, rows: pl.DataFrame) -> dict[str, Any]:
     triggers = Counter(run["conf"].get("trigger", "manual") for run in runs["training"])
     decisions = Counter(row["verdict"]["decision"] for row in ledger.verdicts(settings.ledger, case))
     fields = cases.load_fields(case)
-    months = _months(replay, rows, logged, bundles[history[0].champion])
+    known: scoring.Known = {}
+    months = _months(replay, rows, logged, bundles[history[0].champion], known)
     return {
         "case": case,
         "tick": replay.plan.tick,
@@ -106,7 +108,7 @@ def build_summary(replay: Replay, rows: pl.DataFrame) -> dict[str, Any]:
         "rows_sent": replay.tally.rows_sent,
         "rows_acknowledged": len(replay.tally.answers),
         "rows_logged": len(logged),
-        "answers_unequal": scoring.unequal_answers(case, rows, replay.tally.answers, bundles),
+        "answers_unequal": scoring.unequal_answers(case, rows, replay.tally.answers, bundles, known),
         "errors": replay.tally.errors,
         "labels": replay.tally.labels,
         "drift_runs": len(runs["drift"]),
@@ -136,7 +138,7 @@ def _trainings(settings: Settings, case: str, runs: list[dict[str, Any]]) -> lis
     return found
 
 
-def _months(replay: Replay, rows: pl.DataFrame, logged: pl.DataFrame, first: Path) -> list[dict[str, Any]]:
+def _months(replay: Replay, rows: pl.DataFrame, logged: pl.DataFrame, first: Path, known: scoring.Known) -> list[dict[str, Any]]:
     """Every window with enough rows and more than one class, scored by the three models on its true labels; what was served is taken from the log."""
     import polars as pl
 
@@ -145,7 +147,7 @@ def _months(replay: Replay, rows: pl.DataFrame, logged: pl.DataFrame, first: Pat
     months = []
     newest = first
     windows = {month_label(window.start, replay.plan.tick): window for window in replay.plan.windows}
-    for tick, retrained in zip(replay.ticks, replay.ungated, strict=True):
+    for tick, retrained in zip_longest(replay.ticks, replay.ungated):
         window = windows[tick["month"]]
         frame = rows.filter(pl.col("event_time").is_between(window.start, window.end, closed="left"))
         labels = [int(value) for value in frame[fields.label]]
@@ -156,10 +158,10 @@ def _months(replay: Replay, rows: pl.DataFrame, logged: pl.DataFrame, first: Pat
                     "month": tick["month"],
                     "n": len(labels),
                     "positives": len(labels) - max(Counter(labels).values()) if fields.classes else sum(labels),
-                    "frozen": scoring.metrics(fields, labels, scoring.scores(case, first, frame)),
+                    "frozen": scoring.metrics(fields, labels, scoring.scores(case, first, frame, known)),
                     "perennial": scoring.metrics(fields, labels, answered),
-                    "ungated": scoring.metrics(fields, labels, scoring.scores(case, newest, frame)),
+                    "ungated": scoring.metrics(fields, labels, scoring.scores(case, newest, frame, known)),
                 }
             )
-        newest = retrained.result() or newest
+        newest = (retrained and retrained.result()) or newest
     return months

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import wait
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -59,13 +60,18 @@ def _tick(replay: Replay, number: int, window: Window, month: pl.DataFrame, so_f
         due = so_far.filter((pl.col("label_time") <= as_of) & ((pl.col("label_time") > previous) | pl.lit(number == 1)))
         traffic.send_labels(replay.gateway, fields, due, replay.tally)
         traffic.wait_for_closed_segments(replay.settings.prediction_log, plan.case)
+    if replay.params.train.budget_minutes is not None:
+        with progress.phase("ungated"):
+            # What is trained against the clock gets the cores for itself.
+            wait(replay.ungated)
     with progress.phase("drift"):
         _run(replay, "drift", f"demo__{as_of:%Y%m%dT%H%M%SZ}", {"as_of": as_of.isoformat()})
     with progress.phase("training"):
         replay.airflow.wait_quiet([f"{plan.case}_training"], RUN_SECONDS)
         if number % plan.scheduled_every == 0:
             _train(replay, as_of, "schedule")
-    replay.ungated.append(replay.pool.submit(scoring.retrain_ungated, plan.case, replay.settings.root, as_of))
+    if window != plan.windows[-1]:  # a model that is made after it would score nothing
+        replay.ungated.append(replay.pool.submit(scoring.retrain_ungated, plan.case, replay.settings.root, as_of))
     record = tick_record(replay, window, month)
     replay.ticks.append(record)
     progress.say(record["line"])

@@ -1,5 +1,8 @@
 """One MLflow run and one model version per judged candidate, found again by its key.
 
+The run is the one that the train step opened. A training that is judged a second time, against another champion
+or by other rules, is another candidate: it gets a run of its own, made from what is on the disk.
+
 Every write can be repeated: a run is searched by tag before it is made, parameters are written once, a
 metric point carries ``as_of`` as its time and is the same point when it is written again, artefacts are
 replaced by themselves. A process may die anywhere; running again completes what is there.
@@ -8,6 +11,7 @@ replaced by themselves. A process may die anywhere; running again completes what
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import storage
 from pipelines.config import Settings
 from pipelines.errors import DataError, IntegrityError
+from pipelines.registry import live
 from pipelines.registry.client import KEY, connect
 
 if TYPE_CHECKING:
@@ -29,18 +34,26 @@ DIGEST_LENGTH = 36
 """MLflow keeps this much of a data set's digest."""
 _BATCH = 900
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is recorded. ``key`` is the gate manifest's, ``curves`` maps a metric to its values by epoch from 1."""
+    """What is recorded.
+
+    ``key`` is the gate manifest's, ``train`` the train manifest's; ``steps`` is the file of the training's curves
+    by optimiser step, ``curves`` maps a metric to its values by epoch from 1.
+    """
 
     case: str
     as_of: datetime
     key: str
+    train: str
     bundle: Path
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     curves: Mapping[str, Sequence[float]]
+    steps: Path
     tags: Mapping[str, str]
     dataset: Mapping[str, Any]
     dataset_key: str
@@ -56,6 +69,8 @@ def record(settings: Settings, candidate: Candidate) -> tuple[str, int]:
         run = _run(client, candidate)
         storage.failpoint("register", "run")
         _measure(client, run, candidate)
+        [found] = [found for found in live.find(settings, candidate.case, candidate.train, candidate.as_of) if found["info"]["run_id"] == run.info.run_id]
+        live.complete(settings, live.read(found), candidate.steps)
         for path in candidate.artefacts:
             client.log_artifact(run.info.run_id, str(path))
         version = _version(client, run, candidate)
@@ -64,15 +79,15 @@ def record(settings: Settings, candidate: Candidate) -> tuple[str, int]:
     return run.info.run_id, version
 
 
-def settle(settings: Settings, case: str, key: str, run_id: str, version: int) -> list[str]:
-    """Make ``run_id`` and ``version`` the only ones of ``key``; returns what was deleted.
+def settle(settings: Settings, case: str, key: str, train: str, as_of: datetime, run_id: str, version: int) -> list[str]:
+    """Make ``run_id`` and ``version`` the only ones of ``key``, and leave no other run of its training without a verdict; returns what was deleted.
 
     Two tries of one step that ran at once may each have made a run: the committed manifest says which one
     counts. Raises IntegrityError if MLflow lost the one that counts.
     """
     with connect(settings) as client:
         versions = client.search_model_versions(f"name='{case}' and tags.`{KEY}`='{key}'")
-        runs = _runs(client, case, key)
+        runs = [*_runs(client, case, {KEY: key}), *_unjudged(client, case, train, as_of)]
         if run_id not in [run.info.run_id for run in runs] or version not in [int(found.version) for found in versions]:
             raise IntegrityError(
                 f"MLflow at {settings.mlflow_url} has lost run {run_id} or version {version} of {case}: restore its database; version numbers are never reused"
@@ -89,19 +104,32 @@ def settle(settings: Settings, case: str, key: str, run_id: str, version: int) -
     return deleted
 
 
-def _runs(client: MlflowClient, case: str, key: str) -> list[Run]:
-    """The candidate's runs, oldest first."""
+def _unjudged(client: MlflowClient, case: str, train: str, as_of: datetime) -> list[Run]:
+    """The runs of a training that no register step has taken yet, oldest first."""
+    return [run for run in _runs(client, case, {live.TRAIN: train, live.AS_OF: as_of.isoformat()}) if KEY not in run.data.tags]
+
+
+def _runs(client: MlflowClient, case: str, tags: Mapping[str, str]) -> list[Run]:
+    """The runs with these tags, oldest first."""
     experiment = client.get_experiment_by_name(case)
     if experiment is None:
         return []
-    return list(client.search_runs([experiment.experiment_id], f"tags.`{KEY}` = '{key}'", order_by=["attributes.start_time ASC", "attributes.run_id ASC"]))
+    asked = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    return list(client.search_runs([experiment.experiment_id], asked, order_by=["attributes.start_time ASC", "attributes.run_id ASC"]))
 
 
 def _run(client: MlflowClient, candidate: Candidate) -> Run:
-    found = _runs(client, candidate.case, candidate.key)
+    from mlflow.entities import RunTag
+
+    own = {KEY: candidate.key, live.TRAIN: candidate.train, live.AS_OF: candidate.as_of.isoformat()}
+    found = _runs(client, candidate.case, own)
     if found:
         return found[0]
-    tags = {**candidate.tags, KEY: candidate.key}
+    tags = {**candidate.tags, **own}
+    if unjudged := _unjudged(client, candidate.case, candidate.train, candidate.as_of):
+        client.log_batch(unjudged[0].info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        return unjudged[0]
+    log.warning("MLflow has no run of the training %s of %s: it is made up for from what is on the disk", candidate.train[:12], candidate.case)
     return client.create_run(_experiment(client, candidate.case), tags=tags, run_name=f"{candidate.case} {candidate.as_of:%Y-%m-%d %H:%M}")
 
 
@@ -121,7 +149,9 @@ def _measure(client: MlflowClient, run: Run, candidate: Candidate) -> None:
     from mlflow.entities import Metric, Param
 
     moment = int(candidate.as_of.timestamp() * 1000)
-    points = [Metric(name, value, moment, 0) for name, value in candidate.metrics.items()]
+    # The train step says what a training cost, once per try.
+    metrics = {name: value for name, value in candidate.metrics.items() if not (name.startswith("cost.") and name in run.data.metrics)}
+    points = [Metric(name, value, moment, 0) for name, value in metrics.items()]
     points += [Metric(name, value, moment, epoch) for name, curve in candidate.curves.items() for epoch, value in enumerate(curve, start=1)]
     params = [Param(name, value) for name, value in candidate.params.items() if name not in run.data.params]
     client.log_batch(run.info.run_id, metrics=points[:_BATCH], params=params)

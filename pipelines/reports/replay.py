@@ -77,7 +77,8 @@ def _chart(summary: dict[str, Any]) -> str:
                 panel.axvline(position + 0.5, color="#188038", linewidth=1.2, alpha=0.6)
     _drift_panel(panels[2], ticks)
     panels[0].legend(loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=3, frameon=False, fontsize=10)
-    panels[2].set_xticks(range(len(labels)), labels, rotation=45, ha="right", fontsize=8 if len(labels) <= 24 else 6)
+    slanted = {"rotation": 45, "ha": "right", "fontsize": 8 if len(labels) <= 24 else 6} if len(labels) > 8 else {}
+    panels[2].set_xticks(range(len(labels)), labels, **slanted)
     panels[2].set_xlim(-0.6, len(labels) - 0.1)
     out = io.StringIO()
     figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
@@ -123,20 +124,20 @@ _TEMPLATE = """<!doctype html>
 <title>Perennial: {{ s.case }}</title>
 <style>
  body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; color: #202124; background: #f6f8fb; margin: 0; }
- main { max-width: 1080px; margin: 0 auto; padding: 28px 20px 60px; }
+ main { max-width: 1140px; margin: 0 auto; padding: 28px 20px 60px; }
  h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 34px 0 8px; }
  .lead { font-size: 17px; margin: 6px 0 20px; max-width: 860px; }
  .muted { color: #5f6368; }
  .card { background: #fff; border: 1px solid #e3e7ee; border-radius: 10px; padding: 16px; overflow-x: auto; }
- .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 18px 0; }
+ .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 12px; margin: 18px 0; }
  .tile { background: #fff; border: 1px solid #e3e7ee; border-radius: 10px; padding: 12px 14px; }
- .tile b { display: block; font-size: 22px; }
+ .tile b { display: block; font-size: 18px; white-space: nowrap; }
  .tile span { color: #5f6368; font-size: 13px; }
  svg { width: 100%; height: auto; }
  table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
  th { text-align: left; font-weight: 600; color: #5f6368; border-bottom: 1px solid #d6dbe3; padding: 6px 8px; vertical-align: bottom; }
  td { border-bottom: 1px solid #eef1f5; padding: 5px 8px; vertical-align: top; }
- .n { text-align: right; } .name { white-space: nowrap; }
+ .n { text-align: right; } th.n { white-space: nowrap; } .name { white-space: nowrap; }
  .promote { color: #188038; } .reject { color: #c5221f; } .inconclusive { color: #5f6368; }
  .best { font-weight: 600; }
 </style></head><body><main>
@@ -184,13 +185,13 @@ _TEMPLATE = """<!doctype html>
 
 <h2>{{ s.tick | capitalize }} by {{ s.tick }}</h2>
 <div class="card"><table>
-<tr><th></th><th class="n">rows</th><th class="n">{{ "positive" if s.classes == 2 else "not of the largest class" }}</th>{% for metric in s.metrics %}{% for name in series %}<th class="n">{{ short[metric] }}<br>{{ name }}</th>{% endfor %}{% endfor %}</tr>
+<tr><th></th><th class="n">rows</th><th class="n">{{ "positive" if s.classes == 2 else "not of the<br>largest class" | safe }}</th>{% for metric in s.metrics %}{% for name in series %}<th class="n">{{ short[metric] }}<br>{{ name }}</th>{% endfor %}{% endfor %}</tr>
 {% for month in s.metrics[first].per_month %}{% set at = loop.index0 %}
 <tr><td class="name">{{ month.month }}</td><td class="n">{{ "{:,}".format(month.n) }}</td><td class="n">{{ (100 * month.positives / month.n) | round(1) }}%</td>
 {% for metric in s.metrics %}{% for name in series %}<td class="n">{{ s.metrics[metric].per_month[at][name] | number }}</td>{% endfor %}{% endfor %}</tr>
 {% endfor %}
 <tr class="best"><td>mean</td><td></td><td></td>{% for metric in s.metrics %}{% for name in series %}<td class="n">{{ s.metrics[metric][name ~ "_mean"] | number }}</td>{% endfor %}{% endfor %}</tr>
-<tr><td>row-weighted</td><td></td><td></td>{% for metric in s.metrics %}{% for name in series %}<td class="n">{{ s.metrics[metric][name ~ "_mean_weighted"] | number }}</td>{% endfor %}{% endfor %}</tr>
+<tr><td class="name">row-weighted</td><td></td><td></td>{% for metric in s.metrics %}{% for name in series %}<td class="n">{{ s.metrics[metric][name ~ "_mean_weighted"] | number }}</td>{% endfor %}{% endfor %}</tr>
 </table></div>
 
 <h2>Where retraining blindly did better</h2>

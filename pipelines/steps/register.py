@@ -13,6 +13,7 @@ from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest, Trigger, Verdict
 from pipelines.registry import register
 from pipelines.registry.client import DECISION
+from pipelines.registry.live import flat
 
 STEP_VERSION = 1
 ROOMS = ("pipelines.registry.register", "pipelines.registry.client")
@@ -38,7 +39,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, t
 
     keys = {"gate": gate.key, "export": inputs["export"].key}
     manifest = storage.commit(run_dir / "register", case=params.case, as_of=as_of, key=key, inputs=keys, build=build)
-    register.settle(settings, params.case, gate.key, manifest.facts["mlflow_run"], manifest.facts["version"])
+    register.settle(settings, params.case, gate.key, inputs["train"].key, as_of, manifest.facts["mlflow_run"], manifest.facts["version"])
     return manifest
 
 
@@ -51,10 +52,12 @@ def _candidate(params: Params, settings: Settings, run_dir: Path, as_of: datetim
         case=params.case,
         as_of=as_of,
         key=inputs["gate"].key,
+        train=inputs["train"].key,
         bundle=run_dir / "export",
-        params={name: str(value) for name, value in _flat(params.model_dump(mode="json")).items()},
-        metrics=_numbers({**metrics["evaluate"], "lift": lift.model_dump() if lift else None}),
-        curves={"train.loss": facts["train"].get("curve", [])},
+        params={name: str(value) for name, value in flat(params.model_dump(mode="json")).items()},
+        metrics=_numbers({**metrics["evaluate"], "lift": lift.model_dump() if lift else None, "cost": facts["train"].get("cost", {})}),
+        curves={"epoch.loss": facts["train"].get("curve", [])},
+        steps=run_dir / "train" / "metrics.jsonl",
         tags=_tags(params, settings, as_of, trigger, inputs, verdict),
         dataset=facts["dataset"],
         dataset_key=inputs["dataset"].key,
@@ -80,14 +83,6 @@ def _tags(params: Params, settings: Settings, as_of: datetime, trigger: Trigger,
     return {DECISION: verdict.decision, **{f"perennial.{name}": str(value) for name, value in tags.items() if value}}
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        flat.update(_flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item})
-    return flat
-
-
 def _numbers(value: Mapping[str, Any]) -> dict[str, float]:
     """The finite numbers among nested facts: MLflow takes no None, and a NaN says nothing."""
-    return {name: float(item) for name, item in _flat(value).items() if isinstance(item, int | float) and isfinite(item)}
+    return {name: float(item) for name, item in flat(value).items() if isinstance(item, int | float) and isfinite(item)}

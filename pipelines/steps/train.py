@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from pipelines.config import Params, Settings, TextModelParams
 from pipelines.contracts import Manifest, Trigger
 from pipelines.errors import IntegrityError, Unavailable
 from pipelines.fields import Fields, encode
+from pipelines.registry import live
 from pipelines.text import TOKENIZER, load_tokenizer, tokenise
 
 if TYPE_CHECKING:
@@ -58,79 +60,120 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, t
         return _follow(run_dir / "train", work, key, settings.node_rank)
 
     def build(folder: Path) -> Mapping[str, Any]:
-        # Inside: a no-op run must not pay for importing torch.
-        from pipelines.training.fit import fit
-        from pipelines.training.launch import Nodes
-        from pipelines.training.metrics import FILE
-        from pipelines.training.record import training_record, write
-        from pipelines.training.rows import newest
-        from pipelines.training.weights import fits, save_weights, weights_sha256
+        asked = governance(settings, params.case, as_of, trigger, actor)
+        # A training that is repeated elsewhere is no run of its own.
+        with live.recording(settings, _opening(params, as_of, key, dataset, asked), work, on=run_dir == settings.run_dir(params.case, as_of)) as recording:
+            facts = _train(folder, run_dir, params, settings, fields, initial, work, recording.beside)
+            # Inside: a no-op run must not pay for importing torch.
+            from pipelines.training.record import training_record, write
 
-        model_of = part(params.case, "model")
-        if isinstance(params.model, TextModelParams):
-            shutil.copyfile(model_of.tokenizer(params.model), folder / TOKENIZER)
-        rows = read_rows(run_dir / "dataset" / "train.parquet", fields, folder)
-
-        def made() -> Any:
-            return model_of.build(params.model, fields)
-
-        warm = initial[1] if initial is not None and fits(made(), initial[1]) else None
-        cache = settings.root / "cache" / "embeddings"
-        if params.model.kind == "embedding":
-            model = made()
-            fitted_head = fit_head(model, rows, params, cache)
-            curve = [fitted_head["loss"]]
-            facts = {
-                **fitted_head,
-                "strategy": "head",
-                "precision": "fp32",
-                "stopped": "finished",
-                "steps": 1,
-                "epochs": 1,
-                "curve": curve,
-                "resumed_from": None,
-            }
-        else:
-            if warm is None and params.model.kind == "encoder" and params.model.head_start:
-                model = made()
-                # Rows that say when to stop must be new to the head as well.
-                fit_head(model, newest(rows, params.train.validation_share)[0], params, cache)
-                work.mkdir(parents=True, exist_ok=True)
-                save_weights(model, work / HEAD)
-            start = warm or (work / HEAD if (work / HEAD).exists() else None)
-            nodes = Nodes(settings.nodes, settings.node_rank, settings.rdzv_endpoint)
-            fitted = fit(made, rows, params.train, work, device="cuda" if gpus else "cpu", initial=start, nodes=nodes)
-            model, curve, facts = fitted.model, fitted.curve, fitted.facts
-            shutil.copyfile(work / FILE, folder / FILE)
-        save_weights(model, folder / "weights.pt")
-        facts = {
-            **facts,
-            "loss_first": curve[0] if curve else None,
-            "loss_last": curve[-1] if curve else None,
-            "weights_sha256": weights_sha256(model),
-            "ranks": params.train.ranks,
-            "rows": len(rows),
-            "warm_start": warm is not None,
-        }
-        record = training_record(
-            folder,
-            params=params,
-            as_of=as_of,
-            dataset=dataset,
-            source=rows_source(run_dir, dataset),
-            fields_hash=fields.hash,
-            modules=(__name__, *ROOMS, model_of.__name__),
-            facts=facts,
-            base_weights=base,
-            champion=initial[0] if initial is not None and warm is not None else None,
-            governance=governance(settings, params.case, as_of, trigger, actor),
-        )
-        write(folder, record)
-        return facts
+            record = training_record(
+                folder,
+                params=params,
+                as_of=as_of,
+                dataset=dataset,
+                source=rows_source(run_dir, dataset),
+                fields_hash=fields.hash,
+                modules=(__name__, *ROOMS, f"pipelines.cases.{params.case}.model"),
+                facts=facts,
+                base_weights=base,
+                champion=initial[0] if initial is not None and facts["warm_start"] else None,
+                governance=asked,
+            )
+            write(folder, record)
+            return {**facts, "cost": recording.cost()}
 
     manifest = storage.commit(run_dir / "train", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
     shutil.rmtree(work, ignore_errors=True)
     return manifest
+
+
+def _train(
+    folder: Path,
+    run_dir: Path,
+    params: Params,
+    settings: Settings,
+    fields: Fields,
+    initial: tuple[str, Path] | None,
+    work: Path,
+    beside: Callable[[], AbstractContextManager[None]],
+) -> dict[str, Any]:
+    """Train, and leave weights, tokenizer and metrics in ``folder``; returns the facts."""
+    # Inside: a no-op run must not pay for importing torch.
+    from pipelines.training.fit import fit
+    from pipelines.training.launch import Nodes
+    from pipelines.training.metrics import FILE
+    from pipelines.training.rows import newest
+    from pipelines.training.weights import fits, save_weights, weights_sha256
+
+    model_of = part(params.case, "model")
+    if isinstance(params.model, TextModelParams):
+        shutil.copyfile(model_of.tokenizer(params.model), folder / TOKENIZER)
+    rows = read_rows(run_dir / "dataset" / "train.parquet", fields, folder)
+
+    def made() -> Any:
+        return model_of.build(params.model, fields)
+
+    warm = initial[1] if initial is not None and fits(made(), initial[1]) else None
+    cache = settings.root / "cache" / "embeddings"
+    if params.model.kind == "embedding":
+        model = made()
+        with beside():
+            fitted_head = fit_head(model, rows, params, cache)
+        curve = [fitted_head["loss"]]
+        facts = {
+            **fitted_head,
+            "strategy": "head",
+            "precision": "fp32",
+            "stopped": "finished",
+            "steps": 1,
+            "epochs": 1,
+            "curve": curve,
+            "resumed_from": None,
+        }
+    else:
+        if warm is None and params.model.kind == "encoder" and params.model.head_start:
+            model = made()
+            # Rows that say when to stop must be new to the head as well.
+            fit_head(model, newest(rows, params.train.validation_share)[0], params, cache)
+            work.mkdir(parents=True, exist_ok=True)
+            save_weights(model, work / HEAD)
+        start = warm or (work / HEAD if (work / HEAD).exists() else None)
+        nodes = Nodes(settings.nodes, settings.node_rank, settings.rdzv_endpoint)
+        fitted = fit(made, rows, params.train, work, device="cuda" if params.resources.gpus else "cpu", initial=start, nodes=nodes, beside=beside)
+        model, curve, facts = fitted.model, fitted.curve, fitted.facts
+        shutil.copyfile(work / FILE, folder / FILE)
+    save_weights(model, folder / "weights.pt")
+    return {
+        **facts,
+        "loss_first": curve[0] if curve else None,
+        "loss_last": curve[-1] if curve else None,
+        "weights_sha256": weights_sha256(model),
+        "ranks": params.train.ranks,
+        "rows": len(rows),
+        "warm_start": warm is not None,
+    }
+
+
+def _opening(params: Params, as_of: datetime, key: str, dataset: Manifest, asked: Mapping[str, Any]) -> live.Training:
+    """What MLflow is told before the training starts."""
+    origin = storage.provenance()
+    tags = {"case": params.case, "dataset": dataset.key, "commit": origin["commit"], "lock": origin["lock"], **asked}
+    return live.Training(
+        case=params.case,
+        as_of=as_of,
+        key=key,
+        params={name: str(value) for name, value in live.flat(params.model_dump(mode="json")).items()},
+        tags={
+            **{f"perennial.{name}": str(value) for name, value in tags.items() if value},
+            "perennial.dirty": str(origin["dirty"]),
+            "mlflow.user": str(asked["actor"]),
+            "mlflow.source.name": "perennial train",
+            **({"mlflow.source.git.commit": origin["commit"]} if origin["commit"] else {}),
+        },
+        gpus=params.resources.gpus,
+        price_per_hour=params.resources.price_per_hour,
+    )
 
 
 def rows_source(run_dir: Path, dataset: Manifest) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -29,6 +30,8 @@ from pipelines.training.stopping import die_with
 def main(folder: Path, parent: int, node_rank: int = 0) -> None:
     """Run this node's ranks of the job in ``folder``; ends the process with code 1 and a note in the folder if one fails."""
     die_with(parent)
+    # A forked agent has its parent's handler until torch's own is there.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # The ranks' standard output is no command's answer.
     os.dup2(2, 1)
     job = json.loads((folder / JOB).read_text())

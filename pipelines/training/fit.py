@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,15 @@ def fit(
     device: str = "cpu",
     initial: Path | None = None,
     nodes: Nodes = ONE_NODE,
+    beside: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Fitted:
     """Build a model with ``params.seed``, fit its scaling (``adapt(numeric, labels)``, if it has one) and train it.
 
     ``work`` keeps checkpoints, metrics.jsonl and the result: a try that finds some there goes on with them, one
     that finds a finished training returns it. ``initial`` are weights to start from instead (their scaling with
     them). Each rank has ``params.threads`` threads: the same inputs then give the same bits on a machine,
-    whatever its core count. Raises DataError without rows, TrainingDiverged at the first loss or gradient that is
+    whatever its core count. ``beside()`` is what goes on around the loop itself, entered once the ranks are forked: it
+    may start a thread. Raises DataError without rows, TrainingDiverged at the first loss or gradient that is
     not finite, Unavailable if a rank died, hung or was asked to leave.
     """
     if len(rows) < 2 or int(len(rows) * params.validation_share) >= len(rows):
@@ -73,12 +75,12 @@ def fit(
             model.adapt(rows.dense.get("numeric"), rows.labels)
         if not (folder / RESULT).exists():
             if name_of(params) == "single":
-                with asked_to_leave() as leaving:
+                with asked_to_leave() as leaving, beside():
                     where = device_of(device)
                     outcome = optimise(model, rows, params, device=where, work=work, preempted=leaving)
                 write_result(folder, outcome, params)
             else:
-                launch(model, rows, params, folder, device=device, nodes=nodes)
+                launch(model, rows, params, folder, device=device, nodes=nodes, beside=beside)
         facts = json.loads((folder / RESULT).read_text())
         model.cpu().load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
     return Fitted(model.eval(), facts["curve"], facts)
@@ -86,8 +88,11 @@ def fit(
 
 def write_result(folder: Path, outcome: Outcome, params: TrainParams) -> None:
     """Leave a finished training in ``folder``, the facts last: without them there is no result."""
-    torch.save(outcome.state, folder / f".{WEIGHTS}")
-    os.replace(folder / f".{WEIGHTS}", folder / WEIGHTS)
+    try:
+        torch.save(outcome.state, folder / f".{WEIGHTS}")
+        os.replace(folder / f".{WEIGHTS}", folder / WEIGHTS)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+        raise Unavailable(f"the trained weights cannot be written to {folder} ({error}): free space and run the step again") from error
     progress = outcome.progress
     name = name_of(params)
     facts = {

@@ -17,8 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,7 +28,7 @@ from torch import nn
 
 from pipelines import storage
 from pipelines.config import TrainParams
-from pipelines.errors import ConfigError, DataError, PerennialError, TrainingDiverged, Unavailable
+from pipelines.errors import ConfigError, DataError, PerennialError, Preempted, TrainingDiverged, Unavailable
 from pipelines.training.rows import Rows
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ JOIN_SECONDS = 600.0
 """What further nodes wait for the first one's job."""
 START_SECONDS = 120.0
 """What the ranks may take to import, meet and build, on top of two collectives' time."""
-ERRORS: dict[str, type[PerennialError]] = {kind.__name__: kind for kind in (TrainingDiverged, ConfigError, DataError, Unavailable)}
+ERRORS: dict[str, type[PerennialError]] = {kind.__name__: kind for kind in (TrainingDiverged, ConfigError, DataError, Preempted, Unavailable)}
+
+Beside = Callable[[], AbstractContextManager[None]]
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class _Agent(Protocol):
     def terminate(self) -> None: ...
 
 
-def launch(model: nn.Module, rows: Rows, params: TrainParams, folder: Path, *, device: str, nodes: Nodes) -> None:
+def launch(model: nn.Module, rows: Rows, params: TrainParams, folder: Path, *, device: str, nodes: Nodes, beside: Beside = nullcontext) -> None:
     """Train on ``params.ranks`` ranks; they leave their result in ``folder``.
 
     The job goes to them by file: that works for a fork, a fresh process and another node alike.
@@ -81,7 +83,7 @@ def launch(model: nn.Module, rows: Rows, params: TrainParams, folder: Path, *, d
     storage.write_atomic(folder / JOB, json.dumps(job).encode())
     forked = can_fork(device, nodes)
     log.info("%d ranks (%s)", params.ranks, "forked" if forked else "in processes of their own")
-    code = _wait(_fork(folder) if forked else _start(folder), folder, params)
+    code = _wait(_fork(folder) if forked else _start(folder), folder, params, beside)
     if code:
         raise _failure(folder, code)
 
@@ -128,11 +130,11 @@ def _code(agent: Any) -> int | None:
     return code
 
 
-def _wait(agent: Any, folder: Path, params: TrainParams) -> int:
+def _wait(agent: Any, folder: Path, params: TrainParams, beside: Beside) -> int:
     """The agent's exit code. SIGTERM is passed on to it; it is ended if the training shows no life for too long."""
     limit = 2 * params.hang_seconds + START_SECONDS
     beat, seen = 0, time.monotonic()
-    with _passing_on(agent):
+    with _passing_on(agent), beside():
         try:
             while (code := _code(agent)) is None:
                 time.sleep(POLL_SECONDS)

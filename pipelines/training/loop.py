@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from pipelines.config import TrainParams
-from pipelines.errors import TrainingDiverged, Unavailable
+from pipelines.errors import Preempted, TrainingDiverged
 from pipelines.training import kept as beside
 from pipelines.training.checkpoint import newest as newest_checkpoint
 from pipelines.training.checkpoint import publish, state_of
@@ -47,7 +48,7 @@ class Progress:
     summed: float = 0.0
     """Loss of the epoch so far, summed over rows."""
     curve: list[float] = field(default_factory=list)
-    """Mean loss of each whole epoch."""
+    """Mean loss of each epoch; the last one may be a part of one, if the budget was spent."""
     validation: list[float] = field(default_factory=list)
     stale: int = 0
     """Validations since the best one."""
@@ -78,13 +79,13 @@ def optimise(  # noqa: C901, PLR0915 - one page, from top to bottom
     """Train ``model`` (logits [B, 1] or [B, K] from the rows' inputs by name); every rank calls this with the same arguments.
 
     ``work`` keeps metrics and checkpoints; a checkpoint found there is where training goes on. Raises
-    TrainingDiverged at the first loss or gradient that is not finite, Unavailable once ``preempted`` says so on
+    TrainingDiverged at the first loss or gradient that is not finite, Preempted once ``preempted`` says so on
     any rank, both on all ranks at the same step.
     """
     rank = place()[0]
     rows, held = newest(rows, params.validation_share)
     loss_of = objective(params, rows.labels, device)
-    with _checkpointed(model, on=params.activation_checkpointing):
+    with _checkpointed(model, on=params.activation_checkpointing), ExitStack() as ending:
         strategy = set_up(model, params, device)
         live = strategy.live()
         kept = {"ema": beside.copy_of(live)} if params.ema is not None else {}
@@ -97,6 +98,7 @@ def optimise(  # noqa: C901, PLR0915 - one page, from top to bottom
             resumed_from = progress.step
             log.info("training goes on at step %d of %s", progress.step, found)
         metrics = Metrics(work / FILE if work is not None and rank == 0 else None, progress.step)
+        ending.callback(metrics.flush)
         beat = partial(_beat, work / HEARTBEAT if work is not None and rank == 0 else None)
 
         def save() -> bool:
@@ -134,20 +136,19 @@ def optimise(  # noqa: C901, PLR0915 - one page, from top to bottom
                 samples=progress.samples,
                 seconds=round(progress.seconds, 3),
             )
-            if at + 1 == per_epoch:
-                progress.curve.append(progress.summed / len(rows))
+            if at + 1 == per_epoch or spent:
+                progress.curve.append(progress.summed / sum(map(len, cut[: at + 1])))
                 progress.summed = 0.0
             if held is not None and (at + 1 == per_epoch or spent):
                 loss = _validate(model, strategy, held, params, device, kept.get("ema"), beat)
+                _finite("validation loss", loss, progress.step - 1, epoch, rows, batch)
                 _judge(progress, loss, kept, live)
                 metrics.add(step=progress.step, epoch=epoch, validation_loss=loss, best=not progress.stale)
             progress.stopped = _ending(progress, params, steps, spent=spent > 0)
             due = params.checkpoint_every is not None and progress.step % params.checkpoint_every == 0
             saved = (due or leaving > 0) and not progress.stopped and save()
             if leaving and not progress.stopped:
-                raise Unavailable(
-                    f"training was asked to leave at step {progress.step}: {'run it again to go on there' if saved else 'nothing could be saved'}"
-                )
+                raise Preempted(f"training was asked to leave at step {progress.step}: {'run it again to go on there' if saved else 'nothing could be saved'}")
         metrics.flush()
         best = kept.get("best", kept.get("ema"))
         if best is not None:
@@ -226,7 +227,8 @@ def _ending(progress: Progress, params: TrainParams, steps: int, *, spent: bool)
 def _beat(path: Path | None) -> None:
     """Tell the launcher that this training lives."""
     if path is not None:
-        path.touch()
+        with suppress(OSError):  # a full disk
+            path.touch()
 
 
 class _checkpointed:  # noqa: N801 - used like a function

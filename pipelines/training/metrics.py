@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger(__name__)
 FLUSH_LINES, FLUSH_SECONDS = 200, 5.0
 FILE = "metrics.jsonl"
 
@@ -32,12 +34,17 @@ class Metrics:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was added."""
-        if self.path is not None:
-            with self.path.open("a") as file:
-                file.writelines(self.lines)
-        self.lines.clear()
+        """Write what was added; on a full disk keep it, with a warning, for the next time."""
         self.flushed = time.monotonic()
+        if self.path is None or not self.lines:
+            return
+        try:
+            with self.path.open("a") as file:
+                file.write("".join(self.lines))
+        except OSError as error:
+            log.warning("%s cannot be written (%s): free space", self.path, error)
+            return
+        self.lines.clear()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """The whole loop, for real: `make demo FAST=1`, and what its live stack answers afterwards."""
 
-import json
 import os
 import shutil
 import signal
@@ -15,69 +14,14 @@ import httpx
 import polars as pl
 import pytest
 
-from embedded.airflow import Airflow
 from embedded.demo.traffic import client, wait_for_closed_segments
 from pipelines import cases, ledger
 from pipelines.config import Settings, load_params
 from pipelines.contracts import Window
 from pipelines.storage import MANIFEST, file_sha256, read_manifest
+from tests.system.conftest import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
-
-
-def _make(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PERENNIAL_", "AIRFLOW"))}
-    return subprocess.run(["make", *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """The state of a fast demo whose stack is still running; torn down by `make down`, which must leave nothing."""
-    state = tmp_path_factory.mktemp("demo") / "state"
-    done = _make("demo", "FAST=1", "KEEP=1", f"STATE={state}")
-    try:
-        assert done.returncode == 0, f"make demo ended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-        yield state
-    finally:
-        down = _make("down", f"STATE={state}")
-        assert down.returncode == 0, down.stderr
-    tagged = [pid for pid in Path("/proc").glob("[0-9]*") if _belongs(pid, state)]
-    assert tagged == []
-
-
-def _belongs(process: Path, state: Path) -> bool:
-    try:
-        return f"PERENNIAL_HOME={state}".encode() in (process / "environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-
-
-@pytest.fixture(scope="module")
-def summary(home):
-    """summary.json of the demo."""
-    return json.loads((home / "summary.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def settings(home):
-    """The settings of the demo's stack, with the addresses that its processes got."""
-    ports = json.loads((home / "stack.json").read_text())["ports"]
-    address = "127.0.0.1"
-    return Settings(
-        home=home,
-        mlflow_url=f"http://{address}:{ports['mlflow']}",
-        airflow_url=f"http://{address}:{ports['airflow']}",
-        gateway_url=f"http://{address}:{ports['gateway']}",
-        triton_http=f"{address}:{ports['triton_http']}",
-        triton_grpc=f"{address}:{ports['triton_grpc']}",
-    )
-
-
-@pytest.fixture(scope="module")
-def airflow(settings):
-    """The demo's Airflow."""
-    return Airflow(settings.airflow_url)
 
 
 def _tree(settings: Settings, case: str) -> dict[str, str]:

@@ -26,7 +26,6 @@ os.environ.setdefault("DS_LOG_LEVEL", "error")
 
 import deepspeed
 import deepspeed.ops
-from deepspeed.utils import safe_get_full_fp32_param
 
 # None of its own operators is used here. To say so keeps it from looking for a compiler, and from compiling
 # collectives over shared memory at the first use of gloo.
@@ -36,15 +35,15 @@ logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
 
 TAG = "deepspeed"
-HALVES = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}, "fp16": {"fp16": {"enabled": True}}}
 
 
 def set_up(model: nn.Module, params: TrainParams, device: torch.device) -> Strategy:
-    """Train ``model`` under ZeRO ``params.zero_stage``. Raises ConfigError where that cannot hold what was asked for.
+    """Train ``model`` under ZeRO ``params.zero_stage``. Raises ConfigError for fp16.
 
     A checkpoint goes on with the same stage and number of ranks only.
     """
-    _possible(params, device)
+    if params.precision == "fp16":
+        raise ConfigError("train.precision is fp16, which deepspeed scales for models that are half throughout: choose bf16, or strategy fsdp")
     rank, ranks = place()
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=adamw(model, params), config=_config(params, ranks))
@@ -61,13 +60,11 @@ def set_up(model: nn.Module, params: TrainParams, device: torch.device) -> Strat
         # The loss is a share of the global batch's mean already.
         engine.backward(loss, scale_wrt_gas=False)
 
-    def clip_and_step(factor: float) -> float | None:
+    def clip_and_step(factor: float) -> float:
         set_rates(engine.optimizer, factor)
         skipped = engine.skipped_steps
         engine.step()
-        if engine.skipped_steps > skipped:
-            return None if params.precision == "fp16" else math.inf
-        return float(engine.get_global_grad_norm())
+        return math.inf if engine.skipped_steps > skipped else float(engine.get_global_grad_norm())
 
     def save(folder: Path, kept: Kept) -> None:
         engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
@@ -83,10 +80,7 @@ def set_up(model: nn.Module, params: TrainParams, device: torch.device) -> Strat
     def full_state_dict() -> dict[str, Tensor]:
         with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=sharded):
             state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-        if params.precision != "fp32":
-            # The model's own weights are the optimiser's, rounded. All ranks take part.
-            state |= {name: safe_get_full_fp32_param(weight).detach().cpu().clone() for name, weight in trainable.items()}
-        return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()} if rank == 0 else {}
+        return state if rank == 0 else {}
 
     return Strategy(forward, backward, clip_and_step, lambda: live, save, load, full_state_dict)
 
@@ -107,15 +101,6 @@ def _config(params: TrainParams, ranks: int) -> dict[str, Any]:
             "stage3_max_reuse_distance": 0,
             "stage3_max_live_parameters": 0,
         },
-        **HALVES[params.precision],
+        # Weights and their gradients stay float32 where they are kept, as under the other strategies.
+        **({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}} if params.precision == "bf16" else {}),
     }
-
-
-def _possible(params: TrainParams, device: torch.device) -> None:
-    """Raise ConfigError for what DeepSpeed cannot do."""
-    if params.precision == "fp16" and device.type == "cpu":
-        raise ConfigError("train.precision fp16 under deepspeed needs a GPU: choose bf16")
-    if params.precision != "fp32" and (params.ema is not None or params.validation_share):
-        raise ConfigError(
-            f"train.precision {params.precision} under deepspeed keeps no averaged or best weights: choose strategy fsdp, or drop ema and validation_share"
-        )

@@ -10,14 +10,13 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from pipelines.config import TrainParams
 from pipelines.training.group import place
 from pipelines.training.strategies import Strategy
-from pipelines.training.strategies.native import native
-from pipelines.training.strategies.single_ddp import HALVES
+from pipelines.training.strategies.native import HALVES, native
 
 
 def set_up(model: nn.Module, params: TrainParams, device: torch.device) -> Strategy:
     """Shard every one of ``model.blocks``, then the rest; a block is whole only while it computes.
 
-    Shards stay float32; with bf16 or fp16 a block computes in it and gradients are reduced in float32.
+    Shards stay float32; with bf16 or fp16 they travel and compute in it, under autocast as elsewhere, and gradients are reduced in float32.
     """
     model.to(device)
     mesh = init_device_mesh(device.type, (place()[1],))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from pipelines.training.strategies import Kept, Strategy, adamw, set_rates
 # It is one rank at times, and knows it.
 warnings.filterwarnings("ignore", r"torch\.distributed is disabled, unavailable or uninitialized", UserWarning)
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_SCALE, LARGEST_SCALE, STEPS_TO_GROW = 2.0**12, 2.0**24, 500
 """Dynamic loss scaling for fp16 (Micikevicius et al., 2018, arXiv:1710.03740): halved at an overflow, doubled after so many steps without one."""
 
@@ -36,20 +36,20 @@ def native(  # noqa: C901 - one closure per function of the interface
     *,
     sync: Callable[[bool], None],
     rest: Callable[[], None] = lambda: None,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Strategy:
     """The strategy of ``network``, which runs ``model`` (or is it): ``sync(last)`` turns the reduction of gradients on for the last micro-batch.
 
     ``rest`` ends a forward pass that no backward pass follows.
     """
     optimiser = adamw(model, params)
+    half = HALVES.get(params.precision)
     trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     # One number of state; every rank computes it from the same norms.
     scaling = torch.tensor([FIRST_SCALE if params.precision == "fp16" else 1.0, 0.0], dtype=torch.float64)
 
     def forward(inputs: Mapping[str, Tensor], last: bool) -> Tensor:
         sync(last)
-        with autocast():
+        with torch.autocast(device.type, half, enabled=half is not None):
             logits: Tensor = network(**{name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()})
         if not torch.is_grad_enabled():
             rest()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -11,8 +9,6 @@ from torch import nn
 from pipelines.config import TrainParams
 from pipelines.training.strategies import Strategy
 from pipelines.training.strategies.native import native
-
-HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def set_up(model: nn.Module, params: TrainParams, device: torch.device) -> Strategy:
@@ -26,8 +22,4 @@ def set_up(model: nn.Module, params: TrainParams, device: torch.device) -> Strat
         def sync(last: bool) -> None:
             network.require_backward_grad_sync = last
 
-    if params.precision == "fp32":
-        return native(model, network, params, device, sync=sync)
-    # A cache of casted weights would outlive the step that changed them.
-    autocast = partial(torch.autocast, device.type, HALVES[params.precision])
-    return native(model, network, params, device, sync=sync, autocast=autocast)
+    return native(model, network, params, device, sync=sync)

@@ -49,8 +49,8 @@ def test_answers_are_compared_class_by_class(monkeypatch):
     expected = np.zeros((4, len(triage.classes)))
     expected[:, 0], expected[:, 1] = 0.6, 0.4
     expected[3, :2] = 0.5, 0.5 - 1e-7
-    monkeypatch.setattr(scoring, "scores", lambda _case, _bundle, rows: expected[[int(id_) for id_ in rows["id"]]])
+    monkeypatch.setattr(scoring, "scores", lambda _case, _bundle, rows, _known: expected[[int(id_) for id_ in rows["id"]]])
     frame = pl.DataFrame({"id": ["0", "1", "2", "3"]})
     answers = {"0": (1, 0.6, first), "1": (1, 0.4, second), "2": (1, 0.61, first), "3": (1, 0.5, second)}
-    assert scoring.unequal_answers("triage", frame, answers, {1: None}) == 2
-    assert scoring.unequal_answers("triage", frame, {"0": (1, 0.0, third)}, {1: None}) == 1
+    assert scoring.unequal_answers("triage", frame, answers, {1: None}, {}) == 2
+    assert scoring.unequal_answers("triage", frame, {"0": (1, 0.0, third)}, {1: None}, {}) == 1

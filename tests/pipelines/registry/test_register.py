@@ -57,7 +57,7 @@ def test_record_is_complete(settings, client, tmp_path):
     assert run.data.params["train.epochs"] == str(load_params(CASE).train.epochs)
     assert run.data.metrics["challenger.roc_auc"] == run.data.metrics["champion.roc_auc"] == 0.75
     assert run.data.metrics["lift.low"] == pytest.approx(0.01)
-    assert [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train.loss")] == [(1, 0.7), (2, 0.6)]
+    assert [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "epoch.loss")] == [(1, 0.7), (2, 0.6)]
     tags = {name.removeprefix("perennial."): value for name, value in run.data.tags.items() if name.startswith("perennial.")}
     gate = storage.read_manifest(run_dir / "gate")
     assert (tags["key"], tags["verdict"], tags["decision"]) == (gate.key, gate.facts["verdict_sha256"], "promote")
@@ -106,7 +106,7 @@ def test_killed_and_run_again(settings, client, point):
     [run], [version] = _of_key(client, run_dir)
     assert (run.info.run_id, run.info.status) == (manifest.facts["mlflow_run"], "FINISHED")
     assert int(version.version) == manifest.facts["version"]
-    assert len(client.get_metric_history(run.info.run_id, "train.loss")) == 2
+    assert len(client.get_metric_history(run.info.run_id, "epoch.loss")) == 2
     assert not list(run_dir.glob(".register.*"))
 
 

@@ -86,8 +86,9 @@ class Reader(nn.Module):
         hidden, seen = self.embedding(input_ids), attention_mask == 1
         for layer in self.layers:
             hidden = layer(hidden, seen)
-        share = (attention_mask / attention_mask.sum(1, keepdim=True)).to(hidden.dtype)
-        return self.head((hidden * share[:, :, None]).sum(1))
+        share = attention_mask / attention_mask.sum(1, keepdim=True)
+        # float32 into the head, as the text case's encoder does it, whatever the blocks compute in.
+        return self.head((hidden.float() * share[:, :, None]).sum(1))
 
 
 def reader() -> Reader:

@@ -85,7 +85,7 @@ def trials(name: str, folder: Path) -> dict:
     work = folder / f"{name}-budget"
     found["budget"] = told(train(budget_minutes=1e-9))
     work = folder / f"{name}-bf16"
-    if name in {"single", "ddp", "fsdp", "zero2"}:
+    if name in {"single", "ddp", "fsdp", "zero3"}:
         found["bf16"] = told(train(precision="bf16"))
     if name in {"single", "ddp", "fsdp"}:
         found["fp16"] = told(train(precision="fp16"))

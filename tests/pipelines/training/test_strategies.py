@@ -123,7 +123,7 @@ def test_a_full_disk_costs_the_checkpoint_only(name, launched):
     assert found["full"]["left behind"] == []
 
 
-@every("single", "ddp", "fsdp", "zero2")
+@every("single", "ddp", "fsdp", "zero3")
 def test_bf16_learns_as_well(name, launched):
     """In bf16 the losses stay near those of fp32, and are not the same: something was computed in bf16."""
     found = launched(name)

@@ -1,0 +1,98 @@
+"""Every strategy takes the same path: losses against one rank in fp32 at dropout 0, and trainings that go on under another strategy.
+
+The contract: the same global batch and order of examples, the loss summed and divided by the global count; then all
+losses agree to 1e-6 (to 1e-5 after a change of strategy in the middle). `make proof-equality`; about 8 minutes on two
+quiet cores with the case's own encoder (``--quick``: a toy network, about two minutes, written nowhere).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import job
+from benchmarks.interrupt import after_checkpoint, ended
+from benchmarks.record import goal, record
+from benchmarks.reports import rows as rows_of
+from pipelines.errors import PerennialError
+
+LIMIT, RESUMED_LIMIT = 1e-6, 1e-5
+STEPS, LEFT_AT = 20, 8
+MOVES = (("single", "ddp 2"), ("single", "fsdp 2"), ("ddp 2", "single"), ("fsdp 2", "fsdp 1"), ("fsdp 2", "single"), ("fsdp 1", "ddp 2"))
+Losses = list[float]
+
+
+def main() -> None:
+    """Run the proof and write benchmarks/results/proof-equality.json; exit code 1 if a goal does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a toy network; prints the table and writes nothing")
+    quick: bool = parser.parse_args().quick
+    began, network = time.perf_counter(), "toy" if quick else "minilm"
+    with tempfile.TemporaryDirectory(prefix="perennial-proof-") as name:
+        folder = Path(name)
+        data, origin = rows_of(STEPS * job.BASE.batch_size, network)
+        data.save(folder / "rows.pt")
+        rows, losses = [], dict[str, Losses]()
+        for strategy in job.STRATEGIES:
+            place = folder / strategy.replace(" ", "-")
+            done = job.train(place, network, 0.0, folder / "rows.pt", job.BASE.model_copy(update=job.STRATEGIES[strategy]))
+            losses[strategy] = [line["loss"] for line in job.metrics(place)]
+            rows.append(row(strategy, losses[strategy], losses["single"], done))
+            print(rows[-1], flush=True)
+        for before, after in MOVES:
+            rows.append(move(folder / f"{before} to {after}".replace(" ", "-"), network, folder / "rows.pt", before, after, losses["single"]))
+            print(rows[-1], flush=True)
+    straight, moved = rows[: len(job.STRATEGIES)], rows[len(job.STRATEGIES) :]
+    goals = [
+        goal("largest difference of a loss to single", max(each["difference"] for each in straight), LIMIT),
+        goal("largest difference after going on under another strategy", max(each["difference"] for each in moved), RESUMED_LIMIT),
+        goal("fsdp 1 has the bits of single", float(straight[2]["weights"] == straight[0]["weights"]), 1.0, "higher"),
+    ]
+    setting = {"network": network, "texts": origin, "precision": "fp32", "dropout": 0.0, "batch": job.BASE.batch_size, "steps": STEPS}
+    seconds, packages = time.perf_counter() - began, ("torch", "transformers", "deepspeed")
+    record("proof-equality", rows=rows, goals=goals, seconds=seconds, packages=packages, more={"setting": setting}, keep=not quick)
+    if not all(each["holds"] for each in goals):
+        sys.exit(1)
+
+
+def row(name: str, losses: Losses, single: Losses, done: dict[str, Any]) -> dict[str, Any]:
+    """One line of the table. PerennialError if steps are missing."""
+    return {
+        "name": name,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "difference": difference(losses, single),
+        "weights": done["sha256"][:16],
+        "steps": len(losses),
+        "resumed_from": done["resumed_from"],
+    }
+
+
+def difference(losses: Losses, single: Losses) -> float:
+    """Largest difference of a step's loss. PerennialError if they have not as many steps."""
+    if len(losses) != len(single):
+        raise PerennialError(f"{len(losses)} steps against {len(single)}: the trainings cannot be compared")
+    return max(abs(one - other) for one, other in zip(losses, single, strict=True))
+
+
+def move(folder: Path, network: str, rows: Path, before: str, after: str, single: Losses) -> dict[str, Any]:
+    """A training that is killed after the checkpoint of step ``LEFT_AT`` and goes on under another strategy or number of ranks."""
+    kept = job.BASE.model_copy(update={"checkpoint_every": LEFT_AT})
+    process = job.start(folder, network, 0.0, rows, kept.model_copy(update=job.STRATEGIES[before]))
+    after_checkpoint(folder, LEFT_AT, process)
+    job.kill(process.pid)
+    process.wait()
+    if not ended(folder):
+        raise PerennialError(f"processes of {before} are left: {job.holders(folder)}")
+    done = job.train(folder, network, 0.0, rows, kept.model_copy(update=job.STRATEGIES[after]))
+    if done["resumed_from"] is None:
+        raise PerennialError(f"{before} was killed after step {LEFT_AT}, but {after} began anew: look at {folder}")
+    return row(f"{before} -> {after}", [line["loss"] for line in job.metrics(folder)], single, done)
+
+
+if __name__ == "__main__":
+    main()

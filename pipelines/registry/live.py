@@ -1,0 +1,280 @@
+"""A training's MLflow run while it trains, and when it fails. The register step completes that very run.
+
+A run is found again by the training's key and its ``as_of``: a retry, a clear and a second try at once go on with
+it. The record on disk is what counts: without MLflow a training goes on, and the run is made up for later.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from pipelines import storage
+from pipelines.config import Settings
+from pipelines.errors import PerennialError, Preempted
+from pipelines.registry import rest
+from pipelines.registry.points import START, Curves, Place, Point, Tail, place_of
+from pipelines.registry.usage import Meter, Usage, money
+
+TRAIN, AS_OF, SENT, ERROR, FAILED_STEP = "perennial.train", "perennial.as_of", "perennial.sent", "perennial.error", "perennial.error_step"
+NOTE = "mlflow.note.content"
+SEND_SECONDS, SAMPLE_SECONDS, LEAVE_SECONDS = 2.0, 5.0, 7.0
+BATCH = 900
+TEXT = 4000
+"""MLflow keeps this much of a tag."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is known of a training before it starts. ``key`` is the train step's."""
+
+    case: str
+    as_of: datetime
+    key: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    gpus: int = 0
+    price_per_hour: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run: its id, its start (ms since 1970), how far its curves are, and the parameters that it has."""
+
+    id: str
+    started: int
+    sent: Place
+    params: frozenset[str]
+
+
+def find(settings: Settings, case: str, key: str, as_of: datetime) -> list[dict[str, Any]]:
+    """The MLflow runs of a training as its REST interface gives them, oldest first."""
+    try:
+        experiment = rest.get(settings, "experiments/get-by-name", experiment_name=case)["experiment"]["experiment_id"]
+    except rest.Refused as error:
+        if error.code == rest.ABSENT:
+            return []
+        raise
+    query = {
+        "experiment_ids": [experiment],
+        "filter": f"tags.`{TRAIN}` = '{key}' and tags.`{AS_OF}` = '{as_of.isoformat()}'",
+        "order_by": ["attributes.start_time ASC", "attributes.run_id ASC"],
+    }
+    return list(rest.post(settings, "runs/search", query).get("runs", []))
+
+
+def open_run(settings: Settings, training: Training) -> Run:
+    """The training's run, made if there is none, and running. Of two that were made at once the older one stays."""
+    runs = find(settings, training.case, training.key, training.as_of)
+    if not runs:
+        tags = {**training.tags, TRAIN: training.key, AS_OF: training.as_of.isoformat()}
+        payload = {
+            "experiment_id": _experiment(settings, training.case),
+            "run_name": f"{training.case} {training.as_of:%Y-%m-%d %H:%M}",
+            "start_time": _now(),
+            "tags": [{"key": name, "value": value} for name, value in tags.items()],
+        }
+        own = rest.post(settings, "runs/create", payload)["run"]["info"]["run_id"]
+        runs = find(settings, training.case, training.key, training.as_of)
+        if runs[0]["info"]["run_id"] != own:
+            rest.post(settings, "runs/delete", {"run_id": own})
+    else:
+        rest.post(settings, "runs/update", {"run_id": runs[0]["info"]["run_id"], "status": "RUNNING"})
+    run = read(runs[0])
+    missing = [{"key": name, "value": value[:TEXT]} for name, value in training.params.items() if name not in run.params]
+    if missing:
+        rest.post(settings, "runs/log-batch", {"run_id": run.id, "params": missing})
+    return run
+
+
+def read(found: Mapping[str, Any]) -> Run:
+    """A run as MLflow's REST interface gives it."""
+    data = found.get("data", {})
+    tags = {tag["key"]: tag["value"] for tag in data.get("tags", [])}
+    step, _, validated = tags.get(SENT, "").partition(".")
+    sent = (int(step), int(validated)) if step.isdigit() and validated.isdigit() else START
+    return Run(found["info"]["run_id"], int(found["info"]["start_time"]), sent, frozenset(param["key"] for param in data.get("params", [])))
+
+
+def send(settings: Settings, run: Run, points: Iterable[Point], sent: Place) -> None:
+    """Add points to a run's curves and remember in a tag how far they are; a point keeps its time, so that sending it again changes nothing."""
+    values = [{"key": p.name, "value": p.value, "step": p.step, "timestamp": run.started + int(p.seconds * 1000)} for p in points]
+    for start in range(0, len(values), BATCH):
+        tags = [{"key": SENT, "value": f"{sent[0]}.{sent[1]}"}] if start + BATCH >= len(values) else []
+        rest.post(settings, "runs/log-batch", {"run_id": run.id, "metrics": values[start : start + BATCH], "tags": tags})
+
+
+def complete(settings: Settings, run: Run, metrics: Path) -> int:
+    """Send what a finished training's curves still lack; returns the number of points."""
+    curves, reached = Curves(), run.sent
+    missing: list[Point] = []
+    for line in Tail(metrics).look():
+        points = list(curves.points([line]))
+        if place_of(line) > run.sent:
+            missing, reached = missing + points, place_of(line)
+    send(settings, run, missing, reached)
+    return len(missing)
+
+
+class Recording:
+    """One try of a training: a thread beside it (:meth:`beside`) sends its curves, and measures what it uses.
+
+    The thread starts when the ranks have been forked, and lives in the process that waits for them. Whatever
+    MLflow does or does not, nothing is raised.
+    """
+
+    def __init__(self, settings: Settings, training: Training, work: Path, *, on: bool) -> None:
+        """Open the run before the training, if it is ``on``."""
+        self.settings, self.training, self.on = settings, training, on
+        self.tail, self.curves, self.pending = Tail(work / "metrics.jsonl"), Curves(), list[Point]()
+        self.run: Run | None = None
+        self.sent, self.quiet, self.samples = START, False, 0
+        self.spent: dict[str, Any] | None = None
+        self.meter = Meter(work, gpus=training.gpus > 0)
+        self.done, self.lock = threading.Event(), threading.Lock()
+        self._carefully(self._open)
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Follow the training for as long as the block lasts."""
+        thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.done.set()
+            thread.join(LEAVE_SECONDS)
+
+    def cost(self) -> dict[str, Any]:
+        """What all tries used up to the first time that this is asked, as :func:`cost` says it."""
+        if self.spent is None:
+            self.meter.sample()
+            self.spent = cost(self.meter.total(), self.training)
+        return self.spent
+
+    def close(self, status: str, error: BaseException | None = None) -> None:
+        """End the run: FINISHED, FAILED or KILLED, with the error and the last step that was done."""
+        self._carefully(lambda: self._close(status, error))
+
+    def _follow(self) -> None:
+        sampled = float("-inf")
+        while True:
+            leaving = self.done.wait(SEND_SECONDS)
+            if leaving or time.monotonic() - sampled >= SAMPLE_SECONDS:
+                sampled = time.monotonic()
+                self._carefully(self._measure)
+            if leaving:
+                return
+            self._carefully(self._catch_up)
+
+    def _open(self) -> None:
+        if self.on and self.run is None:
+            self.run = open_run(self.settings, self.training)
+            self.sent = self.run.sent
+            log.info("MLflow run %s", self.run.id)
+
+    def _catch_up(self) -> None:
+        self._open()
+        if self.run is None:
+            return
+        for line in self.tail.look():
+            points = list(self.curves.points([line]))
+            if place_of(line) > self.sent:
+                self.pending += points
+                self.sent = place_of(line)
+        if self.pending:
+            send(self.settings, self.run, self.pending, self.sent)
+            self.pending.clear()
+
+    def _measure(self) -> None:
+        values = self.meter.sample()
+        self.samples += 1
+        if self.run is not None:
+            metrics = [{"key": name, "value": value, "step": self.samples, "timestamp": _now()} for name, value in values.items()]
+            rest.post(self.settings, "runs/log-batch", {"run_id": self.run.id, "metrics": metrics})
+
+    def _close(self, status: str, error: BaseException | None) -> None:
+        self._catch_up()
+        if self.run is None:
+            return
+        moment = int(self.training.as_of.timestamp() * 1000)
+        spent = self.cost()
+        metrics = [
+            {"key": f"cost.{name}", "value": float(value), "step": spent["tries"], "timestamp": moment}
+            for name, value in spent.items()
+            if isinstance(value, int | float) and isfinite(value)
+        ]
+        said = "" if error is None else f"{type(error).__name__}: {error}"
+        # A try that goes well takes back what an earlier one said.
+        tags = {ERROR: said, FAILED_STEP: str(self.sent[0]) if said else "", NOTE: said}
+        rest.post(
+            self.settings,
+            "runs/log-batch",
+            {"run_id": self.run.id, "metrics": metrics, "tags": [{"key": name, "value": value[:TEXT]} for name, value in tags.items()]},
+        )
+        rest.post(self.settings, "runs/update", {"run_id": self.run.id, "status": status, "end_time": _now()})
+
+    def _carefully(self, work: Any) -> None:
+        try:
+            with self.lock:
+                work()
+        except (PerennialError, OSError, KeyError, ValueError) as error:
+            if not self.quiet:
+                log.warning("the training goes on without MLflow, the register step completes its run: %s", error)
+            self.quiet = True
+
+
+@contextmanager
+def recording(settings: Settings, training: Training, work: Path, *, on: bool = True) -> Iterator[Recording]:
+    """Record what happens in the block as the training's run; its errors go on after they are recorded."""
+    live = Recording(settings, training, work, on=on)
+    try:
+        yield live
+    except BaseException as error:
+        live.close("KILLED" if isinstance(error, Preempted) or not isinstance(error, Exception) else "FAILED", error)
+        raise
+    live.close("FINISHED")
+
+
+def cost(usage: Usage, training: Training) -> dict[str, Any]:
+    """What a training used, in hours and MB, and at a declared price in money."""
+    return {
+        "cpu_hours": round(usage.cpu_seconds / 3600, 6),
+        "wall_hours": round(usage.wall_seconds / 3600, 6),
+        "gpu_hours": round(training.gpus * usage.wall_seconds / 3600, 6),
+        "peak_memory_mb": usage.peak_memory_mb,
+        "tries": usage.tries,
+        "price_per_hour": training.price_per_hour,
+        "money": money(usage, training.price_per_hour, training.gpus),
+    }
+
+
+def _experiment(settings: Settings, case: str) -> str:
+    try:
+        return str(rest.post(settings, "experiments/create", {"name": case})["experiment_id"])
+    except rest.Refused as error:
+        if error.code != rest.PRESENT:
+            raise
+    return str(rest.get(settings, "experiments/get-by-name", experiment_name=case)["experiment"]["experiment_id"])
+
+
+def _now() -> int:
+    return int(storage.wall_time().timestamp() * 1000)
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        found.update(flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item})
+    return found

@@ -1,0 +1,87 @@
+"""One stack for all system tests: a fast demo that is still running."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from embedded.airflow import Airflow
+from pipelines.config import Settings, load_params
+from tests.encoders import write_encoder
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def _make(*arguments: str, timeout: float = 600, **extra: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PERENNIAL_", "AIRFLOW"))}
+    return subprocess.run(["make", *arguments], cwd=REPOSITORY, env=environment | extra, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="package")
+def small_texts(tmp_path_factory):
+    """A folder of parameters: the triage case on a tiny encoder, trained by two ranks."""
+    folder = tmp_path_factory.mktemp("params")
+    encoder = write_encoder(folder / "encoder")
+    params = load_params("triage").model_dump(mode="json", by_alias=True)
+    changes = {
+        "model": {"encoder": str(encoder), "max_tokens": 32},
+        "dataset": {"max_rows": 600, "min_holdout": 50},
+        "train": {"epochs": 1, "ranks": 2, "threads": 1},
+        "export": {"int8": False},
+    }
+    for block, values in changes.items():
+        params[block] |= values
+    (folder / "triage.yaml").write_text(yaml.safe_dump(params))
+    return folder
+
+
+@pytest.fixture(scope="package")
+def home(tmp_path_factory, small_texts):
+    """The state of a fast demo whose stack is still running; torn down by `make down`, which must leave nothing."""
+    state = tmp_path_factory.mktemp("demo") / "state"
+    done = _make("demo", "FAST=1", "KEEP=1", f"STATE={state}", PERENNIAL_PARAMS_DIR=str(small_texts))
+    try:
+        assert done.returncode == 0, f"make demo ended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        yield state
+    finally:
+        down = _make("down", f"STATE={state}")
+        assert down.returncode == 0, down.stderr
+    tagged = [pid for pid in Path("/proc").glob("[0-9]*") if _belongs(pid, state)]
+    assert tagged == []
+
+
+def _belongs(process: Path, state: Path) -> bool:
+    try:
+        return f"PERENNIAL_HOME={state}".encode() in (process / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="package")
+def summary(home):
+    """summary.json of the demo."""
+    return json.loads((home / "summary.json").read_text())
+
+
+@pytest.fixture(scope="package")
+def settings(home):
+    """The settings of the demo's stack, with the addresses that its processes got."""
+    ports = json.loads((home / "stack.json").read_text())["ports"]
+    address = "127.0.0.1"
+    return Settings(
+        home=home,
+        mlflow_url=f"http://{address}:{ports['mlflow']}",
+        airflow_url=f"http://{address}:{ports['airflow']}",
+        gateway_url=f"http://{address}:{ports['gateway']}",
+        triton_http=f"{address}:{ports['triton_http']}",
+        triton_grpc=f"{address}:{ports['triton_grpc']}",
+    )
+
+
+@pytest.fixture(scope="package")
+def airflow(settings):
+    """The demo's Airflow."""
+    return Airflow(settings.airflow_url)
