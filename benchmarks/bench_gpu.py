@@ -2,9 +2,10 @@
 
 Encoders of MiniLM's size and of BERT-large's (random weights), bf16, sequence 128, global batches of 64, 256 and 1024;
 single, ddp, fsdp and ZeRO 1-3, eager and compiled; 20 steps of warm-up and 100 measured ones, three times, the arms
-taking turns. One rank shows what hooks and copies cost, not what sharding gains. About 75 minutes on one H200 (--quick:
-about 10); ``--models``, ``--batches`` and ``--arms`` take a part of it. Without a GPU nothing is measured or changed;
-``--toy`` walks the same path on the CPU with a toy network and writes nothing.
+taking turns. One rank shows what hooks and copies cost, not what sharding gains. About two hours on one H200, half of
+it for the 216 launches (--quick: 5 and 20 steps, one turn, about 20 minutes); ``--models``, ``--batches`` and ``--arms``
+take a part of it, one model is written to a file of its own. Without a GPU nothing is measured or changed; ``--toy``
+walks the same path on the CPU with a toy network and writes nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +49,23 @@ def main() -> None:
     if given.toy:
         plan = {"device": "cpu", "sequence": 16, "warm_up": 1, "steps": 2}
     models = ["toy"] if given.toy else given.models
-    batches = [4] if given.toy else given.batches
+    cells = [("toy", 4, False)] if given.toy else [*product(models, given.batches, (False, True))]
     measured: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="perennial-bench-") as name:
         folder = Path(name)
+        # First: what it needs beyond torch is missing at once or not at all.
+        parities = {} if given.no_parity else {model: parity(folder, model, plan["device"]) for model in models}
         for turn in range(1 if few else TURNS):
-            for model in models:
+            for model, batch, compiled in cells:
                 for arm in given.arms if turn % 2 == 0 else reversed(given.arms):
-                    spec = {**plan, "arm": ARMS[arm], "model": model, "batches": batches, "compiled": [False] if given.toy else [False, True]}
-                    measured += launch(folder, spec, 1 if arm == "single" else ranks)
-        parities = {model: parity(folder, model, plan["device"]) for model in models}
+                    spec = {**plan, "arm": ARMS[arm], "model": model, "batch": batch, "compiled": compiled}
+                    measured.append(launch(folder, spec, 1 if arm == "single" else ranks))
     rows = summary(measured)
-    keep = not few and given.models == list(MODELS) and given.batches == list(BATCHES) and given.arms == list(ARMS)
+    whole = given.batches == list(BATCHES) and given.arms == list(ARMS) and not (few or given.no_parity)
     setting = {"precision": "bf16", "fused": True, **plan, "turns": 1 if few else TURNS, "parity": parities}
     seconds, packages = time.perf_counter() - began, ("torch", "transformers", "deepspeed", "onnxruntime")
-    record("gpu", rows=rows, goals=judged(rows, parities), seconds=seconds, packages=packages, more={"setting": setting}, keep=keep or bool(given.keep))
+    name = "gpu" if given.models == list(MODELS) else f"gpu-{given.models[0]}"
+    record(name, rows=rows, goals=judged(rows, parities), seconds=seconds, packages=packages, more={"setting": setting}, keep=whole or given.keep)
 
 
 def arguments() -> argparse.Namespace:
@@ -69,7 +73,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer steps, one turn; writes nothing without --keep")
     parser.add_argument("--toy", action="store_true", help="the same path on the CPU with a toy network; writes nothing")
-    parser.add_argument("--keep", action="store_true", help="write the result of a part or of a quick run, too")
+    parser.add_argument("--keep", action="store_true", help="write the result of a quick run or of some batches and arms, too")
+    parser.add_argument("--no-parity", action="store_true", help="export nothing: onnx and ONNX Runtime are not there")
     parser.add_argument("--ranks", type=int, default=0, help="GPUs to use (default: 1)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
@@ -84,9 +89,9 @@ def gpus() -> int:
     return int(torch.cuda.device_count())
 
 
-def launch(folder: Path, spec: Row, ranks: int) -> list[Row]:
-    """One arm on ranks of its own (gpu_rank.py); its rows."""
-    out, path = folder / "rows.json", folder / "spec.json"
+def launch(folder: Path, spec: Row, ranks: int) -> Row:
+    """One cell on ranks of its own (gpu_rank.py), so that nothing of another one lies in the device's memory; its row."""
+    out, path = folder / "row.json", folder / "spec.json"
     out.unlink(missing_ok=True)
     path.write_text(json.dumps({**spec, "out": str(out)}))
     done = python(
@@ -104,10 +109,9 @@ def launch(folder: Path, spec: Row, ranks: int) -> list[Row]:
     )
     if not out.exists() or done.returncode:
         raise PerennialError(f"{spec['arm']} on {spec['model']} ended with {done.returncode}: {done.stderr[-2000:]}")
-    rows: list[Row] = json.loads(out.read_text())
-    for row in rows:
-        print(row, flush=True)
-    return rows
+    row: Row = json.loads(out.read_text())
+    print(row, flush=True)
+    return row
 
 
 def parity(folder: Path, model: str, device: str) -> float:

@@ -1,12 +1,11 @@
 """One rank of `make bench-gpu`: ``python -m torch.distributed.run --nproc-per-node N -m benchmarks.gpu_rank SPEC.json``.
 
 Synthetic tokens that lie on the device already: what is measured is forward, backward, clipping and the fused AdamW of
-the project's own strategies. Rank 0 leaves a list of rows in the file that the specification names.
+the project's own strategies. Rank 0 leaves a row in the file that the specification names.
 """
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 import os
@@ -41,21 +40,16 @@ def flops_per_token(name: str, sequence: int) -> int:
     return 6 * size.layers * block + 12 * size.layers * size.hidden * sequence
 
 
-def measure(spec: dict[str, Any], device: torch.device, batch: int, *, compiled: bool) -> dict[str, Any]:
-    """One row: samples per second, MFU and peak memory of this arm at a global batch, or that it does not fit."""
+def measure(spec: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The row of the cell: samples per second, MFU and peak memory, or that it does not fit."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    params = job.BASE.model_copy(update={**job.STRATEGIES[spec["arm"]], "batch_size": batch, "ranks": ranks, "precision": "bf16", "pool": 0})
-    row = {"arm": spec["arm"].split()[0], "model": spec["model"], "batch": batch, "compiled": compiled, "ranks": ranks}
-    # What the cell before held, a DDP wrapper included.
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    params = job.BASE.model_copy(update={**job.STRATEGIES[spec["arm"]], "batch_size": spec["batch"], "ranks": ranks, "precision": "bf16", "pool": 0})
+    row = {"arm": spec["arm"].split()[0], "model": spec["model"], "batch": spec["batch"], "compiled": spec["compiled"], "ranks": ranks}
     try:
-        seconds = timed(spec, params, device, compiled=compiled)
+        seconds = timed(spec, params, device)
     except torch.OutOfMemoryError:
         return {**row, "samples_per_second": None, "why": "out of memory"}
-    rate = batch / statistics.median(seconds)
+    rate = spec["batch"] / statistics.median(seconds)
     tokens = rate * spec["sequence"]
     row |= {"step_ms": round(1000 * statistics.median(seconds), 3), "samples_per_second": round(rate, 1)}
     if device.type == "cuda":
@@ -64,11 +58,11 @@ def measure(spec: dict[str, Any], device: torch.device, batch: int, *, compiled:
     return row
 
 
-def timed(spec: dict[str, Any], params: TrainParams, device: torch.device, *, compiled: bool) -> list[float]:
+def timed(spec: dict[str, Any], params: TrainParams, device: torch.device) -> list[float]:
     """Seconds of each measured step."""
     torch.manual_seed(params.seed)
     model = network(spec["model"], 0.1).train()
-    if compiled:
+    if spec["compiled"]:
         # Block by block, as FSDP shards them: one graph serves all blocks.
         for block in model.blocks:
             block.compile()
@@ -140,15 +134,15 @@ def parity(name: str, device: torch.device, folder: Path) -> float:
 
 
 def main(path: Path) -> None:
-    """Measure every cell of the specification."""
+    """Measure the cell of the specification."""
     spec = json.loads(path.read_text())
     device = device_of(spec["device"])
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
     # "single" is the bare model without a process group.
     with joined(device, 600) if spec["arm"] != "single" else nullcontext():
-        rows = [measure(spec, device, batch, compiled=compiled) for batch in spec["batches"] for compiled in spec["compiled"]]
+        row = measure(spec, device)
         if int(os.environ.get("RANK", "0")) == 0:
-            Path(spec["out"]).write_text(json.dumps(rows))
+            Path(spec["out"]).write_text(json.dumps(row))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,19 @@ def spread(name: str, seconds: Sequence[float], **more: Any) -> dict[str, Any]:
 
 def goal(name: str, value: float, limit: float, better: Literal["lower", "higher"] = "lower") -> dict[str, Any]:
     """One goal and whether it holds; a goal that does not hold is a result too, and the limit never moves."""
-    return {"name": name, "value": round(value, 4), "goal": limit, "better": better, "holds": value <= limit if better == "lower" else value >= limit}
+    return {"name": name, "value": _short(value), "goal": limit, "better": better, "holds": value <= limit if better == "lower" else value >= limit}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _short(value: float) -> float:
+    """Four digits after the point, or three that count where those would all be zero."""
+    return round(value, 4) if abs(value) >= 0.01 else float(f"{value:.3g}")
 
 
 def record(
@@ -52,7 +64,7 @@ def record(
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
-        "versions": {"python": platform.python_version(), **{package: metadata.version(package) for package in packages}},
+        "versions": {"python": platform.python_version(), **{package: _version(package) for package in packages}},
         "seconds": round(seconds, 1),
         **(more or {}),
         "rows": rows,
