@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,8 @@ def curves(lines: Sequence[Mapping[str, Any]], title: str, path: Path) -> Path:
         loss.legend(frameon=False, labelcolor=INK)
     _series(rate, at, [line["lr"] for line in steps], "Learning rate", mean=False)
     rate.set_ylim(bottom=0)
-    _series(speed, at[1:], _speeds(steps), "Samples per second")
+    span = max(1, len(steps) // SMOOTH)
+    _series(speed, at[span:], _speeds(steps, span), "Samples per second", mean=False)
     speed.set_ylim(bottom=0)
     _series(norm, at, [np.nan if line.get("grad_norm") is None else line["grad_norm"] for line in steps], "Gradient norm before clipping")
     for axis in axes[1]:
@@ -80,12 +80,15 @@ def calibration(labels: Any, scores: Any, title: str, path: Path) -> Path:
     return _save(figure, title, path)
 
 
-def _speeds(steps: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Samples per second between lines; none where a training went on at a checkpoint or no time has passed."""
+def _speeds(steps: Sequence[Mapping[str, Any]], span: int) -> list[float]:
+    """Samples per second over the last ``span`` steps, for every step from the one after them; none where no time has passed.
+
+    Over a span, as the mean of single steps' rates is not the rate of all of them.
+    """
     found = []
-    for before, line in pairwise(steps):
-        seconds, samples = line["seconds"] - before["seconds"], line["samples"] - before["samples"]
-        found.append(samples / seconds if seconds > 0 and samples > 0 else np.nan)
+    for before, line in zip(steps, steps[span:], strict=False):
+        seconds = line["seconds"] - before["seconds"]
+        found.append((line["samples"] - before["samples"]) / seconds if seconds > 0 else np.nan)
     return found
 
 

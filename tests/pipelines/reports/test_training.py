@@ -44,3 +44,10 @@ def test_a_confusion_is_shaded_by_its_rows(tmp_path):
 def test_a_calibration_needs_no_spread(tmp_path):
     """Equal scores, and fewer rows than bins, are drawn too."""
     assert _colours(training.calibration([0, 1, 0], [0.1, 0.1, 0.1], "bank", tmp_path / "a.png"), training.LINE) > 0
+
+
+def test_throughput_is_that_of_all_steps():
+    """Steps of unequal speed have the throughput of their time together, not the mean of their rates; where no time passed there is none."""
+    uneven = [{"samples": 0, "seconds": 0.0}, {"samples": 10, "seconds": 0.1}, {"samples": 20, "seconds": 1.0}, {"samples": 30, "seconds": 1.1}]
+    assert training._speeds(uneven, 2) == pytest.approx([20.0, 20.0])
+    assert np.isnan(training._speeds([{"samples": 0, "seconds": 1.0}, {"samples": 8, "seconds": 1.0}], 1)).all()
