@@ -2,7 +2,7 @@
 
 from airflow.sdk import DAG, chain
 from perennial_operators import StepOperator
-from perennial_run import DEFAULTS, clock_param, readable_cases, timetable, trigger_param
+from perennial_run import DEFAULTS, clock_param, readable_cases, timetable, train_arguments, trigger_param
 
 from pipelines.config import Params
 from pipelines.steps import TRAINING
@@ -29,7 +29,8 @@ def training(params: Params) -> DAG:
         default_args=DEFAULTS,
         tags=["perennial", params.case, "training"],
     ) as dag:
-        chain(*[StepOperator(task_id=step, step=step, case=params.case) for step in TRAINING])
+        asks = {"train": train_arguments(params)}
+        chain(*[StepOperator(task_id=step, step=step, case=params.case, **asks.get(step, {})) for step in TRAINING])
     return dag
 
 

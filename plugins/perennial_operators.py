@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator  # noqa: TID253 - the class below extends it
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import AirflowSkipException
-from perennial_run import failing_fast, resolve_as_of, resolve_trigger, small
+from perennial_run import failing_fast, resolve_as_of, resolve_trigger, small, training_page
 from pydantic import BaseModel
 
 from pipelines.config import Settings, load_params
@@ -35,6 +35,16 @@ class ModelLink(BaseOperatorLink):
         return getattr(operator, "link", "")
 
 
+class RunLink(BaseOperatorLink):
+    """From the train task to its run in MLflow, whether it went well or not."""
+
+    name = "MLflow run"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002 - Airflow's signature
+        """The page of the training's run, or nothing."""
+        return getattr(operator, "link", "")
+
+
 class StepOperator(BaseOperator):
     """Runs ``pipelines.steps.<step>.run`` with those of its arguments that it names; imports it in the task only.
 
@@ -51,6 +61,8 @@ class StepOperator(BaseOperator):
         self.link = ""
         if step == "register":
             self.operator_extra_links = (ModelLink(),)
+        if step == "train":
+            self.operator_extra_links = (RunLink(),)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """One call of the step; errors that a retry cannot mend fail the task at once."""
@@ -69,7 +81,11 @@ class StepOperator(BaseOperator):
             }
             step = importlib.import_module(f"pipelines.steps.{self.step}").run
             self.log.info("%s of %s as of %s", self.step, self.case, as_of.isoformat())
-            result = step(**{name: offers[name]() for name in inspect.signature(step).parameters})
+            try:
+                result = step(**{name: offers[name]() for name in inspect.signature(step).parameters})
+            finally:
+                if self.step == "train" and (page := training_page(settings.run_dir(self.case, as_of))):
+                    self.link = f"{settings.mlflow_url}/{page}"
         if not isinstance(result, Manifest):
             return small(result.model_dump(mode="json") if isinstance(result, BaseModel) else result or {})
         folder = str((settings.run_dir(self.case, as_of) / self.step).relative_to(settings.root))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from airflow.sdk import CronDataIntervalTimetable, Param
@@ -79,6 +81,31 @@ def resolve_trigger(given: Trigger | None, run_type: str, *, has_champion: bool)
     if not has_champion:
         return "initial"
     return given or ("schedule" if run_type in {"scheduled", "backfill"} else "manual")
+
+
+def train_arguments(params: Params) -> dict[str, Any]:
+    """What the train task asks of the scheduler, from the case's resources.
+
+    A task takes as many slots of its pool as it has GPUs. It is ended when it takes twice its budget and half an
+    hour more, or a day without a budget: whatever hangs, the retry goes on at the last checkpoint.
+    """
+    wanted, budget = params.resources, params.train.budget_minutes
+    limit = timedelta(days=1) if budget is None else timedelta(minutes=30 + 2 * budget)
+    arguments: dict[str, Any] = {"execution_timeout": limit}
+    if wanted.queue is not None:
+        arguments["queue"] = wanted.queue
+    if wanted.pool is not None:
+        arguments |= {"pool": wanted.pool, "pool_slots": max(1, wanted.gpus)}
+    return arguments
+
+
+def training_page(run_dir: Path) -> str | None:
+    """Where MLflow shows the training of a run: what its manifest says, or what an unfinished one left; None without MLflow."""
+    left = sorted(run_dir.glob(".train.k*/mlflow.page"), key=lambda path: path.stat().st_mtime)
+    if left:
+        return left[-1].read_text()
+    manifest = run_dir / "train" / "manifest.json"
+    return json.loads(manifest.read_text())["facts"].get("mlflow_page") if manifest.exists() else None
 
 
 @contextmanager

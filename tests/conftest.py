@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
+import urllib.request
 
 import pytest
 
 from embedded.ports import Ports
 from embedded.triton import triton
+from tests.pipelines.conftest import free_port
 
 # Some machines export it; a child that may not write byte-code starts twice as slowly.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -20,6 +25,35 @@ def triton_server(tmp_path_factory):
     ports = Ports.free()
     with triton(home, ports):
         yield home, ports
+
+
+@pytest.fixture(scope="session")
+def mlflow_url(tmp_path_factory):
+    """URL of a real MLflow server on SQLite, for tests that each use a registered model of their own."""
+    home, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(home / "artifacts"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=2)
+                break
+            except OSError:
+                assert process.poll() is None, (home / "log").read_text()
+                assert time.monotonic() < deadline, (home / "log").read_text()
+                time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
 
 
 BUDGET_SECONDS = 1200

@@ -18,7 +18,7 @@ from embedded import stack
 from embedded.airflow import Airflow
 from embedded.demo import traffic
 from embedded.demo.plan import load_plan, scope, write_params
-from embedded.demo.progress import Progress
+from embedded.demo.progress import TEXTS, Progress
 from embedded.demo.replay import Replay
 from embedded.demo.summary import build_summary
 from embedded.demo.ticks import play
@@ -60,6 +60,8 @@ def _demo(options: argparse.Namespace, progress: Progress) -> int:
     progress.say(f"[bold]case {case}[/]: {source.kind} data, {source.name}: {source.why}")
     plan = load_plan(case, fast=options.fast)
     params = write_params(plan, home / PARAMS)
+    if cases.load_fields(case).text is not None:
+        progress.budget = TEXTS
     if plan.params:
         # For what this process and its pool read themselves; the stack finds the folder in its state.
         os.environ["PERENNIAL_PARAMS_DIR"] = str(home / PARAMS)
@@ -143,7 +145,11 @@ def _report(summary: dict[str, Any], home: Path, progress: Progress, *, kept: bo
 
 def _scope(found: dict[str, Any]) -> str:
     """The scope of a reduced replay in one sentence."""
-    limits = (("traffic_rows_per_month", "sampled rows of traffic a month"), ("rows_per_training", "rows per training"), ("seconds_per_training", "seconds"))
+    limits = (
+        ("traffic_rows_per_month", "sampled rows of traffic a month"),
+        ("rows_per_training", "rows per training"),
+        ("seconds_per_training", "seconds per training"),
+    )
     most = ", ".join(f"{found[name]:,} {about}" for name, about in limits if found[name] is not None)
     return f"scope: {found['from'][:10]} to {found['until'][:10]}, a tick is a {found['tick']}; at most {most}"
 

@@ -99,7 +99,16 @@ def scope(plan: Plan, params: Params) -> dict[str, Any]:
         "traffic_rows_per_month": plan.sample_per_month,
         "rows_per_training": None if most is None else most - round(most * params.dataset.holdout_share),
         "seconds_per_training": None if params.train.budget_minutes is None else round(60 * params.train.budget_minutes),
+        "params": dict(_flat(plan.params)),
     }
+
+
+def _flat(changes: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in changes.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield above + name, value
 
 
 def _windows(start: date, until: date, tick: str) -> Iterator[Window]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from embedded.airflow import Airflow
 from embedded.demo.plan import Plan
 from embedded.demo.progress import Progress
+from embedded.demo.scoring import Known
 from embedded.demo.traffic import Tally
 from pipelines.config import Params, Settings
 
@@ -32,3 +33,5 @@ class Replay:
     tally: Tally = field(default_factory=Tally)
     ticks: list[dict[str, Any]] = field(default_factory=list)
     ungated: list[Future[Path | None]] = field(default_factory=list)
+    compared: list[Future[Known]] = field(default_factory=list)
+    """What the models to compare with answer, computed beside the loop."""

@@ -42,11 +42,23 @@ def metric_names(fields: Fields) -> dict[str, bool]:
     return {"macro_f1": True, "log_loss": False, "accuracy": True} if fields.classes else {"roc_auc": True, "log_loss": False}
 
 
-def scores(case: str, bundle: Path, frame: pl.DataFrame, known: Known) -> list[Any]:
+def compare(case: str, home: Path, moments: list[datetime], frame: pl.DataFrame) -> Known:
+    """What the frozen model and the newest of the ungated ones answer to ``frame``.
+
+    Their trainings ended at ``moments``, the frozen one's at the first; some have no bundle, as too few labels had arrived.
+    """
+    bundles = [bundle for moment in moments if (bundle := Settings(home=home).run_dir(case, moment) / "export").exists()]
+    known: Known = {}
+    for bundle in {bundles[0], bundles[-1]}:
+        scores(case, bundle, frame, known)
+    return known
+
+
+def scores(case: str, bundle: Path, frame: pl.DataFrame, known: Known, threads: int = 1) -> list[Any]:
     """Probabilities ``[n]`` or ``[n][K]`` of a bundle for canonical rows, on the runtime that serves.
 
     ``known`` holds what was scored before and takes what is new: the frozen model, the champion and the newest
-    candidate are often one and the same, and a text costs some 30 ms.
+    candidate are often one and the same, and a text costs a core some 20 ms.
     """
     import polars as pl
 
@@ -55,7 +67,6 @@ def scores(case: str, bundle: Path, frame: pl.DataFrame, known: Known) -> list[A
     fields = cases.load_fields(case)
     mine = known.setdefault(bundle.resolve(), {})
     new = frame.filter(~pl.col("id").is_in(list(mine)))
-    threads = 1 if fields.text is None else os.cpu_count() or 1
     found = runtime.score_rows(bundle, fields, {name: new[name].to_list() for name in fields.names}, threads=threads)
     mine.update(zip(new["id"], found, strict=True))
     return [mine[id_] for id_ in frame["id"]]
@@ -86,10 +97,11 @@ def unequal_answers(
 
     fields = cases.load_fields(case)
     names = {name: position for position, name in enumerate(fields.classes or (0, 1))}
+    threads = 1 if fields.text is None else os.cpu_count() or 1
     wrong = 0
     for version, bundle in bundles.items():
         rows = frame.filter(pl.col("id").is_in([id_ for id_, (named, *_) in answers.items() if named == version]))
-        for id_, expected in zip(rows["id"], scores(case, bundle, rows, known), strict=True):
+        for id_, expected in zip(rows["id"], scores(case, bundle, rows, known, threads), strict=True):
             _, score, prediction = answers[id_]
             own = expected[names[prediction]] if fields.classes else expected
             best = expected.max() if fields.classes else own

@@ -91,6 +91,9 @@ def build_summary(replay: Replay, rows: pl.DataFrame) -> dict[str, Any]:
     decisions = Counter(row["verdict"]["decision"] for row in ledger.verdicts(settings.ledger, case))
     fields = cases.load_fields(case)
     known: scoring.Known = {}
+    for compared in replay.compared:
+        for bundle, answers in compared.result().items():
+            known.setdefault(bundle, {}).update(answers)
     months = _months(replay, rows, logged, bundles[history[0].champion], known)
     return {
         "case": case,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import wait
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -55,22 +54,21 @@ def _tick(replay: Replay, number: int, window: Window, month: pl.DataFrame, so_f
 
     plan, progress, as_of = replay.plan, replay.progress, window.end
     fields = cases.load_fields(plan.case)
+    earlier = [plan.first_as_of, *(datetime.fromisoformat(tick["as_of"]) for tick in replay.ticks)]
+    replay.compared.append(replay.pool.submit(scoring.compare, plan.case, replay.settings.root, earlier, month))
     with progress.phase("traffic"):
         traffic.send_rows(replay.gateway, fields, month, replay.tally)
         due = so_far.filter((pl.col("label_time") <= as_of) & ((pl.col("label_time") > previous) | pl.lit(number == 1)))
         traffic.send_labels(replay.gateway, fields, due, replay.tally)
         traffic.wait_for_closed_segments(replay.settings.prediction_log, plan.case)
-    if replay.params.train.budget_minutes is not None:
-        with progress.phase("ungated"):
-            # What is trained against the clock gets the cores for itself.
-            wait(replay.ungated)
     with progress.phase("drift"):
         _run(replay, "drift", f"demo__{as_of:%Y%m%dT%H%M%SZ}", {"as_of": as_of.isoformat()})
     with progress.phase("training"):
         replay.airflow.wait_quiet([f"{plan.case}_training"], RUN_SECONDS)
-        if number % plan.scheduled_every == 0:
+        last = window == plan.windows[-1]  # what is trained after it would answer nothing
+        if number % plan.scheduled_every == 0 and not last:
             _train(replay, as_of, "schedule")
-    if window != plan.windows[-1]:  # a model that is made after it would score nothing
+    if not last:
         replay.ungated.append(replay.pool.submit(scoring.retrain_ungated, plan.case, replay.settings.root, as_of))
     record = tick_record(replay, window, month)
     replay.ticks.append(record)

@@ -26,6 +26,8 @@ from pipelines.registry.usage import Meter, Usage, money
 
 TRAIN, AS_OF, SENT, ERROR, FAILED_STEP = "perennial.train", "perennial.as_of", "perennial.sent", "perennial.error", "perennial.error_step"
 NOTE = "mlflow.note.content"
+PAGE = "mlflow.page"
+"""File in the working folder of a training: its run's page."""
 SEND_SECONDS, SAMPLE_SECONDS, LEAVE_SECONDS = 2.0, 5.0, 7.0
 BATCH = 900
 TEXT = 4000
@@ -55,6 +57,8 @@ class Run:
     started: int
     sent: Place
     params: frozenset[str]
+    page: str
+    """Where MLflow's interface shows it, below its URL."""
 
 
 def find(settings: Settings, case: str, key: str, as_of: datetime) -> list[dict[str, Any]]:
@@ -103,7 +107,9 @@ def read(found: Mapping[str, Any]) -> Run:
     tags = {tag["key"]: tag["value"] for tag in data.get("tags", [])}
     step, _, validated = tags.get(SENT, "").partition(".")
     sent = (int(step), int(validated)) if step.isdigit() and validated.isdigit() else START
-    return Run(found["info"]["run_id"], int(found["info"]["start_time"]), sent, frozenset(param["key"] for param in data.get("params", [])))
+    info = found["info"]
+    page = f"#/experiments/{info['experiment_id']}/runs/{info['run_id']}"
+    return Run(info["run_id"], int(info["start_time"]), sent, frozenset(param["key"] for param in data.get("params", [])), page)
 
 
 def send(settings: Settings, run: Run, points: Iterable[Point], sent: Place) -> None:
@@ -181,6 +187,7 @@ class Recording:
         if self.on and self.run is None:
             self.run = open_run(self.settings, self.training)
             self.sent = self.run.sent
+            storage.write_atomic(self.tail.path.with_name(PAGE), self.run.page.encode())
             log.info("MLflow run %s", self.run.id)
 
     def _catch_up(self) -> None:

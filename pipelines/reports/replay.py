@@ -170,7 +170,8 @@ _TEMPLATE = """<!doctype html>
 
 {% if s.scope.rows_per_training %}
 <h2>The scope of this replay</h2>
-<p>At most {{ s.scope.traffic_rows_per_month }} sampled rows of traffic a month; at most {{ "{:,}".format(s.scope.rows_per_training) }} rows and {{ s.scope.seconds_per_training }} s per training.</p>
+<p>At most {{ s.scope.traffic_rows_per_month }} sampled rows of traffic a month; at most {{ "{:,}".format(s.scope.rows_per_training) }} rows and {{ s.scope.seconds_per_training }} s per training.
+ Instead of the case's own parameters: {% for name, value in s.scope.params.items() %}<code>{{ name }}: {{ "none" if value is none else value | lower }}</code>{{ ", " if not loop.last }}{% endfor %}.</p>
 <div class="card"><table>
 <tr><th>trained as of</th><th class="n">rows</th><th class="n">seconds</th><th>ended</th><th>strategy</th></tr>
 {% for t in s.trainings %}<tr><td>{{ t.as_of[:10] }}</td><td class="n">{{ "{:,}".format(t.rows) }}</td><td class="n">{{ t.seconds | number(1) }}</td><td>{{ "by its budget" if t.stopped == "budget" else t.stopped }}</td><td>{{ t.strategy }}</td></tr>{% endfor %}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
 from typing import Any
+
+import polars as pl
 
 from pipelines import ledger, storage
 from pipelines.config import Params, Settings
@@ -14,16 +17,19 @@ from pipelines.contracts import Manifest, Trigger, Verdict
 from pipelines.registry import register
 from pipelines.registry.client import DECISION
 from pipelines.registry.live import flat
+from pipelines.reports import training as figures
 
-STEP_VERSION = 1
-ROOMS = ("pipelines.registry.register", "pipelines.registry.client")
+STEP_VERSION = 2
+ROOMS = ("pipelines.registry.register", "pipelines.registry.client", "pipelines.registry.live", "pipelines.registry.points", "pipelines.reports.training")
+FILES = (("gate", "verdict.json"), ("export", "bundle.json"), ("train", "record.json"), ("train", "metrics.jsonl"))
+"""What the run keeps beside the model, by step; a training without a loop has no metrics by step."""
 INPUTS = ("dataset", "train", "export", "evaluate", "gate")
 FAILPOINTS = ("run", "version")
 """Beyond those of a commit: after MLflow's run was made, after the model version was made."""
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, trigger: Trigger = "manual") -> Manifest:
-    """Facts: ``version`` (MLflow's number, Triton's folder, the ledger's champion) and ``mlflow_run``.
+    """Draw the training's curves and the holdout's confusion or calibration; facts: ``version`` (MLflow's number, Triton's folder, the ledger's champion) and ``mlflow_run``.
 
     A crash between run and version is completed by running again; should two tries have run at once, what
     the losing one left in MLflow is deleted. Raises Unavailable if MLflow is down.
@@ -32,8 +38,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, t
     gate = inputs["gate"]
     key = storage.step_key("register", STEP_VERSION, {"gate": gate.key, "export": inputs["export"].key}, {})
 
-    def build(_folder: Path) -> Mapping[str, Any]:
-        candidate = _candidate(params, settings, run_dir, as_of, trigger, inputs)
+    def build(folder: Path) -> Mapping[str, Any]:
+        plots = _plots(run_dir, folder, f"{params.case} {as_of:%Y-%m-%d}", inputs["evaluate"].facts)
+        candidate = _candidate(params, settings, run_dir, as_of, trigger, inputs, plots)
         run_id, version = register.record(settings, candidate)
         return {"version": version, "mlflow_run": run_id}
 
@@ -43,7 +50,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, t
     return manifest
 
 
-def _candidate(params: Params, settings: Settings, run_dir: Path, as_of: datetime, trigger: Trigger, inputs: Mapping[str, Manifest]) -> register.Candidate:
+def _candidate(
+    params: Params, settings: Settings, run_dir: Path, as_of: datetime, trigger: Trigger, inputs: Mapping[str, Manifest], plots: Sequence[Path]
+) -> register.Candidate:
     verdict = Verdict.model_validate_json((run_dir / "gate" / "verdict.json").read_bytes())
     facts = {step: manifest.facts for step, manifest in inputs.items()}
     metrics = {"evaluate": {name: facts["evaluate"].get(name) for name in ("challenger", "champion", "base_rate", "n", "positives")}}
@@ -61,8 +70,26 @@ def _candidate(params: Params, settings: Settings, run_dir: Path, as_of: datetim
         tags=_tags(params, settings, as_of, trigger, inputs, verdict),
         dataset=facts["dataset"],
         dataset_key=inputs["dataset"].key,
-        artefacts=(run_dir / "gate" / "verdict.json", run_dir / "export" / "bundle.json"),
+        artefacts=(
+            *(path for path in (run_dir / step / name for step, name in FILES) if path.exists()),
+            *plots,
+        ),
     )
+
+
+def _plots(run_dir: Path, folder: Path, name: str, judged: Mapping[str, Any]) -> list[Path]:
+    """The figures of the candidate, in the step's folder."""
+    metrics, scores, drawn = run_dir / "train" / "metrics.jsonl", run_dir / "evaluate" / "scores.parquet", []
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    if any("loss" in line for line in lines):
+        drawn.append(figures.curves(lines, f"{name}: training", folder / "training.png"))
+    about = f"{name}: the challenger on {judged['n']:,} held-out rows"
+    if "confusion" in judged and judged["n"]:
+        drawn.append(figures.confusion(judged["confusion"], judged["classes"], about, folder / "confusion.png"))
+    elif scores.exists() and judged["n"]:
+        rows = pl.read_parquet(scores, columns=["label", "challenger"])
+        drawn.append(figures.calibration(rows["label"].to_numpy(), rows["challenger"].to_numpy(), about, folder / "calibration.png"))
+    return drawn
 
 
 def _tags(params: Params, settings: Settings, as_of: datetime, trigger: Trigger, inputs: Mapping[str, Manifest], verdict: Verdict) -> dict[str, str]:

@@ -81,7 +81,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, t
                 governance=asked,
             )
             write(folder, record)
-            return {**facts, "cost": recording.cost()}
+            return {**facts, "cost": recording.cost(), "mlflow_page": recording.run.page if recording.run else None}
 
     manifest = storage.commit(run_dir / "train", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
     shutil.rmtree(work, ignore_errors=True)

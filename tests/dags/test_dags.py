@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from embedded.demo.scoring import UNGATED
-from pipelines.config import CASES_ROOT, case_names
+from pipelines.config import CASES_ROOT, case_names, load_params
 from pipelines.steps import DRIFT, TRAINING
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +79,13 @@ def test_drift_ends_with_the_event(report, case):
     dag = report["dags"][f"{case}_drift"]
     assert dag["order"] == list(DRIFT)
     assert dag["rules"]["reconcile"] == "none_failed"
+
+
+def test_only_the_training_may_take_long(report):
+    """The train task has an execution timeout that follows the case's budget; the default queue and pool are left alone."""
+    limits = report["dags"]["triage_training"]["limits"]
+    budget = load_params("triage").train.budget_minutes
+    assert {task: limit for task, limit in limits.items() if limit} == {"train": 60 * (30 + 2 * budget)}
 
 
 def test_every_dag_says_what_it_is(report):

@@ -1,6 +1,8 @@
 """Tests of the two operators, without a scheduler."""
 
+import json
 import sys
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from types import ModuleType, SimpleNamespace
 
@@ -11,7 +13,7 @@ from perennial_operators import StepOperator, TriggerOnce
 from pipelines import ledger
 from pipelines.config import Settings
 from pipelines.contracts import Manifest
-from pipelines.errors import DataError, Unavailable
+from pipelines.errors import DataError, TrainingDiverged, Unavailable
 
 AS_OF = datetime(2009, 5, 1, tzinfo=UTC)
 
@@ -133,6 +135,27 @@ def test_the_register_task_links_to_its_model_version(step, monkeypatch):
     task = StepOperator(task_id="register", step="register", case="bank")
     task.execute(_context())
     assert [link.get_link(task, ti_key=None) for link in task.operator_extra_links] == ["http://127.0.0.1:5999/#/models/bank/versions/4"]
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_the_train_task_links_to_its_run(step, monkeypatch, home, ends_well):
+    """The button of the train task leads to its MLflow run, also when the training failed."""
+    monkeypatch.setenv("PERENNIAL_MLFLOW_URL", "http://127.0.0.1:5999")
+
+    def run(params, settings, run_dir, as_of):
+        folder = run_dir / "train" if ends_well else run_dir / ".train.k1"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"facts": {"mlflow_page": "#/experiments/1/runs/r"}}))
+        (folder / "mlflow.page").write_text("#/experiments/1/runs/r")
+        if not ends_well:
+            raise TrainingDiverged("the loss is nan at step 3")
+        return _manifest("train")
+
+    step("train", run)
+    task = StepOperator(task_id="train", step="train", case="bank")
+    with nullcontext() if ends_well else pytest.raises(AirflowFailException):
+        task.execute(_context())
+    assert [link.get_link(task, ti_key=None) for link in task.operator_extra_links] == ["http://127.0.0.1:5999/#/experiments/1/runs/r"]
 
 
 def test_a_trigger_asks_once_by_name():

@@ -1,6 +1,6 @@
 """Tests of what a DAG run means: cases, clock, trigger, errors."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import perennial_run
@@ -113,3 +113,13 @@ def test_a_replay_switches_schedules_off(monkeypatch):
     assert perennial_run.timetable(None) is None
     monkeypatch.setenv("PERENNIAL_SCHEDULES", "0")
     assert perennial_run.timetable("0 2 * * *") is None
+
+
+def test_the_train_task_asks_for_what_the_case_declares():
+    """Queue and pool are asked for where they are set only, a slot per GPU; whatever hangs is ended after a time that follows the budget."""
+    bank = config.load_params("bank")
+    plain = bank.model_copy(update={"train": bank.train.model_copy(update={"budget_minutes": None})})
+    assert perennial_run.train_arguments(plain) == {"execution_timeout": timedelta(days=1)}
+    resources = config.Resources(gpus=2, queue="gpu", pool="h200")
+    asked = bank.model_copy(update={"resources": resources, "train": bank.train.model_copy(update={"budget_minutes": 60.0})})
+    assert perennial_run.train_arguments(asked) == {"execution_timeout": timedelta(minutes=150), "queue": "gpu", "pool": "h200", "pool_slots": 2}

@@ -42,8 +42,8 @@ def small_texts(tmp_path_factory):
 def home(tmp_path_factory, small_texts):
     """The state of a fast demo whose stack is still running; torn down by `make down`, which must leave nothing."""
     state = tmp_path_factory.mktemp("demo") / "state"
-    done = _make("demo", "FAST=1", "KEEP=1", f"STATE={state}", PERENNIAL_PARAMS_DIR=str(small_texts))
     try:
+        done = _make("demo", "FAST=1", "KEEP=1", f"STATE={state}", PERENNIAL_PARAMS_DIR=str(small_texts))
         assert done.returncode == 0, f"make demo ended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         yield state
     finally:

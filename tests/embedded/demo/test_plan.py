@@ -44,7 +44,8 @@ def test_triage_replays_quarters_within_its_declared_scope(tmp_path):
     assert params.dataset == own.dataset.model_copy(update={"max_rows": 2500})
     assert params.gate == own.gate
     found = scope(plan, params)
-    assert (found["traffic_rows_per_month"], found["rows_per_training"], found["seconds_per_training"]) == (300, 2000, 48)
+    assert found["params"]["dataset.max_rows"] == 2500
+    assert (found["traffic_rows_per_month"], found["rows_per_training"], found["seconds_per_training"]) == (300, 2000, 90)
 
 
 def test_a_plan_without_overrides_writes_nothing(tmp_path):

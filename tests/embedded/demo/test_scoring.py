@@ -1,11 +1,15 @@
 """embedded/demo/scoring.py: the numbers of summary.json."""
 
+from datetime import UTC, datetime
+
 import numpy as np
 import polars as pl
 import pytest
 
 from embedded.demo import scoring
+from pipelines import runtime
 from pipelines.cases import load_fields
+from pipelines.config import Settings
 
 MONTHS = [
     {"month": "a", "n": 100, "positives": 10, "frozen": {"m": 0.5}, "perennial": {"m": 0.6}, "ungated": {"m": None}},
@@ -49,8 +53,29 @@ def test_answers_are_compared_class_by_class(monkeypatch):
     expected = np.zeros((4, len(triage.classes)))
     expected[:, 0], expected[:, 1] = 0.6, 0.4
     expected[3, :2] = 0.5, 0.5 - 1e-7
-    monkeypatch.setattr(scoring, "scores", lambda _case, _bundle, rows, _known: expected[[int(id_) for id_ in rows["id"]]])
+    monkeypatch.setattr(scoring, "scores", lambda _case, _bundle, rows, *_: expected[[int(id_) for id_ in rows["id"]]])
     frame = pl.DataFrame({"id": ["0", "1", "2", "3"]})
     answers = {"0": (1, 0.6, first), "1": (1, 0.4, second), "2": (1, 0.61, first), "3": (1, 0.5, second)}
     assert scoring.unequal_answers("triage", frame, answers, {1: None}, {}) == 2
     assert scoring.unequal_answers("triage", frame, {"0": (1, 0.0, third)}, {1: None}, {}) == 1
+
+
+def test_a_row_is_scored_once_by_a_model(monkeypatch, tmp_path):
+    """The frozen and the newest model are compared row by row, a moment without a bundle is passed over, and what is known is not computed again."""
+    moments = [datetime(2015, month, 1, tzinfo=UTC) for month in (1, 4, 7)]
+    bundles = [Settings(home=tmp_path).run_dir("triage", moment) / "export" for moment in moments[:2]]
+    for bundle in bundles:
+        bundle.mkdir(parents=True)
+    asked = []
+
+    def score_rows(bundle, _fields, columns, **_):
+        asked.extend((bundle, text) for text in columns["text"])
+        return [len(text) for text in columns["text"]]
+
+    monkeypatch.setattr(runtime, "score_rows", score_rows)
+    frame = pl.DataFrame({"id": ["a", "b"], "text": ["x", "xyz"]})
+    known = scoring.compare("triage", tmp_path, moments[:1], frame.head(1))
+    assert known == {bundles[0]: {"a": 1}}
+    assert scoring.scores("triage", bundles[0], frame, known) == [1, 3]
+    assert asked == [(bundles[0], "x"), (bundles[0], "xyz")]
+    assert scoring.compare("triage", tmp_path, moments, frame) == {bundle: {"a": 1, "b": 3} for bundle in bundles}

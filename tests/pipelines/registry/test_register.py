@@ -11,7 +11,7 @@ import pytest
 from pipelines import ledger, storage
 from pipelines.config import Settings, load_params
 from pipelines.errors import IntegrityError, Unavailable
-from pipelines.registry import aliases
+from pipelines.registry import aliases, live
 from pipelines.steps import register
 from tests.pipelines.candidates import CASE, candidate, month
 from tests.pipelines.conftest import free_port
@@ -87,6 +87,51 @@ def test_twice_is_once(settings, client):
     assert _register(settings, run_dir, month(1)).facts == first.facts
     runs, versions = _of_key(client, run_dir)
     assert ([run.info.run_id for run in runs], [int(version.version) for version in versions]) == ([first.facts["mlflow_run"]], [first.facts["version"]])
+
+
+def _train(settings, run_dir, as_of):
+    """The MLflow run that the train step of this candidate opened."""
+    return live.open_run(settings, live.Training(CASE, as_of, storage.read_manifest(run_dir / "train").key, {"train.epochs": "8"}, {"perennial.actor": "ada"}))
+
+
+def test_the_run_of_the_training_is_completed(settings, client):
+    """The candidate's run is the one that its training opened: verdict and metrics join the curves, a clear and a second try find it again."""
+    run_dir = candidate(settings, month(20), bias=0.81)
+    opened = _train(settings, run_dir, month(20))
+    manifest = _register(settings, run_dir, month(20))
+    (run_dir / "register").rename(run_dir / "cleared")
+    assert _register(settings, run_dir, month(20)).facts == manifest.facts
+    run = client.get_run(manifest.facts["mlflow_run"])
+    assert run.info.run_id == opened.id
+    assert (run.data.tags["perennial.actor"], run.data.tags["perennial.decision"], run.info.status) == ("ada", "promote", "FINISHED")
+    assert len(live.find(settings, CASE, storage.read_manifest(run_dir / "train").key, month(20))) == 1
+    assert _train(settings, run_dir, month(20)).id == opened.id
+
+
+def test_what_mlflow_missed_is_made_up_for(settings, client):
+    """A training that MLflow did not see, and one whose end it missed, have all of their curves after register."""
+    for number, seen in ((21, False), (22, True)):
+        run_dir = candidate(settings, month(number), bias=0.8 + number / 100)
+        lines = [{"step": step, "epoch": 0, "loss": 1 / step, "lr": 0.1, "grad_norm": 1.0, "samples": 8 * step, "seconds": 0.2 * step} for step in range(1, 31)]
+        (run_dir / "train" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if seen:
+            run = _train(settings, run_dir, month(number))
+            live.send(settings, run, [live.Point("train.loss", 1 / step, step, 0.2 * step) for step in range(1, 11)], (10, 0))
+        run_id = _register(settings, run_dir, month(number)).facts["mlflow_run"]
+        assert sorted(point.step for point in client.get_metric_history(run_id, "train.loss")) == list(range(1, 31))
+        assert {"training.png", "metrics.jsonl"} <= {file.path for file in client.list_artifacts(run_id)}
+
+
+def test_a_training_judged_twice_is_two_candidates(settings, client):
+    """Another verdict on the same training gets a run of its own, and the first one keeps its verdict."""
+    run_dir = candidate(settings, month(23), bias=0.83)
+    opened = _train(settings, run_dir, month(23))
+    first = _register(settings, run_dir, month(23)).facts
+    candidate(settings, month(23), bias=0.83, decision="reject")
+    second = _register(settings, run_dir, month(23)).facts
+    assert first["mlflow_run"] == opened.id != second["mlflow_run"]
+    decisions = [client.get_run(facts["mlflow_run"]).data.tags["perennial.decision"] for facts in (first, second)]
+    assert decisions == ["promote", "reject"]
 
 
 def _dying(settings, run_dir, as_of, point):

@@ -28,7 +28,7 @@ def summary(**changes):
         "source": "real",
         "source_name": "nvd_cve",
         "notice": "Derived from the National Vulnerability Database",
-        "scope": {"traffic_rows_per_month": 300, "rows_per_training": 2000, "seconds_per_training": 90},
+        "scope": {"traffic_rows_per_month": 300, "rows_per_training": 2000, "seconds_per_training": 90, "params": {"train.epochs": 1, "export.int8": False}},
         "trainings": [
             {"as_of": "2015-01-01T00:00:00Z", "rows": 2000, "seconds": 61.2, "stopped": "finished", "strategy": "single", "ranks": 1},
             {"as_of": "2015-04-01T00:00:00Z", "rows": 1990, "seconds": 90.3, "stopped": "budget", "strategy": "single", "ranks": 1},
@@ -103,6 +103,7 @@ def test_a_reduced_replay_says_its_scope(html):
     """What was trained at most, and what each training really took, stands on the page of a reduced replay and on no other."""
     said = "At most 300 sampled rows of traffic a month; at most 2,000 rows and 90 s per training."
     assert said in _words(html)
+    assert "Instead of the case's own parameters: train.epochs: 1 , export.int8: false ." in _words(html).replace("&#39;", "'")
     assert "2015-04-01 1,990 90.3 by its budget single" in _words(html)
     scope = {"traffic_rows_per_month": None, "rows_per_training": None, "seconds_per_training": None}
     assert "per training" not in _words(page(summary(scope=scope)))

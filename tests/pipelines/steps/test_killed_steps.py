@@ -11,7 +11,7 @@ import pytest
 from pipelines import storage
 
 STEPS = ("ingest", "validate", "dataset", "train", "export", "evaluate")
-TIMED = ("metrics.jsonl", "record.json", "seconds", "samples_per_second", "variants")
+TIMED = ("metrics.jsonl", "record.json", "seconds", "samples_per_second", "variants", "cost")
 RUN = Path("artefacts/loans/20200501T000000Z")
 
 
@@ -22,7 +22,7 @@ def _cli(home: Path, step: str, failpoint: str = "") -> int:
 
 
 def _tree(home: Path) -> dict[str, str]:
-    """Every file's hash; of a manifest, its key, files and facts. What holds times is left out: provenance, how fast training and the exported variants are."""
+    """Every file's hash; of a manifest, its key, files and facts. What holds times is left out: provenance, how fast training and the exported variants are, and what they cost."""
     tree = {}
     for path in sorted(path for path in home.rglob("*") if path.is_file() and not path.name.startswith("ledger.db")):
         if path.name == storage.MANIFEST:

@@ -90,7 +90,7 @@ def test_a_killed_rank(trouble, seen):
 def test_a_rank_that_is_asked_to_leave_and_a_damaged_checkpoint(seen):
     """SIGTERM of one rank has both save the step that they are at and leave; if that checkpoint is damaged, the one before is as good."""
     _, first, second = seen["term"]
-    assert first["error"].startswith("Unavailable: training was asked to leave at step 7: run it again")
+    assert first["error"].startswith("Preempted: training was asked to leave at step 7: run it again")
     assert first["checkpoints"] == ["step-6", "step-7"]
     assert second == {"sha256": seen["none"][1]["sha256"], "resumed_from": 6}
 
@@ -107,7 +107,7 @@ def test_a_rank_that_hangs(seen):
     [
         ("wait-task", "none was told", 6),
         ("wait-agent", "Unavailable: a training rank failed: the agent ended with code -9", 6),
-        ("wait-term", "Unavailable: training was asked to leave at step 7", 7),
+        ("wait-term", "Preempted: training was asked to leave at step 7", 7),
     ],
 )
 def test_a_killed_task_or_agent(victim, told, at, seen):

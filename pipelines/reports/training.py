@@ -1,0 +1,133 @@
+"""Figures of a training and of its judgement, as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT, LINE, SECOND = "#1f2a33", "#c9d1d6", "#22708f", "#c4632b"
+BINS = 10
+DPI = 130
+SMOOTH = 40
+"""A mean over 1/40 of all steps is drawn over the single steps."""
+
+
+def curves(lines: Sequence[Mapping[str, Any]], title: str, path: Path) -> Path:
+    """Loss, learning rate, throughput and gradient norm by optimiser step, from the lines of metrics.jsonl, in one figure."""
+    steps = [line for line in lines if "loss" in line]
+    held = [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
+    at = np.array([line["step"] for line in steps])
+    figure, axes = _figure(2, 2, (11, 6.4))
+    loss, rate, speed, norm = axes.flat
+    _series(loss, at, [line["loss"] for line in steps], "Loss", name="training")
+    if held:
+        loss.plot(*zip(*held, strict=True), color=SECOND, marker="o", markersize=4, linewidth=1.5, label="validation")
+        loss.legend(frameon=False, labelcolor=INK)
+    _series(rate, at, [line["lr"] for line in steps], "Learning rate", mean=False)
+    rate.set_ylim(bottom=0)
+    span = max(1, len(steps) // SMOOTH)
+    _series(speed, at[span:], _speeds(steps, span), "Samples per second", mean=False)
+    speed.set_ylim(bottom=0)
+    _series(norm, at, [np.nan if line.get("grad_norm") is None else line["grad_norm"] for line in steps], "Gradient norm before clipping")
+    for axis in axes[1]:
+        axis.set_xlabel("optimiser step", color=INK)
+    return _save(figure, title, path)
+
+
+def confusion(table: Sequence[Sequence[int]], classes: Sequence[str], title: str, path: Path) -> Path:
+    """Rows are the true classes, columns the predicted ones; shades are shares of a row, numbers are counts."""
+    counts = np.array(table, dtype=float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = max(4.5, 0.62 * len(classes) + 2.6)
+    figure, axes = _figure(1, 1, (size + 0.8, size))
+    axis = axes.flat[0]
+    axis.grid(visible=False)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(classes)), classes)
+    axis.set_xlabel("predicted", color=INK)
+    axis.set_ylabel("true", color=INK)
+    for row, column in np.ndindex(counts.shape):
+        if counts[row, column]:
+            axis.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=8, color="white" if shares[row, column] > 0.55 else INK)
+    return _save(figure, title, path)
+
+
+def calibration(labels: Any, scores: Any, title: str, path: Path) -> Path:
+    """How often what was scored p occurred, in bins of equally many rows, over how many rows got which score. ``scores`` [n], ``labels`` 0 or 1."""
+    labels, scores = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
+    parts = [part for part in np.array_split(np.argsort(scores, kind="stable"), BINS) if len(part)]
+    said, came = ([float(values[part].mean()) for part in parts] for values in (scores, labels))
+    figure, axes = _figure(2, 1, (6.4, 7), heights=(3, 1))
+    above, below = axes.flat
+    limit = min(1.0, 1.1 * max(*said, *came, 0.05))
+    above.plot([0, limit], [0, limit], color=FAINT, linestyle="--", linewidth=1.2, label="perfect")
+    above.plot(said, came, color=LINE, marker="o", markersize=5, linewidth=1.5, label="challenger")
+    above.set(xlim=(0, limit), ylim=(0, limit))
+    above.set_ylabel("share of positives", color=INK)
+    above.legend(frameon=False, labelcolor=INK, loc="upper left")
+    below.hist(scores, bins=np.linspace(0, limit, 31).tolist(), color=LINE)
+    below.set_xlim(0, limit)
+    below.set_xlabel("score", color=INK)
+    below.set_ylabel("rows", color=INK)
+    return _save(figure, title, path)
+
+
+def _speeds(steps: Sequence[Mapping[str, Any]], span: int) -> list[float]:
+    """Samples per second over the last ``span`` steps, for every step from the one after them; none where no time has passed.
+
+    Over a span, as the mean of single steps' rates is not the rate of all of them.
+    """
+    found = []
+    for before, line in zip(steps, steps[span:], strict=False):
+        seconds = line["seconds"] - before["seconds"]
+        found.append((line["samples"] - before["samples"]) / seconds if seconds > 0 else np.nan)
+    return found
+
+
+def _series(axis: Axes, at: Any, values: Sequence[float], title: str, *, name: str | None = None, mean: bool = True) -> None:
+    series, width = np.array(values, dtype=float), max(1, len(values) // SMOOTH)
+    many = mean and width > 1
+    axis.set_title(title, loc="left", fontsize=10, color=INK)
+    axis.locator_params(axis="x", integer=True)
+    if not np.isfinite(series).any():
+        axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=INK, fontsize=9)
+        return
+    axis.plot(at, series, color=LINE, linewidth=0.8 if many else 1.5, alpha=0.3 if many else 1, label=None if many else name)
+    if many:
+        smooth = np.convolve(np.nan_to_num(series, nan=float(np.nanmean(series))), np.ones(width) / width, mode="valid")
+        axis.plot(at[width - 1 :], smooth, color=LINE, linewidth=1.6, label=name)
+        # Single steps jump: their extremes would flatten what is to be seen.
+        low, high = np.nanpercentile(series, [0.5, 99.5])
+        axis.set_ylim(low - 0.08 * (high - low + 1e-12), high + 0.08 * (high - low + 1e-12))
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float], heights: tuple[float, ...] | None = None) -> tuple[Figure, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Not pyplot: it keeps figures, and would look for a screen.
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
+    for axis in axes.flat:
+        axis.grid(color=FAINT, linewidth=0.6, alpha=0.7)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_color(FAINT)
+        axis.tick_params(colors=INK, labelsize=9, length=0)
+    return figure, axes
+
+
+def _save(figure: Figure, title: str, path: Path) -> Path:
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, weight="bold")
+    # Without the version in the file: equal figures have equal bytes.
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    return path
