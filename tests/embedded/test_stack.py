@@ -95,6 +95,10 @@ def test_strays_without_a_record_are_seen_and_ended(tmp_path, capsys):
     """A process of this state whose record is lost shows in status and is ended by down."""
     tag = triton.stack_tag(tmp_path)
     launch("lost", [sys.executable, "-c", "import time; time.sleep(60)"], {**os.environ, TAG: tag}, tmp_path / "lost.log")
+    # Its environment can be read a moment after it was started, not at once.
+    deadline = time.monotonic() + 10
+    while not stack.strays(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert main(["status", "--home", str(tmp_path)]) == 1
     assert "1 stray" in capsys.readouterr().out
     assert main(["down", "--home", str(tmp_path)]) == 0
