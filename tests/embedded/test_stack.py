@@ -127,6 +127,14 @@ def sessions(pids):
     return found
 
 
+def listening(process):
+    """The addresses a process listens at: none if it has ended meanwhile."""
+    try:
+        return {c.laddr.ip for c in process.net_connections() if c.status == psutil.CONN_LISTEN}
+    except psutil.NoSuchProcess:
+        return set()
+
+
 @pytest.mark.slow
 def test_a_started_stack_is_healthy_private_and_tagged(running, capsys):
     """All services are healthy, listen on the loopback address only, lead their own sessions, and every process carries the tag."""
@@ -136,9 +144,11 @@ def test_a_started_stack_is_healthy_private_and_tagged(running, capsys):
     assert set(running.pids) == SERVICES
     assert all(os.getsid(pid) == pid for pid in running.pids.values())
     members = sessions(set(running.pids.values()))
-    listening = {c.laddr.ip for process in members for c in process.net_connections() if c.status == psutil.CONN_LISTEN}
-    assert listening <= {HOST, f"::ffff:{HOST}"}
-    assert {process.pid for process in members} == set(stack.tagged(triton.stack_tag(running.home)))
+    # Short-lived processes (a health check's) may end between the two looks.
+    assert {HOST} <= set().union(*map(listening, members)) <= {HOST, f"::ffff:{HOST}"}
+    tagged = set(stack.tagged(triton.stack_tag(running.home)))
+    assert set(running.pids.values()) <= tagged
+    assert {process.pid for process in members} & {process.pid for process in sessions(set(running.pids.values()))} <= tagged
     assert running.env["PERENNIAL_MLFLOW_URL"] == f"http://{HOST}:{running.ports.mlflow}"
     with pytest.raises(ConflictError, match="already running"):
         stack.start(running.home, Ports.free())

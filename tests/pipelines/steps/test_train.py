@@ -142,7 +142,7 @@ def test_preemption_of_the_command(encoder, tmp_path):
     while not list(run_dir.glob(".train.k*/heartbeat")) and time.monotonic() < until:
         time.sleep(0.02)
     first.send_signal(signal.SIGTERM)
-    assert "Unavailable: training was asked to leave at step" in first.communicate(timeout=60)[1]
+    assert "Preempted: training was asked to leave at step" in first.communicate(timeout=60)[1]
     assert first.returncode == 1
     assert not (run_dir / "train").exists()
     facts = json.loads(subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True, text=True).stdout)["facts"]
