@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
@@ -29,6 +29,7 @@ from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import MANIFEST, canonical_json
 
 STEPS = Path(__file__).parent / "steps"
+DEFAULT_POLICIES = "never,monthly,quarterly,drift,performance,oracle"
 ORDER = (*TRAINING[:-1], *DRIFT)
 """How help lists the steps; those that are in no line follow by name."""
 
@@ -53,11 +54,38 @@ def _reproduce(params: Params, settings: Settings, *, version: int) -> dict[str,
     return retrain.reproduce(settings, params.case, version)
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"history": _history, "reproduce": _reproduce}
+def _replay(params: Params, settings: Settings, **asked: Any) -> dict[str, Any]:
+    """Replay history under several retrain policies, and show loss against cost: JSON, a picture and a page."""
+    from pipelines.replay import command
+
+    return command.run(params, settings, asked)
+
+
+def _replay_table(answer: dict[str, Any]) -> Any:
+    from pipelines.replay import command
+
+    return command.table(answer)
+
+
+def _replay_options(command: argparse.ArgumentParser) -> None:
+    own = "default: the case's own, replay in params.yaml"
+    command.add_argument("--policies", default=DEFAULT_POLICIES, metavar="LIST", help=f"with commas, of {DEFAULT_POLICIES} (default: all)")
+    command.add_argument("--since", type=parse_day, metavar="DAY", help=f"the first champion learns from the rows before it; {own}")
+    command.add_argument("--until", type=parse_day, metavar="DAY", help=f"where it ends; {own}")
+    command.add_argument("--months", type=int, metavar="N", help="so many calendar months from the start instead of --until")
+    command.add_argument("--price", type=float, metavar="NATS", help=f"what a retraining must save to have paid: mean log-loss of one tick; {own}")
+    command.add_argument(
+        "--seeds", type=parse_seeds, default=(), metavar="LIST", help="training seeds with commas, to show means over them; default: the case's"
+    )
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"history": _history, "reproduce": _reproduce, "replay": _replay}
 """Commands about a case that are no steps; the first line of the docstring is their help, the answer is printed."""
+OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {"replay": _replay_options}
+"""Commands with options of their own; the command gets all of them by name."""
 HOLDS: dict[str, Callable[[Any], bool]] = {"reproduce": lambda answer: answer["identical"]}
 """Commands that answer a question: exit code 1 says no."""
-TABLES: dict[str, Callable[[Any], Any]] = {"history": _history_table}
+TABLES: dict[str, Callable[[Any], Any]] = {"history": _history_table, "replay": _replay_table}
 """What a person at a terminal gets instead of the JSON line, unless ``--json`` asks for it."""
 
 
@@ -79,6 +107,26 @@ def parse_as_of(text: str) -> datetime:
     if moment.microsecond:
         raise argparse.ArgumentTypeError(f"{text!r} has a fraction of a second: a run is named by whole seconds")
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def parse_day(text: str) -> date:
+    """A date; raises argparse's own error if it is none."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date: write 2009-05-01") from error
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas, each once; raises argparse's own error if one is none.
+
+    >>> parse_seeds("2,3,2")
+    (2, 3)
+    """
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers: write 0,1,2") from error
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -105,6 +153,8 @@ def build_parser() -> argparse.ArgumentParser:
         command = _command(commands, name, _first_line(function.__doc__))
         if "version" in inspect.signature(function).parameters:
             command.add_argument("--version", required=True, type=int, metavar="NUMBER", help="a model version, as MLflow, Triton and the history number it")
+        if name in OPTIONS:
+            OPTIONS[name](command)
         if name in TABLES:
             command.add_argument("--json", action="store_true", help="one line of JSON, also on a terminal")
     return parser
@@ -132,7 +182,8 @@ def run_command(given: argparse.Namespace, params: Params, settings: Settings) -
     A step's manifest is described as ``{step, case, as_of, key, manifest, facts}``; other answers are given as they are.
     """
     if given.command in COMMANDS:
-        more = {"version": given.version} if hasattr(given, "version") else {}
+        common = {"command", "case", "debug", "json"}
+        more = {name: value for name, value in vars(given).items() if name not in common}
         return COMMANDS[given.command](params, settings, **more)
     run = import_module(f"pipelines.steps.{given.command}").run
     takes = set(inspect.signature(run).parameters)
