@@ -1,7 +1,7 @@
 """Candidates, kept by what they were trained from: policies that train on the same rows share one training.
 
-``<state>/replay/<case>/candidates/<key>`` holds ``train`` as the train step left it, and links to the dataset of
-the run that trained it first and to the first bundle that was exported from it.
+``<state>/replay/<case>/candidates/<key>`` holds ``train`` as the train step left it, ``runs/<dataset>/export`` as the
+export step did for each holdout, and links to the dataset that it was trained from first and to its first bundle.
 """
 
 from __future__ import annotations
@@ -82,14 +82,22 @@ def served_by(settings: Settings, release: Release) -> str:
 
 
 def exported(world: World, settings: Settings, run_dir: Path, as_of: datetime) -> None:
-    """The bundle of ``run_dir`` with its reference: the export step, or for a head its scores of the holdout and no network."""
+    """The bundle of ``run_dir`` with its reference: the export step, or for a head its scores of the holdout and no network.
+
+    Policies with the same candidate and the same dataset, holdout included, share it; ``run_dir/export`` links to it.
+    """
+    folder = (run_dir / "train").resolve().parent
+    shared = folder / "runs" / storage.read_manifest(run_dir / "dataset").key[:LENGTH]
+    shared.mkdir(parents=True, exist_ok=True)
+    link(shared / "dataset", run_dir / "dataset")
+    link(shared / "train", folder / "train")
     if world.by_head:
-        heads.export_reference(world.params, world.fields, settings, run_dir, as_of)
-        return
-    export.run(world.params, settings, run_dir, as_of)
-    kept = (run_dir / "train").resolve().parent / BUNDLE
-    if not (kept / storage.MANIFEST).exists():
-        link(kept, run_dir / "export")
+        heads.export_reference(world.params, world.fields, settings, shared, as_of)
+    else:
+        export.run(world.params, settings, shared, as_of)
+        if not has_bundle(world, folder.name):
+            link(folder / BUNDLE, shared / "export")
+    link(run_dir / "export", shared / "export")
 
 
 def has_bundle(world: World, key: str) -> bool:

@@ -28,13 +28,13 @@ def table(answer: dict[str, Any]) -> Any:
     """The policies as a table for the terminal, the cheapest in loss and price first."""
     from rich.table import Table
 
-    from pipelines.reports.frontier import COLUMNS, cells
+    from pipelines.reports.frontier import cells, columns
 
     found = Table(
         title=f"{answer['case']}, {answer['from'][:10]} to {answer['until'][:10]}; a retraining costs {answer['price_per_retrain']:g} {answer['price_unit']}"
     )
     found.caption = answer["files"]["html"]
-    for title, _ in COLUMNS:
+    for title, _ in columns(answer):
         found.add_column(title, justify="left" if title == "policy" else "right")
     for row in cells(answer):
         found.add_row(*row)

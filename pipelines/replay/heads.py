@@ -1,6 +1,6 @@
 """Candidates of model kind ``embedding``: the encoder never changes, so a text is embedded once and a score is one matrix product.
 
-The scores are those of the exported network up to rounding; a test holds them together.
+The scores are those of the network up to rounding; a test holds them to it.
 """
 
 from __future__ import annotations

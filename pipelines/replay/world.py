@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import import_module
@@ -97,11 +96,9 @@ def played(params: Params, settings: Settings, seed: int | None) -> Params:
 
 
 def link(path: Path, target: Path) -> None:
-    """Let ``path`` be a link to ``target``, whatever link was there."""
+    """Let ``path`` be a link to the folder ``target``, whatever link was there."""
     if path.is_symlink():
         if path.readlink() == target:
             return
         path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
     path.symlink_to(target, target_is_directory=True)

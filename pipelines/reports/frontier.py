@@ -15,35 +15,44 @@ STYLE = {
 }
 """Colour and mark of each policy."""
 METRICS = {"log_loss": "log-loss", "roc_auc": "ROC-AUC", "macro_f1": "macro-F1", "accuracy": "accuracy"}
-COLUMNS = (
-    ("policy", "when it retrains"),
-    ("mean log-loss", "over the ticks that count, each alike; lower is better"),
-    ("worst", "the largest log-loss of a tick"),
-    ("quality", "mean ROC-AUC, or macro-F1 with classes; higher is better"),
-    ("retrains", "training runs after the first champion"),
-    ("promoted", "of them, what the gate let through"),
-    ("seconds", "of training, measured"),
-    ("loss + price", "mean log-loss plus the price of the retrainings, per tick"),
-    ("regret", "above the oracle's"),
-    ("frontier", "no other policy is as good and as cheap"),
-)
-"""The table's columns, and what they mean."""
+
+
+def columns(summary: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The table's columns, and what they mean."""
+    tick = summary["tick"]
+    return (
+        ("policy", "when it retrains"),
+        ("mean log-loss", f"over the {tick}s that count, each alike; lower is better"),
+        (f"worst {tick}", f"the {tick} with the largest log-loss"),
+        (f"mean {METRICS[_quality(summary)]}", "higher is better"),
+        ("retrains", "training runs after the first champion"),
+        ("promoted", "of them, those that the gate let through"),
+        ("training s", "seconds of training, measured"),
+        ("loss + price", f"mean log-loss plus the price of the retrainings, spread over the {tick}s that count"),
+        ("regret", "loss and price above the oracle's"),
+        ("frontier", "no other policy is as good and as cheap"),
+    )
+
+
+def _quality(summary: dict[str, Any]) -> str:
+    """The metric that is shown beside the loss."""
+    first = next(iter(summary["policies"].values()))
+    return next(name for name in ("macro_f1", "roc_auc", "log_loss") if name in first["means"])
 
 
 def cells(summary: dict[str, Any]) -> list[list[str]]:
     """The table's rows as texts, the lowest loss and price first."""
     ordered = sorted(summary["policies"].items(), key=lambda item: item[1]["total"])
-    return [_row(name, one) for name, one in ordered]
+    return [_row(name, one, _quality(summary)) for name, one in ordered]
 
 
-def _row(name: str, one: dict[str, Any]) -> list[str]:
-    quality = next((one["means"][metric] for metric in ("roc_auc", "macro_f1") if metric in one["means"]), None)
+def _row(name: str, one: dict[str, Any], quality: str) -> list[str]:
     regret = one["regret"]
     return [
         name,
         f"{one['means']['log_loss']:.3f}",
         f"{one['worst']['log_loss']:.3f} ({one['worst']['tick']})",
-        "-" if quality is None else f"{quality:.3f}",
+        f"{one['means'][quality]:.3f}",
         _count(one["retrains"]),
         _count(one["promotions"]),
         f"{one['train_seconds']:.0f}",
@@ -101,13 +110,17 @@ def _frontier_panel(panel: Any, summary: dict[str, Any]) -> None:
     widest = max(one["retrains"] for one in found.values())
     edge = [*best, (widest, best[-1][1])]
     panel.step([x for x, _ in edge], [y for _, y in edge], where="post", color="#c3cad5", linewidth=1.2, linestyle="--", zorder=1)
+    places: dict[tuple[float, float], list[str]] = {}
     for name, one in found.items():
         colour, mark = STYLE[name]
         if len(summary["by_seed"]) > 1:
             seeds = [of[name] for of in summary["by_seed"].values()]
             panel.scatter([of["retrains"] for of in seeds], [of["means"]["log_loss"] for of in seeds], color=colour, marker=mark, s=18, alpha=0.35, zorder=2)
         panel.scatter(one["retrains"], one["means"]["log_loss"], color=colour, marker=mark, s=150 if name == "oracle" else 80, zorder=3)
-        panel.annotate(name, (one["retrains"], one["means"]["log_loss"]), xytext=(8, 6), textcoords="offset points", fontsize=10, color=colour)
+        places.setdefault((one["retrains"], round(one["means"]["log_loss"], 4)), []).append(name)
+    for place, names in places.items():  # policies that did the same share a label
+        panel.annotate(", ".join(names), place, xytext=(8, 6), textcoords="offset points", fontsize=10, color=STYLE[names[0]][0])
+    panel.xaxis.get_major_locator().set_params(integer=True)
     panel.set_xlim(-0.04 * max(1, widest) - 0.3, widest * 1.18 + 0.6)
     panel.margins(y=0.12)
     panel.set_xlabel("retrainings")
@@ -120,8 +133,10 @@ def _time_panel(panel: Any, summary: dict[str, Any]) -> None:
     for name, one in summary["policies"].items():
         colour, mark = STYLE[name]
         known = [(at, loss) for at, loss in enumerate(one["log_loss_by_tick"]) if loss is not None]
-        wide = name == "drift"
-        panel.plot([at for at, _ in known], [loss for _, loss in known], color=colour, linewidth=2.2 if wide else 1.3, zorder=3 if wide else 2, label=name)
+        # Policies may do the same for a while: the thick line is seen below a dashed one.
+        forms: dict[str, dict[str, Any]] = {"drift": {"linewidth": 2.6}, "performance": {"linestyle": (0, (4, 3)), "linewidth": 1.4}}
+        form = forms.get(name, {"linewidth": 1.3})
+        panel.plot([at for at, _ in known], [loss for _, loss in known], color=colour, label=name, zorder=2, **form)
         losses = dict(known)
         served = [tick["candidate"] for tick in first[name]["ticks"]]
         changed = [at for at in range(1, len(served)) if served[at] != served[at - 1] and at in losses]
@@ -130,7 +145,8 @@ def _time_panel(panel: Any, summary: dict[str, Any]) -> None:
     every = max(1, len(labels) // 14)
     panel.set_xticks(range(0, len(labels), every), labels[::every], rotation=45, ha="right", fontsize=8)
     panel.set_title(f"log-loss by {summary['tick']}; a mark: another model serves", loc="left", fontsize=11)
-    panel.legend(frameon=False, fontsize=9, ncols=3)
+    panel.legend(frameon=False, fontsize=9, ncols=3, loc="upper left")
+    panel.set_ylim(top=panel.get_ylim()[1] * 1.1)
 
 
 # --- the page -----------------------------------------------------------------------------------
@@ -150,7 +166,7 @@ def page(summary: dict[str, Any]) -> str:
     return environment.from_string(_TEMPLATE).render(
         s=summary,
         chart=_svg(summary),
-        columns=COLUMNS,
+        columns=columns(summary),
         rows=cells(summary),
         headline=headline(summary),
         trainings={name: of for name, of in trainings.items() if of},
@@ -172,7 +188,24 @@ def headline(summary: dict[str, Any]) -> str:
         best = found[paid]
         text += f"; at {summary['price_per_retrain']:g} a retraining, {paid} pays best ({best['means']['log_loss']:.3f} with {_count(best['retrains'])})."
     edge = [name for name, one in found.items() if one["on_frontier"]]
-    return f"{text} On the frontier: {', '.join(edge)}."
+    return f"{text} On the frontier: {', '.join(edge)}.{_against_drift(summary, least)}"
+
+
+def _against_drift(summary: dict[str, Any], least: str) -> str:
+    """From which price on the drift policy pays better than the one with the lowest loss."""
+    drift, other = summary["policies"].get("drift"), summary["policies"][least]
+    if drift is None or least == "drift" or not drift["retrains"] < other["retrains"]:
+        return ""
+    price = break_even(summary, "drift", least)
+    return f" Where a retraining costs more than {price:.3f} {summary['price_unit']}, drift pays better than {least}."
+
+
+def break_even(summary: dict[str, Any], cheap: str, good: str) -> float:
+    """The price of a retraining at which two policies are worth the same: loss saved over all ticks that count, per retraining more."""
+    one, other = summary["policies"][cheap], summary["policies"][good]
+    counted = sum(tick["counts"] for tick in summary["ticks"])
+    saved: float = (one["means"]["log_loss"] - other["means"]["log_loss"]) * counted / (other["retrains"] - one["retrains"])
+    return saved
 
 
 _TEMPLATE = """<!doctype html>
@@ -212,7 +245,7 @@ A retraining costs {{ "%g" | format(s.price_per_retrain) }} {{ s.price_unit }}; 
 <div class="card"><table>
 <tr><th>after</th><th>asked for by</th><th>verdict</th></tr>
 {% for t in of %}<tr><td class="name">{{ t.tick }}</td>
- <td>{% if t.drift %}{{ t.drift.reason }}{% else %}the calendar{% endif %}</td>
+ <td{% if not t.drift %} class="name"{% endif %}>{{ t.drift.reason if t.drift else "the calendar" }}</td>
  <td><b class="{{ t.outcome }}">{{ t.outcome }}</b> {{ t.reason }}</td></tr>
 {% endfor %}
 </table></div>
