@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,10 @@ def _train(world: World, settings: Settings, as_of: datetime, trigger: Trigger) 
         return {**common, "outcome": "skipped", "reason": str(error), "candidate": None, "seconds": 0.0}
     candidate = candidates.trained(world, settings, run_dir, as_of)
     candidates.exported(world, settings, run_dir, as_of)
-    evaluate.run(params, settings, run_dir, as_of, score=_by_head(world, settings) if world.by_head else None)
+    if world.by_head:
+        evaluate.run_scored_by(partial(heads.of_rows, params, settings), params, settings, run_dir, as_of)
+    else:
+        evaluate.run(params, settings, run_dir, as_of)
     verdict = gate.run(params, settings, run_dir, as_of, trigger).facts
     promoted = verdict["decision"] == "promote"
     if promoted:
@@ -144,10 +148,6 @@ def _train(world: World, settings: Settings, as_of: datetime, trigger: Trigger) 
         "seconds": candidate.seconds,
         "rows": storage.read_manifest(run_dir / "dataset").facts["train_rows"],
     }
-
-
-def _by_head(world: World, settings: Settings) -> evaluate.Score:
-    return lambda bundle, rows, fields: heads.of_rows(world.params, settings, bundle, rows, fields)
 
 
 def _release(world: World, settings: Settings, run_dir: Path, as_of: datetime, trigger: Trigger) -> None:

@@ -24,18 +24,22 @@ ROOMS = ("pipelines.evaluation.metrics", "pipelines.evaluation.slices", "pipelin
 
 
 Score = Callable[[Path, pl.DataFrame, Fields], Any]
+"""Scores ``[n]`` or ``[n, K]`` of a bundle for canonical rows."""
 
 
-def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, score: Score | None = None) -> Manifest:
+def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
     """Write ``scores.parquet`` (id, label, challenger, champion, declared slice columns) to ``run_dir/evaluate``.
 
     With classes a score is an array of all classes' probabilities, and the facts hold the challenger's
     ``confusion``. Where the dataset keeps rows from before the window, ``history`` says what each model still
     knows of them. The champion is the release before ``as_of``, scored anew on the same rows from its own bundle; a metric
-    from another holdout would not be comparable. ``score`` (bundle, canonical rows, fields) stands in for ONNX
-    Runtime where bundles hold no network. Raises IntegrityError if the champion's bundle is missing.
+    from another holdout would not be comparable. Raises IntegrityError if its bundle is missing.
     """
-    of = score or _scores
+    return run_scored_by(_scores, params, settings, run_dir, as_of)
+
+
+def run_scored_by(of: Score, params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
+    """:func:`run` with something else than ONNX Runtime, for bundles that hold no network (pipelines/replay)."""
     fields = load_fields(params.case)
     dataset = storage.read_manifest(run_dir / "dataset")
     export = storage.read_manifest(run_dir / "export")
