@@ -29,6 +29,7 @@ from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import MANIFEST, canonical_json
 
 STEPS = Path(__file__).parent / "steps"
+WHY = "why; kept for good"
 ORDER = (*TRAINING[:-1], *DRIFT)
 """How help lists the steps; those that are in no line follow by name."""
 
@@ -53,7 +54,21 @@ def _reproduce(params: Params, settings: Settings, *, version: int) -> dict[str,
     return retrain.reproduce(settings, params.case, version)
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"history": _history, "reproduce": _reproduce}
+def _retrain(params: Params, settings: Settings, *, as_of: datetime, reason: str) -> dict[str, Any]:
+    """Train, judge and release a candidate by hand: the whole line, as the training DAG runs it."""
+    answers = {step: _run_step(step, params, settings, as_of, reason) for step in TRAINING}
+    verdict, release = answers["gate"].facts, answers["rollout"].facts
+    return {
+        "case": params.case,
+        "as_of": as_of.isoformat(),
+        "version": answers["register"].facts["version"],
+        **{name: verdict[name] for name in ("decision", "rule", "reason")},
+        "outcome": release["outcome"],
+        "champion": answers["reconcile"]["champion"],
+    }
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"history": _history, "reproduce": _reproduce, "retrain": _retrain}
 """Commands about a case that are no steps; the first line of the docstring is their help, the answer is printed."""
 HOLDS: dict[str, Callable[[Any], bool]] = {"reproduce": lambda answer: answer["identical"]}
 """Commands that answer a question: exit code 1 says no."""
@@ -95,15 +110,20 @@ def build_parser() -> argparse.ArgumentParser:
         takes = _arguments_of_run(tree)
         if "as_of" in takes:
             # A step's folder is named by its as_of; what leaves no folder may know a default of its own.
-            needed, about = ("run_dir" in takes), "a date or ISO 8601 time, UTC if no zone is given"
+            needed, about = "run_dir" in takes, "a date or ISO 8601 time, UTC if no zone is given"
             command.add_argument("--as-of", required=needed, type=parse_as_of, metavar="TIME", help=f"the run's clock: {about}")
         if "trigger" in takes:
             command.add_argument("--trigger", choices=get_args(Trigger), help="what started the run: initial before the first champion, else manual")
         if "reason" in takes:
-            command.add_argument("--reason", required=True, metavar="TEXT", help="why; kept in the ledger for good")
+            command.add_argument("--reason", required=takes["reason"], metavar="TEXT", help=WHY)
     for name, function in COMMANDS.items():
         command = _command(commands, name, _first_line(function.__doc__))
-        if "version" in inspect.signature(function).parameters:
+        takes_too = inspect.signature(function).parameters
+        if "as_of" in takes_too:
+            command.add_argument("--as-of", required=True, type=parse_as_of, metavar="TIME", help="a date or ISO 8601 time, UTC if no zone is given")
+        if "reason" in takes_too:
+            command.add_argument("--reason", required=True, metavar="TEXT", help=WHY)
+        if "version" in takes_too:
             command.add_argument("--version", required=True, type=int, metavar="NUMBER", help="a model version, as MLflow, Triton and the history number it")
         if name in TABLES:
             command.add_argument("--json", action="store_true", help="one line of JSON, also on a terminal")
@@ -121,9 +141,13 @@ def _first_line(text: str | None) -> str:
     return (text or "").partition("\n")[0]
 
 
-def _arguments_of_run(tree: ast.Module) -> set[str]:
-    runs = [node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
-    return {argument.arg for arguments in runs for argument in (*arguments.args, *arguments.kwonlyargs)}
+def _arguments_of_run(tree: ast.Module) -> dict[str, bool]:
+    """The arguments of a step's ``run`` by name, and whether each must be given."""
+    [run] = [node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
+    positional = [argument.arg for argument in run.args]
+    optional = set(positional[len(positional) - len(run.defaults) :])
+    optional |= {argument.arg for argument, default in zip(run.kwonlyargs, run.kw_defaults, strict=True) if default is not None}
+    return {name: name not in optional for name in (*positional, *(argument.arg for argument in run.kwonlyargs))}
 
 
 def run_command(given: argparse.Namespace, params: Params, settings: Settings) -> Any:
@@ -132,21 +156,27 @@ def run_command(given: argparse.Namespace, params: Params, settings: Settings) -
     A step's manifest is described as ``{step, case, as_of, key, manifest, facts}``; other answers are given as they are.
     """
     if given.command in COMMANDS:
-        more = {"version": given.version} if hasattr(given, "version") else {}
-        return COMMANDS[given.command](params, settings, **more)
-    run = import_module(f"pipelines.steps.{given.command}").run
-    takes = set(inspect.signature(run).parameters)
-    offers: dict[str, Any] = {"params": params, "settings": settings, "actor": settings.who, "reason": getattr(given, "reason", None)}
-    if getattr(given, "as_of", None) is not None:
-        offers |= {"as_of": given.as_of, "run_dir": settings.run_dir(params.case, given.as_of)}
-    if "trigger" in takes:
-        champion = ledger.champion_before(settings.ledger, params.case, given.as_of)
-        offers["trigger"] = given.trigger or ("initial" if champion is None else "manual")
-    answer = run(**{name: value for name, value in offers.items() if name in takes})
+        function = COMMANDS[given.command]
+        more = {name: getattr(given, name) for name in inspect.signature(function).parameters if hasattr(given, name)}
+        return function(params, settings, **more)
+    reason, as_of = getattr(given, "reason", None), getattr(given, "as_of", None)
+    answer = _run_step(given.command, params, settings, as_of, reason, getattr(given, "trigger", None))
     if not isinstance(answer, Manifest):
         return answer.model_dump(mode="json") if isinstance(answer, BaseModel) else answer
     manifest = settings.run_dir(params.case, answer.as_of) / given.command / MANIFEST
     return answer.model_dump(mode="json", include={"step", "case", "as_of", "key", "facts"}) | {"manifest": str(manifest)}
+
+
+def _run_step(name: str, params: Params, settings: Settings, as_of: datetime | None, reason: str | None, trigger: Trigger | None = None) -> Any:
+    run = import_module(f"pipelines.steps.{name}").run
+    takes = set(inspect.signature(run).parameters)
+    offers: dict[str, Any] = {"params": params, "settings": settings, "actor": settings.who, "reason": reason}
+    if as_of is not None:
+        offers |= {"as_of": as_of, "run_dir": settings.run_dir(params.case, as_of)}
+        if "trigger" in takes:
+            champion = ledger.champion_before(settings.ledger, params.case, as_of)
+            offers["trigger"] = trigger or ("initial" if champion is None else "manual")
+    return run(**{name: value for name, value in offers.items() if name in takes})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -185,6 +185,22 @@ class GateParams(Strict):
     min_slice_rows: int = Field(gt=0)
 
 
+class NewData(Strict):
+    """How many labelled rows must be new for a retraining without any drift: ``rows``, or ``share`` of the champion's training rows.
+
+    Given both, the smaller number counts.
+    """
+
+    rows: int | None = Field(default=None, gt=0)
+    share: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> NewData:
+        if self.rows is None and self.share is None:
+            raise ValueError("new_data needs rows or share: give one, or null to switch it off")
+        return self
+
+
 class DriftParams(Strict):
     """Windows, tests and the retrain policy of ../drift/policy.py."""
 
@@ -210,6 +226,10 @@ class DriftParams(Strict):
     max_retrains_days: float = Field(gt=0)
     min_new_labels: tuple[int, int, float]
     """(at most, at least, share of the champion's training rows): new labelled rows a retrain needs."""
+    triggers: tuple[Literal["drift", "performance"], ...] = ("drift", "performance")
+    """What may open an episode: inputs and outputs that moved, arrived labels that show more errors."""
+    new_data: NewData | None = None
+    """New labelled rows that open an episode by themselves; ``None``: none do."""
     report_rows: int = Field(gt=0)
     ignore: tuple[str, ...] = ()
     """Fields that are profiled and shown but never decide: those that move by construction, like the month."""

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-Trigger = Literal["initial", "schedule", "drift", "manual"]
+EpisodeTrigger = Literal["drift", "performance", "volume"]
+"""What opens an episode: inputs or outputs moved, arrived labels show more errors, or enough labelled rows are new."""
+Trigger = Literal["initial", "schedule", "drift", "performance", "volume", "manual"]
 Decision = Literal["promote", "reject", "inconclusive"]
 
 

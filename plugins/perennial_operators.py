@@ -76,7 +76,7 @@ class StepOperator(BaseOperator):
                 "as_of": lambda: as_of,
                 "run_dir": lambda: settings.run_dir(self.case, as_of),
                 "trigger": lambda: resolve_trigger(given.get("trigger"), run.run_type, has_champion=_has_champion(settings, self.case, as_of)),
-                "reason": lambda: given["reason"],
+                "reason": lambda: given.get("reason"),
                 "actor": lambda: run.triggering_user_name or settings.who,
             }
             step = importlib.import_module(f"pipelines.steps.{self.step}").run
@@ -92,7 +92,7 @@ class StepOperator(BaseOperator):
         if self.step == "register":
             self.link = f"{settings.mlflow_url}/#/models/{self.case}/versions/{result.facts['version']}"
         if self.step == "drift":
-            asked = {"as_of": as_of.isoformat(), "trigger": "drift", "episode": result.facts["episode"], "evidence": f"{folder}/report.json"}
+            asked = {"as_of": as_of.isoformat(), "trigger": result.facts["trigger"], "episode": result.facts["episode"], "evidence": f"{folder}/report.json"}
             context["ti"].xcom_push(key="retrain", value=asked if result.facts["action"] == "retrain" else {})
         return {**small(result.facts), "as_of": as_of.isoformat(), "manifest": f"{folder}/manifest.json"}
 

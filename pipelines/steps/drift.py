@@ -25,7 +25,7 @@ from pipelines.drift.windows import drift_window
 from pipelines.fields import Fields
 from pipelines.reports import evidently
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 ROOMS = ("pipelines.drift", "pipelines.data.log", "pipelines.fields", "pipelines.reports.evidently")
 MAX_PANELS = 8
 
@@ -79,7 +79,8 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     if decision.episode is not None:
         opened = report.model_dump(mode="json", include={"window", "model_version", "reason", "labels"})
         moved = [feature.feature for feature in features if feature.drifted]
-        ledger.open_episode(settings.ledger, case=params.case, episode=decision.episode, as_of=as_of, evidence={**opened, "features": moved})
+        found = {"trigger": report.policy.get("trigger"), **opened, "features": moved}
+        ledger.open_episode(settings.ledger, case=params.case, episode=decision.episode, as_of=as_of, evidence=found)
     return _commit(params, settings, run_dir, as_of, made, report, bundle.parent / "dataset" / "train.parquet")
 
 
@@ -133,7 +134,9 @@ def _decide(params: Params, settings: Settings, as_of: datetime, window: Window,
         value = {"as_of": as_of.isoformat(), "policy": after.model_dump(mode="json")}
         recorded = ledger.record_drift_state(url, case=case, as_of=as_of, state=value, evidence_hash=storage.digest(evidence))
     stands = policy.PolicyState.model_validate(recorded["policy"])
-    about = stands.model_dump(mode="json", include={"path", "log_e", "alarmed", "clean", "marks", "drops", "retrained_at", "cooldown_days", "cooldown_until"})
+    about = stands.model_dump(
+        mode="json", include={"path", "trigger", "verdict", "log_e", "alarmed", "clean", "marks", "drops", "retrained_at", "cooldown_days", "cooldown_until"}
+    )
     return Decision(stands.name, stands.action, stands.reason, stands.episode, about)
 
 
@@ -177,7 +180,8 @@ def _commit(params: Params, settings: Settings, run_dir: Path, as_of: datetime, 
         page = None if report.action == "none" or trained_on is None else _draw(params, settings, report, folder / "drift.html", trained_on)
         written = report.model_copy(update={"quality": {**report.quality, "page": page}})
         (folder / "report.json").write_text(storage.canonical_json(written))
-        return {"state": report.state, "action": report.action, "episode": report.episode, "reason": report.reason, "page": page}
+        trigger = report.policy.get("trigger") if report.episode is not None else None
+        return {"state": report.state, "action": report.action, "episode": report.episode, "trigger": trigger, "reason": report.reason, "page": page}
 
     return storage.commit(run_dir / "drift", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
 

@@ -5,6 +5,7 @@ import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -143,6 +144,8 @@ def test_a_step_gets_the_options_that_its_run_names(tmp_path: Path, monkeypatch:
     for wrong in (["one", "--case", "loans", "--reason", "R", "--as-of", "2020-05-01"], ["two", "--case", "loans"]):
         with pytest.raises(SystemExit):
             parser.parse_args(wrong)
+    (tmp_path / "four.py").write_text('"""four: fourth."""\ndef run(params, settings, run_dir, as_of, *, reason=None): ...\n')
+    assert cli.build_parser().parse_args(["four", "--case", "loans", "--as-of", "2020-05-01"]).reason is None
     (tmp_path / "three.py").write_text('"""three: third."""\ndef run(params, settings, *, as_of=None): ...\n')
     assert cli.build_parser().parse_args(["three", "--case", "loans"]).as_of is None
 
@@ -167,6 +170,28 @@ def test_a_run_knows_what_started_it(given: list[str], champion: str | None, exp
     monkeypatch.setattr(gate, "run", lambda params, settings, run_dir, as_of, trigger="manual": seen.append(trigger))
     assert cli.main(["gate", "--case", "loans", "--as-of", "2020-05-01", *given]) == 0
     assert seen == [expected]
+
+
+def test_retraining_by_hand_is_the_whole_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """`retrain` runs the steps of a training run in their order under the trigger manual, hands the reason on, and needs one."""
+    seen = []
+    monkeypatch.setattr(cli.ledger, "champion_before", lambda *_: "one")
+    facts = {"version": 3, "decision": "reject", "rule": "upper_bound", "reason": "worse", "outcome": "kept"}
+
+    def step(name):
+        def run(params, settings, run_dir, as_of, *, trigger="schedule", reason=None):
+            seen.append((name, as_of.isoformat(), trigger, reason))
+            return {"champion": 2} if name == "reconcile" else SimpleNamespace(facts=facts)
+
+        return SimpleNamespace(run=run)
+
+    monkeypatch.setattr(cli, "import_module", lambda name: step(name.rpartition(".")[2]))
+    assert cli.main(["retrain", "--case", "loans", "--as-of", "2020-05-01", "--reason", "new branch opened"]) == 0
+    assert seen == [(name, "2020-05-01T00:00:00+00:00", "manual", "new branch opened") for name in TRAINING]
+    answer = json.loads(capfd.readouterr().out)
+    assert (answer["version"], answer["decision"], answer["outcome"], answer["champion"]) == (3, "reject", "kept", 2)
+    with pytest.raises(SystemExit):
+        cli.main(["retrain", "--case", "loans", "--as-of", "2020-05-01"])
 
 
 @pytest.mark.parametrize(("identical", "code"), [(True, 0), (False, 1)])

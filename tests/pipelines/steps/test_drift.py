@@ -149,7 +149,9 @@ def test_drift_asks_for_training_once(replayed):
     assert (last.state, last.policy["kind"]) == ("RETRAINING", "covariate")
     assert {"age", "salary"} <= {feature.feature for feature in last.features if feature.drifted}
     assert last.episode == f"loans-{after(DRIFT_AT + 1):%Y%m%dT%H%M%SZ}"
-    assert [row["episode"] for row in ledger.episodes(replayed.ledger, "loans")] == [last.episode]
+    [opened] = ledger.episodes(replayed.ledger, "loans")
+    assert (opened["episode"], opened["evidence"]["trigger"]) == (last.episode, "drift")
+    assert last.policy["trigger"] == storage.read_manifest(replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift").facts["trigger"] == "drift"
     page = replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift" / "drift.html"
     assert "<html" in page.read_text()[:2000].lower()
 
