@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines import ledger
 from pipelines.config import Params, Settings, case_names, load_params
-from pipelines.contracts import Manifest, Trigger
+from pipelines.contracts import AlertRule, Manifest, Trigger
 from pipelines.errors import ConfigError, PerennialError
 from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import MANIFEST, canonical_json
@@ -68,7 +68,21 @@ def _retrain(params: Params, settings: Settings, *, as_of: datetime, reason: str
     }
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"history": _history, "reproduce": _reproduce, "retrain": _retrain}
+def _alerts(params: Params, settings: Settings) -> dict[str, Any]:
+    """The alerts that a case had: since when, how often found, open or resolved; and the silences in force."""
+    found = ledger.alerts(settings.ledger, params.case)
+    newest = ledger.alert_runs(settings.ledger, params.case, last=1)
+    silences = ledger.silences(settings.ledger, params.case, datetime.fromisoformat(newest[0]["as_of"])) if newest else []
+    return {"case": params.case, "alerts": [alert.model_dump(mode="json") for alert in found], "silences": silences}
+
+
+def _silence(params: Params, settings: Settings, *, rule: str, until: datetime, reason: str) -> dict[str, Any]:
+    """Tell nobody of a rule's alerts until a time; they are still counted."""
+    ledger.silence(settings.ledger, case=params.case, rule=rule, until=until, reason=reason, actor=settings.who)
+    return {"case": params.case, "rule": rule, "until": until.isoformat(), "actor": settings.who}
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"history": _history, "reproduce": _reproduce, "retrain": _retrain, "alerts": _alerts, "silence": _silence}
 """Commands about a case that are no steps; the first line of the docstring is their help, the answer is printed."""
 HOLDS: dict[str, Callable[[Any], bool]] = {"reproduce": lambda answer: answer["identical"]}
 """Commands that answer a question: exit code 1 says no."""
@@ -96,6 +110,17 @@ def parse_as_of(text: str) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
+_MOMENT = "a date or ISO 8601 time, UTC if no zone is given"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as_of": {"type": parse_as_of, "metavar": "TIME", "help": f"the run's clock: {_MOMENT}"},
+    "until": {"type": parse_as_of, "metavar": "TIME", "help": _MOMENT},
+    "rule": {"choices": get_args(AlertRule), "help": "whose alerts"},
+    "reason": {"metavar": "TEXT", "help": WHY},
+    "version": {"type": int, "metavar": "NUMBER", "help": "a model version, as MLflow, Triton and the history number it"},
+}
+"""What the commands take beside the case, by the names of their functions' arguments; all of it must be given."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser; it imports no step, so that help and mistakes are answered at once."""
     parser = argparse.ArgumentParser(
@@ -110,21 +135,15 @@ def build_parser() -> argparse.ArgumentParser:
         takes = _arguments_of_run(tree)
         if "as_of" in takes:
             # A step's folder is named by its as_of; what leaves no folder may know a default of its own.
-            needed, about = "run_dir" in takes, "a date or ISO 8601 time, UTC if no zone is given"
-            command.add_argument("--as-of", required=needed, type=parse_as_of, metavar="TIME", help=f"the run's clock: {about}")
+            command.add_argument("--as-of", required="run_dir" in takes, **OPTIONS["as_of"])
         if "trigger" in takes:
             command.add_argument("--trigger", choices=get_args(Trigger), help="what started the run: initial before the first champion, else manual")
         if "reason" in takes:
             command.add_argument("--reason", required=takes["reason"], metavar="TEXT", help=WHY)
     for name, function in COMMANDS.items():
         command = _command(commands, name, _first_line(function.__doc__))
-        takes_too = inspect.signature(function).parameters
-        if "as_of" in takes_too:
-            command.add_argument("--as-of", required=True, type=parse_as_of, metavar="TIME", help="a date or ISO 8601 time, UTC if no zone is given")
-        if "reason" in takes_too:
-            command.add_argument("--reason", required=True, metavar="TEXT", help=WHY)
-        if "version" in takes_too:
-            command.add_argument("--version", required=True, type=int, metavar="NUMBER", help="a model version, as MLflow, Triton and the history number it")
+        for option in (option for option in OPTIONS if option in inspect.signature(function).parameters):
+            command.add_argument(f"--{option.replace('_', '-')}", required=True, **OPTIONS[option])
         if name in TABLES:
             command.add_argument("--json", action="store_true", help="one line of JSON, also on a terminal")
     return parser

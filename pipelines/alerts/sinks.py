@@ -80,7 +80,7 @@ def mail(where: str, params: AlertParams) -> Sink:
         parts = urlsplit(where)
         people = parts.path.strip("/").split("/")
         if parts.scheme != "smtp" or parts.hostname is None or len(people) != 2:
-            raise Undelivered(f"PERENNIAL_ALERT_MAIL is {where!r}: write it like smtp://mail.example.org:25/perennial@example.org/ml@example.org")
+            raise Undelivered("PERENNIAL_ALERT_MAIL is no address: write it like smtp://mail.example.org:25/perennial@example.org/ml@example.org")
         message = EmailMessage()
         body = text(notice, params)
         message["From"], message["To"], message["Subject"] = *people, body.partition("\n")[0].replace("*", "")
