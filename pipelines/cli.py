@@ -26,7 +26,7 @@ from pipelines.config import Params, Settings, case_names, load_params
 from pipelines.contracts import AlertRule, Manifest, Trigger
 from pipelines.errors import ConfigError, PerennialError
 from pipelines.steps import DRIFT, TRAINING
-from pipelines.storage import MANIFEST, canonical_json
+from pipelines.storage import MANIFEST, canonical_json, write_atomic
 
 STEPS = Path(__file__).parent / "steps"
 WHY = "why; kept for good"
@@ -82,8 +82,30 @@ def _silence(params: Params, settings: Settings, *, rule: str, until: datetime, 
     return {"case": params.case, "rule": rule, "until": until.isoformat(), "actor": settings.who}
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"history": _history, "reproduce": _reproduce, "retrain": _retrain, "alerts": _alerts, "silence": _silence}
+def _metrics(params: Params | None, settings: Settings, *, port: int | None = None, host: str = "127.0.0.1") -> dict[str, Any]:
+    """Write what Prometheus may know to metrics.prom in the state folder, or serve it at /metrics on a port."""
+    from pipelines.reports import metrics
+
+    asked = [load_params(case) for case in case_names()] if params is None else [params]
+    if port is not None:
+        metrics.serve(settings, asked, host, port)
+    path = settings.root / "metrics.prom"
+    text = metrics.render(settings, asked)
+    write_atomic(path, text.encode())
+    return {"file": str(path), "series": sum(not line.startswith("#") for line in text.splitlines())}
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "history": _history,
+    "reproduce": _reproduce,
+    "retrain": _retrain,
+    "alerts": _alerts,
+    "silence": _silence,
+    "metrics": _metrics,
+}
 """Commands about a case that are no steps; the first line of the docstring is their help, the answer is printed."""
+EVERY_CASE = {"metrics"}
+"""Commands that speak of all cases unless one is named."""
 HOLDS: dict[str, Callable[[Any], bool]] = {"reproduce": lambda answer: answer["identical"]}
 """Commands that answer a question: exit code 1 says no."""
 TABLES: dict[str, Callable[[Any], Any]] = {"history": _history_table}
@@ -116,9 +138,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "until": {"type": parse_as_of, "metavar": "TIME", "help": _MOMENT},
     "rule": {"choices": get_args(AlertRule), "help": "whose alerts"},
     "reason": {"metavar": "TEXT", "help": WHY},
+    "host": {"metavar": "ADDRESS", "help": "where to listen (127.0.0.1)"},
+    "port": {"type": int, "metavar": "PORT", "help": "listen until the process is ended"},
     "version": {"type": int, "metavar": "NUMBER", "help": "a model version, as MLflow, Triton and the history number it"},
 }
-"""What the commands take beside the case, by the names of their functions' arguments; all of it must be given."""
+"""What the commands take beside the case, by the names of their functions' arguments; what has a default need not be given."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -142,8 +166,10 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--reason", required=takes["reason"], metavar="TEXT", help=WHY)
     for name, function in COMMANDS.items():
         command = _command(commands, name, _first_line(function.__doc__))
-        for option in (option for option in OPTIONS if option in inspect.signature(function).parameters):
-            command.add_argument(f"--{option.replace('_', '-')}", required=True, **OPTIONS[option])
+        for option, argument in inspect.signature(function).parameters.items():
+            if option in OPTIONS:
+                needed = argument.default is argument.empty
+                command.add_argument(f"--{option.replace('_', '-')}", required=needed, default=None if needed else argument.default, **OPTIONS[option])
         if name in TABLES:
             command.add_argument("--json", action="store_true", help="one line of JSON, also on a terminal")
     return parser
@@ -151,7 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
-    command.add_argument("--case", required=True, metavar="CASE", help=f"one of {', '.join(case_names())}")
+    command.add_argument("--case", required=name not in EVERY_CASE, metavar="CASE", help=f"one of {', '.join(case_names())}")
     command.add_argument("--debug", action="store_true", help="show debug logs, and the traceback of an error")
     return command
 
@@ -169,7 +195,7 @@ def _arguments_of_run(tree: ast.Module) -> dict[str, bool]:
     return {name: name not in optional for name in (*positional, *(argument.arg for argument in run.kwonlyargs))}
 
 
-def run_command(given: argparse.Namespace, params: Params, settings: Settings) -> Any:
+def run_command(given: argparse.Namespace, params: Params | None, settings: Settings) -> Any:
     """Run the step or command that was asked for; a step gets those arguments that its ``run`` names.
 
     A step's manifest is described as ``{step, case, as_of, key, manifest, facts}``; other answers are given as they are.
@@ -178,6 +204,7 @@ def run_command(given: argparse.Namespace, params: Params, settings: Settings) -
         function = COMMANDS[given.command]
         more = {name: getattr(given, name) for name in inspect.signature(function).parameters if hasattr(given, name)}
         return function(params, settings, **more)
+    assert params is not None
     reason, as_of = getattr(given, "reason", None), getattr(given, "as_of", None)
     answer = _run_step(given.command, params, settings, as_of, reason, getattr(given, "trigger", None))
     if not isinstance(answer, Manifest):
@@ -206,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What libraries print must not get between the reader of stdout and the one line meant for it.
         with redirect_stdout(sys.stderr):
             settings = _settings()
-            answer = run_command(arguments, load_params(arguments.case), settings)
+            answer = run_command(arguments, None if arguments.case is None else load_params(arguments.case), settings)
     except Exception as error:  # noqa: BLE001 - the last place that can turn an error into one clear line
         known = isinstance(error, PerennialError)
         if arguments.debug:

@@ -361,6 +361,14 @@ def deliveries(url: str, case: str) -> list[dict[str, Any]]:
         return [dict(row) for row in connection.execute(select(_deliveries).where(_deliveries.c.case == case).order_by(*order)).mappings().all()]
 
 
+def undelivered(url: str, case: str) -> dict[str, int]:
+    """By sink that is broken now, i.e. whose newest answer is a failure: how many notices it has not taken."""
+    answers = [row for row in deliveries(url, case) if row["event"] != "claimed"]
+    newest = {row["sink"]: row["event"] for row in sorted(answers, key=lambda row: row["recorded_at"])}
+    open_ = {(row["sink"], row["notice"]) for row in answers} - {(row["sink"], row["notice"]) for row in answers if row["event"] == "delivered"}
+    return {sink: sum(own == sink for own, _ in open_) for sink in sorted(newest) if newest[sink] == "failed"}
+
+
 def silence(url: str, *, case: str, rule: str, until: datetime, reason: str, actor: str) -> None:
     """Tell nobody of a rule's alerts until ``until`` (event time); they are still counted."""
     _insert_first(url, _silences, case=case, rule=rule, until=_text(until), reason=reason, actor=actor)

@@ -58,18 +58,6 @@ def _attempt(url: str, case: str, notice: Notice, name: str, sink: Sink, attempt
         note(event="delivered")
 
 
-def undelivered(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """By sink that is broken now, i.e. whose newest answer is a failure: the notices it has not taken (``rows``: the ledger's deliveries)."""
-    answers = [row for row in rows if row["event"] != "claimed"]
-    found: dict[str, int] = {}
-    for sink in sorted({row["sink"] for row in answers}):
-        own = [row for row in answers if row["sink"] == sink]
-        if max(own, key=lambda row: row["recorded_at"])["event"] == "failed":
-            taken = {row["notice"] for row in own if row["event"] == "delivered"}
-            found[sink] = len({row["notice"] for row in own} - taken)
-    return found
-
-
 def _attempts(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[dict[str, str]]]:
     """By notice and sink the attempts in order, each as ``{event: when}``."""
     found: dict[tuple[str, str], dict[int, dict[str, str]]] = {}

@@ -33,7 +33,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     alerts, fresh = _decide(params, settings, as_of, report)
     earlier = [notice for row in ledger.alert_runs(settings.ledger, params.case, last=LOOK_BACK) for notice in _notices(row)]
     delivery.deliver(settings.ledger, params.case, fresh, earlier, sinks.configured(settings, params.alerts), params.alerts.push)
-    left = delivery.undelivered(ledger.deliveries(settings.ledger, params.case))
+    left = ledger.undelivered(settings.ledger, params.case)
     counts = Counter(alert.severity for alert in alerts if alert.state != "resolved")
 
     def build(folder: Path) -> Mapping[str, Any]:
@@ -74,7 +74,7 @@ def _facts(params: Params, settings: Settings, as_of: datetime, report: DriftRep
         episode=ledger.asking_episode(url, case, as_of),
         champion_since=trained[0] if trained else None,
         judged_until=None if before is None else datetime.fromisoformat(before["policy"]["end"]),
-        undelivered=delivery.undelivered(ledger.deliveries(url, case)),
+        undelivered=ledger.undelivered(url, case),
     )
 
 

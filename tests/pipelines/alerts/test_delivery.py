@@ -41,7 +41,7 @@ def test_what_is_delivered_is_not_sent_again(url):
         delivery.deliver(url, "loans", [notice()], [], {"webhook": sink}, "info")
     assert asked == ["n1"]
     assert events(url) == [("webhook", 1, "claimed"), ("webhook", 1, "delivered")]
-    assert delivery.undelivered(ledger.deliveries(url, "loans")) == {}
+    assert ledger.undelivered(url, "loans") == {}
 
 
 def test_what_failed_is_sent_by_the_next_run(url):
@@ -50,9 +50,9 @@ def test_what_failed_is_sent_by_the_next_run(url):
     log, logged = failing(0)
     both = {"log": log, "webhook": webhook}
     delivery.deliver(url, "loans", [notice()], [], both, "info")
-    assert delivery.undelivered(ledger.deliveries(url, "loans")) == {"webhook": 1}
+    assert ledger.undelivered(url, "loans") == {"webhook": 1}
     delivery.deliver(url, "loans", [notice("n2")], [notice()], both, "info")
-    assert delivery.undelivered(ledger.deliveries(url, "loans")) == {}
+    assert ledger.undelivered(url, "loans") == {}
     delivery.deliver(url, "loans", [], [notice(), notice("n2")], both, "info")
     assert asked == ["n1", "n1", "n2", "n1"]
     assert logged == ["n1", "n2"]
@@ -67,9 +67,9 @@ def test_a_sink_is_given_up_on(url):
     for _ in range(delivery.MAX_ATTEMPTS + 3):
         delivery.deliver(url, "loans", [notice()], [], {"webhook": sink}, "info")
     assert len(asked) == delivery.MAX_ATTEMPTS
-    assert delivery.undelivered(ledger.deliveries(url, "loans")) == {"webhook": 1}
+    assert ledger.undelivered(url, "loans") == {"webhook": 1}
     delivery.deliver(url, "loans", [notice("n2")], [notice()], {"webhook": sink}, "info")
-    assert delivery.undelivered(ledger.deliveries(url, "loans")) == {}
+    assert ledger.undelivered(url, "loans") == {}
 
 
 def test_a_sink_with_a_fault_stops_nobody(url):
