@@ -28,6 +28,8 @@ from pipelines.reports import evidently
 STEP_VERSION = 2
 ROOMS = ("pipelines.drift", "pipelines.data.log", "pipelines.fields", "pipelines.reports.evidently")
 MAX_PANELS = 8
+FAILPOINTS = ("decided", "opened")
+"""Beyond those of a commit: state in the ledger, episode in the ledger."""
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +81,10 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     if decision.episode is not None:
         opened = report.model_dump(mode="json", include={"window", "model_version", "reason", "labels"})
         moved = [feature.feature for feature in features if feature.drifted]
+        storage.failpoint("drift", "decided")
         found = {"trigger": report.policy.get("trigger"), **opened, "features": moved}
         ledger.open_episode(settings.ledger, case=params.case, episode=decision.episode, as_of=as_of, evidence=found)
+        storage.failpoint("drift", "opened")
     return _commit(params, settings, run_dir, as_of, made, report, bundle.parent / "dataset" / "train.parquet")
 
 
