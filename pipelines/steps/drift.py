@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from pipelines.config import Params, Settings
 from pipelines.contracts import DriftReport, Manifest, Release, Window
 from pipelines.data import log as prediction_log
 from pipelines.drift import labels as label_evidence
-from pipelines.drift import policy, reference
-from pipelines.drift.compare import compare, quality, shift
+from pipelines.drift import performance, policy, reference
+from pipelines.drift.compare import compare, quality
+from pipelines.drift.diagnosis import Seen, diagnose, nothing_seen
 from pipelines.drift.profile import Profile, merge, read
 from pipelines.drift.spec import OUTPUTS, count_words, load_spec, numbers
-from pipelines.drift.windows import drift_window
+from pipelines.drift.windows import drift_window, last_windows
 from pipelines.fields import Fields
 from pipelines.reports import evidently
 
@@ -30,8 +32,26 @@ ROOMS = ("pipelines.drift", "pipelines.data.log", "pipelines.fields", "pipelines
 MAX_PANELS = 8
 FAILPOINTS = ("decided", "opened")
 """Beyond those of a commit: state in the ledger, episode in the ledger."""
+WINDOWS = 8
+"""Windows whose performance is shown, beside those whose labels cannot have arrived yet."""
+LOOK_BACK = timedelta(days=31)
+"""How far back days are looked at for the first one that moved; three windows where those are longer."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the log says of the windows that count, as frames of drift/performance.py.
+
+    ``rows``: what was served in ``windows`` (oldest first, the newest is the run's own), with the labels that have arrived; ``fresh``:
+    the champion's rows whose label arrived since the last window that was judged. ``evidence``: what the policy gets of it.
+    """
+
+    rows: pl.DataFrame
+    fresh: pl.DataFrame
+    windows: list[Window]
+    evidence: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,17 +87,19 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     if not same_spec:
         checks["warnings"].append(f"champion {champion.champion}'s reference has feature spec {before.spec}, the window {current.spec}: not compared")
     features = compare(before, current, fields, load_spec(fields), params.drift, champion.champion) if same_spec and current.rows else ()
+    served = _served(params, settings, champion, before, window, as_of, fields)
     evidence = policy.DriftEvidence(
         champion=champion.champion,
         training_rows=before.rows,
         thin=not features or current.rows < params.drift.min_rows,
         problems=tuple(checks["problems"]),
         features=features,
-        **_labels(params, settings, champion, before, window, as_of, len(fields.classes)),
+        **served.evidence,
         outcome=_outcome(params, settings, as_of),
     )
     decision = _decide(params, settings, as_of, window, evidence)
-    report = _report(params.case, window, champion, before, current, decision, evidence, checks)
+    about = _explain(params, champion, before, current, evidence, decision, served, _days(settings, run_dir, champion, window, before.spec), fields)
+    report = _report(params.case, window, champion, before, current, decision, evidence, checks).model_copy(update=about)
     if decision.episode is not None:
         opened = report.model_dump(mode="json", include={"window", "model_version", "reason", "labels"})
         moved = [feature.feature for feature in features if feature.drifted]
@@ -88,22 +110,75 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     return _commit(params, settings, run_dir, as_of, made, report, bundle.parent / "dataset" / "train.parquet")
 
 
-def _labels(params: Params, settings: Settings, champion: Release, before: Profile, window: Window, as_of: datetime, classes: int) -> dict[str, Any]:
-    """Label evidence: what arrived since the last window that was judged, how much of the history has labels, how many are new."""
+def _served(params: Params, settings: Settings, champion: Release, before: Profile, window: Window, as_of: datetime, fields: Fields) -> Served:
+    """Read what was served and labelled: label evidence is what arrived since the last window that was judged, how much of the history has labels, how many are new."""
+    kind, classes = params.drift.window, len(fields.classes)
     earlier = _state(ledger.drift_state_before(settings.ledger, params.case, as_of))
-    marks = [] if earlier is None else [drift_window(mark.end, params.drift.window) for mark in earlier.marks]
+    marks = [] if earlier is None else [drift_window(mark.end, kind) for mark in earlier.marks]
     # Room for labels that took twice their usual time.
     start = min([champion.as_of - timedelta(days=2 * params.label_delay_days + 1), window.start, *(mark.start for mark in marks)])
-    logged = prediction_log.read_predictions(settings, params.case, Window(start=start, end=window.end))
-    served = logged.select("id", "event_time", "version", *OUTPUTS, *(name for name in (prediction_log.SCORES,) if name in logged.columns))
+    late = math.ceil(timedelta(days=params.label_delay_days) / (window.end - window.start))
+    windows = last_windows(window, kind, WINDOWS + late)
+    oldest = min(start, windows[0].start)
+    logged = prediction_log.read_predictions(settings, params.case, Window(start=oldest, end=window.end))
+    extra = [name for name in (prediction_log.SCORES, *params.gate.slices) if name in logged.columns]
+    everything = logged.select("id", "event_time", "version", *OUTPUTS, *extra)
+    labels = label_evidence.possible(prediction_log.read_labels(settings, params.case, window.end, since=oldest), classes)
+    rows = performance.known(everything, labels, window.end)
+    served = everything.filter(pl.col("event_time") >= start)
     since = champion.as_of if earlier is None else earlier.end
-    labels = label_evidence.possible(prediction_log.read_labels(settings, params.case, window.end, since=start), classes)
     fresh = label_evidence.arrived(served, labels, since, window.end)
-    return {
+    evidence = {
         "labels": label_evidence.judge(fresh, champion.champion, before.baseline, params.drift, classes),
         "labelled": label_evidence.coverage(served, labels, [*marks, window], window.end),
         "fresh_labels": label_evidence.arrived(served, labels, champion.as_of, window.end).height,
     }
+    return Served(rows, fresh.filter(pl.col("version") == champion.champion), windows, evidence)
+
+
+def _days(settings: Settings, run_dir: Path, champion: Release, window: Window, spec: str) -> dict[date, Profile]:
+    """The day profiles of this run and of earlier ones, as far back as the champion serves or a change is looked for."""
+    first = max(champion.as_of, window.end - max(LOOK_BACK, 3 * (window.end - window.start)))
+    paths: dict[date, Path] = {}
+    for folder in sorted(run_dir.parent.glob(f"*/profile/{storage.MANIFEST}")):
+        name = folder.parents[1].name
+        if f"{first:%Y%m%dT%H%M%SZ}" <= name <= run_dir.name:
+            made = storage.read_manifest(folder.parent)
+            if made.facts["spec"] == spec:
+                paths |= {date.fromisoformat(day["date"]): settings.root / day["path"] for day in made.facts["days"]}
+    return {day: read(path) for day, path in sorted(paths.items()) if first.date() <= day < window.end.date() and path.exists()}
+
+
+def _explain(
+    params: Params,
+    champion: Release,
+    before: Profile,
+    current: Profile,
+    evidence: policy.DriftEvidence,
+    decision: Decision,
+    served: Served,
+    days: Mapping[date, Profile],
+    fields: Fields,
+) -> dict[str, Any]:
+    """``diagnosis`` and ``performance`` of the report, made once the decision stands."""
+    classes, version = len(fields.classes), champion.champion
+    seen_as = performance.summary(served.rows, served.windows, version, before.baseline, params.gate.slices, params.drift, classes)
+    seen = Seen(
+        version=version,
+        reference=before,
+        window=current,
+        features=evidence.features,
+        labels=evidence.labels,
+        problems=evidence.problems,
+        thin=evidence.thin,
+        days=days,
+        fresh=served.fresh,
+        known=served.rows.filter((pl.col("version") == version) & pl.col("label").is_not_null()),
+        slices=seen_as["slices"],
+        log_e=float((decision.about or {}).get("log_e", 0.0)),
+    )
+    found = diagnose(seen, params.drift, classes)
+    return {"diagnosis": found, "performance": seen_as, "policy": {"kind": found["kind"], **(decision.about or {})}}
 
 
 def _state(found: Mapping[str, Any] | None) -> policy.PolicyState | None:
@@ -156,7 +231,6 @@ def _report(
 ) -> DriftReport:
     features = () if evidence is None else evidence.features
     seen = {} if evidence is None else evidence.model_dump(mode="json", include={"labels", "labelled", "fresh_labels", "training_rows"})
-    judged = {} if evidence is None else {"kind": shift(features, dropped=evidence.labels.drop is not None and evidence.labels.drop.low > 0)}
     return DriftReport(
         case=case,
         window=window,
@@ -171,7 +245,9 @@ def _report(
         action=decision.action,
         reason=decision.reason,
         episode=decision.episode,
-        policy={**judged, **(decision.about or {})},
+        policy=dict(decision.about or {}),
+        diagnosis=nothing_seen("no champion yet: nothing to compare with"),
+        performance=performance.NOTHING,
     )
 
 
