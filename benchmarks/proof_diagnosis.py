@@ -65,7 +65,9 @@ def main() -> None:
     record(
         "proof-diagnosis",
         rows=summary(cells),
-        goals=[goal(f"{kind}: kind and window named, of {len(own)} seeds", sum(cell["right"] for cell in own), needed, "higher") for kind, own in by_kind(cells)],
+        goals=[
+            goal(f"{kind}: kind and window named, of {len(own)} seeds", sum(cell["right"] for cell in own), needed, "higher") for kind, own in by_kind(cells)
+        ],
         seconds=time.perf_counter() - began,
         packages=("numpy", "scipy", "polars", "torch", "onnxruntime"),
         more={"definition": (__doc__ or "").split("\n\n")[2].replace("\n", " "), "cells": cells},

@@ -13,8 +13,8 @@ from pipelines.drift.spec import Scale
 def describe(before: Column, now: Column, scale: Scale | None) -> dict[str, Any] | None:
     """The two sides of one feature; None if one of them has no values.
 
-    A number: ``{"kind": "number", "before": [q25, median, q75], "now": ...}`` in the field's units, each the middle of
-    its bin (within 0.8% of the value where the bins are widest). A category: ``{"kind": "category", "value", "before", "now"}``,
+    A number: ``{"kind": "number", "before": [q25, median, q75], "now": ...}`` in the field's units, each the roundest
+    number in its bin (bins are at most 0.8% of a scaled value wide). A category: ``{"kind": "category", "value", "before", "now"}``,
     the value whose share of the rows (0 to 1) changed most; ``value`` is None for values that are not declared.
 
     >>> day = Column(np.array([0, 1]), np.array([30, 10]), vocabulary=("web", "shop"))
@@ -36,4 +36,16 @@ def describe(before: Column, now: Column, scale: Scale | None) -> dict[str, Any]
 def _quartiles(column: Column, scale: Scale) -> list[float]:
     at = np.searchsorted(np.cumsum(column.counts), np.array([0.25, 0.5, 0.75]) * column.n)
     low, high = bounds(column.bins[at], scale)
-    return [float(value) for value in (low + high) / 2]
+    return [roundest(float(first), float(last)) for first, last in zip(low, high, strict=True)]
+
+
+def roundest(low: float, high: float) -> float:
+    """The number with the fewest decimals (powers of ten count as well) within ``[low, high]``, give or take a millionth of a millionth.
+
+    >>> roundest(49.8, 50.3), roundest(83190.0, 83260.0), roundest(-1e-36, 3e-36), roundest(0.4961, 0.4989)
+    (50.0, 83200.0, 0.0, 0.497)
+    """
+    middle = (low + high) / 2
+    slack = 1e-12 * max(1.0, abs(middle))
+    tried = (round(middle, digits) for digits in range(-6, 13))
+    return next((value for value in tried if low - slack <= value <= high + slack), middle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime, timedelta
@@ -21,7 +20,13 @@ from pipelines.drift.spec import OUTPUTS, load_spec
 from pipelines.reports import daily
 
 STEP_VERSION = 1
-ROOMS = ("pipelines.reports.daily", "pipelines.reports.daily_page", "pipelines.reports.daily_charts", "pipelines.reports.daily_words", "pipelines.drift.describe")
+ROOMS = (
+    "pipelines.reports.daily",
+    "pipelines.reports.daily_page",
+    "pipelines.reports.daily_charts",
+    "pipelines.reports.daily_words",
+    "pipelines.drift.describe",
+)
 PAGE = "index.html"
 COLUMNS = 31
 """Days or windows side by side on the page."""
@@ -77,7 +82,8 @@ def _history(run_dir: Path) -> list[dict[str, Any]]:
     """The newest reports, one per window, oldest first, this run's the last."""
     found: dict[str, dict[str, Any]] = {}
     for folder in _runs(run_dir, "drift"):
-        report = json.loads((folder / "report.json").read_bytes())
+        # Through the contract: an earlier release's report lacks what came later.
+        report = DriftReport.model_validate_json((folder / "report.json").read_bytes()).model_dump(mode="json")
         found.setdefault(report["window"]["end"], {**report, "as_of": storage.read_manifest(folder).as_of.isoformat()})
         if len(found) == COLUMNS:
             break
