@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from itertools import groupby, pairwise
+from statistics import median
 from typing import Any
 
 from pipelines.reports.daily_words import View, count, day, moment, psi, rolling, window
@@ -130,9 +131,11 @@ def metric(view: View) -> dict[str, Any] | None:
     if not known:
         return None
     values = [one["log_loss"] for one in known]
-    spread = max(max(values) - min(values), 0.1 * max(values), 1e-3)
+    # Intervals of a few rows would flatten what is to be seen: half of them fit.
+    spread = max(max(values) - min(values), 1.2 * median(one["high"] - one["log_loss"] for one in known), 0.1 * max(values), 1e-3)
     low, high = (max(0.0, min(values) - spread), max(values) + spread)
-    low = max(low, min(one["low"] for one in known)) - 0.05 * spread
+    low = max(low, min(one["low"] for one in known))
+    low -= 0.05 * spread if low else 0.0
     high = min(high, max(one["high"] for one in known)) + 0.05 * spread
     start, end = moment(min(one["start"] for one in found)), max(moment(found[-1]["end"]), moment(view["report"]["window"]["end"]))
     seconds = (end - start).total_seconds()

@@ -31,12 +31,12 @@ STYLE = """
  .bars .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; } .bars .track { position: relative; height: 15px; background: #f3f5f8; } .bars .track i { position: absolute; inset: 0 auto 0 0; border-radius: 0 2px 2px 0; }
  .bars .track u { position: absolute; top: -2px; bottom: -2px; width: 0; border-left: 1.5px dashed #6b7480; } .bars .value { text-align: right; font-variant-numeric: tabular-nums; } .bars .told { color: var(--soft); font-size: 12.5px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
  .bars .axis { position: relative; height: 17px; font-size: 11.5px; color: var(--soft); } .bars .axis span { position: absolute; white-space: nowrap; padding: 0 3px; } .bars .axis span:first-child { transform: translateX(-100%); }
- .bars em { font-style: normal; } .dim { color: #8a929d; } .late { direction: rtl; } .late > * { direction: ltr; } .wide { min-width: 640px; }
+ .bars em { font-style: normal; } .dim { color: #8a929d; } .late { direction: rtl; } .late > * { direction: ltr; }
  .path { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; margin: 6px 0 8px; } .path .s { border: 1px solid #cdd4de; border-radius: 999px; padding: 2px 11px; font-size: 13px; background: #fff; color: var(--soft); }
  .path .was { border-color: #7d93b2; color: var(--ink); } .path .is { background: var(--ink); border-color: var(--ink); color: #fff; font-weight: 600; } .path .bad { background: var(--bad); border-color: var(--bad); }
  .chart { min-width: 640px; width: 100%; height: auto; display: block; } .chart text { font-size: 12px; fill: #5b6470; }
  .critical, .reject { color: var(--bad); font-weight: 600; } .warning, .warn { color: var(--watch); font-weight: 600; } .severe { color: var(--bad); font-weight: 600; } .promote { color: var(--good); font-weight: 600; } .inconclusive { color: var(--soft); font-weight: 600; }
- @media (max-width: 700px) { main { padding: 12px 10px 40px; } h1 { font-size: 21px; } .answers { grid-template-columns: 1fr; } .card { padding: 10px; }
+ @media (max-width: 700px) { .wide { min-width: 860px; } main { padding: 12px 10px 40px; } h1 { font-size: 21px; } .answers { grid-template-columns: 1fr; } .card { padding: 10px; }
   .bars { grid-template-columns: 96px minmax(80px, 1fr) 40px; } .bars .told { grid-column: 1 / -1; margin: -3px 0 5px; white-space: normal; } .bars .told:empty { display: none; }
   .heat .label, .heat td.name { width: 92px; max-width: 92px; font-size: 11px; } .bars em { display: none; } .heat th.col:nth-child(even) { font-size: 0; } .heat .last { width: 40px; font-size: 11px; } .heat th.col { font-size: 9px; } .tiles { grid-template-columns: 1fr 1fr; } }
  @media print { body { background: #fff; font-size: 12px; -webkit-print-color-adjust: exact; print-color-adjust: exact; } main { max-width: none; padding: 0; } .card, .tile, .head { break-inside: avoid; } .card { overflow: visible; } .chart, .wide { min-width: 0; } h2 { break-after: avoid; } a { color: inherit; } }
@@ -73,13 +73,13 @@ TEMPLATE = (
 <div class="tiles">
  <div class="tile"><b>{{ r.current_rows | count }} rows</b><span>served in the window{% if v.served %}, by {% for one in v.served %}v{{ one.version }} ({{ one.rows | count }}){{ ", " if not loop.last }}{% endfor %}{% endif %}{% if r.quality.volume %}; {{ "%.2g" | format(r.quality.volume) }} times the reference's rows per day{% endif %}</span></div>
  <div class="tile"><b>{% if v.champion %}v{{ v.champion.champion }} since {{ v.champion.as_of | day }}{% else %}no champion{% endif %}</b><span>{% if v.champion %}the champion that the window was compared with, trained on {{ r.reference_rows | count }} rows{% else %}nothing to compare with{% endif %}</span></div>
- <div class="tile"><b>{{ r.features | selectattr("drifted") | list | length }} of {{ r.features | rejectattr("ignored") | list | length }} moved</b><span>features whose PSI is surely above {{ v.policy.delta0 }} nats (false discovery rate {{ v.policy.q }}){% if r.diagnosis.since %}; since {{ r.diagnosis.since | day }}{% endif %}</span></div>
+ <div class="tile"><b>{% if r.features %}{{ r.features | selectattr("drifted") | list | length }} of {{ r.features | rejectattr("ignored") | list | length }} moved{% else %}nothing compared{% endif %}</b><span>features whose PSI is surely above {{ v.policy.delta0 }} nats (false discovery rate {{ v.policy.q }}){% if r.diagnosis.since %}; since {{ r.diagnosis.since | day }}{% endif %}</span></div>
  <div class="tile"><b>{{ r.state | replace("_", " ") | lower }}</b><span>{{ meaning.get(r.state, "") }}{% if r.episode %}; episode {{ r.episode }}{% endif %}</span></div>
  <div class="tile"><b>{{ v.alerts | length }} open alert{{ "" if v.alerts | length == 1 else "s" }}</b><span>{% if v.alerts %}{% for name in ("critical", "warning", "info") %}{% set n = v.alerts | selectattr("severity", "equalto", name) | list | length %}{% if n %}{{ n }} {{ name }} {% endif %}{% endfor %}{% else %}nobody has to look{% endif %}</span></div>
 </div>
 
 {% if r.quality.problems or r.quality.warnings %}
-<h2>What is wrong with the rows</h2>
+<h2>{{ "What is wrong with the rows" if r.quality.problems else "About the rows" }}</h2>
 <div class="card">{% for text in r.quality.problems %}<div class="critical">{{ text }}</div>{% endfor %}{% for text in r.quality.warnings %}<div>{{ text }}</div>{% endfor %}</div>
 {% endif %}
 
@@ -135,7 +135,7 @@ TEMPLATE = (
 {% for one in v.releases | reverse %}{% if loop.index <= 8 %}<tr><td>v{{ one.champion }}</td><td class="nw">{{ one.as_of | day }}</td><td>{{ "promotion" if one.action == "promote" else "rollback" }}</td><td class="nw">{{ asked_by.get(one.trigger, one.trigger) }}</td><td>{{ one.reason }}</td></tr>{% endif %}{% endfor %}
 </table></div>
 {% else %}<div class="card">No version has been released yet.</div>{% endif %}
-<p class="soft" style="margin-top: 14px">{% if links.model %}<a href="{{ links.model }}">The champion in MLflow</a> · {% endif %}{% if links.training %}<a href="{{ links.training }}">the training run of this episode</a> · {% endif %}{% if links.evidently %}<a href="{{ links.evidently }}">Evidently's page of this window</a> · {% endif %}{% if links.history %}<a href="{{ links.history }}">all drift runs in Airflow</a>{% endif %}</p>
+<p class="soft" style="margin-top: 14px">{% if links.model %}<a href="{{ links.model }}">The champion in MLflow</a> · {% endif %}{% if links.training %}<a href="{{ links.training }}">the training run of this episode</a> · {% endif %}{% if links.evidently %}<a href="{{ links.evidently }}">Evidently's page of this window</a> (drift/drift.html of this run) · {% endif %}{% if links.history %}<a href="{{ links.history }}">all drift runs in Airflow</a>{% endif %}</p>
 <p class="soft">PSI: population stability index, how far two distributions are apart; debiased: less what so few rows would give by chance. Nats: units of the natural logarithm. Times are UTC; a label counts once it has arrived by {{ v.as_of | day }}.</p>
 </main></body></html>
 """
