@@ -144,6 +144,8 @@ class DriftReport(Value):
 
     ``state``, ``action``, ``reason`` and ``episode`` are the policy's (drift/policy.py), ``policy`` its other facts:
     the path it took, cooldowns, the kind of shift. Without a champion the state is NO_CHAMPION.
+    ``diagnosis`` (drift/diagnosis.py) says what moved, since when and why, ``performance`` (drift/performance.py) how the
+    model did where labels have arrived and is expected to do where not: for people, nothing is decided by them.
     """
 
     case: str
