@@ -5,6 +5,7 @@ from perennial_operators import StepOperator, TriggerOnce
 from perennial_run import DEFAULTS, clock_param, readable_cases, timetable
 
 from pipelines.config import Params
+from pipelines.steps import TELLING
 
 ABOUT = """
 The window of **{case}** that ends at `as_of`: logged predictions are profiled and compared with the champion's
@@ -40,9 +41,9 @@ def drift(params: Params) -> DAG:
         # A skipped retrain is the usual day, not a reason to leave the projections unrepaired.
         reconcile = StepOperator(task_id="reconcile", step="reconcile", case=params.case, trigger_rule=TriggerRule.NONE_FAILED)
         # Beside the event, never before it: what tells people may break and turn red, and the loop goes on.
-        alert = StepOperator(task_id="alert", step="alert", case=params.case)
+        telling = [StepOperator(task_id=step, step=step, case=params.case) for step in TELLING]
         chain(profile, judge, retrain, reconcile)
-        chain(judge, alert)
+        chain(judge, *telling)
     return dag
 
 

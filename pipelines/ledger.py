@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 from sqlalchemy.exc import OperationalError
 
 from pipelines.contracts import Alert, Notice, Release, Trigger
-from pipelines.errors import ConflictError, DataError, IntegrityError, Unavailable
+from pipelines.errors import ConflictError, IntegrityError, Overtaken, Unavailable
 from pipelines.storage import canonical_json, digest, wall_time
 
 _metadata = MetaData()
@@ -54,6 +54,13 @@ _drift_states = Table(
     Column("state", Text, nullable=False),
     Column("evidence_hash", String(64), nullable=False),
     Column("recorded_at", String(40), nullable=False),
+)
+_drift_chain = Table(
+    "drift_chain",
+    _metadata,
+    Column("case", String(64), primary_key=True),
+    Column("previous", String(40), primary_key=True),
+    Column("as_of", String(40), nullable=False),
 )
 _episodes = Table(
     "drift_episodes",
@@ -292,16 +299,24 @@ def drift_state_before(url: str, case: str, as_of: datetime) -> dict[str, Any] |
     return None if row is None else json.loads(row)
 
 
-def record_drift_state(url: str, *, case: str, as_of: datetime, state: dict[str, Any], evidence_hash: str) -> dict[str, Any]:
-    """Keep the policy's state after the window ending at ``as_of``; the first one written stands and is returned."""
+def record_drift_state(url: str, *, case: str, as_of: datetime, state: dict[str, Any], evidence_hash: str, previous: str | None = None) -> dict[str, Any]:
+    """Keep the policy's state after the window ending at ``as_of``; the first one written stands and is returned.
+
+    ``previous`` names the state that it was made from (``""``: none; None: not said). A state has one successor, so that two
+    windows judged at once cannot both open an episode: raises Overtaken, and writes nothing, if another window came first.
+    """
+    row = {"case": case, "as_of": _text(as_of), "state": canonical_json(state), "evidence_hash": evidence_hash, "recorded_at": _text(wall_time())}
     # Where another try of the same window was first, what it wrote is returned.
-    _insert_first(url, _drift_states, case=case, as_of=_text(as_of), state=canonical_json(state), evidence_hash=evidence_hash)
+    with suppress(SqlIntegrityError), _begin(url) as connection:
+        if previous is not None:
+            connection.execute(insert(_drift_chain).values(case=case, previous=previous, as_of=_text(as_of)))
+        connection.execute(insert(_drift_states).values(**row))
     with _begin(url) as connection:
-        row = connection.execute(select(_drift_states.c.state).where(_drift_states.c.case == case, _drift_states.c.as_of == _text(as_of))).scalar()
-    if row is None:
-        raise DataError(f"{case}: the drift state of {as_of.isoformat()} was not kept: check the ledger's database")
-    found: dict[str, Any] = json.loads(row)
-    return found
+        found = connection.execute(select(_drift_states.c.state).where(_drift_states.c.case == case, _drift_states.c.as_of == _text(as_of))).scalar()
+    if found is None:
+        raise Overtaken(f"{case}: a drift run of another window than {as_of.isoformat()} decided first, on the same earlier state; run the step again")
+    kept: dict[str, Any] = json.loads(found)
+    return kept
 
 
 def open_episode(url: str, *, case: str, episode: str, as_of: datetime, evidence: Any) -> bool:

@@ -58,6 +58,12 @@ def _attempt(url: str, case: str, notice: Notice, name: str, sink: Sink, attempt
         note(event="delivered")
 
 
+def unfinished(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The notices that a sink was asked to take and has not taken (``rows``: the ledger's deliveries)."""
+    taken = {(row["notice"], row["sink"]) for row in rows if row["event"] == "delivered"}
+    return {notice for notice, sink in {(row["notice"], row["sink"]) for row in rows} - taken}
+
+
 def _attempts(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[dict[str, str]]]:
     """By notice and sink the attempts in order, each as ``{event: when}``."""
     found: dict[tuple[str, str], dict[int, dict[str, str]]] = {}

@@ -98,8 +98,12 @@ def _performance_dropped(facts: Facts, params: Params) -> Iterable[Finding]:
 def _labels_late(facts: Facts, params: Params) -> Iterable[Finding]:
     report, wanted = facts.report, params.alerts.min_coverage
     due = facts.report.window.end - timedelta(days=params.alerts.late_after * params.label_delay_days)
-    rolling = {row["end"]: row["coverage"] for row in report.performance.get("rolling", ()) if row.get("rows")}
-    known = {datetime.fromisoformat(end): share for end, share in (rolling or report.labels.get("labelled", {})).items()}
+    rolling: dict[str, tuple[int, int]] = {}  # several versions may have served in one window
+    for row in report.performance.get("rolling", ()):
+        labelled, rows = rolling.get(row["end"], (0, 0))
+        rolling[row["end"]] = labelled + row["labelled"], rows + row["rows"]
+    shares = {end: labelled / rows for end, (labelled, rows) in rolling.items() if rows}
+    known = {datetime.fromisoformat(end): share for end, share in (shares or report.labels.get("labelled", {})).items()}
     old = [end for end in known if end <= due]
     if old and known[max(old)] < wanted:
         newest = max(old)

@@ -203,7 +203,11 @@ def _performance(params: Params, report: DriftReport) -> Iterator[Sample]:
     if estimate := report.performance.get("estimate"):
         yield from _interval("log_loss_estimated", {**estimate, "value": estimate["log_loss"]})
     due = report.window.end.timestamp() - params.alerts.late_after * params.label_delay_days * 86_400
-    shares = {row["end"]: row["coverage"] for row in rolling} or report.labels.get("labelled", {})
+    rows, labelled = Counter[str](), Counter[str]()  # several versions may have served in one window
+    for row in rolling:
+        rows[row["end"]] += row["rows"]
+        labelled[row["end"]] += row["labelled"]
+    shares = {end: labelled[end] / rows[end] for end in rows} or report.labels.get("labelled", {})
     old = {moment: share for end, share in shares.items() if (moment := datetime.fromisoformat(end).timestamp()) <= due}
     if old:
         yield "labels_coverage_ratio", {}, old[max(old)]

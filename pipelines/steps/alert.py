@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from pipelines import ledger, storage
+from pipelines import ledger, steps, storage
 from pipelines.alerts import delivery, lifecycle, rules, sinks
 from pipelines.config import Params, Settings
 from pipelines.contracts import Alert, DriftReport, Manifest, Notice, Severity
@@ -20,6 +20,8 @@ ROOMS = ("pipelines.alerts",)
 LOOK_BACK = 200
 """Rows of the ledger that are looked through for notices to send again, and for how many were sent lately."""
 ROUNDS = 100
+PAGE = "report"
+"""The step that draws the page, after this one."""
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
@@ -31,7 +33,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     made = storage.read_manifest(run_dir / "drift")
     report = DriftReport.model_validate_json((run_dir / "drift" / "report.json").read_bytes())
     alerts, fresh = _decide(params, settings, as_of, report)
-    earlier = [notice for row in ledger.alert_runs(settings.ledger, params.case, last=LOOK_BACK) for notice in _notices(row)]
+    unfinished = delivery.unfinished(ledger.deliveries(settings.ledger, params.case))
+    rows = ledger.alert_runs(settings.ledger, params.case, last=LOOK_BACK) if unfinished else []
+    earlier = [notice for row in rows for notice in _notices(row) if notice.id in unfinished]
     delivery.deliver(settings.ledger, params.case, fresh, earlier, sinks.configured(settings, params.alerts), params.alerts.push)
     left = ledger.undelivered(settings.ledger, params.case)
     counts = Counter(alert.severity for alert in alerts if alert.state != "resolved")
@@ -56,7 +60,7 @@ def _decide(params: Params, settings: Settings, as_of: datetime, report: DriftRe
         if head is not None and datetime.fromisoformat(head["as_of"]) > as_of:
             return (), ()
         found = rules.find(_facts(params, settings, as_of, report), params, settings.runbooks)
-        told = [notice.at for row in recent for notice in _notices(row) if notice.kind != "resolved"]
+        told = [datetime.fromisoformat(notice["at"]) for row in recent for notice in row["notices"] if notice["kind"] != "resolved"]
         silenced = {row["rule"] for row in ledger.silences(url, case, as_of)}
         alerts, notices = lifecycle.step(_alerts(head) if head else [], found, silenced, told, params.alerts, as_of)
         if ledger.append_alerts(url, case=case, seq=head["seq"] + 1 if head else 1, as_of=as_of, alerts=alerts, notices=notices):
@@ -75,7 +79,15 @@ def _facts(params: Params, settings: Settings, as_of: datetime, report: DriftRep
         champion_since=trained[0] if trained else None,
         judged_until=None if before is None else datetime.fromisoformat(before["policy"]["end"]),
         undelivered=ledger.undelivered(url, case),
+        page=None if before is None else _missing_page(settings.run_dir(case, datetime.fromisoformat(before["as_of"]))),
     )
+
+
+def _missing_page(earlier: Path) -> str | None:
+    """What became of the page of the run before, if that run has judged a window and left none."""
+    if PAGE in steps.TELLING and (earlier / "drift").exists() and not (earlier / PAGE / storage.MANIFEST).exists():
+        return f"the run before left no page in {earlier.name}/{PAGE}: see its {PAGE} task"
+    return None
 
 
 def _alerts(row: Mapping[str, Any]) -> list[Alert]:

@@ -211,7 +211,9 @@ def _decide(params: Params, settings: Settings, as_of: datetime, window: Window,
             return Decision("STABLE" if state is None else state.name, reason=f"{reason}: reported only")
         after, _ = policy.step(state, evidence, params.drift, as_of, case, window.end)
         value = {"as_of": as_of.isoformat(), "policy": after.model_dump(mode="json")}
-        recorded = ledger.record_drift_state(url, case=case, as_of=as_of, state=value, evidence_hash=storage.digest(evidence))
+        recorded = ledger.record_drift_state(
+            url, case=case, as_of=as_of, state=value, evidence_hash=storage.digest(evidence), previous=earlier["as_of"] if earlier else ""
+        )
     stands = policy.PolicyState.model_validate(recorded["policy"])
     about = stands.model_dump(
         mode="json", include={"path", "trigger", "verdict", "log_e", "alarmed", "clean", "marks", "drops", "retrained_at", "cooldown_days", "cooldown_until"}

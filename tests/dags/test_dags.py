@@ -12,7 +12,7 @@ import yaml
 
 from embedded.demo.scoring import UNGATED
 from pipelines.config import CASES_ROOT, case_names, load_params
-from pipelines.steps import DRIFT, TRAINING
+from pipelines.steps import DRIFT, TELLING, TRAINING
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("training", "drift", "rollback")
@@ -82,9 +82,8 @@ def test_drift_ends_with_the_event(report, case):
     dag = report["dags"][f"{case}_drift"]
     assert sorted(dag["order"]) == sorted(DRIFT)
     assert dag["rules"]["reconcile"] == "none_failed"
-    told = [step for step in DRIFT if step in {"alert", "report"}]
-    loop = [step for step in DRIFT if step not in told]
-    assert dag["edges"] == sorted(map(list, [*pairwise(loop), *pairwise(["drift", *told])]))
+    loop = [step for step in DRIFT if step not in TELLING]
+    assert dag["edges"] == sorted(map(list, [*pairwise(loop), *pairwise(["drift", *TELLING])]))
     assert all(dag["order"].index(before) < dag["order"].index(after) for before, after in dag["edges"])
 
 

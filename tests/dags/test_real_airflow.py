@@ -122,7 +122,8 @@ def _forget(settings, as_of):
     """Takes the decision of ``as_of`` back, so that the runs to come race for it: its state, its episode, its report."""
     with create_engine(settings.ledger).begin() as connection:
         connection.execute(text("DELETE FROM drift_episodes"))
-        connection.execute(text("DELETE FROM drift_states WHERE as_of = (SELECT max(as_of) FROM drift_states)"))
+        for table in ("drift_states", "drift_chain"):
+            connection.execute(text(f"DELETE FROM {table} WHERE as_of = (SELECT max(as_of) FROM {table})"))
     shutil.rmtree(settings.run_dir(CASE, as_of) / "drift")
 
 

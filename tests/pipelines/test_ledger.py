@@ -2,13 +2,14 @@
 
 import multiprocessing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
 
 from pipelines import ledger
-from pipelines.errors import ConflictError, IntegrityError
+from pipelines.errors import ConflictError, IntegrityError, Overtaken
 from tests.pipelines.alerts.found import alert, notice
 
 T0 = datetime(2008, 8, 1, tzinfo=UTC)
@@ -149,6 +150,20 @@ def test_the_newest_silence_of_a_rule_counts(url: str):
         ledger.silence(url, case="loans", rule="labels_late", until=T0 + timedelta(days=days), reason="r", actor="ada")
     assert [(row["rule"], row["until"][:10]) for row in ledger.silences(url, "loans", T0)] == [("labels_late", "2008-08-02")]
     assert ledger.silences(url, "loans", T0 + timedelta(days=1)) == []
+
+
+def test_a_drift_state_has_one_successor(url: str):
+    """Of two windows judged on one earlier state only the first to write counts; the other has to look again, and another try of the first finds it."""
+    days = [T0 + timedelta(days=number) for number in range(3)]
+    write = partial(ledger.record_drift_state, url, case="bank", evidence_hash="h")
+    write(as_of=days[0], state={"n": 0}, previous="")
+    write(as_of=days[1], state={"n": 1}, previous="first")
+    assert write(as_of=days[1], state={"n": 9}, previous="first") == {"n": 1}
+    with pytest.raises(Overtaken, match="decided first"):
+        write(as_of=days[2], state={"n": 2}, previous="first")
+    assert ledger.drift_state_before(url, "bank", days[2] + timedelta(days=1)) == {"n": 1}
+    assert write(as_of=days[2], state={"n": 2}, previous="second") == {"n": 2}
+    assert Overtaken.retry
 
 
 def test_an_episode_opens_once(url: str):

@@ -22,7 +22,7 @@ def find(given: rules.Facts, **declared) -> list:
 
 def rolling(days_ago: int, coverage: float, rows: int = 400) -> dict:
     """One row of the rolling metric."""
-    return {"end": (WINDOW.end - days_ago * DAY).isoformat(), "coverage": coverage, "rows": rows}
+    return {"end": (WINDOW.end - days_ago * DAY).isoformat(), "labelled": round(coverage * rows), "rows": rows}
 
 
 OPEN = {"state": "CONFIRMED", "action": "alert", "episode": "e1", "policy": {"trigger": "drift", "marks": [{"end": WINDOW.end.isoformat()}]}}
@@ -37,7 +37,12 @@ FOUND = [
     (facts(report(policy=POLICY | {"alarmed": True, "log_e": 12.0})), "performance_dropped:champion", "critical", "e-CUSUM e^12.0"),
     (facts(report(labels={"drop": {"value": 0.2, "low": 0.1, "high": 0.3}})), "performance_dropped:champion", "critical", "rose by 0.200 [0.100, 0.300]"),
     (facts(report(diagnosis={"performance": "dropped", "why": "it fell"})), "performance_dropped:champion", "critical", "it fell"),
-    (facts(report(performance={"rolling": [rolling(20, 0.9), rolling(14, 0.2), rolling(1, 0.0)]})), "labels_late:coverage", "warning", "20% of the rows up to"),
+    (
+        facts(report(performance={"rolling": [rolling(20, 0.9), rolling(14, 0.4, rows=100), rolling(14, 0.1, rows=200), rolling(1, 0.0)]})),
+        "labels_late:coverage",
+        "warning",
+        "20% of the rows up to",
+    ),
     (facts(report(labels={"drop": None, "labelled": {(WINDOW.end - 15 * DAY).isoformat(): 0.1}})), "labels_late:coverage", "warning", "after 15 days"),
     (facts(report(quality={"volume": 0.1})), "volume_out_of_band:window", "warning", "0.1 times the reference's volume (band 0.2 to 5)"),
     (facts(champion_since=NOW - 91 * DAY), "champion_old:champion", "warning", "version 3 was trained 91 days ago"),

@@ -31,9 +31,9 @@ FULL = report(
     policy={"path": ["WATCH", "CONFIRMED"], "trigger": "performance", "verdict": "none", "alarmed": True},
     performance={
         "rolling": [
-            {"end": (WINDOW.end - 20 * DAY).isoformat(), "rows": 400, "coverage": 0.9, "log_loss": 0.3, "low": 0.2, "high": 0.4},
-            {"end": (WINDOW.end - 15 * DAY).isoformat(), "rows": 400, "coverage": 0.7, "log_loss": 0.5, "low": 0.4, "high": 0.6},
-            {"end": WINDOW.end.isoformat(), "rows": 400, "coverage": 0.0, "log_loss": None, "low": None, "high": None},
+            {"end": (WINDOW.end - 20 * DAY).isoformat(), "rows": 400, "labelled": 360, "log_loss": 0.3, "low": 0.2, "high": 0.4},
+            {"end": (WINDOW.end - 15 * DAY).isoformat(), "rows": 400, "labelled": 280, "log_loss": 0.5, "low": 0.4, "high": 0.6},
+            {"end": WINDOW.end.isoformat(), "rows": 400, "labelled": 0, "log_loss": None, "low": None, "high": None},
         ],
         "estimate": {"rows": 400, "log_loss": 0.45, "error_rate": 0.2, "low": 0.4, "high": 0.5},
     },

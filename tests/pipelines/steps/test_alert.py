@@ -25,6 +25,8 @@ def settings(tmp_path, monkeypatch) -> Settings:
     """An empty state folder, without sinks but the log."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("pipelines.alerts.sinks.PAUSES", (0.0,))
+    # Power cuts are no subject here, and 170 runs would wait for the disk.
+    monkeypatch.setattr("pipelines.storage.os.fsync", lambda _descriptor: None)
     return Settings(home=tmp_path / "state")
 
 
@@ -76,7 +78,7 @@ def test_an_hourly_alert_is_one_alert_for_a_week(settings):
     [over] = ledger.alerts(settings.ledger, "loans")
     assert (over.count, over.state) == (168, "resolved")
     about = {"rule": over.rule, "severity": over.severity, "owner": over.owner, "runbook": over.runbook}
-    assert about == {"rule": "quality_blocked", "severity": "critical", "owner": "ml-on-call", "runbook": "docs/runbooks.md#quality-blocked"}
+    assert about == {"rule": "quality_blocked", "severity": "critical", "owner": "data-on-call", "runbook": "docs/runbooks.md#quality-blocked"}
 
 
 def test_running_again_says_nothing_again(settings):
@@ -137,6 +139,21 @@ def test_a_silence_is_kept_and_ends(settings):
             assert len(bodies) == (number == 2)
     [one] = ledger.alerts(settings.ledger, "loans")
     assert (one.count, one.state) == (3, "open")
+
+
+def test_a_page_that_was_not_drawn_is_an_alert(settings, monkeypatch):
+    """Where pages are drawn, a run that left none is found by the next one; a run that never judged is none."""
+    monkeypatch.setattr("pipelines.steps.TELLING", ("alert", "report"))
+    drifted(settings, NOW)
+    assert told(settings, NOW)["info"] == 0
+    drifted(settings, NOW + HOUR)
+    assert told(settings, NOW + HOUR)["info"] == 1
+    [one] = ledger.alerts(settings.ledger, "loans")
+    assert (one.key, one.summary) == ("page_broken:report", "the run before left no page in 20200610T020000Z/report: see its report task")
+    (settings.run_dir("loans", NOW + HOUR) / "report").mkdir()
+    (settings.run_dir("loans", NOW + HOUR) / "report" / storage.MANIFEST).touch()
+    drifted(settings, NOW + 2 * HOUR)
+    assert told(settings, NOW + 2 * HOUR)["notices"] == 0
 
 
 def test_without_a_drift_report_there_is_nothing_to_tell(settings):

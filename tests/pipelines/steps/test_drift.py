@@ -3,6 +3,7 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pipelines import ledger, storage
 from pipelines.config import Params, Settings
 from pipelines.contracts import DriftReport, Manifest
 from pipelines.drift.profile import merge, read, to_bytes
-from pipelines.errors import ConfigError, IntegrityError
+from pipelines.errors import ConfigError, IntegrityError, Overtaken
 from pipelines.steps import drift, profile
 from tests.pipelines.drift.stream import FIELDS, START, Stream, midnight
 from tests.pipelines.drift.stream import PARAMS as LOANS
@@ -240,12 +241,36 @@ def test_a_page_that_cannot_be_drawn_changes_no_decision(replayed, monkeypatch):
     assert not (folder / "drift.html").exists()
 
 
+def test_windows_that_race_open_one_episode(replayed, stream, monkeypatch):
+    """Two windows judged at once, each of which would confirm, open one episode: whichever is first has the other look again, or only report."""
+    serve(replayed, stream, DRIFT_AT + 2)
+    for number in (DRIFT_AT + 1, DRIFT_AT + 2):
+        shutil.rmtree(replayed.run_dir("loans", after(number)), ignore_errors=True)
+    with create_engine(replayed.ledger).begin() as connection:
+        connection.execute(text("DELETE FROM drift_episodes"))
+        for table in ("drift_states", "drift_chain"):
+            connection.execute(text(f"DELETE FROM {table} WHERE as_of = (SELECT max(as_of) FROM {table})"))
+    monkeypatch.setattr("pipelines.reports.evidently.draw", lambda path, *_rest: path.write_text("page"))
+
+    def tried(number):
+        for _ in range(20):
+            with suppress(Overtaken):
+                return judge(replayed, after(number)).facts
+        raise AssertionError("overtaken again and again")
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(tried, (DRIFT_AT + 1, DRIFT_AT + 2)))
+    assert [answer["action"] for answer in answers].count("retrain") == 1
+    assert len(ledger.episodes(replayed.ledger, "loans")) == 1
+
+
 def test_concurrent_runs_open_one_episode(replayed, monkeypatch):
     """Eight runs of the same window at once agree on one decision and one episode."""
     shutil.rmtree(replayed.run_dir("loans", after(DRIFT_AT + 1)))
     with create_engine(replayed.ledger).begin() as connection:
         connection.execute(text("DELETE FROM drift_episodes"))
-        connection.execute(text("DELETE FROM drift_states WHERE as_of = (SELECT max(as_of) FROM drift_states)"))
+        for table in ("drift_states", "drift_chain"):
+            connection.execute(text(f"DELETE FROM {table} WHERE as_of = (SELECT max(as_of) FROM {table})"))
     monkeypatch.setattr("pipelines.reports.evidently.draw", lambda path, *_rest: path.write_text("page"))
     with ThreadPoolExecutor(8) as pool:
         answers = {json.dumps(one.facts, sort_keys=True) for one in pool.map(lambda _: judge(replayed, after(DRIFT_AT + 1)), range(8))}
