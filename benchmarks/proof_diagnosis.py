@@ -1,4 +1,4 @@
-"""Does the diagnosis name what happened? `loans` with every kind of drift, over 20 seeds. `make proof-diagnosis`
+"""Does the diagnosis name what happened? `loans` with every kind of drift, over 20 seeds: `make proof-diagnosis`.
 
 For each seed a champion is trained on 30 days of the stream (the case's own model, parameters and export), and then serves
 it, 400 rows and one window a day; labels come after the case's 7 days. Drift sets in with window 14. Everything is
@@ -33,7 +33,8 @@ from pipelines.contracts import Window
 from pipelines.drift import labels as label_evidence
 from pipelines.drift import performance, policy
 from pipelines.drift.compare import compare, quality
-from pipelines.drift.diagnosis import Seen, diagnose
+from pipelines.drift.diagnosis import diagnose
+from pipelines.drift.findings import Seen
 from pipelines.drift.profile import Profile, profile_frame
 from pipelines.drift.reference import reference_profile
 from pipelines.drift.spec import load_spec

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipelines.config import DriftParams
 from pipelines.contracts import Window
 from pipelines.drift import stats
-from pipelines.drift.calibration import estimate
+from pipelines.drift.calibration import estimate, expected
 from pipelines.drift.sequential import mean_loss, quantile, row_errors, row_losses
 
 Floats = NDArray[np.float64]
@@ -72,7 +72,9 @@ def scored(rows: pl.DataFrame, classes: int) -> pl.DataFrame:
 
 def scores(rows: pl.DataFrame, classes: int) -> Floats:
     """Scores ``[n]``, or ``[n, K]`` with ``classes``, of rows that have them."""
-    return np.array(rows["scores"].to_list(), np.float64).reshape(rows.height, classes) if classes else rows["score"].cast(pl.Float64).to_numpy()
+    if not classes:
+        return rows["score"].cast(pl.Float64).to_numpy()
+    return np.array(rows["scores"].to_list(), np.float64) if rows.height else np.empty((0, classes))
 
 
 def days_of(rows: pl.DataFrame) -> Ints:
@@ -92,11 +94,11 @@ def figures(rows: pl.DataFrame, params: DriftParams, classes: int) -> dict[str, 
     cluster), ``accuracy`` (Wilson's interval), and ``roc_auc`` or with classes ``macro_f1``, each with ``_low`` and ``_high``.
     """
     own, score = labelled(rows, classes)
-    # The label of a row without a full score still has arrived.
+    # The label of a row without a full score has arrived all the same.
     arrived = rows.height - rows["label"].null_count()
-    delay = (own["label_time"] - own["event_time"]).median()
+    delay = (rows["label_time"] - rows["event_time"]).dt.total_seconds().median()
     found: dict[str, Any] = {"rows": rows.height, "labelled": arrived, "coverage": arrived / rows.height if rows.height else None}
-    found["delay_days"] = None if delay is None else delay.total_seconds() / 86_400  # type: ignore[union-attr]
+    found["delay_days"] = None if delay is None else float(delay) / 86_400  # type: ignore[arg-type]
     third = "macro_f1" if classes else "roc_auc"
     found |= dict.fromkeys(["log_loss", "low", "high", *(f"{name}{end}" for name in ("accuracy", third) for end in ("", "_low", "_high"))])
     if own.height < 2:
@@ -237,8 +239,8 @@ def earlier(rows: pl.DataFrame, windows: Iterable[Window], baseline: dict[str, A
     """What was estimated of past windows beside what their labels then said: ``end, estimated, low, high, realised, error, inside``.
 
     ``error`` is realised minus estimated. The estimate is of all rows of the window, the truth of those with a label,
-    whose ``coverage`` and ``delay_days`` go with it: the interval is as wide as so few labels make it. Windows with fewer
-    than ``min_rows`` labels are left out.
+    whose ``coverage`` and ``delay_days`` go with it: the interval is as wide as labels of so few rows, taken as a random
+    sample of the window, make it. Windows with fewer than ``min_rows`` labels are left out.
     """
     found = []
     for window in windows:
@@ -248,8 +250,10 @@ def earlier(rows: pl.DataFrame, windows: Iterable[Window], baseline: dict[str, A
         if said is None or truth["log_loss"] is None or truth["labelled"] < params.min_rows:
             continue
         value, realised = said["log_loss"], truth["log_loss"]
-        of_labelled = estimate(baseline["calibration"], labelled(part, classes)[1], 1 - params.q)[0]
-        half = of_labelled.high - of_labelled.value
+        given = labelled(part, classes)[1]
+        of_labelled = estimate(baseline["calibration"], given, 1 - params.q)[0]
+        of_sample = float(expected(baseline["calibration"], given)[0].std()) * math.sqrt((1 - len(given) / said["rows"]) / len(given))
+        half = math.hypot(of_labelled.high - of_labelled.value, quantile(1 - params.q / 2, 0) * of_sample)
         about = {name: truth[name] for name in ("rows", "labelled", "coverage", "delay_days")}
         judged = {"estimated": value, "low": max(0.0, value - half), "high": value + half, "realised": realised, "error": realised - value}
         found.append({"end": window.end.isoformat(), **about, **judged, "inside": abs(realised - value) <= half})

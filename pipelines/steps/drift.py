@@ -20,7 +20,9 @@ from pipelines.data import log as prediction_log
 from pipelines.drift import labels as label_evidence
 from pipelines.drift import performance, policy, reference
 from pipelines.drift.compare import compare, quality
-from pipelines.drift.diagnosis import Seen, diagnose, nothing_seen
+from pipelines.drift.days import read_days
+from pipelines.drift.diagnosis import diagnose, nothing_seen
+from pipelines.drift.findings import Seen
 from pipelines.drift.profile import Profile, merge, read
 from pipelines.drift.spec import OUTPUTS, count_words, load_spec, numbers
 from pipelines.drift.windows import drift_window, last_windows
@@ -98,13 +100,15 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         outcome=_outcome(params, settings, as_of),
     )
     decision = _decide(params, settings, as_of, window, evidence)
-    about = _explain(params, champion, before, current, evidence, decision, served, _days(settings, run_dir, champion, window, before.spec), fields)
+    first = max(champion.as_of, window.end - max(LOOK_BACK, 3 * (window.end - window.start)))
+    days = read_days(run_dir, settings.root, Window(start=first, end=window.end), before.spec)
+    about = _explain(params, champion, before, current, evidence, decision, served, days, fields)
     report = _report(params.case, window, champion, before, current, decision, evidence, checks).model_copy(update=about)
     if decision.episode is not None:
         opened = report.model_dump(mode="json", include={"window", "model_version", "reason", "labels"})
-        moved = [feature.feature for feature in features if feature.drifted]
+        more = {"features": [feature.feature for feature in features if feature.drifted], **{name: report.diagnosis[name] for name in ("kind", "why", "since")}}
         storage.failpoint("drift", "decided")
-        found = {"trigger": report.policy.get("trigger"), **opened, "features": moved}
+        found = {"trigger": report.policy.get("trigger"), **opened, **more}
         ledger.open_episode(settings.ledger, case=params.case, episode=decision.episode, as_of=as_of, evidence=found)
         storage.failpoint("drift", "opened")
     return _commit(params, settings, run_dir, as_of, made, report, bundle.parent / "dataset" / "train.parquet")
@@ -134,19 +138,6 @@ def _served(params: Params, settings: Settings, champion: Release, before: Profi
         "fresh_labels": label_evidence.arrived(served, labels, champion.as_of, window.end).height,
     }
     return Served(rows, fresh.filter(pl.col("version") == champion.champion), windows, evidence)
-
-
-def _days(settings: Settings, run_dir: Path, champion: Release, window: Window, spec: str) -> dict[date, Profile]:
-    """The day profiles of this run and of earlier ones, as far back as the champion serves or a change is looked for."""
-    first = max(champion.as_of, window.end - max(LOOK_BACK, 3 * (window.end - window.start)))
-    paths: dict[date, Path] = {}
-    for folder in sorted(run_dir.parent.glob(f"*/profile/{storage.MANIFEST}")):
-        name = folder.parents[1].name
-        if f"{first:%Y%m%dT%H%M%SZ}" <= name <= run_dir.name:
-            made = storage.read_manifest(folder.parent)
-            if made.facts["spec"] == spec:
-                paths |= {date.fromisoformat(day["date"]): settings.root / day["path"] for day in made.facts["days"]}
-    return {day: read(path) for day, path in sorted(paths.items()) if first.date() <= day < window.end.date() and path.exists()}
 
 
 def _explain(
@@ -262,8 +253,12 @@ def _commit(params: Params, settings: Settings, run_dir: Path, as_of: datetime, 
         page = None if report.action == "none" or trained_on is None else _draw(params, settings, report, folder / "drift.html", trained_on)
         written = report.model_copy(update={"quality": {**report.quality, "page": page}})
         (folder / "report.json").write_text(storage.canonical_json(written))
-        trigger = report.policy.get("trigger") if report.episode is not None else None
-        return {"state": report.state, "action": report.action, "episode": report.episode, "trigger": trigger, "reason": report.reason, "page": page}
+        about = {
+            "trigger": report.policy.get("trigger") if report.episode is not None else None,
+            "kind": report.diagnosis["kind"],
+            "why": report.diagnosis["why"],
+        }
+        return {"state": report.state, "action": report.action, "episode": report.episode, "reason": report.reason, **about, "page": page}
 
     return storage.commit(run_dir / "drift", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
 

@@ -157,6 +157,36 @@ def test_drift_asks_for_training_once(replayed):
     assert "<html" in page.read_text()[:2000].lower()
 
 
+def test_the_report_says_why(replayed):
+    """The report names the kind, the features, the days and the first of them, from the profiles that earlier runs left, and so does the episode."""
+    last = report(replayed, after(DRIFT_AT + 1))
+    assert (last.diagnosis["kind"], last.diagnosis["performance"]) == ("covariate", "unknown")
+    assert last.diagnosis["since"] == str(day(DRIFT_AT))
+    assert last.diagnosis["dates"] == [str(day(DRIFT_AT)), str(day(DRIFT_AT + 1))]
+    assert last.diagnosis["why"].startswith("salary, age, commission moved since")
+    (episode,) = ledger.episodes(replayed.ledger, "loans")
+    assert {name: episode["evidence"][name] for name in ("kind", "why", "since")} == {name: last.diagnosis[name] for name in ("kind", "why", "since")}
+    assert report(replayed, after(0)).diagnosis["kind"] == "none"
+
+
+def test_the_report_shows_performance_with_and_without_labels(settings, stream):
+    """Before labels come there is an estimate; once they are in, the metric with coverage and delay, and what the estimate was worth."""
+    release(settings, stream, midnight(day(0)))
+    for number in range(3):
+        serve(settings, stream, number, delay=1.5)
+        judge(settings, after(number))
+    rows = LOANS.source["rows_per_day"]
+    first, last = (report(settings, after(number)).performance for number in (0, 2))
+    assert [(one["rows"], one["coverage"], one["log_loss"]) for one in first["rolling"]] == [(rows, 0.0, None)]
+    assert (first["estimate"]["rows"], first["earlier"], first["slices"]) == (rows, [], [])
+    assert [(one["end"][:10], one["coverage"]) for one in last["rolling"]] == [(str(day(1)), 1.0), (str(day(2)), 0.5), (str(day(3)), 0.0)]
+    assert {one["delay_days"] for one in last["rolling"]} == {1.5, None}
+    assert last["earlier"][0]["estimated"] == first["estimate"]["log_loss"]
+    assert [one["inside"] for one in last["earlier"]] == [True, True]
+    assert {one["field"] for one in last["slices"]} == set(LOANS.gate.slices)
+    assert sum(one["rows"] for one in last["slices"]) == 2 * rows
+
+
 def test_running_again_changes_nothing(replayed):
     """Both steps run again leave every byte as it is and give the same answer, the retraining and its episode included."""
     before = tree(replayed)
@@ -292,7 +322,7 @@ def test_no_champion_is_a_state(settings, stream):
     """Before the first release a drift run is green, says so, and keeps nothing in the ledger."""
     serve(settings, stream, 0)
     manifest = judge(settings, after(0))
-    assert (manifest.facts["state"], manifest.facts["action"]) == ("NO_CHAMPION", "none")
+    assert (manifest.facts["state"], manifest.facts["action"], manifest.facts["kind"]) == ("NO_CHAMPION", "none", "unknown")
     assert ledger.drift_state_before(settings.ledger, "loans", after(99)) is None
 
 
