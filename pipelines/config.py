@@ -231,6 +231,8 @@ class DriftParams(Strict):
     new_data: NewData | None = None
     """New labelled rows that open an episode by themselves; ``None``: none do."""
     report_rows: int = Field(gt=0)
+    evidently: Literal["alert", "daily", "never"] = "alert"
+    """When Evidently's page is drawn, of a sample of at most ``report_rows`` rows: some seconds and 4 MB each."""
     ignore: tuple[str, ...] = ()
     """Fields that are profiled and shown but never decide: those that move by construction, like the month."""
 

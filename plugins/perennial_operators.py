@@ -45,6 +45,26 @@ class RunLink(BaseOperatorLink):
         return getattr(operator, "link", "")
 
 
+class PageLink(BaseOperatorLink):
+    """From the report task to the daily page, as MLflow keeps it."""
+
+    name = "Daily page"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002 - Airflow's signature
+        """The page of the window, or nothing."""
+        return getattr(operator, "link", "")
+
+
+class EvidentlyLink(BaseOperatorLink):
+    """From the report task to Evidently's page, of windows that have one."""
+
+    name = "Evidently report"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002 - Airflow's signature
+        """Evidently's page of the window, or nothing."""
+        return getattr(operator, "evidently", "")
+
+
 class StepOperator(BaseOperator):
     """Runs ``pipelines.steps.<step>.run`` with those of its arguments that it names; imports it in the task only.
 
@@ -63,6 +83,9 @@ class StepOperator(BaseOperator):
             self.operator_extra_links = (ModelLink(),)
         if step == "train":
             self.operator_extra_links = (RunLink(),)
+        if step == "report":
+            self.evidently = ""
+            self.operator_extra_links = (PageLink(), EvidentlyLink())
 
     def execute(self, context: Context) -> dict[str, Any]:
         """One call of the step; errors that a retry cannot mend fail the task at once."""
@@ -91,6 +114,8 @@ class StepOperator(BaseOperator):
         folder = str((settings.run_dir(self.case, as_of) / self.step).relative_to(settings.root))
         if self.step == "register":
             self.link = f"{settings.mlflow_url}/#/models/{self.case}/versions/{result.facts['version']}"
+        if self.step == "report":
+            self.link, self.evidently = result.facts.get("page", ""), result.facts.get("evidently", "")
         if self.step == "drift":
             asked = {"as_of": as_of.isoformat(), "trigger": result.facts["trigger"], "episode": result.facts["episode"], "evidence": f"{folder}/report.json"}
             context["ti"].xcom_push(key="retrain", value=asked if result.facts["action"] == "retrain" else {})

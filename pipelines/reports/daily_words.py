@@ -6,7 +6,14 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-ASKED_BY = {"initial": "as the first one", "schedule": "by the schedule", "drift": "because of drift", "manual": "by a person"}
+ASKED_BY = {
+    "initial": "as the first one",
+    "schedule": "by the schedule",
+    "drift": "because of drift",
+    "performance": "because the labels told of more errors",
+    "volume": "because enough new labels had come",
+    "manual": "by a person",
+}
 OUTCOMES = {"promote": "promoted", "reject": "rejected", "inconclusive": "neither better nor worse beyond doubt"}
 STATES = {
     "NO_CHAMPION": "no model serves yet",
@@ -141,7 +148,7 @@ def _answered(view: View) -> Mapping[str, Any] | None:
     """The verdict of the training that this very window asked for, once there is one."""
     if view["report"]["action"] != "retrain":
         return None
-    return next((row for row in view["verdicts"] if row["trigger"] == "drift" and moment(row["as_of"]) == moment(view["as_of"])), None)
+    return next((row for row in view["verdicts"] if moment(row["as_of"]) == moment(view["as_of"])), None)
 
 
 def worse(view: View) -> str:

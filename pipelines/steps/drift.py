@@ -249,8 +249,9 @@ def _commit(params: Params, settings: Settings, run_dir: Path, as_of: datetime, 
     key = storage.step_key("drift", STEP_VERSION, inputs, {"drift": params.drift.model_dump(mode="json"), "report": report.model_dump(mode="json")})
 
     def build(folder: Path) -> Mapping[str, Any]:
-        # An alarm or a decision is worth a page; drawing one in every quiet window is not.
-        page = None if report.action == "none" or trained_on is None else _draw(params, settings, report, folder / "drift.html", trained_on)
+        # An alarm or a decision is worth a page; one of every quiet window costs seconds and megabytes, and is drawn where it is asked for.
+        wanted = params.drift.evidently == "daily" or (params.drift.evidently == "alert" and report.action != "none")
+        page = _draw(params, settings, report, folder / "drift.html", trained_on) if wanted and trained_on is not None and report.current_rows else None
         written = report.model_copy(update={"quality": {**report.quality, "page": page}})
         (folder / "report.json").write_text(storage.canonical_json(written))
         about = {
@@ -264,10 +265,11 @@ def _commit(params: Params, settings: Settings, run_dir: Path, as_of: datetime, 
 
 
 def _draw(params: Params, settings: Settings, report: DriftReport, path: Path, trained_on: Path) -> str | None:
-    """The page of the strongest drifted fields, as ``drift.html``; None if none drifted; an error as a sentence, as no decision hangs on it."""
+    """The page of the strongest drifted fields (daily: of the strongest ones), as ``drift.html``; None if there are none; an error as a sentence, as no decision hangs on it."""
     fields: Fields = load_fields(params.case)
     shown = {*fields.names, *numbers(fields)}
-    columns = [feature.feature for feature in report.features if feature.drifted and feature.feature in shown][:MAX_PANELS]
+    daily = params.drift.evidently == "daily"
+    columns = [feature.feature for feature in report.features if (daily or feature.drifted) and feature.feature in shown][:MAX_PANELS]
     if not columns:
         return None
     try:

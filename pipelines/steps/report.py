@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime, timedelta
@@ -17,6 +18,8 @@ from pipelines.drift.compare import compare
 from pipelines.drift.describe import describe
 from pipelines.drift.profile import Profile, merge, read
 from pipelines.drift.spec import OUTPUTS, load_spec
+from pipelines.errors import PerennialError
+from pipelines.registry import monitoring
 from pipelines.reports import daily
 
 STEP_VERSION = 1
@@ -27,6 +30,8 @@ ROOMS = (
     "pipelines.reports.daily_words",
     "pipelines.drift.describe",
 )
+log = logging.getLogger(__name__)
+
 PAGE = "index.html"
 COLUMNS = 31
 """Days or windows side by side on the page."""
@@ -65,7 +70,35 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         (folder / PAGE).write_text(page, encoding="utf-8")
         return {"state": report.state, "headline": daily.headline(view), "bytes": len(page.encode())}
 
-    return storage.commit(run_dir / "report", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
+    manifest = storage.commit(run_dir / "report", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
+    # The answer says where MLflow shows the page, the manifest does not: the page counts, wherever MLflow is.
+    return manifest.model_copy(update={"facts": {**manifest.facts, **_publish(params, settings, run_dir, as_of, manifest, view)}})
+
+
+def _publish(params: Params, settings: Settings, run_dir: Path, as_of: datetime, manifest: Manifest, view: Mapping[str, Any]) -> dict[str, str]:
+    """The pages in MLflow, for people who come from there or from Airflow: ``{page, evidently}`` as addresses; without MLflow nothing."""
+    report = view["report"]
+    drawn = run_dir / "drift" / "drift.html"
+    files = [run_dir / "report" / PAGE, *([drawn] if drawn.exists() else [])]
+    tags = {name: str(report[name]) for name in ("state", "action", "episode", "model_version") if report[name] is not None}
+    strongest = [one["debiased_psi"] for one in report["features"] if not one["ignored"]]
+    metrics = {"rows": report["current_rows"], **({"largest_debiased_psi": max(strongest)} if strongest else {})}
+    try:
+        page = monitoring.publish(
+            settings,
+            case=params.case,
+            as_of=as_of,
+            key=manifest.key,
+            files=files,
+            tags={f"perennial.{name}": value for name, value in tags.items()} | {"mlflow.note.content": manifest.facts["headline"]},
+            metrics=metrics,
+            champion=None if view["champion"] is None else view["champion"]["mlflow_run"],
+        )
+    except (PerennialError, OSError) as error:
+        log.warning("the page of %s stays where it is, MLflow has no copy: %s", params.case, error)
+        return {}
+    place = f"{settings.mlflow_url.rstrip('/')}/{page}/artifacts"
+    return {"page": f"{place}/{PAGE}", **({"evidently": f"{place}/{drawn.name}"} if drawn.exists() else {})}
 
 
 # --- what is looked at --------------------------------------------------------------------------
