@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
@@ -23,13 +23,14 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines import ledger
 from pipelines.config import Params, Settings, case_names, load_params
-from pipelines.contracts import Manifest, Trigger
+from pipelines.contracts import AlertRule, Manifest, Trigger
 from pipelines.errors import ConfigError, PerennialError
 from pipelines.steps import DRIFT, TRAINING
-from pipelines.storage import MANIFEST, canonical_json
+from pipelines.storage import MANIFEST, canonical_json, write_atomic
 
 STEPS = Path(__file__).parent / "steps"
 DEFAULT_POLICIES = "never,monthly,quarterly,drift,performance,oracle"
+WHY = "why; kept for good"
 ORDER = (*TRAINING[:-1], *DRIFT)
 """How help lists the steps; those that are in no line follow by name."""
 
@@ -54,10 +55,21 @@ def _reproduce(params: Params, settings: Settings, *, version: int) -> dict[str,
     return retrain.reproduce(settings, params.case, version)
 
 
-def _replay(params: Params, settings: Settings, **asked: Any) -> dict[str, Any]:
+def _replay(
+    params: Params,
+    settings: Settings,
+    *,
+    policies: str = DEFAULT_POLICIES,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    months: int | None = None,
+    price: float | None = None,
+    seeds: tuple[int, ...] = (),
+) -> dict[str, Any]:
     """Replay history under several retrain policies, and show loss against cost: JSON, a picture and a page."""
     from pipelines.replay import command
 
+    asked = {"policies": policies, "since": since and since.date(), "until": until and until.date(), "months": months, "price": price, "seeds": seeds}
     return command.run(params, settings, asked)
 
 
@@ -67,22 +79,59 @@ def _replay_table(answer: dict[str, Any]) -> Any:
     return command.table(answer)
 
 
-def _replay_options(command: argparse.ArgumentParser) -> None:
-    own = "default: the case's own, replay in params.yaml"
-    command.add_argument("--policies", default=DEFAULT_POLICIES, metavar="LIST", help=f"with commas, of {DEFAULT_POLICIES} (default: all)")
-    command.add_argument("--since", type=parse_day, metavar="DAY", help=f"the first champion learns from the rows before it; {own}")
-    command.add_argument("--until", type=parse_day, metavar="DAY", help=f"where it ends; {own}")
-    command.add_argument("--months", type=int, metavar="N", help="so many calendar months from the start instead of --until")
-    command.add_argument("--price", type=float, metavar="NATS", help=f"what a retraining must save to have paid: mean log-loss of one tick; {own}")
-    command.add_argument(
-        "--seeds", type=parse_seeds, default=(), metavar="LIST", help="training seeds with commas, to show means over them; default: the case's"
-    )
+def _retrain(params: Params, settings: Settings, *, as_of: datetime, reason: str) -> dict[str, Any]:
+    """Train, judge and release a candidate by hand: the whole line, as the training DAG runs it."""
+    answers = {step: _run_step(step, params, settings, as_of, reason) for step in TRAINING}
+    verdict, release = answers["gate"].facts, answers["rollout"].facts
+    return {
+        "case": params.case,
+        "as_of": as_of.isoformat(),
+        "version": answers["register"].facts["version"],
+        **{name: verdict[name] for name in ("decision", "rule", "reason")},
+        "outcome": release["outcome"],
+        "champion": answers["reconcile"]["champion"],
+    }
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"history": _history, "reproduce": _reproduce, "replay": _replay}
+def _alerts(params: Params, settings: Settings) -> dict[str, Any]:
+    """The alerts that a case had: since when, how often found, open or resolved; and the silences in force."""
+    found = ledger.alerts(settings.ledger, params.case)
+    newest = ledger.alert_runs(settings.ledger, params.case, last=1)
+    silences = ledger.silences(settings.ledger, params.case, datetime.fromisoformat(newest[0]["as_of"])) if newest else []
+    return {"case": params.case, "alerts": [alert.model_dump(mode="json") for alert in found], "silences": silences}
+
+
+def _silence(params: Params, settings: Settings, *, rule: str, until: datetime, reason: str) -> dict[str, Any]:
+    """Tell nobody of a rule's alerts until a time; they are still counted."""
+    ledger.silence(settings.ledger, case=params.case, rule=rule, until=until, reason=reason, actor=settings.who)
+    return {"case": params.case, "rule": rule, "until": until.isoformat(), "actor": settings.who}
+
+
+def _metrics(params: Params | None, settings: Settings, *, port: int | None = None, host: str = "127.0.0.1") -> dict[str, Any]:
+    """Write what Prometheus may know to metrics.prom in the state folder, or serve it at /metrics on a port."""
+    from pipelines.reports import metrics
+
+    asked = [load_params(case) for case in case_names()] if params is None else [params]
+    if port is not None:
+        metrics.serve(settings, asked, host, port)
+    path = settings.root / "metrics.prom"
+    text = metrics.render(settings, asked)
+    write_atomic(path, text.encode())
+    return {"file": str(path), "series": sum(not line.startswith("#") for line in text.splitlines())}
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "history": _history,
+    "reproduce": _reproduce,
+    "retrain": _retrain,
+    "alerts": _alerts,
+    "silence": _silence,
+    "metrics": _metrics,
+    "replay": _replay,
+}
 """Commands about a case that are no steps; the first line of the docstring is their help, the answer is printed."""
-OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {"replay": _replay_options}
-"""Commands with options of their own; the command gets all of them by name."""
+EVERY_CASE = {"metrics"}
+"""Commands that speak of all cases unless one is named."""
 HOLDS: dict[str, Callable[[Any], bool]] = {"reproduce": lambda answer: answer["identical"]}
 """Commands that answer a question: exit code 1 says no."""
 TABLES: dict[str, Callable[[Any], Any]] = {"history": _history_table, "replay": _replay_table}
@@ -109,14 +158,6 @@ def parse_as_of(text: str) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
-def parse_day(text: str) -> date:
-    """A date; raises argparse's own error if it is none."""
-    try:
-        return date.fromisoformat(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a date: write 2009-05-01") from error
-
-
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Whole numbers with commas, each once; raises argparse's own error if one is none.
 
@@ -127,6 +168,24 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers: write 0,1,2") from error
+
+
+_MOMENT = "a date or ISO 8601 time, UTC if no zone is given"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as_of": {"type": parse_as_of, "metavar": "TIME", "help": f"the run's clock: {_MOMENT}"},
+    "until": {"type": parse_as_of, "metavar": "TIME", "help": _MOMENT},
+    "rule": {"choices": get_args(AlertRule), "help": "whose alerts"},
+    "reason": {"metavar": "TEXT", "help": WHY},
+    "host": {"metavar": "ADDRESS", "help": "where to listen (127.0.0.1)"},
+    "port": {"type": int, "metavar": "PORT", "help": "listen until the process is ended"},
+    "since": {"type": parse_as_of, "metavar": "TIME", "help": f"the first champion learns from the rows before it: {_MOMENT}; default: the case's own"},
+    "policies": {"metavar": "LIST", "help": f"with commas, of {DEFAULT_POLICIES}; default: all"},
+    "months": {"type": int, "metavar": "N", "help": "so many calendar months from the start instead of --until"},
+    "price": {"type": float, "metavar": "NATS", "help": "what a retraining must save to have paid: mean log-loss of one tick; default: the case's own"},
+    "seeds": {"type": parse_seeds, "metavar": "LIST", "help": "training seeds with commas, to show means over them; default: the case's"},
+    "version": {"type": int, "metavar": "NUMBER", "help": "a model version, as MLflow, Triton and the history number it"},
+}
+"""What the commands take beside the case, by the names of their functions' arguments; what has a default need not be given."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -143,18 +202,17 @@ def build_parser() -> argparse.ArgumentParser:
         takes = _arguments_of_run(tree)
         if "as_of" in takes:
             # A step's folder is named by its as_of; what leaves no folder may know a default of its own.
-            needed, about = ("run_dir" in takes), "a date or ISO 8601 time, UTC if no zone is given"
-            command.add_argument("--as-of", required=needed, type=parse_as_of, metavar="TIME", help=f"the run's clock: {about}")
+            command.add_argument("--as-of", required="run_dir" in takes, **OPTIONS["as_of"])
         if "trigger" in takes:
             command.add_argument("--trigger", choices=get_args(Trigger), help="what started the run: initial before the first champion, else manual")
         if "reason" in takes:
-            command.add_argument("--reason", required=True, metavar="TEXT", help="why; kept in the ledger for good")
+            command.add_argument("--reason", required=takes["reason"], metavar="TEXT", help=WHY)
     for name, function in COMMANDS.items():
         command = _command(commands, name, _first_line(function.__doc__))
-        if "version" in inspect.signature(function).parameters:
-            command.add_argument("--version", required=True, type=int, metavar="NUMBER", help="a model version, as MLflow, Triton and the history number it")
-        if name in OPTIONS:
-            OPTIONS[name](command)
+        for option, argument in inspect.signature(function).parameters.items():
+            if option in OPTIONS:
+                needed = argument.default is argument.empty
+                command.add_argument(f"--{option.replace('_', '-')}", required=needed, default=None if needed else argument.default, **OPTIONS[option])
         if name in TABLES:
             command.add_argument("--json", action="store_true", help="one line of JSON, also on a terminal")
     return parser
@@ -162,7 +220,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
-    command.add_argument("--case", required=True, metavar="CASE", help=f"one of {', '.join(case_names())}")
+    command.add_argument("--case", required=name not in EVERY_CASE, metavar="CASE", help=f"one of {', '.join(case_names())}")
     command.add_argument("--debug", action="store_true", help="show debug logs, and the traceback of an error")
     return command
 
@@ -171,33 +229,43 @@ def _first_line(text: str | None) -> str:
     return (text or "").partition("\n")[0]
 
 
-def _arguments_of_run(tree: ast.Module) -> set[str]:
-    runs = [node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
-    return {argument.arg for arguments in runs for argument in (*arguments.args, *arguments.kwonlyargs)}
+def _arguments_of_run(tree: ast.Module) -> dict[str, bool]:
+    """The arguments of a step's ``run`` by name, and whether each must be given."""
+    [run] = [node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
+    positional = [argument.arg for argument in run.args]
+    optional = set(positional[len(positional) - len(run.defaults) :])
+    optional |= {argument.arg for argument, default in zip(run.kwonlyargs, run.kw_defaults, strict=True) if default is not None}
+    return {name: name not in optional for name in (*positional, *(argument.arg for argument in run.kwonlyargs))}
 
 
-def run_command(given: argparse.Namespace, params: Params, settings: Settings) -> Any:
+def run_command(given: argparse.Namespace, params: Params | None, settings: Settings) -> Any:
     """Run the step or command that was asked for; a step gets those arguments that its ``run`` names.
 
     A step's manifest is described as ``{step, case, as_of, key, manifest, facts}``; other answers are given as they are.
     """
     if given.command in COMMANDS:
-        common = {"command", "case", "debug", "json"}
-        more = {name: value for name, value in vars(given).items() if name not in common}
-        return COMMANDS[given.command](params, settings, **more)
-    run = import_module(f"pipelines.steps.{given.command}").run
-    takes = set(inspect.signature(run).parameters)
-    offers: dict[str, Any] = {"params": params, "settings": settings, "actor": settings.who, "reason": getattr(given, "reason", None)}
-    if getattr(given, "as_of", None) is not None:
-        offers |= {"as_of": given.as_of, "run_dir": settings.run_dir(params.case, given.as_of)}
-    if "trigger" in takes:
-        champion = ledger.champion_before(settings.ledger, params.case, given.as_of)
-        offers["trigger"] = given.trigger or ("initial" if champion is None else "manual")
-    answer = run(**{name: value for name, value in offers.items() if name in takes})
+        function = COMMANDS[given.command]
+        more = {name: getattr(given, name) for name in inspect.signature(function).parameters if hasattr(given, name)}
+        return function(params, settings, **more)
+    assert params is not None
+    reason, as_of = getattr(given, "reason", None), getattr(given, "as_of", None)
+    answer = _run_step(given.command, params, settings, as_of, reason, getattr(given, "trigger", None))
     if not isinstance(answer, Manifest):
         return answer.model_dump(mode="json") if isinstance(answer, BaseModel) else answer
     manifest = settings.run_dir(params.case, answer.as_of) / given.command / MANIFEST
     return answer.model_dump(mode="json", include={"step", "case", "as_of", "key", "facts"}) | {"manifest": str(manifest)}
+
+
+def _run_step(name: str, params: Params, settings: Settings, as_of: datetime | None, reason: str | None, trigger: Trigger | None = None) -> Any:
+    run = import_module(f"pipelines.steps.{name}").run
+    takes = set(inspect.signature(run).parameters)
+    offers: dict[str, Any] = {"params": params, "settings": settings, "actor": settings.who, "reason": reason}
+    if as_of is not None:
+        offers |= {"as_of": as_of, "run_dir": settings.run_dir(params.case, as_of)}
+        if "trigger" in takes:
+            champion = ledger.champion_before(settings.ledger, params.case, as_of)
+            offers["trigger"] = trigger or ("initial" if champion is None else "manual")
+    return run(**{name: value for name, value in offers.items() if name in takes})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -208,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What libraries print must not get between the reader of stdout and the one line meant for it.
         with redirect_stdout(sys.stderr):
             settings = _settings()
-            answer = run_command(arguments, load_params(arguments.case), settings)
+            answer = run_command(arguments, None if arguments.case is None else load_params(arguments.case), settings)
     except Exception as error:  # noqa: BLE001 - the last place that can turn an error into one clear line
         known = isinstance(error, PerennialError)
         if arguments.debug:

@@ -61,7 +61,7 @@ class World:
         declared = {
             "version": VERSION,
             "policy": [policy.name, policy.every, policy.watches],
-            "params": self.params.model_dump(mode="json", exclude={"replay", "schedule", "resources"}),
+            "params": self.params.model_dump(mode="json", exclude={"replay", "schedule", "resources", "alerts"}),
             "fields": self.fields.hash,
             "source": self.source.sha256,
             "first": self.ticks[0].label,
