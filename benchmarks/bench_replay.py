@@ -44,11 +44,26 @@ def _one(case: str, *, quick: bool) -> None:
         goals=_goals(found["policies"]),
         seconds=time.perf_counter() - began,
         packages=("torch", "onnxruntime", "scikit-learn", "polars"),
-        more={"replay": found},
+        more={"replay": _kept(found)},
         keep=not quick,
     )
     if not quick:
         (IMAGES / f"replay-{case}.png").write_bytes(Path(answer["files"]["png"]).read_bytes())
+
+
+def _kept(found: dict[str, Any]) -> dict[str, Any]:
+    """The replay as the result file keeps it: five digits, and of each seed's ticks those in which something was done."""
+    by_seed = {
+        seed: {name: {"verdicts": one["verdicts"]} | {"done": [_brief(tick) for tick in one["ticks"] if "training" in tick]} for name, one in of.items()}
+        for seed, of in found["by_seed"].items()
+    }
+    short: dict[str, Any] = json.loads(json.dumps(found | {"by_seed": by_seed}), parse_float=lambda digits: round(float(digits), 5))
+    return short
+
+
+def _brief(tick: dict[str, Any]) -> dict[str, Any]:
+    training = {key: tick["training"][key] for key in ("outcome", "reason", "candidate")}
+    return {"tick": tick["tick"], "served": tick["candidate"], **training} | ({"asked_by": tick["drift"]["reason"]} if "drift" in tick else {})
 
 
 def _row(name: str, one: dict[str, Any]) -> dict[str, Any]:

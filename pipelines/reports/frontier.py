@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 from typing import Any
 
 STYLE = {
@@ -133,13 +134,14 @@ def _time_panel(panel: Any, summary: dict[str, Any]) -> None:
     for name, one in summary["policies"].items():
         colour, mark = STYLE[name]
         known = [(at, loss) for at, loss in enumerate(one["log_loss_by_tick"]) if loss is not None]
-        # Policies may do the same for a while: the thick line is seen below a dashed one.
-        forms: dict[str, dict[str, Any]] = {"drift": {"linewidth": 2.6}, "performance": {"linestyle": (0, (4, 3)), "linewidth": 1.4}}
+        # Policies may do the same for a while: a broad pale line is seen below a dashed one.
+        forms: dict[str, dict[str, Any]] = {"drift": {"linewidth": 4, "alpha": 0.5}, "performance": {"linestyle": (0, (4, 3)), "linewidth": 1.4}}
         form = forms.get(name, {"linewidth": 1.3})
         panel.plot([at for at, _ in known], [loss for _, loss in known], color=colour, label=name, zorder=2, **form)
         losses = dict(known)
         served = [tick["candidate"] for tick in first[name]["ticks"]]
-        changed = [at for at in range(1, len(served)) if served[at] != served[at - 1] and at in losses]
+        # A change in a month that does not count is seen in the next one that does.
+        changed = [now for before, now in pairwise(losses) if served[now] != served[before]]
         panel.scatter(changed, [losses[at] for at in changed], color=colour, marker=mark, s=26, zorder=4)
     labels = [tick["tick"] for tick in ticks]
     every = max(1, len(labels) // 14)
