@@ -68,8 +68,13 @@ def _brief(tick: dict[str, Any]) -> dict[str, Any]:
 
 def _row(name: str, one: dict[str, Any]) -> dict[str, Any]:
     means = {metric: round(value, 4) for metric, value in one["means"].items()}
-    shown = {key: round(one[key], 4) if isinstance(one[key], float) else one[key] for key in SHOWN}
+    shown = {key: _plain(one[key]) for key in SHOWN}
     return {"name": name, **means, "worst": f"{one['worst']['log_loss']:.3f} ({one['worst']['tick']})", **shown}
+
+
+def _plain(value: float | None) -> float | None:
+    """Counts are means over the training seeds: whole ones are shown as such."""
+    return value if value is None or isinstance(value, bool) else int(value) if float(value).is_integer() else round(value, 4)
 
 
 def _goals(policies: dict[str, Any]) -> list[dict[str, Any]]:
