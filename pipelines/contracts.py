@@ -126,7 +126,8 @@ class DriftReport(Value):
     """One drift window judged against the champion's reference.
 
     ``state``, ``action``, ``reason`` and ``episode`` are the policy's (drift/policy.py), ``policy`` its other facts:
-    the path it took, cooldowns, the kind of shift. Without a champion the state is NO_CHAMPION.
+    the path it took, cooldowns, the kind of shift. Without a champion the state is NO_CHAMPION. ``explanation``
+    says what tells the window from the training rows (drift/explain.py), where something moved; no decision hangs on it.
     """
 
     case: str
@@ -143,6 +144,7 @@ class DriftReport(Value):
     reason: str
     episode: str | None = None
     policy: dict[str, Any] = {}
+    explanation: dict[str, Any] = {}
 
 
 class Release(Value):

@@ -19,13 +19,14 @@ from pipelines.data import log as prediction_log
 from pipelines.drift import labels as label_evidence
 from pipelines.drift import policy, reference
 from pipelines.drift.compare import compare, quality, shift
+from pipelines.drift.explain import explain
 from pipelines.drift.profile import Profile, merge, read
 from pipelines.drift.spec import OUTPUTS, count_words, load_spec, numbers
 from pipelines.drift.windows import drift_window
 from pipelines.fields import Fields
 from pipelines.reports import evidently
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 ROOMS = ("pipelines.drift", "pipelines.data.log", "pipelines.fields", "pipelines.reports.evidently")
 MAX_PANELS = 8
 
@@ -175,11 +176,25 @@ def _commit(params: Params, settings: Settings, run_dir: Path, as_of: datetime, 
     def build(folder: Path) -> Mapping[str, Any]:
         # An alarm or a decision is worth a page; drawing one in every quiet window is not.
         page = None if report.action == "none" or trained_on is None else _draw(params, settings, report, folder / "drift.html", trained_on)
-        written = report.model_copy(update={"quality": {**report.quality, "page": page}})
+        explained = _explain(params, settings, report, trained_on)
+        written = report.model_copy(update={"quality": {**report.quality, "page": page}, "explanation": explained})
         (folder / "report.json").write_text(storage.canonical_json(written))
         return {"state": report.state, "action": report.action, "episode": report.episode, "reason": report.reason, "page": page}
 
     return storage.commit(run_dir / "drift", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
+
+
+def _explain(params: Params, settings: Settings, report: DriftReport, trained_on: Path | None) -> dict[str, Any]:
+    """What tells the window from the training rows, where something moved or is to be done; an error as a sentence, as no decision hangs on it."""
+    if trained_on is None or not (report.action != "none" or any(feature.drifted for feature in report.features)):
+        return {}
+    fields = load_fields(params.case)
+    try:
+        rows = prediction_log.read_predictions(settings, params.case, report.window)
+        return explain(pl.read_parquet(trained_on, columns=list(fields.names)), rows, fields, params.drift.ignore)
+    except Exception as error:
+        log.exception("%s: the window could not be explained", params.case)
+        return {"about": f"could not be explained ({type(error).__name__})"}
 
 
 def _draw(params: Params, settings: Settings, report: DriftReport, path: Path, trained_on: Path) -> str | None:

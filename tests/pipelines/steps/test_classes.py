@@ -194,6 +194,9 @@ def test_texts_drift_by_their_words_and_predictions(line):
     assert abs(quiet.labels["drop"]["value"]) < 0.2
     assert moved.labels["drop"]["low"] > 0
     assert moved.policy["kind"] == "covariate and concept"
+    assert quiet.explanation == {}
+    assert moved.explanation["auc"]["low"] > 0.5
+    assert moved.explanation["words"]
 
 
 @pytest.mark.slow
