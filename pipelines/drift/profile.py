@@ -60,7 +60,7 @@ class Profile:
     rows: int
     columns: dict[str, Column]
     days: dict[str, Ints] = field(default_factory=dict)
-    baseline: dict[str, float] = field(default_factory=dict)
+    baseline: dict[str, Any] = field(default_factory=dict)
 
 
 def histogram(values: NDArray[np.float64], scale: Scale) -> Ints:
