@@ -2,12 +2,13 @@
 
 A cell is a kind of traffic, a number of rows per window and a shift of one of 25 features: 20 deployments, each
 with a reference of its own (30 days of the same traffic) and 500 consecutive windows without a shift, or 25
-times 20 windows that begin with it (5 times in diurnal traffic and in sessions). A false alarm is a window without a shift in which any feature alarms; a
-delay counts windows from the shift's first to the alarm of the moved feature. Ours alarms where the policy would
-confirm without looking at labels: the same feature in 2 of 3 windows.
+times 20 windows that begin with it (5 times in diurnal traffic and in sessions). A false alarm is a window
+without a shift in which any feature alarms; a delay counts windows from the shift's first to the alarm of the
+moved feature. Ours alarms where the policy would confirm without looking at labels: the same feature in 2 of 3
+windows.
 
-Everything is seeded. Cells are kept in runs/bench-alarms/ until the code that makes them changes, so a run that
-was interrupted goes on. `make bench-alarms [ARGS=--quick]`.
+Everything is seeded. Cells are kept in runs/bench-alarms/ until what makes them changes, so a run that was
+interrupted goes on. `make bench-alarms [ARGS=--quick]`.
 """
 
 from __future__ import annotations
@@ -15,46 +16,24 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import time
-from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta
 
-from benchmarks import alarm_evidently, alarm_rules, alarm_traffic
-from benchmarks.alarm_rules import confirmed, judge, verify
+from benchmarks import alarm_cells, alarm_evidently, alarm_rules, alarm_traffic
+from benchmarks.alarm_cells import LENGTH, Cell, evidently, measure
+from benchmarks.alarm_rules import PARAMS, judge, verify
 from benchmarks.alarm_traffic import Kind, draw, session_rows
 from benchmarks.record import RESULTS, goal, record
-from pipelines.drift import compare, reference, stats
 
 FOLDER = Path("runs") / "bench-alarms"
-DAYS = 30
-"""Of the reference: as many as the case `loans` trains on."""
-DEPLOYMENTS, WINDOWS, LENGTH = 20, 500, 20
-"""Per cell; LENGTH windows after a shift are looked at."""
-FEWER = 100
-"""Windows per deployment where the table needs fewer: shifts in other traffic than independent rows, and the contrast."""
-BLOCK = 100
-EVIDENTLY_WINDOWS = 100
+WINDOWS, EVIDENTLY_WINDOWS = 500, 100
 SIZES, SHIFTS = (200, 1_000, 10_000), (0.1, 0.25, 0.5)
-RULES = ("ours", "ours, one window", "PSI > 0.25", "PSI > 0.1", "KS p < 0.05")
 MAX_FALSE, MAX_DELAY = 1e-3, 3
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One line of the table; ``shift`` in standard deviations, 0 for none."""
-
-    kind: Kind
-    rows: int
-    shift: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """As the file is called."""
-        return f"{self.kind.replace(' ', '-')}-{self.rows}-{self.shift:g}"
 
 
 def cells() -> list[Cell]:
@@ -66,85 +45,25 @@ def cells() -> list[Cell]:
     return [*plain, *(Cell("sessions", int(worth), shift) for shift in (0.0, *SHIFTS)), Cell("part of a day", 1_000)]
 
 
-def measure(cell: Cell, windows: int) -> dict[str, Any]:
-    """All rules on one cell."""
-    started = time.process_time()
-    windows = windows if cell.kind == "iid" or (cell.kind != "part of a day" and not cell.shift) else min(windows, FEWER)
-    length = LENGTH if cell.shift else windows
-    flags: dict[str, list[Any]] = {rule: [] for rule in RULES}
-    checked, overdispersed = 0, []
-    for deployment in range(DEPLOYMENTS):
-        rng = np.random.default_rng([deployment, cell.rows, round(100 * cell.shift), *cell.kind.encode()])
-        days = draw(cell.kind if cell.kind != "part of a day" else "diurnal", rng, DAYS, cell.rows)
-        parts = []
-        for start in range(0, windows, BLOCK):
-            current = draw(cell.kind, rng, min(BLOCK, windows - start), cell.rows, cell.shift)
-            judged = judge(days, current)
-            if deployment == 0 and start == 0:
-                # The first ones, and those with a flag: there is where an error would show.
-                chosen = [0, 1, *np.flatnonzero(judged.ours.any(axis=1))[:2].tolist()]
-                checked = verify(days, current, judged, chosen)
-            parts.append(judged)
-            overdispersed.append(judged.phi)
-        streams = {
-            rule: np.concatenate([getattr(part, rule_of) for part in parts]).reshape(-1, length, len(alarm_rules.NAMES))
-            for rule, rule_of in (("ours, one window", "ours"), ("PSI > 0.25", "psi25"), ("PSI > 0.1", "psi10"), ("KS p < 0.05", "ks"))
-        }
-        for rule, stream in (streams | {"ours": confirmed(streams["ours, one window"])}).items():
-            flags[rule].append(stream)
-    found = {rule: _summary(np.concatenate(streams), moved=bool(cell.shift)) for rule, streams in flags.items()}
-    return {
-        "kind": cell.kind,
-        "rows": cell.rows,
-        "shift": cell.shift,
-        "windows": windows * DEPLOYMENTS,
-        "overdispersion": round(float(np.median(overdispersed)), 1),
-        "checked_by_compare": checked,
-        "cpu_seconds": round(time.process_time() - started, 1),
-        "rules": found,
-    }
+def made_by() -> str:
+    """Names what makes the cells: the benchmark's own code, the parameters, and what the project's functions say of a few windows.
 
-
-def _summary(flags: Any, *, moved: bool) -> dict[str, Any]:
-    """Of streams ``[S, T, F]``: false alarms with their upper bound, or the delay of the moved feature, the first."""
-    if moved:
-        hits = flags[:, :, 0]
-        delays = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1.0, np.inf)
-        median = float(np.median(delays))
-        return {"streams": len(hits), "found": float(np.isfinite(delays).mean()), "median_delay": median if np.isfinite(median) else None}
-    alarms, windows = int(flags.any(axis=2).sum()), flags.shape[0] * flags.shape[1]
-    return {"alarms": alarms, "rate": alarms / windows, "upper95": upper(alarms, windows)}
-
-
-def upper(alarms: int, windows: int) -> float:
-    """The one-sided 95% bound of Clopper and Pearson; of no alarms about ``3 / windows``.
-
-    >>> round(upper(0, 10_000), 6)
-    0.0003
+    Of these windows ``compare()`` must say the same, whether the cells are kept ones or not.
     """
-    return 1.0 if alarms >= windows else float(beta.ppf(0.95, alarms + 1, windows - alarms))
+    found = hashlib.sha256(b"".join(Path(module.__file__ or "").read_bytes() for module in (alarm_traffic, alarm_rules, alarm_evidently, alarm_cells)))
+    found.update(f"{PARAMS.q} {PARAMS.delta0} {PARAMS.bins} {PARAMS.confirm} {PARAMS.out_of} {metadata.version('evidently')}".encode())
+    kinds: tuple[Kind, ...] = ("iid", "diurnal", "sessions")
+    for kind in kinds:
+        rng = np.random.default_rng(0)
+        days, windows = draw(kind, rng, 10, 1_000), draw(kind, rng, 5, 1_000, 0.25)
+        judged = judge(days, windows)
+        verify(days, windows, judged, [0, 1])
+        found.update(json.dumps(np.round(judged.p_values, 6).tolist()).encode())
+    return found.hexdigest()[:12]
 
 
-def evidently(cell: Cell, windows: int) -> dict[str, Any]:
-    """Evidently's default on the cell's first windows: any column, and its own verdict on the data set."""
-    rng = np.random.default_rng([0, cell.rows, round(100 * cell.shift), *cell.kind.encode()])
-    days = draw(cell.kind, rng, DAYS, cell.rows)
-    found = alarm_evidently.judge(days, draw(cell.kind, rng, windows, cell.rows, cell.shift))
-    verdict = (found.mean(axis=1) >= alarm_evidently.SHARE)[:, None]
-    if cell.shift:
-        share = float(found[:, 0].mean())
-        # It has no memory: the delay is geometric, and its median the first window by which half have been found.
-        median = None if share == 0 else max(1, int(np.ceil(np.log(0.5) / np.log1p(-share)))) if share < 1 else 1
-        return {"Evidently, any column": {"windows": windows, "found_per_window": share, "median_delay": median}}
-    return {
-        rule: _summary(flags[None], moved=False) | {"windows": windows} for rule, flags in (("Evidently, any column", found), ("Evidently, data set", verdict))
-    }
-
-
-def cached(cell: Cell, windows: int, peer_windows: int) -> dict[str, Any]:
+def cached(code: str, cell: Cell, windows: int, peer_windows: int) -> dict[str, Any]:
     """The cell's result, from disk if this code made it before."""
-    sources = [Path(module.__file__ or "") for module in (alarm_traffic, alarm_rules, compare, reference, stats)]
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in [*sources, Path(__file__)])).hexdigest()[:12]
     path = FOLDER / f"{code}-{windows}-{peer_windows}" / f"{cell.name}.json"
     if path.exists():
         kept: dict[str, Any] = json.loads(path.read_text())
@@ -156,6 +75,18 @@ def cached(cell: Cell, windows: int, peer_windows: int) -> dict[str, Any]:
     path.write_text(json.dumps(result))
     print(f"{cell.name}: {json.dumps(result['rules']['ours'])}, {result['cpu_seconds']:g} s", flush=True)
     return result
+
+
+def shortest_delay(rows: float, shift: float) -> float:
+    """Windows that the best of all rules needs on average, about, at MAX_FALSE per window: ``ln(2 F / MAX_FALSE) / (rows shift^2 / 2)``.
+
+    It watches the mean of each of the F features, up and down, knows the size of the shift and adds up all
+    windows; ``rows`` are independent ones. Source: Lorden, Annals of Mathematical Statistics 42(6), 1971.
+
+    >>> round(shortest_delay(73, 0.25), 1)
+    4.7
+    """
+    return math.log(2 * len(alarm_rules.NAMES) / MAX_FALSE) / (rows * shift**2 / 2)
 
 
 def goals(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -208,7 +139,11 @@ def main() -> None:
         return
     began = time.perf_counter()
     windows, peer_windows = (WINDOWS // 25, 3) if given.quick else (WINDOWS, EVIDENTLY_WINDOWS)
-    found = [cached(cell, windows, peer_windows) for cell in cells()]
+    code = made_by()
+    found = [cached(code, cell, windows, peer_windows) for cell in cells()]
+    for one in found:
+        if one["shift"]:
+            one["shortest_mean_delay"] = round(max(1.0, shortest_delay(one["rows"] / one["overdispersion"], one["shift"])), 1)
     rows = [
         {"traffic": one["kind"], "rows": one["rows"], "shift": one["shift"]}
         | {rule: result.get("rate", result.get("median_delay")) for rule, result in one["rules"].items()}
