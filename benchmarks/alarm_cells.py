@@ -17,8 +17,6 @@ DAYS = 30
 """Of the reference: as many as the case `loans` trains on."""
 DEPLOYMENTS, LENGTH = 20, 20
 """Per cell; LENGTH windows after a shift are looked at."""
-FEWER = 100
-"""Windows per deployment where the table needs fewer: shifts in other traffic than independent rows, and the contrast."""
 BLOCK = 100
 RULES = ("ours", "ours, one window", "PSI > 0.25", "PSI > 0.1", "KS p < 0.05")
 
@@ -38,9 +36,8 @@ class Cell:
 
 
 def measure(cell: Cell, windows: int) -> dict[str, Any]:
-    """All rules on one cell."""
+    """All rules on one cell, with so many ``windows`` per deployment."""
     started = time.process_time()
-    windows = windows if cell.kind == "iid" or (cell.kind != "part of a day" and not cell.shift) else min(windows, FEWER)
     length = LENGTH if cell.shift else windows
     flags: dict[str, list[Any]] = {rule: [] for rule in RULES}
     checked, overdispersed = 0, []
