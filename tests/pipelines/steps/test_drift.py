@@ -245,7 +245,8 @@ def test_windows_that_race_open_one_episode(replayed, stream, monkeypatch):
     """Two windows judged at once, each of which would confirm, open one episode: whichever is first has the other look again, or only report."""
     serve(replayed, stream, DRIFT_AT + 2)
     for number in (DRIFT_AT + 1, DRIFT_AT + 2):
-        shutil.rmtree(replayed.run_dir("loans", after(number)), ignore_errors=True)
+        shutil.rmtree(replayed.run_dir("loans", after(number)) / "drift", ignore_errors=True)
+        profile.run(PARAMS, replayed, replayed.run_dir("loans", after(number)), after(number))
     with create_engine(replayed.ledger).begin() as connection:
         connection.execute(text("DELETE FROM drift_episodes"))
         for table in ("drift_states", "drift_chain"):
@@ -255,7 +256,7 @@ def test_windows_that_race_open_one_episode(replayed, stream, monkeypatch):
     def tried(number):
         for _ in range(20):
             with suppress(Overtaken):
-                return judge(replayed, after(number)).facts
+                return drift.run(PARAMS, replayed, replayed.run_dir("loans", after(number)), after(number)).facts
         raise AssertionError("overtaken again and again")
 
     with ThreadPoolExecutor(2) as pool:
