@@ -56,11 +56,12 @@ def test_no_dag_file_imports_anything_heavy(report):
 
 @pytest.mark.parametrize("case", case_names())
 def test_training_follows_the_line(report, case):
-    """The training DAG is one straight line in the order of pipelines.steps.TRAINING, one run at a time."""
+    """The training DAG is one straight line in the order of pipelines.steps.TRAINING, one run at a time; by hand it takes a trigger and a reason."""
     dag = report["dags"][f"{case}_training"]
     assert dag["order"] == list(TRAINING)
     assert dag["edges"] == sorted(map(list, pairwise(TRAINING)))
     assert (dag["max_active_runs"], dag["catchup"]) == (1, False)
+    assert set(dag["params"]) == {"as_of", "trigger", "reason"}
 
 
 def test_all_order_the_stages_alike(report):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import date, datetime, timedelta
@@ -14,6 +15,7 @@ from sqlalchemy import create_engine, text
 from pipelines import ledger, storage
 from pipelines.config import Params, Settings
 from pipelines.contracts import DriftReport, Manifest
+from pipelines.drift import policy
 from pipelines.drift.profile import merge, read, to_bytes
 from pipelines.errors import ConfigError, IntegrityError, Overtaken
 from pipelines.steps import drift, profile
@@ -294,17 +296,29 @@ def test_windows_that_race_open_one_episode(replayed, stream, monkeypatch):
     """Two windows judged at once, each of which would confirm, open one episode: whichever is first has the other look again, or only report."""
     serve(replayed, stream, DRIFT_AT + 2)
     for number in (DRIFT_AT + 1, DRIFT_AT + 2):
-        shutil.rmtree(replayed.run_dir("loans", after(number)), ignore_errors=True)
+        shutil.rmtree(replayed.run_dir("loans", after(number)) / "drift", ignore_errors=True)
+        profile.run(PARAMS, replayed, replayed.run_dir("loans", after(number)), after(number))
     with create_engine(replayed.ledger).begin() as connection:
         connection.execute(text("DELETE FROM drift_episodes"))
         for table in ("drift_states", "drift_chain"):
             connection.execute(text(f"DELETE FROM {table} WHERE as_of = (SELECT max(as_of) FROM {table})"))
     monkeypatch.setattr("pipelines.reports.evidently.draw", lambda path, *_rest: path.write_text("page"))
 
+    both, alone, decide = threading.Barrier(2), threading.local(), policy.step
+
+    def together(*arguments):
+        # Each has read the earlier state when the other one writes.
+        if not hasattr(alone, "waited"):
+            alone.waited = True
+            both.wait(60)
+        return decide(*arguments)
+
+    monkeypatch.setattr(policy, "step", together)
+
     def tried(number):
-        for _ in range(20):
+        for _ in range(3):
             with suppress(Overtaken):
-                return judge(replayed, after(number)).facts
+                return drift.run(PARAMS, replayed, replayed.run_dir("loans", after(number)), after(number)).facts
         raise AssertionError("overtaken again and again")
 
     with ThreadPoolExecutor(2) as pool:
