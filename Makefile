@@ -14,6 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms
 .PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults proof-diagnosis
 
 help: ## this list
@@ -85,5 +86,7 @@ proof-equality: ## every strategy's losses against one rank's (benchmarks/result
 proof-faults: ## kills, signals, full disks, corrupt checkpoints: the same bits after all (benchmarks/results/proof-faults.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof_faults $(ARGS)
 
+bench-alarms: ## false alarms and delay of the drift rule and its peers (benchmarks/results/alarms.json) [ARGS=--quick]
+	$(PY) -m benchmarks.bench_alarms $(ARGS)
 proof-diagnosis: ## kind and day of every drift of `loans`, named over 20 seeds (benchmarks/results/proof-diagnosis.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof_diagnosis $(ARGS)

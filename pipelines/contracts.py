@@ -145,7 +145,8 @@ class DriftReport(Value):
     ``state``, ``action``, ``reason`` and ``episode`` are the policy's (drift/policy.py), ``policy`` its other facts:
     the path it took, cooldowns, the kind of shift. Without a champion the state is NO_CHAMPION.
     ``diagnosis`` (drift/diagnosis.py) says what moved, since when and why, ``performance`` (drift/performance.py) how the
-    model did where labels have arrived and is expected to do where not: for people, nothing is decided by them.
+    model did where labels have arrived and is expected to do where not, ``explanation`` (drift/explain.py), where something
+    moved, what tells the window from the training rows: for people, nothing is decided by them.
     """
 
     case: str
@@ -164,6 +165,7 @@ class DriftReport(Value):
     policy: dict[str, Any] = {}
     diagnosis: dict[str, Any] = {}
     performance: dict[str, Any] = {}
+    explanation: dict[str, Any] = {}
 
 
 class Alert(Value):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -94,7 +95,7 @@ def _compact_segment(settings: Settings, case: str, kind: Kind, path: Path) -> d
 def _write(part: pl.DataFrame, path: Path) -> None:
     """Publish one partition whole. Not fsynced: a segment has hundreds of hours when history is replayed, and it is the durable copy."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}.{os.getpid()}")
+    work = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     part.write_parquet(work, compression="zstd")
     os.replace(work, path)
 

@@ -46,7 +46,10 @@ def _measure(before: Column, now: Column, phi: float, params: DriftParams, scale
     into = stats.groups(m, params.bins) if before.vocabulary is None else np.arange(bins.size)
     size = int(into.max()) + 1
     ne = stats.effective_rows(before.n, now.n, phi)
-    value = stats.psi(stats.fold(m, into), stats.fold(n, into))
+    old, new = stats.fold(m, into), stats.fold(n, into)
+    value = stats.psi(old, new)
+    # Where few rows are worth anything (sessions), empty bins alone would make PSI significant.
+    smaller = min(value, stats.pearson(old, new))
     debiased = stats.debiased_psi(value, size, ne)
     distance, error = (None, None) if scale is None else stats.ks(m, n, single=_single(bins, scale, whole=whole))
     return {
@@ -54,7 +57,7 @@ def _measure(before: Column, now: Column, phi: float, params: DriftParams, scale
         "debiased_psi": debiased,
         "ks": distance,
         "ks_error": error,
-        "p_value": stats.minimum_effect_p(value, size, ne, params.delta0),
+        "p_value": stats.minimum_effect_p(smaller, size, ne, params.delta0),
         "severity": "severe" if debiased > params.severe_psi else "warn" if debiased > params.warn_psi else "info",
         "overdispersion": phi,
     }

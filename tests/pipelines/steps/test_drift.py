@@ -157,6 +157,9 @@ def test_drift_asks_for_training_once(replayed):
     assert last.policy["trigger"] == storage.read_manifest(replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift").facts["trigger"] == "drift"
     page = replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift" / "drift.html"
     assert "<html" in page.read_text()[:2000].lower()
+    assert [one.explanation for one in states[:DRIFT_AT]] == [{}] * DRIFT_AT
+    assert {one["feature"] for one in last.explanation["features"][:2]} == {"age", "salary"}
+    assert last.explanation["auc"]["low"] > 0.6
 
 
 def test_the_report_says_why(replayed):
@@ -271,6 +274,22 @@ def test_a_page_that_cannot_be_drawn_changes_no_decision(replayed, monkeypatch):
     assert now.quality["page"] == "could not be drawn (RuntimeError)"
     assert now.model_copy(update={"quality": {}}) == before.model_copy(update={"quality": {}})
     assert not (folder / "drift.html").exists()
+
+
+def test_an_explanation_that_fails_changes_no_decision(replayed, monkeypatch):
+    """Where the classifier fails the decision is the same, and the report says that nothing was explained."""
+
+    def broken(*arguments):
+        raise ValueError("no answer")
+
+    before = report(replayed, after(DRIFT_AT + 1))
+    shutil.rmtree(replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift")
+    monkeypatch.setattr(drift, "explain", broken)
+    monkeypatch.setattr("pipelines.reports.evidently.draw", lambda path, *_: path.write_text("<html>"))
+    judge(replayed, after(DRIFT_AT + 1))
+    now = report(replayed, after(DRIFT_AT + 1))
+    assert now.explanation == {"about": "could not be explained (ValueError)"}
+    assert now.model_copy(update={"explanation": {}}) == before.model_copy(update={"explanation": {}})
 
 
 def test_windows_that_race_open_one_episode(replayed, stream, monkeypatch):
