@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pipelines.config import DriftParams
 from pipelines.contracts import FeatureDrift, Window
 from pipelines.drift import stats
-from pipelines.drift.profile import Column, Profile, bounds
+from pipelines.drift.bits import bounds
+from pipelines.drift.profile import Column, Profile
 from pipelines.drift.spec import OUTPUTS, Scale, Spec, numbers
 from pipelines.fields import Fields
 
