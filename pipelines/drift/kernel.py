@@ -120,11 +120,12 @@ def _is_text(kind: Any) -> bool:
 
 
 def _numbers(name: str, scale: Scale, batches: Batches, _size: int) -> Iterator[tuple[str, Column]]:
+    # By DLPack, as Arrow's own to_numpy imports pandas.
     counts, missing = np.zeros(BINS, np.int64), (0, 0, 0, 0)
     for batch in batches:
         values = batch.column(0)
         null = values.null_count
-        found = count((values.drop_null() if null else values).to_numpy(), scale, counts)
+        found = count(np.from_dlpack(values.drop_null() if null else values), scale, counts)
         missing = added(missing, added(found, (null, 0, 0, 0)))
     yield name, dense_column(counts, missing)
 
@@ -137,7 +138,7 @@ def _categories(declared: Categorical, batches: Batches, _size: int) -> Iterator
         words = values.dictionary.to_pylist()
         indices = values.indices.drop_null() if values.null_count else values.indices
         null += values.null_count
-        found = np.bincount(indices.to_numpy(), minlength=len(words))
+        found = np.bincount(np.from_dlpack(indices), minlength=len(words))
         np.add.at(counts, [position.get(word, len(position)) for word in words], found)
     yield declared.name, dense_column(counts, (null, 0, 0, 0), declared.values)
 
