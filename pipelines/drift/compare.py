@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.config import DriftParams
 from pipelines.contracts import FeatureDrift, Window
-from pipelines.drift import stats
-from pipelines.drift.bits import bounds
+from pipelines.drift import divergence, stats
+from pipelines.drift.bits import Floats, Ints, bounds
 from pipelines.drift.profile import Column, Profile
 from pipelines.drift.spec import OUTPUTS, Scale, Spec, numbers
 from pipelines.fields import Fields
@@ -48,9 +47,14 @@ def _measure(before: Column, now: Column, phi: float, params: DriftParams, scale
     into = stats.groups(m, params.bins) if before.vocabulary is None else np.arange(bins.size)
     size = int(into.max()) + 1
     ne = stats.effective_rows(before.n, now.n, phi)
-    value = stats.psi(stats.fold(m, into), stats.fold(n, into))
+    coarse = stats.fold(m, into), stats.fold(n, into)
+    value = stats.psi(*coarse)
     debiased = stats.debiased_psi(value, size, ne)
-    distance, error = (None, None) if scale is None else stats.ks(m, n, single=_single(bins, scale, whole=whole))
+    distance = error = moved = inexact = None
+    if scale is not None:
+        low, high = _ends(bins, scale, whole=whole)
+        distance, error = stats.ks(m, n, single=low == high)
+        moved, inexact = divergence.wasserstein(m, n, low, high)
     return {
         "psi": value,
         "debiased_psi": debiased,
@@ -59,24 +63,29 @@ def _measure(before: Column, now: Column, phi: float, params: DriftParams, scale
         "p_value": stats.minimum_effect_p(value, size, ne, params.delta0),
         "severity": "severe" if debiased > params.severe_psi else "warn" if debiased > params.warn_psi else "info",
         "overdispersion": phi,
+        "js": divergence.jensen_shannon(*coarse),
+        "kl": divergence.kullback_leibler(*coarse),
+        "wasserstein": moved,
+        "wasserstein_error": inexact,
+        "chi2_p": divergence.chi_square(*coarse, phi)[1],
     }
 
 
-def _spread(column: Column, bins: NDArray[np.int64]) -> NDArray[np.int64]:
+def _spread(column: Column, bins: Ints) -> Ints:
     counts = np.zeros(bins.size, np.int64)
     counts[np.searchsorted(bins, column.bins)] = column.counts
     return counts
 
 
-def _single(bins: NDArray[np.int64], scale: Scale, *, whole: bool) -> NDArray[np.bool_]:
-    """Which bins can hold one value at most: a single whole number, or no more than the resolution of a float."""
+def _ends(bins: Ints, scale: Scale, *, whole: bool) -> tuple[Floats, Floats]:
+    """Smallest and largest value of each bin; the same where it holds one at most: a single whole number, or no more than a float resolves."""
     low, high = bounds(bins, scale)
     slack = 1e-9 * np.maximum(1.0, np.abs(low))
-    same: NDArray[np.bool_] = high - low <= slack
-    if not whole:
-        return same
-    # A whole number that rounding put just outside its bin counts as inside: the bound must hold.
-    return same | (np.floor(high + slack) - np.ceil(low - slack) < 1)
+    if whole:
+        # A whole number that rounding put just outside its bin counts as inside: the bound must hold.
+        first, last = np.ceil(low - slack), np.floor(high + slack)
+        low, high = np.where(first <= last, first, low), np.where(first <= last, last, low)  # of a bin without any, one end will do
+    return low, np.where(high - low <= slack, low, high)
 
 
 def quality(reference: Profile | None, current: Profile, window: Window, params: DriftParams) -> dict[str, Any]:

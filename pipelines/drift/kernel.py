@@ -125,7 +125,8 @@ def _numbers(name: str, scale: Scale, batches: Batches, _size: int) -> Iterator[
     for batch in batches:
         values = batch.column(0)
         null = values.null_count
-        found = count(np.from_dlpack(values.drop_null() if null else values), scale, counts)
+        numbers: Any = np.from_dlpack(values.drop_null() if null else values)
+        found = count(numbers, scale, counts)
         missing = added(missing, added(found, (null, 0, 0, 0)))
     yield name, dense_column(counts, missing)
 

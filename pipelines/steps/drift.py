@@ -25,7 +25,7 @@ from pipelines.drift.windows import drift_window
 from pipelines.fields import Fields
 from pipelines.reports import evidently
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 ROOMS = ("pipelines.drift", "pipelines.data.log", "pipelines.fields", "pipelines.reports.evidently")
 MAX_PANELS = 8
 

@@ -8,13 +8,13 @@ import polars as pl
 import pytest
 from scipy import stats as scipy_stats
 
-from pipelines.drift import compare, policy, sequential, spec, stats, windows
+from pipelines.drift import bits, compare, divergence, policy, sequential, spec, stats, windows
 from pipelines.drift.profile import number_column
 from pipelines.drift.spec import Scale
 from pipelines.reports import evidently
 
 
-@pytest.mark.parametrize("module", [compare, evidently, policy, sequential, spec, stats, windows], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [bits, compare, divergence, evidently, policy, sequential, spec, stats, windows], ids=lambda module: module.__name__)
 def test_examples_run(module):
     """The examples in the docstrings are true, and there are some."""
     found = doctest.testmod(module)
