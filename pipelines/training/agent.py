@@ -23,7 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipelines.config import TrainParams
 from pipelines.training import rank
-from pipelines.training.launch import JOB, note
+from pipelines.training.job import JOB, note
 from pipelines.training.stopping import die_with
 
 

@@ -35,9 +35,11 @@ def publish(folder: Path, step: int, write: Callable[[Path], None], state: dict[
         work.mkdir(parents=True, exist_ok=True)
     barrier()
     trouble = _attempt(lambda: write(work))
-    if rank == 0 and trouble is None:
-        trouble = _attempt(lambda: _seal(work, folder, step, state))
+    # Agreed before it is published too: a slower rank may still be writing its part.
     failed = total([trouble is not None])[0] > 0
+    if not failed:
+        trouble = _attempt(lambda: _seal(work, folder, step, state)) if rank == 0 else None
+        failed = total([trouble is not None])[0] > 0
     if rank == 0 and failed:
         shutil.rmtree(work, ignore_errors=True)
     if trouble is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,17 +15,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipelines import storage
 from pipelines.config import TrainParams
 from pipelines.errors import DataError, Unavailable
 from pipelines.training.group import device_of
+from pipelines.training.job import RESULT, WEIGHTS, write_result
 from pipelines.training.launch import ONE_NODE, Nodes, launch
-from pipelines.training.loop import Outcome, optimise
+from pipelines.training.loop import optimise
 from pipelines.training.rows import Rows
 from pipelines.training.stopping import asked_to_leave
 from pipelines.training.strategies import name_of
 
-RESULT, WEIGHTS, LOCK = "result.json", "result.pt", "lock"
+LOCK = "lock"
 LOCK_SECONDS = 10.0
 """How long a try waits for the ranks of a killed one to be gone."""
 
@@ -84,32 +83,6 @@ def fit(
         facts = json.loads((folder / RESULT).read_text())
         model.cpu().load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
     return Fitted(model.eval(), facts["curve"], facts)
-
-
-def write_result(folder: Path, outcome: Outcome, params: TrainParams) -> None:
-    """Leave a finished training in ``folder``, the facts last: without them there is no result."""
-    try:
-        torch.save(outcome.state, folder / f".{WEIGHTS}")
-        os.replace(folder / f".{WEIGHTS}", folder / WEIGHTS)
-    except (OSError, RuntimeError) as error:  # torch's writer raises the latter
-        raise Unavailable(f"the trained weights cannot be written to {folder} ({error}): free space and run the step again") from error
-    progress = outcome.progress
-    name = name_of(params)
-    facts = {
-        "strategy": name if name != "deepspeed" else f"deepspeed zero {params.zero_stage}",
-        "precision": params.precision,
-        "ranks": params.ranks,
-        "stopped": progress.stopped,
-        "steps": progress.step,
-        "epochs": len(progress.curve),
-        "curve": progress.curve,
-        "validation": progress.validation,
-        "resumed_from": outcome.resumed_from,
-        "samples": progress.samples,
-        "samples_per_second": round(progress.samples / progress.seconds, 1) if progress.seconds else None,
-        "seconds": round(progress.seconds, 3),
-    }
-    storage.write_atomic(folder / RESULT, json.dumps(facts).encode())
 
 
 @contextmanager

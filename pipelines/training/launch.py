@@ -28,20 +28,19 @@ from torch import nn
 
 from pipelines import storage
 from pipelines.config import TrainParams
-from pipelines.errors import ConfigError, DataError, PerennialError, Preempted, TrainingDiverged, Unavailable
+from pipelines.errors import Unavailable
+from pipelines.training.job import FAILURES, JOB, MODEL, ROWS, failure, note
 from pipelines.training.rows import Rows
 
 if TYPE_CHECKING:
     from types import FrameType
 
-JOB, MODEL, ROWS, FAILURES = "job.json", "model.pt", "rows.pt", "failures"
 HOME = Path(__file__).parents[2]
 POLL_SECONDS = 0.05
 JOIN_SECONDS = 600.0
 """What further nodes wait for the first one's job."""
 START_SECONDS = 120.0
 """What the ranks may take to import, meet and build, on top of two collectives' time."""
-ERRORS: dict[str, type[PerennialError]] = {kind.__name__: kind for kind in (TrainingDiverged, ConfigError, DataError, Preempted, Unavailable)}
 
 Beside = Callable[[], AbstractContextManager[None]]
 
@@ -69,10 +68,7 @@ class _Agent(Protocol):
 
 
 def launch(model: nn.Module, rows: Rows, params: TrainParams, folder: Path, *, device: str, nodes: Nodes, beside: Beside = nullcontext) -> None:
-    """Train on ``params.ranks`` ranks; they leave their result in ``folder``.
-
-    The job goes to them by file: that works for a fork, a fresh process and another node alike.
-    """
+    """Train on ``params.ranks`` ranks; they leave their result in ``folder``."""
     torch.save(model, folder / MODEL)
     rows.save(folder / ROWS)
     for old in (folder / FAILURES).glob("*"):
@@ -85,7 +81,7 @@ def launch(model: nn.Module, rows: Rows, params: TrainParams, folder: Path, *, d
     log.info("%d ranks (%s)", params.ranks, "forked" if forked else "in processes of their own")
     code = _wait(_fork(folder) if forked else _start(folder), folder, params, beside)
     if code:
-        raise _failure(folder, code)
+        raise failure(folder, code)
 
 
 def follow(folder: Path, node_rank: int) -> None:
@@ -102,7 +98,7 @@ def follow(folder: Path, node_rank: int) -> None:
     with _passing_on(agent):
         code = agent.wait()
     if code:
-        raise _failure(folder, code)
+        raise failure(folder, code)
 
 
 def can_fork(device: str, nodes: Nodes) -> bool:
@@ -169,19 +165,3 @@ def _passing_on(agent: _Agent) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def note(folder: Path, who: str, error: BaseException) -> None:
-    """Leave an error for the process that waits for this training."""
-    storage.write_atomic(folder / FAILURES / f"{who}.json", json.dumps({"kind": type(error).__name__, "message": str(error)}).encode())
-
-
-def _failure(folder: Path, code: int) -> PerennialError:
-    """The error of a training that failed: what a rank said on purpose, else what the agent saw of its death."""
-    notes = [json.loads(path.read_text()) for path in sorted((folder / FAILURES).glob("*.json"))]
-    for kind, error in ERRORS.items():
-        for found in notes:
-            if found["kind"] == kind:
-                return error(found["message"])
-    seen = notes[0]["message"] if notes else f"the agent ended with code {code}"
-    return Unavailable(f"a training rank failed: {seen}; run the step again")

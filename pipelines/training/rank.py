@@ -13,9 +13,8 @@ import torch.distributed as dist
 
 from pipelines.config import TrainParams
 from pipelines.errors import PerennialError, Unavailable
-from pipelines.training import fit
 from pipelines.training.group import device_of, joined
-from pipelines.training.launch import JOB, MODEL, ROWS, note
+from pipelines.training.job import JOB, MODEL, ROWS, note, write_result
 from pipelines.training.loop import optimise
 from pipelines.training.rows import load_rows
 from pipelines.training.stopping import asked_to_leave, die_with
@@ -46,7 +45,7 @@ def main(folder: str, parent: int | None = None) -> None:
                 model = torch.load(work / MODEL, weights_only=False)
                 outcome = optimise(model, load_rows(work / ROWS), params, device=device, work=work, preempted=leaving)
                 if dist.get_rank() == 0:
-                    fit.write_result(work, outcome, params)
+                    write_result(work, outcome, params)
                 del model, outcome
         except PerennialError as error:
             note(work, name, error)

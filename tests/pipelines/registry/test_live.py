@@ -15,20 +15,6 @@ pytestmark = pytest.mark.slow
 CASE = "live"
 
 
-@pytest.fixture
-def settings(tmp_path, mlflow_url):
-    """A fresh state folder beside the real MLflow."""
-    return Settings(home=tmp_path, mlflow_url=mlflow_url)
-
-
-@pytest.fixture
-def client(mlflow_url):
-    """MLflow's own client."""
-    from mlflow import MlflowClient
-
-    return MlflowClient(mlflow_url, mlflow_url)
-
-
 def _training(key, **more):
     return live.Training(CASE, month(1), key, {"train.epochs": "3"}, {"perennial.actor": "ada"}, **more)
 

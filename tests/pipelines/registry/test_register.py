@@ -19,20 +19,6 @@ from tests.pipelines.conftest import free_port
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def settings(tmp_path, mlflow_url):
-    """A fresh state folder beside the real MLflow."""
-    return Settings(home=tmp_path, mlflow_url=mlflow_url)
-
-
-@pytest.fixture
-def client(mlflow_url):
-    """MLflow's own client."""
-    from mlflow import MlflowClient
-
-    return MlflowClient(mlflow_url, mlflow_url)
-
-
 def _register(settings, run_dir, as_of, trigger="manual"):
     return register.run(load_params(CASE), settings, run_dir, as_of, trigger=trigger)
 

@@ -12,12 +12,14 @@ import os
 import resource
 import socket
 import sys
+import time
 from pathlib import Path
 
 import torch
 
 from pipelines.errors import TrainingDiverged, Unavailable
 from pipelines.training import rank as one_rank
+from pipelines.training.checkpoint import SUMS, publish
 from pipelines.training.group import barrier, joined, place, total
 from pipelines.training.loop import CHECKPOINTS, optimise
 from pipelines.training.metrics import read
@@ -92,12 +94,20 @@ def trials(name: str, folder: Path) -> dict:
     work = folder / f"{name}-full"
     found["full"] = told(_on_a_full_disk(lambda: train(checkpoint_every=2)))
     found["full"]["left behind"] = [path.name for path in (work / CHECKPOINTS).iterdir()]
+    publish(folder / f"{name}-late", 1, _late, {}, keep=1)
+    found["late"] = sorted(json.loads((folder / f"{name}-late" / "step-1" / SUMS).read_text()))
     other = folder / "single-to-others"
     if name != "single" and not name.startswith("zero"):
         work = other
         found["from single"] = told(train())
         barrier()
     return found
+
+
+def _late(folder: Path) -> None:
+    """Each rank's part of a checkpoint, the last rank's long after the first one's."""
+    time.sleep(0.3 * place()[0])
+    (folder / f"part-{place()[0]}").write_text("written")
 
 
 def _on_a_full_disk(run):

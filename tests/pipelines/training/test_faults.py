@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.job import holders
 from pipelines.errors import Unavailable
 from pipelines.training.fit import fit
 from pipelines.training.weights import weights_sha256
@@ -27,25 +28,12 @@ def start(folder: Path, *troubles: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", "tests.pipelines.training.task", str(folder), *troubles], cwd=REPOSITORY)
 
 
-def living(folder: Path) -> list[str]:
-    """The processes that have a file of ``folder`` open or name it: a training's task, agent and ranks."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            text = (process / "cmdline").read_text() + " ".join(str(link.readlink()) for link in (process / "fd").iterdir())
-        except OSError:
-            continue
-        if str(folder) in text and int(process.name) != os.getpid():
-            found.append(process.name)
-    return found
-
-
 def gone(folder: Path) -> bool:
     """Whether all of a training's processes end within seconds."""
     until = time.monotonic() + 10
-    while living(folder) and time.monotonic() < until:
+    while holders(folder) and time.monotonic() < until:
         time.sleep(0.05)
-    return not living(folder)
+    return not holders(folder)
 
 
 def end(folder: Path, victim: str) -> None:
@@ -63,7 +51,7 @@ def end(folder: Path, victim: str) -> None:
 def seen(tmp_path_factory):
     """What came of every trouble: the tries of a task each, of which the last one ends well (but for a rank that sleeps)."""
     folder = tmp_path_factory.mktemp("faults")
-    assert start(folder, "none", "kill-0", "kill-1", "term", "sleep").wait(timeout=120) == 0
+    assert start(folder, "none", "kill-0", "kill-1", "term", "sleep").wait(timeout=240) == 0
     assert gone(folder)
     first: dict[str, list[dict]] = {}
     for victim in VICTIMS:
@@ -71,7 +59,7 @@ def seen(tmp_path_factory):
         assert gone(folder), f"{victim} leaves processes"
         answer = folder / f"{victim}.json"
         first[victim] = json.loads(answer.read_text()) if answer.exists() else [{}, {"error": "none was told"}]
-    assert start(folder, *VICTIMS).wait(timeout=120) == 0
+    assert start(folder, *VICTIMS).wait(timeout=240) == 0
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
     return {**found, **{victim: [*first[victim], found[victim][1]] for victim in VICTIMS}}
 

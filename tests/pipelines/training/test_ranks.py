@@ -14,7 +14,8 @@ import torch
 
 from pipelines.errors import TrainingDiverged
 from pipelines.training.fit import fit
-from pipelines.training.launch import JOB, ONE_NODE, Nodes, can_fork
+from pipelines.training.job import JOB
+from pipelines.training.launch import ONE_NODE, Nodes, can_fork
 from pipelines.training.rows import Rows
 from tests.pipelines.conftest import free_port
 from tests.pipelines.training.models import TEXT, TRAIN, plain, reader, table, texts

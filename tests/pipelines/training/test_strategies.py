@@ -87,6 +87,12 @@ def test_resume_ends_in_the_same_bits(name, launched):
         assert {**found[trial], "resumed_from": None} == found["noisy"]
 
 
+@every(*NAMES)
+def test_a_checkpoint_has_the_parts_of_all_ranks(name, launched):
+    """A checkpoint is published once the slowest rank has written its part, not before."""
+    assert launched(name)["late"] == ["part-0", "part-1", "state.json"]
+
+
 @every("ddp", "fsdp")
 def test_resume_in_another_strategy(name, alone, launched):
     """What one rank saved goes on under DDP and FSDP on two, and back, within 1e-5 of its loss."""
