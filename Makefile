@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-drift
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,7 +39,7 @@ status: ## what runs, and does it work [STATE=runs/local]
 
 clean: ## stop every stack under runs/, remove both environments and all caches; runs/ itself stays
 	@for record in runs/*/stack.json; do [ ! -e "$$record" ] || $(PY) -m embedded down --home "$$(dirname "$$record")" || exit 1; done
-	rm -rf .venv .venv-triton .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-triton .venv-bench .venv-nannyml .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
 
 check: setup ## lint, format, types, import rules, fast tests
@@ -84,3 +84,6 @@ proof-equality: ## every strategy's losses against one rank's (benchmarks/result
 
 proof-faults: ## kills, signals, full disks, corrupt checkpoints: the same bits after all (benchmarks/results/proof-faults.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof_faults $(ARGS)
+
+bench-drift: ## profiles and statistics of drift against the bare scan and its peers (benchmarks/results/drift.json) [ARGS=--small]
+	$(PY) -m benchmarks.bench_drift $(ARGS)
