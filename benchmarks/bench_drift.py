@@ -34,7 +34,8 @@ from pipelines.fields import Categorical, Fields, Numeric
 
 ROOT = Path(__file__).parent.parent
 NANNYML = (".venv-nannyml", "requirements-nannyml.lock")
-ROW_GROUP = 1 << 18
+ROW_GROUP = 1 << 20
+"""As pyarrow writes files unless told otherwise."""
 REFERENCE_ROWS = 100_000
 HOURS, HOUR_ROWS = 720, 2_000
 PARTITIONS = 24

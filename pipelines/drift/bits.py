@@ -6,8 +6,9 @@ is the definition; :func:`count` is the same in fewer passes, for millions of va
 
 from __future__ import annotations
 
-import sys
 import threading
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from pipelines.drift.spec import Scale
 
 BINS = 1 << 16
 BATCH = 1 << 18
-"""Values counted at once: many enough that 65,536 counters are soon paid for."""
+"""Values counted at once: many enough that looking at 65,536 counters is soon paid for."""
 CHUNK = 1 << 15
 """Values scaled at once, in buffers that stay in the processor's cache."""
 Ints = NDArray[np.int64]
@@ -26,7 +27,7 @@ Missing = tuple[int, int, int, int]
 
 _LARGEST = float(np.finfo(np.float32).max)
 _SIGN, _INFINITY = 0x8000, 0x7F80
-_UPPER = slice(1, None, 2) if sys.byteorder == "little" else slice(0, None, 2)
+_UPPER = np.uint32(16)
 
 
 def histogram(values: Floats, scale: Scale) -> Ints:
@@ -49,16 +50,16 @@ def bounds(bins: Ints, scale: Scale) -> tuple[Floats, Floats]:
     return np.minimum(near, far) / scale.scale + scale.loc, np.maximum(near, far) / scale.scale + scale.loc
 
 
-class Scratch(threading.local):
-    """Buffers of one thread, made once: 2.5 MB."""
+class _Scratch(threading.local):
+    """Buffers of one thread, made once: 1 MB that stays in its cache."""
 
     def __init__(self) -> None:
         self.scaled = np.empty(CHUNK)
         self.short = np.empty(CHUNK, np.float32)
-        self.codes = np.empty(BATCH, np.int64)
+        self.counts = np.empty(BINS, np.int32)
 
 
-_scratch = Scratch()
+_scratch = _Scratch()
 
 
 def count(values: Floats, scale: Scale, into: Ints) -> Missing:
@@ -89,9 +90,11 @@ def count(values: Floats, scale: Scale, into: Ints) -> Missing:
     return 0, nan, above, below
 
 
-def _raw(values: Floats, scale: Scale) -> Ints:
-    """Counts ``[65536]`` of the upper 16 bits of at most ``BATCH`` values, in the order of the bits."""
-    codes = _scratch.codes[: values.size]
+def _raw(values: Floats, scale: Scale) -> NDArray[np.int32]:
+    """Counts ``[65536]`` of the upper 16 bits of at most ``BATCH`` values, in the order of the bits; valid until the thread's next call."""
+    counts = _scratch.counts
+    counts[:] = 0
+    tally = _tally()
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, values.size, CHUNK):
             part = values[start : start + CHUNK]
@@ -99,5 +102,36 @@ def _raw(values: Floats, scale: Scale) -> Ints:
             np.subtract(part, scale.loc, out=scaled)
             np.multiply(scaled, scale.scale, out=scaled)
             np.copyto(short, scaled, casting="same_kind")
-            codes[start : start + CHUNK] = short.view(np.uint16)[_UPPER]
-    return np.bincount(codes, minlength=BINS)
+            bits = short.view(np.uint32)
+            np.right_shift(bits, _UPPER, out=bits)
+            tally(bits.view(np.int32), counts)
+    return counts
+
+
+def _by_bincount(codes: NDArray[np.int32], counts: NDArray[np.int32]) -> None:
+    counts += np.bincount(codes, minlength=BINS).astype(np.int32)
+
+
+@cache
+def _tally() -> Callable[[NDArray[np.int32], NDArray[np.int32]], None]:
+    """What adds codes ``[n]`` to counts ``[65536]``, both int32.
+
+    ``numpy.bincount`` widens its input, looks for the extremes and makes a new histogram every time: 1.7 ns a
+    value in all against 0.8 of a plain loop. scipy has that loop compiled, as the first step of picking the
+    columns of a sparse matrix, here one without rows; it is not public, so without it bincount does.
+    """
+    try:
+        from scipy.sparse import _sparsetools
+    except ImportError:
+        return _by_bincount
+    none = np.zeros(1, np.int32)
+
+    def by_columns(codes: NDArray[np.int32], counts: NDArray[np.int32]) -> None:
+        _sparsetools.csr_column_index1(codes.size, codes, 0, 0, none, none, counts, none)
+
+    probe = np.zeros(BINS, np.int32)
+    try:
+        by_columns(np.array([5, 5, 7], np.int32), probe)
+    except (AttributeError, TypeError, ValueError):
+        return _by_bincount
+    return by_columns if probe[5] == 2 and probe[7] == 1 and probe.sum() == 3 else _by_bincount

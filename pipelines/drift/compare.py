@@ -34,10 +34,15 @@ def compare(reference: Profile, current: Profile, fields: Fields, spec: Spec, pa
     measured = {
         name: _measure(before, now, phis.get(name, typical), params, spec.scales.get(name), whole=name in integers) for name, (before, now) in pairs.items()
     }
+    values, groups, ne = (np.array([values.pop(key) if key != "psi" else values[key] for values in measured.values()]) for key in ("psi", "groups", "ne"))
+    p_values = dict(zip(measured, stats.minimum_effect_ps(values, groups, ne, params.delta0).tolist(), strict=True))
     tested = [name for name in measured if name not in params.ignore]
-    fallen = stats.benjamini_hochberg(np.array([measured[name]["p_value"] for name in tested]), params.q)
+    fallen = stats.benjamini_hochberg(np.array([p_values[name] for name in tested]), params.q)
     drifted = {name for name, fell in zip(tested, fallen, strict=True) if fell}
-    found = (FeatureDrift(feature=name, drifted=name in drifted, ignored=name in params.ignore, **values) for name, values in measured.items())
+    found = (
+        FeatureDrift(feature=name, p_value=p_values[name], drifted=name in drifted, ignored=name in params.ignore, **values)
+        for name, values in measured.items()
+    )
     return tuple(sorted(found, key=lambda feature: (-feature.debiased_psi, feature.feature)))
 
 
@@ -60,7 +65,8 @@ def _measure(before: Column, now: Column, phi: float, params: DriftParams, scale
         "debiased_psi": debiased,
         "ks": distance,
         "ks_error": error,
-        "p_value": stats.minimum_effect_p(value, size, ne, params.delta0),
+        "groups": size,
+        "ne": ne,
         "severity": "severe" if debiased > params.severe_psi else "warn" if debiased > params.warn_psi else "info",
         "overdispersion": phi,
         "js": divergence.jensen_shannon(*coarse),

@@ -79,9 +79,10 @@ def profile_parquet(paths: Sequence[Path], fields: Fields, spec: Spec, threads: 
                     _add(totals, name, column)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{', '.join(map(str, paths))} cannot be read ({error}): replace the damaged file") from error
-    none = profile_frame(pl.DataFrame(schema=dict.fromkeys(fields.names, pl.Null)), fields, spec)
-    found = {name: dense_column(total.counts, total.missing, total.vocabulary) for name, total in totals.items()}
-    return replace(none, rows=sum(footer.num_rows for footer in footers.values()), columns=none.columns | found)
+    rows = sum(footer.num_rows for footer in footers.values())
+    if not rows:
+        return profile_frame(pl.DataFrame(schema=dict.fromkeys(fields.names, pl.Null)), fields, spec)
+    return Profile(spec.version, rows, {name: dense_column(total.counts, total.missing, total.vocabulary) for name, total in totals.items()})
 
 
 def _add(totals: dict[str, _Total], name: str, column: Column) -> None:

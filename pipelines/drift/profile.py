@@ -238,29 +238,33 @@ def read(path: Path) -> Profile:
         about: dict[str, Any] = json.loads(table.schema.metadata[_META])
     except (OSError, KeyError, TypeError, pa.ArrowInvalid) as error:
         raise IntegrityError(f"{path} is not a profile ({error!r}): run the step that wrote it again") from error
-    frame = pl.DataFrame(table)
-    whole = _by_feature(frame.filter(pl.col("day").is_null()))
-    single = _by_feature(frame.filter(pl.col("day").is_not_null()))
+    features = table["feature"].combine_chunks()
+    # By DLPack, as Arrow's own to_numpy imports pandas.
+    names, codes = features.dictionary.to_pylist(), np.from_dlpack(features.indices)
+    bins, counts = (np.from_dlpack(table[name].combine_chunks()).astype(np.int64) for name in ("bin", "count"))
+    day = np.from_dlpack(table["day"].combine_chunks().fill_null(-1))
+    whole, single = (_by_feature(names, codes[some], bins[some], counts[some], day[some]) for some in (day < 0, day >= 0))
     columns: dict[str, Column] = {}
     for name, missing in about["missing"].items():
         words = about["vocabulary"].get(name)
-        bins, counts, _ = whole.get(name, (np.empty(0, np.int64),) * 3)
+        own_bins, own_counts, _ = whole.get(name, (np.empty(0, np.int64),) * 3)
         null, nan, above, below = missing
-        columns[name] = Column(bins, counts, (null, nan, above, below), None if words is None else tuple(words))
+        columns[name] = Column(own_bins, own_counts, (null, nan, above, below), None if words is None else tuple(words))
     days: dict[str, Ints] = {}
     for name, shape in about["days"].items():
         days[name] = np.zeros(shape, np.int64)
-        bins, counts, day = single[name]
-        days[name][day, bins] = counts
+        own_bins, own_counts, own_days = single[name]
+        days[name][own_days, own_bins] = own_counts
     return Profile(about["spec"], about["rows"], columns, days, about["baseline"])
 
 
-def _by_feature(frame: pl.DataFrame) -> dict[str, tuple[Ints, Ints, Ints]]:
-    parts = frame.with_columns(pl.col("feature").cast(pl.String)).partition_by("feature", as_dict=True)
-    return {
-        str(name): (part["bin"].cast(pl.Int64).to_numpy(), part["count"].cast(pl.Int64).to_numpy(), part["day"].fill_null(-1).cast(pl.Int64).to_numpy())
-        for (name,), part in parts.items()
-    }
+def _by_feature(names: list[str], codes: Ints, bins: Ints, counts: Ints, day: Ints) -> dict[str, tuple[Ints, Ints, Ints]]:
+    """The rows of each feature; a feature's rows stand together in a file."""
+    if not codes.size:
+        return {}
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(codes)) + 1])
+    ends = np.append(starts[1:], codes.size)
+    return {names[codes[start]]: (bins[start:end], counts[start:end], day[start:end]) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)}
 
 
 def write(profile: Profile, folder: Path) -> Path:
