@@ -239,10 +239,8 @@ def read(path: Path) -> Profile:
     except (OSError, KeyError, TypeError, pa.ArrowInvalid) as error:
         raise IntegrityError(f"{path} is not a profile ({error!r}): run the step that wrote it again") from error
     features = table["feature"].combine_chunks()
-    # By DLPack, as Arrow's own to_numpy imports pandas.
-    names, codes = features.dictionary.to_pylist(), np.from_dlpack(features.indices)
-    bins, counts = (np.from_dlpack(table[name].combine_chunks()).astype(np.int64) for name in ("bin", "count"))
-    day = np.from_dlpack(table["day"].combine_chunks().fill_null(-1))
+    names, codes = features.dictionary.to_pylist(), _whole(features.indices)
+    bins, counts, day = (_whole(table[name].combine_chunks()) for name in ("bin", "count", "day"))
     whole, single = (_by_feature(names, codes[some], bins[some], counts[some], day[some]) for some in (day < 0, day >= 0))
     columns: dict[str, Column] = {}
     for name, missing in about["missing"].items():
@@ -256,6 +254,11 @@ def read(path: Path) -> Profile:
         own_bins, own_counts, own_days = single[name]
         days[name][own_days, own_bins] = own_counts
     return Profile(about["spec"], about["rows"], columns, days, about["baseline"])
+
+
+def _whole(values: Any) -> Ints:
+    """An Arrow array of whole numbers; null is -1. By DLPack, as Arrow's own to_numpy imports pandas."""
+    return np.from_dlpack(values.cast(pa.int64()).fill_null(-1)).astype(np.int64, copy=False)
 
 
 def _by_feature(names: list[str], codes: Ints, bins: Ints, counts: Ints, day: Ints) -> dict[str, tuple[Ints, Ints, Ints]]:
