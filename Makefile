@@ -15,6 +15,7 @@ INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setu
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-drift
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults proof-diagnosis
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -87,3 +88,5 @@ proof-faults: ## kills, signals, full disks, corrupt checkpoints: the same bits 
 
 bench-drift: ## profiles and statistics of drift against the bare scan and its peers (benchmarks/results/drift.json) [ARGS=--small]
 	$(PY) -m benchmarks.bench_drift $(ARGS)
+proof-diagnosis: ## kind and day of every drift of `loans`, named over 20 seeds (benchmarks/results/proof-diagnosis.json) [ARGS=--quick]
+	$(PY) -m benchmarks.proof_diagnosis $(ARGS)

@@ -5,12 +5,13 @@ from perennial_operators import StepOperator, TriggerOnce
 from perennial_run import DEFAULTS, clock_param, readable_cases, timetable
 
 from pipelines.config import Params
+from pipelines.steps import TELLING
 
 ABOUT = """
 The window of **{case}** that ends at `as_of`: logged predictions are profiled and compared with the champion's
 reference, arrived labels are watched, and a state machine decides. `retrain` starts `{case}_training` under the
 episode's name, so that one episode trains once, however often this run is repeated; without an episode it is
-skipped, and the run stays green.
+skipped, and the run stays green. `alert` tells people, once, what was found; a red one has stopped nothing.
 """
 EPISODE = "(ti.xcom_pull(task_ids='drift', key='retrain') or {}).get('episode')"
 
@@ -43,7 +44,10 @@ def drift(params: Params) -> DAG:
         )
         # A skipped retrain is the usual day, not a reason to leave the projections unrepaired.
         reconcile = StepOperator(task_id="reconcile", step="reconcile", case=params.case, trigger_rule=TriggerRule.NONE_FAILED)
+        # Beside the event, never before it: what tells people may break and turn red, and the loop goes on.
+        telling = [StepOperator(task_id=step, step=step, case=params.case) for step in TELLING]
         chain(profile, judge, retrain, reconcile)
+        chain(judge, *telling)
     return dag
 
 

@@ -2,7 +2,7 @@
 
 from airflow.sdk import DAG, chain
 from perennial_operators import StepOperator
-from perennial_run import DEFAULTS, clock_param, readable_cases, timetable, train_arguments, trigger_param
+from perennial_run import DEFAULTS, clock_param, readable_cases, reason_param, timetable, train_arguments, trigger_param
 
 from pipelines.config import Params
 from pipelines.steps import TRAINING
@@ -25,7 +25,7 @@ def training(params: Params) -> DAG:
         start_date=params.period[0],
         catchup=False,
         max_active_runs=1,
-        params={"as_of": clock_param(params), "trigger": trigger_param()},
+        params={"as_of": clock_param(params), "trigger": trigger_param(), "reason": reason_param()},
         default_args=DEFAULTS,
         tags=["perennial", params.case, "training"],
     ) as dag:

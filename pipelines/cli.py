@@ -23,12 +23,13 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines import ledger
 from pipelines.config import Params, Settings, case_names, load_params
-from pipelines.contracts import Manifest, Trigger
+from pipelines.contracts import AlertRule, Manifest, Trigger
 from pipelines.errors import ConfigError, PerennialError
 from pipelines.steps import DRIFT, TRAINING
-from pipelines.storage import MANIFEST, canonical_json
+from pipelines.storage import MANIFEST, canonical_json, write_atomic
 
 STEPS = Path(__file__).parent / "steps"
+WHY = "why; kept for good"
 ORDER = (*TRAINING[:-1], *DRIFT)
 """How help lists the steps; those that are in no line follow by name."""
 
@@ -53,8 +54,58 @@ def _reproduce(params: Params, settings: Settings, *, version: int) -> dict[str,
     return retrain.reproduce(settings, params.case, version)
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"history": _history, "reproduce": _reproduce}
+def _retrain(params: Params, settings: Settings, *, as_of: datetime, reason: str) -> dict[str, Any]:
+    """Train, judge and release a candidate by hand: the whole line, as the training DAG runs it."""
+    answers = {step: _run_step(step, params, settings, as_of, reason) for step in TRAINING}
+    verdict, release = answers["gate"].facts, answers["rollout"].facts
+    return {
+        "case": params.case,
+        "as_of": as_of.isoformat(),
+        "version": answers["register"].facts["version"],
+        **{name: verdict[name] for name in ("decision", "rule", "reason")},
+        "outcome": release["outcome"],
+        "champion": answers["reconcile"]["champion"],
+    }
+
+
+def _alerts(params: Params, settings: Settings) -> dict[str, Any]:
+    """The alerts that a case had: since when, how often found, open or resolved; and the silences in force."""
+    found = ledger.alerts(settings.ledger, params.case)
+    newest = ledger.alert_runs(settings.ledger, params.case, last=1)
+    silences = ledger.silences(settings.ledger, params.case, datetime.fromisoformat(newest[0]["as_of"])) if newest else []
+    return {"case": params.case, "alerts": [alert.model_dump(mode="json") for alert in found], "silences": silences}
+
+
+def _silence(params: Params, settings: Settings, *, rule: str, until: datetime, reason: str) -> dict[str, Any]:
+    """Tell nobody of a rule's alerts until a time; they are still counted."""
+    ledger.silence(settings.ledger, case=params.case, rule=rule, until=until, reason=reason, actor=settings.who)
+    return {"case": params.case, "rule": rule, "until": until.isoformat(), "actor": settings.who}
+
+
+def _metrics(params: Params | None, settings: Settings, *, port: int | None = None, host: str = "127.0.0.1") -> dict[str, Any]:
+    """Write what Prometheus may know to metrics.prom in the state folder, or serve it at /metrics on a port."""
+    from pipelines.reports import metrics
+
+    asked = [load_params(case) for case in case_names()] if params is None else [params]
+    if port is not None:
+        metrics.serve(settings, asked, host, port)
+    path = settings.root / "metrics.prom"
+    text = metrics.render(settings, asked)
+    write_atomic(path, text.encode())
+    return {"file": str(path), "series": sum(not line.startswith("#") for line in text.splitlines())}
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "history": _history,
+    "reproduce": _reproduce,
+    "retrain": _retrain,
+    "alerts": _alerts,
+    "silence": _silence,
+    "metrics": _metrics,
+}
 """Commands about a case that are no steps; the first line of the docstring is their help, the answer is printed."""
+EVERY_CASE = {"metrics"}
+"""Commands that speak of all cases unless one is named."""
 HOLDS: dict[str, Callable[[Any], bool]] = {"reproduce": lambda answer: answer["identical"]}
 """Commands that answer a question: exit code 1 says no."""
 TABLES: dict[str, Callable[[Any], Any]] = {"history": _history_table}
@@ -81,6 +132,19 @@ def parse_as_of(text: str) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
+_MOMENT = "a date or ISO 8601 time, UTC if no zone is given"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as_of": {"type": parse_as_of, "metavar": "TIME", "help": f"the run's clock: {_MOMENT}"},
+    "until": {"type": parse_as_of, "metavar": "TIME", "help": _MOMENT},
+    "rule": {"choices": get_args(AlertRule), "help": "whose alerts"},
+    "reason": {"metavar": "TEXT", "help": WHY},
+    "host": {"metavar": "ADDRESS", "help": "where to listen (127.0.0.1)"},
+    "port": {"type": int, "metavar": "PORT", "help": "listen until the process is ended"},
+    "version": {"type": int, "metavar": "NUMBER", "help": "a model version, as MLflow, Triton and the history number it"},
+}
+"""What the commands take beside the case, by the names of their functions' arguments; what has a default need not be given."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser; it imports no step, so that help and mistakes are answered at once."""
     parser = argparse.ArgumentParser(
@@ -95,16 +159,17 @@ def build_parser() -> argparse.ArgumentParser:
         takes = _arguments_of_run(tree)
         if "as_of" in takes:
             # A step's folder is named by its as_of; what leaves no folder may know a default of its own.
-            needed, about = ("run_dir" in takes), "a date or ISO 8601 time, UTC if no zone is given"
-            command.add_argument("--as-of", required=needed, type=parse_as_of, metavar="TIME", help=f"the run's clock: {about}")
+            command.add_argument("--as-of", required="run_dir" in takes, **OPTIONS["as_of"])
         if "trigger" in takes:
             command.add_argument("--trigger", choices=get_args(Trigger), help="what started the run: initial before the first champion, else manual")
         if "reason" in takes:
-            command.add_argument("--reason", required=True, metavar="TEXT", help="why; kept in the ledger for good")
+            command.add_argument("--reason", required=takes["reason"], metavar="TEXT", help=WHY)
     for name, function in COMMANDS.items():
         command = _command(commands, name, _first_line(function.__doc__))
-        if "version" in inspect.signature(function).parameters:
-            command.add_argument("--version", required=True, type=int, metavar="NUMBER", help="a model version, as MLflow, Triton and the history number it")
+        for option, argument in inspect.signature(function).parameters.items():
+            if option in OPTIONS:
+                needed = argument.default is argument.empty
+                command.add_argument(f"--{option.replace('_', '-')}", required=needed, default=None if needed else argument.default, **OPTIONS[option])
         if name in TABLES:
             command.add_argument("--json", action="store_true", help="one line of JSON, also on a terminal")
     return parser
@@ -112,7 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
-    command.add_argument("--case", required=True, metavar="CASE", help=f"one of {', '.join(case_names())}")
+    command.add_argument("--case", required=name not in EVERY_CASE, metavar="CASE", help=f"one of {', '.join(case_names())}")
     command.add_argument("--debug", action="store_true", help="show debug logs, and the traceback of an error")
     return command
 
@@ -121,32 +186,43 @@ def _first_line(text: str | None) -> str:
     return (text or "").partition("\n")[0]
 
 
-def _arguments_of_run(tree: ast.Module) -> set[str]:
-    runs = [node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
-    return {argument.arg for arguments in runs for argument in (*arguments.args, *arguments.kwonlyargs)}
+def _arguments_of_run(tree: ast.Module) -> dict[str, bool]:
+    """The arguments of a step's ``run`` by name, and whether each must be given."""
+    [run] = [node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
+    positional = [argument.arg for argument in run.args]
+    optional = set(positional[len(positional) - len(run.defaults) :])
+    optional |= {argument.arg for argument, default in zip(run.kwonlyargs, run.kw_defaults, strict=True) if default is not None}
+    return {name: name not in optional for name in (*positional, *(argument.arg for argument in run.kwonlyargs))}
 
 
-def run_command(given: argparse.Namespace, params: Params, settings: Settings) -> Any:
+def run_command(given: argparse.Namespace, params: Params | None, settings: Settings) -> Any:
     """Run the step or command that was asked for; a step gets those arguments that its ``run`` names.
 
     A step's manifest is described as ``{step, case, as_of, key, manifest, facts}``; other answers are given as they are.
     """
     if given.command in COMMANDS:
-        more = {"version": given.version} if hasattr(given, "version") else {}
-        return COMMANDS[given.command](params, settings, **more)
-    run = import_module(f"pipelines.steps.{given.command}").run
-    takes = set(inspect.signature(run).parameters)
-    offers: dict[str, Any] = {"params": params, "settings": settings, "actor": settings.who, "reason": getattr(given, "reason", None)}
-    if getattr(given, "as_of", None) is not None:
-        offers |= {"as_of": given.as_of, "run_dir": settings.run_dir(params.case, given.as_of)}
-    if "trigger" in takes:
-        champion = ledger.champion_before(settings.ledger, params.case, given.as_of)
-        offers["trigger"] = given.trigger or ("initial" if champion is None else "manual")
-    answer = run(**{name: value for name, value in offers.items() if name in takes})
+        function = COMMANDS[given.command]
+        more = {name: getattr(given, name) for name in inspect.signature(function).parameters if hasattr(given, name)}
+        return function(params, settings, **more)
+    assert params is not None
+    reason, as_of = getattr(given, "reason", None), getattr(given, "as_of", None)
+    answer = _run_step(given.command, params, settings, as_of, reason, getattr(given, "trigger", None))
     if not isinstance(answer, Manifest):
         return answer.model_dump(mode="json") if isinstance(answer, BaseModel) else answer
     manifest = settings.run_dir(params.case, answer.as_of) / given.command / MANIFEST
     return answer.model_dump(mode="json", include={"step", "case", "as_of", "key", "facts"}) | {"manifest": str(manifest)}
+
+
+def _run_step(name: str, params: Params, settings: Settings, as_of: datetime | None, reason: str | None, trigger: Trigger | None = None) -> Any:
+    run = import_module(f"pipelines.steps.{name}").run
+    takes = set(inspect.signature(run).parameters)
+    offers: dict[str, Any] = {"params": params, "settings": settings, "actor": settings.who, "reason": reason}
+    if as_of is not None:
+        offers |= {"as_of": as_of, "run_dir": settings.run_dir(params.case, as_of)}
+        if "trigger" in takes:
+            champion = ledger.champion_before(settings.ledger, params.case, as_of)
+            offers["trigger"] = trigger or ("initial" if champion is None else "manual")
+    return run(**{name: value for name, value in offers.items() if name in takes})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -157,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What libraries print must not get between the reader of stdout and the one line meant for it.
         with redirect_stdout(sys.stderr):
             settings = _settings()
-            answer = run_command(arguments, load_params(arguments.case), settings)
+            answer = run_command(arguments, None if arguments.case is None else load_params(arguments.case), settings)
     except Exception as error:  # noqa: BLE001 - the last place that can turn an error into one clear line
         known = isinstance(error, PerennialError)
         if arguments.debug:

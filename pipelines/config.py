@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, SecretStr, Tag, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from pipelines.contracts import Instant
+from pipelines.contracts import AlertRule, Instant, Severity
 from pipelines.errors import ConfigError
 
 CASES_ROOT = Path(__file__).parent / "cases"
@@ -185,6 +185,22 @@ class GateParams(Strict):
     min_slice_rows: int = Field(gt=0)
 
 
+class NewData(Strict):
+    """How many labelled rows must be new for a retraining without any drift: ``rows``, or ``share`` of the champion's training rows.
+
+    Given both, the smaller number counts.
+    """
+
+    rows: int | None = Field(default=None, gt=0)
+    share: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> NewData:
+        if self.rows is None and self.share is None:
+            raise ValueError("new_data needs rows or share: give one, or null to switch it off")
+        return self
+
+
 class DriftParams(Strict):
     """Windows, tests and the retrain policy of ../drift/policy.py."""
 
@@ -214,9 +230,37 @@ class DriftParams(Strict):
     max_retrains_days: float = Field(gt=0)
     min_new_labels: tuple[int, int, float]
     """(at most, at least, share of the champion's training rows): new labelled rows a retrain needs."""
+    triggers: tuple[Literal["drift", "performance"], ...] = ("drift", "performance")
+    """What may open an episode: inputs and outputs that moved, arrived labels that show more errors."""
+    new_data: NewData | None = None
+    """New labelled rows that open an episode by themselves; ``None``: none do."""
     report_rows: int = Field(gt=0)
+    evidently: Literal["alert", "daily", "never"] = "alert"
+    """When Evidently's page is drawn, of a sample of at most ``report_rows`` rows: some seconds and 4 MB each."""
     ignore: tuple[str, ...] = ()
     """Fields that are profiled and shown but never decide: those that move by construction, like the month."""
+
+
+class AlertParams(Strict):
+    """Who is told of what, how soon they should look, and how often they may be told; the rules lie in ../alerts/rules.py."""
+
+    owner: str = "ml-on-call"
+    owners: dict[AlertRule, str] = {}
+    severities: dict[AlertRule, Severity] = {}
+    off: tuple[AlertRule, ...] = ()
+    response_hours: dict[Severity, float] = {"critical": 1.0, "warning": 24.0, "info": 168.0}
+    push: Severity = "warning"
+    """The least severity that goes to the webhook and by e-mail; the log gets all."""
+    resolve_after: int = Field(default=2, gt=0)
+    """Runs in a row without a finding before its alert counts as resolved."""
+    max_notices: int = Field(default=20, gt=0)
+    """Notices of one case in ``per_hours`` (event time); the others wait, the most severe go first."""
+    per_hours: float = Field(default=24.0, gt=0)
+    min_coverage: float = Field(default=0.5, ge=0, le=1)
+    late_after: float = Field(default=2.0, gt=0)
+    """Labels are late after so many times ``label_delay_days``."""
+    max_champion_days: float | None = Field(default=None, gt=0)
+    max_unjudged_windows: int = Field(default=3, gt=0)
 
 
 class Params(Strict):
@@ -234,6 +278,7 @@ class Params(Strict):
     resources: Resources = Resources()
     gate: GateParams
     drift: DriftParams
+    alerts: AlertParams = AlertParams()
     source: dict[str, str | int | float | bool | None] = {}
     """Settings of the case's own source, e.g. the generator's drift kind."""
 
@@ -295,6 +340,12 @@ class Settings(BaseSettings):
     triton_metrics: str = "127.0.0.1:8002"
     api_key_file: Path | None = None
     actor: str = ""
+    alert_webhook: SecretStr | None = None
+    """A URL that takes ``{"text": ...}`` (Slack, Mattermost, Teams); a secret: it is in no log, no ledger, no message."""
+    alert_mail: str = ""
+    """``smtp://host:port/from@example.org/to@example.org``; empty: no e-mail."""
+    runbooks: str = "docs/runbooks.md"
+    """Where the runbooks can be read; a rule's section is added after ``#``."""
     schedules: bool = True
     """False leaves every DAG to triggers and people: a replay brings its own clock."""
     log_segment_seconds: float = Field(default=60.0, gt=0)

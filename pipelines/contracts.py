@@ -7,8 +7,25 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-Trigger = Literal["initial", "schedule", "drift", "manual"]
+EpisodeTrigger = Literal["drift", "performance", "volume"]
+"""What opens an episode: inputs or outputs moved, arrived labels show more errors, or enough labelled rows are new."""
+Trigger = Literal["initial", "schedule", "drift", "performance", "volume", "manual"]
 Decision = Literal["promote", "reject", "inconclusive"]
+Severity = Literal["info", "warning", "critical"]
+AlertRule = Literal[
+    "drift_confirmed",
+    "retrain_kept",
+    "retrain_missing",
+    "quality_blocked",
+    "performance_dropped",
+    "labels_late",
+    "volume_out_of_band",
+    "champion_old",
+    "windows_unjudged",
+    "page_broken",
+    "sink_broken",
+]
+"""What a person is told of; each has its section in docs/runbooks.md."""
 
 
 def _as_utc(value: datetime) -> datetime:
@@ -134,6 +151,8 @@ class DriftReport(Value):
 
     ``state``, ``action``, ``reason`` and ``episode`` are the policy's (drift/policy.py), ``policy`` its other facts:
     the path it took, cooldowns, the kind of shift. Without a champion the state is NO_CHAMPION.
+    ``diagnosis`` (drift/diagnosis.py) says what moved, since when and why, ``performance`` (drift/performance.py) how the
+    model did where labels have arrived and is expected to do where not: for people, nothing is decided by them.
     """
 
     case: str
@@ -150,6 +169,44 @@ class DriftReport(Value):
     reason: str
     episode: str | None = None
     policy: dict[str, Any] = {}
+    diagnosis: dict[str, Any] = {}
+    performance: dict[str, Any] = {}
+
+
+class Alert(Value):
+    """One thing that somebody should know of, however often it is found again.
+
+    ``key`` names it within its case: the rule and what it is about (an episode, a field). Alerts of one ``group`` (the episode
+    that was open, else the rule) are told in one message. ``count`` counts the runs since ``first_seen`` that found it,
+    ``quiet`` those in a row that did not; ``notified`` is the severity it was told with, None: not yet.
+    """
+
+    case: str
+    key: str
+    rule: AlertRule
+    group: str
+    severity: Severity
+    owner: str
+    runbook: str
+    summary: str
+    first_seen: Instant
+    last_seen: Instant
+    count: int = 1
+    quiet: int = 0
+    state: Literal["open", "resolved", "silenced"] = "open"
+    notified: Severity | None = None
+
+
+class Notice(Value):
+    """One message to every sink: the alerts of a group that opened, got more severe (``raised``) or were resolved at ``at``."""
+
+    id: str
+    case: str
+    at: Instant
+    group: str
+    kind: Literal["opened", "raised", "resolved"]
+    severity: Severity
+    alerts: tuple[Alert, ...]
 
 
 class Release(Value):

@@ -8,7 +8,8 @@
     |-- ConflictError      somebody else was first (compare-and-swap lost, id used twice)            (no retry)
     |-- TrainingDiverged   a loss or a gradient is not finite                                        (no retry)
     `-- Unavailable        MLflow, Triton, the gateway or a database does not answer                 (retry)
-        `-- Preempted    a training was asked to leave and has saved itself                        (retry)
+        |-- Preempted    a training was asked to leave and has saved itself                        (retry)
+        `-- Overtaken    another drift run decided first, on the same earlier state                (retry)
 
 A message says what happened, the value, and what to do.
 """
@@ -64,3 +65,7 @@ class Unavailable(PerennialError):
 
 class Preempted(Unavailable):
     """A training was asked to leave, as by SIGTERM; it goes on at its checkpoint when it is run again."""
+
+
+class Overtaken(Unavailable):
+    """Two windows were judged on one earlier state at the same time; the one that came second has to look again."""

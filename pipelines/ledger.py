@@ -1,4 +1,4 @@
-"""The release ledger: append-only, hash-chained, decided by compare-and-swap. It is the serving truth.
+"""The ledger of releases, verdicts, drift and alerts: append-only, hash-chained, decided by compare-and-swap. It is the serving truth.
 
 MLflow's aliases and Triton's loaded versions are projections of it. One SQL schema serves SQLite
 (embedded) and PostgreSQL (compose). Nothing is ever updated or deleted: whoever inserts (case, seq+1)
@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, Text, create_engine, event, insert, select
+from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, Text, UniqueConstraint, create_engine, event, insert, select, true
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 from sqlalchemy.exc import OperationalError
 
-from pipelines.contracts import Release, Trigger
-from pipelines.errors import ConflictError, DataError, IntegrityError, Unavailable
+from pipelines.contracts import Alert, Notice, Release, Trigger
+from pipelines.errors import ConflictError, IntegrityError, Overtaken, Unavailable
 from pipelines.storage import canonical_json, digest, wall_time
 
 _metadata = MetaData()
@@ -55,6 +55,13 @@ _drift_states = Table(
     Column("evidence_hash", String(64), nullable=False),
     Column("recorded_at", String(40), nullable=False),
 )
+_drift_chain = Table(
+    "drift_chain",
+    _metadata,
+    Column("case", String(64), primary_key=True),
+    Column("previous", String(40), primary_key=True),
+    Column("as_of", String(40), nullable=False),
+)
 _episodes = Table(
     "drift_episodes",
     _metadata,
@@ -63,6 +70,38 @@ _episodes = Table(
     Column("as_of", String(40), nullable=False),
     Column("evidence", Text, nullable=False),
     Column("recorded_at", String(40), nullable=False),
+)
+_alert_runs = Table(
+    "alert_runs",
+    _metadata,
+    Column("case", String(64), primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("as_of", String(40), nullable=False),
+    Column("alerts", Text, nullable=False),
+    Column("notices", Text, nullable=False),
+    Column("recorded_at", String(40), nullable=False),
+    UniqueConstraint("case", "as_of"),
+)
+_deliveries = Table(
+    "alert_deliveries",
+    _metadata,
+    Column("case", String(64), primary_key=True),
+    Column("notice", String(192), primary_key=True),
+    Column("sink", String(16), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("event", String(16), primary_key=True),
+    Column("detail", Text, nullable=False),
+    Column("recorded_at", String(40), nullable=False),
+)
+_silences = Table(
+    "alert_silences",
+    _metadata,
+    Column("case", String(64), primary_key=True),
+    Column("rule", String(32), primary_key=True),
+    Column("recorded_at", String(40), primary_key=True),
+    Column("until", String(40), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", String(128), nullable=False),
 )
 
 
@@ -102,6 +141,16 @@ def _begin(url: str) -> Iterator[Any]:
             yield connection
     except OperationalError as error:
         raise Unavailable(f"the ledger {make_url(url).render_as_string(hide_password=True)} does not answer: {error.orig}") from error
+
+
+def _insert_first(url: str, table: Table, **values: Any) -> bool:
+    """Insert a row; False if its key is there already: of all who try, the first one wins."""
+    try:
+        with _begin(url) as connection:
+            connection.execute(insert(table).values(**values, recorded_at=_text(wall_time())))
+    except SqlIntegrityError:
+        return False
+    return True
 
 
 def _text(moment: datetime) -> str:
@@ -250,35 +299,29 @@ def drift_state_before(url: str, case: str, as_of: datetime) -> dict[str, Any] |
     return None if row is None else json.loads(row)
 
 
-def record_drift_state(url: str, *, case: str, as_of: datetime, state: dict[str, Any], evidence_hash: str) -> dict[str, Any]:
-    """Keep the policy's state after the window ending at ``as_of``; the first one written stands and is returned."""
-    try:
-        with _begin(url) as connection:
-            connection.execute(
-                insert(_drift_states).values(
-                    case=case, as_of=_text(as_of), state=canonical_json(state), evidence_hash=evidence_hash, recorded_at=_text(wall_time())
-                )
-            )
-    except SqlIntegrityError:
-        pass  # another try of the same window was first; what it wrote is returned below
+def record_drift_state(url: str, *, case: str, as_of: datetime, state: dict[str, Any], evidence_hash: str, previous: str | None = None) -> dict[str, Any]:
+    """Keep the policy's state after the window ending at ``as_of``; the first one written stands and is returned.
+
+    ``previous`` names the state that it was made from (``""``: none; None: not said). A state has one successor, so that two
+    windows judged at once cannot both open an episode: raises Overtaken, and writes nothing, if another window came first.
+    """
+    row = {"case": case, "as_of": _text(as_of), "state": canonical_json(state), "evidence_hash": evidence_hash, "recorded_at": _text(wall_time())}
+    # Where another try of the same window was first, what it wrote is returned.
+    with suppress(SqlIntegrityError), _begin(url) as connection:
+        if previous is not None:
+            connection.execute(insert(_drift_chain).values(case=case, previous=previous, as_of=_text(as_of)))
+        connection.execute(insert(_drift_states).values(**row))
     with _begin(url) as connection:
-        row = connection.execute(select(_drift_states.c.state).where(_drift_states.c.case == case, _drift_states.c.as_of == _text(as_of))).scalar()
-    if row is None:
-        raise DataError(f"{case}: the drift state of {as_of.isoformat()} was not kept: check the ledger's database")
-    found: dict[str, Any] = json.loads(row)
-    return found
+        found = connection.execute(select(_drift_states.c.state).where(_drift_states.c.case == case, _drift_states.c.as_of == _text(as_of))).scalar()
+    if found is None:
+        raise Overtaken(f"{case}: a drift run of another window than {as_of.isoformat()} decided first, on the same earlier state; run the step again")
+    kept: dict[str, Any] = json.loads(found)
+    return kept
 
 
 def open_episode(url: str, *, case: str, episode: str, as_of: datetime, evidence: Any) -> bool:
     """Record a drift episode; True for whoever was first, False if it was there already."""
-    try:
-        with _begin(url) as connection:
-            connection.execute(
-                insert(_episodes).values(case=case, episode=episode, as_of=_text(as_of), evidence=canonical_json(evidence), recorded_at=_text(wall_time()))
-            )
-    except SqlIntegrityError:
-        return False
-    return True
+    return _insert_first(url, _episodes, case=case, episode=episode, as_of=_text(as_of), evidence=canonical_json(evidence))
 
 
 def episodes(url: str, case: str) -> list[dict[str, Any]]:
@@ -292,3 +335,62 @@ def asking_episode(url: str, case: str, as_of: datetime) -> str | None:
     """The episode that asked for a drift-triggered run at ``as_of``: the newest one opened up to then."""
     opened: list[str] = [row["episode"] for row in episodes(url, case) if datetime.fromisoformat(row["as_of"]) <= as_of]
     return opened[-1] if opened else None
+
+
+# --- alerts -------------------------------------------------------------------------------------
+
+
+def alert_runs(url: str, case: str, *, last: int | None = None, at: datetime | None = None) -> list[dict[str, Any]]:
+    """What the alert steps of a case left, oldest first: ``{seq, as_of, alerts, notices, recorded_at}``; the ``last`` rows, or that of ``at``.
+
+    A row's alerts are those that were open after it and those that it resolved.
+    """
+    wanted = true() if at is None else _alert_runs.c.as_of == _text(at)
+    with _begin(url) as connection:
+        order = select(_alert_runs).where(_alert_runs.c.case == case, wanted).order_by(_alert_runs.c.seq.desc()).limit(last)
+        rows = connection.execute(order).mappings().all()
+    return [{**row, **{name: json.loads(row[name]) for name in ("alerts", "notices")}} for row in reversed(rows)]
+
+
+def append_alerts(url: str, *, case: str, seq: int, as_of: datetime, alerts: Sequence[Alert], notices: Sequence[Notice]) -> bool:
+    """Compare-and-swap: write row ``seq`` of ``alert_runs``; False if somebody has written it, or a row of ``as_of``, before."""
+    text = {"alerts": canonical_json(list(alerts)), "notices": canonical_json(list(notices))}
+    return _insert_first(url, _alert_runs, case=case, seq=seq, as_of=_text(as_of), **text)
+
+
+def alerts(url: str, case: str) -> list[Alert]:
+    """Every alert that a case ever had, as it stands now, by the time it was first seen."""
+    found = {(alert["key"], alert["first_seen"]): alert for row in alert_runs(url, case) for alert in row["alerts"]}
+    return [Alert.model_validate_json(json.dumps(alert)) for _, alert in sorted(found.items(), key=lambda item: (item[1]["first_seen"], item[0]))]
+
+
+def note_delivery(url: str, *, case: str, notice: str, sink: str, attempt: int, event: str, detail: str = "") -> bool:
+    """Write that ``attempt`` to send a notice was ``claimed``, ``delivered`` or ``failed``; False if that is written already."""
+    return _insert_first(url, _deliveries, case=case, notice=notice, sink=sink, attempt=attempt, event=event, detail=detail)
+
+
+def deliveries(url: str, case: str) -> list[dict[str, Any]]:
+    """What became of the notices: ``{notice, sink, attempt, event, detail, recorded_at}``, by attempt, oldest first."""
+    with _begin(url) as connection:
+        order = (_deliveries.c.attempt, _deliveries.c.recorded_at)
+        return [dict(row) for row in connection.execute(select(_deliveries).where(_deliveries.c.case == case).order_by(*order)).mappings().all()]
+
+
+def undelivered(url: str, case: str) -> dict[str, int]:
+    """By sink that is broken now, i.e. whose newest answer is a failure: how many notices it has not taken."""
+    answers = [row for row in deliveries(url, case) if row["event"] != "claimed"]
+    newest = {row["sink"]: row["event"] for row in sorted(answers, key=lambda row: row["recorded_at"])}
+    open_ = {(row["sink"], row["notice"]) for row in answers} - {(row["sink"], row["notice"]) for row in answers if row["event"] == "delivered"}
+    return {sink: sum(own == sink for own, _ in open_) for sink in sorted(newest) if newest[sink] == "failed"}
+
+
+def silence(url: str, *, case: str, rule: str, until: datetime, reason: str, actor: str) -> None:
+    """Tell nobody of a rule's alerts until ``until`` (event time); they are still counted."""
+    _insert_first(url, _silences, case=case, rule=rule, until=_text(until), reason=reason, actor=actor)
+
+
+def silences(url: str, case: str, at: datetime) -> list[dict[str, Any]]:
+    """The silences in force at ``at``: ``{rule, until, reason, actor, recorded_at}``; of several for a rule the newest one counts."""
+    with _begin(url) as connection:
+        rows = connection.execute(select(_silences).where(_silences.c.case == case).order_by(_silences.c.recorded_at)).mappings().all()
+    return [dict(row) for row in {row["rule"]: row for row in rows}.values() if row["until"] > _text(at)]

@@ -73,9 +73,25 @@ def step_key(step: str, version: int, inputs: Mapping[str, str], declared: Any) 
 
 
 def failpoint(step: str, point: str) -> None:
-    """Die here by SIGKILL if ``PERENNIAL_FAILPOINT`` names this point (tests only; free otherwise)."""
-    if os.environ.get("PERENNIAL_FAILPOINT") == f"{step}:{point}":
+    """Die here by SIGKILL if ``PERENNIAL_FAILPOINT`` names this point (tests only; free otherwise).
+
+    It is ``<step>:<point>``, for every process that comes by, or ``@<folder>``: then a process dies for each file
+    ``<step>:<point>.*`` that it finds and removes there, so that the next try lives.
+    """
+    asked = os.environ.get("PERENNIAL_FAILPOINT", "")
+    if asked == f"{step}:{point}" or (asked.startswith("@") and _taken(Path(asked[1:]), f"{step}:{point}.*")):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _taken(folder: Path, pattern: str) -> bool:
+    """Whether this process was the one to remove a file."""
+    for path in sorted(folder.glob(pattern)):
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            continue
+        return True
+    return False
 
 
 def fsync_folder(path: Path) -> None:

@@ -45,6 +45,26 @@ class RunLink(BaseOperatorLink):
         return getattr(operator, "link", "")
 
 
+class PageLink(BaseOperatorLink):
+    """From the report task to the daily page, as MLflow keeps it."""
+
+    name = "Daily page"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002 - Airflow's signature
+        """The page of the window, or nothing."""
+        return getattr(operator, "link", "")
+
+
+class EvidentlyLink(BaseOperatorLink):
+    """From the report task to Evidently's page, of windows that have one."""
+
+    name = "Evidently report"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002 - Airflow's signature
+        """Evidently's page of the window, or nothing."""
+        return getattr(operator, "evidently", "")
+
+
 class StepOperator(BaseOperator):
     """Runs ``pipelines.steps.<step>.run`` with those of its arguments that it names; imports it in the task only.
 
@@ -66,6 +86,9 @@ class StepOperator(BaseOperator):
             self.operator_extra_links = (ModelLink(),)
         if step == "train":
             self.operator_extra_links = (RunLink(),)
+        if step == "report":
+            self.evidently = ""
+            self.operator_extra_links = (PageLink(), EvidentlyLink())
 
     def execute(self, context: Context) -> dict[str, Any] | list[str]:
         """One call of the step; errors that a retry cannot mend fail the task at once."""
@@ -79,7 +102,7 @@ class StepOperator(BaseOperator):
                 "as_of": lambda: as_of,
                 "run_dir": lambda: settings.run_dir(self.case, as_of),
                 "trigger": lambda: resolve_trigger(given.get("trigger"), run.run_type, has_champion=_has_champion(settings, self.case, as_of)),
-                "reason": lambda: given["reason"],
+                "reason": lambda: given.get("reason"),
                 "day": lambda: self.day,
                 "actor": lambda: run.triggering_user_name or settings.who,
             }
@@ -99,8 +122,10 @@ class StepOperator(BaseOperator):
         folder = str((settings.run_dir(self.case, as_of) / self.step).relative_to(settings.root))
         if self.step == "register":
             self.link = f"{settings.mlflow_url}/#/models/{self.case}/versions/{result.facts['version']}"
+        if self.step == "report":
+            self.link, self.evidently = result.facts.get("page", ""), result.facts.get("evidently", "")
         if self.step == "drift":
-            asked = {"as_of": as_of.isoformat(), "trigger": "drift", "episode": result.facts["episode"], "evidence": f"{folder}/report.json"}
+            asked = {"as_of": as_of.isoformat(), "trigger": result.facts["trigger"], "episode": result.facts["episode"], "evidence": f"{folder}/report.json"}
             context["ti"].xcom_push(key="retrain", value=asked if result.facts["action"] == "retrain" else {})
         return {**small(result.facts), "as_of": as_of.isoformat(), "manifest": f"{folder}/manifest.json"}
 

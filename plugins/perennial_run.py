@@ -59,6 +59,11 @@ def trigger_param() -> Param:
     return Param(None, "Why this run: empty means schedule or manual, as the run is.", type=["null", "string"], enum=[None, *get_args(Trigger)])
 
 
+def reason_param() -> Param:
+    """The ``reason`` field of the trigger form: what the record of the training says for good; empty: its trigger."""
+    return Param(None, "Why, in your words: kept in the training's record.", type=["null", "string"])
+
+
 def resolve_as_of(given: str | None, run: DagRunProtocol) -> datetime:
     """The one clock of a run, in UTC and whole seconds.
 

@@ -6,14 +6,14 @@ from collections import Counter
 from datetime import datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from embedded.demo import scoring
 from embedded.demo.plan import scope
 from embedded.demo.replay import Replay
 from pipelines import cases, ledger
 from pipelines.config import Settings
-from pipelines.contracts import DriftReport, Window
+from pipelines.contracts import DriftReport, Trigger, Window
 from pipelines.reports.replay import month_label
 from pipelines.storage import MANIFEST, read_manifest
 
@@ -115,7 +115,7 @@ def build_summary(replay: Replay, rows: pl.DataFrame) -> dict[str, Any]:
         "errors": replay.tally.errors,
         "labels": replay.tally.labels,
         "drift_runs": len(runs["drift"]),
-        "training_runs_by_trigger": {name: triggers.get(name, 0) for name in ("initial", "schedule", "drift", "manual")},
+        "training_runs_by_trigger": {name: triggers.get(name, 0) for name in get_args(Trigger)},
         "verdicts": {name: decisions.get(name, 0) for name in ("promote", "reject", "inconclusive")},
         "champions": [
             {"version": r.champion, "since": r.as_of.isoformat(), "trigger": r.trigger, "mlflow_run": r.mlflow_run, "reason": r.reason} for r in history

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -134,18 +133,3 @@ def _rows_per_day(reference: Profile) -> float:
     """Rows per day with rows; calendar days without any are the case's habit and not known here."""
     days = max((counts.shape[0] for name, counts in reference.days.items() if name not in OUTPUTS), default=0)
     return reference.rows / days if days else 0.0
-
-
-def shift(features: Sequence[FeatureDrift], *, dropped: bool) -> str:
-    """The kind of shift by what moved: inputs, the model's outputs, and (labels permitting) the metric.
-
-    >>> shift((), dropped=True)
-    'concept'
-    """
-    moved = {feature.feature for feature in features if feature.drifted}
-    inputs, outputs = bool(moved - {*OUTPUTS}), bool(moved & {*OUTPUTS})
-    if dropped:
-        return "covariate and concept" if inputs else "concept"
-    if inputs:
-        return "covariate"
-    return "label" if outputs else "none"

@@ -16,6 +16,10 @@ WATCH: a feature moved by more than ``delta0`` (compare.py). CONFIRMED, by the f
    than half of the rows of the windows in which it drifted have a label, and it is severe, or what
    drifted is the score or the predicted class. Where labels of those rows have arrived and show no drop, the shift is harmless.
 
+The first is the trigger *performance*, the other two are *drift*; ``triggers`` says which of them a case listens to. A third
+trigger, *volume*, needs no drift at all: since the champion's training, or since the last retraining that was asked for under it, more
+labelled rows have arrived than ``new_data`` declares. Schedules and people retrain beside this machine (their runs never pass it).
+
 History, e-CUSUM and drops belong to one champion: another champion has another reference and starts anew.
 A confirmed drift that may not retrain yet (labels, budget) stays CONFIRMED and asks for it at every window.
 One step can pass several states (a month may outlast a cooldown); ``path`` names them.
@@ -32,7 +36,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipelines.config import DriftParams
-from pipelines.contracts import FeatureDrift, Instant, Interval, Value
+from pipelines.contracts import EpisodeTrigger, FeatureDrift, Instant, Interval, Value
 from pipelines.drift import sequential
 from pipelines.drift.spec import OUTPUTS
 
@@ -85,7 +89,9 @@ class PolicyState(Value):
     """Everything that the next step needs. JSON in the ledger.
 
     ``marks`` are the last windows with enough rows, ``drops`` say of the last windows with labels whether the
-    metric had dropped; ``clean`` counts clean windows in a row, ``log_e`` is the e-CUSUM.
+    metric had dropped; ``clean`` counts clean windows in a row, ``log_e`` is the e-CUSUM. ``trigger`` says what opened
+    the newest episode, ``verdict`` what became of its retraining (``missing``: it gave none in time), ``tried_labels``
+    how many labelled rows were new to the champion when it was asked for.
     """
 
     name: StateName = "STABLE"
@@ -97,6 +103,9 @@ class PolicyState(Value):
     log_e: float = 0.0
     alarmed: bool = False
     episode: str | None = None
+    trigger: EpisodeTrigger | None = None
+    verdict: Literal["none", "promoted", "kept", "missing"] = "none"
+    tried_labels: int = 0
     retrained_at: Instant | None = None
     retrains: tuple[Instant, ...] = ()
     cooldown_days: float
@@ -111,6 +120,18 @@ def labels_needed(training_rows: int, config: DriftParams) -> int:
     """New labelled rows that a retraining needs: ``min(at_most, max(at_least, share * training_rows))``."""
     at_most, at_least, share = config.min_new_labels
     return min(at_most, max(at_least, math.ceil(share * training_rows)))
+
+
+def volume_needed(training_rows: int, config: DriftParams) -> int | None:
+    """New labelled rows that open an episode by themselves, or None where none do.
+
+    The smaller one of ``new_data.rows`` and ``new_data.share`` times the champion's ``training_rows``, rounded up.
+    """
+    declared = config.new_data
+    if declared is None:
+        return None
+    shares = [] if declared.share is None else [math.ceil(declared.share * training_rows)]
+    return max(1, min([*shares, *([] if declared.rows is None else [declared.rows])]))
 
 
 def episode_id(case: str, confirmed: datetime) -> str:
@@ -163,6 +184,7 @@ def _adopt(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
     if state.champion == evidence.champion:
         return state
     fresh = {"champion": evidence.champion, "marks": (), "drops": (), "clean": 0, "log_e": 0.0, "alarmed": False, "cooldown_days": config.cooldown_days}
+    fresh["tried_labels"] = 0
     # Somebody else's promotion or rollback answers an episode that has not retrained yet.
     closed = {"episode": None, "name": "STABLE"} if state.name in {"WATCH", "CONFIRMED"} else {}
     resume = {"resume": "STABLE", "episode": None} if state.name == "BLOCKED_DATA_QUALITY" and state.resume in {"WATCH", "CONFIRMED"} else {}
@@ -201,13 +223,32 @@ def _dropping(evidence: DriftEvidence, config: DriftParams) -> bool:
     return drop is not None and drop.low > config.min_metric_drop
 
 
-def confirmation(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> str | None:
-    """Why drift is confirmed, as a sentence, or None."""
+def confirmation(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> tuple[EpisodeTrigger, str] | None:
+    """What opens an episode in this window and why, as a sentence; None if nothing does. Performance comes first, then drift, then volume."""
+    if "performance" in config.triggers and (why := _worse(state, evidence, config)) is not None:
+        return "performance", why
+    if "drift" in config.triggers and (why := _moved(state, evidence, config)) is not None:
+        return "drift", why
+    needed, new = volume_needed(evidence.training_rows, config), evidence.fresh_labels - state.tried_labels
+    if needed is not None and new >= needed:
+        since = "the last retraining was asked for" if state.tried_labels else "the champion was trained"
+        return "volume", f"{new} labelled rows are new since {since} ({needed} were declared enough)"
+    return None
+
+
+def _worse(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> str | None:
+    """Rule 1: labels alone."""
     if state.alarmed:
         return f"the champion errs more than on its holdout (e-CUSUM e^{state.log_e:.1f} reached {config.cusum_threshold:g})"
     drop = evidence.labels.drop if _dropping(evidence, config) else None
     if drop is not None and sum(state.drops) >= config.confirm:
         return f"the log-loss rose in {sum(state.drops)} of the last {len(state.drops)} windows with labels, now by {drop.value:.3f}"
+    return None
+
+
+def _moved(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> str | None:
+    """Rules 2 and 3: inputs, with labels that agree or cannot speak yet."""
+    drop = evidence.labels.drop if _dropping(evidence, config) else None
     counts = Counter(name for mark in state.marks for name in mark.drifted)
     again = sorted((name for name, count in counts.items() if count >= config.confirm), key=lambda name: (-counts[name], name))
     if not again:
@@ -236,9 +277,10 @@ def _named(names: list[str]) -> str:
 
 def _watching(state: PolicyState, evidence: DriftEvidence, config: DriftParams, now: datetime, case: str) -> PolicyState:
     """STABLE and WATCH."""
-    why = confirmation(state, evidence, config)
-    if why is not None:
-        return state.model_copy(update={"name": "CONFIRMED", "episode": episode_id(case, now), "reason": why})
+    found = confirmation(state, evidence, config)
+    if found is not None:
+        opened = {"name": "CONFIRMED", "episode": episode_id(case, now), "trigger": found[0], "verdict": "none", "reason": found[1]}
+        return state.model_copy(update=opened)
     if _drifted(evidence) or _dropping(evidence, config):
         moved = _named(list(_drifted(evidence)) or ["the log-loss"])
         return state.model_copy(update={"name": "WATCH", "reason": f"{moved} moved in this window; not confirmed"})
@@ -251,9 +293,10 @@ def _watching(state: PolicyState, evidence: DriftEvidence, config: DriftParams, 
 def _confirmed(state: PolicyState, evidence: DriftEvidence, config: DriftParams, now: datetime, case: str) -> PolicyState:
     """CONFIRMED: retrain as soon as it is allowed."""
     del case
-    if state.clean >= config.clean_windows:
+    # New rows do not go away by themselves.
+    if state.clean >= config.clean_windows and state.trigger != "volume":
         return state.model_copy(update={"name": "STABLE", "episode": None, "reason": f"{state.clean} clean windows: the drift went away by itself"})
-    why = state.reason or confirmation(state, evidence, config) or "drift was confirmed earlier"
+    why = state.reason or (confirmation(state, evidence, config) or ("", "drift was confirmed earlier"))[1]
     needed = labels_needed(evidence.training_rows, config)
     recent = tuple(moment for moment in state.retrains if now - moment < timedelta(days=config.max_retrains_days))
     if evidence.fresh_labels < needed:
@@ -262,7 +305,8 @@ def _confirmed(state: PolicyState, evidence: DriftEvidence, config: DriftParams,
     if len(recent) >= config.max_retrains:
         wait = f"{len(recent)} retrainings in {config.max_retrains_days:g} days are enough: a person should look"
         return state.model_copy(update={"action": "alert", "reason": f"{why}; {wait}"})
-    return state.model_copy(update={"name": "RETRAINING", "action": "retrain", "reason": why, "retrained_at": now, "retrains": (*recent, now)})
+    asked = {"retrained_at": now, "retrains": (*recent, now), "tried_labels": evidence.fresh_labels}
+    return state.model_copy(update={"name": "RETRAINING", "action": "retrain", "reason": why} | asked)
 
 
 def _retraining(state: PolicyState, evidence: DriftEvidence, config: DriftParams, now: datetime, case: str) -> PolicyState:
@@ -272,13 +316,14 @@ def _retraining(state: PolicyState, evidence: DriftEvidence, config: DriftParams
     late = now - asked >= timedelta(days=config.max_cooldown_days)
     if evidence.outcome in {"none", "pending"} and not late:
         return state.model_copy(update={"reason": f"the training run of {state.episode} has no verdict yet"})
-    if evidence.outcome == "promoted":
+    verdict = "missing" if evidence.outcome in {"none", "pending"} else evidence.outcome
+    if verdict == "promoted":
         days, action, why = config.cooldown_days, "none", "retrained and promoted"
     else:
         days = min(2 * state.cooldown_days, config.max_cooldown_days)
-        action, why = "alert", "retrained, not promoted" if evidence.outcome == "kept" else "the training run gave no verdict"
+        action, why = "alert", "retrained, not promoted" if verdict == "kept" else "the training run gave no verdict"
     # What was seen led to this retraining: the next one has to be seen anew.
-    fresh = {"log_e": 0.0, "alarmed": False, "episode": None, "cooldown_days": days, "cooldown_until": asked + timedelta(days=days)}
+    fresh = {"log_e": 0.0, "alarmed": False, "episode": None, "verdict": verdict, "cooldown_days": days, "cooldown_until": asked + timedelta(days=days)}
     return state.model_copy(update={"name": "COOLDOWN", "action": action, "reason": f"{why}; cooldown of {days:g} days"} | fresh)
 
 

@@ -62,7 +62,7 @@ class Profile:
     rows: int
     columns: dict[str, Column]
     days: dict[str, Ints] = field(default_factory=dict)
-    baseline: dict[str, float] = field(default_factory=dict)
+    baseline: dict[str, Any] = field(default_factory=dict)
 
 
 def number_column(values: pl.Series, scale: Scale) -> Column:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from pipelines.drift.bits import Ints
+from pipelines.drift.calibration import fit_calibration
 from pipelines.drift.profile import Profile, profile_frame
 from pipelines.drift.sequential import baseline_rate, row_errors, row_losses
 from pipelines.drift.spec import OUTPUTS, PREDICTION, SCORE, Spec
@@ -31,7 +33,10 @@ def reference_profile(train: pl.DataFrame, scores: NDArray[np.float64], fields: 
     Kept per feature: the counts, and the counts of every day in ``DAY_GROUPS`` groups, of which the
     overdispersion is made. ``baseline`` holds what labels are judged against: ``rows, errors, error_rate``
     (its upper confidence bound), ``loss`` and ``loss_se`` (mean log-loss and standard error). Without
-    ``holdout`` or with an empty one there is no baseline, and the score's days are unknown.
+    ``holdout`` or with an empty one there is no baseline, and the score's days are unknown. The baseline further holds,
+    since references are written with them, ``calibration`` (calibration.py), ``class_rows`` (training rows per class),
+    ``by_class`` (a feature's counts ``[K][G]`` per class in ``DAY_GROUPS`` groups; of the outputs those of the holdout)
+    and ``slices`` (``rows, loss, loss_se`` of every value of a category, as ``field=value``).
     """
     rows = train.drop(*OUTPUTS, "version", strict=False)  # rows from the log carry the score of whoever served then
     profile = profile_frame(rows, fields, spec)
@@ -41,35 +46,70 @@ def reference_profile(train: pl.DataFrame, scores: NDArray[np.float64], fields: 
     given = Fields(fields.case, (), fields.label, classes=fields.classes)
     columns = profile.columns | profile_frame(top, given, spec).columns
     days = _by_day(rows, fields, spec)
-    baseline: dict[str, float] = {}
+    baseline: dict[str, Any] = {}
     if holdout is not None and holdout.height:
-        days |= _by_day(holdout.select("event_time").hstack(top), given, spec)
+        outputs = holdout.select("event_time", fields.label).hstack(top)
+        days |= _by_day(outputs, given, spec)
         label = holdout[fields.label].cast(pl.Int64).to_numpy()
         losses = row_losses(label, scores)
         errors = int(row_errors(label, scores).sum())
-        se = float(losses.std(ddof=1)) / math.sqrt(losses.size) if losses.size > 1 else 1e9
+        by_class = _by_class(rows, fields, spec) | _by_class(outputs, given, spec)
         baseline = {
             "rows": losses.size,
             "errors": errors,
             "error_rate": baseline_rate(errors, losses.size),
             "loss": float(losses.mean()),
-            "loss_se": se,
+            "loss_se": _error(losses),
+            "calibration": fit_calibration(label, scores),
+            "class_rows": [int((rows[fields.label] == position).sum()) for position in range(_classes(fields))],
+            "by_class": {name: table.tolist() for name, table in by_class.items()},
+            "slices": _by_slice(holdout, losses, fields),
         }
     return replace(profile, columns=columns, days=days, baseline=baseline)
 
 
+def _error(losses: NDArray[np.float64]) -> float:
+    """Standard error of a mean, without infinity: it is kept as JSON."""
+    return float(losses.std(ddof=1)) / math.sqrt(losses.size) if losses.size > 1 else 1e9
+
+
+def _classes(fields: Fields) -> int:
+    return len(fields.classes) or 2
+
+
+def _by_slice(holdout: pl.DataFrame, losses: NDArray[np.float64], fields: Fields) -> dict[str, dict[str, float]]:
+    """The holdout's mean loss for every value of every category."""
+    found = {}
+    for declared in fields.categorical:
+        values = holdout[declared.name].cast(pl.String).to_numpy()
+        for value in declared.values:
+            own = losses[values == value]
+            if own.size:
+                found[f"{declared.name}={value}"] = {"rows": own.size, "loss": float(own.mean()), "loss_se": _error(own)}
+    return found
+
+
 def _by_day(frame: pl.DataFrame, fields: Fields, spec: Spec) -> dict[str, Ints]:
-    """Counts ``[D, G]`` of each feature by UTC day, in coarse groups of the whole's own quantiles (a category: its value)."""
+    """Counts ``[D, G]`` of each feature by UTC day (see :func:`_by`)."""
+    return _by(frame, frame.with_columns(_day=pl.col("event_time").dt.date()).partition_by("_day", maintain_order=True), fields, spec)
+
+
+def _by_class(frame: pl.DataFrame, fields: Fields, spec: Spec) -> dict[str, Ints]:
+    """Counts ``[K, G]`` of each feature by class (see :func:`_by`)."""
+    return _by(frame, [frame.filter(pl.col(fields.label) == position) for position in range(_classes(fields))], fields, spec)
+
+
+def _by(frame: pl.DataFrame, parts: list[pl.DataFrame], fields: Fields, spec: Spec) -> dict[str, Ints]:
+    """Counts ``[len(parts), G]`` of each feature, in coarse groups of the whole's own quantiles (a category: its value)."""
     whole = profile_frame(frame, fields, spec)
-    parts = frame.with_columns(_day=pl.col("event_time").dt.date()).partition_by("_day", maintain_order=True)
     single = [profile_frame(part, fields, spec) for part in parts]
-    days: dict[str, Ints] = {}
+    found: dict[str, Ints] = {}
     for name, column in whole.columns.items():
         if not column.bins.size:
             continue
         into = groups(column.counts, DAY_GROUPS) if column.vocabulary is None else np.arange(column.bins.size)
-        days[name] = np.zeros((len(single), int(into.max()) + 1), np.int64)
-        for row, part in zip(days[name], single, strict=True):
-            found = part.columns[name]
-            np.add.at(row, into[np.searchsorted(column.bins, found.bins)], found.counts)
-    return days
+        found[name] = np.zeros((len(single), int(into.max()) + 1), np.int64)
+        for row, part in zip(found[name], single, strict=True):
+            own = part.columns[name]
+            np.add.at(row, into[np.searchsorted(column.bins, own.bins)], own.counts)
+    return found

@@ -89,27 +89,44 @@ def row_errors(label: NDArray[Any], score: Floats) -> NDArray[np.bool_]:
     return wrong
 
 
-def metric_drop(losses: Floats, days: NDArray[np.int64], reference_mean: float, reference_se: float, confidence: float) -> Interval:
-    """Rise of the mean loss of new rows over the holdout's, with its confidence interval; positive is worse.
+def mean_loss(losses: Floats, days: NDArray[np.int64]) -> tuple[float, float, int]:
+    """Mean of the losses, its standard error, and degrees of freedom (0: normal).
 
-    Normal approximation for two independent means. Rows of one day are one cluster when there are at least
-    five days (their losses are not independent), with Student's t at D - 1 degrees of freedom; otherwise each
-    row stands alone. Source: Cameron and Miller, Journal of Human Resources 50(2), 2015.
+    Rows of one day are one cluster when there are at least five days (their losses are not independent), with
+    D - 1 degrees of freedom; otherwise each row stands alone. Source: Cameron and Miller, Journal of Human
+    Resources 50(2), 2015.
 
-    >>> metric_drop(np.full(10, 0.5), np.zeros(10, np.int64), 0.2, 0.0, 0.99)
-    Interval(value=0.3, low=0.3, high=0.3)
+    >>> mean_loss(np.array([1.0, 3.0]), np.zeros(2, np.int64))
+    (2.0, 1.0, 0)
     """
-    from scipy.stats import norm, t
-
     mean = float(losses.mean())
     clusters = np.unique(days, return_inverse=True)[1]
     found = int(clusters.max()) + 1
     if found >= MIN_DAYS:
         sums = np.bincount(clusters, weights=losses - mean)
-        se = math.sqrt(float((sums**2).sum()) * found / (found - 1)) / losses.size
-        z = float(t.ppf(0.5 + confidence / 2, found - 1))
-    else:
-        se = float(losses.std(ddof=1)) / math.sqrt(losses.size) if losses.size > 1 else math.inf
-        z = float(norm.ppf(0.5 + confidence / 2))
-    value, half = mean - reference_mean, min(z * math.hypot(se, reference_se), 1e9)
+        return mean, math.sqrt(float((sums**2).sum()) * found / (found - 1)) / losses.size, found - 1
+    return mean, float(losses.std(ddof=1)) / math.sqrt(losses.size) if losses.size > 1 else math.inf, 0
+
+
+def metric_drop(losses: Floats, days: NDArray[np.int64], reference_mean: float, reference_se: float, confidence: float) -> Interval:
+    """Rise of the mean loss of new rows over the holdout's, with its confidence interval; positive is worse.
+
+    Approximation for two independent means: normal, or with days as clusters Student's t (:func:`mean_loss`).
+
+    >>> metric_drop(np.full(10, 0.5), np.zeros(10, np.int64), 0.2, 0.0, 0.99)
+    Interval(value=0.3, low=0.3, high=0.3)
+    """
+    mean, se, freedom = mean_loss(losses, days)
+    value, half = mean - reference_mean, min(quantile(0.5 + confidence / 2, freedom) * math.hypot(se, reference_se), 1e9)
     return Interval(value=round(value, 12), low=round(value - half, 12), high=round(value + half, 12))
+
+
+def quantile(share: float, freedom: int) -> float:
+    """Quantile of Student's t at ``freedom`` degrees, of the standard normal at 0.
+
+    >>> round(quantile(0.975, 0), 2), round(quantile(0.975, 4), 2)
+    (1.96, 2.78)
+    """
+    from scipy.stats import norm, t
+
+    return float(t.ppf(share, freedom) if freedom else norm.ppf(share))

@@ -25,3 +25,16 @@ def drift_window(as_of: datetime, kind: Literal["day", "week", "month", "quarter
         start = end.replace(month=end.month - 3) if end.month > 3 else end.replace(year=end.year - 1, month=10)
         return Window(start=start, end=end)
     return Window(start=midnight - timedelta(days=1 if kind == "day" else 7), end=midnight)
+
+
+def last_windows(window: Window, kind: Literal["day", "week", "month", "quarter"], count: int) -> list[Window]:
+    """The ``count`` windows up to and with ``window``, oldest first.
+
+    >>> month = drift_window(datetime(2009, 3, 1, tzinfo=UTC), "month")
+    >>> [one.start.month for one in last_windows(month, "month", 3)]
+    [12, 1, 2]
+    """
+    found = [window]
+    while len(found) < count:
+        found.append(drift_window(found[-1].start, kind))
+    return found[::-1]

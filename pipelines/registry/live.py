@@ -64,13 +64,13 @@ class Run:
 def find(settings: Settings, case: str, key: str, as_of: datetime) -> list[dict[str, Any]]:
     """The MLflow runs of a training as its REST interface gives them, oldest first."""
     try:
-        experiment = rest.get(settings, "experiments/get-by-name", experiment_name=case)["experiment"]["experiment_id"]
+        home = rest.get(settings, "experiments/get-by-name", experiment_name=case)["experiment"]["experiment_id"]
     except rest.Refused as error:
         if error.code == rest.ABSENT:
             return []
         raise
     query = {
-        "experiment_ids": [experiment],
+        "experiment_ids": [home],
         "filter": f"tags.`{TRAIN}` = '{key}' and tags.`{AS_OF}` = '{as_of.isoformat()}'",
         "order_by": ["attributes.start_time ASC", "attributes.run_id ASC"],
     }
@@ -83,7 +83,7 @@ def open_run(settings: Settings, training: Training) -> Run:
     if not runs:
         tags = {**training.tags, TRAIN: training.key, AS_OF: training.as_of.isoformat()}
         payload = {
-            "experiment_id": _experiment(settings, training.case),
+            "experiment_id": experiment(settings, training.case),
             "run_name": f"{training.case} {training.as_of:%Y-%m-%d %H:%M}",
             "start_time": _now(),
             "tags": [{"key": name, "value": value} for name, value in tags.items()],
@@ -266,13 +266,14 @@ def cost(usage: Usage, training: Training) -> dict[str, Any]:
     }
 
 
-def _experiment(settings: Settings, case: str) -> str:
+def experiment(settings: Settings, name: str) -> str:
+    """The id of the experiment of this name, made if there is none."""
     try:
-        return str(rest.post(settings, "experiments/create", {"name": case})["experiment_id"])
+        return str(rest.post(settings, "experiments/create", {"name": name})["experiment_id"])
     except rest.Refused as error:
         if error.code != rest.PRESENT:
             raise
-    return str(rest.get(settings, "experiments/get-by-name", experiment_name=case)["experiment"]["experiment_id"])
+    return str(rest.get(settings, "experiments/get-by-name", experiment_name=name)["experiment"]["experiment_id"])
 
 
 def _now() -> int:

@@ -6,5 +6,8 @@ The order of the line, as data: the DAGs, dvc.yaml and the demo follow it, and a
 TRAINING = ("ingest", "validate", "dataset", "train", "export", "evaluate", "gate", "register", "rollout", "reconcile")
 """The tasks of a training run."""
 
-DRIFT = ("profile", "drift", "retrain", "reconcile")
+TELLING = ("alert", "report")
+"""The tasks of a drift run that tell people: they follow ``drift``, and nothing of the loop follows them."""
+
+DRIFT = ("profile", "drift", *TELLING, "retrain", "reconcile")
 """The tasks of a drift run; ``retrain`` is no step but the event that closes the loop."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,42 @@ from pipelines.config import Params, Settings
 from pipelines.contracts import DriftReport, Manifest, Release, Window
 from pipelines.data import log as prediction_log
 from pipelines.drift import labels as label_evidence
-from pipelines.drift import policy, reference
-from pipelines.drift.compare import compare, quality, shift
+from pipelines.drift import performance, policy, reference
+from pipelines.drift.compare import compare, quality
+from pipelines.drift.days import read_days
+from pipelines.drift.diagnosis import diagnose, nothing_seen
+from pipelines.drift.findings import Seen
 from pipelines.drift.profile import Profile, merge, read
 from pipelines.drift.spec import OUTPUTS, count_words, load_spec, numbers
-from pipelines.drift.windows import drift_window
+from pipelines.drift.windows import drift_window, last_windows
 from pipelines.fields import Fields
 from pipelines.reports import evidently
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 ROOMS = ("pipelines.drift", "pipelines.data.log", "pipelines.fields", "pipelines.reports.evidently")
 MAX_PANELS = 8
+FAILPOINTS = ("decided", "opened")
+"""Beyond those of a commit: state in the ledger, episode in the ledger."""
+WINDOWS = 8
+"""Windows whose performance is shown, beside those whose labels cannot have arrived yet."""
+LOOK_BACK = timedelta(days=31)
+"""How far back days are looked at for the first one that moved; three windows where those are longer."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the log says of the windows that count, as frames of drift/performance.py.
+
+    ``rows``: what was served in ``windows`` (oldest first, the newest is the run's own), with the labels that have arrived; ``fresh``:
+    the champion's rows whose label arrived since the last window that was judged. ``evidence``: what the policy gets of it.
+    """
+
+    rows: pl.DataFrame
+    fresh: pl.DataFrame
+    windows: list[Window]
+    evidence: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,40 +89,87 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     if not same_spec:
         checks["warnings"].append(f"champion {champion.champion}'s reference has feature spec {before.spec}, the window {current.spec}: not compared")
     features = compare(before, current, fields, load_spec(fields), params.drift, champion.champion) if same_spec and current.rows else ()
+    served = _served(params, settings, champion, before, window, as_of, fields)
     evidence = policy.DriftEvidence(
         champion=champion.champion,
         training_rows=before.rows,
         thin=not features or current.rows < params.drift.min_rows,
         problems=tuple(checks["problems"]),
         features=features,
-        **_labels(params, settings, champion, before, window, as_of, len(fields.classes)),
+        **served.evidence,
         outcome=_outcome(params, settings, as_of),
     )
     decision = _decide(params, settings, as_of, window, evidence)
-    report = _report(params.case, window, champion, before, current, decision, evidence, checks)
+    first = max(champion.as_of, window.end - max(LOOK_BACK, 3 * (window.end - window.start)))
+    days = read_days(run_dir, settings.root, Window(start=first, end=window.end), before.spec)
+    about = _explain(params, champion, before, current, evidence, decision, served, days, fields)
+    report = _report(params.case, window, champion, before, current, decision, evidence, checks).model_copy(update=about)
     if decision.episode is not None:
         opened = report.model_dump(mode="json", include={"window", "model_version", "reason", "labels"})
-        moved = [feature.feature for feature in features if feature.drifted]
-        ledger.open_episode(settings.ledger, case=params.case, episode=decision.episode, as_of=as_of, evidence={**opened, "features": moved})
+        more = {"features": [feature.feature for feature in features if feature.drifted], **{name: report.diagnosis[name] for name in ("kind", "why", "since")}}
+        storage.failpoint("drift", "decided")
+        found = {"trigger": report.policy.get("trigger"), **opened, **more}
+        ledger.open_episode(settings.ledger, case=params.case, episode=decision.episode, as_of=as_of, evidence=found)
+        storage.failpoint("drift", "opened")
     return _commit(params, settings, run_dir, as_of, made, report, bundle.parent / "dataset" / "train.parquet")
 
 
-def _labels(params: Params, settings: Settings, champion: Release, before: Profile, window: Window, as_of: datetime, classes: int) -> dict[str, Any]:
-    """Label evidence: what arrived since the last window that was judged, how much of the history has labels, how many are new."""
+def _served(params: Params, settings: Settings, champion: Release, before: Profile, window: Window, as_of: datetime, fields: Fields) -> Served:
+    """Read what was served and labelled: label evidence is what arrived since the last window that was judged, how much of the history has labels, how many are new."""
+    kind, classes = params.drift.window, len(fields.classes)
     earlier = _state(ledger.drift_state_before(settings.ledger, params.case, as_of))
-    marks = [] if earlier is None else [drift_window(mark.end, params.drift.window) for mark in earlier.marks]
+    marks = [] if earlier is None else [drift_window(mark.end, kind) for mark in earlier.marks]
     # Room for labels that took twice their usual time.
     start = min([champion.as_of - timedelta(days=2 * params.label_delay_days + 1), window.start, *(mark.start for mark in marks)])
-    logged = prediction_log.read_predictions(settings, params.case, Window(start=start, end=window.end))
-    served = logged.select("id", "event_time", "version", *OUTPUTS, *(name for name in (prediction_log.SCORES,) if name in logged.columns))
+    late = math.ceil(timedelta(days=params.label_delay_days) / (window.end - window.start))
+    windows = last_windows(window, kind, WINDOWS + late)
+    oldest = min(start, windows[0].start)
+    logged = prediction_log.read_predictions(settings, params.case, Window(start=oldest, end=window.end))
+    extra = [name for name in (prediction_log.SCORES, *params.gate.slices) if name in logged.columns]
+    everything = logged.select("id", "event_time", "version", *OUTPUTS, *extra)
+    labels = label_evidence.possible(prediction_log.read_labels(settings, params.case, window.end, since=oldest), classes)
+    rows = performance.known(everything, labels, window.end)
+    served = everything.filter(pl.col("event_time") >= start)
     since = champion.as_of if earlier is None else earlier.end
-    labels = label_evidence.possible(prediction_log.read_labels(settings, params.case, window.end, since=start), classes)
     fresh = label_evidence.arrived(served, labels, since, window.end)
-    return {
+    evidence = {
         "labels": label_evidence.judge(fresh, champion.champion, before.baseline, params.drift, classes),
         "labelled": label_evidence.coverage(served, labels, [*marks, window], window.end),
         "fresh_labels": label_evidence.arrived(served, labels, champion.as_of, window.end).height,
     }
+    return Served(rows, fresh.filter(pl.col("version") == champion.champion), windows, evidence)
+
+
+def _explain(
+    params: Params,
+    champion: Release,
+    before: Profile,
+    current: Profile,
+    evidence: policy.DriftEvidence,
+    decision: Decision,
+    served: Served,
+    days: Mapping[date, Profile],
+    fields: Fields,
+) -> dict[str, Any]:
+    """``diagnosis`` and ``performance`` of the report, made once the decision stands."""
+    classes, version = len(fields.classes), champion.champion
+    seen_as = performance.summary(served.rows, served.windows, version, before.baseline, params.gate.slices, params.drift, classes)
+    seen = Seen(
+        version=version,
+        reference=before,
+        window=current,
+        features=evidence.features,
+        labels=evidence.labels,
+        problems=evidence.problems,
+        thin=evidence.thin,
+        days=days,
+        fresh=served.fresh,
+        known=served.rows.filter((pl.col("version") == version) & pl.col("label").is_not_null()),
+        slices=seen_as["slices"],
+        log_e=float((decision.about or {}).get("log_e", 0.0)),
+    )
+    found = diagnose(seen, params.drift, classes)
+    return {"diagnosis": found, "performance": seen_as, "policy": {"kind": found["kind"], **(decision.about or {})}}
 
 
 def _state(found: Mapping[str, Any] | None) -> policy.PolicyState | None:
@@ -131,9 +202,13 @@ def _decide(params: Params, settings: Settings, as_of: datetime, window: Window,
             return Decision("STABLE" if state is None else state.name, reason=f"{reason}: reported only")
         after, _ = policy.step(state, evidence, params.drift, as_of, case, window.end)
         value = {"as_of": as_of.isoformat(), "policy": after.model_dump(mode="json")}
-        recorded = ledger.record_drift_state(url, case=case, as_of=as_of, state=value, evidence_hash=storage.digest(evidence))
+        recorded = ledger.record_drift_state(
+            url, case=case, as_of=as_of, state=value, evidence_hash=storage.digest(evidence), previous=earlier["as_of"] if earlier else ""
+        )
     stands = policy.PolicyState.model_validate(recorded["policy"])
-    about = stands.model_dump(mode="json", include={"path", "log_e", "alarmed", "clean", "marks", "drops", "retrained_at", "cooldown_days", "cooldown_until"})
+    about = stands.model_dump(
+        mode="json", include={"path", "trigger", "verdict", "log_e", "alarmed", "clean", "marks", "drops", "retrained_at", "cooldown_days", "cooldown_until"}
+    )
     return Decision(stands.name, stands.action, stands.reason, stands.episode, about)
 
 
@@ -149,7 +224,6 @@ def _report(
 ) -> DriftReport:
     features = () if evidence is None else evidence.features
     seen = {} if evidence is None else evidence.model_dump(mode="json", include={"labels", "labelled", "fresh_labels", "training_rows"})
-    judged = {} if evidence is None else {"kind": shift(features, dropped=evidence.labels.drop is not None and evidence.labels.drop.low > 0)}
     return DriftReport(
         case=case,
         window=window,
@@ -164,7 +238,9 @@ def _report(
         action=decision.action,
         reason=decision.reason,
         episode=decision.episode,
-        policy={**judged, **(decision.about or {})},
+        policy=dict(decision.about or {}),
+        diagnosis=nothing_seen("no champion yet: nothing to compare with"),
+        performance=performance.NOTHING,
     )
 
 
@@ -173,20 +249,27 @@ def _commit(params: Params, settings: Settings, run_dir: Path, as_of: datetime, 
     key = storage.step_key("drift", STEP_VERSION, inputs, {"drift": params.drift.model_dump(mode="json"), "report": report.model_dump(mode="json")})
 
     def build(folder: Path) -> Mapping[str, Any]:
-        # An alarm or a decision is worth a page; drawing one in every quiet window is not.
-        page = None if report.action == "none" or trained_on is None else _draw(params, settings, report, folder / "drift.html", trained_on)
+        # An alarm or a decision is worth a page; one of every quiet window costs seconds and megabytes, and is drawn where it is asked for.
+        wanted = params.drift.evidently == "daily" or (params.drift.evidently == "alert" and report.action != "none")
+        page = _draw(params, settings, report, folder / "drift.html", trained_on) if wanted and trained_on is not None and report.current_rows else None
         written = report.model_copy(update={"quality": {**report.quality, "page": page}})
         (folder / "report.json").write_text(storage.canonical_json(written))
-        return {"state": report.state, "action": report.action, "episode": report.episode, "reason": report.reason, "page": page}
+        about = {
+            "trigger": report.policy.get("trigger") if report.episode is not None else None,
+            "kind": report.diagnosis["kind"],
+            "why": report.diagnosis["why"],
+        }
+        return {"state": report.state, "action": report.action, "episode": report.episode, "reason": report.reason, **about, "page": page}
 
     return storage.commit(run_dir / "drift", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
 
 
 def _draw(params: Params, settings: Settings, report: DriftReport, path: Path, trained_on: Path) -> str | None:
-    """The page of the strongest drifted fields, as ``drift.html``; None if none drifted; an error as a sentence, as no decision hangs on it."""
+    """The page of the strongest drifted fields (daily: of the strongest ones), as ``drift.html``; None if there are none; an error as a sentence, as no decision hangs on it."""
     fields: Fields = load_fields(params.case)
     shown = {*fields.names, *numbers(fields)}
-    columns = [feature.feature for feature in report.features if feature.drifted and feature.feature in shown][:MAX_PANELS]
+    daily = params.drift.evidently == "daily"
+    columns = [feature.feature for feature in report.features if (daily or feature.drifted) and feature.feature in shown][:MAX_PANELS]
     if not columns:
         return None
     try:

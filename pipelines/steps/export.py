@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipelines.encoding import Columns
     from pipelines.fields import Fields
 
-STEP_VERSION = 3
+STEP_VERSION = 4
 ROOMS = (
     "pipelines.export.onnx",
     "pipelines.export.bundle",
@@ -33,8 +33,10 @@ ROOMS = (
     "pipelines.export.variants",
     "pipelines.cases.encoder",
     "pipelines.cases.tabular",
+    "pipelines.drift.calibration",
     "pipelines.drift.profile",
     "pipelines.drift.reference",
+    "pipelines.drift.sequential",
     "pipelines.drift.spec",
     "pipelines.evaluation.metrics",
     "pipelines.encoding",

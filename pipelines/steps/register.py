@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import polars as pl
 
 from pipelines import ledger, storage
 from pipelines.config import Params, Settings
-from pipelines.contracts import Manifest, Trigger, Verdict
+from pipelines.contracts import EpisodeTrigger, Manifest, Trigger, Verdict
 from pipelines.registry import register
 from pipelines.registry.client import DECISION
 from pipelines.registry.live import flat
@@ -98,7 +98,7 @@ def _tags(params: Params, settings: Settings, as_of: datetime, trigger: Trigger,
         "case": params.case,
         "as_of": as_of.isoformat(),
         "trigger": trigger,
-        "episode": ledger.asking_episode(settings.ledger, params.case, as_of) if trigger == "drift" else None,
+        "episode": ledger.asking_episode(settings.ledger, params.case, as_of) if trigger in get_args(EpisodeTrigger) else None,
         "commit": origin.get("commit"),
         "lock": origin.get("lock"),
         "candidate": inputs["export"].key,

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields, part
 from pipelines.cases.pretrained import base_sha256
 from pipelines.config import Params, Settings, TextModelParams
-from pipelines.contracts import Manifest, Trigger
+from pipelines.contracts import EpisodeTrigger, Manifest, Trigger
 from pipelines.errors import IntegrityError, Unavailable
 from pipelines.fields import Fields, encode
 from pipelines.registry import live
@@ -36,7 +36,9 @@ ROOMS = (
 )
 
 
-def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, trigger: Trigger = "manual", actor: str | None = None) -> Manifest:
+def run(
+    params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, trigger: Trigger = "manual", actor: str | None = None, reason: str | None = None
+) -> Manifest:
     """Write ``weights.pt``, ``record.json``, ``metrics.jsonl`` and (texts) ``tokenizer.json`` to ``run_dir/train``.
 
     Equal inputs give equal weights on a machine. A try that was interrupted goes on from its last checkpoint in
@@ -60,7 +62,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, t
         return _follow(run_dir / "train", work, key, settings.node_rank)
 
     def build(folder: Path) -> Mapping[str, Any]:
-        asked = governance(settings, params.case, as_of, trigger, actor)
+        asked = governance(settings, params.case, as_of, trigger, actor, reason)
         # A training that is repeated elsewhere is no run of its own.
         with live.recording(settings, _opening(params, as_of, key, dataset, asked), work, on=run_dir == settings.run_dir(params.case, as_of)) as recording:
             facts = _train(folder, run_dir, params, settings, fields, initial, work, recording.beside)
@@ -188,10 +190,11 @@ def rows_source(run_dir: Path, dataset: Manifest) -> Mapping[str, Any]:
     return found
 
 
-def governance(settings: Settings, case: str, as_of: datetime, trigger: Trigger, actor: str | None) -> dict[str, Any]:
-    """Who asked for a training and why: ``{actor, trigger, reason, episode}``; the episode is the drift that asked for it."""
-    episode = ledger.asking_episode(settings.ledger, case, as_of) if trigger == "drift" else None
-    return {"actor": actor or settings.who, "trigger": trigger, "reason": f"drift episode {episode}" if episode else trigger, "episode": episode}
+def governance(settings: Settings, case: str, as_of: datetime, trigger: Trigger, actor: str | None, reason: str | None = None) -> dict[str, Any]:
+    """Who asked for a training and why: ``{actor, trigger, reason, episode}``; the episode is the one that asked for it."""
+    episode = ledger.asking_episode(settings.ledger, case, as_of) if trigger in get_args(EpisodeTrigger) else None
+    why = reason or (f"{trigger} episode {episode}" if episode else trigger)
+    return {"actor": actor or settings.who, "trigger": trigger, "reason": why, "episode": episode}
 
 
 def _follow(folder: Path, work: Path, key: str, node_rank: int) -> Manifest:

@@ -12,7 +12,7 @@ import yaml
 
 from embedded.demo.scoring import UNGATED
 from pipelines.config import CASES_ROOT, case_names, load_params
-from pipelines.steps import DRIFT, TRAINING
+from pipelines.steps import DRIFT, TELLING, TRAINING
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("training", "drift", "rollback")
@@ -57,11 +57,12 @@ def test_no_dag_file_imports_anything_heavy(report):
 
 @pytest.mark.parametrize("case", case_names())
 def test_training_follows_the_line(report, case):
-    """The training DAG is one straight line in the order of pipelines.steps.TRAINING, one run at a time."""
+    """The training DAG is one straight line in the order of pipelines.steps.TRAINING, one run at a time; by hand it takes a trigger and a reason."""
     dag = report["dags"][f"{case}_training"]
     assert dag["order"] == list(TRAINING)
     assert dag["edges"] == sorted(map(list, pairwise(TRAINING)))
     assert (dag["max_active_runs"], dag["catchup"]) == (1, False)
+    assert set(dag["params"]) == {"as_of", "trigger", "reason"}
 
 
 def test_all_order_the_stages_alike(report):
@@ -76,10 +77,16 @@ def test_all_order_the_stages_alike(report):
 
 @pytest.mark.parametrize("case", case_names())
 def test_drift_ends_with_the_event(report, case):
-    """The drift DAG is profile, drift, retrain, reconcile, and a skipped retrain does not skip what follows."""
+    """The drift DAG is profile, drift, retrain, reconcile, and a skipped retrain does not skip what follows; people are told beside it.
+
+    Nothing of the loop waits for what tells people, or hears of its failures: the run turns red by it, as it ends the run, and that is all.
+    """
     dag = report["dags"][f"{case}_drift"]
-    assert dag["order"] == list(DRIFT)
+    assert sorted(dag["order"]) == sorted(DRIFT)
     assert dag["rules"]["reconcile"] == "none_failed"
+    loop = [step for step in DRIFT if step not in TELLING]
+    assert dag["edges"] == sorted(map(list, [*pairwise(loop), *pairwise(["drift", *TELLING])]))
+    assert all(dag["order"].index(before) < dag["order"].index(after) for before, after in dag["edges"])
 
 
 def test_profiles_can_be_mapped_over_days(broken):

@@ -1,11 +1,13 @@
-"""The DAGs in the real Airflow over the whole real stack: the scheduler's own tick, and one training run per episode."""
+"""The DAGs in the real Airflow over the whole real stack: the scheduler's own tick, and one training run and one message per episode."""
 
+import shutil
 from collections import Counter
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 
 import polars as pl
 import pytest
+from sqlalchemy import create_engine, text
 
 from embedded import stack
 from embedded.airflow import Airflow
@@ -16,11 +18,14 @@ from pipelines.config import Settings, load_params
 from pipelines.contracts import Window
 from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import wall_time
+from tests.pipelines.alerts.test_sinks import receiver
 
 pytestmark = pytest.mark.slow
 
 CASE = "loans"
 RUNS = 20
+FAULTS = ("drift:decided.1", "drift:opened.1", "drift:publish.1", "drift:published.1", "alert:files.1")
+"""Where a task is killed: the state without its episode, the episode without its report, and on the way to the commits."""
 DAYS = 21
 """Predictions that are mostly wrong must ask for training within so many days, the delay of the labels included."""
 
@@ -28,14 +33,20 @@ DAYS = 21
 @pytest.fixture(scope="module")
 def loop(tmp_path_factory):
     """A running stack whose `loans` DAGs are unpaused and follow their schedules."""
-    home = tmp_path_factory.mktemp("loop")
-    running = stack.start(home, Ports.free(), extra_env={"PERENNIAL_LOG_SEGMENT_SECONDS": "1", "PERENNIAL_SCHEDULES": "1"})
+    home, faults = tmp_path_factory.mktemp("loop"), tmp_path_factory.mktemp("faults")
+    with receiver(200) as (webhook, messages):
+        extra = {"PERENNIAL_LOG_SEGMENT_SECONDS": "1", "PERENNIAL_SCHEDULES": "1", "PERENNIAL_ALERT_WEBHOOK": webhook, "PERENNIAL_FAILPOINT": f"@{faults}"}
+        running = stack.start(home, Ports.free(), extra_env=extra)
+        yield from _running(home, running, faults, messages)
+
+
+def _running(home, running, faults, messages):
     try:
         where = {name.removeprefix("PERENNIAL_").lower(): value for name, value in running.env.items() if name.startswith("PERENNIAL_")}
         settings = Settings(**where)
         airflow = Airflow(settings.airflow_url)
         airflow.wait_for_dags(f"{CASE}_{kind}" for kind in ("training", "drift", "rollback"))
-        yield SimpleNamespace(settings=settings, airflow=airflow, params=load_params(CASE))
+        yield SimpleNamespace(settings=settings, airflow=airflow, params=load_params(CASE), faults=faults, messages=messages)
     finally:
         assert stack.stop(home) == 0
 
@@ -70,8 +81,11 @@ def test_the_schedulers_own_ticks_go_green(loop):
 
 
 def test_an_episode_trains_once(loop):
-    """Twenty concurrent drift runs of one episode, some cleared and run again, end in exactly one training run, to which all link."""
+    """Twenty concurrent drift runs of one episode, some killed and retried, some cleared, end in one training run, to which all link, and one message."""
     as_of, episode = _drifted(loop)
+    _forget(loop.settings, as_of)
+    for fault in FAULTS:
+        (loop.faults / fault).touch()
     dag, airflow = f"{CASE}_drift", loop.airflow
     ids = [airflow.trigger_dag(dag, f"concurrent_{number}", {"as_of": as_of.isoformat()}) for number in range(RUNS)]
     for number in (0, 7):
@@ -81,12 +95,16 @@ def test_an_episode_trains_once(loop):
     airflow.clear(dag, ids[3], ["retrain"])
     airflow.wait_quiet([dag])
 
+    assert list(loop.faults.iterdir()) == []
+    retried = [task for run_id in ids for task in airflow.tasks(dag, run_id) if task["try_number"] > 1]
+    assert len([task for task in retried if task["task_id"] in {"drift", "alert"}]) >= len(FAULTS) - 2  # one run may meet two faults
+    assert [row["episode"] for row in ledger.episodes(loop.settings.ledger, CASE)] == [episode]
     asked = [(airflow.run(dag, run_id)["state"], _states(airflow, dag, run_id)["retrain"]) for run_id in ids]
     assert {state for state, _ in asked} == {"success"}
     assert {retrain for _, retrain in asked} <= {"success", "skipped"}
     trained = [run for run in airflow.runs(f"{CASE}_training") if run["run_type"] == "operator_triggered"]
     assert [run["dag_run_id"] for run in trained] == [f"drift__{episode}"]
-    assert {name: trained[0]["conf"][name] for name in ("trigger", "episode")} == {"trigger": "drift", "episode": episode}
+    assert {name: trained[0]["conf"][name] for name in ("trigger", "episode")} == {"trigger": "performance", "episode": episode}
     assert datetime.fromisoformat(trained[0]["conf"]["as_of"]) == as_of
     assert (loop.settings.root / trained[0]["conf"]["evidence"]).is_file()
     for run_id in ids:
@@ -96,7 +114,17 @@ def test_an_episode_trains_once(loop):
     assert airflow.wait(f"{CASE}_training", f"drift__{episode}")["state"] == "success"
     verdicts = Counter(row["as_of"] for row in ledger.verdicts(loop.settings.ledger, CASE))
     assert set(verdicts.values()) == {1}
-    assert [row["trigger"] for row in ledger.verdicts(loop.settings.ledger, CASE)] == ["initial", "drift"]
+    assert [row["trigger"] for row in ledger.verdicts(loop.settings.ledger, CASE)] == ["initial", "performance"]
+    assert [body["text"].partition("\n")[0] for _, body in loop.messages if episode in body["text"]] == [f"*CRITICAL* {CASE}: {episode}"]
+
+
+def _forget(settings, as_of):
+    """Takes the decision of ``as_of`` back, so that the runs to come race for it: its state, its episode, its report."""
+    with create_engine(settings.ledger).begin() as connection:
+        connection.execute(text("DELETE FROM drift_episodes"))
+        for table in ("drift_states", "drift_chain"):
+            connection.execute(text(f"DELETE FROM {table} WHERE as_of = (SELECT max(as_of) FROM {table})"))
+    shutil.rmtree(settings.run_dir(CASE, as_of) / "drift")
 
 
 def _drifted(loop):

@@ -5,12 +5,14 @@ import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from pipelines import cli
-from pipelines.config import load_params
+from pipelines import cli, ledger
+from pipelines.config import case_names, load_params
 from pipelines.steps import TRAINING, gate, ingest
+from tests.pipelines.alerts import found
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +145,8 @@ def test_a_step_gets_the_options_that_its_run_names(tmp_path: Path, monkeypatch:
     for wrong in (["one", "--case", "loans", "--reason", "R", "--as-of", "2020-05-01"], ["two", "--case", "loans"]):
         with pytest.raises(SystemExit):
             parser.parse_args(wrong)
+    (tmp_path / "four.py").write_text('"""four: fourth."""\ndef run(params, settings, run_dir, as_of, *, reason=None): ...\n')
+    assert cli.build_parser().parse_args(["four", "--case", "loans", "--as-of", "2020-05-01"]).reason is None
     (tmp_path / "three.py").write_text('"""three: third."""\ndef run(params, settings, *, as_of=None): ...\n')
     assert cli.build_parser().parse_args(["three", "--case", "loans"]).as_of is None
 
@@ -167,6 +171,61 @@ def test_a_run_knows_what_started_it(given: list[str], champion: str | None, exp
     monkeypatch.setattr(gate, "run", lambda params, settings, run_dir, as_of, trigger="manual": seen.append(trigger))
     assert cli.main(["gate", "--case", "loans", "--as-of", "2020-05-01", *given]) == 0
     assert seen == [expected]
+
+
+def test_alerts_are_listed_and_silenced(home: Path, capfd: pytest.CaptureFixture[str]):
+    """`silence` keeps who, until when and why, and refuses a rule that there is none of; `alerts` lists alerts and the silences in force."""
+    url, now = f"sqlite:///{home / 'ledger.db'}", found.NOW
+    ledger.append_alerts(url, case="loans", seq=1, as_of=now, alerts=[found.alert()], notices=[])
+    assert cli.main(["silence", "--case", "loans", "--rule", "volume_out_of_band", "--until", "2020-07-01", "--reason", "campaign"]) == 0
+    capfd.readouterr()
+    assert cli.main(["alerts", "--case", "loans"]) == 0
+    answer = json.loads(capfd.readouterr().out)
+    assert [(one["rule"], one["state"], one["count"]) for one in answer["alerts"]] == [("volume_out_of_band", "open", 1)]
+    assert [(one["rule"], one["until"][:10], one["reason"]) for one in answer["silences"]] == [("volume_out_of_band", "2020-07-01", "campaign")]
+    with pytest.raises(SystemExit):
+        cli.main(["silence", "--case", "loans", "--rule", "boredom", "--until", "2020-07-01", "--reason", "r"])
+
+
+def test_metrics_are_written_for_all_cases_or_one(home: Path, capfd: pytest.CaptureFixture[str]):
+    """`metrics` writes the file for a textfile collector: of all cases, or of one that is named."""
+    for arguments, cases in (([], case_names()), (["--case", "bank"], ["bank"])):
+        assert cli.main(["metrics", *arguments]) == 0
+        answer = json.loads(capfd.readouterr().out)
+        text = Path(answer["file"]).read_text()
+        assert Path(answer["file"]) == home / "metrics.prom"
+        assert sorted(set(re.findall(r'case="(\w+)"', text))) == cases
+        assert answer["series"] == len(re.findall(r"^perennial_", text, re.MULTILINE))
+
+
+def test_metrics_are_served_on_a_port(monkeypatch: pytest.MonkeyPatch):
+    """With a port they are served there, on the loopback unless an address is given."""
+    asked = []
+    monkeypatch.setattr("pipelines.reports.metrics.serve", lambda settings, cases, host, port: asked.append((len(cases), host, port)))
+    assert cli.main(["metrics", "--port", "9188"]) == cli.main(["metrics", "--case", "bank", "--port", "1", "--host", "0.0.0.0"]) == 0
+    assert asked == [(len(case_names()), "127.0.0.1", 9188), (1, "0.0.0.0", 1)]
+
+
+def test_retraining_by_hand_is_the_whole_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """`retrain` runs the steps of a training run in their order under the trigger manual, hands the reason on, and needs one."""
+    seen = []
+    monkeypatch.setattr(cli.ledger, "champion_before", lambda *_: "one")
+    facts = {"version": 3, "decision": "reject", "rule": "upper_bound", "reason": "worse", "outcome": "kept"}
+
+    def step(name):
+        def run(params, settings, run_dir, as_of, *, trigger="schedule", reason=None):
+            seen.append((name, as_of.isoformat(), trigger, reason))
+            return {"champion": 2} if name == "reconcile" else SimpleNamespace(facts=facts)
+
+        return SimpleNamespace(run=run)
+
+    monkeypatch.setattr(cli, "import_module", lambda name: step(name.rpartition(".")[2]))
+    assert cli.main(["retrain", "--case", "loans", "--as-of", "2020-05-01", "--reason", "new branch opened"]) == 0
+    assert seen == [(name, "2020-05-01T00:00:00+00:00", "manual", "new branch opened") for name in TRAINING]
+    answer = json.loads(capfd.readouterr().out)
+    assert (answer["version"], answer["decision"], answer["outcome"], answer["champion"]) == (3, "reject", "kept", 2)
+    with pytest.raises(SystemExit):
+        cli.main(["retrain", "--case", "loans", "--as-of", "2020-05-01"])
 
 
 @pytest.mark.parametrize(("identical", "code"), [(True, 0), (False, 1)])

@@ -2,13 +2,15 @@
 
 import multiprocessing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
 
 from pipelines import ledger
-from pipelines.errors import ConflictError, IntegrityError
+from pipelines.errors import ConflictError, IntegrityError, Overtaken
+from tests.pipelines.alerts.found import alert, notice
 
 T0 = datetime(2008, 8, 1, tzinfo=UTC)
 
@@ -118,6 +120,50 @@ def test_first_drift_state_stands(url: str):
     assert ledger.record_drift_state(url, case="bank", as_of=T0, state={"n": 2}, evidence_hash="b") == {"n": 1}
     assert ledger.drift_state_before(url, "bank", T0) is None
     assert ledger.drift_state_before(url, "bank", T0 + timedelta(days=1)) == {"n": 1}
+
+
+def test_alerts_are_an_unbroken_row(url: str):
+    """Whoever writes a number or a time first wins; an alert stands as its newest row has it."""
+    first, later = (alert(count=count, last_seen=T0 + timedelta(hours=count)) for count in (1, 2))
+    assert ledger.append_alerts(url, case="loans", seq=1, as_of=T0, alerts=[first], notices=[notice()])
+    for seq, as_of in ((1, T0 + timedelta(hours=1)), (2, T0)):
+        assert not ledger.append_alerts(url, case="loans", seq=seq, as_of=as_of, alerts=[], notices=[])
+    assert ledger.append_alerts(url, case="loans", seq=2, as_of=T0 + timedelta(hours=1), alerts=[later], notices=[])
+    assert ledger.alerts(url, "loans") == [later]
+    assert [row["seq"] for row in ledger.alert_runs(url, "loans", last=1)] == [2]
+    [at] = ledger.alert_runs(url, "loans", at=T0)
+    assert [one["id"] for one in at["notices"]] == ["n1"]
+    assert ledger.alert_runs(url, "bank") == []
+
+
+def test_a_delivery_is_claimed_once(url: str):
+    """Each event of an attempt is written once, and told by attempt."""
+    about = {"case": "loans", "notice": "n1", "sink": "log"}
+    assert [ledger.note_delivery(url, **about, attempt=attempt, event="claimed") for attempt in (2, 1, 1)] == [True, True, False]
+    assert ledger.note_delivery(url, **about, attempt=1, event="failed", detail="away")
+    assert [(row["attempt"], row["event"]) for row in ledger.deliveries(url, "loans")] == [(1, "claimed"), (1, "failed"), (2, "claimed")]
+
+
+def test_the_newest_silence_of_a_rule_counts(url: str):
+    """A silence is in force until its time; a newer one replaces it, and ends it if its time has passed."""
+    for days in (5, 1):
+        ledger.silence(url, case="loans", rule="labels_late", until=T0 + timedelta(days=days), reason="r", actor="ada")
+    assert [(row["rule"], row["until"][:10]) for row in ledger.silences(url, "loans", T0)] == [("labels_late", "2008-08-02")]
+    assert ledger.silences(url, "loans", T0 + timedelta(days=1)) == []
+
+
+def test_a_drift_state_has_one_successor(url: str):
+    """Of two windows judged on one earlier state only the first to write counts; the other has to look again, and another try of the first finds it."""
+    days = [T0 + timedelta(days=number) for number in range(3)]
+    write = partial(ledger.record_drift_state, url, case="bank", evidence_hash="h")
+    write(as_of=days[0], state={"n": 0}, previous="")
+    write(as_of=days[1], state={"n": 1}, previous="first")
+    assert write(as_of=days[1], state={"n": 9}, previous="first") == {"n": 1}
+    with pytest.raises(Overtaken, match="decided first"):
+        write(as_of=days[2], state={"n": 2}, previous="first")
+    assert ledger.drift_state_before(url, "bank", days[2] + timedelta(days=1)) == {"n": 1}
+    assert write(as_of=days[2], state={"n": 2}, previous="second") == {"n": 2}
+    assert Overtaken.retry
 
 
 def test_an_episode_opens_once(url: str):

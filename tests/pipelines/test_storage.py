@@ -85,6 +85,20 @@ def test_kill_at_every_failpoint(tmp_path: Path, point: str):
     assert storage.read_manifest(tmp_path / "train", verify=True).facts == {"rows": 5}
 
 
+def test_a_fault_that_lies_in_a_folder_happens_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each file named after a point kills one process that comes by, and no more: the next try lives."""
+    killed = []
+    monkeypatch.setattr(storage.os, "kill", lambda _pid, number: killed.append(number))
+    monkeypatch.setenv("PERENNIAL_FAILPOINT", f"@{tmp_path}")
+    for name in ("drift:files.1", "drift:files.2", "drift:published.1"):
+        (tmp_path / name).touch()
+    for _ in range(4):
+        storage.failpoint("drift", "files")
+        storage.failpoint("alert", "files")
+    assert killed == [signal.SIGKILL] * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["drift:published.1"]
+
+
 def test_changed_bytes_are_found(tmp_path: Path):
     """A verified read names the file whose bytes are not those committed."""
     _commit(tmp_path / "train")

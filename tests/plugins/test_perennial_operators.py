@@ -106,12 +106,12 @@ def test_a_drift_step_asks_for_training_or_for_nothing(step):
             assert ti == {"retrain": {}}
         else:
             report = "artefacts/bank/20090501T000000Z/drift/report.json"
-            assert ti == {"retrain": {"as_of": AS_OF.isoformat(), "trigger": "drift", "episode": "bank-1", "evidence": report}}
+            assert ti == {"retrain": {"as_of": AS_OF.isoformat(), "trigger": "performance", "episode": "bank-1", "evidence": report}}
 
 
 def _judging(action, episode):
     def run(params, settings, run_dir, as_of):
-        return _manifest("drift", action=action, episode=episode, reason="psi")
+        return _manifest("drift", action=action, episode=episode, trigger="performance", reason="psi")
 
     return run
 

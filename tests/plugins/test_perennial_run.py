@@ -59,6 +59,7 @@ def test_a_text_that_is_no_moment_says_how_to_write_it():
         (None, "manual", True, "manual"),
         ("schedule", "manual", True, "schedule"),
         ("drift", "operator_triggered", True, "drift"),
+        ("performance", "operator_triggered", True, "performance"),
         ("drift", "operator_triggered", False, "initial"),
         (None, "scheduled", False, "initial"),
     ],

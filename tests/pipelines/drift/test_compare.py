@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from pipelines.contracts import Window
-from pipelines.drift.compare import compare, quality, shift
+from pipelines.drift.compare import compare, quality
 from pipelines.drift.profile import profile_frame
 from pipelines.drift.reference import reference_profile
 from pipelines.drift.windows import drift_window
@@ -77,21 +77,6 @@ def test_undeclared_categories_and_volume_are_told():
     few = quality(REFERENCE, profile_frame(odd.tail(60), FIELDS, SPEC), WINDOW, PARAMS.drift)
     assert few["problems"] == []
     assert few["warnings"] == ["60 rows are 0.15 times the reference's volume (band 0.2 to 5)"]
-
-
-def test_the_kind_of_shift():
-    """Inputs alone are covariate, the score alone label, the metric alone concept drift."""
-    size = found(rows(1000, size=6.0, seed=1))["size"]
-    score, classes = (size.model_copy(update={"feature": name}) for name in ("score", "prediction"))
-    cases = (((), False), ((size,), False), ((score,), False), ((classes,), False), ((), True), ((size,), True))
-    assert [shift(*case[:1], dropped=case[1]) for case in cases] == [
-        "none",
-        "covariate",
-        "label",
-        "label",
-        "concept",
-        "covariate and concept",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,16 @@
 
 import itertools
 import json
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.config import load_params
+from pipelines.config import NewData, load_params
 from pipelines.contracts import FeatureDrift, Interval
-from pipelines.drift.policy import DriftEvidence, LabelEvidence, Mark, PolicyState, labels_needed, step
+from pipelines.drift.policy import DriftEvidence, LabelEvidence, Mark, PolicyState, labels_needed, step, volume_needed
 
 CONFIG = load_params("loans").drift
 NOW = datetime(2020, 6, 10, tzinfo=UTC)
@@ -114,6 +115,141 @@ def test_transition(before, evidence, name, action):
     assert after.path[-1] == name
     assert after.reason
     assert PolicyState.model_validate_json(after.model_dump_json()) == after
+
+
+COLUMNS = {
+    "quiet": seen(),
+    "thin": seen(thin=True, features=()),
+    "drifted": seen(DRIFTED),
+    "severe": seen(SEVERE),
+    "drop": seen(labels=DROPPED),
+    "alarm": seen(labels=labels(errors=80)),
+    "problem": seen(SEVERE, problems=("a: 9% missing",)),
+    "champion": seen(champion=2),
+    "promoted": seen(champion=2, outcome="promoted"),
+    "kept": seen(outcome="kept"),
+    "no labels": seen(SEVERE, fresh_labels=0),
+}
+ROWS = {
+    "new": None,
+    "STABLE": state(),
+    "WATCH": state("WATCH", marks=(SEVERE_MARK,), drops=(True,)),
+    "CONFIRMED": state("CONFIRMED", trigger="drift", **CONFIRMED),
+    "RETRAINING": state("RETRAINING", **ASKED),
+    "COOLDOWN": state("COOLDOWN", cooldown_until=NOW + timedelta(days=1)),
+    "BLOCKED": state("BLOCKED_DATA_QUALITY", resume="WATCH", marks=(SEVERE_MARK,)),
+}
+SHORT = {"S": "STABLE", "W": "WATCH", "C": "CONFIRMED", "R": "RETRAINING", "K": "COOLDOWN", "B": "BLOCKED_DATA_QUALITY"}
+ACTIONS = {"": "none", "!": "alert", "+": "retrain"}
+MATRIX = """
+            quiet  thin  drifted  severe  drop  alarm  problem  champion  promoted  kept  no labels
+new         S      S     W        W       W     R+     B!       S         S         S     W
+STABLE      S      S     W        W       W     R+     B!       S         S         S     W
+WATCH       W      W     R+       R+      R+    R+     B!       S         S         W     C!
+CONFIRMED   R+     R+    R+       R+      R+    R+     B!       S         S         R+    C!
+RETRAINING  R      R     R        R       R     R      B!       R         K         K!    R
+COOLDOWN    K      K     K        K       K     K      B!       K         K         K     K
+BLOCKED     W      W     R+       R+      W     R+     B!       S         S         W     C!
+"""
+
+
+def cells() -> list:
+    """Every cell of the matrix: a state, an evidence, and what they lead to."""
+    found = []
+    header, *rows = MATRIX.strip().splitlines()
+    columns = re.split(r"\s{2,}", header.strip())
+    for row in rows:
+        name, *answers = row.split()
+        assert len(answers) == len(columns)
+        for column, answer in zip(columns, answers, strict=True):
+            found.append(pytest.param(ROWS[name], COLUMNS[column], SHORT[answer[0]], ACTIONS[answer[1:]], id=f"{name}: {column}"))
+    return found
+
+
+@pytest.mark.parametrize(("before", "evidence", "name", "action"), cells())
+def test_every_state_meets_every_evidence(before, evidence, name, action):
+    """The whole matrix of states and kinds of evidence: no cell is left to chance."""
+    after, did = step(before, evidence, CONFIG, NOW, "loans", NOW)
+    assert (after.name, did) == (name, action), after.reason
+    assert (after.episode is not None) == (
+        name in {"CONFIRMED", "RETRAINING"} or (name == "BLOCKED_DATA_QUALITY" and before is not None and before.episode is not None)
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "evidence", "trigger", "why"),
+    [
+        (state(), seen(labels=labels(errors=80)), "performance", "e-CUSUM"),
+        (state("WATCH", drops=(True,)), seen(labels=DROPPED), "performance", "log-loss rose in 2"),
+        (state("WATCH", marks=(MARK,)), seen(DRIFTED, labelled=ARRIVED, labels=DROPPED), "drift", "and the log-loss rose"),
+        (state("WATCH", marks=(SEVERE_MARK,)), seen(SEVERE), "drift", "moved severely"),
+        (state("WATCH", marks=(SEVERE_MARK,)), seen(SEVERE, labels=labels(errors=80)), "performance", "e-CUSUM"),
+    ],
+)
+def test_an_episode_says_what_opened_it(before, evidence, trigger, why):
+    """Labels alone are the trigger performance, and come first; moved inputs are drift, whether labels agree or cannot speak."""
+    after, _ = step(before, evidence, CONFIG, NOW, "loans", NOW)
+    assert (after.trigger, after.verdict) == (trigger, "none")
+    assert why in after.reason
+
+
+@pytest.mark.parametrize(
+    ("triggers", "severe", "alarm"),
+    [(("drift",), "RETRAINING", "STABLE"), (("performance",), "WATCH", "RETRAINING"), ((), "WATCH", "STABLE")],
+)
+def test_a_trigger_that_is_switched_off_opens_nothing(triggers, severe, alarm):
+    """A case that listens to one kind of evidence only is not moved by the other."""
+    config = CONFIG.model_copy(update={"triggers": triggers})
+    assert step(state("WATCH", marks=(SEVERE_MARK,)), seen(SEVERE), config, NOW, "loans", NOW)[0].name == severe
+    assert step(state(), seen(labels=labels(errors=80)), config, NOW, "loans", NOW)[0].name == alarm
+
+
+def with_new_data(**declared):
+    """The parameters with the volume trigger on."""
+    return CONFIG.model_copy(update={"new_data": NewData(**declared)})
+
+
+def test_enough_new_rows_retrain_without_drift():
+    """Quiet windows open an episode when the declared number of labelled rows is new, and the next when as many more are."""
+    config = with_new_data(rows=2000).model_copy(update={"max_retrains": 100})
+    states = run([seen(fresh_labels=500 * number, outcome="kept") for number in range(60)], config)
+    asked = [(one.end - NOW).days for one in states if one.action == "retrain"]
+    assert asked == [4, 18, 46]  # 2,000 rows; 2,000 more come before the cooldowns, doubled to 14 and 28 days, are over
+    assert {one.trigger for one in states if one.episode} == {"volume"}
+    assert "2000 labelled rows are new since the champion was trained" in states[4].reason
+
+
+def test_new_rows_are_counted_anew_under_another_champion():
+    """What an earlier champion's retraining had seen does not count against the next one's rows."""
+    before = state(tried_labels=4000)
+    assert step(before, seen(fresh_labels=2500, champion=2), with_new_data(rows=2000), NOW, "loans", NOW)[1] == "retrain"
+    assert step(before, seen(fresh_labels=2500), with_new_data(rows=2000), NOW, "loans", NOW)[1] == "none"
+
+
+def test_volume_waits_for_the_budget_and_does_not_go_away():
+    """An episode of new rows that may not retrain yet stays open through clean windows; one of drift closes."""
+    full = {"retrains": (YESTERDAY, YESTERDAY), "clean": 9}
+    config = with_new_data(share=0.5)
+    assert step(state(**full), seen(), config, NOW, "loans", NOW)[0].name == "CONFIRMED"
+    assert step(state("CONFIRMED", episode="e", trigger="volume", **full), seen(), config, NOW, "loans", NOW)[0].name == "CONFIRMED"
+    assert step(state("CONFIRMED", episode="e", trigger="drift", **full), seen(), CONFIG, NOW, "loans", NOW)[0].name == "STABLE"
+
+
+@pytest.mark.parametrize(
+    ("declared", "needed"), [({"rows": 700}, 700), ({"share": 0.1}, 500), ({"rows": 700, "share": 0.1}, 500), ({"rows": 1, "share": 9.0}, 1)]
+)
+def test_the_smaller_declared_volume_counts(declared, needed):
+    """Rows, a share of the champion's training rows, or the smaller one of both; without a declaration there is no trigger."""
+    assert volume_needed(5000, with_new_data(**declared)) == needed
+    assert volume_needed(5000, CONFIG) is None
+
+
+@pytest.mark.parametrize(("outcome", "verdict"), [("promoted", "promoted"), ("kept", "kept"), ("pending", "missing")])
+def test_the_verdict_of_a_retraining_is_kept(outcome, verdict):
+    """What became of the retraining stands in the state until the next episode opens: promoted, kept, or no verdict in time."""
+    asked = NOW - timedelta(days=40) if outcome == "pending" else YESTERDAY
+    after, _ = step(state("RETRAINING", episode="e", retrained_at=asked), seen(outcome=outcome), CONFIG, NOW, "loans", NOW)
+    assert after.verdict == verdict
 
 
 def run(evidences, config=CONFIG, start=None) -> list[PolicyState]:

@@ -1,6 +1,5 @@
 """pipelines/drift/stats.py: against hand values, scipy and simulation."""
 
-import doctest
 import math
 
 import numpy as np
@@ -8,18 +7,9 @@ import polars as pl
 import pytest
 from scipy import stats as scipy_stats
 
-from pipelines.drift import bits, compare, divergence, policy, sequential, spec, stats, windows
+from pipelines.drift import stats
 from pipelines.drift.profile import number_column
 from pipelines.drift.spec import Scale
-from pipelines.reports import evidently
-
-
-@pytest.mark.parametrize("module", [bits, compare, divergence, evidently, policy, sequential, spec, stats, windows], ids=lambda module: module.__name__)
-def test_examples_run(module):
-    """The examples in the docstrings are true, and there are some."""
-    found = doctest.testmod(module)
-    assert found.attempted > 0
-    assert found.failed == 0
 
 
 def test_psi_by_hand():

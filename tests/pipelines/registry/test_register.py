@@ -37,7 +37,7 @@ def test_record_is_complete(settings, client, tmp_path):
 
     run_dir = candidate(settings, month(1), bias=0.11, champion=7)
     ledger.open_episode(settings.ledger, case=CASE, episode="e1", as_of=month(1), evidence={})
-    manifest = _register(settings, run_dir, month(1), trigger="drift")
+    manifest = _register(settings, run_dir, month(1), trigger="performance")
     run = client.get_run(manifest.facts["mlflow_run"])
     assert run.info.status == "FINISHED"
     assert run.data.params["train.epochs"] == str(load_params(CASE).train.epochs)
@@ -47,7 +47,7 @@ def test_record_is_complete(settings, client, tmp_path):
     tags = {name.removeprefix("perennial."): value for name, value in run.data.tags.items() if name.startswith("perennial.")}
     gate = storage.read_manifest(run_dir / "gate")
     assert (tags["key"], tags["verdict"], tags["decision"]) == (gate.key, gate.facts["verdict_sha256"], "promote")
-    assert (tags["case"], tags["as_of"], tags["trigger"], tags["episode"]) == (CASE, month(1).isoformat(), "drift", "e1")
+    assert (tags["case"], tags["as_of"], tags["trigger"], tags["episode"]) == (CASE, month(1).isoformat(), "performance", "e1")
     assert tags["candidate"] == storage.read_manifest(run_dir / "export").key
     [dataset] = run.inputs.dataset_inputs
     assert dataset.dataset.digest == storage.read_manifest(run_dir / "dataset").key[:36]

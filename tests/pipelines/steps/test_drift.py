@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from sqlalchemy import create_engine, text
 from pipelines import ledger, storage
 from pipelines.config import Params, Settings
 from pipelines.contracts import DriftReport, Manifest
+from pipelines.drift import policy
 from pipelines.drift.profile import merge, read, to_bytes
-from pipelines.errors import ConfigError, IntegrityError
+from pipelines.errors import ConfigError, IntegrityError, Overtaken
 from pipelines.steps import drift, profile
 from tests.pipelines.drift.stream import FIELDS, START, Stream, midnight
 from tests.pipelines.drift.stream import PARAMS as LOANS
@@ -149,9 +152,41 @@ def test_drift_asks_for_training_once(replayed):
     assert (last.state, last.policy["kind"]) == ("RETRAINING", "covariate")
     assert {"age", "salary"} <= {feature.feature for feature in last.features if feature.drifted}
     assert last.episode == f"loans-{after(DRIFT_AT + 1):%Y%m%dT%H%M%SZ}"
-    assert [row["episode"] for row in ledger.episodes(replayed.ledger, "loans")] == [last.episode]
+    [opened] = ledger.episodes(replayed.ledger, "loans")
+    assert (opened["episode"], opened["evidence"]["trigger"]) == (last.episode, "drift")
+    assert last.policy["trigger"] == storage.read_manifest(replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift").facts["trigger"] == "drift"
     page = replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift" / "drift.html"
     assert "<html" in page.read_text()[:2000].lower()
+
+
+def test_the_report_says_why(replayed):
+    """The report names the kind, the features, the days and the first of them, from the profiles that earlier runs left, and so does the episode."""
+    last = report(replayed, after(DRIFT_AT + 1))
+    assert (last.diagnosis["kind"], last.diagnosis["performance"]) == ("covariate", "unknown")
+    assert last.diagnosis["since"] == str(day(DRIFT_AT))
+    assert last.diagnosis["dates"] == [str(day(DRIFT_AT)), str(day(DRIFT_AT + 1))]
+    assert last.diagnosis["why"].startswith("salary, age, commission moved since")
+    (episode,) = ledger.episodes(replayed.ledger, "loans")
+    assert {name: episode["evidence"][name] for name in ("kind", "why", "since")} == {name: last.diagnosis[name] for name in ("kind", "why", "since")}
+    assert report(replayed, after(0)).diagnosis["kind"] == "none"
+
+
+def test_the_report_shows_performance_with_and_without_labels(settings, stream):
+    """Before labels come there is an estimate; once they are in, the metric with coverage and delay, and what the estimate was worth."""
+    release(settings, stream, midnight(day(0)))
+    for number in range(3):
+        serve(settings, stream, number, delay=1.5)
+        judge(settings, after(number))
+    rows = LOANS.source["rows_per_day"]
+    first, last = (report(settings, after(number)).performance for number in (0, 2))
+    assert [(one["rows"], one["coverage"], one["log_loss"]) for one in first["rolling"]] == [(rows, 0.0, None)]
+    assert (first["estimate"]["rows"], first["earlier"], first["slices"]) == (rows, [], [])
+    assert [(one["end"][:10], one["coverage"]) for one in last["rolling"]] == [(str(day(1)), 1.0), (str(day(2)), 0.5), (str(day(3)), 0.0)]
+    assert {one["delay_days"] for one in last["rolling"]} == {1.5, None}
+    assert last["earlier"][0]["estimated"] == first["estimate"]["log_loss"]
+    assert [one["inside"] for one in last["earlier"]] == [True, True]
+    assert {one["field"] for one in last["slices"]} == set(LOANS.gate.slices)
+    assert sum(one["rows"] for one in last["slices"]) == 2 * rows
 
 
 def test_running_again_changes_nothing(replayed):
@@ -238,12 +273,48 @@ def test_a_page_that_cannot_be_drawn_changes_no_decision(replayed, monkeypatch):
     assert not (folder / "drift.html").exists()
 
 
+def test_windows_that_race_open_one_episode(replayed, stream, monkeypatch):
+    """Two windows judged at once, each of which would confirm, open one episode: whichever is first has the other look again, or only report."""
+    serve(replayed, stream, DRIFT_AT + 2)
+    for number in (DRIFT_AT + 1, DRIFT_AT + 2):
+        shutil.rmtree(replayed.run_dir("loans", after(number)) / "drift", ignore_errors=True)
+        profile.run(PARAMS, replayed, replayed.run_dir("loans", after(number)), after(number))
+    with create_engine(replayed.ledger).begin() as connection:
+        connection.execute(text("DELETE FROM drift_episodes"))
+        for table in ("drift_states", "drift_chain"):
+            connection.execute(text(f"DELETE FROM {table} WHERE as_of = (SELECT max(as_of) FROM {table})"))
+    monkeypatch.setattr("pipelines.reports.evidently.draw", lambda path, *_rest: path.write_text("page"))
+
+    both, alone, decide = threading.Barrier(2), threading.local(), policy.step
+
+    def together(*arguments):
+        # Each has read the earlier state when the other one writes.
+        if not hasattr(alone, "waited"):
+            alone.waited = True
+            both.wait(60)
+        return decide(*arguments)
+
+    monkeypatch.setattr(policy, "step", together)
+
+    def tried(number):
+        for _ in range(3):
+            with suppress(Overtaken):
+                return drift.run(PARAMS, replayed, replayed.run_dir("loans", after(number)), after(number)).facts
+        raise AssertionError("overtaken again and again")
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(tried, (DRIFT_AT + 1, DRIFT_AT + 2)))
+    assert [answer["action"] for answer in answers].count("retrain") == 1
+    assert len(ledger.episodes(replayed.ledger, "loans")) == 1
+
+
 def test_concurrent_runs_open_one_episode(replayed, monkeypatch):
     """Eight runs of the same window at once agree on one decision and one episode."""
     shutil.rmtree(replayed.run_dir("loans", after(DRIFT_AT + 1)))
     with create_engine(replayed.ledger).begin() as connection:
         connection.execute(text("DELETE FROM drift_episodes"))
-        connection.execute(text("DELETE FROM drift_states WHERE as_of = (SELECT max(as_of) FROM drift_states)"))
+        for table in ("drift_states", "drift_chain"):
+            connection.execute(text(f"DELETE FROM {table} WHERE as_of = (SELECT max(as_of) FROM {table})"))
     monkeypatch.setattr("pipelines.reports.evidently.draw", lambda path, *_rest: path.write_text("page"))
     with ThreadPoolExecutor(8) as pool:
         answers = {json.dumps(one.facts, sort_keys=True) for one in pool.map(lambda _: judge(replayed, after(DRIFT_AT + 1)), range(8))}
@@ -265,7 +336,7 @@ def test_no_champion_is_a_state(settings, stream):
     """Before the first release a drift run is green, says so, and keeps nothing in the ledger."""
     serve(settings, stream, 0)
     manifest = judge(settings, after(0))
-    assert (manifest.facts["state"], manifest.facts["action"]) == ("NO_CHAMPION", "none")
+    assert (manifest.facts["state"], manifest.facts["action"], manifest.facts["kind"]) == ("NO_CHAMPION", "none", "unknown")
     assert ledger.drift_state_before(settings.ledger, "loans", after(99)) is None
 
 

@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 import yaml
 
-from pipelines import storage
+from pipelines import ledger, storage
 from pipelines.cases import load_fields
 from pipelines.config import Params, Settings, TextModelParams, load_params
 from pipelines.errors import Unavailable
@@ -177,3 +177,19 @@ def test_a_node_without_a_first_one(tmp_path, monkeypatch):
     run_dir = loans.put_dataset(settings, loans.AS_OF)
     with pytest.raises(Unavailable, match=r"job\.json did not come within 0 s: start the train step on node 0"):
         train.run(loans.PARAMS, settings, run_dir, loans.AS_OF)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "reason", "said", "episode"),
+    [
+        ("schedule", None, "schedule", None),
+        ("manual", "new branch opened", "new branch opened", None),
+        *((trigger, None, f"{trigger} episode e1", "e1") for trigger in ("drift", "performance", "volume")),
+    ],
+)
+def test_the_record_says_who_asked_and_why(tmp_path: Path, trigger, reason, said, episode):
+    """A training asked for by an episode names it, whatever opened it; one asked for by a person keeps the person's words."""
+    settings = Settings(home=tmp_path)
+    ledger.open_episode(settings.ledger, case="loans", episode="e1", as_of=AS_OF, evidence={})
+    found = train.governance(settings, "loans", AS_OF, trigger, "ada", reason)
+    assert found == {"actor": "ada", "trigger": trigger, "reason": said, "episode": episode}

@@ -1,0 +1,204 @@
+"""What a person must be told of: one pure rule per alert, on one drift run's report and a few facts of the ledger.
+
+A rule answers with findings, one for each thing that is wrong: the field with missing values, the episode
+that is open. Its severity says how soon somebody should look (``alerts.response_hours``): *critical* users get worse answers now,
+or nobody knows whether they do; *warning* the loop needs a person; *info* worth knowing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from pydantic import Field
+
+from pipelines.config import Params
+from pipelines.contracts import Alert, AlertRule, DriftReport, Instant, Severity, Value
+
+BLOCKED, COOLDOWN = "BLOCKED_DATA_QUALITY", "COOLDOWN"
+
+
+class Facts(Value):
+    """What the rules may look at beside the report.
+
+    ``episode`` is the newest one opened by ``as_of``; ``champion_since`` the time of the champion's training;
+    ``judged_until`` the end of the window that was judged before; ``undelivered`` the notices that no try could send, by
+    sink; ``page`` says what became of a page that is missing.
+    """
+
+    as_of: Instant
+    report: DriftReport
+    episode: str | None = None
+    champion_since: Instant | None = None
+    judged_until: Instant | None = None
+    undelivered: dict[str, int] = Field(default_factory=dict)
+    page: str | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong: ``about`` tells apart what one rule finds at once; ``severity`` replaces the rule's own."""
+
+    about: str
+    summary: str
+    severity: Severity | None = None
+
+
+Check = Callable[[Facts, Params], Iterable[Finding]]
+
+
+def _drift_confirmed(facts: Facts, params: Params) -> Iterable[Finding]:
+    del params
+    report = facts.report
+    if report.episode is not None:
+        trigger = report.policy.get("trigger") or "drift"
+        # More rows to learn from are no reason to worry.
+        yield Finding(report.episode, f"episode {report.episode} ({trigger}) is open: {report.reason}", "info" if trigger == "volume" else None)
+
+
+def _retrain_kept(facts: Facts, params: Params) -> Iterable[Finding]:
+    del params
+    yield from _retrained(facts, "kept", "did not beat the champion: the drift goes on under the old model")
+
+
+def _retrain_missing(facts: Facts, params: Params) -> Iterable[Finding]:
+    del params
+    yield from _retrained(facts, "missing", "gave no verdict in time: it has failed, or it hangs")
+
+
+def _retrained(facts: Facts, verdict: str, what: str) -> Iterable[Finding]:
+    """In the window in which the verdict became known, and as long as the cooldown after it lasts."""
+    policy = facts.report.policy
+    if policy.get("verdict") == verdict and COOLDOWN in {facts.report.state, *policy.get("path", ())}:
+        yield Finding(facts.episode or "unknown", f"the retraining of {facts.episode} {what}")
+
+
+def _quality_blocked(facts: Facts, params: Params) -> Iterable[Finding]:
+    del params
+    for problem in facts.report.quality.get("problems", ()):
+        field, colon, _ = problem.partition(": ")
+        yield Finding(field if colon else "window", problem)
+
+
+def _performance_dropped(facts: Facts, params: Params) -> Iterable[Finding]:
+    report, why = facts.report, []
+    drop = report.labels.get("drop")
+    if report.policy.get("alarmed"):
+        why.append(f"the error rate is above the holdout's (e-CUSUM e^{report.policy.get('log_e', 0.0):.1f})")
+    if drop is not None and drop["low"] > params.drift.min_metric_drop:
+        why.append(f"the log-loss rose by {drop['value']:.3f} [{drop['low']:.3f}, {drop['high']:.3f}]")
+    diagnosis = report.diagnosis
+    if not why and diagnosis.get("performance") == "dropped":
+        why.append(str(diagnosis.get("why")))
+    if why:
+        yield Finding("champion", f"version {report.model_version} is worse than it was: {'; '.join(why)}")
+
+
+def _labels_late(facts: Facts, params: Params) -> Iterable[Finding]:
+    report, wanted = facts.report, params.alerts.min_coverage
+    due = facts.report.window.end - timedelta(days=params.alerts.late_after * params.label_delay_days)
+    rolling: dict[str, tuple[int, int]] = {}  # several versions may have served in one window
+    for row in report.performance.get("rolling", ()):
+        labelled, rows = rolling.get(row["end"], (0, 0))
+        rolling[row["end"]] = labelled + row["labelled"], rows + row["rows"]
+    shares = {end: labelled / rows for end, (labelled, rows) in rolling.items() if rows}
+    known = {datetime.fromisoformat(end): share for end, share in (shares or report.labels.get("labelled", {})).items()}
+    old = [end for end in known if end <= due]
+    if old and known[max(old)] < wanted:
+        newest = max(old)
+        days = (report.window.end - newest).days
+        yield Finding(
+            "coverage", f"{known[newest]:.0%} of the rows up to {newest:%Y-%m-%d} have a label after {days} days (at least {wanted:.0%} were declared)"
+        )
+
+
+def _volume_out_of_band(facts: Facts, params: Params) -> Iterable[Finding]:
+    volume, (low, high) = facts.report.quality.get("volume"), params.drift.volume_band
+    # A window without rows is either allowed or blocks.
+    if volume is not None and facts.report.current_rows and not low <= volume <= high:
+        yield Finding("window", f"{facts.report.current_rows:,} rows are {volume:.2g} times the reference's volume (band {low:g} to {high:g})")
+
+
+def _champion_old(facts: Facts, params: Params) -> Iterable[Finding]:
+    limit = params.alerts.max_champion_days
+    if limit is not None and facts.champion_since is not None and (facts.as_of - facts.champion_since) > timedelta(days=limit):
+        days = (facts.as_of - facts.champion_since).days
+        yield Finding("champion", f"version {facts.report.model_version} was trained {days} days ago (at most {limit:g} were declared)")
+
+
+def _windows_unjudged(facts: Facts, params: Params) -> Iterable[Finding]:
+    report, limit = facts.report, params.alerts.max_unjudged_windows
+    if report.model_version is None:
+        return
+    length = report.window.end - report.window.start
+    if facts.judged_until is not None and (gap := (report.window.start - facts.judged_until) / length) >= limit:
+        yield Finding("runs", f"no drift run between {facts.judged_until:%Y-%m-%d} and {report.window.start:%Y-%m-%d}: {gap:.0f} windows were never looked at")
+    marks = [datetime.fromisoformat(mark["end"]) for mark in report.policy.get("marks", ())]
+    since = max([*marks, *([facts.champion_since] if facts.champion_since else [])], default=report.window.end)
+    if (empty := (report.window.end - since) / length) > limit:
+        yield Finding("rows", f"no window since {since:%Y-%m-%d} could be compared ({empty:.0f} windows): too few rows, or a reference of other features")
+
+
+def _page_broken(facts: Facts, params: Params) -> Iterable[Finding]:
+    del params
+    drawn = facts.report.quality.get("page")
+    if drawn is not None and drawn.startswith("could not"):
+        yield Finding("drift.html", f"the drift page {drawn}: see the drift task's log")
+    if facts.page is not None:
+        yield Finding("report", facts.page)
+
+
+def _sink_broken(facts: Facts, params: Params) -> Iterable[Finding]:
+    del params
+    for sink, count in sorted(facts.undelivered.items()):
+        yield Finding(sink, f"{count} notice{'s' if count > 1 else ''} could not be sent by the {sink}: people may not know of the alerts there are")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule by its name: how bad what it finds is, and how it finds it."""
+
+    name: AlertRule
+    severity: Severity
+    check: Check
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("drift_confirmed", "warning", _drift_confirmed),
+    Rule("retrain_kept", "warning", _retrain_kept),
+    Rule("retrain_missing", "critical", _retrain_missing),
+    Rule("quality_blocked", "critical", _quality_blocked),
+    Rule("performance_dropped", "critical", _performance_dropped),
+    Rule("labels_late", "warning", _labels_late),
+    Rule("volume_out_of_band", "warning", _volume_out_of_band),
+    Rule("champion_old", "warning", _champion_old),
+    Rule("windows_unjudged", "warning", _windows_unjudged),
+    Rule("page_broken", "info", _page_broken),
+    Rule("sink_broken", "warning", _sink_broken),
+)
+
+
+def find(facts: Facts, params: Params, runbooks: str, rules: Sequence[Rule] = RULES) -> tuple[Alert, ...]:
+    """What the rules find at ``facts.as_of``, as alerts that were seen once; those switched off by ``alerts.off`` are not looked for.
+
+    Whatever is found while an episode is open belongs to its group. ``runbooks`` is where the sections are.
+    """
+    asked = params.alerts
+    return tuple(
+        Alert(
+            case=params.case,
+            key=f"{rule.name}:{finding.about}",
+            rule=rule.name,
+            group=finding.about if rule.name.startswith("retrain_") else facts.report.episode or rule.name,
+            severity=asked.severities.get(rule.name, finding.severity or rule.severity),
+            owner=asked.owners.get(rule.name, asked.owner),
+            runbook=f"{runbooks}#{rule.name.replace('_', '-')}",
+            summary=finding.summary,
+            first_seen=facts.as_of,
+            last_seen=facts.as_of,
+        )
+        for rule in rules
+        if rule.name not in asked.off
+        for finding in rule.check(facts, params)
+    )

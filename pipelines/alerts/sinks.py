@@ -1,0 +1,104 @@
+"""The sinks: where notices go. A sink either delivers or raises Undelivered; what to do then is the caller's business."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from pipelines.config import AlertParams, Settings
+from pipelines.contracts import Notice
+from pipelines.errors import Unavailable
+from pipelines.storage import canonical_json
+
+TIMEOUT_SECONDS = 5.0
+PAUSES = (0.5, 1.0, 2.0)
+"""Seconds before the second, third and fourth try of a message."""
+LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "critical": logging.ERROR}
+Sink = Callable[[Notice], None]
+
+log = logging.getLogger(__name__)
+
+
+class Undelivered(Unavailable):
+    """A sink did not take a notice; the message never holds the sink's address."""
+
+
+def text(notice: Notice, params: AlertParams) -> str:
+    """What people read, in Slack's simple markup: what, since when, whose business it is, how soon, and where it says what to do."""
+    hours = params.response_hours.get(notice.severity, 0.0)
+    soon = f"within {hours:g} h" if hours < 48 else f"within {hours / 24:g} days"
+    word = {"opened": notice.severity.upper(), "raised": f"NOW {notice.severity.upper()}", "resolved": "RESOLVED"}[notice.kind]
+    lines = [f"*{word}* {notice.case}: {notice.group}"]
+    for alert in notice.alerts:
+        told = f"- {alert.rule}: {alert.summary}"
+        if notice.kind == "resolved":
+            lines.append(f"{told} (first seen {alert.first_seen:%Y-%m-%d %H:%M}, found {alert.count} times, last {alert.last_seen:%Y-%m-%d %H:%M} UTC)")
+        else:
+            lines.append(f"{told} (since {alert.first_seen:%Y-%m-%d %H:%M} UTC; {alert.owner}; {alert.runbook})")
+    return "\n".join([*lines, *([] if notice.kind == "resolved" else [f"Somebody should look {soon}."])])
+
+
+def to_log(notice: Notice) -> None:
+    """One line of JSON in the log, at the level of its severity."""
+    level = logging.INFO if notice.kind == "resolved" else LEVELS[notice.severity]
+    log.log(level, "alert %s", canonical_json(notice))
+
+
+def webhook(url: str, params: AlertParams, pause: Callable[[float], None] = time.sleep) -> Sink:
+    """POST ``{"text": ...}`` to ``url``: anything but 2xx is tried again after the pauses, but a 4xx that will not change its mind is not."""
+
+    def send(notice: Notice) -> None:
+        import httpx
+
+        body, why = {"text": text(notice, params)}, ""
+        for wait in (*PAUSES, None):
+            try:
+                answer = httpx.post(url, json=body, timeout=TIMEOUT_SECONDS)
+                if answer.is_success:
+                    return
+                why = f"HTTP {answer.status_code}"
+                if answer.is_client_error and answer.status_code not in {httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS}:
+                    break
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                why = type(error).__name__  # its text may hold the address, which is a secret
+            if wait is not None:
+                pause(wait)
+        raise Undelivered(f"the webhook did not take the notice: {why}; check PERENNIAL_ALERT_WEBHOOK and its receiver")
+
+    return send
+
+
+def mail(where: str, params: AlertParams) -> Sink:
+    """Send by SMTP; ``where`` is ``smtp://host:port/sender/recipient``."""
+
+    def send(notice: Notice) -> None:
+        import smtplib
+        from email.message import EmailMessage
+
+        parts = urlsplit(where)
+        people = parts.path.strip("/").split("/")
+        if parts.scheme != "smtp" or parts.hostname is None or len(people) != 2:
+            raise Undelivered("PERENNIAL_ALERT_MAIL is no address: write it like smtp://mail.example.org:25/perennial@example.org/ml@example.org")
+        message = EmailMessage()
+        body = text(notice, params)
+        message["From"], message["To"], message["Subject"] = *people, body.partition("\n")[0].replace("*", "")
+        message.set_content(body)
+        try:
+            with smtplib.SMTP(parts.hostname, parts.port or 25, timeout=TIMEOUT_SECONDS) as server:
+                server.send_message(message)
+        except (OSError, smtplib.SMTPException) as error:
+            raise Undelivered(f"the mail server did not take the notice: {type(error).__name__}; check PERENNIAL_ALERT_MAIL and its server") from error
+
+    return send
+
+
+def configured(settings: Settings, params: AlertParams) -> dict[str, Sink]:
+    """The sinks that the environment names; the log is always one."""
+    found: dict[str, Sink] = {"log": to_log}
+    if settings.alert_webhook is not None and settings.alert_webhook.get_secret_value():
+        found["webhook"] = webhook(settings.alert_webhook.get_secret_value(), params)
+    if settings.alert_mail:
+        found["mail"] = mail(settings.alert_mail, params)
+    return found

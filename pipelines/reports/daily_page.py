@@ -1,0 +1,142 @@
+"""The daily page's template: HTML and drawings in one, escaped by Jinja; light, for a phone's width and for paper."""
+
+STYLE = """
+ :root { color-scheme: light; --ink: #1f2328; --soft: #5b6470; --line: #e2e6ec; --good: #1a7f46; --watch: #9a6200; --bad: #b3261e; --blue: #1a5fb4; }
+ * { box-sizing: border-box; }
+ body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif; color: var(--ink); background: #f5f7fa; margin: 0; }
+ main { max-width: 1120px; margin: 0 auto; padding: 24px 20px 56px; }
+ h1 { font-size: 25px; line-height: 1.25; margin: 6px 0 4px; } h2 { font-size: 17px; margin: 32px 0 4px; }
+ p { margin: 4px 0 10px; max-width: 880px; } .soft { color: var(--soft); font-size: 13.5px; } a { color: var(--blue); }
+ .where { font-size: 13.5px; color: var(--soft); display: flex; flex-wrap: wrap; gap: 2px 14px; }
+ .head { background: #fff; border: 1px solid var(--line); border-left: 6px solid var(--soft); border-radius: 8px; padding: 14px 18px 8px; }
+ .head.good { border-left-color: var(--good); } .head.watch { border-left-color: #e0a100; } .head.bad { border-left-color: var(--bad); }
+ .answers { display: grid; grid-template-columns: 1fr 1fr; gap: 4px 28px; margin: 10px 0 6px; }
+ .answers h3 { font-size: 13px; color: var(--soft); margin: 6px 0 0; font-weight: 600; } .answers p { margin: 0 0 8px; overflow-wrap: anywhere; }
+ .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 10px; margin: 12px 0 0; }
+ .tile { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 9px 13px; }
+ .tile b { display: block; font-size: 17px; } .tile span { color: var(--soft); font-size: 12.5px; line-height: 1.35; display: block; }
+ .card { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 14px 16px; overflow-x: auto; }
+ table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+ th { text-align: left; font-weight: 600; color: var(--soft); border-bottom: 1px solid #d3d9e2; padding: 4px 8px; vertical-align: bottom; }
+ td { border-bottom: 1px solid #eef1f5; padding: 5px 8px; vertical-align: top; } tr:last-child td { border-bottom: 0; }
+ .n { text-align: right; white-space: nowrap; } .nw { white-space: nowrap; } td.name { max-width: 180px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+ .heat { table-layout: fixed; } .heat th, .heat td { padding: 0; border: 0; font-size: 11px; line-height: 1; } .heat .label { width: 132px; }
+ .heat td.name { padding: 0 8px 0 0; font-size: 12.5px; line-height: 19px; max-width: 132px; } .heat .last { width: 50px; text-align: right; font-size: 12px; white-space: nowrap; vertical-align: middle; }
+ .heat th.group { border-left: 1px solid #c9d0da; padding: 0 0 3px 3px; white-space: nowrap; overflow: hidden; } .heat th.col { text-align: center; font-weight: 400; padding-bottom: 3px; letter-spacing: -0.3px; }
+ .heat th.moved { color: var(--bad); font-weight: 700; } .heat td.cell { height: 19px; border: 1px solid #fff; background: repeating-linear-gradient(135deg, #fff 0 3px, #edf0f4 3px 5px); }
+ .heat .change { border-left: 2px solid var(--ink); } .heat td.vol { height: 18px; vertical-align: bottom; padding: 0 1px; border-bottom: 3px solid #fff; } .heat td.vol i { display: block; background: #c9d1dc; min-height: 1px; }
+ .key { display: inline-flex; align-items: center; gap: 5px; margin: 8px 12px 0 0; font-size: 12.5px; color: var(--soft); } .key i { width: 22px; height: 12px; border-radius: 2px; display: inline-block; border: 1px solid #dfe4ea; }
+ .key i.none { background: repeating-linear-gradient(135deg, #fff 0 3px, #dfe4ea 3px 5px); }
+ .bars { display: grid; grid-template-columns: 150px minmax(120px, 1fr) 52px minmax(0, 300px); gap: 3px 10px; align-items: center; font-size: 13px; }
+ .bars .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; } .bars .track { position: relative; height: 15px; background: #f3f5f8; } .bars .track i { position: absolute; inset: 0 auto 0 0; border-radius: 0 2px 2px 0; }
+ .bars .track u { position: absolute; top: -2px; bottom: -2px; width: 0; border-left: 1.5px dashed #6b7480; } .bars .value { text-align: right; font-variant-numeric: tabular-nums; } .bars .told { color: var(--soft); font-size: 12.5px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+ .bars .axis { position: relative; height: 17px; font-size: 11.5px; color: var(--soft); } .bars .axis span { position: absolute; white-space: nowrap; padding: 0 3px; } .bars .axis span:first-child { transform: translateX(-100%); }
+ .bars em { font-style: normal; } .dim { color: #8a929d; } .late { direction: rtl; } .late > * { direction: ltr; }
+ .path { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; margin: 6px 0 8px; } .path .s { border: 1px solid #cdd4de; border-radius: 999px; padding: 2px 11px; font-size: 13px; background: #fff; color: var(--soft); }
+ .path .was { border-color: #7d93b2; color: var(--ink); } .path .is { background: var(--ink); border-color: var(--ink); color: #fff; font-weight: 600; } .path .bad { background: var(--bad); border-color: var(--bad); }
+ .chart { min-width: 640px; width: 100%; height: auto; display: block; } .chart text { font-size: 12px; fill: #5b6470; }
+ .critical, .reject { color: var(--bad); font-weight: 600; } .warning, .warn { color: var(--watch); font-weight: 600; } .severe { color: var(--bad); font-weight: 600; } .promote { color: var(--good); font-weight: 600; } .inconclusive { color: var(--soft); font-weight: 600; }
+ @media (max-width: 700px) { .wide { min-width: 860px; } main { padding: 12px 10px 40px; } h1 { font-size: 21px; } .answers { grid-template-columns: 1fr; } .card { padding: 10px; }
+  .bars { grid-template-columns: 96px minmax(80px, 1fr) 40px; } .bars .told { grid-column: 1 / -1; margin: -3px 0 5px; white-space: normal; } .bars .told:empty { display: none; }
+  .heat .label, .heat td.name { width: 92px; max-width: 92px; font-size: 11px; } .bars em { display: none; } .heat th.col:nth-child(even) { font-size: 0; } .heat .last { width: 40px; font-size: 11px; } .heat th.col { font-size: 9px; } .tiles { grid-template-columns: 1fr 1fr; } }
+ @media print { body { background: #fff; font-size: 12px; -webkit-print-color-adjust: exact; print-color-adjust: exact; } main { max-width: none; padding: 0; } .card, .tile, .head { break-inside: avoid; } .card { overflow: visible; } .chart, .wide { min-width: 0; } h2 { break-after: avoid; } a { color: inherit; } }
+"""
+
+CHART = """
+<svg class="chart" viewBox="0 0 {{ metric.width }} {{ metric.height }}" role="img" aria-label="log-loss by window">
+{% set f = metric.frame %}
+{% if metric.waiting %}<rect x="{{ metric.waiting }}" y="{{ f.top }}" width="{{ f.right - metric.waiting }}" height="{{ f.bottom - f.top }}" fill="#f3f5f8"/><text x="{{ (metric.waiting + f.right) / 2 }}" y="{{ f.bottom - 8 }}" text-anchor="middle">{% if f.right - metric.waiting > 110 %}labels not in yet{% endif %}</text>{% endif %}
+{% for t in metric.ticks_y %}<line x1="{{ f.left }}" x2="{{ f.right }}" y1="{{ t.y }}" y2="{{ t.y }}" stroke="#e6eaf0"/><text x="{{ f.left - 6 }}" y="{{ t.y + 4 }}" text-anchor="end">{{ t.label }}</text>{% endfor %}
+{% for t in metric.ticks_x %}<text x="{{ t.x }}" y="{{ metric.height - 8 }}" text-anchor="{{ 'end' if t.x > f.right - 30 else 'middle' }}">{{ t.label }}</text><line x1="{{ t.x }}" x2="{{ t.x }}" y1="{{ f.bottom }}" y2="{{ f.bottom + 5 }}" stroke="#aeb6c1"/>{% endfor %}
+<line x1="{{ f.left }}" x2="{{ f.right }}" y1="{{ f.bottom }}" y2="{{ f.bottom }}" stroke="#aeb6c1"/>
+{% for one in metric.releases %}{% set c = '#1a7f46' if one.action == 'promote' else '#b3261e' %}<g><title>{{ one.told }}</title><line x1="{{ one.x }}" x2="{{ one.x }}" y1="{{ f.top - 2 }}" y2="{{ f.bottom }}" stroke="{{ c }}" stroke-width="1.4" stroke-dasharray="{{ '' if one.action == 'promote' else '4 3' }}"/><text x="{{ one.x }}" y="{{ 13 if one.raised else 27 }}" text-anchor="middle" style="fill: {{ c }}; font-weight: 600">{{ one.label }}</text></g>{% endfor %}
+{% for line in metric.lines %}<polyline points="{{ line }}" fill="none" stroke="#1a5fb4" stroke-width="1.8"/>{% endfor %}
+{% for p in metric.points %}<g><title>{{ p.told }}</title><line x1="{{ p.x }}" x2="{{ p.x }}" y1="{{ p.low }}" y2="{{ p.high }}" stroke="#1a5fb4" stroke-width="1.6" opacity="0.45"/><circle cx="{{ p.x }}" cy="{{ p.y }}" r="4" fill="{{ '#fff' if p.part else '#1a5fb4' }}" stroke="#1a5fb4" stroke-width="1.6"/></g>{% endfor %}
+{% for p in metric.guesses %}<path d="M {{ p.x }} {{ p.y - 5 }} l 5 5 l -5 5 l -5 -5 z" fill="none" stroke="#9a6200" stroke-width="1.5"><title>{{ p.told }}</title></path>{% endfor %}
+{% for p in metric.verdicts %}<g><title>{{ p.told }}</title><line x1="{{ p.x }}" x2="{{ p.x }}" y1="{{ f.top + 12 }}" y2="{{ f.bottom }}" stroke="#c9d0da" stroke-dasharray="2 3"/>{% if p.mark == 'cross' %}<path d="M {{ p.x - 4 }} {{ f.top }} l 8 8 m -8 0 l 8 -8" stroke="#b3261e" stroke-width="2.2" fill="none"/>{% else %}<circle cx="{{ p.x }}" cy="{{ f.top + 4 }}" r="4.5" fill="#fff" stroke="#5b6470" stroke-width="2"/>{% endif %}</g>{% endfor %}
+</svg>
+"""
+
+TEMPLATE = (
+    """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ v.case }}, {{ window(r.window.end) }}: {{ headline }}</title>
+<style>"""
+    + STYLE
+    + """</style></head><body><main>
+<div class="where"><span><b>Perennial</b>, case {{ v.case }}</span><span>window {{ window(r.window.end) }}: {{ r.window.start | day }} to {{ r.window.end | day }}, 0:00 UTC, end excluded</span><span>judged as of {{ v.as_of | day }}</span></div>
+<div class="head {{ tone }}">
+<h1>{{ headline }}</h1>
+<div class="answers">{% for question, answer in answers %}<div><h3>{{ question }}</h3><p>{{ answer }}</p></div>{% endfor %}</div>
+</div>
+
+<div class="tiles">
+ <div class="tile"><b>{{ r.current_rows | count }} rows</b><span>served in the window{% if v.served %}, by {% for one in v.served %}v{{ one.version }} ({{ one.rows | count }}){{ ", " if not loop.last }}{% endfor %}{% endif %}{% if r.quality.volume %}; {{ "%.2g" | format(r.quality.volume) }} times the reference's rows per day{% endif %}</span></div>
+ <div class="tile"><b>{% if v.champion %}v{{ v.champion.champion }} since {{ v.champion.as_of | day }}{% else %}no champion{% endif %}</b><span>{% if v.champion %}the champion that the window was compared with, trained on {{ r.reference_rows | count }} rows{% else %}nothing to compare with{% endif %}</span></div>
+ <div class="tile"><b>{% if r.features %}{{ r.features | selectattr("drifted") | list | length }} of {{ r.features | rejectattr("ignored") | list | length }} moved{% else %}nothing compared{% endif %}</b><span>features whose PSI is surely above {{ v.policy.delta0 }} nats (false discovery rate {{ v.policy.q }}){% if r.diagnosis.since %}; since {{ r.diagnosis.since | day }}{% endif %}</span></div>
+ <div class="tile"><b>{{ r.state | replace("_", " ") | lower }}</b><span>{{ meaning.get(r.state, "") }}{% if r.episode %}; episode {{ r.episode }}{% endif %}</span></div>
+ <div class="tile"><b>{{ v.alerts | length }} open alert{{ "" if v.alerts | length == 1 else "s" }}</b><span>{% if v.alerts %}{% for name in ("critical", "warning", "info") %}{% set n = v.alerts | selectattr("severity", "equalto", name) | list | length %}{% if n %}{{ n }} {{ name }} {% endif %}{% endfor %}{% else %}nobody has to look{% endif %}</span></div>
+</div>
+
+{% if r.quality.problems or r.quality.warnings %}
+<h2>{{ "What is wrong with the rows" if r.quality.problems else "About the rows" }}</h2>
+<div class="card">{% for text in r.quality.problems %}<div class="critical">{{ text }}</div>{% endfor %}{% for text in r.quality.warnings %}<div>{{ text }}</div>{% endfor %}</div>
+{% endif %}
+
+{% if v.alerts %}
+<h2>Open alerts</h2>
+<div class="card"><table class="wide"><tr><th>severity</th><th>what</th><th>since</th><th class="n">runs</th><th>owner</th><th>runbook</th></tr>
+{% for a in alerts %}<tr><td class="{{ a.severity }}">{{ a.severity }}{% if a.state == "silenced" %} (silenced){% endif %}</td><td>{{ a.summary }}</td><td class="nw">{{ a.first_seen | day }}</td><td class="n">{{ a.count }}</td><td>{{ a.owner }}</td><td>{% if a.runbook | safe_link %}<a href="{{ a.runbook }}">{{ a.rule }}</a>{% else %}{{ a.rule }}: {{ a.runbook }}{% endif %}</td></tr>{% endfor %}
+</table></div>
+{% endif %}
+
+<h2>What moved in this window</h2>
+{% if bars.rows %}
+<p class="soft">Debiased PSI of {{ window(r.window.end) }} against v{{ r.model_version }}'s reference, in nats, on a logarithmic axis{% if bars.of > bars.rows | length %}; the {{ bars.rows | length }} strongest of {{ bars.of }}{% endif %}. Bold: moved by more than {{ v.policy.delta0 }} nats beyond doubt. Grey: shown, never decides.</p>
+<div class="card"><div class="bars">
+<span></span><span class="axis">{% for mark in bars.marks %}<span style="left: {{ mark.at }}%"><em>{{ mark.name }} </em>{{ mark.value }}</span>{% endfor %}</span><span></span><span class="told"></span>
+{% for row in bars.rows %}<span class="name{{ ' dim' if row.ignored }}" title="{{ row.feature }}">{% if row.drifted %}<b>{{ row.feature }}</b>{% else %}{{ row.feature }}{% endif %}</span><span class="track"><i style="width: {{ row.width }}%; background: {{ '#cfd5dd' if row.ignored else row.colour }}"></i>{% for mark in bars.marks %}<u style="left: {{ mark.at }}%"></u>{% endfor %}</span><span class="value">{{ row.value }}</span><span class="told">{% if row.moved %}{% if row.moved.kind == "number" %}median {{ row.moved.before[1] | quantity }} → {{ row.moved.now[1] | quantity }} <span class="dim">(middle half {{ row.moved.now[0] | quantity }} to {{ row.moved.now[2] | quantity }})</span>{% else %}{{ row.moved.value if row.moved.value is not none else "undeclared values" }}: {{ "%.0f%%" | format(100 * row.moved.before) }} → {{ "%.0f%%" | format(100 * row.moved.now) }} of the rows{% endif %}{% endif %}</span>
+{% endfor %}</div></div>
+{% else %}<div class="card">{% if not r.model_version %}No champion, so no reference to compare with.{% elif not r.current_rows %}No rows were served in this window, so nothing can have moved.{% else %}{{ r.current_rows | count }} rows are too few to compare: {{ v.policy.min_rows }} values of a feature are needed.{% endif %}</div>{% endif %}
+
+<h2>What moved, {{ "day by day" if heat.unit == "day" else "window by window" }}</h2>
+{% if heat.columns and heat.rows %}
+<p class="soft">Debiased PSI in nats, {% if heat.unit == "day" %}of every UTC day with at least {{ v.policy.min_rows }} values, against v{{ r.model_version }}'s reference{% else %}of every {{ v.kind }} against the champion that served then (dark line: another champion){% endif %}; strongest now on top{% if heat.of > heat.rows | length %}, {{ heat.rows | length }} of {{ heat.of }} features{% endif %}. Grey bars: rows.{% if r.diagnosis.dates and heat.unit == "day" %} Red dates: days outside of the reference's range.{% endif %}</p>
+<div class="card"><table class="heat"><tr><th class="label"></th>{% for g in heat.groups %}<th class="group" colspan="{{ g.span }}">{{ g.label }}</th>{% endfor %}<th class="last"></th></tr>
+<tr><th class="label"></th>{% for c in heat.columns %}<th class="col{{ ' moved' if c.moved }}" title="{{ c.told }}">{{ c.label }}</th>{% endfor %}<th class="last">newest</th></tr>
+<tr><td class="name dim">rows</td>{% for c in heat.columns %}<td class="vol{{ ' change' if c.change }}" title="{{ c.told }}"><i style="height: {{ c.volume }}%"></i></td>{% endfor %}<td class="last"></td></tr>
+{% for row in heat.rows %}<tr><td class="name{{ ' dim' if row.ignored }}" title="{{ row.feature }}">{{ row.feature }}</td>{% for c in row.cells %}<td class="cell{{ ' change' if c.change }}" title="{{ c.told }}"{% if c.colour %} style="background: {{ c.colour }}"{% endif %}></td>{% endfor %}<td class="last">{{ row.newest }}</td></tr>
+{% endfor %}</table>
+{% for one in heat.legend %}<span class="key"><i style="background: {{ one.colour }}"></i>{{ one.label }}{% if loop.index == 3 %} warn{% elif loop.index == 4 %} severe{% elif loop.last %} and more{% endif %}</span>{% endfor %}<span class="key"><i class="none"></i>too few rows</span></div>
+{% else %}<div class="card">Nothing has been compared yet.</div>{% endif %}
+
+<h2>How well the model does, on labels that have arrived</h2>
+{% if metric %}
+<p class="soft">Log-loss in nats by {{ v.kind }} of the prediction, with its {{ confidence }} interval; lower is better. Hollow: less than half of the rows have a label. Green line: another version serves; dashed red: rolled back; cross: a candidate was rejected; ring: inconclusive.{% if metric.guesses %} Brown diamonds: estimated from the scores alone, without labels.{% endif %}</p>
+<div class="card late">"""
+    + CHART
+    + """</div>
+{% else %}<div class="card">{{ coverage }} The metric is drawn once labels are there.</div>{% endif %}
+{% if figures.rows %}
+<div class="card" style="margin-top: 10px"><table class="wide"><tr><th>{{ v.kind }}</th><th>version</th><th class="n">rows</th><th class="n">with a label</th><th class="n">label delay, median</th><th class="n">log-loss, nats</th><th class="n">accuracy</th>{% if figures.third %}<th class="n">{{ figures.name }}</th>{% endif %}</tr>
+{% for row in figures.rows %}<tr><td class="nw">{{ window(row.end) }}</td><td>v{{ row.version }}</td><td class="n">{{ row.rows | count }}</td><td class="n">{{ row.labelled | count }}{% if row.coverage is not none %} ({{ "%.0f%%" | format(100 * row.coverage) }}){% endif %}</td><td class="n">{% if row.delay_days is not none %}{{ "%.1f" | format(row.delay_days) }} days{% else %}-{% endif %}</td>{% for name, low, high in (("log_loss", "low", "high"), ("accuracy", "accuracy_low", "accuracy_high"), (figures.third, (figures.third or "") ~ "_low", (figures.third or "") ~ "_high")) if name %}<td class="n">{% if row.get(name) is not none %}{{ "%.3f" | format(row[name]) }}{% if row.get(low) is not none %} <span class="dim">{{ "%.3f" | format(row[low]) }} to {{ "%.3f" | format(row[high]) }}</span>{% endif %}{% else %}-{% endif %}</td>{% endfor %}</tr>
+{% endfor %}</table></div>{% endif %}
+
+<h2>What the policy decided</h2>
+<div class="path">{% for state in states %}<span class="s{{ ' is' if state == r.state else ' was' if state in r.policy.get('path', ()) }}">{{ state | lower }}</span>{{ "→" if not loop.last }}{% endfor %}{% if r.state not in states %}<span class="s is{{ ' bad' if r.state == 'BLOCKED_DATA_QUALITY' }}">{{ r.state | replace("_", " ") | lower }}</span>{% endif %}</div>
+<p class="soft">{% if r.policy.path and r.policy.path | length > 1 %}In this window: {{ r.policy.path | join(" → ") | replace("_", " ") | lower }}. {% endif %}{% if r.policy.log_e is defined %}Sequential test of the error rate: e to the power of {{ "%.1f" | format(r.policy.log_e) }}, alarm at {{ v.policy.cusum_threshold | count }}. {% endif %}{% if r.policy.cooldown_until %}Cooldown until {{ r.policy.cooldown_until | day }}. {% endif %}{{ r.labels.fresh_labels | default(0) | count }} new labelled rows since the champion was trained.</p>
+<div class="card"><table class="wide"><tr><th>{{ v.kind }}</th><th>state</th><th>asked for</th><th>strongest, PSI</th><th>reason</th><th>what the training said</th></tr>
+{% for d in decisions %}<tr><td class="nw">{{ window(d.window.end) }}</td><td class="nw">{{ d.state | replace("_", " ") | lower }}</td><td>{{ "-" if d.action == "none" else d.action }}</td><td class="nw">{% if d.strongest %}{{ d.strongest.feature }} <span class="{{ d.strongest.severity }}">{{ d.strongest.debiased_psi | psi }}</span>{% else %}-{% endif %}</td><td>{{ d.reason }}</td><td>{% if d.verdict %}<b class="{{ d.verdict.decision }}">{{ d.verdict.decision }}</b>{% if d.verdict.evidence.lift %} {{ d.verdict.evidence.lift | interval }} nats, {{ d.verdict.evidence.n | count }} rows{% endif %}{% elif d.action == "retrain" %}no verdict yet{% endif %}</td></tr>
+{% endfor %}</table></div>
+
+<h2>Versions</h2>
+{% if v.releases %}
+<div class="card"><table class="wide"><tr><th>version</th><th>since</th><th>by</th><th>asked for</th><th>reason</th></tr>
+{% for one in v.releases | reverse %}{% if loop.index <= 8 %}<tr><td>v{{ one.champion }}</td><td class="nw">{{ one.as_of | day }}</td><td>{{ "promotion" if one.action == "promote" else "rollback" }}</td><td class="nw">{{ asked_by.get(one.trigger, one.trigger) }}</td><td>{{ one.reason }}</td></tr>{% endif %}{% endfor %}
+</table></div>
+{% else %}<div class="card">No version has been released yet.</div>{% endif %}
+<p class="soft" style="margin-top: 14px">{% if links.model %}<a href="{{ links.model }}">The champion in MLflow</a> · {% endif %}{% if links.training %}<a href="{{ links.training }}">the training run of this episode</a> · {% endif %}{% if links.evidently %}<a href="{{ links.evidently }}">Evidently's page of this window</a> (drift/drift.html of this run) · {% endif %}{% if links.history %}<a href="{{ links.history }}">all drift runs in Airflow</a>{% endif %}</p>
+<p class="soft">PSI: population stability index, how far two distributions are apart; debiased: less what so few rows would give by chance. Nats: units of the natural logarithm. Times are UTC; a label counts once it has arrived by {{ v.as_of | day }}.</p>
+</main></body></html>
+"""
+)

@@ -1,0 +1,219 @@
+"""What Prometheus may know of a case: its newest drift report and what the ledger says, in the text format.
+
+Gauges, made anew at every scrape from what is stored: nothing is counted in a process, so that any number
+of exporters, or a file for node_exporter's textfile collector, tell the same. The rules on them are in
+``pipelines/alerts/prometheus.rules.yaml``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, get_args
+
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from pipelines import ledger
+from pipelines.config import Params, Settings
+from pipelines.contracts import DriftReport, EpisodeTrigger, Release, Severity
+from pipelines.errors import PerennialError
+
+PREFIX = "perennial_"
+SERIES = {
+    "case_live": "1 if the case follows today's clock, 0 if it replays history",
+    "threshold": "limits that the case declares, by name",
+    "window_end_timestamp_seconds": "end of the newest window that was judged",
+    "window_seconds": "length of a drift window",
+    "window_rows": "rows in the newest window",
+    "volume_ratio": "rows of the newest window against the reference's volume",
+    "quality_problems": "what blocks the newest window",
+    "drift_psi": "debiased PSI of a feature against the champion's reference, in nats",
+    "drift_detected": "1 if the test says that the feature moved by more than the minimum effect",
+    "drift_severity": "of a feature: 0 info, 1 warn, 2 severe",
+    "policy_state": "1 for the state that the policy is in",
+    "episode_open": "1 while an episode is open, by what opened it",
+    "retrain_unanswered": "1 in the cooldown after a retraining that was not promoted, by its verdict",
+    "labels_coverage_ratio": "share of labelled rows in the newest window whose labels should have arrived",
+    "log_loss": "of the newest window with labels, in nats",
+    "log_loss_estimated": "of rows whose labels are missing, in nats",
+    "log_loss_rise": "over the holdout's, of the labels that arrived last, in nats",
+    "performance_alarm": "1 while the e-CUSUM of the error rate is above its threshold",
+    "champion_version": "the version that serves",
+    "champion_trained_timestamp_seconds": "as_of of the champion's training",
+    "champion_age_days": "from the champion's training to the end of the newest window",
+    "releases": "releases so far",
+    "trainings": "verdicts so far, by what asked for the training",
+    "episodes": "episodes so far, by what opened them",
+    "alerts_open": "open alerts that are not silenced",
+    "alert_open": "1 for a rule with an open alert that is not silenced",
+    "notices_undelivered": "notices that a sink has not taken",
+}
+"""Every series by its name behind the prefix; all are gauges with the label ``case``."""
+STATES = ("STABLE", "WATCH", "CONFIRMED", "RETRAINING", "COOLDOWN", "BLOCKED_DATA_QUALITY")
+DRIFT_SEVERITIES = ("info", "warn", "severe")
+BOUNDS = ("value", "low", "high")
+
+log = logging.getLogger(__name__)
+Sample = tuple[str, dict[str, str], float]
+
+
+def render(settings: Settings, cases: Iterable[Params]) -> str:
+    """The series of these cases; a case without a drift report has those of its ledger. Raises Unavailable if the ledger does not answer."""
+    families = {name: Metric(PREFIX + name, about, "gauge") for name, about in SERIES.items()}
+    for params in cases:
+        for name, labels, value in samples(settings, params):
+            families[name].add_sample(PREFIX + name, {"case": params.case, **labels}, float(value))
+    registry = CollectorRegistry()
+    registry.register(_Families(families.values()))
+    return generate_latest(registry).decode()
+
+
+class _Families(Collector):
+    """The form in which the client library takes what is not counted in this process."""
+
+    def __init__(self, found: Iterable[Metric]) -> None:
+        self.found = found
+
+    def collect(self) -> Iterable[Metric]:
+        return self.found
+
+
+def serve(settings: Settings, cases: Sequence[Params], host: str, port: int, ready: Callable[[int], None] = lambda _port: None) -> None:
+    """Answer ``GET /metrics`` on ``host:port`` (0: a free one, told to ``ready``) until the process is ended; 503 while the ledger does not answer."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.partition("?")[0] != "/metrics":
+                self.send_error(404, "ask for /metrics")
+                return
+            try:
+                body = render(settings, cases).encode()
+            except (PerennialError, OSError, ValueError) as error:
+                self.send_error(503, "no metrics", str(error))
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", CONTENT_TYPE_LATEST)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, form: str, *arguments: Any) -> None:
+            log.debug(form, *arguments)
+
+    with ThreadingHTTPServer((host, port), Answer) as server:
+        ready(server.server_port)
+        server.serve_forever()
+
+
+def samples(settings: Settings, params: Params) -> Iterator[Sample]:
+    """What there is to say of a case: series, labels beside the case, value."""
+    releases = ledger.releases(settings.ledger, params.case)
+    report = newest_report(settings, params.case)
+    yield from _declared(params)
+    yield from _loop(settings, params, releases)
+    yield from _alerts(settings, params)
+    if report is not None:
+        yield from _window(report)
+        yield from _performance(params, report)
+    trained = [release.as_of for release in releases if release.champion == releases[-1].champion and release.action == "promote"]
+    if trained:
+        yield "champion_trained_timestamp_seconds", {}, trained[0].timestamp()
+        if report is not None:
+            yield "champion_age_days", {}, max(0.0, (report.window.end - trained[0]).total_seconds() / 86_400)
+
+
+def newest_report(settings: Settings, case: str) -> DriftReport | None:
+    """The report of the newest window that the policy judged; None where there is none (any more)."""
+    newest = ledger.drift_state_before(settings.ledger, case, datetime.max.replace(tzinfo=UTC))
+    if newest is None:
+        return None
+    path = settings.run_dir(case, datetime.fromisoformat(newest["as_of"])) / "drift" / "report.json"
+    return DriftReport.model_validate_json(path.read_bytes()) if path.exists() else None
+
+
+def _declared(params: Params) -> Iterator[Sample]:
+    drift, alerts = params.drift, params.alerts
+    yield "case_live", {}, params.schedule.live
+    limits = {"psi_warn": drift.warn_psi, "psi_severe": drift.severe_psi, "volume_low": drift.volume_band[0], "volume_high": drift.volume_band[1]}
+    limits |= {"log_loss_rise": drift.min_metric_drop, "coverage": alerts.min_coverage, "unjudged_windows": alerts.max_unjudged_windows}
+    if alerts.max_champion_days is not None:
+        limits["champion_days"] = alerts.max_champion_days
+    for name, value in limits.items():
+        yield "threshold", {"name": name}, value
+
+
+def _loop(settings: Settings, params: Params, releases: Sequence[Release]) -> Iterator[Sample]:
+    if releases:
+        yield "champion_version", {}, releases[-1].champion
+    for action, count in Counter(release.action for release in releases).items():
+        yield "releases", {"action": action}, count
+    verdicts = Counter((row["trigger"], row["verdict"]["decision"]) for row in ledger.verdicts(settings.ledger, params.case))
+    for (trigger, decision), count in verdicts.items():
+        yield "trainings", {"trigger": trigger, "decision": decision}, count
+    opened = Counter(row["evidence"].get("trigger") for row in ledger.episodes(settings.ledger, params.case))
+    for trigger in get_args(EpisodeTrigger):
+        yield "episodes", {"trigger": trigger}, opened[trigger]
+
+
+def _alerts(settings: Settings, params: Params) -> Iterator[Sample]:
+    newest = ledger.alert_runs(settings.ledger, params.case, last=1)
+    told = [alert for alert in newest[0]["alerts"] if alert["state"] == "open"] if newest else []
+    for severity in get_args(Severity):
+        yield "alerts_open", {"severity": severity}, sum(alert["severity"] == severity for alert in told)
+    for rule, severity in sorted({(alert["rule"], alert["severity"]) for alert in told}):
+        yield "alert_open", {"rule": rule, "severity": severity}, 1
+    for sink, count in ledger.undelivered(settings.ledger, params.case).items():
+        yield "notices_undelivered", {"sink": sink}, count
+
+
+def _window(report: DriftReport) -> Iterator[Sample]:
+    policy = report.policy
+    yield "window_end_timestamp_seconds", {}, report.window.end.timestamp()
+    yield "window_seconds", {}, (report.window.end - report.window.start).total_seconds()
+    yield "window_rows", {}, report.current_rows
+    yield "quality_problems", {}, len(report.quality.get("problems", ()))
+    if (volume := report.quality.get("volume")) is not None:
+        yield "volume_ratio", {}, volume
+    for feature in report.features:
+        labels = {"feature": feature.feature}
+        yield "drift_psi", labels, feature.debiased_psi
+        yield "drift_detected", labels, feature.drifted
+        yield "drift_severity", labels, DRIFT_SEVERITIES.index(feature.severity)
+    for state in STATES:
+        yield "policy_state", {"state": state}, state == report.state
+    for trigger in get_args(EpisodeTrigger):
+        yield "episode_open", {"trigger": trigger}, report.episode is not None and trigger == policy.get("trigger")
+    cooling = "COOLDOWN" in {report.state, *policy.get("path", ())}
+    for verdict in ("kept", "missing"):
+        yield "retrain_unanswered", {"verdict": verdict}, cooling and policy.get("verdict") == verdict
+    yield "performance_alarm", {}, bool(policy.get("alarmed"))
+    yield from _interval("log_loss_rise", report.labels.get("drop"))
+
+
+def _performance(params: Params, report: DriftReport) -> Iterator[Sample]:
+    rolling = sorted((row for row in report.performance.get("rolling", ()) if row.get("rows")), key=lambda row: str(row["end"]))
+    measured = [row for row in rolling if row.get("log_loss") is not None]
+    if measured:
+        yield from _interval("log_loss", {**measured[-1], "value": measured[-1]["log_loss"]})
+    if estimate := report.performance.get("estimate"):
+        yield from _interval("log_loss_estimated", {**estimate, "value": estimate["log_loss"]})
+    due = report.window.end.timestamp() - params.alerts.late_after * params.label_delay_days * 86_400
+    rows, labelled = Counter[str](), Counter[str]()  # several versions may have served in one window
+    for row in rolling:
+        rows[row["end"]] += row["rows"]
+        labelled[row["end"]] += row["labelled"]
+    shares = {end: labelled[end] / rows[end] for end in rows} or report.labels.get("labelled", {})
+    old = {moment: share for end, share in shares.items() if (moment := datetime.fromisoformat(end).timestamp()) <= due}
+    if old:
+        yield "labels_coverage_ratio", {}, old[max(old)]
+
+
+def _interval(name: str, found: Mapping[str, Any] | None) -> Iterator[Sample]:
+    for bound in BOUNDS:
+        if found and found.get(bound) is not None:
+            yield name, {"bound": bound}, found[bound]

@@ -1,0 +1,219 @@
+"""report: one page for people about the drift window, its past and what was done; nothing hangs on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pipelines import ledger, storage
+from pipelines.cases import load_fields
+from pipelines.config import Params, Settings
+from pipelines.contracts import DriftReport, Manifest, Release
+from pipelines.drift import reference
+from pipelines.drift.compare import compare
+from pipelines.drift.describe import describe
+from pipelines.drift.profile import Profile, merge, read
+from pipelines.drift.spec import OUTPUTS, load_spec
+from pipelines.errors import PerennialError
+from pipelines.registry import monitoring
+from pipelines.reports import daily
+
+STEP_VERSION = 1
+ROOMS = (
+    "pipelines.reports.daily",
+    "pipelines.reports.daily_page",
+    "pipelines.reports.daily_charts",
+    "pipelines.reports.daily_words",
+    "pipelines.drift.describe",
+)
+log = logging.getLogger(__name__)
+
+PAGE = "index.html"
+COLUMNS = 31
+"""Days or windows side by side on the page."""
+ROWS = 30
+"""Features on the page, of however many."""
+DESCRIBED = 8
+"""Features whose values are told, before and now."""
+
+
+def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
+    """Write ``run_dir/report/index.html``: self-contained, made from the drift report, earlier ones, the day profiles and the ledger.
+
+    The key is made of what the page says: the verdict of a retraining that ended since, or an alert, gives another page.
+    """
+    made = storage.read_manifest(run_dir / "drift")
+    profiled = storage.read_manifest(run_dir / "profile")
+    report = DriftReport.model_validate_json((run_dir / "drift" / "report.json").read_bytes())
+    past = _history(run_dir)
+    told = _ledger(params, settings, report, as_of)
+    view: dict[str, Any] = {
+        "case": params.case,
+        "as_of": as_of.isoformat(),
+        "report": report.model_dump(mode="json"),
+        "kind": params.drift.window,
+        "label_delay_days": params.label_delay_days,
+        "policy": params.drift.model_dump(mode="json"),
+        "history": past,
+        **told,
+        **_profiles(params, settings, run_dir, report, past, profiled, as_of),
+    }
+    inputs = {"drift": made.key}
+    key = storage.step_key("report", STEP_VERSION, inputs, view)
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        page = daily.page(view, _links(params, settings, made, report))
+        (folder / PAGE).write_text(page, encoding="utf-8")
+        return {"state": report.state, "headline": daily.headline(view), "bytes": len(page.encode())}
+
+    manifest = storage.commit(run_dir / "report", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
+    # The answer says where MLflow shows the page, the manifest does not: the page counts, wherever MLflow is.
+    return manifest.model_copy(update={"facts": {**manifest.facts, **_publish(params, settings, run_dir, as_of, manifest, view)}})
+
+
+def _publish(params: Params, settings: Settings, run_dir: Path, as_of: datetime, manifest: Manifest, view: Mapping[str, Any]) -> dict[str, str]:
+    """The pages in MLflow, for people who come from there or from Airflow: ``{page, evidently}`` as addresses; without MLflow nothing."""
+    report = view["report"]
+    drawn = run_dir / "drift" / "drift.html"
+    files = [run_dir / "report" / PAGE, *([drawn] if drawn.exists() else [])]
+    tags = {name: str(report[name]) for name in ("state", "action", "episode", "model_version") if report[name] is not None}
+    strongest = [one["debiased_psi"] for one in report["features"] if not one["ignored"]]
+    metrics = {"rows": report["current_rows"], **({"largest_debiased_psi": max(strongest)} if strongest else {})}
+    try:
+        page = monitoring.publish(
+            settings,
+            case=params.case,
+            as_of=as_of,
+            key=manifest.key,
+            files=files,
+            tags={f"perennial.{name}": value for name, value in tags.items()} | {"mlflow.note.content": manifest.facts["headline"]},
+            metrics=metrics,
+            champion=None if view["champion"] is None else view["champion"]["mlflow_run"],
+        )
+    except (PerennialError, OSError) as error:
+        log.warning("the page of %s stays where it is, MLflow has no copy: %s", params.case, error)
+        return {}
+    place = f"{settings.mlflow_url.rstrip('/')}/{page}/artifacts"
+    return {"page": f"{place}/{PAGE}", **({"evidently": f"{place}/{drawn.name}"} if drawn.exists() else {})}
+
+
+# --- what is looked at --------------------------------------------------------------------------
+
+
+def _runs(run_dir: Path, step: str) -> Iterator[Path]:
+    """The folders that ``step`` left in this run and in earlier ones of its case, newest first."""
+    for folder in sorted(run_dir.parent.iterdir(), reverse=True):
+        if folder.name <= run_dir.name and (folder / step / storage.MANIFEST).exists():
+            yield folder / step
+
+
+def _history(run_dir: Path) -> list[dict[str, Any]]:
+    """The newest reports, one per window, oldest first, this run's the last."""
+    found: dict[str, dict[str, Any]] = {}
+    for folder in _runs(run_dir, "drift"):
+        # Through the contract: an earlier release's report lacks what came later.
+        report = DriftReport.model_validate_json((folder / "report.json").read_bytes()).model_dump(mode="json")
+        found.setdefault(report["window"]["end"], {**report, "as_of": storage.read_manifest(folder).as_of.isoformat()})
+        if len(found) == COLUMNS:
+            break
+    return [found[end] for end in sorted(found)]
+
+
+def _ledger(params: Params, settings: Settings, report: DriftReport, as_of: datetime) -> dict[str, Any]:
+    """Releases, verdicts, episodes and open alerts up to ``as_of``."""
+    case, url = params.case, settings.ledger
+    releases = [release for release in ledger.releases(url, case) if release.as_of <= as_of]
+    verdicts = [row for row in ledger.verdicts(url, case) if datetime.fromisoformat(row["as_of"]) <= as_of]
+    alerts = [alert for alert in ledger.alerts(url, case) if alert.first_seen <= as_of and (alert.state != "resolved" or alert.last_seen >= as_of)]
+    return {
+        "releases": [release.model_dump(mode="json") for release in releases],
+        "champion": _champion(releases, report),
+        "verdicts": [{name: row[name] for name in ("as_of", "trigger", "hash", "verdict")} for row in verdicts],
+        "episodes": [{"episode": row["episode"], "as_of": row["as_of"]} for row in ledger.episodes(url, case) if datetime.fromisoformat(row["as_of"]) <= as_of],
+        "alerts": [alert.model_dump(mode="json") for alert in alerts],
+    }
+
+
+def _champion(releases: Sequence[Release], report: DriftReport) -> dict[str, Any] | None:
+    """The newest release of the version that the window was compared with."""
+    own = [release for release in releases if release.champion == report.model_version]
+    return own[-1].model_dump(mode="json") if own else None
+
+
+def _profiles(
+    params: Params, settings: Settings, run_dir: Path, report: DriftReport, past: Sequence[Mapping[str, Any]], made: Manifest, as_of: datetime
+) -> dict[str, Any]:
+    """What the counts say: ``heat`` (columns and rows), ``moved`` (values before and now), ``served`` (rows by version)."""
+    fields = load_fields(params.case)
+    spec = load_spec(fields)
+    current = merge((read(settings.root / day["path"]) for day in made.facts["days"]), made.facts["spec"])
+    served = {name.partition("@")[2]: column.n + sum(column.missing) for name, column in current.columns.items() if name.startswith(f"{OUTPUTS[0]}@")}
+    found: dict[str, Any] = {"served": [{"version": int(version), "rows": rows} for version, rows in sorted(served.items(), key=lambda item: int(item[0]))]}
+    champion = ledger.champion_before(settings.ledger, params.case, as_of)
+    order = [feature.feature for feature in report.features]
+    before = None if champion is None else read(storage.find(settings.root / champion.bundle, champion.candidate_key) / reference.FILE)
+    if before is None or before.spec != spec.version:
+        return {**found, "heat": windows(past, order), "moved": []}
+    found["moved"] = []
+    for name in order[:DESCRIBED]:
+        now = current.columns.get(f"{name}@{report.model_version}" if name in OUTPUTS else name)
+        told = None if now is None else describe(before.columns[name], now, spec.scales.get(name))
+        if told is not None:
+            found["moved"].append({"feature": name, **told})
+    days = _days(settings, run_dir, report.window.end.date(), spec.version)
+    enough = sum(day["rows"] >= params.drift.min_rows for day in days)
+    if params.drift.window != "day" and 2 * enough <= sum(day["rows"] > 0 for day in days):
+        return {**found, "heat": windows(past, order)}
+    shown = order[:ROWS] or [name for name in before.columns if name not in OUTPUTS][:ROWS]
+    narrow = replace(before, columns={name: before.columns[name] for name in shown})
+    values: dict[str, list[float | None]] = {name: [] for name in shown}
+    for day in days:
+        profile = read(settings.root / day["path"]) if day["path"] else Profile(spec.version, 0, {})
+        psi = {one.feature: one.debiased_psi for one in compare(narrow, profile, fields, spec, params.drift, report.model_version)}
+        for name, row in values.items():
+            row.append(psi.get(name))
+    columns = [{"end": day["date"], "rows": day["rows"], "version": report.model_version} for day in days]
+    return {**found, "heat": {"unit": "day", "columns": columns, "rows": [{"feature": name, "values": row} for name, row in values.items()], "of": len(order)}}
+
+
+def windows(past: Sequence[Mapping[str, Any]], order: Sequence[str]) -> dict[str, Any]:
+    """The heat map of whole windows: what each run found against the champion that served then."""
+    columns = [{"end": one["window"]["end"], "rows": one["current_rows"], "version": one["model_version"]} for one in past]
+    seen = [{feature["feature"]: feature["debiased_psi"] for feature in one["features"]} for one in past]
+    # Where this window has no values (it is empty), the order is that of the newest one that has.
+    names = list(dict.fromkeys([*order, *(name for one in reversed(seen) for name in one)]))
+    rows = [{"feature": name, "values": [one.get(name) for one in seen]} for name in names[:ROWS]]
+    return {"unit": "window", "columns": columns, "rows": rows, "of": len(names)}
+
+
+def _days(settings: Settings, run_dir: Path, end: date, spec: str) -> list[dict[str, Any]]:
+    """The last days before ``end``, oldest first, ``{date, rows, path}``: profiled by the newest run that did; path None: no rows."""
+    first = end - timedelta(days=COLUMNS)
+    found: dict[str, dict[str, Any]] = {}
+    for folder in _runs(run_dir, "profile"):
+        facts = storage.read_manifest(folder).facts
+        if datetime.fromisoformat(facts["window"]["end"]).date() <= first:
+            break
+        if facts["spec"] == spec:
+            found |= {day["date"]: day for day in facts["days"] if day["date"] not in found and (settings.root / day["path"]).exists()}
+    known = sorted(found)
+    start = max(first, date.fromisoformat(known[0])) if known else end
+    days = [str(start + timedelta(days=number)) for number in range((end - start).days)]
+    return [found.get(day, {"date": day, "rows": 0, "path": None}) for day in days]
+
+
+def _links(params: Params, settings: Settings, made: Manifest, report: DriftReport) -> dict[str, str]:
+    """Where to read on. They say *where* and so are no part of the key."""
+    case, mlflow = params.case, settings.mlflow_url.rstrip("/")
+    links = {"history": f"{settings.airflow_url.rstrip('/')}/dags/{case}_drift"}
+    if report.model_version is not None:
+        links["model"] = f"{mlflow}/#/models/{case}/versions/{report.model_version}"
+    if report.episode is not None:
+        links["training"] = f"{settings.airflow_url.rstrip('/')}/dags/{case}_training/runs/drift__{report.episode}"
+    if made.facts.get("page") == "drift.html":
+        links["evidently"] = "../drift/drift.html"
+    return links

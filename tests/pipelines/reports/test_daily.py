@@ -1,0 +1,110 @@
+"""pipelines/reports/daily.py: what the page makes of any names, of many features, and of each verdict."""
+
+import re
+
+import pytest
+
+from pipelines.reports import daily, daily_words
+from pipelines.steps.report import ROWS, windows
+from tests.pipelines.alerts.found import NOW, PARAMS, alert, report
+
+EVIL = "<script>alert('x')</script>\"'&"
+
+
+def feature(name: str, psi: float = 0.4, **other) -> dict:
+    """One feature that moved."""
+    common = {"psi": psi, "ks": None, "ks_error": None, "p_value": 0.0, "drifted": True, "severity": "severe", "ignored": False}
+    return {"feature": name, "debiased_psi": psi, **common} | other
+
+
+def seen(**given) -> dict:
+    """A view of a quiet window, but for what is given; ``report`` is laid over the quiet one."""
+    own = report(**given.pop("report", {})).model_dump(mode="json") | given.pop("raw", {})
+    quiet = {
+        "case": "loans",
+        "as_of": NOW.isoformat(),
+        "report": own,
+        "kind": "day",
+        "label_delay_days": 7.0,
+        "policy": PARAMS.drift.model_dump(mode="json"),
+        "history": [{**own, "as_of": NOW.isoformat()}],
+        "releases": [],
+        "champion": None,
+        "verdicts": [],
+        "episodes": [],
+        "alerts": [],
+        "served": [],
+        "moved": [],
+    }
+    return {"heat": windows(quiet["history"], [one["feature"] for one in own["features"]]), **quiet, **given}
+
+
+def verdict(decision: str, **evidence) -> dict:
+    """A verdict as the ledger keeps it."""
+    known = {"metric": "log_loss", "n": 512, "opponent": "champion", "lift": {"value": 0.06, "low": 0.03, "high": 0.09}} | evidence
+    return {"as_of": NOW.isoformat(), "trigger": "drift", "hash": "h", "verdict": {"decision": decision, "reason": "r", "evidence": known}}
+
+
+def test_names_and_values_are_escaped():
+    """A feature, a value, a reason, a slice and an alert that look like HTML are shown as text, and a runbook that is no web address is no link."""
+    told = alert(about=EVIL, runbook="javascript:alert(1)").model_dump(mode="json")
+    moved = [{"feature": EVIL, "kind": "category", "value": EVIL, "before": 0.1, "now": 0.9}]
+    slices = [{"field": EVIL, "value": EVIL, "rows": 80, "drop": {"value": 0.2, "low": 0.1, "high": 0.3}}]
+    raw = {"features": [feature(EVIL)], "reason": EVIL, "diagnosis": {"why": EVIL, "performance": "dropped", "slices": slices}}
+    text = daily.page(seen(raw=raw, alerts=[told], moved=moved), {})
+    assert "<script" not in text
+    assert 'href="javascript' not in text
+    assert text.count("&lt;script&gt;") >= 8
+
+
+def test_two_hundred_features_stay_a_page():
+    """Of many features the strongest are shown, and the page says of how many."""
+    features = [feature(f"feature_{number:03d}", 2.0 - number / 100) for number in range(200)]
+    text = daily.page(seen(raw={"features": features}), {})
+    assert f"the {daily.BARS} strongest of 200" in text
+    assert f"{ROWS} of 200 features" in text
+    assert ("feature_029" in text, "feature_030" in text) == (True, False)
+    assert len(text) < 200_000
+
+
+@pytest.mark.parametrize(
+    ("decision", "said"),
+    [
+        (
+            "promote",
+            "Yes: the training of 10 Jun 2020, asked for because of drift, improved log-loss by +0.060 (+0.030 to +0.090) nats over the champion on 512",
+        ),
+        ("reject", "No: the training of 10 Jun 2020, asked for because of drift, was rejected, and the champion stayed: r."),
+        ("inconclusive", "Cannot be told: the training of 10 Jun 2020, asked for because of drift, was inconclusive, and the champion stayed: r."),
+    ],
+)
+def test_every_verdict_has_its_words(decision, said):
+    """What the last training said is told in words, with its figure, its interval and its rows."""
+    assert said in daily_words.helped(seen(verdicts=[verdict(decision)]))
+
+
+def test_the_metric_is_drawn_with_what_happened_to_it():
+    """Every labelled window is a point with its interval; releases and verdicts are on the same time line, late labels a grey field."""
+    rolling = [
+        {
+            "start": f"2020-06-0{n}T00:00:00+00:00",
+            "end": f"2020-06-0{n + 1}T00:00:00+00:00",
+            "version": 1 + (n > 3),
+            "rows": 400,
+            "labelled": 400 if n < 6 else 0,
+        }
+        | {"coverage": 1.0 if n < 6 else 0.0, "delay_days": 2.0 if n < 6 else None}
+        | ({"log_loss": 0.3 + n / 10, "low": 0.2 + n / 10, "high": 0.4 + n / 10} if n < 6 else {"log_loss": None, "low": None, "high": None})
+        for n in range(1, 8)
+    ]
+    release = {"champion": 2, "as_of": "2020-06-04T00:00:00Z", "action": "promote", "reason": "better", "trigger": "drift", "verdict_hash": "x"}
+    rejected = verdict("reject") | {"as_of": "2020-06-06T00:00:00+00:00"}
+    text = daily.page(seen(raw={"performance": {"rolling": rolling}}, releases=[release], verdicts=[rejected]), {})
+    chart = text[text.index("<svg") : text.index("</svg>")]
+    assert chart.count("<circle") == 5
+    assert chart.count("<polyline") == 2
+    assert "5 Jun 2020, v2: log-loss 0.800 (0.700 to 0.900) nats, 400 of 400 rows labelled" in chart
+    assert "4 Jun 2020: v2, better" in chart
+    assert "6 Jun 2020: rejected, r" in chart
+    assert "labels not in yet" in chart
+    assert re.search(r"7 Jun 2020</td><td>v2</td><td class=\"n\">400</td><td class=\"n\">0 \(0%\)</td><td class=\"n\">-</td>", text)
