@@ -92,7 +92,8 @@ def test_drift_ends_with_the_event(report, case):
 def test_profiles_can_be_mapped_over_days(broken):
     """A case that asks for it has a task per day ahead of `profile`, which also runs when there was no day; the rest is as ever."""
     dag = broken["dags"]["bank_drift"]
-    assert dag["order"] == ["profile_days", "profile_day", *DRIFT]
+    assert dag["order"][:3] == ["profile_days", "profile_day", "profile"]
+    assert sorted(dag["order"][2:]) == sorted(DRIFT)
     assert {("profile_days", "profile_day"), ("profile_day", "profile")} <= set(map(tuple, dag["edges"]))
     assert dag["rules"]["profile"] == "none_failed"
 
