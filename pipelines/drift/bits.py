@@ -70,7 +70,7 @@ def count(batches: Iterable[Floats], scale: Scale) -> tuple[Ints, Missing]:
     >>> np.flatnonzero(counts).tolist(), counts[counts > 0].tolist(), missing
     ([16383, 49024], [1, 2], (0, 1, 1, 0))
     """
-    counts, raw = np.zeros(BINS, np.int64), np.zeros(BINS, np.int32)
+    raw, odd = np.zeros(BINS, np.int32), None
     nan, above, below = 0, 0, 0
     for batch in batches:
         for start in range(0, batch.size, BATCH):
@@ -83,15 +83,16 @@ def count(batches: Iterable[Floats], scale: Scale) -> tuple[Ints, Missing]:
                 _tally_raw(part, scale, wrong)
                 raw -= wrong
                 finite = part[np.isfinite(part)]
-                counts += np.bincount(histogram(finite, scale), minlength=BINS)
+                odd = np.bincount(histogram(finite, scale), minlength=BINS) + (0 if odd is None else odd)
                 above += int(np.isposinf(part).sum())
                 below += int(np.isneginf(part).sum())
                 nan += int(np.isnan(part).sum())
     nan += int(raw[_INFINITY:_SIGN].sum() + raw[_INFINITY | _SIGN :].sum())
     raw[_INFINITY:_SIGN] = raw[_INFINITY | _SIGN :] = 0
-    counts[_SIGN:] += raw[:_SIGN]
-    counts[:_SIGN] += raw[: _SIGN - 1 : -1]
-    return counts, (0, nan, above, below)
+    counts = np.empty(BINS, np.int64)
+    counts[_SIGN:] = raw[:_SIGN]
+    counts[:_SIGN] = raw[: _SIGN - 1 : -1]
+    return counts if odd is None else counts + odd, (0, nan, above, below)
 
 
 def _tally_raw(values: Floats, scale: Scale, counts: Codes) -> None:

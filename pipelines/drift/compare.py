@@ -48,7 +48,7 @@ def compare(reference: Profile, current: Profile, fields: Fields, spec: Spec, pa
 def _measure(before: Column, now: Column, phi: float, params: DriftParams, scale: Scale | None, *, whole: bool) -> dict[str, Any]:
     size = 1 + int(max(column.bins[-1] for column in (before, now)))
     m, n = (_spread(column, size) for column in (before, now))
-    bins = np.flatnonzero(m + n)
+    bins = np.flatnonzero((m + n) > 0)
     m, n = m[bins], n[bins]
     into = stats.groups(m, params.bins) if before.vocabulary is None else np.arange(bins.size)
     size = int(into.max()) + 1

@@ -80,7 +80,7 @@ def number_column(values: pl.Series, scale: Scale) -> Column:
 
 def dense_column(counts: Ints, missing: Missing, vocabulary: tuple[str, ...] | None = None) -> Column:
     """The column of a count for every bin ``[bins]``, most of them 0."""
-    bins = np.flatnonzero(counts)
+    bins = np.flatnonzero(counts > 0)  # of truth values much faster than of numbers
     return Column(bins, counts[bins], missing, vocabulary)
 
 
