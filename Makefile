@@ -52,8 +52,8 @@ check: setup ## lint, format, types, import rules, fast tests
 	.venv/bin/lint-imports --no-logo 2>/dev/null || .venv/bin/lint-imports
 	$(PY) -m pytest -m "not slow"
 
-test: setup ## everything, the system test included
-	$(PY) -m pytest
+test: setup ## everything, the system test included; two files at a time
+	$(PY) -m pytest -n 2 --dist loadfile
 
 repro: ## the line without Airflow, on the pinned rows (DVC)
 	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc pull
