@@ -14,6 +14,9 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-drift
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults proof-diagnosis
 .PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-replay
 
 help: ## this list
@@ -39,7 +42,7 @@ status: ## what runs, and does it work [STATE=runs/local]
 
 clean: ## stop every stack under runs/, remove both environments and all caches; runs/ itself stays
 	@for record in runs/*/stack.json; do [ ! -e "$$record" ] || $(PY) -m embedded down --home "$$(dirname "$$record")" || exit 1; done
-	rm -rf .venv .venv-triton .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-triton .venv-bench .venv-nannyml .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
 
 check: setup ## lint, format, types, import rules, fast tests
@@ -49,8 +52,8 @@ check: setup ## lint, format, types, import rules, fast tests
 	.venv/bin/lint-imports --no-logo 2>/dev/null || .venv/bin/lint-imports
 	$(PY) -m pytest -m "not slow"
 
-test: setup ## everything, the system test included
-	$(PY) -m pytest
+test: setup ## everything, the system test included; two files at a time
+	$(PY) -m pytest -n 2 --dist loadfile
 
 repro: ## the line without Airflow, on the pinned rows (DVC)
 	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc pull
@@ -85,5 +88,11 @@ proof-equality: ## every strategy's losses against one rank's (benchmarks/result
 proof-faults: ## kills, signals, full disks, corrupt checkpoints: the same bits after all (benchmarks/results/proof-faults.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof_faults $(ARGS)
 
+bench-alarms: ## false alarms and delay of the drift rule and its peers (benchmarks/results/alarms.json) [ARGS=--quick]
+	$(PY) -m benchmarks.bench_alarms $(ARGS)
+bench-drift: ## profiles and statistics of drift against the bare scan and its peers (benchmarks/results/drift.json) [ARGS=--small]
+	$(PY) -m benchmarks.bench_drift $(ARGS)
+proof-diagnosis: ## kind and day of every drift of `loans`, named over 20 seeds (benchmarks/results/proof-diagnosis.json) [ARGS=--quick]
+	$(PY) -m benchmarks.proof_diagnosis $(ARGS)
 bench-replay: ## retrain policies on the real history of bank and triage: loss against cost [ARGS="--cases bank"]
 	$(PY) -m benchmarks.bench_replay $(ARGS)

@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from pipelines import runtime
 from pipelines.cases.loans import model as network
 from pipelines.cases.loans.schema import FIELDS
 from pipelines.cases.loans.source import KINDS, generate
-from pipelines.config import load_params
+from pipelines.config import TrainParams, load_params
 from pipelines.contracts import Window
 from pipelines.drift import labels as label_evidence
 from pipelines.drift import performance, policy
@@ -60,7 +61,7 @@ def main() -> None:
     seeds = range(100, 102) if quick else SEEDS
     needed = min(NEEDED, len(seeds))
     for seed in seeds:
-        for cell in judged(seed):
+        for cell in judged(Champion(seed)):
             print({name: value for name, value in cell.items() if name != "diagnoses"}, flush=True)
             cells.append(cell)
     record(
@@ -105,31 +106,31 @@ def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def judged(seed: int) -> Iterator[dict[str, Any]]:
+def judged(champion: Champion) -> Iterator[dict[str, Any]]:
     """The cell of every kind of drift with one champion."""
-    champion = Champion(seed)
     for kind in KINDS:
-        found = champion.diagnoses(kind)
+        found, earlier = champion.diagnoses(kind)
         quiet, drifted = found[:QUIET_DAYS], found[QUIET_DAYS:]
-        last = found[-1][0]
+        last = found[-1]
         wanted = None if kind == "none" else DRIFT_AT.isoformat()
-        names = [diagnosis["kind"] for diagnosis, _ in found]
-        first = next((number for number, (diagnosis, _) in enumerate(drifted) if diagnosis["kind"] == kind), None)
+        names = [diagnosis["kind"] for diagnosis in found]
+        first = next((number for number, diagnosis in enumerate(drifted) if diagnosis["kind"] == kind), None)
         # Only windows that were served under drift alone, and whose labels are there, say what the estimate was worth.
-        worth = [one for one in found[-1][1]["earlier"] if kind == "none" or one["end"] > f"{DRIFT_AT + timedelta(days=1)}"]
+        worth = [one for one in earlier if kind == "none" or one["end"] > f"{DRIFT_AT + timedelta(days=1)}"]
         yield {
-            "seed": seed,
+            "seed": champion.seed,
             "kind": kind,
             "found": last["kind"],
             "since": last["since"],
             "right": (set(names) == {"none"}) if kind == "none" else (last["kind"], last["since"]) == (kind, wanted),
             "windows_until_named": None if kind == "none" or first is None else first + 1,
             "quiet_windows": len(quiet),
-            "quiet_not_none": sum(diagnosis["kind"] != "none" for diagnosis, _ in quiet),
-            "other_kinds": sum(diagnosis["kind"] not in {"none", kind} for diagnosis, _ in drifted),
+            "quiet_not_none": sum(diagnosis["kind"] != "none" for diagnosis in quiet),
+            "other_kinds": sum(diagnosis["kind"] not in {"none", kind} for diagnosis in drifted),
             "estimates": len(worth),
             "estimates_inside": sum(one["inside"] for one in worth),
             "diagnoses": names,
+            "slices": [f"{one['field']}={one['value']}" for one in last["slices"]],
             "why": last["why"],
         }
 
@@ -137,7 +138,7 @@ def judged(seed: int) -> Iterator[dict[str, Any]]:
 class Champion:
     """One seed's trained champion and the days it served; days before the drift are the same for every kind."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, train_params: TrainParams = PARAMS.train) -> None:
         """Train, export and score as the steps do."""
         from pipelines.encoding import encoder
         from pipelines.export.bundle import write_bundle
@@ -152,7 +153,7 @@ class Champion:
         self.folder = tempfile.TemporaryDirectory(prefix="perennial-diagnosis-")
         columns = {name: train[name].to_list() for name in FIELDS.names}
         rows = as_rows(encoder(FIELDS, Path(self.folder.name))(columns), train[FIELDS.label].to_numpy())
-        fitted = fit(lambda: network.build(PARAMS.model, FIELDS), rows, PARAMS.train.model_copy(update={"seed": seed}))
+        fitted = fit(lambda: network.build(PARAMS.model, FIELDS), rows, train_params.model_copy(update={"seed": seed}))
         write_bundle(fitted.model, FIELDS, Path(self.folder.name), {})
         self.reference = reference_profile(train, self.scores(holdout), FIELDS, SPEC, holdout)
 
@@ -177,8 +178,8 @@ class Champion:
             self.quiet[day] = found
         return found
 
-    def diagnoses(self, kind: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Diagnosis and performance of every window, oldest first, as the drift step makes them."""
+    def diagnoses(self, kind: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The diagnosis of every window, oldest first, as the drift step makes it; and in the last what had been estimated ``earlier``."""
         drift, found = PARAMS.drift, []
         frames: list[pl.DataFrame] = []
         days: dict[date, Profile] = {}
@@ -198,8 +199,6 @@ class Champion:
             # No new labels for a training: the champion stays, and the policy watches on.
             told = policy.DriftEvidence(champion=VERSION, training_rows=self.reference.rows, problems=problems, features=features, labels=evidence)
             state, _ = policy.step(state, told, drift, window.end, PARAMS.case, window.end)
-            windows = last_windows(window, drift.window, DELAY.days + 8)
-            shown = performance.summary(known, windows, VERSION, self.reference.baseline, PARAMS.gate.slices, drift, 0)
             seen = Seen(
                 version=VERSION,
                 reference=self.reference,
@@ -210,11 +209,13 @@ class Champion:
                 days=dict(days),
                 fresh=fresh,
                 known=known.filter(pl.col("label").is_not_null()),
-                slices=shown["slices"],
                 log_e=state.log_e,
             )
-            found.append((diagnose(seen, drift), shown))
-        return found
+            found.append(diagnose(seen, drift))
+        # The slices and the look back at the estimates name no kind: the last window's are enough.
+        shown = performance.summary(known, last_windows(window, drift.window, DELAY.days + 8), VERSION, self.reference.baseline, PARAMS.gate.slices, drift, 0)
+        found[-1] = diagnose(replace(seen, slices=shown["slices"]), drift)
+        return found, shown["earlier"]
 
 
 def midnight(day: date) -> datetime:

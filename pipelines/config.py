@@ -206,6 +206,10 @@ class DriftParams(Strict):
     """Windows, tests and the retrain policy of ../drift/policy.py."""
 
     window: Literal["day", "week", "month", "quarter"]
+    partition: Literal["hour", "day"] = "hour"
+    """The smallest stretch of time that has a profile file of its own; days are made of hours."""
+    mapped: bool = False
+    """Profile every day of the window in an Airflow task of its own, then merge; small cases are done in one."""
     bins: int = Field(ge=2)
     delta0: float = Field(gt=0)
     q: float = Field(gt=0, lt=1)

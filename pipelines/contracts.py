@@ -125,6 +125,8 @@ class FeatureDrift(Value):
     ``ks`` is the largest CDF distance with ``ks_error`` its guaranteed bound, ``p_value`` belongs to
     the minimum-effect test of H0 "true PSI <= delta0", made with ``overdispersion`` (of the reference's own
     days; the effective sample is divided by it). An ``ignored`` field is shown and never decides.
+    Shown beside: ``js`` (Jensen-Shannon distance, base 2), ``kl`` (of the window from the reference, nats, smoothed),
+    ``wasserstein`` (in the feature's units, within ``wasserstein_error``; None of a category), ``chi2_p``.
     """
 
     feature: str
@@ -137,6 +139,11 @@ class FeatureDrift(Value):
     severity: Literal["info", "warn", "severe"]
     overdispersion: float = 1.0
     ignored: bool = False
+    js: float = 0.0
+    kl: float = 0.0
+    wasserstein: float | None = None
+    wasserstein_error: float | None = None
+    chi2_p: float = 1.0
 
 
 class DriftReport(Value):
@@ -145,7 +152,8 @@ class DriftReport(Value):
     ``state``, ``action``, ``reason`` and ``episode`` are the policy's (drift/policy.py), ``policy`` its other facts:
     the path it took, cooldowns, the kind of shift. Without a champion the state is NO_CHAMPION.
     ``diagnosis`` (drift/diagnosis.py) says what moved, since when and why, ``performance`` (drift/performance.py) how the
-    model did where labels have arrived and is expected to do where not: for people, nothing is decided by them.
+    model did where labels have arrived and is expected to do where not, ``explanation`` (drift/explain.py), where something
+    moved, what tells the window from the training rows: for people, nothing is decided by them.
     """
 
     case: str
@@ -164,6 +172,7 @@ class DriftReport(Value):
     policy: dict[str, Any] = {}
     diagnosis: dict[str, Any] = {}
     performance: dict[str, Any] = {}
+    explanation: dict[str, Any] = {}
 
 
 class Alert(Value):

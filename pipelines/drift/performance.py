@@ -1,15 +1,15 @@
 """The metric on delayed labels: window by window, by slice, and estimated where labels are missing. Pure functions on frames.
 
 ``known``: every served row with what is known of it (:func:`known`), as in labels.py and with ``label`` and
-``label_time``, which are null until the label has arrived. With every figure goes how many rows have a label,
+``label_time``, which are null until the label has arrived, in order of event time. With every figure goes how many rows have a label,
 and how long labels took. Intervals are of confidence ``1 - q``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from pipelines.drift.sequential import mean_loss, quantile, row_errors, row_loss
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DRAWS = 200
 """Resampled confusion tables behind an interval of macro-F1."""
 
@@ -42,11 +43,12 @@ def summary(
     labels, ``estimate`` of the newest window, ``earlier`` of all windows.
     """
     own = rows.filter(pl.col("version") == version)
-    told = [part for part in (within(own, window) for window in windows) if part["label"].count()]
+    parts = within(own, windows)
+    told = [part for part in parts if part["label"].count()]
     return {
         "rolling": rolling(rows, windows, params, classes),
         "slices": by_slice(pl.concat([own.clear(), *told[-params.out_of :]]), columns, baseline, params, classes),
-        "estimate": estimated(within(own, windows[-1]), baseline, params, classes),
+        "estimate": estimated(parts[-1], baseline, params, classes),
         "earlier": earlier(own, windows, baseline, params, classes),
     }
 
@@ -82,9 +84,11 @@ def days_of(rows: pl.DataFrame) -> Ints:
     return rows["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy()
 
 
-def within(rows: pl.DataFrame, window: Window) -> pl.DataFrame:
-    """Rows with event time in the window."""
-    return rows.filter((pl.col("event_time") >= window.start) & (pl.col("event_time") < window.end))
+def within(rows: pl.DataFrame, windows: Sequence[Window]) -> list[pl.DataFrame]:
+    """The rows with event time in each window; ``rows`` are in order of it."""
+    times = rows["event_time"].dt.epoch("us").to_numpy()
+    places = [[np.searchsorted(times, (moment - EPOCH) // timedelta(microseconds=1)) for moment in (window.start, window.end)] for window in windows]
+    return [rows[int(first) : int(last)] for first, last in places]
 
 
 def figures(rows: pl.DataFrame, params: DriftParams, classes: int) -> dict[str, Any]:
@@ -116,11 +120,11 @@ def _named(name: str, values: Sequence[float | None] | None) -> dict[str, float 
     return dict(zip((name, f"{name}_low", f"{name}_high"), values or (None, None, None), strict=True))
 
 
-def rolling(rows: pl.DataFrame, windows: Iterable[Window], params: DriftParams, classes: int) -> list[dict[str, Any]]:
+def rolling(rows: pl.DataFrame, windows: Sequence[Window], params: DriftParams, classes: int) -> list[dict[str, Any]]:
     """The :func:`figures` of every version in every window of event time, oldest first; ``rows`` are :func:`known`."""
     found = []
-    for window in windows:
-        for (version,), part in sorted(within(rows, window).partition_by("version", as_dict=True).items()):
+    for window, every in zip(windows, within(rows, windows), strict=True):
+        for (version,), part in sorted(every.partition_by("version", as_dict=True).items()):
             about = {"start": window.start.isoformat(), "end": window.end.isoformat(), "version": version}
             found.append({**about, **figures(part, params, classes)})
     return found
@@ -235,7 +239,7 @@ def estimated(rows: pl.DataFrame, baseline: dict[str, Any], params: DriftParams,
     return {**seen, "log_loss": loss.value, "error_rate": error, "low": loss.low, "high": loss.high}
 
 
-def earlier(rows: pl.DataFrame, windows: Iterable[Window], baseline: dict[str, Any], params: DriftParams, classes: int) -> list[dict[str, Any]]:
+def earlier(rows: pl.DataFrame, windows: Sequence[Window], baseline: dict[str, Any], params: DriftParams, classes: int) -> list[dict[str, Any]]:
     """What was estimated of past windows beside what their labels then said: ``end, estimated, low, high, realised, error, inside``.
 
     ``error`` is realised minus estimated. The estimate is of all rows of the window, the truth of those with a label,
@@ -243,8 +247,7 @@ def earlier(rows: pl.DataFrame, windows: Iterable[Window], baseline: dict[str, A
     sample of the window, make it. Windows with fewer than ``min_rows`` labels are left out.
     """
     found = []
-    for window in windows:
-        part = within(rows, window)
+    for window, part in zip(windows, within(rows, windows), strict=True):
         said = estimated(part, baseline, params, classes)
         truth = figures(part, params, classes)
         if said is None or truth["log_loss"] is None or truth["labelled"] < params.min_rows:

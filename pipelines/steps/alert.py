@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from pipelines import ledger, steps, storage
+from pipelines import ledger, storage
 from pipelines.alerts import delivery, lifecycle, rules, sinks
 from pipelines.config import Params, Settings
 from pipelines.contracts import Alert, DriftReport, Manifest, Notice, Severity
@@ -85,7 +85,7 @@ def _facts(params: Params, settings: Settings, as_of: datetime, report: DriftRep
 
 def _missing_page(earlier: Path) -> str | None:
     """What became of the page of the run before, if that run has judged a window and left none."""
-    if PAGE in steps.TELLING and (earlier / "drift").exists() and not (earlier / PAGE / storage.MANIFEST).exists():
+    if (earlier / "drift").exists() and not (earlier / PAGE / storage.MANIFEST).exists():
         return f"the run before left no page in {earlier.name}/{PAGE}: see its {PAGE} task"
     return None
 

@@ -22,6 +22,7 @@ from pipelines.drift import performance, policy, reference
 from pipelines.drift.compare import compare, quality
 from pipelines.drift.days import read_days
 from pipelines.drift.diagnosis import diagnose, nothing_seen
+from pipelines.drift.explain import explain
 from pipelines.drift.findings import Seen
 from pipelines.drift.profile import Profile, merge, read
 from pipelines.drift.spec import OUTPUTS, count_words, load_spec, numbers
@@ -29,7 +30,7 @@ from pipelines.drift.windows import drift_window, last_windows
 from pipelines.fields import Fields
 from pipelines.reports import evidently
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 ROOMS = ("pipelines.drift", "pipelines.data.log", "pipelines.fields", "pipelines.reports.evidently")
 MAX_PANELS = 8
 FAILPOINTS = ("decided", "opened")
@@ -252,7 +253,8 @@ def _commit(params: Params, settings: Settings, run_dir: Path, as_of: datetime, 
         # An alarm or a decision is worth a page; one of every quiet window costs seconds and megabytes, and is drawn where it is asked for.
         wanted = params.drift.evidently == "daily" or (params.drift.evidently == "alert" and report.action != "none")
         page = _draw(params, settings, report, folder / "drift.html", trained_on) if wanted and trained_on is not None and report.current_rows else None
-        written = report.model_copy(update={"quality": {**report.quality, "page": page}})
+        apart = _tell_apart(params, settings, report, trained_on)
+        written = report.model_copy(update={"quality": {**report.quality, "page": page}, "explanation": apart})
         (folder / "report.json").write_text(storage.canonical_json(written))
         about = {
             "trigger": report.policy.get("trigger") if report.episode is not None else None,
@@ -262,6 +264,19 @@ def _commit(params: Params, settings: Settings, run_dir: Path, as_of: datetime, 
         return {"state": report.state, "action": report.action, "episode": report.episode, "reason": report.reason, **about, "page": page}
 
     return storage.commit(run_dir / "drift", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
+
+
+def _tell_apart(params: Params, settings: Settings, report: DriftReport, trained_on: Path | None) -> dict[str, Any]:
+    """What tells the window from the training rows, where something moved or is to be done; an error as a sentence, as no decision hangs on it."""
+    if trained_on is None or not (report.action != "none" or any(feature.drifted for feature in report.features)):
+        return {}
+    fields = load_fields(params.case)
+    try:
+        rows = prediction_log.read_predictions(settings, params.case, report.window)
+        return explain(pl.read_parquet(trained_on, columns=list(fields.names)), rows, fields, params.drift.ignore)
+    except Exception as error:
+        log.exception("%s: the window could not be explained", params.case)
+        return {"about": f"could not be explained ({type(error).__name__})"}
 
 
 def _draw(params: Params, settings: Settings, report: DriftReport, path: Path, trained_on: Path) -> str | None:

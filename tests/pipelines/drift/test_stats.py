@@ -62,21 +62,23 @@ def test_ks_lies_within_its_bound_of_the_exact_one():
         assert error < 0.1
 
 
-def test_one_outlier_does_not_hide_a_drift():
-    """PSI of a shift by one deviation hardly moves when one value becomes a million."""
-    rng = np.random.default_rng(3)
-    before, now = rng.normal(size=5000), rng.normal(1.0, 1.0, 5000)
-    found = []
-    for last in (now[-1], 1e6):
-        now[-1] = last
-        a, b = (number_column(pl.Series(values), Scale(0.0, 0.75)) for values in (before, now))
-        bins = np.union1d(a.bins, b.bins)
-        m, n = np.zeros(bins.size, np.int64), np.zeros(bins.size, np.int64)
-        m[np.searchsorted(bins, a.bins)], n[np.searchsorted(bins, b.bins)] = a.counts, b.counts
-        into = stats.groups(m, 10)
-        found.append(stats.psi(stats.fold(m, into), stats.fold(n, into)))
-    assert found[0] > 0.8
-    assert found[1] == pytest.approx(found[0], abs=0.01)
+def test_pearsons_divergence_is_the_chi_squared_of_the_table():
+    """Times the effective rows it is scipy's chi-squared statistic of the two samples, bins that neither has left out."""
+    m, n = np.array([500, 300, 0, 200, 7]), np.array([40, 90, 0, 20, 0])
+    expected = scipy_stats.chi2_contingency(np.stack([m, n])[:, [0, 1, 3, 4]], correction=False).statistic
+    assert stats.pearson(m, n) * stats.effective_rows(1007, 150) == pytest.approx(expected)
+    assert stats.pearson(m, m) == 0.0
+    assert stats.pearson(m, 0 * m) == 0.0
+
+
+def test_debiased_psi_is_nothing_on_average_without_drift():
+    """Over 4,000 pairs of equal samples plain PSI averages (B - 1) / ne and the debiased one nothing."""
+    rng, p = np.random.default_rng(8), np.full(10, 0.1)
+    m, n = rng.multinomial(20_000, p, 4000), rng.multinomial(1000, p, 4000)
+    ne = stats.effective_rows(20_000, 1000)
+    plain = np.array([stats.psi(a, b) for a, b in zip(m, n, strict=True)])
+    assert plain.mean() == pytest.approx(9 / ne, rel=0.05)
+    assert np.mean([stats.debiased_psi(value, 10, ne) for value in plain]) == pytest.approx(0.0, abs=0.05 * 9 / ne)
 
 
 def test_benjamini_hochberg_is_scipys():
@@ -114,6 +116,25 @@ def test_stable_windows_raise_no_false_alarm():
         assert p_values[0, 0] == pytest.approx(stats.minimum_effect_p(stats.psi(reference[0], counts[0, 0]), 10, ne, 0.01))
         drifted = np.array([stats.benjamini_hochberg(window, 0.01) for window in p_values]).astype(int)
         assert (drifted[:-2] + drifted[1:-1] + drifted[2:]).max() < 2
+
+
+def test_overdispersion_is_pearsons_statistic_by_its_freedom():
+    """It is scipy's chi-squared of the table of days by its degrees of freedom, empty days and bins left out."""
+    days = np.array([[30, 5, 0, 12], [8, 22, 0, 3], [0, 0, 0, 0], [15, 15, 0, 40]])
+    found = scipy_stats.chi2_contingency(days[[0, 1, 3]][:, [0, 1, 3]])
+    assert stats.overdispersion(days) == pytest.approx(found.statistic / found.dof)
+
+
+def test_few_sessions_are_no_drift():
+    """Windows of 15 sessions of 14 equal rows: psi alone rejects in more than 0.3% of stable windows, with Pearson's divergence in fewer than 0.1%."""
+    rng, p = np.random.default_rng(9), np.full(10, 0.1)
+    reference = 14 * rng.multinomial(450, p)
+    windows = 14 * rng.multinomial(15, p, 2000)
+    ne = stats.effective_rows(6300, 210, 14.0)
+    values = [(stats.psi(reference, window), stats.pearson(reference, window)) for window in windows]
+    by_psi, by_both = (np.mean([stats.minimum_effect_p(value, 10, ne, 0.01) < 5e-4 for value in found]) for found in ([a for a, _ in values], map(min, values)))
+    assert by_psi > 0.003
+    assert by_both < 0.001
 
 
 def test_overdispersion_sees_days_that_resemble_themselves():

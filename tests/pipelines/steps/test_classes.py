@@ -196,6 +196,9 @@ def test_texts_drift_by_their_words_and_predictions(line):
     # The new team is one that the champion does not know, and its scores say so: the rule from text to team is what it was.
     assert (moved.policy["kind"], moved.diagnosis["performance"]) == ("covariate", "dropped")
     assert all(one["inside"] for one in moved.performance["earlier"])
+    assert quiet.explanation == {}
+    assert moved.explanation["auc"]["low"] > 0.5
+    assert moved.explanation["words"]
 
 
 @pytest.mark.slow

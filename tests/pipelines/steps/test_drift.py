@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import date, datetime, timedelta
@@ -14,6 +15,7 @@ from sqlalchemy import create_engine, text
 from pipelines import ledger, storage
 from pipelines.config import Params, Settings
 from pipelines.contracts import DriftReport, Manifest
+from pipelines.drift import policy
 from pipelines.drift.profile import merge, read, to_bytes
 from pipelines.errors import ConfigError, IntegrityError, Overtaken
 from pipelines.steps import drift, profile
@@ -155,6 +157,9 @@ def test_drift_asks_for_training_once(replayed):
     assert last.policy["trigger"] == storage.read_manifest(replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift").facts["trigger"] == "drift"
     page = replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift" / "drift.html"
     assert "<html" in page.read_text()[:2000].lower()
+    assert [one.explanation for one in states[:DRIFT_AT]] == [{}] * DRIFT_AT
+    assert {one["feature"] for one in last.explanation["features"][:2]} == {"age", "salary"}
+    assert last.explanation["auc"]["low"] > 0.6
 
 
 def test_the_report_says_why(replayed):
@@ -271,21 +276,49 @@ def test_a_page_that_cannot_be_drawn_changes_no_decision(replayed, monkeypatch):
     assert not (folder / "drift.html").exists()
 
 
+def test_an_explanation_that_fails_changes_no_decision(replayed, monkeypatch):
+    """Where the classifier fails the decision is the same, and the report says that nothing was explained."""
+
+    def broken(*arguments):
+        raise ValueError("no answer")
+
+    before = report(replayed, after(DRIFT_AT + 1))
+    shutil.rmtree(replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift")
+    monkeypatch.setattr(drift, "explain", broken)
+    monkeypatch.setattr("pipelines.reports.evidently.draw", lambda path, *_: path.write_text("<html>"))
+    judge(replayed, after(DRIFT_AT + 1))
+    now = report(replayed, after(DRIFT_AT + 1))
+    assert now.explanation == {"about": "could not be explained (ValueError)"}
+    assert now.model_copy(update={"explanation": {}}) == before.model_copy(update={"explanation": {}})
+
+
 def test_windows_that_race_open_one_episode(replayed, stream, monkeypatch):
     """Two windows judged at once, each of which would confirm, open one episode: whichever is first has the other look again, or only report."""
     serve(replayed, stream, DRIFT_AT + 2)
     for number in (DRIFT_AT + 1, DRIFT_AT + 2):
-        shutil.rmtree(replayed.run_dir("loans", after(number)), ignore_errors=True)
+        shutil.rmtree(replayed.run_dir("loans", after(number)) / "drift", ignore_errors=True)
+        profile.run(PARAMS, replayed, replayed.run_dir("loans", after(number)), after(number))
     with create_engine(replayed.ledger).begin() as connection:
         connection.execute(text("DELETE FROM drift_episodes"))
         for table in ("drift_states", "drift_chain"):
             connection.execute(text(f"DELETE FROM {table} WHERE as_of = (SELECT max(as_of) FROM {table})"))
     monkeypatch.setattr("pipelines.reports.evidently.draw", lambda path, *_rest: path.write_text("page"))
 
+    both, alone, decide = threading.Barrier(2), threading.local(), policy.step
+
+    def together(*arguments):
+        # Each has read the earlier state when the other one writes.
+        if not hasattr(alone, "waited"):
+            alone.waited = True
+            both.wait(60)
+        return decide(*arguments)
+
+    monkeypatch.setattr(policy, "step", together)
+
     def tried(number):
-        for _ in range(20):
+        for _ in range(3):
             with suppress(Overtaken):
-                return judge(replayed, after(number)).facts
+                return drift.run(PARAMS, replayed, replayed.run_dir("loans", after(number)), after(number)).facts
         raise AssertionError("overtaken again and again")
 
     with ThreadPoolExecutor(2) as pool:
