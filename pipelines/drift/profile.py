@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.drift.bits import BINS, Ints, Missing, count, histogram
-from pipelines.drift.spec import PREDICTION, SCORE, Scale, Spec, count_words
+from pipelines.drift.spec import ENTROPY, PREDICTION, SCORE, SCORES, UNIT, Scale, Spec, count_words, entropy
 from pipelines.errors import IntegrityError
 from pipelines.fields import Categorical, Fields, Text
 from pipelines.storage import canonical_json, write_atomic
@@ -107,8 +107,9 @@ def position_column(values: pl.Series, vocabulary: tuple[str, ...]) -> Column:
 
 
 def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
-    """Count the declared fields of ``frame``, and its ``score`` and with classes its ``prediction`` (by ``version``, if that is a column).
+    """Count the declared fields of ``frame``, and what the model gave (by ``version``, if that is a column).
 
+    That is its ``score`` and the ``entropy`` of that, with classes of their ``scores``, and with classes its ``prediction``.
     A missing field counts as null in every row.
     """
     columns: dict[str, Column] = {}
@@ -121,13 +122,21 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
             columns[words.name] = number_column(words, spec.scales[words.name])
         else:
             columns[declared.name] = number_column(values, spec.scales[declared.name])
-    outputs = [name for name, there in ((SCORE, True), (PREDICTION, bool(fields.classes))) if there and name in frame.columns]
-    if VERSION in frame.columns and outputs:
-        for version, part in _by_version(frame.select(VERSION, *outputs)):
-            columns |= {f"{name}@{version}": _output(name, part[name], fields, spec) for name in outputs}
+    outputs = _outputs(frame, fields)
+    if VERSION in frame.columns and outputs.width:
+        for version, part in _by_version(outputs.with_columns(frame[VERSION])):
+            columns |= {f"{name}@{version}": _output(name, part[name], fields, spec) for name in outputs.columns}
     else:
-        columns |= {name: _output(name, frame[name], fields, spec) for name in outputs}
+        columns |= {name: _output(name, outputs[name], fields, spec) for name in outputs.columns}
     return Profile(spec.version, frame.height, columns)
+
+
+def _outputs(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+    kept = frame.select(name for name, there in ((SCORE, True), (PREDICTION, bool(fields.classes))) if there and name in frame.columns)
+    given = (SCORES, pl.List(pl.Float64)) if fields.classes else (SCORE, pl.Float64)
+    if given[0] not in frame.columns:
+        return kept
+    return kept.with_columns(entropy(frame[given[0]].cast(given[1], strict=False)))
 
 
 def _by_version(frame: pl.DataFrame) -> list[tuple[Any, pl.DataFrame]]:
@@ -138,7 +147,9 @@ def _by_version(frame: pl.DataFrame) -> list[tuple[Any, pl.DataFrame]]:
 
 
 def _output(name: str, values: pl.Series, fields: Fields, spec: Spec) -> Column:
-    return number_column(values, spec.scales[SCORE]) if name == SCORE else position_column(values, fields.classes)
+    if name == PREDICTION:
+        return position_column(values, fields.classes)
+    return number_column(values, UNIT if name == ENTROPY else spec.scales[SCORE])
 
 
 def merge(profiles: Iterable[Profile], spec: str) -> Profile:

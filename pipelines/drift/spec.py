@@ -30,6 +30,12 @@ PREDICTION = "prediction"
 """The likeliest class as a category, where a case has classes; in a day's profile ``prediction@<version>``."""
 OUTPUTS = (SCORE, PREDICTION)
 """What comes out of the model; all other features go in."""
+SCORES = "scores"
+"""The column of all classes' probabilities in rows of the log, where a case has classes."""
+ENTROPY = "entropy"
+"""How undecided the model was, in nats (:func:`entropy`); in a day's profile ``entropy@<version>``. Shown only."""
+BY_VERSION = (*OUTPUTS, ENTROPY)
+"""What a day's profile holds once per champion, as ``<name>@<version>``."""
 
 WORDS = ".words"
 """A text is profiled by its number of words, as the number ``<field>.words``."""
@@ -41,6 +47,10 @@ class Scale:
 
     loc: float
     scale: float
+
+
+UNIT = Scale(0.0, 1.0)
+"""The scale of shares, probabilities and entropies: as they are."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,40 @@ def count_words(texts: pl.Series) -> pl.Series:
     [3, 0, None]
     """
     return texts.cast(pl.String).str.count_matches(r"\S+").alias(texts.name + WORDS)
+
+
+def shown_only(name: str) -> bool:
+    """Whether a profiled feature is measured for people and takes no part in any test; ``name`` with or without its version.
+
+    >>> shown_only("entropy@3"), shown_only("score@3")
+    (True, False)
+    """
+    return name.partition("@")[0] == ENTROPY
+
+
+def scale_of(spec: Spec, name: str) -> Scale | None:
+    """The scale of a number as ``name`` in a reference; None of a category."""
+    return UNIT if shown_only(name) else spec.scales.get(name)
+
+
+def entropy(given: pl.Series) -> pl.Series:
+    """Shannon entropy in nats, ``-sum_k p_k ln p_k``, of each row's predicted distribution; 0 is certain, ``ln K`` knows nothing.
+
+    ``given``: the probability of the positive class (float64), or those of all classes (a list). Null stays null, NaN gives NaN.
+    Source: Shannon, Bell System Technical Journal 27(3), 1948, section 6.
+
+    >>> entropy(pl.Series("score", [0.5, 1.0, None])).round(6).to_list()
+    [0.693147, 0.0, None]
+    >>> entropy(pl.Series("scores", [[0.25] * 4, [1.0, 0.0, 0.0]])).round(6).to_list()
+    [1.386294, 0.0]
+    """
+    p = pl.element() if isinstance(given.dtype, pl.List) else pl.col(given.name)
+    one = pl.when(p > 0).then(-p * p.log()).otherwise(p.clip(0.0, 0.0))  # a null stays null
+    if isinstance(given.dtype, pl.List):
+        return given.list.eval(one).list.sum().alias(ENTROPY)
+    other = 1 - p
+    rest = pl.when(other > 0).then(-other * other.log()).otherwise(0.0)
+    return given.to_frame().select((one + rest).alias(ENTROPY)).to_series()
 
 
 def freeze(values: NDArray[np.float64]) -> Scale:
@@ -91,7 +135,10 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
     missing = [name for name in numbers(fields) if name not in scales]
     if missing:
         raise ConfigError(f"{path} has no scale for {', '.join(missing)}: make it again, see pipelines/drift/spec.py")
-    kept = {name: scales[name] for name in numbers(fields)} | {SCORE: Scale(0.0, 1.0)}
+    taken = sorted({*BY_VERSION} & {*fields.names})
+    if taken:
+        raise ConfigError(f"{fields.case}: a field is named {taken[0]}, as what comes out of the model is: name it otherwise")
+    kept = {name: scales[name] for name in numbers(fields)} | {SCORE: UNIT}
     declared = {"fields": fields.hash, "scales": {name: [scale.loc, scale.scale] for name, scale in kept.items()}}
     return Spec(digest(declared)[:12], kept)
 
