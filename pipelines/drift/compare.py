@@ -26,7 +26,7 @@ def compare(reference: Profile, current: Profile, fields: Fields, spec: Spec, pa
     pairs: dict[str, tuple[Column, Column]] = {}
     for name, before in reference.columns.items():
         now = current.columns.get(f"{name}@{version}" if name in BY_VERSION and version is not None else name)
-        if now is not None and before.n and now.n >= params.min_rows:
+        if now is not None and before.n and min(now.n, current.rows) >= params.min_rows:  # a row has many words
             pairs[name] = (before, now)
     phis = {name: stats.overdispersion(reference.days[name]) for name in pairs if name in reference.days}
     usual = [phi for name, phi in phis.items() if not shown_only(name)]
@@ -108,7 +108,7 @@ def quality(reference: Profile | None, current: Profile, window: Window, params:
     problems, warnings = [], []
     shares: dict[str, float] = {}
     for name, column in current.columns.items():
-        if name.partition("@")[0] in BY_VERSION:
+        if name.partition("@")[0] in BY_VERSION or shown_only(name):
             continue
         before = _bad_share(reference.columns[name], reference.rows) if reference is not None and name in reference.columns else 0.0
         share = _bad_share(column, current.rows)

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from pipelines.drift.bits import BINS, Ints, Missing, count, histogram
 from pipelines.drift.spec import ENTROPY, PREDICTION, SCORE, SCORES, UNIT, Scale, Spec, count_words, entropy
+from pipelines.drift.vocabulary import TOKENS, UNKNOWN, split, tokens, unknown_shares
 from pipelines.errors import IntegrityError
 from pipelines.fields import Categorical, Fields, Text
 from pipelines.storage import canonical_json, write_atomic
@@ -40,6 +41,7 @@ class Column:
     """Counts of one feature: ``counts[i] > 0`` values lie in bin ``bins[i]``, bins ascending with the value.
 
     Of a category the bin is its position in ``vocabulary``, and ``len(vocabulary)`` is everything else.
+    The words of texts are such a category too: their counts are of words, not of rows.
     ``missing`` counts ``null, nan, above (+inf), below (-inf)``, which are in no bin.
     """
 
@@ -118,8 +120,7 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
         if isinstance(declared, Categorical):
             columns[declared.name] = category_column(values, declared.values)
         elif isinstance(declared, Text):
-            words = count_words(values)
-            columns[words.name] = number_column(words, spec.scales[words.name])
+            columns |= _text(values, spec)
         else:
             columns[declared.name] = number_column(values, spec.scales[declared.name])
     outputs = _outputs(frame, fields)
@@ -129,6 +130,18 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
     else:
         columns |= {name: _output(name, outputs[name], fields, spec) for name in outputs.columns}
     return Profile(spec.version, frame.height, columns)
+
+
+def _text(values: pl.Series, spec: Spec) -> dict[str, Column]:
+    """What is counted of texts: how many words, how many of them unknown, and which; rows without a text are missing in each."""
+    words = count_words(values)
+    found = {words.name: number_column(words, spec.scales[words.name])}
+    if spec.vocabulary:
+        own = split(values)
+        found[values.name + UNKNOWN] = number_column(unknown_shares(own, spec.vocabulary), UNIT)
+        counted = category_column(tokens(own), spec.vocabulary)
+        found[values.name + TOKENS] = replace(counted, missing=(values.null_count(), 0, 0, 0))
+    return found
 
 
 def _outputs(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:

@@ -1,7 +1,7 @@
 """The feature spec: how a case's numbers are laid on the histogram, frozen once, so that profiles of any two days compare.
 
 ``cases/<case>/profile.json`` holds ``loc`` and ``scale`` of every numeric field, and of the numbers that a text is
-profiled by (:func:`numbers`). It was made from the case's first window by this file's command, with the text
+profiled by (:func:`numbers`), and of a text the ``vocabulary`` that its words are counted over, under ``<field>.tokens``. It was made from the case's first window by this file's command, with the text
 field's name as a third argument where there is one, and changing it starts a new line of profiles:
 
     python -m pipelines.drift.spec runs/local/artefacts/bank/20080801T000000Z/dataset/train.parquet pipelines/cases/bank/profile.json
@@ -20,6 +20,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines.config import CASES_ROOT
+from pipelines.drift.vocabulary import TOKENS, UNKNOWN, freeze_words
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
 from pipelines.storage import digest, write_atomic
@@ -55,10 +56,14 @@ UNIT = Scale(0.0, 1.0)
 
 @dataclass(frozen=True)
 class Spec:
-    """The frozen scales of a case; ``version`` names profiles that can be merged and compared."""
+    """The frozen scales of a case, and the ``vocabulary`` of its text; ``version`` names profiles that can be merged and compared.
+
+    Without a vocabulary a text's words are not counted one by one.
+    """
 
     version: str
     scales: dict[str, Scale]
+    vocabulary: tuple[str, ...] = ()
 
 
 def numbers(fields: Fields) -> tuple[str, ...]:
@@ -78,15 +83,15 @@ def count_words(texts: pl.Series) -> pl.Series:
 def shown_only(name: str) -> bool:
     """Whether a profiled feature is measured for people and takes no part in any test; ``name`` with or without its version.
 
-    >>> shown_only("entropy@3"), shown_only("score@3")
-    (True, False)
+    >>> shown_only("entropy@3"), shown_only("text.tokens"), shown_only("score@3")
+    (True, True, False)
     """
-    return name.partition("@")[0] == ENTROPY
+    return name.partition("@")[0] == ENTROPY or name.endswith((TOKENS, UNKNOWN))
 
 
 def scale_of(spec: Spec, name: str) -> Scale | None:
     """The scale of a number as ``name`` in a reference; None of a category."""
-    return UNIT if shown_only(name) else spec.scales.get(name)
+    return UNIT if shown_only(name) and not name.endswith(TOKENS) else spec.scales.get(name)
 
 
 def entropy(given: pl.Series) -> pl.Series:
@@ -127,7 +132,8 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
     path = path or CASES_ROOT / fields.case / "profile.json"
     try:
         found: dict[str, Any] = json.loads(path.read_text())
-        scales = {name: Scale(float(value["loc"]), float(value["scale"])) for name, value in found.items()}
+        words = {name: tuple(map(str, value["vocabulary"])) for name, value in found.items() if name.endswith(TOKENS)}
+        scales = {name: Scale(float(value["loc"]), float(value["scale"])) for name, value in found.items() if name not in words}
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist: make it from the case's first rows, see pipelines/drift/spec.py") from error
     except (KeyError, TypeError, ValueError) as error:
@@ -135,23 +141,30 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
     missing = [name for name in numbers(fields) if name not in scales]
     if missing:
         raise ConfigError(f"{path} has no scale for {', '.join(missing)}: make it again, see pipelines/drift/spec.py")
-    taken = sorted({*BY_VERSION} & {*fields.names})
+    vocabulary = () if fields.text is None else words.get(fields.text.name + TOKENS, ())
+    if fields.text is not None and not vocabulary:
+        raise ConfigError(f"{path} has no vocabulary for {fields.text.name}: make it again, see pipelines/drift/spec.py")
+    taken = sorted(name for name in fields.names if name in BY_VERSION or shown_only(name))
     if taken:
-        raise ConfigError(f"{fields.case}: a field is named {taken[0]}, as what comes out of the model is: name it otherwise")
+        raise ConfigError(f"{fields.case}: a field is named {taken[0]}, as what is measured beside the fields is: name it otherwise")
     kept = {name: scales[name] for name in numbers(fields)} | {SCORE: UNIT}
-    declared = {"fields": fields.hash, "scales": {name: [scale.loc, scale.scale] for name, scale in kept.items()}}
-    return Spec(digest(declared)[:12], kept)
+    declared: dict[str, Any] = {"fields": fields.hash, "scales": {name: [scale.loc, scale.scale] for name, scale in kept.items()}}
+    if vocabulary:
+        declared["vocabulary"] = vocabulary
+    return Spec(digest(declared)[:12], kept, vocabulary)
 
 
 def main(source: Path, target: Path, text: str = "") -> None:
-    """Freeze the float64 columns of canonical rows, and what is counted of their ``text``, and write them as a case's profile.json."""
+    """Freeze the float64 columns of canonical rows, and what is counted of their ``text`` with its commonest words, and write them as a case's profile.json."""
     frame = pl.read_parquet(source)
     if text:
         frame = frame.with_columns(count_words(frame[text]).cast(pl.Float64))
     columns = [name for name, kind in frame.schema.items() if kind == pl.Float64 and name != SCORE]
     scales = {name: freeze(frame[name].drop_nulls().drop_nans().to_numpy()) for name in columns}
-    text = json.dumps({name: {"loc": scale.loc, "scale": scale.scale} for name, scale in scales.items()}, indent=1)
-    write_atomic(target, f"{text}\n".encode())
+    frozen: dict[str, Any] = {name: {"loc": scale.loc, "scale": scale.scale} for name, scale in scales.items()}
+    if text:
+        frozen[text + TOKENS] = {"vocabulary": freeze_words(frame[text])}
+    write_atomic(target, f"{json.dumps(frozen, indent=1, ensure_ascii=False)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ ROOMS = (
     "pipelines.drift.reference",
     "pipelines.drift.sequential",
     "pipelines.drift.spec",
+    "pipelines.drift.vocabulary",
     "pipelines.evaluation.metrics",
     "pipelines.encoding",
     "pipelines.fields",

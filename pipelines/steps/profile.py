@@ -21,7 +21,15 @@ from pipelines.errors import ConfigError
 from pipelines.fields import Fields, frame_schema
 
 STEP_VERSION = 3
-ROOMS = ("pipelines.drift.bits", "pipelines.drift.profile", "pipelines.drift.spec", "pipelines.drift.windows", "pipelines.data.log", "pipelines.fields")
+ROOMS = (
+    "pipelines.drift.bits",
+    "pipelines.drift.profile",
+    "pipelines.drift.spec",
+    "pipelines.drift.vocabulary",
+    "pipelines.drift.windows",
+    "pipelines.data.log",
+    "pipelines.fields",
+)
 PARTS = "profile_parts"
 """Beside the step's folder: the days that were profiled ahead of it by tasks of their own."""
 

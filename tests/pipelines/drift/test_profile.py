@@ -1,6 +1,7 @@
 """pipelines/drift/profile.py: counts that add up, whatever the values."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -175,6 +176,26 @@ def test_a_text_is_counted_by_its_words(tmp_path):
     main(tmp_path / "rows.parquet", tmp_path / "profile.json", "text")
     spec = load_spec(TEXTS, tmp_path / "profile.json")
     assert spec.scales == {"text.words": Scale(2.0, float(f"{1 / 2.25:.6g}")), "score": Scale(0.0, 1.0)}
+    assert spec.vocabulary == ("one", "more", "three", "two", "word")
+    (tmp_path / "profile.json").write_text(json.dumps({"text.words": {"loc": 2.0, "scale": 1.0}}))
+    with pytest.raises(ConfigError, match="no vocabulary for text"):
+        load_spec(TEXTS, tmp_path / "profile.json")
+
+
+def test_words_are_counted_over_the_frozen_vocabulary():
+    """Known words are counted each, all others together; the unknown share is a text's own; parts add up to the whole."""
+    spec = replace(TEXT_SPEC, vocabulary=("heap", "overflow"))
+    frame = pl.DataFrame({"text": ["Heap overflow, HEAP!", "a leak in libpng", None, "...", "heap leak"]})
+    columns = profile_frame(frame, TEXTS, spec).columns
+    assert columns["text.tokens"].vocabulary == ("heap", "overflow")
+    assert (columns["text.tokens"].bins.tolist(), columns["text.tokens"].counts.tolist()) == ([0, 1, 2], [3, 1, 4])
+    assert columns["text.tokens"].missing == (1, 0, 0, 0)
+    low, high = bounds(columns["text.unknown"].bins, Scale(0.0, 1.0))
+    assert (columns["text.unknown"].counts.tolist(), columns["text.unknown"].missing) == ([1, 1, 1], (2, 0, 0, 0))
+    assert (low <= [0.0, 0.5, 1.0]).all()
+    assert (high >= [0.0, 0.5, 1.0]).all()
+    parts = [profile_frame(part, TEXTS, spec) for part in (frame.head(2), frame.tail(3))]
+    assert same(merge(parts, "texts"), profile_frame(frame, TEXTS, spec))
 
 
 def test_predicted_classes_are_kept_by_version():
