@@ -84,7 +84,7 @@ def test_a_missing_or_empty_secret_names_its_variable(tmp_path, monkeypatch, the
     if there:
         path.write_text("\n")
     monkeypatch.setenv("PERENNIAL_LEDGER_URL_FILE", str(path))
-    with pytest.raises(ConfigError, match=rf"PERENNIAL_LEDGER_URL_FILE names {path}, which .* make secrets"):
+    with pytest.raises(ConfigError, match=rf"PERENNIAL_LEDGER_URL_FILE names {path}, which .*`make secrets`"):
         Settings()
 
 
