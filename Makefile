@@ -15,7 +15,10 @@ INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setu
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-drift
 .PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults proof-diagnosis
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-replay
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,7 +43,7 @@ status: ## what runs, and does it work [STATE=runs/local]
 
 clean: ## stop every stack under runs/, remove both environments and all caches; runs/ itself stays
 	@for record in runs/*/stack.json; do [ ! -e "$$record" ] || $(PY) -m embedded down --home "$$(dirname "$$record")" || exit 1; done
-	rm -rf .venv .venv-triton .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-triton .venv-bench .venv-nannyml .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
 
 check: setup ## lint, format, types, import rules, fast tests
@@ -88,6 +91,8 @@ proof-faults: ## kills, signals, full disks, corrupt checkpoints: the same bits 
 
 bench-alarms: ## false alarms and delay of the drift rule and its peers (benchmarks/results/alarms.json) [ARGS=--quick]
 	$(PY) -m benchmarks.bench_alarms $(ARGS)
+bench-drift: ## profiles and statistics of drift against the bare scan and its peers (benchmarks/results/drift.json) [ARGS=--small]
+	$(PY) -m benchmarks.bench_drift $(ARGS)
 proof-diagnosis: ## kind and day of every drift of `loans`, named over 20 seeds (benchmarks/results/proof-diagnosis.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof_diagnosis $(ARGS)
 
@@ -118,3 +123,5 @@ compose-logs: ## follow its logs [SERVICE=gateway]
 
 dashboards: ## write Grafana's dashboards anew from compose/grafana/dashboards.py
 	@$(PY) compose/grafana/dashboards.py
+bench-replay: ## retrain policies on the real history of bank and triage: loss against cost [ARGS="--cases bank"]
+	$(PY) -m benchmarks.bench_replay $(ARGS)

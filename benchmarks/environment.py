@@ -1,4 +1,7 @@
-"""``.venv-bench``: the peers' environment, made from requirements-bench.lock when a benchmark first wants it, never by `make setup`."""
+"""``.venv-bench``: the peers' environment, made from requirements-bench.lock when a benchmark first wants it, never by `make setup`.
+
+A peer that needs an environment of its own has another folder and lock.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,18 @@ from pipelines.errors import ConfigError
 VENV, LOCK = ".venv-bench", "requirements-bench.lock"
 
 
-def interpreter(root: Path = install.ROOT) -> Path:
+def interpreter(venv: str = VENV, lock: str = LOCK, root: Path = install.ROOT) -> Path:
     """The environment's Python, after making the environment or bringing it up to its lock. ConfigError without a Python 3.11."""
-    python, stamp, wanted = root / VENV / "bin" / "python", root / VENV / "setup.sha256", fingerprint(root)
+    python, stamp, wanted = root / venv / "bin" / "python", root / venv / "setup.sha256", fingerprint(lock, root)
     if not python.exists() or not stamp.exists() or stamp.read_text() != wanted:
         own, _ = check_machine.find_python(os.environ.get("PYTHON", ""))
         if not own:
             raise ConfigError("no Python 3.11 was found for the peers' environment: run make setup, it says what to install")
-        install.install(own, root / VENV, root / LOCK)
+        install.install(own, root / venv, root / lock)
         stamp.write_text(wanted)
     return python
 
 
-def fingerprint(root: Path) -> str:
+def fingerprint(lock: str = LOCK, root: Path = install.ROOT) -> str:
     """sha256 of the lock."""
-    return hashlib.sha256((root / LOCK).read_bytes()).hexdigest()
+    return hashlib.sha256((root / lock).read_bytes()).hexdigest()

@@ -29,7 +29,11 @@ def drift(params: Params) -> DAG:
         default_args=DEFAULTS,
         tags=["perennial", params.case, "drift"],
     ) as dag:
-        profile = StepOperator(task_id="profile", step="profile", case=params.case)
+        profile = StepOperator(task_id="profile", step="profile", case=params.case, trigger_rule=TriggerRule.NONE_FAILED)
+        if params.drift.mapped:
+            # A task for every day that has rows; `profile` then merges what they made.
+            days = StepOperator(task_id="profile_days", step="profile", function="days", case=params.case)
+            StepOperator.partial(task_id="profile_day", step="profile", function="part", case=params.case).expand(day=days.output) >> profile
         judge = StepOperator(task_id="drift", step="drift", case=params.case)
         retrain = TriggerOnce(
             task_id="retrain",

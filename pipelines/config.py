@@ -6,6 +6,7 @@ import difflib
 import getpass
 import json
 import os
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -206,6 +207,10 @@ class DriftParams(Strict):
     """Windows, tests and the retrain policy of ../drift/policy.py."""
 
     window: Literal["day", "week", "month", "quarter"]
+    partition: Literal["hour", "day"] = "hour"
+    """The smallest stretch of time that has a profile file of its own; days are made of hours."""
+    mapped: bool = False
+    """Profile every day of the window in an Airflow task of its own, then merge; small cases are done in one."""
     bins: int = Field(ge=2)
     delta0: float = Field(gt=0)
     q: float = Field(gt=0, lt=1)
@@ -236,6 +241,22 @@ class DriftParams(Strict):
     """When Evidently's page is drawn, of a sample of at most ``report_rows`` rows: some seconds and 4 MB each."""
     ignore: tuple[str, ...] = ()
     """Fields that are profiled and shown but never decide: those that move by construction, like the month."""
+
+
+class ReplayParams(Strict):
+    """What `python -m pipelines replay` plays when its options do not say otherwise.
+
+    ``price_per_retrain`` is what one retraining must save to have paid: nats of mean log-loss per row, over
+    one tick of the replay (a calendar month, or the drift window where that is shorter).
+    """
+
+    first_as_of: date
+    until: date
+    price_per_retrain: float = Field(ge=0)
+    min_rows: int = Field(default=100, gt=0)
+    """Ticks with fewer rows are played and stay out of every mean."""
+    variant: str | None = None
+    """The folder below the case's ``variants/`` whose parameters are played."""
 
 
 class AlertParams(Strict):
@@ -275,6 +296,7 @@ class Params(Strict):
     resources: Resources = Resources()
     gate: GateParams
     drift: DriftParams
+    replay: ReplayParams | None = None
     alerts: AlertParams = AlertParams()
     source: dict[str, str | int | float | bool | None] = {}
     """Settings of the case's own source, e.g. the generator's drift kind."""

@@ -125,6 +125,8 @@ class FeatureDrift(Value):
     ``ks`` is the largest CDF distance with ``ks_error`` its guaranteed bound, ``p_value`` belongs to
     the minimum-effect test of H0 "true PSI <= delta0", made with ``overdispersion`` (of the reference's own
     days; the effective sample is divided by it). An ``ignored`` field is shown and never decides.
+    Shown beside: ``js`` (Jensen-Shannon distance, base 2), ``kl`` (of the window from the reference, nats, smoothed),
+    ``wasserstein`` (in the feature's units, within ``wasserstein_error``; None of a category), ``chi2_p``.
     """
 
     feature: str
@@ -137,6 +139,11 @@ class FeatureDrift(Value):
     severity: Literal["info", "warn", "severe"]
     overdispersion: float = 1.0
     ignored: bool = False
+    js: float = 0.0
+    kl: float = 0.0
+    wasserstein: float | None = None
+    wasserstein_error: float | None = None
+    chi2_p: float = 1.0
 
 
 class DriftReport(Value):

@@ -68,16 +68,19 @@ class EvidentlyLink(BaseOperatorLink):
 class StepOperator(BaseOperator):
     """Runs ``pipelines.steps.<step>.run`` with those of its arguments that it names; imports it in the task only.
 
+    ``function`` names another function of the step, and ``day`` is its argument: so a step's parts can be mapped.
     The XCom is the manifest's path and its small facts. The drift step also pushes ``retrain``: the conf of
     the training run that it asks for, or nothing (``{}``: Airflow takes None for a missing XCom).
     """
 
     ui_color = "#e8f3ec"
 
-    def __init__(self, *, step: str, case: str, **arguments: Any) -> None:
+    def __init__(self, *, step: str, case: str, function: str = "run", day: str = "", **arguments: Any) -> None:
         super().__init__(**arguments)
         self.step = step
         self.case = case
+        self.function = function
+        self.day = day
         self.link = ""
         if step == "register":
             self.operator_extra_links = (ModelLink(),)
@@ -87,7 +90,7 @@ class StepOperator(BaseOperator):
             self.evidently = ""
             self.operator_extra_links = (PageLink(), EvidentlyLink())
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> dict[str, Any] | list[str]:
         """One call of the step; errors that a retry cannot mend fail the task at once."""
         with failing_fast():
             params, settings, given = load_params(self.case), Settings(), context["params"]
@@ -100,17 +103,22 @@ class StepOperator(BaseOperator):
                 "run_dir": lambda: settings.run_dir(self.case, as_of),
                 "trigger": lambda: resolve_trigger(given.get("trigger"), run.run_type, has_champion=_has_champion(settings, self.case, as_of)),
                 "reason": lambda: given.get("reason"),
+                "day": lambda: self.day,
                 "actor": lambda: run.triggering_user_name or settings.who,
             }
-            step = importlib.import_module(f"pipelines.steps.{self.step}").run
+            step = getattr(importlib.import_module(f"pipelines.steps.{self.step}"), self.function)
             self.log.info("%s of %s as of %s", self.step, self.case, as_of.isoformat())
             try:
                 result = step(**{name: offers[name]() for name in inspect.signature(step).parameters})
             finally:
                 if self.step == "train" and (page := training_page(settings.run_dir(self.case, as_of))):
                     self.link = f"{settings.mlflow_url}/{page}"
+        if isinstance(result, list):
+            return result
         if not isinstance(result, Manifest):
             return small(result.model_dump(mode="json") if isinstance(result, BaseModel) else result or {})
+        if self.function != "run":
+            return small(result.facts)
         folder = str((settings.run_dir(self.case, as_of) / self.step).relative_to(settings.root))
         if self.step == "register":
             self.link = f"{settings.mlflow_url}/#/models/{self.case}/versions/{result.facts['version']}"

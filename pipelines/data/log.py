@@ -26,7 +26,7 @@ import polars as pl
 from pipelines.config import Settings
 from pipelines.contracts import LabelLine, PredictionLine, Window
 from pipelines.errors import IntegrityError
-from pipelines.storage import failpoint, write_atomic
+from pipelines.storage import digest, failpoint, write_atomic
 
 Kind = Literal["predictions", "labels"]
 KINDS: tuple[Kind, ...] = ("predictions", "labels")
@@ -160,6 +160,20 @@ def first_day(settings: Settings, case: str) -> date | None:
     """The oldest day with logged predictions, or None if there are none."""
     days = sorted((settings.lake / case / "predictions").glob("date=*"))
     return date.fromisoformat(days[0].name.removeprefix("date=")) if days else None
+
+
+def days(settings: Settings, case: str, window: Window) -> list[date]:
+    """The days with logged predictions that lie in ``window`` or reach into it, in order."""
+    found = sorted(path.name.removeprefix("date=") for path in (settings.lake / case / "predictions").glob("date=*"))
+    last = (window.end - timedelta(microseconds=1)).date()
+    return [day for day in map(date.fromisoformat, found) if window.start.date() <= day <= last]
+
+
+def fingerprint(settings: Settings, case: str, window: Window) -> str:
+    """A hash that changes whenever a compacted file is added that :func:`read_predictions` of ``window`` reads."""
+    folder = settings.lake / case / "predictions"
+    near = days(settings, case, Window(start=window.start - RETRY_MARGIN, end=window.end + RETRY_MARGIN))
+    return digest([str(file.relative_to(folder)) for day in near for file in sorted((folder / f"date={day}").glob("hour=*/*.parquet"))])
 
 
 def read_predictions(settings: Settings, case: str, window: Window) -> pl.DataFrame:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.config import DriftParams
 from pipelines.contracts import FeatureDrift, Window
-from pipelines.drift import stats
-from pipelines.drift.profile import Column, Profile, bounds
+from pipelines.drift import divergence, stats
+from pipelines.drift.bits import Floats, Ints, bounds
+from pipelines.drift.profile import Column, Profile
 from pipelines.drift.spec import OUTPUTS, Scale, Spec, numbers
 from pipelines.fields import Fields
 
@@ -33,51 +33,68 @@ def compare(reference: Profile, current: Profile, fields: Fields, spec: Spec, pa
     measured = {
         name: _measure(before, now, phis.get(name, typical), params, spec.scales.get(name), whole=name in integers) for name, (before, now) in pairs.items()
     }
+    effect, groups, ne = (np.array([values.pop(key) for values in measured.values()]) for key in ("effect", "groups", "ne"))
+    p_values = dict(zip(measured, stats.minimum_effect_ps(effect, groups, ne, params.delta0).tolist(), strict=True))
     tested = [name for name in measured if name not in params.ignore]
-    fallen = stats.benjamini_hochberg(np.array([measured[name]["p_value"] for name in tested]), params.q)
+    fallen = stats.benjamini_hochberg(np.array([p_values[name] for name in tested]), params.q)
     drifted = {name for name, fell in zip(tested, fallen, strict=True) if fell}
-    found = (FeatureDrift(feature=name, drifted=name in drifted, ignored=name in params.ignore, **values) for name, values in measured.items())
+    found = (
+        FeatureDrift(feature=name, p_value=p_values[name], drifted=name in drifted, ignored=name in params.ignore, **values)
+        for name, values in measured.items()
+    )
     return tuple(sorted(found, key=lambda feature: (-feature.debiased_psi, feature.feature)))
 
 
 def _measure(before: Column, now: Column, phi: float, params: DriftParams, scale: Scale | None, *, whole: bool) -> dict[str, Any]:
-    bins = np.union1d(before.bins, now.bins)
-    m, n = (_spread(column, bins) for column in (before, now))
+    size = 1 + int(max(column.bins[-1] for column in (before, now)))
+    m, n = (_spread(column, size) for column in (before, now))
+    bins = np.flatnonzero((m + n) > 0)
+    m, n = m[bins], n[bins]
     into = stats.groups(m, params.bins) if before.vocabulary is None else np.arange(bins.size)
     size = int(into.max()) + 1
     ne = stats.effective_rows(before.n, now.n, phi)
-    old, new = stats.fold(m, into), stats.fold(n, into)
-    value = stats.psi(old, new)
-    # Where few rows are worth anything (sessions), empty bins alone would make PSI significant.
-    smaller = min(value, stats.pearson(old, new))
+    coarse = stats.fold(m, into), stats.fold(n, into)
+    value = stats.psi(*coarse)
     debiased = stats.debiased_psi(value, size, ne)
-    distance, error = (None, None) if scale is None else stats.ks(m, n, single=_single(bins, scale, whole=whole))
+    distance = error = moved = inexact = None
+    if scale is not None:
+        low, high = _ends(bins, scale, whole=whole)
+        distance, error = stats.ks(m, n, single=low == high)
+        moved, inexact = divergence.wasserstein(m, n, low, high)
     return {
         "psi": value,
         "debiased_psi": debiased,
         "ks": distance,
         "ks_error": error,
-        "p_value": stats.minimum_effect_p(smaller, size, ne, params.delta0),
+        # Where few rows are worth anything (sessions), empty bins alone would make PSI significant.
+        "effect": min(value, stats.pearson(*coarse)),
+        "groups": size,
+        "ne": ne,
         "severity": "severe" if debiased > params.severe_psi else "warn" if debiased > params.warn_psi else "info",
         "overdispersion": phi,
+        "js": divergence.jensen_shannon(*coarse),
+        "kl": divergence.kullback_leibler(*coarse),
+        "wasserstein": moved,
+        "wasserstein_error": inexact,
+        "chi2_p": divergence.chi_square(*coarse, phi)[1],
     }
 
 
-def _spread(column: Column, bins: NDArray[np.int64]) -> NDArray[np.int64]:
-    counts = np.zeros(bins.size, np.int64)
-    counts[np.searchsorted(bins, column.bins)] = column.counts
+def _spread(column: Column, size: int) -> Ints:
+    counts = np.zeros(size, np.int64)
+    counts[column.bins] = column.counts
     return counts
 
 
-def _single(bins: NDArray[np.int64], scale: Scale, *, whole: bool) -> NDArray[np.bool_]:
-    """Which bins can hold one value at most: a single whole number, or no more than the resolution of a float."""
+def _ends(bins: Ints, scale: Scale, *, whole: bool) -> tuple[Floats, Floats]:
+    """Smallest and largest value of each bin; the same where it holds one at most: a single whole number, or no more than a float resolves."""
     low, high = bounds(bins, scale)
     slack = 1e-9 * np.maximum(1.0, np.abs(low))
-    same: NDArray[np.bool_] = high - low <= slack
-    if not whole:
-        return same
-    # A whole number that rounding put just outside its bin counts as inside: the bound must hold.
-    return same | (np.floor(high + slack) - np.ceil(low - slack) < 1)
+    if whole:
+        # A whole number that rounding put just outside its bin counts as inside: the bound must hold.
+        first, last = np.ceil(low - slack), np.floor(high + slack)
+        low, high = np.where(first <= last, first, low), np.where(first <= last, last, low)  # of a bin without any, one end will do
+    return low, np.where(high - low <= slack, low, high)
 
 
 def quality(reference: Profile | None, current: Profile, window: Window, params: DriftParams) -> dict[str, Any]:

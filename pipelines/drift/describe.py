@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.drift.profile import Column, bounds
+from pipelines.drift.bits import bounds
+from pipelines.drift.profile import Column
 from pipelines.drift.spec import Scale
 
 

@@ -1,9 +1,8 @@
 """The profile: what a day of rows looked like, as counts that add up.
 
-Numbers are counted by the upper 16 bits of their scaled float32 (sign, exponent, 7 bits of mantissa): bins
-that depend on no reference, are narrow near the frozen median, and hold 1e30 as well as 1e-30. Categories are
-counted over the declared vocabulary and one bin for all else. Merging is integer addition, so any days make a
-window, in any order, and a profile outlives the champion it was first compared with.
+Numbers are counted on the bit histogram (bits.py), categories over the declared vocabulary and one bin for all
+else. Merging is integer addition, so any hours make a window, in any order, and a profile outlives the champion
+it was first compared with.
 """
 
 from __future__ import annotations
@@ -20,16 +19,19 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from pipelines.drift.bits import BINS, Ints, Missing, count, histogram
 from pipelines.drift.spec import PREDICTION, SCORE, Scale, Spec, count_words
 from pipelines.errors import IntegrityError
 from pipelines.fields import Categorical, Fields, Text
 from pipelines.storage import canonical_json, write_atomic
 
-BINS = 1 << 16
-Ints = NDArray[np.int64]
-_LARGEST = float(np.finfo(np.float32).max)
+FEW = 1 << 13
+"""Sorting fewer values than these beats clearing 65,536 counters."""
+VERSION = "version"
+"""The column that says which champion gave a row's score."""
+_AT_ONCE = 1 << 22
+"""Entries of profiles that are added up at once: 100 MB."""
 _META = b"perennial.profile"
 
 
@@ -43,7 +45,7 @@ class Column:
 
     bins: Ints
     counts: Ints
-    missing: tuple[int, int, int, int] = (0, 0, 0, 0)
+    missing: Missing = (0, 0, 0, 0)
     vocabulary: tuple[str, ...] | None = None
 
     @property
@@ -63,34 +65,29 @@ class Profile:
     baseline: dict[str, Any] = field(default_factory=dict)
 
 
-def histogram(values: NDArray[np.float64], scale: Scale) -> Ints:
-    """Bin of every value ``[n]``, none of them NaN or infinite: 0..65535, ascending with the value."""
-    with np.errstate(over="ignore"):
-        scaled = (values - scale.loc) * scale.scale
-    # Beyond float32 is the outermost bin; adding zero turns -0.0 into 0.0.
-    bits: NDArray[np.int64] = (np.clip(scaled, -_LARGEST, _LARGEST).astype(np.float32) + np.float32(0)).view(np.uint32).astype(np.int64) >> 16
-    return np.where(bits < BINS // 2, bits + BINS // 2, BINS - 1 - bits)
-
-
-def bounds(bins: Ints, scale: Scale) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Smallest and largest value that each bin can hold, in the field's units."""
-    bits = np.where(bins >= BINS // 2, bins - BINS // 2, BINS - 1 - bins).astype(np.uint32) << 16
-    near, far = (bits.view(np.float32).astype(np.float64), (bits | 0xFFFF).view(np.float32).astype(np.float64))
-    return np.minimum(near, far) / scale.scale + scale.loc, np.maximum(near, far) / scale.scale + scale.loc
-
-
 def number_column(values: pl.Series, scale: Scale) -> Column:
     """Count one numeric series."""
     null = values.null_count()
     numbers = values.drop_nulls().cast(pl.Float64).to_numpy()
-    finite = numbers[np.isfinite(numbers)]
-    nan, above = int(np.isnan(numbers).sum()), int(np.isposinf(numbers).sum())
-    below = len(numbers) - len(finite) - nan - above
-    if finite.size < BINS:  # sorting few beats clearing 65,536 counters
+    if numbers.size < FEW:
+        finite = numbers[np.isfinite(numbers)]
+        nan, above = int(np.isnan(numbers).sum()), int(np.isposinf(numbers).sum())
+        below = len(numbers) - len(finite) - nan - above
         return Column(*np.unique(histogram(finite, scale), return_counts=True), (null, nan, above, below))
-    counts = np.bincount(histogram(finite, scale), minlength=BINS)
-    bins = np.flatnonzero(counts)
-    return Column(bins, counts[bins], (null, nan, above, below))
+    counts, missing = count([numbers], scale)
+    return dense_column(counts, (null, *missing[1:]))
+
+
+def dense_column(counts: Ints, missing: Missing, vocabulary: tuple[str, ...] | None = None) -> Column:
+    """The column of a count for every bin ``[bins]``, most of them 0."""
+    bins = np.flatnonzero(counts > 0)  # of truth values much faster than of numbers
+    return Column(bins, counts[bins], missing, vocabulary)
+
+
+def added(one: Missing, other: Missing) -> Missing:
+    """Missing values of two sets of rows together."""
+    null, nan, above, below = (a + b for a, b in zip(one, other, strict=True))
+    return null, nan, above, below
 
 
 def category_column(values: pl.Series, vocabulary: tuple[str, ...]) -> Column:
@@ -98,8 +95,7 @@ def category_column(values: pl.Series, vocabulary: tuple[str, ...]) -> Column:
     codes = values.cast(pl.String).cast(pl.Enum(list(vocabulary)), strict=False).to_physical()
     counts = np.bincount(codes.drop_nulls().to_numpy(), minlength=len(vocabulary) + 1).astype(np.int64)
     counts[-1] = codes.null_count() - values.null_count()
-    bins = np.flatnonzero(counts)
-    return Column(bins, counts[bins], (values.null_count(), 0, 0, 0), vocabulary)
+    return dense_column(counts, (values.null_count(), 0, 0, 0), vocabulary)
 
 
 def position_column(values: pl.Series, vocabulary: tuple[str, ...]) -> Column:
@@ -107,8 +103,7 @@ def position_column(values: pl.Series, vocabulary: tuple[str, ...]) -> Column:
     found = values.drop_nulls().cast(pl.Int64).to_numpy()
     size = len(vocabulary)
     counts = np.bincount(np.where((found >= 0) & (found < size), found, size), minlength=size + 1).astype(np.int64)
-    bins = np.flatnonzero(counts)
-    return Column(bins, counts[bins], (values.null_count(), 0, 0, 0), vocabulary)
+    return dense_column(counts, (values.null_count(), 0, 0, 0), vocabulary)
 
 
 def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
@@ -127,12 +122,19 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
         else:
             columns[declared.name] = number_column(values, spec.scales[declared.name])
     outputs = [name for name, there in ((SCORE, True), (PREDICTION, bool(fields.classes))) if there and name in frame.columns]
-    if "version" in frame.columns and outputs:
-        for (version,), part in sorted(frame.select("version", *outputs).partition_by("version", as_dict=True).items()):
+    if VERSION in frame.columns and outputs:
+        for version, part in _by_version(frame.select(VERSION, *outputs)):
             columns |= {f"{name}@{version}": _output(name, part[name], fields, spec) for name in outputs}
     else:
         columns |= {name: _output(name, frame[name], fields, spec) for name in outputs}
     return Profile(spec.version, frame.height, columns)
+
+
+def _by_version(frame: pl.DataFrame) -> list[tuple[Any, pl.DataFrame]]:
+    versions = frame[VERSION]
+    if frame.height and not versions.null_count() and versions.min() == versions.max():  # the usual hour: nothing to be sorted out
+        return [(versions[0], frame)]
+    return sorted((version, part) for (version,), part in frame.partition_by(VERSION, as_dict=True).items())
 
 
 def _output(name: str, values: pl.Series, fields: Fields, spec: Spec) -> Column:
@@ -140,22 +142,54 @@ def _output(name: str, values: pl.Series, fields: Fields, spec: Spec) -> Column:
 
 
 def merge(profiles: Iterable[Profile], spec: str) -> Profile:
-    """The profile of all rows together; of none, the empty one. Raises IntegrityError if one was made with another spec."""
-    found = list(profiles)
-    other = next((profile.spec for profile in found if profile.spec != spec), None)
-    if other is not None:
-        raise IntegrityError(f"a profile was made with feature spec {other}, not {spec}: run the step 'profile' again")
-    names = sorted({name for profile in found for name in profile.columns})
-    columns = {name: _add([profile.columns[name] for profile in found if name in profile.columns]) for name in names}
-    return Profile(spec, sum(profile.rows for profile in found), columns)
+    """The profile of all rows together; of none, the empty one. Raises IntegrityError if one was made with another spec.
+
+    Hundreds of hours are one count over (feature, bin), a few million entries of them at a time.
+    """
+    total = _Sum()
+    for profile in profiles:
+        if profile.spec != spec:
+            raise IntegrityError(f"a profile was made with feature spec {profile.spec}, not {spec}: run the step 'profile' again")
+        total.add(profile)
+    return Profile(spec, total.rows, total.columns())
 
 
-def _add(columns: list[Column]) -> Column:
-    bins, where = np.unique(np.concatenate([column.bins for column in columns]), return_inverse=True)
-    counts = np.zeros(bins.size, np.int64)
-    np.add.at(counts, where, np.concatenate([column.counts for column in columns]))
-    null, nan, above, below = (sum(column.missing[kind] for column in columns) for kind in range(4))
-    return Column(bins, counts, (null, nan, above, below), columns[0].vocabulary)
+class _Sum:
+    """Profiles being added up: entries wait until there are enough of them for one pass over all counters."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.features: dict[str, int] = {}
+        self.missing: list[Missing] = []
+        self.vocabularies: list[tuple[str, ...] | None] = []
+        self.counts: Ints = np.zeros(0, np.int64)
+        self.waiting: list[tuple[Ints, Ints]] = []
+        self.size = 0
+
+    def add(self, profile: Profile) -> None:
+        self.rows += profile.rows
+        for name, column in profile.columns.items():
+            number = self.features.setdefault(name, len(self.features))
+            if number == len(self.missing):
+                self.missing.append((0, 0, 0, 0))
+                self.vocabularies.append(column.vocabulary)
+            self.missing[number] = added(self.missing[number], column.missing)
+            self.waiting.append((column.bins + number * BINS, column.counts))
+            self.size += column.bins.size
+        if self.size > _AT_ONCE:
+            self.count()
+
+    def count(self) -> None:
+        keys, counts = (np.concatenate([np.empty(0, np.int64), *parts]) for parts in zip(*self.waiting, strict=True)) if self.waiting else ((), ())
+        # Sums of whole numbers below 2**53 are exact in float64.
+        found = np.bincount(keys, counts, len(self.features) * BINS).astype(np.int64)
+        found[: self.counts.size] += self.counts
+        self.counts, self.waiting, self.size = found, [], 0
+
+    def columns(self) -> dict[str, Column]:
+        self.count()
+        by_feature = self.counts.reshape(len(self.features), BINS)
+        return {name: dense_column(by_feature[number], self.missing[number], self.vocabularies[number]) for name, number in sorted(self.features.items())}
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -203,29 +237,38 @@ def read(path: Path) -> Profile:
         about: dict[str, Any] = json.loads(table.schema.metadata[_META])
     except (OSError, KeyError, TypeError, pa.ArrowInvalid) as error:
         raise IntegrityError(f"{path} is not a profile ({error!r}): run the step that wrote it again") from error
-    frame = pl.DataFrame(table)
-    whole = _by_feature(frame.filter(pl.col("day").is_null()))
-    single = _by_feature(frame.filter(pl.col("day").is_not_null()))
+    features, day = table["feature"].combine_chunks(), table["day"].combine_chunks()
+    names, total = features.dictionary.to_pylist(), day.null_count  # rows of the whole stand first
+    codes, bins, counts = (_whole(values) for values in (features.indices, table["bin"].combine_chunks(), table["count"].combine_chunks()))
+    whole = _by_feature(names, codes[:total], bins[:total], counts[:total], np.full(total, -1))
+    single = _by_feature(names, codes[total:], bins[total:], counts[total:], _whole(day.slice(total)))
     columns: dict[str, Column] = {}
     for name, missing in about["missing"].items():
         words = about["vocabulary"].get(name)
-        bins, counts, _ = whole.get(name, (np.empty(0, np.int64),) * 3)
+        own_bins, own_counts, _ = whole.get(name, (np.empty(0, np.int64),) * 3)
         null, nan, above, below = missing
-        columns[name] = Column(bins, counts, (null, nan, above, below), None if words is None else tuple(words))
+        columns[name] = Column(own_bins, own_counts, (null, nan, above, below), None if words is None else tuple(words))
     days: dict[str, Ints] = {}
     for name, shape in about["days"].items():
         days[name] = np.zeros(shape, np.int64)
-        bins, counts, day = single[name]
-        days[name][day, bins] = counts
+        own_bins, own_counts, own_days = single[name]
+        days[name][own_days, own_bins] = own_counts
     return Profile(about["spec"], about["rows"], columns, days, about["baseline"])
 
 
-def _by_feature(frame: pl.DataFrame) -> dict[str, tuple[Ints, Ints, Ints]]:
-    parts = frame.with_columns(pl.col("feature").cast(pl.String)).partition_by("feature", as_dict=True)
-    return {
-        str(name): (part["bin"].cast(pl.Int64).to_numpy(), part["count"].cast(pl.Int64).to_numpy(), part["day"].fill_null(-1).cast(pl.Int64).to_numpy())
-        for (name,), part in parts.items()
-    }
+def _whole(values: Any) -> Ints:
+    """An Arrow array of whole numbers, none null. By DLPack, as Arrow's own to_numpy imports pandas."""
+    found: Any = np.from_dlpack(values)
+    return np.asarray(found, np.int64)
+
+
+def _by_feature(names: list[str], codes: Ints, bins: Ints, counts: Ints, day: Ints) -> dict[str, tuple[Ints, Ints, Ints]]:
+    """The rows of each feature; a feature's rows stand together in a file."""
+    if not codes.size:
+        return {}
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(codes)) + 1])
+    ends = np.append(starts[1:], codes.size)
+    return {names[codes[start]]: (bins[start:end], counts[start:end], day[start:end]) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)}
 
 
 def write(profile: Profile, folder: Path) -> Path:

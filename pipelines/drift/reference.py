@@ -13,8 +13,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipelines.drift.bits import Ints
 from pipelines.drift.calibration import fit_calibration
-from pipelines.drift.profile import Ints, Profile, profile_frame
+from pipelines.drift.profile import Profile, profile_frame
 from pipelines.drift.sequential import baseline_rate, row_errors, row_losses
 from pipelines.drift.spec import OUTPUTS, PREDICTION, SCORE, Spec
 from pipelines.drift.stats import groups

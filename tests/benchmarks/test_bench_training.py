@@ -70,7 +70,7 @@ def test_the_peers_environment_is_made_when_it_is_wanted(tmp_path, monkeypatch):
     monkeypatch.setattr(environment.install, "install", install)
     (tmp_path / environment.LOCK).write_text("a==1\n")
     for _ in range(2):
-        assert environment.interpreter(tmp_path) == tmp_path / ".venv-bench" / "bin" / "python"
+        assert environment.interpreter(root=tmp_path) == tmp_path / ".venv-bench" / "bin" / "python"
     (tmp_path / environment.LOCK).write_text("a==2\n")
-    environment.interpreter(tmp_path)
+    environment.interpreter(root=tmp_path)
     assert made == ["a==1\n", "a==2\n"]

@@ -33,12 +33,13 @@ def report(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    """The same with a typo in the loans case, and schedules switched off."""
+    """The same with a typo in the loans case, bank's profiles mapped over days, and schedules switched off."""
     cases = tmp_path_factory.mktemp("cases")
     for case in case_names():
         (cases / case).mkdir()
         text = (CASES_ROOT / case / "params.yaml").read_text()
-        (cases / case / "params.yaml").write_text(text.replace("epochs:", "epoch:") if case == "loans" else text)
+        change = {"loans": ("epochs:", "epoch:"), "bank": ("  window: month", "  window: month\n  mapped: true")}
+        (cases / case / "params.yaml").write_text(text.replace(*change[case]) if case in change else text)
     return _report(tmp_path_factory.mktemp("airflow"), str(cases), PERENNIAL_SCHEDULES="0")
 
 
@@ -86,6 +87,15 @@ def test_drift_ends_with_the_event(report, case):
     loop = [step for step in DRIFT if step not in TELLING]
     assert dag["edges"] == sorted(map(list, [*pairwise(loop), *pairwise(["drift", *TELLING])]))
     assert all(dag["order"].index(before) < dag["order"].index(after) for before, after in dag["edges"])
+
+
+def test_profiles_can_be_mapped_over_days(broken):
+    """A case that asks for it has a task per day ahead of `profile`, which also runs when there was no day; the rest is as ever."""
+    dag = broken["dags"]["bank_drift"]
+    assert dag["order"][:3] == ["profile_days", "profile_day", "profile"]
+    assert sorted(dag["order"][2:]) == sorted(DRIFT)
+    assert {("profile_days", "profile_day"), ("profile_day", "profile")} <= set(map(tuple, dag["edges"]))
+    assert dag["rules"]["profile"] == "none_failed"
 
 
 def test_only_the_training_may_take_long(report):

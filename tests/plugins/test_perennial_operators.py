@@ -179,3 +179,15 @@ def test_nothing_to_trigger_is_a_skip(conf):
     with pytest.raises(AirflowSkipException):
         task.execute({"ti": ti})
     assert ti == {}
+
+
+def test_parts_of_a_step_can_be_mapped(step):
+    """Another function of a step is called with its day; a list of parts is pushed as it is, a part's facts without a manifest's path."""
+    step("profile", lambda: None)
+    module = sys.modules["pipelines.steps.profile"]
+    module.days = lambda as_of: [str(as_of.date())]
+    module.part = lambda run_dir, day: _manifest(day, day=day, rows=3, hours=[1, 2])
+    days = StepOperator(task_id="days", step="profile", function="days", case="bank")
+    assert days.execute(_context()) == ["2009-05-01"]
+    part = StepOperator(task_id="part", step="profile", function="part", case="bank", day="2009-05-01")
+    assert part.execute(_context()) == {"day": "2009-05-01", "rows": 3}

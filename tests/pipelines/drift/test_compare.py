@@ -95,3 +95,16 @@ def test_windows_are_whole_and_over(kind: str, start: str, end: str):
         assert (str(window.start.date()), str(window.end.date())) == (start, end)
     assert drift_window(datetime(2010, 1, 1, tzinfo=UTC), "month").start == datetime(2009, 12, 1, tzinfo=UTC)
     assert drift_window(datetime(2010, 1, 1, tzinfo=UTC), "quarter") == drift_window(datetime(2010, 3, 31, tzinfo=UTC), "quarter")
+
+
+def test_further_distances_stand_beside_the_psi():
+    """A shift of one unit is a Wasserstein distance of one; of whole numbers it is exact, of categories there is none."""
+    moved = found(rows(4000, size=6.0).with_columns(count=pl.col("count") + 2))
+    assert moved["size"].wasserstein == pytest.approx(1.0, abs=moved["size"].wasserstein_error)
+    assert moved["size"].wasserstein_error < 0.03
+    assert (moved["count"].wasserstein, moved["count"].wasserstein_error) == (pytest.approx(2.0), 0.0)
+    assert (moved["colour"].wasserstein, moved["colour"].wasserstein_error) == (None, None)
+    assert 4 * moved["colour"].js < moved["size"].js < 1
+    assert moved["size"].chi2_p < 1e-9
+    assert moved["colour"].chi2_p > 0.1
+    assert 0 < moved["size"].kl < moved["size"].psi

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.drift.profile import BINS, Profile, bounds, histogram, merge, number_column, profile_frame, read, to_bytes, write
+from pipelines.drift.bits import BINS, bounds, histogram
+from pipelines.drift.profile import Profile, merge, number_column, profile_frame, read, to_bytes, write
 from pipelines.drift.reference import reference_profile
 from pipelines.drift.spec import Scale, Spec, freeze, load_spec, main
 from pipelines.errors import ConfigError, IntegrityError
