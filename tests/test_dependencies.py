@@ -16,7 +16,7 @@ MODULES = {
     "apache-airflow-core": "airflow",
     "apache-airflow-task-sdk": "airflow.sdk",
     "apache-airflow-providers-standard": "airflow.providers.standard.operators.python",
-    "apache-airflow-providers-celery": "airflow.providers.celery",
+    "apache-airflow-providers-celery": "airflow.providers.celery.executors.celery_executor",
     "check-jsonschema": "check_jsonschema",
     "grpcio": "grpc",
     "import-linter": "importlinter",
