@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, Text, UniqueConstraint, create_engine, event, insert, select, true
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from pipelines.contracts import Alert, Notice, Release, Trigger
 from pipelines.errors import ConflictError, IntegrityError, Overtaken, Unavailable
@@ -128,8 +128,8 @@ def _engine(url: str, pid: int) -> Engine:  # noqa: ARG001 - pid is part of the 
     engine = _connect(url)
     try:
         _metadata.create_all(engine)
-    except OperationalError:
-        # Two processes may create the tables at the same moment: the loser finds them there.
+    except (OperationalError, ProgrammingError, SqlIntegrityError):
+        # Two processes may create the tables at the same moment: the loser finds them there (each database says so in its own way).
         _metadata.create_all(engine)
     return engine
 
