@@ -56,6 +56,13 @@ def mlflow_url(tmp_path_factory):
             os.killpg(process.pid, 9)
 
 
+def pytest_collection_modifyitems(items):
+    """What runs side by side (pytest -n) is files, and the system tests as one, as they share a stack: the longest of all, so they begin."""
+    items.sort(key=lambda item: "system" not in item.path.parts)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("system" if "system" in item.path.parts else str(item.path.relative_to(item.config.rootpath))))
+
+
 BUDGET_SECONDS = 1200
 """What `make test` may take in all on two cores."""
 BEGAN = time.monotonic()

@@ -127,6 +127,13 @@ def sessions(pids):
     return found
 
 
+def untagged(running):
+    """What lives in the stack's sessions without its tag; a process has no environment to read while it is being started."""
+    members = sessions(set(running.pids.values()))
+    tagged = set(stack.tagged(triton.stack_tag(running.home)))
+    return {process for process in members if process.pid not in tagged and process.is_running()}
+
+
 def listening(process):
     """The addresses a process listens at: none if it has ended meanwhile."""
     try:
@@ -146,9 +153,12 @@ def test_a_started_stack_is_healthy_private_and_tagged(running, capsys):
     members = sessions(set(running.pids.values()))
     # Short-lived processes (a health check's) may end between the two looks.
     assert {HOST} <= set().union(*map(listening, members)) <= {HOST, f"::ffff:{HOST}"}
-    tagged = set(stack.tagged(triton.stack_tag(running.home)))
-    assert set(running.pids.values()) <= tagged
-    assert {process.pid for process in members} & {process.pid for process in sessions(set(running.pids.values()))} <= tagged
+    assert set(running.pids.values()) <= set(stack.tagged(triton.stack_tag(running.home)))
+    left, deadline = untagged(running), time.monotonic() + 10
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left &= untagged(running)
+    assert left == set()
     assert running.env["PERENNIAL_MLFLOW_URL"] == f"http://{HOST}:{running.ports.mlflow}"
     with pytest.raises(ConflictError, match="already running"):
         stack.start(running.home, Ports.free())
