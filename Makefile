@@ -50,7 +50,7 @@ check: setup ## lint, format, types, import rules, fast tests
 	$(PY) -m pytest -m "not slow"
 
 test: setup ## everything, the system test included; two files at a time, all that shares a stack in one process
-	$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 repro: ## the line without Airflow, on the pinned rows (DVC)
 	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc pull

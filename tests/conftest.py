@@ -9,6 +9,7 @@ import time
 import urllib.request
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from embedded.ports import Ports
 from embedded.triton import triton
@@ -56,11 +57,25 @@ def mlflow_url(tmp_path_factory):
             os.killpg(process.pid, 9)
 
 
+SHARES_A_STACK = "tests/system/"
+"""The files that ask one running demo."""
+
+
+class _FilesSideBySide(LoadFileScheduling):
+    """With ``pytest -n``, files run side by side, and those that share a stack one after another."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return SHARES_A_STACK if nodeid.startswith(SHARES_A_STACK) else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Asked by pytest-xdist, whose own groups (``--dist loadgroup``) have no effect under pytest 9."""
+    return _FilesSideBySide(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    """What runs side by side (pytest -n) is files, and the system tests as one, as they share a stack: the longest of all, so they begin."""
-    items.sort(key=lambda item: "system" not in item.path.parts)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("system" if "system" in item.path.parts else str(item.path.relative_to(item.config.rootpath))))
+    """The system tests begin: they take longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SHARES_A_STACK))
 
 
 BUDGET_SECONDS = 1200
