@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from pipelines.config import Settings
 from pipelines.errors import ConflictError, PerennialError, Unavailable
 
 if TYPE_CHECKING:
@@ -131,8 +132,10 @@ def healthy(url: str) -> dict[str, bool]:
 class Airflow:
     """Airflow's REST API v2, as much of it as the loop, its tests and its demo need."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, username: str = "", password: str = "") -> None:
+        """Without a username the server must treat everybody as an admin, as the embedded one does."""
         self.url = url.rstrip("/")
+        self._login = {"username": username, "password": password} if username else None
         self._client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
@@ -146,8 +149,7 @@ class Airflow:
             for pause in (0.2, 0.5, 1.0, 0.0):
                 answer = self._client.request(method, f"/api/v2{path}", **arguments)
                 if answer.status_code == httpx.codes.UNAUTHORIZED:
-                    token = self._client.get("/auth/token").raise_for_status().json()["access_token"]
-                    self._client.headers["Authorization"] = f"Bearer {token}"
+                    self._client.headers["Authorization"] = f"Bearer {self._token()}"
                     answer = self._client.request(method, f"/api/v2{path}", **arguments)
                 if not answer.is_server_error:
                     break
@@ -158,6 +160,13 @@ class Airflow:
             return answer.json() if answer.content else None
         kind = ConflictError if answer.status_code == httpx.codes.CONFLICT else PerennialError
         raise kind(f"Airflow answered {answer.status_code} to {method} {path}: {answer.text[:500]}")
+
+    def _token(self) -> str:
+        answer = self._client.get("/auth/token") if self._login is None else self._client.post("/auth/token", json=self._login)
+        if answer.is_client_error:
+            said = "no username was given" if self._login is None else f"the login of {self._login['username']!r} was refused"
+            raise PerennialError(f"Airflow at {self.url} answered {answer.status_code}: {said}; set PERENNIAL_AIRFLOW_USERNAME and _PASSWORD")
+        return str(answer.raise_for_status().json()["access_token"])
 
     def dags(self) -> list[dict[str, Any]]:
         """All DAGs that Airflow knows, paused ones too."""
@@ -246,6 +255,12 @@ class Airflow:
                 errors = [f"{e['filename']}: {e['stack_trace'].strip().splitlines()[-1]}" for e in self.import_errors()]
                 raise PerennialError(f"DAG(s) {', '.join(sorted(missing))} are not there after parsing: {'; '.join(errors) or 'look at the dag-processor log'}")
             time.sleep(0.2)
+
+
+def client(settings: Settings) -> Airflow:
+    """Airflow as the settings describe it, with a login where they have one."""
+    password = settings.airflow_password
+    return Airflow(settings.airflow_url, settings.airflow_username, password.get_secret_value() if password else "")
 
 
 def _log_line(line: str | dict[str, Any]) -> str:

@@ -14,13 +14,13 @@ KINDS = ("training", "drift", "rollback")
 FIRST_CHAMPION_SECONDS = 180.0
 
 
-def open_live_cases(url: str, home: Path, say: Callable[[str], None]) -> list[str]:
-    """Unpause the DAGs of the live cases and pause all others; returns the live cases.
+def open_live_cases(url: str, home: Path, say: Callable[[str], None], airflow: Airflow | None = None) -> list[str]:
+    """Unpause the DAGs of the live cases and pause all others; returns the live cases. ``airflow`` is for a server with a login.
 
     A live case without a champion trains one first: unpausing runs the schedule's last missed tick at once,
     and a drift run would have nothing to compare with yet.
     """
-    client = Airflow(url)
+    client = airflow or Airflow(url)
     live = [case for case in case_names() if load_params(case).schedule.live]
     client.wait_for_dags([f"{case}_{kind}" for case in case_names() for kind in KINDS])
     for case in case_names():

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, SecretStr, Tag, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipelines.contracts import AlertRule, Instant, Severity
 from pipelines.errors import ConfigError
@@ -318,8 +319,34 @@ def load_params(case: str, path: Path | None = None) -> Params:
         raise ConfigError(f"{path} has {len(lines)} mistake(s): " + "; ".join(lines)) from error
 
 
+class _FromFiles(PydanticBaseSettingsSource):
+    """``PERENNIAL_<NAME>_FILE`` names a file that holds the setting's value: how a secret reaches a container without standing in its environment."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - pydantic's signature
+        """The file's text, or None if no variable names one; ConfigError names the variable if it cannot be read or is empty."""
+        variable = f"PERENNIAL_{field_name.upper()}_FILE"
+        path = os.environ.get(variable)
+        if not path:
+            return None, field_name, False
+        try:
+            text = Path(path).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{variable} names {path}, which cannot be read ({error}): make the file (`make secrets`), or unset the variable") from error
+        if not text:
+            raise ConfigError(f"{variable} names {path}, which is empty: write the value into it (`make secrets`), or unset the variable")
+        return text, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """The settings that files hold."""
+        found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
 class Settings(BaseSettings):
-    """Where things are: the environment variables ``PERENNIAL_*``. Never part of a key."""
+    """Where things are: the environment variables ``PERENNIAL_*``. Never part of a key.
+
+    Each can also come from a file that ``PERENNIAL_<NAME>_FILE`` names; the plain variable wins.
+    """
 
     model_config = SettingsConfigDict(env_prefix="PERENNIAL_", frozen=True, extra="ignore")
 
@@ -338,6 +365,12 @@ class Settings(BaseSettings):
     triton_http: str = "127.0.0.1:8000"
     triton_grpc: str = "127.0.0.1:8001"
     triton_metrics: str = "127.0.0.1:8002"
+    triton_admin_key: SecretStr | None = None
+    """What Triton wants to see before it loads or unloads a model, where its admin calls are restricted."""
+    mlflow_username: str = ""
+    mlflow_password: SecretStr | None = None
+    airflow_username: str = ""
+    airflow_password: SecretStr | None = None
     api_key_file: Path | None = None
     actor: str = ""
     alert_webhook: SecretStr | None = None
@@ -350,6 +383,18 @@ class Settings(BaseSettings):
     """False leaves every DAG to triggers and people: a replay brings its own clock."""
     log_segment_seconds: float = Field(default=60.0, gt=0)
     log_segment_bytes: int = Field(default=64 * 2**20, gt=0)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given in code first, then the environment, then files."""
+        return init_settings, env_settings, _FromFiles(settings_cls)
 
     @cached_property
     def root(self) -> Path:

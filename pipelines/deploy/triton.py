@@ -1,5 +1,7 @@
 """Triton's admin calls and a real inference, over HTTP: what a rollout needs, and no more.
 
+Where the server restricts its admin calls (compose/triton/start.sh), loading and unloading carry its key.
+
 "Ready" is not believed anywhere: a model whose Python stub was killed stays ready, and loading a model
 that has not changed does nothing. Only an inference tells.
 """
@@ -11,33 +13,37 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pydantic import SecretStr
+
 from pipelines.errors import IntegrityError, Unavailable
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+KEY_HEADER = "admin-key"
+"""The name that the server was started with: ``--http-restricted-api=model-repository,...:admin-key=<secret>``."""
 LOAD_SECONDS = 60.0
 ANSWER_SECONDS = 10.0
 _TYPES = {"int64": "INT64", "float32": "FP32"}
 
 
-def load(address: str, case: str) -> None:
+def load(address: str, case: str, key: SecretStr | None = None) -> None:
     """Load what the case's configuration names; versions that are loaded and unchanged go on undisturbed.
 
     A version whose file is newer than what is loaded is loaded beside the old one, which answers until then.
     Raises IntegrityError with Triton's reason if it refuses, Unavailable if it does not answer.
     """
-    status, answer = _call(address, "POST", f"/v2/repository/models/{case}/load", {}, LOAD_SECONDS)
+    status, answer = _call(address, "POST", f"/v2/repository/models/{case}/load", {}, LOAD_SECONDS, key)
     if status != http.client.OK:
         reason = _reason(answer)
         hint = "; its --model-repository must be the model_repository in PERENNIAL_HOME" if "failed to poll" in reason else ""
         raise IntegrityError(f"Triton at {address} refuses to load {case}: {reason}{hint}")
 
 
-def unload(address: str, case: str) -> None:
+def unload(address: str, case: str, key: SecretStr | None = None) -> None:
     """Unload all versions of a case; none of them answers afterwards."""
-    status, answer = _call(address, "POST", f"/v2/repository/models/{case}/unload", {}, ANSWER_SECONDS)
+    status, answer = _call(address, "POST", f"/v2/repository/models/{case}/unload", {}, ANSWER_SECONDS, key)
     if status != http.client.OK:
         raise IntegrityError(f"Triton at {address} refuses to unload {case}: {_reason(answer)}")
 
@@ -65,10 +71,11 @@ def infer(address: str, case: str, version: int, tensors: Mapping[str, NDArray[A
     return scores if output["shape"][-1] == 1 else scores.reshape(output["shape"])
 
 
-def _call(address: str, method: str, path: str, body: Any, timeout: float) -> tuple[int, bytes]:
+def _call(address: str, method: str, path: str, body: Any, timeout: float, key: SecretStr | None = None) -> tuple[int, bytes]:
+    headers = {"Content-Type": "application/json"} | ({} if key is None else {KEY_HEADER: key.get_secret_value()})
     connection = http.client.HTTPConnection(address, timeout=timeout)
     try:
-        connection.request(method, path, None if body is None else json.dumps(body), {"Content-Type": "application/json"})
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
         answer = connection.getresponse()
         return answer.status, answer.read()
     except (OSError, http.client.HTTPException) as error:

@@ -44,7 +44,7 @@ def connect(settings: Settings) -> Iterator[MlflowClient]:
             pass
     except (URLError, OSError, ValueError) as error:
         raise Unavailable(f"MLflow at {url} does not answer ({error}): start it, or set PERENNIAL_MLFLOW_URL to where it is") from error
-    for name, value in _ENVIRONMENT.items():
+    for name, value in {**_ENVIRONMENT, **_login(settings)}.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -58,3 +58,10 @@ def connect(settings: Settings) -> Iterator[MlflowClient]:
         raise Unavailable(f"MLflow at {url} failed ({error.message}): look at its log, then try again") from error
     except RequestException as error:  # an artefact's upload, which MLflow does not wrap
         raise Unavailable(f"MLflow at {url} broke off an upload ({error}): look at its log, then try again") from error
+
+
+def _login(settings: Settings) -> dict[str, str]:
+    """MLflow's client knows its own variables only."""
+    if settings.mlflow_password is None:
+        return {}
+    return {"MLFLOW_TRACKING_USERNAME": settings.mlflow_username, "MLFLOW_TRACKING_PASSWORD": settings.mlflow_password.get_secret_value()}

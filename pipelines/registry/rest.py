@@ -44,7 +44,7 @@ def post(settings: Settings, path: str, payload: Mapping[str, Any]) -> dict[str,
 def _call(settings: Settings, path: str, body: bytes | None) -> dict[str, Any]:
     url = settings.mlflow_url.rstrip("/")
     try:
-        request = Request(f"{url}/api/2.0/mlflow/{path}", data=body, headers={"Content-Type": "application/json", **_authorisation()})  # noqa: S310 - our own setting
+        request = Request(f"{url}/api/2.0/mlflow/{path}", data=body, headers={"Content-Type": "application/json", **_authorisation(settings)})  # noqa: S310 - our own setting
         with build_opener(ProxyHandler({})).open(request, timeout=TIMEOUT_SECONDS) as answer:
             found: dict[str, Any] = json.loads(answer.read() or b"{}")
     except HTTPError as error:
@@ -64,11 +64,16 @@ def _code(said: str) -> str:
         return ""
 
 
-def _authorisation() -> dict[str, str]:
-    """MLflow's own variables for a server behind a login."""
+def _authorisation(settings: Settings) -> dict[str, str]:
+    """For a server behind a login: our own settings, else MLflow's own variables."""
+    if settings.mlflow_password is not None:
+        return _basic(settings.mlflow_username, settings.mlflow_password.get_secret_value())
     if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
         return {"Authorization": f"Bearer {token}"}
     if user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
-        pair = f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}"
-        return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+        return _basic(user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
     return {}
+
+
+def _basic(user: str, password: str) -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}

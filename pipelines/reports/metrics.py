@@ -7,6 +7,7 @@ of exporters, or a file for node_exporter's textfile collector, tell the same. T
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from pipelines import ledger
 from pipelines.config import Params, Settings
 from pipelines.contracts import DriftReport, EpisodeTrigger, Release, Severity
 from pipelines.errors import PerennialError
+from pipelines.storage import MANIFEST
 
 PREFIX = "perennial_"
 SERIES = {
@@ -45,8 +47,10 @@ SERIES = {
     "champion_version": "the version that serves",
     "champion_trained_timestamp_seconds": "as_of of the champion's training",
     "champion_age_days": "from the champion's training to the end of the newest window",
+    "rollout_stage": "1 for the stage that the newest release is in",
     "releases": "releases so far",
     "trainings": "verdicts so far, by what asked for the training",
+    "training_cost": "what all trainings with a verdict used so far: hours of processors, of GPUs and of the clock, and money at the declared price",
     "episodes": "episodes so far, by what opened them",
     "alerts_open": "open alerts that are not silenced",
     "alert_open": "1 for a rule with an open alert that is not silenced",
@@ -54,6 +58,8 @@ SERIES = {
 }
 """Every series by its name behind the prefix; all are gauges with the label ``case``."""
 STATES = ("STABLE", "WATCH", "CONFIRMED", "RETRAINING", "COOLDOWN", "BLOCKED_DATA_QUALITY")
+STAGES = ("shadow", "canary", "full")
+COSTS = ("cpu_hours", "gpu_hours", "wall_hours", "money")
 DRIFT_SEVERITIES = ("info", "warn", "severe")
 BOUNDS = ("value", "low", "high")
 
@@ -150,14 +156,30 @@ def _declared(params: Params) -> Iterator[Sample]:
 def _loop(settings: Settings, params: Params, releases: Sequence[Release]) -> Iterator[Sample]:
     if releases:
         yield "champion_version", {}, releases[-1].champion
+        for stage in STAGES:
+            yield "rollout_stage", {"stage": stage}, stage == releases[-1].stage
     for action, count in Counter(release.action for release in releases).items():
         yield "releases", {"action": action}, count
-    verdicts = Counter((row["trigger"], row["verdict"]["decision"]) for row in ledger.verdicts(settings.ledger, params.case))
-    for (trigger, decision), count in verdicts.items():
+    judged = ledger.verdicts(settings.ledger, params.case)
+    for (trigger, decision), count in Counter((row["trigger"], row["verdict"]["decision"]) for row in judged).items():
         yield "trainings", {"trigger": trigger, "decision": decision}, count
+    spent = _spent(settings, params.case, {row["as_of"] for row in judged})
+    for what in COSTS:
+        yield "training_cost", {"what": what}, spent[what]
     opened = Counter(row["evidence"].get("trigger") for row in ledger.episodes(settings.ledger, params.case))
     for trigger in get_args(EpisodeTrigger):
         yield "episodes", {"trigger": trigger}, opened[trigger]
+
+
+def _spent(settings: Settings, case: str, runs: Iterable[str]) -> Counter[str]:
+    """The cost of every training that is kept, summed; a run whose folder is gone counts nothing."""
+    spent: Counter[str] = Counter()
+    for as_of in runs:
+        path = settings.run_dir(case, datetime.fromisoformat(as_of)) / "train" / MANIFEST
+        if path.exists():
+            cost = json.loads(path.read_bytes())["facts"].get("cost") or {}
+            spent.update({what: cost.get(what) or 0 for what in COSTS})
+    return spent
 
 
 def _alerts(settings: Settings, params: Params) -> Iterator[Sample]:

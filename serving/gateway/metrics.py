@@ -1,12 +1,19 @@
-"""What Prometheus reads. One registry per application: several of them may live in one process (tests)."""
+"""What Prometheus reads. One registry per application: several of them may live in one process (tests).
+
+Several workers behind one port must tell the same, whichever of them is asked. With ``PROMETHEUS_MULTIPROC_DIR``
+(an empty folder at the start of the first) each keeps its values in a file there, and any of them answers for all.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
@@ -20,6 +27,10 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if self._folder:
+            _forget_dead_workers(Path(self._folder))
+        self._age: Callable[[], float] | None = None
         self.requests = self._counter("requests", "requests answered", "case", "route", "status")
         self.seconds = Histogram(f"{_PREFIX}request_seconds", "time to the last byte of the answer", ["route"], buckets=_BUCKETS, registry=self.registry)
         self.rows = self._counter("rows", "rows scored and logged, by the version that answered", "case", "version")
@@ -39,12 +50,30 @@ class Metrics:
         return Counter(_PREFIX + name, about, labels, registry=self.registry)
 
     def _gauge(self, name: str, about: str, *labels: str) -> Gauge:
-        return Gauge(_PREFIX + name, about, labels, registry=self.registry)
+        return Gauge(_PREFIX + name, about, labels, registry=self.registry, multiprocess_mode="livemax")
 
     def watch_poll(self, polled: Callable[[], float | None]) -> None:
         """Let the poll age follow ``polled``, the monotonic time of the last good poll."""
-        self.ledger_poll_age.set_function(lambda: -1.0 if (moment := polled()) is None else time.monotonic() - moment)
+        self._age = lambda: -1.0 if (moment := polled()) is None else time.monotonic() - moment
+
+    def refresh(self) -> None:
+        """Bring the poll age up to date: called in every worker all the time, as only one of them is asked for all."""
+        if self._age is not None:
+            self.ledger_poll_age.set(self._age())
 
     def text(self) -> bytes:
-        """All series in Prometheus' text format."""
-        return generate_latest(self.registry)
+        """All series of all workers in Prometheus' text format."""
+        self.refresh()
+        if not self._folder:
+            return generate_latest(self.registry)
+        everybody = CollectorRegistry()
+        MultiProcessCollector(everybody, self._folder)  # type: ignore[no-untyped-call]
+        return generate_latest(everybody)
+
+
+def _forget_dead_workers(folder: Path) -> None:
+    """Drop the gauges of workers that were killed; what they counted stays counted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for pid in {path.stem.rpartition("_")[2] for path in folder.glob("gauge_live*.db")}:
+        if not Path("/proc", pid).exists():
+            mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]

@@ -65,6 +65,7 @@ class Gateway:
         """Sync and rotate the log until the gateway stops."""
         pause = min(self.bounds.sync_seconds, self.settings.log_segment_seconds / 4)
         while not await self._stops_within(pause):
+            self.metrics.refresh()
             for case in self.cases.values():
                 await self.tidy(case)
 

@@ -1,0 +1,117 @@
+"""`make secrets`: every password and key of the full stack, one file each, made once. Standard library only.
+
+The folder may be entered by its owner alone (0700), the files in it be read by any user (0644): a file-based
+compose secret keeps its mode, and the services run as users of their own. Nothing here has a default that works
+elsewhere: a deleted file is made anew, with another value; a file that is there is never changed, except for
+those that are only composed of others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import json
+import os
+import re
+import secrets
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "compose" / "secrets"
+AIRFLOW_USERS = {"admin": "admin", "watcher": "viewer"}
+"""Airflow's users and their roles: a person (and the seed), and the exporter."""
+MLFLOW_USER = "perennial"
+_WORD = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def _password() -> str:
+    return secrets.token_urlsafe(32)
+
+
+MADE: dict[str, Callable[[], str]] = {
+    "postgres_password": _password,
+    "airflow_db_password": _password,
+    "mlflow_db_password": _password,
+    "ledger_db_password": _password,
+    "airflow_fernet_key": lambda: base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+    "airflow_jwt_secret": lambda: secrets.token_hex(64),
+    "airflow_session_key": lambda: secrets.token_hex(32),
+    **{f"airflow_{user}_password": _password for user in AIRFLOW_USERS},
+    "mlflow_password": _password,
+    "mlflow_session_key": lambda: secrets.token_hex(32),
+    "gateway_api_key": _password,
+    "triton_admin_key": _password,
+    "redis_password": _password,
+    "grafana_admin_password": _password,
+    "alert_webhook": str,  # empty: nobody outside is told, see docs/compose.md
+}
+"""Files with a value of their own, and what makes it."""
+
+
+def composed(own: dict[str, str], postgres: str = "postgres:5432", redis: str = "redis:6379") -> dict[str, str]:
+    """The files that are made of others: addresses with their passwords, and the forms that services want to read."""
+    urls = {f"{user}_db_url": f"postgresql+psycopg://{user}:{own[f'{user}_db_password']}@{postgres}/{user}" for user in ("airflow", "mlflow", "ledger")}
+    auth = {"default_permission": "READ", "database_uri": urls["mlflow_db_url"], "admin_username": MLFLOW_USER, "admin_password": own["mlflow_password"]}
+    auth["authorization_function"] = "mlflow.server.auth:authenticate_request_basic_auth"
+    return urls | {
+        "airflow_passwords": json.dumps({user: own[f"airflow_{user}_password"] for user in AIRFLOW_USERS}),
+        "mlflow_auth": "\n".join(["[mlflow]", *(f"{name} = {value}" for name, value in auth.items())]),
+        # The gateway knows what a key hashes to; only who calls it needs the key.
+        "gateway_api_key_hashes": "sha256:" + hashlib.sha256(own["gateway_api_key"].encode()).hexdigest(),
+        "redis_auth": f"requirepass {own['redis_password']}",
+        "celery_broker_url": f"redis://:{own['redis_password']}@{redis}/0",
+        "celery_result_url": f"db+{urls['airflow_db_url']}",
+    }
+
+
+def make(folder: Path, postgres: str = "postgres:5432", redis: str = "redis:6379") -> list[str]:
+    """Make what is missing in ``folder`` and compose the rest anew; returns the names of the new files.
+
+    Raises ValueError naming the file if a value would not survive in an address (a password by hand with ``@`` in it).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    own, new = {}, []
+    for name, value in MADE.items():
+        path = folder / name
+        if not path.exists():
+            _write(path, value())
+            new.append(name)
+        own[name] = path.read_text().strip()
+        if "password" in name and not _WORD.fullmatch(own[name]):
+            raise ValueError(f"{path} is empty or holds other characters than letters, digits, - and _: delete it and run `make secrets` again")
+    for name, text in composed(own, postgres, redis).items():
+        path = folder / name
+        if not path.exists():
+            new.append(name)
+        if not path.exists() or path.read_text() != f"{text}\n":
+            _write(path, text)
+    return new
+
+
+def _write(path: Path, text: str) -> None:
+    work = path.with_name(f".{path.name}.{os.getpid()}")
+    work.write_text(f"{text}\n" if text else "")
+    work.chmod(0o644)
+    os.replace(work, path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Make the files and say which ones are new, never what is in them."""
+    parser = argparse.ArgumentParser(prog="python -m embedded.keys", description="make the full stack's secrets")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where they lie (compose/secrets)")
+    folder = parser.parse_args(arguments).folder
+    try:
+        new = make(folder)
+    except (OSError, ValueError) as error:
+        print(f"make secrets: {error}", file=sys.stderr)
+        return 1
+    print(f"{folder}: {', '.join(new)}" if new else f"{folder}: all there, nothing changed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
