@@ -4,6 +4,9 @@ PY := .venv/bin/python
 
 # Where the state of a stack is; empty: $PERENNIAL_HOME, else runs/local.
 STATE ?=
+# full: what docker-compose.yaml starts, as processes (docs/full-stack.md); empty: the small stack of one machine.
+PROFILE ?=
+PROFILE_OPTION = $(if $(PROFILE),--profile "$(PROFILE)")
 HOME_OPTION = $(if $(STATE),--home "$(STATE)")
 # What `make setup` uses: an interpreter (empty: python3.11, else python3), the index of torch's CPU builds.
 PYTHON ?=
@@ -25,11 +28,11 @@ setup: ## check the machine, make .venv and .venv-triton [PYTHON=...] [TORCH_IND
 	@command -v python3 >/dev/null || { echo "make setup: there is no python3: install Python 3.11"; exit 1; }
 	@python3 -m embedded.install
 
-demo: setup ## replay history through the whole loop [CASE=bank|triage|loans] [FAST=1] [KEEP=1] [STATE=runs/demo]
-	@$(PY) -m embedded.demo $(if $(CASE),--case "$(CASE)") $(if $(FAST),--fast) $(if $(KEEP),--keep) $(HOME_OPTION)
+demo: setup ## replay history through the whole loop [CASE=bank|triage|loans] [FAST=1] [KEEP=1] [PROFILE=full] [STATE=runs/demo]
+	@$(PY) -m embedded.demo $(if $(CASE),--case "$(CASE)") $(if $(FAST),--fast) $(if $(KEEP),--keep) $(PROFILE_OPTION) $(HOME_OPTION)
 
-up: setup ## start Airflow, MLflow, Triton, the gateway and live traffic [STATE=runs/local]
-	@$(PY) -m embedded up $(HOME_OPTION)
+up: setup ## start Airflow, MLflow, Triton, the gateway and live traffic [PROFILE=full] [STATE=runs/local]
+	@$(PY) -m embedded up $(PROFILE_OPTION) $(HOME_OPTION)
 
 down: ## stop all of it [STATE=runs/local]
 	@$(INSTALLED)

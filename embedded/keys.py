@@ -63,6 +63,7 @@ def composed(own: dict[str, str], postgres: str = "postgres:5432", redis: str = 
         "gateway_api_key_hashes": "sha256:" + hashlib.sha256(own["gateway_api_key"].encode()).hexdigest(),
         "redis_auth": f"requirepass {own['redis_password']}",
         "celery_broker_url": f"redis://:{own['redis_password']}@{redis}/0",
+        "limits_url": f"redis://:{own['redis_password']}@{redis}/1",
         "celery_result_url": f"db+{urls['airflow_db_url']}",
     }
 

@@ -11,15 +11,16 @@ import fcntl
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from embedded import airflow, triton
-from embedded.ports import Ports
-from embedded.processes import Started, alive, end, last_lines, launch, tagged
-from embedded.services import Service, full_environment, missing_environment, services, settings_environment
+from embedded import airflow, full, triton
+from embedded.ports import FULL_ONLY, Ports
+from embedded.processes import TAG, Started, alive, end, last_lines, launch, tagged
+from embedded.service import Service
+from embedded.services import full_environment, missing_environment, services
 from pipelines.config import Settings
 from pipelines.errors import ConfigError, ConflictError, PerennialError, Unavailable
 from pipelines.storage import write_atomic
@@ -54,6 +55,7 @@ class Record:
     ports: Ports
     traffic: bool
     processes: tuple[Started, ...]
+    profile: str = "embedded"
 
 
 def start(
@@ -61,6 +63,7 @@ def start(
     ports: Ports,
     *,
     traffic: bool = False,
+    profile: str = "embedded",
     extra_env: dict[str, str] | None = None,
     deadline: float = START_SECONDS,
     on_ready: Callable[[str, float], None] | None = None,
@@ -76,18 +79,29 @@ def start(
     if missing := missing_environment():
         raise ConfigError(missing)
     triton.require()
+    is_full = profile == "full"
+    if is_full:
+        full.require()
     with _locked(home):
         refuse_if_running(home)
         stop(home)  # strays of a stack that was killed
-        ports.require_free()
+        ports.require_free(but=() if is_full else FULL_ONLY)
         _make_key(home)
         triton.prepare(home)
-        env = full_environment(home, ports, extra_env)
-        record = Record(triton.stack_tag(home), ports, traffic, ())
+        if is_full:
+            full.prepare(home, ports)
+        env = full_environment(home, ports, extra_env, profile)
+        record = Record(triton.stack_tag(home), ports, traffic, (), profile)
         _write(home, record)
         broken: list[str] = []
-        wanted = services(home, ports, env, traffic=traffic, broken=broken)
         try:
+            if is_full:
+                foundation = full.foundation(home, ports, env)
+                for service in foundation:
+                    record = _launch(home, record, service)
+                _wait(foundation, record, began, deadline, on_ready)
+                full.make_databases(home, ports)
+            wanted = services(home, ports, env, traffic=traffic, broken=broken, profile=profile)
             for service in [service for service in wanted if service.env is not env]:
                 record = _launch(home, record, service)
             airflow.migrate(env)
@@ -97,7 +111,7 @@ def start(
         except BaseException:
             stop(home)
             raise
-    _write_env(home, ports)
+    _write_env(home, env)
     kept = {name: value for name, value in env.items() if name.startswith(("PERENNIAL_", "AIRFLOW")) and value != record.tag}
     return Stack(home, ports, {process.name: process.pid for process in record.processes}, kept, tuple(broken))
 
@@ -130,7 +144,13 @@ def read(home: Path) -> Record | None:
     path = home / RECORD
     try:
         found = json.loads(path.read_text())
-        return Record(found["tag"], Ports(**found["ports"]), found["traffic"], tuple(Started(**process) for process in found["processes"]))
+        return Record(
+            found["tag"],
+            Ports(**found["ports"]),
+            found["traffic"],
+            tuple(Started(**process) for process in found["processes"]),
+            found.get("profile", "embedded"),
+        )
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -146,10 +166,11 @@ def status(home: Path) -> list[dict[str, str]]:
     record = read(home)
     if record is None:
         return []
-    env = full_environment(home, record.ports)
+    env = full_environment(home, record.ports, profile=record.profile)
+    below = full.foundation(home, record.ports, env) if record.profile == "full" else []
     running = {process.name: process for process in record.processes}
     rows = []
-    for service in services(home, record.ports, env, traffic=record.traffic):
+    for service in [*below, *services(home, record.ports, env, traffic=record.traffic, profile=record.profile)]:
         process = running.get(service.name)
         state = _state(service, process)
         rows.append(
@@ -184,8 +205,8 @@ def _state(service: Service, process: Started | None) -> str:
 
 
 def _launch(home: Path, record: Record, service: Service) -> Record:
-    process = launch(service.name, service.argv, service.env, home / "logs" / f"{service.name}.log")
-    record = Record(record.tag, record.ports, record.traffic, (*record.processes, process))
+    process = replace(launch(service.name, service.argv, service.env, home / "logs" / f"{service.name}.log"), stop=service.stop, last=service.last)
+    record = replace(record, processes=(*record.processes, process))
     _write(home, record)
     return record
 
@@ -242,7 +263,7 @@ def _write(home: Path, record: Record) -> None:
     write_atomic(home / RECORD, json.dumps(asdict(record), indent=1).encode())
 
 
-def _write_env(home: Path, ports: Ports) -> None:
-    """The addresses for a shell: ``env $(cat <home>/env) .venv/bin/python -m pipelines ...``."""
-    lines = (f"{name}={value}" for name, value in settings_environment(home, ports).items())
+def _write_env(home: Path, env: Mapping[str, str]) -> None:
+    """The addresses for a shell, and where its secrets lie: ``env $(cat <home>/env) .venv/bin/python -m pipelines ...``."""
+    lines = (f"{name}={env[name]}" for name in sorted(env) if name.startswith("PERENNIAL_") and name not in (TAG, "PERENNIAL_PRELOAD") and " " not in env[name])
     write_atomic(home / "env", ("\n".join(lines) + "\n").encode())

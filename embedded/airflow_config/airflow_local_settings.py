@@ -114,7 +114,13 @@ def _export_once() -> None:
         torch.onnx.export(toy, (torch.zeros(3, 2),), dynamo=True, opset_version=20, dynamic_shapes=shapes, verbose=False)
 
 
-if os.environ.get("PERENNIAL_PRELOAD") == "1" and "scheduler" in sys.argv:
+def _forks_tasks() -> bool:
+    """Whether this process is the one that tasks are forked from: the scheduler with its LocalExecutor, else a Celery worker."""
+    celery = os.environ.get("AIRFLOW__CORE__EXECUTOR") == "CeleryExecutor"
+    return os.environ.get("PERENNIAL_PRELOAD") == "1" and ("worker" if celery else "scheduler") in sys.argv
+
+
+if _forks_tasks():
     os.environ["OMP_NUM_THREADS"] = "1"
     _preload()
     _export_once()

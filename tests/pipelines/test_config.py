@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from pipelines.config import CASES_ROOT, ModelParams, TextModelParams, load_params
+from pipelines.config import CASES_ROOT, ModelParams, Settings, TextModelParams, load_params
 from pipelines.errors import ConfigError
 
 
@@ -60,3 +60,35 @@ def test_a_folder_of_parameters_stands_in_for_the_cases_own(tmp_path, bank, monk
     monkeypatch.setenv("PERENNIAL_PARAMS_DIR", str(tmp_path))
     assert load_params("bank").train.seed == 12345
     assert load_params("loans") == load_params("loans", CASES_ROOT / "loans" / "params.yaml")
+
+
+def test_a_setting_can_come_from_a_file(tmp_path, monkeypatch):
+    """PERENNIAL_<NAME>_FILE names a file that holds the value; the plain variable wins, and what is given in code wins over both."""
+    (tmp_path / "url").write_text("postgresql+psycopg://ledger:p@db/ledger\n")
+    (tmp_path / "password").write_text("geheim\n")
+    monkeypatch.setenv("PERENNIAL_LEDGER_URL_FILE", str(tmp_path / "url"))
+    monkeypatch.setenv("PERENNIAL_MLFLOW_PASSWORD_FILE", str(tmp_path / "password"))
+    settings = Settings()
+    assert settings.ledger == "postgresql+psycopg://ledger:p@db/ledger"
+    assert settings.mlflow_password.get_secret_value() == "geheim"
+    assert "geheim" not in repr(settings)
+    monkeypatch.setenv("PERENNIAL_LEDGER_URL", "sqlite:///a")
+    assert Settings().ledger == "sqlite:///a"
+    assert Settings(ledger_url="sqlite:///b").ledger == "sqlite:///b"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_missing_or_empty_secret_names_its_variable(tmp_path, monkeypatch, there):
+    """A secret's file that is not there or empty is an error that names variable and file: never a silent default."""
+    path = tmp_path / "url"
+    if there:
+        path.write_text("\n")
+    monkeypatch.setenv("PERENNIAL_LEDGER_URL_FILE", str(path))
+    with pytest.raises(ConfigError, match=rf"PERENNIAL_LEDGER_URL_FILE names {path}, which .*`make secrets`"):
+        Settings()
+
+
+def test_a_variable_that_names_no_file_is_none(monkeypatch):
+    """An empty PERENNIAL_..._FILE, as compose leaves an optional one, counts as not set."""
+    monkeypatch.setenv("PERENNIAL_ALERT_WEBHOOK_FILE", "")
+    assert Settings().alert_webhook is None

@@ -1,0 +1,1 @@
+"""The full stack's files: what can be held without an engine that runs containers."""

@@ -1,0 +1,227 @@
+"""Prometheus, Alertmanager and Grafana ask for what is there: services, series, labels, routes, sections of the documentation."""
+
+import importlib.util
+import json
+import re
+from datetime import timedelta
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipelines.reports import metrics as loop
+from serving.gateway.metrics import Metrics
+from tests.compose.stackfile import ROOT, load, services
+from tests.embedded.test_airflow_metrics import watching
+from tests.pipelines.alerts.found import PARAMS
+from tests.pipelines.reports.test_metrics import settings as loop_settings  # noqa: F401 - a fixture
+
+FOLDER = ROOT / "compose"
+PROMETHEUS = yaml.safe_load((FOLDER / "prometheus/prometheus.yaml").read_text())
+RULES = [ROOT / "pipelines/alerts/prometheus.rules.yaml", FOLDER / "prometheus/stack.rules.yaml"]
+PORTS = {"gateway": 8090, "triton": 8002, "loop-metrics": 9109, "airflow-metrics": 9112, "alertmanager": 9093, "prometheus": 9090, "127.0.0.1": 9090}
+OWN = {"up": {"job", "instance"}, "ALERTS": {"alertname", "alertstate", "severity", "case"}}
+"""What Prometheus makes itself."""
+_INFERENCE = {"model", "version"}
+TRITON_SERIES = {f"nv_inference_{name}": _INFERENCE for name in ("request_success", "request_failure", "queue_duration_us", "count", "exec_count")} | {
+    "nv_inference_compute_infer_duration_us": _INFERENCE,
+    "nv_inference_pending_request_count": _INFERENCE,
+    "nv_cpu_utilization": set[str](),
+    "nv_gpu_utilization": {"gpu_uuid"},
+}
+"""What Triton exports, as far as it is asked for; test_triton.py holds it against the real server."""
+WORDS = {"and", "or", "unless", "on", "by", "without", "ignoring", "group_left", "group_right", "bool", "offset"}
+ROUTES = [FOLDER / "alertmanager" / name for name in ("screen.yaml", "webhook.yaml")]
+
+
+def _dashboards():
+    spec = importlib.util.spec_from_file_location("dashboards", FOLDER / "grafana/dashboards.py")
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules["dashboards"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+DASHBOARDS = _dashboards()
+
+
+def rules():
+    """All alerting rules."""
+    return [rule for path in RULES for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
+
+
+QUERIES = [(f"{board.name}: {panel}, {legend}", query, legend) for board in DASHBOARDS.DASHBOARDS for panel, legend, query in DASHBOARDS.queries(board)]
+QUERIES += [(rule["alert"], rule["expr"], " ".join(rule["annotations"].values())) for rule in rules()]
+
+
+def names(query):
+    """The series that a query asks for, each with the labels that its braces name."""
+    bare = re.sub(r"\b(by|on|without|ignoring|group_left|group_right)\s*\([^)]*\)", " ", query)
+    found = {}
+    for match in re.finditer(r"([a-zA-Z_:][\w:]*)\s*(\(|\{([^}]*)\})?", re.sub(r"\[[^]]*\]", "", bare)):
+        name, after, inside = match.groups()
+        if after != "(" and name not in WORDS:
+            found.setdefault(name, set()).update(re.findall(r"(\w+)\s*[=!]", inside or ""))
+    return found
+
+
+@pytest.fixture(scope="module")
+def gateway():
+    """The gateway's series: every counter, gauge and histogram of its registry, each touched once, read back from its text."""
+    metrics = Metrics()
+    for metric in list(metrics.registry._collector_to_names):
+        child = metric.labels(*("x" for _ in metric._labelnames)) if metric._labelnames else metric
+        getattr(child, "observe" if metric._type == "histogram" else "inc")(1)
+    return series(metrics.text().decode())
+
+
+@pytest.fixture
+def exported(gateway, loop_settings):  # noqa: F811 - the fixture
+    """``{series: labels}`` of all that is scraped, from the running code."""
+    return {**OWN, **TRITON_SERIES, **gateway, **series(loop.render(loop_settings, [PARAMS])), **series(watching()[0].text().decode())}
+
+
+def series(text):
+    """``{series: labels}`` of a text in Prometheus' format."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def test_every_query_asks_for_what_is_exported(exported):
+    """Every series and label in a panel, its legend, an alert and its summary is exported by the code as it runs."""
+    wrong = []
+    for place, query, words in QUERIES:
+        asked = names(query)
+        assert asked, place
+        known = {"instance", "job", "le"}.union(*(exported.get(name, set()) for name in asked))
+        wrong += [f"{place}: no series {name}" for name in asked if name not in exported]
+        wrong += [f"{place}: {name} has no label {label}" for name in asked for label in asked[name] - exported.get(name, set()) - {"job", "instance"}]
+        grouped = {label for part in re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", query) for label in re.findall(r"\w+", part)}
+        shown = set(re.findall(r"\{\{\s*(?:\$labels\.)?(\w+)\s*\}\}", words))
+        wrong += [f"{place}: nothing has a label {label}" for label in (grouped | shown) - known - {"value"}]
+    assert wrong == []
+
+
+def test_no_series_of_the_loop_or_airflow_is_forgotten(exported):
+    """Whatever the two exporters tell is drawn or watched somewhere, but for a few that only explain others."""
+    asked = {name for _place, query, _words in QUERIES for name in names(query)}
+    own = {loop.PREFIX + name for name in loop.SERIES} | {name for name in exported if name.startswith("perennial_airflow_")}
+    unused = own - asked
+    assert unused == {"perennial_airflow_collect_seconds", "perennial_episodes"}
+
+
+def test_parentheses_are_closed():
+    """Brackets of every query are balanced (promtool, where it is installed, reads them in full)."""
+    for place, query, _words in QUERIES:
+        for opened, closed in ("()", "{}", "[]"):
+            assert query.count(opened) == query.count(closed), place
+
+
+@pytest.mark.parametrize("name", [board.name for board in DASHBOARDS.DASHBOARDS])
+def test_a_dashboard_is_what_its_code_says(name):
+    """The file that Grafana is given is the one that the code writes, its panels do not overlap, and they ask the source that is there."""
+    [board] = [board for board in DASHBOARDS.DASHBOARDS if board.name == name]
+    text = (FOLDER / f"grafana/dashboards/{name}.json").read_text()
+    assert text == DASHBOARDS.text(board), "run python compose/grafana/dashboards.py"
+    found = json.loads(text)
+    places = set()
+    for panel in found["panels"]:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & places
+        assert at["x"] + at["w"] <= 24
+        places |= cells
+        for target in panel.get("targets", ()):
+            assert target["datasource"] == panel["datasource"] == {"type": "prometheus", "uid": "prometheus"}
+
+
+def test_there_are_three_dashboards_and_no_more():
+    """System, model and pipeline are provisioned from the folder that is mounted, under ids of their own."""
+    files = sorted((FOLDER / "grafana/dashboards").glob("*.json"))
+    assert [path.stem for path in files] == ["model", "pipeline", "system"]
+    assert len({json.loads(path.read_text())["uid"] for path in files}) == 3
+    [provider] = yaml.safe_load((FOLDER / "grafana/provisioning/dashboards/perennial.yaml").read_text())["providers"]
+    mounts = {mount["target"]: mount["source"] for mount in services()["grafana"]["volumes"]}
+    assert mounts[provider["options"]["path"]] == "./compose/grafana/dashboards"
+    assert provider["allowUiUpdates"] is False
+
+
+def test_data_sources_are_services():
+    """Grafana's data sources are services on a network that it is on, at the ports that they listen on."""
+    found = yaml.safe_load((FOLDER / "grafana/provisioning/datasources/perennial.yaml").read_text())["datasources"]
+    assert {source["uid"] for source in found} == {"prometheus", "alertmanager"}
+    for source in found:
+        name, port = re.fullmatch(r"http://([a-z-]+):(\d+)", source["url"]).groups()
+        assert PORTS[name] == int(port)
+        assert set(services()[name]["networks"]) & set(services()["grafana"]["networks"])
+
+
+def test_targets_are_services():
+    """Every target is a service that Prometheus can reach, at the port of its metrics; everything that exports is scraped."""
+    targets = [target for job in PROMETHEUS["scrape_configs"] for config in job["static_configs"] for target in config["targets"]]
+    for target in targets:
+        name, port = target.split(":")
+        assert PORTS[name] == int(port)
+        assert name == "127.0.0.1" or set(services()[name]["networks"]) & set(services()["prometheus"]["networks"])
+    assert {target.split(":")[0] for target in targets} == set(PORTS) - {"prometheus"}
+    assert [config["static_configs"][0]["targets"] for config in PROMETHEUS["alerting"]["alertmanagers"]] == [["alertmanager:9093"]]
+    for job in PROMETHEUS["scrape_configs"]:
+        assert _seconds(job.get("scrape_timeout", "10s")) <= _seconds(job.get("scrape_interval", "15s"))
+
+
+def _seconds(text):
+    return timedelta(**{{"s": "seconds", "m": "minutes"}[text[-1]]: int(text[:-1])})
+
+
+def test_rules_are_mounted_where_they_are_looked_for():
+    """Prometheus' configuration names exactly the rule files that are mounted beside it."""
+    mounts = {mount["target"]: mount["source"] for mount in services()["prometheus"]["volumes"] if mount["type"] == "bind"}
+    assert {f"/etc/prometheus/{path}" for path in PROMETHEUS["rule_files"]} == set(mounts) - {"/etc/prometheus/prometheus.yaml"}
+    assert {ROOT / mounts[f"/etc/prometheus/{path}"] for path in PROMETHEUS["rule_files"]} == set(RULES)
+    assert services()["prometheus"]["command"][0].partition("=")[2] in mounts
+
+
+def test_a_rule_is_complete():
+    """Every alert has a severity that is routed, a summary, and a runbook whose section exists; no name is given twice."""
+    known = {"critical", "warning", "info"}
+    headings = {}
+    for rule in rules():
+        assert rule["labels"]["severity"] in known, rule["alert"]
+        path, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+        if path not in headings:
+            lines = (ROOT / path).read_text().splitlines()
+            headings[path] = {re.sub(r"[^a-z0-9-]", "", line.lstrip("# ").lower().replace(" ", "-")) for line in lines if line.startswith("#")}
+        assert anchor in headings[path], rule["annotations"]["runbook_url"]
+        assert rule["annotations"]["summary"]
+    assert len({rule["alert"] for rule in rules()}) == len(rules())
+
+
+@pytest.mark.parametrize("path", ROUTES, ids=lambda path: path.stem)
+def test_alertmanagers_routes_lead_somewhere(path):
+    """Every route's receiver is defined, inhibitions name alerts that exist, and both files route alike."""
+    found, other = (yaml.safe_load(one.read_text()) for one in (path, *(set(ROUTES) - {path})))
+    receivers = {receiver["name"]: receiver for receiver in found["receivers"]}
+    assert {found["route"]["receiver"], *(route["receiver"] for route in found["route"]["routes"])} == set(receivers)
+    assert found["route"] == other["route"]
+    alerts = {rule["alert"] for rule in rules()}
+    for inhibition in found["inhibit_rules"]:
+        for matcher in (*inhibition["source_matchers"], *inhibition["target_matchers"]):
+            assert set(re.search(r'"(.+)"', matcher)[1].split("|")) <= alerts
+    if path.stem == "webhook":
+        assert receivers["people"]["slack_configs"][0]["api_url_file"] == "/run/secrets/alert_webhook"
+        assert "alert_webhook" in services()["alertmanager"]["secrets"]
+    else:
+        assert all(set(receiver) == {"name"} for receiver in receivers.values())
+
+
+def test_the_route_that_is_chosen_exists():
+    """Alertmanager starts with a file of the folder that is mounted, by default and with ALERT_ROUTE=webhook."""
+    for given, expected in (((), "screen"), ((("ALERT_ROUTE", "webhook"),), "webhook")):
+        config = load(given=given)["services"]["alertmanager"]["command"][0]
+        assert config == f"--config.file=/etc/alertmanager/{expected}.yaml"
+        assert (FOLDER / "alertmanager" / f"{expected}.yaml").exists()
