@@ -88,14 +88,14 @@ def make(folder: Path, postgres: str = "postgres:5432", redis: str = "redis:6379
         path = folder / name
         if not path.exists():
             new.append(name)
-        if not path.exists() or path.read_text() != f"{text}\n":
+        if not path.exists() or path.read_text() != text:
             _write(path, text)
     return new
 
 
 def _write(path: Path, text: str) -> None:
     work = path.with_name(f".{path.name}.{os.getpid()}")
-    work.write_text(f"{text}\n" if text else "")
+    work.write_text(text)  # no newline at the end: Airflow takes what `cat` says as it is
     work.chmod(0o644)
     os.replace(work, path)
 
