@@ -1,20 +1,25 @@
 """The DAGs in the real Airflow over the whole real stack: the scheduler's own tick, and one training run and one message per episode."""
 
+import os
 import shutil
+import tempfile
 from collections import Counter
 from datetime import datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import polars as pl
 import pytest
+import yaml
 from sqlalchemy import create_engine, text
 
 from embedded import stack
-from embedded.airflow import Airflow
+from embedded.airflow import client
 from embedded.demo import traffic
 from embedded.ports import Ports
+from embedded.services import PARAMS, settings_of
 from pipelines import cases, ledger
-from pipelines.config import Settings, load_params
+from pipelines.config import CASES_ROOT, load_params
 from pipelines.contracts import Window
 from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import wall_time
@@ -22,6 +27,8 @@ from tests.pipelines.alerts.test_sinks import receiver
 
 pytestmark = pytest.mark.slow
 
+PROFILE = os.environ.get("PERENNIAL_TEST_PROFILE", "embedded")
+"""full (`make test-full`): the same tests on PostgreSQL, Celery and all that docker-compose.yaml starts."""
 CASE = "loans"
 RUNS = 20
 FAULTS = ("drift:decided.1", "drift:opened.1", "drift:publish.1", "drift:published.1", "alert:files.1")
@@ -33,22 +40,35 @@ DAYS = 21
 @pytest.fixture(scope="module")
 def loop(tmp_path_factory):
     """A running stack whose `loans` DAGs are unpaused and follow their schedules."""
-    home, faults = tmp_path_factory.mktemp("loop"), tmp_path_factory.mktemp("faults")
+    home, faults = _home(tmp_path_factory), tmp_path_factory.mktemp("faults")
     with receiver(200) as (webhook, messages):
         extra = {"PERENNIAL_LOG_SEGMENT_SECONDS": "1", "PERENNIAL_SCHEDULES": "1", "PERENNIAL_ALERT_WEBHOOK": webhook, "PERENNIAL_FAILPOINT": f"@{faults}"}
-        running = stack.start(home, Ports.free(), extra_env=extra)
+        running = stack.start(home, Ports.free(), profile=PROFILE, extra_env=extra)
         yield from _running(home, running, faults, messages)
+
+
+def _home(tmp_path_factory):
+    """A state folder; PostgreSQL's own user must be able to pass through to its part of it, where the trainings are sent to the GPU queue."""
+    if PROFILE == "embedded":
+        return tmp_path_factory.mktemp("loop")
+    home = Path(tempfile.mkdtemp(prefix="perennial-full-"))
+    home.chmod(0o711)
+    own = yaml.safe_load((CASES_ROOT / CASE / "params.yaml").read_text()) | {"resources": {"queue": "gpu"}}
+    (home / PARAMS).mkdir()
+    (home / PARAMS / f"{CASE}.yaml").write_text(yaml.safe_dump(own))
+    return home
 
 
 def _running(home, running, faults, messages):
     try:
-        where = {name.removeprefix("PERENNIAL_").lower(): value for name, value in running.env.items() if name.startswith("PERENNIAL_")}
-        settings = Settings(**where)
-        airflow = Airflow(settings.airflow_url)
+        settings = settings_of(home, running.env)
+        airflow = client(settings)
         airflow.wait_for_dags(f"{CASE}_{kind}" for kind in ("training", "drift", "rollback"))
         yield SimpleNamespace(settings=settings, airflow=airflow, params=load_params(CASE), faults=faults, messages=messages)
     finally:
         assert stack.stop(home) == 0
+        if PROFILE == "full":
+            shutil.rmtree(home)
 
 
 def _own_tick(airflow, dag):
@@ -70,7 +90,8 @@ def test_the_schedulers_own_ticks_go_green(loop):
     training = _own_tick(loop.airflow, f"{CASE}_training")
     assert (training["run_type"], training["triggered_by"], training["state"]) == ("scheduled", "timetable", "success")
     assert _states(loop.airflow, f"{CASE}_training", training["dag_run_id"]) == dict.fromkeys(TRAINING, "success")
-    assert "is not preloaded" not in (loop.settings.root / "logs" / "scheduler.log").read_text()
+    executes = {"embedded": "scheduler.log", "full": "worker-default.log"}[PROFILE]
+    assert "is not preloaded" not in (loop.settings.root / "logs" / executes).read_text()
     champion = ledger.head(loop.settings.ledger, CASE)
     assert champion.trigger == "initial"
     assert champion.as_of == datetime.fromisoformat(training["data_interval_end"])
