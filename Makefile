@@ -96,3 +96,7 @@ bench-drift: ## profiles and statistics of drift against the bare scan and its p
 	$(PY) -m benchmarks.bench_drift $(ARGS)
 proof-diagnosis: ## kind and day of every drift of `loans`, named over 20 seeds (benchmarks/results/proof-diagnosis.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof_diagnosis $(ARGS)
+test-full: ## the loop, twenty drift runs at once and a killed worker on PROFILE=full (benchmarks/results/full-stack.json)
+	$(PY) -m benchmarks.full_stack $(ARGS)
+	PERENNIAL_TEST_PROFILE=full $(PY) -m pytest tests/dags/test_real_airflow.py
+.PHONY: test-full

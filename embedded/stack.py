@@ -130,6 +130,28 @@ def stop(home: Path) -> int:
     return left
 
 
+def again(home: Path, name: str) -> Started:
+    """Start a service of a running stack that has died once more, as compose would; returns at once.
+
+    Raises ConfigError if the stack has no such service, ConflictError if it is alive.
+    """
+    home = home.expanduser().resolve()
+    record = read(home)
+    found = {service.name: service for service in _all(home, record)} if record else {}
+    if record is None or name not in found:
+        raise ConfigError(f"the stack of {home} has no service {name!r}: choose one of {', '.join(found) or 'none, it does not run'}")
+    others = tuple(process for process in record.processes if process.name != name)
+    if len(others) < len(record.processes) and any(alive(process) for process in record.processes if process.name == name):
+        raise ConflictError(f"{name} of {home} is running: end it first")
+    return _launch(home, replace(record, processes=others), found[name]).processes[-1]
+
+
+def _all(home: Path, record: Record) -> list[Service]:
+    env = full_environment(home, record.ports, profile=record.profile)
+    below = full.foundation(home, record.ports, env) if record.profile == "full" else []
+    return [*below, *services(home, record.ports, env, traffic=record.traffic, profile=record.profile)]
+
+
 def refuse_if_running(home: Path) -> None:
     """Raise ConflictError naming the services of ``home`` that run."""
     record = read(home.expanduser().resolve())
@@ -166,11 +188,9 @@ def status(home: Path) -> list[dict[str, str]]:
     record = read(home)
     if record is None:
         return []
-    env = full_environment(home, record.ports, profile=record.profile)
-    below = full.foundation(home, record.ports, env) if record.profile == "full" else []
     running = {process.name: process for process in record.processes}
     rows = []
-    for service in [*below, *services(home, record.ports, env, traffic=record.traffic, profile=record.profile)]:
+    for service in _all(home, record):
         process = running.get(service.name)
         state = _state(service, process)
         rows.append(
