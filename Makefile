@@ -20,6 +20,7 @@ INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setu
 .PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms
 .PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-drift
 .PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults proof-diagnosis
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-replay
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,8 +55,8 @@ check: setup ## lint, format, types, import rules, fast tests
 	.venv/bin/lint-imports --no-logo 2>/dev/null || .venv/bin/lint-imports
 	$(PY) -m pytest -m "not slow"
 
-test: setup ## everything, the system test included
-	$(PY) -m pytest
+test: setup ## everything, the system test included; two files at a time
+	$(PY) -m pytest -n 2 --dist loadfile
 
 repro: ## the line without Airflow, on the pinned rows (DVC)
 	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc pull
@@ -100,3 +101,5 @@ test-full: ## the loop, twenty drift runs at once and a killed worker on PROFILE
 	$(PY) -m benchmarks.full_stack $(ARGS)
 	PERENNIAL_TEST_PROFILE=full $(PY) -m pytest tests/dags/test_real_airflow.py
 .PHONY: test-full
+bench-replay: ## retrain policies on the real history of bank and triage: loss against cost [ARGS="--cases bank"]
+	$(PY) -m benchmarks.bench_replay $(ARGS)

@@ -29,6 +29,7 @@ from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import MANIFEST, canonical_json, write_atomic
 
 STEPS = Path(__file__).parent / "steps"
+DEFAULT_POLICIES = "never,monthly,quarterly,drift,performance,oracle"
 WHY = "why; kept for good"
 ORDER = (*TRAINING[:-1], *DRIFT)
 """How help lists the steps; those that are in no line follow by name."""
@@ -52,6 +53,30 @@ def _reproduce(params: Params, settings: Settings, *, version: int) -> dict[str,
     from pipelines.reproduction import retrain
 
     return retrain.reproduce(settings, params.case, version)
+
+
+def _replay(
+    params: Params,
+    settings: Settings,
+    *,
+    policies: str = DEFAULT_POLICIES,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    months: int | None = None,
+    price: float | None = None,
+    seeds: tuple[int, ...] = (),
+) -> dict[str, Any]:
+    """Replay history under several retrain policies, and show loss against cost: JSON, a picture and a page."""
+    from pipelines.replay import command
+
+    asked = {"policies": policies, "since": since and since.date(), "until": until and until.date(), "months": months, "price": price, "seeds": seeds}
+    return command.run(params, settings, asked)
+
+
+def _replay_table(answer: dict[str, Any]) -> Any:
+    from pipelines.replay import command
+
+    return command.table(answer)
 
 
 def _retrain(params: Params, settings: Settings, *, as_of: datetime, reason: str) -> dict[str, Any]:
@@ -102,13 +127,14 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "alerts": _alerts,
     "silence": _silence,
     "metrics": _metrics,
+    "replay": _replay,
 }
 """Commands about a case that are no steps; the first line of the docstring is their help, the answer is printed."""
 EVERY_CASE = {"metrics"}
 """Commands that speak of all cases unless one is named."""
 HOLDS: dict[str, Callable[[Any], bool]] = {"reproduce": lambda answer: answer["identical"]}
 """Commands that answer a question: exit code 1 says no."""
-TABLES: dict[str, Callable[[Any], Any]] = {"history": _history_table}
+TABLES: dict[str, Callable[[Any], Any]] = {"history": _history_table, "replay": _replay_table}
 """What a person at a terminal gets instead of the JSON line, unless ``--json`` asks for it."""
 
 
@@ -132,6 +158,18 @@ def parse_as_of(text: str) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas, each once; raises argparse's own error if one is none.
+
+    >>> parse_seeds("2,3,2")
+    (2, 3)
+    """
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers: write 0,1,2") from error
+
+
 _MOMENT = "a date or ISO 8601 time, UTC if no zone is given"
 OPTIONS: dict[str, dict[str, Any]] = {
     "as_of": {"type": parse_as_of, "metavar": "TIME", "help": f"the run's clock: {_MOMENT}"},
@@ -140,6 +178,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "reason": {"metavar": "TEXT", "help": WHY},
     "host": {"metavar": "ADDRESS", "help": "where to listen (127.0.0.1)"},
     "port": {"type": int, "metavar": "PORT", "help": "listen until the process is ended"},
+    "since": {"type": parse_as_of, "metavar": "TIME", "help": f"the first champion learns from the rows before it: {_MOMENT}; default: the case's own"},
+    "policies": {"metavar": "LIST", "help": f"with commas, of {DEFAULT_POLICIES}; default: all"},
+    "months": {"type": int, "metavar": "N", "help": "so many calendar months from the start instead of --until"},
+    "price": {"type": float, "metavar": "NATS", "help": "what a retraining must save to have paid: mean log-loss of one tick; default: the case's own"},
+    "seeds": {"type": parse_seeds, "metavar": "LIST", "help": "training seeds with commas, to show means over them; default: the case's"},
     "version": {"type": int, "metavar": "NUMBER", "help": "a model version, as MLflow, Triton and the history number it"},
 }
 """What the commands take beside the case, by the names of their functions' arguments; what has a default need not be given."""

@@ -6,6 +6,7 @@ import difflib
 import getpass
 import json
 import os
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -242,6 +243,22 @@ class DriftParams(Strict):
     """Fields that are profiled and shown but never decide: those that move by construction, like the month."""
 
 
+class ReplayParams(Strict):
+    """What `python -m pipelines replay` plays when its options do not say otherwise.
+
+    ``price_per_retrain`` is what one retraining must save to have paid: nats of mean log-loss per row, over
+    one tick of the replay (a calendar month, or the drift window where that is shorter).
+    """
+
+    first_as_of: date
+    until: date
+    price_per_retrain: float = Field(ge=0)
+    min_rows: int = Field(default=100, gt=0)
+    """Ticks with fewer rows are played and stay out of every mean."""
+    variant: str | None = None
+    """The folder below the case's ``variants/`` whose parameters are played."""
+
+
 class AlertParams(Strict):
     """Who is told of what, how soon they should look, and how often they may be told; the rules lie in ../alerts/rules.py."""
 
@@ -279,6 +296,7 @@ class Params(Strict):
     resources: Resources = Resources()
     gate: GateParams
     drift: DriftParams
+    replay: ReplayParams | None = None
     alerts: AlertParams = AlertParams()
     source: dict[str, str | int | float | bool | None] = {}
     """Settings of the case's own source, e.g. the generator's drift kind."""

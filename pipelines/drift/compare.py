@@ -46,8 +46,10 @@ def compare(reference: Profile, current: Profile, fields: Fields, spec: Spec, pa
 
 
 def _measure(before: Column, now: Column, phi: float, params: DriftParams, scale: Scale | None, *, whole: bool) -> dict[str, Any]:
-    bins = np.union1d(before.bins, now.bins)
-    m, n = (_spread(column, bins) for column in (before, now))
+    size = 1 + int(max(column.bins[-1] for column in (before, now)))
+    m, n = (_spread(column, size) for column in (before, now))
+    bins = np.flatnonzero((m + n) > 0)
+    m, n = m[bins], n[bins]
     into = stats.groups(m, params.bins) if before.vocabulary is None else np.arange(bins.size)
     size = int(into.max()) + 1
     ne = stats.effective_rows(before.n, now.n, phi)
@@ -78,9 +80,9 @@ def _measure(before: Column, now: Column, phi: float, params: DriftParams, scale
     }
 
 
-def _spread(column: Column, bins: Ints) -> Ints:
-    counts = np.zeros(bins.size, np.int64)
-    counts[np.searchsorted(bins, column.bins)] = column.counts
+def _spread(column: Column, size: int) -> Ints:
+    counts = np.zeros(size, np.int64)
+    counts[column.bins] = column.counts
     return counts
 
 

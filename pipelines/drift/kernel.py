@@ -1,6 +1,6 @@
 """Profiles of Parquet files, streamed: the counts of ``profile_frame`` at about the price of reading the rows.
 
-A task is one column of one row group: batches of it are decoded, counted and forgotten, so memory depends on the
+A task is one column of one file: batches of it are decoded, counted and forgotten, so memory depends on the
 columns and threads, not on the rows. What is not a float64 or a declared category takes the way of frames, batch
 by batch; either way the profile is that of ``profile_frame`` on the same rows, to the bit.
 """
@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.drift.bits import BATCH, BINS, Ints, Missing, count
+from pipelines.drift.bits import BATCH, BINS, Floats, Ints, Missing, count, tally
 from pipelines.drift.profile import VERSION, Column, Profile, added, dense_column, profile_frame
 from pipelines.drift.spec import OUTPUTS, Scale, Spec
 from pipelines.errors import DataError
@@ -29,7 +29,7 @@ from pipelines.fields import Categorical, Fields, Numeric, frame_schema
 Batches = Iterator[Any]
 """Arrow record batches."""
 Work = Callable[[Batches, int], Iterator[tuple[str, Column]]]
-"""Batches of one row group, and how many rows it has, to counts by feature."""
+"""Batches of one file, and how many rows it has, to counts by feature."""
 
 
 class _Opened(threading.local):
@@ -59,15 +59,14 @@ def profile_parquet(paths: Sequence[Path], fields: Fields, spec: Spec, threads: 
     texts = [declared.name for declared in fields.categorical]
     opened = _Opened()
 
-    def run(task: tuple[Path, int, tuple[str, ...], Work]) -> list[tuple[str, Column]]:
-        path, group, columns, work = task
+    def run(task: tuple[Path, tuple[str, ...], Work]) -> list[tuple[str, Column]]:
+        path, columns, work = task
         if opened.path != path:
             names = set(footers[path].schema.to_arrow_schema().names)
             opened.file = pq.ParquetFile(path, metadata=footers[path], read_dictionary=[name for name in texts if name in names], pre_buffer=False)
             opened.path = path
-        size = opened.file.metadata.row_group(group).num_rows
-        batches = opened.file.iter_batches(batch_size=BATCH, row_groups=[group], columns=list(columns), use_threads=False) if columns else iter(())
-        return list(work(batches, size))
+        batches = opened.file.iter_batches(batch_size=BATCH, columns=list(columns), use_threads=False) if columns else iter(())
+        return list(work(batches, opened.file.metadata.num_rows))
 
     totals: dict[str, _Total] = {}
     try:
@@ -94,7 +93,7 @@ def _add(totals: dict[str, _Total], name: str, column: Column) -> None:
     total.missing = added(total.missing, column.missing)
 
 
-def _tasks(path: Path, footer: Any, fields: Fields, spec: Spec) -> Iterator[tuple[Path, int, tuple[str, ...], Work]]:
+def _tasks(path: Path, footer: Any, fields: Fields, spec: Spec) -> Iterator[tuple[Path, tuple[str, ...], Work]]:
     """What is to be done for one file."""
     schema = footer.schema.to_arrow_schema()
     kinds = {name: schema.field(name).type for name in schema.names}
@@ -110,9 +109,8 @@ def _tasks(path: Path, footer: Any, fields: Fields, spec: Spec) -> Iterator[tupl
     outputs = tuple(name for name in (*OUTPUTS, VERSION) if name in kinds)
     if outputs:
         work.append((outputs, partial(_frames, replace(fields, fields=()), spec)))
-    for group in range(footer.num_row_groups):
-        for columns, counting in work:
-            yield path, group, columns, counting
+    for columns, counting in work:
+        yield path, columns, counting
 
 
 def _is_text(kind: Any) -> bool:
@@ -121,15 +119,19 @@ def _is_text(kind: Any) -> bool:
 
 
 def _numbers(name: str, scale: Scale, batches: Batches, _size: int) -> Iterator[tuple[str, Column]]:
-    # By DLPack, as Arrow's own to_numpy imports pandas.
-    counts, missing = np.zeros(BINS, np.int64), (0, 0, 0, 0)
-    for batch in batches:
-        values = batch.column(0)
-        null = values.null_count
-        numbers: Any = np.from_dlpack(values.drop_null() if null else values)
-        found = count(numbers, scale, counts)
-        missing = added(missing, added(found, (null, 0, 0, 0)))
-    yield name, dense_column(counts, missing)
+    nulls = 0
+
+    def given() -> Iterator[Floats]:
+        nonlocal nulls
+        for batch in batches:
+            values = batch.column(0)
+            nulls += values.null_count
+            # By DLPack, as Arrow's own to_numpy imports pandas.
+            numbers: Any = np.from_dlpack(values.drop_null() if values.null_count else values)
+            yield numbers
+
+    counts, missing = count(given(), scale)
+    yield name, dense_column(counts, added(missing, (nulls, 0, 0, 0)))
 
 
 def _categories(declared: Categorical, batches: Batches, _size: int) -> Iterator[tuple[str, Column]]:
@@ -140,7 +142,9 @@ def _categories(declared: Categorical, batches: Batches, _size: int) -> Iterator
         words = values.dictionary.to_pylist()
         indices = values.indices.drop_null() if values.null_count else values.indices
         null += values.null_count
-        found = np.bincount(np.from_dlpack(indices), minlength=len(words))
+        codes: Any = np.from_dlpack(indices)
+        found = np.zeros(len(words), np.int32)
+        tally(np.asarray(codes, np.int32), found)
         np.add.at(counts, [position.get(word, len(position)) for word in words], found)
     yield declared.name, dense_column(counts, (null, 0, 0, 0), declared.values)
 
@@ -153,5 +157,5 @@ def _frames(fields: Fields, spec: Spec, batches: Batches, size: int) -> Iterator
         yield from profile_frame(frame.cast({name: kind for name, kind in kinds.items() if name in frame.columns}, strict=False), fields, spec).columns.items()
         empty = False
     if empty:
-        nothing = pl.DataFrame({name: pl.Series([None] * size, dtype=kind) for name, kind in kinds.items()})
-        yield from profile_frame(nothing, fields, spec).columns.items()
+        for name, column in profile_frame(pl.DataFrame(schema=kinds), fields, spec).columns.items():
+            yield name, replace(column, missing=(size, 0, 0, 0))

@@ -49,8 +49,11 @@ def groups(counts: Ints, bins: int) -> Ints:
     np.maximum.at(last, segment[seen], quantile[seen])
     quantile = np.clip(quantile, first[segment], last[segment].clip(min=0))
     unseen = mass == 0
-    label = np.where(unseen, np.iinfo(np.int64).max, segment * (bins + 1) + quantile)
-    found: Ints = np.unique(label, return_inverse=True)[1]
+    label = np.where(unseen, (segment[-1] + 1) * (bins + 1), segment * (bins + 1) + quantile)
+    # Numbered without gaps, as np.unique would, without its sorting.
+    used = np.zeros(int(label.max()) + 1, np.int64)
+    used[label] = 1
+    found: Ints = (np.cumsum(used) - 1)[label]
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,10 @@ STEP_VERSION = 1
 ROOMS = ("pipelines.evaluation.metrics", "pipelines.evaluation.slices", "pipelines.encoding", "pipelines.fields", "pipelines.runtime", "pipelines.text")
 
 
+Score = Callable[[Path, pl.DataFrame, Fields], Any]
+"""Scores ``[n]`` or ``[n, K]`` of a bundle for canonical rows."""
+
+
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
     """Write ``scores.parquet`` (id, label, challenger, champion, declared slice columns) to ``run_dir/evaluate``.
 
@@ -31,6 +35,11 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     knows of them. The champion is the release before ``as_of``, scored anew on the same rows from its own bundle; a metric
     from another holdout would not be comparable. Raises IntegrityError if its bundle is missing.
     """
+    return run_scored_by(_scores, params, settings, run_dir, as_of)
+
+
+def run_scored_by(of: Score, params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
+    """:func:`run` with something else than ONNX Runtime, for bundles that hold no network (pipelines/replay)."""
     fields = load_fields(params.case)
     dataset = storage.read_manifest(run_dir / "dataset")
     export = storage.read_manifest(run_dir / "export")
@@ -45,8 +54,8 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         named = _named(rows, fields)
         masks = slices(named, params.gate.slices)
         bundle = None if champion is None else storage.find(settings.root / champion.bundle, champion.candidate_key)
-        challenger = _scores(run_dir / "export", rows, fields)
-        opponent = None if bundle is None else _scores(bundle, rows, fields)
+        challenger = of(run_dir / "export", rows, fields)
+        opponent = None if bundle is None else of(bundle, rows, fields)
         rate = dataset.facts["base_rate"]
         base = np.tile(np.array(rate), (rows.height, 1)) if fields.classes else np.full(rows.height, rate)
         scored = rows.select(
@@ -73,7 +82,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
             },
             "opponent": None if champion is None else {"version": champion.champion, "candidate_key": champion.candidate_key, "seq": champion.seq},
             **(_by_class(fields, label, challenger) if fields.classes else {}),
-            **_history(run_dir, fields, bundle),
+            **_history(run_dir, fields, bundle, of),
         }
 
     return storage.commit(run_dir / "evaluate", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
@@ -118,7 +127,7 @@ def _by_class(fields: Fields, label: Any, scores: Any) -> dict[str, Any]:
     return {"classes": list(fields.classes), "confusion": table, "class_f1": class_f1(table)}
 
 
-def _history(run_dir: Path, fields: Fields, champion: Path | None) -> dict[str, Any]:
+def _history(run_dir: Path, fields: Fields, champion: Path | None, of: Score) -> dict[str, Any]:
     """Metrics on the rows from before the window that neither model was trained on, if the dataset keeps any."""
     path = run_dir / "dataset" / "history.parquet"
     if not path.exists():
@@ -126,4 +135,4 @@ def _history(run_dir: Path, fields: Fields, champion: Path | None) -> dict[str, 
     rows = pl.read_parquet(path)
     label = rows[fields.label].to_numpy()
     known = {"challenger": run_dir / "export", **({} if champion is None else {"champion": champion})}
-    return {"history": {"n": rows.height, "champion": None, **{name: metrics(label, _scores(bundle, rows, fields)) for name, bundle in known.items()}}}
+    return {"history": {"n": rows.height, "champion": None, **{name: metrics(label, of(bundle, rows, fields)) for name, bundle in known.items()}}}

@@ -6,8 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.drift import bits
+from pipelines.drift.bits import BINS
 from pipelines.drift.kernel import profile_parquet
-from pipelines.drift.profile import BINS, profile_frame, to_bytes
+from pipelines.drift.profile import profile_frame, to_bytes
 from pipelines.drift.spec import Scale
 from pipelines.errors import DataError
 from tests.pipelines.drift.test_profile import FIELDS, SPEC, TEXT_SPEC, TEXTS
@@ -41,8 +42,8 @@ def frame(rows: int) -> pl.DataFrame:
 @pytest.mark.parametrize("values", [odd_values(ROWS), np.full(ROWS, 2.0), np.empty(0), np.full(20, np.nan), np.random.default_rng(2).normal(size=ROWS)])
 def test_the_fast_count_is_the_definition(values):
     """Counting in few passes gives the bins of the definition, whatever the values."""
-    scale, counts = Scale(2.0, 0.5), np.zeros(BINS, np.int64)
-    missing = bits.count(values, scale, counts)
+    scale = Scale(2.0, 0.5)
+    counts, missing = bits.count([values[:70_000], values[70_000:]], scale)
     expected = np.bincount(bits.histogram(values[np.isfinite(values)], scale), minlength=BINS)
     assert (counts == expected).all()
     assert missing == (0, np.isnan(values).sum(), np.isposinf(values).sum(), np.isneginf(values).sum())

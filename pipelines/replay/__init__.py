@@ -1,0 +1,1 @@
+"""History replayed under several retrain policies, with the project's own steps: what each would have served, and at what cost."""

@@ -1,0 +1,126 @@
+"""Candidates, kept by what they were trained from: policies that train on the same rows share one training.
+
+``<state>/replay/<case>/candidates/<key>`` holds ``train`` as the train step left it, ``runs/<dataset>/export`` as the
+export step did for each holdout, and links to the dataset that it was trained from first and to its first bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipelines import runtime, storage
+from pipelines.cases.pretrained import base_sha256
+from pipelines.config import Settings, TextModelParams
+from pipelines.contracts import Release
+from pipelines.replay import heads
+from pipelines.replay.ticks import Tick
+from pipelines.replay.world import World, link
+from pipelines.steps import export, train
+
+LENGTH = 16
+"""Hexadecimal digits of a key that name a folder."""
+BUNDLE = "bundle"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained model. ``seconds`` is what its one training took, wall time."""
+
+    key: str
+    seconds: float
+
+
+def dataset_key(world: World, settings: Settings, run_dir: Path, as_of: datetime) -> str:
+    """What a training at ``run_dir`` would be made from: the training rows (ids, features, labels, their order) and all that trains them.
+
+    Not the step's own key: that names the champion, whose rows leave the holdout only, and the log's
+    partitions, which hold the answers of whoever served.
+    """
+    fields, params = world.fields, world.params
+    rows = pl.read_parquet(run_dir / "dataset" / "train.parquet", columns=["id", *fields.names, fields.label])
+    warm = train.champion_weights(params, settings, as_of)
+    declared = {
+        "rows": hashlib.sha256(rows.write_csv().encode()).hexdigest(),
+        "train": [train.STEP_VERSION, params.model.model_dump(mode="json"), params.train.model_dump(mode="json")],
+        "fields": fields.hash,
+        "gpus": params.resources.gpus,
+        "base": base_sha256(params.model.encoder) if isinstance(params.model, TextModelParams) else None,
+        "warm": None if warm is None else warm[0],
+    }
+    return storage.digest(declared)[:LENGTH]
+
+
+def trained(world: World, settings: Settings, run_dir: Path, as_of: datetime) -> Candidate:
+    """Train on the dataset of ``run_dir``, or take the candidate that was made from the same; ``run_dir/train`` links to it."""
+    key = dataset_key(world, settings, run_dir, as_of)
+    folder = world.root / "candidates" / key
+    if not (folder / "train" / storage.MANIFEST).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        link(folder / "dataset", run_dir / "dataset")
+        train.run(world.params, settings, folder, as_of)
+    link(run_dir / "train", folder / "train")
+    return read(world, key)
+
+
+def read(world: World, key: str) -> Candidate:
+    """A candidate that was trained."""
+    made = storage.read_manifest(world.root / "candidates" / key / "train")
+    return Candidate(key, round(made.facts["cost"]["wall_hours"] * 3600, 1))
+
+
+def served_by(settings: Settings, release: Release) -> str:
+    """The key of the candidate that a release put into production."""
+    return (settings.root / release.bundle).parent.joinpath("train").resolve().parent.name
+
+
+def exported(world: World, settings: Settings, run_dir: Path, as_of: datetime) -> None:
+    """The bundle of ``run_dir`` with its reference: the export step, or for a head its scores of the holdout and no network.
+
+    Policies with the same candidate and the same dataset, holdout included, share it; ``run_dir/export`` links to it.
+    """
+    folder = (run_dir / "train").resolve().parent
+    shared = folder / "runs" / storage.read_manifest(run_dir / "dataset").key[:LENGTH]
+    shared.mkdir(parents=True, exist_ok=True)
+    link(shared / "dataset", run_dir / "dataset")
+    link(shared / "train", folder / "train")
+    if world.by_head:
+        heads.export_reference(world.params, world.fields, settings, shared, as_of)
+    else:
+        export.run(world.params, settings, shared, as_of)
+        if not has_bundle(world, folder.name):
+            link(folder / BUNDLE, shared / "export")
+    link(run_dir / "export", shared / "export")
+
+
+def has_bundle(world: World, key: str) -> bool:
+    """Whether a candidate can be scored."""
+    return world.by_head or (world.root / "candidates" / key / BUNDLE / storage.MANIFEST).exists()
+
+
+def scores(world: World, key: str, tick: Tick) -> NDArray[np.float64]:
+    """Probabilities ``[n]`` or ``[n, K]`` of a candidate for the rows of a tick, computed once and kept."""
+    folder = world.root / "candidates" / key
+    rows = world.of(tick)
+    # By the rows themselves: another source's rows of the same month are other rows.
+    name = hashlib.sha256("\n".join(rows["id"]).encode()).hexdigest()[:LENGTH]
+    path = folder / "scores" / f"{tick.label}-{name}.npy"
+    if path.exists():
+        kept: NDArray[np.float64] = np.load(path)
+        return kept
+    columns = {field: rows[field].to_list() for field in world.fields.names}
+    if world.by_head:
+        found = heads.scores(world.params, world.fields, folder / "train", columns, world.settings.root / "cache" / "embeddings")
+    else:
+        found = runtime.score_rows(folder / BUNDLE, world.fields, columns)
+    buffer = io.BytesIO()
+    np.save(buffer, found)
+    storage.write_atomic(path, buffer.getvalue())
+    return found

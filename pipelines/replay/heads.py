@@ -1,0 +1,79 @@
+"""Candidates of model kind ``embedding``: the encoder never changes, so a text is embedded once and a score is one matrix product.
+
+The scores are those of the network up to rounding; a test holds them to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipelines import storage
+from pipelines.cases import part
+from pipelines.cases.embedding import embeddings
+from pipelines.config import Params, Settings, TextModelParams
+from pipelines.contracts import Manifest
+from pipelines.drift.profile import to_bytes
+from pipelines.drift.reference import FILE, reference_profile
+from pipelines.drift.spec import load_spec
+from pipelines.encoding import Columns
+from pipelines.fields import Fields
+from pipelines.steps import export
+from pipelines.text import TOKENIZER, load_tokenizer, tokenise
+
+
+@lru_cache(maxsize=1)
+def _network(case: str, model: TextModelParams, fields: Fields) -> Any:
+    return part(case, "model").build(model, fields)
+
+
+def scores(params: Params, fields: Fields, train: Path, columns: Columns, cache: Path) -> NDArray[np.float64]:
+    """Probabilities ``[n]`` or ``[n, K]`` of the head in the folder ``train`` for texts; their embeddings are kept in ``cache``."""
+    import torch
+
+    assert isinstance(params.model, TextModelParams)
+    assert fields.text is not None
+    texts = columns[fields.text.name]
+    if not len(texts):
+        return np.empty((0, fields.outputs) if fields.classes else 0)
+    tokens = tokenise(load_tokenizer(train / TOKENIZER), texts)
+    vectors, _ = embeddings(_network(params.case, params.model, fields), tokens, cache, params.train.threads)
+    state = torch.load(train / "weights.pt", weights_only=True, mmap=True)
+    logits = vectors.astype(np.float64) @ state["head.weight"].double().numpy().T + state["head.bias"].double().numpy()
+    if not fields.classes:
+        binary: NDArray[np.float64] = 1 / (1 + np.exp(-logits[:, 0]))
+        return binary
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    of_classes: NDArray[np.float64] = odds / odds.sum(1, keepdims=True)
+    return of_classes
+
+
+def export_reference(params: Params, fields: Fields, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
+    """Write ``run_dir/export`` with the reference that drift is measured against, as the export step does, and without a network."""
+    train, dataset = storage.read_manifest(run_dir / "train"), storage.read_manifest(run_dir / "dataset")
+    spec = load_spec(fields)
+    inputs = {"dataset": dataset.key, "train": train.key}
+    key = storage.step_key("export", export.STEP_VERSION, inputs, {"fields": fields.hash, "profile": spec.version, "head": True})
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        holdout = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")
+        reference = reference_profile(
+            pl.read_parquet(run_dir / "dataset" / "train.parquet"), of_rows(params, settings, run_dir / "export", holdout, fields), fields, spec, holdout
+        )
+        (folder / FILE).write_bytes(to_bytes(reference))
+        return {"holdout_rows": holdout.height}
+
+    return storage.commit(run_dir / "export", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
+
+
+def of_rows(params: Params, settings: Settings, bundle: Path, rows: pl.DataFrame, fields: Fields) -> NDArray[np.float64]:
+    """Scores of canonical rows by the head beside ``bundle``: what the evaluate step asks for."""
+    columns = {name: rows[name].to_list() for name in fields.names}
+    return scores(params, fields, bundle.parent / "train", columns, settings.root / "cache" / "embeddings")

@@ -1,0 +1,187 @@
+"""The replay of a case: every policy through the same history, the oracle after them, one summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipelines import storage
+from pipelines.config import Params, Settings
+from pipelines.errors import ConfigError, DataError, TooFewRows
+from pipelines.evaluation.metrics import metrics
+from pipelines.replay import candidates, frontier, oracle, ticks
+from pipelines.replay.play import Told, play
+from pipelines.replay.policies import ORACLE, POLICIES, Policy, parse
+from pipelines.replay.world import World, build, played
+from pipelines.steps import dataset, ingest, validate
+
+Records = list[dict[str, Any]]
+Judge = Callable[[str, int], dict[str, float | None] | None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for; None is the case's own."""
+
+    policies: str
+    since: date | None = None
+    until: date | None = None
+    months: int | None = None
+    price: float | None = None
+    seeds: tuple[int, ...] = ()
+
+
+def replay(params: Params, settings: Settings, options: Options, told: Told) -> dict[str, Any]:
+    """Play every policy with every seed; the summary that replay.json holds. Equal histories that were played before are read.
+
+    Raises ConfigError for options that cannot work, and whatever the steps raise.
+    """
+    policies = parse(options.policies)
+    own = params.replay
+    price = options.price if options.price is not None else own.price_per_retrain if own else None
+    if price is None:
+        raise ConfigError(f"{params.case}: params.yaml has no replay block: give --price, in nats of mean log-loss over one tick")
+    since, until = ticks.stretch(params.case, own, options.since, options.until, options.months)
+    seen = ticks.cut(since, until, params.drift)
+    least = own.min_rows if own else 100
+    by_seed = {}
+    for seed in options.seeds or (None,):
+        world = build(played(params, settings, seed), settings, seen)
+        by_seed[world.params.train.seed] = _one(world, policies, price, least, told)
+    return _summary(world, policies, price, least, by_seed)
+
+
+def total(params: Params, options: Options) -> int:
+    """How many ticks :func:`replay` will tell of."""
+    since, until = ticks.stretch(params.case, params.replay, options.since, options.until, options.months)
+    return len(parse(options.policies)) * len(ticks.cut(since, until, params.drift)) * max(1, len(options.seeds))
+
+
+def _one(world: World, policies: Sequence[Policy], price: float, least: int, told: Told) -> dict[str, dict[str, Any]]:
+    """All policies of one seed: ``{policy: {figures..., ticks}}``; the oracle chooses when the others are through."""
+
+    @cache
+    def judge(key: str, number: int) -> dict[str, float | None] | None:
+        """The metrics of a candidate in a tick with enough rows of more than one class."""
+        tick = world.ticks[number]
+        labels = world.of(tick)[world.fields.label].to_numpy()
+        counts = len(labels) >= least and len(set(labels.tolist())) > 1
+        return metrics(labels, candidates.scores(world, key, tick)) if counts else None
+
+    records = {policy.name: play(world, policy, told) for policy in policies if policy.name != ORACLE}
+    if POLICIES[ORACLE] in policies:
+        records[ORACLE] = _oracle(world, records, judge, price, told)
+    found = {}
+    for name in (policy.name for policy in policies):
+        mine = [judge(record["candidate"], number) for number, record in enumerate(records[name])]
+        if all(values is None for values in mine):
+            raise DataError(f"{world.params.case}: no tick has {least} rows of more than one class: nothing can be compared; lower replay.min_rows")
+        told_of = [record | {"metrics": values} for record, values in zip(records[name], mine, strict=True)]
+        found[name] = frontier.figures(records[name], mine, price) | {"ticks": told_of}
+    return found
+
+
+def _oracle(world: World, records: dict[str, Records], judge: Judge, price: float, told: Told) -> Records:
+    """The records that hindsight would have made: from the candidates of all the others, and one of every month's end."""
+    first = next(iter(records.values()))[0]["first"]["candidate"]
+    since, seconds = {first: 0}, {first: 0.0}
+
+    def offer(key: str, number: int, took: float) -> None:
+        since[key], seconds[key] = min(number, since.get(key, number)), took
+
+    for of in records.values():
+        for number, record in enumerate(of[:-1]):
+            made = record["training"]
+            if made is not None and made["candidate"] is not None:
+                offer(made["candidate"], number + 1, made["seconds"])
+    known = set(since.values())
+    for number, tick in enumerate(world.ticks[:-1]):
+        if tick.ends_month and number + 1 not in known:
+            with suppress(TooFewRows):
+                trained = _month_end(world, number)
+                offer(trained.key, number + 1, trained.seconds)
+        told(f"{ORACLE} {tick.label}")
+    losses = {key: [_loss(judge(key, number)) if number >= start else None for number in range(len(world.ticks))] for key, start in since.items()}
+    path, _ = oracle.best(losses, since, first, price)
+    told(f"{ORACLE} {world.ticks[-1].label}")
+    chosen = []
+    for tick, key, after in zip(world.ticks, path, [*path[1:], path[-1]], strict=True):
+        training = None
+        if after != key:
+            training = {"trigger": "hindsight", "outcome": "promoted", "decision": "promote", "reason": "", "candidate": after, "seconds": seconds[after]}
+        chosen.append({"tick": tick.label, "rows": world.of(tick).height, "candidate": key, "drift": None, "training": training})
+    return chosen
+
+
+def _loss(found: dict[str, float | None] | None) -> float | None:
+    return None if found is None else found["log_loss"]
+
+
+def _month_end(world: World, number: int) -> candidates.Candidate:
+    """A candidate of the end of a tick at which no policy trained."""
+    settings, as_of = world.home(POLICIES[ORACLE]), world.ticks[number].window.end
+    run_dir = settings.run_dir(world.params.case, as_of)
+    for step in (ingest, validate, dataset):
+        step.run(world.params, settings, run_dir, as_of)
+    candidate = candidates.trained(world, settings, run_dir, as_of)
+    if not candidates.has_bundle(world, candidate.key):
+        candidates.exported(world, settings, run_dir, as_of)
+    return candidate
+
+
+def _summary(world: World, policies: Sequence[Policy], price: float, least: int, by_seed: dict[int, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    labels = [tick.label for tick in world.ticks]
+    found: dict[str, Any] = {}
+    for policy in policies:
+        mine = [of[policy.name] for of in by_seed.values()]
+        losses = [[_loss(tick["metrics"]) for tick in one["ticks"]] for one in mine]
+        found[policy.name] = {"about": policy.about, **frontier.over_seeds(mine, losses, labels)}
+    best = frontier.on_frontier({name: (one["retrains"], one["means"]["log_loss"]) for name, one in found.items() if name != ORACLE})
+    floor = found[ORACLE]["total"] if ORACLE in found else None
+    for name, one in found.items():
+        one["regret"] = None if floor is None else one["total"] - floor
+        one["on_frontier"] = name in best
+    first = next(iter(by_seed.values()))
+    counted = [tick["metrics"] is not None for tick in first[policies[0].name]["ticks"]]
+    params = world.params
+    return {
+        "case": params.case,
+        "source": {"name": world.source.name, "kind": world.source.kind, "notice": world.source.notice},
+        "from": world.ticks[0].window.start.isoformat(),
+        "until": world.ticks[-1].window.end.isoformat(),
+        "tick": ticks.unit(params.drift),
+        "ticks": [{"tick": tick.label, "rows": world.of(tick).height, "counts": counts} for tick, counts in zip(world.ticks, counted, strict=True)],
+        "min_rows": least,
+        "label_delay_days": params.label_delay_days,
+        "training_rows": params.training_rows,
+        "model": params.model.kind,
+        "seeds": list(by_seed),
+        "price_per_retrain": price,
+        "price_unit": f"nats of mean log-loss over one {ticks.unit(params.drift)}",
+        "policies": found,
+        "by_seed": {str(seed): {name: _plain(one) for name, one in of.items()} for seed, of in by_seed.items()},
+    }
+
+
+def _plain(one: dict[str, Any]) -> dict[str, Any]:
+    """A policy's history of one seed for the file: what happened, tick by tick."""
+    kept = ("tick", "candidate", "drift", "training", "metrics")
+    return one | {"ticks": [{name: tick[name] for name in kept if tick[name] is not None} for tick in one["ticks"]]}
+
+
+def save(settings: Settings, summary: dict[str, Any]) -> dict[str, Path]:
+    """Write ``replay.json``, ``frontier.png`` and ``index.html`` to ``<state>/replay/<case>``; returns their paths."""
+    from pipelines.reports import frontier as report
+
+    folder = settings.root / "replay" / summary["case"]
+    paths = {"json": folder / "replay.json", "png": folder / "frontier.png", "html": folder / "index.html"}
+    storage.write_atomic(paths["json"], (json.dumps(summary, indent=1) + "\n").encode())
+    storage.write_atomic(paths["png"], report.png(summary))
+    storage.write_atomic(paths["html"], report.page(summary).encode())
+    return paths

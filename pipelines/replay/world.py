@@ -1,0 +1,104 @@
+"""What the policies of one replay share: parameters, the rows of every tick, the candidates and their scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import import_module
+from pathlib import Path
+
+import polars as pl
+
+from pipelines import storage
+from pipelines.cases import load_fields, part
+from pipelines.cases.sources import Source
+from pipelines.config import CASES_ROOT, Params, Settings, load_params
+from pipelines.contracts import Window
+from pipelines.errors import ConfigError
+from pipelines.fields import Fields
+from pipelines.replay.policies import Policy
+from pipelines.replay.ticks import Tick
+
+VERSION = 1
+"""Raise it when a replay's outcome changes for reasons that stand in no step's version: older homes are left alone then."""
+STEPS = ("ingest", "validate", "dataset", "train", "export", "evaluate", "gate", "profile", "drift")
+SHARED = ("data", "cache")
+"""Folders of the state that every policy's home sees: downloads, and embeddings."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One replay. ``rows`` are the canonical rows of all ticks with their labels and when those arrive."""
+
+    params: Params
+    fields: Fields
+    settings: Settings
+    source: Source
+    ticks: tuple[Tick, ...]
+    rows: pl.DataFrame
+
+    @property
+    def first(self) -> datetime:
+        """When the first champion is trained: at the start of the first tick."""
+        return self.ticks[0].window.start
+
+    @property
+    def root(self) -> Path:
+        """``<state>/replay/<case>``."""
+        return self.settings.root / "replay" / self.params.case
+
+    @property
+    def by_head(self) -> bool:
+        """Whether a candidate is a head on embeddings that are computed once, instead of a whole network."""
+        return self.params.model.kind == "embedding"
+
+    def of(self, tick: Tick) -> pl.DataFrame:
+        """The canonical rows of a tick."""
+        return self.rows.filter(pl.col("event_time").is_between(tick.window.start, tick.window.end, closed="left"))
+
+    def home(self, policy: Policy) -> Settings:
+        """A policy's own state: ledger, log and runs, under a name that holds all that its history depends on but where it ends."""
+        declared = {
+            "version": VERSION,
+            "policy": [policy.name, policy.every, policy.watches],
+            "params": self.params.model_dump(mode="json", exclude={"replay", "schedule", "resources", "alerts"}),
+            "fields": self.fields.hash,
+            "source": self.source.sha256,
+            "first": self.ticks[0].label,
+            "steps": {step: import_module(f"pipelines.steps.{step}").STEP_VERSION for step in STEPS},
+        }
+        folder = self.root / f"{policy.name}-{storage.digest(declared)[:12]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in SHARED:
+            (self.settings.root / name).mkdir(parents=True, exist_ok=True)
+            if not (folder / name).is_symlink():
+                (folder / name).symlink_to(self.settings.root / name, target_is_directory=True)
+        return Settings(**{**self.settings.model_dump(), "home": folder, "ledger_url": ""})
+
+
+def build(params: Params, settings: Settings, ticks: tuple[Tick, ...]) -> World:
+    """Read the rows of all ticks from the case's source. Raises ConfigError if it has none there."""
+    source_of = part(params.case, "source")
+    source = source_of.resolve(settings, params)
+    whole = Window(start=ticks[0].window.start, end=ticks[-1].window.end)
+    rows = source_of.rows(source, whole, params)
+    if rows.is_empty():
+        raise ConfigError(f"{params.case}: the source has no rows from {ticks[0].label} to {ticks[-1].label}: choose another --since or --until")
+    return World(params, load_fields(params.case), settings, source, ticks, rows)
+
+
+def played(params: Params, settings: Settings, seed: int | None) -> Params:
+    """The parameters that are played: the variant that the case declares for replays, unless PERENNIAL_PARAMS_DIR says otherwise."""
+    variant = params.replay.variant if params.replay else None
+    if variant is not None and settings.params_dir is None:
+        params = load_params(params.case, CASES_ROOT / params.case / "variants" / variant / f"{params.case}.yaml")
+    return params if seed is None else params.model_copy(update={"train": params.train.model_copy(update={"seed": seed})})
+
+
+def link(path: Path, target: Path) -> None:
+    """Let ``path`` be a link to the folder ``target``, whatever link was there."""
+    if path.is_symlink():
+        if path.readlink() == target:
+            return
+        path.unlink()
+    path.symlink_to(target, target_is_directory=True)

@@ -1,0 +1,149 @@
+"""pipelines/replay: the parts that need no training: policies, ticks, the oracle, the frontier, the command's mistakes."""
+
+import itertools
+from datetime import UTC, date, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines import cli
+from pipelines.cases import load_fields
+from pipelines.config import load_params
+from pipelines.errors import ConfigError
+from pipelines.replay import frontier, oracle, ticks
+from pipelines.replay.policies import POLICIES, due, parse, watching
+
+BANK, LOANS, TRIAGE = (load_params(case) for case in ("bank", "loans", "triage"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--policies", "weekly"], "no policy 'weekly': choose from never, monthly, quarterly, drift, performance, oracle"),
+        (["--policies", "montly"], "did you mean 'monthly'?"),
+        (["--policies", "oracle"], "the oracle chooses among what the others trained"),
+        (["--since", "2008-08-15"], "starts with a month, not on 2008-08-15: give --since 2008-08-01"),
+        (["--since", "2010-05-01"], "no whole month lies between 2010-05-01 and 2010-04-01"),
+        (["--months", "3", "--until", "2009-01-01"], "say the same thing twice"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_played(arguments, words, tmp_path, monkeypatch, capfd):
+    """Wrong options end with 2 and one line that says what to give instead, and leave no state behind."""
+    monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path))
+    assert cli.main(["replay", "--case", "bank", *arguments]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert words in err.splitlines()[-1]
+    assert not (tmp_path / "replay").exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--since", "yesterday"), ("--seeds", "1,a")])
+def test_an_option_that_is_none_is_refused_by_the_parser(option, value, capfd):
+    """A date that is none and a seed that is none are usage errors that quote them."""
+    with pytest.raises(SystemExit):
+        cli.main(["replay", "--case", "bank", option, value])
+    assert value in capfd.readouterr().err
+
+
+def test_schedules_fall_on_the_ends_of_months_and_quarters():
+    """Monthly retrains after every month, quarterly after every third, and what watches drift has no schedule."""
+    seen = ticks.cut(date(2008, 8, 1), date(2009, 2, 1), BANK.drift)
+    assert [tick.label for tick in seen] == ["2008-08", "2008-09", "2008-10", "2008-11", "2008-12", "2009-01"]
+    assert all(due(POLICIES["monthly"], tick) for tick in seen)
+    assert [tick.label for tick in seen if due(POLICIES["quarterly"], tick)] == ["2008-09", "2008-12"]
+    assert not any(due(POLICIES[name], tick) for tick in seen for name in ("never", "drift", "performance", "oracle"))
+
+
+def test_a_tick_is_the_shorter_of_a_month_and_the_drift_window():
+    """Days where drift is looked at daily, months else, of which those are judged that end a window."""
+    days = ticks.cut(date(2020, 5, 30), date(2020, 6, 2), LOANS.drift)
+    assert [(tick.label, tick.judged, tick.ends_month) for tick in days] == [
+        ("2020-05-30", True, False),
+        ("2020-05-31", True, True),
+        ("2020-06-01", True, False),
+    ]
+    months = ticks.cut(date(2014, 1, 1), date(2014, 7, 15), TRIAGE.drift)
+    assert [tick.label for tick in months if tick.judged] == ["2014-03", "2014-06"]
+    assert months[-1].window.end == datetime(2014, 7, 1, tzinfo=UTC)
+
+
+def test_months_count_from_the_start_and_the_cases_own_stretch_is_the_default():
+    """--months is so many calendar months; without options the replay block says from when to when."""
+    assert ticks.stretch("bank", BANK.replay, None, None, 5) == (date(2008, 8, 1), date(2009, 1, 1))
+    assert ticks.stretch("bank", BANK.replay, None, None, None) == (date(2008, 8, 1), date(2010, 4, 1))
+    with pytest.raises(ConfigError, match="give --since"):
+        ticks.stretch("mine", None, None, None, None)
+
+
+def test_performance_sees_labels_alone():
+    """Its drift parameters ignore every field, what is counted of a text, and the model's outputs; those of drift ignore what the case does."""
+    fields = load_fields("triage")
+    blind = watching(POLICIES["performance"], TRIAGE.drift, fields).ignore
+    assert {"text.words", "score", "prediction"} <= {*blind}
+    assert watching(POLICIES["drift"], BANK.drift, load_fields("bank")) == BANK.drift
+
+
+def test_policies_keep_their_order_and_come_once():
+    """A list with spaces and repetitions is each policy once, as given."""
+    assert [policy.name for policy in parse("oracle, drift,never,drift")] == ["oracle", "drift", "never"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    losses=st.lists(st.lists(st.floats(0, 2), min_size=5, max_size=5), min_size=1, max_size=4),
+    starts=st.lists(st.integers(1, 4), min_size=4, max_size=4),
+    price=st.floats(0, 1),
+)
+def test_the_oracle_finds_the_least_of_all_paths(losses, starts, price):
+    """No sequence of candidates that have been trained by then costs less than its own, which costs what it says."""
+    table = {f"c{number}": values for number, values in enumerate(losses)}
+    since = {name: 0 if name == "c0" else start for name, start in zip(table, [0, *starts], strict=False)}
+
+    def cost(path):
+        changes = (path[0] != "c0") + sum(one != other for one, other in itertools.pairwise(path))
+        return sum(table[name][tick] for tick, name in enumerate(path)) + price * changes
+
+    path, total = oracle.best(table, since, "c0", price)
+    possible = itertools.product(table, repeat=5)
+    assert all(since[name] <= tick for tick, name in enumerate(path))
+    assert total == pytest.approx(cost(path))
+    assert total <= min(cost(other) for other in possible if all(since[name] <= tick for tick, name in enumerate(other))) + 1e-9
+
+
+def test_ticks_that_do_not_count_change_no_choice():
+    """A tick without a loss is free for every candidate: the change waits until it pays."""
+    path, total = oracle.best({"a": [1.0, None, 1.0], "b": [1.0, None, 0.2]}, {"a": 0, "b": 1}, "a", 0.3)
+    assert (path, total) == (["a", "b", "b"], pytest.approx(1.5)) or (path, total) == (["a", "a", "b"], pytest.approx(1.5))
+
+
+def test_figures_count_what_was_run_and_paid():
+    """Skipped trainings cost nothing, ticks that do not count enter no mean, and the price is spread over those that do."""
+    done = {"outcome": "promoted", "decision": "promote", "seconds": 2.0}
+    records = [
+        {"rows": 100, "training": done},
+        {"rows": 300, "training": done | {"outcome": "kept", "decision": "reject"}},
+        {"rows": 5, "training": {"outcome": "skipped", "seconds": 0.0}},
+    ]
+    found = frontier.figures(records, [{"log_loss": 1.0, "roc_auc": 0.6}, {"log_loss": 0.5, "roc_auc": 0.8}, None], price=0.1)
+    assert found["means"] == pytest.approx({"log_loss": 0.75, "roc_auc": 0.7})
+    assert found["weighted"]["log_loss"] == pytest.approx(0.625)
+    assert (found["retrains"], found["promotions"], found["skipped"], found["train_seconds"]) == (2, 1, 1, 4.0)
+    assert found["verdicts"] == {"promote": 1, "reject": 1}
+    assert found["total"] == pytest.approx(0.75 + 0.2 / 2)
+
+
+def test_means_over_seeds_and_the_worst_tick_of_the_mean():
+    """Figures are averaged over the seeds; the worst tick is that of the averaged losses, not of one seed."""
+    one = {"means": {"log_loss": 1.0}, "weighted": {"log_loss": 1.0}, "retrains": 1, "promotions": 1, "skipped": 0, "train_seconds": 1.0, "total": 1.0}
+    two = one | {"means": {"log_loss": 2.0}, "retrains": 2}
+    found = frontier.over_seeds([one, two], [[0.1, 3.0, None], [2.5, 0.2, None]], ["a", "b", "c"])
+    assert (found["means"]["log_loss"], found["retrains"]) == (1.5, 1.5)
+    assert found["worst"] == {"tick": "b", "log_loss": pytest.approx(1.6)}
+    assert found["log_loss_by_tick"][2] is None
+
+
+def test_equal_points_are_both_on_the_frontier():
+    """Policies that did the very same are both on it, and one that is beaten in one respect and equal in the other is not."""
+    points = {"drift": (4, 0.8), "performance": (4, 0.8), "quarterly": (6, 0.8), "never": (0, 1.3)}
+    assert frontier.on_frontier(points) == ["drift", "performance", "never"]
