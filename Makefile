@@ -17,6 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards
 .PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms
 .PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-drift
 .PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults proof-diagnosis
@@ -101,5 +102,33 @@ test-full: ## the loop, twenty drift runs at once and a killed worker on PROFILE
 	$(PY) -m benchmarks.full_stack $(ARGS)
 	PERENNIAL_TEST_PROFILE=full $(PY) -m pytest tests/dags/test_real_airflow.py
 .PHONY: test-full
+
+# The full stack in containers (docs/compose.md): PROFILES=celery,gpu,traffic; DEV=1 mounts this checkout's code.
+comma := ,
+empty :=
+PROFILES ?=
+DEV ?=
+PROFILE_LIST = $(subst $(comma),$(empty) ,$(PROFILES))
+COMPOSE = docker compose --file docker-compose.yaml $(if $(filter gpu,$(PROFILE_LIST)),--file compose/gpu.yaml) $(if $(DEV),--file compose/development.yaml) \
+	$(foreach profile,$(PROFILE_LIST),--profile $(profile))
+# Tasks go to workers as soon as there are any.
+EXECUTOR = $(if $(filter celery gpu,$(PROFILE_LIST)),CeleryExecutor,LocalExecutor)
+
+secrets: ## every password and key of the full stack as a file in compose/secrets, made once
+	@command -v python3 >/dev/null || { echo "make secrets: there is no python3"; exit 1; }
+	@python3 -m embedded.keys
+
+compose-up: secrets ## the full stack in containers [PROFILES=celery,gpu,traffic] [DEV=1]
+	@command -v docker >/dev/null || { echo "make compose-up: there is no docker; make up starts the stack as processes"; exit 1; }
+	AIRFLOW_EXECUTOR=$(EXECUTOR) $(COMPOSE) up --detach --build
+
+compose-down: ## stop its containers, profiles included; volumes (all data) stay
+	docker compose --file docker-compose.yaml --profile '*' down
+
+compose-logs: ## follow its logs [SERVICE=gateway]
+	docker compose --file docker-compose.yaml --profile '*' logs --follow --tail 100 $(SERVICE)
+
+dashboards: ## write Grafana's dashboards anew from compose/grafana/dashboards.py
+	@$(PY) compose/grafana/dashboards.py
 bench-replay: ## retrain policies on the real history of bank and triage: loss against cost [ARGS="--cases bank"]
 	$(PY) -m benchmarks.bench_replay $(ARGS)

@@ -95,7 +95,7 @@ def make(folder: Path, postgres: str = "postgres:5432", redis: str = "redis:6379
 
 def _write(path: Path, text: str) -> None:
     work = path.with_name(f".{path.name}.{os.getpid()}")
-    work.write_text(text)  # no newline at the end: Airflow takes what `cat` says as it is
+    work.write_text(text)  # no newline at the end: Airflow takes it for a part of what a command prints
     work.chmod(0o644)
     os.replace(work, path)
 

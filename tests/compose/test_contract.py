@@ -407,6 +407,24 @@ def test_executors_and_queues():
         assert found["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ((), "AIRFLOW_EXECUTOR=LocalExecutor docker compose --file docker-compose.yaml up"),
+        (("PROFILES=celery,traffic",), "AIRFLOW_EXECUTOR=CeleryExecutor docker compose --file docker-compose.yaml --profile celery --profile traffic up"),
+        (
+            ("PROFILES=gpu", "DEV=1"),
+            "AIRFLOW_EXECUTOR=CeleryExecutor docker compose --file docker-compose.yaml --file compose/gpu.yaml --file compose/development.yaml --profile gpu up",
+        ),
+    ],
+)
+def test_make_compose_up_takes_profiles(asked, said):
+    """`make compose-up` makes the secrets first, and gives workers the executor that sends them tasks."""
+    lines = subprocess.run(["make", "-n", "compose-up", *asked], capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()
+    assert "python3 -m embedded.keys" in lines
+    assert " ".join(lines[-1].split()).startswith(said)
+
+
 def test_modules_that_are_started_are_there():
     """Every `python -m` of a service is a module of this repository, and its options are ones that it takes."""
     for name, service in services().items():

@@ -15,6 +15,7 @@ from sqlalchemy import create_engine, text
 
 from embedded import stack
 from embedded.airflow import client
+from embedded.airflow_metrics import SERIES, Watch
 from embedded.demo import traffic
 from embedded.ports import Ports
 from embedded.services import PARAMS, settings_of
@@ -23,6 +24,7 @@ from pipelines.config import CASES_ROOT, load_params
 from pipelines.contracts import Window
 from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import wall_time
+from tests.embedded.test_airflow_metrics import samples
 from tests.pipelines.alerts.test_sinks import receiver
 
 pytestmark = pytest.mark.slow
@@ -170,3 +172,13 @@ def _drifted(loop):
         if facts["action"] == "retrain":
             return as_of, facts["episode"]
     raise AssertionError(f"no training was asked for within {DAYS} days of wrong predictions; the last day: {facts}")
+
+
+def test_what_prometheus_is_told_of_a_real_airflow(loop):
+    """The exporter finds all components healthy, and the durations and tries of the newest runs' tasks, in the answers of a real REST API."""
+    found = samples(Watch(client(loop.settings)).text())
+    assert found["up", ()] == 1
+    assert {labels[0][1] for (name, labels), value in found.items() if name == "component_healthy" and value} >= {"metadatabase", "scheduler"}
+    timed = {dict(labels)["task"] for name, labels in found if name == "task_seconds" and ("dag", f"{CASE}_training") in labels}
+    assert timed == set(TRAINING)
+    assert {name for name, _labels in found} >= set(SERIES) - {"dag_running_seconds"}
