@@ -58,6 +58,13 @@ def end(pids: Iterable[int], grace: float = KILL_GRACE) -> list[int]:
     return [process.pid for process in stubborn]
 
 
+def allow_children() -> None:
+    """Let this process start others: forked from a Celery pool it passes for a daemon of multiprocessing, which may not."""
+    import multiprocessing
+
+    multiprocessing.current_process()._config.pop("daemon", None)  # type: ignore[attr-defined] # noqa: SLF001 - there is no public way
+
+
 def die_with_parent(number: int = signal.SIGTERM) -> None:
     """Have the kernel send ``number`` to this process when its parent dies, whatever killed that one."""
     parent = os.getppid()

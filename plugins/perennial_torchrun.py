@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from perennial_operators import StepOperator
-from perennial_processes import TAG, descendants, die_with_parent, end, tagged
+from perennial_processes import TAG, allow_children, descendants, die_with_parent, end, tagged
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
@@ -35,6 +35,7 @@ class TorchrunOperator(StepOperator):
             end(stale)
         self.job = os.environ[TAG] = f"{identity}{about.try_number}"
         die_with_parent()
+        allow_children()
         try:
             return super().execute(context)
         finally:
