@@ -92,7 +92,9 @@ def killed(settings: Settings) -> dict[str, Any]:
     found = stack.read(home)
     assert found is not None
     [worker] = [process for process in found.processes if process.name == "worker-gpu"]
-    tree = [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]
+    # The pool's processes and all below them: the task, its agent, its ranks. A child of the worker without any is Airflow's cleaner of bundles.
+    pool = [child for child in psutil.Process(worker.pid).children() if child.children()]
+    tree = [*pool, *(below for child in pool for below in child.children(recursive=True))]
     began = time.monotonic()
     os.kill(worker.pid, signal.SIGKILL)
     _, living = psutil.wait_procs(tree, timeout=3 * GONE_SECONDS)
