@@ -106,6 +106,8 @@ def killed(settings: Settings) -> dict[str, Any]:
     tasks = instances(airflow, run)
     assert ended["state"] == "success", {task["task_id"]: task["state"] for task in tasks}
     queues = {task["task_id"]: task["queue"] for task in tasks}
+    # A worker says that a task has ended a moment after Airflow knows it.
+    _until(lambda: worked(home, "default") >= len(tasks) - 1, "the last task in the log of its worker", 30)
     executed = {queue: worked(home, queue) for queue in full.QUEUES}
     assert [name for name, queue in queues.items() if queue == "gpu"] == ["train"]
     assert executed == {"default": len(tasks) - 1, "gpu": 1}
