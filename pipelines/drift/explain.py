@@ -23,11 +23,13 @@ def explain(reference: pl.DataFrame, current: pl.DataFrame, fields: Fields, igno
 
     ``features`` ``[{feature, share}]`` name the fields that tell the samples apart, with their shares of the whole;
     of a text ``words`` ``[{word, coefficient}]`` (positive: more in the window), and ``vectors`` ``{mmd, p_value,
-    projection_kl, centroid_cosine}`` of hashed words. Ignored fields take no part. Too few rows give ``about`` alone.
+    projection_kl, centroid_cosine}`` of hashed words. Ignored fields take no part. Too few rows and ignoring all fields give ``about`` alone.
     """
     before, now = (_spread(frame, ROWS) for frame in (reference, current))
     if min(before.height, now.height) < LEAST:
         return {"about": f"{now.height} rows of the window and {before.height} of the reference are too few to explain anything (at least {LEAST})"}
+    if fields.text is None and not set(fields.names) - set(ignore):
+        return {"about": "every field is ignored: nothing is left to explain by"}
     rows = {"reference": before.height, "current": now.height}
     if fields.text is not None:
         name = fields.text.name

@@ -23,7 +23,7 @@ from pipelines.drift.policy import LabelEvidence
 from pipelines.drift.profile import Column, Profile, number_column
 from pipelines.drift.reference import DAY_GROUPS
 from pipelines.drift.sequential import metric_drop, row_errors, row_losses
-from pipelines.drift.spec import OUTPUTS, SCORE, Scale
+from pipelines.drift.spec import BY_VERSION, OUTPUTS, SCORE, Scale
 
 State = Literal["moved", "steady", "unknown"]
 Performance = Literal["dropped", "held", "unknown"]
@@ -156,7 +156,7 @@ def _error_dates(seen: Seen, params: DriftParams, classes: int) -> tuple[list[da
 
 
 def _served(name: str, version: int) -> str:
-    return f"{name}@{version}" if name in OUTPUTS else name
+    return f"{name}@{version}" if name in BY_VERSION else name
 
 
 def _mixture(seen: Seen, params: DriftParams) -> Mixture | None:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipelines.drift.bits import BATCH, BINS, Floats, Ints, Missing, count, tally
 from pipelines.drift.profile import VERSION, Column, Profile, added, dense_column, profile_frame
-from pipelines.drift.spec import OUTPUTS, Scale, Spec
+from pipelines.drift.spec import OUTPUTS, SCORES, Scale, Spec
 from pipelines.errors import DataError
 from pipelines.fields import Categorical, Fields, Numeric, frame_schema
 
@@ -106,7 +106,7 @@ def _tasks(path: Path, footer: Any, fields: Fields, spec: Spec) -> Iterator[tupl
             work.append(((name,), partial(_categories, declared)))
         else:
             work.append(((name,) if kind is not None else (), partial(_frames, replace(fields, fields=(declared,), classes=()), spec)))
-    outputs = tuple(name for name in (*OUTPUTS, VERSION) if name in kinds)
+    outputs = tuple(name for name in (*OUTPUTS, SCORES, VERSION) if name in kinds)
     if outputs:
         work.append((outputs, partial(_frames, replace(fields, fields=()), spec)))
     for columns, counting in work:

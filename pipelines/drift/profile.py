@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.drift.bits import BINS, Ints, Missing, count, histogram
-from pipelines.drift.spec import PREDICTION, SCORE, Scale, Spec, count_words
+from pipelines.drift.spec import ENTROPY, PREDICTION, SCORE, SCORES, UNIT, Scale, Spec, count_words, entropy
+from pipelines.drift.vocabulary import TOKENS, UNKNOWN, split, tokens, unknown_shares
 from pipelines.errors import IntegrityError
 from pipelines.fields import Categorical, Fields, Text
 from pipelines.storage import canonical_json, write_atomic
@@ -40,6 +41,7 @@ class Column:
     """Counts of one feature: ``counts[i] > 0`` values lie in bin ``bins[i]``, bins ascending with the value.
 
     Of a category the bin is its position in ``vocabulary``, and ``len(vocabulary)`` is everything else.
+    The words of texts are such a category too: their counts are of words, not of rows.
     ``missing`` counts ``null, nan, above (+inf), below (-inf)``, which are in no bin.
     """
 
@@ -107,8 +109,9 @@ def position_column(values: pl.Series, vocabulary: tuple[str, ...]) -> Column:
 
 
 def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
-    """Count the declared fields of ``frame``, and its ``score`` and with classes its ``prediction`` (by ``version``, if that is a column).
+    """Count the declared fields of ``frame``, and what the model gave (by ``version``, if that is a column).
 
+    That is its ``score`` and the ``entropy`` of that, with classes of their ``scores``, and with classes its ``prediction``.
     A missing field counts as null in every row.
     """
     columns: dict[str, Column] = {}
@@ -117,17 +120,36 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
         if isinstance(declared, Categorical):
             columns[declared.name] = category_column(values, declared.values)
         elif isinstance(declared, Text):
-            words = count_words(values)
-            columns[words.name] = number_column(words, spec.scales[words.name])
+            columns |= _text(values, spec)
         else:
             columns[declared.name] = number_column(values, spec.scales[declared.name])
-    outputs = [name for name, there in ((SCORE, True), (PREDICTION, bool(fields.classes))) if there and name in frame.columns]
-    if VERSION in frame.columns and outputs:
-        for version, part in _by_version(frame.select(VERSION, *outputs)):
-            columns |= {f"{name}@{version}": _output(name, part[name], fields, spec) for name in outputs}
+    outputs = _outputs(frame, fields)
+    if VERSION in frame.columns and outputs.width:
+        for version, part in _by_version(outputs.with_columns(frame[VERSION])):
+            columns |= {f"{name}@{version}": _output(name, part[name], fields, spec) for name in outputs.columns}
     else:
-        columns |= {name: _output(name, frame[name], fields, spec) for name in outputs}
+        columns |= {name: _output(name, outputs[name], fields, spec) for name in outputs.columns}
     return Profile(spec.version, frame.height, columns)
+
+
+def _text(values: pl.Series, spec: Spec) -> dict[str, Column]:
+    """What is counted of texts: how many words, how many of them unknown, and which; rows without a text are missing in each."""
+    words = count_words(values)
+    found = {words.name: number_column(words, spec.scales[words.name])}
+    if spec.vocabulary:
+        own = split(values)
+        found[values.name + UNKNOWN] = number_column(unknown_shares(own, spec.vocabulary), UNIT)
+        counted = category_column(tokens(own), spec.vocabulary)
+        found[values.name + TOKENS] = replace(counted, missing=(values.null_count(), 0, 0, 0))
+    return found
+
+
+def _outputs(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+    kept = frame.select(name for name, there in ((SCORE, True), (PREDICTION, bool(fields.classes))) if there and name in frame.columns)
+    given = (SCORES, pl.List(pl.Float64)) if fields.classes else (SCORE, pl.Float64)
+    if given[0] not in frame.columns:
+        return kept
+    return kept.with_columns(entropy(frame[given[0]].cast(given[1], strict=False)))
 
 
 def _by_version(frame: pl.DataFrame) -> list[tuple[Any, pl.DataFrame]]:
@@ -138,7 +160,9 @@ def _by_version(frame: pl.DataFrame) -> list[tuple[Any, pl.DataFrame]]:
 
 
 def _output(name: str, values: pl.Series, fields: Fields, spec: Spec) -> Column:
-    return number_column(values, spec.scales[SCORE]) if name == SCORE else position_column(values, fields.classes)
+    if name == PREDICTION:
+        return position_column(values, fields.classes)
+    return number_column(values, UNIT if name == ENTROPY else spec.scales[SCORE])
 
 
 def merge(profiles: Iterable[Profile], spec: str) -> Profile:

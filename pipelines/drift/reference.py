@@ -17,7 +17,7 @@ from pipelines.drift.bits import Ints
 from pipelines.drift.calibration import fit_calibration
 from pipelines.drift.profile import Profile, profile_frame
 from pipelines.drift.sequential import baseline_rate, row_errors, row_losses
-from pipelines.drift.spec import OUTPUTS, PREDICTION, SCORE, Spec
+from pipelines.drift.spec import OUTPUTS, PREDICTION, SCORE, SCORES, Spec
 from pipelines.drift.stats import groups
 from pipelines.fields import Fields
 
@@ -38,11 +38,11 @@ def reference_profile(train: pl.DataFrame, scores: NDArray[np.float64], fields: 
     ``by_class`` (a feature's counts ``[K][G]`` per class in ``DAY_GROUPS`` groups; of the outputs those of the holdout)
     and ``slices`` (``rows, loss, loss_se`` of every value of a category, as ``field=value``).
     """
-    rows = train.drop(*OUTPUTS, "version", strict=False)  # rows from the log carry the score of whoever served then
+    rows = train.drop(*OUTPUTS, SCORES, "version", strict=False)  # rows from the log carry the scores of whoever served then
     profile = profile_frame(rows, fields, spec)
     top = pl.DataFrame({SCORE: pl.Series(scores.max(1) if scores.ndim == 2 else scores, dtype=pl.Float64)})
     if scores.ndim == 2:
-        top = top.with_columns(pl.Series(PREDICTION, scores.argmax(1), dtype=pl.Int64))
+        top = top.with_columns(pl.Series(PREDICTION, scores.argmax(1), dtype=pl.Int64), pl.Series(SCORES, scores.tolist(), dtype=pl.List(pl.Float64)))
     given = Fields(fields.case, (), fields.label, classes=fields.classes)
     columns = profile.columns | profile_frame(top, given, spec).columns
     days = _by_day(rows, fields, spec)

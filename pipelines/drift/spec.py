@@ -1,7 +1,7 @@
 """The feature spec: how a case's numbers are laid on the histogram, frozen once, so that profiles of any two days compare.
 
 ``cases/<case>/profile.json`` holds ``loc`` and ``scale`` of every numeric field, and of the numbers that a text is
-profiled by (:func:`numbers`). It was made from the case's first window by this file's command, with the text
+profiled by (:func:`numbers`), and of a text the ``vocabulary`` that its words are counted over, under ``<field>.tokens``. It was made from the case's first window by this file's command, with the text
 field's name as a third argument where there is one, and changing it starts a new line of profiles:
 
     python -m pipelines.drift.spec runs/local/artefacts/bank/20080801T000000Z/dataset/train.parquet pipelines/cases/bank/profile.json
@@ -20,6 +20,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines.config import CASES_ROOT
+from pipelines.drift.vocabulary import TOKENS, UNKNOWN, freeze_words
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
 from pipelines.storage import digest, write_atomic
@@ -30,6 +31,12 @@ PREDICTION = "prediction"
 """The likeliest class as a category, where a case has classes; in a day's profile ``prediction@<version>``."""
 OUTPUTS = (SCORE, PREDICTION)
 """What comes out of the model; all other features go in."""
+SCORES = "scores"
+"""The column of all classes' probabilities in rows of the log, where a case has classes."""
+ENTROPY = "entropy"
+"""How undecided the model was, in nats (:func:`entropy`); in a day's profile ``entropy@<version>``. Shown only."""
+BY_VERSION = (*OUTPUTS, ENTROPY)
+"""What a day's profile holds once per champion, as ``<name>@<version>``."""
 
 WORDS = ".words"
 """A text is profiled by its number of words, as the number ``<field>.words``."""
@@ -43,12 +50,20 @@ class Scale:
     scale: float
 
 
+UNIT = Scale(0.0, 1.0)
+"""The scale of shares, probabilities and entropies: as they are."""
+
+
 @dataclass(frozen=True)
 class Spec:
-    """The frozen scales of a case; ``version`` names profiles that can be merged and compared."""
+    """The frozen scales of a case, and the ``vocabulary`` of its text; ``version`` names profiles that can be merged and compared.
+
+    Without a vocabulary a text's words are not counted one by one.
+    """
 
     version: str
     scales: dict[str, Scale]
+    vocabulary: tuple[str, ...] = ()
 
 
 def numbers(fields: Fields) -> tuple[str, ...]:
@@ -63,6 +78,40 @@ def count_words(texts: pl.Series) -> pl.Series:
     [3, 0, None]
     """
     return texts.cast(pl.String).str.count_matches(r"\S+").alias(texts.name + WORDS)
+
+
+def shown_only(name: str) -> bool:
+    """Whether a profiled feature is measured for people and takes no part in any test; ``name`` with or without its version.
+
+    >>> shown_only("entropy@3"), shown_only("text.tokens"), shown_only("score@3")
+    (True, True, False)
+    """
+    return name.partition("@")[0] == ENTROPY or name.endswith((TOKENS, UNKNOWN))
+
+
+def scale_of(spec: Spec, name: str) -> Scale | None:
+    """The scale of a number as ``name`` in a reference; None of a category."""
+    return UNIT if shown_only(name) and not name.endswith(TOKENS) else spec.scales.get(name)
+
+
+def entropy(given: pl.Series) -> pl.Series:
+    """Shannon entropy in nats, ``-sum_k p_k ln p_k``, of each row's predicted distribution; 0 is certain, ``ln K`` knows nothing.
+
+    ``given``: the probability of the positive class (float64), or those of all classes (a list). Null stays null, NaN gives NaN.
+    Source: Shannon, Bell System Technical Journal 27(3), 1948, section 6.
+
+    >>> entropy(pl.Series("score", [0.5, 1.0, None])).round(6).to_list()
+    [0.693147, 0.0, None]
+    >>> entropy(pl.Series("scores", [[0.25] * 4, [1.0, 0.0, 0.0]])).round(6).to_list()
+    [1.386294, 0.0]
+    """
+    p = pl.element() if isinstance(given.dtype, pl.List) else pl.col(given.name)
+    one = pl.when(p > 0).then(-p * p.log()).otherwise(p.clip(0.0, 0.0))  # a null stays null
+    if isinstance(given.dtype, pl.List):
+        return given.list.eval(one).list.sum().alias(ENTROPY)
+    other = 1 - p
+    rest = pl.when(other > 0).then(-other * other.log()).otherwise(0.0)
+    return given.to_frame().select((one + rest).alias(ENTROPY)).to_series()
 
 
 def freeze(values: NDArray[np.float64]) -> Scale:
@@ -83,7 +132,8 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
     path = path or CASES_ROOT / fields.case / "profile.json"
     try:
         found: dict[str, Any] = json.loads(path.read_text())
-        scales = {name: Scale(float(value["loc"]), float(value["scale"])) for name, value in found.items()}
+        words = {name: tuple(map(str, value["vocabulary"])) for name, value in found.items() if name.endswith(TOKENS)}
+        scales = {name: Scale(float(value["loc"]), float(value["scale"])) for name, value in found.items() if name not in words}
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist: make it from the case's first rows, see pipelines/drift/spec.py") from error
     except (KeyError, TypeError, ValueError) as error:
@@ -91,20 +141,30 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
     missing = [name for name in numbers(fields) if name not in scales]
     if missing:
         raise ConfigError(f"{path} has no scale for {', '.join(missing)}: make it again, see pipelines/drift/spec.py")
-    kept = {name: scales[name] for name in numbers(fields)} | {SCORE: Scale(0.0, 1.0)}
-    declared = {"fields": fields.hash, "scales": {name: [scale.loc, scale.scale] for name, scale in kept.items()}}
-    return Spec(digest(declared)[:12], kept)
+    vocabulary = () if fields.text is None else words.get(fields.text.name + TOKENS, ())
+    if fields.text is not None and not vocabulary:
+        raise ConfigError(f"{path} has no vocabulary for {fields.text.name}: make it again, see pipelines/drift/spec.py")
+    taken = sorted(name for name in fields.names if name in BY_VERSION or shown_only(name))
+    if taken:
+        raise ConfigError(f"{fields.case}: a field is named {taken[0]}, as what is measured beside the fields is: name it otherwise")
+    kept = {name: scales[name] for name in numbers(fields)} | {SCORE: UNIT}
+    declared: dict[str, Any] = {"fields": fields.hash, "scales": {name: [scale.loc, scale.scale] for name, scale in kept.items()}}
+    if vocabulary:
+        declared["vocabulary"] = vocabulary
+    return Spec(digest(declared)[:12], kept, vocabulary)
 
 
 def main(source: Path, target: Path, text: str = "") -> None:
-    """Freeze the float64 columns of canonical rows, and what is counted of their ``text``, and write them as a case's profile.json."""
+    """Freeze the float64 columns of canonical rows, and what is counted of their ``text`` with its commonest words, and write them as a case's profile.json."""
     frame = pl.read_parquet(source)
     if text:
         frame = frame.with_columns(count_words(frame[text]).cast(pl.Float64))
     columns = [name for name, kind in frame.schema.items() if kind == pl.Float64 and name != SCORE]
     scales = {name: freeze(frame[name].drop_nulls().drop_nans().to_numpy()) for name in columns}
-    text = json.dumps({name: {"loc": scale.loc, "scale": scale.scale} for name, scale in scales.items()}, indent=1)
-    write_atomic(target, f"{text}\n".encode())
+    frozen: dict[str, Any] = {name: {"loc": scale.loc, "scale": scale.scale} for name, scale in scales.items()}
+    if text:
+        frozen[text + TOKENS] = {"vocabulary": freeze_words(frame[text])}
+    write_atomic(target, f"{json.dumps(frozen, indent=1, ensure_ascii=False)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ NOTE = "mlflow.note.content"
 PAGE = "mlflow.page"
 """File in the working folder of a training: its run's page."""
 SEND_SECONDS, SAMPLE_SECONDS, LEAVE_SECONDS = 2.0, 5.0, 7.0
-BATCH = 900
+BATCH, PARAMS = 900, 100
+"""MLflow takes up to this many points, and parameters, at once."""
 TEXT = 4000
 """MLflow keeps this much of a tag."""
 
@@ -96,8 +97,8 @@ def open_run(settings: Settings, training: Training) -> Run:
         rest.post(settings, "runs/update", {"run_id": runs[0]["info"]["run_id"], "status": "RUNNING"})
     run = read(runs[0])
     missing = [{"key": name, "value": value[:TEXT]} for name, value in training.params.items() if name not in run.params]
-    if missing:
-        rest.post(settings, "runs/log-batch", {"run_id": run.id, "params": missing})
+    for start in range(0, len(missing), PARAMS):
+        rest.post(settings, "runs/log-batch", {"run_id": run.id, "params": missing[start : start + PARAMS]})
     return run
 
 

@@ -47,6 +47,7 @@ def heat(view: View) -> dict[str, Any]:
     """The heat map: ``groups`` and ``columns`` of its head, and ``rows`` of cells, the strongest now first."""
     found, policy, version = view["heat"], view["policy"], None
     dates = set(view["report"]["diagnosis"].get("dates", ()))
+    ignored = {*policy["ignore"], *(one["feature"] for one in view["report"]["features"] if one["ignored"])}
     columns, busiest = [], max((column["rows"] for column in found["columns"]), default=0)
     for column in found["columns"]:
         group, label, name = _head(column["end"], found["unit"], view["kind"])
@@ -72,7 +73,7 @@ def heat(view: View) -> dict[str, Any]:
                 "feature": row["feature"],
                 "newest": psi(row["values"][-1]) if row["values"] else "-",
                 "cells": cells,
-                "ignored": row["feature"] in policy["ignore"],
+                "ignored": row["feature"] in ignored,
             }
         )
     groups = [{"label": label, "span": len(list(same))} for label, same in groupby(column["group"] for column in columns)]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipelines.encoding import Columns
     from pipelines.fields import Fields
 
-STEP_VERSION = 4
+STEP_VERSION = 5
 ROOMS = (
     "pipelines.export.onnx",
     "pipelines.export.bundle",
@@ -38,6 +38,7 @@ ROOMS = (
     "pipelines.drift.reference",
     "pipelines.drift.sequential",
     "pipelines.drift.spec",
+    "pipelines.drift.vocabulary",
     "pipelines.evaluation.metrics",
     "pipelines.encoding",
     "pipelines.fields",

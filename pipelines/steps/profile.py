@@ -20,8 +20,16 @@ from pipelines.drift.windows import drift_window
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields, frame_schema
 
-STEP_VERSION = 2
-ROOMS = ("pipelines.drift.bits", "pipelines.drift.profile", "pipelines.drift.spec", "pipelines.drift.windows", "pipelines.data.log", "pipelines.fields")
+STEP_VERSION = 3
+ROOMS = (
+    "pipelines.drift.bits",
+    "pipelines.drift.profile",
+    "pipelines.drift.spec",
+    "pipelines.drift.vocabulary",
+    "pipelines.drift.windows",
+    "pipelines.data.log",
+    "pipelines.fields",
+)
 PARTS = "profile_parts"
 """Beside the step's folder: the days that were profiled ahead of it by tasks of their own."""
 

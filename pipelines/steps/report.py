@@ -17,12 +17,12 @@ from pipelines.drift import reference
 from pipelines.drift.compare import compare
 from pipelines.drift.describe import describe
 from pipelines.drift.profile import Profile, merge, read
-from pipelines.drift.spec import OUTPUTS, load_spec
+from pipelines.drift.spec import BY_VERSION, OUTPUTS, load_spec, scale_of
 from pipelines.errors import PerennialError
 from pipelines.registry import monitoring
 from pipelines.reports import daily
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 ROOMS = (
     "pipelines.reports.daily",
     "pipelines.reports.daily_page",
@@ -160,15 +160,15 @@ def _profiles(
         return {**found, "heat": windows(past, order), "moved": []}
     found["moved"] = []
     for name in order[:DESCRIBED]:
-        now = current.columns.get(f"{name}@{report.model_version}" if name in OUTPUTS else name)
-        told = None if now is None else describe(before.columns[name], now, spec.scales.get(name))
+        now = current.columns.get(f"{name}@{report.model_version}" if name in BY_VERSION else name)
+        told = None if now is None else describe(before.columns[name], now, scale_of(spec, name))
         if told is not None:
             found["moved"].append({"feature": name, **told})
     days = _days(settings, run_dir, report.window.end.date(), spec.version)
     enough = sum(day["rows"] >= params.drift.min_rows for day in days)
     if params.drift.window != "day" and 2 * enough <= sum(day["rows"] > 0 for day in days):
         return {**found, "heat": windows(past, order)}
-    shown = order[:ROWS] or [name for name in before.columns if name not in OUTPUTS][:ROWS]
+    shown = order[:ROWS] or [name for name in before.columns if name not in BY_VERSION][:ROWS]
     narrow = replace(before, columns={name: before.columns[name] for name in shown})
     values: dict[str, list[float | None]] = {name: [] for name in shown}
     for day in days:

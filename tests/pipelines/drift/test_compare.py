@@ -1,5 +1,6 @@
 """pipelines/drift/compare.py and windows.py: what is compared with what."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -60,6 +61,20 @@ def test_only_the_champions_scores_count():
     assert not found(mixed)["score"].drifted
     assert found(mixed, version=2)["score"].drifted
     assert "score" not in found(mixed, version=3)
+
+
+def test_what_is_shown_only_never_drifts_and_changes_nothing_else():
+    """The entropy that moved far is measured and ignored; every other feature is what it is without it."""
+    window = rows(1000, size=6.0, score=0.9, seed=1)
+    moved = found(window)
+    assert (moved["entropy"].ignored, moved["entropy"].drifted, moved["entropy"].severity) == (True, False, "severe")
+    assert moved["entropy"].wasserstein > 0.1
+    bare, current = (
+        replace(one, columns={name: column for name, column in one.columns.items() if "entropy" not in name})
+        for one in (REFERENCE, profile_frame(window, FIELDS, SPEC))
+    )
+    without = compare(bare, current, FIELDS, SPEC, PARAMS.drift, 1)
+    assert {one.feature: one for one in without} == {name: one for name, one in moved.items() if name != "entropy"}
 
 
 def test_an_ignored_field_never_drifts():

@@ -124,3 +124,4 @@ def test_an_explanation_of_a_table_and_of_texts():
     assert text["vectors"]["mmd"] > 0.005
     assert "cannot tell" in explain(texts(600, 0), texts(600, 1), TEXTS)["about"]
     assert list(explain(rows(3000, 0), rows(10, 1), FIELDS)) == ["about"]
+    assert list(explain(rows(100, 0), rows(100, 1), FIELDS, ignore=FIELDS.names)) == ["about"]

@@ -1,5 +1,7 @@
 """pipelines/drift/kernel.py: profiles of Parquet files are those of their rows."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
@@ -72,8 +74,10 @@ def test_what_the_fast_way_does_not_know_takes_the_slow_one(tmp_path):
     column = profile_parquet([tmp_path / "rows.parquet"], FIELDS, SPEC).columns["count"]
     assert (column.n, column.missing) == (250, (250, 0, 0, 0))
     texts = pl.DataFrame({"text": ["one two", None, "three"], "score": [0.5, 0.6, 0.7], "prediction": [0, 2, 9], "version": [1, 1, 2]})
+    texts = texts.with_columns(scores=pl.Series([[0.5, 0.3, 0.2], None, [0.7, 0.2, 0.1]]))
     texts.write_parquet(tmp_path / "texts.parquet")
-    assert to_bytes(profile_parquet([tmp_path / "texts.parquet"], TEXTS, TEXT_SPEC)) == to_bytes(profile_frame(texts, TEXTS, TEXT_SPEC))
+    for spec in (TEXT_SPEC, replace(TEXT_SPEC, vocabulary=("one", "three"))):
+        assert to_bytes(profile_parquet([tmp_path / "texts.parquet"], TEXTS, spec)) == to_bytes(profile_frame(texts, TEXTS, spec))
 
 
 def test_no_rows_and_no_file(tmp_path):

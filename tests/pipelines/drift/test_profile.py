@@ -1,6 +1,7 @@
 """pipelines/drift/profile.py: counts that add up, whatever the values."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -88,7 +89,22 @@ def test_what_is_no_number_is_counted_apart():
 def test_scores_are_kept_by_version():
     """The score of each version is a feature of its own, so that a window with two champions can be told apart."""
     profile = profile_frame(frame([("red", 1.0, 1, 1, 0.5), ("red", 1.0, 1, 2, 0.5), ("red", 1.0, 1, 2, 0.7)]), FIELDS, SPEC)
-    assert {name: column.n for name, column in profile.columns.items() if "@" in name} == {"score@1": 1, "score@2": 2}
+    assert {name: column.n for name, column in profile.columns.items() if "@" in name} == {"score@1": 1, "score@2": 2, "entropy@1": 1, "entropy@2": 2}
+
+
+def test_the_entropy_is_that_of_the_predicted_distribution():
+    """A coin is ln 2, a certain answer 0, K equal classes ln K; a row without an answer is missing, and so are all without probabilities."""
+    binary = profile_frame(pl.DataFrame({"score": [0.5, 1.0, 0.0, None]}), FIELDS, SPEC).columns["entropy"]
+    low, high = bounds(binary.bins, SPEC.scales["score"])
+    assert (binary.counts.tolist(), binary.missing) == ([2, 1], (1, 0, 0, 0))
+    assert low[0] == 0
+    assert low[1] <= np.log(2) <= high[1]
+    rows = pl.DataFrame({"text": ["x"] * 3, "version": [1, 1, 2], "score": [1 / 3, 1.0, 0.5], "scores": [[1 / 3] * 3, [0.0, 1.0, 0.0], None]})
+    classes = profile_frame(rows, TEXTS, TEXT_SPEC).columns
+    low, high = bounds(classes["entropy@1"].bins, SPEC.scales["score"])
+    assert low[1] <= np.log(3) <= high[1]
+    assert (classes["entropy@1"].n, classes["entropy@2"].missing) == (2, (1, 0, 0, 0))
+    assert "entropy" not in profile_frame(rows.drop("scores", "version"), TEXTS, TEXT_SPEC).columns
 
 
 def test_profiles_of_different_specs_do_not_merge():
@@ -114,7 +130,7 @@ def test_a_reference_keeps_its_days_and_its_baseline(tmp_path):
     train = pl.DataFrame({"event_time": days, "colour": ["red"] * 50 + ["green"] * 50, "size": [float(n % 7) for n in range(100)], "count": [1.0] * 100})
     train = train.with_columns(bought=pl.lit(1, pl.Int8), version=pl.lit(7), score=pl.lit(0.9))
     reference = reference_profile(train, np.array([0.9, 0.8, 0.2, 0.1]), FIELDS, SPEC, train.head(4))
-    assert set(reference.columns) == {"colour", "size", "count", "score"}
+    assert set(reference.columns) == {"colour", "size", "count", "score", "entropy"}
     assert reference.days["colour"].tolist() == [[50, 0], [0, 50]]
     assert reference.baseline["errors"] == 2
     assert 0.5 < reference.baseline["error_rate"] <= 1
@@ -131,6 +147,10 @@ def test_the_spec_is_frozen_from_rows(tmp_path):
     assert json.loads((tmp_path / "profile.json").read_text()) == {"size": {"loc": 2.0, "scale": 0.25}, "pdays": {"loc": 999.0, "scale": 1.0}}
     with pytest.raises(ConfigError, match="no scale for count"):
         load_spec(FIELDS, tmp_path / "profile.json")
+    pl.DataFrame({"size": [1.0, 2.0], "entropy": [1.0, 2.0]}).write_parquet(tmp_path / "rows.parquet")
+    main(tmp_path / "rows.parquet", tmp_path / "alike.json")
+    with pytest.raises(ConfigError, match="a field is named entropy"):
+        load_spec(Fields("mock", (Numeric("size"), Numeric("entropy")), "bought"), tmp_path / "alike.json")
     with pytest.raises(ConfigError, match="does not exist"):
         load_spec(FIELDS, tmp_path / "nowhere.json")
 
@@ -156,6 +176,26 @@ def test_a_text_is_counted_by_its_words(tmp_path):
     main(tmp_path / "rows.parquet", tmp_path / "profile.json", "text")
     spec = load_spec(TEXTS, tmp_path / "profile.json")
     assert spec.scales == {"text.words": Scale(2.0, float(f"{1 / 2.25:.6g}")), "score": Scale(0.0, 1.0)}
+    assert spec.vocabulary == ("one", "more", "three", "two", "word")
+    (tmp_path / "profile.json").write_text(json.dumps({"text.words": {"loc": 2.0, "scale": 1.0}}))
+    with pytest.raises(ConfigError, match="no vocabulary for text"):
+        load_spec(TEXTS, tmp_path / "profile.json")
+
+
+def test_words_are_counted_over_the_frozen_vocabulary():
+    """Known words are counted each, all others together; the unknown share is a text's own; parts add up to the whole."""
+    spec = replace(TEXT_SPEC, vocabulary=("heap", "overflow"))
+    frame = pl.DataFrame({"text": ["Heap overflow, HEAP!", "a leak in libpng", None, "...", "heap leak"]})
+    columns = profile_frame(frame, TEXTS, spec).columns
+    assert columns["text.tokens"].vocabulary == ("heap", "overflow")
+    assert (columns["text.tokens"].bins.tolist(), columns["text.tokens"].counts.tolist()) == ([0, 1, 2], [3, 1, 4])
+    assert columns["text.tokens"].missing == (1, 0, 0, 0)
+    low, high = bounds(columns["text.unknown"].bins, Scale(0.0, 1.0))
+    assert (columns["text.unknown"].counts.tolist(), columns["text.unknown"].missing) == ([1, 1, 1], (2, 0, 0, 0))
+    assert (low <= [0.0, 0.5, 1.0]).all()
+    assert (high >= [0.0, 0.5, 1.0]).all()
+    parts = [profile_frame(part, TEXTS, spec) for part in (frame.head(2), frame.tail(3))]
+    assert same(merge(parts, "texts"), profile_frame(frame, TEXTS, spec))
 
 
 def test_predicted_classes_are_kept_by_version():
@@ -175,7 +215,9 @@ def test_a_reference_of_classes_holds_scores_and_predictions():
     rows = pl.DataFrame({"event_time": [datetime(2020, 1, 1 + n, tzinfo=UTC) for n in range(3)], "text": ["a b", "c", "d"], "team": [0, 1, 1]})
     given = np.array([[0.8, 0.1, 0.1], [0.6, 0.2, 0.2], [0.3, 0.5, 0.2]])
     reference = reference_profile(rows, given, TEXTS, TEXT_SPEC, rows)
-    assert set(reference.columns) == set(reference.days) == {"text.words", "score", "prediction"}
+    assert set(reference.columns) == set(reference.days) == {"text.words", "score", "prediction", "entropy"}
+    undecided = number_column(pl.Series([0.639032, 0.950271, 1.029653]), TEXT_SPEC.scales["score"])  # by hand
+    assert same(Profile("", 0, {"x": reference.columns["entropy"]}), Profile("", 0, {"x": undecided}))
     assert reference.columns["prediction"].counts.tolist() == [2, 1]
     assert reference.days["prediction"].tolist() == [[1, 0], [1, 0], [0, 1]]
     assert same(Profile("", 0, {"x": reference.columns["score"]}), Profile("", 0, {"x": number_column(pl.Series([0.8, 0.6, 0.5]), TEXT_SPEC.scales["score"])}))

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -108,6 +109,13 @@ def test_two_tries_at_once_share_a_run(settings, client, monkeypatch):
     monkeypatch.setattr(live, "find", lambda *given: answers.pop() if answers else finding(*given))
     assert live.open_run(settings, _training("both")).id == first.id
     assert _only_run(client, "both").info.run_id == first.id
+
+
+def test_a_training_may_have_many_parameters(settings, client):
+    """More parameters than MLflow takes at once are all in the run, as a case's file has well over a hundred."""
+    params = {f"param.{number}": str(number) for number in range(2 * live.PARAMS + 1)}
+    run = live.open_run(settings, replace(_training("many"), params=params))
+    assert client.get_run(run.id).data.params == params
 
 
 def test_without_mlflow_a_training_goes_on(tmp_path, caplog):
