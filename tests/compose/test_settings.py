@@ -114,7 +114,9 @@ def test_executors_and_queues():
 )
 def test_make_compose_up_takes_profiles(asked, said):
     """`make compose-up` makes the secrets first, and gives workers the executor that sends them tasks."""
-    lines = subprocess.run(["make", "-n", "compose-up", *asked], capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()
+    lines = subprocess.run(
+        ["make", "--no-print-directory", "-n", "compose-up", *asked], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.splitlines()
     assert "python3 -m embedded.keys" in lines
     assert " ".join(lines[-1].split()).startswith(said)
 

@@ -113,7 +113,7 @@ def test_words_that_came_and_went_are_named():
 
 
 def test_an_explanation_of_a_table_and_of_texts():
-    """Both name what moved in one sentence, whatever the types in the log; texts also have their vectors; few rows are said to be few."""
+    """Both name what moved in one sentence, whatever the types in the log; texts also have their vectors; few rows, or no field, are said to be too few."""
     table = explain(rows(3000, 0), rows(1000, 1, a=1.0).with_columns(pl.col("month").cast(pl.Int64)), FIELDS)
     assert table["rows"] == {"reference": 2000, "current": 1000}
     assert table["about"].startswith("a classifier tells the window from the training rows with AUC 0.7")
