@@ -12,12 +12,15 @@ import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from embedded import composed, http, keys, postgres
 from embedded.ports import HOST, Ports
 from embedded.processes import ROOT
 from embedded.service import Service
+from pipelines import ledger
 from pipelines.errors import ConfigError
 from pipelines.storage import write_atomic
 
@@ -26,6 +29,9 @@ PACKAGES = {"redis-server": "redis-server", "prometheus": "prometheus", "prometh
 QUEUES = {"default": "airflow-worker", "gpu": "airflow-worker-gpu"}
 """A queue and the compose service whose worker serves it."""
 DATABASES = ("airflow", "mlflow", "ledger")
+MIGRATIONS = {"airflow": "airflow/migrations/versions", "mlflow": "mlflow/store/db_migrations/versions"}
+"""A database that Alembic migrates, and where the installed package keeps the steps that it knows."""
+PACKAGE_OF = {"airflow": "apache-airflow-core", "mlflow": "mlflow"}
 
 
 def require() -> None:
@@ -116,6 +122,32 @@ def foundation(home: Path, ports: Ports, env: Mapping[str, str]) -> list[Service
 def make_databases(home: Path, ports: Ports) -> None:
     """Airflow's, MLflow's and the ledger's database, each with an owner of its own."""
     postgres.make_databases(ports.postgres, secret(home, "postgres_password"), {name: secret(home, f"{name}_db_password") for name in DATABASES})
+
+
+def check_databases(urls: Mapping[str, str]) -> None:
+    """Raise ConfigError naming the setting if a database (by name: its URL) has the schema of another version; an empty one is none."""
+    ledger.check(urls["ledger"])
+    for name, folder in MIGRATIONS.items():
+        version = postgres.schema_version(urls[name])
+        steps = _installed(folder.partition("/")[0]).parent / folder
+        if version and not any(f'"{version}"' in path.read_text() for path in steps.glob("*.py")):
+            raise ConfigError(
+                f"the database {name} has the schema of another version: the installed {name} {metadata.version(PACKAGE_OF[name])} does not know "
+                f"its revision {version}; choose another state folder (STATE=; in compose the secret {name}_db_url), or install the version that made it"
+            )
+
+
+def _installed(package: str) -> Path:
+    """Where a package lies; found without the seconds that importing it takes."""
+    found = find_spec(package)
+    if found is None or found.origin is None:
+        raise ConfigError(f"{package} is not installed beside {sys.executable}: run `make setup`")
+    return Path(found.origin).parent
+
+
+def urls(home: Path) -> dict[str, str]:
+    """The address of each database, password included, by the database's name."""
+    return {name: secret(home, f"{name}_db_url") for name in DATABASES}
 
 
 def changed(service: Service, home: Path, ports: Ports, env: Mapping[str, str]) -> Service:

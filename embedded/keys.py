@@ -83,7 +83,9 @@ def make(folder: Path, postgres: str = "postgres:5432", redis: str = "redis:6379
             new.append(name)
         own[name] = path.read_text().strip()
         if "password" in name and not _WORD.fullmatch(own[name]):
-            raise ValueError(f"{path} is empty or holds other characters than letters, digits, - and _: delete it and run `make secrets` again")
+            raise ValueError(
+                f"{path} is empty or holds other characters than letters, digits, - and _: delete it: `make secrets`, or the next start of PROFILE=full, makes it anew"
+            )
     for name, text in composed(own, postgres, redis).items():
         path = folder / name
         if not path.exists():

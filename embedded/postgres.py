@@ -109,7 +109,8 @@ def make_databases(port: int, password: str, owners: Mapping[str, str]) -> None:
             for name, word in owners.items():
                 who, login = sql.Identifier(name), sql.Literal(word)
                 if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone():
-                    connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {} NOSUPERUSER NOCREATEDB NOCREATEROLE CONNECTION LIMIT 100").format(who, login))
+                    connection.execute(sql.SQL("CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE CONNECTION LIMIT 100").format(who))
+                connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(who, login))  # a secret that was lost is a new one now
                 if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
                     connection.execute(sql.SQL("CREATE DATABASE {} OWNER {} ENCODING 'UTF8' TEMPLATE template0").format(who, who))
                     connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(who))
@@ -117,6 +118,17 @@ def make_databases(port: int, password: str, owners: Mapping[str, str]) -> None:
         if "password" in str(error):
             raise ConfigError(f"PostgreSQL on port {port} refuses the password in secrets/postgres_password: restore that file, or delete the data") from error
         raise Unavailable(f"PostgreSQL on port {port} does not answer: {error}") from error
+
+
+def schema_version(url: str) -> str | None:
+    """Alembic's revision of the database ``url``; None if nothing has been made in it yet."""
+    import psycopg
+
+    with psycopg.connect(url.replace("+psycopg", "", 1), connect_timeout=10) as connection:
+        if connection.execute("SELECT to_regclass('alembic_version')").fetchone() != (None,):
+            [version] = connection.execute("SELECT version_num FROM alembic_version").fetchone() or (None,)
+            return version
+    return None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import secrets
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -86,6 +87,7 @@ def start(
         refuse_if_running(home)
         stop(home)  # strays of a stack that was killed
         ports.require_free(but=() if is_full else FULL_ONLY)
+        _require_folders(Settings(home=home))
         _make_key(home)
         triton.prepare(home)
         if is_full:
@@ -101,6 +103,7 @@ def start(
                     record = _launch(home, record, service)
                 _wait(foundation, record, began, deadline, on_ready)
                 full.make_databases(home, ports)
+                full.check_databases(full.urls(home))
             wanted = services(home, ports, env, traffic=traffic, broken=broken, profile=profile)
             for service in [service for service in wanted if service.env is not env]:
                 record = _launch(home, record, service)
@@ -264,6 +267,17 @@ def _locked(home: Path) -> Iterator[None]:
         except OSError as error:
             raise ConflictError(f"somebody else is starting a stack of {home} right now: wait for it, then look with `make status`") from error
         yield
+
+
+def _require_folders(settings: Settings) -> None:
+    """Raise ConfigError naming the setting if the lake or a folder beside it cannot be written: a mount that is away, a file in its place, a disk set read-only."""
+    for folder in (settings.lake, settings.prediction_log, settings.model_repository):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be written ({error}): mend it, or set PERENNIAL_HOME (STATE=) to another folder") from error
 
 
 def _make_key(home: Path) -> None:

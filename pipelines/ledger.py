@@ -105,6 +105,12 @@ def _begin(url: str) -> AbstractContextManager[Connection]:
     return database.begin(url, _metadata)
 
 
+def check(url: str) -> None:
+    """Make the tables where there are none. Raises ConfigError if they are another version's, Unavailable if nobody answers."""
+    with _begin(url):
+        pass
+
+
 def _insert_first(url: str, table: Table, **values: Any) -> bool:
     """Insert a row; False if its key is there already: of all who try, the first one wins."""
     try:
