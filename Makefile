@@ -98,9 +98,9 @@ bench-drift: ## profiles and statistics of drift against the bare scan and its p
 	$(PY) -m benchmarks.bench_drift $(ARGS)
 proof-diagnosis: ## kind and day of every drift of `loans`, named over 20 seeds (benchmarks/results/proof-diagnosis.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof_diagnosis $(ARGS)
-test-full: ## the loop, twenty drift runs at once and a killed worker on PROFILE=full (benchmarks/results/full-stack.json)
-	$(PY) -m benchmarks.full_stack $(ARGS)
-	PERENNIAL_TEST_PROFILE=full $(PY) -m pytest tests/dags/test_real_airflow.py
+test-full: ## PROFILE=full: demo, killed worker, drift runs at once, limits, monitoring (benchmarks/results/full-stack.json, .log)
+	set -o pipefail; { $(PY) -m benchmarks.full_stack $(ARGS) && PERENNIAL_TEST_PROFILE=full $(PY) -m pytest tests/dags/test_real_airflow.py; } 2>&1 \
+		| sed -u -e 's|$(CURDIR)/||g' $(if $(PERENNIAL_DATA_DIR),-e 's|$(PERENNIAL_DATA_DIR)|$$PERENNIAL_DATA_DIR|g') | tee benchmarks/results/full-stack.log
 .PHONY: test-full
 
 # The full stack in containers (docs/compose.md): PROFILES=celery,gpu,traffic; DEV=1 mounts this checkout's code.

@@ -8,20 +8,17 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
-import polars as pl
 import pytest
 import yaml
-from sqlalchemy import create_engine, text
 
+from benchmarks.episode import forget, provoke
 from embedded import stack
 from embedded.airflow import client
 from embedded.airflow_metrics import SERIES, Watch
-from embedded.demo import traffic
 from embedded.ports import Ports
 from embedded.services import PARAMS, settings_of
-from pipelines import cases, ledger
+from pipelines import ledger
 from pipelines.config import CASES_ROOT, load_params
-from pipelines.contracts import Window
 from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import wall_time
 from tests.embedded.test_airflow_metrics import samples
@@ -35,8 +32,6 @@ CASE = "loans"
 RUNS = 20
 FAULTS = ("drift:decided.1", "drift:opened.1", "drift:publish.1", "drift:published.1", "alert:files.1")
 """Where a task is killed: the state without its episode, the episode without its report, and on the way to the commits."""
-DAYS = 21
-"""Predictions that are mostly wrong must ask for training within so many days, the delay of the labels included."""
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +100,9 @@ def test_the_schedulers_own_ticks_go_green(loop):
 
 def test_an_episode_trains_once(loop):
     """Twenty concurrent drift runs of one episode, some killed and retried, some cleared, end in one training run, to which all link, and one message."""
-    as_of, episode = _drifted(loop)
-    _forget(loop.settings, as_of)
+    tomorrow = wall_time().replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    as_of, episode = provoke(loop.settings, loop.params, tomorrow)
+    forget(loop.settings, CASE, as_of)
     for fault in FAULTS:
         (loop.faults / fault).touch()
     dag, airflow = f"{CASE}_drift", loop.airflow
@@ -139,39 +135,6 @@ def test_an_episode_trains_once(loop):
     assert set(verdicts.values()) == {1}
     assert [row["trigger"] for row in ledger.verdicts(loop.settings.ledger, CASE)] == ["initial", "performance"]
     assert [body["text"].partition("\n")[0] for _, body in loop.messages if episode in body["text"]] == [f"*CRITICAL* {CASE}: {episode}"]
-
-
-def _forget(settings, as_of):
-    """Takes the decision of ``as_of`` back, so that the runs to come race for it: its state, its episode, its report."""
-    with create_engine(settings.ledger).begin() as connection:
-        connection.execute(text("DELETE FROM drift_episodes"))
-        for table in ("drift_states", "drift_chain"):
-            connection.execute(text(f"DELETE FROM {table} WHERE as_of = (SELECT max(as_of) FROM {table})"))
-    shutil.rmtree(settings.run_dir(CASE, as_of) / "drift")
-
-
-def _drifted(loop):
-    """Sends days of rows whose labels contradict the champion through the gateway until the drift step asks for training."""
-    from pipelines.steps import drift, profile
-
-    settings, part, fields = loop.settings, cases.part(CASE, "source"), cases.load_fields(CASE)
-    start = wall_time().replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
-    rows = part.rows(part.resolve(settings, loop.params), Window(start=start, end=start + timedelta(days=DAYS)), loop.params)
-    rows = rows.with_columns((1 - pl.col(fields.label)).alias(fields.label))
-    tally = traffic.Tally()
-    with traffic.client(settings.gateway_url, settings.key_file) as gateway:
-        traffic.send_rows(gateway, fields, rows, tally)
-        traffic.send_labels(gateway, fields, rows, tally)
-    traffic.wait_for_closed_segments(settings.prediction_log, CASE)
-    assert (tally.errors, len(tally.answers)) == (0, rows.height)
-    for number in range(1, DAYS + 1):
-        as_of = start + timedelta(days=number)
-        run_dir = settings.run_dir(CASE, as_of)
-        profile.run(loop.params, settings, run_dir, as_of)
-        facts = drift.run(loop.params, settings, run_dir, as_of).facts
-        if facts["action"] == "retrain":
-            return as_of, facts["episode"]
-    raise AssertionError(f"no training was asked for within {DAYS} days of wrong predictions; the last day: {facts}")
 
 
 def test_what_prometheus_is_told_of_a_real_airflow(loop):
