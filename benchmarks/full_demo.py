@@ -20,7 +20,6 @@ from pipelines.config import Settings
 from pipelines.errors import PerennialError
 from pipelines.storage import read_manifest
 
-
 PROVENANCE = {
     "record.json": "who trained, when, where",
     "metrics.jsonl": "seconds of every step",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 IMAGES = ROOT / "docs" / "img"
-MINUTES, POINTS = 20.0, 160
+POINTS = 160
 LINES = 8
 """Of a panel with more series the largest are drawn; Grafana would draw them all and let one choose."""
 ABSENT = {
@@ -58,15 +58,16 @@ def ask(url: str) -> list[dict[str, Any]]:
     return found
 
 
-def draw(url: str, folder: Path = IMAGES, minutes: float = MINUTES) -> list[Path]:
-    """One picture of each dashboard over the last ``minutes``."""
+def draw(url: str, folder: Path = IMAGES) -> list[Path]:
+    """One picture of each dashboard, since the Prometheus was started."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     boards = dashboards()
     folder.mkdir(parents=True, exist_ok=True)
+    [age] = _get(url, "query", query='time() - process_start_time_seconds{job="prometheus"}')
     end = time.time()
-    return [_picture(board, boards, url, (end - 60 * minutes, end), folder / f"dashboard-{board.name}.png") for board in boards.DASHBOARDS]
+    return [_picture(board, boards, url, (end - float(age["value"][1]), end), folder / f"dashboard-{board.name}.png") for board in boards.DASHBOARDS]
 
 
 def _picture(board: Any, boards: Any, url: str, span: tuple[float, float], path: Path) -> Path:
@@ -101,7 +102,7 @@ def _picture(board: Any, boards: Any, url: str, span: tuple[float, float], path:
 def _lines(axes: Axes, panel: Any, lines: list[tuple[str, Any]], span: tuple[float, float]) -> None:
     largest = sorted(lines, key=lambda line: -max((abs(v) for v in _values(line[1])), default=0.0))[:LINES]
     for name, points in sorted(largest, key=lambda line: line[0]):
-        axes.plot([(moment - span[1]) / 60 for moment, _ in points], _values(points, keep=True), lw=1.4, label=name)
+        axes.plot(*_drawn(points, span), lw=1.4, label=name)
     about = f"{panel.title}" + (f"  [{UNITS.get(panel.unit, panel.unit)}]" if UNITS.get(panel.unit, panel.unit) else "")
     axes.set_title(about + (f"  {LINES} of {len(lines)}" if len(lines) > LINES else ""), loc="left", size=9.5, color=INK)
     axes.set_xlim((span[0] - span[1]) / 60, 0)
@@ -130,9 +131,21 @@ def _stat(axes: Axes, panel: Any, lines: list[tuple[str, Any]], span: tuple[floa
         axes.text(x + 0.13, y, name, size=8.5, color=INK, va="top", transform=axes.transAxes)
 
 
-def _values(points: Any, *, keep: bool = False) -> list[float]:
-    numbers = [float(value) for _, value in points]
-    return numbers if keep else [number for number in numbers if math.isfinite(number)]
+def _drawn(points: Any, span: tuple[float, float]) -> tuple[list[float], list[float]]:
+    """Minutes and values of a line, which is broken where Prometheus has nothing."""
+    step = (span[1] - span[0]) / POINTS
+    moments, values = [], []
+    for number, (moment, value) in enumerate(points):
+        if number and moment - points[number - 1][0] > 1.5 * step:
+            moments.append(moments[-1])
+            values.append(math.nan)
+        moments.append((moment - span[1]) / 60)
+        values.append(float(value))
+    return moments, values
+
+
+def _values(points: Any) -> list[float]:
+    return [number for _, value in points if math.isfinite(number := float(value))]
 
 
 def _named(legend: str, labels: dict[str, str]) -> str:
@@ -148,12 +161,11 @@ def main() -> int:
     """Draw, and say which panels found nothing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.panels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", help="the address of a Prometheus")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="how far back")
     given = parser.parse_args()
     for one in ask(given.url):
         if not one["series"]:
             print(f"{one['dashboard']}: {one['panel']}, {one['legend']}: no series" + (f" ({one['absent']})" if one["absent"] else ""))
-    for path in draw(given.url, minutes=given.minutes):
+    for path in draw(given.url):
         print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
     return 0
 
