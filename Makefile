@@ -4,6 +4,9 @@ PY := .venv/bin/python
 
 # Where the state of a stack is; empty: $PERENNIAL_HOME, else runs/local.
 STATE ?=
+# full: what docker-compose.yaml starts, as processes (docs/full-stack.md); empty: the small stack of one machine.
+PROFILE ?=
+PROFILE_OPTION = $(if $(PROFILE),--profile "$(PROFILE)")
 HOME_OPTION = $(if $(STATE),--home "$(STATE)")
 # What `make setup` uses: an interpreter (empty: python3.11, else python3), the index of torch's CPU builds.
 PYTHON ?=
@@ -23,11 +26,11 @@ setup: ## check the machine, make .venv and .venv-triton [PYTHON=...] [TORCH_IND
 	@command -v python3 >/dev/null || { echo "make setup: there is no python3: install Python 3.11"; exit 1; }
 	@python3 -m embedded.install
 
-demo: setup ## replay history through the whole loop [CASE=bank|triage|loans] [FAST=1] [KEEP=1] [STATE=runs/demo]
-	@$(PY) -m embedded.demo $(if $(CASE),--case "$(CASE)") $(if $(FAST),--fast) $(if $(KEEP),--keep) $(HOME_OPTION)
+demo: setup ## replay history through the whole loop [CASE=bank|triage|loans] [FAST=1] [KEEP=1] [PROFILE=full] [STATE=runs/demo]
+	@$(PY) -m embedded.demo $(if $(CASE),--case "$(CASE)") $(if $(FAST),--fast) $(if $(KEEP),--keep) $(PROFILE_OPTION) $(HOME_OPTION)
 
-up: setup ## start Airflow, MLflow, Triton, the gateway and live traffic [STATE=runs/local]
-	@$(PY) -m embedded up $(HOME_OPTION)
+up: setup ## start Airflow, MLflow, Triton, the gateway and live traffic [PROFILE=full] [STATE=runs/local]
+	@$(PY) -m embedded up $(PROFILE_OPTION) $(HOME_OPTION)
 
 down: ## stop all of it [STATE=runs/local]
 	@$(INSTALLED)
@@ -93,6 +96,10 @@ bench-drift: ## profiles and statistics of drift against the bare scan and its p
 
 proof-diagnosis: ## kind and day of every drift of `loans`, named over 20 seeds (benchmarks/results/proof-diagnosis.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof_diagnosis $(ARGS)
+test-full: ## PROFILE=full: demo, killed worker, drift runs at once, limits, monitoring (benchmarks/results/full-stack.json, .log)
+	set -o pipefail; { $(PY) -m benchmarks.full_stack $(ARGS) && PERENNIAL_TEST_PROFILE=full $(PY) -m pytest tests/dags/test_real_airflow.py; } 2>&1 \
+		| sed -u -e 's|$(CURDIR)/||g' $(if $(PERENNIAL_DATA_DIR),-e 's|$(PERENNIAL_DATA_DIR)|$$PERENNIAL_DATA_DIR|g') | tee benchmarks/results/full-stack.log
+.PHONY: test-full
 
 # The full stack in containers (docs/compose.md): PROFILES=celery,gpu,traffic; DEV=1 mounts this checkout's code.
 comma := ,

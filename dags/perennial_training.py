@@ -3,6 +3,7 @@
 from airflow.sdk import DAG, chain
 from perennial_operators import StepOperator
 from perennial_run import DEFAULTS, clock_param, readable_cases, reason_param, timetable, train_arguments, trigger_param
+from perennial_torchrun import TorchrunOperator
 
 from pipelines.config import Params
 from pipelines.steps import TRAINING
@@ -13,6 +14,12 @@ gate promotes, released. A candidate that is not promoted is a verdict, not a fa
 
 Running the same `as_of` again changes nothing. Red means broken: read the task's last error, it says what to do.
 """
+
+
+def _task(step: str, params: Params) -> StepOperator:
+    if step == "train":
+        return TorchrunOperator(task_id=step, case=params.case, **train_arguments(params))
+    return StepOperator(task_id=step, step=step, case=params.case)
 
 
 def training(params: Params) -> DAG:
@@ -29,8 +36,7 @@ def training(params: Params) -> DAG:
         default_args=DEFAULTS,
         tags=["perennial", params.case, "training"],
     ) as dag:
-        asks = {"train": train_arguments(params)}
-        chain(*[StepOperator(task_id=step, step=step, case=params.case, **asks.get(step, {})) for step in TRAINING])
+        chain(*[_task(step, params) for step in TRAINING])
     return dag
 
 

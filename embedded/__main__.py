@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from embedded import stack
+from embedded.airflow import client
 from embedded.live import open_live_cases
 from embedded.ports import Ports
+from embedded.services import PROFILES, settings_of
 from pipelines.config import Settings, case_names
 from pipelines.errors import PerennialError
 
@@ -28,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=about, description=about)
         command.add_argument("--home", type=Path, default=None, help="state folder (default: PERENNIAL_HOME, else runs/local)")
         if name == "up":
+            command.add_argument("--profile", choices=PROFILES, default="embedded", help="embedded (default), or full: what docker-compose.yaml starts")
             command.add_argument("--no-traffic", action="store_true", help="no trickle of requests on the live cases")
     options = parser.parse_args(arguments)
     home = (options.home or Settings().home).expanduser().resolve()
@@ -35,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(soft_wrap=True) if sys.stdout.isatty() else Console(soft_wrap=True, width=WIDE)
     try:
         if options.command == "up":
-            return up(home, console, traffic=not options.no_traffic)
+            return up(home, console, traffic=not options.no_traffic, profile=options.profile)
         return down(home, console) if options.command == "down" else status(home, console)
     except PerennialError as error:
         print(f"make {options.command}: {error}", file=sys.stderr)
@@ -45,18 +48,21 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def up(home: Path, console: Console, *, traffic: bool = True) -> int:
+def up(home: Path, console: Console, *, traffic: bool = True, profile: str = "embedded") -> int:
     """Start the stack, let the live cases' DAGs run, print the addresses."""
     console.print(f"starting on {home}; logs in {home / 'logs'}")
-    running = stack.start(home, Ports.from_environment(), traffic=traffic, on_ready=lambda name, seconds: console.print(f"  {seconds:5.1f} s  {name}"))
+    running = stack.start(
+        home, Ports.from_environment(), traffic=traffic, profile=profile, on_ready=lambda name, seconds: console.print(f"  {seconds:5.1f} s  {name}")
+    )
+    known = settings_of(home, running.env)
     for problem in running.broken:
         console.print(f"[yellow]not serving[/]  {problem}")
     try:
-        live = open_live_cases(running.env["PERENNIAL_AIRFLOW_URL"], home, console.print)
+        live = open_live_cases(known.airflow_url, home, console.print, client(known) if profile == "full" else None, known)
     except PerennialError as error:
         raise PerennialError(f"the services are up, but the live cases' DAGs could not be set going: {error}; try again after `make down`") from error
     console.print(addresses(running.env, home))
-    console.print(f"API key: {Settings(home=home).key_file}   settings for a shell: env $(cat {home / 'env'}) .venv/bin/python -m pipelines history --case ...")
+    console.print(f"API key: {known.key_file}   settings for a shell: env $(cat {home / 'env'}) .venv/bin/python -m pipelines history --case ...")
     console.print(
         f"live, with {'a trickle of traffic' if traffic else 'no traffic'}: {', '.join(live) or 'no case'}; paused: {', '.join(sorted(set(case_names()) - set(live))) or 'none'}"
     )
@@ -72,6 +78,8 @@ def addresses(env: dict[str, str], home: Path) -> Table:
     table.add_row("MLflow", env["PERENNIAL_MLFLOW_URL"], "one run and one model version per candidate")
     table.add_row("gateway", f"{env['PERENNIAL_GATEWAY_URL']}/docs", "/readyz, /metrics, /v1/cases/<case>/predict")
     table.add_row("Triton", env["PERENNIAL_TRITON_GRPC"], f"http://{env['PERENNIAL_TRITON_METRICS']}/metrics")
+    if (home / "secrets").is_dir() and "PERENNIAL_LEDGER_URL_FILE" in env:
+        table.add_row("logins", str(home / "secrets"), "Airflow: admin, airflow_admin_password; MLflow: perennial, mlflow_password")
     table.add_row("state", str(home), "artefacts/<case>/<as_of>/<step>/")
     return table
 

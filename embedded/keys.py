@@ -63,6 +63,7 @@ def composed(own: dict[str, str], postgres: str = "postgres:5432", redis: str = 
         "gateway_api_key_hashes": "sha256:" + hashlib.sha256(own["gateway_api_key"].encode()).hexdigest(),
         "redis_auth": f"requirepass {own['redis_password']}",
         "celery_broker_url": f"redis://:{own['redis_password']}@{redis}/0",
+        "limits_url": f"redis://:{own['redis_password']}@{redis}/1",
         "celery_result_url": f"db+{urls['airflow_db_url']}",
     }
 
@@ -82,7 +83,9 @@ def make(folder: Path, postgres: str = "postgres:5432", redis: str = "redis:6379
             new.append(name)
         own[name] = path.read_text().strip()
         if "password" in name and not _WORD.fullmatch(own[name]):
-            raise ValueError(f"{path} is empty or holds other characters than letters, digits, - and _: delete it and run `make secrets` again")
+            raise ValueError(
+                f"{path} is empty or holds other characters than letters, digits, - and _: delete it: `make secrets`, or the next start of PROFILE=full, makes it anew"
+            )
     for name, text in composed(own, postgres, redis).items():
         path = folder / name
         if not path.exists():

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from embedded import probe
 from embedded.airflow import FINISHED, Airflow
-from pipelines.config import case_names, load_params
+from pipelines.config import Settings, case_names, load_params
 
 KINDS = ("training", "drift", "rollback")
 FIRST_CHAMPION_SECONDS = 180.0
 
 
-def open_live_cases(url: str, home: Path, say: Callable[[str], None], airflow: Airflow | None = None) -> list[str]:
-    """Unpause the DAGs of the live cases and pause all others; returns the live cases. ``airflow`` is for a server with a login.
+def open_live_cases(url: str, home: Path, say: Callable[[str], None], airflow: Airflow | None = None, settings: Settings | None = None) -> list[str]:
+    """Unpause the DAGs of the live cases and pause all others; returns the live cases.
+
+    ``airflow`` is for a server with a login, ``settings`` for a ledger that is not in ``home``.
 
     A live case without a champion trains one first: unpausing runs the schedule's last missed tick at once,
     and a drift run would have nothing to compare with yet.
@@ -26,7 +28,7 @@ def open_live_cases(url: str, home: Path, say: Callable[[str], None], airflow: A
     for case in case_names():
         for kind in KINDS:
             client.pause(f"{case}_{kind}", paused=case not in live or kind == "drift")
-    champions = {release.case for release in probe.champions(home)}
+    champions = {release.case for release in probe.champions(home, settings)}
     for case in live:
         if case not in champions:
             say(f"training the first champion of {case}")

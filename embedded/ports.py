@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 
 from pipelines.errors import ConfigError, Unavailable
 
 HOST = "127.0.0.1"
+FULL_ONLY = ("postgres", "redis", "loop_metrics", "airflow_metrics", "prometheus", "alertmanager")
+"""What only PROFILE=full starts."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,12 @@ class Ports:
     gateway: int = 8090
     worker_log: int = 8793
     trigger_log: int = 8794
+    postgres: int = 5433
+    redis: int = 6380
+    loop_metrics: int = 9109
+    airflow_metrics: int = 9112
+    prometheus: int = 9090
+    alertmanager: int = 9093
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Ports:
@@ -53,9 +61,10 @@ class Ports:
             for one in sockets:
                 one.close()
 
-    def require_free(self) -> None:
-        """Raise Unavailable naming every busy port and the variable that moves it."""
-        busy = [f"{port} ({name}): set {variable(name)} to another one" for name, port in asdict(self).items() if not is_free(port)]
+    def require_free(self, but: Collection[str] = ()) -> None:
+        """Raise Unavailable naming every busy port and the variable that moves it; those of the services ``but`` are not looked at."""
+        own = {name: port for name, port in asdict(self).items() if name not in but}
+        busy = [f"{port} ({name}): set {variable(name)} to another one" for name, port in own.items() if not is_free(port)]
         if busy:
             raise Unavailable("these ports are taken by other programs: " + "; ".join(busy) + ", or stop what listens there")
 

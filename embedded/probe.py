@@ -16,17 +16,17 @@ from pipelines.errors import PerennialError, Unavailable
 _ZEROS: dict[str, Any] = {"BOOL": False, "FP16": 0.0, "FP32": 0.0, "FP64": 0.0}
 
 
-def champions(home: Path) -> list[Release]:
-    """The head release of every case that has one, from the ledger of ``home`` (or of ``PERENNIAL_LEDGER_URL``)."""
-    settings = Settings(home=home)
+def champions(home: Path, settings: Settings | None = None) -> list[Release]:
+    """The head release of every case that has one, from the ledger of ``home`` (or of the settings, else of ``PERENNIAL_LEDGER_URL``)."""
+    settings = settings or Settings(home=home)
     if not settings.ledger_url and not (settings.root / "ledger.db").exists():
         return []
     return [release for case in case_names() if (release := ledger.head(settings.ledger, case)) is not None]
 
 
-def champions_answer(home: Path, ports: Ports) -> bool:
+def champions_answer(home: Path, ports: Ports, settings: Settings | None = None) -> bool:
     """Run an inference on each champion; Unavailable names the case, its version and Triton's words."""
-    for release in champions(home):
+    for release in champions(home, settings):
         try:
             infer(release.case, release.champion, ports)
         except Unavailable as error:
@@ -34,18 +34,18 @@ def champions_answer(home: Path, ports: Ports) -> bool:
     return True
 
 
-def restore(home: Path, ports: Ports, broken: list[str]) -> bool:
+def restore(home: Path, ports: Ports, broken: list[str], settings: Settings | None = None) -> bool:
     """Bring every champion back into a fresh Triton and compare a real inference with ONNX Runtime; always True.
 
     A champion that cannot serve (its bundle is gone, its fields were changed) goes into ``broken`` with the
     reason: it must not keep the stack down, in which its successor would be trained.
     """
-    found = champions(home)
+    found = champions(home, settings)
     if found:
         from pipelines.cases import load_fields
         from pipelines.deploy import repository, rollout  # imports ONNX Runtime
 
-        settings = Settings(home=home, triton_http=f"{HOST}:{ports.triton_http}")
+        settings = settings or Settings(home=home, triton_http=f"{HOST}:{ports.triton_http}")
         for release in found:
             try:
                 with repository.alone(settings.model_repository, release.case):

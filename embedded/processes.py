@@ -22,12 +22,17 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Started:
-    """One process that leads a session of its own. ``birth`` is its start time in clock ticks since boot."""
+    """One process that leads a session of its own. ``birth`` is its start time in clock ticks since boot.
+
+    ``stop`` is the signal that ends it in order; ``last`` ones are ended when all others are gone.
+    """
 
     name: str
     pid: int
     birth: int
     log: str
+    stop: int = signal.SIGTERM
+    last: bool = False
 
 
 def launch(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path) -> Started:
@@ -67,17 +72,11 @@ def tagged(tag: str) -> list[int]:
 def end(processes: Sequence[Started], tag: str, *, grace: float = 20.0) -> int:
     """End ``processes`` and all that carry ``tag``: TERM to the leaders, KILL after ``grace`` seconds, then the same to their strays.
 
-    Returns how many are left: more than 0 means that the kernel does not let them die.
+    What others stand on goes last. Returns how many are left: more than 0 means that the kernel does not let them die.
     """
-    deadline = time.monotonic() + grace
+    _end_leaders([process for process in processes if not process.last], grace)
+    _end_leaders([process for process in processes if process.last], grace)
     leaders = [process for process in processes if alive(process)]
-    for process in leaders:
-        _signal(process.pid, signal.SIGTERM)
-    while leaders and time.monotonic() < deadline:
-        time.sleep(0.05)
-        leaders = [process for process in leaders if alive(process)]
-    for process in leaders:
-        _signal(process.pid, signal.SIGKILL)
     # Orderly leaders take their children with them; what is left has lost its leader.
     for pid in tagged(tag):
         _signal(pid, signal.SIGTERM)
@@ -93,6 +92,18 @@ def last_lines(log: Path, count: int = 15) -> str:
         return "\n".join(log.read_text(errors="replace").splitlines()[-count:])
     except OSError:
         return "(no log)"
+
+
+def _end_leaders(leaders: Sequence[Started], grace: float) -> None:
+    deadline = time.monotonic() + grace
+    leaders = [process for process in leaders if alive(process)]
+    for process in leaders:
+        _signal(process.pid, process.stop)
+    while leaders and time.monotonic() < deadline:
+        time.sleep(0.05)
+        leaders = [process for process in leaders if alive(process)]
+    for process in leaders:
+        _signal(process.pid, signal.SIGKILL)
 
 
 def _wait(leaders: Sequence[Started], tag: str, deadline: float) -> int:

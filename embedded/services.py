@@ -5,29 +5,22 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from embedded import airflow, http, probe, triton
+from embedded import airflow, full, http, probe, triton
 from embedded.ports import HOST, Ports
 from embedded.processes import TAG
+from embedded.service import Service
+from pipelines.config import Settings
 
 AIRFLOW_PARTS = {"api-server": "metadatabase", "scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
 """Airflow's process -> its name in the health answer."""
 
+PROFILES = ("embedded", "full")
+"""embedded: SQLite and LocalExecutor, five services; full: what docker-compose.yaml starts (full.py)."""
+
 PARAMS = "params"
 """The folder of a state that holds parameters of its own, ``<case>.yaml``."""
-
-
-@dataclass(frozen=True)
-class Service:
-    """One process: its command, its environment, where it answers, and a check that raises or says whether it works."""
-
-    name: str
-    argv: list[str]
-    env: Mapping[str, str]
-    address: str
-    check: Callable[[], bool]
 
 
 def settings_environment(home: Path, ports: Ports) -> dict[str, str]:
@@ -45,7 +38,7 @@ def settings_environment(home: Path, ports: Ports) -> dict[str, str]:
     }
 
 
-def full_environment(home: Path, ports: Ports, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+def full_environment(home: Path, ports: Ports, extra: Mapping[str, str] | None = None, profile: str = "embedded") -> dict[str, str]:
     """What every process but Triton gets: Airflow's settings, the stack's addresses and tag, no telemetry; ``extra`` wins."""
     own = {
         **settings_environment(home, ports),
@@ -62,11 +55,25 @@ def full_environment(home: Path, ports: Ports, extra: Mapping[str, str] | None =
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(ports.worker_log),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(ports.trigger_log),
     }
+    if profile == "full":
+        return {**full.environment(airflow.environment(home, ports, own), home, ports), **(extra or {})}
     return airflow.environment(home, ports, {**own, **(extra or {})})
 
 
-def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool, broken: list[str] | None = None) -> list[Service]:
-    """All services of the stack.
+def settings_of(home: Path, env: Mapping[str, str]) -> Settings:
+    """The settings that ``env`` gives to a program of the state ``home``."""
+    found: dict[str, str] = {}
+    for name in Settings.model_fields:
+        variable = f"PERENNIAL_{name.upper()}"
+        if file := env.get(f"{variable}_FILE"):
+            found[name] = Path(file).read_text().strip()
+        if variable in env:
+            found[name] = env[variable]
+    return Settings(**{**found, "home": home})
+
+
+def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool, broken: list[str] | None = None, profile: str = "embedded") -> list[Service]:
+    """All services of the stack, but those that the others stand on (full.foundation).
 
     With a list ``broken`` Triton's check is that of a start: it brings the champions back first and puts what
     cannot be brought back into the list, instead of failing; the gateway is then only asked whether it lives.
@@ -75,13 +82,14 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
     python = [sys.executable, "-m"]
     urls = settings_environment(home, ports)
     mlflow = home / "mlflow"
+    known = settings_of(home, env)
     found = [
         Service(
             "triton",
             triton.command(home, ports),
             triton.environment(home),
             f"grpc://{HOST}:{ports.triton_grpc}",
-            lambda: triton.ready(ports) and (probe.champions_answer(home, ports) if broken is None else probe.restore(home, ports, broken)),
+            lambda: triton.ready(ports) and (probe.champions_answer(home, ports, known) if broken is None else probe.restore(home, ports, broken, known)),
         ),
         Service(
             "mlflow",
@@ -115,12 +123,14 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
             light,
             urls["PERENNIAL_GATEWAY_URL"],
             # Without any champion it has nothing to be ready for until the first promotion.
-            lambda: http.status(f"http://{HOST}:{ports.gateway}/{'healthz' if broken or not probe.champions(home) else 'readyz'}") == 200,
+            lambda: http.status(f"http://{HOST}:{ports.gateway}/{'healthz' if broken or not probe.champions(home, known) else 'readyz'}") == 200,
         ),
     ]
     for name, argv in airflow.components().items():
         address = urls["PERENNIAL_AIRFLOW_URL"] if name == "api-server" else ""
         found.append(Service(name, argv, env, address, _airflow_check(urls["PERENNIAL_AIRFLOW_URL"], AIRFLOW_PARTS[name])))
+    if profile == "full":
+        found = [*(full.changed(service, home, ports, env) for service in found), *full.additional(home, ports, env)]
     if traffic:
         found.append(Service("traffic", [*python, "embedded.traffic"], light, "", lambda: True))
     return found

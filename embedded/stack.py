@@ -10,16 +10,18 @@ from __future__ import annotations
 import fcntl
 import json
 import secrets
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from embedded import airflow, triton
-from embedded.ports import Ports
-from embedded.processes import Started, alive, end, last_lines, launch, tagged
-from embedded.services import Service, full_environment, missing_environment, services, settings_environment
+from embedded import airflow, full, triton
+from embedded.ports import FULL_ONLY, Ports
+from embedded.processes import TAG, Started, alive, end, last_lines, launch, tagged
+from embedded.service import Service
+from embedded.services import full_environment, missing_environment, services
 from pipelines.config import Settings
 from pipelines.errors import ConfigError, ConflictError, PerennialError, Unavailable
 from pipelines.storage import write_atomic
@@ -54,6 +56,7 @@ class Record:
     ports: Ports
     traffic: bool
     processes: tuple[Started, ...]
+    profile: str = "embedded"
 
 
 def start(
@@ -61,6 +64,7 @@ def start(
     ports: Ports,
     *,
     traffic: bool = False,
+    profile: str = "embedded",
     extra_env: dict[str, str] | None = None,
     deadline: float = START_SECONDS,
     on_ready: Callable[[str, float], None] | None = None,
@@ -76,18 +80,31 @@ def start(
     if missing := missing_environment():
         raise ConfigError(missing)
     triton.require()
+    is_full = profile == "full"
+    if is_full:
+        full.require()
     with _locked(home):
         refuse_if_running(home)
         stop(home)  # strays of a stack that was killed
-        ports.require_free()
+        ports.require_free(but=() if is_full else FULL_ONLY)
+        _require_folders(Settings(home=home))
         _make_key(home)
         triton.prepare(home)
-        env = full_environment(home, ports, extra_env)
-        record = Record(triton.stack_tag(home), ports, traffic, ())
+        if is_full:
+            full.prepare(home, ports)
+        env = full_environment(home, ports, extra_env, profile)
+        record = Record(triton.stack_tag(home), ports, traffic, (), profile)
         _write(home, record)
         broken: list[str] = []
-        wanted = services(home, ports, env, traffic=traffic, broken=broken)
         try:
+            if is_full:
+                foundation = full.foundation(home, ports, env)
+                for service in foundation:
+                    record = _launch(home, record, service)
+                _wait(foundation, record, began, deadline, on_ready)
+                full.make_databases(home, ports)
+                full.check_databases(full.urls(home))
+            wanted = services(home, ports, env, traffic=traffic, broken=broken, profile=profile)
             for service in [service for service in wanted if service.env is not env]:
                 record = _launch(home, record, service)
             airflow.migrate(env)
@@ -97,7 +114,7 @@ def start(
         except BaseException:
             stop(home)
             raise
-    _write_env(home, ports)
+    _write_env(home, env)
     kept = {name: value for name, value in env.items() if name.startswith(("PERENNIAL_", "AIRFLOW")) and value != record.tag}
     return Stack(home, ports, {process.name: process.pid for process in record.processes}, kept, tuple(broken))
 
@@ -116,6 +133,28 @@ def stop(home: Path) -> int:
     return left
 
 
+def again(home: Path, name: str) -> Started:
+    """Start a service of a running stack that has died once more, as compose would; returns at once.
+
+    Raises ConfigError if the stack has no such service, ConflictError if it is alive.
+    """
+    home = home.expanduser().resolve()
+    record = read(home)
+    found = {service.name: service for service in _all(home, record)} if record else {}
+    if record is None or name not in found:
+        raise ConfigError(f"the stack of {home} has no service {name!r}: choose one of {', '.join(found) or 'none, it does not run'}")
+    others = tuple(process for process in record.processes if process.name != name)
+    if len(others) < len(record.processes) and any(alive(process) for process in record.processes if process.name == name):
+        raise ConflictError(f"{name} of {home} is running: end it first")
+    return _launch(home, replace(record, processes=others), found[name]).processes[-1]
+
+
+def _all(home: Path, record: Record) -> list[Service]:
+    env = full_environment(home, record.ports, profile=record.profile)
+    below = full.foundation(home, record.ports, env) if record.profile == "full" else []
+    return [*below, *services(home, record.ports, env, traffic=record.traffic, profile=record.profile)]
+
+
 def refuse_if_running(home: Path) -> None:
     """Raise ConflictError naming the services of ``home`` that run."""
     record = read(home.expanduser().resolve())
@@ -130,7 +169,13 @@ def read(home: Path) -> Record | None:
     path = home / RECORD
     try:
         found = json.loads(path.read_text())
-        return Record(found["tag"], Ports(**found["ports"]), found["traffic"], tuple(Started(**process) for process in found["processes"]))
+        return Record(
+            found["tag"],
+            Ports(**found["ports"]),
+            found["traffic"],
+            tuple(Started(**process) for process in found["processes"]),
+            found.get("profile", "embedded"),
+        )
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -146,10 +191,9 @@ def status(home: Path) -> list[dict[str, str]]:
     record = read(home)
     if record is None:
         return []
-    env = full_environment(home, record.ports)
     running = {process.name: process for process in record.processes}
     rows = []
-    for service in services(home, record.ports, env, traffic=record.traffic):
+    for service in _all(home, record):
         process = running.get(service.name)
         state = _state(service, process)
         rows.append(
@@ -184,8 +228,8 @@ def _state(service: Service, process: Started | None) -> str:
 
 
 def _launch(home: Path, record: Record, service: Service) -> Record:
-    process = launch(service.name, service.argv, service.env, home / "logs" / f"{service.name}.log")
-    record = Record(record.tag, record.ports, record.traffic, (*record.processes, process))
+    process = replace(launch(service.name, service.argv, service.env, home / "logs" / f"{service.name}.log"), stop=service.stop, last=service.last)
+    record = replace(record, processes=(*record.processes, process))
     _write(home, record)
     return record
 
@@ -225,6 +269,17 @@ def _locked(home: Path) -> Iterator[None]:
         yield
 
 
+def _require_folders(settings: Settings) -> None:
+    """Raise ConfigError naming the setting if the lake or a folder beside it cannot be written: a mount that is away, a file in its place, a disk set read-only."""
+    for folder in (settings.lake, settings.prediction_log, settings.model_repository):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be written ({error}): mend it, or set PERENNIAL_HOME (STATE=) to another folder") from error
+
+
 def _make_key(home: Path) -> None:
     """The gateway's API key: made once per state folder, readable by its owner only."""
     path = Settings(home=home).key_file
@@ -242,7 +297,7 @@ def _write(home: Path, record: Record) -> None:
     write_atomic(home / RECORD, json.dumps(asdict(record), indent=1).encode())
 
 
-def _write_env(home: Path, ports: Ports) -> None:
-    """The addresses for a shell: ``env $(cat <home>/env) .venv/bin/python -m pipelines ...``."""
-    lines = (f"{name}={value}" for name, value in settings_environment(home, ports).items())
+def _write_env(home: Path, env: Mapping[str, str]) -> None:
+    """The addresses for a shell, and where its secrets lie: ``env $(cat <home>/env) .venv/bin/python -m pipelines ...``."""
+    lines = (f"{name}={env[name]}" for name in sorted(env) if name.startswith("PERENNIAL_") and name not in (TAG, "PERENNIAL_PRELOAD") and " " not in env[name])
     write_atomic(home / "env", ("\n".join(lines) + "\n").encode())

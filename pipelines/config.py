@@ -389,6 +389,8 @@ class Settings(BaseSettings):
     mlflow_password: SecretStr | None = None
     airflow_username: str = ""
     airflow_password: SecretStr | None = None
+    limits_url: SecretStr | None = None
+    """``redis://:password@host:port/1``: where the gateway's workers count requests together; empty: each counts its own."""
     api_key_file: Path | None = None
     actor: str = ""
     alert_webhook: SecretStr | None = None

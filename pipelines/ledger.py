@@ -1,28 +1,24 @@
 """The ledger of releases, verdicts, drift and alerts: append-only, hash-chained, decided by compare-and-swap. It is the serving truth.
 
 MLflow's aliases and Triton's loaded versions are projections of it. One SQL schema serves SQLite
-(embedded) and PostgreSQL (compose). Nothing is ever updated or deleted: whoever inserts (case, seq+1)
+(embedded) and PostgreSQL (the full stack): database.py. Nothing is ever updated or deleted: whoever inserts (case, seq+1)
 first wins, everybody else gets a ConflictError.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, Text, UniqueConstraint, create_engine, event, insert, select, true
-from sqlalchemy.engine import make_url
+from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, Text, UniqueConstraint, insert, select, true
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
-from sqlalchemy.exc import OperationalError, ProgrammingError
 
+from pipelines import database
 from pipelines.contracts import Alert, Notice, Release, Trigger
-from pipelines.errors import ConflictError, IntegrityError, Overtaken, Unavailable
+from pipelines.errors import ConflictError, IntegrityError, Overtaken
 from pipelines.storage import canonical_json, digest, wall_time
 
 _metadata = MetaData()
@@ -105,42 +101,14 @@ _silences = Table(
 )
 
 
-def _connect(url: str) -> Engine:
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
-    if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": 30})
-
-    @event.listens_for(engine, "connect")
-    def _durable(connection: Any, _record: Any) -> None:
-        # WAL lets gateways read while a rollout writes; FULL makes a committed release survive a power cut.
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-
-    return engine
+def _begin(url: str) -> AbstractContextManager[Connection]:
+    return database.begin(url, _metadata)
 
 
-@lru_cache(maxsize=8)
-def _engine(url: str, pid: int) -> Engine:  # noqa: ARG001 - pid is part of the cache's key
-    """One engine per database and process, tables made (``pid`` keeps a fork from sharing its parent's connections)."""
-    engine = _connect(url)
-    try:
-        _metadata.create_all(engine)
-    except (OperationalError, ProgrammingError, SqlIntegrityError):
-        # Two processes may create the tables at the same moment: the loser finds them there (each database says so in its own way).
-        _metadata.create_all(engine)
-    return engine
-
-
-@contextmanager
-def _begin(url: str) -> Iterator[Any]:
-    try:
-        with _engine(url, os.getpid()).begin() as connection:
-            yield connection
-    except OperationalError as error:
-        raise Unavailable(f"the ledger {make_url(url).render_as_string(hide_password=True)} does not answer: {error.orig}") from error
+def check(url: str) -> None:
+    """Make the tables where there are none. Raises ConfigError if they are another version's, Unavailable if nobody answers."""
+    with _begin(url):
+        pass
 
 
 def _insert_first(url: str, table: Table, **values: Any) -> bool:
@@ -264,15 +232,10 @@ def record_verdict(url: str, *, case: str, gate_key: str, as_of: datetime, trigg
     Raises ConflictError if the same gate run answered differently before: verdicts are immutable.
     """
     text, value = canonical_json(verdict), digest(verdict)
-    with _begin(url) as connection:
-        found = connection.execute(select(_verdicts.c.hash).where(_verdicts.c.case == case, _verdicts.c.gate_key == gate_key)).scalar()
-        if found is None:
-            connection.execute(
-                insert(_verdicts).values(
-                    case=case, gate_key=gate_key, as_of=_text(as_of), trigger=trigger, hash=value, verdict=text, recorded_at=_text(wall_time())
-                )
-            )
-        elif found != value:
+    if not _insert_first(url, _verdicts, case=case, gate_key=gate_key, as_of=_text(as_of), trigger=trigger, hash=value, verdict=text):
+        with _begin(url) as connection:
+            found = connection.execute(select(_verdicts.c.hash).where(_verdicts.c.case == case, _verdicts.c.gate_key == gate_key)).scalar_one()
+        if found != value:
             raise ConflictError(f"{case}: gate run {gate_key[:12]} already has verdict {found[:12]}, not {value[:12]}: verdicts are immutable")
     return value
 

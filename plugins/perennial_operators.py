@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator  # noqa: TID253 - the class below extends it
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import AirflowSkipException
+from perennial_processes import descendants, end
 from perennial_run import failing_fast, resolve_as_of, resolve_trigger, small, training_page
 from pydantic import BaseModel
 
@@ -20,9 +20,6 @@ from pipelines.contracts import Manifest
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
     from airflow.sdk.types import TaskInstanceKey
-
-KILL_GRACE = 2.5
-"""Seconds between TERM and KILL for a step's own processes: Airflow kills the task after 5."""
 
 
 class ModelLink(BaseOperatorLink):
@@ -131,15 +128,7 @@ class StepOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """End the processes that the step started (training ranks live in sessions of their own)."""
-        import psutil
-
-        children = psutil.Process().children(recursive=True)
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.terminate()
-        for child in psutil.wait_procs(children, timeout=KILL_GRACE)[1]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+        end(descendants())
 
 
 def _has_champion(settings: Settings, case: str, as_of: Any) -> bool:

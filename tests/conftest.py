@@ -11,8 +11,10 @@ import urllib.request
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+from embedded import postgres
 from embedded.ports import Ports
 from embedded.triton import triton
+from pipelines.errors import ConfigError
 from tests.pipelines.conftest import free_port
 
 # Some machines export it; a child that may not write byte-code starts twice as slowly.
@@ -55,6 +57,17 @@ def mlflow_url(tmp_path_factory):
             process.wait(20)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """The URL of a real PostgreSQL's empty database; skipped only where the server is not installed (`apt-get install postgresql-15`)."""
+    try:
+        postgres.find()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    with postgres.server() as urls:
+        yield urls["ledger"]
 
 
 SHARES_A_STACK = "tests/system/"

@@ -44,6 +44,11 @@ def _quantile(share: float) -> str:
     return f'histogram_quantile({share}, sum by (le) (rate(perennial_gateway_request_seconds_bucket{{route="predict"}}[2m])))'
 
 
+def _or_none(query: str, label: str) -> str:
+    """The query, and where it finds nothing a zero whose legend says so: no error yet is a figure too, no data is not."""
+    return f'{query} or on () label_replace(vector(0), "{label}", "none", "", "")'
+
+
 def _per(what: str, each: str, by: str = "model, version") -> str:
     return f"sum by ({by}) (rate({what}[2m])) / (sum by ({by}) (rate({each}[2m])) > 0)"
 
@@ -71,11 +76,11 @@ SYSTEM = Dashboard(
                 {"requests in flight": "sum(rate(perennial_gateway_request_seconds_sum[2m]))"},
                 "Mean number of requests in flight (Little's law): rate times duration.",
             ),
-            Panel("Refused rows", "short", {"{{case}} {{reason}}": "sum by (case, reason) (rate(perennial_gateway_refused_rows_total[2m]))"}),
+            Panel("Refused rows", "short", {"{{case}} {{reason}}": _or_none("sum by (case, reason) (rate(perennial_gateway_refused_rows_total[2m]))", "case")}),
         ),
         "Answers that are kept": (
             Panel("Prediction log", "short", {"{{case}} {{kind}}": "sum by (case, kind) (rate(perennial_gateway_log_lines_total[2m]))"}, "Lines per second."),
-            Panel("Failed writes of the log", "short", {"{{case}}": "sum by (case) (increase(perennial_gateway_log_errors_total[10m]))"}),
+            Panel("Failed writes of the log", "short", {"{{case}}": _or_none("sum by (case) (increase(perennial_gateway_log_errors_total[10m]))", "case")}),
             Panel(
                 "Ledger as the gateway sees it",
                 "s",
@@ -101,7 +106,11 @@ SYSTEM = Dashboard(
         ),
         "Monitoring itself": (
             Panel("Targets", "bool_on_off", {"{{job}}": "min by (job) (up)"}, kind="stat"),
-            Panel("Firing alerts", "short", {"{{alertname}} {{case}}": 'count by (alertname, case, severity) (ALERTS{alertstate="firing"})'}),
+            Panel(
+                "Firing alerts",
+                "short",
+                {"{{alertname}} {{case}}": _or_none('count by (alertname, case, severity) (ALERTS{alertstate="firing"})', "alertname")},
+            ),
             Panel("Fallback", "bool_on_off", {"{{case}}": "max by (case) (perennial_gateway_fallback)"}, "1 while the previous version answers.", "stat"),
         ),
     },
@@ -130,7 +139,7 @@ MODEL = Dashboard(
                 "Debiased PSI against the champion's reference, in nats.",
             ),
             Panel("Features that moved", "short", {"{{case}}": f"sum by (case) (perennial_drift_detected{CASE})"}),
-            Panel("Severity", "short", {"{{case}} {{feature}}": f"perennial_drift_severity{CASE} > 0"}, "1 warn, 2 severe."),
+            Panel("Severity", "short", {"{{case}} {{feature}}": _or_none(f"perennial_drift_severity{CASE} > 0", "case")}, "1 warn, 2 severe."),
             Panel(
                 "Volume",
                 "short",
@@ -141,7 +150,7 @@ MODEL = Dashboard(
                 "Rows of the newest window against the reference's volume.",
             ),
             Panel("Broken fields", "short", {"{{case}}": f"perennial_quality_problems{CASE}"}),
-            Panel("Open episodes", "short", {"{{case}} {{trigger}}": f"perennial_episode_open{CASE} == 1"}),
+            Panel("Open episodes", "short", {"{{case}} {{trigger}}": _or_none(f"perennial_episode_open{CASE} == 1", "case")}),
         ),
         "Performance": (
             Panel(
@@ -187,12 +196,16 @@ PIPELINE = Dashboard(
         "Durations": (
             Panel("DAG runs", "s", {"{{dag}}": "perennial_airflow_dag_run_seconds"}, "The newest finished run."),
             Panel("Tasks", "s", {"{{dag}} {{task}}": "perennial_airflow_task_seconds"}, "In the newest finished run."),
-            Panel("Running since", "s", {"{{dag}}": "perennial_airflow_dag_running_seconds"}, "The oldest run that is not done."),
+            Panel("Running since", "s", {"{{dag}}": _or_none("perennial_airflow_dag_running_seconds", "dag")}, "The oldest run that is not done."),
         ),
         "Failures": (
             Panel("Failed runs", "bool_on_off", {"{{dag}}": "perennial_airflow_dag_run_failed"}, "1 if the newest finished run failed."),
-            Panel("Failed tasks", "short", {"{{dag}} {{task}}": "perennial_airflow_task_failed == 1", "all so far": 'perennial_airflow_tasks{state="failed"}'}),
-            Panel("Tries", "short", {"{{dag}} {{task}}": "perennial_airflow_task_tries > 1"}, "Tasks that needed more than one."),
+            Panel(
+                "Failed tasks",
+                "short",
+                {"{{dag}} {{task}}": _or_none("perennial_airflow_task_failed == 1", "dag"), "all so far": 'perennial_airflow_tasks{state="failed"}'},
+            ),
+            Panel("Tries", "short", {"{{dag}} {{task}}": _or_none("perennial_airflow_task_tries > 1", "dag")}, "Tasks that needed more than one."),
             Panel("Runs", "short", {"{{dag}} {{state}}": "perennial_airflow_dag_runs > 0"}, "All that Airflow remembers."),
             Panel("Last run", "s", {"{{dag}}": "time() - perennial_airflow_dag_run_ended_timestamp_seconds"}, "Seconds since the newest run ended."),
             Panel("Paused", "bool_on_off", {"{{dag}}": "perennial_airflow_dag_paused"}, kind="stat"),

@@ -114,7 +114,27 @@ def _export_once() -> None:
         torch.onnx.export(toy, (torch.zeros(3, 2),), dynamo=True, opset_version=20, dynamic_shapes=shapes, verbose=False)
 
 
-if os.environ.get("PERENNIAL_PRELOAD") == "1" and "scheduler" in sys.argv:
+def _forks_tasks() -> bool:
+    """Whether this process is the one that tasks are forked from: the scheduler with its LocalExecutor, else a Celery worker."""
+    celery = os.environ.get("AIRFLOW__CORE__EXECUTOR") == "CeleryExecutor"
+    return os.environ.get("PERENNIAL_PRELOAD") == "1" and ("worker" if celery else "scheduler") in sys.argv
+
+
+def _die_with_worker(**_signal: Any) -> None:
+    """A task's supervisor must not outlive a worker that was killed: its ranks would train on beside the retry's."""
+    import ctypes
+    import signal
+
+    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
+if "celery" in sys.argv and "worker" in sys.argv:
+    from celery.signals import worker_process_init
+
+    worker_process_init.connect(_die_with_worker)
+
+
+if _forks_tasks():
     os.environ["OMP_NUM_THREADS"] = "1"
     _preload()
     _export_once()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from embedded import stack
-from embedded.airflow import Airflow
+from embedded.airflow import client
 from embedded.demo import traffic
 from embedded.demo.plan import load_plan, scope, write_params
 from embedded.demo.progress import TEXTS, Progress
@@ -23,7 +23,7 @@ from embedded.demo.replay import Replay
 from embedded.demo.summary import build_summary
 from embedded.demo.ticks import play
 from embedded.ports import Ports
-from embedded.services import PARAMS
+from embedded.services import PARAMS, PROFILES
 from pipelines import cases
 from pipelines.config import Settings, load_params
 from pipelines.errors import DataError, PerennialError
@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m embedded.demo", description=__doc__)
     parser.add_argument("--case", default=None, help="bank, triage or loans; default: bank where its data can be had, else loans")
     parser.add_argument("--fast", action="store_true", help="a shorter stretch of history")
+    parser.add_argument("--profile", choices=PROFILES, default="embedded", help="embedded (default), or full: what docker-compose.yaml starts")
     parser.add_argument("--keep", action="store_true", help="leave the stack running at the end")
     parser.add_argument("--home", type=Path, default=HOME, help="state folder (the last one is moved aside)")
     options = parser.parse_args(arguments)
@@ -71,9 +72,10 @@ def _demo(options: argparse.Namespace, progress: Progress) -> int:
         with progress.shown():
             with progress.phase("start"):
                 progress.say(f"starting Airflow, MLflow, Triton and the gateway on free ports; state and logs in {home}")
-                running = stack.start(home, Ports.free(), extra_env={"PERENNIAL_LOG_SEGMENT_SECONDS": str(SEGMENT_SECONDS), "PERENNIAL_SCHEDULES": "0"})
+                extra = {"PERENNIAL_LOG_SEGMENT_SECONDS": str(SEGMENT_SECONDS), "PERENNIAL_SCHEDULES": "0"}
+                running = stack.start(home, Ports.free(), profile=options.profile, extra_env=extra)
             settings = _settings_of(running.env)
-            airflow = Airflow(settings.airflow_url)
+            airflow = client(settings)
             with (
                 traffic.client(settings.gateway_url, settings.key_file) as gateway,
                 ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,

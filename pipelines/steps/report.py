@@ -39,6 +39,8 @@ ROWS = 30
 """Features on the page, of however many."""
 DESCRIBED = 8
 """Features whose values are told, before and now."""
+PROVENANCE = ("actor", "mlflow_run", "recorded_at", "hash", "previous_hash")
+"""What a release carries beside what it is."""
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
@@ -63,7 +65,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         **_profiles(params, settings, run_dir, report, past, profiled, as_of),
     }
     inputs = {"drift": made.key}
-    key = storage.step_key("report", STEP_VERSION, inputs, view)
+    key = storage.step_key("report", STEP_VERSION, inputs, _said(view))
 
     def build(folder: Path) -> Mapping[str, Any]:
         page = daily.page(view, _links(params, settings, made, report))
@@ -73,6 +75,15 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     manifest = storage.commit(run_dir / "report", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
     # The answer says where MLflow shows the page, the manifest does not: the page counts, wherever MLflow is.
     return manifest.model_copy(update={"facts": {**manifest.facts, **_publish(params, settings, run_dir, as_of, manifest, view)}})
+
+
+def _said(view: Mapping[str, Any]) -> dict[str, Any]:
+    """The view without who released and when, and in which run of MLflow: the page does not say it, and one history played twice differs in it."""
+
+    def bare(release: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        return None if release is None else {name: value for name, value in release.items() if name not in PROVENANCE}
+
+    return {**view, "releases": [bare(release) for release in view["releases"]], "champion": bare(view["champion"])}
 
 
 def _publish(params: Params, settings: Settings, run_dir: Path, as_of: datetime, manifest: Manifest, view: Mapping[str, Any]) -> dict[str, str]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
+import time
 from pathlib import Path
 
 from limits import parse
-from limits.aio.storage import MemoryStorage
+from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
+from limits.errors import ConfigurationError, StorageError
+from pydantic import SecretStr
 from starlette.requests import ClientDisconnect, Request
 
 from pipelines.errors import ConfigError
@@ -17,15 +21,23 @@ from serving.gateway.settings import Bounds
 
 HEADER = "x-api-key"
 _HASHED = "sha256:"
+_WAIT_SECONDS = 0.2
+"""How long a request may wait for the shared count before it is counted here."""
+_REST_SECONDS = 5.0
+"""How long a shared count that failed is left alone."""
+
+log = logging.getLogger(__name__)
 
 
 class Door:
     """Checks what stands before every /v1 request. Keys are kept as hashes only."""
 
-    def __init__(self, bounds: Bounds, key_file: Path) -> None:
-        """Raises ConfigError if keys are wanted and ``key_file`` holds none."""
+    def __init__(self, bounds: Bounds, key_file: Path, shared: SecretStr | None = None) -> None:
+        """``shared`` is the Redis in which all workers count together. Raises ConfigError if keys are wanted and ``key_file`` holds none."""
         self._keys = read_keys(key_file) if bounds.auth else ()
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._shared = None if shared is None else shared_limiter(shared.get_secret_value())
+        self._rests_until = 0.0
         self._rate = parse(bounds.rate)
         self._most_bytes = bounds.max_body_bytes
 
@@ -38,8 +50,18 @@ class Door:
             if not sum(hmac.compare_digest(given, key) for key in self._keys):
                 raise Refused(401, "key", "missing or wrong API key: send it as X-API-Key", headers={"WWW-Authenticate": "ApiKey"})
             caller = given.hex()
-        if not await self._limiter.hit(self._rate, caller):
+        if not await self._hit(caller):
             raise Refused(429, "rate", f"more than {self._rate}: wait a moment", headers={"Retry-After": str(self._rate.get_expiry())})
+
+    async def _hit(self, caller: str) -> bool:
+        """Count one request. A Redis that is away costs nobody an answer: each worker then counts its own for a while."""
+        if self._shared is not None and time.monotonic() >= self._rests_until:
+            try:
+                return await self._shared.hit(self._rate, caller)
+            except (StorageError, OSError) as error:
+                self._rests_until = time.monotonic() + _REST_SECONDS
+                log.warning("PERENNIAL_LIMITS_URL does not answer (%s): this worker counts for itself for %g s", type(error).__name__, _REST_SECONDS)
+        return await self._limiter.hit(self._rate, caller)
 
     async def read_body(self, request: Request) -> bytes:
         """The body; raises Refused (413) as soon as it is known to be too long, without reading on."""
@@ -63,6 +85,22 @@ class Door:
     def _too_long(self, *, close: bool) -> Refused:
         # A body that is merely too long is thrown away by the server, so that its sender reads the answer; an endless one is cut off.
         return Refused(413, "body", f"the body is longer than {self._most_bytes} bytes: send fewer rows", headers={"Connection": "close"} if close else None)
+
+
+def shared_limiter(url: str) -> FixedWindowRateLimiter:
+    """A limiter whose counts lie in the Redis ``url``; ConfigError if that is no address of one. Nothing is asked yet."""
+    try:
+        storage = RedisStorage(
+            f"async+{url}",
+            wrap_exceptions=True,
+            implementation="redispy",
+            key_prefix="perennial",
+            socket_timeout=_WAIT_SECONDS,
+            socket_connect_timeout=_WAIT_SECONDS,
+        )
+    except (ValueError, ConfigurationError) as error:
+        raise ConfigError(f"PERENNIAL_LIMITS_URL cannot be used ({error}): give it like redis://:password@host:6379/1, or unset it") from error
+    return FixedWindowRateLimiter(storage)
 
 
 def read_keys(path: Path) -> tuple[bytes, ...]:

@@ -16,7 +16,7 @@ class Bounds(BaseSettings):
     max_body_bytes: int = Field(default=8 * 2**20, gt=0)
     max_rows: int = Field(default=10_000, gt=0)
     rate: str = "600000/minute"
-    """Requests per API key (without keys: per client address) and worker, in the notation of `limits`."""
+    """Requests per API key (without keys: per client address), in the notation of `limits`: of each worker, or of all together with ``PERENNIAL_LIMITS_URL``."""
     deadline_seconds: float = Field(default=5.0, gt=0)
     """How long one request may wait for Triton, retry and fallback included."""
     deadline_seconds_per_text: float = Field(default=0.2, ge=0)

@@ -87,7 +87,7 @@ class Gateway:
 
 async def start(settings: Settings, bounds: Bounds, metrics: Metrics) -> Gateway:
     """Take up what dead workers left, read the ledger once, open the channel. Raises ConfigError without an API key."""
-    door = Door(bounds, settings.key_file)
+    door = Door(bounds, settings.key_file, settings.limits_url)
     worker = worker_name()
     cases = {name: await asyncio.to_thread(_case, load_fields(name), settings, bounds, metrics, worker) for name in case_names()}
     routing = Routing(settings, {name: case.fields for name, case in cases.items()}, metrics)

@@ -59,6 +59,7 @@ QUERIES += [(rule["alert"], rule["expr"], " ".join(rule["annotations"].values())
 def names(query):
     """The series that a query asks for, each with the labels that its braces name."""
     bare = re.sub(r"\b(by|on|without|ignoring|group_left|group_right)\s*\([^)]*\)", " ", query)
+    bare = re.sub(r'(?<=[,(])\s*"[^"]*"', " ", bare)  # what a function is given as a text
     found = {}
     for match in re.finditer(r"([a-zA-Z_:][\w:]*)\s*(\(|\{([^}]*)\})?", re.sub(r"\[[^]]*\]", "", bare)):
         name, after, inside = match.groups()

@@ -1,22 +1,24 @@
 """The DAGs in the real Airflow over the whole real stack: the scheduler's own tick, and one training run and one message per episode."""
 
+import os
 import shutil
+import tempfile
 from collections import Counter
 from datetime import datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
-import polars as pl
 import pytest
-from sqlalchemy import create_engine, text
+import yaml
 
+from benchmarks.episode import forget, provoke
 from embedded import stack
-from embedded.airflow import Airflow, client
+from embedded.airflow import client
 from embedded.airflow_metrics import SERIES, Watch
-from embedded.demo import traffic
 from embedded.ports import Ports
-from pipelines import cases, ledger
-from pipelines.config import Settings, load_params
-from pipelines.contracts import Window
+from embedded.services import PARAMS, settings_of
+from pipelines import ledger
+from pipelines.config import CASES_ROOT, load_params
 from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import wall_time
 from tests.embedded.test_airflow_metrics import samples
@@ -24,33 +26,46 @@ from tests.pipelines.alerts.test_sinks import receiver
 
 pytestmark = pytest.mark.slow
 
+PROFILE = os.environ.get("PERENNIAL_TEST_PROFILE", "embedded")
+"""full (`make test-full`): the same tests on PostgreSQL, Celery and all that docker-compose.yaml starts."""
 CASE = "loans"
 RUNS = 20
 FAULTS = ("drift:decided.1", "drift:opened.1", "drift:publish.1", "drift:published.1", "alert:files.1")
 """Where a task is killed: the state without its episode, the episode without its report, and on the way to the commits."""
-DAYS = 21
-"""Predictions that are mostly wrong must ask for training within so many days, the delay of the labels included."""
 
 
 @pytest.fixture(scope="module")
 def loop(tmp_path_factory):
     """A running stack whose `loans` DAGs are unpaused and follow their schedules."""
-    home, faults = tmp_path_factory.mktemp("loop"), tmp_path_factory.mktemp("faults")
+    home, faults = _home(tmp_path_factory), tmp_path_factory.mktemp("faults")
     with receiver(200) as (webhook, messages):
         extra = {"PERENNIAL_LOG_SEGMENT_SECONDS": "1", "PERENNIAL_SCHEDULES": "1", "PERENNIAL_ALERT_WEBHOOK": webhook, "PERENNIAL_FAILPOINT": f"@{faults}"}
-        running = stack.start(home, Ports.free(), extra_env=extra)
+        running = stack.start(home, Ports.free(), profile=PROFILE, extra_env=extra)
         yield from _running(home, running, faults, messages)
+
+
+def _home(tmp_path_factory):
+    """A state folder; PostgreSQL's own user must be able to pass through to its part of it, where the trainings are sent to the GPU queue."""
+    if PROFILE == "embedded":
+        return tmp_path_factory.mktemp("loop")
+    home = Path(tempfile.mkdtemp(prefix="perennial-full-"))
+    home.chmod(0o711)
+    own = yaml.safe_load((CASES_ROOT / CASE / "params.yaml").read_text()) | {"resources": {"queue": "gpu"}}
+    (home / PARAMS).mkdir()
+    (home / PARAMS / f"{CASE}.yaml").write_text(yaml.safe_dump(own))
+    return home
 
 
 def _running(home, running, faults, messages):
     try:
-        where = {name.removeprefix("PERENNIAL_").lower(): value for name, value in running.env.items() if name.startswith("PERENNIAL_")}
-        settings = Settings(**where)
-        airflow = Airflow(settings.airflow_url)
+        settings = settings_of(home, running.env)
+        airflow = client(settings)
         airflow.wait_for_dags(f"{CASE}_{kind}" for kind in ("training", "drift", "rollback"))
         yield SimpleNamespace(settings=settings, airflow=airflow, params=load_params(CASE), faults=faults, messages=messages)
     finally:
         assert stack.stop(home) == 0
+        if PROFILE == "full":
+            shutil.rmtree(home)
 
 
 def _own_tick(airflow, dag):
@@ -72,7 +87,8 @@ def test_the_schedulers_own_ticks_go_green(loop):
     training = _own_tick(loop.airflow, f"{CASE}_training")
     assert (training["run_type"], training["triggered_by"], training["state"]) == ("scheduled", "timetable", "success")
     assert _states(loop.airflow, f"{CASE}_training", training["dag_run_id"]) == dict.fromkeys(TRAINING, "success")
-    assert "is not preloaded" not in (loop.settings.root / "logs" / "scheduler.log").read_text()
+    executes = {"embedded": "scheduler.log", "full": "worker-default.log"}[PROFILE]
+    assert "is not preloaded" not in (loop.settings.root / "logs" / executes).read_text()
     champion = ledger.head(loop.settings.ledger, CASE)
     assert champion.trigger == "initial"
     assert champion.as_of == datetime.fromisoformat(training["data_interval_end"])
@@ -84,8 +100,9 @@ def test_the_schedulers_own_ticks_go_green(loop):
 
 def test_an_episode_trains_once(loop):
     """Twenty concurrent drift runs of one episode, some killed and retried, some cleared, end in one training run, to which all link, and one message."""
-    as_of, episode = _drifted(loop)
-    _forget(loop.settings, as_of)
+    tomorrow = wall_time().replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    as_of, episode = provoke(loop.settings, loop.params, tomorrow)
+    forget(loop.settings, CASE, as_of)
     for fault in FAULTS:
         (loop.faults / fault).touch()
     dag, airflow = f"{CASE}_drift", loop.airflow
@@ -118,39 +135,6 @@ def test_an_episode_trains_once(loop):
     assert set(verdicts.values()) == {1}
     assert [row["trigger"] for row in ledger.verdicts(loop.settings.ledger, CASE)] == ["initial", "performance"]
     assert [body["text"].partition("\n")[0] for _, body in loop.messages if episode in body["text"]] == [f"*CRITICAL* {CASE}: {episode}"]
-
-
-def _forget(settings, as_of):
-    """Takes the decision of ``as_of`` back, so that the runs to come race for it: its state, its episode, its report."""
-    with create_engine(settings.ledger).begin() as connection:
-        connection.execute(text("DELETE FROM drift_episodes"))
-        for table in ("drift_states", "drift_chain"):
-            connection.execute(text(f"DELETE FROM {table} WHERE as_of = (SELECT max(as_of) FROM {table})"))
-    shutil.rmtree(settings.run_dir(CASE, as_of) / "drift")
-
-
-def _drifted(loop):
-    """Sends days of rows whose labels contradict the champion through the gateway until the drift step asks for training."""
-    from pipelines.steps import drift, profile
-
-    settings, part, fields = loop.settings, cases.part(CASE, "source"), cases.load_fields(CASE)
-    start = wall_time().replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
-    rows = part.rows(part.resolve(settings, loop.params), Window(start=start, end=start + timedelta(days=DAYS)), loop.params)
-    rows = rows.with_columns((1 - pl.col(fields.label)).alias(fields.label))
-    tally = traffic.Tally()
-    with traffic.client(settings.gateway_url, settings.key_file) as gateway:
-        traffic.send_rows(gateway, fields, rows, tally)
-        traffic.send_labels(gateway, fields, rows, tally)
-    traffic.wait_for_closed_segments(settings.prediction_log, CASE)
-    assert (tally.errors, len(tally.answers)) == (0, rows.height)
-    for number in range(1, DAYS + 1):
-        as_of = start + timedelta(days=number)
-        run_dir = settings.run_dir(CASE, as_of)
-        profile.run(loop.params, settings, run_dir, as_of)
-        facts = drift.run(loop.params, settings, run_dir, as_of).facts
-        if facts["action"] == "retrain":
-            return as_of, facts["episode"]
-    raise AssertionError(f"no training was asked for within {DAYS} days of wrong predictions; the last day: {facts}")
 
 
 def test_what_prometheus_is_told_of_a_real_airflow(loop):

@@ -11,6 +11,7 @@ from sqlalchemy import create_engine, text
 from pipelines import ledger
 from pipelines.errors import ConflictError, IntegrityError, Overtaken
 from tests.pipelines.alerts.found import alert, notice
+from tests.pipelines.postgres import fresh_schema
 
 T0 = datetime(2008, 8, 1, tzinfo=UTC)
 
@@ -31,10 +32,12 @@ def _append(url: str, seq: int, champion: int, action: str = "promote", days: in
     )
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    """A fresh SQLite ledger."""
-    return f"sqlite:///{tmp_path / 'ledger.db'}"
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path: Path) -> str:
+    """A fresh ledger on each database that it promises to work on: a file, and a schema of its own in a real PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    return fresh_schema(request.getfixturevalue("postgres_server"))
 
 
 def test_releases_chain(url: str):
@@ -54,8 +57,9 @@ def _race(url: str, seq: int, champion: int, queue) -> None:
         queue.put(0)
 
 
-def test_compare_and_swap_has_one_winner(url: str):
-    """Of eight processes that promote at once, exactly one wins and the rest get a conflict."""
+def test_compare_and_swap_has_one_winner(tmp_path: Path):
+    """Of eight processes that promote at once, exactly one wins and the rest get a conflict (on PostgreSQL: test_database.py)."""
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
     _append(url, 0, 1)
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()

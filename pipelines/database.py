@@ -1,0 +1,114 @@
+"""The ledger's database: SQLite in a file, or PostgreSQL; one engine per process, tables made and checked, errors translated.
+
+Both keep the promise that the ledger is built on: of two inserts of one key, one fails. PostgreSQL lets the second
+wait until the first has committed, so READ COMMITTED is enough.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, MetaData, create_engine, event, inspect, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DataError as SqlDataError
+
+from pipelines.errors import ConfigError, DataError, Unavailable
+
+SETTING = "PERENNIAL_LEDGER_URL"
+_MAKING = 5_117_402
+"""The advisory lock of whoever makes the tables: CREATE TABLE IF NOT EXISTS can still fail when two do it at once."""
+_REFUSED = ("password authentication failed", "does not exist", "no pg_hba.conf entry", "permission denied")
+"""What trying again does not mend; a connection that fails has a sentence of the server's, but no SQLSTATE."""
+
+
+@contextmanager
+def begin(url: str, tables: MetaData) -> Iterator[Connection]:
+    """One transaction on the database ``url``, which has ``tables`` then.
+
+    Raises Unavailable if it does not answer, ConfigError if the address is wrong, the login is refused or the tables
+    there are another version's, DataError for a value that the database cannot keep. IntegrityErrors of SQLAlchemy pass.
+    """
+    try:
+        with _engine(url, os.getpid(), tables).begin() as connection:
+            yield connection
+    except SqlDataError as error:
+        raise DataError(f"the ledger {shown(url)} cannot keep a value: {_first_line(error)}; shorten it, and leave out NUL characters") from error
+    except (OperationalError, InterfaceError) as error:
+        if any(words in str(error.orig) for words in _REFUSED):
+            raise ConfigError(f"the ledger {shown(url)} refuses: {_first_line(error)}; mend {SETTING}, or the user and database it names") from error
+        raise Unavailable(f"the ledger {shown(url)} does not answer: {_first_line(error)}; start it, or set {SETTING} to where it is") from error
+    except ProgrammingError as error:
+        raise ConfigError(f"the ledger {shown(url)} refuses: {_first_line(error)}; {SETTING} must name a user that owns its tables") from error
+
+
+def shown(url: str) -> str:
+    """The address without its password."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
+@lru_cache(maxsize=8)
+def _engine(url: str, pid: int, tables: MetaData) -> Engine:  # noqa: ARG001 - pid is part of the cache's key
+    """One engine per database and process (``pid`` keeps a fork from sharing its parent's connections)."""
+    engine = _connect(url)
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_MAKING})"))
+        check(connection, tables, shown(url))
+        try:
+            tables.create_all(connection)
+        except OperationalError:
+            # Two processes may make SQLite's tables at the same moment: the loser finds them there.
+            tables.create_all(connection)
+    return engine
+
+
+def _connect(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite":
+            return _sqlite(url, parsed.database)
+        # A task is one process that asks a few questions: more connections would only use up the server's.
+        waits = {"connect_timeout": 5, "application_name": "perennial"} if parsed.get_backend_name() == "postgresql" else {}
+        return create_engine(url, pool_pre_ping=True, pool_size=2, connect_args=waits)
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise ConfigError(f"{SETTING} cannot be used ({error}): give it like postgresql+psycopg://user:password@host:5432/ledger, or unset it") from error
+
+
+def _sqlite(url: str, path: str | None) -> Engine:
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def _durable(connection: Any, _record: Any) -> None:
+        # WAL lets gateways read while a rollout writes; FULL makes a committed release survive a power cut.
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    return engine
+
+
+def check(connection: Connection, tables: MetaData, address: str) -> None:
+    """Raise ConfigError naming the table whose columns are not those of this code; a table that is not there yet is made later."""
+    found = inspect(connection)
+    there = set(found.get_table_names())
+    for table in tables.sorted_tables:
+        if table.name not in there:
+            continue
+        own, wanted = {column["name"] for column in found.get_columns(table.name)}, set(table.columns.keys())
+        if own != wanted:
+            differs = [f"lacks {', '.join(sorted(wanted - own))}"] * bool(wanted - own) + [f"has {', '.join(sorted(own - wanted))} too"] * bool(own - wanted)
+            raise ConfigError(
+                f"the ledger {address} has the schema of another version: table {table.name} {' and '.join(differs)}; "
+                f"set {SETTING} to a new database, or run the version of Perennial that made this one"
+            )
+
+
+def _first_line(error: DBAPIError) -> str:
+    return str(error.orig).strip().splitlines()[0]

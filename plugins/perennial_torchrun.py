@@ -1,0 +1,46 @@
+"""The operator of a training: it owns every process of it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from perennial_operators import StepOperator
+from perennial_processes import TAG, allow_children, descendants, die_with_parent, end, tagged
+
+if TYPE_CHECKING:
+    from airflow.sdk.definitions.context import Context
+
+
+class TorchrunOperator(StepOperator):
+    """The train step with the promise that no rank outlives it.
+
+    Everything that it starts carries ``PERENNIAL_JOB=<dag>/<run>/<task>#<try>``. Mark-failed, clear and the execution timeout
+    end up in ``on_kill``; a killed worker takes the task with it, and the task its ranks (parent-death signals). What another
+    try left all the same is swept at start, before the checkpoint is read: a retry goes on at the last one, alone.
+    """
+
+    ui_color = "#dfe9f7"
+
+    def __init__(self, *, case: str, step: str = "train", **arguments: Any) -> None:
+        super().__init__(step=step, case=case, **arguments)
+        self.job = ""
+
+    def execute(self, context: Context) -> dict[str, Any] | list[str]:
+        """Sweep, tag, train."""
+        about = context["ti"]
+        identity = f"{about.dag_id}/{about.run_id}/{about.task_id}#"
+        if stale := tagged(identity):
+            self.log.warning("another try of this task left %d process(es): %s", len(stale), ", ".join(map(str, stale)))
+            end(stale)
+        self.job = os.environ[TAG] = f"{identity}{about.try_number}"
+        die_with_parent()
+        allow_children()
+        try:
+            return super().execute(context)
+        finally:
+            os.environ.pop(TAG, None)
+
+    def on_kill(self) -> None:
+        """End all that carries the task's tag or descends from it: ranks live in sessions of their own."""
+        end([*descendants(), *(tagged(self.job) if self.job else [])])

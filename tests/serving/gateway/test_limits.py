@@ -1,0 +1,87 @@
+"""The rate limit of several workers: one count in a real Redis, a count each where there is none."""
+
+import asyncio
+import shutil
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from pydantic import SecretStr
+from starlette.requests import Request
+
+from embedded.ports import HOST, Ports
+from pipelines.errors import ConfigError
+from serving.gateway import protections
+from serving.gateway.protections import Door
+from serving.gateway.refusal import Refused
+from serving.gateway.settings import Bounds
+
+RATE, EACH = 20, 30
+
+
+@pytest.fixture(scope="module")
+def redis_url():
+    """A real Redis with a password; skipped only where the server is not installed (`apt-get install redis-server`)."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
+    import redis
+
+    port = Ports.free().redis
+    argv = ["redis-server", "--bind", HOST, "--port", str(port), "--requirepass", "word", "--save", "", "--appendonly", "no"]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as process:
+        try:
+            url, deadline = f"redis://:word@{HOST}:{port}/1", time.monotonic() + 20
+            while True:
+                try:
+                    redis.Redis.from_url(url).ping()
+                    break
+                except redis.ConnectionError:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+            yield url
+        finally:
+            process.terminate()
+
+
+def worker(tmp_path, url):
+    """What a worker does with many requests of one client: True for each that it lets in."""
+    door = Door(Bounds(rate=f"{RATE}/day"), tmp_path / "key", None if url is None else SecretStr(url))
+
+    async def come():
+        request = Request({"type": "http", "headers": [(b"x-api-key", b"k")], "client": (HOST, 1)})
+        try:
+            await door.admit(request)
+        except Refused as refused:
+            return refused.status != 429
+        return True
+
+    async def all_of_them():
+        return [await come() for _ in range(EACH)]
+
+    return asyncio.run(all_of_them())
+
+
+def let_in(tmp_path, url):
+    """How many two workers, each with an event loop of its own, let in together."""
+    (tmp_path / "key").write_text("k")
+    with ThreadPoolExecutor(2) as pool:
+        return sum(sum(answers) for answers in pool.map(lambda _: worker(tmp_path, url), range(2)))
+
+
+def test_two_workers_share_one_limit(tmp_path, redis_url, monkeypatch):
+    """Of sixty requests at two workers exactly as many come in as the rate allows one client."""
+    monkeypatch.setattr(protections, "_WAIT_SECONDS", 10.0)  # a busy machine may be late
+    assert let_in(tmp_path, redis_url) == RATE
+
+
+def test_without_an_answer_each_worker_counts(tmp_path, redis_url):
+    """Where Redis is away, refuses the password or is not set, nobody fails: each worker lets in what the rate allows."""
+    for url in (f"redis://:word@{HOST}:1/1", redis_url.replace(":word@", ":wrong@"), None):
+        assert let_in(tmp_path, url) == 2 * RATE
+
+
+def test_what_is_no_redis_names_the_setting(tmp_path):
+    """An address that cannot be one stops the worker at its start, with the setting's name."""
+    with pytest.raises(ConfigError, match="PERENNIAL_LIMITS_URL cannot be used"):
+        let_in(tmp_path, "http://somewhere")
