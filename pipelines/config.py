@@ -393,6 +393,8 @@ class Settings(BaseSettings):
     """``redis://:password@host:port/1``: where the gateway's workers count requests together; empty: each counts its own."""
     api_key_file: Path | None = None
     actor: str = ""
+    connections: str = ""
+    """Airflow connections that tasks must have (``ledger_default,mlflow_default``); the others are used where they exist."""
     alert_webhook: SecretStr | None = None
     """A URL that takes ``{"text": ...}`` (Slack, Mattermost, Teams); a secret: it is in no log, no ledger, no message."""
     alert_mail: str = ""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator  # noqa: TID253 - the class below extends it
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import AirflowSkipException
+from perennial_hooks import settings as settings_of_task
 from perennial_processes import descendants, end
 from perennial_run import failing_fast, resolve_as_of, resolve_trigger, small, training_page
 from pydantic import BaseModel
@@ -90,7 +91,7 @@ class StepOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any] | list[str]:
         """One call of the step; errors that a retry cannot mend fail the task at once."""
         with failing_fast():
-            params, settings, given = load_params(self.case), Settings(), context["params"]
+            params, settings, given = load_params(self.case), settings_of_task(), context["params"]
             run = context["dag_run"]
             as_of = resolve_as_of(given.get("as_of"), run)
             offers: dict[str, Callable[[], Any]] = {
