@@ -31,14 +31,14 @@ class ServiceHook(BaseHook):
     def read(self, connection: Connection) -> dict[str, Any]:
         """The settings that the connection gives; ConfigError if they cannot be read from it."""
 
-    def places(self) -> dict[str, Any]:
-        """What the connection says; nothing without one. Unavailable if it is missing and ``PERENNIAL_CONNECTIONS`` names it."""
+    def places(self, *, needed: bool) -> dict[str, Any]:
+        """What the connection says; without one nothing, or Unavailable if it is ``needed``."""
         name = self.default_conn_name
         try:
             connection = self.get_connection(name)
         except AirflowNotFoundException as error:
             # Airflow says this also when its API did not answer: who relies on a connection must not end up elsewhere.
-            if name in Settings().connections.replace(",", " ").split():
+            if needed:
                 raise Unavailable(f"Airflow has handed over no connection {name}: make it, or take it out of PERENNIAL_CONNECTIONS") from error
             return {}
         if not connection.host:
@@ -102,6 +102,19 @@ class LedgerHook(ServiceHook):
         return {"ledger_url": url.render_as_string(hide_password=False)}
 
 
+HOOKS = {hook.default_conn_name: hook for hook in (TritonHook, MlflowHook, LedgerHook)}
+
+
 def settings() -> Settings:
-    """The settings of this task: its connections' where there are any, else the environment's."""
-    return Settings(**{name: value for hook in (TritonHook(), MlflowHook(), LedgerHook()) for name, value in hook.places().items()})
+    """The settings of this task: the environment's, and where ``PERENNIAL_CONNECTIONS`` lets it the connections'.
+
+    Each connection is one question to Airflow's API. ConfigError for a connection that is wrong or that nobody knows.
+    """
+    own = Settings()
+    asked = {"auto": tuple(HOOKS), "none": ()}.get(own.connections, own.connections.replace(",", " ").split())
+    if unknown := set(asked) - HOOKS.keys():
+        raise ConfigError(f"PERENNIAL_CONNECTIONS names {', '.join(sorted(unknown))}: only {', '.join(HOOKS)}, auto or none can be used")
+    found: dict[str, Any] = {}
+    for name in asked:
+        found |= HOOKS[name]().places(needed=own.connections != "auto")
+    return Settings(**found) if found else own

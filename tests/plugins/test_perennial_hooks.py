@@ -68,3 +68,13 @@ def test_who_relies_on_a_connection_does_not_end_up_elsewhere(monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", "http://mlflow:5000")
     with pytest.raises(Unavailable, match="ledger_default"):
         settings()
+
+
+def test_connections_can_be_left_alone(monkeypatch):
+    """`none` asks Airflow for no connection, and a name that stands for nothing is an error that lists those that do."""
+    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", "http://mlflow:5000")
+    monkeypatch.setenv("PERENNIAL_CONNECTIONS", "none")
+    assert settings() == Settings()
+    monkeypatch.setenv("PERENNIAL_CONNECTIONS", "mlflow_defualt")
+    with pytest.raises(ConfigError, match="mlflow_defualt: only triton_default, mlflow_default, ledger_default"):
+        settings()
