@@ -43,6 +43,8 @@ class ServiceHook(BaseHook):
             return {}
         if not connection.host:
             raise self.wrong("has no host")
+        if "@" in connection.host:  # it would be shown wherever the address is
+            raise self.wrong("has a login in its host, which belongs into its own fields")
         return self.read(connection)
 
     def wrong(self, what: str) -> ConfigError:

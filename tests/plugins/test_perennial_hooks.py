@@ -48,6 +48,9 @@ def test_mlflow_may_stand_behind_a_path(monkeypatch, host, port, expected):
     ("name", "uri", "what"),
     [
         ("triton_default", "http://", "has no host.*PERENNIAL_TRITON_HTTP"),
+        ("mlflow_default", '{"conn_type": "generic", "host": "https://ada:x@mlflow"}', "login in its host"),
+        ("triton_default", '{"conn_type": "generic", "host": "http://triton"}', "only a name or an address"),
+        ("mlflow_default", '{"conn_type": "generic", "host": "ftp://mlflow"}', "only http and https"),
         ("mlflow_default", "http://ada@mlflow:5000", "login without a password.*PERENNIAL_MLFLOW_URL"),
         ("ledger_default", "mysql://led:x@db/ledger", "type 'mysql'.*PERENNIAL_LEDGER_URL"),
         ("ledger_default", "postgres://led:x@db", "names no database"),
