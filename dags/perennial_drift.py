@@ -1,6 +1,7 @@
 """Drift: what went through the gateway, against what the champion was trained on; confirmed drift trains once."""
 
 from airflow.sdk import DAG, TriggerRule, chain
+from perennial_deadlines import DRIFT, deadline
 from perennial_operators import StepOperator, TriggerOnce
 from perennial_run import DEFAULTS, clock_param, readable_cases, timetable
 
@@ -27,6 +28,7 @@ def drift(params: Params) -> DAG:
         catchup=False,
         params={"as_of": clock_param(params)},
         default_args=DEFAULTS,
+        deadline=deadline(params.case, DRIFT),
         tags=["perennial", params.case, "drift"],
     ) as dag:
         profile = StepOperator(task_id="profile", step="profile", case=params.case, trigger_rule=TriggerRule.NONE_FAILED)

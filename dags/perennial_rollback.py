@@ -1,6 +1,7 @@
 """Rollback: the release before the present one serves again, by hand and with a reason."""
 
 from airflow.sdk import DAG, Param
+from perennial_deadlines import ROLLBACK, deadline
 from perennial_operators import StepOperator
 from perennial_run import DEFAULTS, readable_cases
 
@@ -24,6 +25,7 @@ def rollback(params: Params) -> DAG:
         max_active_runs=1,
         params={"reason": Param(description="Why: kept in the ledger for good.", type="string", pattern=r"\S")},
         default_args=DEFAULTS,
+        deadline=deadline(params.case, ROLLBACK),
         tags=["perennial", params.case, "rollback"],
     ) as dag:
         StepOperator(task_id="rollback", step="rollback", case=params.case)

@@ -1,6 +1,8 @@
 """Training: ingest to rollout, on the case's schedule, by hand, or because a drift run asked for it."""
 
 from airflow.sdk import DAG, chain
+from perennial_deadlines import deadline
+from perennial_deadlines import training as training_deadline
 from perennial_operators import StepOperator
 from perennial_run import DEFAULTS, clock_param, readable_cases, reason_param, timetable, train_arguments, trigger_param
 from perennial_torchrun import TorchrunOperator
@@ -34,6 +36,7 @@ def training(params: Params) -> DAG:
         max_active_runs=1,
         params={"as_of": clock_param(params), "trigger": trigger_param(), "reason": reason_param()},
         default_args=DEFAULTS,
+        deadline=deadline(params.case, training_deadline(params)),
         tags=["perennial", params.case, "training"],
     ) as dag:
         chain(*[_task(step, params) for step in TRAINING])

@@ -46,6 +46,7 @@ DIFFERS = {
     "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": ("False", "it would listen on every interface; the REST API says the same"),
     "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_SERVER_PORT": (None, "see the line above"),
     "PERENNIAL_DATA_DIR": (None, "the checkout's own data folder"),
+    "PERENNIAL_GRAFANA_URL": (None, "there is no Grafana among the processes"),
     "XDG_CACHE_HOME": (None, "the caller's own caches"),
     "MPLCONFIGDIR": (None, "the caller's own caches"),
     "DUMB_INIT_SETSID": (None, "there is no init in between"),

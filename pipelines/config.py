@@ -385,6 +385,10 @@ class Settings(BaseSettings):
     triton_metrics: str = "127.0.0.1:8002"
     triton_admin_key: SecretStr | None = None
     """What Triton wants to see before it loads or unloads a model, where its admin calls are restricted."""
+    mlflow_public_url: str = ""
+    """Where people's browsers find MLflow; empty: where programs do."""
+    grafana_url: str = ""
+    """Where people's browsers find Grafana; empty: there is none."""
     mlflow_username: str = ""
     mlflow_password: SecretStr | None = None
     airflow_username: str = ""
@@ -393,6 +397,8 @@ class Settings(BaseSettings):
     """``redis://:password@host:port/1``: where the gateway's workers count requests together; empty: each counts its own."""
     api_key_file: Path | None = None
     actor: str = ""
+    connections: str = "auto"
+    """Which Airflow connections tasks go by: ``auto`` those that exist, ``none``, or a list (``ledger_default,mlflow_default``), which have to exist."""
     alert_webhook: SecretStr | None = None
     """A URL that takes ``{"text": ...}`` (Slack, Mattermost, Teams); a secret: it is in no log, no ledger, no message."""
     alert_mail: str = ""

@@ -25,7 +25,7 @@ AlertRule = Literal[
     "page_broken",
     "sink_broken",
 ]
-"""What a person is told of; each has its section in docs/runbooks.md."""
+"""What a drift run tells a person of; each has its section in docs/runbooks.md, and so has the scheduler's ``run_late`` (alerts/late.py)."""
 
 
 def _as_utc(value: datetime) -> datetime:
@@ -185,7 +185,7 @@ class Alert(Value):
 
     case: str
     key: str
-    rule: AlertRule
+    rule: AlertRule | Literal["run_late"]
     group: str
     severity: Severity
     owner: str

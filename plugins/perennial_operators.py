@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator  # noqa: TID253 - the class below extends it
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import AirflowSkipException
+from perennial_hooks import settings as settings_of_task
+from perennial_lineage import lineage
+from perennial_links import LINKS, links, run_page
 from perennial_processes import descendants, end
-from perennial_run import failing_fast, resolve_as_of, resolve_trigger, small, training_page
+from perennial_run import failing_fast, resolve_as_of, resolve_trigger, small
 from pydantic import BaseModel
 
 from pipelines.config import Settings, load_params
@@ -22,44 +25,22 @@ if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
 
-class ModelLink(BaseOperatorLink):
-    """From the register task to the model version in MLflow."""
+class Link(BaseOperatorLink):
+    """A button of a task; Airflow keeps its address as an XCom when the task ends, however it ends."""
 
-    name = "Model version"
+    name = ""
 
-    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002 - Airflow's signature
-        """The page of the version that this task registered, or nothing."""
-        return getattr(operator, "link", "")
+    def __init__(self, name: str) -> None:
+        self.name = name
 
-
-class RunLink(BaseOperatorLink):
-    """From the train task to its run in MLflow, whether it went well or not."""
-
-    name = "MLflow run"
+    @property
+    def xcom_key(self) -> str:
+        """Airflow's own would be the class's name, the same for all buttons of a task."""
+        return f"_link_{self.name.lower().replace(' ', '_')}"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002 - Airflow's signature
-        """The page of the training's run, or nothing."""
-        return getattr(operator, "link", "")
-
-
-class PageLink(BaseOperatorLink):
-    """From the report task to the daily page, as MLflow keeps it."""
-
-    name = "Daily page"
-
-    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002 - Airflow's signature
-        """The page of the window, or nothing."""
-        return getattr(operator, "link", "")
-
-
-class EvidentlyLink(BaseOperatorLink):
-    """From the report task to Evidently's page, of windows that have one."""
-
-    name = "Evidently report"
-
-    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002 - Airflow's signature
-        """Evidently's page of the window, or nothing."""
-        return getattr(operator, "evidently", "")
+        """What the task has found out, or nothing: then there is no button."""
+        return getattr(operator, "links", {}).get(self.name, "")
 
 
 class StepOperator(BaseOperator):
@@ -73,24 +54,18 @@ class StepOperator(BaseOperator):
     ui_color = "#e8f3ec"
 
     def __init__(self, *, step: str, case: str, function: str = "run", day: str = "", **arguments: Any) -> None:
-        super().__init__(**arguments)
+        super().__init__(**(lineage(step, case) if function == "run" else {}), **arguments)
         self.step = step
         self.case = case
         self.function = function
         self.day = day
-        self.link = ""
-        if step == "register":
-            self.operator_extra_links = (ModelLink(),)
-        if step == "train":
-            self.operator_extra_links = (RunLink(),)
-        if step == "report":
-            self.evidently = ""
-            self.operator_extra_links = (PageLink(), EvidentlyLink())
+        self.links: dict[str, str] = {}
+        self.operator_extra_links = tuple(Link(name) for name in LINKS.get(step, ()))
 
     def execute(self, context: Context) -> dict[str, Any] | list[str]:
         """One call of the step; errors that a retry cannot mend fail the task at once."""
         with failing_fast():
-            params, settings, given = load_params(self.case), Settings(), context["params"]
+            params, settings, given = load_params(self.case), settings_of_task(), context["params"]
             run = context["dag_run"]
             as_of = resolve_as_of(given.get("as_of"), run)
             offers: dict[str, Callable[[], Any]] = {
@@ -105,11 +80,12 @@ class StepOperator(BaseOperator):
             }
             step = getattr(importlib.import_module(f"pipelines.steps.{self.step}"), self.function)
             self.log.info("%s of %s as of %s", self.step, self.case, as_of.isoformat())
+            facts: dict[str, Any] = {}
             try:
                 result = step(**{name: offers[name]() for name in inspect.signature(step).parameters})
+                facts = result.facts if isinstance(result, Manifest) else {}
             finally:
-                if self.step == "train" and (page := training_page(settings.run_dir(self.case, as_of))):
-                    self.link = f"{settings.mlflow_url}/{page}"
+                self.links = links(self.step, settings, self.case, as_of, run, facts)
         if isinstance(result, list):
             return result
         if not isinstance(result, Manifest):
@@ -117,10 +93,6 @@ class StepOperator(BaseOperator):
         if self.function != "run":
             return small(result.facts)
         folder = str((settings.run_dir(self.case, as_of) / self.step).relative_to(settings.root))
-        if self.step == "register":
-            self.link = f"{settings.mlflow_url}/#/models/{self.case}/versions/{result.facts['version']}"
-        if self.step == "report":
-            self.link, self.evidently = result.facts.get("page", ""), result.facts.get("evidently", "")
         if self.step == "drift":
             asked = {"as_of": as_of.isoformat(), "trigger": result.facts["trigger"], "episode": result.facts["episode"], "evidence": f"{folder}/report.json"}
             context["ti"].xcom_push(key="retrain", value=asked if result.facts["action"] == "retrain" else {})
@@ -145,14 +117,17 @@ class TriggerOnce(TriggerDagRunOperator):
     """
 
     template_fields: Sequence[str] = (*TriggerDagRunOperator.template_fields, "note")
+    # Airflow's own button leads to a run named None when there was nothing to start.
+    operator_extra_links = (Link("Triggered DAG"),)
 
     def __init__(self, *, trigger_run_id: str, conf: Any, **arguments: Any) -> None:
         # No logical date: it would be unique per DAG too, and two reasons to train may fall on one moment.
         super().__init__(trigger_run_id=trigger_run_id, conf=conf, logical_date=None, skip_when_already_exists=True, **arguments)
 
     def execute(self, context: Context) -> None:
-        """Ask for the run; the link is pushed first, because Airflow forgets it when the run exists."""
+        """Ask for the run; its name and page are noted first, because Airflow forgets them when the run exists."""
         if not self.conf:
             raise AirflowSkipException("nothing to start: the step before did not ask for it")
+        self.links = {"Triggered DAG": run_page(self.trigger_dag_id, str(self.trigger_run_id))}
         context["ti"].xcom_push(key="trigger_run_id", value=str(self.trigger_run_id))
         super().execute(context)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from airflow.sdk import CronDataIntervalTimetable, Param
@@ -102,15 +100,6 @@ def train_arguments(params: Params) -> dict[str, Any]:
     if wanted.pool is not None:
         arguments |= {"pool": wanted.pool, "pool_slots": max(1, wanted.gpus)}
     return arguments
-
-
-def training_page(run_dir: Path) -> str | None:
-    """Where MLflow shows the training of a run: what its manifest says, or what an unfinished one left; None without MLflow."""
-    left = sorted(run_dir.glob(".train.k*/mlflow.page"), key=lambda path: path.stat().st_mtime)
-    if left:
-        return left[-1].read_text()
-    manifest = run_dir / "train" / "manifest.json"
-    return json.loads(manifest.read_text())["facts"].get("mlflow_page") if manifest.exists() else None
 
 
 @contextmanager

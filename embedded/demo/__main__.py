@@ -72,7 +72,7 @@ def _demo(options: argparse.Namespace, progress: Progress) -> int:
         with progress.shown():
             with progress.phase("start"):
                 progress.say(f"starting Airflow, MLflow, Triton and the gateway on free ports; state and logs in {home}")
-                extra = {"PERENNIAL_LOG_SEGMENT_SECONDS": str(SEGMENT_SECONDS), "PERENNIAL_SCHEDULES": "0"}
+                extra = {"PERENNIAL_LOG_SEGMENT_SECONDS": str(SEGMENT_SECONDS), "PERENNIAL_SCHEDULES": "0", "PERENNIAL_CONNECTIONS": "none"}
                 running = stack.start(home, Ports.free(), profile=options.profile, extra_env=extra)
             settings = _settings_of(running.env)
             airflow = client(settings)

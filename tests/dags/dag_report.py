@@ -62,8 +62,18 @@ def describe(dag) -> dict:
         "catchup": dag.catchup,
         "timetable": type(dag.timetable).__name__,
         "params": {name: dag.params.get_param(name).schema | {"default": dag.params.get_param(name).has_value} for name in dag.params},
+        "deadlines": [[type(one.reference).__name__, one.interval.total_seconds(), one.callback.path, one.callback.kwargs] for one in dag.deadline],
+        "lineage": lineage(dag),
         "lines": len(Path(dag.fileloc).read_text().splitlines()),
     }
+
+
+def lineage(dag) -> dict:
+    """What each task reads and makes, as Airflow's own copy of the DAG has it."""
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    tasks = DagSerialization.from_dict(DagSerialization.to_dict(dag)).tasks
+    return {task.task_id: [[asset.uri for asset in side] for side in (task.inlets, task.outlets)] for task in tasks if task.inlets or task.outlets}
 
 
 if __name__ == "__main__":

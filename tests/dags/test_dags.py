@@ -116,6 +116,31 @@ def test_every_dag_says_what_it_is(report):
         assert dag["lines"] <= 80
 
 
+@pytest.mark.parametrize("case", case_names())
+def test_assets_show_what_comes_from_what(report, case):
+    """Data, dataset, model and release of a case are one chain through its tasks, drift reads the release, and no DAG is scheduled on any of them."""
+    made = {kind: [f"perennial://{case}/{kind}"] for kind in ("data", "dataset", "model", "release")}
+    assert report["dags"][f"{case}_training"]["lineage"] == {
+        "ingest": [[], made["data"]],
+        "dataset": [made["data"], made["dataset"]],
+        "register": [made["dataset"], made["model"]],
+        "rollout": [made["model"], made["release"]],
+    }
+    assert report["dags"][f"{case}_drift"]["lineage"] == {"profile": [made["release"], []]}
+    assert report["dags"][f"{case}_rollback"]["lineage"] == {"rollback": [[], made["release"]]}
+    assert not [dag for dag in report["dags"].values() if "Asset" in dag["timetable"]]
+
+
+def test_every_run_has_a_deadline(report):
+    """People are told of a run that takes too long, counted from its queueing: a training after all that its train task may take and an hour."""
+    for name, dag in report["dags"].items():
+        case, _, kind = name.rpartition("_")
+        [[reference, seconds, callback, arguments]] = dag["deadlines"]
+        assert (reference, callback, arguments) == ("DagRunQueuedAtDeadline", "perennial_deadlines.late", {"case": case})
+        limit = dag["limits"].get("train") or 0
+        assert seconds == {"training": limit + 3600, "drift": 3600, "rollback": 600}[kind]
+
+
 def test_schedules_are_data_intervals(report):
     """A live case has explicit data intervals (their end is the clock); history has no schedule and asks for as_of."""
     for kind in ("training", "drift"):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import time
 from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -32,6 +33,13 @@ CASE = "loans"
 RUNS = 20
 FAULTS = ("drift:decided.1", "drift:opened.1", "drift:publish.1", "drift:published.1", "alert:files.1")
 """Where a task is killed: the state without its episode, the episode without its report, and on the way to the commits."""
+ROOT = Path(__file__).parents[2]
+PLUGINS = str(ROOT / "plugins")
+GRAFANA = "http://grafana.example.org"
+ENDS, RANKS = ("failed", "cleared", "timed"), 2
+"""The trainings of tests/dags/probes.py, by how they end."""
+PATIENCE = 20.0
+"""Seconds in which ranks must be gone: 8 at most where nothing else runs."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +47,17 @@ def loop(tmp_path_factory):
     """A running stack whose `loans` DAGs are unpaused and follow their schedules."""
     home, faults = _home(tmp_path_factory), tmp_path_factory.mktemp("faults")
     with receiver(200) as (webhook, messages):
-        extra = {"PERENNIAL_LOG_SEGMENT_SECONDS": "1", "PERENNIAL_SCHEDULES": "1", "PERENNIAL_ALERT_WEBHOOK": webhook, "PERENNIAL_FAILPOINT": f"@{faults}"}
+        dags = tmp_path_factory.mktemp("dags")
+        for path in [*(ROOT / "dags").glob("*.py"), ROOT / "tests/dags/probes.py"]:
+            shutil.copy(path, dags)
+        own = {"AIRFLOW__CORE__DAGS_FOLDER": str(dags), "PERENNIAL_GRAFANA_URL": GRAFANA}
+        extra = {
+            **own,
+            "PERENNIAL_LOG_SEGMENT_SECONDS": "1",
+            "PERENNIAL_SCHEDULES": "1",
+            "PERENNIAL_ALERT_WEBHOOK": webhook,
+            "PERENNIAL_FAILPOINT": f"@{faults}",
+        }
         running = stack.start(home, Ports.free(), profile=PROFILE, extra_env=extra)
         yield from _running(home, running, faults, messages)
 
@@ -98,6 +116,60 @@ def test_the_schedulers_own_ticks_go_green(loop):
     assert _states(loop.airflow, f"{CASE}_drift", ticked["dag_run_id"]) == {**dict.fromkeys(DRIFT, "success"), "retrain": "skipped"}
 
 
+def test_tasks_have_buttons(loop):
+    """What a finished run's tasks link to, as the UI is told: MLflow's run, verdict, version and page, Grafana's dashboard; none where there is nothing."""
+    training, drift = loop.airflow.runs(f"{CASE}_training")[0], loop.airflow.runs(f"{CASE}_drift")[0]
+    shown = {task: _buttons(loop.airflow, f"{CASE}_training", training["dag_run_id"], task) for task in ("train", "gate", "register", "rollout", "ingest")}
+    grafana, mlflow = f"{GRAFANA}/d/perennial-model?var-case={CASE}", loop.settings.mlflow_url
+    run = shown["train"].pop("MLflow run")
+    assert run.startswith(f"{mlflow}/#/experiments/")
+    expected = {"Gate report": f"{run}/artifacts/verdict.json"}, {"Model version": f"{mlflow}/#/models/{CASE}/versions/1"}, {"Grafana": grafana}, {}
+    assert shown == dict(zip(shown, ({"Grafana": grafana}, *expected), strict=True))
+    told = {task: _buttons(loop.airflow, f"{CASE}_drift", drift["dag_run_id"], task) for task in ("drift", "report", "retrain")}
+    assert told["drift"] == {"Drift report": f"{loop.airflow.url}/dags/{CASE}_drift/runs/{drift['dag_run_id']}/tasks/report", "Grafana": grafana}
+    assert told["report"].keys() == {"Daily page"}
+    assert told["retrain"] == {}
+
+
+def _buttons(airflow, dag, run_id, task):
+    found = airflow.call("GET", f"/dags/{dag}/dagRuns/{run_id}/taskInstances/{task}/links")["extra_links"]
+    return {name: address for name, address in found.items() if address}
+
+
+def test_a_train_task_that_is_ended_leaves_no_rank(loop, monkeypatch):
+    """Marked failed, cleared, out of time: deaf ranks in sessions of their own are gone soon, the cleared task runs again alone.
+
+    Meanwhile what ranks say stands in the log of the running task, and people are told once of a run that is late.
+    """
+    monkeypatch.syspath_prepend(PLUGINS)
+    from perennial_processes import tagged
+
+    airflow, dags = loop.airflow, {end: f"held_{end}" for end in ENDS}
+    for dag in dags.values():
+        airflow.unpause(dag)
+    runs = {end: airflow.trigger_dag(dag, "held") for end, dag in dags.items()}
+    until = time.monotonic() + 60
+    began: set[str] = set()
+    while began != set(ENDS) or not _late(loop) or "a rank is up" not in airflow.log(dags["failed"], runs["failed"], "train"):
+        assert time.monotonic() < until, (began, loop.messages)
+        began |= {end for end, dag in dags.items() if len(tagged(f"{dag}/held/train#1")) == RANKS}
+        time.sleep(0.05)
+    airflow.call("PATCH", f"/dags/held_failed/dagRuns/{runs['failed']}/taskInstances/train", json={"new_state": "failed"})
+    airflow.clear("held_cleared", runs["cleared"], ["train"])
+    until = time.monotonic() + PATIENCE
+    while left := [end for end, dag in dags.items() if tagged(f"{dag}/held/train#1")]:
+        assert time.monotonic() < until, left
+        time.sleep(0.05)
+    ended = {end: airflow.wait(dag, runs[end])["state"] for end, dag in dags.items()}
+    assert ended == {"failed": "failed", "cleared": "success", "timed": "failed"}
+    assert [task["try_number"] for task in airflow.tasks("held_cleared", runs["cleared"])] == [2]
+    assert len(_late(loop)) == 1
+
+
+def _late(loop):
+    return [body["text"] for _, body in loop.messages if "run held of held_failed is late" in body["text"]]
+
+
 def test_an_episode_trains_once(loop):
     """Twenty concurrent drift runs of one episode, some killed and retried, some cleared, end in one training run, to which all link, and one message."""
     tomorrow = wall_time().replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
@@ -125,6 +197,7 @@ def test_an_episode_trains_once(loop):
     assert [run["dag_run_id"] for run in trained] == [f"drift__{episode}"]
     assert {name: trained[0]["conf"][name] for name in ("trigger", "episode")} == {"trigger": "performance", "episode": episode}
     assert datetime.fromisoformat(trained[0]["conf"]["as_of"]) == as_of
+    assert trained[0]["note"]
     assert (loop.settings.root / trained[0]["conf"]["evidence"]).is_file()
     for run_id in ids:
         links = airflow.call("GET", f"/dags/{dag}/dagRuns/{run_id}/taskInstances/retrain/links")["extra_links"]

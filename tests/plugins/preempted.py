@@ -55,7 +55,7 @@ def main() -> None:
         answer = task.execute({"params": {"as_of": AS_OF.isoformat()}, "dag_run": dag_run, "ti": None})
     except Exception as error:  # noqa: BLE001 - the test looks at it
         answer = {"error": f"{type(error).__name__}: {error}", "retry": "AirflowFail" not in type(error).__name__}
-    (FOLDER / "answer.json").write_text(json.dumps({**answer, "link": task.link}))
+    (FOLDER / "answer.json").write_text(json.dumps({**answer, "link": task.links["MLflow run"]}))
 
 
 if __name__ == "__main__":

@@ -4,17 +4,21 @@ import json
 import sys
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DagRunTriggerException
-from perennial_operators import StepOperator, TriggerOnce
+from perennial_links import DASHBOARD, LINKS
+from perennial_operators import Link, StepOperator, TriggerOnce
 
 from pipelines import ledger
 from pipelines.config import Settings
 from pipelines.contracts import Manifest
 from pipelines.errors import DataError, TrainingDiverged, Unavailable
 
+ROOT = Path(__file__).parents[2]
 AS_OF = datetime(2009, 5, 1, tzinfo=UTC)
 
 
@@ -48,7 +52,18 @@ def step(monkeypatch):
 
 def _context(ti=None, run_type="manual", **params):
     run = SimpleNamespace(data_interval_end=None, logical_date=None, run_after=AS_OF, run_type=run_type, triggering_user_name=None)
+    run.dag_id, run.run_id = "bank_drift", "manual__1"
     return {"params": {"as_of": "2009-05-01", **params}, "dag_run": run, "ti": Pushed() if ti is None else ti}
+
+
+def _making(manifest):
+    return lambda params: manifest
+
+
+def _buttons(task):
+    """The buttons that Airflow shows: those with an address."""
+    found = {link.name: link.get_link(task, ti_key=None) for link in task.operator_extra_links}
+    return {name: address for name, address in found.items() if address}
 
 
 def _manifest(name, **facts):
@@ -134,7 +149,7 @@ def test_the_register_task_links_to_its_model_version(step, monkeypatch):
     step("register", lambda params, settings, run_dir, as_of: _manifest("register", version=4))
     task = StepOperator(task_id="register", step="register", case="bank")
     task.execute(_context())
-    assert [link.get_link(task, ti_key=None) for link in task.operator_extra_links] == ["http://127.0.0.1:5999/#/models/bank/versions/4"]
+    assert _buttons(task) == {"Model version": "http://127.0.0.1:5999/#/models/bank/versions/4"}
 
 
 @pytest.mark.parametrize("ends_well", [True, False])
@@ -155,7 +170,44 @@ def test_the_train_task_links_to_its_run(step, monkeypatch, home, ends_well):
     task = StepOperator(task_id="train", step="train", case="bank")
     with nullcontext() if ends_well else pytest.raises(AirflowFailException):
         task.execute(_context())
-    assert [link.get_link(task, ti_key=None) for link in task.operator_extra_links] == ["http://127.0.0.1:5999/#/experiments/1/runs/r"]
+    assert _buttons(task) == {"MLflow run": "http://127.0.0.1:5999/#/experiments/1/runs/r"}
+
+
+def test_buttons_lead_to_where_people_are(step, monkeypatch, home):
+    """The gate's report, the drift run's pages and Grafana's dashboard of the case open at addresses for browsers; without a Grafana there is no button."""
+    monkeypatch.setenv("PERENNIAL_MLFLOW_URL", "http://mlflow:5000")
+    monkeypatch.setenv("PERENNIAL_MLFLOW_PUBLIC_URL", "https://mlflow.example.org")
+    folder = home / "artefacts/bank/20090501T000000Z/train"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"facts": {"mlflow_page": "#/experiments/1/runs/r"}}))
+    facts = {
+        "gate": {},
+        "rollout": {},
+        "drift": {"action": "none", "trigger": "drift", "episode": None},
+        "report": {"page": "http://mlflow:5000/#/experiments/2/runs/w/artifacts/daily.html"},
+    }
+    shown = {}
+    for name, found in facts.items():
+        step(name, _making(_manifest(name, **found)))
+        for grafana in ("", "http://127.0.0.1:3000/"):
+            monkeypatch.setenv("PERENNIAL_GRAFANA_URL", grafana)
+            task = StepOperator(task_id=name, step=name, case="bank")
+            task.execute(_context())
+            shown[name, bool(grafana)] = _buttons(task)
+    grafana = {"Grafana": "http://127.0.0.1:3000/d/perennial-model?var-case=bank"}
+    assert shown["gate", True] == {"Gate report": "https://mlflow.example.org/#/experiments/1/runs/r/artifacts/verdict.json"}
+    assert (shown["rollout", False], shown["rollout", True]) == ({}, grafana)
+    assert shown["drift", False].keys() == {"Drift report"}
+    assert shown["drift", True] == {**shown["drift", False], **grafana}
+    assert shown["drift", True]["Drift report"].endswith("/dags/bank_drift/runs/manual__1/tasks/report")
+    assert shown["report", True] == {"Daily page": "https://mlflow.example.org/#/experiments/2/runs/w/artifacts/daily.html"}
+
+
+def test_every_button_has_a_place_of_its_own():
+    """Airflow keeps a button's address under a key: two buttons of one task do not share one, and the dashboard is one that exists."""
+    for names in LINKS.values():
+        assert len({Link(name).xcom_key for name in names}) == len(names)
+    assert DASHBOARD in {json.loads(path.read_text())["uid"] for path in (ROOT / "compose/grafana/dashboards").glob("*.json")}
 
 
 def test_a_trigger_asks_once_by_name():
@@ -165,6 +217,7 @@ def test_a_trigger_asks_once_by_name():
     with pytest.raises(DagRunTriggerException) as asked:
         task.execute({"ti": ti})
     assert ti["trigger_run_id"] == "drift__e1"
+    assert _buttons(task)["Triggered DAG"].endswith("/dags/bank_training/runs/drift__e1")
     wanted = asked.value
     assert (wanted.dag_run_id, wanted.logical_date, wanted.skip_when_already_exists, wanted.conf) == ("drift__e1", None, True, {"episode": "e1"})
     assert (wanted.note, wanted.wait_for_completion) == ("psi", False)
@@ -179,6 +232,20 @@ def test_nothing_to_trigger_is_a_skip(conf):
     with pytest.raises(AirflowSkipException):
         task.execute({"ti": ti})
     assert ti == {}
+    assert _buttons(task) == {}
+
+
+def test_a_note_is_a_template_and_a_conf_stays_what_it_is():
+    """The note is filled in, and the conf arrives as the mapping that the drift step pushed, not as its text."""
+    asked = {"episode": "e1", "as_of": AS_OF.isoformat()}
+    with DAG("d", schedule=None):
+        judge = StepOperator(task_id="drift", step="drift", case="bank")
+        task = TriggerOnce(
+            task_id="retrain", trigger_dag_id="bank_training", trigger_run_id="drift__{{ name }}", conf=judge.output["retrain"], note="{{ why }}"
+        )
+    ti = SimpleNamespace(xcom_pull=lambda **_: asked)
+    task.render_template_fields({"ti": ti, "name": "e1", "why": "psi"})
+    assert (task.trigger_run_id, task.note, task.conf) == ("drift__e1", "psi", asked)
 
 
 def test_parts_of_a_step_can_be_mapped(step):

@@ -1,0 +1,44 @@
+"""Deadlines: people are told of a run that is not over in time.
+
+The triggerer tells them: when a run is late, the workers may be what hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Any
+
+from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference
+from perennial_run import train_arguments
+
+from pipelines.config import Params, Settings, load_params
+
+DRIFT = timedelta(hours=1)
+"""A drift run takes seconds, of a large window minutes, and the next one may be due in an hour."""
+ROLLBACK = timedelta(minutes=10)
+"""Somebody waits for it; it takes seconds."""
+
+
+def training(params: Params) -> timedelta:
+    """What the train task may take at most (it is ended then) and an hour for everything around it."""
+    limit: timedelta = train_arguments(params)["execution_timeout"]
+    return limit + timedelta(hours=1)
+
+
+def deadline(case: str, within: timedelta) -> DeadlineAlert:
+    """A deadline ``within`` which a run of the case has to end, counted from when it was queued: a run that cannot start is late too."""
+    return DeadlineAlert(DeadlineReference.DAGRUN_QUEUED_AT, within, AsyncCallback(late, {"case": case}), name="late")
+
+
+async def late(case: str, context: dict[str, Any]) -> str:
+    """Tell people of a run that missed its deadline; raises Undelivered if a sink did not take it. Airflow keeps the answer."""
+    run, due = context["dag_run"], context["deadline"]["deadline_time"]
+    due = due if isinstance(due, datetime) else datetime.fromisoformat(due)
+    return await asyncio.to_thread(_tell, case, run["dag_id"], run["dag_run_id"], due)
+
+
+def _tell(case: str, dag: str, run: str, due: datetime) -> str:
+    from pipelines.alerts.late import tell
+
+    return f"told {', '.join(tell(load_params(case), Settings(), dag, run, due))}"

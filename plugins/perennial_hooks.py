@@ -1,0 +1,122 @@
+"""Where a task finds its services: in Airflow's connections where somebody has made them, else in the environment.
+
+A connection (page, secrets backend or ``AIRFLOW_CONN_<ID>``) is taken whole: what it leaves open is not filled in from the
+environment, so that a password never goes to a host that it was not meant for. Only tasks read connections; the gateway and
+the exporters go by ``PERENNIAL_*`` alone.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowNotFoundException
+
+from pipelines.config import Settings
+from pipelines.errors import ConfigError, Unavailable
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection
+
+
+class ServiceHook(BaseHook):
+    """What an Airflow connection says about one service, in the words of Settings."""
+
+    default_conn_name = ""
+    setting = ""
+    """The variable that the connection stands in for."""
+
+    @abstractmethod
+    def read(self, connection: Connection) -> dict[str, Any]:
+        """The settings that the connection gives; ConfigError if they cannot be read from it."""
+
+    def places(self, *, needed: bool) -> dict[str, Any]:
+        """What the connection says; without one nothing, or Unavailable if it is ``needed``."""
+        name = self.default_conn_name
+        try:
+            connection = self.get_connection(name)
+        except AirflowNotFoundException as error:
+            # Airflow says this also when its API did not answer: who relies on a connection must not end up elsewhere.
+            if needed:
+                raise Unavailable(f"Airflow has handed over no connection {name}: make it, or take it out of PERENNIAL_CONNECTIONS") from error
+            return {}
+        if not connection.host:
+            raise self.wrong("has no host")
+        if "@" in connection.host:  # it would be shown wherever the address is
+            raise self.wrong("has a login in its host, which belongs into its own fields")
+        return self.read(connection)
+
+    def wrong(self, what: str) -> ConfigError:
+        """The error of a connection that cannot be used."""
+        return ConfigError(f"the Airflow connection {self.default_conn_name} {what}: mend it, or delete it to go by {self.setting}")
+
+
+class TritonHook(ServiceHook):
+    """Triton: host and HTTP port; the password is the key of its admin calls."""
+
+    default_conn_name = "triton_default"
+    setting = "PERENNIAL_TRITON_HTTP"
+
+    def read(self, connection: Connection) -> dict[str, Any]:
+        """Address and key."""
+        if "/" in connection.host:
+            raise self.wrong(f"has the host {connection.host!r}: only a name or an address can be used")
+        return {"triton_http": f"{connection.host}:{connection.port or 8000}", "triton_admin_key": connection.password or None}
+
+
+class MlflowHook(ServiceHook):
+    """MLflow: host (or its whole URL), port and login; the schema or the type ``https`` asks for TLS."""
+
+    default_conn_name = "mlflow_default"
+    setting = "PERENNIAL_MLFLOW_URL"
+
+    def read(self, connection: Connection) -> dict[str, Any]:
+        """URL and login."""
+        if bool(connection.login) != bool(connection.password):
+            raise self.wrong("has a login without a password" if connection.login else "has a password without a login")
+        url = connection.host
+        if "://" not in url:
+            url = f"{'https' if 'https' in {connection.schema, connection.conn_type} else 'http'}://{url}"
+        elif not url.startswith(("http://", "https://")):
+            raise self.wrong(f"has the host {url!r}: only http and https can be used")
+        if connection.port:
+            url = f"{url.rstrip('/')}:{connection.port}"
+        return {"mlflow_url": url, "mlflow_username": connection.login or "", "mlflow_password": connection.password or None}
+
+
+class LedgerHook(ServiceHook):
+    """The ledger: a PostgreSQL database (the schema), its login, and libpq's options in the extra field."""
+
+    default_conn_name = "ledger_default"
+    setting = "PERENNIAL_LEDGER_URL"
+
+    def read(self, connection: Connection) -> dict[str, Any]:
+        """The URL, with its login."""
+        from sqlalchemy import URL
+
+        if connection.conn_type not in {"postgres", "postgresql", "generic"}:
+            raise self.wrong(f"has the type {connection.conn_type!r}: only postgres can be used")
+        if not connection.schema:
+            raise self.wrong("names no database (its schema)")
+        options = {name: str(value) for name, value in connection.extra_dejson.items()}
+        url = URL.create("postgresql+psycopg", connection.login, connection.password, connection.host, connection.port or 5432, connection.schema, options)
+        return {"ledger_url": url.render_as_string(hide_password=False)}
+
+
+HOOKS = {hook.default_conn_name: hook for hook in (TritonHook, MlflowHook, LedgerHook)}
+
+
+def settings() -> Settings:
+    """The settings of this task: the environment's, and where ``PERENNIAL_CONNECTIONS`` lets it the connections'.
+
+    Each connection is one question to Airflow's API. ConfigError for a connection that is wrong or that nobody knows.
+    """
+    own = Settings()
+    asked = {"auto": tuple(HOOKS), "none": ()}.get(own.connections, own.connections.replace(",", " ").split())
+    if unknown := set(asked) - HOOKS.keys():
+        raise ConfigError(f"PERENNIAL_CONNECTIONS names {', '.join(sorted(unknown))}: only {', '.join(HOOKS)}, auto or none can be used")
+    found: dict[str, Any] = {}
+    for name in asked:
+        found |= HOOKS[name]().places(needed=own.connections != "auto")
+    return Settings(**found) if found else own

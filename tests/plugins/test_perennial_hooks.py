@@ -1,0 +1,83 @@
+"""plugins/perennial_hooks.py: a task goes by Airflow's connections where there are any, else by its environment."""
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+from perennial_hooks import settings
+from perennial_operators import StepOperator
+
+from pipelines.config import Settings
+from pipelines.errors import ConfigError, Unavailable
+
+
+def test_without_connections_the_environment_counts(monkeypatch):
+    """No connection changes nothing, not even a value."""
+    monkeypatch.setenv("PERENNIAL_TRITON_HTTP", "triton:8000")
+    assert settings() == Settings()
+
+
+def test_a_connection_is_taken_whole(monkeypatch):
+    """Places and logins come from the connections, and a secret of the environment does not go to a host that a connection names."""
+    monkeypatch.setenv("PERENNIAL_TRITON_ADMIN_KEY", "of another server")
+    monkeypatch.setenv("AIRFLOW_CONN_TRITON_DEFAULT", "http://triton.example.org:8100")
+    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", "https://ada:s%2Fcret@mlflow.example.org")
+    monkeypatch.setenv("AIRFLOW_CONN_LEDGER_DEFAULT", "postgres://led:p%40ss@db.example.org/ledger?sslmode=require")
+    found = settings()
+    assert (found.triton_http, found.triton_admin_key) == ("triton.example.org:8100", None)
+    assert (found.mlflow_url, found.mlflow_username, found.mlflow_password.get_secret_value()) == ("https://mlflow.example.org", "ada", "s/cret")
+    assert found.ledger == "postgresql+psycopg://led:p%40ss@db.example.org:5432/ledger?sslmode=require"
+
+
+def test_a_password_is_the_admin_key_of_triton(monkeypatch):
+    """Triton's key of admin calls is its connection's password."""
+    monkeypatch.setenv("AIRFLOW_CONN_TRITON_DEFAULT", '{"conn_type": "generic", "host": "triton", "password": "key"}')
+    assert (settings().triton_http, settings().triton_admin_key.get_secret_value()) == ("triton:8000", "key")
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "expected"),
+    [("https://proxy.example.org/mlflow", None, "https://proxy.example.org/mlflow"), ("mlflow", 5000, "http://mlflow:5000")],
+)
+def test_mlflow_may_stand_behind_a_path(monkeypatch, host, port, expected):
+    """The host may be a whole URL; a bare one means http."""
+    port = "null" if port is None else port
+    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", f'{{"conn_type": "generic", "host": "{host}", "port": {port}}}')
+    assert settings().mlflow_url == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "uri", "what"),
+    [
+        ("triton_default", "http://", "has no host.*PERENNIAL_TRITON_HTTP"),
+        ("mlflow_default", '{"conn_type": "generic", "host": "https://ada:x@mlflow"}', "login in its host"),
+        ("triton_default", '{"conn_type": "generic", "host": "http://triton"}', "only a name or an address"),
+        ("mlflow_default", '{"conn_type": "generic", "host": "ftp://mlflow"}', "only http and https"),
+        ("mlflow_default", "http://ada@mlflow:5000", "login without a password.*PERENNIAL_MLFLOW_URL"),
+        ("ledger_default", "mysql://led:x@db/ledger", "type 'mysql'.*PERENNIAL_LEDGER_URL"),
+        ("ledger_default", "postgres://led:x@db", "names no database"),
+    ],
+)
+def test_a_wrong_connection_is_named(monkeypatch, name, uri, what):
+    """A connection that cannot be used fails the task at once, with its id, what is wrong and the setting that it stands in for."""
+    monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", uri)
+    with pytest.raises(ConfigError, match=f"{name} .*{what}"):
+        settings()
+    with pytest.raises(AirflowFailException, match=name):
+        StepOperator(task_id="ingest", step="ingest", case="bank").execute({"params": {}})
+
+
+def test_who_relies_on_a_connection_does_not_end_up_elsewhere(monkeypatch):
+    """A connection that PERENNIAL_CONNECTIONS names and Airflow does not hand over is an error that is tried again, never the environment's place."""
+    monkeypatch.setenv("PERENNIAL_CONNECTIONS", "mlflow_default,ledger_default")
+    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", "http://mlflow:5000")
+    with pytest.raises(Unavailable, match="ledger_default"):
+        settings()
+
+
+def test_connections_can_be_left_alone(monkeypatch):
+    """`none` asks Airflow for no connection, and a name that stands for nothing is an error that lists those that do."""
+    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", "http://mlflow:5000")
+    monkeypatch.setenv("PERENNIAL_CONNECTIONS", "none")
+    assert settings() == Settings()
+    monkeypatch.setenv("PERENNIAL_CONNECTIONS", "mlflow_defualt")
+    with pytest.raises(ConfigError, match="mlflow_defualt: only triton_default, mlflow_default, ledger_default"):
+        settings()
