@@ -229,7 +229,7 @@ def a_day(folder: Path, reference: Path, threads: int, rows: int, rounds: int) -
 
 
 def the_step(folder: Path, rows: int) -> tuple[list[Found], list[Found]]:
-    """The pipeline's own step on a day of the log, one row in 100,000 a retry: streamed, with ten times the rows, and in frames as small days are."""
+    """The pipeline's own step on a day of the log, one row in a million a retry: streamed, with ten times the rows, and in frames as small days are."""
     made: list[Found] = []
     found: dict[tuple[str, int], Found] = {}
     for times in (1, 10):
@@ -248,7 +248,7 @@ def the_step(folder: Path, rows: int) -> tuple[list[Found], list[Found]]:
 
 
 def put_log(home: Path, rows: int) -> Path:
-    """A state folder with a day of compacted predictions of `loans`, ``rows`` in every hour; the first of each hundred thousand are asked for again."""
+    """A state folder with a day of compacted predictions of `loans`, ``rows`` in every hour; the first of each million is asked for again."""
     import polars as pl
 
     from pipelines.cases.loans.schema import FIELDS
@@ -258,7 +258,7 @@ def put_log(home: Path, rows: int) -> Path:
     for hour in range(PARTITIONS):
         rng = np.random.default_rng([13, hour])
         number = np.arange(rows) + hour * rows
-        number[(number % 100_000 == 1) & (number > 1)] -= 1
+        number[number % 1_000_000 == 1] -= 1
         at = pl.Series(np.sort(rng.integers(0, 3_600_000_000, rows))).cast(pl.Duration("us")) + start + timedelta(hours=hour)
         given: Found = {"id": pl.Series(number).cast(pl.String), "event_time": at, "received_at": at, "request_id": pl.Series(np.arange(rows)).cast(pl.String)}
         numbers = {field.name: 50 + 10 * rng.standard_normal(rows) for field in FIELDS.numeric}

@@ -102,7 +102,7 @@ def profile_where(files: Sequence[Path], where: pl.Expr, fields: Fields, spec: S
 
 
 def _typed(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
-    kinds = {name: kind for name, kind in frame_schema(fields).items() if name in fields.names and name in frame.columns}
+    kinds: dict[Any, Any] = {name: kind for name, kind in frame_schema(fields).items() if name in fields.names and name in frame.columns}
     return frame.cast(kinds, strict=False)
 
 

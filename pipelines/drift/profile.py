@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.drift.bits import BINS, Ints, Missing, count, histogram
-from pipelines.drift.spec import ENTROPY, PREDICTION, SCORE, SCORES, UNIT, Scale, Spec, count_words, entropy
+from pipelines.drift.projections import SUFFIXES, project
+from pipelines.drift.spec import ENTROPY, PREDICTION, SCORE, SCORES, UNIT, Scale, Spec, count_words, entropy, projections
 from pipelines.drift.vocabulary import TOKENS, UNKNOWN, split, tokens, unknown_shares
 from pipelines.errors import IntegrityError
 from pipelines.fields import Categorical, Fields, Text
@@ -133,7 +134,7 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
 
 
 def _text(values: pl.Series, spec: Spec) -> dict[str, Column]:
-    """What is counted of texts: how many words, how many of them unknown, and which; rows without a text are missing in each."""
+    """What is counted of texts: how many words, how many of them unknown, which, and their projections; rows without a text are missing in each."""
     words = count_words(values)
     found = {words.name: number_column(words, spec.scales[words.name])}
     if spec.vocabulary:
@@ -141,6 +142,9 @@ def _text(values: pl.Series, spec: Spec) -> dict[str, Column]:
         found[values.name + UNKNOWN] = number_column(unknown_shares(own, spec.vocabulary), UNIT)
         counted = category_column(tokens(own), spec.vocabulary)
         found[values.name + TOKENS] = replace(counted, missing=(values.null_count(), 0, 0, 0))
+        if values.name + SUFFIXES[0] in spec.scales:
+            projected = project(own)
+            found |= {name: number_column(projected[suffix], spec.scales[name]) for suffix, name in projections(values.name).items()}
     return found
 
 

@@ -33,6 +33,7 @@ ROOMS = (
     "pipelines.drift.bits",
     "pipelines.drift.kernel",
     "pipelines.drift.profile",
+    "pipelines.drift.projections",
     "pipelines.drift.spec",
     "pipelines.drift.vocabulary",
     "pipelines.drift.windows",
