@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import polars as pl
@@ -15,16 +15,18 @@ from embedded.airflow_metrics import SERIES, Watch
 from embedded.demo import traffic
 from embedded.ports import Ports
 from pipelines import cases, ledger
-from pipelines.config import Settings, load_params
+from pipelines.config import CASES_ROOT, Settings, load_params
 from pipelines.contracts import Window
+from pipelines.fields import Categorical
 from pipelines.steps import DRIFT, TRAINING
-from pipelines.storage import wall_time
+from pipelines.storage import read_manifest, wall_time
 from tests.embedded.test_airflow_metrics import samples
 from tests.pipelines.alerts.test_sinks import receiver
+from tests.pipelines.data import loglines
 
 pytestmark = pytest.mark.slow
 
-CASE = "loans"
+CASE, MAPPED = "loans", "bank"
 RUNS = 20
 FAULTS = ("drift:decided.1", "drift:opened.1", "drift:publish.1", "drift:published.1", "alert:files.1")
 """Where a task is killed: the state without its episode, the episode without its report, and on the way to the commits."""
@@ -34,10 +36,13 @@ DAYS = 21
 
 @pytest.fixture(scope="module")
 def loop(tmp_path_factory):
-    """A running stack whose `loans` DAGs are unpaused and follow their schedules."""
-    home, faults = tmp_path_factory.mktemp("loop"), tmp_path_factory.mktemp("faults")
+    """A running stack whose `loans` DAGs are unpaused and follow their schedules, and whose `bank` maps profiles over days."""
+    home, faults, params = (tmp_path_factory.mktemp(name) for name in ("loop", "faults", "params"))
+    mapped = (CASES_ROOT / MAPPED / "params.yaml").read_text().replace("\ndrift:\n", "\ndrift:\n  mapped: true\n")
+    (params / f"{MAPPED}.yaml").write_text(mapped)
     with receiver(200) as (webhook, messages):
         extra = {"PERENNIAL_LOG_SEGMENT_SECONDS": "1", "PERENNIAL_SCHEDULES": "1", "PERENNIAL_ALERT_WEBHOOK": webhook, "PERENNIAL_FAILPOINT": f"@{faults}"}
+        extra["PERENNIAL_PARAMS_DIR"] = str(params)
         running = stack.start(home, Ports.free(), extra_env=extra)
         yield from _running(home, running, faults, messages)
 
@@ -151,6 +156,25 @@ def _drifted(loop):
         if facts["action"] == "retrain":
             return as_of, facts["episode"]
     raise AssertionError(f"no training was asked for within {DAYS} days of wrong predictions; the last day: {facts}")
+
+
+def test_every_day_of_a_mapped_case_has_a_task(loop):
+    """Where profiles are mapped, a drift run has a task for each day of the window that has rows, and `profile` takes what they made."""
+    settings, as_of = loop.settings, datetime(2009, 6, 1, tzinfo=UTC)
+    row = {field.name: field.values[0] if isinstance(field, Categorical) else 1.0 for field in cases.load_fields(MAPPED).fields}
+    given = {"request_id": "r", "version": 1, "score": 0.25, "prediction": 0, "row": row}
+    times = [as_of - timedelta(days=days, hours=hours) for days, hours in ((20, 1), (20, 4), (3, 5))]
+    lines = [{**given, "prediction_id": str(at), "event_time": at.isoformat(), "received_at": at.isoformat()} for at in times]
+    loglines.write(settings, MAPPED, "predictions", "made", lines)
+    dag, airflow = f"{MAPPED}_drift", loop.airflow
+    airflow.unpause(dag)
+    run_id = airflow.trigger_dag(dag, "mapped", {"as_of": as_of.isoformat()})
+    assert airflow.wait(dag, run_id)["state"] == "success"
+    assert Counter(task["state"] for task in airflow.tasks(dag, run_id) if task["task_id"] == "profile_day") == {"success": 2}
+    run_dir = settings.run_dir(MAPPED, as_of)
+    days = read_manifest(run_dir / "profile").facts["days"]
+    assert [(day["date"], day["rows"]) for day in days] == [("2009-05-11", 2), ("2009-05-28", 1)]
+    assert [read_manifest(run_dir / "profile_parts" / day["date"]).facts for day in days] == days
 
 
 def test_what_prometheus_is_told_of_a_real_airflow(loop):
