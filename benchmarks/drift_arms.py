@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import resource
 import sys
 import time
@@ -249,3 +250,5 @@ ARMS: dict[str, tuple[Callable[[list[Path], Path, int], Callable[[], Answer]], t
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # Arrow's threads may still be ending, and have aborted interpreters that ended before them

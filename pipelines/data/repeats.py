@@ -47,11 +47,11 @@ def holds(files: Sequence[Path], wanted: Hashes) -> bool:
 def repeated(files: Sequence[Path]) -> Hashes:
     """The hashes that more than one row of the files has, ascending, uint64.
 
-    Two ids of one hash are among them too (of a hundred million ids about one pair in 4,000 such days): ask the ids themselves.
-    Memory does not hang on the rows; scratch space is 8 bytes for each.
+    Two ids of one hash are among them too (one pair of a hundred million ids, once in about 4,000 times): ask the ids themselves.
+    Memory hardly hangs on the rows; scratch space is 8 bytes for each.
     """
-    # What compaction writes has 16 bytes a row at the very least, whatever it holds.
-    buckets = sum(file.stat().st_size for file in files) // (16 * AT_ONCE) + 1
+    # A logged row has some tens of bytes when compressed. No more files than a process may open.
+    buckets = min(256, sum(file.stat().st_size for file in files) // (16 * AT_ONCE) + 1)
     bounds = (np.arange(1, buckets, dtype=np.float64) * (2.0**64 / buckets)).astype(np.uint64)
     with tempfile.TemporaryDirectory(prefix="perennial-ids-") as folder, ExitStack() as stack:
         parts = [stack.enter_context((Path(folder) / str(number)).open("w+b")) for number in range(buckets)]
