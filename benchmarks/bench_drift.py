@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import environment
-from benchmarks.drift_arms import CATEGORIES, NUMBERS, vocabulary
+from benchmarks.drift_arms import CATEGORIES, NUMBERS, SERVED, vocabulary
 from benchmarks.record import goal, record
 from pipelines.drift.profile import profile_frame, to_bytes, write
 from pipelines.drift.spec import Scale, Spec, freeze
@@ -79,10 +81,11 @@ def main() -> None:
             goal("memory of ours, ten times the rows / once", max(peaks[f"10 {kind}"] / peaks[f"1 {kind}"] for kind in ("none", "zstd")), 1.2),
         ]
         day_rows, day_goal = a_day(folder, reference, threads, 2_100_000 // part, 3)
+        step_rows, step_goals = the_step(folder, 20_000 // part)
         merge_row, merge_goal = hours(folder, reference, HOURS // (10 if given.small else 1))
         about["merge"] = merge_row.pop("about")
-        rows += [*day_rows, merge_row]
-        goals += [day_goal, merge_goal]
+        rows += [*day_rows, *step_rows, merge_row]
+        goals += [day_goal, *step_goals, merge_goal]
     record(
         "drift",
         rows=rows,
@@ -223,6 +226,51 @@ def a_day(folder: Path, reference: Path, threads: int, rows: int, rounds: int) -
     size = PARTITIONS * file.stat().st_size
     file.unlink()
     return [row(f"{label}: {arm}", runs, size) for arm, runs in found.items()], ratio(label, found)
+
+
+def the_step(folder: Path, rows: int) -> tuple[list[Found], list[Found]]:
+    """The pipeline's own step on a day of the log, one row in a million a retry: streamed, with ten times the rows, and in frames as small days are."""
+    made: list[Found] = []
+    found: dict[tuple[str, int], Found] = {}
+    for times in (1, 10):
+        home = put_log(folder / f"log-{times}", times * rows)
+        for arm in ("profile step", *(["profile step, in frames"] if times == 10 else [])):
+            found[arm, times] = measure(arm, [home], home, 2)
+            made.append(row(f"a day of the log, {PARTITIONS} x {times * rows:,}: {arm}", [found[arm, times]], rows=found[arm, times]["answer"]["rows"]))
+        shutil.rmtree(home)
+    streamed, once, frames = found["profile step", 10], found["profile step", 1], found["profile step, in frames", 10]
+    if streamed["answer"]["key"] != frames["answer"]["key"]:
+        raise ConfigError("streamed and in frames the step's profiles differ: a benchmark of different answers says nothing")
+    return made, [
+        goal("profile step: memory with ten times the rows / once", streamed["peak_mb"] / once["peak_mb"], 1.2),
+        goal("profile step: memory streamed / in frames", streamed["peak_mb"] / frames["peak_mb"], 0.5),
+    ]
+
+
+def put_log(home: Path, rows: int) -> Path:
+    """A state folder with a day of compacted predictions of `loans`, ``rows`` in every hour; the first of each million is asked for again."""
+    import polars as pl
+
+    from pipelines.cases.loans.schema import FIELDS
+
+    print(f"making a day of the log, {PARTITIONS} x {rows:,}", flush=True)
+    start = datetime.fromisoformat(SERVED)
+    for hour in range(PARTITIONS):
+        rng = np.random.default_rng([13, hour])
+        number = np.arange(rows) + hour * rows
+        number[number % 1_000_000 == 1] -= 1
+        at = pl.Series(np.sort(rng.integers(0, 3_600_000_000, rows))).cast(pl.Duration("us")) + start + timedelta(hours=hour)
+        given: Found = {"id": pl.Series(number).cast(pl.String), "event_time": at, "received_at": at, "request_id": pl.Series(np.arange(rows)).cast(pl.String)}
+        numbers = {field.name: 50 + 10 * rng.standard_normal(rows) for field in FIELDS.numeric}
+        categories = {field.name: pl.Series(rng.choice(np.array(field.values), rows)) for field in FIELDS.categorical}
+        score = rng.random(rows)
+        frame = pl.DataFrame(
+            {**given, **numbers, **categories, "version": np.ones(rows, np.int64), "score": score, "prediction": (score > 0.5).astype(np.int64)}
+        )
+        path = home / "lake" / "loans" / "predictions" / f"date={start.date()}" / f"hour={hour:02d}" / "part.parquet"
+        path.parent.mkdir(parents=True)
+        frame.write_parquet(path, compression="zstd")
+    return home
 
 
 def hours(folder: Path, reference: Path, count: int) -> tuple[Found, Found]:

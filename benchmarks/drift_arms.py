@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import resource
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from typing import Any
 NUMBERS = tuple(f"n{number:02d}" for number in range(30))
 CATEGORIES = tuple(f"c{number:02d}" for number in range(10))
 BATCH = 250_000
+SERVED = "2021-05-03T00:00:00+00:00"
+"""The day that the profile step is measured on."""
 Answer = dict[str, Any]
 
 
@@ -213,6 +217,23 @@ def merge_hours(paths: list[Path], _reference: Path, _threads: int) -> Callable[
     return work
 
 
+def _step(together: int | None) -> Callable[[list[Path], Path, int], Callable[[], Answer]]:
+    def arm(paths: list[Path], _reference: Path, _threads: int) -> Callable[[], Answer]:
+        from pipelines.config import Settings, load_params
+        from pipelines.steps import profile
+
+        params, settings = load_params("loans"), Settings(home=paths[0])
+        profile.TOGETHER = together or profile.TOGETHER
+
+        def work() -> Answer:
+            made = profile.run(params, settings, paths[0] / f"run-{together}", datetime.fromisoformat(SERVED) + timedelta(days=1))
+            return {"rows": made.facts["rows"], "key": made.key}
+
+        return work
+
+    return arm
+
+
 ARMS: dict[str, tuple[Callable[[list[Path], Path, int], Callable[[], Answer]], tuple[str, ...]]] = {
     "scan, row groups": (scan_groups, ("pyarrow.parquet",)),
     "scan, batches": (scan_batches, ("pyarrow.parquet",)),
@@ -221,9 +242,13 @@ ARMS: dict[str, tuple[Callable[[list[Path], Path, int], Callable[[], Answer]], t
     "Evidently psi": (_evidently("psi", "psi"), ("evidently", "pandas")),
     "Evidently ks": (_evidently("ks", "chisquare"), ("evidently", "pandas")),
     "NannyML ks": (nannyml, ("nannyml", "pandas")),
+    "profile step": (_step(None), ("pipelines.steps.profile",)),
+    "profile step, in frames": (_step(1 << 60), ("pipelines.steps.profile",)),
     "merge": (merge_hours, ("pipelines.drift.profile",)),
 }
 
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # Arrow's threads may still be ending, and have aborted interpreters that ended before them

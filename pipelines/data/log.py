@@ -16,7 +16,8 @@ import json
 import logging
 import os
 import threading
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ RETRY_MARGIN = timedelta(days=1)
 
 SCORES = "scores"
 """The column of all classes' probabilities, where a case has classes."""
+MEND = "remove that folder, it is made again from the segments"
 _BATCH = 200
 """Files opened at once."""
 _MOMENT = pl.Datetime("us", "UTC")
@@ -169,11 +171,27 @@ def days(settings: Settings, case: str, window: Window) -> list[date]:
     return [day for day in map(date.fromisoformat, found) if window.start.date() <= day <= last]
 
 
+def window_of(day: date) -> Window:
+    """The day, in UTC."""
+    start = datetime.combine(day, time(), UTC)
+    return Window(start=start, end=start + timedelta(days=1))
+
+
+def partitions(settings: Settings, case: str, day: date) -> dict[int, list[Path]]:
+    """The compacted files of a day's predictions, by hour."""
+    hours = sorted((settings.lake / case / "predictions" / f"date={day}").glob("hour=*"))
+    return {int(hour.name.removeprefix("hour=")): sorted(hour.glob("*.parquet")) for hour in hours}
+
+
+def near(settings: Settings, case: str, window: Window) -> list[Path]:
+    """The compacted files that :func:`read_predictions` of ``window`` reads: its days, and those beside it where a retry may lie."""
+    return _files(settings, case, "predictions", window.start - RETRY_MARGIN, window.end + RETRY_MARGIN)
+
+
 def fingerprint(settings: Settings, case: str, window: Window) -> str:
     """A hash that changes whenever a compacted file is added that :func:`read_predictions` of ``window`` reads."""
     folder = settings.lake / case / "predictions"
-    near = days(settings, case, Window(start=window.start - RETRY_MARGIN, end=window.end + RETRY_MARGIN))
-    return digest([str(file.relative_to(folder)) for day in near for file in sorted((folder / f"date={day}").glob("hour=*/*.parquet"))])
+    return digest([str(file.relative_to(folder)) for file in near(settings, case, window)])
 
 
 def read_predictions(settings: Settings, case: str, window: Window) -> pl.DataFrame:
@@ -183,7 +201,24 @@ def read_predictions(settings: Settings, case: str, window: Window) -> pl.DataFr
     (float64), ``prediction``, ``request_id``, ``received_at``, and with classes ``scores`` (a list of float64).
     Empty with the fixed columns only if there is none.
     """
-    frame = _read(settings, case, "predictions", window.start - RETRY_MARGIN, window.end + RETRY_MARGIN)
+    return _first_answers(_read(settings, case, "predictions", near(settings, case, window)), window)
+
+
+def read_days(settings: Settings, case: str, wanted: Sequence[date], each: Callable[[pl.LazyFrame], pl.LazyFrame]) -> Iterator[tuple[date, pl.DataFrame]]:
+    """Of each day what :func:`read_predictions` gives; ``wanted`` ascends, and all files from the first to the last are read once.
+
+    ``each`` changes what a file holds before files are put together: types then do not hang on what lies beside them.
+    """
+    span = Window(start=window_of(wanted[0]).start, end=window_of(wanted[-1]).end)
+    rows = _read(settings, case, "predictions", near(settings, case, span), each)
+    of = rows["event_time"].dt.date()
+    for day in wanted:
+        window = window_of(day)
+        first, last = (window.start - RETRY_MARGIN).date(), (window.end + RETRY_MARGIN).date()
+        yield day, _first_answers(rows.filter((of >= first) & (of <= last)), window)
+
+
+def _first_answers(frame: pl.DataFrame, window: Window) -> pl.DataFrame:
     scores = [SCORES] if SCORES in frame.columns else []
     features = [name for name in frame.columns if name not in _FIXED["predictions"] and name not in scores]
     return (
@@ -201,7 +236,7 @@ def read_labels(settings: Settings, case: str, arrived_by: datetime, *, since: d
     ``since`` leaves out labels that arrived before: a row's label does not arrive before the row.
     """
     return (
-        _read(settings, case, "labels", since, arrived_by)
+        _read(settings, case, "labels", _files(settings, case, "labels", since, arrived_by))
         .filter(pl.col("label_time") <= arrived_by)
         .sort(["revision", "label_time", "received_at", "label"], descending=[True, False, False, False])
         .unique("id", keep="first", maintain_order=True)
@@ -210,16 +245,17 @@ def read_labels(settings: Settings, case: str, arrived_by: datetime, *, since: d
     )
 
 
-def _read(settings: Settings, case: str, kind: Kind, start: datetime | None, end: datetime) -> pl.DataFrame:
-    empty = pl.DataFrame(schema=_FIXED[kind])
+def _files(settings: Settings, case: str, kind: Kind, start: datetime | None, end: datetime) -> list[Path]:
     low, high = "" if start is None else f"date={start.date()}", f"date={end.date()}"
     days = sorted(path for path in (settings.lake / case / kind).glob("date=*") if low <= path.name <= high)
-    files = [file for day in days for file in sorted(day.glob("hour=*/*.parquet"))]
-    scans = [pl.scan_parquet(file, hive_partitioning=False) for file in files]
+    return [file for day in days for file in sorted(day.glob("hour=*/*.parquet"))]
+
+
+def _read(settings: Settings, case: str, kind: Kind, files: Sequence[Path], each: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda scan: scan) -> pl.DataFrame:
+    empty = pl.DataFrame(schema=_FIXED[kind])
+    scans = [each(pl.scan_parquet(file, hive_partitioning=False)) for file in files]
     try:
         batches = [pl.concat(scans[at : at + _BATCH], how="diagonal_relaxed").collect() for at in range(0, len(scans), _BATCH)]
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise IntegrityError(
-            f"a partition in {settings.lake / case / kind} cannot be read ({error}): remove that folder, it is made again from the segments"
-        ) from error
+        raise IntegrityError(f"a partition in {settings.lake / case / kind} cannot be read ({error}): {MEND}") from error
     return pl.concat([empty, *batches], how="diagonal_relaxed")

@@ -24,16 +24,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.config import DriftParams
+from pipelines.contracts import FeatureDrift
+from pipelines.drift.embeddings import KL_THRESHOLD
 from pipelines.drift.findings import Findings, Seen, look
+from pipelines.drift.projections import SUFFIXES
 from pipelines.drift.spec import OUTPUTS
 
 
 def diagnose(seen: Seen, params: DriftParams, classes: int = 0) -> dict[str, Any]:
-    """The diagnosis as JSON values: ``kind, why, inputs, outputs, performance, features, slices, dates, since``.
+    """The diagnosis as JSON values: ``kind, why, inputs, outputs, performance, features, slices, dates, since, embeddings``.
 
     ``features`` are those that moved, strongest first; ``slices`` those whose metric dropped; ``dates`` the days
     outside the reference's range, and ``since`` the first day of the change (change.py), of the inputs, else of the outputs,
-    else of the errors. ``mixture`` holds the classes' shares that were found, ``labels`` what arrived labels say of them.
+    else of the errors. ``mixture`` holds the classes' shares that were found, ``labels`` what arrived labels say of them;
+    ``embeddings`` the KL of a text's projections (:func:`projected`), which decides nothing.
     """
     moved = [feature for feature in seen.features if feature.drifted]
     inputs = [feature.feature for feature in moved if feature.feature not in OUTPUTS]
@@ -51,13 +55,34 @@ def diagnose(seen: Seen, params: DriftParams, classes: int = 0) -> dict[str, Any
         "since": None if findings.since is None else findings.since.isoformat(),
         "mixture": None if findings.mixture is None else {"shares": list(findings.mixture.shares), "unexplained": list(findings.mixture.unexplained)},
         "labels": {"shares": findings.shares, "score_given_class": findings.given},
+        "embeddings": projected(seen.features),
     }
+
+
+def projected(features: Sequence[FeatureDrift]) -> dict[str, float] | None:
+    """How far a text's embeddings moved: ``{kl, most, threshold}`` in nats, the mean and the largest KL of its projections; None without any.
+
+    About ``(bins - 1) / 2 (1/m + 1/n)`` without drift. Above ``threshold`` the embeddings moved.
+    """
+    found = [feature.kl for feature in features if feature.feature.endswith(SUFFIXES)]
+    return {"kl": round(sum(found) / len(found), 6), "most": round(max(found), 6), "threshold": KL_THRESHOLD} if found else None
 
 
 def nothing_seen(why: str) -> dict[str, Any]:
     """The diagnosis where nothing could be looked at."""
     states = dict.fromkeys(("inputs", "outputs", "performance"), "unknown")
-    return {"kind": "unknown", "why": why, **states, "features": [], "slices": [], "dates": [], "since": None, "mixture": None, "labels": None}
+    return {
+        "kind": "unknown",
+        "why": why,
+        **states,
+        "features": [],
+        "slices": [],
+        "dates": [],
+        "since": None,
+        "mixture": None,
+        "labels": None,
+        "embeddings": None,
+    }
 
 
 def kind(findings: Findings, *, problems: bool = False) -> str:

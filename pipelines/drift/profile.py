@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.drift.bits import BINS, Ints, Missing, count, histogram
-from pipelines.drift.spec import ENTROPY, PREDICTION, SCORE, SCORES, UNIT, Scale, Spec, count_words, entropy
+from pipelines.drift.projections import SUFFIXES, project
+from pipelines.drift.spec import ENTROPY, PREDICTION, SCORE, SCORES, UNIT, Scale, Spec, count_words, entropy, projections
 from pipelines.drift.vocabulary import TOKENS, UNKNOWN, split, tokens, unknown_shares
 from pipelines.errors import IntegrityError
 from pipelines.fields import Categorical, Fields, Text
@@ -112,7 +113,7 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
     """Count the declared fields of ``frame``, and what the model gave (by ``version``, if that is a column).
 
     That is its ``score`` and the ``entropy`` of that, with classes of their ``scores``, and with classes its ``prediction``.
-    A missing field counts as null in every row.
+    A missing field counts as null in every row, and so do missing ``scores`` beside a score.
     """
     columns: dict[str, Column] = {}
     for declared in fields.fields:
@@ -133,7 +134,7 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
 
 
 def _text(values: pl.Series, spec: Spec) -> dict[str, Column]:
-    """What is counted of texts: how many words, how many of them unknown, and which; rows without a text are missing in each."""
+    """What is counted of texts: how many words, how many of them unknown, which, and their projections; rows without a text are missing in each."""
     words = count_words(values)
     found = {words.name: number_column(words, spec.scales[words.name])}
     if spec.vocabulary:
@@ -141,15 +142,19 @@ def _text(values: pl.Series, spec: Spec) -> dict[str, Column]:
         found[values.name + UNKNOWN] = number_column(unknown_shares(own, spec.vocabulary), UNIT)
         counted = category_column(tokens(own), spec.vocabulary)
         found[values.name + TOKENS] = replace(counted, missing=(values.null_count(), 0, 0, 0))
+        if values.name + SUFFIXES[0] in spec.scales:
+            projected = project(own)
+            found |= {name: number_column(projected[suffix], spec.scales[name]) for suffix, name in projections(values.name).items()}
     return found
 
 
 def _outputs(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
     kept = frame.select(name for name, there in ((SCORE, True), (PREDICTION, bool(fields.classes))) if there and name in frame.columns)
-    given = (SCORES, pl.List(pl.Float64)) if fields.classes else (SCORE, pl.Float64)
-    if given[0] not in frame.columns:
+    if SCORE not in frame.columns:
         return kept
-    return kept.with_columns(entropy(frame[given[0]].cast(given[1], strict=False)))
+    given = (SCORES, pl.List(pl.Float64)) if fields.classes else (SCORE, pl.Float64)
+    scores = frame[given[0]] if given[0] in frame.columns else pl.Series(given[0], [None] * frame.height)
+    return kept.with_columns(entropy(scores.cast(given[1], strict=False)))
 
 
 def _by_version(frame: pl.DataFrame) -> list[tuple[Any, pl.DataFrame]]:

@@ -1,8 +1,9 @@
 """The feature spec: how a case's numbers are laid on the histogram, frozen once, so that profiles of any two days compare.
 
 ``cases/<case>/profile.json`` holds ``loc`` and ``scale`` of every numeric field, and of the numbers that a text is
-profiled by (:func:`numbers`), and of a text the ``vocabulary`` that its words are counted over, under ``<field>.tokens``. It was made from the case's first window by this file's command, with the text
-field's name as a third argument where there is one, and changing it starts a new line of profiles:
+profiled by (:func:`numbers`, :func:`projections`), and of a text the ``vocabulary`` that its words are counted over, under
+``<field>.tokens``. It was made from the case's first window by this file's command, with the text field's name as a third
+argument where there is one, and changing it starts a new line of profiles:
 
     python -m pipelines.drift.spec runs/local/artefacts/bank/20080801T000000Z/dataset/train.parquet pipelines/cases/bank/profile.json
 """
@@ -20,7 +21,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines.config import CASES_ROOT
-from pipelines.drift.vocabulary import TOKENS, UNKNOWN, freeze_words
+from pipelines.drift.projections import SUFFIXES, project
+from pipelines.drift.vocabulary import TOKENS, UNKNOWN, freeze_words, split
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
 from pipelines.storage import digest, write_atomic
@@ -71,6 +73,15 @@ def numbers(fields: Fields) -> tuple[str, ...]:
     return (*(field.name for field in fields.numeric), *(() if fields.text is None else (fields.text.name + WORDS,)))
 
 
+def projections(text: str) -> dict[str, str]:
+    """The names under which a text's projections are profiled, by their suffix. Shown only.
+
+    >>> projections("text")[".projection1"]
+    'text.projection1'
+    """
+    return {suffix: text + suffix for suffix in SUFFIXES}
+
+
 def count_words(texts: pl.Series) -> pl.Series:
     """Words of each text, separated by white space; null stays null.
 
@@ -86,12 +97,12 @@ def shown_only(name: str) -> bool:
     >>> shown_only("entropy@3"), shown_only("text.tokens"), shown_only("score@3")
     (True, True, False)
     """
-    return name.partition("@")[0] == ENTROPY or name.endswith((TOKENS, UNKNOWN))
+    return name.partition("@")[0] == ENTROPY or name.endswith((TOKENS, UNKNOWN, *SUFFIXES))
 
 
 def scale_of(spec: Spec, name: str) -> Scale | None:
     """The scale of a number as ``name`` in a reference; None of a category."""
-    return UNIT if shown_only(name) and not name.endswith(TOKENS) else spec.scales.get(name)
+    return spec.scales.get(name, UNIT if shown_only(name) and not name.endswith(TOKENS) else None)
 
 
 def entropy(given: pl.Series) -> pl.Series:
@@ -138,16 +149,19 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
         raise ConfigError(f"{path} does not exist: make it from the case's first rows, see pipelines/drift/spec.py") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is not a feature spec ({error!r}): make it again, see pipelines/drift/spec.py") from error
+    scaled = (*numbers(fields), *(() if fields.text is None else projections(fields.text.name).values()))
     missing = [name for name in numbers(fields) if name not in scales]
     if missing:
         raise ConfigError(f"{path} has no scale for {', '.join(missing)}: make it again, see pipelines/drift/spec.py")
     vocabulary = () if fields.text is None else words.get(fields.text.name + TOKENS, ())
     if fields.text is not None and not vocabulary:
         raise ConfigError(f"{path} has no vocabulary for {fields.text.name}: make it again, see pipelines/drift/spec.py")
+    if not scales.keys() >= set(scaled):
+        raise ConfigError(f"{path} has no scales for {', '.join(sorted(set(scaled) - scales.keys()))}: make it again, see pipelines/drift/spec.py")
     taken = sorted(name for name in fields.names if name in BY_VERSION or shown_only(name))
     if taken:
         raise ConfigError(f"{fields.case}: a field is named {taken[0]}, as what is measured beside the fields is: name it otherwise")
-    kept = {name: scales[name] for name in numbers(fields)} | {SCORE: UNIT}
+    kept = {name: scales[name] for name in scaled} | {SCORE: UNIT}
     declared: dict[str, Any] = {"fields": fields.hash, "scales": {name: [scale.loc, scale.scale] for name, scale in kept.items()}}
     if vocabulary:
         declared["vocabulary"] = vocabulary
@@ -158,7 +172,8 @@ def main(source: Path, target: Path, text: str = "") -> None:
     """Freeze the float64 columns of canonical rows, and what is counted of their ``text`` with its commonest words, and write them as a case's profile.json."""
     frame = pl.read_parquet(source)
     if text:
-        frame = frame.with_columns(count_words(frame[text]).cast(pl.Float64))
+        projected = project(split(frame[text])).rename(projections(text))
+        frame = frame.with_columns(count_words(frame[text]).cast(pl.Float64), *projected)
     columns = [name for name, kind in frame.schema.items() if kind == pl.Float64 and name != SCORE]
     scales = {name: freeze(frame[name].drop_nulls().drop_nans().to_numpy()) for name in columns}
     frozen: dict[str, Any] = {name: {"loc": scale.loc, "scale": scale.scale} for name, scale in scales.items()}

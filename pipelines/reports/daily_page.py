@@ -99,6 +99,8 @@ TEMPLATE = (
 {% endfor %}</div></div>
 {% else %}<div class="card">{% if not r.model_version %}No champion, so no reference to compare with.{% elif not r.current_rows %}No rows were served in this window, so nothing can have moved.{% else %}{{ r.current_rows | count }} rows are too few to compare: {{ v.policy.min_rows }} values of a feature are needed.{% endif %}</div>{% endif %}
 
+{% if r.diagnosis.embeddings %}<p class="soft">Embeddings of the texts: KL of the window from the reference on fixed random projections is {{ "%.3f" | format(r.diagnosis.embeddings.kl) }} nats in the mean, {{ "%.3f" | format(r.diagnosis.embeddings.most) }} at most; from {{ r.diagnosis.embeddings.threshold }} on they count as moved. Shown, never decides.</p>{% endif %}
+
 <h2>What moved, {{ "day by day" if heat.unit == "day" else "window by window" }}</h2>
 {% if heat.columns and heat.rows %}
 <p class="soft">Debiased PSI in nats, {% if heat.unit == "day" %}of every UTC day with at least {{ v.policy.min_rows }} values, against v{{ r.model_version }}'s reference{% else %}of every {{ v.kind }} against the champion that served then (dark line: another champion){% endif %}; strongest now on top{% if heat.of > heat.rows | length %}, {{ heat.rows | length }} of {{ heat.of }} features{% endif %}. Grey bars: rows.{% if r.diagnosis.dates and heat.unit == "day" %} Red dates: days outside of the reference's range.{% endif %}</p>

@@ -30,7 +30,7 @@ from pipelines.drift.windows import drift_window, last_windows
 from pipelines.fields import Fields
 from pipelines.reports import evidently
 
-STEP_VERSION = 4
+STEP_VERSION = 5
 ROOMS = ("pipelines.drift", "pipelines.data.log", "pipelines.fields", "pipelines.reports.evidently")
 MAX_PANELS = 8
 FAILPOINTS = ("decided", "opened")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipelines.encoding import Columns
     from pipelines.fields import Fields
 
-STEP_VERSION = 5
+STEP_VERSION = 6
 ROOMS = (
     "pipelines.export.onnx",
     "pipelines.export.bundle",
@@ -35,6 +35,7 @@ ROOMS = (
     "pipelines.cases.tabular",
     "pipelines.drift.calibration",
     "pipelines.drift.profile",
+    "pipelines.drift.projections",
     "pipelines.drift.reference",
     "pipelines.drift.sequential",
     "pipelines.drift.spec",

@@ -1,37 +1,51 @@
-"""profile: count the rows that were served in the drift window, hour by hour, into profiles that add up to days."""
+"""profile: count the rows that were served in the drift window, hour by hour, into profiles that add up to days.
+
+Small days are read together, as frames. A day that is large is streamed from its files (drift/kernel.py), and only
+rows whose id is logged more than once are held, so that each of them counts once: memory does not hang on the rows.
+Both ways make the same bytes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from datetime import UTC, date, datetime, time, timedelta
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
 from pipelines import storage
 from pipelines.cases import load_fields
 from pipelines.config import Params, Settings
-from pipelines.contracts import Manifest, Window
+from pipelines.contracts import Manifest
 from pipelines.data import log as prediction_log
-from pipelines.drift.profile import merge, profile_frame, write
+from pipelines.data import repeats
+from pipelines.drift.kernel import profile_parquet, profile_where
+from pipelines.drift.profile import Profile, merge, profile_frame, write
 from pipelines.drift.spec import Spec, load_spec
 from pipelines.drift.windows import drift_window
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields, frame_schema
 
-STEP_VERSION = 3
+STEP_VERSION = 4
 ROOMS = (
     "pipelines.drift.bits",
+    "pipelines.drift.kernel",
     "pipelines.drift.profile",
+    "pipelines.drift.projections",
     "pipelines.drift.spec",
     "pipelines.drift.vocabulary",
     "pipelines.drift.windows",
     "pipelines.data.log",
+    "pipelines.data.repeats",
     "pipelines.fields",
 )
 PARTS = "profile_parts"
 """Beside the step's folder: the days that were profiled ahead of it by tasks of their own."""
+TOGETHER = 32 << 20
+"""Bytes of files that are read at once, those of neighbours counted for every day: some hundred thousand rows."""
+Rows = TypeVar("Rows", pl.DataFrame, pl.LazyFrame)
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
@@ -47,10 +61,8 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     window = drift_window(as_of, params.drift.window)
     prediction_log.compact(settings, params.case)
     found = {day: _ready(params, settings, run_dir, day) for day in prediction_log.days(settings, params.case, window)}
-    if None in found.values():
-        rows = _typed(prediction_log.read_predictions(settings, params.case, window), fields)
-        of_day = dict(_groups(rows, pl.col("event_time").dt.date()))
-        found |= {day: _profile(params, settings, spec, fields, day, of_day[day]) for day, ready in found.items() if ready is None and day in of_day}
+    wanted = [day for day, ready in found.items() if ready is None]
+    found |= {day: _keep(params, settings, spec, day, hours) for day, hours in _hours(params, settings, spec, fields, wanted)}
     days = [ready for _, ready in sorted(found.items()) if ready is not None and ready["rows"]]
     declared = {"window": window.model_dump(mode="json"), "spec": spec.version, "days": [day["path"] for day in days]}
     facts: Mapping[str, Any] = {"window": declared["window"], "rows": sum(day["rows"] for day in days), "spec": spec.version, "days": days}
@@ -79,15 +91,11 @@ def part(params: Params, settings: Settings, run_dir: Path, as_of: datetime, day
     fields = load_fields(params.case)
 
     def build(_folder: Path) -> Mapping[str, Any]:
-        rows = _typed(prediction_log.read_predictions(settings, params.case, _window(of)), fields)
-        return _profile(params, settings, load_spec(fields), fields, of, rows)
+        spec = load_spec(fields)
+        [(_, hours)] = _hours(params, settings, spec, fields, [of])
+        return _keep(params, settings, spec, of, hours)
 
     return storage.commit(run_dir / PARTS / day, case=params.case, as_of=as_of, key=_part_key(params, settings, of), inputs={}, build=build)
-
-
-def _window(day: date) -> Window:
-    start = datetime.combine(day, time(), UTC)
-    return Window(start=start, end=start + timedelta(days=1))
 
 
 def _part_key(params: Params, settings: Settings, day: date) -> str:
@@ -96,7 +104,7 @@ def _part_key(params: Params, settings: Settings, day: date) -> str:
         "day": str(day),
         "spec": load_spec(load_fields(params.case)).version,
         "partition": params.drift.partition,
-        "log": prediction_log.fingerprint(settings, params.case, _window(day)),
+        "log": prediction_log.fingerprint(settings, params.case, prediction_log.window_of(day)),
     }
     return storage.step_key(PARTS, STEP_VERSION, {}, declared)
 
@@ -109,21 +117,60 @@ def _ready(params: Params, settings: Settings, run_dir: Path, day: date) -> dict
     return made.facts if made.key == _part_key(params, settings, day) else None
 
 
-def _typed(served: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+def _hours(params: Params, settings: Settings, spec: Spec, fields: Fields, days: Sequence[date]) -> Iterator[tuple[date, dict[int, Profile]]]:
+    """Profiles of the hours that have rows, of each of the days."""
+    for together, small in _stretches(settings, params.case, days):
+        if small:
+            for day, rows in prediction_log.read_days(settings, params.case, together, partial(_typed, fields=fields)):
+                yield day, {hour: profile_frame(part, fields, spec) for hour, part in _by_hour(rows)}
+        else:
+            yield together[0], _streamed(settings, params.case, together[0], spec, fields)
+
+
+def _stretches(settings: Settings, case: str, days: Sequence[date]) -> Iterator[tuple[list[date], bool]]:
+    """The days, as many together as have small files, and whether those are small: of a single day they may not be."""
+    sizes = {day: sum(file.stat().st_size for file in prediction_log.near(settings, case, prediction_log.window_of(day))) for day in days}
+    together: list[date] = []
+    for day in days:
+        if together and sum(map(sizes.__getitem__, together)) + sizes[day] > TOGETHER:
+            yield together, sizes[together[0]] <= TOGETHER
+            together = []
+        together.append(day)
+    if together:
+        yield together, sizes[together[0]] <= TOGETHER
+
+
+def _streamed(settings: Settings, case: str, day: date, spec: Spec, fields: Fields) -> dict[int, Profile]:
+    """What frames give of a day of any size: rows whose id is logged once are streamed, the others are few."""
+    hours = prediction_log.partitions(settings, case, day)
+    twice = repeats.repeated(prediction_log.near(settings, case, prediction_log.window_of(day)))
+    if not twice.size:
+        return {hour: profile_parquet(files, fields, spec) for hour, files in hours.items()}
+    again = repeats.hashed().is_in(pl.Series(twice).implode())
+    [(_, rows)] = prediction_log.read_days(settings, case, [day], lambda scan: _typed(scan.filter(again), fields))
+    found = {hour: [profile_frame(part, fields, spec)] for hour, part in _by_hour(rows)}
+    for hour, files in hours.items():
+        once = profile_where(files, ~again, fields, spec) if repeats.holds(files, twice) else profile_parquet(files, fields, spec)
+        if once.rows:
+            found.setdefault(hour, []).append(once)
+    return {hour: merge(parts, spec.version) for hour, parts in sorted(found.items())}
+
+
+def _typed(served: Rows, fields: Fields) -> Rows:
     """Fields as they are declared; not strict: a value that is not of its field's type counts as missing."""
-    kinds = {name: kind for name, kind in frame_schema(fields).items() if name in fields.names and name in served.columns}
-    return served.with_columns(pl.col(name).cast(kind, strict=False) for name, kind in kinds.items())
+    kinds = {name: kind for name, kind in frame_schema(fields).items() if name in fields.names}
+    return served.with_columns(pl.selectors.by_name(name, require_all=False).cast(kind, strict=False) for name, kind in kinds.items())
 
 
-def _profile(params: Params, settings: Settings, spec: Spec, fields: Fields, day: date, rows: pl.DataFrame) -> dict[str, Any]:
+def _keep(params: Params, settings: Settings, spec: Spec, day: date, profiles: Mapping[int, Profile]) -> dict[str, Any]:
+    """Write the profiles of a day's hours and of the day."""
     folder = settings.lake / params.case / "profiles" / spec.version / f"date={day}"
-    parts = [(0, rows)] if params.drift.partition == "day" else _groups(rows, pl.col("event_time").dt.hour())
-    profiles = {hour: profile_frame(part, fields, spec) for hour, part in parts}
     paths = {} if params.drift.partition == "day" else {hour: write(profile, folder / f"hour={hour:02d}") for hour, profile in profiles.items()}
     hours = [{"hour": hour, "path": str(path.relative_to(settings.root)), "rows": profiles[hour].rows} for hour, path in paths.items()]
-    path = write(merge(profiles.values(), spec.version), folder)
-    return {"date": str(day), "path": str(path.relative_to(settings.root)), "rows": rows.height, "hours": hours}
+    whole = merge(profiles.values(), spec.version)
+    return {"date": str(day), "path": str(write(whole, folder).relative_to(settings.root)), "rows": whole.rows, "hours": hours}
 
 
-def _groups(rows: pl.DataFrame, by: pl.Expr) -> Iterable[tuple[Any, pl.DataFrame]]:
-    return sorted((key, part) for (key,), part in rows.with_columns(_by=by).partition_by("_by", as_dict=True, include_key=False).items())
+def _by_hour(rows: pl.DataFrame) -> list[tuple[int, pl.DataFrame]]:
+    parts = rows.with_columns(_hour=pl.col("event_time").dt.hour()).partition_by("_hour", as_dict=True, include_key=False)
+    return sorted((hour, part) for (hour,), part in parts.items())

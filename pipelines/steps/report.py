@@ -22,7 +22,7 @@ from pipelines.errors import PerennialError
 from pipelines.registry import monitoring
 from pipelines.reports import daily
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 ROOMS = (
     "pipelines.reports.daily",
     "pipelines.reports.daily_page",

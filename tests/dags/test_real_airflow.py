@@ -5,9 +5,10 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -18,18 +19,20 @@ from embedded.airflow import client
 from embedded.airflow_metrics import SERIES, Watch
 from embedded.ports import Ports
 from embedded.services import PARAMS, settings_of
-from pipelines import ledger
+from pipelines import cases, ledger
 from pipelines.config import CASES_ROOT, load_params
+from pipelines.fields import Categorical
 from pipelines.steps import DRIFT, TRAINING
-from pipelines.storage import wall_time
+from pipelines.storage import read_manifest, wall_time
 from tests.embedded.test_airflow_metrics import samples
 from tests.pipelines.alerts.test_sinks import receiver
+from tests.pipelines.data import loglines
 
 pytestmark = pytest.mark.slow
 
 PROFILE = os.environ.get("PERENNIAL_TEST_PROFILE", "embedded")
 """full (`make test-full`): the same tests on PostgreSQL, Celery and all that docker-compose.yaml starts."""
-CASE = "loans"
+CASE, MAPPED = "loans", "bank"
 RUNS = 20
 FAULTS = ("drift:decided.1", "drift:opened.1", "drift:publish.1", "drift:published.1", "alert:files.1")
 """Where a task is killed: the state without its episode, the episode without its report, and on the way to the commits."""
@@ -44,7 +47,7 @@ PATIENCE = 20.0
 
 @pytest.fixture(scope="module")
 def loop(tmp_path_factory):
-    """A running stack whose `loans` DAGs are unpaused and follow their schedules."""
+    """A running stack whose `loans` DAGs are unpaused and follow their schedules, and whose `bank` maps profiles over days."""
     home, faults = _home(tmp_path_factory), tmp_path_factory.mktemp("faults")
     with receiver(200) as (webhook, messages):
         dags = tmp_path_factory.mktemp("dags")
@@ -63,14 +66,18 @@ def loop(tmp_path_factory):
 
 
 def _home(tmp_path_factory):
-    """A state folder; PostgreSQL's own user must be able to pass through to its part of it, where the trainings are sent to the GPU queue."""
+    """A state folder with parameters of its own; on the full stack PostgreSQL's user must be able to pass through it, and trainings go to the GPU queue."""
+    own: dict[str, dict[str, dict[str, Any]]] = {MAPPED: {"drift": {"mapped": True}}}
     if PROFILE == "embedded":
-        return tmp_path_factory.mktemp("loop")
-    home = Path(tempfile.mkdtemp(prefix="perennial-full-"))
-    home.chmod(0o711)
-    own = yaml.safe_load((CASES_ROOT / CASE / "params.yaml").read_text()) | {"resources": {"queue": "gpu"}}
+        home = tmp_path_factory.mktemp("loop")
+    else:
+        home = Path(tempfile.mkdtemp(prefix="perennial-full-"))
+        home.chmod(0o711)
+        own[CASE] = {"resources": {"queue": "gpu"}}
     (home / PARAMS).mkdir()
-    (home / PARAMS / f"{CASE}.yaml").write_text(yaml.safe_dump(own))
+    for case, changes in own.items():
+        params = yaml.safe_load((CASES_ROOT / case / "params.yaml").read_text())
+        (home / PARAMS / f"{case}.yaml").write_text(yaml.safe_dump(params | {block: params.get(block, {}) | values for block, values in changes.items()}))
     return home
 
 
@@ -208,6 +215,25 @@ def test_an_episode_trains_once(loop):
     assert set(verdicts.values()) == {1}
     assert [row["trigger"] for row in ledger.verdicts(loop.settings.ledger, CASE)] == ["initial", "performance"]
     assert [body["text"].partition("\n")[0] for _, body in loop.messages if episode in body["text"]] == [f"*CRITICAL* {CASE}: {episode}"]
+
+
+def test_every_day_of_a_mapped_case_has_a_task(loop):
+    """Where profiles are mapped, a drift run has a task for each day of the window that has rows, and `profile` takes what they made."""
+    settings, as_of = loop.settings, datetime(2009, 6, 1, tzinfo=UTC)
+    row = {field.name: field.values[0] if isinstance(field, Categorical) else 1.0 for field in cases.load_fields(MAPPED).fields}
+    given = {"request_id": "r", "version": 1, "score": 0.25, "prediction": 0, "row": row}
+    times = [as_of - timedelta(days=days, hours=hours) for days, hours in ((20, 1), (20, 4), (3, 5))]
+    lines = [{**given, "prediction_id": str(at), "event_time": at.isoformat(), "received_at": at.isoformat()} for at in times]
+    loglines.write(settings, MAPPED, "predictions", "made", lines)
+    dag, airflow = f"{MAPPED}_drift", loop.airflow
+    airflow.unpause(dag)
+    run_id = airflow.trigger_dag(dag, "mapped", {"as_of": as_of.isoformat()})
+    assert airflow.wait(dag, run_id)["state"] == "success"
+    assert Counter(task["state"] for task in airflow.tasks(dag, run_id) if task["task_id"] == "profile_day") == {"success": 2}
+    run_dir = settings.run_dir(MAPPED, as_of)
+    days = read_manifest(run_dir / "profile").facts["days"]
+    assert [(day["date"], day["rows"]) for day in days] == [("2009-05-11", 2), ("2009-05-28", 1)]
+    assert [read_manifest(run_dir / "profile_parts" / day["date"]).facts for day in days] == days
 
 
 def test_what_prometheus_is_told_of_a_real_airflow(loop):

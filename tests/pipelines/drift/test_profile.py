@@ -175,10 +175,16 @@ def test_a_text_is_counted_by_its_words(tmp_path):
     frame.write_parquet(tmp_path / "rows.parquet")
     main(tmp_path / "rows.parquet", tmp_path / "profile.json", "text")
     spec = load_spec(TEXTS, tmp_path / "profile.json")
-    assert spec.scales == {"text.words": Scale(2.0, float(f"{1 / 2.25:.6g}")), "score": Scale(0.0, 1.0)}
+    projected = {f"text.projection{number}" for number in range(1, 9)}
+    assert projected <= spec.scales.keys()
+    own = {name: scale for name, scale in spec.scales.items() if name not in projected}
+    assert own == {"text.words": Scale(2.0, float(f"{1 / 2.25:.6g}")), "score": Scale(0.0, 1.0)}
     assert spec.vocabulary == ("one", "more", "three", "two", "word")
     (tmp_path / "profile.json").write_text(json.dumps({"text.words": {"loc": 2.0, "scale": 1.0}}))
     with pytest.raises(ConfigError, match="no vocabulary for text"):
+        load_spec(TEXTS, tmp_path / "profile.json")
+    (tmp_path / "profile.json").write_text(json.dumps({"text.words": {"loc": 2.0, "scale": 1.0}, "text.tokens": {"vocabulary": ["one"]}}))
+    with pytest.raises(ConfigError, match=r"no scales for text\.projection1"):
         load_spec(TEXTS, tmp_path / "profile.json")
 
 

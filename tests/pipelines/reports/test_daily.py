@@ -57,6 +57,13 @@ def test_names_and_values_are_escaped():
     assert text.count("&lt;script&gt;") >= 8
 
 
+def test_the_embeddings_of_texts_are_told_beside():
+    """The KL of a text's projections stands below what moved, with its threshold; without a text nothing does."""
+    told = {"embeddings": {"kl": 0.2, "most": 0.4, "threshold": 0.15}}
+    assert "is 0.200 nats in the mean, 0.400 at most; from 0.15 on they count as moved" in daily.page(seen(raw={"diagnosis": told}), {})
+    assert "Embeddings of the texts" not in daily.page(seen(raw={"diagnosis": {"embeddings": None}}), {})
+
+
 def test_two_hundred_features_stay_a_page():
     """Of many features the strongest are shown, and the page says of how many."""
     features = [feature(f"feature_{number:03d}", 2.0 - number / 100) for number in range(200)]

@@ -187,8 +187,10 @@ def test_texts_drift_by_their_words_and_predictions(line):
     """A quiet quarter moves nothing; longer reports of another mix move words and predictions, and the loss with them."""
     settings, _ = line
     quiet, moved = (DriftReport.model_validate_json((settings.run_dir(CASE, at) / "drift" / "report.json").read_bytes()) for at in (APRIL, JULY))
-    assert {feature.feature for feature in quiet.features} == {"text.words", "text.unknown", "text.tokens", "prediction", "score", "entropy"}
-    assert {feature.feature for feature in quiet.features if feature.ignored} == {"text.unknown", "text.tokens", "entropy"}
+    shown = {"text.unknown", "text.tokens", "entropy", *(f"text.projection{number}" for number in range(1, 9))}
+    assert {feature.feature for feature in quiet.features} == {"text.words", "prediction", "score", *shown}
+    assert {feature.feature for feature in quiet.features if feature.ignored} == shown
+    assert 0 < quiet.diagnosis["embeddings"]["kl"] < moved.diagnosis["embeddings"]["kl"]
     assert (quiet.state, quiet.model_version, quiet.current_rows) == ("STABLE", 1, 600)
     assert {"text.words", "prediction"} <= {feature.feature for feature in moved.features if feature.drifted}
     assert quiet.labels["errors"] > 0

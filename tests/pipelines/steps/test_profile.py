@@ -1,17 +1,23 @@
 """pipelines/steps/profile.py: hours, days, and days made by tasks of their own."""
 
 import json
-from datetime import timedelta
+import shutil
+from datetime import datetime, timedelta
 
+import numpy as np
 import polars as pl
 import pytest
 
 from pipelines import storage
-from pipelines.config import Settings
+from pipelines.cases.triage.schema import FIELDS as TRIAGE_FIELDS
+from pipelines.config import Settings, load_params
+from pipelines.data import repeats
+from pipelines.drift import kernel
 from pipelines.drift.profile import merge, profile_frame, read, to_bytes
 from pipelines.drift.spec import load_spec
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, IntegrityError
 from pipelines.steps import profile
+from tests.pipelines.data import loglines
 from tests.pipelines.drift.stream import FIELDS, START, Stream, midnight
 from tests.pipelines.steps.test_drift import LOANS, serve
 
@@ -62,7 +68,8 @@ def test_days_profiled_by_tasks_of_their_own_are_the_same(logged, monkeypatch):
     parts = profile.days(WEEK, logged, AS_OF)
     assert parts == [day["date"] for day in expected.facts["days"]]
     made = [profile.part(WEEK, logged, logged.root / "mapped", AS_OF, day) for day in reversed(parts)]
-    monkeypatch.setattr(profile.prediction_log, "read_predictions", lambda *_: pytest.fail("the merge read rows"))
+    for reader in ("read_predictions", "read_days"):
+        monkeypatch.setattr(profile.prediction_log, reader, lambda *_: pytest.fail("the merge read rows"))
     assert profile.part(WEEK, logged, logged.root / "mapped", AS_OF, parts[0]).key == made[-1].key
     merged = run(logged, "mapped")
     assert (merged.key, merged.facts) == (expected.key, expected.facts)
@@ -91,3 +98,75 @@ def test_a_value_of_another_type_is_missing(logged):
     name = FIELDS.numeric[0].name
     typed = profile._typed(pl.DataFrame({name: ["1.5", "many", None]}), FIELDS)
     assert profile_frame(typed, FIELDS, load_spec(FIELDS)).columns[name].missing == (2, 0, 0, 0)
+
+
+def answers(case: str) -> list[dict]:
+    """Log lines of three hours of three days with all that a log may hold: missing fields, values of another type, two versions, no scores, odd texts."""
+    rng = np.random.default_rng(3)
+    lines = []
+    for number in range(90):
+        at = AS_OF - timedelta(days=3) + timedelta(days=number // 30, hours=11 * (number // 10 % 3), minutes=number % 10)
+        scores = rng.dirichlet(np.ones(len(TRIAGE_FIELDS.classes))).tolist()
+        if case == "triage":
+            row = {"text": (None, 7.0, "", "A heap overflow in libpng-1.2", "the the attacker")[number % 5]}
+            given = {"score": max(scores), "prediction": int(np.argmax(scores)), **({"scores": scores} if number % 7 else {})}
+        else:
+            row = {field.name: (None, "many", "1.5", 3, float(rng.normal(1e4, 5e3)))[min(4, int(rng.integers(0, 40)))] for field in FIELDS.numeric}
+            row |= {field.name: (None, 3.0, "elsewhere", *field.values)[int(rng.integers(0, 3 + len(field.values)))] for field in FIELDS.categorical}
+            given = {"score": float(rng.random()), "prediction": number % 2}
+        row = {name: value for name, value in row.items() if value is not None}
+        about = {"prediction_id": f"p{number}", "request_id": f"r{number}", "version": 1 + (number > 50), "row": row}
+        lines.append({**about, **given, "event_time": at.isoformat(), "received_at": at.isoformat()})
+    return lines
+
+
+def retried(line: dict, later: timedelta) -> dict:
+    """The same prediction, asked for and answered again by the next version."""
+    moved = {name: (datetime.fromisoformat(line[name]) + later).isoformat() for name in ("event_time", "received_at")}
+    return {**line, **moved, "request_id": "again", "version": line["version"] + 1, "score": 0.5}
+
+
+@pytest.mark.parametrize("case", ["loans", "triage"])
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_day_too_large_for_a_frame_has_the_same_profile(tmp_path, monkeypatch, case, retries):
+    """Streamed from its files a day has the profiles of its frame, to the bit, and an id that is logged twice counts once, as it was first answered."""
+    settings, lines = Settings(home=tmp_path), answers(case)
+    again = [
+        retried(lines[at], later) for at, later in ((0, timedelta(hours=3)), (35, timedelta(seconds=1)), (45, timedelta(hours=23)), (75, -timedelta(days=1)))
+    ]
+    for number, part in enumerate(np.array_split(np.array(lines + again * retries, dtype=object), 4)):
+        loglines.write(settings, case, "predictions", f"s{number}", part.tolist())
+    params = load_params(case)
+    params = params.model_copy(update={"drift": params.drift.model_copy(update={"window": "week", "partition": "hour"})})
+    whole = run(settings, "frame", params)
+    assert whole.facts["rows"] == len(lines)
+    monkeypatch.setattr(profile, "TOGETHER", 0)
+    monkeypatch.setattr(repeats, "AT_ONCE", 64)
+    monkeypatch.setattr(kernel, "BATCH", 2)
+    streamed = run(settings, "streamed", params)
+    assert (streamed.key, streamed.facts) == (whole.key, whole.facts)
+
+
+def test_days_are_taken_together_as_long_as_their_files_are_small(logged, monkeypatch):
+    """No more is read at once than the bytes that are allowed, whatever the window; a day beyond them is not read as a frame at all."""
+    run(logged, "together")
+    sizes = []
+    read_days = profile.prediction_log.read_days
+    monkeypatch.setattr(profile.prediction_log, "read_days", lambda *given: sizes.append(len(given[2])) or read_days(*given))
+    window = [START + timedelta(days=number) for number in (2, 4)]
+    near = [file.stat().st_size for file in profile.prediction_log.near(logged, "loans", profile.prediction_log.window_of(window[0]))]
+    for limit, expected in ((10 * sum(near), [2]), (sum(near) * 5 // 4, [1, 1]), (sum(near) // 4, [])):
+        sizes.clear()
+        monkeypatch.setattr(profile, "TOGETHER", limit)
+        run(logged, f"together-{limit}")
+        assert sizes == expected
+
+
+def test_a_damaged_partition_is_named_when_streamed(logged, tmp_path, monkeypatch):
+    """A partition that cannot be read is named with what to remove, as in a frame."""
+    run(logged, "damaged")
+    shutil.copytree(logged.root, tmp_path / "state")
+    next(iter((tmp_path / "state" / "lake" / "loans" / "predictions").rglob("*.parquet"))).write_bytes(b"PAR1torn")
+    monkeypatch.setattr(profile, "TOGETHER", 0)
+    with pytest.raises(IntegrityError, match="remove that folder, it is made again"):
+        run(Settings(home=tmp_path / "state"), "damaged-again")
