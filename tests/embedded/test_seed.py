@@ -46,6 +46,7 @@ def test_a_store_that_is_not_the_pinned_one_is_refused(tmp_path, how):
 @pytest.mark.parametrize(("champions", "code"), [([("loans", 1)], 0), ([], 1)])
 def test_the_exit_code_says_whether_every_live_case_has_a_champion(tmp_path, monkeypatch, capsys, champions, code):
     """A seed that ends without a first champion is a failure that compose tries again."""
+    monkeypatch.delenv("PERENNIAL_DATA_DIR", raising=False)  # else it would go there
     monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path))
     monkeypatch.setattr(seed, "open_live_cases", lambda *_arguments: ["loans"])
     monkeypatch.setattr(seed.probe, "champions", lambda _home: [SimpleNamespace(case=case, champion=version) for case, version in champions])
