@@ -11,7 +11,7 @@ from embedded import airflow, full, http, probe, triton
 from embedded.ports import HOST, Ports
 from embedded.processes import TAG
 from embedded.service import Service
-from pipelines.config import Settings
+from pipelines.config import Settings, read_settings
 
 AIRFLOW_PARTS = {"api-server": "metadatabase", "scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
 """Airflow's process -> its name in the health answer."""
@@ -61,7 +61,7 @@ def full_environment(home: Path, ports: Ports, extra: Mapping[str, str] | None =
 
 
 def settings_of(home: Path, env: Mapping[str, str]) -> Settings:
-    """The settings that ``env`` gives to a program of the state ``home``."""
+    """The settings that ``env`` gives to a program of the state ``home``. Raises ConfigError naming the variables that hold nothing usable."""
     found: dict[str, str] = {}
     for name in Settings.model_fields:
         variable = f"PERENNIAL_{name.upper()}"
@@ -69,7 +69,7 @@ def settings_of(home: Path, env: Mapping[str, str]) -> Settings:
             found[name] = Path(file).read_text().strip()
         if variable in env:
             found[name] = env[variable]
-    return Settings(**{**found, "home": home})
+    return read_settings(**{**found, "home": home})
 
 
 def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool, broken: list[str] | None = None, profile: str = "embedded") -> list[Service]:

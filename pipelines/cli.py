@@ -19,12 +19,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from pipelines import ledger
-from pipelines.config import Params, Settings, case_names, load_params
+from pipelines.config import Params, Settings, case_names, load_params, read_settings
 from pipelines.contracts import AlertRule, Manifest, Trigger
-from pipelines.errors import ConfigError, PerennialError
+from pipelines.errors import PerennialError
 from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import MANIFEST, canonical_json, write_atomic
 
@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # What libraries print must not get between the reader of stdout and the one line meant for it.
         with redirect_stdout(sys.stderr):
-            settings = _settings()
+            settings = read_settings()
             answer = run_command(arguments, None if arguments.case is None else load_params(arguments.case), settings)
     except Exception as error:  # noqa: BLE001 - the last place that can turn an error into one clear line
         known = isinstance(error, PerennialError)
@@ -291,11 +291,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(canonical_json(answer))  # noqa: T201
     return 0 if arguments.command not in HOLDS or HOLDS[arguments.command](answer) else 1
-
-
-def _settings() -> Settings:
-    try:
-        return Settings()
-    except ValidationError as error:
-        mistakes = "; ".join(f"PERENNIAL_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_url=False))
-        raise ConfigError(f"the environment has {error.error_count()} mistake(s): {mistakes}") from error

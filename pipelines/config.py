@@ -467,3 +467,12 @@ class Settings(BaseSettings):
             return self.actor or getpass.getuser()
         except OSError:  # a container's user may have no name
             return f"uid {os.getuid()}"
+
+
+def read_settings(**given: Any) -> Settings:
+    """The environment's settings; ``given`` ones win. Raises ConfigError naming the variables that hold nothing usable."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        mistakes = "; ".join(f"PERENNIAL_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_url=False))
+        raise ConfigError(f"the environment has {error.error_count()} mistake(s): {mistakes}") from error

@@ -61,6 +61,14 @@ def test_a_running_stack_is_refused(tmp_path):
     stack.refuse_if_running(tmp_path)
 
 
+def test_a_setting_that_is_none_is_refused_before_anything_starts(tmp_path):
+    """A setting out of its range is named, and nothing has been started."""
+    with pytest.raises(ConfigError, match="PERENNIAL_LOG_SEGMENT_SECONDS: Input should be greater than 0"):
+        stack.start(tmp_path, Ports.free(), extra_env={"PERENNIAL_LOG_SEGMENT_SECONDS": "-1"})
+    assert stack.strays(tmp_path) == 0
+    assert not (tmp_path / stack.RECORD).exists()
+
+
 def test_a_second_start_at_the_same_moment_is_refused(tmp_path):
     """While one start of a state folder is under way another one is refused."""
     with stack._locked(tmp_path), pytest.raises(ConflictError, match="somebody else"), stack._locked(tmp_path):
@@ -195,8 +203,8 @@ def test_up_after_kill_9_of_everything_works_and_down_leaves_nothing(running):
 @pytest.mark.slow
 def test_a_service_that_dies_during_the_start_stops_the_others(tmp_path):
     """A gateway with a setting it cannot take ends the start with its log's last lines, and nothing is left running."""
-    with pytest.raises(Unavailable, match=r"gateway ended during the start[\s\S]*log_segment_seconds"):
-        stack.start(tmp_path, Ports.free(), extra_env={"PERENNIAL_LOG_SEGMENT_SECONDS": "-1"})
+    with pytest.raises(Unavailable, match=r"gateway ended during the start[\s\S]*max_rows"):
+        stack.start(tmp_path, Ports.free(), extra_env={"PERENNIAL_GATEWAY_MAX_ROWS": "0"})
     assert stack.strays(tmp_path) == 0
     assert not (tmp_path / stack.RECORD).exists()
 
