@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.drift.bits import BATCH, BINS, Floats, Ints, Missing, count, tally
-from pipelines.drift.profile import VERSION, Column, Profile, added, dense_column, merge, profile_frame
+from pipelines.drift.profile import VERSION, Column, Profile, added, dense_column, merge, profile_frame, scored
 from pipelines.drift.spec import OUTPUTS, SCORES, Scale, Spec
 from pipelines.errors import DataError
 from pipelines.fields import Categorical, Fields, Numeric, frame_schema
@@ -56,7 +56,7 @@ def profile_parquet(paths: Sequence[Path], fields: Fields, spec: Spec, threads: 
     """Count the declared fields and the model's outputs of all rows in ``paths``: files, or folders of ``*.parquet``.
 
     The same counts as ``profile_frame`` gives of the same rows, in whatever files they lie. A column that a
-    file lacks is null in its rows; a value that is not of its field's type counts as missing. Memory: per
+    file lacks is null in its rows; a value that is not of its field's type counts as missing, and so do ``scores`` that a file of classes lacks. Memory: per
     thread a page of a column and 3 MB, and 0.5 MB per number. Raises DataError if a file cannot be read.
     """
     files = [file for path in paths for file in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])]
@@ -103,7 +103,7 @@ def profile_where(files: Sequence[Path], where: pl.Expr, fields: Fields, spec: S
 
 def _typed(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
     kinds: dict[Any, Any] = {name: kind for name, kind in frame_schema(fields).items() if name in fields.names and name in frame.columns}
-    return frame.cast(kinds, strict=False)
+    return scored(frame.cast(kinds, strict=False), fields)
 
 
 def _add(totals: dict[str, _Total], name: str, column: Column) -> None:

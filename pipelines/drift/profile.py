@@ -113,7 +113,7 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
     """Count the declared fields of ``frame``, and what the model gave (by ``version``, if that is a column).
 
     That is its ``score`` and the ``entropy`` of that, with classes of their ``scores``, and with classes its ``prediction``.
-    A missing field counts as null in every row, and so do missing ``scores`` beside a score.
+    A missing field counts as null in every row.
     """
     columns: dict[str, Column] = {}
     for declared in fields.fields:
@@ -133,6 +133,13 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
     return Profile(spec.version, frame.height, columns)
 
 
+def scored(rows: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+    """Rows of the log with null ``scores`` where a case has classes and none were logged: their counts must not hang on what lies beside them."""
+    if not fields.classes or SCORE not in rows.columns or SCORES in rows.columns:
+        return rows
+    return rows.with_columns(pl.lit(None, pl.List(pl.Float64)).alias(SCORES))
+
+
 def _text(values: pl.Series, spec: Spec) -> dict[str, Column]:
     """What is counted of texts: how many words, how many of them unknown, which, and their projections; rows without a text are missing in each."""
     words = count_words(values)
@@ -150,11 +157,10 @@ def _text(values: pl.Series, spec: Spec) -> dict[str, Column]:
 
 def _outputs(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
     kept = frame.select(name for name, there in ((SCORE, True), (PREDICTION, bool(fields.classes))) if there and name in frame.columns)
-    if SCORE not in frame.columns:
-        return kept
     given = (SCORES, pl.List(pl.Float64)) if fields.classes else (SCORE, pl.Float64)
-    scores = frame[given[0]] if given[0] in frame.columns else pl.Series(given[0], [None] * frame.height)
-    return kept.with_columns(entropy(scores.cast(given[1], strict=False)))
+    if given[0] not in frame.columns:
+        return kept
+    return kept.with_columns(entropy(frame[given[0]].cast(given[1], strict=False)))
 
 
 def _by_version(frame: pl.DataFrame) -> list[tuple[Any, pl.DataFrame]]:

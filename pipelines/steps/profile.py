@@ -22,7 +22,7 @@ from pipelines.contracts import Manifest
 from pipelines.data import log as prediction_log
 from pipelines.data import repeats
 from pipelines.drift.kernel import profile_parquet, profile_where
-from pipelines.drift.profile import Profile, merge, profile_frame, write
+from pipelines.drift.profile import Profile, merge, profile_frame, scored, write
 from pipelines.drift.spec import Spec, load_spec
 from pipelines.drift.windows import drift_window
 from pipelines.errors import ConfigError
@@ -122,7 +122,7 @@ def _hours(params: Params, settings: Settings, spec: Spec, fields: Fields, days:
     for together, small in _stretches(settings, params.case, days):
         if small:
             for day, rows in prediction_log.read_days(settings, params.case, together, partial(_typed, fields=fields)):
-                yield day, {hour: profile_frame(part, fields, spec) for hour, part in _by_hour(rows)}
+                yield day, {hour: profile_frame(scored(part, fields), fields, spec) for hour, part in _by_hour(rows)}
         else:
             yield together[0], _streamed(settings, params.case, together[0], spec, fields)
 
@@ -148,7 +148,7 @@ def _streamed(settings: Settings, case: str, day: date, spec: Spec, fields: Fiel
         return {hour: profile_parquet(files, fields, spec) for hour, files in hours.items()}
     again = repeats.hashed().is_in(pl.Series(twice).implode())
     [(_, rows)] = prediction_log.read_days(settings, case, [day], lambda scan: _typed(scan.filter(again), fields))
-    found = {hour: [profile_frame(part, fields, spec)] for hour, part in _by_hour(rows)}
+    found = {hour: [profile_frame(scored(part, fields), fields, spec)] for hour, part in _by_hour(rows)}
     for hour, files in hours.items():
         once = profile_where(files, ~again, fields, spec) if repeats.holds(files, twice) else profile_parquet(files, fields, spec)
         if once.rows:
