@@ -33,8 +33,9 @@ def ti():
 
 @pytest.fixture(autouse=True)
 def _loose(monkeypatch):
-    """This process shall not die with its parent."""
+    """This process shall not die with its parent, nor take the servers of other tests for its task's processes."""
     monkeypatch.setattr(perennial_torchrun, "die_with_parent", lambda: None)
+    monkeypatch.setattr(perennial_torchrun, "descendants", list)
 
 
 def execute(monkeypatch, ti, body):
