@@ -37,7 +37,8 @@ def main() -> None:
     """Run the benchmark and write benchmarks/results/loop.json."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="perennial-bench-") as folder:
-        running = stack.start(Path(folder), Ports.free(), extra_env={"PERENNIAL_SCHEDULES": "0", "PERENNIAL_LOG_SEGMENT_SECONDS": "1"})
+        extra = {"PERENNIAL_SCHEDULES": "0", "PERENNIAL_LOG_SEGMENT_SECONDS": "1", "PERENNIAL_CONNECTIONS": "none"}
+        running = stack.start(Path(folder), Ports.free(), extra_env=extra)
         try:
             os.environ.update({name: value for name, value in running.env.items() if name.startswith("PERENNIAL_")})
             real, noop = measure(load_params(CASE), Settings(), Airflow(Settings().airflow_url))
@@ -95,7 +96,7 @@ def in_process(params: Params, settings: Settings, as_of: datetime) -> None:
     given = {"params": params, "settings": settings, "run_dir": settings.run_dir(CASE, as_of), "as_of": as_of, "trigger": "manual"}
     for step in TRAINING:
         run = import_module(f"pipelines.steps.{step}").run
-        run(**{name: given[name] for name in signature(run).parameters})
+        run(**{name: given[name] for name in signature(run).parameters.keys() & given.keys()})
 
 
 def send(params: Params, settings: Settings) -> None:
