@@ -52,16 +52,18 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return {"count": len(names), "equal": len(names) - len(differ), "differ": differ}
 
 
+def _committed(settings: Settings, case: str) -> list[Path]:
+    return sorted(path.parent for path in (settings.root / "artefacts" / case).glob("*/*/manifest.json"))
+
+
 def _manifests(settings: Settings, case: str) -> dict[str, Any]:
-    folders = sorted(path.parent for path in (settings.root / "artefacts" / case).glob("*/*/manifest.json"))
-    return {f"{folder.parent.name}/{folder.name}": read_manifest(folder).key for folder in folders}
+    return {f"{folder.parent.name}/{folder.name}": read_manifest(folder).key for folder in _committed(settings, case)}
 
 
 def _files(settings: Settings, case: str) -> dict[str, Any]:
-    folders = sorted(path.parent for path in (settings.root / "artefacts" / case).glob("*/*/manifest.json"))
     return {
         f"{folder.parent.name}/{folder.name}/{name}": sha
-        for folder in folders
+        for folder in _committed(settings, case)
         for name, sha in read_manifest(folder).files.items()
         if Path(name).name not in PROVENANCE
     }

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_CLASSES = 127
 """Positions are kept as int8."""
+SCORES = "scores"
+"""The column of all classes' probabilities in rows of the log, where a case has classes."""
 
 
 @dataclass(frozen=True)

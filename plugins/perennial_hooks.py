@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
-from pipelines.config import Settings
+from pipelines.config import Settings, read_settings
 from pipelines.errors import ConfigError, Unavailable
 
 if TYPE_CHECKING:
@@ -112,11 +112,11 @@ def settings() -> Settings:
 
     Each connection is one question to Airflow's API. ConfigError for a connection that is wrong or that nobody knows.
     """
-    own = Settings()
+    own = read_settings()
     asked = {"auto": tuple(HOOKS), "none": ()}.get(own.connections, own.connections.replace(",", " ").split())
     if unknown := set(asked) - HOOKS.keys():
         raise ConfigError(f"PERENNIAL_CONNECTIONS names {', '.join(sorted(unknown))}: only {', '.join(HOOKS)}, auto or none can be used")
     found: dict[str, Any] = {}
     for name in asked:
         found |= HOOKS[name]().places(needed=own.connections != "auto")
-    return Settings(**found) if found else own
+    return read_settings(**found) if found else own

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from pipelines import ledger
-from pipelines.alerts.lifecycle import RANK
+from pipelines.alerts.lifecycle import takes
 from pipelines.alerts.sinks import Sink, Undelivered
 from pipelines.contracts import Notice, Severity
 from pipelines.storage import wall_time
@@ -38,7 +38,7 @@ def deliver(url: str, case: str, fresh: Sequence[Notice], earlier: Sequence[Noti
             tried = history.get((notice.id, name), ())
             # A sink that was not configured when an old notice was new does not get it now.
             wanted = notice.id in known or bool(tried)
-            if wanted and (name == "log" or RANK[notice.severity] >= RANK[push]) and _due(tried):
+            if wanted and takes(name, notice.severity, push) and _due(tried):
                 _attempt(url, case, notice, name, sink, len(tried) + 1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pipelines.alerts.lifecycle import RANK
+from pipelines.alerts.lifecycle import takes
 from pipelines.alerts.sinks import Undelivered, configured
 from pipelines.config import Params, Settings
 from pipelines.contracts import Alert, Notice
@@ -31,12 +31,13 @@ def notice(params: Params, runbooks: str, dag: str, run: str, due: datetime) -> 
 
 def tell(params: Params, settings: Settings, dag: str, run: str, due: datetime) -> list[str]:
     """Give the notice to every sink that takes warnings; returns which. Undelivered, once all were asked, if one did not take it."""
+    late = notice(params, settings.runbooks, dag, run, due)
     told, failed = [], []
     for name, sink in configured(settings, params.alerts).items():
-        if name != "log" and RANK[SEVERITY] < RANK[params.alerts.push]:
+        if not takes(name, late.severity, params.alerts.push):
             continue
         try:
-            sink(notice(params, settings.runbooks, dag, run, due))
+            sink(late)
             told.append(name)
         except Undelivered as error:
             failed.append(str(error))

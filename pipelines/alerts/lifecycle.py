@@ -13,6 +13,11 @@ RANK = {severity: rank for rank, severity in enumerate(get_args(Severity))}
 """The higher, the worse."""
 
 
+def takes(sink: str, severity: Severity, push: Severity) -> bool:
+    """Whether a sink gets notices of this severity: the log gets all, others those from ``push`` up."""
+    return sink == "log" or RANK[severity] >= RANK[push]
+
+
 def step(
     before: Sequence[Alert], found: Sequence[Alert], silenced: Collection[str], told: Iterable[datetime], params: AlertParams, as_of: datetime
 ) -> tuple[tuple[Alert, ...], tuple[Notice, ...]]:

@@ -27,6 +27,7 @@ import polars as pl
 from pipelines.config import Settings
 from pipelines.contracts import LabelLine, PredictionLine, Window
 from pipelines.errors import IntegrityError
+from pipelines.fields import SCORES
 from pipelines.storage import digest, failpoint, write_atomic
 
 Kind = Literal["predictions", "labels"]
@@ -34,8 +35,6 @@ KINDS: tuple[Kind, ...] = ("predictions", "labels")
 RETRY_MARGIN = timedelta(days=1)
 """How far apart a request and its retries may lie in event time and still be found to be one row."""
 
-SCORES = "scores"
-"""The column of all classes' probabilities, where a case has classes."""
 MEND = "remove that folder, it is made again from the segments"
 _BATCH = 200
 """Files opened at once."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.drift import stats
+from pipelines.drift.projections import HASHED
 from pipelines.text import normalise
 
 Floats = NDArray[np.float64]
@@ -19,7 +20,6 @@ Floats = NDArray[np.float64]
 KL_THRESHOLD = 0.15
 """Nats on the histogram of projections from which on embeddings count as moved."""
 PROJECTIONS = 16
-HASHED = 256
 
 
 def squared_distances(x: Floats, y: Floats) -> Floats:

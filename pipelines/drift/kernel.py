@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.drift.bits import BATCH, BINS, Floats, Ints, Missing, count, tally
-from pipelines.drift.profile import VERSION, Column, Profile, added, dense_column, merge, profile_frame, scored
-from pipelines.drift.spec import OUTPUTS, SCORES, Scale, Spec
+from pipelines.drift.profile import VERSION, Column, Profile, added, dense_column, merge, profile_frame, scored, typed
+from pipelines.drift.spec import OUTPUTS, Scale, Spec
 from pipelines.errors import DataError
-from pipelines.fields import Categorical, Fields, Numeric, frame_schema
+from pipelines.fields import SCORES, Categorical, Fields, Numeric, frame_schema
 
 Batches = Iterator[Any]
 """Arrow record batches."""
@@ -96,14 +96,9 @@ def profile_where(files: Sequence[Path], where: pl.Expr, fields: Fields, spec: S
     """
     try:
         batches = (batch for file in files for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(BATCH, use_threads=False))
-        return merge((profile_frame(_typed(pl.DataFrame(batch).filter(where), fields), fields, spec) for batch in batches), spec.version)
+        return merge((profile_frame(scored(typed(pl.DataFrame(batch).filter(where), fields), fields), fields, spec) for batch in batches), spec.version)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{', '.join(map(str, files))} cannot be read ({error}): replace the damaged file") from error
-
-
-def _typed(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
-    kinds: dict[Any, Any] = {name: kind for name, kind in frame_schema(fields).items() if name in fields.names and name in frame.columns}
-    return scored(frame.cast(kinds, strict=False), fields)
 
 
 def _add(totals: dict[str, _Total], name: str, column: Column) -> None:
@@ -174,7 +169,7 @@ def _categories(declared: Categorical, batches: Batches, _size: int) -> Iterator
 def _frames(fields: Fields, spec: Spec, batches: Batches, size: int) -> Iterator[tuple[str, Column]]:
     empty = True
     for batch in batches:
-        yield from profile_frame(_typed(pl.DataFrame(batch), fields), fields, spec).columns.items()
+        yield from profile_frame(scored(typed(pl.DataFrame(batch), fields), fields), fields, spec).columns.items()
         empty = False
     if empty:
         kinds = {name: kind for name, kind in frame_schema(fields).items() if name in fields.names}

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 
 from pipelines.drift.bits import BINS, Ints, Missing, count, histogram
 from pipelines.drift.projections import SUFFIXES, project
-from pipelines.drift.spec import ENTROPY, PREDICTION, SCORE, SCORES, UNIT, Scale, Spec, count_words, entropy, projections
+from pipelines.drift.spec import ENTROPY, PREDICTION, SCORE, UNIT, Scale, Spec, count_words, entropy, projections
 from pipelines.drift.vocabulary import TOKENS, UNKNOWN, split, tokens, unknown_shares
 from pipelines.errors import IntegrityError
-from pipelines.fields import Categorical, Fields, Text
+from pipelines.fields import SCORES, Categorical, Fields, Text, frame_schema
 from pipelines.storage import canonical_json, write_atomic
 
 FEW = 1 << 13
@@ -35,6 +35,7 @@ VERSION = "version"
 _AT_ONCE = 1 << 22
 """Entries of profiles that are added up at once: 100 MB."""
 _META = b"perennial.profile"
+Rows = TypeVar("Rows", pl.DataFrame, pl.LazyFrame)
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,12 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
     else:
         columns |= {name: _output(name, outputs[name], fields, spec) for name in outputs.columns}
     return Profile(spec.version, frame.height, columns)
+
+
+def typed(rows: Rows, fields: Fields) -> Rows:
+    """Fields as they are declared; not strict: a value that is not of its field's type counts as missing."""
+    kinds = {name: kind for name, kind in frame_schema(fields).items() if name in fields.names}
+    return rows.with_columns(pl.selectors.by_name(name, require_all=False).cast(kind, strict=False) for name, kind in kinds.items())
 
 
 def scored(rows: pl.DataFrame, fields: Fields) -> pl.DataFrame:

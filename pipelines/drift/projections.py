@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 SUFFIXES = tuple(f".projection{number}" for number in range(1, 9))
 """The numbers ``<field>.projection1`` to ``8`` of a text."""
 HASHED = 256
+"""Slots that words are hashed into, here and in embeddings.py, which spells out what is counted here in bulk."""
 SEED = "perennial projection"
 """Another seed is another line of profiles: the frozen scales of profile.json would not fit."""
 _AT_ONCE = 1 << 12

@@ -17,9 +17,9 @@ from pipelines.drift.bits import Ints
 from pipelines.drift.calibration import fit_calibration
 from pipelines.drift.profile import Profile, profile_frame
 from pipelines.drift.sequential import baseline_rate, row_errors, row_losses
-from pipelines.drift.spec import OUTPUTS, PREDICTION, SCORE, SCORES, Spec
+from pipelines.drift.spec import OUTPUTS, PREDICTION, SCORE, Spec
 from pipelines.drift.stats import groups
-from pipelines.fields import Fields
+from pipelines.fields import SCORES, Fields
 
 FILE = "reference.parquet"
 DAY_GROUPS = 10

@@ -33,8 +33,6 @@ PREDICTION = "prediction"
 """The likeliest class as a category, where a case has classes; in a day's profile ``prediction@<version>``."""
 OUTPUTS = (SCORE, PREDICTION)
 """What comes out of the model; all other features go in."""
-SCORES = "scores"
-"""The column of all classes' probabilities in rows of the log, where a case has classes."""
 ENTROPY = "entropy"
 """How undecided the model was, in nats (:func:`entropy`); in a day's profile ``entropy@<version>``. Shown only."""
 BY_VERSION = (*OUTPUTS, ENTROPY)

@@ -27,7 +27,7 @@ from pipelines.drift.findings import Seen
 from pipelines.drift.profile import Profile, merge, read
 from pipelines.drift.spec import OUTPUTS, count_words, load_spec, numbers
 from pipelines.drift.windows import drift_window, last_windows
-from pipelines.fields import Fields
+from pipelines.fields import SCORES, Fields
 from pipelines.reports import evidently
 
 STEP_VERSION = 5
@@ -126,7 +126,7 @@ def _served(params: Params, settings: Settings, champion: Release, before: Profi
     windows = last_windows(window, kind, WINDOWS + late)
     oldest = min(start, windows[0].start)
     logged = prediction_log.read_predictions(settings, params.case, Window(start=oldest, end=window.end))
-    extra = [name for name in (prediction_log.SCORES, *params.gate.slices) if name in logged.columns]
+    extra = [name for name in (SCORES, *params.gate.slices) if name in logged.columns]
     everything = logged.select("id", "event_time", "version", *OUTPUTS, *extra)
     labels = label_evidence.possible(prediction_log.read_labels(settings, params.case, window.end, since=oldest), classes)
     rows = performance.known(everything, labels, window.end)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import polars as pl
 
@@ -22,11 +22,11 @@ from pipelines.contracts import Manifest
 from pipelines.data import log as prediction_log
 from pipelines.data import repeats
 from pipelines.drift.kernel import profile_parquet, profile_where
-from pipelines.drift.profile import Profile, merge, profile_frame, scored, write
+from pipelines.drift.profile import Profile, merge, profile_frame, scored, typed, write
 from pipelines.drift.spec import Spec, load_spec
 from pipelines.drift.windows import drift_window
 from pipelines.errors import ConfigError
-from pipelines.fields import Fields, frame_schema
+from pipelines.fields import Fields
 
 STEP_VERSION = 4
 ROOMS = (
@@ -45,7 +45,6 @@ PARTS = "profile_parts"
 """Beside the step's folder: the days that were profiled ahead of it by tasks of their own."""
 TOGETHER = 32 << 20
 """Bytes of files that are read at once, those of neighbours counted for every day: some hundred thousand rows."""
-Rows = TypeVar("Rows", pl.DataFrame, pl.LazyFrame)
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
@@ -121,7 +120,7 @@ def _hours(params: Params, settings: Settings, spec: Spec, fields: Fields, days:
     """Profiles of the hours that have rows, of each of the days."""
     for together, small in _stretches(settings, params.case, days):
         if small:
-            for day, rows in prediction_log.read_days(settings, params.case, together, partial(_typed, fields=fields)):
+            for day, rows in prediction_log.read_days(settings, params.case, together, partial(typed, fields=fields)):
                 yield day, {hour: profile_frame(scored(part, fields), fields, spec) for hour, part in _by_hour(rows)}
         else:
             yield together[0], _streamed(settings, params.case, together[0], spec, fields)
@@ -147,19 +146,13 @@ def _streamed(settings: Settings, case: str, day: date, spec: Spec, fields: Fiel
     if not twice.size:
         return {hour: profile_parquet(files, fields, spec) for hour, files in hours.items()}
     again = repeats.hashed().is_in(pl.Series(twice).implode())
-    [(_, rows)] = prediction_log.read_days(settings, case, [day], lambda scan: _typed(scan.filter(again), fields))
+    [(_, rows)] = prediction_log.read_days(settings, case, [day], lambda scan: typed(scan.filter(again), fields))
     found = {hour: [profile_frame(scored(part, fields), fields, spec)] for hour, part in _by_hour(rows)}
     for hour, files in hours.items():
         once = profile_where(files, ~again, fields, spec) if repeats.holds(files, twice) else profile_parquet(files, fields, spec)
         if once.rows:
             found.setdefault(hour, []).append(once)
     return {hour: merge(parts, spec.version) for hour, parts in sorted(found.items())}
-
-
-def _typed(served: Rows, fields: Fields) -> Rows:
-    """Fields as they are declared; not strict: a value that is not of its field's type counts as missing."""
-    kinds = {name: kind for name, kind in frame_schema(fields).items() if name in fields.names}
-    return served.with_columns(pl.selectors.by_name(name, require_all=False).cast(kind, strict=False) for name, kind in kinds.items())
 
 
 def _keep(params: Params, settings: Settings, spec: Spec, day: date, profiles: Mapping[int, Profile]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pipelines.cases.triage.schema import FIELDS as TRIAGE_FIELDS
 from pipelines.config import Settings, load_params
 from pipelines.data import repeats
 from pipelines.drift import kernel
-from pipelines.drift.profile import merge, profile_frame, read, to_bytes
+from pipelines.drift.profile import merge, profile_frame, read, to_bytes, typed
 from pipelines.drift.spec import load_spec
 from pipelines.errors import ConfigError, IntegrityError
 from pipelines.steps import profile
@@ -96,8 +96,8 @@ def test_what_is_no_day_is_refused(logged):
 def test_a_value_of_another_type_is_missing(logged):
     """A number that was logged as text which is none counts as missing, as the declaration says what it should be."""
     name = FIELDS.numeric[0].name
-    typed = profile._typed(pl.DataFrame({name: ["1.5", "many", None]}), FIELDS)
-    assert profile_frame(typed, FIELDS, load_spec(FIELDS)).columns[name].missing == (2, 0, 0, 0)
+    rows = typed(pl.DataFrame({name: ["1.5", "many", None]}), FIELDS)
+    assert profile_frame(rows, FIELDS, load_spec(FIELDS)).columns[name].missing == (2, 0, 0, 0)
 
 
 def answers(case: str) -> list[dict]:
