@@ -36,7 +36,7 @@ def load_tokenizer(path: Path) -> Any:
     try:
         found = path.stat()
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist: a text model needs its tokenizer; run the step 'train' again") from error
+        raise ConfigError(f"{path} does not exist: a text model needs its tokenizer; run the step that wrote it again") from error
     return _load(str(path), found.st_ino, found.st_mtime_ns)
 
 
@@ -48,7 +48,7 @@ def _load(path: str, _inode: int, _modified: int) -> Any:
         tokenizer = Tokenizer.from_file(path)
     except Exception as error:
         # The Rust side raises bare Exceptions; each of them means that the file is no tokenizer.
-        raise IntegrityError(f"{path} is no tokenizer ({error}): restore it, or train again") from error
+        raise IntegrityError(f"{path} is no tokenizer ({error}): restore it, or remove it and run the step that wrote it again") from error
     if tokenizer.truncation is None:
         raise IntegrityError(f"{path} truncates nothing: a long text would reach the model whole; set max_tokens and train again")
     tokenizer.no_padding()

@@ -50,7 +50,7 @@ def read_days(settings: Settings, partitions: Sequence[dict[str, Any]]) -> pl.Da
         try:
             frame = pl.read_parquet(path, hive_partitioning=False)
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise IntegrityError(f"{path} cannot be read ({error}): run the step 'ingest' again after moving its folder away") from error
+            raise IntegrityError(f"{path} cannot be read ({error}): remove it and run the step 'ingest' again") from error
         if content_sha256(frame) != partition["sha256"]:
             raise IntegrityError(f"{path} does not hold the rows that its manifest names: restore it, or remove it and run the step 'ingest' again")
         frames.append(frame)

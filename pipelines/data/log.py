@@ -1,8 +1,9 @@
 """The prediction log: JSON-line segments of the gateway, compacted to hourly Parquet, read as frames.
 
 The segments are the truth and stay as they are; the Parquet partitions are made from them once, under the
-segment's own name, and a marker written last says that a segment is done. Whatever the order in which
-segments, retries and corrections arrive, the frames read are the same:
+segment's own name. A marker, written once they are durable, says that a segment is done and names its partitions:
+if one of them is gone, the segment is compacted again. Whatever the order in which segments, retries and
+corrections arrive, the frames read are the same:
 
 - one row per ``prediction_id``: the answer received first (a repeated request gets the first answer);
 - one label per ``prediction_id``: the highest revision that has arrived, of equal ones the first.
@@ -28,17 +29,19 @@ from pipelines.config import Settings
 from pipelines.contracts import LabelLine, PredictionLine, Window
 from pipelines.errors import IntegrityError
 from pipelines.fields import SCORES
-from pipelines.storage import digest, failpoint, write_atomic
+from pipelines.storage import digest, failpoint, make_durable, write_atomic
 
 Kind = Literal["predictions", "labels"]
 KINDS: tuple[Kind, ...] = ("predictions", "labels")
 RETRY_MARGIN = timedelta(days=1)
 """How far apart a request and its retries may lie in event time and still be found to be one row."""
 
-MEND = "remove that folder, it is made again from the segments"
+MEND = "remove that folder, it is made again from the segments by the next run of the step"
 _BATCH = 200
 """Files opened at once."""
 _MOMENT = pl.Datetime("us", "UTC")
+SEGMENTS = "segments"
+"""The folder of a kind's markers."""
 _DECODERS: dict[Kind, msgspec.json.Decoder[Any]] = {
     "predictions": msgspec.json.Decoder(PredictionLine),
     "labels": msgspec.json.Decoder(LabelLine),
@@ -60,7 +63,7 @@ log = logging.getLogger(__name__)
 
 
 def compact(settings: Settings, case: str) -> int:
-    """Turn every closed segment that is not done yet into Parquet; returns how many were.
+    """Turn every closed segment that is not done yet, or has lost a partition, into Parquet; returns how many were.
 
     Files: ``lake/<case>/{predictions,labels}/date=D/hour=H/<segment>.parquet`` by event time (a label's is
     its arrival). A last line without an end is torn (its sender got no answer) and only counted; any other
@@ -68,33 +71,72 @@ def compact(settings: Settings, case: str) -> int:
     """
     done = 0
     for kind in KINDS:
-        markers = settings.lake / case / kind / "segments"
-        known = {path.stem for path in markers.glob("*.json")}
+        known = {segment for segment, marker in _markers(settings, case, kind) if _is_whole(settings, case, kind, segment, marker)}
         for path in sorted((settings.prediction_log / case / kind).glob("*.jsonl")):
             if path.stem not in known:
-                counts = _compact_segment(settings, case, kind, path)
+                marker = _compact_segment(settings, case, kind, path)
                 failpoint("compact", "files")
-                write_atomic(markers / f"{path.stem}.json", json.dumps(counts).encode())
+                write_atomic(settings.lake / case / kind / SEGMENTS / f"{path.stem}.json", msgspec.json.encode(marker))
                 done += 1
     return done
 
 
-def _compact_segment(settings: Settings, case: str, kind: Kind, path: Path) -> dict[str, int]:
+class Marker(msgspec.Struct, frozen=True):
+    """What became of a segment's lines, and where its partitions lie below ``lake/<case>/<kind>``, e.g. ``date=2020-05-01/hour=07``.
+
+    Markers of earlier versions name no partitions: their segments are compacted once more.
+    """
+
+    rows: int
+    torn: int
+    malformed: int
+    partitions: list[str] | None = None
+
+
+_MARKER = msgspec.json.Decoder(Marker)
+
+
+def _markers(settings: Settings, case: str, kind: Kind) -> Iterator[tuple[str, Marker]]:
+    """The segments that are done, in order. A marker that cannot be read is none: its segment is still there."""
+    for path in sorted((settings.lake / case / kind / SEGMENTS).glob("*.json")):
+        try:
+            yield path.stem, _MARKER.decode(path.read_bytes())
+        except (OSError, msgspec.MsgspecError):
+            log.warning("%s: the marker %s cannot be read; its segment is compacted again", case, path)
+
+
+def _is_whole(settings: Settings, case: str, kind: Kind, segment: str, marker: Marker) -> bool:
+    if marker.partitions is None:
+        return False
+    folder = settings.lake / case / kind
+    return all(_partition(folder / place, segment).exists() for place in marker.partitions)
+
+
+def _partition(folder: Path, segment: str) -> Path:
+    return folder / f"{segment}.parquet"
+
+
+def _compact_segment(settings: Settings, case: str, kind: Kind, path: Path) -> Marker:
     good, bad, torn = _parse(path, kind)
     frame = _frame(good, kind)
     time = "event_time" if kind == "predictions" else "label_time"
     hours = frame.with_columns(pl.col(time).dt.date().alias("_date"), pl.col(time).dt.hour().alias("_hour"))
+    written = {}
     for (day, hour), part in hours.partition_by("_date", "_hour", as_dict=True, include_key=False).items():
-        _write(part, settings.lake / case / kind / f"date={day}" / f"hour={hour:02d}" / f"{path.stem}.parquet")
+        place = f"date={day}/hour={hour:02d}"
+        written[place] = _partition(settings.lake / case / kind / place, path.stem)
+        _write(part, written[place])
+    folders = {folder for file in written.values() for folder in file.parents if folder.is_relative_to(settings.root)}
+    make_durable([*written.values(), *folders])
     if bad:
         log.warning("%s: %d malformed line(s) in %s quarantined", case, len(bad), path.name)
         text = "".join(json.dumps({"segment": path.name, **line}) + "\n" for line in bad)
         write_atomic(settings.lake / case / "quarantine" / kind / path.name, text.encode())
-    return {"rows": frame.height, "torn": torn, "malformed": len(bad)}
+    return Marker(frame.height, torn, len(bad), sorted(written))
 
 
 def _write(part: pl.DataFrame, path: Path) -> None:
-    """Publish one partition whole. Not fsynced: a segment has hundreds of hours when history is replayed, and it is the durable copy."""
+    """Publish one partition whole. Its segment's are made durable together: one that history is replayed into has hundreds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     part.write_parquet(work, compression="zstd")

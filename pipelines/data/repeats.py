@@ -36,7 +36,7 @@ def hashes(file: Path) -> Iterator[Hashes]:
         for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(_BATCH, columns=["id"], use_threads=False):
             yield pl.DataFrame(batch).select(hashed()).to_series().to_numpy()
     except (OSError, pa.ArrowException) as error:
-        raise IntegrityError(f"the partition {file} cannot be read ({error}): {MEND}") from error
+        raise IntegrityError(f"a partition in {file.parent} cannot be read ({file.name}: {error}): {MEND}") from error
 
 
 def holds(files: Sequence[Path], wanted: Hashes) -> bool:

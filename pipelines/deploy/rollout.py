@@ -66,7 +66,7 @@ def probe_tensors(fields: Fields, bundle: Path) -> dict[str, NDArray[Any]]:
         rows = pl.read_parquet(dataset / f"{part}.parquet", columns=list(fields.names), n_rows=most)
         if rows.height:
             return encoder(fields, bundle)({name: rows[name].to_list() for name in fields.names})
-    raise IntegrityError(f"{dataset} has no rows to probe a model with: run the step 'dataset' again")
+    raise IntegrityError(f"{dataset} has no rows to probe a model with: move it away and run the step 'dataset' again")
 
 
 def prove(settings: Settings, fields: Fields, version: int, bundle: Path) -> None:

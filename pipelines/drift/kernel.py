@@ -82,7 +82,9 @@ def profile_parquet(paths: Sequence[Path], fields: Fields, spec: Spec, threads: 
                 for name, column in counted:
                     _add(totals, name, column)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{', '.join(map(str, paths))} cannot be read ({error}): replace the damaged file") from error
+        raise DataError(
+            f"{', '.join(map(str, paths))} cannot be read ({error}): restore the damaged file; a partition of the log can be removed, the next run makes it again"
+        ) from error
     rows = sum(footer.num_rows for footer in footers.values())
     if not rows:
         return profile_frame(pl.DataFrame(schema=dict.fromkeys(fields.names, pl.Null)), fields, spec)
@@ -98,7 +100,9 @@ def profile_where(files: Sequence[Path], where: pl.Expr, fields: Fields, spec: S
         batches = (batch for file in files for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(BATCH, use_threads=False))
         return merge((profile_frame(scored(typed(pl.DataFrame(batch).filter(where), fields), fields), fields, spec) for batch in batches), spec.version)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{', '.join(map(str, files))} cannot be read ({error}): replace the damaged file") from error
+        raise DataError(
+            f"{', '.join(map(str, files))} cannot be read ({error}): restore the damaged file; a partition of the log can be removed, the next run makes it again"
+        ) from error
 
 
 def _add(totals: dict[str, _Total], name: str, column: Column) -> None:

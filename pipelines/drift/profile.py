@@ -278,7 +278,7 @@ def read(path: Path) -> Profile:
             table = pq.ParquetFile(file, pre_buffer=False).read()
         about: dict[str, Any] = json.loads(table.schema.metadata[_META])
     except (OSError, KeyError, TypeError, pa.ArrowInvalid) as error:
-        raise IntegrityError(f"{path} is not a profile ({error!r}): run the step that wrote it again") from error
+        raise IntegrityError(f"{path} is not a profile ({error!r}): remove it and run the step that wrote it again") from error
     features, day = table["feature"].combine_chunks(), table["day"].combine_chunks()
     names, total = features.dictionary.to_pylist(), day.null_count  # rows of the whole stand first
     codes, bins, counts = (_whole(values) for values in (features.indices, table["bin"].combine_chunks(), table["count"].combine_chunks()))
@@ -317,6 +317,6 @@ def write(profile: Profile, folder: Path) -> Path:
     """Keep a profile as ``folder/<first 16 of its sha256>.parquet``, whole or not at all; returns the path."""
     data = to_bytes(profile)
     path = folder / f"{hashlib.sha256(data).hexdigest()[:16]}.parquet"
-    if not path.exists():
+    if not path.exists() or path.read_bytes() != data:  # a damaged one is mended by running again
         write_atomic(path, data)
     return path

@@ -205,7 +205,7 @@ def _upload(client: MlflowClient, run: Run, bundle: Path) -> None:
     try:
         graph = onnx.load(path)
     except Exception as error:  # protobuf's DecodeError has no typed home of its own
-        raise DataError(f"{path} is not an ONNX model: run the step 'export' again") from error
+        raise DataError(f"{path} is not an ONNX model: remove it and run the step 'export' again") from error
     with tempfile.TemporaryDirectory(prefix="perennial-model-") as folder:
         mlflow.onnx.save_model(
             graph,

@@ -113,7 +113,8 @@ def _ready(params: Params, settings: Settings, run_dir: Path, day: date) -> dict
     if not folder.exists():
         return None
     made = storage.read_manifest(folder)
-    return made.facts if made.key == _part_key(params, settings, day) else None
+    there = all((settings.root / kept["path"]).exists() for kept in (made.facts, *made.facts["hours"]))
+    return made.facts if there and made.key == _part_key(params, settings, day) else None
 
 
 def _hours(params: Params, settings: Settings, spec: Spec, fields: Fields, days: Sequence[date]) -> Iterator[tuple[date, dict[int, Profile]]]:

@@ -66,11 +66,9 @@ def _attempt(work: Callable[[], None]) -> str | None:
 def _seal(work: Path, folder: Path, step: int, state: dict[str, Any]) -> None:
     """Add state and checksums, make everything durable, publish."""
     (work / STATE).write_text(json.dumps(state))
-    files = sorted(path for path in work.rglob("*") if path.is_file())
-    sums = {str(path.relative_to(work)): storage.file_sha256(path) for path in files}
-    for path in files:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    written = sorted(path for path in work.rglob("*") if path.is_file() or path.is_dir())
+    sums = {str(path.relative_to(work)): storage.file_sha256(path) for path in written if path.is_file()}
+    storage.make_durable(written)
     storage.write_atomic(work / SUMS, json.dumps(sums).encode())
     target = folder / f"step-{step}"
     # Left by a try whose checkpoint was found damaged, or that went another way: what is newer stands.

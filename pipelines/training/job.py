@@ -26,6 +26,7 @@ def write_result(folder: Path, outcome: Outcome, params: TrainParams) -> None:
     """Leave a finished training in ``folder``, the facts last: without them there is no result."""
     try:
         torch.save(outcome.state, folder / f".{WEIGHTS}")
+        storage.make_durable([folder / f".{WEIGHTS}"])
         os.replace(folder / f".{WEIGHTS}", folder / WEIGHTS)
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter
         raise Unavailable(f"the trained weights cannot be written to {folder} ({error}): free space and run the step again") from error

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.storage import fsync_folder
+from pipelines.storage import fsync_folder, make_folder
 from serving.gateway.refusal import Refused
 
 OPEN = ".open"
@@ -62,7 +62,7 @@ class Log:
     """One worker's segments of one folder. Used by the event loop only; slow system calls go to threads."""
 
     def __init__(self, folder: Path, worker: str, *, max_bytes: int, max_seconds: float, on_error: Callable[[], None]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.folder = folder
         self._worker = worker
         self._max_bytes = max_bytes

@@ -111,3 +111,53 @@ def test_missing_step_says_what_to_run(tmp_path: Path):
     """Reading a step that has not run says which step to run."""
     with pytest.raises(ConfigError, match="run the step 'train' first"):
         storage.read_manifest(tmp_path / "train")
+
+
+def test_a_lost_file_is_made_again(tmp_path: Path):
+    """A folder without a file that its manifest names is no finished work: the same key builds it again, the old folder stays aside."""
+    first = _commit(tmp_path / "train")
+    (tmp_path / "train" / "data.txt").unlink()
+    again = _commit(tmp_path / "train")
+    assert again.files == first.files
+    assert (tmp_path / "train" / "data.txt").read_text() == "hello"
+    assert len(list(tmp_path.glob("train.k1*"))) == 1
+
+
+def test_the_mend_of_changed_bytes_works(tmp_path: Path):
+    """Moving a damaged folder away and running again, as the error says, ends in the folder as it was committed."""
+    first = _commit(tmp_path / "train")
+    (tmp_path / "train" / "data.txt").write_text("hellO")
+    with pytest.raises(IntegrityError, match="move the folder away and run again"):
+        storage.read_manifest(tmp_path / "train", verify=True)
+    (tmp_path / "train").rename(tmp_path / "away")
+    _commit(tmp_path / "train")
+    assert storage.read_manifest(tmp_path / "train", verify=True).files == first.files
+
+
+def test_everything_is_durable_before_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every file, every folder in the folder and every new folder above it is synced before the rename that publishes the work."""
+    synced: set[str] = set()
+    before: set[str] = set()
+    fsync, rename = os.fsync, os.rename
+
+    def noted(fd: int) -> None:
+        fsync(fd)
+        synced.add(os.readlink(f"/proc/self/fd/{fd}"))
+
+    def publish(source: Path, target: Path) -> None:
+        before.update(path.replace(str(source), str(target)) for path in synced)
+        rename(source, target)
+
+    def build(work: Path) -> dict[str, int]:
+        (work / "model" / "1").mkdir(parents=True)
+        (work / "model" / "1" / "weights").write_text("w")
+        return {}
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "rename", publish)
+    folder = tmp_path / "artefacts" / "bank" / "20080801T000000Z" / "export"
+    storage.commit(folder, case="bank", as_of=AS_OF, key="k", inputs={}, build=build)
+    inside = [folder, folder / "model", folder / "model" / "1", folder / "model" / "1" / "weights"]
+    above = [tmp_path, tmp_path / "artefacts", tmp_path / "artefacts" / "bank"]
+    assert {str(path) for path in (*inside, *above)} <= before
+    assert str(folder.parent) in synced

@@ -49,3 +49,17 @@ def test_a_changed_partition_is_refused(tmp_path: Path):
     (tmp_path / first["path"]).unlink()
     with pytest.raises(IntegrityError, match="cannot be read"):
         lake.read_days(settings, partitions)
+
+
+@pytest.mark.parametrize("damage", [b"", None])
+def test_the_mend_of_a_partition_works(tmp_path: Path, damage: bytes | None):
+    """A partition that cannot be read, or holds other rows, comes back when it is removed and its rows are written again."""
+    settings = Settings(home=tmp_path)
+    [first, *_] = partitions = lake.write_days(settings, "loans", ROWS)
+    path = tmp_path / first["path"]
+    path.write_bytes(damage) if damage is not None else ROWS.head(2).write_parquet(path)
+    with pytest.raises(IntegrityError, match="remove it and run the step 'ingest' again"):
+        lake.read_days(settings, partitions)
+    path.unlink()
+    assert lake.write_days(settings, "loans", ROWS) == partitions
+    assert lake.read_days(settings, partitions).equals(ROWS)

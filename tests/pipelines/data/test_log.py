@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def test_a_torn_last_line_is_counted_and_skipped(settings: Settings):
     log.compact(settings, "loans")
     assert log.read_predictions(settings, "loans", WINDOW).height == 3
     marker = json.loads((settings.lake / "loans" / "predictions" / "segments" / "a.json").read_text())
-    assert marker == {"rows": 3, "torn": 1, "malformed": 0}
+    assert marker == {"rows": 3, "torn": 1, "malformed": 0, "partitions": ["date=2020-05-01/hour=00", "date=2020-05-01/hour=01"]}
     assert not (settings.lake / "loans" / "quarantine").exists()
 
 
@@ -158,6 +159,55 @@ def test_a_damaged_partition_says_how_to_mend_it(settings: Settings):
     next(iter((settings.lake / "loans" / "predictions").rglob("*.parquet"))).write_bytes(b"")
     with pytest.raises(IntegrityError, match="remove that folder, it is made again"):
         log.read_predictions(settings, "loans", WINDOW)
+
+
+@pytest.mark.parametrize("gone", ["predictions", "predictions/date=2020-05-01", "predictions/date=2020-05-01/hour=07", "labels/date=2020-05-08/hour=07"])
+def test_a_folder_that_was_removed_is_made_again(settings: Settings, gone: str):
+    """What the error tells people to do works: whichever folder of partitions is removed, the next compaction brings all its rows back."""
+    for number, (half, halves) in enumerate(zip((SENT[::2], SENT[1::2]), (LABELS[::2], LABELS[1::2]), strict=True)):
+        loglines.write(settings, "loans", "predictions", f"s{number}", half)
+        loglines.write(settings, "loans", "labels", f"s{number}", halves)
+    log.compact(settings, "loans")
+    shutil.rmtree(settings.lake / "loans" / gone)
+    assert log.compact(settings, "loans") == 2
+    assert log.read_predictions(settings, "loans", WINDOW)["id"].to_list() == FRAME["id"].to_list()
+    assert log.read_labels(settings, "loans", DAY + timedelta(days=9))["id"].to_list() == FRAME["id"].to_list()
+    assert log.compact(settings, "loans") == 0
+
+
+@pytest.mark.parametrize("marker", [b'{"rows": 48, "torn": 0, "malformed": 0}', b'{"rows": 4'])
+def test_a_marker_without_partitions_vouches_for_nothing(settings: Settings, marker: bytes):
+    """A marker of an earlier version, or half a one, leads to one more compaction, which finds what is missing."""
+    loglines.write(settings, "loans", "predictions", "a", SENT)
+    log.compact(settings, "loans")
+    (settings.lake / "loans" / "predictions" / "segments" / "a.json").write_bytes(marker)
+    next(iter((settings.lake / "loans" / "predictions").rglob("*.parquet"))).unlink()
+    assert log.compact(settings, "loans") == 1
+    assert log.read_predictions(settings, "loans", WINDOW)["id"].to_list() == FRAME["id"].to_list()
+    assert log.compact(settings, "loans") == 0
+
+
+def test_partitions_are_durable_before_their_marker(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    """When the marker appears, every partition and every folder on the way to it has been synced: a power cut leaves no marker without its rows."""
+    loglines.write(settings, "loans", "predictions", "a", SENT)
+    lake, synced, before = settings.lake / "loans" / "predictions", set(), []
+    fsync, replace = os.fsync, os.replace
+
+    def noted(fd: int) -> None:
+        fsync(fd)
+        synced.add(Path(os.readlink(f"/proc/self/fd/{fd}")))
+
+    def published(source: str, target: Path) -> None:
+        if Path(target).suffix == ".json":
+            before.extend(sorted(synced))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", published)
+    log.compact(settings, "loans")
+    day = lake / "date=2020-05-01"
+    assert len(list(day.glob("hour=*/a.parquet"))) == 24
+    assert {*day.glob("hour=*/a.parquet"), *day.glob("hour=*"), day, lake, lake.parent, settings.lake} <= set(before)
 
 
 def test_the_scores_of_all_classes_are_read(settings: Settings):
