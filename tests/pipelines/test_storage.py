@@ -142,7 +142,7 @@ def test_everything_is_durable_before_it_is_named(tmp_path: Path, monkeypatch: p
 
     def noted(fd: int) -> None:
         fsync(fd)
-        synced.add(os.readlink(f"/proc/self/fd/{fd}"))
+        synced.add(str(Path(f"/proc/self/fd/{fd}").readlink()))
 
     def publish(source: Path, target: Path) -> None:
         before.update(path.replace(str(source), str(target)) for path in synced)

@@ -195,7 +195,7 @@ def test_partitions_are_durable_before_their_marker(settings: Settings, monkeypa
 
     def noted(fd: int) -> None:
         fsync(fd)
-        synced.add(Path(os.readlink(f"/proc/self/fd/{fd}")))
+        synced.add(Path(f"/proc/self/fd/{fd}").readlink())
 
     def published(source: str, target: Path) -> None:
         if Path(target).suffix == ".json":
