@@ -62,7 +62,7 @@ def up(home: Path, console: Console, *, traffic: bool = True, profile: str = "em
     except PerennialError as error:
         raise PerennialError(f"the services are up, but the live cases' DAGs could not be set going: {error}; try again after `make down`") from error
     console.print(addresses(running.env, home))
-    console.print(f"API key: {known.key_file}   settings for a shell: env $(cat {home / 'env'}) .venv/bin/python -m pipelines history --case ...")
+    console.print(f"API key: {known.key_file}   by hand: PERENNIAL_HOME={home} .venv/bin/python -m pipelines history --case ...")
     console.print(
         f"live, with {'a trickle of traffic' if traffic else 'no traffic'}: {', '.join(live) or 'no case'}; paused: {', '.join(sorted(set(case_names()) - set(live))) or 'none'}"
     )

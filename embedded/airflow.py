@@ -258,7 +258,7 @@ class Airflow:
 def client(settings: Settings) -> Airflow:
     """Airflow as the settings describe it, with a login where they have one."""
     password = settings.airflow_password
-    return Airflow(settings.airflow_url, settings.airflow_username, password.get_secret_value() if password else "")
+    return Airflow(settings.address("airflow_url"), settings.airflow_username, password.get_secret_value() if password else "")
 
 
 def _log_line(line: str | dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-TAG = "PERENNIAL_STACK"
+from pipelines.places import TAG, birth
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -42,14 +43,14 @@ def launch(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path) ->
         os.replace(log, log.with_name(f"{log.name}.1"))
     with log.open("wb") as file:
         child = subprocess.Popen(list(argv), env=dict(env), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT)
-    return Started(name, child.pid, _birth(child.pid) or 0, str(log))
+    return Started(name, child.pid, birth(child.pid) or 0, str(log))
 
 
 def alive(process: Started) -> bool:
     """Whether this very process runs (a zombie does not)."""
     with suppress(ChildProcessError):
         os.waitpid(process.pid, os.WNOHANG)
-    return _birth(process.pid) == process.birth
+    return birth(process.pid) == process.birth
 
 
 def tagged(tag: str) -> list[int]:
@@ -64,7 +65,7 @@ def tagged(tag: str) -> list[int]:
             environ = (folder / "environ").read_bytes()
         except OSError:
             continue  # gone meanwhile, or another user's
-        if mark in environ.split(b"\0") and _birth(int(folder.name)) is not None:
+        if mark in environ.split(b"\0") and birth(int(folder.name)) is not None:
             found.append(int(folder.name))
     return found
 
@@ -117,15 +118,6 @@ def _wait(leaders: Sequence[Started], tag: str, deadline: float) -> int:
 def _signal(pid: int, number: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-def _birth(pid: int) -> int | None:
-    """Start time of a living process in clock ticks since boot (field 22 of /proc/<pid>/stat); None if it is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def _ancestors() -> set[int]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from embedded import airflow, full, http, probe, triton
 from embedded.ports import HOST, Ports
-from embedded.processes import TAG
 from embedded.service import Service
 from pipelines.config import Settings, read_settings
+from pipelines.places import TAG
 
 AIRFLOW_PARTS = {"api-server": "metadatabase", "scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
 """Airflow's process -> its name in the health answer."""

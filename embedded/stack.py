@@ -2,7 +2,7 @@
 
 ``<home>/stack.json`` says what runs: pids with their start times, ports, and the tag that every process
 of the stack carries in its environment. It is written before the first process starts, so that whatever
-happens later, ``stop`` finds everything.
+happens later, ``stop`` finds everything. Beside it ``<home>/env`` leads steps by hand to the stack (pipelines/places.py).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 
 from embedded import airflow, full, triton
 from embedded.ports import FULL_ONLY, Ports
-from embedded.processes import TAG, Started, alive, end, last_lines, launch, tagged
+from embedded.processes import Started, alive, end, last_lines, launch, tagged
 from embedded.service import Service
 from embedded.services import full_environment, missing_environment, services
 from pipelines.config import Settings
 from pipelines.errors import ConfigError, ConflictError, PerennialError, Unavailable
+from pipelines.places import ENV, RECORD, TAG
 from pipelines.storage import write_atomic
 
-RECORD = "stack.json"
 START_SECONDS = 180.0
 """The start deadline: ten times what an idle 2-core machine needs."""
 
@@ -88,11 +88,13 @@ def start(
         stop(home)  # strays of a stack that was killed
         ports.require_free(but=() if is_full else FULL_ONLY)
         _require_folders(Settings(home=home))
-        _make_key(home)
         triton.prepare(home)
         if is_full:
             full.prepare(home, ports)
         env = full_environment(home, ports, extra_env, profile)
+        # Before anything reads settings of this state: it may have been started otherwise the last time.
+        _write_env(home, env)
+        _make_key(home)
         record = Record(triton.stack_tag(home), ports, traffic, (), profile)
         _write(home, record)
         broken: list[str] = []
@@ -114,7 +116,6 @@ def start(
         except BaseException:
             stop(home)
             raise
-    _write_env(home, env)
     kept = {name: value for name, value in env.items() if name.startswith(("PERENNIAL_", "AIRFLOW")) and value != record.tag}
     return Stack(home, ports, {process.name: process.pid for process in record.processes}, kept, tuple(broken))
 
@@ -298,6 +299,6 @@ def _write(home: Path, record: Record) -> None:
 
 
 def _write_env(home: Path, env: Mapping[str, str]) -> None:
-    """The addresses for a shell, and where its secrets lie: ``env $(cat <home>/env) .venv/bin/python -m pipelines ...``."""
+    """The addresses for programs of this state folder, and where their secrets lie (pipelines/places.py)."""
     lines = (f"{name}={env[name]}" for name in sorted(env) if name.startswith("PERENNIAL_") and name not in (TAG, "PERENNIAL_PRELOAD") and " " not in env[name])
-    write_atomic(home / "env", ("\n".join(lines) + "\n").encode())
+    write_atomic(home / ENV, ("\n".join(lines) + "\n").encode())

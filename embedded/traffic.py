@@ -157,7 +157,7 @@ def run(settings: Settings, cases: list[str]) -> None:
 
 def _client(settings: Settings) -> httpx.Client:
     key = settings.key_file.read_text().strip()
-    return httpx.Client(base_url=settings.gateway_url, headers={"X-API-Key": key}, timeout=30, trust_env=False)
+    return httpx.Client(base_url=settings.address("gateway_url"), headers={"X-API-Key": key}, timeout=30, trust_env=False)
 
 
 def main() -> None:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from embedded import check_machine, http
 from embedded.ports import HOST, Ports
-from embedded.processes import ROOT, TAG, Started, alive, end, last_lines, launch
+from embedded.processes import ROOT, Started, alive, end, last_lines, launch
 from pipelines.errors import ConfigError, Unavailable
+from pipelines.places import TAG
 
 VENV = ROOT / ".venv-triton"
 SITE = VENV / "lib" / "python3.11" / "site-packages"

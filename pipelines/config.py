@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, SecretStr, Tag
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from pipelines import places
 from pipelines.contracts import AlertRule, Instant, Severity
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, Unavailable
 
 CASES_ROOT = Path(__file__).parent / "cases"
 
@@ -348,15 +349,7 @@ class _FromFiles(PydanticBaseSettingsSource):
         """The file's text, or None if no variable names one; ConfigError names the variable if it cannot be read or is empty."""
         variable = f"PERENNIAL_{field_name.upper()}_FILE"
         path = os.environ.get(variable)
-        if not path:
-            return None, field_name, False
-        try:
-            text = Path(path).read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{variable} names {path}, which cannot be read ({error}): make the file (`make secrets`), or unset the variable") from error
-        if not text:
-            raise ConfigError(f"{variable} names {path}, which is empty: write the value into it (`make secrets`), or unset the variable")
-        return text, field_name, False
+        return (_held(variable, path) if path else None), field_name, False
 
     def __call__(self) -> dict[str, Any]:
         """The settings that files hold."""
@@ -364,10 +357,51 @@ class _FromFiles(PydanticBaseSettingsSource):
         return {name: value for name, value in found.items() if value is not None}
 
 
+class _FromState(PydanticBaseSettingsSource):
+    """The state folder's own stack, as it was started (places.py): what belongs to the state, and the addresses of the services that run.
+
+    An address that somebody named otherwise takes the service's login from here with it: no password goes to a host that it was not meant for.
+    """
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - pydantic's signature
+        """The stack's value of a setting, or None."""
+        variable = f"PERENNIAL_{field_name.upper()}"
+        if variable in self._given:
+            return self._given[variable], field_name, False
+        path = self._given.get(f"{variable}_FILE")
+        return (_held(f"{variable}_FILE in {self._home / places.ENV}", path) if path else None), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """The settings that nobody gave otherwise and the stack has."""
+        self._home = Path(self.current_state.get("home", self.settings_cls.model_fields["home"].default)).expanduser().resolve()
+        self._given = places.variables(self._home)
+        if not self._given:
+            return {}
+        alive, wanted = places.running(self._home), list(places.KEPT)
+        for service in places.SERVICES:
+            if service.process in alive and not any(name in self.current_state for name in service.addresses):
+                wanted += [*service.addresses, *service.beside]
+        fields = self.settings_cls.model_fields
+        found = {name: self.get_field_value(fields[name], name)[0] for name in wanted if name not in self.current_state}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def _held(variable: str, path: str) -> str:
+    """The text of the file that a variable names; ConfigError names the variable if it cannot be read or is empty."""
+    try:
+        text = Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{variable} names {path}, which cannot be read ({error}): make the file (`make secrets`), or unset the variable") from error
+    if not text:
+        raise ConfigError(f"{variable} names {path}, which is empty: write the value into it (`make secrets`), or unset the variable")
+    return text
+
+
 class Settings(BaseSettings):
     """Where things are: the environment variables ``PERENNIAL_*``. Never part of a key.
 
-    Each can also come from a file that ``PERENNIAL_<NAME>_FILE`` names; the plain variable wins.
+    Each can also come from a file that ``PERENNIAL_<NAME>_FILE`` names; the plain variable wins. A service's address that nobody
+    gives is that of the stack which runs on the state folder ``home``, else empty: what listens at some port by chance is nobody's.
     """
 
     model_config = SettingsConfigDict(env_prefix="PERENNIAL_", frozen=True, extra="ignore")
@@ -381,12 +415,12 @@ class Settings(BaseSettings):
     nodes: int = Field(default=1, gt=0)
     node_rank: int = Field(default=0, ge=0)
     ledger_url: str = ""
-    mlflow_url: str = "http://127.0.0.1:5000"
-    airflow_url: str = "http://127.0.0.1:8080"
-    gateway_url: str = "http://127.0.0.1:8090"
-    triton_http: str = "127.0.0.1:8000"
-    triton_grpc: str = "127.0.0.1:8001"
-    triton_metrics: str = "127.0.0.1:8002"
+    mlflow_url: str = ""
+    airflow_url: str = ""
+    gateway_url: str = ""
+    triton_http: str = ""
+    triton_grpc: str = ""
+    triton_metrics: str = ""
     triton_admin_key: SecretStr | None = None
     """What Triton wants to see before it loads or unloads a model, where its admin calls are restricted."""
     mlflow_public_url: str = ""
@@ -423,8 +457,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic's signature
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What is given in code first, then the environment, then files."""
-        return init_settings, env_settings, _FromFiles(settings_cls)
+        """What is given in code first, then the environment, then files, then the state folder's own stack."""
+        return init_settings, env_settings, _FromFiles(settings_cls), _FromState(settings_cls)
 
     @cached_property
     def root(self) -> Path:
@@ -435,6 +469,15 @@ class Settings(BaseSettings):
     def ledger(self) -> str:
         """SQLAlchemy URL of the ledger."""
         return self.ledger_url or f"sqlite:///{self.root / 'ledger.db'}"
+
+    def address(self, name: str) -> str:
+        """Where a service is, by the setting's name. Raises Unavailable if nobody has said it and no stack that runs belongs to the state folder."""
+        found: str = getattr(self, name).rstrip("/")
+        if not found:
+            raise Unavailable(
+                f"no {places.title(name)} belongs to {self.root}: start its stack (`make up STATE={self.root}`), or set PERENNIAL_{name.upper()} to where it is"
+            )
+        return found
 
     @property
     def lake(self) -> Path:

@@ -40,10 +40,10 @@ def links(step: str, settings: Settings, case: str, as_of: datetime, run: DagRun
     found = {}
     if "Grafana" in wanted and settings.grafana_url:
         found["Grafana"] = f"{settings.grafana_url.rstrip('/')}/d/{DASHBOARD}?var-case={case}"
-    if step in {"train", "gate"} and (page := training_page(settings.run_dir(case, as_of))):
+    if mlflow and step in {"train", "gate"} and (page := training_page(settings.run_dir(case, as_of))):
         # The register step puts the verdict beside the training's record.
         found |= {"MLflow run": f"{mlflow}/{page}"} if step == "train" else {"Gate report": f"{mlflow}/{page}/artifacts/verdict.json"}
-    if step == "register" and facts:
+    if mlflow and step == "register" and facts:
         found["Model version"] = f"{mlflow}/#/models/{case}/versions/{facts['version']}"
     if step == "drift" and facts:
         # Its pages are drawn by the report task of the same run, which links to both of them in MLflow.

@@ -78,7 +78,7 @@ def prove(settings: Settings, fields: Fields, version: int, bundle: Path) -> Non
 
     tensors = probe_tensors(fields, bundle)
     expected = runtime.score(bundle, tensors)
-    found = triton.infer(settings.triton_http, fields.case, version, tensors)
+    found = triton.infer(settings.address("triton_http"), fields.case, version, tensors)
     if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=TOLERANCE):
         worst = f"by up to {np.abs(found - expected).max():.2g}" if found.shape == expected.shape else f"in shape: {found.shape}, not {expected.shape}"
         raise IntegrityError(f"{fields.case} version {version} in Triton differs from ONNX Runtime on {bundle} {worst}: it must not serve")
@@ -92,7 +92,7 @@ def offer(settings: Settings, fields: Fields, version: int, bundle: Path, *, rev
     repository.stage(settings.model_repository, fields.case, version, bundle)
     storage.failpoint("rollout", "staged")
     repository.configure(settings.model_repository, fields, {*kept(settings, fields.case), version})
-    triton.load(settings.triton_http, fields.case, settings.triton_admin_key)
+    triton.load(settings.address("triton_http"), fields.case, settings.triton_admin_key)
     storage.failpoint("rollout", "loaded")
     if revive:
         _revive(settings, fields, version, bundle)
@@ -122,9 +122,9 @@ def _withdraw(settings: Settings, fields: Fields, before: list[int]) -> None:
         repository.configure(settings.model_repository, fields, before)
     with suppress(PerennialError):
         if before:
-            triton.load(settings.triton_http, fields.case, settings.triton_admin_key)
+            triton.load(settings.address("triton_http"), fields.case, settings.triton_admin_key)
         else:
-            triton.unload(settings.triton_http, fields.case, settings.triton_admin_key)
+            triton.unload(settings.address("triton_http"), fields.case, settings.triton_admin_key)
     repository.retire(settings.model_repository, fields.case, before)
 
 
@@ -152,8 +152,8 @@ def restore(settings: Settings, fields: Fields) -> list[str]:
         return repaired
     if repository.configure(settings.model_repository, fields, bundles):
         repaired.append(f"configured versions {', '.join(map(str, sorted(bundles)))}")
-    repaired += [f"loaded version {version}" for version in bundles if not triton.loaded(settings.triton_http, case, version)]
-    triton.load(settings.triton_http, case, settings.triton_admin_key)
+    repaired += [f"loaded version {version}" for version in bundles if not triton.loaded(settings.address("triton_http"), case, version)]
+    triton.load(settings.address("triton_http"), case, settings.triton_admin_key)
     for version, bundle in bundles.items():
         if _revive(settings, fields, version, bundle):
             repaired.append(f"revived version {version}")
@@ -171,11 +171,11 @@ def _revive(settings: Settings, fields: Fields, version: int, bundle: Path) -> b
         return False
     # A newer file makes Triton start a new stub for this version alone, the others go on answering.
     os.utime(settings.model_repository / fields.case / str(version) / runtime.MODEL)
-    triton.load(settings.triton_http, fields.case, settings.triton_admin_key)
+    triton.load(settings.address("triton_http"), fields.case, settings.triton_admin_key)
     with suppress(Unavailable):
         prove(settings, fields, version, bundle)
         return True
-    triton.unload(settings.triton_http, fields.case, settings.triton_admin_key)
-    triton.load(settings.triton_http, fields.case, settings.triton_admin_key)
+    triton.unload(settings.address("triton_http"), fields.case, settings.triton_admin_key)
+    triton.load(settings.address("triton_http"), fields.case, settings.triton_admin_key)
     prove(settings, fields, version, bundle)
     return True

@@ -37,12 +37,12 @@ def get(settings: Settings, path: str, **query: str) -> dict[str, Any]:
 
 
 def post(settings: Settings, path: str, payload: Mapping[str, Any]) -> dict[str, Any]:
-    """``POST /api/2.0/mlflow/<path>``. Raises Unavailable within seconds if MLflow does not answer, Refused if it refuses."""
+    """``POST /api/2.0/mlflow/<path>``. Raises Unavailable within seconds if there is no MLflow or it does not answer, Refused if it refuses."""
     return _call(settings, path, json.dumps(payload).encode())
 
 
 def _call(settings: Settings, path: str, body: bytes | None) -> dict[str, Any]:
-    url = settings.mlflow_url.rstrip("/")
+    url = settings.address("mlflow_url")
     try:
         request = Request(f"{url}/api/2.0/mlflow/{path}", data=body, headers={"Content-Type": "application/json", **_authorisation(settings)})  # noqa: S310 - our own setting
         with build_opener(ProxyHandler({})).open(request, timeout=TIMEOUT_SECONDS) as answer:

@@ -8,6 +8,7 @@ from pipelines import ledger
 from pipelines.cases import load_fields
 from pipelines.config import Params, Settings
 from pipelines.deploy import repository, rollout
+from pipelines.errors import Unavailable
 from pipelines.registry import aliases
 
 STEP_VERSION = 1
@@ -18,11 +19,21 @@ def run(params: Params, settings: Settings) -> dict[str, Any]:
     """``{"case", "champion", "repaired": what was mended}``; serving first, so that a missing MLflow delays no repair of Triton.
 
     A version that the model repository lost is staged again from its bundle, one that does not answer is
-    loaded anew. Raises Unavailable if Triton or MLflow is down, IntegrityError if the champion cannot be brought back.
+    loaded anew. Raises Unavailable, naming what was left as it is, if Triton or MLflow is away (the other one is mended all the
+    same), IntegrityError if the champion cannot be brought back.
     """
-    case = params.case
+    case, away = params.case, list[str]()
+    repaired: list[str] = []
     with repository.alone(settings.model_repository, case):
         head = ledger.head(settings.ledger, case)
-        repaired = rollout.restore(settings, load_fields(case))
-    repaired += aliases.project(settings, case)
+        try:
+            repaired += rollout.restore(settings, load_fields(case))
+        except Unavailable as error:
+            away.append(f"Triton's versions: {error}")
+    try:
+        repaired += aliases.project(settings, case)
+    except Unavailable as error:
+        away.append(f"MLflow's aliases: {error}")
+    if away:
+        raise Unavailable(f"{case} is not reconciled. {'. '.join(away)}. Mended: {', '.join(repaired) or 'nothing'}")
     return {"case": case, "champion": head.champion if head else None, "repaired": repaired}

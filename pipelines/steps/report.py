@@ -219,12 +219,12 @@ def _days(settings: Settings, run_dir: Path, end: date, spec: str) -> list[dict[
 
 def _links(params: Params, settings: Settings, made: Manifest, report: DriftReport) -> dict[str, str]:
     """Where to read on. They say *where* and so are no part of the key."""
-    case, mlflow = params.case, settings.mlflow_url.rstrip("/")
-    links = {"history": f"{settings.airflow_url.rstrip('/')}/dags/{case}_drift"}
-    if report.model_version is not None:
+    case, mlflow, airflow = params.case, settings.mlflow_url.rstrip("/"), settings.airflow_url.rstrip("/")
+    links = {"history": f"{airflow}/dags/{case}_drift"} if airflow else {}
+    if mlflow and report.model_version is not None:
         links["model"] = f"{mlflow}/#/models/{case}/versions/{report.model_version}"
-    if report.episode is not None:
-        links["training"] = f"{settings.airflow_url.rstrip('/')}/dags/{case}_training/runs/drift__{report.episode}"
+    if airflow and report.episode is not None:
+        links["training"] = f"{airflow}/dags/{case}_training/runs/drift__{report.episode}"
     if made.facts.get("page") == "drift.html":
         links["evidently"] = "../drift/drift.html"
     return links

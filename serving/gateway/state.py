@@ -86,13 +86,15 @@ class Gateway:
 
 
 async def start(settings: Settings, bounds: Bounds, metrics: Metrics) -> Gateway:
-    """Take up what dead workers left, read the ledger once, open the channel. Raises ConfigError without an API key."""
+    """Take up what dead workers left, read the ledger once, open the channel. Raises ConfigError without an API key, Unavailable without a Triton."""
     door = Door(bounds, settings.key_file, settings.limits_url)
     worker = worker_name()
     cases = {name: await asyncio.to_thread(_case, load_fields(name), settings, bounds, metrics, worker) for name in case_names()}
     routing = Routing(settings, {name: case.fields for name, case in cases.items()}, metrics)
     await asyncio.to_thread(routing.poll)
-    return Gateway(settings, bounds, metrics, cases, routing, Triton(settings.triton_grpc, bounds.deadline_seconds, bounds.deadline_seconds_per_text), door)
+    return Gateway(
+        settings, bounds, metrics, cases, routing, Triton(settings.address("triton_grpc"), bounds.deadline_seconds, bounds.deadline_seconds_per_text), door
+    )
 
 
 async def stop(gateway: Gateway) -> None:

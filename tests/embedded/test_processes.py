@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from embedded.processes import TAG, alive, end, last_lines, launch, tagged
+from embedded.processes import alive, end, last_lines, launch, tagged
+from pipelines.places import TAG
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
 FAMILY = (

@@ -17,9 +17,10 @@ import pytest
 from embedded import stack, triton
 from embedded.__main__ import main
 from embedded.ports import HOST, Ports, is_free
-from embedded.processes import TAG, Started, _birth, end, launch
+from embedded.processes import Started, end, launch
 from pipelines.config import Settings
 from pipelines.errors import ConfigError, ConflictError, Unavailable
+from pipelines.places import TAG, birth
 from tests.pipelines.releases import answering, promote
 
 SERVICES = {"triton", "mlflow", "gateway", "api-server", "scheduler", "dag-processor", "triggerer"}
@@ -52,7 +53,7 @@ def test_a_missing_libpython_is_refused(tmp_path, monkeypatch):
 def test_a_running_stack_is_refused(tmp_path):
     """A state folder in which a recorded process lives is refused, naming the process; a dead one is no obstacle."""
     own = os.getpid()
-    record = {"tag": triton.stack_tag(tmp_path), "ports": asdict(Ports()), "traffic": False, "processes": [asdict(Started("mlflow", own, _birth(own), "log"))]}
+    record = {"tag": triton.stack_tag(tmp_path), "ports": asdict(Ports()), "traffic": False, "processes": [asdict(Started("mlflow", own, birth(own), "log"))]}
     (tmp_path / stack.RECORD).write_text(json.dumps(record))
     with pytest.raises(ConflictError, match=rf"mlflow \({own}\)"):
         stack.refuse_if_running(tmp_path)

@@ -1,0 +1,69 @@
+"""Where the services of a state folder are: what its own stack wrote down when it was started.
+
+``<home>/stack.json`` names the stack's processes, ``<home>/env`` the variables that lead a program to it. An address counts
+only while the very process that was started for it lives: whatever else listens there belongs to somebody else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+RECORD, ENV = "stack.json", "env"
+TAG = "PERENNIAL_STACK"
+"""Every process of a stack has it in its environment, and with it everything else that it needs."""
+
+
+class Service(NamedTuple):
+    """A service of the stack, by its process: the settings that are its addresses, and those that go with them."""
+
+    process: str
+    title: str
+    addresses: tuple[str, ...]
+    beside: tuple[str, ...] = ()
+
+
+SERVICES = (
+    Service("mlflow", "MLflow", ("mlflow_url",), ("mlflow_public_url", "mlflow_username", "mlflow_password")),
+    Service("api-server", "Airflow", ("airflow_url",), ("airflow_username", "airflow_password")),
+    Service("gateway", "gateway", ("gateway_url",)),
+    Service("triton", "Triton", ("triton_http", "triton_grpc", "triton_metrics"), ("triton_admin_key",)),
+)
+KEPT = ("ledger_url", "api_key_file", "data_dir", "params_dir", "alert_webhook", "alert_mail")
+"""Settings that belong to the state itself: they hold whether its stack runs or not."""
+
+
+def title(setting: str) -> str:
+    """What people call the service that a setting is an address of."""
+    return next(service.title for service in SERVICES if setting in service.addresses)
+
+
+def variables(home: Path) -> dict[str, str]:
+    """The ``PERENNIAL_*`` variables of the stack that was started last on ``home``; none if there was none, and for its own processes."""
+    if TAG in os.environ:
+        return {}
+    try:
+        lines = (home / ENV).read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    return {name: value for name, _, value in (line.partition("=") for line in lines) if value}
+
+
+def running(home: Path) -> set[str]:
+    """The names of the stack's processes that live; a record that cannot be read names none."""
+    try:
+        found = json.loads((home / RECORD).read_text())["processes"]
+        return {process["name"] for process in found if birth(int(process["pid"])) == process["birth"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def birth(pid: int) -> int | None:
+    """Start time of a living process in clock ticks since boot (field 22 of /proc/<pid>/stat); None if it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
