@@ -48,6 +48,7 @@ def test_the_exit_code_says_whether_every_live_case_has_a_champion(tmp_path, mon
     """A seed that ends without a first champion is a failure that compose tries again."""
     monkeypatch.delenv("PERENNIAL_DATA_DIR", raising=False)  # else it would go there
     monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path))
+    monkeypatch.setenv("PERENNIAL_AIRFLOW_URL", "http://127.0.0.1:1")
     monkeypatch.setattr(seed, "open_live_cases", lambda *_arguments: ["loans"])
     monkeypatch.setattr(seed.probe, "champions", lambda _home: [SimpleNamespace(case=case, champion=version) for case, version in champions])
     assert seed.main() == code
