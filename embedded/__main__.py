@@ -58,7 +58,8 @@ def up(home: Path, console: Console, *, traffic: bool = True, profile: str = "em
     for problem in running.broken:
         console.print(f"[yellow]not serving[/]  {problem}")
     try:
-        live = open_live_cases(known.airflow_url, home, console.print, client(known) if profile == "full" else None, known)
+        airflow = client(known) if profile == "full" else None
+        live = open_live_cases(known.airflow_url, home, console.print, airflow, known, traffic_runs=traffic)
     except PerennialError as error:
         raise PerennialError(f"the services are up, but the live cases' DAGs could not be set going: {error}; try again after `make down`") from error
     console.print(addresses(running.env, home))

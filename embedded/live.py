@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
-from embedded import probe
+from embedded import probe, traffic
 from embedded.airflow import FINISHED, Airflow
 from pipelines.config import Settings, case_names, load_params
 
 KINDS = ("training", "drift", "rollback")
 FIRST_CHAMPION_SECONDS = 180.0
+CATCH_UP_SECONDS = 60.0
 
 
-def open_live_cases(url: str, home: Path, say: Callable[[str], None], airflow: Airflow | None = None, settings: Settings | None = None) -> list[str]:
+def open_live_cases(
+    url: str, home: Path, say: Callable[[str], None], airflow: Airflow | None = None, settings: Settings | None = None, *, traffic_runs: bool = False
+) -> list[str]:
     """Unpause the DAGs of the live cases and pause all others; returns the live cases.
 
-    ``airflow`` is for a server with a login, ``settings`` for a ledger that is not in ``home``.
+    ``airflow`` is for a server with a login, ``settings`` for a ledger that is not in ``home``; ``traffic_runs`` if
+    embedded/traffic.py was started beside it, with the same ``settings``.
 
     A live case without a champion trains one first: unpausing runs the schedule's last missed tick at once,
-    and a drift run would have nothing to compare with yet.
+    and a drift run would have nothing to compare with yet. Where traffic has days to make up for, the drift run
+    waits for them: it would find a window whose rows are still being sent.
     """
     client = airflow or Airflow(url)
     live = [case for case in case_names() if load_params(case).schedule.live]
@@ -34,8 +40,22 @@ def open_live_cases(url: str, home: Path, say: Callable[[str], None], airflow: A
             say(f"training the first champion of {case}")
             if not _first_run_ended(client, f"{case}_training"):
                 say(f"no first champion of {case} yet: look at {case}_training in Airflow")
+                traffic_runs = False
+        if traffic_runs and not _caught_up(settings or Settings(home=home), case):
+            say(f"the last days' rows of {case} are not all sent yet: its first drift run may see a part of them")
         client.unpause(f"{case}_drift")
     return live
+
+
+def _caught_up(settings: Settings, case: str) -> bool:
+    """Wait until traffic has sent what was due by this midnight, where the newest whole day ends; whether it has."""
+    deadline = time.monotonic() + CATCH_UP_SECONDS
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    while not traffic.caught_up(settings, case, midnight):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def _first_run_ended(client: Airflow, dag: str) -> bool:

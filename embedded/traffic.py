@@ -101,6 +101,16 @@ def advance(settings: Settings, gateway: httpx.Client, case: str, now: datetime)
     return rows, labels
 
 
+def caught_up(settings: Settings, case: str, until: datetime) -> bool:
+    """Whether every row and every label that was due before ``until`` has been sent."""
+    if not place_file(settings, case).exists():
+        return False
+    params, stream, place = load_params(case), part(case, "source"), read_place(settings, case, until)
+    source, delay = stream.resolve(settings, params), timedelta(days=params.label_delay_days)
+    left = [(place.rows, until), (max(place.since, place.labels - delay), until - delay)]
+    return all(start >= end or stream.rows(source, Window(start=start, end=end), params).is_empty() for start, end in left)
+
+
 def label_sent(fields: Fields, label: int) -> int | str:
     """A stored label as the gateway takes it: 0 or 1, or with classes the name of the one at this position."""
     return fields.classes[label] if fields.classes else label

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from pydantic import Field
 
 from pipelines.config import Params
-from pipelines.contracts import Alert, AlertRule, DriftReport, Instant, Severity, Value
+from pipelines.contracts import UNJUDGED, Alert, AlertRule, DriftReport, Instant, Severity, Value
 
 BLOCKED, COOLDOWN = "BLOCKED_DATA_QUALITY", "COOLDOWN"
 
@@ -129,13 +129,14 @@ def _champion_old(facts: Facts, params: Params) -> Iterable[Finding]:
 
 def _windows_unjudged(facts: Facts, params: Params) -> Iterable[Finding]:
     report, limit = facts.report, params.alerts.max_unjudged_windows
-    if report.model_version is None:
+    if report.state in UNJUDGED:
         return
     length = report.window.end - report.window.start
     if facts.judged_until is not None and (gap := (report.window.start - facts.judged_until) / length) >= limit:
         yield Finding("runs", f"no drift run between {facts.judged_until:%Y-%m-%d} and {report.window.start:%Y-%m-%d}: {gap:.0f} windows were never looked at")
     marks = [datetime.fromisoformat(mark["end"]) for mark in report.policy.get("marks", ())]
-    since = max([*marks, *([facts.champion_since] if facts.champion_since else [])], default=report.window.end)
+    begun = [moment for moment in (facts.champion_since, report.served_since) if moment is not None]
+    since = max([*marks, *begun], default=report.window.end)
     if (empty := (report.window.end - since) / length) > limit:
         yield Finding("rows", f"no window since {since:%Y-%m-%d} could be compared ({empty:.0f} windows): too few rows, or a reference of other features")
 

@@ -205,6 +205,16 @@ def first_day(settings: Settings, case: str) -> date | None:
     return date.fromisoformat(days[0].name.removeprefix("date=")) if days else None
 
 
+def first_row(settings: Settings, case: str) -> datetime | None:
+    """The event time of the oldest logged prediction, or None if there are none."""
+    # The oldest hour's files suffice; a folder without one was left by a process that died before its first file.
+    for day in sorted((settings.lake / case / "predictions").glob("date=*")):
+        for files in partitions(settings, case, date.fromisoformat(day.name.removeprefix("date="))).values():
+            if files:
+                return min(pl.read_parquet(file, columns=["event_time"])["event_time"].min() for file in files)  # type: ignore[type-var, return-value]
+    return None
+
+
 def days(settings: Settings, case: str, window: Window) -> list[date]:
     """The days with logged predictions that lie in ``window`` or reach into it, in order."""
     found = sorted(path.name.removeprefix("date=") for path in (settings.lake / case / "predictions").glob("date=*"))

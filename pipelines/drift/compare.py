@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -98,8 +99,10 @@ def _ends(bins: Ints, scale: Scale, *, whole: bool) -> tuple[Floats, Floats]:
     return low, np.where(high - low <= slack, low, high)
 
 
-def quality(reference: Profile | None, current: Profile, window: Window, params: DriftParams) -> dict[str, Any]:
+def quality(reference: Profile | None, current: Profile, window: Window, params: DriftParams, since: datetime | None = None) -> dict[str, Any]:
     """What is wrong with the window's rows: ``{problems, warnings, missing, volume}``.
+
+    ``since`` is when the case served its first row: in the window of that moment only the time after it can have rows.
 
     Problems (block, never retrain): a field's share of missing values or of undeclared categories is more
     than ``max_null_share`` above the reference's; no rows at all where the case declares that there always
@@ -120,8 +123,7 @@ def quality(reference: Profile | None, current: Profile, window: Window, params:
         problems.append("no rows in the window, and the case declares that there always are some")
     elif current.rows < params.min_rows:
         warnings.append(f"{current.rows} rows are too few to compare (min_rows {params.min_rows})")
-    days = (window.end - window.start).days
-    expected = _rows_per_day(reference) * days if reference is not None else 0.0
+    expected = _expected_rows(reference, window, since) if reference is not None else 0.0
     volume = current.rows / expected if expected else None
     low, high = params.volume_band
     if volume is not None and current.rows and not low <= volume <= high:
@@ -132,6 +134,13 @@ def quality(reference: Profile | None, current: Profile, window: Window, params:
 def _bad_share(column: Column, rows: int) -> float:
     other = 0 if column.vocabulary is None else int(column.counts[column.bins == len(column.vocabulary)].sum())
     return (sum(column.missing) + other) / rows if rows else 0.0
+
+
+def _expected_rows(reference: Profile, window: Window, since: datetime | None) -> float:
+    """The reference's rows in a time as long as the window; from a first row within it on, that row and those of the time left."""
+    if since is None or since <= window.start:
+        return _rows_per_day(reference) * (window.end - window.start).days
+    return 1 + _rows_per_day(reference) * max(timedelta(), window.end - since) / timedelta(days=1)
 
 
 def _rows_per_day(reference: Profile) -> float:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pipelines.contracts import UNJUDGED
+
 ASKED_BY = {
     "initial": "as the first one",
     "schedule": "by the schedule",
@@ -17,6 +19,7 @@ ASKED_BY = {
 OUTCOMES = {"promote": "promoted", "reject": "rejected", "inconclusive": "neither better nor worse beyond doubt"}
 STATES = {
     "NO_CHAMPION": "no model serves yet",
+    "NOT_SERVED": "nothing was served yet",
     "STABLE": "nothing is wrong",
     "WATCH": "something moved once; it is watched",
     "CONFIRMED": "drift is confirmed; the retraining waits",
@@ -120,6 +123,8 @@ def headline(view: View) -> str:
     state, moved = report["state"], [one for one in report["features"] if one["drifted"]]
     if state == "NO_CHAMPION":
         return "No model serves yet"
+    if state == "NOT_SERVED":
+        return "Nothing was served yet in this window"
     if state == "BLOCKED_DATA_QUALITY":
         return "The data are wrong: a person should look before anything is decided"
     if not report["current_rows"]:
@@ -199,6 +204,8 @@ def why(view: View) -> str:
     report = view["report"]
     if report["state"] == "NO_CHAMPION":
         return f"{count(report['current_rows'])} rows were served in this window; nothing can be compared before a first model serves."
+    if report["state"] == "NOT_SERVED":
+        return f"Nothing is compared: {report['reason']}."
     said = report["diagnosis"].get("why")
     if not said:
         moved = [one["feature"] for one in report["features"] if one["drifted"]]
@@ -266,6 +273,8 @@ def now(view: View) -> str:
     report, policy, about = view["report"], view["policy"], view["report"]["policy"]
     if report["state"] == "NO_CHAMPION":
         return "Run a training: the first candidate that beats the base rate becomes the champion."
+    if report["state"] == "NOT_SERVED":
+        return "Nothing is to be done: the first window with served rows is the first that is judged."
     if report["state"] == "BLOCKED_DATA_QUALITY":
         return f"Somebody must look at the rows: {'; '.join(report['quality'].get('problems', [])) or report['reason']}. Nothing is retrained on them; a sound window unblocks by itself."
     answered = _answered(view)
@@ -298,7 +307,7 @@ def answers(view: View) -> list[tuple[str, str]]:
 def tone(view: View) -> str:
     """``good``, ``watch``, ``bad`` or ``none``: how the headline is coloured."""
     report = view["report"]
-    if report["state"] == "NO_CHAMPION":
+    if report["state"] in UNJUDGED:
         return "none"
     if report["state"] == "BLOCKED_DATA_QUALITY" or performance(view) == "dropped":
         return "bad"

@@ -15,7 +15,7 @@ from pipelines.config import Params, Settings
 from pipelines.contracts import Alert, DriftReport, Manifest, Notice, Severity
 from pipelines.errors import ConflictError
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 ROOMS = ("pipelines.alerts",)
 LOOK_BACK = 200
 """Rows of the ledger that are looked through for notices to send again, and for how many were sent lately."""

@@ -30,7 +30,7 @@ from pipelines.drift.windows import drift_window, last_windows
 from pipelines.fields import SCORES, Fields
 from pipelines.reports import evidently
 
-STEP_VERSION = 5
+STEP_VERSION = 6
 ROOMS = ("pipelines.drift", "pipelines.data.log", "pipelines.fields", "pipelines.reports.evidently")
 MAX_PANELS = 8
 FAILPOINTS = ("decided", "opened")
@@ -73,7 +73,8 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
 
     The first decision of a window stands: running again finds it in the ledger and gives the same report, with
     the same action and episode, so that a trigger can be tried again. A run for a window that was judged
-    before, or older than the newest one that was, reports and does not step.
+    before, or older than the newest one that was, reports and does not step. A window that ended before the case's first
+    champion or its first served row is not judged: the report says so, and nothing enters the ledger.
     """
     made = storage.read_manifest(run_dir / "profile")
     window = Window.model_validate(made.facts["window"])
@@ -83,9 +84,14 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     if champion is None:
         reason = "no champion yet: nothing to compare with"
         return _commit(params, settings, run_dir, as_of, made, _report(params.case, window, None, None, current, Decision("NO_CHAMPION", reason=reason)), None)
+    served_since = prediction_log.first_row(settings, params.case)
+    early = _too_early(params, settings, window, served_since)
+    if early is not None:
+        unjudged = _report(params.case, window, champion, None, current, Decision("NOT_SERVED", reason=early), served_since=served_since)
+        return _commit(params, settings, run_dir, as_of, made, unjudged, None)
     bundle = storage.find(settings.root / champion.bundle, champion.candidate_key)
     before = read(bundle / reference.FILE)
-    checks = quality(before, current, window, params.drift)
+    checks = quality(before, current, window, params.drift, served_since)
     same_spec = before.spec == current.spec == load_spec(fields).version
     if not same_spec:
         checks["warnings"].append(f"champion {champion.champion}'s reference has feature spec {before.spec}, the window {current.spec}: not compared")
@@ -104,7 +110,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     first = max(champion.as_of, window.end - max(LOOK_BACK, 3 * (window.end - window.start)))
     days = read_days(run_dir, settings.root, Window(start=first, end=window.end), before.spec)
     about = _explain(params, champion, before, current, evidence, decision, served, days, fields)
-    report = _report(params.case, window, champion, before, current, decision, evidence, checks).model_copy(update=about)
+    report = _report(params.case, window, champion, before, current, decision, evidence, checks, served_since).model_copy(update=about)
     if decision.episode is not None:
         opened = report.model_dump(mode="json", include={"window", "model_version", "reason", "labels"})
         more = {"features": [feature.feature for feature in features if feature.drifted], **{name: report.diagnosis[name] for name in ("kind", "why", "since")}}
@@ -113,6 +119,18 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         ledger.open_episode(settings.ledger, case=params.case, episode=decision.episode, as_of=as_of, evidence=found)
         storage.failpoint("drift", "opened")
     return _commit(params, settings, run_dir, as_of, made, report, bundle.parent / "dataset" / "train.parquet")
+
+
+def _too_early(params: Params, settings: Settings, window: Window, served_since: datetime | None) -> str | None:
+    """Why nobody could have been served in the window yet, if that is so: then there is nothing to judge, and nothing is wrong."""
+    if served_since is None:
+        return "nothing has been served yet: there is nothing to judge"
+    if window.end <= served_since:
+        return f"the first row was served on {served_since:%Y-%m-%d}, after this window: there is nothing to judge"
+    first = ledger.releases(settings.ledger, params.case)[0].as_of
+    if window.end <= first:
+        return f"the first champion is of {first:%Y-%m-%d}, after this window: there is nothing to judge"
+    return None
 
 
 def _served(params: Params, settings: Settings, champion: Release, before: Profile, window: Window, as_of: datetime, fields: Fields) -> Served:
@@ -222,6 +240,7 @@ def _report(
     decision: Decision,
     evidence: policy.DriftEvidence | None = None,
     checks: Mapping[str, Any] | None = None,
+    served_since: datetime | None = None,
 ) -> DriftReport:
     features = () if evidence is None else evidence.features
     seen = {} if evidence is None else evidence.model_dump(mode="json", include={"labels", "labelled", "fresh_labels", "training_rows"})
@@ -239,8 +258,9 @@ def _report(
         action=decision.action,
         reason=decision.reason,
         episode=decision.episode,
+        served_since=served_since,
         policy=dict(decision.about or {}),
-        diagnosis=nothing_seen("no champion yet: nothing to compare with"),
+        diagnosis=nothing_seen(decision.reason),
         performance=performance.NOTHING,
     )
 

@@ -22,7 +22,7 @@ from pipelines.errors import PerennialError
 from pipelines.registry import monitoring
 from pipelines.reports import daily
 
-STEP_VERSION = 3
+STEP_VERSION = 4
 ROOMS = (
     "pipelines.reports.daily",
     "pipelines.reports.daily_page",

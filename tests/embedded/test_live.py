@@ -63,3 +63,27 @@ def test_a_failed_first_run_is_said_and_does_not_stop_the_rest(airflow, tmp_path
     live.open_live_cases("http://x", tmp_path, print)
     assert f"look at {LIVE[0]}_training" in capsys.readouterr().out
     assert ("unpause", f"{LIVE[0]}_drift") in airflow.asked
+
+
+def test_drift_waits_for_the_days_that_traffic_makes_up_for(airflow, tmp_path, monkeypatch, capsys):
+    """With traffic a live case's drift DAG starts when the rows and labels up to midnight are sent; where they do not come it is said, and it starts all the same."""
+    looks = []
+
+    def caught_up(settings, case, until):
+        airflow.asked.append(("sent?", case))
+        looks.append(until)
+        return len(looks) > 2
+
+    monkeypatch.setattr(live.traffic, "caught_up", caught_up)
+    live.open_live_cases("http://x", tmp_path, print, traffic_runs=True)
+    case = LIVE[0]
+    asked = [what for what, about in airflow.asked if about in (case, f"{case}_drift")]
+    assert asked[-4:] == ["sent?", "sent?", "sent?", "unpause"]
+    assert {(moment.hour, moment.minute, moment.second, moment.microsecond) for moment in looks} == {(0, 0, 0, 0)}
+    assert "not all sent" not in capsys.readouterr().out
+
+    looks.clear()
+    monkeypatch.setattr(live, "CATCH_UP_SECONDS", -1.0)
+    live.open_live_cases("http://x", tmp_path, print, traffic_runs=True)
+    assert f"rows of {case} are not all sent yet" in capsys.readouterr().out
+    assert airflow.asked[-1] == ("unpause", f"{LIVE[-1]}_drift")

@@ -147,3 +147,15 @@ def test_texts_go_in_small_batches_and_their_labels_as_class_names(tmp_path, mon
     ]
     labels = [item["label"] for body in posted for item in body.get("labels", [])]
     assert labels == [fields.classes[number % len(fields.classes)] for number in range(count)]
+
+
+def test_it_is_known_when_all_that_was_due_is_sent(served):
+    """Nothing is caught up before the first call or at half of it; after it everything up to midnight is, also right after midnight, before the day's first row."""
+    http, settings = served
+    midnight = datetime(2024, 5, 20, tzinfo=UTC)
+    assert not traffic.caught_up(settings, "loans", midnight)
+    traffic.advance(settings, http, "loans", midnight - timedelta(hours=7))
+    assert not traffic.caught_up(settings, "loans", midnight)
+    traffic.advance(settings, http, "loans", midnight + timedelta(seconds=1))
+    assert traffic.read_place(settings, "loans", midnight).rows < midnight
+    assert traffic.caught_up(settings, "loans", midnight)

@@ -360,12 +360,13 @@ def test_no_champion_is_a_state(settings, stream):
 
 
 def test_an_empty_window_blocks_unless_allowed(settings, stream):
-    """Without a single row the case that promises rows blocks with an alert, and one that does not stays stable."""
+    """Without a single row in a window after the first served one the case that promises rows blocks with an alert; one that does not stays stable."""
     release(settings, stream, midnight(day(0)))
-    manifest = judge(settings, after(0))
+    serve(settings, stream, 0)
+    manifest = judge(settings, after(1))
     assert (manifest.facts["state"], manifest.facts["action"]) == ("BLOCKED_DATA_QUALITY", "alert")
     allowed = PARAMS.model_copy(update={"drift": PARAMS.drift.model_copy(update={"allow_empty": True})})
-    assert judge(settings, after(1), allowed).facts["state"] == "STABLE"
+    assert judge(settings, after(2), allowed).facts["state"] == "STABLE"
 
 
 def test_few_rows_are_not_compared(settings, stream):
