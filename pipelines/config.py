@@ -313,13 +313,27 @@ class Params(Strict):
         return self
 
 
+CASE_FILES = ("params.yaml", "schema.py", "source.py", "model.py")
+"""What a case's folder holds; see pipelines/cases/__init__.py."""
+
+
 def case_names() -> list[str]:
-    """The installed cases: every folder under ``cases/`` with a params.yaml, in alphabetical order."""
-    return sorted(path.parent.name for path in CASES_ROOT.glob("*/params.yaml"))
+    """The cases in alphabetical order: every folder under ``cases/`` that holds one of a case's files, whole or not.
+
+    Whether each can be used says :func:`pipelines.cases.survey`. Names that begin with a dot or an underscore are no cases.
+    """
+    folders = (path for path in CASES_ROOT.iterdir() if path.name[0] not in "._" and path.is_dir())
+    return sorted(path.name for path in folders if any((path / file).exists() for file in CASE_FILES))
+
+
+def params_file(case: str, settings: Settings) -> Path:
+    """The file that a case's parameters are read from: ``<case>.yaml`` in ``PERENNIAL_PARAMS_DIR``, else its own params.yaml."""
+    own = settings.params_dir
+    return own / f"{case}.yaml" if own is not None and (own / f"{case}.yaml").exists() else CASES_ROOT / case / "params.yaml"
 
 
 def load_params(case: str, path: Path | None = None) -> Params:
-    """Read and check a case's parameters; an unknown case or key raises ConfigError naming it.
+    """Read and check a case's parameters; an unknown case or key, or another case's file, raises ConfigError naming it.
 
     They are those of ``path``, else of ``<case>.yaml`` in the folder ``PERENNIAL_PARAMS_DIR``, else the case's own.
     """
@@ -328,18 +342,27 @@ def load_params(case: str, path: Path | None = None) -> Params:
             near = difflib.get_close_matches(case, case_names(), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(case_names())}"
             raise ConfigError(f"unknown case {case!r}: {hint}")
-        own = Settings().params_dir
-        path = own / f"{case}.yaml" if own is not None and (own / f"{case}.yaml").exists() else CASES_ROOT / case / "params.yaml"
+        path = params_file(case, Settings())
     try:
         # Through JSON on purpose: YAML reads 2e-5 as text and dates as dates, JSON mode knows one way only.
-        return Params.model_validate_json(json.dumps(yaml.safe_load(path.read_text()), default=str))
+        params = Params.model_validate_json(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")), default=str))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist: every case needs a params.yaml") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): mend it") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}, line {line}: byte {error.object[error.start]:#04x} is not UTF-8: save the file as UTF-8") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors(include_url=False)]
         raise ConfigError(f"{path} has {len(lines)} mistake(s): " + "; ".join(lines)) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} holds YAML that is no plain data ({error}): write keys, values and lists only") from error
+    if params.case != case:
+        raise ConfigError(f"{path} says case: {params.case}, but it stands for the case {case}: write case: {case} there, or give it its own case's file")
+    return params
 
 
 class _FromFiles(PydanticBaseSettingsSource):

@@ -3,7 +3,8 @@
     PerennialError
     |-- ConfigError        params.yaml, the environment, a step's missing input: fix the settings   (no retry)
     |-- DataError          rows, schema, files that are not what was declared: fix the data          (no retry)
-    |   `-- TooFewRows     nothing to learn from yet: wait for rows and labels                       (skipped)
+    |   |-- TooFewRows     nothing to learn from yet: wait for rows and labels                       (skipped)
+    |   `-- CaseError      a case's own code raised an error: mend the line that is named            (its own answer)
     |-- IntegrityError     a hash, a key or the ledger's chain does not match: stop and look         (no retry)
     |-- ConflictError      somebody else was first (compare-and-swap lost, id used twice)            (no retry)
     |-- TrainingDiverged   a loss or a gradient is not finite                                        (no retry)
@@ -40,6 +41,14 @@ class DataError(PerennialError):
 
 class TooFewRows(DataError):
     """There is nothing to learn from yet. A DAG run ends here without being broken: its later tasks are skipped."""
+
+
+class CaseError(DataError):
+    """A case's own code raised an error, over itself or over the data that it reads; ``retry`` says whether trying again may help."""
+
+    def __init__(self, message: str, *, retry: bool = False) -> None:
+        super().__init__(message)
+        self.retry = retry
 
 
 class IntegrityError(PerennialError):

@@ -35,7 +35,7 @@ def create_app(settings: Settings | None = None, bounds: Bounds | None = None) -
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         gateway = app.state.gateway = await start(settings or Settings(), bounds or Bounds(), metrics)
-        tasks = [asyncio.create_task(task) for task in (gateway.poll(), gateway.keep_log())]
+        tasks = [asyncio.create_task(task) for task in (gateway.poll(), gateway.follow(), gateway.keep_log())]
         for task in tasks:
             task.add_done_callback(_say_if_it_failed)
         try:

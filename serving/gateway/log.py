@@ -72,6 +72,11 @@ class Log:
         self._current: Segment | None = None
         self._leaving: list[Segment] = []
 
+    @property
+    def closed(self) -> bool:
+        """Whether no segment is open."""
+        return self._current is None and not self._leaving
+
     def append(self, lines: bytes) -> Position:
         """Write whole lines; they are in the log when this returns. Refused (507 full, 503 other) if not, and then none of them is."""
         try:

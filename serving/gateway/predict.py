@@ -14,11 +14,12 @@ from msgspec import UNSET, UnsetType
 
 from pipelines.encoding import Columns
 from pipelines.errors import Unavailable
+from serving.gateway.cases import Case
 from serving.gateway.identity import Answer, digest, microseconds
 from serving.gateway.log import Position
 from serving.gateway.refusal import Refused
 from serving.gateway.rows import read
-from serving.gateway.state import Case, Gateway
+from serving.gateway.state import Gateway
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ def _conflict(row: Row, count: int) -> Refused:
 
 async def _score(gateway: Gateway, case: Case, columns: Columns) -> tuple[int, list[float]]:
     """The version that answered and its scores: the champion's, or while it does not answer, the previous release's (with its own encoding)."""
-    champion, previous = gateway.routing.versions(case.name)
+    champion, previous = gateway.routing.versions(case.name, case.route)
     deadline = gateway.triton.deadline(0 if case.fields.text is None else len(columns[case.fields.text.name]))
     outputs = case.fields.outputs
     try:

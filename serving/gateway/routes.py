@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,11 +12,12 @@ from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
 from pipelines.errors import PerennialError
+from serving.gateway.cases import Case
 from serving.gateway.metrics import CONTENT_TYPE_LATEST
 from serving.gateway.predict import predict
-from serving.gateway.refusal import JSON, Refused
+from serving.gateway.refusal import JSON
 from serving.gateway.rows import read
-from serving.gateway.state import Case, Gateway
+from serving.gateway.state import Gateway
 from serving.gateway.versions import probe
 
 router = APIRouter()
@@ -43,8 +46,8 @@ async def predict_rows(request: Request, case: str) -> Response:
     The answer's prediction is 0 or 1 and its score the probability of 1; in a case with classes the prediction is
     the name of the likeliest class, and the score its probability.
     """
-    gateway, known, body = await _enter(request, case)
-    return Response(await predict(gateway, known, body), media_type=JSON)
+    async with _entered(request, case) as (gateway, known, body):
+        return Response(await predict(gateway, known, body), media_type=JSON)
 
 
 @router.post("/v1/cases/{case}/labels", openapi_extra=_body("labels", _LABEL))
@@ -54,10 +57,53 @@ async def post_labels(request: Request, case: str) -> Response:
     Ids are not looked up: a label may arrive before its row was compacted, or after its row was archived.
     A label without a row is joined to nothing.
     """
-    gateway, known, body = await _enter(request, case)
+    async with _entered(request, case) as (gateway, known, body):
+        count = _log_labels(gateway, known, body)
+    return Response(_encoder.encode({"accepted": count}), media_type=JSON)
+
+
+@router.get("/healthz")
+async def healthz() -> Response:
+    """Whether the process runs."""
+    return Response(_encoder.encode({"status": "ok"}), media_type=JSON)
+
+
+@router.get("/readyz")
+async def readyz(request: Request) -> Response:
+    """Whether every champion of the ledger answers a real inference: 200, else 503 and why. No champion yet is no fault.
+
+    ``broken`` names the cases whose folders cannot be used, and what to do: the others are none the worse for it.
+    """
+    gateway: Gateway = request.app.state.gateway
+    cases: dict[str, dict[str, Any]] = {}
+    for name, case in gateway.cases.items():
+        if (route := case.route) is None:
+            continue
+        try:
+            champion, _previous = gateway.routing.versions(name, route)
+            probed = await champion.parts(probe(case.fields))
+            await gateway.triton.score(name, champion.number, probed, case.fields.outputs, gateway.triton.deadline())
+            cases[name] = {"champion": champion.number, "ready": True}
+        except PerennialError as error:
+            cases[name] = {"champion": route.release.champion, "ready": False, "error": str(error)}
+    answer: dict[str, Any] = {"ready": all(case["ready"] for case in cases.values()), "cases": cases}
+    answer["without_champion"] = [name for name in gateway.cases if name not in cases]
+    answer["broken"] = gateway.broken
+    if gateway.routing.polled is None:
+        answer |= {"ready": False, "error": "the ledger has not answered yet: see PERENNIAL_LEDGER_URL"}
+    return Response(_encoder.encode(answer), 200 if answer["ready"] else 503, media_type=JSON)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format."""
+    return Response(request.app.state.gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _log_labels(gateway: Gateway, case: Case, body: bytes) -> int:
     now = datetime.now(UTC).isoformat()
-    labels, classes = read(known.labels, body), known.fields.classes
-    known.labels_log.append(
+    labels, classes = read(case.labels, body), case.fields.classes
+    case.labels_log.append(
         _encoder.encode_lines(
             [
                 {
@@ -71,50 +117,15 @@ async def post_labels(request: Request, case: str) -> Response:
             ]
         )
     )
-    gateway.metrics.log_lines.labels(known.name, "labels").inc(len(labels))
-    gateway.metrics.labels.labels(known.name).inc(len(labels))
-    return Response(_encoder.encode({"accepted": len(labels)}), media_type=JSON)
+    gateway.metrics.log_lines.labels(case.name, "labels").inc(len(labels))
+    gateway.metrics.labels.labels(case.name).inc(len(labels))
+    return len(labels)
 
 
-@router.get("/healthz")
-async def healthz() -> Response:
-    """Whether the process runs."""
-    return Response(_encoder.encode({"status": "ok"}), media_type=JSON)
-
-
-@router.get("/readyz")
-async def readyz(request: Request) -> Response:
-    """Whether every champion of the ledger answers a real inference: 200, else 503 and why. No champion yet is no fault."""
-    gateway: Gateway = request.app.state.gateway
-    cases: dict[str, dict[str, Any]] = {}
-    for name, case in gateway.cases.items():
-        if (route := gateway.routing.known(name)) is None:
-            continue
-        try:
-            champion, _previous = gateway.routing.versions(name)
-            probed = await champion.parts(probe(case.fields))
-            await gateway.triton.score(name, champion.number, probed, case.fields.outputs, gateway.triton.deadline())
-            cases[name] = {"champion": champion.number, "ready": True}
-        except PerennialError as error:
-            cases[name] = {"champion": route.release.champion, "ready": False, "error": str(error)}
-    answer: dict[str, Any] = {"ready": all(case["ready"] for case in cases.values()), "cases": cases}
-    answer["without_champion"] = [name for name in gateway.cases if name not in cases]
-    if gateway.routing.polled is None:
-        answer |= {"ready": False, "error": "the ledger has not answered yet: see PERENNIAL_LEDGER_URL"}
-    return Response(_encoder.encode(answer), 200 if answer["ready"] else 503, media_type=JSON)
-
-
-@router.get("/metrics")
-async def metrics(request: Request) -> Response:
-    """Prometheus' text format."""
-    return Response(request.app.state.gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-
-async def _enter(request: Request, name: str) -> tuple[Gateway, Case, bytes]:
-    """What stands before every /v1 route: key, rate, case, body."""
+@asynccontextmanager
+async def _entered(request: Request, name: str) -> AsyncIterator[tuple[Gateway, Case, bytes]]:
+    """What stands before every /v1 route: key, rate, case, body. The case stays as it is until the answer is there."""
     gateway: Gateway = request.app.state.gateway
     await gateway.door.admit(request)
-    case = gateway.cases.get(name)
-    if case is None:
-        raise Refused(404, "case", f"unknown case: choose one of {', '.join(gateway.cases)}")
-    return gateway, case, await gateway.door.read_body(request)
+    with gateway.using(name) as case:
+        yield gateway, case, await gateway.door.read_body(request)

@@ -35,51 +35,47 @@ class Route:
 
 
 class Routing:
-    """The routes of all cases. :meth:`poll` runs in a thread, everything else in the event loop."""
+    """Reads the ledger. ``polled`` is the monotonic time at which it last answered, None: it never has."""
 
-    def __init__(self, settings: Settings, fields: Mapping[str, Fields], metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
-        self._fields = fields
         self._metrics = metrics
-        self._routes: dict[str, Route | None] = {}
         self.polled: float | None = None
         metrics.watch_poll(lambda: self.polled)
 
-    def poll(self) -> bool:
-        """Read every case's head; False if the ledger did not answer, and then nothing changes."""
+    def poll(self, cases: Mapping[str, tuple[Fields, Route | None]]) -> dict[str, Route | None]:
+        """The routes of these cases, given their fields and their routes so far; nothing if the ledger does not answer. For a thread."""
         try:
-            found = {case: self._route(case) for case in self._fields}
+            found = {case: self._route(case, fields, known) for case, (fields, known) in cases.items()}
         except (PerennialError, SQLAlchemyError, OSError, ValueError) as error:
             log.warning("the ledger cannot be read, the last copy is kept: %s", error)
             self._metrics.ledger_errors.inc()
-            return False
+            return {}
         for case, route in found.items():
             self._metrics.champion.labels(case).set(route.release.champion if route else 0)
             self._metrics.fields_refused.labels(case).set(1 if route and route.refused else 0)
-        self._routes, self.polled = found, time.monotonic()
-        return True
+        self.polled = time.monotonic()
+        return found
 
-    def _route(self, case: str) -> Route | None:
+    def _route(self, case: str, fields: Fields, known: Route | None) -> Route | None:
         release = ledger.head(self._settings.ledger, case)
-        known = self._routes.get(case)
         if release is None or (known is not None and known.release == release and not known.refused):
             return None if release is None else known
         before = ledger.previous_release(self._settings.ledger, case)
         previous = None
         if before is not None and before.champion != release.champion:
             with suppress(Unavailable):
-                previous = load(self._settings.root, self._fields[case], before)
+                previous = load(self._settings.root, fields, before)
         try:
-            route = Route(release, load(self._settings.root, self._fields[case], release), previous)
+            route = Route(release, load(self._settings.root, fields, release), previous)
         except Unavailable as error:
             route = Route(release, None, previous, str(error))
         if known is None or known.release != release:
             log.info("%s: champion %d from release %d on (%s)", case, release.champion, release.seq, route.refused or release.action)
         return route
 
-    def versions(self, case: str) -> tuple[Version, Version | None]:
-        """The case's champion and what stands in for it; raises Unavailable if there is no champion yet, or none that may be served."""
-        route = self._routes.get(case)
+    def versions(self, case: str, route: Route | None) -> tuple[Version, Version | None]:
+        """What a route leads to: the champion, and what stands in for it. Raises Unavailable if there is no champion yet, or none that may be served."""
         if route is None:
             if self.polled is None:
                 raise Unavailable(f"{case}: the ledger has not answered yet: see /readyz")
@@ -87,7 +83,3 @@ class Routing:
         if route.champion is None:
             raise Unavailable(route.refused)
         return route.champion, route.previous
-
-    def known(self, case: str) -> Route | None:
-        """The case's route as it is, refused or not; None without a champion."""
-        return self._routes.get(case)

@@ -74,16 +74,21 @@ def row_shape(fields: Fields, most: int) -> Shape:
     taken = [name for name in fields.names if name in _OWN]
     if taken:
         raise ConfigError(f"{fields.case}: the field {taken[0]} has a name that the gateway uses itself: rename it")
-    row = msgspec.defstruct(
-        "Row",
-        [
-            *((field.name, _annotation(field)) for field in fields.fields),
-            ("prediction_id", _Id | UnsetType, UNSET),
-            ("event_time", _Moment | UnsetType, UNSET),
-        ],
-        forbid_unknown_fields=True,
-        gc=False,
-    )
+    try:
+        row = msgspec.defstruct(
+            "Row",
+            [
+                *((field.name, _annotation(field)) for field in fields.fields),
+                ("prediction_id", _Id | UnsetType, UNSET),
+                ("event_time", _Moment | UnsetType, UNSET),
+            ],
+            forbid_unknown_fields=True,
+            gc=False,
+        )
+        msgspec.json.Decoder(row)
+    except (TypeError, ValueError) as error:
+        names = ", ".join(fields.names)
+        raise ConfigError(f"schema.py declares {names}, fields that no request can have ({error}): mend their names and values") from error
     checks = {field.name: _field_check(field) for field in fields.fields}
     if fields.text is not None:
         _visible()  # made now, not by the first request

@@ -23,6 +23,8 @@ class Bounds(BaseSettings):
     """What each text of a request adds to that: a transformer takes some 20 ms for one on a free core, and several times that on a busy one."""
     poll_seconds: float = Field(default=0.5, gt=0, le=1.0)
     """How often the ledger is read."""
+    cases_seconds: float = Field(default=1.0, gt=0)
+    """How often the folders of the cases are looked at."""
     sync_seconds: float = Field(default=0.2, gt=0)
     """How often the log is made durable: what a power cut may lose (a killed process loses nothing)."""
 

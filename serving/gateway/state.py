@@ -1,23 +1,21 @@
-"""What one worker of the gateway holds: its cases, its routes, its channel to Triton, its log."""
+"""What one worker of the gateway holds: its cases, its channel to Triton, its log; and what it does in the background."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from pipelines.cases import load_fields
-from pipelines.config import Settings, case_names
-from pipelines.errors import Unavailable
-from pipelines.fields import Fields
-from serving.gateway.identity import Index
-from serving.gateway.log import Log, adopt, worker_name
+from pipelines.cases import survey
+from pipelines.config import Settings
+from pipelines.errors import ConfigError, PerennialError, Unavailable
+from serving.gateway.cases import Case, open_case
 from serving.gateway.metrics import Metrics
 from serving.gateway.protections import Door
+from serving.gateway.refusal import Refused
 from serving.gateway.routing import Routing
-from serving.gateway.rows import Shape, label_shape, row_shape
 from serving.gateway.settings import Bounds
 from serving.gateway.triton import Triton
 
@@ -25,41 +23,97 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Case:
-    """One case: what its requests look like and where its rows and labels are logged."""
-
-    fields: Fields
-    rows: Shape
-    labels: Shape
-    predictions_log: Log
-    labels_log: Log
-    index: Index
-    falling_back: bool = False
-
-    @property
-    def name(self) -> str:
-        """The case's name."""
-        return self.fields.case
-
-
-@dataclass
 class Gateway:
-    """Everything that the routes use."""
+    """Everything that the routes use.
+
+    ``cases`` are those that are served, ``broken`` says what is wrong with those that cannot work: a case that
+    breaks while it is served goes on as it was, and is in both. Both are replaced, never changed.
+    """
 
     settings: Settings
     bounds: Bounds
     metrics: Metrics
-    cases: Mapping[str, Case]
     routing: Routing
     triton: Triton
     door: Door
+    cases: Mapping[str, Case] = field(default_factory=dict)
+    broken: Mapping[str, str] = field(default_factory=dict)
+    leaving: list[Case] = field(default_factory=list)
+    """Cases that are served no more, until the last request that uses one has its answer."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the background tasks shall end: they finish what they do, as a thread cannot be cancelled."""
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[Case]:
+        """The case of a request, which stays whole until the block ends. Raises Refused: 404 for an unknown case, 503 for a broken one."""
+        case = self.cases.get(name)
+        if case is None and name in self.broken:
+            raise Refused(503, "case", f"the case {name} is broken: {self.broken[name]}")
+        if case is None:
+            raise Refused(404, "case", f"unknown case: choose one of {', '.join(self.cases)}")
+        case.users += 1
+        try:
+            yield case
+        finally:
+            case.users -= 1
 
     async def poll(self) -> None:
         """Read the ledger until the gateway stops."""
         while not await self._stops_within(self.bounds.poll_seconds):
-            await asyncio.to_thread(self.routing.poll)
+            await self._read_routes(self.cases)
+
+    async def follow(self) -> None:
+        """Look which cases there are until the gateway stops."""
+        while not await self._stops_within(self.bounds.cases_seconds):
+            try:
+                await self.take_up()
+            except OSError as error:
+                log.warning("the folders of the cases cannot be read, those that are served go on: %s", error)
+
+    async def take_up(self) -> Exception | None:
+        """Serve the cases as they are now: new and mended ones too, changed ones as they are declared, removed ones no more.
+
+        A case that cannot work is left as it is, and in ``broken``. Returns what keeps one from being served that is
+        whole (its log cannot be written, its index does not answer); it is tried again by the next call.
+        """
+        found = await asyncio.to_thread(survey, self.settings)
+        served, broken = dict(self.cases), {case.name: case.problem for case in found if case.problem}
+        failed: Exception | None = None
+        for case in found:
+            known = served.get(case.name)
+            if case.fields is None or (known is not None and known.fields == case.fields):
+                continue
+            try:
+                fresh = await asyncio.to_thread(open_case, case.fields, self.settings, self.bounds, self.metrics)
+            except (PerennialError, OSError) as error:
+                broken[case.name] = str(error)
+                failed = failed if isinstance(error, ConfigError) else error
+            else:
+                served[case.name] = fresh
+        for name in served.keys() - {case.name for case in found}:
+            del served[name]
+        await self._read_routes({name: case for name, case in served.items() if self.cases.get(name) is not case})
+        self._serve(served, broken)
+        return failed
+
+    def _serve(self, served: Mapping[str, Case], broken: Mapping[str, str]) -> None:
+        for name, case in self.cases.items():
+            if served.get(name) is not case:
+                log.info("%s: %s", name, "its fields have changed" if name in served else "removed: served no more")
+                self.leaving.append(case)
+        for name in self.cases.keys() - served.keys():
+            self.metrics.forget(name)
+        for name in served.keys() | broken.keys() | self.broken.keys():
+            self.metrics.case_broken.labels(name).set(int(name in broken))
+            if broken.get(name, "") != self.broken.get(name, ""):
+                log.warning("%s: %s", name, f"broken: {broken[name]}" if name in broken else "mended")
+        self.cases, self.broken = served, broken
+
+    async def _read_routes(self, cases: Mapping[str, Case]) -> None:
+        """Ask the ledger who answers for these cases; while it is away, nothing changes."""
+        asked = {name: (case.fields, case.route) for name, case in cases.items()}
+        for name, route in (await asyncio.to_thread(self.routing.poll, asked)).items():
+            cases[name].route = route
 
     async def keep_log(self) -> None:
         """Sync and rotate the log until the gateway stops."""
@@ -68,6 +122,11 @@ class Gateway:
             self.metrics.refresh()
             for case in self.cases.values():
                 await self.tidy(case)
+            for case in [case for case in self.leaving if not case.users]:
+                await self.tidy(case, close=True)
+                if case.predictions_log.closed and case.labels_log.closed:
+                    case.index.close()
+                    self.leaving.remove(case)
 
     async def _stops_within(self, seconds: float) -> bool:
         with suppress(TimeoutError):
@@ -86,35 +145,22 @@ class Gateway:
 
 
 async def start(settings: Settings, bounds: Bounds, metrics: Metrics) -> Gateway:
-    """Take up what dead workers left, read the ledger once, open the channel. Raises ConfigError without an API key, Unavailable without a Triton."""
+    """Take up the cases and what dead workers left of them, read the ledger once, open the channel.
+
+    Raises ConfigError without an API key, Unavailable without a Triton, and what keeps a case that is whole from being
+    served; a broken one raises nothing.
+    """
     door = Door(bounds, settings.key_file, settings.limits_url)
-    worker = worker_name()
-    cases = {name: await asyncio.to_thread(_case, load_fields(name), settings, bounds, metrics, worker) for name in case_names()}
-    routing = Routing(settings, {name: case.fields for name, case in cases.items()}, metrics)
-    await asyncio.to_thread(routing.poll)
-    return Gateway(
-        settings, bounds, metrics, cases, routing, Triton(settings.address("triton_grpc"), bounds.deadline_seconds, bounds.deadline_seconds_per_text), door
-    )
+    triton = Triton(settings.address("triton_grpc"), bounds.deadline_seconds, bounds.deadline_seconds_per_text)
+    gateway = Gateway(settings, bounds, metrics, Routing(settings, metrics), triton, door)
+    if (failed := await gateway.take_up()) is not None:
+        raise failed
+    return gateway
 
 
 async def stop(gateway: Gateway) -> None:
     """Close the log's segments and the channel."""
-    for case in gateway.cases.values():
+    for case in (*gateway.cases.values(), *gateway.leaving):
         await gateway.tidy(case, close=True)
         case.index.close()
     await gateway.triton.close()
-
-
-def _case(fields: Fields, settings: Settings, bounds: Bounds, metrics: Metrics, worker: str) -> Case:
-    folder = settings.prediction_log / fields.case
-    logs = {}
-    for kind in ("predictions", "labels"):
-        metrics.log_lines.labels(fields.case, kind)
-        errors = metrics.log_errors.labels(fields.case, kind)
-        logs[kind] = Log(folder / kind, worker, max_bytes=settings.log_segment_bytes, max_seconds=settings.log_segment_seconds, on_error=errors.inc)
-        if count := adopt(folder / kind):
-            log.warning("%s: %d segment(s) of dead workers closed in %s", fields.case, count, folder / kind)
-    metrics.fallback.labels(fields.case).set(0)
-    index = Index(settings.root / "gateway" / f"{fields.case}.ids.db", folder / "predictions", fields.names)
-    index.catch_up()
-    return Case(fields, row_shape(fields, bounds.max_rows), label_shape(fields, bounds.max_rows), logs["predictions"], logs["labels"], index)

@@ -1,0 +1,66 @@
+"""Whose mistake an error is: one that was raised in a case's own folder is the case's, and is told with its file and line."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines import config
+from pipelines.errors import CaseError, PerennialError
+
+MOST_CHARACTERS = 600
+"""A library's words may hold a whole table."""
+
+
+def place(error: BaseException) -> tuple[str, str] | None:
+    """``(case, "pipelines/cases/<case>/<file>, line N")`` of the deepest call inside a case's folder, or None if there is none.
+
+    What the error was raised from is searched where its own traceback leads through no case.
+    """
+    for one in _chain(error):
+        if isinstance(one, SyntaxError) and one.filename and (found := _in_case(one.filename, one.lineno)):
+            return found
+        for frame, line in reversed(list(traceback.walk_tb(one.__traceback__))):
+            if found := _in_case(frame.f_code.co_filename, line):
+                return found
+    return None
+
+
+def of_case(error: BaseException) -> CaseError | None:
+    """An unforeseen error as its case's own, if it was raised in a case's code: case, file, line, what it said, what to do.
+
+    None for an error that is one of ours already, and for one that no case's code had a part in. Trying again may mend what the
+    operating system or a library reports (a file share, a warehouse that is away), never a mistake in Python or in the data's form.
+    """
+    if isinstance(error, PerennialError) or (found := place(error)) is None:
+        return None
+    case, where = found
+    home = type(error).__module__.partition(".")[0]
+    retry = isinstance(error, OSError) or home not in {"builtins", "polars", "torch"}
+    return CaseError(f"case {case}: {where}: {said(error)}: mend this line, or the data that it reads", retry=retry)
+
+
+def said(error: BaseException) -> str:
+    """The error's kind and words, as one line."""
+    words = error.msg if isinstance(error, SyntaxError) else str(error)
+    text = " ".join(words.split())
+    return f"{type(error).__name__}: {text[:MOST_CHARACTERS]}{'...' if len(text) > MOST_CHARACTERS else ''}"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+
+
+def _in_case(file: str, line: int | None) -> tuple[str, str] | None:
+    path = Path(file)
+    if not path.is_relative_to(config.CASES_ROOT):
+        return None
+    inside = path.relative_to(config.CASES_ROOT).parts
+    # What lies in cases/ itself is shared by the cases: ours.
+    return (inside[0], f"{'/'.join(('pipelines', 'cases', *inside))}, line {line}") if len(inside) > 1 else None

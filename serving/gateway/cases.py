@@ -1,0 +1,62 @@
+"""The cases that a worker serves: what a request of each looks like, where its rows are logged, which version answers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from pipelines.config import Settings
+from pipelines.fields import Fields
+from serving.gateway.identity import Index
+from serving.gateway.log import Log, adopt, worker_name
+from serving.gateway.metrics import Metrics
+from serving.gateway.routing import Route
+from serving.gateway.rows import Shape, label_shape, row_shape
+from serving.gateway.settings import Bounds
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Case:
+    """One case as it is declared now. A case whose fields change is another one, with a log and an index of its own.
+
+    ``route`` is what the ledger said last (None: no champion); ``users`` counts the requests that are using the case.
+    """
+
+    fields: Fields
+    rows: Shape
+    labels: Shape
+    predictions_log: Log
+    labels_log: Log
+    index: Index
+    route: Route | None = None
+    falling_back: bool = False
+    users: int = 0
+
+    @property
+    def name(self) -> str:
+        """The case's name."""
+        return self.fields.case
+
+
+def open_case(fields: Fields, settings: Settings, bounds: Bounds, metrics: Metrics) -> Case:
+    """Take up what dead workers left of a case, and begin its log; for a thread.
+
+    Raises ConfigError if requests cannot have such fields, and what the file system raises.
+    """
+    rows, labels = row_shape(fields, bounds.max_rows), label_shape(fields, bounds.max_rows)
+    # Segments are named by their worker: a case that comes again must not take the names of its earlier ones.
+    folder, worker = settings.prediction_log / fields.case, worker_name()
+    logs = {}
+    for kind in ("predictions", "labels"):
+        metrics.log_lines.labels(fields.case, kind)
+        errors = metrics.log_errors.labels(fields.case, kind)
+        most = settings.log_segment_bytes
+        logs[kind] = Log(folder / kind, worker, max_bytes=most, max_seconds=settings.log_segment_seconds, on_error=errors.inc)
+        if count := adopt(folder / kind):
+            log.warning("%s: %d segment(s) of dead workers closed in %s", fields.case, count, folder / kind)
+    metrics.fallback.labels(fields.case).set(0)
+    index = Index(settings.root / "gateway" / f"{fields.case}.ids.db", folder / "predictions", fields.names)
+    index.catch_up()
+    return Case(fields, rows, labels, logs["predictions"], logs["labels"], index)
