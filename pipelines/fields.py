@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines.contracts import LabelLine, PredictionLine
 from pipelines.errors import ConfigError, DataError
 from pipelines.text import normalise
 
@@ -24,6 +27,25 @@ MAX_CLASSES = 127
 """Positions are kept as int8."""
 SCORES = "scores"
 """The column of all classes' probabilities in rows of the log, where a case has classes."""
+ENTROPY = "entropy"
+"""How undecided the model was: measured beside the fields in every profile."""
+FLOAT32_MAX = 3.4028234663852886e38
+"""Numbers reach the model as float32: a larger one would arrive as infinity."""
+CANONICAL = ("id", "event_time", "label_time")
+"""What canonical rows hold beside the declared fields and the label."""
+SCORED = ("label", "challenger", "champion")
+"""What scores of a holdout hold beside ``id`` and the fields that slices are cut by."""
+CHECKED = ("index", "reasons")
+"""What validation puts beside a row."""
+RESERVED: Mapping[str, str] = {
+    **dict.fromkeys(CHECKED, "rows in quarantine"),
+    **dict.fromkeys(SCORED, "the scores of a holdout"),
+    **dict.fromkeys((*LabelLine.__annotations__, *PredictionLine.__annotations__), "the prediction log"),
+    **dict.fromkeys(CANONICAL, "canonical rows"),
+    ENTROPY: "profiles",
+}
+"""Names that no field can have, and where each is a column of its own. What else profiles measure has a dot or an @ in its name."""
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -63,7 +85,8 @@ class Fields:
     """What a case predicts and from what.
 
     Without ``classes`` the ``label`` is a binary column, 1 being the positive class; with them it is one of
-    the classes, kept as its position in them. A case has at most one text field, and then no others.
+    the classes, kept as its position in them. A case has at most one text field, and then no others. What could
+    only fail later raises ConfigError here, with one sentence that names case and field.
     """
 
     case: str
@@ -73,10 +96,8 @@ class Fields:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if any(isinstance(field, Text) for field in self.fields) and len(self.fields) > 1:
-            raise ConfigError(f"{self.case}: a text field stands alone, found {', '.join(self.names)}: declare the text only")
-        if len(self.classes) in {1, 2} or len(set(self.classes)) < len(self.classes) or len(self.classes) > MAX_CLASSES:
-            raise ConfigError(f"{self.case}: {len(self.classes)} classes: declare none (a binary label) or 3 to {MAX_CLASSES} different ones")
+        if (first := next(_mistakes(self), None)) is not None:
+            raise ConfigError(f"{self.case}: {first}")
 
     @property
     def categorical(self) -> tuple[Categorical, ...]:
@@ -109,6 +130,79 @@ class Fields:
         spec = [[type(field).__name__, {k: v for k, v in asdict(field).items() if k != "about"}] for field in self.fields]
         declared = [self.case, self.label, spec, *([self.classes] if self.classes else [])]
         return hashlib.sha256(json.dumps(declared).encode()).hexdigest()
+
+
+def _mistakes(fields: Fields) -> Iterator[str]:
+    """What cannot work in a declaration, each as a sentence without the case."""
+    if not isinstance(fields.fields, tuple):
+        yield f"the fields are {fields.fields!r}: give a tuple of them"
+    strange = [field for field in fields.fields if not isinstance(field, Field)]
+    if strange:
+        yield f"{strange[0]!r} is no field: declare it as Categorical, Numeric or Text"
+    if not fields.fields:
+        yield "there are no fields to predict from: declare at least one"
+    yield from _mistakes_of_names(fields)
+    for field in fields.fields:
+        yield from (f"field {field.name}: {what}" for what in _mistakes_of(field))
+    if fields.text is not None and len(fields.fields) > 1:
+        yield f"a text field stands alone, found {', '.join(fields.names)}: declare the text only"
+    yield from (f"label {fields.label}: {what}" for what in _mistakes_of_words("classes", fields.classes))
+    if len(fields.classes) in {1, 2} or len(fields.classes) > MAX_CLASSES:
+        count = len(fields.classes)
+        yield f"label {fields.label}: {count} classes: declare none (a binary label) or 3 to {MAX_CLASSES} different ones"
+
+
+def _mistakes_of_names(fields: Fields) -> Iterator[str]:
+    named = [*(("a field", name) for name in fields.names), ("the label", fields.label)]
+    for what, name in [("the case", fields.case), *named]:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            yield f"{what} is named {name!r}: use a letter, then letters, digits and _, at most 64 in all, as in house_value"
+    for what, name in named:
+        # A label may be called what it is.
+        if name in RESERVED and (what, name) != ("the label", "label"):
+            yield f"{what} is named {name}, as a column of {RESERVED[name]} is: name it otherwise"
+    if twice := _repeated(fields.names):
+        yield f"the field {twice[0]} is declared twice: remove one of them, or name it otherwise"
+    if fields.label in fields.names:
+        yield f"the label {fields.label} is declared as a field, too: a model would be told the answer; remove the field"
+
+
+def _mistakes_of(field: Field) -> Iterator[str]:
+    if isinstance(field, Categorical):
+        if field.values == ():
+            yield "its vocabulary is empty: declare the values it can have"
+        yield from _mistakes_of_words("values", field.values)
+    elif isinstance(field, Text):
+        if not isinstance(field.max_chars, int) or isinstance(field.max_chars, bool) or field.max_chars <= 0:
+            yield f"max_chars is {field.max_chars!r}: give a whole number above 0"
+    else:
+        bounds = [bound for bound in (field.low, field.high) if bound is not None]
+        for bound in bounds:
+            if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) <= FLOAT32_MAX:
+                yield f"the bound {bound!r} is no finite number that a float32 holds: give one, or None for no bound"
+                return
+        if len(bounds) == 2 and bounds[0] > bounds[1]:
+            yield f"its bounds are reversed, {bounds[0]:g} is above {bounds[1]:g}: exchange them"
+        elif len(bounds) == 2 and field.integer and math.ceil(bounds[0]) > math.floor(bounds[1]):
+            yield f"no whole number lies between {bounds[0]:g} and {bounds[1]:g}: widen the bounds, or drop integer"
+
+
+def _mistakes_of_words(what: str, words: Any) -> Iterator[str]:
+    """What is wrong with a vocabulary, the ``what`` of a field or of the label."""
+    if not isinstance(words, tuple):
+        yield f"{what} are {words!r}: give a tuple of strings"
+        return
+    for word in words:
+        if not isinstance(word, str) or not word.strip():
+            yield f"{word!r} is among its {what}: give strings that are not empty"
+        elif any("\ud800" <= char <= "\udfff" for char in word):
+            yield f"{word!r} is among its {what} and is no Unicode text: mend it"
+    if twice := _repeated(words):
+        yield f"{twice[0]!r} stands twice among its {what}: remove one"
+
+
+def _repeated(values: Sequence[str]) -> list[str]:
+    return [value for value, times in Counter(values).items() if times > 1]
 
 
 def to_json(fields: Fields) -> dict[str, Any]:
@@ -152,7 +246,8 @@ def frame_schema(fields: Fields) -> dict[str, Any]:
 
     moment = pl.Datetime("us", "UTC")
     declared = {field.name: pl.Float64() if isinstance(field, Numeric) else pl.String() for field in fields.fields}
-    return {"id": pl.String(), "event_time": moment, **declared, fields.label: pl.Int8(), "label_time": moment}
+    own_id, event_time, label_time = CANONICAL
+    return {own_id: pl.String(), event_time: moment, **declared, fields.label: pl.Int8(), label_time: moment}
 
 
 def encode(fields: Fields, columns: Mapping[str, Sequence[Any]]) -> dict[str, NDArray[Any]]:

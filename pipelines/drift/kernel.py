@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.drift.bits import BATCH, BINS, Floats, Ints, Missing, count, tally
-from pipelines.drift.profile import VERSION, Column, Profile, added, dense_column, merge, profile_frame, scored, typed
+from pipelines.drift.profile import VERSION, Column, Profile, added, dense_column, merge, profile_frame, profile_outputs, scored, typed
 from pipelines.drift.spec import OUTPUTS, Scale, Spec
 from pipelines.errors import DataError
 from pipelines.fields import SCORES, Categorical, Fields, Numeric, frame_schema
@@ -129,7 +129,7 @@ def _tasks(path: Path, footer: Any, fields: Fields, spec: Spec) -> Iterator[tupl
             work.append(((name,) if kind is not None else (), partial(_frames, replace(fields, fields=(declared,), classes=()), spec)))
     outputs = tuple(name for name in (*OUTPUTS, SCORES, VERSION) if name in kinds)
     if outputs:
-        work.append((outputs, partial(_frames, replace(fields, fields=()), spec)))
+        work.append((outputs, partial(_given, fields, spec)))
     for columns, counting in work:
         yield path, columns, counting
 
@@ -179,3 +179,9 @@ def _frames(fields: Fields, spec: Spec, batches: Batches, size: int) -> Iterator
         kinds = {name: kind for name, kind in frame_schema(fields).items() if name in fields.names}
         for name, column in profile_frame(pl.DataFrame(schema=kinds), fields, spec).columns.items():
             yield name, replace(column, missing=(size, 0, 0, 0))
+
+
+def _given(fields: Fields, spec: Spec, batches: Batches, _size: int) -> Iterator[tuple[str, Column]]:
+    """What the model gave, batch by batch."""
+    for batch in batches:
+        yield from profile_outputs(scored(pl.DataFrame(batch), fields), fields, spec).columns.items()

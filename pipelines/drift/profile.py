@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 
 from pipelines.drift.bits import BINS, Ints, Missing, count, histogram
 from pipelines.drift.projections import SUFFIXES, project
-from pipelines.drift.spec import ENTROPY, PREDICTION, SCORE, UNIT, Scale, Spec, count_words, entropy, projections
+from pipelines.drift.spec import PREDICTION, SCORE, UNIT, Scale, Spec, count_words, entropy, projections
 from pipelines.drift.vocabulary import TOKENS, UNKNOWN, split, tokens, unknown_shares
 from pipelines.errors import IntegrityError
-from pipelines.fields import SCORES, Categorical, Fields, Text, frame_schema
+from pipelines.fields import ENTROPY, SCORES, Categorical, Fields, Text, frame_schema
 from pipelines.storage import canonical_json, write_atomic
 
 FEW = 1 << 13
@@ -125,6 +125,12 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
             columns |= _text(values, spec)
         else:
             columns[declared.name] = number_column(values, spec.scales[declared.name])
+    return Profile(spec.version, frame.height, columns | profile_outputs(frame, fields, spec).columns)
+
+
+def profile_outputs(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
+    """The part of :func:`profile_frame` that the model gave."""
+    columns: dict[str, Column] = {}
     outputs = _outputs(frame, fields)
     if VERSION in frame.columns and outputs.width:
         for version, part in _by_version(outputs.with_columns(frame[VERSION])):

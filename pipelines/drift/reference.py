@@ -6,6 +6,7 @@ Features come from its training rows, the score from its holdout (scores of trai
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 
 from pipelines.drift.bits import Ints
 from pipelines.drift.calibration import fit_calibration
-from pipelines.drift.profile import Profile, profile_frame
+from pipelines.drift.profile import Profile, profile_frame, profile_outputs
 from pipelines.drift.sequential import baseline_rate, row_errors, row_losses
 from pipelines.drift.spec import OUTPUTS, PREDICTION, SCORE, Spec
 from pipelines.drift.stats import groups
 from pipelines.fields import SCORES, Fields
 
+Counted = Callable[[pl.DataFrame, Fields, Spec], Profile]
+"""What is counted of rows: the declared fields with the model's outputs, or these alone."""
 FILE = "reference.parquet"
 DAY_GROUPS = 10
 """Groups in which single days are kept: enough to see that days differ, and little beside the whole."""
@@ -43,17 +46,16 @@ def reference_profile(train: pl.DataFrame, scores: NDArray[np.float64], fields: 
     top = pl.DataFrame({SCORE: pl.Series(scores.max(1) if scores.ndim == 2 else scores, dtype=pl.Float64)})
     if scores.ndim == 2:
         top = top.with_columns(pl.Series(PREDICTION, scores.argmax(1), dtype=pl.Int64), pl.Series(SCORES, scores.tolist(), dtype=pl.List(pl.Float64)))
-    given = Fields(fields.case, (), fields.label, classes=fields.classes)
-    columns = profile.columns | profile_frame(top, given, spec).columns
+    columns = profile.columns | profile_outputs(top, fields, spec).columns
     days = _by_day(rows, fields, spec)
     baseline: dict[str, Any] = {}
     if holdout is not None and holdout.height:
         outputs = holdout.select("event_time", fields.label).hstack(top)
-        days |= _by_day(outputs, given, spec)
+        days |= _by_day(outputs, fields, spec, profile_outputs)
         label = holdout[fields.label].cast(pl.Int64).to_numpy()
         losses = row_losses(label, scores)
         errors = int(row_errors(label, scores).sum())
-        by_class = _by_class(rows, fields, spec) | _by_class(outputs, given, spec)
+        by_class = _by_class(rows, fields, spec) | _by_class(outputs, fields, spec, profile_outputs)
         baseline = {
             "rows": losses.size,
             "errors": errors,
@@ -89,20 +91,20 @@ def _by_slice(holdout: pl.DataFrame, losses: NDArray[np.float64], fields: Fields
     return found
 
 
-def _by_day(frame: pl.DataFrame, fields: Fields, spec: Spec) -> dict[str, Ints]:
+def _by_day(frame: pl.DataFrame, fields: Fields, spec: Spec, counted: Counted = profile_frame) -> dict[str, Ints]:
     """Counts ``[D, G]`` of each feature by UTC day (see :func:`_by`)."""
-    return _by(frame, frame.with_columns(_day=pl.col("event_time").dt.date()).partition_by("_day", maintain_order=True), fields, spec)
+    return _by(frame, frame.with_columns(_day=pl.col("event_time").dt.date()).partition_by("_day", maintain_order=True), fields, spec, counted)
 
 
-def _by_class(frame: pl.DataFrame, fields: Fields, spec: Spec) -> dict[str, Ints]:
+def _by_class(frame: pl.DataFrame, fields: Fields, spec: Spec, counted: Counted = profile_frame) -> dict[str, Ints]:
     """Counts ``[K, G]`` of each feature by class (see :func:`_by`)."""
-    return _by(frame, [frame.filter(pl.col(fields.label) == position) for position in range(_classes(fields))], fields, spec)
+    return _by(frame, [frame.filter(pl.col(fields.label) == position) for position in range(_classes(fields))], fields, spec, counted)
 
 
-def _by(frame: pl.DataFrame, parts: list[pl.DataFrame], fields: Fields, spec: Spec) -> dict[str, Ints]:
+def _by(frame: pl.DataFrame, parts: list[pl.DataFrame], fields: Fields, spec: Spec, counted: Counted) -> dict[str, Ints]:
     """Counts ``[len(parts), G]`` of each feature, in coarse groups of the whole's own quantiles (a category: its value)."""
-    whole = profile_frame(frame, fields, spec)
-    single = [profile_frame(part, fields, spec) for part in parts]
+    whole = counted(frame, fields, spec)
+    single = [counted(part, fields, spec) for part in parts]
     found: dict[str, Ints] = {}
     for name, column in whole.columns.items():
         if not column.bins.size:

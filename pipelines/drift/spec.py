@@ -24,7 +24,7 @@ from pipelines.config import CASES_ROOT
 from pipelines.drift.projections import SUFFIXES, project
 from pipelines.drift.vocabulary import TOKENS, UNKNOWN, freeze_words, split
 from pipelines.errors import ConfigError
-from pipelines.fields import Fields
+from pipelines.fields import ENTROPY, Fields
 from pipelines.storage import digest, write_atomic
 
 SCORE = "score"
@@ -33,10 +33,8 @@ PREDICTION = "prediction"
 """The likeliest class as a category, where a case has classes; in a day's profile ``prediction@<version>``."""
 OUTPUTS = (SCORE, PREDICTION)
 """What comes out of the model; all other features go in."""
-ENTROPY = "entropy"
-"""How undecided the model was, in nats (:func:`entropy`); in a day's profile ``entropy@<version>``. Shown only."""
 BY_VERSION = (*OUTPUTS, ENTROPY)
-"""What a day's profile holds once per champion, as ``<name>@<version>``."""
+"""What a day's profile holds once per champion, as ``<name>@<version>``; the entropy (:func:`entropy`) is shown only."""
 
 WORDS = ".words"
 """A text is profiled by its number of words, as the number ``<field>.words``."""
@@ -156,9 +154,6 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
         raise ConfigError(f"{path} has no vocabulary for {fields.text.name}: make it again, see pipelines/drift/spec.py")
     if not scales.keys() >= set(scaled):
         raise ConfigError(f"{path} has no scales for {', '.join(sorted(set(scaled) - scales.keys()))}: make it again, see pipelines/drift/spec.py")
-    taken = sorted(name for name in fields.names if name in BY_VERSION or shown_only(name))
-    if taken:
-        raise ConfigError(f"{fields.case}: a field is named {taken[0]}, as what is measured beside the fields is: name it otherwise")
     kept = {name: scales[name] for name in scaled} | {SCORE: UNIT}
     declared: dict[str, Any] = {"fields": fields.hash, "scales": {name: [scale.loc, scale.scale] for name, scale in kept.items()}}
     if vocabulary:

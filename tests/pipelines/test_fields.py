@@ -1,11 +1,23 @@
-"""A case's declaration: texts and classes beside the tabular kinds."""
+"""A case's declaration: texts and classes beside the tabular kinds, and what is refused when it is declared."""
 
+import json
+import math
 from dataclasses import replace
+from datetime import UTC, datetime
 
+import numpy as np
+import polars as pl
 import pytest
 
+from pipelines.cases import load_fields
+from pipelines.config import Settings, case_names
+from pipelines.contracts import Window
+from pipelines.data import contract
+from pipelines.data import log as prediction_log
+from pipelines.drift.profile import profile_frame
+from pipelines.drift.spec import Scale, Spec
 from pipelines.errors import ConfigError
-from pipelines.fields import Categorical, Fields, Text, from_json, problem, signature, to_json
+from pipelines.fields import Categorical, Fields, Numeric, Text, frame_schema, from_json, problem, signature, to_json
 
 REPORTS = Fields(case="reports", label="team", classes=("a", "b", "c"), fields=(Text("text", max_chars=20),))
 
@@ -56,3 +68,106 @@ def test_a_declaration_that_cannot_work_is_refused(wrong):
     """A text stands alone, and classes are three or more, different, and few enough for an int8."""
     with pytest.raises(ConfigError):
         replace(REPORTS, **wrong)
+
+
+LOAN = Fields(case="mock", label="granted", fields=(Categorical("car", ("old", "new")), Numeric("age", 0, 120, integer=True)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"label": "age"}, ("label age", "remove the field")),
+        ({"fields": ()}, ("no fields", "declare at least one")),
+        ({"fields": [Numeric("age")]}, ("the fields", "tuple")),
+        ({"fields": (Categorical("car", ["old", "new"]),)}, ("car", "tuple")),
+        ({"fields": ("age",)}, ("'age'", "declare it as")),
+        ({"fields": (Numeric("age"), Categorical("age", ("a", "b")))}, ("age", "twice")),
+        *(({"fields": (Numeric(name),)}, (repr(name), "letter")) for name in ("house-value", "", "1st", "a b", "a.words", "score@1", "_hour", "x" * 65, None)),
+        *(({"label": name}, ("the label", repr(name), "letter")) for name in ("is-fraud", "", None)),
+        ({"case": "my case"}, ("the case", "letter")),
+        ({"fields": (Categorical("car", ()),)}, ("car", "empty")),
+        ({"fields": (Categorical("car", ("old", "new", "old")),)}, ("car", "'old'", "twice")),
+        ({"fields": (Categorical("car", ("old", "")),)}, ("car", "''", "not empty")),
+        ({"fields": (Categorical("car", (1, 2)),)}, ("car", "strings")),
+        ({"fields": (Categorical("car", "old"),)}, ("car", "'old'", "tuple")),
+        ({"fields": (Categorical("car", ("\ud800", "b")),)}, ("car", "Unicode")),
+        ({"fields": (Numeric("age", 120, 0),)}, ("age", "reversed", "120", "exchange")),
+        *(({"fields": (Numeric("age", low=bound),)}, ("age", "float32")) for bound in (math.nan, math.inf, -math.inf, -1e39, "0", True)),
+        *(({"fields": (Numeric("age", high=bound),)}, ("age", "float32")) for bound in (math.nan, math.inf, 4e38, 10**400)),
+        ({"fields": (Numeric("age", 0.2, 0.8, integer=True),)}, ("age", "whole number")),
+        *(({"fields": (Text("note", max_chars=most),)}, ("note", "max_chars")) for most in (0, -1, 2.5)),
+        ({"classes": ("a", "b", "b")}, ("granted", "'b'", "twice")),
+        ({"classes": ("a", "b", "")}, ("granted", "not empty")),
+        ({"classes": "abc"}, ("granted", "tuple")),
+    ],
+)
+def test_what_could_only_fail_later_is_refused_at_once(change, words):
+    """A declaration that no step could work with is one sentence that names the case, the field and what to do."""
+    with pytest.raises(ConfigError) as caught:
+        replace(LOAN, **change)
+    said = str(caught.value)
+    assert said.startswith(f"{change.get('case', 'mock')}: ")
+    assert not [word for word in words if word not in said], said
+    assert "\n" not in said
+
+
+def layers(tmp_path) -> dict[str, set[str]]:
+    """The columns that each layer makes of a row beside the declared fields and the label."""
+    fields, at = LOAN, datetime(2020, 1, 1, tzinfo=UTC)
+    own = {*fields.names, fields.label}
+    row = {"id": "a", "event_time": at, "car": "old", "age": 400.0, "granted": 1, "label_time": at}
+    rows = pl.DataFrame([row], schema=frame_schema(fields))
+    logged = rows.with_columns(version=pl.lit(1, pl.Int64), score=pl.lit(0.5), prediction=pl.lit(1))
+    profiled = profile_frame(logged.drop("version"), fields, Spec("s", {"age": Scale(0, 1), "score": Scale(0, 1)})).columns
+    line = {"prediction_id": "a", "request_id": "r", "event_time": at.isoformat(), "received_at": at.isoformat(), "version": 1, "score": 0.5}
+    line |= {"prediction": 1, "row": {"car": "old", "age": 4}, "scores": [0.5]}
+    return {
+        "canonical rows": set(rows.columns) - own,
+        "quarantine": {*contract.split(rows, fields)[1].columns} - own,
+        "profiles": set(profiled) - own,
+        "prediction log": {*line, *_read_back(tmp_path, line)} - own,
+    }
+
+
+def _read_back(tmp_path, line) -> set[str]:
+    """The columns of predictions and of labels as they are read from the log."""
+    settings = Settings(home=tmp_path)
+    label = {name: line[name] for name in ("prediction_id", "event_time", "received_at")} | {"label": 1, "revision": 0}
+    for kind, one in (("predictions", line), ("labels", label)):
+        folder = settings.prediction_log / "mock" / kind
+        folder.mkdir(parents=True)
+        (folder / "s.jsonl").write_text(json.dumps(one) + "\n")
+    prediction_log.compact(settings, "mock")
+    at = datetime.fromisoformat(line["event_time"])
+    window = Window(start=at, end=at.replace(year=2021))
+    found = {*prediction_log.read_predictions(settings, "mock", window).columns, *prediction_log.read_labels(settings, "mock", window.end).columns}
+    assert found >= {"id", "version", "label", "revision"}
+    return found
+
+
+def test_the_columns_of_every_layer_are_taken(tmp_path):
+    """No field and no label can be named as a column that the log, validation, canonical rows or profiles make: rows would be logged and unreadable."""
+    seen = layers(tmp_path)
+    assert all(seen.values())
+    for name in sorted(set.union(*seen.values())):
+        with pytest.raises(ConfigError, match=f"a field is named {name}"):
+            replace(LOAN, fields=(Numeric(name),))
+        if name != "label":  # a label may be called what it is
+            with pytest.raises(ConfigError, match=f"the label is named {name}"):
+                replace(LOAN, label=name)
+
+
+def test_scores_of_a_holdout_can_be_cut_by_every_field():
+    """The columns that evaluation puts beside a slice's field are no field's name."""
+    for name in ("challenger", "champion", "label"):
+        with pytest.raises(ConfigError, match=f"a field is named {name}"):
+            replace(LOAN, fields=(Categorical(name, ("a", "b")),))
+
+
+def test_what_works_is_declared():
+    """Bounds that are equal, open or as large as a float32, names with digits, one category and a label called label are all right, and so is every case."""
+    largest = float(np.finfo(np.float32).max)
+    good = (Categorical("a1", ("only",)), Numeric("b_2", 1, 1, integer=True), Numeric("C", -largest, largest), Numeric("class"))
+    assert replace(LOAN, label="label", fields=good).names == ("a1", "b_2", "C", "class")
+    assert from_json(to_json(replace(LOAN, fields=good))).fields == good
+    assert [load_fields(case).case for case in case_names()] == case_names()

@@ -10,10 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import ConfigError
-from pipelines.fields import Categorical, Fields, Numeric, Text
+from pipelines.fields import FLOAT32_MAX, Categorical, Fields, Numeric, Text
 from pipelines.text import normalise
 from serving.gateway.refusal import Refused
-from serving.gateway.rows import FLOAT32_MAX, explain, label_shape, read, row_shape
+from serving.gateway.rows import explain, label_shape, read, row_shape
 
 FIELDS = Fields(
     "tiny",
