@@ -20,9 +20,9 @@ from pipelines.drift import stats
 from pipelines.drift.compare import compare
 from pipelines.drift.profile import histogram, profile_frame
 from pipelines.drift.reference import DAY_GROUPS, reference_profile
-from pipelines.drift.spec import SCORE, Scale, Spec
+from pipelines.drift.spec import Scale, Spec
 from pipelines.errors import PerennialError
-from pipelines.fields import Categorical, Fields, Numeric
+from pipelines.fields import SCORE, Categorical, Fields, Numeric
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -6,13 +6,16 @@ import difflib
 import getpass
 import json
 import os
-from datetime import date
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, date, datetime
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, SecretStr, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, SecretStr, Tag, ValidationError, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -24,9 +27,71 @@ CASES_ROOT = Path(__file__).parent / "cases"
 
 
 class Strict(BaseModel):
-    """Base of every parameter block: frozen, strictly typed, unknown keys refused."""
+    """Base of every parameter block: frozen, strictly typed, numbers finite, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def not_below(other: str, *, strictly: bool = False) -> AfterValidator:
+    """The value is at least that of ``other``, a key before it in the same block; ``strictly``: above it. None says nothing."""
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        least = info.data.get(other)
+        if value is not None and least is not None and (value < least or (strictly and value == least)):
+            raise ValueError(f"{value} is {'not above' if strictly else 'below'} {other} {least}: raise one, or lower the other")
+        return value
+
+    return AfterValidator(check)
+
+
+def _ascending(value: tuple[Any, Any]) -> tuple[Any, Any]:
+    low, high = value
+    if high is not None and low >= high:
+        raise ValueError(f"{_shown(low)} is not below {_shown(high)}: exchange them")
+    return value
+
+
+def _shown(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else f"{value:g}"
+
+
+def _labels_wanted(value: tuple[int, int, float]) -> tuple[int, int, float]:
+    most, least, share = value
+    if not 0 <= least <= most or share < 0:
+        raise ValueError(f"at most {most}, at least {least}, a share of {share:g}: the first is not below the second, and none is negative")
+    return value
+
+
+def _cron(value: str) -> str:
+    """A schedule that comes at some time; the plain ones are seen to be right without croniter, whose import takes a tenth of a second."""
+    fields = value.split()
+    if len(fields) == len(_PLAIN) and all(_plain(field, *most) for field, most in zip(fields, _PLAIN, strict=True)):
+        return value
+    from croniter import CroniterBadDateError, CroniterError, croniter
+
+    try:
+        croniter(CRON_NAMES.get(value, value), datetime(2000, 1, 1, tzinfo=UTC)).get_next()
+    except CroniterBadDateError as error:
+        raise ValueError(f"{value!r} never comes: there is no such date") from error
+    except (CroniterError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{value!r} is no cron expression ({error}): write minute, hour, day, month and weekday, as in 0 2 * * *") from error
+    return value
+
+
+CRON_NAMES = {"@quarterly": "0 0 1 */3 *"}
+"""What Airflow knows and croniter does not."""
+_PLAIN = ((0, 59), (0, 23), (1, 28), (1, 12), (0, 6))
+"""First and last number of a cron expression's fields; every month has 28 days."""
+
+
+def _plain(field: str, first: int, last: int) -> bool:
+    return field == "*" or all(part.isdecimal() and first <= int(part) <= last for part in field.split(","))
+
+
+Cron = Annotated[str, AfterValidator(_cron)]
+Days = Annotated[float, Field(ge=0, le=36_500)]
+"""A number of days; a century is as far as calendars are added up."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Schedule(Strict):
@@ -35,21 +100,21 @@ class Schedule(Strict):
     ``live`` cases follow today's clock and are unpaused by `make up`; the others replay history.
     """
 
-    training: str | None
-    drift: str | None
+    training: Cron | None
+    drift: Cron | None
     live: bool = False
 
 
 class DatasetParams(Strict):
     """Which labelled rows train and judge a candidate (counts in rows, windows in days)."""
 
-    window_days: int = Field(gt=0)
+    window_days: int = Field(gt=0, le=36_500)
     min_rows: int = Field(ge=0)
     fallback_rows: int = Field(gt=0)
     holdout_share: float = Field(gt=0, lt=1)
     min_holdout: int = Field(ge=2)
     max_bad_share: float = Field(ge=0, le=1)
-    max_rows: int | None = Field(default=None, gt=0)
+    max_rows: Annotated[int | None, not_below("min_rows"), not_below("min_holdout")] = Field(default=None, gt=0)
     """At most so many rows, evenly spaced over the window in time order; ``None``: all."""
     replay_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training rows that is taken from before the window, against forgetting."""
@@ -61,7 +126,7 @@ class ModelParams(Strict):
     """The tabular network: embeddings for categories, a multilayer perceptron above."""
 
     kind: Literal["tabular"] = "tabular"
-    hidden: tuple[int, ...]
+    hidden: tuple[Annotated[int, Field(gt=0)], ...]
     embedding: int = Field(gt=0)
     dropout: float = Field(ge=0, lt=1)
 
@@ -76,7 +141,7 @@ class TextModelParams(Strict):
     """
 
     kind: Literal["encoder", "embedding"]
-    encoder: str
+    encoder: str = Field(min_length=1)
     max_tokens: int = Field(ge=8, le=512)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     frozen_layers: int = Field(default=0, ge=0)
@@ -106,7 +171,7 @@ class TrainParams(Strict):
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
-    seed: int
+    seed: Seed
     ranks: int = Field(gt=0)
     strategy: Literal["auto", "single", "ddp", "fsdp", "deepspeed"] = "auto"
     zero_stage: Literal[1, 2, 3] = 2
@@ -183,7 +248,7 @@ class GateParams(Strict):
     min_lift: float
     confidence: float = Field(gt=0, lt=1)
     draws: int = Field(ge=100)
-    seed: int
+    seed: Seed
     slices: tuple[str, ...]
     min_slice_rows: int = Field(gt=0)
 
@@ -220,22 +285,22 @@ class DriftParams(Strict):
     delta0: float = Field(gt=0)
     q: float = Field(gt=0, lt=1)
     confirm: int = Field(gt=0)
-    out_of: int = Field(gt=0)
+    out_of: Annotated[int, not_below("confirm")] = Field(gt=0)
     clean_windows: int = Field(gt=0)
     clean_psi: float = Field(gt=0)
-    warn_psi: float = Field(gt=0)
-    severe_psi: float = Field(gt=0)
+    warn_psi: Annotated[float, not_below("clean_psi")] = Field(gt=0)
+    severe_psi: Annotated[float, not_below("warn_psi")] = Field(gt=0)
     min_rows: int = Field(gt=0)
     allow_empty: bool
     max_null_share: float = Field(ge=0, le=1)
-    volume_band: tuple[float, float]
+    volume_band: Annotated[tuple[Annotated[float, Field(ge=0)], float], AfterValidator(_ascending)]
     cusum_threshold: float = Field(gt=1)
     min_metric_drop: float = Field(ge=0)
-    cooldown_days: float = Field(ge=0)
-    max_cooldown_days: float = Field(ge=0)
+    cooldown_days: Days
+    max_cooldown_days: Annotated[Days, not_below("cooldown_days")]
     max_retrains: int = Field(gt=0)
-    max_retrains_days: float = Field(gt=0)
-    min_new_labels: tuple[int, int, float]
+    max_retrains_days: Annotated[Days, Field(gt=0)]
+    min_new_labels: Annotated[tuple[int, int, float], AfterValidator(_labels_wanted)]
     """(at most, at least, share of the champion's training rows): new labelled rows a retrain needs."""
     triggers: tuple[Literal["drift", "performance"], ...] = ("drift", "performance")
     """What may open an episode: inputs and outputs that moved, arrived labels that show more errors."""
@@ -256,7 +321,7 @@ class ReplayParams(Strict):
     """
 
     first_as_of: date
-    until: date
+    until: Annotated[date, not_below("first_as_of", strictly=True)]
     price_per_retrain: float = Field(ge=0)
     min_rows: int = Field(default=100, gt=0)
     """Ticks with fewer rows are played and stay out of every mean."""
@@ -271,18 +336,18 @@ class AlertParams(Strict):
     owners: dict[AlertRule, str] = {}
     severities: dict[AlertRule, Severity] = {}
     off: tuple[AlertRule, ...] = ()
-    response_hours: dict[Severity, float] = {"critical": 1.0, "warning": 24.0, "info": 168.0}
+    response_hours: dict[Severity, Annotated[float, Field(gt=0)]] = {"critical": 1.0, "warning": 24.0, "info": 168.0}
     push: Severity = "warning"
     """The least severity that goes to the webhook and by e-mail; the log gets all."""
     resolve_after: int = Field(default=2, gt=0)
     """Runs in a row without a finding before its alert counts as resolved."""
     max_notices: int = Field(default=20, gt=0)
     """Notices of one case in ``per_hours`` (event time); the others wait, the most severe go first."""
-    per_hours: float = Field(default=24.0, gt=0)
+    per_hours: float = Field(default=24.0, gt=0, le=876_000)
     min_coverage: float = Field(default=0.5, ge=0, le=1)
     late_after: float = Field(default=2.0, gt=0)
     """Labels are late after so many times ``label_delay_days``."""
-    max_champion_days: float | None = Field(default=None, gt=0)
+    max_champion_days: Annotated[Days | None, Field(gt=0)] = None
     max_unjudged_windows: int = Field(default=3, gt=0)
 
 
@@ -290,8 +355,8 @@ class Params(Strict):
     """All parameters of one case, read from ``cases/<case>/params.yaml``."""
 
     case: str
-    period: tuple[Instant, Instant | None]
-    label_delay_days: float = Field(ge=0)
+    period: Annotated[tuple[Instant, Instant | None], AfterValidator(_ascending)]
+    label_delay_days: Days
     training_rows: Literal["log", "source"] = "log"
     schedule: Schedule
     dataset: DatasetParams
@@ -304,13 +369,7 @@ class Params(Strict):
     replay: ReplayParams | None = None
     alerts: AlertParams = AlertParams()
     source: dict[str, str | int | float | bool | None] = {}
-    """Settings of the case's own source, e.g. the generator's drift kind."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Params:
-        if self.drift.confirm > self.drift.out_of:
-            raise ValueError(f"drift.confirm is {self.drift.confirm} of {self.drift.out_of} windows: lower it")
-        return self
+    """Settings of the case's own source, e.g. the generator's drift kind; each has to be named somewhere in the case's code."""
 
 
 CASE_FILES = ("params.yaml", "schema.py", "source.py", "model.py")
@@ -333,7 +392,7 @@ def params_file(case: str, settings: Settings) -> Path:
 
 
 def load_params(case: str, path: Path | None = None) -> Params:
-    """Read and check a case's parameters; an unknown case or key, or another case's file, raises ConfigError naming it.
+    """Read and check a case's parameters; ConfigError names every mistake: unknown keys and names, keys that stand twice, impossible values.
 
     They are those of ``path``, else of ``<case>.yaml`` in the folder ``PERENNIAL_PARAMS_DIR``, else the case's own.
     """
@@ -343,9 +402,41 @@ def load_params(case: str, path: Path | None = None) -> Params:
             hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(case_names())}"
             raise ConfigError(f"unknown case {case!r}: {hint}")
         path = params_file(case, Settings())
+    raw, mistakes = _plain_data(path)
+    if isinstance(raw, dict) and isinstance(said := raw.get("case", case), str) and said != case:
+        raise ConfigError(f"{path} says case: {said}, but it stands for the case {case}: write case: {case} there, or give it its own case's file")
+    mistakes |= _unknown_names(case, raw)
     try:
         # Through JSON on purpose: YAML reads 2e-5 as text and dates as dates, JSON mode knows one way only.
-        params = Params.model_validate_json(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")), default=str))
+        params = Params.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        for one in error.errors(include_url=False):
+            mistakes.setdefault(*_described(one, raw))
+    if mistakes:
+        lines = [f"{name}: {what}" for name, what in mistakes.items()]
+        raise ConfigError(f"{path} has {len(lines)} mistake(s): " + "; ".join(lines))
+    return params
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file as plain values. Raises ConfigError if it is none, or if a key stands twice in it (YAML itself would take the last)."""
+    value, twice = _plain_data(path)
+    if twice:
+        raise ConfigError(f"{path} has {len(twice)} mistake(s): " + "; ".join(f"{name}: {what}" for name, what in twice.items()))
+    return value
+
+
+def _plain_data(path: Path) -> tuple[Any, dict[str, str]]:
+    """What a YAML file holds, and by name the keys that stand in it twice."""
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        if root is None:
+            return None, {}
+        twice = dict(_twice(root))  # before construction, which resolves merged keys in place
+        value = loader.construct_document(root)
+        json.dumps(value, default=str)
+        return value, twice
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist: every case needs a params.yaml") from error
     except OSError as error:
@@ -355,14 +446,110 @@ def load_params(case: str, path: Path | None = None) -> Params:
         raise ConfigError(f"{path}, line {line}: byte {error.object[error.start]:#04x} is not UTF-8: save the file as UTF-8") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors(include_url=False)]
-        raise ConfigError(f"{path} has {len(lines)} mistake(s): " + "; ".join(lines)) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} holds YAML that is no plain data ({error}): write keys, values and lists only") from error
-    if params.case != case:
-        raise ConfigError(f"{path} says case: {params.case}, but it stands for the case {case}: write case: {case} there, or give it its own case's file")
-    return params
+
+
+def _twice(node: yaml.Node, above: str = "") -> Iterator[tuple[str, str]]:
+    """The keys that stand twice in one mapping, at any depth, with their lines. An alias is looked at where it is declared."""
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                yield f"{above}{name}", f"stands in line {lines[name]} and again in line {line}: remove one of them"
+            lines[name] = line
+            if value.start_mark.index > key.start_mark.index:
+                yield from _twice(value, f"{above}{name}.")
+    elif isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            if item.start_mark.index > node.start_mark.index:
+                yield from _twice(item, f"{above}{number}.")
+
+
+_NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
+
+
+def _described(error: Any, raw: Any) -> tuple[str, str]:
+    """Where a mistake that pydantic found stands in the file, and what it is."""
+    place: list[str] = []
+    at, missing = raw, error["type"] in {"missing", "extra_forbidden"}
+    for step in error["loc"]:
+        # What is not in the file is pydantic's own: the kind of a block, the type of a value.
+        if (isinstance(at, dict) and step in at) or (isinstance(at, list) and isinstance(step, int) and step < len(at)):
+            at = at[step]
+        elif not (missing and step == error["loc"][-1]):
+            continue
+        place.append(str(step))
+    what = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        what = f"there is no such key: {_like(place[-1], _keys_beside(error['loc']))}"
+    elif isinstance(at, str) and error["type"] in {"float_type", "int_type"} and _NUMBER.fullmatch(at):
+        what = f"{at} is text in YAML: write it with a point and a sign, as in 2.0e-5"
+    elif place[:1] == ["source"]:
+        what = "write text, a finite number, true, false or null"
+    return ".".join(place) or "file", what
+
+
+def _keys_beside(loc: Sequence[Any]) -> list[str]:
+    """The keys that the block of an unknown key has."""
+    blocks: list[type[BaseModel]] = [Params]
+    for step in loc[:-1]:
+        if known := [block.model_fields[step] for block in blocks if step in block.model_fields]:
+            blocks = [model for field in known for model in _models(field.annotation)]
+        else:  # the kind of a model
+            blocks = [block for block in blocks if (block is ModelParams) == (step == "tabular")]
+    return [name for block in blocks for name in block.model_fields]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models(inner)]
+
+
+def _like(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a name that is not known."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}" if known else "remove it"
+
+
+def _unknown_names(case: str, raw: Any) -> dict[str, str]:
+    """Names in a case's parameters that have to be there in the case itself, and are not."""
+    block = {name: value for name, value in raw.items() if isinstance(value, dict)} if isinstance(raw, dict) else {}
+    found: dict[str, str] = {}
+    if (fields := _fields_of(case)) is not None:
+        groups, measured = (fields.groups, "no category, whole number or label"), (fields.measured, "nothing that is measured")
+        for above, key, (known, what) in (("gate", "slices", groups), ("drift", "ignore", measured)):
+            given = block.get(above, {}).get(key)
+            for number, name in enumerate(given if isinstance(given, list) else []):
+                if isinstance(name, str) and name not in known:
+                    found[f"{above}.{key}.{number}"] = f"{name!r} is {what} of the case: {_like(name, known)}"
+    if block.get("source") and (code := _code(case)):
+        words = set(re.findall(r"\w+", code))
+        for name in map(str, block["source"]):
+            if name not in words:
+                near = difflib.get_close_matches(name, set(re.findall(r"(\w+)(?=[\"']|\s*[:=])", code)), n=1)
+                mend = f"did you mean {near[0]!r}?" if near else "remove it, or read it there"
+                found[f"source.{name}"] = f"nothing in the case's code reads such a setting: {mend}"
+    variant = block.get("replay", {}).get("variant")
+    variants = sorted(path.parent.name for path in (CASES_ROOT / case / "variants").glob(f"*/{case}.yaml"))
+    if isinstance(variant, str) and variant not in variants:
+        found["replay.variant"] = f"the case has no variants/{variant}/{case}.yaml: {_like(variant, variants)}"
+    return found
+
+
+def _fields_of(case: str) -> Any:
+    """The case's declaration, which stands above this room and so is found by its name; None if it cannot be read: that is told where it is used."""
+    try:
+        return import_module(f"pipelines.cases.{case}.schema").FIELDS
+    except Exception:  # noqa: BLE001 - whatever is wrong with a case's own code
+        return None
+
+
+def _code(case: str) -> str:
+    return "\n".join(path.read_text(errors="replace") for path in sorted((CASES_ROOT / case).glob("*.py")))
 
 
 class _FromFiles(PydanticBaseSettingsSource):
@@ -427,7 +614,7 @@ class Settings(BaseSettings):
     gives is that of the stack which runs on the state folder ``home``, else empty: what listens at some port by chance is nobody's.
     """
 
-    model_config = SettingsConfigDict(env_prefix="PERENNIAL_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="PERENNIAL_", frozen=True, extra="ignore", allow_inf_nan=False)
 
     home: Path = Path("runs/local")
     data_dir: Path | None = None

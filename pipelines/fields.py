@@ -27,8 +27,14 @@ MAX_CLASSES = 127
 """Positions are kept as int8."""
 SCORES = "scores"
 """The column of all classes' probabilities in rows of the log, where a case has classes."""
+SCORE = "score"
+"""The model's output as a feature; in a day's profile it is named ``score@<version>``."""
+PREDICTION = "prediction"
+"""The likeliest class as a category, where a case has classes; in a day's profile ``prediction@<version>``."""
 ENTROPY = "entropy"
-"""How undecided the model was: measured beside the fields in every profile."""
+"""How undecided the model was, in nats; in a day's profile ``entropy@<version>``."""
+WORDS = ".words"
+"""A text is profiled by its number of words, as the number ``<field>.words``."""
 FLOAT32_MAX = 3.4028234663852886e38
 """Numbers reach the model as float32: a larger one would arrive as infinity."""
 CANONICAL = ("id", "event_time", "label_time")
@@ -123,6 +129,18 @@ class Fields:
     def names(self) -> tuple[str, ...]:
         """All field names in declared order."""
         return tuple(field.name for field in self.fields)
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The names that drift can decide by: the fields, of a text its number of words, and what the model gives."""
+        own = self.names if self.text is None else (self.text.name + WORDS,)
+        return (*own, SCORE, *([PREDICTION] if self.classes else []))
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The names by whose values rows can be cut into slices: categories, whole numbers and the label."""
+        whole = [field.name for field in self.fields if isinstance(field, Categorical) or (isinstance(field, Numeric) and field.integer)]
+        return (*whole, *([self.label] if self.label not in SCORED else []))
 
     @property
     def hash(self) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, ValidationError
 
-from pipelines.config import CASES_ROOT, Params, Strict, load_params
+from pipelines.config import CASES_ROOT, Params, Strict, load_params, not_below, read_yaml
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError
 from pipelines.storage import write_atomic
@@ -20,13 +20,13 @@ from pipelines.storage import write_atomic
 
 class _Fast(Strict):
     start: date = Field(alias="from")
-    until: date
+    until: Annotated[date, not_below("start", strictly=True)]
 
 
 class _Demo(Strict):
     first_as_of: date
     tick: str = Field(pattern="^(day|week|month|quarter)$")
-    until: date
+    until: Annotated[date, not_below("first_as_of", strictly=True)]
     scheduled_every: int = Field(gt=0)
     min_month_rows: int = Field(gt=0)
     fast: _Fast
@@ -55,10 +55,10 @@ class Plan:
 def load_plan(case: str, *, fast: bool) -> Plan:
     """Read ``cases/<case>/demo.yaml``; ``fast`` takes its shorter stretch."""
     path = CASES_ROOT / case / "demo.yaml"
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: a case needs one to be replayed by the demo")
     try:
-        demo = _Demo.model_validate_json(json.dumps(yaml.safe_load(path.read_text()), default=str))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist: a case needs one to be replayed by the demo") from error
+        demo = _Demo.model_validate_json(json.dumps(read_yaml(path), default=str))
     except ValidationError as error:
         raise ConfigError(f"{path}: {error}") from error
     start, until = (demo.fast.start, demo.fast.until) if fast else (demo.first_as_of, demo.until)
@@ -78,7 +78,7 @@ def write_params(plan: Plan, folder: Path) -> Params:
     """The case's parameters with the plan's overrides, as ``folder/<case>.yaml`` if there are any; ConfigError if they cannot work."""
     if not plan.params:
         return load_params(plan.case)
-    own = yaml.safe_load((CASES_ROOT / plan.case / "params.yaml").read_text())
+    own = read_yaml(CASES_ROOT / plan.case / "params.yaml")
     path = folder / f"{plan.case}.yaml"
     write_atomic(path, yaml.safe_dump(_over(own, plan.params), sort_keys=False).encode())
     return load_params(plan.case, path)

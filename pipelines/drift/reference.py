@@ -18,9 +18,9 @@ from pipelines.drift.bits import Ints
 from pipelines.drift.calibration import fit_calibration
 from pipelines.drift.profile import Profile, profile_frame, profile_outputs
 from pipelines.drift.sequential import baseline_rate, row_errors, row_losses
-from pipelines.drift.spec import OUTPUTS, PREDICTION, SCORE, Spec
+from pipelines.drift.spec import OUTPUTS, Spec
 from pipelines.drift.stats import groups
-from pipelines.fields import SCORES, Fields
+from pipelines.fields import PREDICTION, SCORE, SCORES, Fields
 
 Counted = Callable[[pl.DataFrame, Fields, Spec], Profile]
 """What is counted of rows: the declared fields with the model's outputs, or these alone."""

@@ -24,20 +24,13 @@ from pipelines.config import CASES_ROOT
 from pipelines.drift.projections import SUFFIXES, project
 from pipelines.drift.vocabulary import TOKENS, UNKNOWN, freeze_words, split
 from pipelines.errors import ConfigError
-from pipelines.fields import ENTROPY, Fields
+from pipelines.fields import ENTROPY, PREDICTION, SCORE, WORDS, Fields
 from pipelines.storage import digest, write_atomic
 
-SCORE = "score"
-"""The model's output as a feature; in a day's profile it is named ``score@<version>``."""
-PREDICTION = "prediction"
-"""The likeliest class as a category, where a case has classes; in a day's profile ``prediction@<version>``."""
 OUTPUTS = (SCORE, PREDICTION)
 """What comes out of the model; all other features go in."""
 BY_VERSION = (*OUTPUTS, ENTROPY)
 """What a day's profile holds once per champion, as ``<name>@<version>``; the entropy (:func:`entropy`) is shown only."""
-
-WORDS = ".words"
-"""A text is profiled by its number of words, as the number ``<field>.words``."""
 
 
 @dataclass(frozen=True)

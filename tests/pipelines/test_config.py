@@ -1,9 +1,12 @@
 """Parameters: what is read from where, and what cannot work is refused by name."""
 
+import subprocess
+import sys
+
 import pytest
 import yaml
 
-from pipelines.config import CASES_ROOT, ModelParams, Settings, TextModelParams, load_params
+from pipelines.config import CASES_ROOT, ModelParams, Settings, TextModelParams, case_names, load_params, read_yaml
 from pipelines.errors import ConfigError
 
 
@@ -45,6 +48,125 @@ def test_training_parameters_that_contradict_each_other_are_refused(tmp_path, ba
     bank["train"] |= change
     with pytest.raises(ConfigError, match=word):
         load_params("bank", written(tmp_path, bank))
+
+
+def mistakes(tmp_path, case: str, *changes: tuple[str, str]) -> dict[str, str]:
+    """What is said of a case's own params.yaml with some texts in it exchanged: by place."""
+    text = (CASES_ROOT / case / "params.yaml").read_text()
+    for old, new in changes:
+        assert text.count(old) >= 1, old
+        text = text.replace(old, new, 1)
+    path = tmp_path / f"{case}.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_params(case, path)
+    head, _, tail = str(caught.value).partition(" mistake(s): ")
+    found = dict(one.split(": ", 1) for one in tail.split("; "))
+    assert head == f"{path} has {len(found)}"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("case", "old", "new", "place", "words"),
+    [
+        ("loans", "  epochs: 15", "  epochs: 15\n  epochs: 3", "train.epochs", "line 26 and again in line 27"),
+        ("loans", "label_delay_days: 7", "label_delay_days: 7\nlabel_delay_days: 0", "label_delay_days", "line 4 and again in line 5"),
+        ("loans", "owners: {quality", "owners: {labels_late: me, quality", "alerts.owners.labels_late", "again in line"),
+        ("loans", "slices: [education]", "slices: [educatoin]", "gate.slices.0", "did you mean 'education'"),
+        ("loans", "slices: [education]", "slices: [education, salary]", "gate.slices.1", "no category, whole number or label"),
+        ("triage", "slices: []", "slices: [text]", "gate.slices.0", "choose one of team"),
+        ("bank", "ignore: [month, day_of_week]", "ignore: [month, weekday]", "drift.ignore.1", "nothing that is measured"),
+        ("triage", "partition: day", "partition: day\n  ignore: [text]", "drift.ignore.0", "text.words"),
+        ("loans", "rows_per_day: 400", "rows_per_dya: 400", "source.rows_per_dya", "did you mean 'rows_per_day'"),
+        ("triage", "variant: embedding", "variant: embeding", "replay.variant", "did you mean 'embedding'"),
+        ("loans", "epochs: 15", "epoch: 15", "train.epoch", "did you mean 'epochs'"),
+        ("loans", "hidden: [64, 32]", "hiden: [64, 32]", "model.hiden", "did you mean 'hidden'"),
+        ("triage", "max_tokens: 128", "max_token: 128", "model.max_token", "did you mean 'max_tokens'"),
+        ("loans", "new_data: null", "new_data: {row: 5000}", "drift.new_data.row", "did you mean 'rows'"),
+        ("loans", "learning_rate: 0.003", "learning_rate: 3e-3", "train.learning_rate", "as in 2.0e-5"),
+        ("loans", "learning_rate: 0.003", "learning_rate: .nan", "train.learning_rate", "finite"),
+        ("loans", "learning_rate: 0.003", "learning_rate: .inf", "train.learning_rate", "finite"),
+        ("loans", "min_lift: 0.005", "min_lift: -.inf", "gate.min_lift", "finite"),
+        ("loans", "delta0: 0.01", "delta0: 1.0e+999", "drift.delta0", "finite"),
+        ("loans", "rows_per_day: 400", "rows_per_day: .nan", "source.rows_per_day", "finite"),
+        ("loans", "volume_band: [0.2, 5.0]", "volume_band: [5.0, 0.2]", "drift.volume_band", "5 is not below 0.2"),
+        ("loans", "volume_band: [0.2, 5.0]", "volume_band: [0.2, .inf]", "drift.volume_band.1", "finite"),
+        ("loans", "min_new_labels: [1000, 200, 0.1]", "min_new_labels: [100, 200, 0.1]", "drift.min_new_labels", "at least 200"),
+        ("bank", "2008-05-05T00:00:00Z, 2010", "2011-05-05T00:00:00Z, 2010", "period", "2011-05-05T00:00:00+00:00 is not below 2010"),
+        ("loans", "until: 2020-07-20", "until: 2020-05-25", "replay.until", "first_as_of 2020-05-25"),
+        ("loans", "severe_psi: 0.25", "severe_psi: 0.05", "drift.severe_psi", "below warn_psi 0.1"),
+        ("loans", "warn_psi: 0.1", "warn_psi: 0.01", "drift.warn_psi", "below clean_psi 0.05"),
+        ("loans", "max_cooldown_days: 28.0", "max_cooldown_days: 2.0", "drift.max_cooldown_days", "below cooldown_days 7.0"),
+        ("loans", "out_of: 3", "out_of: 1", "drift.out_of", "below confirm 2"),
+        ("loans", "label_delay_days: 7", "label_delay_days: 1.0e+300", "label_delay_days", "36500"),
+        ("loans", "seed: 0", "seed: -1", "train.seed", "greater than or equal to 0"),
+        ("loans", '"0 2 * * *"', '"0 25 * * *"', "schedule.drift", "is no cron expression"),
+        ("loans", '"0 2 * * *"', '"every day"', "schedule.drift", "is no cron expression"),
+        ("loans", '"0 3 * * 1"', '"0 0 30 2 *"', "schedule.training", "never comes"),
+        ("loans", '"0 3 * * 1"', '"0 0 31 4,6,9,11 *"', "schedule.training", "never comes"),
+    ],
+)
+def test_a_mistake_in_the_parameters_is_named_when_they_are_loaded(tmp_path, case, old, new, place, words):
+    """Keys that stand twice, names that the case does not have, numbers and ranges that cannot be, and schedules that never come: each with its place."""
+    found = mistakes(tmp_path, case, (old, new))
+    assert words in found[place], found
+    # A key that is written wrongly is missing, too.
+    assert [name for name, what in found.items() if name != place and what != "Field required"] == []
+
+
+def test_all_mistakes_are_listed_together(tmp_path):
+    """One load names every mistake of a file, whatever its kind."""
+    changes = [
+        ("  epochs: 15", "  epochs: 15\n  epochs: 0"),
+        ("slices: [education]", "slices: [educatoin, zipcod]"),
+        ('"0 2 * * *"', '"0 0 30 2 *"'),
+        ("volume_band: [0.2, 5.0]", "volume_band: [5.0, 0.2]\n  ignore: [nothing]"),
+        ("severe_psi: 0.25", "severe_psi: .nan"),
+        ("rows_per_day", "rows_a_day"),
+    ]
+    assert set(mistakes(tmp_path, "loans", *changes)) == {
+        "train.epochs",
+        "gate.slices.0",
+        "gate.slices.1",
+        "schedule.drift",
+        "drift.volume_band",
+        "drift.ignore.0",
+        "drift.severe_psi",
+        "source.rows_a_day",
+    }
+
+
+@pytest.mark.parametrize("cron", ["0 0 29 2 *", "0 0 30 2 1", "*/5 * * * *", "0 3 * * mon-fri", "@daily", "@quarterly", "30 4 1,15 * 5", "0 0 31 1,4 *"])
+def test_a_schedule_that_comes_is_taken(tmp_path, cron):
+    """Leap days, names, steps, presets, and a day of the month or of the week are schedules."""
+    text = (CASES_ROOT / "loans" / "params.yaml").read_text().replace('"0 3 * * 1"', f'"{cron}"')
+    (tmp_path / "loans.yaml").write_text(text)
+    assert load_params("loans", tmp_path / "loans.yaml").schedule.training == cron
+
+
+def test_parameters_that_are_shipped_have_no_mistake():
+    """Every params.yaml and every variant below the cases loads, aliases and merged keys are no keys that stand twice."""
+    files = {path: path.stem for path in CASES_ROOT.glob("*/variants/*/*.yaml")} | {CASES_ROOT / case / "params.yaml": case for case in case_names()}
+    assert len(files) >= 5
+    for path, case in files.items():
+        assert load_params(case, path).case == case
+
+
+def test_an_alias_is_no_second_key(tmp_path):
+    """Anchors, aliases and merges are plain YAML; a key that stands twice below a list is found with both lines."""
+    path = tmp_path / "any.yaml"
+    path.write_text("one: &one {a: 1}\ntwo: *one\nthree: {<<: *one, a: 2}\n")
+    assert read_yaml(path) == {"one": {"a": 1}, "two": {"a": 1}, "three": {"a": 2}}
+    path.write_text("list:\n- a: 1\n  b: 2\n  a: 3\n")
+    with pytest.raises(ConfigError, match=r"list\.0\.a: stands in line 2 and again in line 4"):
+        read_yaml(path)
+
+
+def test_loading_the_cases_stays_light():
+    """Reading the parameters of every case imports neither a numeric library nor the one for cron expressions: DAG files are parsed all the time."""
+    code = "import sys; from pipelines.config import *; [load_params(case) for case in case_names()]; print(sorted({'croniter', 'numpy', 'polars'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_what_ships_must_be_exported(tmp_path, bank):

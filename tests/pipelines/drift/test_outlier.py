@@ -12,8 +12,8 @@ from pipelines.drift import policy
 from pipelines.drift.compare import compare
 from pipelines.drift.profile import profile_frame
 from pipelines.drift.reference import reference_profile
-from pipelines.drift.spec import SCORE, Scale, Spec
-from pipelines.fields import Fields, Numeric
+from pipelines.drift.spec import Scale, Spec
+from pipelines.fields import SCORE, Fields, Numeric
 from tests.pipelines.drift.stream import PARAMS
 
 FIELDS = Fields("outlier", (Numeric("x"), Numeric("y")), "label")
