@@ -526,16 +526,16 @@ def _unknown_names(case: str, raw: Any) -> dict[str, str]:
             for number, name in enumerate(given if isinstance(given, list) else []):
                 if isinstance(name, str) and name not in known:
                     found[f"{above}.{key}.{number}"] = f"{name!r} is {what} of the case: {_like(name, known)}"
-    if block.get("source") and (code := _code(case)):
-        words = set(re.findall(r"\w+", code))
-        for name in map(str, block["source"]):
-            if name not in words:
-                near = difflib.get_close_matches(name, set(re.findall(r"(\w+)(?=[\"']|\s*[:=])", code)), n=1)
-                mend = f"did you mean {near[0]!r}?" if near else "remove it, or read it there"
-                found[f"source.{name}"] = f"nothing in the case's code reads such a setting: {mend}"
+    code = "\n".join(path.read_text(errors="replace") for path in sorted((CASES_ROOT / case).glob("*.py")))
+    words = set(re.findall(r"\w+", code))
+    for name in map(str, block.get("source", {}) if code else ()):
+        if name not in words:
+            near = difflib.get_close_matches(name, set(re.findall(r"(\w+)(?=[\"']|\s*[:=])", code)), n=1)
+            mend = f"did you mean {near[0]!r}?" if near else "remove it, or read it there"
+            found[f"source.{name}"] = f"nothing in the case's code reads such a setting: {mend}"
     variant = block.get("replay", {}).get("variant")
     variants = sorted(path.parent.name for path in (CASES_ROOT / case / "variants").glob(f"*/{case}.yaml"))
-    if isinstance(variant, str) and variant not in variants:
+    if isinstance(variant, str) and code and variant not in variants:
         found["replay.variant"] = f"the case has no variants/{variant}/{case}.yaml: {_like(variant, variants)}"
     return found
 
@@ -546,10 +546,6 @@ def _fields_of(case: str) -> Any:
         return import_module(f"pipelines.cases.{case}.schema").FIELDS
     except Exception:  # noqa: BLE001 - whatever is wrong with a case's own code
         return None
-
-
-def _code(case: str) -> str:
-    return "\n".join(path.read_text(errors="replace") for path in sorted((CASES_ROOT / case).glob("*.py")))
 
 
 class _FromFiles(PydanticBaseSettingsSource):
@@ -708,6 +704,11 @@ class Settings(BaseSettings):
     def key_file(self) -> Path:
         """The gateway's API key (one line, mode 600)."""
         return self.api_key_file or self.root / "api_key"
+
+    def profile_file(self, case: str) -> Path:
+        """The frozen scales of a case's profiles: profile.json in its folder, else the one that its first dataset left in the lake."""
+        own = CASES_ROOT / case / "profile.json"
+        return own if own.exists() else self.lake / case / "profile.json"
 
     def run_dir(self, case: str, as_of: Instant) -> Path:
         """The folder of all steps of one case at one ``as_of``: the identity of a run."""
