@@ -435,8 +435,7 @@ def _plain_data(path: Path) -> tuple[Any, dict[str, str]]:
             return None, {}
         twice = dict(_twice(root))  # before construction, which resolves merged keys in place
         value = loader.construct_document(root)
-        json.dumps(value, default=str)
-        return value, twice
+        json.dumps(value, default=str)  # plain data is what JSON can say
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist: every case needs a params.yaml") from error
     except OSError as error:
@@ -448,6 +447,7 @@ def _plain_data(path: Path) -> tuple[Any, dict[str, str]]:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} holds YAML that is no plain data ({error}): write keys, values and lists only") from error
+    return value, twice
 
 
 def _twice(node: yaml.Node, above: str = "") -> Iterator[tuple[str, str]]:
@@ -544,7 +544,7 @@ def _fields_of(case: str) -> Any:
     """The case's declaration, which stands above this room and so is found by its name; None if it cannot be read: that is told where it is used."""
     try:
         return import_module(f"pipelines.cases.{case}.schema").FIELDS
-    except Exception:  # noqa: BLE001 - whatever is wrong with a case's own code
+    except (Exception, SystemExit):  # noqa: BLE001 - whatever is wrong with a case's own code
         return None
 
 

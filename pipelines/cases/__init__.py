@@ -173,8 +173,9 @@ def _examined(case: str, *, anew: bool) -> Case:
             problems[str(error).removeprefix(f"case {case}: ")] = None
             return None
 
-    params = tried(lambda: load_params(case))
+    # The fields first: names in the parameters are looked up in them.
     fields = tried(lambda: _fields_of(case, _imported(case, "schema", lambda: _schema(case, anew=anew))))
+    params = tried(lambda: load_params(case))
     names: dict[str, set[str] | None] = {}
     for path in _code(case):
         names[path.stem] = tried(lambda path=path: _names(case, path))  # type: ignore[misc]
