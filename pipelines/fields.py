@@ -65,7 +65,7 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Numeric:
-    """A finite number within hard bounds (inclusive); ``None`` leaves a side open."""
+    """A finite number within hard bounds (inclusive); ``None`` leaves a side open as far as a float32 reaches."""
 
     name: str
     low: float | None = None
@@ -272,8 +272,8 @@ def encode(fields: Fields, columns: Mapping[str, Sequence[Any]]) -> dict[str, ND
     """Turn columns of raw tabular values into the model's input tensors (texts: :mod:`pipelines.encoding`).
 
     Returns ``{"categorical": int64 [B, C], "numeric": float32 [B, N]}``: codes are positions in the
-    declared vocabulary. Raises DataError naming the field (never the value) if a column is missing
-    or a category is unknown. Scaling and embedding are the graph's work, not done here.
+    declared vocabulary. Raises DataError naming the field (never the value) if a column is missing,
+    a category is unknown or a number is not finite as a float32. Scaling and embedding are the graph's work, not done here.
     """
     import numpy as np
 
@@ -290,7 +290,10 @@ def encode(fields: Fields, columns: Mapping[str, Sequence[Any]]) -> dict[str, ND
             raise DataError(f"{fields.case}: unknown category in {field.name}: use one of {', '.join(field.values)}") from error
     numeric: NDArray[np.float32] = np.empty((rows, len(fields.numeric)), np.float32)
     for position, number in enumerate(fields.numeric):
-        numeric[:, position] = columns[number.name]
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            numeric[:, position] = columns[number.name]
+        if not np.isfinite(numeric[:, position]).all():
+            raise DataError(f"{fields.case}: {number.name}: must be finite and fit a 32-bit float: take the row out, or mend what sends it")
     return {"categorical": categorical, "numeric": numeric}
 
 
@@ -310,8 +313,10 @@ def problem(field: Field, value: object) -> str | None:
 def _problem_of_number(field: Numeric, value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"{field.name}: expected a number, got {_kind(value)}"
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return f"{field.name}: must be finite"
+    if abs(value) > FLOAT32_MAX:
+        return f"{field.name}: must fit a 32-bit float"
     if field.integer and value != int(value):
         return f"{field.name}: must be a whole number"
     if field.low is not None and value < field.low:

@@ -37,7 +37,7 @@ def _session(path: str, _inode: int, _modified: int, threads: int) -> Any:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         # ONNX Runtime's exceptions share no base below Exception; each of them means the file is not a model.
-        raise IntegrityError(f"{path} cannot be loaded by ONNX Runtime ({error}): remove it and run the step 'export' again") from error
+        raise IntegrityError(f"{path} cannot be loaded by ONNX Runtime ({error}): remove it and export it again") from error
 
 
 def score(bundle: Path, tensors: Mapping[str, NDArray[Any]], *, model: str = MODEL, threads: int = 1) -> NDArray[np.float64]:

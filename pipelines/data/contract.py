@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from pipelines.errors import DataError
-from pipelines.fields import Categorical, Field, Fields, Text, frame_schema
+from pipelines.fields import FLOAT32_MAX, Categorical, Field, Fields, Text, frame_schema
 from pipelines.text import normalise
 
 if TYPE_CHECKING:
@@ -46,9 +46,16 @@ def _checks(field: Field) -> list[Any]:
         checks.append(pa.Check.ge(field.low, error=f"below {field.low:g}"))
     if field.high is not None:
         checks.append(pa.Check.le(field.high, error=f"above {field.high:g}"))
+    if field.low is None or field.high is None:
+        checks.append(pa.Check(lambda data: data.lazyframe.select(pl.col(data.key).is_finite()), error="infinite"))
+        checks.append(pa.Check(lambda data: data.lazyframe.select(_fits(pl.col(data.key))), error="too large for a 32-bit float"))
     if field.integer:
         checks.append(pa.Check(lambda data: data.lazyframe.select(pl.col(data.key).round() == pl.col(data.key)), error="not a whole number"))
     return checks
+
+
+def _fits(number: pl.Expr) -> pl.Expr:
+    return number.is_infinite() | (number.abs() <= FLOAT32_MAX)
 
 
 def split(frame: pl.DataFrame, fields: Fields) -> tuple[pl.DataFrame, pl.DataFrame]:

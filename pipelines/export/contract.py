@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.fields import Categorical, Field, Fields, Numeric
+from pipelines.fields import FLOAT32_MAX, Categorical, Field, Fields, Numeric
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -32,6 +32,6 @@ def _values(field: Field) -> dict[str, Any]:
     if isinstance(field, Categorical):
         return {"enum": list(field.values)}
     if isinstance(field, Numeric):
-        bounds = {"minimum": field.low, "maximum": field.high}
-        return {"type": "integer" if field.integer else "number", **{name: bound for name, bound in bounds.items() if bound is not None}}
+        low, high = -FLOAT32_MAX if field.low is None else field.low, FLOAT32_MAX if field.high is None else field.high
+        return {"type": "integer" if field.integer else "number", "minimum": low, "maximum": high}
     return {"type": "string", "maxLength": field.max_chars, "pattern": r"\S"}

@@ -23,7 +23,7 @@ from pipelines.data import log as prediction_log
 from pipelines.errors import TooFewRows
 from pipelines.fields import Fields, frame_schema
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 ROOMS = ("pipelines.data.dataset", "pipelines.data.lake", "pipelines.data.log", "pipelines.cases.sources")
 
 Read = Callable[[Window], pl.DataFrame]

@@ -15,7 +15,7 @@ from pipelines.contracts import Manifest
 from pipelines.data import contract, lake
 from pipelines.errors import DataError
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 ROOMS = ("pipelines.data.contract", "pipelines.data.lake", "pipelines.fields")
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from pipelines.fields import FLOAT32_MAX, Categorical, Field, Fields, Numeric, Text, problem
+from pipelines.fields import FLOAT32_MAX, Categorical, Field, Fields, Text, problem
 from serving.gateway.refusal import Refused
 
 Check = Callable[[object], str | None]
@@ -182,21 +182,16 @@ def _annotation(field: Field) -> Any:
         return Literal[field.values]
     if isinstance(field, Text):
         return Annotated[str, Meta(min_length=1, max_length=field.max_chars)]
-    low = -FLOAT32_MAX if field.low is None else field.low
-    high = FLOAT32_MAX if field.high is None else field.high
+    low = -FLOAT32_MAX if field.low is None else max(field.low, -FLOAT32_MAX)
+    high = FLOAT32_MAX if field.high is None else min(field.high, FLOAT32_MAX)
     return Annotated[float, Meta(ge=low, le=high, multiple_of=1 if field.integer else None)]
 
 
 def _field_check(field: Field) -> Check:
     def check(value: object) -> str | None:
-        try:
-            text = problem(field, value)
-            if text is None and isinstance(field, Numeric) and isinstance(value, int | float) and abs(value) > FLOAT32_MAX:
-                text = f"{field.name}: must fit a 32-bit float"
-            if text is None and isinstance(value, str) and _SURROGATE.search(value):
-                text = f"{field.name}: holds a lone surrogate: send Unicode text"
-        except OverflowError:
-            text = f"{field.name}: must fit a 32-bit float"
+        text = problem(field, value)
+        if text is None and isinstance(value, str) and _SURROGATE.search(value):
+            text = f"{field.name}: holds a lone surrogate: send Unicode text"
         return text
 
     return check

@@ -16,8 +16,8 @@ from pipelines.data import contract
 from pipelines.data import log as prediction_log
 from pipelines.drift.profile import profile_frame
 from pipelines.drift.spec import Scale, Spec
-from pipelines.errors import ConfigError
-from pipelines.fields import Categorical, Fields, Numeric, Text, frame_schema, from_json, problem, signature, to_json
+from pipelines.errors import ConfigError, DataError
+from pipelines.fields import FLOAT32_MAX, Categorical, Fields, Numeric, Text, encode, frame_schema, from_json, problem, signature, to_json
 
 REPORTS = Fields(case="reports", label="team", classes=("a", "b", "c"), fields=(Text("text", max_chars=20),))
 
@@ -53,6 +53,30 @@ def test_a_text_is_refused_for_a_reason(value, word):
     """A text must be a string that is not empty once normalised and not too long; the answer never repeats it."""
     found = problem(REPORTS.fields[0], value)
     assert (found is None) if word is None else (word in found)
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        (FLOAT32_MAX, None),
+        (-FLOAT32_MAX, None),
+        (3.5e38, "fit a 32-bit float"),
+        (-1e300, "fit a 32-bit float"),
+        (10**400, "fit a 32-bit float"),
+        (float("inf"), "finite"),
+        (float("nan"), "finite"),
+    ],
+)
+def test_a_number_without_bounds_ends_where_float32_does(value, word):
+    """An open side reaches as far as the model's own numbers; what is beyond is refused, and encoding refuses it, too."""
+    fields = Fields(case="made", label="y", fields=(Numeric("open"),))
+    found = problem(fields.fields[0], value)
+    assert (found is None) if word is None else (word in found)
+    if word is None:
+        assert float(encode(fields, {"open": [1.0, value]})["numeric"][1, 0]) == value
+    else:
+        with pytest.raises(DataError, match="made: open: must be finite and fit a 32-bit float"):
+            encode(fields, {"open": [1.0, float(value) if value != 10**400 else float("inf")]})
 
 
 @pytest.mark.parametrize(

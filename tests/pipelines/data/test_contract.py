@@ -9,7 +9,7 @@ from pipelines.cases.loans import source as loans
 from pipelines.cases.loans.schema import FIELDS
 from pipelines.data import contract
 from pipelines.errors import DataError
-from pipelines.fields import frame_schema
+from pipelines.fields import Fields, Numeric, frame_schema
 
 GOOD = (
     loans.generate(date(2020, 5, 1), rows_per_day=20)
@@ -53,6 +53,27 @@ def test_each_kind_of_fault_is_found(column: str, value: object, reason: str):
     assert good.height == GOOD.height - 1
     assert reason in bad["reasons"][0].split("; ")
     assert bad["id"].to_list() == [GOOD["id"][3]]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (float("inf"), "x: infinite"),
+        (float("-inf"), "x: infinite"),
+        (float("nan"), "x: missing or not a number"),
+        (1e39, "x: too large for a 32-bit float"),
+        (-1e300, "x: too large for a 32-bit float"),
+    ],
+)
+@pytest.mark.parametrize("field", [Numeric("x"), Numeric("x", integer=True), Numeric("x", low=-1e38)])
+def test_a_number_without_bounds_is_finite_and_fits_float32(field: Numeric, value: float, reason: str):
+    """Where a side is open, what the model could only read as infinity is set apart, and the other rows go on."""
+    fields = Fields(case="made", label="y", fields=(field,))
+    rows = pl.DataFrame({"id": ["a", "b", "c"], "event_time": GOOD["event_time"][:3], "x": [1.0, value, 3e38], "y": [0, 1, None], "label_time": None})
+    good, bad = contract.split(rows.cast(frame_schema(fields)), fields)
+    assert good["id"].to_list() == ["a", "c"]
+    assert reason in bad["reasons"][0].split("; ")
+    assert "not a whole number" not in bad["reasons"][0]
 
 
 def test_a_missing_label_is_no_fault():
