@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from embedded import stack
@@ -14,7 +15,8 @@ from embedded.airflow import client
 from embedded.live import open_live_cases
 from embedded.ports import Ports
 from embedded.services import PROFILES, settings_of
-from pipelines.config import Settings, case_names
+from pipelines.cases import survey
+from pipelines.config import Settings
 from pipelines.errors import PerennialError
 
 RUNNING, STOPPED, SICK = 0, 3, 1
@@ -59,14 +61,13 @@ def up(home: Path, console: Console, *, traffic: bool = True, profile: str = "em
         console.print(f"[yellow]not serving[/]  {problem}")
     try:
         airflow = client(known) if profile == "full" else None
-        live = open_live_cases(known.airflow_url, home, console.print, airflow, known, traffic_runs=traffic)
+        live = open_live_cases(known.airflow_url, home, lambda line: console.print(escape(line)), airflow, known, traffic_runs=traffic)
     except PerennialError as error:
         raise PerennialError(f"the services are up, but the live cases' DAGs could not be set going: {error}; try again after `make down`") from error
     console.print(addresses(running.env, home))
     console.print(f"API key: {known.key_file}   by hand: PERENNIAL_HOME={home} .venv/bin/python -m pipelines history --case ...")
-    console.print(
-        f"live, with {'a trickle of traffic' if traffic else 'no traffic'}: {', '.join(live) or 'no case'}; paused: {', '.join(sorted(set(case_names()) - set(live))) or 'none'}"
-    )
+    paused = [case.name for case in survey() if not case.problem and case.name not in live]
+    console.print(f"live, with {'a trickle of traffic' if traffic else 'no traffic'}: {', '.join(live) or 'no case'}; paused: {', '.join(paused) or 'none'}")
     return RUNNING
 
 
@@ -96,7 +97,7 @@ def down(home: Path, console: Console) -> int:
 
 
 def status(home: Path, console: Console) -> int:
-    """Print a table of the services; 0 if all are healthy, 1 if one is not, 3 if nothing runs."""
+    """Print a table of the services, and below it the cases that are broken; 0 if all services are healthy, 1 if one is not, 3 if nothing runs."""
     rows = stack.status(home)
     if not rows:
         lost = stack.strays(home)
@@ -112,6 +113,9 @@ def status(home: Path, console: Console) -> int:
             row["service"], f"[{colour}]{row['state']}[/]", row["address"], row["pid"], str(log.relative_to(home)) if log.is_relative_to(home) else row["log"]
         )
     console.print(table)
+    for case in survey():
+        if case.problem:
+            console.print(f"[yellow]broken case[/]  {case.name}: {escape(case.problem)}")
     return RUNNING if all(row["state"] == "healthy" for row in rows) else SICK
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from embedded import probe, traffic
 from embedded.airflow import FINISHED, Airflow
-from pipelines.config import Settings, case_names, load_params
+from pipelines.cases import survey
+from pipelines.config import Settings
 
 KINDS = ("training", "drift", "rollback")
 FIRST_CHAMPION_SECONDS = 180.0
@@ -19,7 +20,7 @@ CATCH_UP_SECONDS = 60.0
 def open_live_cases(
     url: str, home: Path, say: Callable[[str], None], airflow: Airflow | None = None, settings: Settings | None = None, *, traffic_runs: bool = False
 ) -> list[str]:
-    """Unpause the DAGs of the live cases and pause all others; returns the live cases.
+    """Unpause the DAGs of the live cases and pause all others; returns the live cases. A broken case has no DAGs: it is said.
 
     ``airflow`` is for a server with a login, ``settings`` for a ledger that is not in ``home``; ``traffic_runs`` if
     embedded/traffic.py was started beside it, with the same ``settings``.
@@ -29,9 +30,13 @@ def open_live_cases(
     waits for them: it would find a window whose rows are still being sent.
     """
     client = airflow or Airflow(url)
-    live = [case for case in case_names() if load_params(case).schedule.live]
-    client.wait_for_dags([f"{case}_{kind}" for case in case_names() for kind in KINDS])
-    for case in case_names():
+    found = survey()
+    for case in (case for case in found if case.problem):
+        say(f"the case {case.name} is broken and left alone: {case.problem}")
+    whole = {case.name: case.params for case in found if not case.problem and case.params is not None}
+    live = [case for case, params in whole.items() if params.schedule.live]
+    client.wait_for_dags([f"{case}_{kind}" for case in whole for kind in KINDS])
+    for case in whole:
         for kind in KINDS:
             client.pause(f"{case}_{kind}", paused=case not in live or kind == "drift")
     champions = {release.case for release in probe.champions(home, settings)}

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from pipelines.cases import load_fields, part
-from pipelines.config import Settings, case_names, load_params
+from pipelines.cases import load_fields, part, survey
+from pipelines.config import Settings, load_params
 from pipelines.contracts import Window
 from pipelines.errors import PerennialError, Unavailable
+from pipelines.faults import of_case
 from pipelines.fields import Fields
 from pipelines.storage import write_atomic
 
@@ -52,8 +53,8 @@ class Place:
 
 
 def live_cases() -> list[str]:
-    """The cases that follow today's clock."""
-    return [case for case in case_names() if load_params(case).schedule.live]
+    """The cases that follow today's clock and can work."""
+    return [case.name for case in survey() if not case.problem and case.params is not None and case.params.schedule.live]
 
 
 def place_file(settings: Settings, case: str) -> Path:
@@ -146,11 +147,14 @@ def _post(gateway: httpx.Client, path: str, name: str, items: list[dict[str, Any
     return 0
 
 
-def run(settings: Settings, cases: list[str]) -> None:
-    """Send what is due, for ever; what is wrong is said once, not every few seconds."""
+def run(settings: Settings) -> None:
+    """Send what is due of the live cases, for ever; what is wrong with one is said once, not every few seconds, and costs the others nothing."""
     said: dict[str, str] = {}
+    live: list[str] | None = None
     while True:
-        for case in cases:
+        if live != (live := live_cases()):
+            log.info("live: %s", ", ".join(live) or "no case")
+        for case in live:
             try:
                 with _client(settings) as gateway:
                     rows, labels = advance(settings, gateway, case, datetime.now(UTC))
@@ -158,10 +162,13 @@ def run(settings: Settings, cases: list[str]) -> None:
                     log.info("%s: sending again", case)
                 if rows or labels:
                     log.info("%s: %d row(s), %d label(s) sent", case, rows, labels)
-            except (PerennialError, OSError) as error:
-                if said.get(case) != str(error):
-                    log.warning("%s: waiting: %s", case, error)
-                said[case] = str(error)
+            except Exception as error:
+                told = of_case(error) or error
+                if not isinstance(told, PerennialError | OSError):
+                    raise
+                if said.get(case) != str(told):
+                    log.warning("%s: waiting: %s", case, told)
+                said[case] = str(told)
         time.sleep(PAUSE_SECONDS)
 
 
@@ -175,10 +182,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    cases = live_cases()
-    log.info("live: %s", ", ".join(cases) or "no case")
     try:
-        run(Settings(), cases)
+        run(Settings())
     except KeyboardInterrupt:
         sys.exit(0)
 

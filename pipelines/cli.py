@@ -22,9 +22,11 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from pipelines import ledger
-from pipelines.config import Params, Settings, case_names, load_params, read_settings
+from pipelines.cases import Case, load_case, survey
+from pipelines.config import Params, Settings, case_names, read_settings
 from pipelines.contracts import AlertRule, Manifest, Trigger
 from pipelines.errors import PerennialError
+from pipelines.faults import of_case
 from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import MANIFEST, canonical_json, write_atomic
 
@@ -111,13 +113,17 @@ def _metrics(params: Params | None, settings: Settings, *, port: int | None = No
     """Write what Prometheus may know to metrics.prom in the state folder, or serve it at /metrics on a port."""
     from pipelines.reports import metrics
 
-    asked = [load_params(case) for case in case_names()] if params is None else [params]
+    def asked() -> tuple[list[Params], dict[str, str]]:
+        found = survey(settings) if params is None else [Case(params.case, params)]
+        return [case.params for case in found if case.params is not None], {case.name: case.problem for case in found if case.problem}
+
     if port is not None:
         metrics.serve(settings, asked, host, port)
     path = settings.root / "metrics.prom"
-    text = metrics.render(settings, asked)
+    readable, broken = asked()
+    text = metrics.render(settings, readable, broken)
     write_atomic(path, text.encode())
-    return {"file": str(path), "series": sum(not line.startswith("#") for line in text.splitlines())}
+    return {"file": str(path), "series": sum(not line.startswith("#") for line in text.splitlines()), "broken": broken}
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -276,14 +282,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What libraries print must not get between the reader of stdout and the one line meant for it.
         with redirect_stdout(sys.stderr):
             settings = read_settings()
-            answer = run_command(arguments, None if arguments.case is None else load_params(arguments.case), settings)
+            answer = run_command(arguments, None if arguments.case is None else load_case(arguments.case).params, settings)
     except Exception as error:  # noqa: BLE001 - the last place that can turn an error into one clear line
-        known = isinstance(error, PerennialError)
+        told = of_case(error) or error
+        known = isinstance(told, PerennialError)
         if arguments.debug:
             traceback.print_exc()
         hint = "" if known or arguments.debug else "; this is a mistake in the program: run again with --debug and report it"
-        print(f"{type(error).__name__}: {error}{hint}", file=sys.stderr)  # noqa: T201
-        return error.exit_code if isinstance(error, PerennialError) else 1
+        print(f"{type(told).__name__}: {told}{hint}", file=sys.stderr)  # noqa: T201
+        return told.exit_code if isinstance(told, PerennialError) else 1
     if arguments.command in TABLES and not arguments.json and sys.stdout.isatty():
         from rich.console import Console
 

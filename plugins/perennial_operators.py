@@ -17,7 +17,8 @@ from perennial_processes import descendants, end
 from perennial_run import failing_fast, resolve_as_of, resolve_trigger, small
 from pydantic import BaseModel
 
-from pipelines.config import Settings, load_params
+from pipelines.cases import load_case
+from pipelines.config import Settings
 from pipelines.contracts import Manifest
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class StepOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any] | list[str]:
         """One call of the step; errors that a retry cannot mend fail the task at once."""
         with failing_fast():
-            params, settings, given = load_params(self.case), settings_of_task(), context["params"]
+            params, settings, given = load_case(self.case).params, settings_of_task(), context["params"]
             run = context["dag_run"]
             as_of = resolve_as_of(given.get("as_of"), run)
             offers: dict[str, Callable[[], Any]] = {

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, get_args
 from airflow.sdk import CronDataIntervalTimetable, Param
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from pipelines.config import Params, Settings, case_names, load_params
+from pipelines.cases import survey
+from pipelines.config import Params, Settings
 from pipelines.contracts import Trigger
 from pipelines.errors import ConfigError, PerennialError, TooFewRows
+from pipelines.faults import of_case
 
 if TYPE_CHECKING:
     from airflow.sdk.types import DagRunProtocol
@@ -22,18 +24,32 @@ DEFAULTS: dict[str, Any] = {"owner": "perennial", "retries": 3, "retry_delay": t
 
 
 def readable_cases() -> tuple[list[Params], dict[str, str]]:
-    """The cases whose params.yaml is right, and by case what is wrong with the others.
+    """The parameters of the cases that can work, and by case what is wrong with the others.
 
     One broken case must not take the DAGs of the others with it: dags/perennial_cases.py reports it.
     """
     good: list[Params] = []
     broken: dict[str, str] = {}
-    for case in case_names():
-        try:
-            good.append(load_params(case))
-        except ConfigError as error:
-            broken[case] = str(error)
+    for case in survey():
+        if why := case.problem or _schedule_problem(case.params):
+            broken[case.name] = why
+        else:
+            good.append(case.params)
     return good, broken
+
+
+def _schedule_problem(params: Params) -> str:
+    """Why Airflow would refuse the file that has this case's DAGs; it judges schedules when all of a file's DAGs are made."""
+    for name, cron in (("training", params.schedule.training), ("drift", params.schedule.drift)):
+        if cron is None:
+            continue
+        from airflow.timetables.interval import CronDataIntervalTimetable as Checked
+
+        try:
+            Checked(cron, timezone="UTC").validate()
+        except Exception as error:  # noqa: BLE001 - whatever its parser raises
+            return f"schedule.{name}: {cron!r} is no schedule to Airflow ({error}): write minute, hour, day, month and weekday, as in 0 2 * * *"
+    return ""
 
 
 def timetable(cron: str | None) -> CronDataIntervalTimetable | None:
@@ -104,7 +120,10 @@ def train_arguments(params: Params) -> dict[str, Any]:
 
 @contextmanager
 def failing_fast() -> Iterator[None]:
-    """The one mapping of errors: what trying again cannot mend fails the task at once, too few rows skip it, the rest is retried."""
+    """The one mapping of errors: what trying again cannot mend fails the task at once, too few rows skip it, the rest is retried.
+
+    An error that a case's own code raised is told as that: case, file and line, and what to do.
+    """
     try:
         yield
     except TooFewRows as error:
@@ -114,6 +133,13 @@ def failing_fast() -> Iterator[None]:
         if error.retry:
             raise
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+    except Exception as error:
+        told = of_case(error)
+        if told is None:
+            raise
+        if told.retry:
+            raise told from error
+        raise AirflowFailException(f"{type(told).__name__}: {told}") from error
 
 
 def small(facts: dict[str, Any]) -> dict[str, Any]:

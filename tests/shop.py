@@ -36,7 +36,7 @@ from pipelines.cases.sources import Source, canonical
 
 def resolve(settings, params):
     """Where the rows are."""
-    return Source(name="shop", kind="real", why="a file", path=settings.data_dir / "shop.csv")
+    return Source(name="shop", kind="real", why="a file", notice="none", path=settings.data_dir / "shop.csv")
 
 
 def rows(source, window, params):

@@ -12,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
@@ -21,11 +22,12 @@ from prometheus_client.registry import Collector
 from pipelines import ledger
 from pipelines.config import Params, Settings
 from pipelines.contracts import DriftReport, EpisodeTrigger, Release, Severity
-from pipelines.errors import PerennialError
+from pipelines.errors import PerennialError, Unavailable
 from pipelines.storage import MANIFEST
 
 PREFIX = "perennial_"
 SERIES = {
+    "case_broken": "1 if the case's folder cannot be used, or what is stored of the case cannot be read",
     "case_live": "1 if the case follows today's clock, 0 if it replays history",
     "threshold": "limits that the case declares, by name",
     "window_end_timestamp_seconds": "end of the newest window that was judged",
@@ -65,14 +67,34 @@ BOUNDS = ("value", "low", "high")
 
 log = logging.getLogger(__name__)
 Sample = tuple[str, dict[str, str], float]
+Cases = tuple[Sequence[Params], Mapping[str, str]]
+"""The cases whose parameters can be read, and by case what is wrong with those that cannot work."""
 
 
-def render(settings: Settings, cases: Iterable[Params]) -> str:
-    """The series of these cases; a case without a drift report has those of its ledger. Raises Unavailable if the ledger does not answer."""
+def render(settings: Settings, cases: Iterable[Params], broken: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The series of these cases; a case without a drift report has those of its ledger, a ``broken`` one at least that it is.
+
+    What is stored of one case and cannot be read costs the others nothing. Raises Unavailable if the ledger does not answer.
+    """
     families = {name: Metric(PREFIX + name, about, "gauge") for name, about in SERIES.items()}
+
+    def add(case: str, name: str, labels: Mapping[str, str], value: float) -> None:
+        families[name].add_sample(PREFIX + name, {"case": case, **labels}, float(value))
+
+    states = dict.fromkeys(broken, 1)
     for params in cases:
-        for name, labels, value in samples(settings, params):
-            families[name].add_sample(PREFIX + name, {"case": params.case, **labels}, float(value))
+        try:
+            found = list(samples(settings, params))
+        except Unavailable:
+            raise
+        except (PerennialError, OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s: what is stored of it cannot be read: %s", params.case, error)
+            found, states[params.case] = [], 1
+        for name, labels, value in found:
+            add(params.case, name, labels, value)
+        states.setdefault(params.case, 0)
+    for case in sorted(states):
+        add(case, "case_broken", {}, states[case])
     registry = CollectorRegistry()
     registry.register(_Families(families.values()))
     return generate_latest(registry).decode()
@@ -88,8 +110,11 @@ class _Families(Collector):
         return self.found
 
 
-def serve(settings: Settings, cases: Sequence[Params], host: str, port: int, ready: Callable[[int], None] = lambda _port: None) -> None:
-    """Answer ``GET /metrics`` on ``host:port`` (0: a free one, told to ``ready``) until the process is ended; 503 while the ledger does not answer."""
+def serve(settings: Settings, cases: Callable[[], Cases], host: str, port: int, ready: Callable[[int], None] = lambda _port: None) -> None:
+    """Answer ``GET /metrics`` on ``host:port`` (0: a free one, told to ``ready``) until the process is ended; 503 while the ledger does not answer.
+
+    ``cases`` is asked at every scrape: cases come, go, break and are mended.
+    """
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     class Answer(BaseHTTPRequestHandler):
@@ -98,7 +123,7 @@ def serve(settings: Settings, cases: Sequence[Params], host: str, port: int, rea
                 self.send_error(404, "ask for /metrics")
                 return
             try:
-                body = render(settings, cases).encode()
+                body = render(settings, *cases()).encode()
             except (PerennialError, OSError, ValueError) as error:
                 self.send_error(503, "no metrics", str(error))
                 return

@@ -13,6 +13,7 @@ import yaml
 from embedded.demo.scoring import UNGATED
 from pipelines.config import CASES_ROOT, case_names, load_params
 from pipelines.steps import DRIFT, TELLING, TRAINING
+from tests import shop
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("training", "drift", "rollback")
@@ -31,10 +32,25 @@ def report(tmp_path_factory):
     return _report(tmp_path_factory.mktemp("airflow"), PERENNIAL_SCHEDULES="1")
 
 
+BROKEN = {
+    "syntax": ("schema.py", 'label="sold"', 'label="sold', "schema.py, line 7: SyntaxError"),
+    "copied": ("schema.py", 'case="copied"', 'case="shop"', "declares the fields of the case shop"),
+    "unbuilt": ("model.py", "import build", "import building as built", "model.py has no build"),
+    "imports": ("source.py", "import polars", "import polarz", "there is no module polarz"),
+    "encoded": ("params.yaml", "case: encoded", "case: encoded\nabout: caf\udce9", "byte 0xe9 is not UTF-8"),
+    "cron": ("params.yaml", "drift: null", "drift: every now and then", "every now and then"),
+}
+"""Cases by what is wrong with them: file, what stood there, what stands there, what is said of it."""
+
+
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    """The same with a typo in the loans case, bank's profiles mapped over days, and schedules switched off."""
+    """The same with a typo in the loans case, a case for each of BROKEN, bank's profiles mapped over days, and schedules switched off."""
     cases = tmp_path_factory.mktemp("cases")
+    for case, (file, before, after, _) in BROKEN.items():
+        path = shop.write(cases, case) / file
+        assert before in path.read_text()
+        path.write_bytes(path.read_text().replace(before, after).encode(errors="surrogateescape"))
     for case in case_names():
         (cases / case).mkdir()
         text = (CASES_ROOT / case / "params.yaml").read_text()
@@ -164,3 +180,11 @@ def test_a_broken_case_stops_itself_only(broken):
     assert list(broken["errors"]) == ["perennial_cases.py"]
     assert "case loans has no DAGs" in broken["errors"]["perennial_cases.py"]
     assert "train.epoch:" in broken["errors"]["perennial_cases.py"]
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_whatever_is_wrong_is_said_of_its_case(broken, case):
+    """The import error names every broken case with what is wrong: code, fields, names, bytes, schedules; none of them has a DAG."""
+    [said] = [part for part in broken["errors"]["perennial_cases.py"].split(" | ") if f"case {case} has no DAGs: " in part]
+    assert BROKEN[case][3] in said
+    assert not [name for name in broken["dags"] if name.startswith(case)]

@@ -4,6 +4,7 @@ import pytest
 
 from embedded import live
 from pipelines.config import case_names, load_params
+from tests import shop
 
 LIVE = [case for case in case_names() if load_params(case).schedule.live]
 
@@ -87,3 +88,17 @@ def test_drift_waits_for_the_days_that_traffic_makes_up_for(airflow, tmp_path, m
     live.open_live_cases("http://x", tmp_path, print, traffic_runs=True)
     assert f"rows of {case} are not all sent yet" in capsys.readouterr().out
     assert airflow.asked[-1] == ("unpause", f"{LIVE[-1]}_drift")
+
+
+def test_a_broken_case_is_left_alone(airflow, tmp_path):
+    """A case that cannot work is said with the reason, nobody waits for its DAGs, and the live cases beside it are set going."""
+    said = []
+    with shop.installed(tmp_path / "cases") as root:
+        for name in ("shop", "desk"):
+            shop.edit(shop.write(root, name) / "params.yaml", ("live: false", "live: true"))
+        shop.edit(root / "shop" / "params.yaml", ("epochs:", "epoch:"))
+        assert live.open_live_cases("http://x", tmp_path, said.append) == ["desk"]
+    assert not [dag for what, dag in airflow.asked if what != "wait" and dag.startswith("shop")]
+    assert [dags for what, dags in airflow.asked if what == "wait"] == [tuple(f"desk_{kind}" for kind in live.KINDS)]
+    assert "shop is broken" in said[0]
+    assert "train.epoch" in said[0]

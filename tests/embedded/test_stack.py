@@ -21,6 +21,7 @@ from embedded.processes import Started, end, launch
 from pipelines.config import Settings
 from pipelines.errors import ConfigError, ConflictError, Unavailable
 from pipelines.places import TAG, birth
+from tests import shop
 from tests.pipelines.releases import answering, promote
 
 SERVICES = {"triton", "mlflow", "gateway", "api-server", "scheduler", "dag-processor", "triggerer"}
@@ -98,6 +99,19 @@ def test_status_and_down_of_nothing(tmp_path, capsys):
     assert main(["status", "--home", str(tmp_path)]) == 3
     assert "nothing runs" in capsys.readouterr().out
     assert main(["down", "--home", str(tmp_path)]) == 0
+
+
+def test_status_names_broken_cases(tmp_path, capsys, monkeypatch):
+    """A case that cannot work stands below the table with the reason; the services are as healthy as before."""
+    row = {"service": "gateway", "state": "healthy", "address": "", "pid": "1", "log": ""}
+    monkeypatch.setattr(stack, "status", lambda _home: [row])
+    with shop.installed(tmp_path / "cases") as root:
+        shop.write(root, "desk")
+        (shop.write(root) / "schema.py").write_text("FIELDS = [1\n")
+        assert main(["status", "--home", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "broken case  shop: pipelines/cases/shop/schema.py, line 1: SyntaxError" in said
+    assert "desk" not in said
 
 
 def test_strays_without_a_record_are_seen_and_ended(tmp_path, capsys):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from pipelines.cases import load_fields, part
 from pipelines.config import Settings, load_params
 from pipelines.contracts import Window
 from pipelines.errors import Unavailable
+from tests import shop
 from tests.serving.gateway.world import client, fake_triton, lines, make_home, release, until
 
 NOW = datetime(2024, 5, 20, 15, 30, tzinfo=UTC)
@@ -159,3 +161,39 @@ def test_it_is_known_when_all_that_was_due_is_sent(served):
     traffic.advance(settings, http, "loans", midnight + timedelta(seconds=1))
     assert traffic.read_place(settings, "loans", midnight).rows < midnight
     assert traffic.caught_up(settings, "loans", midnight)
+
+
+def test_a_broken_case_stops_its_own_traffic_only(tmp_path, monkeypatch, caplog):
+    """A source that raises is said with its line and the other cases go on; a case that is broken or comes later is left out and taken up."""
+    sent, rounds = [], []
+
+    def advance(settings, gateway, case, now):
+        part(case, "source").rows(None, None, None)
+        sent.append(case)
+        return 1, 0
+
+    def pause(_seconds):
+        rounds.append(len(sent))
+        if len(rounds) == 2:
+            raise KeyboardInterrupt
+        shop.edit(root / "lamp" / "schema.py", ("FELDER", "FIELDS"))
+
+    monkeypatch.setattr(traffic, "advance", advance)
+    monkeypatch.setattr(traffic, "_client", lambda _settings: nullcontext())
+    monkeypatch.setattr(traffic.time, "sleep", pause)
+    with shop.installed(tmp_path / "cases") as root:
+        for name in ("shop", "desk", "lamp"):
+            folder = shop.write(root, name)
+            shop.edit(folder / "params.yaml", ("live: false", "live: true"))
+            (folder / "source.py").write_text(
+                f"def resolve(settings, params): ...\ndef rows(source, window, params):\n    return {int(name != 'shop')} / {int(name != 'shop')}\n"
+            )
+        shop.edit(root / "lamp" / "schema.py", ("FIELDS", "FELDER"))
+        with pytest.raises(KeyboardInterrupt):
+            traffic.run(Settings(home=tmp_path))
+    assert sent == ["desk", "desk", "lamp"]
+    assert [
+        record.message
+        for record in caplog.records
+        if "shop" in record.message and "division by zero" in record.message and "source.py, line 3" in record.message
+    ]

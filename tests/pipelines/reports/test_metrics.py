@@ -142,7 +142,7 @@ def test_prometheus_evaluates_the_rules(settings, tmp_path):
 def test_metrics_are_served(settings):
     """GET /metrics answers with the text of the moment, anything else with 404, and a ledger that is away with 503."""
     port: Queue[int] = Queue()
-    threading.Thread(target=metrics.serve, args=(settings, [PARAMS], "127.0.0.1", 0, port.put), daemon=True).start()
+    threading.Thread(target=metrics.serve, args=(settings, lambda: ([PARAMS], {}), "127.0.0.1", 0, port.put), daemon=True).start()
     url = f"http://127.0.0.1:{port.get(timeout=30)}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"{url}/metrics", timeout=30) as answer:
@@ -151,7 +151,7 @@ def test_metrics_are_served(settings):
     with pytest.raises(urllib.error.HTTPError, match="404"):
         opener.open(f"{url}/", timeout=30)
     away = Settings(home=settings.root, ledger_url=f"sqlite:///{settings.root}")
-    threading.Thread(target=metrics.serve, args=(away, [PARAMS], "127.0.0.1", 0, port.put), daemon=True).start()
+    threading.Thread(target=metrics.serve, args=(away, lambda: ([PARAMS], {}), "127.0.0.1", 0, port.put), daemon=True).start()
     with pytest.raises(urllib.error.HTTPError, match="503"):
         opener.open(f"http://127.0.0.1:{port.get(timeout=30)}/metrics", timeout=30)
 
@@ -162,3 +162,18 @@ def test_an_episode_of_another_champion_has_its_age_from_its_promotion(settings)
     ledger.append(settings.ledger, **common, expected_seq=1, champion=4, action="promote", trigger="drift", as_of=WINDOW.end - 2 * DAY)
     ledger.append(settings.ledger, **common, expected_seq=2, champion=3, action="rollback", trigger="manual", as_of=WINDOW.end - timedelta(hours=5))
     assert read(metrics.render(settings, [PARAMS]))["champion_age_days",] == 5
+
+
+def test_a_broken_case_costs_the_others_nothing(settings):
+    """A case whose folder or whose stored report cannot be read has one series that says so, and the others have all of theirs."""
+    healthy = metrics.render(settings, [PARAMS])
+    assert read(healthy)["case_broken",] == 0
+    text = metrics.render(settings, [PARAMS], {"shop": "its schema.py is missing"})
+    assert 'perennial_case_broken{case="shop"} 1.0' in text
+    assert [line for line in text.splitlines() if 'case="shop"' not in line] == healthy.splitlines()
+    other = PARAMS.model_copy(update={"case": "desk"})
+    (settings.run_dir("loans", NOW) / "drift" / "report.json").write_text("{")
+    text = metrics.render(settings, [PARAMS, other])
+    assert 'perennial_case_broken{case="loans"} 1.0' in text
+    assert 'perennial_case_broken{case="desk"} 0.0' in text
+    assert 'perennial_case_live{case="desk"}' in text
