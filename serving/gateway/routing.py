@@ -51,9 +51,6 @@ class Routing:
             log.warning("the ledger cannot be read, the last copy is kept: %s", error)
             self._metrics.ledger_errors.inc()
             return {}
-        for case, route in found.items():
-            self._metrics.champion.labels(case).set(route.release.champion if route else 0)
-            self._metrics.fields_refused.labels(case).set(1 if route and route.refused else 0)
         self.polled = time.monotonic()
         return found
 
@@ -73,6 +70,11 @@ class Routing:
         if known is None or known.release != release:
             log.info("%s: champion %d from release %d on (%s)", case, release.champion, release.seq, route.refused or release.action)
         return route
+
+    def show(self, case: str, route: Route | None) -> None:
+        """Let the metrics say what a case's route is."""
+        self._metrics.champion.labels(case).set(route.release.champion if route else 0)
+        self._metrics.fields_refused.labels(case).set(1 if route and route.refused else 0)
 
     def versions(self, case: str, route: Route | None) -> tuple[Version, Version | None]:
         """What a route leads to: the champion, and what stands in for it. Raises Unavailable if there is no champion yet, or none that may be served."""

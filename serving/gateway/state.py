@@ -103,6 +103,8 @@ class Gateway:
                 self.leaving.append(case)
         for name in self.cases.keys() - served.keys():
             self.metrics.forget(name)
+        for name, case in served.items():
+            self.routing.show(name, case.route)
         for name in served.keys() | broken.keys() | self.broken.keys():
             self.metrics.case_broken.labels(name).set(int(name in broken))
             if broken.get(name, "") != self.broken.get(name, ""):
@@ -114,6 +116,8 @@ class Gateway:
         asked = {name: (case.fields, case.route) for name, case in cases.items()}
         for name, route in (await asyncio.to_thread(self.routing.poll, asked)).items():
             cases[name].route = route
+            if self.cases.get(name) is cases[name]:  # not removed meanwhile
+                self.routing.show(name, route)
 
     async def keep_log(self) -> None:
         """Sync and rotate the log until the gateway stops."""

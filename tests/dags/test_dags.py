@@ -34,11 +34,14 @@ def report(tmp_path_factory):
 
 BROKEN = {
     "syntax": ("schema.py", 'label="sold"', 'label="sold', "schema.py, line 7: SyntaxError"),
+    "name": ("schema.py", 'Numeric("price"', 'Numeric("house-value"', "house-value"),
+    "vocabulary": ("schema.py", '("red", "blue")', "()", "colour"),
     "copied": ("schema.py", 'case="copied"', 'case="shop"', "declares the fields of the case shop"),
     "unbuilt": ("model.py", "import build", "import building as built", "model.py has no build"),
     "imports": ("source.py", "import polars", "import polarz", "there is no module polarz"),
     "encoded": ("params.yaml", "case: encoded", "case: encoded\nabout: caf\udce9", "byte 0xe9 is not UTF-8"),
     "cron": ("params.yaml", "drift: null", "drift: every now and then", "every now and then"),
+    "never": ("params.yaml", "drift: null", "drift: 0 2 31 2 *", "0 2 31 2 *"),
 }
 """Cases by what is wrong with them: file, what stood there, what stands there, what is said of it."""
 

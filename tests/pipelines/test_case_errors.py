@@ -50,7 +50,7 @@ LOADS = {
     "typo": (_code("params.yaml", "epochs:", "epoch:"), ("params.yaml", "train.epoch")),
     "not UTF-8": (lambda root: (root / "shop" / "params.yaml").write_bytes(b"case: caf\xe9"), ("params.yaml, line 1", "UTF-8")),
     "no source": (lambda root: (root / "shop" / "source.py").unlink(), ("source.py is missing",)),
-    "syntax error in the source": (_code("source.py", "def rows(", "def rows"), ("source.py, line 13: SyntaxError",)),
+    "syntax error in the source": (_code("source.py", "def rows(", "def rows"), ("source.py, line 14: SyntaxError",)),
     "no rows": (_code("source.py", "def rows", "def lines"), ("source.py has no rows(source, window, params)",)),
     "rows of other arguments": (
         _code("source.py", "rows(source, window, params)", "rows(source)"),

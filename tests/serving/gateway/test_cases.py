@@ -74,7 +74,7 @@ def test_a_case_that_is_added_is_answered_without_a_restart(world):
     root, settings, _ = world
     with client(settings, **FAST) as http, client(settings, **FAST) as other:
         assert {one.post("/v1/cases/lamp/predict", json={"rows": [ROW]}).status_code for one in (http, other)} == {404}
-        shop.write(root, "lamp")
+        shop.write(root.parent / "aside", "lamp").rename(root / "lamp")
         for one in (http, other):
             until(lambda one=one: ask(one, "lamp").status_code == 503)
             assert "no champion yet" in ask(one, "lamp").json()["error"]
@@ -207,7 +207,7 @@ def test_a_log_that_cannot_be_written_is_tried_again(world, monkeypatch):
 
     monkeypatch.setattr(gateway_cases, "adopt", failing)
     with client(settings, **FAST) as http:
-        shop.write(root, "lamp")
+        shop.write(root.parent / "aside", "lamp").rename(root / "lamp")
         until(lambda: counted(http, "case_broken", **LAMP) == 1)
         assert "no space left" in ask(http, "lamp").json()["error"]
         assert ask(http, "desk").status_code == 200
