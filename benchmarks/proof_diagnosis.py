@@ -40,6 +40,7 @@ from pipelines.drift.profile import Profile, profile_frame
 from pipelines.drift.reference import reference_profile
 from pipelines.drift.spec import load_spec
 from pipelines.drift.windows import last_windows
+from pipelines.fields import encode
 
 PARAMS = load_params("loans")
 SPEC = load_spec(FIELDS)
@@ -140,7 +141,6 @@ class Champion:
 
     def __init__(self, seed: int, train_params: TrainParams = PARAMS.train) -> None:
         """Train, export and score as the steps do."""
-        from pipelines.encoding import encoder
         from pipelines.export.bundle import write_bundle
         from pipelines.training.fit import fit
         from pipelines.training.rows import as_rows
@@ -152,7 +152,7 @@ class Champion:
         train, holdout = learned.head(cut), learned.tail(learned.height - cut)
         self.folder = tempfile.TemporaryDirectory(prefix="perennial-diagnosis-")
         columns = {name: train[name].to_list() for name in FIELDS.names}
-        rows = as_rows(encoder(FIELDS, Path(self.folder.name))(columns), train[FIELDS.label].to_numpy())
+        rows = as_rows(encode(FIELDS, columns), train[FIELDS.label].to_numpy())
         fitted = fit(lambda: network.build(PARAMS.model, FIELDS), rows, train_params.model_copy(update={"seed": seed}))
         write_bundle(fitted.model, FIELDS, Path(self.folder.name), {})
         self.reference = reference_profile(train, self.scores(holdout), FIELDS, SPEC, holdout)

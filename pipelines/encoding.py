@@ -1,30 +1,113 @@
-"""From a case's raw columns to its model's input tensors, whatever the kind of its fields."""
+"""From a case's raw columns to its model's input tensors, whatever the kind of its fields.
+
+A number goes to the model as it is, as float32, and the model scales it by mean and deviation. Where that would lose
+what it says (:func:`find_scales`), it is scaled in float64 before, by constants that travel in the bundle.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import DataError
-from pipelines.fields import Fields, encode
+from pipelines.errors import ConfigError, DataError, IntegrityError
+from pipelines.fields import Fields, Scale, encode
 from pipelines.text import TOKENIZER, load_tokenizer, pad, tokenise
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 Columns = Mapping[str, Sequence[Any]]
 Encode = Callable[[Columns], "dict[str, NDArray[Any]]"]
 
 
+BUNDLE = "bundle.json"
+"""What a bundle says about itself; ``scales`` in it are the constants of :func:`find_scales`."""
+CONSTANT = 1e-12
+"""A column whose values span less than this share of the largest of them is constant: float64 itself leaves 1e-16."""
+RESOLVED = 1e-5
+"""The least deviation, as a share of the mean, that float32 (6e-8) still resolves well."""
+PLAIN = (1e-6, 1e30)
+"""Deviations with which float32 arithmetic goes well."""
+SPOILT = {0.01: 10.0, 0.05: 1000.0}
+"""A share of the rows at either end -> how many times the deviation of the rows between may be that of all, before they spoil it."""
+
+
+def find_scales(fields: Fields, columns: Columns) -> dict[str, Scale]:
+    """The scales of the numbers that would lose what they say as plain float32, from training rows (finite numbers).
+
+    These are: numbers far from zero for how little they vary (a time in seconds), of a deviation beyond ``PLAIN``,
+    or with a few rows so far out that mean and deviation are theirs alone. The scale is then by mean and deviation
+    of the rows between. Most cases have none.
+    """
+    import numpy as np
+
+    found = {field.name: _scale(np.asarray(columns[field.name], np.float64)) for field in fields.numeric}
+    return {name: scale for name, scale in found.items() if scale is not None}
+
+
+def _scale(values: NDArray[np.float64]) -> Scale | None:
+    import numpy as np
+
+    if _constant(values):
+        return None
+    central = values
+    for share, most in SPOILT.items():
+        low, high = np.quantile(values, [share, 1 - share])
+        between = values[(low <= values) & (values <= high)]
+        if not _constant(between) and _deviation(values) > most * _deviation(between):
+            central = between
+    loc, deviation = float(central.mean()), _deviation(central)
+    if central is values and deviation > RESOLVED * abs(loc) and PLAIN[0] < deviation < PLAIN[1]:
+        return None
+    return Scale(loc, 1 / deviation)
+
+
+def _deviation(values: NDArray[np.float64]) -> float:
+    import numpy as np
+
+    unit = float(np.abs(values).max())  # the squares of what is very small or large are not numbers
+    return unit * float((values / unit).std())
+
+
+def find_constant(fields: Fields, columns: Columns) -> list[str]:
+    """The fields that have one value in all rows: they carry nothing that a model could learn."""
+    import numpy as np
+
+    numbers = [field.name for field in fields.numeric if _constant(np.asarray(columns[field.name], np.float64))]
+    return [*(field.name for field in fields.categorical if len(set(columns[field.name])) < 2), *numbers]
+
+
+def _constant(values: NDArray[np.float64]) -> bool:
+    import numpy as np
+
+    return not len(values) or bool(values.max() - values.min() <= CONSTANT * np.abs(values).max())
+
+
+def read_scales(value: Mapping[str, Any]) -> dict[str, Scale]:
+    """Scales from their JSON values ``{field: {loc, scale}}``. Raises IntegrityError if that is not what they are."""
+    try:
+        return {name: Scale(float(own["loc"]), float(own["scale"])) for name, own in value.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"the scales of the numbers are not {{field: {{loc, scale}}}} ({error!r}): restore the bundle, or export it again") from error
+
+
 def encoder(fields: Fields, folder: Path) -> Encode:
     """The function from columns of raw values to the tensors of :func:`pipelines.fields.signature`.
 
-    ``folder`` is a model's bundle, or any folder with its ``tokenizer.json``; a tabular case does not look
-    at it. Texts of one call are padded to the longest of them.
+    ``folder`` is a model's bundle: the scales of its bundle.json (none: numbers as they are) and its ``tokenizer.json``
+    are those that it was trained with. Texts of one call are padded to the longest of them.
     """
-    return partial(encode, fields) if fields.text is None else partial(_encode_text, fields, load_tokenizer(folder / TOKENIZER))
+    if fields.text is not None:
+        return partial(_encode_text, fields, load_tokenizer(folder / TOKENIZER))
+    try:
+        about = json.loads((folder / BUNDLE).read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder / BUNDLE} does not exist: run the step 'export' first") from error
+    return partial(encode, fields, scales=read_scales(about.get("scales", {})))
 
 
 def _encode_text(fields: Fields, tokenizer: Any, columns: Columns) -> dict[str, NDArray[Any]]:

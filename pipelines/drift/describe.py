@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from pipelines.drift.bits import bounds
 from pipelines.drift.profile import Column
-from pipelines.drift.spec import Scale
+from pipelines.fields import Scale
 
 
 def describe(before: Column, now: Column, scale: Scale | None) -> dict[str, Any] | None:
@@ -37,16 +38,21 @@ def describe(before: Column, now: Column, scale: Scale | None) -> dict[str, Any]
 def _quartiles(column: Column, scale: Scale) -> list[float]:
     at = np.searchsorted(np.cumsum(column.counts), np.array([0.25, 0.5, 0.75]) * column.n)
     low, high = bounds(column.bins[at], scale)
-    return [roundest(float(first), float(last)) for first, last in zip(low, high, strict=True)]
+    return [roundest(float(first), float(last), 1 / scale.scale) for first, last in zip(low, high, strict=True)]
 
 
-def roundest(low: float, high: float) -> float:
+def roundest(low: float, high: float, spread: float = 1.0) -> float:
     """The number with the fewest decimals (powers of ten count as well) within ``[low, high]``, give or take a millionth of a millionth.
+
+    ``spread`` is that of the field: numbers of a small scale need more decimals.
 
     >>> roundest(49.8, 50.3), roundest(83190.0, 83260.0), roundest(-1e-36, 3e-36), roundest(0.4961, 0.4989)
     (50.0, 83200.0, 0.0, 0.497)
+    >>> roundest(4.961e-15, 4.989e-15, 1e-15)
+    4.97e-15
     """
     middle = (low + high) / 2
-    slack = 1e-12 * max(1.0, abs(middle))
-    tried = (round(middle, digits) for digits in range(-6, 13))
+    unit = min(1.0, spread)
+    slack = 1e-12 * max(unit, abs(middle))
+    tried = (round(middle, digits) for digits in range(-6, 13 - math.floor(math.log10(unit))))
     return next((value for value in tried if low - slack <= value <= high + slack), middle)

@@ -23,8 +23,8 @@ from pipelines.drift.policy import LabelEvidence
 from pipelines.drift.profile import Column, Profile, number_column
 from pipelines.drift.reference import DAY_GROUPS
 from pipelines.drift.sequential import metric_drop, row_errors, row_losses
-from pipelines.drift.spec import BY_VERSION, OUTPUTS, Scale
-from pipelines.fields import SCORE
+from pipelines.drift.spec import BY_VERSION, OUTPUTS
+from pipelines.fields import SCORE, Scale
 
 State = Literal["moved", "steady", "unknown"]
 Performance = Literal["dropped", "held", "unknown"]

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from pipelines.drift.bits import BATCH, BINS, Floats, Ints, Missing, count, tally
 from pipelines.drift.profile import VERSION, Column, Profile, added, dense_column, merge, profile_frame, profile_outputs, scored, typed
-from pipelines.drift.spec import OUTPUTS, Scale, Spec
+from pipelines.drift.spec import OUTPUTS, Spec
 from pipelines.errors import DataError
-from pipelines.fields import SCORES, Categorical, Fields, Numeric, frame_schema
+from pipelines.fields import SCORES, Categorical, Fields, Numeric, Scale, frame_schema
 
 Batches = Iterator[Any]
 """Arrow record batches."""

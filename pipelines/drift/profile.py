@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 
 from pipelines.drift.bits import BINS, Ints, Missing, count, histogram
 from pipelines.drift.projections import SUFFIXES, project
-from pipelines.drift.spec import UNIT, Scale, Spec, count_words, entropy, projections
+from pipelines.drift.spec import UNIT, Spec, count_words, entropy, projections
 from pipelines.drift.vocabulary import TOKENS, UNKNOWN, split, tokens, unknown_shares
 from pipelines.errors import IntegrityError
-from pipelines.fields import ENTROPY, PREDICTION, SCORE, SCORES, Categorical, Fields, Text, frame_schema
+from pipelines.fields import ENTROPY, PREDICTION, SCORE, SCORES, Categorical, Fields, Scale, Text, frame_schema
 from pipelines.storage import canonical_json, write_atomic
 
 FEW = 1 << 13

@@ -24,7 +24,7 @@ from pipelines.config import CASES_ROOT
 from pipelines.drift.projections import SUFFIXES, project
 from pipelines.drift.vocabulary import TOKENS, UNKNOWN, freeze_words, split
 from pipelines.errors import ConfigError
-from pipelines.fields import ENTROPY, PREDICTION, SCORE, WORDS, Fields
+from pipelines.fields import ENTROPY, PREDICTION, SCORE, WORDS, Fields, Scale
 from pipelines.storage import digest, write_atomic
 
 OUTPUTS = (SCORE, PREDICTION)
@@ -33,14 +33,8 @@ BY_VERSION = (*OUTPUTS, ENTROPY)
 """What a day's profile holds once per champion, as ``<name>@<version>``; the entropy (:func:`entropy`) is shown only."""
 
 
-@dataclass(frozen=True)
-class Scale:
-    """``z = (x - loc) * scale``: ``loc`` in the field's units, ``scale`` in their inverse."""
-
-    loc: float
-    scale: float
-
-
+LEAST_SPREAD = 1e-12
+"""A spread below this share of the median is rounding."""
 UNIT = Scale(0.0, 1.0)
 """The scale of shares, probabilities and entropies: as they are."""
 
@@ -117,14 +111,18 @@ def entropy(given: pl.Series) -> pl.Series:
 def freeze(values: NDArray[np.float64]) -> Scale:
     """``loc`` = median, ``scale`` = 1 / IQR, else 1 / standard deviation, else 1 (bank's pdays is 999 in 96% of rows).
 
+    Both have six digits; ``loc`` has all of them where six would move it by a part of the spread (a time in seconds).
+
     >>> freeze(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
     Scale(loc=3.0, scale=0.5)
     >>> freeze(np.array([7.0, 7.0, 7.0]))
     Scale(loc=7.0, scale=1.0)
     """
     low, middle, high = (float(value) for value in np.quantile(values, [0.25, 0.5, 0.75]))
-    width = (high - low) or float(np.std(values)) or 1.0
-    return Scale(loc=float(f"{middle:.6g}"), scale=float(f"{1 / width:.6g}"))
+    # What rounding leaves of a constant, at any scale, is no spread.
+    width = next((width for width in (high - low, float(np.std(values))) if width > LEAST_SPREAD * abs(middle)), 1.0)
+    loc = float(f"{middle:.6g}")
+    return Scale(loc=loc if abs(loc - middle) <= width / 1000 else middle, scale=float(f"{1 / width:.6g}"))
 
 
 def load_spec(fields: Fields, path: Path | None = None) -> Spec:

@@ -77,6 +77,8 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         model = part(params.case, "model").build(params.model, fields, **fresh)
         load_weights(model, run_dir / "train" / "weights.pt")
         about = {"train_rows": dataset.facts["train_rows"], "dataset_key": dataset.key, "weights_sha256": train.facts["weights_sha256"]}
+        if train.facts.get("scales"):
+            about["scales"] = train.facts["scales"]
         if params.export.int8:
             about["precision"] = params.export.ship
         bundle = write_bundle(model, fields, folder, about)

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields, part
 from pipelines.cases.pretrained import base_sha256
 from pipelines.config import Params, Settings, TextModelParams
 from pipelines.contracts import EpisodeTrigger, Manifest, Trigger
+from pipelines.encoding import find_constant, find_scales, read_scales
 from pipelines.errors import IntegrityError, Unavailable
-from pipelines.fields import Fields, encode
+from pipelines.fields import Fields, Scale, encode
 from pipelines.registry import live
 from pipelines.text import TOKENIZER, load_tokenizer, tokenise
 
 if TYPE_CHECKING:
     from pipelines.training.rows import Rows
 
-STEP_VERSION = 3
+STEP_VERSION = 4
 HEAD = "head.pt"
 ROOMS = (
     "pipelines.training",
@@ -31,15 +34,20 @@ ROOMS = (
     "pipelines.cases.encoder",
     "pipelines.cases.embedding",
     "pipelines.cases.pretrained",
+    "pipelines.encoding",
     "pipelines.fields",
     "pipelines.text",
 )
+log = logging.getLogger(__name__)
 
 
 def run(
     params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, trigger: Trigger = "manual", actor: str | None = None, reason: str | None = None
 ) -> Manifest:
     """Write ``weights.pt``, ``record.json``, ``metrics.jsonl`` and (texts) ``tokenizer.json`` to ``run_dir/train``.
+
+    Facts say how it went; ``scales`` are the constants of the numbers that were scaled before they became float32,
+    ``constant`` the fields with one value in all rows, from which nothing can be learned (a warning, too).
 
     Equal inputs give equal weights on a machine. A try that was interrupted goes on from its last checkpoint in
     ``run_dir/.train.k<key>``. Raises TrainingDiverged if a loss or a gradient is not finite, Unavailable if a rank
@@ -50,7 +58,7 @@ def run(
     inputs = {"dataset": dataset.key}
     initial = champion_weights(params, settings, as_of)
     if initial is not None:
-        inputs["champion"] = initial[0]
+        inputs["champion"] = initial.key
     gpus = params.resources.gpus > 0
     declared = {"model": params.model.model_dump(mode="json"), "train": params.train.model_dump(mode="json"), "fields": fields.hash, "gpus": gpus}
     base = base_sha256(params.model.encoder) if isinstance(params.model, TextModelParams) else None
@@ -79,7 +87,7 @@ def run(
                 modules=(__name__, *ROOMS, f"pipelines.cases.{params.case}.model"),
                 facts=facts,
                 base_weights=base,
-                champion=initial[0] if initial is not None and facts["warm_start"] else None,
+                champion=initial.key if initial is not None and facts["warm_start"] else None,
                 governance=asked,
             )
             write(folder, record)
@@ -96,7 +104,7 @@ def _train(
     params: Params,
     settings: Settings,
     fields: Fields,
-    initial: tuple[str, Path] | None,
+    initial: Initial | None,
     work: Path,
     beside: Callable[[], AbstractContextManager[None]],
 ) -> dict[str, Any]:
@@ -111,12 +119,18 @@ def _train(
     model_of = part(params.case, "model")
     if isinstance(params.model, TextModelParams):
         shutil.copyfile(model_of.tokenizer(params.model), folder / TOKENIZER)
-    rows = read_rows(run_dir / "dataset" / "train.parquet", fields, folder)
 
     def made() -> Any:
         return model_of.build(params.model, fields)
 
-    warm = initial[1] if initial is not None and fits(made(), initial[1]) else None
+    warm = initial if initial is not None and fits(made(), initial.weights) else None
+    columns = read_columns(run_dir / "dataset" / "train.parquet", fields)
+    # Weights of a champion go with the numbers that it was trained on.
+    scales = warm.scales if warm else find_scales(fields, columns)
+    rows = as_rows(fields, columns, folder, scales)
+    constant = find_constant(fields, columns)
+    if constant:
+        log.warning("%s: nothing can be learned from what has one value in all %d training rows: %s", params.case, len(rows), ", ".join(constant))
     cache = settings.root / "cache" / "embeddings"
     if params.model.kind == "embedding":
         model = made()
@@ -140,7 +154,7 @@ def _train(
             fit_head(model, newest(rows, params.train.validation_share)[0], params, cache)
             work.mkdir(parents=True, exist_ok=True)
             save_weights(model, work / HEAD)
-        start = warm or (work / HEAD if (work / HEAD).exists() else None)
+        start = warm.weights if warm else (work / HEAD if (work / HEAD).exists() else None)
         nodes = Nodes(settings.nodes, settings.node_rank, settings.rdzv_endpoint)
         fitted = fit(made, rows, params.train, work, device="cuda" if params.resources.gpus else "cpu", initial=start, nodes=nodes, beside=beside)
         model, curve, facts = fitted.model, fitted.curve, fitted.facts
@@ -154,6 +168,8 @@ def _train(
         "ranks": params.train.ranks,
         "rows": len(rows),
         "warm_start": warm is not None,
+        "scales": {name: asdict(scale) for name, scale in scales.items()},
+        "constant": constant,
     }
 
 
@@ -229,27 +245,42 @@ def work_folder(run_dir: Path, key: str) -> Path:
     return run_dir / f".train.k{key[:16]}"
 
 
-def read_rows(path: Path, fields: Fields, folder: Path) -> Rows:
-    """The training rows in the file's order, encoded as everywhere (texts by ``folder``'s tokenizer)."""
+def read_columns(path: Path, fields: Fields) -> dict[str, list[Any]]:
+    """The columns of the training rows in the file's order: ``id``, the fields and the label."""
     # Not polars: its threads would stay in this process, and one that has threads may not fork its ranks.
     import pyarrow.parquet as pq
 
-    from pipelines.training.rows import as_rows
-
     table = pq.ParquetFile(path, pre_buffer=False).read(["id", *fields.names, fields.label], use_threads=False)
-    columns = {name: table[name].to_pylist() for name in table.column_names}
-    labels, classes = table[fields.label].to_numpy(), len(fields.classes)
+    return {name: table[name].to_pylist() for name in table.column_names}
+
+
+def as_rows(fields: Fields, columns: Mapping[str, list[Any]], folder: Path, scales: Mapping[str, Scale]) -> Rows:
+    """The training rows, encoded as everywhere: numbers by ``scales``, texts by ``folder``'s tokenizer."""
+    import numpy as np
+
+    from pipelines.training import rows
+
+    labels, classes = np.asarray(columns[fields.label]), len(fields.classes)
     if fields.text is None:
-        return as_rows(encode(fields, columns), labels, columns["id"], classes=classes)
+        return rows.as_rows(encode(fields, columns, scales), labels, columns["id"], classes=classes)
     tokens = tokenise(load_tokenizer(folder / TOKENIZER), columns[fields.text.name])
-    return as_rows({}, labels, columns["id"], tokens=tokens, classes=classes)
+    return rows.as_rows({}, labels, columns["id"], tokens=tokens, classes=classes)
 
 
-def champion_weights(params: Params, settings: Settings, as_of: datetime) -> tuple[str, Path] | None:
-    """Key and weights file of the champion's training, for a warm start; None if none is asked for or there is no champion."""
+class Initial(NamedTuple):
+    """What a warm start goes on from: the key of the champion's training, its weights file, and how it scaled its numbers."""
+
+    key: str
+    weights: Path
+    scales: dict[str, Scale]
+
+
+def champion_weights(params: Params, settings: Settings, as_of: datetime) -> Initial | None:
+    """The champion's training, for a warm start; None if none is asked for or there is no champion."""
     champion = ledger.champion_before(settings.ledger, params.case, as_of) if params.train.warm_start else None
     if champion is None:
         return None
     bundle = settings.root / champion.bundle
     key = storage.read_manifest(storage.find(bundle, champion.candidate_key)).inputs["train"]
-    return key, storage.find(bundle.parent / "train", key) / "weights.pt"
+    folder = storage.find(bundle.parent / "train", key)
+    return Initial(key, folder / "weights.pt", read_scales(storage.read_manifest(folder).facts.get("scales", {})))

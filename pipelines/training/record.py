@@ -26,7 +26,7 @@ from pipelines.training import metrics
 FILE = "record.json"
 VERSION = 1
 CATEGORIES = ("code", "data", "features", "configuration", "metrics", "artefacts", "environment", "governance")
-FEATURE_SPEC = 1
+FEATURE_SPEC = 2
 """Version of how rows become tensors (pipelines/encoding.py), raised when equal rows would give other tensors."""
 
 
@@ -63,7 +63,13 @@ def training_record(
             "window": dataset.facts.get("window"),
             "source": {name: source.get(name) for name in ("name", "kind", "sha256")},
         },
-        "features": {"fields": fields_hash, "spec": FEATURE_SPEC, "tokenizer": storage.file_sha256(tokenizer) if tokenizer.exists() else None},
+        "features": {
+            "fields": fields_hash,
+            "spec": FEATURE_SPEC,
+            "tokenizer": storage.file_sha256(tokenizer) if tokenizer.exists() else None,
+            "scales": facts["scales"],
+            "constant": facts["constant"],
+        },
         "configuration": {
             "params": params.model_dump(mode="json"),
             "seed": train.seed,

@@ -56,9 +56,9 @@ def load(root: Path, fields: Fields, release: Release) -> Version:
             f"{name} was trained with other fields ({str(trained_with)[:12]}) than this gateway has ({fields.hash[:12]}): "
             "deploy the gateway that belongs to it, or train a version with these fields"
         )
-    if fields.text is None:
-        return Version(release.champion, encoder(fields, folder))
     try:
+        if fields.text is None:
+            return Version(release.champion, encoder(fields, folder))
         if about.get("tokenizer_sha256") != storage.file_sha256(folder / TOKENIZER):
             raise Unavailable(f"{TOKENIZER} is not the one that its bundle.json names")
         version = Version(release.champion, encoder(fields, folder), fields.text.name, load_tokenizer(folder / TOKENIZER).truncation["max_length"])
