@@ -241,6 +241,19 @@ class Resources(Strict):
     """Money for one hour of one CPU core, or of one GPU where there are any; only ever shown."""
 
 
+Device = Literal["auto", "cpu", "gpu"]
+
+
+class ServingParams(Strict):
+    """Where Triton computes the case's answers.
+
+    ``auto``: on a GPU if Triton has one, else on the CPU. ``gpu``: on a GPU, and it is a warning if that has to be the
+    CPU. ``cpu``: there, whatever Triton has; a network of a few thousand weights gains nothing elsewhere.
+    """
+
+    device: Device = "auto"
+
+
 class GateParams(Strict):
     """The rules of promotion, as data. ``min_lift`` is in units of ``metric``."""
 
@@ -364,6 +377,7 @@ class Params(Strict):
     train: TrainParams
     export: ExportParams = ExportParams()
     resources: Resources = Resources()
+    serving: ServingParams = ServingParams()
     gate: GateParams
     drift: DriftParams
     replay: ReplayParams | None = None

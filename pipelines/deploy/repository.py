@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import storage
+from pipelines.config import Device
 from pipelines.errors import IntegrityError, Unavailable
 from pipelines.fields import Fields, signature
 from pipelines.runtime import MODEL
@@ -35,7 +36,7 @@ input [
 ]
 output [ {output} ]
 version_policy {{ specific {{ versions: [ {versions} ] }} }}
-instance_group [ {{ kind: KIND_CPU count: 1 }} ]
+instance_group [ {{ kind: {kind} count: 1 }} ]
 parameters [
   {{ key: "intra_op_thread_count" value: {{ string_value: "1" }} }},
   {{ key: "session.intra_op.allow_spinning" value: {{ string_value: "0" }} }}
@@ -44,8 +45,13 @@ parameters [
 # No dynamic batching: on a CPU it costs a small model latency, and brings a transformer nothing (its work grows with the tokens).
 
 
-def config(fields: Fields, versions: Iterable[int]) -> str:
-    """Text of a case's config.pbtxt: tensors as declared, and exactly ``versions`` to be loaded."""
+_KINDS: dict[Device, str] = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
+"""KIND_AUTO is a GPU's instance in a Triton that has one, and a CPU's elsewhere; KIND_GPU is refused where there is none."""
+_INSTEAD = "# on the CPU instead: "
+
+
+def config(fields: Fields, versions: Iterable[int], device: Device = "auto") -> str:
+    """Text of a case's config.pbtxt: tensors as declared, exactly ``versions`` to be loaded, and the device."""
     inputs, output = signature(fields)
     return _CONFIG.format(
         case=fields.case,
@@ -53,6 +59,7 @@ def config(fields: Fields, versions: Iterable[int]) -> str:
         inputs=",\n  ".join(map(_tensor, inputs)),
         output=_tensor(output),
         versions=", ".join(map(str, sorted(versions))),
+        kind=_KINDS[device],
     )
 
 
@@ -123,10 +130,13 @@ def stage(repository: Path, case: str, version: int, bundle: Path) -> bool:
     return True
 
 
-def configure(repository: Path, fields: Fields, versions: Iterable[int]) -> bool:
-    """Write the case's configuration for ``versions``; False if it said just that already."""
+def configure(repository: Path, fields: Fields, versions: Iterable[int], device: Device = "auto", *, instead: str = "") -> bool:
+    """Write the case's configuration for ``versions``; False if it said just that already.
+
+    ``instead`` is why it is not the device that the case asks for: a comment that :func:`instead_of_gpu` reads back.
+    """
     path = repository / fields.case / CONFIG
-    text = config(fields, versions)
+    text = config(fields, versions, device) + (f"{_INSTEAD}{' '.join(instead.split())}\n" if instead else "")
     if path.exists() and path.read_text() == text:
         return False
     storage.write_atomic(path, text.encode())
@@ -138,6 +148,12 @@ def configured(repository: Path, case: str) -> list[int]:
     path = repository / case / CONFIG
     found = re.search(r"versions: \[([\d, ]*)\]", path.read_text()) if path.exists() else None
     return [int(number) for number in found[1].split(",") if number.strip()] if found else []
+
+
+def instead_of_gpu(repository: Path, case: str) -> str:
+    """Why the case's configuration says CPU though the case asks for a GPU; empty if it says what was asked for."""
+    path = repository / case / CONFIG
+    return path.read_text().partition(_INSTEAD)[2].strip() if path.exists() else ""
 
 
 def staged(repository: Path, case: str) -> list[int]:

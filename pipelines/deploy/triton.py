@@ -48,6 +48,17 @@ def unload(address: str, case: str, key: SecretStr | None = None) -> None:
         raise IntegrityError(f"Triton at {address} refuses to unload {case}: {_reason(answer)}")
 
 
+def devices(address: str, case: str, key: SecretStr | None = None) -> list[str]:
+    """Where the case's instances compute, as Triton resolved its configuration: ``cpu``, ``gpu``.
+
+    Raises Unavailable if Triton does not answer, IntegrityError with its reason if it does not tell.
+    """
+    status, answer = _call(address, "GET", f"/v2/models/{case}/config", None, ANSWER_SECONDS, key)
+    if status != http.client.OK:
+        raise IntegrityError(f"Triton at {address} does not tell where {case} computes: {_reason(answer)}")
+    return sorted({str(group["kind"]).removeprefix("KIND_").lower() for group in json.loads(answer)["instance_group"]})
+
+
 def loaded(address: str, case: str, version: int) -> bool:
     """Whether Triton lists the version as ready; False also if the version is not loaded. See :func:`infer` for the truth."""
     return _call(address, "GET", f"/v2/models/{case}/versions/{version}/ready", None, ANSWER_SECONDS)[0] == http.client.OK

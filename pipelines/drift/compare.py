@@ -91,7 +91,8 @@ def _spread(column: Column, size: int) -> Ints:
 def _ends(bins: Ints, scale: Scale, *, whole: bool) -> tuple[Floats, Floats]:
     """Smallest and largest value of each bin; the same where it holds one at most: a single whole number, or no more than a float resolves."""
     low, high = bounds(bins, scale)
-    slack = 1e-9 * np.maximum(min(1.0, 1 / scale.scale), np.abs(low))
+    # Of the distance from the middle, not of the value: a time in seconds is far from zero for how little it varies.
+    slack = 1e-9 * np.maximum(min(1.0, 1 / scale.scale), np.abs(low - scale.loc)) + 1e-14 * np.abs(low)
     if whole:
         # A whole number that rounding put just outside its bin counts as inside: the bound must hold.
         first, last = np.ceil(low - slack), np.floor(high + slack)

@@ -67,8 +67,8 @@ def training_record(
             "fields": fields_hash,
             "spec": FEATURE_SPEC,
             "tokenizer": storage.file_sha256(tokenizer) if tokenizer.exists() else None,
-            "scales": facts["scales"],
-            "constant": facts["constant"],
+            "scales": facts.get("scales", {}),
+            "constant": facts.get("constant", []),
         },
         "configuration": {
             "params": params.model_dump(mode="json"),
