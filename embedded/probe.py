@@ -9,7 +9,7 @@ from typing import Any
 from embedded import http
 from embedded.ports import HOST, Ports
 from pipelines import ledger
-from pipelines.config import Settings, case_names
+from pipelines.config import Settings, case_names, load_params
 from pipelines.contracts import Release
 from pipelines.errors import PerennialError, Unavailable
 
@@ -49,7 +49,7 @@ def restore(home: Path, ports: Ports, broken: list[str], settings: Settings | No
         for release in found:
             try:
                 with repository.alone(settings.model_repository, release.case):
-                    rollout.restore(settings, load_fields(release.case))
+                    rollout.restore(settings, load_fields(release.case), load_params(release.case).serving.device)
             except PerennialError as error:
                 broken.append(f"case {release.case}, champion {release.champion}: {error}")
     return True

@@ -135,25 +135,28 @@ def configure(repository: Path, fields: Fields, versions: Iterable[int], device:
 
     ``instead`` is why it is not the device that the case asks for: a comment that :func:`instead_of_gpu` reads back.
     """
-    path = repository / fields.case / CONFIG
     text = config(fields, versions, device) + (f"{_INSTEAD}{' '.join(instead.split())}\n" if instead else "")
-    if path.exists() and path.read_text() == text:
+    if read_config(repository, fields.case) == text:
         return False
-    storage.write_atomic(path, text.encode())
+    storage.write_atomic(repository / fields.case / CONFIG, text.encode())
     return True
+
+
+def read_config(repository: Path, case: str) -> str:
+    """The case's configuration; empty if there is none."""
+    path = repository / case / CONFIG
+    return path.read_text() if path.exists() else ""
 
 
 def configured(repository: Path, case: str) -> list[int]:
     """The versions that the case's configuration names; none if there is no configuration."""
-    path = repository / case / CONFIG
-    found = re.search(r"versions: \[([\d, ]*)\]", path.read_text()) if path.exists() else None
+    found = re.search(r"versions: \[([\d, ]*)\]", read_config(repository, case))
     return [int(number) for number in found[1].split(",") if number.strip()] if found else []
 
 
 def instead_of_gpu(repository: Path, case: str) -> str:
     """Why the case's configuration says CPU though the case asks for a GPU; empty if it says what was asked for."""
-    path = repository / case / CONFIG
-    return path.read_text().partition(_INSTEAD)[2].strip() if path.exists() else ""
+    return read_config(repository, case).partition(_INSTEAD)[2].strip()
 
 
 def staged(repository: Path, case: str) -> list[int]:

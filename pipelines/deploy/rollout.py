@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import ledger, runtime, storage
-from pipelines.config import Settings
+from pipelines.config import Device, Settings
 from pipelines.contracts import Release
 from pipelines.deploy import repository, triton
 from pipelines.encoding import encoder
@@ -84,51 +84,104 @@ def prove(settings: Settings, fields: Fields, version: int, bundle: Path) -> Non
         raise IntegrityError(f"{fields.case} version {version} in Triton differs from ONNX Runtime on {bundle} {worst}: it must not serve")
 
 
-def offer(settings: Settings, fields: Fields, version: int, bundle: Path, *, revive: bool = False) -> None:
+def offer(settings: Settings, fields: Fields, version: int, bundle: Path, *, device: Device = "auto", revive: bool = False) -> None:
     """Stage, load and prove ``version`` beside the kept ones; ``revive`` loads it anew if it does not answer.
 
-    Call while :func:`repository.alone`.
+    On ``device``; what a GPU does not load, or does not answer as ONNX Runtime does, is proved on the CPU. Call
+    while :func:`repository.alone`.
     """
     repository.stage(settings.model_repository, fields.case, version, bundle)
     storage.failpoint("rollout", "staged")
-    repository.configure(settings.model_repository, fields, {*kept(settings, fields.case), version})
-    triton.load(settings.address("triton_http"), fields.case, settings.triton_admin_key)
+    versions = {*kept(settings, fields.case), version}
+    _load(settings, fields, versions, device)
     storage.failpoint("rollout", "loaded")
     if revive:
         _revive(settings, fields, version, bundle)
-    else:
+        return
+    try:
+        prove(settings, fields, version, bundle)
+    except (IntegrityError, Unavailable) as error:
+        if not _on_gpu(settings, fields.case):
+            raise
+        _fall_back(settings, fields, versions, str(error))
         prove(settings, fields, version, bundle)
 
 
-def promote(settings: Settings, fields: Fields, version: int, bundle: Path, append: Callable[[], Release]) -> Release:
+def _load(settings: Settings, fields: Fields, versions: Collection[int], device: Device) -> str:
+    """Have Triton load ``versions`` on the case's device, or if it refuses that, on the CPU; returns why it is not the device, if so.
+
+    Raises what :func:`triton.load` raises: versions that the CPU does not take either are no matter of devices.
+    """
+    repository.configure(settings.model_repository, fields, versions, device)
+    try:
+        triton.load(settings.address("triton_http"), fields.case, settings.triton_admin_key)
+    except IntegrityError as error:
+        if device == "cpu":
+            raise
+        _fall_back(settings, fields, versions, str(error))
+        return str(error)
+    log.info("%s is served on the %s (serving.device: %s)", fields.case, "GPU" if _on_gpu(settings, fields.case) else "CPU", device)
+    return ""
+
+
+def _fall_back(settings: Settings, fields: Fields, versions: Collection[int], why: str) -> None:
+    """Load ``versions`` on the CPU, and say why."""
+    repository.configure(settings.model_repository, fields, versions, "cpu", instead=why)
+    triton.load(settings.address("triton_http"), fields.case, settings.triton_admin_key)
+    log.warning("%s is served on the CPU instead of a GPU: %s", fields.case, why)
+
+
+def _on_gpu(settings: Settings, case: str) -> bool:
+    """Whether Triton put the case on a GPU; False also where it does not tell."""
+    with suppress(PerennialError):
+        return "gpu" in triton.devices(settings.address("triton_http"), case, settings.triton_admin_key)
+    return False
+
+
+def _place(settings: Settings, fields: Fields, versions: Collection[int], device: Device) -> list[str]:
+    """Configure and load ``versions``; returns what that mended.
+
+    A case that fell back to the CPU stays there until its versions change: every try would load them all anew.
+    """
+    folder, case, address = settings.model_repository, fields.case, settings.address("triton_http")
+    before, mended = repository.read_config(folder, case), list[str]()
+    missing = [version for version in versions if not triton.loaded(address, case, version)]
+    if device != "cpu" and repository.instead_of_gpu(folder, case) and repository.configured(folder, case) == sorted(versions):
+        triton.load(address, case, settings.triton_admin_key)
+    elif refused := _load(settings, fields, versions, device):
+        mended.append(f"on the CPU instead of a GPU: {refused}")
+    if repository.read_config(folder, case) != before:
+        mended.append(f"configured versions {', '.join(map(str, sorted(versions)))}")
+    return mended + [f"loaded version {version}" for version in missing]
+
+
+def promote(settings: Settings, fields: Fields, version: int, bundle: Path, append: Callable[[], Release], device: Device = "auto") -> Release:
     """Offer a candidate, then ``append`` its release; call while :func:`repository.alone`.
 
     If anything fails, ``append`` included, the kept versions are put back and the error goes on.
     """
     before = list(kept(settings, fields.case))
     try:
-        offer(settings, fields, version, bundle)
+        offer(settings, fields, version, bundle, device=device)
         release = append()
     except BaseException:
-        _withdraw(settings, fields, before)
+        _withdraw(settings, fields, before, device)
         raise
     storage.failpoint("rollout", "appended")
     return release
 
 
-def _withdraw(settings: Settings, fields: Fields, before: list[int]) -> None:
+def _withdraw(settings: Settings, fields: Fields, before: list[int], device: Device) -> None:
     """Go back to the versions ``before``; what Triton cannot do now, reconcile does later."""
-    if before:
-        repository.configure(settings.model_repository, fields, before)
     with suppress(PerennialError):
         if before:
-            triton.load(settings.address("triton_http"), fields.case, settings.triton_admin_key)
+            _load(settings, fields, before, device)
         else:
             triton.unload(settings.address("triton_http"), fields.case, settings.triton_admin_key)
     repository.retire(settings.model_repository, fields.case, before)
 
 
-def restore(settings: Settings, fields: Fields) -> list[str]:
+def restore(settings: Settings, fields: Fields, device: Device = "auto") -> list[str]:
     """Make the repository and Triton what the ledger says; returns what was repaired. Call while :func:`repository.alone`.
 
     The champion must answer in the end, or the error that keeps it from answering is raised. An older version
@@ -150,10 +203,7 @@ def restore(settings: Settings, fields: Fields) -> list[str]:
             repaired.append(f"left out version {version}: {error}")
     if not releases:
         return repaired
-    if repository.configure(settings.model_repository, fields, bundles):
-        repaired.append(f"configured versions {', '.join(map(str, sorted(bundles)))}")
-    repaired += [f"loaded version {version}" for version in bundles if not triton.loaded(settings.address("triton_http"), case, version)]
-    triton.load(settings.address("triton_http"), case, settings.triton_admin_key)
+    repaired += _place(settings, fields, bundles, device)
     for version, bundle in bundles.items():
         if _revive(settings, fields, version, bundle):
             repaired.append(f"revived version {version}")

@@ -27,7 +27,7 @@ def run(params: Params, settings: Settings) -> dict[str, Any]:
     with repository.alone(settings.model_repository, case):
         head = ledger.head(settings.ledger, case)
         try:
-            repaired += rollout.restore(settings, load_fields(case))
+            repaired += rollout.restore(settings, load_fields(case), params.serving.device)
         except Unavailable as error:
             away.append(f"Triton's versions: {error}")
     try:

@@ -38,7 +38,7 @@ def run(params: Params, settings: Settings, *, reason: str, actor: str, as_of: d
         below = ledger.previous_release(settings.ledger, case)
         if below is None:
             raise ConflictError(f"{case}: version {head.champion} has no release below it to go back to: train and promote a better one instead")
-        rollout.offer(settings, fields, below.champion, rollout.bundle_of(settings, below), revive=True)
+        rollout.offer(settings, fields, below.champion, rollout.bundle_of(settings, below), device=params.serving.device, revive=True)
         release = ledger.append(
             settings.ledger,
             case=case,
@@ -80,7 +80,7 @@ def _is_repeated(head: Release, reason: str, actor: str, as_of: datetime, moment
 def _follow(params: Params, settings: Settings) -> None:
     """Triton's other versions and the aliases follow; the rollback stands without them, reconcile mends them."""
     try:
-        rollout.restore(settings, load_fields(params.case))
+        rollout.restore(settings, load_fields(params.case), params.serving.device)
         aliases.project(settings, params.case)
     except PerennialError as error:
         log.warning("%s is rolled back; what follows the ledger is behind (reconcile will mend it): %s", params.case, error)

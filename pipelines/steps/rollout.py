@@ -40,7 +40,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, t
         if inputs["gate"].facts["decision"] != "promote":
             return {"outcome": "kept", "version": version, "seq": None}
         with repository.alone(settings.model_repository, params.case):
-            outcome, release = _release(settings, run_dir, as_of, trigger, inputs)
+            outcome, release = _release(params, settings, run_dir, as_of, trigger, inputs)
         if outcome == "promoted":
             _project(settings, params.case)
         return {"outcome": outcome, "version": version, "seq": release.seq if release else None}
@@ -48,7 +48,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, t
     return storage.commit(run_dir / "rollout", case=params.case, as_of=as_of, key=key, inputs=keys, build=build)
 
 
-def _release(settings: Settings, run_dir: Path, as_of: datetime, trigger: Trigger, inputs: Mapping[str, Manifest]) -> tuple[str, Release | None]:
+def _release(
+    params: Params, settings: Settings, run_dir: Path, as_of: datetime, trigger: Trigger, inputs: Mapping[str, Manifest]
+) -> tuple[str, Release | None]:
     case, candidate_key, version = inputs["export"].case, inputs["export"].key, inputs["register"].facts["version"]
     history = ledger.releases(settings.ledger, case)
     head = history[-1] if history else None
@@ -79,12 +81,12 @@ def _release(settings: Settings, run_dir: Path, as_of: datetime, trigger: Trigge
 
     fields = load_fields(case)
     try:
-        release = rollout.promote(settings, fields, version, run_dir / "export", append)
+        release = rollout.promote(settings, fields, version, run_dir / "export", append, params.serving.device)
     except ConflictError as error:
         log.warning("%s", error)
         return "stale", None
     try:
-        rollout.restore(settings, fields)
+        rollout.restore(settings, fields, params.serving.device)
     except PerennialError as error:
         log.warning("%s: version %d serves, but old versions were not put in order (reconcile will): %s", case, version, error)
     return "promoted", release

@@ -99,6 +99,8 @@ def test_executors_and_queues():
     assert environment("airflow-scheduler")["AIRFLOW__OPERATORS__DEFAULT_QUEUE"] == "default"
     for found in (services()["airflow-worker-gpu"], load(ROOT / "compose/gpu.yaml")["services"]["triton"]):
         assert found["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+    # Answers in TF32 differ by more than a rollout allows.
+    assert load(ROOT / "compose/gpu.yaml")["services"]["triton"]["environment"] == {"NVIDIA_TF32_OVERRIDE": "0"}
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,11 @@ def bundle(tmp_path):
     return candidate(Settings(home=tmp_path / "home"), month(1), bias=0.1) / "export"
 
 
-def test_configuration_says_what_the_case_declares():
-    """The configuration has the case's tensors, the kept versions in order, and the official backend's name."""
+@pytest.mark.parametrize(("device", "kind"), [("auto", "KIND_AUTO"), ("cpu", "KIND_CPU"), ("gpu", "KIND_GPU")])
+def test_configuration_says_what_the_case_declares(device, kind):
+    """The configuration has the case's tensors, the kept versions in order, the device's kind, and the official backend's name."""
     assert (
-        repository.config(FIELDS, [3, 1])
+        repository.config(FIELDS, [3, 1], device)
         == f"""name: "bank"
 backend: "onnxruntime"
 max_batch_size: 1024
@@ -32,7 +33,7 @@ input [
 ]
 output [ {{ name: "score" data_type: TYPE_FP32 dims: [ 1 ] }} ]
 version_policy {{ specific {{ versions: [ 1, 3 ] }} }}
-instance_group [ {{ kind: KIND_CPU count: 1 }} ]
+instance_group [ {{ kind: {kind} count: 1 }} ]
 parameters [
   {{ key: "intra_op_thread_count" value: {{ string_value: "1" }} }},
   {{ key: "session.intra_op.allow_spinning" value: {{ string_value: "0" }} }}

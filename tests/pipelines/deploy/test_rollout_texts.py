@@ -52,3 +52,30 @@ def test_a_text_version_serves_only_as_its_own_bundle_does(triton_server):
     with pytest.raises(Unavailable):
         rollout.prove(settings, FIELDS, 2, second)
     assert repository.configured(settings.model_repository, CASE) == [1]
+
+
+def test_a_case_that_wants_a_gpu_goes_on_without_one(triton_server, caplog):
+    """Where Triton has no GPU, a case for one is configured for it, loaded on the CPU and proved there, and log and configuration say why; reconciling again changes nothing."""
+    home, ports = triton_server
+    settings = Settings(home=home, triton_http=f"127.0.0.1:{ports.triton_http}")
+    first = bundle(settings, 3)
+    with caplog.at_level("INFO"):
+        rollout.offer(settings, FIELDS, 3, first, device="gpu")
+    assert "triage is served on the CPU instead of a GPU: Triton at" in caplog.text
+    assert "KIND_CPU" in repository.read_config(settings.model_repository, CASE)
+    assert "GPU" in repository.instead_of_gpu(settings.model_repository, CASE)
+    assert triton.devices(settings.triton_http, CASE) == ["cpu"]
+    rollout.prove(settings, FIELDS, 3, first)
+
+
+def test_auto_is_the_cpu_where_there_is_no_gpu(triton_server, caplog):
+    """A case that leaves the device to Triton is KIND_AUTO in the configuration, and served, and said to be served, on the CPU."""
+    home, ports = triton_server
+    settings = Settings(home=home, triton_http=f"127.0.0.1:{ports.triton_http}")
+    first = bundle(settings, 4)
+    with caplog.at_level("INFO"):
+        rollout.offer(settings, FIELDS, 4, first)
+    assert "triage is served on the CPU (serving.device: auto)" in caplog.text
+    assert "KIND_AUTO" in repository.read_config(settings.model_repository, CASE)
+    assert triton.devices(settings.triton_http, CASE) == ["cpu"]
+    rollout.prove(settings, FIELDS, 4, first)

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from pipelines import ledger
-from pipelines.config import load_params
+from pipelines.config import ServingParams, load_params
 from pipelines.deploy import repository, triton
 from pipelines.errors import IntegrityError, Unavailable
 from pipelines.registry import aliases
@@ -110,4 +110,20 @@ def test_mlflow_down_does_not_delay_triton(two_releases):
     kill_stub(settings, 2)
     with pytest.raises(Unavailable, match=f"MLflow at {settings.mlflow_url} does not answer"):
         reconcile.run(load_params(CASE), settings)
+    assert answering(settings, 1, 2) == [1, 2]
+
+
+def test_a_case_without_its_gpu_is_settled_on_the_cpu(mended):
+    """A case that asks for a GPU which Triton lacks is put on the CPU with both versions answering, which is said once; after that there is nothing to mend."""
+    settings, _, repair = mended
+    repair()
+    params = load_params(CASE).model_copy(update={"serving": ServingParams(device="gpu")})
+    said = reconcile.run(params, settings)["repaired"]
+    assert said[0].startswith("on the CPU instead of a GPU: Triton at")
+    assert answering(settings, 1, 2) == [1, 2]
+    running = stub(settings, 1)
+    assert reconcile.run(params, settings)["repaired"] == []
+    assert stub(settings, 1) == running
+    assert repair() == ["configured versions 1, 2"]
+    assert repository.instead_of_gpu(settings.model_repository, CASE) == ""
     assert answering(settings, 1, 2) == [1, 2]

@@ -5,8 +5,9 @@ file, so the same ``config.pbtxt`` with ``backend: "onnxruntime"`` serves in bot
 Python stub, from the virtual environment ``.venv-triton`` with numpy 1: the stub reads numpy's internal
 structures, and under numpy 2 it hands out wrong bytes without any error.
 
-Understood in config.pbtxt: ``max_batch_size``, ``input``, ``output``, ``default_model_filename`` and the
-parameters of :data:`PARAMETERS`, which the C++ backend knows under the same names.
+Understood in config.pbtxt: ``max_batch_size``, ``input``, ``output``, ``default_model_filename``, the kind of the
+instance that Triton made of ``instance_group``, and the parameters of :data:`PARAMETERS`, which the C++ backend knows
+under the same names.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(
                 f"numpy {np.__version__} corrupts tensors in this stub: run `make setup`, which builds .venv-triton with numpy 1"
             )
-        self.session = _session(config)
+        self.session = _session(config, _providers(args["model_instance_kind"], args["model_instance_device_id"]))
+        if args["model_instance_kind"] == "GPU" and "CUDAExecutionProvider" not in self.session.get_providers():
+            pb_utils.Logger.log_warn(f"{args['model_name']} asks for a GPU, and this ONNX Runtime has none to offer: it is served on the CPU")
         self.batched = config["max_batch_size"] > 0
         _check(args["model_name"], config, self.session, batched=self.batched)
         self.inputs = [tensor.name for tensor in self.session.get_inputs()]
@@ -117,7 +120,21 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(tensors)
 
 
-def _session(config: dict[str, Any]) -> ort.InferenceSession:
+CPU = ["CPUExecutionProvider"]
+"""The providers of an instance on the CPU, and of a session that is only looked at."""
+
+
+def _providers(kind: str, device: str) -> list[Any]:
+    """The providers of an instance of ``kind`` GPU or CPU; without CUDA in this ONNX Runtime a GPU's are the CPU's.
+
+    Without TF32: its ten bits of mantissa are another answer than the one that was judged.
+    """
+    if kind != "GPU" or "CUDAExecutionProvider" not in ort.get_available_providers():
+        return CPU
+    return [("CUDAExecutionProvider", {"device_id": device, "use_tf32": "0"}), *CPU]
+
+
+def _session(config: dict[str, Any], providers: list[Any] = CPU) -> ort.InferenceSession:
     """The ONNX Runtime session of the version being loaded; a file that is no model raises TritonModelException."""
     path = Path(pb_utils.get_model_dir()) / (config.get("default_model_filename") or "model.onnx")
     given = {name: value["string_value"] for name, value in (config.get("parameters") or {}).items()}
@@ -128,7 +145,7 @@ def _session(config: dict[str, Any]) -> ort.InferenceSession:
     if "session.intra_op.allow_spinning" in given:
         options.add_session_config_entry("session.intra_op.allow_spinning", given["session.intra_op.allow_spinning"])
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
         raise pb_utils.TritonModelException(f"{path} cannot be loaded: {error}") from error
 
