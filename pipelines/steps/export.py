@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipelines.encoding import Columns
     from pipelines.fields import Fields
 
-STEP_VERSION = 7
+STEP_VERSION = 8
 ROOMS = (
     "pipelines.export.onnx",
     "pipelines.export.bundle",
