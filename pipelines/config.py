@@ -667,6 +667,8 @@ class Settings(BaseSettings):
     """False leaves every DAG to triggers and people: a replay brings its own clock."""
     log_segment_seconds: float = Field(default=60.0, gt=0)
     log_segment_bytes: int = Field(default=64 * 2**20, gt=0)
+    log_close_seconds: float = Field(default=10.0, ge=0)
+    """How long a step waits for the gateway to close segments that hold rows; then it goes on without them, and says so."""
 
     @classmethod
     def settings_customise_sources(
@@ -708,6 +710,10 @@ class Settings(BaseSettings):
     def prediction_log(self) -> Path:
         """The gateway's segments: ``<case>/predictions`` and ``<case>/labels``."""
         return self.root / "prediction_log"
+
+    def log_request(self, case: str) -> Path:
+        """The file that asks the gateway to close a case's open segments: beside the log, which steps may only read."""
+        return self.root / "log_requests" / case
 
     @property
     def model_repository(self) -> Path:

@@ -125,6 +125,11 @@ def _text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
+def _revised(as_of: datetime, revision: int) -> str:
+    """The key of a row whose ``as_of`` may be decided on more than once; later revisions sort after earlier ones."""
+    return _text(as_of) if revision == 1 else f"{_text(as_of)}#{revision}"
+
+
 # --- releases -----------------------------------------------------------------------------------
 
 
@@ -262,20 +267,31 @@ def drift_state_before(url: str, case: str, as_of: datetime) -> dict[str, Any] |
     return None if row is None else json.loads(row)
 
 
-def record_drift_state(url: str, *, case: str, as_of: datetime, state: dict[str, Any], evidence_hash: str, previous: str | None = None) -> dict[str, Any]:
+def drift_states(url: str, case: str) -> list[dict[str, Any]]:
+    """Every state that the policy of a case ever had, oldest first, as one read finds them."""
+    with _begin(url) as connection:
+        order = select(_drift_states.c.state).where(_drift_states.c.case == case).order_by(_drift_states.c.as_of)
+        return [json.loads(row) for row in connection.execute(order).scalars().all()]
+
+
+def record_drift_state(
+    url: str, *, case: str, as_of: datetime, state: dict[str, Any], evidence_hash: str, previous: str | None = None, revision: int = 1
+) -> dict[str, Any]:
     """Keep the policy's state after the window ending at ``as_of``; the first one written stands and is returned.
 
-    ``previous`` names the state that it was made from (``""``: none; None: not said). A state has one successor, so that two
-    windows judged at once cannot both open an episode: raises Overtaken, and writes nothing, if another window came first.
+    ``previous`` names the state that it was made from or takes the place of (``""``: none; None: not said). A state has one
+    successor, so that two windows judged at once cannot both open an episode: raises Overtaken, and writes nothing, if another
+    window came first. A window that is judged again leaves a state of the next ``revision``, beside those before.
     """
-    row = {"case": case, "as_of": _text(as_of), "state": canonical_json(state), "evidence_hash": evidence_hash, "recorded_at": _text(wall_time())}
+    name = _revised(as_of, revision)
+    row = {"case": case, "as_of": name, "state": canonical_json(state), "evidence_hash": evidence_hash, "recorded_at": _text(wall_time())}
     # Where another try of the same window was first, what it wrote is returned.
     with suppress(SqlIntegrityError), _begin(url) as connection:
         if previous is not None:
-            connection.execute(insert(_drift_chain).values(case=case, previous=previous, as_of=_text(as_of)))
+            connection.execute(insert(_drift_chain).values(case=case, previous=previous, as_of=name))
         connection.execute(insert(_drift_states).values(**row))
     with _begin(url) as connection:
-        found = connection.execute(select(_drift_states.c.state).where(_drift_states.c.case == case, _drift_states.c.as_of == _text(as_of))).scalar()
+        found = connection.execute(select(_drift_states.c.state).where(_drift_states.c.case == case, _drift_states.c.as_of == name)).scalar()
     if found is None:
         raise Overtaken(f"{case}: a drift run of another window than {as_of.isoformat()} decided first, on the same earlier state; run the step again")
     kept: dict[str, Any] = json.loads(found)
@@ -303,22 +319,23 @@ def asking_episode(url: str, case: str, as_of: datetime) -> str | None:
 # --- alerts -------------------------------------------------------------------------------------
 
 
-def alert_runs(url: str, case: str, *, last: int | None = None, at: datetime | None = None) -> list[dict[str, Any]]:
+def alert_runs(url: str, case: str, *, last: int | None = None, at: datetime | None = None, revision: int = 1) -> list[dict[str, Any]]:
     """What the alert steps of a case left, oldest first: ``{seq, as_of, alerts, notices, recorded_at}``; the ``last`` rows, or that of ``at``.
 
-    A row's alerts are those that were open after it and those that it resolved.
+    A row's alerts are those that were open after it and those that it resolved. A window that was judged again has a row for each ``revision``.
     """
-    wanted = true() if at is None else _alert_runs.c.as_of == _text(at)
+    wanted = true() if at is None else _alert_runs.c.as_of == _revised(at, revision)
     with _begin(url) as connection:
         order = select(_alert_runs).where(_alert_runs.c.case == case, wanted).order_by(_alert_runs.c.seq.desc()).limit(last)
         rows = connection.execute(order).mappings().all()
-    return [{**row, **{name: json.loads(row[name]) for name in ("alerts", "notices")}} for row in reversed(rows)]
+    told = ("alerts", "notices")
+    return [{**row, "as_of": row["as_of"].partition("#")[0], **{name: json.loads(row[name]) for name in told}} for row in reversed(rows)]
 
 
-def append_alerts(url: str, *, case: str, seq: int, as_of: datetime, alerts: Sequence[Alert], notices: Sequence[Notice]) -> bool:
-    """Compare-and-swap: write row ``seq`` of ``alert_runs``; False if somebody has written it, or a row of ``as_of``, before."""
+def append_alerts(url: str, *, case: str, seq: int, as_of: datetime, alerts: Sequence[Alert], notices: Sequence[Notice], revision: int = 1) -> bool:
+    """Compare-and-swap: write row ``seq`` of ``alert_runs``; False if somebody has written it, or that row of ``as_of``, before."""
     text = {"alerts": canonical_json(list(alerts)), "notices": canonical_json(list(notices))}
-    return _insert_first(url, _alert_runs, case=case, seq=seq, as_of=_text(as_of), **text)
+    return _insert_first(url, _alert_runs, case=case, seq=seq, as_of=_revised(as_of, revision), **text)
 
 
 def alerts(url: str, case: str) -> list[Alert]:

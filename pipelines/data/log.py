@@ -8,7 +8,8 @@ corrections arrive, the frames read are the same:
 - one row per ``prediction_id``: the answer received first (a repeated request gets the first answer);
 - one label per ``prediction_id``: the highest revision that has arrived, of equal ones the first.
 
-Compact before reading: of a segment that is being compacted by somebody else a reader may see a part.
+Catch up before reading (:func:`catch_up`): the rows of open segments are not read, and of a segment that is being compacted by
+somebody else a reader may see a part. :func:`compacted` names what is whole; a reader may be held to those segments.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from typing import Any, Literal
 import msgspec
 import polars as pl
 
+from pipelines import segments
 from pipelines.config import Settings
 from pipelines.contracts import LabelLine, PredictionLine, Window
 from pipelines.errors import IntegrityError
@@ -33,6 +35,8 @@ from pipelines.storage import digest, failpoint, make_durable, write_atomic
 
 Kind = Literal["predictions", "labels"]
 KINDS: tuple[Kind, ...] = ("predictions", "labels")
+Segments = Mapping[str, Sequence[segments.Name]]
+"""Segments of each kind by their names."""
 RETRY_MARGIN = timedelta(days=1)
 """How far apart a request and its retries may lie in event time and still be found to be one row."""
 
@@ -60,6 +64,45 @@ _FIXED: dict[Kind, dict[str, Any]] = {
 }
 
 log = logging.getLogger(__name__)
+
+
+def catch_up(settings: Settings, case: str, window: Window) -> int:
+    """Have open segments closed and compact what is closed; returns how many rows of ``window`` cannot be read all the same.
+
+    Waits at most ``log_close_seconds`` for the gateway. Rows of the window that are missing then lie in segments that are open.
+    """
+    folders = [settings.prediction_log / case / kind for kind in KINDS]
+    still = segments.close(folders, settings.log_request(case), settings.log_close_seconds)
+    held = {path: _rows_in(path, window) for path in still if path.parent.name == "predictions"}
+    compact(settings, case)
+    left = [path for path in held if path.exists()]
+    if len(left) < len(still):
+        compact(settings, case)  # some were closed meanwhile
+    unread = sum(held[path] for path in left)
+    if still:
+        log.warning("%s: %d open segment(s) were not closed within %g s", case, len(still), settings.log_close_seconds)
+    return unread
+
+
+def _rows_in(path: Path, window: Window) -> int:
+    """How many whole lines of an open segment are rows of ``window``."""
+    try:
+        rows = _parse(path, "predictions")[0]
+    except FileNotFoundError:
+        return 0
+    return sum(window.start <= row["event_time"] < window.end for row in rows)
+
+
+def compacted(settings: Settings, case: str) -> dict[str, list[str]]:
+    """The segments of each kind that were compacted whole."""
+    folders = {kind: settings.lake / case / kind / "segments" for kind in KINDS}
+    return {kind: [path.stem for path in folder.glob("*.json")] for kind, folder in folders.items()}
+
+
+def beyond(names: Mapping[str, Sequence[str]], seen: Segments) -> dict[str, list[str | list[str | int]]]:
+    """What of ``names`` is not in ``seen``, in few words: what a run keeps of the segments that were new to it."""
+    known = {kind: segments.among(seen[kind]) for kind in KINDS}
+    return {kind: segments.packed(name for name in names[kind] if not known[kind](name)) for kind in KINDS}
 
 
 def compact(settings: Settings, case: str) -> int:
@@ -245,14 +288,17 @@ def fingerprint(settings: Settings, case: str, window: Window) -> str:
     return digest([str(file.relative_to(folder)) for file in near(settings, case, window)])
 
 
-def read_predictions(settings: Settings, case: str, window: Window) -> pl.DataFrame:
+def read_predictions(settings: Settings, case: str, window: Window, *, marks: Mapping[str, Segments] | None = None) -> pl.DataFrame:
     """Logged rows with event time in ``window``, sorted by event_time and id: one row per prediction.
 
     Columns: ``id, event_time``, the features as logged (text or float64), ``version`` (int64), ``score``
     (float64), ``prediction``, ``request_id``, ``received_at``, and with classes ``scores`` (a list of float64).
-    Empty with the fixed columns only if there is none.
+    Empty with the fixed columns only if there is none. Each of ``marks`` adds a column of its name: whether any of a row's lines
+    stands in those segments.
     """
-    return _first_answers(_read(settings, case, "predictions", near(settings, case, window)), window)
+    named = _named("predictions", marks)
+    frame = _read(settings, case, "predictions", near(settings, case, window), marks=named)
+    return _first_answers(frame.with_columns(pl.col(name).any().over("id") for name in named), window, list(named))
 
 
 def read_days(settings: Settings, case: str, wanted: Sequence[date], each: Callable[[pl.LazyFrame], pl.LazyFrame]) -> Iterator[tuple[date, pl.DataFrame]]:
@@ -269,15 +315,15 @@ def read_days(settings: Settings, case: str, wanted: Sequence[date], each: Calla
         yield day, _first_answers(rows.filter((of >= first) & (of <= last)), window)
 
 
-def _first_answers(frame: pl.DataFrame, window: Window) -> pl.DataFrame:
+def _first_answers(frame: pl.DataFrame, window: Window, marks: Sequence[str] = ()) -> pl.DataFrame:
     scores = [SCORES] if SCORES in frame.columns else []
-    features = [name for name in frame.columns if name not in _FIXED["predictions"] and name not in scores]
+    features = [name for name in frame.columns if name not in {*_FIXED["predictions"], *scores, *marks}]
     return (
         frame.sort("received_at", "event_time", "version", "request_id")
         .unique("id", keep="first", maintain_order=True)
         .filter((pl.col("event_time") >= window.start) & (pl.col("event_time") < window.end))
         .sort("event_time", "id")
-        .select("id", "event_time", *features, "version", "score", "prediction", "request_id", "received_at", *scores)
+        .select("id", "event_time", *features, "version", "score", "prediction", "request_id", "received_at", *scores, *marks)
     )
 
 
@@ -286,14 +332,49 @@ def read_labels(settings: Settings, case: str, arrived_by: datetime, *, since: d
 
     ``since`` leaves out labels that arrived before: a row's label does not arrive before the row.
     """
+    return best(read_label_lines(settings, case, arrived_by, since=since))
+
+
+def best(lines: pl.DataFrame) -> pl.DataFrame:
+    """The line of each id that counts, of lines in the order of :func:`read_label_lines`, sorted by id."""
+    return lines.unique("id", keep="first", maintain_order=True).sort("id").select("id", "label", "label_time", "revision")
+
+
+def read_label_lines(
+    settings: Settings,
+    case: str,
+    arrived_by: datetime,
+    *,
+    since: datetime | None = None,
+    within: Segments | None = None,
+    marks: Mapping[str, Segments] | None = None,
+) -> pl.DataFrame:
+    """Every label line that had arrived by ``arrived_by``, the one that counts first: ``id, label, label_time, revision``.
+
+    ``within`` holds the reader to some segments. Each of ``marks`` adds a column of its name: whether a line stands in those.
+    """
+    files, named = _files(settings, case, "labels", since, arrived_by), _named("labels", marks)
+    if within is not None:
+        files = list(filter(_stands_in("labels", within), files))
     return (
-        _read(settings, case, "labels", _files(settings, case, "labels", since, arrived_by))
+        _read(settings, case, "labels", files, marks=named)
         .filter(pl.col("label_time") <= arrived_by)
         .sort(["revision", "label_time", "received_at", "label"], descending=[True, False, False, False])
-        .unique("id", keep="first", maintain_order=True)
-        .sort("id")
-        .select("id", "label", "label_time", "revision")
+        .select("id", "label", "label_time", "revision", *named)
     )
+
+
+Stands = Callable[[Path], bool]
+"""Whether a compacted file is of certain segments."""
+
+
+def _stands_in(kind: Kind, names: Segments) -> Stands:
+    holds = segments.among(names[kind])
+    return lambda file: holds(file.stem)
+
+
+def _named(kind: Kind, marks: Mapping[str, Segments] | None) -> dict[str, Stands]:
+    return {name: _stands_in(kind, own) for name, own in (marks or {}).items()}
 
 
 def _files(settings: Settings, case: str, kind: Kind, start: datetime | None, end: datetime) -> list[Path]:
@@ -302,9 +383,20 @@ def _files(settings: Settings, case: str, kind: Kind, start: datetime | None, en
     return [file for day in days for file in sorted(day.glob("hour=*/*.parquet"))]
 
 
-def _read(settings: Settings, case: str, kind: Kind, files: Sequence[Path], each: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda scan: scan) -> pl.DataFrame:
-    empty = pl.DataFrame(schema=_FIXED[kind])
-    scans = [each(pl.scan_parquet(file, hive_partitioning=False)) for file in files]
+def _read(
+    settings: Settings,
+    case: str,
+    kind: Kind,
+    files: Sequence[Path],
+    each: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda scan: scan,
+    marks: Mapping[str, Stands] | None = None,
+) -> pl.DataFrame:
+    """The lines of ``files``, with a column for each of ``marks``."""
+    told = marks or {}
+    empty = pl.DataFrame(schema=_FIXED[kind] | dict.fromkeys(told, pl.Boolean))
+    scans = [
+        each(pl.scan_parquet(file, hive_partitioning=False)).with_columns(pl.lit(stands(file)).alias(name) for name, stands in told.items()) for file in files
+    ]
     try:
         batches = [pl.concat(scans[at : at + _BATCH], how="diagonal_relaxed").collect() for at in range(0, len(scans), _BATCH)]
     except (OSError, pl.exceptions.PolarsError) as error:

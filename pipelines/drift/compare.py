@@ -100,8 +100,8 @@ def _ends(bins: Ints, scale: Scale, *, whole: bool) -> tuple[Floats, Floats]:
     return low, np.where(high - low <= slack, low, high)
 
 
-def quality(reference: Profile | None, current: Profile, window: Window, params: DriftParams, since: datetime | None = None) -> dict[str, Any]:
-    """What is wrong with the window's rows: ``{problems, warnings, missing, volume}``.
+def quality(reference: Profile | None, current: Profile, window: Window, params: DriftParams, since: datetime | None = None, unread: int = 0) -> dict[str, Any]:
+    """What is wrong with the window's rows: ``{problems, warnings, missing, volume}``; ``unread`` rows of it cannot be read yet.
 
     ``since`` is when the case served its first row: in the window of that moment only the time after it can have rows.
 
@@ -120,6 +120,10 @@ def quality(reference: Profile | None, current: Profile, window: Window, params:
             shares[name] = share
         if share > before + params.max_null_share:
             problems.append(f"{name}: {share:.1%} missing or undeclared values ({before:.1%} in the reference)")
+    if unread:
+        # Of a part nothing can be said that hangs on how many rows there are.
+        told = f"{unread:,} rows of the window lie in open segments of the log and could not be read"
+        return {"problems": problems, "warnings": [f"{told}: run again, and it is judged again"], "missing": shares, "volume": None}
     if current.rows == 0 and not params.allow_empty:
         problems.append("no rows in the window, and the case declares that there always are some")
     elif current.rows < params.min_rows:

@@ -1,13 +1,18 @@
-"""What the labels that have arrived say about the rows that were served: pure functions on frames of the log.
+"""What the labels that are known say about the rows that were served: pure functions on frames of the log.
 
 ``served``: ``id, event_time, version, score``, and with classes ``prediction`` (a position) and ``scores`` (a list
-of all their probabilities); ``labels``: ``id, label, label_time`` (one row per id).
+of all their probabilities). ``labels``: ``id, label, label_time`` (the time that was stated), any number of lines per id, of an id
+the one that counts first.
+
+A label is counted once, when it is *mature*: it is known, and its row has the age that the case declares
+(``label_delay_days``). What is corrected later is reported and not counted again: both ways to correct a running e-value, to swap
+a counted label and to count it again, break its guarantee.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
@@ -18,10 +23,40 @@ from pipelines.drift.policy import LabelEvidence
 from pipelines.drift.sequential import metric_drop, row_errors, row_losses
 
 
-def arrived(served: pl.DataFrame, labels: pl.DataFrame, since: datetime, until: datetime) -> pl.DataFrame:
-    """Served rows whose label arrived in ``(since, until]``: each label is in exactly one window."""
-    fresh = labels.filter((pl.col("label_time") > since) & (pl.col("label_time") <= until))
-    return served.join(fresh.select("id", "label", "label_time"), on="id", how="inner").sort("event_time", "id")
+def mature(served: pl.DataFrame, labels: pl.DataFrame, until: datetime, age: timedelta) -> pl.DataFrame:
+    """The served rows of at least ``age`` at ``until`` with the label that was known of them by then, of those that have one."""
+    known = labels.filter(pl.col("label_time") <= until).unique("id", keep="first", maintain_order=True)
+    old = served.filter(pl.col("event_time") <= until - age)
+    return old.join(known.select("id", "label", "label_time"), on="id", how="inner").sort("event_time", "id")
+
+
+def counted(served: pl.DataFrame, labels: pl.DataFrame, since: datetime, age: timedelta, taken_over: datetime | None = None) -> pl.DataFrame:
+    """What runs up to the one whose window ended at ``since`` have counted: ``id, label``, the label as it was known then.
+
+    Only the lines that are marked ``before`` count, where there is such a column. Runs before ``taken_over`` counted by the
+    stated time alone, however young the row was: of those marked ``taken_over`` every label stated by then.
+    """
+    known = mature(_marked(served, "before"), _marked(labels, "before"), since, timedelta(0))
+    old = pl.col("event_time") <= since - age
+    if taken_over is not None:
+        theirs = mature(_marked(served, "taken_over"), _marked(labels, "taken_over"), taken_over, timedelta(0))
+        old |= pl.col("id").is_in(theirs["id"].implode())
+    return known.filter(old).select("id", "label")
+
+
+def fresh(served: pl.DataFrame, labels: pl.DataFrame, until: datetime, age: timedelta, counted: pl.DataFrame) -> pl.DataFrame:
+    """The rows whose label counts in the window that ends at ``until``: mature now, and not ``counted`` before."""
+    return mature(served, labels, until, age).join(counted.select("id"), on="id", how="anti")
+
+
+def corrected(served: pl.DataFrame, labels: pl.DataFrame, until: datetime, counted: pl.DataFrame) -> pl.DataFrame:
+    """The rows that were ``counted`` before and have another label since then: ``label`` now, ``counted`` what was counted."""
+    then = counted.select("id", counted="label")
+    return mature(served, labels, until, timedelta(0)).join(then, on="id", how="inner").filter(pl.col("label") != pl.col("counted"))
+
+
+def _marked(frame: pl.DataFrame, name: str) -> pl.DataFrame:
+    return frame.filter(name) if name in frame.columns else frame
 
 
 def possible(labels: pl.DataFrame, classes: int) -> pl.DataFrame:
@@ -39,22 +74,33 @@ def judge(rows: pl.DataFrame, version: int, baseline: dict[str, float], params: 
     own = rows.filter(pl.col("version") == version).drop_nulls("score")
     if own.is_empty() or not baseline:
         return LabelEvidence(rows=own.height)
-    wrong = own["prediction"] != own["label"] if classes else pl.Series(row_errors(own["label"].to_numpy(), own["score"].to_numpy()))
     scored = own if not classes else own.filter(pl.col("scores").list.len() == classes) if "scores" in own.columns else own.clear()
     drop = None
     if scored.height >= params.min_rows:
         days = scored["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy()
         score = np.array(scored["scores"].to_list()) if classes else scored["score"].to_numpy()
         drop = metric_drop(row_losses(scored["label"].to_numpy(), score), days, baseline["loss"], baseline["loss_se"], 1 - params.q)
-    return LabelEvidence(rows=own.height, errors=int(wrong.sum()), baseline=baseline["error_rate"], drop=drop)
+    return LabelEvidence(rows=own.height, errors=_errors(own, "label", classes), baseline=baseline["error_rate"], drop=drop)
 
 
-def coverage(served: pl.DataFrame, labels: pl.DataFrame, windows: Iterable[Window], until: datetime) -> dict[str, float]:
-    """By window end (ISO): the share of the window's rows whose label arrived by ``until``; windows without rows are left out."""
-    known = served.join(labels.filter(pl.col("label_time") <= until).select("id", "label_time"), on="id", how="left")
+def corrections(rows: pl.DataFrame, version: int, classes: int = 0) -> dict[str, int]:
+    """Labels of champion ``version`` that were :func:`corrected`: ``rows``, and how many more ``errors`` there are by them. Counted nowhere."""
+    own = rows.filter(pl.col("version") == version).drop_nulls("score")
+    return {"rows": own.height, "errors": _errors(own, "label", classes) - _errors(own, "counted", classes)}
+
+
+def _errors(rows: pl.DataFrame, label: str, classes: int) -> int:
+    if classes:
+        return int((rows["prediction"] != rows[label]).sum())
+    return int(row_errors(rows[label].to_numpy(), rows["score"].to_numpy()).sum())
+
+
+def coverage(served: pl.DataFrame, labels: pl.DataFrame, windows: Iterable[Window], until: datetime, age: timedelta) -> dict[str, float]:
+    """By window end (ISO): the share of the window's rows whose label is mature at ``until``; windows without rows are left out."""
+    spoken = served.join(mature(served, labels, until, age).select("id", "label_time"), on="id", how="left")
     found = {}
     for window in windows:
-        rows = known.filter((pl.col("event_time") >= window.start) & (pl.col("event_time") < window.end))
+        rows = spoken.filter((pl.col("event_time") >= window.start) & (pl.col("event_time") < window.end))
         if rows.height:
             found[window.end.isoformat()] = 1 - rows["label_time"].null_count() / rows.height
     return found

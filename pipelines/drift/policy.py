@@ -46,7 +46,7 @@ Outcome = Literal["none", "pending", "promoted", "kept"]
 
 
 class LabelEvidence(Value):
-    """Labels that arrived since the last window, of rows that the champion scored.
+    """Labels that count since the last window (drift/labels.py), of rows that the champion scored.
 
     ``baseline`` is the error rate that counts as unchanged; ``drop`` the rise of the log-loss over the holdout.
     """
@@ -61,14 +61,16 @@ class DriftEvidence(Value):
     """All that the policy may look at in one window.
 
     ``features`` is empty when there were too few rows (``thin``). ``labelled`` maps the window ends in the
-    history to the share of their rows whose label has arrived. ``fresh_labels`` counts labelled rows that
-    arrived since the champion was trained, ``training_rows`` what it was trained on; ``outcome`` says what
-    became of the retraining that was asked for last.
+    history to the share of their rows whose label is mature. ``fresh_labels`` counts rows whose label became known
+    since the champion was trained, ``training_rows`` what it was trained on; ``outcome`` says what
+    became of the retraining that was asked for last. ``unread`` rows of the window lie where they cannot be read yet: then it
+    is ``thin``, as a part of a window is no season.
     """
 
     champion: int
     training_rows: int
     thin: bool = False
+    unread: int = 0
     problems: tuple[str, ...] = ()
     features: tuple[FeatureDrift, ...] = ()
     labels: LabelEvidence = LabelEvidence()
@@ -286,7 +288,8 @@ def _watching(state: PolicyState, evidence: DriftEvidence, config: DriftParams, 
         return state.model_copy(update={"name": "WATCH", "reason": f"{moved} moved in this window; not confirmed"})
     if state.name == "WATCH" and state.clean >= config.clean_windows:
         return state.model_copy(update={"name": "STABLE", "reason": f"{state.clean} clean windows"})
-    quiet = "too few rows to compare" if evidence.thin else "nothing moved"
+    unread = f"{evidence.unread:,} rows cannot be read yet: not compared"
+    quiet = unread if evidence.unread else "too few rows to compare" if evidence.thin else "nothing moved"
     return state.model_copy(update={"reason": quiet if state.name == "STABLE" else f"{quiet}; {state.clean} of {config.clean_windows} clean windows"})
 
 

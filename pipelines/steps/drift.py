@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,15 @@ from pipelines.drift.findings import Seen
 from pipelines.drift.profile import Profile, merge, read
 from pipelines.drift.spec import OUTPUTS, count_words, load_spec, numbers
 from pipelines.drift.windows import drift_window, last_windows
+from pipelines.errors import Overtaken
 from pipelines.fields import SCORES, Fields
 from pipelines.reports import evidently
 
-STEP_VERSION = 6
-ROOMS = ("pipelines.drift", "pipelines.data.log", "pipelines.fields", "pipelines.reports.evidently")
+STEP_VERSION = 7
+ROOMS = ("pipelines.drift", "pipelines.data.log", "pipelines.fields", "pipelines.segments", "pipelines.reports.evidently")
 MAX_PANELS = 8
+ROUNDS = 3
+"""How often a run looks again because another try of the same window was first."""
 FAILPOINTS = ("decided", "opened")
 """Beyond those of a commit: state in the ledger, episode in the ledger."""
 WINDOWS = 8
@@ -44,17 +47,45 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Past:
+    """What one read of the ledger said of the case's windows: everything that this run does hangs on that read.
+
+    ``states``: every state of the policy, oldest first. ``base``: the one that this window is judged from. ``stands``: the
+    decision of this run, if it was made before. ``first``: the judgement on fewer rows whose place this run takes.
+    """
+
+    states: tuple[dict[str, Any], ...]
+    base: dict[str, Any] | None = None
+    stands: dict[str, Any] | None = None
+    first: dict[str, Any] | None = None
+
+    @property
+    def policy(self) -> policy.PolicyState | None:
+        """The policy's state before this window."""
+        return _policy(self.base)
+
+    @property
+    def known(self) -> tuple[dict[str, Any], ...]:
+        """The states up to the one that the window is judged from."""
+        return _up_to(self.states, self.base)
+
+
+@dataclass(frozen=True)
 class Served:
     """What the log says of the windows that count, as frames of drift/performance.py.
 
-    ``rows``: what was served in ``windows`` (oldest first, the newest is the run's own), with the labels that have arrived; ``fresh``:
-    the champion's rows whose label arrived since the last window that was judged. ``evidence``: what the policy gets of it.
+    ``rows``: what was served in ``windows`` (oldest first, the newest is the run's own), with the labels that are known; ``fresh``:
+    the champion's rows whose label counts in this window. ``evidence``: what the policy gets of it; ``told``: what only people get:
+    ``corrections`` of labels that were counted before, and ``young``, the champion's labels that count once their rows are old enough.
+    ``record``: the segments that no earlier run had seen.
     """
 
     rows: pl.DataFrame
     fresh: pl.DataFrame
     windows: list[Window]
     evidence: dict[str, Any]
+    told: dict[str, Any]
+    record: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,15 +97,20 @@ class Decision:
     reason: str = ""
     episode: str | None = None
     about: Mapping[str, Any] | None = None
+    rows: int | None = None
+    """How many rows of the window were there when it was made."""
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
     """Write ``report.json`` (and ``drift.html`` when somebody should look) to ``run_dir/drift``; keep state and episode in the ledger.
 
-    The first decision of a window stands: running again finds it in the ledger and gives the same report, with
-    the same action and episode, so that a trigger can be tried again. A run for a window that was judged
-    before, or older than the newest one that was, reports and does not step. A window that ended before the case's first
-    champion or its first served row is not judged: the report says so, and nothing enters the ledger.
+    The first decision of a window stands: running again finds it in the ledger, with the segments of the log that it was made
+    on, and gives the same report, with the same action and episode, so that a trigger can be tried again. There is one
+    exception: a window that was judged on too few rows, or while some could not be read, is judged again once there are
+    more, if it opened no episode and no later window was judged. What the first judgement saw is forgotten then: nothing counts twice.
+    A run for a window that was judged before, or older than the newest one that was, reports and does not step.
+    A window that ended before the case's first champion or its first served row is not judged: the report says so, and nothing
+    enters the ledger.
     """
     made = storage.read_manifest(run_dir / "profile")
     window = Window.model_validate(made.facts["window"])
@@ -85,32 +121,44 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         reason = "no champion yet: nothing to compare with"
         return _commit(params, settings, run_dir, as_of, made, _report(params.case, window, None, None, current, Decision("NO_CHAMPION", reason=reason)), None)
     served_since = prediction_log.first_row(settings, params.case)
-    early = _too_early(params, settings, window, served_since)
+    unread = made.facts.get("unread", 0)
+    early = None if unread else _too_early(params, settings, window, served_since)
     if early is not None:
         unjudged = _report(params.case, window, champion, None, current, Decision("NOT_SERVED", reason=early), served_since=served_since)
         return _commit(params, settings, run_dir, as_of, made, unjudged, None)
     bundle = storage.find(settings.root / champion.bundle, champion.candidate_key)
     before = read(bundle / reference.FILE)
-    checks = quality(before, current, window, params.drift, served_since)
+    checks = quality(before, current, window, params.drift, served_since, unread)
     same_spec = before.spec == current.spec == load_spec(fields).version
     if not same_spec:
         checks["warnings"].append(f"champion {champion.champion}'s reference has feature spec {before.spec}, the window {current.spec}: not compared")
-    features = compare(before, current, fields, load_spec(fields), params.drift, champion.champion) if same_spec and current.rows else ()
-    served = _served(params, settings, champion, before, window, as_of, fields)
-    evidence = policy.DriftEvidence(
-        champion=champion.champion,
-        training_rows=before.rows,
-        thin=not features or current.rows < params.drift.min_rows,
-        problems=tuple(checks["problems"]),
-        features=features,
-        **served.evidence,
-        outcome=_outcome(params, settings, as_of),
-    )
-    decision = _decide(params, settings, as_of, window, evidence)
+    comparable = same_spec and current.rows and not unread
+    features = compare(before, current, fields, load_spec(fields), params.drift, champion.champion) if comparable else ()
+    for _ in range(ROUNDS):
+        past = _past(settings, params.case, as_of, window, current.rows, unread)
+        served = _served(params, settings, champion, before, window, past, fields)
+        evidence = policy.DriftEvidence(
+            champion=champion.champion,
+            training_rows=before.rows,
+            thin=not features or current.rows < params.drift.min_rows,
+            unread=unread,
+            problems=tuple(checks["problems"]),
+            features=features,
+            **served.evidence,
+            outcome=_outcome(params, settings, past.policy, as_of),
+        )
+        decision = _decide(params, settings, as_of, window, evidence, past, served, current.rows)
+        if decision is not None:
+            break
+    else:
+        raise Overtaken(f"{params.case}: other tries of the window of {as_of.isoformat()} were first {ROUNDS} times; run the step again")
+    if decision.rows not in {None, current.rows}:
+        checks["warnings"].append(f"the decision was made on {decision.rows:,} rows of the window; {current.rows:,} are there now")
     first = max(champion.as_of, window.end - max(LOOK_BACK, 3 * (window.end - window.start)))
     days = read_days(run_dir, settings.root, Window(start=first, end=window.end), before.spec)
     about = _explain(params, champion, before, current, evidence, decision, served, days, fields)
-    report = _report(params.case, window, champion, before, current, decision, evidence, checks, served_since).model_copy(update=about)
+    report = _report(params.case, window, champion, before, current, decision, evidence, checks, served_since, served.told)
+    report = report.model_copy(update=about)
     if decision.episode is not None:
         opened = report.model_dump(mode="json", include={"window", "model_version", "reason", "labels"})
         more = {"features": [feature.feature for feature in features if feature.drifted], **{name: report.diagnosis[name] for name in ("kind", "why", "since")}}
@@ -133,30 +181,120 @@ def _too_early(params: Params, settings: Settings, window: Window, served_since:
     return None
 
 
-def _served(params: Params, settings: Settings, champion: Release, before: Profile, window: Window, as_of: datetime, fields: Fields) -> Served:
-    """Read what was served and labelled: label evidence is what arrived since the last window that was judged, how much of the history has labels, how many are new."""
-    kind, classes = params.drift.window, len(fields.classes)
-    earlier = _state(ledger.drift_state_before(settings.ledger, params.case, as_of))
-    marks = [] if earlier is None else [drift_window(mark.end, kind) for mark in earlier.marks]
+# --- what was judged before -----------------------------------------------------------------------
+
+
+def _past(settings: Settings, case: str, as_of: datetime, window: Window, rows: int, unread: int) -> Past:
+    """Read the case's states, once; whether the window is judged again, now that it has so many ``rows``, is found in them."""
+    states = tuple(ledger.drift_states(settings.ledger, case))
+    times = [datetime.fromisoformat(state["as_of"]) for state in states]
+    own = next((state for state, time in zip(states[::-1], times[::-1], strict=True) if time == as_of), None)
+    earlier = next((state for state, time in zip(states[::-1], times[::-1], strict=True) if time < as_of), None)
+    same = own or (earlier if earlier is not None and _end(earlier) == window.end else None)
+    if same is not None and same is states[-1] and same.get("short") and (rows > same["rows"] or unread < same["unread"]):
+        base = _base(states, same)
+        if same["policy"]["action"] != "retrain" and same["policy"]["episode"] in {None, base and base["policy"]["episode"]}:
+            return Past(states, base, first=same)
+    if own is not None:
+        return Past(states, _base(states, own), stands=own)
+    return Past(states, earlier)
+
+
+def _base(states: Sequence[dict[str, Any]], state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state that ``state`` was made from: the one before it, unless it took the place of another."""
+    older = [one for one in states if datetime.fromisoformat(one["as_of"]) < datetime.fromisoformat(state["as_of"])]
+    if "base" not in state:
+        return older[-1] if older else None
+    return next((one for one in older if _name(one) == state["base"]), None)
+
+
+def _up_to(states: tuple[dict[str, Any], ...], last: Mapping[str, Any] | None) -> tuple[dict[str, Any], ...]:
+    return () if last is None else states[: 1 + [_name(state) for state in states].index(_name(last))]
+
+
+def _name(state: Mapping[str, Any] | None) -> str:
+    """What the ledger's chain calls a state."""
+    if state is None:
+        return ""
+    return str(state["as_of"]) if state.get("revision", 1) == 1 else f"{state['as_of']}#{state['revision']}"
+
+
+def _end(state: Mapping[str, Any]) -> datetime:
+    return datetime.fromisoformat(state["policy"]["end"])
+
+
+def _policy(found: Mapping[str, Any] | None) -> policy.PolicyState | None:
+    return None if found is None else policy.PolicyState.model_validate(found["policy"])
+
+
+def _recorded(states: Sequence[Mapping[str, Any]]) -> prediction_log.Segments:
+    """The segments that the runs of ``states`` have seen."""
+    own = [state["segments"] for state in states if "segments" in state]
+    return {kind: [name for record in own for name in record[kind]] for kind in prediction_log.KINDS}
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+
+def _served(params: Params, settings: Settings, champion: Release, before: Profile, window: Window, past: Past, fields: Fields) -> Served:
+    """Read what was served and labelled, in the segments that this run is about: all that are there, or those it saw when it decided.
+
+    A label counts in the first window after it became known, which its stated time cannot say: known is what stands in
+    the run's segments and is stated no later than the window's end, and new what no earlier run knew.
+    """
+    kind, classes, delay = params.drift.window, len(fields.classes), timedelta(days=params.label_delay_days)
+    base, stands = past.policy, past.stands
+    seen = _recorded(past.known)
+    if stands is not None and "segments" in stands:
+        now: prediction_log.Segments = _recorded([*past.known, stands])
+        record = stands["segments"]
+    else:
+        now = there = prediction_log.compacted(settings, params.case)
+        record = prediction_log.beyond(there, seen)
+    # Runs of releases that kept no record counted by the stated time, of whatever age the row was. What they left to be known
+    # is taken over once: it may lack a label that came late to them, and counts none twice.
+    unmarked = base is not None and not any("segments" in state for state in past.known)
+    age = delay if stands is None or "segments" in stands else timedelta(0)
+    since = champion.as_of if base is None else base.end
+    taken = next((state for state in [*past.known, *([stands] if stands else [])] if "taken_over" in state), None)
+    taken_over = datetime.fromisoformat(taken["taken_over"]) if taken is not None else since if unmarked else None
+    learned = [state for state in past.known if "segments" in state and datetime.fromisoformat(state["as_of"]) <= champion.as_of]
+    segments = {
+        "now": now,
+        "before": now if base is None or unmarked else seen,
+        "taken_over": now if taken is None else _recorded([taken]),
+        "learned": _recorded(learned) if learned else now,
+    }
+    marks = [] if base is None else [drift_window(mark.end, kind) for mark in base.marks]
     # Room for labels that took twice their usual time.
     start = min([champion.as_of - timedelta(days=2 * params.label_delay_days + 1), window.start, *(mark.start for mark in marks)])
-    late = math.ceil(timedelta(days=params.label_delay_days) / (window.end - window.start))
+    late = math.ceil(delay / (window.end - window.start))
     windows = last_windows(window, kind, WINDOWS + late)
     oldest = min(start, windows[0].start)
-    logged = prediction_log.read_predictions(settings, params.case, Window(start=oldest, end=window.end))
+    logged = prediction_log.read_predictions(settings, params.case, Window(start=oldest, end=window.end), marks=segments)
     extra = [name for name in (SCORES, *params.gate.slices) if name in logged.columns]
-    everything = logged.select("id", "event_time", "version", *OUTPUTS, *extra)
-    labels = label_evidence.possible(prediction_log.read_labels(settings, params.case, window.end, since=oldest), classes)
-    rows = performance.known(everything, labels, window.end)
-    served = everything.filter(pl.col("event_time") >= start)
-    since = champion.as_of if earlier is None else earlier.end
-    fresh = label_evidence.arrived(served, labels, since, window.end)
+    everything = logged.select("id", "event_time", "version", *OUTPUTS, *extra, *segments)
+    lines = prediction_log.read_label_lines(settings, params.case, window.end, since=oldest, within=now, marks=segments)
+    labels = label_evidence.possible(lines, classes)
+    rows = performance.known(everything.drop(*segments), prediction_log.best(labels), window.end)
+    served = everything.filter(pl.col("now") & (pl.col("event_time") >= start))
+    counted = label_evidence.counted(served, labels, since, age, taken_over)
+    fresh = label_evidence.fresh(served, labels, window.end, age, counted)
+    known = label_evidence.mature(served, labels, window.end, timedelta(0))
+    learned_from = label_evidence.mature(served, labels.filter("learned"), champion.as_of, timedelta(0))
     evidence = {
         "labels": label_evidence.judge(fresh, champion.champion, before.baseline, params.drift, classes),
-        "labelled": label_evidence.coverage(served, labels, [*marks, window], window.end),
-        "fresh_labels": label_evidence.arrived(served, labels, champion.as_of, window.end).height,
+        "labelled": label_evidence.coverage(served, labels, [*marks, window], window.end, age),
+        "fresh_labels": known.join(learned_from.select("id"), on="id", how="anti").height,
     }
-    return Served(rows, fresh.filter(pl.col("version") == champion.champion), windows, evidence)
+    own = pl.col("version") == champion.champion
+    changed = label_evidence.corrected(served, labels, window.end, counted)
+    told = {
+        "corrections": label_evidence.corrections(changed, champion.champion, classes),
+        "young": known.filter(own & (pl.col("event_time") > window.end - age)).height,
+    }
+    kept = {"segments": record} | ({"taken_over": since.isoformat()} if unmarked and stands is None else {})
+    return Served(rows, fresh.filter(own), windows, evidence, told, kept)
 
 
 def _explain(
@@ -191,13 +329,8 @@ def _explain(
     return {"diagnosis": found, "performance": seen_as, "policy": {"kind": found["kind"], **(decision.about or {})}}
 
 
-def _state(found: Mapping[str, Any] | None) -> policy.PolicyState | None:
-    return None if found is None else policy.PolicyState.model_validate(found["policy"])
-
-
-def _outcome(params: Params, settings: Settings, as_of: datetime) -> policy.Outcome:
+def _outcome(params: Params, settings: Settings, earlier: policy.PolicyState | None, as_of: datetime) -> policy.Outcome:
     """What became of the retraining that was asked for last, seen from before ``as_of``."""
-    earlier = _state(ledger.drift_state_before(settings.ledger, params.case, as_of))
     if earlier is None or earlier.retrained_at is None:
         return "none"
     asked = earlier.retrained_at
@@ -207,28 +340,51 @@ def _outcome(params: Params, settings: Settings, as_of: datetime) -> policy.Outc
     return "kept" if any(asked <= moment < as_of for moment in verdicts) else "pending"
 
 
-def _decide(params: Params, settings: Settings, as_of: datetime, window: Window, evidence: policy.DriftEvidence) -> Decision:
-    case, url = params.case, settings.ledger
-    earlier = ledger.drift_state_before(url, case, as_of)
-    newest = ledger.drift_state_before(url, case, datetime.max.replace(tzinfo=UTC))
-    found = ledger.drift_state_before(url, case, as_of + timedelta(microseconds=1))
-    recorded = found if found is not None and datetime.fromisoformat(found["as_of"]) == as_of else None
-    state = _state(earlier)
+def _decide(
+    params: Params, settings: Settings, as_of: datetime, window: Window, evidence: policy.DriftEvidence, past: Past, served: Served, rows: int
+) -> Decision | None:
+    """The decision that stands, or a new one from the state that ``past`` read; None if another try of this window was first."""
+    state, recorded = past.policy, past.stands
     if recorded is None:
+        newest = past.states[-1] if past.states else None
         late = newest is not None and datetime.fromisoformat(newest["as_of"]) > as_of
         if late or (state is not None and state.end >= window.end):
             reason = "this window was judged before" if not late else f"a later window, of {newest['as_of'] if newest else ''}, was judged before"
             return Decision("STABLE" if state is None else state.name, reason=f"{reason}: reported only")
-        after, _ = policy.step(state, evidence, params.drift, as_of, case, window.end)
-        value = {"as_of": as_of.isoformat(), "policy": after.model_dump(mode="json")}
+        after, _ = policy.step(state, evidence, params.drift, as_of, params.case, window.end)
+        value = {"as_of": as_of.isoformat(), "policy": after.model_dump(mode="json"), "base": _name(past.base), "rows": rows, **served.record}
+        value |= {"unread": evidence.unread, "short": evidence.unread > 0 or rows < params.drift.min_rows}
+        if past.first is not None:
+            value |= _in_place_of(past.first, as_of)
         recorded = ledger.record_drift_state(
-            url, case=case, as_of=as_of, state=value, evidence_hash=storage.digest(evidence), previous=earlier["as_of"] if earlier else ""
+            settings.ledger,
+            case=params.case,
+            as_of=as_of,
+            state=value,
+            evidence_hash=storage.digest(evidence),
+            previous=_name(past.first or past.base),
+            revision=value.get("revision", 1),
         )
+        if storage.canonical_json(recorded) != storage.canonical_json(value):
+            return None
     stands = policy.PolicyState.model_validate(recorded["policy"])
     about = stands.model_dump(
         mode="json", include={"path", "trigger", "verdict", "log_e", "alarmed", "clean", "marks", "drops", "retrained_at", "cooldown_days", "cooldown_until"}
     )
-    return Decision(stands.name, stands.action, stands.reason, stands.episode, about)
+    again = {name: recorded[name] for name in ("revision", "judged_again") if name in recorded}
+    found = Decision(stands.name, stands.action, stands.reason, stands.episode, about | again, recorded.get("rows"))
+    if not recorded.get("short") or recorded["rows"] == rows:
+        return found
+    # Else a page would speak of rows that are missing, beside those that came since.
+    return replace(found, reason=f"{found.reason} (decided on {recorded['rows']:,} rows; {rows:,} are there now)")
+
+
+def _in_place_of(first: Mapping[str, Any], as_of: datetime) -> dict[str, Any]:
+    """What a judgement keeps of the one on fewer rows whose place it takes."""
+    kept: dict[str, Any] = {"judged_again": {"as_of": first["as_of"], "rows": first["rows"]}}
+    if datetime.fromisoformat(first["as_of"]) == as_of:
+        kept["revision"] = first.get("revision", 1) + 1
+    return kept
 
 
 def _report(
@@ -241,6 +397,7 @@ def _report(
     evidence: policy.DriftEvidence | None = None,
     checks: Mapping[str, Any] | None = None,
     served_since: datetime | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> DriftReport:
     features = () if evidence is None else evidence.features
     seen = {} if evidence is None else evidence.model_dump(mode="json", include={"labels", "labelled", "fresh_labels", "training_rows"})
@@ -252,7 +409,7 @@ def _report(
         current_rows=current.rows,
         overdispersion=max((feature.overdispersion for feature in features if not feature.ignored), default=1.0),
         features=features,
-        labels={**seen.pop("labels", {}), **seen},
+        labels={**seen.pop("labels", {}), **seen, **(told or {})},
         quality=dict(checks or {}),
         state=decision.state,
         action=decision.action,

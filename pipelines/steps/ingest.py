@@ -64,7 +64,7 @@ def _from_source(params: Params, settings: Settings) -> tuple[Read, datetime, di
 
 
 def _from_log(params: Params, settings: Settings, fields: Fields, as_of: datetime) -> tuple[Read, datetime, dict[str, Any]]:
-    prediction_log.compact(settings, params.case)
+    prediction_log.catch_up(settings, params.case, dataset.training_window(as_of, params.dataset))
     oldest = prediction_log.first_day(settings, params.case)
     earliest = as_of if oldest is None else datetime.combine(oldest, time(0), UTC)
 

@@ -28,7 +28,7 @@ from pipelines.drift.windows import drift_window
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
 
-STEP_VERSION = 4
+STEP_VERSION = 5
 ROOMS = (
     "pipelines.drift.bits",
     "pipelines.drift.kernel",
@@ -40,6 +40,7 @@ ROOMS = (
     "pipelines.data.log",
     "pipelines.data.repeats",
     "pipelines.fields",
+    "pipelines.segments",
 )
 PARTS = "profile_parts"
 """Beside the step's folder: the days that were profiled ahead of it by tasks of their own."""
@@ -52,19 +53,20 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
 
     Files: ``lake/<case>/profiles/<spec>/date=D/hour=H/<hash16>.parquet`` and ``date=D/<hash16>.parquet``; the facts
     hold ``days``, each ``{date, path, rows, hours}``. The key is made of the days' hashes: rows that arrive late give a
-    new key, running again gives none. Closed segments of the prediction log are compacted first. A day that
-    :func:`part` has profiled from the same rows is taken from there.
+    new key, running again gives none. Open segments of the prediction log are closed and compacted first; ``unread`` counts the
+    window's rows in those that nobody closed in time. A day that :func:`part` has profiled from the same rows is taken from there.
     """
     fields = load_fields(params.case)
     spec = load_spec(fields)
     window = drift_window(as_of, params.drift.window)
-    prediction_log.compact(settings, params.case)
+    unread = prediction_log.catch_up(settings, params.case, window)
     found = {day: _ready(params, settings, run_dir, day) for day in prediction_log.days(settings, params.case, window)}
     wanted = [day for day, ready in found.items() if ready is None]
     found |= {day: _keep(params, settings, spec, day, hours) for day, hours in _hours(params, settings, spec, fields, wanted)}
     days = [ready for _, ready in sorted(found.items()) if ready is not None and ready["rows"]]
-    declared = {"window": window.model_dump(mode="json"), "spec": spec.version, "days": [day["path"] for day in days]}
-    facts: Mapping[str, Any] = {"window": declared["window"], "rows": sum(day["rows"] for day in days), "spec": spec.version, "days": days}
+    told = {"window": window.model_dump(mode="json"), "spec": spec.version, "unread": unread}
+    declared = {**told, "days": [day["path"] for day in days]}
+    facts: Mapping[str, Any] = {**told, "rows": sum(day["rows"] for day in days), "days": days}
     return storage.commit(
         run_dir / "profile",
         case=params.case,
@@ -76,9 +78,10 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
 
 
 def days(params: Params, settings: Settings, as_of: datetime) -> list[str]:
-    """The parts of a large profile: the days of the window that have rows, in order. Closed segments are compacted first."""
-    prediction_log.compact(settings, params.case)
-    return [str(day) for day in prediction_log.days(settings, params.case, drift_window(as_of, params.drift.window))]
+    """The parts of a large profile: the days of the window that have rows, in order. Open segments are closed and compacted first."""
+    window = drift_window(as_of, params.drift.window)
+    prediction_log.catch_up(settings, params.case, window)
+    return [str(day) for day in prediction_log.days(settings, params.case, window)]
 
 
 def part(params: Params, settings: Settings, run_dir: Path, as_of: datetime, day: str) -> Manifest:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from pipelines.config import Settings
 from pipelines.fields import Fields
+from pipelines.segments import Stamp, adopt, asked
 from serving.gateway.identity import Index
-from serving.gateway.log import Log, adopt, worker_name
+from serving.gateway.log import Log, worker_name
 from serving.gateway.metrics import Metrics
 from serving.gateway.routing import Route
 from serving.gateway.rows import Shape, label_shape, row_shape
@@ -21,7 +22,8 @@ log = logging.getLogger(__name__)
 class Case:
     """One case as it is declared now. A case whose fields change is another one, with a log and an index of its own.
 
-    ``route`` is what the ledger said last (None: no champion); ``users`` counts the requests that are using the case.
+    ``route`` is what the ledger said last (None: no champion); ``users`` counts the requests that are using the case;
+    ``asked`` is the newest request to close its segments that was followed.
     """
 
     fields: Fields
@@ -33,6 +35,7 @@ class Case:
     route: Route | None = None
     falling_back: bool = False
     users: int = 0
+    asked: Stamp = None
 
     @property
     def name(self) -> str:
@@ -59,4 +62,5 @@ def open_case(fields: Fields, settings: Settings, bounds: Bounds, metrics: Metri
     metrics.fallback.labels(fields.case).set(0)
     index = Index(settings.root / "gateway" / f"{fields.case}.ids.db", folder / "predictions", fields.names)
     index.catch_up()
-    return Case(fields, rows, labels, logs["predictions"], logs["labels"], index)
+    newest = asked(settings.log_request(fields.case))
+    return Case(fields, rows, labels, logs["predictions"], logs["labels"], index, asked=newest)

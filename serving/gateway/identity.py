@@ -21,7 +21,8 @@ import msgspec
 
 from pipelines.contracts import PredictionLine
 from pipelines.errors import Unavailable
-from serving.gateway.log import OPEN, Position
+from pipelines.segments import OPEN
+from serving.gateway.log import Position
 
 FORMAT = "2"
 PATIENCE_SECONDS, REBUILD_SECONDS = 2.0, 300.0

@@ -3,6 +3,7 @@
 A killed process loses nothing that was acknowledged (the lines are in the kernel); a power cut at most
 the last ``sync_seconds``. A segment belongs to one worker, which holds a lock on it while it is open
 (``<worker>-<number>.jsonl.open``), and is closed by one rename to ``.jsonl``. Closed segments never change.
+A step that needs rows of open ones asks for them to be closed (pipelines/segments.py).
 """
 
 from __future__ import annotations
@@ -14,16 +15,14 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.segments import OPEN, finish
 from pipelines.storage import fsync_folder, make_folder
 from serving.gateway.refusal import Refused
 
-OPEN = ".open"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_YOUNG_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -169,36 +168,6 @@ class Log:
         return True
 
 
-def adopt(folder: Path) -> int:
-    """Close the segments that dead workers left open; returns how many. A torn last line (never acknowledged) is cut off."""
-    count = 0
-    for path in sorted(folder.glob(f"*.jsonl{OPEN}")):
-        with suppress(OSError), path.open("rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its worker lives
-            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-                file.truncate(_whole_lines(file.fileno()))
-                _finish(Segment(file.fileno(), path), close=False)
-                count += 1
-    for path in folder.glob(f".*.jsonl{OPEN}"):  # a worker died between two system calls
-        with suppress(OSError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if time.time() - path.stat().st_mtime > _YOUNG_SECONDS:
-                path.unlink()
-    return count
-
-
-def _whole_lines(fd: int) -> int:
-    """The length of a file up to and with its last line end."""
-    end = os.fstat(fd).st_size
-    while end > 0:
-        start = max(0, end - 65536)
-        found = os.pread(fd, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
-
-
 def _write(fd: int, data: bytes) -> None:
     """All of ``data``: a disk that fills up takes a part first and refuses the rest."""
     rest = memoryview(data)
@@ -212,13 +181,6 @@ def _sync(segment: Segment) -> None:
         fsync_folder(segment.path.parent)  # its name too
 
 
-def _finish(segment: Segment, *, close: bool = True) -> None:
-    os.fdatasync(segment.fd)
-    if os.fstat(segment.fd).st_size:
-        with suppress(FileNotFoundError):  # renamed by the last try, which failed after that
-            os.rename(segment.path, segment.path.with_name(segment.name))
-    else:
-        segment.path.unlink(missing_ok=True)
-    fsync_folder(segment.path.parent)
-    if close:
-        os.close(segment.fd)
+def _finish(segment: Segment) -> None:
+    finish(segment.fd, segment.path)
+    os.close(segment.fd)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pipelines.cases import survey
 from pipelines.config import Settings
 from pipelines.errors import ConfigError, PerennialError, Unavailable
+from pipelines.segments import adopt, asked
 from serving.gateway.cases import Case, open_case
 from serving.gateway.metrics import Metrics
 from serving.gateway.protections import Door
@@ -120,17 +121,26 @@ class Gateway:
                 self.routing.show(name, route)
 
     async def keep_log(self) -> None:
-        """Sync and rotate the log until the gateway stops."""
+        """Sync and rotate the log until the gateway stops; close what a step asks to have closed."""
         pause = min(self.bounds.sync_seconds, self.settings.log_segment_seconds / 4)
         while not await self._stops_within(pause):
             self.metrics.refresh()
             for case in self.cases.values():
-                await self.tidy(case)
+                await self.heed(case)
             for case in [case for case in self.leaving if not case.users]:
                 await self.tidy(case, close=True)
                 if case.predictions_log.closed and case.labels_log.closed:
                     case.index.close()
                     self.leaving.remove(case)
+
+    async def heed(self, case: Case) -> None:
+        """Tidy a case's log; where a step has asked since, close all of it, and what dead workers left."""
+        request = asked(self.settings.log_request(case.name))
+        wanted, case.asked = request != case.asked, request
+        await self.tidy(case, close=wanted)
+        if wanted:
+            for segments in (case.labels_log, case.predictions_log):
+                await asyncio.to_thread(adopt, segments.folder)
 
     async def _stops_within(self, seconds: float) -> bool:
         with suppress(TimeoutError):

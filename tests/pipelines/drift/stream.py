@@ -92,7 +92,8 @@ class Stream:
             log = [*log[-8:], served]
             recent, end = pl.concat(log), midnight(day + timedelta(days=1))
             labels = recent.select("id", "label", "label_time")
-            new = label_evidence.arrived(recent.drop("label", "label_time"), labels, end - timedelta(days=1), end)
+            rows = recent.drop("label", "label_time")
+            new = label_evidence.fresh(rows, labels, end, DELAY, label_evidence.counted(rows, labels, end - timedelta(days=1), DELAY))
             fresh += new.height
             marks = [] if state is None else [Window(start=mark.end - timedelta(days=1), end=mark.end) for mark in state.marks]
             evidence = policy.DriftEvidence(
@@ -101,7 +102,7 @@ class Stream:
                 problems=tuple(problems),
                 features=moved,
                 labels=label_evidence.judge(new, 1, self.reference.baseline, PARAMS.drift),
-                labelled=label_evidence.coverage(recent.drop("label", "label_time"), labels, marks, end),
+                labelled=label_evidence.coverage(rows, labels, marks, end, DELAY),
                 fresh_labels=fresh,
                 outcome="kept" if asked else "none",
             )

@@ -71,7 +71,8 @@ def seen(stream: Stream, drift: str, day: date, change=None) -> Seen:
     served, labels = everything.drop("granted", "label_time"), everything.select("id", "label_time", label="granted")
     end = midnight(day + timedelta(days=1))
     known = performance.known(served, labels, end).filter(pl.col("label").is_not_null())
-    fresh = label_evidence.arrived(served, labels, end - timedelta(days=1), end)
+    counted = label_evidence.counted(served, labels, end - timedelta(days=1), DELAY)
+    fresh = label_evidence.fresh(served, labels, end, DELAY, counted)
     return Seen(
         version=1,
         reference=stream.reference,

@@ -412,11 +412,12 @@ def test_a_champion_without_its_reference_is_an_error(settings, stream):
 def test_labels_count_in_one_window(settings, stream):
     """Every label that arrived is in the evidence of exactly one window, also when a run was left out."""
     release(settings, stream, midnight(day(0)))
+    params = PARAMS.model_copy(update={"label_delay_days": 1.0})
     counted = []
     for number in range(5):
         serve(settings, stream, number, delay=1)
         if number != 2:
-            judge(settings, after(number), PARAMS)
+            judge(settings, after(number), params)
             counted.append(report(settings, after(number)).labels["rows"])
     rows = LOANS.source["rows_per_day"]
     assert counted == [0, rows, 2 * rows, rows]

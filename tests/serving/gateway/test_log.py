@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.segments import adopt
 from serving.gateway import log as gateway_log
-from serving.gateway.log import Log, adopt, worker_name
+from serving.gateway.log import Log, worker_name
 from serving.gateway.refusal import Refused
 from tests.serving.gateway.world import LABELS, PREDICT, client, counted, fake_triton, lines, make_home, release, some_rows, until
 

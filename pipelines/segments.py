@@ -1,0 +1,169 @@
+"""The prediction log's segments as files: which are open, how one is closed, how the gateway is asked to, and many names in few words.
+
+A worker of the gateway holds a lock on the segment that it writes (``<worker>-<number>.jsonl.open``), and closes it by one
+rename to ``.jsonl``. A closed segment never changes, and only closed ones are read. Whoever needs the rows of an open one
+replaces a small file, the request; the gateway's workers watch it, close what they hold, and take up what dead workers left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from pipelines.storage import fsync_folder, write_atomic
+
+OPEN = ".open"
+Name = str | Sequence[str | int]
+"""A segment's name, or ``[prefix, first, last]`` for many (:func:`packed`)."""
+Stamp = tuple[int, int] | None
+
+_NUMBERED = re.compile(r"(.*-)(\d{6})")
+_LAST = 999_999
+_PAUSE_SECONDS = 0.05
+_YOUNG_SECONDS = 60.0
+
+
+def opened(folder: Path) -> list[Path]:
+    """The open segments in ``folder`` that hold something."""
+    found = []
+    for path in sorted(folder.glob(f"[!.]*.jsonl{OPEN}")):
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if path.stat().st_size:
+                found.append(path)
+    return found
+
+
+def adopt(folder: Path) -> int:
+    """Close the segments that dead workers left open; returns how many. A torn last line (never acknowledged) is cut off."""
+    count = 0
+    for path in sorted(folder.glob(f"[!.]*.jsonl{OPEN}")):
+        with suppress(OSError), path.open("rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its worker lives
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                file.truncate(_whole_lines(file.fileno()))
+                finish(file.fileno(), path)
+                count += 1
+    for path in folder.glob(f".*.jsonl{OPEN}"):  # a worker died between two system calls
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - path.stat().st_mtime > _YOUNG_SECONDS:  # noqa: TID251 - the age of a file, no event
+                path.unlink()
+    return count
+
+
+def finish(fd: int, path: Path) -> None:
+    """Make an open segment durable and rename it; one without a line is removed. ``fd`` stays open."""
+    os.fdatasync(fd)
+    if os.fstat(fd).st_size:
+        with suppress(FileNotFoundError):  # renamed by the last try, which failed after that
+            os.rename(path, path.with_name(path.name.removesuffix(OPEN)))
+    else:
+        path.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def _whole_lines(fd: int) -> int:
+    """The length of a file up to and with its last line end."""
+    end = os.fstat(fd).st_size
+    while end > 0:
+        start = max(0, end - 65536)
+        found = os.pread(fd, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+# --- asking -------------------------------------------------------------------------------------
+
+
+def close(folders: Iterable[Path], request: Path, seconds: float) -> list[Path]:
+    """Have the open segments in ``folders`` closed; returns those that are open still, after at most ``seconds``.
+
+    What dead workers left is closed here, where the log can be written; for the others the gateway is asked by ``request``.
+    """
+    folders = list(folders)
+    for folder in folders:
+        adopt(folder)
+    waiting = [path for folder in folders for path in opened(folder)]
+    if waiting:
+        write_atomic(request, os.urandom(8).hex().encode())
+    give_up = time.monotonic() + seconds
+    while waiting and time.monotonic() < give_up:
+        time.sleep(_PAUSE_SECONDS)
+        waiting = [path for path in waiting if path.exists()]
+    return waiting
+
+
+def asked(request: Path) -> Stamp:
+    """What tells one request from the next; None: nobody has asked yet."""
+    try:
+        found = request.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def packed(names: Iterable[str]) -> list[str | list[str | int]]:
+    """Names in few words, in order: ``[prefix, first, last]`` stands for all that a worker numbered from first to last.
+
+    >>> packed(["b-000003", "b-000001", "b-000002", "day"])
+    [['b-', 1, 3], 'day']
+    """
+    single, ranges = _sorted_out(names)
+    many: list[list[str | int]] = [[prefix, first, last] for prefix, own in sorted(ranges.items()) for first, last in own]
+    return [*many, *sorted(single)]
+
+
+def among(names: Iterable[Name]) -> Callable[[str], bool]:
+    """Whether a name is one of ``names``, packed or not.
+
+    >>> [among([["b-", 1, 3], "day"])(name) for name in ("b-000002", "b-000004", "day", "c-000002")]
+    [True, False, True, False]
+    """
+    single, ranges = _sorted_out(names)
+
+    def holds(name: str) -> bool:
+        match = _NUMBERED.fullmatch(name)
+        if match is None:
+            return name in single
+        number, own = int(match[2]), ranges.get(match[1], [])
+        at = bisect_right(own, (number, _LAST))
+        return at > 0 and own[at - 1][1] >= number
+
+    return holds
+
+
+def _sorted_out(names: Iterable[Name]) -> tuple[set[str], dict[str, list[tuple[int, int]]]]:
+    """Names without a number, and by prefix the numbers of the others as ranges that neither touch nor overlap, in order."""
+    single: set[str] = set()
+    numbers: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for name in names:
+        if not isinstance(name, str):
+            prefix, first, last = name
+            numbers[str(prefix)].append((int(first), int(last)))
+        elif (match := _NUMBERED.fullmatch(name)) is not None:
+            numbers[match[1]].append((int(match[2]), int(match[2])))
+        else:
+            single.add(name)
+    return single, {prefix: _merged(own) for prefix, own in numbers.items()}
+
+
+def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = found[-1][0], max(last, found[-1][1])
+        else:
+            found.append((first, last))
+    return found
