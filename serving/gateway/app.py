@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.config import Settings
 from pipelines.errors import PerennialError
+from serving.gateway import openapi
 from serving.gateway.metrics import Metrics
 from serving.gateway.refusal import JSON, Refused, body
 from serving.gateway.routes import router
@@ -45,10 +46,9 @@ def create_app(settings: Settings | None = None, bounds: Bounds | None = None) -
             await asyncio.wait(tasks)
             await stop(gateway)
 
-    app = FastAPI(title="Perennial gateway", lifespan=lifespan)
+    app = FastAPI(title="Perennial gateway", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(router)
-    spec = app.openapi()  # kept by FastAPI; a dependency would say the same at a cost per request
-    spec.setdefault("components", {})["securitySchemes"] = {"key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
+    openapi.install(app)
     app.add_middleware(Counted, metrics=metrics)
     app.add_exception_handler(PerennialError, _refused)
     app.add_exception_handler(HTTPException, _not_here)

@@ -14,6 +14,7 @@ from msgspec import UNSET
 from pipelines.errors import PerennialError
 from serving.gateway.cases import Case
 from serving.gateway.metrics import CONTENT_TYPE_LATEST
+from serving.gateway.openapi import LABELS, PREDICT
 from serving.gateway.predict import predict
 from serving.gateway.refusal import JSON
 from serving.gateway.rows import read
@@ -24,22 +25,7 @@ router = APIRouter()
 _encoder = msgspec.json.Encoder()
 
 
-def _body(name: str, item: dict[str, Any]) -> dict[str, Any]:
-    """What the interactive documentation says of a body; it is read by rows.py, not by FastAPI."""
-    schema = {"type": "object", "required": [name], "properties": {name: {"type": "array", "minItems": 1, "items": {"type": "object", **item}}}}
-    return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}, "security": [{"key": []}]}
-
-
-_TIME = {"type": "string", "format": "date-time"}
-_ROW = {"properties": {"prediction_id": {"type": "string"}, "event_time": _TIME}, "additionalProperties": {"type": ["string", "number"]}}
-_NAME = {"type": ["integer", "string"], "description": "0 or 1; in a case with classes the name of one of them"}
-_LABEL = {
-    "required": ["prediction_id", "label"],
-    "properties": {"prediction_id": {"type": "string"}, "label": _NAME, "revision": {"type": "integer", "minimum": 0}, "event_time": _TIME},
-}
-
-
-@router.post("/v1/cases/{case}/predict", openapi_extra=_body("rows", _ROW))
+@router.post(PREDICT)
 async def predict_rows(request: Request, case: str) -> Response:
     """Score rows of raw features; each answered row is in the prediction log. Send a prediction_id to be able to ask again safely.
 
@@ -50,7 +36,7 @@ async def predict_rows(request: Request, case: str) -> Response:
         return Response(await predict(gateway, known, body), media_type=JSON)
 
 
-@router.post("/v1/cases/{case}/labels", openapi_extra=_body("labels", _LABEL))
+@router.post(LABELS)
 async def post_labels(request: Request, case: str) -> Response:
     """Log labels of earlier predictions; of several for one id the highest revision counts.
 

@@ -262,13 +262,3 @@ def test_large_batches_are_split(tmp_path):
             assert sorted(size for size in triton.sizes if size > 1) == [452, 1024, 1024]
             last = http.post(PREDICT, json={"rows": rows[-3:]}).json()["rows"]
             assert [row["score"] for row in last] == [row["score"] for row in whole[-3:]]
-
-
-def test_the_documentation_names_routes_and_key(world):
-    """The OpenAPI document, which /docs draws, lists both /v1 routes with their bodies and the API key."""
-    spec = world.http.get("/openapi.json").json()
-    for path, name in (("/v1/cases/{case}/predict", "rows"), ("/v1/cases/{case}/labels", "labels")):
-        post = spec["paths"][path]["post"]
-        assert post["requestBody"]["content"]["application/json"]["schema"]["required"] == [name]
-        assert post["security"] == [{"key": []}]
-    assert spec["components"]["securitySchemes"]["key"] == {"type": "apiKey", "in": "header", "name": "X-API-Key"}

@@ -1,0 +1,218 @@
+"""What the interactive documentation says: every case's requests by name, made from its declared fields whenever somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.staticfiles import StaticFiles
+from starlette.responses import HTMLResponse
+
+from pipelines.fields import Categorical, Field, Fields, Numeric
+from serving.gateway.refusal import JSON
+from serving.gateway.rows import ID_PATTERN
+
+if TYPE_CHECKING:
+    from serving.gateway.state import Gateway
+
+Json = dict[str, Any]
+
+PREDICT, LABELS = "/v1/cases/{case}/predict", "/v1/cases/{case}/labels"
+"""The routes that the document names once for every case."""
+ASSETS = "docs/assets"
+ABOUT = """\
+Rows are scored by the case's champion, and every answered row is in the prediction log. Labels follow when they are known.
+
+1. **Authorize** (the button on the right) with the API key: the line in `api_key` of the state folder.
+2. `predict`: every field of the case, in any order. Give each row a `prediction_id` of your own: sending it again is then safe, and its label finds it.
+3. `labels`: the same `prediction_id` with what turned out to be true. `event_time` says when that became known (default: now).
+   A correction has a higher `revision`.
+
+Each example can be sent as it stands. What is wrong with a request is said in `error`, with `field` and `row`.
+"""
+SHOWN = 40
+"""Values of a vocabulary in the table of fields; the schema has all."""
+FIRST = "example-1"
+"""The row whose label the example of a labels request posts."""
+_ID = {"type": "string", "pattern": ID_PATTERN, "description": "the row's name, yours; of two different rows with one name the second is refused"}
+_TIME = {"type": "string", "format": "date-time"}
+_COUNT = {"type": "integer", "minimum": 0}
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {"type": "string", "description": "what is wrong and what to do; never what was sent"},
+        "field": {"type": "string"},
+        "row": {**_COUNT, "description": "position of the row in the request"},
+    },
+}
+_REFUSALS = {
+    "4XX": (
+        "the request must change: 401 API key, 404 case, 409 a `prediction_id` that another row has, 413 too large, 422 not as declared, 429 too many",
+        {"error": "row 0: age: must be at least 18", "field": "age", "row": 0},
+    ),
+    "5XX": (
+        "try again later: 503 no champion yet, Triton does not answer, or the case cannot be used now; 507 the disk of the prediction log is full",
+        {"error": "loans: no champion yet: run its training"},
+    ),
+}
+_LOOK = {"/healthz": "Does the process run?", "/readyz": "Does every champion answer?", "/metrics": "Figures for Prometheus"}
+
+
+def install(app: FastAPI) -> None:
+    """Give the application ``/openapi.json`` with the cases of the moment, and ``/docs`` with Swagger UI from an installed package: no page needs a network."""
+    make = app.openapi
+
+    def now() -> Json:
+        gateway: Gateway | None = getattr(app.state, "gateway", None)
+        if gateway is None:
+            return make()
+        return document(make(), [case.fields for case in gateway.cases.values()], gateway.bounds.max_rows, {})
+
+    app.openapi = now  # type: ignore[method-assign]
+    app.mount(f"/{ASSETS}", StaticFiles(directory=str(files("fastapi_offline") / "static")))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        # Relative addresses: they hold behind a proxy that adds a prefix.
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=app.title,
+            swagger_js_url=f"{ASSETS}/swagger-ui-bundle.js",
+            swagger_css_url=f"{ASSETS}/swagger-ui.css",
+            swagger_favicon_url=f"{ASSETS}/favicon.png",
+            swagger_ui_parameters={"defaultModelsExpandDepth": -1, "persistAuthorization": True, "tryItOutEnabled": True},
+        )
+
+
+def document(base: Json, cases: Iterable[Fields], most: int, broken: Mapping[str, str]) -> Json:
+    """FastAPI's document ``base`` with one pair of paths for each case in the place of the generic ones.
+
+    ``most`` is the largest number of rows of one request, ``broken`` says why cases that are there cannot be used.
+    """
+    found = deepcopy(base)
+    found["info"]["description"] = ABOUT + "".join(f"\n**{name} cannot be used now:** {reason}\n" for name, reason in sorted(broken.items()))
+    about = {path: found["paths"].pop(path)["post"].get("description", "") for path in (PREDICT, LABELS)}
+    paths: Json = {}
+    found["tags"] = []
+    for fields in sorted(cases, key=lambda fields: fields.case):
+        found["tags"].append({"name": fields.case, "description": fields.about})
+        for path, summary, more, body, answer in (
+            (PREDICT, "Score rows", _fields(fields), _predict(fields, most), _reply(fields)),
+            (LABELS, "Post labels", _label(fields), _labels(fields, most), _accepted()),
+        ):
+            text = f"{about[path]}\n\n{more}"
+            operation = {"tags": [fields.case], "summary": f"{summary} of {fields.case}", "description": text, **_operation(body, answer)}
+            paths[path.format(case=fields.case)] = {"post": {**operation, "operationId": f"{fields.case}_{path.rpartition('/')[2]}"}}
+    for path, operations in found["paths"].items():
+        for operation in operations.values():
+            operation |= {"tags": ["gateway"], "summary": _LOOK[path]}
+    found["paths"] = {**paths, **found["paths"]}
+    found["tags"].append({"name": "gateway", "description": "is it up, and how does it do"})
+    found["components"] = {"schemas": {"Error": _ERROR}, "securitySchemes": {"key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}}
+    return found
+
+
+def _operation(body: Json, answer: Json) -> Json:
+    error = {"$ref": "#/components/schemas/Error"}
+    refusals = {code: {"description": about, "content": {JSON: {"schema": error, "example": example}}} for code, (about, example) in _REFUSALS.items()}
+    return {
+        "requestBody": {"required": True, "content": {JSON: body}},
+        "responses": {"200": {"description": "done", "content": {JSON: answer}}, **refusals},
+        "security": [{"key": []}],
+    }
+
+
+def _fields(fields: Fields) -> str:
+    """The declared fields as a table."""
+    rows = [f"| `{field.name}` | {_kind(field)} | {field.about} |" for field in fields.fields]
+    return "\n".join(("| field | what it may be | |", "|---|---|---|", *rows))
+
+
+def _kind(field: Field) -> str:
+    if isinstance(field, Categorical):
+        more = f" and {len(field.values) - SHOWN:,} more (see Schema)" if len(field.values) > SHOWN else ""
+        return ("one of " + ", ".join(f"`{value}`" for value in field.values[:SHOWN]) + more).replace("|", "\\|")
+    if isinstance(field, Numeric):
+        bounds = [f"{word} {bound:,.15g}" for word, bound in (("from", field.low), ("to", field.high)) if bound is not None]
+        return " ".join(("a whole number" if field.integer else "a number", *bounds))
+    return f"a text of at most {field.max_chars:,} characters"
+
+
+def _label(fields: Fields) -> str:
+    names = ", ".join(f"`{name}`" for name in fields.classes) or "`1` (yes) or `0` (no)"
+    return f"`label` answers *{fields.about or fields.label}*: {names}."
+
+
+def _list_of(name: str, item: Json, most: int) -> Json:
+    rows = {"type": "array", "minItems": 1, "maxItems": most, "items": item}
+    return {"type": "object", "required": [name], "properties": {name: rows}, "additionalProperties": False}
+
+
+def _predict(fields: Fields, most: int) -> Json:
+    properties = {
+        **{field.name: _schema(field) for field in fields.fields},
+        "prediction_id": _ID,
+        "event_time": {**_TIME, "description": "when the row happened (default: now)"},
+    }
+    row = {"type": "object", "required": list(fields.names), "properties": properties, "additionalProperties": False}
+    example = {"prediction_id": FIRST, **{field.name: _example(field) for field in fields.fields}}
+    return {"schema": _list_of("rows", row, most), "example": {"rows": [example]}}
+
+
+def _labels(fields: Fields, most: int) -> Json:
+    label: Json = {"type": "string", "enum": list(fields.classes)} if fields.classes else {"type": "integer", "enum": [0, 1]}
+    properties = {
+        "prediction_id": {**_ID, "description": "the row's, as it was sent or answered"},
+        "label": {**label, "description": f"what turned out to be true: {fields.label}"},
+        "event_time": {**_TIME, "description": "when the label became known (default: now)"},
+        "revision": {**_COUNT, "maximum": 2**31 - 1, "default": 0, "description": "of several labels of one row the highest counts"},
+    }
+    item = {"type": "object", "required": ["prediction_id", "label"], "properties": properties, "additionalProperties": False}
+    return {"schema": _list_of("labels", item, most), "example": {"labels": [{"prediction_id": FIRST, "label": label["enum"][-1]}]}}
+
+
+def _reply(fields: Fields) -> Json:
+    prediction: Json = {"type": "string", "enum": list(fields.classes)} if fields.classes else {"type": "integer", "enum": [0, 1]}
+    about = "probability of that class" if fields.classes else "probability of 1"
+    row = {
+        "type": "object",
+        "properties": {
+            "prediction_id": {"type": "string"},
+            "version": {"type": "integer", "description": "the model version that answered, as MLflow numbers it"},
+            "prediction": prediction,
+            "score": {"type": "number", "minimum": 0, "maximum": 1, "description": about},
+        },
+    }
+    answer = {"prediction_id": FIRST, "version": 1, "prediction": prediction["enum"][0], "score": 0.25 if not fields.classes else 0.9}
+    schema = {"type": "object", "properties": {"request_id": {"type": "string"}, "rows": {"type": "array", "items": row}}}
+    return {"schema": schema, "example": {"request_id": "5f0c6a4b4b9b4f0f8d2f6a1c3e7d9b21", "rows": [answer]}}
+
+
+def _accepted() -> Json:
+    return {"schema": {"type": "object", "properties": {"accepted": _COUNT}}, "example": {"accepted": 1}}
+
+
+def _schema(field: Field) -> Json:
+    about = {"description": field.about} if field.about else {}
+    if isinstance(field, Categorical):
+        return {"type": "string", "enum": list(field.values), **about}
+    if isinstance(field, Numeric):
+        bounds = {name: bound for name, bound in (("minimum", field.low), ("maximum", field.high)) if bound is not None}
+        return {**({"type": "integer"} if field.integer else {"type": "number", "format": "float"}), **bounds, **about}
+    return {"type": "string", "minLength": 1, "maxLength": field.max_chars, **about}
+
+
+def _example(field: Field) -> str | float:
+    """A value that the gateway takes: the first of a vocabulary, a number within the bounds."""
+    if isinstance(field, Categorical):
+        return field.values[0]
+    if isinstance(field, Numeric):
+        low = min(0.0, field.high or 0.0) if field.low is None else field.low
+        value = (low + (low + 2 if field.high is None else field.high)) / 2
+        return int(value) if field.integer else value
+    return "What somebody would write here, in a sentence or in a page."[: field.max_chars]
