@@ -2,6 +2,7 @@
 
 from airflow.sdk import DAG, TriggerRule, chain
 from perennial_deadlines import DRIFT, deadline
+from perennial_failures import tell_failure
 from perennial_operators import StepOperator, TriggerOnce
 from perennial_run import DEFAULTS, clock_param, readable_cases, timetable
 
@@ -29,6 +30,7 @@ def drift(params: Params) -> DAG:
         params={"as_of": clock_param(params)},
         default_args=DEFAULTS,
         deadline=deadline(params.case, DRIFT),
+        on_failure_callback=tell_failure(params.case),
         tags=["perennial", params.case, "drift"],
     ) as dag:
         profile = StepOperator(task_id="profile", step="profile", case=params.case, trigger_rule=TriggerRule.NONE_FAILED)

@@ -2,6 +2,7 @@
 
 from airflow.sdk import DAG, Param
 from perennial_deadlines import ROLLBACK, deadline
+from perennial_failures import tell_failure
 from perennial_operators import StepOperator
 from perennial_run import DEFAULTS, readable_cases
 
@@ -26,6 +27,7 @@ def rollback(params: Params) -> DAG:
         params={"reason": Param(description="Why: kept in the ledger for good.", type="string", pattern=r"\S")},
         default_args=DEFAULTS,
         deadline=deadline(params.case, ROLLBACK),
+        on_failure_callback=tell_failure(params.case),
         tags=["perennial", params.case, "rollback"],
     ) as dag:
         StepOperator(task_id="rollback", step="rollback", case=params.case)

@@ -3,6 +3,7 @@
 from airflow.sdk import DAG, chain
 from perennial_deadlines import deadline
 from perennial_deadlines import training as training_deadline
+from perennial_failures import tell_failure
 from perennial_operators import StepOperator
 from perennial_run import DEFAULTS, clock_param, readable_cases, reason_param, timetable, train_arguments, trigger_param
 from perennial_torchrun import TorchrunOperator
@@ -37,6 +38,7 @@ def training(params: Params) -> DAG:
         params={"as_of": clock_param(params), "trigger": trigger_param(), "reason": reason_param()},
         default_args=DEFAULTS,
         deadline=deadline(params.case, training_deadline(params)),
+        on_failure_callback=tell_failure(params.case),
         tags=["perennial", params.case, "training"],
     ) as dag:
         chain(*[_task(step, params) for step in TRAINING])

@@ -25,7 +25,9 @@ AlertRule = Literal[
     "page_broken",
     "sink_broken",
 ]
-"""What a drift run tells a person of; each has its section in docs/runbooks.md, and so has the scheduler's ``run_late`` (alerts/late.py)."""
+"""What a drift run tells a person of; each has its section in docs/runbooks.md, and so have those of ``RunRule``."""
+RunRule = Literal["run_late", "run_failed"]
+"""What people are told of a run of the scheduler itself (alerts/runs.py)."""
 
 
 def _as_utc(value: datetime) -> datetime:
@@ -191,7 +193,7 @@ class Alert(Value):
 
     case: str
     key: str
-    rule: AlertRule | Literal["run_late"]
+    rule: AlertRule | RunRule
     group: str
     severity: Severity
     owner: str

@@ -32,13 +32,19 @@ def deadline(case: str, within: timedelta) -> DeadlineAlert:
 
 
 async def late(case: str, context: dict[str, Any]) -> str:
-    """Tell people of a run that missed its deadline; raises Undelivered if a sink did not take it. Airflow keeps the answer."""
+    """Tell people of a run that missed its deadline; raises Undelivered if a sink did not take it. Airflow keeps the answer.
+
+    Of a run that has failed before people know already (perennial_failures.py).
+    """
+    if context["dag_run"].get("state") == "failed":
+        return "told nobody: the run has failed, and that was told when it did"
     run, due = context["dag_run"], context["deadline"]["deadline_time"]
     due = due if isinstance(due, datetime) else datetime.fromisoformat(due)
     return await asyncio.to_thread(_tell, case, run["dag_id"], run["dag_run_id"], due)
 
 
 def _tell(case: str, dag: str, run: str, due: datetime) -> str:
-    from pipelines.alerts.late import tell
+    from pipelines.alerts import runs
 
-    return f"told {', '.join(tell(load_params(case), Settings(), dag, run, due))}"
+    params, settings = load_params(case), Settings()
+    return f"told {', '.join(runs.tell(params, settings, runs.late(params, settings.runbooks, dag, run, due)))}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator  # noqa: TID253 - the class below extends it
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import AirflowSkipException
+from perennial_failures import keeping_errors
 from perennial_hooks import settings as settings_of_task
 from perennial_lineage import lineage
 from perennial_links import LINKS, links, run_page
@@ -65,7 +66,7 @@ class StepOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any] | list[str]:
         """One call of the step; errors that a retry cannot mend fail the task at once."""
-        with failing_fast():
+        with keeping_errors(context), failing_fast():
             params, settings, given = load_case(self.case).params, settings_of_task(), context["params"]
             run = context["dag_run"]
             as_of = resolve_as_of(given.get("as_of"), run)

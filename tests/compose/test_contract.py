@@ -223,7 +223,7 @@ def test_networks_keep_apart_what_need_not_meet():
     assert services()["postgres"]["networks"] == services()["redis"]["networks"] == ["data"]
     assert services()["triton"]["networks"] == ["serve"]
     assert not on["data"] & {"triton", "prometheus", "alertmanager", "grafana", "traffic", "airflow-metrics"}
-    assert on["edge"] == {*PUBLISHED, "airflow-scheduler", "airflow-triggerer", "airflow-worker", "airflow-worker-gpu"}
+    assert on["edge"] == {*PUBLISHED, "airflow-scheduler", "airflow-triggerer", "airflow-dag-processor", "airflow-worker", "airflow-worker-gpu"}
 
 
 # --- secrets ------------------------------------------------------------------------------------

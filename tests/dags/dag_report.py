@@ -64,6 +64,7 @@ def describe(dag) -> dict:
         "timetable": type(dag.timetable).__name__,
         "params": {name: dag.params.get_param(name).schema | {"default": dag.params.get_param(name).has_value} for name in dag.params},
         "deadlines": [[type(one.reference).__name__, one.interval.total_seconds(), one.callback.path, one.callback.kwargs] for one in dag.deadline],
+        "tells": [dag.on_failure_callback.func.__qualname__, *dag.on_failure_callback.args],
         "lineage": lineage(dag),
         "lines": len(Path(dag.fileloc).read_text().splitlines()),
     }

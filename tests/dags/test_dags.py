@@ -160,6 +160,12 @@ def test_every_run_has_a_deadline(report):
         assert seconds == {"training": limit + 3600, "drift": 3600, "rollback": 600}[kind]
 
 
+def test_every_run_tells_of_its_failure(report):
+    """The DAG's own callback tells of a run that failed, for its case; no task has one, so that a try that fails is told to nobody."""
+    for name, dag in report["dags"].items():
+        assert dag["tells"] == ["_tell", name.rpartition("_")[0]]
+
+
 def test_schedules_are_data_intervals(report):
     """A live case has explicit data intervals (their end is the clock); history has no schedule and asks for as_of."""
     for kind in ("training", "drift"):

@@ -1,0 +1,56 @@
+"""A run of the scheduler that has failed, or is not over in time: told at once, past the ledger, which may be what the run waits for."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pipelines.alerts.lifecycle import takes
+from pipelines.alerts.sinks import Undelivered, configured
+from pipelines.config import Params, Settings
+from pipelines.contracts import Alert, Notice, RunRule, Severity
+
+SEVERITY: Severity = "warning"
+
+
+def late(params: Params, runbooks: str, dag: str, run: str, due: datetime) -> Notice:
+    """The notice that the run ``run`` of ``dag`` was not over when it was ``due``."""
+    return _notice(params, runbooks, "run_late", dag, run, due, f"run {run} of {dag} is late: it was due by {due:%Y-%m-%d %H:%M} UTC")
+
+
+def failed(params: Params, runbooks: str, dag: str, run: str, at: datetime, task: str | None, why: str) -> Notice:
+    """The notice that the run ``run`` of ``dag`` failed at ``at``, in ``task`` (None: in none) with the error ``why``."""
+    where = "" if task is None else f" in its task {task}"
+    return _notice(params, runbooks, "run_failed", dag, run, at, f"run {run} of {dag} failed{where}: {why}")
+
+
+def _notice(params: Params, runbooks: str, rule: RunRule, dag: str, run: str, at: datetime, summary: str) -> Notice:
+    alert = Alert(
+        case=params.case,
+        key=f"{rule}:{run}",
+        rule=rule,
+        group=dag,
+        severity=SEVERITY,
+        owner=params.alerts.owner,
+        runbook=f"{runbooks}#{rule.replace('_', '-')}",
+        summary=summary,
+        first_seen=at,
+        last_seen=at,
+    )
+    name = f"{dag}/{run}/{rule.removeprefix('run_')}"
+    return Notice(id=name, case=params.case, at=at, group=dag, kind="opened", severity=SEVERITY, alerts=(alert,))
+
+
+def tell(params: Params, settings: Settings, notice: Notice) -> list[str]:
+    """Give the notice to every sink that takes its severity; returns which. Undelivered, once all were asked, if one did not take it."""
+    told, failures = [], []
+    for name, sink in configured(settings, params.alerts).items():
+        if not takes(name, notice.severity, params.alerts.push):
+            continue
+        try:
+            sink(notice)
+            told.append(name)
+        except Undelivered as error:
+            failures.append(str(error))
+    if failures:
+        raise Undelivered("; ".join(failures))
+    return told

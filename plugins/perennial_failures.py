@@ -1,0 +1,72 @@
+"""Failures: people are told at once of a run that failed, with the task and its last error.
+
+The task keeps its error, as only its own process knows it. The DAG processor tells: it calls a DAG's callback when the
+scheduler has marked the run failed, that is once, after all tries, and also where a task's process was killed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
+
+from pipelines.config import Settings, load_params
+
+if TYPE_CHECKING:
+    from airflow.sdk.definitions.context import Context
+
+ERROR = "error"
+"""The XCom in which the last try of a task keeps its error; Airflow empties it when the next try begins."""
+MOST = 500
+"""Characters of an error that travel."""
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def keeping_errors(context: Context) -> Iterator[None]:
+    """What ends the task's work is kept where :func:`tell_failure` finds it; a skip is no error."""
+    try:
+        yield
+    except AirflowSkipException:
+        raise
+    except (Exception, AirflowTaskTimeout) as error:
+        try:
+            context["ti"].xcom_push(key=ERROR, value=_said(error))
+        except Exception:
+            log.exception("the error of this task is not kept for the message: Airflow took no XCom")
+        raise
+
+
+def _said(error: BaseException) -> str:
+    """Kind and first line of an error, without what Airflow knows to be secret; of an AirflowFailException its text, which says the kind itself."""
+    from airflow.sdk.log import redact
+
+    kind = "" if isinstance(error, AirflowFailException) else f"{type(error).__name__}: "
+    return str(redact(f"{kind}{(str(error).splitlines() or [''])[0]}"))[:MOST]
+
+
+def tell_failure(case: str) -> Callable[[Any], None]:
+    """The ``on_failure_callback`` of a DAG of the case."""
+    return partial(_tell, case)
+
+
+def _tell(case: str, context: dict[str, Any]) -> None:
+    """Tell people of the run that failed; raises Undelivered if a sink did not take it: Airflow logs that."""
+    from pipelines.alerts import runs
+    from pipelines.storage import wall_time
+
+    params, settings, task = load_params(case), Settings(), context.get("ti")
+    name = None if task is None else task.task_id
+    if task is None:
+        why = str(context.get("reason") or "see its tasks in Airflow")
+    else:
+        kept = task.xcom_pull(task_ids=name, key=ERROR, map_indexes=task.map_index)
+        why = str(kept or "it left no error (its process was ended from outside): see its log")
+    at = getattr(task, "end_date", None) or wall_time()
+    told = runs.tell(params, settings, runs.failed(params, settings.runbooks, context["dag"].dag_id, context["run_id"], at, name, why))
+    log.info("told %s", ", ".join(told))
