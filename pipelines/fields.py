@@ -42,8 +42,10 @@ CANONICAL = ("id", "event_time", "label_time")
 """What canonical rows hold beside the declared fields and the label."""
 SCORED = ("label", "challenger", "champion")
 """What scores of a holdout hold beside ``id`` and the fields that slices are cut by."""
-CHECKED = ("index", "reasons")
-"""What validation puts beside a row."""
+AS_DELIVERED = "as_delivered"
+"""The row as it came, as JSON, beside one of which a value could not be read."""
+CHECKED = ("index", "reasons", AS_DELIVERED)
+"""What ingest and validation put beside a row."""
 RESERVED: Mapping[str, str] = {
     **dict.fromkeys(CHECKED, "rows in quarantine"),
     **dict.fromkeys(SCORED, "the scores of a holdout"),

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 
+from pipelines.cases.receiving import note, receive
 from pipelines.config import Params, Settings
 from pipelines.contracts import Window
 from pipelines.errors import DataError, IntegrityError
-from pipelines.fields import Fields, frame_schema
+from pipelines.fields import Fields
 from pipelines.storage import file_sha256
 
 BESIDE = Path(__file__).parents[2].parent / "shared" / "data"
@@ -60,17 +60,10 @@ def checked_sha256(path: Path, expected: str) -> str:
 def canonical(frame: pl.DataFrame, fields: Fields, window: Window, params: Params) -> pl.DataFrame:
     """Bring a source's rows into canonical form: declared columns and types, inside window and period, by time and id.
 
-    ``frame`` needs ``id``, ``event_time``, the declared fields and the label; ``label_time`` is set to
-    ``event_time`` plus the case's label delay.
+    ``frame`` needs ``id``, ``event_time`` (with a time zone), the declared fields and the label; ``label_time`` is set to
+    ``event_time`` plus the case's label delay. What does not become a row is told by :func:`receiving.note`: ingest keeps
+    and counts it. Raises what :func:`receiving.receive` raises.
     """
-    since, until = params.period
-    start = max(window.start, since)
-    end = window.end if until is None else min(window.end, until)
-    moment = pl.col("event_time").cast(pl.Datetime("us", "UTC"))
-    return (
-        frame.with_columns(event_time=moment)
-        .filter((pl.col("event_time") >= start) & (pl.col("event_time") < end))
-        .with_columns(label_time=pl.col("event_time") + timedelta(days=params.label_delay_days))
-        .select(pl.col(name).cast(kind) for name, kind in frame_schema(fields).items())
-        .sort("event_time", "id")
-    )
+    received = receive(frame.drop("label_time", strict=False) if isinstance(frame, pl.DataFrame) else frame, fields, window, params)
+    note(fields.case, received)
+    return received.rows

@@ -364,6 +364,23 @@ def read_label_lines(
     )
 
 
+def fate(settings: Settings, case: str) -> dict[str, dict[str, int]]:
+    """What became of all lines of the segments that are done, by kind: ``rows``, ``torn`` and ``malformed``."""
+    found: dict[str, dict[str, int]] = {}
+    for kind in KINDS:
+        markers = [marker for _, marker in _markers(settings, case, kind)]
+        found[kind] = {name: sum(getattr(marker, name) for marker in markers) for name in ("rows", "torn", "malformed")}
+    return found
+
+
+def count(settings: Settings, case: str, kind: Kind, start: datetime, end: datetime) -> int:
+    """Lines that :func:`read_predictions` of ``[start, end)``, or :func:`read_labels` of the days from ``start`` and up to ``end``, chooses from."""
+    time, files = ("event_time" if kind == "predictions" else "label_time"), _files(settings, case, kind, start, end)
+    moment = pl.col(time)
+    counted = (moment >= start) & (moment < end) if kind == "predictions" else moment <= end
+    return _read(settings, case, kind, files, lambda scan: scan.select(time)).filter(counted).height
+
+
 Stands = Callable[[Path], bool]
 """Whether a compacted file is of certain segments."""
 

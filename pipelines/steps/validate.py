@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import polars as pl
 
 from pipelines import storage
 from pipelines.cases import load_fields
@@ -14,15 +17,17 @@ from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest
 from pipelines.data import contract, lake
 from pipelines.errors import DataError
+from pipelines.fields import AS_DELIVERED
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 ROOMS = ("pipelines.data.contract", "pipelines.data.lake", "pipelines.fields")
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write ``rows.parquet`` and ``quarantine.parquet`` to ``run_dir/validate``.
+    """Write ``rows.parquet`` and ``quarantine.parquet`` to ``run_dir/validate``; what ingest refused lies in the latter, too.
 
-    Raises DataError if more than ``max_bad_share`` of the rows are bad; the quarantine is then kept in
+    Of the rows delivered each is counted once in the facts: ``rows + bad + repeats + outside = delivered``. Raises
+    DataError if more than ``max_bad_share`` of the rows are bad, or all; the quarantine is then kept in
     ``lake/<case>/quarantine/rows``.
     """
     fields = load_fields(params.case)
@@ -33,20 +38,42 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     def build(folder: Path) -> Mapping[str, Any]:
         rows = lake.read_days(settings, ingest.facts["partitions"])
         good, bad = contract.split(rows, fields)
+        refused = run_dir / "ingest" / "quarantine.parquet"
+        if "quarantine.parquet" in ingest.files:
+            bad = pl.concat([bad, pl.read_parquet(refused)], how="diagonal_relaxed")
         reasons = contract.count_reasons(bad)
-        share = bad.height / rows.height
-        if share > limit:
+        share = bad.height / (good.height + bad.height)
+        if share > limit or good.is_empty():
             kept = settings.lake / params.case / "quarantine" / "rows" / f"{run_dir.name}-{key[:12]}.parquet"
             buffer = io.BytesIO()
             bad.write_parquet(buffer)
             storage.write_atomic(kept, buffer.getvalue())
             top = ", ".join(f"{reason} ({count})" for reason, count in list(reasons.items())[:3])
             raise DataError(
-                f"{params.case}: {bad.height} of {rows.height} rows ({share:.1%}) break the contract, {limit:.0%} may: {top}; "
-                f"the bad rows are in {kept}: mend what sends them, or the declared fields"
+                f"{params.case}: {bad.height} of {good.height + bad.height} rows ({share:.1%}) break the contract, {limit:.0%} may: {top}; "
+                f"e.g. {_example(bad)}; the bad rows are in {kept}: mend what sends them, or the declared fields"
             )
+        good = good.drop(AS_DELIVERED, strict=False)
         good.write_parquet(folder / "rows.parquet", compression="zstd")
         bad.write_parquet(folder / "quarantine.parquet", compression="zstd")
-        return {"rows": good.height, "bad": bad.height, "bad_share": share, "reasons": reasons}
+        return {"rows": good.height, "bad": bad.height, "bad_share": share, "reasons": reasons, **_apart(ingest)}
 
     return storage.commit(run_dir / "validate", case=params.case, as_of=as_of, key=key, inputs={"ingest": ingest.key}, build=build)
+
+
+def _apart(ingest: Manifest) -> dict[str, int]:
+    """What ingest counted beside the rows that came here; its manifests of before count nothing."""
+    counts = ingest.facts.get("counts", {})
+    if not counts:
+        return {}
+    outside = counts["outside_window"] + counts["outside_period"]
+    return {"delivered": counts["delivered"], "repeats": counts["repeats"], "outside": outside}
+
+
+def _example(bad: pl.DataFrame) -> str:
+    """A value that the most frequent reason is about, as it was delivered where that is known."""
+    top = next(iter(contract.count_reasons(bad)))
+    row = bad.filter(pl.col("reasons").str.contains(top, literal=True)).row(0, named=True)
+    came = json.loads(row[AS_DELIVERED]) if row.get(AS_DELIVERED) else row
+    name = top.partition(":")[0]
+    return f"{name} = {came.get(name)!r:.60}, id {came.get('id')!r:.60}"

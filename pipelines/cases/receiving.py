@@ -1,0 +1,282 @@
+"""What a source may deliver: the one door to canonical rows, for every case's source and for the prediction log.
+
+Of the rows that are delivered each is kept, refused with its reasons, an exact repeat of another one, or outside of
+what was asked for; :class:`Received` counts them, and the counts add up. A value of a field that cannot be read is
+left out of its row, which goes on to validation; a row without id, time or usable label is refused here. Where a whole
+column is of a type that would have to be guessed at (times without a time zone, whole numbers as times, text as
+a label), nothing is guessed: one DataError names the case, the column, a value and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import polars as pl
+
+from pipelines.config import Params
+from pipelines.contracts import Window
+from pipelines.errors import DataError
+from pipelines.fields import AS_DELIVERED, Fields, frame_schema
+
+MOMENT = pl.Datetime("us", "UTC")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Received:
+    """``delivered == rows.height + refused.height + repeats + outside_window + outside_period``, always.
+
+    ``rows`` are canonical, by time and id. ``refused`` have the same columns as far as they can be read, and ``reasons``.
+    Both have ``as_delivered`` where a value could not be read: the row as it came, as JSON. ``times`` are the oldest and
+    newest times that could be read. ``beside`` is what else is to be told of the delivery.
+    """
+
+    rows: pl.DataFrame
+    refused: pl.DataFrame
+    delivered: int
+    repeats: int = 0
+    outside_window: int = 0
+    outside_period: int = 0
+    times: tuple[datetime, datetime] | None = None
+    beside: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What became of the rows delivered."""
+        return {
+            "delivered": self.delivered,
+            "rows": self.rows.height,
+            "refused": self.refused.height,
+            "repeats": self.repeats,
+            "outside_window": self.outside_window,
+            "outside_period": self.outside_period,
+        }
+
+    def since(self, first: datetime) -> Received:
+        """Without the rows from before ``first``: nobody asks for them any more."""
+        rows = self.rows.filter(pl.col("event_time") >= first)
+        return replace(self, rows=rows, outside_window=self.outside_window + self.rows.height - rows.height)
+
+    def after(self, earlier: Sequence[Received]) -> Received:
+        """As seen from before ``earlier`` deliveries took out what never came here."""
+        refused = pl.concat([self.refused, *(one.refused for one in earlier)], how="diagonal_relaxed")
+        apart = sum(one.delivered - one.rows.height for one in earlier)
+        times = [moment for one in (self, *earlier) if one.times is not None for moment in one.times]
+        return replace(
+            self,
+            refused=_in_order(refused.unique()),
+            delivered=self.delivered + apart,
+            repeats=self.repeats + sum(one.repeats for one in earlier) + refused.height - refused.unique().height,
+            outside_window=self.outside_window + sum(one.outside_window for one in earlier),
+            outside_period=self.outside_period + sum(one.outside_period for one in earlier),
+            times=(min(times), max(times)) if times else None,
+        )
+
+
+_NOTES: ContextVar[list[Received] | None] = ContextVar("deliveries", default=None)
+
+
+@contextmanager
+def noted() -> Iterator[list[Received]]:
+    """The deliveries that :func:`note` was told of in this block: a source gives back rows, and what it took out goes this way."""
+    found: list[Received] = []
+    token = _NOTES.set(found)
+    try:
+        yield found
+    finally:
+        _NOTES.reset(token)
+
+
+def note(case: str, received: Received) -> None:
+    """Tell whoever counts, and the log, what did not become a row."""
+    found = _NOTES.get()
+    if found is not None:
+        found.append(received)
+    if received.refused.height or received.repeats:
+        why = ", ".join(f"{reason} ({count})" for reason, count in count_reasons(received.refused).items())
+        log.warning(
+            "%s: of %d rows delivered %d are refused%s, %d are exact repeats",
+            case,
+            received.delivered,
+            received.refused.height,
+            f": {why}" if why else "",
+            received.repeats,
+        )
+
+
+def count_reasons(refused: pl.DataFrame) -> dict[str, int]:
+    """How many rows are refused for each reason, the most frequent first (a row may count under several)."""
+    counts = Counter(reason for reasons in refused["reasons"] for reason in reasons.split("; "))
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def receive(
+    frame: pl.DataFrame,
+    fields: Fields,
+    window: Window,
+    params: Params,
+    *,
+    within_period: bool = True,
+    extra: Mapping[str, Any] | None = None,
+) -> Received:
+    """Bring what was delivered into canonical form, and count what does not become a row of ``window``.
+
+    ``frame`` needs ``id``, ``event_time``, the declared fields and the label; a ``label_time`` that it lacks is the event's
+    plus the case's delay. Other columns are left out, but for those of ``extra`` (name -> type). Delivering rows once
+    more, or in another order, gives the same rows. Raises DataError if a column is missing or of a type that says nothing
+    of its values.
+    """
+    _check_form(frame, fields)
+    given = frame if "label_time" in frame.columns else frame.with_columns(label_time=pl.lit(None, MOMENT))
+    schema = frame_schema(fields) | dict(extra or {})
+    read = given.select(*(_read(given, fields, name).cast(kind, strict=False).alias(name) for name, kind in schema.items()))
+    if "label_time" not in frame.columns:
+        read = read.with_columns(label_time=pl.col("event_time") + timedelta(days=params.label_delay_days))
+    unread = [_lost(given[name], read[name]) for name in schema if name not in {"id", "event_time", fields.label, "label_time"}]
+    reasons = _reasons(given, read, fields)
+    broken = pl.select(pl.any_horizontal(reasons.is_not_null(), *unread)).to_series() if read.height else pl.Series([], dtype=pl.Boolean)
+    read = read.with_columns(reasons=reasons, **{AS_DELIVERED: _as_delivered(frame, broken)})
+
+    since, until = params.period if within_period else (window.start, window.end)
+    moment = pl.col("event_time")
+    placed = read.with_columns(
+        _in_period=(moment >= since) & (pl.lit(value=True) if until is None else moment < until),
+        _in_window=(moment >= window.start) & (moment < window.end),
+    )
+    outside_period = placed.filter(~pl.col("_in_period")).height
+    outside_window = placed.filter(pl.col("_in_period") & ~pl.col("_in_window")).height
+    inside = read.filter((placed["_in_period"] & placed["_in_window"]).fill_null(value=True))
+    once = inside.unique(maintain_order=True)
+    rows, refused = once.filter(pl.col("reasons").is_null()).drop("reasons"), once.filter(pl.col("reasons").is_not_null())
+    if rows[AS_DELIVERED].null_count() == rows.height:
+        rows = rows.drop(AS_DELIVERED)
+    times = (read["event_time"].min(), read["event_time"].max())
+    return Received(
+        _in_order(rows),
+        _in_order(refused),
+        delivered=frame.height,
+        repeats=inside.height - once.height,
+        outside_window=outside_window,
+        outside_period=outside_period,
+        times=None if times[0] is None else times,  # type: ignore[arg-type] # moments, as the column is
+    )
+
+
+def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
+    """By time and id; rows that share both by all they hold, so that the order of delivery does not show."""
+    rest = [name for name in rows.columns if name not in {"event_time", "id"}] if rows["id"].is_duplicated().any() else []
+    return rows.sort("event_time", "id", *rest)
+
+
+# --- whole columns ------------------------------------------------------------------------------
+
+
+def _check_form(frame: Any, fields: Fields) -> None:
+    if not isinstance(frame, pl.DataFrame):
+        raise DataError(f"{fields.case}: rows came as {type(frame).__name__}: give back a polars DataFrame from `rows` in source.py")
+    missing = [name for name in ("id", "event_time", *fields.names, fields.label) if name not in frame.columns]
+    if missing:
+        have = ", ".join(frame.columns) or "none"
+        raise DataError(f"{fields.case}: column(s) {', '.join(missing)} missing, the rows delivered have {have}: rename or add them in source.py")
+    numeric = {number.name for number in fields.numeric}
+    for name in ("id", "event_time", "label_time", *fields.names, fields.label):
+        if name in frame.columns and (wrong := _wrong_type(frame[name], name, fields, numeric)):
+            raise DataError(f"{fields.case}: {name} {wrong}")
+
+
+def _wrong_type(values: pl.Series, name: str, fields: Fields, numeric: set[str]) -> str | None:
+    """Why a whole column cannot be read, with a value and what to do; None if it can, value by value."""
+    kind = values.dtype
+    if kind == pl.Null:
+        return None
+    held = f"holds {kind} ({_first(values)})"
+    if name in {"event_time", "label_time"}:
+        return _wrong_times(kind, held)
+    words = kind in (pl.String, pl.Categorical, pl.Enum) or kind.is_integer()
+    if name == "id":
+        return None if words else f"{held}, which is no id: make it text in source.py, the same for a row whenever it is delivered"
+    plain = words or kind.is_numeric() or kind == pl.Boolean
+    if name == fields.label:
+        known = f"the class's position, 0 to {len(fields.classes) - 1}" if fields.classes else "0 or 1"
+        return None if kind.is_numeric() or kind == pl.Boolean else f"{held}, expected {known}: convert it in source.py, nothing is guessed"
+    return None if plain else f"{held}, expected {'a number' if name in numeric else 'text'}: convert it in source.py"
+
+
+def _wrong_times(kind: pl.DataType, held: str) -> str | None:
+    if kind == pl.String or (isinstance(kind, pl.Datetime) and kind.time_zone is not None):
+        return None
+    if isinstance(kind, pl.Datetime):
+        return f"{held} without a time zone, which could be any: give it one in source.py, e.g. pl.col(...).dt.replace_time_zone('UTC')"
+    if kind == pl.Date:
+        return f"{held}, a day and no moment: say in source.py which moment of which time zone is meant, e.g. .cast(pl.Datetime('us', 'UTC')) for midnight"
+    if kind.is_numeric():
+        return f"{held}, whose unit could be any: make times of them in source.py, e.g. pl.from_epoch(..., time_unit='s').dt.replace_time_zone('UTC')"
+    return f"{held}, expected times with a time zone: convert it in source.py"
+
+
+def _first(values: pl.Series) -> str:
+    found = values.drop_nulls().head(1).to_list()
+    return repr(found[0])[:60] if found else "no value"
+
+
+# --- single values ------------------------------------------------------------------------------
+
+
+def _read(given: pl.DataFrame, fields: Fields, name: str) -> pl.Expr:
+    kind = given.schema[name]
+    if name in {"event_time", "label_time"} and kind == pl.String:
+        return pl.lit(pl.Series(name, [_moment(text) for text in given[name]], MOMENT))
+    if name == fields.label and kind.is_numeric() and not kind.is_integer():
+        number = pl.col(name).cast(pl.Float64)
+        return pl.when(number.round() == number).then(number)
+    return pl.col(name)
+
+
+def _moment(text: str | None) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text or "")
+        return None if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _lost(given: pl.Series, read: pl.Series) -> pl.Series:
+    return given.is_not_null() & read.is_null()
+
+
+def _reasons(given: pl.DataFrame, read: pl.DataFrame, fields: Fields) -> pl.Series:
+    """Why a row cannot be kept, all reasons joined by "; ", or null."""
+    label = given[fields.label]
+    lost = _lost(label, read[fields.label])
+    number = label.cast(pl.Float64, strict=False)
+    whole = number.is_finite() & (number.round() == number)
+    beyond = f"{fields.label}: {'no class' if fields.classes else 'neither 0 nor 1'}"
+    found = {
+        "id: missing": read["id"].is_null() | (read["id"] == ""),
+        "event_time: missing": given["event_time"].is_null(),
+        "event_time: not an ISO 8601 time with a time zone": _lost(given["event_time"], read["event_time"]),
+        f"{fields.label}: not a whole number": lost & ~whole,
+        beyond: lost & whole,
+        "label_time: missing": label.is_not_null() & read["event_time"].is_not_null() & read["label_time"].is_null(),
+    }
+    marked = [pl.when(pl.lit(wrong)).then(pl.lit(reason)) for reason, wrong in found.items() if wrong.any()]
+    if not marked:
+        return pl.Series("reasons", [None] * read.height, pl.String)
+    return pl.select(pl.concat_str(marked, separator="; ", ignore_nulls=True).alias("reasons")).to_series().replace("", None)
+
+
+def _as_delivered(frame: pl.DataFrame, broken: pl.Series) -> pl.Series:
+    """The broken rows as JSON, null beside the others; what an earlier reading kept stays."""
+    kept = frame[AS_DELIVERED].to_list() if AS_DELIVERED in frame.columns else [None] * frame.height
+    texts = iter([json.dumps(row, default=str, ensure_ascii=False) for row in frame.drop(AS_DELIVERED, strict=False).filter(broken).iter_rows(named=True)])
+    found = [next(texts) if wrong else None for wrong in broken]
+    return pl.Series(AS_DELIVERED, [old or new for old, new in zip(kept, found, strict=True)], pl.String)
