@@ -1,6 +1,6 @@
 """The command line: one subcommand per step, and commands about a case's releases.
 
-stdout carries one line of JSON (a table where a person asks for the history), logs go to stderr. Exit codes: 0 ok,
+stdout carries one line of JSON, on a terminal tables (``--json`` gives the line there too); logs go to stderr. Exit codes: 0 ok,
 1 an error or an answer of no, 2 wrong usage or settings.
 """
 
@@ -38,16 +38,16 @@ ORDER = (*TRAINING[:-1], *DRIFT)
 
 
 def _history(params: Params, settings: Settings) -> dict[str, Any]:
-    """The releases of a case: which version, since when, by whom, why, and on which verdict."""
+    """The releases of a case: which version, since when, by whom, why, and on which verdict; and the verdicts that released nothing."""
     from pipelines.reports import history
 
-    return {"case": params.case, "releases": history.releases(settings, params.case)}
+    return {"case": params.case, "releases": history.releases(settings, params.case), "verdicts": history.verdicts(settings, params.case)}
 
 
 def _history_table(answer: dict[str, Any]) -> Any:
     from pipelines.reports import history
 
-    return history.table(answer["case"], answer["releases"])
+    return history.table(answer["case"], answer["releases"], answer["verdicts"])
 
 
 def _reproduce(params: Params, settings: Settings, *, version: int) -> dict[str, Any]:
@@ -141,7 +141,7 @@ EVERY_CASE = {"metrics"}
 HOLDS: dict[str, Callable[[Any], bool]] = {"reproduce": lambda answer: answer["identical"]}
 """Commands that answer a question: exit code 1 says no."""
 TABLES: dict[str, Callable[[Any], Any]] = {"history": _history_table, "replay": _replay_table}
-"""What a person at a terminal gets instead of the JSON line, unless ``--json`` asks for it."""
+"""What a person at a terminal gets of these commands; the answers of all others are drawn alike (reports/answers.py)."""
 
 
 def step_names() -> list[str]:
@@ -219,8 +219,6 @@ def build_parser() -> argparse.ArgumentParser:
             if option in OPTIONS:
                 needed = argument.default is argument.empty
                 command.add_argument(f"--{option.replace('_', '-')}", required=needed, default=None if needed else argument.default, **OPTIONS[option])
-        if name in TABLES:
-            command.add_argument("--json", action="store_true", help="one line of JSON, also on a terminal")
     return parser
 
 
@@ -228,6 +226,7 @@ def _command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
     command.add_argument("--case", required=name not in EVERY_CASE, metavar="CASE", help=f"one of {', '.join(case_names())}")
     command.add_argument("--debug", action="store_true", help="show debug logs, and the traceback of an error")
+    command.add_argument("--json", action="store_true", help="one line of JSON, also on a terminal")
     return command
 
 
@@ -291,10 +290,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "" if known or arguments.debug else "; this is a mistake in the program: run again with --debug and report it"
         print(f"{type(told).__name__}: {told}{hint}", file=sys.stderr)  # noqa: T201
         return told.exit_code if isinstance(told, PerennialError) else 1
-    if arguments.command in TABLES and not arguments.json and sys.stdout.isatty():
+    if sys.stdout.isatty() and not arguments.json:
         from rich.console import Console
 
-        Console().print(TABLES[arguments.command](answer))
+        from pipelines.reports import answers
+
+        drawn = TABLES[arguments.command](answer) if arguments.command in TABLES else answers.tables(arguments.command, answer)
+        # What stands in square brackets is somebody's text, not markup.
+        Console(markup=False, highlight=False).print(drawn)
     else:
         print(canonical_json(answer))  # noqa: T201
     return 0 if arguments.command not in HOLDS or HOLDS[arguments.command](answer) else 1

@@ -42,7 +42,8 @@ class Candidate:
     """What is recorded.
 
     ``key`` is the gate manifest's, ``train`` the train manifest's; ``steps`` is the file of the training's curves
-    by optimiser step, ``curves`` maps a metric to its values by epoch from 1.
+    by optimiser step, ``curves`` maps a metric to its values by epoch from 1. ``about`` is the verdict in a sentence: the
+    description of run and version.
     """
 
     case: str
@@ -58,6 +59,7 @@ class Candidate:
     dataset: Mapping[str, Any]
     dataset_key: str
     artefacts: Sequence[Path]
+    about: str
 
 
 def record(settings: Settings, candidate: Candidate) -> tuple[str, int]:
@@ -121,8 +123,8 @@ def _runs(client: MlflowClient, case: str, tags: Mapping[str, str]) -> list[Run]
 def _run(client: MlflowClient, candidate: Candidate) -> Run:
     from mlflow.entities import RunTag
 
-    own = {KEY: candidate.key, live.TRAIN: candidate.train, live.AS_OF: candidate.as_of.isoformat()}
-    found = _runs(client, candidate.case, own)
+    own = {live.NOTE: candidate.about, KEY: candidate.key, live.TRAIN: candidate.train, live.AS_OF: candidate.as_of.isoformat()}
+    found = _runs(client, candidate.case, {name: own[name] for name in (KEY, live.TRAIN, live.AS_OF)})
     if found:
         return found[0]
     tags = {**candidate.tags, **own}
@@ -177,11 +179,14 @@ def _dataset(candidate: Candidate) -> DatasetInput:
 def _version(client: MlflowClient, run: Run, candidate: Candidate) -> int:
     found = client.search_model_versions(f"name='{candidate.case}' and tags.`{KEY}`='{candidate.key}'")
     if found:
-        return min(int(version.version) for version in found)
+        version = min(int(version.version) for version in found)
+        client.update_model_version(candidate.case, str(version), candidate.about)
+        return version
     _upload(client, run, candidate.bundle)
     _registered_model(client, candidate.case)
     source = f"{run.info.artifact_uri}/model"
-    return int(client.create_model_version(candidate.case, source, run.info.run_id, tags={**candidate.tags, KEY: candidate.key}).version)
+    tags = {**candidate.tags, KEY: candidate.key}
+    return int(client.create_model_version(candidate.case, source, run.info.run_id, tags=tags, description=candidate.about).version)
 
 
 def _registered_model(client: MlflowClient, case: str) -> None:

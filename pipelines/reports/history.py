@@ -1,7 +1,8 @@
-"""The history of a case's releases, for people and for programs."""
+"""The history of a case: its releases and the gate's verdicts, for people and for programs."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pipelines import ledger
@@ -10,6 +11,8 @@ from pipelines.config import Settings
 if TYPE_CHECKING:
     from rich.table import Table
 
+KEPT = {"reject": "rejected", "inconclusive": "inconclusive", "promote": "not released"}
+"""What a verdict that released nothing did."""
 COLUMNS = ("seq", "when", "version", "action", "trigger", "who", "why", "verdict")
 
 
@@ -19,18 +22,45 @@ def releases(settings: Settings, case: str) -> list[dict[str, Any]]:
     return [release.model_dump(mode="json") | {"verdict": verdicts.get(release.verdict_hash or "")} for release in ledger.releases(settings.ledger, case)]
 
 
-def table(case: str, history: list[dict[str, Any]]) -> Table:
-    """The history as a table, newest release last; ``when`` is the case's clock (``as_of``)."""
+def verdicts(settings: Settings, case: str) -> list[dict[str, Any]]:
+    """All verdicts in order of time: ``{as_of, trigger, decision, rule, reason, rows_needed, hash, recorded_at, seq}``.
+
+    ``seq`` is the first release that rests on the verdict; None: rejected, inconclusive, or promoted too late to be released.
+    """
+    released: dict[str | None, int] = {}
+    for release in ledger.releases(settings.ledger, case):
+        released.setdefault(release.verdict_hash, release.seq)
+    return [
+        {
+            **{name: row[name] for name in ("as_of", "trigger", "hash", "recorded_at")},
+            **{name: row["verdict"].get(name) for name in ("decision", "rule", "reason", "rows_needed")},
+            "seq": released.get(row["hash"]),
+        }
+        for row in ledger.verdicts(settings.ledger, case)
+    ]
+
+
+def table(case: str, history: list[dict[str, Any]], judged: list[dict[str, Any]] | None = None) -> Table:
+    """Releases, and between them the verdicts ``judged`` that released nothing, newest last; ``when`` is the case's clock (``as_of``)."""
     from rich.table import Table
 
-    drawn = Table(title=f"releases of {case}" if history else f"{case} has no release yet", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    drawn = Table(title=f"history of {case}" if history else f"{case} has no release yet", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in COLUMNS:
         drawn.add_column(name, no_wrap=name != "why")
-    for row in history:
-        when = row["as_of"][:16].replace("T00:00", "").replace("T", " ")
-        cells = [row["seq"], when, f"v{row['champion']}", row["action"], row["trigger"], row["actor"], row["reason"], summary(row)]
+    kept = [row for row in judged or [] if row["seq"] is None]
+    for row in sorted([*history, *kept], key=lambda row: (moment(row["as_of"]), moment(row["recorded_at"]))):
+        when = f"{moment(row['as_of']):%Y-%m-%d %H:%M}".removesuffix(" 00:00")
+        if "champion" in row:
+            cells = [row["seq"], when, f"v{row['champion']}", row["action"], row["trigger"], row["actor"], row["reason"], summary(row)]
+        else:
+            cells = ["-", when, "-", KEPT[row["decision"]], row["trigger"], "gate", row["reason"], f"{row['rule']} ({row['hash'][:8]})"]
         drawn.add_row(*map(str, cells))
     return drawn
+
+
+def moment(text: str) -> datetime:
+    """A time of the ledger or of a release."""
+    return datetime.fromisoformat(text)
 
 
 def summary(row: dict[str, Any]) -> str:

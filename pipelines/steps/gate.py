@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
@@ -21,10 +22,11 @@ from pipelines.gating.decide import decide
 
 STEP_VERSION = 1
 ROOMS = ("pipelines.gating.compare", "pipelines.gating.decide", "pipelines.gating.power", "pipelines.evaluation.metrics", "pipelines.evaluation.slices")
+log = logging.getLogger(__name__)
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, trigger: Trigger = "manual") -> Manifest:
-    """Write ``verdict.json`` to ``run_dir/gate`` and keep it in the ledger under this step's key, once.
+    """Write ``verdict.json`` to ``run_dir/gate``, keep it in the ledger under this step's key, once, and say it in the log.
 
     A rejected candidate is a verdict, not an error.
     """
@@ -41,6 +43,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, trig
     # After the no-op path too: a crash between the folder and the ledger is mended by running again.
     verdict = Verdict.model_validate_json((run_dir / "gate" / "verdict.json").read_bytes())
     ledger.record_verdict(settings.ledger, case=params.case, gate_key=manifest.key, as_of=as_of, trigger=trigger, verdict=verdict)
+    log.info("verdict on %s as of %s: %s, by the rule %s: %s", params.case, as_of.isoformat(), verdict.decision, verdict.rule, verdict.reason)
     return manifest
 
 

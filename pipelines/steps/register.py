@@ -16,7 +16,7 @@ from pipelines.config import Params, Settings
 from pipelines.contracts import EpisodeTrigger, Manifest, Trigger, Verdict
 from pipelines.registry import register
 from pipelines.registry.client import DECISION
-from pipelines.registry.live import flat
+from pipelines.registry.live import TEXT, flat
 from pipelines.reports import training as figures
 
 STEP_VERSION = 2
@@ -74,6 +74,7 @@ def _candidate(
             *(path for path in (run_dir / step / name for step, name in FILES) if path.exists()),
             *plots,
         ),
+        about=f"{verdict.decision}, by the rule {verdict.rule}: {verdict.reason}"[:TEXT],
     )
 
 
@@ -105,6 +106,7 @@ def _tags(params: Params, settings: Settings, as_of: datetime, trigger: Trigger,
         "dataset": inputs["dataset"].key,
         "fields": inputs["export"].facts.get("fields_hash"),
         "rule": verdict.rule,
+        "reason": verdict.reason[:TEXT],
         "verdict": inputs["gate"].facts["verdict_sha256"],
     }
     return {DECISION: verdict.decision, **{f"perennial.{name}": str(value) for name, value in tags.items() if value}}

@@ -1,8 +1,13 @@
 """pipelines/cli.py: one line of JSON for programs, clear words for people, an exit code for both."""
 
 import argparse
+import io
 import json
+import os
+import pty
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -185,6 +190,87 @@ def test_alerts_are_listed_and_silenced(home: Path, capfd: pytest.CaptureFixture
     assert [(one["rule"], one["until"][:10], one["reason"]) for one in answer["silences"]] == [("volume_out_of_band", "2020-07-01", "campaign")]
     with pytest.raises(SystemExit):
         cli.main(["silence", "--case", "loans", "--rule", "boredom", "--until", "2020-07-01", "--reason", "r"])
+
+
+def plain(drawn: str) -> str:
+    """What a terminal shows, without the codes for bold and the like, blanks put together."""
+    return re.sub(r" +", " ", re.sub(r"\x1b\[[0-9;]*m", "", drawn))
+
+
+def run_in_terminal(arguments: list[str], home: Path) -> tuple[int, str]:
+    """What a command prints to a terminal of 120 columns."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "PERENNIAL_HOME": str(home), "COLUMNS": "120", "TERM": "xterm", "NO_COLOR": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "pipelines", *arguments], stdout=theirs, stderr=subprocess.PIPE, stdin=theirs, env=environment)
+    os.close(theirs)
+    text = b""
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # the other end was closed: Linux says EIO
+            break
+        if not part:
+            break
+        text += part
+    os.close(ours)
+    process.communicate(timeout=60)
+    return process.returncode, plain(text.decode())
+
+
+def test_a_terminal_gets_tables_and_a_pipe_one_line(home: Path, tmp_path: Path):
+    """The same step run at a terminal and into a pipe: a table with every value there, one line of JSON here; --json gives the line at the terminal too."""
+    arguments = ["ingest", "--case", "loans", "--as-of", "2020-05-01"]
+    code, drawn = run_in_terminal(arguments, home)
+    piped = subprocess.run([sys.executable, "-m", "pipelines", *arguments], capture_output=True, text=True, check=True, env={**os.environ})
+    answer = json.loads(piped.stdout)
+    assert (code, piped.stdout.count("\n")) == (0, 1)
+    assert "{" not in drawn
+    assert re.search(r"^case +loans", drawn, re.MULTILINE)
+    assert re.search(r"^facts\.origin +source", drawn, re.MULTILINE)
+    assert f"key {answer['key'][:12]}..." in drawn
+    assert f"12 of {len(answer['facts']['partitions'])} (--json has all)" in drawn
+    code, line = run_in_terminal([*arguments, "--json"], home)
+    assert (code, json.loads(line)) == (0, answer)
+
+
+ANSWERS = {
+    "retrain": {"case": "loans", "version": 3, "decision": "reject", "reason": "worse [urgent]", "champion": None},
+    "reproduce": {"identical": False, "layers": [{"name": "head.weight", "equal": False}, {"name": "head.bias", "equal": True}], "loss": 0.123456789},
+    "metrics": {"file": "/somewhere/metrics.prom", "series": 12},
+    "alerts": {"case": "loans", "alerts": [found.alert().model_dump(mode="json")], "silences": []},
+    "silence": {"case": "loans", "rule": "labels_late", "until": "2020-07-01", "actor": "ada"},
+    "one": {"case": "loans", "facts": {"rows": 5, "curve": list(range(20)), "nested": {"deep": True}}, "repaired": ["staged version 1"]},
+}
+
+
+@pytest.mark.parametrize("command", ANSWERS)
+def test_every_answer_is_drawn_for_people(command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Whatever a command answers, a person sees its values by name, texts in brackets as they stand, and one table for each list of objects; programs see the JSON."""
+    answer = ANSWERS[command]
+    monkeypatch.setitem(cli.COMMANDS, command, lambda params, settings: answer)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
+    arguments = [command, "--case", "loans"]
+    monkeypatch.setattr(cli, "HOLDS", {})
+    assert cli.main(arguments) == 0
+    assert json.loads(capfd.readouterr().out) == answer
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert cli.main(arguments) == 0
+    drawn = plain(terminal.getvalue())
+    words = {
+        "retrain": ["decision reject", "worse [urgent]", "champion -"],
+        "reproduce": ["identical no", "head.weight no", "head.bias yes", "0.123457"],
+        "metrics": ["series 12"],
+        "alerts": ["volume_out_of_band", "severity", "summary", "silences -"],
+        "silence": ["rule labels_late"],
+        "one": ["facts.rows 5", "facts.nested.deep yes", "(20 in all)", "staged version 1"],
+    }
+    assert [word for word in words[command] if word not in drawn] == []
+    terminal.truncate(0)
+    assert cli.main([*arguments, "--json"]) == 0
+    assert json.loads(terminal.getvalue().lstrip("\0")) == answer
 
 
 def test_metrics_are_written_for_all_cases_or_one(home: Path, capfd: pytest.CaptureFixture[str]):

@@ -54,6 +54,9 @@ def test_record_is_complete(settings, client, tmp_path):
     assert {"verdict.json", "bundle.json", "model"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
     version = client.get_model_version(CASE, str(manifest.facts["version"]))
     assert version.run_id == run.info.run_id
+    words = "promote, by the rule lower_bound: lift of 0.11"
+    assert (version.description, run.data.tags["mlflow.note.content"], tags["reason"]) == (words, words, "lift of 0.11")
+    assert {name: version.tags[f"perennial.{name}"] for name in ("decision", "rule", "reason")} == {name: tags[name] for name in ("decision", "rule", "reason")}
     mlflow.set_tracking_uri(settings.mlflow_url)
     folder = mlflow.artifacts.download_artifacts(version.source, dst_path=str(tmp_path / "download"))
     about = mlflow.models.Model.load(folder)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 
 import pytest
@@ -37,6 +38,34 @@ def test_programs_get_one_line_of_json(capfd):
     assert [(row["champion"], row["action"], row["reason"]) for row in answer["releases"]] == [(8, "promote", "better"), (7, "rollback", "complaints")]
     assert answer["releases"][0]["verdict"]["decision"] == "promote"
     assert answer["releases"][1]["verdict"] is None
+
+
+@pytest.fixture
+def judged(settings):
+    """The same with a rejected and an inconclusive candidate before and between the releases, and one that was promoted and never released."""
+    for number, decision in ((0, "reject"), (2, "inconclusive"), (3, "promote")):
+        candidate(settings, month(number), bias=0.2 + number / 100, champion=7, decision=decision)
+    return settings
+
+
+@pytest.mark.usefixtures("judged")
+def test_verdicts_that_released_nothing_are_in_the_history(capfd):
+    """Rejected and inconclusive candidates are told with rule and reason, in order of time; the releases keep their keys."""
+    assert cli.main(["history", "--case", CASE]) == 0
+    answer = json.loads(capfd.readouterr().out)
+    told = [(row["as_of"][:10], row["decision"], row["reason"], row["seq"]) for row in answer["verdicts"]]
+    assert told == [
+        ("2008-08-01", "reject", "lift of 0.2", None),
+        ("2008-08-31", "promote", "lift of 0.125", 1),
+        ("2008-09-30", "inconclusive", "lift of 0.22", None),
+        ("2008-10-30", "promote", "lift of 0.23", None),
+    ]
+    assert [(row["champion"], row["action"]) for row in answer["releases"]] == [(8, "promote"), (7, "rollback")]
+    console = Console(file=io.StringIO(), width=200)
+    console.print(history.table(CASE, answer["releases"], answer["verdicts"]))
+    lines = console.file.getvalue().splitlines()[2:]
+    assert [re.split(r"\s{2,}", line)[3] for line in lines] == ["rejected", "promote", "rollback", "inconclusive", "not released"]
+    assert "lift of 0.22" in lines[3]
 
 
 class _Terminal(io.StringIO):

@@ -206,7 +206,7 @@ def test_a_champion_whose_folder_was_set_aside_is_still_the_opponent(first, tmp_
 
 
 @pytest.mark.parametrize("point", storage.FAILPOINTS)
-def test_a_gate_killed_at_any_point_is_mended_by_running_again(first, tmp_path, point):
+def test_a_gate_killed_at_any_point_is_mended_by_running_again(first, tmp_path, point, caplog):
     """After SIGKILL at each commit point a second run leaves the same tree and exactly one verdict in the ledger."""
     _, run_dir, manifests = first
     settings = Settings(home=tmp_path)
@@ -221,8 +221,12 @@ def test_a_gate_killed_at_any_point_is_mended_by_running_again(first, tmp_path, 
     )
     assert killed.returncode == -signal.SIGKILL
     assert ledger.verdicts(settings.ledger, "loans") == []
-    again = gate.run(PARAMS, settings, mine, AS_OF, trigger="drift")
+    with caplog.at_level("INFO"):
+        again = gate.run(PARAMS, settings, mine, AS_OF, trigger="drift")
     assert again.key == manifests["gate"].key
+    # Airflow's task log shows what the step logs: the verdict must be there, with its reason.
+    said = f"verdict on loans as of {AS_OF.isoformat()}: {again.facts['decision']}, by the rule {again.facts['rule']}: {again.facts['reason']}"
+    assert said in caplog.messages
     assert tree(mine / "gate") == tree(run_dir / "gate")
     assert [p.name for p in mine.iterdir() if p.name.startswith(".gate")] == []
     (row,) = ledger.verdicts(settings.ledger, "loans")
