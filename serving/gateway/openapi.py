@@ -71,7 +71,7 @@ def install(app: FastAPI) -> None:
         gateway: Gateway | None = getattr(app.state, "gateway", None)
         if gateway is None:
             return make()
-        return document(make(), [case.fields for case in gateway.cases.values()], gateway.bounds.max_rows, {})
+        return document(make(), [case.fields for case in gateway.cases.values()], gateway.bounds.max_rows, gateway.broken)
 
     app.openapi = now  # type: ignore[method-assign]
     app.mount(f"/{ASSETS}", StaticFiles(directory=str(files("fastapi_offline") / "static")))
@@ -95,11 +95,15 @@ def document(base: Json, cases: Iterable[Fields], most: int, broken: Mapping[str
     ``most`` is the largest number of rows of one request, ``broken`` says why cases that are there cannot be used.
     """
     found = deepcopy(base)
-    found["info"]["description"] = ABOUT + "".join(f"\n**{name} cannot be used now:** {reason}\n" for name, reason in sorted(broken.items()))
+    served = sorted(cases, key=lambda fields: fields.case)
+    names = {fields.case for fields in served}
+    found["info"]["description"] = ABOUT + "".join(
+        f"\n**{name} {'goes on as it was declared before' if name in names else 'cannot be used now'}.** {reason}\n" for name, reason in sorted(broken.items())
+    )
     about = {path: found["paths"].pop(path)["post"].get("description", "") for path in (PREDICT, LABELS)}
     paths: Json = {}
     found["tags"] = []
-    for fields in sorted(cases, key=lambda fields: fields.case):
+    for fields in served:
         found["tags"].append({"name": fields.case, "description": fields.about})
         for path, summary, more, body, answer in (
             (PREDICT, "Score rows", _fields(fields), _predict(fields, most), _reply(fields)),

@@ -15,7 +15,8 @@ from serving.gateway.app import create_app
 from serving.gateway.openapi import LABELS, PREDICT, document
 from serving.gateway.refusal import Refused
 from serving.gateway.rows import label_shape, read, row_shape
-from tests.serving.gateway.world import CASE, lines
+from tests import shop
+from tests.serving.gateway.world import CASE, client, fake_triton, lines, make_home, until
 
 
 @pytest.fixture
@@ -105,8 +106,37 @@ def test_any_declaration_has_examples_that_work():
     spec = document(create_app().openapi(), [fields], 10, {"other": "params.yaml has 1 mistake"})
     assert len(read(row_shape(fields, 10), msgspec.json.encode(body(spec, PREDICT, "odd")["example"]))) == 1
     assert len(read(label_shape(fields, 10), msgspec.json.encode(body(spec, LABELS, "odd")["example"]))) == 1
-    assert "other cannot be used now:** params.yaml has 1 mistake" in spec["info"]["description"]
+    assert "other cannot be used now.** params.yaml has 1 mistake" in spec["info"]["description"]
     assert {path for path in spec["paths"] if path.startswith("/v1/")} == {"/v1/cases/odd/predict", "/v1/cases/odd/labels"}
+
+
+def test_the_document_follows_the_cases(tmp_path):
+    """A broken case has no requests and its mistake is told; mended it has them, an added case too, a removed one no more; one that breaks in service keeps them."""
+    with shop.installed(tmp_path / "cases") as root, fake_triton() as (_, port):
+        for name in ("shop", "desk"):
+            shop.write(root, name)
+        schema = root / "shop" / "schema.py"
+        shop.edit(schema, ("Fields(\n", "Fields((\n"))
+        with client(make_home(tmp_path / "home", port), cases_seconds=0.05) as http:
+
+            def told():
+                found = http.get("/openapi.json").json()
+                return {path.split("/")[3] for path in found["paths"] if path.startswith("/v1/")}, found["info"]["description"]
+
+            cases, text = told()
+            assert cases == {"desk"}
+            assert "**shop cannot be used now.** " in text
+            assert "SyntaxError" in text
+            shop.edit(schema, ("Fields((\n", "Fields(\n"))
+            until(lambda: told()[0] == {"desk", "shop"})
+            assert "cannot be used" not in told()[1]
+            shop.write(root.parent / "aside", "lamp").rename(root / "lamp")
+            until(lambda: told()[0] == {"desk", "lamp", "shop"})
+            shutil.rmtree(root / "desk")
+            until(lambda: told()[0] == {"lamp", "shop"})
+            shop.edit(schema, ("Fields(\n", "Fields((\n"))
+            until(lambda: "**shop goes on as it was declared before.** " in told()[1])
+            assert told()[0] == {"lamp", "shop"}
 
 
 def test_the_page_needs_no_other_host(world):
