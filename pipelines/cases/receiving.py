@@ -276,6 +276,8 @@ def _reasons(given: pl.DataFrame, read: pl.DataFrame, fields: Fields) -> pl.Seri
 
 def _as_delivered(frame: pl.DataFrame, broken: pl.Series) -> pl.Series:
     """The broken rows as JSON, null beside the others; what an earlier reading kept stays."""
+    if not broken.any():
+        return frame[AS_DELIVERED] if AS_DELIVERED in frame.columns else pl.Series(AS_DELIVERED, [None], pl.String).new_from_index(0, frame.height)
     kept = frame[AS_DELIVERED].to_list() if AS_DELIVERED in frame.columns else [None] * frame.height
     texts = iter([json.dumps(row, default=str, ensure_ascii=False) for row in frame.drop(AS_DELIVERED, strict=False).filter(broken).iter_rows(named=True)])
     found = [next(texts) if wrong else None for wrong in broken]

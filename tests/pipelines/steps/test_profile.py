@@ -87,6 +87,26 @@ def test_rows_that_come_after_a_days_task_are_not_lost(logged):
     assert [day["rows"] for day in made["days"]] == [LOANS.source["rows_per_day"] + 1, LOANS.source["rows_per_day"]]
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("removed", [False, True])
+def test_the_mend_of_a_profile_works(logged, mapped, removed):
+    """A day's profile that is damaged, or was removed as the error says, is whole again when the step has run again, made by tasks of its own or not."""
+    name = f"mend-{mapped}"
+    if mapped:
+        for day in profile.days(WEEK, logged, AS_OF):
+            profile.part(WEEK, logged, logged.root / name, AS_OF, day)
+    made = run(logged, name)
+    path = logged.root / made.facts["days"][0]["path"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    with pytest.raises(IntegrityError, match="remove it and run the step that wrote it again"):
+        read(path)
+    if removed or mapped:
+        path.unlink()
+    assert run(logged, name) == made
+    assert path.read_bytes() == whole
+
+
 def test_what_is_no_day_is_refused(logged):
     """A part is named by a day; anything else is a mistake that is told with the value."""
     with pytest.raises(ConfigError, match="'yesterday' is no day"):
