@@ -308,7 +308,8 @@ def encode(fields: Fields, columns: Mapping[str, Sequence[Any]], scales: Mapping
         with np.errstate(over="ignore"):  # what overflows is refused below
             numeric[:, position] = columns[number.name]
         if not np.isfinite(numeric[:, position]).all():
-            raise DataError(f"{fields.case}: {number.name}: must be finite and fit a 32-bit float: take the row out, or mend what sends it")
+            mend = "take the row out, or mend what sends it"
+            raise DataError(f"{fields.case}: {number.name}: must be finite and fit a 32-bit float: {mend}")
         if number.name in scales:
             numeric[:, position] = _scaled(columns[number.name], scales[number.name])
     return {"categorical": categorical, "numeric": numeric}

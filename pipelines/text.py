@@ -28,6 +28,9 @@ def normalise(text: str) -> str:
     return " ".join(spaced.split())
 
 
+_MEND = "run the step that wrote it again"
+
+
 def load_tokenizer(path: Path) -> Any:
     """The Hugging Face tokenizer of a ``tokenizer.json``, kept per file.
 
@@ -36,7 +39,7 @@ def load_tokenizer(path: Path) -> Any:
     try:
         found = path.stat()
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist: a text model needs its tokenizer; run the step that wrote it again") from error
+        raise ConfigError(f"{path} does not exist: a text model needs its tokenizer; {_MEND}") from error
     return _load(str(path), found.st_ino, found.st_mtime_ns)
 
 
@@ -48,7 +51,7 @@ def _load(path: str, _inode: int, _modified: int) -> Any:
         tokenizer = Tokenizer.from_file(path)
     except Exception as error:
         # The Rust side raises bare Exceptions; each of them means that the file is no tokenizer.
-        raise IntegrityError(f"{path} is no tokenizer ({error}): restore it, or remove it and run the step that wrote it again") from error
+        raise IntegrityError(f"{path} is no tokenizer ({error}): restore it, or remove it and {_MEND}") from error
     if tokenizer.truncation is None:
         raise IntegrityError(f"{path} truncates nothing: a long text would reach the model whole; set max_tokens and train again")
     tokenizer.no_padding()

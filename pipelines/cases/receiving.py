@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 class Received:
     """``delivered == rows.height + refused.height + repeats + outside_window + outside_period``, always.
 
-    ``rows`` are canonical, by time and id. ``refused`` have the same columns as far as they can be read, and ``reasons``.
-    Both have ``as_delivered`` where a value could not be read: the row as it came, as JSON. ``times`` are the oldest and
-    newest times that could be read. ``beside`` is what else is to be told of the delivery.
+    ``rows`` are canonical, by time and id. ``refused`` have the same columns as far as they can be read, and
+    ``reasons``. Both have ``as_delivered`` where a value could not be read: the row as it came, as JSON. ``times``
+    are the oldest and newest times that could be read. ``beside`` is what else is to be told of the delivery.
     """
 
     rows: pl.DataFrame
@@ -87,7 +87,7 @@ _NOTES: ContextVar[list[Received] | None] = ContextVar("deliveries", default=Non
 
 @contextmanager
 def noted() -> Iterator[list[Received]]:
-    """The deliveries that :func:`note` was told of in this block: a source gives back rows, and what it took out goes this way."""
+    """The deliveries that :func:`note` is told of in this block: a source gives back rows, the rest goes this way."""
     found: list[Received] = []
     token = _NOTES.set(found)
     try:
@@ -130,20 +130,21 @@ def receive(
 ) -> Received:
     """Bring what was delivered into canonical form, and count what does not become a row of ``window``.
 
-    ``frame`` needs ``id``, ``event_time``, the declared fields and the label; a ``label_time`` that it lacks is the event's
-    plus the case's delay. Other columns are left out, but for those of ``extra`` (name -> type). Delivering rows once
-    more, or in another order, gives the same rows. Raises DataError if a column is missing or of a type that says nothing
-    of its values.
+    ``frame`` needs ``id``, ``event_time``, the declared fields and the label; a ``label_time`` that it lacks is the
+    event's plus the case's delay. Other columns are left out, but for those of ``extra`` (name -> type). Delivering
+    rows once more, or in another order, gives the same rows. Raises DataError if a column is missing or of a type
+    that says nothing of its values.
     """
     _check_form(frame, fields)
     given = frame if "label_time" in frame.columns else frame.with_columns(label_time=pl.lit(None, MOMENT))
     schema = frame_schema(fields) | dict(extra or {})
-    read = given.select(*(_read(given, fields, name).cast(kind, strict=False).alias(name) for name, kind in schema.items()))
+    columns = {name: _read(given, fields, name).cast(kind, strict=False) for name, kind in schema.items()}
+    read = given.select(**columns)
     if "label_time" not in frame.columns:
         read = read.with_columns(label_time=pl.col("event_time") + timedelta(days=params.label_delay_days))
-    unread = [_lost(given[name], read[name]) for name in schema if name not in {"id", "event_time", fields.label, "label_time"}]
+    unread = [_lost(given[name], read[name]) for name in fields.names]
     reasons = _reasons(given, read, fields)
-    broken = pl.select(pl.any_horizontal(reasons.is_not_null(), *unread)).to_series() if read.height else pl.Series([], dtype=pl.Boolean)
+    broken = pl.DataFrame([reasons.is_not_null().alias("refused"), *unread]).select(pl.any_horizontal("*")).to_series()
     read = read.with_columns(reasons=reasons, **{AS_DELIVERED: _as_delivered(frame, broken)})
 
     since, until = params.period if within_period else (window.start, window.end)
@@ -156,7 +157,10 @@ def receive(
     outside_window = placed.filter(pl.col("_in_period") & ~pl.col("_in_window")).height
     inside = read.filter((placed["_in_period"] & placed["_in_window"]).fill_null(value=True))
     once = inside.unique(maintain_order=True)
-    rows, refused = once.filter(pl.col("reasons").is_null()).drop("reasons"), once.filter(pl.col("reasons").is_not_null())
+    rows, refused = (
+        once.filter(pl.col("reasons").is_null()).drop("reasons"),
+        once.filter(pl.col("reasons").is_not_null()),
+    )
     if rows[AS_DELIVERED].null_count() == rows.height:
         rows = rows.drop(AS_DELIVERED)
     times = (read["event_time"].min(), read["event_time"].max())
@@ -173,8 +177,9 @@ def receive(
 
 def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
     """By time and id; rows that share both by all they hold, so that the order of delivery does not show."""
-    rest = [name for name in rows.columns if name not in {"event_time", "id"}] if rows["id"].is_duplicated().any() else []
-    return rows.sort("event_time", "id", *rest)
+    if not rows["id"].is_duplicated().any():
+        return rows.sort("event_time", "id")
+    return rows.sort("event_time", "id", *(name for name in rows.columns if name not in {"event_time", "id"}))
 
 
 # --- whole columns ------------------------------------------------------------------------------
@@ -182,7 +187,8 @@ def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _check_form(frame: Any, fields: Fields) -> None:
     if not isinstance(frame, pl.DataFrame):
-        raise DataError(f"{fields.case}: rows came as {type(frame).__name__}: give back a polars DataFrame from `rows` in source.py")
+        came = type(frame).__name__
+        raise DataError(f"{fields.case}: rows came as {came}: give back a polars DataFrame from `rows` in source.py")
     missing = [name for name in ("id", "event_time", *fields.names, fields.label) if name not in frame.columns]
     if missing:
         have = ", ".join(frame.columns) or "none"
@@ -203,11 +209,13 @@ def _wrong_type(values: pl.Series, name: str, fields: Fields, numeric: set[str])
         return _wrong_times(kind, held)
     words = kind in (pl.String, pl.Categorical, pl.Enum) or kind.is_integer()
     if name == "id":
-        return None if words else f"{held}, which is no id: make it text in source.py, the same for a row whenever it is delivered"
+        return None if words else f"{held}, which is no id: make it text in source.py, always the same for a row"
     plain = words or kind.is_numeric() or kind == pl.Boolean
     if name == fields.label:
         known = f"the class's position, 0 to {len(fields.classes) - 1}" if fields.classes else "0 or 1"
-        return None if kind.is_numeric() or kind == pl.Boolean else f"{held}, expected {known}: convert it in source.py, nothing is guessed"
+        if kind.is_numeric() or kind == pl.Boolean:
+            return None
+        return f"{held}, expected {known}: convert it in source.py, nothing is guessed"
     return None if plain else f"{held}, expected {'a number' if name in numeric else 'text'}: convert it in source.py"
 
 
@@ -215,11 +223,14 @@ def _wrong_times(kind: pl.DataType, held: str) -> str | None:
     if kind == pl.String or (isinstance(kind, pl.Datetime) and kind.time_zone is not None):
         return None
     if isinstance(kind, pl.Datetime):
-        return f"{held} without a time zone, which could be any: give it one in source.py, e.g. pl.col(...).dt.replace_time_zone('UTC')"
+        mend = "give it one in source.py, e.g. pl.col(...).dt.replace_time_zone('UTC')"
+        return f"{held} without a time zone, which could be any: {mend}"
     if kind == pl.Date:
-        return f"{held}, a day and no moment: say in source.py which moment of which time zone is meant, e.g. .cast(pl.Datetime('us', 'UTC')) for midnight"
+        mend = "say in source.py which moment is meant, e.g. .cast(pl.Datetime('us', 'UTC')) for midnight in UTC"
+        return f"{held}, a day and no moment: {mend}"
     if kind.is_numeric():
-        return f"{held}, whose unit could be any: make times of them in source.py, e.g. pl.from_epoch(..., time_unit='s').dt.replace_time_zone('UTC')"
+        mend = "make times of them in source.py, e.g. pl.from_epoch(..., time_unit='s').dt.replace_time_zone('UTC')"
+        return f"{held}, whose unit could be any: {mend}"
     return f"{held}, expected times with a time zone: convert it in source.py"
 
 
@@ -271,14 +282,16 @@ def _reasons(given: pl.DataFrame, read: pl.DataFrame, fields: Fields) -> pl.Seri
     marked = [pl.when(pl.lit(wrong)).then(pl.lit(reason)) for reason, wrong in found.items() if wrong.any()]
     if not marked:
         return pl.Series("reasons", [None] * read.height, pl.String)
-    return pl.select(pl.concat_str(marked, separator="; ", ignore_nulls=True).alias("reasons")).to_series().replace("", None)
+    joined = pl.concat_str(marked, separator="; ", ignore_nulls=True)
+    return pl.select(joined.alias("reasons")).to_series().replace("", None)
 
 
 def _as_delivered(frame: pl.DataFrame, broken: pl.Series) -> pl.Series:
     """The broken rows as JSON, null beside the others; what an earlier reading kept stays."""
+    earlier = AS_DELIVERED in frame.columns
+    kept = frame[AS_DELIVERED] if earlier else pl.Series(AS_DELIVERED, [None], pl.String).new_from_index(0, frame.height)
     if not broken.any():
-        return frame[AS_DELIVERED] if AS_DELIVERED in frame.columns else pl.Series(AS_DELIVERED, [None], pl.String).new_from_index(0, frame.height)
-    kept = frame[AS_DELIVERED].to_list() if AS_DELIVERED in frame.columns else [None] * frame.height
-    texts = iter([json.dumps(row, default=str, ensure_ascii=False) for row in frame.drop(AS_DELIVERED, strict=False).filter(broken).iter_rows(named=True)])
-    found = [next(texts) if wrong else None for wrong in broken]
-    return pl.Series(AS_DELIVERED, [old or new for old, new in zip(kept, found, strict=True)], pl.String)
+        return kept
+    rows = frame.drop(AS_DELIVERED, strict=False).filter(broken).iter_rows(named=True)
+    texts = [json.dumps(row, default=str, ensure_ascii=False) for row in rows]
+    return kept.scatter(broken.arg_true(), [old or new for old, new in zip(kept.filter(broken), texts, strict=True)])

@@ -60,10 +60,11 @@ def checked_sha256(path: Path, expected: str) -> str:
 def canonical(frame: pl.DataFrame, fields: Fields, window: Window, params: Params) -> pl.DataFrame:
     """Bring a source's rows into canonical form: declared columns and types, inside window and period, by time and id.
 
-    ``frame`` needs ``id``, ``event_time`` (with a time zone), the declared fields and the label; ``label_time`` is set to
-    ``event_time`` plus the case's label delay. What does not become a row is told by :func:`receiving.note`: ingest keeps
-    and counts it. Raises what :func:`receiving.receive` raises.
+    ``frame`` needs ``id``, ``event_time`` (with a time zone), the declared fields and the label; ``label_time`` is
+    set to ``event_time`` plus the case's label delay. What does not become a row is told by :func:`receiving.note`:
+    ingest keeps and counts it. Raises what :func:`receiving.receive` raises.
     """
-    received = receive(frame.drop("label_time", strict=False) if isinstance(frame, pl.DataFrame) else frame, fields, window, params)
+    own = frame.drop("label_time", strict=False) if isinstance(frame, pl.DataFrame) else frame
+    received = receive(own, fields, window, params)
     note(fields.case, received)
     return received.rows

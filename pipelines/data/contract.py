@@ -48,7 +48,8 @@ def _checks(field: Field) -> list[Any]:
         checks.append(pa.Check.le(field.high, error=f"above {field.high:g}"))
     if field.low is None or field.high is None:
         checks.append(pa.Check(lambda data: data.lazyframe.select(pl.col(data.key).is_finite()), error="infinite"))
-        checks.append(pa.Check(lambda data: data.lazyframe.select(_fits(pl.col(data.key))), error="too large for a 32-bit float"))
+        too_large = "too large for a 32-bit float"
+        checks.append(pa.Check(lambda data: data.lazyframe.select(_fits(pl.col(data.key))), error=too_large))
     if field.integer:
         checks.append(pa.Check(lambda data: data.lazyframe.select(pl.col(data.key).round() == pl.col(data.key)), error="not a whole number"))
     return checks

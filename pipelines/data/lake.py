@@ -29,7 +29,7 @@ def _text(frame: pl.DataFrame) -> str:
 
 
 def _not_finite(frame: pl.DataFrame) -> str:
-    """Where which number is none: JSON has one null for a missing value, NaN and both infinities. Hardly any row has one."""
+    """Where which number is none: JSON has one null for a missing value, NaN and both infinities."""
     numbers = frame.select(pl.selectors.float()).with_row_index("row")
     wrong = (
         numbers.filter(~pl.all_horizontal(pl.exclude("row").is_finite().fill_null(value=True)))
@@ -41,7 +41,10 @@ def _not_finite(frame: pl.DataFrame) -> str:
 
 
 def _is(frame: pl.DataFrame, sha256: str) -> bool:
-    """Whether these are the rows of that hash, also of one from before hashes told null, NaN and infinity apart: no hash of today equals one of those."""
+    """Whether these are the rows of that hash, also of one from before null, NaN and infinity were told apart.
+
+    No hash of today is one of those, so new rows never meet an old file.
+    """
     return content_sha256(frame) == sha256 or hashlib.sha256(_text(frame).encode()).hexdigest() == sha256
 
 
@@ -71,7 +74,8 @@ def read_days(settings: Settings, partitions: Sequence[dict[str, Any]]) -> pl.Da
         try:
             frame = pl.read_parquet(path, hive_partitioning=False)
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise IntegrityError(f"{path} cannot be read ({error}): remove it and run the step 'ingest' again") from error
+            mend = "remove it and run the step 'ingest' again"
+            raise IntegrityError(f"{path} cannot be read ({error}): {mend}") from error
         if not _is(frame, partition["sha256"]):
             raise IntegrityError(f"{path} does not hold the rows that its manifest names: restore it, or remove it and run the step 'ingest' again")
         frames.append(frame)

@@ -114,7 +114,8 @@ def compact(settings: Settings, case: str) -> int:
     """
     done = 0
     for kind in KINDS:
-        known = {segment for segment, marker in _markers(settings, case, kind) if _is_whole(settings, case, kind, segment, marker)}
+        markers = _markers(settings, case, kind)
+        known = {segment for segment, marker in markers if _is_whole(settings, case, kind, segment, marker)}
         for path in sorted((settings.prediction_log / case / kind).glob("*.jsonl")):
             if path.stem not in known:
                 marker = _compact_segment(settings, case, kind, path)
@@ -125,9 +126,9 @@ def compact(settings: Settings, case: str) -> int:
 
 
 class Marker(msgspec.Struct, frozen=True):
-    """What became of a segment's lines, and where its partitions lie below ``lake/<case>/<kind>``, e.g. ``date=2020-05-01/hour=07``.
+    """What became of a segment's lines, and where its partitions lie below ``lake/<case>/<kind>``.
 
-    Markers of earlier versions name no partitions: their segments are compacted once more.
+    One partition is named ``date=2020-05-01/hour=07``. Markers of earlier versions name no partitions: their segments are compacted once more.
     """
 
     rows: int
@@ -179,7 +180,7 @@ def _compact_segment(settings: Settings, case: str, kind: Kind, path: Path) -> M
 
 
 def _write(part: pl.DataFrame, path: Path) -> None:
-    """Publish one partition whole. Its segment's are made durable together: one that history is replayed into has hundreds."""
+    """Publish one partition whole. All of a segment are made durable together: a replayed one has hundreds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     part.write_parquet(work, compression="zstd")
@@ -374,7 +375,7 @@ def fate(settings: Settings, case: str) -> dict[str, dict[str, int]]:
 
 
 def count(settings: Settings, case: str, kind: Kind, start: datetime, end: datetime) -> int:
-    """Lines that :func:`read_predictions` of ``[start, end)``, or :func:`read_labels` of the days from ``start`` and up to ``end``, chooses from."""
+    """Lines that :func:`read_predictions` of ``[start, end)`` chooses from, or :func:`read_labels` since ``start``."""
     time, files = ("event_time" if kind == "predictions" else "label_time"), _files(settings, case, kind, start, end)
     moment = pl.col(time)
     counted = (moment >= start) & (moment < end) if kind == "predictions" else moment <= end

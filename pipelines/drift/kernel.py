@@ -52,6 +52,9 @@ class _Total:
     vocabulary: tuple[str, ...] | None
 
 
+_MEND = "restore the damaged file; one of the log's can be removed, the next run makes it again"
+
+
 def profile_parquet(paths: Sequence[Path], fields: Fields, spec: Spec, threads: int = 2) -> Profile:
     """Count the declared fields and the model's outputs of all rows in ``paths``: files, or folders of ``*.parquet``.
 
@@ -82,9 +85,7 @@ def profile_parquet(paths: Sequence[Path], fields: Fields, spec: Spec, threads: 
                 for name, column in counted:
                     _add(totals, name, column)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"{', '.join(map(str, paths))} cannot be read ({error}): restore the damaged file; a partition of the log can be removed, the next run makes it again"
-        ) from error
+        raise DataError(f"{', '.join(map(str, paths))} cannot be read ({error}): {_MEND}") from error
     rows = sum(footer.num_rows for footer in footers.values())
     if not rows:
         return profile_frame(pl.DataFrame(schema=dict.fromkeys(fields.names, pl.Null)), fields, spec)
@@ -100,9 +101,7 @@ def profile_where(files: Sequence[Path], where: pl.Expr, fields: Fields, spec: S
         batches = (batch for file in files for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(BATCH, use_threads=False))
         return merge((profile_frame(scored(typed(pl.DataFrame(batch).filter(where), fields), fields), fields, spec) for batch in batches), spec.version)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"{', '.join(map(str, files))} cannot be read ({error}): restore the damaged file; a partition of the log can be removed, the next run makes it again"
-        ) from error
+        raise DataError(f"{', '.join(map(str, files))} cannot be read ({error}): {_MEND}") from error
 
 
 def _add(totals: dict[str, _Total], name: str, column: Column) -> None:

@@ -284,7 +284,8 @@ def read(path: Path) -> Profile:
             table = pq.ParquetFile(file, pre_buffer=False).read()
         about: dict[str, Any] = json.loads(table.schema.metadata[_META])
     except (OSError, KeyError, TypeError, pa.ArrowInvalid) as error:
-        raise IntegrityError(f"{path} is not a profile ({error!r}): remove it and run the step that wrote it again") from error
+        mend = "remove it and run the step that wrote it again"
+        raise IntegrityError(f"{path} is not a profile ({error!r}): {mend}") from error
     features, day = table["feature"].combine_chunks(), table["day"].combine_chunks()
     names, total = features.dictionary.to_pylist(), day.null_count  # rows of the whole stand first
     codes, bins, counts = (_whole(values) for values in (features.indices, table["bin"].combine_chunks(), table["count"].combine_chunks()))

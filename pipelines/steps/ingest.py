@@ -24,10 +24,16 @@ from pipelines.contracts import Manifest, Window
 from pipelines.data import dataset, lake
 from pipelines.data import log as prediction_log
 from pipelines.errors import DataError, TooFewRows
-from pipelines.fields import Fields, frame_schema
+from pipelines.fields import AS_DELIVERED, Fields, frame_schema
 
 STEP_VERSION = 3
-ROOMS = ("pipelines.data.dataset", "pipelines.data.lake", "pipelines.data.log", "pipelines.cases.sources", "pipelines.cases.receiving")
+ROOMS = (
+    "pipelines.data.dataset",
+    "pipelines.data.lake",
+    "pipelines.data.log",
+    "pipelines.cases.sources",
+    "pipelines.cases.receiving",
+)
 
 Read = Callable[[Window], Received]
 QUARANTINE = "quarantine.parquet"
@@ -35,11 +41,11 @@ QUARANTINE = "quarantine.parquet"
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write the partitions and ``run_dir/ingest``; the key is made of the content hashes of partitions and refused rows.
+    """Write the partitions and ``run_dir/ingest``; the key is made of the hashes of partitions and refused rows.
 
-    So late data gives a new key, and a second run without new data is a no-op. The facts say what became of every row
-    that was delivered (:class:`pipelines.cases.receiving.Received`); refused ones lie in ``quarantine.parquet``. Raises
-    TooFewRows if there is not a single row yet, DataError if there are some and none of them can be used.
+    So late data gives a new key, and a second run without new data is a no-op. The facts say what became of every
+    row that was delivered (:class:`pipelines.cases.receiving.Received`); refused ones lie in ``quarantine.parquet``.
+    Raises TooFewRows if there is not a single row yet, DataError if there are some and none of them can be used.
     """
     fields = load_fields(params.case)
     first_run = ledger.champion_before(settings.ledger, params.case, as_of) is None
@@ -92,16 +98,16 @@ def _nothing(params: Params, settings: Settings, origin: str, received: Received
         kept = settings.lake / params.case / "quarantine" / "rows" / name
         storage.write_atomic(kept, buffer.getvalue())
         why = ", ".join(f"{reason} ({count})" for reason, count in count_reasons(received.refused).items())
+        outside = received.outside_window + received.outside_period
         return DataError(
-            f"{begin} can be used: {why}; {received.outside_window + received.outside_period} lie outside of what is needed; "
-            f"e.g. {received.refused['as_delivered'][0]}; they are in {kept}: mend source.py, or what delivers to it"
+            f"{begin} can be used: {why}; {outside} lie outside of what is needed; "
+            f"e.g. {received.refused[AS_DELIVERED][0]}; they are in {kept}: mend source.py, or what delivers to it"
         )
     if received.delivered and received.outside_period == received.delivered and received.times is not None:
         oldest, newest = (moment.isoformat() for moment in received.times)
-        since, until = params.period
+        since, until = (moment if moment is None else moment.isoformat() for moment in params.period)
         return DataError(
-            f"{begin} lies in the case's period, from {since.isoformat()} to {'now' if until is None else until.isoformat()}: "
-            f"their event_time is from {oldest} to {newest}; mend event_time in source.py, or period in params.yaml"
+            f"{begin} lies in the case's period, from {since} to {until or 'now'}: their event_time is from {oldest} to {newest}; mend event_time in source.py, or period in params.yaml"
         )
     return TooFewRows(f"{params.case}: the {origin} has no rows before {as_of.isoformat()}: choose a later as_of, or check that rows arrive")
 
@@ -138,11 +144,16 @@ def _from_log(params: Params, settings: Settings, fields: Fields, as_of: datetim
             received,
             delivered=received.delivered + again,
             repeats=received.repeats + again,
-            beside={"log": {"lines": prediction_log.fate(settings, params.case), "labels": _fate_of_labels(labels, served, window)}},
+            beside={
+                "log": {
+                    "lines": prediction_log.fate(settings, params.case),
+                    "labels": fate_of_labels(labels, served, window),
+                },
+            },
         )
 
-    def _fate_of_labels(labels: pl.DataFrame, served: pl.DataFrame, window: Window) -> dict[str, int]:
-        """What became of the lines of labels that arrived since the window's first day: older rows' labels, and those of ids never served, belong to no row."""
+    def fate_of_labels(labels: pl.DataFrame, served: pl.DataFrame, window: Window) -> dict[str, int]:
+        # Of those that arrived since the window's first day; an older row's, or one of an id never served, is of no row.
         lines = prediction_log.count(settings, params.case, "labels", window.start, as_of)
         used = labels.join(served.select("id"), on="id", how="semi").height
         return {"lines": lines, "used": used, "superseded": lines - labels.height, "of_no_row": labels.height - used}

@@ -68,7 +68,7 @@ def test_a_text_is_refused_for_a_reason(value, word):
     ],
 )
 def test_a_number_without_bounds_ends_where_float32_does(value, word):
-    """An open side reaches as far as the model's own numbers; what is beyond is refused, and encoding refuses it, too."""
+    """An open side reaches as far as the model's own numbers; what is beyond is refused, by encoding, too."""
     fields = Fields(case="made", label="y", fields=(Numeric("open"),))
     found = problem(fields.fields[0], value)
     assert (found is None) if word is None else (word in found)

@@ -114,7 +114,7 @@ def test_missing_step_says_what_to_run(tmp_path: Path):
 
 
 def test_a_lost_file_is_made_again(tmp_path: Path):
-    """A folder without a file that its manifest names is no finished work: the same key builds it again, the old folder stays aside."""
+    """A folder that lost a file is no finished work: the same key builds it again, the old folder stays aside."""
     first = _commit(tmp_path / "train")
     (tmp_path / "train" / "data.txt").unlink()
     again = _commit(tmp_path / "train")
@@ -135,7 +135,7 @@ def test_the_mend_of_changed_bytes_works(tmp_path: Path):
 
 
 def test_everything_is_durable_before_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Every file, every folder in the folder and every new folder above it is synced before the rename that publishes the work."""
+    """Every file and folder in it and every new folder above is synced before the rename that publishes the work."""
     synced: set[str] = set()
     before: set[str] = set()
     fsync, rename = os.fsync, os.rename

@@ -1,4 +1,4 @@
-"""pipelines/cases/receiving.py: whatever a source delivers ends as a row, in quarantine with a reason, counted, or in one clear error."""
+"""pipelines/cases/receiving.py: what a source delivers is a row, refused with a reason, counted, or one clear error."""
 
 import re
 from datetime import UTC, date, datetime, timedelta
@@ -33,7 +33,8 @@ def _with(column: str, value: object, kind: pl.DataType | None = None) -> pl.Dat
     """The rows with one value of the fourth changed, and the column of another type."""
     kind = kind or RAW.schema[column]
     fourth = pl.int_range(pl.len()) == 3
-    return RAW.with_columns(pl.when(fourth).then(pl.lit(value, dtype=kind)).otherwise(pl.col(column).cast(kind)).alias(column))
+    changed = pl.when(fourth).then(pl.lit(value, dtype=kind)).otherwise(pl.col(column).cast(kind))
+    return RAW.with_columns(changed.alias(column))
 
 
 @pytest.mark.parametrize(
@@ -49,8 +50,8 @@ def _with(column: str, value: object, kind: pl.DataType | None = None) -> pl.Dat
         ("event_time", None, None, "event_time: missing"),
     ],
 )
-def test_a_row_that_cannot_be_one_is_refused_with_its_reason(column: str, value: object, kind: pl.DataType | None, reason: str):
-    """One bad id, time or label costs its own row only; the row is kept as it came, and its label is not rounded to a class."""
+def test_a_row_that_cannot_be_one_is_refused_with_its_reason(column, value, kind, reason):
+    """One bad id, time or label costs its own row only; it is kept as it came, its label not rounded to a class."""
     found = _receive(_with(column, value, kind))
     assert found.refused["reasons"].to_list() == [reason]
     assert found.rows.equals(ROWS.filter(pl.col("id") != RAW["id"][3]))
@@ -58,12 +59,13 @@ def test_a_row_that_cannot_be_one_is_refused_with_its_reason(column: str, value:
 
 
 def test_a_value_that_cannot_be_read_is_kept_as_it_came():
-    """A number with a decimal comma leaves its field empty, for validation to find, and the row remembers what it was."""
+    """A number with a decimal comma leaves its field empty, for validation to find, and the row keeps what it was."""
     found = _receive(_with("salary", "52000,5", pl.String()))
     assert found.refused.is_empty()
     assert found.rows.filter(pl.col("salary").is_null())["id"].to_list() == [RAW["id"][3]]
     assert '"salary": "52000,5"' in found.rows.filter(pl.col("salary").is_null())["as_delivered"][0]
-    assert found.rows.drop("as_delivered").filter(pl.col("salary").is_not_null()).equals(ROWS.filter(pl.col("id") != RAW["id"][3]))
+    others = found.rows.drop("as_delivered").filter(pl.col("salary").is_not_null())
+    assert others.equals(ROWS.filter(pl.col("id") != RAW["id"][3]))
 
 
 def test_times_as_text_need_a_zone():
@@ -71,17 +73,14 @@ def test_times_as_text_need_a_zone():
     written = RAW["event_time"].dt.convert_time_zone("Asia/Tokyo").dt.strftime("%Y-%m-%dT%H:%M:%S%.6f%:z")
     assert _receive(RAW.with_columns(event_time=written)).rows.equals(ROWS)
     for text in ("2020-05-01T10:00:00", "yesterday", ""):
-        found = _receive(
-            RAW.with_columns(event_time=written).with_columns(
-                pl.when(pl.int_range(pl.len()) == 3).then(pl.lit(text)).otherwise(pl.col("event_time")).alias("event_time")
-            )
-        )
+        fourth = pl.when(pl.int_range(pl.len()) == 3).then(pl.lit(text)).otherwise(pl.lit(written))
+        found = _receive(RAW.with_columns(event_time=fourth))
         assert found.refused["reasons"].to_list() == ["event_time: not an ISO 8601 time with a time zone"]
         assert found.rows.height == RAW.height - 1
 
 
 def test_exact_repeats_are_kept_once():
-    """A row that is delivered again and again is one row; a refused one is refused once; rows that only share an id go on to validation."""
+    """A row that is delivered again and again is one row, a refused one refused once; rows that share an id go on."""
     broken = _with("granted", 0.5, pl.Float64())
     found = _receive(pl.concat([broken, broken.reverse(), broken.head(5)]))
     assert (found.rows.height, found.refused.height, found.repeats) == (19, 1, 25)
@@ -91,8 +90,8 @@ def test_exact_repeats_are_kept_once():
 
 
 def test_rows_outside_are_counted_apart():
-    """A row before the case's period, and one that the window does not ask for, are each counted as that, whatever else is wrong with them."""
-    moved = RAW.with_columns(event_time=pl.when(pl.int_range(pl.len()) == 3).then(datetime(1970, 1, 1, tzinfo=UTC)).otherwise("event_time"))
+    """A row outside of the case's period, and one that the window does not ask for, are each counted as that."""
+    moved = _with("event_time", datetime(1970, 1, 1, tzinfo=UTC))
     found = _receive(moved, Window(start=WINDOW.start, end=WINDOW.start + timedelta(days=1)))
     assert (found.rows.height, found.outside_period, found.outside_window) == (9, 1, 10)
 
@@ -100,11 +99,20 @@ def test_rows_outside_are_counted_apart():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (pl.col("event_time").dt.replace_time_zone(None), r"event_time holds Datetime.*2020, 5, 1, 1, 12\)\) without a time zone.*replace_time_zone\('UTC'\)"),
+        (
+            pl.col("event_time").dt.replace_time_zone(None),
+            r"event_time holds Datetime.*2020, 5, 1, 1, 12\)\) without a time zone.*replace_time_zone\('UTC'\)",
+        ),
         (pl.col("event_time").dt.date(), r"event_time holds Date \(datetime.date\(2020, 5, 1\)\), a day and no moment"),
-        (pl.col("event_time").dt.epoch("s"), r"event_time holds Int64 \(1588295520\), whose unit could be any.*from_epoch"),
+        (
+            pl.col("event_time").dt.epoch("s"),
+            r"event_time holds Int64 \(1588295520\), whose unit could be any.*from_epoch",
+        ),
         (pl.col("event_time").dt.epoch("s").cast(pl.Float64), r"event_time holds Float64 .*whose unit could be any"),
-        (pl.when(pl.col("granted") == 1).then(pl.lit("yes")).otherwise(pl.lit("no")).alias("granted"), r"granted holds String \('(yes|no)'\), expected 0 or 1"),
+        (
+            pl.when(pl.col("granted") == 1).then(pl.lit("yes")).otherwise(pl.lit("no")).alias("granted"),
+            r"granted holds String \('(yes|no)'\), expected 0 or 1",
+        ),
         (pl.col("event_time").alias("granted"), "granted holds Datetime"),
         (pl.col("event_time").alias("salary"), r"salary holds Datetime.*expected a number: convert it in source\.py"),
         (pl.concat_list("salary").alias("salary"), r"salary holds List\(Float64\)"),
@@ -119,8 +127,9 @@ def test_a_column_that_would_have_to_be_guessed_at_is_one_error(change: pl.Expr,
 
 
 def test_a_frame_that_is_not_the_cases_is_one_error():
-    """Missing columns are named with those that are there, a frame of something else with its type; further columns do no harm."""
-    with pytest.raises(DataError, match=r"loans: column\(s\) event_time, car missing, the rows delivered have id, education"):
+    """Missing columns are named with those that are there, another object with its type; further columns do no harm."""
+    missing = r"loans: column\(s\) event_time, car missing, the rows delivered have id, education"
+    with pytest.raises(DataError, match=missing):
         receive(RAW.drop("event_time", "car"), FIELDS, WINDOW, PARAMS)
     with pytest.raises(DataError, match="loans: rows came as NoneType: give back a polars DataFrame"):
         sources.canonical(None, FIELDS, WINDOW, PARAMS)  # type: ignore[arg-type]
@@ -149,14 +158,23 @@ def test_other_types_that_say_the_same_are_read(change: pl.Expr):
 
 def test_canonical_form_says_what_it_took_out(caplog: pytest.LogCaptureFixture):
     """Whoever reads a source outside of ingest finds counts and reasons in the log."""
-    rows = sources.canonical(pl.concat([_with("granted", 0.37, pl.Float64()), RAW.head(2).cast({"granted": pl.Float64})]), FIELDS, WINDOW, PARAMS)
+    rows = sources.canonical(
+        pl.concat([_with("granted", 0.37, pl.Float64()), RAW.head(2).cast({"granted": pl.Float64})]),
+        FIELDS,
+        WINDOW,
+        PARAMS,
+    )
     assert rows.height == 19
-    assert re.search(r"loans: of 22 rows delivered 1 are refused: granted: not a whole number \(1\), 2 are exact repeats", caplog.text)
+    assert re.search(
+        r"loans: of 22 rows delivered 1 are refused: granted: not a whole number \(1\), 2 are exact repeats",
+        caplog.text,
+    )
 
 
 def test_all_reasons_of_a_row_are_named():
     """A row without id and time carries both reasons, and the count counts both."""
-    broken = _with("id", None).with_columns(event_time=pl.when(pl.col("id").is_null()).then(None).otherwise("event_time"))
+    without = pl.when(pl.col("id").is_not_null()).then("event_time")
+    broken = _with("id", None).with_columns(event_time=without)
     found = _receive(broken)
     assert found.refused["reasons"].to_list() == ["id: missing; event_time: missing"]
     assert count_reasons(found.refused) == {"event_time: missing": 1, "id: missing": 1}

@@ -69,7 +69,8 @@ def test_each_kind_of_fault_is_found(column: str, value: object, reason: str):
 def test_a_number_without_bounds_is_finite_and_fits_float32(field: Numeric, value: float, reason: str):
     """Where a side is open, what the model could only read as infinity is set apart, and the other rows go on."""
     fields = Fields(case="made", label="y", fields=(field,))
-    rows = pl.DataFrame({"id": ["a", "b", "c"], "event_time": GOOD["event_time"][:3], "x": [1.0, value, 3e38], "y": [0, 1, None], "label_time": None})
+    numbers = {"x": [1.0, value, 3e38], "y": [0, 1, None]}
+    rows = pl.DataFrame({"id": ["a", "b", "c"], "event_time": GOOD["event_time"][:3], **numbers, "label_time": None})
     good, bad = contract.split(rows.cast(frame_schema(fields)), fields)
     assert good["id"].to_list() == ["a", "c"]
     assert reason in bad["reasons"][0].split("; ")

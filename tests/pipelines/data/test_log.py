@@ -115,7 +115,8 @@ def test_a_torn_last_line_is_counted_and_skipped(settings: Settings):
     log.compact(settings, "loans")
     assert log.read_predictions(settings, "loans", WINDOW).height == 3
     marker = json.loads((settings.lake / "loans" / "predictions" / "segments" / "a.json").read_text())
-    assert marker == {"rows": 3, "torn": 1, "malformed": 0, "partitions": ["date=2020-05-01/hour=00", "date=2020-05-01/hour=01"]}
+    partitions = ["date=2020-05-01/hour=00", "date=2020-05-01/hour=01"]
+    assert marker == {"rows": 3, "torn": 1, "malformed": 0, "partitions": partitions}
     assert not (settings.lake / "loans" / "quarantine").exists()
 
 
@@ -161,9 +162,12 @@ def test_a_damaged_partition_says_how_to_mend_it(settings: Settings):
         log.read_predictions(settings, "loans", WINDOW)
 
 
-@pytest.mark.parametrize("gone", ["predictions", "predictions/date=2020-05-01", "predictions/date=2020-05-01/hour=07", "labels/date=2020-05-08/hour=07"])
+@pytest.mark.parametrize(
+    "gone",
+    ["predictions", "predictions/date=2020-05-01", "predictions/date=2020-05-01/hour=07", "labels/date=2020-05-08/hour=07"],
+)
 def test_a_folder_that_was_removed_is_made_again(settings: Settings, gone: str):
-    """What the error tells people to do works: whichever folder of partitions is removed, the next compaction brings all its rows back."""
+    """What the error says works: whichever folder of partitions is removed, the next compaction brings its rows back."""
     for number, (half, halves) in enumerate(zip((SENT[::2], SENT[1::2]), (LABELS[::2], LABELS[1::2]), strict=True)):
         loglines.write(settings, "loans", "predictions", f"s{number}", half)
         loglines.write(settings, "loans", "labels", f"s{number}", halves)
@@ -188,7 +192,7 @@ def test_a_marker_without_partitions_vouches_for_nothing(settings: Settings, mar
 
 
 def test_partitions_are_durable_before_their_marker(settings: Settings, monkeypatch: pytest.MonkeyPatch):
-    """When the marker appears, every partition and every folder on the way to it has been synced: a power cut leaves no marker without its rows."""
+    """When the marker appears, every partition and every folder on the way to it has been synced."""
     loglines.write(settings, "loans", "predictions", "a", SENT)
     lake, synced, before = settings.lake / "loans" / "predictions", set(), []
     fsync, replace = os.fsync, os.replace

@@ -90,7 +90,7 @@ def test_rows_that_come_after_a_days_task_are_not_lost(logged):
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("removed", [False, True])
 def test_the_mend_of_a_profile_works(logged, mapped, removed):
-    """A day's profile that is damaged, or was removed as the error says, is whole again when the step has run again, made by tasks of its own or not."""
+    """A day's profile that is damaged, or was removed as the error says, is whole again when the step has run again."""
     name = f"mend-{mapped}"
     if mapped:
         for day in profile.days(WEEK, logged, AS_OF):

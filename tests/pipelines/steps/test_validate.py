@@ -68,7 +68,8 @@ def test_a_manifest_of_before_is_read(tmp_path: Path, monkeypatch: pytest.Monkey
     """Rows that were ingested before anybody counted what did not become a row are validated as they are."""
     settings, run_dir = _ingest(tmp_path, monkeypatch, bad_per_day=1)
     manifest = storage.read_manifest(run_dir / "ingest")
-    old = manifest.model_copy(update={"facts": {name: value for name, value in manifest.facts.items() if name not in {"counts", "reasons"}}})
+    facts = {name: value for name, value in manifest.facts.items() if name not in {"counts", "reasons"}}
+    old = manifest.model_copy(update={"facts": facts})
     storage.write_atomic(run_dir / "ingest" / storage.MANIFEST, old.model_dump_json().encode())
     facts = validate.run(PARAMS, settings, run_dir, AS_OF).facts
     assert facts["rows"] + facts["bad"] == manifest.facts["rows"]
