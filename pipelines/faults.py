@@ -9,6 +9,8 @@ from pathlib import Path
 from pipelines import config
 from pipelines.errors import CaseError, PerennialError
 
+MISTAKES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, SyntaxError, TypeError, ValueError)
+"""What says that code or data are wrong, and will be so the next time."""
 MOST_CHARACTERS = 600
 """A library's words may hold a whole table."""
 
@@ -30,14 +32,14 @@ def place(error: BaseException) -> tuple[str, str] | None:
 def of_case(error: BaseException) -> CaseError | None:
     """An unforeseen error as its case's own, if it was raised in a case's code: case, file, line, what it said, what to do.
 
-    None for an error that is one of ours already, and for one that no case's code had a part in. Trying again may mend what the
-    operating system or a library reports (a file share, a warehouse that is away), never a mistake in Python or in the data's form.
+    None for an error that is one of ours already, and for one that no case's code had a part in. Trying again may
+    mend what a service or the operating system does (a share or a warehouse that is away), never a mistake in
+    code or in the data's form.
     """
     if isinstance(error, PerennialError) or (found := place(error)) is None:
         return None
     case, where = found
-    home = type(error).__module__.partition(".")[0]
-    retry = isinstance(error, OSError) or home not in {"builtins", "polars", "torch"}
+    retry = not isinstance(error, MISTAKES) and type(error).__module__.partition(".")[0] != "polars"
     return CaseError(f"case {case}: {where}: {said(error)}: mend this line, or the data that it reads", retry=retry)
 
 

@@ -21,10 +21,10 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from threading import Lock
 from types import CodeType, ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pipelines.config import Params, Settings, TextModelParams, case_names, load_params, params_file
-from pipelines.errors import ConfigError, PerennialError
+from pipelines.config import AnyModel, Params, Settings, TextModelParams, case_names, load_params, params_file
+from pipelines.errors import CaseError, ConfigError, PerennialError
 from pipelines.faults import place, said
 from pipelines.fields import Fields
 
@@ -83,6 +83,14 @@ def part(case: str, name: str) -> ModuleType:
     for function, takes in FUNCTIONS.get(name, {}).items():
         _check_function(case, name, function, takes, getattr(module, function, None))
     return module
+
+
+def build_model(case: str, params: AnyModel, fields: Fields, **more: Any) -> Any:
+    """The torch module that the case's ``build`` makes (``more``: its own options). Raises CaseError if it makes none."""
+    model = part(case, "model").build(params, fields, **more)
+    if not hasattr(model, "state_dict"):
+        raise CaseError(f"case {case}: {_shown(case, 'model')}: build returned {type(model).__name__}: return a torch.nn.Module")
+    return model
 
 
 def _imported(case: str, name: str, load: Callable[[], ModuleType]) -> ModuleType:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Literal
 
 import polars as pl
@@ -11,7 +13,7 @@ import polars as pl
 from pipelines.cases.receiving import note, receive
 from pipelines.config import Params, Settings
 from pipelines.contracts import Window
-from pipelines.errors import DataError, IntegrityError
+from pipelines.errors import CaseError, DataError, IntegrityError
 from pipelines.fields import Fields
 from pipelines.storage import file_sha256
 
@@ -55,6 +57,23 @@ def checked_sha256(path: Path, expected: str) -> str:
     if found != expected:
         raise IntegrityError(f"{path} has sha256 {found[:12]}, the case expects {expected[:12]}: it is another file; replace or remove it")
     return found
+
+
+def resolve_source(case: str, resolve: Callable[[Settings, Params], object], settings: Settings, params: Params) -> Source:
+    """What a case's ``resolve`` finds; raises CaseError if it returns no Source."""
+    found = resolve(settings, params)
+    if not isinstance(found, Source):
+        raise CaseError(f"{_about(case, resolve)} {_kind(found)}: return a Source, see pipelines/cases/sources.py")
+    return found
+
+
+def _about(case: str, function: Callable[..., object]) -> str:
+    line = function.__code__.co_firstlineno if isinstance(function, FunctionType) else 1
+    return f"case {case}: pipelines/cases/{case}/source.py, line {line}: {getattr(function, '__name__', 'it')} returned"
+
+
+def _kind(found: object) -> str:
+    return "nothing" if found is None else f"a {type(found).__module__.partition('.')[0]} {type(found).__name__}"
 
 
 def canonical(frame: pl.DataFrame, fields: Fields, window: Window, params: Params) -> pl.DataFrame:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from pipelines import runtime, storage
-from pipelines.cases import load_fields, part
+from pipelines.cases import build_model, load_fields
 from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest
 from pipelines.drift.profile import to_bytes
@@ -74,7 +74,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
             shutil.copyfile(run_dir / "train" / TOKENIZER, folder / TOKENIZER)
         # The architecture of a text model suffices: its pre-trained weights are about to be replaced.
         fresh = {} if fields.text is None else {"pretrained": False}
-        model = part(params.case, "model").build(params.model, fields, **fresh)
+        model = build_model(params.case, params.model, fields, **fresh)
         load_weights(model, run_dir / "train" / "weights.pt")
         about = {"train_rows": dataset.facts["train_rows"], "dataset_key": dataset.key, "weights_sha256": train.facts["weights_sha256"]}
         if train.facts.get("scales"):

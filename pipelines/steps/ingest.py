@@ -19,6 +19,7 @@ import polars as pl
 from pipelines import ledger, storage
 from pipelines.cases import load_fields, part
 from pipelines.cases.receiving import Received, count_reasons, noted, receive
+from pipelines.cases.sources import resolve_source
 from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest, Window
 from pipelines.data import dataset, lake
@@ -114,7 +115,7 @@ def _nothing(params: Params, settings: Settings, origin: str, received: Received
 
 def _from_source(params: Params, settings: Settings) -> tuple[Read, datetime, dict[str, Any]]:
     module = part(params.case, "source")
-    source = module.resolve(settings, params)
+    source = resolve_source(params.case, module.resolve, settings, params)
     fields = load_fields(params.case)
 
     def read(window: Window) -> Received:

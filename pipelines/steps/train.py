@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from pipelines import ledger, storage
-from pipelines.cases import load_fields, part
+from pipelines.cases import build_model, load_fields, part
 from pipelines.cases.pretrained import base_sha256
 from pipelines.config import Params, Settings, TextModelParams
 from pipelines.contracts import EpisodeTrigger, Manifest, Trigger
@@ -116,12 +116,11 @@ def _train(
     from pipelines.training.rows import newest
     from pipelines.training.weights import fits, save_weights, weights_sha256
 
-    model_of = part(params.case, "model")
     if isinstance(params.model, TextModelParams):
-        shutil.copyfile(model_of.tokenizer(params.model), folder / TOKENIZER)
+        shutil.copyfile(part(params.case, "model").tokenizer(params.model), folder / TOKENIZER)
 
     def made() -> Any:
-        return model_of.build(params.model, fields)
+        return build_model(params.case, params.model, fields)
 
     warm = initial if initial is not None and fits(made(), initial.weights) else None
     columns = read_columns(run_dir / "dataset" / "train.parquet", fields)

@@ -13,13 +13,13 @@ import torch
 
 from pipelines import storage
 from pipelines.config import TrainParams
-from pipelines.errors import ConfigError, DataError, PerennialError, Preempted, TrainingDiverged, Unavailable
+from pipelines.errors import CaseError, ConfigError, DataError, PerennialError, Preempted, TrainingDiverged, Unavailable
 from pipelines.training.loop import Outcome
 from pipelines.training.strategies import name_of
 
 JOB, MODEL, ROWS, FAILURES = "job.json", "model.pt", "rows.pt", "failures"
 RESULT, WEIGHTS = "result.json", "result.pt"
-ERRORS: dict[str, type[PerennialError]] = {kind.__name__: kind for kind in (TrainingDiverged, ConfigError, DataError, Preempted, Unavailable)}
+ERRORS: dict[str, type[PerennialError]] = {kind.__name__: kind for kind in (TrainingDiverged, ConfigError, CaseError, DataError, Preempted, Unavailable)}
 
 
 def write_result(folder: Path, outcome: Outcome, params: TrainParams) -> None:

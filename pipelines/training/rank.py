@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from pipelines.config import TrainParams
 from pipelines.errors import PerennialError, Unavailable
+from pipelines.faults import of_case
 from pipelines.training.group import device_of, joined
 from pipelines.training.job import JOB, MODEL, ROWS, note, write_result
 from pipelines.training.loop import optimise
@@ -54,7 +55,18 @@ def main(folder: str, parent: int | None = None) -> None:
             if any(word in str(error).lower() for word in TIMED_OUT):
                 waited = f"{name} waited {params.hang_seconds:g} s for the others in vain: one of them hangs or is far slower"
                 note(work, name, Unavailable(f"{waited} (train.hang_seconds); run the step again, it goes on at the last checkpoint"))
+            else:
+                _note_case(work, name, error)
             raise
+        except Exception as error:
+            _note_case(work, name, error)
+            raise
+
+
+def _note_case(work: Path, name: str, error: Exception) -> None:
+    """Leave word of an error that the case's own model raised: nobody else sees where."""
+    if (told := of_case(error)) is not None:
+        note(work, name, told)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,115 @@ def _code(file, before, after):
     return lambda root: shop.edit(root / "shop" / file, (before, after))
 
 
+def _column(name, changed):
+    """Every value of a column of the rows as ``changed(number, value)``."""
+
+    def breaks(root):
+        path = root.parent / "shop.csv"
+        head, *lines = (line.split(",") for line in path.read_text().splitlines())
+        for number, line in enumerate(lines):
+            line[head.index(name)] = changed(number, line[head.index(name)])
+        path.write_text("\n".join(",".join(line) for line in [head, *lines]))
+
+    return breaks
+
+
+RETURNS = "return canonical(frame, FIELDS, window, params)"
+RUNS = {
+    "text label": (_column("sold", lambda _, value: ("no", "yes")[int(value)]), "line 18", "'sold'"),
+    "one text label": (_column("sold", lambda number, value: "yes" if number == 200 else value), "line 16", "could not parse `yes`"),
+    "decimal comma": (_column("price", lambda _, value: f'"{value.replace(".", ",")}"'), "line 18", "'price'"),
+    "missing column": (lambda root: shop.edit(root.parent / "shop.csv", ("colour", "color")), "line 19", '"colour"'),
+    "missing file": (lambda root: (root.parent / "shop.csv").unlink(), "line 16", "shop.csv"),
+    "empty file": (lambda root: (root.parent / "shop.csv").write_text(""), "line 16", "empty CSV"),
+    "folder of data not given": (_code("source.py", "settings.data_dir /", "None /"), "line 11", "TypeError"),
+    "exception in rows": (_code("source.py", "frame = pl.read_csv", "raise RuntimeError('no\\nwarehouse') #"), "line 16", "RuntimeError: no warehouse"),
+    "resolve that returns nothing": (_code("source.py", "return Source", "Source"), "line 9", "resolve returned nothing"),
+    "rows that return nothing": (_code("source.py", RETURNS, ""), "line 14", "rows returned nothing"),
+    "rows as pandas": (_code("source.py", RETURNS, f"{RETURNS}.to_pandas()"), "line 14", "rows returned a pandas DataFrame"),
+    "rows without a column": (_code("source.py", RETURNS, f"{RETURNS}.drop('price')"), "line 14", "rows returned no column price"),
+    "rows with times as text": (_code("source.py", RETURNS, f"{RETURNS}.with_columns(label_time=pl.lit('x'))"), "line 14", "label_time as String"),
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_an_error_over_the_cases_data_names_its_line(root, kind, capfd):
+    """Whatever a case's source does wrong, over itself or over its data, is told with case, file, line and what to do: one line, exit code 1."""
+    breaks, line, words = RUNS[kind]
+    breaks(root)
+    code, said = run(capfd, "ingest")
+    assert code == 1
+    assert said.startswith(f"CaseError: case shop: pipelines/cases/shop/source.py, {line}: ")
+    assert words in said
+    assert "mend this line, or the data that it reads" in said or ": return " in said
+    assert OURS not in said
+    assert len(said) < 1000
+
+
+NETWORK = """from torch import nn
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, categorical, numeric):
+        return self.layer(numeric).WRONG(1)
+
+
+def build(params, fields):
+    return Network()
+"""
+MODELS = {
+    "exception in build": (shop.MODEL + "\n\ndef build(params, fields):\n    return fields.sizes\n", 1, "line 9: AttributeError"),
+    "build that returns nothing": ("def build(params, fields): ...", 1, "build returned NoneType: return a torch.nn.Module"),
+    "no build": ("def make(params, fields): ...", 2, "has no build(params, fields)"),
+    "no model": (None, 2, "is missing"),
+    "exception in forward": (NETWORK, 1, "line 10: AttributeError: 'Tensor' object has no attribute 'WRONG'"),
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A state folder in which the dataset of shop is made."""
+    base = tmp_path_factory.mktemp("prepared")
+    shop.write_rows(base / "shop.csv")
+    with shop.installed(base / "cases") as root, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERENNIAL_HOME", str(base / "home"))
+        patch.setenv("PERENNIAL_DATA_DIR", str(base))
+        shop.write(root)
+        assert {cli.main([step, "--case", "shop", "--as-of", "2024-02-16"]) for step in ("ingest", "validate", "dataset")} == {0}
+    return base / "home"
+
+
+@pytest.mark.parametrize(("kind", "ranks"), [*((kind, 1) for kind in MODELS), ("exception in forward", 2)])
+def test_an_error_in_the_cases_model_names_its_line(root, prepared, monkeypatch, kind, ranks, capfd):
+    """Whatever a case's model does wrong is told with case, file and line, also where a rank in a process of its own saw it."""
+    text, exit_code, words = MODELS[kind]
+    monkeypatch.setenv("PERENNIAL_HOME", str(prepared))
+    path = root / "shop" / "model.py"
+    path.unlink() if text is None else path.write_text(text)
+    shop.edit(root / "shop" / "params.yaml", ("ranks: 1", f"ranks: {ranks}"))
+    # Ranks are fresh interpreters here: they have to find the same cases.
+    (root.parent / "sitecustomize.py").write_text(
+        f"from pathlib import Path\nfrom pipelines import cases, config\nconfig.CASES_ROOT = Path({str(root)!r})\ncases.__path__.insert(0, {str(root)!r})\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(root.parent))
+    code, said = run(capfd, "train")
+    assert code == exit_code
+    assert "case shop: pipelines/cases/shop/model.py" in said
+    assert words in said
+    assert OURS not in said
+
+
+def test_our_own_mistakes_stay_ours(root, monkeypatch, capfd):
+    """An error that no case's code had a part in is still called a mistake in the program."""
+    monkeypatch.setattr("pipelines.steps.ingest.dataset.training_window", lambda *_: 1 / 0)
+    code, said = run(capfd, "ingest")
+    assert (code, OURS in said) == (1, True)
+
+
 LOADS = {
     "syntax error": (_code("schema.py", 'label="sold"', 'label="sold'), ("schema.py, line 7: SyntaxError",)),
     "import error": (_code("schema.py", "import Categorical", "import Kategorical"), ("schema.py, line 3: ImportError", "Kategorical")),

@@ -8,7 +8,9 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from pipelines import config
-from pipelines.errors import ConfigError, ConflictError, DataError, IntegrityError, PerennialError, TooFewRows, TrainingDiverged, Unavailable
+from pipelines.cases import part
+from pipelines.errors import CaseError, ConfigError, ConflictError, DataError, IntegrityError, PerennialError, TooFewRows, TrainingDiverged, Unavailable
+from tests import shop
 
 TICK = datetime(2026, 6, 1, 2, tzinfo=UTC)
 NOW = datetime(2026, 6, 3, 11, 30, 15, 123456, tzinfo=UTC)
@@ -88,6 +90,29 @@ def test_everything_else_is_tried_again(error):
     with pytest.raises(type(error)) as caught, perennial_run.failing_fast():
         raise error
     assert caught.value is error
+
+
+def _in_a_case(tmp_path, statement):
+    """Run a statement as the code of the case shop."""
+    with shop.installed(tmp_path / "cases") as root:
+        path = shop.write(root) / "source.py"
+        path.write_text(f"def resolve(settings, params): ...\ndef rows(source, window, params):\n    {statement}\n")
+        with perennial_run.failing_fast():
+            part("shop", "source").rows(None, None, None)
+
+
+def test_an_error_in_a_cases_code_says_where(tmp_path):
+    """The task's error names case, file and line; code and data that are wrong fail at once, what a service may mend is tried again."""
+    where = r"CaseError: case shop: pipelines/cases/shop/source\.py, line 3: KeyError: 'price': mend this line"
+    with pytest.raises(AirflowFailException, match=where):
+        _in_a_case(tmp_path / "one", "{}['price']")
+    with pytest.raises(CaseError, match="line 3: ConnectionError: the warehouse is away") as caught:
+        _in_a_case(tmp_path / "two", "raise ConnectionError('the warehouse is away')")
+    assert caught.value.retry
+    with pytest.raises(AirflowFailException, match=r"DataError: 3 prices are missing"):
+        _in_a_case(tmp_path / "three", "from pipelines.errors import DataError; raise DataError('3 prices are missing')")
+    with pytest.raises(AirflowFailException, match=r"shop/source\.py, line 3: SyntaxError"):
+        _in_a_case(tmp_path / "four", "if")
 
 
 def test_only_small_facts_travel():
