@@ -26,7 +26,7 @@ from pipelines.cases import Case, load_case, survey
 from pipelines.config import Params, Settings, case_names, read_settings
 from pipelines.contracts import AlertRule, Manifest, Trigger
 from pipelines.errors import PerennialError
-from pipelines.faults import of_case
+from pipelines.faults import of_case, told
 from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import MANIFEST, canonical_json, write_atomic
 
@@ -283,13 +283,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             settings = read_settings()
             answer = run_command(arguments, None if arguments.case is None else load_case(arguments.case).params, settings)
     except Exception as error:  # noqa: BLE001 - the last place that can turn an error into one clear line
-        told = of_case(error) or error
-        known = isinstance(told, PerennialError)
+        known = error if isinstance(error, PerennialError) else of_case(error)
         if arguments.debug:
             traceback.print_exc()
-        hint = "" if known or arguments.debug else "; this is a mistake in the program: run again with --debug and report it"
-        print(f"{type(told).__name__}: {told}{hint}", file=sys.stderr)  # noqa: T201
-        return told.exit_code if isinstance(told, PerennialError) else 1
+        if known is not None:
+            print(f"{type(known).__name__}: {told(known)}", file=sys.stderr)  # noqa: T201
+            return known.exit_code
+        hint = "" if arguments.debug else "; this is a mistake in the program: run again with --debug and report it"
+        print(f"{type(error).__name__}: {error}{hint}", file=sys.stderr)  # noqa: T201
+        return 1
     if sys.stdout.isatty() and not arguments.json:
         from rich.console import Console
 

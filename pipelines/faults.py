@@ -43,6 +43,12 @@ def of_case(error: BaseException) -> CaseError | None:
     return CaseError(f"case {case}: {where}: {said(error)}: mend this line, or the data that it reads", retry=retry)
 
 
+def told(error: PerennialError) -> str:
+    """What an error of ours says, and where a case's code met it, if it did and does not say so already."""
+    found = place(error)
+    return str(error) if found is None or found[1] in str(error) else f"{error} ({found[1]})"
+
+
 def said(error: BaseException) -> str:
     """The error's kind and words, as one line."""
     words = error.msg if isinstance(error, SyntaxError) else str(error)

@@ -14,7 +14,7 @@ from pipelines.cases import survey
 from pipelines.config import Params, Settings
 from pipelines.contracts import Trigger
 from pipelines.errors import ConfigError, PerennialError, TooFewRows
-from pipelines.faults import of_case
+from pipelines.faults import of_case, told
 
 if TYPE_CHECKING:
     from airflow.sdk.types import DagRunProtocol
@@ -132,14 +132,14 @@ def failing_fast() -> Iterator[None]:
     except PerennialError as error:
         if error.retry:
             raise
-        raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+        raise AirflowFailException(f"{type(error).__name__}: {told(error)}") from error
     except Exception as error:
-        told = of_case(error)
-        if told is None:
+        known = of_case(error)
+        if known is None:
             raise
-        if told.retry:
-            raise told from error
-        raise AirflowFailException(f"{type(told).__name__}: {told}") from error
+        if known.retry:
+            raise known from error
+        raise AirflowFailException(f"{type(known).__name__}: {known}") from error
 
 
 def small(facts: dict[str, Any]) -> dict[str, Any]:

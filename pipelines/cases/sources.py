@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FunctionType
@@ -63,17 +64,22 @@ def resolve_source(case: str, resolve: Callable[[Settings, Params], object], set
     """What a case's ``resolve`` finds; raises CaseError if it returns no Source."""
     found = resolve(settings, params)
     if not isinstance(found, Source):
-        raise CaseError(f"{_about(case, resolve)} {_kind(found)}: return a Source, see pipelines/cases/sources.py")
+        raise CaseError(f"{_about(case, resolve)} a {type(found).__name__}: return a Source, see pipelines/cases/sources.py")
     return found
+
+
+@contextmanager
+def returned_by(case: str, function: Callable[..., object]) -> Iterator[None]:
+    """Around what looks at a case's rows: a DataError becomes a CaseError with the line of the function that returned them."""
+    try:
+        yield
+    except DataError as error:
+        raise CaseError(f"{_about(case, function)} what cannot be used: {error}") from error
 
 
 def _about(case: str, function: Callable[..., object]) -> str:
     line = function.__code__.co_firstlineno if isinstance(function, FunctionType) else 1
     return f"case {case}: pipelines/cases/{case}/source.py, line {line}: {getattr(function, '__name__', 'it')} returned"
-
-
-def _kind(found: object) -> str:
-    return "nothing" if found is None else f"a {type(found).__module__.partition('.')[0]} {type(found).__name__}"
 
 
 def canonical(frame: pl.DataFrame, fields: Fields, window: Window, params: Params) -> pl.DataFrame:

@@ -19,7 +19,7 @@ import polars as pl
 from pipelines import ledger, storage
 from pipelines.cases import load_fields, part
 from pipelines.cases.receiving import Received, count_reasons, noted, receive
-from pipelines.cases.sources import resolve_source
+from pipelines.cases.sources import resolve_source, returned_by
 from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest, Window
 from pipelines.data import dataset, lake
@@ -122,7 +122,8 @@ def _from_source(params: Params, settings: Settings) -> tuple[Read, datetime, di
         with noted() as apart:
             rows = module.rows(source, window, params)
         # What the case has brought into form goes through again, for nothing: what it has not must.
-        return receive(rows, fields, window, params).after(apart)
+        with returned_by(params.case, module.rows):
+            return receive(rows, fields, window, params).after(apart)
 
     return read, params.period[0], source.facts()
 

@@ -58,16 +58,18 @@ RUNS = {
     "text label": (_column("sold", lambda _, value: ("no", "yes")[int(value)]), "line 18", "'sold'"),
     "one text label": (_column("sold", lambda number, value: "yes" if number == 200 else value), "line 16", "could not parse `yes`"),
     "decimal comma": (_column("price", lambda _, value: f'"{value.replace(".", ",")}"'), "line 18", "'price'"),
-    "missing column": (lambda root: shop.edit(root.parent / "shop.csv", ("colour", "color")), "line 19", '"colour"'),
     "missing file": (lambda root: (root.parent / "shop.csv").unlink(), "line 16", "shop.csv"),
     "empty file": (lambda root: (root.parent / "shop.csv").write_text(""), "line 16", "empty CSV"),
     "folder of data not given": (_code("source.py", "settings.data_dir /", "None /"), "line 11", "TypeError"),
     "exception in rows": (_code("source.py", "frame = pl.read_csv", "raise RuntimeError('no\\nwarehouse') #"), "line 16", "RuntimeError: no warehouse"),
-    "resolve that returns nothing": (_code("source.py", "return Source", "Source"), "line 9", "resolve returned nothing"),
-    "rows that return nothing": (_code("source.py", RETURNS, ""), "line 14", "rows returned nothing"),
-    "rows as pandas": (_code("source.py", RETURNS, f"{RETURNS}.to_pandas()"), "line 14", "rows returned a pandas DataFrame"),
-    "rows without a column": (_code("source.py", RETURNS, f"{RETURNS}.drop('price')"), "line 14", "rows returned no column price"),
-    "rows with times as text": (_code("source.py", RETURNS, f"{RETURNS}.with_columns(label_time=pl.lit('x'))"), "line 14", "label_time as String"),
+    "resolve that returns nothing": (_code("source.py", "return Source", "Source"), "line 9", "resolve returned a NoneType"),
+    "rows that return nothing": (_code("source.py", RETURNS, ""), "line 14", "rows returned what cannot be used: shop: rows came as NoneType"),
+    "rows as pandas": (_code("source.py", RETURNS, f"{RETURNS}.to_pandas()"), "line 14", "rows returned what cannot be used: shop: rows came as DataFrame"),
+    "rows without a column": (
+        _code("source.py", RETURNS, f"{RETURNS}.drop('price')"),
+        "line 14",
+        "rows returned what cannot be used: shop: column(s) price missing",
+    ),
 }
 
 
@@ -80,9 +82,19 @@ def test_an_error_over_the_cases_data_names_its_line(root, kind, capfd):
     assert code == 1
     assert said.startswith(f"CaseError: case shop: pipelines/cases/shop/source.py, {line}: ")
     assert words in said
-    assert "mend this line, or the data that it reads" in said or ": return " in said
+    assert any(advice in said for advice in ("mend this line, or the data that it reads", ": return a ", ": give back a ", ": rename or add "))
     assert OURS not in said
     assert len(said) < 1000
+
+
+def test_what_canonical_refuses_names_the_line_that_called_it(root, capfd):
+    """A column that is missing in the data is named, with the file and the line of the case that asked for it."""
+    shop.edit(root.parent / "shop.csv", ("colour", "color"))
+    code, said = run(capfd, "ingest")
+    assert code == 1
+    assert "column(s) colour missing" in said
+    assert said.endswith("(pipelines/cases/shop/source.py, line 19)")
+    assert OURS not in said
 
 
 NETWORK = """from torch import nn
