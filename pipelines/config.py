@@ -405,6 +405,12 @@ def params_file(case: str, settings: Settings) -> Path:
     return own / f"{case}.yaml" if own is not None and (own / f"{case}.yaml").exists() else CASES_ROOT / case / "params.yaml"
 
 
+def own_profile(case: str) -> Path | None:
+    """The profile.json that lies in a case's folder, if there is one."""
+    path = CASES_ROOT / case / "profile.json"
+    return path if path.exists() else None
+
+
 def load_params(case: str, path: Path | None = None) -> Params:
     """Read and check a case's parameters; ConfigError names every mistake: unknown keys and names, keys that stand twice, impossible values.
 
@@ -727,8 +733,7 @@ class Settings(BaseSettings):
 
     def profile_file(self, case: str) -> Path:
         """The frozen scales of a case's profiles: profile.json in its folder, else the one that its first dataset left in the lake."""
-        own = CASES_ROOT / case / "profile.json"
-        return own if own.exists() else self.lake / case / "profile.json"
+        return own_profile(case) or self.lake / case / "profile.json"
 
     def run_dir(self, case: str, as_of: Instant) -> Path:
         """The folder of all steps of one case at one ``as_of``: the identity of a run."""

@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -32,6 +33,9 @@ MANIFEST = "manifest.json"
 FAILPOINTS = ("build", "files", "manifest", "publish", "published")
 """Where ``PERENNIAL_FAILPOINT=<step>:<point>`` sends SIGKILL: before building, after the files, after the
 manifest, before the rename, after it."""
+
+CODE = ("pipelines", "plugins", "dags", "serving", "embedded")
+"""The repository's folders whose files do the work."""
 
 log = logging.getLogger(__name__)
 _ROOT = Path(__file__).parent.parent
@@ -140,6 +144,20 @@ def write_atomic(path: Path, data: bytes) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def write_once(path: Path, data: bytes) -> bool:
+    """Like :func:`write_atomic` where nothing is yet; of several writers the first one's bytes stay. Returns whether they are these."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    write_atomic(beside, data)
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        return False
+    finally:
+        beside.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+    return True
 
 
 def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
@@ -260,11 +278,21 @@ def _lock_sha256() -> str:
     return file_sha256(lock) if lock.exists() else ""
 
 
+def _dirty() -> bool:
+    """Whether files that git knows have changed, or code lies beside them that it does not know, ignored or not."""
+    unknown = ("ls-files", "--others", "--exclude=__pycache__", "--exclude=.*", "--", *CODE)
+    return bool(_git("status", "--porcelain", "--untracked-files=no") or _git(*unknown))
+
+
 def provenance() -> dict[str, Any]:
-    """Where work came from: commit, uncommitted changes, lock hash, wall time. Beside the key, never in it."""
+    """Where work came from: commit, uncommitted changes, lock hash, wall time. Beside the key, never in it.
+
+    Without a repository ``commit`` and ``dirty`` are None: nobody knows.
+    """
+    commit = _git("rev-parse", "HEAD") or None
     return {
-        "commit": _git("rev-parse", "HEAD") or None,
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": commit,
+        "dirty": None if commit is None else _dirty(),
         "lock": _lock_sha256(),
         "written_at": wall_time().isoformat(),
     }

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import yaml
 
+from pipelines.cases.code import modules
 from pipelines.cases.loans import source as loans
 from pipelines.config import load_params
 from pipelines.steps import TRAINING
@@ -34,6 +35,14 @@ def test_a_stage_runs_its_step_and_depends_on_an_earlier_one(name: str):
     assert [next(iter(out)) for out in stage["outs"]] == [f"${{run}}/{name}"]
     assert f"pipelines/steps/{name}.py" in stage["deps"]
     assert not before or {f"${{run}}/{step}" for step in before} & set(stage["deps"])
+
+
+@pytest.mark.parametrize("name", ["ingest", "train", "export"])
+def test_a_stage_depends_on_the_code_that_its_key_holds(name: str):
+    """The steps whose keys hold the case's code run again when a file of it changes, shared ones included."""
+    package, *shared = modules("loans")
+    own = [str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / package.replace(".", "/")).glob("*.py")]
+    assert {*own, *(f"{module.replace('.', '/')}.py" for module in shared)} <= set(STAGES[name]["deps"])
 
 
 def test_the_pinned_rows_are_those_of_the_stream():

@@ -1,9 +1,10 @@
 """The feature spec: how a case's numbers are laid on the histogram, frozen once, so that profiles of any two days compare.
 
-``cases/<case>/profile.json`` holds ``loc`` and ``scale`` of every numeric field, and of the numbers that a text is
-profiled by (:func:`numbers`, :func:`projections`), and of a text the ``vocabulary`` that its words are counted over, under
-``<field>.tokens``. It was made from the case's first window by this file's command, with the text field's name as a third
-argument where there is one, and changing it starts a new line of profiles:
+``profile.json`` holds ``loc`` and ``scale`` of every numeric field, and of the numbers that a text is profiled by
+(:func:`numbers`, :func:`projections`), and of a text the ``vocabulary`` that its words are counted over, under
+``<field>.tokens``. The first ``dataset`` step of a case makes it from its training rows, in the lake (:func:`freeze_spec`). One
+that lies in ``cases/<case>/`` comes before that, and goes with the case wherever it is run; this command makes it, with the
+text field's name as a third argument where there is one. Changing either starts a new line of profiles:
 
     python -m pipelines.drift.spec runs/local/artefacts/bank/20080801T000000Z/dataset/train.parquet pipelines/cases/bank/profile.json
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipelines.config import CASES_ROOT
+from pipelines.config import CASES_ROOT, Settings
 from pipelines.drift.projections import SUFFIXES, project
 from pipelines.drift.vocabulary import TOKENS, UNKNOWN, freeze_words, split
-from pipelines.errors import ConfigError
-from pipelines.fields import ENTROPY, PREDICTION, SCORE, WORDS, Fields, Scale
-from pipelines.storage import digest, write_atomic
+from pipelines.errors import ConfigError, DataError, PerennialError
+from pipelines.fields import ENTROPY, PREDICTION, RESERVED, SCORE, WORDS, Fields, Scale
+from pipelines.storage import digest, write_atomic, write_once
 
 OUTPUTS = (SCORE, PREDICTION)
 """What comes out of the model; all other features go in."""
@@ -35,6 +37,7 @@ BY_VERSION = (*OUTPUTS, ENTROPY)
 
 LEAST_SPREAD = 1e-12
 """A spread below this share of the median is rounding."""
+AGAIN = "make it again, see pipelines/drift/spec.py"
 UNIT = Scale(0.0, 1.0)
 """The scale of shares, probabilities and entropies: as they are."""
 
@@ -126,25 +129,23 @@ def freeze(values: NDArray[np.float64]) -> Scale:
 
 
 def load_spec(fields: Fields, path: Path | None = None) -> Spec:
-    """The case's spec. Raises ConfigError if profile.json is missing or does not cover the declared numbers."""
+    """The case's spec, of the file in its folder or of ``path`` (``Settings.profile_file``).
+
+    Raises ConfigError if there is none, or if it does not cover the declared numbers.
+    """
     path = path or CASES_ROOT / fields.case / "profile.json"
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        words = {name: tuple(map(str, value["vocabulary"])) for name, value in found.items() if name.endswith(TOKENS)}
-        scales = {name: Scale(float(value["loc"]), float(value["scale"])) for name, value in found.items() if name not in words}
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist: make it from the case's first rows, see pipelines/drift/spec.py") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is not a feature spec ({error!r}): make it again, see pipelines/drift/spec.py") from error
+    found = _read(path)
+    words = {name: tuple(map(str, value["vocabulary"])) for name, value in found.items() if name.endswith(TOKENS)}
+    scales = {name: Scale(float(value["loc"]), float(value["scale"])) for name, value in found.items() if name not in words}
     scaled = (*numbers(fields), *(() if fields.text is None else projections(fields.text.name).values()))
     missing = [name for name in numbers(fields) if name not in scales]
     if missing:
-        raise ConfigError(f"{path} has no scale for {', '.join(missing)}: make it again, see pipelines/drift/spec.py")
+        raise ConfigError(f"{path} has no scale for {', '.join(missing)}: {AGAIN}")
     vocabulary = () if fields.text is None else words.get(fields.text.name + TOKENS, ())
     if fields.text is not None and not vocabulary:
-        raise ConfigError(f"{path} has no vocabulary for {fields.text.name}: make it again, see pipelines/drift/spec.py")
+        raise ConfigError(f"{path} has no vocabulary for {fields.text.name}: {AGAIN}")
     if not scales.keys() >= set(scaled):
-        raise ConfigError(f"{path} has no scales for {', '.join(sorted(set(scaled) - scales.keys()))}: make it again, see pipelines/drift/spec.py")
+        raise ConfigError(f"{path} has no scales for {', '.join(sorted(set(scaled) - scales.keys()))}: {AGAIN}")
     kept = {name: scales[name] for name in scaled} | {SCORE: UNIT}
     declared: dict[str, Any] = {"fields": fields.hash, "scales": {name: [scale.loc, scale.scale] for name, scale in kept.items()}}
     if vocabulary:
@@ -152,19 +153,87 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
     return Spec(digest(declared)[:12], kept, vocabulary)
 
 
-def main(source: Path, target: Path, text: str = "") -> None:
-    """Freeze the float64 columns of canonical rows, and what is counted of their ``text`` with its commonest words, and write them as a case's profile.json."""
-    frame = pl.read_parquet(source)
-    if text:
+def freeze_spec(fields: Fields, settings: Settings, rows: Callable[[], pl.DataFrame]) -> Spec:
+    """The case's spec, made of its canonical training ``rows`` where nothing has been frozen yet.
+
+    It then lies in the lake and stays as it is, whatever later runs are trained on; numbers that are declared later are
+    added to it. A profile.json in the case's folder is read and never written. Raises what :func:`load_spec` raises.
+    """
+    path = settings.profile_file(fields.case)
+    if path.is_relative_to(settings.lake):
+        known = _read(path) if path.exists() else {}
+        text = None if fields.text is None else fields.text.name
+        wanted = {*numbers(fields), *(() if text is None else (*projections(text).values(), text + TOKENS))}
+        if not (there := path.exists()) or wanted - known.keys():
+            data = _bytes(_frozen(rows(), [field.name for field in fields.numeric], text) | known)
+            # Of two first runs that meet here, both go by what the first one wrote.
+            (write_atomic if there else write_once)(path, data)
+    return load_spec(fields, path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        for name, value in found.items():
+            _ = value["vocabulary"] if name.endswith(TOKENS) else (float(value["loc"]), float(value["scale"]))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist: the case's first training makes it, in its step 'dataset'") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is not a feature spec ({error!r}): {AGAIN}") from error
+    return found
+
+
+def _frozen(frame: pl.DataFrame, names: Sequence[str], text: str | None) -> dict[str, Any]:
+    """Scales of the numbers ``names``, and of a ``text`` what is counted of it with its commonest words.
+
+    Raises DataError if there is nothing to freeze of one of them.
+    """
+    if text is not None:
         projected = project(split(frame[text])).rename(projections(text))
         frame = frame.with_columns(count_words(frame[text]).cast(pl.Float64), *projected)
+        names = [*names, text + WORDS, *projected.columns]
+    found: dict[str, Any] = {}
+    for name in names:
+        values = frame[name].cast(pl.Float64).drop_nulls().to_numpy()
+        if not np.isfinite(values).any():
+            raise DataError(f"{name} has no finite value in {frame.height} rows: no scale can be frozen from them")
+        scale = freeze(values[np.isfinite(values)])
+        found[name] = {"loc": scale.loc, "scale": scale.scale}
+    if text is not None:
+        found[text + TOKENS] = {"vocabulary": freeze_words(frame[text])}
+    return found
+
+
+def _bytes(frozen: dict[str, Any]) -> bytes:
+    return f"{json.dumps(frozen, indent=1, ensure_ascii=False)}\n".encode()
+
+
+def main(source: Path, target: Path, text: str = "") -> None:
+    """Freeze the float64 columns of canonical rows, and what is counted of their ``text``, and write them as a case's profile.json.
+
+    Raises DataError, and writes nothing, if there is nothing to freeze.
+    """
+    try:
+        frame = pl.read_parquet(source)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{source} cannot be read ({error}): give the train.parquet of a run's dataset step") from error
+    if text and frame.schema.get(text) != pl.String:
+        raise DataError(f"{source} has no text {text!r}: its texts are {', '.join(_texts(frame)) or 'none'}")
     columns = [name for name, kind in frame.schema.items() if kind == pl.Float64 and name != SCORE]
-    scales = {name: freeze(frame[name].drop_nulls().drop_nans().to_numpy()) for name in columns}
-    frozen: dict[str, Any] = {name: {"loc": scale.loc, "scale": scale.scale} for name, scale in scales.items()}
-    if text:
-        frozen[text + TOKENS] = {"vocabulary": freeze_words(frame[text])}
-    write_atomic(target, f"{json.dumps(frozen, indent=1, ensure_ascii=False)}\n".encode())
+    if not columns and not text:
+        raise DataError(
+            f"{source} has no numbers: nothing was written; give the text field's name as third argument, of {', '.join(_texts(frame)) or 'none'} "
+            "(a case of categories alone needs no such file: its first training makes one)"
+        )
+    write_atomic(target, _bytes(_frozen(frame, columns, text or None)))
+
+
+def _texts(frame: pl.DataFrame) -> list[str]:
+    return [name for name, kind in frame.schema.items() if kind == pl.String and name not in RESERVED]
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    except PerennialError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines import runtime, storage
+from pipelines.cases.code import code_sha256
 from pipelines.cases.pretrained import base_sha256
 from pipelines.config import Settings, TextModelParams
 from pipelines.contracts import Release
@@ -51,6 +52,7 @@ def dataset_key(world: World, settings: Settings, run_dir: Path, as_of: datetime
         "rows": hashlib.sha256(rows.write_csv().encode()).hexdigest(),
         "train": [train.STEP_VERSION, params.model.model_dump(mode="json"), params.train.model_dump(mode="json")],
         "fields": fields.hash,
+        "code": code_sha256(params.case),
         "gpus": params.resources.gpus,
         "base": base_sha256(params.model.encoder) if isinstance(params.model, TextModelParams) else None,
         "warm": None if warm is None else warm[0],

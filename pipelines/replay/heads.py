@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines import storage
 from pipelines.cases import part
+from pipelines.cases.code import code_sha256
 from pipelines.cases.embedding import embeddings
 from pipelines.config import Params, Settings, TextModelParams
 from pipelines.contracts import Manifest
@@ -75,9 +76,11 @@ def scores(params: Params, fields: Fields, train: Path, columns: Columns, cache:
 def export_reference(params: Params, fields: Fields, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
     """Write ``run_dir/export`` with the reference that drift is measured against, as the export step does, and without a network."""
     train, dataset = storage.read_manifest(run_dir / "train"), storage.read_manifest(run_dir / "dataset")
-    spec = load_spec(fields)
+    spec = load_spec(fields, settings.profile_file(params.case))
     inputs = {"dataset": dataset.key, "train": train.key}
-    key = storage.step_key("export", export.STEP_VERSION, inputs, {"fields": fields.hash, "profile": spec.version, "head": True})
+    key = storage.step_key(
+        "export", export.STEP_VERSION, inputs, {"fields": fields.hash, "profile": spec.version, "code": code_sha256(params.case), "head": True}
+    )
 
     def build(folder: Path) -> Mapping[str, Any]:
         holdout = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")

@@ -11,8 +11,9 @@ import polars as pl
 
 from pipelines import storage
 from pipelines.cases import load_fields, part
+from pipelines.cases.code import code_sha256
 from pipelines.cases.sources import Source
-from pipelines.config import CASES_ROOT, Params, Settings, load_params
+from pipelines.config import CASES_ROOT, Params, Settings, load_params, own_profile
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
@@ -58,11 +59,14 @@ class World:
 
     def home(self, policy: Policy) -> Settings:
         """A policy's own state: ledger, log and runs, under a name that holds all that its history depends on but where it ends."""
+        scales = own_profile(self.params.case)  # without one every policy's first training freezes the same
         declared = {
             "version": VERSION,
             "policy": [policy.name, policy.every, policy.watches],
             "params": self.params.model_dump(mode="json", exclude={"replay", "schedule", "resources", "alerts"}),
             "fields": self.fields.hash,
+            "code": code_sha256(self.params.case),
+            "profile": None if scales is None else storage.file_sha256(scales),
             "source": self.source.sha256,
             "first": self.ticks[0].label,
             "steps": {step: import_module(f"pipelines.steps.{step}").STEP_VERSION for step in STEPS},

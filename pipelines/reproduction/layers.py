@@ -53,6 +53,8 @@ def _what_ran(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any],
     if not known:
         return old, new
     commits = ("commit", "dirty")
+    # What an older record does not name cannot be compared.
+    new = {name: value for name, value in new.items() if name in old or name.split(".")[0] not in ("case", *IDENTITY)}
     return tuple({name: value for name, value in side.items() if name not in commits} for side in (old, new))  # type: ignore[return-value]
 
 

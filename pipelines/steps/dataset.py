@@ -14,6 +14,7 @@ from pipelines.cases import load_fields
 from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest, Release
 from pipelines.data import dataset
+from pipelines.drift.spec import freeze_spec
 from pipelines.errors import IntegrityError, TooFewRows
 from pipelines.fields import Fields
 
@@ -24,6 +25,7 @@ ROOMS = ("pipelines.data.dataset", "pipelines.text")
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
     """Write ``train.parquet`` and ``holdout.parquet``, and where it is declared ``history.parquet``, to ``run_dir/dataset``.
 
+    The case's first one also freezes the scales of its profiles (:func:`pipelines.drift.spec.freeze_spec`).
     The holdout may be empty (the gate is inconclusive then). Raises TooFewRows if there is no labelled row
     to train on, IntegrityError if the champion's own training rows cannot be found.
     """
@@ -62,7 +64,10 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
             "excluded_rows": split.excluded,
         }
 
-    return storage.commit(run_dir / "dataset", case=params.case, as_of=as_of, key=key, inputs={"validate": validate.key}, build=build)
+    made = storage.commit(run_dir / "dataset", case=params.case, as_of=as_of, key=key, inputs={"validate": validate.key}, build=build)
+    # Before anything is trained: a training whose profiles cannot be compared with later ones would be in vain.
+    freeze_spec(fields, settings, lambda: pl.read_parquet(run_dir / "dataset" / "train.parquet"))
+    return made
 
 
 def _balance(split: dataset.Split, fields: Fields) -> dict[str, Any]:

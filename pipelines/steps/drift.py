@@ -129,11 +129,12 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     bundle = storage.find(settings.root / champion.bundle, champion.candidate_key)
     before = read(bundle / reference.FILE)
     checks = quality(before, current, window, params.drift, served_since, unread)
-    same_spec = before.spec == current.spec == load_spec(fields).version
+    spec = load_spec(fields, settings.profile_file(params.case))
+    same_spec = before.spec == current.spec == spec.version
     if not same_spec:
         checks["warnings"].append(f"champion {champion.champion}'s reference has feature spec {before.spec}, the window {current.spec}: not compared")
     comparable = same_spec and current.rows and not unread
-    features = compare(before, current, fields, load_spec(fields), params.drift, champion.champion) if comparable else ()
+    features = compare(before, current, fields, spec, params.drift, champion.champion) if comparable else ()
     for _ in range(ROUNDS):
         past = _past(settings, params.case, as_of, window, current.rows, unread)
         served = _served(params, settings, champion, before, window, past, fields)

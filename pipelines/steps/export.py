@@ -13,6 +13,7 @@ import polars as pl
 
 from pipelines import runtime, storage
 from pipelines.cases import build_model, load_fields
+from pipelines.cases.code import code_sha256
 from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest
 from pipelines.drift.profile import to_bytes
@@ -56,13 +57,12 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     ``parity`` (largest difference of a probability to torch), ``variants`` (bytes and latency of each, and what
     int8 changes on the holdout). Raises IntegrityError if ONNX Runtime does not answer what torch answers.
     """
-    del settings  # a step's signature; nothing outside the run is read
     fields = load_fields(params.case)
     train = storage.read_manifest(run_dir / "train")
     dataset = storage.read_manifest(run_dir / "dataset")
     inputs = {"dataset": dataset.key, "train": train.key}
-    spec = load_spec(fields)
-    declared = {"fields": fields.hash, "profile": spec.version, "export": params.export.model_dump(mode="json")}
+    spec = load_spec(fields, settings.profile_file(params.case))
+    declared = {"fields": fields.hash, "profile": spec.version, "export": params.export.model_dump(mode="json"), "code": code_sha256(params.case)}
     key = storage.step_key("export", STEP_VERSION, inputs, declared)
 
     def build(folder: Path) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ import polars as pl
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields, part
+from pipelines.cases.code import code_sha256
 from pipelines.cases.receiving import Received, count_reasons, noted, receive
 from pipelines.cases.sources import resolve_source, returned_by
 from pipelines.config import Params, Settings
@@ -60,6 +61,8 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     partitions = lake.write_days(settings, params.case, rows)
     window = dataset.training_window(as_of, params.dataset).model_dump(mode="json")
     declared = {"origin": origin, "window": window, "partitions": [[p["date"], p["sha256"]] for p in partitions]}
+    if origin == "source":
+        declared["code"] = code_sha256(params.case)
     if refused.height:
         declared["refused"] = lake.content_sha256(refused)
     facts = {

@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from pipelines import storage
+from pipelines import ledger, storage
 from pipelines.cases import load_fields
 from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest
@@ -25,7 +25,7 @@ from pipelines.drift.kernel import profile_parquet, profile_where
 from pipelines.drift.profile import Profile, merge, profile_frame, scored, typed, write
 from pipelines.drift.spec import Spec, load_spec
 from pipelines.drift.windows import drift_window
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, TooFewRows
 from pipelines.fields import Fields
 
 STEP_VERSION = 5
@@ -55,9 +55,12 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     hold ``days``, each ``{date, path, rows, hours}``. The key is made of the days' hashes: rows that arrive late give a
     new key, running again gives none. Open segments of the prediction log are closed and compacted first; ``unread`` counts the
     window's rows in those that nobody closed in time. A day that :func:`part` has profiled from the same rows is taken from there.
+    Raises TooFewRows before a case's first training.
     """
     fields = load_fields(params.case)
-    spec = load_spec(fields)
+    if not settings.profile_file(params.case).exists() and ledger.champion_before(settings.ledger, params.case, as_of) is None:
+        raise TooFewRows(f"{params.case}: nothing has been trained yet, and the first training freezes the scales that rows are profiled by: run one first")
+    spec = load_spec(fields, settings.profile_file(params.case))
     window = drift_window(as_of, params.drift.window)
     unread = prediction_log.catch_up(settings, params.case, window)
     found = {day: _ready(params, settings, run_dir, day) for day in prediction_log.days(settings, params.case, window)}
@@ -93,7 +96,7 @@ def part(params: Params, settings: Settings, run_dir: Path, as_of: datetime, day
     fields = load_fields(params.case)
 
     def build(_folder: Path) -> Mapping[str, Any]:
-        spec = load_spec(fields)
+        spec = load_spec(fields, settings.profile_file(params.case))
         [(_, hours)] = _hours(params, settings, spec, fields, [of])
         return _keep(params, settings, spec, of, hours)
 
@@ -104,7 +107,7 @@ def _part_key(params: Params, settings: Settings, day: date) -> str:
     """A day's profile hangs on the log's files of that day and of its neighbours, where a retry may lie; closed segments never change."""
     declared = {
         "day": str(day),
-        "spec": load_spec(load_fields(params.case)).version,
+        "spec": load_spec(load_fields(params.case), settings.profile_file(params.case)).version,
         "partition": params.drift.partition,
         "log": prediction_log.fingerprint(settings, params.case, prediction_log.window_of(day)),
     }

@@ -160,7 +160,7 @@ def _profiles(
 ) -> dict[str, Any]:
     """What the counts say: ``heat`` (columns and rows), ``moved`` (values before and now), ``served`` (rows by version)."""
     fields = load_fields(params.case)
-    spec = load_spec(fields)
+    spec = load_spec(fields, settings.profile_file(params.case))
     current = merge((read(settings.root / day["path"]) for day in made.facts["days"]), made.facts["spec"])
     served = {name.partition("@")[2]: column.n + sum(column.missing) for name, column in current.columns.items() if name.startswith(f"{OUTPUTS[0]}@")}
     found: dict[str, Any] = {"served": [{"version": int(version), "rows": rows} for version, rows in sorted(served.items(), key=lambda item: int(item[0]))]}

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from pipelines import ledger, storage
 from pipelines.cases import build_model, load_fields, part
+from pipelines.cases.code import code_sha256, modules
 from pipelines.cases.pretrained import base_sha256
 from pipelines.config import Params, Settings, TextModelParams
 from pipelines.contracts import EpisodeTrigger, Manifest, Trigger
 from pipelines.encoding import find_constant, find_scales, read_scales
-from pipelines.errors import IntegrityError, Unavailable
+from pipelines.errors import ConfigError, IntegrityError, Unavailable
 from pipelines.fields import Fields, Scale, encode
 from pipelines.registry import live
 from pipelines.text import TOKENIZER, load_tokenizer, tokenise
@@ -26,7 +27,7 @@ from pipelines.text import TOKENIZER, load_tokenizer, tokenise
 if TYPE_CHECKING:
     from pipelines.training.rows import Rows
 
-STEP_VERSION = 4
+STEP_VERSION = 5
 HEAD = "head.pt"
 ROOMS = (
     "pipelines.training",
@@ -55,12 +56,15 @@ def run(
     """
     fields = load_fields(params.case)
     dataset = storage.read_manifest(run_dir / "dataset")
+    if not settings.profile_file(params.case).exists():
+        raise ConfigError(f"{settings.profile_file(params.case)} does not exist: run the step 'dataset' again, it is made from the training rows")
     inputs = {"dataset": dataset.key}
     initial = champion_weights(params, settings, as_of)
     if initial is not None:
         inputs["champion"] = initial.key
     gpus = params.resources.gpus > 0
     declared = {"model": params.model.model_dump(mode="json"), "train": params.train.model_dump(mode="json"), "fields": fields.hash, "gpus": gpus}
+    declared["code"] = code = code_sha256(params.case)
     base = base_sha256(params.model.encoder) if isinstance(params.model, TextModelParams) else None
     if base is not None:
         declared["base"] = base
@@ -84,7 +88,8 @@ def run(
                 dataset=dataset,
                 source=rows_source(run_dir, dataset),
                 fields_hash=fields.hash,
-                modules=(__name__, *ROOMS, f"pipelines.cases.{params.case}.model"),
+                modules=(__name__, *ROOMS, *modules(params.case)),
+                case_code=code,
                 facts=facts,
                 base_weights=base,
                 champion=initial.key if initial is not None and facts["warm_start"] else None,
@@ -183,7 +188,7 @@ def _opening(params: Params, as_of: datetime, key: str, dataset: Manifest, asked
         params={name: str(value) for name, value in live.flat(params.model_dump(mode="json")).items()},
         tags={
             **{f"perennial.{name}": str(value) for name, value in tags.items() if value},
-            "perennial.dirty": str(origin["dirty"]),
+            "perennial.dirty": "unknown" if origin["dirty"] is None else str(origin["dirty"]),
             "mlflow.user": str(asked["actor"]),
             "mlflow.source.name": "perennial train",
             **({"mlflow.source.git.commit": origin["commit"]} if origin["commit"] else {}),

@@ -39,6 +39,7 @@ def training_record(
     source: Mapping[str, Any],
     fields_hash: str,
     modules: Sequence[str],
+    case_code: str,
     facts: Mapping[str, Any],
     base_weights: str | None,
     champion: str | None,
@@ -47,14 +48,19 @@ def training_record(
     """The record of the training whose files lie in ``folder`` (a train step's, not yet committed).
 
     ``source`` says where the rows came from (name, kind, sha256, notice), ``modules`` are the dotted modules and
-    packages that did the work, ``base_weights`` is the sha256 of what a pre-trained encoder started from,
+    packages that did the work, ``case_code`` is the sha256 of the case's own files, ``base_weights`` is the sha256 of what a pre-trained encoder started from,
     ``champion`` the key of the training that a warm start went on from.
     """
     train, provenance = params.train, storage.provenance()
     tokenizer = folder / "tokenizer.json"
     return {
         "version": VERSION,
-        "code": {"commit": provenance["commit"], "dirty": provenance["dirty"], "sources": {name: source_sha256(name) for name in modules}},
+        "code": {
+            "commit": provenance["commit"],
+            "dirty": provenance["dirty"],
+            "case": case_code,
+            "sources": {name: source_sha256(name) for name in modules},
+        },
         "data": {
             "dataset": dataset.key,
             "files": dict(dataset.files),

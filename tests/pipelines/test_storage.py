@@ -1,6 +1,7 @@
 """pipelines/storage.py: folders appear whole, once, and are found again by their key."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,3 +162,51 @@ def test_everything_is_durable_before_it_is_named(tmp_path: Path, monkeypatch: p
     above = [tmp_path, tmp_path / "artefacts", tmp_path / "artefacts" / "bank"]
     assert {str(path) for path in (*inside, *above)} <= before
     assert str(folder.parent) in synced
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A repository that holds this program's library, all of it committed."""
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copytree(Path(storage.__file__).parent, folder / "pipelines", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / ".gitignore").write_text("__pycache__\n")
+    for command in (("init", "-q"), ("add", "-A"), ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "All")):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "dirty"),
+    [
+        ("pipelines/cases/mine/model.py", True),
+        ("pipelines/cases/mine/rates.csv", True),
+        ("pipelines/helpers.py", True),
+        ("plugins/more.py", True),
+        ("pipelines/cases/ignored/model.py", True),
+        ("pipelines/text.py", True),
+        ("pipelines/cases/__pycache__/old.pyc", False),
+        ("dvc.lock", False),
+        ("runs/local/lake/bank/a.parquet", False),
+    ],
+)
+def test_code_that_git_does_not_know_makes_work_dirty(clone: Path, name: str, dirty: bool):
+    """Provenance calls work dirty when code changed or lies beside the committed one, a whole case that git ignores too; state and caches are none."""
+    path, code = clone / name, "from pipelines import storage; print(storage.provenance()['dirty'])"
+    (clone / ".git" / "info" / "exclude").write_text("pipelines/cases/ignored\n")
+    before = path.read_text() if path.exists() else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{before or ''}\n# edited\n")
+    done = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, check=True)
+    if before is None:
+        path.unlink()
+    else:
+        path.write_text(before)
+    assert done.stdout.strip() == str(dirty)
+
+
+def test_without_a_repository_nobody_knows(tmp_path: Path):
+    """Where there is no commit to compare with, work is neither clean nor dirty."""
+    shutil.copytree(Path(storage.__file__).parent, tmp_path / "pipelines", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from pipelines import storage; print(storage.provenance()['commit'], storage.provenance()['dirty'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "None"]

@@ -58,6 +58,13 @@ def test_another_commit_of_the_same_source_is_no_difference():
     assert [row["what"] for row in found["code"]] == ["commit"]
 
 
+def test_what_an_older_record_does_not_name_is_no_difference():
+    """Sources that are recorded only since a later version are not taken for changed code; one that is recorded and gone is."""
+    more = {**BASE["code"], "case": "k", "source": {**BASE["code"]["source"], "shared": "s3"}}
+    assert differences(made(), made(code=more)) == {}
+    assert [row["what"] for row in differences(made(code=more), made())["code"]] == ["case", "source.shared"]
+
+
 def test_a_value_that_only_one_side_has_differs():
     """A key that was not recorded, or is no longer there, is a difference to nothing."""
     found = differences(made(execution={}), made(execution={"ranks": 2}))

@@ -21,6 +21,7 @@ def _record(folder, **changes):
         "source": {"name": "bank_marketing", "kind": "real", "sha256": "s", "notice": "CC BY 4.0"},
         "fields_hash": "f",
         "modules": ("pipelines.training", "pipelines.fields"),
+        "case_code": "c" * 64,
         "facts": FACTS,
         "base_weights": None,
         "champion": None,
@@ -38,6 +39,7 @@ def test_all_eight_categories(tmp_path):
     record.write(tmp_path, found)
     assert json.loads((tmp_path / record.FILE).read_text()) == json.loads(json.dumps(found))
     assert len(found["code"]["sources"]["pipelines.training"]) == 64
+    assert found["code"]["case"] == "c" * 64
     assert found["data"]["source"] == {"name": "bank_marketing", "kind": "real", "sha256": "s"}
     assert len(found["features"]["tokenizer"]) == 64
     assert (found["configuration"]["seed"], found["configuration"]["world_size"]) == (load_params("bank").train.seed, load_params("bank").train.ranks)
