@@ -546,18 +546,28 @@ def _unknown_names(case: str, raw: Any) -> dict[str, str]:
             for number, name in enumerate(given if isinstance(given, list) else []):
                 if isinstance(name, str) and name not in known:
                     found[f"{above}.{key}.{number}"] = f"{name!r} is {what} of the case: {_like(name, known)}"
-    code = "\n".join(path.read_text(errors="replace") for path in sorted((CASES_ROOT / case).glob("*.py")))
-    words = set(re.findall(r"\w+", code))
-    for name in map(str, block.get("source", {}) if code else ()):
-        if name not in words:
-            near = difflib.get_close_matches(name, set(re.findall(r"(\w+)(?=[\"']|\s*[:=])", code)), n=1)
-            mend = f"did you mean {near[0]!r}?" if near else "remove it, or read it there"
-            found[f"source.{name}"] = f"nothing in the case's code reads such a setting: {mend}"
+    whole = (CASES_ROOT / case / "schema.py").exists()
+    for name in _unread(case, map(str, block.get("source", {}))) if whole else ():
+        near = difflib.get_close_matches(name, re.findall(r"(\w+)(?=[\"']|\s*[:=])", _text(CASES_ROOT / case)), n=1)
+        mend = f"did you mean {near[0]!r}?" if near else "remove it, or read it there"
+        found[f"source.{name}"] = f"nothing in the case's code reads such a setting: {mend}"
     variant = block.get("replay", {}).get("variant")
     variants = sorted(path.parent.name for path in (CASES_ROOT / case / "variants").glob(f"*/{case}.yaml"))
-    if isinstance(variant, str) and code and variant not in variants:
+    if isinstance(variant, str) and whole and variant not in variants:
         found["replay.variant"] = f"the case has no variants/{variant}/{case}.yaml: {_like(variant, variants)}"
     return found
+
+
+def _unread(case: str, settings: Iterable[str]) -> list[str]:
+    """The settings of a source that are no word in the case's code, nor in that of the other cases, which it may build on."""
+    left = list(settings)
+    for folder in (CASES_ROOT / case, CASES_ROOT, Path(__file__).parent / "cases"):
+        left = [name for name in left if not re.search(rf"\b{re.escape(name)}\b", _text(folder))] if left else left
+    return left
+
+
+def _text(folder: Path) -> str:
+    return "\n".join(path.read_text(errors="replace") for path in sorted(folder.rglob("*.py")))
 
 
 def _fields_of(case: str) -> Any:

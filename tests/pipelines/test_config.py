@@ -8,6 +8,7 @@ import yaml
 
 from pipelines.config import CASES_ROOT, ModelParams, Settings, TextModelParams, case_names, load_params, read_yaml
 from pipelines.errors import ConfigError
+from tests import shop
 
 
 @pytest.fixture
@@ -150,6 +151,21 @@ def test_parameters_that_are_shipped_have_no_mistake():
     assert len(files) >= 5
     for path, case in files.items():
         assert load_params(case, path).case == case
+
+
+def test_settings_may_be_read_by_code_that_a_case_shares(tmp_path):
+    """A case that takes another one's source, or a module beside it, has the settings that are read there, and no others."""
+    with shop.installed(tmp_path / "cases") as root:
+        folder = shop.write(root)
+        (root / "tables.py").write_text("def read(params): return params.source['table']\n")
+        for name, known in (("table", True), ("rows_per_day", True), ("tabel", False)):
+            values = yaml.safe_load((folder / "params.yaml").read_text()) | {"source": {name: 1}}
+            (folder / "params.yaml").write_text(yaml.safe_dump(values))
+            if known:
+                assert load_params("shop").source == {name: 1}
+            else:
+                with pytest.raises(ConfigError, match=r"source\.tabel: nothing in the case's code"):
+                    load_params("shop")
 
 
 def test_an_alias_is_no_second_key(tmp_path):
