@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift proof-diagnosis bench-replay test-full
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift proof-diagnosis proof-labels bench-replay test-full
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -96,6 +96,9 @@ bench-drift: ## profiles and statistics of drift against the bare scan and its p
 
 proof-diagnosis: ## kind and day of every drift of `loans`, named over 20 seeds (benchmarks/results/proof-diagnosis.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof_diagnosis $(ARGS)
+
+proof-labels: ## every label judged once, however late and in what batches it comes (benchmarks/results/proof-labels.json) [ARGS=--quick]
+	$(PY) -m benchmarks.proof_labels $(ARGS)
 
 test-full: ## PROFILE=full: demo, killed worker, drift runs at once, limits, monitoring (benchmarks/results/full-stack.json, .log)
 	set -o pipefail; { $(PY) -m benchmarks.full_stack $(ARGS) && PERENNIAL_TEST_PROFILE=full $(PY) -m pytest tests/dags/test_real_airflow.py; } 2>&1 \
