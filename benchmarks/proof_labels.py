@@ -142,7 +142,7 @@ def stated(rows: pl.DataFrame, cell: Cell) -> pl.DataFrame:
 
 
 def log_rows(settings: Settings, rows: pl.DataFrame, segment: str) -> None:
-    """The gateway's lines of a day's answers, as one closed segment."""
+    """The gateway's lines of some answers, as one closed segment."""
     lines = [
         PredictionLine(
             prediction_id=row["id"],
@@ -217,22 +217,23 @@ def played(cell: Cell, champion: Champion) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="perennial-labels-") as home:
         settings = Settings(home=Path(home))
         release(settings, champion)
-        reports, known = [], pl.DataFrame()
-        segments = count(1)
+        # One day more: its first hours are there already when the last window is judged.
+        rows = pl.concat([served(champion, number) for number in range(cell.windows + 1)])
+        labels = stated(rows, cell)
+        reports, segments, before = [], count(1), midnight(START)
         for number in range(cell.windows):
-            rows = served(champion, number)
-            log_rows(settings, rows, f"rows-{next(segments):06d}")
-            known = pl.concat([known, stated(rows, cell)])
             now = run_time(number)
-            new = known.filter((pl.col("posted") < now) & (pl.col("posted") >= run_time(number - 1)))
+            log_rows(settings, rows.filter(pl.col("event_time").is_between(before, now, closed="left")), f"rows-{next(segments):06d}")
+            new = labels.filter(pl.col("posted").is_between(before, now, closed="left"))
             for upload in new.partition_by("posted", maintain_order=True):
                 log_labels(settings, upload, f"labels-{next(segments):06d}")
+            before = now
             run_dir = settings.run_dir(PARAMS.case, now)
             profile.run(cell.params, settings, run_dir, now)
             drift.run(cell.params, settings, run_dir, now)
             reports.append(DriftReport.model_validate_json((run_dir / "drift" / "report.json").read_bytes()))
     counted = [(one.labels["rows"], one.labels["errors"]) for one in reports]
-    expected = [(part.height, errors(part)) for part in due(known, cell.windows)]
+    expected = [(part.height, errors(part)) for part in due(labels, cell.windows)]
     confirmed = (number for number, one in enumerate(reports) if one.policy.get("trigger") == "performance")
     return {
         "delay_days": cell.delay,
@@ -244,7 +245,7 @@ def played(cell: Cell, champion: Champion) -> dict[str, Any]:
         "drift_day": DRIFT_DAY,
         "first_possible": next((number for number, (rows, _) in enumerate(expected) if rows), None),
         "first_spoke": next((number for number, (rows, _) in enumerate(counted) if rows), None),
-        "earliest": earliest(cell, champion, known),
+        "earliest": earliest(cell, champion, labels),
         "confirmed": next(confirmed, None),
     }
 

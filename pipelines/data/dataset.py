@@ -72,6 +72,17 @@ def choose(frame: pl.DataFrame, label: str, as_of: datetime, params: DatasetPara
     return spread(chosen, params.max_rows or chosen.height), older, rule  # type: ignore[return-value] # the two rules are literals
 
 
+def rows_per_day(frame: pl.DataFrame, chosen: pl.DataFrame) -> float | None:
+    """How many rows of ``frame`` came on a day with rows in the time of the ``chosen`` ones: labelled or not, before any were thinned out.
+
+    None without chosen rows.
+    """
+    if chosen.is_empty():
+        return None
+    times = frame["event_time"].filter(frame["event_time"].is_between(chosen["event_time"].min(), chosen["event_time"].max()))
+    return times.len() / times.dt.date().n_unique()
+
+
 def spread(rows: pl.DataFrame, most: int) -> pl.DataFrame:
     """At most ``most`` of the rows, evenly spaced in their order, so that a thinned window still spans the window."""
     if rows.height <= most:

@@ -100,10 +100,19 @@ def _ends(bins: Ints, scale: Scale, *, whole: bool) -> tuple[Floats, Floats]:
     return low, np.where(high - low <= slack, low, high)
 
 
-def quality(reference: Profile | None, current: Profile, window: Window, params: DriftParams, since: datetime | None = None, unread: int = 0) -> dict[str, Any]:
+def quality(
+    reference: Profile | None,
+    current: Profile,
+    window: Window,
+    params: DriftParams,
+    since: datetime | None = None,
+    unread: int = 0,
+    per_day: float | None = None,
+) -> dict[str, Any]:
     """What is wrong with the window's rows: ``{problems, warnings, missing, volume}``; ``unread`` rows of it cannot be read yet.
 
     ``since`` is when the case served its first row: in the window of that moment only the time after it can have rows.
+    ``per_day`` is how many rows came on a day when the reference's rows did; None (not recorded): as many as it has.
 
     Problems (block, never retrain): a field's share of missing values or of undeclared categories is more
     than ``max_null_share`` above the reference's; no rows at all where the case declares that there always
@@ -128,7 +137,8 @@ def quality(reference: Profile | None, current: Profile, window: Window, params:
         problems.append("no rows in the window, and the case declares that there always are some")
     elif current.rows < params.min_rows:
         warnings.append(f"{current.rows} rows are too few to compare (min_rows {params.min_rows})")
-    expected = _expected_rows(reference, window, since) if reference is not None else 0.0
+    usual = _rows_per_day(reference) if per_day is None and reference is not None else per_day or 0.0
+    expected = _expected_rows(usual, window, since) if usual else 0.0
     volume = current.rows / expected if expected else None
     low, high = params.volume_band
     if volume is not None and current.rows and not low <= volume <= high:
@@ -141,11 +151,11 @@ def _bad_share(column: Column, rows: int) -> float:
     return (sum(column.missing) + other) / rows if rows else 0.0
 
 
-def _expected_rows(reference: Profile, window: Window, since: datetime | None) -> float:
-    """The reference's rows in a time as long as the window; from a first row within it on, that row and those of the time left."""
+def _expected_rows(per_day: float, window: Window, since: datetime | None) -> float:
+    """The usual rows of a time as long as the window; from a first row within it on, that row and those of the time left."""
     if since is None or since <= window.start:
-        return _rows_per_day(reference) * (window.end - window.start).days
-    return 1 + _rows_per_day(reference) * max(timedelta(), window.end - since) / timedelta(days=1)
+        return per_day * (window.end - window.start).days
+    return 1 + per_day * max(timedelta(), window.end - since) / timedelta(days=1)
 
 
 def _rows_per_day(reference: Profile) -> float:

@@ -210,7 +210,9 @@ def by_slice(rows: pl.DataFrame, columns: Sequence[str], baseline: dict[str, Any
             half = quantile(1 - params.q / 2, freedom) * error
             found[-1]["drop"] = {"value": rise, "low": rise - half, "high": rise + half}
             tested.append(found[-1])
-            p.append(_tail((rise - params.min_metric_drop) / error if error else math.inf, freedom))
+            beyond = rise - params.min_metric_drop
+            # Without any doubt the sign decides.
+            p.append(_tail(beyond / error if error else math.copysign(math.inf, beyond) if beyond else 0.0, freedom))
     for one, fell in zip(tested, stats.benjamini_hochberg(np.array(p), params.q), strict=True):
         one["dropped"] = bool(fell)
     return found

@@ -11,14 +11,16 @@ The rules, in the order in which they are asked:
 6. lift             lower bound > gate.min_lift                                     promote
 7. no_lift          upper bound < gate.min_lift                                     reject
 8. undecided        the interval holds min_lift: names the rows that would decide   inconclusive
+
+Where dataset.max_rows keeps the rows that are missing out of every holdout, the reason says so and what it would have to be.
 """
 
 from __future__ import annotations
 
-from pipelines.config import Params
+from pipelines.config import DatasetParams, Params
 from pipelines.contracts import Decision, Evidence, Interval, SliceEvidence, Verdict
 from pipelines.errors import DataError
-from pipelines.gating.power import rows_needed
+from pipelines.gating.power import largest_holdout, max_rows_for, rows_needed
 
 
 def decide(evidence: Evidence, params: Params) -> Verdict:
@@ -34,7 +36,8 @@ def decide(evidence: Evidence, params: Params) -> Verdict:
     if evidence.same_candidate:
         return answer("inconclusive", "same_candidate", "the challenger is the champion: the same artefact, nothing to compare")
     if evidence.n < least:
-        return answer("inconclusive", "too_few_rows", f"the holdout has {evidence.n} rows, at least {least} are needed", least - evidence.n)
+        text = f"the holdout has {evidence.n} rows, at least {least} are needed{out_of_reach(least, params.dataset)}"
+        return answer("inconclusive", "too_few_rows", text, least - evidence.n)
     if evidence.positives in {0, evidence.n}:
         return answer("inconclusive", "one_class", f"all {evidence.n} rows of the holdout have the same label")
     lift = evidence.lift
@@ -53,8 +56,16 @@ def decide(evidence: Evidence, params: Params) -> Verdict:
     if lift.high < gate.min_lift:
         return answer("reject", "no_lift", f"{text}: the upper bound is below {gate.min_lift:g}")
     more = None if evidence.lift_sd is None else rows_needed(lift.value, evidence.lift_sd, evidence.n, min_lift=gate.min_lift, confidence=gate.confidence)
-    wanted = "no number of rows would decide" if more is None else f"about {more} further rows would decide"
+    wanted = "no number of rows would decide" if more is None else f"about {more} further rows would decide{out_of_reach(evidence.n + more, params.dataset)}"
     return answer("inconclusive", "undecided", f"{text}: {gate.min_lift:g} lies inside; {wanted}", more)
+
+
+def out_of_reach(rows: int, params: DatasetParams) -> str:
+    """What to add to a sentence that wants a holdout of so many rows, where ``max_rows`` does not let one have them."""
+    most = largest_holdout(params)
+    if most is None or rows <= most:
+        return ""
+    return f"; dataset.max_rows {params.max_rows} lets at most {most} into a holdout: raise it to {max_rows_for(rows, params)}"
 
 
 def worst_harm(evidence: Evidence, min_rows: int) -> SliceEvidence | None:

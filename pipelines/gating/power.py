@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
+from pipelines.config import DatasetParams
+
 
 def rows_needed(lift: float, sd: float, n: int, *, min_lift: float, confidence: float) -> int | None:
     """Further holdout rows after which the interval would leave ``min_lift``, if lift and sd stay as they are.
@@ -21,3 +23,13 @@ def rows_needed(lift: float, sd: float, n: int, *, min_lift: float, confidence: 
     if distance == 0 or not math.isfinite(z * sd / distance):
         return None
     return max(1, math.ceil((z * sd / distance) ** 2) - n)
+
+
+def largest_holdout(params: DatasetParams) -> int | None:
+    """Rows that a holdout can have at most because of ``max_rows``; None without that limit."""
+    return None if params.max_rows is None else round(params.max_rows * params.holdout_share)
+
+
+def max_rows_for(holdout: int, params: DatasetParams) -> int:
+    """A ``max_rows`` that lets a holdout have so many rows."""
+    return math.ceil(round(holdout / params.holdout_share, 6))

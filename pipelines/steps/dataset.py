@@ -18,13 +18,14 @@ from pipelines.drift.spec import freeze_spec
 from pipelines.errors import IntegrityError, TooFewRows
 from pipelines.fields import Fields
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 ROOMS = ("pipelines.data.dataset", "pipelines.text")
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
     """Write ``train.parquet`` and ``holdout.parquet``, and where it is declared ``history.parquet``, to ``run_dir/dataset``.
 
+    The fact ``rows_per_day`` is the case's usual volume at that time, of all rows, for the drift step.
     The case's first one also freezes the scales of its profiles (:func:`pipelines.drift.spec.freeze_spec`).
     The holdout may be empty (the gate is inconclusive then). Raises TooFewRows if there is no labelled row
     to train on, IntegrityError if the champion's own training rows cannot be found.
@@ -52,6 +53,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
             split.history.write_parquet(folder / "history.parquet", compression="zstd")
         return {
             "rule": rule,
+            "rows_per_day": dataset.rows_per_day(rows, chosen),
             "train_rows": split.train.height,
             "holdout_rows": split.holdout.height,
             "replayed_rows": split.replayed,

@@ -27,11 +27,11 @@ from pipelines.drift.findings import Seen
 from pipelines.drift.profile import Profile, merge, read
 from pipelines.drift.spec import OUTPUTS, count_words, load_spec, numbers
 from pipelines.drift.windows import drift_window, last_windows
-from pipelines.errors import Overtaken
+from pipelines.errors import IntegrityError, Overtaken
 from pipelines.fields import SCORES, Fields
 from pipelines.reports import evidently
 
-STEP_VERSION = 7
+STEP_VERSION = 8
 ROOMS = ("pipelines.drift", "pipelines.data.log", "pipelines.fields", "pipelines.segments", "pipelines.reports.evidently")
 MAX_PANELS = 8
 ROUNDS = 3
@@ -128,7 +128,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         return _commit(params, settings, run_dir, as_of, made, unjudged, None)
     bundle = storage.find(settings.root / champion.bundle, champion.candidate_key)
     before = read(bundle / reference.FILE)
-    checks = quality(before, current, window, params.drift, served_since, unread)
+    checks = quality(before, current, window, params.drift, served_since, unread, _usual_rows(bundle))
     spec = load_spec(fields, settings.profile_file(params.case))
     same_spec = before.spec == current.spec == spec.version
     if not same_spec:
@@ -180,6 +180,16 @@ def _too_early(params: Params, settings: Settings, window: Window, served_since:
     if window.end <= first:
         return f"the first champion is of {first:%Y-%m-%d}, after this window: there is nothing to judge"
     return None
+
+
+def _usual_rows(bundle: Path) -> float | None:
+    """Rows per day when the champion's training rows came, as its dataset recorded them; None where a release before that did not."""
+    key = storage.read_manifest(bundle).inputs.get("dataset")
+    try:
+        made = storage.read_manifest(storage.find(bundle.parent / "dataset", key)) if key else None
+    except IntegrityError:  # the training rows are gone: the reference is enough for everything else
+        return None
+    return None if made is None else made.facts.get("rows_per_day")
 
 
 # --- what was judged before -----------------------------------------------------------------------

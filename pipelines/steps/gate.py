@@ -20,7 +20,7 @@ from pipelines.evaluation.slices import slices
 from pipelines.gating.compare import improvement, lift
 from pipelines.gating.decide import decide
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 ROOMS = ("pipelines.gating.compare", "pipelines.gating.decide", "pipelines.gating.power", "pipelines.evaluation.metrics", "pipelines.evaluation.slices")
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,6 @@
 """pipelines/drift/performance.py: the metric on delayed labels, by slice, and what was estimated before they came."""
 
+import math
 from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
@@ -113,6 +114,16 @@ def test_only_the_slice_that_dropped_is_named():
     # What the holdout did not have, and what has few labels, is shown and makes no claim.
     assert not any(one["dropped"] or one["drop"] for one in performance.by_slice(turned, ["colour"], {}, PARAMS.drift, 0))
     assert not any(one["drop"] for one in performance.by_slice(turned.head(60), ["colour"], baseline, PARAMS.drift, 0))
+
+
+@pytest.mark.parametrize(("score", "was", "dropped"), [(1.0, 0.0, False), (1.0, 0.6, False), (0.5, 0.0, True)])
+def test_a_slice_without_any_error_has_not_dropped(score, was, dropped):
+    """Where neither holdout nor window leave any doubt, a slice dropped if its loss rose by more than the declared drop, and only then."""
+    rows = answers(200).with_columns(colour=pl.lit("red"), score=pl.lit(score), label=pl.lit(1))
+    baseline = {"slices": {"colour=red": {"rows": 100, "loss": was, "loss_se": 0.0}}}
+    [found] = performance.by_slice(rows, ["colour"], baseline, PARAMS.drift, 0)
+    assert found["drop"]["value"] == pytest.approx(-math.log(score) - was, abs=1e-6)
+    assert found["dropped"] is dropped
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.config import load_params
+from pipelines.config import Params, load_params
 from pipelines.contracts import Evidence, Interval
 from pipelines.errors import DataError
 from pipelines.gating.decide import decide
@@ -82,3 +82,29 @@ def test_a_better_interval_never_gets_a_worse_verdict(three, n, shift):
         return decide(Evidence(metric="log_loss", n=n, positives=n // 2, opponent="champion", lift=lift, lift_sd=1.0), PARAMS)
 
     assert rank[verdict(shift).decision] >= rank[verdict(0).decision]
+
+
+def limited(max_rows: int | None) -> Params:
+    """The parameters with a limit of the rows that a run takes, a fifth of them for the holdout."""
+    return PARAMS.model_copy(update={"dataset": PARAMS.dataset.model_copy(update={"max_rows": max_rows, "holdout_share": 0.2})})
+
+
+def test_rows_that_max_rows_keeps_out_are_said_to_be_out_of_reach():
+    """An undecided verdict whose further rows do not fit says so, with what max_rows lets in and what it has to be; where they fit nothing is said."""
+    [row] = [row for row in GOLDEN if row["name"] == "wide interval around min_lift"]
+    evidence, more = Evidence.model_validate(row["evidence"]), row["rows_needed"]
+    wanted = 5 * (evidence.n + more)
+    tight = decide(evidence, limited(wanted - 5))
+    assert (tight.rule, tight.rows_needed) == ("undecided", more)
+    assert f"about {more} further rows would decide" in tight.reason
+    assert f"dataset.max_rows {wanted - 5} lets at most {evidence.n + more - 1} into a holdout: raise it to {wanted}" in tight.reason
+    for enough in (None, wanted):
+        assert "max_rows" not in decide(evidence, limited(enough)).reason
+
+
+def test_a_holdout_that_max_rows_keeps_too_small_is_said_to_be():
+    """Too few rows because of max_rows is another thing than too few rows so far."""
+    [row] = [row for row in GOLDEN if row["rule"] == "too_few_rows"][:1]
+    verdict = decide(Evidence.model_validate(row["evidence"]), limited(500))
+    assert "dataset.max_rows 500 lets at most 100 into a holdout: raise it to 1000" in verdict.reason
+    assert "max_rows" not in decide(Evidence.model_validate(row["evidence"]), limited(1000)).reason

@@ -106,3 +106,11 @@ def test_no_label_is_an_error_that_says_so(settings: Settings):
     early = datetime(2020, 1, 3, tzinfo=UTC)
     with pytest.raises(TooFewRows, match="0 have a label that has arrived: labels take 7 days"):
         _run(settings, early)
+
+
+def test_the_usual_volume_is_kept_beside_thinned_rows(settings: Settings) -> None:
+    """Rows per day are those that came, labelled or not, before max_rows thinned them and older rows were mixed in."""
+    params = PARAMS.model_copy(update={"dataset": PARAMS.dataset.model_copy(update={"max_rows": 60, "replay_share": 0.5})})
+    facts = _run(settings, SECOND, params).facts
+    assert facts["train_rows"] < 120
+    assert facts["rows_per_day"] == pytest.approx(20, rel=0.05)

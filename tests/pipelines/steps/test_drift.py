@@ -17,9 +17,10 @@ from pipelines.config import Params, Settings
 from pipelines.contracts import DriftReport, Manifest
 from pipelines.drift import policy
 from pipelines.drift.profile import merge, read, to_bytes
+from pipelines.drift.reference import reference_profile
 from pipelines.errors import ConfigError, IntegrityError, Overtaken
 from pipelines.steps import drift, profile
-from tests.pipelines.drift.stream import FIELDS, START, Stream, midnight
+from tests.pipelines.drift.stream import FIELDS, SPEC, START, Stream, midnight
 from tests.pipelines.drift.stream import PARAMS as LOANS
 
 DRIFT_AT = 3
@@ -39,20 +40,21 @@ def day(number: int) -> date:
     return START + timedelta(days=number)
 
 
-def release(settings: Settings, stream: Stream, as_of: datetime, version: int = 1) -> None:
-    """Put the stream's champion in the ledger, with the folders that a run leaves, without training."""
+def release(settings: Settings, stream: Stream, as_of: datetime, version: int = 1, *, reference=None, **facts) -> None:
+    """Put the stream's champion in the ledger, with the folders that a run leaves (``facts``: the dataset's), without training."""
     run_dir = settings.run_dir("loans", as_of)
 
     def dataset(folder: Path) -> dict:
         stream.generated(START - timedelta(days=1), "none", None).write_parquet(folder / "train.parquet")
-        return {}
+        return facts
 
     def export(folder: Path) -> dict:
-        (folder / "reference.parquet").write_bytes(to_bytes(stream.reference))
+        (folder / "reference.parquet").write_bytes(to_bytes(reference or stream.reference))
         return {}
 
     for step, build in (("dataset", dataset), ("export", export)):
-        storage.commit(run_dir / step, case="loans", as_of=as_of, key=f"{step}-{version}", inputs={}, build=build)
+        inputs = {"dataset": f"dataset-{version}"} if step == "export" else {}
+        storage.commit(run_dir / step, case="loans", as_of=as_of, key=f"{step}-{version}", inputs=inputs, build=build)
     ledger.append(
         settings.ledger,
         case="loans",
@@ -378,6 +380,18 @@ def test_few_rows_are_not_compared(settings, stream):
     assert found.features == ()
     assert any("too few" in warning for warning in found.quality["warnings"])
     assert any("volume" in warning for warning in found.quality["warnings"])
+
+
+@pytest.mark.parametrize(("facts", "volume"), [({"rows_per_day": 400.0}, 1.0), ({}, 10.0)], ids=["recorded", "of an earlier release"])
+def test_the_volume_is_compared_with_rows_before_thinning(settings, stream, facts, volume):
+    """Of a champion that learned from every tenth row the usual volume is that of all rows, as its dataset recorded; without the record, of those it has."""
+    days = pl.concat([stream.generated(START - timedelta(days=number), "none", None) for number in (3, 2, 1)])
+    thinned = reference_profile(days.gather_every(10), stream.scores(days.tail(400)), FIELDS, SPEC, days.tail(400))
+    release(settings, stream, midnight(day(0)), reference=thinned, **facts)
+    for number in (0, 1):
+        serve(settings, stream, number)
+        judge(settings, after(number))
+    assert report(settings, after(1)).quality["volume"] == pytest.approx(volume)
 
 
 def test_a_null_jump_blocks(settings, stream):
