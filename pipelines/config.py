@@ -219,7 +219,10 @@ class TrainParams(Strict):
 
 
 class ExportParams(Strict):
-    """What is exported; ``ship`` names the variant that is judged and served."""
+    """What is exported; ``ship`` names the variant that is judged and served.
+
+    The int8 variant has a quarter of the bytes, at the speed of fp32. It ships only if no answer hangs on the rows beside it.
+    """
 
     int8: bool = False
     ship: Literal["fp32", "int8"] = "fp32"

@@ -25,6 +25,10 @@ Tensors = dict[str, NDArray[Any]]
 
 TOLERANCE = 1e-5
 """Largest difference of a probability between torch and ONNX Runtime; float32 rounding stays below 2e-6."""
+NEIGHBOURS = 1e-6
+"""How much of a row's answer may hang on the rows and the padding beside it, in a variant that ships."""
+_BESIDE, _LONG = (2, 3, 8, 16), 48
+"""Rows of the batches in which an answer is compared with the row's own (the last is also how many rows are), and tokens of random texts."""
 _BATCHES = (1, 2, 7, 64, 257)
 _SHAPES = ((1, 2), (3, 5), (17, 24), (2, 96), (1, 512))
 """Texts and tokens of the random batches; the tokenizer's truncation shortens them."""
@@ -80,6 +84,36 @@ def check_parity(model: nn.Module, fields: Fields, bundle: Path, rows: Columns, 
             f"{bundle}: torch and ONNX Runtime differ by {worst:.2e}, at most {TOLERANCE:g} is allowed: do not ship it; check the exporter's version"
         )
     return worst
+
+
+def neighbours(fields: Fields, bundle: Path, rows: Columns, seed: int, model: str = runtime.MODEL) -> float:
+    """How much a row's answer hangs on what is beside it: the largest difference of a probability between a row alone and in a batch.
+
+    Over batches of several sizes of real ``rows`` (columns) and random ones, in which texts are padded to the longest.
+    ``model`` names another file of the bundle than the one that ships.
+    """
+    generator, worst = np.random.default_rng(seed), 0.0
+    if fields.text is None:
+        random = random_rows(fields, _BESIDE[-1], generator)
+    else:
+        words, most = load_tokenizer(bundle / TOKENIZER).get_vocab_size(), longest(fields, bundle)
+        random = random_texts(_BESIDE[-1], min(most, _LONG), words, generator)
+    real = [encoder(fields, bundle)(evenly(rows, _BESIDE[-1]))] if len(rows[fields.names[0]]) else []
+    for tensors in (random, *real):
+        count = len(next(iter(tensors.values())))
+        alone = np.concatenate([runtime.score(bundle, _row(tensors, row), model=model) for row in range(count)])
+        for size in _BESIDE:
+            for start in range(0, count, size):
+                answered = runtime.score(bundle, {name: tensor[start : start + size] for name, tensor in tensors.items()}, model=model)
+                worst = max(worst, float(np.abs(answered - alone[start : start + size]).max()))
+    return worst
+
+
+def _row(tensors: Tensors, row: int) -> Tensors:
+    """One row by itself, without padding."""
+    # A graph of texts is traced for two tokens at least.
+    width = max(2, int(tensors["attention_mask"][row].sum())) if "attention_mask" in tensors else None
+    return {name: tensor[row : row + 1, :width] for name, tensor in tensors.items()}
 
 
 def _random_batches(fields: Fields, bundle: Path, generator: np.random.Generator) -> Iterator[Tensors]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,6 +20,8 @@ from pipelines.contracts import Manifest
 from pipelines.drift.profile import to_bytes
 from pipelines.drift.reference import FILE, reference_profile
 from pipelines.drift.spec import load_spec
+from pipelines.encoding import BUNDLE
+from pipelines.errors import IntegrityError
 from pipelines.evaluation.metrics import metrics
 from pipelines.text import TOKENIZER
 
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from pipelines.encoding import Columns
     from pipelines.fields import Fields
 
-STEP_VERSION = 8
+STEP_VERSION = 9
 ROOMS = (
     "pipelines.export.onnx",
     "pipelines.export.bundle",
@@ -49,13 +52,17 @@ ROOMS = (
 )
 
 
+log = logging.getLogger(__name__)
+
+
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
     """Write the bundle to ``run_dir/export``.
 
     model.onnx, bundle.json, fields.json, contract.json (a row as JSON Schema), spec.json (the feature spec),
     reference.parquet, for texts tokenizer.json, and with ``export.int8`` the variant that does not ship. Facts:
-    ``parity`` (largest difference of a probability to torch), ``variants`` (bytes and latency of each, and what
-    int8 changes on the holdout). Raises IntegrityError if ONNX Runtime does not answer what torch answers.
+    ``parity`` (largest difference of a probability to torch), ``variants`` (of each its bytes, latency and how much an answer
+    hangs on its ``neighbours`` in a batch, and of int8 what it changes on the holdout and why it was ``refused``, if it was: then
+    fp32 ships). Raises IntegrityError if ONNX Runtime does not answer what torch answers, or hangs on neighbours in fp32.
     """
     fields = load_fields(params.case)
     train = storage.read_manifest(run_dir / "train")
@@ -79,13 +86,14 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         about = {"train_rows": dataset.facts["train_rows"], "dataset_key": dataset.key, "weights_sha256": train.facts["weights_sha256"]}
         if train.facts.get("scales"):
             about["scales"] = train.facts["scales"]
-        if params.export.int8:
-            about["precision"] = params.export.ship
         bundle = write_bundle(model, fields, folder, about)
         holdout = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")
         columns = {name: holdout[name].to_list() for name in fields.names}
         worst = check_parity(model, fields, folder, columns, params.train.seed)
         variants = _variants(params, fields, folder, columns, holdout[fields.label].to_numpy())
+        if params.export.int8:
+            bundle["precision"] = next(name for name, variant in variants.items() if variant["file"] == runtime.MODEL)
+            (folder / BUNDLE).write_text(storage.canonical_json(bundle))
         scores = runtime.score_rows(folder, fields, columns)
         reference = reference_profile(pl.read_parquet(run_dir / "dataset" / "train.parquet"), scores, fields, spec, holdout)
         (folder / FILE).write_bytes(to_bytes(reference))
@@ -96,18 +104,31 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
 
 
 def _variants(params: Params, fields: Fields, folder: Path, columns: Columns, label: Any) -> dict[str, Any]:
-    """Make the declared variants of the fp32 model.onnx, measure them, and let the declared one be model.onnx."""
-    from pipelines.export import variants
+    """Make the declared variants of the fp32 model.onnx, measure them, and let the declared one be model.onnx.
 
-    files = {"fp32": runtime.MODEL}
+    Raises IntegrityError if an fp32 answer hangs on the rows beside it; an int8 variant whose answers do is not shipped.
+    """
+    from pipelines.export import variants
+    from pipelines.export.bundle import NEIGHBOURS, TOLERANCE, neighbours
+
+    files, beside = {"fp32": runtime.MODEL}, {"fp32": neighbours(fields, folder, columns, params.train.seed)}
+    if not beside["fp32"] <= TOLERANCE:
+        raise IntegrityError(
+            f"{folder / runtime.MODEL}: a row's score changes by {beside['fp32']:.2e} with the rows beside it: take out of the model what mixes rows"
+        )
+    refused = None
     if params.export.int8:
         files["int8"] = variants.write_int8(folder).name
         scores = {name: runtime.score_rows(folder, fields, columns, model=file) for name, file in files.items()}
         change = variants.difference(label, scores["fp32"], scores["int8"], metrics)
-        if params.export.ship == "int8":
+        beside["int8"] = neighbours(fields, folder, columns, params.train.seed, variants.INT8)
+        if not beside["int8"] <= NEIGHBOURS:
+            refused = f"a row's score changes by {beside['int8']:.2e} with the rows beside it, {NEIGHBOURS:g} is allowed"
+            log.warning("%s: the int8 variant does not ship: %s", params.case, refused)
+        elif params.export.ship == "int8":
             variants.ship_int8(folder)
             files = {"fp32": variants.FP32, "int8": runtime.MODEL}
     found = {name: variants.cost(folder, file, fields, columns) for name, file in files.items()}
     if params.export.int8:
-        found["int8"] |= {"change": change}
-    return found
+        found["int8"] |= {"change": change, "refused": refused}
+    return {name: {**measured, "neighbours": beside[name]} for name, measured in found.items()}

@@ -57,3 +57,16 @@ def reports(count: int, seed: int = 0) -> list[str]:
     """Texts of 1 to 60 words, so that some are truncated."""
     generator = np.random.default_rng(seed)
     return [" ".join(generator.choice(WORDS[4:], generator.integers(1, 61))) for _ in range(count)]
+
+
+def write_dynamic(folder: Path, target: Path) -> None:
+    """Quantise ``folder/model.onnx`` as no bundle may be: int8 activations with one scale over all rows of a call."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    proto = onnx.load(folder / "model.onnx")
+    del proto.graph.value_info[:]
+    source = target.with_suffix(".source")
+    onnx.save(proto, source)
+    quantize_dynamic(source, target, weight_type=QuantType.QInt8)
+    source.unlink()
