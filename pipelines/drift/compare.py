@@ -109,7 +109,7 @@ def quality(
     unread: int = 0,
     per_day: float | None = None,
 ) -> dict[str, Any]:
-    """What is wrong with the window's rows: ``{problems, warnings, missing, volume}``; ``unread`` rows of it cannot be read yet.
+    """What is wrong with the window's rows: ``{problems, warnings, missing, volume}``, and ``unread`` where so many rows cannot be read yet.
 
     ``since`` is when the case served its first row: in the window of that moment only the time after it can have rows.
     ``per_day`` is how many rows came on a day when the reference's rows did; None (not recorded): as many as it has.
@@ -132,7 +132,7 @@ def quality(
     if unread:
         # Of a part nothing can be said that hangs on how many rows there are.
         told = f"{unread:,} rows of the window lie in open segments of the log and could not be read"
-        return {"problems": problems, "warnings": [f"{told}: run again, and it is judged again"], "missing": shares, "volume": None}
+        return {"problems": problems, "warnings": [f"{told}: run again, and it is judged again"], "missing": shares, "volume": None, "unread": unread}
     if current.rows == 0 and not params.allow_empty:
         problems.append("no rows in the window, and the case declares that there always are some")
     elif current.rows < params.min_rows:

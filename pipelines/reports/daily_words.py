@@ -127,6 +127,8 @@ def headline(view: View) -> str:
         return "Nothing was served yet in this window"
     if state == "BLOCKED_DATA_QUALITY":
         return "The data are wrong: a person should look before anything is decided"
+    if report["quality"].get("unread"):
+        return "Rows of this window cannot be read yet: it is judged again when they can"
     if not report["current_rows"]:
         return "Nothing was served in this window"
     known = performance(view)
@@ -136,7 +138,7 @@ def headline(view: View) -> str:
     elif moved:
         what = f"{inputs}; the model holds" if known == "held" else f"{inputs}; labels cannot say yet whether the model still holds"
     else:
-        what = "Nothing moved, and the model holds" if known == "held" else "Nothing moved; labels have not arrived yet"
+        what = "Nothing moved, and the model holds" if known == "held" else f"Nothing moved; {_silent(report)}"
     done = {"retrain": "a retraining was started", "alert": "a person should look"}.get(report["action"])
     answered = _answered(view)
     if answered is not None:
@@ -147,6 +149,13 @@ def headline(view: View) -> str:
             else f"it was retrained, and the candidate was {OUTCOMES[answered['verdict']['decision']]}"
         )
     return what + (f": {done}" if done else "")
+
+
+def _silent(report: Mapping[str, Any]) -> str:
+    """Why labels say nothing of the model."""
+    if report["labels"].get("rows") or report["labels"].get("young"):
+        return "too few labels count yet to say whether the model holds"
+    return "labels have not arrived yet"
 
 
 def _answered(view: View) -> Mapping[str, Any] | None:
@@ -162,20 +171,34 @@ def worse(view: View) -> str:
     version, drop, known = f"v{report['model_version']}", labels.get("drop"), performance(view)
     if report["model_version"] is None:
         return "There is no model yet whose answers could be judged."
-    rows = f"{count(labels.get('rows', 0))} rows answered by {version} whose labels arrived since the last window"
+    rows = f"{count(labels.get('rows', 0))} rows answered by {version} whose labels count since the last window"
     if drop:
         told = f"On {rows}, the log-loss is {interval(drop)} nats against its holdout's; a rise surely above {policy['min_metric_drop']:g} counts as worse."
         if known == "dropped" and drop["low"] <= policy["min_metric_drop"]:
             told += f" That alone proves nothing, but the sequential test of the error rate has reached its threshold ({policy['cusum_threshold']:g})."
-        return ("Yes. " if known == "dropped" else "No sign of it. ") + told
+        return ("Yes. " if known == "dropped" else "No sign of it. ") + told + corrected(view)
     if known == "dropped":
-        return f"Yes. The sequential test of {version}'s error rate has reached its threshold ({policy['cusum_threshold']:g}). {coverage(view)}"
+        return (
+            f"Yes. The sequential test of {version}'s error rate has reached its threshold ({policy['cusum_threshold']:g}). {coverage(view)}{corrected(view)}"
+        )
     guess = report["performance"].get("estimate")
     told = ""
     if guess and guess.get("log_loss") is not None:
         value = interval({"value": guess["log_loss"], "low": guess["low"], "high": guess["high"]}, sign=False)
         told = f" Estimated without labels, on {count(guess['rows'])} rows of this window: log-loss {value} nats, if only the inputs moved."
-    return f"Not known yet. {coverage(view)}{told}"
+    return f"Not known yet. {coverage(view)}{corrected(view)}{told}"
+
+
+def corrected(view: View) -> str:
+    """What labels that were counted before and have changed since would change: they are told of, and counted no second time."""
+    found = view["report"]["labels"].get("corrections", {})
+    if not found.get("rows"):
+        return ""
+    return (
+        f" {count(found['rows'])} labels that were counted before have been corrected since the last window: by them the model made "
+        f"{abs(found['errors'])} {'more' if found['errors'] >= 0 else 'fewer'} errors. They are in the figures by window and in trainings; "
+        "the sequential test goes on with what it counted."
+    )
 
 
 def coverage(view: View) -> str:
@@ -183,8 +206,12 @@ def coverage(view: View) -> str:
     report = view["report"]
     share = _share(view)
     come = f"labels take about {view['label_delay_days']:g} days here"
+    if report["quality"].get("unread"):
+        return f"{count(report['quality']['unread'])} rows of the window cannot be read yet; {come}."
     if not report["current_rows"]:
         return f"No rows were served in this window; {come}."
+    young = report["labels"].get("young", 0)
+    come += f"; {count(young)} have come sooner, and count once their rows are that old" if young else ""
     return (
         f"{'No' if not share else f'{share:.0%}'} of the window's {count(report['current_rows'])} rows {'has' if not share else 'have'} a label so far; {come}."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +15,7 @@ from pipelines.config import Params, Settings
 from pipelines.contracts import Alert, DriftReport, Manifest, Notice, Severity
 from pipelines.errors import ConflictError
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 ROOMS = ("pipelines.alerts",)
 LOOK_BACK = 200
 """Rows of the ledger that are looked through for notices to send again, and for how many were sent lately."""
@@ -51,9 +51,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
 
 def _decide(params: Params, settings: Settings, as_of: datetime, report: DriftReport) -> tuple[tuple[Alert, ...], tuple[Notice, ...]]:
     """The alerts after this run and its notices, as they stand in the ledger."""
-    case, url = params.case, settings.ledger
+    case, url, revision = params.case, settings.ledger, report.policy.get("revision", 1)
     for _ in range(ROUNDS):
-        if stands := ledger.alert_runs(url, case, at=as_of):
+        if stands := ledger.alert_runs(url, case, at=as_of, revision=revision):
             return tuple(_alerts(stands[0])), tuple(_notices(stands[0]))
         recent = ledger.alert_runs(url, case, last=LOOK_BACK)
         head = recent[-1] if recent else None
@@ -62,10 +62,23 @@ def _decide(params: Params, settings: Settings, as_of: datetime, report: DriftRe
         found = rules.find(_facts(params, settings, as_of, report), params, settings.runbooks)
         told = [datetime.fromisoformat(notice["at"]) for row in recent for notice in row["notices"] if notice["kind"] != "resolved"]
         silenced = {row["rule"] for row in ledger.silences(url, case, as_of)}
-        alerts, notices = lifecycle.step(_alerts(head) if head else [], found, silenced, told, params.alerts, as_of)
-        if ledger.append_alerts(url, case=case, seq=head["seq"] + 1 if head else 1, as_of=as_of, alerts=alerts, notices=notices):
+        before = _before(recent, report, params)
+        alerts, notices = lifecycle.step(before, found, silenced, told, params.alerts, as_of, revision)
+        seq = head["seq"] + 1 if head else 1
+        if ledger.append_alerts(url, case=case, seq=seq, as_of=as_of, alerts=alerts, notices=notices, revision=revision):
             return alerts, notices
     raise ConflictError(f"{case}: other runs were first {ROUNDS} times: more drift runs at once than make sense; run the step again")
+
+
+def _before(recent: Sequence[Mapping[str, Any]], report: DriftReport, params: Params) -> Sequence[Alert]:
+    """The alerts that this run goes on from; of a window that is judged again, as if its first judgement had not been."""
+    newest = _alerts(recent[-1]) if recent else []
+    first = report.policy.get("judged_again")
+    if first is None:
+        return newest
+    moment = datetime.fromisoformat(first["as_of"])
+    older = [row for row in recent if datetime.fromisoformat(row["as_of"]) < moment]
+    return lifecycle.taken_back(_alerts(older[-1]) if older else [], newest, params.alerts)
 
 
 def _facts(params: Params, settings: Settings, as_of: datetime, report: DriftReport) -> rules.Facts:

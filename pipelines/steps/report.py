@@ -22,7 +22,7 @@ from pipelines.errors import PerennialError
 from pipelines.registry import monitoring
 from pipelines.reports import daily
 
-STEP_VERSION = 4
+STEP_VERSION = 5
 ROOMS = (
     "pipelines.reports.daily",
     "pipelines.reports.daily_page",
@@ -139,7 +139,9 @@ def _ledger(params: Params, settings: Settings, report: DriftReport, as_of: date
     case, url = params.case, settings.ledger
     releases = [release for release in ledger.releases(url, case) if release.as_of <= as_of]
     verdicts = [row for row in ledger.verdicts(url, case) if datetime.fromisoformat(row["as_of"]) <= as_of]
-    alerts = [alert for alert in ledger.alerts(url, case) if alert.first_seen <= as_of and (alert.state != "resolved" or alert.last_seen >= as_of)]
+    # Of those without a count only the first judgement of a window knew, which another one has taken the place of.
+    stand = [alert for alert in ledger.alerts(url, case) if alert.count and alert.first_seen <= as_of]
+    alerts = [alert for alert in stand if alert.state != "resolved" or alert.last_seen >= as_of]
     return {
         "releases": [release.model_dump(mode="json") for release in releases],
         "champion": _champion(releases, report),
