@@ -192,3 +192,16 @@ def test_a_broken_case_is_one_clear_line(root, kind, capfd):
     assert OURS not in said
     shop.write_rows(root.parent / "shop.csv")
     assert run(capfd, "ingest", case="desk")[0] == 0
+
+
+@pytest.mark.parametrize("breaks", [_code("schema.py", "FIELDS =", "FELDER ="), _code("params.yaml", "epochs:", "epoch:")])
+def test_metrics_give_the_others_and_name_the_broken_case(root, breaks, capfd):
+    """One broken case does not empty `metrics`: the others have their series, and the answer and a series say which is broken and why."""
+    breaks(root)
+    assert cli.main(["metrics"]) == 0
+    answer = json.loads(capfd.readouterr().out)
+    text = (root.parent / "home" / "metrics.prom").read_text()
+    assert answer["broken"].keys() == {"shop"}
+    assert 'perennial_case_broken{case="shop"} 1.0' in text
+    assert 'perennial_case_broken{case="desk"} 0.0' in text
+    assert 'perennial_case_live{case="desk"} 0.0' in text
