@@ -148,7 +148,7 @@ def _post(gateway: httpx.Client, path: str, name: str, items: list[dict[str, Any
 
 
 def run(settings: Settings) -> None:
-    """Send what is due of the live cases, for ever; what is wrong with one is said once, not every few seconds, and costs the others nothing."""
+    """Send what is due, for ever; what is wrong with a case is said once, and costs the others nothing."""
     said: dict[str, str] = {}
     live: list[str] | None = None
     while True:

@@ -1,4 +1,4 @@
-"""Whose mistake an error is: one that was raised in a case's own folder is the case's, and is told with its file and line."""
+"""Whose mistake an error is: one that was raised in a case's folder is the case's, told with its file and line."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ from pathlib import Path
 from pipelines import config
 from pipelines.errors import CaseError, PerennialError
 
-MISTAKES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, SyntaxError, TypeError, ValueError)
+MISTAKES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 """What says that code or data are wrong, and will be so the next time."""
 MOST_CHARACTERS = 600
 """A library's words may hold a whole table."""
 
 
 def place(error: BaseException) -> tuple[str, str] | None:
-    """``(case, "pipelines/cases/<case>/<file>, line N")`` of the deepest call inside a case's folder, or None if there is none.
+    """``(case, "pipelines/cases/<case>/<file>, line N")`` of the deepest call in a case's folder; None: there is none.
 
     What the error was raised from is searched where its own traceback leads through no case.
     """
@@ -30,7 +40,7 @@ def place(error: BaseException) -> tuple[str, str] | None:
 
 
 def of_case(error: BaseException) -> CaseError | None:
-    """An unforeseen error as its case's own, if it was raised in a case's code: case, file, line, what it said, what to do.
+    """An unforeseen error as its case's own, if a case's code raised it: case, file, line, its words, what to do.
 
     None for an error that is one of ours already, and for one that no case's code had a part in. Trying again may
     mend what a service or the operating system does (a share or a warehouse that is away), never a mistake in

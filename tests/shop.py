@@ -1,4 +1,4 @@
-"""A small case as somebody writes it, to be put into folders of cases and broken there: what an item's colour, price and weight say of its sale."""
+"""A small case as somebody writes it, to be put into folders of cases and broken there."""
 
 from __future__ import annotations
 

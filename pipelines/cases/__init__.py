@@ -62,12 +62,12 @@ def survey(settings: Settings | None = None) -> list[Case]:
 
 
 def load_case(case: str) -> Case:
-    """One case with its parameters and fields. Raises ConfigError if there is none, if they cannot be read, or are another case's."""
+    """One case with its parameters and fields. Raises ConfigError if they cannot be read, or are another case's."""
     return Case(case, load_params(case), load_fields(case))
 
 
 def load_fields(case: str) -> Fields:
-    """The declared fields of a case. Raises ConfigError if there is none, if they cannot be read, or are another case's."""
+    """The declared fields of a case. Raises ConfigError if they cannot be read, or are another case's."""
     return _fields_of(case, part(case, "schema"))
 
 
@@ -86,7 +86,7 @@ def part(case: str, name: str) -> ModuleType:
 
 
 def build_model(case: str, params: AnyModel, fields: Fields, **more: Any) -> Any:
-    """The torch module that the case's ``build`` makes (``more``: its own options). Raises CaseError if it makes none."""
+    """The torch module that a case's ``build`` makes (``more``: its options). Raises CaseError if it makes none."""
     model = part(case, "model").build(params, fields, **more)
     if not hasattr(model, "state_dict"):
         raise CaseError(f"case {case}: {_shown(case, 'model')}: build returned {type(model).__name__}: return a torch.nn.Module")
@@ -171,7 +171,10 @@ def _stat(path: Path) -> _Stat:
 
 def _examined(case: str, *, anew: bool) -> Case:
     if not (case.isidentifier() and case.isascii()):
-        return Case(case, problem=f"pipelines/cases/{case} is no name for a case: rename the folder to letters, digits and underscores")
+        return Case(
+            case,
+            problem=f"pipelines/cases/{case} is no name for a case: rename the folder to letters, digits and underscores",
+        )
     problems: dict[str, None] = {}  # in order, each once
 
     def tried(read: Callable[[], T]) -> T | None:
@@ -205,7 +208,7 @@ def _more(module: str, params: Params | None) -> dict[str, str]:
 
 
 class _Source(SourceFileLoader):
-    """Compiles the file as it is: byte-code knows its source by size and whole seconds, too little while somebody edits."""
+    """Compiles the file as it is: byte-code knows its source by size and whole seconds, too little for an edit."""
 
     def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002 - importlib's signature
         """Code of what is in the file now."""
@@ -236,9 +239,10 @@ def _schema(case: str, *, anew: bool) -> ModuleType:
 
 
 def _names(case: str, path: Path) -> set[str]:
-    """The names that a module binds when it is imported, found without importing it: a source or model brings heavy libraries.
+    """The names that a module binds when it is imported, found without importing it.
 
-    Raises ConfigError if it does not parse, or imports a module that is not there.
+    A source or model would bring heavy libraries. Raises ConfigError if the module does not parse, or imports one that
+    is not there.
     """
     try:
         tree = ast.parse(path.read_bytes(), str(path))

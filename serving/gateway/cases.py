@@ -1,4 +1,4 @@
-"""The cases that a worker serves: what a request of each looks like, where its rows are logged, which version answers."""
+"""The cases that a worker serves: what a request looks like, where rows are logged, which version answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one worker of the gateway holds: its cases, its channel to Triton, its log; and what it does in the background."""
+"""What one worker of the gateway holds (cases, channel to Triton, log) and does in the background."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Gateway:
 
     @contextmanager
     def using(self, name: str) -> Iterator[Case]:
-        """The case of a request, which stays whole until the block ends. Raises Refused: 404 for an unknown case, 503 for a broken one."""
+        """The case of a request, whole until the block ends. Raises Refused: 404 if it is unknown, 503 if it is broken."""
         case = self.cases.get(name)
         if case is None and name in self.broken:
             raise Refused(503, "case", f"the case {name} is broken: {self.broken[name]}")
@@ -72,7 +72,7 @@ class Gateway:
                 log.warning("the folders of the cases cannot be read, those that are served go on: %s", error)
 
     async def take_up(self) -> Exception | None:
-        """Serve the cases as they are now: new and mended ones too, changed ones as they are declared, removed ones no more.
+        """Serve the cases as they are now: new and mended ones too, changed ones as declared, removed ones no more.
 
         A case that cannot work is left as it is, and in ``broken``. Returns what keeps one from being served that is
         whole (its log cannot be written, its index does not answer); it is tried again by the next call.

@@ -1,4 +1,4 @@
-"""Mistakes in a user's own case, through the command line: case, file, line and what to do; never "a mistake in the program"."""
+"""Mistakes in a user's own case, on the command line: case, file, line, what to do; no "mistake in the program"."""
 
 import json
 
@@ -56,15 +56,35 @@ def _column(name, changed):
 RETURNS = "return canonical(frame, FIELDS, window, params)"
 RUNS = {
     "text label": (_column("sold", lambda _, value: ("no", "yes")[int(value)]), "line 18", "'sold'"),
-    "one text label": (_column("sold", lambda number, value: "yes" if number == 200 else value), "line 16", "could not parse `yes`"),
+    "one text label": (
+        _column("sold", lambda number, value: "yes" if number == 200 else value),
+        "line 16",
+        "could not parse `yes`",
+    ),
     "decimal comma": (_column("price", lambda _, value: f'"{value.replace(".", ",")}"'), "line 18", "'price'"),
     "missing file": (lambda root: (root.parent / "shop.csv").unlink(), "line 16", "shop.csv"),
     "empty file": (lambda root: (root.parent / "shop.csv").write_text(""), "line 16", "empty CSV"),
     "folder of data not given": (_code("source.py", "settings.data_dir /", "None /"), "line 11", "TypeError"),
-    "exception in rows": (_code("source.py", "frame = pl.read_csv", "raise RuntimeError('no\\nwarehouse') #"), "line 16", "RuntimeError: no warehouse"),
-    "resolve that returns nothing": (_code("source.py", "return Source", "Source"), "line 9", "resolve returned a NoneType"),
-    "rows that return nothing": (_code("source.py", RETURNS, ""), "line 14", "rows returned what cannot be used: shop: rows came as NoneType"),
-    "rows as pandas": (_code("source.py", RETURNS, f"{RETURNS}.to_pandas()"), "line 14", "rows returned what cannot be used: shop: rows came as DataFrame"),
+    "exception in rows": (
+        _code("source.py", "frame = pl.read_csv", "raise RuntimeError('no\\nwarehouse') #"),
+        "line 16",
+        "RuntimeError: no warehouse",
+    ),
+    "resolve that returns nothing": (
+        _code("source.py", "return Source", "Source"),
+        "line 9",
+        "resolve returned a NoneType",
+    ),
+    "rows that return nothing": (
+        _code("source.py", RETURNS, ""),
+        "line 14",
+        "rows returned what cannot be used: shop: rows came as NoneType",
+    ),
+    "rows as pandas": (
+        _code("source.py", RETURNS, f"{RETURNS}.to_pandas()"),
+        "line 14",
+        "rows returned what cannot be used: shop: rows came as DataFrame",
+    ),
     "rows without a column": (
         _code("source.py", RETURNS, f"{RETURNS}.drop('price')"),
         "line 14",
@@ -75,7 +95,7 @@ RUNS = {
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_an_error_over_the_cases_data_names_its_line(root, kind, capfd):
-    """Whatever a case's source does wrong, over itself or over its data, is told with case, file, line and what to do: one line, exit code 1."""
+    """Whatever a case's source does wrong is one line with case, file, line and what to do, and exit code 1."""
     breaks, line, words = RUNS[kind]
     breaks(root)
     code, said = run(capfd, "ingest")
@@ -113,8 +133,16 @@ def build(params, fields):
     return Network()
 """
 MODELS = {
-    "exception in build": (shop.MODEL + "\n\ndef build(params, fields):\n    return fields.sizes\n", 1, "line 9: AttributeError"),
-    "build that returns nothing": ("def build(params, fields): ...", 1, "build returned NoneType: return a torch.nn.Module"),
+    "exception in build": (
+        shop.MODEL + "\n\ndef build(params, fields):\n    return fields.sizes\n",
+        1,
+        "line 9: AttributeError",
+    ),
+    "build that returns nothing": (
+        "def build(params, fields): ...",
+        1,
+        "build returned NoneType: return a torch.nn.Module",
+    ),
     "no build": ("def make(params, fields): ...", 2, "has no build(params, fields)"),
     "no model": (None, 2, "is missing"),
     "exception in forward": (NETWORK, 1, "line 10: AttributeError: 'Tensor' object has no attribute 'WRONG'"),
@@ -136,7 +164,7 @@ def prepared(tmp_path_factory):
 
 @pytest.mark.parametrize(("kind", "ranks"), [*((kind, 1) for kind in MODELS), ("exception in forward", 2)])
 def test_an_error_in_the_cases_model_names_its_line(root, prepared, monkeypatch, kind, ranks, capfd):
-    """Whatever a case's model does wrong is told with case, file and line, also where a rank in a process of its own saw it."""
+    """Whatever a case's model does wrong is told with case, file and line, also where a rank of its own saw it."""
     text, exit_code, words = MODELS[kind]
     monkeypatch.setenv("PERENNIAL_HOME", str(prepared))
     path = root / "shop" / "model.py"
@@ -163,13 +191,25 @@ def test_our_own_mistakes_stay_ours(root, monkeypatch, capfd):
 
 LOADS = {
     "syntax error": (_code("schema.py", 'label="sold"', 'label="sold'), ("schema.py, line 7: SyntaxError",)),
-    "import error": (_code("schema.py", "import Categorical", "import Kategorical"), ("schema.py, line 3: ImportError", "Kategorical")),
+    "import error": (
+        _code("schema.py", "import Categorical", "import Kategorical"),
+        ("schema.py, line 3: ImportError", "Kategorical"),
+    ),
     "no schema": (lambda root: (root / "shop" / "schema.py").unlink(), ("schema.py is missing",)),
     "no FIELDS": (_code("schema.py", "FIELDS =", "FELDER ="), ("schema.py declares no FIELDS",)),
-    "fields of another case": (_code("schema.py", 'case="shop"', 'case="desk"'), ("schema.py", "the fields of the case desk")),
-    "parameters of another case": (_code("params.yaml", "case: shop", "case: desk"), ("params.yaml says case: desk", "the case shop")),
+    "fields of another case": (
+        _code("schema.py", 'case="shop"', 'case="desk"'),
+        ("schema.py", "the fields of the case desk"),
+    ),
+    "parameters of another case": (
+        _code("params.yaml", "case: shop", "case: desk"),
+        ("params.yaml says case: desk", "the case shop"),
+    ),
     "typo": (_code("params.yaml", "epochs:", "epoch:"), ("params.yaml", "train.epoch")),
-    "not UTF-8": (lambda root: (root / "shop" / "params.yaml").write_bytes(b"case: caf\xe9"), ("params.yaml, line 1", "UTF-8")),
+    "not UTF-8": (
+        lambda root: (root / "shop" / "params.yaml").write_bytes(b"case: caf\xe9"),
+        ("params.yaml, line 1", "UTF-8"),
+    ),
     "no source": (lambda root: (root / "shop" / "source.py").unlink(), ("source.py is missing",)),
     "syntax error in the source": (_code("source.py", "def rows(", "def rows"), ("source.py, line 14: SyntaxError",)),
     "no rows": (_code("source.py", "def rows", "def lines"), ("source.py has no rows(source, window, params)",)),
@@ -177,7 +217,10 @@ LOADS = {
         _code("source.py", "rows(source, window, params)", "rows(source)"),
         ("source.py has rows(source)", "rows(source, window, params)"),
     ),
-    "a module that is not there": (_code("source.py", "import polars", "import polarz"), ("source.py, line 3: ModuleNotFoundError", "polarz")),
+    "a module that is not there": (
+        _code("source.py", "import polars", "import polarz"),
+        ("source.py, line 3: ModuleNotFoundError", "polarz"),
+    ),
 }
 
 
@@ -196,7 +239,7 @@ def test_a_broken_case_is_one_clear_line(root, kind, capfd):
 
 @pytest.mark.parametrize("breaks", [_code("schema.py", "FIELDS =", "FELDER ="), _code("params.yaml", "epochs:", "epoch:")])
 def test_metrics_give_the_others_and_name_the_broken_case(root, breaks, capfd):
-    """One broken case does not empty `metrics`: the others have their series, and the answer and a series say which is broken and why."""
+    """One broken case does not empty `metrics`: the others have their series, answer and a series name the broken one."""
     breaks(root)
     assert cli.main(["metrics"]) == 0
     answer = json.loads(capfd.readouterr().out)

@@ -41,13 +41,25 @@ def _changed(name, before, after):
 
 
 BREAKAGES = {
-    "syntax error in the schema": (_changed("schema.py", 'label="sold"', 'label="sold'), "schema.py, line 7: SyntaxError"),
-    "syntax error in the source": (_changed("source.py", "def rows(", "def rows("[:-1]), "source.py, line 14: SyntaxError"),
+    "syntax error in the schema": (
+        _changed("schema.py", 'label="sold"', 'label="sold'),
+        "schema.py, line 7: SyntaxError",
+    ),
+    "syntax error in the source": (
+        _changed("source.py", "def rows(", "def rows("[:-1]),
+        "source.py, line 14: SyntaxError",
+    ),
     "syntax error in a helper": (_written("tools.py", "\n\nif\n"), "tools.py, line 3: SyntaxError"),
     "schema that raises": (_changed("schema.py", '"red"', "red"), "schema.py, line 8: NameError: name 'red'"),
     "schema that leaves": (_written("schema.py", "raise SystemExit(3)"), "schema.py, line 1: SystemExit"),
-    "module that is not installed": (_changed("source.py", "import polars as pl", "import polarz as pl"), "source.py, line 3: there is no module polarz"),
-    "helper that is not there": (_changed("source.py", "shop.schema", "shop.shema"), "there is no module pipelines.cases.shop.shema"),
+    "module that is not installed": (
+        _changed("source.py", "import polars as pl", "import polarz as pl"),
+        "source.py, line 3: there is no module polarz",
+    ),
+    "helper that is not there": (
+        _changed("source.py", "shop.schema", "shop.shema"),
+        "there is no module pipelines.cases.shop.shema",
+    ),
     "no schema": (lambda folder: (folder / "schema.py").unlink(), "pipelines/cases/shop/schema.py is missing"),
     "no source": (lambda folder: (folder / "source.py").unlink(), "pipelines/cases/shop/source.py is missing"),
     "no model": (lambda folder: (folder / "model.py").unlink(), "pipelines/cases/shop/model.py is missing"),
@@ -58,11 +70,20 @@ BREAKAGES = {
     "no rows": (_changed("source.py", "def rows", "def lines"), "source.py has no rows(source, window, params)"),
     "typo in the parameters": (_changed("params.yaml", "epochs:", "epoch:"), "train.epoch"),
     "no YAML": (_changed("params.yaml", "case: shop", "case: [shop"), "is not YAML"),
-    "byte that is not UTF-8": (lambda folder: (folder / "params.yaml").write_bytes(b"case: shop\nabout: caf\xe9\n"), "line 2: byte 0xe9 is not UTF-8"),
+    "byte that is not UTF-8": (
+        lambda folder: (folder / "params.yaml").write_bytes(b"case: shop\nabout: caf\xe9\n"),
+        "line 2: byte 0xe9 is not UTF-8",
+    ),
     "schema that is not UTF-8": (lambda folder: (folder / "schema.py").write_bytes(b"# caf\xe9\n"), "schema.py"),
     "YAML that is no data": (_written("params.yaml", "&a {case: *a}"), "params.yaml"),
-    "another case's parameters": (_changed("params.yaml", "case: shop", "case: desk"), "says case: desk, but it stands for the case shop"),
-    "another case's fields": (_changed("schema.py", 'case="shop"', 'case="desk"'), "declares the fields of the case desk"),
+    "another case's parameters": (
+        _changed("params.yaml", "case: shop", "case: desk"),
+        "says case: desk, but it stands for the case shop",
+    ),
+    "another case's fields": (
+        _changed("schema.py", 'case="shop"', 'case="desk"'),
+        "declares the fields of the case desk",
+    ),
     "name with a space": (lambda folder: folder.rename(folder.with_name("shop copy")), "rename the folder"),
 }
 
@@ -102,7 +123,7 @@ def test_what_is_no_case_is_left_alone(root):
 
 
 def test_a_mended_schema_is_read_anew(root):
-    """A schema that changes under a running process is followed: broken, mended within the same second and to the same length, changed in a helper."""
+    """A schema that changes under a running process is followed, within a second and a length too, and in a helper."""
     path = root / "shop" / "schema.py"
 
     def colours():
@@ -120,7 +141,11 @@ def test_a_mended_schema_is_read_anew(root):
     shop.edit(path, ("Fields((", "Fields("))
     assert colours() == ("red", "pink")
     (root / "shop" / "colours.py").write_text("COLOURS = ('white',)\n")
-    shop.edit(path, ('("red", "pink")', "COLOURS"), ("from pipelines", "from pipelines.cases.shop.colours import COLOURS\nfrom pipelines"))
+    shop.edit(
+        path,
+        ('("red", "pink")', "COLOURS"),
+        ("from pipelines", "from pipelines.cases.shop.colours import COLOURS\nfrom pipelines"),
+    )
     assert colours() == ("white",)
     (root / "shop" / "colours.py").write_text("COLOURS = ('white', 'black')\n")
     assert colours() == ("white", "black")
@@ -140,7 +165,7 @@ def test_cases_come_and_go(root):
 
 
 def test_parameters_from_outside_belong_to_their_case(root, tmp_path, monkeypatch):
-    """A file in PERENNIAL_PARAMS_DIR that names another case is refused, naming both; one that is its own is taken, and followed."""
+    """A file in PERENNIAL_PARAMS_DIR that names another case is refused, naming both; the case's own is followed."""
     monkeypatch.setenv("PERENNIAL_PARAMS_DIR", str(tmp_path))
     text = (root / "desk" / "params.yaml").read_text()
     (tmp_path / "shop.yaml").write_text(text)
@@ -154,7 +179,7 @@ def test_parameters_from_outside_belong_to_their_case(root, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("half", ["nothing", "params.yaml", "schema.py"])
 def test_a_copied_case_is_refused(root, half):
-    """A copy under another name is refused wherever it is loaded, naming both, until parameters and fields both say its name."""
+    """A copy under another name is refused, naming both, until its parameters and fields both say its name."""
     copy = root / "lamp"
     copy.mkdir()
     for file in (root / "shop").glob("*.*"):

@@ -1,4 +1,4 @@
-"""The gateway follows the cases: broken ones stop alone, new, mended, changed and removed ones are followed without a restart."""
+"""The gateway follows the cases: new, mended, changed and removed ones without a restart; broken ones stop alone."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ BREAKAGES = {
 
 @pytest.mark.parametrize("kind", BREAKAGES)
 def test_a_broken_case_stops_alone(world, kind):
-    """Whatever is wrong with one case, the gateway starts and answers for the other; the broken one is 503 with the reason, and named by /readyz and a metric."""
+    """Whatever is wrong with one case, the other is answered; it is 503 with the reason, and named by /readyz."""
     root, settings, _ = world
     file, text, words = BREAKAGES[kind]
     path = root / "shop" / file
@@ -70,7 +70,7 @@ def test_a_broken_case_stops_alone(world, kind):
 
 
 def test_a_case_that_is_added_is_answered_without_a_restart(world):
-    """A case whose folder comes while two workers run, and is trained and promoted then, is answered by both; before, it is 404 and then 503 without a champion."""
+    """A case that comes while two workers run, and is promoted then, is answered by both: after 404 and 503."""
     root, settings, _ = world
     with client(settings, **FAST) as http, client(settings, **FAST) as other:
         assert {one.post("/v1/cases/lamp/predict", json={"rows": [ROW]}).status_code for one in (http, other)} == {404}
@@ -103,7 +103,7 @@ def test_a_mended_case_is_taken_up(world):
 
 
 def test_a_case_that_breaks_goes_on_as_it_was(world):
-    """A mistake that is saved while the case is served takes nobody's answers: the last good copy serves, and /readyz names what is wrong."""
+    """A mistake that is saved while a case is served takes no answers: the last good copy serves, /readyz names it."""
     root, settings, _ = world
     with client(settings, **FAST) as http:
         assert ask(http, "desk").status_code == 200
@@ -117,7 +117,7 @@ def test_a_case_that_breaks_goes_on_as_it_was(world):
 
 
 def test_a_changed_case_is_asked_as_it_is_declared_now(world):
-    """A schema that changes is followed: the new field is wanted, the champion of the old fields is refused, and a release of the new ones serves."""
+    """A schema that changes is followed: the new field is wanted, and a champion of the old fields is refused."""
     root, settings, _ = world
     with client(settings, **FAST) as http:
         assert ask(http, "desk").status_code == 200
@@ -129,11 +129,14 @@ def test_a_changed_case_is_asked_as_it_is_declared_now(world):
         # Its hash is taken as any other process takes it.
         release(settings, 2, case="desk", fields_hash=load_fields("desk").hash)
         until(lambda: ask(http, "desk", size=1.0).status_code == 200)
-    assert {tuple(sorted(line["row"])) for line in lines(settings, case="desk")} == {tuple(sorted(ROW)), tuple(sorted({**ROW, "size": 1.0}))}
+    assert {tuple(sorted(line["row"])) for line in lines(settings, case="desk")} == {
+        tuple(sorted(ROW)),
+        tuple(sorted({**ROW, "size": 1.0})),
+    }
 
 
 def test_a_removed_case_is_answered_404_and_its_log_is_closed(world):
-    """A case whose folder goes is unknown soon, its segments are closed although they are young, and it serves again if it comes again."""
+    """A case whose folder goes is unknown soon and its young segments are closed; it serves if it comes again."""
     root, settings, _ = world
     settings = settings.model_copy(update={"log_segment_seconds": 3600.0})
     with client(settings, **FAST) as http:
@@ -152,7 +155,7 @@ def test_a_removed_case_is_answered_404_and_its_log_is_closed(world):
 
 @pytest.mark.parametrize("change", ["removed", "changed"])
 def test_requests_on_their_way_are_unharmed(world, change):
-    """A request that was let in before its case went or changed gets its answer from the version it came for, is logged, and its segment is closed."""
+    """A request that was let in before its case went or changed is answered by its version, logged, and closed."""
     root, settings, _ = world
     settings = settings.model_copy(update={"log_segment_seconds": 3600.0})
     answers = []
@@ -196,7 +199,7 @@ def _one_is_answered_late(root, settings, triton, change, answers):
 
 
 def test_a_log_that_cannot_be_written_is_tried_again(world, monkeypatch):
-    """A whole case that comes while its log cannot be made is 503 with the reason, the others answer, and it serves when the reason is gone."""
+    """A whole case whose log cannot be made is 503 with the reason, the others answer, and it is tried again."""
     root, settings, _ = world
     adopt, away = gateway_cases.adopt, True
 
