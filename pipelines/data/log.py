@@ -141,19 +141,24 @@ _MARKER = msgspec.json.Decoder(Marker)
 
 
 def _markers(settings: Settings, case: str, kind: Kind) -> Iterator[tuple[str, Marker]]:
-    """The segments that are done, in order. A marker that cannot be read is none: its segment is still there."""
-    for path in sorted((settings.lake / case / kind / SEGMENTS).glob("*.json")):
+    """The segments that are done. A marker that cannot be read is none: its segment is still there."""
+    folder = settings.lake / case / kind / SEGMENTS
+    names = os.listdir(folder) if folder.exists() else []  # noqa: PTH208 - there may be hundreds of thousands
+    for name in names:
+        if not name.endswith(".json"):
+            continue
         try:
-            yield path.stem, _MARKER.decode(path.read_bytes())
+            with open(f"{folder}/{name}", "rb") as file:  # noqa: PTH123 - see above
+                yield name.removesuffix(".json"), _MARKER.decode(file.read())
         except (OSError, msgspec.MsgspecError):
-            log.warning("%s: the marker %s cannot be read; its segment is compacted again", case, path)
+            log.warning("%s: the marker %s/%s cannot be read; its segment is compacted again", case, folder, name)
 
 
 def _is_whole(settings: Settings, case: str, kind: Kind, segment: str, marker: Marker) -> bool:
     if marker.partitions is None:
         return False
-    folder = settings.lake / case / kind
-    return all(_partition(folder / place, segment).exists() for place in marker.partitions)
+    folder = f"{settings.lake}/{case}/{kind}"
+    return all(os.path.exists(f"{folder}/{place}/{segment}.parquet") for place in marker.partitions)  # noqa: PTH110 - see above
 
 
 def _partition(folder: Path, segment: str) -> Path:
