@@ -50,6 +50,16 @@ def _said(error: BaseException) -> str:
     return str(redact(f"{kind}{(str(error).splitlines() or [''])[0]}"))[:MOST]
 
 
+def _kept(task: Any) -> str:
+    """The error that a task left; people are told of the failure also where it cannot be read."""
+    try:
+        found = task.xcom_pull(task_ids=task.task_id, key=ERROR, map_indexes=task.map_index)
+    except Exception:
+        log.exception("the error of task %s cannot be read", task.task_id)
+        return "its error could not be read from Airflow: see its log"
+    return str(found or "it left no error (its process was ended from outside): see its log")
+
+
 def tell_failure(case: str) -> Callable[[Any], None]:
     """The ``on_failure_callback`` of a DAG of the case."""
     return partial(_tell, case)
@@ -62,11 +72,7 @@ def _tell(case: str, context: dict[str, Any]) -> None:
 
     params, settings, task = load_params(case), Settings(), context.get("ti")
     name = None if task is None else task.task_id
-    if task is None:
-        why = str(context.get("reason") or "see its tasks in Airflow")
-    else:
-        kept = task.xcom_pull(task_ids=name, key=ERROR, map_indexes=task.map_index)
-        why = str(kept or "it left no error (its process was ended from outside): see its log")
+    why = str(context.get("reason") or "see its tasks in Airflow") if task is None else _kept(task)
     at = getattr(task, "end_date", None) or wall_time()
     told = runs.tell(params, settings, runs.failed(params, settings.runbooks, context["dag"].dag_id, context["run_id"], at, name, why))
     log.info("told %s", ", ".join(told))

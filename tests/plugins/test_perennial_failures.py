@@ -103,6 +103,20 @@ def test_a_task_that_was_ended_is_told_without_an_error(monkeypatch):
     assert f"run {RUN} of bank_training failed: task_failure" in second
 
 
+def test_an_error_that_cannot_be_read_stops_no_message(monkeypatch):
+    """Where Airflow does not hand out the XCom people are told all the same."""
+
+    class Away(dict):
+        def get(self, key, default=None):
+            raise RuntimeError("the API server is away")
+
+    with receiver(200) as (url, bodies):
+        monkeypatch.setenv("PERENNIAL_ALERT_WEBHOOK", url)
+        failed(monkeypatch, Away())
+    [(_, body)] = bodies
+    assert f"run {RUN} of bank_training failed in its task validate: its error could not be read from Airflow: see its log" in body["text"]
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
