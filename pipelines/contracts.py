@@ -270,7 +270,8 @@ class PredictionLine(TypedDict):
 class LabelLine(TypedDict):
     """One label (0 and 1, or the class's position), a JSON line in ``prediction_log/<case>/labels/<segment>.jsonl``.
 
-    ``event_time`` is the label's arrival in event time; the highest ``revision`` that has arrived counts.
+    ``event_time`` is the label's arrival in event time, as it is stated; the highest ``revision`` that has arrived counts in
+    trainings. A drift run counts each row's label once (drift/labels.py).
     """
 
     prediction_id: str

@@ -59,6 +59,20 @@ def _marked(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     return frame.filter(name) if name in frame.columns else frame
 
 
+def as_counted(rows: pl.DataFrame, labels: pl.DataFrame, label: str, until: datetime, age: timedelta, least: int) -> pl.DataFrame:
+    """Canonical ``rows`` with the ``label`` that a drift run would count of them: as it was when it was mature, null where it is not yet.
+
+    A champion is then judged against labels of the same age. A row without a line in ``labels`` has the label that it came
+    with. Fewer than ``least`` mature ones (labels come sooner than was declared) are no baseline: then all count as they are.
+    """
+    lines = labels.join(rows.select("id", "event_time"), on="id", how="inner")
+    ripe = pl.max_horizontal(pl.col("label_time").min().over("id"), pl.col("event_time") + age)
+    then = lines.filter(pl.col("label_time") <= ripe).unique("id", keep="first", maintain_order=True).select("id", _then="label")
+    old = pl.when(pl.col("event_time") <= until - age).then(pl.coalesce("_then", label))
+    found = rows.join(then, on="id", how="left", maintain_order="left").with_columns(old.cast(rows[label].dtype).alias(label)).drop("_then")
+    return found if found[label].count() >= least else rows
+
+
 def possible(labels: pl.DataFrame, classes: int) -> pl.DataFrame:
     """Labels that are one: 0 and 1, or with ``classes`` the position of one of them. Others say nothing about a model."""
     return labels.filter(pl.col("label").is_between(0, (classes or 2) - 1))

@@ -35,7 +35,8 @@ def reference_profile(train: pl.DataFrame, scores: NDArray[np.float64], fields: 
     Of classes the likeliest one is the prediction and its probability the score, as in the prediction log.
     Kept per feature: the counts, and the counts of every day in ``DAY_GROUPS`` groups, of which the
     overdispersion is made. ``baseline`` holds what labels are judged against: ``rows, errors, error_rate``
-    (its upper confidence bound), ``loss`` and ``loss_se`` (mean log-loss and standard error). Without
+    (its upper confidence bound), ``loss`` and ``loss_se`` (mean log-loss and standard error), of the rows with a label
+    (drift/labels.py says which label a row is judged by: :func:`~pipelines.drift.labels.as_counted`). Without
     ``holdout`` or with an empty one there is no baseline, and the score's days are unknown. The baseline further holds,
     since references are written with them, ``calibration`` (calibration.py), ``class_rows`` (training rows per class),
     ``by_class`` (a feature's counts ``[K][G]`` per class in ``DAY_GROUPS`` groups; of the outputs those of the holdout)
@@ -52,6 +53,9 @@ def reference_profile(train: pl.DataFrame, scores: NDArray[np.float64], fields: 
     if holdout is not None and holdout.height:
         outputs = holdout.select("event_time", fields.label).hstack(top)
         days |= _by_day(outputs, fields, spec, profile_outputs)
+        told = holdout[fields.label].is_not_null()
+        holdout, outputs, scores = holdout.filter(told), outputs.filter(told), scores[told.to_numpy()]
+    if holdout is not None and holdout.height:
         label = holdout[fields.label].cast(pl.Int64).to_numpy()
         losses = row_losses(label, scores)
         errors = int(row_errors(label, scores).sum())

@@ -78,15 +78,14 @@ def export_reference(params: Params, fields: Fields, settings: Settings, run_dir
     train, dataset = storage.read_manifest(run_dir / "train"), storage.read_manifest(run_dir / "dataset")
     spec = load_spec(fields, settings.profile_file(params.case))
     inputs = {"dataset": dataset.key, "train": train.key}
-    key = storage.step_key(
-        "export", export.STEP_VERSION, inputs, {"fields": fields.hash, "profile": spec.version, "code": code_sha256(params.case), "head": True}
-    )
+    declared = {"fields": fields.hash, "profile": spec.version, "code": code_sha256(params.case), "head": True}
+    key = storage.step_key("export", export.STEP_VERSION, inputs, declared | {"label_age": params.label_delay_days})
 
     def build(folder: Path) -> Mapping[str, Any]:
         holdout = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")
-        reference = reference_profile(
-            pl.read_parquet(run_dir / "dataset" / "train.parquet"), of_rows(params, settings, run_dir / "export", holdout, fields), fields, spec, holdout
-        )
+        scores = of_rows(params, settings, run_dir / "export", holdout, fields)
+        judged = export.as_judged(params, settings, as_of, holdout)
+        reference = reference_profile(pl.read_parquet(run_dir / "dataset" / "train.parquet"), scores, fields, spec, judged)
         (folder / FILE).write_bytes(to_bytes(reference))
         return {"holdout_rows": holdout.height}
 

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from pipelines.cases import build_model, load_fields
 from pipelines.cases.code import code_sha256
 from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest
+from pipelines.data import log as prediction_log
+from pipelines.drift import labels as label_evidence
 from pipelines.drift.profile import to_bytes
 from pipelines.drift.reference import FILE, reference_profile
 from pipelines.drift.spec import load_spec
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from pipelines.encoding import Columns
     from pipelines.fields import Fields
 
-STEP_VERSION = 9
+STEP_VERSION = 10
 ROOMS = (
     "pipelines.export.onnx",
     "pipelines.export.bundle",
@@ -38,6 +40,8 @@ ROOMS = (
     "pipelines.cases.encoder",
     "pipelines.cases.tabular",
     "pipelines.drift.calibration",
+    "pipelines.data.log",
+    "pipelines.drift.labels",
     "pipelines.drift.profile",
     "pipelines.drift.projections",
     "pipelines.drift.reference",
@@ -69,7 +73,13 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     dataset = storage.read_manifest(run_dir / "dataset")
     inputs = {"dataset": dataset.key, "train": train.key}
     spec = load_spec(fields, settings.profile_file(params.case))
-    declared = {"fields": fields.hash, "profile": spec.version, "export": params.export.model_dump(mode="json"), "code": code_sha256(params.case)}
+    declared: dict[str, Any] = {
+        "fields": fields.hash,
+        "profile": spec.version,
+        "export": params.export.model_dump(mode="json"),
+        "code": code_sha256(params.case),
+    }
+    declared["label_age"] = params.label_delay_days
     key = storage.step_key("export", STEP_VERSION, inputs, declared)
 
     def build(folder: Path) -> Mapping[str, Any]:
@@ -95,12 +105,24 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
             bundle["precision"] = next(name for name, variant in variants.items() if variant["file"] == runtime.MODEL)
             (folder / BUNDLE).write_text(storage.canonical_json(bundle))
         scores = runtime.score_rows(folder, fields, columns)
-        reference = reference_profile(pl.read_parquet(run_dir / "dataset" / "train.parquet"), scores, fields, spec, holdout)
+        judged = as_judged(params, settings, as_of, holdout)
+        reference = reference_profile(pl.read_parquet(run_dir / "dataset" / "train.parquet"), scores, fields, spec, judged)
         (folder / FILE).write_bytes(to_bytes(reference))
         (folder / "spec.json").write_text(storage.canonical_json(asdict(spec)))
         return {"parity": worst, "parity_rows": holdout.height, "variants": variants, **bundle}
 
     return storage.commit(run_dir / "export", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
+
+
+def as_judged(params: Params, settings: Settings, as_of: datetime, holdout: pl.DataFrame) -> pl.DataFrame:
+    """The holdout with the labels that the champion's baseline is made of: those that a drift run would count, by the same rule."""
+    fields, age = load_fields(params.case), timedelta(days=params.label_delay_days)
+    if holdout.is_empty():
+        return holdout
+    oldest: datetime = holdout["event_time"].min()  # type: ignore[assignment]
+    lines = prediction_log.read_label_lines(settings, params.case, as_of, since=oldest)
+    labels = label_evidence.possible(lines, len(fields.classes))
+    return label_evidence.as_counted(holdout, labels, fields.label, as_of, age, params.drift.min_rows)
 
 
 def _variants(params: Params, fields: Fields, folder: Path, columns: Columns, label: Any) -> dict[str, Any]:

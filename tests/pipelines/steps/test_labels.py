@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, text
 from pipelines import ledger
 from pipelines.config import Settings
 from pipelines.errors import Overtaken
-from pipelines.steps import drift, profile
+from pipelines.steps import drift, export, profile
 from tests.pipelines.drift.stream import FIELDS, Stream, midnight
 from tests.pipelines.steps.test_drift import LOANS, after, day, judge, release, report
 
@@ -254,3 +254,26 @@ def test_records_are_short(settings, stream):
     first, second = (state["segments"] for state in ledger.drift_states(settings.ledger, "loans"))
     assert first == {"predictions": [["20260101T000000Z-17-0a1b2c3d-", 0, ROWS - 1]], "labels": []}
     assert second == {"predictions": [["rows-", 1, 1]], "labels": []}
+
+
+def test_the_baseline_counts_as_the_window_does(settings, stream):
+    """A holdout row is judged by the label that a drift run would count: as it was when it was mature, not as it was corrected later."""
+    rows = rows_of(stream, 0)
+    holdout = rows.with_columns(label_time=pl.col("event_time") + timedelta(days=9))
+    labelled(settings, rows, "first", delay=timedelta(hours=1), wrong=True)
+    labelled(settings, rows, "corrected", delay=timedelta(hours=20), revision=1)
+    labelled(settings, rows.head(10), "later", delay=timedelta(days=2), revision=2, wrong=True)
+    profile.run(PARAMS, settings, settings.run_dir("loans", after(9)), after(9))
+    named = dict(zip(rows["id"], rows[FIELDS.label], strict=True))
+
+    def judged(frame: pl.DataFrame, number: int) -> dict[str, int | None]:
+        found = export.as_judged(PARAMS, settings, after(number), frame)
+        assert found["id"].equals(frame["id"])
+        return dict(zip(found["id"], found[FIELDS.label], strict=True))
+
+    assert judged(holdout, 9) == named
+    # Rows that are younger than the declared age are left out, unless hardly any would be left.
+    young = pl.concat([holdout, rows_of(stream, 8).with_columns(label_time=pl.col("event_time"))])
+    last = judged(young, 8)
+    assert {id_ for id_, label in last.items() if label is None} == {row["id"] for row in young.to_dicts() if row["event_time"] > after(8) - AGE}
+    assert None not in judged(rows_of(stream, 9).with_columns(label_time=pl.col("event_time")), 9).values()
