@@ -1,4 +1,4 @@
-"""DAGs for tests/dags/test_real_airflow.py: trainings whose two ranks lead sessions of their own and are deaf to TERM."""
+"""DAGs for tests/dags/test_real_airflow.py: trainings whose two ranks lead sessions of their own and are deaf to TERM, and mishaps."""
 
 import os
 import subprocess
@@ -9,8 +9,12 @@ from types import ModuleType
 
 from airflow.sdk import DAG
 from perennial_deadlines import deadline
+from perennial_failures import tell_failure
+from perennial_operators import StepOperator
 from perennial_processes import TAG
 from perennial_torchrun import TorchrunOperator
+
+from pipelines.errors import DataError, TooFewRows, Unavailable
 
 CASE = "loans"
 RANKS = 2
@@ -34,4 +38,32 @@ module.run = run
 for end, limit in ENDS.items():
     with DAG(f"held_{end}", schedule=None, deadline=deadline(CASE, timedelta(seconds=2)) if end == "failed" else None) as dag:
         TorchrunOperator(task_id="train", case=CASE, step="held", execution_timeout=limit)
+    globals()[dag.dag_id] = dag
+
+
+def broken():
+    """An error that trying again cannot mend."""
+    raise DataError("6% of the rows are bad")
+
+
+def flaky(run_dir):
+    """A service that is back at the second try."""
+    mark = run_dir / "flaky"
+    if not mark.exists():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        raise Unavailable("Triton is down")
+    return {}
+
+
+def early():
+    """A run that comes before any label."""
+    raise TooFewRows("no label has arrived")
+
+
+for mishap in (broken, flaky, early):
+    sys.modules[f"pipelines.steps.{mishap.__name__}"] = module = ModuleType(f"pipelines.steps.{mishap.__name__}")
+    module.run = mishap
+    with DAG(f"mishap_{mishap.__name__}", schedule=None, on_failure_callback=tell_failure(CASE)) as dag:
+        StepOperator(task_id="step", step=mishap.__name__, case=CASE, retries=1, retry_delay=timedelta(seconds=1))
     globals()[dag.dag_id] = dag

@@ -177,6 +177,25 @@ def _late(loop):
     return [body["text"] for _, body in loop.messages if "run held of held_failed is late" in body["text"]]
 
 
+def test_a_run_that_fails_is_told_once_and_at_once(loop):
+    """People are told once of a failed run, with its task and error; a retry that succeeds and a skip are told to nobody."""
+    airflow, wanted = loop.airflow, {"broken": "failed", "flaky": "success", "early": "success"}
+    for mishap in wanted:
+        airflow.unpause(f"mishap_{mishap}")
+    runs = {mishap: airflow.trigger_dag(f"mishap_{mishap}", "once") for mishap in wanted}
+    assert {mishap: airflow.wait(f"mishap_{mishap}", run)["state"] for mishap, run in runs.items()} == wanted
+    until = time.monotonic() + 60
+    while not _about(loop, "mishap_broken"):
+        assert time.monotonic() < until, loop.messages
+        time.sleep(0.05)
+    [told] = _about(loop, "mishap_")
+    assert "run once of mishap_broken failed in its task step: DataError: 6% of the rows are bad" in told
+
+
+def _about(loop, name):
+    return [body["text"] for _, body in loop.messages if name in body["text"]]
+
+
 def test_an_episode_trains_once(loop):
     """Twenty concurrent drift runs of one episode, some killed and retried, some cleared, end in one training run, to which all link, and one message."""
     tomorrow = wall_time().replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
