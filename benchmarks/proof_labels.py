@@ -47,8 +47,6 @@ UPLOADS = {"hourly": timedelta(hours=1), "daily": timedelta(days=1), "weekly": t
 LAG = {"hourly": timedelta(minutes=5), "daily": timedelta(hours=6), "weekly": timedelta(hours=6)}
 """How long after the end of what an upload covers it is posted."""
 RUN_AT = timedelta(hours=2)
-AFTERWARDS = 8
-"""Windows after the first upload that holds labels of drifted rows."""
 VERSION = 1
 
 
@@ -64,10 +62,11 @@ class Champion(Protocol):
 
 @dataclass(frozen=True)
 class Cell:
-    """How late labels are in one run of the probe, and how they are posted."""
+    """How late labels are in one run of the probe, how they are posted, and how many windows follow the first such upload."""
 
     delay: int
     upload: str
+    afterwards: int = 8
 
     @property
     def params(self) -> Params:
@@ -78,16 +77,16 @@ class Cell:
     @property
     def windows(self) -> int:
         """Days that are served and judged."""
-        return DRIFT_DAY + self.delay + UPLOADS[self.upload].days + AFTERWARDS
+        return DRIFT_DAY + self.delay + UPLOADS[self.upload].days + self.afterwards
 
 
 def main() -> None:
     """Play every cell and write benchmarks/results/proof-labels.json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two cells with a short training, nothing written")
+    parser.add_argument("--quick", action="store_true", help="two short cells with a short training, nothing written")
     quick = parser.parse_args().quick
     began = time.perf_counter()
-    cells = [Cell(0, "daily"), Cell(1, "hourly")] if quick else [Cell(delay, upload) for delay in DELAYS for upload in UPLOADS]
+    cells = [Cell(0, "daily", 3), Cell(1, "hourly", 3)] if quick else [Cell(delay, upload) for delay in DELAYS for upload in UPLOADS]
     champion = trained(epochs=4 if quick else PARAMS.train.epochs)
     rows = []
     for cell in cells:

@@ -43,10 +43,9 @@ def test_a_label_is_due_once_when_it_is_known():
     assert [proof.errors(part) for part in proof.due(found, 4)] == [0, 1, 1, 0]
 
 
-def test_a_cell_holds_on_the_real_steps(monkeypatch):
+def test_a_cell_holds_on_the_real_steps():
     """With nightly uploads every label counts once and drift is confirmed as early as it can be; a run that counts otherwise is seen."""
-    monkeypatch.setattr(proof, "AFTERWARDS", 3)
-    found = proof.played(proof.Cell(0, "daily"), Stream(seed=0))
+    found = proof.played(proof.Cell(0, "daily", 3), Stream(seed=0))
     assert found["judged"] == found["delivered"] == 400 * (found["windows"] - 1)
     assert all(one["holds"] for one in proof.goals([found]))
     for change in ({"runs_as_due": found["windows"] - 1}, {"first_spoke": None}, {"confirmed": None}, {"confirmed": found["earliest"] + 2}):
