@@ -21,6 +21,7 @@ from pipelines.cases.code import code_sha256
 from pipelines.cases.embedding import embeddings
 from pipelines.config import Params, Settings, TextModelParams
 from pipelines.contracts import Manifest
+from pipelines.data.lake import content_sha256
 from pipelines.drift.profile import to_bytes
 from pipelines.drift.reference import FILE, reference_profile
 from pipelines.drift.spec import load_spec
@@ -78,13 +79,19 @@ def export_reference(params: Params, fields: Fields, settings: Settings, run_dir
     train, dataset = storage.read_manifest(run_dir / "train"), storage.read_manifest(run_dir / "dataset")
     spec = load_spec(fields, settings.profile_file(params.case))
     inputs = {"dataset": dataset.key, "train": train.key}
-    declared = {"fields": fields.hash, "profile": spec.version, "code": code_sha256(params.case), "head": True}
-    key = storage.step_key("export", export.STEP_VERSION, inputs, declared | {"label_age": params.label_delay_days})
+    holdout = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")
+    judged = export.as_judged(params, settings, as_of, holdout)
+    declared = {
+        "fields": fields.hash,
+        "profile": spec.version,
+        "code": code_sha256(params.case),
+        "judged": content_sha256(judged.select("id", fields.label)),
+        "head": True,
+    }
+    key = storage.step_key("export", export.STEP_VERSION, inputs, declared)
 
     def build(folder: Path) -> Mapping[str, Any]:
-        holdout = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")
         scores = of_rows(params, settings, run_dir / "export", holdout, fields)
-        judged = export.as_judged(params, settings, as_of, holdout)
         reference = reference_profile(pl.read_parquet(run_dir / "dataset" / "train.parquet"), scores, fields, spec, judged)
         (folder / FILE).write_bytes(to_bytes(reference))
         return {"holdout_rows": holdout.height}

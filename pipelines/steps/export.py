@@ -18,6 +18,7 @@ from pipelines.cases.code import code_sha256
 from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest
 from pipelines.data import log as prediction_log
+from pipelines.data.lake import content_sha256
 from pipelines.drift import labels as label_evidence
 from pipelines.drift.profile import to_bytes
 from pipelines.drift.reference import FILE, reference_profile
@@ -79,7 +80,10 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         "export": params.export.model_dump(mode="json"),
         "code": code_sha256(params.case),
     }
-    declared["label_age"] = params.label_delay_days
+    holdout = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")
+    judged = as_judged(params, settings, as_of, holdout)
+    # They come from the log, which no input's key holds.
+    declared["judged"] = content_sha256(judged.select("id", fields.label))
     key = storage.step_key("export", STEP_VERSION, inputs, declared)
 
     def build(folder: Path) -> Mapping[str, Any]:
@@ -97,7 +101,6 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         if train.facts.get("scales"):
             about["scales"] = train.facts["scales"]
         bundle = write_bundle(model, fields, folder, about)
-        holdout = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")
         columns = {name: holdout[name].to_list() for name in fields.names}
         worst = check_parity(model, fields, folder, columns, params.train.seed)
         variants = _variants(params, fields, folder, columns, holdout[fields.label].to_numpy())
@@ -105,7 +108,6 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
             bundle["precision"] = next(name for name, variant in variants.items() if variant["file"] == runtime.MODEL)
             (folder / BUNDLE).write_text(storage.canonical_json(bundle))
         scores = runtime.score_rows(folder, fields, columns)
-        judged = as_judged(params, settings, as_of, holdout)
         reference = reference_profile(pl.read_parquet(run_dir / "dataset" / "train.parquet"), scores, fields, spec, judged)
         (folder / FILE).write_bytes(to_bytes(reference))
         (folder / "spec.json").write_text(storage.canonical_json(asdict(spec)))

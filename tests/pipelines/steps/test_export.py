@@ -9,10 +9,13 @@ import polars as pl
 import pytest
 
 from pipelines import storage
+from pipelines.cases import load_fields
 from pipelines.config import ExportParams, Settings
+from pipelines.data import log as prediction_log
 from pipelines.errors import IntegrityError
 from pipelines.export import bundle, variants
 from pipelines.steps import export, train
+from pipelines.storage import write_atomic
 from tests.encoders import write_encoder
 from tests.pipelines.export.texts import write_dynamic
 from tests.pipelines.steps import test_train as texts
@@ -69,3 +72,24 @@ def test_a_model_that_mixes_rows_is_no_bundle(trained, monkeypatch):
     monkeypatch.setattr(export, "STEP_VERSION", -2)
     with pytest.raises(IntegrityError, match="take out of the model what mixes rows"):
         export.run(params, settings, run_dir, AS_OF)
+
+
+def test_labels_of_the_baseline_are_part_of_the_key(trained, monkeypatch):
+    """A label that the baseline takes from the log gives the export another key, as late rows do; one that changes nothing does not."""
+    settings, params, run_dir = trained
+    params = params.model_copy(update={"label_delay_days": 0.5, "drift": params.drift.model_copy(update={"min_rows": 1})})
+    fields = load_fields(params.case)
+    same, other = pl.read_parquet(run_dir / "dataset" / "holdout.parquet").head(2).to_dicts()
+    monkeypatch.setattr(storage, "commit", lambda _folder, **given: given["key"])
+
+    def key_with(row: dict, label: int) -> object:
+        stated = (row["event_time"] + timedelta(hours=1)).isoformat()
+        line = {"prediction_id": row["id"], "label": label, "revision": 0, "event_time": stated, "received_at": stated}
+        segment = settings.prediction_log / params.case / "labels" / f"{row['id']}-000001.jsonl"
+        write_atomic(segment, json.dumps(line).encode() + b"\n")
+        prediction_log.compact(settings, params.case)
+        return export.run(params, settings, run_dir, AS_OF)
+
+    before = export.run(params, settings, run_dir, AS_OF)
+    assert key_with(same, same[fields.label]) == before
+    assert key_with(other, (other[fields.label] + 1) % len(fields.classes)) != before
