@@ -1,14 +1,15 @@
 """Make the state folder that a later commit must be able to read: ``python -m tests.state.make``, alone on the machine.
 
-It starts a real Triton, MLflow and gateway on free ports, plays ten days of the `loans` case by hand (no Airflow), and packs
-what they left as ``tests/state/<commit>.tar.xz``. The commit's own code makes it: before a format changes, run this at the commit
-before and add the archive's name to ``STATES`` in test_state.py. For a commit that does not have this file, check it out
-elsewhere (``git worktree add``), copy this file to the same place there and give ``--out``.
+It starts a real Triton, MLflow and gateway on free ports, plays ten days of the `loans` case by hand (no Airflow), and
+packs what they left as ``tests/state/<commit>.tar.xz``. The commit's own code makes it: before a format changes, run
+this at the commit before; test_state.py reads every archive beside it. For a commit that does not have this file,
+check it out elsewhere (``git worktree add``), copy this file to the same place there and give ``--out``.
 
-What lies in it: two champions, a candidate that was not promoted, a drift that was confirmed by labels and the training that it
-asked for, a cooldown that goes on, windows that were judged and a day that was not yet, alerts, a silence; of the log closed segments, one
-with a torn end and one with a line that is none, a row that breaks the contract, a label that was corrected, and the open
-segments of a gateway that was killed. What does not: weights (``UNKEPT``), pictures, logs, and whatever names this machine.
+What lies in it: two champions, a candidate that was not promoted, a drift that was confirmed by labels and the
+training that it asked for, a cooldown that goes on, windows that were judged and a day that was not yet, alerts, a
+silence; of the log closed segments, one with a torn end and one with a line that is none, a row that breaks the
+contract, a label that was corrected, and the open segments of a gateway that was killed. What does not: weights
+(``UNKEPT``), pictures, logs, and whatever names this machine.
 """
 
 from __future__ import annotations
@@ -75,7 +76,10 @@ UNKEPT = (
     "env",
     "stack.json",
 )
-"""Files that are not packed: weights, pictures (they are large, and nothing reads them), secrets and what names places."""
+"""Files that are not packed.
+
+Weights, pictures (they are large, and nothing reads them), secrets and what names places.
+"""
 UNKEPT_FOLDERS = ("logs", "triton", "checkpoints", "work")
 
 
@@ -85,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the archive; default: tests/state/<commit>.tar.xz")
     parser.add_argument("--keep", type=Path, help="leave the folder here, to look at it")
     asked = parser.parse_args(argv)
-    commit = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+    about = ["git", "rev-parse", "--short=7", "HEAD"]
+    commit = subprocess.run(about, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
     out = asked.out or HERE / f"{commit}.tar.xz"
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "state"
@@ -116,7 +121,10 @@ def made(home: Path) -> None:
         correct(settings, last)
         midnight = datetime.combine(last + timedelta(days=1), datetime.min.time(), UTC)
         place = Place(midnight - timedelta(days=DAYS + 1), midnight, midnight)
-        write_atomic(place_file(settings, CASE), json.dumps({name: moment.isoformat() for name, moment in asdict(place).items()}).encode())
+        write_atomic(
+            place_file(settings, CASE),
+            json.dumps({name: moment.isoformat() for name, moment in asdict(place).items()}).encode(),
+        )
 
 
 def write_params(folder: Path) -> None:
@@ -124,7 +132,13 @@ def write_params(folder: Path) -> None:
     values = yaml.safe_load((CASES_ROOT / CASE / "params.yaml").read_text())
     values["label_delay_days"] = 1
     values["schedule"]["live"] = False
-    values["dataset"] |= {"window_days": 4, "min_rows": 100, "fallback_rows": 200, "holdout_share": 0.3, "min_holdout": 40}
+    values["dataset"] |= {
+        "window_days": 4,
+        "min_rows": 100,
+        "fallback_rows": 200,
+        "holdout_share": 0.3,
+        "min_holdout": 40,
+    }
     values["model"] = {"hidden": [16], "embedding": 2, "dropout": 0.0}
     values["train"] |= {"epochs": 8, "batch_size": 32, "learning_rate": 0.01}
     values["gate"] |= {"draws": 200, "min_slice_rows": 1000}
@@ -137,14 +151,24 @@ def write_params(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _stack(home: Path) -> Iterator[tuple[Settings, httpx.Client, object]]:
-    """Triton, MLflow and a gateway on ``home``, as `make up` starts them; ends them all. ``kill()`` ends the gateway at once."""
+    """Triton, MLflow and a gateway on ``home``, as `make up` starts them; ``kill()`` ends the gateway at once."""
     ports, tag = Ports.free(), triton.stack_tag(home)
     triton.require()
     triton.prepare(home)
-    mine = services.settings_environment(home, ports) | {"PERENNIAL_ACTOR": "maker", "PERENNIAL_LOG_SEGMENT_SECONDS": "0.5"}
+    mine = services.settings_environment(home, ports) | {
+        "PERENNIAL_ACTOR": "maker",
+        "PERENNIAL_LOG_SEGMENT_SECONDS": "0.5",
+    }
     os.environ |= mine | {"PERENNIAL_CONNECTIONS": "none"}
-    env = {**os.environ, triton.TAG: tag, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-    wanted = [one for one in services.services(home, ports, env, traffic=False, broken=[]) if one.name in {"triton", "mlflow", "gateway"}]
+    env = {
+        **os.environ,
+        triton.TAG: tag,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+    }
+    every = services.services(home, ports, env, traffic=False, broken=[])
+    wanted = [one for one in every if one.name in {"triton", "mlflow", "gateway"}]
     running = [launch(one.name, one.argv, one.env, home / "logs" / f"{one.name}.log") for one in wanted]
     try:
         for one in wanted:
@@ -155,7 +179,8 @@ def _stack(home: Path) -> Iterator[tuple[Settings, httpx.Client, object]]:
                 time.sleep(0.2)
         [gateway] = [process for process in running if process.name == "gateway"]
         settings = read_settings()
-        with httpx.Client(base_url=settings.gateway_url, headers={"X-API-Key": KEY}, timeout=60, trust_env=False) as http:
+        key = {"X-API-Key": KEY}
+        with httpx.Client(base_url=settings.gateway_url, headers=key, timeout=60, trust_env=False) as http:
             yield settings, http, lambda: os.kill(gateway.pid, 9)
     finally:
         end(running, tag)
@@ -173,7 +198,18 @@ def do(name: str, day: date | None, *more: str) -> None:
 
 def train(day: date, trigger: str) -> None:
     """The training line of one run."""
-    for step in ("ingest", "validate", "dataset", "train", "export", "evaluate", "gate", "register", "rollout", "reconcile"):
+    for step in (
+        "ingest",
+        "validate",
+        "dataset",
+        "train",
+        "export",
+        "evaluate",
+        "gate",
+        "register",
+        "rollout",
+        "reconcile",
+    ):
         at = None if step == "reconcile" else day
         do(step, at, *(["--trigger", trigger] if step in {"train", "gate", "register", "rollout"} else []))
 
@@ -182,8 +218,9 @@ def judge(settings: Settings, day: date, *, page: bool) -> None:
     """The drift run of ``day``, and the training that it asks for, at the same time."""
     for step in ("profile", "drift", "alert", *(["report"] if page else [])):
         do(step, day)
-    report = json.loads((settings.run_dir(CASE, datetime.combine(day, datetime.min.time(), UTC)) / "drift" / "report.json").read_text())
-    print(day, report["state"], report["action"], report["reason"], report["labels"].get("rows"), report["policy"].get("log_e"))  # noqa: T201
+    run_dir = settings.run_dir(CASE, datetime.combine(day, datetime.min.time(), UTC))
+    report = json.loads((run_dir / "drift" / "report.json").read_text())
+    print(day, *(report[name] for name in ("state", "action", "reason")))  # noqa: T201
     if report["action"] == "retrain":
         train(day, "drift")
 
@@ -198,14 +235,21 @@ def rows_of(settings: Settings, day: date) -> pl.DataFrame:
 
 
 def serve(settings: Settings, gateway: httpx.Client, day: date, *, killed=None) -> None:
-    """Post a day's rows and the labels of the day before; ``killed`` ends the gateway while its last segments are open."""
+    """Post a day's rows and the labels of the day before; ``killed`` ends the gateway with its last segments open."""
     _serves_the_champion(settings, gateway)
     ids = settings.root / "ids.json"
     given: dict[str, str] = json.loads(ids.read_text()) if ids.exists() else {}
     yesterday = [] if day == START else rows_of(settings, day - timedelta(days=1)).to_dicts()
-    labels = [{"prediction_id": given.get(row["id"], row["id"]), "label": row[FIELDS.label], "event_time": row["label_time"].isoformat()} for row in yesterday]
+    labels = [
+        {
+            "prediction_id": given.get(row["id"], row["id"]),
+            "label": row[FIELDS.label],
+            "event_time": row["label_time"].isoformat(),
+        }
+        for row in yesterday
+    ]
     today = rows_of(settings, day).to_dicts()
-    rows = [{**{name: row[name] for name in FIELDS.names}, "event_time": row["event_time"].isoformat()} for row in today]
+    rows = [{name: row[name] for name in FIELDS.names} | {"event_time": row["event_time"].isoformat()} for row in today]
     for row, sent in zip(today[WITHOUT_ID:], rows[WITHOUT_ID:], strict=True):
         sent["prediction_id"] = row["id"]
     answers = []
@@ -262,10 +306,14 @@ def damage(settings: Settings, day: date) -> None:
 
 
 def correct(settings: Settings, day: date) -> None:
-    """A label that was judged yesterday was wrong: a higher revision, in a segment that nobody has read yet; and a torn end in an open one."""
+    """A label that was judged yesterday was wrong.
+
+    A higher revision, in a segment that nobody has read yet; and a torn end in an open one.
+    """
     folder = settings.prediction_log / CASE / "labels"
     at = datetime.combine(day, datetime.min.time(), UTC) + timedelta(hours=13)
-    known = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_bytes().splitlines() if line.startswith(b"{")]
+    every = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_bytes().splitlines()]
+    known = [json.loads(line) for line in every if line.startswith(b"{")]
     old = next(line for line in known if datetime.fromisoformat(line["event_time"]).date() == day - timedelta(days=1))
     line = old | {"label": 1 - old["label"], "revision": 1, "event_time": at.isoformat()}
     (folder / f"{max(folder.glob('*.jsonl')).stem.rpartition('-')[0]}-900000.jsonl").write_text(json.dumps(line) + "\n")
@@ -285,7 +333,13 @@ def pack(home: Path, out: Path) -> None:
             database.execute("VACUUM INTO ?", (str(whole),))
         whole.replace(path)
     kept = [path for path in sorted(home.rglob("*")) if path.is_file() and not _unkept(path.relative_to(home))]
-    names = {str(HERE.parents[1]), str(home), str(Path.home()), socket.gethostname(), *([user] if (user := getpass.getuser()) != "root" else [])}
+    names = {
+        str(HERE.parents[1]),
+        str(home),
+        str(Path.home()),
+        socket.gethostname(),
+        *([user] if (user := getpass.getuser()) != "root" else []),
+    }
     for path in kept:
         data = path.read_bytes()
         found = [name for name in names if len(name) > 3 and name.encode() in data]

@@ -1,12 +1,17 @@
 """What the commit before left in a state folder is read by this one, or migrated by one command.
 
-``<commit>.tar.xz`` is a folder that the code of that commit made (make.py). A format that changes without a migration fails here.
+``<commit>.tar.xz`` is a folder that the code of that commit made (make.py). A format that changes without a migration
+fails here.
 """
 
 import io
 import json
+import os
 import shutil
+import subprocess
 import tarfile
+import time
+import urllib.request
 from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -15,6 +20,7 @@ import polars as pl
 import pytest
 
 from embedded import services
+from embedded.ports import Ports
 from embedded.traffic import read_place
 from pipelines import ledger, storage
 from pipelines.cli import main
@@ -25,7 +31,7 @@ from pipelines.deploy import rollout
 from pipelines.drift import sequential
 from pipelines.encoding import encoder
 from pipelines.registry import aliases
-from pipelines.steps import dataset, drift, ingest, profile, validate
+from pipelines.steps import dataset, drift, ingest, profile, register, validate
 from tests.pipelines.conftest import free_port
 from tests.serving.gateway import world
 
@@ -36,6 +42,7 @@ FIRST, ASKED, LAST = date(2020, 6, 8), date(2020, 6, 14), date(2020, 6, 17)
 """The first champion's day, that of the run that asked for a retraining, and that of the newest drift run."""
 JUDGED = [FIRST + timedelta(days=number) for number in range(1, 10)]
 NEXT = LAST + timedelta(days=1)
+UNKEPT = (".onnx", ".pt", ".pth", ".bin", ".safetensors", "api_key")
 
 
 def at(day: date) -> datetime:
@@ -107,7 +114,10 @@ def report(settings: Settings, day: date) -> DriftReport:
 def decided(settings: Settings) -> list[dict | None]:
     """Every drift state of the ledger, the newest last, and the episodes."""
     moments = [*map(at, JUDGED), datetime.max.replace(tzinfo=UTC)]
-    return [*(ledger.drift_state_before(settings.ledger, CASE, moment) for moment in moments), *ledger.episodes(settings.ledger, CASE)]
+    return [
+        *(ledger.drift_state_before(settings.ledger, CASE, moment) for moment in moments),
+        *ledger.episodes(settings.ledger, CASE),
+    ]
 
 
 def states_end(settings: Settings, day: date) -> dict:
@@ -135,11 +145,11 @@ def test_a_state_of_another_commit_is_kept():
         path = HERE / f"{name}.tar.xz"
         assert path.stat().st_size < 300 * 1024
         with tarfile.open(path) as archive:
-            assert not [found for found in archive.getnames() if found.endswith((".onnx", ".pt", ".pth", ".bin", ".safetensors", "api_key"))]
+            assert not [found for found in archive.getnames() if found.endswith(UNKEPT)]
 
 
 def test_history_is_read(state):
-    """The releases and their verdicts are told, the chain of hashes holds, and a verdict that is kept is the same verdict today."""
+    """Releases and verdicts are told, the chain of hashes holds, and a kept verdict is the same verdict today."""
     told = answered("history")["releases"]
     assert [(one["champion"], one["action"], one["trigger"], one["as_of"][:10]) for one in told] == [
         (1, "promote", "initial", str(FIRST)),
@@ -152,12 +162,13 @@ def test_history_is_read(state):
     for row in kept:
         written = Verdict.model_validate_json(json.dumps(row["verdict"]))
         moment = datetime.fromisoformat(row["as_of"])
-        again = ledger.record_verdict(state.ledger, case=CASE, gate_key=row["gate_key"], as_of=moment, trigger=row["trigger"], verdict=written)
+        about = {"gate_key": row["gate_key"], "as_of": moment, "trigger": row["trigger"], "verdict": written}
+        again = ledger.record_verdict(state.ledger, case=CASE, **about)
         assert again == row["hash"]
 
 
 def test_alerts_and_metrics_are_read(state):
-    """What people were told is told again, with what is still open; the exporter says what the ledger and the newest report say."""
+    """What people were told is told again, with what is still open; the exporter says what ledger and report say."""
     told = answered("alerts")
     assert {one["rule"]: one["state"] for one in told["alerts"]} == {
         "performance_dropped": "resolved",
@@ -191,20 +202,34 @@ def test_every_artefact_is_read(state):
 
 
 def test_a_judged_window_is_reported_and_decides_nothing(state):
-    """Drift runs of windows that the old code judged give its decisions, its evidence and its features, and write nothing into the ledger."""
+    """Drift runs of windows that the old code judged give its decisions, evidence and features, and decide nothing."""
     before = decided(state)
     for day in (JUDGED[1], ASKED, LAST):
         old = report(state, day)
         new = judge(state, day)
-        assert (new.state, new.action, new.reason, new.episode, new.model_version) == (old.state, old.action, old.reason, old.episode, old.model_version)
-        assert (new.current_rows, new.labels["rows"], new.labels["errors"]) == (old.current_rows, old.labels["rows"], old.labels["errors"])
-        assert {one.feature: (one.psi, one.drifted) for one in new.features} == {one.feature: (one.psi, one.drifted) for one in old.features}
+        assert (new.state, new.action, new.reason, new.episode, new.model_version) == (
+            old.state,
+            old.action,
+            old.reason,
+            old.episode,
+            old.model_version,
+        )
+        assert (new.current_rows, new.labels["rows"], new.labels["errors"]) == (
+            old.current_rows,
+            old.labels["rows"],
+            old.labels["errors"],
+        )
+        moved = [{one.feature: (one.psi, one.drifted) for one in found.features} for found in (old, new)]
+        assert moved[0] == moved[1]
         assert new.policy["log_e"] == old.policy["log_e"]
     assert decided(state) == before
 
 
 def test_the_next_window_goes_on(state):
-    """The day that was not judged yet is judged on the old policy's state: cooldown and e-CUSUM go on, each label counts once, and is told of."""
+    """The day that was not judged yet is judged on the old policy's state.
+
+    Cooldown and e-CUSUM go on, each label counts once, and is told of.
+    """
     with gateway(state):
         pass  # it closes what the killed one left open
     before = states_end(state, LAST)
@@ -220,7 +245,8 @@ def test_the_next_window_goes_on(state):
     after = states_end(state, NEXT)
     for name in ("champion", "retrained_at", "retrains", "cooldown_until", "cooldown_days", "trigger", "verdict"):
         assert after[name] == before[name], name
-    assert after["log_e"] == sequential.cusum(before["log_e"], new.labels["errors"], new.labels["rows"], new.labels["baseline"])
+    counted = (new.labels[name] for name in ("errors", "rows", "baseline"))
+    assert after["log_e"] == sequential.cusum(before["log_e"], *counted)
     assert len(after["marks"]) == len(before["marks"]) or len(after["marks"]) == len(before["marks"]) + 1
     for step in ("alert", "report"):
         answered(step, "--as-of", str(NEXT))
@@ -233,13 +259,14 @@ def test_the_next_window_goes_on(state):
 
 
 def test_the_next_training_reads_the_old_log(state):
-    """Ingest, validate and dataset of a new run take every logged row of their days once, quarantine the broken one, and leave out what was trained on."""
+    """A new run takes every logged row of its days once, quarantines the broken one, and judges on what is new."""
     params, run_dir = load_params(CASE), state.run_dir(CASE, at(NEXT))
     for step in (ingest, validate, dataset):
         step.run(params, state, run_dir, at(NEXT))
     facts = {step: storage.read_manifest(run_dir / step).facts for step in ("ingest", "validate", "dataset")}
     rows = pl.concat(pl.read_parquet(state.root / one["path"]) for one in facts["ingest"]["partitions"])
-    closed = {line["prediction_id"]: datetime.fromisoformat(line["event_time"]) for line in lines(state, "predictions", opened=False)}
+    logged = lines(state, "predictions", opened=False)
+    closed = {line["prediction_id"]: datetime.fromisoformat(line["event_time"]) for line in logged}
     first = date.fromisoformat(facts["ingest"]["partitions"][0]["date"])
     assert facts["ingest"]["origin"] == "log"
     assert first <= NEXT - timedelta(days=params.dataset.window_days)
@@ -264,17 +291,21 @@ def test_an_old_training_reads_its_own_rows(state):
         step.run(params, state, run_dir, at(ASKED))
     after = {step: storage.read_manifest(run_dir / step).facts for step in before}
     assert after["ingest"]["rows"] == before["ingest"]["rows"]
-    assert {one["date"]: one["rows"] for one in after["ingest"]["partitions"]} == {one["date"]: one["rows"] for one in before["ingest"]["partitions"]}
+    days = [{one["date"]: one["rows"] for one in facts["ingest"]["partitions"]} for facts in (before, after)]
+    assert days[0] == days[1]
     for name in ("train_rows", "holdout_rows", "positives", "oldest", "newest", "champion"):
         assert after["dataset"][name] == before["dataset"][name], name
 
 
 def test_compaction_goes_on(state):
-    """Segments that the old code did not compact are, no row is lost or doubled, and a lake that was removed is made again from the segments."""
+    """What was not compacted is, no row is lost or doubled, and a lake that was removed is made again from the log."""
 
     def held() -> dict[str, pl.DataFrame]:
         span = Window(start=at(FIRST), end=at(NEXT))
-        return {"predictions": prediction_log.read_predictions(state, CASE, span), "labels": prediction_log.read_labels(state, CASE, at(NEXT))}
+        return {
+            "predictions": prediction_log.read_predictions(state, CASE, span),
+            "labels": prediction_log.read_labels(state, CASE, at(NEXT)),
+        }
 
     def stored(kind: str) -> int:
         return sum(pl.read_parquet(path).height for path in (state.lake / CASE / kind).glob("date=*/hour=*/*.parquet"))
@@ -286,8 +317,9 @@ def test_compaction_goes_on(state):
         closed = lines(state, kind, opened=False)
         assert stored(kind) == len(closed)
         assert sorted(frame["id"]) == sorted({line["prediction_id"] for line in closed})
-    highest = {line["prediction_id"]: line for line in sorted(lines(state, "labels", opened=False), key=lambda line: line["revision"])}
-    assert dict(zip(found["labels"]["id"], found["labels"]["label"], strict=True)) == {name: line["label"] for name, line in highest.items()}
+    by_revision = sorted(lines(state, "labels", opened=False), key=lambda line: line["revision"])
+    highest = {line["prediction_id"]: line["label"] for line in by_revision}
+    assert dict(found["labels"].select("id", "label").iter_rows()) == highest
     for kind in prediction_log.KINDS:
         shutil.rmtree(state.lake / CASE / kind)
     prediction_log.compact(state, CASE)
@@ -296,17 +328,18 @@ def test_compaction_goes_on(state):
 
 
 def test_the_gateway_goes_on(state):
-    """The gateway closes what a killed one left open, answers every id of the old log as it was answered, and logs new rows beside it."""
+    """The gateway closes what a killed one left open, answers old ids as they were answered, and logs new rows."""
     old = lines(state, "predictions")
     own = [line for line in old if line["prediction_id"].startswith("loans-2020")]
     with gateway(state) as (http, scores):
         assert not list(state.prediction_log.rglob("*.open"))
         for some in (own[:200], own[-200:]):
-            rows = [{**line["row"], "prediction_id": line["prediction_id"], "event_time": line["event_time"]} for line in some]
+            rows = [line["row"] | {name: line[name] for name in ("prediction_id", "event_time")} for line in some]
             answer = http.post(world.PREDICT, json={"rows": rows})
             assert answer.status_code == 200, answer.text
-            told = [(row["prediction_id"], row["version"], row["score"], row["prediction"]) for row in answer.json()["rows"]]
-            assert told == [(line["prediction_id"], line["version"], line["score"], line["prediction"]) for line in some]
+            names = ("prediction_id", "version", "score", "prediction")
+            told = [[row[name] for name in names] for row in answer.json()["rows"]]
+            assert told == [[line[name] for name in names] for line in some]
         assert scores.rows == 0
         assert len(lines(state, "predictions")) == len(old)
         answer = http.post(world.PREDICT, json={"rows": world.some_rows(5)})
@@ -319,10 +352,13 @@ def test_the_gateway_goes_on(state):
 def test_an_old_bundle_gets_the_inputs_that_it_was_trained_with(state):
     """Rows reach a version of the old code as positions in the vocabularies and as plain float32 numbers."""
     rows = world.some_rows(20)
-    tensors = encoder(FIELDS, state.run_dir(CASE, at(ASKED)) / "export")({name: [row[name] for row in rows] for name in FIELDS.names})
-    assert tensors["categorical"].tolist() == [[field.values.index(row[field.name]) for field in FIELDS.categorical] for row in rows]
+    columns = {name: [row[name] for row in rows] for name in FIELDS.names}
+    tensors = encoder(FIELDS, state.run_dir(CASE, at(ASKED)) / "export")(columns)
+    positions = [[field.values.index(row[field.name]) for field in FIELDS.categorical] for row in rows]
+    assert tensors["categorical"].tolist() == positions
     assert tensors["numeric"].dtype.name == "float32"
-    assert tensors["numeric"].tolist() == pl.DataFrame(rows).select(pl.col([field.name for field in FIELDS.numeric]).cast(pl.Float32)).to_numpy().tolist()
+    numbers = pl.DataFrame(rows).select(pl.col([field.name for field in FIELDS.numeric]).cast(pl.Float32))
+    assert tensors["numeric"].tolist() == numbers.to_numpy().tolist()
 
 
 def test_rollback_goes_back_to_an_old_release(state, monkeypatch):
@@ -333,7 +369,12 @@ def test_rollback_goes_back_to_an_old_release(state, monkeypatch):
     answered("rollback", "--reason", "worse", "--as-of", str(LAST))
     after = ledger.releases(state.ledger, CASE)
     assert after[:2] == before
-    assert (after[2].champion, after[2].action, after[2].previous_hash, after[2].bundle) == (1, "rollback", before[1].hash, before[0].bundle)
+    assert (after[2].champion, after[2].action, after[2].previous_hash, after[2].bundle) == (
+        1,
+        "rollback",
+        before[1].hash,
+        before[0].bundle,
+    )
     assert judge(state, NEXT).model_version == 1
 
 
@@ -341,3 +382,46 @@ def test_the_traffic_goes_on(state):
     """The place up to which the stream was sent is read."""
     place = read_place(state, CASE, at(NEXT))
     assert (place.since, place.rows, place.labels) == (at(FIRST), at(NEXT), at(NEXT))
+
+
+@contextmanager
+def mlflow_server(home: Path):
+    """MLflow on the database of a state, as `make up` starts it; its address."""
+    ports = Ports.free()
+    [service] = [one for one in services.services(home, ports, dict(os.environ), traffic=False) if one.name == "mlflow"]
+    with (home / "mlflow.log").open("wb") as log:
+        process = subprocess.Popen(service.argv, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                urllib.request.urlopen(f"{service.address}/health", timeout=2)
+                break
+            except OSError:
+                assert process.poll() is None, (home / "mlflow.log").read_text()
+                assert time.monotonic() < deadline, (home / "mlflow.log").read_text()
+                time.sleep(0.2)
+        yield service.address
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.mark.slow
+def test_mlflow_goes_on(state, monkeypatch):
+    """The old runs and versions are found by their tags.
+
+    Registering again makes none anew, and the aliases are what they were.
+    """
+    with mlflow_server(state.root) as url:
+        monkeypatch.setenv("PERENNIAL_MLFLOW_URL", url)
+        settings, params, run_dir = Settings(), load_params(CASE), state.run_dir(CASE, at(ASKED))
+        before = storage.read_manifest(run_dir / "register").facts
+        shutil.move(run_dir / "register", run_dir / "lost")
+        assert aliases.project(settings, CASE) == []
+        assert register.run(params, settings, run_dir, at(ASKED), trigger="drift").facts == before
+        from mlflow import MlflowClient
+
+        client = MlflowClient(url, url)
+        assert sorted(int(found.version) for found in client.search_model_versions(f"name='{CASE}'")) == [1, 2, 3]
+        assert len(client.search_runs([client.get_experiment_by_name(CASE).experiment_id])) == 3
