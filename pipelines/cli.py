@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import io
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -292,14 +294,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "" if arguments.debug else "; this is a mistake in the program: run again with --debug and report it"
         print(f"{type(error).__name__}: {error}{hint}", file=sys.stderr)  # noqa: T201
         return 1
+    try:
+        _answer(arguments, answer)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has seen enough; what was asked for is done
+        _close_stdout()
+    except OSError as error:
+        _close_stdout()
+        print(f"the answer of {arguments.command} cannot be written to stdout ({error}): make room, and run again", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0 if arguments.command not in HOLDS or HOLDS[arguments.command](answer) else 1
+
+
+def _answer(arguments: argparse.Namespace, answer: Any) -> None:
+    """Tables for a person on a terminal, else one line of JSON."""
     if sys.stdout.isatty() and not arguments.json:
         from rich.console import Console
 
         from pipelines.reports import answers
 
         drawn = TABLES[arguments.command](answer) if arguments.command in TABLES else answers.tables(arguments.command, answer)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of few characters shows "?" for the others
+            sys.stdout.reconfigure(errors="replace")
         # What stands in square brackets is somebody's text, not markup.
         Console(markup=False, highlight=False).print(drawn)
     else:
         print(canonical_json(answer))  # noqa: T201
-    return 0 if arguments.command not in HOLDS or HOLDS[arguments.command](answer) else 1
+
+
+def _close_stdout() -> None:
+    """Send what is left in the buffer nowhere, or the interpreter would fail with it once more when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -244,6 +244,8 @@ def _first(values: pl.Series) -> str:
 
 def _read(given: pl.DataFrame, fields: Fields, name: str) -> pl.Expr:
     kind = given.schema[name]
+    if kind in (pl.Categorical, pl.Enum):  # polars makes no number of them
+        return pl.col(name).cast(pl.String)
     if name in {"event_time", "label_time"} and kind == pl.String:
         return pl.lit(pl.Series(name, [_moment(text) for text in given[name]], MOMENT))
     if name == fields.label and kind.is_numeric() and not kind.is_integer():

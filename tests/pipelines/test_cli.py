@@ -42,6 +42,26 @@ def test_a_step_answers_with_one_json_line(home: Path, capfd: pytest.CaptureFixt
     assert capfd.readouterr().out == first
 
 
+def _into(stdout: int) -> subprocess.CompletedProcess[str]:
+    """The history, told into this file descriptor."""
+    command = [sys.executable, "-m", "pipelines", "history", "--case", "loans"]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+
+
+def test_an_answer_that_nobody_reads_or_no_disk_takes():
+    """A reader that has gone, as `head` does, is no error; a full disk is one clear line. Neither is a traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    full = os.open("/dev/full", os.O_WRONLY)
+    unread, unwritten = _into(write), _into(full)
+    os.close(write)
+    os.close(full)
+    assert (unread.returncode, unread.stderr) == (0, "")
+    assert unwritten.returncode == 1
+    assert unwritten.stderr.startswith("the answer of history cannot be written to stdout")
+    assert unwritten.stderr.count("\n") == 1
+
+
 def test_what_a_library_prints_stays_off_stdout(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     """A chatty library ends up on stderr, so that stdout stays one line."""
     original = ingest.run
@@ -231,6 +251,15 @@ def test_a_terminal_gets_tables_and_a_pipe_one_line(home: Path, tmp_path: Path):
     assert f"12 of {len(answer['facts']['partitions'])} (--json has all)" in drawn
     code, line = run_in_terminal([*arguments, "--json"], home)
     assert (code, json.loads(line)) == (0, answer)
+
+
+def test_a_terminal_of_few_characters_gets_its_tables(home: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where a terminal has no letter for somebody's text, a table with a question mark is better than none."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    monkeypatch.setenv("PERENNIAL_ACTOR", "Zo\u00eb")
+    arguments = ["silence", "--case", "loans", "--rule", "champion_old", "--until", "2020-07-01", "--reason", "known"]
+    code, drawn = run_in_terminal(arguments, home)
+    assert (code, "actor" in drawn, "Zo?" in drawn) == (0, True, True), drawn
 
 
 ANSWERS = {

@@ -68,6 +68,15 @@ def test_a_value_that_cannot_be_read_is_kept_as_it_came():
     assert others.equals(ROWS.filter(pl.col("id") != RAW["id"][3]))
 
 
+@pytest.mark.parametrize("kind", [pl.Categorical(), pl.Enum(["52000", "a lot"])])
+def test_categories_are_read_as_their_text(kind: pl.DataType):
+    """A number that came as a category is that number, and a word among them leaves its field empty, as text does."""
+    fourth = pl.when(pl.int_range(pl.len()) == 3).then(pl.lit("a lot")).otherwise(pl.lit("52000"))
+    rows = _receive(RAW.with_columns(salary=fourth.cast(kind))).rows
+    assert rows["salary"].drop_nulls().to_list() == [52000.0] * (RAW.height - 1)
+    assert '"salary": "a lot"' in rows.filter(pl.col("salary").is_null())["as_delivered"][0]
+
+
 def test_times_as_text_need_a_zone():
     """ISO 8601 with a zone is read, whatever the zone; without one, or as anything else, the row is refused."""
     written = RAW["event_time"].dt.convert_time_zone("Asia/Tokyo").dt.strftime("%Y-%m-%dT%H:%M:%S%.6f%:z")
