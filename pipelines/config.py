@@ -114,7 +114,7 @@ class DatasetParams(Strict):
     holdout_share: float = Field(gt=0, lt=1)
     min_holdout: int = Field(ge=2)
     max_bad_share: float = Field(ge=0, le=1)
-    max_rows: Annotated[int | None, not_below("min_rows"), not_below("min_holdout")] = Field(default=None, gt=0)
+    max_rows: Annotated[int | None, not_below("min_holdout")] = Field(default=None, gt=0)
     """At most so many rows, evenly spaced over the window in time order; ``None``: all."""
     replay_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training rows that is taken from before the window, against forgetting."""

@@ -145,6 +145,14 @@ def test_a_schedule_that_comes_is_taken(tmp_path, cron):
     assert load_params("loans", tmp_path / "loans.yaml").schedule.training == cron
 
 
+def test_a_window_may_be_thinned_below_its_least_rows(tmp_path):
+    """`min_rows` counts the rows of the window before `max_rows` thins them, so a smaller `max_rows` is no mistake."""
+    text = (CASES_ROOT / "triage" / "params.yaml").read_text()
+    (tmp_path / "triage.yaml").write_text(text.replace("max_rows: 6000", "max_rows: 600"))
+    found = load_params("triage", tmp_path / "triage.yaml").dataset
+    assert found.max_rows == 600 < found.min_rows
+
+
 def test_parameters_that_are_shipped_have_no_mistake():
     """Every params.yaml and every variant below the cases loads, aliases and merged keys are no keys that stand twice."""
     files = {path: path.stem for path in CASES_ROOT.glob("*/variants/*/*.yaml")} | {CASES_ROOT / case / "params.yaml": case for case in case_names()}
