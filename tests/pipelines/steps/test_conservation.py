@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines import ledger
 from pipelines.cases.loans import source as loans
 from pipelines.cases.loans.schema import FIELDS
 from pipelines.cases.sources import canonical
@@ -22,6 +21,7 @@ from pipelines.data import log as prediction_log
 from pipelines.errors import DataError, TooFewRows
 from pipelines.steps import ingest, validate
 from tests.pipelines.data import loglines
+from tests.pipelines.steps.champion import promote_first
 
 AS_OF = datetime(2020, 6, 1, tzinfo=UTC)
 _DEFAULTS = load_params("loans")
@@ -187,19 +187,7 @@ UNKNOWN = [{**line, "prediction_id": f"never-served-{number}"} for number, line 
 
 def _promoted(home: Path) -> Settings:
     where = Settings(home=home)
-    ledger.append(
-        where.ledger,
-        case="loans",
-        expected_seq=0,
-        champion=1,
-        candidate_key="k",
-        bundle="artefacts/loans/20200501T000000Z/export",
-        action="promote",
-        trigger="initial",
-        reason="test",
-        actor="test",
-        as_of=datetime(2020, 5, 1, tzinfo=UTC),
-    )
+    promote_first(where)
     return where
 
 

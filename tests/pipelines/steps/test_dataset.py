@@ -6,13 +6,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipelines import ledger
 from pipelines.config import Settings, load_params
 from pipelines.contracts import Manifest
 from pipelines.errors import IntegrityError, TooFewRows
 from pipelines.steps import dataset, ingest, validate
+from tests.pipelines.steps.champion import FIRST, promote_first
 
-FIRST = datetime(2020, 5, 1, tzinfo=UTC)
 SECOND = datetime(2020, 5, 4, tzinfo=UTC)
 _DEFAULTS = load_params("loans")
 PARAMS = _DEFAULTS.model_copy(
@@ -37,23 +36,6 @@ def _run(settings: Settings, as_of: datetime, params=PARAMS) -> Manifest:
     return manifest
 
 
-def _promote(settings: Settings) -> None:
-    bundle = str((settings.run_dir("loans", FIRST) / "export").relative_to(settings.root))
-    ledger.append(
-        settings.ledger,
-        case="loans",
-        expected_seq=0,
-        champion=1,
-        candidate_key="k",
-        bundle=bundle,
-        action="promote",
-        trigger="initial",
-        reason="test",
-        actor="test",
-        as_of=FIRST,
-    )
-
-
 def _ids(settings: Settings, as_of: datetime, name: str) -> set[str]:
     return set(pl.read_parquet(settings.run_dir("loans", as_of) / "dataset" / f"{name}.parquet")["id"])
 
@@ -74,7 +56,7 @@ def test_facts_say_what_was_chosen(settings: Settings):
 def test_no_row_is_judged_on_that_a_model_was_trained_on(settings: Settings):
     """Of the holdout, what the champion was trained on is left out and counted, and trains nobody instead."""
     _run(settings, FIRST)
-    _promote(settings)
+    promote_first(settings)
     known = _ids(settings, FIRST, "train")
     facts = _run(settings, SECOND, PARAMS.model_copy(update={"dataset": PARAMS.dataset.model_copy(update={"holdout_share": 0.5})})).facts
     train, holdout = _ids(settings, SECOND, "train"), _ids(settings, SECOND, "holdout")
@@ -88,7 +70,7 @@ def test_rows_of_a_run_that_was_repeated_otherwise_are_known_too(settings: Setti
     """If the champion's run was repeated with other parameters, rows of either run leave the holdout."""
     _run(settings, FIRST)
     known = _ids(settings, FIRST, "train")
-    _promote(settings)
+    promote_first(settings)
     _run(settings, FIRST, PARAMS.model_copy(update={"dataset": PARAMS.dataset.model_copy(update={"holdout_share": 0.9})}))
     _run(settings, SECOND)
     assert not _ids(settings, SECOND, "holdout") & known
@@ -96,7 +78,7 @@ def test_rows_of_a_run_that_was_repeated_otherwise_are_known_too(settings: Setti
 
 def test_a_champion_without_its_rows_is_refused(settings: Settings):
     """Nobody can be judged fairly if it is not known what the champion was trained on."""
-    _promote(settings)
+    promote_first(settings)
     with pytest.raises(IntegrityError, match="the rows champion 1 was trained on, is missing"):
         _run(settings, SECOND)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipelines import ledger, storage
+from pipelines import storage
 from pipelines.cases.loans import source as loans
 from pipelines.cases.loans.schema import FIELDS
 from pipelines.config import Params, Settings, load_params
@@ -15,8 +15,8 @@ from pipelines.data import lake
 from pipelines.errors import TooFewRows
 from pipelines.steps import ingest
 from tests.pipelines.data import loglines
+from tests.pipelines.steps.champion import FIRST, promote_first
 
-FIRST = datetime(2020, 5, 1, tzinfo=UTC)
 AS_OF = datetime(2020, 6, 1, tzinfo=UTC)
 _DEFAULTS = load_params("loans")
 PARAMS = _DEFAULTS.model_copy(
@@ -35,22 +35,6 @@ def settings(tmp_path: Path) -> Settings:
 
 def _run(settings: Settings, as_of: datetime = AS_OF, params: Params = PARAMS) -> Manifest:
     return ingest.run(params, settings, settings.run_dir("loans", as_of), as_of)
-
-
-def _promote(settings: Settings) -> None:
-    ledger.append(
-        settings.ledger,
-        case="loans",
-        expected_seq=0,
-        champion=1,
-        candidate_key="k",
-        bundle="artefacts/loans/20200501T000000Z/export",
-        action="promote",
-        trigger="initial",
-        reason="test",
-        actor="test",
-        as_of=FIRST,
-    )
 
 
 def _stream(start: datetime, end: datetime, settings: Settings) -> pl.DataFrame:
@@ -87,7 +71,7 @@ def test_running_again_changes_nothing(settings: Settings):
 def test_after_a_champion_rows_come_from_the_log_alone(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     """The source is not even opened: what was served, with version and score, is all there is."""
     served = _stream(FIRST, FIRST + timedelta(days=25), settings)
-    _promote(settings)
+    promote_first(settings)
     _serve(settings, served)
     for name in ("resolve", "rows"):
         monkeypatch.setattr(loans, name, lambda *_: pytest.fail("the source was opened"))
@@ -105,20 +89,20 @@ def test_after_a_champion_rows_come_from_the_log_alone(settings: Settings, monke
 def test_the_run_that_made_the_champion_finds_its_source_again(settings: Settings):
     """A re-run at the champion's own as_of is the run that it was: from the source, a no-op."""
     before = _run(settings, FIRST)
-    _promote(settings)
+    promote_first(settings)
     assert _run(settings, FIRST) == before
 
 
 def test_a_case_may_train_from_its_source(settings: Settings):
     """With ``training_rows: source`` the source stays the origin after the first champion."""
-    _promote(settings)
+    promote_first(settings)
     assert _run(settings, params=PARAMS.model_copy(update={"training_rows": "source"})).facts["origin"] == "source"
 
 
 def test_late_rows_give_a_new_key(settings: Settings):
     """A row that arrives late makes other work of the same run; the old folder is set aside, not lost."""
     served = _stream(FIRST, FIRST + timedelta(days=25), settings)
-    _promote(settings)
+    promote_first(settings)
     _serve(settings, served.filter(pl.col("id") != "loans-20200522-0005"))
     first = _run(settings)
     _serve(settings, served.filter(pl.col("id") == "loans-20200522-0005"), segment="b")
@@ -133,7 +117,7 @@ def test_late_rows_give_a_new_key(settings: Settings):
 def test_labels_after_as_of_do_not_exist_yet(settings: Settings):
     """A label that arrives a second after as_of changes nothing."""
     served = _stream(FIRST, FIRST + timedelta(days=25), settings)
-    _promote(settings)
+    promote_first(settings)
     _serve(settings, served)
     first = _run(settings)
     late = loglines.labels(served.filter(pl.col("label_time") > AS_OF), FIELDS)
@@ -144,7 +128,7 @@ def test_labels_after_as_of_do_not_exist_yet(settings: Settings):
 
 def test_a_value_of_another_type_becomes_a_bad_row(settings: Settings):
     """A feature that was logged as text where a number is declared is null here, for validation to find."""
-    _promote(settings)
+    promote_first(settings)
     lines = loglines.predictions(_stream(FIRST, FIRST + timedelta(days=1), settings), FIELDS)
     lines[0]["row"]["salary"] = "much"
     loglines.write(settings, "loans", "predictions", "a", lines)
@@ -155,6 +139,6 @@ def test_a_value_of_another_type_becomes_a_bad_row(settings: Settings):
 
 def test_no_rows_at_all_is_an_error_that_says_so(settings: Settings):
     """A case with a champion and an empty log names the log and the time."""
-    _promote(settings)
+    promote_first(settings)
     with pytest.raises(TooFewRows, match="loans: the log has no rows before 2020-06-01"):
         _run(settings)
