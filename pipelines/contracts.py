@@ -94,7 +94,7 @@ class Evidence(Value):
     ``positives`` counts rows of the positive class, or with classes those outside of the commonest one.
     ``lift`` is the mean paired improvement of the decision metric, challenger over champion, in the
     metric's own units and positive when the challenger is better. ``same_candidate`` says that champion and
-    challenger are one artefact.
+    challenger are one model.
     """
 
     metric: str

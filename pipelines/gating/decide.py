@@ -2,7 +2,7 @@
 
 The rules, in the order in which they are asked:
 
-1. same_candidate   challenger and champion are one artefact                        inconclusive
+1. same_candidate   challenger and champion are one model, byte for byte             inconclusive
 2. too_few_rows     the holdout has fewer than dataset.min_holdout rows             inconclusive
 3. one_class        the holdout has only one class                                  inconclusive
 4. first_champion   no champion yet: better than the base rate on the holdout?      promote | reject
@@ -34,7 +34,7 @@ def decide(evidence: Evidence, params: Params) -> Verdict:
         return Verdict(decision=decision, rule=rule, reason=reason, evidence=evidence, min_lift=gate.min_lift, rows_needed=more)
 
     if evidence.same_candidate:
-        return answer("inconclusive", "same_candidate", "the challenger is the champion: the same artefact, nothing to compare")
+        return answer("inconclusive", "same_candidate", "the challenger is the champion: the same model, nothing to compare")
     if evidence.n < least:
         text = f"the holdout has {evidence.n} rows, at least {least} are needed{out_of_reach(least, params.dataset)}"
         return answer("inconclusive", "too_few_rows", text, least - evidence.n)

@@ -14,14 +14,19 @@ from pipelines import ledger, runtime, storage
 from pipelines.cases import load_fields
 from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest
+from pipelines.drift import reference
+from pipelines.encoding import BUNDLE
 from pipelines.errors import ConfigError
 from pipelines.evaluation.metrics import class_f1, confusion, metrics
 from pipelines.evaluation.slices import slices
 from pipelines.fields import Fields
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 ROOMS = ("pipelines.evaluation.metrics", "pipelines.evaluation.slices", "pipelines.encoding", "pipelines.fields", "pipelines.runtime", "pipelines.text")
 
+
+JUDGED_BY = frozenset({BUNDLE, "spec.json", reference.FILE})
+"""Files of a bundle that say what it was made of and how it is watched."""
 
 Score = Callable[[Path, pl.DataFrame, Fields], Any]
 """Scores ``[n]`` or ``[n, K]`` of a bundle for canonical rows."""
@@ -80,12 +85,25 @@ def run_scored_by(of: Score, params: Params, settings: Settings, run_dir: Path, 
                 }
                 for name, mask in masks.items()
             },
-            "opponent": None if champion is None else {"version": champion.champion, "candidate_key": champion.candidate_key, "seq": champion.seq},
+            "opponent": None
+            if champion is None or bundle is None
+            else {
+                "version": champion.champion,
+                "candidate_key": champion.candidate_key,
+                "seq": champion.seq,
+                "same_model": _answers(storage.read_manifest(bundle)) == _answers(export),
+            },
             **(_by_class(fields, label, challenger) if fields.classes else {}),
             **_history(run_dir, fields, bundle, of),
         }
 
     return storage.commit(run_dir / "evaluate", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
+
+
+def _answers(export: Manifest) -> dict[str, Any]:
+    """All that a bundle's answers come from. What it is judged by later (its baseline of the labels known by then) is no part of that."""
+    files = {name: sha256 for name, sha256 in export.files.items() if name not in JUDGED_BY}
+    return {"files": files, "train": export.inputs["train"]}
 
 
 def _scores(bundle: Path, rows: pl.DataFrame, fields: Fields) -> Any:

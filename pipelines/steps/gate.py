@@ -56,7 +56,7 @@ def evidence(params: Params, evaluate: Manifest, scores: pl.DataFrame) -> Eviden
         "n": facts["n"],
         "positives": facts["positives"],
         "opponent": "base_rate" if opponent is None else "champion",
-        "same_candidate": opponent is not None and opponent["candidate_key"] == evaluate.inputs["export"],
+        "same_candidate": opponent is not None and opponent["same_model"],
         "challenger": facts["challenger"],
         # With classes the base rate is a list, which is no metric.
         "champion": facts["champion"] or {name: value for name, value in facts["base_rate"].items() if not isinstance(value, list)},

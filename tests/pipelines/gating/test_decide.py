@@ -39,7 +39,7 @@ def test_reasons_name_the_numbers(row):
     """A verdict's reason can be read alone: it has the rows or the interval that decided."""
     verdict = decide(Evidence.model_validate(row["evidence"]), PARAMS)
     if verdict.rule == "same_candidate":
-        assert "same artefact" in verdict.reason
+        assert "same model" in verdict.reason
     elif verdict.rule == "slice_harm":
         assert any(piece["name"] in verdict.reason and str(piece["n"]) in verdict.reason for piece in row["evidence"]["slices"])
     else:
