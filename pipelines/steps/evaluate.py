@@ -103,7 +103,7 @@ def run_scored_by(of: Score, params: Params, settings: Settings, run_dir: Path, 
 def _answers(export: Manifest) -> dict[str, Any]:
     """All that a bundle's answers come from. What it is judged by later (its baseline of the labels known by then) is no part of that."""
     files = {name: sha256 for name, sha256 in export.files.items() if name not in JUDGED_BY}
-    return {"files": files, "train": export.inputs["train"]}
+    return {"files": files, "train": export.inputs.get("train")}
 
 
 def _scores(bundle: Path, rows: pl.DataFrame, fields: Fields) -> Any:
