@@ -50,10 +50,10 @@ check: setup ## lint, format, types, import rules, fast tests
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo 2>/dev/null || .venv/bin/lint-imports
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow and not long"
 
-test: setup ## everything, the system test included; two files at a time, all that shares a stack in one process
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: setup ## everything but the long tests, the system test included; two files at a time, all that shares a stack in one process
+	$(PY) -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
 
 repro: ## the line without Airflow, on the pinned rows (DVC)
 	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc pull
@@ -100,8 +100,8 @@ proof-diagnosis: ## kind and day of every drift of `loans`, named over 20 seeds 
 proof-labels: ## every label judged once, however late and in what batches it comes (benchmarks/results/proof-labels.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof_labels $(ARGS)
 
-test-full: ## PROFILE=full: demo, killed worker, drift runs at once, limits, monitoring (benchmarks/results/full-stack.json, .log)
-	set -o pipefail; { $(PY) -m benchmarks.full_stack $(ARGS) && PERENNIAL_TEST_PROFILE=full $(PY) -m pytest tests/dags/test_real_airflow.py; } 2>&1 \
+test-full: ## the long tests; PROFILE=full: demo, killed worker, drift runs at once, limits, monitoring (benchmarks/results/full-stack.json, .log)
+	set -o pipefail; { $(PY) -m benchmarks.full_stack $(ARGS) && $(PY) -m pytest -m long && PERENNIAL_TEST_PROFILE=full $(PY) -m pytest tests/dags/test_real_airflow.py; } 2>&1 \
 		| sed -u -e 's|$(CURDIR)/||g' $(if $(PERENNIAL_DATA_DIR),-e 's|$(PERENNIAL_DATA_DIR)|$$PERENNIAL_DATA_DIR|g') | tee benchmarks/results/full-stack.log
 
 # The full stack in containers (docs/compose.md): PROFILES=celery,gpu,traffic; DEV=1 mounts this checkout's code.

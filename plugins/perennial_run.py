@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
 
-from airflow.sdk import CronDataIntervalTimetable, Param
+from airflow.sdk import CronDataIntervalTimetable, Param, get_parsing_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from pipelines.cases import survey
-from pipelines.config import Params, Settings
+from pipelines.config import Params, Settings, case_names
 from pipelines.contracts import Trigger
 from pipelines.errors import ConfigError, PerennialError, TooFewRows
 from pipelines.faults import of_case, told
@@ -26,11 +26,14 @@ DEFAULTS: dict[str, Any] = {"owner": "perennial", "retries": 3, "retry_delay": t
 def readable_cases() -> tuple[list[Params], dict[str, str]]:
     """The parameters of the cases that can work, and by case what is wrong with the others.
 
-    One broken case must not take the DAGs of the others with it: dags/perennial_cases.py reports it.
+    One broken case must not take the DAGs of the others with it: dags/perennial_cases.py reports it. A task needs
+    its own DAG only, and no other case is looked at for it.
     """
+    dag_id = get_parsing_context().dag_id
+    names = [name for name in case_names() if dag_id is None or dag_id.startswith(f"{name}_")]
     good: list[Params] = []
     broken: dict[str, str] = {}
-    for case in survey():
+    for case in survey(names=names):
         if why := case.problem or _schedule_problem(case.params):
             broken[case.name] = why
         else:

@@ -57,7 +57,7 @@ def test_the_goals():
     assert [goal["name"] for goal in bench_gpu.judged([], {"toy": 1.0})] == ["export parity of toy"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_path_on_the_cpu():
     """Launched ranks, timing, table and export parity work at toy size without a GPU, and write no result."""
     before = sorted(RESULTS.iterdir())

@@ -74,7 +74,7 @@ def test_losses_are_compared_step_by_step():
         proof_equality.difference([1.0, 0.5], [1.0, 0.5, 0.25])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_fault_from_end_to_end(tmp_path):
     """A single training on a full disk that is then killed goes on at its checkpoint to the bits of the undisturbed one."""
     from benchmarks.reports import rows

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import perennial_run
 import pytest
+from airflow.sdk.definitions._internal.dag_parsing_context import _airflow_parsing_context_manager
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from pipelines import config
+from pipelines import cases, config
 from pipelines.cases import part
 from pipelines.errors import CaseError, ConfigError, ConflictError, DataError, IntegrityError, PerennialError, TooFewRows, TrainingDiverged, Unavailable
 from tests import shop
@@ -128,9 +129,18 @@ def test_one_broken_case_leaves_the_others(tmp_path, monkeypatch):
         (tmp_path / case).mkdir()
         (tmp_path / case / "params.yaml").write_text(text)
     monkeypatch.setattr(config, "CASES_ROOT", tmp_path)
-    cases, broken = perennial_run.readable_cases()
-    assert [params.case for params in cases] == ["bank"]
+    found, broken = perennial_run.readable_cases()
+    assert [params.case for params in found] == ["bank"]
     assert "train.epoch:" in broken["loans"]
+
+
+def test_a_task_looks_at_its_own_case_only(monkeypatch):
+    """A task that parses its DAG file, as Airflow tells by its parsing context, reads one case however many there are."""
+    read = []
+    monkeypatch.setattr(cases, "_looked_at", lambda case, _settings: read.append(case) or cases.Case(case, config.load_params(case)))
+    with _airflow_parsing_context_manager(dag_id="bank_drift", task_id="profile"):
+        found, broken = perennial_run.readable_cases()
+    assert ([params.case for params in found], broken, read) == (["bank"], {}, ["bank"])
 
 
 def test_a_replay_switches_schedules_off(monkeypatch):

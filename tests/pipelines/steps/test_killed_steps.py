@@ -44,7 +44,7 @@ def whole(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("point", "steps"), [("files", STEPS[:3]), ("publish", STEPS)])
+@pytest.mark.parametrize(("point", "steps"), [("files", STEPS[:3]), pytest.param("publish", STEPS, marks=pytest.mark.long)])
 def test_killed_and_run_again(point: str, steps: tuple[str, ...], whole: dict[str, str], tmp_path: Path):
     """Each step dies at the point, and the next try leaves what an undisturbed run leaves, byte for byte."""
     for step in steps:
