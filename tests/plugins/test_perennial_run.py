@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import perennial_run
 import pytest
-from airflow.sdk.definitions._internal.dag_parsing_context import _airflow_parsing_context_manager
+from airflow.sdk.definitions.context import _AIRFLOW_PARSING_CONTEXT_DAG_ID
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from pipelines import cases, config
@@ -138,8 +138,8 @@ def test_a_task_looks_at_its_own_case_only(monkeypatch):
     """A task that parses its DAG file, as Airflow tells by its parsing context, reads one case however many there are."""
     read = []
     monkeypatch.setattr(cases, "_looked_at", lambda case, _settings: read.append(case) or cases.Case(case, config.load_params(case)))
-    with _airflow_parsing_context_manager(dag_id="bank_drift", task_id="profile"):
-        found, broken = perennial_run.readable_cases()
+    monkeypatch.setenv(_AIRFLOW_PARSING_CONTEXT_DAG_ID, "bank_drift")
+    found, broken = perennial_run.readable_cases()
     assert ([params.case for params in found], broken, read) == (["bank"], {}, ["bank"])
 
 
