@@ -61,6 +61,7 @@ def run_scored_by(of: Score, params: Params, settings: Settings, run_dir: Path, 
         bundle = None if champion is None else storage.find(settings.root / champion.bundle, champion.candidate_key)
         challenger = of(run_dir / "export", rows, fields)
         opponent = None if bundle is None else of(bundle, rows, fields)
+        same_model = bundle is not None and _answers(storage.read_manifest(bundle)) == _answers(export)
         rate = dataset.facts["base_rate"]
         base = np.tile(np.array(rate), (rows.height, 1)) if fields.classes else np.full(rows.height, rate)
         scored = rows.select(
@@ -86,13 +87,8 @@ def run_scored_by(of: Score, params: Params, settings: Settings, run_dir: Path, 
                 for name, mask in masks.items()
             },
             "opponent": None
-            if champion is None or bundle is None
-            else {
-                "version": champion.champion,
-                "candidate_key": champion.candidate_key,
-                "seq": champion.seq,
-                "same_model": _answers(storage.read_manifest(bundle)) == _answers(export),
-            },
+            if champion is None
+            else {"version": champion.champion, "candidate_key": champion.candidate_key, "seq": champion.seq, "same_model": same_model},
             **(_by_class(fields, label, challenger) if fields.classes else {}),
             **_history(run_dir, fields, bundle, of),
         }

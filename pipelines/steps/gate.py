@@ -56,7 +56,8 @@ def evidence(params: Params, evaluate: Manifest, scores: pl.DataFrame) -> Eviden
         "n": facts["n"],
         "positives": facts["positives"],
         "opponent": "base_rate" if opponent is None else "champion",
-        "same_candidate": opponent is not None and opponent["same_model"],
+        # An evaluation by an earlier release compares the artefacts alone.
+        "same_candidate": opponent is not None and opponent.get("same_model", opponent["candidate_key"] == evaluate.inputs["export"]),
         "challenger": facts["challenger"],
         # With classes the base rate is a list, which is no metric.
         "champion": facts["champion"] or {name: value for name, value in facts["base_rate"].items() if not isinstance(value, list)},

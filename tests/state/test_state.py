@@ -31,7 +31,7 @@ from pipelines.deploy import rollout
 from pipelines.drift import sequential
 from pipelines.encoding import encoder
 from pipelines.registry import aliases
-from pipelines.steps import dataset, drift, ingest, profile, register, validate
+from pipelines.steps import dataset, drift, gate, ingest, profile, register, validate
 from tests.pipelines.conftest import free_port
 from tests.serving.gateway import world
 
@@ -295,6 +295,16 @@ def test_an_old_training_reads_its_own_rows(state):
     assert days[0] == days[1]
     for name in ("train_rows", "holdout_rows", "positives", "oldest", "newest", "champion"):
         assert after["dataset"][name] == before["dataset"][name], name
+
+
+def test_an_old_evaluation_is_judged_anew(state):
+    """The gate with another confidence reads the scores and facts that an old evaluate step left, and gives a verdict on them."""
+    params, run_dir = load_params(CASE), state.run_dir(CASE, at(ASKED))
+    other = params.model_copy(update={"gate": params.gate.model_copy(update={"confidence": 0.9})})
+    evaluated = storage.read_manifest(run_dir / "evaluate")
+    assert evaluated.facts["opponent"] is not None
+    judged = gate.run(other, state, run_dir, at(ASKED))
+    assert (judged.facts["rule"] == "same_candidate", judged.inputs) == (False, {"evaluate": evaluated.key})
 
 
 def test_compaction_goes_on(state):
