@@ -52,7 +52,7 @@ check: setup ## lint, format, types, import rules, fast tests
 	.venv/bin/lint-imports --no-logo 2>/dev/null || .venv/bin/lint-imports
 	$(PY) -m pytest -m "not slow and not long"
 
-test: setup ## everything but the long tests, the system test included; two files at a time, all that shares a stack in one process
+test: setup ## everything but the long tests, the system test included; two files at a time, one Airflow at a time
 	$(PY) -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
 
 repro: ## the line without Airflow, on the pinned rows (DVC)

@@ -70,15 +70,15 @@ def postgres_server():
         yield urls["ledger"]
 
 
-SHARES_A_STACK = "tests/system/"
-"""The files that ask one running demo."""
+START_AIRFLOW = ("tests/system/", "tests/dags/test_real_airflow.py", "tests/embedded/test_stack.py")
+"""The files that start an Airflow; those of tests/system ask one running demo."""
 
 
 class _FilesSideBySide(LoadFileScheduling):
-    """With ``pytest -n``, files run side by side, and those that share a stack one after another."""
+    """With ``pytest -n``, files run side by side, and those with an Airflow one after another: two at once are slower than that."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return SHARES_A_STACK if nodeid.startswith(SHARES_A_STACK) else str(super()._split_scope(nodeid))
+        return START_AIRFLOW[0] if nodeid.startswith(START_AIRFLOW) else str(super()._split_scope(nodeid))
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -87,8 +87,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """The system tests begin: they take longest."""
-    items.sort(key=lambda item: not item.nodeid.startswith(SHARES_A_STACK))
+    """The files with an Airflow begin: they take longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(START_AIRFLOW))
 
 
 BUDGET_SECONDS = 1200
