@@ -93,6 +93,13 @@ def build_model(case: str, params: AnyModel, fields: Fields, **more: Any) -> Any
     return model
 
 
+def syntax_tree(path: Path) -> ast.Module:
+    """The syntax tree of a module of a case. Raises what ``ast.parse`` does, and OSError."""
+    # One at a time: with two threads in it, CPython 3.11 fails where its garbage collector runs Python code (gh-106905).
+    with _PARSER:
+        return ast.parse(path.read_bytes(), str(path))
+
+
 def _imported(case: str, name: str, load: Callable[[], ModuleType]) -> ModuleType:
     if not _path(case, f"{name}.py").exists():
         raise ConfigError(f"case {case}: {_shown(case, name)} is missing: write it, as the cases beside it have one")
@@ -140,7 +147,7 @@ def _shown(case: str, name: str) -> str:
 
 # --- the survey -----------------------------------------------------------------------------------
 
-_LOCK = Lock()
+_LOCK, _PARSER = Lock(), Lock()
 _Stat = tuple[str, int, int, int]
 _seen: dict[str, tuple[tuple[_Stat, ...], _Stat, Case]] = {}
 """Of each case the state of its code and of its parameters at the last look, and what was found."""
@@ -245,7 +252,7 @@ def _names(case: str, path: Path) -> set[str]:
     is not there.
     """
     try:
-        tree = ast.parse(path.read_bytes(), str(path))
+        tree = syntax_tree(path)
     except (SyntaxError, ValueError, OSError, RecursionError) as error:
         raise _broken(case, path.stem, error) from error
     for statement in tree.body:

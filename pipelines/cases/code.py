@@ -66,7 +66,7 @@ def _place(module: tuple[str, ...]) -> tuple[str, Path] | None:
 def _imports(path: Path, name: str) -> Iterator[tuple[str, ...]]:
     """What a module may import from `pipelines/cases/`, as paths below it; nothing of a file that does not parse: it does not run either."""
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = cases.syntax_tree(path)
     except (SyntaxError, ValueError):
         return
     package, above = tuple(cases.__name__.split(".")), tuple(cases.__name__.split(".")) + tuple(name.split("/")[:-1])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +19,7 @@ from pipelines.replay.world import build
 from pipelines.steps import dataset, ingest, train, validate
 from tests import shop
 
+ROOT = Path(__file__).parents[3]
 AS_OF = datetime(2024, 2, 17, tzinfo=UTC)
 LINE = {"ingest": ingest, "validate": validate, "dataset": dataset, "train": train}
 
@@ -35,6 +39,24 @@ def settings(tmp_path):
     """A state folder, and the rows of the case."""
     shop.write_rows(tmp_path / "data" / "shop.csv")
     return Settings(home=tmp_path / "state", data_dir=tmp_path / "data")
+
+
+TWO_THREADS = """
+import gc, sys
+from concurrent.futures import ThreadPoolExecutor
+from pipelines.cases.code import code_sha256
+sys.setswitchinterval(1e-6)
+gc.callbacks.append(lambda *_: sum(range(200)))
+gc.set_threshold(50)
+with ThreadPoolExecutor(2) as pool:
+    assert len(set(pool.map(code_sha256, ["triage"] * 40))) == 1
+"""
+
+
+def test_two_threads_may_ask_at_once():
+    """Threads of one process that hash a case's code at the same moment get the same answer, whatever the garbage collector does meanwhile."""
+    done = subprocess.run([sys.executable, "-c", TWO_THREADS], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["source.py", "model.py", "schema.py", "colours.csv", "parts/more.py", "../networks.py", "../tabular.py"])
