@@ -1,13 +1,15 @@
 """The prediction log's segments as files: which are open, how one is closed, how the gateway is asked to, and many names in few words.
 
 A worker of the gateway holds a lock on the segment that it writes (``<worker>-<number>.jsonl.open``), and closes it by one
-rename to ``.jsonl``. A closed segment never changes, and only closed ones are read. Whoever needs the rows of an open one
-replaces a small file, the request; the gateway's workers watch it, close what they hold, and take up what dead workers left.
+rename to ``.jsonl``. A closed segment never changes, and only closed ones are read; its seal (``.sha256`` beside it, as sha256sum
+writes and checks it) is there before it is. Whoever needs the rows of an open one replaces a small file, the request; the
+gateway's workers watch it, close what they hold, and take up what dead workers left.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import time
@@ -17,9 +19,10 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from pipelines.errors import IntegrityError
 from pipelines.storage import fsync_folder, write_atomic
 
-OPEN = ".open"
+OPEN, CLOSED, SEAL = ".open", ".jsonl", ".sha256"
 Name = str | Sequence[str | int]
 """A segment's name, or ``[prefix, first, last]`` for many (:func:`packed`)."""
 Stamp = tuple[int, int] | None
@@ -59,14 +62,65 @@ def adopt(folder: Path) -> int:
 
 
 def finish(fd: int, path: Path) -> None:
-    """Make an open segment durable and rename it; one without a line is removed. ``fd`` stays open."""
+    """Make an open segment durable, seal it and rename it; one without a line is removed. ``fd``, which can be read, stays open."""
     os.fdatasync(fd)
     if os.fstat(fd).st_size:
+        _write_seal(fd, path)
         with suppress(FileNotFoundError):  # renamed by the last try, which failed after that
             os.rename(path, path.with_name(path.name.removesuffix(OPEN)))
     else:
         path.unlink(missing_ok=True)
     fsync_folder(path.parent)
+
+
+def seal(path: Path) -> Path:
+    """Where the sha256 of a segment is kept, open or closed."""
+    return path.with_name(f"{path.name.removesuffix(OPEN).removesuffix(CLOSED)}{SEAL}")
+
+
+def _write_seal(fd: int, path: Path) -> None:
+    found, at = hashlib.sha256(), 0
+    while part := os.pread(fd, 1 << 20, at):
+        found.update(part)
+        at += len(part)
+    target = seal(path)
+    # Whoever closes a segment holds its lock: nobody else writes here, and what a dead one left is written over.
+    beside = target.with_name(f".{target.name}")
+    with beside.open("wb") as file:
+        file.write(f"{found.hexdigest()}  {path.name.removesuffix(OPEN)}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, target)
+
+
+def read(path: Path) -> tuple[bytes, bool]:
+    """The bytes of a closed segment, and whether they are sealed: segments of earlier releases and files put there by hand are not.
+
+    Raises IntegrityError if they are not those that were sealed.
+    """
+    data = path.read_bytes()
+    try:
+        expected = seal(path).read_text(errors="replace").partition(" ")[0]
+    except FileNotFoundError:
+        return data, False
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise IntegrityError(
+            f"the closed segment {path} is not what was written: bytes of it have changed or are missing, with rows that were answered or "
+            f"labels that were taken. Restore it from a backup; if there is none, remove {seal(path).name} beside it: the lines that "
+            "can still be read are then taken, the others quarantined"
+        )
+    return data, True
+
+
+def missing(folder: Path, known: Callable[[str], bool]) -> list[Path]:
+    """The segments in ``folder`` that are sealed and not there, of those that are not ``known`` by their names."""
+    gone = []
+    for path in folder.glob(f"[!.]*{SEAL}"):
+        closed = path.with_suffix(CLOSED)
+        # Open first: a segment that is renamed between two looks is then found by the second.
+        if not (known(path.stem) or closed.with_name(closed.name + OPEN).exists() or closed.exists()):
+            gone.append(closed)
+    return sorted(gone)
 
 
 def _whole_lines(fd: int) -> int:

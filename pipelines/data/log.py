@@ -1,9 +1,10 @@
 """The prediction log: JSON-line segments of the gateway, compacted to hourly Parquet, read as frames.
 
 The segments are the truth and stay as they are; the Parquet partitions are made from them once, under the
-segment's own name. A marker, written once they are durable, says that a segment is done and names its partitions:
-if one of them is gone, the segment is compacted again. Whatever the order in which segments, retries and
-corrections arrive, the frames read are the same:
+segment's own name. A record, written once they are durable, names the segments that are done, and their partitions with the
+hashes of both (records.py). What is gone or cut off is made again by the next compaction; a reader that meets a file that is
+missing or damaged raises IntegrityError. Whatever the order in which segments, retries and corrections arrive, the frames read
+are the same:
 
 - one row per ``prediction_id``: the answer received first (a repeated request gets the first answer);
 - one label per ``prediction_id``: the highest revision that has arrived, of equal ones the first.
@@ -14,11 +15,13 @@ somebody else a reader may see a part. :func:`compacted` names what is whole; a 
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import logging
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +32,8 @@ import polars as pl
 from pipelines import segments
 from pipelines.config import Settings
 from pipelines.contracts import LabelLine, PredictionLine, Window
+from pipelines.data import records
+from pipelines.data.records import MEND, SPREAD, Done, Part
 from pipelines.errors import IntegrityError
 from pipelines.fields import SCORES
 from pipelines.storage import digest, failpoint, make_durable, write_atomic
@@ -40,12 +45,13 @@ Segments = Mapping[str, Sequence[segments.Name]]
 RETRY_MARGIN = timedelta(days=1)
 """How far apart a request and its retries may lie in event time and still be found to be one row."""
 
-MEND = "remove that folder, it is made again from the segments by the next run of the step"
+MOST_PARTITIONS = 500
+"""Hours of one segment that get a file of their own; the rows of those beyond, which have the fewest, share one."""
 _BATCH = 200
 """Files opened at once."""
 _MOMENT = pl.Datetime("us", "UTC")
 SEGMENTS = "segments"
-"""The folder of a kind's markers."""
+"""The folder of a kind's records."""
 _DECODERS: dict[Kind, msgspec.json.Decoder[Any]] = {
     "predictions": msgspec.json.Decoder(PredictionLine),
     "labels": msgspec.json.Decoder(LabelLine),
@@ -87,16 +93,23 @@ def catch_up(settings: Settings, case: str, window: Window) -> int:
 def _rows_in(path: Path, window: Window) -> int:
     """How many whole lines of an open segment are rows of ``window``."""
     try:
-        rows = _parse(path, "predictions")[0]
+        rows = _parse(path.read_bytes(), "predictions")[0]
     except FileNotFoundError:
         return 0
     return sum(window.start <= row["event_time"] < window.end for row in rows)
 
 
+def _folder(settings: Settings, case: str, kind: Kind) -> Path:
+    return settings.lake / case / kind
+
+
+def _known(settings: Settings, case: str, kind: Kind) -> records.Known:
+    return records.read(_folder(settings, case, kind) / SEGMENTS)
+
+
 def compacted(settings: Settings, case: str) -> dict[str, list[str]]:
     """The segments of each kind that were compacted whole."""
-    folders = {kind: settings.lake / case / kind / "segments" for kind in KINDS}
-    return {kind: [path.stem for path in folder.glob("*.json")] for kind, folder in folders.items()}
+    return {kind: sorted(_known(settings, case, kind).segments) for kind in KINDS}
 
 
 def beyond(names: Mapping[str, Sequence[str]], seen: Segments) -> dict[str, list[str | list[str | int]]]:
@@ -106,95 +119,92 @@ def beyond(names: Mapping[str, Sequence[str]], seen: Segments) -> dict[str, list
 
 
 def compact(settings: Settings, case: str) -> int:
-    """Turn every closed segment that is not done yet, or has lost a partition, into Parquet; returns how many were.
+    """Turn every closed segment that is not done yet, has grown or has lost a partition into Parquet; returns how many were.
 
     Files: ``lake/<case>/{predictions,labels}/date=D/hour=H/<segment>.parquet`` by event time (a label's is
-    its arrival). A last line without an end is torn (its sender got no answer) and only counted; any other
+    its arrival); of a segment whose rows lie in more than ``MOST_PARTITIONS`` hours those of the emptiest share
+    ``spread/<segment>.parquet``. A last line without an end is torn (its sender got no answer) and only counted; any other
     line that is not what the contract says goes to ``lake/<case>/quarantine/<kind>/<segment>.jsonl``.
+
+    Raises IntegrityError for a segment that is not what was written (its seal says so) and for one of which nothing but the seal is
+    left, once all others are compacted.
     """
-    done = 0
+    done, damaged = 0, []
     for kind in KINDS:
-        markers = _markers(settings, case, kind)
-        known = {segment for segment, marker in markers if _is_whole(settings, case, kind, segment, marker)}
-        for path in sorted((settings.prediction_log / case / kind).glob("*.jsonl")):
-            if path.stem not in known:
-                marker = _compact_segment(settings, case, kind, path)
-                failpoint("compact", "files")
-                write_atomic(settings.lake / case / kind / SEGMENTS / f"{path.stem}.json", msgspec.json.encode(marker))
-                done += 1
+        folder, own = _folder(settings, case, kind), settings.prediction_log / case / kind
+        known = _known(settings, case, kind)
+        fresh: dict[str, Done] = {}
+        for path in sorted(own.glob("*.jsonl")):
+            found = known.segments.get(path.stem)
+            if found is None or not records.is_whole(folder, found) or 0 <= found.size < path.stat().st_size:
+                try:
+                    fresh[path.stem] = _compact_segment(settings, case, kind, path)
+                except IntegrityError as error:
+                    damaged.append(str(error))
+        done += len(fresh)
+        failpoint("compact", "files")
+        old = (one for one in known.segments.values() if not one.hashed and one.segment not in fresh and records.is_whole(folder, one))
+        if new := [*fresh.values(), *(records.hashed(folder, one) for one in old)]:
+            records.keep(folder / SEGMENTS, new, known)
+        gone = segments.missing(own, (known.segments.keys() | fresh.keys()).__contains__)
+        damaged += [f"the closed segment {path} is gone and was not compacted: restore it, or remove {segments.seal(path)} if it is lost" for path in gone]
+    if damaged:
+        raise IntegrityError("; ".join(damaged[:3]) + (f"; and {len(damaged) - 3} more" if len(damaged) > 3 else ""))
     return done
 
 
-class Marker(msgspec.Struct, frozen=True):
-    """What became of a segment's lines, and where its partitions lie below ``lake/<case>/<kind>``.
-
-    One partition is named ``date=2020-05-01/hour=07``. Markers of earlier versions name no partitions: their segments are compacted once more.
-    """
-
-    rows: int
-    torn: int
-    malformed: int
-    partitions: list[str] | None = None
-
-
-_MARKER = msgspec.json.Decoder(Marker)
-
-
-def _markers(settings: Settings, case: str, kind: Kind) -> Iterator[tuple[str, Marker]]:
-    """The segments that are done. A marker that cannot be read is none: its segment is still there."""
-    folder = settings.lake / case / kind / SEGMENTS
-    names = os.listdir(folder) if folder.exists() else []  # noqa: PTH208 - there may be hundreds of thousands
-    for name in names:
-        if not name.endswith(".json"):
-            continue
-        try:
-            with open(f"{folder}/{name}", "rb") as file:  # noqa: PTH123 - see above
-                yield name.removesuffix(".json"), _MARKER.decode(file.read())
-        except (OSError, msgspec.MsgspecError):
-            log.warning("%s: the marker %s/%s cannot be read; its segment is compacted again", case, folder, name)
-
-
-def _is_whole(settings: Settings, case: str, kind: Kind, segment: str, marker: Marker) -> bool:
-    if marker.partitions is None:
-        return False
-    folder = f"{settings.lake}/{case}/{kind}"
-    return all(os.path.exists(f"{folder}/{place}/{segment}.parquet") for place in marker.partitions)  # noqa: PTH110 - see above
-
-
-def _partition(folder: Path, segment: str) -> Path:
-    return folder / f"{segment}.parquet"
-
-
-def _compact_segment(settings: Settings, case: str, kind: Kind, path: Path) -> Marker:
-    good, bad, torn = _parse(path, kind)
+def _compact_segment(settings: Settings, case: str, kind: Kind, path: Path) -> Done:
+    data, sealed = segments.read(path)
+    good, bad, torn = _parse(data, kind)
+    if torn and not sealed:
+        log.error(
+            "%s: the closed segment %s is cut off in the middle of a line: rows after it may be lost. Restore it from a backup, if there is one, and run again",
+            case,
+            path,
+        )
     frame = _frame(good, kind)
     time = "event_time" if kind == "predictions" else "label_time"
-    hours = frame.with_columns(pl.col(time).dt.date().alias("_date"), pl.col(time).dt.hour().alias("_hour"))
-    written = {}
-    for (day, hour), part in hours.partition_by("_date", "_hour", as_dict=True, include_key=False).items():
-        place = f"date={day}/hour={hour:02d}"
-        written[place] = _partition(settings.lake / case / kind / place, path.stem)
-        _write(part, written[place])
+    placed = _placed(frame, time)
+    written = {place: _folder(settings, case, kind) / place / f"{path.stem}.parquet" for place in placed}
+    parts = [_write(part, written[place], place) for place, part in placed.items()]
     folders = {folder for file in written.values() for folder in file.parents if folder.is_relative_to(settings.root)}
     make_durable([*written.values(), *folders])
     if bad:
         log.warning("%s: %d malformed line(s) in %s quarantined", case, len(bad), path.name)
         text = "".join(json.dumps({"segment": path.name, **line}) + "\n" for line in bad)
         write_atomic(settings.lake / case / "quarantine" / kind / path.name, text.encode())
-    return Marker(frame.height, torn, len(bad), sorted(written))
+    spread = sorted(map(str, placed[SPREAD][time].dt.date().unique())) if SPREAD in placed else []
+    return Done(path.stem, frame.height, torn, len(bad), parts, len(data), spread)
 
 
-def _write(part: pl.DataFrame, path: Path) -> None:
+def _placed(frame: pl.DataFrame, time: str) -> dict[str, pl.DataFrame]:
+    """The rows by the place of their partition: a folder for each hour, and one for the hours beyond ``MOST_PARTITIONS``."""
+    placed = frame.with_columns(_place=pl.col(time).dt.strftime("date=%Y-%m-%d/hour=%H"))
+    hours = placed.group_by("_place").len().sort(["len", "_place"], descending=[True, False])["_place"]
+    if hours.len() > MOST_PARTITIONS:
+        own = pl.col("_place").is_in(hours.head(MOST_PARTITIONS).implode())
+        placed = placed.with_columns(_place=pl.when(own).then("_place").otherwise(pl.lit(SPREAD)))
+    parts = placed.partition_by("_place", as_dict=True, include_key=False)
+    return {str(place): part for (place,), part in sorted(parts.items())}
+
+
+def _write(part: pl.DataFrame, path: Path, place: str) -> Part:
     """Publish one partition whole. All of a segment are made durable together: a replayed one has hundreds."""
+    buffer = io.BytesIO()
+    part.write_parquet(buffer, compression="zstd")
+    data = buffer.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    part.write_parquet(work, compression="zstd")
+    handle, work = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    os.chmod(work, 0o644)
     os.replace(work, path)
+    return Part(place, hashlib.sha256(data).hexdigest())
 
 
-def _parse(path: Path, kind: Kind) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+def _parse(data: bytes, kind: Kind) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     """Good lines, malformed ones as ``{line, error, text}``, and the number of torn ones (0 or 1)."""
-    lines = path.read_bytes().split(b"\n")
+    lines = data.split(b"\n")
     tail = lines.pop()
     good: list[dict[str, Any]] = []
     bad: list[dict[str, Any]] = []
@@ -250,25 +260,29 @@ def _frame(rows: list[dict[str, Any]], kind: Kind) -> pl.DataFrame:
 
 def first_day(settings: Settings, case: str) -> date | None:
     """The oldest day with logged predictions, or None if there are none."""
-    days = sorted((settings.lake / case / "predictions").glob("date=*"))
-    return date.fromisoformat(days[0].name.removeprefix("date=")) if days else None
+    return next(iter(_days(settings, case)), None)
+
+
+def _days(settings: Settings, case: str) -> list[date]:
+    folder = _folder(settings, case, "predictions")
+    own = {path.name.removeprefix("date=") for path in folder.glob("date=*")}
+    return sorted(map(date.fromisoformat, own.union(*_known(settings, case, "predictions").spread.values())))
 
 
 def first_row(settings: Settings, case: str) -> datetime | None:
     """The event time of the oldest logged prediction, or None if there are none."""
-    # The oldest hour's files suffice; a folder without one was left by a process that died before its first file.
-    for day in sorted((settings.lake / case / "predictions").glob("date=*")):
-        for files in partitions(settings, case, date.fromisoformat(day.name.removeprefix("date="))).values():
-            if files:
-                return min(pl.read_parquet(file, columns=["event_time"])["event_time"].min() for file in files)  # type: ignore[type-var, return-value]
+    # The oldest day's files suffice; a folder without one was left by a process that died before its first file.
+    for day in _days(settings, case):
+        if files := _on(settings, case, "predictions", [day]):
+            times = [pl.read_parquet(file, columns=["event_time"], hive_partitioning=False)["event_time"].min() for file in files]
+            return min(times)  # type: ignore[type-var, return-value] # moments, as the column is
     return None
 
 
 def days(settings: Settings, case: str, window: Window) -> list[date]:
     """The days with logged predictions that lie in ``window`` or reach into it, in order."""
-    found = sorted(path.name.removeprefix("date=") for path in (settings.lake / case / "predictions").glob("date=*"))
     last = (window.end - timedelta(microseconds=1)).date()
-    return [day for day in map(date.fromisoformat, found) if window.start.date() <= day <= last]
+    return [day for day in _days(settings, case) if window.start.date() <= day <= last]
 
 
 def window_of(day: date) -> Window:
@@ -277,10 +291,16 @@ def window_of(day: date) -> Window:
     return Window(start=start, end=start + timedelta(days=1))
 
 
-def partitions(settings: Settings, case: str, day: date) -> dict[int, list[Path]]:
-    """The compacted files of a day's predictions, by hour."""
-    hours = sorted((settings.lake / case / "predictions" / f"date={day}").glob("hour=*"))
-    return {int(hour.name.removeprefix("hour=")): sorted(hour.glob("*.parquet")) for hour in hours}
+def partitions(settings: Settings, case: str, day: date) -> tuple[dict[int, list[Path]], list[Path]]:
+    """The compacted files of a day's predictions, by hour, and those that hold rows of other days too."""
+    hours: dict[int, list[Path]] = {}
+    spread = []
+    for file in _on(settings, case, "predictions", [day]):
+        if file.parent.name == SPREAD:
+            spread.append(file)
+        else:
+            hours.setdefault(int(file.parent.name.removeprefix("hour=")), []).append(file)
+    return hours, spread
 
 
 def near(settings: Settings, case: str, window: Window) -> list[Path]:
@@ -362,9 +382,12 @@ def read_label_lines(
     files, named = _files(settings, case, "labels", since, arrived_by), _named("labels", marks)
     if within is not None:
         files = list(filter(_stands_in("labels", within), files))
+    asked = pl.col("label_time") <= arrived_by
+    if since is not None:  # a file may hold rows of other days too
+        asked &= pl.col("label_time").dt.date() >= since.date()
     return (
         _read(settings, case, "labels", files, marks=named)
-        .filter(pl.col("label_time") <= arrived_by)
+        .filter(asked)
         .sort(["revision", "label_time", "received_at", "label"], descending=[True, False, False, False])
         .select("id", "label", "label_time", "revision", *named)
     )
@@ -374,8 +397,8 @@ def fate(settings: Settings, case: str) -> dict[str, dict[str, int]]:
     """What became of all lines of the segments that are done, by kind: ``rows``, ``torn`` and ``malformed``."""
     found: dict[str, dict[str, int]] = {}
     for kind in KINDS:
-        markers = [marker for _, marker in _markers(settings, case, kind)]
-        found[kind] = {name: sum(getattr(marker, name) for marker in markers) for name in ("rows", "torn", "malformed")}
+        every = _known(settings, case, kind).segments.values()
+        found[kind] = {name: sum(getattr(done, name) for done in every) for name in ("rows", "torn", "malformed")}
     return found
 
 
@@ -383,7 +406,7 @@ def count(settings: Settings, case: str, kind: Kind, start: datetime, end: datet
     """Lines that :func:`read_predictions` of ``[start, end)`` chooses from, or :func:`read_labels` since ``start``."""
     time, files = ("event_time" if kind == "predictions" else "label_time"), _files(settings, case, kind, start, end)
     moment = pl.col(time)
-    counted = (moment >= start) & (moment < end) if kind == "predictions" else moment <= end
+    counted = (moment >= start) & (moment < end) if kind == "predictions" else (moment.dt.date() >= start.date()) & (moment <= end)
     return _read(settings, case, kind, files, lambda scan: scan.select(time)).filter(counted).height
 
 
@@ -401,9 +424,16 @@ def _named(kind: Kind, marks: Mapping[str, Segments] | None) -> dict[str, Stands
 
 
 def _files(settings: Settings, case: str, kind: Kind, start: datetime | None, end: datetime) -> list[Path]:
-    low, high = "" if start is None else f"date={start.date()}", f"date={end.date()}"
-    days = sorted(path for path in (settings.lake / case / kind).glob("date=*") if low <= path.name <= high)
-    return [file for day in days for file in sorted(day.glob("hour=*/*.parquet"))]
+    low, high = "" if start is None else str(start.date()), str(end.date())
+    there = {path.name.removeprefix("date=") for path in _folder(settings, case, kind).glob("date=*")}
+    days = sorted(day for day in there | _known(settings, case, kind).days.keys() if low <= day <= high)
+    return _on(settings, case, kind, days)
+
+
+def _on(settings: Settings, case: str, kind: Kind, days: Iterable[date | str]) -> list[Path]:
+    """The files of some days, each checked against what was compacted."""
+    folder, names = _folder(settings, case, kind), list(map(str, days))
+    return records.checked(folder, [file for day in names for file in (folder / f"date={day}").glob("hour=*/*.parquet")], names)
 
 
 def _read(

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.data.log import MEND
+from pipelines.data.records import MEND
 from pipelines.errors import IntegrityError
 
 Hashes = NDArray[np.uint64]
@@ -44,8 +44,8 @@ def holds(files: Sequence[Path], wanted: Hashes) -> bool:
     return bool(wanted.size) and any(np.isin(own, wanted).any() for file in files for own in hashes(file))
 
 
-def repeated(files: Sequence[Path]) -> Hashes:
-    """The hashes that more than one row of the files has, ascending, uint64.
+def repeated(files: Sequence[Path], held: Sequence[Path] = ()) -> Hashes:
+    """The hashes that more than one row of the files has, and all those of ``held``, ascending, uint64.
 
     Two ids of one hash are among them too (one pair of a hundred million ids, once in about 4,000 times): ask the ids themselves.
     Memory hardly hangs on the rows; scratch space is 8 bytes for each.
@@ -65,4 +65,4 @@ def repeated(files: Sequence[Path]) -> Hashes:
             part.seek(0)
             ordered = np.sort(np.fromfile(part, np.uint64))
             found.append(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
-    return np.concatenate(found)
+    return np.unique(np.concatenate([*found, *(own for file in held for own in hashes(file))])) if held else np.concatenate(found)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ VERSION = "version"
 """The column that says which champion gave a row's score."""
 _AT_ONCE = 1 << 22
 """Entries of profiles that are added up at once: 100 MB."""
+_HASHED = re.compile(r"[0-9a-f]{16}\.parquet")
 _META = b"perennial.profile"
 Rows = TypeVar("Rows", pl.DataFrame, pl.LazyFrame)
 
@@ -278,10 +280,12 @@ def _joined(parts: list[Ints]) -> Ints:
 
 
 def read(path: Path) -> Profile:
-    """Read a profile; raises IntegrityError if the file is missing or is none."""
+    """Read a profile; raises IntegrityError if the file is missing, is none, or is named by a hash and holds something else."""
     try:
-        with path.open("rb") as file:
-            table = pq.ParquetFile(file, pre_buffer=False).read()
+        data = path.read_bytes()
+        if _HASHED.fullmatch(path.name) and hashlib.sha256(data).hexdigest()[:16] != path.stem:
+            raise IntegrityError(f"{path} is not a profile of that name (its bytes have changed): remove it and run the step that wrote it again")
+        table = pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read()
         about: dict[str, Any] = json.loads(table.schema.metadata[_META])
     except (OSError, KeyError, TypeError, pa.ArrowInvalid) as error:
         mend = "remove it and run the step that wrote it again"

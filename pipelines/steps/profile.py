@@ -148,8 +148,9 @@ def _stretches(settings: Settings, case: str, days: Sequence[date]) -> Iterator[
 
 def _streamed(settings: Settings, case: str, day: date, spec: Spec, fields: Fields) -> dict[int, Profile]:
     """What frames give of a day of any size: rows whose id is logged once are streamed, the others are few."""
-    hours = prediction_log.partitions(settings, case, day)
-    twice = repeats.repeated(prediction_log.near(settings, case, prediction_log.window_of(day)))
+    hours, spread = prediction_log.partitions(settings, case, day)
+    # Rows in files of several days are held too: they are few.
+    twice = repeats.repeated(prediction_log.near(settings, case, prediction_log.window_of(day)), held=spread)
     if not twice.size:
         return {hour: profile_parquet(files, fields, spec) for hour, files in hours.items()}
     again = repeats.hashed().is_in(pl.Series(twice).implode())

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pipelines.contracts import PredictionLine
-from pipelines.errors import Unavailable
-from pipelines.segments import OPEN
+from pipelines.errors import IntegrityError, Unavailable
+from pipelines.segments import CLOSED, OPEN
+from pipelines.segments import read as read_closed
 from serving.gateway.log import Position
 
 FORMAT = "2"
@@ -153,6 +154,11 @@ class Index:
     def _index(self, path: Path, name: str, start: int) -> int:
         if path.stat().st_size <= start:
             return 0
+        if path.suffix == CLOSED:
+            try:
+                read_closed(path)
+            except IntegrityError as error:  # whole lines are still the best there is to find a repeated id by
+                log.error("%s", error)  # noqa: TRY400 - it says all there is to say
         with path.open("rb") as file:
             file.seek(start)
             end, answers, count = start, [], 0

@@ -2,7 +2,7 @@
 
 A killed process loses nothing that was acknowledged (the lines are in the kernel); a power cut at most
 the last ``sync_seconds``. A segment belongs to one worker, which holds a lock on it while it is open
-(``<worker>-<number>.jsonl.open``), and is closed by one rename to ``.jsonl``. Closed segments never change.
+(``<worker>-<number>.jsonl.open``), and is closed by one rename to ``.jsonl``, its sha256 beside it. Closed segments never change.
 A step that needs rows of open ones asks for them to be closed (pipelines/segments.py).
 """
 
@@ -107,7 +107,7 @@ class Log:
         self._number += 1
         path = self.folder / f"{self._worker}-{self._number:06d}.jsonl{OPEN}"
         hidden = path.with_name(f".{path.name}")
-        fd = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             # Locked before it can be seen: whoever finds the file can tell that its worker lives.
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipelines import segments
 from pipelines.cases.loans import source as loans
 from pipelines.cases.loans.schema import FIELDS
 from pipelines.config import Settings
@@ -114,9 +115,10 @@ def test_a_torn_last_line_is_counted_and_skipped(settings: Settings):
     loglines.write(settings, "loans", "predictions", "a", SENT[:3], tail=json.dumps(SENT[3]).encode()[:-20])
     log.compact(settings, "loans")
     assert log.read_predictions(settings, "loans", WINDOW).height == 3
-    marker = json.loads((settings.lake / "loans" / "predictions" / "segments" / "a.json").read_text())
-    partitions = ["date=2020-05-01/hour=00", "date=2020-05-01/hour=01"]
-    assert marker == {"rows": 3, "torn": 1, "malformed": 0, "partitions": partitions}
+    [record] = (settings.lake / "loans" / "predictions" / "segments").iterdir()
+    [done] = json.loads(record.read_text())["segments"]
+    assert {name: done[name] for name in ("segment", "rows", "torn", "malformed")} == {"segment": "a", "rows": 3, "torn": 1, "malformed": 0}
+    assert [place for place, _ in done["parts"]] == ["date=2020-05-01/hour=00", "date=2020-05-01/hour=01"]
     assert not (settings.lake / "loans" / "quarantine").exists()
 
 
@@ -212,6 +214,190 @@ def test_partitions_are_durable_before_their_marker(settings: Settings, monkeypa
     day = lake / "date=2020-05-01"
     assert len(list(day.glob("hour=*/a.parquet"))) == 24
     assert {*day.glob("hour=*/a.parquet"), *day.glob("hour=*"), day, lake, lake.parent, settings.lake} <= set(before)
+
+
+def flip(path: Path, at: int, bit: int) -> None:
+    """Turn one bit of a file around."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1 << bit
+    path.write_bytes(bytes(data))
+
+
+def close(settings: Settings, segment: str, lines: list[dict]) -> Path:
+    """Write a segment as the gateway does: open, then durable, sealed and renamed."""
+    path = loglines.write(settings, "loans", "predictions", segment, lines)
+    held = path.rename(path.with_name(f"{path.name}.open"))
+    with held.open("rb+") as file:
+        segments.finish(file.fileno(), held)
+    return path
+
+
+def test_a_flipped_bit_of_a_partition_is_found(settings: Settings, tmp_path_factory):
+    """Each of 150 random flips in the compacted rows is an error that names the partition; none reads as other rows."""
+    loglines.write(settings, "loans", "predictions", "a", SENT)
+    log.compact(settings, "loans")
+    files = sorted((settings.lake / "loans" / "predictions").rglob("*.parquet"))
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        path = files[rng.integers(len(files))]
+        at, bit = int(rng.integers(path.stat().st_size)), int(rng.integers(8))
+        flip(path, at, bit)
+        with pytest.raises(IntegrityError, match=r"a partition in .*hour=\d+ is damaged \(a\.parquet"):
+            log.read_predictions(settings, "loans", WINDOW)
+        flip(path, at, bit)
+    assert log.read_predictions(settings, "loans", WINDOW)["id"].to_list() == FRAME["id"].to_list()
+
+
+@pytest.mark.parametrize("of", ["read_predictions", "read_days", "partitions", "read_labels", "count"])
+def test_a_partition_that_is_missing_is_told(settings: Settings, of: str):
+    """No reader takes a removed partition for an hour without rows; the next compaction brings its rows back."""
+    loglines.write(settings, "loans", "predictions", "a", SENT)
+    loglines.write(settings, "loans", "labels", "a", LABELS)
+    log.compact(settings, "loans")
+    readers = {
+        "read_predictions": lambda: log.read_predictions(settings, "loans", WINDOW),
+        "read_days": lambda: list(log.read_days(settings, "loans", [DAY.date()], lambda scan: scan)),
+        "partitions": lambda: log.partitions(settings, "loans", DAY.date()),
+        "read_labels": lambda: log.read_labels(settings, "loans", DAY + timedelta(days=9)),
+        "count": lambda: log.count(settings, "loans", "predictions", WINDOW.start, WINDOW.end),
+    }
+    kind, day = ("labels", "2020-05-08") if of == "read_labels" else ("predictions", "2020-05-01")
+    path = settings.lake / "loans" / kind / f"date={day}" / "hour=07" / "a.parquet"
+    for gone in (path, path.parent, path.parent.parent):
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+        with pytest.raises(IntegrityError, match=r"hour=07/a\.parquet is missing|hour=00/a\.parquet is missing"):
+            readers[of]()
+        assert log.compact(settings, "loans") == 1
+        readers[of]()
+
+
+def test_a_flipped_bit_of_a_closed_segment_is_found(settings: Settings):
+    """Each of 50 random flips in a segment of the gateway's is an error that names it; no row of it is compacted."""
+    path = close(settings, "a", SENT)
+    rng, size = np.random.default_rng(1), path.stat().st_size
+    for _ in range(50):
+        at, bit = int(rng.integers(size)), int(rng.integers(8))
+        flip(path, at, bit)
+        with pytest.raises(IntegrityError, match=r"closed segment .*a\.jsonl is not what was written.*Restore it.*remove a\.sha256"):
+            log.compact(settings, "loans")
+        flip(path, at, bit)
+    assert not list(settings.lake.rglob("*.parquet"))
+    assert log.compact(settings, "loans") == 1
+    assert log.read_predictions(settings, "loans", WINDOW)["id"].to_list() == FRAME["id"].to_list()
+
+
+@pytest.mark.parametrize("cut", [-20, None])
+def test_a_closed_segment_that_was_cut_off_is_told(settings: Settings, cut: int | None):
+    """Cut off mid-line or at a line's end: an error names the segment; the others are compacted, and without its seal the rest of it is."""
+    path = close(settings, "a", SENT[:24])
+    close(settings, "b", SENT[24:])
+    data = path.read_bytes()
+    path.write_bytes(data[:cut] if cut else b"".join(data.splitlines(keepends=True)[:-1]))
+    with pytest.raises(IntegrityError, match=r"closed segment .*a\.jsonl is not what was written"):
+        log.compact(settings, "loans")
+    assert log.read_predictions(settings, "loans", WINDOW)["id"].to_list() == FRAME["id"].to_list()[24:]
+    path.with_name("a.sha256").unlink()
+    log.compact(settings, "loans")
+    assert log.read_predictions(settings, "loans", WINDOW).height == 47
+
+
+def test_a_segment_without_a_seal_that_is_cut_off_is_named(settings: Settings, caplog: pytest.LogCaptureFixture):
+    """A segment of an earlier release is still read; that it ends in the middle of a line is an error in the log, with its name."""
+    path = loglines.write(settings, "loans", "predictions", "a", SENT[:3], tail=json.dumps(SENT[3]).encode()[:-20])
+    log.compact(settings, "loans")
+    [told] = [entry.message for entry in caplog.records if entry.levelname == "ERROR"]
+    assert f"the closed segment {path} is cut off in the middle of a line" in told
+
+
+def test_a_segment_that_is_gone_before_it_was_compacted_is_told(settings: Settings):
+    """Of a segment that is lost its seal is left, and says so; one that is removed once it is compacted is missed by nobody."""
+    lost, kept = close(settings, "a", SENT[:24]), close(settings, "b", SENT[24:])
+    lost.unlink()
+    with pytest.raises(IntegrityError, match=r"closed segment .*a\.jsonl is gone and was not compacted"):
+        log.compact(settings, "loans")
+    kept.unlink()
+    lost.with_name("a.sha256").unlink()
+    assert log.compact(settings, "loans") == 0
+    assert log.read_predictions(settings, "loans", WINDOW).height == 24
+
+
+def test_a_segment_that_grew_is_compacted_again(settings: Settings):
+    """A file that was read while somebody copied it to its place is read again once it is longer."""
+    loglines.write(settings, "loans", "predictions", "a", SENT[:20])
+    assert log.compact(settings, "loans") == 1
+    loglines.write(settings, "loans", "predictions", "a", SENT)
+    assert log.compact(settings, "loans") == 1
+    assert log.read_predictions(settings, "loans", WINDOW).height == 48
+
+
+def test_a_changed_record_vouches_for_nothing(settings: Settings):
+    """Whatever bit of a record is flipped, the next compaction makes it again, and the rows are the same."""
+    loglines.write(settings, "loans", "predictions", "a", SENT)
+    log.compact(settings, "loans")
+    folder, rng = settings.lake / "loans" / "predictions" / "segments", np.random.default_rng(2)
+    for _ in range(8):
+        [path] = folder.iterdir()
+        flip(path, int(rng.integers(path.stat().st_size)), int(rng.integers(8)))
+        assert log.compact(settings, "loans") == 1
+        assert log.compacted(settings, "loans")["predictions"] == ["a"]
+        assert log.fate(settings, "loans")["predictions"]["rows"] == len(SENT)
+
+
+def test_markers_of_before_are_taken_into_one_record(settings: Settings):
+    """Markers that name partitions without hashes count, compact nothing again, and are one record with hashes after the next compaction."""
+    for number in range(40):
+        loglines.write(settings, "loans", "predictions", f"s-{number:06d}", SENT[number : number + 1])
+    assert log.compact(settings, "loans") == 40
+    folder = settings.lake / "loans" / "predictions" / "segments"
+    [record] = folder.iterdir()
+    for done in json.loads(record.read_text())["segments"]:
+        marker = {name: done[name] for name in ("rows", "torn", "malformed")} | {"partitions": [place for place, _ in done["parts"]]}
+        (folder / f"{done['segment']}.json").write_text(json.dumps(marker))
+    before = record.read_bytes()
+    record.unlink()
+    assert log.read_predictions(settings, "loans", WINDOW).height == 40
+    assert log.compact(settings, "loans") == 0
+    [record] = folder.iterdir()
+    assert [done["parts"] for done in json.loads(record.read_text())["segments"]] == [done["parts"] for done in json.loads(before)["segments"]]
+
+
+def test_many_compactions_leave_few_records(settings: Settings):
+    """A compaction leaves one record, not one for each segment, and once there are many they become one; all segments stay known."""
+    folder = settings.lake / "loans" / "predictions" / "segments"
+    for number in range(40):
+        loglines.write(settings, "loans", "predictions", f"s-{number:06d}", SENT[number : number + 1])
+        assert log.compact(settings, "loans") == 1
+        assert len(list(folder.iterdir())) <= 33
+    assert len(list(folder.iterdir())) <= 10
+    assert len(log.compacted(settings, "loans")["predictions"]) == 40
+    assert log.read_predictions(settings, "loans", WINDOW).height == 40
+
+
+def test_rows_of_many_hours_share_a_file(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    """Of a segment whose rows lie in thousands of hours the emptiest hours share one file; every reader finds every row."""
+    monkeypatch.setattr(log, "MOST_PARTITIONS", 30)
+    times = [DAY + timedelta(hours=7 * number) for number in range(2000)]
+    many = [{**SENT[0], "prediction_id": f"far-{number}", "event_time": moment.isoformat()} for number, moment in enumerate(times)]
+    labels = [{**LABELS[0], "prediction_id": line["prediction_id"], "event_time": line["event_time"]} for line in many]
+    loglines.write(settings, "loans", "predictions", "a", [*many, *SENT])
+    loglines.write(settings, "loans", "labels", "a", labels)
+    log.compact(settings, "loans")
+    for kind in log.KINDS:
+        assert len(list((settings.lake / "loans" / kind).rglob("*.parquet"))) == 31
+    whole = Window(start=DAY, end=DAY + timedelta(hours=14_000))
+    assert log.read_predictions(settings, "loans", whole).height == 2048
+    assert log.read_labels(settings, "loans", whole.end).height == 2000
+    assert log.count(settings, "loans", "predictions", whole.start, whole.end) == 2048
+    late = Window(start=times[-1] - timedelta(days=1), end=whole.end)
+    assert log.read_predictions(settings, "loans", late)["id"].to_list() == [f"far-{number}" for number in range(1996, 2000)]
+    assert log.read_labels(settings, "loans", whole.end, since=late.start).height == log.count(settings, "loans", "labels", late.start, whole.end)
+    assert log.days(settings, "loans", whole) == sorted({moment.date() for moment in times})
+    assert log.first_row(settings, "loans") == DAY
+    (settings.lake / "loans" / "predictions" / "spread" / "a.parquet").unlink()
+    with pytest.raises(IntegrityError, match=r"spread/a\.parquet is missing"):
+        log.read_predictions(settings, "loans", late)
+    assert log.compact(settings, "loans") == 1
+    assert log.read_predictions(settings, "loans", whole).height == 2048
 
 
 def test_the_scores_of_all_classes_are_read(settings: Settings):

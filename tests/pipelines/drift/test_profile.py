@@ -124,6 +124,16 @@ def test_a_profile_is_kept_under_its_hash(tmp_path):
         read(path)
 
 
+def test_a_flipped_bit_of_a_profile_is_found(tmp_path):
+    """No bit of a kept profile can be flipped without an error that names the file."""
+    path = write(profile_frame(frame([("red", 1.5, 1, 1, 0.5), (None, None, 2, 1, 0.25)]), FIELDS, SPEC), tmp_path)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        with pytest.raises(IntegrityError, match=rf"{path.name} is not a profile"):
+            read(path)
+
+
 def test_a_reference_keeps_its_days_and_its_baseline(tmp_path):
     """The reference of two days remembers that they differed, what its holdout's errors were, and survives the file."""
     days = [datetime(2020, 1, 1 + n // 50, tzinfo=UTC) for n in range(100)]

@@ -167,6 +167,24 @@ def test_a_day_too_large_for_a_frame_has_the_same_profile(tmp_path, monkeypatch,
     assert (streamed.key, streamed.facts) == (whole.key, whole.facts)
 
 
+def test_rows_that_share_a_file_with_other_days_are_profiled(tmp_path, monkeypatch):
+    """With one file for the hours that have few rows, frames and streams give the profiles that a file for each hour gives."""
+    lines, apart, shared = answers("loans"), Settings(home=tmp_path / "apart"), Settings(home=tmp_path / "shared")
+    params = load_params("loans")
+    params = params.model_copy(update={"drift": params.drift.model_copy(update={"window": "week", "partition": "hour"})})
+    made = []
+    for settings, most in ((apart, 500), (shared, 3)):
+        monkeypatch.setattr(profile.prediction_log, "MOST_PARTITIONS", most)
+        loglines.write(settings, "loans", "predictions", "s0", lines)
+        for name, together in (("frame", profile.TOGETHER), ("streamed", 0)):
+            with monkeypatch.context() as patch:
+                patch.setattr(profile, "TOGETHER", together)
+                made.append(run(settings, name, params))
+    assert len(list(shared.lake.glob("loans/predictions/*/**/*.parquet"))) == 4
+    assert made[0].facts["rows"] == len(lines)
+    assert {one.key for one in made} == {made[0].key}
+
+
 def test_days_are_taken_together_as_long_as_their_files_are_small(logged, monkeypatch):
     """No more is read at once than the bytes that are allowed, whatever the window; a day beyond them is not read as a frame at all."""
     run(logged, "together")

@@ -43,6 +43,22 @@ def test_lines_are_readable_at_once_and_closed_by_a_rename(tmp_path):
     assert closed.read_bytes() == b"one\ntwo\n"
 
 
+def test_a_closed_segment_is_sealed(tmp_path):
+    """Beside a closed segment lies its sha256, in sha256sum's form; beside an open one, and one without a line, nothing does."""
+    log, _ = make(tmp_path)
+    log.undo(log.append(b"taken back\n"))
+    asyncio.run(log.close())
+    log.append(b"one\n")
+    assert names(tmp_path, "*.sha256") == []
+    asyncio.run(log.close())
+    (tmp_path / "dead-000001.jsonl.open").write_bytes(b"whole\ntorn")
+    assert adopt(tmp_path) == 1
+    assert [name.replace(".sha256", ".jsonl") for name in names(tmp_path, "*.sha256")] == names(tmp_path, "*.jsonl")
+    for name in names(tmp_path, "*.sha256"):
+        assert subprocess.run(["sha256sum", "--check", "--strict", name], cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    assert len(names(tmp_path, "*")) == 4
+
+
 def test_a_full_segment_is_followed_by_the_next(tmp_path):
     """A segment that has reached its size is closed by the next tick; later lines go to a new one, nothing is lost."""
     log, _ = make(tmp_path, max_bytes=10)
