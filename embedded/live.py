@@ -39,7 +39,11 @@ def open_live_cases(
     for case in whole:
         for kind in KINDS:
             client.pause(f"{case}_{kind}", paused=case not in live or kind == "drift")
-    champions = {release.case for release in probe.champions(home, settings)}
+    damaged = dict[str, str]()
+    champions = {release.case for release in probe.champions(home, settings, damaged)}
+    for case, problem in damaged.items():
+        say(f"the case {case} is left alone: {problem}")
+    live = [case for case in live if case not in damaged]
     for case in live:
         if case not in champions:
             say(f"training the first champion of {case}")

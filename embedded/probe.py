@@ -11,17 +11,30 @@ from embedded.ports import HOST, Ports
 from pipelines import ledger
 from pipelines.config import Settings, case_names, load_params
 from pipelines.contracts import Release
-from pipelines.errors import PerennialError, Unavailable
+from pipelines.errors import IntegrityError, PerennialError, Unavailable
 
 _ZEROS: dict[str, Any] = {"BOOL": False, "FP16": 0.0, "FP32": 0.0, "FP64": 0.0}
 
 
-def champions(home: Path, settings: Settings | None = None) -> list[Release]:
-    """The head release of every case that has one, from the ledger of ``home`` (or of the settings, else of ``PERENNIAL_LEDGER_URL``)."""
+def champions(home: Path, settings: Settings | None = None, damaged: dict[str, str] | None = None) -> list[Release]:
+    """The head release of every case that has one, from the ledger of ``home`` (or of the settings, else of ``PERENNIAL_LEDGER_URL``).
+
+    A case whose rows are not what the ledger wrote has none; ``damaged`` is told what is wrong with it.
+    """
     settings = settings or Settings(home=home)
     if not settings.ledger_url and not (settings.root / "ledger.db").exists():
         return []
-    return [release for case in case_names() if (release := ledger.head(settings.ledger, case)) is not None]
+    found = []
+    for case in case_names():
+        try:
+            release = ledger.head(settings.ledger, case)
+        except IntegrityError as error:
+            if damaged is not None:
+                damaged[case] = str(error)
+            continue
+        if release is not None:
+            found.append(release)
+    return found
 
 
 def champions_answer(home: Path, ports: Ports, settings: Settings | None = None) -> bool:
@@ -40,7 +53,9 @@ def restore(home: Path, ports: Ports, broken: list[str], settings: Settings | No
     A champion that cannot serve (its bundle is gone, its fields were changed) goes into ``broken`` with the
     reason: it must not keep the stack down, in which its successor would be trained.
     """
-    found = champions(home, settings)
+    damaged = dict[str, str]()
+    found = champions(home, settings, damaged)
+    broken += [f"case {case}: {problem}" for case, problem in damaged.items()]
     if found:
         from pipelines.cases import load_fields
         from pipelines.deploy import repository, rollout  # imports ONNX Runtime

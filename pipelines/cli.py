@@ -128,8 +128,16 @@ def _metrics(params: Params | None, settings: Settings, *, port: int | None = No
     return {"file": str(path), "series": sum(not line.startswith("#") for line in text.splitlines()), "broken": broken}
 
 
+def _audit(params: Params | None, settings: Settings) -> dict[str, Any]:
+    """Check the ledger: every row against its hashes and the journal, what refers to what, and the files that releases go by."""
+    from pipelines import audit
+
+    return audit.audit(settings, params.case if params else None)
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "history": _history,
+    "audit": _audit,
     "reproduce": _reproduce,
     "retrain": _retrain,
     "alerts": _alerts,
@@ -138,9 +146,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "replay": _replay,
 }
 """Commands about a case that are no steps; the first line of the docstring is their help, the answer is printed."""
-EVERY_CASE = {"metrics"}
+EVERY_CASE = {"metrics", "audit"}
 """Commands that speak of all cases unless one is named."""
-HOLDS: dict[str, Callable[[Any], bool]] = {"reproduce": lambda answer: answer["identical"]}
+HOLDS: dict[str, Callable[[Any], bool]] = {"reproduce": lambda answer: answer["identical"], "audit": lambda answer: answer["ok"]}
 """Commands that answer a question: exit code 1 says no."""
 TABLES: dict[str, Callable[[Any], Any]] = {"history": _history_table, "replay": _replay_table}
 """What a person at a terminal gets of these commands; the answers of all others are drawn alike (reports/answers.py)."""

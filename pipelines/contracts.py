@@ -11,6 +11,8 @@ EpisodeTrigger = Literal["drift", "performance", "volume"]
 """What opens an episode: inputs or outputs moved, arrived labels show more errors, or enough labelled rows are new."""
 Trigger = Literal["initial", "schedule", "drift", "performance", "volume", "manual"]
 Decision = Literal["promote", "reject", "inconclusive"]
+Action = Literal["promote", "rollback", "release"]
+"""How a version came to serve: by its verdict, by taking back the one above it, or because a person named it."""
 Severity = Literal["info", "warning", "critical"]
 AlertRule = Literal[
     "drift_confirmed",
@@ -231,7 +233,7 @@ class Release(Value):
     champion: int
     candidate_key: str
     bundle: str
-    action: Literal["promote", "rollback"]
+    action: Action
     trigger: Trigger
     reason: str
     actor: str
@@ -245,6 +247,29 @@ class Release(Value):
     salt: str = ""
     previous_hash: str
     hash: str
+
+
+class Switch(Value):
+    """What an order to let another version serve came to: ``serves`` answers now, by ``release``; ``before`` it the version ``was`` (None: none).
+
+    ``changed`` is False where nothing had to be done: the order was carried out already.
+    """
+
+    case: str
+    serves: int
+    was: int | None
+    changed: bool
+    release: Release
+
+
+class Finding(Value):
+    """One thing that an audit of the ledger found: what is wrong with a ``row`` of a ``table`` (``artefacts``: with a file that it goes by)."""
+
+    case: str
+    table: str
+    row: str
+    column: str = ""
+    problem: str
 
 
 class PredictionLine(TypedDict):

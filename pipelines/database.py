@@ -60,11 +60,11 @@ def _engine(url: str, pid: int, tables: MetaData) -> Engine:  # noqa: ARG001 - p
         if engine.dialect.name == "postgresql":
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_MAKING})"))
         check(connection, tables, shown(url))
-        try:
-            tables.create_all(connection)
-        except OperationalError:
-            # Two processes may make SQLite's tables at the same moment: the loser finds them there.
-            tables.create_all(connection)
+        there = set(inspect(connection).get_table_names())
+        if engine.dialect.name == "sqlite" and not set(tables.tables) <= there:
+            # SQLite's driver begins no transaction for CREATE TABLE: without one, two processes could make the tables at the same moment.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        tables.create_all(connection)
     return engine
 
 
@@ -90,6 +90,8 @@ def _sqlite(url: str, path: str | None) -> Engine:
         # WAL lets gateways read while a rollout writes; FULL makes a committed release survive a power cut.
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        # Bytes that are no text belong to a damaged row, which its reader names; the driver would only say that it cannot read.
+        connection.text_factory = lambda data: data.decode(errors="replace")
 
     return engine
 

@@ -2,26 +2,28 @@
 
 MLflow's aliases and Triton's loaded versions are projections of it. One SQL schema serves SQLite
 (embedded) and PostgreSQL (the full stack): database.py. Nothing is ever updated or deleted: whoever inserts (case, seq+1)
-first wins, everybody else gets a ConflictError.
+first wins, everybody else gets a ConflictError. Every row of every table has an entry in the journal (journal.py), by which
+``python -m pipelines audit`` finds what was changed. A row that cannot be read is an IntegrityError that names it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, Text, UniqueConstraint, insert, select, true
+from pydantic import ValidationError
+from sqlalchemy import Column, Connection, Integer, String, Table, Text, UniqueConstraint, literal, select, true, union_all
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
-from pipelines import database
-from pipelines.contracts import Alert, Notice, Release, Trigger
+from pipelines import database, journal
+from pipelines.contracts import Action, Alert, Finding, Notice, Release, Trigger
 from pipelines.errors import ConflictError, IntegrityError, Overtaken
 from pipelines.storage import canonical_json, digest, wall_time
 
-_metadata = MetaData()
+_metadata = journal.metadata
 
 _releases = Table(
     "releases",
@@ -115,10 +117,19 @@ def _insert_first(url: str, table: Table, **values: Any) -> bool:
     """Insert a row; False if its key is there already: of all who try, the first one wins."""
     try:
         with _begin(url) as connection:
-            connection.execute(insert(table).values(**values, recorded_at=_text(wall_time())))
+            journal.add(connection, (table, {**values, "recorded_at": _text(wall_time())}))
     except SqlIntegrityError:
         return False
     return True
+
+
+def _read(table: Table, row: Mapping[Any, Any], column: str) -> Any:
+    """The JSON of a column. Raises IntegrityError, naming case, row and column, if it is none."""
+    try:
+        return json.loads(row[column])
+    except (TypeError, ValueError, RecursionError) as error:
+        key = ", ".join(f"{one.name} {row[one.name]}" for one in table.primary_key.columns if one.name != "case" and one.name in row)
+        raise IntegrityError(f"ledger of {row['case']}: table {table.name}, {key}: column {column} cannot be read ({error}): {LOOK}") from error
 
 
 def _text(moment: datetime) -> str:
@@ -137,25 +148,60 @@ def _row_hash(fields: dict[str, Any]) -> str:
     return digest({k: v for k, v in fields.items() if k != "hash"})
 
 
+LOOK = "somebody or something changed it; `python -m pipelines audit` lists all that is wrong, restore the database"
+
+
+def read_release(row: Mapping[Any, Any]) -> Release:
+    """A row of the table as a release. Raises IntegrityError, naming case, seq and column, if it cannot be read or its columns disagree."""
+    case, seq = row["case"], row["seq"]
+    try:
+        release = Release.model_validate_json(row["row"])
+    except (ValidationError, TypeError, RecursionError) as error:
+        what = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error
+        raise IntegrityError(f"ledger of {case}: row {seq} of releases: column row cannot be read ({what}): {LOOK}") from error
+    told = (("case", release.case), ("seq", release.seq), ("hash", release.hash))
+    wrong = next((f"column {name} says {row[name]}, not {value} as the row does" for name, value in told if row[name] != value), None)
+    if release.hash != _row_hash(release.model_dump(mode="json")):
+        wrong = "column row is not what its hash was made of"
+    if wrong:
+        raise IntegrityError(f"ledger of {case}: row {seq} does not continue the chain: {wrong}: {LOOK}")
+    return release
+
+
 def releases(url: str, case: str) -> list[Release]:
     """All releases of a case, oldest first, the hash chain checked (IntegrityError names the broken row)."""
     with _begin(url) as connection:
-        rows = connection.execute(select(_releases.c.row).where(_releases.c.case == case).order_by(_releases.c.seq)).scalars().all()
-    history = [Release.model_validate_json(row) for row in rows]
-    previous = ""
+        rows = connection.execute(select(_releases).where(_releases.c.case == case).order_by(_releases.c.seq)).mappings().all()
+    history, previous = [read_release(row) for row in rows], ""
     for position, release in enumerate(history, start=1):
-        expected = _row_hash(release.model_dump(mode="json"))
-        if release.seq != position or release.previous_hash != previous or release.hash != expected:
-            raise IntegrityError(f"ledger of {case}: row {release.seq} does not continue the chain: somebody changed history; restore the database")
+        if release.seq != position or release.previous_hash != previous:
+            raise IntegrityError(f"ledger of {case}: row {release.seq} does not continue the chain: {LOOK}")
         previous = release.hash
     return history
 
 
 def head(url: str, case: str) -> Release | None:
-    """The newest release of a case: what serves now. One row is read: this is what gateways poll."""
+    """The newest release of a case: what serves now. One statement, no history: this is what gateways poll.
+
+    Raises IntegrityError if the row is not one that the ledger wrote, or not the newest that it wrote.
+    """
+    newest = select(_releases).where(_releases.c.case == case).order_by(_releases.c.seq.desc()).limit(1).subquery()
+    entry = journal.newest_of(case, _releases).subquery()
+    # Of one moment: between two statements somebody may promote.
+    both = union_all(
+        select(literal("row").label("kind"), newest.c.case, newest.c.seq, newest.c.row, newest.c.hash),
+        select(literal("entry"), literal(case), literal(0), entry.c.row_key, entry.c.row_hash),
+    )
     with _begin(url) as connection:
-        row = connection.execute(select(_releases.c.row).where(_releases.c.case == case).order_by(_releases.c.seq.desc()).limit(1)).scalar()
-    return None if row is None else Release.model_validate_json(row)
+        found = {row["kind"]: row for row in connection.execute(both).mappings()}
+    release = read_release(found["row"]) if "row" in found else None
+    written = (found["entry"]["row"], found["entry"]["hash"]) if "entry" in found else None
+    row = found.get("row")
+    if written != (None if row is None else (journal.row_key(_releases, row), journal.row_hash(_releases, row))):
+        shown = "no release" if release is None else f"release {release.seq}"
+        newest_written = "none" if written is None else f"another one, {written[0]}"
+        raise IntegrityError(f"ledger of {case}: the newest row is {shown}, the newest that was written {newest_written}: {LOOK}")
+    return release
 
 
 def champion_before(url: str, case: str, as_of: datetime) -> Release | None:
@@ -174,7 +220,7 @@ def append(
     champion: int,
     candidate_key: str,
     bundle: str,
-    action: str,
+    action: Action,
     trigger: Trigger,
     reason: str,
     actor: str,
@@ -211,17 +257,19 @@ def append(
     fields["hash"] = _row_hash(fields)
     try:
         with _begin(url) as connection:
-            connection.execute(insert(_releases).values(case=case, seq=expected_seq + 1, row=canonical_json(fields), hash=fields["hash"]))
+            journal.add(connection, (_releases, {"case": case, "seq": expected_seq + 1, "row": canonical_json(fields), "hash": fields["hash"]}))
     except SqlIntegrityError as error:
         raise ConflictError(f"ledger of {case}: release {expected_seq + 1} was written by somebody else first; look at the history and try again") from error
     return Release.model_validate(fields)
 
 
 def previous_release(url: str, case: str) -> Release | None:
-    """The release that a rollback returns to: promotions stack up, a rollback takes the top one off."""
+    """The release that a rollback returns to: promotions and releases by hand stack up, a rollback takes the top one off."""
     stack: list[Release] = []
     for release in releases(url, case):
         if release.action == "rollback":
+            if not stack:
+                raise IntegrityError(f"ledger of {case}: row {release.seq} is a rollback with nothing to take back: {LOOK}")
             stack.pop()
         else:
             stack.append(release)
@@ -249,7 +297,22 @@ def verdicts(url: str, case: str) -> list[dict[str, Any]]:
     """All verdicts of a case by as_of: ``{gate_key, as_of, trigger, hash, verdict, recorded_at}``."""
     with _begin(url) as connection:
         rows = connection.execute(select(_verdicts).where(_verdicts.c.case == case).order_by(_verdicts.c.as_of, _verdicts.c.recorded_at)).mappings().all()
-    return [{**row, "verdict": json.loads(row["verdict"])} for row in rows]
+    return [{**row, "verdict": _read(_verdicts, row, "verdict")} for row in rows]
+
+
+def verdict(url: str, case: str, value: str) -> dict[str, Any]:
+    """The verdict whose sha256 is ``value``, as :func:`verdicts` gives it.
+
+    Raises IntegrityError if the ledger has none, or its row is another one than was hashed.
+    """
+    with _begin(url) as connection:
+        row = connection.execute(select(_verdicts).where(_verdicts.c.case == case, _verdicts.c.hash == value).limit(1)).mappings().first()
+    if row is None:
+        raise IntegrityError(f"ledger of {case}: there is no verdict {value[:12]}: {LOOK}")
+    found = _read(_verdicts, row, "verdict")
+    if digest(found) != value:
+        raise IntegrityError(f"ledger of {case}: table verdicts, gate_key {row['gate_key']}: column verdict is not what its hash was made of: {LOOK}")
+    return {**row, "verdict": found}
 
 
 # --- drift --------------------------------------------------------------------------------------
@@ -258,20 +321,16 @@ def verdicts(url: str, case: str) -> list[dict[str, Any]]:
 def drift_state_before(url: str, case: str, as_of: datetime) -> dict[str, Any] | None:
     """The policy's state after the last window before ``as_of``, or None for a new case."""
     with _begin(url) as connection:
-        row = connection.execute(
-            select(_drift_states.c.state)
-            .where(_drift_states.c.case == case, _drift_states.c.as_of < _text(as_of))
-            .order_by(_drift_states.c.as_of.desc())
-            .limit(1)
-        ).scalar()
-    return None if row is None else json.loads(row)
+        wanted = select(_drift_states).where(_drift_states.c.case == case, _drift_states.c.as_of < _text(as_of))
+        row = connection.execute(wanted.order_by(_drift_states.c.as_of.desc()).limit(1)).mappings().first()
+    return None if row is None else _read(_drift_states, row, "state")
 
 
 def drift_states(url: str, case: str) -> list[dict[str, Any]]:
     """Every state that the policy of a case ever had, oldest first, as one read finds them."""
     with _begin(url) as connection:
-        order = select(_drift_states.c.state).where(_drift_states.c.case == case).order_by(_drift_states.c.as_of)
-        return [json.loads(row) for row in connection.execute(order).scalars().all()]
+        rows = connection.execute(select(_drift_states).where(_drift_states.c.case == case).order_by(_drift_states.c.as_of)).mappings().all()
+    return [_read(_drift_states, row, "state") for row in rows]
 
 
 def record_drift_state(
@@ -285,16 +344,15 @@ def record_drift_state(
     """
     name = _revised(as_of, revision)
     row = {"case": case, "as_of": name, "state": canonical_json(state), "evidence_hash": evidence_hash, "recorded_at": _text(wall_time())}
+    link = [] if previous is None else [(_drift_chain, {"case": case, "previous": previous, "as_of": name})]
     # Where another try of the same window was first, what it wrote is returned.
     with suppress(SqlIntegrityError), _begin(url) as connection:
-        if previous is not None:
-            connection.execute(insert(_drift_chain).values(case=case, previous=previous, as_of=name))
-        connection.execute(insert(_drift_states).values(**row))
+        journal.add(connection, *link, (_drift_states, row))
     with _begin(url) as connection:
-        found = connection.execute(select(_drift_states.c.state).where(_drift_states.c.case == case, _drift_states.c.as_of == name)).scalar()
+        found = connection.execute(select(_drift_states).where(_drift_states.c.case == case, _drift_states.c.as_of == name)).mappings().first()
     if found is None:
         raise Overtaken(f"{case}: a drift run of another window than {as_of.isoformat()} decided first, on the same earlier state; run the step again")
-    kept: dict[str, Any] = json.loads(found)
+    kept: dict[str, Any] = _read(_drift_states, found, "state")
     return kept
 
 
@@ -307,7 +365,7 @@ def episodes(url: str, case: str) -> list[dict[str, Any]]:
     """All drift episodes of a case, oldest first: ``{episode, as_of, evidence, recorded_at}``."""
     with _begin(url) as connection:
         rows = connection.execute(select(_episodes).where(_episodes.c.case == case).order_by(_episodes.c.as_of)).mappings().all()
-    return [{**row, "evidence": json.loads(row["evidence"])} for row in rows]
+    return [{**row, "evidence": _read(_episodes, row, "evidence")} for row in rows]
 
 
 def asking_episode(url: str, case: str, as_of: datetime) -> str | None:
@@ -329,7 +387,7 @@ def alert_runs(url: str, case: str, *, last: int | None = None, at: datetime | N
         order = select(_alert_runs).where(_alert_runs.c.case == case, wanted).order_by(_alert_runs.c.seq.desc()).limit(last)
         rows = connection.execute(order).mappings().all()
     told = ("alerts", "notices")
-    return [{**row, "as_of": row["as_of"].partition("#")[0], **{name: json.loads(row[name]) for name in told}} for row in reversed(rows)]
+    return [{**row, "as_of": row["as_of"].partition("#")[0], **{name: _read(_alert_runs, row, name) for name in told}} for row in reversed(rows)]
 
 
 def append_alerts(url: str, *, case: str, seq: int, as_of: datetime, alerts: Sequence[Alert], notices: Sequence[Notice], revision: int = 1) -> bool:
@@ -374,3 +432,18 @@ def silences(url: str, case: str, at: datetime) -> list[dict[str, Any]]:
     with _begin(url) as connection:
         rows = connection.execute(select(_silences).where(_silences.c.case == case).order_by(_silences.c.recorded_at)).mappings().all()
     return [dict(row) for row in {row["rule"]: row for row in rows}.values() if row["until"] > _text(at)]
+
+
+# --- what stands there ----------------------------------------------------------------------------
+
+
+def cases(url: str) -> list[str]:
+    """Every case of which the ledger has a row."""
+    with _begin(url) as connection:
+        return journal.cases(connection)
+
+
+def stored(url: str, case: str) -> tuple[dict[str, Sequence[Mapping[Any, Any]]], list[Finding], int]:
+    """The rows of a case by table as they stand, read or not; where they are not those that were written; how many the journal took over."""
+    with _begin(url) as connection:
+        return journal.stored(connection, case)

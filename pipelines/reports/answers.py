@@ -12,6 +12,7 @@ from rich.text import Text
 
 COLUMNS = {
     "alerts": ("rule", "severity", "state", "first_seen", "last_seen", "count", "owner", "summary"),
+    "findings": ("case", "table", "row", "column", "problem"),
     "silences": ("rule", "until", "actor", "reason"),
 }
 """What of a list's items stands in its table, where all would be too wide; the JSON has all."""

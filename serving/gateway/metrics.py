@@ -41,6 +41,7 @@ class Metrics:
         self.fallback = self._gauge("fallback", "1 while the previous release answers because the champion does not", "case")
         self.fields_refused = self._gauge("fields_refused", "1 while the champion is refused because of its bundle's fields", "case")
         self.case_broken = self._gauge("case_broken", "1 while the case's folder cannot be used, see /readyz", "case")
+        self.ledger_damaged = self._gauge("ledger_damaged", "1 while rows of the case are not what the ledger wrote, see /readyz", "case")
         self.log_lines = self._counter("log_lines", "lines written before their reply", "case", "kind")
         self.log_errors = self._counter("log_errors", "failed writes, syncs and renames of the log", "case", "kind")
         self.triton_errors = self._counter("triton_errors", "inferences that failed", "case", "version")
@@ -55,7 +56,7 @@ class Metrics:
 
     def forget(self, case: str) -> None:
         """A case that is served no more has no champion, and nothing is wrong with it."""
-        for gauge in (self.champion, self.fallback, self.fields_refused, self.case_broken):
+        for gauge in (self.champion, self.fallback, self.fields_refused, self.case_broken, self.ledger_damaged):
             gauge.labels(case).set(0)
 
     def watch_poll(self, polled: Callable[[], float | None]) -> None:

@@ -58,7 +58,7 @@ async def healthz() -> Response:
 async def readyz(request: Request) -> Response:
     """Whether every champion of the ledger answers a real inference: 200, else 503 and why. No champion yet is no fault.
 
-    ``broken`` names the cases whose folders cannot be used, and what to do: the others are none the worse for it.
+    ``damaged`` says of a case what the ledger holds that it did not write. ``broken`` names the cases whose folders cannot be used, and what to do: the others are none the worse for it.
     """
     gateway: Gateway = request.app.state.gateway
     cases: dict[str, dict[str, Any]] = {}
@@ -71,7 +71,9 @@ async def readyz(request: Request) -> Response:
             await gateway.triton.score(name, champion.number, probed, case.fields.outputs, gateway.triton.deadline())
             cases[name] = {"champion": champion.number, "ready": True}
         except PerennialError as error:
-            cases[name] = {"champion": route.release.champion, "ready": False, "error": str(error)}
+            cases[name] = {"champion": route.release.champion if route.release else None, "ready": False, "error": str(error)}
+        if route.damaged:
+            cases[name]["damaged"] = route.damaged
     answer: dict[str, Any] = {"ready": all(case["ready"] for case in cases.values()), "cases": cases}
     answer["without_champion"] = [name for name in gateway.cases if name not in cases]
     answer["broken"] = gateway.broken

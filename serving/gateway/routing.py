@@ -1,6 +1,7 @@
 """Which version answers for a case: the ledger's head, polled in the background.
 
-While the ledger is away, the last good copy goes on being used; how old it is shows in a metric.
+While the ledger is away, the last good copy goes on being used; how old it is shows in a metric. A row that is not what the ledger
+wrote is not followed either: its case goes on with the last good copy, or is refused where there is none, and the other cases go on.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines import ledger
 from pipelines.config import Settings
 from pipelines.contracts import Release
-from pipelines.errors import PerennialError, Unavailable
+from pipelines.errors import IntegrityError, PerennialError, Unavailable
 from pipelines.fields import Fields
 from serving.gateway.metrics import Metrics
 from serving.gateway.versions import Version, load
@@ -26,12 +27,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Route:
-    """A case's champion (or why it is refused), and the release before it; None where there is none that may serve."""
+    """A case's champion (or why it is refused), and the release before it; None where there is none that may serve.
 
-    release: Release
+    ``damaged`` says what of the case's rows is not what the ledger wrote ("": nothing is known to be); ``release`` is None if that is the head.
+    """
+
+    release: Release | None
     champion: Version | None
     previous: Version | None
     refused: str = ""
+    damaged: str = ""
 
 
 class Routing:
@@ -44,37 +49,76 @@ class Routing:
         metrics.watch_poll(lambda: self.polled)
 
     def poll(self, cases: Mapping[str, tuple[Fields, Route | None]]) -> dict[str, Route | None]:
-        """The routes of these cases, given their fields and their routes so far; nothing if the ledger does not answer. For a thread."""
-        try:
-            found = {case: self._route(case, fields, known) for case, (fields, known) in cases.items()}
-        except (PerennialError, SQLAlchemyError, OSError, ValueError) as error:
-            log.warning("the ledger cannot be read, the last copy is kept: %s", error)
-            self._metrics.ledger_errors.inc()
-            return {}
-        self.polled = time.monotonic()
+        """The routes of these cases, given their fields and their routes so far. For a thread.
+
+        There is nothing if the ledger does not answer, and nothing of a case whose rows it cannot read: what was known goes on.
+        """
+        found: dict[str, Route | None] = {}
+        failed = 0
+        for case, (fields, known) in cases.items():
+            try:
+                found[case] = self._route(case, fields, known)
+            except IntegrityError as error:
+                found[case] = self._damaged(case, known, str(error))
+            except PerennialError as error:  # nobody answers, or not to this gateway: so it is for every case
+                self._failed(case, error)
+                return {}
+            except (SQLAlchemyError, OSError, ValueError) as error:
+                self._failed(case, error)
+                failed += 1
+        if found or not failed:
+            self.polled = time.monotonic()
         return found
+
+    def _failed(self, case: str, error: Exception) -> None:
+        log.warning("the ledger of %s cannot be read, the last copy is kept: %s", case, error)
+        self._metrics.ledger_errors.inc()
+
+    def _damaged(self, case: str, known: Route | None, problem: str) -> Route:
+        if known is None or known.damaged != problem:
+            log.error("%s: %s; %s", case, problem, "nothing is served" if known is None or known.champion is None else "the last good copy goes on")
+        return Route(None, None, None, problem, problem) if known is None else replace(known, damaged=problem)
 
     def _route(self, case: str, fields: Fields, known: Route | None) -> Route | None:
         release = ledger.head(self._settings.ledger, case)
-        if release is None or (known is not None and known.release == release and not known.refused):
+        same = known is not None and known.release == release
+        if release is None or (same and known is not None and not known.refused and not known.damaged):
             return None if release is None else known
-        before = ledger.previous_release(self._settings.ledger, case)
+        self._check_verdict(case, release)
+        before, damaged = None, ""
+        try:
+            before = ledger.previous_release(self._settings.ledger, case)
+        except IntegrityError as error:
+            damaged = str(error)
+        if damaged and (known is None or known.damaged != damaged):
+            log.error("%s: %s; its champion is whole and serves, without a release to stand in for it", case, damaged)
+        if same and known is not None and known.champion is not None and damaged:
+            return replace(known, damaged=damaged)
         previous = None
         if before is not None and before.champion != release.champion:
             with suppress(Unavailable):
                 previous = load(self._settings.root, fields, before)
         try:
-            route = Route(release, load(self._settings.root, fields, release), previous)
+            route = Route(release, load(self._settings.root, fields, release), previous, damaged=damaged)
         except Unavailable as error:
-            route = Route(release, None, previous, str(error))
+            route = Route(release, None, previous, str(error), damaged)
         if known is None or known.release != release:
             log.info("%s: champion %d from release %d on (%s)", case, release.champion, release.seq, route.refused or release.action)
         return route
 
+    def _check_verdict(self, case: str, release: Release) -> None:
+        """Raises IntegrityError if the release cites a verdict that the ledger does not have, or that did not promote it."""
+        if release.verdict_hash is None:
+            return
+        verdict = ledger.verdict(self._settings.ledger, case, release.verdict_hash)["verdict"]
+        if release.action == "promote" and verdict.get("decision") != "promote":
+            raise IntegrityError(f"ledger of {case}: row {release.seq} of releases promotes on a verdict that says {verdict.get('decision')}: {ledger.LOOK}")
+
     def show(self, case: str, route: Route | None) -> None:
         """Let the metrics say what a case's route is."""
-        self._metrics.champion.labels(case).set(route.release.champion if route else 0)
-        self._metrics.fields_refused.labels(case).set(1 if route and route.refused else 0)
+        self._metrics.champion.labels(case).set(route.release.champion if route and route.release else 0)
+        self._metrics.fields_refused.labels(case).set(1 if route and route.release and route.refused else 0)
+        self._metrics.ledger_damaged.labels(case).set(1 if route and route.damaged else 0)
 
     def versions(self, case: str, route: Route | None) -> tuple[Version, Version | None]:
         """What a route leads to: the champion, and what stands in for it. Raises Unavailable if there is no champion yet, or none that may be served."""

@@ -1,6 +1,8 @@
 """pipelines/ledger.py: one winner per release, an unbroken chain, a way back."""
 
 import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from pipelines import ledger
+from pipelines import ledger, storage
 from pipelines.errors import ConflictError, IntegrityError, Overtaken
 from tests.pipelines.alerts.found import alert, notice
 from tests.pipelines.postgres import fresh_schema
@@ -16,10 +18,10 @@ from tests.pipelines.postgres import fresh_schema
 T0 = datetime(2008, 8, 1, tzinfo=UTC)
 
 
-def _append(url: str, seq: int, champion: int, action: str = "promote", days: int = 0):
+def _append(url: str, seq: int, champion: int, action: str = "promote", days: int = 0, case: str = "bank"):
     return ledger.append(
         url,
-        case="bank",
+        case=case,
         expected_seq=seq,
         champion=champion,
         candidate_key=f"k{champion}",
@@ -38,6 +40,14 @@ def url(request, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'ledger.db'}"
     return fresh_schema(request.getfixturevalue("postgres_server"))
+
+
+def _edit(url: str, statement: str, **values) -> None:
+    """Change the database behind the ledger's back."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text(statement), values)
+    engine.dispose()
 
 
 def test_releases_chain(url: str):
@@ -175,3 +185,79 @@ def test_an_episode_opens_once(url: str):
     opened = [ledger.open_episode(url, case="bank", episode="e", as_of=T0, evidence={}) for _ in range(3)]
     assert opened == [True, False, False]
     assert [row["episode"] for row in ledger.episodes(url, "bank")] == ["e"]
+
+
+def test_the_head_is_the_newest_row_that_was_written(url: str):
+    """A newest row that was re-hashed, put under another column or removed is no champion: the error names case, row and what is wrong."""
+    _append(url, 0, 1)
+    for number, (edit, said) in enumerate(
+        (
+            ("UPDATE releases SET hash = 'f' WHERE seq = 2 AND \"case\" = :case", "row 2 does not continue the chain: column hash says f"),
+            ('DELETE FROM releases WHERE seq = 2 AND "case" = :case', "the newest row is release 1, the newest that was written another one"),
+            ("UPDATE releases SET row = 'nonsense' WHERE seq = 2 AND \"case\" = :case", "row 2 of releases: column row cannot be read"),
+        )
+    ):
+        case = f"case{number}"
+        for seq in (0, 1):
+            _append(url, seq, seq + 1, case=case)
+        _edit(url, edit, case=case)
+        with pytest.raises(IntegrityError, match=f"ledger of {case}: {said}"):
+            ledger.head(url, case)
+    _append(url, 1, 2)
+    row = ledger.head(url, "bank").model_dump(mode="json") | {"champion": 9}
+    row["hash"] = storage.digest({name: value for name, value in row.items() if name != "hash"})
+    _edit(url, "UPDATE releases SET row = :row, hash = :hash WHERE seq = 2 AND \"case\" = 'bank'", row=storage.canonical_json(row), hash=row["hash"])
+    with pytest.raises(IntegrityError, match="ledger of bank: the newest row is release 2, the newest that was written another one"):
+        ledger.head(url, "bank")
+    with pytest.raises(IntegrityError, match="newest row"):
+        _append(url, 2, 3)
+
+
+def test_a_row_that_cannot_be_read_is_named(url: str):
+    """What is no JSON in any table is an IntegrityError with case, table, key and column, for every reader."""
+    ledger.record_verdict(url, case="bank", gate_key="g", as_of=T0, trigger="drift", verdict={"decision": "promote"})
+    ledger.record_drift_state(url, case="bank", as_of=T0, state={"n": 1}, evidence_hash="a")
+    ledger.open_episode(url, case="bank", episode="e", as_of=T0, evidence={})
+    ledger.append_alerts(url, case="bank", seq=1, as_of=T0, alerts=[], notices=[])
+    for table, column in (("verdicts", "verdict"), ("drift_states", "state"), ("drift_episodes", "evidence"), ("alert_runs", "alerts")):
+        _edit(url, f"UPDATE {table} SET {column} = '{{'")
+    late = T0 + timedelta(days=1)
+    for read, said in (
+        (partial(ledger.verdicts, url), "table verdicts, gate_key g: column verdict"),
+        (partial(ledger.drift_states, url), "table drift_states, as_of 2008-08-01T00:00:00.000000.00:00: column state"),
+        (lambda case: ledger.drift_state_before(url, case, late), "table drift_states, as_of .*: column state"),
+        (partial(ledger.episodes, url), "table drift_episodes, episode e: column evidence"),
+        (partial(ledger.alert_runs, url), "table alert_runs, seq 1: column alerts"),
+    ):
+        with pytest.raises(IntegrityError, match=f"ledger of bank: {said} cannot be read"):
+            read("bank")
+
+
+def test_writers_of_one_case_leave_one_unbroken_journal(url: str):
+    """Twenty that write at once, into all tables, leave a ledger in which the audit finds nothing: each row has its entry in one chain."""
+
+    def write(number: int) -> None:
+        as_of = T0 + timedelta(days=number)
+        ledger.record_verdict(url, case="bank", gate_key=f"g{number}", as_of=as_of, trigger="drift", verdict={"decision": "reject", "n": number})
+        ledger.record_drift_state(url, case="bank", as_of=as_of, state={"n": number}, evidence_hash="a", previous=f"p{number % 3}" if number % 2 else None)
+        ledger.note_delivery(url, case="bank", notice="n", sink="log", attempt=number % 7, event="claimed")
+
+    with ThreadPoolExecutor(20) as pool:
+        for done in [pool.submit(write, number) for number in range(20)]:
+            with suppress(Overtaken):
+                done.result()
+    rows, findings, taken_over = ledger.stored(url, "bank")
+    assert (len(rows["verdicts"]), len(rows["alert_deliveries"]), findings, taken_over) == (20, 7, [], 0)
+
+
+def test_rows_from_before_the_journal_are_taken_over(url: str):
+    """A ledger without a journal gets one when it is opened: its rows are told from new ones, and a later edit of them is found."""
+    _append(url, 0, 1)
+    _edit(url, "DROP TABLE journal")
+    again = url + ("&" if "?" in url else "?") + ("timeout=29" if url.startswith("sqlite") else "application_name=again")  # a process that comes later
+    assert ledger.head(again, "bank").champion == 1
+    _append(again, 1, 2)
+    assert ledger.stored(again, "bank")[1:] == ([], 1)
+    _edit(url, "UPDATE releases SET hash = 'f' WHERE seq = 1")
+    [found] = ledger.stored(again, "bank")[1]
+    assert (found.table, found.row, found.problem) == ("releases", '{"seq":1}', "the columns are not those that were written")

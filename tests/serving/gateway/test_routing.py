@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+from datetime import UTC, datetime
 
+import pytest
+from sqlalchemy import create_engine
+
+from pipelines import ledger
+from pipelines.cases import load_fields
 from pipelines.errors import Unavailable
 from pipelines.fields import encode
 from serving.gateway import routing
+from serving.gateway.versions import probe
 from tests.serving.gateway.world import FIELDS, PREDICT, client, counted, expected, fake_triton, make_home, release, some_rows, until
 
 ROWS = {"rows": some_rows(2)}
@@ -145,3 +151,91 @@ def test_a_triton_that_is_away_is_a_clear_503_and_comes_back(tmp_path):
         assert not list(settings.prediction_log.rglob("*.jsonl*"))
         with fake_triton(port):
             until(lambda: http.post(PREDICT, json=ROWS).status_code == 200, 10)
+
+
+def edit(settings, statement):
+    """Change the ledger's database behind its back."""
+    engine = create_engine(settings.ledger)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+def test_a_damaged_row_of_one_case_leaves_the_others_alone(tmp_path):
+    """A case whose newest row cannot be trusted is refused from the start, by name; the others serve, follow their releases, and it follows once it is mended."""
+    with fake_triton() as (_, port):
+        settings = make_home(tmp_path, port)
+        release(settings, 1)
+        release(settings, 1, case="bank")
+        edit(settings, "UPDATE releases SET hash = replace(hash, substr(hash, 1, 4), 'ffff') WHERE \"case\" = 'bank'")
+        with client(settings) as http:
+            assert version(http) == 1
+            release(settings, 2)
+            until(lambda: version(http) == 2, 5)
+            answer = http.post("/v1/cases/bank/predict", json={"rows": [bank_row()]})
+            assert answer.status_code == 503
+            assert "ledger of bank: row 1 does not continue the chain: column hash says ffff" in answer.json()["error"]
+            ready = http.get("/readyz")
+            said = ready.json()["cases"]
+            assert (ready.status_code, said["loans"]["ready"], said["bank"]["ready"]) == (503, True, False)
+            assert "column hash" in said["bank"]["damaged"]
+            assert (counted(http, "ledger_damaged", case="bank"), counted(http, "ledger_damaged", case="loans")) == (1, 0)
+            edit(settings, "UPDATE releases SET hash = json_extract(row, '$.hash') WHERE \"case\" = 'bank'")
+            until(lambda: http.post("/v1/cases/bank/predict", json={"rows": [bank_row()]}).status_code == 200, 5)
+            assert counted(http, "ledger_damaged", case="bank") == 0
+
+
+def bank_row():
+    """A row of the case bank."""
+    return {name: values[0] for name, values in probe(load_fields("bank")).items()}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE releases SET row = replace(row, '\"champion\":2', '\"champion\":3') WHERE seq = 2",
+        "UPDATE releases SET row = CAST(x'7bff00' AS TEXT) WHERE seq = 2",
+        "DELETE FROM releases WHERE seq = 2",
+        "DELETE FROM releases",
+    ],
+    ids=["changed", "unreadable", "head deleted", "all deleted"],
+)
+def test_a_damaged_head_is_not_followed(world, statement):
+    """Where the newest row is not what the ledger wrote, the gateway goes on with the release that it knows, and says so."""
+    http, settings, _ = world
+    release(settings, 2)
+    until(lambda: version(http) == 2, 5)
+    edit(settings, statement)
+    until(lambda: counted(http, "ledger_damaged", case="loans") == 1, 5)
+    assert version(http) == 2
+    ready = http.get("/readyz").json()["cases"]["loans"]
+    assert (ready["ready"], "ledger of loans" in ready["damaged"]) == (True, True)
+    with client(settings) as fresh:
+        answer = fresh.post(PREDICT, json=ROWS)
+        assert (answer.status_code, "ledger of loans" in answer.json()["error"]) == (503, True)
+
+
+def test_a_champion_serves_above_a_damaged_older_row(world):
+    """An older row that was changed costs the release that would stand in, not the champion, whose own row is whole; it is said."""
+    http, settings, _ = world
+    release(settings, 2)
+    until(lambda: version(http) == 2, 5)
+    edit(settings, "UPDATE releases SET row = replace(row, '\"champion\":1', '\"champion\":3') WHERE seq = 1")
+    with client(settings) as fresh:
+        assert version(fresh) == 2
+        assert "row 1 does not continue the chain" in fresh.get("/readyz").json()["cases"]["loans"]["damaged"]
+
+
+def test_a_release_is_followed_on_its_verdict_only(world):
+    """A promotion that cites a verdict which rejected it, or which is not in the ledger, is not followed."""
+    http, settings, _ = world
+    arguments = {"case": "loans", "as_of": datetime(2024, 1, 9, tzinfo=UTC), "trigger": "drift"}
+    value = ledger.record_verdict(settings.ledger, **arguments, gate_key="g", verdict={"decision": "reject"})
+    for number, cited in enumerate((value, "0" * 64)):
+        head = ledger.head(settings.ledger, "loans")
+        own = {name: getattr(head, name) for name in ("case", "candidate_key", "bundle", "as_of")}
+        about = {"champion": 2, "action": "promote", "trigger": "drift", "reason": "r", "actor": "a", "verdict_hash": cited}
+        ledger.append(settings.ledger, **own, **about, expected_seq=head.seq)
+        said = ("promotes on a verdict that says reject", f"there is no verdict {'0' * 12}")[number]
+        until(lambda said=said: said in http.get("/readyz").json()["cases"]["loans"].get("damaged", ""), 5)
+        assert version(http) == 1

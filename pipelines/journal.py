@@ -1,0 +1,168 @@
+"""The ledger's journal: one entry for each row of each table, chained by hashes within a case, written in the row's own transaction.
+
+It covers every column of every row, so that a row which somebody changed, removed or added behind the ledger's back is told from
+those that the ledger wrote. Rows from before there was a journal were taken over when its table was made, and are marked so. What
+nobody can tell from inside the database is a chain that was recomputed as a whole, or cut off at its newest end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Column, Connection, Integer, MetaData, Select, String, Table, Text, UniqueConstraint, event, insert, select, text
+from sqlalchemy.exc import IntegrityError as SqlIntegrityError
+
+from pipelines.contracts import Finding
+from pipelines.errors import IntegrityError
+from pipelines.storage import canonical_json, digest, wall_time
+
+metadata = MetaData()
+"""The ledger's tables; every one has a column ``case``, and what tells its rows apart as its primary key."""
+
+_journal = Table(
+    "journal",
+    metadata,
+    Column("case", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("about", String(32), nullable=False),
+    Column("row_key", Text, nullable=False),
+    Column("row_hash", String(64), nullable=False),
+    Column("taken_over", Integer, nullable=False),
+    Column("recorded_at", String(40), nullable=False),
+    Column("hash", String(64), nullable=False),
+    UniqueConstraint("case", "about", "row_key"),
+)
+_WRITING = 5_117_403
+"""The advisory lock of whoever enters rows of a case in PostgreSQL; SQLite has one writer anyway."""
+Row = Mapping[Any, Any]
+
+
+def add(connection: Connection, *rows: tuple[Table, Row]) -> None:
+    """Insert rows of one case, and their entries. Raises SQLAlchemy's IntegrityError if a row's key is there already."""
+    for table, row in rows:
+        connection.execute(insert(table).values(**row))
+    # The rows come first: whoever waits for the entries' lock holds all else that this transaction needs.
+    _enter(connection, rows)
+
+
+def _enter(connection: Connection, rows: Sequence[tuple[Table, Row]], *, taken_over: bool = False) -> None:
+    case = rows[0][1]["case"]
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:kind, hashtext(:case))"), {"kind": _WRITING, "case": case})
+    newest = connection.execute(_entries(case).order_by(_journal.c.number.desc()).limit(1)).mappings().first()
+    number, previous = (newest["number"], newest["hash"]) if newest else (0, "")
+    entries = []
+    for table, row in rows:
+        number += 1
+        fields = {"case": case, "number": number, "about": table.name, "row_key": row_key(table, row), "row_hash": row_hash(table, row)}
+        fields |= {"taken_over": int(taken_over), "recorded_at": wall_time().isoformat(timespec="microseconds")}
+        entries.append(fields | {"hash": (previous := _entry_hash(fields, previous))})
+    try:
+        connection.execute(insert(_journal), entries)
+    except SqlIntegrityError as error:
+        keys = ", ".join(f"{entry['about']} {entry['row_key']}" for entry in entries)
+        raise IntegrityError(f"ledger of {case}: its journal has an entry for {keys} already, but the row was gone: `python -m pipelines audit`") from error
+
+
+def row_key(table: Table, row: Row) -> str:
+    """What tells a row from the others of its case, as text: the columns of its primary key."""
+    return canonical_json({column.name: row[column.name] for column in table.primary_key.columns if column.name != "case"})
+
+
+def row_hash(table: Table, row: Row) -> str:
+    """sha256 over all columns of a row; of what is no text and no number, as only damage leaves it, nothing ("")."""
+    try:
+        return digest({"table": table.name, **{column.name: row[column.name] for column in table.columns}})
+    except (TypeError, ValueError):
+        return ""
+
+
+def _entry_hash(fields: Row, previous: str) -> str:
+    return digest({**{name: value for name, value in fields.items() if name != "hash"}, "previous": previous})
+
+
+def _entries(case: str) -> Select[Any]:
+    return select(_journal).where(_journal.c.case == case)
+
+
+def newest_of(case: str, table: Table) -> Select[Any]:
+    """``row_key`` and ``row_hash`` of the newest entry about a table."""
+    wanted = select(_journal.c.row_key, _journal.c.row_hash).where(_journal.c.case == case, _journal.c.about == table.name)
+    return wanted.order_by(_journal.c.number.desc()).limit(1)
+
+
+@event.listens_for(metadata, "after_create")
+def _take_over(_metadata: MetaData, connection: Connection, *, tables: Sequence[Table], **_: Any) -> None:
+    """Enter the rows that were there before the journal, in the transaction that makes its table."""
+    if _journal not in tables:
+        return
+    for case in _cases(connection):
+        rows = [(table, row) for table in _own_tables() for row in _rows(connection, table, case)]
+        _enter(connection, rows, taken_over=True)
+
+
+def _own_tables() -> list[Table]:
+    return [table for table in metadata.sorted_tables if table is not _journal]
+
+
+def _rows(connection: Connection, table: Table, case: str) -> Sequence[Row]:
+    return connection.execute(select(table).where(table.c.case == case).order_by(*table.primary_key.columns)).mappings().all()
+
+
+def _cases(connection: Connection) -> list[str]:
+    return sorted({str(case) for table in _own_tables() for case in connection.execute(select(table.c.case).distinct()).scalars()})
+
+
+def cases(connection: Connection) -> list[str]:
+    """Every case of which there is a row or an entry."""
+    return sorted({*_cases(connection), *map(str, connection.execute(select(_journal.c.case).distinct()).scalars())})
+
+
+def stored(connection: Connection, case: str) -> tuple[dict[str, Sequence[Row]], list[Finding], int]:
+    """The rows of a case as they stand, by table; where they are not those that the journal has; how many of them were taken over.
+
+    Others may write meanwhile: an entry that is older than the reading must have its row, and a row an entry that stands after it.
+    """
+    before = connection.execute(_entries(case).order_by(_journal.c.number)).mappings().all()
+    rows = {table.name: _rows(connection, table, case) for table in _own_tables()}
+    after = connection.execute(_entries(case).order_by(_journal.c.number)).mappings().all()
+    return rows, [*_broken_links(case, after), *_strays(case, rows, before, after)], sum(entry["taken_over"] == 1 for entry in after)
+
+
+def _broken_links(case: str, entries: Sequence[Row]) -> Iterator[Finding]:
+    previous = ""
+    for position, entry in enumerate(entries, start=1):
+        if entry["number"] != position:
+            yield Finding(case=case, table="journal", row=f"number {entry['number']}", problem=f"number {position} should follow: entries are missing")
+            return  # whatever comes after it cannot continue the chain
+        if entry["hash"] != _hash_of(entry, previous):
+            yield Finding(case=case, table="journal", row=f"number {position}", column="hash", problem="the entry does not continue the chain")
+        previous = entry["hash"]
+
+
+def _hash_of(entry: Row, previous: str) -> str:
+    try:
+        return _entry_hash(entry, previous)
+    except (TypeError, ValueError):
+        return ""
+
+
+def _strays(case: str, rows: Mapping[str, Sequence[Row]], before: Sequence[Row], after: Sequence[Row]) -> Iterator[Finding]:
+    wanted = {(entry["about"], entry["row_key"]): entry["row_hash"] for entry in after}
+    there = {(table.name, _key(table, row)): row_hash(table, row) for table in _own_tables() for row in rows[table.name]}
+    for (name, key), value in there.items():
+        if (name, key) not in wanted:
+            yield Finding(case=case, table=name, row=key, problem="the row has no entry in the journal: the ledger did not write it")
+        elif value != wanted[name, key]:
+            yield Finding(case=case, table=name, row=key, problem="the columns are not those that were written")
+    for entry in before:
+        if (entry["about"], entry["row_key"]) not in there:
+            yield Finding(case=case, table=str(entry["about"]), row=str(entry["row_key"]), problem="the row is gone: the journal has an entry for it")
+
+
+def _key(table: Table, row: Row) -> str:
+    try:
+        return row_key(table, row)
+    except (TypeError, ValueError):
+        return repr({column.name: row[column.name] for column in table.primary_key.columns})
