@@ -11,7 +11,11 @@ from pipelines.config import Params
 ABOUT = """
 Takes the newest release of **{case}** back: the version before it serves again within seconds, and the candidate
 that was taken back is not promoted again by running its training run again. The same as
-`python -m pipelines rollback --case {case} --reason ...`.
+`python -m pipelines rollback --case {case} --reason ... [--from-version N]`.
+
+`from_version` is the version to take back; if another one serves, nothing changes. Empty: what was promoted last, once: starting this DAG twice
+does not go two back. To go further back, name the version that serves. The task's XCom says what serves now (`serves`) and whether that
+changed. Forward again: `python -m pipelines release --case {case} --version N --reason ...`.
 """
 
 
@@ -24,7 +28,16 @@ def rollback(params: Params) -> DAG:
         schedule=None,
         catchup=False,
         max_active_runs=1,
-        params={"reason": Param(description="Why: kept in the ledger for good.", type="string", pattern=r"\S")},
+        params={
+            "reason": Param(description="Why: kept in the ledger for good.", type="string", pattern=r"\S"),
+            "from_version": Param(
+                None,
+                description="The version to take back: nothing changes if another one serves. Empty: what was promoted last, and that once. "
+                "To go further back, name the version that serves.",
+                type=["null", "integer"],
+                minimum=1,
+            ),
+        },
         default_args=DEFAULTS,
         deadline=deadline(params.case, ROLLBACK),
         on_failure_callback=tell_failure(params.case),

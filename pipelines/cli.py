@@ -199,9 +199,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "months": {"type": int, "metavar": "N", "help": "so many calendar months from the start instead of --until"},
     "price": {"type": float, "metavar": "NATS", "help": "what a retraining must save to have paid: mean log-loss of one tick; default: the case's own"},
     "seeds": {"type": parse_seeds, "metavar": "LIST", "help": "training seeds with commas, to show means over them; default: the case's"},
+    "from_version": {
+        "type": int,
+        "metavar": "NUMBER",
+        "help": "the version to take back: nothing changes if another one serves; default: what was promoted last, once",
+    },
+    "despite_verdict": {"action": "store_true", "help": "release a version that the gate did not promote: the row says who did so and why"},
     "version": {"type": int, "metavar": "NUMBER", "help": "a model version, as MLflow, Triton and the history number it"},
 }
 """What the commands take beside the case, by the names of their functions' arguments; what has a default need not be given."""
+ORDERS = {"version", "from_version", "despite_verdict"}
+"""Those of them that steps take too."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -223,6 +231,9 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--trigger", choices=get_args(Trigger), help="what started the run: initial before the first champion, else manual")
         if "reason" in takes:
             command.add_argument("--reason", required=takes["reason"], metavar="TEXT", help=WHY)
+        for option in sorted(ORDERS & takes.keys()):
+            must: dict[str, Any] = {"required": True} if takes[option] else {}
+            command.add_argument(f"--{option.replace('_', '-')}", **OPTIONS[option], **must)
     for name, function in COMMANDS.items():
         command = _command(commands, name, _first_line(function.__doc__))
         for option, argument in inspect.signature(function).parameters.items():
@@ -264,17 +275,18 @@ def run_command(given: argparse.Namespace, params: Params | None, settings: Sett
         return function(params, settings, **more)
     assert params is not None
     reason, as_of = getattr(given, "reason", None), getattr(given, "as_of", None)
-    answer = _run_step(given.command, params, settings, as_of, reason, getattr(given, "trigger", None))
+    orders = {name: getattr(given, name) for name in ORDERS if hasattr(given, name)}
+    answer = _run_step(given.command, params, settings, as_of, reason, getattr(given, "trigger", None), **orders)
     if not isinstance(answer, Manifest):
         return answer.model_dump(mode="json") if isinstance(answer, BaseModel) else answer
     manifest = settings.run_dir(params.case, answer.as_of) / given.command / MANIFEST
     return answer.model_dump(mode="json", include={"step", "case", "as_of", "key", "facts"}) | {"manifest": str(manifest)}
 
 
-def _run_step(name: str, params: Params, settings: Settings, as_of: datetime | None, reason: str | None, trigger: Trigger | None = None) -> Any:
+def _run_step(name: str, params: Params, settings: Settings, as_of: datetime | None, reason: str | None, trigger: Trigger | None = None, **orders: Any) -> Any:
     run = import_module(f"pipelines.steps.{name}").run
     takes = set(inspect.signature(run).parameters)
-    offers: dict[str, Any] = {"params": params, "settings": settings, "actor": settings.who, "reason": reason}
+    offers: dict[str, Any] = {"params": params, "settings": settings, "actor": settings.who, "reason": reason, **orders}
     if as_of is not None:
         offers |= {"as_of": as_of, "run_dir": settings.run_dir(params.case, as_of)}
         if "trigger" in takes:

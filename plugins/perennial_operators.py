@@ -77,6 +77,7 @@ class StepOperator(BaseOperator):
                 "run_dir": lambda: settings.run_dir(self.case, as_of),
                 "trigger": lambda: resolve_trigger(given.get("trigger"), run.run_type, has_champion=_has_champion(settings, self.case, as_of)),
                 "reason": lambda: given.get("reason"),
+                "from_version": lambda: given.get("from_version"),
                 "day": lambda: self.day,
                 "actor": lambda: run.triggering_user_name or settings.who,
             }

@@ -49,7 +49,7 @@ CHART = """
 {% for t in metric.ticks_y %}<line x1="{{ f.left }}" x2="{{ f.right }}" y1="{{ t.y }}" y2="{{ t.y }}" stroke="#e6eaf0"/><text x="{{ f.left - 6 }}" y="{{ t.y + 4 }}" text-anchor="end">{{ t.label }}</text>{% endfor %}
 {% for t in metric.ticks_x %}<text x="{{ t.x }}" y="{{ metric.height - 8 }}" text-anchor="{{ 'end' if t.x > f.right - 30 else 'middle' }}">{{ t.label }}</text><line x1="{{ t.x }}" x2="{{ t.x }}" y1="{{ f.bottom }}" y2="{{ f.bottom + 5 }}" stroke="#aeb6c1"/>{% endfor %}
 <line x1="{{ f.left }}" x2="{{ f.right }}" y1="{{ f.bottom }}" y2="{{ f.bottom }}" stroke="#aeb6c1"/>
-{% for one in metric.releases %}{% set c = '#1a7f46' if one.action == 'promote' else '#b3261e' %}<g><title>{{ one.told }}</title><line x1="{{ one.x }}" x2="{{ one.x }}" y1="{{ f.top - 2 }}" y2="{{ f.bottom }}" stroke="{{ c }}" stroke-width="1.4" stroke-dasharray="{{ '' if one.action == 'promote' else '4 3' }}"/><text x="{{ one.x }}" y="{{ 13 if one.raised else 27 }}" text-anchor="middle" style="fill: {{ c }}; font-weight: 600">{{ one.label }}</text></g>{% endfor %}
+{% for one in metric.releases %}{% set c = '#b3261e' if one.action == 'rollback' else '#1a7f46' %}<g><title>{{ one.told }}</title><line x1="{{ one.x }}" x2="{{ one.x }}" y1="{{ f.top - 2 }}" y2="{{ f.bottom }}" stroke="{{ c }}" stroke-width="1.4" stroke-dasharray="{{ '4 3' if one.action == 'rollback' else '' }}"/><text x="{{ one.x }}" y="{{ 13 if one.raised else 27 }}" text-anchor="middle" style="fill: {{ c }}; font-weight: 600">{{ one.label }}</text></g>{% endfor %}
 {% for line in metric.lines %}<polyline points="{{ line }}" fill="none" stroke="#1a5fb4" stroke-width="1.8"/>{% endfor %}
 {% for p in metric.points %}<g><title>{{ p.told }}</title><line x1="{{ p.x }}" x2="{{ p.x }}" y1="{{ p.low }}" y2="{{ p.high }}" stroke="#1a5fb4" stroke-width="1.6" opacity="0.45"/><circle cx="{{ p.x }}" cy="{{ p.y }}" r="4" fill="{{ '#fff' if p.part else '#1a5fb4' }}" stroke="#1a5fb4" stroke-width="1.6"/></g>{% endfor %}
 {% for p in metric.guesses %}<path d="M {{ p.x }} {{ p.y - 5 }} l 5 5 l -5 5 l -5 -5 z" fill="none" stroke="#9a6200" stroke-width="1.5"><title>{{ p.told }}</title></path>{% endfor %}
@@ -134,7 +134,7 @@ TEMPLATE = (
 <h2>Versions</h2>
 {% if v.releases %}
 <div class="card"><table class="wide"><tr><th>version</th><th>since</th><th>by</th><th>asked for</th><th>reason</th></tr>
-{% for one in v.releases | reverse %}{% if loop.index <= 8 %}<tr><td>v{{ one.champion }}</td><td class="nw">{{ one.as_of | day }}</td><td>{{ "promotion" if one.action == "promote" else "rollback" }}</td><td class="nw">{{ asked_by.get(one.trigger, one.trigger) }}</td><td>{{ one.reason }}</td></tr>{% endif %}{% endfor %}
+{% for one in v.releases | reverse %}{% if loop.index <= 8 %}<tr><td>v{{ one.champion }}</td><td class="nw">{{ one.as_of | day }}</td><td>{{ "promotion" if one.action == "promote" else one.action }}</td><td class="nw">{{ asked_by.get(one.trigger, one.trigger) }}</td><td>{{ one.reason }}</td></tr>{% endif %}{% endfor %}
 </table></div>
 {% else %}<div class="card">No version has been released yet.</div>{% endif %}
 <p class="soft" style="margin-top: 14px">{% if links.model %}<a href="{{ links.model }}">The champion in MLflow</a> · {% endif %}{% if links.training %}<a href="{{ links.training }}">the training run of this episode</a> · {% endif %}{% if links.evidently %}<a href="{{ links.evidently }}">Evidently's page of this window</a> (drift/drift.html of this run) · {% endif %}{% if links.history %}<a href="{{ links.history }}">all drift runs in Airflow</a>{% endif %}</p>

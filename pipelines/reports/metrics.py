@@ -151,7 +151,7 @@ def samples(settings: Settings, params: Params) -> Iterator[Sample]:
     if report is not None:
         yield from _window(report)
         yield from _performance(params, report)
-    trained = [release.as_of for release in releases if release.champion == releases[-1].champion and release.action == "promote"]
+    trained = [release.as_of for release in releases if release.champion == releases[-1].champion and release.action != "rollback"]
     if trained:
         yield "champion_trained_timestamp_seconds", {}, trained[0].timestamp()
         if report is not None:

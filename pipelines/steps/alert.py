@@ -84,7 +84,7 @@ def _before(recent: Sequence[Mapping[str, Any]], report: DriftReport, params: Pa
 def _facts(params: Params, settings: Settings, as_of: datetime, report: DriftReport) -> rules.Facts:
     case, url = params.case, settings.ledger
     before = ledger.drift_state_before(url, case, as_of)
-    trained = [release.as_of for release in ledger.releases(url, case) if release.champion == report.model_version and release.action == "promote"]
+    trained = [release.as_of for release in ledger.releases(url, case) if release.champion == report.model_version and release.action != "rollback"]
     return rules.Facts(
         as_of=as_of,
         report=report,

@@ -122,7 +122,8 @@ def registered(settings: Settings, as_of: datetime, version: int, **arguments) -
     """A :func:`candidate` whose register step says ``version``, without MLflow."""
     run_dir = candidate(settings, as_of, **arguments)
     gate, case = storage.read_manifest(run_dir / "gate"), arguments.get("case", CASE)
-    key = storage.step_key("register", 1, {"gate": gate.key}, {"version": version})
+    inputs = {"gate": gate.key, "export": storage.read_manifest(run_dir / "export").key}
+    key = storage.step_key("register", 1, inputs, {"version": version})
     facts = {"version": version, "mlflow_run": f"run-{version}"}
-    storage.commit(run_dir / "register", case=case, as_of=as_of, key=key, inputs={"gate": gate.key}, build=lambda _folder: facts)
+    storage.commit(run_dir / "register", case=case, as_of=as_of, key=key, inputs=inputs, build=lambda _folder: facts)
     return run_dir

@@ -1,20 +1,37 @@
 """pipelines/steps/rollback.py: the release below serves again, once per request."""
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from pipelines import ledger, storage
 from pipelines.config import Settings, load_params
-from pipelines.errors import ConfigError, ConflictError, Unavailable
-from pipelines.steps import rollback
-from tests.pipelines.candidates import CASE, candidate, month
+from pipelines.deploy import switch
+from pipelines.errors import ConfigError, ConflictError, IntegrityError, Unavailable
+from pipelines.steps import release, rollback
+from tests.pipelines.candidates import CASE, candidate, month, registered
 from tests.pipelines.conftest import free_port
+from tests.pipelines.postgres import fresh_schema
 from tests.pipelines.releases import answering, equals_onnxruntime, kill_stub, promote, roll_out
 
 
 def _roll_back(settings, reason="bad answers", actor="ada", **arguments):
     return rollback.run(load_params(CASE), settings, reason=reason, actor=actor, **arguments)
+
+
+def _let_serve(settings, version, reason="it was right", **arguments):
+    return release.run(load_params(CASE), settings, reason=reason, actor="ada", version=version, **arguments)
+
+
+def _order(settings, arguments):
+    """One rollback in a process of its own: ``(what serves now, whether this order changed it)``, or what it was refused with."""
+    try:
+        answer = _roll_back(settings, **arguments)
+    except ConflictError as error:
+        return str(error)
+    return answer.serves, answer.changed
 
 
 def _release(settings, seq, version, run_dir, action="promote"):
@@ -55,20 +72,22 @@ def test_moment_of_a_rollback():
     fields = {"case": CASE, "seq": 1, "champion": 1, "candidate_key": "k", "bundle": "b", "action": "promote", "trigger": "manual", "reason": "r"}
     head = ledger.Release(**fields, actor="a", mlflow_run=None, verdict_hash=None, as_of=month(3), recorded_at=month(3), previous_hash="", hash="")
     bank, loans, now = load_params("bank"), load_params("loans"), datetime.now(UTC)
-    assert rollback._moment(bank, head, None) == month(3)
-    assert rollback._moment(bank, head, now) == month(3)
-    assert rollback._moment(bank, head, month(4)) == month(4)
-    assert rollback._moment(bank, head, month(2)) == month(3)
-    assert now - timedelta(minutes=1) < rollback._moment(loans, head, None) < now + timedelta(minutes=1)
-    assert rollback._moment(loans, head, now) == now
+    assert switch.moment(bank, head, None) == month(3)
+    assert switch.moment(bank, head, now) == month(3)
+    assert switch.moment(bank, head, month(4)) == month(4)
+    assert switch.moment(bank, head, month(2)) == month(3)
+    assert now - timedelta(minutes=1) < switch.moment(loans, head, None) < now + timedelta(minutes=1)
+    assert switch.moment(loans, head, now) == now
 
 
 @pytest.mark.slow
 def test_rollbacks_walk_down_the_history(released):
-    """A rollback makes the version below answer as champion and keeps the one taken back loaded; a second one goes one further down."""
+    """A rollback makes the version below answer as champion and keeps the one taken back loaded; one that names it goes one further down."""
     first, second, third = (promote(released, number) for number in (1, 2, 3))
     assert answering(released, 1, 2, 3) == [2, 3]
-    release = _roll_back(released)
+    answer = _roll_back(released)
+    release = answer.release
+    assert (answer.serves, answer.was, answer.changed) == (2, 3, True)
     assert ledger.head(released.ledger, CASE) == release
     below = ledger.releases(released.ledger, CASE)[1]
     assert (release.champion, release.action, release.reason, release.actor, release.as_of) == (2, "rollback", "bad answers", "ada", month(3))
@@ -76,11 +95,13 @@ def test_rollbacks_walk_down_the_history(released):
     assert answering(released, 1, 2, 3) == [1, 2, 3]
     (third / "rollout").rename(third / "lost")
     assert roll_out(released, 3, third)["outcome"] == "already_released"
-    assert _roll_back(released, reason="worse").champion == 1
+    with pytest.raises(ConflictError, match=r"nothing was changed: version 2 serves, by release 4 \(rollback, ada: bad answers\).*--from-version 2"):
+        _roll_back(released, reason="worse")
+    assert _roll_back(released, reason="worse", from_version=2).serves == 1
     assert equals_onnxruntime(released, 1, first)
     assert equals_onnxruntime(released, 2, second)
     with pytest.raises(ConflictError, match="no release below"):
-        _roll_back(released)
+        _roll_back(released, from_version=1)
     again = ledger.champion_before(released.ledger, CASE, month(4))
     assert again.champion == 1, "the next run is judged against what serves now"
 
@@ -93,9 +114,65 @@ def test_one_request_rolls_back_once_and_revives(released):
     kill_stub(released, 1)
     assert answering(released, 1, 2) == [2]
     asked = datetime.now(UTC)
-    release = _roll_back(released, as_of=asked)
-    assert release.champion == 1
+    first = _roll_back(released, as_of=asked)
+    assert (first.serves, first.changed) == (1, True)
     assert answering(released, 1, 2) == [1, 2]
-    assert _roll_back(released, as_of=asked) == release
-    with pytest.raises(ConflictError, match="version 1 has no release below it"):
-        _roll_back(released, as_of=datetime.now(UTC))
+    for as_of in (asked, datetime.now(UTC)):
+        again = _roll_back(released, as_of=as_of)
+        assert (again.release, again.serves, again.changed) == (first.release, 1, False)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Three processes that order at once."""
+    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_many_orders_at_once_go_one_back(request, released, processes, database):
+    """Processes that order a rollback at once, with and without the version, go one release back together, and each is told what serves."""
+    if database == "postgresql":
+        released = released.model_copy(update={"ledger_url": fresh_schema(request.getfixturevalue("postgres_server"))})
+    for number in (1, 2, 3):
+        promote(released, number)
+    told = list(processes.map(_order, [released] * 6, [{"from_version": 3}, {}] * 3))
+    assert sorted(told) == [(2, False)] * 5 + [(2, True)]
+    assert [row.champion for row in ledger.releases(released.ledger, CASE)] == [1, 2, 3, 2]
+    worse, other, same = processes.map(_order, [released] * 3, [{"reason": "worse"}, {"actor": "eve"}, {"from_version": 3}])
+    assert same == (2, False)
+    assert all("nothing was changed: version 2 serves, by release 4" in said for said in (worse, other))
+    assert len(ledger.releases(released.ledger, CASE)) == 4
+
+
+@pytest.mark.slow
+def test_forward_again_to_a_known_version(released):
+    """A version that was taken back, or one that never served, is released by its number; one that the gate turned away only if a person says so."""
+    for number in (1, 2):
+        promote(released, number)
+    registered(released, month(3), 3, bias=0.3, champion=2)
+    registered(released, month(4), 4, bias=0.4, champion=2, decision="reject")
+    assert _roll_back(released).serves == 1
+    forward = _let_serve(released, 2)
+    assert (forward.serves, forward.was, forward.changed, forward.release.action) == (2, 1, True, "release")
+    assert answering(released, 1, 2) == [1, 2]
+    assert not _let_serve(released, 2).changed
+    assert _let_serve(released, 3).release.verdict_hash == storage.read_manifest(released.run_dir(CASE, month(3)) / "gate").facts["verdict_sha256"]
+    with pytest.raises(ConflictError, match=r"version 3 serves.*the verdict on version 4 is reject \(lift of 0.4\): add --despite-verdict"):
+        _let_serve(released, 4)
+    assert _let_serve(released, 4, reason="the gate's holdout was broken", despite_verdict=True).serves == 4
+    with pytest.raises(ConfigError, match="bank has no version 9"):
+        _let_serve(released, 9)
+    assert _roll_back(released).serves == 3
+    assert [(row.champion, row.action) for row in ledger.releases(released.ledger, CASE)][2:] == [
+        (1, "rollback"),
+        (2, "release"),
+        (3, "release"),
+        (4, "release"),
+        (3, "rollback"),
+    ]
+    model = released.root / ledger.releases(released.ledger, CASE)[0].bundle / "model.onnx"
+    model.write_bytes(model.read_bytes()[:-1] + b"x")
+    with pytest.raises(IntegrityError, match=r"model.onnx has sha256"):
+        _let_serve(released, 1)

@@ -1,0 +1,67 @@
+"""Another version serves by a person's order: once it answers in Triton, and by one compare-and-swap in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from pipelines import ledger, storage
+from pipelines.config import Params, Settings
+from pipelines.contracts import Action, Release
+from pipelines.deploy import rollout
+from pipelines.fields import Fields
+
+TARGET = {"champion", "candidate_key", "bundle", "mlflow_run", "verdict_hash"}
+"""What of a release says which version serves, and on what."""
+
+
+def append(
+    params: Params,
+    settings: Settings,
+    fields: Fields,
+    head: Release,
+    action: Action,
+    target: Mapping[str, Any],
+    *,
+    reason: str,
+    actor: str,
+    as_of: datetime | None,
+) -> Release:
+    """Let ``target`` (``TARGET``'s names) serve after ``head``; call while :func:`repository.alone`.
+
+    Raises ConflictError if ``head`` is the newest release no more, Unavailable if Triton is down, IntegrityError if the version's files are not
+    those that were judged.
+    """
+    folder = storage.find(settings.root / target["bundle"], target["candidate_key"])
+    storage.read_manifest(folder, verify=True)
+    rollout.offer(settings, fields, target["champion"], folder, device=params.serving.device, revive=True)
+    return ledger.append(
+        settings.ledger,
+        case=params.case,
+        expected_seq=head.seq,
+        action=action,
+        trigger="manual",
+        reason=reason,
+        actor=actor,
+        as_of=moment(params, head, as_of),
+        **target,
+    )
+
+
+def moment(params: Params, head: Release, as_of: datetime | None) -> datetime:
+    """The ``as_of`` of an order, never before the release that it follows.
+
+    A case that replays history lives on its own clock: a wall-clock time (none given, or one beyond its period)
+    would come after all its runs and hide this release from them, so there it is the head's own time.
+    """
+    found = as_of or storage.wall_time()
+    end = params.period[1]
+    if not params.schedule.live and (as_of is None or (end is not None and as_of > end)):
+        found = head.as_of
+    return max(found, head.as_of)
+
+
+def told(release: Release) -> str:
+    """A release in a sentence about what serves."""
+    return f"version {release.champion} serves, by release {release.seq} ({release.action}, {release.actor}: {release.reason})"
