@@ -88,8 +88,9 @@ def offer(settings: Settings, fields: Fields, version: int, bundle: Path, *, dev
     """Stage, load and prove ``version`` beside the kept ones; ``revive`` loads it anew if it does not answer.
 
     On ``device``; what a GPU does not load, or does not answer as ONNX Runtime does, is proved on the CPU. Call
-    while :func:`repository.alone`.
+    while :func:`repository.alone`. Raises IntegrityError if the bundle's files are not those that were committed.
     """
+    storage.read_manifest(bundle, verify=True)
     repository.stage(settings.model_repository, fields.case, version, bundle)
     storage.failpoint("rollout", "staged")
     versions = {*kept(settings, fields.case), version}

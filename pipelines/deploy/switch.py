@@ -34,7 +34,6 @@ def append(
     those that were judged.
     """
     folder = storage.find(settings.root / target["bundle"], target["candidate_key"])
-    storage.read_manifest(folder, verify=True)
     rollout.offer(settings, fields, target["champion"], folder, device=params.serving.device, revive=True)
     return ledger.append(
         settings.ledger,
