@@ -26,7 +26,6 @@ SERVICES = {
     "mlflow:5000": "mlflow",
     "airflow-apiserver:8080": "airflow",
     "gateway:8090": "gateway",
-    "triton:8000": "triton_http",
     "triton:8001": "triton_grpc",
     "triton:8002": "triton_metrics",
     "loop-metrics:9109": "loop_metrics",

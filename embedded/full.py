@@ -52,7 +52,7 @@ def require() -> None:
 def prepare(home: Path, ports: Ports) -> None:
     """Secrets, PostgreSQL's data folder, Prometheus' configuration, the login file of Airflow. Changes no secret that is there."""
     try:
-        keys.make(home / "secrets", f"{HOST}:{ports.postgres}", f"{HOST}:{ports.redis}")
+        keys.make(home / "secrets", f"{HOST}:{ports.postgres}", f"{HOST}:{ports.redis}", keys.OWNER_ONLY)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     postgres.prepare(home / "postgres", secret(home, "postgres_password"))
@@ -162,8 +162,6 @@ def changed(service: Service, home: Path, ports: Ports, env: Mapping[str, str]) 
         limits = {"PERENNIAL_LIMITS_URL_FILE": str(home / "secrets" / "limits_url")}
         bounds = {name: value for name, value in env.items() if name.startswith("PERENNIAL_LOG_")}
         return replace(service, argv=[*service.argv, "--workers=2"], env={**_bare(light), **given, **bounds, **limits})
-    if service.name == "triton":
-        return replace(service, argv=[*service.argv, *_restricted(secret(home, "triton_admin_key"))])
     return service
 
 
@@ -199,12 +197,6 @@ def _light(env: Mapping[str, str]) -> dict[str, str]:
 def _bare(env: Mapping[str, str]) -> dict[str, str]:
     """Without what only tasks may know: a service gets the secrets that compose gives it, and no others."""
     return {name: value for name, value in env.items() if not (name.startswith("PERENNIAL_") and name.endswith("_FILE"))}
-
-
-def _restricted(key: str) -> list[str]:
-    """The protection of compose/triton/start.sh in the words of the wheel's Triton."""
-    admin = "model-repository,model-config,shared-memory,statistics,trace,logging"
-    return [f"--http-restricted-api={admin}:admin-key={key}", f"--grpc-restricted-protocol={admin}:admin-key={key}"]
 
 
 def _answers(port: int, path: str) -> bool:

@@ -1,7 +1,7 @@
 """`make secrets`: every password and key of the full stack, one file each, made once. Standard library only.
 
-The folder may be entered by its owner alone (0700), the files in it be read by any user (0644): a file-based
-compose secret keeps its mode, and the services run as users of their own. Nothing here has a default that works
+The folder may be entered by its owner alone (0700). Compose's files can be read by any user (0644): a file-based
+compose secret keeps its mode, and the services run as users of their own. Those of a state folder are 0600. Nothing here has a default that works
 elsewhere: a deleted file is made anew, with another value; a file that is there is never changed, except for
 those that are only composed of others.
 """
@@ -18,6 +18,8 @@ import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from embedded import certificates
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "compose" / "secrets"
@@ -43,12 +45,15 @@ MADE: dict[str, Callable[[], str]] = {
     "mlflow_password": _password,
     "mlflow_session_key": lambda: secrets.token_hex(32),
     "gateway_api_key": _password,
-    "triton_admin_key": _password,
     "redis_password": _password,
     "grafana_admin_password": _password,
     "alert_webhook": str,  # empty: nobody outside is told, see docs/compose.md
 }
 """Files with a value of their own, and what makes it."""
+TRITON = ("triton_authority", "triton_server_certificate", "triton_server_key", "triton_client")
+"""Files of one issue of certificates (certificates.py), made together: Triton reads the first three, its clients the last."""
+OWNER_ONLY, SERVICES = 0o600, 0o644
+"""The modes of secrets: of a state folder, and of compose, whose services have users of their own."""
 
 
 def composed(own: dict[str, str], postgres: str = "postgres:5432", redis: str = "redis:6379") -> dict[str, str]:
@@ -68,19 +73,18 @@ def composed(own: dict[str, str], postgres: str = "postgres:5432", redis: str = 
     }
 
 
-def make(folder: Path, postgres: str = "postgres:5432", redis: str = "redis:6379") -> list[str]:
-    """Make what is missing in ``folder`` and compose the rest anew; returns the names of the new files.
+def make(folder: Path, postgres: str = "postgres:5432", redis: str = "redis:6379", mode: int = SERVICES) -> list[str]:
+    """Make what is missing in ``folder`` and compose the rest anew, all files with ``mode``; returns the names of the new files.
 
     Raises ValueError naming the file if a value would not survive in an address (a password by hand with ``@`` in it).
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    own, new = {}, []
+    new, own = make_triton(folder, mode), {}
     for name, value in MADE.items():
         path = folder / name
         if not path.exists():
-            _write(path, value())
+            _write(path, value(), mode)
             new.append(name)
+        path.chmod(mode)
         own[name] = path.read_text().strip()
         if "password" in name and not _WORD.fullmatch(own[name]):
             raise ValueError(
@@ -91,14 +95,28 @@ def make(folder: Path, postgres: str = "postgres:5432", redis: str = "redis:6379
         if not path.exists():
             new.append(name)
         if not path.exists() or path.read_text() != text:
-            _write(path, text)
+            _write(path, text, mode)
+        path.chmod(mode)
     return new
 
 
-def _write(path: Path, text: str) -> None:
+def make_triton(folder: Path, mode: int = OWNER_ONLY) -> list[str]:
+    """Make Triton's certificates in ``folder`` if one is missing; returns the names of the new files. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    if all((folder / name).exists() for name in TRITON):
+        return []
+    for name, text in zip(TRITON, certificates.issue(), strict=True):
+        _write(folder / name, text.strip(), mode)
+    return list(TRITON)
+
+
+def _write(path: Path, text: str, mode: int) -> None:
     work = path.with_name(f".{path.name}.{os.getpid()}")
-    work.write_text(text)  # no newline at the end: Airflow takes it for a part of what a command prints
-    work.chmod(0o644)
+    work.unlink(missing_ok=True)
+    with os.fdopen(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY), "w") as file:
+        file.write(text)  # no newline at the end: Airflow takes it for a part of what a command prints
+    work.chmod(mode)
     os.replace(work, path)
 
 

@@ -12,18 +12,19 @@ from pipelines.errors import ConfigError, Unavailable
 HOST = "127.0.0.1"
 FULL_ONLY = ("postgres", "redis", "loop_metrics", "airflow_metrics", "prometheus", "alertmanager")
 """What only PROFILE=full starts."""
+DRAWN = ("triton_grpc", "triton_metrics")
+"""Ports that are drawn at each start unless a variable names them: only the stack's own processes and people who look need them."""
 
 
 @dataclass(frozen=True)
 class Ports:
-    """One TCP port per service; the defaults are what `make up` uses.
+    """One TCP port per service; the defaults are what `make up` uses, but for Triton's (:data:`DRAWN`).
 
     Each can be set by the environment variable that :func:`variable` names, e.g. ``PERENNIAL_PORT_AIRFLOW``.
     """
 
     airflow: int = 8080
     mlflow: int = 5000
-    triton_http: int = 8000
     triton_grpc: int = 8001
     triton_metrics: int = 8002
     gateway: int = 8090
@@ -38,10 +39,11 @@ class Ports:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Ports:
-        """The defaults, overridden by ``PERENNIAL_PORT_<NAME>``; ConfigError for what is no port or is given twice."""
+        """The defaults and free ports for :data:`DRAWN`, overridden by ``PERENNIAL_PORT_<NAME>``; ConfigError for what is no port or is given twice."""
         environment = os.environ if environment is None else environment
         chosen = {name: _port(variable(name), environment[variable(name)]) for name in names() if variable(name) in environment}
-        ports = cls(**chosen)
+        free = asdict(cls.free())
+        ports = cls(**{name: free[name] for name in DRAWN} | chosen)
         taken: dict[int, str] = {}
         for name, port in asdict(ports).items():
             if port in taken:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from math import prod
 from pathlib import Path
-from typing import Any
 
-from embedded import http
-from embedded.ports import HOST, Ports
+from embedded import triton
+from embedded.ports import Ports
 from pipelines import ledger
 from pipelines.config import Settings, case_names, load_params
 from pipelines.contracts import Release
+from pipelines.deploy import triton as calls
 from pipelines.errors import IntegrityError, PerennialError, Unavailable
-
-_ZEROS: dict[str, Any] = {"BOOL": False, "FP16": 0.0, "FP32": 0.0, "FP64": 0.0}
 
 
 def champions(home: Path, settings: Settings | None = None, damaged: dict[str, str] | None = None) -> list[Release]:
@@ -41,7 +38,7 @@ def champions_answer(home: Path, ports: Ports, settings: Settings | None = None)
     """Run an inference on each champion; Unavailable names the case, its version and Triton's words."""
     for release in champions(home, settings):
         try:
-            infer(release.case, release.champion, ports)
+            infer(release.case, release.champion, settings or triton.settings(home, ports))
         except Unavailable as error:
             raise Unavailable(f"case {release.case}: champion {release.champion} does not answer: {error}") from error
     return True
@@ -60,7 +57,7 @@ def restore(home: Path, ports: Ports, broken: list[str], settings: Settings | No
         from pipelines.cases import load_fields
         from pipelines.deploy import repository, rollout  # imports ONNX Runtime
 
-        settings = settings or Settings(home=home, triton_http=f"{HOST}:{ports.triton_http}")
+        settings = settings or triton.settings(home, ports)
         for release in found:
             try:
                 with repository.alone(settings.model_repository, release.case):
@@ -70,12 +67,6 @@ def restore(home: Path, ports: Ports, broken: list[str], settings: Settings | No
     return True
 
 
-def infer(model: str, version: int, ports: Ports) -> Any:
-    """One inference on a row of zeros, made from the version's own metadata; returns Triton's answer."""
-    url = f"http://{HOST}:{ports.triton_http}/v2/models/{model}/versions/{version}"
-    inputs = []
-    for tensor in http.call(url)["inputs"]:
-        shape = [max(1, int(size)) for size in tensor["shape"]]
-        zeros = [_ZEROS.get(tensor["datatype"], 0)] * prod(shape)
-        inputs.append({"name": tensor["name"], "datatype": tensor["datatype"], "shape": shape, "data": zeros})
-    return http.call(f"{url}/infer", {"inputs": inputs})
+def infer(model: str, version: int, settings: Settings) -> None:
+    """One inference on a row of zeros, made from the version's own metadata; Unavailable with Triton's words if it has no answer."""
+    calls.infer(settings, model, version, calls.zeros(settings, model, version))

@@ -11,6 +11,7 @@ from embedded import airflow, full, http, probe, triton
 from embedded.ports import HOST, Ports
 from embedded.service import Service
 from pipelines.config import Settings, read_settings
+from pipelines.errors import ConfigError
 from pipelines.places import TAG
 
 AIRFLOW_PARTS = {"api-server": "metadatabase", "scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
@@ -30,9 +31,9 @@ def settings_environment(home: Path, ports: Ports) -> dict[str, str]:
         "PERENNIAL_MLFLOW_URL": f"http://{HOST}:{ports.mlflow}",
         "PERENNIAL_AIRFLOW_URL": f"http://{HOST}:{ports.airflow}",
         "PERENNIAL_GATEWAY_URL": f"http://{HOST}:{ports.gateway}",
-        "PERENNIAL_TRITON_HTTP": f"{HOST}:{ports.triton_http}",
         "PERENNIAL_TRITON_GRPC": f"{HOST}:{ports.triton_grpc}",
         "PERENNIAL_TRITON_METRICS": f"{HOST}:{ports.triton_metrics}",
+        "PERENNIAL_TRITON_CLIENT_FILE": str(home / "secrets" / "triton_client"),
         # A state that was made with parameters of its own goes on with them.
         **({"PERENNIAL_PARAMS_DIR": str(home / PARAMS)} if (home / PARAMS).is_dir() else {}),
     }
@@ -66,7 +67,10 @@ def settings_of(home: Path, env: Mapping[str, str]) -> Settings:
     for name in Settings.model_fields:
         variable = f"PERENNIAL_{name.upper()}"
         if file := env.get(f"{variable}_FILE"):
-            found[name] = Path(file).read_text().strip()
+            try:
+                found[name] = Path(file).read_text().strip()
+            except OSError as error:
+                raise ConfigError(f"{variable}_FILE names {file}, which cannot be read ({error}): `make down`, then `make up` makes it anew") from error
         if variable in env:
             found[name] = env[variable]
     return read_settings(**{**found, "home": home})
@@ -89,7 +93,7 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
             triton.command(home, ports),
             triton.environment(home),
             f"grpc://{HOST}:{ports.triton_grpc}",
-            lambda: triton.ready(ports) and (probe.champions_answer(home, ports, known) if broken is None else probe.restore(home, ports, broken, known)),
+            lambda: triton.ready(home, ports) and (probe.champions_answer(home, ports, known) if broken is None else probe.restore(home, ports, broken, known)),
         ),
         Service(
             "mlflow",

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from embedded import airflow, full, triton
-from embedded.ports import FULL_ONLY, Ports
+from embedded.ports import FULL_ONLY, Ports, names
 from embedded.processes import Started, alive, end, last_lines, launch, tagged
 from embedded.service import Service
 from embedded.services import full_environment, missing_environment, services
@@ -172,7 +172,7 @@ def read(home: Path) -> Record | None:
         found = json.loads(path.read_text())
         return Record(
             found["tag"],
-            Ports(**found["ports"]),
+            Ports(**{name: port for name, port in found["ports"].items() if name in names()}),  # a record of an older commit may have more
             found["traffic"],
             tuple(Started(**process) for process in found["processes"]),
             found.get("profile", "embedded"),

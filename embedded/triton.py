@@ -1,5 +1,8 @@
 """The real tritonserver of the nvidia-pytriton wheel, serving a state folder's model repository on 127.0.0.1.
 
+It speaks gRPC under mutual TLS and nothing else (metrics apart): its admin calls run code, and any user of the machine, or a
+page in a browser, reaches its port. The client's key lies in ``<home>/secrets/triton_client``, for its owner alone.
+
 It runs from ``.venv-triton`` (numpy 1). Triton 2.51 misses later security fixes: it is for development
 on one machine, and this module binds nothing but the loopback address.
 """
@@ -14,9 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from embedded import check_machine, http
+from embedded import check_machine, keys
 from embedded.ports import HOST, Ports
 from embedded.processes import ROOT, Started, alive, end, last_lines, launch
+from pipelines.config import Settings, read_settings
+from pipelines.deploy import triton as triton_calls
 from pipelines.errors import ConfigError, Unavailable
 from pipelines.places import TAG
 
@@ -50,14 +55,33 @@ def command(home: Path, ports: Ports) -> list[str]:
         "--model-control-mode=explicit",
         "--exit-timeout-secs=5",
         "--allow-gpu-metrics=false",
-        f"--http-address={HOST}",
-        f"--http-port={ports.triton_http}",
+        "--allow-http=false",
         f"--grpc-address={HOST}",
         f"--grpc-port={ports.triton_grpc}",
         f"--metrics-address={HOST}",
         f"--metrics-port={ports.triton_metrics}",
         f"--backend-config=python,shm-region-prefix-name={_shm_prefix(home)}",
+        *doors(home.resolve() / "secrets"),
     ]
+
+
+def doors(secrets: Path) -> list[str]:
+    """The options that keep everybody out who has no client's key; they name files and hold no secret (as compose/triton/start.sh)."""
+    return [
+        "--grpc-use-ssl=true",
+        "--grpc-use-ssl-mutual=true",
+        f"--grpc-server-cert={secrets / 'triton_server_certificate'}",
+        f"--grpc-server-key={secrets / 'triton_server_key'}",
+        f"--grpc-root-cert={secrets / 'triton_authority'}",
+        # Nobody needs these: what they ask for is a header that no client can send, as its name has a space.
+        "--grpc-restricted-protocol=shared-memory,trace,logging:no one=ever",
+    ]
+
+
+def settings(home: Path, ports: Ports) -> Settings:
+    """The settings of whoever asks the Triton of ``home`` at ``ports``."""
+    client = (home / "secrets" / "triton_client").read_text()
+    return read_settings(home=home, triton_grpc=f"{HOST}:{ports.triton_grpc}", triton_client=client)
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -74,7 +98,8 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def prepare(home: Path) -> None:
-    """Lay out the backends' folder and delete shared memory that a killed server of this state folder left behind."""
+    """Make certificates where there are none, lay out the backends' folder, delete shared memory that a killed server of this state left behind."""
+    keys.make_triton(home / "secrets")
     (home / "model_repository").mkdir(parents=True, exist_ok=True)
     backends = home / "triton" / "backends"
     parts = {
@@ -107,7 +132,7 @@ def start_triton(home: Path, ports: Ports, *, deadline: float = 60.0) -> Started
     log = home / "logs" / "triton.log"
     process = launch("triton", command(home, ports), environment(home), log)
     end_of_wait = time.monotonic() + deadline
-    while not ready(ports):
+    while not ready(home, ports):
         if not alive(process) or time.monotonic() > end_of_wait:
             stop_triton(home, process)
             raise Unavailable(f"triton did not become ready within {deadline:g} s; the end of {log}:\n{last_lines(log)}")
@@ -132,9 +157,9 @@ def triton(home: Path, ports: Ports) -> Iterator[Started]:
         stop_triton(home, process)
 
 
-def ready(ports: Ports) -> bool:
+def ready(home: Path, ports: Ports) -> bool:
     """Whether the server answers "ready" (which says nothing about a model: see probe.py)."""
-    return http.status(f"http://{HOST}:{ports.triton_http}/v2/health/ready") == 200
+    return triton_calls.ready(settings(home, ports))
 
 
 def _shm_prefix(home: Path) -> str:

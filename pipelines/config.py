@@ -657,11 +657,11 @@ class Settings(BaseSettings):
     mlflow_url: str = ""
     airflow_url: str = ""
     gateway_url: str = ""
-    triton_http: str = ""
     triton_grpc: str = ""
     triton_metrics: str = ""
-    triton_admin_key: SecretStr | None = None
-    """What Triton wants to see before it loads or unloads a model, where its admin calls are restricted."""
+    triton_client: SecretStr | None = None
+    """Who we are for Triton, in PEM: a private key, its certificate, the certificate of the authority that Triton's own comes from.
+    Whoever has it may ask for inferences and load models; None: a plain channel, for a Triton that takes one."""
     mlflow_public_url: str = ""
     """Where people's browsers find MLflow; empty: where programs do."""
     grafana_url: str = ""

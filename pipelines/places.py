@@ -29,7 +29,7 @@ SERVICES = (
     Service("mlflow", "MLflow", ("mlflow_url",), ("mlflow_public_url", "mlflow_username", "mlflow_password")),
     Service("api-server", "Airflow", ("airflow_url",), ("airflow_username", "airflow_password")),
     Service("gateway", "gateway", ("gateway_url",)),
-    Service("triton", "Triton", ("triton_http", "triton_grpc", "triton_metrics"), ("triton_admin_key",)),
+    Service("triton", "Triton", ("triton_grpc", "triton_metrics"), ("triton_client",)),
 )
 KEPT = ("ledger_url", "api_key_file", "data_dir", "params_dir", "alert_webhook", "alert_mail")
 """Settings that belong to the state itself: they hold whether its stack runs or not."""

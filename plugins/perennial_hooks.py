@@ -53,16 +53,16 @@ class ServiceHook(BaseHook):
 
 
 class TritonHook(ServiceHook):
-    """Triton: host and HTTP port; the password is the key of its admin calls."""
+    """Triton: host and gRPC port; the password is who we are for it: PERENNIAL_TRITON_CLIENT's PEM text."""
 
     default_conn_name = "triton_default"
-    setting = "PERENNIAL_TRITON_HTTP"
+    setting = "PERENNIAL_TRITON_GRPC"
 
     def read(self, connection: Connection) -> dict[str, Any]:
-        """Address and key."""
+        """Address, key and certificates."""
         if "/" in connection.host:
             raise self.wrong(f"has the host {connection.host!r}: only a name or an address can be used")
-        return {"triton_http": f"{connection.host}:{connection.port or 8000}", "triton_admin_key": connection.password or None}
+        return {"triton_grpc": f"{connection.host}:{connection.port or 8001}", "triton_client": connection.password or None}
 
 
 class MlflowHook(ServiceHook):

@@ -78,7 +78,7 @@ def prove(settings: Settings, fields: Fields, version: int, bundle: Path) -> Non
 
     tensors = probe_tensors(fields, bundle)
     expected = runtime.score(bundle, tensors)
-    found = triton.infer(settings.address("triton_http"), fields.case, version, tensors)
+    found = triton.infer(settings, fields.case, version, tensors)
     if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=TOLERANCE):
         worst = f"by up to {np.abs(found - expected).max():.2g}" if found.shape == expected.shape else f"in shape: {found.shape}, not {expected.shape}"
         raise IntegrityError(f"{fields.case} version {version} in Triton differs from ONNX Runtime on {bundle} {worst}: it must not serve")
@@ -115,7 +115,7 @@ def _load(settings: Settings, fields: Fields, versions: Collection[int], device:
     """
     repository.configure(settings.model_repository, fields, versions, device)
     try:
-        triton.load(settings.address("triton_http"), fields.case, settings.triton_admin_key)
+        triton.load(settings, fields.case)
     except IntegrityError as error:
         if device == "cpu":
             raise
@@ -128,14 +128,14 @@ def _load(settings: Settings, fields: Fields, versions: Collection[int], device:
 def _fall_back(settings: Settings, fields: Fields, versions: Collection[int], why: str) -> None:
     """Load ``versions`` on the CPU, and say why."""
     repository.configure(settings.model_repository, fields, versions, "cpu", instead=why)
-    triton.load(settings.address("triton_http"), fields.case, settings.triton_admin_key)
+    triton.load(settings, fields.case)
     log.warning("%s is served on the CPU instead of a GPU: %s", fields.case, why)
 
 
 def _on_gpu(settings: Settings, case: str) -> bool:
     """Whether Triton put the case on a GPU; False also where it does not tell."""
     with suppress(PerennialError):
-        return "gpu" in triton.devices(settings.address("triton_http"), case, settings.triton_admin_key)
+        return "gpu" in triton.devices(settings, case)
     return False
 
 
@@ -144,11 +144,11 @@ def _place(settings: Settings, fields: Fields, versions: Collection[int], device
 
     A case that fell back to the CPU stays there until its versions change: every try would load them all anew.
     """
-    folder, case, address = settings.model_repository, fields.case, settings.address("triton_http")
+    folder, case = settings.model_repository, fields.case
     before, mended = repository.read_config(folder, case), list[str]()
-    missing = [version for version in versions if not triton.loaded(address, case, version)]
+    missing = [version for version in versions if not triton.loaded(settings, case, version)]
     if device != "cpu" and repository.instead_of_gpu(folder, case) and repository.configured(folder, case) == sorted(versions):
-        triton.load(address, case, settings.triton_admin_key)
+        triton.load(settings, case)
     elif refused := _load(settings, fields, versions, device):
         mended.append(f"on the CPU instead of a GPU: {refused}")
     if repository.read_config(folder, case) != before:
@@ -178,7 +178,7 @@ def _withdraw(settings: Settings, fields: Fields, before: list[int], device: Dev
         if before:
             _load(settings, fields, before, device)
         else:
-            triton.unload(settings.address("triton_http"), fields.case, settings.triton_admin_key)
+            triton.unload(settings, fields.case)
     repository.retire(settings.model_repository, fields.case, before)
 
 
@@ -222,11 +222,11 @@ def _revive(settings: Settings, fields: Fields, version: int, bundle: Path) -> b
         return False
     # A newer file makes Triton start a new stub for this version alone, the others go on answering.
     os.utime(settings.model_repository / fields.case / str(version) / runtime.MODEL)
-    triton.load(settings.address("triton_http"), fields.case, settings.triton_admin_key)
+    triton.load(settings, fields.case)
     with suppress(Unavailable):
         prove(settings, fields, version, bundle)
         return True
-    triton.unload(settings.address("triton_http"), fields.case, settings.triton_admin_key)
-    triton.load(settings.address("triton_http"), fields.case, settings.triton_admin_key)
+    triton.unload(settings, fields.case)
+    triton.load(settings, fields.case)
     prove(settings, fields, version, bundle)
     return True

@@ -1,6 +1,7 @@
-"""Triton's admin calls and a real inference, over HTTP: what a rollout needs, and no more.
+"""Triton's admin calls and a real inference, over gRPC: what a rollout needs, and no more.
 
-Where the server restricts its admin calls (compose/triton/start.sh), loading and unloading carry its key.
+A Triton of ours answers only to who has a client's key (mutual TLS, ``PERENNIAL_TRITON_CLIENT``): its admin calls run
+code. Without one the channel is plain, for a server that somebody else keeps closed.
 
 "Ready" is not believed anywhere: a model whose Python stub was killed stays ready, and loading a model
 that has not changed does nothing. Only an inference tells.
@@ -8,99 +9,148 @@ that has not changed does nothing. Only an inference tells.
 
 from __future__ import annotations
 
-import http.client
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import SecretStr
-
+from pipelines.channel import OPTIONS, credentials
+from pipelines.config import Settings
 from pipelines.errors import IntegrityError, Unavailable
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-KEY_HEADER = "admin-key"
-"""The name that the server was started with: ``--http-restricted-api=model-repository,...:admin-key=<secret>``."""
 LOAD_SECONDS = 60.0
 ANSWER_SECONDS = 10.0
 _TYPES = {"int64": "INT64", "float32": "FP32"}
 
 
-def load(address: str, case: str, key: SecretStr | None = None) -> None:
+class _Refused(Exception):
+    """Triton answered, and did not do it: its own words."""
+
+
+def ready(settings: Settings) -> bool:
+    """Whether the server answers "ready" to us (which says nothing about a model)."""
+    from tritonclient.grpc import service_pb2 as pb
+
+    try:
+        return bool(_call(settings, "ServerReady", pb.ServerReadyRequest(), ANSWER_SECONDS).ready)
+    except (_Refused, Unavailable):
+        return False
+
+
+def load(settings: Settings, case: str) -> None:
     """Load what the case's configuration names; versions that are loaded and unchanged go on undisturbed.
 
     A version whose file is newer than what is loaded is loaded beside the old one, which answers until then.
     Raises IntegrityError with Triton's reason if it refuses, Unavailable if it does not answer.
     """
-    status, answer = _call(address, "POST", f"/v2/repository/models/{case}/load", {}, LOAD_SECONDS, key)
-    if status != http.client.OK:
-        reason = _reason(answer)
-        hint = "; its --model-repository must be the model_repository in PERENNIAL_HOME" if "failed to poll" in reason else ""
-        raise IntegrityError(f"Triton at {address} refuses to load {case}: {reason}{hint}")
+    from tritonclient.grpc import service_pb2 as pb
+
+    try:
+        _call(settings, "RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=case), LOAD_SECONDS)
+    except _Refused as refused:
+        hint = "; its --model-repository must be the model_repository in PERENNIAL_HOME" if "failed to poll" in str(refused) else ""
+        raise IntegrityError(f"Triton at {settings.triton_grpc} refuses to load {case}: {refused}{hint}") from refused
 
 
-def unload(address: str, case: str, key: SecretStr | None = None) -> None:
+def unload(settings: Settings, case: str) -> None:
     """Unload all versions of a case; none of them answers afterwards."""
-    status, answer = _call(address, "POST", f"/v2/repository/models/{case}/unload", {}, ANSWER_SECONDS, key)
-    if status != http.client.OK:
-        raise IntegrityError(f"Triton at {address} refuses to unload {case}: {_reason(answer)}")
+    from tritonclient.grpc import service_pb2 as pb
+
+    try:
+        _call(settings, "RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=case), ANSWER_SECONDS)
+    except _Refused as refused:
+        raise IntegrityError(f"Triton at {settings.triton_grpc} refuses to unload {case}: {refused}") from refused
 
 
-def devices(address: str, case: str, key: SecretStr | None = None) -> list[str]:
+def devices(settings: Settings, case: str) -> list[str]:
     """Where the case's instances compute, as Triton resolved its configuration: ``cpu``, ``gpu``.
 
     Raises Unavailable if Triton does not answer, IntegrityError with its reason if it does not tell.
     """
-    status, answer = _call(address, "GET", f"/v2/models/{case}/config", None, ANSWER_SECONDS, key)
-    if status != http.client.OK:
-        raise IntegrityError(f"Triton at {address} does not tell where {case} computes: {_reason(answer)}")
-    return sorted({str(group["kind"]).removeprefix("KIND_").lower() for group in json.loads(answer)["instance_group"]})
+    from tritonclient.grpc import model_config_pb2 as config_pb
+    from tritonclient.grpc import service_pb2 as pb
+
+    try:
+        config = _call(settings, "ModelConfig", pb.ModelConfigRequest(name=case), ANSWER_SECONDS).config
+    except _Refused as refused:
+        raise IntegrityError(f"Triton at {settings.triton_grpc} does not tell where {case} computes: {refused}") from refused
+    return sorted({config_pb.ModelInstanceGroup.Kind.Name(group.kind).removeprefix("KIND_").lower() for group in config.instance_group})
 
 
-def loaded(address: str, case: str, version: int) -> bool:
+def loaded(settings: Settings, case: str, version: int) -> bool:
     """Whether Triton lists the version as ready; False also if the version is not loaded. See :func:`infer` for the truth."""
-    return _call(address, "GET", f"/v2/models/{case}/versions/{version}/ready", None, ANSWER_SECONDS)[0] == http.client.OK
+    from tritonclient.grpc import service_pb2 as pb
+
+    try:
+        return bool(_call(settings, "ModelReady", pb.ModelReadyRequest(name=case, version=str(version)), ANSWER_SECONDS).ready)
+    except _Refused:
+        return False
 
 
-def infer(address: str, case: str, version: int, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+def zeros(settings: Settings, case: str, version: int) -> dict[str, NDArray[Any]]:
+    """One row of zeros in the shape of the version's own inputs; an axis that may differ has the length 1.
+
+    Raises Unavailable with Triton's reason if it does not know the version.
+    """
+    import numpy as np
+    from tritonclient.grpc import service_pb2 as pb
+
+    kinds = {kind: name for name, kind in _TYPES.items()}
+    try:
+        inputs = _call(settings, "ModelMetadata", pb.ModelMetadataRequest(name=case, version=str(version)), ANSWER_SECONDS).inputs
+    except _Refused as refused:
+        raise Unavailable(f"Triton at {settings.triton_grpc} has no answer from {case} version {version}: {refused}") from refused
+    return {tensor.name: np.zeros([max(1, size) for size in tensor.shape], kinds[tensor.datatype]) for tensor in inputs}
+
+
+def infer(settings: Settings, case: str, version: int, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
     """Scores ``[B]`` (with classes ``[B, K]``) of one explicit version for the tensors of :func:`pipelines.encoding.encoder`.
 
     Raises Unavailable with Triton's reason if this version does not answer.
     """
     import numpy as np
+    from tritonclient.grpc import service_pb2 as pb
 
-    inputs = [
-        {"name": name, "shape": list(value.shape), "datatype": _TYPES[str(value.dtype)], "data": value.ravel().tolist()} for name, value in tensors.items()
-    ]
-    status, answer = _call(address, "POST", f"/v2/models/{case}/versions/{version}/infer", {"inputs": inputs}, ANSWER_SECONDS)
-    if status != http.client.OK:
-        raise Unavailable(f"Triton at {address} has no answer from {case} version {version}: {_reason(answer)}")
-    output = json.loads(answer)["outputs"][0]
-    scores = np.asarray(output["data"], np.float64)
-    return scores if output["shape"][-1] == 1 else scores.reshape(output["shape"])
-
-
-def _call(address: str, method: str, path: str, body: Any, timeout: float, key: SecretStr | None = None) -> tuple[int, bytes]:
-    headers = {"Content-Type": "application/json"} | ({} if key is None else {KEY_HEADER: key.get_secret_value()})
-    connection = http.client.HTTPConnection(address, timeout=timeout)
+    request = pb.ModelInferRequest(
+        model_name=case,
+        model_version=str(version),
+        inputs=[pb.ModelInferRequest.InferInputTensor(name=name, datatype=_TYPES[str(value.dtype)], shape=value.shape) for name, value in tensors.items()],
+        raw_input_contents=[value.tobytes() for value in tensors.values()],
+    )
     try:
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise Unavailable(
-            f"Triton at {address} does not answer {method} {path} ({error or type(error).__name__}): start it, or set PERENNIAL_TRITON_HTTP to where it is"
-        ) from error
-    finally:
-        connection.close()
+        answer = _call(settings, "ModelInfer", request, ANSWER_SECONDS)
+    except _Refused as refused:
+        raise Unavailable(f"Triton at {settings.triton_grpc} has no answer from {case} version {version}: {refused}") from refused
+    scores, shape = np.frombuffer(answer.raw_output_contents[0], np.float32).astype(np.float64), list(answer.outputs[0].shape)
+    return scores if shape[-1] == 1 else scores.reshape(shape)
 
 
-def _reason(answer: bytes) -> str:
-    """Triton's own words without the stack trace of a Python backend."""
-    try:
-        text = str(json.loads(answer)["error"])
-    except (ValueError, KeyError, TypeError):
-        text = answer.decode(errors="replace")
-    return text.partition("\n\nAt:")[0].strip() or "no reason given"
+def _call(settings: Settings, method: str, request: Any, timeout: float) -> Any:
+    """One call on a channel of its own; Unavailable if nobody answers (us), _Refused with Triton's words if it says no."""
+    import grpc
+    from tritonclient.grpc import service_pb2_grpc
+
+    address, client = settings.address("triton_grpc"), settings.triton_client
+    channel = grpc.insecure_channel(address, OPTIONS) if client is None else grpc.secure_channel(address, credentials(client), OPTIONS)
+    with channel:
+        try:
+            return getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), method)(request, timeout=timeout)
+        except grpc.RpcError as error:
+            # Triton's own words without the stack trace of a Python backend.
+            reason = (error.details() or "").partition("\n\nAt:")[0].strip() or "no reason given"
+            if not is_away(error):
+                raise _Refused(reason) from error
+            raise Unavailable(
+                f"Triton at {address} does not answer {method} ({reason}): start it, or set PERENNIAL_TRITON_GRPC to where it is"
+                f"{', and PERENNIAL_TRITON_CLIENT_FILE to the key that it knows' if client is None else ''}"
+            ) from error
+
+
+def is_away(error: Any) -> bool:
+    """Whether a gRPC error says that nobody answered. Triton itself says UNAVAILABLE too, of a version that is not loaded: that is an answer."""
+    import grpc
+
+    unavailable = error.code() == grpc.StatusCode.UNAVAILABLE and "not at ready state" not in (error.details() or "")
+    return unavailable or error.code() == grpc.StatusCode.DEADLINE_EXCEEDED

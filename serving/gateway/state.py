@@ -165,7 +165,7 @@ async def start(settings: Settings, bounds: Bounds, metrics: Metrics) -> Gateway
     served; a broken one raises nothing.
     """
     door = Door(bounds, settings.key_file, settings.limits_url)
-    triton = Triton(settings.address("triton_grpc"), bounds.deadline_seconds, bounds.deadline_seconds_per_text)
+    triton = Triton(settings.address("triton_grpc"), bounds.deadline_seconds, bounds.deadline_seconds_per_text, settings.triton_client)
     gateway = Gateway(settings, bounds, metrics, Routing(settings, metrics), triton, door)
     if (failed := await gateway.take_up()) is not None:
         raise failed

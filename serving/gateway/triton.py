@@ -1,4 +1,4 @@
-"""Inference in Triton over gRPC: explicit versions, one deadline, one retry, a breaker per version.
+"""Inference in Triton over gRPC (mutual TLS): explicit versions, one deadline, one retry, a breaker per version.
 
 The raw stub, not tritonclient's own client: a request is two tensors that were checked already.
 """
@@ -15,9 +15,11 @@ import numpy as np
 import stamina
 from purgatory import AsyncCircuitBreakerFactory
 from purgatory.domain.model import OpenedState
+from pydantic import SecretStr
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from pipelines.channel import OPTIONS, credentials
 from pipelines.errors import Unavailable
 from serving.gateway.parts import Part
 
@@ -37,7 +39,7 @@ _CHANNEL = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),  # a Triton that came back answers within a second or so
     ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.enable_http_proxy", 0),
+    *OPTIONS,
 ]
 _TYPES = {"int64": "INT64", "float32": "FP32"}
 
@@ -45,12 +47,14 @@ _TYPES = {"int64": "INT64", "float32": "FP32"}
 class Triton:
     """One channel to one Triton; make it inside the running event loop, close it there."""
 
-    def __init__(self, address: str, deadline_seconds: float, per_text: float = 0.0) -> None:
-        """``deadline_seconds`` is what :meth:`deadline` grants, with ``per_text`` more for each text."""
+    def __init__(self, address: str, deadline_seconds: float, per_text: float = 0.0, client: SecretStr | None = None) -> None:
+        """``deadline_seconds`` is what :meth:`deadline` grants, with ``per_text`` more for each text; ``client``: ``Settings.triton_client``."""
         self.address = address
         self.deadline_seconds = deadline_seconds
         self.per_text = per_text
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL)
+        self._channel = (
+            grpc.aio.insecure_channel(address, options=_CHANNEL) if client is None else grpc.aio.secure_channel(address, credentials(client), options=_CHANNEL)
+        )
         self._infer = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelInfer
         # A client that goes away says nothing about Triton.
         self._breakers = AsyncCircuitBreakerFactory(FAILURES, PAUSE_SECONDS, exclude=[asyncio.CancelledError])
@@ -137,7 +141,7 @@ class Triton:
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return f"Triton at {self.address} did not answer for {name} in time (PERENNIAL_GATEWAY_DEADLINE_SECONDS, {self.deadline_seconds:g} s and more for texts)"
         if _connection_lost(error):
-            return f"Triton at {self.address} does not answer: start it, or set PERENNIAL_TRITON_GRPC to where it is"
+            return f"Triton at {self.address} does not answer ({details}): start it, or set PERENNIAL_TRITON_GRPC to where it is"
         if "not healthy" in details:
             return f"Triton at {self.address} has lost {name} ({details}): unload and load the model"
         return f"Triton at {self.address} has no answer from {name} ({code.name}: {details}): load the model, or see Triton's log"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embedded.keys import MADE, composed
+from embedded.keys import MADE, TRITON, composed
 from embedded.ports import Ports, variable
 from tests.compose.stackfile import COMPOSE, ROOT, SECRETS, environment, load, own_images, published, services
 
@@ -162,7 +162,7 @@ def test_a_service_is_hardened(name):
 
 
 def test_tritons_user_and_repository():
-    """Triton runs as user 1000, reads the repository that only the tasks' containers (and its maker) write, and takes admin calls by key only."""
+    """Triton runs as user 1000, reads the repository that only the tasks' containers (and its maker) write, answers only to who has the client's key, and has no room for files that a request brings along."""
     triton = services()["triton"]
     assert triton["user"] == "1000:1000"
     writers = {
@@ -172,7 +172,10 @@ def test_tritons_user_and_repository():
         if mount["source"] == "model_repository" and not mount.get("read_only")
     }
     assert writers == {"airflow-init", "airflow-scheduler", "airflow-worker", "airflow-worker-gpu"}
-    assert {name for name, service in services().items() if "triton_admin_key" in service.get("secrets", ())} == {"triton", *writers} - {"airflow-init"}
+    holders = {secret: {name for name, service in services().items() if secret in service.get("secrets", ())} for secret in TRITON}
+    assert holders.pop("triton_client") == {"gateway", *writers} - {"airflow-init"}
+    assert set(map(frozenset, holders.values())) == {frozenset({"triton"})}
+    assert [mount.partition(":")[2].split(",")[0] for mount in triton["tmpfs"] if mount.startswith("/tmp:")] == ["mode=0555"]
 
 
 @pytest.mark.parametrize("name", LONG_RUNNING)
@@ -233,7 +236,7 @@ def test_every_secret_is_a_file_that_make_secrets_makes():
     """Secrets are files in one git-ignored folder, all of them made by `make secrets`, each used, none declared in vain."""
     declared = load()["secrets"]
     assert {name: {"file": f"./compose/secrets/{name}"} for name in declared} == declared
-    made = {*MADE, *composed(dict.fromkeys(MADE, "x"))}
+    made = {*MADE, *TRITON, *composed(dict.fromkeys(MADE, "x"))}
     assert set(declared) <= made
     used = {secret for service in services().values() for secret in service.get("secrets", ())}
     assert used == set(declared)

@@ -26,7 +26,7 @@ def test_our_settings_are_known(name):
 
 def test_our_settings_point_at_services():
     """Every address in our settings is a service's name and a port that it listens on, on a network that both are on."""
-    ports = {"mlflow": {5000}, "airflow-apiserver": {8080}, "gateway": {8090}, "triton": {8000, 8001, 8002}}
+    ports = {"mlflow": {5000}, "airflow-apiserver": {8080}, "gateway": {8090}, "triton": {8001, 8002}}
     for name in services():
         for setting, value in environment(name).items():
             if setting.startswith("PERENNIAL_") and (found := re.fullmatch(r"(?:http://)?([a-z-]+):(\d+)", value)):

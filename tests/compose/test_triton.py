@@ -1,24 +1,25 @@
 """compose/triton/start.sh with the real server: what it loads, whom it obeys, what it exports."""
 
-import json
 import os
 import re
 import time
 import urllib.request
+from functools import partial
 
 import numpy as np
 import pytest
 from pydantic import SecretStr
 
+from embedded import certificates, keys
 from embedded import triton as embedded
 from embedded.ports import HOST, Ports
 from embedded.processes import end, last_lines, launch
+from pipelines.channel import credentials
 from pipelines.deploy import triton
-from pipelines.errors import IntegrityError
+from pipelines.errors import Unavailable
 from tests.compose.stackfile import ROOT
 from tests.compose.test_monitoring import QUERIES, TRITON_SERIES, names
 
-KEY = "a-key"
 GPU_ONLY = {"nv_gpu_utilization"}
 CONFIG = 'name: "toy"\nbackend: "onnxruntime"\nmax_batch_size: 8\ninstance_group [{ count: 1 kind: KIND_CPU }]\n'
 STUB = """#!/bin/sh
@@ -43,7 +44,7 @@ def _toy(path):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """``(address, ports)`` of a server that start.sh started on a repository with one good model and one that cannot be loaded."""
+    """``(settings, ports)`` of a server that start.sh started on a repository with one good model and one that cannot be loaded."""
     home, ports = tmp_path_factory.mktemp("start"), Ports.free()
     embedded.prepare(home)
     repository = home / "model_repository"
@@ -52,31 +53,33 @@ def server(tmp_path_factory):
     (repository / "torn" / "1").mkdir(parents=True)
     (repository / "torn" / "config.pbtxt").write_text("backend: {")
     real, *options = embedded.command(home, ports)
-    taken = ("--model-repository=", "--backend-", "--http-", "--grpc-", "--metrics-", "--allow-gpu")
+    taken = ("--model-repository=", "--backend-config=", "--grpc-address=", "--grpc-port=", "--metrics-", "--allow-gpu")
     (home / "bin").mkdir()
     stub = home / "bin" / "tritonserver"
     stub.write_text(STUB.format(server=real, own=" ".join(option for option in options if option.startswith(taken))))
     stub.chmod(0o755)
-    (home / "secrets").mkdir()
-    (home / "secrets" / "triton_admin_key").write_text(f"{KEY}\n")
+    # The wheel's backend of this name is run by the one for Python, which the container's needs not.
+    (home / "chosen" / "backends").mkdir(parents=True)
+    (home / "chosen" / "backends" / "python").symlink_to(home / "triton" / "backends" / "python")
     env = embedded.environment(home)
-    env |= {"PATH": f"{stub.parent}:{env['PATH']}", "SECRETS": str(home / "secrets")}
+    places = {"SECRETS": "secrets", "BACKENDS": "triton/backends", "CHOSEN": "chosen"}
+    env |= {"PATH": f"{stub.parent}:{env['PATH']}", **{name: str(home / folder) for name, folder in places.items()}}
     process = launch("triton", ["/bin/sh", str(ROOT / "compose/triton/start.sh")], env, home / "log")
-    address = f"{HOST}:{ports.triton_http}"
+    settings = embedded.settings(home, ports)
     try:
         deadline = time.monotonic() + 60
-        while not (embedded.ready(ports) and triton.loaded(address, "toy", 1)):
+        while not (embedded.ready(home, ports) and triton.loaded(settings, "toy", 1)):
             assert time.monotonic() < deadline, last_lines(home / "log", 60)
             time.sleep(0.1)
-        yield address, ports
+        yield settings, ports
     finally:
         end([process], embedded.stack_tag(home))
         embedded.sweep(home)
 
 
-def infer(address, value):
-    """The toy's answer to a number, asked without any key."""
-    return triton.infer(address, "toy", 1, {"x": np.array([[value]], np.float32)}).tolist()
+def infer(settings, value):
+    """The toy's answer to a number."""
+    return triton.infer(settings, "toy", 1, {"x": np.array([[value]], np.float32)}).tolist()
 
 
 def test_what_the_repository_holds_serves_after_a_start(server):
@@ -84,32 +87,34 @@ def test_what_the_repository_holds_serves_after_a_start(server):
     assert infer(server[0], 3.0) == [3.0]
 
 
-def test_models_are_changed_by_key_only(server):
-    """Loading and unloading need the key; a wrong one, or none, changes nothing."""
-    address, _ports = server
-    for key in (None, SecretStr("another")):
-        with pytest.raises(IntegrityError, match="refuses to unload"):
-            triton.unload(address, "toy", key)
-        with pytest.raises(IntegrityError, match="refuses to load"):
-            triton.load(address, "toy", key)
-    assert infer(address, 4.0) == [4.0]
-    triton.unload(address, "toy", SecretStr(KEY))
-    assert not triton.loaded(address, "toy", 1)
-    triton.load(address, "toy", SecretStr(KEY))
-    assert infer(address, 5.0) == [5.0]
+def test_only_who_has_the_clients_key_is_answered(server):
+    """Without the key, or with one of another authority, nothing is loaded, unloaded or inferred; with it all of that works."""
+    settings, _ports = server
+    for client in (None, SecretStr(certificates.issue().client)):
+        stranger = settings.model_copy(update={"triton_client": client})
+        for call in (partial(triton.unload, stranger, "toy"), partial(triton.load, stranger, "toy"), partial(infer, stranger, 1.0)):
+            with pytest.raises(Unavailable, match="does not answer"):
+                call()
+    assert infer(settings, 4.0) == [4.0]
+    triton.unload(settings, "toy")
+    assert not triton.loaded(settings, "toy", 1)
+    triton.load(settings, "toy")
+    assert infer(settings, 5.0) == [5.0]
 
 
-def test_grpc_is_restricted_too(server):
-    """The same holds over gRPC: no model is loaded, no log setting changed, without the key."""
+def test_what_nobody_needs_is_closed(server):
+    """Shared memory, trace and log settings are closed to all, and of the image's backends the one for Python is not there to be asked for."""
     from tritonclient.grpc import InferenceServerClient
     from tritonclient.utils import InferenceServerException
 
-    with InferenceServerClient(f"{HOST}:{server[1].triton_grpc}") as client:
-        for call in (lambda: client.unload_model("toy"), lambda: client.update_log_settings({"log_verbose_level": 1})):
+    settings, _ports = server
+    with InferenceServerClient(settings.triton_grpc, creds=credentials(settings.triton_client)) as client:
+        for call in (client.get_log_settings, client.get_trace_settings, client.get_system_shared_memory_status):
             with pytest.raises(InferenceServerException, match="restricted"):
                 call()
-        client.load_model("toy", headers={"triton-grpc-protocol-admin-key": KEY})
-        assert client.is_model_ready("toy", "1")
+    chosen = settings.root / "chosen" / "backends"
+    assert {path.name for path in chosen.iterdir()} - {"python"} == {"onnxruntime"}  # python: this test's own
+    assert (chosen / "onnxruntime").samefile(settings.root / "triton" / "backends" / "onnxruntime")
 
 
 def test_what_the_dashboards_ask_of_triton_is_exported(server):
@@ -124,11 +129,13 @@ def test_what_the_dashboards_ask_of_triton_is_exported(server):
         assert TRITON_SERIES[name] <= exported[name], name
 
 
-def test_an_empty_key_starts_nothing(tmp_path):
-    """Without a key the script ends with a sentence that says how to make one: an empty one would be known to all."""
+@pytest.mark.parametrize("name", ["triton_authority", "triton_server_certificate", "triton_server_key"])
+def test_an_empty_key_starts_nothing(tmp_path, name):
+    """Without a key or a certificate the script ends with a sentence that says how to make one."""
     import subprocess
 
-    (tmp_path / "triton_admin_key").write_text("")
+    keys.make_triton(tmp_path)
+    (tmp_path / name).write_text("")
     env = {**os.environ, "SECRETS": str(tmp_path)}
     done = subprocess.run([ROOT / "compose/triton/start.sh"], capture_output=True, text=True, check=False, env=env)
-    assert (done.returncode, json.dumps(done.stderr)) == (1, '"start.sh: the secret triton_admin_key is empty: run make secrets\\n"')
+    assert (done.returncode, done.stderr) == (1, f"start.sh: the secret {name} is missing or empty: run make secrets\n")

@@ -41,8 +41,8 @@ def test_every_difference_is_needed():
 
 def test_addresses_become_ours(tmp_path):
     """A service's name and port become the loopback address and our port; a longer number is left alone."""
-    ports = Ports(mlflow=15000, triton_http=18000)
-    assert composed.translate("http://mlflow:5000/x triton:8000 triton:80001", tmp_path, ports) == "http://127.0.0.1:15000/x 127.0.0.1:18000 triton:80001"
+    ports = Ports(mlflow=15000, triton_grpc=18001)
+    assert composed.translate("http://mlflow:5000/x triton:8001 triton:80011", tmp_path, ports) == "http://127.0.0.1:15000/x 127.0.0.1:18001 triton:80011"
 
 
 def test_scrapes_and_rules_are_composes_own(tmp_path):

@@ -61,8 +61,8 @@ def test_an_empty_secret_is_named(home, programs, name):
 
 def test_a_secret_that_is_gone_is_named(home):
     """What a process needs and does not find is named by its file."""
-    with pytest.raises(ConfigError, match="secrets/triton_admin_key cannot be read"):
-        full.secret(home, "triton_admin_key")
+    with pytest.raises(ConfigError, match="secrets/redis_password cannot be read"):
+        full.secret(home, "redis_password")
 
 
 @pytest.mark.parametrize("folder", ["lake", "prediction_log", "model_repository"])

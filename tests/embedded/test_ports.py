@@ -5,13 +5,19 @@ from dataclasses import asdict
 
 import pytest
 
-from embedded.ports import HOST, Ports, is_free, names, variable
+from embedded.ports import DRAWN, HOST, Ports, is_free, names, variable
 from pipelines.errors import ConfigError, Unavailable
 
 
 def test_the_environment_moves_one_port():
-    """A variable moves its service and leaves the others where they are."""
-    assert Ports.from_environment({"PERENNIAL_PORT_AIRFLOW": "18080"}) == Ports(airflow=18080)
+    """A variable moves its service and leaves the others where they are; Triton's are drawn, so that nobody knows them beforehand."""
+    found = Ports.from_environment({"PERENNIAL_PORT_AIRFLOW": "18080"})
+    drawn = {name: getattr(found, name) for name in DRAWN}
+    assert found == Ports(airflow=18080, **drawn)
+    assert drawn.keys() == {"triton_grpc", "triton_metrics"}
+    assert drawn != {name: getattr(Ports(), name) for name in DRAWN}
+    assert all(is_free(port) for port in drawn.values())
+    assert Ports.from_environment({"PERENNIAL_PORT_TRITON_GRPC": "18001"}).triton_grpc == 18001
 
 
 @pytest.mark.parametrize("text", ["", "http", "0", "65536", "-1", "8080.0"])

@@ -4,8 +4,7 @@ import shutil
 
 import pytest
 
-from embedded import probe
-from pipelines.config import Settings
+from embedded import probe, triton
 from pipelines.errors import Unavailable
 from tests.pipelines.candidates import CASE
 from tests.pipelines.releases import answering, kill_stub, promote
@@ -17,7 +16,7 @@ pytestmark = pytest.mark.slow
 def served(triton_server):
     """``(settings, ports)`` of a state folder with champion 1 of the bank case in its Triton, put there by the rollout step."""
     home, ports = triton_server
-    settings = Settings(home=home, triton_http=f"127.0.0.1:{ports.triton_http}")
+    settings = triton.settings(home, ports)
     promote(settings, 1)
     return settings, ports
 

@@ -18,7 +18,6 @@ from embedded import stack, triton
 from embedded.__main__ import main
 from embedded.ports import HOST, Ports, is_free
 from embedded.processes import Started, end, launch
-from pipelines.config import Settings
 from pipelines.errors import ConfigError, ConflictError, Unavailable
 from pipelines.places import TAG, birth
 from tests import shop
@@ -190,7 +189,7 @@ def test_a_started_stack_is_healthy_private_and_tagged(running, capsys):
 @pytest.mark.slow
 def test_up_after_kill_9_of_everything_works_and_down_leaves_nothing(running):
     """After SIGKILL of every process the same state starts again, its champion answers; of killed leaders stop finds the strays."""
-    settings = Settings(home=running.home, triton_http=running.env["PERENNIAL_TRITON_HTTP"])
+    settings = triton.settings(running.home, running.ports)
     promote(settings, 1)
     everything = sessions(set(running.pids.values()))
     for process in everything:

@@ -38,7 +38,7 @@ def answering(settings: Settings, *versions: int) -> list[int]:
     found = []
     for version in versions:
         try:
-            triton.infer(settings.triton_http, CASE, version, tensors)
+            triton.infer(settings, CASE, version, tensors)
             found.append(version)
         except Unavailable:
             pass
@@ -48,7 +48,7 @@ def answering(settings: Settings, *versions: int) -> list[int]:
 def equals_onnxruntime(settings: Settings, version: int, run_dir: Path) -> bool:
     """Whether Triton's answer of ``version`` is that of ONNX Runtime on the run's bundle."""
     tensors = room.probe_tensors(load_fields(CASE), run_dir / "export")
-    found = triton.infer(settings.triton_http, CASE, version, tensors)
+    found = triton.infer(settings, CASE, version, tensors)
     return np.allclose(found, runtime.score(run_dir / "export", tensors), rtol=0, atol=1e-6)
 
 

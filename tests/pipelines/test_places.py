@@ -173,7 +173,6 @@ def test_a_stopped_stack_is_no_address_but_still_the_state(tmp_path):
         home,
         pid=process.pid,
         services=("triton", "gateway", "api-server"),
-        PERENNIAL_TRITON_HTTP="127.0.0.1:1",
         PERENNIAL_TRITON_GRPC="127.0.0.1:2",
         PERENNIAL_GATEWAY_URL="http://127.0.0.1:3",
         PERENNIAL_AIRFLOW_URL="http://127.0.0.1:4",
@@ -181,10 +180,10 @@ def test_a_stopped_stack_is_no_address_but_still_the_state(tmp_path):
         PERENNIAL_API_KEY_FILE=tmp_path / "key",
         PERENNIAL_PARAMS_DIR=tmp_path / "params",
     )
-    assert (running.triton_http, running.triton_grpc, running.gateway_url) == ("127.0.0.1:1", "127.0.0.1:2", "http://127.0.0.1:3")
+    assert (running.triton_grpc, running.gateway_url) == ("127.0.0.1:2", "http://127.0.0.1:3")
     assert stack.stop(home) == 0
     stopped = read_settings(home=home)
-    assert {stopped.triton_http, stopped.triton_grpc, stopped.gateway_url, stopped.airflow_url, stopped.mlflow_url} == {""}
+    assert {stopped.triton_grpc, stopped.gateway_url, stopped.airflow_url, stopped.mlflow_url} == {""}
     for settings in (running, stopped):
         assert settings.ledger.startswith("postgresql+psycopg://ledger:p@")
         assert settings.key_file == tmp_path / "key"
@@ -217,10 +216,10 @@ def test_what_somebody_named_wins_and_gets_no_login_of_the_stack(tmp_path, monke
 
 def test_the_stacks_own_processes_go_by_their_environment_alone(tmp_path, monkeypatch):
     """A process that the stack started, or a container, is given everything: the files of the state folder add nothing."""
-    given = {"PERENNIAL_MLFLOW_URL": "http://127.0.0.1:1", "PERENNIAL_TRITON_ADMIN_KEY": "key", "PERENNIAL_TRITON_HTTP": "127.0.0.1:2"}
+    given = {"PERENNIAL_MLFLOW_URL": "http://127.0.0.1:1", "PERENNIAL_TRITON_CLIENT": "key", "PERENNIAL_TRITON_GRPC": "127.0.0.1:2"}
     monkeypatch.setenv(TAG, "t")
     settings = stand_in(tmp_path, services=("mlflow", "triton"), **given)
-    assert (settings.mlflow_url, settings.triton_http, settings.triton_admin_key) == ("", "", None)
+    assert (settings.mlflow_url, settings.triton_grpc, settings.triton_client) == ("", "", None)
 
 
 def test_a_record_that_cannot_be_read_is_no_stack(tmp_path):

@@ -11,26 +11,26 @@ from pipelines.errors import ConfigError, Unavailable
 
 def test_without_connections_the_environment_counts(monkeypatch):
     """No connection changes nothing, not even a value."""
-    monkeypatch.setenv("PERENNIAL_TRITON_HTTP", "triton:8000")
+    monkeypatch.setenv("PERENNIAL_TRITON_GRPC", "triton:8001")
     assert settings() == Settings()
 
 
 def test_a_connection_is_taken_whole(monkeypatch):
     """Places and logins come from the connections, and a secret of the environment does not go to a host that a connection names."""
-    monkeypatch.setenv("PERENNIAL_TRITON_ADMIN_KEY", "of another server")
+    monkeypatch.setenv("PERENNIAL_TRITON_CLIENT", "of another server")
     monkeypatch.setenv("AIRFLOW_CONN_TRITON_DEFAULT", "http://triton.example.org:8100")
     monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", "https://ada:s%2Fcret@mlflow.example.org")
     monkeypatch.setenv("AIRFLOW_CONN_LEDGER_DEFAULT", "postgres://led:p%40ss@db.example.org/ledger?sslmode=require")
     found = settings()
-    assert (found.triton_http, found.triton_admin_key) == ("triton.example.org:8100", None)
+    assert (found.triton_grpc, found.triton_client) == ("triton.example.org:8100", None)
     assert (found.mlflow_url, found.mlflow_username, found.mlflow_password.get_secret_value()) == ("https://mlflow.example.org", "ada", "s/cret")
     assert found.ledger == "postgresql+psycopg://led:p%40ss@db.example.org:5432/ledger?sslmode=require"
 
 
-def test_a_password_is_the_admin_key_of_triton(monkeypatch):
-    """Triton's key of admin calls is its connection's password."""
+def test_a_password_is_the_clients_key_of_triton(monkeypatch):
+    """Who we are for Triton is its connection's password."""
     monkeypatch.setenv("AIRFLOW_CONN_TRITON_DEFAULT", '{"conn_type": "generic", "host": "triton", "password": "key"}')
-    assert (settings().triton_http, settings().triton_admin_key.get_secret_value()) == ("triton:8000", "key")
+    assert (settings().triton_grpc, settings().triton_client.get_secret_value()) == ("triton:8001", "key")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_mlflow_may_stand_behind_a_path(monkeypatch, host, port, expected):
 @pytest.mark.parametrize(
     ("name", "uri", "what"),
     [
-        ("triton_default", "http://", "has no host.*PERENNIAL_TRITON_HTTP"),
+        ("triton_default", "http://", "has no host.*PERENNIAL_TRITON_GRPC"),
         ("mlflow_default", '{"conn_type": "generic", "host": "https://ada:x@mlflow"}', "login in its host"),
         ("triton_default", '{"conn_type": "generic", "host": "http://triton"}', "only a name or an address"),
         ("mlflow_default", '{"conn_type": "generic", "host": "ftp://mlflow"}', "only http and https"),

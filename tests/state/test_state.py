@@ -66,7 +66,7 @@ def state(unpacked, tmp_path, monkeypatch) -> Settings:
     home = tmp_path / "state"
     shutil.copytree(unpacked, home)
     places = {"HOME": home, "PARAMS_DIR": home / services.PARAMS, "MLFLOW_URL": f"http://127.0.0.1:{free_port()}"}
-    places |= {"TRITON_HTTP": f"127.0.0.1:{free_port()}", "ACTOR": "ada", "CONNECTIONS": "none"}
+    places |= {"TRITON_GRPC": f"127.0.0.1:{free_port()}", "ACTOR": "ada", "CONNECTIONS": "none"}
     for name, value in places.items():
         monkeypatch.setenv(f"PERENNIAL_{name}", str(value))
     return Settings()

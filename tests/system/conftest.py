@@ -76,8 +76,8 @@ def settings(home):
         mlflow_url=f"http://{address}:{ports['mlflow']}",
         airflow_url=f"http://{address}:{ports['airflow']}",
         gateway_url=f"http://{address}:{ports['gateway']}",
-        triton_http=f"{address}:{ports['triton_http']}",
         triton_grpc=f"{address}:{ports['triton_grpc']}",
+        triton_client=(home / "secrets" / "triton_client").read_text(),
     )
 
 

@@ -145,8 +145,8 @@ def test_rollback_is_answered_within_seconds(summary, settings, airflow):
         **os.environ,
         "PERENNIAL_HOME": str(settings.root),
         "PERENNIAL_MLFLOW_URL": settings.mlflow_url,
-        "PERENNIAL_TRITON_HTTP": settings.triton_http,
         "PERENNIAL_TRITON_GRPC": settings.triton_grpc,
+        "PERENNIAL_TRITON_CLIENT_FILE": str(settings.root / "secrets" / "triton_client"),
     }
     command = [sys.executable, "-m", "pipelines", "rollback", "--case", case, "--reason", "system test"]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)

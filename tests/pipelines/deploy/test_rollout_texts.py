@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
+from embedded import triton as embedded
 from pipelines import storage
 from pipelines.cases import load_fields
-from pipelines.config import Settings
 from pipelines.deploy import repository, rollout, triton
 from pipelines.errors import IntegrityError, Unavailable
 from tests.texts import some_texts, write_text_bundle
@@ -42,11 +42,11 @@ def bundle(settings, month):
 def test_a_text_version_serves_only_as_its_own_bundle_does(triton_server):
     """A text version is proved by real texts of its holdout, all classes' scores compared; another bundle's model under its number is refused, and so is one that is not loaded."""
     home, ports = triton_server
-    settings = Settings(home=home, triton_http=f"127.0.0.1:{ports.triton_http}")
+    settings = embedded.settings(home, ports)
     first, second = bundle(settings, 1), bundle(settings, 2)
     rollout.offer(settings, FIELDS, 1, first)
     tensors = rollout.probe_tensors(FIELDS, first)
-    assert triton.infer(settings.triton_http, CASE, 1, tensors).shape == (rollout.PROBE_TEXTS, len(FIELDS.classes))
+    assert triton.infer(settings, CASE, 1, tensors).shape == (rollout.PROBE_TEXTS, len(FIELDS.classes))
     with pytest.raises(IntegrityError, match="differs from ONNX Runtime"):
         rollout.prove(settings, FIELDS, 1, second)
     with pytest.raises(Unavailable):
@@ -57,25 +57,25 @@ def test_a_text_version_serves_only_as_its_own_bundle_does(triton_server):
 def test_a_case_that_wants_a_gpu_goes_on_without_one(triton_server, caplog):
     """Where Triton has no GPU, a case for one is configured for it, loaded on the CPU and proved there, and log and configuration say why; reconciling again changes nothing."""
     home, ports = triton_server
-    settings = Settings(home=home, triton_http=f"127.0.0.1:{ports.triton_http}")
+    settings = embedded.settings(home, ports)
     first = bundle(settings, 3)
     with caplog.at_level("INFO"):
         rollout.offer(settings, FIELDS, 3, first, device="gpu")
     assert "triage is served on the CPU instead of a GPU: Triton at" in caplog.text
     assert "KIND_CPU" in repository.read_config(settings.model_repository, CASE)
     assert "GPU" in repository.instead_of_gpu(settings.model_repository, CASE)
-    assert triton.devices(settings.triton_http, CASE) == ["cpu"]
+    assert triton.devices(settings, CASE) == ["cpu"]
     rollout.prove(settings, FIELDS, 3, first)
 
 
 def test_auto_is_the_cpu_where_there_is_no_gpu(triton_server, caplog):
     """A case that leaves the device to Triton is KIND_AUTO in the configuration, and served, and said to be served, on the CPU."""
     home, ports = triton_server
-    settings = Settings(home=home, triton_http=f"127.0.0.1:{ports.triton_http}")
+    settings = embedded.settings(home, ports)
     first = bundle(settings, 4)
     with caplog.at_level("INFO"):
         rollout.offer(settings, FIELDS, 4, first)
     assert "triage is served on the CPU (serving.device: auto)" in caplog.text
     assert "KIND_AUTO" in repository.read_config(settings.model_repository, CASE)
-    assert triton.devices(settings.triton_http, CASE) == ["cpu"]
+    assert triton.devices(settings, CASE) == ["cpu"]
     rollout.prove(settings, FIELDS, 4, first)

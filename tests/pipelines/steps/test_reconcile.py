@@ -38,7 +38,7 @@ def test_dead_stub_is_revived(mended):
     assert repair() == []
     undisturbed = stub(settings, 1)
     kill_stub(settings, 2)
-    assert triton.loaded(settings.triton_http, CASE, 2)
+    assert triton.loaded(settings, CASE, 2)
     assert answering(settings, 1, 2) == [1]
     assert repair() == ["revived version 2"]
     assert equals_onnxruntime(settings, 2, second)
@@ -51,7 +51,7 @@ def test_lost_repository_is_built_again(mended):
     """Everything lost from the model repository, damaged in it or left over in it is put in order from the ledger and the bundles."""
     settings, (first, second), repair = mended
     folder = settings.model_repository / CASE
-    triton.unload(settings.triton_http, CASE)
+    triton.unload(settings, CASE)
     shutil.rmtree(folder)
     assert repair() == [
         "staged version 2 from " + str((second / "export").relative_to(settings.root)),

@@ -43,7 +43,7 @@ def _release(settings, seq, version, run_dir, action="promote"):
 @pytest.fixture
 def offline(tmp_path):
     """Settings with neither Triton nor MLflow."""
-    return Settings(home=tmp_path, triton_http=f"127.0.0.1:{free_port()}", mlflow_url=f"http://127.0.0.1:{free_port()}", actor="ada")
+    return Settings(home=tmp_path, triton_grpc=f"127.0.0.1:{free_port()}", mlflow_url=f"http://127.0.0.1:{free_port()}", actor="ada")
 
 
 def test_impossible_rollbacks_say_why(offline):
@@ -62,7 +62,7 @@ def test_triton_down_rolls_nothing_back(offline):
     """If the version below cannot be asked for an answer, it does not become the champion."""
     for number in (1, 2):
         _release(offline, number - 1, number, candidate(offline, month(number), bias=number / 10))
-    with pytest.raises(Unavailable, match=f"Triton at {offline.triton_http} does not answer"):
+    with pytest.raises(Unavailable, match=f"Triton at {offline.triton_grpc} does not answer"):
         _roll_back(offline)
     assert ledger.head(offline.ledger, CASE).champion == 2
 

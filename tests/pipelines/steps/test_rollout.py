@@ -20,7 +20,7 @@ from tests.pipelines.releases import answering, equals_onnxruntime, promote, rol
 @pytest.fixture
 def offline(tmp_path):
     """Settings with neither Triton nor MLflow."""
-    return Settings(home=tmp_path, triton_http=f"127.0.0.1:{free_port()}", mlflow_url=f"http://127.0.0.1:{free_port()}", actor="ada")
+    return Settings(home=tmp_path, triton_grpc=f"127.0.0.1:{free_port()}", mlflow_url=f"http://127.0.0.1:{free_port()}", actor="ada")
 
 
 def _release(settings, seq, version, run_dir, action="promote"):
@@ -80,7 +80,7 @@ def test_rolled_back_candidate_does_not_come_back(offline):
 def test_triton_down_says_where_and_what_to_do(offline):
     """With no Triton the step fails with a retryable error that names the address; no release, nothing staged, no folder published."""
     run_dir = registered(offline, month(1), 1, bias=0.1)
-    with pytest.raises(Unavailable, match=rf"Triton at {offline.triton_http} does not answer .* start it, or set PERENNIAL_TRITON_HTTP"):
+    with pytest.raises(Unavailable, match=rf"Triton at {offline.triton_grpc} does not answer .* start it, or set PERENNIAL_TRITON_GRPC"):
         roll_out(offline, 1, run_dir)
     assert ledger.head(offline.ledger, CASE) is None
     assert repository.staged(offline.model_repository, CASE) == []
@@ -133,7 +133,7 @@ def test_refused_model_leaves_the_champion_serving(released):
 @pytest.mark.slow
 def test_model_repository_without_the_model(released, tmp_path):
     """If the model that was staged is not in the repository that Triton serves, Triton's reason and the setting to look at are named."""
-    elsewhere = Settings(home=tmp_path, triton_http=released.triton_http, mlflow_url=released.mlflow_url)
+    elsewhere = released.model_copy(update={"home": tmp_path, "ledger_url": ""})
     run_dir = registered(elsewhere, month(1), 1, bias=0.1)
     with pytest.raises(IntegrityError, match=r"refuses to load bank: .*failed to poll from model repository.*--model-repository must be"):
         roll_out(elsewhere, 1, run_dir)

@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 
 from embedded import http as plain
+from embedded import triton as embedded
 from embedded.ports import Ports
 from embedded.processes import Started
 from embedded.triton import start_triton, stop_triton
 from pipelines import runtime
 from pipelines.config import Settings
+from pipelines.deploy import triton
 from pipelines.fields import encode
 from tests.models import CONFIG
 from tests.serving.gateway.world import FIELDS, KEY, LABELS, PREDICT, counted, lines, make_home, release, some_rows, until
@@ -83,6 +85,7 @@ def gateway(world: World) -> Iterator[Stack]:
     command = [sys.executable, "-m", "uvicorn", "serving.gateway.app:app", "--host=127.0.0.1", f"--port={ports.gateway}"]
     options = ["--no-access-log", "--loop=uvloop", "--http=httptools", "--log-level=warning"]
     env = {**os.environ, "PERENNIAL_HOME": str(settings.home), "PERENNIAL_TRITON_GRPC": settings.triton_grpc}
+    env["PERENNIAL_TRITON_CLIENT_FILE"] = str(settings.root / "secrets" / "triton_client")
     process = subprocess.Popen([*command, *options], cwd=ROOT, env=env)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{ports.gateway}", headers={"X-API-Key": KEY}, timeout=30, trust_env=False) as http:
@@ -104,19 +107,20 @@ class World:
 
     def load(self) -> None:
         """Load all versions of the model."""
-        plain.call(f"http://127.0.0.1:{self.ports.triton_http}/v2/repository/models/loans/load", {}, timeout=60)
+        triton.load(self.settings, "loans")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """The versions 1 and 2 of loans loaded in Triton, and version 1 released."""
     home, ports = tmp_path_factory.mktemp("gateway"), Ports.free()
-    settings = make_home(home, ports.triton_grpc)
+    started = start_triton(home, ports)
+    settings = make_home(home, ports.triton_grpc, triton_client=embedded.settings(home, ports).triton_client)
     for version in (1, 2):
         write_version(home / "model_repository", version)
     write_config(home / "model_repository")
     release(settings, 1)
-    found = World(settings, ports, start_triton(home, ports))
+    found = World(settings, ports, started)
     try:
         found.load()
         yield found

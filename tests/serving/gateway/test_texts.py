@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from embedded import triton as embedded
 from pipelines import runtime
 from pipelines.cases import load_fields
 from pipelines.deploy import repository, triton
@@ -25,7 +26,7 @@ class World:
     """A state folder with one release after the other, the real Triton beside it, and the bundles by version."""
 
     def __init__(self, home, ports):
-        self.settings = make_home(home, ports.triton_grpc, triton_http=f"127.0.0.1:{ports.triton_http}")
+        self.settings = make_home(home, ports.triton_grpc, triton_client=embedded.settings(home, ports).triton_client)
         self.bundles = {}
 
     def release(self, version, *, action="promote"):
@@ -38,7 +39,7 @@ class World:
         for version in versions:
             repository.stage(self.settings.model_repository, CASE, version, self.bundles[version])
         repository.configure(self.settings.model_repository, FIELDS, versions)
-        triton.load(self.settings.triton_http, CASE)
+        triton.load(self.settings, CASE)
 
     def expected(self, texts, version):
         """What ONNX Runtime gives for the version's bundle [B, K]."""

@@ -13,7 +13,9 @@ import pytest
 import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
+from embedded.triton import settings
 from pipelines import runtime
+from pipelines.channel import credentials
 from pipelines.encoding import encoder
 from pipelines.fields import Fields, Text
 from tests.models import tiny_rows, write_model
@@ -27,7 +29,8 @@ def served(triton_server):
     """``(client, home)`` with the model ``tiny`` loaded in the versions 1 and 2."""
     home, ports = triton_server
     write_model(home / "model_repository", "tiny", 0.0, 1.0)
-    client = triton_grpc.InferenceServerClient(f"127.0.0.1:{ports.triton_grpc}")
+    own = settings(home, ports)
+    client = triton_grpc.InferenceServerClient(own.triton_grpc, creds=credentials(own.triton_client))
     client.load_model("tiny")
     return client, home
 
