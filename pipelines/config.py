@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime
 from functools import cached_property
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -433,11 +434,12 @@ def load_params(case: str, path: Path | None = None) -> Params:
         # Through JSON on purpose: YAML reads 2e-5 as text and dates as dates, JSON mode knows one way only.
         params = Params.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        for one in error.errors(include_url=False):
+        for one in error.errors(include_url=False)[:MOST_MISTAKES]:
             mistakes.setdefault(*_described(one, raw))
     if mistakes:
         lines = [f"{name}: {what}" for name, what in mistakes.items()]
-        raise ConfigError(f"{path} has {len(lines)} mistake(s): " + "; ".join(lines))
+        least = "at least " if len(lines) >= MOST_MISTAKES else ""
+        raise ConfigError(f"{path} has {least}{len(lines)} mistake(s): " + "; ".join(lines[:MOST_MISTAKES]))
     return params
 
 
@@ -449,14 +451,44 @@ def read_yaml(path: Path) -> Any:
     return value
 
 
+MOST_BYTES, MOST_LEVELS, MOST_MISTAKES = 64 * 1024, 20, 50
+"""What a file of parameters may hold: bytes, and levels of blocks in blocks; and how many mistakes are told at once."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without what stands for something that stands elsewhere: a few hundred bytes of aliases can stand for billions of values."""
+
+    levels = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """A node, refused (YAMLError, with the line) if it is an alias, has an anchor, is a merge key or lies too deep."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        anchor, line = getattr(event, "anchor", None), event.start_mark.line + 1
+        if anchor is not None:
+            sign = "*" if isinstance(event, yaml.AliasEvent) else "&"
+            raise yaml.YAMLError(f"line {line}: {sign}{anchor} is an alias or its anchor, which parameters may not have: write the values out")
+        if self.levels >= MOST_LEVELS:
+            raise yaml.YAMLError(f"line {line}: more than {MOST_LEVELS} levels of blocks in blocks: parameters have four at most")
+        self.levels += 1
+        node = super().compose_node(parent, index)
+        self.levels -= 1
+        if node is not None and node.tag == "tag:yaml.org,2002:merge":
+            raise yaml.YAMLError(f"line {line}: << merges another block, which parameters may not do: write the keys out")
+        return node
+
+
 def _plain_data(path: Path) -> tuple[Any, dict[str, str]]:
     """What a YAML file holds, and by name the keys that stand in it twice."""
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise ConfigError(f"{path} has more than {MOST_BYTES // 1024} KiB: parameters are a few pages; move data into files that the case's source reads")
+        loader = _PlainLoader(data.decode("utf-8"))
         root = loader.get_single_node()
         if root is None:
             return None, {}
-        twice = dict(_twice(root))  # before construction, which resolves merged keys in place
+        twice = dict(islice(_twice(root), MOST_MISTAKES))
         value = loader.construct_document(root)
         json.dumps(value, default=str)  # plain data is what JSON can say
     except FileNotFoundError as error:
@@ -474,7 +506,7 @@ def _plain_data(path: Path) -> tuple[Any, dict[str, str]]:
 
 
 def _twice(node: yaml.Node, above: str = "") -> Iterator[tuple[str, str]]:
-    """The keys that stand twice in one mapping, at any depth, with their lines. An alias is looked at where it is declared."""
+    """The keys that stand twice in one mapping, at any depth, with their lines."""
     if isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
         for key, value in node.value:
@@ -482,12 +514,10 @@ def _twice(node: yaml.Node, above: str = "") -> Iterator[tuple[str, str]]:
             if name in lines:
                 yield f"{above}{name}", f"stands in line {lines[name]} and again in line {line}: remove one of them"
             lines[name] = line
-            if value.start_mark.index > key.start_mark.index:
-                yield from _twice(value, f"{above}{name}.")
+            yield from _twice(value, f"{above}{name}.")
     elif isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
-            if item.start_mark.index > node.start_mark.index:
-                yield from _twice(item, f"{above}{number}.")
+            yield from _twice(item, f"{above}{number}.")
 
 
 _NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
@@ -546,11 +576,11 @@ def _unknown_names(case: str, raw: Any) -> dict[str, str]:
         groups, measured = (fields.groups, "no category, whole number or label"), (fields.measured, "nothing that is measured")
         for above, key, (known, what) in (("gate", "slices", groups), ("drift", "ignore", measured)):
             given = block.get(above, {}).get(key)
-            for number, name in enumerate(given if isinstance(given, list) else []):
+            for number, name in enumerate(given[:MOST_MISTAKES] if isinstance(given, list) else []):
                 if isinstance(name, str) and name not in known:
                     found[f"{above}.{key}.{number}"] = f"{name!r} is {what} of the case: {_like(name, known)}"
     whole = (CASES_ROOT / case / "schema.py").exists()
-    for name in _unread(case, map(str, block.get("source", {}))) if whole else ():
+    for name in _unread(case, map(str, islice(block.get("source", {}), MOST_MISTAKES))) if whole else ():
         near = difflib.get_close_matches(name, re.findall(r"(\w+)(?=[\"']|\s*[:=])", _text(CASES_ROOT / case)), n=1)
         mend = f"did you mean {near[0]!r}?" if near else "remove it, or read it there"
         found[f"source.{name}"] = f"nothing in the case's code reads such a setting: {mend}"

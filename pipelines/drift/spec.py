@@ -178,7 +178,7 @@ def _read(path: Path) -> dict[str, Any]:
             _ = value["vocabulary"] if name.endswith(TOKENS) else (float(value["loc"]), float(value["scale"]))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist: the case's first training makes it, in its step 'dataset'") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not a feature spec ({error!r}): {AGAIN}") from error
     return found
 

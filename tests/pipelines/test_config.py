@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -154,7 +156,7 @@ def test_a_window_may_be_thinned_below_its_least_rows(tmp_path):
 
 
 def test_parameters_that_are_shipped_have_no_mistake():
-    """Every params.yaml and every variant below the cases loads, aliases and merged keys are no keys that stand twice."""
+    """Every params.yaml and every variant below the cases loads."""
     files = {path: path.stem for path in CASES_ROOT.glob("*/variants/*/*.yaml")} | {CASES_ROOT / case / "params.yaml": case for case in case_names()}
     assert len(files) >= 5
     for path, case in files.items():
@@ -176,11 +178,38 @@ def test_settings_may_be_read_by_code_that_a_case_shares(tmp_path):
                     load_params("shop")
 
 
-def test_an_alias_is_no_second_key(tmp_path):
-    """Anchors, aliases and merges are plain YAML; a key that stands twice below a list is found with both lines."""
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: &a [lol, lol, lol]\n" + "".join(f"{two}: &{two} [{', '.join([f'*{one}'] * 9)}]\n" for one, two in pairwise("abcdefghijkl")), "line 1: &a"),
+        ("one: 1\ntwo: *one\n", r"line 2: \*one is an alias"),
+        ("three:\n  <<: {a: 1}\n  a: 2\n", "line 2: << merges another block"),
+        ("[" * 5_000, "line 1: more than 20 levels"),
+        ("a: " * 3_000 + "1", "is not YAML"),
+        ("{a: " * 3_000, "line 1: more than 20 levels"),
+        (f"a: 0x{'f' * 60_000}\n", "no plain data"),
+        (f"a: {'9' * 60_000}\n", "no plain data"),
+        ("a: 1" + ":59" * 20_000 + "\n", "no plain data"),
+        ("a: " + "x" * 70_000, "more than 64 KiB"),
+        ("".join(f"key{number}: 1\n" for number in range(4_000)), r"at least \d+ mistake"),
+        ("source:\n" + "".join(f"  key{number}: 1\n" for number in range(4_000)), r"at least \d+ mistake"),
+        (f"gate: {{slices: [{', '.join(f's{number}' for number in range(4_000))}]}}\n", r"at least \d+ mistake"),
+    ],
+    ids=["laughs", "alias", "merge", "lists", "keys", "blocks", "hexadecimal", "decimal", "sexagesimal", "large", "unknown", "source", "slices"],
+)
+def test_parameters_that_could_not_end_are_refused_at_once(tmp_path, text, said):
+    """Aliases, merged keys, deep nesting, huge numbers, files and lists of mistakes are one clear sentence within five seconds of CPU."""
+    path, began = tmp_path / "bank.yaml", time.process_time()
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said) as refused:
+        load_params("bank", path)
+    assert time.process_time() - began < 5
+    assert len(str(refused.value)) < 20_000
+
+
+def test_a_key_that_stands_twice_below_a_list_is_found(tmp_path):
+    """It is named with both lines."""
     path = tmp_path / "any.yaml"
-    path.write_text("one: &one {a: 1}\ntwo: *one\nthree: {<<: *one, a: 2}\n")
-    assert read_yaml(path) == {"one": {"a": 1}, "two": {"a": 1}, "three": {"a": 2}}
     path.write_text("list:\n- a: 1\n  b: 2\n  a: 3\n")
     with pytest.raises(ConfigError, match=r"list\.0\.a: stands in line 2 and again in line 4"):
         read_yaml(path)
