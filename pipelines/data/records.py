@@ -84,6 +84,7 @@ class Known:
     spread: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """By the path of a file in ``SPREAD`` the days of its rows."""
     sources: tuple[str, ...] = ()
+    damaged: list[str] = field(default_factory=list)
 
     def add(self, done: Done) -> None:
         """Count a segment in."""
@@ -122,12 +123,16 @@ def _loaded(folder: Path, stamps: tuple[Stamp, ...]) -> Known:
     known = Known(sources=tuple(name for name, *_ in stamps))
     for name, *_ in stamps:
         with open(f"{folder}/{name}", "rb") as file:  # noqa: PTH123 - there may be many of an earlier release
-            for done in _segments(folder, name, file.read()):
-                known.add(done)
+            found = _segments(folder, name, file.read())
+        if found is None:
+            known.damaged.append(name)
+        for done in found or ():
+            known.add(done)
     return known
 
 
-def _segments(folder: Path, name: str, data: bytes) -> list[Done]:
+def _segments(folder: Path, name: str, data: bytes) -> list[Done] | None:
+    """What a record or a marker says; None if it is damaged."""
     try:
         if not name.startswith(_PREFIX):
             marker = _MARKER.decode(data)
@@ -138,7 +143,7 @@ def _segments(folder: Path, name: str, data: bytes) -> list[Done]:
         log.error("%s/%s does not hold what was written: its segments are compacted again", folder, name)
     except msgspec.MsgspecError:
         log.warning("%s/%s cannot be read; its segments are compacted again", folder, name)
-    return []
+    return None
 
 
 def _name(data: bytes) -> str:
@@ -148,14 +153,14 @@ def _name(data: bytes) -> str:
 def keep(folder: Path, fresh: Iterable[Done], known: Known) -> None:
     """Record the segments in ``fresh``, which were compacted on what was ``known``."""
     new = {done.segment: done for done in fresh}
-    unreadable = [name for name in known.sources if name.startswith(_PREFIX)]
-    replaces = len(known.sources) >= _MOST or len(unreadable) < len(known.sources) or not known.segments.keys().isdisjoint(new)
+    unlike = bool(known.damaged) or any(not name.startswith(_PREFIX) for name in known.sources)
+    replaces = unlike or len(known.sources) >= _MOST or not known.segments.keys().isdisjoint(new)
     every = known.segments | new if replaces else new
     data = msgspec.json.encode(_Record([every[name] for name in sorted(every)]))
-    write_atomic(folder / _name(data), data)
-    for name in known.sources if replaces else ():
-        if name != _name(data):
-            (folder / name).unlink(missing_ok=True)
+    written = _name(data)
+    write_atomic(folder / written, data)
+    for name in set(known.sources) - {written} if replaces else ():
+        (folder / name).unlink(missing_ok=True)
 
 
 def is_whole(folder: Path, done: Done) -> bool:

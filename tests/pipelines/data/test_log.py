@@ -332,14 +332,15 @@ def test_a_segment_that_grew_is_compacted_again(settings: Settings):
 
 def test_a_changed_record_vouches_for_nothing(settings: Settings):
     """Whatever bit of a record is flipped, the next compaction makes it again, and the rows are the same."""
-    loglines.write(settings, "loans", "predictions", "a", SENT)
+    for number, lines in enumerate((SENT[:40], SENT[40:])):
+        loglines.write(settings, "loans", "predictions", f"s{number}", lines)
     log.compact(settings, "loans")
     folder, rng = settings.lake / "loans" / "predictions" / "segments", np.random.default_rng(2)
     for _ in range(8):
         [path] = folder.iterdir()
         flip(path, int(rng.integers(path.stat().st_size)), int(rng.integers(8)))
-        assert log.compact(settings, "loans") == 1
-        assert log.compacted(settings, "loans")["predictions"] == ["a"]
+        assert log.compact(settings, "loans") == 2
+        assert log.compacted(settings, "loans")["predictions"] == ["s0", "s1"]
         assert log.fate(settings, "loans")["predictions"]["rows"] == len(SENT)
 
 
@@ -393,6 +394,7 @@ def test_rows_of_many_hours_share_a_file(settings: Settings, monkeypatch: pytest
     assert log.read_labels(settings, "loans", whole.end, since=late.start).height == log.count(settings, "loans", "labels", late.start, whole.end)
     assert log.days(settings, "loans", whole) == sorted({moment.date() for moment in times})
     assert log.first_row(settings, "loans") == DAY
+    assert log.compact(settings, "loans") == 0
     (settings.lake / "loans" / "predictions" / "spread" / "a.parquet").unlink()
     with pytest.raises(IntegrityError, match=r"spread/a\.parquet is missing"):
         log.read_predictions(settings, "loans", late)
