@@ -258,6 +258,32 @@ class ServingParams(Strict):
     device: Device = "auto"
 
 
+class EventTimes(Strict):
+    """Which event times rows and labels may state, seen from the moment of their receipt, in days; None: any from 1900 to 2199."""
+
+    max_age_days: Days | None = 3650.0
+    max_ahead_days: Days | None = 31.0
+    """Room for clocks that differ, and for what holds from a day that is yet to come."""
+
+    def mistake(self, moment: datetime, received: datetime) -> str | None:
+        """What is wrong with an event time, without repeating it; None: nothing."""
+        day = 86_400.0
+        age = (received - moment).total_seconds() / day
+        if self.max_age_days is not None and age > self.max_age_days:
+            return f"must not lie more than {self.max_age_days:g} days before its receipt (event_times.max_age_days in the case's parameters)"
+        if self.max_ahead_days is not None and -age > self.max_ahead_days:
+            return f"must not lie more than {self.max_ahead_days:g} days after its receipt (event_times.max_ahead_days in the case's parameters)"
+        return None
+
+
+def too_high(revision: int, received: datetime) -> bool:
+    """Whether a label's revision is above the time of receipt in seconds since 1970, so that no later correction could be sure to stand above it.
+
+    Counters and times of correction stay below; what they say can always be corrected a second later.
+    """
+    return revision > received.timestamp() + 1
+
+
 class GateParams(Strict):
     """The rules of promotion, as data. ``min_lift`` is in units of ``metric``."""
 
@@ -382,12 +408,21 @@ class Params(Strict):
     export: ExportParams = ExportParams()
     resources: Resources = Resources()
     serving: ServingParams = ServingParams()
+    event_times: EventTimes | None = None
+    """``None``: the defaults for a case whose schedule is ``live``, any for one that replays history."""
     gate: GateParams
     drift: DriftParams
     replay: ReplayParams | None = None
     alerts: AlertParams = AlertParams()
     source: dict[str, str | int | float | bool | None] = {}
     """Settings of the case's own source, e.g. the generator's drift kind; each has to be named somewhere in the case's code."""
+
+    @property
+    def times(self) -> EventTimes:
+        """Which event times the gateway and the log take."""
+        if self.event_times is not None:
+            return self.event_times
+        return EventTimes() if self.schedule.live else EventTimes(max_age_days=None, max_ahead_days=None)
 
 
 CASE_FILES = ("params.yaml", "schema.py", "source.py", "model.py")

@@ -279,6 +279,7 @@ def _reasons(given: pl.DataFrame, read: pl.DataFrame, fields: Fields) -> pl.Seri
         "event_time: not an ISO 8601 time with a time zone": _lost(given["event_time"], read["event_time"]),
         f"{fields.label}: not a whole number": lost & ~whole,
         beyond: lost & whole,
+        "label_time: before event_time": label.is_not_null() & (read["label_time"] < read["event_time"]).fill_null(value=False),
         "label_time: missing": label.is_not_null() & read["event_time"].is_not_null() & read["label_time"].is_null(),
     }
     marked = [pl.when(pl.lit(wrong)).then(pl.lit(reason)) for reason, wrong in found.items() if wrong.any()]

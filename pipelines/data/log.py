@@ -30,7 +30,7 @@ import msgspec
 import polars as pl
 
 from pipelines import segments
-from pipelines.config import Settings
+from pipelines.config import EventTimes, Settings, load_params, params_file, too_high
 from pipelines.contracts import LabelLine, PredictionLine, Window
 from pipelines.data import records
 from pipelines.data.records import MEND, SPREAD, Done, Part
@@ -93,7 +93,7 @@ def catch_up(settings: Settings, case: str, window: Window) -> int:
 def _rows_in(path: Path, window: Window) -> int:
     """How many whole lines of an open segment are rows of ``window``."""
     try:
-        rows = _parse(path.read_bytes(), "predictions")[0]
+        rows = _parse(path.read_bytes(), "predictions", EventTimes(max_age_days=None, max_ahead_days=None))[0]
     except FileNotFoundError:
         return 0
     return sum(window.start <= row["event_time"] < window.end for row in rows)
@@ -130,6 +130,7 @@ def compact(settings: Settings, case: str) -> int:
     left, once all others are compacted.
     """
     done, damaged = 0, []
+    times = load_params(case, params_file(case, settings)).times
     for kind in KINDS:
         folder, own = _folder(settings, case, kind), settings.prediction_log / case / kind
         known = _known(settings, case, kind)
@@ -138,7 +139,7 @@ def compact(settings: Settings, case: str) -> int:
             found = known.segments.get(path.stem)
             if found is None or not records.is_whole(folder, found) or 0 <= found.size < path.stat().st_size:
                 try:
-                    fresh[path.stem] = _compact_segment(settings, case, kind, path)
+                    fresh[path.stem] = _compact_segment(settings, case, kind, path, times)
                 except IntegrityError as error:
                     damaged.append(str(error))
         done += len(fresh)
@@ -153,9 +154,9 @@ def compact(settings: Settings, case: str) -> int:
     return done
 
 
-def _compact_segment(settings: Settings, case: str, kind: Kind, path: Path) -> Done:
+def _compact_segment(settings: Settings, case: str, kind: Kind, path: Path, times: EventTimes) -> Done:
     data, sealed = segments.read(path)
-    good, bad, torn = _parse(data, kind)
+    good, bad, torn = _parse(data, kind, times)
     if torn and not sealed:
         log.error(
             "%s: the closed segment %s is cut off in the middle of a line: rows after it may be lost. Restore it from a backup, if there is one, and run again",
@@ -202,7 +203,7 @@ def _write(part: pl.DataFrame, path: Path, place: str) -> Part:
     return Part(place, hashlib.sha256(data).hexdigest())
 
 
-def _parse(data: bytes, kind: Kind) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+def _parse(data: bytes, kind: Kind, times: EventTimes) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     """Good lines, malformed ones as ``{line, error, text}``, and the number of torn ones (0 or 1)."""
     lines = data.split(b"\n")
     tail = lines.pop()
@@ -210,28 +211,33 @@ def _parse(data: bytes, kind: Kind) -> tuple[list[dict[str, Any]], list[dict[str
     bad: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            good.append(_decode(line, kind))
+            good.append(_decode(line, kind, times))
         except ValueError as error:
             bad.append({"line": number, "error": str(error), "text": line.decode(errors="backslashreplace")})
     if not tail:
         return good, bad, 0
     try:
-        good.append(_decode(tail, kind))
+        good.append(_decode(tail, kind, times))
     except ValueError:
         return good, bad, 1
     return good, bad, 0
 
 
-def _decode(line: bytes, kind: Kind) -> dict[str, Any]:
+def _decode(line: bytes, kind: Kind, times: EventTimes) -> dict[str, Any]:
     """One line as a flat row; raises ValueError (msgspec's and datetime's own) if it is not what the contract says."""
     value = _DECODERS[kind].decode(line)
-    row = {"id": value["prediction_id"], "received_at": _moment(value["received_at"])}
+    moment, received = _moment(value["event_time"]), _moment(value["received_at"])
+    if (mistake := times.mistake(moment, received)) is not None:
+        raise ValueError(f"event_time {mistake}")
+    row = {"id": value["prediction_id"], "received_at": received}
     if kind == "labels":
+        if too_high(value["revision"], received):
+            raise ValueError("revision must not be above the time of its receipt in seconds since 1970")
         if not -128 <= value["label"] <= 127:
             raise ValueError("label is not a class")
-        return row | {"label": value["label"], "revision": value["revision"], "label_time": _moment(value["event_time"])}
+        return row | {"label": value["label"], "revision": value["revision"], "label_time": moment}
     fixed = {name: value[name] for name in ("request_id", "version", "score", "prediction")}
-    return row | fixed | {"event_time": _moment(value["event_time"]), "row": value["row"], "scores": value.get("scores")}
+    return row | fixed | {"event_time": moment, "row": value["row"], "scores": value.get("scores")}
 
 
 def _moment(text: str) -> datetime:
@@ -388,6 +394,8 @@ def read_label_lines(
     return (
         _read(settings, case, "labels", files, marks=named)
         .filter(asked)
+        # Releases of before took any revision: one above the time of its receipt counts as that time, so that it can be corrected.
+        .with_columns(pl.min_horizontal("revision", pl.col("received_at").dt.epoch("s")))
         .sort(["revision", "label_time", "received_at", "label"], descending=[True, False, False, False])
         .select("id", "label", "label_time", "revision", *named)
     )

@@ -78,6 +78,13 @@ def possible(labels: pl.DataFrame, classes: int) -> pl.DataFrame:
     return labels.filter(pl.col("label").is_between(0, (classes or 2) - 1))
 
 
+def not_early(labels: pl.DataFrame, served: pl.DataFrame) -> pl.DataFrame:
+    """Without the labels that are stated to be of before their row: nobody can have known them. Training refuses them too."""
+    times = served.select("id", _row="event_time")
+    joined = labels.join(times, on="id", how="left", maintain_order="left")
+    return joined.filter(pl.col("_row").is_null() | (pl.col("label_time") >= pl.col("_row"))).drop("_row")
+
+
 def judge(rows: pl.DataFrame, version: int, baseline: dict[str, float], params: DriftParams, classes: int = 0) -> LabelEvidence:
     """Errors and metric drop of champion ``version`` on newly labelled ``rows``, against its holdout's ``baseline``.
 

@@ -31,7 +31,7 @@ from pipelines.errors import IntegrityError, Overtaken
 from pipelines.fields import SCORES, Fields
 from pipelines.reports import evidently
 
-STEP_VERSION = 8
+STEP_VERSION = 9
 ROOMS = ("pipelines.drift", "pipelines.data.log", "pipelines.fields", "pipelines.segments", "pipelines.reports.evidently")
 MAX_PANELS = 8
 ROUNDS = 3
@@ -286,7 +286,7 @@ def _served(params: Params, settings: Settings, champion: Release, before: Profi
     extra = [name for name in (SCORES, *params.gate.slices) if name in logged.columns]
     everything = logged.select("id", "event_time", "version", *OUTPUTS, *extra, *segments)
     lines = prediction_log.read_label_lines(settings, params.case, window.end, since=oldest, within=now, marks=segments)
-    labels = label_evidence.possible(lines, classes)
+    labels = label_evidence.not_early(label_evidence.possible(lines, classes), everything)
     rows = performance.known(everything.drop(*segments), prediction_log.best(labels), window.end)
     served = everything.filter(pl.col("now") & (pl.col("event_time") >= start))
     counted = label_evidence.counted(served, labels, since, age, taken_over)

@@ -28,7 +28,7 @@ from pipelines.data import log as prediction_log
 from pipelines.errors import DataError, TooFewRows
 from pipelines.fields import AS_DELIVERED, Fields, frame_schema
 
-STEP_VERSION = 3
+STEP_VERSION = 4
 ROOMS = (
     "pipelines.data.dataset",
     "pipelines.data.lake",

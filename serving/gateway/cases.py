@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from pipelines.config import Settings
+from pipelines.config import EventTimes, Settings
 from pipelines.fields import Fields
 from pipelines.segments import Stamp, adopt, asked
 from serving.gateway.identity import Index
@@ -27,6 +27,7 @@ class Case:
     """
 
     fields: Fields
+    times: EventTimes
     rows: Shape
     labels: Shape
     predictions_log: Log
@@ -43,7 +44,7 @@ class Case:
         return self.fields.case
 
 
-def open_case(fields: Fields, settings: Settings, bounds: Bounds, metrics: Metrics) -> Case:
+def open_case(fields: Fields, times: EventTimes, settings: Settings, bounds: Bounds, metrics: Metrics) -> Case:
     """Take up what dead workers left of a case, and begin its log; for a thread.
 
     Raises ConfigError if requests cannot have such fields, and what the file system raises.
@@ -63,4 +64,4 @@ def open_case(fields: Fields, settings: Settings, bounds: Bounds, metrics: Metri
     index = Index(settings.root / "gateway" / f"{fields.case}.ids.db", folder / "predictions", fields.names)
     index.catch_up()
     newest = asked(settings.log_request(fields.case))
-    return Case(fields, rows, labels, logs["predictions"], logs["labels"], index, asked=newest)
+    return Case(fields, times, rows, labels, logs["predictions"], logs["labels"], index, asked=newest)

@@ -174,7 +174,12 @@ def _labels(fields: Fields, most: int) -> Json:
         "prediction_id": {**_ID, "description": "the row's, as it was sent or answered"},
         "label": {**label, "description": f"what turned out to be true: {fields.label}"},
         "event_time": {**_TIME, "description": "when the label became known (default: now)"},
-        "revision": {**_COUNT, "maximum": 2**31 - 1, "default": 0, "description": "of several labels of one row the highest counts"},
+        "revision": {
+            **_COUNT,
+            "maximum": 2**31 - 1,
+            "default": 0,
+            "description": "of several labels of one row the highest counts; at most the present time in seconds since 1970",
+        },
     }
     item = {"type": "object", "required": ["prediction_id", "label"], "properties": properties, "additionalProperties": False}
     return {"schema": _list_of("labels", item, most), "example": {"labels": [{"prediction_id": FIRST, "label": label["enum"][-1]}]}}

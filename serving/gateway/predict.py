@@ -18,7 +18,7 @@ from serving.gateway.cases import Case
 from serving.gateway.identity import Answer, digest, microseconds
 from serving.gateway.log import Position
 from serving.gateway.refusal import Refused
-from serving.gateway.rows import read
+from serving.gateway.rows import check_times, read
 from serving.gateway.state import Gateway
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,9 @@ async def predict(gateway: Gateway, case: Case, body: bytes) -> bytes:
     """
     received = datetime.now(UTC)
     request_id = uuid.uuid4().hex
-    rows = [_row(number, item, received, case) for number, item in enumerate(read(case.rows, body))]
+    items = read(case.rows, body)
+    check_times(items, case.times, received)
+    rows = [_row(number, item, received, case) for number, item in enumerate(items)]
     asked = _unique(rows)
     answers = case.index.find(asked) if asked else {}
     _check(asked.values(), answers, len(rows))

@@ -17,7 +17,7 @@ from serving.gateway.metrics import CONTENT_TYPE_LATEST
 from serving.gateway.openapi import LABELS, PREDICT
 from serving.gateway.predict import predict
 from serving.gateway.refusal import JSON
-from serving.gateway.rows import read
+from serving.gateway.rows import check_times, read
 from serving.gateway.state import Gateway
 from serving.gateway.versions import probe
 
@@ -89,8 +89,10 @@ async def metrics(request: Request) -> Response:
 
 
 def _log_labels(gateway: Gateway, case: Case, body: bytes) -> int:
-    now = datetime.now(UTC).isoformat()
+    received = datetime.now(UTC)
+    now = received.isoformat()
     labels, classes = read(case.labels, body), case.fields.classes
+    check_times(labels, case.times, received)
     case.labels_log.append(
         _encoder.encode_lines(
             [

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from pipelines.config import EventTimes, too_high
 from pipelines.fields import FLOAT32_MAX, Categorical, Field, Fields, Text, problem
 from serving.gateway.refusal import Refused
 
@@ -64,6 +65,16 @@ class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     label: Annotated[int, Meta(ge=0, le=1)]
     revision: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
     event_time: _Moment | UnsetType = UNSET
+
+
+def check_times(items: Sequence[Any], times: EventTimes, received: datetime) -> None:
+    """Raise Refused for the first item whose event time or revision cannot be right, seen from the moment of its receipt."""
+    for number, item in enumerate(items):
+        if item.event_time is not UNSET and (text := times.mistake(item.event_time, received)) is not None:
+            raise Refused(422, "event_time", f"row {number}: event_time: {text}", field="event_time", row=number, rows=len(items))
+        if isinstance(item, Label) and too_high(item.revision, received):
+            text = "must not be above the present time in seconds since 1970: count corrections from 1, or send the time of the correction"
+            raise Refused(422, "bounds", f"row {number}: revision: {text}", field="revision", row=number, rows=len(items))
 
 
 def row_shape(fields: Fields, most: int) -> Shape:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from pipelines.cases import survey
-from pipelines.config import Settings
+from pipelines.config import EventTimes, Settings
 from pipelines.errors import ConfigError, PerennialError, Unavailable
 from pipelines.segments import adopt, asked
 from serving.gateway.cases import Case, open_case
@@ -82,10 +82,14 @@ class Gateway:
         failed: Exception | None = None
         for case in found:
             known = served.get(case.name)
-            if case.fields is None or (known is not None and known.fields == case.fields):
+            times = case.params.times if case.params is not None else known.times if known is not None else EventTimes()
+            if case.fields is None:
+                continue
+            if known is not None and known.fields == case.fields:
+                known.times = times
                 continue
             try:
-                fresh = await asyncio.to_thread(open_case, case.fields, self.settings, self.bounds, self.metrics)
+                fresh = await asyncio.to_thread(open_case, case.fields, times, self.settings, self.bounds, self.metrics)
             except (PerennialError, OSError) as error:
                 broken[case.name] = str(error)
                 failed = failed if isinstance(error, ConfigError) else error

@@ -378,8 +378,11 @@ def test_rows_of_many_hours_share_a_file(settings: Settings, monkeypatch: pytest
     """Of a segment whose rows lie in thousands of hours the emptiest hours share one file; every reader finds every row."""
     monkeypatch.setattr(log, "MOST_PARTITIONS", 30)
     times = [DAY + timedelta(hours=7 * number) for number in range(2000)]
-    many = [{**SENT[0], "prediction_id": f"far-{number}", "event_time": moment.isoformat()} for number, moment in enumerate(times)]
-    labels = [{**LABELS[0], "prediction_id": line["prediction_id"], "event_time": line["event_time"]} for line in many]
+    many = [
+        {**SENT[0], "prediction_id": f"far-{number}", "event_time": moment.isoformat(), "received_at": moment.isoformat()}
+        for number, moment in enumerate(times)
+    ]
+    labels = [{**LABELS[0], "prediction_id": line["prediction_id"], "event_time": line["event_time"], "received_at": line["received_at"]} for line in many]
     loglines.write(settings, "loans", "predictions", "a", [*many, *SENT])
     loglines.write(settings, "loans", "labels", "a", labels)
     log.compact(settings, "loans")
@@ -400,6 +403,33 @@ def test_rows_of_many_hours_share_a_file(settings: Settings, monkeypatch: pytest
         log.read_predictions(settings, "loans", late)
     assert log.compact(settings, "loans") == 1
     assert log.read_predictions(settings, "loans", whole).height == 2048
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("predictions", {"event_time": "1900-01-01T00:00:00+00:00"}),
+        ("predictions", {"event_time": "2199-12-31T00:00:00+00:00"}),
+        ("labels", {"event_time": "2199-12-31T00:00:00+00:00"}),
+        ("labels", {"revision": 2**31 - 1}),
+    ],
+)
+def test_what_cannot_have_been_received_is_quarantined(settings: Settings, kind: log.Kind, changed: dict):
+    """A line whose event time is years away from its receipt, or whose revision nothing could correct, is kept aside with its reason."""
+    line = (SENT if kind == "predictions" else LABELS)[0]
+    loglines.write(settings, "loans", kind, "a", [line, {**line, "prediction_id": "wrong", **changed}])
+    log.compact(settings, "loans")
+    assert log.fate(settings, "loans")[kind] == {"rows": 1, "torn": 0, "malformed": 1}
+    [kept] = (settings.lake / "loans" / "quarantine" / kind / "a.jsonl").read_text().splitlines()
+    assert json.loads(kept)["error"].startswith(("event_time must not", "revision must not"))
+
+
+def test_a_case_that_replays_history_takes_any_time(settings: Settings):
+    """`bank` replays: rows of 2009 that are received today are rows."""
+    line = {**SENT[0], "event_time": "1950-05-01T00:00:00+00:00", "received_at": "2026-05-01T00:00:00+00:00"}
+    loglines.write(settings, "bank", "predictions", "a", [line])
+    log.compact(settings, "bank")
+    assert log.fate(settings, "bank")["predictions"] == {"rows": 1, "torn": 0, "malformed": 0}
 
 
 def test_the_scores_of_all_classes_are_read(settings: Settings):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from contextlib import suppress
 
 import httpx
@@ -262,3 +263,21 @@ def test_large_batches_are_split(tmp_path):
             assert sorted(size for size in triton.sizes if size > 1) == [452, 1024, 1024]
             last = http.post(PREDICT, json={"rows": rows[-3:]}).json()["rows"]
             assert [row["score"] for row in last] == [row["score"] for row in whole[-3:]]
+
+
+@pytest.mark.parametrize("moment", ["1900-01-01T00:00:00Z", "2199-12-31T23:59:59Z"])
+def test_a_time_that_is_years_away_is_refused(world, moment):
+    """A live case takes no row and no label whose event time lies years from now; the answer names row, field and parameter."""
+    rows, labels = [{**some_rows(1)[0], "event_time": moment}], [{"prediction_id": "a", "label": 1, "event_time": moment}]
+    for path, body in ((PREDICT, {"rows": some_rows(1) + rows}), (LABELS, {"labels": [{"prediction_id": "b", "label": 1}, *labels]})):
+        answer = world.http.post(path, json=body)
+        assert (answer.status_code, answer.json()["field"], answer.json()["row"]) == (422, "event_time", 1)
+        assert "event_times.max_" in answer.json()["error"]
+
+
+def test_a_revision_that_nothing_could_correct_is_refused(world):
+    """A revision is at most the present time in seconds: so a label that was taken can be corrected a second later."""
+    labels = [{"prediction_id": "high", "label": 1, "revision": 2**31 - 1}]
+    answer = world.http.post(LABELS, json={"labels": labels})
+    assert (answer.status_code, answer.json()["field"], answer.json()["row"]) == (422, "revision", 0)
+    assert world.http.post(LABELS, json={"labels": [{**labels[0], "revision": int(time.time())}]}).status_code == 200
