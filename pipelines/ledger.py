@@ -151,6 +151,10 @@ def _row_hash(fields: dict[str, Any]) -> str:
 LOOK = "somebody or something changed it; `python -m pipelines audit` lists all that is wrong, restore the database"
 
 
+FEW = 100
+"""Releases of one case that nobody writes between two statements."""
+
+
 def read_release(row: Mapping[Any, Any]) -> Release:
     """A row of the table as a release. Raises IntegrityError, naming case, seq and column, if it cannot be read or its columns disagree."""
     case, seq = row["case"], row["seq"]
@@ -169,9 +173,13 @@ def read_release(row: Mapping[Any, Any]) -> Release:
 
 
 def releases(url: str, case: str) -> list[Release]:
-    """All releases of a case, oldest first, the hash chain checked (IntegrityError names the broken row)."""
+    """All releases of a case, oldest first, the hash chain checked (IntegrityError names the broken row, or the newest one if it is gone)."""
     with _begin(url) as connection:
+        # The entry first: a release that comes meanwhile stands after it.
+        entry = connection.execute(journal.newest_of(case, _releases)).mappings().first()
         rows = connection.execute(select(_releases).where(_releases.c.case == case).order_by(_releases.c.seq)).mappings().all()
+    if entry and entry["row_key"] not in [journal.row_key(_releases, row) for row in rows[-FEW:]]:
+        raise IntegrityError(f"ledger of {case}: release {entry['row_key']} was written and is gone: {LOOK}")
     history, previous = [read_release(row) for row in rows], ""
     for position, release in enumerate(history, start=1):
         if release.seq != position or release.previous_hash != previous:

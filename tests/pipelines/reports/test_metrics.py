@@ -13,6 +13,7 @@ from queue import Queue
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import create_engine
 
 from pipelines import ledger, storage
 from pipelines.config import Settings
@@ -162,6 +163,33 @@ def test_an_episode_of_another_champion_has_its_age_from_its_promotion(settings)
     ledger.append(settings.ledger, **common, expected_seq=1, champion=4, action="promote", trigger="drift", as_of=WINDOW.end - 2 * DAY)
     ledger.append(settings.ledger, **common, expected_seq=2, champion=3, action="rollback", trigger="manual", as_of=WINDOW.end - timedelta(hours=5))
     assert read(metrics.render(settings, [PARAMS]))["champion_age_days",] == 5
+
+
+@pytest.mark.parametrize("statement", ["UPDATE releases SET hash = 'f'", "UPDATE verdicts SET verdict = CAST(x'ff00' AS TEXT)", "DELETE FROM releases"])
+def test_a_damaged_row_costs_the_other_cases_nothing(settings, statement):
+    """A row that the ledger did not write, or that is no text at all, breaks its own case in the metrics; the others keep their series."""
+    other = PARAMS.model_copy(update={"case": "desk"})
+    ledger.append(
+        settings.ledger,
+        case="desk",
+        candidate_key="k",
+        bundle="b",
+        reason="r",
+        actor="a",
+        expected_seq=0,
+        champion=7,
+        action="promote",
+        trigger="initial",
+        as_of=NOW,
+    )
+    engine = create_engine(settings.ledger)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(statement + " WHERE \"case\" = 'loans'")
+    engine.dispose()
+    text = metrics.render(settings, [PARAMS, other])
+    assert 'perennial_case_broken{case="loans"} 1.0' in text
+    assert 'perennial_case_broken{case="desk"} 0.0' in text
+    assert 'perennial_champion_version{case="desk"} 7.0' in text
 
 
 def test_a_broken_case_costs_the_others_nothing(settings):
