@@ -1,13 +1,17 @@
-"""Does Triton really answer for every champion of the ledger? "Ready" does not say so: a dead stub leaves it true."""
+"""Does Triton really answer for every champion of the ledger? "Ready" does not say so: a dead stub leaves it true.
+
+`python -m embedded.probe` brings back those that do not; Triton's guard runs it when a stub has died.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from embedded import triton
 from embedded.ports import Ports
 from pipelines import ledger
-from pipelines.config import Settings, case_names, load_params
+from pipelines.config import Settings, case_names, load_params, read_settings
 from pipelines.contracts import Release
 from pipelines.deploy import triton as calls
 from pipelines.errors import IntegrityError, PerennialError, Unavailable
@@ -50,23 +54,39 @@ def restore(home: Path, ports: Ports, broken: list[str], settings: Settings | No
     A champion that cannot serve (its bundle is gone, its fields were changed) goes into ``broken`` with the
     reason: it must not keep the stack down, in which its successor would be trained.
     """
+    _restore(settings or triton.settings(home, ports), broken)
+    return True
+
+
+def _restore(settings: Settings, broken: list[str]) -> None:
     damaged = dict[str, str]()
-    found = champions(home, settings, damaged)
+    found = champions(settings.root, settings, damaged)
     broken += [f"case {case}: {problem}" for case, problem in damaged.items()]
     if found:
         from pipelines.cases import load_fields
         from pipelines.deploy import repository, rollout  # imports ONNX Runtime
 
-        settings = settings or triton.settings(home, ports)
         for release in found:
             try:
                 with repository.alone(settings.model_repository, release.case):
                     rollout.restore(settings, load_fields(release.case), load_params(release.case).serving.device)
             except PerennialError as error:
                 broken.append(f"case {release.case}, champion {release.champion}: {error}")
-    return True
+
+
+def main() -> int:
+    """Bring back the champions that do not answer, by hand or by Triton's guard: a stub that was killed stays dead in Triton."""
+    settings, broken = read_settings(), list[str]()
+    _restore(settings, broken)
+    for problem in broken:
+        print(problem, file=sys.stderr)
+    return 1 if broken else 0
 
 
 def infer(model: str, version: int, settings: Settings) -> None:
     """One inference on a row of zeros, made from the version's own metadata; Unavailable with Triton's words if it has no answer."""
     calls.infer(settings, model, version, calls.zeros(settings, model, version))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,6 +12,7 @@ class Service:
     """One process: its command, its environment, where it answers, and a check that raises or says whether it works.
 
     ``stop`` is the signal that ends it in order; ``last`` services end when all others are gone.
+    ``mend`` is run when a child of it has died and it does not notice.
     """
 
     name: str
@@ -21,3 +22,4 @@ class Service:
     check: Callable[[], bool]
     stop: int = signal.SIGTERM
     last: bool = False
+    mend: tuple[str, ...] = ()

@@ -94,6 +94,7 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
             triton.environment(home),
             f"grpc://{HOST}:{ports.triton_grpc}",
             lambda: triton.ready(home, ports) and (probe.champions_answer(home, ports, known) if broken is None else probe.restore(home, ports, broken, known)),
+            mend=("env", "-i", f"PATH={os.defpath}", f"PERENNIAL_HOME={home}", *python, "embedded.probe"),
         ),
         Service(
             "mlflow",

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from embedded import airflow, full, triton
 from embedded.ports import FULL_ONLY, Ports, names
-from embedded.processes import Started, alive, end, last_lines, launch, tagged
+from embedded.processes import Started, alive, end, last_lines, launch, sweep, tagged
 from embedded.service import Service
 from embedded.services import full_environment, missing_environment, services
 from pipelines.config import Settings
@@ -135,7 +135,7 @@ def stop(home: Path) -> int:
 
 
 def again(home: Path, name: str) -> Started:
-    """Start a service of a running stack that has died once more, as compose would; returns at once.
+    """End what a dead service of a running stack left, and start it once more, as compose would; does not wait until it works.
 
     Raises ConfigError if the stack has no such service, ConflictError if it is alive.
     """
@@ -147,6 +147,8 @@ def again(home: Path, name: str) -> Started:
     others = tuple(process for process in record.processes if process.name != name)
     if len(others) < len(record.processes) and any(alive(process) for process in record.processes if process.name == name):
         raise ConflictError(f"{name} of {home} is running: end it first")
+    if left := sweep(record.tag, name):
+        raise Unavailable(f"{left} process(es) that {name} of {home} left could not be ended: `make down`, then `make up`")
     return _launch(home, replace(record, processes=others), found[name]).processes[-1]
 
 
@@ -229,7 +231,9 @@ def _state(service: Service, process: Started | None) -> str:
 
 
 def _launch(home: Path, record: Record, service: Service) -> Record:
-    process = replace(launch(service.name, service.argv, service.env, home / "logs" / f"{service.name}.log"), stop=service.stop, last=service.last)
+    process = replace(
+        launch(service.name, service.argv, service.env, home / "logs" / f"{service.name}.log", service.mend), stop=service.stop, last=service.last
+    )
     record = replace(record, processes=(*record.processes, process))
     _write(home, record)
     return record

@@ -1,14 +1,16 @@
 """Only our own processes are found and ended, and all of them."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
+import psutil
 import pytest
 
-from embedded.processes import alive, end, last_lines, launch, tagged
+from embedded.processes import ROOT, Started, alive, end, last_lines, launch, sweep, tagged
 from pipelines.places import TAG
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
@@ -46,14 +48,70 @@ def test_a_process_and_its_stray_in_another_session_are_ended(tag, tmp_path):
     assert tagged(tag) == []
 
 
-def test_strays_of_a_killed_leader_are_found_by_their_tag(tag, tmp_path):
-    """After SIGKILL of the leader its child is still found and ended, without any record."""
+def test_a_killed_leader_leaves_nothing(tag, tmp_path):
+    """After SIGKILL of the leader its child ends by itself, also one in a session of its own."""
     process = run(FAMILY, tag, tmp_path)
+    assert len(tagged(tag)) == 2
     os.kill(process.pid, 9)
+    assert gone(tag)
+
+
+def test_a_service_outlives_who_started_it(tag, tmp_path):
+    """The process that launched a service may end, or be killed: the service and its child go on."""
+    code = (
+        "import json, os, sys, time; from dataclasses import asdict; from pathlib import Path; from embedded.processes import launch; "
+        f"print(json.dumps(asdict(launch('child', [sys.executable, '-c', {FAMILY!r}], dict(os.environ), Path({str(tmp_path / 'child.log')!r})))), flush=True); "
+        "os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, TAG: tag}, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == -9, done.stderr
+    process = Started(**json.loads(done.stdout))
+    deadline = time.monotonic() + 20
+    while len(tagged(tag)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert alive(process)
+    assert len(tagged(tag)) == 2
+    os.kill(process.pid, 9)
+    assert gone(tag)
+
+
+def test_what_a_dead_service_left_is_swept_and_nothing_else(tag, tmp_path):
+    """If the guard was killed too, what a service left is found by its marks and ended; another service of the same stack goes on."""
+    process = run(FAMILY, tag, tmp_path)
+    other = launch("other", [sys.executable, "-c", "import time; time.sleep(60)"], {**os.environ, TAG: tag}, tmp_path / "other.log")
+    for pid in (psutil.Process(process.pid).ppid(), process.pid):
+        os.kill(pid, 9)
     while alive(process):
         time.sleep(0.01)
-    assert len(tagged(tag)) == 1
-    assert end([], tag) == 0
+    assert len(tagged(tag, "child")) == 1
+    assert sweep(tag, "child") == 0
+    assert tagged(tag, "child") == []
+    assert alive(other)
+
+
+def test_a_child_that_died_unmourned_is_mended(tag, tmp_path):
+    """When a child of a service was killed and the service does not notice, the given command is run, once."""
+    code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); print('ready', flush=True); time.sleep(60)"
+    mend = ["sh", "-c", f"echo mended >> {tmp_path / 'mended'}"]
+    process = launch("child", [sys.executable, "-c", code], {**os.environ, TAG: tag}, tmp_path / "child.log", mend)
+    while len(tagged(tag)) < 2:
+        time.sleep(0.02)
+    [child] = psutil.Process(process.pid).children()
+    child.kill()
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "mended").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.5)
+    assert (tmp_path / "mended").read_text() == "mended\n"
+    assert alive(process)
+
+
+def gone(tag):
+    """Whether nothing carries the tag any more, in the ten seconds that guards have."""
+    deadline = time.monotonic() + 10
+    while tagged(tag) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not tagged(tag)
 
 
 def test_who_ignores_term_is_killed(tag, tmp_path):

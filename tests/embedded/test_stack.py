@@ -17,11 +17,11 @@ import pytest
 from embedded import stack, triton
 from embedded.__main__ import main
 from embedded.ports import HOST, Ports, is_free
-from embedded.processes import Started, end, launch
+from embedded.processes import Started, end, launch, tagged
 from pipelines.errors import ConfigError, ConflictError, Unavailable
 from pipelines.places import TAG, birth
 from tests import shop
-from tests.pipelines.releases import answering, promote
+from tests.pipelines.releases import answering, kill_stub, promote
 
 SERVICES = {"triton", "mlflow", "gateway", "api-server", "scheduler", "dag-processor", "triggerer"}
 
@@ -187,11 +187,46 @@ def test_a_started_stack_is_healthy_private_and_tagged(running, capsys):
 
 
 @pytest.mark.slow
-def test_up_after_kill_9_of_everything_works_and_down_leaves_nothing(running):
-    """After SIGKILL of every process the same state starts again, its champion answers; of killed leaders stop finds the strays."""
+def test_a_killed_service_holds_no_port_and_starts_again(running):
+    """After SIGKILL of MLflow and the scheduler nothing of them runs on, the port can be bound, and both are healthy again when they are started anew."""
+    tag = triton.stack_tag(running.home)
+    killed = {process.name: process.pid for process in stack.read(running.home).processes if process.name in {"mlflow", "scheduler"}}
+    assert len(tagged(tag, "mlflow")) > 1
+    for pid in killed.values():
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 15
+    while (tagged(tag, "mlflow") or tagged(tag, "scheduler") or not is_free(running.ports.mlflow)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert tagged(tag, "mlflow") == tagged(tag, "scheduler") == []
+    assert is_free(running.ports.mlflow)
+    for name in killed:
+        stack.again(running.home, name)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        states = {row["service"]: row["state"] for row in stack.status(running.home)}
+        if set(states.values()) == {"healthy"}:
+            break
+    assert set(states.values()) == {"healthy"}, states
+
+
+@pytest.mark.slow
+def test_a_dead_stub_is_healed_without_a_command(running):
+    """The stub of the champion is killed, and the champion answers again by itself."""
     settings = triton.settings(running.home, running.ports)
     promote(settings, 1)
-    everything = sessions(set(running.pids.values()))
+    kill_stub(settings, 1)
+    deadline = time.monotonic() + 40
+    while not (healed := answering(settings, 1)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert healed == [1]
+
+
+@pytest.mark.slow
+def test_up_after_kill_9_of_everything_works_and_down_leaves_nothing(running):
+    """After SIGKILL of every process the same state starts again, its champion answers; killed leaders leave no strays."""
+    settings = triton.settings(running.home, running.ports)
+    assert answering(settings, 1) == [1]
+    everything = sessions({process.pid for process in stack.read(running.home).processes})
     for process in everything:
         process.kill()
     assert psutil.wait_procs(everything, timeout=20)[1] == []
@@ -205,7 +240,10 @@ def test_up_after_kill_9_of_everything_works_and_down_leaves_nothing(running):
     assert {row["state"] for row in stack.status(running.home)} == {"healthy"}
     for pid in again.pids.values():
         os.kill(pid, signal.SIGKILL)
-    assert stack.strays(running.home) > 0
+    ended, deadline = sessions(set(again.pids.values())), time.monotonic() + 20
+    while stack.strays(running.home) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert stack.strays(running.home) == 0, ended  # they die with what started them
     assert stack.stop(running.home) == 0
     assert stack.strays(running.home) == 0
     assert not list(Path("/dev/shm").glob(f"{triton._shm_prefix(running.home)}*"))
