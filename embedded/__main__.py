@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from embedded.services import PROFILES, settings_of
 from pipelines.cases import survey
 from pipelines.config import Settings
 from pipelines.errors import PerennialError
+from pipelines.places import PRIVATE
 
 RUNNING, STOPPED, SICK = 0, 3, 1
 """Exit codes of status, as init scripts have them: all healthy, nothing runs, something is wrong."""
@@ -37,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     home = (options.home or Settings().home).expanduser().resolve()
     # Into a file or a pipe a table is as wide as it needs to be.
+    os.umask(PRIVATE)
     console = Console(soft_wrap=True) if sys.stdout.isatty() else Console(soft_wrap=True, width=WIDE)
     try:
         if options.command == "up":

@@ -31,6 +31,13 @@ QUEUES = {"default": "airflow-worker", "gpu": "airflow-worker-gpu"}
 DATABASES = ("airflow", "mlflow", "ledger")
 MIGRATIONS = {"airflow": "airflow/migrations/versions", "mlflow": "mlflow/store/db_migrations/versions"}
 """A database that Alembic migrates, and where the installed package keeps the steps that it knows."""
+LOCAL = (
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME",
+    "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT",
+    "AIRFLOW__LOGGING__FILE_TASK_HANDLER_NEW_FOLDER_PERMISSIONS",
+    "AIRFLOW__LOGGING__FILE_TASK_HANDLER_NEW_FILE_PERMISSIONS",
+)
+"""Airflow's settings that a machine's own processes keep from the embedded stack."""
 PACKAGE_OF = {"airflow": "apache-airflow-core", "mlflow": "mlflow"}
 
 
@@ -55,6 +62,7 @@ def prepare(home: Path, ports: Ports) -> None:
         keys.make(home / "secrets", f"{HOST}:{ports.postgres}", f"{HOST}:{ports.redis}", keys.OWNER_ONLY)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    postgres.let_in(home)
     postgres.prepare(home / "postgres", secret(home, "postgres_password"))
     for folder in ("airflow", "redis", "prometheus", "alertmanager", "mlflow/artifacts"):
         (home / folder).mkdir(parents=True, exist_ok=True)
@@ -67,10 +75,10 @@ def prepare(home: Path, ports: Ports) -> None:
     rules = home / "prometheus" / "rules"
     rules.mkdir(exist_ok=True)
     for source in (ROOT / "compose" / "prometheus" / "stack.rules.yaml", ROOT / "pipelines" / "alerts" / "prometheus.rules.yaml"):
-        shutil.copy(source, rules / source.name)
+        shutil.copyfile(source, rules / source.name)
     scrape = (ROOT / "compose" / "prometheus" / "prometheus.yaml").read_text()
     write_atomic(home / "prometheus" / "prometheus.yaml", composed.translate(scrape, home, ports).encode())
-    shutil.copy(ROOT / "compose" / "alertmanager" / "screen.yaml", home / "alertmanager" / "screen.yaml")
+    shutil.copyfile(ROOT / "compose" / "alertmanager" / "screen.yaml", home / "alertmanager" / "screen.yaml")
 
 
 def secret(home: Path, name: str) -> str:
@@ -88,7 +96,7 @@ def secret(home: Path, name: str) -> str:
 def environment(base: Mapping[str, str], home: Path, ports: Ports) -> dict[str, str]:
     """What Airflow's processes get: the caller's environment, and of compose what its workers get; with the admin's login for scripts."""
     kept = {name: value for name, value in base.items() if not name.startswith("AIRFLOW__")}
-    local = {name: base[name] for name in ("AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME", "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT") if name in base}
+    local = {name: base[name] for name in LOCAL if name in base}
     login = {"PERENNIAL_AIRFLOW_USERNAME": "admin", "PERENNIAL_AIRFLOW_PASSWORD_FILE": str(home / "secrets" / "airflow_admin_password")}
     door = {"PERENNIAL_API_KEY_FILE": str(home / "secrets" / "gateway_api_key")}
     return {**kept, **composed.environment("airflow-worker", home, ports), **local, **login, **door}

@@ -52,6 +52,7 @@ def main() -> None:
 
 def _become(argv: Sequence[str], env: dict[str, str]) -> None:
     os.setsid()
+    os.umask(0o077)  # what a service writes is its owner's alone
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     try:
         os.execvpe(argv[0], list(argv), env)

@@ -49,6 +49,13 @@ def owner() -> str | None:
     raise ConfigError(f"PostgreSQL refuses to run as root, and none of the users {', '.join(_USERS)} exists: run this as an ordinary user")
 
 
+def let_in(folder: Path) -> None:
+    """Let the server's user, where it is not the caller, pass through ``folder``: by its group alone, which may not list it."""
+    if (user := owner()) is not None:
+        os.chown(folder, -1, pwd.getpwnam(user).pw_gid)
+        folder.chmod(0o710)
+
+
 def prepare(folder: Path, password: str) -> Path:
     """Make the data folder ``folder/data`` (once) and return it. ConfigError if the server's user cannot reach it, or another version made it."""
     programs, user = find(), owner()
@@ -136,7 +143,7 @@ def server(names: tuple[str, ...] = ("ledger",)) -> Iterator[dict[str, str]]:
     """A server for the length of a ``with`` block, in a folder of its own: the URL of each database. For tests and benchmarks."""
     with tempfile.TemporaryDirectory(prefix="perennial-postgres-") as temporary:
         root = Path(temporary)
-        root.chmod(0o711)  # the server's user has to pass through
+        let_in(root)
         password = secrets.token_urlsafe(16)
         port = Ports.free().postgres
         process = launch("postgres", command(prepare(root / "postgres", password), port), {"PATH": os.defpath}, root / "log")

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import re
 import secrets
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +27,7 @@ from embedded.service import Service
 from embedded.services import full_environment, missing_environment, services
 from pipelines.config import Settings
 from pipelines.errors import ConfigError, ConflictError, PerennialError, Unavailable
-from pipelines.places import ENV, RECORD, TAG
+from pipelines.places import ENV, PRIVATE, RECORD, TAG
 from pipelines.storage import write_atomic
 
 START_SECONDS = 180.0
@@ -83,9 +86,11 @@ def start(
     is_full = profile == "full"
     if is_full:
         full.require()
-    with _locked(home):
+    with _private(), _locked(home):
         refuse_if_running(home)
         stop(home)  # strays of a stack that was killed
+        _tighten(home)
+        _sweep_writes(home)
         ports.require_free(but=() if is_full else FULL_ONLY)
         _require_folders(Settings(home=home))
         triton.prepare(home)
@@ -260,6 +265,38 @@ def _wait(wanted: Sequence[Service], record: Record, began: float, deadline: flo
             names = ", ".join(service.name for service in missing)
             raise Unavailable(f"not healthy after {deadline:g} s: {names}; the end of {log}:\n{last_lines(Path(log))}")
         time.sleep(0.1)
+
+
+@contextmanager
+def _private() -> Iterator[None]:
+    """What is written meanwhile is its owner's alone."""
+    before = os.umask(PRIVATE)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _tighten(home: Path) -> None:
+    """Take away what an older commit let other users do with a state folder: all of it, once; afterwards it is closed."""
+    if not home.stat().st_mode & 0o007:
+        return
+    own = os.geteuid()
+    for folder, _, files in os.walk(home):
+        for path in (Path(folder), *(Path(folder, name) for name in files)):
+            found = path.lstat()
+            # PostgreSQL's user has files of its own here; a link has no mode.
+            if found.st_uid == own and not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o077:
+                path.chmod(stat.S_IMODE(found.st_mode) & ~0o077)
+
+
+def _sweep_writes(home: Path) -> None:
+    """Delete what killed writes of the stack's own files left beside them (``.<name>.<random>``); nobody writes them now."""
+    for path in (home / RECORD, home / ENV, *(home / name / "x" for name in ("secrets", "traffic", "airflow", "prometheus"))):
+        wanted = re.compile(rf"\.{re.escape(path.name) if path.name != 'x' else '.+'}\.([a-z0-9_]{{8}}|\d+)")
+        for found in path.parent.glob(".*"):
+            if wanted.fullmatch(found.name) and found.is_file():
+                found.unlink(missing_ok=True)
 
 
 @contextmanager

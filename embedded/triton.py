@@ -111,8 +111,9 @@ def prepare(home: Path) -> None:
     for name, source in parts.items():
         target = backends / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)  # a stub of a killed server may still run it, and may not be written to
-        shutil.copy(source, target)  # Triton refuses links that lead out of the backend's folder
+        target.unlink(missing_ok=True)  # a stub that still runs is not written over
+        shutil.copyfile(source, target)  # Triton refuses links that lead out of the backend's folder
+        target.chmod(0o700)
     sweep(home)
 
 

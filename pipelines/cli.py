@@ -23,7 +23,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from pipelines import ledger
+from pipelines import ledger, places
 from pipelines.cases import Case, load_case, survey
 from pipelines.config import Params, Settings, case_names, read_settings
 from pipelines.contracts import AlertRule, Manifest, Trigger
@@ -303,6 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What libraries print must not get between the reader of stdout and the one line meant for it.
         with redirect_stdout(sys.stderr):
             settings = read_settings()
+            places.keep_closed(settings.root)
             answer = run_command(arguments, None if arguments.case is None else load_case(arguments.case).params, settings)
     except Exception as error:  # noqa: BLE001 - the last place that can turn an error into one clear line
         known = error if isinstance(error, PerennialError) else of_case(error)

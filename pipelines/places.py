@@ -31,6 +31,8 @@ SERVICES = (
     Service("gateway", "gateway", ("gateway_url",)),
     Service("triton", "Triton", ("triton_grpc", "triton_metrics"), ("triton_client",)),
 )
+PRIVATE = 0o077
+"""The umask of everything that writes a state folder."""
 KEPT = ("ledger_url", "api_key_file", "data_dir", "params_dir", "alert_webhook", "alert_mail")
 """Settings that belong to the state itself: they hold whether its stack runs or not."""
 
@@ -49,6 +51,16 @@ def variables(home: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError):
         return {}
     return {name: value for name, _, value in (line.partition("=") for line in lines) if value}
+
+
+def keep_closed(home: Path) -> None:
+    """What this process writes is its owner's alone, unless others may enter the state folder ``home`` (the volumes of containers)."""
+    try:
+        closed = not home.stat().st_mode & 0o007
+    except OSError:
+        closed = True  # it is made by this process
+    if closed:
+        os.umask(PRIVATE)
 
 
 def running(home: Path) -> set[str]:

@@ -129,6 +129,12 @@ def make_folder(path: Path) -> None:
         fsync_folder(folder.parent)
 
 
+def usual_mode(most: int) -> int:
+    """What this process's umask leaves of a file mode, for what begins as its owner's alone (mkstemp, mkdtemp)."""
+    status = Path("/proc/self/status").read_text()
+    return most & ~int(status.partition("Umask:")[2].split()[0], 8)
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``: a reader sees the old bytes or the new ones, never a part."""
     make_folder(path.parent)
@@ -138,7 +144,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+        os.chmod(name, usual_mode(0o666))
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -239,7 +245,7 @@ def commit(
         )
         write_atomic(work / MANIFEST, manifest.model_dump_json(indent=1).encode())
         failpoint(step, "manifest")
-        work.chmod(0o755)
+        work.chmod(usual_mode(0o777))
         if found is not None:
             os.replace(folder, folder.with_name(f"{step}.{found.key[:12]}.{work.name.rsplit('.', 1)[-1]}"))
         failpoint(step, "publish")

@@ -27,6 +27,7 @@ from embedded.services import PARAMS, PROFILES
 from pipelines import cases
 from pipelines.config import Settings, load_params
 from pipelines.errors import DataError, PerennialError
+from pipelines.places import PRIVATE
 from pipelines.storage import write_atomic
 
 HOME = Path("runs/demo")
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="leave the stack running at the end")
     parser.add_argument("--home", type=Path, default=HOME, help="state folder (the last one is moved aside)")
     options = parser.parse_args(arguments)
+    os.umask(PRIVATE)
     progress = Progress()
     # A plain kill must stop the stack too: turn it into the exception that ends the with-blocks in order.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -36,7 +36,7 @@ from pipelines.data import records
 from pipelines.data.records import MEND, SPREAD, Done, Part
 from pipelines.errors import IntegrityError
 from pipelines.fields import SCORES
-from pipelines.storage import digest, failpoint, make_durable, write_atomic
+from pipelines.storage import digest, failpoint, make_durable, usual_mode, write_atomic
 
 Kind = Literal["predictions", "labels"]
 KINDS: tuple[Kind, ...] = ("predictions", "labels")
@@ -198,7 +198,7 @@ def _write(part: pl.DataFrame, path: Path, place: str) -> Part:
     handle, work = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(handle, "wb") as file:
         file.write(data)
-    os.chmod(work, 0o644)
+    os.chmod(work, usual_mode(0o666))
     os.replace(work, path)
     return Part(place, hashlib.sha256(data).hexdigest())
 

@@ -119,7 +119,7 @@ def stage(repository: Path, case: str, version: int, bundle: Path) -> bool:
         if found != expected:
             raise IntegrityError(f"{bundle / MODEL} has sha256 {found[:12]}, its manifest says {expected[:12]}: it is damaged and was not staged")
         storage.fsync_folder(work)
-        work.chmod(0o755)
+        work.chmod(storage.usual_mode(0o777))
         if target.exists():
             os.rename(target, work / "damaged")
         os.rename(work, target)

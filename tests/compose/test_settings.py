@@ -58,6 +58,8 @@ DIFFERENT = {
     "AIRFLOW__API_AUTH__JWT_SECRET": "from a file",
     "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "from a file",
     "AIRFLOW__LOGGING__BASE_LOG_FOLDER": "a volume",
+    "AIRFLOW__LOGGING__FILE_TASK_HANDLER_NEW_FOLDER_PERMISSIONS": "a volume's files are read by other users' services",
+    "AIRFLOW__LOGGING__FILE_TASK_HANDLER_NEW_FILE_PERMISSIONS": "the same",
     "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "costs a fifth of a core when idle: for demos only",
     "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": "no log servers: api-server and tasks share a volume",
     "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": "the same",

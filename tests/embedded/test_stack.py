@@ -127,6 +127,22 @@ def test_strays_without_a_record_are_seen_and_ended(tmp_path, capsys):
     assert stack.strays(tmp_path) == 0
 
 
+def test_an_older_state_is_closed_and_killed_writes_are_swept(tmp_path):
+    """A state that others could read is its owner's alone after a start was tried, though it failed; what killed writes left is gone, other files stay."""
+    home = tmp_path / "home"
+    (home / "secrets").mkdir(parents=True)
+    home.chmod(0o755)
+    kept, left = [home / "ledger.db", home / ".stack.json.note", home / "secrets" / "x"], [home / ".stack.json.a1b2c3_z", home / "secrets" / ".x.4242"]
+    for path in (*kept, *left):
+        path.write_text("")
+        path.chmod(0o644)
+    ports = Ports.free()
+    with socket.create_server((HOST, ports.gateway)), pytest.raises(Unavailable, match="PERENNIAL_PORT_GATEWAY"):
+        stack.start(home, ports)
+    assert [path.exists() for path in (*kept, *left)] == [True, True, True, False, False]
+    assert not [path for path in (home, *home.rglob("*")) if path.stat().st_mode & 0o077]
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     """A real stack on free ports, stopped afterwards whatever happens."""
@@ -181,6 +197,7 @@ def test_a_started_stack_is_healthy_private_and_tagged(running, capsys):
         time.sleep(0.1)
         left &= untagged(running)
     assert left == set()
+    assert not [path for path in (running.home, *running.home.rglob("*")) if path.exists() and path.stat().st_mode & 0o077]
     assert running.env["PERENNIAL_MLFLOW_URL"] == f"http://{HOST}:{running.ports.mlflow}"
     with pytest.raises(ConflictError, match="already running"):
         stack.start(running.home, Ports.free())

@@ -209,3 +209,9 @@ def _candidate(settings: Settings, case: str, as_of: datetime) -> dict:
         command = [sys.executable, "-m", "pipelines", step, "--case", case, "--as-of", as_of.isoformat()]
         subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "PERENNIAL_HOME": str(settings.root)}, capture_output=True, check=True)
     return {step: read_manifest(settings.run_dir(case, as_of) / step) for step in ("dataset", "train")}
+
+
+def test_no_other_user_has_a_part_of_the_state(home, summary):
+    """Ledger, log, lake, databases, keys and logs of a running demo: nothing of them may be read, written or entered by anybody but their owner."""
+    open_ones = [path for path in (home, *home.rglob("*")) if not path.is_symlink() and path.lstat().st_mode & 0o077]
+    assert open_ones == []
