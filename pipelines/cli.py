@@ -28,7 +28,7 @@ from pipelines.cases import Case, load_case, survey
 from pipelines.config import Params, Settings, case_names, read_settings
 from pipelines.contracts import AlertRule, Manifest, Trigger
 from pipelines.errors import PerennialError
-from pipelines.faults import of_case, told
+from pipelines.faults import of_case, of_disk, told
 from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import MANIFEST, canonical_json, write_atomic
 
@@ -306,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             places.keep_closed(settings.root)
             answer = run_command(arguments, None if arguments.case is None else load_case(arguments.case).params, settings)
     except Exception as error:  # noqa: BLE001 - the last place that can turn an error into one clear line
-        known = error if isinstance(error, PerennialError) else of_case(error)
+        known = error if isinstance(error, PerennialError) else of_disk(error) or of_case(error)
         if arguments.debug:
             traceback.print_exc()
         if known is not None:

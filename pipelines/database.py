@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModu
 from sqlalchemy.exc import DataError as SqlDataError
 
 from pipelines.errors import ConfigError, DataError, Unavailable
+from pipelines.faults import of_disk
 
 SETTING = "PERENNIAL_LEDGER_URL"
 _MAKING = 5_117_402
@@ -40,6 +41,8 @@ def begin(url: str, tables: MetaData) -> Iterator[Connection]:
     except SqlDataError as error:
         raise DataError(f"the ledger {shown(url)} cannot keep a value: {_first_line(error)}; shorten it, and leave out NUL characters") from error
     except (OperationalError, InterfaceError) as error:
+        if (disk := of_disk(error)) is not None:
+            raise disk from error
         if any(words in str(error.orig) for words in _REFUSED):
             raise ConfigError(f"the ledger {shown(url)} refuses: {_first_line(error)}; mend {SETTING}, or the user and database it names") from error
         raise Unavailable(f"the ledger {shown(url)} does not answer: {_first_line(error)}; start it, or set {SETTING} to where it is") from error

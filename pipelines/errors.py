@@ -9,6 +9,7 @@
     |-- ConflictError      somebody else was first (compare-and-swap lost, id used twice)            (no retry)
     |-- TrainingDiverged   a loss or a gradient is not finite                                        (no retry)
     `-- Unavailable        MLflow, Triton, the gateway or a database does not answer                 (retry)
+        |-- NoRoom         a disk is full: make room                                                   (retry)
         |-- Preempted    a training was asked to leave and has saved itself                        (retry)
         `-- Overtaken    another drift run decided first, on the same earlier state                (retry)
 
@@ -70,6 +71,12 @@ class Unavailable(PerennialError):
 
     status = 503
     retry = True
+
+
+class NoRoom(Unavailable):
+    """A disk or a quota is full; nothing was kept of what was asked for."""
+
+    status = 507
 
 
 class Preempted(Unavailable):

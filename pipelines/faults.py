@@ -1,13 +1,14 @@
-"""Whose mistake an error is: one that was raised in a case's folder is the case's, told with its file and line."""
+"""Whose mistake an error is: one that was raised in a case's folder is the case's, told with its file and line; a full disk is nobody's."""
 
 from __future__ import annotations
 
+import errno
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines import config
-from pipelines.errors import CaseError, PerennialError
+from pipelines.errors import CaseError, ConfigError, NoRoom, PerennialError
 
 MISTAKES = (
     ArithmeticError,
@@ -21,6 +22,10 @@ MISTAKES = (
     ValueError,
 )
 """What says that code or data are wrong, and will be so the next time."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_WORDS = ("No space left on device", "os error 28", "Disk quota exceeded", "database or disk is full")
+_SHUT = (errno.EROFS, errno.EACCES)
+_SHUT_WORDS = ("Read-only file system", "attempt to write a readonly database", "unable to open database file")
 MOST_CHARACTERS = 600
 """A library's words may hold a whole table."""
 
@@ -51,6 +56,20 @@ def of_case(error: BaseException) -> CaseError | None:
     case, where = found
     retry = not isinstance(error, MISTAKES) and type(error).__module__.partition(".")[0] != "polars"
     return CaseError(f"case {case}: {where}: {said(error)}: mend this line, or the data that it reads", retry=retry)
+
+
+def of_disk(error: BaseException) -> NoRoom | ConfigError | None:
+    """An unforeseen error as what it is where a disk is full, or a folder cannot be written; None for any other.
+
+    Libraries (SQLite, Arrow, torch) have errors of their own for it, which repeat the system's words.
+    """
+    for one in _chain(error):
+        number, words = getattr(one, "errno", None), str(one)
+        if number in _FULL or any(text in words for text in _FULL_WORDS):
+            return NoRoom(f"the disk is full ({said(one)}): make room in the state folder (PERENNIAL_HOME), then run again")
+        if place(error) is None and (number in _SHUT or any(text in words for text in _SHUT_WORDS)):
+            return ConfigError(f"the state folder cannot be written ({said(one)}): make it writable for this user, or set PERENNIAL_HOME to one that is")
+    return None
 
 
 def told(error: PerennialError) -> str:

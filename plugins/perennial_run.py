@@ -14,7 +14,7 @@ from pipelines.cases import survey
 from pipelines.config import Params, Settings, case_names
 from pipelines.contracts import Trigger
 from pipelines.errors import ConfigError, PerennialError, TooFewRows
-from pipelines.faults import of_case, told
+from pipelines.faults import of_case, of_disk, told
 
 if TYPE_CHECKING:
     from airflow.sdk.types import DagRunProtocol
@@ -137,7 +137,7 @@ def failing_fast() -> Iterator[None]:
             raise
         raise AirflowFailException(f"{type(error).__name__}: {told(error)}") from error
     except Exception as error:
-        known = of_case(error)
+        known = of_disk(error) or of_case(error)
         if known is None:
             raise
         if known.retry:

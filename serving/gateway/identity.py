@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pipelines.contracts import PredictionLine
-from pipelines.errors import IntegrityError, Unavailable
+from pipelines.errors import IntegrityError, NoRoom, PerennialError, Unavailable
+from pipelines.faults import of_disk
 from pipelines.segments import CLOSED, OPEN
 from pipelines.segments import read as read_closed
 from serving.gateway.log import Position
+from serving.gateway.refusal import Refused
 
 FORMAT = "2"
 PATIENCE_SECONDS, REBUILD_SECONDS = 2.0, 300.0
@@ -184,8 +186,12 @@ class Index:
         except (ValueError, KeyError, TypeError):
             return []
 
-    def _away(self, error: sqlite3.Error) -> Unavailable:
-        return Unavailable(f"the index of prediction ids does not answer ({error}): nothing was answered; try again, or delete {self._path} and start anew")
+    def _away(self, error: sqlite3.Error) -> PerennialError:
+        """What a request is told, without a path of the server's, which the log has."""
+        log.error("%s: %s", self._path, error)
+        if isinstance(of_disk(error), NoRoom):
+            return Refused(507, "log", "the disk of the gateway is full: nothing was answered or logged; make room, then send the request again")
+        return Unavailable(f"the index of prediction ids does not answer ({error}): nothing was answered; try again, and see the gateway's log")
 
 
 def _connect(path: Path) -> sqlite3.Connection:

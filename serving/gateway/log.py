@@ -9,6 +9,7 @@ A step that needs rows of open ones asks for them to be closed (pipelines/segmen
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import logging
@@ -70,6 +71,8 @@ class Log:
         self._number = 0
         self._current: Segment | None = None
         self._leaving: list[Segment] = []
+        self.failing = ""
+        """Why the last append was refused, until one is not or a tick finds that there is room."""
 
     @property
     def closed(self) -> bool:
@@ -86,9 +89,11 @@ class Log:
             self._on_error()
             self._take_back()
             log.exception("the prediction log in %s cannot be written", self.folder)
+            self.failing = "the disk of the prediction log is full: make room" if error.errno in _FULL else "the prediction log cannot be written"
             if error.errno in _FULL:
                 raise Refused(507, "log", "the prediction log is full: nothing was answered or logged; make room, then send the request again") from error
             raise Refused(503, "log", "the prediction log cannot be written: nothing was answered or logged; see the gateway's log") from error
+        self.failing = ""
         start = segment.size
         segment.size += len(lines)
         position = Position(segment.name, start, segment.size)
@@ -138,6 +143,8 @@ class Log:
 
     async def tick(self) -> list[Position]:
         """Make what was written durable and close segments that are full or old; returns the closed ones."""
+        if self.failing:
+            await asyncio.to_thread(self._probe)
         current = self._current
         if current is not None and time.monotonic() - current.born >= self._max_seconds:
             self._retire()
@@ -146,6 +153,18 @@ class Log:
             if await self._safely(_sync, current):
                 current.synced = size
         return [Position(segment.name, 0, segment.size) for segment in list(self._leaving) if await self._close(segment)]
+
+    def _probe(self) -> None:
+        """Find whether there is room again: without it, nobody would be sent here to find out."""
+        path = self.folder / f".{self._worker}.probe"
+        try:
+            path.write_bytes(bytes(65536))
+            self.failing = ""
+        except OSError:
+            log.warning("%s still cannot be written", self.folder)
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
     async def close(self) -> list[Position]:
         """Close everything, also what is young."""

@@ -79,6 +79,8 @@ async def readyz(request: Request) -> Response:
     answer["broken"] = gateway.broken
     if gateway.routing.polled is None:
         answer |= {"ready": False, "error": "the ledger has not answered yet: see PERENNIAL_LEDGER_URL"}
+    if trouble := gateway.disk():
+        answer |= {"ready": False, "error": trouble}
     return Response(_encoder.encode(answer), 200 if answer["ready"] else 503, media_type=JSON)
 
 

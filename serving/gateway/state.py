@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from dataclasses import dataclass, field
 from pipelines.cases import survey
 from pipelines.config import EventTimes, Settings
 from pipelines.errors import ConfigError, PerennialError, Unavailable
+from pipelines.faults import of_disk
 from pipelines.segments import adopt, asked
 from serving.gateway.cases import Case, open_case
 from serving.gateway.metrics import Metrics
@@ -19,6 +22,9 @@ from serving.gateway.refusal import Refused
 from serving.gateway.routing import Routing
 from serving.gateway.settings import Bounds
 from serving.gateway.triton import Triton
+
+LEAST_FREE = 64 * 1024
+"""Bytes without which the disk counts as full: less than the rows of one request."""
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +49,19 @@ class Gateway:
     """Cases that are served no more, until the last request that uses one has its answer."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the background tasks shall end: they finish what they do, as a thread cannot be cancelled."""
+
+    def disk(self) -> str:
+        """Why nothing can be logged now, without a path; empty: it can."""
+        try:
+            found = os.statvfs(self.settings.root)
+        except OSError:
+            return "the state folder cannot be read"
+        free = found.f_frsize * (found.f_bavail if os.geteuid() else found.f_bfree)
+        if found.f_flag & os.ST_RDONLY:
+            return "the state folder is read-only: mount it writable"
+        if free < LEAST_FREE:
+            return "the disk of the state folder is full: make room"
+        return next((why for case in self.cases.values() for why in (case.predictions_log.failing, case.labels_log.failing) if why), "")
 
     @contextmanager
     def using(self, name: str) -> Iterator[Case]:
@@ -90,9 +109,10 @@ class Gateway:
                 continue
             try:
                 fresh = await asyncio.to_thread(open_case, case.fields, times, self.settings, self.bounds, self.metrics)
-            except (PerennialError, OSError) as error:
-                broken[case.name] = str(error)
-                failed = failed if isinstance(error, ConfigError) else error
+            except (PerennialError, OSError, sqlite3.Error) as error:
+                told = of_disk(error) or error
+                broken[case.name] = str(told)
+                failed = failed if isinstance(error, ConfigError) else told
             else:
                 served[case.name] = fresh
         for name in served.keys() - {case.name for case in found}:
