@@ -1,4 +1,4 @@
-"""The gateway as an ASGI application: ``uvicorn serving.gateway.app:app``.
+"""The gateway as an ASGI application: ``uvicorn serving.gateway.app:app --http=serving.gateway.connections:Connection``.
 
 Routes in routes.py; one worker's belongings in state.py; every error becomes ``{"error", "field"?, "row"?}`` here.
 """
@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -20,7 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipelines.config import Settings
 from pipelines.errors import PerennialError
 from serving.gateway import openapi
+from serving.gateway.connections import BOUNDS
 from serving.gateway.metrics import Metrics
+from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import JSON, Refused, body
 from serving.gateway.routes import router
 from serving.gateway.settings import Bounds
@@ -34,13 +37,15 @@ def create_app(settings: Settings | None = None, bounds: Bounds | None = None) -
     metrics = Metrics()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        gateway = app.state.gateway = await start(settings or Settings(), bounds or Bounds(), metrics)
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        own = bounds or Bounds()
+        gateway = app.state.gateway = await start(settings or Settings(), own, metrics)
+        app.state.readiness = Readiness(gateway)
         tasks = [asyncio.create_task(task) for task in (gateway.poll(), gateway.follow(), gateway.keep_log())]
         for task in tasks:
             task.add_done_callback(_say_if_it_failed)
         try:
-            yield
+            yield {BOUNDS: own}
         finally:
             gateway.stopping.set()
             await asyncio.wait(tasks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -78,10 +78,7 @@ async def predict(gateway: Gateway, case: Case, body: bytes) -> bytes:
     """
     received = datetime.now(UTC)
     request_id = uuid.uuid4().hex
-    items = read(case.rows, body)
-    check_times(items, case.times, received)
-    rows = [_row(number, item, received, case) for number, item in enumerate(items)]
-    asked = _unique(rows)
+    rows, asked = await gateway.apart(len(body), _read, case, body, received)
     answers = case.index.find(asked) if asked else {}
     _check(asked.values(), answers, len(rows))
     fresh = [row for row in rows if not row.digest or (row.id not in answers and asked[row.id] is row)]
@@ -89,13 +86,24 @@ async def predict(gateway: Gateway, case: Case, body: bytes) -> bytes:
     if fresh:
         columns = dict(zip(case.fields.names, zip(*(row.features for row in fresh), strict=True), strict=True))
         version, scores = await _score(gateway, case, columns)
-        scored = _scored(fresh, received, version, scores)
+        scored = await gateway.apart(len(body), _scored, fresh, received, version, scores)
         raced = _log(gateway, case, scored, request_id, received, len(rows))
         answers |= {answer.id: answer for _, answer, _ in scored} | raced
         repeated += len(raced)
         gateway.metrics.rows.labels(case.name, version).inc(len(fresh) - len(raced))
     if repeated:
         gateway.metrics.repeated.labels(case.name).inc(repeated)
+    return await gateway.apart(len(body), _reply, case, request_id, rows, answers)
+
+
+def _read(case: Case, body: bytes, received: datetime) -> tuple[list[Row], dict[str, Row]]:
+    items = read(case.rows, body)
+    check_times(items, case.times, received)
+    rows = [_row(number, item, received, case) for number, item in enumerate(items)]
+    return rows, _unique(rows)
+
+
+def _reply(case: Case, request_id: str, rows: Iterable[Row], answers: Mapping[str, Answer]) -> bytes:
     found, names = [answers[row.id] for row in rows], case.fields.classes or (0, 1)
     return _encoder.encode(Reply(request_id, [AnswerRow(answer.id, answer.version, names[answer.prediction], answer.score) for answer in found]))
 

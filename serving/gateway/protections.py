@@ -1,4 +1,4 @@
-"""Who may come in, how often, and with how much: API keys, rate limit, body limit."""
+"""Who may come in, how often, and with how much: API keys, rate limit, and the bounds of one worker."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import hmac
 import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from limits import parse
@@ -16,6 +18,7 @@ from pydantic import SecretStr
 from starlette.requests import ClientDisconnect, Request
 
 from pipelines.errors import ConfigError
+from serving.gateway.connections import RETRY_SECONDS
 from serving.gateway.refusal import Refused
 from serving.gateway.settings import Bounds
 
@@ -39,7 +42,8 @@ class Door:
         self._shared = None if shared is None else shared_limiter(shared.get_secret_value())
         self._rests_until = 0.0
         self._rate = parse(bounds.rate)
-        self._most_bytes = bounds.max_body_bytes
+        self._bounds = bounds
+        self._inside = self._pending = 0  # requests that are being answered, and the bytes of their bodies
 
     async def admit(self, request: Request) -> None:
         """Raise Refused: 401 for a missing or wrong key, 429 above the rate."""
@@ -63,28 +67,51 @@ class Door:
                 log.warning("PERENNIAL_LIMITS_URL does not answer (%s): this worker counts for itself for %g s", type(error).__name__, _REST_SECONDS)
         return await self._limiter.hit(self._rate, caller)
 
-    async def read_body(self, request: Request) -> bytes:
-        """The body; raises Refused (413) as soon as it is known to be too long, without reading on."""
-        most = self._most_bytes
+    @asynccontextmanager
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """The body of a request that is being answered until the block ends.
+
+        Raises Refused: 413 as soon as it is known to be too long, without reading on; 503 beyond what a worker takes at a time.
+        """
+        if self._inside >= self._bounds.max_requests:
+            raise _busy(f"{self._inside} requests are being answered")
+        self._inside += 1
+        parts: list[bytes] = []
+        try:
+            await self._read(request, parts)
+            yield b"".join(parts)
+        finally:
+            self._inside -= 1
+            self._pending -= sum(map(len, parts))
+
+    async def _read(self, request: Request, parts: list[bytes]) -> None:
+        most = self._bounds.max_body_bytes
         declared = request.headers.get("content-length", "")
         length = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
         if length > most:
             raise self._too_long(close=length > 8 * most)
-        parts: list[bytes] = []
         size = 0
         try:
             async for part in request.stream():
                 size += len(part)
                 if size > most:
                     raise self._too_long(close=True)
+                if self._pending + len(part) > self._bounds.max_pending_bytes:
+                    raise _busy("as many bytes as fit are being answered")
+                self._pending += len(part)
                 parts.append(part)
         except ClientDisconnect as error:
-            raise Refused(400, "disconnected", "the client went away while sending") from error
-        return b"".join(parts)
+            raise Refused(400, "disconnected", "the client went away while sending, or did not send in time") from error
 
     def _too_long(self, *, close: bool) -> Refused:
         # A body that is merely too long is thrown away by the server, so that its sender reads the answer; an endless one is cut off.
-        return Refused(413, "body", f"the body is longer than {self._most_bytes} bytes: send fewer rows", headers={"Connection": "close"} if close else None)
+        return Refused(
+            413, "body", f"the body is longer than {self._bounds.max_body_bytes} bytes: send fewer rows", headers={"Connection": "close"} if close else None
+        )
+
+
+def _busy(what: str) -> Refused:
+    return Refused(503, "busy", f"{what}: try again in a moment", headers={"Retry-After": str(RETRY_SECONDS), "Connection": "close"})
 
 
 def shared_limiter(url: str) -> FixedWindowRateLimiter:

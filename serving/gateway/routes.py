@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -11,15 +11,14 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
-from pipelines.errors import PerennialError
 from serving.gateway.cases import Case
 from serving.gateway.metrics import CONTENT_TYPE_LATEST
 from serving.gateway.openapi import LABELS, PREDICT
 from serving.gateway.predict import predict
+from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import JSON
 from serving.gateway.rows import check_times, read
 from serving.gateway.state import Gateway
-from serving.gateway.versions import probe
 
 router = APIRouter()
 _encoder = msgspec.json.Encoder()
@@ -44,7 +43,7 @@ async def post_labels(request: Request, case: str) -> Response:
     A label without a row is joined to nothing.
     """
     async with _entered(request, case) as (gateway, known, body):
-        count = _log_labels(gateway, known, body)
+        count = _log_labels(gateway, known, await gateway.apart(len(body), read, known.labels, body))
     return Response(_encoder.encode({"accepted": count}), media_type=JSON)
 
 
@@ -58,29 +57,11 @@ async def healthz() -> Response:
 async def readyz(request: Request) -> Response:
     """Whether every champion of the ledger answers a real inference: 200, else 503 and why. No champion yet is no fault.
 
-    ``damaged`` says of a case what the ledger holds that it did not write. ``broken`` names the cases whose folders cannot be used, and what to do: the others are none the worse for it.
+    It is asked once for all who want to know within a second. ``damaged`` says of a case what the ledger holds that it did not
+    write. ``broken`` names the cases whose folders cannot be used, and what to do: the others are none the worse for it.
     """
-    gateway: Gateway = request.app.state.gateway
-    cases: dict[str, dict[str, Any]] = {}
-    for name, case in gateway.cases.items():
-        if (route := case.route) is None:
-            continue
-        try:
-            champion, _previous = gateway.routing.versions(name, route)
-            probed = await champion.parts(probe(case.fields))
-            await gateway.triton.score(name, champion.number, probed, case.fields.outputs, gateway.triton.deadline())
-            cases[name] = {"champion": champion.number, "ready": True}
-        except PerennialError as error:
-            cases[name] = {"champion": route.release.champion if route.release else None, "ready": False, "error": str(error)}
-        if route.damaged:
-            cases[name]["damaged"] = route.damaged
-    answer: dict[str, Any] = {"ready": all(case["ready"] for case in cases.values()), "cases": cases}
-    answer["without_champion"] = [name for name in gateway.cases if name not in cases]
-    answer["broken"] = gateway.broken
-    if gateway.routing.polled is None:
-        answer |= {"ready": False, "error": "the ledger has not answered yet: see PERENNIAL_LEDGER_URL"}
-    if trouble := gateway.disk():
-        answer |= {"ready": False, "error": trouble}
+    readiness: Readiness = request.app.state.readiness
+    answer = await readiness.answer()
     return Response(_encoder.encode(answer), 200 if answer["ready"] else 503, media_type=JSON)
 
 
@@ -90,10 +71,9 @@ async def metrics(request: Request) -> Response:
     return Response(request.app.state.gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _log_labels(gateway: Gateway, case: Case, body: bytes) -> int:
+def _log_labels(gateway: Gateway, case: Case, labels: Sequence[Any]) -> int:
     received = datetime.now(UTC)
-    now = received.isoformat()
-    labels, classes = read(case.labels, body), case.fields.classes
+    now, classes = received.isoformat(), case.fields.classes
     check_times(labels, case.times, received)
     case.labels_log.append(
         _encoder.encode_lines(
@@ -120,4 +100,5 @@ async def _entered(request: Request, name: str) -> AsyncIterator[tuple[Gateway, 
     gateway: Gateway = request.app.state.gateway
     await gateway.door.admit(request)
     with gateway.using(name) as case:
-        yield gateway, case, await gateway.door.read_body(request)
+        async with gateway.door.body(request) as body:
+            yield gateway, case, body

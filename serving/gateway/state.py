@@ -6,9 +6,10 @@ import asyncio
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from pipelines.cases import survey
 from pipelines.config import EventTimes, Settings
@@ -25,6 +26,9 @@ from serving.gateway.triton import Triton
 
 LEAST_FREE = 64 * 1024
 """Bytes without which the disk counts as full: less than the rows of one request."""
+T = TypeVar("T")
+INLINE_BYTES = 64 * 2**10
+"""Shorter bodies are worked on where they are read: in a few milliseconds."""
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +51,8 @@ class Gateway:
     broken: Mapping[str, str] = field(default_factory=dict)
     leaving: list[Case] = field(default_factory=list)
     """Cases that are served no more, until the last request that uses one has its answer."""
+    heavy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the one long request that computes right now."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the background tasks shall end: they finish what they do, as a thread cannot be cancelled."""
 
@@ -76,6 +82,13 @@ class Gateway:
             yield case
         finally:
             case.users -= 1
+
+    async def apart(self, size: int, function: Callable[..., T], *arguments: Any) -> T:
+        """What ``function`` makes of a body of ``size`` bytes: of a long one in a thread, one at a time, so that other requests go on."""
+        if size <= INLINE_BYTES:
+            return function(*arguments)
+        async with self.heavy:
+            return await asyncio.to_thread(function, *arguments)
 
     async def poll(self) -> None:
         """Read the ledger until the gateway stops."""

@@ -83,7 +83,7 @@ def gateway(world: World) -> Iterator[Stack]:
     """The gateway as `make up` starts it."""
     settings, ports = world.settings, world.ports
     command = [sys.executable, "-m", "uvicorn", "serving.gateway.app:app", "--host=127.0.0.1", f"--port={ports.gateway}"]
-    options = ["--no-access-log", "--loop=uvloop", "--http=httptools", "--log-level=warning"]
+    options = ["--no-access-log", "--loop=uvloop", "--http=serving.gateway.connections:Connection", "--ws=none", "--log-level=warning"]
     env = {**os.environ, "PERENNIAL_HOME": str(settings.home), "PERENNIAL_TRITON_GRPC": settings.triton_grpc}
     env["PERENNIAL_TRITON_CLIENT_FILE"] = str(settings.root / "secrets" / "triton_client")
     process = subprocess.Popen([*command, *options], cwd=ROOT, env=env)

@@ -124,10 +124,10 @@ def release(
 @contextmanager
 def client(settings: Settings, **bounds) -> Iterator[httpx.Client]:
     """A gateway of this process, behind a real socket; the client sends the key along."""
-    app = create_app(settings, Bounds(**{"poll_seconds": 0.05, "sync_seconds": 0.05, **bounds}))
+    app = create_app(settings, Bounds(**{"poll_seconds": 0.05, "sync_seconds": 0.05, "ready_seconds": 0.05, **bounds}))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, loop="uvloop", http="httptools", log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(app, loop="uvloop", http="serving.gateway.connections:Connection", ws="none", log_level="error"))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         until(lambda: server.started or not thread.is_alive())

@@ -1,0 +1,169 @@
+"""Connections that cannot be held open: uvicorn's HTTP protocol with deadlines and bounds of its own.
+
+``uvicorn --http=serving.gateway.connections:Connection``. Uvicorn only ends connections that are idle between two requests; here a
+request's head, its body and the reading of its answer have deadlines too, and what is not part of a body has a size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from serving.gateway.refusal import JSON, body
+from serving.gateway.settings import Bounds
+
+BOUNDS = "bounds"
+"""Where the application's lifespan leaves its Bounds in the server's state."""
+RETRY_SECONDS = 1
+"""What a caller beyond the bounds is told to wait."""
+
+
+class Connection(HttpToolsProtocol):
+    """One client's connection. All clocks run only while the client is the one who is waited for."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.bounds: Bounds = self.app_state.get(BOUNDS) or Bounds()
+        self.since = self.loop.time()
+        self._reading: asyncio.TimerHandle | None = None
+        self._writing: asyncio.TimerHandle | None = None
+        self._outside = 0  # bytes since the last byte of a body: a head, trailers, the sizes of chunks
+
+    @property
+    def waits(self) -> bool:
+        """Whether the client is who is waited for: nothing of its is being answered."""
+        answering = self.cycle is not None and not self.cycle.response_complete
+        return not self.pipeline and (not answering or self.cycle.more_body)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Give a new connection its clock; beyond the bound the client that is waited for longest loses its own."""
+        super().connection_made(transport)
+        self._read_within(self.bounds.head_seconds)
+        if len(self.connections) > self.bounds.max_connections:
+            self._make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clocks."""
+        super().connection_lost(exc)
+        for clock in (self._reading, self._writing, self.timeout_keep_alive_task):
+            if clock is not None:
+                clock.cancel()
+        self._reading = self._writing = None
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        self._read_within(self.bounds.head_seconds)
+        self._outside += len(data)
+        super().data_received(data)
+        if self._outside > self.bounds.max_head_bytes and not self.transport.is_closing():
+            self.refuse(431, f"the request's head is longer than {self.bounds.max_head_bytes} bytes")
+        self._end_soon()
+
+    def on_message_begin(self) -> None:
+        """A request's first byte."""
+        super().on_message_begin()
+        self._read_within(self.bounds.head_seconds)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header. Trailers come here too: nobody reads them."""
+        if self.cycle is None or self.scope is not self.cycle.scope:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is there: the body has a time of its own."""
+        self._outside = 0
+        super().on_headers_complete()
+        self._stop_reading()
+        self._read_within(self.bounds.body_seconds)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body: how long it may be is for the application to say."""
+        self._outside = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is there."""
+        self._outside = 0
+        self._stop_reading()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The answer is written, which does not say that it was read."""
+        self.since = self.loop.time()
+        super().on_response_complete()
+        self._end_soon()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        super().pause_writing()
+        self._abort_within()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        if self._writing is not None and not self.transport.is_closing():
+            self._writing.cancel()
+            self._writing = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing has come since the last answer."""
+        super().timeout_keep_alive_handler()
+        self._end_soon()
+
+    def refuse(self, status: int, text: str) -> None:
+        """End the connection; with an answer, where none has begun and the client has asked for one, or is new."""
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or (not self.cycle.response_started and not self.pipeline):
+            content = body(text)
+            head = b"content-type: %s\r\ncontent-length: %d\r\nretry-after: %d\r\nconnection: close\r\n\r\n"
+            self.transport.write(STATUS_LINE[status] + head % (JSON.encode(), len(content), RETRY_SECONDS) + content)
+        self._leave()
+        self.transport.close()
+        self._end_soon()
+
+    def _make_room(self) -> None:
+        others = [other for other in self.connections if isinstance(other, Connection) and not other.transport.is_closing()]
+        if len(others) > self.bounds.max_connections:
+            waited_for = [other for other in others if other is not self and other.waits]
+            oldest = min(waited_for, key=lambda other: other.since, default=self)
+            oldest.refuse(503, "too many connections: try again in a moment")
+
+    def _read_within(self, seconds: float) -> None:
+        """Start the clock of reading, unless it runs."""
+        if self._reading is None and not self.transport.is_closing():
+            self.since = self.loop.time()
+            self._reading = self.loop.call_later(seconds, self._late)
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _late(self) -> None:
+        self._reading = None
+        if self.waits:
+            self.refuse(408, "the request was not sent in time")
+        else:  # the client waits for us, with its next request begun
+            self._read_within(self.bounds.head_seconds)
+
+    def _end_soon(self) -> None:
+        """A connection that is being closed may still wait for its client to read."""
+        if self.transport.is_closing():
+            self._abort_within()
+
+    def _abort_within(self) -> None:
+        if self._writing is None:
+            self._writing = self.loop.call_later(self.bounds.answer_seconds, self._abort)
+
+    def _abort(self) -> None:
+        self._leave()
+        self.transport.abort()
+
+    def _leave(self) -> None:
+        """What still works on the request goes on without its client, and writes nothing."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()

@@ -1,0 +1,237 @@
+"""No client keeps the others waiting: long bad bodies, slow and half-open requests, slow readers, many at once."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+
+import httpx
+import pytest
+
+from serving.gateway.refusal import Refused
+from serving.gateway.rows import read, row_shape
+from tests.serving.gateway.world import FIELDS, KEY, PREDICT, Scores, client, fake_triton, make_home, release, some_rows, until
+
+MEBI = 2**20
+HEAD = f"POST {PREDICT} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {KEY}\r\nContent-Type: application/json\r\n"
+LONG = {
+    "empty items": (b"{},", "too_many"),
+    "empty lists": (b"[],", "too_many"),
+    "numbers": (b"0,", "too_many"),
+    "nested": (b'{"age":{"a":[' + b"{}," * 100_000 + b"{}]}},", "missing"),
+}
+
+
+def long_body(piece, size=7_800_000):
+    """A body of ``size`` bytes whose rows are ``piece`` again and again."""
+    return b'{"rows":[' + (piece * (size // len(piece))).rstrip(b",") + b"]}"
+
+
+@contextmanager
+def gateway(tmp_path, triton=None, **bounds):
+    """``(http, triton, address)`` of a gateway with the champion 1."""
+    with fake_triton(servicer=triton) as (servicer, port):
+        settings = make_home(tmp_path, port)
+        release(settings, 1)
+        with client(settings, **bounds) as http:
+            yield http, servicer, (http.base_url.host, http.base_url.port)
+
+
+@contextmanager
+def healthz_watched(http):
+    """Ask /healthz all the time; afterwards the list holds how long each answer took."""
+    took: list[float] = []
+    stop = threading.Event()
+
+    def ask():
+        with httpx.Client(base_url=http.base_url, timeout=30, trust_env=False) as own:
+            while not stop.is_set():
+                began = time.monotonic()
+                assert own.get("/healthz").status_code == 200
+                took.append(time.monotonic() - began)
+                time.sleep(0.005)
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        try:
+            yield took
+        finally:
+            stop.set()
+            asking.result()
+
+
+def ended(connection, seconds=10.0):
+    """What a connection still gives until its other side ends it; TimeoutError if it does not."""
+    connection.settimeout(seconds)
+    found = b""
+    try:
+        while piece := connection.recv(65536):
+            found += piece
+    except ConnectionError:
+        pass
+    return found
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_what_a_long_bad_body_costs_is_bounded(kind):
+    """Whatever 8 MB hold, they are refused within two seconds, in a few hundred bytes and less than 256 MiB; too many rows are counted first."""
+    piece, reason = LONG[kind]
+    body, shape = long_body(piece), row_shape(FIELDS, 10_000)
+    began = time.process_time()
+    with pytest.raises(Refused) as refused:
+        read(shape, body)
+    assert time.process_time() - began < 2
+    assert refused.value.reason == reason
+    assert len(str(refused.value)) < 500
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refused):
+            read(shape, body)
+        assert tracemalloc.get_traced_memory()[1] < 256 * MEBI
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("item", "field"),
+    [
+        ("{" + ",".join(f'"k{number}": 1' for number in range(20_000)) + "}", None),
+        ('{"' + "k" * 100_000 + '": 1}', "education"),
+        ('{"education": "' + "x" * 100_000 + '"}', "car"),
+        ('{"education": ' + "9" * 100_000 + "}", "car"),
+        ("[" * 100_000 + "]" * 100_000, None),
+    ],
+)
+def test_messages_are_short_whatever_was_sent(item, field):
+    """Thousands of unknown keys, a huge key, string, number or depth: the refusal names row 0 in a few hundred characters, or says it is no JSON."""
+    with pytest.raises(Refused) as refused:
+        read(row_shape(FIELDS, 10), b'{"rows": [%s]}' % item.encode())
+    assert len(str(refused.value)) < 500
+    assert refused.value.row == 0 or refused.value.status == 400
+    assert field is None or refused.value.field == field
+
+
+def test_long_bodies_keep_nobody_waiting(tmp_path):
+    """While bad bodies of 8 MB and good ones of 5,000 rows come six at a time, /healthz answers within a second."""
+    bad, good = long_body(b"{},"), json.dumps({"rows": some_rows(5_000)}).encode()
+    with gateway(tmp_path) as (http, _, _), healthz_watched(http) as took, ThreadPoolExecutor(6) as pool:
+        statuses = list(pool.map(lambda body: http.post(PREDICT, content=body).status_code, [bad, good] * 4))
+    assert statuses == [422, 200] * 4
+    assert max(took) < 1
+
+
+SLOW = {
+    "nothing": (b"", b"", b"408"),
+    "a head without an end": (HEAD.encode(), b"x-a: b\r\n", b"408"),
+    "empty lines only": (b"", b"\r\n", b"408"),
+    "no body": (HEAD.encode() + b"Content-Length: 100\r\n\r\n", b"", b"408"),
+    "a body, byte by byte": (HEAD.encode() + b"Content-Length: 10000\r\n\r\n", b"x", b"408"),
+    "a body in chunks without an end": (HEAD.encode() + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", b"408"),
+    "a body without a key": (b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10000\r\n\r\n" % PREDICT.encode(), b"x", b"401"),
+    "a second head without an end": (b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"GET /healthz", b"200"),
+}
+
+
+def test_a_request_that_does_not_come_is_ended(tmp_path):
+    """Every kind of half-open request, dripping or silent, is told so (unless answered already) and ended by its deadline; others are answered meanwhile."""
+    with gateway(tmp_path, head_seconds=0.6, body_seconds=0.6) as (http, _, address), ExitStack() as opened:
+        connections = {kind: [opened.enter_context(socket.create_connection(address)) for _ in range(20)] for kind in SLOW}
+        for kind, (first, _, _) in SLOW.items():
+            for connection in connections[kind]:
+                connection.sendall(first)
+        stop = time.monotonic() + 2
+        with healthz_watched(http) as took:
+            while time.monotonic() < stop:
+                for kind, (_, drip, _) in SLOW.items():
+                    for connection in connections[kind] if drip else ():
+                        with suppress(OSError):  # the gateway has ended it
+                            connection.sendall(drip)
+                time.sleep(0.05)
+        for kind, (_, drip, status) in SLOW.items():
+            for connection in connections[kind]:
+                found = ended(connection, 3)
+                # What came after the end may take the answer along (TCP's reset).
+                assert status in found or drip, kind
+        assert max(took) < 1
+        assert http.post(PREDICT, json={"rows": some_rows(1)}).status_code == 200
+
+
+def test_an_answer_that_is_not_read_is_dropped(tmp_path):
+    """A client that asks for megabytes and reads nothing loses its connection at the deadline."""
+    with gateway(tmp_path, answer_seconds=0.5) as (_, _, address), socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(address)
+        connection.sendall(b"GET /docs/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 8)
+        time.sleep(1.5)
+        assert len(ended(connection, 5)) < 8 * MEBI  # of eleven; what the kernel had taken still comes
+
+
+def test_a_head_has_a_size(tmp_path):
+    """A head, trailers or chunk extensions without an end are 431 or cut off, long before their deadline."""
+    endless = (HEAD.encode(), HEAD.encode() + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", HEAD.encode() + b"Transfer-Encoding: chunked\r\n\r\n1;")
+    with gateway(tmp_path, max_head_bytes=16_384) as (_, _, address):
+        for first in endless:
+            with socket.create_connection(address) as connection:
+                connection.sendall(first)
+                with pytest.raises(ConnectionError):
+                    connection.sendall(b"b" * 64 * MEBI)
+
+
+class Held(Scores):
+    """A Triton that answers once it is let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.come, self.go = 0, threading.Event()
+
+    def ModelInfer(self, request, context):  # noqa: N802 - gRPC's name
+        """One inference."""
+        self.come += 1
+        self.go.wait(4)
+        return super().ModelInfer(request, context)
+
+
+@pytest.mark.parametrize("bounds", [{"max_requests": 2}, {"max_pending_bytes": 1_000}])
+def test_beyond_the_bounds_requests_are_told_to_come_again(tmp_path, bounds):
+    """While as many requests (or bytes of them) as a worker takes are being answered, a further one is 503 with Retry-After, /healthz 200; then all is as before."""
+    triton, body = Held(), json.dumps({"rows": some_rows(2)}).encode()
+    assert 333 < len(body) < 500
+    with gateway(tmp_path, triton, **bounds) as (http, _, _), ThreadPoolExecutor(2) as pool:
+        inside = [pool.submit(http.post, PREDICT, content=body) for _ in range(2)]
+        until(lambda: triton.come == 2)
+        more = http.post(PREDICT, content=body)
+        assert (more.status_code, more.headers["retry-after"]) == (503, "1")
+        assert "try again" in more.json()["error"]
+        assert http.get("/healthz").status_code == 200
+        triton.go.set()
+        assert [one.result().status_code for one in inside] == [200, 200]
+        assert http.post(PREDICT, content=body).status_code == 200
+
+
+def test_more_connections_than_allowed_end_the_oldest(tmp_path):
+    """Of 60 half-open connections the newest 20 stay, the others are 503; a whole request is answered at once all the same."""
+    with gateway(tmp_path, max_connections=20) as (http, _, address), ExitStack() as opened:
+        connections = []
+        for _ in range(60):
+            connections.append(opened.enter_context(socket.create_connection(address)))
+            connections[-1].sendall(HEAD.encode())
+        for connection in connections[:38]:
+            found = ended(connection, 2)
+            assert found.startswith(b"HTTP/1.1 503")
+            assert b"retry-after: 1" in found
+        assert http.get("/healthz", timeout=1).status_code == 200
+        with pytest.raises(TimeoutError):
+            ended(connections[-1], 0.2)
+
+
+def test_readyz_is_asked_once_for_all(tmp_path):
+    """Two hundred requests for /readyz within a second cost one or two inferences, and all have the answer."""
+    with gateway(tmp_path, ready_seconds=1.0) as (http, triton, _), ThreadPoolExecutor(8) as pool:
+        before, began = triton.rows, time.monotonic()
+        assert {answer.status_code for answer in pool.map(lambda _: http.get("/readyz"), range(200))} == {200}
+        assert triton.rows - before <= 2 + (time.monotonic() - began)
