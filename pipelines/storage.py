@@ -16,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -154,7 +153,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def write_once(path: Path, data: bytes) -> bool:
     """Like :func:`write_atomic` where nothing is yet; of several writers the first one's bytes stay. Returns whether they are these."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    beside = path.with_name(f".{path.name}.{os.urandom(8).hex()}")  # containers that share a volume have equal process ids
     write_atomic(beside, data)
     try:
         os.link(beside, path)

@@ -1,0 +1,269 @@
+"""SIGKILL at random moments of every step of the line, and again: the bytes, runs, verdicts and releases of a line that nobody killed.
+
+A line is a whole training run of `loans` and a drift run of its champion, in a state folder with a Triton and an MLflow of its own, each step in
+a process forked from one that has the libraries. A trial kills one step after a random share of the time that it takes undisturbed, and runs it
+again. What two undisturbed lines have in common must be in every disturbed one; what they have not (times, names of MLflow's runs) is listed.
+`make proof-crash`; 200 trials are some 15 lines, about 20 minutes on two busy cores (``--quick``: one line, written nowhere).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+from benchmarks.record import goal, record
+from embedded import triton
+from embedded.ports import Ports
+from pipelines import ledger, storage
+from pipelines.cases import load_fields
+from pipelines.config import Settings, load_params
+from pipelines.errors import PerennialError
+
+CASE, TRIALS, SEED = "loans", 200, 11
+TRAINED, WATCHED = datetime(2020, 5, 1, tzinfo=UTC), datetime(2020, 5, 4, tzinfo=UTC)
+TRAINING = ("ingest", "validate", "dataset", "train", "export", "evaluate", "gate", "register", "rollout")
+STEPS = (*((step, TRAINED) for step in TRAINING), *((step, WATCHED) for step in ("profile", "drift", "alert", "report")))
+PRELOADED = ("torch", "mlflow", "onnx", "onnxruntime", "polars", "pandera.polars", "sqlalchemy", "tritonclient.grpc")
+OWN_FOLDERS = ("artefacts", "lake", "prediction_log", "model_repository")
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Run the proof and write benchmarks/results/proof-crash.json; exit code 1 if a goal does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one line of kills; prints the tables and writes nothing")
+    parser.add_argument("--trials", type=int, default=TRIALS, help="how many; another number than the default is written nowhere")
+    given = parser.parse_args()
+    trials = len(STEPS) if given.quick else given.trials
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Triton and MLflow are ended on the way out
+    began, drawn = time.perf_counter(), random.Random(SEED)
+    for module in (*PRELOADED, *(f"pipelines.steps.{step}" for step, _ in STEPS)):
+        import_module(module)
+    kept = [line("undisturbed", None) for _ in range(2)]
+    seconds = {step: min(one["seconds"][step] for one in kept) for step, _ in STEPS}
+    same = {name: found for name, found in kept[0]["tree"].items() if kept[1]["tree"].get(name) == found}
+    unlike = sorted({_shape(name) for one in kept for name in one["tree"] if name not in same})
+    rows: list[Row] = []
+    left = trials
+    while left > 0:
+        delays = {step: drawn.random() * seconds[step] for step, _ in STEPS[:left]}
+        found = line(f"line {len(rows) + 1}", delays)
+        left -= len(delays)
+        rows.append(_judged(found, same, kept[0]["counts"]))
+        print(rows[-1], flush=True)
+    killed = Counter(step for row in rows for step in row["killed"])
+    tried = sum(row["trials"] for row in rows)
+    goals = [
+        goal("trials", tried, trials, "higher"),
+        goal("files, keys or facts that are not those of an undisturbed line", sum(len(row["unlike"]) for row in rows), 0),
+        goal("files that were left behind", sum(len(row["left"]) for row in rows), 0),
+        goal("lines with a second run, version, verdict, release or drift state, or without one", sum(row["counts"] != kept[0]["counts"] for row in rows), 0),
+        goal("steps that no kill met", sum(not killed[step] for step, _ in STEPS), 0),
+    ]
+    setting = {
+        "killed": dict(killed),
+        "ended before the kill": tried - sum(killed.values()),
+        "seconds undisturbed": {step: round(value, 2) for step, value in seconds.items()},
+        "compared": len(same),
+        "differ between undisturbed lines": unlike,
+        "counts": kept[0]["counts"],
+        "seed": SEED,
+    }
+    keep = trials == TRIALS
+    record(
+        "proof-crash", rows=rows, goals=goals, seconds=time.perf_counter() - began, packages=("mlflow", "torch", "polars"), more={"setting": setting}, keep=keep
+    )
+    if not all(each["holds"] for each in goals):
+        sys.exit(1)
+
+
+def line(name: str, delays: dict[str, float] | None) -> Row:
+    """One line in a state folder of its own; a step of ``delays`` is killed after so many seconds, and run again."""
+    with tempfile.TemporaryDirectory(prefix="perennial-crash-") as folder:
+        home, ports, seconds, killed = Path(folder).resolve(), Ports.free(), {}, []
+        with triton.triton(home, ports), mlflow(home) as url:
+            settings = triton.settings(home, ports).model_copy(update={"mlflow_url": url, "actor": "proof"})
+            for step, as_of in STEPS:
+                if step == "profile":
+                    _finished(name, "serve", forked(home, lambda: serve(settings)))
+                began = time.perf_counter()
+                if delays is not None and step in delays and _killed(forked(home, _run(step, as_of, settings)), delays[step]):
+                    killed.append(step)
+                _finished(name, step, forked(home, _run(step, as_of, settings)), home)
+                seconds[step] = time.perf_counter() - began
+            print(f"{name}: {sum(seconds.values()):.0f} s, {len(killed)} killed", flush=True)
+            counts = _counts(settings, url)
+            return {
+                "name": name,
+                "trials": len(delays or {}),
+                "killed": killed,
+                "seconds": seconds,
+                "counts": counts,
+                "tree": tree(home),
+                "left": leftovers(home),
+            }
+
+
+def _run(step: str, as_of: datetime, settings: Settings) -> Callable[[], Any]:
+    def run() -> None:
+        params = load_params(CASE)
+        given = {"trigger": "initial"} if step in {"register", "rollout", "gate"} else {}
+        import_module(f"pipelines.steps.{step}").run(params, settings, settings.run_dir(CASE, as_of), as_of, **given)
+
+    return run
+
+
+def forked(home: Path, act: Callable[[], Any]) -> int:
+    """A process that does ``act`` and ends with 0; its words go to ``home/log``."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        said = os.open(home / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        act()
+        code = 0
+    except BaseException:  # noqa: BLE001 - whatever it is, the child says it and ends
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _killed(pid: int, seconds: float) -> bool:
+    """Kill a process after so many seconds; whether it was still at work."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
+def _finished(name: str, step: str, pid: int, home: Path | None = None) -> None:
+    if os.waitpid(pid, 0)[1]:
+        said = (home / "log").read_text(errors="replace")[-3000:] if home is not None else ""
+        raise PerennialError(f"{name}: the step {step} failed when it was run again: {said}")
+
+
+def serve(settings: Settings) -> None:
+    """Three days of answers and their labels in the log, as closed segments."""
+    from pipelines.cases.loans.source import generate
+
+    fields = load_fields(CASE)
+    for number in range(3):
+        rows = generate(date(2020, 5, 1) + timedelta(days=number), rows_per_day=200)
+        answers, labels = [], []
+        for at, row in enumerate(rows.to_dicts()):
+            moment, score = row["event_time"].isoformat(), (at % 100) / 100
+            about = {"prediction_id": row["id"], "event_time": moment, "received_at": moment}
+            answer = {"request_id": row["id"], "version": 1, "score": score, "prediction": int(score >= 0.5)}
+            answers.append({**about, **answer, "row": {name: row[name] for name in fields.names}})
+            labels.append({**about, "label": row[fields.label], "revision": 0})
+        for kind, lines in (("predictions", answers), ("labels", labels)):
+            text = "".join(json.dumps(one) + "\n" for one in lines)
+            storage.write_atomic(settings.prediction_log / CASE / kind / f"day-{number:06d}.jsonl", text.encode())
+
+
+@contextlib.contextmanager
+def mlflow(home: Path) -> Iterator[str]:
+    """The URL of a real MLflow on SQLite in ``home``."""
+    port = Ports.free().mlflow
+    url, folder = f"http://127.0.0.1:{port}", home / "mlflow"
+    folder.mkdir()
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--workers", "1"]
+    command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urlopen(f"{url}/health", timeout=2).close()
+                break
+            except OSError as error:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise PerennialError(f"MLflow did not start: {(folder / 'log').read_text()[-2000:]}") from error
+                time.sleep(0.2)
+        yield url
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _counts(settings: Settings, url: str) -> dict[str, int]:
+    """How many there are of what must be there once."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(url, url)
+    experiments = [one.experiment_id for one in client.search_experiments(filter_string=f"name = '{CASE}'")]
+    return {
+        "runs": len(client.search_runs(experiments)),
+        "versions": len(client.search_model_versions(f"name='{CASE}'")),
+        "verdicts": len(ledger.verdicts(settings.ledger, CASE)),
+        "releases": len(ledger.releases(settings.ledger, CASE)),
+        "drift states": len(ledger.drift_states(settings.ledger, CASE)),
+        "alert runs": len(ledger.alert_runs(settings.ledger, CASE)),
+    }
+
+
+def tree(home: Path) -> dict[str, str]:
+    """By path a file's hash; of a manifest its key, and each file and fact that it names."""
+    found: dict[str, str] = {}
+    for path in sorted(path for folder in OWN_FOLDERS for path in (home / folder).rglob("*") if path.is_file()):
+        name = str(path.relative_to(home))
+        if path.name == storage.MANIFEST:
+            manifest = storage.read_manifest(path.parent, verify=True)
+            found[f"{name} key"] = manifest.key
+            found |= {f"{name} {fact}": storage.digest(value) for fact, value in manifest.facts.items()}
+        else:
+            found[name] = storage.file_sha256(path)
+    return found
+
+
+def leftovers(home: Path) -> list[str]:
+    """Hidden files and folders (work folders, temporary files) below what the line writes."""
+    return sorted(str(path.relative_to(home)) for folder in OWN_FOLDERS for path in (home / folder).rglob(".*") if not _kept(path))
+
+
+def _kept(path: Path) -> bool:
+    """Whether a hidden file is meant to stay: a lock is held, not removed, as a removed one could be held twice."""
+    return path.name.endswith(".lock") or path.name == ".lock"
+
+
+def _judged(found: Row, same: dict[str, str], counts: dict[str, int]) -> Row:
+    unlike = sorted(name for name, value in same.items() if found["tree"].get(name) != value)
+    more = {"unlike": unlike, "left": found["left"], "counts": found["counts"], "as undisturbed": found["counts"] == counts}
+    return {"name": found["name"], "trials": found["trials"], "killed": found["killed"], **more}
+
+
+def _shape(name: str) -> str:
+    """A path without what is random in it."""
+    return "/".join(part for part in name.split("/") if not part.startswith("2020"))
+
+
+if __name__ == "__main__":
+    main()
