@@ -29,6 +29,13 @@ from serving.gateway.routes import router
 from serving.gateway.settings import Bounds
 from serving.gateway.state import start, stop
 
+UNFRAMED = (
+    (b"x-frame-options", b"DENY"),
+    (b"content-security-policy", b"frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),  # a refusal is never taken for a page
+)
+"""Of every answer: a page that frames /docs could have its visitors press the buttons."""
+
 log = logging.getLogger(__name__)
 
 
@@ -63,7 +70,7 @@ def create_app(settings: Settings | None = None, bounds: Bounds | None = None) -
 
 
 class Counted:
-    """Counts and times every request, whatever becomes of it."""
+    """Counts and times every request, whatever becomes of it; no page is shown inside of another one."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -80,6 +87,7 @@ class Counted:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *UNFRAMED]
             await send(message)
 
         try:

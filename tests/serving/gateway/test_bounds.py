@@ -235,3 +235,13 @@ def test_readyz_is_asked_once_for_all(tmp_path):
         before, began = triton.rows, time.monotonic()
         assert {answer.status_code for answer in pool.map(lambda _: http.get("/readyz"), range(200))} == {200}
         assert triton.rows - before <= 2 + (time.monotonic() - began)
+
+
+def test_no_page_may_be_framed(tmp_path):
+    """Pages, answers and refusals alike tell browsers to show them in no frame."""
+    with gateway(tmp_path) as (http, _, _):
+        for path in ("/docs", "/openapi.json", "/readyz", "/metrics", "/nowhere", "/docs/assets/swagger-ui.css"):
+            headers = http.get(path).headers
+            assert headers["x-frame-options"] == "DENY", path
+            assert headers["content-security-policy"] == "frame-ancestors 'none'"
+        assert http.post(PREDICT, content=b"{").headers["x-frame-options"] == "DENY"
