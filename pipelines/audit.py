@@ -121,7 +121,7 @@ def _manifests(folder: Path) -> Iterator[tuple[Path, Manifest | str]]:
     for step in ("gate", "rollout", "drift"):
         for path in sorted([*folder.glob(f"*/{step}/{MANIFEST}"), *folder.glob(f"*/{step}.*/{MANIFEST}")]):
             try:
-                yield path, storage.read_manifest(path.parent)
+                yield path, storage.read_manifest(path.parent, verify=False)
             except PerennialError as error:
                 yield path, str(error)
 
@@ -170,10 +170,9 @@ def _bundles(settings: Settings, case: str, rows: Mapping[str, Iterable[Rows]]) 
         wrong = partial(Finding, case=case, table="artefacts", row=release.bundle)
         try:
             folder = storage.find(settings.root / release.bundle, release.candidate_key)
-            storage.read_manifest(folder, verify=True)
-            beside = [storage.read_manifest(path.parent) for path in sorted(folder.parent.glob(f"gate*/{MANIFEST}"))]
+            beside = [storage.read_manifest(path.parent, verify=False) for path in sorted(folder.parent.glob(f"gate*/{MANIFEST}"))]
             judged = [gate.inputs["evaluate"] for gate in beside if (release.verdict_hash, gate.key) in gates]
-            evaluated = [storage.read_manifest(storage.find(folder.parent / "evaluate", key)).inputs.get("export") for key in judged]
+            evaluated = [storage.read_manifest(storage.find(folder.parent / "evaluate", key), verify=False).inputs.get("export") for key in judged]
             if release.candidate_key not in evaluated:
                 yield wrong(problem=f"no gate run beside it judged this artefact with the verdict that release {release.seq} cites")
         except (PerennialError, OSError, KeyError) as error:

@@ -62,6 +62,7 @@ class Manifest(Value):
     ``provenance`` (commit, lock hash, wall times) is kept beside it and never enters it.
     ``files`` maps a path relative to the manifest's folder to the file's sha256;
     ``facts`` holds small JSON values that later steps and people read.
+    ``sha256`` is that of all the rest; empty in manifests that were written before there was one.
     """
 
     step: str
@@ -72,6 +73,7 @@ class Manifest(Value):
     files: dict[str, str]
     facts: dict[str, Any]
     provenance: dict[str, Any]
+    sha256: str = ""
 
 
 class Interval(Value):

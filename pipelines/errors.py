@@ -56,6 +56,10 @@ class IntegrityError(PerennialError):
     """Stored bytes or the ledger's chain do not match their hash."""
 
 
+class NotKept(IntegrityError):
+    """An artefact that is in no folder any more."""
+
+
 class ConflictError(PerennialError):
     """A compare-and-swap was lost, or an id was used twice with different content."""
 

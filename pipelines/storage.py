@@ -8,6 +8,7 @@ process may die; tests kill it there and run the step again.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -26,12 +27,15 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pipelines.contracts import Manifest
-from pipelines.errors import ConfigError, IntegrityError
+from pipelines.errors import ConfigError, IntegrityError, NotKept
 
 MANIFEST = "manifest.json"
 FAILPOINTS = ("build", "files", "manifest", "publish", "published")
 """Where ``PERENNIAL_FAILPOINT=<step>:<point>`` sends SIGKILL: before building, after the files, after the
 manifest, before the rename, after it."""
+
+MEND = "move the folder away and run again"
+"""What helps against a folder that is not as it was committed: a step makes the same again of the same inputs."""
 
 CODE = ("pipelines", "plugins", "dags", "serving", "embedded")
 """The repository's folders whose files do the work."""
@@ -165,10 +169,11 @@ def write_once(path: Path, data: bytes) -> bool:
     return True
 
 
-def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
-    """Read a committed folder's manifest; ``verify`` also checks every file's sha256.
+def read_manifest(folder: Path, *, verify: bool | Collection[str] = True) -> Manifest:
+    """Read a committed folder's manifest, and check the sha256 of every file that it names: what is read next is what was committed.
 
-    Raises ConfigError if the step has not run, IntegrityError if the bytes are not those committed.
+    ``verify`` names the files that matter instead, or is False for who reads none of them. A file is hashed once per process as
+    long as it does not change. Raises ConfigError if the step has not run, IntegrityError if the bytes are not those committed.
     """
     path = folder / MANIFEST
     try:
@@ -176,24 +181,48 @@ def read_manifest(folder: Path, *, verify: bool = False) -> Manifest:
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist: run the step {folder.name!r} first, with the same case and as_of") from error
     except ValidationError as error:
-        raise IntegrityError(f"{path} is not a manifest: {error.error_count()} mistake(s); move the folder away and run again") from error
-    if verify:
-        for name, expected in manifest.files.items():
-            found = file_sha256(folder / name) if (folder / name).exists() else "missing"
-            if found != expected:
-                raise IntegrityError(f"{folder / name} has sha256 {found[:12]}, its manifest says {expected[:12]}: move the folder away and run again")
+        raise IntegrityError(f"{path} is not a manifest: {error.error_count()} mistake(s); {MEND}") from error
+    if manifest.sha256 and manifest.sha256 != _sealed(manifest).sha256:
+        raise IntegrityError(f"{path} is not what was written: its own sha256 is another; {MEND}")
+    wanted = manifest.files if verify is True else verify or ()
+    for name, expected in manifest.files.items():
+        if name in wanted and (found := _sha256_once(folder / name)) != expected:
+            raise IntegrityError(f"{folder / name} has sha256 {found[:12]}, its manifest says {expected[:12]}: {MEND}")
     return manifest
 
 
-def find(folder: Path, key: str) -> Path:
+def _sealed(manifest: Manifest) -> Manifest:
+    """The manifest with the sha256 of its own content."""
+    return manifest.model_copy(update={"sha256": digest(manifest.model_dump(mode="json", exclude={"sha256"}))})
+
+
+_hashed: dict[Path, tuple[tuple[int, ...], str]] = {}
+"""Of files that were hashed: what their inode said then (a write changes its times), and the sha256."""
+
+
+def _sha256_once(path: Path) -> str:
+    try:
+        stat = path.stat()
+        state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        known = _hashed.get(path)
+        if known is None or known[0] != state:
+            # Taken before the file is read: what is written meanwhile is hashed again.
+            known = _hashed[path] = (state, file_sha256(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing"
+    return known[1]
+
+
+def find(folder: Path, key: str, *, verify: bool | Collection[str] = True) -> Path:
     """The folder of the artefact ``key``: ``folder``, or the one that a later commit of another key set aside.
 
-    Raises IntegrityError if neither holds it.
+    Its files are checked as by :func:`read_manifest`. Raises NotKept if neither holds it, IntegrityError if it is damaged.
     """
     for path in (folder, *sorted(folder.parent.glob(f"{folder.name}.{key[:12]}.*"))):
-        if (path / MANIFEST).exists() and read_manifest(path).key == key:
+        if (path / MANIFEST).exists() and read_manifest(path, verify=False).key == key:
+            read_manifest(path, verify=verify)
             return path
-    raise IntegrityError(f"{folder} does not hold the artefact {key[:12]}, nor does a folder set aside next to it: restore the run's folder")
+    raise NotKept(f"{folder} does not hold the artefact {key[:12]}, nor does a folder set aside next to it: restore the run's folder")
 
 
 def commit(
@@ -208,45 +237,51 @@ def commit(
     """Publish the work ``key`` as ``folder`` exactly once; ``folder.name`` is the step.
 
     ``build`` fills an empty folder with files and returns the manifest's facts. If the folder already
-    holds the same key with all its files, nothing runs and the manifest found is returned. A folder with another
-    key, or without a file that its manifest names, is set aside (never deleted): a change of parameters loses nothing.
+    holds the same key with all its files as they were, nothing runs and the manifest found is returned. A folder with
+    another key, or with a file that is missing or damaged, is set aside (never deleted): a change of parameters loses
+    nothing. Raises IntegrityError if the manifest that is there cannot be read.
     """
     step = folder.name
     try:
-        found = read_manifest(folder)
+        found = read_manifest(folder, verify=False)
     except ConfigError:
         found = None
+    aside = "" if found is None else found.key[:12]
     if found is not None and found.key == key:
-        lost = [name for name in found.files if not (folder / name).exists()]
-        if not lost:
+        try:
+            read_manifest(folder)
+        except IntegrityError as error:
+            log.warning("%s: it is made again: %s", step, error)
+            aside = f"damaged-{aside}"  # a name that nobody looks for
+        else:
             log.info("%s: no-op, key %s is already there", step, key[:12])
             return found
-        log.warning("%s: %s lost %s: it is made again", step, folder, ", ".join(lost))
     make_folder(folder.parent)
-    _sweep(folder)
     failpoint(step, "build")
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{step}.{os.getpid()}."))
+    work, lock = _work_folder(folder)
     try:
         facts = json.loads(canonical_json(dict(build(work))))
         built = [path for path in work.rglob("*") if path.is_file() or path.is_dir()]
         make_durable(built)
         names = sorted(str(path.relative_to(work)) for path in built if path.is_file())
         failpoint(step, "files")
-        manifest = Manifest(
-            step=step,
-            case=case,
-            as_of=as_of,
-            key=key,
-            inputs=dict(inputs),
-            files={name: file_sha256(work / name) for name in names},
-            facts=facts,
-            provenance=provenance(),
+        manifest = _sealed(
+            Manifest(
+                step=step,
+                case=case,
+                as_of=as_of,
+                key=key,
+                inputs=dict(inputs),
+                files={name: file_sha256(work / name) for name in names},
+                facts=facts,
+                provenance=provenance(),
+            )
         )
         write_atomic(work / MANIFEST, manifest.model_dump_json(indent=1).encode())
         failpoint(step, "manifest")
         work.chmod(usual_mode(0o777))
         if found is not None:
-            os.replace(folder, folder.with_name(f"{step}.{found.key[:12]}.{work.name.rsplit('.', 1)[-1]}"))
+            os.replace(folder, folder.with_name(f"{step}.{aside}.{work.name.rsplit('.', 1)[-1]}"))
         failpoint(step, "publish")
         try:
             os.rename(work, folder)
@@ -256,17 +291,46 @@ def commit(
             return other
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)
     fsync_folder(folder.parent)
     failpoint(step, "published")
     return manifest
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what dead tries left beside ``folder``; a live try's folder names a running pid."""
-    for path in folder.parent.glob(f".{folder.name}.*"):
-        pid = path.name.split(".")[2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(path, ignore_errors=True)
+def _work_folder(folder: Path) -> tuple[Path, int]:
+    """A new folder beside ``folder``, locked as long as the returned descriptor is open; what dead tries left there is removed.
+
+    A lock says whether a try lives in whatever container or process namespace it is; a process id does not.
+    """
+    above = _locked(folder.parent)
+    try:
+        for path in folder.parent.glob(f".{folder.name}.*"):
+            # The work of an unfinished training has a lock of its own, and its checkpoints stay.
+            if path.name.split(".")[2].isdigit() and _is_dead(path):
+                shutil.rmtree(path, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.{os.getpid()}."))
+        return work, _locked(work)
+    finally:
+        os.close(above)
+
+
+def _locked(folder: Path, *, wait: bool = True) -> int:
+    """A descriptor that holds the folder's lock; BlockingIOError if it is taken and ``wait`` is False."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _is_dead(work: Path) -> bool:
+    try:
+        os.close(_locked(work, wait=False))
+    except OSError:
+        return False  # it lives, or it is gone by now
+    return True
 
 
 @cache

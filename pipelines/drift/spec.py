@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pipelines.config import CASES_ROOT, Settings
 from pipelines.drift.projections import SUFFIXES, project
 from pipelines.drift.vocabulary import TOKENS, UNKNOWN, freeze_words, split
-from pipelines.errors import ConfigError, DataError, PerennialError
+from pipelines.errors import ConfigError, DataError, IntegrityError, PerennialError
 from pipelines.fields import ENTROPY, PREDICTION, RESERVED, SCORE, WORDS, Fields, Scale
 from pipelines.storage import digest, write_atomic, write_once
 
@@ -37,6 +37,8 @@ BY_VERSION = (*OUTPUTS, ENTROPY)
 
 LEAST_SPREAD = 1e-12
 """A spread below this share of the median is rounding."""
+SEAL = "#sha256"
+"""Under which a frozen file names the sha256 of all else in it; no field is called so. One that people write has none."""
 AGAIN = "make it again, see pipelines/drift/spec.py"
 UNIT = Scale(0.0, 1.0)
 """The scale of shares, probabilities and entropies: as they are."""
@@ -165,7 +167,8 @@ def freeze_spec(fields: Fields, settings: Settings, rows: Callable[[], pl.DataFr
         text = None if fields.text is None else fields.text.name
         wanted = {*numbers(fields), *(() if text is None else (*projections(text).values(), text + TOKENS))}
         if not (there := path.exists()) or wanted - known.keys():
-            data = _bytes(_frozen(rows(), [field.name for field in fields.numeric], text) | known)
+            frozen = _frozen(rows(), [field.name for field in fields.numeric], text) | known
+            data = _bytes(frozen | {SEAL: digest(frozen)})
             # Of two first runs that meet here, both go by what the first one wrote.
             (write_atomic if there else write_once)(path, data)
     return load_spec(fields, path)
@@ -174,12 +177,15 @@ def freeze_spec(fields: Fields, settings: Settings, rows: Callable[[], pl.DataFr
 def _read(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text())
+        sealed = found.pop(SEAL, None)
         for name, value in found.items():
             _ = value["vocabulary"] if name.endswith(TOKENS) else (float(value["loc"]), float(value["scale"]))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist: the case's first training makes it, in its step 'dataset'") from error
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not a feature spec ({error!r}): {AGAIN}") from error
+    if sealed is not None and sealed != digest(found):
+        raise IntegrityError(f"{path} is not what was frozen: restore it; every bundle's spec.json has the scales that it was made with")
     return found
 
 

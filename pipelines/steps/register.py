@@ -53,7 +53,8 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, t
 def _candidate(
     params: Params, settings: Settings, run_dir: Path, as_of: datetime, trigger: Trigger, inputs: Mapping[str, Manifest], plots: Sequence[Path]
 ) -> register.Candidate:
-    verdict = Verdict.model_validate_json((run_dir / "gate" / "verdict.json").read_bytes())
+    cited = ledger.verdict(settings.ledger, params.case, inputs["gate"].facts.get("verdict_sha256", ""))
+    verdict = Verdict.model_validate(cited["verdict"])
     facts = {step: manifest.facts for step, manifest in inputs.items()}
     metrics = {"evaluate": {name: facts["evaluate"].get(name) for name in ("challenger", "champion", "base_rate", "n", "positives")}}
     lift = verdict.evidence.lift

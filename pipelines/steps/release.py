@@ -75,14 +75,14 @@ def _registered(settings: Settings, case: str, version: int) -> dict[str, Any]:
     """The same of a version that no release names, from the run that registered it; its verdict is the ledger's, by that run's gate."""
     known = set[int]()
     for path in sorted((settings.root / "artefacts" / case).glob(f"*/register*/{MANIFEST}")):
-        manifest, run_dir = storage.read_manifest(path.parent), path.parent.parent
+        manifest, run_dir = storage.read_manifest(path.parent, verify=False), path.parent.parent
         known.add(manifest.facts["version"])
         if manifest.facts["version"] != version:
             continue
         gate = manifest.inputs["gate"]
         verdicts = [row["hash"] for row in ledger.verdicts(settings.ledger, case) if row["gate_key"] == gate]
-        evaluated = storage.read_manifest(storage.find(run_dir / "gate", gate), verify=True).inputs["evaluate"]
-        key = storage.read_manifest(storage.find(run_dir / "evaluate", evaluated), verify=True).inputs["export"]
+        evaluated = storage.read_manifest(storage.find(run_dir / "gate", gate)).inputs["evaluate"]
+        key = storage.read_manifest(storage.find(run_dir / "evaluate", evaluated)).inputs["export"]
         if not verdicts:
             raise IntegrityError(
                 f"ledger of {case}: there is no verdict of the gate run {gate[:12]} of version {version}: run the step gate of {run_dir} again"

@@ -13,7 +13,7 @@ from pipelines.cases import load_fields
 from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest, Release, Trigger
 from pipelines.deploy import repository, rollout
-from pipelines.errors import ConflictError, PerennialError
+from pipelines.errors import ConflictError, IntegrityError, PerennialError
 from pipelines.registry import aliases
 
 STEP_VERSION = 1
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, trigger: Trigger = "manual") -> Manifest:
     """Facts: ``outcome``, ``version`` and ``seq`` (the release, None if there is none of this candidate).
 
-    ``kept``: the gate did not promote. ``already_released``: the candidate has served before; a candidate that
+    ``kept``: the gate did not promote, by its verdict in the ledger. ``already_released``: the candidate has served before; a candidate that
     was rolled back does not come back by running again. ``stale``: the champion is no longer the one it was
     judged against, or was released later than ``as_of``. ``promoted``: it serves. Whatever fails, the champion that serves goes on serving.
     """
@@ -36,11 +36,11 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, t
     key = storage.step_key("rollout", STEP_VERSION, keys, {})
 
     def build(_folder: Path) -> Mapping[str, Any]:
-        version = inputs["register"].facts["version"]
-        if inputs["gate"].facts["decision"] != "promote":
+        version, verdict = inputs["register"].facts["version"], _verdict(settings, run_dir, inputs)
+        if verdict["decision"] != "promote":
             return {"outcome": "kept", "version": version, "seq": None}
         with repository.alone(settings.model_repository, params.case):
-            outcome, release = _release(params, settings, run_dir, as_of, trigger, inputs)
+            outcome, release = _release(params, settings, run_dir, as_of, trigger, inputs, verdict["reason"])
         if outcome == "promoted":
             _project(settings, params.case)
         return {"outcome": outcome, "version": version, "seq": release.seq if release else None}
@@ -48,8 +48,26 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, t
     return storage.commit(run_dir / "rollout", case=params.case, as_of=as_of, key=key, inputs=keys, build=build)
 
 
+def _verdict(settings: Settings, run_dir: Path, inputs: Mapping[str, Manifest]) -> dict[str, Any]:
+    """The verdict on this very candidate as it stands in the ledger; what a file says of it decides nothing.
+
+    Raises IntegrityError if the ledger has none of this gate run, or one of the steps belongs to another candidate.
+    """
+    export, gate, registered = (inputs[step] for step in ("export", "gate", "register"))
+    evaluate = storage.read_manifest(run_dir / "evaluate")
+    found = ledger.verdict(settings.ledger, export.case, gate.facts.get("verdict_sha256", ""))
+    judged = (found["gate_key"], gate.inputs.get("evaluate"), evaluate.inputs.get("export"), registered.inputs)
+    if judged != (gate.key, evaluate.key, export.key, {"gate": gate.key, "export": export.key}):
+        raise IntegrityError(
+            f"{run_dir}: the verdict that its gate cites ({found['hash'][:12]}) is not the one on this candidate ({export.key[:12]}): "
+            "run evaluate, gate and register again"
+        )
+    verdict: dict[str, Any] = found["verdict"]
+    return verdict
+
+
 def _release(
-    params: Params, settings: Settings, run_dir: Path, as_of: datetime, trigger: Trigger, inputs: Mapping[str, Manifest]
+    params: Params, settings: Settings, run_dir: Path, as_of: datetime, trigger: Trigger, inputs: Mapping[str, Manifest], reason: str
 ) -> tuple[str, Release | None]:
     case, candidate_key, version = inputs["export"].case, inputs["export"].key, inputs["register"].facts["version"]
     history = ledger.releases(settings.ledger, case)
@@ -72,7 +90,7 @@ def _release(
             bundle=str((run_dir / "export").relative_to(settings.root)),
             action="promote",
             trigger=trigger,
-            reason=inputs["gate"].facts["reason"],
+            reason=reason,
             actor=settings.who,
             mlflow_run=inputs["register"].facts["mlflow_run"],
             verdict_hash=inputs["gate"].facts["verdict_sha256"],

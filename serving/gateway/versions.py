@@ -10,12 +10,14 @@ from typing import Any
 
 from pipelines import storage
 from pipelines.contracts import Release
-from pipelines.encoding import Columns, Encode, encoder
+from pipelines.encoding import BUNDLE, Columns, Encode, encoder
 from pipelines.errors import PerennialError, Unavailable
 from pipelines.fields import Fields
 from pipelines.text import TOKENIZER, load_tokenizer
 from serving.gateway.parts import Part, cut
 
+READ = (BUNDLE, TOKENIZER)
+"""What the gateway reads of a bundle; it is what was released, or the version is not served."""
 INLINE_CHARACTERS = 2_000
 """Shorter texts (all of a request together) are tokenised on the spot: in less than a millisecond."""
 
@@ -46,11 +48,11 @@ def load(root: Path, fields: Fields, release: Release) -> Version:
     """
     name = f"{release.case} version {release.champion}"
     try:
-        folder = storage.find(root / release.bundle, release.candidate_key)
-        about = json.loads((folder / "bundle.json").read_text())
+        folder = storage.find(root / release.bundle, release.candidate_key, verify=READ)
+        about = json.loads((folder / BUNDLE).read_text())
         trained_with = about["fields_hash"]
     except (PerennialError, OSError, ValueError, KeyError, TypeError) as error:
-        raise Unavailable(f"{name}: its bundle.json cannot be read, so its fields are not known: restore {release.bundle}") from error
+        raise Unavailable(f"{name}: its bundle.json cannot be read, so its fields are not known ({error}): restore {release.bundle}") from error
     if trained_with != fields.hash:
         raise Unavailable(
             f"{name} was trained with other fields ({str(trained_with)[:12]}) than this gateway has ({fields.hash[:12]}): "

@@ -1,10 +1,13 @@
 """pipelines/storage.py: folders appear whole, once, and are found again by their key."""
 
+import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -121,7 +124,90 @@ def test_a_lost_file_is_made_again(tmp_path: Path):
     again = _commit(tmp_path / "train")
     assert again.files == first.files
     assert (tmp_path / "train" / "data.txt").read_text() == "hello"
-    assert len(list(tmp_path.glob("train.k1*"))) == 1
+    assert len(list(tmp_path.glob("train.damaged-k1.*"))) == 1
+
+
+def _flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_changed_bytes_are_made_again(tmp_path: Path):
+    """A folder with a changed file is no finished work either: running again makes it anew, and nobody finds the damaged one."""
+    first = _commit(tmp_path / "train")
+    _flip(tmp_path / "train" / "data.txt")
+    with pytest.raises(IntegrityError, match=r"data.txt has sha256 \w+, its manifest says \w+: move the folder away"):
+        storage.find(tmp_path / "train", "k1")
+    assert _commit(tmp_path / "train").files == first.files
+    assert (storage.find(tmp_path / "train", "k1") / "data.txt").read_text() == "hello"
+    shutil.rmtree(tmp_path / "train")
+    with pytest.raises(IntegrityError, match="does not hold the artefact k1"):
+        storage.find(tmp_path / "train", "k1")
+
+
+def test_a_manifest_is_checked_as_its_files_are(tmp_path: Path):
+    """A changed fact of a manifest is found by its own sha256; one from before there was a sha256 is read as it is."""
+    _commit(tmp_path / "train")
+    path = tmp_path / "train" / storage.MANIFEST
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {"key": "k2"}))
+    with pytest.raises(IntegrityError, match="is not what was written"):
+        storage.read_manifest(tmp_path / "train")
+    del said["sha256"]
+    path.write_text(json.dumps(said))
+    assert storage.read_manifest(tmp_path / "train").key == "k1"
+
+
+def test_only_the_files_that_matter_are_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file is hashed once as long as it does not change, and not at all for who does not read it."""
+    _commit(tmp_path / "train")
+    hashed = []
+    once = storage.file_sha256
+    monkeypatch.setattr(storage, "file_sha256", lambda path: hashed.append(path.name) or once(path))
+    storage.read_manifest(tmp_path / "train", verify=False)
+    storage.read_manifest(tmp_path / "train", verify=("other.txt",))
+    assert hashed == []
+    for _ in range(2):
+        storage.read_manifest(tmp_path / "train", verify=("data.txt",))
+    assert hashed == ["data.txt"]
+    _flip(tmp_path / "train" / "data.txt")
+    with pytest.raises(IntegrityError, match=r"data.txt has sha256"):
+        storage.read_manifest(tmp_path / "train")
+
+
+def _elsewhere(folder: Path, begun: Path, go_on: Path) -> None:
+    """A try as in another container: its process id is none here."""
+    storage.os.getpid = lambda: 2**22 + 1
+
+    def build(work: Path) -> dict:
+        (work / "data.txt").write_text("hello")
+        begun.touch()
+        while not go_on.exists():
+            time.sleep(0.01)
+        return {}
+
+    storage.commit(folder, case="bank", as_of=AS_OF, key="k1", inputs={}, build=build)
+
+
+def test_a_live_try_in_another_container_is_left_alone(tmp_path: Path):
+    """A try whose process cannot be seen from here keeps its work folder while a second one begins; a dead one's is removed."""
+    begun, go_on, folder = tmp_path / "begun", tmp_path / "go_on", tmp_path / "run" / "train"
+    first = multiprocessing.get_context("fork").Process(target=_elsewhere, args=(folder, begun, go_on))
+    first.start()
+    while not begun.exists():
+        time.sleep(0.01)
+    dead = folder.with_name(f".train.{os.getpid()}.left")
+    dead.mkdir()
+    (work,) = folder.parent.glob(f".train.{2**22 + 1}.*")
+    manifest = _commit(folder)
+    assert (work / "data.txt").exists()
+    assert not dead.exists()
+    go_on.touch()
+    first.join(30)
+    assert (first.exitcode, storage.read_manifest(folder)) == (0, manifest)
+    assert [path.name for path in folder.parent.iterdir()] == ["train"]
 
 
 def test_the_mend_of_changed_bytes_works(tmp_path: Path):

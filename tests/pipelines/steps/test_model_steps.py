@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,16 +235,48 @@ def test_a_gate_killed_at_any_point_is_mended_by_running_again(first, tmp_path, 
 
 
 def test_a_changed_verdict_is_refused_by_the_ledger(first):
-    """A verdict file edited after the fact does not match what the ledger holds."""
+    """A verdict file edited after the fact does not match what the ledger holds, though its manifest were made to fit."""
     settings, run_dir, _ = first
-    path = run_dir / "gate" / "verdict.json"
-    honest = path.read_text()
+    path, beside = run_dir / "gate" / "verdict.json", run_dir / "gate" / storage.MANIFEST
+    honest, manifest = path.read_text(), beside.read_text()
     try:
         path.write_text(honest.replace('"promote"', '"reject"'))
+        files = {"verdict.json": storage.file_sha256(path)}
+        beside.write_text(json.dumps(json.loads(manifest) | {"files": files, "sha256": ""}))
         with pytest.raises(ConflictError, match="immutable"):
             gate.run(PARAMS, settings, run_dir, AS_OF)
     finally:
         path.write_text(honest)
+        beside.write_text(manifest)
+
+
+READS = ((train, "dataset/train.parquet"), (export, "train/weights.pt"), (export, "dataset/holdout.parquet"))
+READS += ((evaluate, "export/model.onnx"), (evaluate, "dataset/holdout.parquet"), (gate, "evaluate/scores.parquet"))
+
+
+@pytest.mark.parametrize(("step", "file"), READS, ids=[f"{step.__name__.rpartition('.')[2]} {file}" for step, file in READS])
+def test_one_bit_in_an_input_stops_the_step(first, tmp_path, step, file):
+    """A step whose input is not what was committed says which file it is, also when its own work is done already."""
+    settings = Settings(home=tmp_path)
+    run_dir = settings.run_dir("loans", AS_OF)
+    shutil.copytree(first[1], run_dir)
+    data = bytearray((run_dir / file).read_bytes())
+    data[len(data) // 2] ^= 4
+    (run_dir / file).write_bytes(data)
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match=rf"{file} has sha256 \w+, its manifest says"):
+            step.run(PARAMS, settings, run_dir, AS_OF)
+        shutil.rmtree(run_dir / step.__name__.rpartition(".")[2], ignore_errors=True)
+
+
+def test_a_damaged_verdict_is_made_again(first):
+    """The no-op path looks at what it finds: a changed file of a finished step is made anew, byte for byte."""
+    settings, run_dir, manifests = first
+    path = run_dir / "gate" / "verdict.json"
+    honest = path.read_bytes()
+    path.write_bytes(honest.replace(b'"promote"', b'"reject"'))
+    assert gate.run(PARAMS, settings, run_dir, AS_OF).files == manifests["gate"].files
+    assert path.read_bytes() == honest
 
 
 def test_a_parameter_of_training_gives_a_new_candidate(first):

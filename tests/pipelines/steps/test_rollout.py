@@ -1,5 +1,6 @@
 """pipelines/steps/rollout.py: a candidate serves after the handshake, or everything stays as it is."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -36,6 +37,34 @@ def test_only_a_promotion_touches_anything(offline, decision):
     assert roll_out(offline, 1, run_dir) == {"outcome": "kept", "version": 1, "seq": None}
     assert ledger.head(offline.ledger, CASE) is None
     assert not offline.model_repository.exists()
+
+
+def _forge(folder, **facts):
+    """Change facts of a manifest as somebody who knows how it is read."""
+    path = folder / storage.MANIFEST
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {"facts": said["facts"] | facts, "sha256": ""}))
+
+
+def test_a_word_in_a_manifest_promotes_nobody(offline):
+    """The verdict is the ledger's: a rejected candidate whose gate's manifest says promote is kept out."""
+    run_dir = registered(offline, month(1), 1, bias=0.1, decision="reject")
+    _forge(run_dir / "gate", decision="promote")
+    assert roll_out(offline, 1, run_dir)["outcome"] == "kept"
+    assert ledger.head(offline.ledger, CASE) is None
+
+
+def test_another_candidates_verdict_promotes_nobody(offline):
+    """A gate's manifest that cites the good verdict on another candidate, or one that nobody gave, is an error by name."""
+    good = candidate(offline, month(1), bias=0.2)
+    run_dir = registered(offline, month(2), 2, bias=0.1, decision="reject")
+    _forge(run_dir / "gate", verdict_sha256=storage.read_manifest(good / "gate").facts["verdict_sha256"])
+    with pytest.raises(IntegrityError, match="is not the one on this candidate"):
+        roll_out(offline, 2, run_dir)
+    _forge(run_dir / "gate", verdict_sha256="0" * 64)
+    with pytest.raises(IntegrityError, match="there is no verdict 000000000000"):
+        roll_out(offline, 2, run_dir)
+    assert ledger.head(offline.ledger, CASE) is None
 
 
 def test_stale_judgement_changes_nothing(offline):
@@ -115,7 +144,7 @@ def test_refused_model_leaves_the_champion_serving(released):
     damaged = registered(released, month(3), 3, bias=0.3, champion=1)
     model = damaged / "export" / "model.onnx"
     model.write_bytes(model.read_bytes()[:-1] + b"!")
-    with pytest.raises(IntegrityError, match=r"model.onnx has sha256 .* it is damaged and was not staged"):
+    with pytest.raises(IntegrityError, match=r"model.onnx has sha256 .* its manifest says"):
         roll_out(released, 3, damaged)
     other = registered(released, month(4), 4, bias=0.4, champion=1)
     with pytest.MonkeyPatch.context() as patch:
