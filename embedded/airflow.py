@@ -146,7 +146,7 @@ class Airflow:
         Airflow's own words otherwise.
         """
         try:
-            for pause in (0.2, 0.5, 1.0, 0.0):
+            for pause in (0.2, 0.5, 1.0, 2.0, 4.0, 0.0):
                 answer = self._client.request(method, f"/api/v2{path}", **arguments)
                 if answer.status_code == httpx.codes.UNAUTHORIZED:
                     self._client.headers["Authorization"] = f"Bearer {self._token()}"
