@@ -308,13 +308,16 @@ def verdicts(url: str, case: str) -> list[dict[str, Any]]:
     return [{**row, "verdict": _read(_verdicts, row, "verdict")} for row in rows]
 
 
-def verdict(url: str, case: str, value: str) -> dict[str, Any]:
+def verdict(url: str, case: str, value: str, *, gate_key: str = "") -> dict[str, Any]:
     """The verdict whose sha256 is ``value``, as :func:`verdicts` gives it.
+
+    Several gate runs may come to the same verdict, to the byte: it is the row of ``gate_key`` where that run is one of them.
 
     Raises IntegrityError if the ledger has none, or its row is another one than was hashed.
     """
     with _begin(url) as connection:
-        row = connection.execute(select(_verdicts).where(_verdicts.c.case == case, _verdicts.c.hash == value).limit(1)).mappings().first()
+        wanted = select(_verdicts).where(_verdicts.c.case == case, _verdicts.c.hash == value)
+        row = connection.execute(wanted.order_by(_verdicts.c.gate_key != gate_key).limit(1)).mappings().first()
     if row is None:
         raise IntegrityError(f"ledger of {case}: there is no verdict {value[:12]}: {LOOK}")
     found = _read(_verdicts, row, "verdict")

@@ -53,7 +53,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, t
 def _candidate(
     params: Params, settings: Settings, run_dir: Path, as_of: datetime, trigger: Trigger, inputs: Mapping[str, Manifest], plots: Sequence[Path]
 ) -> register.Candidate:
-    cited = ledger.verdict(settings.ledger, params.case, inputs["gate"].facts.get("verdict_sha256", ""))
+    cited = ledger.verdict(settings.ledger, params.case, inputs["gate"].facts.get("verdict_sha256", ""), gate_key=inputs["gate"].key)
     verdict = Verdict.model_validate(cited["verdict"])
     facts = {step: manifest.facts for step, manifest in inputs.items()}
     metrics = {"evaluate": {name: facts["evaluate"].get(name) for name in ("challenger", "champion", "base_rate", "n", "positives")}}

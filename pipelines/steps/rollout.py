@@ -55,7 +55,7 @@ def _verdict(settings: Settings, run_dir: Path, inputs: Mapping[str, Manifest]) 
     """
     export, gate, registered = (inputs[step] for step in ("export", "gate", "register"))
     evaluate = storage.read_manifest(run_dir / "evaluate")
-    found = ledger.verdict(settings.ledger, export.case, gate.facts.get("verdict_sha256", ""))
+    found = ledger.verdict(settings.ledger, export.case, gate.facts.get("verdict_sha256", ""), gate_key=gate.key)
     judged = (found["gate_key"], gate.inputs.get("evaluate"), evaluate.inputs.get("export"), registered.inputs)
     if judged != (gate.key, evaluate.key, export.key, {"gate": gate.key, "export": export.key}):
         raise IntegrityError(

@@ -67,6 +67,17 @@ def test_another_candidates_verdict_promotes_nobody(offline):
     assert ledger.head(offline.ledger, CASE) is None
 
 
+@pytest.mark.parametrize("decision", ["reject", "inconclusive"])
+def test_two_runs_may_have_the_same_verdict(offline, decision):
+    """Gate runs that come to the same verdict, to the byte, as on two empty holdouts, each keep their candidate out."""
+    runs = [registered(offline, month(number), number, bias=0.1, decision=decision, champion=champion) for number, champion in ((1, None), (2, 7))]
+    first, second = (storage.read_manifest(run_dir / "gate") for run_dir in runs)
+    assert first.facts["verdict_sha256"] == second.facts["verdict_sha256"]
+    assert first.key != second.key
+    for number, run_dir in enumerate(runs, 1):
+        assert roll_out(offline, number, run_dir)["outcome"] == "kept"
+
+
 def test_stale_judgement_changes_nothing(offline):
     """A candidate judged against a champion that is no longer at the head of the ledger is not released."""
     for seq in (0, 1):
