@@ -65,7 +65,7 @@ class Candidate:
 def record(settings: Settings, candidate: Candidate) -> tuple[str, int]:
     """Make or complete the candidate's run and version; returns ``(run id, version)``.
 
-    Raises DataError if the bundle's model is not ONNX, Unavailable if MLflow is down.
+    Raises DataError if the bundle's model is not ONNX, IntegrityError if it is not the one that was exported, Unavailable if MLflow is down.
     """
     with connect(settings) as client:
         run = _run(client, candidate)
@@ -182,6 +182,7 @@ def _version(client: MlflowClient, run: Run, candidate: Candidate) -> int:
         version = min(int(version.version) for version in found)
         client.update_model_version(candidate.case, str(version), candidate.about)
         return version
+    storage.read_manifest(candidate.bundle)
     _upload(client, run, candidate.bundle)
     _registered_model(client, candidate.case)
     source = f"{run.info.artifact_uri}/model"

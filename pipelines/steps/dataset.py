@@ -19,6 +19,7 @@ from pipelines.errors import IntegrityError, TooFewRows
 from pipelines.fields import Fields
 
 STEP_VERSION = 2
+TRAIN = "train.parquet"
 ROOMS = ("pipelines.data.dataset", "pipelines.text")
 
 
@@ -97,7 +98,9 @@ def _trained_on(settings: Settings, champion: Release, columns: list[str]) -> pl
     there too; the rows of all of them count, as leaving out too many is safe and too few is not.
     """
     run = settings.root / Path(champion.bundle).parent
-    files = sorted(run.glob("dataset*/train.parquet"))
-    if not files:
+    made = [path.parent for path in sorted(run.glob(f"dataset*/{storage.MANIFEST}")) if not path.parent.name.startswith("dataset.damaged-")]
+    if not made:
         raise IntegrityError(f"{run}/dataset/train.parquet, the rows champion {champion.champion} was trained on, is missing: restore the run's folder")
-    return pl.concat([pl.read_parquet(file, columns=columns) for file in files])
+    for folder in made:
+        storage.read_manifest(folder, verify={TRAIN})
+    return pl.concat([pl.read_parquet(folder / TRAIN, columns=columns) for folder in made])

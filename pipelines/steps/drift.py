@@ -27,7 +27,7 @@ from pipelines.drift.findings import Seen
 from pipelines.drift.profile import Profile, merge, read
 from pipelines.drift.spec import OUTPUTS, count_words, load_spec, numbers
 from pipelines.drift.windows import drift_window, last_windows
-from pipelines.errors import IntegrityError, Overtaken
+from pipelines.errors import NotKept, Overtaken
 from pipelines.fields import SCORES, Fields
 from pipelines.reports import evidently
 
@@ -126,9 +126,11 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     if early is not None:
         unjudged = _report(params.case, window, champion, None, current, Decision("NOT_SERVED", reason=early), served_since=served_since)
         return _commit(params, settings, run_dir, as_of, made, unjudged, None)
-    bundle = storage.find(settings.root / champion.bundle, champion.candidate_key)
+    bundle = storage.find(settings.root / champion.bundle, champion.candidate_key, verify={reference.FILE})
     before = read(bundle / reference.FILE)
-    checks = quality(before, current, window, params.drift, served_since, unread, _usual_rows(bundle))
+    learned_from = _learned_from(bundle)
+    usual = None if learned_from is None else storage.read_manifest(learned_from).facts.get("rows_per_day")
+    checks = quality(before, current, window, params.drift, served_since, unread, usual)
     spec = load_spec(fields, settings.profile_file(params.case))
     same_spec = before.spec == current.spec == spec.version
     if not same_spec:
@@ -167,7 +169,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         found = {"trigger": report.policy.get("trigger"), **opened, **more}
         ledger.open_episode(settings.ledger, case=params.case, episode=decision.episode, as_of=as_of, evidence=found)
         storage.failpoint("drift", "opened")
-    return _commit(params, settings, run_dir, as_of, made, report, bundle.parent / "dataset" / "train.parquet")
+    return _commit(params, settings, run_dir, as_of, made, report, learned_from and learned_from / "train.parquet")
 
 
 def _too_early(params: Params, settings: Settings, window: Window, served_since: datetime | None) -> str | None:
@@ -182,14 +184,16 @@ def _too_early(params: Params, settings: Settings, window: Window, served_since:
     return None
 
 
-def _usual_rows(bundle: Path) -> float | None:
-    """Rows per day when the champion's training rows came, as its dataset recorded them; None where a release before that did not."""
-    key = storage.read_manifest(bundle).inputs.get("dataset")
+def _learned_from(bundle: Path) -> Path | None:
+    """The champion's dataset, which also says how many rows a day were usual then; None if it is gone: the reference is enough for everything else.
+
+    Raises IntegrityError if it is damaged.
+    """
+    key = storage.read_manifest(bundle, verify=False).inputs.get("dataset")
     try:
-        made = storage.read_manifest(storage.find(bundle.parent / "dataset", key)) if key else None
-    except IntegrityError:  # the training rows are gone: the reference is enough for everything else
+        return storage.find(bundle.parent / "dataset", key) if key else None
+    except NotKept:
         return None
-    return None if made is None else made.facts.get("rows_per_day")
 
 
 # --- what was judged before -----------------------------------------------------------------------

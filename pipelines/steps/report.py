@@ -169,7 +169,8 @@ def _profiles(
     found: dict[str, Any] = {"served": [{"version": int(version), "rows": rows} for version, rows in sorted(served.items(), key=lambda item: int(item[0]))]}
     champion = ledger.champion_before(settings.ledger, params.case, as_of)
     order = [feature.feature for feature in report.features]
-    before = None if champion is None else read(storage.find(settings.root / champion.bundle, champion.candidate_key) / reference.FILE)
+    bundle = None if champion is None else storage.find(settings.root / champion.bundle, champion.candidate_key, verify={reference.FILE})
+    before = None if bundle is None else read(bundle / reference.FILE)
     if before is None or before.spec != spec.version:
         return {**found, "heat": windows(past, order), "moved": []}
     found["moved"] = []

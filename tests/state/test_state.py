@@ -193,7 +193,7 @@ def test_every_artefact_is_read(state):
     manifests = sorted(state.root.glob("artefacts/*/*/*/manifest.json"))
     assert len(manifests) > 40
     for path in manifests:
-        made = storage.read_manifest(path.parent)
+        made = storage.read_manifest(path.parent, verify=False)
         for name, expected in made.files.items():
             if (path.parent / name).exists():
                 assert storage.file_sha256(path.parent / name) == expected
@@ -426,7 +426,7 @@ def test_mlflow_goes_on(state, monkeypatch):
     with mlflow_server(state.root) as url:
         monkeypatch.setenv("PERENNIAL_MLFLOW_URL", url)
         settings, params, run_dir = Settings(), load_params(CASE), state.run_dir(CASE, at(ASKED))
-        before = storage.read_manifest(run_dir / "register").facts
+        before = storage.read_manifest(run_dir / "register", verify=False).facts
         shutil.move(run_dir / "register", run_dir / "lost")
         assert aliases.project(settings, CASE) == []
         assert register.run(params, settings, run_dir, at(ASKED), trigger="drift").facts == before

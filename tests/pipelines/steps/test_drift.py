@@ -419,7 +419,7 @@ def test_a_champion_without_its_reference_is_an_error(settings, stream):
     release(settings, stream, midnight(day(0)))
     serve(settings, stream, 0)
     (settings.run_dir("loans", midnight(day(0))) / "export" / "reference.parquet").unlink()
-    with pytest.raises(IntegrityError, match=r"reference\.parquet is not a profile"):
+    with pytest.raises(IntegrityError, match=r"reference\.parquet has sha256 missing"):
         judge(settings, after(0))
 
 

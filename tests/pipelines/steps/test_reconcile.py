@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from pipelines import ledger
+from pipelines import ledger, storage
 from pipelines.config import ServingParams, load_params
 from pipelines.deploy import repository, triton
 from pipelines.errors import IntegrityError, Unavailable
@@ -91,12 +91,12 @@ def test_lost_bundles(mended):
 def test_set_aside_bundle_is_found(mended):
     """A champion's bundle that a later commit of the same run set aside is still the one that serves."""
     settings, (_, second), repair = mended
-    manifest = (second / "export" / "manifest.json").read_text()
+    manifest = storage.read_manifest(second / "export")
     key = ledger.head(settings.ledger, CASE).candidate_key
     aside = second / f"export.{key[:12]}.abc"
     (second / "export").rename(aside)
     (second / "export").mkdir()
-    (second / "export" / "manifest.json").write_text(manifest.replace(key, "f" * 64))
+    (second / "export" / "manifest.json").write_text(manifest.model_copy(update={"key": "f" * 64, "sha256": ""}).model_dump_json())
     shutil.rmtree(settings.model_repository / CASE / "2")
     assert "staged version 2" in repair()[0]
     assert answering(settings, 2) == [2]
