@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from datetime import datetime, timedelta
 
@@ -47,9 +48,17 @@ def provoke(settings: Settings, params: Params, start: datetime) -> tuple[dateti
 
 def forget(settings: Settings, case: str, as_of: datetime) -> None:
     """Takes the decision of ``as_of`` back, so that the runs to come race for it: its state, its episode, its report."""
-    with create_engine(settings.ledger).begin() as connection:
-        connection.execute(text('DELETE FROM drift_episodes WHERE "case" = :case'), {"case": case})
-        for table in ("drift_states", "drift_chain"):
-            newest = f'SELECT max(as_of) FROM {table} WHERE "case" = :case'
-            connection.execute(text(f'DELETE FROM {table} WHERE "case" = :case AND as_of = ({newest})'), {"case": case})
+    take_back(settings.ledger, case, "drift_chain")
     shutil.rmtree(settings.run_dir(case, as_of) / "drift")
+
+
+def take_back(url: str, case: str, since: str) -> None:
+    """Leaves the ledger of a case as it was before its newest row of a table: that row and all written after it go, with their entries."""
+    with create_engine(url).begin() as connection:
+        newest = 'SELECT max(number) FROM journal WHERE "case" = :case AND about = :since'
+        entries = text(f'SELECT about, row_key FROM journal WHERE "case" = :case AND number >= ({newest})')
+        for about, key in connection.execute(entries, {"case": case, "since": since}).all():
+            row = {"case": case, **json.loads(key)}
+            where = " AND ".join(f'"{name}" = :{name}' for name in row)
+            connection.execute(text(f'DELETE FROM "{about}" WHERE {where}'), row)
+        connection.execute(text(f'DELETE FROM journal WHERE "case" = :case AND number >= ({newest})'), {"case": case, "since": since})

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from sqlalchemy import create_engine, text
 
+from benchmarks.episode import take_back
 from pipelines import ledger, storage
 from pipelines.config import Params, Settings
 from pipelines.contracts import DriftReport, Manifest
@@ -215,8 +215,7 @@ def test_the_decision_stands_when_the_folder_is_lost(replayed):
 
 def test_a_lost_episode_is_mended(replayed):
     """A run that died between state and episode is mended by running again: the episode is opened then."""
-    with create_engine(replayed.ledger).begin() as connection:
-        connection.execute(text("DELETE FROM drift_episodes"))
+    take_back(replayed.ledger, "loans", "drift_episodes")
     judge(replayed, after(DRIFT_AT + 1))
     assert len(ledger.episodes(replayed.ledger, "loans")) == 1
 
@@ -300,10 +299,7 @@ def test_windows_that_race_open_one_episode(replayed, stream, monkeypatch):
     for number in (DRIFT_AT + 1, DRIFT_AT + 2):
         shutil.rmtree(replayed.run_dir("loans", after(number)) / "drift", ignore_errors=True)
         profile.run(PARAMS, replayed, replayed.run_dir("loans", after(number)), after(number))
-    with create_engine(replayed.ledger).begin() as connection:
-        connection.execute(text("DELETE FROM drift_episodes"))
-        for table in ("drift_states", "drift_chain"):
-            connection.execute(text(f"DELETE FROM {table} WHERE as_of = (SELECT max(as_of) FROM {table})"))
+    take_back(replayed.ledger, "loans", "drift_chain")
     monkeypatch.setattr("pipelines.reports.evidently.draw", lambda path, *_rest: path.write_text("page"))
 
     both, alone, decide = threading.Barrier(2), threading.local(), policy.step
@@ -332,10 +328,7 @@ def test_windows_that_race_open_one_episode(replayed, stream, monkeypatch):
 def test_concurrent_runs_open_one_episode(replayed, monkeypatch):
     """Eight runs of the same window at once agree on one decision and one episode."""
     shutil.rmtree(replayed.run_dir("loans", after(DRIFT_AT + 1)))
-    with create_engine(replayed.ledger).begin() as connection:
-        connection.execute(text("DELETE FROM drift_episodes"))
-        for table in ("drift_states", "drift_chain"):
-            connection.execute(text(f"DELETE FROM {table} WHERE as_of = (SELECT max(as_of) FROM {table})"))
+    take_back(replayed.ledger, "loans", "drift_chain")
     monkeypatch.setattr("pipelines.reports.evidently.draw", lambda path, *_rest: path.write_text("page"))
     with ThreadPoolExecutor(8) as pool:
         answers = {json.dumps(one.facts, sort_keys=True) for one in pool.map(lambda _: judge(replayed, after(DRIFT_AT + 1)), range(8))}
