@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import fcntl
 import hashlib
 import json
 import os
@@ -112,12 +113,18 @@ def make_triton(folder: Path, mode: int = OWNER_ONLY) -> list[str]:
 
 
 def _write(path: Path, text: str, mode: int) -> None:
-    work = path.with_name(f".{path.name}.{os.getpid()}")
-    work.unlink(missing_ok=True)
-    with os.fdopen(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY), "w") as file:
-        file.write(text)  # no newline at the end: Airflow takes it for a part of what a command prints
-    work.chmod(mode)
-    os.replace(work, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        for left in path.parent.glob(f".{path.name}.*"):  # by a killed one: nobody else writes here now
+            left.unlink()
+        work = path.with_name(f".{path.name}.new")
+        with os.fdopen(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY), "w") as file:
+            file.write(text)  # no newline at the end: Airflow takes it for a part of what a command prints
+        work.chmod(mode)
+        os.replace(work, path)
+    finally:
+        os.close(folder)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -28,6 +28,7 @@ from embedded.services import full_environment, missing_environment, services
 from pipelines.config import Settings
 from pipelines.errors import ConfigError, ConflictError, PerennialError, Unavailable
 from pipelines.places import ENV, PRIVATE, RECORD, TAG
+from pipelines.storage import sweep as sweep_writes
 from pipelines.storage import write_atomic
 
 START_SECONDS = 180.0
@@ -291,7 +292,10 @@ def _tighten(home: Path) -> None:
 
 
 def _sweep_writes(home: Path) -> None:
-    """Delete what killed writes of the stack's own files left beside them (``.<name>.<random>``); nobody writes them now."""
+    """Delete what killed writes left beside their files: the stack's own, which nobody writes now, and those of the state."""
+    settings = Settings(home=home)
+    for folder in (settings.root / "artefacts", settings.lake, settings.prediction_log, settings.model_repository):
+        sweep_writes(folder)
     for path in (home / RECORD, home / ENV, *(home / name / "x" for name in ("secrets", "traffic", "airflow", "prometheus"))):
         wanted = re.compile(rf"\.{re.escape(path.name) if path.name != 'x' else '.+'}\.([a-z0-9_]{{8}}|\d+)")
         for found in path.parent.glob(".*"):

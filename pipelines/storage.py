@@ -13,12 +13,14 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -39,6 +41,11 @@ MEND = "move the folder away and run again"
 
 CODE = ("pipelines", "plugins", "dags", "serving", "embedded")
 """The repository's folders whose files do the work."""
+
+_WRITERS = 8
+"""Live writers of one file at once whose temporary files the next writer looks for."""
+_TEMPORARY = re.compile(r"\..+\.(\d|[a-z0-9_]{8})")
+"""Names of temporary files; releases before had eight random letters at the end."""
 
 log = logging.getLogger(__name__)
 _ROOT = Path(__file__).parent.parent
@@ -138,35 +145,102 @@ def usual_mode(most: int) -> int:
     return most & ~int(status.partition("Umask:")[2].split()[0], 8)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``: a reader sees the old bytes or the new ones, never a part."""
-    make_folder(path.parent)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, usual_mode(0o666))
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
+def write_atomic(path: Path, data: bytes, *, durable: bool = True, mode: int | None = None) -> None:
+    """Replace ``path`` by ``data``: a reader sees the old bytes or the new ones, never a part.
+
+    What killed writes of ``path`` left beside it is removed. Who writes many files at once says ``durable=False``, and makes them
+    so together (:func:`make_durable`). ``mode`` is the file's mode; by default what the umask leaves of 0666.
+    """
+    make_folder(path.parent) if durable else path.parent.mkdir(parents=True, exist_ok=True)
+    with _written_beside(path, data, durable=durable, mode=mode) as work:
+        os.replace(work, path)
+    if durable:
+        fsync_folder(path.parent)
 
 
 def write_once(path: Path, data: bytes) -> bool:
     """Like :func:`write_atomic` where nothing is yet; of several writers the first one's bytes stay. Returns whether they are these."""
-    beside = path.with_name(f".{path.name}.{os.urandom(8).hex()}")  # containers that share a volume have equal process ids
-    write_atomic(beside, data)
+    make_folder(path.parent)
     try:
-        os.link(beside, path)
+        with _written_beside(path, data) as work:
+            os.link(work, path)
     except FileExistsError:
         return False
-    finally:
-        beside.unlink(missing_ok=True)
     fsync_folder(path.parent)
     return True
+
+
+@contextmanager
+def _written_beside(path: Path, data: bytes, *, durable: bool = True, mode: int | None = None) -> Iterator[Path]:
+    """A temporary file with ``data`` beside ``path``, locked as long as its writer lives; it goes at the end if it is there still."""
+    fd, work = _temporary(path)
+    try:
+        try:
+            with os.fdopen(fd, "wb", closefd=False) as file:
+                file.write(data)
+            os.fchmod(fd, usual_mode(0o666) if mode is None else mode)
+            if durable:
+                os.fsync(fd)
+            yield work
+        finally:
+            if _is_at(fd, work):
+                work.unlink()
+    finally:
+        os.close(fd)
+
+
+def _temporary(path: Path) -> tuple[int, Path]:
+    """A new file ``.<name>.<number>`` beside ``path``, open and locked; what dead writers of ``path`` left there is removed.
+
+    Few fixed names: what was left is found by looking for it, without listing a folder of 20,000 files.
+    """
+    names = [path.with_name(f".{path.name}.{number}") for number in range(_WRITERS)]
+    for name in names:
+        _remove_dead(name)
+    for name in names:
+        with suppress(FileExistsError):
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if _is_at(fd, name):
+                return fd, name
+            os.close(fd)  # taken for a dead one's before it was locked
+    fd, other = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    return fd, Path(other)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether ``path`` names the open file, and not another one by now."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_dead(path: Path) -> bool:
+    """Remove a temporary file or a work folder whose process is dead, in whatever container it was: its lock is free. Whether it was."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_at(fd, path):
+            return False
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError:
+        return False  # it lives, or it is not ours to remove
+    finally:
+        os.close(fd)
+    return True
+
+
+def sweep(folder: Path) -> int:
+    """Remove the temporary files that killed writes left in ``folder`` and below, of releases before too; returns how many.
+
+    The next write of the same file does it by itself; this finds those that nobody writes again.
+    """
+    found = [Path(above, name) for above, _, names in os.walk(folder) for name in names if _TEMPORARY.fullmatch(name)]
+    return sum(map(_remove_dead, found))
 
 
 def read_manifest(folder: Path, *, verify: bool | Collection[str] = True) -> Manifest:
@@ -258,8 +332,7 @@ def commit(
             return found
     make_folder(folder.parent)
     failpoint(step, "build")
-    work, lock = _work_folder(folder)
-    try:
+    with work_folder(folder) as work:
         facts = json.loads(canonical_json(dict(build(work))))
         built = [path for path in work.rglob("*") if path.is_file() or path.is_dir()]
         make_durable(built)
@@ -289,48 +362,44 @@ def commit(
             other = read_manifest(folder)
             log.warning("%s: another try committed key %s first; giving way", step, other.key[:12])
             return other
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        os.close(lock)
     fsync_folder(folder.parent)
     failpoint(step, "published")
     return manifest
 
 
-def _work_folder(folder: Path) -> tuple[Path, int]:
-    """A new folder beside ``folder``, locked as long as the returned descriptor is open; what dead tries left there is removed.
+@contextmanager
+def work_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside ``folder``, locked as long as its process works in it; what dead ones left there is removed.
 
     A lock says whether a try lives in whatever container or process namespace it is; a process id does not.
     """
+    prefix = f".{folder.name}."
     above = _locked(folder.parent)
     try:
-        for path in folder.parent.glob(f".{folder.name}.*"):
+        for path in folder.parent.glob(f"{prefix}*"):
             # The work of an unfinished training has a lock of its own, and its checkpoints stay.
-            if path.name.split(".")[2].isdigit() and _is_dead(path):
-                shutil.rmtree(path, ignore_errors=True)
-        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.{os.getpid()}."))
-        return work, _locked(work)
+            if path.name.removeprefix(prefix).split(".")[0].isdigit():
+                _remove_dead(path)
+        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{prefix}{os.getpid()}."))
+        lock = _locked(work)
     finally:
         os.close(above)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)
 
 
-def _locked(folder: Path, *, wait: bool = True) -> int:
-    """A descriptor that holds the folder's lock; BlockingIOError if it is taken and ``wait`` is False."""
+def _locked(folder: Path) -> int:
+    """A descriptor that holds the folder's lock."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(fd, fcntl.LOCK_EX)
     except BaseException:
         os.close(fd)
         raise
     return fd
-
-
-def _is_dead(work: Path) -> bool:
-    try:
-        os.close(_locked(work, wait=False))
-    except OSError:
-        return False  # it lives, or it is gone by now
-    return True
 
 
 @cache

@@ -19,8 +19,6 @@ import hashlib
 import io
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -36,7 +34,7 @@ from pipelines.data import records
 from pipelines.data.records import MEND, SPREAD, Done, Part
 from pipelines.errors import IntegrityError
 from pipelines.fields import SCORES
-from pipelines.storage import digest, failpoint, make_durable, usual_mode, write_atomic
+from pipelines.storage import digest, failpoint, make_durable, write_atomic
 
 Kind = Literal["predictions", "labels"]
 KINDS: tuple[Kind, ...] = ("predictions", "labels")
@@ -194,12 +192,7 @@ def _write(part: pl.DataFrame, path: Path, place: str) -> Part:
     buffer = io.BytesIO()
     part.write_parquet(buffer, compression="zstd")
     data = buffer.getvalue()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, work = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    os.chmod(work, usual_mode(0o666))
-    os.replace(work, path)
+    write_atomic(path, data, durable=False)
     return Part(place, hashlib.sha256(data).hexdigest())
 
 

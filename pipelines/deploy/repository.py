@@ -106,11 +106,12 @@ def stage(repository: Path, case: str, version: int, bundle: Path) -> bool:
     if expected is None or not (bundle / MODEL).exists():
         raise IntegrityError(f"{bundle} has no {MODEL}: restore the folder, or run the step 'export' again")
     target = repository / case / str(version)
+    sweep(repository, case)
     if (target / MODEL).exists() and storage.file_sha256(target / MODEL) == expected:
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
-    sweep(repository, case)
     work = Path(tempfile.mkdtemp(dir=repository, prefix=f".{case}.stage."))
+    damaged = work.with_name(f"{work.name}.damaged")
     try:
         shutil.copyfile(bundle / MODEL, work / MODEL)
         with (work / MODEL).open("rb") as file:
@@ -121,11 +122,11 @@ def stage(repository: Path, case: str, version: int, bundle: Path) -> bool:
         storage.fsync_folder(work)
         work.chmod(storage.usual_mode(0o777))
         if target.exists():
-            os.rename(target, work / "damaged")
+            os.rename(target, damaged)
         os.rename(work, target)
-        shutil.rmtree(target / "damaged", ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(damaged, ignore_errors=True)
     storage.fsync_folder(target.parent)
     return True
 

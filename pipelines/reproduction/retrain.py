@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -40,8 +39,8 @@ def reproduce(settings: Settings, case: str, number: int) -> dict[str, Any]:
     made = version.manifests["train"]
     settings.root.mkdir(parents=True, exist_ok=True)
     # Beside the artefacts: the disk that held the first training holds the second one, too.
-    with tempfile.TemporaryDirectory(dir=settings.root, prefix=f".reproduce.{case}.{number}.") as scratch:
-        again = Path(scratch) / "run"
+    with storage.work_folder(settings.root / f"reproduce.{case}.{number}") as scratch:
+        again = scratch / "run"
         again.mkdir()
         _link_upstream(version.folders["dataset"], again)
         log.info("training %s version %d again, as recorded at %s", case, number, made.as_of.isoformat())

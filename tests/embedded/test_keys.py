@@ -4,6 +4,7 @@ import base64
 import configparser
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 
@@ -24,6 +25,16 @@ def test_everything_is_made_once(tmp_path):
     assert not [name for name, value in before.items() if value != value.strip()], "Airflow keeps what a command prints to the last byte"
     assert make(folder) == []
     assert {path.name: path.read_text() for path in folder.iterdir()} == before
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
+    """After SIGKILL while a secret is published, the next run makes it and leaves no copy of it beside."""
+    folder, code = tmp_path / "secrets", "import os, signal, sys; from embedded import keys; os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL); "
+    code += "import pathlib; keys.make(pathlib.Path(sys.argv[1]))"
+    assert subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert len(list(folder.glob(".*"))) == 1
+    make(folder)
+    assert list(folder.glob(".*")) == []
 
 
 def test_only_the_owner_enters(tmp_path):

@@ -132,14 +132,16 @@ def test_an_older_state_is_closed_and_killed_writes_are_swept(tmp_path):
     home = tmp_path / "home"
     (home / "secrets").mkdir(parents=True)
     home.chmod(0o755)
+    (home / "lake" / "loans").mkdir(parents=True)
     kept, left = [home / "ledger.db", home / ".stack.json.note", home / "secrets" / "x"], [home / ".stack.json.a1b2c3_z", home / "secrets" / ".x.4242"]
+    left += [home / "lake" / "loans" / ".a.parquet.0", home / "lake" / "loans" / ".a.parquet.k3_x81qz"]
     for path in (*kept, *left):
         path.write_text("")
         path.chmod(0o644)
     ports = Ports.free()
     with socket.create_server((HOST, ports.gateway)), pytest.raises(Unavailable, match="PERENNIAL_PORT_GATEWAY"):
         stack.start(home, ports)
-    assert [path.exists() for path in (*kept, *left)] == [True, True, True, False, False]
+    assert [path.exists() for path in (*kept, *left)] == [True] * 3 + [False] * 4
     assert not [path for path in (home, *home.rglob("*")) if path.stat().st_mode & 0o077]
 
 

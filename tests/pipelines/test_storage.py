@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -208,6 +210,123 @@ def test_a_live_try_in_another_container_is_left_alone(tmp_path: Path):
     first.join(30)
     assert (first.exitcode, storage.read_manifest(folder)) == (0, manifest)
     assert [path.name for path in folder.parent.iterdir()] == ["train"]
+
+
+NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or subprocess.run([*NAMESPACE, "true"], check=False, capture_output=True).returncode != 0,
+    reason="this host lets nobody make a process namespace",
+)
+def test_a_live_try_in_another_process_namespace_is_left_alone(tmp_path: Path):
+    """A second try in a process namespace of its own leaves the work of the first one as it is, removes a dead one's, and commits."""
+    code = "import sys; from pathlib import Path; from tests.pipelines.test_storage import _commit; _commit(Path(sys.argv[1]) / 'train', text='second')"
+    (tmp_path / ".train.999999.dead").mkdir()
+
+    def build(work: Path) -> dict[str, int]:
+        (work / "data.txt").write_text("first")
+        subprocess.run([*NAMESPACE, sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(Path.cwd())}, check=True)
+        assert (work / "data.txt").read_text() == "first"
+        return {}
+
+    storage.commit(tmp_path / "train", case="bank", as_of=AS_OF, key="k1", inputs={}, build=build)
+    assert (tmp_path / "train" / "data.txt").read_text() == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+def _dies(call: str, after: bool, write: Callable[[], object]) -> None:
+    """``write`` in a process that is killed at a system call, before or after it was done."""
+    real = getattr(os, call)
+
+    def last(*arguments: object, **named: object) -> None:
+        if after:
+            real(*arguments, **named)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def run() -> None:
+        setattr(os, call, last)
+        write()
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    child.join(30)
+    assert child.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("write", "call", "after"),
+    [
+        (storage.write_atomic, "fsync", False),
+        (storage.write_atomic, "replace", False),
+        (storage.write_once, "fsync", False),
+        (storage.write_once, "link", False),
+        (storage.write_once, "link", True),
+    ],
+)
+def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path: Path, write, call: str, after: bool):
+    """After SIGKILL at any call of a write, the next write of the file removes what was left beside it, and nothing else."""
+    path, other = tmp_path / "rows.parquet", tmp_path / ".rows.parquet.note"
+    other.touch()
+    for _ in range(2):
+        path.unlink(missing_ok=True)
+        _dies(call, after, lambda: write(path, b"killed"))
+    assert len(list(tmp_path.iterdir())) > 1
+    write(path, b"whole")
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, other.name}
+    assert path.read_bytes() == (b"killed" if after else b"whole")
+
+
+def test_a_live_writer_keeps_its_temporary_file(tmp_path: Path):
+    """A write that ends while another one of the same file is under way leaves that one's bytes alone: it ends too, and nothing is left."""
+    path, begun, go_on = tmp_path / "folder" / "rows.parquet", tmp_path / "begun", tmp_path / "go_on"
+    replace = os.replace
+
+    def slow(source: Path, target: Path) -> None:
+        begun.touch()
+        while not go_on.exists():
+            time.sleep(0.01)
+        replace(source, target)
+
+    def run() -> None:
+        os.replace = slow
+        storage.write_atomic(path, b"slow")
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    while not begun.exists():
+        time.sleep(0.01)
+    storage.write_atomic(path, b"quick")
+    assert path.read_bytes() == b"quick"
+    assert len(list(path.parent.iterdir())) == 2
+    go_on.touch()
+    child.join(30)
+    assert (child.exitcode, path.read_bytes(), len(list(path.parent.iterdir()))) == (0, b"slow", 1)
+
+
+def test_many_writers_of_one_file_leave_one_file(tmp_path: Path):
+    """Of 24 writers at once, more than have names of their own, each ends, and nothing but the file is left."""
+    path = tmp_path / "rows.parquet"
+    with ThreadPoolExecutor(24) as pool:
+        list(pool.map(lambda number: storage.write_atomic(path, b"%d" % number * 100), range(96)))
+    assert len(path.read_bytes()) in {100, 200}
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_no_flipped_bit_of_a_manifest_gives_another_one(tmp_path: Path):
+    """Each flipped bit of a manifest is found, or the manifest says the same as before."""
+    committed = _commit(tmp_path / "train")
+    path = tmp_path / "train" / storage.MANIFEST
+    whole, found = path.read_bytes(), 0
+    for bit in range(0, 8 * len(whole), 13):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            assert storage.read_manifest(tmp_path / "train", verify=False) == committed
+        except IntegrityError:
+            found += 1
+    assert found > len(whole) // 4
 
 
 def test_the_mend_of_changed_bytes_works(tmp_path: Path):

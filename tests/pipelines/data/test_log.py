@@ -155,6 +155,20 @@ def test_a_killed_compaction_is_finished_by_the_next(settings: Settings):
     assert log.read_predictions(settings, "loans", WINDOW)["id"].to_list() == FRAME["id"].to_list()
 
 
+def test_a_compaction_killed_in_a_partition_leaves_nothing_of_it(settings: Settings):
+    """After SIGKILL while a partition is published, compacting again removes what was left beside it."""
+    loglines.write(settings, "loans", "predictions", "a", SENT)
+    code = (
+        "import os, signal; from pipelines.config import Settings; from pipelines.data import log; "
+        "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL); log.compact(Settings(), 'loans')"
+    )
+    environment = {**os.environ, "PERENNIAL_HOME": str(settings.root), "PYTHONPATH": str(Path.cwd())}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == -signal.SIGKILL
+    assert len(list(settings.lake.rglob(".*"))) == 1
+    assert log.compact(settings, "loans") == 1
+    assert list(settings.lake.rglob(".*")) == []
+
+
 def test_a_damaged_partition_says_how_to_mend_it(settings: Settings):
     """Partitions are made from the segments: a broken one is named, with what to remove."""
     loglines.write(settings, "loans", "predictions", "a", SENT)

@@ -1,5 +1,9 @@
 """pipelines/deploy/repository.py: versions appear whole, and the configuration names what may be loaded."""
 
+import os
+import shutil
+import signal
+
 import pytest
 
 from pipelines import storage
@@ -59,6 +63,21 @@ def test_staging_is_idempotent_and_repairs(tmp_path, bundle):
     model.write_bytes(b"damaged")
     assert repository.stage(repo, CASE, 4, bundle)
     assert storage.file_sha256(model) == storage.read_manifest(bundle).files["model.onnx"]
+    assert sorted(path.name for path in repo.rglob("*")) == ["4", CASE, "model.onnx"]
+
+
+def test_what_a_killed_staging_left_is_removed_by_the_next(tmp_path, bundle):
+    """After SIGKILL right after a damaged version was replaced, the next staging has nothing to do but to remove the damaged one."""
+    repo = tmp_path / "repo"
+    repository.stage(repo, CASE, 4, bundle)
+    (repo / CASE / "4" / "model.onnx").write_bytes(b"damaged")
+    child = os.fork()
+    if not child:
+        shutil.rmtree = lambda *_args, **_named: os.kill(os.getpid(), signal.SIGKILL)
+        repository.stage(repo, CASE, 4, bundle)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert not repository.stage(repo, CASE, 4, bundle)
     assert sorted(path.name for path in repo.rglob("*")) == ["4", CASE, "model.onnx"]
 
 
