@@ -1,9 +1,11 @@
 """SIGKILL at random moments of every step of the line, and again: the bytes, runs, verdicts and releases of a line that nobody killed.
 
-A line is a whole training run of `loans` and a drift run of its champion, in a state folder with a Triton and an MLflow of its own, each step in
-a process forked from one that has the libraries. A trial kills one step after a random share of the time that it takes undisturbed, and runs it
-again. What two undisturbed lines have in common must be in every disturbed one; what they have not (times, names of MLflow's runs) is listed.
-`make proof-crash`; 200 trials are some 15 lines, about 20 minutes on two busy cores (``--quick``: one line, written nowhere).
+A line is a whole training run of `loans` and a drift run of its champion, in a state folder with a Triton
+and an MLflow of its own, each step in a process forked from one that has the libraries. A trial kills a try of a step
+after a random share of the time that it takes undisturbed; a step is tried so twice, one try on what the other left, and
+then runs whole. Lines run two at once. What two undisturbed lines have in common must be in every disturbed one, and
+nothing else; what they have not in common (times, names of MLflow's runs) is listed.
+`make proof-crash` (``--quick``: one line, written nowhere).
 """
 
 from __future__ import annotations
@@ -13,15 +15,17 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, ItemsView, Iterator
 from datetime import UTC, date, datetime, timedelta
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -35,41 +39,56 @@ from pipelines.config import Settings, load_params
 from pipelines.errors import PerennialError
 
 CASE, TRIALS, SEED = "loans", 200, 11
+TRIES, AT_ONCE = 2, 2
+"""Kills of a step before it runs whole, and lines at a time."""
 TRAINED, WATCHED = datetime(2020, 5, 1, tzinfo=UTC), datetime(2020, 5, 4, tzinfo=UTC)
 TRAINING = ("ingest", "validate", "dataset", "train", "export", "evaluate", "gate", "register", "rollout")
 STEPS = (*((step, TRAINED) for step in TRAINING), *((step, WATCHED) for step in ("profile", "drift", "alert", "report")))
-PRELOADED = ("torch", "mlflow", "onnx", "onnxruntime", "polars", "pandera.polars", "sqlalchemy", "tritonclient.grpc")
+PRELOADED = (
+    *("torch", "torch._dynamo", "torch.onnx", "torch.distributed", "mlflow", "mlflow.onnx", "onnx", "onnx.reference", "onnxruntime", "polars"),
+    *("pandera.polars", "pyarrow.parquet", "scipy.stats", "scipy.optimize", "sklearn.linear_model", "sklearn.metrics", "sqlalchemy", "sqlite3"),
+    *("tritonclient.grpc", "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "evidently"),
+)
+"""Libraries that steps import when they need them: a kill shall meet work, not imports."""
 OWN_FOLDERS = ("artefacts", "lake", "prediction_log", "model_repository")
 Row = dict[str, Any]
+Delays = dict[str, list[float]]
+"""Of each step, after how many seconds each of its tries is killed."""
 
 
 def main() -> None:
     """Run the proof and write benchmarks/results/proof-crash.json; exit code 1 if a goal does not hold."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one line of kills; prints the tables and writes nothing")
-    parser.add_argument("--trials", type=int, default=TRIALS, help="how many; another number than the default is written nowhere")
+    parser.add_argument("--trials", type=int, default=TRIALS, help="how many kills at least; fewer than the default are written nowhere")
     given = parser.parse_args()
     trials = len(STEPS) if given.quick else given.trials
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Triton and MLflow are ended on the way out
-    began, drawn = time.perf_counter(), random.Random(SEED)
+    began, killed = time.perf_counter(), Counter[str]()
     for module in (*PRELOADED, *(f"pipelines.steps.{step}" for step, _ in STEPS)):
         import_module(module)
-    kept = [line("undisturbed", None) for _ in range(2)]
+    kept = list(lines({"undisturbed 1": {}, "undisturbed 2": {}}.items()))
+    if failed := [one["failed"] for one in kept if one["failed"]]:
+        raise PerennialError(f"a line that nobody disturbed failed: {failed[0]}")
     seconds = {step: min(one["seconds"][step] for one in kept) for step, _ in STEPS}
     same = {name: found for name, found in kept[0]["tree"].items() if kept[1]["tree"].get(name) == found}
     unlike = sorted({_shape(name) for one in kept for name in one["tree"] if name not in same})
+
+    def drawn() -> Iterator[tuple[str, Delays]]:
+        for number in count(1):
+            if killed.total() >= trials or (given.quick and number > 1):
+                return
+            own = random.Random(f"{SEED} {number}")
+            yield f"line {number}", {step: [own.random() * seconds[step] for _ in range(TRIES)] for step, _ in STEPS}
+
     rows: list[Row] = []
-    left = trials
-    while left > 0:
-        delays = {step: drawn.random() * seconds[step] for step, _ in STEPS[:left]}
-        found = line(f"line {len(rows) + 1}", delays)
-        left -= len(delays)
-        rows.append(_judged(found, same, kept[0]["counts"]))
+    for found in lines(drawn()):
+        rows.append(_judged(found, same, {name for one in kept for name in one["tree"]}, kept[0]["counts"]))
+        killed.update(found["killed"])
         print(rows[-1], flush=True)
-    killed = Counter(step for row in rows for step in row["killed"])
-    tried = sum(row["trials"] for row in rows)
     goals = [
-        goal("trials", tried, trials, "higher"),
+        goal("kills", killed.total(), trials, "higher"),
+        goal("lines with a step that failed when it was run again", sum(bool(row["failed"]) for row in rows), 0),
         goal("files, keys or facts that are not those of an undisturbed line", sum(len(row["unlike"]) for row in rows), 0),
         goal("files that were left behind", sum(len(row["left"]) for row in rows), 0),
         goal("lines with a second run, version, verdict, release or drift state, or without one", sum(row["counts"] != kept[0]["counts"] for row in rows), 0),
@@ -77,46 +96,67 @@ def main() -> None:
     ]
     setting = {
         "killed": dict(killed),
-        "ended before the kill": tried - sum(killed.values()),
+        "ended before the kill": sum(row["tries"] for row in rows) - killed.total(),
         "seconds undisturbed": {step: round(value, 2) for step, value in seconds.items()},
         "compared": len(same),
         "differ between undisturbed lines": unlike,
         "counts": kept[0]["counts"],
+        "kills of a step in a row": TRIES,
+        "lines at once": AT_ONCE,
         "seed": SEED,
     }
-    keep = trials == TRIALS
-    record(
-        "proof-crash", rows=rows, goals=goals, seconds=time.perf_counter() - began, packages=("mlflow", "torch", "polars"), more={"setting": setting}, keep=keep
-    )
+    keep = trials >= TRIALS
+    took = time.perf_counter() - began
+    record("proof-crash", rows=rows, goals=goals, seconds=took, packages=("mlflow", "torch", "polars"), more={"setting": setting}, keep=keep)
     if not all(each["holds"] for each in goals):
         sys.exit(1)
 
 
-def line(name: str, delays: dict[str, float] | None) -> Row:
-    """One line in a state folder of its own; a step of ``delays`` is killed after so many seconds, and run again."""
+def lines(wanted: Iterator[tuple[str, Delays]] | ItemsView[str, Delays]) -> Iterator[Row]:
+    """Each line in a process of its own, some at a time, in the order in which they end."""
+    left, running = iter(wanted), dict[int, tuple[str, Path]]()
     with tempfile.TemporaryDirectory(prefix="perennial-crash-") as folder:
-        home, ports, seconds, killed = Path(folder).resolve(), Ports.free(), {}, []
-        with triton.triton(home, ports), mlflow(home) as url:
-            settings = triton.settings(home, ports).model_copy(update={"mlflow_url": url, "actor": "proof"})
+        try:
+            while True:
+                while len(running) < AT_ONCE and (one := next(left, None)) is not None:
+                    home = Path(folder).resolve() / one[0].replace(" ", "-")
+                    home.mkdir()
+                    running[_line_process(home, *one)] = one[0], home
+                if not running:
+                    return
+                pid, status = os.wait()
+                name, home = running.pop(pid)
+                said = home / "line.json"
+                found: Row = json.loads(said.read_text()) if said.exists() else {"failed": f"{name} ended with status {status}: {_last_words(home)}"}
+                shutil.rmtree(home)
+                yield {"name": name, "tries": 0, "killed": [], "seconds": {}, "counts": {}, "tree": {}, "left": [], "failed": ""} | found
+        finally:
+            for pid in running:
+                os.kill(pid, signal.SIGTERM)
+                os.waitpid(pid, 0)
+
+
+def _line_process(home: Path, name: str, delays: Delays) -> int:
+    return forked(home, lambda: storage.write_atomic(home / "line.json", json.dumps(line(home, name, delays)).encode()))
+
+
+def line(home: Path, name: str, delays: Delays) -> Row:
+    """One line in the state folder ``home``: the tries of a step are killed after so many seconds each, then it runs whole."""
+    ports, seconds, killed, failed = Ports.free(), {}, [], ""
+    with triton.triton(home, ports), mlflow(home) as url:
+        settings = triton.settings(home, ports).model_copy(update={"mlflow_url": url, "actor": "proof"})
+        try:
             for step, as_of in STEPS:
                 if step == "profile":
-                    _finished(name, "serve", forked(home, lambda: serve(settings)))
+                    _finished("serve", forked(home, lambda: serve(settings)), home)
                 began = time.perf_counter()
-                if delays is not None and step in delays and _killed(forked(home, _run(step, as_of, settings)), delays[step]):
-                    killed.append(step)
-                _finished(name, step, forked(home, _run(step, as_of, settings)), home)
+                killed += [step for delay in delays.get(step, []) if _killed(forked(home, _run(step, as_of, settings)), delay)]
+                _finished(step, forked(home, _run(step, as_of, settings)), home)
                 seconds[step] = time.perf_counter() - began
-            print(f"{name}: {sum(seconds.values()):.0f} s, {len(killed)} killed", flush=True)
-            counts = _counts(settings, url)
-            return {
-                "name": name,
-                "trials": len(delays or {}),
-                "killed": killed,
-                "seconds": seconds,
-                "counts": counts,
-                "tree": tree(home),
-                "left": leftovers(home),
-            }
+        except PerennialError as error:
+            failed = str(error)
+        found = {"tree": tree(home), "left": leftovers(home), "counts": _counts(settings, url)}
+        return found | {"name": name, "tries": sum(map(len, delays.values())), "killed": killed, "seconds": seconds, "failed": failed}
 
 
 def _run(step: str, as_of: datetime, settings: Settings) -> Callable[[], Any]:
@@ -134,7 +174,6 @@ def forked(home: Path, act: Callable[[], Any]) -> int:
     if pid:
         return pid
     code = 1
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         said = os.open(home / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(said, 1)
@@ -161,10 +200,13 @@ def _killed(pid: int, seconds: float) -> bool:
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
 
-def _finished(name: str, step: str, pid: int, home: Path | None = None) -> None:
+def _finished(step: str, pid: int, home: Path) -> None:
     if os.waitpid(pid, 0)[1]:
-        said = (home / "log").read_text(errors="replace")[-3000:] if home is not None else ""
-        raise PerennialError(f"{name}: the step {step} failed when it was run again: {said}")
+        raise PerennialError(f"the step {step} failed when it was run again: {_last_words(home)}")
+
+
+def _last_words(home: Path) -> str:
+    return (home / "log").read_text(errors="replace")[-3000:]
 
 
 def serve(settings: Settings) -> None:
@@ -245,8 +287,9 @@ def tree(home: Path) -> dict[str, str]:
 
 
 def leftovers(home: Path) -> list[str]:
-    """Hidden files and folders (work folders, temporary files) below what the line writes."""
-    return sorted(str(path.relative_to(home)) for folder in OWN_FOLDERS for path in (home / folder).rglob(".*") if not _kept(path))
+    """Hidden files and folders (work folders, temporary files) in the state folder and below what the line writes."""
+    every = [*home.glob(".*"), *(path for folder in OWN_FOLDERS for path in (home / folder).rglob(".*"))]
+    return sorted(str(path.relative_to(home)) for path in every if not _kept(path))
 
 
 def _kept(path: Path) -> bool:
@@ -254,10 +297,14 @@ def _kept(path: Path) -> bool:
     return path.name.endswith(".lock") or path.name == ".lock"
 
 
-def _judged(found: Row, same: dict[str, str], counts: dict[str, int]) -> Row:
-    unlike = sorted(name for name, value in same.items() if found["tree"].get(name) != value)
-    more = {"unlike": unlike, "left": found["left"], "counts": found["counts"], "as undisturbed": found["counts"] == counts}
-    return {"name": found["name"], "trials": found["trials"], "killed": found["killed"], **more}
+def _judged(found: Row, same: dict[str, str], known: set[str], counts: dict[str, int]) -> Row:
+    """What of a line is not as in those that nobody disturbed.
+
+    Of ``same`` what is missing or has another value, and what is in none of them (``known``).
+    """
+    unlike = sorted(name for name, value in same.items() if found["tree"].get(name) != value) if not found["failed"] else []
+    more = {"unlike": unlike + sorted(found["tree"].keys() - known), "left": found["left"], "counts": found["counts"]}
+    return {name: found[name] for name in ("name", "tries", "killed", "failed")} | more | {"as undisturbed": found["counts"] == counts}
 
 
 def _shape(name: str) -> str:

@@ -142,15 +142,20 @@ class Airflow:
         """One request below ``/api/v2``; the token is fetched when there is none or it has expired.
 
         A 5xx is asked again: with SQLite it is the audit line that did not get the lock, and nothing was done
-        yet (airflow_config). Raises Unavailable if nothing answers, ConflictError on 409, PerennialError with
-        Airflow's own words otherwise.
+        yet (airflow_config). A busy machine's answer that comes too late is asked for again too, twice and only where
+        asking twice does no more than once: not by POST. Raises Unavailable if nothing answers, ConflictError on
+        409, PerennialError with Airflow's own words otherwise.
         """
+        late = 0
         try:
             for pause in (0.2, 0.5, 1.0, 2.0, 4.0, 0.0):
-                answer = self._client.request(method, f"/api/v2{path}", **arguments)
-                if answer.status_code == httpx.codes.UNAUTHORIZED:
-                    self._client.headers["Authorization"] = f"Bearer {self._token()}"
-                    answer = self._client.request(method, f"/api/v2{path}", **arguments)
+                try:
+                    answer = self._ask(method, path, **arguments)
+                except httpx.ReadTimeout:
+                    late += 1
+                    if method == "POST" or late > 2:
+                        raise
+                    continue
                 if not answer.is_server_error:
                     break
                 time.sleep(pause)
@@ -160,6 +165,13 @@ class Airflow:
             return answer.json() if answer.content else None
         kind = ConflictError if answer.status_code == httpx.codes.CONFLICT else PerennialError
         raise kind(f"Airflow answered {answer.status_code} to {method} {path}: {answer.text[:500]}")
+
+    def _ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        answer = self._client.request(method, f"/api/v2{path}", **arguments)
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            self._client.headers["Authorization"] = f"Bearer {self._token()}"
+            answer = self._client.request(method, f"/api/v2{path}", **arguments)
+        return answer
 
     def _token(self) -> str:
         answer = self._client.get("/auth/token") if self._login is None else self._client.post("/auth/token", json=self._login)
@@ -247,14 +259,20 @@ class Airflow:
                 raise Unavailable(f"still busy after {timeout:g} s: {', '.join(busy)}; look at the scheduler's log")
             time.sleep(interval)
 
-    def wait_for_dags(self, names: Iterable[str], timeout: float = 60) -> None:
-        """Return when the dag-processor has parsed all of ``names``; PerennialError with the import errors after ``timeout`` seconds."""
-        wanted, deadline = set(names), time.monotonic() + timeout
+    def wait_for_dags(self, names: Iterable[str], timeout: float = 60, *, interval: float = 0.5) -> None:
+        """Return when the dag-processor has parsed all of ``names``.
+
+        PerennialError with the import errors once no further one has come for ``timeout`` seconds: a busy machine
+        takes its time.
+        """
+        wanted, deadline, left = set(names), time.monotonic() + timeout, 0
         while missing := wanted - {dag["dag_id"] for dag in self.dags()}:
-            if time.monotonic() > deadline:
+            if len(missing) != left:
+                left, deadline = len(missing), time.monotonic() + timeout
+            elif time.monotonic() > deadline:
                 errors = [f"{e['filename']}: {e['stack_trace'].strip().splitlines()[-1]}" for e in self.import_errors()]
                 raise PerennialError(f"DAG(s) {', '.join(sorted(missing))} are not there after parsing: {'; '.join(errors) or 'look at the dag-processor log'}")
-            time.sleep(0.2)
+            time.sleep(interval)
 
 
 def client(settings: Settings) -> Airflow:

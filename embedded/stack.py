@@ -292,7 +292,7 @@ def _tighten(home: Path) -> None:
 
 
 def _sweep_writes(home: Path) -> None:
-    """Delete what killed writes left beside their files: the stack's own, which nobody writes now, and those of the state."""
+    """Delete what killed writes left beside files of the stack, which nobody writes now, and of the state."""
     settings = Settings(home=home)
     for folder in (settings.root / "artefacts", settings.lake, settings.prediction_log, settings.model_repository):
         sweep_writes(folder)

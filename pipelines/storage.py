@@ -148,8 +148,8 @@ def usual_mode(most: int) -> int:
 def write_atomic(path: Path, data: bytes, *, durable: bool = True, mode: int | None = None) -> None:
     """Replace ``path`` by ``data``: a reader sees the old bytes or the new ones, never a part.
 
-    What killed writes of ``path`` left beside it is removed. Who writes many files at once says ``durable=False``, and makes them
-    so together (:func:`make_durable`). ``mode`` is the file's mode; by default what the umask leaves of 0666.
+    What killed writes of ``path`` left beside it is removed. Who writes many files at once says ``durable=False``,
+    and makes them so together (:func:`make_durable`). ``mode`` is the file's mode; by default what the umask leaves of 0666.
     """
     make_folder(path.parent) if durable else path.parent.mkdir(parents=True, exist_ok=True)
     with _written_beside(path, data, durable=durable, mode=mode) as work:
@@ -172,7 +172,7 @@ def write_once(path: Path, data: bytes) -> bool:
 
 @contextmanager
 def _written_beside(path: Path, data: bytes, *, durable: bool = True, mode: int | None = None) -> Iterator[Path]:
-    """A temporary file with ``data`` beside ``path``, locked as long as its writer lives; it goes at the end if it is there still."""
+    """A temporary file with ``data`` beside ``path``, locked as long as its writer lives; what is left of it goes at the end."""
     fd, work = _temporary(path)
     try:
         try:
@@ -190,7 +190,7 @@ def _written_beside(path: Path, data: bytes, *, durable: bool = True, mode: int 
 
 
 def _temporary(path: Path) -> tuple[int, Path]:
-    """A new file ``.<name>.<number>`` beside ``path``, open and locked; what dead writers of ``path`` left there is removed.
+    """A new file ``.<name>.<number>`` beside ``path``, open and locked; what dead writers of ``path`` left is removed.
 
     Few fixed names: what was left is found by looking for it, without listing a folder of 20,000 files.
     """
@@ -217,7 +217,10 @@ def _is_at(fd: int, path: Path) -> bool:
 
 
 def _remove_dead(path: Path) -> bool:
-    """Remove a temporary file or a work folder whose process is dead, in whatever container it was: its lock is free. Whether it was."""
+    """Remove a temporary file or a work folder if its process is dead, in whatever container it ran; returns whether it was.
+
+    Its lock is free then.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
@@ -235,7 +238,7 @@ def _remove_dead(path: Path) -> bool:
 
 
 def sweep(folder: Path) -> int:
-    """Remove the temporary files that killed writes left in ``folder`` and below, of releases before too; returns how many.
+    """Remove the temporary files that killed writes left in ``folder`` and below, also of older releases; returns how many.
 
     The next write of the same file does it by itself; this finds those that nobody writes again.
     """

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -96,11 +97,48 @@ def test_a_trigger_carries_its_name_and_no_logical_date():
 
 
 @pytest.mark.parametrize(("status", "kind"), [(409, ConflictError), (400, PerennialError), (500, PerennialError)])
-def test_refusals_keep_airflows_words(status, kind):
+def test_refusals_keep_airflows_words(status, kind, monkeypatch):
     """A refusal is one of our errors with Airflow's own message; an id that exists is a conflict."""
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     airflow, _seen = _client(lambda _request: httpx.Response(status, json={"detail": "the run exists"}))
     with pytest.raises(kind, match="the run exists"):
         airflow.trigger_dag("bank_training", "r1")
+
+
+@pytest.mark.parametrize(("method", "asked"), [("PATCH", 2), ("POST", 1)])
+def test_a_late_answer_is_asked_for_again_where_that_is_harmless(method, asked):
+    """A late answer of a busy machine is asked for again, but not to a call that could then begin a run twice."""
+    answers = iter([httpx.ReadTimeout("timed out"), httpx.Response(200, json={"dag_run_id": "r1"})])
+
+    def answer(_request):
+        found = next(answers)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    airflow, seen = _client(answer)
+    if method == "PATCH":
+        airflow.unpause("bank_training")
+    else:
+        with pytest.raises(Unavailable, match="timed out"):
+            airflow.trigger_dag("bank_training", "r1")
+    assert [entry[0] for entry in seen] == [method] * asked
+
+
+def test_dags_that_come_one_by_one_are_waited_for():
+    """As long as further DAGs come nobody gives up; once none comes for the given time, the missing ones are named."""
+    there = iter(range(1, 9))
+
+    def answer(request):
+        if request.url.path.endswith("importErrors"):
+            return httpx.Response(200, json={"import_errors": []})
+        time.sleep(0.02)
+        return httpx.Response(200, json={"dags": [{"dag_id": f"dag_{number}"} for number in range(next(there, 8))]})
+
+    airflow, _seen = _client(answer)
+    airflow.wait_for_dags([f"dag_{number}" for number in range(8)], timeout=0.06, interval=0.01)
+    with pytest.raises(PerennialError, match="dag_8 are not there"):
+        airflow.wait_for_dags([f"dag_{number}" for number in range(9)], timeout=0.06, interval=0.01)
 
 
 def test_a_locked_database_is_asked_again():

@@ -29,9 +29,16 @@ def test_everything_is_made_once(tmp_path):
 
 def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
     """After SIGKILL while a secret is published, the next run makes it and leaves no copy of it beside."""
-    folder, code = tmp_path / "secrets", "import os, signal, sys; from embedded import keys; os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL); "
-    code += "import pathlib; keys.make(pathlib.Path(sys.argv[1]))"
-    assert subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    folder = tmp_path / "secrets"
+    code = """
+import os, pathlib, signal, sys
+from embedded import keys
+
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+keys.make(pathlib.Path(sys.argv[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
     assert len(list(folder.glob(".*"))) == 1
     make(folder)
     assert list(folder.glob(".*")) == []

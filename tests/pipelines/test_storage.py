@@ -220,13 +220,20 @@ NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount
     reason="this host lets nobody make a process namespace",
 )
 def test_a_live_try_in_another_process_namespace_is_left_alone(tmp_path: Path):
-    """A second try in a process namespace of its own leaves the work of the first one as it is, removes a dead one's, and commits."""
-    code = "import sys; from pathlib import Path; from tests.pipelines.test_storage import _commit; _commit(Path(sys.argv[1]) / 'train', text='second')"
+    """A second try in a process namespace of its own leaves the first one's work alone, removes a dead one's, and commits."""
+    code = """
+import sys
+from pathlib import Path
+from tests.pipelines.test_storage import _commit
+
+_commit(Path(sys.argv[1]) / "train", text="second")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
     (tmp_path / ".train.999999.dead").mkdir()
 
     def build(work: Path) -> dict[str, int]:
         (work / "data.txt").write_text("first")
-        subprocess.run([*NAMESPACE, sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(Path.cwd())}, check=True)
+        subprocess.run([*NAMESPACE, sys.executable, "-c", code, str(tmp_path)], env=environment, check=True)
         assert (work / "data.txt").read_text() == "first"
         return {}
 
@@ -265,7 +272,7 @@ def _dies(call: str, after: bool, write: Callable[[], object]) -> None:
     ],
 )
 def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path: Path, write, call: str, after: bool):
-    """After SIGKILL at any call of a write, the next write of the file removes what was left beside it, and nothing else."""
+    """After SIGKILL at any call of a write, the next write of the file removes what was left of it, and nothing else."""
     path, other = tmp_path / "rows.parquet", tmp_path / ".rows.parquet.note"
     other.touch()
     for _ in range(2):
@@ -278,7 +285,7 @@ def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path: Path, write, 
 
 
 def test_a_live_writer_keeps_its_temporary_file(tmp_path: Path):
-    """A write that ends while another one of the same file is under way leaves that one's bytes alone: it ends too, and nothing is left."""
+    """A write that ends while another one of the same file is under way leaves that one alone, which ends too."""
     path, begun, go_on = tmp_path / "folder" / "rows.parquet", tmp_path / "begun", tmp_path / "go_on"
     replace = os.replace
 

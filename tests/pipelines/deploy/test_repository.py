@@ -67,7 +67,7 @@ def test_staging_is_idempotent_and_repairs(tmp_path, bundle):
 
 
 def test_what_a_killed_staging_left_is_removed_by_the_next(tmp_path, bundle):
-    """After SIGKILL right after a damaged version was replaced, the next staging has nothing to do but to remove the damaged one."""
+    """After SIGKILL once a damaged version was replaced, the next staging removes the damaged one and does nothing else."""
     repo = tmp_path / "repo"
     repository.stage(repo, CASE, 4, bundle)
     (repo / CASE / "4" / "model.onnx").write_bytes(b"damaged")
