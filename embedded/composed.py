@@ -45,6 +45,8 @@ DIFFERS = {
     "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": ("False", "it would listen on every interface; the REST API says the same"),
     "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_SERVER_PORT": (None, "see the line above"),
     "PERENNIAL_DATA_DIR": (None, "the checkout's own data folder"),
+    "PERENNIAL_ALLOWED_HOSTS": (None, "the caller's own variable is handed down"),
+    "MLFLOW_SERVER_ALLOWED_HOSTS": (None, "our own port, and the names of the caller's variable"),
     "PERENNIAL_GRAFANA_URL": (None, "there is no Grafana among the processes"),
     "XDG_CACHE_HOME": (None, "the caller's own caches"),
     "MPLCONFIGDIR": (None, "the caller's own caches"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from embedded import airflow, full, http, probe, triton
 from embedded.ports import HOST, Ports
 from embedded.service import Service
+from pipelines import hosts
 from pipelines.config import Settings, read_settings
 from pipelines.errors import ConfigError
 from pipelines.places import TAG
@@ -49,6 +50,7 @@ def full_environment(home: Path, ports: Ports, extra: Mapping[str, str] | None =
         # A train task that tokenised on threads of its own could not fork its ranks any more.
         "TOKENIZERS_PARALLELISM": "false",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(mlflow_hosts(ports.mlflow, (extra or {}).get(hosts.VARIABLE, os.environ.get(hosts.VARIABLE, "")))),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "DO_NOT_TRACK": "true",
@@ -59,6 +61,19 @@ def full_environment(home: Path, ports: Ports, extra: Mapping[str, str] | None =
     if profile == "full":
         return {**full.environment(airflow.environment(home, ports, own), home, ports), **(extra or {})}
     return airflow.environment(home, ports, {**own, **(extra or {})})
+
+
+def mlflow_hosts(port: int, allowed: str) -> list[str]:
+    """What may stand in ``Host`` for MLflow, letter by letter: the loopback's names and those in ``allowed``, with its port and without one.
+
+    Its own defaults are patterns such as ``10.*``, which also fit names that anybody can have. Raises ConfigError for what is no host.
+    """
+    try:
+        found = sorted(hosts.LOOPBACK | hosts.listed(allowed))
+    except ValueError as error:
+        raise ConfigError(f"{hosts.VARIABLE}: {error}") from error
+    names = [f"[{name}]" if ":" in name else name for name in found]
+    return [*names, *(f"{name}:{port}" for name in names)]
 
 
 def settings_of(home: Path, env: Mapping[str, str]) -> Settings:

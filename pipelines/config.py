@@ -16,11 +16,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, SecretStr, Tag, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SecretStr,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from pipelines import places
+from pipelines import hosts, places
 from pipelines.contracts import AlertRule, Instant, Severity
 from pipelines.errors import ConfigError, Unavailable
 
@@ -738,6 +750,9 @@ class Settings(BaseSettings):
     limits_url: SecretStr | None = None
     """``redis://:password@host:port/1``: where the gateway's workers count requests together; empty: each counts its own."""
     api_key_file: Path | None = None
+    allowed_hosts: str = ""
+    """Further names, comma-separated and without ports, to which Airflow, MLflow and the gateway answer, and whose pages may write to Airflow and the gateway.
+    Known without it: the loopback's names, the address that a client has connected to, and the hosts in the services' own addresses."""
     actor: str = ""
     connections: str = "auto"
     """Which Airflow connections tasks go by: ``auto`` those that exist, ``none``, or a list (``ledger_default,mlflow_default``), which have to exist."""
@@ -753,6 +768,12 @@ class Settings(BaseSettings):
     log_segment_bytes: int = Field(default=64 * 2**20, gt=0)
     log_close_seconds: float = Field(default=10.0, ge=0)
     """How long a step waits for the gateway to close segments that hold rows; then it goes on without them, and says so."""
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts_are_hosts(cls, text: str) -> str:
+        hosts.listed(text)
+        return text
 
     @classmethod
     def settings_customise_sources(

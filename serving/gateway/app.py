@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipelines import hosts
 from pipelines.config import Settings
 from pipelines.errors import PerennialError
 from serving.gateway import openapi
@@ -61,6 +62,11 @@ def create_app(settings: Settings | None = None, bounds: Bounds | None = None) -
     app = FastAPI(title="Perennial gateway", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(router)
     openapi.install(app)
+    app.add_middleware(
+        hosts.HostGuard,
+        known=lambda: hosts.of_urls(app.state.gateway.settings.gateway_url),
+        trusted=lambda: hosts.listed(app.state.gateway.settings.allowed_hosts),
+    )
     app.add_middleware(Counted, metrics=metrics)
     app.add_exception_handler(PerennialError, _refused)
     app.add_exception_handler(HTTPException, _not_here)

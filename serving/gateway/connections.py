@@ -7,6 +7,7 @@ request's head, its body and the reading of its answer have deadlines too, and w
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -18,6 +19,8 @@ BOUNDS = "bounds"
 """Where the application's lifespan leaves its Bounds in the server's state."""
 RETRY_SECONDS = 1
 """What a caller beyond the bounds is told to wait."""
+_TURNS = itertools.count()
+"""A number for each time that a client begins to be waited for. The loop's clock stands still while it takes up connections that came together."""
 
 
 class Connection(HttpToolsProtocol):
@@ -26,7 +29,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.bounds: Bounds = self.app_state.get(BOUNDS) or Bounds()
-        self.since = self.loop.time()
+        self.since = next(_TURNS)
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
         self._outside = 0  # bytes since the last byte of a body: a head, trailers, the sizes of chunks
@@ -91,7 +94,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The answer is written, which does not say that it was read."""
-        self.since = self.loop.time()
+        self.since = next(_TURNS)
         super().on_response_complete()
         self._end_soon()
 
@@ -134,7 +137,7 @@ class Connection(HttpToolsProtocol):
     def _read_within(self, seconds: float) -> None:
         """Start the clock of reading, unless it runs."""
         if self._reading is None and not self.transport.is_closing():
-            self.since = self.loop.time()
+            self.since = next(_TURNS)
             self._reading = self.loop.call_later(seconds, self._late)
 
     def _stop_reading(self) -> None:

@@ -50,15 +50,15 @@ _ERROR = {
         "row": {**_COUNT, "description": "position of the row in the request"},
     },
 }
+_MUST_CHANGE = """\
+the request must change: 401 API key, 403 a page of another address, 404 case, 408 not sent in time, 409 a `prediction_id` that another
+row has, 413 too large, 421 a host that is not this server's, 422 not as declared, 429 too many, 431 a head that is too long"""
+_LATER = """\
+try again later: 503 no champion yet, Triton does not answer, the case cannot be used now, or as many requests as fit are being answered
+(`Retry-After` says when); 507 the disk of the prediction log is full"""
 _REFUSALS = {
-    "4XX": (
-        "the request must change: 401 API key, 404 case, 409 a `prediction_id` that another row has, 413 too large, 422 not as declared, 429 too many",
-        {"error": "row 0: age: must be at least 18", "field": "age", "row": 0},
-    ),
-    "5XX": (
-        "try again later: 503 no champion yet, Triton does not answer, or the case cannot be used now; 507 the disk of the prediction log is full",
-        {"error": "loans: no champion yet: run its training"},
-    ),
+    "4XX": (_MUST_CHANGE, {"error": "row 0: age: must be at least 18", "field": "age", "row": 0}),
+    "5XX": (_LATER, {"error": "loans: no champion yet: run its training"}),
 }
 _LOOK = {"/healthz": "Does the process run?", "/readyz": "Does every champion answer?", "/metrics": "Figures for Prometheus"}
 

@@ -272,9 +272,10 @@ def test_no_setting_holds_a_secret(name):
 
 
 def test_no_variable_is_a_secret():
-    """What may be set from outside are ports, profiles and routes; none of them is a key or a password."""
+    """What may be set from outside are ports, profiles, routes and names of hosts; none of them is a key or a password."""
     names = set(re.findall(r"(?<!\$)\$\{(\w+)", COMPOSE.read_text()))
     assert names == {*(f"PERENNIAL_PORT_{n}" for n in ("AIRFLOW", "MLFLOW", "GATEWAY", "PROMETHEUS", "ALERTMANAGER", "GRAFANA"))} | {
+        "PERENNIAL_ALLOWED_HOSTS",
         "AIRFLOW_EXECUTOR",
         "ALERT_ROUTE",
         "ALERT_WEBHOOK_FILE",

@@ -139,9 +139,10 @@ def test_modules_that_are_started_are_there():
 
 
 def test_mlflow_answers_to_its_own_names_only():
-    """MLflow is behind a login, proxies artefacts, and lists the hosts it may be called by: the service and the loopback address."""
-    hosts = environment("mlflow")["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    """MLflow is behind a login, proxies artefacts, and lists the hosts it may be called by: the service, the loopback address, and what the user adds."""
+    *hosts, added = environment("mlflow")["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
     assert {host.partition(":")[0] for host in hosts} == {"mlflow", "127.0.0.1", "localhost"}
+    assert added == environment("gateway")["PERENNIAL_ALLOWED_HOSTS"] == environment("airflow-apiserver")["PERENNIAL_ALLOWED_HOSTS"]
     script = (ROOT / "compose/mlflow/start.sh").read_text()
     assert "--app-name basic-auth" in script
     assert "--serve-artifacts" in script

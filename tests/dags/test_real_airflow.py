@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -121,6 +122,33 @@ def test_the_schedulers_own_ticks_go_green(loop):
     ticked = _own_tick(loop.airflow, f"{CASE}_drift")
     assert (ticked["run_type"], ticked["state"]) == ("scheduled", "success")
     assert _states(loop.airflow, f"{CASE}_drift", ticked["dag_run_id"]) == {**dict.fromkeys(DRIFT, "success"), "retrain": "skipped"}
+
+
+def test_foreign_names_and_pages_are_turned_away(loop):
+    """Airflow, its tasks' API and its login, MLflow and gateway answer to no foreign Host, by which a web page would be an admin; no foreign page writes or frames."""
+    airflow, mlflow, gateway = loop.airflow.url, loop.settings.mlflow_url, loop.settings.gateway_url
+    paths = {
+        airflow: ("/", "/api/v2/version", "/auth/token", "/execution/health"),
+        mlflow: ("/", "/ajax-api/2.0/mlflow/experiments/search"),
+        gateway: ("/healthz",),
+    }
+    with httpx.Client(timeout=30, trust_env=False) as http:
+        for url, places in paths.items():
+            port = httpx.URL(url).port
+            for path in places:
+                for name in ("evil.example", f"evil.example:{port}", f"10.evil.example:{port}", f"127.0.0.1.evil.example:{port}"):
+                    answer = http.get(url + path, headers={"Host": name})
+                    assert answer.status_code == (403 if url == mlflow else 421), (url, path, name)
+                    assert "set-cookie" not in answer.headers
+                    assert "evil.example" in answer.text or url == mlflow
+            for name in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "localhost"):
+                assert http.get(url + places[0], headers={"Host": name}).status_code == 200, (url, name)
+        foreign = {"Origin": "http://evil.example", "Content-Type": "text/plain"}
+        for path in (f"/api/v2/dags/{CASE}_training/dagRuns", "/auth/token"):
+            refused = http.post(airflow + path, content=b'{"logical_date": null}', headers=foreign)
+            assert (refused.status_code, "PERENNIAL_ALLOWED_HOSTS" in refused.text) == (403, True)
+        for url in (airflow, mlflow):
+            assert http.get(url).headers["x-frame-options"] == "SAMEORIGIN"
 
 
 def test_tasks_have_buttons(loop):
