@@ -7,6 +7,7 @@ wait until the first has committed, so READ COMMITTED is enough.
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,9 +17,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DatabaseError as SqlDatabaseError
 from sqlalchemy.exc import DataError as SqlDataError
 
-from pipelines.errors import ConfigError, DataError, Unavailable
+from pipelines.errors import ConfigError, DataError, IntegrityError, Unavailable
 from pipelines.faults import of_disk
 
 SETTING = "PERENNIAL_LEDGER_URL"
@@ -26,6 +28,9 @@ _MAKING = 5_117_402
 """The advisory lock of whoever makes the tables: CREATE TABLE IF NOT EXISTS can still fail when two do it at once."""
 _REFUSED = ("password authentication failed", "does not exist", "no pg_hba.conf entry", "permission denied")
 """What trying again does not mend; a connection that fails has a sentence of the server's, but no SQLSTATE."""
+_DAMAGED = ("XX001", "XX002")
+"""PostgreSQL's SQLSTATEs of a damaged table and a damaged index."""
+RESTORE = "stop what writes to it and restore it from a backup, see docs/runbooks.md#ledger-changed"
 
 
 @contextmanager
@@ -33,7 +38,8 @@ def begin(url: str, tables: MetaData) -> Iterator[Connection]:
     """One transaction on the database ``url``, which has ``tables`` then.
 
     Raises Unavailable if it does not answer, ConfigError if the address is wrong, the login is refused or the tables
-    there are another version's, DataError for a value that the database cannot keep. IntegrityErrors of SQLAlchemy pass.
+    there are another version's, DataError for a value that the database cannot keep, IntegrityError if its own files are
+    damaged. IntegrityErrors of SQLAlchemy pass.
     """
     try:
         with _engine(url, os.getpid(), tables).begin() as connection:
@@ -48,6 +54,16 @@ def begin(url: str, tables: MetaData) -> Iterator[Connection]:
         raise Unavailable(f"the ledger {shown(url)} does not answer: {_first_line(error)}; start it, or set {SETTING} to where it is") from error
     except ProgrammingError as error:
         raise ConfigError(f"the ledger {shown(url)} refuses: {_first_line(error)}; {SETTING} must name a user that owns its tables") from error
+    except SqlDatabaseError as error:
+        if not _damaged(error.orig):
+            raise
+        raise IntegrityError(f"the ledger {shown(url)} is damaged ({_first_line(error)}): {RESTORE}") from error
+
+
+def _damaged(error: Any) -> bool:
+    """Whether SQLite or PostgreSQL says that the database's own files are not what it wrote."""
+    # The low byte of SQLite's code is its class.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or getattr(error, "sqlstate", "") in _DAMAGED
 
 
 def shown(url: str) -> str:

@@ -10,7 +10,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Column, Connection, Integer, MetaData, Select, String, Table, Text, UniqueConstraint, event, insert, select, text
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Integer,
+    MetaData,
+    Select,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    cast,
+    event,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+)
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
 from pipelines.contracts import Finding
@@ -90,6 +108,59 @@ def newest_of(case: str, table: Table) -> Select[Any]:
     """``row_key`` and ``row_hash`` of the newest entry about a table."""
     wanted = select(_journal.c.row_key, _journal.c.row_hash).where(_journal.c.case == case, _journal.c.about == table.name)
     return wanted.order_by(_journal.c.number.desc()).limit(1)
+
+
+def read(connection: Connection, table: Table, case: str, wanted: Select[Any], *, named: bool = False) -> tuple[list[dict[str, Any]], str]:
+    """The ``wanted`` rows of a table, all of one case; and what is wrong, if one is not as it was written or any row of the case is gone, else "".
+
+    Of rows that are asked for by what only they have (``named``) the others do not matter, if there is one.
+    """
+    key = _sql_key(connection, table)
+    entry = (_journal.c.case == table.c.case) & (_journal.c.about == table.name) & (_journal.c.row_key == key)
+    found = connection.execute(wanted.add_columns(_journal.c.row_hash.label("entered")).outerjoin(_journal, entry)).mappings().all()
+    rows = [{column.name: row[column.name] for column in table.columns} for row in found]
+    now = [row_hash(table, row) for row in rows]
+    if now == [row["entered"] for row in found] and ((named and rows) or _whole(connection, table, case, entry)):
+        return rows, ""
+    return rows, _wrong(connection, table, case, dict(zip((_key(table, row) for row in rows), now, strict=True)))
+
+
+def _whole(connection: Connection, table: Table, case: str, entry: ColumnElement[bool]) -> bool:
+    """Whether every row of a case has an entry and every entry a row. Keys are unique on both sides: then there are as many pairs as of each."""
+    rows, entries = select(func.count()).select_from(table), select(func.count()).select_from(_journal)
+    counts = (
+        rows.where(table.c.case == case),
+        entries.where(_journal.c.case == case, _journal.c.about == table.name),
+        rows.join(_journal, entry).where(table.c.case == case),
+    )
+    return len(set(connection.execute(select(*(count.scalar_subquery() for count in counts))).one())) == 1
+
+
+def _sql_key(connection: Connection, table: Table) -> ColumnElement[str]:
+    """:func:`row_key` in SQL; of a key with other letters than ASCII it may be another text, which :func:`_wrong` has to look at then."""
+    quoted = func.json_quote if connection.dialect.name == "sqlite" else lambda column: cast(func.to_json(column), Text)
+    names = sorted(column.name for column in table.primary_key.columns if column.name != "case")
+    parts: list[Any] = [part for name in names for part in (f',"{name}":', quoted(table.c[name]))]
+    return sum([*parts[1:], "}"], literal("{" + parts[0][1:], Text))
+
+
+def _wrong(connection: Connection, table: Table, case: str, found: Mapping[str, str]) -> str:
+    """Which row of a case is gone, strange or, of those that were ``found`` (hashes by key), changed; "" if none is.
+
+    Others may write meanwhile: an entry that is older than the reading must have its row, and a row an entry that stands after it.
+    """
+    entries = select(_journal.c.row_key, _journal.c.row_hash).where(_journal.c.case == case, _journal.c.about == table.name)
+    before = {row.row_key for row in connection.execute(entries)}
+    there = {_key(table, row) for row in connection.execute(select(*table.primary_key.columns).where(table.c.case == case)).mappings()}
+    after = {row.row_key: row.row_hash for row in connection.execute(entries)}
+    for problem, wrong in (
+        ("was written and is gone", before - there),
+        ("was not written by the ledger", (there | found.keys()) - after.keys()),
+        ("is not what was written", {key for key, value in found.items() if value != after.get(key)}),
+    ):
+        if wrong:
+            return f"table {table.name}, row {min(wrong)} {problem}"
+    return ""
 
 
 @event.listens_for(metadata, "after_create")

@@ -2,8 +2,9 @@
 
 MLflow's aliases and Triton's loaded versions are projections of it. One SQL schema serves SQLite
 (embedded) and PostgreSQL (the full stack): database.py. Nothing is ever updated or deleted: whoever inserts (case, seq+1)
-first wins, everybody else gets a ConflictError. Every row of every table has an entry in the journal (journal.py), by which
-``python -m pipelines audit`` finds what was changed. A row that cannot be read is an IntegrityError that names it.
+first wins, everybody else gets a ConflictError. Every row of every table has an entry in the journal (journal.py), with which
+each reader here compares what it reads: a row that is not as it was written, cannot be read or is gone is an IntegrityError that
+names it. ``python -m pipelines audit`` lists all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Column, Connection, Integer, String, Table, Text, UniqueConstraint, literal, select, true, union_all
+from sqlalchemy import Column, ColumnElement, Connection, Integer, String, Table, Text, UniqueConstraint, literal, select, true, union_all
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
 from pipelines import database, journal
@@ -123,8 +124,24 @@ def _insert_first(url: str, table: Table, **values: Any) -> bool:
     return True
 
 
-def _read(table: Table, row: Mapping[Any, Any], column: str) -> Any:
-    """The JSON of a column. Raises IntegrityError, naming case, row and column, if it is none."""
+def _rows(
+    url: str, table: Table, case: str, *where: ColumnElement[bool], order: Any = (), limit: int | None = None, parse: Sequence[str] = (), named: bool = False
+) -> list[dict[str, Any]]:
+    """Rows of a case as the ledger wrote them, the JSON of the columns ``parse`` read.
+
+    Raises IntegrityError, naming case, table, row and, if it cannot be read, column: for a row that was changed or added behind the ledger's
+    back, and for one of the case that is gone, as nobody can say whether it would be among them (but where rows are ``named``: journal.read).
+    """
+    wanted = select(table).where(table.c.case == case, *where).order_by(*order).limit(limit)
+    with _begin(url) as connection:
+        rows, problem = journal.read(connection, table, case, wanted, named=named)
+    found = [{**row, **{column: _parsed(table, row, column) for column in parse}} for row in rows]
+    if problem:
+        raise IntegrityError(f"ledger of {case}: {problem}: {LOOK}")
+    return found
+
+
+def _parsed(table: Table, row: Mapping[Any, Any], column: str) -> Any:
     try:
         return json.loads(row[column])
     except (TypeError, ValueError, RecursionError) as error:
@@ -151,10 +168,6 @@ def _row_hash(fields: dict[str, Any]) -> str:
 LOOK = "somebody or something changed it; `python -m pipelines audit` lists all that is wrong, restore the database"
 
 
-FEW = 100
-"""Releases of one case that nobody writes between two statements."""
-
-
 def read_release(row: Mapping[Any, Any]) -> Release:
     """A row of the table as a release. Raises IntegrityError, naming case, seq and column, if it cannot be read or its columns disagree."""
     case, seq = row["case"], row["seq"]
@@ -173,18 +186,16 @@ def read_release(row: Mapping[Any, Any]) -> Release:
 
 
 def releases(url: str, case: str) -> list[Release]:
-    """All releases of a case, oldest first, the hash chain checked (IntegrityError names the broken row, or the newest one if it is gone)."""
+    """All releases of a case, oldest first, the hash chain checked (IntegrityError names the broken row, or one that is gone)."""
     with _begin(url) as connection:
-        # The entry first: a release that comes meanwhile stands after it.
-        entry = connection.execute(journal.newest_of(case, _releases)).mappings().first()
-        rows = connection.execute(select(_releases).where(_releases.c.case == case).order_by(_releases.c.seq)).mappings().all()
-    if entry and entry["row_key"] not in [journal.row_key(_releases, row) for row in rows[-FEW:]]:
-        raise IntegrityError(f"ledger of {case}: release {entry['row_key']} was written and is gone: {LOOK}")
+        rows, problem = journal.read(connection, _releases, case, select(_releases).where(_releases.c.case == case).order_by(_releases.c.seq))
     history, previous = [read_release(row) for row in rows], ""
     for position, release in enumerate(history, start=1):
         if release.seq != position or release.previous_hash != previous:
             raise IntegrityError(f"ledger of {case}: row {release.seq} does not continue the chain: {LOOK}")
         previous = release.hash
+    if problem:
+        raise IntegrityError(f"ledger of {case}: {problem}: {LOOK}")
     return history
 
 
@@ -294,18 +305,15 @@ def record_verdict(url: str, *, case: str, gate_key: str, as_of: datetime, trigg
     """
     text, value = canonical_json(verdict), digest(verdict)
     if not _insert_first(url, _verdicts, case=case, gate_key=gate_key, as_of=_text(as_of), trigger=trigger, hash=value, verdict=text):
-        with _begin(url) as connection:
-            found = connection.execute(select(_verdicts.c.hash).where(_verdicts.c.case == case, _verdicts.c.gate_key == gate_key)).scalar_one()
-        if found != value:
+        [row] = _rows(url, _verdicts, case, _verdicts.c.gate_key == gate_key, named=True)
+        if (found := row["hash"]) != value:
             raise ConflictError(f"{case}: gate run {gate_key[:12]} already has verdict {found[:12]}, not {value[:12]}: verdicts are immutable")
     return value
 
 
 def verdicts(url: str, case: str) -> list[dict[str, Any]]:
     """All verdicts of a case by as_of: ``{gate_key, as_of, trigger, hash, verdict, recorded_at}``."""
-    with _begin(url) as connection:
-        rows = connection.execute(select(_verdicts).where(_verdicts.c.case == case).order_by(_verdicts.c.as_of, _verdicts.c.recorded_at)).mappings().all()
-    return [{**row, "verdict": _read(_verdicts, row, "verdict")} for row in rows]
+    return _rows(url, _verdicts, case, order=(_verdicts.c.as_of, _verdicts.c.recorded_at), parse=["verdict"])
 
 
 def verdict(url: str, case: str, value: str, *, gate_key: str = "") -> dict[str, Any]:
@@ -315,15 +323,12 @@ def verdict(url: str, case: str, value: str, *, gate_key: str = "") -> dict[str,
 
     Raises IntegrityError if the ledger has none, or its row is another one than was hashed.
     """
-    with _begin(url) as connection:
-        wanted = select(_verdicts).where(_verdicts.c.case == case, _verdicts.c.hash == value)
-        row = connection.execute(wanted.order_by(_verdicts.c.gate_key != gate_key).limit(1)).mappings().first()
-    if row is None:
+    rows = _rows(url, _verdicts, case, _verdicts.c.hash == value, order=[_verdicts.c.gate_key != gate_key], limit=1, parse=["verdict"], named=True)
+    if not rows:
         raise IntegrityError(f"ledger of {case}: there is no verdict {value[:12]}: {LOOK}")
-    found = _read(_verdicts, row, "verdict")
-    if digest(found) != value:
-        raise IntegrityError(f"ledger of {case}: table verdicts, gate_key {row['gate_key']}: column verdict is not what its hash was made of: {LOOK}")
-    return {**row, "verdict": found}
+    if digest(rows[0]["verdict"]) != value:
+        raise IntegrityError(f"ledger of {case}: table verdicts, gate_key {rows[0]['gate_key']}: column verdict is not what its hash was made of: {LOOK}")
+    return rows[0]
 
 
 # --- drift --------------------------------------------------------------------------------------
@@ -331,17 +336,14 @@ def verdict(url: str, case: str, value: str, *, gate_key: str = "") -> dict[str,
 
 def drift_state_before(url: str, case: str, as_of: datetime) -> dict[str, Any] | None:
     """The policy's state after the last window before ``as_of``, or None for a new case."""
-    with _begin(url) as connection:
-        wanted = select(_drift_states).where(_drift_states.c.case == case, _drift_states.c.as_of < _text(as_of))
-        row = connection.execute(wanted.order_by(_drift_states.c.as_of.desc()).limit(1)).mappings().first()
-    return None if row is None else _read(_drift_states, row, "state")
+    earlier = _drift_states.c.as_of < _text(as_of)
+    rows = _rows(url, _drift_states, case, earlier, order=[_drift_states.c.as_of.desc()], limit=1, parse=["state"])
+    return rows[0]["state"] if rows else None
 
 
 def drift_states(url: str, case: str) -> list[dict[str, Any]]:
     """Every state that the policy of a case ever had, oldest first, as one read finds them."""
-    with _begin(url) as connection:
-        rows = connection.execute(select(_drift_states).where(_drift_states.c.case == case).order_by(_drift_states.c.as_of)).mappings().all()
-    return [_read(_drift_states, row, "state") for row in rows]
+    return [row["state"] for row in _rows(url, _drift_states, case, order=[_drift_states.c.as_of], parse=["state"])]
 
 
 def record_drift_state(
@@ -359,11 +361,10 @@ def record_drift_state(
     # Where another try of the same window was first, what it wrote is returned.
     with suppress(SqlIntegrityError), _begin(url) as connection:
         journal.add(connection, *link, (_drift_states, row))
-    with _begin(url) as connection:
-        found = connection.execute(select(_drift_states).where(_drift_states.c.case == case, _drift_states.c.as_of == name)).mappings().first()
-    if found is None:
+    found = _rows(url, _drift_states, case, _drift_states.c.as_of == name, parse=["state"], named=True)
+    if not found:
         raise Overtaken(f"{case}: a drift run of another window than {as_of.isoformat()} decided first, on the same earlier state; run the step again")
-    kept: dict[str, Any] = _read(_drift_states, found, "state")
+    kept: dict[str, Any] = found[0]["state"]
     return kept
 
 
@@ -374,9 +375,7 @@ def open_episode(url: str, *, case: str, episode: str, as_of: datetime, evidence
 
 def episodes(url: str, case: str) -> list[dict[str, Any]]:
     """All drift episodes of a case, oldest first: ``{episode, as_of, evidence, recorded_at}``."""
-    with _begin(url) as connection:
-        rows = connection.execute(select(_episodes).where(_episodes.c.case == case).order_by(_episodes.c.as_of)).mappings().all()
-    return [{**row, "evidence": _read(_episodes, row, "evidence")} for row in rows]
+    return _rows(url, _episodes, case, order=[_episodes.c.as_of], parse=["evidence"])
 
 
 def asking_episode(url: str, case: str, as_of: datetime) -> str | None:
@@ -394,11 +393,8 @@ def alert_runs(url: str, case: str, *, last: int | None = None, at: datetime | N
     A row's alerts are those that were open after it and those that it resolved. A window that was judged again has a row for each ``revision``.
     """
     wanted = true() if at is None else _alert_runs.c.as_of == _revised(at, revision)
-    with _begin(url) as connection:
-        order = select(_alert_runs).where(_alert_runs.c.case == case, wanted).order_by(_alert_runs.c.seq.desc()).limit(last)
-        rows = connection.execute(order).mappings().all()
-    told = ("alerts", "notices")
-    return [{**row, "as_of": row["as_of"].partition("#")[0], **{name: _read(_alert_runs, row, name) for name in told}} for row in reversed(rows)]
+    rows = _rows(url, _alert_runs, case, wanted, order=[_alert_runs.c.seq.desc()], limit=last, parse=["alerts", "notices"], named=at is not None)
+    return [{**row, "as_of": row["as_of"].partition("#")[0]} for row in reversed(rows)]
 
 
 def append_alerts(url: str, *, case: str, seq: int, as_of: datetime, alerts: Sequence[Alert], notices: Sequence[Notice], revision: int = 1) -> bool:
@@ -420,9 +416,7 @@ def note_delivery(url: str, *, case: str, notice: str, sink: str, attempt: int, 
 
 def deliveries(url: str, case: str) -> list[dict[str, Any]]:
     """What became of the notices: ``{notice, sink, attempt, event, detail, recorded_at}``, by attempt, oldest first."""
-    with _begin(url) as connection:
-        order = (_deliveries.c.attempt, _deliveries.c.recorded_at)
-        return [dict(row) for row in connection.execute(select(_deliveries).where(_deliveries.c.case == case).order_by(*order)).mappings().all()]
+    return _rows(url, _deliveries, case, order=(_deliveries.c.attempt, _deliveries.c.recorded_at))
 
 
 def undelivered(url: str, case: str) -> dict[str, int]:
@@ -440,9 +434,8 @@ def silence(url: str, *, case: str, rule: str, until: datetime, reason: str, act
 
 def silences(url: str, case: str, at: datetime) -> list[dict[str, Any]]:
     """The silences in force at ``at``: ``{rule, until, reason, actor, recorded_at}``; of several for a rule the newest one counts."""
-    with _begin(url) as connection:
-        rows = connection.execute(select(_silences).where(_silences.c.case == case).order_by(_silences.c.recorded_at)).mappings().all()
-    return [dict(row) for row in {row["rule"]: row for row in rows}.values() if row["until"] > _text(at)]
+    rows = _rows(url, _silences, case, order=[_silences.c.recorded_at])
+    return [row for row in {row["rule"]: row for row in rows}.values() if row["until"] > _text(at)]
 
 
 # --- what stands there ----------------------------------------------------------------------------

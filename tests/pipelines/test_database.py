@@ -1,5 +1,6 @@
 """pipelines/database.py: PostgreSQL decides like SQLite, also when twenty ask at once, and what cannot work names the setting."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from pipelines import database, ledger
-from pipelines.errors import ConfigError, ConflictError, DataError, Unavailable
+from pipelines.errors import ConfigError, ConflictError, DataError, IntegrityError, Unavailable
 from tests.pipelines.postgres import fresh_schema
 
 T0 = datetime(2008, 8, 1, tzinfo=UTC)
@@ -132,3 +133,17 @@ def test_a_value_that_does_not_fit_is_said(url):
     """PostgreSQL keeps lengths that SQLite ignores: the caller hears of it as data, not as an outage."""
     with pytest.raises(DataError, match="cannot keep a value"):
         ledger.silence(url, case="bank", rule="r" * 33, until=T0, reason="r", actor="a")
+
+
+def test_a_damaged_file_is_no_outage(tmp_path: Path):
+    """A SQLite file that is no database any more, or whose pages are broken, is an IntegrityError that names the file and what to do."""
+    path = tmp_path / "ledger.db"
+    for number in range(50):
+        ledger.silence(f"sqlite:///{path}", case="bank", rule=f"r{number}", until=T0, reason="r" * 200, actor="a")
+    database._engine(f"sqlite:///{path}", os.getpid(), ledger._metadata).dispose()
+    whole = path.read_bytes()
+    for number, (start, end, said) in enumerate(((0, 64, "file is not a database"), (4096, len(whole), "malformed"))):
+        damaged = tmp_path / f"damaged-{number}.db"
+        damaged.write_bytes(whole[:start] + b"\xff" * (end - start) + whole[end:])
+        with pytest.raises(IntegrityError, match=f"{damaged.name} is damaged.*{said}.*runbooks.md#ledger-changed"):
+            ledger.silences(f"sqlite:///{damaged}", "bank", T0)

@@ -1,6 +1,7 @@
 """pipelines/ledger.py: one winner per release, an unbroken chain, a way back."""
 
 import multiprocessing
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -42,11 +43,12 @@ def url(request, tmp_path: Path) -> str:
     return fresh_schema(request.getfixturevalue("postgres_server"))
 
 
-def _edit(url: str, statement: str, **values) -> None:
+def _edit(url: str, *statements: str, **values) -> None:
     """Change the database behind the ledger's back."""
     engine = create_engine(url)
     with engine.begin() as connection:
-        connection.execute(text(statement), values)
+        for statement in statements:
+            connection.execute(text(statement), values)
     engine.dispose()
 
 
@@ -261,3 +263,72 @@ def test_rows_from_before_the_journal_are_taken_over(url: str):
     _edit(url, "UPDATE releases SET hash = 'f' WHERE seq = 1")
     [found] = ledger.stored(again, "bank")[1]
     assert (found.table, found.row, found.problem) == ("releases", '{"seq":1}', "the columns are not those that were written")
+
+
+def _filled(url: str) -> dict[str, Callable[[], object]]:
+    """A ledger with two rows in each table that has readers; the readers, by table."""
+    late = T0 + timedelta(days=9)
+    values = []
+    for number in (1, 2):
+        as_of = T0 + timedelta(days=number)
+        values.append(
+            ledger.record_verdict(url, case="bank", gate_key=f"g{number}", as_of=as_of, trigger="drift", verdict={"decision": "promote", "n": number})
+        )
+        ledger.record_drift_state(url, case="bank", as_of=as_of, state={"n": number}, evidence_hash="a", previous=f"p{number}")
+        ledger.open_episode(url, case="bank", episode=f"e{number}", as_of=as_of, evidence={"n": number})
+        ledger.append_alerts(url, case="bank", seq=number, as_of=as_of, alerts=[], notices=[notice(f"n{number}")])
+        ledger.note_delivery(url, case="bank", notice=f'notice "{number}" \u00e4', sink="log", attempt=1, event="claimed", detail=f"n{number}")
+        ledger.silence(url, case="bank", rule=f"rule{number}", until=late, reason=f"n{number}", actor="ada")
+    return {
+        "verdicts": lambda: ledger.verdicts(url, "bank"),
+        "drift_states": lambda: (ledger.drift_states(url, "bank"), ledger.drift_state_before(url, "bank", late)),
+        "drift_episodes": lambda: (ledger.asking_episode(url, "bank", late), ledger.episodes(url, "bank")),
+        "alert_runs": lambda: ledger.alert_runs(url, "bank", last=1),
+        "alert_deliveries": lambda: ledger.deliveries(url, "bank"),
+        "alert_silences": lambda: ledger.silences(url, "bank", T0),
+    }
+
+
+PARTS = {
+    "verdicts": ("verdict", "gate_key", "g2"),
+    "drift_states": ("state", "as_of", "2008-08-03%"),
+    "drift_episodes": ("evidence", "episode", "e2"),
+    "alert_runs": ("notices", "as_of", "2008-08-03%"),
+    "alert_deliveries": ("detail", "notice", "%2%"),
+    "alert_silences": ("reason", "rule", "rule2"),
+}
+"""Of each table what a reader goes by, and what tells the second of its rows."""
+
+
+@pytest.mark.parametrize("edit", ["changed", "removed", "moved"])
+def test_every_reader_takes_only_what_was_written(url: str, edit: str):
+    """A row that was changed, removed or put under another key behind the ledger's back is never read as another result: the error names its table."""
+    for table, read in _filled(url).items():
+        whole = read()
+        column, key, second = PARTS[table]
+        own = ", ".join(f'"{column.name}"' for column in ledger._metadata.tables[table].columns)
+        newest = f"{key} LIKE '{second}'"
+        moved = {name: "'moved'" if name == key else f'"{name}"' for name in own.replace('"', "").split(", ")}
+        if table == "alert_runs":
+            moved["seq"] = "3"
+        copy = f"SELECT {', '.join(moved.values())} FROM kept WHERE {newest}"
+        edits = {
+            "changed": [f"UPDATE {table} SET {column} = replace({column}, '2', '3') WHERE {newest}"],
+            "removed": [f"DELETE FROM {table} WHERE {newest}"],
+            "moved": [f"DELETE FROM {table} WHERE {newest}", f"INSERT INTO {table} ({own}) {copy}"],
+        }
+        _edit(url, f"CREATE TABLE kept AS SELECT * FROM {table}", *edits[edit])
+        with pytest.raises(IntegrityError, match=f"ledger of bank: table {table}, row .* audit"):
+            read()
+        _edit(url, f"DELETE FROM {table}", f"INSERT INTO {table} ({own}) SELECT {own} FROM kept", "DROP TABLE kept")
+        assert read() == whole
+
+
+def test_a_row_that_is_asked_for_by_name_does_not_need_the_others(url: str):
+    """The verdict that a release cites can be read where another one is gone: damage costs only what rests on it."""
+    value = ledger.record_verdict(url, case="bank", gate_key="g1", as_of=T0, trigger="drift", verdict={"decision": "promote"})
+    ledger.record_verdict(url, case="bank", gate_key="g2", as_of=T0, trigger="drift", verdict={"decision": "reject"})
+    _edit(url, "DELETE FROM verdicts WHERE gate_key = 'g2'")
+    assert ledger.verdict(url, "bank", value)["gate_key"] == "g1"
+    with pytest.raises(IntegrityError, match=r"g2.*is gone"):
+        ledger.verdicts(url, "bank")

@@ -226,6 +226,21 @@ def test_a_champion_serves_above_a_damaged_older_row(world):
         assert "row 1 does not continue the chain" in fresh.get("/readyz").json()["cases"]["loans"]["damaged"]
 
 
+def test_a_damaged_database_is_said_from_the_start(tmp_path):
+    """A gateway that starts on a ledger whose file is no database any more refuses each case with the file's name and what to do."""
+    settings = make_home(tmp_path, 1)
+    release(settings, 1)
+    (settings.root / "ledger.db").write_bytes(b"no database" * 1000)
+    for suffix in ("-wal", "-shm"):
+        (settings.root / f"ledger.db{suffix}").unlink(missing_ok=True)
+    again = settings.model_copy(update={"ledger_url": f"{settings.ledger}?timeout=29"})  # a process that comes later
+    with client(again) as http:
+        answer = http.post(PREDICT, json=ROWS)
+        assert answer.status_code == 503
+        assert "ledger.db?timeout=29 is damaged (file is not a database)" in answer.json()["error"]
+        assert "restore it" in http.get("/readyz").json()["cases"]["loans"]["damaged"]
+
+
 def test_a_release_is_followed_on_its_verdict_only(world):
     """A promotion that cites a verdict which rejected it, or which is not in the ledger, is not followed."""
     http, settings, _ = world
