@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift proof-crash proof-diagnosis proof-doors proof-labels bench-replay test-full
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay test-full
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -96,6 +96,9 @@ bench-drift: ## profiles and statistics of drift against the bare scan and its p
 
 proof-crash: ## SIGKILL at random moments of every step of the line, 200 trials (benchmarks/results/proof-crash.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof_crash $(ARGS)
+
+proof-flips: ## a bit of any file that the line reads flips: found or harmless, 1,000 times; 100 edits of the ledger (benchmarks/results/proof-flips.json) [ARGS=--quick]
+	$(PY) -m benchmarks.proof_flips $(ARGS)
 
 proof-diagnosis: ## kind and day of every drift of `loans`, named over 20 seeds (benchmarks/results/proof-diagnosis.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof_diagnosis $(ARGS)
