@@ -20,7 +20,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModu
 from sqlalchemy.exc import DatabaseError as SqlDatabaseError
 from sqlalchemy.exc import DataError as SqlDataError
 
-from pipelines.errors import ConfigError, DataError, IntegrityError, Unavailable
+from pipelines.errors import ConfigError, DatabaseDamaged, DataError, Unavailable
 from pipelines.faults import of_disk
 
 SETTING = "PERENNIAL_LEDGER_URL"
@@ -38,8 +38,8 @@ def begin(url: str, tables: MetaData) -> Iterator[Connection]:
     """One transaction on the database ``url``, which has ``tables`` then.
 
     Raises Unavailable if it does not answer, ConfigError if the address is wrong, the login is refused or the tables
-    there are another version's, DataError for a value that the database cannot keep, IntegrityError if its own files are
-    damaged. IntegrityErrors of SQLAlchemy pass.
+    there are another version's, DataError for a value that the database cannot keep, DatabaseDamaged if its own files are.
+    IntegrityErrors of SQLAlchemy pass.
     """
     try:
         with _engine(url, os.getpid(), tables).begin() as connection:
@@ -57,7 +57,7 @@ def begin(url: str, tables: MetaData) -> Iterator[Connection]:
     except SqlDatabaseError as error:
         if not _damaged(error.orig):
             raise
-        raise IntegrityError(f"the ledger {shown(url)} is damaged ({_first_line(error)}): {RESTORE}") from error
+        raise DatabaseDamaged(f"the ledger {shown(url)} is damaged ({_first_line(error)}): {RESTORE}") from error
 
 
 def _damaged(error: Any) -> bool:

@@ -6,6 +6,8 @@
     |   |-- TooFewRows     nothing to learn from yet: wait for rows and labels                       (skipped)
     |   `-- CaseError      a case's own code raised an error: mend the line that is named            (its own answer)
     |-- IntegrityError     a hash, a key or the ledger's chain does not match: stop and look         (no retry)
+    |   |-- DatabaseDamaged    the ledger's database cannot read its own files: restore them
+    |   `-- NotKept        an artefact is in no folder any more: restore it, or make it again
     |-- ConflictError      somebody else was first (compare-and-swap lost, id used twice)            (no retry)
     |-- TrainingDiverged   a loss or a gradient is not finite                                        (no retry)
     `-- Unavailable        MLflow, Triton, the gateway or a database does not answer                 (retry)
@@ -54,6 +56,10 @@ class CaseError(DataError):
 
 class IntegrityError(PerennialError):
     """Stored bytes or the ledger's chain do not match their hash."""
+
+
+class DatabaseDamaged(IntegrityError):
+    """The ledger's database cannot read its own files, whichever case asks."""
 
 
 class NotKept(IntegrityError):

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from pipelines import ledger
 from pipelines.config import Settings
 from pipelines.contracts import Release
-from pipelines.errors import IntegrityError, PerennialError, Unavailable
+from pipelines.errors import DatabaseDamaged, IntegrityError, PerennialError, Unavailable
 from pipelines.fields import Fields
 from serving.gateway.metrics import Metrics
 from serving.gateway.versions import Version, load
@@ -60,13 +60,16 @@ class Routing:
                 found[case] = self._route(case, fields, known)
             except IntegrityError as error:
                 found[case] = self._damaged(case, known, str(error))
+                if isinstance(error, DatabaseDamaged):  # nothing was read
+                    self._metrics.ledger_errors.inc()
+                    failed += 1
             except PerennialError as error:  # nobody answers, or not to this gateway: so it is for every case
                 self._failed(case, error)
                 return {}
             except (SQLAlchemyError, OSError, ValueError) as error:
                 self._failed(case, error)
                 failed += 1
-        if found or not failed:
+        if failed < len(cases) or not failed:
             self.polled = time.monotonic()
         return found
 
