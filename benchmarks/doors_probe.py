@@ -1,7 +1,8 @@
-"""Ask a gateway's ``/healthz`` on a new connection every few milliseconds, in a process of its own, until standard input ends.
+"""Ask a gateway's ``/healthz`` every few milliseconds, in a process of its own, until standard input ends.
 
-``python -m benchmarks.doors_probe PORT`` prints one JSON line: the answers' seconds, how many were not 200, and by how much the longest
-of its own pauses was too long, which is what the machine took and not the gateway.
+``python -m benchmarks.doors_probe PORT`` prints one JSON line: how many seconds each answer took, a new connection
+for it included, how many of them the kernel took to connect, how many answers were not 200, and by how much the longest
+pause between two questions was too long, which is what the machine took and not the gateway.
 """
 
 from __future__ import annotations
@@ -18,28 +19,34 @@ PATIENCE = 30.0
 
 def main() -> None:
     """Probe until told to end."""
-    port, took, failed, late = int(sys.argv[1]), list[float](), 0, 0.0
+    port, took, connected, failed, late = int(sys.argv[1]), list[float](), list[float](), 0, 0.0
     while True:
         began = time.monotonic()
         if select.select([sys.stdin], [], [], PAUSE)[0]:
             break
         late = max(late, time.monotonic() - began - PAUSE)
-        began = time.monotonic()
-        failed += status(port) != http.client.OK
-        took.append(round(time.monotonic() - began, 4))
-    print(json.dumps({"took": took, "failed": failed, "late": round(late, 4)}))
+        status, to_connect, whole = ask(port)
+        failed += status != http.client.OK
+        connected.append(round(to_connect, 4))
+        took.append(round(whole, 4))
+    print(json.dumps({"took": took, "connected": connected, "failed": failed, "late": round(late, 4)}))
 
 
-def status(port: int) -> int:
-    """The status of one answer, 0 if there is none."""
+def ask(port: int) -> tuple[int, float, float]:
+    """One answer's status, 0 if there is none; the seconds to its connection, and those to its end."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    began = time.monotonic()
+    status, connected = 0, PATIENCE
     try:
+        connection.connect()
+        connected = time.monotonic() - began
         connection.request("GET", "/healthz")
-        return connection.getresponse().status
+        status = connection.getresponse().status
     except OSError:
-        return 0
+        pass
     finally:
         connection.close()
+    return status, connected, time.monotonic() - began
 
 
 if __name__ == "__main__":

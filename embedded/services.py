@@ -141,7 +141,8 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
                 "--ws=none",
                 "--timeout-graceful-shutdown=5",
             ],
-            light,
+            # Threads that work on long bodies would each keep what they have freed.
+            {**light, "MALLOC_ARENA_MAX": "2"},
             urls["PERENNIAL_GATEWAY_URL"],
             # Without any champion it has nothing to be ready for until the first promotion.
             lambda: http.status(f"http://{HOST}:{ports.gateway}/{'healthz' if broken or not probe.champions(home, known) else 'readyz'}") == 200,

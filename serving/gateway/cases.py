@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipelines.config import EventTimes, Settings
 from pipelines.fields import Fields
@@ -23,7 +24,8 @@ class Case:
     """One case as it is declared now. A case whose fields change is another one, with a log and an index of its own.
 
     ``route`` is what the ledger said last (None: no champion); ``users`` counts the requests that are using the case;
-    ``asked`` is the newest request to close its segments that was followed.
+    ``asked`` is the newest request to close its segments that was followed. ``alone`` is held by who uses the index or
+    appends to the prediction log.
     """
 
     fields: Fields
@@ -37,6 +39,7 @@ class Case:
     falling_back: bool = False
     users: int = 0
     asked: Stamp = None
+    alone: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from serving.gateway.refusal import JSON, body
 from serving.gateway.settings import Bounds
@@ -30,6 +30,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self.bounds: Bounds = self.app_state.get(BOUNDS) or Bounds()
         self.since = next(_TURNS)
+        self._running: RequestResponseCycle | None = None  # ``cycle`` is the one that came last, which may wait for it
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
         self._outside = 0  # bytes since the last byte of a body: a head, trailers, the sizes of chunks
@@ -48,8 +49,9 @@ class Connection(HttpToolsProtocol):
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clocks."""
+        """Stop the clocks, and what is still being answered."""
         super().connection_lost(exc)
+        self._leave()
         for clock in (self._reading, self._writing, self.timeout_keep_alive_task):
             if clock is not None:
                 clock.cancel()
@@ -91,6 +93,10 @@ class Connection(HttpToolsProtocol):
         self._outside = 0
         self._stop_reading()
         super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """The answer is written, which does not say that it was read."""
@@ -167,6 +173,7 @@ class Connection(HttpToolsProtocol):
 
     def _leave(self) -> None:
         """What still works on the request goes on without its client, and writes nothing."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        for cycle in (self._running, self.cycle):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()

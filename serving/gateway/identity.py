@@ -7,10 +7,12 @@ the same id agree: look up, log and remember are one transaction, so the second 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -29,6 +31,8 @@ from serving.gateway.refusal import Refused
 
 FORMAT = "2"
 PATIENCE_SECONDS, REBUILD_SECONDS = 2.0, 300.0
+_PAUSE_SECONDS = 0.002
+_PATIENCE = f"PRAGMA busy_timeout = {int(PATIENCE_SECONDS * 1000)}"
 """How long a request waits for another worker's transaction, and a starting worker for another's rebuild."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TABLES = """
@@ -75,7 +79,7 @@ def microseconds(moment: datetime) -> int:
 
 
 class Index:
-    """The answered ids of one case. Used by the event loop only, save for :meth:`catch_up`, which runs before it."""
+    """The answered ids of one case, for whoever holds the case's ``alone``; :meth:`catch_up` comes before anybody does."""
 
     def __init__(self, path: Path, folder: Path, names: Sequence[str]) -> None:
         """``folder`` holds the case's prediction segments, ``names`` are its fields in declared order."""
@@ -97,13 +101,33 @@ class Index:
         except sqlite3.Error as error:
             raise self._away(error) from error
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """The only writer of all workers, until the block ends: by commit, or by rollback if it raises."""
+    async def begin(self) -> None:
+        """Become the only writer of all workers; other requests go on while another one writes.
+
+        Unavailable if that takes longer than :data:`PATIENCE_SECONDS`. :meth:`writing` has to follow, without an await.
+        """
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not self._begun():
+            if time.monotonic() > deadline:
+                raise self._away(sqlite3.OperationalError("another worker writes"))
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    def _begun(self) -> bool:
+        """Whether nobody else was writing: sqlite's own way of waiting would hold up the whole worker."""
         try:
+            self._connection.execute("PRAGMA busy_timeout = 0")
             self._connection.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
-            raise self._away(error) from error
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
+                raise self._away(error) from error
+            return False
+        finally:
+            self._connection.execute(_PATIENCE)
+        return True
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """What has begun ends with the block: by commit, or by rollback if it raises."""
         try:
             yield
             self._connection.execute("COMMIT")
@@ -128,10 +152,14 @@ class Index:
         """Index what the log holds beyond the index; returns the number of lines read."""
         self._connection.execute(f"PRAGMA busy_timeout = {int(REBUILD_SECONDS * 1000)}")
         try:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.Error as error:
+                raise self._away(error) from error
             with self.writing():
                 lines = self._catch_up()
         finally:
-            self._connection.execute(f"PRAGMA busy_timeout = {int(PATIENCE_SECONDS * 1000)}")
+            self._connection.execute(_PATIENCE)
         if lines:
             log.info("%s: %d line(s) of the log indexed", self._path, lines)
         return lines

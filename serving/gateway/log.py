@@ -59,7 +59,7 @@ class Position:
 
 
 class Log:
-    """One worker's segments of one folder. Used by the event loop only; slow system calls go to threads."""
+    """One worker's segments of one folder. Used by the event loop, and by one thread that appends (:attr:`free`)."""
 
     def __init__(self, folder: Path, worker: str, *, max_bytes: int, max_seconds: float, on_error: Callable[[], None]) -> None:
         make_folder(folder)
@@ -73,6 +73,9 @@ class Log:
         self._leaving: list[Segment] = []
         self.failing = ""
         """Why the last append was refused, until one is not or a tick finds that there is room."""
+        self.free = asyncio.Event()
+        """Not set while a thread appends: no segment is retired or closed meanwhile, as it may take its lines back."""
+        self.free.set()
 
     @property
     def closed(self) -> bool:
@@ -146,13 +149,14 @@ class Log:
         if self.failing:
             await asyncio.to_thread(self._probe)
         current = self._current
-        if current is not None and time.monotonic() - current.born >= self._max_seconds:
+        if current is not None and time.monotonic() - current.born >= self._max_seconds and self.free.is_set():
             self._retire()
         elif current is not None and current.synced != current.size:
             size = current.size
             if await self._safely(_sync, current):
                 current.synced = size
-        return [Position(segment.name, 0, segment.size) for segment in list(self._leaving) if await self._close(segment)]
+        ready = (segment for segment in list(self._leaving) if self.free.is_set())
+        return [Position(segment.name, 0, segment.size) for segment in ready if await self._close(segment)]
 
     def _probe(self) -> None:
         """Find whether there is room again: without it, nobody would be sent here to find out."""
@@ -167,7 +171,9 @@ class Log:
                 path.unlink(missing_ok=True)
 
     async def close(self) -> list[Position]:
-        """Close everything, also what is young."""
+        """Close everything, also what is young, as soon as no thread appends."""
+        while not self.free.is_set():
+            await self.free.wait()
         self._retire()
         return await self.tick()
 

@@ -19,7 +19,7 @@ from serving.gateway.identity import Answer, digest, microseconds
 from serving.gateway.log import Position
 from serving.gateway.refusal import Refused
 from serving.gateway.rows import check_times, read
-from serving.gateway.state import Gateway
+from serving.gateway.state import INLINE_BYTES, Gateway, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ async def predict(gateway: Gateway, case: Case, body: bytes) -> bytes:
     received = datetime.now(UTC)
     request_id = uuid.uuid4().hex
     rows, asked = await gateway.apart(len(body), _read, case, body, received)
-    answers = case.index.find(asked) if asked else {}
+    answers = await _found(case, len(body), asked) if asked else {}
     _check(asked.values(), answers, len(rows))
     fresh = [row for row in rows if not row.digest or (row.id not in answers and asked[row.id] is row)]
     repeated = len(rows) - len(fresh)
@@ -87,13 +87,40 @@ async def predict(gateway: Gateway, case: Case, body: bytes) -> bytes:
         columns = dict(zip(case.fields.names, zip(*(row.features for row in fresh), strict=True), strict=True))
         version, scores = await _score(gateway, case, columns)
         scored = await gateway.apart(len(body), _scored, fresh, received, version, scores)
-        raced = _log(gateway, case, scored, request_id, received, len(rows))
+        raced = await _logged(gateway, case, len(body), scored, request_id, received, len(rows))
         answers |= {answer.id: answer for _, answer, _ in scored} | raced
         repeated += len(raced)
         gateway.metrics.rows.labels(case.name, version).inc(len(fresh) - len(raced))
     if repeated:
         gateway.metrics.repeated.labels(case.name).inc(repeated)
     return await gateway.apart(len(body), _reply, case, request_id, rows, answers)
+
+
+async def _found(case: Case, size: int, asked: Mapping[str, Row]) -> dict[str, Answer]:
+    async with case.alone:
+        return case.index.find(asked) if size <= INLINE_BYTES else await in_thread(case.index.find, list(asked))
+
+
+async def _logged(
+    gateway: Gateway,
+    case: Case,
+    size: int,
+    scored: Sequence[Scored],
+    request_id: str,
+    received: datetime,
+    count: int,
+) -> dict[str, Answer]:
+    """What :func:`_log` gives, alone in this worker and, where ids are kept, of all; for a long body in a thread."""
+    async with case.alone:
+        if any(row.digest for row, _, _ in scored):
+            await case.index.begin()
+        if size <= INLINE_BYTES:
+            return _log(gateway, case, scored, request_id, received, count)
+        case.predictions_log.free.clear()
+        try:
+            return await in_thread(_log, gateway, case, scored, request_id, received, count)
+        finally:
+            case.predictions_log.free.set()
 
 
 def _read(case: Case, body: bytes, received: datetime) -> tuple[list[Row], dict[str, Row]]:
@@ -201,7 +228,7 @@ def _flag(gateway: Gateway, case: Case, why: str) -> None:
 def _log(gateway: Gateway, case: Case, fresh: Sequence[Scored], request_id: str, received: datetime, count: int) -> dict[str, Answer]:
     """Write the rows to the log; returns the answers of those that somebody else logged in the meantime, which are not written.
 
-    No await in here: between the look-up and the index's commit no other request of this worker runs, and no other worker writes.
+    The index has begun to write, if any row has an id of the client's.
     """
     named = [row for row, _, _ in fresh if row.digest]
     if not named:

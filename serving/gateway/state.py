@@ -88,7 +88,7 @@ class Gateway:
         if size <= INLINE_BYTES:
             return function(*arguments)
         async with self.heavy:
-            return await asyncio.to_thread(function, *arguments)
+            return await in_thread(function, *arguments)
 
     async def poll(self) -> None:
         """Read the ledger until the gateway stops."""
@@ -190,9 +190,22 @@ class Gateway:
             closed = await (segments.close() if close else segments.tick())
             if closed and segments is case.predictions_log:
                 # Every client-made id in them is indexed already; without the mark a start would read them again, no more.
-                with suppress(Unavailable), case.index.writing():
-                    for position in closed:
-                        case.index.mark(position)
+                with suppress(Unavailable):
+                    async with case.alone:
+                        await case.index.begin()
+                        with case.index.writing():
+                            for position in closed:
+                                case.index.mark(position)
+
+
+async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """What ``function`` gives, from a thread. Who is cancelled waits until the thread has ended, as nothing stops it."""
+    running = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
 
 
 async def start(settings: Settings, bounds: Bounds, metrics: Metrics) -> Gateway:

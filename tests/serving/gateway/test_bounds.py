@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import sqlite3
+import struct
 import threading
 import time
 import tracemalloc
@@ -125,6 +127,22 @@ def test_long_bodies_keep_nobody_waiting(tmp_path):
     assert max(took) < 1
 
 
+def test_another_workers_write_keeps_nobody_waiting(tmp_path):
+    """While another worker writes to the index, a row with an id waits for it and /healthz does not."""
+    rows = [{**row, "prediction_id": str(number)} for number, row in enumerate(some_rows(2))]
+    with gateway(tmp_path) as (http, _, _), ThreadPoolExecutor(1) as pool:
+        other = sqlite3.connect(tmp_path / "gateway" / "loans.ids.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        asked = pool.submit(http.post, PREDICT, json={"rows": rows})
+        with healthz_watched(http) as took:
+            time.sleep(1.5)
+            assert not asked.done()
+            other.execute("ROLLBACK")
+            assert asked.result().status_code == 200
+        other.close()
+    assert max(took) < 1
+
+
 SLOW = {
     "nothing": (b"", b"", b"408"),
     "a head without an end": (HEAD.encode(), b"x-a: b\r\n", b"408"),
@@ -161,14 +179,30 @@ def test_a_request_that_does_not_come_is_ended(tmp_path):
         assert http.post(PREDICT, json={"rows": some_rows(1)}).status_code == 200
 
 
-def test_an_answer_that_is_not_read_is_dropped(tmp_path):
-    """A client that asks for megabytes and reads nothing loses its connection at the deadline."""
+def test_an_answer_that_is_not_read_is_dropped(tmp_path, capfd):
+    """A client that asks for megabytes and reads nothing loses its connection at the deadline; nothing else fails."""
     with gateway(tmp_path, answer_seconds=0.5) as (_, _, address), socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(address)
         connection.sendall(b"GET /docs/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 8)
         time.sleep(1.5)
         assert len(ended(connection, 5)) < 8 * MEBI  # of eleven; what the kernel had taken still comes
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_who_goes_while_requests_wait_breaks_nothing(tmp_path, capfd):
+    """A client that sends several requests at once and goes away leaves no error in the log; others are answered."""
+    with gateway(tmp_path) as (http, _, address):
+        for _ in range(20):
+            with socket.socket() as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                connection.connect(address)
+                connection.sendall(b"GET /docs/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 4)
+                time.sleep(0.02)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert http.get("/healthz").status_code == 200
+        time.sleep(0.3)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_head_has_a_size(tmp_path):
