@@ -15,7 +15,7 @@ from tests.serving.gateway.world import KEY, PREDICT, client, fake_triton, make_
 
 def test_a_round_against_a_gateway_holds(tmp_path, monkeypatch):
     """A small round of the proof's own requests: all are sent, and every goal about answers, deadlines and held connections holds."""
-    monkeypatch.setattr(proof, "HELD_SECONDS", 1.5)
+    monkeypatch.setattr(proof, "HELD_SECONDS", 2.5)
     size = replace(proof.QUICK, mutated=60, described=20, held=2, silent=5, bytes=200_000, rows=300)
     with fake_triton() as (_, port):
         settings = make_home(tmp_path, port)
