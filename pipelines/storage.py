@@ -268,6 +268,13 @@ def read_manifest(folder: Path, *, verify: bool | Collection[str] = True) -> Man
     return manifest
 
 
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write a folder's manifest with the sha256 of its own content, and return it so."""
+    sealed = _sealed(manifest)
+    write_atomic(folder / MANIFEST, sealed.model_dump_json(indent=1).encode())
+    return sealed
+
+
 def _sealed(manifest: Manifest) -> Manifest:
     """The manifest with the sha256 of its own content."""
     return manifest.model_copy(update={"sha256": digest(manifest.model_dump(mode="json", exclude={"sha256"}))})
@@ -341,7 +348,8 @@ def commit(
         make_durable(built)
         names = sorted(str(path.relative_to(work)) for path in built if path.is_file())
         failpoint(step, "files")
-        manifest = _sealed(
+        manifest = write_manifest(
+            work,
             Manifest(
                 step=step,
                 case=case,
@@ -351,9 +359,8 @@ def commit(
                 files={name: file_sha256(work / name) for name in names},
                 facts=facts,
                 provenance=provenance(),
-            )
+            ),
         )
-        write_atomic(work / MANIFEST, manifest.model_dump_json(indent=1).encode())
         failpoint(step, "manifest")
         work.chmod(usual_mode(0o777))
         if found is not None:

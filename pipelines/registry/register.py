@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -212,16 +211,16 @@ def _upload(client: MlflowClient, run: Run, bundle: Path) -> None:
         graph = onnx.load(path)
     except Exception as error:  # protobuf's DecodeError has no typed home of its own
         raise DataError(f"{path} is not an ONNX model: remove it and run the step 'export' again") from error
-    with tempfile.TemporaryDirectory(prefix="perennial-model-") as folder:
+    with storage.work_folder(bundle.parent / "model") as folder:  # beside the bundle: what a killed try left is swept there
         mlflow.onnx.save_model(
             graph,
-            f"{folder}/model",
+            folder / "model",
             mlflow_model=Model(run_id=run.info.run_id, artifact_path="model"),
             signature=_signature(graph),
             pip_requirements=[f"onnxruntime=={onnxruntime.__version__}"],
             save_as_external_data=False,
         )
-        client.log_artifacts(run.info.run_id, folder)
+        client.log_artifacts(run.info.run_id, str(folder))
 
 
 def _signature(graph: Any) -> ModelSignature:

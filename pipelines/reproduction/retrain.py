@@ -64,14 +64,27 @@ def reproduce(settings: Settings, case: str, number: int) -> dict[str, Any]:
 
 
 def _link_upstream(folder: Path, again: Path) -> None:
-    """Lead to a committed folder, and to those that it was made from as far as they are there, from another run's folder."""
-    made = storage.read_manifest(folder)
-    if (again / made.step).exists():
+    """Lead to a committed folder, and to those that it was made from as far as they are there, from another run's folder.
+
+    Files that are not what was committed are taken as they are, under a manifest of their own: it is the comparison that
+    finds them, and says what follows from them.
+    """
+    made = storage.read_manifest(folder, verify=False)
+    if (target := again / made.step).exists():
         return
-    (again / made.step).symlink_to(folder)
+    try:
+        storage.read_manifest(folder)
+        target.symlink_to(folder)
+    except IntegrityError as error:
+        log.warning("%s", error)
+        for name in made.files:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).symlink_to(folder / name)
+        found = {name: storage.file_sha256(target / name) for name in made.files if (target / name).exists()}
+        storage.write_manifest(target, made.model_copy(update={"files": found}))
     for step, key in made.inputs.items():
         with suppress(IntegrityError):
-            _link_upstream(storage.find(folder.parent / step, key), again)
+            _link_upstream(storage.find(folder.parent / step, key, verify=False), again)
 
 
 def _stopping_where(made: Manifest, params: Params) -> Params:

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,26 @@ def test_killed_and_run_again(settings, client, point):
     assert int(version.version) == manifest.facts["version"]
     assert len(client.get_metric_history(run.info.run_id, "epoch.loss")) == 2
     assert not list(run_dir.glob(".register.*"))
+
+
+def _dying_in_upload(settings, run_dir, as_of, scratch):
+    import mlflow
+
+    tempfile.tempdir = str(scratch)
+    mlflow.MlflowClient.log_artifacts = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    _register(settings, run_dir, as_of)
+
+
+def test_what_was_to_be_uploaded_is_swept(settings, client, tmp_path):
+    """A register step that is killed during its upload leaves no copy of the model once it was run again."""
+    run_dir = candidate(settings, month(24), bias=0.37)
+    arguments = (settings, run_dir, month(24), tmp_path)
+    process = multiprocessing.get_context("fork").Process(target=_dying_in_upload, args=arguments)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    _register(settings, run_dir, month(24))
+    assert [path.name for folder in (run_dir, tmp_path) for path in folder.glob("*") if "model" in path.name] == []
 
 
 def _sleepy(settings, run_dir, as_of):
