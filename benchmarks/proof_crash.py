@@ -5,7 +5,7 @@ and an MLflow of its own, each step in a process forked from one that has the li
 after a random share of the time that it takes undisturbed; a step is tried so twice, one try on what the other left, and
 then runs whole. Lines run two at once. What two undisturbed lines have in common must be in every disturbed one, and
 nothing else; what they have not in common (times, names of MLflow's runs) is listed.
-`make proof-crash` (``--quick``: one line, written nowhere).
+`make proof-crash`; 200 kills are some 13 lines, half an hour on two busy cores (``--quick``: one line, written nowhere).
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ def test_a_killed_service_holds_no_port_and_starts_again(running):
     assert is_free(running.ports.mlflow)
     for name in killed:
         stack.again(running.home, name)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + stack.START_SECONDS
     while time.monotonic() < deadline:
         states = {row["service"]: row["state"] for row in stack.status(running.home)}
         if set(states.values()) == {"healthy"}:
