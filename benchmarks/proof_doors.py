@@ -237,7 +237,9 @@ def one_round(target: Target, size: Size, document: sent.Json, rows: list[Row], 
         kind = "described, valid" if valid[path].is_valid(body) else "described, invalid"
         quick.append((kind, sent.request(path, json.dumps(body).encode("utf-8", "surrogatepass"), target.key)))
     drawn.shuffle(quick)
-    long = [("long", one) for one in sent.long_bodies(predict, target.key, rows[: size.rows], size.bytes)] * 2
+    known = [{"prediction_id": f"long-{at}", "label": at % 2, "revision": number} for at in range(size.rows)]
+    whole = sent.request(labels, json.dumps({"labels": known}).encode(), target.key)
+    long = [("long", one) for one in (*sent.long_bodies(predict, target.key, rows[: size.rows], size.bytes), whole)] * 2
     with ThreadPoolExecutor(3) as pool:
         parts = [pool.submit(send, target, quick, 12), pool.submit(send, target, long, 3)]
         held = pool.submit(hold, target.port, sent.holding(predict, target.key), size)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -43,7 +42,10 @@ async def post_labels(request: Request, case: str) -> Response:
     A label without a row is joined to nothing.
     """
     async with _entered(request, case) as (gateway, known, body):
-        count = _log_labels(gateway, known, await gateway.apart(len(body), read, known.labels, body))
+        lines, count = await gateway.apart(len(body), _label_lines, known, body, datetime.now(UTC))
+        known.labels_log.append(lines)
+        gateway.metrics.log_lines.labels(known.name, "labels").inc(count)
+        gateway.metrics.labels.labels(known.name).inc(count)
     return Response(_encoder.encode({"accepted": count}), media_type=JSON)
 
 
@@ -71,27 +73,21 @@ async def metrics(request: Request) -> Response:
     return Response(request.app.state.gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _log_labels(gateway: Gateway, case: Case, labels: Sequence[Any]) -> int:
-    received = datetime.now(UTC)
-    now, classes = received.isoformat(), case.fields.classes
+def _label_lines(case: Case, body: bytes, received: datetime) -> tuple[bytes, int]:
+    """The lines of the log for a body of labels, and how many there are."""
+    now, classes, labels = received.isoformat(), case.fields.classes, read(case.labels, body)
     check_times(labels, case.times, received)
-    case.labels_log.append(
-        _encoder.encode_lines(
-            [
-                {
-                    "prediction_id": label.prediction_id,
-                    "label": classes.index(label.label) if classes else label.label,
-                    "revision": label.revision,
-                    "event_time": now if label.event_time is UNSET else label.event_time.astimezone(UTC).isoformat(),
-                    "received_at": now,
-                }
-                for label in labels
-            ]
-        )
-    )
-    gateway.metrics.log_lines.labels(case.name, "labels").inc(len(labels))
-    gateway.metrics.labels.labels(case.name).inc(len(labels))
-    return len(labels)
+    lines = [
+        {
+            "prediction_id": label.prediction_id,
+            "label": classes.index(label.label) if classes else label.label,
+            "revision": label.revision,
+            "event_time": now if label.event_time is UNSET else label.event_time.astimezone(UTC).isoformat(),
+            "received_at": now,
+        }
+        for label in labels
+    ]
+    return _encoder.encode_lines(lines), len(lines)
 
 
 @asynccontextmanager

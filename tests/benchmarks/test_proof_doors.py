@@ -24,7 +24,7 @@ def test_a_round_against_a_gateway_holds(tmp_path, monkeypatch):
             rows, goals, more = proof.attack(proof.Target(http.base_url.port, KEY, (os.getpid(),)), size)
     told = {each["name"]: each for each in goals}
     assert [name for name, each in told.items() if not each["holds"] and "MiB" not in name and "s)" not in name] == [], more
-    assert rows[0]["requests"] == 60 + 20 + 2 * 6
+    assert rows[0]["requests"] == 60 + 20 + 2 * 7
     statuses = more["statuses"]
     assert sum(statuses["mutated"].values()) == 60
     assert set(statuses["described, valid"]) <= {200, 409, 422}
