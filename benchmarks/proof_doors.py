@@ -178,6 +178,7 @@ def attack(target: Target, size: Size) -> tuple[list[Row], list[Row], Row]:
         8,
     )
     table, answers, open_ = list[Row](), list[Answer](), 0
+    processors, began = processor_seconds(target.pids), time.monotonic()
     with probing(target.port) as probe, watched(target.pids) as memory:
         for number in range(size.rounds):
             before, start = memory[-1], len(memory)
@@ -213,7 +214,9 @@ def attack(target: Target, size: Size) -> tuple[list[Row], list[Row], Row]:
         ),
         goal("MiB of all workers, peak", max(row["MiB peak"] for row in table), 1024),
     ]
-    return table, goals, said(answers, probe, size)
+    used = (processor_seconds(target.pids) - processors) / (time.monotonic() - began)
+    busy = {"load average of 15 minutes": round(os.getloadavg()[2], 1), "processors that the workers had": round(used, 2)}
+    return table, goals, {"busy": busy, **said(answers, probe, size)}
 
 
 def one_round(target: Target, size: Size, document: sent.Json, rows: list[Row], drawn: random.Random, number: int) -> tuple[list[Answer], int]:
@@ -347,6 +350,11 @@ def watched(pids: Sequence[int]) -> Iterator[list[float]]:
             looking.result()
 
 
+def processor_seconds(pids: Sequence[int]) -> float:
+    """What processes have computed so far, together."""
+    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
+
+
 def unwanted(answer: Answer) -> bool:
     """Whether an answer is one that no request may have."""
     declared = answer.status == UNAVAILABLE and any(words in answer.body for words in DECLARED)
@@ -374,7 +382,7 @@ def said(answers: Sequence[Answer], probe: Row, size: Size) -> Row:
             "asked": len(took),
             "median (s)": took[len(took) // 2],
             "p99 (s)": took[int(len(took) * 0.99)],
-            "longest (s)": took[-1],
+            "longest ten (s)": took[-10:],
             "of the longest, to connect, which is the kernel's (s)": probe["connected"][probe["took"].index(took[-1])],
             "longest delay of the probe itself, by the machine (s)": probe["late"],
         },
