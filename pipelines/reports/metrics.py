@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from pipelines import ledger
 from pipelines.config import Params, Settings
 from pipelines.contracts import DriftReport, EpisodeTrigger, Release, Severity
-from pipelines.errors import PerennialError, Unavailable
+from pipelines.errors import DatabaseDamaged, PerennialError, Unavailable
 from pipelines.storage import MANIFEST
 
 PREFIX = "perennial_"
@@ -74,8 +74,10 @@ Cases = tuple[Sequence[Params], Mapping[str, str]]
 def render(settings: Settings, cases: Iterable[Params], broken: Mapping[str, str] = MappingProxyType({})) -> str:
     """The series of these cases; a case without a drift report has those of its ledger, a ``broken`` one at least that it is.
 
-    What is stored of one case and cannot be read costs the others nothing. Raises Unavailable if the ledger does not answer.
+    What is stored of one case and cannot be read costs the others nothing. Raises Unavailable if the ledger does not answer,
+    ConfigError or DatabaseDamaged if it cannot be opened: then nothing is known of any case.
     """
+    ledger.check(settings.ledger)
     families = {name: Metric(PREFIX + name, about, "gauge") for name, about in SERIES.items()}
 
     def add(case: str, name: str, labels: Mapping[str, str], value: float) -> None:
@@ -85,7 +87,7 @@ def render(settings: Settings, cases: Iterable[Params], broken: Mapping[str, str
     for params in cases:
         try:
             found = list(samples(settings, params))
-        except Unavailable:
+        except (Unavailable, DatabaseDamaged):
             raise
         except (PerennialError, OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s: what is stored of it cannot be read: %s", params.case, error)
@@ -111,7 +113,7 @@ class _Families(Collector):
 
 
 def serve(settings: Settings, cases: Callable[[], Cases], host: str, port: int, ready: Callable[[int], None] = lambda _port: None) -> None:
-    """Answer ``GET /metrics`` on ``host:port`` (0: a free one, told to ``ready``) until the process is ended; 503 while the ledger does not answer.
+    """Answer ``GET /metrics`` on ``host:port`` (0: a free one, told to ``ready``) until the process is ended; 503 while the ledger cannot be read.
 
     ``cases`` is asked at every scrape: cases come, go, break and are mended.
     """

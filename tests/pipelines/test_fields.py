@@ -158,13 +158,13 @@ def _read_back(tmp_path, line) -> set[str]:
     settings = Settings(home=tmp_path)
     label = {name: line[name] for name in ("prediction_id", "event_time", "received_at")} | {"label": 1, "revision": 0}
     for kind, one in (("predictions", line), ("labels", label)):
-        folder = settings.prediction_log / "mock" / kind
+        folder = settings.prediction_log / "loans" / kind
         folder.mkdir(parents=True)
         (folder / "s.jsonl").write_text(json.dumps(one) + "\n")
-    prediction_log.compact(settings, "mock")
+    prediction_log.compact(settings, "loans")
     at = datetime.fromisoformat(line["event_time"])
     window = Window(start=at, end=at.replace(year=2021))
-    found = {*prediction_log.read_predictions(settings, "mock", window).columns, *prediction_log.read_labels(settings, "mock", window.end).columns}
+    found = {*prediction_log.read_predictions(settings, "loans", window).columns, *prediction_log.read_labels(settings, "loans", window.end).columns}
     assert found >= {"id", "version", "label", "revision"}
     return found
 

@@ -49,8 +49,8 @@ def release(settings):
         write_bundle(folder, HALF)
         (folder / FILE).write_bytes(to_bytes(reference_profile(train, scores(folder, holdout), FIELDS, load_spec(FIELDS), holdout)))
 
-    put(settings, START, "dataset", lambda folder: train.write_parquet(folder / "train.parquet"))
-    made = put(settings, START, "export", export)
+    learned_from = put(settings, START, "dataset", lambda folder: train.write_parquet(folder / "train.parquet"))
+    made = put(settings, START, "export", export, {"dataset": learned_from.key})
     bundle = settings.run_dir(CASE, START) / "export"
     named = {"case": CASE, "candidate_key": made.key, "bundle": str(bundle.relative_to(settings.root)), "as_of": START}
     ledger.append(settings.ledger, expected_seq=0, champion=1, action="promote", trigger="initial", reason="test", actor="test", **named)

@@ -18,6 +18,7 @@ from pipelines.steps import export, train
 from pipelines.storage import write_atomic
 from tests.encoders import write_encoder
 from tests.pipelines.export.texts import write_dynamic
+from tests.pipelines.manifests import renew
 from tests.pipelines.steps import test_train as texts
 from tests.pipelines.steps.test_train import AS_OF
 
@@ -32,6 +33,7 @@ def trained(tmp_path_factory):
     rows = pl.read_parquet(run_dir / "dataset" / "train.parquet").with_columns(event_time=pl.lit(AS_OF - timedelta(days=1)))
     for part, own in (("train", rows), ("holdout", rows.tail(30))):
         own.write_parquet(run_dir / "dataset" / f"{part}.parquet")
+    renew(run_dir / "dataset")
     train.run(params, settings, run_dir, AS_OF)
     return settings, params, run_dir
 

@@ -18,6 +18,7 @@ from pipelines.errors import Unavailable
 from pipelines.fields import Categorical, Fields, Numeric, encode
 from pipelines.steps import evaluate, export, train
 from serving.gateway.versions import load
+from tests.pipelines.manifests import renew
 from tests.pipelines.steps import test_model_steps as loans
 from tests.pipelines.steps.test_model_steps import AS_OF, FIELDS, PARAMS
 
@@ -46,6 +47,7 @@ def trained(settings: Settings, *, spoilt: bool) -> dict[str, Manifest]:
         label = (z.sum(0) + generator.normal(0, 0.8, rows.height) > 0).astype(np.int8)
         columns = [pl.Series(name, change(values) if spoilt else values) for (name, change), values in zip(PROBES.items(), z, strict=True)]
         rows.with_columns(*columns, pl.lit(7.0).alias("age"), pl.Series(FIELDS.label, label)).write_parquet(path)
+    renew(run_dir / "dataset")
     return {step.__name__.rsplit(".", 1)[-1]: step.run(PARAMS, settings, run_dir, AS_OF) for step in (train, export, evaluate)}
 
 

@@ -12,6 +12,7 @@ from pipelines.config import Settings, load_params
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError, DataError
 from pipelines.steps import ingest, validate
+from tests.pipelines.manifests import renew
 
 AS_OF = datetime(2020, 6, 1, tzinfo=UTC)
 _DEFAULTS = load_params("loans")
@@ -69,8 +70,7 @@ def test_a_manifest_of_before_is_read(tmp_path: Path, monkeypatch: pytest.Monkey
     settings, run_dir = _ingest(tmp_path, monkeypatch, bad_per_day=1)
     manifest = storage.read_manifest(run_dir / "ingest")
     facts = {name: value for name, value in manifest.facts.items() if name not in {"counts", "reasons"}}
-    old = manifest.model_copy(update={"facts": facts})
-    storage.write_atomic(run_dir / "ingest" / storage.MANIFEST, old.model_dump_json().encode())
+    renew(run_dir / "ingest", facts=facts)
     facts = validate.run(PARAMS, settings, run_dir, AS_OF).facts
     assert facts["rows"] + facts["bad"] == manifest.facts["rows"]
     assert "delivered" not in facts
