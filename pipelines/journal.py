@@ -8,6 +8,7 @@ nobody can tell from inside the database is a chain that was recomputed as a who
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import (
@@ -54,6 +55,7 @@ _journal = Table(
 _WRITING = 5_117_403
 """The advisory lock of whoever enters rows of a case in PostgreSQL; SQLite has one writer anyway."""
 Row = Mapping[Any, Any]
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 def add(connection: Connection, *rows: tuple[Table, Row]) -> None:
@@ -110,10 +112,11 @@ def newest_of(case: str, table: Table) -> Select[Any]:
     return wanted.order_by(_journal.c.number.desc()).limit(1)
 
 
-def read(connection: Connection, table: Table, case: str, wanted: Select[Any], *, named: bool = False) -> tuple[list[dict[str, Any]], str]:
+def read(connection: Connection, table: Table, case: str, wanted: Select[Any], *, named: Mapping[str, str] = NOTHING) -> tuple[list[dict[str, Any]], str]:
     """The ``wanted`` rows of a table, all of one case; and what is wrong, if one is not as it was written or any row of the case is gone, else "".
 
-    Of rows that are asked for by what only they have (``named``) the others do not matter, if there is one.
+    Of rows that are ``named`` by values of columns the others do not matter, if there is one. That there is none is said only after a
+    look at all rows of the case without an index: a damaged index hides a row, and whoever relies on it does a work twice.
     """
     key = _sql_key(connection, table)
     entry = (_journal.c.case == table.c.case) & (_journal.c.about == table.name) & (_journal.c.row_key == key)
@@ -121,8 +124,17 @@ def read(connection: Connection, table: Table, case: str, wanted: Select[Any], *
     rows = [{column.name: row[column.name] for column in table.columns} for row in found]
     now = [row_hash(table, row) for row in rows]
     if now == [row["entered"] for row in found] and ((named and rows) or _whole(connection, table, case, entry)):
-        return rows, ""
+        return rows, "" if rows or not named else _hidden(connection, table, case, named)
     return rows, _wrong(connection, table, case, dict(zip((_key(table, row) for row in rows), now, strict=True)))
+
+
+def _hidden(connection: Connection, table: Table, case: str, named: Mapping[str, str]) -> str:
+    """Which row has the values ``named``, though it was not found by them; "" if none has."""
+    everything = select(table).where(table.c.case.concat("") == case)  # an expression, which no index serves
+    for row in connection.execute(everything).mappings():
+        if all(row[column] == value for column, value in named.items()):
+            return f"table {table.name}, row {_key(table, row)} is there and is not found by its {', '.join(named)}: an index of the database is damaged"
+    return ""
 
 
 def _whole(connection: Connection, table: Table, case: str, entry: ColumnElement[bool]) -> bool:

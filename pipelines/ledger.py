@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Column, ColumnElement, Connection, Integer, String, Table, Text, UniqueConstraint, literal, select, true, union_all
+from sqlalchemy import Column, ColumnElement, Connection, Integer, String, Table, Text, UniqueConstraint, literal, select, union_all
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
 from pipelines import database, journal
@@ -125,13 +125,22 @@ def _insert_first(url: str, table: Table, **values: Any) -> bool:
 
 
 def _rows(
-    url: str, table: Table, case: str, *where: ColumnElement[bool], order: Any = (), limit: int | None = None, parse: Sequence[str] = (), named: bool = False
+    url: str,
+    table: Table,
+    case: str,
+    *where: ColumnElement[bool],
+    order: Any = (),
+    limit: int | None = None,
+    parse: Sequence[str] = (),
+    named: Mapping[str, str] = journal.NOTHING,
 ) -> list[dict[str, Any]]:
     """Rows of a case as the ledger wrote them, the JSON of the columns ``parse`` read.
 
     Raises IntegrityError, naming case, table, row and, if it cannot be read, column: for a row that was changed or added behind the ledger's
-    back, and for one of the case that is gone, as nobody can say whether it would be among them (but where rows are ``named``: journal.read).
+    back, and for one of the case that is gone, as nobody can say whether it would be among them. Of rows that are ``named`` by values of
+    columns the others do not matter (journal.read).
     """
+    where = (*where, *(table.c[column] == value for column, value in named.items()))
     wanted = select(table).where(table.c.case == case, *where).order_by(*order).limit(limit)
     with _begin(url) as connection:
         rows, problem = journal.read(connection, table, case, wanted, named=named)
@@ -305,7 +314,7 @@ def record_verdict(url: str, *, case: str, gate_key: str, as_of: datetime, trigg
     """
     text, value = canonical_json(verdict), digest(verdict)
     if not _insert_first(url, _verdicts, case=case, gate_key=gate_key, as_of=_text(as_of), trigger=trigger, hash=value, verdict=text):
-        [row] = _rows(url, _verdicts, case, _verdicts.c.gate_key == gate_key, named=True)
+        [row] = _rows(url, _verdicts, case, named={"gate_key": gate_key})
         if (found := row["hash"]) != value:
             raise ConflictError(f"{case}: gate run {gate_key[:12]} already has verdict {found[:12]}, not {value[:12]}: verdicts are immutable")
     return value
@@ -323,7 +332,7 @@ def verdict(url: str, case: str, value: str, *, gate_key: str = "") -> dict[str,
 
     Raises IntegrityError if the ledger has none, or its row is another one than was hashed.
     """
-    rows = _rows(url, _verdicts, case, _verdicts.c.hash == value, order=[_verdicts.c.gate_key != gate_key], limit=1, parse=["verdict"], named=True)
+    rows = _rows(url, _verdicts, case, order=[_verdicts.c.gate_key != gate_key], limit=1, parse=["verdict"], named={"hash": value})
     if not rows:
         raise IntegrityError(f"ledger of {case}: there is no verdict {value[:12]}: {LOOK}")
     if digest(rows[0]["verdict"]) != value:
@@ -361,7 +370,7 @@ def record_drift_state(
     # Where another try of the same window was first, what it wrote is returned.
     with suppress(SqlIntegrityError), _begin(url) as connection:
         journal.add(connection, *link, (_drift_states, row))
-    found = _rows(url, _drift_states, case, _drift_states.c.as_of == name, parse=["state"], named=True)
+    found = _rows(url, _drift_states, case, parse=["state"], named={"as_of": name})
     if not found:
         raise Overtaken(f"{case}: a drift run of another window than {as_of.isoformat()} decided first, on the same earlier state; run the step again")
     kept: dict[str, Any] = found[0]["state"]
@@ -392,8 +401,8 @@ def alert_runs(url: str, case: str, *, last: int | None = None, at: datetime | N
 
     A row's alerts are those that were open after it and those that it resolved. A window that was judged again has a row for each ``revision``.
     """
-    wanted = true() if at is None else _alert_runs.c.as_of == _revised(at, revision)
-    rows = _rows(url, _alert_runs, case, wanted, order=[_alert_runs.c.seq.desc()], limit=last, parse=["alerts", "notices"], named=at is not None)
+    named = journal.NOTHING if at is None else {"as_of": _revised(at, revision)}
+    rows = _rows(url, _alert_runs, case, order=[_alert_runs.c.seq.desc()], limit=last, parse=["alerts", "notices"], named=named)
     return [{**row, "as_of": row["as_of"].partition("#")[0]} for row in reversed(rows)]
 
 

@@ -332,3 +332,22 @@ def test_a_row_that_is_asked_for_by_name_does_not_need_the_others(url: str):
     assert ledger.verdict(url, "bank", value)["gate_key"] == "g1"
     with pytest.raises(IntegrityError, match=r"g2.*is gone"):
         ledger.verdicts(url, "bank")
+
+
+def test_a_row_that_a_damaged_index_hides_is_not_missing(tmp_path: Path):
+    """A row that is not found by its name, as one bit of an index has flipped, is an error: nobody does its work a second time."""
+    file = tmp_path / "ledger.db"
+    url, as_of = f"sqlite:///{file}", T0 + timedelta(days=2)
+    _filled(url)
+    assert [row["seq"] for row in ledger.alert_runs(url, "bank", at=as_of)] == [2]
+    assert ledger.alert_runs(url, "bank", at=as_of + timedelta(days=1)) == []
+    with create_engine(url).connect() as connection:
+        connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
+        root = connection.execute(text("SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_alert_runs_2'")).scalar_one()
+        size = connection.execute(text("PRAGMA page_size")).scalar_one()
+    data = bytearray(file.read_bytes())
+    data[data.index(b"2008-08-03", (root - 1) * size)] ^= 1
+    file.write_bytes(data)
+    again = url + "?timeout=29"  # a process that comes later
+    with pytest.raises(IntegrityError, match=r'table alert_runs, row {"seq":2} is there and is not found by its as_of: an index of the database is damaged'):
+        ledger.alert_runs(again, "bank", at=as_of)
