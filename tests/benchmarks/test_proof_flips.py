@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks import proof_flips as proof
 
 SCRIPT = """
@@ -16,6 +18,7 @@ print(json.dumps(proof.flipped(pathlib.Path(sys.argv[1]), 2 * len(kinds), kinds,
 """
 
 
+@pytest.mark.long
 def test_flips_are_found_and_none_is_no_difference(tmp_path):
     """Steps of a real small line give the same output without a flip; a flipped bit of what they read or wrote never gives another one."""
     kinds = ["ledger, drift_states", "evaluate/scores.parquet"]
