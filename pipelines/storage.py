@@ -39,6 +39,9 @@ manifest, before the rename, after it."""
 MEND = "move the folder away and run again"
 """What helps against a folder that is not as it was committed: a step makes the same again of the same inputs."""
 
+DAMAGED = "damaged-"
+"""Before the key in the name of a folder that was set aside as it was not as committed: ``<step>.damaged-<key>.<random>``."""
+
 CODE = ("pipelines", "plugins", "dags", "serving", "embedded")
 """The repository's folders whose files do the work."""
 
@@ -263,7 +266,7 @@ def read_manifest(folder: Path, *, verify: bool | Collection[str] = True) -> Man
         raise IntegrityError(f"{path} is not what was written: its own sha256 is another; {MEND}")
     wanted = manifest.files if verify is True else verify or ()
     for name, expected in manifest.files.items():
-        if name in wanted and (found := _sha256_once(folder / name)) != expected:
+        if name in wanted and (found := _found(folder / name)) != expected:
             raise IntegrityError(f"{folder / name} has sha256 {found[:12]}, its manifest says {expected[:12]}: {MEND}")
     return manifest
 
@@ -284,17 +287,22 @@ _hashed: dict[Path, tuple[tuple[int, ...], str]] = {}
 """Of files that were hashed: what their inode said then (a write changes its times), and the sha256."""
 
 
-def _sha256_once(path: Path) -> str:
+def sha256_once(path: Path) -> str:
+    """Like :func:`file_sha256`, once per process as long as the file does not change. Raises OSError if it cannot be read."""
+    stat = path.stat()
+    state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    known = _hashed.get(path)
+    if known is None or known[0] != state:
+        # Taken before the file is read: what is written meanwhile is hashed again.
+        known = _hashed[path] = (state, file_sha256(path))
+    return known[1]
+
+
+def _found(path: Path) -> str:
     try:
-        stat = path.stat()
-        state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        known = _hashed.get(path)
-        if known is None or known[0] != state:
-            # Taken before the file is read: what is written meanwhile is hashed again.
-            known = _hashed[path] = (state, file_sha256(path))
+        return sha256_once(path)
     except (FileNotFoundError, NotADirectoryError):
         return "missing"
-    return known[1]
 
 
 def find(folder: Path, key: str, *, verify: bool | Collection[str] = True) -> Path:
@@ -336,7 +344,7 @@ def commit(
             read_manifest(folder)
         except IntegrityError as error:
             log.warning("%s: it is made again: %s", step, error)
-            aside = f"damaged-{aside}"  # a name that nobody looks for
+            aside = f"{DAMAGED}{aside}"  # a name that nobody looks for
         else:
             log.info("%s: no-op, key %s is already there", step, key[:12])
             return found

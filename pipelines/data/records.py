@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from pipelines.errors import IntegrityError
-from pipelines.storage import file_sha256, write_atomic
+from pipelines.storage import file_sha256, sha256_once, write_atomic
 
 SPREAD = "spread"
 """The place of the rows of a segment that lie in more hours than it may have partitions."""
@@ -189,7 +189,7 @@ def checked(folder: Path, files: Iterable[Path], days: Iterable[str]) -> list[Pa
         path = folder / name
         expected = {part.sha256 for part in parts}
         try:
-            right = "" in expected or _sha256(path) in expected
+            right = "" in expected or sha256_once(path) in expected
         except FileNotFoundError as error:
             raise IntegrityError(
                 f"{path} is missing, with rows that were compacted: run the step 'profile' or 'ingest' again, which makes it of its segment "
@@ -201,13 +201,3 @@ def checked(folder: Path, files: Iterable[Path], days: Iterable[str]) -> list[Pa
             raise IntegrityError(f"a partition in {path.parent} is damaged ({path.name} does not hold what was compacted): {MEND}")
         found.setdefault(name, path)
     return [found[name] for name in sorted(found)]
-
-
-def _sha256(path: Path) -> str:
-    found = path.stat()
-    return _sha256_of(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-
-
-@lru_cache(maxsize=1 << 17)
-def _sha256_of(path: Path, *_stamp: int) -> str:
-    return file_sha256(path)

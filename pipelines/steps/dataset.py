@@ -98,7 +98,7 @@ def _trained_on(settings: Settings, champion: Release, columns: list[str]) -> pl
     there too; the rows of all of them count, as leaving out too many is safe and too few is not.
     """
     run = settings.root / Path(champion.bundle).parent
-    made = [path.parent for path in sorted(run.glob(f"dataset*/{storage.MANIFEST}")) if not path.parent.name.startswith("dataset.damaged-")]
+    made = [path.parent for path in sorted(run.glob(f"dataset*/{storage.MANIFEST}")) if not path.parent.name.startswith(f"dataset.{storage.DAMAGED}")]
     if not made:
         raise IntegrityError(f"{run}/dataset/train.parquet, the rows champion {champion.champion} was trained on, is missing: restore the run's folder")
     for folder in made:

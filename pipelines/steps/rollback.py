@@ -41,9 +41,9 @@ def run(params: Params, settings: Settings, *, reason: str, actor: str, as_of: d
         raise ConfigError(f"a rollback of {case} needs a reason, it is kept in the ledger: --reason '...'")
     with repository.alone(settings.model_repository, case):
         history = ledger.releases(settings.ledger, case)
-        head = ledger.head(settings.ledger, case)
-        if head is None:
+        if not history:
             raise ConfigError(f"{case} has no release yet, there is nothing to roll back: run the training line first")
+        head = history[-1]
         if _carried_out(history, from_version, reason, actor):
             log.warning("%s: nothing was changed: %s. To go further back: --from-version %d", case, switch.told(head), head.champion)
             return Switch(case=case, serves=head.champion, was=history[-2].champion, changed=False, release=head)
