@@ -1,4 +1,4 @@
-"""The drift rule is neither blind nor jumpy: the policy on profiles and labels of the loans stream, 20 seeds."""
+"""The drift rule is neither blind nor jumpy: the policy on profiles and labels of the loans stream, five seeds, and twenty in full."""
 
 import polars as pl
 import pytest
@@ -6,35 +6,34 @@ import pytest
 from tests.pipelines.drift.stream import PARAMS, Stream
 
 pytestmark = pytest.mark.slow
-SEEDS = range(20)
 T0 = 25
 """Window in which drift starts; by then more labels than a retraining needs have arrived."""
 FIRST_LABELS = T0 + int(PARAMS.label_delay_days)
-NEEDED = 19
-"""Seeds that must behave."""
+SPARED = 1
+"""Seeds that may behave otherwise."""
 
 
-@pytest.fixture(scope="module")
-def streams() -> list[Stream]:
+@pytest.fixture(scope="module", params=[5, pytest.param(20, marks=pytest.mark.long)])
+def streams(request: pytest.FixtureRequest) -> list[Stream]:
     """The champions of all seeds."""
-    return [Stream(seed) for seed in SEEDS]
+    return [Stream(seed) for seed in range(request.param)]
 
 
 def test_no_drift_no_trigger(streams: list[Stream]):
-    """Sixty windows without drift ask for no retraining, in none of twenty seeds."""
+    """Sixty windows without drift ask for no retraining, in no seed."""
     assert [stream.triggers(60) for stream in streams] == [[]] * len(streams)
 
 
 def test_covariate_drift_triggers_without_labels(streams: list[Stream]):
     """Drifted inputs ask for no retraining before they drift, and for one within three windows, labels or not."""
     first = [min(stream.triggers(T0 + 3, "covariate", T0), default=None) for stream in streams]
-    assert sum(number is not None and T0 <= number < T0 + 3 for number in first) >= NEEDED, first
+    assert sum(number is not None and T0 <= number < T0 + 3 for number in first) >= len(streams) - SPARED, first
 
 
 def test_concept_drift_triggers_on_its_first_labels(streams: list[Stream]):
     """Another rule behind the same inputs asks for a retraining within three windows after its first labels, not before."""
     first = [min(stream.triggers(FIRST_LABELS + 3, "concept", T0), default=None) for stream in streams]
-    assert sum(number is not None and FIRST_LABELS <= number < FIRST_LABELS + 3 for number in first) >= NEEDED, first
+    assert sum(number is not None and FIRST_LABELS <= number < FIRST_LABELS + 3 for number in first) >= len(streams) - SPARED, first
 
 
 def test_one_outlier_changes_no_decision(streams: list[Stream]):
