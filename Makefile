@@ -124,13 +124,17 @@ COMPOSE = docker compose --file docker-compose.yaml $(if $(filter gpu,$(PROFILE_
 # Tasks go to workers as soon as there are any.
 EXECUTOR = $(if $(filter celery gpu,$(PROFILE_LIST)),CeleryExecutor,LocalExecutor)
 
+MOUNTED = compose/alertmanager compose/grafana compose/mlflow compose/postgres compose/prometheus compose/triton pipelines/alerts \
+	$(if $(DEV),dags plugins pipelines serving embedded)
+
 secrets: ## every password and key of the full stack as a file in compose/secrets, made once
 	@command -v python3 >/dev/null || { echo "make secrets: there is no python3"; exit 1; }
 	@python3 -m embedded.keys
+	@chmod -R go+rX $(MOUNTED)  # containers' users read what is mounted of this checkout, also where it was made with umask 077
 
 compose-up: secrets ## the full stack in containers [PROFILES=celery,gpu,traffic] [DEV=1]
 	@command -v docker >/dev/null || { echo "make compose-up: there is no docker; make up starts the stack as processes"; exit 1; }
-	AIRFLOW_EXECUTOR=$(EXECUTOR) $(COMPOSE) up --detach --build
+	limits=$$(python3 -m embedded.room) && env $$limits AIRFLOW_EXECUTOR=$(EXECUTOR) $(COMPOSE) up --detach --build
 
 compose-down: ## stop its containers, profiles included; volumes (all data) stay
 	docker compose --file docker-compose.yaml --profile '*' down

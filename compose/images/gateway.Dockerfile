@@ -1,5 +1,7 @@
 # The gateway without anything that trains: no torch, no MLflow, no Airflow.
 FROM python:3.11.13-slim-bookworm AS environment
+# Another index than pip's own, where packages come from one.
+ARG PIP_INDEX_URL=
 COPY compose/images/gateway.lock /tmp/gateway.lock
 RUN python -m venv /opt/perennial/venv \
     && /opt/perennial/venv/bin/python -m pip install --no-cache-dir --no-deps --requirement /tmp/gateway.lock
@@ -20,7 +22,8 @@ ENV PATH=/opt/perennial/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONPATH=/opt/perennial/src \
     PERENNIAL_HOME=/srv/perennial \
     PROMETHEUS_MULTIPROC_DIR=/tmp/metrics
-RUN python -m compileall -q pipelines serving
+# A checkout's files may be closed to others (umask 077), and modes are copied.
+RUN chmod -R a+rX . && python -m compileall -q pipelines serving
 USER 10001:10001
 EXPOSE 8090
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \

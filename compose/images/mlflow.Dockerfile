@@ -1,5 +1,7 @@
 # The tracking server and registry, with its login and its driver for PostgreSQL.
 FROM python:3.11.13-slim-bookworm AS environment
+# Another index than pip's own, where packages come from one.
+ARG PIP_INDEX_URL=
 COPY compose/images/mlflow.lock /tmp/mlflow.lock
 RUN python -m venv /opt/perennial/venv \
     && /opt/perennial/venv/bin/python -m pip install --no-cache-dir --no-deps --requirement /tmp/mlflow.lock

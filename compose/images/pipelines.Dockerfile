@@ -8,6 +8,8 @@ USER airflow
 # PyPI's torch would bring gigabytes of CUDA. For a GPU: an index of CUDA builds, and TORCH_DEPS empty, so that the libraries come along.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG TORCH_DEPS=--no-deps
+# Another index than pip's own, for all the other packages.
+ARG PIP_INDEX_URL=
 WORKDIR /opt/perennial
 COPY requirements.lock ./
 RUN python -m venv venv \
@@ -39,7 +41,8 @@ ENV PATH=/opt/perennial/venv/bin:/opt/perennial/bin:/usr/local/bin:/usr/bin:/bin
     PYTHONPATH=/opt/perennial/src:/opt/perennial/src/embedded/airflow_config \
     AIRFLOW_HOME=/opt/airflow \
     PERENNIAL_HOME=/srv/perennial
-RUN python -m compileall -q pipelines serving embedded plugins dags
+# A checkout's files may be closed to others (umask 077), and modes are copied.
+RUN chmod -R a+rX . && python -m compileall -q pipelines serving embedded plugins dags
 USER 50000:0
 HEALTHCHECK --interval=30s --timeout=30s --start-period=90s --retries=4 \
     CMD ["bash", "-c", "exec airflow jobs check --hostname \"$HOSTNAME\""]

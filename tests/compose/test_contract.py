@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -36,6 +37,22 @@ def test_the_file_is_what_the_compose_specification_allows(path, schema):
     import jsonschema
 
     jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+
+
+PROFILES = sorted({profile for service in services().values() for profile in service.get("profiles", ())})
+FILES = {"alone": [COMPOSE], **{path.stem: [COMPOSE, path] for path in EXTRA}}
+
+
+@pytest.mark.parametrize("profile", ["", *PROFILES, "*"])
+@pytest.mark.parametrize("files", FILES.values(), ids=FILES)
+def test_compose_takes_the_files(files, profile, tmp_path):
+    """Compose itself accepts every file with every profile: it refuses what no schema can see, as two limits that contradict each other."""
+    if not shutil.which("docker") or subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:
+        pytest.skip("there is no Compose here (the plugin of docker)")
+    named = [word for path in files for word in ("--file", str(path))]
+    asked = ["docker", "compose", *named, *(("--profile", profile) if profile else ()), "config", "--quiet"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
@@ -156,7 +173,7 @@ def test_a_service_is_hardened(name):
     limits = service["deploy"]["resources"]["limits"]
     assert float(limits["cpus"]) > 0
     assert re.fullmatch(r"\d+[mg]", limits["memory"])
-    assert service["pids_limit"] > 0
+    assert limits["pids"] > 0
     assert service["logging"] == {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}}
     assert all("size=" in mount for mount in service.get("tmpfs", ()))
 
@@ -204,10 +221,10 @@ def test_services_wait_for_what_they_need():
 
 @every_service
 def test_ports_are_published_on_the_loopback_address_only(name):
-    """What is published is reachable from this machine alone, on the port that the documentation says, and needs the edge network."""
+    """What is published is reachable from this machine alone, on the port that the documentation says, and needs the front network."""
     found = published(name)
     assert found == ([("127.0.0.1", PUBLISHED[name], PUBLISHED[name])] if name in PUBLISHED else [])
-    assert not found or "edge" in services()[name]["networks"]
+    assert not found or "front" in services()[name]["networks"]
 
 
 def test_published_ports_move_with_the_variables_of_make_up():
@@ -219,14 +236,16 @@ def test_published_ports_move_with_the_variables_of_make_up():
 
 
 def test_networks_keep_apart_what_need_not_meet():
-    """Databases have no way out, nobody but their users enters; Triton and the exporters are not published."""
+    """Databases have no way out, nobody but their users enters; what is published cannot reach the world; Triton and the exporters are not published."""
     networks = load()["networks"]
-    assert networks == {"data": {"internal": True}, "serve": {"internal": True}, "edge": {}}
+    unmasked = {"driver_opts": {"com.docker.network.bridge.enable_ip_masquerade": "false"}}
+    assert networks == {"data": {"internal": True}, "serve": {"internal": True}, "front": unmasked, "out": {}}
     on = {net: {name for name, service in services().items() if net in service["networks"]} for net in networks}
     assert services()["postgres"]["networks"] == services()["redis"]["networks"] == ["data"]
     assert services()["triton"]["networks"] == ["serve"]
     assert not on["data"] & {"triton", "prometheus", "alertmanager", "grafana", "traffic", "airflow-metrics"}
-    assert on["edge"] == {*PUBLISHED, "airflow-scheduler", "airflow-triggerer", "airflow-dag-processor", "airflow-worker", "airflow-worker-gpu"}
+    assert on["front"] == set(PUBLISHED)
+    assert on["out"] == {"airflow-scheduler", "airflow-triggerer", "airflow-dag-processor", "airflow-worker", "airflow-worker-gpu", "alertmanager"}
 
 
 # --- secrets ------------------------------------------------------------------------------------
@@ -279,7 +298,11 @@ def test_no_variable_is_a_secret():
         "AIRFLOW_EXECUTOR",
         "ALERT_ROUTE",
         "ALERT_WEBHOOK_FILE",
+        "TORCH_INDEX",
         "TORCH_INDEX_GPU",
+        "PIP_INDEX_URL",
+        "PERENNIAL_CPUS",
+        "PERENNIAL_CPUS_GPU",
     }
 
 
