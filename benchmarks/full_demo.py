@@ -40,10 +40,15 @@ def play(home: Path, profile: str) -> dict[str, Any]:
     return found
 
 
-def compared(embedded: Settings, other: Settings, case: str) -> dict[str, Any]:
-    """How many manifests, files, verdicts, releases and drift states of the two stacks are the same, and the names of those that are not."""
+def taken(settings: Settings, case: str) -> dict[str, dict[str, Any]]:
+    """What a demo left behind, in the form in which two are compared: manifests' keys, files' hashes, verdicts, releases, episodes."""
     kinds = (_manifests, _files, _verdicts, _releases, _episodes)
-    return {kind.__name__.strip("_"): _same(kind(embedded, case), kind(other, case)) for kind in kinds}
+    return {kind.__name__.strip("_"): kind(settings, case) for kind in kinds}
+
+
+def compared(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """How many of what two demos left are the same, and the names of those that are not."""
+    return {kind: _same(found, other[kind]) for kind, found in one.items()}
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

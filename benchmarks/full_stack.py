@@ -71,7 +71,7 @@ def look(plain: Path, home: Path, case: str, params: Path) -> dict[str, Any]:
     assert found is not None
     settings = settings_of(home, full_environment(home, found.ports, profile="full"))
     airflow = client(settings)
-    facts: dict[str, Any] = {"demo": {"case": case, "same": full_demo.compared(Settings(home=plain), settings, case)}}
+    facts: dict[str, Any] = {"demo": {"case": case, "same": full_demo.compared(full_demo.taken(Settings(home=plain), case), full_demo.taken(settings, case))}}
     facts["demo"]["tasks"] = full_demo.executed(home, airflow)
     write_params(params, "loans", LONG)
     facts["killed"] = full_faults.killed(settings, airflow, AS_OF)

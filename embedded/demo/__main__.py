@@ -8,20 +8,14 @@ import os
 import signal
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from embedded import stack
-from embedded.airflow import client
-from embedded.demo import traffic
 from embedded.demo.plan import load_plan, scope, write_params
 from embedded.demo.progress import TEXTS, Progress
-from embedded.demo.replay import Replay
-from embedded.demo.summary import build_summary
-from embedded.demo.ticks import play
+from embedded.demo.run import replayed
 from embedded.ports import Ports
 from embedded.services import PARAMS, PROFILES
 from pipelines import cases
@@ -76,16 +70,7 @@ def _demo(options: argparse.Namespace, progress: Progress) -> int:
                 progress.say(f"starting Airflow, MLflow, Triton and the gateway on free ports; state and logs in {home}")
                 extra = {"PERENNIAL_LOG_SEGMENT_SECONDS": str(SEGMENT_SECONDS), "PERENNIAL_SCHEDULES": "0", "PERENNIAL_CONNECTIONS": "none"}
                 running = stack.start(home, Ports.free(), profile=options.profile, extra_env=extra)
-            settings = _settings_of(running.env)
-            airflow = client(settings)
-            with (
-                traffic.client(settings.gateway_url, settings.key_file) as gateway,
-                ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
-            ):
-                replay = Replay(plan, params, settings, source, airflow, gateway, progress, pool)
-                rows = play(replay)
-                with progress.phase("score"):
-                    summary = build_summary(replay, rows)
+            summary = replayed(plan, params, source, _settings_of(running.env), progress)
         finished = True
     finally:
         if not (options.keep and finished):

@@ -1,0 +1,30 @@
+"""`python -m benchmarks.compose_replay`, inside of a container: the FAST demo of loans on the stack around it.
+
+Started by compose_replay.yaml. The last line that it prints is JSON: the demo's summary, and what it left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from benchmarks import full_demo
+from embedded.demo.plan import load_plan
+from embedded.demo.progress import Progress
+from embedded.demo.run import replayed
+from pipelines import cases
+from pipelines.config import Settings, load_params
+
+CASE = "loans"
+
+
+def main() -> int:
+    """Replay, and print what came of it."""
+    settings, plan, params = Settings(), load_plan(CASE, fast=True), load_params(CASE)
+    summary = replayed(plan, params, cases.part(CASE, "source").resolve(settings, params), settings, Progress())
+    print(json.dumps({"summary": summary, "taken": full_demo.taken(settings, CASE)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
