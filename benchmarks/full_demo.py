@@ -30,9 +30,9 @@ PROVENANCE = {
 """Files that tell of the one run, and cannot be the same twice; and what of."""
 
 
-def play(home: Path, profile: str) -> dict[str, Any]:
+def play(home: Path, profile: str, case: str | None = None) -> dict[str, Any]:
     """One FAST demo on ``home``, its stack left running on PROFILE=full; its summary. PerennialError if it was not clean."""
-    command = [sys.executable, "-m", "embedded.demo", "--fast", "--home", str(home), "--profile", profile]
+    command = [sys.executable, "-m", "embedded.demo", "--fast", "--home", str(home), "--profile", profile, *(["--case", case] if case else [])]
     done = subprocess.run([*command, *(["--keep"] if profile == "full" else [])], check=False, env={**os.environ, "COLUMNS": "160"})
     if done.returncode:
         raise PerennialError(f"the demo on PROFILE={profile} ended with {done.returncode}: see {home / 'logs'}")
