@@ -145,26 +145,26 @@ def _build(env: Mapping[str, str], context: Path, image: str, name: str, setting
 @contextmanager
 def pip_settings() -> Iterator[str]:
     """A pip.conf with what pip is told on this machine; its local folders are served to builds by HTTP meanwhile."""
-    lines, folders = ["[global]"], list[Path]()
-    for name, text in _configured().items():
-        values = []
-        for value in text.split():
-            path = Path(urlsplit(value).path)
-            local = value.startswith(("file:", "/")) and path.is_dir()
-            if local:
-                folders.append(path)
-            values.append(f"http://{BRIDGE}:{{port{len(folders) - 1}}}" if local else value)
-        lines.append(f"{name} = {' '.join(values)}")
-    servers = [ThreadingHTTPServer((BRIDGE, 0), partial(_Quiet, directory=str(folder))) for folder in folders]
-    ports = {f"port{number}": server.server_port for number, server in enumerate(servers)}
-    for server in servers:
-        Thread(target=server.serve_forever, daemon=True).start()
+    with ExitStack() as served:
+        found = {name: " ".join(served.enter_context(_reachable(place)) for place in text.split()) for name, text in _configured().items()}
+        yield "\n".join(["[global]", *(f"{name} = {places}" for name, places in found.items()), f"trusted-host = {BRIDGE}", ""])
+
+
+@contextmanager
+def _reachable(place: str) -> Iterator[str]:
+    """A place of packages as builds reach it: a folder of this machine by HTTP, anything else as it stands."""
+    if not place.startswith(("file:", "/")):
+        yield place
+        return
+    path = Path(urlsplit(place).path)
+    folder, below = (path.parent, path.name) if place.startswith("file:") else (path, "")  # an index refers to files beside it
+    server = ThreadingHTTPServer((BRIDGE, 0), partial(_Quiet, directory=str(folder)))
+    Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield "\n".join([*lines, f"trusted-host = {BRIDGE}"]).format(**ports) + "\n"
+        yield f"http://{BRIDGE}:{server.server_port}/{below}"
     finally:
-        for server in servers:
-            server.shutdown()
-            server.server_close()
+        server.shutdown()
+        server.server_close()
 
 
 class _Quiet(SimpleHTTPRequestHandler):

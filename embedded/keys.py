@@ -27,6 +27,8 @@ FOLDER = ROOT / "compose" / "secrets"
 AIRFLOW_USERS = {"admin": "admin", "watcher": "viewer"}
 """Airflow's users and their roles: a person (and the seed), and the exporter."""
 MLFLOW_USER = "perennial"
+LOGIN_SECONDS = "60"
+"""How long each of MLflow's workers remembers a login that was right; a password that another worker has changed holds so long too."""
 _WORD = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -62,6 +64,8 @@ def composed(own: dict[str, str], postgres: str = "postgres:5432", redis: str = 
     urls = {f"{user}_db_url": f"postgresql+psycopg://{user}:{own[f'{user}_db_password']}@{postgres}/{user}" for user in ("airflow", "mlflow", "ledger")}
     auth = {"default_permission": "READ", "database_uri": urls["mlflow_db_url"], "admin_username": MLFLOW_USER, "admin_password": own["mlflow_password"]}
     auth["authorization_function"] = "mlflow.server.auth:authenticate_request_basic_auth"
+    # Checking a password takes a third of a second, and a training's record some fifty requests.
+    auth["auth_cache_ttl_seconds"] = LOGIN_SECONDS
     return urls | {
         "airflow_passwords": json.dumps({user: own[f"airflow_{user}_password"] for user in AIRFLOW_USERS}),
         "mlflow_auth": "\n".join(["[mlflow]", *(f"{name} = {value}" for name, value in auth.items())]),

@@ -88,6 +88,16 @@ def test_what_is_composed_says_the_same(tmp_path):
     assert set(composed(own)) <= set(own)
 
 
+def test_mlflow_remembers_a_login(tmp_path, monkeypatch):
+    """MLflow itself reads from its login file that a password which was right is not checked anew for a minute, and by whom."""
+    from mlflow.server.auth.config import read_auth_config
+
+    make(tmp_path)
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "mlflow_auth"))
+    read = read_auth_config()
+    assert (read.auth_cache_ttl_seconds, read.admin_username) == (60, MLFLOW_USER)
+
+
 def test_the_gateway_takes_the_hash_for_the_key(tmp_path):
     """What the gateway is given lets in who has the key, though the key itself is not in it."""
     from serving.gateway.protections import read_keys
