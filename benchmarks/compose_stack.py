@@ -67,6 +67,7 @@ def in_containers(home: Path, *, quick: bool) -> dict[str, Any]:
             print(f"--- round {number + 1}: a clone made {name}", flush=True)
             facts["rounds"][name] = round_of(clone(home / f"clone{number}", umask), env, outside)
         facts["disk"] = disk(env)
+        facts["dangling_images"] = len(said("docker", "images", "--filter", "dangling=true", "--quiet", env=env).split())
         if not quick:
             print("--- the FAST demo, in containers and embedded", flush=True)
             facts["demo"] = demo(home / "clone0", env, home / "embedded")
@@ -205,7 +206,7 @@ def judge(facts: dict[str, Any]) -> list[dict[str, Any]]:
         ]
     for kind, same in facts.get("demo", {}).get("same", {}).items():
         goals.append(goal(f"{kind} of the demo that differ from the embedded stack's", len(same["differ"]), 0))
-    return [*goals, goal("parts of the engine left", len(facts["left"]), 0)]
+    return [*goals, goal("images without a name after all builds", facts["dangling_images"], 0), goal("parts of the engine left", len(facts["left"]), 0)]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ if [ "${1:-}" != postgres ]; then exec "$@"; fi
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
     mkdir -p "$PGDATA"
     chmod 0700 "$PGDATA"
-    # shellcheck disable=SC2086  # several options in one variable, as documented
+    # Several options stand in the one variable, as documented.
     initdb --username="$POSTGRES_USER" --pwfile="$POSTGRES_PASSWORD_FILE" ${POSTGRES_INITDB_ARGS:-}
     printf '\nhost all all all scram-sha-256\n' >> "$PGDATA/pg_hba.conf"
     PGPASSWORD=$(cat "$POSTGRES_PASSWORD_FILE")
