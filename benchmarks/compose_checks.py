@@ -160,7 +160,7 @@ def served(stack: Stack, name: str) -> dict[str, Any]:
 
 def logged(stack: Stack) -> int:
     """Rows in the prediction log, as its volume has them."""
-    count = "cat $(find /srv/perennial/prediction_log -name '*.jsonl*' -path '*predictions*') | wc -l"
+    count = "find /srv/perennial/prediction_log/*/predictions -name '*.jsonl' -o -name '*.jsonl.open' | xargs cat | wc -l"
     return int(stack.compose("exec", "-T", "gateway", "sh", "-c", count))
 
 

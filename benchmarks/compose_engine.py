@@ -25,7 +25,6 @@ from pipelines.errors import ConfigError, Unavailable
 
 ROOT = Path(__file__).resolve().parent.parent
 STANDINS = ROOT / "tests" / "compose" / "standins"
-BASE = "perennial-standin/bookworm:local"
 IMAGES = {
     "python:3.11.13-slim-bookworm": "python",
     "apache/airflow:3.3.2-python3.11": "airflow",
@@ -101,7 +100,7 @@ def images(env: Mapping[str, str], folder: Path, environment: Path, *, own: bool
 
     ``environment`` is what `make setup` made: the Airflow stand-in gets its packages, as torch's index may be out of reach.
     """
-    found, silent = dict[str, str](), set[str]()
+    found, silent, settings = dict[str, str](), set[str](), ""
     with ExitStack() as served:
         for image, name in IMAGES.items():
             registry = image.partition("/")[0] if "." in image.partition("/")[0] else "docker.io"
@@ -111,7 +110,7 @@ def images(env: Mapping[str, str], folder: Path, environment: Path, *, own: bool
             silent.add(registry)
             if not own:
                 raise Unavailable(f"{registry} does not answer: stand-ins for its images are built on an engine of our own only; stop yours first")
-            if not _there(env, BASE):
+            if not settings:
                 print("no registry answers: a base image from Debian's packages", flush=True)
                 said("bash", STANDINS / "base.sh", env=env, seconds=900)
                 settings = served.enter_context(pip_settings())
@@ -125,10 +124,6 @@ def images(env: Mapping[str, str], folder: Path, environment: Path, *, own: bool
 def _pulled(env: Mapping[str, str], image: str) -> bool:
     done = subprocess.run(["docker", "pull", "--quiet", image], env=env, capture_output=True, timeout=PULL_SECONDS, check=False)
     return done.returncode == 0
-
-
-def _there(env: Mapping[str, str], image: str) -> bool:
-    return subprocess.run(["docker", "image", "inspect", image], env=env, capture_output=True, check=False).returncode == 0
 
 
 def _build(env: Mapping[str, str], context: Path, image: str, name: str, settings: str) -> None:
