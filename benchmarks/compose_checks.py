@@ -115,7 +115,7 @@ def waiting(stack: Stack) -> list[str]:
     left = []
     for name, one in containers(stack).items():
         state, stays = one["State"], one["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
-        if not stays and not state["Running"] and state["ExitCode"]:
+        if not stays and state["Status"] == "exited" and state["ExitCode"]:
             raise Unavailable(f"{name} ended with {state['ExitCode']}:\n{stack.compose('logs', '--no-log-prefix', '--tail', '30', name)}")
         good = state["Running"] and state.get("Health", {"Status": "healthy"})["Status"] == "healthy" if stays else state["Status"] == "exited"
         left += [] if good else [name]
