@@ -50,15 +50,16 @@ class Case:
     problem: str = ""
 
 
-def survey(settings: Settings | None = None, names: Iterable[str] | None = None) -> list[Case]:
+def survey(settings: Settings | None = None, names: Iterable[str] | None = None, *, trains: bool = True) -> list[Case]:
     """Every case there is, or those of ``names``, whole or broken, in alphabetical order. A broken case raises nothing.
 
     For processes that go on while people work on the cases: a folder that has changed since the last call is
     read anew, its schema too, and one that has not is not opened. ``settings`` default to the environment's.
+    Without ``trains`` the libraries that sources and models import may be missing: a gateway's image has none of them.
     """
     settings = settings or Settings()
     with _LOCK:
-        return [_looked_at(case, settings) for case in (case_names() if names is None else sorted(names))]
+        return [_looked_at(case, settings, trains=trains) for case in (case_names() if names is None else sorted(names))]
 
 
 def load_case(case: str) -> Case:
@@ -149,18 +150,18 @@ def _shown(case: str, name: str) -> str:
 
 _LOCK, _PARSER = Lock(), Lock()
 _Stat = tuple[str, int, int, int]
-_seen: dict[str, tuple[tuple[_Stat, ...], _Stat, Case]] = {}
-"""Of each case the state of its code and of its parameters at the last look, and what was found."""
+_seen: dict[tuple[str, bool], tuple[tuple[_Stat, ...], _Stat, Case]] = {}
+"""Of each case, and of either kind of look, the state of its code and of its parameters at the last one, and what was found."""
 
 
-def _looked_at(case: str, settings: Settings) -> Case:
+def _looked_at(case: str, settings: Settings, *, trains: bool) -> Case:
     # Before anything is read: what is written meanwhile is seen by the next look.
     code, given = tuple(_stat(path) for path in _code(case)), _stat(params_file(case, settings))
-    known = _seen.get(case)
+    known = _seen.get((case, trains))
     if known is not None and known[:2] == (code, given):
         return known[2]
-    found = _examined(case, anew=known is not None and known[0] != code)
-    _seen[case] = (code, given, found)
+    found = _examined(case, anew=known is not None and known[0] != code, trains=trains)
+    _seen[case, trains] = (code, given, found)
     return found
 
 
@@ -176,7 +177,7 @@ def _stat(path: Path) -> _Stat:
     return str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _examined(case: str, *, anew: bool) -> Case:
+def _examined(case: str, *, anew: bool, trains: bool) -> Case:
     if not (case.isidentifier() and case.isascii()):
         return Case(
             case,
@@ -196,7 +197,7 @@ def _examined(case: str, *, anew: bool) -> Case:
     params = tried(lambda: load_params(case))
     names: dict[str, set[str] | None] = {}
     for path in _code(case):
-        names[path.stem] = tried(lambda path=path: _names(case, path))  # type: ignore[misc]
+        names[path.stem] = tried(lambda path=path: _names(case, path, trains=trains))  # type: ignore[misc]
     for module, functions in FUNCTIONS.items():
         if not _path(case, f"{module}.py").exists():
             problems[f"{_shown(case, module)} is missing: write it, as the cases beside it have one"] = None
@@ -245,11 +246,11 @@ def _schema(case: str, *, anew: bool) -> ModuleType:
     return module
 
 
-def _names(case: str, path: Path) -> set[str]:
+def _names(case: str, path: Path, *, trains: bool) -> set[str]:
     """The names that a module binds when it is imported, found without importing it.
 
     A source or model would bring heavy libraries. Raises ConfigError if the module does not parse, or imports one that
-    is not there.
+    is not there: one of the project's own, or, where it ``trains``, any.
     """
     try:
         tree = syntax_tree(path)
@@ -257,7 +258,7 @@ def _names(case: str, path: Path) -> set[str]:
         raise _broken(case, path.stem, error) from error
     for statement in tree.body:
         for module in _modules(statement):
-            if not _is_there(case, module):
+            if (trains or module.startswith(f"{__name__}.")) and not _is_there(case, module):
                 shown = f"{_shown(case, path.stem)}, line {statement.lineno}"
                 raise ConfigError(f"case {case}: {shown}: there is no module {module}: install it, or mend this line")
     return {name for statement in tree.body for name in _bound(statement)}

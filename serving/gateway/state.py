@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.cases import survey
@@ -58,16 +59,10 @@ class Gateway:
 
     def disk(self) -> str:
         """Why nothing can be logged now, without a path; empty: it can."""
-        try:
-            found = os.statvfs(self.settings.root)
-        except OSError:
-            return "the state folder cannot be read"
-        free = found.f_frsize * (found.f_bavail if os.geteuid() else found.f_bfree)
-        if found.f_flag & os.ST_RDONLY:
-            return "the state folder is read-only: mount it writable"
-        if free < LEAST_FREE:
-            return "the disk of the state folder is full: make room"
-        return next((why for case in self.cases.values() for why in (case.predictions_log.failing, case.labels_log.failing) if why), "")
+        # What it writes may be mounted apart from the rest of the state, which it only reads.
+        written = [folder for folder in (self.settings.prediction_log, self.settings.root / "gateway") if folder.exists()]
+        full = next((why for folder in written or [self.settings.root] if (why := _unfit(folder))), "")
+        return full or next((why for case in self.cases.values() for why in (case.predictions_log.failing, case.labels_log.failing) if why), "")
 
     @contextmanager
     def using(self, name: str) -> Iterator[Case]:
@@ -109,7 +104,7 @@ class Gateway:
         A case that cannot work is left as it is, and in ``broken``. Returns what keeps one from being served that is
         whole (its log cannot be written, its index does not answer); it is tried again by the next call.
         """
-        found = await asyncio.to_thread(survey, self.settings)
+        found = await asyncio.to_thread(survey, self.settings, trains=False)
         served, broken = dict(self.cases), {case.name: case.problem for case in found if case.problem}
         failed: Exception | None = None
         for case in found:
@@ -206,6 +201,18 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([running])
         raise
+
+
+def _unfit(folder: Path) -> str:
+    """Why nothing can be written into a folder now, without its path; empty: it can."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return "the state folder cannot be read"
+    free = found.f_frsize * (found.f_bavail if os.geteuid() else found.f_bfree)
+    if found.f_flag & os.ST_RDONLY:
+        return "the state folder is read-only: mount it writable"
+    return "the disk of the state folder is full: make room" if free < LEAST_FREE else ""
 
 
 async def start(settings: Settings, bounds: Bounds, metrics: Metrics) -> Gateway:

@@ -224,3 +224,13 @@ def test_the_survey_is_light():
     heavy = "print([name for name in ('torch', 'polars', 'numpy', 'transformers') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", f"{code}; {heavy}"], capture_output=True, text=True, check=True, cwd=shop.REAL.parents[1])
     assert done.stdout.strip() == "[]"
+
+
+def test_who_trains_nothing_needs_no_library_of_sources_and_models(root):
+    """A library that a source imports and that is not there is a problem where it would train; for a gateway it is none, but a broken file of the case is."""
+    source = root / "shop" / "source.py"
+    source.write_text("import no_such_library\n" + source.read_text())
+    assert "there is no module no_such_library" in problems()["shop"]
+    assert [case.problem for case in cases.survey(trains=False)] == ["", ""]
+    source.write_text("from pipelines.cases.shop.gone import nothing\n" + source.read_text())
+    assert "there is no module pipelines.cases.shop.gone" in next(case.problem for case in cases.survey(trains=False) if case.name == "shop")

@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pipelines.config import Settings
+from serving.gateway.state import Gateway
 from tests.serving.gateway.world import LABELS, PREDICT, client, fake_triton, lines, make_home, release, some_rows, until
 
 CASES = Path(__file__).parents[3]
@@ -37,6 +40,18 @@ def silence(home: Path) -> subprocess.CompletedProcess:
     """A command that writes to the ledger."""
     command = [sys.executable, "-m", "pipelines", "silence", "--case", "loans", "--rule", "labels_late", "--until", "2030-01-01", "--reason", "x" * 5000]
     return subprocess.run(command, capture_output=True, text=True, cwd=CASES, env={**os.environ, "PERENNIAL_HOME": str(home)}, check=False)
+
+
+def test_a_state_that_is_only_read_is_no_full_disk(disk):
+    """A gateway whose state is mounted read-only, its log and index apart from it and writable, can log; with a log that is read-only it says so."""
+    gateway = SimpleNamespace(settings=Settings(home=disk), cases={})
+    for name in ("prediction_log", "gateway"):
+        (disk / name).mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk / name], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    assert Gateway.disk(gateway) == ""
+    subprocess.run(["mount", "-o", "remount,ro", disk / "prediction_log"], check=True)
+    assert "read-only" in Gateway.disk(gateway)
 
 
 def test_a_full_disk_is_507_everywhere(disk):
