@@ -172,9 +172,10 @@ def ledger_of(stack: Stack) -> dict[str, Any]:
     return {"releases": releases, "verdicts": verdicts, "alerts": _alerts(stack)}
 
 
-def _alerts(stack: Stack) -> list[str]:
+def _alerts(stack: Stack) -> list[dict[str, Any]]:
     """The loop's own alerts of the case, open or resolved."""
-    return [line for line in stack.compose("exec", "-T", "airflow-scheduler", "python", "-m", "pipelines", "alerts", "--case", CASE).splitlines() if line]
+    found = json.loads(stack.compose("exec", "-T", "airflow-scheduler", "python", "-m", "pipelines", "alerts", "--case", CASE, "--json"))
+    return list(found["alerts"])
 
 
 def _python(stack: Stack, service: str, code: str) -> str:
