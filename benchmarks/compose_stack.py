@@ -148,6 +148,7 @@ def demo(checkout: Path, env: dict[str, str], home: Path) -> dict[str, Any]:
     stack = checks.on_free_ports(checkout, env, PROJECT, ("docker-compose.yaml", "benchmarks/compose_replay.yaml"))
     limits = dict(word.split("=") for word in said("python3", "-m", "embedded.room", env=env).split())
     stack = checks.Stack(checkout, {**stack.env, **limits}, stack.ports, stack.files)
+    said("make", "--directory", checkout, "secrets", env=stack.env)
     try:
         said("docker", "compose", *(word for name in stack.files for word in ("--file", checkout / name)), "up", "--detach", "--build", env=stack.env)
         began = time.monotonic()
