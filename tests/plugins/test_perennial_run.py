@@ -137,7 +137,7 @@ def test_one_broken_case_leaves_the_others(tmp_path, monkeypatch):
 def test_a_task_looks_at_its_own_case_only(monkeypatch):
     """A task that parses its DAG file, as Airflow tells by its parsing context, reads one case however many there are."""
     read = []
-    monkeypatch.setattr(cases, "_looked_at", lambda case, _settings: read.append(case) or cases.Case(case, config.load_params(case)))
+    monkeypatch.setattr(cases, "_looked_at", lambda case, _settings, **_: read.append(case) or cases.Case(case, config.load_params(case)))
     monkeypatch.setenv(_AIRFLOW_PARSING_CONTEXT_DAG_ID, "bank_drift")
     found, broken = perennial_run.readable_cases()
     assert ([params.case for params in found], broken, read) == (["bank"], {}, ["bank"])
