@@ -81,7 +81,14 @@ def send_labels(gateway: httpx.Client, fields: Fields, frame: pl.DataFrame, tall
 def wait_for_closed_segments(log: Path, case: str, seconds: float = 20) -> None:
     """Wait until the gateway has closed every segment that holds rows: only closed ones are read."""
     deadline = time.monotonic() + seconds
-    while open_segments := [path for path in (log / case).rglob("*.jsonl.open") if path.stat().st_size]:
+    while open_segments := [path for path in (log / case).rglob("*.jsonl.open") if _holds_rows(path)]:
         if time.monotonic() > deadline:
             raise Unavailable(f"{open_segments[0]} is still open after {seconds:g} s: look at the gateway's log")
         time.sleep(0.05)
+
+
+def _holds_rows(segment: Path) -> bool:
+    try:
+        return segment.stat().st_size > 0
+    except FileNotFoundError:  # closed since it was seen
+        return False
