@@ -152,14 +152,14 @@ def demo(checkout: Path, env: dict[str, str], home: Path) -> dict[str, Any]:
     try:
         said("docker", "compose", *(word for name in stack.files for word in ("--file", checkout / name)), "up", "--detach", "--build", env=stack.env)
         began = time.monotonic()
-        while (seed := checks.containers(stack)["seed"]["State"])["Status"] != "exited":
+        while (seed := checks.containers(stack)["seed"])["State"]["Status"] != "exited":
             if time.monotonic() - began > REPLAY_SECONDS:
                 raise Unavailable(f"the demo did not end within {REPLAY_SECONDS:g} s: {stack.compose('logs', '--tail', '30', 'seed')}")
             time.sleep(2)
         seconds = time.monotonic() - began
-        lines = stack.compose("logs", "--no-log-prefix", "seed").splitlines()
-        if seed["ExitCode"]:
-            raise Unavailable("the demo ended with an error:\n" + "\n".join(lines[-30:]))
+        if seed["State"]["ExitCode"]:
+            raise Unavailable(f"the demo ended with an error:\n{stack.compose('logs', '--no-log-prefix', '--tail', '30', 'seed')}")
+        lines = said("docker", "logs", seed["Id"], env=stack.env).splitlines()  # Compose puts a terminal's codes before each
     finally:
         stack.compose("down", "--volumes", "--timeout", "20")
     print("\n".join(lines[:-1]), flush=True)
