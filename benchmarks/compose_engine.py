@@ -42,6 +42,19 @@ BRIDGE = "172.17.0.1"
 """Our own engine's side of its bridge, by which a build reaches this machine."""
 PACKAGES = {"dockerd": "docker.io", "debootstrap": "debootstrap", "ip": "iproute2", "iptables-save": "iptables"}
 PULL_SECONDS = 3600.0
+NO_FILTERS = """*filter
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+COMMIT
+*nat
+:PREROUTING ACCEPT [0:0]
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+COMMIT
+"""
+"""Both tables that an engine writes into, as a machine without a rule has them: `iptables-save` says nothing of them there."""
 
 
 def said(*command: str | Path, env: Mapping[str, str] | None = None, seconds: float | None = None, given: str | None = None) -> str:
@@ -90,7 +103,7 @@ def _own(folder: Path) -> Iterator[str]:
         process.send_signal(signal.SIGTERM)
         process.wait(120)
         subprocess.run(["ip", "link", "delete", "docker0"], capture_output=True, check=False)
-        said("iptables-restore", given=filters)
+        said("iptables-restore", given=NO_FILTERS + filters)
         shutil.rmtree(folder)
 
 

@@ -50,7 +50,7 @@ def main() -> int:
     except PerennialError as error:
         print(f"make test-compose: {error}", file=sys.stderr)
         return error.exit_code
-    facts["left"] = left(home)
+    facts["left"] = left(home, own=facts["engine"]["own"])
     print(f"torn down, left: {facts['left'] or 'nothing'}", flush=True)
     goals = judge(facts)
     rows = [{"round": name, **{key: found[key] for key in ("first_start_seconds", "start_again_seconds")}} for name, found in facts["rounds"].items()]
@@ -174,13 +174,16 @@ def demo(checkout: Path, env: dict[str, str], home: Path) -> dict[str, Any]:
     }
 
 
-def left(home: Path) -> list[str]:
-    """What is still there of engine, networks and namespaces after the tear-down; the folder goes with it."""
-    links = [line.split()[0] for line in said("ip", "-brief", "link").splitlines() if line.startswith(("docker0", "br-", "veth", "perennial-out"))]
-    engines = [f"engine in {home}"] if (home / "engine").exists() else []
-    namespaces = [name for name in said("ip", "netns", "list").split() if name.startswith("perennial")]
+def left(home: Path, *, own: bool) -> list[str]:
+    """What is still there of an engine of our ``own`` after the tear-down: links, namespaces, packet filters, its folder; the whole folder goes with it."""
+    found = []
+    if own:
+        found += [line.split()[0] for line in said("ip", "-brief", "link").splitlines() if line.startswith(("docker0", "br-", "veth", "perennial-out"))]
+        found += [name for name in said("ip", "netns", "list").split() if name.startswith("perennial")]
+        found += ["packet filters"] if "DOCKER" in said("iptables-save") else []
+        found += [f"the engine in {home}"] if (home / "engine").exists() else []
     shutil.rmtree(home, ignore_errors=True)
-    return [*links, *engines, *namespaces]
+    return found
 
 
 def judge(facts: dict[str, Any]) -> list[dict[str, Any]]:
