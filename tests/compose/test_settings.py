@@ -117,12 +117,12 @@ def test_executors_and_queues():
     ],
 )
 def test_make_compose_up_takes_profiles(asked, said):
-    """`make compose-up` makes the secrets first, and gives workers the executor that sends them tasks."""
+    """`make compose-up` makes the secrets first, takes limits that fit the engine, and gives workers the executor that sends them tasks."""
     lines = subprocess.run(
         ["make", "--no-print-directory", "-n", "compose-up", *asked], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout.splitlines()
     assert "python3 -m embedded.keys" in lines
-    assert " ".join(lines[-1].split()).startswith(said)
+    assert " ".join(lines[-1].split()).startswith(f"limits=$(python3 -m embedded.room) && env $limits {said}")
 
 
 def test_modules_that_are_started_are_there():
