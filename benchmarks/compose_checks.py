@@ -18,7 +18,9 @@ import httpx
 import polars as pl
 import yaml
 
-from benchmarks.compose_engine import said, until
+from benchmarks.compose_engine import said
+from benchmarks.compose_replay import CASE
+from benchmarks.full_faults import until
 from embedded.airflow import Airflow
 from embedded.demo import traffic
 from embedded.keys import MLFLOW_USER
@@ -26,7 +28,6 @@ from embedded.ports import HOST, Ports, variable
 from pipelines import cases
 from pipelines.errors import Unavailable
 
-CASE = "loans"
 ROWS = 400
 START_SECONDS, SETTLE_SECONDS, RUN_SECONDS = 1800.0, 600.0, 600.0
 WEB = {
@@ -78,10 +79,10 @@ class Stack:
     ports: Mapping[str, int]
     files: tuple[str, ...] = ("docker-compose.yaml",)
 
-    def compose(self, *arguments: str, seconds: float | None = None) -> str:
-        """What `docker compose` printed, all profiles in view."""
+    def compose(self, *arguments: str, profiles: str = "*") -> str:
+        """What `docker compose` printed, all ``profiles`` in view (empty: none)."""
         named = [word for name in self.files for word in ("--file", str(self.checkout / name))]
-        return said("docker", "compose", *named, "--profile", "*", *arguments, env=self.env, seconds=seconds)
+        return said("docker", "compose", *named, *(("--profile", profiles) if profiles else ()), *arguments, env=self.env)
 
     def url(self, service: str) -> str:
         """Where a published service is on this machine."""
@@ -122,10 +123,10 @@ def waiting(stack: Stack) -> list[str]:
     return left
 
 
-def settled(stack: Stack, seconds: float = SETTLE_SECONDS) -> float:
-    """Wait until everything is as it should be; the seconds that it took."""
+def settled(stack: Stack) -> None:
+    """Wait until everything is as it should be."""
     try:
-        return until(lambda: not waiting(stack), "healthy containers", seconds)
+        until(lambda: not waiting(stack), "healthy containers", SETTLE_SECONDS)
     except Unavailable as error:
         names = waiting(stack)
         raise Unavailable(f"{error}: {', '.join(names)}\n{stack.compose('logs', '--tail', '40', *names)}") from error
@@ -165,7 +166,7 @@ def logged(stack: Stack) -> int:
 
 
 def ledger_of(stack: Stack) -> dict[str, Any]:
-    """What the ledger says: releases, verdicts and alerts of the case, and whether its chain is whole."""
+    """What the ledger says: releases, verdicts and alerts of the case."""
     told = "import json; from pipelines import ledger; from pipelines.config import Settings; url = Settings().ledger; "
     told += f"print(json.dumps([[r.champion for r in ledger.releases(url, {CASE!r})], [v['verdict']['decision'] for v in ledger.verdicts(url, {CASE!r})]]))"
     releases, verdicts = json.loads(_python(stack, "airflow-scheduler", told))

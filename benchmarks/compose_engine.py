@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -21,6 +20,7 @@ from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
+from benchmarks.full_faults import until
 from pipelines.errors import ConfigError, Unavailable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,16 +186,6 @@ def _configured() -> dict[str, str]:
     """Where pip looks for packages on this machine, by option."""
     lines = re.findall(r"^\S*?[.:](?:env:\.)?((?:extra-)?index-url|find-links)='(.*)'$", said("python3", "-m", "pip", "config", "list"), re.MULTILINE)
     return dict(lines)
-
-
-def until(done: Any, what: str, seconds: float) -> float:
-    """Wait for ``done``; the seconds that it took. Unavailable naming ``what`` did not come."""
-    began = time.monotonic()
-    while not done():
-        if time.monotonic() - began > seconds:
-            raise Unavailable(f"{what} did not come within {seconds:g} s")
-        time.sleep(0.5)
-    return time.monotonic() - began
 
 
 @contextmanager

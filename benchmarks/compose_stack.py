@@ -26,6 +26,7 @@ from benchmarks import compose_checks as checks
 from benchmarks import full_demo
 from benchmarks.compose_engine import ROOT, engine, images, said, world
 from benchmarks.compose_replay import CASE
+from benchmarks.full_faults import until
 from benchmarks.record import goal, record
 from pipelines.config import Settings
 from pipelines.errors import PerennialError, Unavailable
@@ -145,17 +146,14 @@ def disk(env: dict[str, str]) -> dict[str, str]:
 def demo(checkout: Path, env: dict[str, str], home: Path) -> dict[str, Any]:
     """The FAST demo of loans in containers, and the same embedded: what of the two is the same."""
     os.umask(0o022)
-    stack = checks.on_free_ports(checkout, env, PROJECT, ("docker-compose.yaml", "benchmarks/compose_replay.yaml"))
     limits = dict(word.split("=") for word in said("python3", "-m", "embedded.room", env=env).split())
-    stack = checks.Stack(checkout, {**stack.env, **limits}, stack.ports, stack.files)
+    stack = checks.on_free_ports(checkout, {**env, **limits}, PROJECT, ("docker-compose.yaml", "benchmarks/compose_replay.yaml"))
     said("make", "--directory", checkout, "secrets", env=stack.env)
     try:
-        said("docker", "compose", *(word for name in stack.files for word in ("--file", checkout / name)), "up", "--detach", "--build", env=stack.env)
+        stack.compose("up", "--detach", "--build", profiles="")
         began = time.monotonic()
-        while (seed := checks.containers(stack)["seed"])["State"]["Status"] != "exited":
-            if time.monotonic() - began > REPLAY_SECONDS:
-                raise Unavailable(f"the demo did not end within {REPLAY_SECONDS:g} s: {stack.compose('logs', '--tail', '30', 'seed')}")
-            time.sleep(2)
+        until(lambda: checks.containers(stack)["seed"]["State"]["Status"] == "exited", "the end of the demo", REPLAY_SECONDS)
+        seed = checks.containers(stack)["seed"]
         seconds = time.monotonic() - began
         if seed["State"]["ExitCode"]:
             raise Unavailable(f"the demo ended with an error:\n{stack.compose('logs', '--no-log-prefix', '--tail', '30', 'seed')}")
