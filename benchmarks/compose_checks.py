@@ -69,6 +69,37 @@ with ThreadPoolExecutor(32) as pool:
 """
 """Run inside of a container's network: which of the places ``[name, host, port]`` take a connection."""
 
+LOAD = """
+import json, sys, grpc
+from pathlib import Path
+from tritonclient.grpc import service_pb2 as pb, service_pb2_grpc
+from pipelines.channel import OPTIONS, credentials
+from pipelines.config import Settings
+settings, case = Settings(), sys.argv[1]
+text, raw = (lambda x: pb.ModelRepositoryParameter(string_param=x)), (lambda x: pb.ModelRepositoryParameter(bytes_param=x))
+model = next((Path(settings.home) / "model_repository" / case).glob("*/model.onnx")).read_bytes()
+brought = {"config": text(json.dumps({"backend": "onnxruntime"})), "file:1/model.onnx": raw(model)}
+code = {"config": text(json.dumps({"backend": "python"})), "file:1/model.py": raw(b"")}
+plain, ours = grpc.insecure_channel, lambda place, options: grpc.secure_channel(place, credentials(settings.triton_client), options)
+asked = (
+    ("nobody loads", "refused", plain, case, {}),
+    ("its client loads", "done", ours, case, {}),
+    ("its client brings a model along", "refused", ours, "brought", brought),
+    ("its client brings code along", "refused", ours, "code", code),
+)
+rows = []
+for who, wanted, channel, name, parameters in asked:
+    try:
+        with channel(settings.address("triton_grpc"), OPTIONS) as open_channel:
+            request = pb.RepositoryModelLoadRequest(model_name=name, parameters=parameters)
+            service_pb2_grpc.GRPCInferenceServiceStub(open_channel).RepositoryModelLoad(request, timeout=60)
+        rows.append({"who": f"Triton, {who}", "wanted": wanted, "status": "done"})
+    except grpc.RpcError as error:
+        rows.append({"who": f"Triton, {who}", "wanted": wanted, "status": "refused", "words": error.details()})
+print(json.dumps(rows))
+"""
+"""Run where tasks run: who may make Triton load what. The model that is brought along is a good one, so only the way is refused."""
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -179,8 +210,8 @@ def _alerts(stack: Stack) -> list[dict[str, Any]]:
     return list(found["alerts"])
 
 
-def _python(stack: Stack, service: str, code: str) -> str:
-    return stack.compose("exec", "-T", service, "python", "-c", code).strip().splitlines()[-1]
+def _python(stack: Stack, service: str, code: str, *arguments: str) -> str:
+    return stack.compose("exec", "-T", service, "python", "-c", code, *arguments).strip().splitlines()[-1]
 
 
 def drifted(stack: Stack, as_of: datetime, run_id: str) -> dict[str, Any]:
@@ -193,6 +224,13 @@ def drifted(stack: Stack, as_of: datetime, run_id: str) -> dict[str, Any]:
         "tasks": {task["task_id"]: task["state"] for task in tasks},
         "hosts": sorted({task["hostname"] for task in tasks if task["hostname"]}),
     }
+
+
+def first_run(stack: Stack) -> dict[str, float]:
+    """Seconds of each task of the run that made the first champion."""
+    airflow, dag = stack.airflow(), f"{CASE}_training"
+    run = airflow.runs(dag)[0]["dag_run_id"]
+    return {task["task_id"]: round(task["duration"], 1) for task in airflow.tasks(dag, run) if task["duration"]}
 
 
 def doors(stack: Stack) -> list[dict[str, Any]]:
@@ -221,7 +259,7 @@ def doors(stack: Stack) -> list[dict[str, Any]]:
         ask("the gateway, a wrong key", 401, "POST", predict, json={"rows": []}, headers={"X-API-Key": "wrong"})
         for name, url, refusal in (("Airflow", f"{airflow}/api/v2/version", 421), ("MLflow", search, 403), ("the gateway", f"{gateway}/healthz", 421)):
             ask(f"{name}, another name", refusal, "GET", url, headers={"Host": "evil.example"})
-    return rows
+    return rows + json.loads(_python(stack, "airflow-scheduler", LOAD, CASE))
 
 
 def reach(stack: Stack, outside: str | None) -> dict[str, Any]:

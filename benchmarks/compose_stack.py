@@ -108,6 +108,7 @@ def round_of(checkout: Path, env: dict[str, str], outside: str | None) -> dict[s
         note("services", len(checks.containers(stack)))
         stack.airflow().wait_quiet([f"{CASE}_training", f"{CASE}_drift"], checks.RUN_SECONDS)
         note("at_birth", checks.ledger_of(stack))
+        note("first_run_seconds", checks.first_run(stack))
         note("memory", checks.used(stack))
         note("served", checks.served(stack, "before"))
         note("drift_run", checks.drifted(stack, datetime.now(UTC), "by_hand"))
