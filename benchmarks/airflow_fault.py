@@ -33,7 +33,9 @@ def killed_tasks(home: Path, strategies: Sequence[str]) -> Iterator[dict[str, An
     params_dir = home.parent / "params"
     params_dir.mkdir(parents=True)
     put(params_dir, strategies[0])
-    running = stack.start(home, Ports.free(), extra_env={"PERENNIAL_SCHEDULES": "0", "PERENNIAL_PARAMS_DIR": str(params_dir)})
+    running = stack.start(
+        home, Ports.free(), extra_env={"PERENNIAL_SCHEDULES": "0", "PERENNIAL_PARAMS_DIR": str(params_dir)}
+    )
     try:
         environment = {name: value for name, value in running.env.items() if name.startswith("PERENNIAL_")}
         settings = Settings(**{name.removeprefix("PERENNIAL_").lower(): value for name, value in environment.items()})
@@ -57,15 +59,21 @@ def put(folder: Path, strategy: str) -> None:
     os.replace(part, folder / f"{CASE}.yaml")
 
 
-def killed_task(airflow: Airflow, settings: Settings, environment: dict[str, str], strategy: str, as_of: datetime) -> dict[str, Any]:
+def killed_task(
+    airflow: Airflow, settings: Settings, environment: dict[str, str], strategy: str, as_of: datetime
+) -> dict[str, Any]:
     """One row of the table."""
     run_dir = settings.run_dir(CASE, as_of)
     run = airflow.trigger_dag(DAG, conf={"as_of": as_of.isoformat()})
 
     def newest() -> int:
-        return max((step for work in run_dir.glob(".train.k*") for step in interrupt.steps_in(work / "checkpoints")), default=0)
+        return max(
+            (step for work in run_dir.glob(".train.k*") for step in interrupt.steps_in(work / "checkpoints")), default=0
+        )
 
-    interrupt.wait_for(lambda: newest() >= FIRST, (run_dir / "train").exists, f"the checkpoint of step {FIRST} in {run_dir}")
+    interrupt.wait_for(
+        lambda: newest() >= FIRST, (run_dir / "train").exists, f"the checkpoint of step {FIRST} in {run_dir}"
+    )
     work = next(run_dir.glob(".train.k*"))
     tree = job.holders(work)
     task = next(pid for pid in tree if parent(pid) not in tree)
@@ -75,7 +83,9 @@ def killed_task(airflow: Airflow, settings: Settings, environment: dict[str, str
     ended = airflow.wait(DAG, run)
     tries = next(each["try_number"] for each in airflow.tasks(DAG, run) if each["task_id"] == "train")
     if ended["state"] != "success":
-        raise PerennialError(f"{DAG} {run} ended as {ended['state']} after its train task was killed: {airflow.log(DAG, run, 'train', tries)[-1500:]}")
+        raise PerennialError(
+            f"{DAG} {run} ended as {ended['state']} after its train task was killed: {airflow.log(DAG, run, 'train', tries)[-1500:]}"
+        )
     disturbed = read_manifest(run_dir / "train").facts
     os.rename(run_dir / "train", run_dir / "train-disturbed")
     whole = command(environment, "train", "--case", CASE, "--as-of", as_of.isoformat())["facts"]

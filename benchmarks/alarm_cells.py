@@ -56,7 +56,12 @@ def measure(cell: Cell, windows: int) -> dict[str, Any]:
             overdispersed.append(judged.phi)
         streams = {
             rule: np.concatenate([getattr(part, rule_of) for part in parts]).reshape(-1, length, len(alarm_rules.NAMES))
-            for rule, rule_of in (("ours, one window", "ours"), ("PSI > 0.25", "psi25"), ("PSI > 0.1", "psi10"), ("KS p < 0.05", "ks"))
+            for rule, rule_of in (
+                ("ours, one window", "ours"),
+                ("PSI > 0.25", "psi25"),
+                ("PSI > 0.1", "psi10"),
+                ("KS p < 0.05", "ks"),
+            )
         }
         for rule, stream in (streams | {"ours": confirmed(streams["ours, one window"])}).items():
             flags[rule].append(stream)
@@ -79,7 +84,11 @@ def _summary(flags: Any, *, moved: bool) -> dict[str, Any]:
         hits = flags[:, :, 0]
         delays = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1.0, np.inf)
         median = float(np.median(delays))
-        return {"streams": len(hits), "found": float(np.isfinite(delays).mean()), "median_delay": median if np.isfinite(median) else None}
+        return {
+            "streams": len(hits),
+            "found": float(np.isfinite(delays).mean()),
+            "median_delay": median if np.isfinite(median) else None,
+        }
     alarms, windows = int(flags.any(axis=2).sum()), flags.shape[0] * flags.shape[1]
     return {"alarms": alarms, "rate": alarms / windows, "upper95": upper(alarms, windows)}
 
@@ -105,5 +114,6 @@ def evidently(cell: Cell, windows: int) -> dict[str, Any]:
         median = None if share == 0 else max(1, int(np.ceil(np.log(0.5) / np.log1p(-share)))) if share < 1 else 1
         return {"Evidently, any column": {"windows": windows, "found_per_window": share, "median_delay": median}}
     return {
-        rule: _summary(flags[None], moved=False) | {"windows": windows} for rule, flags in (("Evidently, any column", found), ("Evidently, data set", verdict))
+        rule: _summary(flags[None], moved=False) | {"windows": windows}
+        for rule, flags in (("Evidently, any column", found), ("Evidently, data set", verdict))
     }

@@ -28,7 +28,9 @@ def judge(days: Counts, windows: Counts) -> NDArray[np.bool_]:
     """Which columns ``[W, F]`` the default finds drifted. Raises PerennialError if the whole preset says otherwise of the first window."""
     from evidently.legacy.calculations.stattests import get_stattest
 
-    train = pl.concat([frame(days, day).sample(fraction=1.0, shuffle=True, seed=day) for day in range(len(days.numbers))])
+    train = pl.concat(
+        [frame(days, day).sample(fraction=1.0, shuffle=True, seed=day) for day in range(len(days.numbers))]
+    )
     reference = sample(train, REFERENCE_ROWS).to_pandas()
     found = np.zeros((len(windows.numbers), len(NAMES)), np.bool_)
     values: list[float] = []
@@ -42,7 +44,9 @@ def judge(days: Counts, windows: Counts) -> NDArray[np.bool_]:
             values += [float(result.drift_score)] if window == 0 else []
     whole = _preset(reference, frame(windows, 0).to_pandas())
     if not np.allclose(values, whole):
-        raise PerennialError(f"Evidently's preset says {whole}, its tests called alone {values}: look at what changed in Evidently")
+        raise PerennialError(
+            f"Evidently's preset says {whole}, its tests called alone {values}: look at what changed in Evidently"
+        )
     return found
 
 
@@ -53,5 +57,7 @@ def _preset(reference: Any, current: Any) -> list[float]:
     definition = DataDefinition(numerical_columns=list(NAMES[:NUMBERS]), categorical_columns=list(NAMES[NUMBERS:]))
     before, now = (Dataset.from_pandas(rows, definition) for rows in (reference, current))
     metrics = Report([DataDriftPreset()]).run(now, before).dict()["metrics"]
-    by_column = {metric["config"]["column"]: float(metric["value"]) for metric in metrics if "column" in metric["config"]}
+    by_column = {
+        metric["config"]["column"]: float(metric["value"]) for metric in metrics if "column" in metric["config"]
+    }
     return [by_column[name] for name in NAMES]

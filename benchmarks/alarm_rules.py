@@ -33,7 +33,10 @@ SCALE = Scale(0.0, 0.741301)  # one over the interquartile range of a standard n
 NAMES = (*(f"n{number:02d}" for number in range(NUMBERS)), *(f"c{number}" for number in range(len(SHARES))))
 FIELDS = Fields(
     "alarms",
-    tuple(Numeric(name) if name.startswith("n") else Categorical(name, tuple(map(str, range(len(SHARES[int(name[1:])]))))) for name in NAMES),
+    tuple(
+        Numeric(name) if name.startswith("n") else Categorical(name, tuple(map(str, range(len(SHARES[int(name[1:])])))))
+        for name in NAMES
+    ),
     "label",
 )
 SPEC = Spec("alarms", dict.fromkeys(NAMES[:NUMBERS], SCALE) | {SCORE: Scale(0.0, 1.0)})
@@ -94,7 +97,10 @@ def _ours(m: Ints, n: Ints, phi: float) -> Floats:
     """As :func:`pipelines.drift.compare.compare`: the minimum-effect p-value of windows ``n`` ``[W, B]``."""
     total, rows, bins = int(m.sum()), int(n[0].sum()), len(m)
     ne = stats.effective_rows(total, rows, phi)
-    p, q = (m + stats.SMOOTHING) / (total + stats.SMOOTHING * bins), (n + stats.SMOOTHING) / (rows + stats.SMOOTHING * bins)
+    p, q = (
+        (m + stats.SMOOTHING) / (total + stats.SMOOTHING * bins),
+        (n + stats.SMOOTHING) / (rows + stats.SMOOTHING * bins),
+    )
     psi = ((q - p) * np.log(q / p)).sum(axis=1)
     pearson = ((n / rows - m / total) ** 2 / (n + m)).sum(axis=1) * (rows + total)
     value = np.minimum(psi, pearson)
@@ -125,7 +131,9 @@ def confirmed(flags: Flags) -> Flags:
     """Windows ``[..., W, F]`` of consecutive streams in which a feature is flagged in ``confirm`` of the last ``out_of``, as policy.py counts."""
     before = [np.zeros_like(flags[..., :1, :])] * (PARAMS.out_of - 1)
     padded = np.concatenate([*before, flags], axis=-2).astype(np.int64)
-    count: Flags = sum(padded[..., start : start + flags.shape[-2], :] for start in range(PARAMS.out_of)) >= PARAMS.confirm
+    count: Flags = (
+        sum(padded[..., start : start + flags.shape[-2], :] for start in range(PARAMS.out_of)) >= PARAMS.confirm
+    )
     return count
 
 
@@ -134,19 +142,29 @@ def confirmed(flags: Flags) -> Flags:
 
 def verify(days: Counts, windows: Counts, judged: Judged, chosen: list[int]) -> int:
     """Put the ``chosen`` windows through profile and ``compare()``: equal p-values and flags, or PerennialError. Returns how many."""
-    train = pl.concat([frame(days, day).with_columns(event_time=pl.lit(FIRST_DAY + timedelta(days=day))) for day in range(len(days.numbers))])
+    train = pl.concat(
+        [
+            frame(days, day).with_columns(event_time=pl.lit(FIRST_DAY + timedelta(days=day)))
+            for day in range(len(days.numbers))
+        ]
+    )
     reference = reference_profile(train, np.array([0.5]), FIELDS, SPEC)
     for window in chosen:
         for found in compare(reference, profile_frame(frame(windows, window), FIELDS, SPEC), FIELDS, SPEC, PARAMS):
             place = NAMES.index(found.feature)
             ours = float(judged.p_values[window, place])
             if abs(ours - found.p_value) > 1e-9 or bool(judged.ours[window, place]) != found.drifted:
-                raise PerennialError(f"window {window}, {found.feature}: compare() says p = {found.p_value}, drifted {found.drifted}; the table {ours}")
+                raise PerennialError(
+                    f"window {window}, {found.feature}: compare() says p = {found.p_value}, drifted {found.drifted}; the table {ours}"
+                )
     return len(chosen)
 
 
 def frame(counts: Counts, window: int) -> pl.DataFrame:
     """Rows with these counts; which values stand in one row is of no account here."""
     numbers = {name: np.repeat(GRID, counts.numbers[window, number]) for number, name in enumerate(NAMES[:NUMBERS])}
-    words = {name: np.repeat(np.arange(len(part[window])).astype(str), part[window]) for name, part in zip(NAMES[NUMBERS:], counts.categories, strict=True)}
+    words = {
+        name: np.repeat(np.arange(len(part[window])).astype(str), part[window])
+        for name, part in zip(NAMES[NUMBERS:], counts.categories, strict=True)
+    }
     return pl.DataFrame(numbers | words)

@@ -25,7 +25,8 @@ STEP, LIMIT = 0.01, 5.0
 GRID = np.round(np.arange(-LIMIT, LIMIT + STEP / 2, STEP), 2)
 """The values that a number can have, in standard deviations."""
 SHARES: tuple[Floats, ...] = tuple(
-    np.array(shares) for shares in ([0.5, 0.5], [0.9, 0.1], [0.6, 0.3, 0.09, 0.01], [0.3, 0.25, 0.2, 0.15, 0.07, 0.03], [0.1] * 10)
+    np.array(shares)
+    for shares in ([0.5, 0.5], [0.9, 0.1], [0.6, 0.3, 0.09, 0.01], [0.3, 0.25, 0.2, 0.15, 0.07, 0.03], [0.1] * 10)
 )
 """Shares of the values of each category; the rare ones are what a small window may not hold."""
 
@@ -49,7 +50,9 @@ class Counts:
     categories: tuple[Ints, ...]
 
     def __getitem__(self, chosen: slice) -> Counts:
-        return replace(self, numbers=self.numbers[chosen], categories=tuple(counts[chosen] for counts in self.categories))
+        return replace(
+            self, numbers=self.numbers[chosen], categories=tuple(counts[chosen] for counts in self.categories)
+        )
 
 
 def draw(kind: Kind, rng: np.random.Generator, windows: int, rows: int, shift: float = 0.0) -> Counts:
@@ -60,7 +63,12 @@ def draw(kind: Kind, rng: np.random.Generator, windows: int, rows: int, shift: f
     categories = tuple(rng.multinomial(rows, shares, windows) for shares in SHARES)
     if rows > 2 * len(GRID):
         moved = [shift, *[0.0] * (NUMBERS - 1)]
-        return Counts(np.stack([rng.multinomial(rows, _mass(number, by, volumes), windows) for number, by in enumerate(moved)], axis=1), categories)
+        return Counts(
+            np.stack(
+                [rng.multinomial(rows, _mass(number, by, volumes), windows) for number, by in enumerate(moved)], axis=1
+            ),
+            categories,
+        )
     values = rng.standard_normal((windows, NUMBERS, rows), np.float32)
     if volumes is not None:
         means, spread = _day()
@@ -134,8 +142,13 @@ def _sessions(rng: np.random.Generator, windows: int, rows: int, shift: float) -
 def _weighted(rng: np.random.Generator, shares: Floats, lengths: Ints) -> Ints:
     """Counts ``[W, its values]`` of one category that is the same in all rows of a session."""
     windows, size = len(lengths), len(shares)
-    values = np.searchsorted(np.cumsum(shares)[:-1], rng.random(lengths.shape), side="right") + np.arange(windows)[:, None] * size
-    return np.bincount(values.ravel(), lengths.ravel(), minlength=windows * size).astype(np.int64).reshape(windows, size)
+    values = (
+        np.searchsorted(np.cumsum(shares)[:-1], rng.random(lengths.shape), side="right")
+        + np.arange(windows)[:, None] * size
+    )
+    return (
+        np.bincount(values.ravel(), lengths.ravel(), minlength=windows * size).astype(np.int64).reshape(windows, size)
+    )
 
 
 def session_rows() -> float:

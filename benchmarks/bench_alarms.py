@@ -51,8 +51,15 @@ def made_by() -> str:
 
     Of these windows ``compare()`` must say the same, whether the cells are kept ones or not.
     """
-    found = hashlib.sha256(b"".join(Path(module.__file__ or "").read_bytes() for module in (alarm_traffic, alarm_rules, alarm_evidently, alarm_cells)))
-    found.update(f"{PARAMS.q} {PARAMS.delta0} {PARAMS.bins} {PARAMS.confirm} {PARAMS.out_of} {metadata.version('evidently')}".encode())
+    found = hashlib.sha256(
+        b"".join(
+            Path(module.__file__ or "").read_bytes()
+            for module in (alarm_traffic, alarm_rules, alarm_evidently, alarm_cells)
+        )
+    )
+    found.update(
+        f"{PARAMS.q} {PARAMS.delta0} {PARAMS.bins} {PARAMS.confirm} {PARAMS.out_of} {metadata.version('evidently')}".encode()
+    )
     kinds: tuple[Kind, ...] = ("iid", "diurnal", "sessions")
     for kind in kinds:
         rng = np.random.default_rng(0)
@@ -94,7 +101,14 @@ def shortest_delay(rows: float, shift: float) -> float:
 def goals(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What the rule has to hold; the bounds, not the rates, count."""
     stable = [one for one in found if not one["shift"] and one["kind"] != "part of a day"]
-    held = [goal(f"false alarms per window, 95% bound, {one['kind']}, {one['rows']:,} rows", one["rules"]["ours"]["upper95"], MAX_FALSE) for one in stable]
+    held = [
+        goal(
+            f"false alarms per window, 95% bound, {one['kind']}, {one['rows']:,} rows",
+            one["rules"]["ours"]["upper95"],
+            MAX_FALSE,
+        )
+        for one in stable
+    ]
     for one in found:
         if one["shift"] == 0.25 and one["rows"] >= 1_000:
             delay = one["rules"]["ours"]["median_delay"]
@@ -111,7 +125,11 @@ def markdown(result: dict[str, Any]) -> str:
     for one in (cell for cell in cells_of if not cell["shift"]):
         parts = [_rate(one["rules"].get(rule), ours=rule == "ours") for rule in rules]
         lines.append(f"| {one['kind']} | {one['rows']:,} | " + " | ".join(parts) + " |")
-    lines += ["", "| shift of one feature | rows per window | " + " | ".join(rules) + " |", "|" + "---|" * (len(rules) + 2)]
+    lines += [
+        "",
+        "| shift of one feature | rows per window | " + " | ".join(rules) + " |",
+        "|" + "---|" * (len(rules) + 2),
+    ]
     for one in (cell for cell in cells_of if cell["shift"]):
         parts = [_delay(one["rules"].get(rule)) for rule in rules]
         lines.append(f"| {one['shift']:g} sd, {one['kind']} | {one['rows']:,} | " + " | ".join(parts) + " |")
@@ -127,7 +145,11 @@ def _rate(found: dict[str, Any] | None, *, ours: bool) -> str:
 def _delay(found: dict[str, Any] | None) -> str:
     if found is None:
         return "-"
-    return f"> {LENGTH}" if found["median_delay"] is None or found["median_delay"] > LENGTH else f"{found['median_delay']:g}"
+    return (
+        f"> {LENGTH}"
+        if found["median_delay"] is None or found["median_delay"] > LENGTH
+        else f"{found['median_delay']:g}"
+    )
 
 
 def main() -> None:
@@ -145,7 +167,9 @@ def main() -> None:
     found = [cached(code, cell, windows, peer_windows) for cell in cells()]
     for one in found:
         if one["shift"]:
-            one["shortest_mean_delay"] = round(max(1.0, shortest_delay(one["rows"] / one["overdispersion"], one["shift"])), 1)
+            one["shortest_mean_delay"] = round(
+                max(1.0, shortest_delay(one["rows"] / one["overdispersion"], one["shift"])), 1
+            )
     rows = [
         {"traffic": one["kind"], "rows": one["rows"], "shift": one["shift"]}
         | {rule: result.get("rate", result.get("median_delay")) for rule, result in one["rules"].items()}

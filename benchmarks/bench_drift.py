@@ -49,7 +49,9 @@ Found = dict[str, Any]
 def main() -> None:
     """Run the benchmark and write benchmarks/results/drift.json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="a hundredth of the rows; prints the tables and writes nothing")
+    parser.add_argument(
+        "--small", action="store_true", help="a hundredth of the rows; prints the tables and writes nothing"
+    )
     parser.add_argument("--folder", type=Path, default=None, help="where the scratch folder is made (4 GB)")
     given = parser.parse_args()
     began = time.perf_counter()
@@ -72,13 +74,19 @@ def main() -> None:
                 goals.append(ratio(label, found))
                 peaks[f"{millions} {compression}"] = statistics.median(run["peak_mb"] for run in found[OURS])
                 if (millions, compression) == (1, "none"):
-                    peer_rows, peer_goals = against_peers(label, path, reference, threads, statistics.median(run["compute"] for run in found[OURS]))
+                    peer_rows, peer_goals = against_peers(
+                        label, path, reference, threads, statistics.median(run["compute"] for run in found[OURS])
+                    )
                     rows += peer_rows
                     goals += peer_goals
                 path.unlink()
         goals += [
             goal("most memory of ours (MB)", max(peaks.values()), 600.0),
-            goal("memory of ours, ten times the rows / once", max(peaks[f"10 {kind}"] / peaks[f"1 {kind}"] for kind in ("none", "zstd")), 1.2),
+            goal(
+                "memory of ours, ten times the rows / once",
+                max(peaks[f"10 {kind}"] / peaks[f"1 {kind}"] for kind in ("none", "zstd")),
+                1.2,
+            ),
         ]
         day_rows, day_goal = a_day(folder, reference, threads, 2_100_000 // part, 3)
         step_rows, step_goals = the_step(folder, 20_000 // part)
@@ -119,13 +127,22 @@ def put_rows(path: Path, rows: int, compression: str, names: Sequence[str] = (*N
     print(f"making {rows:,} rows, {compression}", flush=True)
     with pq.ParquetWriter(path, columns(1, 0).select(names).schema, compression=compression) as writer:
         for number, start in enumerate(range(0, rows, ROW_GROUP)):
-            writer.write_table(columns(min(ROW_GROUP, rows - start), number + 1, 0.25).select(names), row_group_size=ROW_GROUP)
+            writer.write_table(
+                columns(min(ROW_GROUP, rows - start), number + 1, 0.25).select(names), row_group_size=ROW_GROUP
+            )
     return path
 
 
 def declared() -> Fields:
     """The columns as fields."""
-    return Fields("bench", (*(Numeric(name) for name in NUMBERS), *(Categorical(name, vocabulary(n)) for n, name in enumerate(CATEGORIES))), "label")
+    return Fields(
+        "bench",
+        (
+            *(Numeric(name) for name in NUMBERS),
+            *(Categorical(name, vocabulary(n)) for n, name in enumerate(CATEGORIES)),
+        ),
+        "label",
+    )
 
 
 def put_reference(folder: Path) -> Path:
@@ -150,7 +167,13 @@ def measure(arm: str, paths: Sequence[Path], reference: Path, threads: int, pyth
     variables = {**os.environ, "OMP_NUM_THREADS": str(threads), "POLARS_MAX_THREADS": str(threads)}
     began = time.perf_counter()
     done = subprocess.run(
-        [python, "-m", "benchmarks.drift_arms", json.dumps(given)], cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=5 * LIMIT_S
+        [python, "-m", "benchmarks.drift_arms", json.dumps(given)],
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=5 * LIMIT_S,
     )
     wall = time.perf_counter() - began
     if done.returncode:
@@ -193,7 +216,11 @@ def row(name: str, runs: Sequence[Found], size: int | None = None, **more: Any) 
 def ratio(label: str, found: dict[str, list[Found]]) -> Found:
     """Ours against the faster of the two scans, round by round."""
     scan = min(SCANS, key=lambda arm: statistics.median(run["compute"] for run in found[arm]))
-    return goal(f"{label}: ours / {scan}", statistics.median(a["compute"] / b["compute"] for a, b in zip(found[OURS], found[scan], strict=True)), 1.5)
+    return goal(
+        f"{label}: ours / {scan}",
+        statistics.median(a["compute"] / b["compute"] for a, b in zip(found[OURS], found[scan], strict=True)),
+        1.5,
+    )
 
 
 def against_peers(label: str, path: Path, reference: Path, threads: int, own: float) -> tuple[list[Found], list[Found]]:
@@ -206,7 +233,10 @@ def against_peers(label: str, path: Path, reference: Path, threads: int, own: fl
         except (ConfigError, subprocess.SubprocessError) as error:
             rows.append({"name": f"{label}: {arm}", "compute_s": None, "says": f"did not run: {error}"[:300]})
             continue
-        rows.append(row(f"{label}: {arm}", [found], versions=found["versions"]) | ({"says": f"above {LIMIT_S} s"} if found["compute"] > LIMIT_S else {}))
+        rows.append(
+            row(f"{label}: {arm}", [found], versions=found["versions"])
+            | ({"says": f"above {LIMIT_S} s"} if found["compute"] > LIMIT_S else {})
+        )
         if arm.startswith("Evidently"):
             goals.append(goal(f"{arm} / ours, compute", found["compute"] / own, 100.0, "higher"))
     return rows, goals
@@ -236,11 +266,19 @@ def the_step(folder: Path, rows: int) -> tuple[list[Found], list[Found]]:
         home = put_log(folder / f"log-{times}", times * rows)
         for arm in ("profile step", *(["profile step, in frames"] if times == 10 else [])):
             found[arm, times] = measure(arm, [home], home, 2)
-            made.append(row(f"a day of the log, {PARTITIONS} x {times * rows:,}: {arm}", [found[arm, times]], rows=found[arm, times]["answer"]["rows"]))
+            made.append(
+                row(
+                    f"a day of the log, {PARTITIONS} x {times * rows:,}: {arm}",
+                    [found[arm, times]],
+                    rows=found[arm, times]["answer"]["rows"],
+                )
+            )
         shutil.rmtree(home)
     streamed, once, frames = found["profile step", 10], found["profile step", 1], found["profile step, in frames", 10]
     if streamed["answer"]["key"] != frames["answer"]["key"]:
-        raise ConfigError("streamed and in frames the step's profiles differ: a benchmark of different answers says nothing")
+        raise ConfigError(
+            "streamed and in frames the step's profiles differ: a benchmark of different answers says nothing"
+        )
     return made, [
         goal("profile step: memory with ten times the rows / once", streamed["peak_mb"] / once["peak_mb"], 1.2),
         goal("profile step: memory streamed / in frames", streamed["peak_mb"] / frames["peak_mb"], 0.5),
@@ -259,13 +297,29 @@ def put_log(home: Path, rows: int) -> Path:
         rng = np.random.default_rng([13, hour])
         number = np.arange(rows) + hour * rows
         number[number % 1_000_000 == 1] -= 1
-        at = pl.Series(np.sort(rng.integers(0, 3_600_000_000, rows))).cast(pl.Duration("us")) + start + timedelta(hours=hour)
-        given: Found = {"id": pl.Series(number).cast(pl.String), "event_time": at, "received_at": at, "request_id": pl.Series(np.arange(rows)).cast(pl.String)}
+        at = (
+            pl.Series(np.sort(rng.integers(0, 3_600_000_000, rows))).cast(pl.Duration("us"))
+            + start
+            + timedelta(hours=hour)
+        )
+        given: Found = {
+            "id": pl.Series(number).cast(pl.String),
+            "event_time": at,
+            "received_at": at,
+            "request_id": pl.Series(np.arange(rows)).cast(pl.String),
+        }
         numbers = {field.name: 50 + 10 * rng.standard_normal(rows) for field in FIELDS.numeric}
         categories = {field.name: pl.Series(rng.choice(np.array(field.values), rows)) for field in FIELDS.categorical}
         score = rng.random(rows)
         frame = pl.DataFrame(
-            {**given, **numbers, **categories, "version": np.ones(rows, np.int64), "score": score, "prediction": (score > 0.5).astype(np.int64)}
+            {
+                **given,
+                **numbers,
+                **categories,
+                "version": np.ones(rows, np.int64),
+                "score": score,
+                "prediction": (score > 0.5).astype(np.int64),
+            }
         )
         path = home / "lake" / "loans" / "predictions" / f"date={start.date()}" / f"hour={hour:02d}" / "part.parquet"
         path.parent.mkdir(parents=True)
@@ -280,12 +334,17 @@ def hours(folder: Path, reference: Path, count: int) -> tuple[Found, Found]:
     print(f"making {count} hourly profiles", flush=True)
     scales = {name: Scale(*scale) for name, scale in json.loads(reference.with_suffix(".json").read_text()).items()}
     spec = Spec("bench", scales)
-    paths = [write(profile_frame(pl.DataFrame(columns(HOUR_ROWS, 100_000 + hour)), declared(), spec), folder / f"{hour}") for hour in range(count)]
+    paths = [
+        write(profile_frame(pl.DataFrame(columns(HOUR_ROWS, 100_000 + hour)), declared(), spec), folder / f"{hour}")
+        for hour in range(count)
+    ]
     runs = [measure("merge", paths, reference, 1) for _ in range(5)]
     middle = {key: statistics.median(run["answer"][key] for run in runs) for key in ("reading", "merging")}
     name = f"{count} hourly profiles of {HOUR_ROWS:,} rows x 40"
     about = {key: round(value, 4) for key, value in middle.items()}
-    return {**row(f"{name}, read and merged", runs), "about": about}, goal(f"{name}: merging (s)", middle["merging"], 1.0)
+    return {**row(f"{name}, read and merged", runs), "about": about}, goal(
+        f"{name}: merging (s)", middle["merging"], 1.0
+    )
 
 
 if __name__ == "__main__":

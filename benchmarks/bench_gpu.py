@@ -28,7 +28,14 @@ from benchmarks.record import goal, record
 from pipelines.errors import PerennialError
 
 MODELS, BATCHES, SEQUENCE = ("minilm-size", "large"), (64, 256, 1024), 128
-ARMS = {"single": "single", "ddp": "ddp 2", "fsdp": "fsdp 2", "zero1": "ZeRO-1 2", "zero2": "ZeRO-2 2", "zero3": "ZeRO-3 2"}
+ARMS = {
+    "single": "single",
+    "ddp": "ddp 2",
+    "fsdp": "fsdp 2",
+    "zero1": "ZeRO-1 2",
+    "zero2": "ZeRO-2 2",
+    "zero3": "ZeRO-3 2",
+}
 """What the command line calls an arm, and what job.STRATEGIES does; the number of ranks is that of this run."""
 WARM_UP, STEPS, TURNS = 20, 100, 3
 PARITY = 1e-4
@@ -45,7 +52,12 @@ def main() -> None:
     began = time.perf_counter()
     ranks = given.ranks or (2 if given.toy else 1)
     few = given.toy or given.quick
-    plan: Row = {"device": "cuda", "sequence": SEQUENCE, "warm_up": WARM_UP // (4 if few else 1), "steps": STEPS // (5 if few else 1)}
+    plan: Row = {
+        "device": "cuda",
+        "sequence": SEQUENCE,
+        "warm_up": WARM_UP // (4 if few else 1),
+        "steps": STEPS // (5 if few else 1),
+    }
     if given.toy:
         plan = {"device": "cpu", "sequence": 16, "warm_up": 1, "steps": 2}
     models = ["toy"] if given.toy else given.models
@@ -65,15 +77,27 @@ def main() -> None:
     setting = {"precision": "bf16", "fused": True, **plan, "turns": 1 if few else TURNS, "parity": parities}
     seconds, packages = time.perf_counter() - began, ("torch", "transformers", "deepspeed", "onnxruntime")
     name = "gpu" if given.models == list(MODELS) else f"gpu-{given.models[0]}"
-    record(name, rows=rows, goals=judged(rows, parities), seconds=seconds, packages=packages, more={"setting": setting}, keep=whole or given.keep)
+    record(
+        name,
+        rows=rows,
+        goals=judged(rows, parities),
+        seconds=seconds,
+        packages=packages,
+        more={"setting": setting},
+        keep=whole or given.keep,
+    )
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer steps, one turn; writes nothing without --keep")
-    parser.add_argument("--toy", action="store_true", help="the same path on the CPU with a toy network; writes nothing")
-    parser.add_argument("--keep", action="store_true", help="write the result of a quick run or of some batches and arms, too")
+    parser.add_argument(
+        "--toy", action="store_true", help="the same path on the CPU with a toy network; writes nothing"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="write the result of a quick run or of some batches and arms, too"
+    )
     parser.add_argument("--no-parity", action="store_true", help="export nothing: onnx and ONNX Runtime are not there")
     parser.add_argument("--ranks", type=int, default=0, help="GPUs to use (default: 1)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
@@ -129,7 +153,9 @@ def parity(folder: Path, model: str, device: str) -> float:
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A Python of this environment that finds the repository."""
     environment = {**os.environ, "PYTHONPATH": str(job.ROOT), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    return subprocess.run([sys.executable, *arguments], cwd=job.ROOT, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=job.ROOT, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def summary(measured: Sequence[Row]) -> list[Row]:
@@ -145,7 +171,11 @@ def of_turns(turns: Sequence[Row]) -> Row:
     if any(turn["samples_per_second"] is None for turn in turns):
         return next(turn for turn in turns if turn["samples_per_second"] is None)
     rates = [turn["samples_per_second"] for turn in turns]
-    middle = {name: statistics.median(turn[name] for turn in turns) for name in ("step_ms", "samples_per_second", "mfu", "peak_gib") if name in turns[0]}
+    middle = {
+        name: statistics.median(turn[name] for turn in turns)
+        for name in ("step_ms", "samples_per_second", "mfu", "peak_gib")
+        if name in turns[0]
+    }
     return {**turns[0], **middle, "min": min(rates), "max": max(rates), "n": len(rates)}
 
 
@@ -155,12 +185,20 @@ def judged(rows: Sequence[Row], parities: dict[str, float]) -> list[Row]:
     large = [row["mfu"] for row in rows if row["model"] == "large" and "mfu" in row]
     if large:
         found.append(goal("best MFU on the large model", max(large), 0.45, "higher"))
-    rates = {(row["arm"], row["model"], row["batch"], row["compiled"]): row["samples_per_second"] for row in rows if row["ranks"] == 1}
+    rates = {
+        (row["arm"], row["model"], row["batch"], row["compiled"]): row["samples_per_second"]
+        for row in rows
+        if row["ranks"] == 1
+    }
     shares = [
-        rate / rates[("ddp", *cell)] for (arm, *cell), rate in rates.items() if arm == "fsdp" and rate and rates.get(("ddp", *cell)) and cell[0] == "large"
+        rate / rates[("ddp", *cell)]
+        for (arm, *cell), rate in rates.items()
+        if arm == "fsdp" and rate and rates.get(("ddp", *cell)) and cell[0] == "large"
     ]
     if shares:
-        found.append(goal("fsdp / ddp at one GPU, large model, median over its cells", statistics.median(shares), 0.95, "higher"))
+        found.append(
+            goal("fsdp / ddp at one GPU, large model, median over its cells", statistics.median(shares), 0.95, "higher")
+        )
     return found
 
 

@@ -49,13 +49,25 @@ def main() -> None:
     goals = [
         goal("overhead per task, no-op run (s)", overhead, 0.3),
         goal(f"no-op run of {len(TRAINING)} tasks (s)", middle["no-op run, Airflow"], 3.0),
-        goal(f"overhead of a real run of {len(TRAINING)} tasks (s)", middle["real run, Airflow"] - middle["real run, one process"], 3.0),
+        goal(
+            f"overhead of a real run of {len(TRAINING)} tasks (s)",
+            middle["real run, Airflow"] - middle["real run, one process"],
+            3.0,
+        ),
     ]
     rows = [spread(name, seconds) for runs in (real, noop) for name, seconds in runs.items()]
-    record("loop", rows=rows, goals=goals, seconds=time.perf_counter() - began, packages=("apache-airflow-core", "mlflow", "torch"))
+    record(
+        "loop",
+        rows=rows,
+        goals=goals,
+        seconds=time.perf_counter() - began,
+        packages=("apache-airflow-core", "mlflow", "torch"),
+    )
 
 
-def measure(params: Params, settings: Settings, airflow: Airflow) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+def measure(
+    params: Params, settings: Settings, airflow: Airflow
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Seconds of every run by name: the real ones and the no-op ones."""
     dag = f"{CASE}_training"
     airflow.wait_for_dags([dag])
@@ -93,7 +105,13 @@ def in_airflow(airflow: Airflow, dag: str, as_of: datetime) -> None:
 
 def in_process(params: Params, settings: Settings, as_of: datetime) -> None:
     """The same steps, one after the other, here."""
-    given = {"params": params, "settings": settings, "run_dir": settings.run_dir(CASE, as_of), "as_of": as_of, "trigger": "manual"}
+    given = {
+        "params": params,
+        "settings": settings,
+        "run_dir": settings.run_dir(CASE, as_of),
+        "as_of": as_of,
+        "trigger": "manual",
+    }
     for step in TRAINING:
         run = import_module(f"pipelines.steps.{step}").run
         run(**{name: given[name] for name in signature(run).parameters.keys() & given.keys()})

@@ -34,7 +34,16 @@ def main() -> None:
 
 def _one(case: str, *, quick: bool) -> None:
     began = time.perf_counter()
-    command = [sys.executable, "-m", "pipelines", "replay", "--case", case, "--json", *(["--months", "6"] if quick else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines",
+        "replay",
+        "--case",
+        case,
+        "--json",
+        *(["--months", "6"] if quick else []),
+    ]
     environment = {"PERENNIAL_HOME": "runs/replay", **os.environ}
     answer = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
     found = json.loads(Path(answer["files"]["json"]).read_text())
@@ -54,16 +63,24 @@ def _one(case: str, *, quick: bool) -> None:
 def _kept(found: dict[str, Any]) -> dict[str, Any]:
     """The replay as the result file keeps it: five digits, and of each seed's ticks those in which something was done."""
     by_seed = {
-        seed: {name: {"verdicts": one["verdicts"]} | {"done": [_brief(tick) for tick in one["ticks"] if "training" in tick]} for name, one in of.items()}
+        seed: {
+            name: {"verdicts": one["verdicts"]}
+            | {"done": [_brief(tick) for tick in one["ticks"] if "training" in tick]}
+            for name, one in of.items()
+        }
         for seed, of in found["by_seed"].items()
     }
-    short: dict[str, Any] = json.loads(json.dumps(found | {"by_seed": by_seed}), parse_float=lambda digits: round(float(digits), 5))
+    short: dict[str, Any] = json.loads(
+        json.dumps(found | {"by_seed": by_seed}), parse_float=lambda digits: round(float(digits), 5)
+    )
     return short
 
 
 def _brief(tick: dict[str, Any]) -> dict[str, Any]:
     training = {key: tick["training"][key] for key in ("outcome", "reason", "candidate")}
-    return {"tick": tick["tick"], "served": tick["candidate"], **training} | ({"asked_by": tick["drift"]["reason"]} if "drift" in tick else {})
+    return {"tick": tick["tick"], "served": tick["candidate"], **training} | (
+        {"asked_by": tick["drift"]["reason"]} if "drift" in tick else {}
+    )
 
 
 def _row(name: str, one: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +91,13 @@ def _row(name: str, one: dict[str, Any]) -> dict[str, Any]:
 
 def _plain(value: float | None) -> float | None:
     """Counts are means over the training seeds: whole ones are shown as such."""
-    return value if value is None or isinstance(value, bool) else int(value) if float(value).is_integer() else round(value, 4)
+    return (
+        value
+        if value is None or isinstance(value, bool)
+        else int(value)
+        if float(value).is_integer()
+        else round(value, 4)
+    )
 
 
 def _goals(policies: dict[str, Any]) -> list[dict[str, Any]]:
@@ -89,7 +112,9 @@ def _goals(policies: dict[str, Any]) -> list[dict[str, Any]]:
         and (one["retrains"], one["means"]["log_loss"]) != (drift["retrains"], drift["means"]["log_loss"])
     ]
     return [
-        goal("mean log-loss of drift over that of never", drift["means"]["log_loss"] / never["means"]["log_loss"], 0.9999),
+        goal(
+            "mean log-loss of drift over that of never", drift["means"]["log_loss"] / never["means"]["log_loss"], 0.9999
+        ),
         goal("policies that are as good as drift and as cheap, or better", len(beaten), 0),
     ]
 

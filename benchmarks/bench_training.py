@@ -34,7 +34,9 @@ Found = dict[str, Any]
 def main() -> None:
     """Run the benchmark and write benchmarks/results/training.json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a toy network and two runs; prints the tables and writes nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="a toy network and two runs; prints the tables and writes nothing"
+    )
     quick: bool = parser.parse_args().quick
     began = time.perf_counter()
     case = load_params("triage").train
@@ -53,11 +55,19 @@ def main() -> None:
                 if arm in {OURS, HALF}:
                     changes["checkpoint_every"] = max(1, count // params.batch_size // 2)
                 place = folder / f"{ARMS.index(arm)}-{number}"
-                found[arm].append(measure(python, place, arm, network, folder / f"rows-{count}.pt", params.model_copy(update=changes)))
+                found[arm].append(
+                    measure(python, place, arm, network, folder / f"rows-{count}.pt", params.model_copy(update=changes))
+                )
         rows = [arm_row(arm, found[arm], every) for arm in ARMS]
         costs = [cost_row(folder, strategy, network, every) for strategy in job.STRATEGIES]
     goals = judged(found, every)
-    about = {"texts": origin, "network": network, "threads": params.threads, "batch": params.batch_size, "checkpoint_every": every}
+    about = {
+        "texts": origin,
+        "network": network,
+        "threads": params.threads,
+        "batch": params.batch_size,
+        "checkpoint_every": every,
+    }
     record(
         "training",
         rows=[*rows, *costs],
@@ -78,7 +88,9 @@ def put_rows(folder: Path, network: str, samples: int, padded: int) -> str:
     most = max(samples, STRATEGY_SAMPLES)
     whole, origin = rows(most, network, Settings())
     if origin != "real":
-        print("the file of real reports was not found (PERENNIAL_DATA_DIR): the texts are generated, with the lengths of real ones")
+        print(
+            "the file of real reports was not found (PERENNIAL_DATA_DIR): the texts are generated, with the lengths of real ones"
+        )
     for count in {samples, padded, STRATEGY_SAMPLES}:
         # Evenly spaced: the lengths stay those of the whole.
         whole.take(torch.linspace(0, most - 1, count).round().long()).save(folder / f"rows-{count}.pt")
@@ -88,10 +100,28 @@ def put_rows(folder: Path, network: str, samples: int, padded: int) -> str:
 def measure(python: Path, folder: Path, arm: str, network: str, rows: Path, params: Any) -> Found:
     """One run of one arm (peers.py)."""
     folder.mkdir()
-    spec = {"arm": arm, "network": network, "rows": str(rows), "params": params.model_dump(mode="json"), "started": time.monotonic()}
+    spec = {
+        "arm": arm,
+        "network": network,
+        "rows": str(rows),
+        "params": params.model_dump(mode="json"),
+        "started": time.monotonic(),
+    }
     (folder / "arm.json").write_text(json.dumps(spec))
-    environment = {**os.environ, "PYTHONPATH": str(job.ROOT), "OMP_NUM_THREADS": str(params.threads), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([str(python), "-m", "benchmarks.peers", str(folder)], cwd=job.ROOT, env=environment, capture_output=True, text=True, check=False)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(job.ROOT),
+        "OMP_NUM_THREADS": str(params.threads),
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [str(python), "-m", "benchmarks.peers", str(folder)],
+        cwd=job.ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise PerennialError(f"the arm {arm!r} ended with {done.returncode}: {done.stderr[-2000:]}")
     found: Found = json.loads((folder / "answer.json").read_text())
@@ -117,11 +147,17 @@ def arm_row(arm: str, found: Sequence[Found], every: int) -> Found:
         "max": round(max(rates), 2),
         "n": len(rates),
         "samples": found[0]["samples"],
-        "samples_per_second": round(statistics.median(run["samples"] / (run["wall"] - sum(wall for wall, _ in run["saves"])) for run in found), 2),
+        "samples_per_second": round(
+            statistics.median(run["samples"] / (run["wall"] - sum(wall for wall, _ in run["saves"])) for run in found),
+            2,
+        ),
         "first_step_s": round(statistics.median(run["start_up"] for run in found), 2),
     }
     if saves:
-        row |= {"save_cpu_s": round(statistics.median(cores for _, cores in saves), 3), "save_s": round(statistics.median(wall for wall, _ in saves), 3)}
+        row |= {
+            "save_cpu_s": round(statistics.median(cores for _, cores in saves), 3),
+            "save_s": round(statistics.median(wall for wall, _ in saves), 3),
+        }
     return row
 
 
@@ -129,7 +165,12 @@ def judged(found: dict[str, list[Found]], every: int) -> list[Found]:
     """The ratios that have a limit, and those of the peers for comparison."""
     middle = {arm: statistics.median(1 / cores_per_sample(run, every) for run in runs) for arm, runs in found.items()}
     return [
-        goal("ours / bare loop with the same batching (samples per CPU-second)", middle[OURS] / middle[BARE], 0.97, "higher"),
+        goal(
+            "ours / bare loop with the same batching (samples per CPU-second)",
+            middle[OURS] / middle[BARE],
+            0.97,
+            "higher",
+        ),
         goal("ours / fixed padding to 128, fp32", middle[OURS] / middle[PADDED], 5.0, "higher"),
     ]
 

@@ -113,7 +113,9 @@ class Stack:
     def compose(self, *arguments: str, profiles: str = "*") -> str:
         """What `docker compose` printed, all ``profiles`` in view (empty: none)."""
         named = [word for name in self.files for word in ("--file", str(self.checkout / name))]
-        return said("docker", "compose", *named, *(("--profile", profiles) if profiles else ()), *arguments, env=self.env)
+        return said(
+            "docker", "compose", *named, *(("--profile", profiles) if profiles else ()), *arguments, env=self.env
+        )
 
     def url(self, service: str) -> str:
         """Where a published service is on this machine."""
@@ -128,7 +130,9 @@ class Stack:
         return Airflow(self.url("airflow-apiserver"), user, self.secret(f"airflow_{user}_password"))
 
 
-def on_free_ports(checkout: Path, env: Mapping[str, str], project: str, files: tuple[str, ...] = ("docker-compose.yaml",)) -> Stack:
+def on_free_ports(
+    checkout: Path, env: Mapping[str, str], project: str, files: tuple[str, ...] = ("docker-compose.yaml",)
+) -> Stack:
     """A checkout's stack as a project of its own, on ports of its own."""
     ports = dict(zip(WEB, astuple(Ports.free()), strict=False))
     published = {variable(WEB[service]): str(port) for service, port in ports.items()}
@@ -148,8 +152,14 @@ def waiting(stack: Stack) -> list[str]:
     for name, one in containers(stack).items():
         state, stays = one["State"], one["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
         if not stays and state["Status"] == "exited" and state["ExitCode"]:
-            raise Unavailable(f"{name} ended with {state['ExitCode']}:\n{stack.compose('logs', '--no-log-prefix', '--tail', '30', name)}")
-        good = state["Running"] and state.get("Health", {"Status": "healthy"})["Status"] == "healthy" if stays else state["Status"] == "exited"
+            raise Unavailable(
+                f"{name} ended with {state['ExitCode']}:\n{stack.compose('logs', '--no-log-prefix', '--tail', '30', name)}"
+            )
+        good = (
+            state["Running"] and state.get("Health", {"Status": "healthy"})["Status"] == "healthy"
+            if stays
+            else state["Status"] == "exited"
+        )
         left += [] if good else [name]
     return left
 
@@ -166,7 +176,15 @@ def settled(stack: Stack) -> None:
 def up(stack: Stack, profiles: str = "") -> float:
     """`make compose-up` until everything is as it should be; the seconds that it took."""
     began = time.monotonic()
-    said("make", "--directory", stack.checkout, "compose-up", f"PROFILES={profiles}", env=stack.env, seconds=START_SECONDS)
+    said(
+        "make",
+        "--directory",
+        stack.checkout,
+        "compose-up",
+        f"PROFILES={profiles}",
+        env=stack.env,
+        seconds=START_SECONDS,
+    )
     settled(stack)
     return time.monotonic() - began
 
@@ -185,14 +203,18 @@ def served(stack: Stack, name: str) -> dict[str, Any]:
         traffic.send_rows(http, fields, rows, tally)
         traffic.send_labels(http, fields, rows, tally)
     if tally.errors:
-        raise Unavailable(f"{tally.errors} of {tally.requests} requests were refused: {stack.compose('logs', '--tail', '30', 'gateway')}")
+        raise Unavailable(
+            f"{tally.errors} of {tally.requests} requests were refused: {stack.compose('logs', '--tail', '30', 'gateway')}"
+        )
     versions = sorted({version for version, *_ in tally.answers.values()})
     return {"rows": len(tally.answers), "labels": tally.labels, "versions": versions, "logged": logged(stack)}
 
 
 def logged(stack: Stack) -> int:
     """Rows in the prediction log, as its volume has them."""
-    count = "find /srv/perennial/prediction_log/*/predictions -name '*.jsonl' -o -name '*.jsonl.open' | xargs cat | wc -l"
+    count = (
+        "find /srv/perennial/prediction_log/*/predictions -name '*.jsonl' -o -name '*.jsonl.open' | xargs cat | wc -l"
+    )
     return int(stack.compose("exec", "-T", "gateway", "sh", "-c", count))
 
 
@@ -206,7 +228,11 @@ def ledger_of(stack: Stack) -> dict[str, Any]:
 
 def _alerts(stack: Stack) -> list[dict[str, Any]]:
     """The loop's own alerts of the case, open or resolved."""
-    found = json.loads(stack.compose("exec", "-T", "airflow-scheduler", "python", "-m", "pipelines", "alerts", "--case", CASE, "--json"))
+    found = json.loads(
+        stack.compose(
+            "exec", "-T", "airflow-scheduler", "python", "-m", "pipelines", "alerts", "--case", CASE, "--json"
+        )
+    )
     return list(found["alerts"])
 
 
@@ -236,7 +262,9 @@ def first_run(stack: Stack) -> dict[str, float]:
 def doors(stack: Stack) -> list[dict[str, Any]]:
     """Who is let in and who is not: a row for each door and caller, with the status that is wanted and the one that came."""
     airflow, mlflow, gateway = (stack.url(name) for name in ("airflow-apiserver", "mlflow", "gateway"))
-    admin, watcher = ({"username": user, "password": stack.secret(f"airflow_{user}_password")} for user in ("admin", "watcher"))
+    admin, watcher = (
+        {"username": user, "password": stack.secret(f"airflow_{user}_password")} for user in ("admin", "watcher")
+    )
     predict, search = f"{gateway}/v1/cases/{CASE}/predict", f"{mlflow}/api/2.0/mlflow/experiments/search?max_results=1"
     rows = []
     with httpx.Client(timeout=30, trust_env=False) as http:
@@ -251,13 +279,24 @@ def doors(stack: Stack) -> list[dict[str, Any]]:
         ask("Airflow, admin", 201, "POST", f"{airflow}/auth/token", json=admin)
         token = ask("Airflow, watcher", 201, "POST", f"{airflow}/auth/token", json=watcher).json()["access_token"]
         run = {"dag_run_id": "by_watcher", "logical_date": None, "conf": {}}
-        ask("Airflow, watcher starts a run", 403, "POST", f"{airflow}/api/v2/dags/{CASE}_drift/dagRuns", json=run, headers={"Authorization": f"Bearer {token}"})
+        ask(
+            "Airflow, watcher starts a run",
+            403,
+            "POST",
+            f"{airflow}/api/v2/dags/{CASE}_drift/dagRuns",
+            json=run,
+            headers={"Authorization": f"Bearer {token}"},
+        )
         ask("MLflow, nobody", 401, "GET", search)
         ask("MLflow, a wrong password", 401, "GET", search, auth=(MLFLOW_USER, "wrong"))
         ask("MLflow, its user", 200, "GET", search, auth=(MLFLOW_USER, stack.secret("mlflow_password")))
         ask("the gateway, nobody", 401, "POST", predict, json={"rows": []})
         ask("the gateway, a wrong key", 401, "POST", predict, json={"rows": []}, headers={"X-API-Key": "wrong"})
-        for name, url, refusal in (("Airflow", f"{airflow}/api/v2/version", 421), ("MLflow", search, 403), ("the gateway", f"{gateway}/healthz", 421)):
+        for name, url, refusal in (
+            ("Airflow", f"{airflow}/api/v2/version", 421),
+            ("MLflow", search, 403),
+            ("the gateway", f"{gateway}/healthz", 421),
+        ):
             ask(f"{name}, another name", refusal, "GET", url, headers={"Host": "evil.example"})
     return rows + json.loads(_python(stack, "airflow-scheduler", LOAD, CASE))
 
@@ -270,16 +309,38 @@ def reach(stack: Stack, outside: str | None) -> dict[str, Any]:
     found = {name: one for name, one in containers(stack).items() if one["State"]["Running"]}
     networks = {name: one["NetworkSettings"]["Networks"] for name, one in found.items()}
     places = [[name, name, port] for name, port in INSIDE.items() if name in found]
-    places += [[name, net["IPAddress"], port] for name, port in INSIDE.items() if name in found for net in networks[name].values()]
+    places += [
+        [name, net["IPAddress"], port]
+        for name, port in INSIDE.items()
+        if name in found
+        for net in networks[name].values()
+    ]
     places += [["the world", outside, 80]] if outside else []
     wrong, asked, world = [], 0, []
     for name, one in found.items():
-        asking = ["docker", "run", "--rm", "--network", f"container:{one['Id']}", "--entrypoint", "python", "perennial/gateway:0.1.0"]
-        reached = set(json.loads(said(*asking, "-c", ASK, json.dumps([place for place in places if place[0] != name]), env=stack.env)))
-        wanted = {other for other in INSIDE if other in found and other != name and set(networks[other]) & set(networks[name])}
+        asking = [
+            "docker",
+            "run",
+            "--rm",
+            "--network",
+            f"container:{one['Id']}",
+            "--entrypoint",
+            "python",
+            "perennial/gateway:0.1.0",
+        ]
+        reached = set(
+            json.loads(
+                said(*asking, "-c", ASK, json.dumps([place for place in places if place[0] != name]), env=stack.env)
+            )
+        )
+        wanted = {
+            other for other in INSIDE if other in found and other != name and set(networks[other]) & set(networks[name])
+        }
         leads_out = any(net.endswith("_out") for net in networks[name])
         wanted |= {"the world"} if outside and leads_out else set()
-        wrong += [f"{name} reaches {other}" for other in sorted(reached - wanted)] + [f"{name} does not reach {other}" for other in sorted(wanted - reached)]
+        wrong += [f"{name} reaches {other}" for other in sorted(reached - wanted)] + [
+            f"{name} does not reach {other}" for other in sorted(wanted - reached)
+        ]
         world += [name] if "the world" in reached else []
         asked += len({place[0] for place in places} - {name})
     return {"pairs": asked, "wrong": wrong, "reach_the_world": world if outside else None}
@@ -295,9 +356,17 @@ def held(stack: Stack) -> dict[str, Any]:
             continue
         looked += 1
         inside = ["docker", "exec", one["Id"], "sh", "-c"]
-        status = dict(line.split(":\t") for line in said(*inside, "cat /proc/1/status", env=stack.env).splitlines() if ":\t" in line)
+        status = dict(
+            line.split(":\t")
+            for line in said(*inside, "cat /proc/1/status", env=stack.env).splitlines()
+            if ":\t" in line
+        )
         written = subprocess.run(
-            ["docker", "exec", "--user", "0", one["Id"], "sh", "-c", "touch /perennial"], env=stack.env, capture_output=True, text=True, check=False
+            ["docker", "exec", "--user", "0", one["Id"], "sh", "-c", "touch /perennial"],
+            env=stack.env,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         seen = set(said(*inside, "ls /run/secrets 2>/dev/null || true", env=stack.env).split())
         told = said("docker", "top", one["Id"], "-eo", "pid,args", env=stack.env)
@@ -305,8 +374,16 @@ def held(stack: Stack) -> dict[str, Any]:
         wrong += [f"{name}: has capabilities"] if int(status["CapEff"], 16) else []
         wrong += [f"{name}: may gain privileges"] if status["NoNewPrivs"].strip() != "1" else []
         wrong += [f"{name}: its root can be written"] if "Read-only file system" not in written.stderr else []
-        wrong += [f"{name}: sees the secrets {', '.join(sorted(seen))}"] if seen != set(given[name].get("secrets", ())) else []
-        wrong += [f"{name}: {secret} stands in a command line" for secret, text in texts.items() if len(text) > 8 and text in told]
+        wrong += (
+            [f"{name}: sees the secrets {', '.join(sorted(seen))}"]
+            if seen != set(given[name].get("secrets", ()))
+            else []
+        )
+        wrong += [
+            f"{name}: {secret} stands in a command line"
+            for secret, text in texts.items()
+            if len(text) > 8 and text in told
+        ]
     return {"containers": looked, "wrong": wrong}
 
 
@@ -319,7 +396,9 @@ def killed(stack: Stack) -> dict[str, Any]:
 
     def again() -> bool:
         found = containers(stack)
-        return all(found[name]["State"]["Running"] and found[name]["State"]["Pid"] != pid for name, pid in before.items())
+        return all(
+            found[name]["State"]["Running"] and found[name]["State"]["Pid"] != pid for name, pid in before.items()
+        )
 
     until(again, "containers that start again", SETTLE_SECONDS)
     settled(stack)
@@ -332,7 +411,11 @@ def targets(stack: Stack) -> dict[str, Any]:
     with httpx.Client(base_url=url, timeout=10, trust_env=False) as http:
 
         def down() -> list[str]:
-            return [one["scrapePool"] for one in http.get("/api/v1/targets").json()["data"]["activeTargets"] if one["health"] != "up"]
+            return [
+                one["scrapePool"]
+                for one in http.get("/api/v1/targets").json()["data"]["activeTargets"]
+                if one["health"] != "up"
+            ]
 
         until(lambda: not down(), "Prometheus' targets", 180)
         rules = [rule for group in http.get("/api/v1/rules").json()["data"]["groups"] for rule in group["rules"]]

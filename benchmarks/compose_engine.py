@@ -36,7 +36,9 @@ IMAGES = {
     "grafana/grafana:12.1.1": "grafana",
 }
 """An image of docker-compose.yaml or of a Dockerfile -> the folder of its stand-in, in the order in which they are built."""
-COPIED = {"triton": (ROOT / "requirements-triton.lock", ROOT / "serving" / "triton" / "backends" / "onnxruntime" / "model.py")}
+COPIED = {
+    "triton": (ROOT / "requirements-triton.lock", ROOT / "serving" / "triton" / "backends" / "onnxruntime" / "model.py")
+}
 """Files of the project that a stand-in takes in."""
 BRIDGE = "172.17.0.1"
 """Our own engine's side of its bridge, by which a build reaches this machine."""
@@ -57,7 +59,9 @@ COMMIT
 """Both tables that an engine writes into, as a machine without a rule has them: `iptables-save` says nothing of them there."""
 
 
-def said(*command: str | Path, env: Mapping[str, str] | None = None, seconds: float | None = None, given: str | None = None) -> str:
+def said(
+    *command: str | Path, env: Mapping[str, str] | None = None, seconds: float | None = None, given: str | None = None
+) -> str:
     """What a command printed; Unavailable with its last lines if it failed or took longer than ``seconds``."""
     words = [str(word) for word in command]
     try:
@@ -75,7 +79,9 @@ def engine(folder: Path) -> Iterator[tuple[dict[str, str], bool]]:
     """The environment in which `docker` reaches an engine, and whether that is one of our own, which lives in ``folder`` and is gone afterwards."""
     env = dict(os.environ)
     if shutil.which("docker") is None:
-        raise ConfigError("there is no `docker`: install Docker, or the packages docker.io, docker-compose and docker-buildx (docs/compose.md)")
+        raise ConfigError(
+            "there is no `docker`: install Docker, or the packages docker.io, docker-compose and docker-buildx (docs/compose.md)"
+        )
     for plugin in ("compose", "buildx"):
         said("docker", plugin, "version")
     if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0:
@@ -83,7 +89,9 @@ def engine(folder: Path) -> Iterator[tuple[dict[str, str], bool]]:
         return
     missing = sorted(package for program, package in PACKAGES.items() if shutil.which(program) is None)
     if missing or os.geteuid() != 0:
-        raise ConfigError(f"no container engine answers: start one, or run this as root with the packages {', '.join(missing or PACKAGES.values())}")
+        raise ConfigError(
+            f"no container engine answers: start one, or run this as root with the packages {', '.join(missing or PACKAGES.values())}"
+        )
     with _own(folder) as socket:
         yield {**env, "DOCKER_HOST": socket}, True
 
@@ -93,11 +101,28 @@ def _own(folder: Path) -> Iterator[str]:
     """`dockerd` on a socket and a folder of its own; then links and packet filters are as they were."""
     folder.mkdir(parents=True)
     filters, socket, pid = said("iptables-save"), f"unix://{folder}/docker.sock", folder / "pid"
-    options = ["--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", pid, "--host", socket, "--bip", f"{BRIDGE}/16"]
+    options = [
+        "--data-root",
+        folder / "data",
+        "--exec-root",
+        folder / "exec",
+        "--pidfile",
+        pid,
+        "--host",
+        socket,
+        "--bip",
+        f"{BRIDGE}/16",
+    ]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(["dockerd", *map(str, options)], stdout=log, stderr=log, start_new_session=True)
     try:
-        until(lambda: subprocess.run(["docker", "--host", socket, "info"], capture_output=True, check=False).returncode == 0, "an engine of our own", 60)
+        until(
+            lambda: (
+                subprocess.run(["docker", "--host", socket, "info"], capture_output=True, check=False).returncode == 0
+            ),
+            "an engine of our own",
+            60,
+        )
         yield socket
     finally:
         process.send_signal(signal.SIGTERM)
@@ -122,7 +147,9 @@ def images(env: Mapping[str, str], folder: Path, environment: Path, *, own: bool
                 continue
             silent.add(registry)
             if not own:
-                raise Unavailable(f"{registry} does not answer: stand-ins for its images are built on an engine of our own only; stop yours first")
+                raise Unavailable(
+                    f"{registry} does not answer: stand-ins for its images are built on an engine of our own only; stop yours first"
+                )
             if not settings:
                 print("no registry answers: a base image from Debian's packages", flush=True)
                 said("bash", STANDINS / "base.sh", env=env, seconds=900)
@@ -135,7 +162,9 @@ def images(env: Mapping[str, str], folder: Path, environment: Path, *, own: bool
 
 
 def _pulled(env: Mapping[str, str], image: str) -> bool:
-    done = subprocess.run(["docker", "pull", "--quiet", image], env=env, capture_output=True, timeout=PULL_SECONDS, check=False)
+    done = subprocess.run(
+        ["docker", "pull", "--quiet", image], env=env, capture_output=True, timeout=PULL_SECONDS, check=False
+    )
     return done.returncode == 0
 
 
@@ -154,8 +183,13 @@ def _build(env: Mapping[str, str], context: Path, image: str, name: str, setting
 def pip_settings() -> Iterator[str]:
     """A pip.conf with what pip is told on this machine; its local folders are served to builds by HTTP meanwhile."""
     with ExitStack() as served:
-        found = {name: " ".join(served.enter_context(_reachable(place)) for place in text.split()) for name, text in _configured().items()}
-        yield "\n".join(["[global]", *(f"{name} = {places}" for name, places in found.items()), f"trusted-host = {BRIDGE}", ""])
+        found = {
+            name: " ".join(served.enter_context(_reachable(place)) for place in text.split())
+            for name, text in _configured().items()
+        }
+        yield "\n".join(
+            ["[global]", *(f"{name} = {places}" for name, places in found.items()), f"trusted-host = {BRIDGE}", ""]
+        )
 
 
 @contextmanager
@@ -165,7 +199,9 @@ def _reachable(place: str) -> Iterator[str]:
         yield place
         return
     path = Path(urlsplit(place).path)
-    folder, below = (path.parent, path.name) if place.startswith("file:") else (path, "")  # an index refers to files beside it
+    folder, below = (
+        (path.parent, path.name) if place.startswith("file:") else (path, "")
+    )  # an index refers to files beside it
     server = ThreadingHTTPServer((BRIDGE, 0), partial(_Quiet, directory=str(folder)))
     Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -184,7 +220,11 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 def _configured() -> dict[str, str]:
     """Where pip looks for packages on this machine, by option."""
-    lines = re.findall(r"^\S*?[.:](?:env:\.)?((?:extra-)?index-url|find-links)='(.*)'$", said("python3", "-m", "pip", "config", "list"), re.MULTILINE)
+    lines = re.findall(
+        r"^\S*?[.:](?:env:\.)?((?:extra-)?index-url|find-links)='(.*)'$",
+        said("python3", "-m", "pip", "config", "list"),
+        re.MULTILINE,
+    )
     return dict(lines)
 
 
@@ -203,7 +243,11 @@ def world() -> Iterator[str]:
         said("ip", "link", "set", "perennial-out", "up")
         said(*inside, "ip", "address", "add", f"{theirs}/24", "dev", "eth0")
         said(*inside, "ip", "link", "set", "eth0", "up")
-        server = subprocess.Popen([*inside, "python3", "-m", "http.server", "80", "--bind", theirs], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        server = subprocess.Popen(
+            [*inside, "python3", "-m", "http.server", "80", "--bind", theirs],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             yield theirs
         finally:

@@ -38,8 +38,17 @@ REPLAY_SECONDS = 2400.0
 
 def main() -> int:
     """Run it all; 0 if every goal holds."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compose_stack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--home", type=Path, default=None, help="folder of engine, clones and states, which must not exist (default: a new one below /tmp)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compose_stack",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--home",
+        type=Path,
+        default=None,
+        help="folder of engine, clones and states, which must not exist (default: a new one below /tmp)",
+    )
     parser.add_argument("--quick", action="store_true", help="the first round alone; no result is written")
     options = parser.parse_args()
     home: Path = (options.home or Path(tempfile.mkdtemp(prefix="perennial-compose-")) / "home").resolve()
@@ -54,7 +63,10 @@ def main() -> int:
     facts["left"] = left(home, own=facts["engine"]["own"])
     print(f"torn down, left: {facts['left'] or 'nothing'}", flush=True)
     goals = judge(facts)
-    rows = [{"round": name, **{key: found[key] for key in ("first_start_seconds", "start_again_seconds")}} for name, found in facts["rounds"].items()]
+    rows = [
+        {"round": name, **{key: found[key] for key in ("first_start_seconds", "start_again_seconds")}}
+        for name, found in facts["rounds"].items()
+    ]
     record("compose", rows=rows, goals=goals, seconds=time.monotonic() - began, more=facts, keep=not options.quick)
     return 0 if all(one["holds"] for one in goals) else 1
 
@@ -62,13 +74,19 @@ def main() -> int:
 def in_containers(home: Path, *, quick: bool) -> dict[str, Any]:
     """Both rounds and the demo, on one engine."""
     rounds = list(UMASKS.items())[: 1 if quick else None]
-    with engine(home / "engine") as (env, own), images(env, home / "standins", ROOT / ".venv", own=own) as kinds, world() if own else nullcontext() as outside:
+    with (
+        engine(home / "engine") as (env, own),
+        images(env, home / "standins", ROOT / ".venv", own=own) as kinds,
+        world() if own else nullcontext() as outside,
+    ):
         facts: dict[str, Any] = {"engine": versions(env, own=own), "images": kinds, "rounds": {}}
         for number, (name, umask) in enumerate(rounds):
             print(f"--- round {number + 1}: a clone made {name}", flush=True)
             facts["rounds"][name] = round_of(clone(home / f"clone{number}", umask), env, outside)
         facts["disk"] = disk(env)
-        facts["dangling_images"] = len(said("docker", "images", "--filter", "dangling=true", "--quiet", env=env).split())
+        facts["dangling_images"] = len(
+            said("docker", "images", "--filter", "dangling=true", "--quiet", env=env).split()
+        )
         if not quick:
             print("--- the FAST demo, in containers and embedded", flush=True)
             facts["demo"] = demo(home / "clone0", env, home / "embedded")
@@ -135,7 +153,9 @@ def of_project(env: dict[str, str]) -> list[str]:
     """Containers, networks and volumes of the project that are still there."""
     label = f"label=com.docker.compose.project={PROJECT}"
     listed = (("ps", "--all"), ("network", "ls"), ("volume", "ls"))
-    return [line for words in listed for line in said("docker", *words, "--filter", label, "--quiet", env=env).splitlines()]
+    return [
+        line for words in listed for line in said("docker", *words, "--filter", label, "--quiet", env=env).splitlines()
+    ]
 
 
 def disk(env: dict[str, str]) -> dict[str, str]:
@@ -148,17 +168,27 @@ def demo(checkout: Path, env: dict[str, str], home: Path) -> dict[str, Any]:
     """The FAST demo of loans in containers, and the same embedded: what of the two is the same."""
     os.umask(0o022)
     limits = dict(word.split("=") for word in said("python3", "-m", "embedded.room", env=env).split())
-    stack = checks.on_free_ports(checkout, {**env, **limits}, PROJECT, ("docker-compose.yaml", "benchmarks/compose_replay.yaml"))
+    stack = checks.on_free_ports(
+        checkout, {**env, **limits}, PROJECT, ("docker-compose.yaml", "benchmarks/compose_replay.yaml")
+    )
     said("make", "--directory", checkout, "secrets", env=stack.env)
     try:
         stack.compose("up", "--detach", "--build", profiles="")
         began = time.monotonic()
-        until(lambda: checks.containers(stack)["seed"]["State"]["Status"] == "exited", "the end of the demo", REPLAY_SECONDS)
+        until(
+            lambda: checks.containers(stack)["seed"]["State"]["Status"] == "exited",
+            "the end of the demo",
+            REPLAY_SECONDS,
+        )
         seed = checks.containers(stack)["seed"]
         seconds = time.monotonic() - began
         if seed["State"]["ExitCode"]:
-            raise Unavailable(f"the demo ended with an error:\n{stack.compose('logs', '--no-log-prefix', '--tail', '30', 'seed')}")
-        lines = said("docker", "logs", seed["Id"], env=stack.env).splitlines()  # Compose puts a terminal's codes before each
+            raise Unavailable(
+                f"the demo ended with an error:\n{stack.compose('logs', '--no-log-prefix', '--tail', '30', 'seed')}"
+            )
+        lines = said(
+            "docker", "logs", seed["Id"], env=stack.env
+        ).splitlines()  # Compose puts a terminal's codes before each
     finally:
         stack.compose("down", "--volumes", "--timeout", "20")
     print("\n".join(lines[:-1]), flush=True)
@@ -167,7 +197,10 @@ def demo(checkout: Path, env: dict[str, str], home: Path) -> dict[str, Any]:
     return {
         "case": CASE,
         "seconds": {"containers": round(seconds, 1), "embedded": summary["seconds"]},
-        **{name: {"containers": inside["summary"][name], "embedded": summary[name]} for name in ("rows_logged", "drift_runs", "verdicts", "errors")},
+        **{
+            name: {"containers": inside["summary"][name], "embedded": summary[name]}
+            for name in ("rows_logged", "drift_runs", "verdicts", "errors")
+        },
         "same": full_demo.compared(inside["taken"], full_demo.taken(Settings(home=home), CASE)),
         "files_not_compared": full_demo.PROVENANCE,
     }
@@ -177,7 +210,11 @@ def left(home: Path, *, own: bool) -> list[str]:
     """What is still there of an engine of our ``own`` after the tear-down: links, namespaces, packet filters, its folder; the whole folder goes with it."""
     found = []
     if own:
-        found += [line.split()[0] for line in said("ip", "-brief", "link").splitlines() if line.startswith(("docker0", "br-", "veth", "perennial-out"))]
+        found += [
+            line.split()[0]
+            for line in said("ip", "-brief", "link").splitlines()
+            if line.startswith(("docker0", "br-", "veth", "perennial-out"))
+        ]
         found += [name for name in said("ip", "netns", "list").split() if name.startswith("perennial")]
         found += ["packet filters"] if "DOCKER" in said("iptables-save") else []
         found += [f"the engine in {home}"] if (home / "engine").exists() else []
@@ -202,14 +239,24 @@ def judge(facts: dict[str, Any]) -> list[dict[str, Any]]:
             goal(f"{name}: containers with a right too many", len(found["held"]["wrong"]), 0),
             goal(f"{name}: rules of Prometheus with an error", len(found["prometheus"]["rules_not_ok"]), 0),
             goal(f"{name}: rows that a kill cost", -rows, 0),
-            goal(f"{name}: versions that answered, before and after the kill, other than the first", int(not versions), 0),
+            goal(
+                f"{name}: versions that answered, before and after the kill, other than the first", int(not versions), 0
+            ),
             goal(f"{name}: state lost by down and up", int(not found["state_kept"]), 0),
-            goal(f"{name}: tasks that ran elsewhere than in the worker", len(set(found["celery_run"]["hosts"]) - {found["celery_run"]["worker"]}), 0),
+            goal(
+                f"{name}: tasks that ran elsewhere than in the worker",
+                len(set(found["celery_run"]["hosts"]) - {found["celery_run"]["worker"]}),
+                0,
+            ),
             goal(f"{name}: containers, networks, volumes left", len(found["left"]), 0),
         ]
     for kind, same in facts.get("demo", {}).get("same", {}).items():
         goals.append(goal(f"{kind} of the demo that differ from the embedded stack's", len(same["differ"]), 0))
-    return [*goals, goal("images without a name after all builds", facts["dangling_images"], 0), goal("parts of the engine left", len(facts["left"]), 0)]
+    return [
+        *goals,
+        goal("images without a name after all builds", facts["dangling_images"], 0),
+        goal("parts of the engine left", len(facts["left"]), 0),
+    ]
 
 
 if __name__ == "__main__":

@@ -101,7 +101,9 @@ def _other_head(drawn: random.Random, whole: bytes) -> bytes:
             1,
         )
     elif kind == 2:
-        lines[0] = lines[0].replace(b"HTTP/1.1", drawn.choice((b"HTTP/1.0", b"HTTP/2.0", b"HTTP/9", b"", b"HTTP/1.1 x")))
+        lines[0] = lines[0].replace(
+            b"HTTP/1.1", drawn.choice((b"HTTP/1.0", b"HTTP/2.0", b"HTTP/9", b"", b"HTTP/1.1 x"))
+        )
     elif kind == 3:
         del lines[drawn.randrange(1, len(lines))]
     else:
@@ -147,7 +149,9 @@ def _of(schema: Json) -> st.SearchStrategy[Any]:
     if kind == "object":
         wanted = schema.get("required", ())
         parts = {name: _of(part) for name, part in schema["properties"].items()}
-        return st.fixed_dictionaries({name: parts[name] for name in wanted}, optional={name: parts[name] for name in parts if name not in wanted})
+        return st.fixed_dictionaries(
+            {name: parts[name] for name in wanted}, optional={name: parts[name] for name in parts if name not in wanted}
+        )
     if kind == "array":
         return st.lists(_of(schema["items"]), min_size=schema.get("minItems", 0), max_size=min(4, schema["maxItems"]))
     if kind == "integer":
@@ -162,7 +166,9 @@ def _of(schema: Json) -> st.SearchStrategy[Any]:
     return st.text(min_size=schema.get("minLength", 0), max_size=min(400, schema.get("maxLength", 400)))
 
 
-_LEAF = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=40)
+_LEAF = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=40)
+)
 _ANYTHING = _LEAF | st.lists(_LEAF, max_size=3) | st.dictionaries(st.text(max_size=8), _LEAF, max_size=3)
 
 

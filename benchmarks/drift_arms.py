@@ -43,7 +43,11 @@ def main() -> None:
     answer = work()
     seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    versions = {name.partition(".")[0]: metadata.version(name.partition(".")[0]) for name in arm[1] if not name.startswith("pipelines")}
+    versions = {
+        name.partition(".")[0]: metadata.version(name.partition(".")[0])
+        for name in arm[1]
+        if not name.startswith("pipelines")
+    }
     print(json.dumps({"compute": seconds, "cpu": cpu, "peak_mb": _peak_mb(), "answer": answer, "versions": versions}))
 
 
@@ -84,7 +88,9 @@ def scan_batches(paths: list[Path], _reference: Path, threads: int) -> Callable[
     def work() -> Answer:
         rows = 0
         for path in paths:
-            for batch in pq.ParquetFile(path, read_dictionary=_categories(path), pre_buffer=False).iter_batches(batch_size=BATCH):
+            for batch in pq.ParquetFile(path, read_dictionary=_categories(path), pre_buffer=False).iter_batches(
+                batch_size=BATCH
+            ):
                 rows += batch.num_rows
         return {"rows": rows}
 
@@ -113,13 +119,23 @@ def ours(paths: list[Path], reference: Path, threads: int) -> Callable[[], Answe
     numbers = [name for name in NUMBERS if name in names]
     categories = [Categorical(name, vocabulary(number)) for number, name in enumerate(CATEGORIES) if name in names]
     fields = Fields("bench", (*(Numeric(name) for name in numbers), *categories), "label")
-    spec = Spec("bench", {**{name: Scale(*scale) for name, scale in json.loads(reference.with_suffix(".json").read_text()).items()}, "score": Scale(0.0, 1.0)})
+    spec = Spec(
+        "bench",
+        {
+            **{name: Scale(*scale) for name, scale in json.loads(reference.with_suffix(".json").read_text()).items()},
+            "score": Scale(0.0, 1.0),
+        },
+    )
     params = load_params("loans").drift
 
     def work() -> Answer:
         current = profile_parquet(paths, fields, spec, threads)
         found = compare(read(reference.with_suffix(".profile")), current, fields, spec, params)
-        return {"rows": current.rows, "psi": {one.feature: one.psi for one in found}, "ks": {one.feature: one.ks for one in found if one.ks is not None}}
+        return {
+            "rows": current.rows,
+            "psi": {one.feature: one.psi for one in found},
+            "ks": {one.feature: one.ks for one in found if one.ks is not None},
+        }
 
     return work
 
@@ -139,7 +155,10 @@ def scipy(paths: list[Path], reference: Path, _threads: int) -> Callable[[], Ans
     from scipy import stats
 
     def psi(one: Any, other: Any) -> float:
-        p, q = ((counts + 0.5) / (counts.sum() + 0.5 * len(counts)) for counts in (np.asarray(one, float), np.asarray(other, float)))
+        p, q = (
+            (counts + 0.5) / (counts.sum() + 0.5 * len(counts))
+            for counts in (np.asarray(one, float), np.asarray(other, float))
+        )
         return float(((q - p) * np.log(q / p)).sum())
 
     def counted(table: Any, name: str) -> dict[str, int]:
@@ -151,7 +170,12 @@ def scipy(paths: list[Path], reference: Path, _threads: int) -> Callable[[], Ans
         for name in NUMBERS:
             a, b = before[name].to_numpy(), now[name].to_numpy()
             edges = np.unique(np.quantile(a, np.arange(1, 10) / 10))
-            found["psi"][name] = psi(*(np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1) for values in (a, b)))
+            found["psi"][name] = psi(
+                *(
+                    np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1)
+                    for values in (a, b)
+                )
+            )
             found["ks"][name] = float(stats.ks_2samp(a, b, method="asymp").statistic)
         for name in CATEGORIES:
             one, other = counted(before, name), counted(now, name)
@@ -175,7 +199,11 @@ def _evidently(method: str, categorical: str) -> Callable[[list[Path], Path, int
 
         def work() -> Answer:
             made = Report([DataDriftPreset(num_method=method, cat_method=categorical)]).run(now, before)
-            found = {metric["config"]["column"]: float(metric["value"]) for metric in made.dict()["metrics"] if "ValueDrift" in metric["metric_name"]}
+            found = {
+                metric["config"]["column"]: float(metric["value"])
+                for metric in made.dict()["metrics"]
+                if "ValueDrift" in metric["metric_name"]
+            }
             return {"rows": len(now.as_dataframe()), method: found}
 
         return work
@@ -212,7 +240,11 @@ def merge_hours(paths: list[Path], _reference: Path, _threads: int) -> Callable[
         began = time.perf_counter()
         found = [read(path) for path in paths]
         reading = time.perf_counter() - began
-        return {"rows": merge(found, "bench").rows, "reading": reading, "merging": time.perf_counter() - began - reading}
+        return {
+            "rows": merge(found, "bench").rows,
+            "reading": reading,
+            "merging": time.perf_counter() - began - reading,
+        }
 
     return work
 
@@ -226,7 +258,9 @@ def _step(together: int | None) -> Callable[[list[Path], Path, int], Callable[[]
         profile.TOGETHER = together or profile.TOGETHER
 
         def work() -> Answer:
-            made = profile.run(params, settings, paths[0] / f"run-{together}", datetime.fromisoformat(SERVED) + timedelta(days=1))
+            made = profile.run(
+                params, settings, paths[0] / f"run-{together}", datetime.fromisoformat(SERVED) + timedelta(days=1)
+            )
             return {"rows": made.facts["rows"], "key": made.key}
 
         return work

@@ -21,7 +21,9 @@ def interpreter(venv: str = VENV, lock: str = LOCK, root: Path = install.ROOT) -
     if not python.exists() or not stamp.exists() or stamp.read_text() != wanted:
         own, _ = check_machine.find_python(os.environ.get("PYTHON", ""))
         if not own:
-            raise ConfigError("no Python 3.11 was found for the peers' environment: run make setup, it says what to install")
+            raise ConfigError(
+                "no Python 3.11 was found for the peers' environment: run make setup, it says what to install"
+            )
         install.install(own, root / venv, root / lock)
         stamp.write_text(wanted)
     return python

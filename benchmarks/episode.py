@@ -35,7 +35,9 @@ def provoke(settings: Settings, params: Params, start: datetime) -> tuple[dateti
         traffic.send_labels(gateway, fields, rows, tally)
     traffic.wait_for_closed_segments(settings.prediction_log, case)
     if (tally.errors, len(tally.answers)) != (0, rows.height):
-        raise PerennialError(f"{tally.errors} requests failed, {len(tally.answers)} of {rows.height} rows were answered: look at the gateway's log")
+        raise PerennialError(
+            f"{tally.errors} requests failed, {len(tally.answers)} of {rows.height} rows were answered: look at the gateway's log"
+        )
     for number in range(1, DAYS + 1):
         as_of = start + timedelta(days=number)
         run_dir = settings.run_dir(case, as_of)
@@ -61,4 +63,6 @@ def take_back(url: str, case: str, since: str) -> None:
             row = {"case": case, **json.loads(key)}
             where = " AND ".join(f'"{name}" = :{name}' for name in row)
             connection.execute(text(f'DELETE FROM "{about}" WHERE {where}'), row)
-        connection.execute(text(f'DELETE FROM journal WHERE "case" = :case AND number >= ({newest})'), {"case": case, "since": since})
+        connection.execute(
+            text(f'DELETE FROM journal WHERE "case" = :case AND number >= ({newest})'), {"case": case, "since": since}
+        )

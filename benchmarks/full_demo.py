@@ -32,8 +32,20 @@ PROVENANCE = {
 
 def play(home: Path, profile: str, case: str | None = None) -> dict[str, Any]:
     """One FAST demo on ``home``, its stack left running on PROFILE=full; its summary. PerennialError if it was not clean."""
-    command = [sys.executable, "-m", "embedded.demo", "--fast", "--home", str(home), "--profile", profile, *(["--case", case] if case else [])]
-    done = subprocess.run([*command, *(["--keep"] if profile == "full" else [])], check=False, env={**os.environ, "COLUMNS": "160"})
+    command = [
+        sys.executable,
+        "-m",
+        "embedded.demo",
+        "--fast",
+        "--home",
+        str(home),
+        "--profile",
+        profile,
+        *(["--case", case] if case else []),
+    ]
+    done = subprocess.run(
+        [*command, *(["--keep"] if profile == "full" else [])], check=False, env={**os.environ, "COLUMNS": "160"}
+    )
     if done.returncode:
         raise PerennialError(f"the demo on PROFILE={profile} ended with {done.returncode}: see {home / 'logs'}")
     found: dict[str, Any] = json.loads((home / "summary.json").read_text())
@@ -75,12 +87,18 @@ def _files(settings: Settings, case: str) -> dict[str, Any]:
 
 
 def _verdicts(settings: Settings, case: str) -> dict[str, Any]:
-    return {f"{row['as_of']} {row['trigger']} {row['gate_key'][:12]}": row["verdict"] for row in ledger.verdicts(settings.ledger, case)}
+    return {
+        f"{row['as_of']} {row['trigger']} {row['gate_key'][:12]}": row["verdict"]
+        for row in ledger.verdicts(settings.ledger, case)
+    }
 
 
 def _releases(settings: Settings, case: str) -> dict[str, Any]:
     wanted = ("champion", "candidate_key", "action", "trigger", "reason", "as_of", "stage")
-    return {f"{release.seq}": [str(getattr(release, name)) for name in wanted] for release in ledger.releases(settings.ledger, case)}
+    return {
+        f"{release.seq}": [str(getattr(release, name)) for name in wanted]
+        for release in ledger.releases(settings.ledger, case)
+    }
 
 
 def _episodes(settings: Settings, case: str) -> dict[str, Any]:
@@ -95,12 +113,19 @@ def executed(home: Path, airflow: Airflow) -> dict[str, Any]:
             if task["pid"] is not None:  # a task that was skipped with its upstream never ran
                 tries[task["queue"]] += task["try_number"]
                 on_gpu |= {task["task_id"]} if task["queue"] == "gpu" else set()
-    return {"tries_by_queue": tries, "ended_by_worker": {queue: worked(home, queue) for queue in full.QUEUES}, "tasks_on_gpu_queue": sorted(on_gpu)}
+    return {
+        "tries_by_queue": tries,
+        "ended_by_worker": {queue: worked(home, queue) for queue in full.QUEUES},
+        "tasks_on_gpu_queue": sorted(on_gpu),
+    }
 
 
 def worked(home: Path, queue: str) -> int:
     """How many tasks the log of a queue's worker says to have succeeded."""
-    return sum("Task execute_workload" in line and " succeeded in " in line for line in (home / "logs" / f"worker-{queue}.log").read_text().splitlines())
+    return sum(
+        "Task execute_workload" in line and " succeeded in " in line
+        for line in (home / "logs" / f"worker-{queue}.log").read_text().splitlines()
+    )
 
 
 def databases(home: Path, ports: Ports) -> dict[str, int]:
@@ -113,7 +138,9 @@ def databases(home: Path, ports: Ports) -> dict[str, int]:
     counts: dict[str, int] = {}
     for name, tables in wanted.items():
         url = make_url(full.secret(home, f"{name}_db_url"))
-        with psycopg.connect(host=HOST, port=ports.postgres, user=url.username, password=url.password, dbname=url.database) as connection:
+        with psycopg.connect(
+            host=HOST, port=ports.postgres, user=url.username, password=url.password, dbname=url.database
+        ) as connection:
             for table in tables:
                 [count] = connection.execute(f"SELECT count(*) FROM {table}").fetchone() or (0,)
                 counts[f"{name}.{table}"] = count

@@ -61,7 +61,10 @@ def killed(settings: Settings, airflow: Airflow, as_of: datetime) -> dict[str, A
     [train] = [task for task in tasks if task["task_id"] == "train"]
     manifest, champion = read_manifest(work / "train"), ledger.head(settings.ledger, CASE)
     assert champion is not None
-    print(f"the run went on and ended {again:.0f} s after the kill, from step {manifest.facts['resumed_from']}", flush=True)
+    print(
+        f"the run went on and ended {again:.0f} s after the kill, from step {manifest.facts['resumed_from']}",
+        flush=True,
+    )
     return {
         "processes": sorted(names.values()),
         "left": sorted(names[process.pid] for process in living),
@@ -77,7 +80,10 @@ def killed(settings: Settings, airflow: Airflow, as_of: datetime) -> dict[str, A
 
 def _title(process: psutil.Process) -> str:
     """What a process says that it is: Airflow names task, supervisor and ranks by the task's id."""
-    return " ".join(part for part in process.cmdline() if part).rpartition(" -- ")[0] or process.cmdline()[0].partition(":")[0]
+    return (
+        " ".join(part for part in process.cmdline() if part).rpartition(" -- ")[0]
+        or process.cmdline()[0].partition(":")[0]
+    )
 
 
 def twenty(settings: Settings, airflow: Airflow, start: datetime) -> dict[str, Any]:
@@ -89,13 +95,19 @@ def twenty(settings: Settings, airflow: Airflow, start: datetime) -> dict[str, A
     airflow.unpause(dag)
     began = time.monotonic()
     with ThreadPoolExecutor(RUNS) as pool:
-        ids = list(pool.map(lambda number: airflow.trigger_dag(dag, f"at_once_{number}", {"as_of": as_of.isoformat()}), range(RUNS)))
+        ids = list(
+            pool.map(
+                lambda number: airflow.trigger_dag(dag, f"at_once_{number}", {"as_of": as_of.isoformat()}), range(RUNS)
+            )
+        )
     airflow.wait_quiet([dag, training], RUN_SECONDS)
     seconds = time.monotonic() - began
     states = Counter(airflow.run(dag, run)["state"] for run in ids)
     asked = Counter(task["state"] for run in ids for task in airflow.tasks(dag, run) if task["task_id"] == "retrain")
     trained = [run for run in airflow.runs(training) if run["dag_run_id"] not in before]
-    print(f"{RUNS} drift runs at once: {dict(states)}, {len(trained)} training run(s), after {seconds:.0f} s", flush=True)
+    print(
+        f"{RUNS} drift runs at once: {dict(states)}, {len(trained)} training run(s), after {seconds:.0f} s", flush=True
+    )
     return {
         "runs": RUNS,
         "as_of": as_of.isoformat(),
@@ -105,7 +117,9 @@ def twenty(settings: Settings, airflow: Airflow, start: datetime) -> dict[str, A
         "training_runs": [run["dag_run_id"] for run in trained],
         "training_states": dict(Counter(run["state"] for run in trained)),
         "named_by_episode": [run["dag_run_id"] for run in trained] == [f"drift__{episode}"],
-        "verdicts": sum(datetime.fromisoformat(row["as_of"]) == as_of for row in ledger.verdicts(settings.ledger, CASE)),
+        "verdicts": sum(
+            datetime.fromisoformat(row["as_of"]) == as_of for row in ledger.verdicts(settings.ledger, CASE)
+        ),
         "seconds": round(seconds, 1),
     }
 
@@ -117,7 +131,9 @@ def limited(home: Path, ports: Ports) -> dict[str, Any]:
     """
     own = replace(ports, gateway=Ports.free().gateway)
     env = full_environment(home, own, profile="full")
-    [service] = [service for service in services(home, own, env, traffic=False, profile="full") if service.name == "gateway"]
+    [service] = [
+        service for service in services(home, own, env, traffic=False, profile="full") if service.name == "gateway"
+    ]
     metrics = home / "gateway" / "limited"
     metrics.mkdir(parents=True, exist_ok=True)
     given = {**service.env, "PERENNIAL_GATEWAY_RATE": f"{RATE}/day", "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
@@ -125,18 +141,27 @@ def limited(home: Path, ports: Ports) -> dict[str, Any]:
 
     def one(_number: int) -> int:
         # A connection of its own each: the kernel gives it to either worker.
-        return httpx.post(f"{url}/v1/cases/{CASE}/predict", json={"rows": []}, headers={"X-API-Key": key}, timeout=20, trust_env=False).status_code
+        return httpx.post(
+            f"{url}/v1/cases/{CASE}/predict", json={"rows": []}, headers={"X-API-Key": key}, timeout=20, trust_env=False
+        ).status_code
 
     process = launch("gateway-limited", service.argv, given, home / "logs" / "gateway-limited.log")
     try:
-        until(lambda: http.status(f"{url}/readyz") == 200 and len(_workers(metrics)) > 1, "a gateway with two workers", 90)
+        until(
+            lambda: http.status(f"{url}/readyz") == 200 and len(_workers(metrics)) > 1, "a gateway with two workers", 90
+        )
         with ThreadPoolExecutor(4) as pool:
             answers = Counter(pool.map(one, range(REQUESTS)))
     finally:
         end([process], "of no stack")
     let_in = REQUESTS - answers[429]
     print(f"two workers, {RATE} requests a day: {let_in} of {REQUESTS} were let in", flush=True)
-    return {"rate": f"{RATE}/day", "requests": REQUESTS, "answers": {str(status): count for status, count in sorted(answers.items())}, "let_in": let_in}
+    return {
+        "rate": f"{RATE}/day",
+        "requests": REQUESTS,
+        "answers": {str(status): count for status, count in sorted(answers.items())},
+        "let_in": let_in,
+    }
 
 
 def _workers(folder: Path) -> set[str]:

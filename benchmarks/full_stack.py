@@ -35,12 +35,25 @@ AS_OF = datetime(2026, 11, 1, tzinfo=UTC)
 QUEUE = {"resources": {"queue": "gpu"}}
 LONG = {"epochs": 60, "checkpoint_every": 20, "ranks": 2}
 """A training that lasts long enough to be killed in its middle."""
-PACKAGES = ("apache-airflow-core", "apache-airflow-providers-celery", "celery", "redis", "psycopg", "sqlalchemy", "mlflow", "torch")
+PACKAGES = (
+    "apache-airflow-core",
+    "apache-airflow-providers-celery",
+    "celery",
+    "redis",
+    "psycopg",
+    "sqlalchemy",
+    "mlflow",
+    "torch",
+)
 
 
 def main() -> int:
     """Run it all; 0 if every goal holds."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.full_stack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.full_stack",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--home", type=Path, default=None, help="folder of both states (default: a new one below /tmp)")
     root = (parser.parse_args().home or Path(tempfile.mkdtemp(prefix="perennial-full-"))).resolve()
     root.mkdir(parents=True, exist_ok=True)
@@ -56,12 +69,25 @@ def main() -> int:
         facts = look(plain, home, str(after["case"]), root / "params")
     finally:
         left = stack.stop(home)
-    facts["demo"] |= {name: {"embedded": before[name], "full": after[name]} for name in ("seconds", "rows_logged", "drift_runs", "verdicts", "errors")}
+    facts["demo"] |= {
+        name: {"embedded": before[name], "full": after[name]}
+        for name in ("seconds", "rows_logged", "drift_runs", "verdicts", "errors")
+    }
     facts |= {"files_not_compared": full_demo.PROVENANCE, "processes_left": left}
     print(f"stopped, {left} processes left", flush=True)
     goals = judge(facts)
-    rows = [{"name": name, **{key: found[key] for key in ("count", "equal")}} for name, found in facts["demo"]["same"].items()]
-    record("full-stack", rows=rows, goals=goals, seconds=time.monotonic() - began, packages=PACKAGES, more={"servers": full_watch.servers(), **facts})
+    rows = [
+        {"name": name, **{key: found[key] for key in ("count", "equal")}}
+        for name, found in facts["demo"]["same"].items()
+    ]
+    record(
+        "full-stack",
+        rows=rows,
+        goals=goals,
+        seconds=time.monotonic() - began,
+        packages=PACKAGES,
+        more={"servers": full_watch.servers(), **facts},
+    )
     return 0 if all(one["holds"] for one in goals) else 1
 
 
@@ -71,7 +97,12 @@ def look(plain: Path, home: Path, case: str, params: Path) -> dict[str, Any]:
     assert found is not None
     settings = settings_of(home, full_environment(home, found.ports, profile="full"))
     airflow = client(settings)
-    facts: dict[str, Any] = {"demo": {"case": case, "same": full_demo.compared(full_demo.taken(Settings(home=plain), case), full_demo.taken(settings, case))}}
+    facts: dict[str, Any] = {
+        "demo": {
+            "case": case,
+            "same": full_demo.compared(full_demo.taken(Settings(home=plain), case), full_demo.taken(settings, case)),
+        }
+    }
     facts["demo"]["tasks"] = full_demo.executed(home, airflow)
     write_params(params, "loans", LONG)
     facts["killed"] = full_faults.killed(settings, airflow, AS_OF)
@@ -92,21 +123,35 @@ def write_params(folder: Path, case: str, train: dict[str, Any]) -> None:
 
 def judge(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """What must hold."""
-    tasks, killed, twenty, watched = facts["demo"]["tasks"], facts["killed"], facts["twenty_drift_runs"], facts["prometheus"]
+    tasks, killed, twenty, watched = (
+        facts["demo"]["tasks"],
+        facts["killed"],
+        facts["twenty_drift_runs"],
+        facts["prometheus"],
+    )
     strays = sum(abs(count - tasks["ended_by_worker"][queue]) for queue, count in tasks["tries_by_queue"].items())
     return [
-        *(goal(f"{name} of the demo that differ from the embedded stack's", len(found["differ"]), 0) for name, found in facts["demo"]["same"].items()),
+        *(
+            goal(f"{name} of the demo that differ from the embedded stack's", len(found["differ"]), 0)
+            for name, found in facts["demo"]["same"].items()
+        ),
         goal("tasks of the demo that no worker of their queue ended", strays, 0),
         exactly("kinds of tasks on the gpu queue: train alone", len(tasks["tasks_on_gpu_queue"]), 1),
         goal("tables in PostgreSQL without a row", sum(not count for count in facts["postgresql_rows"].values()), 0),
-        goal("seconds until nothing of the killed worker lived", killed["gone_after_seconds"], full_faults.GONE_SECONDS),
+        goal(
+            "seconds until nothing of the killed worker lived", killed["gone_after_seconds"], full_faults.GONE_SECONDS
+        ),
         goal("processes of the killed worker that are left", len(killed["left"]), 0),
         goal("step at which the retry went on", killed["resumed_from_step"] or 0, 1, "higher"),
         exactly("MLflow runs of the killed candidate", killed["mlflow_runs"], 1),
         exactly("training runs of twenty drift runs at once", len(twenty["training_runs"]), 1),
         goal("drift runs at once that ended green", twenty["states"].get("success", 0), full_faults.RUNS, "higher"),
         exactly("verdicts on that episode's training", twenty["verdicts"], 1),
-        goal(f"requests that two workers let in at {full_faults.RATE} a day", facts["shared_limit"]["let_in"], full_faults.RATE)
+        goal(
+            f"requests that two workers let in at {full_faults.RATE} a day",
+            facts["shared_limit"]["let_in"],
+            full_faults.RATE,
+        )
         | {"holds": facts["shared_limit"]["let_in"] == full_faults.RATE},
         goal("targets of Prometheus that are down", len(watched["down"]), 0),
         goal("rules that were not evaluated without an error", len(watched["rules_not_ok"]), 0),

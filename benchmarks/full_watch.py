@@ -37,7 +37,8 @@ def watched(settings: Settings, ports: Ports) -> dict[str, Any]:
             break
         time.sleep(3)
     print(
-        f"Prometheus: {len(targets)} targets, {len(down)} down; {len(rules)} rules, {len(not_ok)} not ok; {len(asked)} queries, {len(empty)} empty", flush=True
+        f"Prometheus: {len(targets)} targets, {len(down)} down; {len(rules)} rules, {len(not_ok)} not ok; {len(asked)} queries, {len(empty)} empty",
+        flush=True,
     )
     for path in panels.draw(url):
         print(f"drawn: {path.name}, {path.stat().st_size / 1024:.0f} KiB", flush=True)
@@ -53,7 +54,9 @@ def watched(settings: Settings, ports: Ports) -> dict[str, Any]:
             "with_data": sum(bool(one["series"]) for one in asked),
             "empty": [f"{one['dashboard']}: {one['panel']}, {one['legend']}" for one in empty],
             "empty_for_a_reason": {
-                f"{one['dashboard']}: {one['panel']}, {one['legend']}": one["absent"] for one in asked if not one["series"] and one["absent"]
+                f"{one['dashboard']}: {one['panel']}, {one['legend']}": one["absent"]
+                for one in asked
+                if not one["series"] and one["absent"]
             },
         },
     }
@@ -74,4 +77,7 @@ def servers() -> dict[str, str]:
     programs = {"postgresql": [str(postgres.find() / "postgres"), "--version"], "redis": ["redis-server", "--version"]}
     programs |= {name: [name, "--version"] for name in ("prometheus", "prometheus-alertmanager")}
     said = {name: subprocess.run(argv, capture_output=True, text=True, check=False) for name, argv in programs.items()}
-    return {name: (done.stdout or done.stderr).splitlines()[0].split(" (branch")[0].split(" sha=")[0] for name, done in said.items()}
+    return {
+        name: (done.stdout or done.stderr).splitlines()[0].split(" (branch")[0].split(" sha=")[0]
+        for name, done in said.items()
+    }

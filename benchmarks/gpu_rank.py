@@ -43,8 +43,22 @@ def flops_per_token(name: str, sequence: int) -> int:
 def measure(spec: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The row of the cell: samples per second, MFU and peak memory, or that it does not fit."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    params = job.BASE.model_copy(update={**job.STRATEGIES[spec["arm"]], "batch_size": spec["batch"], "ranks": ranks, "precision": "bf16", "pool": 0})
-    row = {"arm": spec["arm"].split()[0], "model": spec["model"], "batch": spec["batch"], "compiled": spec["compiled"], "ranks": ranks}
+    params = job.BASE.model_copy(
+        update={
+            **job.STRATEGIES[spec["arm"]],
+            "batch_size": spec["batch"],
+            "ranks": ranks,
+            "precision": "bf16",
+            "pool": 0,
+        }
+    )
+    row = {
+        "arm": spec["arm"].split()[0],
+        "model": spec["model"],
+        "batch": spec["batch"],
+        "compiled": spec["compiled"],
+        "ranks": ranks,
+    }
     try:
         seconds = timed(spec, params, device)
     except torch.OutOfMemoryError:

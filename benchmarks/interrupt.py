@@ -40,7 +40,11 @@ def wait_for(what: Callable[[], bool], gone: Callable[[], bool], about: str) -> 
 
 def after_checkpoint(folder: Path, step: int, process: subprocess.Popen[bytes]) -> None:
     """Return once the checkpoint of ``step`` or a later one is published."""
-    wait_for(lambda: max(checkpoints(folder), default=0) >= step, lambda: process.poll() is not None, f"the checkpoint of step {step} in {folder}")
+    wait_for(
+        lambda: max(checkpoints(folder), default=0) >= step,
+        lambda: process.poll() is not None,
+        f"the checkpoint of step {step} in {folder}",
+    )
 
 
 def ended(folder: Path) -> bool:

@@ -32,7 +32,17 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "ZeRO-3 2": {"strategy": "deepspeed", "zero_stage": 3, "ranks": 2},
 }
 """What the tables compare, and the number of ranks of each."""
-BASE = TrainParams(epochs=1, batch_size=32, learning_rate=1e-4, head_learning_rate=2e-3, weight_decay=0.01, seed=0, ranks=1, pool=1024, clip=1.0)
+BASE = TrainParams(
+    epochs=1,
+    batch_size=32,
+    learning_rate=1e-4,
+    head_learning_rate=2e-3,
+    weight_decay=0.01,
+    seed=0,
+    ranks=1,
+    pool=1024,
+    clip=1.0,
+)
 """The optimisation of the triage case in fp32, with a constant learning rate."""
 ANSWER, ALONE = "answer.json", {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 POLL_SECONDS = 0.05
@@ -56,15 +66,23 @@ def start(folder: Path, network: str, dropout: float, rows: Path, params: TrainP
     (folder / "job.json").write_text(json.dumps(job))
     with (folder / "log").open("ab") as log:
         environment = {**os.environ, **ALONE, "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen([sys.executable, "-m", "benchmarks.job", str(folder)], cwd=ROOT, env=environment, stdout=log, stderr=log)
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.job", str(folder)], cwd=ROOT, env=environment, stdout=log, stderr=log
+        )
 
 
 def answer(folder: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
     """Wait for a job and return what it left; PerennialError with its last words if it failed."""
     code = process.wait()
-    found: dict[str, Any] = json.loads((folder / ANSWER).read_text()) if (folder / ANSWER).exists() else {"error": f"no answer, exit code {code}"}
+    found: dict[str, Any] = (
+        json.loads((folder / ANSWER).read_text())
+        if (folder / ANSWER).exists()
+        else {"error": f"no answer, exit code {code}"}
+    )
     if "error" in found:
-        raise PerennialError(f"the training in {folder} failed: {found['error']}; its log says {(folder / 'log').read_text()[-1500:]}")
+        raise PerennialError(
+            f"the training in {folder} failed: {found['error']}; its log says {(folder / 'log').read_text()[-1500:]}"
+        )
     return found
 
 
@@ -114,7 +132,9 @@ def holders(folder: Path) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            text = (process / "cmdline").read_text() + " ".join(str(link.readlink()) for link in (process / "fd").iterdir())
+            text = (process / "cmdline").read_text() + " ".join(
+                str(link.readlink()) for link in (process / "fd").iterdir()
+            )
         except OSError:
             continue
         if f"{folder}/" in f"{text}/" and int(process.name) != os.getpid():
@@ -140,7 +160,9 @@ def main(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text())
     params = TrainParams.model_validate_json(json.dumps(job["params"]))
     try:
-        fitted = fit(lambda: network(job["network"], job["dropout"]), load_rows(Path(job["rows"])), params, folder / "work")
+        fitted = fit(
+            lambda: network(job["network"], job["dropout"]), load_rows(Path(job["rows"])), params, folder / "work"
+        )
         found: Mapping[str, Any] = {**fitted.facts, "sha256": weights_sha256(fitted.model)}
     except (PerennialError, OSError) as error:
         found = {"error": f"{type(error).__name__}: {error}"}

@@ -43,25 +43,48 @@ class Edit:
 def make(home: Path) -> Settings:
     """A state folder whose ledger has rows in all of its tables, and the runs that its releases and verdicts are from."""
     settings = Settings(home=home)
-    for number, (decision, version) in enumerate([("promote", 1), ("reject", 2), ("promote", 3), ("inconclusive", 4), ("promote", 5)]):
+    for number, (decision, version) in enumerate(
+        [("promote", 1), ("reject", 2), ("promote", 3), ("inconclusive", 4), ("promote", 5)]
+    ):
         _run(settings, T0 + timedelta(days=30 * number), decision, version)
     taken_back, below = ledger.releases(settings.ledger, CASE)[-1:], ledger.previous_release(settings.ledger, CASE)
     assert below is not None
     own = {name: getattr(below, name) for name in ("champion", "candidate_key", "bundle", "mlflow_run", "verdict_hash")}
     about = {"case": CASE, "trigger": "manual", "reason": "worse on the phone", "actor": "ada"}
-    ledger.append(settings.ledger, **about, **own, expected_seq=taken_back[0].seq, action="rollback", as_of=T0 + timedelta(days=130))
+    ledger.append(
+        settings.ledger,
+        **about,
+        **own,
+        expected_seq=taken_back[0].seq,
+        action="rollback",
+        as_of=T0 + timedelta(days=130),
+    )
     previous = ""
     for number in range(6):
         as_of = T0 + timedelta(days=140 + number)
         episode = f"{CASE}-{as_of:%Y%m%d}" if number in {2, 5} else None
-        state = {"as_of": as_of.isoformat(), "policy": {"name": "CONFIRMED" if episode else "STABLE", "episode": episode}, "rows": 1000 + number}
-        ledger.record_drift_state(settings.ledger, case=CASE, as_of=as_of, state=state, evidence_hash=storage.digest(state), previous=previous)
+        state = {
+            "as_of": as_of.isoformat(),
+            "policy": {"name": "CONFIRMED" if episode else "STABLE", "episode": episode},
+            "rows": 1000 + number,
+        }
+        ledger.record_drift_state(
+            settings.ledger, case=CASE, as_of=as_of, state=state, evidence_hash=storage.digest(state), previous=previous
+        )
         previous = as_of.isoformat()
         if episode:
-            ledger.open_episode(settings.ledger, case=CASE, episode=episode, as_of=as_of, evidence={"trigger": "drift", "rows": 1000 + number})
+            ledger.open_episode(
+                settings.ledger,
+                case=CASE,
+                episode=episode,
+                as_of=as_of,
+                evidence={"trigger": "drift", "rows": 1000 + number},
+            )
         _tell(settings, number + 1, as_of)
     for rule in ("labels_late", "champion_old"):
-        ledger.silence(settings.ledger, case=CASE, rule=rule, until=T0 + timedelta(days=200), reason="known", actor="ada")
+        ledger.silence(
+            settings.ledger, case=CASE, rule=rule, until=T0 + timedelta(days=200), reason="known", actor="ada"
+        )
     return settings
 
 
@@ -82,11 +105,20 @@ def _run(settings: Settings, as_of: datetime, decision: Any, version: int) -> No
 
     lift = Interval(value=0.01 * version, low=0.005, high=0.03)
     evidence = Evidence(metric="log_loss", n=400, positives=40, opponent="champion", lift=lift)
-    verdict = Verdict(decision=decision, rule="lower_bound", reason=f"lift of version {version}", evidence=evidence, min_lift=0.005)
+    verdict = Verdict(
+        decision=decision, rule="lower_bound", reason=f"lift of version {version}", evidence=evidence, min_lift=0.005
+    )
     commit("export", (), {}, model=f"weights of version {version}")
     commit("evaluate", ("export",), {"n": 400})
-    commit("gate", ("evaluate",), {"decision": decision, "verdict_sha256": storage.digest(verdict)}, verdict=storage.canonical_json(verdict))
-    value = ledger.record_verdict(settings.ledger, case=CASE, gate_key=keys["gate"], as_of=as_of, trigger="schedule", verdict=verdict)
+    commit(
+        "gate",
+        ("evaluate",),
+        {"decision": decision, "verdict_sha256": storage.digest(verdict)},
+        verdict=storage.canonical_json(verdict),
+    )
+    value = ledger.record_verdict(
+        settings.ledger, case=CASE, gate_key=keys["gate"], as_of=as_of, trigger="schedule", verdict=verdict
+    )
     if decision != "promote":
         return
     head = ledger.head(settings.ledger, CASE)
@@ -110,7 +142,17 @@ def _run(settings: Settings, as_of: datetime, decision: Any, version: int) -> No
 
 def _tell(settings: Settings, seq: int, as_of: datetime) -> None:
     about: dict[str, Any] = {"case": CASE, "severity": "warning", "group": "labels_late"}
-    alert = Alert(**about, key="labels_late", rule="labels_late", owner="ml", runbook="r", summary="labels are late", first_seen=T0, last_seen=as_of, count=seq)
+    alert = Alert(
+        **about,
+        key="labels_late",
+        rule="labels_late",
+        owner="ml",
+        runbook="r",
+        summary="labels are late",
+        first_seen=T0,
+        last_seen=as_of,
+        count=seq,
+    )
     notice = Notice(**about, id=f"n{seq}", at=as_of, kind="opened", alerts=(alert,))
     ledger.append_alerts(settings.ledger, case=CASE, seq=seq, as_of=as_of, alerts=[alert], notices=[notice])
     ledger.note_delivery(settings.ledger, case=CASE, notice=notice.id, sink="log", attempt=1, event="delivered")
@@ -209,12 +251,17 @@ def _verdict(database: sqlite3.Connection, rng: random.Random) -> str:
 def _bytes(database: sqlite3.Connection, rng: random.Random) -> str:
     """A bit of a text flips, as on a bad disk: what comes out need be no UTF-8."""
     table = rng.choice(sorted(TABLES))
-    row, column = rng.choice(_rows(database, table)), rng.choice([column.name for column in TABLES[table].columns if column.type.python_type is str])
+    row, column = (
+        rng.choice(_rows(database, table)),
+        rng.choice([column.name for column in TABLES[table].columns if column.type.python_type is str]),
+    )
     if not row[column]:
         column = "case"
     data = bytearray(row[column].encode())
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    database.execute(f'UPDATE "{table}" SET "{column}" = CAST(? AS TEXT) WHERE rowid = ?', (bytes(data), row["own_rowid"]))
+    database.execute(
+        f'UPDATE "{table}" SET "{column}" = CAST(? AS TEXT) WHERE rowid = ?', (bytes(data), row["own_rowid"])
+    )
     return f"{table}.{column}"
 
 
@@ -237,8 +284,12 @@ def _recomputed(database: sqlite3.Connection, rng: random.Random) -> str:
     if table == "releases":
         previous, changed = "", rng.randrange(len(_rows(database, table)))
         for number, row in enumerate(_rows(database, table)):
-            fields = json.loads(row["row"]) | {"previous_hash": previous} | ({"actor": "eve"} if number == changed else {})
-            fields["hash"] = previous = storage.digest({name: value for name, value in fields.items() if name != "hash"})
+            fields = (
+                json.loads(row["row"]) | {"previous_hash": previous} | ({"actor": "eve"} if number == changed else {})
+            )
+            fields["hash"] = previous = storage.digest(
+                {name: value for name, value in fields.items() if name != "hash"}
+            )
             _set(database, table, row, row=storage.canonical_json(fields), hash=fields["hash"])
     else:
         row = rng.choice(_rows(database, table))
@@ -250,10 +301,16 @@ def _recomputed(database: sqlite3.Connection, rng: random.Random) -> str:
 def _rewrite_journal(database: sqlite3.Connection) -> None:
     from pipelines.journal import row_hash, row_key
 
-    hashes = {(name, row_key(table, row)): row_hash(table, row) for name, table in TABLES.items() for row in _rows(database, name)}
+    hashes = {
+        (name, row_key(table, row)): row_hash(table, row)
+        for name, table in TABLES.items()
+        for row in _rows(database, name)
+    }
     previous = ""
     for row in _rows(database, "journal"):
-        fields = {name: value for name, value in row.items() if name not in {"own_rowid", "hash"}} | {"row_hash": hashes[row["about"], row["row_key"]]}
+        fields = {name: value for name, value in row.items() if name not in {"own_rowid", "hash"}} | {
+            "row_hash": hashes[row["about"], row["row_key"]]
+        }
         previous = storage.digest({**fields, "previous": previous})
         _set(database, "journal", row, row_hash=fields["row_hash"], hash=previous)
 

@@ -29,11 +29,23 @@ LINES = 8
 """Of a panel with more series the largest are drawn; Grafana would draw them all and let one choose."""
 ABSENT = {
     ("system", "Saturation of Triton", "GPU {{gpu_uuid}}"): "Triton reports it where it has a GPU",
-    ("model", "Rise over the holdout", "{{case}} {{bound}}"): "no labels have arrived yet for what the newest champion answered",
+    (
+        "model",
+        "Rise over the holdout",
+        "{{case}} {{bound}}",
+    ): "no labels have arrived yet for what the newest champion answered",
 }
 """Dashboard, panel and legend of queries that may rightly find nothing, and why."""
 INK, GREY = "#22303c", "#8a97a3"
-UNITS = {"reqps": "requests/s", "percentunit": "share", "s": "seconds", "d": "days", "short": "", "none": "", "bool_on_off": ""}
+UNITS = {
+    "reqps": "requests/s",
+    "percentunit": "share",
+    "s": "seconds",
+    "d": "days",
+    "short": "",
+    "none": "",
+    "bool_on_off": "",
+}
 
 
 def dashboards() -> Any:
@@ -54,7 +66,15 @@ def ask(url: str) -> list[dict[str, Any]]:
     for board in boards.DASHBOARDS:
         for panel, legend, query in boards.queries(board):
             series = len(_get(url, "query", query=query))
-            found.append({"dashboard": board.name, "panel": panel, "legend": legend, "series": series, "absent": ABSENT.get((board.name, panel, legend))})
+            found.append(
+                {
+                    "dashboard": board.name,
+                    "panel": panel,
+                    "legend": legend,
+                    "series": series,
+                    "absent": ABSENT.get((board.name, panel, legend)),
+                }
+            )
     return found
 
 
@@ -67,7 +87,10 @@ def draw(url: str, folder: Path = IMAGES) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     [age] = _get(url, "query", query='time() - process_start_time_seconds{job="prometheus"}')
     end = time.time()
-    return [_picture(board, boards, url, (end - float(age["value"][1]), end), folder / f"dashboard-{board.name}.png") for board in boards.DASHBOARDS]
+    return [
+        _picture(board, boards, url, (end - float(age["value"][1]), end), folder / f"dashboard-{board.name}.png")
+        for board in boards.DASHBOARDS
+    ]
 
 
 def _picture(board: Any, boards: Any, url: str, span: tuple[float, float], path: Path) -> Path:
@@ -76,7 +99,17 @@ def _picture(board: Any, boards: Any, url: str, span: tuple[float, float], path:
 
     heights = [part for panels in board.rows.values() for part in (0.16, *[1.0] * -(-len(panels) // boards.COLUMNS))]
     figure = plt.figure(figsize=(15, 2.55 * sum(heights)), dpi=80)
-    grid = figure.add_gridspec(len(heights), boards.COLUMNS, height_ratios=heights, hspace=0.55, wspace=0.16, left=0.045, right=0.985, top=0.965, bottom=0.025)
+    grid = figure.add_gridspec(
+        len(heights),
+        boards.COLUMNS,
+        height_ratios=heights,
+        hspace=0.55,
+        wspace=0.16,
+        left=0.045,
+        right=0.985,
+        top=0.965,
+        bottom=0.025,
+    )
     figure.suptitle(board.title, x=0.045, y=0.992, ha="left", size=15, weight="bold", color=INK)
     figure.text(0.985, 0.992, "minutes before now", ha="right", va="top", size=9, color=GREY)
     row = 0
@@ -89,7 +122,14 @@ def _picture(board: Any, boards: Any, url: str, span: tuple[float, float], path:
             lines = [
                 (_named(legend, series["metric"]), series["values"])
                 for legend, query in panel.queries.items()
-                for series in _get(url, "query_range", query=query.replace("$case", ".*"), start=span[0], end=span[1], step=(span[1] - span[0]) / POINTS)
+                for series in _get(
+                    url,
+                    "query_range",
+                    query=query.replace("$case", ".*"),
+                    start=span[0],
+                    end=span[1],
+                    step=(span[1] - span[0]) / POINTS,
+                )
             ]
             (_stat if panel.kind == "stat" else _lines)(axes, panel, lines, span)
         row += 1 + -(-len(panels) // boards.COLUMNS)
@@ -104,7 +144,9 @@ def _lines(axes: Axes, panel: Any, lines: list[tuple[str, Any]], span: tuple[flo
     for name, points in sorted(largest, key=lambda line: line[0]):
         axes.plot(*_drawn(points, span), lw=1.4, label=name)
     about = f"{panel.title}" + (f"  [{UNITS.get(panel.unit, panel.unit)}]" if UNITS.get(panel.unit, panel.unit) else "")
-    axes.set_title(about + (f"  {LINES} of {len(lines)}" if len(lines) > LINES else ""), loc="left", size=9.5, color=INK)
+    axes.set_title(
+        about + (f"  {LINES} of {len(lines)}" if len(lines) > LINES else ""), loc="left", size=9.5, color=INK
+    )
     axes.set_xlim((span[0] - span[1]) / 60, 0)
     drawn = [value for _, points in largest for value in _values(points)]
     low, high = min([0.0, *drawn]), max([0.0, *drawn])
@@ -122,12 +164,20 @@ def _lines(axes: Axes, panel: Any, lines: list[tuple[str, Any]], span: tuple[flo
 def _stat(axes: Axes, panel: Any, lines: list[tuple[str, Any]], span: tuple[float, float]) -> None:
     axes.axis("off")
     axes.set_title(panel.title, loc="left", size=9.5, color=INK)
-    newest = [(name, float(points[-1][1])) for name, points in lines if span[1] - points[-1][0] < (span[1] - span[0]) / POINTS][:12]
+    newest = [
+        (name, float(points[-1][1])) for name, points in lines if span[1] - points[-1][0] < (span[1] - span[0]) / POINTS
+    ][:12]
     per_column = max(1, -(-len(newest) // 2)) if len(newest) > 4 else 4
     for number, (name, value) in enumerate(newest):
         x, y = 0.5 * (number // per_column), 0.9 - number % per_column * 0.9 / per_column
-        shown = ("on" if value else "off") if panel.unit == "bool_on_off" else f"{value:,.4g}{' d' if panel.unit == 'd' else ''}"
-        axes.text(x, y, shown, size=11, weight="bold", color="#1a7f5a" if value else GREY, va="top", transform=axes.transAxes)
+        shown = (
+            ("on" if value else "off")
+            if panel.unit == "bool_on_off"
+            else f"{value:,.4g}{' d' if panel.unit == 'd' else ''}"
+        )
+        axes.text(
+            x, y, shown, size=11, weight="bold", color="#1a7f5a" if value else GREY, va="top", transform=axes.transAxes
+        )
         axes.text(x + 0.13, y, name, size=8.5, color=INK, va="top", transform=axes.transAxes)
 
 
@@ -159,12 +209,17 @@ def _get(url: str, path: str, **parameters: Any) -> list[dict[str, Any]]:
 
 def main() -> int:
     """Draw, and say which panels found nothing."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.panels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.panels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("url", help="the address of a Prometheus")
     given = parser.parse_args()
     for one in ask(given.url):
         if not one["series"]:
-            print(f"{one['dashboard']}: {one['panel']}, {one['legend']}: no series" + (f" ({one['absent']})" if one["absent"] else ""))
+            print(
+                f"{one['dashboard']}: {one['panel']}, {one['legend']}: no series"
+                + (f" ({one['absent']})" if one["absent"] else "")
+            )
     for path in draw(given.url):
         print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
     return 0

@@ -204,7 +204,13 @@ def trainer(rows: Rows, params: TrainParams, clock: Clock, work: Path) -> nn.Mod
         seed=params.seed,
     )
     data = Batches(rows, order(rows, params))
-    Given(model=model, args=arguments, train_dataset=data, optimizers=(adamw(model.model, params), None), callbacks=[Laps()]).train()
+    Given(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        optimizers=(adamw(model.model, params), None),
+        callbacks=[Laps()],
+    ).train()
     return model.model
 
 

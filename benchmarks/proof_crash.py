@@ -43,11 +43,40 @@ TRIES, AT_ONCE = 2, 2
 """Kills of a step before it runs whole, and lines at a time."""
 TRAINED, WATCHED = datetime(2020, 5, 1, tzinfo=UTC), datetime(2020, 5, 4, tzinfo=UTC)
 TRAINING = ("ingest", "validate", "dataset", "train", "export", "evaluate", "gate", "register", "rollout")
-STEPS = (*((step, TRAINED) for step in TRAINING), *((step, WATCHED) for step in ("profile", "drift", "alert", "report")))
+STEPS = (
+    *((step, TRAINED) for step in TRAINING),
+    *((step, WATCHED) for step in ("profile", "drift", "alert", "report")),
+)
 PRELOADED = (
-    *("torch", "torch._dynamo", "torch.onnx", "torch.distributed", "mlflow", "mlflow.onnx", "onnx", "onnx.reference", "onnxruntime", "polars"),
-    *("pandera.polars", "pyarrow.parquet", "scipy.stats", "scipy.optimize", "sklearn.linear_model", "sklearn.metrics", "sqlalchemy", "sqlite3"),
-    *("tritonclient.grpc", "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "evidently"),
+    *(
+        "torch",
+        "torch._dynamo",
+        "torch.onnx",
+        "torch.distributed",
+        "mlflow",
+        "mlflow.onnx",
+        "onnx",
+        "onnx.reference",
+        "onnxruntime",
+        "polars",
+    ),
+    *(
+        "pandera.polars",
+        "pyarrow.parquet",
+        "scipy.stats",
+        "scipy.optimize",
+        "sklearn.linear_model",
+        "sklearn.metrics",
+        "sqlalchemy",
+        "sqlite3",
+    ),
+    *(
+        "tritonclient.grpc",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.backends.backend_svg",
+        "evidently",
+    ),
 )
 """Libraries that steps import when they need them: a kill shall meet work, not imports."""
 OWN_FOLDERS = ("artefacts", "lake", "prediction_log", "model_repository")
@@ -60,7 +89,9 @@ def main() -> None:
     """Run the proof and write benchmarks/results/proof-crash.json; exit code 1 if a goal does not hold."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one line of kills; prints the tables and writes nothing")
-    parser.add_argument("--trials", type=int, default=TRIALS, help="how many kills at least; fewer than the default are written nowhere")
+    parser.add_argument(
+        "--trials", type=int, default=TRIALS, help="how many kills at least; fewer than the default are written nowhere"
+    )
     given = parser.parse_args()
     trials = len(STEPS) if given.quick else given.trials
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Triton and MLflow are ended on the way out
@@ -89,9 +120,15 @@ def main() -> None:
     goals = [
         goal("kills", killed.total(), trials, "higher"),
         goal("lines with a step that failed when it was run again", sum(bool(row["failed"]) for row in rows), 0),
-        goal("files, keys or facts that are not those of an undisturbed line", sum(len(row["unlike"]) for row in rows), 0),
+        goal(
+            "files, keys or facts that are not those of an undisturbed line", sum(len(row["unlike"]) for row in rows), 0
+        ),
         goal("files that were left behind", sum(len(row["left"]) for row in rows), 0),
-        goal("lines with a second run, version, verdict, release or drift state, or without one", sum(row["counts"] != kept[0]["counts"] for row in rows), 0),
+        goal(
+            "lines with a second run, version, verdict, release or drift state, or without one",
+            sum(row["counts"] != kept[0]["counts"] for row in rows),
+            0,
+        ),
         goal("steps that no kill met", sum(not killed[step] for step, _ in STEPS), 0),
     ]
     setting = {
@@ -107,7 +144,15 @@ def main() -> None:
     }
     keep = trials >= TRIALS
     took = time.perf_counter() - began
-    record("proof-crash", rows=rows, goals=goals, seconds=took, packages=("mlflow", "torch", "polars"), more={"setting": setting}, keep=keep)
+    record(
+        "proof-crash",
+        rows=rows,
+        goals=goals,
+        seconds=took,
+        packages=("mlflow", "torch", "polars"),
+        more={"setting": setting},
+        keep=keep,
+    )
     if not all(each["holds"] for each in goals):
         sys.exit(1)
 
@@ -127,9 +172,22 @@ def lines(wanted: Iterator[tuple[str, Delays]] | ItemsView[str, Delays]) -> Iter
                 pid, status = os.wait()
                 name, home = running.pop(pid)
                 said = home / "line.json"
-                found: Row = json.loads(said.read_text()) if said.exists() else {"failed": f"{name} ended with status {status}: {_last_words(home)}"}
+                found: Row = (
+                    json.loads(said.read_text())
+                    if said.exists()
+                    else {"failed": f"{name} ended with status {status}: {_last_words(home)}"}
+                )
                 shutil.rmtree(home)
-                yield {"name": name, "tries": 0, "killed": [], "seconds": {}, "counts": {}, "tree": {}, "left": [], "failed": ""} | found
+                yield {
+                    "name": name,
+                    "tries": 0,
+                    "killed": [],
+                    "seconds": {},
+                    "counts": {},
+                    "tree": {},
+                    "left": [],
+                    "failed": "",
+                } | found
         finally:
             for pid in running:
                 os.kill(pid, signal.SIGTERM)
@@ -150,13 +208,21 @@ def line(home: Path, name: str, delays: Delays) -> Row:
                 if step == "profile":
                     _finished("serve", forked(home, lambda: serve(settings)), home)
                 began = time.perf_counter()
-                killed += [step for delay in delays.get(step, []) if _killed(forked(home, _run(step, as_of, settings)), delay)]
+                killed += [
+                    step for delay in delays.get(step, []) if _killed(forked(home, _run(step, as_of, settings)), delay)
+                ]
                 _finished(step, forked(home, _run(step, as_of, settings)), home)
                 seconds[step] = time.perf_counter() - began
         except PerennialError as error:
             failed = str(error)
         found = {"tree": tree(home), "left": leftovers(home), "counts": _counts(settings, url)}
-        return found | {"name": name, "tries": sum(map(len, delays.values())), "killed": killed, "seconds": seconds, "failed": failed}
+        return found | {
+            "name": name,
+            "tries": sum(map(len, delays.values())),
+            "killed": killed,
+            "seconds": seconds,
+            "failed": failed,
+        }
 
 
 def _run(step: str, as_of: datetime, settings: Settings) -> Callable[[], Any]:
@@ -234,9 +300,23 @@ def mlflow(home: Path) -> Iterator[str]:
     port = Ports.free().mlflow
     url, folder = f"http://127.0.0.1:{port}", home / "mlflow"
     folder.mkdir()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{folder / 'mlflow.db'}",
+        "--workers",
+        "1",
+    ]
     command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {
+        **os.environ,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
     try:
@@ -302,9 +382,15 @@ def _judged(found: Row, same: dict[str, str], known: set[str], counts: dict[str,
 
     Of ``same`` what is missing or has another value, and what is in none of them (``known``).
     """
-    unlike = sorted(name for name, value in same.items() if found["tree"].get(name) != value) if not found["failed"] else []
+    unlike = (
+        sorted(name for name, value in same.items() if found["tree"].get(name) != value) if not found["failed"] else []
+    )
     more = {"unlike": unlike + sorted(found["tree"].keys() - known), "left": found["left"], "counts": found["counts"]}
-    return {name: found[name] for name in ("name", "tries", "killed", "failed")} | more | {"as undisturbed": found["counts"] == counts}
+    return (
+        {name: found[name] for name in ("name", "tries", "killed", "failed")}
+        | more
+        | {"as undisturbed": found["counts"] == counts}
+    )
 
 
 def _shape(name: str) -> str:

@@ -69,7 +69,13 @@ def main() -> None:
         "proof-diagnosis",
         rows=summary(cells),
         goals=[
-            goal(f"{kind}: kind and window named, of {len(own)} seeds", sum(cell["right"] for cell in own), needed, "higher") for kind, own in by_kind(cells)
+            goal(
+                f"{kind}: kind and window named, of {len(own)} seeds",
+                sum(cell["right"] for cell in own),
+                needed,
+                "higher",
+            )
+            for kind, own in by_kind(cells)
         ],
         seconds=time.perf_counter() - began,
         packages=("numpy", "scipy", "polars", "torch", "onnxruntime"),
@@ -147,7 +153,9 @@ class Champion:
 
         self.seed = seed
         self.quiet: dict[date, tuple[pl.DataFrame, Profile]] = {}
-        learned = pl.concat([self.generated(START - timedelta(days=LEARNED_DAYS - number), "none") for number in range(LEARNED_DAYS)])
+        learned = pl.concat(
+            [self.generated(START - timedelta(days=LEARNED_DAYS - number), "none") for number in range(LEARNED_DAYS)]
+        )
         cut = round(learned.height * (1 - PARAMS.dataset.holdout_share))
         train, holdout = learned.head(cut), learned.tail(learned.height - cut)
         self.folder = tempfile.TemporaryDirectory(prefix="perennial-diagnosis-")
@@ -159,11 +167,15 @@ class Champion:
 
     def generated(self, day: date, kind: str) -> pl.DataFrame:
         """The rows of a day."""
-        return generate(day, rows_per_day=int(PARAMS.source["rows_per_day"] or 0), seed=self.seed, drift=kind, drift_at=DRIFT_AT)
+        return generate(
+            day, rows_per_day=int(PARAMS.source["rows_per_day"] or 0), seed=self.seed, drift=kind, drift_at=DRIFT_AT
+        )
 
     def scores(self, frame: pl.DataFrame) -> Any:
         """What the exported model answers."""
-        return runtime.score_rows(Path(self.folder.name), FIELDS, {name: frame[name].to_list() for name in FIELDS.names})
+        return runtime.score_rows(
+            Path(self.folder.name), FIELDS, {name: frame[name].to_list() for name in FIELDS.names}
+        )
 
     def day(self, day: date, kind: str) -> tuple[pl.DataFrame, Profile]:
         """A day's served rows with their labels to be, and its profile."""
@@ -171,9 +183,15 @@ class Champion:
             return self.quiet[day]
         rows = self.generated(day, kind)
         served = rows.with_columns(
-            version=pl.lit(VERSION, pl.Int64), score=pl.Series(self.scores(rows)), label=pl.col(FIELDS.label), label_time=pl.col("event_time") + DELAY
+            version=pl.lit(VERSION, pl.Int64),
+            score=pl.Series(self.scores(rows)),
+            label=pl.col(FIELDS.label),
+            label_time=pl.col("event_time") + DELAY,
         )
-        found = served.select("id", "event_time", "version", "score", "label", "label_time", *PARAMS.gate.slices), profile_frame(served, FIELDS, SPEC)
+        found = (
+            served.select("id", "event_time", "version", "score", "label", "label_time", *PARAMS.gate.slices),
+            profile_frame(served, FIELDS, SPEC),
+        )
         if day < DRIFT_AT:
             self.quiet[day] = found
         return found
@@ -198,7 +216,13 @@ class Champion:
             problems = tuple(quality(self.reference, days[day], window, drift)["problems"])
             evidence = label_evidence.judge(fresh, VERSION, self.reference.baseline, drift)
             # No new labels for a training: the champion stays, and the policy watches on.
-            told = policy.DriftEvidence(champion=VERSION, training_rows=self.reference.rows, problems=problems, features=features, labels=evidence)
+            told = policy.DriftEvidence(
+                champion=VERSION,
+                training_rows=self.reference.rows,
+                problems=problems,
+                features=features,
+                labels=evidence,
+            )
             state, _ = policy.step(state, told, drift, window.end, PARAMS.case, window.end)
             seen = Seen(
                 version=VERSION,
@@ -214,7 +238,15 @@ class Champion:
             )
             found.append(diagnose(seen, drift))
         # The slices and the look back at the estimates name no kind: the last window's are enough.
-        shown = performance.summary(known, last_windows(window, drift.window, DELAY.days + 8), VERSION, self.reference.baseline, PARAMS.gate.slices, drift, 0)
+        shown = performance.summary(
+            known,
+            last_windows(window, drift.window, DELAY.days + 8),
+            VERSION,
+            self.reference.baseline,
+            PARAMS.gate.slices,
+            drift,
+            0,
+        )
         found[-1] = diagnose(replace(seen, slices=shown["slices"]), drift)
         return found, shown["earlier"]
 

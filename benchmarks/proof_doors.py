@@ -135,7 +135,9 @@ def gateway(home: Path) -> Iterator[Target]:
         (home / "api_key").write_text("a-key-for-the-proof\n")
         (home / "metrics").mkdir()
         env = {**services.full_environment(home, ports), **BOUNDS, "PROMETHEUS_MULTIPROC_DIR": str(home / "metrics")}
-        own = next(service for service in services.services(home, ports, env, traffic=False) if service.name == "gateway")
+        own = next(
+            service for service in services.services(home, ports, env, traffic=False) if service.name == "gateway"
+        )
         with (home / "logs" / "gateway.log").open("wb") as log:
             process = subprocess.Popen([*own.argv, f"--workers={WORKERS}"], env=dict(own.env), stdout=log, stderr=log)
         try:
@@ -149,7 +151,9 @@ def train(settings: Settings) -> None:
     """The first champion of the case."""
     for step in TRAINING:
         given = {"trigger": "initial"} if step in {"register", "rollout", "gate"} else {}
-        import_module(f"pipelines.steps.{step}").run(load_params(CASE), settings, settings.run_dir(CASE, TRAINED), TRAINED, **given)
+        import_module(f"pipelines.steps.{step}").run(
+            load_params(CASE), settings, settings.run_dir(CASE, TRAINED), TRAINED, **given
+        )
 
 
 def workers(process: subprocess.Popen[bytes], port: int) -> tuple[int, ...]:
@@ -215,16 +219,23 @@ def attack(target: Target, size: Size) -> tuple[list[Row], list[Row], Row]:
         goal("MiB of all workers, peak", max(row["MiB peak"] for row in table), 1024),
     ]
     used = (processor_seconds(target.pids) - processors) / (time.monotonic() - began)
-    busy = {"load average of 15 minutes": round(os.getloadavg()[2], 1), "processors that the workers had": round(used, 2)}
+    busy = {
+        "load average of 15 minutes": round(os.getloadavg()[2], 1),
+        "processors that the workers had": round(used, 2),
+    }
     return table, goals, {"busy": busy, **said(answers, probe, size)}
 
 
-def one_round(target: Target, size: Size, document: sent.Json, rows: list[Row], drawn: random.Random, number: int) -> tuple[list[Answer], int]:
+def one_round(
+    target: Target, size: Size, document: sent.Json, rows: list[Row], drawn: random.Random, number: int
+) -> tuple[list[Answer], int]:
     """All kinds of requests at once; the answers, and how many held connections were open when all deadlines were over."""
     predict, labels = PREDICT.format(case=CASE), LABELS.format(case=CASE)
     quick = list[tuple[str, bytes]]()
     for at in range(size.mutated):
-        named = [{**drawn.choice(rows), "prediction_id": f"r{number}-{at}-{place}"} for place in range(drawn.randint(1, 3))]
+        named = [
+            {**drawn.choice(rows), "prediction_id": f"r{number}-{at}-{place}"} for place in range(drawn.randint(1, 3))
+        ]
         given = [
             {
                 "prediction_id": f"r{number}-{drawn.randrange(50)}",
@@ -364,19 +375,31 @@ def unwanted(answer: Answer) -> bool:
 def grouped(answers: Sequence[Answer]) -> dict[str, int]:
     """How many answers there were of each kind of status."""
     names = {NOTHING: "nothing", ENDED: "ended"}
-    found = Counter(names.get(answer.status, f"{answer.status // 100}xx" if answer.status != UNAVAILABLE else "503") for answer in answers)
+    found = Counter(
+        names.get(answer.status, f"{answer.status // 100}xx" if answer.status != UNAVAILABLE else "503")
+        for answer in answers
+    )
     return {name: found[name] for name in ("2xx", "4xx", "503", "5xx", "ended", "nothing")}
 
 
 def said(answers: Sequence[Answer], probe: Row, size: Size) -> Row:
     """What the goals do not say: answers by kind and status, the reasons of 5xx, how long the probe waited and how busy the machine was."""
     took = sorted(probe["took"])
-    kinds = {kind: [answer for answer in answers if answer.kind == kind] for kind in sorted({answer.kind for answer in answers})}
+    kinds = {
+        kind: [answer for answer in answers if answer.kind == kind]
+        for kind in sorted({answer.kind for answer in answers})
+    }
     return {
         "statuses": {kind: dict(sorted(Counter(answer.status for answer in of).items())) for kind, of in kinds.items()},
-        "5xx": dict(Counter(answer.body.decode(errors="replace")[:200] for answer in answers if answer.status >= BROKEN)),
+        "5xx": dict(
+            Counter(answer.body.decode(errors="replace")[:200] for answer in answers if answer.status >= BROKEN)
+        ),
         "valid by the document and refused": dict(
-            Counter(answer.body.decode(errors="replace")[:120] for answer in kinds.get("described, valid", []) if answer.status != OK).most_common(10)
+            Counter(
+                answer.body.decode(errors="replace")[:120]
+                for answer in kinds.get("described, valid", [])
+                if answer.status != OK
+            ).most_common(10)
         ),
         "healthz": {
             "asked": len(took),

@@ -22,7 +22,14 @@ from pipelines.errors import PerennialError
 
 LIMIT, RESUMED_LIMIT = 1e-6, 1e-5
 STEPS, LEFT_AT = 20, 8
-MOVES = (("single", "ddp 2"), ("single", "fsdp 2"), ("ddp 2", "single"), ("fsdp 2", "fsdp 1"), ("fsdp 2", "single"), ("fsdp 1", "ddp 2"))
+MOVES = (
+    ("single", "ddp 2"),
+    ("single", "fsdp 2"),
+    ("ddp 2", "single"),
+    ("fsdp 2", "fsdp 1"),
+    ("fsdp 2", "single"),
+    ("fsdp 1", "ddp 2"),
+)
 Losses = list[float]
 
 
@@ -39,22 +46,52 @@ def main() -> None:
         rows, losses = [], dict[str, Losses]()
         for strategy in job.STRATEGIES:
             place = folder / strategy.replace(" ", "-")
-            done = job.train(place, network, 0.0, folder / "rows.pt", job.BASE.model_copy(update=job.STRATEGIES[strategy]))
+            done = job.train(
+                place, network, 0.0, folder / "rows.pt", job.BASE.model_copy(update=job.STRATEGIES[strategy])
+            )
             losses[strategy] = [line["loss"] for line in job.metrics(place)]
             rows.append(row(strategy, losses[strategy], losses["single"], done))
             print(rows[-1], flush=True)
         for before, after in MOVES:
-            rows.append(move(folder / f"{before} to {after}".replace(" ", "-"), network, folder / "rows.pt", before, after, losses["single"]))
+            rows.append(
+                move(
+                    folder / f"{before} to {after}".replace(" ", "-"),
+                    network,
+                    folder / "rows.pt",
+                    before,
+                    after,
+                    losses["single"],
+                )
+            )
             print(rows[-1], flush=True)
     straight, moved = rows[: len(job.STRATEGIES)], rows[len(job.STRATEGIES) :]
     goals = [
         goal("largest difference of a loss to single", max(each["difference"] for each in straight), LIMIT),
-        goal("largest difference after going on under another strategy", max(each["difference"] for each in moved), RESUMED_LIMIT),
+        goal(
+            "largest difference after going on under another strategy",
+            max(each["difference"] for each in moved),
+            RESUMED_LIMIT,
+        ),
         goal("fsdp 1 has the bits of single", float(straight[2]["weights"] == straight[0]["weights"]), 1.0, "higher"),
     ]
-    setting = {"network": network, "texts": origin, "precision": "fp32", "dropout": 0.0, "batch": job.BASE.batch_size, "steps": STEPS}
+    setting = {
+        "network": network,
+        "texts": origin,
+        "precision": "fp32",
+        "dropout": 0.0,
+        "batch": job.BASE.batch_size,
+        "steps": STEPS,
+    }
     seconds, packages = time.perf_counter() - began, ("torch", "transformers", "deepspeed")
-    record("proof-equality", rows=rows, goals=goals, seconds=seconds, packages=packages, more={"setting": setting}, keep=not quick)
+    record(
+        "proof-equality",
+        rows=rows,
+        goals=goals,
+        seconds=seconds,
+        packages=packages,
+        more={"setting": setting},
+        keep=not quick,
+    )
     if not all(each["holds"] for each in goals):
         sys.exit(1)
 

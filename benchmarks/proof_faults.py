@@ -30,7 +30,12 @@ NETWORK, DROPOUT, ROWS = "toy", 0.1, 320
 PARAMS = job.BASE.model_copy(update={"epochs": 4, "batch_size": 16, "checkpoint_every": 5, "hang_seconds": 60.0})
 FIRST = 10
 """The step whose checkpoint must be there before anything happens, of 80."""
-RANK_0, RANK_1, LAUNCHER, TASK = "kill -9 of rank 0", "kill -9 of rank 1", "kill -9 of the launcher", "kill -9 of the task"
+RANK_0, RANK_1, LAUNCHER, TASK = (
+    "kill -9 of rank 0",
+    "kill -9 of rank 1",
+    "kill -9 of the launcher",
+    "kill -9 of the task",
+)
 TERM, FULL, CORRUPT = "SIGTERM to the task", "disk full while saving", "newest checkpoint corrupt"
 FAULTS = (RANK_0, RANK_1, LAUNCHER, TASK, TERM, FULL, CORRUPT)
 OF_ONE_PROCESS = (TASK, TERM, FULL, CORRUPT)
@@ -41,7 +46,9 @@ Row = dict[str, Any]
 def main() -> None:
     """Run the proof and write benchmarks/results/proof-faults.json; exit code 1 if a goal does not hold."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="ddp with two ranks only; prints the table and writes nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="ddp with two ranks only; prints the table and writes nothing"
+    )
     parser.add_argument("--no-airflow", action="store_true", help="leave the real Airflow out; writes nothing")
     given = parser.parse_args()
     began, strategies = time.perf_counter(), ("ddp 2",) if given.quick else STRATEGIES
@@ -59,13 +66,34 @@ def main() -> None:
                 rows.append(row)
                 print(row, flush=True)
     goals = [
-        goal("faults after which the weights are those of the undisturbed training", sum(row["same"] for row in rows), len(rows), "higher"),
+        goal(
+            "faults after which the weights are those of the undisturbed training",
+            sum(row["same"] for row in rows),
+            len(rows),
+            "higher",
+        ),
         goal("processes left behind", sum(row["left"] for row in rows), 0),
-        goal("tries that began anew although there was a checkpoint", sum(row["resumed_from"] is None for row in rows), 0),
+        goal(
+            "tries that began anew although there was a checkpoint", sum(row["resumed_from"] is None for row in rows), 0
+        ),
     ]
-    setting = {"network": NETWORK, "dropout": DROPOUT, "rows": ROWS, "batch": PARAMS.batch_size, "checkpoint_every": PARAMS.checkpoint_every}
+    setting = {
+        "network": NETWORK,
+        "dropout": DROPOUT,
+        "rows": ROWS,
+        "batch": PARAMS.batch_size,
+        "checkpoint_every": PARAMS.checkpoint_every,
+    }
     seconds, keep = time.perf_counter() - began, not (given.quick or given.no_airflow)
-    record("proof-faults", rows=rows, goals=goals, seconds=seconds, packages=("torch", "deepspeed"), more={"setting": setting}, keep=keep)
+    record(
+        "proof-faults",
+        rows=rows,
+        goals=goals,
+        seconds=seconds,
+        packages=("torch", "deepspeed"),
+        more={"setting": setting},
+        keep=keep,
+    )
     if not all(each["holds"] for each in goals):
         sys.exit(1)
 
@@ -76,7 +104,11 @@ def trials(folder: Path, strategy: str) -> Iterator[Row]:
     place = folder / strategy.replace(" ", "-")
     whole = job.train(place / "undisturbed", NETWORK, DROPOUT, folder / "rows.pt", params)
     for number, fault in enumerate(OF_ONE_PROCESS if strategy == "single" else FAULTS):
-        yield {"fault": fault, "strategy": strategy, **trial(place / f"fault-{number}", fault, folder / "rows.pt", params, whole["sha256"])}
+        yield {
+            "fault": fault,
+            "strategy": strategy,
+            **trial(place / f"fault-{number}", fault, folder / "rows.pt", params, whole["sha256"]),
+        }
 
 
 def trial(folder: Path, fault: str, rows: Path, params: Any, expected: str) -> Row:
@@ -104,7 +136,13 @@ def trial(folder: Path, fault: str, rows: Path, params: Any, expected: str) -> R
     finally:
         if on_disk:
             interrupt.unmount(folder / "work")
-    row = {"same": done["sha256"] == expected, "left": left, "checkpoints": before, "resumed_from": done["resumed_from"], "weights": done["sha256"][:16]}
+    row = {
+        "same": done["sha256"] == expected,
+        "left": left,
+        "checkpoints": before,
+        "resumed_from": done["resumed_from"],
+        "weights": done["sha256"][:16],
+    }
     if fault == CORRUPT and done["resumed_from"] == before[-1]:
         raise PerennialError(f"the corrupt checkpoint of step {before[-1]} in {folder} was used")
     return row | {"told": f"{how}; {told}" if fault == FULL else told}
@@ -124,7 +162,11 @@ def full(folder: Path, process: Any, *, on_disk: bool) -> str:
     else:
         interrupt.limit(job.holders(folder), LIMIT_BYTES)
     log = folder / "log"
-    interrupt.wait_for(lambda: "could not be written" in log.read_text(errors="replace") or process.poll() is not None, lambda: False, "a full disk")
+    interrupt.wait_for(
+        lambda: "could not be written" in log.read_text(errors="replace") or process.poll() is not None,
+        lambda: False,
+        "a full disk",
+    )
     missed = log.read_text(errors="replace").count("could not be written")
     if process.poll() is None:
         job.kill(process.pid)

@@ -47,7 +47,20 @@ from pipelines.config import Params, Settings, load_params
 from pipelines.deploy import repository
 from pipelines.deploy import rollout as room
 from pipelines.errors import PerennialError
-from pipelines.steps import alert, dataset, drift, evaluate, export, gate, ingest, profile, report, rollout, train, validate
+from pipelines.steps import (
+    alert,
+    dataset,
+    drift,
+    evaluate,
+    export,
+    gate,
+    ingest,
+    profile,
+    report,
+    rollout,
+    train,
+    validate,
+)
 from pipelines.storage import MANIFEST
 
 CASE = "loans"
@@ -126,12 +139,23 @@ def small() -> Params:
     """The case's own parameters, as small as every step still does its work."""
     values = load_params(CASE).model_dump(mode="json")
     values["label_delay_days"] = 0
-    values["dataset"] |= {"window_days": 4, "min_rows": 100, "fallback_rows": 150, "holdout_share": 0.3, "min_holdout": 40}
+    values["dataset"] |= {
+        "window_days": 4,
+        "min_rows": 100,
+        "fallback_rows": 150,
+        "holdout_share": 0.3,
+        "min_holdout": 40,
+    }
     values["model"] |= {"hidden": [16], "embedding": 2, "dropout": 0.0}
     values["train"] |= {"epochs": 4, "batch_size": 32, "learning_rate": 0.01}
     values["gate"] |= {"draws": 200, "min_slice_rows": 1000}
     values["drift"] |= {"min_rows": 20, "min_new_labels": (0, 0, 0.0), "new_data": {"rows": 250}, "evidently": "never"}
-    values["source"] |= {"rows_per_day": 80, "drift": DRIFT, "drift_at": str(FIRST + timedelta(days=1)), "drift_every_days": None}
+    values["source"] |= {
+        "rows_per_day": 80,
+        "drift": DRIFT,
+        "drift_at": str(FIRST + timedelta(days=1)),
+        "drift_every_days": None,
+    }
     return Params.model_validate_json(json.dumps(values))
 
 
@@ -144,7 +168,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} flips and fewer edits, nothing written")
     parser.add_argument("--flips", type=int, help="how many; another number than the proof's writes nothing")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="+", choices=[kind.name for kind in KINDS], metavar="KIND", help="these kinds only; writes nothing")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=[kind.name for kind in KINDS],
+        metavar="KIND",
+        help="these kinds only; writes nothing",
+    )
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="trials at once")
     given = parser.parse_args()
     began, count = time.perf_counter(), given.flips or (QUICK if given.quick else FLIPS)
@@ -159,12 +189,22 @@ def main() -> None:
         "definition": " ".join((__doc__ or "").split("\n\n", 1)[1].split()),
         "seed": given.seed,
         "edits": edited,
-        "not_found": [_told(trial) for trial in trials if trial.bit is not None and trial.answer not in {"found", "harmless"}],
+        "not_found": [
+            _told(trial) for trial in trials if trial.bit is not None and trial.answer not in {"found", "harmless"}
+        ],
     }
     for row in edited:
         print(row)
     own = goals(trials, edits)
-    record("proof-flips", rows=rows, goals=own, seconds=seconds, packages=("polars", "onnxruntime", "torch", "sqlalchemy"), more=more, keep=keep)
+    record(
+        "proof-flips",
+        rows=rows,
+        goals=own,
+        seconds=seconds,
+        packages=("polars", "onnxruntime", "torch", "sqlalchemy"),
+        more=more,
+        keep=keep,
+    )
     if not all(each["holds"] for each in own):
         sys.exit(1)
 
@@ -177,8 +217,15 @@ def goals(trials: list[Trial], edits: list[ledger_edits.Edit]) -> list[dict[str,
     return [
         goal("flips that gave another result", answers["another result"], 0),
         goal("flips that were answered by an error that names no file", answers["unclear"], 0),
-        goal("the same output without a flip", sum(trial.answer == "harmless" for trial in still), len(still), "higher"),
-        goal("edits of the ledger found, of those that leave no consistent chain", sum(edit.found for edit in must), len(must), "higher"),
+        goal(
+            "the same output without a flip", sum(trial.answer == "harmless" for trial in still), len(still), "higher"
+        ),
+        goal(
+            "edits of the ledger found, of those that leave no consistent chain",
+            sum(edit.found for edit in must),
+            len(must),
+            "higher",
+        ),
     ]
 
 
@@ -187,10 +234,21 @@ def table(trials: list[Trial]) -> list[dict[str, Any]]:
     rows = []
     for kind in KINDS:
         own = [trial for trial in trials if trial.kind == kind.name and trial.bit is not None]
-        late = sum(trial.answer == "found" and all(one.answer == "harmless" for one in trial.answers if one.form == "no-op") for trial in own)
+        late = sum(
+            trial.answer == "found" and all(one.answer == "harmless" for one in trial.answers if one.form == "no-op")
+            for trial in own
+        )
         counts = Counter(trial.answer for trial in own)
         readers = ", ".join(dict.fromkeys(step.name for steps in kind.files.values() for step in steps))
-        rows.append({"kind": kind.name, "flips": len(own), **{name: counts[name] for name in ANSWERS}, "found again": late, "read by": readers})
+        rows.append(
+            {
+                "kind": kind.name,
+                "flips": len(own),
+                **{name: counts[name] for name in ANSWERS},
+                "found again": late,
+                "read by": readers,
+            }
+        )
     return [row for row in rows if row["flips"]]
 
 
@@ -287,9 +345,13 @@ def _serve(settings: Settings, number: int) -> None:
     from pipelines.cases.loans.source import generate
 
     per_day = int(PARAMS.source["rows_per_day"] or 0) * 24 // HOURS
-    rows = generate(FIRST + timedelta(days=number), rows_per_day=per_day, drift=DRIFT, drift_at=str(PARAMS.source["drift_at"]))
+    rows = generate(
+        FIRST + timedelta(days=number), rows_per_day=per_day, drift=DRIFT, drift_at=str(PARAMS.source["drift_at"])
+    )
     rows = rows.filter(pl.col("event_time").dt.hour() < HOURS)
-    scores = runtime.score_rows(run_dir(settings, 1) / "export", FIELDS, {name: rows[name].to_list() for name in FIELDS.names})
+    scores = runtime.score_rows(
+        run_dir(settings, 1) / "export", FIELDS, {name: rows[name].to_list() for name in FIELDS.names}
+    )
     rows = rows.with_columns(score=pl.Series(scores, dtype=pl.Float64))
     at = pl.col("event_time")
     labels = rows.select("id", label=pl.col(FIELDS.label).cast(pl.Int64), label_time=at, posted=at)
@@ -339,11 +401,17 @@ KINDS = (
     Kind("ledger, any byte", {"ledger.db": _at(2, "rollout", *WATCH)}),
     Kind("segment of the log", {f"prediction_log/{CASE}/*/*.jsonl": LOG}, COMPACTED),
     Kind("seal of a segment", {f"prediction_log/{CASE}/*/*.sha256": LOG}, COMPACTED),
-    Kind("compacted partition", {f"lake/{CASE}/predictions/date=*/hour=*/*.parquet": LOG, f"lake/{CASE}/labels/date=*/hour=*/*.parquet": LOG}),
+    Kind(
+        "compacted partition",
+        {f"lake/{CASE}/predictions/date=*/hour=*/*.parquet": LOG, f"lake/{CASE}/labels/date=*/hour=*/*.parquet": LOG},
+    ),
     Kind("record of a compaction", {f"lake/{CASE}/*/segments/*.json": LOG}),
     Kind("partition of rows", {f"lake/{CASE}/rows/*/*.parquet": (*_at(1, "validate"), *_at(2, "validate"))}),
     Kind("profile of a day", {f"lake/{CASE}/profiles/*/date=*/*.parquet": _at(2, "drift", "report")}),
-    Kind("frozen scales", {f"lake/{CASE}/profile.json": (Step("export", 1), *_at(2, "dataset", "export", "profile", "drift", "report"))}),
+    Kind(
+        "frozen scales",
+        {f"lake/{CASE}/profile.json": (Step("export", 1), *_at(2, "dataset", "export", "profile", "drift", "report"))},
+    ),
     _of("ingest", MANIFEST, "validate"),
     _of("validate", "rows.parquet", "dataset"),
     _of("validate", MANIFEST, "dataset"),
@@ -364,15 +432,29 @@ KINDS = (
     _of("gate", MANIFEST, "gate", "rollout"),
     _of("register", MANIFEST, "rollout"),
     Kind(f"profile/{MANIFEST}", {f"{RUNS}/profile/{MANIFEST}": _at(2, "drift", "report")}),
-    Kind("drift/report.json", {f"{LAST}/drift/report.json": _at(2, "alert", "report"), f"{RUNS}/drift/report.json": _at(2, "report")}),
-    Kind(f"drift/{MANIFEST}", {f"{LAST}/drift/{MANIFEST}": _at(2, "alert", "report"), f"{RUNS}/drift/{MANIFEST}": _at(2, "report")}),
+    Kind(
+        "drift/report.json",
+        {f"{LAST}/drift/report.json": _at(2, "alert", "report"), f"{RUNS}/drift/report.json": _at(2, "report")},
+    ),
+    Kind(
+        f"drift/{MANIFEST}",
+        {f"{LAST}/drift/{MANIFEST}": _at(2, "alert", "report"), f"{RUNS}/drift/{MANIFEST}": _at(2, "report")},
+    ),
 )
 
 
 # --- a trial ------------------------------------------------------------------------------------
 
 
-def flipped(folder: Path, count: int, kinds: Sequence[Kind] = KINDS, *, seed: int = 0, jobs: int = 1, told: Callable[[str], Any] = str) -> list[Trial]:
+def flipped(
+    folder: Path,
+    count: int,
+    kinds: Sequence[Kind] = KINDS,
+    *,
+    seed: int = 0,
+    jobs: int = 1,
+    told: Callable[[str], Any] = str,
+) -> list[Trial]:
     """``count`` flips of ``kinds`` in turn, after a trial without a flip for each of their readers; call :func:`preload` before."""
     context = multiprocessing.get_context("fork")
     made, rng = folder / "state", random.Random(seed)
@@ -386,8 +468,17 @@ def flipped(folder: Path, count: int, kinds: Sequence[Kind] = KINDS, *, seed: in
     plan += [(Kind("nothing", {}, COMPACTED), "", (step,), None) for step in every]
     for number in range(count):
         kind = kinds[number % len(kinds)]
-        path, steps = rng.choice([(path, steps) for pattern, steps in kind.files.items() for path in sorted(made.glob(pattern))])
-        plan.append((kind, str(path.relative_to(made)), steps, _bit_of_a_row(path, kind.table, rng) if kind.table else rng.randrange(8 * path.stat().st_size)))
+        path, steps = rng.choice(
+            [(path, steps) for pattern, steps in kind.files.items() for path in sorted(made.glob(pattern))]
+        )
+        plan.append(
+            (
+                kind,
+                str(path.relative_to(made)),
+                steps,
+                _bit_of_a_row(path, kind.table, rng) if kind.table else rng.randrange(8 * path.stat().st_size),
+            )
+        )
     with ThreadPoolExecutor(jobs) as pool:
         wants = _wanted(pool.submit(_forked, context, _expect, made, folder / "expected", every).result())
         trials = []
@@ -436,7 +527,15 @@ def _forked(context: Any, call: Callable[..., Any], *arguments: Any) -> Any:
             answer = mine.recv()
     child.kill()
     child.join()
-    return answer if answer is not None else (Answer("", "", "unclear", f"the process died or took more than {DEADLINE:g} s (exit code {child.exitcode})"),)
+    return (
+        answer
+        if answer is not None
+        else (
+            Answer(
+                "", "", "unclear", f"the process died or took more than {DEADLINE:g} s (exit code {child.exitcode})"
+            ),
+        )
+    )
 
 
 def _send(pipe: Any, call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -475,7 +574,13 @@ def _wanted(found: Any) -> dict[Step, str]:
 
 
 def _tried(
-    made: Path, home: Path, made_of: tuple[str, ...], file: str, steps: tuple[Step, ...], bit: int | None, wants: Mapping[Step, str]
+    made: Path,
+    home: Path,
+    made_of: tuple[str, ...],
+    file: str,
+    steps: tuple[Step, ...],
+    bit: int | None,
+    wants: Mapping[Step, str],
 ) -> tuple[Answer, ...]:
     """The answers of all steps that read ``file``, one after another on one copy: first as a no-op, then without the step's output."""
     settings, answers = _copied(made, home), list[Answer]()
@@ -517,7 +622,12 @@ def _answer(settings: Settings, step: Step, form: str, file: str, wanted: str) -
         found = _output(settings, step, _ran(settings, step))
     except PerennialError as error:
         said = str(error)
-        return Answer(f"{step.name} {step.run}", form, "found" if _names(said, file) else "unclear", f"{type(error).__name__}: {said}"[:400])
+        return Answer(
+            f"{step.name} {step.run}",
+            form,
+            "found" if _names(said, file) else "unclear",
+            f"{type(error).__name__}: {said}"[:400],
+        )
     except Exception as error:  # noqa: BLE001 - a traceback is what is counted here
         return Answer(f"{step.name} {step.run}", form, "unclear", f"{type(error).__name__}: {error}"[:400])
     return Answer(f"{step.name} {step.run}", form, "harmless" if found == wanted else "another result")
@@ -535,7 +645,10 @@ def _folders(settings: Settings, step: Step) -> list[Path]:
     """Where a step leaves its output, the folder with its manifest first."""
     if step.name == "stage":
         return [settings.model_repository]
-    return [run_dir(settings, step.run) / step.name, *([settings.lake / CASE / "profiles"] if step.name == "profile" else [])]
+    return [
+        run_dir(settings, step.run) / step.name,
+        *([settings.lake / CASE / "profiles"] if step.name == "profile" else []),
+    ]
 
 
 def _ran(settings: Settings, step: Step) -> Any:
@@ -558,7 +671,11 @@ def _output(settings: Settings, step: Step, answered: Any) -> str:
         return storage.digest(answered)
     found: dict[str, Any] = {}
     folder = _folders(settings, step)[0]
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in TIMED and not path.name.endswith(".lock")):
+    for path in sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in TIMED and not path.name.endswith(".lock")
+    ):
         if path.name == MANIFEST:
             manifest = json.loads(path.read_bytes())
             facts = {name: fact for name, fact in manifest["facts"].items() if name not in TIMED}

@@ -86,7 +86,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two short cells with a short training, nothing written")
     quick = parser.parse_args().quick
     began = time.perf_counter()
-    cells = [Cell(0, "daily", 3), Cell(1, "hourly", 3)] if quick else [Cell(delay, upload) for delay in DELAYS for upload in UPLOADS]
+    cells = (
+        [Cell(0, "daily", 3), Cell(1, "hourly", 3)]
+        if quick
+        else [Cell(delay, upload) for delay in DELAYS for upload in UPLOADS]
+    )
     champion = trained(epochs=4 if quick else PARAMS.train.epochs)
     rows = []
     for cell in cells:
@@ -107,9 +111,12 @@ def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What has to hold in every cell."""
     wanted = {
         "every run counted exactly the labels due": [row["runs_as_due"] == row["windows"] for row in rows],
-        "labels spoke in the first window that they could": [row["first_spoke"] == row["first_possible"] for row in rows],
+        "labels spoke in the first window that they could": [
+            row["first_spoke"] == row["first_possible"] for row in rows
+        ],
         "drift confirmed at most one window after the earliest possible": [
-            row["confirmed"] is not None and row["earliest"] is not None and row["confirmed"] <= row["earliest"] + 1 for row in rows
+            row["confirmed"] is not None and row["earliest"] is not None and row["confirmed"] <= row["earliest"] + 1
+            for row in rows
         ],
     }
     return [goal(f"{name}, of {len(rows)} cells", sum(held), len(rows), "higher") for name, held in wanted.items()]
@@ -127,7 +134,13 @@ def trained(epochs: int) -> Champion:
 
 def served(champion: Champion, number: int) -> pl.DataFrame:
     """The rows of a day with what the champion answers, as ``score``."""
-    rows = generate(day(number), rows_per_day=int(PARAMS.source["rows_per_day"] or 0), seed=champion.seed, drift="concept", drift_at=day(DRIFT_DAY))
+    rows = generate(
+        day(number),
+        rows_per_day=int(PARAMS.source["rows_per_day"] or 0),
+        seed=champion.seed,
+        drift="concept",
+        drift_at=day(DRIFT_DAY),
+    )
     return rows.with_columns(score=pl.Series(champion.scores(rows), dtype=pl.Float64))
 
 
@@ -137,7 +150,9 @@ def stated(rows: pl.DataFrame, cell: Cell) -> pl.DataFrame:
     # An upload covers whole hours, days or weeks since the first Monday.
     covered = (at - midnight(START)).dt.total_seconds() // int(every.total_seconds()) + 1
     posted = midnight(START) + pl.duration(seconds=covered * int(every.total_seconds())) + LAG[cell.upload]
-    return rows.select("id", "event_time", "score", label=pl.col(FIELDS.label).cast(pl.Int64), label_time=at, posted=posted)
+    return rows.select(
+        "id", "event_time", "score", label=pl.col(FIELDS.label).cast(pl.Int64), label_time=at, posted=posted
+    )
 
 
 def log_rows(settings: Settings, rows: pl.DataFrame, segment: str) -> None:
@@ -222,7 +237,11 @@ def played(cell: Cell, champion: Champion) -> dict[str, Any]:
         reports, segments, before = [], count(1), midnight(START)
         for number in range(cell.windows):
             now = run_time(number)
-            log_rows(settings, rows.filter(pl.col("event_time").is_between(before, now, closed="left")), f"rows-{next(segments):06d}")
+            log_rows(
+                settings,
+                rows.filter(pl.col("event_time").is_between(before, now, closed="left")),
+                f"rows-{next(segments):06d}",
+            )
             new = labels.filter(pl.col("posted").is_between(before, now, closed="left"))
             for upload in new.partition_by("posted", maintain_order=True):
                 log_labels(settings, upload, f"labels-{next(segments):06d}")

@@ -66,7 +66,13 @@ def main() -> None:
         cells.append(json.loads(path.read_text()))
         print({name: value for name, value in cells[-1].items() if name != "chosen"}, flush=True)
     rows, goals = summary(cells)
-    record("proof-quality", rows=rows, goals=goals, seconds=sum(cell["seconds"] for cell in cells), packages=("torch", "transformers", "scikit-learn"))
+    record(
+        "proof-quality",
+        rows=rows,
+        goals=goals,
+        seconds=sum(cell["seconds"] for cell in cells),
+        packages=("torch", "transformers", "scikit-learn"),
+    )
 
 
 def grid() -> Iterator[tuple[str, datetime, int]]:
@@ -81,14 +87,20 @@ def grid() -> Iterator[tuple[str, datetime, int]]:
 def declared(arm: str, params: Params) -> list[Any]:
     """What the result of an arm depends on, beside its rows."""
     shared = [MAX_ROWS, WINDOW.days, AFTER.days, params.label_delay_days]
-    return [*shared, *STRENGTHS] if arm in TFIDF else [*shared, params.model.model_dump(mode="json"), params.train.model_dump(mode="json")]
+    return (
+        [*shared, *STRENGTHS]
+        if arm in TFIDF
+        else [*shared, params.model.model_dump(mode="json"), params.train.model_dump(mode="json")]
+    )
 
 
 def measure(arm: str, as_of: datetime, seed: int, params: Params) -> Cell:
     """One model, made on ``as_of`` and judged on the days after it."""
     source = part(CASE, "source")
     found = source.resolve(Settings(), params)
-    train = source.rows(found, Window(start=as_of - WINDOW, end=as_of - timedelta(days=params.label_delay_days)), params)
+    train = source.rows(
+        found, Window(start=as_of - WINDOW, end=as_of - timedelta(days=params.label_delay_days)), params
+    )
     if train.height > MAX_ROWS:
         train = train[np.linspace(0, train.height - 1, MAX_ROWS).round().astype(int).tolist()]
     test = source.rows(found, Window(start=as_of, end=as_of + AFTER), params)
@@ -110,7 +122,9 @@ def metrics(labels: NDArray[np.int8], scores: Scores) -> dict[str, float]:
     answers = scores.argmax(1)
     own = scores[np.arange(len(labels)), labels]
     return {
-        "macro_f1": round(float(f1_score(labels, answers, labels=np.unique(labels), average="macro", zero_division=0)), 4),
+        "macro_f1": round(
+            float(f1_score(labels, answers, labels=np.unique(labels), average="macro", zero_division=0)), 4
+        ),
         "accuracy": round(float((answers == labels).mean()), 4),
         "log_loss": round(float(-np.log(own.clip(1e-9)).mean()), 4),
     }
@@ -135,7 +149,10 @@ def by_tfidf(kind: str, train: pl.DataFrame, test: pl.DataFrame) -> tuple[Scores
     chosen = max(((strength, weights) for strength in STRENGTHS for weights in (None, "balanced")), key=judged)
     whole = vectors(kind)
     fitted = regression(*chosen).fit(whole.fit_transform(texts), labels)
-    return in_classes(fitted, fitted.predict_proba(whole.transform(test["text"].to_list()))), {"strength": chosen[0], "class_weight": chosen[1]}
+    return in_classes(fitted, fitted.predict_proba(whole.transform(test["text"].to_list()))), {
+        "strength": chosen[0],
+        "class_weight": chosen[1],
+    }
 
 
 def vectors(kind: str) -> Any:
@@ -180,7 +197,12 @@ def by_transformer(train: pl.DataFrame, test: pl.DataFrame, params: Params, seed
             case.fit_head(headed, ids, labels, params.train, KEPT / "embeddings")
             start = Path(folder) / "head.pt"
             save_weights(headed, start)
-        fitted = fit(lambda: case.build(params.model, fields), rows, params.train.model_copy(update={"seed": seed}), initial=start)
+        fitted = fit(
+            lambda: case.build(params.model, fields),
+            rows,
+            params.train.model_copy(update={"seed": seed}),
+            initial=start,
+        )
     return score(fitted.model, tokens(test, params)), {"curve": fitted.curve}
 
 
@@ -218,14 +240,28 @@ def summary(cells: list[Cell]) -> tuple[list[dict[str, Any]], list[dict[str, Any
             f1 = [cell["macro_f1"] for cell in own]
             means[arm] = statistics.mean(f1)
             rows.append(
-                {"window before": day, "model": arm, "train": own[0]["rows"], "test": own[0]["test"], "seeds": len(own), "macro_f1": round(means[arm], 4)}
+                {
+                    "window before": day,
+                    "model": arm,
+                    "train": own[0]["rows"],
+                    "test": own[0]["test"],
+                    "seeds": len(own),
+                    "macro_f1": round(means[arm], 4),
+                }
                 | {"min": min(f1), "max": max(f1)}
-                | {name: round(statistics.mean(cell[name] for cell in own), 4) for name in ("accuracy", "log_loss", "seconds")}
+                | {
+                    name: round(statistics.mean(cell[name] for cell in own), 4)
+                    for name in ("accuracy", "log_loss", "seconds")
+                }
             )
         # The best of the three on the very rows that judge: the opponents are given that much.
         best = max(TFIDF, key=lambda arm: means[arm])
-        goals.append(goal(f"{day}: transformer over TF-IDF ({best}), macro-F1", means[TRANSFORMER] - means[best], 0.0, "higher"))
-        goals.append(goal(f"{day}: transformer over embedding, macro-F1", means[TRANSFORMER] - means[EMBEDDING], 0.0, "higher"))
+        goals.append(
+            goal(f"{day}: transformer over TF-IDF ({best}), macro-F1", means[TRANSFORMER] - means[best], 0.0, "higher")
+        )
+        goals.append(
+            goal(f"{day}: transformer over embedding, macro-F1", means[TRANSFORMER] - means[EMBEDDING], 0.0, "higher")
+        )
     return rows, goals
 
 

@@ -34,7 +34,11 @@ from pipelines.steps import TRAINING
 
 AS_OF = {"bank": "2008-08-01", "loans": "2020-05-01", "triage": "2015-01-01"}
 CHANGES: dict[str, dict[str, dict[str, Any]]] = {
-    "triage": {"dataset": {"max_rows": 400, "min_rows": 100}, "train": {"epochs": 1, "budget_minutes": None}, "export": {"int8": True, "ship": "fp32"}}
+    "triage": {
+        "dataset": {"max_rows": 400, "min_rows": 100},
+        "train": {"epochs": 1, "budget_minutes": None},
+        "export": {"int8": True, "ship": "fp32"},
+    }
 }
 """What the proof changes in a case's params.yaml."""
 STEPS = TRAINING[: TRAINING.index("register") + 1]
@@ -46,11 +50,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="perennial-proof-") as folder, mlflow(Path(folder)) as environment:
         generated = put_reports(Settings(home=Path(folder)))
         rows = [
-            prove(case, AS_OF[case], environment) | {"rows_are": "generated" if case == "loans" or (generated and case == "triage") else "real"}
+            prove(case, AS_OF[case], environment)
+            | {"rows_are": "generated" if case == "loans" or (generated and case == "triage") else "real"}
             for case in AS_OF
         ]
-    goals = [goal("versions whose weights are reproduced bit by bit", sum(row["identical"] for row in rows), len(rows), "higher")]
-    record("proof-reproduce", rows=rows, goals=goals, seconds=time.perf_counter() - began, packages=("torch", "onnxruntime", "transformers"))
+    goals = [
+        goal(
+            "versions whose weights are reproduced bit by bit",
+            sum(row["identical"] for row in rows),
+            len(rows),
+            "higher",
+        )
+    ]
+    record(
+        "proof-reproduce",
+        rows=rows,
+        goals=goals,
+        seconds=time.perf_counter() - began,
+        packages=("torch", "onnxruntime", "transformers"),
+    )
     if not all(row["identical"] for row in rows):
         sys.exit(1)
 
@@ -80,7 +98,13 @@ def prove(case: str, as_of: str, environment: Mapping[str, str]) -> dict[str, An
 
 def command(environment: Mapping[str, str], *arguments: str, accept: tuple[int, ...] = (0,)) -> Any:
     """Run ``python -m pipelines`` and return what it answers; PerennialError if it does not exit as accepted."""
-    done = subprocess.run([sys.executable, "-m", "pipelines", *arguments], env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode not in accept or not done.stdout:
         raise PerennialError(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr[-2000:]}")
     return json.loads(done.stdout)
@@ -93,12 +117,17 @@ def put_reports(settings: Settings) -> bool:
     generator, fields, count = np.random.default_rng(0), load_fields("triage"), 3000
     teams = generator.choice(fields.classes, count)
     words = [f"word{number}" for number in range(200)]
-    texts = [f"{team.replace('_', ' ')} {' '.join(generator.choice(words, generator.integers(10, 60)))} {number}" for number, team in enumerate(teams)]
+    texts = [
+        f"{team.replace('_', ' ')} {' '.join(generator.choice(words, generator.integers(10, 60)))} {number}"
+        for number, team in enumerate(teams)
+    ]
     first = datetime(2014, 1, 1, tzinfo=UTC)
     times = [first + timedelta(hours=2 * number) for number in range(count)]
     path = settings.root / "data" / DOWNLOADED
     path.parent.mkdir(parents=True, exist_ok=True)
-    pl.DataFrame({"id": [f"made-{number}" for number in range(count)], "event_time": times, "text": texts, "team": teams}).write_parquet(path)
+    pl.DataFrame(
+        {"id": [f"made-{number}" for number in range(count)], "event_time": times, "text": texts, "team": teams}
+    ).write_parquet(path)
     return True
 
 
@@ -116,7 +145,11 @@ def mlflow(home: Path) -> Iterator[dict[str, str]]:
             if not processes.alive(process) or time.monotonic() > deadline:
                 raise Unavailable(f"MLflow does not start: {processes.last_lines(home / 'mlflow.log')}")
             time.sleep(0.2)
-        yield {**services.settings_environment(home, ports), "PERENNIAL_PARAMS_DIR": str(params_folder(home)), "OMP_NUM_THREADS": "1"}
+        yield {
+            **services.settings_environment(home, ports),
+            "PERENNIAL_PARAMS_DIR": str(params_folder(home)),
+            "OMP_NUM_THREADS": "1",
+        }
     finally:
         processes.end([process], triton.stack_tag(home))
 

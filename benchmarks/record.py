@@ -29,7 +29,13 @@ def spread(name: str, seconds: Sequence[float], **more: Any) -> dict[str, Any]:
 
 def goal(name: str, value: float, limit: float, better: Literal["lower", "higher"] = "lower") -> dict[str, Any]:
     """One goal and whether it holds; a goal that does not hold is a result too, and the limit never moves."""
-    return {"name": name, "value": _short(value), "goal": limit, "better": better, "holds": value <= limit if better == "lower" else value >= limit}
+    return {
+        "name": name,
+        "value": _short(value),
+        "goal": limit,
+        "better": better,
+        "holds": value <= limit if better == "lower" else value >= limit,
+    }
 
 
 def _version(package: str) -> str | None:
@@ -82,14 +88,25 @@ def record(
 
 def machine() -> dict[str, Any]:
     """Processor, cores that this process may use, memory, and the GPU if there is one."""
-    cpu = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.machine())
-    kilobytes = next(int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    kilobytes = next(
+        int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal")
+    )
     return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory": f"{kilobytes / 2**20:.0f} GiB", "gpu": _gpu()}
 
 
 def _gpu() -> str | None:
     try:
-        found = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=True).stdout.strip()
+        found = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
     return found or None

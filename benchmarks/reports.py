@@ -34,11 +34,30 @@ def reports(count: int, settings: Settings) -> tuple[list[str], NDArray[np.int64
     lengths = np.exp(generator.normal(np.log(MEDIAN_WORDS), WORDS_SIGMA, count)).round().clip(3, 300).astype(int)
     vocabulary = np.array(
         [
-            *["allows", "remote", "attackers", "to", "execute", "arbitrary", "code", "via", "crafted", "input", "in", "the", "server", "before", "version"],
+            *[
+                "allows",
+                "remote",
+                "attackers",
+                "to",
+                "execute",
+                "arbitrary",
+                "code",
+                "via",
+                "crafted",
+                "input",
+                "in",
+                "the",
+                "server",
+                "before",
+                "version",
+            ],
             *classes,
         ]
     )
-    texts = [f"{classes[label].replace('_', ' ')} {' '.join(generator.choice(vocabulary, length))}" for label, length in zip(labels, lengths, strict=True)]
+    texts = [
+        f"{classes[label].replace('_', ' ')} {' '.join(generator.choice(vocabulary, length))}"
+        for label, length in zip(labels, lengths, strict=True)
+    ]
     return texts, labels, "generated"
 
 

@@ -33,11 +33,18 @@ def drift(params: Params) -> DAG:
         on_failure_callback=tell_failure(params.case),
         tags=["perennial", params.case, "drift"],
     ) as dag:
-        profile = StepOperator(task_id="profile", step="profile", case=params.case, trigger_rule=TriggerRule.NONE_FAILED)
+        profile = StepOperator(
+            task_id="profile", step="profile", case=params.case, trigger_rule=TriggerRule.NONE_FAILED
+        )
         if params.drift.mapped:
             # A task for every day that has rows; `profile` then merges what they made.
             days = StepOperator(task_id="profile_days", step="profile", function="days", case=params.case)
-            StepOperator.partial(task_id="profile_day", step="profile", function="part", case=params.case).expand(day=days.output) >> profile
+            (
+                StepOperator.partial(task_id="profile_day", step="profile", function="part", case=params.case).expand(
+                    day=days.output
+                )
+                >> profile
+            )
         judge = StepOperator(task_id="drift", step="drift", case=params.case)
         retrain = TriggerOnce(
             task_id="retrain",
@@ -47,7 +54,9 @@ def drift(params: Params) -> DAG:
             note="{{ (ti.xcom_pull(task_ids='drift') or {}).get('reason') }}",
         )
         # A skipped retrain is the usual day, not a reason to leave the projections unrepaired.
-        reconcile = StepOperator(task_id="reconcile", step="reconcile", case=params.case, trigger_rule=TriggerRule.NONE_FAILED)
+        reconcile = StepOperator(
+            task_id="reconcile", step="reconcile", case=params.case, trigger_rule=TriggerRule.NONE_FAILED
+        )
         # Beside the event, never before it: what tells people may break and turn red, and the loop goes on.
         telling = [StepOperator(task_id=step, step=step, case=params.case) for step in TELLING]
         chain(profile, judge, retrain, reconcile)

@@ -30,11 +30,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Do one command; the exit code is 0, or the error's own."""
     parser = argparse.ArgumentParser(prog="python -m embedded", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, about in (("up", "start everything and print where it is"), ("down", "stop everything"), ("status", "what runs, and does it work")):
+    for name, about in (
+        ("up", "start everything and print where it is"),
+        ("down", "stop everything"),
+        ("status", "what runs, and does it work"),
+    ):
         command = commands.add_parser(name, help=about, description=about)
-        command.add_argument("--home", type=Path, default=None, help="state folder (default: PERENNIAL_HOME, else runs/local)")
+        command.add_argument(
+            "--home", type=Path, default=None, help="state folder (default: PERENNIAL_HOME, else runs/local)"
+        )
         if name == "up":
-            command.add_argument("--profile", choices=PROFILES, default="embedded", help="embedded (default), or full: what docker-compose.yaml starts")
+            command.add_argument(
+                "--profile",
+                choices=PROFILES,
+                default="embedded",
+                help="embedded (default), or full: what docker-compose.yaml starts",
+            )
             command.add_argument("--no-traffic", action="store_true", help="no trickle of requests on the live cases")
     options = parser.parse_args(arguments)
     home = (options.home or Settings().home).expanduser().resolve()
@@ -57,20 +68,32 @@ def up(home: Path, console: Console, *, traffic: bool = True, profile: str = "em
     """Start the stack, let the live cases' DAGs run, print the addresses."""
     console.print(f"starting on {home}; logs in {home / 'logs'}")
     running = stack.start(
-        home, Ports.from_environment(), traffic=traffic, profile=profile, on_ready=lambda name, seconds: console.print(f"  {seconds:5.1f} s  {name}")
+        home,
+        Ports.from_environment(),
+        traffic=traffic,
+        profile=profile,
+        on_ready=lambda name, seconds: console.print(f"  {seconds:5.1f} s  {name}"),
     )
     known = settings_of(home, running.env)
     for problem in running.broken:
         console.print(f"[yellow]not serving[/]  {problem}")
     try:
         airflow = client(known) if profile == "full" else None
-        live = open_live_cases(known.airflow_url, home, lambda line: console.print(escape(line)), airflow, known, traffic_runs=traffic)
+        live = open_live_cases(
+            known.airflow_url, home, lambda line: console.print(escape(line)), airflow, known, traffic_runs=traffic
+        )
     except PerennialError as error:
-        raise PerennialError(f"the services are up, but the live cases' DAGs could not be set going: {error}; try again after `make down`") from error
+        raise PerennialError(
+            f"the services are up, but the live cases' DAGs could not be set going: {error}; try again after `make down`"
+        ) from error
     console.print(addresses(running.env, home))
-    console.print(f"API key: {known.key_file}   by hand: PERENNIAL_HOME={home} .venv/bin/python -m pipelines history --case ...")
+    console.print(
+        f"API key: {known.key_file}   by hand: PERENNIAL_HOME={home} .venv/bin/python -m pipelines history --case ..."
+    )
     paused = [case.name for case in survey() if not case.problem and case.name not in live]
-    console.print(f"live, with {'a trickle of traffic' if traffic else 'no traffic'}: {', '.join(live) or 'no case'}; paused: {', '.join(paused) or 'none'}")
+    console.print(
+        f"live, with {'a trickle of traffic' if traffic else 'no traffic'}: {', '.join(live) or 'no case'}; paused: {', '.join(paused) or 'none'}"
+    )
     return RUNNING
 
 
@@ -84,7 +107,11 @@ def addresses(env: dict[str, str], home: Path) -> Table:
     table.add_row("gateway", f"{env['PERENNIAL_GATEWAY_URL']}/docs", "/readyz, /metrics, /v1/cases/<case>/predict")
     table.add_row("Triton", env["PERENNIAL_TRITON_GRPC"], f"http://{env['PERENNIAL_TRITON_METRICS']}/metrics")
     if (home / "secrets").is_dir() and "PERENNIAL_LEDGER_URL_FILE" in env:
-        table.add_row("logins", str(home / "secrets"), "Airflow: admin, airflow_admin_password; MLflow: perennial, mlflow_password")
+        table.add_row(
+            "logins",
+            str(home / "secrets"),
+            "Airflow: admin, airflow_admin_password; MLflow: perennial, mlflow_password",
+        )
     table.add_row("state", str(home), "artefacts/<case>/<as_of>/<step>/")
     return table
 
@@ -94,8 +121,12 @@ def down(home: Path, console: Console) -> int:
     was = stack.read(home)
     left = stack.stop(home)
     if left:
-        raise PerennialError(f"{left} process(es) of {home} could not be ended: look at them with `make status`, end them as the user who started them")
-    console.print(f"stopped: {', '.join(process.name for process in was.processes)}" if was else f"nothing was running on {home}")
+        raise PerennialError(
+            f"{left} process(es) of {home} could not be ended: look at them with `make status`, end them as the user who started them"
+        )
+    console.print(
+        f"stopped: {', '.join(process.name for process in was.processes)}" if was else f"nothing was running on {home}"
+    )
     return 0
 
 
@@ -104,7 +135,11 @@ def status(home: Path, console: Console) -> int:
     rows = stack.status(home)
     if not rows:
         lost = stack.strays(home)
-        console.print(f"nothing runs on {home}: start it with `make up`" if not lost else f"{lost} stray process(es) of {home}: end them with `make down`")
+        console.print(
+            f"nothing runs on {home}: start it with `make up`"
+            if not lost
+            else f"{lost} stray process(es) of {home}: end them with `make down`"
+        )
         return SICK if lost else STOPPED
     table = Table(box=None, pad_edge=False, title=f"{home}", title_justify="left")
     for column in ("service", "state", "address", "pid", "log"):
@@ -113,7 +148,11 @@ def status(home: Path, console: Console) -> int:
         colour = "green" if row["state"] == "healthy" else "red"
         log = Path(row["log"])
         table.add_row(
-            row["service"], f"[{colour}]{row['state']}[/]", row["address"], row["pid"], str(log.relative_to(home)) if log.is_relative_to(home) else row["log"]
+            row["service"],
+            f"[{colour}]{row['state']}[/]",
+            row["address"],
+            row["pid"],
+            str(log.relative_to(home)) if log.is_relative_to(home) else row["log"],
         )
     console.print(table)
     for case in survey():

@@ -86,7 +86,11 @@ def _secrets(path: Path) -> dict[str, str]:
         found: dict[str, str] = json.loads(path.read_text())
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = {"jwt": secrets.token_hex(64), "session": secrets.token_hex(32), "fernet": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()}
+        found = {
+            "jwt": secrets.token_hex(64),
+            "session": secrets.token_hex(32),
+            "fernet": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+        }
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
@@ -113,7 +117,14 @@ def components() -> dict[str, list[str]]:
 
 def migrate(env: Mapping[str, str]) -> None:
     """Create or upgrade Airflow's database; PerennialError with the last lines if that fails."""
-    done = subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], env=dict(env), cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "airflow", "db", "migrate"],
+        env=dict(env),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         last = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
         raise PerennialError(f"`airflow db migrate` ended with {done.returncode}: look at its last lines\n{last}")
@@ -160,7 +171,9 @@ class Airflow:
                     break
                 time.sleep(pause)
         except httpx.HTTPError as error:
-            raise Unavailable(f"Airflow at {self.url} does not answer ({error}): is it up? see `make status`") from error
+            raise Unavailable(
+                f"Airflow at {self.url} does not answer ({error}): is it up? see `make status`"
+            ) from error
         if answer.is_success:
             return answer.json() if answer.content else None
         kind = ConflictError if answer.status_code == httpx.codes.CONFLICT else PerennialError
@@ -174,10 +187,20 @@ class Airflow:
         return answer
 
     def _token(self) -> str:
-        answer = self._client.get("/auth/token") if self._login is None else self._client.post("/auth/token", json=self._login)
+        answer = (
+            self._client.get("/auth/token")
+            if self._login is None
+            else self._client.post("/auth/token", json=self._login)
+        )
         if answer.is_client_error:
-            said = "no username was given" if self._login is None else f"the login of {self._login['username']!r} was refused"
-            raise PerennialError(f"Airflow at {self.url} answered {answer.status_code}: {said}; set PERENNIAL_AIRFLOW_USERNAME and _PASSWORD")
+            said = (
+                "no username was given"
+                if self._login is None
+                else f"the login of {self._login['username']!r} was refused"
+            )
+            raise PerennialError(
+                f"Airflow at {self.url} answered {answer.status_code}: {said}; set PERENNIAL_AIRFLOW_USERNAME and _PASSWORD"
+            )
         return str(answer.raise_for_status().json()["access_token"])
 
     def dags(self) -> list[dict[str, Any]]:
@@ -198,7 +221,9 @@ class Airflow:
         """Let a DAG run; with a schedule, its last missed tick runs at once."""
         self.pause(dag_id, paused=False)
 
-    def trigger_dag(self, dag_id: str, run_id: str | None = None, conf: Mapping[str, Any] | None = None, note: str | None = None) -> str:
+    def trigger_dag(
+        self, dag_id: str, run_id: str | None = None, conf: Mapping[str, Any] | None = None, note: str | None = None
+    ) -> str:
         """Start a run and return its id; ConflictError if ``run_id`` exists already."""
         body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf or {}), "note": note}
         return str(self.call("POST", f"/dags/{dag_id}/dagRuns", json=body)["dag_run_id"])
@@ -212,31 +237,53 @@ class Airflow:
         """All runs of a DAG (``~``: of all DAGs), oldest first; ``filters`` as in the REST API (``state=...``)."""
         found: list[dict[str, Any]] = []
         while True:
-            page = self.call("GET", f"/dags/{dag_id}/dagRuns", params={"limit": 100, "offset": len(found), "order_by": "id", **filters})
+            page = self.call(
+                "GET",
+                f"/dags/{dag_id}/dagRuns",
+                params={"limit": 100, "offset": len(found), "order_by": "id", **filters},
+            )
             found += page["dag_runs"]
             if not page["dag_runs"] or len(found) >= page["total_entries"]:
                 return found
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The task instances of a run: task_id, state, try_number, start_date, end_date, duration."""
-        found: list[dict[str, Any]] = self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 100})["task_instances"]
+        found: list[dict[str, Any]] = self.call(
+            "GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 100}
+        )["task_instances"]
         return found
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
         """What a task handed on."""
-        return self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}", params={"deserialize": True})["value"]
+        return self.call(
+            "GET",
+            f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}",
+            params={"deserialize": True},
+        )["value"]
 
     def log(self, dag_id: str, run_id: str, task_id: str, attempt: int = 1) -> str:
         """The log of one try of a task, one event per line."""
-        content = self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{attempt}", params={"full_content": True})["content"]
+        content = self.call(
+            "GET",
+            f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{attempt}",
+            params={"full_content": True},
+        )["content"]
         return "\n".join(_log_line(line) for line in content)
 
-    def clear(self, dag_id: str, run_id: str, task_ids: Iterable[str] | None = None, *, downstream: bool = True) -> None:
+    def clear(
+        self, dag_id: str, run_id: str, task_ids: Iterable[str] | None = None, *, downstream: bool = True
+    ) -> None:
         """Run a whole DAG run again, or only ``task_ids`` and what follows them."""
         if task_ids is None:
             self.call("POST", f"/dags/{dag_id}/dagRuns/{run_id}/clear", json={"dry_run": False})
             return
-        body = {"dry_run": False, "dag_run_id": run_id, "task_ids": list(task_ids), "only_failed": False, "include_downstream": downstream}
+        body = {
+            "dry_run": False,
+            "dag_run_id": run_id,
+            "task_ids": list(task_ids),
+            "only_failed": False,
+            "include_downstream": downstream,
+        }
         self.call("POST", f"/dags/{dag_id}/clearTaskInstances", json={**body, "reset_dag_runs": True})
 
     def wait(self, dag_id: str, run_id: str, timeout: float = 300, *, interval: float = 0.2) -> dict[str, Any]:
@@ -248,7 +295,9 @@ class Airflow:
                 return found
             time.sleep(interval)
         states = {task["task_id"]: task["state"] for task in self.tasks(dag_id, run_id)}
-        raise Unavailable(f"{dag_id} {run_id} did not end within {timeout:g} s: its tasks are {states}; look at the scheduler's log")
+        raise Unavailable(
+            f"{dag_id} {run_id} did not end within {timeout:g} s: its tasks are {states}; look at the scheduler's log"
+        )
 
     def wait_quiet(self, dag_ids: Iterable[str], timeout: float = 300, *, interval: float = 0.2) -> None:
         """Return when no run of ``dag_ids`` is queued or running; Unavailable after ``timeout`` seconds."""
@@ -271,14 +320,18 @@ class Airflow:
                 left, deadline = len(missing), time.monotonic() + timeout
             elif time.monotonic() > deadline:
                 errors = [f"{e['filename']}: {e['stack_trace'].strip().splitlines()[-1]}" for e in self.import_errors()]
-                raise PerennialError(f"DAG(s) {', '.join(sorted(missing))} are not there after parsing: {'; '.join(errors) or 'look at the dag-processor log'}")
+                raise PerennialError(
+                    f"DAG(s) {', '.join(sorted(missing))} are not there after parsing: {'; '.join(errors) or 'look at the dag-processor log'}"
+                )
             time.sleep(interval)
 
 
 def client(settings: Settings) -> Airflow:
     """Airflow as the settings describe it, with a login where they have one."""
     password = settings.airflow_password
-    return Airflow(settings.address("airflow_url"), settings.airflow_username, password.get_secret_value() if password else "")
+    return Airflow(
+        settings.address("airflow_url"), settings.airflow_username, password.get_secret_value() if password else ""
+    )
 
 
 def _log_line(line: str | dict[str, Any]) -> str:

@@ -56,7 +56,9 @@ Sample = tuple[str, dict[str, str], float]
 class Watch:
     """Asks one Airflow, and remembers what cannot change any more."""
 
-    def __init__(self, airflow: Airflow, clock: Callable[[], float] = time.monotonic, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, airflow: Airflow, clock: Callable[[], float] = time.monotonic, now: Callable[[], float] = time.time
+    ) -> None:
         self._airflow, self._clock, self._now = airflow, clock, now
         self._lock = threading.Lock()
         self._finished: dict[str, tuple[str, list[Sample]]] = {}
@@ -95,7 +97,9 @@ class Watch:
 
     def _newest(self, dag: str) -> list[Sample]:
         """What the newest finished run took; its tasks are asked for once."""
-        runs = self._airflow.call("GET", f"/dags/{dag}/dagRuns", params={"limit": 1, "order_by": "-end_date", "state": list(FINISHED)})["dag_runs"]
+        runs = self._airflow.call(
+            "GET", f"/dags/{dag}/dagRuns", params={"limit": 1, "order_by": "-end_date", "state": list(FINISHED)}
+        )["dag_runs"]
         if not runs or not runs[0]["end_date"]:
             return []
         run, key = runs[0], f"{runs[0]['dag_run_id']} {runs[0]['end_date']}"
@@ -109,7 +113,10 @@ class Watch:
             for task in self._airflow.tasks(dag, run["dag_run_id"]):
                 if task["state"] in FINISHED and task.get("map_index", -1) == -1:
                     place = {"dag": dag, "task": task["task_id"]}
-                    found += [("task_seconds", place, task["duration"] or 0.0), ("task_tries", place, task["try_number"])]
+                    found += [
+                        ("task_seconds", place, task["duration"] or 0.0),
+                        ("task_tries", place, task["try_number"]),
+                    ]
                     found.append(("task_failed", place, task["state"] == "failed"))
             self._finished[dag] = (key, found)
         return self._finished[dag][1]
@@ -125,7 +132,11 @@ class Watch:
     def _tasks(self) -> Iterator[Sample]:
         everywhere = "/dags/~/dagRuns/~/taskInstances"
         for state in TASK_STATES:
-            yield "tasks", {"state": state}, self._airflow.call("GET", everywhere, params={"state": [state], "limit": 1})["total_entries"]
+            yield (
+                "tasks",
+                {"state": state},
+                self._airflow.call("GET", everywhere, params={"state": [state], "limit": 1})["total_entries"],
+            )
         waiting = self._airflow.call("GET", everywhere, params={"state": ["queued"], "limit": 100})["task_instances"]
         queues = Counter(task["queue"] or "default" for task in waiting)
         for queue in {"default", "gpu", *queues}:
@@ -187,7 +198,9 @@ def serve(watch: Watch, host: str, port: int, ready: Callable[[int], None] = lam
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until the process is ended; 2 if the settings cannot be read."""
-    parser = argparse.ArgumentParser(prog="python -m embedded.airflow_metrics", description="export Airflow's state to Prometheus")
+    parser = argparse.ArgumentParser(
+        prog="python -m embedded.airflow_metrics", description="export Airflow's state to Prometheus"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (127.0.0.1)")
     parser.add_argument("--port", type=int, default=9112, help="the port (9112)")
     given = parser.parse_args(arguments)

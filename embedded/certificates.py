@@ -88,20 +88,47 @@ def _by_openssl() -> Issued:
     }
     with tempfile.TemporaryDirectory(prefix="perennial-keys-") as temporary:  # for its owner alone
         work = Path(temporary)
-        _openssl(work, "req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.crt", "-days", str(DAYS), "-subj", "/CN=perennial")
+        _openssl(
+            work,
+            "req",
+            "-x509",
+            *new,
+            "-keyout",
+            "ca.key",
+            "-out",
+            "ca.crt",
+            "-days",
+            str(DAYS),
+            "-subj",
+            "/CN=perennial",
+        )
         for name, extension in extensions.items():
             (work / "extensions").write_text(extension)
             _openssl(work, "req", *new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-            signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", str(DAYS), "-extfile", "extensions"]
+            signed = [
+                "-CA",
+                "ca.crt",
+                "-CAkey",
+                "ca.key",
+                "-CAcreateserial",
+                "-days",
+                str(DAYS),
+                "-extfile",
+                "extensions",
+            ]
             _openssl(work, "x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.crt", *signed)
         text = {path.name: path.read_text() for path in work.glob("*.[ck][re][ty]")}
-    return Issued(text["ca.crt"], text["triton.crt"], text["triton.key"], text["client.key"] + text["client.crt"] + text["ca.crt"])
+    return Issued(
+        text["ca.crt"], text["triton.crt"], text["triton.key"], text["client.key"] + text["client.crt"] + text["ca.crt"]
+    )
 
 
 def _openssl(folder: Path, *arguments: str) -> None:
     try:
         done = subprocess.run(["openssl", *arguments], cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise OSError("there is no openssl to make Triton's certificates with: install it (`apt-get install openssl`)") from error
+        raise OSError(
+            "there is no openssl to make Triton's certificates with: install it (`apt-get install openssl`)"
+        ) from error
     if done.returncode:
         raise OSError(f"`openssl {arguments[0]}` ended with {done.returncode}: {done.stderr.strip()[-500:]}")

@@ -47,7 +47,10 @@ def find_libpython(prefix: str) -> str:
     """
     ldconfig = shutil.which("ldconfig") or "/sbin/ldconfig"
     with contextlib.suppress(OSError):
-        if LIBPYTHON in subprocess.run([ldconfig, "-p"], capture_output=True, text=True, check=False, timeout=20).stdout:
+        if (
+            LIBPYTHON
+            in subprocess.run([ldconfig, "-p"], capture_output=True, text=True, check=False, timeout=20).stdout
+        ):
             return "loader"
     folders = [*os.environ.get("LD_LIBRARY_PATH", "").split(":"), str(Path(prefix, "lib"))]
     return next((folder for folder in folders if folder and Path(folder, LIBPYTHON).exists()), "")
@@ -69,7 +72,12 @@ def problems(root: Path, wish: str = "", *, disk: bool = True) -> list:
     python, said = find_python(wish)
     if not python:
         tried = ", ".join(filter(None, (wish, "python3.11", "python3")))
-        found.append((f"no Python 3.11 (tried {tried}); another one can be given: make setup PYTHON=/path/to/python3.11", "python3.11 python3.11-venv"))
+        found.append(
+            (
+                f"no Python 3.11 (tried {tried}); another one can be given: make setup PYTHON=/path/to/python3.11",
+                "python3.11 python3.11-venv",
+            )
+        )
     elif not said["venv"] and not shutil.which("uv"):
         found.append((f"{python} cannot make virtual environments (no ensurepip)", "python3.11-venv"))
     if not find_libpython(said.get("prefix", "/usr")):
@@ -84,7 +92,9 @@ def remedy(found: list) -> str:
         return ""
     words = {}
     with contextlib.suppress(OSError):
-        words = dict(line.strip().split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+        words = dict(
+            line.strip().split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
+        )
     system = (words.get("ID", "").strip('"'), words.get("VERSION_ID", "").strip('"'))
     if system in APT_HAS_311:
         sudo = "" if os.geteuid() == 0 else "sudo "

@@ -42,7 +42,10 @@ CHOSEN = {"AIRFLOW_EXECUTOR": "CeleryExecutor"}
 DIFFERS = {
     "AIRFLOW__API__HOST": (HOST, "a container listens inside its network, a process on the loopback address"),
     "AIRFLOW__API__PORT": ("{airflow}", "our own port"),
-    "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": ("False", "it would listen on every interface; the REST API says the same"),
+    "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": (
+        "False",
+        "it would listen on every interface; the REST API says the same",
+    ),
     "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_SERVER_PORT": (None, "see the line above"),
     "PERENNIAL_DATA_DIR": (None, "the checkout's own data folder"),
     "PERENNIAL_ALLOWED_HOSTS": (None, "the caller's own variable is handed down"),
@@ -51,7 +54,10 @@ DIFFERS = {
     "XDG_CACHE_HOME": (None, "the caller's own caches"),
     "MPLCONFIGDIR": (None, "the caller's own caches"),
     "DUMB_INIT_SETSID": (None, "there is no init in between"),
-    "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": ("{home}/airflow/passwords.json", "a copy of the secret that it may lock for writing"),
+    "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": (
+        "{home}/airflow/passwords.json",
+        "a copy of the secret that it may lock for writing",
+    ),
     "PROMETHEUS_MULTIPROC_DIR": ("{home}/gateway/metrics", "a state folder's own"),
 }
 """Variable -> (its value here, None: left out; why it cannot be the file's)."""
@@ -62,7 +68,9 @@ def _file() -> dict[str, Any]:
     try:
         found: dict[str, Any] = yaml.safe_load(FILE.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{FILE} cannot be read ({error}): PROFILE=full takes its settings from there; restore it from git") from error
+        raise ConfigError(
+            f"{FILE} cannot be read ({error}): PROFILE=full takes its settings from there; restore it from git"
+        ) from error
     return found
 
 
@@ -92,7 +100,9 @@ def translate(text: str, home: Path, ports: Ports) -> str:
     """A text of the compose files with the places of this machine: addresses, secrets, folders, variables with their defaults."""
     text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: CHOSEN.get(found[1], found[2]), text)
     addresses = "|".join(re.escape(address) for address in SERVICES)
-    text = re.sub(rf"(?<![\w.-])({addresses})(?!\d)", lambda found: f"{HOST}:{getattr(ports, SERVICES[found[1]])}", text)
+    text = re.sub(
+        rf"(?<![\w.-])({addresses})(?!\d)", lambda found: f"{HOST}:{getattr(ports, SERVICES[found[1]])}", text
+    )
     for container, here in _folders(home).items():
         text = re.sub(rf"(?<![\w/]){re.escape(container)}(?=[/\s\"]|$)", here, text)
     return text

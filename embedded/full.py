@@ -24,7 +24,11 @@ from pipelines import ledger
 from pipelines.errors import ConfigError
 from pipelines.storage import write_atomic
 
-PACKAGES = {"redis-server": "redis-server", "prometheus": "prometheus", "prometheus-alertmanager": "prometheus-alertmanager"}
+PACKAGES = {
+    "redis-server": "redis-server",
+    "prometheus": "prometheus",
+    "prometheus-alertmanager": "prometheus-alertmanager",
+}
 """A program that must be on the PATH -> Debian's package that brings it."""
 QUEUES = {"default": "airflow-worker", "gpu": "airflow-worker-gpu"}
 """A queue and the compose service whose worker serves it."""
@@ -74,7 +78,10 @@ def prepare(home: Path, ports: Ports) -> None:
     passwords.chmod(0o600)
     rules = home / "prometheus" / "rules"
     rules.mkdir(exist_ok=True)
-    for source in (ROOT / "compose" / "prometheus" / "stack.rules.yaml", ROOT / "pipelines" / "alerts" / "prometheus.rules.yaml"):
+    for source in (
+        ROOT / "compose" / "prometheus" / "stack.rules.yaml",
+        ROOT / "pipelines" / "alerts" / "prometheus.rules.yaml",
+    ):
         shutil.copyfile(source, rules / source.name)
     scrape = (ROOT / "compose" / "prometheus" / "prometheus.yaml").read_text()
     write_atomic(home / "prometheus" / "prometheus.yaml", composed.translate(scrape, home, ports).encode())
@@ -87,7 +94,9 @@ def secret(home: Path, name: str) -> str:
     try:
         text = path.read_text().strip()
     except OSError as error:
-        raise ConfigError(f"the secret {path} cannot be read ({error}): delete nothing in that folder while the stack runs, and start it again") from error
+        raise ConfigError(
+            f"the secret {path} cannot be read ({error}): delete nothing in that folder while the stack runs, and start it again"
+        ) from error
     if not text:
         raise ConfigError(f"the secret {path} is empty: delete the file, the next start makes it anew")
     return text
@@ -97,7 +106,10 @@ def environment(base: Mapping[str, str], home: Path, ports: Ports) -> dict[str, 
     """What Airflow's processes get: the caller's environment, and of compose what its workers get; with the admin's login for scripts."""
     kept = {name: value for name, value in base.items() if not name.startswith("AIRFLOW__")}
     local = {name: base[name] for name in LOCAL if name in base}
-    login = {"PERENNIAL_AIRFLOW_USERNAME": "admin", "PERENNIAL_AIRFLOW_PASSWORD_FILE": str(home / "secrets" / "airflow_admin_password")}
+    login = {
+        "PERENNIAL_AIRFLOW_USERNAME": "admin",
+        "PERENNIAL_AIRFLOW_PASSWORD_FILE": str(home / "secrets" / "airflow_admin_password"),
+    }
     door = {"PERENNIAL_API_KEY_FILE": str(home / "secrets" / "gateway_api_key")}
     return {**kept, **composed.environment("airflow-worker", home, ports), **local, **login, **door}
 
@@ -105,7 +117,16 @@ def environment(base: Mapping[str, str], home: Path, ports: Ports) -> dict[str, 
 def foundation(home: Path, ports: Ports, env: Mapping[str, str]) -> list[Service]:
     """PostgreSQL and Redis: they are ready before anything else starts, and end after it."""
     light = _light(env)
-    redis = ["redis-server", str(home / "secrets" / "redis_auth"), "--bind", HOST, "--port", str(ports.redis), "--dir", str(home / "redis")]
+    redis = [
+        "redis-server",
+        str(home / "secrets" / "redis_auth"),
+        "--bind",
+        HOST,
+        "--port",
+        str(ports.redis),
+        "--dir",
+        str(home / "redis"),
+    ]
     return [
         Service(
             "postgres",
@@ -129,7 +150,11 @@ def foundation(home: Path, ports: Ports, env: Mapping[str, str]) -> list[Service
 
 def make_databases(home: Path, ports: Ports) -> None:
     """Airflow's, MLflow's and the ledger's database, each with an owner of its own."""
-    postgres.make_databases(ports.postgres, secret(home, "postgres_password"), {name: secret(home, f"{name}_db_password") for name in DATABASES})
+    postgres.make_databases(
+        ports.postgres,
+        secret(home, "postgres_password"),
+        {name: secret(home, f"{name}_db_password") for name in DATABASES},
+    )
 
 
 def check_databases(urls: Mapping[str, str]) -> None:
@@ -163,8 +188,15 @@ def changed(service: Service, home: Path, ports: Ports, env: Mapping[str, str]) 
     light = _light(env)
     if service.name == "mlflow":
         given = composed.environment("mlflow", home, ports)
-        own = {"SECRETS": str(home / "secrets"), "ARTIFACTS": str(home / "mlflow" / "artifacts"), "HOST": HOST, "PORT": str(ports.mlflow)}
-        return replace(service, argv=["sh", str(ROOT / "compose" / "mlflow" / "start.sh")], env={**light, **given, **own})
+        own = {
+            "SECRETS": str(home / "secrets"),
+            "ARTIFACTS": str(home / "mlflow" / "artifacts"),
+            "HOST": HOST,
+            "PORT": str(ports.mlflow),
+        }
+        return replace(
+            service, argv=["sh", str(ROOT / "compose" / "mlflow" / "start.sh")], env={**light, **given, **own}
+        )
     if service.name == "gateway":
         given = composed.environment("gateway", home, ports)
         limits = {"PERENNIAL_LIMITS_URL_FILE": str(home / "secrets" / "limits_url")}
@@ -181,20 +213,52 @@ def additional(home: Path, ports: Ports, env: Mapping[str, str]) -> list[Service
         command = [part for part in composed.command(name) if part != "airflow"]
         pid = home / "airflow" / f"worker-{queue}.pid"
         argv = [*python, "airflow", *command, "--celery-hostname", f"{queue}@{HOST}", "--pid", str(pid)]
-        found.append(Service(f"worker-{queue}", argv, env, f"queue {queue}", lambda queue=queue: _worker_listens(home, ports, queue)))
+        found.append(
+            Service(
+                f"worker-{queue}", argv, env, f"queue {queue}", lambda queue=queue: _worker_listens(home, ports, queue)
+            )
+        )
     exporters = {"loop-metrics": ports.loop_metrics, "airflow-metrics": ports.airflow_metrics}
     modules = {"loop-metrics": ["pipelines", "metrics"], "airflow-metrics": ["embedded.airflow_metrics"]}
     for name, port in exporters.items():
         argv = [*python, *modules[name], "--host", HOST, "--port", str(port)]
         given = {**bare, **composed.environment(name, home, ports)}
         path = "metrics" if name == "loop-metrics" else "healthz"
-        found.append(Service(name, argv, given, f"http://{HOST}:{port}/metrics", lambda port=port, path=path: _answers(port, path)))
-    prometheus = ["prometheus", f"--config.file={home / 'prometheus' / 'prometheus.yaml'}", f"--storage.tsdb.path={home / 'prometheus' / 'data'}"]
+        found.append(
+            Service(
+                name, argv, given, f"http://{HOST}:{port}/metrics", lambda port=port, path=path: _answers(port, path)
+            )
+        )
+    prometheus = [
+        "prometheus",
+        f"--config.file={home / 'prometheus' / 'prometheus.yaml'}",
+        f"--storage.tsdb.path={home / 'prometheus' / 'data'}",
+    ]
     prometheus += [f"--web.listen-address={HOST}:{ports.prometheus}", "--storage.tsdb.retention.time=30d"]
-    found.append(Service("prometheus", prometheus, bare, f"http://{HOST}:{ports.prometheus}", lambda: _answers(ports.prometheus, "-/ready")))
-    alertmanager = ["prometheus-alertmanager", f"--config.file={home / 'alertmanager' / 'screen.yaml'}", f"--storage.path={home / 'alertmanager' / 'data'}"]
+    found.append(
+        Service(
+            "prometheus",
+            prometheus,
+            bare,
+            f"http://{HOST}:{ports.prometheus}",
+            lambda: _answers(ports.prometheus, "-/ready"),
+        )
+    )
+    alertmanager = [
+        "prometheus-alertmanager",
+        f"--config.file={home / 'alertmanager' / 'screen.yaml'}",
+        f"--storage.path={home / 'alertmanager' / 'data'}",
+    ]
     alertmanager += [f"--web.listen-address={HOST}:{ports.alertmanager}", "--cluster.listen-address="]
-    found.append(Service("alertmanager", alertmanager, bare, f"http://{HOST}:{ports.alertmanager}", lambda: _answers(ports.alertmanager, "-/ready")))
+    found.append(
+        Service(
+            "alertmanager",
+            alertmanager,
+            bare,
+            f"http://{HOST}:{ports.alertmanager}",
+            lambda: _answers(ports.alertmanager, "-/ready"),
+        )
+    )
     return found
 
 
@@ -204,7 +268,9 @@ def _light(env: Mapping[str, str]) -> dict[str, str]:
 
 def _bare(env: Mapping[str, str]) -> dict[str, str]:
     """Without what only tasks may know: a service gets the secrets that compose gives it, and no others."""
-    return {name: value for name, value in env.items() if not (name.startswith("PERENNIAL_") and name.endswith("_FILE"))}
+    return {
+        name: value for name, value in env.items() if not (name.startswith("PERENNIAL_") and name.endswith("_FILE"))
+    }
 
 
 def _answers(port: int, path: str) -> bool:
@@ -215,7 +281,9 @@ def _redis_answers(home: Path, ports: Ports) -> bool:
     import redis
 
     try:
-        return bool(redis.Redis(host=HOST, port=ports.redis, password=secret(home, "redis_password"), socket_timeout=2).ping())
+        return bool(
+            redis.Redis(host=HOST, port=ports.redis, password=secret(home, "redis_password"), socket_timeout=2).ping()
+        )
     except redis.RedisError:
         return False
 

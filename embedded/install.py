@@ -78,7 +78,20 @@ def install(python: str, venv: Path, lock: Path) -> None:
     if not Path(own).exists():
         _run([uv, "venv", "--quiet", "--python", python, str(venv)] if uv else [python, "-m", "venv", str(venv)])
     installer = (
-        [uv, "pip", "install", "--quiet", "--python", own, "--compile-bytecode", "--index-strategy", "unsafe-best-match", *uv_sources(own)] if uv else _pip(own)
+        [
+            uv,
+            "pip",
+            "install",
+            "--quiet",
+            "--python",
+            own,
+            "--compile-bytecode",
+            "--index-strategy",
+            "unsafe-best-match",
+            *uv_sources(own),
+        ]
+        if uv
+        else _pip(own)
     )
     torch = re.search(r"^torch==\S+", lock.read_text(), re.MULTILINE)
     if torch:
@@ -107,7 +120,13 @@ def pip_setting(python: str, name: str) -> list:
     said = os.environ.get("PIP_" + name.upper().replace("-", "_"))
     if said is None:
         for program in (python, sys.executable):
-            listed = subprocess.run([program, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False, env=_environment())
+            listed = subprocess.run(
+                [program, "-m", "pip", "config", "list"],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=_environment(),
+            )
             values = re.findall(rf"^\w+\.{name}='(.*)'$", listed.stdout, re.MULTILINE)
             if values:
                 said = values[-1].replace("\\n", " ")
@@ -122,7 +141,9 @@ def _bring_uv(python: str) -> None:
     venv = ROOT / ".venv"
     if not (venv / "bin" / "python").exists():
         _run([python, "-m", "venv", str(venv)])
-    subprocess.run([*_pip(str(venv / "bin" / "python")), "uv<1"], capture_output=True, check=False, cwd=ROOT, env=_environment())
+    subprocess.run(
+        [*_pip(str(venv / "bin" / "python")), "uv<1"], capture_output=True, check=False, cwd=ROOT, env=_environment()
+    )
 
 
 def _pip(python: str) -> list:
@@ -132,20 +153,34 @@ def _pip(python: str) -> list:
 def _torch(installer: list, requirement: str) -> None:
     """Install torch, pip's find-links first: an index of the same name may hold a CUDA build."""
     index = os.environ.get("TORCH_INDEX") or TORCH_INDEX
-    first = subprocess.run([*installer, "--no-deps", "--no-index", requirement], capture_output=True, text=True, check=False, cwd=ROOT, env=_environment())
+    first = subprocess.run(
+        [*installer, "--no-deps", "--no-index", requirement],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=_environment(),
+    )
     if first.returncode == 0:
         return
     option = "--default-index" if installer[1] == "pip" else "--index-url"
     try:
         _run([*installer, "--no-deps", option, index, requirement])
     except subprocess.CalledProcessError:
-        print(f"{requirement} is neither in pip's find-links nor on {index}: name an index that has it, make setup TORCH_INDEX=https://...", file=sys.stderr)
+        print(
+            f"{requirement} is neither in pip's find-links nor on {index}: name an index that has it, make setup TORCH_INDEX=https://...",
+            file=sys.stderr,
+        )
         raise
 
 
 def _environment() -> dict:
     # Some machines export PYTHONDONTWRITEBYTECODE: every start of every service would compile its imports anew.
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV", "PYTHONPATH")}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV", "PYTHONPATH")
+    }
 
 
 def _run(command: list) -> None:

@@ -61,8 +61,16 @@ OWNER_ONLY, SERVICES = 0o600, 0o644
 
 def composed(own: dict[str, str], postgres: str = "postgres:5432", redis: str = "redis:6379") -> dict[str, str]:
     """The files that are made of others: addresses with their passwords, and the forms that services want to read."""
-    urls = {f"{user}_db_url": f"postgresql+psycopg://{user}:{own[f'{user}_db_password']}@{postgres}/{user}" for user in ("airflow", "mlflow", "ledger")}
-    auth = {"default_permission": "READ", "database_uri": urls["mlflow_db_url"], "admin_username": MLFLOW_USER, "admin_password": own["mlflow_password"]}
+    urls = {
+        f"{user}_db_url": f"postgresql+psycopg://{user}:{own[f'{user}_db_password']}@{postgres}/{user}"
+        for user in ("airflow", "mlflow", "ledger")
+    }
+    auth = {
+        "default_permission": "READ",
+        "database_uri": urls["mlflow_db_url"],
+        "admin_username": MLFLOW_USER,
+        "admin_password": own["mlflow_password"],
+    }
     auth["authorization_function"] = "mlflow.server.auth:authenticate_request_basic_auth"
     # Checking a password takes a third of a second, and a training's record some fifty requests.
     auth["auth_cache_ttl_seconds"] = LOGIN_SECONDS

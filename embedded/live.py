@@ -18,7 +18,13 @@ CATCH_UP_SECONDS = 60.0
 
 
 def open_live_cases(
-    url: str, home: Path, say: Callable[[str], None], airflow: Airflow | None = None, settings: Settings | None = None, *, traffic_runs: bool = False
+    url: str,
+    home: Path,
+    say: Callable[[str], None],
+    airflow: Airflow | None = None,
+    settings: Settings | None = None,
+    *,
+    traffic_runs: bool = False,
 ) -> list[str]:
     """Unpause the DAGs of the live cases and pause all others; returns the live cases. A broken case has no DAGs: it is said.
 

@@ -41,13 +41,19 @@ class Ports:
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Ports:
         """The defaults and free ports for :data:`DRAWN`, overridden by ``PERENNIAL_PORT_<NAME>``; ConfigError for what is no port or is given twice."""
         environment = os.environ if environment is None else environment
-        chosen = {name: _port(variable(name), environment[variable(name)]) for name in names() if variable(name) in environment}
+        chosen = {
+            name: _port(variable(name), environment[variable(name)])
+            for name in names()
+            if variable(name) in environment
+        }
         free = asdict(cls.free())
         ports = cls(**{name: free[name] for name in DRAWN} | chosen)
         taken: dict[int, str] = {}
         for name, port in asdict(ports).items():
             if port in taken:
-                raise ConfigError(f"port {port} is given to both {taken[port]} and {name}: set {variable(name)} to another one")
+                raise ConfigError(
+                    f"port {port} is given to both {taken[port]} and {name}: set {variable(name)} to another one"
+                )
             taken[port] = name
         return ports
 
@@ -66,9 +72,13 @@ class Ports:
     def require_free(self, but: Collection[str] = ()) -> None:
         """Raise Unavailable naming every busy port and the variable that moves it; those of the services ``but`` are not looked at."""
         own = {name: port for name, port in asdict(self).items() if name not in but}
-        busy = [f"{port} ({name}): set {variable(name)} to another one" for name, port in own.items() if not is_free(port)]
+        busy = [
+            f"{port} ({name}): set {variable(name)} to another one" for name, port in own.items() if not is_free(port)
+        ]
         if busy:
-            raise Unavailable("these ports are taken by other programs: " + "; ".join(busy) + ", or stop what listens there")
+            raise Unavailable(
+                "these ports are taken by other programs: " + "; ".join(busy) + ", or stop what listens there"
+            )
 
 
 def names() -> list[str]:

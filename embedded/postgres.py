@@ -33,9 +33,15 @@ _USERS = ("postgres", "nobody")
 
 def find() -> Path:
     """The folder of the newest server's programs; ConfigError naming the Debian package if there is none."""
-    versions = sorted((int(folder.name), folder / "bin") for folder in INSTALLED.glob("[0-9]*") if os.access(folder / "bin" / "postgres", os.X_OK))
+    versions = sorted(
+        (int(folder.name), folder / "bin")
+        for folder in INSTALLED.glob("[0-9]*")
+        if os.access(folder / "bin" / "postgres", os.X_OK)
+    )
     if not versions or versions[-1][0] < OLDEST:
-        raise ConfigError(f"there is no PostgreSQL {OLDEST} in {INSTALLED}: install Debian's package, `apt-get install {PACKAGE}`")
+        raise ConfigError(
+            f"there is no PostgreSQL {OLDEST} in {INSTALLED}: install Debian's package, `apt-get install {PACKAGE}`"
+        )
     return versions[-1][1]
 
 
@@ -46,7 +52,9 @@ def owner() -> str | None:
     for name in _USERS:
         with suppress(KeyError):
             return pwd.getpwnam(name).pw_name
-    raise ConfigError(f"PostgreSQL refuses to run as root, and none of the users {', '.join(_USERS)} exists: run this as an ordinary user")
+    raise ConfigError(
+        f"PostgreSQL refuses to run as root, and none of the users {', '.join(_USERS)} exists: run this as an ordinary user"
+    )
 
 
 def let_in(folder: Path) -> None:
@@ -72,7 +80,9 @@ def prepare(folder: Path, password: str) -> Path:
     if version.exists():
         made, own = version.read_text().strip(), programs.parent.name
         if made != own:
-            raise ConfigError(f"{data} was made by PostgreSQL {made}, here is {own}: install postgresql-{made}, or delete {folder} with what is in it")
+            raise ConfigError(
+                f"{data} was made by PostgreSQL {made}, here is {own}: install postgresql-{made}, or delete {folder} with what is in it"
+            )
         return data
     word = folder / "password"
     word.write_text(password)
@@ -81,25 +91,49 @@ def prepare(folder: Path, password: str) -> Path:
             os.chown(word, pwd.getpwnam(user).pw_uid, -1)
         word.chmod(0o600)
         options = ("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--data-checksums", "--no-sync")
-        argv = [str(programs / "initdb"), "--pgdata", str(data), "--username", SUPERUSER, "--pwfile", str(word), *options]
-        made = subprocess.run(argv, capture_output=True, text=True, check=False, env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"}, **_as(user))
+        argv = [
+            str(programs / "initdb"),
+            "--pgdata",
+            str(data),
+            "--username",
+            SUPERUSER,
+            "--pwfile",
+            str(word),
+            *options,
+        ]
+        made = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
+            **_as(user),
+        )
     finally:
         word.unlink()
     if made.returncode:
-        raise ConfigError(f"initdb of {data} ended with {made.returncode}: {(made.stderr or made.stdout).strip()[-600:]}")
+        raise ConfigError(
+            f"initdb of {data} ended with {made.returncode}: {(made.stderr or made.stdout).strip()[-600:]}"
+        )
     return data
 
 
 def command(data: Path, port: int) -> list[str]:
     """The server's argument list; it listens on 127.0.0.1 alone."""
     fixed = (f"listen_addresses={HOST}", f"port={port}", "unix_socket_directories=", *SETTINGS)
-    drop = ["setpriv", f"--reuid={user}", f"--regid={pwd.getpwnam(user).pw_gid}", "--clear-groups"] if (user := owner()) else []
+    drop = (
+        ["setpriv", f"--reuid={user}", f"--regid={pwd.getpwnam(user).pw_gid}", "--clear-groups"]
+        if (user := owner())
+        else []
+    )
     return [*drop, str(find() / "postgres"), "-D", str(data), *[part for setting in fixed for part in ("-c", setting)]]
 
 
 def ready(port: int) -> bool:
     """Whether the server takes connections."""
-    done = subprocess.run([str(find() / "pg_isready"), f"--host={HOST}", f"--port={port}", "--quiet", "--timeout=2"], check=False)
+    done = subprocess.run(
+        [str(find() / "pg_isready"), f"--host={HOST}", f"--port={port}", "--quiet", "--timeout=2"], check=False
+    )
     return done.returncode == 0
 
 
@@ -112,18 +146,36 @@ def make_databases(port: int, password: str, owners: Mapping[str, str]) -> None:
     from psycopg import sql
 
     try:
-        with psycopg.connect(host=HOST, port=port, user=SUPERUSER, password=password, dbname="postgres", autocommit=True, connect_timeout=10) as connection:
+        with psycopg.connect(
+            host=HOST,
+            port=port,
+            user=SUPERUSER,
+            password=password,
+            dbname="postgres",
+            autocommit=True,
+            connect_timeout=10,
+        ) as connection:
             for name, word in owners.items():
                 who, login = sql.Identifier(name), sql.Literal(word)
                 if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone():
-                    connection.execute(sql.SQL("CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE CONNECTION LIMIT 100").format(who))
-                connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(who, login))  # a secret that was lost is a new one now
+                    connection.execute(
+                        sql.SQL("CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE CONNECTION LIMIT 100").format(
+                            who
+                        )
+                    )
+                connection.execute(
+                    sql.SQL("ALTER ROLE {} PASSWORD {}").format(who, login)
+                )  # a secret that was lost is a new one now
                 if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
-                    connection.execute(sql.SQL("CREATE DATABASE {} OWNER {} ENCODING 'UTF8' TEMPLATE template0").format(who, who))
+                    connection.execute(
+                        sql.SQL("CREATE DATABASE {} OWNER {} ENCODING 'UTF8' TEMPLATE template0").format(who, who)
+                    )
                     connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(who))
     except psycopg.OperationalError as error:
         if "password" in str(error):
-            raise ConfigError(f"PostgreSQL on port {port} refuses the password in secrets/postgres_password: restore that file, or delete the data") from error
+            raise ConfigError(
+                f"PostgreSQL on port {port} refuses the password in secrets/postgres_password: restore that file, or delete the data"
+            ) from error
         raise Unavailable(f"PostgreSQL on port {port} does not answer: {error}") from error
 
 
@@ -146,7 +198,9 @@ def server(names: tuple[str, ...] = ("ledger",)) -> Iterator[dict[str, str]]:
         let_in(root)
         password = secrets.token_urlsafe(16)
         port = Ports.free().postgres
-        process = launch("postgres", command(prepare(root / "postgres", password), port), {"PATH": os.defpath}, root / "log")
+        process = launch(
+            "postgres", command(prepare(root / "postgres", password), port), {"PATH": os.defpath}, root / "log"
+        )
         try:
             wait(process, port)
             make_databases(port, password, dict.fromkeys(names, password))
@@ -160,7 +214,9 @@ def wait(process: Started, port: int, deadline: float = START_SECONDS) -> None:
     end = time.monotonic() + deadline
     while not ready(port):
         if not alive(process) or time.monotonic() > end:
-            raise Unavailable(f"PostgreSQL did not become ready within {deadline:g} s; the end of {process.log}:\n{last_lines(Path(process.log))}")
+            raise Unavailable(
+                f"PostgreSQL did not become ready within {deadline:g} s; the end of {process.log}:\n{last_lines(Path(process.log))}"
+            )
         time.sleep(0.1)
 
 

@@ -57,7 +57,14 @@ def launch(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path, me
     command = [sys.executable, "-I", "-S", str(ROOT / "embedded" / "guard.py"), str(writing)]
     with log.open("wb") as file, os.fdopen(reading) as told:
         guard = subprocess.Popen(
-            command, env={}, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT, pass_fds=[writing]
+            command,
+            env={},
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=ROOT,
+            pass_fds=[writing],
         )
         os.close(writing)
         assert guard.stdin is not None

@@ -39,16 +39,22 @@ def limits(cores: int, gib: float, given: dict[str, str]) -> dict[str, str]:
         except ValueError:
             fits = False
         if not fits:
-            raise ValueError(f"{name}={value}, but the container engine has {cores} cores: set {name} to a number up to that, in the environment or in .env")
+            raise ValueError(
+                f"{name}={value}, but the container engine has {cores} cores: set {name} to a number up to that, in the environment or in .env"
+            )
     return {name: given.get(name) or f"{min(usual, cores):g}" for name, usual in USUAL.items()}
 
 
 def engine() -> tuple[int, float]:
     """Cores and GiB of memory of the engine that `docker` talks to. Raises ValueError if it does not answer."""
-    done = subprocess.run(["docker", "info", "--format", "{{.NCPU}} {{.MemTotal}}"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["docker", "info", "--format", "{{.NCPU}} {{.MemTotal}}"], capture_output=True, text=True, check=False
+    )
     words = done.stdout.split()
     if done.returncode or len(words) != 2 or words[0] == "0":
-        raise ValueError(f"the container engine does not answer: {done.stderr.strip() or done.stdout.strip()}: start it")
+        raise ValueError(
+            f"the container engine does not answer: {done.stderr.strip() or done.stdout.strip()}: start it"
+        )
     return int(words[0]), int(words[1]) / 2**30
 
 

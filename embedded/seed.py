@@ -61,13 +61,17 @@ def main() -> int:
         settings = Settings()
         target = settings.data_dir or settings.root / "data"
         print(f"reference data in {target}: {', '.join(reference_data(target)) or 'all there'}", flush=True)
-        live = open_live_cases(settings.airflow_url, settings.root, lambda line: print(line, flush=True), client(settings))
+        live = open_live_cases(
+            settings.airflow_url, settings.root, lambda line: print(line, flush=True), client(settings)
+        )
         champions = {release.case: release.champion for release in probe.champions(settings.root)}
     except PerennialError as error:
         print(f"seed: {error}", file=sys.stderr)
         return error.exit_code
     for case in live:
-        print(f"{case}: {f'version {champions[case]} serves' if case in champions else 'no champion yet: look at its training run in Airflow'}")
+        print(
+            f"{case}: {f'version {champions[case]} serves' if case in champions else 'no champion yet: look at its training run in Airflow'}"
+        )
     return 0 if set(live) <= set(champions) else 1
 
 

@@ -15,7 +15,12 @@ from pipelines.config import Settings, read_settings
 from pipelines.errors import ConfigError
 from pipelines.places import TAG
 
-AIRFLOW_PARTS = {"api-server": "metadatabase", "scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
+AIRFLOW_PARTS = {
+    "api-server": "metadatabase",
+    "scheduler": "scheduler",
+    "dag-processor": "dag_processor",
+    "triggerer": "triggerer",
+}
 """Airflow's process -> its name in the health answer."""
 
 PROFILES = ("embedded", "full")
@@ -40,7 +45,9 @@ def settings_environment(home: Path, ports: Ports) -> dict[str, str]:
     }
 
 
-def full_environment(home: Path, ports: Ports, extra: Mapping[str, str] | None = None, profile: str = "embedded") -> dict[str, str]:
+def full_environment(
+    home: Path, ports: Ports, extra: Mapping[str, str] | None = None, profile: str = "embedded"
+) -> dict[str, str]:
     """What every process but Triton gets: Airflow's settings, the stack's addresses and tag, no telemetry; ``extra`` wins."""
     own = {
         **settings_environment(home, ports),
@@ -50,7 +57,9 @@ def full_environment(home: Path, ports: Ports, extra: Mapping[str, str] | None =
         # A train task that tokenised on threads of its own could not fork its ranks any more.
         "TOKENIZERS_PARALLELISM": "false",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(mlflow_hosts(ports.mlflow, (extra or {}).get(hosts.VARIABLE, os.environ.get(hosts.VARIABLE, "")))),
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(
+            mlflow_hosts(ports.mlflow, (extra or {}).get(hosts.VARIABLE, os.environ.get(hosts.VARIABLE, "")))
+        ),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "DO_NOT_TRACK": "true",
@@ -85,13 +94,23 @@ def settings_of(home: Path, env: Mapping[str, str]) -> Settings:
             try:
                 found[name] = Path(file).read_text().strip()
             except OSError as error:
-                raise ConfigError(f"{variable}_FILE names {file}, which cannot be read ({error}): `make down`, then `make up` makes it anew") from error
+                raise ConfigError(
+                    f"{variable}_FILE names {file}, which cannot be read ({error}): `make down`, then `make up` makes it anew"
+                ) from error
         if variable in env:
             found[name] = env[variable]
     return read_settings(**{**found, "home": home})
 
 
-def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool, broken: list[str] | None = None, profile: str = "embedded") -> list[Service]:
+def services(
+    home: Path,
+    ports: Ports,
+    env: Mapping[str, str],
+    *,
+    traffic: bool,
+    broken: list[str] | None = None,
+    profile: str = "embedded",
+) -> list[Service]:
     """All services of the stack, but those that the others stand on (full.foundation).
 
     With a list ``broken`` Triton's check is that of a start: it brings the champions back first and puts what
@@ -108,7 +127,14 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
             triton.command(home, ports),
             triton.environment(home),
             f"grpc://{HOST}:{ports.triton_grpc}",
-            lambda: triton.ready(home, ports) and (probe.champions_answer(home, ports, known) if broken is None else probe.restore(home, ports, broken, known)),
+            lambda: (
+                triton.ready(home, ports)
+                and (
+                    probe.champions_answer(home, ports, known)
+                    if broken is None
+                    else probe.restore(home, ports, broken, known)
+                )
+            ),
             mend=("env", "-i", f"PATH={os.defpath}", f"PERENNIAL_HOME={home}", *python, "embedded.probe"),
         ),
         Service(
@@ -145,12 +171,19 @@ def services(home: Path, ports: Ports, env: Mapping[str, str], *, traffic: bool,
             {**light, "MALLOC_ARENA_MAX": "2"},
             urls["PERENNIAL_GATEWAY_URL"],
             # Without any champion it has nothing to be ready for until the first promotion.
-            lambda: http.status(f"http://{HOST}:{ports.gateway}/{'healthz' if broken or not probe.champions(home, known) else 'readyz'}") == 200,
+            lambda: (
+                http.status(
+                    f"http://{HOST}:{ports.gateway}/{'healthz' if broken or not probe.champions(home, known) else 'readyz'}"
+                )
+                == 200
+            ),
         ),
     ]
     for name, argv in airflow.components().items():
         address = urls["PERENNIAL_AIRFLOW_URL"] if name == "api-server" else ""
-        found.append(Service(name, argv, env, address, _airflow_check(urls["PERENNIAL_AIRFLOW_URL"], AIRFLOW_PARTS[name])))
+        found.append(
+            Service(name, argv, env, address, _airflow_check(urls["PERENNIAL_AIRFLOW_URL"], AIRFLOW_PARTS[name]))
+        )
     if profile == "full":
         found = [*(full.changed(service, home, ports, env) for service in found), *full.additional(home, ports, env)]
     if traffic:
@@ -162,7 +195,11 @@ def missing_environment() -> str:
     """What keeps the gateway and Airflow from starting, or nothing."""
     wanted = [Path(sys.executable).parent / name for name in ("airflow", "mlflow", "uvicorn")]
     absent = [path.name for path in wanted if not os.access(path, os.X_OK)]
-    return f"{', '.join(absent)} not installed beside {sys.executable}: run `make setup` and use .venv/bin/python" if absent else ""
+    return (
+        f"{', '.join(absent)} not installed beside {sys.executable}: run `make setup` and use .venv/bin/python"
+        if absent
+        else ""
+    )
 
 
 def _airflow_check(url: str, part: str) -> Callable[[], bool]:

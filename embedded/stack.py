@@ -122,7 +122,9 @@ def start(
         except BaseException:
             stop(home)
             raise
-    kept = {name: value for name, value in env.items() if name.startswith(("PERENNIAL_", "AIRFLOW")) and value != record.tag}
+    kept = {
+        name: value for name, value in env.items() if name.startswith(("PERENNIAL_", "AIRFLOW")) and value != record.tag
+    }
     return Stack(home, ports, {process.name: process.pid for process in record.processes}, kept, tuple(broken))
 
 
@@ -149,12 +151,18 @@ def again(home: Path, name: str) -> Started:
     record = read(home)
     found = {service.name: service for service in _all(home, record)} if record else {}
     if record is None or name not in found:
-        raise ConfigError(f"the stack of {home} has no service {name!r}: choose one of {', '.join(found) or 'none, it does not run'}")
+        raise ConfigError(
+            f"the stack of {home} has no service {name!r}: choose one of {', '.join(found) or 'none, it does not run'}"
+        )
     others = tuple(process for process in record.processes if process.name != name)
-    if len(others) < len(record.processes) and any(alive(process) for process in record.processes if process.name == name):
+    if len(others) < len(record.processes) and any(
+        alive(process) for process in record.processes if process.name == name
+    ):
         raise ConflictError(f"{name} of {home} is running: end it first")
     if left := sweep(record.tag, name):
-        raise Unavailable(f"{left} process(es) that {name} of {home} left could not be ended: `make down`, then `make up`")
+        raise Unavailable(
+            f"{left} process(es) that {name} of {home} left could not be ended: `make down`, then `make up`"
+        )
     return _launch(home, replace(record, processes=others), found[name]).processes[-1]
 
 
@@ -170,7 +178,9 @@ def refuse_if_running(home: Path) -> None:
     running = [process for process in record.processes if alive(process)] if record else []
     if running:
         names = ", ".join(f"{process.name} ({process.pid})" for process in running)
-        raise ConflictError(f"a stack of {home} is already running: {names}; look at it with `make status`, stop it with `make down` (and the same STATE)")
+        raise ConflictError(
+            f"a stack of {home} is already running: {names}; look at it with `make status`, stop it with `make down` (and the same STATE)"
+        )
 
 
 def read(home: Path) -> Record | None:
@@ -180,7 +190,9 @@ def read(home: Path) -> Record | None:
         found = json.loads(path.read_text())
         return Record(
             found["tag"],
-            Ports(**{name: port for name, port in found["ports"].items() if name in names()}),  # a record of an older commit may have more
+            Ports(
+                **{name: port for name, port in found["ports"].items() if name in names()}
+            ),  # a record of an older commit may have more
             found["traffic"],
             tuple(Started(**process) for process in found["processes"]),
             found.get("profile", "embedded"),
@@ -188,7 +200,9 @@ def read(home: Path) -> Record | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}): delete it and run `make down`, which finds the processes without it") from error
+        raise ConfigError(
+            f"{path} cannot be read ({error}): delete it and run `make down`, which finds the processes without it"
+        ) from error
 
 
 def status(home: Path) -> list[dict[str, str]]:
@@ -238,14 +252,22 @@ def _state(service: Service, process: Started | None) -> str:
 
 def _launch(home: Path, record: Record, service: Service) -> Record:
     process = replace(
-        launch(service.name, service.argv, service.env, home / "logs" / f"{service.name}.log", service.mend), stop=service.stop, last=service.last
+        launch(service.name, service.argv, service.env, home / "logs" / f"{service.name}.log", service.mend),
+        stop=service.stop,
+        last=service.last,
     )
     record = replace(record, processes=(*record.processes, process))
     _write(home, record)
     return record
 
 
-def _wait(wanted: Sequence[Service], record: Record, began: float, deadline: float, on_ready: Callable[[str, float], None] | None) -> None:
+def _wait(
+    wanted: Sequence[Service],
+    record: Record,
+    began: float,
+    deadline: float,
+    on_ready: Callable[[str, float], None] | None,
+) -> None:
     """Poll until every check holds; a dead process or the deadline ends the wait with Unavailable."""
     running = {process.name: process for process in record.processes}
     missing = list(wanted)
@@ -257,7 +279,9 @@ def _wait(wanted: Sequence[Service], record: Record, began: float, deadline: flo
                     on_ready(service.name, time.monotonic() - began)
         for process in running.values():
             if not alive(process):
-                raise Unavailable(f"{process.name} ended during the start; the end of {process.log}:\n{last_lines(Path(process.log))}")
+                raise Unavailable(
+                    f"{process.name} ended during the start; the end of {process.log}:\n{last_lines(Path(process.log))}"
+                )
         if not missing:
             return
         if time.monotonic() - began > deadline:
@@ -296,7 +320,11 @@ def _sweep_writes(home: Path) -> None:
     settings = Settings(home=home)
     for folder in (settings.root / "artefacts", settings.lake, settings.prediction_log, settings.model_repository):
         sweep_writes(folder)
-    for path in (home / RECORD, home / ENV, *(home / name / "x" for name in ("secrets", "traffic", "airflow", "prometheus"))):
+    for path in (
+        home / RECORD,
+        home / ENV,
+        *(home / name / "x" for name in ("secrets", "traffic", "airflow", "prometheus")),
+    ):
         wanted = re.compile(rf"\.{re.escape(path.name) if path.name != 'x' else '.+'}\.([a-z0-9_]{{8}}|\d+)")
         for found in path.parent.glob(".*"):
             if wanted.fullmatch(found.name) and found.is_file():
@@ -311,7 +339,9 @@ def _locked(home: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConflictError(f"somebody else is starting a stack of {home} right now: wait for it, then look with `make status`") from error
+            raise ConflictError(
+                f"somebody else is starting a stack of {home} right now: wait for it, then look with `make status`"
+            ) from error
         yield
 
 
@@ -323,7 +353,9 @@ def _require_folders(settings: Settings) -> None:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise ConfigError(f"{folder} cannot be written ({error}): mend it, or set PERENNIAL_HOME (STATE=) to another folder") from error
+            raise ConfigError(
+                f"{folder} cannot be written ({error}): mend it, or set PERENNIAL_HOME (STATE=) to another folder"
+            ) from error
 
 
 def _make_key(home: Path) -> None:
@@ -345,5 +377,9 @@ def _write(home: Path, record: Record) -> None:
 
 def _write_env(home: Path, env: Mapping[str, str]) -> None:
     """The addresses for programs of this state folder, and where their secrets lie (pipelines/places.py)."""
-    lines = (f"{name}={env[name]}" for name in sorted(env) if name.startswith("PERENNIAL_") and name not in (TAG, "PERENNIAL_PRELOAD") and " " not in env[name])
+    lines = (
+        f"{name}={env[name]}"
+        for name in sorted(env)
+        if name.startswith("PERENNIAL_") and name not in (TAG, "PERENNIAL_PRELOAD") and " " not in env[name]
+    )
     write_atomic(home / ENV, ("\n".join(lines) + "\n").encode())

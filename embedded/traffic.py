@@ -54,7 +54,9 @@ class Place:
 
 def live_cases() -> list[str]:
     """The cases that follow today's clock and can work."""
-    return [case.name for case in survey() if not case.problem and case.params is not None and case.params.schedule.live]
+    return [
+        case.name for case in survey() if not case.problem and case.params is not None and case.params.schedule.live
+    ]
 
 
 def place_file(settings: Settings, case: str) -> Path:
@@ -85,7 +87,11 @@ def advance(settings: Settings, gateway: httpx.Client, case: str, now: datetime)
     most = BATCH if fields.text is None else BATCH_TEXTS
     for batch, end in _batches(stream.rows(source, Window(start=place.rows, end=now), params), "event_time", now, most):
         items = [
-            {"prediction_id": row["id"], "event_time": row["event_time"].isoformat(), **{name: row[name] for name in fields.names}}
+            {
+                "prediction_id": row["id"],
+                "event_time": row["event_time"].isoformat(),
+                **{name: row[name] for name in fields.names},
+            }
             for row in batch.iter_rows(named=True)
         ]
         rows += _post(gateway, f"/v1/cases/{case}/predict", "rows", items)
@@ -94,7 +100,11 @@ def advance(settings: Settings, gateway: httpx.Client, case: str, now: datetime)
     due = Window(start=max(place.since, place.labels - delay), end=max(place.since, now - delay))
     for batch, end in _batches(stream.rows(source, due, params), "label_time", now):
         items = [
-            {"prediction_id": row["id"], "label": label_sent(fields, row[fields.label]), "event_time": row["label_time"].isoformat()}
+            {
+                "prediction_id": row["id"],
+                "label": label_sent(fields, row[fields.label]),
+                "event_time": row["label_time"].isoformat(),
+            }
             for row in batch.iter_rows(named=True)
         ]
         labels += _post(gateway, f"/v1/cases/{case}/labels", "labels", items)
@@ -109,7 +119,9 @@ def caught_up(settings: Settings, case: str, until: datetime) -> bool:
     params, stream, place = load_params(case), part(case, "source"), read_place(settings, case, until)
     source, delay = stream.resolve(settings, params), timedelta(days=params.label_delay_days)
     left = [(place.rows, until), (max(place.since, place.labels - delay), until - delay)]
-    return all(start >= end or stream.rows(source, Window(start=start, end=end), params).is_empty() for start, end in left)
+    return all(
+        start >= end or stream.rows(source, Window(start=start, end=end), params).is_empty() for start, end in left
+    )
 
 
 def label_sent(fields: Fields, label: int) -> int | str:
@@ -117,7 +129,9 @@ def label_sent(fields: Fields, label: int) -> int | str:
     return fields.classes[label] if fields.classes else label
 
 
-def _batches(frame: pl.DataFrame, moment: str, now: datetime, most: int = BATCH) -> Iterator[tuple[pl.DataFrame, datetime]]:
+def _batches(
+    frame: pl.DataFrame, moment: str, now: datetime, most: int = BATCH
+) -> Iterator[tuple[pl.DataFrame, datetime]]:
     """Batches of a frame sorted by ``moment``, each with the time up to which everything is sent once it is."""
     for start in range(0, frame.height, most):
         batch = frame[start : start + most]
@@ -174,7 +188,9 @@ def run(settings: Settings) -> None:
 
 def _client(settings: Settings) -> httpx.Client:
     key = settings.key_file.read_text().strip()
-    return httpx.Client(base_url=settings.address("gateway_url"), headers={"X-API-Key": key}, timeout=30, trust_env=False)
+    return httpx.Client(
+        base_url=settings.address("gateway_url"), headers={"X-API-Key": key}, timeout=30, trust_env=False
+    )
 
 
 def main() -> None:

@@ -86,7 +86,9 @@ def settings(home: Path, ports: Ports) -> Settings:
 
 def environment(home: Path) -> dict[str, str]:
     """The server's environment: Triton's own virtual environment and nothing of ours that would reach its Python stubs."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON") and name != "VIRTUAL_ENV"}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTHON") and name != "VIRTUAL_ENV"
+    }
     libpython = check_machine.find_libpython(_prefix())
     folders = [str(SITE / "nvidia_pytriton.libs"), *([libpython] if libpython not in ("", "loader") else [])]
     return {
@@ -136,7 +138,9 @@ def start_triton(home: Path, ports: Ports, *, deadline: float = 60.0) -> Started
     while not ready(home, ports):
         if not alive(process) or time.monotonic() > end_of_wait:
             stop_triton(home, process)
-            raise Unavailable(f"triton did not become ready within {deadline:g} s; the end of {log}:\n{last_lines(log)}")
+            raise Unavailable(
+                f"triton did not become ready within {deadline:g} s; the end of {log}:\n{last_lines(log)}"
+            )
         time.sleep(0.1)
     return process
 

@@ -31,7 +31,11 @@ def audit(settings: Settings, case: str | None = None) -> dict[str, Any]:
     found: list[Finding] = []
     checked = []
     runs = settings.root / "artefacts"
-    known = [case] if case else sorted({*ledger.cases(settings.ledger), *(path.name for path in runs.glob("[!.]*") if path.is_dir())})
+    known = (
+        [case]
+        if case
+        else sorted({*ledger.cases(settings.ledger), *(path.name for path in runs.glob("[!.]*") if path.is_dir())})
+    )
     for name in known:
         # The manifests first: what they name was written before.
         manifests = list(_manifests(runs / name))
@@ -62,7 +66,13 @@ def within(case: str, rows: Mapping[str, Iterable[Rows]]) -> Iterator[Finding]:
     yield from _drift(case, rows)
     for position, row in enumerate(rows["alert_runs"], start=1):
         if row["seq"] != position:
-            yield Finding(case=case, table="alert_runs", row=f"seq {row['seq']}", column="seq", problem=f"row {position} should follow: rows are missing")
+            yield Finding(
+                case=case,
+                table="alert_runs",
+                row=f"seq {row['seq']}",
+                column="seq",
+                problem=f"row {position} should follow: rows are missing",
+            )
             break
 
 
@@ -79,21 +89,34 @@ def _releases(case: str, rows: Iterable[Rows], verdicts: Mapping[str, Any]) -> I
         if release.seq != position:
             yield wrong(column="seq", problem=f"row {position} should stand here: rows are missing")
         if release.previous_hash != previous:
-            yield wrong(column="row", problem="does not continue the chain: its previous_hash is not the hash of the row before it")
+            yield wrong(
+                column="row",
+                problem="does not continue the chain: its previous_hash is not the hash of the row before it",
+            )
         previous = release.hash
         verdict = verdicts.get(release.verdict_hash or "")
         if verdict is None:
-            yield wrong(column="row", problem=f"rests on the verdict {(release.verdict_hash or 'none')[:12]}, which the ledger does not have")
+            yield wrong(
+                column="row",
+                problem=f"rests on the verdict {(release.verdict_hash or 'none')[:12]}, which the ledger does not have",
+            )
         elif release.action == "promote" and verdict.get("decision") != "promote":
             yield wrong(column="row", problem=f"promotes a candidate whose verdict is {verdict.get('decision')}")
         own = ("champion", "candidate_key", "bundle", "verdict_hash")
-        if release.action == "rollback" and not any(all(getattr(one, name) == getattr(release, name) for name in own) for one in known):
-            yield wrong(column="row", problem=f"goes back to version {release.champion}, which no earlier release let serve so")
+        if release.action == "rollback" and not any(
+            all(getattr(one, name) == getattr(release, name) for name in own) for one in known
+        ):
+            yield wrong(
+                column="row", problem=f"goes back to version {release.champion}, which no earlier release let serve so"
+            )
         known.append(release)
 
 
 def _drift(case: str, rows: Mapping[str, Iterable[Rows]]) -> Iterator[Finding]:
-    opened, judged = {row["episode"] for row in rows["drift_episodes"]}, {str(row["as_of"]).partition("#")[0] for row in rows["drift_states"]}
+    opened, judged = (
+        {row["episode"] for row in rows["drift_episodes"]},
+        {str(row["as_of"]).partition("#")[0] for row in rows["drift_states"]},
+    )
     for row in rows["drift_states"]:
         wrong = partial(Finding, case=case, table="drift_states", row=f"as_of {row['as_of']}", column="state")
         try:
@@ -106,11 +129,19 @@ def _drift(case: str, rows: Mapping[str, Iterable[Rows]]) -> Iterator[Finding]:
             yield wrong(problem=f"names the episode {episode}, which the ledger does not have")
     for row in rows["drift_chain"]:
         if str(row["as_of"]).partition("#")[0] not in judged:
-            yield Finding(case=case, table="drift_chain", row=f"previous {row['previous']}", column="as_of", problem=f"names {row['as_of']}: no such state")
+            yield Finding(
+                case=case,
+                table="drift_chain",
+                row=f"previous {row['previous']}",
+                column="as_of",
+                problem=f"names {row['as_of']}: no such state",
+            )
     for row in rows["drift_episodes"]:
         if row["as_of"] not in judged:
             problem = f"was opened at {row['as_of']}, and there is no state of that window"
-            yield Finding(case=case, table="drift_episodes", row=f"episode {row['episode']}", column="as_of", problem=problem)
+            yield Finding(
+                case=case, table="drift_episodes", row=f"episode {row['episode']}", column="as_of", problem=problem
+            )
 
 
 # --- what lies outside of the database ---------------------------------------------------------------
@@ -126,7 +157,9 @@ def _manifests(folder: Path) -> Iterator[tuple[Path, Manifest | str]]:
                 yield path, str(error)
 
 
-def _runs(case: str, rows: Mapping[str, Iterable[Rows]], manifests: Iterable[tuple[Path, Manifest | str]]) -> Iterator[Finding]:
+def _runs(
+    case: str, rows: Mapping[str, Iterable[Rows]], manifests: Iterable[tuple[Path, Manifest | str]]
+) -> Iterator[Finding]:
     """Whether the ledger has what the runs say that they entered."""
     verdicts = {row["gate_key"]: row["hash"] for row in rows["verdicts"]}
     releases = {row["seq"]: _champion(row) for row in rows["releases"]}
@@ -139,8 +172,14 @@ def _runs(case: str, rows: Mapping[str, Iterable[Rows]], manifests: Iterable[tup
         facts = manifest.facts
         if manifest.step == "gate" and verdicts.get(manifest.key) != facts.get("verdict_sha256"):
             said = "no verdict" if manifest.key not in verdicts else "another verdict"
-            yield wrong(problem=f"the ledger has {said} of this gate run (gate_key {manifest.key[:12]}, {str(facts.get('verdict_sha256'))[:12]})")
-        if manifest.step == "rollout" and facts.get("seq") is not None and releases.get(facts["seq"]) != facts.get("version"):
+            yield wrong(
+                problem=f"the ledger has {said} of this gate run (gate_key {manifest.key[:12]}, {str(facts.get('verdict_sha256'))[:12]})"
+            )
+        if (
+            manifest.step == "rollout"
+            and facts.get("seq") is not None
+            and releases.get(facts["seq"]) != facts.get("version")
+        ):
             yield wrong(
                 problem=f"released version {facts.get('version')} as release {facts['seq']}; the ledger has {releases.get(facts['seq'], 'no such row')}"
             )
@@ -170,10 +209,18 @@ def _bundles(settings: Settings, case: str, rows: Mapping[str, Iterable[Rows]]) 
         wrong = partial(Finding, case=case, table="artefacts", row=release.bundle)
         try:
             folder = storage.find(settings.root / release.bundle, release.candidate_key)
-            beside = [storage.read_manifest(path.parent, verify=False) for path in sorted(folder.parent.glob(f"gate*/{MANIFEST}"))]
+            beside = [
+                storage.read_manifest(path.parent, verify=False)
+                for path in sorted(folder.parent.glob(f"gate*/{MANIFEST}"))
+            ]
             judged = [gate.inputs["evaluate"] for gate in beside if (release.verdict_hash, gate.key) in gates]
-            evaluated = [storage.read_manifest(storage.find(folder.parent / "evaluate", key), verify=False).inputs.get("export") for key in judged]
+            evaluated = [
+                storage.read_manifest(storage.find(folder.parent / "evaluate", key), verify=False).inputs.get("export")
+                for key in judged
+            ]
             if release.candidate_key not in evaluated:
-                yield wrong(problem=f"no gate run beside it judged this artefact with the verdict that release {release.seq} cites")
+                yield wrong(
+                    problem=f"no gate run beside it judged this artefact with the verdict that release {release.seq} cites"
+                )
         except (PerennialError, OSError, KeyError) as error:
             yield wrong(problem=str(error))

@@ -43,7 +43,11 @@ def _history(params: Params, settings: Settings) -> dict[str, Any]:
     """The releases of a case: which version, since when, by whom, why, and on which verdict; and the verdicts that released nothing."""
     from pipelines.reports import history
 
-    return {"case": params.case, "releases": history.releases(settings, params.case), "verdicts": history.verdicts(settings, params.case)}
+    return {
+        "case": params.case,
+        "releases": history.releases(settings, params.case),
+        "verdicts": history.verdicts(settings, params.case),
+    }
 
 
 def _history_table(answer: dict[str, Any]) -> Any:
@@ -73,7 +77,14 @@ def _replay(
     """Replay history under several retrain policies, and show loss against cost: JSON, a picture and a page."""
     from pipelines.replay import command
 
-    asked = {"policies": policies, "since": since and since.date(), "until": until and until.date(), "months": months, "price": price, "seeds": seeds}
+    asked = {
+        "policies": policies,
+        "since": since and since.date(),
+        "until": until and until.date(),
+        "months": months,
+        "price": price,
+        "seeds": seeds,
+    }
     return command.run(params, settings, asked)
 
 
@@ -101,7 +112,9 @@ def _alerts(params: Params, settings: Settings) -> dict[str, Any]:
     """The alerts that a case had: since when, how often found, open or resolved; and the silences in force."""
     found = ledger.alerts(settings.ledger, params.case)
     newest = ledger.alert_runs(settings.ledger, params.case, last=1)
-    silences = ledger.silences(settings.ledger, params.case, datetime.fromisoformat(newest[0]["as_of"])) if newest else []
+    silences = (
+        ledger.silences(settings.ledger, params.case, datetime.fromisoformat(newest[0]["as_of"])) if newest else []
+    )
     return {"case": params.case, "alerts": [alert.model_dump(mode="json") for alert in found], "silences": silences}
 
 
@@ -111,13 +124,17 @@ def _silence(params: Params, settings: Settings, *, rule: str, until: datetime, 
     return {"case": params.case, "rule": rule, "until": until.isoformat(), "actor": settings.who}
 
 
-def _metrics(params: Params | None, settings: Settings, *, port: int | None = None, host: str = "127.0.0.1") -> dict[str, Any]:
+def _metrics(
+    params: Params | None, settings: Settings, *, port: int | None = None, host: str = "127.0.0.1"
+) -> dict[str, Any]:
     """Write what Prometheus may know to metrics.prom in the state folder, or serve it at /metrics on a port."""
     from pipelines.reports import metrics
 
     def asked() -> tuple[list[Params], dict[str, str]]:
         found = survey(settings) if params is None else [Case(params.case, params)]
-        return [case.params for case in found if case.params is not None], {case.name: case.problem for case in found if case.problem}
+        return [case.params for case in found if case.params is not None], {
+            case.name: case.problem for case in found if case.problem
+        }
 
     if port is not None:
         metrics.serve(settings, asked, host, port)
@@ -148,7 +165,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 """Commands about a case that are no steps; the first line of the docstring is their help, the answer is printed."""
 EVERY_CASE = {"metrics", "audit"}
 """Commands that speak of all cases unless one is named."""
-HOLDS: dict[str, Callable[[Any], bool]] = {"reproduce": lambda answer: answer["identical"], "audit": lambda answer: answer["ok"]}
+HOLDS: dict[str, Callable[[Any], bool]] = {
+    "reproduce": lambda answer: answer["identical"],
+    "audit": lambda answer: answer["ok"],
+}
 """Commands that answer a question: exit code 1 says no."""
 TABLES: dict[str, Callable[[Any], Any]] = {"history": _history_table, "replay": _replay_table}
 """What a person at a terminal gets of these commands; the answers of all others are drawn alike (reports/answers.py)."""
@@ -168,7 +188,9 @@ def parse_as_of(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a date nor an ISO 8601 time: write 2009-05-01 or 2009-05-01T02:00:00Z") from error
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a date nor an ISO 8601 time: write 2009-05-01 or 2009-05-01T02:00:00Z"
+        ) from error
     if moment.microsecond:
         raise argparse.ArgumentTypeError(f"{text!r} has a fraction of a second: a run is named by whole seconds")
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
@@ -194,18 +216,37 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "reason": {"metavar": "TEXT", "help": WHY},
     "host": {"metavar": "ADDRESS", "help": "where to listen (127.0.0.1)"},
     "port": {"type": int, "metavar": "PORT", "help": "listen until the process is ended"},
-    "since": {"type": parse_as_of, "metavar": "TIME", "help": f"the first champion learns from the rows before it: {_MOMENT}; default: the case's own"},
+    "since": {
+        "type": parse_as_of,
+        "metavar": "TIME",
+        "help": f"the first champion learns from the rows before it: {_MOMENT}; default: the case's own",
+    },
     "policies": {"metavar": "LIST", "help": f"with commas, of {DEFAULT_POLICIES}; default: all"},
     "months": {"type": int, "metavar": "N", "help": "so many calendar months from the start instead of --until"},
-    "price": {"type": float, "metavar": "NATS", "help": "what a retraining must save to have paid: mean log-loss of one tick; default: the case's own"},
-    "seeds": {"type": parse_seeds, "metavar": "LIST", "help": "training seeds with commas, to show means over them; default: the case's"},
+    "price": {
+        "type": float,
+        "metavar": "NATS",
+        "help": "what a retraining must save to have paid: mean log-loss of one tick; default: the case's own",
+    },
+    "seeds": {
+        "type": parse_seeds,
+        "metavar": "LIST",
+        "help": "training seeds with commas, to show means over them; default: the case's",
+    },
     "from_version": {
         "type": int,
         "metavar": "NUMBER",
         "help": "the version to take back: nothing changes if another one serves; default: what was promoted last, once",
     },
-    "despite_verdict": {"action": "store_true", "help": "release a version that the gate did not promote: the row says who did so and why"},
-    "version": {"type": int, "metavar": "NUMBER", "help": "a model version, as MLflow, Triton and the history number it"},
+    "despite_verdict": {
+        "action": "store_true",
+        "help": "release a version that the gate did not promote: the row says who did so and why",
+    },
+    "version": {
+        "type": int,
+        "metavar": "NUMBER",
+        "help": "a model version, as MLflow, Triton and the history number it",
+    },
 }
 """What the commands take beside the case, by the names of their functions' arguments; what has a default need not be given."""
 ORDERS = {"version", "from_version", "despite_verdict"}
@@ -228,7 +269,11 @@ def build_parser() -> argparse.ArgumentParser:
             # A step's folder is named by its as_of; what leaves no folder may know a default of its own.
             command.add_argument("--as-of", required="run_dir" in takes, **OPTIONS["as_of"])
         if "trigger" in takes:
-            command.add_argument("--trigger", choices=get_args(Trigger), help="what started the run: initial before the first champion, else manual")
+            command.add_argument(
+                "--trigger",
+                choices=get_args(Trigger),
+                help="what started the run: initial before the first champion, else manual",
+            )
         if "reason" in takes:
             command.add_argument("--reason", required=takes["reason"], metavar="TEXT", help=WHY)
         for option in sorted(ORDERS & takes.keys()):
@@ -239,13 +284,20 @@ def build_parser() -> argparse.ArgumentParser:
         for option, argument in inspect.signature(function).parameters.items():
             if option in OPTIONS:
                 needed = argument.default is argument.empty
-                command.add_argument(f"--{option.replace('_', '-')}", required=needed, default=None if needed else argument.default, **OPTIONS[option])
+                command.add_argument(
+                    f"--{option.replace('_', '-')}",
+                    required=needed,
+                    default=None if needed else argument.default,
+                    **OPTIONS[option],
+                )
     return parser
 
 
 def _command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
-    command.add_argument("--case", required=name not in EVERY_CASE, metavar="CASE", help=f"one of {', '.join(case_names())}")
+    command.add_argument(
+        "--case", required=name not in EVERY_CASE, metavar="CASE", help=f"one of {', '.join(case_names())}"
+    )
     command.add_argument("--debug", action="store_true", help="show debug logs, and the traceback of an error")
     command.add_argument("--json", action="store_true", help="one line of JSON, also on a terminal")
     return command
@@ -260,7 +312,9 @@ def _arguments_of_run(tree: ast.Module) -> dict[str, bool]:
     [run] = [node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
     positional = [argument.arg for argument in run.args]
     optional = set(positional[len(positional) - len(run.defaults) :])
-    optional |= {argument.arg for argument, default in zip(run.kwonlyargs, run.kw_defaults, strict=True) if default is not None}
+    optional |= {
+        argument.arg for argument, default in zip(run.kwonlyargs, run.kw_defaults, strict=True) if default is not None
+    }
     return {name: name not in optional for name in (*positional, *(argument.arg for argument in run.kwonlyargs))}
 
 
@@ -280,10 +334,20 @@ def run_command(given: argparse.Namespace, params: Params | None, settings: Sett
     if not isinstance(answer, Manifest):
         return answer.model_dump(mode="json") if isinstance(answer, BaseModel) else answer
     manifest = settings.run_dir(params.case, answer.as_of) / given.command / MANIFEST
-    return answer.model_dump(mode="json", include={"step", "case", "as_of", "key", "facts"}) | {"manifest": str(manifest)}
+    return answer.model_dump(mode="json", include={"step", "case", "as_of", "key", "facts"}) | {
+        "manifest": str(manifest)
+    }
 
 
-def _run_step(name: str, params: Params, settings: Settings, as_of: datetime | None, reason: str | None, trigger: Trigger | None = None, **orders: Any) -> Any:
+def _run_step(
+    name: str,
+    params: Params,
+    settings: Settings,
+    as_of: datetime | None,
+    reason: str | None,
+    trigger: Trigger | None = None,
+    **orders: Any,
+) -> Any:
     run = import_module(f"pipelines.steps.{name}").run
     takes = set(inspect.signature(run).parameters)
     offers: dict[str, Any] = {"params": params, "settings": settings, "actor": settings.who, "reason": reason, **orders}
@@ -298,13 +362,19 @@ def _run_step(name: str, params: Params, settings: Settings, as_of: datetime | N
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = build_parser().parse_args(argv)
-    logging.basicConfig(stream=sys.stderr, level=logging.DEBUG if arguments.debug else logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if arguments.debug else logging.INFO,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
     try:
         # What libraries print must not get between the reader of stdout and the one line meant for it.
         with redirect_stdout(sys.stderr):
             settings = read_settings()
             places.keep_closed(settings.root)
-            answer = run_command(arguments, None if arguments.case is None else load_case(arguments.case).params, settings)
+            answer = run_command(
+                arguments, None if arguments.case is None else load_case(arguments.case).params, settings
+            )
     except Exception as error:  # noqa: BLE001 - the last place that can turn an error into one clear line
         known = error if isinstance(error, PerennialError) else of_disk(error) or of_case(error)
         if arguments.debug:
@@ -322,7 +392,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _close_stdout()
     except OSError as error:
         _close_stdout()
-        print(f"the answer of {arguments.command} cannot be written to stdout ({error}): make room, and run again", file=sys.stderr)  # noqa: T201
+        mend = "make room, and run again"
+        print(f"the answer of {arguments.command} cannot be written to stdout ({error}): {mend}", file=sys.stderr)  # noqa: T201
         return 1
     return 0 if arguments.command not in HOLDS or HOLDS[arguments.command](answer) else 1
 
@@ -334,7 +405,11 @@ def _answer(arguments: argparse.Namespace, answer: Any) -> None:
 
         from pipelines.reports import answers
 
-        drawn = TABLES[arguments.command](answer) if arguments.command in TABLES else answers.tables(arguments.command, answer)
+        drawn = (
+            TABLES[arguments.command](answer)
+            if arguments.command in TABLES
+            else answers.tables(arguments.command, answer)
+        )
         if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of few characters shows "?" for the others
             sys.stdout.reconfigure(errors="replace")
         # What stands in square brackets is somebody's text, not markup.

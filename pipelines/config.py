@@ -51,7 +51,9 @@ def not_below(other: str, *, strictly: bool = False) -> AfterValidator:
     def check(value: Any, info: ValidationInfo) -> Any:
         least = info.data.get(other)
         if value is not None and least is not None and (value < least or (strictly and value == least)):
-            raise ValueError(f"{value} is {'not above' if strictly else 'below'} {other} {least}: raise one, or lower the other")
+            raise ValueError(
+                f"{value} is {'not above' if strictly else 'below'} {other} {least}: raise one, or lower the other"
+            )
         return value
 
     return AfterValidator(check)
@@ -71,7 +73,9 @@ def _shown(value: Any) -> str:
 def _labels_wanted(value: tuple[int, int, float]) -> tuple[int, int, float]:
     most, least, share = value
     if not 0 <= least <= most or share < 0:
-        raise ValueError(f"at most {most}, at least {least}, a share of {share:g}: the first is not below the second, and none is negative")
+        raise ValueError(
+            f"at most {most}, at least {least}, a share of {share:g}: the first is not below the second, and none is negative"
+        )
     return value
 
 
@@ -87,7 +91,9 @@ def _cron(value: str) -> str:
     except CroniterBadDateError as error:
         raise ValueError(f"{value!r} never comes: there is no such date") from error
     except (CroniterError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{value!r} is no cron expression ({error}): write minute, hour, day, month and weekday, as in 0 2 * * *") from error
+        raise ValueError(
+            f"{value!r} is no cron expression ({error}): write minute, hour, day, month and weekday, as in 0 2 * * *"
+        ) from error
     return value
 
 
@@ -170,7 +176,9 @@ def _model_kind(value: Any) -> str:
     return "tabular" if kind == "tabular" else "text"
 
 
-AnyModel = Annotated[Annotated[ModelParams, Tag("tabular")] | Annotated[TextModelParams, Tag("text")], Discriminator(_model_kind)]
+AnyModel = Annotated[
+    Annotated[ModelParams, Tag("tabular")] | Annotated[TextModelParams, Tag("text")], Discriminator(_model_kind)
+]
 
 
 class TrainParams(Strict):
@@ -223,9 +231,13 @@ class TrainParams(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> TrainParams:
         if self.strategy == "single" and self.ranks > 1:
-            raise ValueError(f"strategy single with {self.ranks} ranks: set ranks to 1 or choose ddp, fsdp or deepspeed")
+            raise ValueError(
+                f"strategy single with {self.ranks} ranks: set ranks to 1 or choose ddp, fsdp or deepspeed"
+            )
         if self.batch_size % (self.ranks * self.accumulate):
-            raise ValueError(f"batch_size {self.batch_size} cannot be shared by {self.ranks} rank(s) x {self.accumulate} micro-batch(es): make it a multiple")
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared by {self.ranks} rank(s) x {self.accumulate} micro-batch(es): make it a multiple"
+            )
         if self.patience is not None and not self.validation_share:
             raise ValueError("patience needs a validation slice: set validation_share, e.g. 0.1")
         return self
@@ -453,7 +465,11 @@ def case_names() -> list[str]:
 def params_file(case: str, settings: Settings) -> Path:
     """The file that a case's parameters are read from: ``<case>.yaml`` in ``PERENNIAL_PARAMS_DIR``, else its own params.yaml."""
     own = settings.params_dir
-    return own / f"{case}.yaml" if own is not None and (own / f"{case}.yaml").exists() else CASES_ROOT / case / "params.yaml"
+    return (
+        own / f"{case}.yaml"
+        if own is not None and (own / f"{case}.yaml").exists()
+        else CASES_ROOT / case / "params.yaml"
+    )
 
 
 def own_profile(case: str) -> Path | None:
@@ -475,7 +491,9 @@ def load_params(case: str, path: Path | None = None) -> Params:
         path = params_file(case, Settings())
     raw, mistakes = _plain_data(path)
     if isinstance(raw, dict) and isinstance(said := raw.get("case", case), str) and said != case:
-        raise ConfigError(f"{path} says case: {said}, but it stands for the case {case}: write case: {case} there, or give it its own case's file")
+        raise ConfigError(
+            f"{path} says case: {said}, but it stands for the case {case}: write case: {case} there, or give it its own case's file"
+        )
     mistakes |= _unknown_names(case, raw)
     try:
         # Through JSON on purpose: YAML reads 2e-5 as text and dates as dates, JSON mode knows one way only.
@@ -494,7 +512,9 @@ def read_yaml(path: Path) -> Any:
     """A YAML file as plain values. Raises ConfigError if it is none, or if a key stands twice in it (YAML itself would take the last)."""
     value, twice = _plain_data(path)
     if twice:
-        raise ConfigError(f"{path} has {len(twice)} mistake(s): " + "; ".join(f"{name}: {what}" for name, what in twice.items()))
+        raise ConfigError(
+            f"{path} has {len(twice)} mistake(s): " + "; ".join(f"{name}: {what}" for name, what in twice.items())
+        )
     return value
 
 
@@ -513,14 +533,20 @@ class _PlainLoader(yaml.SafeLoader):
         anchor, line = getattr(event, "anchor", None), event.start_mark.line + 1
         if anchor is not None:
             sign = "*" if isinstance(event, yaml.AliasEvent) else "&"
-            raise yaml.YAMLError(f"line {line}: {sign}{anchor} is an alias or its anchor, which parameters may not have: write the values out")
+            raise yaml.YAMLError(
+                f"line {line}: {sign}{anchor} is an alias or its anchor, which parameters may not have: write the values out"
+            )
         if self.levels >= MOST_LEVELS:
-            raise yaml.YAMLError(f"line {line}: more than {MOST_LEVELS} levels of blocks in blocks: parameters have four at most")
+            raise yaml.YAMLError(
+                f"line {line}: more than {MOST_LEVELS} levels of blocks in blocks: parameters have four at most"
+            )
         self.levels += 1
         node = super().compose_node(parent, index)
         self.levels -= 1
         if node is not None and node.tag == "tag:yaml.org,2002:merge":
-            raise yaml.YAMLError(f"line {line}: << merges another block, which parameters may not do: write the keys out")
+            raise yaml.YAMLError(
+                f"line {line}: << merges another block, which parameters may not do: write the keys out"
+            )
         return node
 
 
@@ -530,7 +556,9 @@ def _plain_data(path: Path) -> tuple[Any, dict[str, str]]:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
-            raise ConfigError(f"{path} has more than {MOST_BYTES // 1024} KiB: parameters are a few pages; move data into files that the case's source reads")
+            raise ConfigError(
+                f"{path} has more than {MOST_BYTES // 1024} KiB: parameters are a few pages; move data into files that the case's source reads"
+            )
         loader = _PlainLoader(data.decode("utf-8"))
         root = loader.get_single_node()
         if root is None:
@@ -544,11 +572,15 @@ def _plain_data(path: Path) -> tuple[Any, dict[str, str]]:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): mend it") from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}, line {line}: byte {error.object[error.start]:#04x} is not UTF-8: save the file as UTF-8") from error
+        raise ConfigError(
+            f"{path}, line {line}: byte {error.object[error.start]:#04x} is not UTF-8: save the file as UTF-8"
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} holds YAML that is no plain data ({error}): write keys, values and lists only") from error
+        raise ConfigError(
+            f"{path} holds YAML that is no plain data ({error}): write keys, values and lists only"
+        ) from error
     return value, twice
 
 
@@ -620,7 +652,10 @@ def _unknown_names(case: str, raw: Any) -> dict[str, str]:
     block = {name: value for name, value in raw.items() if isinstance(value, dict)} if isinstance(raw, dict) else {}
     found: dict[str, str] = {}
     if (fields := _fields_of(case)) is not None:
-        groups, measured = (fields.groups, "no category, whole number or label"), (fields.measured, "nothing that is measured")
+        groups, measured = (
+            (fields.groups, "no category, whole number or label"),
+            (fields.measured, "nothing that is measured"),
+        )
         for above, key, (known, what) in (("gate", "slices", groups), ("drift", "ignore", measured)):
             given = block.get(above, {}).get(key)
             for number, name in enumerate(given[:MOST_MISTAKES] if isinstance(given, list) else []):
@@ -689,7 +724,9 @@ class _FromState(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         """The settings that nobody gave otherwise and the stack has."""
-        self._home = Path(self.current_state.get("home", self.settings_cls.model_fields["home"].default)).expanduser().resolve()
+        self._home = (
+            Path(self.current_state.get("home", self.settings_cls.model_fields["home"].default)).expanduser().resolve()
+        )
         self._given = places.variables(self._home)
         if not self._given:
             return {}
@@ -707,9 +744,13 @@ def _held(variable: str, path: str) -> str:
     try:
         text = Path(path).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{variable} names {path}, which cannot be read ({error}): make the file (`make secrets`), or unset the variable") from error
+        raise ConfigError(
+            f"{variable} names {path}, which cannot be read ({error}): make the file (`make secrets`), or unset the variable"
+        ) from error
     if not text:
-        raise ConfigError(f"{variable} names {path}, which is empty: write the value into it (`make secrets`), or unset the variable")
+        raise ConfigError(
+            f"{variable} names {path}, which is empty: write the value into it (`make secrets`), or unset the variable"
+        )
     return text
 
 
@@ -852,5 +893,7 @@ def read_settings(**given: Any) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        mistakes = "; ".join(f"PERENNIAL_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_url=False))
+        mistakes = "; ".join(
+            f"PERENNIAL_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_url=False)
+        )
         raise ConfigError(f"the environment has {error.error_count()} mistake(s): {mistakes}") from error

@@ -16,7 +16,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError, ProgrammingError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import DatabaseError as SqlDatabaseError
 from sqlalchemy.exc import DataError as SqlDataError
 
@@ -45,15 +52,23 @@ def begin(url: str, tables: MetaData) -> Iterator[Connection]:
         with _engine(url, os.getpid(), tables).begin() as connection:
             yield connection
     except SqlDataError as error:
-        raise DataError(f"the ledger {shown(url)} cannot keep a value: {_first_line(error)}; shorten it, and leave out NUL characters") from error
+        raise DataError(
+            f"the ledger {shown(url)} cannot keep a value: {_first_line(error)}; shorten it, and leave out NUL characters"
+        ) from error
     except (OperationalError, InterfaceError) as error:
         if (disk := of_disk(error)) is not None:
             raise disk from error
         if any(words in str(error.orig) for words in _REFUSED):
-            raise ConfigError(f"the ledger {shown(url)} refuses: {_first_line(error)}; mend {SETTING}, or the user and database it names") from error
-        raise Unavailable(f"the ledger {shown(url)} does not answer: {_first_line(error)}; start it, or set {SETTING} to where it is") from error
+            raise ConfigError(
+                f"the ledger {shown(url)} refuses: {_first_line(error)}; mend {SETTING}, or the user and database it names"
+            ) from error
+        raise Unavailable(
+            f"the ledger {shown(url)} does not answer: {_first_line(error)}; start it, or set {SETTING} to where it is"
+        ) from error
     except ProgrammingError as error:
-        raise ConfigError(f"the ledger {shown(url)} refuses: {_first_line(error)}; {SETTING} must name a user that owns its tables") from error
+        raise ConfigError(
+            f"the ledger {shown(url)} refuses: {_first_line(error)}; {SETTING} must name a user that owns its tables"
+        ) from error
     except SqlDatabaseError as error:
         if not _damaged(error.orig):
             raise
@@ -63,7 +78,10 @@ def begin(url: str, tables: MetaData) -> Iterator[Connection]:
 def _damaged(error: Any) -> bool:
     """Whether SQLite or PostgreSQL says that the database's own files are not what it wrote."""
     # The low byte of SQLite's code is its class.
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or getattr(error, "sqlstate", "") in _DAMAGED
+    return (
+        getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+        or getattr(error, "sqlstate", "") in _DAMAGED
+    )
 
 
 def shown(url: str) -> str:
@@ -93,10 +111,14 @@ def _connect(url: str) -> Engine:
         if parsed.get_backend_name() == "sqlite":
             return _sqlite(url, parsed.database)
         # A task is one process that asks a few questions: more connections would only use up the server's.
-        waits = {"connect_timeout": 5, "application_name": "perennial"} if parsed.get_backend_name() == "postgresql" else {}
+        waits = (
+            {"connect_timeout": 5, "application_name": "perennial"} if parsed.get_backend_name() == "postgresql" else {}
+        )
         return create_engine(url, pool_pre_ping=True, pool_size=2, connect_args=waits)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        raise ConfigError(f"{SETTING} cannot be used ({error}): give it like postgresql+psycopg://user:password@host:5432/ledger, or unset it") from error
+        raise ConfigError(
+            f"{SETTING} cannot be used ({error}): give it like postgresql+psycopg://user:password@host:5432/ledger, or unset it"
+        ) from error
 
 
 def _sqlite(url: str, path: str | None) -> Engine:
@@ -124,7 +146,9 @@ def check(connection: Connection, tables: MetaData, address: str) -> None:
             continue
         own, wanted = {column["name"] for column in found.get_columns(table.name)}, set(table.columns.keys())
         if own != wanted:
-            differs = [f"lacks {', '.join(sorted(wanted - own))}"] * bool(wanted - own) + [f"has {', '.join(sorted(own - wanted))} too"] * bool(own - wanted)
+            differs = [f"lacks {', '.join(sorted(wanted - own))}"] * bool(wanted - own) + [
+                f"has {', '.join(sorted(own - wanted))} too"
+            ] * bool(own - wanted)
             raise ConfigError(
                 f"the ledger {address} has the schema of another version: table {table.name} {' and '.join(differs)}; "
                 f"set {SETTING} to a new database, or run the version of Perennial that made this one"

@@ -92,7 +92,9 @@ def read_scales(value: Mapping[str, Any]) -> dict[str, Scale]:
     try:
         return {name: Scale(float(own["loc"]), float(own["scale"])) for name, own in value.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(f"the scales of the numbers are not {{field: {{loc, scale}}}} ({error!r}): restore the bundle, or export it again") from error
+        raise IntegrityError(
+            f"the scales of the numbers are not {{field: {{loc, scale}}}} ({error!r}): restore the bundle, or export it again"
+        ) from error
 
 
 def encoder(fields: Fields, folder: Path) -> Encode:

@@ -66,9 +66,13 @@ def of_disk(error: BaseException) -> NoRoom | ConfigError | None:
     for one in _chain(error):
         number, words = getattr(one, "errno", None), str(one)
         if number in _FULL or any(text in words for text in _FULL_WORDS):
-            return NoRoom(f"the disk is full ({said(one)}): make room in the state folder (PERENNIAL_HOME), then run again")
+            return NoRoom(
+                f"the disk is full ({said(one)}): make room in the state folder (PERENNIAL_HOME), then run again"
+            )
         if place(error) is None and (number in _SHUT or any(text in words for text in _SHUT_WORDS)):
-            return ConfigError(f"the state folder cannot be written ({said(one)}): make it writable for this user, or set PERENNIAL_HOME to one that is")
+            return ConfigError(
+                f"the state folder cannot be written ({said(one)}): make it writable for this user, or set PERENNIAL_HOME to one that is"
+            )
     return None
 
 

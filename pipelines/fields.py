@@ -152,13 +152,19 @@ class Fields:
     @property
     def groups(self) -> tuple[str, ...]:
         """The names by whose values rows can be cut into slices: categories, whole numbers and the label."""
-        whole = [field.name for field in self.fields if isinstance(field, Categorical) or (isinstance(field, Numeric) and field.integer)]
+        whole = [
+            field.name
+            for field in self.fields
+            if isinstance(field, Categorical) or (isinstance(field, Numeric) and field.integer)
+        ]
         return (*whole, *([self.label] if self.label not in SCORED else []))
 
     @property
     def hash(self) -> str:
         """sha256 of what encoding depends on: kinds, names, order, vocabularies, bounds and classes, not prose."""
-        spec = [[type(field).__name__, {k: v for k, v in asdict(field).items() if k != "about"}] for field in self.fields]
+        spec = [
+            [type(field).__name__, {k: v for k, v in asdict(field).items() if k != "about"}] for field in self.fields
+        ]
         declared = [self.case, self.label, spec, *([self.classes] if self.classes else [])]
         return hashlib.sha256(json.dumps(declared).encode()).hexdigest()
 
@@ -245,10 +251,18 @@ def from_json(value: Mapping[str, Any]) -> Fields:
     """The declaration that :func:`to_json` wrote: equal to the original, with the same hash."""
     kinds: dict[str, Callable[..., Field]] = {"Categorical": Categorical, "Numeric": Numeric, "Text": Text}
     declared = tuple(
-        kinds[field["kind"]](**{key: tuple(part) if isinstance(part, list) else part for key, part in field.items() if key != "kind"})
+        kinds[field["kind"]](
+            **{key: tuple(part) if isinstance(part, list) else part for key, part in field.items() if key != "kind"}
+        )
         for field in value["fields"]
     )
-    return Fields(case=value["case"], fields=declared, label=value["label"], about=value["about"], classes=tuple(value.get("classes", ())))
+    return Fields(
+        case=value["case"],
+        fields=declared,
+        label=value["label"],
+        about=value["about"],
+        classes=tuple(value.get("classes", ())),
+    )
 
 
 def signature(fields: Fields) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -281,7 +295,9 @@ def frame_schema(fields: Fields) -> dict[str, Any]:
     return {own_id: pl.String(), event_time: moment, **declared, fields.label: pl.Int8(), label_time: moment}
 
 
-def encode(fields: Fields, columns: Mapping[str, Sequence[Any]], scales: Mapping[str, Scale] = MappingProxyType({})) -> dict[str, NDArray[Any]]:
+def encode(
+    fields: Fields, columns: Mapping[str, Sequence[Any]], scales: Mapping[str, Scale] = MappingProxyType({})
+) -> dict[str, NDArray[Any]]:
     """Turn columns of raw tabular values into the model's input tensors (texts: :mod:`pipelines.encoding`).
 
     Returns ``{"categorical": int64 [B, C], "numeric": float32 [B, N]}``: codes are positions in the declared
@@ -302,7 +318,9 @@ def encode(fields: Fields, columns: Mapping[str, Sequence[Any]], scales: Mapping
         try:
             categorical[:, position] = [codes[value] for value in columns[field.name]]
         except (KeyError, TypeError) as error:
-            raise DataError(f"{fields.case}: unknown category in {field.name}: use one of {', '.join(field.values)}") from error
+            raise DataError(
+                f"{fields.case}: unknown category in {field.name}: use one of {', '.join(field.values)}"
+            ) from error
     numeric: NDArray[np.float32] = np.empty((rows, len(fields.numeric)), np.float32)
     for position, number in enumerate(fields.numeric):
         with np.errstate(over="ignore"):  # what overflows is refused below
@@ -329,7 +347,9 @@ def problem(field: Field, value: object) -> str | None:
     if not isinstance(value, str):
         return f"{field.name}: expected a string, got {_kind(value)}"
     if isinstance(field, Categorical):
-        return None if value in field.values else f"{field.name}: unknown category, use one of {', '.join(field.values)}"
+        return (
+            None if value in field.values else f"{field.name}: unknown category, use one of {', '.join(field.values)}"
+        )
     if len(value) > field.max_chars:
         return f"{field.name}: must have at most {field.max_chars} characters"
     return None if normalise(value) else f"{field.name}: must not be empty"
@@ -352,4 +372,8 @@ def _problem_of_number(field: Numeric, value: object) -> str | None:
 
 
 def _kind(value: object) -> str:
-    return "null" if value is None else {str: "a string", bool: "a boolean", list: "a list", dict: "an object"}.get(type(value), "a number")
+    return (
+        "null"
+        if value is None
+        else {str: "a string", bool: "a boolean", list: "a list", dict: "an object"}.get(type(value), "a number")
+    )

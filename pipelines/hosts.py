@@ -115,7 +115,9 @@ def listed(text: str) -> frozenset[str]:
     found = [authority(name if name.count(":") < 2 or name.startswith("[") else f"[{name}]") for name in names]
     for name, known in zip(names, found, strict=True):
         if known is None or known[1] is not None:
-            raise ValueError(f"{name!r} is no host: give names or addresses without a port, as in a.example.org,192.0.2.7")
+            raise ValueError(
+                f"{name!r} is no host: give names or addresses without a port, as in a.example.org,192.0.2.7"
+            )
     return frozenset(known[0] for known in found if known is not None)
 
 

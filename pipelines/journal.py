@@ -69,25 +69,37 @@ def add(connection: Connection, *rows: tuple[Table, Row]) -> None:
 def _enter(connection: Connection, rows: Sequence[tuple[Table, Row]], *, taken_over: bool = False) -> None:
     case = rows[0][1]["case"]
     if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:kind, hashtext(:case))"), {"kind": _WRITING, "case": case})
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(:kind, hashtext(:case))"), {"kind": _WRITING, "case": case}
+        )
     newest = connection.execute(_entries(case).order_by(_journal.c.number.desc()).limit(1)).mappings().first()
     number, previous = (newest["number"], newest["hash"]) if newest else (0, "")
     entries = []
     for table, row in rows:
         number += 1
-        fields = {"case": case, "number": number, "about": table.name, "row_key": row_key(table, row), "row_hash": row_hash(table, row)}
+        fields = {
+            "case": case,
+            "number": number,
+            "about": table.name,
+            "row_key": row_key(table, row),
+            "row_hash": row_hash(table, row),
+        }
         fields |= {"taken_over": int(taken_over), "recorded_at": wall_time().isoformat(timespec="microseconds")}
         entries.append(fields | {"hash": (previous := _entry_hash(fields, previous))})
     try:
         connection.execute(insert(_journal), entries)
     except SqlIntegrityError as error:
         keys = ", ".join(f"{entry['about']} {entry['row_key']}" for entry in entries)
-        raise IntegrityError(f"ledger of {case}: its journal has an entry for {keys} already, but the row was gone: `python -m pipelines audit`") from error
+        raise IntegrityError(
+            f"ledger of {case}: its journal has an entry for {keys} already, but the row was gone: `python -m pipelines audit`"
+        ) from error
 
 
 def row_key(table: Table, row: Row) -> str:
     """What tells a row from the others of its case, as text: the columns of its primary key."""
-    return canonical_json({column.name: row[column.name] for column in table.primary_key.columns if column.name != "case"})
+    return canonical_json(
+        {column.name: row[column.name] for column in table.primary_key.columns if column.name != "case"}
+    )
 
 
 def row_hash(table: Table, row: Row) -> str:
@@ -108,11 +120,15 @@ def _entries(case: str) -> Select[Any]:
 
 def newest_of(case: str, table: Table) -> Select[Any]:
     """``row_key`` and ``row_hash`` of the newest entry about a table."""
-    wanted = select(_journal.c.row_key, _journal.c.row_hash).where(_journal.c.case == case, _journal.c.about == table.name)
+    wanted = select(_journal.c.row_key, _journal.c.row_hash).where(
+        _journal.c.case == case, _journal.c.about == table.name
+    )
     return wanted.order_by(_journal.c.number.desc()).limit(1)
 
 
-def read(connection: Connection, table: Table, case: str, wanted: Select[Any], *, named: Mapping[str, str] = NOTHING) -> tuple[list[dict[str, Any]], str]:
+def read(
+    connection: Connection, table: Table, case: str, wanted: Select[Any], *, named: Mapping[str, str] = NOTHING
+) -> tuple[list[dict[str, Any]], str]:
     """The ``wanted`` rows of a table, all of one case; and what is wrong, if one is not as it was written or any row of the case is gone, else "".
 
     Of rows that are ``named`` by values of columns the others do not matter, if there is one. That there is none is said only after a
@@ -120,7 +136,11 @@ def read(connection: Connection, table: Table, case: str, wanted: Select[Any], *
     """
     key = _sql_key(connection, table)
     entry = (_journal.c.case == table.c.case) & (_journal.c.about == table.name) & (_journal.c.row_key == key)
-    found = connection.execute(wanted.add_columns(_journal.c.row_hash.label("entered")).outerjoin(_journal, entry)).mappings().all()
+    found = (
+        connection.execute(wanted.add_columns(_journal.c.row_hash.label("entered")).outerjoin(_journal, entry))
+        .mappings()
+        .all()
+    )
     rows = [{column.name: row[column.name] for column in table.columns} for row in found]
     now = [row_hash(table, row) for row in rows]
     if now == [row["entered"] for row in found] and ((named and rows) or _whole(connection, table, case, entry)):
@@ -161,9 +181,14 @@ def _wrong(connection: Connection, table: Table, case: str, found: Mapping[str, 
 
     Others may write meanwhile: an entry that is older than the reading must have its row, and a row an entry that stands after it.
     """
-    entries = select(_journal.c.row_key, _journal.c.row_hash).where(_journal.c.case == case, _journal.c.about == table.name)
+    entries = select(_journal.c.row_key, _journal.c.row_hash).where(
+        _journal.c.case == case, _journal.c.about == table.name
+    )
     before = {row.row_key for row in connection.execute(entries)}
-    there = {_key(table, row) for row in connection.execute(select(*table.primary_key.columns).where(table.c.case == case)).mappings()}
+    there = {
+        _key(table, row)
+        for row in connection.execute(select(*table.primary_key.columns).where(table.c.case == case)).mappings()
+    }
     after = {row.row_key: row.row_hash for row in connection.execute(entries)}
     for problem, wrong in (
         ("was written and is gone", before - there),
@@ -190,11 +215,17 @@ def _own_tables() -> list[Table]:
 
 
 def _rows(connection: Connection, table: Table, case: str) -> Sequence[Row]:
-    return connection.execute(select(table).where(table.c.case == case).order_by(*table.primary_key.columns)).mappings().all()
+    return (
+        connection.execute(select(table).where(table.c.case == case).order_by(*table.primary_key.columns))
+        .mappings()
+        .all()
+    )
 
 
 def _cases(connection: Connection) -> list[str]:
-    return sorted({str(case) for table in _own_tables() for case in connection.execute(select(table.c.case).distinct()).scalars()})
+    return sorted(
+        {str(case) for table in _own_tables() for case in connection.execute(select(table.c.case).distinct()).scalars()}
+    )
 
 
 def cases(connection: Connection) -> list[str]:
@@ -210,17 +241,32 @@ def stored(connection: Connection, case: str) -> tuple[dict[str, Sequence[Row]],
     before = connection.execute(_entries(case).order_by(_journal.c.number)).mappings().all()
     rows = {table.name: _rows(connection, table, case) for table in _own_tables()}
     after = connection.execute(_entries(case).order_by(_journal.c.number)).mappings().all()
-    return rows, [*_broken_links(case, after), *_strays(case, rows, before, after)], sum(entry["taken_over"] == 1 for entry in after)
+    return (
+        rows,
+        [*_broken_links(case, after), *_strays(case, rows, before, after)],
+        sum(entry["taken_over"] == 1 for entry in after),
+    )
 
 
 def _broken_links(case: str, entries: Sequence[Row]) -> Iterator[Finding]:
     previous = ""
     for position, entry in enumerate(entries, start=1):
         if entry["number"] != position:
-            yield Finding(case=case, table="journal", row=f"number {entry['number']}", problem=f"number {position} should follow: entries are missing")
+            yield Finding(
+                case=case,
+                table="journal",
+                row=f"number {entry['number']}",
+                problem=f"number {position} should follow: entries are missing",
+            )
             return  # whatever comes after it cannot continue the chain
         if entry["hash"] != _hash_of(entry, previous):
-            yield Finding(case=case, table="journal", row=f"number {position}", column="hash", problem="the entry does not continue the chain")
+            yield Finding(
+                case=case,
+                table="journal",
+                row=f"number {position}",
+                column="hash",
+                problem="the entry does not continue the chain",
+            )
         previous = entry["hash"]
 
 
@@ -231,17 +277,31 @@ def _hash_of(entry: Row, previous: str) -> str:
         return ""
 
 
-def _strays(case: str, rows: Mapping[str, Sequence[Row]], before: Sequence[Row], after: Sequence[Row]) -> Iterator[Finding]:
+def _strays(
+    case: str, rows: Mapping[str, Sequence[Row]], before: Sequence[Row], after: Sequence[Row]
+) -> Iterator[Finding]:
     wanted = {(entry["about"], entry["row_key"]): entry["row_hash"] for entry in after}
-    there = {(table.name, _key(table, row)): row_hash(table, row) for table in _own_tables() for row in rows[table.name]}
+    there = {
+        (table.name, _key(table, row)): row_hash(table, row) for table in _own_tables() for row in rows[table.name]
+    }
     for (name, key), value in there.items():
         if (name, key) not in wanted:
-            yield Finding(case=case, table=name, row=key, problem="the row has no entry in the journal: the ledger did not write it")
+            yield Finding(
+                case=case,
+                table=name,
+                row=key,
+                problem="the row has no entry in the journal: the ledger did not write it",
+            )
         elif value != wanted[name, key]:
             yield Finding(case=case, table=name, row=key, problem="the columns are not those that were written")
     for entry in before:
         if (entry["about"], entry["row_key"]) not in there:
-            yield Finding(case=case, table=str(entry["about"]), row=str(entry["row_key"]), problem="the row is gone: the journal has an entry for it")
+            yield Finding(
+                case=case,
+                table=str(entry["about"]),
+                row=str(entry["row_key"]),
+                problem="the row is gone: the journal has an entry for it",
+            )
 
 
 def _key(table: Table, row: Row) -> str:

@@ -16,7 +16,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Column, ColumnElement, Connection, Integer, String, Table, Text, UniqueConstraint, literal, select, union_all
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Integer,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    literal,
+    select,
+    union_all,
+)
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
 from pipelines import database, journal
@@ -154,8 +166,12 @@ def _parsed(table: Table, row: Mapping[Any, Any], column: str) -> Any:
     try:
         return json.loads(row[column])
     except (TypeError, ValueError, RecursionError) as error:
-        key = ", ".join(f"{one.name} {row[one.name]}" for one in table.primary_key.columns if one.name != "case" and one.name in row)
-        raise IntegrityError(f"ledger of {row['case']}: table {table.name}, {key}: column {column} cannot be read ({error}): {LOOK}") from error
+        key = ", ".join(
+            f"{one.name} {row[one.name]}" for one in table.primary_key.columns if one.name != "case" and one.name in row
+        )
+        raise IntegrityError(
+            f"ledger of {row['case']}: table {table.name}, {key}: column {column} cannot be read ({error}): {LOOK}"
+        ) from error
 
 
 def _text(moment: datetime) -> str:
@@ -184,9 +200,14 @@ def read_release(row: Mapping[Any, Any]) -> Release:
         release = Release.model_validate_json(row["row"])
     except (ValidationError, TypeError, RecursionError) as error:
         what = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error
-        raise IntegrityError(f"ledger of {case}: row {seq} of releases: column row cannot be read ({what}): {LOOK}") from error
+        raise IntegrityError(
+            f"ledger of {case}: row {seq} of releases: column row cannot be read ({what}): {LOOK}"
+        ) from error
     told = (("case", release.case), ("seq", release.seq), ("hash", release.hash))
-    wrong = next((f"column {name} says {row[name]}, not {value} as the row does" for name, value in told if row[name] != value), None)
+    wrong = next(
+        (f"column {name} says {row[name]}, not {value} as the row does" for name, value in told if row[name] != value),
+        None,
+    )
     if release.hash != _row_hash(release.model_dump(mode="json")):
         wrong = "column row is not what its hash was made of"
     if wrong:
@@ -197,7 +218,9 @@ def read_release(row: Mapping[Any, Any]) -> Release:
 def releases(url: str, case: str) -> list[Release]:
     """All releases of a case, oldest first, the hash chain checked (IntegrityError names the broken row, or one that is gone)."""
     with _begin(url) as connection:
-        rows, problem = journal.read(connection, _releases, case, select(_releases).where(_releases.c.case == case).order_by(_releases.c.seq))
+        rows, problem = journal.read(
+            connection, _releases, case, select(_releases).where(_releases.c.case == case).order_by(_releases.c.seq)
+        )
     history, previous = [read_release(row) for row in rows], ""
     for position, release in enumerate(history, start=1):
         if release.seq != position or release.previous_hash != previous:
@@ -228,7 +251,9 @@ def head(url: str, case: str) -> Release | None:
     if written != (None if row is None else (journal.row_key(_releases, row), journal.row_hash(_releases, row))):
         shown = "no release" if release is None else f"release {release.seq}"
         newest_written = "none" if written is None else f"another one, {written[0]}"
-        raise IntegrityError(f"ledger of {case}: the newest row is {shown}, the newest that was written {newest_written}: {LOOK}")
+        raise IntegrityError(
+            f"ledger of {case}: the newest row is {shown}, the newest that was written {newest_written}: {LOOK}"
+        )
     return release
 
 
@@ -285,9 +310,17 @@ def append(
     fields["hash"] = _row_hash(fields)
     try:
         with _begin(url) as connection:
-            journal.add(connection, (_releases, {"case": case, "seq": expected_seq + 1, "row": canonical_json(fields), "hash": fields["hash"]}))
+            journal.add(
+                connection,
+                (
+                    _releases,
+                    {"case": case, "seq": expected_seq + 1, "row": canonical_json(fields), "hash": fields["hash"]},
+                ),
+            )
     except SqlIntegrityError as error:
-        raise ConflictError(f"ledger of {case}: release {expected_seq + 1} was written by somebody else first; look at the history and try again") from error
+        raise ConflictError(
+            f"ledger of {case}: release {expected_seq + 1} was written by somebody else first; look at the history and try again"
+        ) from error
     return Release.model_validate(fields)
 
 
@@ -297,7 +330,9 @@ def previous_release(url: str, case: str) -> Release | None:
     for release in releases(url, case):
         if release.action == "rollback":
             if not stack:
-                raise IntegrityError(f"ledger of {case}: row {release.seq} is a rollback with nothing to take back: {LOOK}")
+                raise IntegrityError(
+                    f"ledger of {case}: row {release.seq} is a rollback with nothing to take back: {LOOK}"
+                )
             stack.pop()
         else:
             stack.append(release)
@@ -313,10 +348,14 @@ def record_verdict(url: str, *, case: str, gate_key: str, as_of: datetime, trigg
     Raises ConflictError if the same gate run answered differently before: verdicts are immutable.
     """
     text, value = canonical_json(verdict), digest(verdict)
-    if not _insert_first(url, _verdicts, case=case, gate_key=gate_key, as_of=_text(as_of), trigger=trigger, hash=value, verdict=text):
+    if not _insert_first(
+        url, _verdicts, case=case, gate_key=gate_key, as_of=_text(as_of), trigger=trigger, hash=value, verdict=text
+    ):
         [row] = _rows(url, _verdicts, case, named={"gate_key": gate_key})
         if (found := row["hash"]) != value:
-            raise ConflictError(f"{case}: gate run {gate_key[:12]} already has verdict {found[:12]}, not {value[:12]}: verdicts are immutable")
+            raise ConflictError(
+                f"{case}: gate run {gate_key[:12]} already has verdict {found[:12]}, not {value[:12]}: verdicts are immutable"
+            )
     return value
 
 
@@ -332,11 +371,21 @@ def verdict(url: str, case: str, value: str, *, gate_key: str = "") -> dict[str,
 
     Raises IntegrityError if the ledger has none, or its row is another one than was hashed.
     """
-    rows = _rows(url, _verdicts, case, order=[_verdicts.c.gate_key != gate_key], limit=1, parse=["verdict"], named={"hash": value})
+    rows = _rows(
+        url,
+        _verdicts,
+        case,
+        order=[_verdicts.c.gate_key != gate_key],
+        limit=1,
+        parse=["verdict"],
+        named={"hash": value},
+    )
     if not rows:
         raise IntegrityError(f"ledger of {case}: there is no verdict {value[:12]}: {LOOK}")
     if digest(rows[0]["verdict"]) != value:
-        raise IntegrityError(f"ledger of {case}: table verdicts, gate_key {rows[0]['gate_key']}: column verdict is not what its hash was made of: {LOOK}")
+        raise IntegrityError(
+            f"ledger of {case}: table verdicts, gate_key {rows[0]['gate_key']}: column verdict is not what its hash was made of: {LOOK}"
+        )
     return rows[0]
 
 
@@ -356,7 +405,14 @@ def drift_states(url: str, case: str) -> list[dict[str, Any]]:
 
 
 def record_drift_state(
-    url: str, *, case: str, as_of: datetime, state: dict[str, Any], evidence_hash: str, previous: str | None = None, revision: int = 1
+    url: str,
+    *,
+    case: str,
+    as_of: datetime,
+    state: dict[str, Any],
+    evidence_hash: str,
+    previous: str | None = None,
+    revision: int = 1,
 ) -> dict[str, Any]:
     """Keep the policy's state after the window ending at ``as_of``; the first one written stands and is returned.
 
@@ -365,21 +421,31 @@ def record_drift_state(
     window came first. A window that is judged again leaves a state of the next ``revision``, beside those before.
     """
     name = _revised(as_of, revision)
-    row = {"case": case, "as_of": name, "state": canonical_json(state), "evidence_hash": evidence_hash, "recorded_at": _text(wall_time())}
+    row = {
+        "case": case,
+        "as_of": name,
+        "state": canonical_json(state),
+        "evidence_hash": evidence_hash,
+        "recorded_at": _text(wall_time()),
+    }
     link = [] if previous is None else [(_drift_chain, {"case": case, "previous": previous, "as_of": name})]
     # Where another try of the same window was first, what it wrote is returned.
     with suppress(SqlIntegrityError), _begin(url) as connection:
         journal.add(connection, *link, (_drift_states, row))
     found = _rows(url, _drift_states, case, parse=["state"], named={"as_of": name})
     if not found:
-        raise Overtaken(f"{case}: a drift run of another window than {as_of.isoformat()} decided first, on the same earlier state; run the step again")
+        raise Overtaken(
+            f"{case}: a drift run of another window than {as_of.isoformat()} decided first, on the same earlier state; run the step again"
+        )
     kept: dict[str, Any] = found[0]["state"]
     return kept
 
 
 def open_episode(url: str, *, case: str, episode: str, as_of: datetime, evidence: Any) -> bool:
     """Record a drift episode; True for whoever was first, False if it was there already."""
-    return _insert_first(url, _episodes, case=case, episode=episode, as_of=_text(as_of), evidence=canonical_json(evidence))
+    return _insert_first(
+        url, _episodes, case=case, episode=episode, as_of=_text(as_of), evidence=canonical_json(evidence)
+    )
 
 
 def episodes(url: str, case: str) -> list[dict[str, Any]]:
@@ -396,17 +462,30 @@ def asking_episode(url: str, case: str, as_of: datetime) -> str | None:
 # --- alerts -------------------------------------------------------------------------------------
 
 
-def alert_runs(url: str, case: str, *, last: int | None = None, at: datetime | None = None, revision: int = 1) -> list[dict[str, Any]]:
+def alert_runs(
+    url: str, case: str, *, last: int | None = None, at: datetime | None = None, revision: int = 1
+) -> list[dict[str, Any]]:
     """What the alert steps of a case left, oldest first: ``{seq, as_of, alerts, notices, recorded_at}``; the ``last`` rows, or that of ``at``.
 
     A row's alerts are those that were open after it and those that it resolved. A window that was judged again has a row for each ``revision``.
     """
     named = journal.NOTHING if at is None else {"as_of": _revised(at, revision)}
-    rows = _rows(url, _alert_runs, case, order=[_alert_runs.c.seq.desc()], limit=last, parse=["alerts", "notices"], named=named)
+    rows = _rows(
+        url, _alert_runs, case, order=[_alert_runs.c.seq.desc()], limit=last, parse=["alerts", "notices"], named=named
+    )
     return [{**row, "as_of": row["as_of"].partition("#")[0]} for row in reversed(rows)]
 
 
-def append_alerts(url: str, *, case: str, seq: int, as_of: datetime, alerts: Sequence[Alert], notices: Sequence[Notice], revision: int = 1) -> bool:
+def append_alerts(
+    url: str,
+    *,
+    case: str,
+    seq: int,
+    as_of: datetime,
+    alerts: Sequence[Alert],
+    notices: Sequence[Notice],
+    revision: int = 1,
+) -> bool:
     """Compare-and-swap: write row ``seq`` of ``alert_runs``; False if somebody has written it, or that row of ``as_of``, before."""
     text = {"alerts": canonical_json(list(alerts)), "notices": canonical_json(list(notices))}
     return _insert_first(url, _alert_runs, case=case, seq=seq, as_of=_revised(as_of, revision), **text)
@@ -415,12 +494,17 @@ def append_alerts(url: str, *, case: str, seq: int, as_of: datetime, alerts: Seq
 def alerts(url: str, case: str) -> list[Alert]:
     """Every alert that a case ever had, as it stands now, by the time it was first seen."""
     found = {(alert["key"], alert["first_seen"]): alert for row in alert_runs(url, case) for alert in row["alerts"]}
-    return [Alert.model_validate_json(json.dumps(alert)) for _, alert in sorted(found.items(), key=lambda item: (item[1]["first_seen"], item[0]))]
+    return [
+        Alert.model_validate_json(json.dumps(alert))
+        for _, alert in sorted(found.items(), key=lambda item: (item[1]["first_seen"], item[0]))
+    ]
 
 
 def note_delivery(url: str, *, case: str, notice: str, sink: str, attempt: int, event: str, detail: str = "") -> bool:
     """Write that ``attempt`` to send a notice was ``claimed``, ``delivered`` or ``failed``; False if that is written already."""
-    return _insert_first(url, _deliveries, case=case, notice=notice, sink=sink, attempt=attempt, event=event, detail=detail)
+    return _insert_first(
+        url, _deliveries, case=case, notice=notice, sink=sink, attempt=attempt, event=event, detail=detail
+    )
 
 
 def deliveries(url: str, case: str) -> list[dict[str, Any]]:
@@ -432,7 +516,9 @@ def undelivered(url: str, case: str) -> dict[str, int]:
     """By sink that is broken now, i.e. whose newest answer is a failure: how many notices it has not taken."""
     answers = [row for row in deliveries(url, case) if row["event"] != "claimed"]
     newest = {row["sink"]: row["event"] for row in sorted(answers, key=lambda row: row["recorded_at"])}
-    open_ = {(row["sink"], row["notice"]) for row in answers} - {(row["sink"], row["notice"]) for row in answers if row["event"] == "delivered"}
+    open_ = {(row["sink"], row["notice"]) for row in answers} - {
+        (row["sink"], row["notice"]) for row in answers if row["event"] == "delivered"
+    }
     return {sink: sum(own == sink for own, _ in open_) for sink in sorted(newest) if newest[sink] == "failed"}
 
 

@@ -37,10 +37,14 @@ def _session(path: str, _inode: int, _modified: int, threads: int) -> Any:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         # ONNX Runtime's exceptions share no base below Exception; each of them means the file is not a model.
-        raise IntegrityError(f"{path} cannot be loaded by ONNX Runtime ({error}): remove it and export it again") from error
+        raise IntegrityError(
+            f"{path} cannot be loaded by ONNX Runtime ({error}): remove it and export it again"
+        ) from error
 
 
-def score(bundle: Path, tensors: Mapping[str, NDArray[Any]], *, model: str = MODEL, threads: int = 1) -> NDArray[np.float64]:
+def score(
+    bundle: Path, tensors: Mapping[str, NDArray[Any]], *, model: str = MODEL, threads: int = 1
+) -> NDArray[np.float64]:
     """Probabilities for the input tensors of a bundle: ``[B]`` of the positive class, or ``[B, K]`` of ``K`` classes.
 
     The tensors are those of :func:`pipelines.encoding.encoder`; ``model`` names another file of the bundle than
@@ -59,15 +63,21 @@ def score(bundle: Path, tensors: Mapping[str, NDArray[Any]], *, model: str = MOD
     try:
         (answer,) = session.run([OUTPUT], dict(tensors))
     except Exception as error:
-        raise IntegrityError(f"{path} does not take these tensors ({error}): encode with the fields of its own bundle") from error
+        raise IntegrityError(
+            f"{path} does not take these tensors ({error}): encode with the fields of its own bundle"
+        ) from error
     rows = np.asarray(answer, np.float64)
     scores = rows if rows.ndim == 2 and rows.shape[1] > 1 else rows.reshape(-1)
     if not np.isfinite(scores).all():
-        raise IntegrityError(f"{path} answered {int((~np.isfinite(scores)).sum())} score(s) that are not finite: train again with a lower learning rate")
+        raise IntegrityError(
+            f"{path} answered {int((~np.isfinite(scores)).sum())} score(s) that are not finite: train again with a lower learning rate"
+        )
     return scores
 
 
-def score_rows(bundle: Path, fields: Fields, columns: Columns, *, model: str = MODEL, threads: int = 1) -> NDArray[np.float64]:
+def score_rows(
+    bundle: Path, fields: Fields, columns: Columns, *, model: str = MODEL, threads: int = 1
+) -> NDArray[np.float64]:
     """Scores ``[B]`` or ``[B, K]`` of rows given as columns of raw values, in their order (see :func:`score`).
 
     Encoded with ``fields`` and the bundle's own tokenizer. Texts go through the model sorted by length in
@@ -90,7 +100,9 @@ def score_rows(bundle: Path, fields: Fields, columns: Columns, *, model: str = M
     return scores if fields.classes else scores.reshape(-1)
 
 
-def by_length(tensors: Mapping[str, NDArray[Any]], batch: int = BATCH) -> Iterator[tuple[NDArray[np.intp], dict[str, NDArray[Any]]]]:
+def by_length(
+    tensors: Mapping[str, NDArray[Any]], batch: int = BATCH
+) -> Iterator[tuple[NDArray[np.intp], dict[str, NDArray[Any]]]]:
     """Padded token tensors ``[B, S]`` in batches of rows of about one length: ``(positions, their tensors)``, cut to the longest row."""
     import numpy as np
 

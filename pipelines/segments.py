@@ -175,7 +175,9 @@ def packed(names: Iterable[str]) -> list[str | list[str | int]]:
     [['b-', 1, 3], 'day']
     """
     single, ranges = _sorted_out(names)
-    many: list[list[str | int]] = [[prefix, first, last] for prefix, own in sorted(ranges.items()) for first, last in own]
+    many: list[list[str | int]] = [
+        [prefix, first, last] for prefix, own in sorted(ranges.items()) for first, last in own
+    ]
     return [*many, *sorted(single)]
 
 

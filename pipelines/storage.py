@@ -259,7 +259,9 @@ def read_manifest(folder: Path, *, verify: bool | Collection[str] = True) -> Man
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist: run the step {folder.name!r} first, with the same case and as_of") from error
+        raise ConfigError(
+            f"{path} does not exist: run the step {folder.name!r} first, with the same case and as_of"
+        ) from error
     except ValidationError as error:
         raise IntegrityError(f"{path} is not a manifest: {error.error_count()} mistake(s); {MEND}") from error
     if manifest.sha256 and manifest.sha256 != _sealed(manifest).sha256:
@@ -314,7 +316,9 @@ def find(folder: Path, key: str, *, verify: bool | Collection[str] = True) -> Pa
         if (path / MANIFEST).exists() and read_manifest(path, verify=False).key == key:
             read_manifest(path, verify=verify)
             return path
-    raise NotKept(f"{folder} does not hold the artefact {key[:12]}, nor does a folder set aside next to it: restore the run's folder")
+    raise NotKept(
+        f"{folder} does not hold the artefact {key[:12]}, nor does a folder set aside next to it: restore the run's folder"
+    )
 
 
 def commit(

@@ -24,7 +24,9 @@ def normalise(text: str) -> str:
     >>> normalise("  Buffer\toverflow\u200b in\r\nlibpng ")
     'Buffer overflow in libpng'
     """
-    spaced = "".join(" " if unicodedata.category(char) in {"Cc", "Cf"} else char for char in unicodedata.normalize("NFC", text))
+    spaced = "".join(
+        " " if unicodedata.category(char) in {"Cc", "Cf"} else char for char in unicodedata.normalize("NFC", text)
+    )
     return " ".join(spaced.split())
 
 
@@ -53,7 +55,9 @@ def _load(path: str, _inode: int, _modified: int) -> Any:
         # The Rust side raises bare Exceptions; each of them means that the file is no tokenizer.
         raise IntegrityError(f"{path} is no tokenizer ({error}): restore it, or remove it and {_MEND}") from error
     if tokenizer.truncation is None:
-        raise IntegrityError(f"{path} truncates nothing: a long text would reach the model whole; set max_tokens and train again")
+        raise IntegrityError(
+            f"{path} truncates nothing: a long text would reach the model whole; set max_tokens and train again"
+        )
     tokenizer.no_padding()
     return tokenizer
 

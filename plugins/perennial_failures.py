@@ -74,5 +74,9 @@ def _tell(case: str, context: dict[str, Any]) -> None:
     name = None if task is None else task.task_id
     why = str(context.get("reason") or "see its tasks in Airflow") if task is None else _kept(task)
     at = getattr(task, "end_date", None) or wall_time()
-    told = runs.tell(params, settings, runs.failed(params, settings.runbooks, context["dag"].dag_id, context["run_id"], at, name, why))
+    told = runs.tell(
+        params,
+        settings,
+        runs.failed(params, settings.runbooks, context["dag"].dag_id, context["run_id"], at, name, why),
+    )
     log.info("told %s", ", ".join(told))

@@ -39,7 +39,9 @@ class ServiceHook(BaseHook):
         except AirflowNotFoundException as error:
             # Airflow says this also when its API did not answer: who relies on a connection must not end up elsewhere.
             if needed:
-                raise Unavailable(f"Airflow has handed over no connection {name}: make it, or take it out of PERENNIAL_CONNECTIONS") from error
+                raise Unavailable(
+                    f"Airflow has handed over no connection {name}: make it, or take it out of PERENNIAL_CONNECTIONS"
+                ) from error
             return {}
         if not connection.host:
             raise self.wrong("has no host")
@@ -49,7 +51,9 @@ class ServiceHook(BaseHook):
 
     def wrong(self, what: str) -> ConfigError:
         """The error of a connection that cannot be used."""
-        return ConfigError(f"the Airflow connection {self.default_conn_name} {what}: mend it, or delete it to go by {self.setting}")
+        return ConfigError(
+            f"the Airflow connection {self.default_conn_name} {what}: mend it, or delete it to go by {self.setting}"
+        )
 
 
 class TritonHook(ServiceHook):
@@ -62,7 +66,10 @@ class TritonHook(ServiceHook):
         """Address, key and certificates."""
         if "/" in connection.host:
             raise self.wrong(f"has the host {connection.host!r}: only a name or an address can be used")
-        return {"triton_grpc": f"{connection.host}:{connection.port or 8001}", "triton_client": connection.password or None}
+        return {
+            "triton_grpc": f"{connection.host}:{connection.port or 8001}",
+            "triton_client": connection.password or None,
+        }
 
 
 class MlflowHook(ServiceHook):
@@ -82,7 +89,11 @@ class MlflowHook(ServiceHook):
             raise self.wrong(f"has the host {url!r}: only http and https can be used")
         if connection.port:
             url = f"{url.rstrip('/')}:{connection.port}"
-        return {"mlflow_url": url, "mlflow_username": connection.login or "", "mlflow_password": connection.password or None}
+        return {
+            "mlflow_url": url,
+            "mlflow_username": connection.login or "",
+            "mlflow_password": connection.password or None,
+        }
 
 
 class LedgerHook(ServiceHook):
@@ -100,7 +111,15 @@ class LedgerHook(ServiceHook):
         if not connection.schema:
             raise self.wrong("names no database (its schema)")
         options = {name: str(value) for name, value in connection.extra_dejson.items()}
-        url = URL.create("postgresql+psycopg", connection.login, connection.password, connection.host, connection.port or 5432, connection.schema, options)
+        url = URL.create(
+            "postgresql+psycopg",
+            connection.login,
+            connection.password,
+            connection.host,
+            connection.port or 5432,
+            connection.schema,
+            options,
+        )
         return {"ledger_url": url.render_as_string(hide_password=False)}
 
 
@@ -115,7 +134,9 @@ def settings() -> Settings:
     own = read_settings()
     asked = {"auto": tuple(HOOKS), "none": ()}.get(own.connections, own.connections.replace(",", " ").split())
     if unknown := set(asked) - HOOKS.keys():
-        raise ConfigError(f"PERENNIAL_CONNECTIONS names {', '.join(sorted(unknown))}: only {', '.join(HOOKS)}, auto or none can be used")
+        raise ConfigError(
+            f"PERENNIAL_CONNECTIONS names {', '.join(sorted(unknown))}: only {', '.join(HOOKS)}, auto or none can be used"
+        )
     found: dict[str, Any] = {}
     for name in asked:
         found |= HOOKS[name]().places(needed=own.connections != "auto")

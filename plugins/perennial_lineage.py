@@ -18,4 +18,8 @@ READS = {"dataset": "data", "register": "dataset", "rollout": "model", "profile"
 def lineage(step: str, case: str) -> dict[str, Any]:
     """The inlets and outlets of a step's task, as an operator's arguments."""
     sides = {"inlets": READS, "outlets": MAKES}
-    return {side: [Asset(f"{case} {kinds[step]}", uri=f"perennial://{case}/{kinds[step]}")] for side, kinds in sides.items() if step in kinds}
+    return {
+        side: [Asset(f"{case} {kinds[step]}", uri=f"perennial://{case}/{kinds[step]}")]
+        for side, kinds in sides.items()
+        if step in kinds
+    }

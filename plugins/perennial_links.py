@@ -33,7 +33,9 @@ def run_page(dag: str, run: str) -> str:
     return f"{conf.get('api', 'base_url', fallback='').rstrip('/')}/dags/{dag}/runs/{run}"
 
 
-def links(step: str, settings: Settings, case: str, as_of: datetime, run: DagRunProtocol, facts: Mapping[str, Any]) -> dict[str, str]:
+def links(
+    step: str, settings: Settings, case: str, as_of: datetime, run: DagRunProtocol, facts: Mapping[str, Any]
+) -> dict[str, str]:
     """The addresses of a step's buttons, by name: what is known when the step has ended with ``facts``, or without any (it failed)."""
     wanted = LINKS.get(step, ())
     mlflow = (settings.mlflow_public_url or settings.mlflow_url).rstrip("/")
@@ -42,7 +44,11 @@ def links(step: str, settings: Settings, case: str, as_of: datetime, run: DagRun
         found["Grafana"] = f"{settings.grafana_url.rstrip('/')}/d/{DASHBOARD}?var-case={case}"
     if mlflow and step in {"train", "gate"} and (page := training_page(settings.run_dir(case, as_of))):
         # The register step puts the verdict beside the training's record.
-        found |= {"MLflow run": f"{mlflow}/{page}"} if step == "train" else {"Gate report": f"{mlflow}/{page}/artifacts/verdict.json"}
+        found |= (
+            {"MLflow run": f"{mlflow}/{page}"}
+            if step == "train"
+            else {"Gate report": f"{mlflow}/{page}/artifacts/verdict.json"}
+        )
     if mlflow and step == "register" and facts:
         found["Model version"] = f"{mlflow}/#/models/{case}/versions/{facts['version']}"
     if step == "drift" and facts:
@@ -50,7 +56,11 @@ def links(step: str, settings: Settings, case: str, as_of: datetime, run: DagRun
         found["Drift report"] = f"{run_page(run.dag_id, run.run_id)}/tasks/report"
     if step == "report":
         names = {"Daily page": "page", "Evidently report": "evidently"}
-        found |= {name: mlflow + facts[fact].removeprefix(settings.mlflow_url.rstrip("/")) for name, fact in names.items() if fact in facts}
+        found |= {
+            name: mlflow + facts[fact].removeprefix(settings.mlflow_url.rstrip("/"))
+            for name, fact in names.items()
+            if fact in facts
+        }
     return found
 
 

@@ -75,7 +75,9 @@ class StepOperator(BaseOperator):
                 "settings": lambda: settings,
                 "as_of": lambda: as_of,
                 "run_dir": lambda: settings.run_dir(self.case, as_of),
-                "trigger": lambda: resolve_trigger(given.get("trigger"), run.run_type, has_champion=_has_champion(settings, self.case, as_of)),
+                "trigger": lambda: resolve_trigger(
+                    given.get("trigger"), run.run_type, has_champion=_has_champion(settings, self.case, as_of)
+                ),
                 "reason": lambda: given.get("reason"),
                 "from_version": lambda: given.get("from_version"),
                 "day": lambda: self.day,
@@ -97,7 +99,12 @@ class StepOperator(BaseOperator):
             return small(result.facts)
         folder = str((settings.run_dir(self.case, as_of) / self.step).relative_to(settings.root))
         if self.step == "drift":
-            asked = {"as_of": as_of.isoformat(), "trigger": result.facts["trigger"], "episode": result.facts["episode"], "evidence": f"{folder}/report.json"}
+            asked = {
+                "as_of": as_of.isoformat(),
+                "trigger": result.facts["trigger"],
+                "episode": result.facts["episode"],
+                "evidence": f"{folder}/report.json",
+            }
             context["ti"].xcom_push(key="retrain", value=asked if result.facts["action"] == "retrain" else {})
         return {**small(result.facts), "as_of": as_of.isoformat(), "manifest": f"{folder}/manifest.json"}
 
@@ -125,7 +132,9 @@ class TriggerOnce(TriggerDagRunOperator):
 
     def __init__(self, *, trigger_run_id: str, conf: Any, **arguments: Any) -> None:
         # No logical date: it would be unique per DAG too, and two reasons to train may fall on one moment.
-        super().__init__(trigger_run_id=trigger_run_id, conf=conf, logical_date=None, skip_when_already_exists=True, **arguments)
+        super().__init__(
+            trigger_run_id=trigger_run_id, conf=conf, logical_date=None, skip_when_already_exists=True, **arguments
+        )
 
     def execute(self, context: Context) -> None:
         """Ask for the run; its name and page are noted first, because Airflow forgets them when the run exists."""

@@ -27,7 +27,11 @@ def tagged(prefix: str) -> list[int]:
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):  # gone meanwhile, or another user's
-            tags = [line for line in (folder / "environ").read_bytes().split(b"\0") if line.startswith(f"{TAG}={prefix}".encode())]
+            tags = [
+                line
+                for line in (folder / "environ").read_bytes().split(b"\0")
+                if line.startswith(f"{TAG}={prefix}".encode())
+            ]
             if tags and (folder / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
                 found.append(int(folder.name))
     return found

@@ -19,7 +19,12 @@ from pipelines.faults import of_case, of_disk, told
 if TYPE_CHECKING:
     from airflow.sdk.types import DagRunProtocol
 
-DEFAULTS: dict[str, Any] = {"owner": "perennial", "retries": 3, "retry_delay": timedelta(seconds=5), "retry_exponential_backoff": 2.0}
+DEFAULTS: dict[str, Any] = {
+    "owner": "perennial",
+    "retries": 3,
+    "retry_delay": timedelta(seconds=5),
+    "retry_exponential_backoff": 2.0,
+}
 """What every task has in common: a service that does not answer is tried again after 5, 10 and 20 seconds."""
 
 
@@ -67,13 +72,20 @@ def clock_param(params: Params) -> Param:
     """The ``as_of`` field of the trigger form: optional where the case follows today, required where it is history."""
     about = "Rows and labels up to here count (UTC). "
     if params.schedule.live:
-        return Param(None, about + "Empty: the end of the run's data interval.", type=["null", "string"], format="date-time")
+        return Param(
+            None, about + "Empty: the end of the run's data interval.", type=["null", "string"], format="date-time"
+        )
     return Param(description=about + "Required: this case is history.", type="string", format="date-time")
 
 
 def trigger_param() -> Param:
     """The ``trigger`` field of the trigger form: why the run was started; empty: the run's own type says it."""
-    return Param(None, "Why this run: empty means schedule or manual, as the run is.", type=["null", "string"], enum=[None, *get_args(Trigger)])
+    return Param(
+        None,
+        "Why this run: empty means schedule or manual, as the run is.",
+        type=["null", "string"],
+        enum=[None, *get_args(Trigger)],
+    )
 
 
 def reason_param() -> Param:
@@ -93,7 +105,9 @@ def resolve_as_of(given: str | None, run: DagRunProtocol) -> datetime:
         try:
             moment = datetime.fromisoformat(given)
         except ValueError as error:
-            raise ConfigError(f"as_of {given!r} is no moment: write it like 2009-05-01 or 2009-05-01T02:00:00+00:00") from error
+            raise ConfigError(
+                f"as_of {given!r} is no moment: write it like 2009-05-01 or 2009-05-01T02:00:00+00:00"
+            ) from error
         moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
     return moment.astimezone(UTC).replace(microsecond=0)
 
@@ -147,4 +161,8 @@ def failing_fast() -> Iterator[None]:
 
 def small(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts that may travel between tasks: single values, no lists, no tables, no long texts."""
-    return {k: v for k, v in facts.items() if v is None or isinstance(v, bool | int | float) or (isinstance(v, str) and len(v) <= 500)}
+    return {
+        k: v
+        for k, v in facts.items()
+        if v is None or isinstance(v, bool | int | float) or (isinstance(v, str) and len(v) <= 500)
+    }

@@ -36,8 +36,22 @@ def mlflow_url(tmp_path_factory):
     home, port = tmp_path_factory.mktemp("mlflow"), free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(home / "artifacts"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command += [
+        "--artifacts-destination",
+        str(home / "artifacts"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    environment = {
+        **os.environ,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
     try:
@@ -104,6 +118,8 @@ def pytest_terminal_summary(terminalreporter):
             if hasattr(report, "duration") and hasattr(report, "nodeid"):
                 name = report.nodeid.split("::")[0]
                 spent[name] = spent.get(name, 0.0) + report.duration
-    terminalreporter.write_line(f"test budget: {time.monotonic() - BEGAN:.0f} s of {BUDGET_SECONDS} s, {sum(spent.values()):.0f} s in tests")
+    terminalreporter.write_line(
+        f"test budget: {time.monotonic() - BEGAN:.0f} s of {BUDGET_SECONDS} s, {sum(spent.values()):.0f} s in tests"
+    )
     for name, seconds in sorted(spent.items(), key=lambda item: -item[1])[:8]:
         terminalreporter.write_line(f"  {seconds:6.1f} s  {name}")

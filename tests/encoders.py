@@ -37,7 +37,9 @@ def write_encoder(folder: Path, *, layers: int = 2, hidden: int = 64, seed: int 
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     # As real ones do: padding and truncation that the project must replace.
     tokenizer.enable_padding(length=32)
     tokenizer.enable_truncation(32)

@@ -68,7 +68,9 @@ def write(root: Path, name: str = "shop") -> Path:
     (folder / "__init__.py").write_text('"""A case."""\n')
     for part, text in (("schema", SCHEMA), ("source", SOURCE), ("model", MODEL)):
         (folder / f"{part}.py").write_text(text.replace('"shop"', f'"{name}"').replace("cases.shop", f"cases.{name}"))
-    (folder / "profile.json").write_text('{"price": {"loc": 500.0, "scale": 0.002}, "weight": {"loc": 500.0, "scale": 0.002}}')
+    (folder / "profile.json").write_text(
+        '{"price": {"loc": 500.0, "scale": 0.002}, "weight": {"loc": 500.0, "scale": 0.002}}'
+    )
     return folder
 
 
@@ -110,7 +112,11 @@ def installed(root: Path) -> Iterator[Path]:
 
 def _forget(root: Path) -> None:
     """What a process has imported of other folders of the same name, and of these."""
-    for name in [name for name in sys.modules if name.startswith(("pipelines.cases.shop", "pipelines.cases.desk", "pipelines.cases.lamp"))]:
+    for name in [
+        name
+        for name in sys.modules
+        if name.startswith(("pipelines.cases.shop", "pipelines.cases.desk", "pipelines.cases.lamp"))
+    ]:
         del sys.modules[name]
     for path in root.rglob("__pycache__"):
         shutil.rmtree(path)

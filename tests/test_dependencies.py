@@ -84,7 +84,13 @@ TRITON = ["nvidia-pytriton", "onnxruntime", "numpy"]
 def failures(environment, requirements):
     """What cannot be imported in one environment: ``{module: error}``, by one subprocess."""
     modules = json.dumps([module_of(requirement) for requirement in requirements])
-    done = subprocess.run([ROOT / environment / "bin" / "python", "-c", IMPORT, modules], capture_output=True, text=True, cwd="/", check=False)
+    done = subprocess.run(
+        [ROOT / environment / "bin" / "python", "-c", IMPORT, modules],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -110,9 +116,17 @@ def test_a_direct_dependency_can_be_imported(main_failures, requirement):
 def imported():
     """The top-level modules that any Python file of the repository imports, inside functions or not."""
     found = set()
-    for path in subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split():
+    for path in subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split():
         for node in ast.walk(ast.parse((ROOT / path).read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             found |= {name.partition(".")[0] for name in names}
     return found
 
@@ -122,7 +136,11 @@ def test_a_direct_dependency_is_used():
     direct = {name_of(line): module_of(line) for line in (ROOT / "requirements.in").read_text().split()}
     shared = {"apache-airflow-providers-celery"}  # one package, "airflow", of several distributions
     used = imported()
-    idle = {name for name, module in direct.items() if module is None or module.partition(".")[0] not in used or name in shared}
+    idle = {
+        name
+        for name, module in direct.items()
+        if module is None or module.partition(".")[0] not in used or name in shared
+    }
     assert idle == set(NOT_IMPORTED)
 
 

@@ -70,7 +70,9 @@ def test_a_fresh_clone_pulls_reproduces_and_then_rests(tmp_path: Path):
     """In a fresh clone `dvc pull` and `dvc repro` run the line to the gate on the pinned rows; a second `dvc repro` runs nothing."""
     clone = tmp_path / "clone"
     # The files as they are here, uncommitted ones too, in a repository of their own.
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
     for name in listed.splitlines():
         if (REPOSITORY / name).is_file() and name != "dvc.lock":
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +82,9 @@ def test_a_fresh_clone_pulls_reproduces_and_then_rests(tmp_path: Path):
     environment = {**kept, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
     def dvc(*arguments: str) -> str:
-        done = subprocess.run(["dvc", *arguments], cwd=clone, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["dvc", *arguments], cwd=clone, env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

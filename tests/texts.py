@@ -8,7 +8,20 @@ import numpy as np
 
 from pipelines.text import TOKENIZER
 
-WORDS = ("heap", "overflow", "in", "libpng", "script", "injection", "via", "crafted", "path", "traversal", "key", "leak")
+WORDS = (
+    "heap",
+    "overflow",
+    "in",
+    "libpng",
+    "script",
+    "injection",
+    "via",
+    "crafted",
+    "path",
+    "traversal",
+    "key",
+    "leak",
+)
 MOST = 60
 """Tokens at which the tokenizer truncates: no multiple of any bucket's step."""
 
@@ -46,10 +59,17 @@ def write_text_bundle(folder: Path, outputs: int, seed: int) -> None:
         helper.make_node("MatMul", ["mean", "w"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["score"], axis=1),
     ]
-    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in ("input_ids", "attention_mask")]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
+        for name in ("input_ids", "attention_mask")
+    ]
     output = helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch", outputs])
-    graph = helper.make_graph(nodes, "texts", inputs, [output], [numpy_helper.from_array(value, name) for name, value in constants.items()])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / "model.onnx")
+    graph = helper.make_graph(
+        nodes, "texts", inputs, [output], [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / "model.onnx"
+    )
 
 
 def some_texts(count: int, seed: int = 0, longest: int = 90) -> list[str]:

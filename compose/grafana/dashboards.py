@@ -68,31 +68,84 @@ SYSTEM = Dashboard(
                 },
                 "Share of all answers.",
             ),
-            Panel("Latency of predictions", "s", {"p50": _quantile(0.5), "p95": _quantile(0.95), "p99": _quantile(0.99)}, "Time to the last byte."),
-            Panel("Rows scored", "short", {"{{case}} {{version}}": "sum by (case, version) (rate(perennial_gateway_rows_total[2m]))"}, "Rows per second."),
+            Panel(
+                "Latency of predictions",
+                "s",
+                {"p50": _quantile(0.5), "p95": _quantile(0.95), "p99": _quantile(0.99)},
+                "Time to the last byte.",
+            ),
+            Panel(
+                "Rows scored",
+                "short",
+                {"{{case}} {{version}}": "sum by (case, version) (rate(perennial_gateway_rows_total[2m]))"},
+                "Rows per second.",
+            ),
             Panel(
                 "Saturation of the gateway",
                 "short",
                 {"requests in flight": "sum(rate(perennial_gateway_request_seconds_sum[2m]))"},
                 "Mean number of requests in flight (Little's law): rate times duration.",
             ),
-            Panel("Refused rows", "short", {"{{case}} {{reason}}": _or_none("sum by (case, reason) (rate(perennial_gateway_refused_rows_total[2m]))", "case")}),
+            Panel(
+                "Refused rows",
+                "short",
+                {
+                    "{{case}} {{reason}}": _or_none(
+                        "sum by (case, reason) (rate(perennial_gateway_refused_rows_total[2m]))", "case"
+                    )
+                },
+            ),
         ),
         "Answers that are kept": (
-            Panel("Prediction log", "short", {"{{case}} {{kind}}": "sum by (case, kind) (rate(perennial_gateway_log_lines_total[2m]))"}, "Lines per second."),
-            Panel("Failed writes of the log", "short", {"{{case}}": _or_none("sum by (case) (increase(perennial_gateway_log_errors_total[10m]))", "case")}),
+            Panel(
+                "Prediction log",
+                "short",
+                {"{{case}} {{kind}}": "sum by (case, kind) (rate(perennial_gateway_log_lines_total[2m]))"},
+                "Lines per second.",
+            ),
+            Panel(
+                "Failed writes of the log",
+                "short",
+                {"{{case}}": _or_none("sum by (case) (increase(perennial_gateway_log_errors_total[10m]))", "case")},
+            ),
             Panel(
                 "Ledger as the gateway sees it",
                 "s",
-                {"age of the last poll": "perennial_gateway_ledger_poll_age_seconds", "failed polls": "increase(perennial_gateway_ledger_errors_total[10m])"},
+                {
+                    "age of the last poll": "perennial_gateway_ledger_poll_age_seconds",
+                    "failed polls": "increase(perennial_gateway_ledger_errors_total[10m])",
+                },
             ),
         ),
         "Triton": (
-            Panel("Inferences", "reqps", {"{{model}} {{version}}": "sum by (model, version) (rate(nv_inference_request_success[2m]))"}),
-            Panel("Queue time", "µs", {"{{model}} {{version}}": _per("nv_inference_queue_duration_us", "nv_inference_request_success")}, "Per request."),
-            Panel("Batch size", "short", {"{{model}} {{version}}": _per("nv_inference_count", "nv_inference_exec_count")}, "Rows per execution."),
-            Panel("Compute time", "µs", {"{{model}} {{version}}": _per("nv_inference_compute_infer_duration_us", "nv_inference_exec_count")}, "Per execution."),
-            Panel("Failures", "reqps", {"{{model}} {{version}}": "sum by (model, version) (rate(nv_inference_request_failure[2m]))"}),
+            Panel(
+                "Inferences",
+                "reqps",
+                {"{{model}} {{version}}": "sum by (model, version) (rate(nv_inference_request_success[2m]))"},
+            ),
+            Panel(
+                "Queue time",
+                "µs",
+                {"{{model}} {{version}}": _per("nv_inference_queue_duration_us", "nv_inference_request_success")},
+                "Per request.",
+            ),
+            Panel(
+                "Batch size",
+                "short",
+                {"{{model}} {{version}}": _per("nv_inference_count", "nv_inference_exec_count")},
+                "Rows per execution.",
+            ),
+            Panel(
+                "Compute time",
+                "µs",
+                {"{{model}} {{version}}": _per("nv_inference_compute_infer_duration_us", "nv_inference_exec_count")},
+                "Per execution.",
+            ),
+            Panel(
+                "Failures",
+                "reqps",
+                {"{{model}} {{version}}": "sum by (model, version) (rate(nv_inference_request_failure[2m]))"},
+            ),
             Panel(
                 "Saturation of Triton",
                 "short",
@@ -109,9 +162,19 @@ SYSTEM = Dashboard(
             Panel(
                 "Firing alerts",
                 "short",
-                {"{{alertname}} {{case}}": _or_none('count by (alertname, case, severity) (ALERTS{alertstate="firing"})', "alertname")},
+                {
+                    "{{alertname}} {{case}}": _or_none(
+                        'count by (alertname, case, severity) (ALERTS{alertstate="firing"})', "alertname"
+                    )
+                },
             ),
-            Panel("Fallback", "bool_on_off", {"{{case}}": "max by (case) (perennial_gateway_fallback)"}, "1 while the previous version answers.", "stat"),
+            Panel(
+                "Fallback",
+                "bool_on_off",
+                {"{{case}}": "max by (case) (perennial_gateway_fallback)"},
+                "1 while the previous version answers.",
+                "stat",
+            ),
         ),
     },
 )
@@ -122,11 +185,27 @@ MODEL = Dashboard(
     {
         "What serves": (
             Panel("Champion", "none", {"{{case}}": f"perennial_champion_version{CASE}"}, kind="stat"),
-            Panel("Age of the champion", "d", {"{{case}}": f"perennial_champion_age_days{CASE}"}, "From its training to the end of the newest window.", "stat"),
+            Panel(
+                "Age of the champion",
+                "d",
+                {"{{case}}": f"perennial_champion_age_days{CASE}"},
+                "From its training to the end of the newest window.",
+                "stat",
+            ),
             Panel("Rollout stage", "none", {"{{case}} {{stage}}": f"perennial_rollout_stage{CASE} == 1"}, kind="stat"),
-            Panel("Policy", "none", {"{{case}} {{state}}": f"perennial_policy_state{CASE} == 1"}, "The drift policy's state.", "stat"),
+            Panel(
+                "Policy",
+                "none",
+                {"{{case}} {{state}}": f"perennial_policy_state{CASE} == 1"},
+                "The drift policy's state.",
+                "stat",
+            ),
             Panel("Open alerts", "none", {"{{case}} {{severity}}": f"perennial_alerts_open{CASE}"}, kind="stat"),
-            Panel("Which version answers", "short", {"{{case}} {{version}}": f"sum by (case, version) (rate(perennial_gateway_rows_total{CASE}[2m]))"}),
+            Panel(
+                "Which version answers",
+                "short",
+                {"{{case}} {{version}}": f"sum by (case, version) (rate(perennial_gateway_rows_total{CASE}[2m]))"},
+            ),
         ),
         "Drift": (
             Panel(
@@ -139,7 +218,12 @@ MODEL = Dashboard(
                 "Debiased PSI against the champion's reference, in nats.",
             ),
             Panel("Features that moved", "short", {"{{case}}": f"sum by (case) (perennial_drift_detected{CASE})"}),
-            Panel("Severity", "short", {"{{case}} {{feature}}": _or_none(f"perennial_drift_severity{CASE} > 0", "case")}, "1 warn, 2 severe."),
+            Panel(
+                "Severity",
+                "short",
+                {"{{case}} {{feature}}": _or_none(f"perennial_drift_severity{CASE} > 0", "case")},
+                "1 warn, 2 severe.",
+            ),
             Panel(
                 "Volume",
                 "short",
@@ -150,30 +234,53 @@ MODEL = Dashboard(
                 "Rows of the newest window against the reference's volume.",
             ),
             Panel("Broken fields", "short", {"{{case}}": f"perennial_quality_problems{CASE}"}),
-            Panel("Open episodes", "short", {"{{case}} {{trigger}}": _or_none(f"perennial_episode_open{CASE} == 1", "case")}),
+            Panel(
+                "Open episodes",
+                "short",
+                {"{{case}} {{trigger}}": _or_none(f"perennial_episode_open{CASE} == 1", "case")},
+            ),
         ),
         "Performance": (
             Panel(
                 "Log-loss",
                 "short",
-                {"{{case}} {{bound}}": f"perennial_log_loss{CASE}", "{{case}} estimated, {{bound}}": f"perennial_log_loss_estimated{CASE}"},
+                {
+                    "{{case}} {{bound}}": f"perennial_log_loss{CASE}",
+                    "{{case}} estimated, {{bound}}": f"perennial_log_loss_estimated{CASE}",
+                },
                 "Of the newest window with labels, and as estimated where labels are missing; in nats.",
             ),
             Panel(
                 "Rise over the holdout",
                 "short",
-                {"{{case}} {{bound}}": f"perennial_log_loss_rise{CASE}", "{{case}} limit": 'perennial_threshold{case=~"$case", name="log_loss_rise"}'},
+                {
+                    "{{case}} {{bound}}": f"perennial_log_loss_rise{CASE}",
+                    "{{case}} limit": 'perennial_threshold{case=~"$case", name="log_loss_rise"}',
+                },
             ),
             Panel(
                 "Labels that arrived",
                 "percentunit",
-                {"{{case}}": f"perennial_labels_coverage_ratio{CASE}", "{{case}} limit": 'perennial_threshold{case=~"$case", name="coverage"}'},
+                {
+                    "{{case}}": f"perennial_labels_coverage_ratio{CASE}",
+                    "{{case}} limit": 'perennial_threshold{case=~"$case", name="coverage"}',
+                },
             ),
         ),
         "Training and its cost": (
-            Panel("Trainings", "short", {"{{case}} {{trigger}} {{decision}}": f"perennial_trainings{CASE}"}, "Verdicts so far."),
+            Panel(
+                "Trainings",
+                "short",
+                {"{{case}} {{trigger}} {{decision}}": f"perennial_trainings{CASE}"},
+                "Verdicts so far.",
+            ),
             Panel("Releases", "short", {"{{case}} {{action}}": f"perennial_releases{CASE}"}),
-            Panel("Cost", "short", {"{{case}} {{what}}": f"perennial_training_cost{CASE}"}, "Of all trainings so far: hours, and money at the declared price."),
+            Panel(
+                "Cost",
+                "short",
+                {"{{case}} {{what}}": f"perennial_training_cost{CASE}"},
+                "Of all trainings so far: hours, and money at the declared price.",
+            ),
         ),
     },
     cases=True,
@@ -184,9 +291,21 @@ PIPELINE = Dashboard(
     "Perennial: pipeline",
     {
         "Airflow": (
-            Panel("Components", "bool_on_off", {"{{component}}": "perennial_airflow_component_healthy", "API": "perennial_airflow_up"}, kind="stat"),
-            Panel("Heartbeats", "s", {"{{component}}": "time() - perennial_airflow_component_heartbeat_timestamp_seconds"}, "Seconds since the last one."),
-            Panel("DAG files that do not load", "short", {"import errors": "perennial_airflow_import_errors"}, kind="stat"),
+            Panel(
+                "Components",
+                "bool_on_off",
+                {"{{component}}": "perennial_airflow_component_healthy", "API": "perennial_airflow_up"},
+                kind="stat",
+            ),
+            Panel(
+                "Heartbeats",
+                "s",
+                {"{{component}}": "time() - perennial_airflow_component_heartbeat_timestamp_seconds"},
+                "Seconds since the last one.",
+            ),
+            Panel(
+                "DAG files that do not load", "short", {"import errors": "perennial_airflow_import_errors"}, kind="stat"
+            ),
         ),
         "Queue": (
             Panel("Tasks by state", "short", {"{{state}}": 'perennial_airflow_tasks{state!~"success|failed"}'}),
@@ -196,18 +315,43 @@ PIPELINE = Dashboard(
         "Durations": (
             Panel("DAG runs", "s", {"{{dag}}": "perennial_airflow_dag_run_seconds"}, "The newest finished run."),
             Panel("Tasks", "s", {"{{dag}} {{task}}": "perennial_airflow_task_seconds"}, "In the newest finished run."),
-            Panel("Running since", "s", {"{{dag}}": _or_none("perennial_airflow_dag_running_seconds", "dag")}, "The oldest run that is not done."),
+            Panel(
+                "Running since",
+                "s",
+                {"{{dag}}": _or_none("perennial_airflow_dag_running_seconds", "dag")},
+                "The oldest run that is not done.",
+            ),
         ),
         "Failures": (
-            Panel("Failed runs", "bool_on_off", {"{{dag}}": "perennial_airflow_dag_run_failed"}, "1 if the newest finished run failed."),
+            Panel(
+                "Failed runs",
+                "bool_on_off",
+                {"{{dag}}": "perennial_airflow_dag_run_failed"},
+                "1 if the newest finished run failed.",
+            ),
             Panel(
                 "Failed tasks",
                 "short",
-                {"{{dag}} {{task}}": _or_none("perennial_airflow_task_failed == 1", "dag"), "all so far": 'perennial_airflow_tasks{state="failed"}'},
+                {
+                    "{{dag}} {{task}}": _or_none("perennial_airflow_task_failed == 1", "dag"),
+                    "all so far": 'perennial_airflow_tasks{state="failed"}',
+                },
             ),
-            Panel("Tries", "short", {"{{dag}} {{task}}": _or_none("perennial_airflow_task_tries > 1", "dag")}, "Tasks that needed more than one."),
-            Panel("Runs", "short", {"{{dag}} {{state}}": "perennial_airflow_dag_runs > 0"}, "All that Airflow remembers."),
-            Panel("Last run", "s", {"{{dag}}": "time() - perennial_airflow_dag_run_ended_timestamp_seconds"}, "Seconds since the newest run ended."),
+            Panel(
+                "Tries",
+                "short",
+                {"{{dag}} {{task}}": _or_none("perennial_airflow_task_tries > 1", "dag")},
+                "Tasks that needed more than one.",
+            ),
+            Panel(
+                "Runs", "short", {"{{dag}} {{state}}": "perennial_airflow_dag_runs > 0"}, "All that Airflow remembers."
+            ),
+            Panel(
+                "Last run",
+                "s",
+                {"{{dag}}": "time() - perennial_airflow_dag_run_ended_timestamp_seconds"},
+                "Seconds since the newest run ended.",
+            ),
             Panel("Paused", "bool_on_off", {"{{dag}}": "perennial_airflow_dag_paused"}, kind="stat"),
         ),
     },
@@ -228,13 +372,33 @@ def grafana(dashboard: Dashboard) -> dict[str, Any]:
     placed: list[dict[str, Any]] = []
     y = 0
     for row, panels in dashboard.rows.items():
-        placed.append({"type": "row", "title": row, "collapsed": False, "gridPos": {"x": 0, "y": y, "w": 24, "h": 1}, "panels": []})
+        placed.append(
+            {
+                "type": "row",
+                "title": row,
+                "collapsed": False,
+                "gridPos": {"x": 0, "y": y, "w": 24, "h": 1},
+                "panels": [],
+            }
+        )
         for number, panel in enumerate(panels):
             place = {"x": number % COLUMNS * WIDTH, "y": y + 1 + number // COLUMNS * HEIGHT, "w": WIDTH, "h": HEIGHT}
             placed.append(_panel(panel, place))
         y += 1 + -(-len(panels) // COLUMNS) * HEIGHT
-    choice = {"name": "case", "label": "Case", "type": "query", "datasource": SOURCE, "query": "label_values(perennial_case_live, case)"}
-    choice |= {"refresh": 2, "includeAll": True, "multi": True, "allValue": ".*", "current": {"text": "All", "value": "$__all"}}
+    choice = {
+        "name": "case",
+        "label": "Case",
+        "type": "query",
+        "datasource": SOURCE,
+        "query": "label_values(perennial_case_live, case)",
+    }
+    choice |= {
+        "refresh": 2,
+        "includeAll": True,
+        "multi": True,
+        "allValue": ".*",
+        "current": {"text": "All", "value": "$__all"},
+    }
     return {
         "uid": f"perennial-{dashboard.name}",
         "title": dashboard.title,
@@ -261,7 +425,9 @@ def _panel(panel: Panel, place: dict[str, int]) -> dict[str, Any]:
         "datasource": SOURCE,
         "gridPos": place,
         "fieldConfig": {"defaults": {"unit": panel.unit}, "overrides": []},
-        "options": {"textMode": "value_and_name"} if panel.kind == "stat" else {"legend": {"displayMode": "list", "placement": "bottom"}},
+        "options": {"textMode": "value_and_name"}
+        if panel.kind == "stat"
+        else {"legend": {"displayMode": "list", "placement": "bottom"}},
         "targets": targets,
     }
 

@@ -68,7 +68,9 @@ def create_metadata_engine(url: str, *, engine_args: dict[str, Any], connect_arg
     return _in_wal(create_engine(url, connect_args=connect_args, future=True, **engine_args))
 
 
-def create_async_metadata_engine(url: str, *, connect_args: dict[str, Any], engine_args: dict[str, Any] | None = None) -> Any:
+def create_async_metadata_engine(
+    url: str, *, connect_args: dict[str, Any], engine_args: dict[str, Any] | None = None
+) -> Any:
     """The same for the api-server's asynchronous sessions."""
     from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -111,7 +113,9 @@ def _export_once() -> None:
     shapes = ({0: torch.export.Dim("batch", min=1, max=1024)},)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(toy, (torch.zeros(3, 2),), dynamo=True, opset_version=20, dynamic_shapes=shapes, verbose=False)
+        torch.onnx.export(
+            toy, (torch.zeros(3, 2),), dynamo=True, opset_version=20, dynamic_shapes=shapes, verbose=False
+        )
 
 
 def _forks_tasks() -> bool:

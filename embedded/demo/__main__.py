@@ -32,9 +32,16 @@ SEGMENT_SECONDS = 0.5
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; exit code 0 if it did what it promises, 1 with a clear error otherwise."""
     parser = argparse.ArgumentParser(prog="python -m embedded.demo", description=__doc__)
-    parser.add_argument("--case", default=None, help="bank, triage or loans; default: bank where its data can be had, else loans")
+    parser.add_argument(
+        "--case", default=None, help="bank, triage or loans; default: bank where its data can be had, else loans"
+    )
     parser.add_argument("--fast", action="store_true", help="a shorter stretch of history")
-    parser.add_argument("--profile", choices=PROFILES, default="embedded", help="embedded (default), or full: what docker-compose.yaml starts")
+    parser.add_argument(
+        "--profile",
+        choices=PROFILES,
+        default="embedded",
+        help="embedded (default), or full: what docker-compose.yaml starts",
+    )
     parser.add_argument("--keep", action="store_true", help="leave the stack running at the end")
     parser.add_argument("--home", type=Path, default=HOME, help="state folder (the last one is moved aside)")
     options = parser.parse_args(arguments)
@@ -67,8 +74,14 @@ def _demo(options: argparse.Namespace, progress: Progress) -> int:
     try:
         with progress.shown():
             with progress.phase("start"):
-                progress.say(f"starting Airflow, MLflow, Triton and the gateway on free ports; state and logs in {home}")
-                extra = {"PERENNIAL_LOG_SEGMENT_SECONDS": str(SEGMENT_SECONDS), "PERENNIAL_SCHEDULES": "0", "PERENNIAL_CONNECTIONS": "none"}
+                progress.say(
+                    f"starting Airflow, MLflow, Triton and the gateway on free ports; state and logs in {home}"
+                )
+                extra = {
+                    "PERENNIAL_LOG_SEGMENT_SECONDS": str(SEGMENT_SECONDS),
+                    "PERENNIAL_SCHEDULES": "0",
+                    "PERENNIAL_CONNECTIONS": "none",
+                }
                 running = stack.start(home, Ports.free(), profile=options.profile, extra_env=extra)
             summary = replayed(plan, params, source, _settings_of(running.env), progress)
         finished = True
@@ -120,7 +133,9 @@ def _report(summary: dict[str, Any], home: Path, progress: Progress, *, kept: bo
     _print_table(summary, progress)
     progress.say(f"report   {home / 'report.html'}\nsummary  {home / 'summary.json'}")
     progress.say(
-        f"still running: make status STATE={home}; make down STATE={home}" if kept else f"reopen it in Airflow, MLflow and the gateway: make up STATE={home}"
+        f"still running: make status STATE={home}; make down STATE={home}"
+        if kept
+        else f"reopen it in Airflow, MLflow and the gateway: make up STATE={home}"
     )
     broken = [name for name in ("errors", "answers_unequal", "processes_left") if summary[name]]
     if summary["airflow"]["dag_runs_failed"]:
@@ -128,7 +143,10 @@ def _report(summary: dict[str, Any], home: Path, progress: Progress, *, kept: bo
     if not summary["rows_sent"] == summary["rows_acknowledged"] == summary["rows_logged"]:
         broken.append("rows sent, acknowledged and logged differ")
     if broken:
-        print(f"make demo: not clean: {', '.join(broken)}; see {home / 'summary.json'} and {home / 'logs'}", file=sys.stderr)
+        print(
+            f"make demo: not clean: {', '.join(broken)}; see {home / 'summary.json'} and {home / 'logs'}",
+            file=sys.stderr,
+        )
     return 1 if broken else 0
 
 
@@ -149,7 +167,10 @@ def _print_table(summary: dict[str, Any], progress: Progress) -> None:
     from pipelines.reports.replay import METRICS
 
     metrics = summary["metrics"]
-    table = Table(title=f"{summary['case']}: mean over {len(metrics['log_loss']['per_month'])} {summary['tick']}s", title_justify="left")
+    table = Table(
+        title=f"{summary['case']}: mean over {len(metrics['log_loss']['per_month'])} {summary['tick']}s",
+        title_justify="left",
+    )
     for column in ("", "frozen", "ungated", "Perennial"):
         table.add_column(column, justify="left" if not column else "right")
     for metric, found in metrics.items():

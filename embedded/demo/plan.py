@@ -86,7 +86,10 @@ def write_params(plan: Plan, folder: Path) -> Params:
 
 def _over(own: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """``own`` with ``changes``, block by block."""
-    return own | {name: _over(own[name], value) if isinstance(value, dict) and isinstance(own.get(name), dict) else value for name, value in changes.items()}
+    return own | {
+        name: _over(own[name], value) if isinstance(value, dict) and isinstance(own.get(name), dict) else value
+        for name, value in changes.items()
+    }
 
 
 def scope(plan: Plan, params: Params) -> dict[str, Any]:
@@ -98,7 +101,9 @@ def scope(plan: Plan, params: Params) -> dict[str, Any]:
         "tick": plan.tick,
         "traffic_rows_per_month": plan.sample_per_month,
         "rows_per_training": None if most is None else most - round(most * params.dataset.holdout_share),
-        "seconds_per_training": None if params.train.budget_minutes is None else round(60 * params.train.budget_minutes),
+        "seconds_per_training": None
+        if params.train.budget_minutes is None
+        else round(60 * params.train.budget_minutes),
         "params": dict(_flat(plan.params)),
     }
 

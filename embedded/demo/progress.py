@@ -11,7 +11,16 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-BUDGET = {"start": 40, "first champion": 20, "traffic": 45, "drift": 60, "training": 90, "score": 20, "report": 10, "stop": 15}
+BUDGET = {
+    "start": 40,
+    "first champion": 20,
+    "traffic": 45,
+    "drift": 60,
+    "training": 90,
+    "score": 20,
+    "report": 10,
+    "stop": 15,
+}
 """Seconds that each phase may take on an idle two-core machine; together the five minutes of the demo."""
 TEXTS = BUDGET | {"first champion": 150, "traffic": 130, "drift": 90, "training": 360, "score": 60}
 """The same where a transformer is trained and serves: a quarter of an hour."""

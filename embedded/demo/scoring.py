@@ -39,7 +39,11 @@ def retrain_ungated(case: str, home: Path, as_of: datetime) -> Path | None:
 
 def metric_names(fields: Fields) -> dict[str, bool]:
     """The metrics a case is shown by, the first one first, and whether more of it is better."""
-    return {"macro_f1": True, "log_loss": False, "accuracy": True} if fields.classes else {"roc_auc": True, "log_loss": False}
+    return (
+        {"macro_f1": True, "log_loss": False, "accuracy": True}
+        if fields.classes
+        else {"roc_auc": True, "log_loss": False}
+    )
 
 
 def compare(case: str, home: Path, moments: list[datetime], frame: pl.DataFrame) -> Known:
@@ -47,7 +51,9 @@ def compare(case: str, home: Path, moments: list[datetime], frame: pl.DataFrame)
 
     Their trainings ended at ``moments``, the frozen one's at the first; some have no bundle, as too few labels had arrived.
     """
-    bundles = [bundle for moment in moments if (bundle := Settings(home=home).run_dir(case, moment) / "export").exists()]
+    bundles = [
+        bundle for moment in moments if (bundle := Settings(home=home).run_dir(case, moment) / "export").exists()
+    ]
     known: Known = {}
     for bundle in {bundles[0], bundles[-1]}:
         scores(case, bundle, frame, known)
@@ -86,7 +92,12 @@ def metrics(fields: Fields, labels: list[int], predicted: Any) -> dict[str, floa
 
 
 def unequal_answers(
-    case: str, frame: pl.DataFrame, answers: dict[str, tuple[int, float, int | str]], bundles: dict[int, Path], known: Known, tolerance: float = 1e-5
+    case: str,
+    frame: pl.DataFrame,
+    answers: dict[str, tuple[int, float, int | str]],
+    bundles: dict[int, Path],
+    known: Known,
+    tolerance: float = 1e-5,
 ) -> int:
     """How many answers are not those of ONNX Runtime on the version that they name.
 
@@ -113,7 +124,12 @@ def unequal_answers(
 def summarise(months: list[dict[str, Any]], metric: str, *, higher_is_better: bool) -> dict[str, Any]:
     """A metric's table: per month, unweighted means and row-weighted means over the months that have all three."""
     table = [
-        {"month": m["month"], "n": m["n"], "positives": m["positives"], **{name: m[name][metric] for name in ("frozen", "perennial", "ungated")}}
+        {
+            "month": m["month"],
+            "n": m["n"],
+            "positives": m["positives"],
+            **{name: m[name][metric] for name in ("frozen", "perennial", "ungated")},
+        }
         for m in months
     ]
     out: dict[str, Any] = {"higher_is_better": higher_is_better, "per_month": table}

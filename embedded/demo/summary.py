@@ -85,7 +85,9 @@ def build_summary(replay: Replay, rows: pl.DataFrame) -> dict[str, Any]:
     history = ledger.releases(settings.ledger, case)
     bundles = {release.champion: settings.root / release.bundle for release in history}
     log.compact(settings, case)
-    logged = log.read_predictions(settings, case, Window(start=replay.plan.windows[0].start, end=replay.plan.windows[-1].end))
+    logged = log.read_predictions(
+        settings, case, Window(start=replay.plan.windows[0].start, end=replay.plan.windows[-1].end)
+    )
     runs = {dag: replay.airflow.runs(f"{case}_{dag}") for dag in ("training", "drift")}
     triggers = Counter(run["conf"].get("trigger", "manual") for run in runs["training"])
     decisions = Counter(row["verdict"]["decision"] for row in ledger.verdicts(settings.ledger, case))
@@ -118,9 +120,19 @@ def build_summary(replay: Replay, rows: pl.DataFrame) -> dict[str, Any]:
         "training_runs_by_trigger": {name: triggers.get(name, 0) for name in get_args(Trigger)},
         "verdicts": {name: decisions.get(name, 0) for name in ("promote", "reject", "inconclusive")},
         "champions": [
-            {"version": r.champion, "since": r.as_of.isoformat(), "trigger": r.trigger, "mlflow_run": r.mlflow_run, "reason": r.reason} for r in history
+            {
+                "version": r.champion,
+                "since": r.as_of.isoformat(),
+                "trigger": r.trigger,
+                "mlflow_run": r.mlflow_run,
+                "reason": r.reason,
+            }
+            for r in history
         ],
-        "metrics": {name: scoring.summarise(months, name, higher_is_better=higher) for name, higher in scoring.metric_names(fields).items()},
+        "metrics": {
+            name: scoring.summarise(months, name, higher_is_better=higher)
+            for name, higher in scoring.metric_names(fields).items()
+        },
         "airflow": {
             "dag_runs": {dag: len(found) for dag, found in runs.items()},
             "dag_runs_failed": sum(run["state"] != "success" for found in runs.values() for run in found),
@@ -137,11 +149,18 @@ def _trainings(settings: Settings, case: str, runs: list[dict[str, Any]]) -> lis
         folder = settings.run_dir(case, datetime.fromisoformat(moment)) / "train"
         if (folder / MANIFEST).exists():
             facts = read_manifest(folder).facts
-            found.append({"as_of": moment, **{name: facts.get(name) for name in ("rows", "seconds", "stopped", "strategy", "ranks")}})
+            found.append(
+                {
+                    "as_of": moment,
+                    **{name: facts.get(name) for name in ("rows", "seconds", "stopped", "strategy", "ranks")},
+                }
+            )
     return found
 
 
-def _months(replay: Replay, rows: pl.DataFrame, logged: pl.DataFrame, first: Path, known: scoring.Known) -> list[dict[str, Any]]:
+def _months(
+    replay: Replay, rows: pl.DataFrame, logged: pl.DataFrame, first: Path, known: scoring.Known
+) -> list[dict[str, Any]]:
     """Every window with enough rows and more than one class, scored by the three models on its true labels; what was served is taken from the log."""
     import polars as pl
 

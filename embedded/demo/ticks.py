@@ -24,7 +24,9 @@ def play(replay: Replay) -> pl.DataFrame:
     import polars as pl
 
     plan, progress = replay.plan, replay.progress
-    whole = cases.part(plan.case, "source").rows(replay.source, Window(start=plan.windows[0].start, end=plan.windows[-1].end), replay.params)
+    whole = cases.part(plan.case, "source").rows(
+        replay.source, Window(start=plan.windows[0].start, end=plan.windows[-1].end), replay.params
+    )
     rows = traffic.sampled(whole, plan.sample_per_month)
     dags = [f"{plan.case}_{kind}" for kind in ("training", "drift", "rollback")]
     replay.airflow.wait_for_dags(dags)
@@ -34,7 +36,9 @@ def play(replay: Replay) -> pl.DataFrame:
         _train(replay, plan.first_as_of, "initial")
     if ledger.head(replay.settings.ledger, plan.case) is None:
         [verdict, *_] = ledger.verdicts(replay.settings.ledger, plan.case)
-        raise PerennialError(f"the first candidate was not promoted ({verdict['verdict']['reason']}): without a champion there is nothing to replay")
+        raise PerennialError(
+            f"the first candidate was not promoted ({verdict['verdict']['reason']}): without a champion there is nothing to replay"
+        )
     progress.say(f"first champion: trained on the rows before {plan.first_as_of:%Y-%m-%d}")
     previous = plan.first_as_of
     number = 0
@@ -48,7 +52,9 @@ def play(replay: Replay) -> pl.DataFrame:
     return rows
 
 
-def _tick(replay: Replay, number: int, window: Window, month: pl.DataFrame, so_far: pl.DataFrame, previous: datetime) -> None:
+def _tick(
+    replay: Replay, number: int, window: Window, month: pl.DataFrame, so_far: pl.DataFrame, previous: datetime
+) -> None:
     """One window of traffic, its due labels, one drift run, the training runs that follow."""
     import polars as pl
 
@@ -88,5 +94,9 @@ def _run(replay: Replay, kind: str, run_id: str, conf: dict[str, Any]) -> None:
     for task in replay.airflow.tasks(dag, run_id):
         if task["state"] == "failed":
             lines = replay.airflow.log(dag, run_id, task["task_id"], task["try_number"]).splitlines()
-            raise PerennialError(f"{dag} {run_id}: task {task['task_id']} failed; its last lines:\n" + "\n".join(lines[-15:]))
-    raise PerennialError(f"{dag} {run_id} ended as {run['state']}: look at it in Airflow (make up STATE={replay.settings.root})")
+            raise PerennialError(
+                f"{dag} {run_id}: task {task['task_id']} failed; its last lines:\n" + "\n".join(lines[-15:])
+            )
+    raise PerennialError(
+        f"{dag} {run_id} ended as {run['state']}: look at it in Airflow (make up STATE={replay.settings.root})"
+    )

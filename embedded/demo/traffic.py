@@ -37,7 +37,9 @@ def sampled(rows: pl.DataFrame, per_month: int | None) -> pl.DataFrame:
 
     if per_month is None or rows.is_empty():
         return rows
-    months = rows.with_columns(_month=pl.col("event_time").dt.truncate("1mo")).partition_by("_month", maintain_order=True, include_key=False)
+    months = rows.with_columns(_month=pl.col("event_time").dt.truncate("1mo")).partition_by(
+        "_month", maintain_order=True, include_key=False
+    )
     return pl.concat([spread(month, per_month) for month in months])
 
 
@@ -51,7 +53,11 @@ def send_rows(gateway: httpx.Client, fields: Fields, frame: pl.DataFrame, tally:
     case = fields.case
     for batch in frame.iter_slices(BATCH if fields.text is None else BATCH_TEXTS):
         rows = [
-            {"prediction_id": row["id"], "event_time": row["event_time"].isoformat(), **{name: row[name] for name in fields.names}}
+            {
+                "prediction_id": row["id"],
+                "event_time": row["event_time"].isoformat(),
+                **{name: row[name] for name in fields.names},
+            }
             for row in batch.select("id", "event_time", *fields.names).iter_rows(named=True)
         ]
         tally.requests += 1
@@ -60,7 +66,9 @@ def send_rows(gateway: httpx.Client, fields: Fields, frame: pl.DataFrame, tally:
         if answer.status_code != httpx.codes.OK:
             tally.errors += 1
             continue
-        tally.answers.update({row["prediction_id"]: (row["version"], row["score"], row["prediction"]) for row in answer.json()["rows"]})
+        tally.answers.update(
+            {row["prediction_id"]: (row["version"], row["score"], row["prediction"]) for row in answer.json()["rows"]}
+        )
 
 
 def send_labels(gateway: httpx.Client, fields: Fields, frame: pl.DataFrame, tally: Tally) -> None:

@@ -25,7 +25,9 @@ MAX_ATTEMPTS = 5
 log = logging.getLogger(__name__)
 
 
-def deliver(url: str, case: str, fresh: Sequence[Notice], earlier: Sequence[Notice], sinks: Mapping[str, Sink], push: Severity) -> None:
+def deliver(
+    url: str, case: str, fresh: Sequence[Notice], earlier: Sequence[Notice], sinks: Mapping[str, Sink], push: Severity
+) -> None:
     """Send the notices of this run, and of ``earlier`` ones those that a sink has failed to take.
 
     The log takes all, other sinks those from severity ``push`` up. Whatever a sink does, nothing is raised: how it
@@ -68,7 +70,9 @@ def _attempts(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[d
     """By notice and sink the attempts in order, each as ``{event: when}``."""
     found: dict[tuple[str, str], dict[int, dict[str, str]]] = {}
     for row in rows:
-        found.setdefault((row["notice"], row["sink"]), {}).setdefault(row["attempt"], {})[row["event"]] = row["recorded_at"]
+        found.setdefault((row["notice"], row["sink"]), {}).setdefault(row["attempt"], {})[row["event"]] = row[
+            "recorded_at"
+        ]
     return {key: [attempts[number] for number in sorted(attempts)] for key, attempts in found.items()}
 
 

@@ -40,12 +40,19 @@ def step(
     alerts += [_missed(alert, silenced, params) for alert in known.values() if alert.key not in here]
     recent = sum(moment > as_of - timedelta(hours=params.per_hours) for moment in told)
     opened = [
-        alert for alert in alerts if alert.state == "open" and alert.quiet == 0 and (alert.notified is None or RANK[alert.severity] > RANK[alert.notified])
+        alert
+        for alert in alerts
+        if alert.state == "open"
+        and alert.quiet == 0
+        and (alert.notified is None or RANK[alert.severity] > RANK[alert.notified])
     ]
     resolved = [alert for alert in alerts if alert.state == "resolved" and alert.notified is not None]
     sent = _grouped(opened, as_of, revision)[: max(0, params.max_notices - recent)]
     now_told = {alert.key: alert.severity for notice in sent for alert in notice.alerts}
-    after = (alert.model_copy(update={"notified": now_told[alert.key]}) if alert.key in now_told else alert for alert in alerts)
+    after = (
+        alert.model_copy(update={"notified": now_told[alert.key]}) if alert.key in now_told else alert
+        for alert in alerts
+    )
     # The end of what was told is always told: it is no more often than its beginning.
     return tuple(sorted(after, key=lambda alert: alert.key)), (*sent, *_grouped(resolved, as_of, revision))
 
@@ -57,7 +64,11 @@ def taken_back(before: Sequence[Alert], first: Sequence[Alert], params: AlertPar
     """
     known = {alert.key for alert in before if alert.state != "resolved"}
     told = {alert.key: alert.notified for alert in first}
-    kept = [alert.model_copy(update={"notified": told.get(alert.key, alert.notified)}) for alert in before if alert.key in known]
+    kept = [
+        alert.model_copy(update={"notified": told.get(alert.key, alert.notified)})
+        for alert in before
+        if alert.key in known
+    ]
     opened = [alert for alert in first if alert.key not in known and alert.state != "resolved"]
     return (*kept, *(alert.model_copy(update={"count": 0, "quiet": params.resolve_after - 1}) for alert in opened))
 
@@ -66,7 +77,12 @@ def _seen(before: Alert | None, now: Alert, silenced: Collection[str]) -> Alert:
     state = "silenced" if now.rule in silenced else "open"
     if before is None:
         return now.model_copy(update={"state": state})
-    kept = {"group": before.group, "first_seen": before.first_seen, "count": before.count + 1, "notified": before.notified}
+    kept = {
+        "group": before.group,
+        "first_seen": before.first_seen,
+        "count": before.count + 1,
+        "notified": before.notified,
+    }
     return now.model_copy(update={**kept, "state": state})
 
 
@@ -80,11 +96,21 @@ def _grouped(alerts: Sequence[Alert], as_of: datetime, revision: int) -> list[No
     """One notice per group, the worst first."""
     notices = []
     for group in dict.fromkeys(alert.group for alert in alerts):
-        own = sorted((alert for alert in alerts if alert.group == group), key=lambda alert: (-RANK[alert.severity], alert.key))
-        kind = "resolved" if own[0].state == "resolved" else "opened" if any(alert.notified is None for alert in own) else "raised"
+        own = sorted(
+            (alert for alert in alerts if alert.group == group), key=lambda alert: (-RANK[alert.severity], alert.key)
+        )
+        kind = (
+            "resolved"
+            if own[0].state == "resolved"
+            else "opened"
+            if any(alert.notified is None for alert in own)
+            else "raised"
+        )
         case = own[0].case
         # One row of the ledger per run, so that this names the notice for good.
         again = "" if revision == 1 else f"-{revision}"
         name = f"{as_of:%Y%m%dT%H%M%SZ}{again}/{kind}/{group}"
-        notices.append(Notice(id=name, case=case, at=as_of, group=group, kind=kind, severity=own[0].severity, alerts=tuple(own)))
+        notices.append(
+            Notice(id=name, case=case, at=as_of, group=group, kind=kind, severity=own[0].severity, alerts=tuple(own))
+        )
     return sorted(notices, key=lambda notice: -RANK[notice.severity])

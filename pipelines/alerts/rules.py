@@ -54,7 +54,11 @@ def _drift_confirmed(facts: Facts, params: Params) -> Iterable[Finding]:
     if report.episode is not None:
         trigger = report.policy.get("trigger") or "drift"
         # More rows to learn from are no reason to worry.
-        yield Finding(report.episode, f"episode {report.episode} ({trigger}) is open: {report.reason}", "info" if trigger == "volume" else None)
+        yield Finding(
+            report.episode,
+            f"episode {report.episode} ({trigger}) is open: {report.reason}",
+            "info" if trigger == "volume" else None,
+        )
 
 
 def _retrain_kept(facts: Facts, params: Params) -> Iterable[Finding]:
@@ -109,7 +113,8 @@ def _labels_late(facts: Facts, params: Params) -> Iterable[Finding]:
         newest = max(old)
         days = (report.window.end - newest).days
         yield Finding(
-            "coverage", f"{known[newest]:.0%} of the rows up to {newest:%Y-%m-%d} have a label after {days} days (at least {wanted:.0%} were declared)"
+            "coverage",
+            f"{known[newest]:.0%} of the rows up to {newest:%Y-%m-%d} have a label after {days} days (at least {wanted:.0%} were declared)",
         )
 
 
@@ -117,14 +122,24 @@ def _volume_out_of_band(facts: Facts, params: Params) -> Iterable[Finding]:
     volume, (low, high) = facts.report.quality.get("volume"), params.drift.volume_band
     # A window without rows is either allowed or blocks.
     if volume is not None and facts.report.current_rows and not low <= volume <= high:
-        yield Finding("window", f"{facts.report.current_rows:,} rows are {volume:.2g} times the reference's volume (band {low:g} to {high:g})")
+        yield Finding(
+            "window",
+            f"{facts.report.current_rows:,} rows are {volume:.2g} times the reference's volume (band {low:g} to {high:g})",
+        )
 
 
 def _champion_old(facts: Facts, params: Params) -> Iterable[Finding]:
     limit = params.alerts.max_champion_days
-    if limit is not None and facts.champion_since is not None and (facts.as_of - facts.champion_since) > timedelta(days=limit):
+    if (
+        limit is not None
+        and facts.champion_since is not None
+        and (facts.as_of - facts.champion_since) > timedelta(days=limit)
+    ):
         days = (facts.as_of - facts.champion_since).days
-        yield Finding("champion", f"version {facts.report.model_version} was trained {days} days ago (at most {limit:g} were declared)")
+        yield Finding(
+            "champion",
+            f"version {facts.report.model_version} was trained {days} days ago (at most {limit:g} were declared)",
+        )
 
 
 def _windows_unjudged(facts: Facts, params: Params) -> Iterable[Finding]:
@@ -133,12 +148,18 @@ def _windows_unjudged(facts: Facts, params: Params) -> Iterable[Finding]:
         return
     length = report.window.end - report.window.start
     if facts.judged_until is not None and (gap := (report.window.start - facts.judged_until) / length) >= limit:
-        yield Finding("runs", f"no drift run between {facts.judged_until:%Y-%m-%d} and {report.window.start:%Y-%m-%d}: {gap:.0f} windows were never looked at")
+        yield Finding(
+            "runs",
+            f"no drift run between {facts.judged_until:%Y-%m-%d} and {report.window.start:%Y-%m-%d}: {gap:.0f} windows were never looked at",
+        )
     marks = [datetime.fromisoformat(mark["end"]) for mark in report.policy.get("marks", ())]
     begun = [moment for moment in (facts.champion_since, report.served_since) if moment is not None]
     since = max([*marks, *begun], default=report.window.end)
     if (empty := (report.window.end - since) / length) > limit:
-        yield Finding("rows", f"no window since {since:%Y-%m-%d} could be compared ({empty:.0f} windows): too few rows, or a reference of other features")
+        yield Finding(
+            "rows",
+            f"no window since {since:%Y-%m-%d} could be compared ({empty:.0f} windows): too few rows, or a reference of other features",
+        )
 
 
 def _page_broken(facts: Facts, params: Params) -> Iterable[Finding]:
@@ -153,7 +174,10 @@ def _page_broken(facts: Facts, params: Params) -> Iterable[Finding]:
 def _sink_broken(facts: Facts, params: Params) -> Iterable[Finding]:
     del params
     for sink, count in sorted(facts.undelivered.items()):
-        yield Finding(sink, f"{count} notice{'s' if count > 1 else ''} could not be sent by the {sink}: people may not know of the alerts there are")
+        yield Finding(
+            sink,
+            f"{count} notice{'s' if count > 1 else ''} could not be sent by the {sink}: people may not know of the alerts there are",
+        )
 
 
 @dataclass(frozen=True)

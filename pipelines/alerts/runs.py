@@ -14,7 +14,15 @@ SEVERITY: Severity = "warning"
 
 def late(params: Params, runbooks: str, dag: str, run: str, due: datetime) -> Notice:
     """The notice that the run ``run`` of ``dag`` was not over when it was ``due``."""
-    return _notice(params, runbooks, "run_late", dag, run, due, f"run {run} of {dag} is late: it was due by {due:%Y-%m-%d %H:%M} UTC")
+    return _notice(
+        params,
+        runbooks,
+        "run_late",
+        dag,
+        run,
+        due,
+        f"run {run} of {dag} is late: it was due by {due:%Y-%m-%d %H:%M} UTC",
+    )
 
 
 def failed(params: Params, runbooks: str, dag: str, run: str, at: datetime, task: str | None, why: str) -> Notice:

@@ -29,12 +29,16 @@ def text(notice: Notice, params: AlertParams) -> str:
     """What people read, in Slack's simple markup: what, since when, whose business it is, how soon, and where it says what to do."""
     hours = params.response_hours.get(notice.severity, 0.0)
     soon = f"within {hours:g} h" if hours < 48 else f"within {hours / 24:g} days"
-    word = {"opened": notice.severity.upper(), "raised": f"NOW {notice.severity.upper()}", "resolved": "RESOLVED"}[notice.kind]
+    word = {"opened": notice.severity.upper(), "raised": f"NOW {notice.severity.upper()}", "resolved": "RESOLVED"}[
+        notice.kind
+    ]
     lines = [f"*{word}* {notice.case}: {notice.group}"]
     for alert in notice.alerts:
         told = f"- {alert.rule}: {alert.summary}"
         if notice.kind == "resolved":
-            lines.append(f"{told} (first seen {alert.first_seen:%Y-%m-%d %H:%M}, found {alert.count} times, last {alert.last_seen:%Y-%m-%d %H:%M} UTC)")
+            lines.append(
+                f"{told} (first seen {alert.first_seen:%Y-%m-%d %H:%M}, found {alert.count} times, last {alert.last_seen:%Y-%m-%d %H:%M} UTC)"
+            )
         else:
             lines.append(f"{told} (since {alert.first_seen:%Y-%m-%d %H:%M} UTC; {alert.owner}; {alert.runbook})")
     return "\n".join([*lines, *([] if notice.kind == "resolved" else [f"Somebody should look {soon}."])])
@@ -59,7 +63,10 @@ def webhook(url: str, params: AlertParams, pause: Callable[[float], None] = time
                 if answer.is_success:
                     return
                 why = f"HTTP {answer.status_code}"
-                if answer.is_client_error and answer.status_code not in {httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS}:
+                if answer.is_client_error and answer.status_code not in {
+                    httpx.codes.REQUEST_TIMEOUT,
+                    httpx.codes.TOO_MANY_REQUESTS,
+                }:
                     break
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 why = type(error).__name__  # its text may hold the address, which is a secret
@@ -80,7 +87,9 @@ def mail(where: str, params: AlertParams) -> Sink:
         parts = urlsplit(where)
         people = parts.path.strip("/").split("/")
         if parts.scheme != "smtp" or parts.hostname is None or len(people) != 2:
-            raise Undelivered("PERENNIAL_ALERT_MAIL is no address: write it like smtp://mail.example.org:25/perennial@example.org/ml@example.org")
+            raise Undelivered(
+                "PERENNIAL_ALERT_MAIL is no address: write it like smtp://mail.example.org:25/perennial@example.org/ml@example.org"
+            )
         message = EmailMessage()
         body = text(notice, params)
         message["From"], message["To"], message["Subject"] = *people, body.partition("\n")[0].replace("*", "")
@@ -89,7 +98,9 @@ def mail(where: str, params: AlertParams) -> Sink:
             with smtplib.SMTP(parts.hostname, parts.port or 25, timeout=TIMEOUT_SECONDS) as server:
                 server.send_message(message)
         except (OSError, smtplib.SMTPException) as error:
-            raise Undelivered(f"the mail server did not take the notice: {type(error).__name__}; check PERENNIAL_ALERT_MAIL and its server") from error
+            raise Undelivered(
+                f"the mail server did not take the notice: {type(error).__name__}; check PERENNIAL_ALERT_MAIL and its server"
+            ) from error
 
     return send
 

@@ -59,7 +59,9 @@ def survey(settings: Settings | None = None, names: Iterable[str] | None = None,
     """
     settings = settings or Settings()
     with _LOCK:
-        return [_looked_at(case, settings, trains=trains) for case in (case_names() if names is None else sorted(names))]
+        return [
+            _looked_at(case, settings, trains=trains) for case in (case_names() if names is None else sorted(names))
+        ]
 
 
 def load_case(case: str) -> Case:
@@ -90,7 +92,9 @@ def build_model(case: str, params: AnyModel, fields: Fields, **more: Any) -> Any
     """The torch module that a case's ``build`` makes (``more``: its options). Raises CaseError if it makes none."""
     model = part(case, "model").build(params, fields, **more)
     if not hasattr(model, "state_dict"):
-        raise CaseError(f"case {case}: {_shown(case, 'model')}: build returned {type(model).__name__}: return a torch.nn.Module")
+        raise CaseError(
+            f"case {case}: {_shown(case, 'model')}: build returned {type(model).__name__}: return a torch.nn.Module"
+        )
     return model
 
 
@@ -123,7 +127,9 @@ def _check_function(case: str, name: str, function: str, takes: tuple[str, ...],
     try:
         inspect.signature(found).bind(*takes)
     except TypeError as error:
-        raise ConfigError(f"case {case}: {_shown(case, name)} has {function}{inspect.signature(found)}: it is called as {wanted}") from error
+        raise ConfigError(
+            f"case {case}: {_shown(case, name)} has {function}{inspect.signature(found)}: it is called as {wanted}"
+        ) from error
     except ValueError:
         pass  # a built-in function does not say what it takes
 
@@ -131,15 +137,21 @@ def _check_function(case: str, name: str, function: str, takes: tuple[str, ...],
 def _fields_of(case: str, schema: ModuleType) -> Fields:
     fields = getattr(schema, "FIELDS", None)
     if not isinstance(fields, Fields):
-        raise ConfigError(f"case {case}: {_shown(case, 'schema')} declares no FIELDS: write FIELDS = Fields(case={case!r}, ...)")
+        raise ConfigError(
+            f"case {case}: {_shown(case, 'schema')} declares no FIELDS: write FIELDS = Fields(case={case!r}, ...)"
+        )
     if fields.case != case:
-        raise ConfigError(f"case {case}: {_shown(case, 'schema')} declares the fields of the case {fields.case}: write case={case!r} there")
+        raise ConfigError(
+            f"case {case}: {_shown(case, 'schema')} declares the fields of the case {fields.case}: write case={case!r} there"
+        )
     return fields
 
 
 def _path(case: str, file: str) -> Path:
     """Where a file of a case's code lies, or would: a package's folders are those that its import searches."""
-    return next((path for folder in __path__ if (path := Path(folder, case, file)).exists()), Path(__path__[0], case, file))
+    return next(
+        (path for folder in __path__ if (path := Path(folder, case, file)).exists()), Path(__path__[0], case, file)
+    )
 
 
 def _shown(case: str, name: str) -> str:
@@ -203,7 +215,11 @@ def _examined(case: str, *, anew: bool, trains: bool) -> Case:
             problems[f"{_shown(case, module)} is missing: write it, as the cases beside it have one"] = None
         elif (bound := names.get(module)) is not None and "*" not in bound:
             wanted = {name: f"{name}({', '.join(takes)})" for name, takes in functions.items()} | _more(module, params)
-            problems |= {f"{_shown(case, module)} has no {call}: write it": None for name, call in wanted.items() if name not in bound}
+            problems |= {
+                f"{_shown(case, module)} has no {call}: write it": None
+                for name, call in wanted.items()
+                if name not in bound
+            }
     return Case(case, params, fields, "; ".join(problems))
 
 
@@ -212,7 +228,9 @@ def _more(module: str, params: Params | None) -> dict[str, str]:
     if module != "model" or params is None or not isinstance(params.model, TextModelParams):
         return {}
     head = params.model.kind == "embedding" or params.model.head_start
-    return {"tokenizer": "tokenizer(params)"} | ({"fit_head": "fit_head(model, tokens, labels, params, cache)"} if head else {})
+    return {"tokenizer": "tokenizer(params)"} | (
+        {"fit_head": "fit_head(model, tokens, labels, params, cache)"} if head else {}
+    )
 
 
 class _Source(SourceFileLoader):
@@ -267,7 +285,9 @@ def _names(case: str, path: Path, *, trains: bool) -> set[str]:
 def _modules(statement: ast.stmt) -> list[str]:
     if isinstance(statement, ast.Import):
         return [alias.name for alias in statement.names]
-    return [statement.module] if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level else []
+    return (
+        [statement.module] if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level else []
+    )
 
 
 def _is_there(case: str, module: str) -> bool:
@@ -294,4 +314,6 @@ def _bound(statement: ast.stmt) -> Iterator[str]:
             for one in inner.body:
                 yield from _bound(one)
         else:
-            yield from (node.id for node in ast.walk(inner) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+            yield from (
+                node.id for node in ast.walk(inner) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            )

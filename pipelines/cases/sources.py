@@ -56,15 +56,21 @@ def checked_sha256(path: Path, expected: str) -> str:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): make it readable or remove it") from error
     if found != expected:
-        raise IntegrityError(f"{path} has sha256 {found[:12]}, the case expects {expected[:12]}: it is another file; replace or remove it")
+        raise IntegrityError(
+            f"{path} has sha256 {found[:12]}, the case expects {expected[:12]}: it is another file; replace or remove it"
+        )
     return found
 
 
-def resolve_source(case: str, resolve: Callable[[Settings, Params], object], settings: Settings, params: Params) -> Source:
+def resolve_source(
+    case: str, resolve: Callable[[Settings, Params], object], settings: Settings, params: Params
+) -> Source:
     """What a case's ``resolve`` finds; raises CaseError if it returns no Source."""
     found = resolve(settings, params)
     if not isinstance(found, Source):
-        raise CaseError(f"{_about(case, resolve)} a {type(found).__name__}: return a Source, see pipelines/cases/sources.py")
+        raise CaseError(
+            f"{_about(case, resolve)} a {type(found).__name__}: return a Source, see pipelines/cases/sources.py"
+        )
     return found
 
 

@@ -23,7 +23,9 @@ def contract(fields: Fields) -> pa.DataFrameSchema:
     columns: dict[str, Any] = {"id": pa.Column(kinds["id"], unique=True), "event_time": pa.Column(kinds["event_time"])}
     columns |= {field.name: pa.Column(kinds[field.name], _checks(field)) for field in fields.fields}
     columns[fields.label] = pa.Column(
-        kinds[fields.label], pa.Check.isin(list(range(len(fields.classes) or 2)), error="no class" if fields.classes else "neither 0 nor 1"), nullable=True
+        kinds[fields.label],
+        pa.Check.isin(list(range(len(fields.classes) or 2)), error="no class" if fields.classes else "neither 0 nor 1"),
+        nullable=True,
     )
     columns["label_time"] = pa.Column(kinds["label_time"], nullable=True)
     return pa.DataFrameSchema(columns, strict=False)
@@ -37,9 +39,15 @@ def _checks(field: Field) -> list[Any]:
     if isinstance(field, Text):
         return [
             pa.Check(
-                lambda data: data.lazyframe.select(pl.col(data.key).str.len_chars() <= field.max_chars), error=f"longer than {field.max_chars} characters"
+                lambda data: data.lazyframe.select(pl.col(data.key).str.len_chars() <= field.max_chars),
+                error=f"longer than {field.max_chars} characters",
             ),
-            pa.Check(lambda data: data.lazyframe.select(pl.col(data.key).map_elements(lambda text: bool(normalise(text)), pl.Boolean)), error="empty"),
+            pa.Check(
+                lambda data: data.lazyframe.select(
+                    pl.col(data.key).map_elements(lambda text: bool(normalise(text)), pl.Boolean)
+                ),
+                error="empty",
+            ),
         ]
     checks = []
     if field.low is not None:
@@ -51,7 +59,12 @@ def _checks(field: Field) -> list[Any]:
         too_large = "too large for a 32-bit float"
         checks.append(pa.Check(lambda data: data.lazyframe.select(_fits(pl.col(data.key))), error=too_large))
     if field.integer:
-        checks.append(pa.Check(lambda data: data.lazyframe.select(pl.col(data.key).round() == pl.col(data.key)), error="not a whole number"))
+        checks.append(
+            pa.Check(
+                lambda data: data.lazyframe.select(pl.col(data.key).round() == pl.col(data.key)),
+                error="not a whole number",
+            )
+        )
     return checks
 
 
@@ -76,7 +89,9 @@ def split(frame: pl.DataFrame, fields: Fields) -> tuple[pl.DataFrame, pl.DataFra
     whole = cases.filter(pl.col("index").is_null())
     if whole.height:
         first = whole.row(0, named=True)
-        raise DataError(f"{fields.case}: {first['column']}: {first['check']} ({first['failure_case']}): the rows are not in canonical form; mend the source")
+        raise DataError(
+            f"{fields.case}: {first['column']}: {first['check']} ({first['failure_case']}): the rows are not in canonical form; mend the source"
+        )
     reasons = (
         cases.select(
             pl.col("index").cast(pl.UInt32),

@@ -60,14 +60,18 @@ def first_needed_day(frame: pl.DataFrame, label: str, as_of: datetime, params: D
     return datetime.combine(oldest.date(), time(0), oldest.tzinfo)
 
 
-def choose(frame: pl.DataFrame, label: str, as_of: datetime, params: DatasetParams) -> tuple[pl.DataFrame, pl.DataFrame, Rule]:
+def choose(
+    frame: pl.DataFrame, label: str, as_of: datetime, params: DatasetParams
+) -> tuple[pl.DataFrame, pl.DataFrame, Rule]:
     """The labelled rows of the window, or of the fallback, at most ``max_rows``; the labelled rows before them; and which rule held.
 
     Both are sorted by event_time and id.
     """
     labelled = frame.filter(pl.col(label).is_not_null() & (pl.col("event_time") < as_of)).sort("event_time", "id")
     recent = labelled.filter(pl.col("event_time") >= training_window(as_of, params).start)
-    chosen, rule = (recent, "window") if recent.height >= params.min_rows else (labelled.tail(params.fallback_rows), "fallback")
+    chosen, rule = (
+        (recent, "window") if recent.height >= params.min_rows else (labelled.tail(params.fallback_rows), "fallback")
+    )
     older = labelled.head(labelled.height - chosen.height)
     return spread(chosen, params.max_rows or chosen.height), older, rule  # type: ignore[return-value] # the two rules are literals
 
@@ -79,7 +83,9 @@ def rows_per_day(frame: pl.DataFrame, chosen: pl.DataFrame) -> float | None:
     """
     if chosen.is_empty():
         return None
-    times = frame["event_time"].filter(frame["event_time"].is_between(chosen["event_time"].min(), chosen["event_time"].max()))
+    times = frame["event_time"].filter(
+        frame["event_time"].is_between(chosen["event_time"].min(), chosen["event_time"].max())
+    )
     return times.len() / times.dt.date().n_unique()
 
 
@@ -90,7 +96,13 @@ def spread(rows: pl.DataFrame, most: int) -> pl.DataFrame:
     return rows[[position * rows.height // most for position in range(most)]]
 
 
-def split(rows: pl.DataFrame, older: pl.DataFrame, params: DatasetParams, trained_on: pl.DataFrame | None = None, text: str | None = None) -> Split:
+def split(
+    rows: pl.DataFrame,
+    older: pl.DataFrame,
+    params: DatasetParams,
+    trained_on: pl.DataFrame | None = None,
+    text: str | None = None,
+) -> Split:
     """Split sorted rows by time; ``trained_on`` (the champion's rows, by ``id``) leave the holdout, and do not come back as training rows.
 
     A row whose ``text`` is that of a training row, or of the champion's, leaves the holdout too: it would be judged
@@ -107,7 +119,9 @@ def split(rows: pl.DataFrame, older: pl.DataFrame, params: DatasetParams, traine
     unseen = _without(holdout, known_ids)
     if text is not None:
         known = {normalise(own) for frame in (train, trained_on) if frame is not None for own in frame[text]}
-        unseen, history = (rows.filter([normalise(own) not in known for own in rows[text]]) for rows in (unseen, history))
+        unseen, history = (
+            rows.filter([normalise(own) not in known for own in rows[text]]) for rows in (unseen, history)
+        )
     return Split(train, unseen, holdout.height - unseen.height, replayed.height, history)
 
 

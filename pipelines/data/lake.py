@@ -54,7 +54,9 @@ def write_days(settings: Settings, case: str, frame: pl.DataFrame) -> list[dict[
     Returns the partitions by day: ``{date, path (relative to the state folder), rows, sha256 (of the rows)}``.
     """
     partitions = []
-    days = frame.with_columns(pl.col("event_time").dt.date().alias("_date")).partition_by("_date", as_dict=True, include_key=False)
+    days = frame.with_columns(pl.col("event_time").dt.date().alias("_date")).partition_by(
+        "_date", as_dict=True, include_key=False
+    )
     for (day,), part in sorted(days.items()):
         sha256 = content_sha256(part)
         path = settings.lake / case / "rows" / f"date={day}" / f"{sha256[:16]}.parquet"
@@ -62,7 +64,9 @@ def write_days(settings: Settings, case: str, frame: pl.DataFrame) -> list[dict[
             buffer = io.BytesIO()
             part.write_parquet(buffer, compression="zstd")
             write_atomic(path, buffer.getvalue())
-        partitions.append({"date": str(day), "path": str(path.relative_to(settings.root)), "rows": part.height, "sha256": sha256})
+        partitions.append(
+            {"date": str(day), "path": str(path.relative_to(settings.root)), "rows": part.height, "sha256": sha256}
+        )
     return partitions
 
 
@@ -77,6 +81,8 @@ def read_days(settings: Settings, partitions: Sequence[dict[str, Any]]) -> pl.Da
             mend = "remove it and run the step 'ingest' again"
             raise IntegrityError(f"{path} cannot be read ({error}): {mend}") from error
         if not _is(frame, partition["sha256"]):
-            raise IntegrityError(f"{path} does not hold the rows that its manifest names: restore it, or remove it and run the step 'ingest' again")
+            raise IntegrityError(
+                f"{path} does not hold the rows that its manifest names: restore it, or remove it and run the step 'ingest' again"
+            )
         frames.append(frame)
     return pl.concat(frames, how="diagonal_relaxed")

@@ -142,11 +142,18 @@ def compact(settings: Settings, case: str) -> int:
                     damaged.append(str(error))
         done += len(fresh)
         failpoint("compact", "files")
-        old = (one for one in known.segments.values() if not one.hashed and one.segment not in fresh and records.is_whole(folder, one))
+        old = (
+            one
+            for one in known.segments.values()
+            if not one.hashed and one.segment not in fresh and records.is_whole(folder, one)
+        )
         if new := [*fresh.values(), *(records.hashed(folder, one) for one in old)]:
             records.keep(folder / SEGMENTS, new, known)
         gone = segments.missing(own, (known.segments.keys() | fresh.keys()).__contains__)
-        damaged += [f"the closed segment {path} is gone and was not compacted: restore it, or remove {segments.seal(path)} if it is lost" for path in gone]
+        damaged += [
+            f"the closed segment {path} is gone and was not compacted: restore it, or remove {segments.seal(path)} if it is lost"
+            for path in gone
+        ]
     if damaged:
         raise IntegrityError("; ".join(damaged[:3]) + (f"; and {len(damaged) - 3} more" if len(damaged) > 3 else ""))
     return done
@@ -273,7 +280,10 @@ def first_row(settings: Settings, case: str) -> datetime | None:
     # The oldest day's files suffice; a folder without one was left by a process that died before its first file.
     for day in _days(settings, case):
         if files := _on(settings, case, "predictions", [day]):
-            times = [pl.read_parquet(file, columns=["event_time"], hive_partitioning=False)["event_time"].min() for file in files]
+            times = [
+                pl.read_parquet(file, columns=["event_time"], hive_partitioning=False)["event_time"].min()
+                for file in files
+            ]
             return min(times)  # type: ignore[type-var, return-value] # moments, as the column is
     return None
 
@@ -313,7 +323,9 @@ def fingerprint(settings: Settings, case: str, window: Window) -> str:
     return digest([str(file.relative_to(folder)) for file in near(settings, case, window)])
 
 
-def read_predictions(settings: Settings, case: str, window: Window, *, marks: Mapping[str, Segments] | None = None) -> pl.DataFrame:
+def read_predictions(
+    settings: Settings, case: str, window: Window, *, marks: Mapping[str, Segments] | None = None
+) -> pl.DataFrame:
     """Logged rows with event time in ``window``, sorted by event_time and id: one row per prediction.
 
     Columns: ``id, event_time``, the features as logged (text or float64), ``version`` (int64), ``score``
@@ -326,7 +338,9 @@ def read_predictions(settings: Settings, case: str, window: Window, *, marks: Ma
     return _first_answers(frame.with_columns(pl.col(name).any().over("id") for name in named), window, list(named))
 
 
-def read_days(settings: Settings, case: str, wanted: Sequence[date], each: Callable[[pl.LazyFrame], pl.LazyFrame]) -> Iterator[tuple[date, pl.DataFrame]]:
+def read_days(
+    settings: Settings, case: str, wanted: Sequence[date], each: Callable[[pl.LazyFrame], pl.LazyFrame]
+) -> Iterator[tuple[date, pl.DataFrame]]:
     """Of each day what :func:`read_predictions` gives; ``wanted`` ascends, and all files from the first to the last are read once.
 
     ``each`` changes what a file holds before files are put together: types then do not hang on what lies beside them.
@@ -348,7 +362,18 @@ def _first_answers(frame: pl.DataFrame, window: Window, marks: Sequence[str] = (
         .unique("id", keep="first", maintain_order=True)
         .filter((pl.col("event_time") >= window.start) & (pl.col("event_time") < window.end))
         .sort("event_time", "id")
-        .select("id", "event_time", *features, "version", "score", "prediction", "request_id", "received_at", *scores, *marks)
+        .select(
+            "id",
+            "event_time",
+            *features,
+            "version",
+            "score",
+            "prediction",
+            "request_id",
+            "received_at",
+            *scores,
+            *marks,
+        )
     )
 
 
@@ -362,7 +387,9 @@ def read_labels(settings: Settings, case: str, arrived_by: datetime, *, since: d
 
 def best(lines: pl.DataFrame) -> pl.DataFrame:
     """The line of each id that counts, of lines in the order of :func:`read_label_lines`, sorted by id."""
-    return lines.unique("id", keep="first", maintain_order=True).sort("id").select("id", "label", "label_time", "revision")
+    return (
+        lines.unique("id", keep="first", maintain_order=True).sort("id").select("id", "label", "label_time", "revision")
+    )
 
 
 def read_label_lines(
@@ -407,7 +434,11 @@ def count(settings: Settings, case: str, kind: Kind, start: datetime, end: datet
     """Lines that :func:`read_predictions` of ``[start, end)`` chooses from, or :func:`read_labels` since ``start``."""
     time, files = ("event_time" if kind == "predictions" else "label_time"), _files(settings, case, kind, start, end)
     moment = pl.col(time)
-    counted = (moment >= start) & (moment < end) if kind == "predictions" else (moment.dt.date() >= start.date()) & (moment <= end)
+    counted = (
+        (moment >= start) & (moment < end)
+        if kind == "predictions"
+        else (moment.dt.date() >= start.date()) & (moment <= end)
+    )
     return _read(settings, case, kind, files, lambda scan: scan.select(time)).filter(counted).height
 
 
@@ -434,7 +465,9 @@ def _files(settings: Settings, case: str, kind: Kind, start: datetime | None, en
 def _on(settings: Settings, case: str, kind: Kind, days: Iterable[date | str]) -> list[Path]:
     """The files of some days, each checked against what was compacted."""
     folder, names = _folder(settings, case, kind), list(map(str, days))
-    return records.checked(folder, [file for day in names for file in (folder / f"date={day}").glob("hour=*/*.parquet")], names)
+    return records.checked(
+        folder, [file for day in names for file in (folder / f"date={day}").glob("hour=*/*.parquet")], names
+    )
 
 
 def _read(
@@ -449,10 +482,17 @@ def _read(
     told = marks or {}
     empty = pl.DataFrame(schema=_FIXED[kind] | dict.fromkeys(told, pl.Boolean))
     scans = [
-        each(pl.scan_parquet(file, hive_partitioning=False)).with_columns(pl.lit(stands(file)).alias(name) for name, stands in told.items()) for file in files
+        each(pl.scan_parquet(file, hive_partitioning=False)).with_columns(
+            pl.lit(stands(file)).alias(name) for name, stands in told.items()
+        )
+        for file in files
     ]
     try:
-        batches = [pl.concat(scans[at : at + _BATCH], how="diagonal_relaxed").collect() for at in range(0, len(scans), _BATCH)]
+        batches = [
+            pl.concat(scans[at : at + _BATCH], how="diagonal_relaxed").collect() for at in range(0, len(scans), _BATCH)
+        ]
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise IntegrityError(f"a partition in {settings.lake / case / kind} cannot be read ({error}): {MEND}") from error
+        raise IntegrityError(
+            f"a partition in {settings.lake / case / kind} cannot be read ({error}): {MEND}"
+        ) from error
     return pl.concat([empty, *batches], how="diagonal_relaxed")

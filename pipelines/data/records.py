@@ -106,7 +106,9 @@ def read(folder: Path) -> Known:
     while True:
         try:
             with os.scandir(folder) as entries:
-                stamps = sorted(_stamp(entry) for entry in entries if entry.name.endswith(".json") and entry.name[0] != ".")
+                stamps = sorted(
+                    _stamp(entry) for entry in entries if entry.name.endswith(".json") and entry.name[0] != "."
+                )
             return _loaded(folder, tuple(stamps))
         except FileNotFoundError:
             if not folder.exists():
@@ -137,7 +139,11 @@ def _segments(folder: Path, name: str, data: bytes) -> list[Done] | None:
         if not name.startswith(_PREFIX):
             marker = _MARKER.decode(data)
             parts = None if marker.partitions is None else [Part(place) for place in marker.partitions]
-            return [] if parts is None else [Done(name.removesuffix(".json"), marker.rows, marker.torn, marker.malformed, parts)]
+            return (
+                []
+                if parts is None
+                else [Done(name.removesuffix(".json"), marker.rows, marker.torn, marker.malformed, parts)]
+            )
         if name == _name(data):
             return _RECORD.decode(data).segments
         log.error("%s/%s does not hold what was written: its segments are compacted again", folder, name)
@@ -196,8 +202,12 @@ def checked(folder: Path, files: Iterable[Path], days: Iterable[str]) -> list[Pa
                 f"{Path(name).stem}; if that is gone too, restore one of them from a backup"
             ) from error
         except OSError as error:
-            raise IntegrityError(f"a partition in {path.parent} cannot be read ({path.name}: {error.strerror}): {MEND}") from error
+            raise IntegrityError(
+                f"a partition in {path.parent} cannot be read ({path.name}: {error.strerror}): {MEND}"
+            ) from error
         if not right:
-            raise IntegrityError(f"a partition in {path.parent} is damaged ({path.name} does not hold what was compacted): {MEND}")
+            raise IntegrityError(
+                f"a partition in {path.parent} is damaged ({path.name} does not hold what was compacted): {MEND}"
+            )
         found.setdefault(name, path)
     return [found[name] for name in sorted(found)]

@@ -65,4 +65,8 @@ def repeated(files: Sequence[Path], held: Sequence[Path] = ()) -> Hashes:
             part.seek(0)
             ordered = np.sort(np.fromfile(part, np.uint64))
             found.append(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
-    return np.unique(np.concatenate([*found, *(own for file in held for own in hashes(file))])) if held else np.concatenate(found)
+    return (
+        np.unique(np.concatenate([*found, *(own for file in held for own in hashes(file))]))
+        if held
+        else np.concatenate(found)
+    )

@@ -118,7 +118,9 @@ def stage(repository: Path, case: str, version: int, bundle: Path) -> bool:
             os.fsync(file.fileno())
         found = storage.file_sha256(work / MODEL)
         if found != expected:
-            raise IntegrityError(f"{bundle / MODEL} has sha256 {found[:12]}, its manifest says {expected[:12]}: it is damaged and was not staged")
+            raise IntegrityError(
+                f"{bundle / MODEL} has sha256 {found[:12]}, its manifest says {expected[:12]}: it is damaged and was not staged"
+            )
         storage.fsync_folder(work)
         work.chmod(storage.usual_mode(0o777))
         if target.exists():
@@ -131,7 +133,9 @@ def stage(repository: Path, case: str, version: int, bundle: Path) -> bool:
     return True
 
 
-def configure(repository: Path, fields: Fields, versions: Iterable[int], device: Device = "auto", *, instead: str = "") -> bool:
+def configure(
+    repository: Path, fields: Fields, versions: Iterable[int], device: Device = "auto", *, instead: str = ""
+) -> bool:
     """Write the case's configuration for ``versions``; False if it said just that already.
 
     ``instead`` is why it is not the device that the case asks for: a comment that :func:`instead_of_gpu` reads back.

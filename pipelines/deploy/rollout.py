@@ -61,7 +61,10 @@ def probe_tensors(fields: Fields, bundle: Path) -> dict[str, NDArray[Any]]:
             f"{bundle} was made for other fields of {fields.case} ({about['fields_hash'][:12]}, now {fields.hash[:12]}): "
             "train a new candidate, or go back to the commit of its fields"
         )
-    dataset, most = storage.find(bundle.parent / "dataset", about["dataset_key"]), PROBE_ROWS if fields.text is None else PROBE_TEXTS
+    dataset, most = (
+        storage.find(bundle.parent / "dataset", about["dataset_key"]),
+        PROBE_ROWS if fields.text is None else PROBE_TEXTS,
+    )
     for part in ("holdout", "train"):
         rows = pl.read_parquet(dataset / f"{part}.parquet", columns=list(fields.names), n_rows=most)
         if rows.height:
@@ -80,11 +83,19 @@ def prove(settings: Settings, fields: Fields, version: int, bundle: Path) -> Non
     expected = runtime.score(bundle, tensors)
     found = triton.infer(settings, fields.case, version, tensors)
     if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=TOLERANCE):
-        worst = f"by up to {np.abs(found - expected).max():.2g}" if found.shape == expected.shape else f"in shape: {found.shape}, not {expected.shape}"
-        raise IntegrityError(f"{fields.case} version {version} in Triton differs from ONNX Runtime on {bundle} {worst}: it must not serve")
+        worst = (
+            f"by up to {np.abs(found - expected).max():.2g}"
+            if found.shape == expected.shape
+            else f"in shape: {found.shape}, not {expected.shape}"
+        )
+        raise IntegrityError(
+            f"{fields.case} version {version} in Triton differs from ONNX Runtime on {bundle} {worst}: it must not serve"
+        )
 
 
-def offer(settings: Settings, fields: Fields, version: int, bundle: Path, *, device: Device = "auto", revive: bool = False) -> None:
+def offer(
+    settings: Settings, fields: Fields, version: int, bundle: Path, *, device: Device = "auto", revive: bool = False
+) -> None:
     """Stage, load and prove ``version`` beside the kept ones; ``revive`` loads it anew if it does not answer.
 
     On ``device``; what a GPU does not load, or does not answer as ONNX Runtime does, is proved on the CPU. Call
@@ -121,7 +132,12 @@ def _load(settings: Settings, fields: Fields, versions: Collection[int], device:
             raise
         _fall_back(settings, fields, versions, str(error))
         return str(error)
-    log.info("%s is served on the %s (serving.device: %s)", fields.case, "GPU" if _on_gpu(settings, fields.case) else "CPU", device)
+    log.info(
+        "%s is served on the %s (serving.device: %s)",
+        fields.case,
+        "GPU" if _on_gpu(settings, fields.case) else "CPU",
+        device,
+    )
     return ""
 
 
@@ -147,7 +163,11 @@ def _place(settings: Settings, fields: Fields, versions: Collection[int], device
     folder, case = settings.model_repository, fields.case
     before, mended = repository.read_config(folder, case), list[str]()
     missing = [version for version in versions if not triton.loaded(settings, case, version)]
-    if device != "cpu" and repository.instead_of_gpu(folder, case) and repository.configured(folder, case) == sorted(versions):
+    if (
+        device != "cpu"
+        and repository.instead_of_gpu(folder, case)
+        and repository.configured(folder, case) == sorted(versions)
+    ):
         triton.load(settings, case)
     elif refused := _load(settings, fields, versions, device):
         mended.append(f"on the CPU instead of a GPU: {refused}")
@@ -156,7 +176,14 @@ def _place(settings: Settings, fields: Fields, versions: Collection[int], device
     return mended + [f"loaded version {version}" for version in missing]
 
 
-def promote(settings: Settings, fields: Fields, version: int, bundle: Path, append: Callable[[], Release], device: Device = "auto") -> Release:
+def promote(
+    settings: Settings,
+    fields: Fields,
+    version: int,
+    bundle: Path,
+    append: Callable[[], Release],
+    device: Device = "auto",
+) -> Release:
     """Offer a candidate, then ``append`` its release; call while :func:`repository.alone`.
 
     If anything fails, ``append`` included, the kept versions are put back and the error goes on.
@@ -208,7 +235,9 @@ def restore(settings: Settings, fields: Fields, device: Device = "auto") -> list
     for version, bundle in bundles.items():
         if _revive(settings, fields, version, bundle):
             repaired.append(f"revived version {version}")
-    repaired += [f"retired version {version}" for version in repository.retire(settings.model_repository, case, bundles)]
+    repaired += [
+        f"retired version {version}" for version in repository.retire(settings.model_repository, case, bundles)
+    ]
     return repaired
 
 

@@ -50,7 +50,11 @@ def load(settings: Settings, case: str) -> None:
     try:
         _call(settings, "RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=case), LOAD_SECONDS)
     except _Refused as refused:
-        hint = "; its --model-repository must be the model_repository in PERENNIAL_HOME" if "failed to poll" in str(refused) else ""
+        hint = (
+            "; its --model-repository must be the model_repository in PERENNIAL_HOME"
+            if "failed to poll" in str(refused)
+            else ""
+        )
         raise IntegrityError(f"Triton at {settings.triton_grpc} refuses to load {case}: {refused}{hint}") from refused
 
 
@@ -75,8 +79,15 @@ def devices(settings: Settings, case: str) -> list[str]:
     try:
         config = _call(settings, "ModelConfig", pb.ModelConfigRequest(name=case), ANSWER_SECONDS).config
     except _Refused as refused:
-        raise IntegrityError(f"Triton at {settings.triton_grpc} does not tell where {case} computes: {refused}") from refused
-    return sorted({config_pb.ModelInstanceGroup.Kind.Name(group.kind).removeprefix("KIND_").lower() for group in config.instance_group})
+        raise IntegrityError(
+            f"Triton at {settings.triton_grpc} does not tell where {case} computes: {refused}"
+        ) from refused
+    return sorted(
+        {
+            config_pb.ModelInstanceGroup.Kind.Name(group.kind).removeprefix("KIND_").lower()
+            for group in config.instance_group
+        }
+    )
 
 
 def loaded(settings: Settings, case: str, version: int) -> bool:
@@ -84,7 +95,9 @@ def loaded(settings: Settings, case: str, version: int) -> bool:
     from tritonclient.grpc import service_pb2 as pb
 
     try:
-        return bool(_call(settings, "ModelReady", pb.ModelReadyRequest(name=case, version=str(version)), ANSWER_SECONDS).ready)
+        return bool(
+            _call(settings, "ModelReady", pb.ModelReadyRequest(name=case, version=str(version)), ANSWER_SECONDS).ready
+        )
     except _Refused:
         return False
 
@@ -99,9 +112,13 @@ def zeros(settings: Settings, case: str, version: int) -> dict[str, NDArray[Any]
 
     kinds = {kind: name for name, kind in _TYPES.items()}
     try:
-        inputs = _call(settings, "ModelMetadata", pb.ModelMetadataRequest(name=case, version=str(version)), ANSWER_SECONDS).inputs
+        inputs = _call(
+            settings, "ModelMetadata", pb.ModelMetadataRequest(name=case, version=str(version)), ANSWER_SECONDS
+        ).inputs
     except _Refused as refused:
-        raise Unavailable(f"Triton at {settings.triton_grpc} has no answer from {case} version {version}: {refused}") from refused
+        raise Unavailable(
+            f"Triton at {settings.triton_grpc} has no answer from {case} version {version}: {refused}"
+        ) from refused
     return {tensor.name: np.zeros([max(1, size) for size in tensor.shape], kinds[tensor.datatype]) for tensor in inputs}
 
 
@@ -116,14 +133,22 @@ def infer(settings: Settings, case: str, version: int, tensors: Mapping[str, NDA
     request = pb.ModelInferRequest(
         model_name=case,
         model_version=str(version),
-        inputs=[pb.ModelInferRequest.InferInputTensor(name=name, datatype=_TYPES[str(value.dtype)], shape=value.shape) for name, value in tensors.items()],
+        inputs=[
+            pb.ModelInferRequest.InferInputTensor(name=name, datatype=_TYPES[str(value.dtype)], shape=value.shape)
+            for name, value in tensors.items()
+        ],
         raw_input_contents=[value.tobytes() for value in tensors.values()],
     )
     try:
         answer = _call(settings, "ModelInfer", request, ANSWER_SECONDS)
     except _Refused as refused:
-        raise Unavailable(f"Triton at {settings.triton_grpc} has no answer from {case} version {version}: {refused}") from refused
-    scores, shape = np.frombuffer(answer.raw_output_contents[0], np.float32).astype(np.float64), list(answer.outputs[0].shape)
+        raise Unavailable(
+            f"Triton at {settings.triton_grpc} has no answer from {case} version {version}: {refused}"
+        ) from refused
+    scores, shape = (
+        np.frombuffer(answer.raw_output_contents[0], np.float32).astype(np.float64),
+        list(answer.outputs[0].shape),
+    )
     return scores if shape[-1] == 1 else scores.reshape(shape)
 
 
@@ -133,7 +158,11 @@ def _call(settings: Settings, method: str, request: Any, timeout: float) -> Any:
     from tritonclient.grpc import service_pb2_grpc
 
     address, client = settings.address("triton_grpc"), settings.triton_client
-    channel = grpc.insecure_channel(address, OPTIONS) if client is None else grpc.secure_channel(address, credentials(client), OPTIONS)
+    channel = (
+        grpc.insecure_channel(address, OPTIONS)
+        if client is None
+        else grpc.secure_channel(address, credentials(client), OPTIONS)
+    )
     with channel:
         try:
             return getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), method)(request, timeout=timeout)

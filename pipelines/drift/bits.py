@@ -41,7 +41,9 @@ def histogram(values: Floats, scale: Scale) -> Ints:
     with np.errstate(over="ignore"):
         scaled = (values - scale.loc) * scale.scale
     # Beyond float32 is the outermost bin; adding zero turns -0.0 into 0.0.
-    bits: Ints = (np.clip(scaled, -_LARGEST, _LARGEST).astype(np.float32) + np.float32(0)).view(np.uint32).astype(np.int64) >> 16
+    bits: Ints = (np.clip(scaled, -_LARGEST, _LARGEST).astype(np.float32) + np.float32(0)).view(np.uint32).astype(
+        np.int64
+    ) >> 16
     return np.where(bits < _SIGN, bits + _SIGN, BINS - 1 - bits)
 
 

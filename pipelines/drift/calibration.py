@@ -53,7 +53,11 @@ def fit_calibration(label: NDArray[Any], score: Floats) -> dict[str, Any]:
     found: dict[str, Any] = {"score": centres.tolist(), "rate": rate.tolist()}
     if classes:
         logs = np.log(np.clip(score, CLIP, 1.0))
-        best = minimize_scalar(lambda t: float(row_losses(label, _softmax(logs / math.exp(t))).mean()), bounds=(-2.0, 2.0), method="bounded")
+        best = minimize_scalar(
+            lambda t: float(row_losses(label, _softmax(logs / math.exp(t))).mean()),
+            bounds=(-2.0, 2.0),
+            method="bounded",
+        )
         found["temperature"] = math.exp(float(best.x))
     gap = row_losses(label, score) - expected(found, score)[0]
     found["gap_se"] = float(gap.std(ddof=1)) / math.sqrt(gap.size) if gap.size > 1 else 1e9
@@ -90,7 +94,9 @@ def estimate(calibration: dict[str, Any], score: Floats, confidence: float) -> t
     from scipy.stats import norm
 
     loss, variance, error = expected(calibration, score)
-    half = float(norm.ppf(0.5 + confidence / 2)) * math.hypot(math.sqrt(float(variance.sum())) / loss.size, calibration["gap_se"])
+    half = float(norm.ppf(0.5 + confidence / 2)) * math.hypot(
+        math.sqrt(float(variance.sum())) / loss.size, calibration["gap_se"]
+    )
     value = float(loss.mean())
     return Interval(value=value, low=max(0.0, value - half), high=value + half), float(error.mean())
 

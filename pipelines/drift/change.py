@@ -48,7 +48,9 @@ def _entropy(counts: Ints) -> NDArray[np.float64]:
     """Largest log-likelihood of multinomial counts ``[T, B]``, without the coefficient: ``sum n ln(n / N)``."""
     n = counts.astype(np.float64)
     whole = n.sum(axis=1)
-    logs: NDArray[np.float64] = (n * np.log(np.where(n > 0, n, 1.0))).sum(axis=1) - whole * np.log(np.where(whole > 0, whole, 1.0))
+    logs: NDArray[np.float64] = (n * np.log(np.where(n > 0, n, 1.0))).sum(axis=1) - whole * np.log(
+        np.where(whole > 0, whole, 1.0)
+    )
     return logs
 
 
@@ -59,5 +61,8 @@ def outside(before: Ints, days: Ints, phi: float, delta0: float, q: float) -> ND
     [False, True]
     """
     effective = [stats.effective_rows(int(before.sum()), int(day.sum()), phi) for day in days]
-    p = [stats.minimum_effect_p(stats.psi(before, day), before.size, ne, delta0) for day, ne in zip(days, effective, strict=True)]
+    p = [
+        stats.minimum_effect_p(stats.psi(before, day), before.size, ne, delta0)
+        for day, ne in zip(days, effective, strict=True)
+    ]
     return np.array(p, np.float64) <= q

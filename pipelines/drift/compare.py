@@ -16,7 +16,9 @@ from pipelines.drift.spec import BY_VERSION, Spec, numbers, scale_of, shown_only
 from pipelines.fields import Fields, Scale
 
 
-def compare(reference: Profile, current: Profile, fields: Fields, spec: Spec, params: DriftParams, version: int | None = None) -> tuple[FeatureDrift, ...]:
+def compare(
+    reference: Profile, current: Profile, fields: Fields, spec: Spec, params: DriftParams, version: int | None = None
+) -> tuple[FeatureDrift, ...]:
     """Drift of every declared field, of what comes out of the model and of what is shown beside, strongest first.
 
     Of what the model gave only what champion ``version`` gave is compared (None: all). Features with fewer
@@ -33,21 +35,27 @@ def compare(reference: Profile, current: Profile, fields: Fields, spec: Spec, pa
     usual = [phi for name, phi in phis.items() if not shown_only(name)]
     typical = float(np.median(usual)) if usual else 1.0
     measured = {
-        name: _measure(before, now, phis.get(name, typical), params, scale_of(spec, name), whole=name in integers) for name, (before, now) in pairs.items()
+        name: _measure(before, now, phis.get(name, typical), params, scale_of(spec, name), whole=name in integers)
+        for name, (before, now) in pairs.items()
     }
-    effect, groups, ne = (np.array([values.pop(key) for values in measured.values()]) for key in ("effect", "groups", "ne"))
+    effect, groups, ne = (
+        np.array([values.pop(key) for values in measured.values()]) for key in ("effect", "groups", "ne")
+    )
     p_values = dict(zip(measured, stats.minimum_effect_ps(effect, groups, ne, params.delta0).tolist(), strict=True))
     ignored = {name for name in measured if name in params.ignore or shown_only(name)}
     tested = [name for name in measured if name not in ignored]
     fallen = stats.benjamini_hochberg(np.array([p_values[name] for name in tested]), params.q)
     drifted = {name for name, fell in zip(tested, fallen, strict=True) if fell}
     found = (
-        FeatureDrift(feature=name, p_value=p_values[name], drifted=name in drifted, ignored=name in ignored, **values) for name, values in measured.items()
+        FeatureDrift(feature=name, p_value=p_values[name], drifted=name in drifted, ignored=name in ignored, **values)
+        for name, values in measured.items()
     )
     return tuple(sorted(found, key=lambda feature: (-feature.debiased_psi, feature.feature)))
 
 
-def _measure(before: Column, now: Column, phi: float, params: DriftParams, scale: Scale | None, *, whole: bool) -> dict[str, Any]:
+def _measure(
+    before: Column, now: Column, phi: float, params: DriftParams, scale: Scale | None, *, whole: bool
+) -> dict[str, Any]:
     size = 1 + int(max(column.bins[-1] for column in (before, now)))
     m, n = (_spread(column, size) for column in (before, now))
     bins = np.flatnonzero((m + n) > 0)
@@ -96,7 +104,10 @@ def _ends(bins: Ints, scale: Scale, *, whole: bool) -> tuple[Floats, Floats]:
     if whole:
         # A whole number that rounding put just outside its bin counts as inside: the bound must hold.
         first, last = np.ceil(low - slack), np.floor(high + slack)
-        low, high = np.where(first <= last, first, low), np.where(first <= last, last, low)  # of a bin without any, one end will do
+        low, high = (
+            np.where(first <= last, first, low),
+            np.where(first <= last, last, low),
+        )  # of a bin without any, one end will do
     return low, np.where(high - low <= slack, low, high)
 
 
@@ -123,7 +134,11 @@ def quality(
     for name, column in current.columns.items():
         if name.partition("@")[0] in BY_VERSION or shown_only(name):
             continue
-        before = _bad_share(reference.columns[name], reference.rows) if reference is not None and name in reference.columns else 0.0
+        before = (
+            _bad_share(reference.columns[name], reference.rows)
+            if reference is not None and name in reference.columns
+            else 0.0
+        )
         share = _bad_share(column, current.rows)
         if share:
             shares[name] = share
@@ -132,7 +147,13 @@ def quality(
     if unread:
         # Of a part nothing can be said that hangs on how many rows there are.
         told = f"{unread:,} rows of the window lie in open segments of the log and could not be read"
-        return {"problems": problems, "warnings": [f"{told}: run again, and it is judged again"], "missing": shares, "volume": None, "unread": unread}
+        return {
+            "problems": problems,
+            "warnings": [f"{told}: run again, and it is judged again"],
+            "missing": shares,
+            "volume": None,
+            "unread": unread,
+        }
     if current.rows == 0 and not params.allow_empty:
         problems.append("no rows in the window, and the case declares that there always are some")
     elif current.rows < params.min_rows:

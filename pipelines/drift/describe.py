@@ -27,9 +27,17 @@ def describe(before: Column, now: Column, scale: Scale | None) -> dict[str, Any]
         return None
     if before.vocabulary is not None:
         words = before.vocabulary
-        was, became = (np.bincount(column.bins, weights=column.counts, minlength=len(words) + 1) / column.n for column in (before, now))
+        was, became = (
+            np.bincount(column.bins, weights=column.counts, minlength=len(words) + 1) / column.n
+            for column in (before, now)
+        )
         most = int(np.argmax(np.abs(became - was)))
-        return {"kind": "category", "value": words[most] if most < len(words) else None, "before": float(was[most]), "now": float(became[most])}
+        return {
+            "kind": "category",
+            "value": words[most] if most < len(words) else None,
+            "before": float(was[most]),
+            "now": float(became[most]),
+        }
     if scale is None:
         return None
     return {"kind": "number", "before": _quartiles(before, scale), "now": _quartiles(now, scale)}

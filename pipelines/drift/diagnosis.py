@@ -49,11 +49,17 @@ def diagnose(seen: Seen, params: DriftParams, classes: int = 0) -> dict[str, Any
         "inputs": findings.inputs,
         "outputs": findings.outputs,
         "performance": findings.performance,
-        "features": [feature.model_dump(mode="json", include={"feature", "debiased_psi", "severity"}) for feature in moved],
-        "slices": [{name: one[name] for name in ("field", "value", "rows", "drop")} for one in seen.slices if one["dropped"]],
+        "features": [
+            feature.model_dump(mode="json", include={"feature", "debiased_psi", "severity"}) for feature in moved
+        ],
+        "slices": [
+            {name: one[name] for name in ("field", "value", "rows", "drop")} for one in seen.slices if one["dropped"]
+        ],
         "dates": [day.isoformat() for day in findings.dates],
         "since": None if findings.since is None else findings.since.isoformat(),
-        "mixture": None if findings.mixture is None else {"shares": list(findings.mixture.shares), "unexplained": list(findings.mixture.unexplained)},
+        "mixture": None
+        if findings.mixture is None
+        else {"shares": list(findings.mixture.shares), "unexplained": list(findings.mixture.unexplained)},
         "labels": {"shares": findings.shares, "score_given_class": findings.given},
         "embeddings": projected(seen.features),
     }
@@ -65,7 +71,11 @@ def projected(features: Sequence[FeatureDrift]) -> dict[str, float] | None:
     About ``(bins - 1) / 2 (1/m + 1/n)`` without drift. Above ``threshold`` the embeddings moved.
     """
     found = [feature.kl for feature in features if feature.feature.endswith(SUFFIXES)]
-    return {"kl": round(sum(found) / len(found), 6), "most": round(max(found), 6), "threshold": KL_THRESHOLD} if found else None
+    return (
+        {"kl": round(sum(found) / len(found), 6), "most": round(max(found), 6), "threshold": KL_THRESHOLD}
+        if found
+        else None
+    )
 
 
 def nothing_seen(why: str) -> dict[str, Any]:
@@ -93,7 +103,12 @@ def kind(findings: Findings, *, problems: bool = False) -> str:
     """
     if problems:
         return "data quality"
-    by_shares = findings.mixture is not None and findings.mixture.explains and findings.given != "moved" and findings.shares != "steady"
+    by_shares = (
+        findings.mixture is not None
+        and findings.mixture.explains
+        and findings.given != "moved"
+        and findings.shares != "steady"
+    )
     if findings.inputs == "moved":
         if by_shares:
             return "label"
@@ -131,11 +146,19 @@ def sentence(found: str, findings: Findings, names: Sequence[str], seen: Seen) -
         if mixture is not None and mixture.explains:
             return f"{what} moved{when} as inputs do when only the classes' shares change (to {_percent(mixture.shares)}){arrived}; {metric}"
         return f"{what or 'the share of the classes'} moved{when}, and no input did{arrived}; {metric}"
-    odd = "" if mixture is None or not mixture.unexplained else f" in a way that no shares of the classes explain ({', '.join(mixture.unexplained[:3])})"
+    odd = (
+        ""
+        if mixture is None or not mixture.unexplained
+        else f" in a way that no shares of the classes explain ({', '.join(mixture.unexplained[:3])})"
+    )
     if found == "covariate":
         as_told = ", which is what its own scores expect of such inputs" if findings.expected else ""
         return f"{what} moved{when}{odd}; {metric}{as_told}"
-    more = "more than such inputs explain" if findings.expected is False else "and whether the inputs explain that cannot be told"
+    more = (
+        "more than such inputs explain"
+        if findings.expected is False
+        else "and whether the inputs explain that cannot be told"
+    )
     return f"{what} moved{when}{odd}, and {metric}, {more}: the same inputs have other labels too"
 
 

@@ -29,7 +29,9 @@ def jensen_shannon(reference: Ints, current: Ints) -> float:
         return 0.0
     p, q = reference / reference.sum(), current / current.sum()
     middle = (p + q) / 2
-    divergence = sum(float((share[share > 0] * np.log2(share[share > 0] / middle[share > 0])).sum()) for share in (p, q)) / 2
+    divergence = (
+        sum(float((share[share > 0] * np.log2(share[share > 0] / middle[share > 0])).sum()) for share in (p, q)) / 2
+    )
     return math.sqrt(min(max(divergence, 0.0), 1.0))
 
 

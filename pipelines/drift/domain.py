@@ -83,7 +83,9 @@ def auc_interval(score: Floats, label: NDArray[np.int64], confidence: float = CO
     above = (ranks[: high.size] - rankdata(high)) / low.size
     below = 1 - (ranks[high.size :] - rankdata(low)) / high.size
     value = float(above.mean())
-    half = float(norm.ppf(0.5 + confidence / 2)) * float(np.sqrt(sum(part.var(ddof=1) / part.size if part.size > 1 else 1.0 for part in (above, below))))
+    half = float(norm.ppf(0.5 + confidence / 2)) * float(
+        np.sqrt(sum(part.var(ddof=1) / part.size if part.size > 1 else 1.0 for part in (above, below)))
+    )
     return Interval(value=round(value, 6), low=round(max(0.0, value - half), 6), high=round(min(1.0, value + half), 6))
 
 
@@ -94,7 +96,9 @@ def separate(before: Matrix, now: Matrix, seed: int = 0) -> Separation:
     rows = sparse.vstack([before, now]).tocsr()
     label = np.repeat([0, 1], [before.shape[0], now.shape[0]])
     rng = np.random.default_rng(seed)
-    fitted = np.concatenate([rng.permutation(np.flatnonzero(label == kind))[: int((label == kind).sum()) // 2] for kind in (0, 1)])
+    fitted = np.concatenate(
+        [rng.permutation(np.flatnonzero(label == kind))[: int((label == kind).sum()) // 2] for kind in (0, 1)]
+    )
     held = np.setdiff1d(np.arange(label.size), fitted)
     # Of unequal samples the intercept takes care: the AUC does not see it.
     coefficients, intercept = logistic(rows[fitted], label[fitted])
@@ -104,7 +108,9 @@ def separate(before: Matrix, now: Matrix, seed: int = 0) -> Separation:
 # --- tables -------------------------------------------------------------------------------------
 
 
-def culprits(before: pl.DataFrame, now: pl.DataFrame, fields: Fields, ignore: Sequence[str] = ()) -> tuple[Interval, dict[str, float]]:
+def culprits(
+    before: pl.DataFrame, now: pl.DataFrame, fields: Fields, ignore: Sequence[str] = ()
+) -> tuple[Interval, dict[str, float]]:
     """The held-out AUC on declared fields, and each field's share of what tells the samples apart, largest first.
 
     A number is cut at the reference's deciles and a category taken by value, with a column for missing, so that any
@@ -114,7 +120,9 @@ def culprits(before: pl.DataFrame, now: pl.DataFrame, fields: Fields, ignore: Se
 
     chosen = [field for field in fields.fields if field.name not in ignore]
     parts = [
-        _by_value(before[field.name], now[field.name], field.values) if isinstance(field, Categorical) else _by_decile(before[field.name], now[field.name])
+        _by_value(before[field.name], now[field.name], field.values)
+        if isinstance(field, Categorical)
+        else _by_decile(before[field.name], now[field.name])
         for field in chosen
     ]
     found = separate(*(sparse.hstack([part[side] for part in parts]).tocsr() for side in (0, 1)))
@@ -124,19 +132,29 @@ def culprits(before: pl.DataFrame, now: pl.DataFrame, fields: Fields, ignore: Se
         weights[field.name] = float(np.var(found.held[:, columns] @ found.coefficients[columns]))
         start = columns.stop
     total = sum(weights.values()) or 1.0
-    return found.auc, {name: weight / total for name, weight in sorted(weights.items(), key=lambda item: (-item[1], item[0]))}
+    return found.auc, {
+        name: weight / total for name, weight in sorted(weights.items(), key=lambda item: (-item[1], item[0]))
+    }
 
 
 def _by_decile(before: pl.Series, now: pl.Series) -> tuple[Matrix, Matrix]:
     known, new = (series.cast(pl.Float64, strict=False).fill_nan(None) for series in (before, now))
     both = pl.concat([known, new])
-    edges = np.unique(np.quantile(known.drop_nulls().to_numpy(), np.arange(1, BINS) / BINS)) if known.null_count() < known.len() else np.zeros(0)
-    codes = np.where(both.is_null().to_numpy(), edges.size + 1, np.searchsorted(edges, both.fill_null(0.0).to_numpy(), side="left"))
+    edges = (
+        np.unique(np.quantile(known.drop_nulls().to_numpy(), np.arange(1, BINS) / BINS))
+        if known.null_count() < known.len()
+        else np.zeros(0)
+    )
+    codes = np.where(
+        both.is_null().to_numpy(), edges.size + 1, np.searchsorted(edges, both.fill_null(0.0).to_numpy(), side="left")
+    )
     return _one_hot(codes, edges.size + 2, before.len())
 
 
 def _by_value(before: pl.Series, now: pl.Series, values: tuple[str, ...]) -> tuple[Matrix, Matrix]:
-    both = pl.concat([before.cast(pl.String), now.cast(pl.String)]).cast(pl.Enum(list(values)), strict=False).to_physical()
+    both = (
+        pl.concat([before.cast(pl.String), now.cast(pl.String)]).cast(pl.Enum(list(values)), strict=False).to_physical()
+    )
     return _one_hot(both.fill_null(len(values)).to_numpy().astype(np.int64), len(values) + 1, before.len())
 
 
@@ -160,7 +178,9 @@ def telling_words(before: Sequence[str], now: Sequence[str], count: int = 10) ->
 
     bags = [Counter(words_of(text)) for text in (*before, *now)]
     seen = Counter(word for bag in bags for word in bag)
-    vocabulary = sorted((word for word, texts in seen.items() if texts >= MIN_TEXTS), key=lambda word: (-seen[word], word))[:MAX_WORDS]
+    vocabulary = sorted(
+        (word for word, texts in seen.items() if texts >= MIN_TEXTS), key=lambda word: (-seen[word], word)
+    )[:MAX_WORDS]
     if not vocabulary:
         return Interval(value=0.5, low=0.0, high=1.0), {}
     place = {word: number for number, word in enumerate(vocabulary)}

@@ -89,7 +89,10 @@ def projection_kl(x: Floats, y: Floats, *, projections: int = PROJECTIONS, bins:
     found = []
     for before, now in zip((x @ directions).T, (y @ directions).T, strict=True):
         edges = np.unique(np.quantile(before, np.arange(1, bins) / bins))
-        m, n = (np.bincount(np.searchsorted(edges, values, side="left"), minlength=edges.size + 1) for values in (before, now))
+        m, n = (
+            np.bincount(np.searchsorted(edges, values, side="left"), minlength=edges.size + 1)
+            for values in (before, now)
+        )
         p, q = ((counts + stats.SMOOTHING) / (counts.sum() + stats.SMOOTHING * counts.size) for counts in (m, n))
         found.append(float((q * np.log(q / p)).sum()))
     return float(np.mean(found))

@@ -18,7 +18,9 @@ LEAST = 20
 """Rows of either sample below which there is nothing to fit on."""
 
 
-def explain(reference: pl.DataFrame, current: pl.DataFrame, fields: Fields, ignore: Sequence[str] = ()) -> dict[str, Any]:
+def explain(
+    reference: pl.DataFrame, current: pl.DataFrame, fields: Fields, ignore: Sequence[str] = ()
+) -> dict[str, Any]:
     """The domain classifier's answer as JSON values: ``{about, rows, auc: {value, low, high}, features | words}``.
 
     ``features`` ``[{feature, share}]`` name the fields that tell the samples apart, with their shares of the whole;
@@ -27,7 +29,9 @@ def explain(reference: pl.DataFrame, current: pl.DataFrame, fields: Fields, igno
     """
     before, now = (_spread(frame, ROWS) for frame in (reference, current))
     if min(before.height, now.height) < LEAST:
-        return {"about": f"{now.height} rows of the window and {before.height} of the reference are too few to explain anything (at least {LEAST})"}
+        return {
+            "about": f"{now.height} rows of the window and {before.height} of the reference are too few to explain anything (at least {LEAST})"
+        }
     if fields.text is None and not set(fields.names) - set(ignore):
         return {"about": "every field is ignored: nothing is left to explain by"}
     rows = {"reference": before.height, "current": now.height}
@@ -36,7 +40,10 @@ def explain(reference: pl.DataFrame, current: pl.DataFrame, fields: Fields, igno
         told = [frame[name].cast(pl.String).fill_null("").to_list() for frame in (before, now)]
         auc, words = domain.telling_words(told[0], told[1], SHOWN)
         named = {"words": [{"word": word, "coefficient": round(weight, 3)} for word, weight in words.items()]}
-        x, y = (embeddings.hashed(_spread(frame, VECTORS)[name].cast(pl.String).fill_null("").to_list()) for frame in (before, now))
+        x, y = (
+            embeddings.hashed(_spread(frame, VECTORS)[name].cast(pl.String).fill_null("").to_list())
+            for frame in (before, now)
+        )
         value, p_value = embeddings.mmd(x, y)
         vectors = {
             "mmd": round(value, 6),
@@ -47,7 +54,9 @@ def explain(reference: pl.DataFrame, current: pl.DataFrame, fields: Fields, igno
         found: dict[str, Any] = {**named, "vectors": vectors}
     else:
         auc, shares = domain.culprits(before, now, fields, ignore)
-        found = {"features": [{"feature": name, "share": round(share, 4)} for name, share in list(shares.items())[:SHOWN]]}
+        found = {
+            "features": [{"feature": name, "share": round(share, 4)} for name, share in list(shares.items())[:SHOWN]]
+        }
     return {"about": _sentence(auc.value, auc.low, found), "rows": rows, "auc": auc.model_dump(), **found}
 
 

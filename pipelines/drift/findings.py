@@ -185,7 +185,11 @@ def _mixture(seen: Seen, params: DriftParams) -> Mixture | None:
 
 def _label_states(seen: Seen, since: date | None, params: DriftParams, classes: int) -> tuple[State, State]:
     """Whether arrived labels' shares, and the score given the class, moved: of rows from ``since`` on, else of fresh ones."""
-    rows = seen.fresh if since is None or seen.known is None else seen.known.filter(pl.col("event_time").dt.date() >= since)
+    rows = (
+        seen.fresh
+        if since is None or seen.known is None
+        else seen.known.filter(pl.col("event_time").dt.date() >= since)
+    )
     baseline = seen.reference.baseline
     if rows is None or "class_rows" not in baseline:
         return "unknown", "unknown"

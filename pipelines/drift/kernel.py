@@ -21,7 +21,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.drift.bits import BATCH, BINS, Floats, Ints, Missing, count, tally
-from pipelines.drift.profile import VERSION, Column, Profile, added, dense_column, merge, profile_frame, profile_outputs, scored, typed
+from pipelines.drift.profile import (
+    VERSION,
+    Column,
+    Profile,
+    added,
+    dense_column,
+    merge,
+    profile_frame,
+    profile_outputs,
+    scored,
+    typed,
+)
 from pipelines.drift.spec import OUTPUTS, Spec
 from pipelines.errors import DataError
 from pipelines.fields import SCORES, Categorical, Fields, Numeric, Scale, frame_schema
@@ -71,9 +82,15 @@ def profile_parquet(paths: Sequence[Path], fields: Fields, spec: Spec, threads: 
         if opened.path != path:
             names = set(footers[path].schema.to_arrow_schema().names)
             as_codes = [name for name in texts if name in names]
-            opened.file = pq.ParquetFile(path, metadata=footers[path], read_dictionary=as_codes, pre_buffer=False, buffer_size=_READ)
+            opened.file = pq.ParquetFile(
+                path, metadata=footers[path], read_dictionary=as_codes, pre_buffer=False, buffer_size=_READ
+            )
             opened.path = path
-        batches = opened.file.iter_batches(batch_size=BATCH, columns=list(columns), use_threads=False) if columns else iter(())
+        batches = (
+            opened.file.iter_batches(batch_size=BATCH, columns=list(columns), use_threads=False)
+            if columns
+            else iter(())
+        )
         return list(work(batches, opened.file.metadata.num_rows))
 
     totals: dict[str, _Total] = {}
@@ -89,7 +106,11 @@ def profile_parquet(paths: Sequence[Path], fields: Fields, spec: Spec, threads: 
     rows = sum(footer.num_rows for footer in footers.values())
     if not rows:
         return profile_frame(pl.DataFrame(schema=dict.fromkeys(fields.names, pl.Null)), fields, spec)
-    return Profile(spec.version, rows, {name: dense_column(total.counts, total.missing, total.vocabulary) for name, total in totals.items()})
+    return Profile(
+        spec.version,
+        rows,
+        {name: dense_column(total.counts, total.missing, total.vocabulary) for name, total in totals.items()},
+    )
 
 
 def profile_where(files: Sequence[Path], where: pl.Expr, fields: Fields, spec: Spec) -> Profile:
@@ -98,8 +119,18 @@ def profile_where(files: Sequence[Path], where: pl.Expr, fields: Fields, spec: S
     Raises DataError if a file cannot be read.
     """
     try:
-        batches = (batch for file in files for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(BATCH, use_threads=False))
-        return merge((profile_frame(scored(typed(pl.DataFrame(batch).filter(where), fields), fields), fields, spec) for batch in batches), spec.version)
+        batches = (
+            batch
+            for file in files
+            for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(BATCH, use_threads=False)
+        )
+        return merge(
+            (
+                profile_frame(scored(typed(pl.DataFrame(batch).filter(where), fields), fields), fields, spec)
+                for batch in batches
+            ),
+            spec.version,
+        )
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{', '.join(map(str, files))} cannot be read ({error}): {_MEND}") from error
 
@@ -125,7 +156,12 @@ def _tasks(path: Path, footer: Any, fields: Fields, spec: Spec) -> Iterator[tupl
         elif isinstance(declared, Categorical) and kind is not None and _is_text(kind):
             work.append(((name,), partial(_categories, declared)))
         else:
-            work.append(((name,) if kind is not None else (), partial(_frames, replace(fields, fields=(declared,), classes=()), spec)))
+            work.append(
+                (
+                    (name,) if kind is not None else (),
+                    partial(_frames, replace(fields, fields=(declared,), classes=()), spec),
+                )
+            )
     outputs = tuple(name for name in (*OUTPUTS, SCORES, VERSION) if name in kinds)
     if outputs:
         work.append((outputs, partial(_given, fields, spec)))

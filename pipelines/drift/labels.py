@@ -30,7 +30,9 @@ def mature(served: pl.DataFrame, labels: pl.DataFrame, until: datetime, age: tim
     return old.join(known.select("id", "label", "label_time"), on="id", how="inner").sort("event_time", "id")
 
 
-def counted(served: pl.DataFrame, labels: pl.DataFrame, since: datetime, age: timedelta, taken_over: datetime | None = None) -> pl.DataFrame:
+def counted(
+    served: pl.DataFrame, labels: pl.DataFrame, since: datetime, age: timedelta, taken_over: datetime | None = None
+) -> pl.DataFrame:
     """What runs up to the one whose window ended at ``since`` have counted: ``id, label``, the label as it was known then.
 
     Only the lines that are marked ``before`` count, where there is such a column. Runs before ``taken_over`` counted by the
@@ -44,7 +46,9 @@ def counted(served: pl.DataFrame, labels: pl.DataFrame, since: datetime, age: ti
     return known.filter(old).select("id", "label")
 
 
-def fresh(served: pl.DataFrame, labels: pl.DataFrame, until: datetime, age: timedelta, counted: pl.DataFrame) -> pl.DataFrame:
+def fresh(
+    served: pl.DataFrame, labels: pl.DataFrame, until: datetime, age: timedelta, counted: pl.DataFrame
+) -> pl.DataFrame:
     """The rows whose label counts in the window that ends at ``until``: mature now, and not ``counted`` before."""
     return mature(served, labels, until, age).join(counted.select("id"), on="id", how="anti")
 
@@ -52,14 +56,20 @@ def fresh(served: pl.DataFrame, labels: pl.DataFrame, until: datetime, age: time
 def corrected(served: pl.DataFrame, labels: pl.DataFrame, until: datetime, counted: pl.DataFrame) -> pl.DataFrame:
     """The rows that were ``counted`` before and have another label since then: ``label`` now, ``counted`` what was counted."""
     then = counted.select("id", counted="label")
-    return mature(served, labels, until, timedelta(0)).join(then, on="id", how="inner").filter(pl.col("label") != pl.col("counted"))
+    return (
+        mature(served, labels, until, timedelta(0))
+        .join(then, on="id", how="inner")
+        .filter(pl.col("label") != pl.col("counted"))
+    )
 
 
 def _marked(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     return frame.filter(name) if name in frame.columns else frame
 
 
-def as_counted(rows: pl.DataFrame, labels: pl.DataFrame, label: str, until: datetime, age: timedelta, least: int) -> pl.DataFrame:
+def as_counted(
+    rows: pl.DataFrame, labels: pl.DataFrame, label: str, until: datetime, age: timedelta, least: int
+) -> pl.DataFrame:
     """Canonical ``rows`` with the ``label`` that a drift run would count of them: as it was when it was mature, null where it is not yet.
 
     A champion is then judged against labels of the same age. A row without a line in ``labels`` has the label that it came
@@ -67,9 +77,17 @@ def as_counted(rows: pl.DataFrame, labels: pl.DataFrame, label: str, until: date
     """
     lines = labels.join(rows.select("id", "event_time"), on="id", how="inner")
     ripe = pl.max_horizontal(pl.col("label_time").min().over("id"), pl.col("event_time") + age)
-    then = lines.filter(pl.col("label_time") <= ripe).unique("id", keep="first", maintain_order=True).select("id", _then="label")
+    then = (
+        lines.filter(pl.col("label_time") <= ripe)
+        .unique("id", keep="first", maintain_order=True)
+        .select("id", _then="label")
+    )
     old = pl.when(pl.col("event_time") <= until - age).then(pl.coalesce("_then", label))
-    found = rows.join(then, on="id", how="left", maintain_order="left").with_columns(old.cast(rows[label].dtype).alias(label)).drop("_then")
+    found = (
+        rows.join(then, on="id", how="left", maintain_order="left")
+        .with_columns(old.cast(rows[label].dtype).alias(label))
+        .drop("_then")
+    )
     return found if found[label].count() >= least else rows
 
 
@@ -85,7 +103,9 @@ def not_early(labels: pl.DataFrame, served: pl.DataFrame) -> pl.DataFrame:
     return joined.filter(pl.col("_row").is_null() | (pl.col("label_time") >= pl.col("_row"))).drop("_row")
 
 
-def judge(rows: pl.DataFrame, version: int, baseline: dict[str, float], params: DriftParams, classes: int = 0) -> LabelEvidence:
+def judge(
+    rows: pl.DataFrame, version: int, baseline: dict[str, float], params: DriftParams, classes: int = 0
+) -> LabelEvidence:
     """Errors and metric drop of champion ``version`` on newly labelled ``rows``, against its holdout's ``baseline``.
 
     The drop needs at least ``min_rows`` labels; without a baseline there is no evidence. Its confidence is
@@ -95,13 +115,23 @@ def judge(rows: pl.DataFrame, version: int, baseline: dict[str, float], params: 
     own = rows.filter(pl.col("version") == version).drop_nulls("score")
     if own.is_empty() or not baseline:
         return LabelEvidence(rows=own.height)
-    scored = own if not classes else own.filter(pl.col("scores").list.len() == classes) if "scores" in own.columns else own.clear()
+    scored = (
+        own
+        if not classes
+        else own.filter(pl.col("scores").list.len() == classes)
+        if "scores" in own.columns
+        else own.clear()
+    )
     drop = None
     if scored.height >= params.min_rows:
         days = scored["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy()
         score = np.array(scored["scores"].to_list()) if classes else scored["score"].to_numpy()
-        drop = metric_drop(row_losses(scored["label"].to_numpy(), score), days, baseline["loss"], baseline["loss_se"], 1 - params.q)
-    return LabelEvidence(rows=own.height, errors=_errors(own, "label", classes), baseline=baseline["error_rate"], drop=drop)
+        drop = metric_drop(
+            row_losses(scored["label"].to_numpy(), score), days, baseline["loss"], baseline["loss_se"], 1 - params.q
+        )
+    return LabelEvidence(
+        rows=own.height, errors=_errors(own, "label", classes), baseline=baseline["error_rate"], drop=drop
+    )
 
 
 def corrections(rows: pl.DataFrame, version: int, classes: int = 0) -> dict[str, int]:
@@ -116,7 +146,9 @@ def _errors(rows: pl.DataFrame, label: str, classes: int) -> int:
     return int(row_errors(rows[label].to_numpy(), rows["score"].to_numpy()).sum())
 
 
-def coverage(served: pl.DataFrame, labels: pl.DataFrame, windows: Iterable[Window], until: datetime, age: timedelta) -> dict[str, float]:
+def coverage(
+    served: pl.DataFrame, labels: pl.DataFrame, windows: Iterable[Window], until: datetime, age: timedelta
+) -> dict[str, float]:
     """By window end (ISO): the share of the window's rows whose label is mature at ``until``; windows without rows are left out."""
     spoken = served.join(mature(served, labels, until, age).select("id", "label_time"), on="id", how="left")
     found = {}

@@ -50,7 +50,9 @@ def fit_shares(by_class: Mapping[str, Ints], now: Mapping[str, Ints], start: Flo
     return shares
 
 
-def explain(by_class: Mapping[str, Ints], now: Mapping[str, Ints], phis: Mapping[str, float], params: DriftParams) -> Mixture | None:
+def explain(
+    by_class: Mapping[str, Ints], now: Mapping[str, Ints], phis: Mapping[str, float], params: DriftParams
+) -> Mixture | None:
     """Whether other shares of the classes explain the counts ``now``: None where that cannot be told.
 
     Explained: no feature differs from the mixture by more than ``delta0`` (minimum-effect test, Benjamini-Hochberg at

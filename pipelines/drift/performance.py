@@ -35,7 +35,13 @@ NOTHING: dict[str, Any] = {"rolling": [], "slices": [], "estimate": None, "earli
 
 
 def summary(
-    rows: pl.DataFrame, windows: Sequence[Window], version: int, baseline: dict[str, Any], columns: Sequence[str], params: DriftParams, classes: int
+    rows: pl.DataFrame,
+    windows: Sequence[Window],
+    version: int,
+    baseline: dict[str, Any],
+    columns: Sequence[str],
+    params: DriftParams,
+    classes: int,
 ) -> dict[str, Any]:
     """All of this module as JSON values: ``rolling, slices, estimate, earlier``. ``rows`` are :func:`known`, ``windows`` oldest first.
 
@@ -87,7 +93,10 @@ def days_of(rows: pl.DataFrame) -> Ints:
 def within(rows: pl.DataFrame, windows: Sequence[Window]) -> list[pl.DataFrame]:
     """The rows with event time in each window; ``rows`` are in order of it."""
     times = rows["event_time"].dt.epoch("us").to_numpy()
-    places = [[np.searchsorted(times, (moment - EPOCH) // timedelta(microseconds=1)) for moment in (window.start, window.end)] for window in windows]
+    places = [
+        [np.searchsorted(times, (moment - EPOCH) // timedelta(microseconds=1)) for moment in (window.start, window.end)]
+        for window in windows
+    ]
     return [rows[int(first) : int(last)] for first, last in places]
 
 
@@ -101,10 +110,16 @@ def figures(rows: pl.DataFrame, params: DriftParams, classes: int) -> dict[str, 
     # The label of a row without a full score has arrived all the same.
     arrived = rows.height - rows["label"].null_count()
     delay = (rows["label_time"] - rows["event_time"]).dt.total_seconds().median()
-    found: dict[str, Any] = {"rows": rows.height, "labelled": arrived, "coverage": arrived / rows.height if rows.height else None}
+    found: dict[str, Any] = {
+        "rows": rows.height,
+        "labelled": arrived,
+        "coverage": arrived / rows.height if rows.height else None,
+    }
     found["delay_days"] = None if delay is None else float(delay) / 86_400  # type: ignore[arg-type]
     third = "macro_f1" if classes else "roc_auc"
-    found |= dict.fromkeys(["log_loss", "low", "high", *(f"{name}{end}" for name in ("accuracy", third) for end in ("", "_low", "_high"))])
+    found |= dict.fromkeys(
+        ["log_loss", "low", "high", *(f"{name}{end}" for name in ("accuracy", third) for end in ("", "_low", "_high"))]
+    )
     if own.height < 2:
         return found
     label, confidence = own["label"].to_numpy(), 1 - params.q
@@ -137,7 +152,10 @@ def wilson(hits: int, n: int, confidence: float) -> tuple[float, float]:
     [0.596, 0.982]
     """
     z, share = quantile(0.5 + confidence / 2, 0), hits / n
-    middle, half = (share + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    middle, half = (
+        (share + z * z / (2 * n)) / (1 + z * z / n),
+        z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2),
+    )
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
@@ -188,7 +206,9 @@ def _f1(table: Ints) -> float:
 # --- by slice -----------------------------------------------------------------------------------
 
 
-def by_slice(rows: pl.DataFrame, columns: Sequence[str], baseline: dict[str, Any], params: DriftParams, classes: int) -> list[dict[str, Any]]:
+def by_slice(
+    rows: pl.DataFrame, columns: Sequence[str], baseline: dict[str, Any], params: DriftParams, classes: int
+) -> list[dict[str, Any]]:
     """Log-loss of every value of the declared ``columns``, and whether it dropped from the holdout's.
 
     Each is ``field, value, rows, labelled, coverage, delay_days, log_loss, low, high``, and where the baseline knows the
@@ -197,7 +217,10 @@ def by_slice(rows: pl.DataFrame, columns: Sequence[str], baseline: dict[str, Any
     """
     found, tested, p = [], [], []
     for column in (name for name in columns if name in rows.columns):
-        for (value,), part in sorted(rows.filter(pl.col(column).is_not_null()).partition_by(column, as_dict=True).items(), key=lambda item: str(item[0])):
+        for (value,), part in sorted(
+            rows.filter(pl.col(column).is_not_null()).partition_by(column, as_dict=True).items(),
+            key=lambda item: str(item[0]),
+        ):
             one = {"field": column, "value": str(value), **figures(part, params, classes)}
             kept = ("field", "value", "rows", "labelled", "coverage", "delay_days", "log_loss", "low", "high")
             found.append({name: one[name] for name in kept} | {"drop": None, "dropped": False})
@@ -241,7 +264,9 @@ def estimated(rows: pl.DataFrame, baseline: dict[str, Any], params: DriftParams,
     return {**seen, "log_loss": loss.value, "error_rate": error, "low": loss.low, "high": loss.high}
 
 
-def earlier(rows: pl.DataFrame, windows: Sequence[Window], baseline: dict[str, Any], params: DriftParams, classes: int) -> list[dict[str, Any]]:
+def earlier(
+    rows: pl.DataFrame, windows: Sequence[Window], baseline: dict[str, Any], params: DriftParams, classes: int
+) -> list[dict[str, Any]]:
     """What was estimated of past windows beside what their labels then said: ``end, estimated, low, high, realised, error, inside``.
 
     ``error`` is realised minus estimated. The estimate is of all rows of the window, the truth of those with a label,
@@ -257,9 +282,17 @@ def earlier(rows: pl.DataFrame, windows: Sequence[Window], baseline: dict[str, A
         value, realised = said["log_loss"], truth["log_loss"]
         given = labelled(part, classes)[1]
         of_labelled = estimate(baseline["calibration"], given, 1 - params.q)[0]
-        of_sample = float(expected(baseline["calibration"], given)[0].std()) * math.sqrt((1 - len(given) / said["rows"]) / len(given))
+        of_sample = float(expected(baseline["calibration"], given)[0].std()) * math.sqrt(
+            (1 - len(given) / said["rows"]) / len(given)
+        )
         half = math.hypot(of_labelled.high - of_labelled.value, quantile(1 - params.q / 2, 0) * of_sample)
         about = {name: truth[name] for name in ("rows", "labelled", "coverage", "delay_days")}
-        judged = {"estimated": value, "low": max(0.0, value - half), "high": value + half, "realised": realised, "error": realised - value}
+        judged = {
+            "estimated": value,
+            "low": max(0.0, value - half),
+            "high": value + half,
+            "realised": realised,
+            "error": realised - value,
+        }
         found.append({"end": window.end.isoformat(), **about, **judged, "inside": abs(realised - value) <= half})
     return found

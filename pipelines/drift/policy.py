@@ -146,7 +146,9 @@ def episode_id(case: str, confirmed: datetime) -> str:
     return f"{case}-{confirmed:%Y%m%dT%H%M%SZ}"
 
 
-def step(state: PolicyState | None, evidence: DriftEvidence, config: DriftParams, now: datetime, case: str, end: datetime) -> tuple[PolicyState, Action]:
+def step(
+    state: PolicyState | None, evidence: DriftEvidence, config: DriftParams, now: datetime, case: str, end: datetime
+) -> tuple[PolicyState, Action]:
     """The state after the window that ended at ``end``, judged at ``now`` (both event time), and what to do.
 
     Pure: no clock, no input or output; equal arguments give equal answers. ``alert`` asks for a person,
@@ -159,7 +161,14 @@ def step(state: PolicyState | None, evidence: DriftEvidence, config: DriftParams
         path.append(after.name)
     if evidence.problems:
         resume = after.resume if after.name == "BLOCKED_DATA_QUALITY" else after.name
-        after = after.model_copy(update={"name": "BLOCKED_DATA_QUALITY", "resume": resume, "action": "alert", "reason": "; ".join(evidence.problems)})
+        after = after.model_copy(
+            update={
+                "name": "BLOCKED_DATA_QUALITY",
+                "resume": resume,
+                "action": "alert",
+                "reason": "; ".join(evidence.problems),
+            }
+        )
     else:
         if after.name == "BLOCKED_DATA_QUALITY":
             after = after.model_copy(update={"name": after.resume, "resume": "STABLE"})
@@ -185,23 +194,41 @@ def _adopt(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
     """Start anew under another champion; a retraining and a cooldown under way go on."""
     if state.champion == evidence.champion:
         return state
-    fresh = {"champion": evidence.champion, "marks": (), "drops": (), "clean": 0, "log_e": 0.0, "alarmed": False, "cooldown_days": config.cooldown_days}
+    fresh = {
+        "champion": evidence.champion,
+        "marks": (),
+        "drops": (),
+        "clean": 0,
+        "log_e": 0.0,
+        "alarmed": False,
+        "cooldown_days": config.cooldown_days,
+    }
     fresh["tried_labels"] = 0
     # Somebody else's promotion or rollback answers an episode that has not retrained yet.
     closed = {"episode": None, "name": "STABLE"} if state.name in {"WATCH", "CONFIRMED"} else {}
-    resume = {"resume": "STABLE", "episode": None} if state.name == "BLOCKED_DATA_QUALITY" and state.resume in {"WATCH", "CONFIRMED"} else {}
+    resume = (
+        {"resume": "STABLE", "episode": None}
+        if state.name == "BLOCKED_DATA_QUALITY" and state.resume in {"WATCH", "CONFIRMED"}
+        else {}
+    )
     return state.model_copy(update=fresh | closed | resume)
 
 
 def _observe(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> PolicyState:
     """Enter the window into the history and the labels into the e-CUSUM."""
     labels = evidence.labels
-    log_e = state.log_e if labels.baseline is None else sequential.cusum(state.log_e, labels.errors, labels.rows, labels.baseline)
+    log_e = (
+        state.log_e
+        if labels.baseline is None
+        else sequential.cusum(state.log_e, labels.errors, labels.rows, labels.baseline)
+    )
     alarmed = state.alarmed or log_e >= math.log(config.cusum_threshold)
     drifted, dropping = _drifted(evidence), _dropping(evidence, config)
     severe = tuple(feature.feature for feature in evidence.features if feature.drifted and feature.severity == "severe")
     calm = not drifted and not dropping and not alarmed
-    clean = calm and all(feature.debiased_psi < config.clean_psi for feature in evidence.features if not feature.ignored)
+    clean = calm and all(
+        feature.debiased_psi < config.clean_psi for feature in evidence.features if not feature.ignored
+    )
     # Too few rows say nothing about inputs: such a window neither drifts, nor is clean, nor pushes another out.
     marks = state.marks if evidence.thin else (*state.marks, Mark(end=state.end, drifted=drifted, severe=severe))
     drops = state.drops if labels.drop is None else (*state.drops, dropping)
@@ -252,7 +279,9 @@ def _moved(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
     """Rules 2 and 3: inputs, with labels that agree or cannot speak yet."""
     drop = evidence.labels.drop if _dropping(evidence, config) else None
     counts = Counter(name for mark in state.marks for name in mark.drifted)
-    again = sorted((name for name, count in counts.items() if count >= config.confirm), key=lambda name: (-counts[name], name))
+    again = sorted(
+        (name for name, count in counts.items() if count >= config.confirm), key=lambda name: (-counts[name], name)
+    )
     if not again:
         return None
     if drop is not None:
@@ -277,11 +306,19 @@ def _named(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _watching(state: PolicyState, evidence: DriftEvidence, config: DriftParams, now: datetime, case: str) -> PolicyState:
+def _watching(
+    state: PolicyState, evidence: DriftEvidence, config: DriftParams, now: datetime, case: str
+) -> PolicyState:
     """STABLE and WATCH."""
     found = confirmation(state, evidence, config)
     if found is not None:
-        opened = {"name": "CONFIRMED", "episode": episode_id(case, now), "trigger": found[0], "verdict": "none", "reason": found[1]}
+        opened = {
+            "name": "CONFIRMED",
+            "episode": episode_id(case, now),
+            "trigger": found[0],
+            "verdict": "none",
+            "reason": found[1],
+        }
         return state.model_copy(update=opened)
     if _drifted(evidence) or _dropping(evidence, config):
         moved = _named(list(_drifted(evidence)) or ["the log-loss"])
@@ -290,15 +327,29 @@ def _watching(state: PolicyState, evidence: DriftEvidence, config: DriftParams, 
         return state.model_copy(update={"name": "STABLE", "reason": f"{state.clean} clean windows"})
     unread = f"{evidence.unread:,} rows cannot be read yet: not compared"
     quiet = unread if evidence.unread else "too few rows to compare" if evidence.thin else "nothing moved"
-    return state.model_copy(update={"reason": quiet if state.name == "STABLE" else f"{quiet}; {state.clean} of {config.clean_windows} clean windows"})
+    return state.model_copy(
+        update={
+            "reason": quiet
+            if state.name == "STABLE"
+            else f"{quiet}; {state.clean} of {config.clean_windows} clean windows"
+        }
+    )
 
 
-def _confirmed(state: PolicyState, evidence: DriftEvidence, config: DriftParams, now: datetime, case: str) -> PolicyState:
+def _confirmed(
+    state: PolicyState, evidence: DriftEvidence, config: DriftParams, now: datetime, case: str
+) -> PolicyState:
     """CONFIRMED: retrain as soon as it is allowed."""
     del case
     # New rows do not go away by themselves.
     if state.clean >= config.clean_windows and state.trigger != "volume":
-        return state.model_copy(update={"name": "STABLE", "episode": None, "reason": f"{state.clean} clean windows: the drift went away by itself"})
+        return state.model_copy(
+            update={
+                "name": "STABLE",
+                "episode": None,
+                "reason": f"{state.clean} clean windows: the drift went away by itself",
+            }
+        )
     why = state.reason or (confirmation(state, evidence, config) or ("", "drift was confirmed earlier"))[1]
     needed = labels_needed(evidence.training_rows, config)
     recent = tuple(moment for moment in state.retrains if now - moment < timedelta(days=config.max_retrains_days))
@@ -312,7 +363,9 @@ def _confirmed(state: PolicyState, evidence: DriftEvidence, config: DriftParams,
     return state.model_copy(update={"name": "RETRAINING", "action": "retrain", "reason": why} | asked)
 
 
-def _retraining(state: PolicyState, evidence: DriftEvidence, config: DriftParams, now: datetime, case: str) -> PolicyState:
+def _retraining(
+    state: PolicyState, evidence: DriftEvidence, config: DriftParams, now: datetime, case: str
+) -> PolicyState:
     """RETRAINING: wait for the verdict; a run that gives none in the longest cooldown counts as not promoted."""
     del case
     asked = state.retrained_at or now
@@ -326,15 +379,26 @@ def _retraining(state: PolicyState, evidence: DriftEvidence, config: DriftParams
         days = min(2 * state.cooldown_days, config.max_cooldown_days)
         action, why = "alert", "retrained, not promoted" if verdict == "kept" else "the training run gave no verdict"
     # What was seen led to this retraining: the next one has to be seen anew.
-    fresh = {"log_e": 0.0, "alarmed": False, "episode": None, "verdict": verdict, "cooldown_days": days, "cooldown_until": asked + timedelta(days=days)}
-    return state.model_copy(update={"name": "COOLDOWN", "action": action, "reason": f"{why}; cooldown of {days:g} days"} | fresh)
+    fresh = {
+        "log_e": 0.0,
+        "alarmed": False,
+        "episode": None,
+        "verdict": verdict,
+        "cooldown_days": days,
+        "cooldown_until": asked + timedelta(days=days),
+    }
+    return state.model_copy(
+        update={"name": "COOLDOWN", "action": action, "reason": f"{why}; cooldown of {days:g} days"} | fresh
+    )
 
 
 def _cooling(state: PolicyState, evidence: DriftEvidence, config: DriftParams, now: datetime, case: str) -> PolicyState:
     """COOLDOWN: look, do nothing."""
     del evidence, config, case
     if state.cooldown_until is not None and now < state.cooldown_until:
-        return state.model_copy(update={"reason": state.reason or f"nothing is done until {state.cooldown_until.isoformat()}"})
+        return state.model_copy(
+            update={"reason": state.reason or f"nothing is done until {state.cooldown_until.isoformat()}"}
+        )
     return state.model_copy(update={"name": "STABLE", "reason": "", "cooldown_until": None})
 
 

@@ -120,7 +120,9 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
     """
     columns: dict[str, Column] = {}
     for declared in fields.fields:
-        values = frame[declared.name] if declared.name in frame.columns else pl.Series(declared.name, [None] * frame.height)
+        values = (
+            frame[declared.name] if declared.name in frame.columns else pl.Series(declared.name, [None] * frame.height)
+        )
         if isinstance(declared, Categorical):
             columns[declared.name] = category_column(values, declared.values)
         elif isinstance(declared, Text):
@@ -145,7 +147,9 @@ def profile_outputs(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
 def typed(rows: Rows, fields: Fields) -> Rows:
     """Fields as they are declared; not strict: a value that is not of its field's type counts as missing."""
     kinds = {name: kind for name, kind in frame_schema(fields).items() if name in fields.names}
-    return rows.with_columns(pl.selectors.by_name(name, require_all=False).cast(kind, strict=False) for name, kind in kinds.items())
+    return rows.with_columns(
+        pl.selectors.by_name(name, require_all=False).cast(kind, strict=False) for name, kind in kinds.items()
+    )
 
 
 def scored(rows: pl.DataFrame, fields: Fields) -> pl.DataFrame:
@@ -166,12 +170,17 @@ def _text(values: pl.Series, spec: Spec) -> dict[str, Column]:
         found[values.name + TOKENS] = replace(counted, missing=(values.null_count(), 0, 0, 0))
         if values.name + SUFFIXES[0] in spec.scales:
             projected = project(own)
-            found |= {name: number_column(projected[suffix], spec.scales[name]) for suffix, name in projections(values.name).items()}
+            found |= {
+                name: number_column(projected[suffix], spec.scales[name])
+                for suffix, name in projections(values.name).items()
+            }
     return found
 
 
 def _outputs(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
-    kept = frame.select(name for name, there in ((SCORE, True), (PREDICTION, bool(fields.classes))) if there and name in frame.columns)
+    kept = frame.select(
+        name for name, there in ((SCORE, True), (PREDICTION, bool(fields.classes))) if there and name in frame.columns
+    )
     given = (SCORES, pl.List(pl.Float64)) if fields.classes else (SCORE, pl.Float64)
     if given[0] not in frame.columns:
         return kept
@@ -180,7 +189,9 @@ def _outputs(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
 
 def _by_version(frame: pl.DataFrame) -> list[tuple[Any, pl.DataFrame]]:
     versions = frame[VERSION]
-    if frame.height and not versions.null_count() and versions.min() == versions.max():  # the usual hour: nothing to be sorted out
+    if (
+        frame.height and not versions.null_count() and versions.min() == versions.max()
+    ):  # the usual hour: nothing to be sorted out
         return [(versions[0], frame)]
     return sorted((version, part) for (version,), part in frame.partition_by(VERSION, as_dict=True).items())
 
@@ -199,7 +210,9 @@ def merge(profiles: Iterable[Profile], spec: str) -> Profile:
     total = _Sum()
     for profile in profiles:
         if profile.spec != spec:
-            raise IntegrityError(f"a profile was made with feature spec {profile.spec}, not {spec}: run the step 'profile' again")
+            raise IntegrityError(
+                f"a profile was made with feature spec {profile.spec}, not {spec}: run the step 'profile' again"
+            )
         total.add(profile)
     return Profile(spec, total.rows, total.columns())
 
@@ -230,7 +243,11 @@ class _Sum:
             self.count()
 
     def count(self) -> None:
-        keys, counts = (np.concatenate([np.empty(0, np.int64), *parts]) for parts in zip(*self.waiting, strict=True)) if self.waiting else ((), ())
+        keys, counts = (
+            (np.concatenate([np.empty(0, np.int64), *parts]) for parts in zip(*self.waiting, strict=True))
+            if self.waiting
+            else ((), ())
+        )
         # Sums of whole numbers below 2**53 are exact in float64.
         found = np.bincount(keys, counts, len(self.features) * BINS).astype(np.int64)
         found[: self.counts.size] += self.counts
@@ -239,7 +256,10 @@ class _Sum:
     def columns(self) -> dict[str, Column]:
         self.count()
         by_feature = self.counts.reshape(len(self.features), BINS)
-        return {name: dense_column(by_feature[number], self.missing[number], self.vocabularies[number]) for name, number in sorted(self.features.items())}
+        return {
+            name: dense_column(by_feature[number], self.missing[number], self.vocabularies[number])
+            for name, number in sorted(self.features.items())
+        }
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -251,7 +271,9 @@ def to_bytes(profile: Profile) -> bytes:
     ``day`` is null in the counts of the whole; in a reference's rows of single days it numbers the day, and
     ``bin`` is a coarse group. Vocabularies, missing values and the spec's version are in the metadata.
     """
-    parts: list[tuple[str, Ints, Ints, int | None]] = [(name, column.bins, column.counts, None) for name, column in sorted(profile.columns.items())]
+    parts: list[tuple[str, Ints, Ints, int | None]] = [
+        (name, column.bins, column.counts, None) for name, column in sorted(profile.columns.items())
+    ]
     for name, days in sorted(profile.days.items()):
         parts.extend((name, np.flatnonzero(row), row[np.flatnonzero(row)], day) for day, row in enumerate(days))
     table = pa.table(
@@ -266,7 +288,9 @@ def to_bytes(profile: Profile) -> bytes:
         "spec": profile.spec,
         "rows": profile.rows,
         "missing": {name: column.missing for name, column in profile.columns.items()},
-        "vocabulary": {name: column.vocabulary for name, column in profile.columns.items() if column.vocabulary is not None},
+        "vocabulary": {
+            name: column.vocabulary for name, column in profile.columns.items() if column.vocabulary is not None
+        },
         "days": {name: list(days.shape) for name, days in profile.days.items()},
         "baseline": profile.baseline,
     }
@@ -284,7 +308,9 @@ def read(path: Path) -> Profile:
     try:
         data = path.read_bytes()
         if _HASHED.fullmatch(path.name) and hashlib.sha256(data).hexdigest()[:16] != path.stem:
-            raise IntegrityError(f"{path} is not a profile of that name (its bytes have changed): remove it and run the step that wrote it again")
+            raise IntegrityError(
+                f"{path} is not a profile of that name (its bytes have changed): remove it and run the step that wrote it again"
+            )
         table = pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read()
         about: dict[str, Any] = json.loads(table.schema.metadata[_META])
     except (OSError, KeyError, TypeError, pa.ArrowInvalid) as error:
@@ -292,7 +318,9 @@ def read(path: Path) -> Profile:
         raise IntegrityError(f"{path} is not a profile ({error!r}): {mend}") from error
     features, day = table["feature"].combine_chunks(), table["day"].combine_chunks()
     names, total = features.dictionary.to_pylist(), day.null_count  # rows of the whole stand first
-    codes, bins, counts = (_whole(values) for values in (features.indices, table["bin"].combine_chunks(), table["count"].combine_chunks()))
+    codes, bins, counts = (
+        _whole(values) for values in (features.indices, table["bin"].combine_chunks(), table["count"].combine_chunks())
+    )
     whole = _by_feature(names, codes[:total], bins[:total], counts[:total], np.full(total, -1))
     single = _by_feature(names, codes[total:], bins[total:], counts[total:], _whole(day.slice(total)))
     columns: dict[str, Column] = {}
@@ -315,13 +343,18 @@ def _whole(values: Any) -> Ints:
     return np.asarray(found, np.int64)
 
 
-def _by_feature(names: list[str], codes: Ints, bins: Ints, counts: Ints, day: Ints) -> dict[str, tuple[Ints, Ints, Ints]]:
+def _by_feature(
+    names: list[str], codes: Ints, bins: Ints, counts: Ints, day: Ints
+) -> dict[str, tuple[Ints, Ints, Ints]]:
     """The rows of each feature; a feature's rows stand together in a file."""
     if not codes.size:
         return {}
     starts = np.concatenate([[0], np.flatnonzero(np.diff(codes)) + 1])
     ends = np.append(starts[1:], codes.size)
-    return {names[codes[start]]: (bins[start:end], counts[start:end], day[start:end]) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)}
+    return {
+        names[codes[start]]: (bins[start:end], counts[start:end], day[start:end])
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+    }
 
 
 def write(profile: Profile, folder: Path) -> Path:

@@ -43,16 +43,24 @@ def project(words: pl.Series) -> pl.DataFrame:
     >>> found.row(0) == found.row(1), set(map(abs, found.row(2))), found.null_count().row(0)[:2]
     (True, {1.0}, (2, 2))
     """
-    projected = np.concatenate([np.empty((0, len(SUFFIXES))), *(_project(words.slice(at, _AT_ONCE)) for at in range(0, words.len(), _AT_ONCE))])
+    projected = np.concatenate(
+        [np.empty((0, len(SUFFIXES))), *(_project(words.slice(at, _AT_ONCE)) for at in range(0, words.len(), _AT_ONCE))]
+    )
     return pl.DataFrame(projected, schema=dict.fromkeys(SUFFIXES, pl.Float64)).fill_nan(None)
 
 
 def _project(words: pl.Series) -> Floats:
     flat = words.explode().drop_nulls()
     own = flat.unique()
-    codes = flat.replace_strict(own, [zlib.crc32(word.encode()) for word in own], return_dtype=pl.UInt32).cast(pl.UInt32).to_numpy()
+    codes = (
+        flat.replace_strict(own, [zlib.crc32(word.encode()) for word in own], return_dtype=pl.UInt32)
+        .cast(pl.UInt32)
+        .to_numpy()
+    )
     rows = np.repeat(np.arange(words.len()), words.list.len().fill_null(0).to_numpy())
-    hashed = np.bincount(rows * HASHED + codes % HASHED, np.where(codes >> 31, 1.0, -1.0), words.len() * HASHED).reshape(-1, HASHED)
+    hashed = np.bincount(
+        rows * HASHED + codes % HASHED, np.where(codes >> 31, 1.0, -1.0), words.len() * HASHED
+    ).reshape(-1, HASHED)
     lengths = np.sqrt((hashed**2).sum(axis=1))
     # Words may cancel out: such a text lies at the origin of every direction, and one without words nowhere.
     lengths[(lengths == 0) & (np.bincount(rows, minlength=words.len()) > 0)] = 1.0

@@ -29,7 +29,9 @@ DAY_GROUPS = 10
 """Groups in which single days are kept: enough to see that days differ, and little beside the whole."""
 
 
-def reference_profile(train: pl.DataFrame, scores: NDArray[np.float64], fields: Fields, spec: Spec, holdout: pl.DataFrame | None = None) -> Profile:
+def reference_profile(
+    train: pl.DataFrame, scores: NDArray[np.float64], fields: Fields, spec: Spec, holdout: pl.DataFrame | None = None
+) -> Profile:
     """The reference of one bundle: canonical training rows, and its scores ``[H]`` or ``[H, K]`` of the holdout (canonical, ``H`` rows).
 
     Of classes the likeliest one is the prediction and its probability the score, as in the prediction log.
@@ -42,11 +44,16 @@ def reference_profile(train: pl.DataFrame, scores: NDArray[np.float64], fields: 
     ``by_class`` (a feature's counts ``[K][G]`` per class in ``DAY_GROUPS`` groups; of the outputs those of the holdout)
     and ``slices`` (``rows, loss, loss_se`` of every value of a category, as ``field=value``).
     """
-    rows = train.drop(*OUTPUTS, SCORES, "version", strict=False)  # rows from the log carry the scores of whoever served then
+    rows = train.drop(
+        *OUTPUTS, SCORES, "version", strict=False
+    )  # rows from the log carry the scores of whoever served then
     profile = profile_frame(rows, fields, spec)
     top = pl.DataFrame({SCORE: pl.Series(scores.max(1) if scores.ndim == 2 else scores, dtype=pl.Float64)})
     if scores.ndim == 2:
-        top = top.with_columns(pl.Series(PREDICTION, scores.argmax(1), dtype=pl.Int64), pl.Series(SCORES, scores.tolist(), dtype=pl.List(pl.Float64)))
+        top = top.with_columns(
+            pl.Series(PREDICTION, scores.argmax(1), dtype=pl.Int64),
+            pl.Series(SCORES, scores.tolist(), dtype=pl.List(pl.Float64)),
+        )
     columns = profile.columns | profile_outputs(top, fields, spec).columns
     days = _by_day(rows, fields, spec)
     baseline: dict[str, Any] = {}
@@ -91,21 +98,39 @@ def _by_slice(holdout: pl.DataFrame, losses: NDArray[np.float64], fields: Fields
         for value in declared.values:
             own = losses[values == value]
             if own.size:
-                found[f"{declared.name}={value}"] = {"rows": own.size, "loss": float(own.mean()), "loss_se": _error(own)}
+                found[f"{declared.name}={value}"] = {
+                    "rows": own.size,
+                    "loss": float(own.mean()),
+                    "loss_se": _error(own),
+                }
     return found
 
 
 def _by_day(frame: pl.DataFrame, fields: Fields, spec: Spec, counted: Counted = profile_frame) -> dict[str, Ints]:
     """Counts ``[D, G]`` of each feature by UTC day (see :func:`_by`)."""
-    return _by(frame, frame.with_columns(_day=pl.col("event_time").dt.date()).partition_by("_day", maintain_order=True), fields, spec, counted)
+    return _by(
+        frame,
+        frame.with_columns(_day=pl.col("event_time").dt.date()).partition_by("_day", maintain_order=True),
+        fields,
+        spec,
+        counted,
+    )
 
 
 def _by_class(frame: pl.DataFrame, fields: Fields, spec: Spec, counted: Counted = profile_frame) -> dict[str, Ints]:
     """Counts ``[K, G]`` of each feature by class (see :func:`_by`)."""
-    return _by(frame, [frame.filter(pl.col(fields.label) == position) for position in range(_classes(fields))], fields, spec, counted)
+    return _by(
+        frame,
+        [frame.filter(pl.col(fields.label) == position) for position in range(_classes(fields))],
+        fields,
+        spec,
+        counted,
+    )
 
 
-def _by(frame: pl.DataFrame, parts: list[pl.DataFrame], fields: Fields, spec: Spec, counted: Counted) -> dict[str, Ints]:
+def _by(
+    frame: pl.DataFrame, parts: list[pl.DataFrame], fields: Fields, spec: Spec, counted: Counted
+) -> dict[str, Ints]:
     """Counts ``[len(parts), G]`` of each feature, in coarse groups of the whole's own quantiles (a category: its value)."""
     whole = counted(frame, fields, spec)
     single = [counted(part, fields, spec) for part in parts]

@@ -108,7 +108,9 @@ def mean_loss(losses: Floats, days: NDArray[np.int64]) -> tuple[float, float, in
     return mean, float(losses.std(ddof=1)) / math.sqrt(losses.size) if losses.size > 1 else math.inf, 0
 
 
-def metric_drop(losses: Floats, days: NDArray[np.int64], reference_mean: float, reference_se: float, confidence: float) -> Interval:
+def metric_drop(
+    losses: Floats, days: NDArray[np.int64], reference_mean: float, reference_se: float, confidence: float
+) -> Interval:
     """Rise of the mean loss of new rows over the holdout's, with its confidence interval; positive is worse.
 
     Approximation for two independent means: normal, or with days as clusters Student's t (:func:`mean_loss`).
@@ -117,7 +119,10 @@ def metric_drop(losses: Floats, days: NDArray[np.int64], reference_mean: float, 
     Interval(value=0.3, low=0.3, high=0.3)
     """
     mean, se, freedom = mean_loss(losses, days)
-    value, half = mean - reference_mean, min(quantile(0.5 + confidence / 2, freedom) * math.hypot(se, reference_se), 1e9)
+    value, half = (
+        mean - reference_mean,
+        min(quantile(0.5 + confidence / 2, freedom) * math.hypot(se, reference_se), 1e9),
+    )
     return Interval(value=round(value, 12), low=round(value - half, 12), high=round(value + half, 12))
 
 

@@ -138,7 +138,9 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
     path = path or CASES_ROOT / fields.case / "profile.json"
     found = _read(path)
     words = {name: tuple(map(str, value["vocabulary"])) for name, value in found.items() if name.endswith(TOKENS)}
-    scales = {name: Scale(float(value["loc"]), float(value["scale"])) for name, value in found.items() if name not in words}
+    scales = {
+        name: Scale(float(value["loc"]), float(value["scale"])) for name, value in found.items() if name not in words
+    }
     scaled = (*numbers(fields), *(() if fields.text is None else projections(fields.text.name).values()))
     missing = [name for name in numbers(fields) if name not in scales]
     if missing:
@@ -149,7 +151,10 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
     if not scales.keys() >= set(scaled):
         raise ConfigError(f"{path} has no scales for {', '.join(sorted(set(scaled) - scales.keys()))}: {AGAIN}")
     kept = {name: scales[name] for name in scaled} | {SCORE: UNIT}
-    declared: dict[str, Any] = {"fields": fields.hash, "scales": {name: [scale.loc, scale.scale] for name, scale in kept.items()}}
+    declared: dict[str, Any] = {
+        "fields": fields.hash,
+        "scales": {name: [scale.loc, scale.scale] for name, scale in kept.items()},
+    }
     if vocabulary:
         declared["vocabulary"] = vocabulary
     return Spec(digest(declared)[:12], kept, vocabulary)
@@ -181,11 +186,15 @@ def _read(path: Path) -> dict[str, Any]:
         for name, value in found.items():
             _ = value["vocabulary"] if name.endswith(TOKENS) else (float(value["loc"]), float(value["scale"]))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist: the case's first training makes it, in its step 'dataset'") from error
+        raise ConfigError(
+            f"{path} does not exist: the case's first training makes it, in its step 'dataset'"
+        ) from error
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not a feature spec ({error!r}): {AGAIN}") from error
     if sealed is not None and sealed != digest(found):
-        raise IntegrityError(f"{path} is not what was frozen: restore it; every bundle's spec.json has the scales that it was made with")
+        raise IntegrityError(
+            f"{path} is not what was frozen: restore it; every bundle's spec.json has the scales that it was made with"
+        )
     return found
 
 

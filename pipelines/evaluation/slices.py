@@ -21,7 +21,9 @@ def slices(frame: pl.DataFrame, columns: tuple[str, ...]) -> dict[str, NDArray[n
     masks: dict[str, NDArray[np.bool_]] = {}
     for column in columns:
         if column not in frame.columns:
-            raise ConfigError(f"gate.slices names {column!r}, which is no column: choose from {', '.join(frame.columns)}")
+            raise ConfigError(
+                f"gate.slices names {column!r}, which is no column: choose from {', '.join(frame.columns)}"
+            )
         values = frame[column].to_numpy()
         for value in sorted(frame[column].unique().to_list()):
             masks[f"{column}={value}"] = values == value

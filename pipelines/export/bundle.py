@@ -45,7 +45,14 @@ def write_bundle(model: nn.Module, fields: Fields, folder: Path, about: Mapping[
     """
     write_onnx(model, fields, folder)
     inputs, output = signature(fields)
-    bundle = {"case": fields.case, "fields_hash": fields.hash, "inputs": inputs, "output": output, "opset": OPSET, **about}
+    bundle = {
+        "case": fields.case,
+        "fields_hash": fields.hash,
+        "inputs": inputs,
+        "output": output,
+        "opset": OPSET,
+        **about,
+    }
     if fields.classes:
         bundle["classes"] = list(fields.classes)
     if fields.text is not None:
@@ -61,7 +68,9 @@ def read_fields(bundle: Path) -> Fields:
     fields = from_json(json.loads((bundle / "fields.json").read_text()))
     expected = json.loads((bundle / "bundle.json").read_text())["fields_hash"]
     if fields.hash != expected:
-        raise IntegrityError(f"{bundle / 'fields.json'} has hash {fields.hash[:12]}, bundle.json names {str(expected)[:12]}: export the model again")
+        raise IntegrityError(
+            f"{bundle / 'fields.json'} has hash {fields.hash[:12]}, bundle.json names {str(expected)[:12]}: export the model again"
+        )
     return fields
 
 
@@ -74,7 +83,10 @@ def check_parity(model: nn.Module, fields: Fields, bundle: Path, rows: Columns, 
     scored = Scored(model, fields).eval()
     names = [tensor["name"] for tensor in signature(fields)[0]]
     worst = 0.0
-    for tensors in (*_random_batches(fields, bundle, np.random.default_rng(seed)), *_real_batches(fields, bundle, rows)):
+    for tensors in (
+        *_random_batches(fields, bundle, np.random.default_rng(seed)),
+        *_real_batches(fields, bundle, rows),
+    ):
         with torch.no_grad():
             expected = scored(*(torch.from_numpy(tensors[name]) for name in names)).double().numpy()
         answered = runtime.score(bundle, tensors)
@@ -104,7 +116,9 @@ def neighbours(fields: Fields, bundle: Path, rows: Columns, seed: int, model: st
         alone = np.concatenate([runtime.score(bundle, _row(tensors, row), model=model) for row in range(count)])
         for size in _BESIDE:
             for start in range(0, count, size):
-                answered = runtime.score(bundle, {name: tensor[start : start + size] for name, tensor in tensors.items()}, model=model)
+                answered = runtime.score(
+                    bundle, {name: tensor[start : start + size] for name, tensor in tensors.items()}, model=model
+                )
                 worst = max(worst, float(np.abs(answered - alone[start : start + size]).max()))
     return worst
 
@@ -143,7 +157,10 @@ def evenly(rows: Columns, most: int) -> dict[str, list[Any]]:
 def random_rows(fields: Fields, rows: int, generator: np.random.Generator) -> Tensors:
     """Tensors of ``rows`` rows: codes over whole vocabularies, numbers within their bounds (open sides: +-1,000)."""
     codes = [generator.integers(0, len(field.values), rows) for field in fields.categorical]
-    numbers = [generator.uniform(-1e3 if field.low is None else field.low, 1e3 if field.high is None else field.high, rows) for field in fields.numeric]
+    numbers = [
+        generator.uniform(-1e3 if field.low is None else field.low, 1e3 if field.high is None else field.high, rows)
+        for field in fields.numeric
+    ]
     return {
         "categorical": np.array(codes, np.int64).reshape(len(codes), rows).T.copy(),
         "numeric": np.array(numbers, np.float32).reshape(len(numbers), rows).T.copy(),

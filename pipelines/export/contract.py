@@ -15,7 +15,11 @@ def contract(fields: Fields) -> dict[str, Any]:
     It allows what :func:`pipelines.fields.problem` finds nothing wrong with, except that JSON Schema cannot
     tell texts of which normalisation leaves nothing, such as one of format characters only.
     """
-    label = {"name": fields.label, "classes": list(fields.classes)} if fields.classes else {"name": fields.label, "values": [0, 1]}
+    label = (
+        {"name": fields.label, "classes": list(fields.classes)}
+        if fields.classes
+        else {"name": fields.label, "values": [0, 1]}
+    )
     return {
         "$schema": DIALECT,
         "title": fields.case,

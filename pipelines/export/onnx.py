@@ -62,7 +62,9 @@ def write_onnx(model: nn.Module, fields: Fields, folder: Path) -> Path:
 
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if size > MAX_BYTES:
-        raise ConfigError(f"{fields.case}: the model has {size / 1e9:.1f} GB of weights, an ONNX file holds {MAX_BYTES / 1e9:g}: choose a smaller encoder")
+        raise ConfigError(
+            f"{fields.case}: the model has {size / 1e9:.1f} GB of weights, an ONNX file holds {MAX_BYTES / 1e9:g}: choose a smaller encoder"
+        )
     path = folder / MODEL
     inputs, _ = signature(fields)
     axes = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH if fields.text is None else MAX_TEXTS)}
@@ -94,7 +96,11 @@ def example(fields: Fields) -> tuple[Tensor, ...]:
     """
     fill = 0 if fields.text is None else 1
     return tuple(
-        torch.full([size if size >= 0 else free for size, free in zip(tensor["shape"], (3, 7), strict=True)], fill, dtype=_DTYPES[tensor["dtype"]])
+        torch.full(
+            [size if size >= 0 else free for size, free in zip(tensor["shape"], (3, 7), strict=True)],
+            fill,
+            dtype=_DTYPES[tensor["dtype"]],
+        )
         for tensor in signature(fields)[0]
     )
 

@@ -40,7 +40,11 @@ def write_int8(folder: Path) -> Path:
     import onnx
 
     proto = onnx.load(folder / MODEL)
-    weights = {tensor.name: tensor for tensor in proto.graph.initializer if len(tensor.dims) == 2 and np.prod(tensor.dims) >= LARGE}
+    weights = {
+        tensor.name: tensor
+        for tensor in proto.graph.initializer
+        if len(tensor.dims) == 2 and np.prod(tensor.dims) >= LARGE
+    }
     first: list[Any] = []
     for name, axis in _inputs(proto.graph, weights).items():
         tensor = weights[name]
@@ -93,7 +97,12 @@ def cost(folder: Path, model: str, fields: Fields, rows: Columns) -> dict[str, A
     for size, calls in BATCHES.items():
         chosen = evenly(rows, size * calls)
         have = len(chosen[fields.names[0]])
-        batches = [encode({name: [column[(call * size + row) % have] for row in range(size)] for name, column in chosen.items()}) for call in range(calls)]
+        batches = [
+            encode(
+                {name: [column[(call * size + row) % have] for row in range(size)] for name, column in chosen.items()}
+            )
+            for call in range(calls)
+        ]
         runtime.score(folder, batches[0], model=model)
         latency[str(size)] = round(statistics.median(_milliseconds(folder, model, batch) for batch in batches), 4)
     return {**found, "latency_ms": latency}
@@ -105,12 +114,16 @@ def _milliseconds(folder: Path, model: str, tensors: Mapping[str, NDArray[Any]])
     return 1000 * (perf_counter() - began)
 
 
-def difference(label: NDArray[Any], fp32: NDArray[np.float64], int8: NDArray[np.float64], metrics: Metrics) -> dict[str, Any]:
+def difference(
+    label: NDArray[Any], fp32: NDArray[np.float64], int8: NDArray[np.float64], metrics: Metrics
+) -> dict[str, Any]:
     """What quantisation changes on labelled rows: share of equal predictions, largest change of a score, change of each metric."""
     if not len(label):
         return {"rows": 0, "label_agreement": None, "score_change": None, "metrics": {}}
     before, after = metrics(label, fp32), metrics(label, int8)
-    changes = {name: new - old for name, old in before.items() if old is not None and (new := after.get(name)) is not None}
+    changes = {
+        name: new - old for name, old in before.items() if old is not None and (new := after.get(name)) is not None
+    }
     return {
         "rows": len(label),
         "label_agreement": float(np.mean(predictions(fp32) == predictions(int8))),

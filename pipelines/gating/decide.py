@@ -31,10 +31,14 @@ def decide(evidence: Evidence, params: Params) -> Verdict:
     gate, least = params.gate, params.dataset.min_holdout
 
     def answer(decision: Decision, rule: str, reason: str, more: int | None = None) -> Verdict:
-        return Verdict(decision=decision, rule=rule, reason=reason, evidence=evidence, min_lift=gate.min_lift, rows_needed=more)
+        return Verdict(
+            decision=decision, rule=rule, reason=reason, evidence=evidence, min_lift=gate.min_lift, rows_needed=more
+        )
 
     if evidence.same_candidate:
-        return answer("inconclusive", "same_candidate", "the challenger is the champion: the same model, nothing to compare")
+        return answer(
+            "inconclusive", "same_candidate", "the challenger is the champion: the same model, nothing to compare"
+        )
     if evidence.n < least:
         text = f"the holdout has {evidence.n} rows, at least {least} are needed{out_of_reach(least, params.dataset)}"
         return answer("inconclusive", "too_few_rows", text, least - evidence.n)
@@ -49,14 +53,26 @@ def decide(evidence: Evidence, params: Params) -> Verdict:
         return answer("promote" if better else "reject", "first_champion", text)
     harmed = worst_harm(evidence, gate.min_slice_rows)
     if harmed is not None:
-        return answer("reject", "slice_harm", f"worse on {harmed.name}: {_signed(evidence, harmed.lift)} on {harmed.n} rows, the upper bound is below 0")
+        return answer(
+            "reject",
+            "slice_harm",
+            f"worse on {harmed.name}: {_signed(evidence, harmed.lift)} on {harmed.n} rows, the upper bound is below 0",
+        )
     text = f"{_signed(evidence, lift)} on {evidence.n} rows"
     if lift.low > gate.min_lift:
         return answer("promote", "lift", f"{text}: the lower bound is above {gate.min_lift:g}")
     if lift.high < gate.min_lift:
         return answer("reject", "no_lift", f"{text}: the upper bound is below {gate.min_lift:g}")
-    more = None if evidence.lift_sd is None else rows_needed(lift.value, evidence.lift_sd, evidence.n, min_lift=gate.min_lift, confidence=gate.confidence)
-    wanted = "no number of rows would decide" if more is None else f"about {more} further rows would decide{out_of_reach(evidence.n + more, params.dataset)}"
+    more = (
+        None
+        if evidence.lift_sd is None
+        else rows_needed(lift.value, evidence.lift_sd, evidence.n, min_lift=gate.min_lift, confidence=gate.confidence)
+    )
+    wanted = (
+        "no number of rows would decide"
+        if more is None
+        else f"about {more} further rows would decide{out_of_reach(evidence.n + more, params.dataset)}"
+    )
     return answer("inconclusive", "undecided", f"{text}: {gate.min_lift:g} lies inside; {wanted}", more)
 
 

@@ -22,7 +22,11 @@ def project(settings: Settings, case: str) -> list[str]:
     head, below = ledger.head(settings.ledger, case), ledger.previous_release(settings.ledger, case)
     verdicts = ledger.verdicts(settings.ledger, case)
     with connect(settings) as client:
-        wanted = {"champion": head.champion if head else None, "previous": below.champion if below else None, "challenger": None}
+        wanted = {
+            "champion": head.champion if head else None,
+            "previous": below.champion if below else None,
+            "challenger": None,
+        }
         if verdicts and verdicts[-1]["verdict"]["decision"] == "inconclusive":
             found = client.search_model_versions(f"name='{case}' and tags.`{KEY}`='{verdicts[-1]['gate_key']}'")
             wanted["challenger"] = int(found[0].version) if found else None

@@ -43,7 +43,9 @@ def connect(settings: Settings) -> Iterator[MlflowClient]:
         with build_opener(ProxyHandler({})).open(f"{url}/health", timeout=ALIVE_SECONDS):
             pass
     except (URLError, OSError, ValueError) as error:
-        raise Unavailable(f"MLflow at {url} does not answer ({error}): start it, or set PERENNIAL_MLFLOW_URL to where it is") from error
+        raise Unavailable(
+            f"MLflow at {url} does not answer ({error}): start it, or set PERENNIAL_MLFLOW_URL to where it is"
+        ) from error
     for name, value in {**_ENVIRONMENT, **_login(settings)}.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -64,4 +66,7 @@ def _login(settings: Settings) -> dict[str, str]:
     """MLflow's client knows its own variables only."""
     if settings.mlflow_password is None:
         return {}
-    return {"MLFLOW_TRACKING_USERNAME": settings.mlflow_username, "MLFLOW_TRACKING_PASSWORD": settings.mlflow_password.get_secret_value()}
+    return {
+        "MLFLOW_TRACKING_USERNAME": settings.mlflow_username,
+        "MLFLOW_TRACKING_PASSWORD": settings.mlflow_password.get_secret_value(),
+    }

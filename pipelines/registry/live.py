@@ -24,7 +24,13 @@ from pipelines.registry import rest
 from pipelines.registry.points import START, Curves, Place, Point, Tail, place_of
 from pipelines.registry.usage import Meter, Usage, money
 
-TRAIN, AS_OF, SENT, ERROR, FAILED_STEP = "perennial.train", "perennial.as_of", "perennial.sent", "perennial.error", "perennial.error_step"
+TRAIN, AS_OF, SENT, ERROR, FAILED_STEP = (
+    "perennial.train",
+    "perennial.as_of",
+    "perennial.sent",
+    "perennial.error",
+    "perennial.error_step",
+)
 NOTE = "mlflow.note.content"
 PAGE = "mlflow.page"
 """File in the working folder of a training: its run's page."""
@@ -96,7 +102,9 @@ def open_run(settings: Settings, training: Training) -> Run:
     else:
         rest.post(settings, "runs/update", {"run_id": runs[0]["info"]["run_id"], "status": "RUNNING"})
     run = read(runs[0])
-    missing = [{"key": name, "value": value[:TEXT]} for name, value in training.params.items() if name not in run.params]
+    missing = [
+        {"key": name, "value": value[:TEXT]} for name, value in training.params.items() if name not in run.params
+    ]
     for start in range(0, len(missing), PARAMS):
         rest.post(settings, "runs/log-batch", {"run_id": run.id, "params": missing[start : start + PARAMS]})
     return run
@@ -110,15 +118,22 @@ def read(found: Mapping[str, Any]) -> Run:
     sent = (int(step), int(validated)) if step.isdigit() and validated.isdigit() else START
     info = found["info"]
     page = f"#/experiments/{info['experiment_id']}/runs/{info['run_id']}"
-    return Run(info["run_id"], int(info["start_time"]), sent, frozenset(param["key"] for param in data.get("params", [])), page)
+    return Run(
+        info["run_id"], int(info["start_time"]), sent, frozenset(param["key"] for param in data.get("params", [])), page
+    )
 
 
 def send(settings: Settings, run: Run, points: Iterable[Point], sent: Place) -> None:
     """Add points to a run's curves and remember in a tag how far they are; a point keeps its time, so that sending it again changes nothing."""
-    values = [{"key": p.name, "value": p.value, "step": p.step, "timestamp": run.started + int(p.seconds * 1000)} for p in points]
+    values = [
+        {"key": p.name, "value": p.value, "step": p.step, "timestamp": run.started + int(p.seconds * 1000)}
+        for p in points
+    ]
     for start in range(0, len(values), BATCH):
         tags = [{"key": SENT, "value": f"{sent[0]}.{sent[1]}"}] if start + BATCH >= len(values) else []
-        rest.post(settings, "runs/log-batch", {"run_id": run.id, "metrics": values[start : start + BATCH], "tags": tags})
+        rest.post(
+            settings, "runs/log-batch", {"run_id": run.id, "metrics": values[start : start + BATCH], "tags": tags}
+        )
 
 
 def complete(settings: Settings, run: Run, metrics: Path) -> int:
@@ -208,7 +223,10 @@ class Recording:
         values = self.meter.sample()
         self.samples += 1
         if self.run is not None:
-            metrics = [{"key": name, "value": value, "step": self.samples, "timestamp": _now()} for name, value in values.items()]
+            metrics = [
+                {"key": name, "value": value, "step": self.samples, "timestamp": _now()}
+                for name, value in values.items()
+            ]
             rest.post(self.settings, "runs/log-batch", {"run_id": self.run.id, "metrics": metrics})
 
     def _close(self, status: str, error: BaseException | None) -> None:
@@ -228,7 +246,11 @@ class Recording:
         rest.post(
             self.settings,
             "runs/log-batch",
-            {"run_id": self.run.id, "metrics": metrics, "tags": [{"key": name, "value": value[:TEXT]} for name, value in tags.items()]},
+            {
+                "run_id": self.run.id,
+                "metrics": metrics,
+                "tags": [{"key": name, "value": value[:TEXT]} for name, value in tags.items()],
+            },
         )
         rest.post(self.settings, "runs/update", {"run_id": self.run.id, "status": status, "end_time": _now()})
 

@@ -64,7 +64,12 @@ def _run(settings: Settings, home: str, as_of: datetime) -> dict[str, Any]:
     }
     if not (found := rest.post(settings, "runs/search", query).get("runs", [])):
         tags = [{"key": live.AS_OF, "value": as_of.isoformat()}]
-        made = {"experiment_id": home, "run_name": f"{as_of:%Y-%m-%d %H:%M}", "start_time": int(as_of.timestamp() * 1000), "tags": tags}
+        made = {
+            "experiment_id": home,
+            "run_name": f"{as_of:%Y-%m-%d %H:%M}",
+            "start_time": int(as_of.timestamp() * 1000),
+            "tags": tags,
+        }
         own = rest.post(settings, "runs/create", made)["run"]["info"]["run_id"]
         found = rest.post(settings, "runs/search", query)["runs"]
         if found[0]["info"]["run_id"] != own:

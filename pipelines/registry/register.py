@@ -70,7 +70,11 @@ def record(settings: Settings, candidate: Candidate) -> tuple[str, int]:
         run = _run(client, candidate)
         storage.failpoint("register", "run")
         _measure(client, run, candidate)
-        [found] = [found for found in live.find(settings, candidate.case, candidate.train, candidate.as_of) if found["info"]["run_id"] == run.info.run_id]
+        [found] = [
+            found
+            for found in live.find(settings, candidate.case, candidate.train, candidate.as_of)
+            if found["info"]["run_id"] == run.info.run_id
+        ]
         live.complete(settings, live.read(found), candidate.steps)
         for path in candidate.artefacts:
             client.log_artifact(run.info.run_id, str(path))
@@ -80,7 +84,9 @@ def record(settings: Settings, candidate: Candidate) -> tuple[str, int]:
     return run.info.run_id, version
 
 
-def settle(settings: Settings, case: str, key: str, train: str, as_of: datetime, run_id: str, version: int) -> list[str]:
+def settle(
+    settings: Settings, case: str, key: str, train: str, as_of: datetime, run_id: str, version: int
+) -> list[str]:
     """Make ``run_id`` and ``version`` the only ones of ``key``, and leave no other run of its training without a verdict; returns what was deleted.
 
     Two tries of one step that ran at once may each have made a run: the committed manifest says which one
@@ -107,7 +113,11 @@ def settle(settings: Settings, case: str, key: str, train: str, as_of: datetime,
 
 def _unjudged(client: MlflowClient, case: str, train: str, as_of: datetime) -> list[Run]:
     """The runs of a training that no register step has taken yet, oldest first."""
-    return [run for run in _runs(client, case, {live.TRAIN: train, live.AS_OF: as_of.isoformat()}) if KEY not in run.data.tags]
+    return [
+        run
+        for run in _runs(client, case, {live.TRAIN: train, live.AS_OF: as_of.isoformat()})
+        if KEY not in run.data.tags
+    ]
 
 
 def _runs(client: MlflowClient, case: str, tags: Mapping[str, str]) -> list[Run]:
@@ -116,13 +126,22 @@ def _runs(client: MlflowClient, case: str, tags: Mapping[str, str]) -> list[Run]
     if experiment is None:
         return []
     asked = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-    return list(client.search_runs([experiment.experiment_id], asked, order_by=["attributes.start_time ASC", "attributes.run_id ASC"]))
+    return list(
+        client.search_runs(
+            [experiment.experiment_id], asked, order_by=["attributes.start_time ASC", "attributes.run_id ASC"]
+        )
+    )
 
 
 def _run(client: MlflowClient, candidate: Candidate) -> Run:
     from mlflow.entities import RunTag
 
-    own = {live.NOTE: candidate.about, KEY: candidate.key, live.TRAIN: candidate.train, live.AS_OF: candidate.as_of.isoformat()}
+    own = {
+        live.NOTE: candidate.about,
+        KEY: candidate.key,
+        live.TRAIN: candidate.train,
+        live.AS_OF: candidate.as_of.isoformat(),
+    }
     found = _runs(client, candidate.case, {name: own[name] for name in (KEY, live.TRAIN, live.AS_OF)})
     if found:
         return found[0]
@@ -130,8 +149,14 @@ def _run(client: MlflowClient, candidate: Candidate) -> Run:
     if unjudged := _unjudged(client, candidate.case, candidate.train, candidate.as_of):
         client.log_batch(unjudged[0].info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         return unjudged[0]
-    log.warning("MLflow has no run of the training %s of %s: it is made up for from what is on the disk", candidate.train[:12], candidate.case)
-    return client.create_run(_experiment(client, candidate.case), tags=tags, run_name=f"{candidate.case} {candidate.as_of:%Y-%m-%d %H:%M}")
+    log.warning(
+        "MLflow has no run of the training %s of %s: it is made up for from what is on the disk",
+        candidate.train[:12],
+        candidate.case,
+    )
+    return client.create_run(
+        _experiment(client, candidate.case), tags=tags, run_name=f"{candidate.case} {candidate.as_of:%Y-%m-%d %H:%M}"
+    )
 
 
 def _experiment(client: MlflowClient, case: str) -> str:
@@ -151,9 +176,17 @@ def _measure(client: MlflowClient, run: Run, candidate: Candidate) -> None:
 
     moment = int(candidate.as_of.timestamp() * 1000)
     # The train step says what a training cost, once per try.
-    metrics = {name: value for name, value in candidate.metrics.items() if not (name.startswith("cost.") and name in run.data.metrics)}
+    metrics = {
+        name: value
+        for name, value in candidate.metrics.items()
+        if not (name.startswith("cost.") and name in run.data.metrics)
+    }
     points = [Metric(name, value, moment, 0) for name, value in metrics.items()]
-    points += [Metric(name, value, moment, epoch) for name, curve in candidate.curves.items() for epoch, value in enumerate(curve, start=1)]
+    points += [
+        Metric(name, value, moment, epoch)
+        for name, curve in candidate.curves.items()
+        for epoch, value in enumerate(curve, start=1)
+    ]
     params = [Param(name, value) for name, value in candidate.params.items() if name not in run.data.params]
     client.log_batch(run.info.run_id, metrics=points[:_BATCH], params=params)
     for start in range(_BATCH, len(points), _BATCH):
@@ -186,7 +219,11 @@ def _version(client: MlflowClient, run: Run, candidate: Candidate) -> int:
     _registered_model(client, candidate.case)
     source = f"{run.info.artifact_uri}/model"
     tags = {**candidate.tags, KEY: candidate.key}
-    return int(client.create_model_version(candidate.case, source, run.info.run_id, tags=tags, description=candidate.about).version)
+    return int(
+        client.create_model_version(
+            candidate.case, source, run.info.run_id, tags=tags, description=candidate.about
+        ).version
+    )
 
 
 def _registered_model(client: MlflowClient, case: str) -> None:
@@ -211,7 +248,9 @@ def _upload(client: MlflowClient, run: Run, bundle: Path) -> None:
         graph = onnx.load(path)
     except Exception as error:  # protobuf's DecodeError has no typed home of its own
         raise DataError(f"{path} is not an ONNX model: remove it and run the step 'export' again") from error
-    with storage.work_folder(bundle.parent / "model") as folder:  # beside the bundle: what a killed try left is swept there
+    with storage.work_folder(
+        bundle.parent / "model"
+    ) as folder:  # beside the bundle: what a killed try left is swept there
         mlflow.onnx.save_model(
             graph,
             folder / "model",
@@ -234,7 +273,10 @@ def _signature(graph: Any) -> ModelSignature:
             [
                 TensorSpec(
                     tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type),
-                    tuple(size.dim_value if size.HasField("dim_value") else -1 for size in value.type.tensor_type.shape.dim),
+                    tuple(
+                        size.dim_value if size.HasField("dim_value") else -1
+                        for size in value.type.tensor_type.shape.dim
+                    ),
                     value.name,
                 )
                 for value in values

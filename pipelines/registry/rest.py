@@ -44,16 +44,21 @@ def post(settings: Settings, path: str, payload: Mapping[str, Any]) -> dict[str,
 def _call(settings: Settings, path: str, body: bytes | None) -> dict[str, Any]:
     url = settings.address("mlflow_url")
     try:
-        request = Request(f"{url}/api/2.0/mlflow/{path}", data=body, headers={"Content-Type": "application/json", **_authorisation(settings)})  # noqa: S310 - our own setting
+        headers = {"Content-Type": "application/json", **_authorisation(settings)}
+        request = Request(f"{url}/api/2.0/mlflow/{path}", data=body, headers=headers)  # noqa: S310 - our own setting
         with build_opener(ProxyHandler({})).open(request, timeout=TIMEOUT_SECONDS) as answer:
             found: dict[str, Any] = json.loads(answer.read() or b"{}")
     except HTTPError as error:
         said = error.read().decode(errors="replace")
         if error.code < 500:
             raise Refused(f"MLflow at {url} refuses {path.partition('?')[0]}: {said[:500]}", _code(said)) from error
-        raise Unavailable(f"MLflow at {url} failed ({error.code}: {said[:200]}): look at its log, then try again") from error
+        raise Unavailable(
+            f"MLflow at {url} failed ({error.code}: {said[:200]}): look at its log, then try again"
+        ) from error
     except (URLError, HTTPException, OSError, ValueError) as error:
-        raise Unavailable(f"MLflow at {url} does not answer ({error}): start it, or set PERENNIAL_MLFLOW_URL to where it is") from error
+        raise Unavailable(
+            f"MLflow at {url} does not answer ({error}): start it, or set PERENNIAL_MLFLOW_URL to where it is"
+        ) from error
     return found
 
 

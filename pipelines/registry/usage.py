@@ -14,7 +14,11 @@ from pathlib import Path
 from pipelines import storage
 
 FILE = "usage.json"
-_GPU = {"utilization.gpu": "utilization_percentage", "memory.used": "memory_usage_megabytes", "power.draw": "power_usage_watts"}
+_GPU = {
+    "utilization.gpu": "utilization_percentage",
+    "memory.used": "memory_usage_megabytes",
+    "power.draw": "power_usage_watts",
+}
 
 
 @dataclass

@@ -119,7 +119,9 @@ def scores(world: World, key: str, tick: Tick) -> NDArray[np.float64]:
         return kept
     columns = {field: rows[field].to_list() for field in world.fields.names}
     if world.by_head:
-        found = heads.scores(world.params, world.fields, folder / "train", columns, world.settings.root / "cache" / "embeddings")
+        found = heads.scores(
+            world.params, world.fields, folder / "train", columns, world.settings.root / "cache" / "embeddings"
+        )
     else:
         found = runtime.score_rows(folder / BUNDLE, world.fields, columns)
     buffer = io.BytesIO()

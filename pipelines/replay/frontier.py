@@ -12,7 +12,9 @@ METRICS = {"log_loss": False, "roc_auc": True, "macro_f1": True, "accuracy": Tru
 """What is shown where it is defined, and whether more is better; the first one decides, here as in the gate."""
 
 
-def figures(records: Sequence[Mapping[str, Any]], scored: Sequence[Mapping[str, float | None] | None], price: float) -> Figures:
+def figures(
+    records: Sequence[Mapping[str, Any]], scored: Sequence[Mapping[str, float | None] | None], price: float
+) -> Figures:
     """One policy's figures: ``records`` as play.py tells them, ``scored[t]`` the served model's metrics in tick ``t`` (None: it does not count).
 
     ``means`` weigh ticks alike, ``weighted`` weighs rows; ``total`` is the mean log-loss plus ``price`` for every
@@ -26,7 +28,9 @@ def figures(records: Sequence[Mapping[str, Any]], scored: Sequence[Mapping[str, 
     rows = sum(record["rows"] for record, _ in counted)
     return {
         "means": means,
-        "weighted": {name: sum(float(found[name] or 0.0) * record["rows"] for record, found in counted) / rows for name in names},
+        "weighted": {
+            name: sum(float(found[name] or 0.0) * record["rows"] for record, found in counted) / rows for name in names
+        },
         "retrains": len(ran),
         "promotions": sum(training["outcome"] == "promoted" for training in ran),
         "skipped": len(trainings) - len(ran),
@@ -38,10 +42,19 @@ def figures(records: Sequence[Mapping[str, Any]], scored: Sequence[Mapping[str, 
 
 def over_seeds(found: Sequence[Figures], losses: Sequence[Sequence[float | None]], labels: Sequence[str]) -> Figures:
     """The mean of a policy's figures over training seeds; the worst tick is that of the mean losses ``losses[seed][tick]``."""
-    by_tick = [fmean(float(loss) for loss in column if loss is not None) if column[0] is not None else None for column in zip(*losses, strict=True)]
+    by_tick = [
+        fmean(float(loss) for loss in column if loss is not None) if column[0] is not None else None
+        for column in zip(*losses, strict=True)
+    ]
     worst = max((loss, label) for loss, label in zip(by_tick, labels, strict=True) if loss is not None)
-    numbers = {name: fmean(one[name] for one in found) for name in ("retrains", "promotions", "skipped", "train_seconds", "total")}
-    blocks = {block: {name: fmean(one[block][name] for one in found) for name in found[0][block]} for block in ("means", "weighted")}
+    numbers = {
+        name: fmean(one[name] for one in found)
+        for name in ("retrains", "promotions", "skipped", "train_seconds", "total")
+    }
+    blocks = {
+        block: {name: fmean(one[block][name] for one in found) for name in found[0][block]}
+        for block in ("means", "weighted")
+    }
     return {**blocks, **numbers, "worst": {"tick": worst[1], "log_loss": worst[0]}, "log_loss_by_tick": by_tick}
 
 
@@ -54,5 +67,8 @@ def on_frontier(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return [
         name
         for name, (cost, loss) in points.items()
-        if not any(other_cost <= cost and other_loss <= loss and (other_cost, other_loss) != (cost, loss) for other_cost, other_loss in points.values())
+        if not any(
+            other_cost <= cost and other_loss <= loss and (other_cost, other_loss) != (cost, loss)
+            for other_cost, other_loss in points.values()
+        )
     ]

@@ -43,7 +43,9 @@ def _kept(cache: Path, case: str, model: TextModelParams, fields: Fields) -> dic
     return {}
 
 
-def _vectors(params: Params, fields: Fields, model: TextModelParams, tokenizer: Path, texts: Sequence[str], cache: Path) -> NDArray[np.float32]:
+def _vectors(
+    params: Params, fields: Fields, model: TextModelParams, tokenizer: Path, texts: Sequence[str], cache: Path
+) -> NDArray[np.float32]:
     """Embeddings float32 ``[n, H]`` of texts."""
     kept = _kept(cache, params.case, model, fields)
     key = storage.digest([storage.file_sha256(tokenizer), list(texts)])
@@ -92,14 +94,18 @@ def export_reference(params: Params, fields: Fields, settings: Settings, run_dir
 
     def build(folder: Path) -> Mapping[str, Any]:
         scores = of_rows(params, settings, run_dir / "export", holdout, fields)
-        reference = reference_profile(pl.read_parquet(run_dir / "dataset" / "train.parquet"), scores, fields, spec, judged)
+        reference = reference_profile(
+            pl.read_parquet(run_dir / "dataset" / "train.parquet"), scores, fields, spec, judged
+        )
         (folder / FILE).write_bytes(to_bytes(reference))
         return {"holdout_rows": holdout.height}
 
     return storage.commit(run_dir / "export", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
 
 
-def of_rows(params: Params, settings: Settings, bundle: Path, rows: pl.DataFrame, fields: Fields) -> NDArray[np.float64]:
+def of_rows(
+    params: Params, settings: Settings, bundle: Path, rows: pl.DataFrame, fields: Fields
+) -> NDArray[np.float64]:
     """Scores of canonical rows by the head beside ``bundle``: what the evaluate step asks for."""
     columns = {name: rows[name].to_list() for name in fields.names}
     return scores(params, fields, bundle.parent / "train", columns, settings.root / "cache" / "embeddings")

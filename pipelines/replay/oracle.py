@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 
-def best(losses: Mapping[str, Sequence[float | None]], since: Mapping[str, int], first: str, price: float) -> tuple[list[str], float]:
+def best(
+    losses: Mapping[str, Sequence[float | None]], since: Mapping[str, int], first: str, price: float
+) -> tuple[list[str], float]:
     """The candidates of least loss and price, one per tick, and that least sum.
 
     ``losses[c][t]`` is the loss of candidate ``c`` in tick ``t`` (None in all candidates: the tick does not

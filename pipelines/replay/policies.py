@@ -34,7 +34,11 @@ POLICIES = {
         Policy("monthly", "a training run at the end of every calendar month", every="month"),
         Policy("quarterly", "a training run at the end of every calendar quarter", every="quarter"),
         Policy("drift", "the case's own drift policy: a training run when drift is confirmed", watches="all"),
-        Policy("performance", "the same with labels alone: the e-CUSUM of the errors and the rise of the log-loss", watches="labels"),
+        Policy(
+            "performance",
+            "the same with labels alone: the e-CUSUM of the errors and the rise of the log-loss",
+            watches="labels",
+        ),
         Policy(ORACLE, "with hindsight: of all candidates those that make loss and price smallest"),
     )
 }
@@ -55,7 +59,9 @@ def parse(text: str) -> tuple[Policy, ...]:
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ConfigError(f"there is no policy {name!r}: {hint}choose from {', '.join(POLICIES)}")
     if not any(name != ORACLE for name in names):
-        raise ConfigError(f"--policies {text!r} names no policy to play: choose from {', '.join(POLICIES)} (the oracle chooses among what the others trained)")
+        raise ConfigError(
+            f"--policies {text!r} names no policy to play: choose from {', '.join(POLICIES)} (the oracle chooses among what the others trained)"
+        )
     return tuple(POLICIES[name] for name in names)
 
 
@@ -70,4 +76,6 @@ def watching(policy: Policy, params: DriftParams, fields: Fields) -> DriftParams
     """The case's drift parameters as the policy uses them: who watches labels alone ignores every input and output."""
     if policy.watches != "labels":
         return params
-    return params.model_copy(update={"ignore": tuple(sorted({*fields.names, *numbers(fields), *OUTPUTS, *params.ignore}))})
+    return params.model_copy(
+        update={"ignore": tuple(sorted({*fields.names, *numbers(fields), *OUTPUTS, *params.ignore}))}
+    )

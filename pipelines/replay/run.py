@@ -46,7 +46,9 @@ def replay(params: Params, settings: Settings, options: Options, told: Told) -> 
     own = params.replay
     price = options.price if options.price is not None else own.price_per_retrain if own else None
     if price is None:
-        raise ConfigError(f"{params.case}: params.yaml has no replay block: give --price, in nats of mean log-loss over one tick")
+        raise ConfigError(
+            f"{params.case}: params.yaml has no replay block: give --price, in nats of mean log-loss over one tick"
+        )
     since, until = ticks.stretch(params.case, own, options.since, options.until, options.months)
     seen = ticks.cut(since, until, params.drift)
     least = own.min_rows if own else 100
@@ -81,7 +83,9 @@ def _one(world: World, policies: Sequence[Policy], price: float, least: int, tol
     for name in (policy.name for policy in policies):
         mine = [judge(record["candidate"], number) for number, record in enumerate(records[name])]
         if all(values is None for values in mine):
-            raise DataError(f"{world.params.case}: no tick has {least} rows of more than one class: nothing can be compared; lower replay.min_rows")
+            raise DataError(
+                f"{world.params.case}: no tick has {least} rows of more than one class: nothing can be compared; lower replay.min_rows"
+            )
         told_of = [record | {"metrics": values} for record, values in zip(records[name], mine, strict=True)]
         found[name] = frontier.figures(records[name], mine, price) | {"ticks": told_of}
     return found
@@ -107,15 +111,27 @@ def _oracle(world: World, records: dict[str, Records], judge: Judge, price: floa
                 trained = _month_end(world, number)
                 offer(trained.key, number + 1, trained.seconds)
         told(f"{ORACLE} {tick.label}")
-    losses = {key: [_loss(judge(key, number)) if number >= start else None for number in range(len(world.ticks))] for key, start in since.items()}
+    losses = {
+        key: [_loss(judge(key, number)) if number >= start else None for number in range(len(world.ticks))]
+        for key, start in since.items()
+    }
     path, _ = oracle.best(losses, since, first, price)
     told(f"{ORACLE} {world.ticks[-1].label}")
     chosen = []
     for tick, key, after in zip(world.ticks, path, [*path[1:], path[-1]], strict=True):
         training = None
         if after != key:
-            training = {"trigger": "hindsight", "outcome": "promoted", "decision": "promote", "reason": "", "candidate": after, "seconds": seconds[after]}
-        chosen.append({"tick": tick.label, "rows": world.of(tick).height, "candidate": key, "drift": None, "training": training})
+            training = {
+                "trigger": "hindsight",
+                "outcome": "promoted",
+                "decision": "promote",
+                "reason": "",
+                "candidate": after,
+                "seconds": seconds[after],
+            }
+        chosen.append(
+            {"tick": tick.label, "rows": world.of(tick).height, "candidate": key, "drift": None, "training": training}
+        )
     return chosen
 
 
@@ -135,14 +151,18 @@ def _month_end(world: World, number: int) -> candidates.Candidate:
     return candidate
 
 
-def _summary(world: World, policies: Sequence[Policy], price: float, least: int, by_seed: dict[int, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+def _summary(
+    world: World, policies: Sequence[Policy], price: float, least: int, by_seed: dict[int, dict[str, dict[str, Any]]]
+) -> dict[str, Any]:
     labels = [tick.label for tick in world.ticks]
     found: dict[str, Any] = {}
     for policy in policies:
         mine = [of[policy.name] for of in by_seed.values()]
         losses = [[_loss(tick["metrics"]) for tick in one["ticks"]] for one in mine]
         found[policy.name] = {"about": policy.about, **frontier.over_seeds(mine, losses, labels)}
-    best = frontier.on_frontier({name: (one["retrains"], one["means"]["log_loss"]) for name, one in found.items() if name != ORACLE})
+    best = frontier.on_frontier(
+        {name: (one["retrains"], one["means"]["log_loss"]) for name, one in found.items() if name != ORACLE}
+    )
     floor = found[ORACLE]["total"] if ORACLE in found else None
     for name, one in found.items():
         one["regret"] = None if floor is None else one["total"] - floor
@@ -156,7 +176,10 @@ def _summary(world: World, policies: Sequence[Policy], price: float, least: int,
         "from": world.ticks[0].window.start.isoformat(),
         "until": world.ticks[-1].window.end.isoformat(),
         "tick": ticks.unit(params.drift),
-        "ticks": [{"tick": tick.label, "rows": world.of(tick).height, "counts": counts} for tick, counts in zip(world.ticks, counted, strict=True)],
+        "ticks": [
+            {"tick": tick.label, "rows": world.of(tick).height, "counts": counts}
+            for tick, counts in zip(world.ticks, counted, strict=True)
+        ],
         "min_rows": least,
         "label_delay_days": params.label_delay_days,
         "training_rows": params.training_rows,

@@ -44,7 +44,9 @@ def cut(since: date, until: date, params: DriftParams) -> tuple[Tick, ...]:
     """
     kind = unit(params)
     if kind == "month" and since.day != 1:
-        raise ConfigError(f"a replay by months starts with a month, not on {since}: give --since {since.replace(day=1)}")
+        raise ConfigError(
+            f"a replay by months starts with a month, not on {since}: give --since {since.replace(day=1)}"
+        )
     ticks = tuple(_cut(since, until, kind, params))
     if not ticks:
         raise ConfigError(f"no whole {kind} lies between {since} and {until}: give a later --until, or more --months")
@@ -66,7 +68,9 @@ def _next(day: date, kind: str) -> date:
     return day + timedelta(days={"day": 1, "week": 7}[kind])
 
 
-def stretch(case: str, params: ReplayParams | None, since: date | None, until: date | None, months: int | None) -> tuple[date, date]:
+def stretch(
+    case: str, params: ReplayParams | None, since: date | None, until: date | None, months: int | None
+) -> tuple[date, date]:
     """What to replay: the options, else the case's ``replay`` parameters; ``months`` counts calendar months from the start.
 
     Raises ConfigError if neither says it.

@@ -16,10 +16,18 @@ from pipelines.replay.ticks import Tick
 from pipelines.storage import canonical_json, write_atomic
 
 
-def log_rows(settings: Settings, fields: Fields, tick: Tick, rows: pl.DataFrame, scores: NDArray[np.float64], version: int) -> None:
+def log_rows(
+    settings: Settings, fields: Fields, tick: Tick, rows: pl.DataFrame, scores: NDArray[np.float64], version: int
+) -> None:
     """Log the rows of ``tick`` (canonical) with ``scores`` ``[n]`` or ``[n, K]`` of ``version`` as one closed segment."""
     given = rows.select("id", "event_time", *fields.names).iter_rows(named=True)
-    _write(settings, fields, "predictions", tick, [_answer(fields, row, score, version) for row, score in zip(given, scores, strict=True)])
+    _write(
+        settings,
+        fields,
+        "predictions",
+        tick,
+        [_answer(fields, row, score, version) for row, score in zip(given, scores, strict=True)],
+    )
 
 
 def _answer(fields: Fields, row: dict[str, Any], score: Any, version: int) -> PredictionLine:
@@ -43,7 +51,13 @@ def log_labels(settings: Settings, fields: Fields, tick: Tick, rows: pl.DataFram
     """Log the labels of served ``rows`` that arrived in ``(since, end of the tick]``, and no others."""
     due = rows.filter((pl.col("label_time") > since) & (pl.col("label_time") <= tick.window.end))
     lines: list[LabelLine] = [
-        {"prediction_id": row["id"], "label": row[fields.label], "revision": 0, "event_time": (at := row["label_time"].isoformat()), "received_at": at}
+        {
+            "prediction_id": row["id"],
+            "label": row[fields.label],
+            "revision": 0,
+            "event_time": (at := row["label_time"].isoformat()),
+            "received_at": at,
+        }
         for row in due.select("id", fields.label, "label_time").iter_rows(named=True)
     ]
     _write(settings, fields, "labels", tick, lines)

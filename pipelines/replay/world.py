@@ -87,7 +87,9 @@ def build(params: Params, settings: Settings, ticks: tuple[Tick, ...]) -> World:
     whole = Window(start=ticks[0].window.start, end=ticks[-1].window.end)
     rows = source_of.rows(source, whole, params)
     if rows.is_empty():
-        raise ConfigError(f"{params.case}: the source has no rows from {ticks[0].label} to {ticks[-1].label}: choose another --since or --until")
+        raise ConfigError(
+            f"{params.case}: the source has no rows from {ticks[0].label} to {ticks[-1].label}: choose another --since or --until"
+        )
     return World(params, load_fields(params.case), settings, source, ticks, rows)
 
 
@@ -96,7 +98,9 @@ def played(params: Params, settings: Settings, seed: int | None) -> Params:
     variant = params.replay.variant if params.replay else None
     if variant is not None and settings.params_dir is None:
         params = load_params(params.case, CASES_ROOT / params.case / "variants" / variant / f"{params.case}.yaml")
-    return params if seed is None else params.model_copy(update={"train": params.train.model_copy(update={"seed": seed})})
+    return (
+        params if seed is None else params.model_copy(update={"train": params.train.model_copy(update={"seed": seed})})
+    )
 
 
 def link(path: Path, target: Path) -> None:

@@ -13,7 +13,14 @@ from pipelines.reports.daily_words import View, count, day, moment, psi, rolling
 
 WIDTH, HEIGHT = 900, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 34, 30
-STOPS = ((0.0, (243, 246, 250)), (0.5, (214, 228, 243)), (1.0, (253, 224, 142)), (2.0, (240, 133, 68)), (3.0, (198, 40, 40)), (4.0, (96, 10, 32)))
+STOPS = (
+    (0.0, (243, 246, 250)),
+    (0.5, (214, 228, 243)),
+    (1.0, (253, 224, 142)),
+    (2.0, (240, 133, 68)),
+    (3.0, (198, 40, 40)),
+    (4.0, (96, 10, 32)),
+)
 """Colours along :func:`_level`: blue below ``warn``, yellow at it, orange at ``severe``, red far above."""
 FLOOR = 0.005
 """The smallest PSI that has a bar, in nats."""
@@ -53,9 +60,21 @@ def heat(view: View) -> dict[str, Any]:
         group, label, name = _head(column["end"], found["unit"], view["kind"])
         change = found["unit"] == "window" and version is not None and column["version"] != version
         version = column["version"]
-        told = f"{name}: {count(column['rows'])} rows" + ("" if version is None else f", against v{version}'s reference")
+        told = f"{name}: {count(column['rows'])} rows" + (
+            "" if version is None else f", against v{version}'s reference"
+        )
         volume = round(100 * column["rows"] / busiest) if busiest else 0
-        columns.append({"group": group, "label": label, "name": name, "told": told, "volume": volume, "change": change, "moved": column["end"] in dates})
+        columns.append(
+            {
+                "group": group,
+                "label": label,
+                "name": name,
+                "told": told,
+                "volume": volume,
+                "change": change,
+                "moved": column["end"] in dates,
+            }
+        )
     rows = []
     for row in found["rows"]:
         cells = []
@@ -76,8 +95,17 @@ def heat(view: View) -> dict[str, Any]:
                 "ignored": row["feature"] in ignored,
             }
         )
-    groups = [{"label": label, "span": len(list(same))} for label, same in groupby(column["group"] for column in columns)]
-    return {"groups": groups, "columns": columns, "rows": rows, "unit": found["unit"], "of": found["of"], "legend": _legend(policy)}
+    groups = [
+        {"label": label, "span": len(list(same))} for label, same in groupby(column["group"] for column in columns)
+    ]
+    return {
+        "groups": groups,
+        "columns": columns,
+        "rows": rows,
+        "unit": found["unit"],
+        "of": found["of"],
+        "legend": _legend(policy),
+    }
 
 
 def _head(end: str, unit: str, kind: str) -> tuple[str, str, str]:
@@ -121,7 +149,9 @@ def bars(view: View, limit: int) -> dict[str, Any]:
         }
         for one in features[:limit]
     ]
-    marks = [{"name": name, "value": policy[f"{name}_psi"], "at": at(policy[f"{name}_psi"])} for name in ("warn", "severe")]
+    marks = [
+        {"name": name, "value": policy[f"{name}_psi"], "at": at(policy[f"{name}_psi"])} for name in ("warn", "severe")
+    ]
     return {"rows": rows, "marks": marks, "of": len(features)}
 
 
@@ -133,12 +163,17 @@ def metric(view: View) -> dict[str, Any] | None:
         return None
     values = [one["log_loss"] for one in known]
     # Intervals of a few rows would flatten what is to be seen: half of them fit.
-    spread = max(max(values) - min(values), 1.2 * median(one["high"] - one["log_loss"] for one in known), 0.1 * max(values), 1e-3)
+    spread = max(
+        max(values) - min(values), 1.2 * median(one["high"] - one["log_loss"] for one in known), 0.1 * max(values), 1e-3
+    )
     low, high = (max(0.0, min(values) - spread), max(values) + spread)
     low = max(low, min(one["low"] for one in known))
     low -= 0.05 * spread if low else 0.0
     high = min(high, max(one["high"] for one in known)) + 0.05 * spread
-    start, end = moment(min(one["start"] for one in found)), max(moment(found[-1]["end"]), moment(view["report"]["window"]["end"]))
+    start, end = (
+        moment(min(one["start"] for one in found)),
+        max(moment(found[-1]["end"]), moment(view["report"]["window"]["end"])),
+    )
     seconds = (end - start).total_seconds()
 
     def x(when: str) -> float:
@@ -161,16 +196,25 @@ def metric(view: View) -> dict[str, Any] | None:
         }
         for one in known
     ]
-    lines = [[point for point in points if point["version"] == version] for version in dict.fromkeys(point["version"] for point in points)]
-    estimates = {one["end"]: one["estimated"] for report in view["history"] for one in report["performance"].get("earlier", [])}
+    lines = [
+        [point for point in points if point["version"] == version]
+        for version in dict.fromkeys(point["version"] for point in points)
+    ]
+    estimates = {
+        one["end"]: one["estimated"] for report in view["history"] for one in report["performance"].get("earlier", [])
+    }
     middles = {one["end"]: (x(one["start"]) + x(one["end"])) / 2 for one in found}
     guesses = [
-        {"x": middles[when], "y": y(value), "told": f"estimated before the labels came: {value:.3f}"} for when, value in estimates.items() if when in middles
+        {"x": middles[when], "y": y(value), "told": f"estimated before the labels came: {value:.3f}"}
+        for when, value in estimates.items()
+        if when in middles
     ]
     guess = view["report"]["performance"].get("estimate")
     if guess and guess.get("log_loss") is not None:
         middle = (x(view["report"]["window"]["start"]) + x(view["report"]["window"]["end"])) / 2
-        guesses.append({"x": middle, "y": y(guess["log_loss"]), "told": f"estimated without labels: {guess['log_loss']:.3f}"})
+        guesses.append(
+            {"x": middle, "y": y(guess["log_loss"]), "told": f"estimated without labels: {guess['log_loss']:.3f}"}
+        )
     waiting = max(moment(one["end"]) for one in known)
     return {
         "width": WIDTH,
@@ -204,7 +248,9 @@ def _releases(view: View, x: Any, start: str) -> list[dict[str, Any]]:
         at = x(release["as_of"])
         raised = bool(found) and at - found[-1]["x"] < 34 and not found[-1]["raised"]
         told = f"{day(release['as_of'])}: v{release['champion']}, {release['reason']}"
-        found.append({"x": at, "label": f"v{release['champion']}", "action": release["action"], "raised": raised, "told": told})
+        found.append(
+            {"x": at, "label": f"v{release['champion']}", "action": release["action"], "raised": raised, "told": told}
+        )
     return found
 
 

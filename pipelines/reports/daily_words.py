@@ -113,7 +113,11 @@ def performance(view: View) -> str:
 
 def rolling(view: View) -> list[dict[str, Any]]:
     """The metric of every version in every window that a report spoke of, oldest first; the newest report knows best."""
-    found = {(one["end"], one["version"]): one for report in view["history"] for one in report["performance"].get("rolling", [])}
+    found = {
+        (one["end"], one["version"]): one
+        for report in view["history"]
+        for one in report["performance"].get("rolling", [])
+    }
     return [found[key] for key in sorted(found)]
 
 
@@ -132,11 +136,19 @@ def headline(view: View) -> str:
     if not report["current_rows"]:
         return "Nothing was served in this window"
     known = performance(view)
-    inputs = "The inputs moved" if any(one["feature"] not in {"score", "prediction"} for one in moved) else "The model's answers moved"
+    inputs = (
+        "The inputs moved"
+        if any(one["feature"] not in {"score", "prediction"} for one in moved)
+        else "The model's answers moved"
+    )
     if known == "dropped":
         what = "The model got worse"
     elif moved:
-        what = f"{inputs}; the model holds" if known == "held" else f"{inputs}; labels cannot say yet whether the model still holds"
+        what = (
+            f"{inputs}; the model holds"
+            if known == "held"
+            else f"{inputs}; labels cannot say yet whether the model still holds"
+        )
     else:
         what = "Nothing moved, and the model holds" if known == "held" else f"Nothing moved; {_silent(report)}"
     done = {"retrain": "a retraining was started", "alert": "a person should look"}.get(report["action"])
@@ -178,9 +190,7 @@ def worse(view: View) -> str:
             told += f" That alone proves nothing, but the sequential test of the error rate has reached its threshold ({policy['cusum_threshold']:g})."
         return ("Yes. " if known == "dropped" else "No sign of it. ") + told + corrected(view)
     if known == "dropped":
-        return (
-            f"Yes. The sequential test of {version}'s error rate has reached its threshold ({policy['cusum_threshold']:g}). {coverage(view)}{corrected(view)}"
-        )
+        return f"Yes. The sequential test of {version}'s error rate has reached its threshold ({policy['cusum_threshold']:g}). {coverage(view)}{corrected(view)}"
     guess = report["performance"].get("estimate")
     told = ""
     if guess and guess.get("log_loss") is not None:
@@ -212,9 +222,7 @@ def coverage(view: View) -> str:
         return f"No rows were served in this window; {come}."
     young = report["labels"].get("young", 0)
     come += f"; {count(young)} have come sooner, and count once their rows are that old" if young else ""
-    return (
-        f"{'No' if not share else f'{share:.0%}'} of the window's {count(report['current_rows'])} rows {'has' if not share else 'have'} a label so far; {come}."
-    )
+    return f"{'No' if not share else f'{share:.0%}'} of the window's {count(report['current_rows'])} rows {'has' if not share else 'have'} a label so far; {come}."
 
 
 def _share(view: View) -> float | None:
@@ -237,13 +245,26 @@ def why(view: View) -> str:
     if not said:
         moved = [one["feature"] for one in report["features"] if one["drifted"]]
         more = f" and {len(moved) - 3} more" if len(moved) > 3 else ""
-        said = f"{', '.join(moved[:3])}{more} moved" if moved else "nothing moved" if report["features"] else "too few rows to compare"
+        said = (
+            f"{', '.join(moved[:3])}{more} moved"
+            if moved
+            else "nothing moved"
+            if report["features"]
+            else "too few rows to compare"
+        )
     # A field's name stays as it is declared.
     named = any(said.startswith(one["feature"]) for one in report["features"])
     said = f"{said if named else said[0].upper() + said[1:]}."
     hit = sorted(report["diagnosis"].get("slices", []), key=lambda one: -one["drop"]["value"])[:3]
     if hit:
-        said += " Hit worst: " + "; ".join(f"{one['field']} {one['value']}, {interval(one['drop'])} nats on {count(one['rows'])} rows" for one in hit) + "."
+        said += (
+            " Hit worst: "
+            + "; ".join(
+                f"{one['field']} {one['value']}, {interval(one['drop'])} nats on {count(one['rows'])} rows"
+                for one in hit
+            )
+            + "."
+        )
     return said
 
 
@@ -263,7 +284,14 @@ def _helped(view: View) -> Iterator[str]:
     last = verdicts[-1]
     verdict = last["verdict"]
     evidence, lift = verdict["evidence"], verdict["evidence"]["lift"]
-    release = next((one for one in view["releases"] if one["verdict_hash"] == last["hash"] or moment(one["as_of"]) == moment(last["as_of"])), None)
+    release = next(
+        (
+            one
+            for one in view["releases"]
+            if one["verdict_hash"] == last["hash"] or moment(one["as_of"]) == moment(last["as_of"])
+        ),
+        None,
+    )
     asked = f"the training of {day(last['as_of'])}, asked for {ASKED_BY.get(last['trigger'], last['trigger'])},"
     if verdict["decision"] == "promote":
         against = "the champion" if evidence["opponent"] == "champion" else "the base rate"
@@ -272,7 +300,11 @@ def _helped(view: View) -> Iterator[str]:
             if lift
             else "passed"
         )
-        served = "was not released" if release is None else f"v{release['champion']} has served since {day(release['as_of'])}"
+        served = (
+            "was not released"
+            if release is None
+            else f"v{release['champion']} has served since {day(release['as_of'])}"
+        )
         first = "Nothing was retrained yet: " if last["trigger"] == "initial" else "Yes: "
         yield f"{first}{asked} {better}; {served}."
         yield from _in_service(view, release)
@@ -284,14 +316,25 @@ def _helped(view: View) -> Iterator[str]:
 
 def _in_service(view: View, release: Mapping[str, Any] | None) -> Iterator[str]:
     """The metric of the new version beside that of the one before it, on labels."""
-    known = [one for one in rolling(view) if one.get("log_loss") is not None and one["labelled"] >= view["policy"]["min_rows"]]
+    known = [
+        one
+        for one in rolling(view)
+        if one.get("log_loss") is not None and one["labelled"] >= view["policy"]["min_rows"]
+    ]
     if release is None or not known:
         return
     now = [one for one in known if one["version"] == release["champion"]]
-    before = [one for one in known if one["version"] != release["champion"] and moment(one["end"]) <= moment(release["as_of"]) + timedelta(days=1)]
+    before = [
+        one
+        for one in known
+        if one["version"] != release["champion"] and moment(one["end"]) <= moment(release["as_of"]) + timedelta(days=1)
+    ]
     if now and before:
         pair = ((now[-1], "its"), (before[-1], f"v{before[-1]['version']}'s"))
-        new, old = (f"{one['log_loss']:.3f} nats in {whose} last labelled window ({window(one['end'], view['kind'])})" for one, whose in pair)
+        new, old = (
+            f"{one['log_loss']:.3f} nats in {whose} last labelled window ({window(one['end'], view['kind'])})"
+            for one, whose in pair
+        )
         yield f"In service: log-loss {new}, after {old}."
 
 
@@ -328,7 +371,12 @@ def now(view: View) -> str:
 
 def answers(view: View) -> list[tuple[str, str]]:
     """The four questions of the page's beginning, answered."""
-    return [("Did the model get worse?", worse(view)), ("Why?", why(view)), ("Did retraining help?", helped(view)), ("What now?", now(view))]
+    return [
+        ("Did the model get worse?", worse(view)),
+        ("Why?", why(view)),
+        ("Did retraining help?", helped(view)),
+        ("What now?", now(view)),
+    ]
 
 
 def tone(view: View) -> str:
@@ -338,4 +386,8 @@ def tone(view: View) -> str:
         return "none"
     if report["state"] == "BLOCKED_DATA_QUALITY" or performance(view) == "dropped":
         return "bad"
-    return "watch" if report["action"] != "none" or report["state"] in {"WATCH", "CONFIRMED"} or not report["current_rows"] else "good"
+    return (
+        "watch"
+        if report["action"] != "none" or report["state"] in {"WATCH", "CONFIRMED"} or not report["current_rows"]
+        else "good"
+    )

@@ -110,17 +110,42 @@ def _frontier_panel(panel: Any, summary: dict[str, Any]) -> None:
     best = sorted((one["retrains"], one["means"]["log_loss"]) for one in found.values() if one["on_frontier"])
     widest = max(one["retrains"] for one in found.values())
     edge = [*best, (widest, best[-1][1])]
-    panel.step([x for x, _ in edge], [y for _, y in edge], where="post", color="#c3cad5", linewidth=1.2, linestyle="--", zorder=1)
+    panel.step(
+        [x for x, _ in edge],
+        [y for _, y in edge],
+        where="post",
+        color="#c3cad5",
+        linewidth=1.2,
+        linestyle="--",
+        zorder=1,
+    )
     places: dict[tuple[float, float], list[str]] = {}
     for name, one in found.items():
         colour, mark = STYLE[name]
         if len(summary["by_seed"]) > 1:
             seeds = [of[name] for of in summary["by_seed"].values()]
-            panel.scatter([of["retrains"] for of in seeds], [of["means"]["log_loss"] for of in seeds], color=colour, marker=mark, s=18, alpha=0.35, zorder=2)
-        panel.scatter(one["retrains"], one["means"]["log_loss"], color=colour, marker=mark, s=150 if name == "oracle" else 80, zorder=3)
+            panel.scatter(
+                [of["retrains"] for of in seeds],
+                [of["means"]["log_loss"] for of in seeds],
+                color=colour,
+                marker=mark,
+                s=18,
+                alpha=0.35,
+                zorder=2,
+            )
+        panel.scatter(
+            one["retrains"],
+            one["means"]["log_loss"],
+            color=colour,
+            marker=mark,
+            s=150 if name == "oracle" else 80,
+            zorder=3,
+        )
         places.setdefault((one["retrains"], round(one["means"]["log_loss"], 4)), []).append(name)
     for place, names in places.items():  # policies that did the same share a label
-        panel.annotate(", ".join(names), place, xytext=(8, 6), textcoords="offset points", fontsize=10, color=STYLE[names[0]][0])
+        panel.annotate(
+            ", ".join(names), place, xytext=(8, 6), textcoords="offset points", fontsize=10, color=STYLE[names[0]][0]
+        )
     panel.xaxis.get_major_locator().set_params(integer=True)
     panel.set_xlim(-0.04 * max(1, widest) - 0.3, widest * 1.18 + 0.6)
     panel.margins(y=0.12)
@@ -135,7 +160,10 @@ def _time_panel(panel: Any, summary: dict[str, Any]) -> None:
         colour, mark = STYLE[name]
         known = [(at, loss) for at, loss in enumerate(one["log_loss_by_tick"]) if loss is not None]
         # Policies may do the same for a while: a broad pale line is seen below a dashed one.
-        forms: dict[str, dict[str, Any]] = {"drift": {"linewidth": 4, "alpha": 0.5}, "performance": {"linestyle": (0, (4, 3)), "linewidth": 1.4}}
+        forms: dict[str, dict[str, Any]] = {
+            "drift": {"linewidth": 4, "alpha": 0.5},
+            "performance": {"linestyle": (0, (4, 3)), "linewidth": 1.4},
+        }
         form = forms.get(name, {"linewidth": 1.3})
         panel.plot([at for at, _ in known], [loss for _, loss in known], color=colour, label=name, zorder=2, **form)
         losses = dict(known)
@@ -160,7 +188,11 @@ def page(summary: dict[str, Any]) -> str:
 
     seed, first = next(iter(summary["by_seed"].items()))
     trainings = {
-        name: [{"tick": tick["tick"], **tick["training"], "drift": tick.get("drift")} for tick in of["ticks"] if "training" in tick]
+        name: [
+            {"tick": tick["tick"], **tick["training"], "drift": tick.get("drift")}
+            for tick in of["ticks"]
+            if "training" in tick
+        ]
         for name, of in first.items()
         if name != "oracle"
     }
@@ -206,7 +238,9 @@ def break_even(summary: dict[str, Any], cheap: str, good: str) -> float:
     """The price of a retraining at which two policies are worth the same: loss saved over all ticks that count, per retraining more."""
     one, other = summary["policies"][cheap], summary["policies"][good]
     counted = sum(tick["counts"] for tick in summary["ticks"])
-    saved: float = (one["means"]["log_loss"] - other["means"]["log_loss"]) * counted / (other["retrains"] - one["retrains"])
+    saved: float = (
+        (one["means"]["log_loss"] - other["means"]["log_loss"]) * counted / (other["retrains"] - one["retrains"])
+    )
     return saved
 
 

@@ -19,7 +19,10 @@ COLUMNS = ("seq", "when", "version", "action", "trigger", "who", "why", "verdict
 def releases(settings: Settings, case: str) -> list[dict[str, Any]]:
     """All releases, oldest first, each with the ``verdict`` it rests on (None if the ledger has none)."""
     verdicts = {row["hash"]: row["verdict"] for row in ledger.verdicts(settings.ledger, case)}
-    return [release.model_dump(mode="json") | {"verdict": verdicts.get(release.verdict_hash or "")} for release in ledger.releases(settings.ledger, case)]
+    return [
+        release.model_dump(mode="json") | {"verdict": verdicts.get(release.verdict_hash or "")}
+        for release in ledger.releases(settings.ledger, case)
+    ]
 
 
 def verdicts(settings: Settings, case: str) -> list[dict[str, Any]]:
@@ -44,16 +47,39 @@ def table(case: str, history: list[dict[str, Any]], judged: list[dict[str, Any]]
     """Releases, and between them the verdicts ``judged`` that released nothing, newest last; ``when`` is the case's clock (``as_of``)."""
     from rich.table import Table
 
-    drawn = Table(title=f"history of {case}" if history else f"{case} has no release yet", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    drawn = Table(
+        title=f"history of {case}" if history else f"{case} has no release yet",
+        title_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     for name in COLUMNS:
         drawn.add_column(name, no_wrap=name != "why")
     kept = [row for row in judged or [] if row["seq"] is None]
     for row in sorted([*history, *kept], key=lambda row: (moment(row["as_of"]), moment(row["recorded_at"]))):
         when = f"{moment(row['as_of']):%Y-%m-%d %H:%M}".removesuffix(" 00:00")
         if "champion" in row:
-            cells = [row["seq"], when, f"v{row['champion']}", row["action"], row["trigger"], row["actor"], row["reason"], summary(row)]
+            cells = [
+                row["seq"],
+                when,
+                f"v{row['champion']}",
+                row["action"],
+                row["trigger"],
+                row["actor"],
+                row["reason"],
+                summary(row),
+            ]
         else:
-            cells = ["-", when, "-", KEPT[row["decision"]], row["trigger"], "gate", row["reason"], f"{row['rule']} ({row['hash'][:8]})"]
+            cells = [
+                "-",
+                when,
+                "-",
+                KEPT[row["decision"]],
+                row["trigger"],
+                "gate",
+                row["reason"],
+                f"{row['rule']} ({row['hash'][:8]})",
+            ]
         drawn.add_row(*map(str, cells))
     return drawn
 

@@ -112,7 +112,13 @@ class _Families(Collector):
         return self.found
 
 
-def serve(settings: Settings, cases: Callable[[], Cases], host: str, port: int, ready: Callable[[int], None] = lambda _port: None) -> None:
+def serve(
+    settings: Settings,
+    cases: Callable[[], Cases],
+    host: str,
+    port: int,
+    ready: Callable[[int], None] = lambda _port: None,
+) -> None:
     """Answer ``GET /metrics`` on ``host:port`` (0: a free one, told to ``ready``) until the process is ended; 503 while the ledger cannot be read.
 
     ``cases`` is asked at every scrape: cases come, go, break and are mended.
@@ -153,7 +159,11 @@ def samples(settings: Settings, params: Params) -> Iterator[Sample]:
     if report is not None:
         yield from _window(report)
         yield from _performance(params, report)
-    trained = [release.as_of for release in releases if release.champion == releases[-1].champion and release.action != "rollback"]
+    trained = [
+        release.as_of
+        for release in releases
+        if release.champion == releases[-1].champion and release.action != "rollback"
+    ]
     if trained:
         yield "champion_trained_timestamp_seconds", {}, trained[0].timestamp()
         if report is not None:
@@ -172,8 +182,17 @@ def newest_report(settings: Settings, case: str) -> DriftReport | None:
 def _declared(params: Params) -> Iterator[Sample]:
     drift, alerts = params.drift, params.alerts
     yield "case_live", {}, params.schedule.live
-    limits = {"psi_warn": drift.warn_psi, "psi_severe": drift.severe_psi, "volume_low": drift.volume_band[0], "volume_high": drift.volume_band[1]}
-    limits |= {"log_loss_rise": drift.min_metric_drop, "coverage": alerts.min_coverage, "unjudged_windows": alerts.max_unjudged_windows}
+    limits = {
+        "psi_warn": drift.warn_psi,
+        "psi_severe": drift.severe_psi,
+        "volume_low": drift.volume_band[0],
+        "volume_high": drift.volume_band[1],
+    }
+    limits |= {
+        "log_loss_rise": drift.min_metric_drop,
+        "coverage": alerts.min_coverage,
+        "unjudged_windows": alerts.max_unjudged_windows,
+    }
     if alerts.max_champion_days is not None:
         limits["champion_days"] = alerts.max_champion_days
     for name, value in limits.items():
@@ -245,7 +264,9 @@ def _window(report: DriftReport) -> Iterator[Sample]:
 
 
 def _performance(params: Params, report: DriftReport) -> Iterator[Sample]:
-    rolling = sorted((row for row in report.performance.get("rolling", ()) if row.get("rows")), key=lambda row: str(row["end"]))
+    rolling = sorted(
+        (row for row in report.performance.get("rolling", ()) if row.get("rows")), key=lambda row: str(row["end"])
+    )
     measured = [row for row in rolling if row.get("log_loss") is not None]
     if measured:
         yield from _interval("log_loss", {**measured[-1], "value": measured[-1]["log_loss"]})

@@ -6,7 +6,11 @@ import io
 from datetime import datetime
 from typing import Any
 
-SERIES = {"frozen": ("frozen first champion", "#9aa0a6"), "ungated": ("ungated, retrained at every tick", "#e8953a"), "perennial": ("Perennial", "#1a63d6")}
+SERIES = {
+    "frozen": ("frozen first champion", "#9aa0a6"),
+    "ungated": ("ungated, retrained at every tick", "#e8953a"),
+    "perennial": ("Perennial", "#1a63d6"),
+}
 _TIE = 1e-3
 """Differences below this are no difference on a page with three digits."""
 METRICS = {
@@ -18,7 +22,11 @@ METRICS = {
 SHORT = {"roc_auc": "ROC-AUC", "macro_f1": "macro-F1", "log_loss": "log-loss", "accuracy": "accuracy"}
 PANELS = 2
 """Of a case's metrics the first two are drawn; the table has all."""
-_MARKS = {"promote": ("#188038", "^", "promoted"), "reject": ("#c5221f", "x", "rejected"), "inconclusive": ("#80868b", "o", "inconclusive")}
+_MARKS = {
+    "promote": ("#188038", "^", "promoted"),
+    "reject": ("#c5221f", "x", "rejected"),
+    "inconclusive": ("#80868b", "o", "inconclusive"),
+}
 
 
 def page(summary: dict[str, Any]) -> str:
@@ -28,7 +36,13 @@ def page(summary: dict[str, Any]) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
     return environment.from_string(_TEMPLATE).render(
-        s=summary, chart=_chart(summary), series=SERIES, short=SHORT, worse=_worse(summary), headline=_headline(summary), first=next(iter(summary["metrics"]))
+        s=summary,
+        chart=_chart(summary),
+        series=SERIES,
+        short=SHORT,
+        worse=_worse(summary),
+        headline=_headline(summary),
+        first=next(iter(summary["metrics"])),
     )
 
 
@@ -55,7 +69,8 @@ def _worse(summary: dict[str, Any]) -> list[dict[str, Any]]:
         for month in summary["metrics"][metric]["per_month"]
         if month["ungated"] is not None
         and month["perennial"] is not None
-        and (month["ungated"] - month["perennial"]) * (1 if summary["metrics"][metric]["higher_is_better"] else -1) > _TIE
+        and (month["ungated"] - month["perennial"]) * (1 if summary["metrics"][metric]["higher_is_better"] else -1)
+        > _TIE
     ]
 
 
@@ -89,7 +104,13 @@ def _metric_panel(panel: Any, months: list[dict[str, Any]], at: dict[str, int], 
     for name, (label, colour) in SERIES.items():
         known = [(at[month["month"]], month[name]) for month in months if month[name] is not None]
         panel.plot(
-            [x for x, _ in known], [y for _, y in known], color=colour, marker="o", markersize=4, linewidth=2.2 if name == "perennial" else 1.5, label=label
+            [x for x, _ in known],
+            [y for _, y in known],
+            color=colour,
+            marker="o",
+            markersize=4,
+            linewidth=2.2 if name == "perennial" else 1.5,
+            label=label,
         )
     panel.set_title(title, loc="left", fontsize=11)
     _plain(panel)
@@ -109,7 +130,9 @@ def _drift_panel(panel: Any, ticks: list[dict[str, Any]]) -> None:
         panel.scatter([], [], color=colour, marker=mark, s=45, label=label)
     panel.bar([0], [0], color="#c5221f", label="drift confirmed, retraining triggered")
     panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32), fontsize=9, ncols=4, frameon=False)
-    panel.set_title("Drift of the window (largest debiased PSI of any feature), and the verdicts after it", loc="left", fontsize=11)
+    panel.set_title(
+        "Drift of the window (largest debiased PSI of any feature), and the verdicts after it", loc="left", fontsize=11
+    )
     _plain(panel)
 
 

@@ -35,7 +35,12 @@ def curves(lines: Sequence[Mapping[str, Any]], title: str, path: Path) -> Path:
     span = max(1, len(steps) // SMOOTH)
     _series(speed, at[span:], _speeds(steps, span), "Samples per second", mean=False)
     speed.set_ylim(bottom=0)
-    _series(norm, at, [np.nan if line.get("grad_norm") is None else line["grad_norm"] for line in steps], "Gradient norm before clipping")
+    _series(
+        norm,
+        at,
+        [np.nan if line.get("grad_norm") is None else line["grad_norm"] for line in steps],
+        "Gradient norm before clipping",
+    )
     for axis in axes[1]:
         axis.set_xlabel("optimiser step", color=INK)
     return _save(figure, title, path)
@@ -56,7 +61,15 @@ def confusion(table: Sequence[Sequence[int]], classes: Sequence[str], title: str
     axis.set_ylabel("true", color=INK)
     for row, column in np.ndindex(counts.shape):
         if counts[row, column]:
-            axis.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=8, color="white" if shares[row, column] > 0.55 else INK)
+            axis.text(
+                column,
+                row,
+                f"{counts[row, column]:.0f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if shares[row, column] > 0.55 else INK,
+            )
     return _save(figure, title, path)
 
 
@@ -92,7 +105,9 @@ def _speeds(steps: Sequence[Mapping[str, Any]], span: int) -> list[float]:
     return found
 
 
-def _series(axis: Axes, at: Any, values: Sequence[float], title: str, *, name: str | None = None, mean: bool = True) -> None:
+def _series(
+    axis: Axes, at: Any, values: Sequence[float], title: str, *, name: str | None = None, mean: bool = True
+) -> None:
     series, width = np.array(values, dtype=float), max(1, len(values) // SMOOTH)
     many = mean and width > 1
     axis.set_title(title, loc="left", fontsize=10, color=INK)
@@ -100,7 +115,9 @@ def _series(axis: Axes, at: Any, values: Sequence[float], title: str, *, name: s
     if not np.isfinite(series).any():
         axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=INK, fontsize=9)
         return
-    axis.plot(at, series, color=LINE, linewidth=0.8 if many else 1.5, alpha=0.3 if many else 1, label=None if many else name)
+    axis.plot(
+        at, series, color=LINE, linewidth=0.8 if many else 1.5, alpha=0.3 if many else 1, label=None if many else name
+    )
     if many:
         smooth = np.convolve(np.nan_to_num(series, nan=float(np.nanmean(series))), np.ones(width) / width, mode="valid")
         axis.plot(at[width - 1 :], smooth, color=LINE, linewidth=1.6, label=name)
@@ -109,7 +126,9 @@ def _series(axis: Axes, at: Any, values: Sequence[float], title: str, *, name: s
         axis.set_ylim(low - 0.08 * (high - low + 1e-12), high + 0.08 * (high - low + 1e-12))
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float], heights: tuple[float, ...] | None = None) -> tuple[Figure, Any]:
+def _figure(
+    rows: int, columns: int, size: tuple[float, float], heights: tuple[float, ...] | None = None
+) -> tuple[Figure, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

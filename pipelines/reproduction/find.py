@@ -31,19 +31,27 @@ def find(settings: Settings, case: str, number: int) -> Version:
     export = _export(settings, case, number)
     folders = {"export": export}
     for step in ("dataset", "train"):
-        folders[step] = storage.find(export.parent / step, storage.read_manifest(export, verify=False).inputs[step], verify=False)
+        folders[step] = storage.find(
+            export.parent / step, storage.read_manifest(export, verify=False).inputs[step], verify=False
+        )
     for path in sorted(export.parent.glob("evaluate*")):
-        if (path / storage.MANIFEST).exists() and storage.read_manifest(path, verify=False).inputs.get("export") == storage.read_manifest(
-            export, verify=False
-        ).key:
+        if (path / storage.MANIFEST).exists() and storage.read_manifest(path, verify=False).inputs.get(
+            "export"
+        ) == storage.read_manifest(export, verify=False).key:
             folders["evaluate"] = path
     declared = {step: storage.read_manifest(folder, verify=False).files for step, folder in folders.items()}
     wanted = {**declared, "train": {RECORD: "", **declared["train"]}}
-    missing = [folders[step] / name for step, names in wanted.items() for name in names if not (folders[step] / name).exists()]
+    missing = [
+        folders[step] / name for step, names in wanted.items() for name in names if not (folders[step] / name).exists()
+    ]
     if missing:
-        raise IntegrityError(f"{case} version {number}: {', '.join(map(str, missing))} missing: it cannot be reproduced; restore the run's folder")
+        raise IntegrityError(
+            f"{case} version {number}: {', '.join(map(str, missing))} missing: it cannot be reproduced; restore the run's folder"
+        )
     # Not the dataset: rows that have changed are a finding, not a refusal.
-    manifests = {step: storage.read_manifest(folder, verify=step in {"train", "export"}) for step, folder in folders.items()}
+    manifests = {
+        step: storage.read_manifest(folder, verify=step in {"train", "export"}) for step, folder in folders.items()
+    }
     return Version(number, folders, manifests)
 
 
@@ -55,7 +63,9 @@ def _export(settings: Settings, case: str, number: int) -> Path:
         return storage.find(settings.root / released[-1].bundle, released[-1].candidate_key, verify=False)
     if not keys:
         known = ", ".join(map(str, sorted({version for version, _, _ in registered}))) or "none"
-        raise ConfigError(f"{case} has no version {number} in {settings.root}: registered are {known}; PERENNIAL_HOME says where to look")
+        raise ConfigError(
+            f"{case} has no version {number} in {settings.root}: registered are {known}; PERENNIAL_HOME says where to look"
+        )
     ((key, folder),) = list(keys.items())[-1:]
     return storage.find(folder / "export", key, verify=False)
 

@@ -32,7 +32,11 @@ def differences(recorded: Training, found: Training) -> dict[str, list[dict[str,
         old, new = _flat(recorded.layers.get(layer, {})), _flat(found.layers.get(layer, {}))
         if layer == "code":
             old, new = _what_ran(old, new)
-        rows = [{"what": name, "recorded": old.get(name), "found": new.get(name)} for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+        rows = [
+            {"what": name, "recorded": old.get(name), "found": new.get(name)}
+            for name in sorted({*old, *new})
+            if old.get(name) != new.get(name)
+        ]
         if layer == "execution":
             rows += first_other_step(recorded.curve, found.curve)
         all_layers[layer] = rows
@@ -49,7 +53,11 @@ def first_other_step(recorded: Sequence[tuple[int, float]], found: Sequence[tupl
 
 
 def _what_ran(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    known = [name for name in old if name.split(".")[0] in IDENTITY and any(other.split(".")[0] == name.split(".")[0] for other in new)]
+    known = [
+        name
+        for name in old
+        if name.split(".")[0] in IDENTITY and any(other.split(".")[0] == name.split(".")[0] for other in new)
+    ]
     if not known:
         return old, new
     commits = ("commit", "dirty")

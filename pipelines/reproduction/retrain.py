@@ -91,7 +91,9 @@ def _stopping_where(made: Manifest, params: Params) -> Params:
     """The parameters that stop a training where its minutes were spent: how many steps a minute holds is no fact of the model."""
     if made.facts.get("stopped") != "budget":
         return params
-    return params.model_copy(update={"train": params.train.model_copy(update={"budget_minutes": None, "stop_after": made.facts["steps"]})})
+    return params.model_copy(
+        update={"train": params.train.model_copy(update={"budget_minutes": None, "stop_after": made.facts["steps"]})}
+    )
 
 
 def recorded_params(version: Version) -> Params:
@@ -101,7 +103,9 @@ def recorded_params(version: Version) -> Params:
         return Params.model_validate_json(json.dumps(json.loads(path.read_text())["configuration"]["params"]))
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         commit = version.manifests["train"].provenance.get("commit")
-        raise ConfigError(f"{path} holds no parameters that this code understands ({error}): check out commit {commit}, which trained it") from error
+        raise ConfigError(
+            f"{path} holds no parameters that this code understands ({error}): check out commit {commit}, which trained it"
+        ) from error
 
 
 def _training(folders: Mapping[str, Path], manifests: Mapping[str, Manifest]) -> Training:
@@ -109,10 +113,17 @@ def _training(folders: Mapping[str, Path], manifests: Mapping[str, Manifest]) ->
     made, record = manifests["train"], json.loads((folders["train"] / RECORD).read_text())
     layers = {
         "code": {**record.get("code", {}), "features": record.get("features", {})},
-        "data": {**record.get("data", {}), "files": manifests["dataset"].files, "started_from": _but(record.get("artefacts", {}), "weights")},
+        "data": {
+            **record.get("data", {}),
+            "files": manifests["dataset"].files,
+            "started_from": _but(record.get("artefacts", {}), "weights"),
+        },
         "environment": record.get("environment", {}),
         # Without the parameters: they came from the record, but for where a spent budget stopped them.
-        "execution": {**_but(record.get("configuration", {}), "params"), **{name: made.facts[name] for name in FACTS if name in made.facts}},
+        "execution": {
+            **_but(record.get("configuration", {}), "params"),
+            **{name: made.facts[name] for name in FACTS if name in made.facts},
+        },
         "evaluation": {
             "model.onnx": manifests["export"].files["model.onnx"],
             **(manifests["evaluate"].facts["challenger"] if "evaluate" in manifests else {}),
@@ -127,12 +138,19 @@ def _but(value: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _repeated(version: Version, again: Path) -> Training:
     """The second training as its layers: rows as they are on the disk now, metrics of its own model."""
-    manifests = {"dataset": version.manifests["dataset"], **{step: storage.read_manifest(again / step) for step in ("train", "export")}}
+    manifests = {
+        "dataset": version.manifests["dataset"],
+        **{step: storage.read_manifest(again / step) for step in ("train", "export")},
+    }
     found = _training({step: again / step for step in manifests}, manifests)
-    files = {name: storage.file_sha256(version.folders["dataset"] / name) for name in version.manifests["dataset"].files}
+    files = {
+        name: storage.file_sha256(version.folders["dataset"] / name) for name in version.manifests["dataset"].files
+    }
     judged = {"model.onnx": manifests["export"].files["model.onnx"]}
     if "evaluate" in version.manifests:
-        judged |= json.loads(storage.canonical_json(_metrics(again / "export", version.folders["dataset"] / "holdout.parquet")))
+        judged |= json.loads(
+            storage.canonical_json(_metrics(again / "export", version.folders["dataset"] / "holdout.parquet"))
+        )
     layers = {**found.layers, "data": {**found.layers["data"], "files": files}, "evaluation": judged}
     return Training(layers, found.weights, found.curve)
 
@@ -142,7 +160,10 @@ def _metrics(bundle: Path, holdout: Path) -> Mapping[str, float | None]:
     from pipelines.export.bundle import read_fields
 
     fields, rows = read_fields(bundle), pl.read_parquet(holdout)
-    return metrics(rows[fields.label].to_numpy(), runtime.score_rows(bundle, fields, {name: rows[name].to_list() for name in fields.names}))
+    return metrics(
+        rows[fields.label].to_numpy(),
+        runtime.score_rows(bundle, fields, {name: rows[name].to_list() for name in fields.names}),
+    )
 
 
 def _curve(path: Path, made: Manifest) -> list[tuple[int, float]]:
@@ -153,10 +174,15 @@ def _curve(path: Path, made: Manifest) -> list[tuple[int, float]]:
     return [(int(line["step"]), float(line["loss"])) for line in lines if "loss" in line]
 
 
-def _reason(first: str | None, layers: Mapping[str, list[dict[str, Any]]], weights: str, *, same: bool, identical: bool) -> str:
+def _reason(
+    first: str | None, layers: Mapping[str, list[dict[str, Any]]], weights: str, *, same: bool, identical: bool
+) -> str:
     if identical:
         return f"trained again, the weights have the recorded sha256 {weights[:12]}"
     if first is None:
         return f"the weights differ from {weights[:12]}, and no layer ({', '.join(LAYERS)}) does: something that is not recorded changes them"
-    shown = "; ".join(f"{row['what']}: {str(row['recorded'])[:60]} recorded, {str(row['found'])[:60]} found" for row in layers[first][:3])
+    shown = "; ".join(
+        f"{row['what']}: {str(row['recorded'])[:60]} recorded, {str(row['found'])[:60]} found"
+        for row in layers[first][:3]
+    )
     return f"{'the weights are the same, but ' if same else ''}{first} differs: {shown}"

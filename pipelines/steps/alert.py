@@ -36,20 +36,30 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     unfinished = delivery.unfinished(ledger.deliveries(settings.ledger, params.case))
     rows = ledger.alert_runs(settings.ledger, params.case, last=LOOK_BACK) if unfinished else []
     earlier = [notice for row in rows for notice in _notices(row) if notice.id in unfinished]
-    delivery.deliver(settings.ledger, params.case, fresh, earlier, sinks.configured(settings, params.alerts), params.alerts.push)
+    delivery.deliver(
+        settings.ledger, params.case, fresh, earlier, sinks.configured(settings, params.alerts), params.alerts.push
+    )
     left = ledger.undelivered(settings.ledger, params.case)
     counts = Counter(alert.severity for alert in alerts if alert.state != "resolved")
 
     def build(folder: Path) -> Mapping[str, Any]:
         (folder / "alerts.json").write_text(storage.canonical_json({"alerts": alerts, "notices": fresh}))
-        return {**{severity: counts[severity] for severity in get_args(Severity)}, "notices": len(fresh), "undelivered": sum(left.values())}
+        return {
+            **{severity: counts[severity] for severity in get_args(Severity)},
+            "notices": len(fresh),
+            "undelivered": sum(left.values()),
+        }
 
     declared = {"alerts": alerts, "notices": fresh, "undelivered": left}
     key = storage.step_key("alert", STEP_VERSION, {"drift": made.key}, declared)
-    return storage.commit(run_dir / "alert", case=params.case, as_of=as_of, key=key, inputs={"drift": made.key}, build=build)
+    return storage.commit(
+        run_dir / "alert", case=params.case, as_of=as_of, key=key, inputs={"drift": made.key}, build=build
+    )
 
 
-def _decide(params: Params, settings: Settings, as_of: datetime, report: DriftReport) -> tuple[tuple[Alert, ...], tuple[Notice, ...]]:
+def _decide(
+    params: Params, settings: Settings, as_of: datetime, report: DriftReport
+) -> tuple[tuple[Alert, ...], tuple[Notice, ...]]:
     """The alerts after this run and its notices, as they stand in the ledger."""
     case, url, revision = params.case, settings.ledger, report.policy.get("revision", 1)
     for _ in range(ROUNDS):
@@ -60,14 +70,23 @@ def _decide(params: Params, settings: Settings, as_of: datetime, report: DriftRe
         if head is not None and datetime.fromisoformat(head["as_of"]) > as_of:
             return (), ()
         found = rules.find(_facts(params, settings, as_of, report), params, settings.runbooks)
-        told = [datetime.fromisoformat(notice["at"]) for row in recent for notice in row["notices"] if notice["kind"] != "resolved"]
+        told = [
+            datetime.fromisoformat(notice["at"])
+            for row in recent
+            for notice in row["notices"]
+            if notice["kind"] != "resolved"
+        ]
         silenced = {row["rule"] for row in ledger.silences(url, case, as_of)}
         before = _before(recent, report, params)
         alerts, notices = lifecycle.step(before, found, silenced, told, params.alerts, as_of, revision)
         seq = head["seq"] + 1 if head else 1
-        if ledger.append_alerts(url, case=case, seq=seq, as_of=as_of, alerts=alerts, notices=notices, revision=revision):
+        if ledger.append_alerts(
+            url, case=case, seq=seq, as_of=as_of, alerts=alerts, notices=notices, revision=revision
+        ):
             return alerts, notices
-    raise ConflictError(f"{case}: other runs were first {ROUNDS} times: more drift runs at once than make sense; run the step again")
+    raise ConflictError(
+        f"{case}: other runs were first {ROUNDS} times: more drift runs at once than make sense; run the step again"
+    )
 
 
 def _before(recent: Sequence[Mapping[str, Any]], report: DriftReport, params: Params) -> Sequence[Alert]:
@@ -84,7 +103,11 @@ def _before(recent: Sequence[Mapping[str, Any]], report: DriftReport, params: Pa
 def _facts(params: Params, settings: Settings, as_of: datetime, report: DriftReport) -> rules.Facts:
     case, url = params.case, settings.ledger
     before = ledger.drift_state_before(url, case, as_of)
-    trained = [release.as_of for release in ledger.releases(url, case) if release.champion == report.model_version and release.action != "rollback"]
+    trained = [
+        release.as_of
+        for release in ledger.releases(url, case)
+        if release.champion == report.model_version and release.action != "rollback"
+    ]
     return rules.Facts(
         as_of=as_of,
         report=report,

@@ -34,7 +34,10 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     fields = load_fields(params.case)
     validate = storage.read_manifest(run_dir / "validate")
     champion = ledger.champion_before(settings.ledger, params.case, as_of)
-    declared = {"dataset": params.dataset.model_dump(mode="json"), "champion": None if champion is None else champion.candidate_key}
+    declared = {
+        "dataset": params.dataset.model_dump(mode="json"),
+        "champion": None if champion is None else champion.candidate_key,
+    }
     key = storage.step_key("dataset", STEP_VERSION, {"validate": validate.key}, declared)
 
     def build(folder: Path) -> Mapping[str, Any]:
@@ -67,7 +70,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
             "excluded_rows": split.excluded,
         }
 
-    made = storage.commit(run_dir / "dataset", case=params.case, as_of=as_of, key=key, inputs={"validate": validate.key}, build=build)
+    made = storage.commit(
+        run_dir / "dataset", case=params.case, as_of=as_of, key=key, inputs={"validate": validate.key}, build=build
+    )
     # Before anything is trained: a training whose profiles cannot be compared with later ones would be in vain.
     freeze_spec(fields, settings, lambda: pl.read_parquet(run_dir / "dataset" / "train.parquet"))
     return made
@@ -98,9 +103,15 @@ def _trained_on(settings: Settings, champion: Release, columns: list[str]) -> pl
     there too; the rows of all of them count, as leaving out too many is safe and too few is not.
     """
     run = settings.root / Path(champion.bundle).parent
-    made = [path.parent for path in sorted(run.glob(f"dataset*/{storage.MANIFEST}")) if not path.parent.name.startswith(f"dataset.{storage.DAMAGED}")]
+    made = [
+        path.parent
+        for path in sorted(run.glob(f"dataset*/{storage.MANIFEST}"))
+        if not path.parent.name.startswith(f"dataset.{storage.DAMAGED}")
+    ]
     if not made:
-        raise IntegrityError(f"{run}/dataset/train.parquet, the rows champion {champion.champion} was trained on, is missing: restore the run's folder")
+        raise IntegrityError(
+            f"{run}/dataset/train.parquet, the rows champion {champion.champion} was trained on, is missing: restore the run's folder"
+        )
     for folder in made:
         storage.read_manifest(folder, verify={TRAIN})
     return pl.concat([pl.read_parquet(folder / TRAIN, columns=columns) for folder in made])

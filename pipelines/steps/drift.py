@@ -32,7 +32,13 @@ from pipelines.fields import SCORES, Fields
 from pipelines.reports import evidently
 
 STEP_VERSION = 9
-ROOMS = ("pipelines.drift", "pipelines.data.log", "pipelines.fields", "pipelines.segments", "pipelines.reports.evidently")
+ROOMS = (
+    "pipelines.drift",
+    "pipelines.data.log",
+    "pipelines.fields",
+    "pipelines.segments",
+    "pipelines.reports.evidently",
+)
 MAX_PANELS = 8
 ROUNDS = 3
 """How often a run looks again because another try of the same window was first."""
@@ -119,12 +125,28 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     champion = ledger.champion_before(settings.ledger, params.case, as_of)
     if champion is None:
         reason = "no champion yet: nothing to compare with"
-        return _commit(params, settings, run_dir, as_of, made, _report(params.case, window, None, None, current, Decision("NO_CHAMPION", reason=reason)), None)
+        return _commit(
+            params,
+            settings,
+            run_dir,
+            as_of,
+            made,
+            _report(params.case, window, None, None, current, Decision("NO_CHAMPION", reason=reason)),
+            None,
+        )
     served_since = prediction_log.first_row(settings, params.case)
     unread = made.facts.get("unread", 0)
     early = None if unread else _too_early(params, settings, window, served_since)
     if early is not None:
-        unjudged = _report(params.case, window, champion, None, current, Decision("NOT_SERVED", reason=early), served_since=served_since)
+        unjudged = _report(
+            params.case,
+            window,
+            champion,
+            None,
+            current,
+            Decision("NOT_SERVED", reason=early),
+            served_since=served_since,
+        )
         return _commit(params, settings, run_dir, as_of, made, unjudged, None)
     bundle = storage.find(settings.root / champion.bundle, champion.candidate_key, verify={reference.FILE})
     before = read(bundle / reference.FILE)
@@ -134,7 +156,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     spec = load_spec(fields, settings.profile_file(params.case))
     same_spec = before.spec == current.spec == spec.version
     if not same_spec:
-        checks["warnings"].append(f"champion {champion.champion}'s reference has feature spec {before.spec}, the window {current.spec}: not compared")
+        checks["warnings"].append(
+            f"champion {champion.champion}'s reference has feature spec {before.spec}, the window {current.spec}: not compared"
+        )
     comparable = same_spec and current.rows and not unread
     features = compare(before, current, fields, spec, params.drift, champion.champion) if comparable else ()
     for _ in range(ROUNDS):
@@ -154,17 +178,26 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         if decision is not None:
             break
     else:
-        raise Overtaken(f"{params.case}: other tries of the window of {as_of.isoformat()} were first {ROUNDS} times; run the step again")
+        raise Overtaken(
+            f"{params.case}: other tries of the window of {as_of.isoformat()} were first {ROUNDS} times; run the step again"
+        )
     if decision.rows not in {None, current.rows}:
-        checks["warnings"].append(f"the decision was made on {decision.rows:,} rows of the window; {current.rows:,} are there now")
+        checks["warnings"].append(
+            f"the decision was made on {decision.rows:,} rows of the window; {current.rows:,} are there now"
+        )
     first = max(champion.as_of, window.end - max(LOOK_BACK, 3 * (window.end - window.start)))
     days = read_days(run_dir, settings.root, Window(start=first, end=window.end), before.spec)
     about = _explain(params, champion, before, current, evidence, decision, served, days, fields)
-    report = _report(params.case, window, champion, before, current, decision, evidence, checks, served_since, served.told)
+    report = _report(
+        params.case, window, champion, before, current, decision, evidence, checks, served_since, served.told
+    )
     report = report.model_copy(update=about)
     if decision.episode is not None:
         opened = report.model_dump(mode="json", include={"window", "model_version", "reason", "labels"})
-        more = {"features": [feature.feature for feature in features if feature.drifted], **{name: report.diagnosis[name] for name in ("kind", "why", "since")}}
+        more = {
+            "features": [feature.feature for feature in features if feature.drifted],
+            **{name: report.diagnosis[name] for name in ("kind", "why", "since")},
+        }
         storage.failpoint("drift", "decided")
         found = {"trigger": report.policy.get("trigger"), **opened, **more}
         ledger.open_episode(settings.ledger, case=params.case, episode=decision.episode, as_of=as_of, evidence=found)
@@ -206,9 +239,17 @@ def _past(settings: Settings, case: str, as_of: datetime, window: Window, rows: 
     own = next((state for state, time in zip(states[::-1], times[::-1], strict=True) if time == as_of), None)
     earlier = next((state for state, time in zip(states[::-1], times[::-1], strict=True) if time < as_of), None)
     same = own or (earlier if earlier is not None and _end(earlier) == window.end else None)
-    if same is not None and same is states[-1] and same.get("short") and (rows > same["rows"] or unread < same["unread"]):
+    if (
+        same is not None
+        and same is states[-1]
+        and same.get("short")
+        and (rows > same["rows"] or unread < same["unread"])
+    ):
         base = _base(states, same)
-        if same["policy"]["action"] != "retrain" and same["policy"]["episode"] in {None, base and base["policy"]["episode"]}:
+        if same["policy"]["action"] != "retrain" and same["policy"]["episode"] in {
+            None,
+            base and base["policy"]["episode"],
+        }:
             return Past(states, base, first=same)
     if own is not None:
         return Past(states, _base(states, own), stands=own)
@@ -251,7 +292,9 @@ def _recorded(states: Sequence[Mapping[str, Any]]) -> prediction_log.Segments:
 # --- labels ---------------------------------------------------------------------------------------
 
 
-def _served(params: Params, settings: Settings, champion: Release, before: Profile, window: Window, past: Past, fields: Fields) -> Served:
+def _served(
+    params: Params, settings: Settings, champion: Release, before: Profile, window: Window, past: Past, fields: Fields
+) -> Served:
     """Read what was served and labelled, in the segments that this run is about: all that are there, or those it saw when it decided.
 
     A label counts in the first window after it became known, which its stated time cannot say: known is what stands in
@@ -273,7 +316,11 @@ def _served(params: Params, settings: Settings, champion: Release, before: Profi
     since = champion.as_of if base is None else base.end
     taken = next((state for state in [*past.known, *([stands] if stands else [])] if "taken_over" in state), None)
     taken_over = datetime.fromisoformat(taken["taken_over"]) if taken is not None else since if unmarked else None
-    learned = [state for state in past.known if "segments" in state and datetime.fromisoformat(state["as_of"]) <= champion.as_of]
+    learned = [
+        state
+        for state in past.known
+        if "segments" in state and datetime.fromisoformat(state["as_of"]) <= champion.as_of
+    ]
     segments = {
         "now": now,
         "before": now if base is None or unmarked else seen,
@@ -282,11 +329,19 @@ def _served(params: Params, settings: Settings, champion: Release, before: Profi
     }
     marks = [] if base is None else [drift_window(mark.end, kind) for mark in base.marks]
     # Room for labels that took twice their usual time.
-    start = min([champion.as_of - timedelta(days=2 * params.label_delay_days + 1), window.start, *(mark.start for mark in marks)])
+    start = min(
+        [
+            champion.as_of - timedelta(days=2 * params.label_delay_days + 1),
+            window.start,
+            *(mark.start for mark in marks),
+        ]
+    )
     late = math.ceil(delay / (window.end - window.start))
     windows = last_windows(window, kind, WINDOWS + late)
     oldest = min(start, windows[0].start)
-    logged = prediction_log.read_predictions(settings, params.case, Window(start=oldest, end=window.end), marks=segments)
+    logged = prediction_log.read_predictions(
+        settings, params.case, Window(start=oldest, end=window.end), marks=segments
+    )
     extra = [name for name in (SCORES, *params.gate.slices) if name in logged.columns]
     everything = logged.select("id", "event_time", "version", *OUTPUTS, *extra, *segments)
     lines = prediction_log.read_label_lines(settings, params.case, window.end, since=oldest, within=now, marks=segments)
@@ -325,7 +380,9 @@ def _explain(
 ) -> dict[str, Any]:
     """``diagnosis`` and ``performance`` of the report, made once the decision stands."""
     classes, version = len(fields.classes), champion.champion
-    seen_as = performance.summary(served.rows, served.windows, version, before.baseline, params.gate.slices, params.drift, classes)
+    seen_as = performance.summary(
+        served.rows, served.windows, version, before.baseline, params.gate.slices, params.drift, classes
+    )
     seen = Seen(
         version=version,
         reference=before,
@@ -349,14 +406,24 @@ def _outcome(params: Params, settings: Settings, earlier: policy.PolicyState | N
     if earlier is None or earlier.retrained_at is None:
         return "none"
     asked = earlier.retrained_at
-    if any(release.action == "promote" and asked <= release.as_of < as_of for release in ledger.releases(settings.ledger, params.case)):
+    if any(
+        release.action == "promote" and asked <= release.as_of < as_of
+        for release in ledger.releases(settings.ledger, params.case)
+    ):
         return "promoted"
     verdicts = (datetime.fromisoformat(row["as_of"]) for row in ledger.verdicts(settings.ledger, params.case))
     return "kept" if any(asked <= moment < as_of for moment in verdicts) else "pending"
 
 
 def _decide(
-    params: Params, settings: Settings, as_of: datetime, window: Window, evidence: policy.DriftEvidence, past: Past, served: Served, rows: int
+    params: Params,
+    settings: Settings,
+    as_of: datetime,
+    window: Window,
+    evidence: policy.DriftEvidence,
+    past: Past,
+    served: Served,
+    rows: int,
 ) -> Decision | None:
     """The decision that stands, or a new one from the state that ``past`` read; None if another try of this window was first."""
     state, recorded = past.policy, past.stands
@@ -364,10 +431,20 @@ def _decide(
         newest = past.states[-1] if past.states else None
         late = newest is not None and datetime.fromisoformat(newest["as_of"]) > as_of
         if late or (state is not None and state.end >= window.end):
-            reason = "this window was judged before" if not late else f"a later window, of {newest['as_of'] if newest else ''}, was judged before"
+            reason = (
+                "this window was judged before"
+                if not late
+                else f"a later window, of {newest['as_of'] if newest else ''}, was judged before"
+            )
             return Decision("STABLE" if state is None else state.name, reason=f"{reason}: reported only")
         after, _ = policy.step(state, evidence, params.drift, as_of, params.case, window.end)
-        value = {"as_of": as_of.isoformat(), "policy": after.model_dump(mode="json"), "base": _name(past.base), "rows": rows, **served.record}
+        value = {
+            "as_of": as_of.isoformat(),
+            "policy": after.model_dump(mode="json"),
+            "base": _name(past.base),
+            "rows": rows,
+            **served.record,
+        }
         value |= {"unread": evidence.unread, "short": evidence.unread > 0 or rows < params.drift.min_rows}
         if past.first is not None:
             value |= _in_place_of(past.first, as_of)
@@ -384,7 +461,20 @@ def _decide(
             return None
     stands = policy.PolicyState.model_validate(recorded["policy"])
     about = stands.model_dump(
-        mode="json", include={"path", "trigger", "verdict", "log_e", "alarmed", "clean", "marks", "drops", "retrained_at", "cooldown_days", "cooldown_until"}
+        mode="json",
+        include={
+            "path",
+            "trigger",
+            "verdict",
+            "log_e",
+            "alarmed",
+            "clean",
+            "marks",
+            "drops",
+            "retrained_at",
+            "cooldown_days",
+            "cooldown_until",
+        },
     )
     again = {name: recorded[name] for name in ("revision", "judged_again") if name in recorded}
     found = Decision(stands.name, stands.action, stands.reason, stands.episode, about | again, recorded.get("rows"))
@@ -415,7 +505,11 @@ def _report(
     told: Mapping[str, Any] | None = None,
 ) -> DriftReport:
     features = () if evidence is None else evidence.features
-    seen = {} if evidence is None else evidence.model_dump(mode="json", include={"labels", "labelled", "fresh_labels", "training_rows"})
+    seen = (
+        {}
+        if evidence is None
+        else evidence.model_dump(mode="json", include={"labels", "labelled", "fresh_labels", "training_rows"})
+    )
     return DriftReport(
         case=case,
         window=window,
@@ -437,14 +531,31 @@ def _report(
     )
 
 
-def _commit(params: Params, settings: Settings, run_dir: Path, as_of: datetime, made: Manifest, report: DriftReport, trained_on: Path | None) -> Manifest:
+def _commit(
+    params: Params,
+    settings: Settings,
+    run_dir: Path,
+    as_of: datetime,
+    made: Manifest,
+    report: DriftReport,
+    trained_on: Path | None,
+) -> Manifest:
     inputs = {"profile": made.key}
-    key = storage.step_key("drift", STEP_VERSION, inputs, {"drift": params.drift.model_dump(mode="json"), "report": report.model_dump(mode="json")})
+    key = storage.step_key(
+        "drift",
+        STEP_VERSION,
+        inputs,
+        {"drift": params.drift.model_dump(mode="json"), "report": report.model_dump(mode="json")},
+    )
 
     def build(folder: Path) -> Mapping[str, Any]:
         # An alarm or a decision is worth a page; one of every quiet window costs seconds and megabytes, and is drawn where it is asked for.
         wanted = params.drift.evidently == "daily" or (params.drift.evidently == "alert" and report.action != "none")
-        page = _draw(params, settings, report, folder / "drift.html", trained_on) if wanted and trained_on is not None and report.current_rows else None
+        page = (
+            _draw(params, settings, report, folder / "drift.html", trained_on)
+            if wanted and trained_on is not None and report.current_rows
+            else None
+        )
         apart = _tell_apart(params, settings, report, trained_on)
         written = report.model_copy(update={"quality": {**report.quality, "page": page}, "explanation": apart})
         (folder / "report.json").write_text(storage.canonical_json(written))
@@ -453,7 +564,14 @@ def _commit(params: Params, settings: Settings, run_dir: Path, as_of: datetime, 
             "kind": report.diagnosis["kind"],
             "why": report.diagnosis["why"],
         }
-        return {"state": report.state, "action": report.action, "episode": report.episode, "reason": report.reason, **about, "page": page}
+        return {
+            "state": report.state,
+            "action": report.action,
+            "episode": report.episode,
+            "reason": report.reason,
+            **about,
+            "page": page,
+        }
 
     return storage.commit(run_dir / "drift", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
 
@@ -476,7 +594,9 @@ def _draw(params: Params, settings: Settings, report: DriftReport, path: Path, t
     fields: Fields = load_fields(params.case)
     shown = {*fields.names, *numbers(fields)}
     daily = params.drift.evidently == "daily"
-    columns = [feature.feature for feature in report.features if (daily or feature.drifted) and feature.feature in shown][:MAX_PANELS]
+    columns = [
+        feature.feature for feature in report.features if (daily or feature.drifted) and feature.feature in shown
+    ][:MAX_PANELS]
     if not columns:
         return None
     try:
@@ -485,7 +605,14 @@ def _draw(params: Params, settings: Settings, report: DriftReport, path: Path, t
         if fields.text is not None:
             rows, before = (frame.with_columns(count_words(frame[fields.text.name])) for frame in (rows, before))
         limit = params.drift.report_rows
-        evidently.draw(path, evidently.sample(rows, limit), evidently.sample(before, limit), columns, fields, params.drift.severe_psi)
+        evidently.draw(
+            path,
+            evidently.sample(rows, limit),
+            evidently.sample(before, limit),
+            columns,
+            fields,
+            params.drift.severe_psi,
+        )
     except Exception as error:
         log.exception("%s: the drift page could not be drawn", params.case)
         path.unlink(missing_ok=True)

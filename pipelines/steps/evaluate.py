@@ -22,7 +22,14 @@ from pipelines.evaluation.slices import slices
 from pipelines.fields import Fields
 
 STEP_VERSION = 2
-ROOMS = ("pipelines.evaluation.metrics", "pipelines.evaluation.slices", "pipelines.encoding", "pipelines.fields", "pipelines.runtime", "pipelines.text")
+ROOMS = (
+    "pipelines.evaluation.metrics",
+    "pipelines.evaluation.slices",
+    "pipelines.encoding",
+    "pipelines.fields",
+    "pipelines.runtime",
+    "pipelines.text",
+)
 
 
 JUDGED_BY = frozenset({BUNDLE, "spec.json", reference.FILE})
@@ -50,7 +57,11 @@ def run_scored_by(of: Score, params: Params, settings: Settings, run_dir: Path, 
     export = storage.read_manifest(run_dir / "export")
     champion = ledger.champion_before(settings.ledger, params.case, as_of)
     inputs = {"dataset": dataset.key, "export": export.key}
-    declared = {"champion": None if champion is None else champion.candidate_key, "slices": params.gate.slices, "fields": fields.hash}
+    declared = {
+        "champion": None if champion is None else champion.candidate_key,
+        "slices": params.gate.slices,
+        "fields": fields.hash,
+    }
     key = storage.step_key("evaluate", STEP_VERSION, inputs, declared)
 
     def build(folder: Path) -> Mapping[str, Any]:
@@ -88,7 +99,12 @@ def run_scored_by(of: Score, params: Params, settings: Settings, run_dir: Path, 
             },
             "opponent": None
             if champion is None
-            else {"version": champion.champion, "candidate_key": champion.candidate_key, "seq": champion.seq, "same_model": same_model},
+            else {
+                "version": champion.champion,
+                "candidate_key": champion.candidate_key,
+                "seq": champion.seq,
+                "same_model": same_model,
+            },
             **(_by_class(fields, label, challenger) if fields.classes else {}),
             **_history(run_dir, fields, bundle, of),
         }
@@ -129,7 +145,13 @@ def _column(name: str, scores: Any, fields: Fields, rows: int = 0) -> pl.Series:
 
 def _named(rows: pl.DataFrame, fields: Fields) -> pl.DataFrame:
     """The rows with the names of their classes: ``gate.slices`` may name the label."""
-    return rows if not fields.classes else rows.with_columns(pl.col(fields.label).replace_strict(dict(enumerate(fields.classes)), return_dtype=pl.String))
+    return (
+        rows
+        if not fields.classes
+        else rows.with_columns(
+            pl.col(fields.label).replace_strict(dict(enumerate(fields.classes)), return_dtype=pl.String)
+        )
+    )
 
 
 def _commonest(label: Any) -> int:
@@ -149,4 +171,10 @@ def _history(run_dir: Path, fields: Fields, champion: Path | None, of: Score) ->
     rows = pl.read_parquet(path)
     label = rows[fields.label].to_numpy()
     known = {"challenger": run_dir / "export", **({} if champion is None else {"champion": champion})}
-    return {"history": {"n": rows.height, "champion": None, **{name: metrics(label, of(bundle, rows, fields)) for name, bundle in known.items()}}}
+    return {
+        "history": {
+            "n": rows.height,
+            "champion": None,
+            **{name: metrics(label, of(bundle, rows, fields)) for name, bundle in known.items()},
+        }
+    }

@@ -97,7 +97,11 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         fresh = {} if fields.text is None else {"pretrained": False}
         model = build_model(params.case, params.model, fields, **fresh)
         load_weights(model, run_dir / "train" / "weights.pt")
-        about = {"train_rows": dataset.facts["train_rows"], "dataset_key": dataset.key, "weights_sha256": train.facts["weights_sha256"]}
+        about = {
+            "train_rows": dataset.facts["train_rows"],
+            "dataset_key": dataset.key,
+            "weights_sha256": train.facts["weights_sha256"],
+        }
         if train.facts.get("scales"):
             about["scales"] = train.facts["scales"]
         bundle = write_bundle(model, fields, folder, about)
@@ -108,7 +112,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
             bundle["precision"] = next(name for name, variant in variants.items() if variant["file"] == runtime.MODEL)
             (folder / BUNDLE).write_text(storage.canonical_json(bundle))
         scores = runtime.score_rows(folder, fields, columns)
-        reference = reference_profile(pl.read_parquet(run_dir / "dataset" / "train.parquet"), scores, fields, spec, judged)
+        reference = reference_profile(
+            pl.read_parquet(run_dir / "dataset" / "train.parquet"), scores, fields, spec, judged
+        )
         (folder / FILE).write_bytes(to_bytes(reference))
         (folder / "spec.json").write_text(storage.canonical_json(asdict(spec)))
         return {"parity": worst, "parity_rows": holdout.height, "variants": variants, **bundle}
@@ -147,7 +153,9 @@ def _variants(params: Params, fields: Fields, folder: Path, columns: Columns, la
         change = variants.difference(label, scores["fp32"], scores["int8"], metrics)
         beside["int8"] = neighbours(fields, folder, columns, params.train.seed, variants.INT8)
         if not beside["int8"] <= NEIGHBOURS:
-            refused = f"a row's score changes by {beside['int8']:.2e} with the rows beside it, {NEIGHBOURS:g} is allowed"
+            refused = (
+                f"a row's score changes by {beside['int8']:.2e} with the rows beside it, {NEIGHBOURS:g} is allowed"
+            )
             log.warning("%s: the int8 variant does not ship: %s", params.case, refused)
         elif params.export.ship == "int8":
             variants.ship_int8(folder)

@@ -21,7 +21,13 @@ from pipelines.gating.compare import improvement, lift
 from pipelines.gating.decide import decide
 
 STEP_VERSION = 2
-ROOMS = ("pipelines.gating.compare", "pipelines.gating.decide", "pipelines.gating.power", "pipelines.evaluation.metrics", "pipelines.evaluation.slices")
+ROOMS = (
+    "pipelines.gating.compare",
+    "pipelines.gating.decide",
+    "pipelines.gating.power",
+    "pipelines.evaluation.metrics",
+    "pipelines.evaluation.slices",
+)
 log = logging.getLogger(__name__)
 
 
@@ -37,13 +43,29 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, trig
     def build(folder: Path) -> Mapping[str, Any]:
         verdict = decide(evidence(params, evaluate, pl.read_parquet(run_dir / "evaluate" / "scores.parquet")), params)
         (folder / "verdict.json").write_text(storage.canonical_json(verdict))
-        return {"decision": verdict.decision, "rule": verdict.rule, "reason": verdict.reason, "verdict_sha256": storage.digest(verdict)}
+        return {
+            "decision": verdict.decision,
+            "rule": verdict.rule,
+            "reason": verdict.reason,
+            "verdict_sha256": storage.digest(verdict),
+        }
 
-    manifest = storage.commit(run_dir / "gate", case=params.case, as_of=as_of, key=key, inputs={"evaluate": evaluate.key}, build=build)
+    manifest = storage.commit(
+        run_dir / "gate", case=params.case, as_of=as_of, key=key, inputs={"evaluate": evaluate.key}, build=build
+    )
     # After the no-op path too: a crash between the folder and the ledger is mended by running again.
     verdict = Verdict.model_validate_json((run_dir / "gate" / "verdict.json").read_bytes())
-    ledger.record_verdict(settings.ledger, case=params.case, gate_key=manifest.key, as_of=as_of, trigger=trigger, verdict=verdict)
-    log.info("verdict on %s as of %s: %s, by the rule %s: %s", params.case, as_of.isoformat(), verdict.decision, verdict.rule, verdict.reason)
+    ledger.record_verdict(
+        settings.ledger, case=params.case, gate_key=manifest.key, as_of=as_of, trigger=trigger, verdict=verdict
+    )
+    log.info(
+        "verdict on %s as of %s: %s, by the rule %s: %s",
+        params.case,
+        as_of.isoformat(),
+        verdict.decision,
+        verdict.rule,
+        verdict.reason,
+    )
     return manifest
 
 
@@ -57,10 +79,12 @@ def evidence(params: Params, evaluate: Manifest, scores: pl.DataFrame) -> Eviden
         "positives": facts["positives"],
         "opponent": "base_rate" if opponent is None else "champion",
         # An evaluation by an earlier release compares the artefacts alone.
-        "same_candidate": opponent is not None and opponent.get("same_model", opponent["candidate_key"] == evaluate.inputs["export"]),
+        "same_candidate": opponent is not None
+        and opponent.get("same_model", opponent["candidate_key"] == evaluate.inputs["export"]),
         "challenger": facts["challenger"],
         # With classes the base rate is a list, which is no metric.
-        "champion": facts["champion"] or {name: value for name, value in facts["base_rate"].items() if not isinstance(value, list)},
+        "champion": facts["champion"]
+        or {name: value for name, value in facts["base_rate"].items() if not isinstance(value, list)},
     }
     if scores.is_empty():
         return Evidence(**common, lift=None)

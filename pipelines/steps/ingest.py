@@ -52,7 +52,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     fields = load_fields(params.case)
     first_run = ledger.champion_before(settings.ledger, params.case, as_of) is None
     origin = "source" if first_run or params.training_rows == "source" else "log"
-    read, earliest, described = _from_source(params, settings) if origin == "source" else _from_log(params, settings, fields, as_of)
+    read, earliest, described = (
+        _from_source(params, settings) if origin == "source" else _from_log(params, settings, fields, as_of)
+    )
     received = _look_back(read, earliest, fields, params, as_of)
     refused = _arrived(received.refused, fields, as_of)
     rows = _arrived(received.rows, fields, as_of)
@@ -113,7 +115,9 @@ def _nothing(params: Params, settings: Settings, origin: str, received: Received
         return DataError(
             f"{begin} lies in the case's period, from {since} to {until or 'now'}: their event_time is from {oldest} to {newest}; mend event_time in source.py, or period in params.yaml"
         )
-    return TooFewRows(f"{params.case}: the {origin} has no rows before {as_of.isoformat()}: choose a later as_of, or check that rows arrive")
+    return TooFewRows(
+        f"{params.case}: the {origin} has no rows before {as_of.isoformat()}: choose a later as_of, or check that rows arrive"
+    )
 
 
 def _from_source(params: Params, settings: Settings) -> tuple[Read, datetime, dict[str, Any]]:
@@ -131,7 +135,9 @@ def _from_source(params: Params, settings: Settings) -> tuple[Read, datetime, di
     return read, params.period[0], source.facts()
 
 
-def _from_log(params: Params, settings: Settings, fields: Fields, as_of: datetime) -> tuple[Read, datetime, dict[str, Any]]:
+def _from_log(
+    params: Params, settings: Settings, fields: Fields, as_of: datetime
+) -> tuple[Read, datetime, dict[str, Any]]:
     prediction_log.catch_up(settings, params.case, dataset.training_window(as_of, params.dataset))
     oldest = prediction_log.first_day(settings, params.case)
     earliest = as_of if oldest is None else datetime.combine(oldest, time(0), UTC)
@@ -163,7 +169,15 @@ def _from_log(params: Params, settings: Settings, fields: Fields, as_of: datetim
         used = labels.join(served.select("id"), on="id", how="semi").height
         return {"lines": lines, "used": used, "superseded": lines - labels.height, "of_no_row": labels.height - used}
 
-    return read, earliest, {"name": "prediction log", "kind": "log", "why": "the case has a champion: only what was served is learned from"}
+    return (
+        read,
+        earliest,
+        {
+            "name": "prediction log",
+            "kind": "log",
+            "why": "the case has a champion: only what was served is learned from",
+        },
+    )
 
 
 def _look_back(read: Read, earliest: datetime, fields: Fields, params: Params, as_of: datetime) -> Received:

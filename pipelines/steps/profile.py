@@ -58,14 +58,21 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     Raises TooFewRows before a case's first training.
     """
     fields = load_fields(params.case)
-    if not settings.profile_file(params.case).exists() and ledger.champion_before(settings.ledger, params.case, as_of) is None:
-        raise TooFewRows(f"{params.case}: nothing has been trained yet, and the first training freezes the scales that rows are profiled by: run one first")
+    if (
+        not settings.profile_file(params.case).exists()
+        and ledger.champion_before(settings.ledger, params.case, as_of) is None
+    ):
+        raise TooFewRows(
+            f"{params.case}: nothing has been trained yet, and the first training freezes the scales that rows are profiled by: run one first"
+        )
     spec = load_spec(fields, settings.profile_file(params.case))
     window = drift_window(as_of, params.drift.window)
     unread = prediction_log.catch_up(settings, params.case, window)
     found = {day: _ready(params, settings, run_dir, day) for day in prediction_log.days(settings, params.case, window)}
     wanted = [day for day, ready in found.items() if ready is None]
-    found |= {day: _keep(params, settings, spec, day, hours) for day, hours in _hours(params, settings, spec, fields, wanted)}
+    found |= {
+        day: _keep(params, settings, spec, day, hours) for day, hours in _hours(params, settings, spec, fields, wanted)
+    }
     days = [ready for _, ready in sorted(found.items()) if ready is not None and ready["rows"]]
     told = {"window": window.model_dump(mode="json"), "spec": spec.version, "unread": unread}
     declared = {**told, "days": [day["path"] for day in days]}
@@ -100,7 +107,14 @@ def part(params: Params, settings: Settings, run_dir: Path, as_of: datetime, day
         [(_, hours)] = _hours(params, settings, spec, fields, [of])
         return _keep(params, settings, spec, of, hours)
 
-    return storage.commit(run_dir / PARTS / day, case=params.case, as_of=as_of, key=_part_key(params, settings, of), inputs={}, build=build)
+    return storage.commit(
+        run_dir / PARTS / day,
+        case=params.case,
+        as_of=as_of,
+        key=_part_key(params, settings, of),
+        inputs={},
+        build=build,
+    )
 
 
 def _part_key(params: Params, settings: Settings, day: date) -> str:
@@ -123,7 +137,9 @@ def _ready(params: Params, settings: Settings, run_dir: Path, day: date) -> dict
     return made.facts if there and made.key == _part_key(params, settings, day) else None
 
 
-def _hours(params: Params, settings: Settings, spec: Spec, fields: Fields, days: Sequence[date]) -> Iterator[tuple[date, dict[int, Profile]]]:
+def _hours(
+    params: Params, settings: Settings, spec: Spec, fields: Fields, days: Sequence[date]
+) -> Iterator[tuple[date, dict[int, Profile]]]:
     """Profiles of the hours that have rows, of each of the days."""
     for together, small in _stretches(settings, params.case, days):
         if small:
@@ -135,7 +151,10 @@ def _hours(params: Params, settings: Settings, spec: Spec, fields: Fields, days:
 
 def _stretches(settings: Settings, case: str, days: Sequence[date]) -> Iterator[tuple[list[date], bool]]:
     """The days, as many together as have small files, and whether those are small: of a single day they may not be."""
-    sizes = {day: sum(file.stat().st_size for file in prediction_log.near(settings, case, prediction_log.window_of(day))) for day in days}
+    sizes = {
+        day: sum(file.stat().st_size for file in prediction_log.near(settings, case, prediction_log.window_of(day)))
+        for day in days
+    }
     together: list[date] = []
     for day in days:
         if together and sum(map(sizes.__getitem__, together)) + sizes[day] > TOGETHER:
@@ -157,7 +176,11 @@ def _streamed(settings: Settings, case: str, day: date, spec: Spec, fields: Fiel
     [(_, rows)] = prediction_log.read_days(settings, case, [day], lambda scan: typed(scan.filter(again), fields))
     found = {hour: [profile_frame(scored(part, fields), fields, spec)] for hour, part in _by_hour(rows)}
     for hour, files in hours.items():
-        once = profile_where(files, ~again, fields, spec) if repeats.holds(files, twice) else profile_parquet(files, fields, spec)
+        once = (
+            profile_where(files, ~again, fields, spec)
+            if repeats.holds(files, twice)
+            else profile_parquet(files, fields, spec)
+        )
         if once.rows:
             found.setdefault(hour, []).append(once)
     return {hour: merge(parts, spec.version) for hour, parts in sorted(found.items())}
@@ -166,12 +189,26 @@ def _streamed(settings: Settings, case: str, day: date, spec: Spec, fields: Fiel
 def _keep(params: Params, settings: Settings, spec: Spec, day: date, profiles: Mapping[int, Profile]) -> dict[str, Any]:
     """Write the profiles of a day's hours and of the day."""
     folder = settings.lake / params.case / "profiles" / spec.version / f"date={day}"
-    paths = {} if params.drift.partition == "day" else {hour: write(profile, folder / f"hour={hour:02d}") for hour, profile in profiles.items()}
-    hours = [{"hour": hour, "path": str(path.relative_to(settings.root)), "rows": profiles[hour].rows} for hour, path in paths.items()]
+    paths = (
+        {}
+        if params.drift.partition == "day"
+        else {hour: write(profile, folder / f"hour={hour:02d}") for hour, profile in profiles.items()}
+    )
+    hours = [
+        {"hour": hour, "path": str(path.relative_to(settings.root)), "rows": profiles[hour].rows}
+        for hour, path in paths.items()
+    ]
     whole = merge(profiles.values(), spec.version)
-    return {"date": str(day), "path": str(write(whole, folder).relative_to(settings.root)), "rows": whole.rows, "hours": hours}
+    return {
+        "date": str(day),
+        "path": str(write(whole, folder).relative_to(settings.root)),
+        "rows": whole.rows,
+        "hours": hours,
+    }
 
 
 def _by_hour(rows: pl.DataFrame) -> list[tuple[int, pl.DataFrame]]:
-    parts = rows.with_columns(_hour=pl.col("event_time").dt.hour()).partition_by("_hour", as_dict=True, include_key=False)
+    parts = rows.with_columns(_hour=pl.col("event_time").dt.hour()).partition_by(
+        "_hour", as_dict=True, include_key=False
+    )
     return sorted((hour, part) for (hour,), part in parts.items())

@@ -12,7 +12,13 @@ from pipelines.errors import Unavailable
 from pipelines.registry import aliases
 
 STEP_VERSION = 1
-ROOMS = ("pipelines.deploy.rollout", "pipelines.deploy.repository", "pipelines.deploy.triton", "pipelines.registry.aliases", "pipelines.runtime")
+ROOMS = (
+    "pipelines.deploy.rollout",
+    "pipelines.deploy.repository",
+    "pipelines.deploy.triton",
+    "pipelines.registry.aliases",
+    "pipelines.runtime",
+)
 
 
 def run(params: Params, settings: Settings) -> dict[str, Any]:

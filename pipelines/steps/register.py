@@ -20,7 +20,13 @@ from pipelines.registry.live import TEXT, flat
 from pipelines.reports import training as figures
 
 STEP_VERSION = 2
-ROOMS = ("pipelines.registry.register", "pipelines.registry.client", "pipelines.registry.live", "pipelines.registry.points", "pipelines.reports.training")
+ROOMS = (
+    "pipelines.registry.register",
+    "pipelines.registry.client",
+    "pipelines.registry.live",
+    "pipelines.registry.points",
+    "pipelines.reports.training",
+)
 FILES = (("gate", "verdict.json"), ("export", "bundle.json"), ("train", "record.json"), ("train", "metrics.jsonl"))
 """What the run keeps beside the model, by step; a training without a loop has no metrics by step."""
 INPUTS = ("dataset", "train", "export", "evaluate", "gate")
@@ -34,7 +40,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, t
     A crash between run and version is completed by running again; should two tries have run at once, what
     the losing one left in MLflow is deleted. Raises Unavailable if MLflow is down.
     """
-    read = {step: {name for of, name in FILES if of == step} for step in ("train", "export")}  # the model is checked before it is sent
+    read = {
+        step: {name for of, name in FILES if of == step} for step in ("train", "export")
+    }  # the model is checked before it is sent
     inputs = {step: storage.read_manifest(run_dir / step, verify=read.get(step, True)) for step in INPUTS}
     gate = inputs["gate"]
     key = storage.step_key("register", STEP_VERSION, {"gate": gate.key, "export": inputs["export"].key}, {})
@@ -47,17 +55,37 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, t
 
     keys = {"gate": gate.key, "export": inputs["export"].key}
     manifest = storage.commit(run_dir / "register", case=params.case, as_of=as_of, key=key, inputs=keys, build=build)
-    register.settle(settings, params.case, gate.key, inputs["train"].key, as_of, manifest.facts["mlflow_run"], manifest.facts["version"])
+    register.settle(
+        settings,
+        params.case,
+        gate.key,
+        inputs["train"].key,
+        as_of,
+        manifest.facts["mlflow_run"],
+        manifest.facts["version"],
+    )
     return manifest
 
 
 def _candidate(
-    params: Params, settings: Settings, run_dir: Path, as_of: datetime, trigger: Trigger, inputs: Mapping[str, Manifest], plots: Sequence[Path]
+    params: Params,
+    settings: Settings,
+    run_dir: Path,
+    as_of: datetime,
+    trigger: Trigger,
+    inputs: Mapping[str, Manifest],
+    plots: Sequence[Path],
 ) -> register.Candidate:
-    cited = ledger.verdict(settings.ledger, params.case, inputs["gate"].facts.get("verdict_sha256", ""), gate_key=inputs["gate"].key)
+    cited = ledger.verdict(
+        settings.ledger, params.case, inputs["gate"].facts.get("verdict_sha256", ""), gate_key=inputs["gate"].key
+    )
     verdict = Verdict.model_validate(cited["verdict"])
     facts = {step: manifest.facts for step, manifest in inputs.items()}
-    metrics = {"evaluate": {name: facts["evaluate"].get(name) for name in ("challenger", "champion", "base_rate", "n", "positives")}}
+    metrics = {
+        "evaluate": {
+            name: facts["evaluate"].get(name) for name in ("challenger", "champion", "base_rate", "n", "positives")
+        }
+    }
     lift = verdict.evidence.lift
     return register.Candidate(
         case=params.case,
@@ -66,7 +94,9 @@ def _candidate(
         train=inputs["train"].key,
         bundle=run_dir / "export",
         params={name: str(value) for name, value in flat(params.model_dump(mode="json")).items()},
-        metrics=_numbers({**metrics["evaluate"], "lift": lift.model_dump() if lift else None, "cost": facts["train"].get("cost", {})}),
+        metrics=_numbers(
+            {**metrics["evaluate"], "lift": lift.model_dump() if lift else None, "cost": facts["train"].get("cost", {})}
+        ),
         curves={"epoch.loss": facts["train"].get("curve", [])},
         steps=run_dir / "train" / "metrics.jsonl",
         tags=_tags(params, settings, as_of, trigger, inputs, verdict),
@@ -91,17 +121,30 @@ def _plots(run_dir: Path, folder: Path, name: str, judged: Mapping[str, Any]) ->
         drawn.append(figures.confusion(judged["confusion"], judged["classes"], about, folder / "confusion.png"))
     elif scores.exists() and judged["n"]:
         rows = pl.read_parquet(scores, columns=["label", "challenger"])
-        drawn.append(figures.calibration(rows["label"].to_numpy(), rows["challenger"].to_numpy(), about, folder / "calibration.png"))
+        drawn.append(
+            figures.calibration(
+                rows["label"].to_numpy(), rows["challenger"].to_numpy(), about, folder / "calibration.png"
+            )
+        )
     return drawn
 
 
-def _tags(params: Params, settings: Settings, as_of: datetime, trigger: Trigger, inputs: Mapping[str, Manifest], verdict: Verdict) -> dict[str, str]:
+def _tags(
+    params: Params,
+    settings: Settings,
+    as_of: datetime,
+    trigger: Trigger,
+    inputs: Mapping[str, Manifest],
+    verdict: Verdict,
+) -> dict[str, str]:
     origin = inputs["export"].provenance
     tags = {
         "case": params.case,
         "as_of": as_of.isoformat(),
         "trigger": trigger,
-        "episode": ledger.asking_episode(settings.ledger, params.case, as_of) if trigger in get_args(EpisodeTrigger) else None,
+        "episode": ledger.asking_episode(settings.ledger, params.case, as_of)
+        if trigger in get_args(EpisodeTrigger)
+        else None,
         "commit": origin.get("commit"),
         "lock": origin.get("lock"),
         "candidate": inputs["export"].key,

@@ -27,7 +27,16 @@ ROOMS = (
 log = logging.getLogger(__name__)
 
 
-def run(params: Params, settings: Settings, *, reason: str, actor: str, version: int, despite_verdict: bool = False, as_of: datetime | None = None) -> Switch:
+def run(
+    params: Params,
+    settings: Settings,
+    *,
+    reason: str,
+    actor: str,
+    version: int,
+    despite_verdict: bool = False,
+    as_of: datetime | None = None,
+) -> Switch:
     """Append a release of ``version`` once it answers in Triton; says what serves now. If it serves already, nothing changes.
 
     Known is a version that was released before, or that a training run registered. It needs the verdict ``promote``, as it stands in the ledger;
@@ -42,25 +51,36 @@ def run(params: Params, settings: Settings, *, reason: str, actor: str, version:
     with repository.alone(settings.model_repository, case):
         head = ledger.head(settings.ledger, case)
         if head is None:
-            raise ConfigError(f"{case} has no release yet: run the training line first, its gate decides on the first champion")
+            raise ConfigError(
+                f"{case} has no release yet: run the training line first, its gate decides on the first champion"
+            )
         if head.champion == version:
             log.warning("%s: nothing was changed: %s", case, switch.told(head))
             return Switch(case=case, serves=version, was=version, changed=False, release=head)
         target = _released(settings, case, version) or _registered(settings, case, version)
-        verdict = ledger.verdict(settings.ledger, case, target["verdict_hash"])["verdict"] if target["verdict_hash"] else {}
+        verdict = (
+            ledger.verdict(settings.ledger, case, target["verdict_hash"])["verdict"] if target["verdict_hash"] else {}
+        )
         if verdict.get("decision") != "promote" and not despite_verdict:
             said = f"{verdict['decision']} ({verdict.get('reason')})" if verdict else "missing"
             raise ConflictError(
                 f"{case}: nothing was changed: {switch.told(head)}; the verdict on version {version} is {said}: "
                 "add --despite-verdict to release it all the same"
             )
-        release = switch.append(params, settings, load_fields(case), head, "release", target, reason=reason, actor=actor, as_of=as_of)
+        release = switch.append(
+            params, settings, load_fields(case), head, "release", target, reason=reason, actor=actor, as_of=as_of
+        )
         storage.failpoint("release", "appended")
         try:
             rollout.restore(settings, load_fields(case), params.serving.device)
             aliases.project(settings, case)
         except PerennialError as error:
-            log.warning("%s: version %d is released; what follows the ledger is behind (reconcile will mend it): %s", case, version, error)
+            log.warning(
+                "%s: version %d is released; what follows the ledger is behind (reconcile will mend it): %s",
+                case,
+                version,
+                error,
+            )
     log.info("%s: %s", case, switch.told(release))
     return Switch(case=case, serves=version, was=head.champion, changed=True, release=release)
 

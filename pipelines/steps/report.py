@@ -74,7 +74,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
 
     manifest = storage.commit(run_dir / "report", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
     # The answer says where MLflow shows the page, the manifest does not: the page counts, wherever MLflow is.
-    return manifest.model_copy(update={"facts": {**manifest.facts, **_publish(params, settings, run_dir, as_of, manifest, view)}})
+    return manifest.model_copy(
+        update={"facts": {**manifest.facts, **_publish(params, settings, run_dir, as_of, manifest, view)}}
+    )
 
 
 def _said(view: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,12 +88,16 @@ def _said(view: Mapping[str, Any]) -> dict[str, Any]:
     return {**view, "releases": [bare(release) for release in view["releases"]], "champion": bare(view["champion"])}
 
 
-def _publish(params: Params, settings: Settings, run_dir: Path, as_of: datetime, manifest: Manifest, view: Mapping[str, Any]) -> dict[str, str]:
+def _publish(
+    params: Params, settings: Settings, run_dir: Path, as_of: datetime, manifest: Manifest, view: Mapping[str, Any]
+) -> dict[str, str]:
     """The pages in MLflow, for people who come from there or from Airflow: ``{page, evidently}`` as addresses; without MLflow nothing."""
     report = view["report"]
     drawn = run_dir / "drift" / "drift.html"
     files = [run_dir / "report" / PAGE, *([drawn] if drawn.exists() else [])]
-    tags = {name: str(report[name]) for name in ("state", "action", "episode", "model_version") if report[name] is not None}
+    tags = {
+        name: str(report[name]) for name in ("state", "action", "episode", "model_version") if report[name] is not None
+    }
     strongest = [one["debiased_psi"] for one in report["features"] if not one["ignored"]]
     metrics = {"rows": report["current_rows"], **({"largest_debiased_psi": max(strongest)} if strongest else {})}
     try:
@@ -101,7 +107,8 @@ def _publish(params: Params, settings: Settings, run_dir: Path, as_of: datetime,
             as_of=as_of,
             key=manifest.key,
             files=files,
-            tags={f"perennial.{name}": value for name, value in tags.items()} | {"mlflow.note.content": manifest.facts["headline"]},
+            tags={f"perennial.{name}": value for name, value in tags.items()}
+            | {"mlflow.note.content": manifest.facts["headline"]},
             metrics=metrics,
             champion=None if view["champion"] is None else view["champion"]["mlflow_run"],
         )
@@ -147,7 +154,11 @@ def _ledger(params: Params, settings: Settings, report: DriftReport, as_of: date
         "releases": [release.model_dump(mode="json") for release in releases],
         "champion": _champion(releases, report),
         "verdicts": [{name: row[name] for name in ("as_of", "trigger", "hash", "verdict")} for row in verdicts],
-        "episodes": [{"episode": row["episode"], "as_of": row["as_of"]} for row in ledger.episodes(url, case) if datetime.fromisoformat(row["as_of"]) <= as_of],
+        "episodes": [
+            {"episode": row["episode"], "as_of": row["as_of"]}
+            for row in ledger.episodes(url, case)
+            if datetime.fromisoformat(row["as_of"]) <= as_of
+        ],
         "alerts": [alert.model_dump(mode="json") for alert in alerts],
     }
 
@@ -159,17 +170,36 @@ def _champion(releases: Sequence[Release], report: DriftReport) -> dict[str, Any
 
 
 def _profiles(
-    params: Params, settings: Settings, run_dir: Path, report: DriftReport, past: Sequence[Mapping[str, Any]], made: Manifest, as_of: datetime
+    params: Params,
+    settings: Settings,
+    run_dir: Path,
+    report: DriftReport,
+    past: Sequence[Mapping[str, Any]],
+    made: Manifest,
+    as_of: datetime,
 ) -> dict[str, Any]:
     """What the counts say: ``heat`` (columns and rows), ``moved`` (values before and now), ``served`` (rows by version)."""
     fields = load_fields(params.case)
     spec = load_spec(fields, settings.profile_file(params.case))
     current = merge((read(settings.root / day["path"]) for day in made.facts["days"]), made.facts["spec"])
-    served = {name.partition("@")[2]: column.n + sum(column.missing) for name, column in current.columns.items() if name.startswith(f"{OUTPUTS[0]}@")}
-    found: dict[str, Any] = {"served": [{"version": int(version), "rows": rows} for version, rows in sorted(served.items(), key=lambda item: int(item[0]))]}
+    served = {
+        name.partition("@")[2]: column.n + sum(column.missing)
+        for name, column in current.columns.items()
+        if name.startswith(f"{OUTPUTS[0]}@")
+    }
+    found: dict[str, Any] = {
+        "served": [
+            {"version": int(version), "rows": rows}
+            for version, rows in sorted(served.items(), key=lambda item: int(item[0]))
+        ]
+    }
     champion = ledger.champion_before(settings.ledger, params.case, as_of)
     order = [feature.feature for feature in report.features]
-    bundle = None if champion is None else storage.find(settings.root / champion.bundle, champion.candidate_key, verify={reference.FILE})
+    bundle = (
+        None
+        if champion is None
+        else storage.find(settings.root / champion.bundle, champion.candidate_key, verify={reference.FILE})
+    )
     before = None if bundle is None else read(bundle / reference.FILE)
     if before is None or before.spec != spec.version:
         return {**found, "heat": windows(past, order), "moved": []}
@@ -188,16 +218,29 @@ def _profiles(
     values: dict[str, list[float | None]] = {name: [] for name in shown}
     for day in days:
         profile = read(settings.root / day["path"]) if day["path"] else Profile(spec.version, 0, {})
-        psi = {one.feature: one.debiased_psi for one in compare(narrow, profile, fields, spec, params.drift, report.model_version)}
+        psi = {
+            one.feature: one.debiased_psi
+            for one in compare(narrow, profile, fields, spec, params.drift, report.model_version)
+        }
         for name, row in values.items():
             row.append(psi.get(name))
     columns = [{"end": day["date"], "rows": day["rows"], "version": report.model_version} for day in days]
-    return {**found, "heat": {"unit": "day", "columns": columns, "rows": [{"feature": name, "values": row} for name, row in values.items()], "of": len(order)}}
+    return {
+        **found,
+        "heat": {
+            "unit": "day",
+            "columns": columns,
+            "rows": [{"feature": name, "values": row} for name, row in values.items()],
+            "of": len(order),
+        },
+    }
 
 
 def windows(past: Sequence[Mapping[str, Any]], order: Sequence[str]) -> dict[str, Any]:
     """The heat map of whole windows: what each run found against the champion that served then."""
-    columns = [{"end": one["window"]["end"], "rows": one["current_rows"], "version": one["model_version"]} for one in past]
+    columns = [
+        {"end": one["window"]["end"], "rows": one["current_rows"], "version": one["model_version"]} for one in past
+    ]
     seen = [{feature["feature"]: feature["debiased_psi"] for feature in one["features"]} for one in past]
     # Where this window has no values (it is empty), the order is that of the newest one that has.
     names = list(dict.fromkeys([*order, *(name for one in reversed(seen) for name in one)]))
@@ -214,7 +257,11 @@ def _days(settings: Settings, run_dir: Path, end: date, spec: str) -> list[dict[
         if datetime.fromisoformat(facts["window"]["end"]).date() <= first:
             break
         if facts["spec"] == spec:
-            found |= {day["date"]: day for day in facts["days"] if day["date"] not in found and (settings.root / day["path"]).exists()}
+            found |= {
+                day["date"]: day
+                for day in facts["days"]
+                if day["date"] not in found and (settings.root / day["path"]).exists()
+            }
     known = sorted(found)
     start = max(first, date.fromisoformat(known[0])) if known else end
     days = [str(start + timedelta(days=number)) for number in range((end - start).days)]

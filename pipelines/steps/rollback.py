@@ -25,7 +25,15 @@ ROOMS = (
 log = logging.getLogger(__name__)
 
 
-def run(params: Params, settings: Settings, *, reason: str, actor: str, as_of: datetime | None = None, from_version: int | None = None) -> Switch:
+def run(
+    params: Params,
+    settings: Settings,
+    *,
+    reason: str,
+    actor: str,
+    as_of: datetime | None = None,
+    from_version: int | None = None,
+) -> Switch:
     """Append the rollback to the ledger once the version below the champion answers in Triton; says what serves now.
 
     ``from_version`` is the version to take back: if another one serves, nothing changes. Asked again, however often and by how many at once, it is
@@ -45,7 +53,12 @@ def run(params: Params, settings: Settings, *, reason: str, actor: str, as_of: d
             raise ConfigError(f"{case} has no release yet, there is nothing to roll back: run the training line first")
         head = history[-1]
         if _carried_out(history, from_version, reason, actor):
-            log.warning("%s: nothing was changed: %s. To go further back: --from-version %d", case, switch.told(head), head.champion)
+            log.warning(
+                "%s: nothing was changed: %s. To go further back: --from-version %d",
+                case,
+                switch.told(head),
+                head.champion,
+            )
             return Switch(case=case, serves=head.champion, was=history[-2].champion, changed=False, release=head)
         if from_version is not None and from_version != head.champion:
             raise ConflictError(f"{case}: nothing was changed: {switch.told(head)}, not version {from_version}")
@@ -56,9 +69,13 @@ def run(params: Params, settings: Settings, *, reason: str, actor: str, as_of: d
             )
         below = ledger.previous_release(settings.ledger, case)
         if below is None:
-            raise ConflictError(f"{case}: version {head.champion} has no release below it to go back to: train and promote a better one instead")
+            raise ConflictError(
+                f"{case}: version {head.champion} has no release below it to go back to: train and promote a better one instead"
+            )
         target = below.model_dump(include=switch.TARGET)
-        release = switch.append(params, settings, load_fields(case), head, "rollback", target, reason=reason, actor=actor, as_of=as_of)
+        release = switch.append(
+            params, settings, load_fields(case), head, "rollback", target, reason=reason, actor=actor, as_of=as_of
+        )
         storage.failpoint("rollback", "appended")
         _follow(params, settings)
     log.info("%s: %s", case, switch.told(release))
@@ -70,7 +87,11 @@ def _carried_out(history: list[Release], from_version: int | None, reason: str, 
     head = history[-1]
     if head.action != "rollback":
         return False
-    return (head.reason, head.actor) == (reason, actor) if from_version is None else history[-2].champion == from_version != head.champion
+    return (
+        (head.reason, head.actor) == (reason, actor)
+        if from_version is None
+        else history[-2].champion == from_version != head.champion
+    )
 
 
 def _follow(params: Params, settings: Settings) -> None:
@@ -79,4 +100,6 @@ def _follow(params: Params, settings: Settings) -> None:
         rollout.restore(settings, load_fields(params.case), params.serving.device)
         aliases.project(settings, params.case)
     except PerennialError as error:
-        log.warning("%s is rolled back; what follows the ledger is behind (reconcile will mend it): %s", params.case, error)
+        log.warning(
+            "%s is rolled back; what follows the ledger is behind (reconcile will mend it): %s", params.case, error
+        )

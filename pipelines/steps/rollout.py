@@ -17,7 +17,13 @@ from pipelines.errors import ConflictError, IntegrityError, PerennialError
 from pipelines.registry import aliases
 
 STEP_VERSION = 1
-ROOMS = ("pipelines.deploy.rollout", "pipelines.deploy.repository", "pipelines.deploy.triton", "pipelines.registry.aliases", "pipelines.runtime")
+ROOMS = (
+    "pipelines.deploy.rollout",
+    "pipelines.deploy.repository",
+    "pipelines.deploy.triton",
+    "pipelines.registry.aliases",
+    "pipelines.runtime",
+)
 INPUTS = ("dataset", "export", "gate", "register")
 FAILPOINTS = ("staged", "loaded", "appended", "projected")
 """Beyond those of a commit: version in the repository, loaded in Triton, release in the ledger, aliases set."""
@@ -67,7 +73,13 @@ def _verdict(settings: Settings, run_dir: Path, inputs: Mapping[str, Manifest]) 
 
 
 def _release(
-    params: Params, settings: Settings, run_dir: Path, as_of: datetime, trigger: Trigger, inputs: Mapping[str, Manifest], reason: str
+    params: Params,
+    settings: Settings,
+    run_dir: Path,
+    as_of: datetime,
+    trigger: Trigger,
+    inputs: Mapping[str, Manifest],
+    reason: str,
 ) -> tuple[str, Release | None]:
     case, candidate_key, version = inputs["export"].case, inputs["export"].key, inputs["register"].facts["version"]
     history = ledger.releases(settings.ledger, case)
@@ -106,7 +118,9 @@ def _release(
     try:
         rollout.restore(settings, fields, params.serving.device)
     except PerennialError as error:
-        log.warning("%s: version %d serves, but old versions were not put in order (reconcile will): %s", case, version, error)
+        log.warning(
+            "%s: version %d serves, but old versions were not put in order (reconcile will): %s", case, version, error
+        )
     return "promoted", release
 
 

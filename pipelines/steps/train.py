@@ -43,7 +43,14 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, trigger: Trigger = "manual", actor: str | None = None, reason: str | None = None
+    params: Params,
+    settings: Settings,
+    run_dir: Path,
+    as_of: datetime,
+    *,
+    trigger: Trigger = "manual",
+    actor: str | None = None,
+    reason: str | None = None,
 ) -> Manifest:
     """Write ``weights.pt``, ``record.json``, ``metrics.jsonl`` and (texts) ``tokenizer.json`` to ``run_dir/train``.
 
@@ -57,13 +64,20 @@ def run(
     fields = load_fields(params.case)
     dataset = storage.read_manifest(run_dir / "dataset")
     if not settings.profile_file(params.case).exists():
-        raise ConfigError(f"{settings.profile_file(params.case)} does not exist: run the step 'dataset' again, it is made from the training rows")
+        raise ConfigError(
+            f"{settings.profile_file(params.case)} does not exist: run the step 'dataset' again, it is made from the training rows"
+        )
     inputs = {"dataset": dataset.key}
     initial = champion_weights(params, settings, as_of)
     if initial is not None:
         inputs["champion"] = initial.key
     gpus = params.resources.gpus > 0
-    declared = {"model": params.model.model_dump(mode="json"), "train": params.train.model_dump(mode="json"), "fields": fields.hash, "gpus": gpus}
+    declared = {
+        "model": params.model.model_dump(mode="json"),
+        "train": params.train.model_dump(mode="json"),
+        "fields": fields.hash,
+        "gpus": gpus,
+    }
     declared["code"] = code = code_sha256(params.case)
     base = base_sha256(params.model.encoder) if isinstance(params.model, TextModelParams) else None
     if base is not None:
@@ -76,7 +90,12 @@ def run(
     def build(folder: Path) -> Mapping[str, Any]:
         asked = governance(settings, params.case, as_of, trigger, actor, reason)
         # A training that is repeated elsewhere is no run of its own.
-        with live.recording(settings, _opening(params, as_of, key, dataset, asked), work, on=run_dir == settings.run_dir(params.case, as_of)) as recording:
+        with live.recording(
+            settings,
+            _opening(params, as_of, key, dataset, asked),
+            work,
+            on=run_dir == settings.run_dir(params.case, as_of),
+        ) as recording:
             facts = _train(folder, run_dir, params, settings, fields, initial, work, recording.beside)
             # Inside: a no-op run must not pay for importing torch.
             from pipelines.training.record import training_record, write
@@ -134,7 +153,12 @@ def _train(
     rows = as_rows(fields, columns, folder, scales)
     constant = find_constant(fields, columns)
     if constant:
-        log.warning("%s: nothing can be learned from what has one value in all %d training rows: %s", params.case, len(rows), ", ".join(constant))
+        log.warning(
+            "%s: nothing can be learned from what has one value in all %d training rows: %s",
+            params.case,
+            len(rows),
+            ", ".join(constant),
+        )
     cache = settings.root / "cache" / "embeddings"
     if params.model.kind == "embedding":
         model = made()
@@ -160,7 +184,16 @@ def _train(
             save_weights(model, work / HEAD)
         start = warm.weights if warm else (work / HEAD if (work / HEAD).exists() else None)
         nodes = Nodes(settings.nodes, settings.node_rank, settings.rdzv_endpoint)
-        fitted = fit(made, rows, params.train, work, device="cuda" if params.resources.gpus else "cpu", initial=start, nodes=nodes, beside=beside)
+        fitted = fit(
+            made,
+            rows,
+            params.train,
+            work,
+            device="cuda" if params.resources.gpus else "cpu",
+            initial=start,
+            nodes=nodes,
+            beside=beside,
+        )
         model, curve, facts = fitted.model, fitted.curve, fitted.facts
         shutil.copyfile(work / FILE, folder / FILE)
     save_weights(model, folder / "weights.pt")
@@ -203,14 +236,20 @@ def rows_source(run_dir: Path, dataset: Manifest) -> Mapping[str, Any]:
     # Beside the dataset itself: a training that is repeated elsewhere links to it.
     run = (run_dir / "dataset").resolve().parent
     try:
-        validate = storage.read_manifest(storage.find(run / "validate", dataset.inputs["validate"], verify=False), verify=False)
-        found: Mapping[str, Any] = storage.read_manifest(storage.find(run / "ingest", validate.inputs["ingest"], verify=False), verify=False).facts["source"]
+        validate = storage.read_manifest(
+            storage.find(run / "validate", dataset.inputs["validate"], verify=False), verify=False
+        )
+        found: Mapping[str, Any] = storage.read_manifest(
+            storage.find(run / "ingest", validate.inputs["ingest"], verify=False), verify=False
+        ).facts["source"]
     except (KeyError, NotKept):
         return {}
     return found
 
 
-def governance(settings: Settings, case: str, as_of: datetime, trigger: Trigger, actor: str | None, reason: str | None = None) -> dict[str, Any]:
+def governance(
+    settings: Settings, case: str, as_of: datetime, trigger: Trigger, actor: str | None, reason: str | None = None
+) -> dict[str, Any]:
     """Who asked for a training and why: ``{actor, trigger, reason, episode}``; the episode is the one that asked for it."""
     episode = ledger.asking_episode(settings.ledger, case, as_of) if trigger in get_args(EpisodeTrigger) else None
     why = reason or (f"{trigger} episode {episode}" if episode else trigger)
@@ -226,7 +265,9 @@ def _follow(folder: Path, work: Path, key: str, node_rank: int) -> Manifest:
     give_up = time.monotonic() + JOIN_SECONDS
     while not _committed(folder, key):
         if time.monotonic() > give_up:
-            raise Unavailable(f"node 0 has not committed {folder} within {JOIN_SECONDS:.0f} s: look at its log, run the step again")
+            raise Unavailable(
+                f"node 0 has not committed {folder} within {JOIN_SECONDS:.0f} s: look at its log, run the step again"
+            )
         time.sleep(0.1)
     return storage.read_manifest(folder)
 

@@ -33,7 +33,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     fields = load_fields(params.case)
     ingest = storage.read_manifest(run_dir / "ingest")
     limit = params.dataset.max_bad_share
-    key = storage.step_key("validate", STEP_VERSION, {"ingest": ingest.key}, {"max_bad_share": limit, "fields": fields.hash})
+    key = storage.step_key(
+        "validate", STEP_VERSION, {"ingest": ingest.key}, {"max_bad_share": limit, "fields": fields.hash}
+    )
 
     def build(folder: Path) -> Mapping[str, Any]:
         rows = lake.read_days(settings, ingest.facts["partitions"])
@@ -58,7 +60,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         bad.write_parquet(folder / "quarantine.parquet", compression="zstd")
         return {"rows": good.height, "bad": bad.height, "bad_share": share, "reasons": reasons, **_apart(ingest)}
 
-    return storage.commit(run_dir / "validate", case=params.case, as_of=as_of, key=key, inputs={"ingest": ingest.key}, build=build)
+    return storage.commit(
+        run_dir / "validate", case=params.case, as_of=as_of, key=key, inputs={"ingest": ingest.key}, build=build
+    )
 
 
 def _apart(ingest: Manifest) -> dict[str, int]:

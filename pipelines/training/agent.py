@@ -84,7 +84,9 @@ def _own_address(endpoint: str) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m pipelines.training.agent", description="Run this node's ranks of a training.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.training.agent", description="Run this node's ranks of a training."
+    )
     parser.add_argument("folder", type=Path, help="the training's working folder, which all nodes share")
     parser.add_argument("--parent", type=int, default=os.getppid(), help="the process that this one must not outlive")
     parser.add_argument("--node-rank", type=int, default=0, help="this node's number; 0 is where the train step runs")

@@ -43,7 +43,12 @@ def publish(folder: Path, step: int, write: Callable[[Path], None], state: dict[
     if rank == 0 and failed:
         shutil.rmtree(work, ignore_errors=True)
     if trouble is not None:
-        log.warning("the checkpoint of step %d could not be written (%s): training goes on without it; free space in %s", step, trouble, folder)
+        log.warning(
+            "the checkpoint of step %d could not be written (%s): training goes on without it; free space in %s",
+            step,
+            trouble,
+            folder,
+        )
     if rank == 0 and not failed:
         for path in sorted(folder.glob("step-*"), key=_step)[:-keep]:
             shutil.rmtree(path, ignore_errors=True)

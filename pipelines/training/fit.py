@@ -62,7 +62,11 @@ def fit(
     if len(rows) < 2 or int(len(rows) * params.validation_share) >= len(rows):
         raise DataError(f"{len(rows)} row(s) to train on: widen dataset.window_days or dataset.fallback_rows")
     with ExitStack() as stack:
-        folder = work if work is not None else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perennial-ranks-")))
+        folder = (
+            work
+            if work is not None
+            else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perennial-ranks-")))
+        )
         folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(_alone(folder))
         stack.enter_context(threads(params.threads))
@@ -107,6 +111,8 @@ def _alone(folder: Path) -> Iterator[None]:
                 break
             except OSError as error:
                 if time.monotonic() > give_up:
-                    raise Unavailable(f"another try of this training runs in {folder}: wait for it, or end it") from error
+                    raise Unavailable(
+                        f"another try of this training runs in {folder}: wait for it, or end it"
+                    ) from error
             time.sleep(0.05)
         yield

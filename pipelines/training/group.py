@@ -39,7 +39,9 @@ def device_of(kind: str) -> torch.device:
         return torch.device("cpu")
     local, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= found:
-        raise ConfigError(f"rank {local} of this node needs a GPU of its own, {found} found: lower train.ranks, or set resources.gpus to 0")
+        raise ConfigError(
+            f"rank {local} of this node needs a GPU of its own, {found} found: lower train.ranks, or set resources.gpus to 0"
+        )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 

@@ -19,7 +19,9 @@ from pipelines.training.strategies import name_of
 
 JOB, MODEL, ROWS, FAILURES = "job.json", "model.pt", "rows.pt", "failures"
 RESULT, WEIGHTS = "result.json", "result.pt"
-ERRORS: dict[str, type[PerennialError]] = {kind.__name__: kind for kind in (TrainingDiverged, ConfigError, CaseError, DataError, Preempted, Unavailable)}
+ERRORS: dict[str, type[PerennialError]] = {
+    kind.__name__: kind for kind in (TrainingDiverged, ConfigError, CaseError, DataError, Preempted, Unavailable)
+}
 
 
 def write_result(folder: Path, outcome: Outcome, params: TrainParams) -> None:
@@ -29,7 +31,9 @@ def write_result(folder: Path, outcome: Outcome, params: TrainParams) -> None:
         storage.make_durable([folder / f".{WEIGHTS}"])
         os.replace(folder / f".{WEIGHTS}", folder / WEIGHTS)
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter
-        raise Unavailable(f"the trained weights cannot be written to {folder} ({error}): free space and run the step again") from error
+        raise Unavailable(
+            f"the trained weights cannot be written to {folder} ({error}): free space and run the step again"
+        ) from error
     progress = outcome.progress
     name = name_of(params)
     facts = {
@@ -51,7 +55,9 @@ def write_result(folder: Path, outcome: Outcome, params: TrainParams) -> None:
 
 def note(folder: Path, who: str, error: BaseException) -> None:
     """Leave an error for the process that waits for this training."""
-    storage.write_atomic(folder / FAILURES / f"{who}.json", json.dumps({"kind": type(error).__name__, "message": str(error)}).encode())
+    storage.write_atomic(
+        folder / FAILURES / f"{who}.json", json.dumps({"kind": type(error).__name__, "message": str(error)}).encode()
+    )
 
 
 def failure(folder: Path, code: int) -> PerennialError:

@@ -67,7 +67,16 @@ class _Agent(Protocol):
     def terminate(self) -> None: ...
 
 
-def launch(model: nn.Module, rows: Rows, params: TrainParams, folder: Path, *, device: str, nodes: Nodes, beside: Beside = nullcontext) -> None:
+def launch(
+    model: nn.Module,
+    rows: Rows,
+    params: TrainParams,
+    folder: Path,
+    *,
+    device: str,
+    nodes: Nodes,
+    beside: Beside = nullcontext,
+) -> None:
     """Train on ``params.ranks`` ranks; they leave their result in ``folder``."""
     torch.save(model, folder / MODEL)
     rows.save(folder / ROWS)
@@ -92,7 +101,9 @@ def follow(folder: Path, node_rank: int) -> None:
     give_up = time.monotonic() + JOIN_SECONDS
     while not (folder / JOB).exists():
         if time.monotonic() > give_up:
-            raise Unavailable(f"{folder / JOB} did not come within {JOIN_SECONDS:.0f} s: start the train step on node 0, on the same file system")
+            raise Unavailable(
+                f"{folder / JOB} did not come within {JOIN_SECONDS:.0f} s: start the train step on node 0, on the same file system"
+            )
         time.sleep(POLL_SECONDS)
     agent = _start(folder, node_rank)
     with _passing_on(agent):
@@ -117,7 +128,16 @@ def _fork(folder: Path) -> Any:
 def _start(folder: Path, node_rank: int = 0) -> Any:
     # Found wherever this process stands; its standard output is this one's standard error: a command's own output is one line of JSON.
     path = os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "pipelines.training.agent", str(folder), "--parent", str(os.getpid()), "--node-rank", str(node_rank)]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.training.agent",
+        str(folder),
+        "--parent",
+        str(os.getpid()),
+        "--node-rank",
+        str(node_rank),
+    ]
     return subprocess.Popen(command, stdout=2, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
 
 
@@ -140,7 +160,9 @@ def _wait(agent: Any, folder: Path, params: TrainParams, beside: Beside) -> int:
                     note(
                         folder,
                         "launcher",
-                        Unavailable(f"no step for {limit:.0f} s: the ranks were ended; run the step again, it goes on at the last checkpoint"),
+                        Unavailable(
+                            f"no step for {limit:.0f} s: the ranks were ended; run the step again, it goes on at the last checkpoint"
+                        ),
                     )
                     break
         finally:

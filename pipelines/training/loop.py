@@ -104,7 +104,13 @@ def optimise(  # noqa: C901, PLR0915 - one page, from top to bottom
         def save() -> bool:
             state = {"progress": asdict(progress), "kept": sorted(kept)}
             metrics.flush()
-            return work is not None and publish(work / CHECKPOINTS, progress.step, lambda path: strategy.save(path, kept), state, params.keep_checkpoints)
+            return work is not None and publish(
+                work / CHECKPOINTS,
+                progress.step,
+                lambda path: strategy.save(path, kept),
+                state,
+                params.keep_checkpoints,
+            )
 
         per_epoch = math.ceil(len(rows) / params.batch_size)
         steps, shuffled, cut = per_epoch * params.epochs, -1, []
@@ -124,7 +130,11 @@ def optimise(  # noqa: C901, PLR0915 - one page, from top to bottom
             _finite("loss", value, progress.step, epoch, rows, batch)
             norm = strategy.clip_and_step(factor)
             _finite("gradient", 0.0 if norm is None else norm, progress.step, epoch, rows, batch)
-            progress.step, progress.summed, progress.samples = progress.step + 1, progress.summed + value, progress.samples + len(batch)
+            progress.step, progress.summed, progress.samples = (
+                progress.step + 1,
+                progress.summed + value,
+                progress.samples + len(batch),
+            )
             if params.ema is not None:
                 beside.follow(kept["ema"], live, params.ema, progress.step)
             metrics.add(
@@ -148,7 +158,9 @@ def optimise(  # noqa: C901, PLR0915 - one page, from top to bottom
             due = params.checkpoint_every is not None and progress.step % params.checkpoint_every == 0
             saved = (due or leaving > 0) and not progress.stopped and save()
             if leaving and not progress.stopped:
-                raise Preempted(f"training was asked to leave at step {progress.step}: {'run it again to go on there' if saved else 'nothing could be saved'}")
+                raise Preempted(
+                    f"training was asked to leave at step {progress.step}: {'run it again to go on there' if saved else 'nothing could be saved'}"
+                )
         metrics.flush()
         best = kept.get("best", kept.get("ema"))
         if best is not None:
@@ -157,7 +169,9 @@ def optimise(  # noqa: C901, PLR0915 - one page, from top to bottom
         return Outcome(strategy.full_state_dict(), progress, resumed_from)
 
 
-def _forward_backward(strategy: Strategy, rows: Rows, batch: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor], accumulate: int) -> float:
+def _forward_backward(
+    strategy: Strategy, rows: Rows, batch: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor], accumulate: int
+) -> float:
     """Gradients of the global batch's mean loss; returns this rank's part of its sum."""
     rank, ranks = place()
     parts = shares(batch, rank, ranks, accumulate)
@@ -170,7 +184,15 @@ def _forward_backward(strategy: Strategy, rows: Rows, batch: Tensor, loss_of: Ca
     return float(sum(summed))
 
 
-def _loss(strategy: Strategy, rows: Rows, own: Tensor, batch: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor], *, last: bool) -> Tensor:
+def _loss(
+    strategy: Strategy,
+    rows: Rows,
+    own: Tensor,
+    batch: Tensor,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    *,
+    last: bool,
+) -> Tensor:
     """Summed loss of the rows ``own``. A rank without a row computes one that counts nothing: the others wait for its collectives."""
     index = own if len(own) else batch[:1]
     loss = loss_of(strategy.forward(rows.batch(index), last), rows.labels[index])
@@ -181,12 +203,20 @@ def _finite(what: str, value: float, step: int, epoch: int, rows: Rows, batch: T
     if not math.isfinite(value):
         names = [rows.ids[i] for i in batch.tolist()]
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        raise TrainingDiverged(f"the {what} is {value} at step {step} (epoch {epoch}; rows {shown}): lower train.learning_rate or look at the rows")
+        raise TrainingDiverged(
+            f"the {what} is {value} at step {step} (epoch {epoch}; rows {shown}): lower train.learning_rate or look at the rows"
+        )
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def _validate(
-    model: nn.Module, strategy: Strategy, held: Rows, params: TrainParams, device: torch.device, average: dict[str, Tensor] | None, beat: Callable[[], None]
+    model: nn.Module,
+    strategy: Strategy,
+    held: Rows,
+    params: TrainParams,
+    device: torch.device,
+    average: dict[str, Tensor] | None,
+    beat: Callable[[], None],
 ) -> float:
     """Mean plain loss over the validation rows, with the averaged weights if there are any; equal on all ranks."""
     rank, ranks = place()

@@ -54,7 +54,13 @@ def main(folder: str, parent: int | None = None) -> None:
         except RuntimeError as error:
             if any(word in str(error).lower() for word in TIMED_OUT):
                 waited = f"{name} waited {params.hang_seconds:g} s for the others in vain: one of them hangs or is far slower"
-                note(work, name, Unavailable(f"{waited} (train.hang_seconds); run the step again, it goes on at the last checkpoint"))
+                note(
+                    work,
+                    name,
+                    Unavailable(
+                        f"{waited} (train.hang_seconds); run the step again, it goes on at the last checkpoint"
+                    ),
+                )
             else:
                 _note_case(work, name, error)
             raise

@@ -87,7 +87,13 @@ def training_record(
         "metrics": _curves(folder / metrics.FILE, facts),
         "artefacts": {"weights": facts["weights_sha256"], "base_weights": base_weights, "champion": champion},
         "environment": environment(train.threads, gpus=params.resources.gpus > 0),
-        "governance": {"case": params.case, "as_of": as_of.isoformat(), **governance, "notice": source.get("notice"), "written_at": provenance["written_at"]},
+        "governance": {
+            "case": params.case,
+            "as_of": as_of.isoformat(),
+            **governance,
+            "notice": source.get("notice"),
+            "written_at": provenance["written_at"],
+        },
     }
 
 
@@ -112,7 +118,10 @@ def cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or os.uname().machine)
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor() or os.uname().machine,
+    )
 
 
 def source_sha256(module: str) -> str:
@@ -130,7 +139,12 @@ def source_sha256(module: str) -> str:
 
 def _curves(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """A reference to the metrics by step, and their ends; a training without a loop has none."""
-    about = {"steps": facts["steps"], "epochs": facts["epochs"], "stopped": facts["stopped"], "resumed_from": facts["resumed_from"]}
+    about = {
+        "steps": facts["steps"],
+        "epochs": facts["epochs"],
+        "stopped": facts["stopped"],
+        "resumed_from": facts["resumed_from"],
+    }
     if not path.exists():
         return {"file": None, **about}
     lines = metrics.read(path)

@@ -90,7 +90,9 @@ class Rows:
 def load_rows(path: Path) -> Rows:
     """The rows that :meth:`Rows.save` wrote, mapped into memory: ranks of one machine share the pages."""
     found = torch.load(path, weights_only=True, mmap=True)
-    return Rows(found["ids"], found["labels"], found["dense"], None if found["tokens"] is None else Tokens(*found["tokens"]))
+    return Rows(
+        found["ids"], found["labels"], found["dense"], None if found["tokens"] is None else Tokens(*found["tokens"])
+    )
 
 
 def as_rows(

@@ -121,7 +121,9 @@ async def _refused(request: Request, error: Exception) -> Response:
     metrics: Metrics = request.app.state.gateway.metrics
     case = _case(request.scope)
     if isinstance(error, Refused):
-        metrics.refused.labels(case, error.reason, error.field if error.reason != "unknown_field" else "").inc(error.rows)
+        metrics.refused.labels(case, error.reason, error.field if error.reason != "unknown_field" else "").inc(
+            error.rows
+        )
         return Response(body(str(error), error.field, error.row), error.status, error.headers, JSON)
     status = error.status if isinstance(error, PerennialError) else 500
     metrics.refused.labels(case, "unavailable", "").inc()

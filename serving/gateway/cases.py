@@ -60,7 +60,9 @@ def open_case(fields: Fields, times: EventTimes, settings: Settings, bounds: Bou
         metrics.log_lines.labels(fields.case, kind)
         errors = metrics.log_errors.labels(fields.case, kind)
         most = settings.log_segment_bytes
-        logs[kind] = Log(folder / kind, worker, max_bytes=most, max_seconds=settings.log_segment_seconds, on_error=errors.inc)
+        logs[kind] = Log(
+            folder / kind, worker, max_bytes=most, max_seconds=settings.log_segment_seconds, on_error=errors.inc
+        )
         if count := adopt(folder / kind):
             log.warning("%s: %d segment(s) of dead workers closed in %s", fields.case, count, folder / kind)
     metrics.fallback.labels(fields.case).set(0)

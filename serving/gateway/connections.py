@@ -134,7 +134,9 @@ class Connection(HttpToolsProtocol):
         self._end_soon()
 
     def _make_room(self) -> None:
-        others = [other for other in self.connections if isinstance(other, Connection) and not other.transport.is_closing()]
+        others = [
+            other for other in self.connections if isinstance(other, Connection) and not other.transport.is_closing()
+        ]
         if len(others) > self.bounds.max_connections:
             waited_for = [other for other in others if other is not self and other.waits]
             oldest = min(waited_for, key=lambda other: other.since, default=self)

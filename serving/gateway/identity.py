@@ -208,9 +208,23 @@ class Index:
         """The line's answer; nothing for a line that is not one, or of other fields than today's."""
         try:
             value: Any = _line.decode(line)
-            features = digest([part if isinstance(part := value["row"][field], str) else float(part) for field in self._names])
-            happened, received = (microseconds(datetime.fromisoformat(value[name])) for name in ("event_time", "received_at"))
-            return [Answer(value["prediction_id"], features, happened, received, value["version"], value["prediction"], value["score"])]
+            features = digest(
+                [part if isinstance(part := value["row"][field], str) else float(part) for field in self._names]
+            )
+            happened, received = (
+                microseconds(datetime.fromisoformat(value[name])) for name in ("event_time", "received_at")
+            )
+            return [
+                Answer(
+                    value["prediction_id"],
+                    features,
+                    happened,
+                    received,
+                    value["version"],
+                    value["prediction"],
+                    value["score"],
+                )
+            ]
         except (ValueError, KeyError, TypeError):
             return []
 
@@ -218,8 +232,14 @@ class Index:
         """What a request is told, without a path of the server's, which the log has."""
         log.error("%s: %s", self._path, error)
         if isinstance(of_disk(error), NoRoom):
-            return Refused(507, "log", "the disk of the gateway is full: nothing was answered or logged; make room, then send the request again")
-        return Unavailable(f"the index of prediction ids does not answer ({error}): nothing was answered; try again, and see the gateway's log")
+            return Refused(
+                507,
+                "log",
+                "the disk of the gateway is full: nothing was answered or logged; make room, then send the request again",
+            )
+        return Unavailable(
+            f"the index of prediction ids does not answer ({error}): nothing was answered; try again, and see the gateway's log"
+        )
 
 
 def _connect(path: Path) -> sqlite3.Connection:

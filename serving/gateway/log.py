@@ -61,7 +61,9 @@ class Position:
 class Log:
     """One worker's segments of one folder. Used by the event loop, and by one thread that appends (:attr:`free`)."""
 
-    def __init__(self, folder: Path, worker: str, *, max_bytes: int, max_seconds: float, on_error: Callable[[], None]) -> None:
+    def __init__(
+        self, folder: Path, worker: str, *, max_bytes: int, max_seconds: float, on_error: Callable[[], None]
+    ) -> None:
         make_folder(folder)
         self.folder = folder
         self._worker = worker
@@ -92,10 +94,22 @@ class Log:
             self._on_error()
             self._take_back()
             log.exception("the prediction log in %s cannot be written", self.folder)
-            self.failing = "the disk of the prediction log is full: make room" if error.errno in _FULL else "the prediction log cannot be written"
+            self.failing = (
+                "the disk of the prediction log is full: make room"
+                if error.errno in _FULL
+                else "the prediction log cannot be written"
+            )
             if error.errno in _FULL:
-                raise Refused(507, "log", "the prediction log is full: nothing was answered or logged; make room, then send the request again") from error
-            raise Refused(503, "log", "the prediction log cannot be written: nothing was answered or logged; see the gateway's log") from error
+                raise Refused(
+                    507,
+                    "log",
+                    "the prediction log is full: nothing was answered or logged; make room, then send the request again",
+                ) from error
+            raise Refused(
+                503,
+                "log",
+                "the prediction log cannot be written: nothing was answered or logged; see the gateway's log",
+            ) from error
         self.failing = ""
         start = segment.size
         segment.size += len(lines)

@@ -32,21 +32,39 @@ class Metrics:
             _forget_dead_workers(Path(self._folder))
         self._age: Callable[[], float] | None = None
         self.requests = self._counter("requests", "requests answered", "case", "route", "status")
-        self.seconds = Histogram(f"{_PREFIX}request_seconds", "time to the last byte of the answer", ["route"], buckets=_BUCKETS, registry=self.registry)
+        self.seconds = Histogram(
+            f"{_PREFIX}request_seconds",
+            "time to the last byte of the answer",
+            ["route"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
         self.rows = self._counter("rows", "rows scored and logged, by the version that answered", "case", "version")
-        self.repeated = self._counter("repeated_rows", "rows answered from the log because their prediction_id was known", "case")
+        self.repeated = self._counter(
+            "repeated_rows", "rows answered from the log because their prediction_id was known", "case"
+        )
         self.labels = self._counter("labels", "labels logged", "case")
-        self.refused = self._counter("refused_rows", "rows of refused requests, by the first problem found", "case", "reason", "field")
+        self.refused = self._counter(
+            "refused_rows", "rows of refused requests, by the first problem found", "case", "reason", "field"
+        )
         self.champion = self._gauge("champion_version", "the ledger's champion", "case")
-        self.fallback = self._gauge("fallback", "1 while the previous release answers because the champion does not", "case")
-        self.fields_refused = self._gauge("fields_refused", "1 while the champion is refused because of its bundle's fields", "case")
+        self.fallback = self._gauge(
+            "fallback", "1 while the previous release answers because the champion does not", "case"
+        )
+        self.fields_refused = self._gauge(
+            "fields_refused", "1 while the champion is refused because of its bundle's fields", "case"
+        )
         self.case_broken = self._gauge("case_broken", "1 while the case's folder cannot be used, see /readyz", "case")
-        self.ledger_damaged = self._gauge("ledger_damaged", "1 while rows of the case are not what the ledger wrote, see /readyz", "case")
+        self.ledger_damaged = self._gauge(
+            "ledger_damaged", "1 while rows of the case are not what the ledger wrote, see /readyz", "case"
+        )
         self.log_lines = self._counter("log_lines", "lines written before their reply", "case", "kind")
         self.log_errors = self._counter("log_errors", "failed writes, syncs and renames of the log", "case", "kind")
         self.triton_errors = self._counter("triton_errors", "inferences that failed", "case", "version")
         self.ledger_errors = self._counter("ledger_errors", "polls of the ledger that failed")
-        self.ledger_poll_age = self._gauge("ledger_poll_age_seconds", "seconds since the ledger was last read; -1 before the first time")
+        self.ledger_poll_age = self._gauge(
+            "ledger_poll_age_seconds", "seconds since the ledger was last read; -1 before the first time"
+        )
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(_PREFIX + name, about, labels, registry=self.registry)

@@ -38,7 +38,11 @@ SHOWN = 40
 """Values of a vocabulary in the table of fields; the schema has all."""
 FIRST = "example-1"
 """The row whose label the example of a labels request posts."""
-_ID = {"type": "string", "pattern": ID_PATTERN, "description": "the row's name, yours; of two different rows with one name the second is refused"}
+_ID = {
+    "type": "string",
+    "pattern": ID_PATTERN,
+    "description": "the row's name, yours; of two different rows with one name the second is refused",
+}
 _TIME = {"type": "string", "format": "date-time"}
 _COUNT = {"type": "integer", "minimum": 0}
 _ERROR = {
@@ -60,7 +64,11 @@ _REFUSALS = {
     "4XX": (_MUST_CHANGE, {"error": "row 0: age: must be at least 18", "field": "age", "row": 0}),
     "5XX": (_LATER, {"error": "loans: no champion yet: run its training"}),
 }
-_LOOK = {"/healthz": "Does the process run?", "/readyz": "Does every champion answer?", "/metrics": "Figures for Prometheus"}
+_LOOK = {
+    "/healthz": "Does the process run?",
+    "/readyz": "Does every champion answer?",
+    "/metrics": "Figures for Prometheus",
+}
 
 
 def install(app: FastAPI) -> None:
@@ -71,7 +79,9 @@ def install(app: FastAPI) -> None:
         gateway: Gateway | None = getattr(app.state, "gateway", None)
         if gateway is None:
             return make()
-        return document(make(), [case.fields for case in gateway.cases.values()], gateway.bounds.max_rows, gateway.broken)
+        return document(
+            make(), [case.fields for case in gateway.cases.values()], gateway.bounds.max_rows, gateway.broken
+        )
 
     app.openapi = now  # type: ignore[method-assign]
     app.mount(f"/{ASSETS}", StaticFiles(directory=str(files("fastapi_offline") / "static")))
@@ -85,7 +95,11 @@ def install(app: FastAPI) -> None:
             swagger_js_url=f"{ASSETS}/swagger-ui-bundle.js",
             swagger_css_url=f"{ASSETS}/swagger-ui.css",
             swagger_favicon_url=f"{ASSETS}/favicon.png",
-            swagger_ui_parameters={"defaultModelsExpandDepth": -1, "persistAuthorization": True, "tryItOutEnabled": True},
+            swagger_ui_parameters={
+                "defaultModelsExpandDepth": -1,
+                "persistAuthorization": True,
+                "tryItOutEnabled": True,
+            },
         )
 
 
@@ -98,7 +112,8 @@ def document(base: Json, cases: Iterable[Fields], most: int, broken: Mapping[str
     served = sorted(cases, key=lambda fields: fields.case)
     names = {fields.case for fields in served}
     found["info"]["description"] = ABOUT + "".join(
-        f"\n**{name} {'goes on as it was declared before' if name in names else 'cannot be used now'}.** {reason}\n" for name, reason in sorted(broken.items())
+        f"\n**{name} {'goes on as it was declared before' if name in names else 'cannot be used now'}.** {reason}\n"
+        for name, reason in sorted(broken.items())
     )
     about = {path: found["paths"].pop(path)["post"].get("description", "") for path in (PREDICT, LABELS)}
     paths: Json = {}
@@ -110,20 +125,33 @@ def document(base: Json, cases: Iterable[Fields], most: int, broken: Mapping[str
             (LABELS, "Post labels", _label(fields), _labels(fields, most), _accepted()),
         ):
             text = f"{about[path]}\n\n{more}"
-            operation = {"tags": [fields.case], "summary": f"{summary} of {fields.case}", "description": text, **_operation(body, answer)}
-            paths[path.format(case=fields.case)] = {"post": {**operation, "operationId": f"{fields.case}_{path.rpartition('/')[2]}"}}
+            operation = {
+                "tags": [fields.case],
+                "summary": f"{summary} of {fields.case}",
+                "description": text,
+                **_operation(body, answer),
+            }
+            paths[path.format(case=fields.case)] = {
+                "post": {**operation, "operationId": f"{fields.case}_{path.rpartition('/')[2]}"}
+            }
     for path, operations in found["paths"].items():
         for operation in operations.values():
             operation |= {"tags": ["gateway"], "summary": _LOOK[path]}
     found["paths"] = {**paths, **found["paths"]}
     found["tags"].append({"name": "gateway", "description": "is it up, and how does it do"})
-    found["components"] = {"schemas": {"Error": _ERROR}, "securitySchemes": {"key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}}
+    found["components"] = {
+        "schemas": {"Error": _ERROR},
+        "securitySchemes": {"key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}},
+    }
     return found
 
 
 def _operation(body: Json, answer: Json) -> Json:
     error = {"$ref": "#/components/schemas/Error"}
-    refusals = {code: {"description": about, "content": {JSON: {"schema": error, "example": example}}} for code, (about, example) in _REFUSALS.items()}
+    refusals = {
+        code: {"description": about, "content": {JSON: {"schema": error, "example": example}}}
+        for code, (about, example) in _REFUSALS.items()
+    }
     return {
         "requestBody": {"required": True, "content": {JSON: body}},
         "responses": {"200": {"description": "done", "content": {JSON: answer}}, **refusals},
@@ -142,7 +170,9 @@ def _kind(field: Field) -> str:
         more = f" and {len(field.values) - SHOWN:,} more (see Schema)" if len(field.values) > SHOWN else ""
         return ("one of " + ", ".join(f"`{value}`" for value in field.values[:SHOWN]) + more).replace("|", "\\|")
     if isinstance(field, Numeric):
-        bounds = [f"{word} {bound:,.15g}" for word, bound in (("from", field.low), ("to", field.high)) if bound is not None]
+        bounds = [
+            f"{word} {bound:,.15g}" for word, bound in (("from", field.low), ("to", field.high)) if bound is not None
+        ]
         return " ".join(("a whole number" if field.integer else "a number", *bounds))
     return f"a text of at most {field.max_chars:,} characters"
 
@@ -169,7 +199,9 @@ def _predict(fields: Fields, most: int) -> Json:
 
 
 def _labels(fields: Fields, most: int) -> Json:
-    label: Json = {"type": "string", "enum": list(fields.classes)} if fields.classes else {"type": "integer", "enum": [0, 1]}
+    label: Json = (
+        {"type": "string", "enum": list(fields.classes)} if fields.classes else {"type": "integer", "enum": [0, 1]}
+    )
     properties = {
         "prediction_id": {**_ID, "description": "the row's, as it was sent or answered"},
         "label": {**label, "description": f"what turned out to be true: {fields.label}"},
@@ -181,12 +213,22 @@ def _labels(fields: Fields, most: int) -> Json:
             "description": "of several labels of one row the highest counts; at most the present time in seconds since 1970",
         },
     }
-    item = {"type": "object", "required": ["prediction_id", "label"], "properties": properties, "additionalProperties": False}
-    return {"schema": _list_of("labels", item, most), "example": {"labels": [{"prediction_id": FIRST, "label": label["enum"][-1]}]}}
+    item = {
+        "type": "object",
+        "required": ["prediction_id", "label"],
+        "properties": properties,
+        "additionalProperties": False,
+    }
+    return {
+        "schema": _list_of("labels", item, most),
+        "example": {"labels": [{"prediction_id": FIRST, "label": label["enum"][-1]}]},
+    }
 
 
 def _reply(fields: Fields) -> Json:
-    prediction: Json = {"type": "string", "enum": list(fields.classes)} if fields.classes else {"type": "integer", "enum": [0, 1]}
+    prediction: Json = (
+        {"type": "string", "enum": list(fields.classes)} if fields.classes else {"type": "integer", "enum": [0, 1]}
+    )
     about = "probability of that class" if fields.classes else "probability of 1"
     row = {
         "type": "object",
@@ -197,8 +239,16 @@ def _reply(fields: Fields) -> Json:
             "score": {"type": "number", "minimum": 0, "maximum": 1, "description": about},
         },
     }
-    answer = {"prediction_id": FIRST, "version": 1, "prediction": prediction["enum"][0], "score": 0.25 if not fields.classes else 0.9}
-    schema = {"type": "object", "properties": {"request_id": {"type": "string"}, "rows": {"type": "array", "items": row}}}
+    answer = {
+        "prediction_id": FIRST,
+        "version": 1,
+        "prediction": prediction["enum"][0],
+        "score": 0.25 if not fields.classes else 0.9,
+    }
+    schema = {
+        "type": "object",
+        "properties": {"request_id": {"type": "string"}, "rows": {"type": "array", "items": row}},
+    }
     return {"schema": schema, "example": {"request_id": "5f0c6a4b4b9b4f0f8d2f6a1c3e7d9b21", "rows": [answer]}}
 
 

@@ -48,7 +48,9 @@ def _by_length(tensors: Mapping[str, NDArray[Any]], longest: int) -> list[Part]:
         rows, most = np.flatnonzero(widths == width), min(MAX_BATCH, max(1, MAX_TOKENS // width))
         for start in range(0, len(rows), most):
             share = rows[start : start + most]
-            parts.append(Part(share.tolist(), {name: _fitted(tensor[share], width) for name, tensor in tensors.items()}))
+            parts.append(
+                Part(share.tolist(), {name: _fitted(tensor[share], width) for name, tensor in tensors.items()})
+            )
     return parts
 
 

@@ -132,7 +132,12 @@ def _read(case: Case, body: bytes, received: datetime) -> tuple[list[Row], dict[
 
 def _reply(case: Case, request_id: str, rows: Iterable[Row], answers: Mapping[str, Answer]) -> bytes:
     found, names = [answers[row.id] for row in rows], case.fields.classes or (0, 1)
-    return _encoder.encode(Reply(request_id, [AnswerRow(answer.id, answer.version, names[answer.prediction], answer.score) for answer in found]))
+    return _encoder.encode(
+        Reply(
+            request_id,
+            [AnswerRow(answer.id, answer.version, names[answer.prediction], answer.score) for answer in found],
+        )
+    )
 
 
 def _row(number: int, item: Any, received: datetime, case: Case) -> Row:
@@ -158,14 +163,22 @@ def _scored(rows: Sequence[Row], received: datetime, version: int, scores: Seque
     now, outputs = microseconds(received), len(scores) // len(rows)
     if outputs == 1:
         return [
-            (row, Answer(row.id, row.digest, now if row.given is None else row.given, now, version, int(score >= 0.5), score), UNSET)
+            (
+                row,
+                Answer(
+                    row.id, row.digest, now if row.given is None else row.given, now, version, int(score >= 0.5), score
+                ),
+                UNSET,
+            )
             for row, score in zip(rows, scores, strict=True)
         ]
     scored: list[Scored] = []
     for row, start in zip(rows, range(0, len(scores), outputs), strict=True):
         own = list(scores[start : start + outputs])
         best = max(own)
-        answer = Answer(row.id, row.digest, now if row.given is None else row.given, now, version, own.index(best), best)
+        answer = Answer(
+            row.id, row.digest, now if row.given is None else row.given, now, version, own.index(best), best
+        )
         scored.append((row, answer, own))
     return scored
 
@@ -174,7 +187,11 @@ def _unique(rows: list[Row]) -> dict[str, Row]:
     """The first row of every client-made id; raises Refused if a later one differs from it."""
     first: dict[str, Row] = {}
     for row in rows:
-        if row.digest and (other := first.setdefault(row.id, row)) is not row and _differs(row, other.digest, microseconds(other.event_time)):
+        if (
+            row.digest
+            and (other := first.setdefault(row.id, row)) is not row
+            and _differs(row, other.digest, microseconds(other.event_time))
+        ):
             raise _conflict(row, len(rows))
     return first
 
@@ -192,7 +209,9 @@ def _differs(row: Row, features: bytes, event_us: int) -> bool:
 
 
 def _conflict(row: Row, count: int) -> Refused:
-    text = f"row {row.number}: its prediction_id was used before, for other features or another event_time: send a new one"
+    text = (
+        f"row {row.number}: its prediction_id was used before, for other features or another event_time: send a new one"
+    )
     return Refused(409, "conflict", text, field="prediction_id", row=row.number, rows=count)
 
 
@@ -202,13 +221,17 @@ async def _score(gateway: Gateway, case: Case, columns: Columns) -> tuple[int, l
     deadline = gateway.triton.deadline(0 if case.fields.text is None else len(columns[case.fields.text.name]))
     outputs = case.fields.outputs
     try:
-        scores = await gateway.triton.score(case.name, champion.number, await champion.parts(columns), outputs, deadline)
+        scores = await gateway.triton.score(
+            case.name, champion.number, await champion.parts(columns), outputs, deadline
+        )
     except Unavailable as error:
         gateway.metrics.triton_errors.labels(case.name, champion.number).inc()
         if previous is None or time.monotonic() >= deadline:
             raise
         try:
-            scores = await gateway.triton.score(case.name, previous.number, await previous.parts(columns), outputs, deadline)
+            scores = await gateway.triton.score(
+                case.name, previous.number, await previous.parts(columns), outputs, deadline
+            )
         except Unavailable:
             raise error from None
         _flag(gateway, case, str(error))
@@ -222,10 +245,14 @@ def _flag(gateway: Gateway, case: Case, why: str) -> None:
     if case.falling_back != bool(why):
         case.falling_back = bool(why)
         gateway.metrics.fallback.labels(case.name).set(int(case.falling_back))
-        log.warning("%s: %s", case.name, f"the previous release answers: {why}" if why else "the champion answers again")
+        log.warning(
+            "%s: %s", case.name, f"the previous release answers: {why}" if why else "the champion answers again"
+        )
 
 
-def _log(gateway: Gateway, case: Case, fresh: Sequence[Scored], request_id: str, received: datetime, count: int) -> dict[str, Answer]:
+def _log(
+    gateway: Gateway, case: Case, fresh: Sequence[Scored], request_id: str, received: datetime, count: int
+) -> dict[str, Answer]:
     """Write the rows to the log; returns the answers of those that somebody else logged in the meantime, which are not written.
 
     The index has begun to write, if any row has an id of the client's.

@@ -52,10 +52,17 @@ class Door:
             given = hashlib.sha256(request.headers.get(HEADER, "").encode("latin-1")).digest()
             # Every key is compared, each in constant time: the time taken says nothing about which one was near.
             if not sum(hmac.compare_digest(given, key) for key in self._keys):
-                raise Refused(401, "key", "missing or wrong API key: send it as X-API-Key", headers={"WWW-Authenticate": "ApiKey"})
+                raise Refused(
+                    401, "key", "missing or wrong API key: send it as X-API-Key", headers={"WWW-Authenticate": "ApiKey"}
+                )
             caller = given.hex()
         if not await self._hit(caller):
-            raise Refused(429, "rate", f"more than {self._rate}: wait a moment", headers={"Retry-After": str(self._rate.get_expiry())})
+            raise Refused(
+                429,
+                "rate",
+                f"more than {self._rate}: wait a moment",
+                headers={"Retry-After": str(self._rate.get_expiry())},
+            )
 
     async def _hit(self, caller: str) -> bool:
         """Count one request. A Redis that is away costs nobody an answer: each worker then counts its own for a while."""
@@ -64,7 +71,11 @@ class Door:
                 return await self._shared.hit(self._rate, caller)
             except (StorageError, OSError) as error:
                 self._rests_until = time.monotonic() + _REST_SECONDS
-                log.warning("PERENNIAL_LIMITS_URL does not answer (%s): this worker counts for itself for %g s", type(error).__name__, _REST_SECONDS)
+                log.warning(
+                    "PERENNIAL_LIMITS_URL does not answer (%s): this worker counts for itself for %g s",
+                    type(error).__name__,
+                    _REST_SECONDS,
+                )
         return await self._limiter.hit(self._rate, caller)
 
     @asynccontextmanager
@@ -106,12 +117,20 @@ class Door:
     def _too_long(self, *, close: bool) -> Refused:
         # A body that is merely too long is thrown away by the server, so that its sender reads the answer; an endless one is cut off.
         return Refused(
-            413, "body", f"the body is longer than {self._bounds.max_body_bytes} bytes: send fewer rows", headers={"Connection": "close"} if close else None
+            413,
+            "body",
+            f"the body is longer than {self._bounds.max_body_bytes} bytes: send fewer rows",
+            headers={"Connection": "close"} if close else None,
         )
 
 
 def _busy(what: str) -> Refused:
-    return Refused(503, "busy", f"{what}: try again in a moment", headers={"Retry-After": str(RETRY_SECONDS), "Connection": "close"})
+    return Refused(
+        503,
+        "busy",
+        f"{what}: try again in a moment",
+        headers={"Retry-After": str(RETRY_SECONDS), "Connection": "close"},
+    )
 
 
 def shared_limiter(url: str) -> FixedWindowRateLimiter:
@@ -126,7 +145,9 @@ def shared_limiter(url: str) -> FixedWindowRateLimiter:
             socket_connect_timeout=_WAIT_SECONDS,
         )
     except (ValueError, ConfigurationError) as error:
-        raise ConfigError(f"PERENNIAL_LIMITS_URL cannot be used ({error}): give it like redis://:password@host:6379/1, or unset it") from error
+        raise ConfigError(
+            f"PERENNIAL_LIMITS_URL cannot be used ({error}): give it like redis://:password@host:6379/1, or unset it"
+        ) from error
     return FixedWindowRateLimiter(storage)
 
 
@@ -136,11 +157,19 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
         lines = [line.strip() for line in path.read_text().splitlines()]
         keys = tuple(_hashed(line) for line in lines if line)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}): write an API key into it, or set PERENNIAL_GATEWAY_AUTH=false on a loopback address") from error
+        raise ConfigError(
+            f"{path} cannot be read ({error}): write an API key into it, or set PERENNIAL_GATEWAY_AUTH=false on a loopback address"
+        ) from error
     if not keys:
-        raise ConfigError(f"{path} is empty: write an API key into it, or set PERENNIAL_GATEWAY_AUTH=false on a loopback address")
+        raise ConfigError(
+            f"{path} is empty: write an API key into it, or set PERENNIAL_GATEWAY_AUTH=false on a loopback address"
+        )
     return keys
 
 
 def _hashed(line: str) -> bytes:
-    return bytes.fromhex(line.removeprefix(_HASHED)) if line.startswith(_HASHED) else hashlib.sha256(line.encode()).digest()
+    return (
+        bytes.fromhex(line.removeprefix(_HASHED))
+        if line.startswith(_HASHED)
+        else hashlib.sha256(line.encode()).digest()
+    )

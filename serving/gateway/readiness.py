@@ -45,7 +45,11 @@ async def _ask(gateway: Gateway) -> dict[str, Any]:
             await gateway.triton.score(name, champion.number, probed, case.fields.outputs, gateway.triton.deadline())
             cases[name] = {"champion": champion.number, "ready": True}
         except PerennialError as error:
-            cases[name] = {"champion": route.release.champion if route.release else None, "ready": False, "error": str(error)}
+            cases[name] = {
+                "champion": route.release.champion if route.release else None,
+                "ready": False,
+                "error": str(error),
+            }
         if route.damaged:
             cases[name]["damaged"] = route.damaged
     answer: dict[str, Any] = {"ready": all(case["ready"] for case in cases.values()), "cases": cases}

@@ -79,7 +79,12 @@ class Routing:
 
     def _damaged(self, case: str, known: Route | None, problem: str) -> Route:
         if known is None or known.damaged != problem:
-            log.error("%s: %s; %s", case, problem, "nothing is served" if known is None or known.champion is None else "the last good copy goes on")
+            log.error(
+                "%s: %s; %s",
+                case,
+                problem,
+                "nothing is served" if known is None or known.champion is None else "the last good copy goes on",
+            )
         return Route(None, None, None, problem, problem) if known is None else replace(known, damaged=problem)
 
     def _route(self, case: str, fields: Fields, known: Route | None) -> Route | None:
@@ -106,7 +111,13 @@ class Routing:
         except Unavailable as error:
             route = Route(release, None, previous, str(error), damaged)
         if known is None or known.release != release:
-            log.info("%s: champion %d from release %d on (%s)", case, release.champion, release.seq, route.refused or release.action)
+            log.info(
+                "%s: champion %d from release %d on (%s)",
+                case,
+                release.champion,
+                release.seq,
+                route.refused or release.action,
+            )
         return route
 
     def _check_verdict(self, case: str, release: Release) -> None:
@@ -115,7 +126,9 @@ class Routing:
             return
         verdict = ledger.verdict(self._settings.ledger, case, release.verdict_hash)["verdict"]
         if release.action == "promote" and verdict.get("decision") != "promote":
-            raise IntegrityError(f"ledger of {case}: row {release.seq} of releases promotes on a verdict that says {verdict.get('decision')}: {ledger.LOOK}")
+            raise IntegrityError(
+                f"ledger of {case}: row {release.seq} of releases promotes on a verdict that says {verdict.get('decision')}: {ledger.LOOK}"
+            )
 
     def show(self, case: str, route: Route | None) -> None:
         """Let the metrics say what a case's route is."""

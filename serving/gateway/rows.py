@@ -80,10 +80,14 @@ def check_times(items: Sequence[Any], times: EventTimes, received: datetime) -> 
     """Raise Refused for the first item whose event time or revision cannot be right, seen from the moment of its receipt."""
     for number, item in enumerate(items):
         if item.event_time is not UNSET and (text := times.mistake(item.event_time, received)) is not None:
-            raise Refused(422, "event_time", f"row {number}: event_time: {text}", field="event_time", row=number, rows=len(items))
+            raise Refused(
+                422, "event_time", f"row {number}: event_time: {text}", field="event_time", row=number, rows=len(items)
+            )
         if isinstance(item, Label) and too_high(item.revision, received):
             text = "must not be above the present time in seconds since 1970: count corrections from 1, or send the time of the correction"
-            raise Refused(422, "bounds", f"row {number}: revision: {text}", field="revision", row=number, rows=len(items))
+            raise Refused(
+                422, "bounds", f"row {number}: revision: {text}", field="revision", row=number, rows=len(items)
+            )
 
 
 def row_shape(fields: Fields, most: int) -> Shape:
@@ -110,13 +114,31 @@ def label_shape(fields: Fields, most: int) -> Shape:
     if not fields.classes:
         return _shape("labels", Label, ("prediction_id", "label"), checks, most)
     checks["label"] = _class("label", fields.classes)
-    named = msgspec.defstruct("ClassLabel", [("label", Literal[fields.classes])], bases=(Label,), forbid_unknown_fields=True, gc=False, kw_only=True)
+    named = msgspec.defstruct(
+        "ClassLabel",
+        [("label", Literal[fields.classes])],
+        bases=(Label,),
+        forbid_unknown_fields=True,
+        gc=False,
+        kw_only=True,
+    )
     return _shape("labels", named, ("prediction_id", "label"), checks, most)
 
 
-def _shape(name: str, item: Any, required: tuple[str, ...], checks: Mapping[str, Check], most: int, text: str = "") -> Shape:
-    request = msgspec.defstruct("Request", [(name, Annotated[list[item], Meta(min_length=1, max_length=most)])], forbid_unknown_fields=True)
-    return Shape(name, msgspec.json.Decoder(request), required, {**checks, "prediction_id": _id_check, "event_time": _time_check}, most, text)
+def _shape(
+    name: str, item: Any, required: tuple[str, ...], checks: Mapping[str, Check], most: int, text: str = ""
+) -> Shape:
+    request = msgspec.defstruct(
+        "Request", [(name, Annotated[list[item], Meta(min_length=1, max_length=most)])], forbid_unknown_fields=True
+    )
+    return Shape(
+        name,
+        msgspec.json.Decoder(request),
+        required,
+        {**checks, "prediction_id": _id_check, "event_time": _time_check},
+        most,
+        text,
+    )
 
 
 class _Object(dict[str, Any]):
@@ -138,7 +160,14 @@ def read(shape: Shape, body: bytes) -> list[Any]:
         if item.event_time is not UNSET and (text := _out_of_time(item.event_time)):
             raise Refused(422, "event_time", f"row {number}: {text}", field="event_time", row=number, rows=len(items))
         if shape.text and not _visible().search(getattr(item, shape.text)):
-            raise Refused(422, "empty", f"row {number}: {shape.text}: must not be empty", field=shape.text, row=number, rows=len(items))
+            raise Refused(
+                422,
+                "empty",
+                f"row {number}: {shape.text}: must not be empty",
+                field=shape.text,
+                row=number,
+                rows=len(items),
+            )
     return items
 
 
@@ -252,7 +281,11 @@ def _items(body: bytes, start: int) -> _Items:
 
 def _problem_of_item(shape: Shape, text: bytes, keys: int) -> tuple[str, str | None, str] | None:
     if keys > (most := MOST_REPEATS * len(shape.checks)):
-        return "unknown_field", None, f"has {keys} fields, at most {most} are read: the fields are {', '.join(shape.checks)}"
+        return (
+            "unknown_field",
+            None,
+            f"has {keys} fields, at most {most} are read: the fields are {', '.join(shape.checks)}",
+        )
     # Python's reader, as it lets NaN and lone surrogates through: the field that holds them can be named.
     return _first_problem(shape, json.loads(text.decode(), object_pairs_hook=_Object, parse_int=_whole_number))
 
@@ -314,7 +347,11 @@ def _whole(name: str, low: int, high: int) -> Check:
 
 def _class(name: str, classes: tuple[str, ...]) -> Check:
     def check(value: object) -> str | None:
-        return None if isinstance(value, str) and value in classes else f"{name}: unknown class, use one of {', '.join(classes)}"
+        return (
+            None
+            if isinstance(value, str) and value in classes
+            else f"{name}: unknown class, use one of {', '.join(classes)}"
+        )
 
     return check
 

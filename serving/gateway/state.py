@@ -60,9 +60,19 @@ class Gateway:
     def disk(self) -> str:
         """Why nothing can be logged now, without a path; empty: it can."""
         # What it writes may be mounted apart from the rest of the state, which it only reads.
-        written = [folder for folder in (self.settings.prediction_log, self.settings.root / "gateway") if folder.exists()]
+        written = [
+            folder for folder in (self.settings.prediction_log, self.settings.root / "gateway") if folder.exists()
+        ]
         full = next((why for folder in written or [self.settings.root] if (why := _unfit(folder))), "")
-        return full or next((why for case in self.cases.values() for why in (case.predictions_log.failing, case.labels_log.failing) if why), "")
+        return full or next(
+            (
+                why
+                for case in self.cases.values()
+                for why in (case.predictions_log.failing, case.labels_log.failing)
+                if why
+            ),
+            "",
+        )
 
     @contextmanager
     def using(self, name: str) -> Iterator[Case]:
@@ -222,7 +232,12 @@ async def start(settings: Settings, bounds: Bounds, metrics: Metrics) -> Gateway
     served; a broken one raises nothing.
     """
     door = Door(bounds, settings.key_file, settings.limits_url)
-    triton = Triton(settings.address("triton_grpc"), bounds.deadline_seconds, bounds.deadline_seconds_per_text, settings.triton_client)
+    triton = Triton(
+        settings.address("triton_grpc"),
+        bounds.deadline_seconds,
+        bounds.deadline_seconds_per_text,
+        settings.triton_client,
+    )
     gateway = Gateway(settings, bounds, metrics, Routing(settings, metrics), triton, door)
     if (failed := await gateway.take_up()) is not None:
         raise failed

@@ -47,13 +47,17 @@ _TYPES = {"int64": "INT64", "float32": "FP32"}
 class Triton:
     """One channel to one Triton; make it inside the running event loop, close it there."""
 
-    def __init__(self, address: str, deadline_seconds: float, per_text: float = 0.0, client: SecretStr | None = None) -> None:
+    def __init__(
+        self, address: str, deadline_seconds: float, per_text: float = 0.0, client: SecretStr | None = None
+    ) -> None:
         """``deadline_seconds`` is what :meth:`deadline` grants, with ``per_text`` more for each text; ``client``: ``Settings.triton_client``."""
         self.address = address
         self.deadline_seconds = deadline_seconds
         self.per_text = per_text
         self._channel = (
-            grpc.aio.insecure_channel(address, options=_CHANNEL) if client is None else grpc.aio.secure_channel(address, credentials(client), options=_CHANNEL)
+            grpc.aio.insecure_channel(address, options=_CHANNEL)
+            if client is None
+            else grpc.aio.secure_channel(address, credentials(client), options=_CHANNEL)
         )
         self._infer = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelInfer
         # A client that goes away says nothing about Triton.
@@ -79,9 +83,13 @@ class Triton:
                     return await self._score(name, _request(case, version, parts[0].tensors), outputs, deadline)
                 return await self._gather(name, case, version, parts, outputs, deadline)
         except OpenedState as error:
-            raise Unavailable(f"Triton has not answered for {name} {FAILURES} times: it is left alone for {PAUSE_SECONDS:g} s") from error.with_traceback(None)
+            raise Unavailable(
+                f"Triton has not answered for {name} {FAILURES} times: it is left alone for {PAUSE_SECONDS:g} s"
+            ) from error.with_traceback(None)
 
-    async def _gather(self, name: str, case: str, version: int, parts: Sequence[Part], outputs: int, deadline: float) -> list[float]:
+    async def _gather(
+        self, name: str, case: str, version: int, parts: Sequence[Part], outputs: int, deadline: float
+    ) -> list[float]:
         """All parts, some at a time; the first failure gives up the others."""
         free = asyncio.Semaphore(IN_FLIGHT)
         scores = [0.0] * (sum(len(part.rows) for part in parts) * outputs)
@@ -111,7 +119,9 @@ class Triton:
             raise Unavailable(
                 f"{name} answered something that is not {'one probability' if outputs == 1 else f'{outputs} probabilities'} per row: roll it back"
             )
-        if outputs > 1 and not all(abs(sum(values[start : start + outputs]) - 1.0) <= SUM_TOLERANCE for start in range(0, len(values), outputs)):
+        if outputs > 1 and not all(
+            abs(sum(values[start : start + outputs]) - 1.0) <= SUM_TOLERANCE for start in range(0, len(values), outputs)
+        ):
             raise Unavailable(f"{name} answered probabilities that do not sum to 1: roll it back")
         return values
 
@@ -151,11 +161,18 @@ def _request(case: str, version: int, tensors: Mapping[str, NDArray[Any]]) -> An
     return pb.ModelInferRequest(
         model_name=case,
         model_version=str(version),
-        inputs=[pb.ModelInferRequest.InferInputTensor(name=name, datatype=_TYPES[str(value.dtype)], shape=value.shape) for name, value in tensors.items()],
+        inputs=[
+            pb.ModelInferRequest.InferInputTensor(name=name, datatype=_TYPES[str(value.dtype)], shape=value.shape)
+            for name, value in tensors.items()
+        ],
         raw_input_contents=[value.tobytes() for value in tensors.values()],
     )
 
 
 def _connection_lost(error: Exception) -> bool:
     """Whether nobody answered at all. Triton itself also says UNAVAILABLE, of a version that is not loaded: that is an answer."""
-    return isinstance(error, grpc.aio.AioRpcError) and error.code() == grpc.StatusCode.UNAVAILABLE and "not at ready state" not in (error.details() or "")
+    return (
+        isinstance(error, grpc.aio.AioRpcError)
+        and error.code() == grpc.StatusCode.UNAVAILABLE
+        and "not at ready state" not in (error.details() or "")
+    )

@@ -52,7 +52,9 @@ def load(root: Path, fields: Fields, release: Release) -> Version:
         about = json.loads((folder / BUNDLE).read_text())
         trained_with = about["fields_hash"]
     except (PerennialError, OSError, ValueError, KeyError, TypeError) as error:
-        raise Unavailable(f"{name}: its bundle.json cannot be read, so its fields are not known ({error}): restore {release.bundle}") from error
+        raise Unavailable(
+            f"{name}: its bundle.json cannot be read, so its fields are not known ({error}): restore {release.bundle}"
+        ) from error
     if trained_with != fields.hash:
         raise Unavailable(
             f"{name} was trained with other fields ({str(trained_with)[:12]}) than this gateway has ({fields.hash[:12]}): "
@@ -63,7 +65,12 @@ def load(root: Path, fields: Fields, release: Release) -> Version:
             return Version(release.champion, encoder(fields, folder))
         if about.get("tokenizer_sha256") != storage.file_sha256(folder / TOKENIZER):
             raise Unavailable(f"{TOKENIZER} is not the one that its bundle.json names")
-        version = Version(release.champion, encoder(fields, folder), fields.text.name, load_tokenizer(folder / TOKENIZER).truncation["max_length"])
+        version = Version(
+            release.champion,
+            encoder(fields, folder),
+            fields.text.name,
+            load_tokenizer(folder / TOKENIZER).truncation["max_length"],
+        )
         version.encode(probe(fields))  # the first call is the slow one
     except (PerennialError, OSError) as error:
         raise Unavailable(f"{name}: {error}: restore {release.bundle}") from error

@@ -33,25 +33,47 @@ def test_without_a_gpu_nothing_is_changed(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench_gpu"])
     before = {path.name: path.stat().st_mtime_ns for path in RESULTS.iterdir()}
     bench_gpu.main()
-    assert capsys.readouterr().out == "bench-gpu: this machine has no GPU that torch can use, so nothing was measured and nothing was changed.\n"
+    assert (
+        capsys.readouterr().out
+        == "bench-gpu: this machine has no GPU that torch can use, so nothing was measured and nothing was changed.\n"
+    )
     assert {path.name: path.stat().st_mtime_ns for path in RESULTS.iterdir()} == before
 
 
 def cell(arm, rate, **more):
     """One turn of one cell of the large model."""
-    return {"model": "large", "batch": 64, "compiled": False, "ranks": 1, "arm": arm, "samples_per_second": rate, **more}
+    return {
+        "model": "large",
+        "batch": 64,
+        "compiled": False,
+        "ranks": 1,
+        "arm": arm,
+        "samples_per_second": rate,
+        **more,
+    }
 
 
 def test_the_turns_of_a_cell_become_one_row():
     """A row holds the median and the extremes of its turns; a cell that did not fit once did not fit."""
-    rows = bench_gpu.summary([cell("ddp", 10.0, mfu=0.4), cell("fsdp", None, why="out of memory"), cell("ddp", 30.0, mfu=0.6), cell("ddp", 20.0, mfu=0.5)])
+    rows = bench_gpu.summary(
+        [
+            cell("ddp", 10.0, mfu=0.4),
+            cell("fsdp", None, why="out of memory"),
+            cell("ddp", 30.0, mfu=0.6),
+            cell("ddp", 20.0, mfu=0.5),
+        ]
+    )
     assert [(row["arm"], row["samples_per_second"]) for row in rows] == [("ddp", 20.0), ("fsdp", None)]
     assert (rows[0]["mfu"], rows[0]["min"], rows[0]["max"], rows[0]["n"]) == (0.5, 10.0, 30.0, 3)
 
 
 def test_the_goals():
     """MFU is judged by the best arm, fsdp against ddp cell by cell at one GPU; what was not measured is not judged."""
-    rows = [cell("ddp", 100.0, mfu=0.46), cell("fsdp", 96.0, mfu=0.44), cell("fsdp", 50.0, ranks=2, mfu=0.3) | {"batch": 256}]
+    rows = [
+        cell("ddp", 100.0, mfu=0.46),
+        cell("fsdp", 96.0, mfu=0.44),
+        cell("fsdp", 50.0, ranks=2, mfu=0.3) | {"batch": 256},
+    ]
     goals = {goal["name"]: goal for goal in bench_gpu.judged(rows, {"large": 2e-6})}
     assert [(goal["value"], goal["holds"]) for goal in goals.values()] == [(2e-6, True), (0.46, True), (0.96, True)]
     assert [goal["name"] for goal in bench_gpu.judged([], {"toy": 1.0})] == ["export parity of toy"]

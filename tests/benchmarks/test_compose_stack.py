@@ -29,9 +29,15 @@ def test_every_image_has_a_stand_in():
     """Each image that is not built here, of the compose file and of the Dockerfiles, has a stand-in, and no stand-in is of another image or version."""
     own = {service["image"] for service in own_images().values()}
     used = {service["image"] for service in services().values()} - own
-    bases = {base for path in (ROOT / "compose" / "images").glob("*.Dockerfile") for base in re.findall(r"^FROM (\S+)", path.read_text(), re.MULTILINE)}
+    bases = {
+        base
+        for path in (ROOT / "compose" / "images").glob("*.Dockerfile")
+        for base in re.findall(r"^FROM (\S+)", path.read_text(), re.MULTILINE)
+    }
     assert set(compose_engine.IMAGES) == used | bases
-    assert {path.name for path in compose_engine.STANDINS.iterdir() if path.is_dir()} == set(compose_engine.IMAGES.values())
+    assert {path.name for path in compose_engine.STANDINS.iterdir() if path.is_dir()} == set(
+        compose_engine.IMAGES.values()
+    )
 
 
 def test_everything_that_holds_is_said_to_hold():
@@ -74,7 +80,10 @@ def test_builds_reach_the_folders_that_pip_looks_into(tmp_path, monkeypatch):
     (tmp_path / "index" / "simple" / "b").mkdir(parents=True)
     (tmp_path / "index" / "files").mkdir()
     (tmp_path / "index" / "files" / "b.whl").write_text("b")
-    told = {"find-links": str(tmp_path / "wheels"), "extra-index-url": f"{(tmp_path / 'index' / 'simple').as_uri()} https://example.org/simple"}
+    told = {
+        "find-links": str(tmp_path / "wheels"),
+        "extra-index-url": f"{(tmp_path / 'index' / 'simple').as_uri()} https://example.org/simple",
+    }
     monkeypatch.setattr(compose_engine, "BRIDGE", "127.0.0.1")
     monkeypatch.setattr(compose_engine, "_configured", lambda: told)
     with compose_engine.pip_settings() as text:

@@ -24,7 +24,9 @@ def test_every_query_of_every_panel_is_asked(monkeypatch):
     monkeypatch.setattr(panels, "_get", lambda _url, _path, **_parameters: [])
     asked = panels.ask("http://nowhere")
     boards = panels.dashboards()
-    assert len(asked) == sum(len(panel.queries) for board in boards.DASHBOARDS for row in board.rows.values() for panel in row)
+    assert len(asked) == sum(
+        len(panel.queries) for board in boards.DASHBOARDS for row in board.rows.values() for panel in row
+    )
     assert {(one["dashboard"], one["panel"], one["legend"]) for one in asked if one["absent"]} == set(panels.ABSENT)
 
 

@@ -14,7 +14,9 @@ def test_every_kind_and_its_day_are_named(seed):
     assert [(cell["kind"], cell["found"]) for cell in cells] == [(kind, kind) for kind in KINDS]
     assert all(cell["right"] for cell in cells)
     # What the estimate said before labels came held, unless the rule itself had changed.
-    assert {cell["kind"]: cell["estimates_inside"] == cell["estimates"] > 0 for cell in cells} == dict.fromkeys(KINDS, True) | {"concept": False}
+    assert {cell["kind"]: cell["estimates_inside"] == cell["estimates"] > 0 for cell in cells} == dict.fromkeys(
+        KINDS, True
+    ) | {"concept": False}
 
 
 def test_a_wrong_day_is_not_right(monkeypatch):
@@ -25,6 +27,10 @@ def test_a_wrong_day_is_not_right(monkeypatch):
 
         def diagnoses(self, kind):
             quiet = [{"kind": "none", "since": None, "slices": [], "why": ""}] * proof.QUIET_DAYS
-            return [*quiet, {"kind": kind if kind != "none" else "concept", "since": "2021-03-16", "slices": [], "why": ""}, quiet[0] | {"kind": kind}], []
+            return [
+                *quiet,
+                {"kind": kind if kind != "none" else "concept", "since": "2021-03-16", "slices": [], "why": ""},
+                quiet[0] | {"kind": kind},
+            ], []
 
     assert [cell["right"] for cell in proof.judged(Wrong())] == [False] * len(KINDS)

@@ -23,7 +23,9 @@ def test_a_round_against_a_gateway_holds(tmp_path, monkeypatch):
         with client(settings, head_seconds=0.5, body_seconds=0.5, answer_seconds=0.5) as http:
             rows, goals, more = proof.attack(proof.Target(http.base_url.port, KEY, (os.getpid(),)), size)
     told = {each["name"]: each for each in goals}
-    assert [name for name, each in told.items() if not each["holds"] and "MiB" not in name and "s)" not in name] == [], more
+    assert [
+        name for name, each in told.items() if not each["holds"] and "MiB" not in name and "s)" not in name
+    ] == [], more
     assert rows[0]["requests"] == 60 + 20 + 2 * 7
     statuses = more["statuses"]
     assert sum(statuses["mutated"].values()) == 60
@@ -76,7 +78,9 @@ def test_an_open_connection_is_seen(monkeypatch):
 def test_the_requests_are_the_same_every_time():
     """Mutations follow their seed, and are rarely a whole good request; a whole one is what a client would send."""
     rows = some_rows(2)
-    first, second = ([sent.mutated(random.Random(seed), PREDICT, "rows", rows, KEY) for seed in range(40)] for _ in range(2))
+    first, second = (
+        [sent.mutated(random.Random(seed), PREDICT, "rows", rows, KEY) for seed in range(40)] for _ in range(2)
+    )
     assert first == second
     good = sent.request(PREDICT, json.dumps({"rows": rows}).encode(), KEY)
     assert first.count(good) < 8

@@ -22,9 +22,14 @@ print(json.dumps(proof.flipped(pathlib.Path(sys.argv[1]), 2 * len(kinds), kinds,
 def test_flips_are_found_and_none_is_no_difference(tmp_path):
     """Steps of a real small line give the same output without a flip; a flipped bit of what they read or wrote never gives another one."""
     kinds = ["ledger, drift_states", "evaluate/scores.parquet"]
-    ended = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path), *kinds], capture_output=True, text=True, timeout=300, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), *kinds], capture_output=True, text=True, timeout=300, check=False
+    )
     assert ended.returncode == 0, ended.stderr
-    trials = [proof.Trial(kind, file, bit, tuple(proof.Answer(*one) for one in told)) for kind, file, bit, told in json.loads(ended.stdout)]
+    trials = [
+        proof.Trial(kind, file, bit, tuple(proof.Answer(*one) for one in told))
+        for kind, file, bit, told in json.loads(ended.stdout)
+    ]
     assert {trial.kind for trial in trials} == {"nothing", *kinds}
     assert all(trial.answer == "harmless" for trial in trials if trial.bit is None)
     assert all(trial.answer in {"found", "harmless"} for trial in trials), trials
@@ -33,7 +38,11 @@ def test_flips_are_found_and_none_is_no_difference(tmp_path):
 
 def test_a_trial_counts_as_its_worst_answer():
     """One step with another result outweighs all that found the flip, and a goal says so."""
-    answers = [proof.Answer("gate 2", "no-op", "found"), proof.Answer("gate 2", "again", "another result"), proof.Answer("alert 2", "again", "harmless")]
+    answers = [
+        proof.Answer("gate 2", "no-op", "found"),
+        proof.Answer("gate 2", "again", "another result"),
+        proof.Answer("alert 2", "again", "harmless"),
+    ]
     trial = proof.Trial("evaluate/scores.parquet", "file", 1, tuple(answers))
     assert trial.answer == "another result"
     assert [one["holds"] for one in proof.goals([trial], [])] == [False, True, True, True]

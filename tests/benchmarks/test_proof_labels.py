@@ -15,7 +15,14 @@ def rows(*hours: int) -> pl.DataFrame:
     """Rows so many hours after the first midnight, all of class 1, half of them answered with class 0."""
     times = [proof.midnight(proof.START) + hour * HOUR for hour in hours]
     scores = [0.9 if number % 2 else 0.1 for number in range(len(hours))]
-    return pl.DataFrame({"id": [str(hour) for hour in hours], "event_time": times, "score": scores, proof.FIELDS.label: [1] * len(hours)})
+    return pl.DataFrame(
+        {
+            "id": [str(hour) for hour in hours],
+            "event_time": times,
+            "score": scores,
+            proof.FIELDS.label: [1] * len(hours),
+        }
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,5 +55,10 @@ def test_a_cell_holds_on_the_real_steps():
     found = proof.played(proof.Cell(0, "daily", 3), Stream(seed=0))
     assert found["judged"] == found["delivered"] == 400 * (found["windows"] - 1)
     assert all(one["holds"] for one in proof.goals([found]))
-    for change in ({"runs_as_due": found["windows"] - 1}, {"first_spoke": None}, {"confirmed": None}, {"confirmed": found["earliest"] + 2}):
+    for change in (
+        {"runs_as_due": found["windows"] - 1},
+        {"first_spoke": None},
+        {"confirmed": None},
+        {"confirmed": found["earliest"] + 2},
+    ):
         assert [one["holds"] for one in proof.goals([found | change])].count(False) == 1

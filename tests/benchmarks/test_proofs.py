@@ -47,7 +47,9 @@ def test_a_corrupt_checkpoint_differs_in_one_byte(tmp_path):
 def test_a_limit_stands_for_a_full_disk(tmp_path):
     """A process that is limited from outside cannot write beyond the limit, and lives on to say so."""
     code = "import sys; sys.stdin.readline()\ntry: open(sys.argv[1], 'wb').write(b'x' * 9999)\nexcept OSError as error: print(error.strerror)"
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "file")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "file")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     interrupt.limit([process.pid], 4096)
     assert process.communicate("go\n")[0] == "File too large\n"
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096

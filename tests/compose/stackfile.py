@@ -14,7 +14,9 @@ _VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\})")
 
 def interpolate(text, given):
     """``${NAME:-default}`` filled in, ``$$`` made a dollar."""
-    return _VARIABLE.sub(lambda found: "$" if found.group() == "$$" else given.get(found["name"]) or found["default"] or "", text)
+    return _VARIABLE.sub(
+        lambda found: "$" if found.group() == "$$" else given.get(found["name"]) or found["default"] or "", text
+    )
 
 
 @cache
@@ -43,7 +45,10 @@ def environment(service):
 
 def published(service):
     """``(address, host port, container port)`` of everything that a service publishes."""
-    return [(address, int(host), int(inside)) for address, host, inside in (port.split(":") for port in services()[service].get("ports", ()))]
+    return [
+        (address, int(host), int(inside))
+        for address, host, inside in (port.split(":") for port in services()[service].get("ports", ()))
+    ]
 
 
 def own_images():

@@ -20,7 +20,14 @@ EXTRA = [ROOT / "compose" / name for name in ("gpu.yaml", "development.yaml")]
 DOCKERFILES = sorted((ROOT / "compose" / "images").glob("*.Dockerfile"))
 LONG_RUNNING = [name for name, service in services().items() if service["restart"] == "unless-stopped"]
 ONE_SHOT = sorted(set(services()) - set(LONG_RUNNING))
-PUBLISHED = {"airflow-apiserver": 8080, "mlflow": 5000, "gateway": 8090, "grafana": 3000, "prometheus": 9090, "alertmanager": 9093}
+PUBLISHED = {
+    "airflow-apiserver": 8080,
+    "mlflow": 5000,
+    "gateway": 8090,
+    "grafana": 3000,
+    "prometheus": 9090,
+    "alertmanager": 9093,
+}
 EXACT = re.compile(r"[a-z0-9./-]+:v?\d+\.\d+[\w.-]*(@sha256:[0-9a-f]{64})?")
 every_service = pytest.mark.parametrize("name", services())
 
@@ -47,7 +54,10 @@ FILES = {"alone": [COMPOSE], **{path.stem: [COMPOSE, path] for path in EXTRA}}
 @pytest.mark.parametrize("files", FILES.values(), ids=FILES)
 def test_compose_takes_the_files(files, profile, tmp_path):
     """Compose itself accepts every file with every profile: it refuses what no schema can see, as two limits that contradict each other."""
-    if not shutil.which("docker") or subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:
+    if (
+        not shutil.which("docker")
+        or subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode
+    ):
         pytest.skip("there is no Compose here (the plugin of docker)")
     named = [word for path in files for word in ("--file", str(path))]
     asked = ["docker", "compose", *named, *(("--profile", profile) if profile else ()), "config", "--quiet"]
@@ -60,7 +70,9 @@ def test_hadolint_has_nothing_to_say(path):
     """A Dockerfile is free of the errors and warnings that hadolint knows, without a rule being switched off."""
     hadolint = Path(sys.executable).with_name("hadolint")
     assert hadolint.exists(), f"{hadolint} is missing: run make setup"
-    done = subprocess.run([hadolint, "--failure-threshold", "warning", path], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [hadolint, "--failure-threshold", "warning", path], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -96,7 +108,9 @@ def test_a_dockerfile_is_multi_stage_non_root_labelled_and_checked(path):
     last = text.rpartition("\nFROM ")[2]
     users = re.findall(r"^USER (\S+)", last, re.MULTILINE)
     assert re.fullmatch(r"[1-9]\d*:\d+", users[-1])
-    assert {f"org.opencontainers.image.{name}" for name in ("title", "description", "version", "licenses")} <= set(re.findall(r"[\w.]+(?==\")", last))
+    assert {f"org.opencontainers.image.{name}" for name in ("title", "description", "version", "licenses")} <= set(
+        re.findall(r"[\w.]+(?==\")", last)
+    )
     assert "\nHEALTHCHECK " in last
     assert "COPY --from=environment" in last
     assert "secret" not in text.lower()
@@ -108,7 +122,12 @@ def test_everything_copied_is_there_and_sent(path):
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert rules[0] == "*"
     allowed = [rule[1:] for rule in rules if rule.startswith("!")]
-    for source in [word for line in re.findall(r"^COPY (?!--from)(.+)", path.read_text(), re.MULTILINE) for word in line.split()[:-1] if word[0] != "-"]:
+    for source in [
+        word
+        for line in re.findall(r"^COPY (?!--from)(.+)", path.read_text(), re.MULTILINE)
+        for word in line.split()[:-1]
+        if word[0] != "-"
+    ]:
         assert (ROOT / source).exists(), source
         assert any(source == rule or source.startswith(f"{rule}/") for rule in allowed), source
     assert not [rule for rule in allowed if rule.startswith((".git", "compose/secrets", "runs", ".env", ".venv"))]
@@ -154,7 +173,16 @@ def test_the_gateways_image_has_what_the_gateway_imports():
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 100
     pinned = set(re.findall(r"^[\w-]+", lock.read_text(), re.MULTILINE))
-    assert not pinned & {"torch", "mlflow", "apache-airflow-core", "transformers", "onnxruntime", "pandas", "polars", "dvc"}
+    assert not pinned & {
+        "torch",
+        "mlflow",
+        "apache-airflow-core",
+        "transformers",
+        "onnxruntime",
+        "pandas",
+        "polars",
+        "dvc",
+    }
 
 
 # --- hardening ----------------------------------------------------------------------------------
@@ -189,10 +217,15 @@ def test_tritons_user_and_repository():
         if mount["source"] == "model_repository" and not mount.get("read_only")
     }
     assert writers == {"airflow-init", "airflow-scheduler", "airflow-worker", "airflow-worker-gpu"}
-    holders = {secret: {name for name, service in services().items() if secret in service.get("secrets", ())} for secret in TRITON}
+    holders = {
+        secret: {name for name, service in services().items() if secret in service.get("secrets", ())}
+        for secret in TRITON
+    }
     assert holders.pop("triton_client") == {"gateway", *writers} - {"airflow-init"}
     assert set(map(frozenset, holders.values())) == {frozenset({"triton"})}
-    assert [mount.partition(":")[2].split(",")[0] for mount in triton["tmpfs"] if mount.startswith("/tmp:")] == ["mode=0555"]
+    assert [mount.partition(":")[2].split(",")[0] for mount in triton["tmpfs"] if mount.startswith("/tmp:")] == [
+        "mode=0555"
+    ]
 
 
 @pytest.mark.parametrize("name", LONG_RUNNING)
@@ -214,7 +247,9 @@ def test_services_wait_for_what_they_need():
             wanted = "service_completed_successfully" if other in ONE_SHOT else "service_healthy"
             assert how["condition"] == wanted, (name, other)
             assert wanted == "service_completed_successfully" or "test" in services()[other]["healthcheck"]
-            assert set(services()[other].get("profiles", [])) >= set(service.get("profiles", [])) or not services()[other].get("profiles"), (name, other)
+            assert set(services()[other].get("profiles", [])) >= set(service.get("profiles", [])) or not services()[
+                other
+            ].get("profiles"), (name, other)
     assert "postgres" in services()["airflow-init"]["depends_on"]
     assert {"airflow-init"} <= set(services()["airflow-apiserver"]["depends_on"])
 
@@ -246,7 +281,14 @@ def test_networks_keep_apart_what_need_not_meet():
     assert not on["data"] & {"triton", "prometheus", "alertmanager", "grafana", "traffic", "airflow-metrics"}
     assert on["front"] == set(PUBLISHED) - {"alertmanager"}
     assert not on["front"] & on["out"], "the engine would take one of the two as the way to the world, by its name"
-    assert on["out"] == {"airflow-scheduler", "airflow-triggerer", "airflow-dag-processor", "airflow-worker", "airflow-worker-gpu", "alertmanager"}
+    assert on["out"] == {
+        "airflow-scheduler",
+        "airflow-triggerer",
+        "airflow-dag-processor",
+        "airflow-worker",
+        "airflow-worker-gpu",
+        "alertmanager",
+    }
 
 
 # --- secrets ------------------------------------------------------------------------------------
@@ -260,7 +302,9 @@ def test_every_secret_is_a_file_that_make_secrets_makes():
     assert set(declared) <= made
     used = {secret for service in services().values() for secret in service.get("secrets", ())}
     assert used == set(declared)
-    ignored = subprocess.run(["git", "check-ignore", "compose/secrets/x", ".env"], capture_output=True, text=True, check=False, cwd=ROOT).stdout.split()
+    ignored = subprocess.run(
+        ["git", "check-ignore", "compose/secrets/x", ".env"], capture_output=True, text=True, check=False, cwd=ROOT
+    ).stdout.split()
     assert ignored == ["compose/secrets/x", ".env"]
 
 
@@ -268,12 +312,22 @@ def test_every_secret_is_a_file_that_make_secrets_makes():
 def test_a_secret_that_is_named_is_given(name):
     """Every path below /run/secrets that a service's settings, command or scripts name is a secret that it is given, and the other way round."""
     service = services()[name]
-    scripts = [ROOT / mount["source"] for mount in service.get("volumes", ()) if mount["type"] == "bind" and (ROOT / mount["source"]).is_file()]
+    scripts = [
+        ROOT / mount["source"]
+        for mount in service.get("volumes", ())
+        if mount["type"] == "bind" and (ROOT / mount["source"]).is_file()
+    ]
     if name == "airflow-apiserver":
         scripts.append(ROOT / "compose/airflow/api-server.sh")
-    said = json.dumps([service.get("environment"), service.get("command"), service.get("healthcheck")]) + "".join(path.read_text() for path in scripts)
-    named = set(re.findall(rf"{SECRETS}(\w+)", said)) | set(re.findall(r"(?:\$\{SECRETS:-/run/secrets\}|\$secrets)/(\w+)", said))
-    named |= {f"{database}_db_password" for database in ("airflow", "mlflow", "ledger") if "${name}_db_password" in said}
+    said = json.dumps([service.get("environment"), service.get("command"), service.get("healthcheck")]) + "".join(
+        path.read_text() for path in scripts
+    )
+    named = set(re.findall(rf"{SECRETS}(\w+)", said)) | set(
+        re.findall(r"(?:\$\{SECRETS:-/run/secrets\}|\$secrets)/(\w+)", said)
+    )
+    named |= {
+        f"{database}_db_password" for database in ("airflow", "mlflow", "ledger") if "${name}_db_password" in said
+    }
     given = set(service.get("secrets", ()))
     assert named <= given
     # The webhook is there for whoever sets ALERT_ROUTE and ALERT_WEBHOOK_FILE.
@@ -284,7 +338,9 @@ def test_a_secret_that_is_named_is_given(name):
 def test_no_setting_holds_a_secret(name):
     """Nothing that sounds like a secret has a value in the file: it comes from a file, a command that reads one, or not at all."""
     for setting, value in environment(name).items():
-        if re.search(r"PASSWORD|SECRET|KEY|TOKEN|_CONN|BROKER|BACKEND", setting) and not setting.endswith(("_FILE", "_CMD")):
+        if re.search(r"PASSWORD|SECRET|KEY|TOKEN|_CONN|BROKER|BACKEND", setting) and not setting.endswith(
+            ("_FILE", "_CMD")
+        ):
             assert setting == "TOKENIZERS_PARALLELISM", setting
         if setting.endswith("_CMD"):
             assert re.fullmatch(rf"cat {SECRETS}\w+", value)
@@ -294,7 +350,9 @@ def test_no_setting_holds_a_secret(name):
 def test_no_variable_is_a_secret():
     """What may be set from outside are ports, profiles, routes and names of hosts; none of them is a key or a password."""
     names = set(re.findall(r"(?<!\$)\$\{(\w+)", COMPOSE.read_text()))
-    assert names == {*(f"PERENNIAL_PORT_{n}" for n in ("AIRFLOW", "MLFLOW", "GATEWAY", "PROMETHEUS", "ALERTMANAGER", "GRAFANA"))} | {
+    assert names == {
+        *(f"PERENNIAL_PORT_{n}" for n in ("AIRFLOW", "MLFLOW", "GATEWAY", "PROMETHEUS", "ALERTMANAGER", "GRAFANA"))
+    } | {
         "PERENNIAL_ALLOWED_HOSTS",
         "AIRFLOW_EXECUTOR",
         "ALERT_ROUTE",

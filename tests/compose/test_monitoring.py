@@ -19,11 +19,22 @@ from tests.pipelines.reports.test_metrics import settings as loop_settings  # no
 FOLDER = ROOT / "compose"
 PROMETHEUS = yaml.safe_load((FOLDER / "prometheus/prometheus.yaml").read_text())
 RULES = [ROOT / "pipelines/alerts/prometheus.rules.yaml", FOLDER / "prometheus/stack.rules.yaml"]
-PORTS = {"gateway": 8090, "triton": 8002, "loop-metrics": 9109, "airflow-metrics": 9112, "alertmanager": 9093, "prometheus": 9090, "127.0.0.1": 9090}
+PORTS = {
+    "gateway": 8090,
+    "triton": 8002,
+    "loop-metrics": 9109,
+    "airflow-metrics": 9112,
+    "alertmanager": 9093,
+    "prometheus": 9090,
+    "127.0.0.1": 9090,
+}
 OWN = {"up": {"job", "instance"}, "ALERTS": {"alertname", "alertstate", "severity", "case"}}
 """What Prometheus makes itself."""
 _INFERENCE = {"model", "version"}
-TRITON_SERIES = {f"nv_inference_{name}": _INFERENCE for name in ("request_success", "request_failure", "queue_duration_us", "count", "exec_count")} | {
+TRITON_SERIES = {
+    f"nv_inference_{name}": _INFERENCE
+    for name in ("request_success", "request_failure", "queue_duration_us", "count", "exec_count")
+} | {
     "nv_inference_compute_infer_duration_us": _INFERENCE,
     "nv_inference_pending_request_count": _INFERENCE,
     "nv_cpu_utilization": set[str](),
@@ -52,7 +63,11 @@ def rules():
     return [rule for path in RULES for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
 
 
-QUERIES = [(f"{board.name}: {panel}, {legend}", query, legend) for board in DASHBOARDS.DASHBOARDS for panel, legend, query in DASHBOARDS.queries(board)]
+QUERIES = [
+    (f"{board.name}: {panel}, {legend}", query, legend)
+    for board in DASHBOARDS.DASHBOARDS
+    for panel, legend, query in DASHBOARDS.queries(board)
+]
 QUERIES += [(rule["alert"], rule["expr"], " ".join(rule["annotations"].values())) for rule in rules()]
 
 
@@ -81,7 +96,13 @@ def gateway():
 @pytest.fixture
 def exported(gateway, loop_settings):  # noqa: F811 - the fixture
     """``{series: labels}`` of all that is scraped, from the running code."""
-    return {**OWN, **TRITON_SERIES, **gateway, **series(loop.render(loop_settings, [PARAMS])), **series(watching()[0].text().decode())}
+    return {
+        **OWN,
+        **TRITON_SERIES,
+        **gateway,
+        **series(loop.render(loop_settings, [PARAMS])),
+        **series(watching()[0].text().decode()),
+    }
 
 
 def series(text):
@@ -101,8 +122,14 @@ def test_every_query_asks_for_what_is_exported(exported):
         assert asked, place
         known = {"instance", "job", "le"}.union(*(exported.get(name, set()) for name in asked))
         wrong += [f"{place}: no series {name}" for name in asked if name not in exported]
-        wrong += [f"{place}: {name} has no label {label}" for name in asked for label in asked[name] - exported.get(name, set()) - {"job", "instance"}]
-        grouped = {label for part in re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", query) for label in re.findall(r"\w+", part)}
+        wrong += [
+            f"{place}: {name} has no label {label}"
+            for name in asked
+            for label in asked[name] - exported.get(name, set()) - {"job", "instance"}
+        ]
+        grouped = {
+            label for part in re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", query) for label in re.findall(r"\w+", part)
+        }
         shown = set(re.findall(r"\{\{\s*(?:\$labels\.)?(\w+)\s*\}\}", words))
         wrong += [f"{place}: nothing has a label {label}" for label in (grouped | shown) - known - {"value"}]
     assert wrong == []
@@ -111,7 +138,9 @@ def test_every_query_asks_for_what_is_exported(exported):
 def test_no_series_of_the_loop_or_airflow_is_forgotten(exported):
     """Whatever the two exporters tell is drawn or watched somewhere, but for a few that only explain others."""
     asked = {name for _place, query, _words in QUERIES for name in names(query)}
-    own = {loop.PREFIX + name for name in loop.SERIES} | {name for name in exported if name.startswith("perennial_airflow_")}
+    own = {loop.PREFIX + name for name in loop.SERIES} | {
+        name for name in exported if name.startswith("perennial_airflow_")
+    }
     unused = own - asked
     assert unused == {"perennial_airflow_collect_seconds", "perennial_episodes"}
 
@@ -164,13 +193,20 @@ def test_data_sources_are_services():
 
 def test_targets_are_services():
     """Every target is a service that Prometheus can reach, at the port of its metrics; everything that exports is scraped."""
-    targets = [target for job in PROMETHEUS["scrape_configs"] for config in job["static_configs"] for target in config["targets"]]
+    targets = [
+        target
+        for job in PROMETHEUS["scrape_configs"]
+        for config in job["static_configs"]
+        for target in config["targets"]
+    ]
     for target in targets:
         name, port = target.split(":")
         assert PORTS[name] == int(port)
         assert name == "127.0.0.1" or set(services()[name]["networks"]) & set(services()["prometheus"]["networks"])
     assert {target.split(":")[0] for target in targets} == set(PORTS) - {"prometheus"}
-    assert [config["static_configs"][0]["targets"] for config in PROMETHEUS["alerting"]["alertmanagers"]] == [["alertmanager:9093"]]
+    assert [config["static_configs"][0]["targets"] for config in PROMETHEUS["alerting"]["alertmanagers"]] == [
+        ["alertmanager:9093"]
+    ]
     for job in PROMETHEUS["scrape_configs"]:
         assert _seconds(job.get("scrape_timeout", "10s")) <= _seconds(job.get("scrape_interval", "15s"))
 
@@ -181,8 +217,12 @@ def _seconds(text):
 
 def test_rules_are_mounted_where_they_are_looked_for():
     """Prometheus' configuration names exactly the rule files that are mounted beside it."""
-    mounts = {mount["target"]: mount["source"] for mount in services()["prometheus"]["volumes"] if mount["type"] == "bind"}
-    assert {f"/etc/prometheus/{path}" for path in PROMETHEUS["rule_files"]} == set(mounts) - {"/etc/prometheus/prometheus.yaml"}
+    mounts = {
+        mount["target"]: mount["source"] for mount in services()["prometheus"]["volumes"] if mount["type"] == "bind"
+    }
+    assert {f"/etc/prometheus/{path}" for path in PROMETHEUS["rule_files"]} == set(mounts) - {
+        "/etc/prometheus/prometheus.yaml"
+    }
     assert {ROOT / mounts[f"/etc/prometheus/{path}"] for path in PROMETHEUS["rule_files"]} == set(RULES)
     assert services()["prometheus"]["command"][0].partition("=")[2] in mounts
 
@@ -196,7 +236,11 @@ def test_a_rule_is_complete():
         path, _, anchor = rule["annotations"]["runbook_url"].partition("#")
         if path not in headings:
             lines = (ROOT / path).read_text().splitlines()
-            headings[path] = {re.sub(r"[^a-z0-9-]", "", line.lstrip("# ").lower().replace(" ", "-")) for line in lines if line.startswith("#")}
+            headings[path] = {
+                re.sub(r"[^a-z0-9-]", "", line.lstrip("# ").lower().replace(" ", "-"))
+                for line in lines
+                if line.startswith("#")
+            }
         assert anchor in headings[path], rule["annotations"]["runbook_url"]
         assert rule["annotations"]["summary"]
     assert len({rule["alert"] for rule in rules()}) == len(rules())

@@ -20,7 +20,11 @@ every_service = pytest.mark.parametrize("name", services())
 def test_our_settings_are_known(name):
     """Every PERENNIAL_* variable is a field of Settings or of the gateway's bounds, or a file that holds one; a typo would be ignored silently."""
     fields = {f"PERENNIAL_{field.upper()}" for field in Settings.model_fields}
-    fields |= {f"{field}_FILE" for field in fields} | {f"PERENNIAL_GATEWAY_{field.upper()}" for field in Bounds.model_fields} | {"PERENNIAL_PRELOAD"}
+    fields |= (
+        {f"{field}_FILE" for field in fields}
+        | {f"PERENNIAL_GATEWAY_{field.upper()}" for field in Bounds.model_fields}
+        | {"PERENNIAL_PRELOAD"}
+    )
     assert {setting for setting in environment(name) if setting.startswith("PERENNIAL_")} <= fields
 
 
@@ -31,7 +35,12 @@ def test_our_settings_point_at_services():
         for setting, value in environment(name).items():
             if setting.startswith("PERENNIAL_") and (found := re.fullmatch(r"(?:http://)?([a-z-]+):(\d+)", value)):
                 assert int(found[2]) in ports[found[1]], (name, setting)
-    for client, server in [("airflow-scheduler", "triton"), ("airflow-worker", "triton"), ("gateway", "triton"), ("airflow-scheduler", "mlflow")]:
+    for client, server in [
+        ("airflow-scheduler", "triton"),
+        ("airflow-worker", "triton"),
+        ("gateway", "triton"),
+        ("airflow-scheduler", "mlflow"),
+    ]:
         assert set(services()[client]["networks"]) & set(services()[server]["networks"])
 
 
@@ -79,7 +88,10 @@ def test_airflow_is_set_as_in_make_up(tmp_path):
 
 def test_logins_are_those_that_are_made():
     """Airflow's users and MLflow's are those for which `make secrets` makes passwords, with a reader for the exporter."""
-    users = dict(user.split(":") for user in environment("airflow-apiserver")["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"].split(","))
+    users = dict(
+        user.split(":")
+        for user in environment("airflow-apiserver")["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"].split(",")
+    )
     assert users == AIRFLOW_USERS
     assert environment("airflow-scheduler")["PERENNIAL_MLFLOW_USERNAME"] == MLFLOW_USER
     assert AIRFLOW_USERS[environment("airflow-metrics")["PERENNIAL_AIRFLOW_USERNAME"]] == "viewer"
@@ -95,7 +107,9 @@ def test_executors_and_queues():
         "traffic": ["traffic"],
     }
     queues = {
-        name: service["command"][service["command"].index("--queues") + 1] for name, service in services().items() if "--queues" in service.get("command", ())
+        name: service["command"][service["command"].index("--queues") + 1]
+        for name, service in services().items()
+        if "--queues" in service.get("command", ())
     }
     assert queues == {"airflow-worker": "default", "airflow-worker-gpu": "gpu"}
     assert environment("airflow-scheduler")["AIRFLOW__OPERATORS__DEFAULT_QUEUE"] == "default"
@@ -109,7 +123,10 @@ def test_executors_and_queues():
     ("asked", "said"),
     [
         ((), "AIRFLOW_EXECUTOR=LocalExecutor docker compose --file docker-compose.yaml up"),
-        (("PROFILES=celery,traffic",), "AIRFLOW_EXECUTOR=CeleryExecutor docker compose --file docker-compose.yaml --profile celery --profile traffic up"),
+        (
+            ("PROFILES=celery,traffic",),
+            "AIRFLOW_EXECUTOR=CeleryExecutor docker compose --file docker-compose.yaml --profile celery --profile traffic up",
+        ),
         (
             ("PROFILES=gpu", "DEV=1"),
             "AIRFLOW_EXECUTOR=CeleryExecutor docker compose --file docker-compose.yaml --file compose/gpu.yaml --file compose/development.yaml --profile gpu up",
@@ -119,7 +136,11 @@ def test_executors_and_queues():
 def test_make_compose_up_takes_profiles(asked, said):
     """`make compose-up` makes the secrets first, takes limits that fit the engine, and gives workers the executor that sends them tasks."""
     lines = subprocess.run(
-        ["make", "--no-print-directory", "-n", "compose-up", *asked], capture_output=True, text=True, check=True, cwd=ROOT
+        ["make", "--no-print-directory", "-n", "compose-up", *asked],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
     ).stdout.splitlines()
     assert "python3 -m embedded.keys" in lines
     assert " ".join(lines[-1].split()).startswith(f"limits=$(python3 -m embedded.room) && env $limits {said}")
@@ -142,7 +163,11 @@ def test_mlflow_answers_to_its_own_names_only():
     """MLflow is behind a login, proxies artefacts, and lists the hosts it may be called by: the service, the loopback address, and what the user adds."""
     *hosts, added = environment("mlflow")["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
     assert {host.partition(":")[0] for host in hosts} == {"mlflow", "127.0.0.1", "localhost"}
-    assert added == environment("gateway")["PERENNIAL_ALLOWED_HOSTS"] == environment("airflow-apiserver")["PERENNIAL_ALLOWED_HOSTS"]
+    assert (
+        added
+        == environment("gateway")["PERENNIAL_ALLOWED_HOSTS"]
+        == environment("airflow-apiserver")["PERENNIAL_ALLOWED_HOSTS"]
+    )
     script = (ROOT / "compose/mlflow/start.sh").read_text()
     assert "--app-name basic-auth" in script
     assert "--serve-artifacts" in script
@@ -157,12 +182,16 @@ def test_the_gateway_has_two_workers_that_count_together():
     assert "command" not in services()["gateway"]
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed; test_monitoring.py holds the same without it")
+@pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed; test_monitoring.py holds the same without it"
+)
 def test_promtool_takes_configuration_and_rules(tmp_path):
     """Prometheus' own checker accepts its configuration and all rules."""
     shutil.copy(ROOT / "compose/prometheus/prometheus.yaml", tmp_path)
     (tmp_path / "rules").mkdir()
     for path in (ROOT / "compose/prometheus/stack.rules.yaml", ROOT / "pipelines/alerts/prometheus.rules.yaml"):
         shutil.copy(path, tmp_path / "rules")
-    done = subprocess.run(["promtool", "check", "config", tmp_path / "prometheus.yaml"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["promtool", "check", "config", tmp_path / "prometheus.yaml"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr

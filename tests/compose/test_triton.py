@@ -92,7 +92,11 @@ def test_only_who_has_the_clients_key_is_answered(server):
     settings, _ports = server
     for client in (None, SecretStr(certificates.issue().client)):
         stranger = settings.model_copy(update={"triton_client": client})
-        for call in (partial(triton.unload, stranger, "toy"), partial(triton.load, stranger, "toy"), partial(infer, stranger, 1.0)):
+        for call in (
+            partial(triton.unload, stranger, "toy"),
+            partial(triton.load, stranger, "toy"),
+            partial(infer, stranger, 1.0),
+        ):
             with pytest.raises(Unavailable, match="does not answer"):
                 call()
     assert infer(settings, 4.0) == [4.0]
@@ -122,7 +126,10 @@ def test_what_the_dashboards_ask_of_triton_is_exported(server):
     infer(server[0], 1.0)
     with urllib.request.urlopen(f"http://{HOST}:{server[1].triton_metrics}/metrics", timeout=5) as answer:
         text = answer.read().decode()
-    exported = {name: set(re.findall(r'(\w+)="', labels or "")) for name, labels in re.findall(r"^(nv_\w+)(\{.*\})? ", text, re.MULTILINE)}
+    exported = {
+        name: set(re.findall(r'(\w+)="', labels or ""))
+        for name, labels in re.findall(r"^(nv_\w+)(\{.*\})? ", text, re.MULTILINE)
+    }
     asked = {name for _place, query, _legend in QUERIES for name in names(query) if name.startswith("nv_")}
     assert asked == set(TRITON_SERIES)
     for name in asked - GPU_ONLY:

@@ -45,7 +45,10 @@ def main(cases_root: str | None) -> None:
 
     bag = DagBag(dag_folder=str(ROOT / "dags"), bundle_name="dags-folder")
     errors = {Path(path).name: text for path, text in bag.import_errors.items()}
-    sys.__stdout__.write(json.dumps({"heavy": heavy, "errors": errors, "dags": {name: describe(dag) for name, dag in bag.dags.items()}}) + "\n")
+    sys.__stdout__.write(
+        json.dumps({"heavy": heavy, "errors": errors, "dags": {name: describe(dag) for name, dag in bag.dags.items()}})
+        + "\n"
+    )
 
 
 def describe(dag) -> dict:
@@ -55,15 +58,23 @@ def describe(dag) -> dict:
         "edges": sorted([task.task_id, after] for task in dag.tasks for after in task.downstream_task_ids),
         "rules": {task.task_id: task.trigger_rule.value for task in dag.tasks},
         "retries": {task.task_id: [task.retries, task.retry_exponential_backoff] for task in dag.tasks},
-        "limits": {task.task_id: task.execution_timeout and task.execution_timeout.total_seconds() for task in dag.tasks},
+        "limits": {
+            task.task_id: task.execution_timeout and task.execution_timeout.total_seconds() for task in dag.tasks
+        },
         "owners": sorted({task.owner for task in dag.tasks}),
         "tags": sorted(dag.tags),
         "doc": dag.doc_md,
         "max_active_runs": dag.max_active_runs,
         "catchup": dag.catchup,
         "timetable": type(dag.timetable).__name__,
-        "params": {name: dag.params.get_param(name).schema | {"default": dag.params.get_param(name).has_value} for name in dag.params},
-        "deadlines": [[type(one.reference).__name__, one.interval.total_seconds(), one.callback.path, one.callback.kwargs] for one in dag.deadline],
+        "params": {
+            name: dag.params.get_param(name).schema | {"default": dag.params.get_param(name).has_value}
+            for name in dag.params
+        },
+        "deadlines": [
+            [type(one.reference).__name__, one.interval.total_seconds(), one.callback.path, one.callback.kwargs]
+            for one in dag.deadline
+        ],
         "tells": [dag.on_failure_callback.func.__qualname__, *dag.on_failure_callback.args],
         "lineage": lineage(dag),
         "lines": len(Path(dag.fileloc).read_text().splitlines()),
@@ -75,7 +86,11 @@ def lineage(dag) -> dict:
     from airflow.serialization.serialized_objects import DagSerialization
 
     tasks = DagSerialization.from_dict(DagSerialization.to_dict(dag)).tasks
-    return {task.task_id: [[asset.uri for asset in side] for side in (task.inlets, task.outlets)] for task in tasks if task.inlets or task.outlets}
+    return {
+        task.task_id: [[asset.uri for asset in side] for side in (task.inlets, task.outlets)]
+        for task in tasks
+        if task.inlets or task.outlets
+    }
 
 
 if __name__ == "__main__":

@@ -18,7 +18,12 @@ from pipelines.errors import DataError, TooFewRows, Unavailable
 
 CASE = "loans"
 RANKS = 2
-DEAF = [sys.executable, "-S", "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('a rank is up', flush=True); time.sleep(120)"]
+DEAF = [
+    sys.executable,
+    "-S",
+    "-c",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('a rank is up', flush=True); time.sleep(120)",
+]
 ENDS = {"failed": None, "cleared": None, "timed": timedelta(seconds=5)}
 """How each training is ended, and its execution timeout."""
 
@@ -36,7 +41,9 @@ sys.modules["pipelines.steps.held"] = module = ModuleType("pipelines.steps.held"
 module.run = run
 
 for end, limit in ENDS.items():
-    with DAG(f"held_{end}", schedule=None, deadline=deadline(CASE, timedelta(seconds=2)) if end == "failed" else None) as dag:
+    with DAG(
+        f"held_{end}", schedule=None, deadline=deadline(CASE, timedelta(seconds=2)) if end == "failed" else None
+    ) as dag:
         TorchrunOperator(task_id="train", case=CASE, step="held", execution_timeout=limit)
     globals()[dag.dag_id] = dag
 

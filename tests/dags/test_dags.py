@@ -20,8 +20,21 @@ KINDS = ("training", "drift", "rollback")
 
 
 def _report(home: Path, *arguments: str, **environment: str):
-    env = {**os.environ, "AIRFLOW_HOME": str(home), "PYTHONPATH": str(ROOT), "AIRFLOW__CORE__LOAD_EXAMPLES": "False", **environment}
-    done = subprocess.run([sys.executable, "tests/dags/dag_report.py", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    env = {
+        **os.environ,
+        "AIRFLOW_HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        **environment,
+    }
+    done = subprocess.run(
+        [sys.executable, "tests/dags/dag_report.py", *arguments],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -155,7 +168,11 @@ def test_every_run_has_a_deadline(report):
     for name, dag in report["dags"].items():
         case, _, kind = name.rpartition("_")
         [[reference, seconds, callback, arguments]] = dag["deadlines"]
-        assert (reference, callback, arguments) == ("DagRunQueuedAtDeadline", "perennial_deadlines.late", {"case": case})
+        assert (reference, callback, arguments) == (
+            "DagRunQueuedAtDeadline",
+            "perennial_deadlines.late",
+            {"case": case},
+        )
         limit = dag["limits"].get("train") or 0
         assert seconds == {"training": limit + 3600, "drift": 3600, "rollback": 600}[kind]
 
@@ -185,7 +202,9 @@ def test_a_rollback_needs_a_reason(report):
 
 def test_a_broken_case_stops_itself_only(broken):
     """A typo in one params.yaml is one import error that names the key, in a file without DAGs; the DAGs of the other cases are all there."""
-    assert sorted(broken["dags"]) == sorted(f"{case}_{kind}" for case in case_names() if case != "loans" for kind in KINDS)
+    assert sorted(broken["dags"]) == sorted(
+        f"{case}_{kind}" for case in case_names() if case != "loans" for kind in KINDS
+    )
     assert list(broken["errors"]) == ["perennial_cases.py"]
     assert "case loans has no DAGs" in broken["errors"]["perennial_cases.py"]
     assert "train.epoch:" in broken["errors"]["perennial_cases.py"]
@@ -194,6 +213,8 @@ def test_a_broken_case_stops_itself_only(broken):
 @pytest.mark.parametrize("case", BROKEN)
 def test_whatever_is_wrong_is_said_of_its_case(broken, case):
     """The import error names every broken case with what is wrong: code, fields, names, bytes, schedules; none of them has a DAG."""
-    [said] = [part for part in broken["errors"]["perennial_cases.py"].split(" | ") if f"case {case} has no DAGs: " in part]
+    [said] = [
+        part for part in broken["errors"]["perennial_cases.py"].split(" | ") if f"case {case} has no DAGs: " in part
+    ]
     assert BROKEN[case][3] in said
     assert not [name for name in broken["dags"] if name.startswith(case)]

@@ -54,7 +54,11 @@ def loop(tmp_path_factory):
         dags = tmp_path_factory.mktemp("dags")
         for path in [*(ROOT / "dags").glob("*.py"), ROOT / "tests/dags/probes.py"]:
             shutil.copy(path, dags)
-        own = {"AIRFLOW__CORE__DAGS_FOLDER": str(dags), "PERENNIAL_GRAFANA_URL": GRAFANA, "AIRFLOW__CELERY__WORKER_CONCURRENCY": str(len(ENDS))}
+        own = {
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+            "PERENNIAL_GRAFANA_URL": GRAFANA,
+            "AIRFLOW__CELERY__WORKER_CONCURRENCY": str(len(ENDS)),
+        }
         extra = {
             **own,
             "PERENNIAL_LOG_SEGMENT_SECONDS": "1",
@@ -78,7 +82,9 @@ def _home(tmp_path_factory):
     (home / PARAMS).mkdir()
     for case, changes in own.items():
         params = yaml.safe_load((CASES_ROOT / case / "params.yaml").read_text())
-        (home / PARAMS / f"{case}.yaml").write_text(yaml.safe_dump(params | {block: params.get(block, {}) | values for block, values in changes.items()}))
+        (home / PARAMS / f"{case}.yaml").write_text(
+            yaml.safe_dump(params | {block: params.get(block, {}) | values for block, values in changes.items()})
+        )
     return home
 
 
@@ -87,7 +93,9 @@ def _running(home, running, faults, messages):
         settings = settings_of(home, running.env)
         airflow = client(settings)
         airflow.wait_for_dags(f"{CASE}_{kind}" for kind in ("training", "drift", "rollback"))
-        yield SimpleNamespace(settings=settings, airflow=airflow, params=load_params(CASE), faults=faults, messages=messages)
+        yield SimpleNamespace(
+            settings=settings, airflow=airflow, params=load_params(CASE), faults=faults, messages=messages
+        )
     finally:
         assert stack.stop(home) == 0
         if PROFILE == "full":
@@ -121,7 +129,10 @@ def test_the_schedulers_own_ticks_go_green(loop):
 
     ticked = _own_tick(loop.airflow, f"{CASE}_drift")
     assert (ticked["run_type"], ticked["state"]) == ("scheduled", "success")
-    assert _states(loop.airflow, f"{CASE}_drift", ticked["dag_run_id"]) == {**dict.fromkeys(DRIFT, "success"), "retrain": "skipped"}
+    assert _states(loop.airflow, f"{CASE}_drift", ticked["dag_run_id"]) == {
+        **dict.fromkeys(DRIFT, "success"),
+        "retrain": "skipped",
+    }
 
 
 def test_foreign_names_and_pages_are_turned_away(loop):
@@ -137,13 +148,20 @@ def test_foreign_names_and_pages_are_turned_away(loop):
         for url, places in paths.items():
             port = httpx.URL(url).port
             for path in places:
-                for name in ("evil.example", f"evil.example:{port}", f"10.evil.example:{port}", f"127.0.0.1.evil.example:{port}"):
+                for name in (
+                    "evil.example",
+                    f"evil.example:{port}",
+                    f"10.evil.example:{port}",
+                    f"127.0.0.1.evil.example:{port}",
+                ):
                     answer = http.get(url + path, headers={"Host": name})
                     assert answer.status_code == (403 if url == mlflow else 421), (url, path, name)
                     assert "set-cookie" not in answer.headers
                     assert "evil.example" in answer.text or url == mlflow
             for name in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "localhost"):
-                assert http.get(url + places[0], headers={"Host": name}).status_code == (welcome if url == mlflow else 200), (url, name)
+                assert http.get(url + places[0], headers={"Host": name}).status_code == (
+                    welcome if url == mlflow else 200
+                ), (url, name)
         foreign = {"Origin": "http://evil.example", "Content-Type": "text/plain"}
         for path in (f"/api/v2/dags/{CASE}_training/dagRuns", "/auth/token"):
             refused = http.post(airflow + path, content=b'{"logical_date": null}', headers=foreign)
@@ -155,14 +173,28 @@ def test_foreign_names_and_pages_are_turned_away(loop):
 def test_tasks_have_buttons(loop):
     """What a finished run's tasks link to, as the UI is told: MLflow's run, verdict, version and page, Grafana's dashboard; none where there is nothing."""
     training, drift = loop.airflow.runs(f"{CASE}_training")[0], loop.airflow.runs(f"{CASE}_drift")[0]
-    shown = {task: _buttons(loop.airflow, f"{CASE}_training", training["dag_run_id"], task) for task in ("train", "gate", "register", "rollout", "ingest")}
+    shown = {
+        task: _buttons(loop.airflow, f"{CASE}_training", training["dag_run_id"], task)
+        for task in ("train", "gate", "register", "rollout", "ingest")
+    }
     grafana, mlflow = f"{GRAFANA}/d/perennial-model?var-case={CASE}", loop.settings.mlflow_url
     run = shown["train"].pop("MLflow run")
     assert run.startswith(f"{mlflow}/#/experiments/")
-    expected = {"Gate report": f"{run}/artifacts/verdict.json"}, {"Model version": f"{mlflow}/#/models/{CASE}/versions/1"}, {"Grafana": grafana}, {}
+    expected = (
+        {"Gate report": f"{run}/artifacts/verdict.json"},
+        {"Model version": f"{mlflow}/#/models/{CASE}/versions/1"},
+        {"Grafana": grafana},
+        {},
+    )
     assert shown == dict(zip(shown, ({"Grafana": grafana}, *expected), strict=True))
-    told = {task: _buttons(loop.airflow, f"{CASE}_drift", drift["dag_run_id"], task) for task in ("drift", "report", "retrain")}
-    assert told["drift"] == {"Drift report": f"{loop.airflow.url}/dags/{CASE}_drift/runs/{drift['dag_run_id']}/tasks/report", "Grafana": grafana}
+    told = {
+        task: _buttons(loop.airflow, f"{CASE}_drift", drift["dag_run_id"], task)
+        for task in ("drift", "report", "retrain")
+    }
+    assert told["drift"] == {
+        "Drift report": f"{loop.airflow.url}/dags/{CASE}_drift/runs/{drift['dag_run_id']}/tasks/report",
+        "Grafana": grafana,
+    }
     assert told["report"].keys() == {"Daily page"}
     assert told["retrain"] == {}
 
@@ -186,11 +218,17 @@ def test_a_train_task_that_is_ended_leaves_no_rank(loop, monkeypatch):
     runs = {end: airflow.trigger_dag(dag, "held") for end, dag in dags.items()}
     until = time.monotonic() + 60
     began: set[str] = set()
-    while began != set(ENDS) or not _late(loop) or "a rank is up" not in airflow.log(dags["failed"], runs["failed"], "train"):
+    while (
+        began != set(ENDS)
+        or not _late(loop)
+        or "a rank is up" not in airflow.log(dags["failed"], runs["failed"], "train")
+    ):
         assert time.monotonic() < until, (began, loop.messages)
         began |= {end for end, dag in dags.items() if len(tagged(f"{dag}/held/train#1")) == RANKS}
         time.sleep(0.05)
-    airflow.call("PATCH", f"/dags/held_failed/dagRuns/{runs['failed']}/taskInstances/train", json={"new_state": "failed"})
+    airflow.call(
+        "PATCH", f"/dags/held_failed/dagRuns/{runs['failed']}/taskInstances/train", json={"new_state": "failed"}
+    )
     airflow.clear("held_cleared", runs["cleared"], ["train"])
     until = time.monotonic() + PATIENCE
     while left := [end for end, dag in dags.items() if tagged(f"{dag}/held/train#1")]:
@@ -243,14 +281,19 @@ def test_an_episode_trains_once(loop):
 
     assert list(loop.faults.iterdir()) == []
     retried = [task for run_id in ids for task in airflow.tasks(dag, run_id) if task["try_number"] > 1]
-    assert len([task for task in retried if task["task_id"] in {"drift", "alert"}]) >= len(FAULTS) - 2  # one run may meet two faults
+    assert (
+        len([task for task in retried if task["task_id"] in {"drift", "alert"}]) >= len(FAULTS) - 2
+    )  # one run may meet two faults
     assert [row["episode"] for row in ledger.episodes(loop.settings.ledger, CASE)] == [episode]
     asked = [(airflow.run(dag, run_id)["state"], _states(airflow, dag, run_id)["retrain"]) for run_id in ids]
     assert {state for state, _ in asked} == {"success"}
     assert {retrain for _, retrain in asked} <= {"success", "skipped"}
     trained = [run for run in airflow.runs(f"{CASE}_training") if run["run_type"] == "operator_triggered"]
     assert [run["dag_run_id"] for run in trained] == [f"drift__{episode}"]
-    assert {name: trained[0]["conf"][name] for name in ("trigger", "episode")} == {"trigger": "performance", "episode": episode}
+    assert {name: trained[0]["conf"][name] for name in ("trigger", "episode")} == {
+        "trigger": "performance",
+        "episode": episode,
+    }
     assert datetime.fromisoformat(trained[0]["conf"]["as_of"]) == as_of
     assert trained[0]["note"]
     assert (loop.settings.root / trained[0]["conf"]["evidence"]).is_file()
@@ -262,22 +305,31 @@ def test_an_episode_trains_once(loop):
     verdicts = Counter(row["as_of"] for row in ledger.verdicts(loop.settings.ledger, CASE))
     assert set(verdicts.values()) == {1}
     assert [row["trigger"] for row in ledger.verdicts(loop.settings.ledger, CASE)] == ["initial", "performance"]
-    assert [body["text"].partition("\n")[0] for _, body in loop.messages if episode in body["text"]] == [f"*CRITICAL* {CASE}: {episode}"]
+    assert [body["text"].partition("\n")[0] for _, body in loop.messages if episode in body["text"]] == [
+        f"*CRITICAL* {CASE}: {episode}"
+    ]
 
 
 def test_every_day_of_a_mapped_case_has_a_task(loop):
     """Where profiles are mapped, a drift run has a task for each day of the window that has rows, and `profile` takes what they made."""
     settings, as_of = loop.settings, datetime(2009, 6, 1, tzinfo=UTC)
-    row = {field.name: field.values[0] if isinstance(field, Categorical) else 1.0 for field in cases.load_fields(MAPPED).fields}
+    row = {
+        field.name: field.values[0] if isinstance(field, Categorical) else 1.0
+        for field in cases.load_fields(MAPPED).fields
+    }
     given = {"request_id": "r", "version": 1, "score": 0.25, "prediction": 0, "row": row}
     times = [as_of - timedelta(days=days, hours=hours) for days, hours in ((20, 1), (20, 4), (3, 5))]
-    lines = [{**given, "prediction_id": str(at), "event_time": at.isoformat(), "received_at": at.isoformat()} for at in times]
+    lines = [
+        {**given, "prediction_id": str(at), "event_time": at.isoformat(), "received_at": at.isoformat()} for at in times
+    ]
     loglines.write(settings, MAPPED, "predictions", "made", lines)
     dag, airflow = f"{MAPPED}_drift", loop.airflow
     airflow.unpause(dag)
     run_id = airflow.trigger_dag(dag, "mapped", {"as_of": as_of.isoformat()})
     assert airflow.wait(dag, run_id)["state"] == "success"
-    assert Counter(task["state"] for task in airflow.tasks(dag, run_id) if task["task_id"] == "profile_day") == {"success": 2}
+    assert Counter(task["state"] for task in airflow.tasks(dag, run_id) if task["task_id"] == "profile_day") == {
+        "success": 2
+    }
     run_dir = settings.run_dir(MAPPED, as_of)
     days = read_manifest(run_dir / "profile").facts["days"]
     assert [(day["date"], day["rows"]) for day in days] == [("2009-05-11", 2), ("2009-05-28", 1)]
@@ -288,7 +340,14 @@ def test_what_prometheus_is_told_of_a_real_airflow(loop):
     """The exporter finds all components healthy, and the durations and tries of the newest runs' tasks, in the answers of a real REST API."""
     found = samples(Watch(client(loop.settings)).text())
     assert found["up", ()] == 1
-    assert {labels[0][1] for (name, labels), value in found.items() if name == "component_healthy" and value} >= {"metadatabase", "scheduler"}
-    timed = {dict(labels)["task"] for name, labels in found if name == "task_seconds" and ("dag", f"{CASE}_training") in labels}
+    assert {labels[0][1] for (name, labels), value in found.items() if name == "component_healthy" and value} >= {
+        "metadatabase",
+        "scheduler",
+    }
+    timed = {
+        dict(labels)["task"]
+        for name, labels in found
+        if name == "task_seconds" and ("dag", f"{CASE}_training") in labels
+    }
     assert timed == set(TRAINING)
     assert {name for name, _labels in found} >= set(SERIES) - {"dag_running_seconds"}

@@ -34,14 +34,22 @@ def test_the_callers_airflow_does_not_leak_in(tmp_path, monkeypatch):
     assert env["AIRFLOW__CORE__EXECUTOR"] == "LocalExecutor"
     assert "AIRFLOW__CORE__DAG_CONCURRENCY" not in env
     assert "PYTHONDONTWRITEBYTECODE" not in env
-    assert (env["PERENNIAL_DATA_DIR"], env["PERENNIAL_HOME"], env["AIRFLOW__CORE__PARALLELISM"]) == ("/data", str(tmp_path), "2")
+    assert (env["PERENNIAL_DATA_DIR"], env["PERENNIAL_HOME"], env["AIRFLOW__CORE__PARALLELISM"]) == (
+        "/data",
+        str(tmp_path),
+        "2",
+    )
 
 
 def test_everybody_is_admin_on_the_loopback_address_only(tmp_path):
     """Without log-in, the api-server binds 127.0.0.1, and no other component opens a port."""
     env = environment(tmp_path, Ports(airflow=18080))
     assert env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS"] == "True"
-    assert (env["AIRFLOW__API__HOST"], env["AIRFLOW__API__PORT"], env["AIRFLOW__API__BASE_URL"]) == ("127.0.0.1", "18080", "http://127.0.0.1:18080")
+    assert (env["AIRFLOW__API__HOST"], env["AIRFLOW__API__PORT"], env["AIRFLOW__API__BASE_URL"]) == (
+        "127.0.0.1",
+        "18080",
+        "http://127.0.0.1:18080",
+    )
     assert all("--skip-serve-logs" in components()[name] for name in ("scheduler", "triggerer"))
 
 
@@ -60,7 +68,10 @@ def test_the_preload_list_can_be_imported():
     code = f"""
 import importlib.util, json, sys; sys.path.insert(0, {str(folder)!r}); import airflow_local_settings as a
 print(json.dumps([n for n in sorted({{n.split('.')[0] for n in a.HEAVY}}) if importlib.util.find_spec(n) is None]))"""
-    assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) == []
+    assert (
+        json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        == []
+    )
 
 
 def test_nobody_there_is_unhealthy():
@@ -143,7 +154,9 @@ def test_dags_that_come_one_by_one_are_waited_for():
 
 def test_a_locked_database_is_asked_again():
     """A 5xx, which is Airflow's SQLite being locked for a moment, is asked again and does not reach the caller."""
-    answers = iter([httpx.Response(500, json={"detail": "database is locked"}), httpx.Response(200, json={"dag_run_id": "r1"})])
+    answers = iter(
+        [httpx.Response(500, json={"detail": "database is locked"}), httpx.Response(200, json={"dag_run_id": "r1"})]
+    )
     airflow, seen = _client(lambda _request: next(answers))
     assert airflow.trigger_dag("bank_training", "r1") == "r1"
     assert len(seen) == 2
@@ -151,7 +164,10 @@ def test_a_locked_database_is_asked_again():
 
 def test_a_run_that_does_not_end_names_its_tasks():
     """Waiting too long says which task hangs."""
-    answers = {"taskInstances": {"task_instances": [{"task_id": "train", "state": "running"}]}, "r1": {"state": "running"}}
+    answers = {
+        "taskInstances": {"task_instances": [{"task_id": "train", "state": "running"}]},
+        "r1": {"state": "running"},
+    }
     airflow, _seen = _client(lambda request: httpx.Response(200, json=answers[request.url.path.rsplit("/", 1)[1]]))
     with pytest.raises(Unavailable, match=r"'train': 'running'"):
         airflow.wait("bank_training", "r1", timeout=0.05, interval=0.01)
@@ -162,7 +178,10 @@ def test_runs_are_read_page_by_page():
 
     def page(request):
         offset = int(request.url.params["offset"])
-        return httpx.Response(200, json={"dag_runs": [{"dag_run_id": n} for n in range(offset, min(offset + 100, 150))], "total_entries": 150})
+        return httpx.Response(
+            200,
+            json={"dag_runs": [{"dag_run_id": n} for n in range(offset, min(offset + 100, 150))], "total_entries": 150},
+        )
 
     airflow, _seen = _client(page)
     assert [run["dag_run_id"] for run in airflow.runs("bank_drift")] == list(range(150))

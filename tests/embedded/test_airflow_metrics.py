@@ -18,9 +18,16 @@ TASKS = [
     {"task_id": "profile", "state": "success", "duration": 12.5, "try_number": 1, "map_index": -1, "queue": "default"},
     {"task_id": "drift", "state": "failed", "duration": None, "try_number": 4, "map_index": -1, "queue": "default"},
 ]
-HEALTH = {name: {"status": "healthy", f"latest_{name}_heartbeat": START} for name in ("scheduler", "dag_processor", "triggerer")}
+HEALTH = {
+    name: {"status": "healthy", f"latest_{name}_heartbeat": START}
+    for name in ("scheduler", "dag_processor", "triggerer")
+}
 ANSWERS = {
-    "/monitor/health": {"metadatabase": {"status": "healthy"}, **HEALTH, "triggerer": {"status": "unhealthy", "latest_triggerer_heartbeat": None}},
+    "/monitor/health": {
+        "metadatabase": {"status": "healthy"},
+        **HEALTH,
+        "triggerer": {"status": "unhealthy", "latest_triggerer_heartbeat": None},
+    },
     "/importErrors": {"import_errors": [], "total_entries": 1},
     "/dags": {"dags": [{"dag_id": "loans_drift", "is_paused": False}], "total_entries": 1},
     "/dagStats": {"dags": [{"dag_id": "loans_drift", "stats": [{"state": "failed", "count": 2}]}]},
@@ -28,7 +35,14 @@ ANSWERS = {
     "/dags/loans_drift/dagRuns/r1/taskInstances": {"task_instances": TASKS, "total_entries": 2},
     "/dags/~/dagRuns": {"dag_runs": [{**RUN, "state": "running", "end_date": None}], "total_entries": 1},
     "/dags/~/dagRuns/~/taskInstances": {"task_instances": [{**TASKS[0], "queue": "gpu"}], "total_entries": 3},
-    "/pools": {"pools": [{"name": "default_pool", **{f"{state}_slots": 1 for state in ("open", "running", "queued", "scheduled", "deferred")}}]},
+    "/pools": {
+        "pools": [
+            {
+                "name": "default_pool",
+                **{f"{state}_slots": 1 for state in ("open", "running", "queued", "scheduled", "deferred")},
+            }
+        ]
+    },
 }
 
 
@@ -38,7 +52,10 @@ def watching(answers=ANSWERS, login=("watcher", "right")):
 
     def respond(request):
         if request.url.path == "/auth/token":
-            right = request.method == "POST" and json.loads(request.content) == {"username": "watcher", "password": "right"}
+            right = request.method == "POST" and json.loads(request.content) == {
+                "username": "watcher",
+                "password": "right",
+            }
             return httpx.Response(201, json={"access_token": "t"}) if right else httpx.Response(401)
         if request.headers.get("Authorization") != "Bearer t":
             return httpx.Response(401)

@@ -28,7 +28,18 @@ def test_nothing_of_the_file_is_lost(service, tmp_path):
 def test_no_place_of_a_container_is_left(service, tmp_path):
     """No address of a container's network and no folder of its file system reaches a process."""
     values = " ".join(composed.environment(service, tmp_path, PORTS).values())
-    for place in ("/run/secrets", "/srv/", "/opt/perennial", "/var/log", "0.0.0.0", "mlflow:", "triton:", "gateway:", "apiserver:", "${"):
+    for place in (
+        "/run/secrets",
+        "/srv/",
+        "/opt/perennial",
+        "/var/log",
+        "0.0.0.0",
+        "mlflow:",
+        "triton:",
+        "gateway:",
+        "apiserver:",
+        "${",
+    ):
         assert place not in values.replace(str(tmp_path), "").replace(str(composed.ROOT), "")
 
 
@@ -42,13 +53,23 @@ def test_every_difference_is_needed():
 def test_addresses_become_ours(tmp_path):
     """A service's name and port become the loopback address and our port; a longer number is left alone."""
     ports = Ports(mlflow=15000, triton_grpc=18001)
-    assert composed.translate("http://mlflow:5000/x triton:8001 triton:80011", tmp_path, ports) == "http://127.0.0.1:15000/x 127.0.0.1:18001 triton:80011"
+    assert (
+        composed.translate("http://mlflow:5000/x triton:8001 triton:80011", tmp_path, ports)
+        == "http://127.0.0.1:15000/x 127.0.0.1:18001 triton:80011"
+    )
 
 
 def test_scrapes_and_rules_are_composes_own(tmp_path):
     """Prometheus' configuration names our ports and nothing of a container's network."""
-    text = composed.translate((composed.ROOT / "compose" / "prometheus" / "prometheus.yaml").read_text(), tmp_path, PORTS)
-    targets = [target for job in yaml.safe_load(text)["scrape_configs"] for group in job["static_configs"] for target in group["targets"]]
+    text = composed.translate(
+        (composed.ROOT / "compose" / "prometheus" / "prometheus.yaml").read_text(), tmp_path, PORTS
+    )
+    targets = [
+        target
+        for job in yaml.safe_load(text)["scrape_configs"]
+        for group in job["static_configs"]
+        for target in group["targets"]
+    ]
     assert sorted(targets) == sorted(f"127.0.0.1:{port}" for port in (8090, 8002, 9109, 9112, 9090, 9093))
 
 
@@ -65,5 +86,7 @@ def test_missing_programs_are_named_with_their_packages(monkeypatch):
     """Without the servers' programs nothing starts, and one command says what to install."""
     monkeypatch.setattr(full.shutil, "which", lambda _program: None)
     monkeypatch.setattr(full.postgres, "INSTALLED", Path("/nowhere"))
-    with pytest.raises(full.ConfigError, match=r"apt-get install .*postgresql-15 prometheus prometheus-alertmanager redis-server"):
+    with pytest.raises(
+        full.ConfigError, match=r"apt-get install .*postgresql-15 prometheus prometheus-alertmanager redis-server"
+    ):
         full.require()

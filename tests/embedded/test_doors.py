@@ -96,8 +96,12 @@ def served(triton_server):
 def test_another_user_loads_infers_and_reads_nothing(served, tmp_path):
     """At every port that Triton listens on, another user's load of brought code, unload and inference are refused: as a page's form, over plain gRPC, over TLS without a certificate, and with one of a foreign authority."""
     home, ports = served
-    server = next(psutil.Process(pid) for pid in tagged(triton.stack_tag(home)) if psutil.Process(pid).name() == "tritonserver")
-    listening = sorted({connection.laddr.port for connection in server.net_connections() if connection.status == psutil.CONN_LISTEN})
+    server = next(
+        psutil.Process(pid) for pid in tagged(triton.stack_tag(home)) if psutil.Process(pid).name() == "tritonserver"
+    )
+    listening = sorted(
+        {connection.laddr.port for connection in server.net_connections() if connection.status == psutil.CONN_LISTEN}
+    )
     assert ports.triton_grpc in listening
     secrets, alien = home / "secrets", certificates.issue()
     files = [*map(str, secrets.iterdir()), f"/proc/{server.pid}/environ"]
@@ -105,7 +109,9 @@ def test_another_user_loads_infers_and_reads_nothing(served, tmp_path):
     foreign = ((secrets / "triton_authority").read_text(), key, certificate)
     given = {"user": STRANGER, "marker": str(tmp_path / "ran"), "ports": listening, "foreign": foreign, "files": files}
     tmp_path.chmod(0o777)
-    done = subprocess.run([sys.executable, "-c", ATTACK, json.dumps(given)], capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", ATTACK, json.dumps(given)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == []
     assert not (tmp_path / "ran").exists()
@@ -118,7 +124,12 @@ def test_no_secret_stands_in_a_command_line(served):
     """What every user reads in /proc/<pid>/cmdline of Triton and its stubs holds no line of a secret; the secrets are their owner's alone."""
     home, _ = served
     secrets = list((home / "secrets").iterdir())
-    lines = {line for path in secrets for line in path.read_text().splitlines() if len(line) > 20 and not line.startswith("-")}
+    lines = {
+        line
+        for path in secrets
+        for line in path.read_text().splitlines()
+        if len(line) > 20 and not line.startswith("-")
+    }
     assert lines
     said = " ".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in tagged(triton.stack_tag(home)))
     assert "tritonserver" in said
@@ -151,4 +162,6 @@ def test_a_page_and_a_client_with_the_key_are_told_apart(served):
 def _split(pem: str) -> tuple[str, str]:
     """The key and the first certificate of a client's file."""
     key, _, rest = pem.partition("-----BEGIN CERTIFICATE")
-    return key, "-----BEGIN CERTIFICATE" + rest.partition("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----\n"
+    return key, "-----BEGIN CERTIFICATE" + rest.partition("-----END CERTIFICATE-----")[
+        0
+    ] + "-----END CERTIFICATE-----\n"

@@ -111,7 +111,9 @@ def test_a_schema_that_is_too_new_names_its_database(urls, name, known):
     _revision(urls[name], known)
     full.check_databases(urls)
     _revision(urls[name], "f00dfacef00d")
-    with pytest.raises(ConfigError, match=rf"database {name} .*does not know its revision f00dfacef00d.*STATE=.*{name}_db_url"):
+    with pytest.raises(
+        ConfigError, match=rf"database {name} .*does not know its revision f00dfacef00d.*STATE=.*{name}_db_url"
+    ):
         full.check_databases(urls)
     _revision(urls[name], known)
 

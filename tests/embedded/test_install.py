@@ -60,8 +60,12 @@ def test_libpython_is_found_beside_the_interpreter(tmp_path, monkeypatch):
 def test_one_command_mends_everything(monkeypatch):
     """On Debian 12 all that is missing goes into one apt-get line; what no package mends gives no command."""
     real = Path.read_text
-    monkeypatch.setattr(Path, "read_text", lambda self: 'ID=debian\nVERSION_ID="12"\n' if str(self) == "/etc/os-release" else real(self))
-    command = check_machine.remedy([("no venv", "python3.11-venv"), ("no libpython", "libpython3.11"), ("no space", "")])
+    monkeypatch.setattr(
+        Path, "read_text", lambda self: 'ID=debian\nVERSION_ID="12"\n' if str(self) == "/etc/os-release" else real(self)
+    )
+    command = check_machine.remedy(
+        [("no venv", "python3.11-venv"), ("no libpython", "libpython3.11"), ("no space", "")]
+    )
     assert command.endswith("apt-get install -y python3.11-venv libpython3.11")
     assert check_machine.remedy([("no space", "")]) == ""
 
@@ -79,7 +83,13 @@ def test_setup_says_what_is_missing_in_a_second(tmp_path):
     script(tmp_path / "ldconfig", "exit 0")
     (tmp_path / "python3").symlink_to(tmp_path / "python3.11")
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); from embedded import install; sys.exit(install.main())"],
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); from embedded import install; sys.exit(install.main())",
+        ],
         env={"PATH": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -103,7 +113,10 @@ def house(tmp_path, monkeypatch):
     monkeypatch.delenv("PIP_INDEX_URL", raising=False)
     monkeypatch.delenv("TORCH_INDEX", raising=False)
     for folder in install.ENVIRONMENTS:
-        script(tmp_path / folder / "bin" / "python", 'echo "python $*" >> "$CALLS"; case "$*" in *--no-index*) exit 1;; esac')
+        script(
+            tmp_path / folder / "bin" / "python",
+            'echo "python $*" >> "$CALLS"; case "$*" in *--no-index*) exit 1;; esac',
+        )
     return tmp_path
 
 
@@ -130,7 +143,9 @@ def test_uv_gets_pips_find_links(house, monkeypatch):
     assert install.main() == 0
     calls = [line for line in (house / "calls").read_text().splitlines() if line.startswith("uv pip install")]
     assert len(calls) == 3
-    assert all("--find-links /some/wheels --find-links /more/wheels" in line and "--compile-bytecode" in line for line in calls)
+    assert all(
+        "--find-links /some/wheels --find-links /more/wheels" in line and "--compile-bytecode" in line for line in calls
+    )
 
 
 def test_a_failed_installation_is_not_taken_for_a_good_one(house, monkeypatch, capsys):
@@ -146,6 +161,10 @@ def test_children_may_write_byte_code(monkeypatch):
     """PYTHONDONTWRITEBYTECODE never reaches an installer."""
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     seen = subprocess.run(
-        [sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)))"], env=install._environment(), capture_output=True, text=True, check=True
+        [sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)))"],
+        env=install._environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "PYTHONDONTWRITEBYTECODE" not in json.loads(seen.stdout)

@@ -22,7 +22,9 @@ def test_everything_is_made_once(tmp_path):
     values = [before[name] for name in MADE if name != "alert_webhook"]
     assert all(len(value.strip()) >= 32 for value in values)
     assert len(set(values)) == len(values)
-    assert not [name for name, value in before.items() if value != value.strip()], "Airflow keeps what a command prints to the last byte"
+    assert not [name for name, value in before.items() if value != value.strip()], (
+        "Airflow keeps what a command prints to the last byte"
+    )
     assert make(folder) == []
     assert {path.name: path.read_text() for path in folder.iterdir()} == before
 
@@ -77,7 +79,10 @@ def test_what_is_composed_says_the_same(tmp_path):
     own = {path.name: path.read_text().strip() for path in tmp_path.iterdir()}
     assert own["ledger_db_url"] == f"postgresql+psycopg://ledger:{own['ledger_db_password']}@db:1/ledger"
     assert own["celery_broker_url"] == f"redis://:{own['redis_password']}@cache:2/0"
-    assert json.loads(own["airflow_passwords"]) == {"admin": own["airflow_admin_password"], "watcher": own["airflow_watcher_password"]}
+    assert json.loads(own["airflow_passwords"]) == {
+        "admin": own["airflow_admin_password"],
+        "watcher": own["airflow_watcher_password"],
+    }
     auth = configparser.ConfigParser()
     auth.read_string(own["mlflow_auth"])
     assert (auth["mlflow"]["admin_username"], auth["mlflow"]["admin_password"]) == (MLFLOW_USER, own["mlflow_password"])
@@ -125,5 +130,11 @@ def test_no_value_is_printed(tmp_path, capsys):
 
 def test_it_needs_nothing_installed(tmp_path):
     """`make secrets` works before `make setup`: the module imports the standard library alone."""
-    command = [sys.executable, "-S", "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); from embedded.keys import main; sys.exit(main(sys.argv[1:]))"]
+    command = [
+        sys.executable,
+        "-S",
+        "-I",
+        "-c",
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from embedded.keys import main; sys.exit(main(sys.argv[1:]))",
+    ]
     assert subprocess.run([*command, "--folder", tmp_path], check=False, capture_output=True).returncode == 0

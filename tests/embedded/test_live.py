@@ -47,7 +47,9 @@ def test_historical_cases_stay_paused(airflow, tmp_path):
     """Live cases end with all their DAGs unpaused, the others with all theirs paused."""
     assert live.open_live_cases("http://x", tmp_path, print) == LIVE
     final = {dag: what for what, dag in airflow.asked if what in ("pause", "unpause")}
-    assert final == {f"{case}_{kind}": "unpause" if case in LIVE else "pause" for case in case_names() for kind in live.KINDS}
+    assert final == {
+        f"{case}_{kind}": "unpause" if case in LIVE else "pause" for case in case_names() for kind in live.KINDS
+    }
 
 
 def test_drift_waits_for_the_first_champion(airflow, tmp_path):
@@ -55,7 +57,9 @@ def test_drift_waits_for_the_first_champion(airflow, tmp_path):
     live.open_live_cases("http://x", tmp_path, print)
     case = LIVE[0]
     assert airflow.asked.index(("unpause", f"{case}_training")) < airflow.asked.index(("look", f"{case}_training"))
-    assert airflow.asked.index(("unpause", f"{case}_drift")) > len(airflow.asked) - 1 - airflow.asked[::-1].index(("look", f"{case}_training"))
+    assert airflow.asked.index(("unpause", f"{case}_drift")) > len(airflow.asked) - 1 - airflow.asked[::-1].index(
+        ("look", f"{case}_training")
+    )
 
 
 def test_a_failed_first_run_is_said_and_does_not_stop_the_rest(airflow, tmp_path, capsys):

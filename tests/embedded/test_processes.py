@@ -13,7 +13,9 @@ import pytest
 from embedded.processes import ROOT, Started, alive, end, last_lines, launch, sweep, tagged
 from pipelines.places import TAG
 
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+)
 FAMILY = (
     "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True); "
     "print('ready', flush=True); time.sleep(60)"
@@ -63,7 +65,14 @@ def test_a_service_outlives_who_started_it(tag, tmp_path):
         f"print(json.dumps(asdict(launch('child', [sys.executable, '-c', {FAMILY!r}], dict(os.environ), Path({str(tmp_path / 'child.log')!r})))), flush=True); "
         "os.kill(os.getpid(), 9)"
     )
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, TAG: tag}, capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, TAG: tag},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
     assert done.returncode == -9, done.stderr
     process = Started(**json.loads(done.stdout))
     deadline = time.monotonic() + 20
@@ -78,7 +87,9 @@ def test_a_service_outlives_who_started_it(tag, tmp_path):
 def test_what_a_dead_service_left_is_swept_and_nothing_else(tag, tmp_path):
     """If the guard was killed too, what a service left is found by its marks and ended; another service of the same stack goes on."""
     process = run(FAMILY, tag, tmp_path)
-    other = launch("other", [sys.executable, "-c", "import time; time.sleep(60)"], {**os.environ, TAG: tag}, tmp_path / "other.log")
+    other = launch(
+        "other", [sys.executable, "-c", "import time; time.sleep(60)"], {**os.environ, TAG: tag}, tmp_path / "other.log"
+    )
     for pid in (psutil.Process(process.pid).ppid(), process.pid):
         os.kill(pid, 9)
     while alive(process):

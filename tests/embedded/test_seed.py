@@ -15,7 +15,10 @@ def test_the_reference_data_is_what_is_pinned(tmp_path):
     """The pinned rows are put in place with the bytes that data.dvc names, and a second time nothing is."""
     new = seed.reference_data(tmp_path)
     assert new == ["loans.parquet"]
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == yaml.safe_load((seed.ROOT / "data.dvc").read_text())["outs"][0]["size"]
+    assert (
+        sum(path.stat().st_size for path in tmp_path.iterdir())
+        == yaml.safe_load((seed.ROOT / "data.dvc").read_text())["outs"][0]["size"]
+    )
     assert seed.reference_data(tmp_path) == []
 
 
@@ -35,7 +38,9 @@ def test_a_store_that_is_not_the_pinned_one_is_refused(tmp_path, how):
     """A file of the store that is missing or has other bytes is refused by name, and nothing is put in place."""
     shutil.copytree(seed.ROOT / "dvc_remote", tmp_path / "dvc_remote")
     shutil.copy(seed.ROOT / "data.dvc", tmp_path)
-    largest = max((path for path in (tmp_path / "dvc_remote").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest = max(
+        (path for path in (tmp_path / "dvc_remote").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
     largest.chmod(0o644)
     largest.write_bytes(b"x") if how == "changed" else largest.unlink()
     with pytest.raises(IntegrityError, match=largest.name):
@@ -50,7 +55,11 @@ def test_the_exit_code_says_whether_every_live_case_has_a_champion(tmp_path, mon
     monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path))
     monkeypatch.setenv("PERENNIAL_AIRFLOW_URL", "http://127.0.0.1:1")
     monkeypatch.setattr(seed, "open_live_cases", lambda *_arguments: ["loans"])
-    monkeypatch.setattr(seed.probe, "champions", lambda _home: [SimpleNamespace(case=case, champion=version) for case, version in champions])
+    monkeypatch.setattr(
+        seed.probe,
+        "champions",
+        lambda _home: [SimpleNamespace(case=case, champion=version) for case, version in champions],
+    )
     assert seed.main() == code
     assert ("version 1 serves" if champions else "no champion yet") in capsys.readouterr().out
     assert (tmp_path / "data" / "loans.parquet").exists()

@@ -53,7 +53,12 @@ def test_a_missing_libpython_is_refused(tmp_path, monkeypatch):
 def test_a_running_stack_is_refused(tmp_path):
     """A state folder in which a recorded process lives is refused, naming the process; a dead one is no obstacle."""
     own = os.getpid()
-    record = {"tag": triton.stack_tag(tmp_path), "ports": asdict(Ports()), "traffic": False, "processes": [asdict(Started("mlflow", own, birth(own), "log"))]}
+    record = {
+        "tag": triton.stack_tag(tmp_path),
+        "ports": asdict(Ports()),
+        "traffic": False,
+        "processes": [asdict(Started("mlflow", own, birth(own), "log"))],
+    }
     (tmp_path / stack.RECORD).write_text(json.dumps(record))
     with pytest.raises(ConflictError, match=rf"mlflow \({own}\)"):
         stack.refuse_if_running(tmp_path)
@@ -116,7 +121,9 @@ def test_status_names_broken_cases(tmp_path, capsys, monkeypatch):
 def test_strays_without_a_record_are_seen_and_ended(tmp_path, capsys):
     """A process of this state whose record is lost shows in status and is ended by down."""
     tag = triton.stack_tag(tmp_path)
-    launch("lost", [sys.executable, "-c", "import time; time.sleep(60)"], {**os.environ, TAG: tag}, tmp_path / "lost.log")
+    launch(
+        "lost", [sys.executable, "-c", "import time; time.sleep(60)"], {**os.environ, TAG: tag}, tmp_path / "lost.log"
+    )
     # Its environment can be read a moment after it was started, not at once.
     deadline = time.monotonic() + 10
     while not stack.strays(tmp_path) and time.monotonic() < deadline:
@@ -133,7 +140,10 @@ def test_an_older_state_is_closed_and_killed_writes_are_swept(tmp_path):
     (home / "secrets").mkdir(parents=True)
     home.chmod(0o755)
     (home / "lake" / "loans").mkdir(parents=True)
-    kept, left = [home / "ledger.db", home / ".stack.json.note", home / "secrets" / "x"], [home / ".stack.json.a1b2c3_z", home / "secrets" / ".x.4242"]
+    kept, left = (
+        [home / "ledger.db", home / ".stack.json.note", home / "secrets" / "x"],
+        [home / ".stack.json.a1b2c3_z", home / "secrets" / ".x.4242"],
+    )
     left += [home / "lake" / "loans" / ".a.parquet.0", home / "lake" / "loans" / ".a.parquet.k3_x81qz"]
     for path in (*kept, *left):
         path.write_text("")
@@ -199,7 +209,9 @@ def test_a_started_stack_is_healthy_private_and_tagged(running, capsys):
         time.sleep(0.1)
         left &= untagged(running)
     assert left == set()
-    assert not [path for path in (running.home, *running.home.rglob("*")) if path.exists() and path.stat().st_mode & 0o077]
+    assert not [
+        path for path in (running.home, *running.home.rglob("*")) if path.exists() and path.stat().st_mode & 0o077
+    ]
     assert running.env["PERENNIAL_MLFLOW_URL"] == f"http://{HOST}:{running.ports.mlflow}"
     with pytest.raises(ConflictError, match="already running"):
         stack.start(running.home, Ports.free())
@@ -209,12 +221,18 @@ def test_a_started_stack_is_healthy_private_and_tagged(running, capsys):
 def test_a_killed_service_holds_no_port_and_starts_again(running):
     """After SIGKILL of MLflow and the scheduler nothing of them runs on, the port can be bound, and both are healthy again when they are started anew."""
     tag = triton.stack_tag(running.home)
-    killed = {process.name: process.pid for process in stack.read(running.home).processes if process.name in {"mlflow", "scheduler"}}
+    killed = {
+        process.name: process.pid
+        for process in stack.read(running.home).processes
+        if process.name in {"mlflow", "scheduler"}
+    }
     assert len(tagged(tag, "mlflow")) > 1
     for pid in killed.values():
         os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 15
-    while (tagged(tag, "mlflow") or tagged(tag, "scheduler") or not is_free(running.ports.mlflow)) and time.monotonic() < deadline:
+    while (
+        tagged(tag, "mlflow") or tagged(tag, "scheduler") or not is_free(running.ports.mlflow)
+    ) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert tagged(tag, "mlflow") == tagged(tag, "scheduler") == []
     assert is_free(running.ports.mlflow)
@@ -285,7 +303,9 @@ def test_interrupting_a_start_stops_what_was_started(tmp_path):
     """Ctrl-C during `make up` ends with 130 and no process."""
     code = f"import sys; from embedded.__main__ import main; sys.exit(main(['up', '--home', {str(tmp_path)!r}]))"
     ports = {f"PERENNIAL_PORT_{name.upper()}": str(port) for name, port in asdict(Ports.free()).items()}
-    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **ports}, stderr=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, **ports}, stderr=subprocess.PIPE, text=True
+    ) as child:
         deadline = time.monotonic() + 60
         while stack.strays(tmp_path) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -63,7 +63,10 @@ def test_a_first_start_sends_the_last_days_and_their_labels(served):
     assert ids(settings, "labels") == sorted(due["id"])
     labels = dict(zip(due["id"], due["granted"], strict=True))
     assert all(line["label"] == labels[line["prediction_id"]] for line in lines(settings, "labels"))
-    assert all(datetime.fromisoformat(line["event_time"]) == times[line["prediction_id"]] + DELAY for line in lines(settings, "labels"))
+    assert all(
+        datetime.fromisoformat(line["event_time"]) == times[line["prediction_id"]] + DELAY
+        for line in lines(settings, "labels")
+    )
 
 
 def test_later_calls_send_only_what_is_new(served):
@@ -117,7 +120,9 @@ def test_the_process_waits_quietly_and_ends_at_once(tmp_path):
     log = tmp_path / "traffic.log"
     env = {**os.environ, "PERENNIAL_HOME": str(tmp_path), "PERENNIAL_GATEWAY_URL": "http://127.0.0.1:1"}
     with log.open("wb") as file:
-        process = subprocess.Popen([sys.executable, "-m", "embedded.traffic"], env=env, stderr=file, cwd=Path(__file__).parents[2])
+        process = subprocess.Popen(
+            [sys.executable, "-m", "embedded.traffic"], env=env, stderr=file, cwd=Path(__file__).parents[2]
+        )
     try:
         until(lambda: b"waiting" in log.read_bytes(), 60)
         process.send_signal(signal.SIGTERM)
@@ -131,8 +136,13 @@ def test_texts_go_in_small_batches_and_their_labels_as_class_names(tmp_path, mon
     """A text case's rows are sent some at a time, as the gateway waits only seconds for a transformer, and its labels by the classes' names."""
     fields, count, posted = load_fields("triage"), 100, []
     moments = [NOW - timedelta(minutes=count - number) for number in range(count)]
-    frame = pl.DataFrame({"id": [f"r{number}" for number in range(count)], "event_time": moments, "text": ["heap overflow"] * count})
-    frame = frame.with_columns(pl.Series(fields.label, [number % len(fields.classes) for number in range(count)], pl.Int8), label_time=pl.col("event_time"))
+    frame = pl.DataFrame(
+        {"id": [f"r{number}" for number in range(count)], "event_time": moments, "text": ["heap overflow"] * count}
+    )
+    frame = frame.with_columns(
+        pl.Series(fields.label, [number % len(fields.classes) for number in range(count)], pl.Int8),
+        label_time=pl.col("event_time"),
+    )
     stream = SimpleNamespace(resolve=lambda *_: None, rows=lambda *_: frame)
     monkeypatch.setattr(traffic, "part", lambda *_: stream)
 
@@ -145,7 +155,8 @@ def test_texts_go_in_small_batches_and_their_labels_as_class_names(tmp_path, mon
     rows = [body["rows"] for body in posted if "rows" in body]
     assert max(map(len, rows)) == traffic.BATCH_TEXTS
     assert [item for batch in rows for item in batch] == [
-        {"prediction_id": row["id"], "event_time": row["event_time"].isoformat(), "text": row["text"]} for row in frame.to_dicts()
+        {"prediction_id": row["id"], "event_time": row["event_time"].isoformat(), "text": row["text"]}
+        for row in frame.to_dicts()
     ]
     labels = [item["label"] for body in posted for item in body.get("labels", [])]
     assert labels == [fields.classes[number % len(fields.classes)] for number in range(count)]

@@ -67,7 +67,14 @@ def rows(fields: Fields, count: int, seed: int = 0) -> pl.DataFrame:
 
 
 def candidate(
-    settings: Settings, as_of: datetime, *, bias: float, decision: str = "promote", champion: int | None = None, case: str = CASE, model: bytes | None = None
+    settings: Settings,
+    as_of: datetime,
+    *,
+    bias: float,
+    decision: str = "promote",
+    champion: int | None = None,
+    case: str = CASE,
+    model: bytes | None = None,
 ) -> Path:
     """Commit dataset, train, export, evaluate and gate of one run and record its verdict; returns the run's folder.
 
@@ -84,14 +91,28 @@ def candidate(
     def dataset(folder: Path) -> dict:
         rows(fields, 60).write_parquet(folder / "train.parquet")
         rows(fields, 40, seed=1).write_parquet(folder / "holdout.parquet")
-        return {"rule": "window", "train_rows": 60, "holdout_rows": 40, "positives": 30, "base_rate": 0.5, "champion": champion}
+        return {
+            "rule": "window",
+            "train_rows": 60,
+            "holdout_rows": 40,
+            "positives": 30,
+            "base_rate": 0.5,
+            "champion": champion,
+        }
 
     def export(folder: Path) -> dict:
         if model is None:
             write_onnx(folder / "model.onnx", fields, bias)
         else:
             (folder / "model.onnx").write_bytes(model)
-        about = {"case": case, "fields_hash": fields.hash, "output": "score", "opset": 20, "train_rows": 60, "dataset_key": keys["dataset"]}
+        about = {
+            "case": case,
+            "fields_hash": fields.hash,
+            "output": "score",
+            "opset": 20,
+            "train_rows": 60,
+            "dataset_key": keys["dataset"],
+        }
         (folder / "bundle.json").write_text(json.dumps(about))
         return {"fields_hash": fields.hash}
 
@@ -100,21 +121,39 @@ def candidate(
         decision=decision,
         rule="lower_bound" if decision == "promote" else "interval",
         reason=f"lift of {bias:g}",
-        evidence=Evidence(metric="log_loss", n=40, positives=20, opponent="champion", lift=Interval(value=bias, low=bias - 0.1, high=bias + 0.1)),
+        evidence=Evidence(
+            metric="log_loss",
+            n=40,
+            positives=20,
+            opponent="champion",
+            lift=Interval(value=bias, low=bias - 0.1, high=bias + 0.1),
+        ),
         min_lift=0.005,
     )
 
     def gate(folder: Path) -> dict:
         (folder / "verdict.json").write_text(verdict.model_dump_json())
-        return {"decision": decision, "rule": verdict.rule, "reason": verdict.reason, "verdict_sha256": storage.digest(verdict)}
+        return {
+            "decision": decision,
+            "rule": verdict.rule,
+            "reason": verdict.reason,
+            "verdict_sha256": storage.digest(verdict),
+        }
 
     commit("dataset", (), {"bias": bias}, dataset)
-    commit("train", ("dataset",), {"bias": bias}, lambda _folder: {"epochs": 2, "curve": [0.7, 0.6], "loss_first": 0.7, "loss_last": 0.6})
+    commit(
+        "train",
+        ("dataset",),
+        {"bias": bias},
+        lambda _folder: {"epochs": 2, "curve": [0.7, 0.6], "loss_first": 0.7, "loss_last": 0.6},
+    )
     commit("export", ("train",), {}, export)
     scored = {"challenger": metrics, "champion": None if champion is None else metrics, "n": 40, "positives": 20}
     commit("evaluate", ("export",), {"champion": champion}, lambda _folder: scored)
     commit("gate", ("evaluate",), {"decision": decision}, gate)
-    ledger.record_verdict(settings.ledger, case=case, gate_key=keys["gate"], as_of=as_of, trigger="manual", verdict=verdict)
+    ledger.record_verdict(
+        settings.ledger, case=case, gate_key=keys["gate"], as_of=as_of, trigger="manual", verdict=verdict
+    )
     return run_dir
 
 

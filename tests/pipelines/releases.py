@@ -62,7 +62,9 @@ def kill_stub(settings: Settings, version: int) -> None:
 def stub(settings: Settings, version: int) -> int:
     """The pid of the Python stub that answers for ``version``."""
     deadline = time.monotonic() + 20
-    while len(found := _stubs(settings, version)) != 1:  # an older one that was just replaced may still be on its way out
+    while (
+        len(found := _stubs(settings, version)) != 1
+    ):  # an older one that was just replaced may still be on its way out
         assert time.monotonic() < deadline, f"{len(found)} stubs of version {version}"
         time.sleep(0.05)
     return found[0]

@@ -22,7 +22,9 @@ START = datetime(2015, 1, 1, tzinfo=UTC)
 DELAY = timedelta(days=30)
 
 
-def reports(count: int, *, start: datetime = START, days: int = 90, seed: int = 0, words: int = 6, common: int = 3) -> pl.DataFrame:
+def reports(
+    count: int, *, start: datetime = START, days: int = 90, seed: int = 0, words: int = 6, common: int = 3
+) -> pl.DataFrame:
     """Canonical labelled rows: a report holds its team's word among ``words`` others and its own number; ``common`` is the commonest team."""
     rng = np.random.default_rng(seed)
     mix = np.where(np.arange(len(FIELDS.classes)) == common, 3.0, 1.0)
@@ -34,7 +36,10 @@ def reports(count: int, *, start: datetime = START, days: int = 90, seed: int = 
         {
             "id": [f"{seed}-{number:04d}" for number in range(count)],
             "event_time": moments,
-            "text": [f"{' '.join(row)} word{team} nr{seed}-{number}" for number, (team, row) in enumerate(zip(teams, others, strict=True))],
+            "text": [
+                f"{' '.join(row)} word{team} nr{seed}-{number}"
+                for number, (team, row) in enumerate(zip(teams, others, strict=True))
+            ],
             FIELDS.label: teams,
             "label_time": [moment + DELAY for moment in moments],
         },
@@ -58,11 +63,18 @@ def write_bundle(folder: Path, known: tuple[int, ...], fields: Fields = FIELDS) 
         helper.make_node("ReduceSum", ["kept", "tokens"], ["logits"], keepdims=0),
         helper.make_node("Softmax", ["logits"], ["score"], axis=1),
     ]
-    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "seq"]) for name in ("input_ids", "attention_mask")]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "seq"])
+        for name in ("input_ids", "attention_mask")
+    ]
     output = helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch", fields.outputs])
     constants = {"table": table, "last": np.array([2]), "tokens": np.array([1])}
-    graph = helper.make_graph(nodes, "words", inputs, [output], [numpy_helper.from_array(value, name) for name, value in constants.items()])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "model.onnx")
+    graph = helper.make_graph(
+        nodes, "words", inputs, [output], [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "model.onnx"
+    )
     write_tokenizer(folder)
     (folder / "fields.json").write_text(json.dumps(to_json(fields)))
     (folder / "bundle.json").write_text(json.dumps({"fields_hash": fields.hash}))

@@ -66,7 +66,15 @@ def test_what_lies_outside_of_the_database_gives_a_consistent_edit_away(settings
     head = ledger.head(settings.ledger, CASE)
     promoted = ledger.releases(settings.ledger, CASE)[2]
     assert (promoted.seq, head.seq) == (3, 4)
-    for table in ("releases", "drift_states", "drift_chain", "drift_episodes", "alert_runs", "alert_deliveries", "alert_silences"):
+    for table in (
+        "releases",
+        "drift_states",
+        "drift_chain",
+        "drift_episodes",
+        "alert_runs",
+        "alert_deliveries",
+        "alert_silences",
+    ):
         _edit(settings, f"DELETE FROM {table}" + (" WHERE seq > 2" if table == "releases" else ""))
     _edit(settings, "DELETE FROM journal WHERE number > (SELECT max(number) FROM journal WHERE about = 'verdicts')")
     told = found(settings)
@@ -98,9 +106,15 @@ def test_a_promotion_without_a_verdict_that_says_so_is_found(settings):
     """A release that cites the verdict of a rejected candidate, or none, is found although the ledger wrote its row itself."""
     rejected = next(row for row in ledger.verdicts(settings.ledger, CASE) if row["verdict"]["decision"] == "reject")
     head = ledger.head(settings.ledger, CASE)
-    about = {name: getattr(head, name) for name in ("case", "candidate_key", "bundle", "trigger", "reason", "actor", "as_of")}
-    for number, (value, problem) in enumerate(((rejected["hash"], "whose verdict is reject"), (None, "rests on the verdict none"))):
-        ledger.append(settings.ledger, **about, expected_seq=head.seq + number, champion=2, action="promote", verdict_hash=value)
+    about = {
+        name: getattr(head, name) for name in ("case", "candidate_key", "bundle", "trigger", "reason", "actor", "as_of")
+    }
+    for number, (value, problem) in enumerate(
+        ((rejected["hash"], "whose verdict is reject"), (None, "rests on the verdict none"))
+    ):
+        ledger.append(
+            settings.ledger, **about, expected_seq=head.seq + number, champion=2, action="promote", verdict_hash=value
+        )
         assert any(problem in one["problem"] for one in audit(settings)["findings"]), problem
 
 

@@ -102,7 +102,10 @@ def test_an_error_over_the_cases_data_names_its_line(root, kind, capfd):
     assert code == 1
     assert said.startswith(f"CaseError: case shop: pipelines/cases/shop/source.py, {line}: ")
     assert words in said
-    assert any(advice in said for advice in ("mend this line, or the data that it reads", ": return a ", ": give back a ", ": rename or add "))
+    assert any(
+        advice in said
+        for advice in ("mend this line, or the data that it reads", ": return a ", ": give back a ", ": rename or add ")
+    )
     assert OURS not in said
     assert len(said) < 1000
 
@@ -158,7 +161,9 @@ def prepared(tmp_path_factory):
         patch.setenv("PERENNIAL_HOME", str(base / "home"))
         patch.setenv("PERENNIAL_DATA_DIR", str(base))
         shop.write(root)
-        assert {cli.main([step, "--case", "shop", "--as-of", "2024-02-16"]) for step in ("ingest", "validate", "dataset")} == {0}
+        assert {
+            cli.main([step, "--case", "shop", "--as-of", "2024-02-16"]) for step in ("ingest", "validate", "dataset")
+        } == {0}
     return base / "home"
 
 
@@ -237,7 +242,9 @@ def test_a_broken_case_is_one_clear_line(root, kind, capfd):
     assert run(capfd, "ingest", case="desk")[0] == 0
 
 
-@pytest.mark.parametrize("breaks", [_code("schema.py", "FIELDS =", "FELDER ="), _code("params.yaml", "epochs:", "epoch:")])
+@pytest.mark.parametrize(
+    "breaks", [_code("schema.py", "FIELDS =", "FELDER ="), _code("params.yaml", "epochs:", "epoch:")]
+)
 def test_metrics_give_the_others_and_name_the_broken_case(root, breaks, capfd):
     """One broken case does not empty `metrics`: the others have their series, answer and a series name the broken one."""
     breaks(root)

@@ -108,7 +108,9 @@ def test_an_error_nobody_foresaw_is_said_to_be_one(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(ingest, "run", broken)
     assert cli.main(["ingest", "--case", "loans", "--as-of", "2020-05-01"]) == 1
-    assert "ZeroDivisionError: by zero; this is a mistake in the program: run again with --debug" in capfd.readouterr().err
+    assert (
+        "ZeroDivisionError: by zero; this is a mistake in the program: run again with --debug" in capfd.readouterr().err
+    )
 
 
 def test_a_wrong_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
@@ -139,7 +141,10 @@ def test_other_texts_are_no_clock(text: str):
         cli.parse_as_of(text)
 
 
-@pytest.mark.parametrize("arguments", [[], ["ingest"], ["ingest", "--case", "loans"], ["nothing", "--case", "loans", "--as-of", "2020-05-01"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["ingest"], ["ingest", "--case", "loans"], ["nothing", "--case", "loans", "--as-of", "2020-05-01"]],
+)
 def test_wrong_usage_exits_with_two(arguments: list[str]):
     """A missing command, case or as_of is wrong usage."""
     with pytest.raises(SystemExit) as caught:
@@ -162,21 +167,29 @@ def test_help_lists_the_steps_in_the_order_of_the_line(capfd: pytest.CaptureFixt
 def test_a_step_gets_the_options_that_its_run_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Trigger and reason are options of the steps that take them, and of no others."""
     (tmp_path / "one.py").write_text('"""one: first."""\ndef run(params, settings, *, reason): ...\n')
-    (tmp_path / "two.py").write_text('"""two: second."""\ndef run(params, settings, run_dir, as_of, *, trigger="manual"): ...\n')
+    (tmp_path / "two.py").write_text(
+        '"""two: second."""\ndef run(params, settings, run_dir, as_of, *, trigger="manual"): ...\n'
+    )
     monkeypatch.setattr(cli, "STEPS", tmp_path)
     parser = cli.build_parser()
     assert parser.parse_args(["one", "--case", "loans", "--reason", "R"]).reason == "R"
-    assert parser.parse_args(["two", "--case", "loans", "--as-of", "2020-05-01", "--trigger", "drift"]).trigger == "drift"
+    assert (
+        parser.parse_args(["two", "--case", "loans", "--as-of", "2020-05-01", "--trigger", "drift"]).trigger == "drift"
+    )
     for wrong in (["one", "--case", "loans", "--reason", "R", "--as-of", "2020-05-01"], ["two", "--case", "loans"]):
         with pytest.raises(SystemExit):
             parser.parse_args(wrong)
-    (tmp_path / "four.py").write_text('"""four: fourth."""\ndef run(params, settings, run_dir, as_of, *, reason=None): ...\n')
+    (tmp_path / "four.py").write_text(
+        '"""four: fourth."""\ndef run(params, settings, run_dir, as_of, *, reason=None): ...\n'
+    )
     assert cli.build_parser().parse_args(["four", "--case", "loans", "--as-of", "2020-05-01"]).reason is None
     (tmp_path / "three.py").write_text('"""three: third."""\ndef run(params, settings, *, as_of=None): ...\n')
     assert cli.build_parser().parse_args(["three", "--case", "loans"]).as_of is None
 
 
-def test_commands_that_are_no_steps_get_params_and_settings(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+def test_commands_that_are_no_steps_get_params_and_settings(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
     """An entry of COMMANDS is a subcommand, and what it returns is the answer."""
 
     def count(params, settings):
@@ -188,8 +201,13 @@ def test_commands_that_are_no_steps_get_params_and_settings(monkeypatch: pytest.
     assert json.loads(capfd.readouterr().out)["letters"] == len(load_params("loans").case)
 
 
-@pytest.mark.parametrize(("given", "champion", "expected"), [([], None, "initial"), ([], "one", "manual"), (["--trigger", "drift"], None, "drift")])
-def test_a_run_knows_what_started_it(given: list[str], champion: str | None, expected: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("given", "champion", "expected"),
+    [([], None, "initial"), ([], "one", "manual"), (["--trigger", "drift"], None, "drift")],
+)
+def test_a_run_knows_what_started_it(
+    given: list[str], champion: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+):
     """Without --trigger a run by hand is the initial one until the case has a champion, and manual from then on."""
     seen = []
     monkeypatch.setattr(cli.ledger, "champion_before", lambda *_: champion)
@@ -202,12 +220,31 @@ def test_alerts_are_listed_and_silenced(home: Path, capfd: pytest.CaptureFixture
     """`silence` keeps who, until when and why, and refuses a rule that there is none of; `alerts` lists alerts and the silences in force."""
     url, now = f"sqlite:///{home / 'ledger.db'}", found.NOW
     ledger.append_alerts(url, case="loans", seq=1, as_of=now, alerts=[found.alert()], notices=[])
-    assert cli.main(["silence", "--case", "loans", "--rule", "volume_out_of_band", "--until", "2020-07-01", "--reason", "campaign"]) == 0
+    assert (
+        cli.main(
+            [
+                "silence",
+                "--case",
+                "loans",
+                "--rule",
+                "volume_out_of_band",
+                "--until",
+                "2020-07-01",
+                "--reason",
+                "campaign",
+            ]
+        )
+        == 0
+    )
     capfd.readouterr()
     assert cli.main(["alerts", "--case", "loans"]) == 0
     answer = json.loads(capfd.readouterr().out)
-    assert [(one["rule"], one["state"], one["count"]) for one in answer["alerts"]] == [("volume_out_of_band", "open", 1)]
-    assert [(one["rule"], one["until"][:10], one["reason"]) for one in answer["silences"]] == [("volume_out_of_band", "2020-07-01", "campaign")]
+    assert [(one["rule"], one["state"], one["count"]) for one in answer["alerts"]] == [
+        ("volume_out_of_band", "open", 1)
+    ]
+    assert [(one["rule"], one["until"][:10], one["reason"]) for one in answer["silences"]] == [
+        ("volume_out_of_band", "2020-07-01", "campaign")
+    ]
     with pytest.raises(SystemExit):
         cli.main(["silence", "--case", "loans", "--rule", "boredom", "--until", "2020-07-01", "--reason", "r"])
 
@@ -221,7 +258,13 @@ def run_in_terminal(arguments: list[str], home: Path) -> tuple[int, str]:
     """What a command prints to a terminal of 120 columns."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PERENNIAL_HOME": str(home), "COLUMNS": "120", "TERM": "xterm", "NO_COLOR": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "pipelines", *arguments], stdout=theirs, stderr=subprocess.PIPE, stdin=theirs, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines", *arguments],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        stdin=theirs,
+        env=environment,
+    )
     os.close(theirs)
     text = b""
     while True:
@@ -241,7 +284,9 @@ def test_a_terminal_gets_tables_and_a_pipe_one_line(home: Path, tmp_path: Path):
     """The same step run at a terminal and into a pipe: a table with every value there, one line of JSON here; --json gives the line at the terminal too."""
     arguments = ["ingest", "--case", "loans", "--as-of", "2020-05-01"]
     code, drawn = run_in_terminal(arguments, home)
-    piped = subprocess.run([sys.executable, "-m", "pipelines", *arguments], capture_output=True, text=True, check=True, env={**os.environ})
+    piped = subprocess.run(
+        [sys.executable, "-m", "pipelines", *arguments], capture_output=True, text=True, check=True, env={**os.environ}
+    )
     answer = json.loads(piped.stdout)
     assert (code, piped.stdout.count("\n")) == (0, 1)
     assert "{" not in drawn
@@ -264,16 +309,26 @@ def test_a_terminal_of_few_characters_gets_its_tables(home: Path, monkeypatch: p
 
 ANSWERS = {
     "retrain": {"case": "loans", "version": 3, "decision": "reject", "reason": "worse [urgent]", "champion": None},
-    "reproduce": {"identical": False, "layers": [{"name": "head.weight", "equal": False}, {"name": "head.bias", "equal": True}], "loss": 0.123456789},
+    "reproduce": {
+        "identical": False,
+        "layers": [{"name": "head.weight", "equal": False}, {"name": "head.bias", "equal": True}],
+        "loss": 0.123456789,
+    },
     "metrics": {"file": "/somewhere/metrics.prom", "series": 12},
     "alerts": {"case": "loans", "alerts": [found.alert().model_dump(mode="json")], "silences": []},
     "silence": {"case": "loans", "rule": "labels_late", "until": "2020-07-01", "actor": "ada"},
-    "one": {"case": "loans", "facts": {"rows": 5, "curve": list(range(20)), "nested": {"deep": True}}, "repaired": ["staged version 1"]},
+    "one": {
+        "case": "loans",
+        "facts": {"rows": 5, "curve": list(range(20)), "nested": {"deep": True}},
+        "repaired": ["staged version 1"],
+    },
 }
 
 
 @pytest.mark.parametrize("command", ANSWERS)
-def test_every_answer_is_drawn_for_people(command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+def test_every_answer_is_drawn_for_people(
+    command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
     """Whatever a command answers, a person sees its values by name, texts in brackets as they stand, and one table for each list of objects; programs see the JSON."""
     answer = ANSWERS[command]
     monkeypatch.setitem(cli.COMMANDS, command, lambda params, settings: answer)
@@ -316,8 +371,15 @@ def test_metrics_are_written_for_all_cases_or_one(home: Path, capfd: pytest.Capt
 def test_metrics_are_served_on_a_port(monkeypatch: pytest.MonkeyPatch):
     """With a port they are served there, on the loopback unless an address is given."""
     asked = []
-    monkeypatch.setattr("pipelines.reports.metrics.serve", lambda settings, cases, host, port: asked.append((len(cases()[0]), host, port)))
-    assert cli.main(["metrics", "--port", "9188"]) == cli.main(["metrics", "--case", "bank", "--port", "1", "--host", "0.0.0.0"]) == 0
+    monkeypatch.setattr(
+        "pipelines.reports.metrics.serve",
+        lambda settings, cases, host, port: asked.append((len(cases()[0]), host, port)),
+    )
+    assert (
+        cli.main(["metrics", "--port", "9188"])
+        == cli.main(["metrics", "--case", "bank", "--port", "1", "--host", "0.0.0.0"])
+        == 0
+    )
     assert asked == [(len(case_names()), "127.0.0.1", 9188), (1, "0.0.0.0", 1)]
 
 
@@ -344,7 +406,9 @@ def test_retraining_by_hand_is_the_whole_line(monkeypatch: pytest.MonkeyPatch, c
 
 
 @pytest.mark.parametrize(("identical", "code"), [(True, 0), (False, 1)])
-def test_an_answer_of_no_is_an_exit_code(identical: bool, code: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+def test_an_answer_of_no_is_an_exit_code(
+    identical: bool, code: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
     """`reproduce` gets the version, prints its answer either way, and exits with 1 if the version was not reproduced."""
     seen = []
 

@@ -73,12 +73,36 @@ def mistakes(tmp_path, case: str, *changes: tuple[str, str]) -> dict[str, str]:
     ("case", "old", "new", "place", "words"),
     [
         ("loans", "  epochs: 15", "  epochs: 15\n  epochs: 3", "train.epochs", "line 26 and again in line 27"),
-        ("loans", "label_delay_days: 7", "label_delay_days: 7\nlabel_delay_days: 0", "label_delay_days", "line 4 and again in line 5"),
-        ("loans", "owners: {quality", "owners: {labels_late: me, quality", "alerts.owners.labels_late", "again in line"),
+        (
+            "loans",
+            "label_delay_days: 7",
+            "label_delay_days: 7\nlabel_delay_days: 0",
+            "label_delay_days",
+            "line 4 and again in line 5",
+        ),
+        (
+            "loans",
+            "owners: {quality",
+            "owners: {labels_late: me, quality",
+            "alerts.owners.labels_late",
+            "again in line",
+        ),
         ("loans", "slices: [education]", "slices: [educatoin]", "gate.slices.0", "did you mean 'education'"),
-        ("loans", "slices: [education]", "slices: [education, salary]", "gate.slices.1", "no category, whole number or label"),
+        (
+            "loans",
+            "slices: [education]",
+            "slices: [education, salary]",
+            "gate.slices.1",
+            "no category, whole number or label",
+        ),
         ("triage", "slices: []", "slices: [text]", "gate.slices.0", "choose one of team"),
-        ("bank", "ignore: [month, day_of_week]", "ignore: [month, weekday]", "drift.ignore.1", "nothing that is measured"),
+        (
+            "bank",
+            "ignore: [month, day_of_week]",
+            "ignore: [month, weekday]",
+            "drift.ignore.1",
+            "nothing that is measured",
+        ),
         ("triage", "partition: day", "partition: day\n  ignore: [text]", "drift.ignore.0", "text.words"),
         ("loans", "rows_per_day: 400", "rows_per_dya: 400", "source.rows_per_dya", "did you mean 'rows_per_day'"),
         ("triage", "variant: embedding", "variant: embeding", "replay.variant", "did you mean 'embedding'"),
@@ -94,12 +118,30 @@ def mistakes(tmp_path, case: str, *changes: tuple[str, str]) -> dict[str, str]:
         ("loans", "rows_per_day: 400", "rows_per_day: .nan", "source.rows_per_day", "finite"),
         ("loans", "volume_band: [0.2, 5.0]", "volume_band: [5.0, 0.2]", "drift.volume_band", "5 is not below 0.2"),
         ("loans", "volume_band: [0.2, 5.0]", "volume_band: [0.2, .inf]", "drift.volume_band.1", "finite"),
-        ("loans", "min_new_labels: [1000, 200, 0.1]", "min_new_labels: [100, 200, 0.1]", "drift.min_new_labels", "at least 200"),
-        ("bank", "2008-05-05T00:00:00Z, 2010", "2011-05-05T00:00:00Z, 2010", "period", "2011-05-05T00:00:00+00:00 is not below 2010"),
+        (
+            "loans",
+            "min_new_labels: [1000, 200, 0.1]",
+            "min_new_labels: [100, 200, 0.1]",
+            "drift.min_new_labels",
+            "at least 200",
+        ),
+        (
+            "bank",
+            "2008-05-05T00:00:00Z, 2010",
+            "2011-05-05T00:00:00Z, 2010",
+            "period",
+            "2011-05-05T00:00:00+00:00 is not below 2010",
+        ),
         ("loans", "until: 2020-07-20", "until: 2020-05-25", "replay.until", "first_as_of 2020-05-25"),
         ("loans", "severe_psi: 0.25", "severe_psi: 0.05", "drift.severe_psi", "below warn_psi 0.1"),
         ("loans", "warn_psi: 0.1", "warn_psi: 0.01", "drift.warn_psi", "below clean_psi 0.05"),
-        ("loans", "max_cooldown_days: 28.0", "max_cooldown_days: 2.0", "drift.max_cooldown_days", "below cooldown_days 7.0"),
+        (
+            "loans",
+            "max_cooldown_days: 28.0",
+            "max_cooldown_days: 2.0",
+            "drift.max_cooldown_days",
+            "below cooldown_days 7.0",
+        ),
         ("loans", "out_of: 3", "out_of: 1", "drift.out_of", "below confirm 2"),
         ("loans", "label_delay_days: 7", "label_delay_days: 1.0e+300", "label_delay_days", "36500"),
         ("loans", "seed: 0", "seed: -1", "train.seed", "greater than or equal to 0"),
@@ -139,7 +181,19 @@ def test_all_mistakes_are_listed_together(tmp_path):
     }
 
 
-@pytest.mark.parametrize("cron", ["0 0 29 2 *", "0 0 30 2 1", "*/5 * * * *", "0 3 * * mon-fri", "@daily", "@quarterly", "30 4 1,15 * 5", "0 0 31 1,4 *"])
+@pytest.mark.parametrize(
+    "cron",
+    [
+        "0 0 29 2 *",
+        "0 0 30 2 1",
+        "*/5 * * * *",
+        "0 3 * * mon-fri",
+        "@daily",
+        "@quarterly",
+        "30 4 1,15 * 5",
+        "0 0 31 1,4 *",
+    ],
+)
 def test_a_schedule_that_comes_is_taken(tmp_path, cron):
     """Leap days, names, steps, presets, and a day of the month or of the week are schedules."""
     text = (CASES_ROOT / "loans" / "params.yaml").read_text().replace('"0 3 * * 1"', f'"{cron}"')
@@ -157,7 +211,9 @@ def test_a_window_may_be_thinned_below_its_least_rows(tmp_path):
 
 def test_parameters_that_are_shipped_have_no_mistake():
     """Every params.yaml and every variant below the cases loads."""
-    files = {path: path.stem for path in CASES_ROOT.glob("*/variants/*/*.yaml")} | {CASES_ROOT / case / "params.yaml": case for case in case_names()}
+    files = {path: path.stem for path in CASES_ROOT.glob("*/variants/*/*.yaml")} | {
+        CASES_ROOT / case / "params.yaml": case for case in case_names()
+    }
     assert len(files) >= 5
     for path, case in files.items():
         assert load_params(case, path).case == case
@@ -181,7 +237,11 @@ def test_settings_may_be_read_by_code_that_a_case_shares(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: &a [lol, lol, lol]\n" + "".join(f"{two}: &{two} [{', '.join([f'*{one}'] * 9)}]\n" for one, two in pairwise("abcdefghijkl")), "line 1: &a"),
+        (
+            "a: &a [lol, lol, lol]\n"
+            + "".join(f"{two}: &{two} [{', '.join([f'*{one}'] * 9)}]\n" for one, two in pairwise("abcdefghijkl")),
+            "line 1: &a",
+        ),
         ("one: 1\ntwo: *one\n", r"line 2: \*one is an alias"),
         ("three:\n  <<: {a: 1}\n  a: 2\n", "line 2: << merges another block"),
         ("[" * 5_000, "line 1: more than 20 levels"),
@@ -195,7 +255,21 @@ def test_settings_may_be_read_by_code_that_a_case_shares(tmp_path):
         ("source:\n" + "".join(f"  key{number}: 1\n" for number in range(4_000)), r"at least \d+ mistake"),
         (f"gate: {{slices: [{', '.join(f's{number}' for number in range(4_000))}]}}\n", r"at least \d+ mistake"),
     ],
-    ids=["laughs", "alias", "merge", "lists", "keys", "blocks", "hexadecimal", "decimal", "sexagesimal", "large", "unknown", "source", "slices"],
+    ids=[
+        "laughs",
+        "alias",
+        "merge",
+        "lists",
+        "keys",
+        "blocks",
+        "hexadecimal",
+        "decimal",
+        "sexagesimal",
+        "large",
+        "unknown",
+        "source",
+        "slices",
+    ],
 )
 def test_parameters_that_could_not_end_are_refused_at_once(tmp_path, text, said):
     """Aliases, merged keys, deep nesting, huge numbers, files and lists of mistakes are one clear sentence within five seconds of CPU."""

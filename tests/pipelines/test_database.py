@@ -40,7 +40,16 @@ def at_once(work) -> list:
 
 def promote(url: str, champion: int):
     """Append the first release."""
-    about = {"case": "bank", "candidate_key": "k", "bundle": "b", "action": "promote", "trigger": "manual", "reason": "r", "actor": "a", "as_of": T0}
+    about = {
+        "case": "bank",
+        "candidate_key": "k",
+        "bundle": "b",
+        "action": "promote",
+        "trigger": "manual",
+        "reason": "r",
+        "actor": "a",
+        "as_of": T0,
+    }
     return ledger.append(url, expected_seq=0, champion=champion, **about)
 
 
@@ -56,7 +65,9 @@ def test_twenty_drift_runs_of_one_window_open_one_episode(url):
     """Twenty drift runs of one window find different things at once: all go on with the first state, and one opens the episode."""
 
     def judge(number: int):
-        kept = ledger.record_drift_state(url, case="bank", as_of=T0, state={"n": number}, evidence_hash="h", previous="")
+        kept = ledger.record_drift_state(
+            url, case="bank", as_of=T0, state={"n": number}, evidence_hash="h", previous=""
+        )
         return kept["n"], ledger.open_episode(url, case="bank", episode="e", as_of=T0, evidence={})
 
     answers = at_once(judge)
@@ -69,7 +80,9 @@ def test_twenty_windows_on_one_state_leave_one(url):
     """Twenty windows judged on the same earlier state: one is kept, the others are told to look again."""
 
     def judge(number: int):
-        return ledger.record_drift_state(url, case="bank", as_of=T0.replace(day=number + 1), state={"n": number}, evidence_hash="h", previous="")
+        return ledger.record_drift_state(
+            url, case="bank", as_of=T0.replace(day=number + 1), state={"n": number}, evidence_hash="h", previous=""
+        )
 
     answers = at_once(judge)
     assert sum(isinstance(answer, dict) for answer in answers) == 1

@@ -17,7 +17,19 @@ from pipelines.data import log as prediction_log
 from pipelines.drift.profile import profile_frame
 from pipelines.drift.spec import Scale, Spec
 from pipelines.errors import ConfigError, DataError
-from pipelines.fields import FLOAT32_MAX, Categorical, Fields, Numeric, Text, encode, frame_schema, from_json, problem, signature, to_json
+from pipelines.fields import (
+    FLOAT32_MAX,
+    Categorical,
+    Fields,
+    Numeric,
+    Text,
+    encode,
+    frame_schema,
+    from_json,
+    problem,
+    signature,
+    to_json,
+)
 
 REPORTS = Fields(case="reports", label="team", classes=("a", "b", "c"), fields=(Text("text", max_chars=20),))
 
@@ -31,7 +43,10 @@ def test_a_text_declaration_survives_its_json_form():
 
 def test_the_hash_follows_the_classes_and_their_order():
     """A gateway with other classes, or the same in another order, must refuse the bundle."""
-    hashes = {replace(REPORTS, classes=classes).hash for classes in (("a", "b", "c"), ("b", "a", "c"), ("a", "b", "c", "d"), ())}
+    hashes = {
+        replace(REPORTS, classes=classes).hash
+        for classes in (("a", "b", "c"), ("b", "a", "c"), ("a", "b", "c", "d"), ())
+    }
     assert len(hashes) == 4
 
 
@@ -47,7 +62,14 @@ def test_signature_of_a_text_case():
 
 @pytest.mark.parametrize(
     ("value", "word"),
-    [("fine", None), ("", "empty"), (" \t\u200b\n", "empty"), ("x" * 21, "at most 20"), (7, "expected a string"), (None, "null")],
+    [
+        ("fine", None),
+        ("", "empty"),
+        (" \t\u200b\n", "empty"),
+        ("x" * 21, "at most 20"),
+        (7, "expected a string"),
+        (None, "null"),
+    ],
 )
 def test_a_text_is_refused_for_a_reason(value, word):
     """A text must be a string that is not empty once normalised and not too long; the answer never repeats it."""
@@ -94,7 +116,9 @@ def test_a_declaration_that_cannot_work_is_refused(wrong):
         replace(REPORTS, **wrong)
 
 
-LOAN = Fields(case="mock", label="granted", fields=(Categorical("car", ("old", "new")), Numeric("age", 0, 120, integer=True)))
+LOAN = Fields(
+    case="mock", label="granted", fields=(Categorical("car", ("old", "new")), Numeric("age", 0, 120, integer=True))
+)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +130,10 @@ LOAN = Fields(case="mock", label="granted", fields=(Categorical("car", ("old", "
         ({"fields": (Categorical("car", ["old", "new"]),)}, ("car", "tuple")),
         ({"fields": ("age",)}, ("'age'", "declare it as")),
         ({"fields": (Numeric("age"), Categorical("age", ("a", "b")))}, ("age", "twice")),
-        *(({"fields": (Numeric(name),)}, (repr(name), "letter")) for name in ("house-value", "", "1st", "a b", "a.words", "score@1", "_hour", "x" * 65, None)),
+        *(
+            ({"fields": (Numeric(name),)}, (repr(name), "letter"))
+            for name in ("house-value", "", "1st", "a b", "a.words", "score@1", "_hour", "x" * 65, None)
+        ),
         *(({"label": name}, ("the label", repr(name), "letter")) for name in ("is-fraud", "", None)),
         ({"case": "my case"}, ("the case", "letter")),
         ({"fields": (Categorical("car", ()),)}, ("car", "empty")),
@@ -116,8 +143,14 @@ LOAN = Fields(case="mock", label="granted", fields=(Categorical("car", ("old", "
         ({"fields": (Categorical("car", "old"),)}, ("car", "'old'", "tuple")),
         ({"fields": (Categorical("car", ("\ud800", "b")),)}, ("car", "Unicode")),
         ({"fields": (Numeric("age", 120, 0),)}, ("age", "reversed", "120", "exchange")),
-        *(({"fields": (Numeric("age", low=bound),)}, ("age", "float32")) for bound in (math.nan, math.inf, -math.inf, -1e39, "0", True)),
-        *(({"fields": (Numeric("age", high=bound),)}, ("age", "float32")) for bound in (math.nan, math.inf, 4e38, 10**400)),
+        *(
+            ({"fields": (Numeric("age", low=bound),)}, ("age", "float32"))
+            for bound in (math.nan, math.inf, -math.inf, -1e39, "0", True)
+        ),
+        *(
+            ({"fields": (Numeric("age", high=bound),)}, ("age", "float32"))
+            for bound in (math.nan, math.inf, 4e38, 10**400)
+        ),
         ({"fields": (Numeric("age", 0.2, 0.8, integer=True),)}, ("age", "whole number")),
         *(({"fields": (Text("note", max_chars=most),)}, ("note", "max_chars")) for most in (0, -1, 2.5)),
         ({"classes": ("a", "b", "b")}, ("granted", "'b'", "twice")),
@@ -142,8 +175,17 @@ def layers(tmp_path) -> dict[str, set[str]]:
     row = {"id": "a", "event_time": at, "car": "old", "age": 400.0, "granted": 1, "label_time": at}
     rows = pl.DataFrame([row], schema=frame_schema(fields))
     logged = rows.with_columns(version=pl.lit(1, pl.Int64), score=pl.lit(0.5), prediction=pl.lit(1))
-    profiled = profile_frame(logged.drop("version"), fields, Spec("s", {"age": Scale(0, 1), "score": Scale(0, 1)})).columns
-    line = {"prediction_id": "a", "request_id": "r", "event_time": at.isoformat(), "received_at": at.isoformat(), "version": 1, "score": 0.5}
+    profiled = profile_frame(
+        logged.drop("version"), fields, Spec("s", {"age": Scale(0, 1), "score": Scale(0, 1)})
+    ).columns
+    line = {
+        "prediction_id": "a",
+        "request_id": "r",
+        "event_time": at.isoformat(),
+        "received_at": at.isoformat(),
+        "version": 1,
+        "score": 0.5,
+    }
     line |= {"prediction": 1, "row": {"car": "old", "age": 4}, "scores": [0.5]}
     return {
         "canonical rows": set(rows.columns) - own,
@@ -164,7 +206,10 @@ def _read_back(tmp_path, line) -> set[str]:
     prediction_log.compact(settings, "loans")
     at = datetime.fromisoformat(line["event_time"])
     window = Window(start=at, end=at.replace(year=2021))
-    found = {*prediction_log.read_predictions(settings, "loans", window).columns, *prediction_log.read_labels(settings, "loans", window.end).columns}
+    found = {
+        *prediction_log.read_predictions(settings, "loans", window).columns,
+        *prediction_log.read_labels(settings, "loans", window.end).columns,
+    }
     assert found >= {"id", "version", "label", "revision"}
     return found
 
@@ -191,7 +236,12 @@ def test_scores_of_a_holdout_can_be_cut_by_every_field():
 def test_what_works_is_declared():
     """Bounds that are equal, open or as large as a float32, names with digits, one category and a label called label are all right, and so is every case."""
     largest = float(np.finfo(np.float32).max)
-    good = (Categorical("a1", ("only",)), Numeric("b_2", 1, 1, integer=True), Numeric("C", -largest, largest), Numeric("class"))
+    good = (
+        Categorical("a1", ("only",)),
+        Numeric("b_2", 1, 1, integer=True),
+        Numeric("C", -largest, largest),
+        Numeric("class"),
+    )
     assert replace(LOAN, label="label", fields=good).names == ("a1", "b_2", "C", "class")
     assert from_json(to_json(replace(LOAN, fields=good))).fields == good
     assert [load_fields(case).case for case in case_names()] == case_names()

@@ -12,7 +12,9 @@ KNOWN, TRUSTED = {"gateway"}, {"perennial.example.org"}
 def scope(host, method="GET", origin=None, server=("172.18.0.5", 8090)):
     """An ASGI scope with these headers; ``host`` may be several."""
     given = [host] if isinstance(host, str) else host
-    headers = [(b"host", one.encode("latin-1")) for one in given] + ([(b"origin", origin.encode())] if origin is not None else [])
+    headers = [(b"host", one.encode("latin-1")) for one in given] + (
+        [(b"origin", origin.encode())] if origin is not None else []
+    )
     return {"type": "http", "method": method, "headers": headers, "server": server}
 
 
@@ -109,7 +111,10 @@ def test_only_own_names_come_in(host, expected):
         ("[::1]:8090", "http://[::1]:8090", 200),
         ("perennial.example.org", "https://perennial.example.org", 200),
         ("127.0.0.1:8090", "https://perennial.example.org", 200),
-        *(("127.0.0.1:8090", origin, 403) for origin in ("http://127.0.0.1:5000", "http://evil.example", "https://127.0.0.1", "null", "", "file://")),
+        *(
+            ("127.0.0.1:8090", origin, 403)
+            for origin in ("http://127.0.0.1:5000", "http://evil.example", "https://127.0.0.1", "null", "", "file://")
+        ),
         ("127.0.0.1:8090", "http://gateway:8090", 403),
         ("evil.example:8090", "http://evil.example:8090", 421),
     ],
@@ -141,4 +146,6 @@ def test_the_setting_is_a_list_of_hosts(monkeypatch):
 
 def test_addresses_of_services_name_their_hosts():
     """The host of an address is known by itself; an empty address has none."""
-    assert hosts.of_urls("http://gateway:8090", "https://[::1]:8/x", "https://user:word@a.example/", "", "nonsense") == {"gateway", "::1", "a.example"}
+    assert hosts.of_urls(
+        "http://gateway:8090", "https://[::1]:8/x", "https://user:word@a.example/", "", "nonsense"
+    ) == {"gateway", "::1", "a.example"}

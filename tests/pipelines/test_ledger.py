@@ -155,16 +155,26 @@ def test_alerts_are_an_unbroken_row(url: str):
 def test_a_delivery_is_claimed_once(url: str):
     """Each event of an attempt is written once, and told by attempt."""
     about = {"case": "loans", "notice": "n1", "sink": "log"}
-    assert [ledger.note_delivery(url, **about, attempt=attempt, event="claimed") for attempt in (2, 1, 1)] == [True, True, False]
+    assert [ledger.note_delivery(url, **about, attempt=attempt, event="claimed") for attempt in (2, 1, 1)] == [
+        True,
+        True,
+        False,
+    ]
     assert ledger.note_delivery(url, **about, attempt=1, event="failed", detail="away")
-    assert [(row["attempt"], row["event"]) for row in ledger.deliveries(url, "loans")] == [(1, "claimed"), (1, "failed"), (2, "claimed")]
+    assert [(row["attempt"], row["event"]) for row in ledger.deliveries(url, "loans")] == [
+        (1, "claimed"),
+        (1, "failed"),
+        (2, "claimed"),
+    ]
 
 
 def test_the_newest_silence_of_a_rule_counts(url: str):
     """A silence is in force until its time; a newer one replaces it, and ends it if its time has passed."""
     for days in (5, 1):
         ledger.silence(url, case="loans", rule="labels_late", until=T0 + timedelta(days=days), reason="r", actor="ada")
-    assert [(row["rule"], row["until"][:10]) for row in ledger.silences(url, "loans", T0)] == [("labels_late", "2008-08-02")]
+    assert [(row["rule"], row["until"][:10]) for row in ledger.silences(url, "loans", T0)] == [
+        ("labels_late", "2008-08-02")
+    ]
     assert ledger.silences(url, "loans", T0 + timedelta(days=1)) == []
 
 
@@ -194,9 +204,18 @@ def test_the_head_is_the_newest_row_that_was_written(url: str):
     _append(url, 0, 1)
     for number, (edit, said) in enumerate(
         (
-            ("UPDATE releases SET hash = 'f' WHERE seq = 2 AND \"case\" = :case", "row 2 does not continue the chain: column hash says f"),
-            ('DELETE FROM releases WHERE seq = 2 AND "case" = :case', "the newest row is release 1, the newest that was written another one"),
-            ("UPDATE releases SET row = 'nonsense' WHERE seq = 2 AND \"case\" = :case", "row 2 of releases: column row cannot be read"),
+            (
+                "UPDATE releases SET hash = 'f' WHERE seq = 2 AND \"case\" = :case",
+                "row 2 does not continue the chain: column hash says f",
+            ),
+            (
+                'DELETE FROM releases WHERE seq = 2 AND "case" = :case',
+                "the newest row is release 1, the newest that was written another one",
+            ),
+            (
+                "UPDATE releases SET row = 'nonsense' WHERE seq = 2 AND \"case\" = :case",
+                "row 2 of releases: column row cannot be read",
+            ),
         )
     ):
         case = f"case{number}"
@@ -208,8 +227,15 @@ def test_the_head_is_the_newest_row_that_was_written(url: str):
     _append(url, 1, 2)
     row = ledger.head(url, "bank").model_dump(mode="json") | {"champion": 9}
     row["hash"] = storage.digest({name: value for name, value in row.items() if name != "hash"})
-    _edit(url, "UPDATE releases SET row = :row, hash = :hash WHERE seq = 2 AND \"case\" = 'bank'", row=storage.canonical_json(row), hash=row["hash"])
-    with pytest.raises(IntegrityError, match="ledger of bank: the newest row is release 2, the newest that was written another one"):
+    _edit(
+        url,
+        "UPDATE releases SET row = :row, hash = :hash WHERE seq = 2 AND \"case\" = 'bank'",
+        row=storage.canonical_json(row),
+        hash=row["hash"],
+    )
+    with pytest.raises(
+        IntegrityError, match="ledger of bank: the newest row is release 2, the newest that was written another one"
+    ):
         ledger.head(url, "bank")
     with pytest.raises(IntegrityError, match="newest row"):
         _append(url, 2, 3)
@@ -221,7 +247,12 @@ def test_a_row_that_cannot_be_read_is_named(url: str):
     ledger.record_drift_state(url, case="bank", as_of=T0, state={"n": 1}, evidence_hash="a")
     ledger.open_episode(url, case="bank", episode="e", as_of=T0, evidence={})
     ledger.append_alerts(url, case="bank", seq=1, as_of=T0, alerts=[], notices=[])
-    for table, column in (("verdicts", "verdict"), ("drift_states", "state"), ("drift_episodes", "evidence"), ("alert_runs", "alerts")):
+    for table, column in (
+        ("verdicts", "verdict"),
+        ("drift_states", "state"),
+        ("drift_episodes", "evidence"),
+        ("alert_runs", "alerts"),
+    ):
         _edit(url, f"UPDATE {table} SET {column} = '{{'")
     late = T0 + timedelta(days=1)
     for read, said in (
@@ -240,8 +271,22 @@ def test_writers_of_one_case_leave_one_unbroken_journal(url: str):
 
     def write(number: int) -> None:
         as_of = T0 + timedelta(days=number)
-        ledger.record_verdict(url, case="bank", gate_key=f"g{number}", as_of=as_of, trigger="drift", verdict={"decision": "reject", "n": number})
-        ledger.record_drift_state(url, case="bank", as_of=as_of, state={"n": number}, evidence_hash="a", previous=f"p{number % 3}" if number % 2 else None)
+        ledger.record_verdict(
+            url,
+            case="bank",
+            gate_key=f"g{number}",
+            as_of=as_of,
+            trigger="drift",
+            verdict={"decision": "reject", "n": number},
+        )
+        ledger.record_drift_state(
+            url,
+            case="bank",
+            as_of=as_of,
+            state={"n": number},
+            evidence_hash="a",
+            previous=f"p{number % 3}" if number % 2 else None,
+        )
         ledger.note_delivery(url, case="bank", notice="n", sink="log", attempt=number % 7, event="claimed")
 
     with ThreadPoolExecutor(20) as pool:
@@ -256,13 +301,19 @@ def test_rows_from_before_the_journal_are_taken_over(url: str):
     """A ledger without a journal gets one when it is opened: its rows are told from new ones, and a later edit of them is found."""
     _append(url, 0, 1)
     _edit(url, "DROP TABLE journal")
-    again = url + ("&" if "?" in url else "?") + ("timeout=29" if url.startswith("sqlite") else "application_name=again")  # a process that comes later
+    again = (
+        url + ("&" if "?" in url else "?") + ("timeout=29" if url.startswith("sqlite") else "application_name=again")
+    )  # a process that comes later
     assert ledger.head(again, "bank").champion == 1
     _append(again, 1, 2)
     assert ledger.stored(again, "bank")[1:] == ([], 1)
     _edit(url, "UPDATE releases SET hash = 'f' WHERE seq = 1")
     [found] = ledger.stored(again, "bank")[1]
-    assert (found.table, found.row, found.problem) == ("releases", '{"seq":1}', "the columns are not those that were written")
+    assert (found.table, found.row, found.problem) == (
+        "releases",
+        '{"seq":1}',
+        "the columns are not those that were written",
+    )
 
 
 def _filled(url: str) -> dict[str, Callable[[], object]]:
@@ -272,12 +323,29 @@ def _filled(url: str) -> dict[str, Callable[[], object]]:
     for number in (1, 2):
         as_of = T0 + timedelta(days=number)
         values.append(
-            ledger.record_verdict(url, case="bank", gate_key=f"g{number}", as_of=as_of, trigger="drift", verdict={"decision": "promote", "n": number})
+            ledger.record_verdict(
+                url,
+                case="bank",
+                gate_key=f"g{number}",
+                as_of=as_of,
+                trigger="drift",
+                verdict={"decision": "promote", "n": number},
+            )
         )
-        ledger.record_drift_state(url, case="bank", as_of=as_of, state={"n": number}, evidence_hash="a", previous=f"p{number}")
+        ledger.record_drift_state(
+            url, case="bank", as_of=as_of, state={"n": number}, evidence_hash="a", previous=f"p{number}"
+        )
         ledger.open_episode(url, case="bank", episode=f"e{number}", as_of=as_of, evidence={"n": number})
         ledger.append_alerts(url, case="bank", seq=number, as_of=as_of, alerts=[], notices=[notice(f"n{number}")])
-        ledger.note_delivery(url, case="bank", notice=f'notice "{number}" \u00e4', sink="log", attempt=1, event="claimed", detail=f"n{number}")
+        ledger.note_delivery(
+            url,
+            case="bank",
+            notice=f'notice "{number}" \u00e4',
+            sink="log",
+            attempt=1,
+            event="claimed",
+            detail=f"n{number}",
+        )
         ledger.silence(url, case="bank", rule=f"rule{number}", until=late, reason=f"n{number}", actor="ada")
     return {
         "verdicts": lambda: ledger.verdicts(url, "bank"),
@@ -326,7 +394,9 @@ def test_every_reader_takes_only_what_was_written(url: str, edit: str):
 
 def test_a_row_that_is_asked_for_by_name_does_not_need_the_others(url: str):
     """The verdict that a release cites can be read where another one is gone: damage costs only what rests on it."""
-    value = ledger.record_verdict(url, case="bank", gate_key="g1", as_of=T0, trigger="drift", verdict={"decision": "promote"})
+    value = ledger.record_verdict(
+        url, case="bank", gate_key="g1", as_of=T0, trigger="drift", verdict={"decision": "promote"}
+    )
     ledger.record_verdict(url, case="bank", gate_key="g2", as_of=T0, trigger="drift", verdict={"decision": "reject"})
     _edit(url, "DELETE FROM verdicts WHERE gate_key = 'g2'")
     assert ledger.verdict(url, "bank", value)["gate_key"] == "g1"
@@ -343,11 +413,16 @@ def test_a_row_that_a_damaged_index_hides_is_not_missing(tmp_path: Path):
     assert ledger.alert_runs(url, "bank", at=as_of + timedelta(days=1)) == []
     with create_engine(url).connect() as connection:
         connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
-        root = connection.execute(text("SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_alert_runs_2'")).scalar_one()
+        root = connection.execute(
+            text("SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_alert_runs_2'")
+        ).scalar_one()
         size = connection.execute(text("PRAGMA page_size")).scalar_one()
     data = bytearray(file.read_bytes())
     data[data.index(b"2008-08-03", (root - 1) * size)] ^= 1
     file.write_bytes(data)
     again = url + "?timeout=29"  # a process that comes later
-    with pytest.raises(IntegrityError, match=r'table alert_runs, row {"seq":2} is there and is not found by its as_of: an index of the database is damaged'):
+    with pytest.raises(
+        IntegrityError,
+        match=r'table alert_runs, row {"seq":2} is there and is not found by its as_of: an index of the database is damaged',
+    ):
         ledger.alert_runs(again, "bank", at=as_of)

@@ -83,7 +83,9 @@ def stand_in(home, *, services=("mlflow",), runs=True, pid=None, **env):
     home.mkdir(parents=True, exist_ok=True)
     pid = pid or os.getpid()
     started = [{"name": name, "pid": pid, "birth": birth(pid) - (not runs), "log": "log"} for name in services]
-    (home / "stack.json").write_text(json.dumps({"tag": "t", "ports": asdict(Ports()), "traffic": False, "processes": started}))
+    (home / "stack.json").write_text(
+        json.dumps({"tag": "t", "ports": asdict(Ports()), "traffic": False, "processes": started})
+    )
     (home / "env").write_text("".join(f"{name}={value}\n" for name, value in {"PERENNIAL_HOME": home, **env}.items()))
     return read_settings(home=home)
 
@@ -105,8 +107,18 @@ def one_epoch(folder):
 def released(settings, version):
     """A version of bank in the ledger, its bundle in place, that no Triton has loaded."""
     run_dir = registered(settings, month(version), version, bias=version / 10)
-    about = {"candidate_key": storage.read_manifest(run_dir / "export").key, "bundle": str((run_dir / "export").relative_to(settings.root))}
-    common = {"case": CASE, "action": "promote", "trigger": "manual", "reason": "better", "actor": "ada", "as_of": month(version)}
+    about = {
+        "candidate_key": storage.read_manifest(run_dir / "export").key,
+        "bundle": str((run_dir / "export").relative_to(settings.root)),
+    }
+    common = {
+        "case": CASE,
+        "action": "promote",
+        "trigger": "manual",
+        "reason": "better",
+        "actor": "ada",
+        "as_of": month(version),
+    }
     ledger.append(settings.ledger, **common, **about, expected_seq=version - 1, champion=version)
 
 
@@ -216,7 +228,11 @@ def test_what_somebody_named_wins_and_gets_no_login_of_the_stack(tmp_path, monke
 
 def test_the_stacks_own_processes_go_by_their_environment_alone(tmp_path, monkeypatch):
     """A process that the stack started, or a container, is given everything: the files of the state folder add nothing."""
-    given = {"PERENNIAL_MLFLOW_URL": "http://127.0.0.1:1", "PERENNIAL_TRITON_CLIENT": "key", "PERENNIAL_TRITON_GRPC": "127.0.0.1:2"}
+    given = {
+        "PERENNIAL_MLFLOW_URL": "http://127.0.0.1:1",
+        "PERENNIAL_TRITON_CLIENT": "key",
+        "PERENNIAL_TRITON_GRPC": "127.0.0.1:2",
+    }
     monkeypatch.setenv(TAG, "t")
     settings = stand_in(tmp_path, services=("mlflow", "triton"), **given)
     assert (settings.mlflow_url, settings.triton_grpc, settings.triton_client) == ("", "", None)

@@ -80,14 +80,16 @@ def test_zombie_gives_way(tmp_path: Path):
 @pytest.mark.parametrize("point", storage.FAILPOINTS)
 def test_kill_at_every_failpoint(tmp_path: Path, point: str):
     """After SIGKILL at any point of a commit, running it again gives the same tree and no leftovers."""
-    code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, '.');from tests.pipelines.test_storage import _commit; _commit(Path(sys.argv[1]) / 'train')"
-    )
+    code = "import sys; from pathlib import Path; sys.path.insert(0, '.');from tests.pipelines.test_storage import _commit; _commit(Path(sys.argv[1]) / 'train')"
     environment = {**os.environ, "PERENNIAL_FAILPOINT": f"train:{point}", "PYTHONPATH": str(Path.cwd())}
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     _commit(tmp_path / "train")
-    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["train", "train/data.txt", "train/manifest.json"]
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == [
+        "train",
+        "train/data.txt",
+        "train/manifest.json",
+    ]
     assert storage.read_manifest(tmp_path / "train", verify=True).facts == {"rows": 5}
 
 
@@ -216,7 +218,8 @@ NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount
 
 
 @pytest.mark.skipif(
-    shutil.which("unshare") is None or subprocess.run([*NAMESPACE, "true"], check=False, capture_output=True).returncode != 0,
+    shutil.which("unshare") is None
+    or subprocess.run([*NAMESPACE, "true"], check=False, capture_output=True).returncode != 0,
     reason="this host lets nobody make a process namespace",
 )
 def test_a_live_try_in_another_process_namespace_is_left_alone(tmp_path: Path):
@@ -382,7 +385,11 @@ def clone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     shutil.copytree(Path(storage.__file__).parent, folder / "pipelines", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / ".gitignore").write_text("__pycache__\n")
-    for command in (("init", "-q"), ("add", "-A"), ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "All")):
+    for command in (
+        ("init", "-q"),
+        ("add", "-A"),
+        ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "All"),
+    ):
         subprocess.run(["git", *command], cwd=folder, check=True)
     return folder
 

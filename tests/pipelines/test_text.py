@@ -25,7 +25,11 @@ def folder(tmp_path):
 
 def test_ids_are_truncated_and_never_padded(folder):
     """The file's truncation holds and its padding, which some published tokenizers carry, does not."""
-    assert tokenise(load_tokenizer(folder / TOKENIZER), ["heap", "heap overflow in in", "libpng"]) == [[1], [1, 2, 3], [0]]
+    assert tokenise(load_tokenizer(folder / TOKENIZER), ["heap", "heap overflow in in", "libpng"]) == [
+        [1],
+        [1, 2, 3],
+        [0],
+    ]
 
 
 def test_the_encoder_pads_to_the_longest_text_of_the_call(folder):

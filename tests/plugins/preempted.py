@@ -16,7 +16,11 @@ from types import ModuleType, SimpleNamespace
 
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 FOLDER = Path(sys.argv[1])
-os.environ |= {"AIRFLOW_HOME": str(FOLDER / "airflow"), "PERENNIAL_HOME": str(FOLDER), "PERENNIAL_MLFLOW_URL": sys.argv[2]}
+os.environ |= {
+    "AIRFLOW_HOME": str(FOLDER / "airflow"),
+    "PERENNIAL_HOME": str(FOLDER),
+    "PERENNIAL_MLFLOW_URL": sys.argv[2],
+}
 sys.path.append(str(Path(__file__).parents[2] / "plugins"))
 
 from perennial_operators import StepOperator  # noqa: E402 - finds its settings in the environment
@@ -38,7 +42,11 @@ def run(params, settings, run_dir, as_of):
     def build(_folder):
         with live.recording(settings, live.Training("bank", as_of, "preempted", {}, {}), work) as recording:
             fitted = fit(lambda: Troubled("wait", 7, FOLDER / "happened"), texts(), TWO, work, beside=recording.beside)
-            return {"sha256": weights_sha256(fitted.model), "resumed_from": fitted.facts["resumed_from"], "mlflow_page": recording.run.page}
+            return {
+                "sha256": weights_sha256(fitted.model),
+                "resumed_from": fitted.facts["resumed_from"],
+                "mlflow_page": recording.run.page,
+            }
 
     return storage.commit(run_dir / "train", case="bank", as_of=as_of, key="k1", inputs={}, build=build)
 
@@ -50,7 +58,9 @@ def main() -> None:
     sys.modules["pipelines.steps.train"] = module
     task = StepOperator(task_id="train", step="train", case="bank")
     signal.signal(signal.SIGTERM, lambda *_: task.on_kill())
-    dag_run = SimpleNamespace(data_interval_end=None, logical_date=None, run_after=AS_OF, run_type="manual", triggering_user_name="ada")
+    dag_run = SimpleNamespace(
+        data_interval_end=None, logical_date=None, run_after=AS_OF, run_type="manual", triggering_user_name="ada"
+    )
     try:
         answer = task.execute({"params": {"as_of": AS_OF.isoformat()}, "dag_run": dag_run, "ti": None})
     except Exception as error:  # noqa: BLE001 - the test looks at it

@@ -21,7 +21,10 @@ def _no_proxy(monkeypatch):
 
 
 def _missed(due):
-    return {"dag_run": {"dag_id": "bank_training", "dag_run_id": "drift__e1"}, "deadline": {"id": "d", "deadline_time": due}}
+    return {
+        "dag_run": {"dag_id": "bank_training", "dag_run_id": "drift__e1"},
+        "deadline": {"id": "d", "deadline_time": due},
+    }
 
 
 @pytest.mark.parametrize("due", [DUE, DUE.isoformat()])
@@ -31,7 +34,14 @@ def test_a_late_run_is_told_with_owner_and_runbook(monkeypatch, due):
         monkeypatch.setenv("PERENNIAL_ALERT_WEBHOOK", url)
         assert asyncio.run(late("bank", _missed(due))) == "told log, webhook"
     [(_, body)] = bodies
-    for part in ("*WARNING* bank", "run drift__e1 of bank_training is late", "2026-06-01 04:00", "ml-on-call", "docs/runbooks.md#run-late", "within 24 h"):
+    for part in (
+        "*WARNING* bank",
+        "run drift__e1 of bank_training is late",
+        "2026-06-01 04:00",
+        "ml-on-call",
+        "docs/runbooks.md#run-late",
+        "within 24 h",
+    ):
         assert part in body["text"]
 
 

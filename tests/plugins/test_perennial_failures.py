@@ -55,12 +55,35 @@ def failed(monkeypatch, xcoms: dict, task: str | None = "validate") -> None:
     """What the DAG processor does when the scheduler has marked a run failed: calls the DAG's callback with what the server knows."""
     with DAG("bank_training", schedule=None, on_failure_callback=tell_failure("bank")) as dag:
         StepOperator(task_id="validate", step="validate", case="bank")
-    about = {"dag_id": "bank_training", "run_id": RUN, "logical_date": None, "run_after": AT, "start_date": AT, "end_date": AT, "state": "failed"} | {
+    about = {
+        "dag_id": "bank_training",
+        "run_id": RUN,
+        "logical_date": None,
+        "run_after": AT,
+        "start_date": AT,
+        "end_date": AT,
+        "state": "failed",
+    } | {
         "data_interval_start": AT,
         "data_interval_end": AT,
     }
-    run = {**about, "run_type": "scheduled", "conf": {}, "consumed_asset_events": [], "clear_number": 0, "partition_key": None}
-    ti = {"id": uuid4(), "task_id": task, "dag_id": "bank_training", "run_id": RUN, "try_number": 4, "map_index": -1, "dag_version_id": uuid4()}
+    run = {
+        **about,
+        "run_type": "scheduled",
+        "conf": {},
+        "consumed_asset_events": [],
+        "clear_number": 0,
+        "partition_key": None,
+    }
+    ti = {
+        "id": uuid4(),
+        "task_id": task,
+        "dag_id": "bank_training",
+        "run_id": RUN,
+        "try_number": 4,
+        "map_index": -1,
+        "dag_version_id": uuid4(),
+    }
     asked = DagCallbackRequest(
         filepath="f",
         bundle_name="b",
@@ -99,7 +122,10 @@ def test_a_task_that_was_ended_is_told_without_an_error(monkeypatch):
         failed(monkeypatch, {})
         failed(monkeypatch, {}, task=None)
     first, second = (body["text"] for _, body in bodies)
-    assert f"run {RUN} of bank_training failed in its task validate: it left no error (its process was ended from outside): see its log" in first
+    assert (
+        f"run {RUN} of bank_training failed in its task validate: it left no error (its process was ended from outside): see its log"
+        in first
+    )
     assert f"run {RUN} of bank_training failed: task_failure" in second
 
 
@@ -114,7 +140,10 @@ def test_an_error_that_cannot_be_read_stops_no_message(monkeypatch):
         monkeypatch.setenv("PERENNIAL_ALERT_WEBHOOK", url)
         failed(monkeypatch, Away())
     [(_, body)] = bodies
-    assert f"run {RUN} of bank_training failed in its task validate: its error could not be read from Airflow: see its log" in body["text"]
+    assert (
+        f"run {RUN} of bank_training failed in its task validate: its error could not be read from Airflow: see its log"
+        in body["text"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,7 +185,10 @@ def test_an_error_that_cannot_be_kept_hides_nothing(monkeypatch):
 @pytest.mark.parametrize(("state", "told"), [("failed", 0), ("running", 1), ("queued", 1)])
 def test_a_failed_run_is_not_told_again_as_late(monkeypatch, state, told):
     """When the deadline of a run passes that has failed before, nobody is told a second time."""
-    context = {"dag_run": {"dag_id": "bank_training", "dag_run_id": RUN, "state": state}, "deadline": {"id": "d", "deadline_time": AT}}
+    context = {
+        "dag_run": {"dag_id": "bank_training", "dag_run_id": RUN, "state": state},
+        "deadline": {"id": "d", "deadline_time": AT},
+    }
     with receiver(200) as (url, bodies):
         monkeypatch.setenv("PERENNIAL_ALERT_WEBHOOK", url)
         asyncio.run(late("bank", context))

@@ -23,7 +23,11 @@ def test_a_connection_is_taken_whole(monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_LEDGER_DEFAULT", "postgres://led:p%40ss@db.example.org/ledger?sslmode=require")
     found = settings()
     assert (found.triton_grpc, found.triton_client) == ("triton.example.org:8100", None)
-    assert (found.mlflow_url, found.mlflow_username, found.mlflow_password.get_secret_value()) == ("https://mlflow.example.org", "ada", "s/cret")
+    assert (found.mlflow_url, found.mlflow_username, found.mlflow_password.get_secret_value()) == (
+        "https://mlflow.example.org",
+        "ada",
+        "s/cret",
+    )
     assert found.ledger == "postgresql+psycopg://led:p%40ss@db.example.org:5432/ledger?sslmode=require"
 
 
@@ -35,7 +39,10 @@ def test_a_password_is_the_clients_key_of_triton(monkeypatch):
 
 @pytest.mark.parametrize(
     ("host", "port", "expected"),
-    [("https://proxy.example.org/mlflow", None, "https://proxy.example.org/mlflow"), ("mlflow", 5000, "http://mlflow:5000")],
+    [
+        ("https://proxy.example.org/mlflow", None, "https://proxy.example.org/mlflow"),
+        ("mlflow", 5000, "http://mlflow:5000"),
+    ],
 )
 def test_mlflow_may_stand_behind_a_path(monkeypatch, host, port, expected):
     """The host may be a whole URL; a bare one means http."""

@@ -51,7 +51,9 @@ def step(monkeypatch):
 
 
 def _context(ti=None, run_type="manual", **params):
-    run = SimpleNamespace(data_interval_end=None, logical_date=None, run_after=AS_OF, run_type=run_type, triggering_user_name=None)
+    run = SimpleNamespace(
+        data_interval_end=None, logical_date=None, run_after=AS_OF, run_type=run_type, triggering_user_name=None
+    )
     run.dag_id, run.run_id = "bank_drift", "manual__1"
     return {"params": {"as_of": "2009-05-01", **params}, "dag_run": run, "ti": Pushed() if ti is None else ti}
 
@@ -85,7 +87,11 @@ def test_a_step_gets_the_arguments_that_it_names(step, home):
     step("ingest", run)
     answer = _execute("ingest", _context())
     assert seen == {"case": "bank", "root": home, "run_dir": home / "artefacts/bank/20090501T000000Z", "as_of": AS_OF}
-    assert answer == {"rows": 7, "as_of": "2009-05-01T00:00:00+00:00", "manifest": "artefacts/bank/20090501T000000Z/ingest/manifest.json"}
+    assert answer == {
+        "rows": 7,
+        "as_of": "2009-05-01T00:00:00+00:00",
+        "manifest": "artefacts/bank/20090501T000000Z/ingest/manifest.json",
+    }
 
 
 def test_the_trigger_is_initial_until_there_is_a_champion(step):
@@ -98,8 +104,22 @@ def test_the_trigger_is_initial_until_there_is_a_champion(step):
 
     step("gate", run)
     _execute("gate", _context(trigger="drift"))
-    common = {"case": "bank", "expected_seq": 0, "champion": 1, "candidate_key": "k", "bundle": "b", "action": "promote"}
-    ledger.append(Settings().ledger, **common, trigger="initial", reason="first", actor="ada", as_of=datetime(2008, 8, 1, tzinfo=UTC))
+    common = {
+        "case": "bank",
+        "expected_seq": 0,
+        "champion": 1,
+        "candidate_key": "k",
+        "bundle": "b",
+        "action": "promote",
+    }
+    ledger.append(
+        Settings().ledger,
+        **common,
+        trigger="initial",
+        reason="first",
+        actor="ada",
+        as_of=datetime(2008, 8, 1, tzinfo=UTC),
+    )
     _execute("gate", _context(trigger="drift"))
     _execute("gate", _context(run_type="scheduled"))
     assert seen == ["initial", "drift", "schedule"]
@@ -121,7 +141,14 @@ def test_a_drift_step_asks_for_training_or_for_nothing(step):
             assert ti == {"retrain": {}}
         else:
             report = "artefacts/bank/20090501T000000Z/drift/report.json"
-            assert ti == {"retrain": {"as_of": AS_OF.isoformat(), "trigger": "performance", "episode": "bank-1", "evidence": report}}
+            assert ti == {
+                "retrain": {
+                    "as_of": AS_OF.isoformat(),
+                    "trigger": "performance",
+                    "episode": "bank-1",
+                    "evidence": report,
+                }
+            }
 
 
 def _judging(action, episode):
@@ -131,7 +158,10 @@ def _judging(action, episode):
     return run
 
 
-@pytest.mark.parametrize(("error", "expected"), [(DataError("6% bad rows"), AirflowFailException), (Unavailable("Triton is down"), Unavailable)])
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(DataError("6% bad rows"), AirflowFailException), (Unavailable("Triton is down"), Unavailable)],
+)
 def test_a_step_that_fails_says_whether_to_try_again(step, error, expected):
     """An error of the data ends the task at once, a service that is down is tried again; both keep their message."""
 
@@ -195,31 +225,48 @@ def test_buttons_lead_to_where_people_are(step, monkeypatch, home):
             task.execute(_context())
             shown[name, bool(grafana)] = _buttons(task)
     grafana = {"Grafana": "http://127.0.0.1:3000/d/perennial-model?var-case=bank"}
-    assert shown["gate", True] == {"Gate report": "https://mlflow.example.org/#/experiments/1/runs/r/artifacts/verdict.json"}
+    assert shown["gate", True] == {
+        "Gate report": "https://mlflow.example.org/#/experiments/1/runs/r/artifacts/verdict.json"
+    }
     assert (shown["rollout", False], shown["rollout", True]) == ({}, grafana)
     assert shown["drift", False].keys() == {"Drift report"}
     assert shown["drift", True] == {**shown["drift", False], **grafana}
     assert shown["drift", True]["Drift report"].endswith("/dags/bank_drift/runs/manual__1/tasks/report")
-    assert shown["report", True] == {"Daily page": "https://mlflow.example.org/#/experiments/2/runs/w/artifacts/daily.html"}
+    assert shown["report", True] == {
+        "Daily page": "https://mlflow.example.org/#/experiments/2/runs/w/artifacts/daily.html"
+    }
 
 
 def test_every_button_has_a_place_of_its_own():
     """Airflow keeps a button's address under a key: two buttons of one task do not share one, and the dashboard is one that exists."""
     for names in LINKS.values():
         assert len({Link(name).xcom_key for name in names}) == len(names)
-    assert DASHBOARD in {json.loads(path.read_text())["uid"] for path in (ROOT / "compose/grafana/dashboards").glob("*.json")}
+    assert DASHBOARD in {
+        json.loads(path.read_text())["uid"] for path in (ROOT / "compose/grafana/dashboards").glob("*.json")
+    }
 
 
 def test_a_trigger_asks_once_by_name():
     """The run's name is given, there is no logical date, an existing run is a skip, and the link is pushed before asking."""
     ti = Pushed()
-    task = TriggerOnce(task_id="retrain", trigger_dag_id="bank_training", trigger_run_id="drift__e1", conf={"episode": "e1"}, note="psi")
+    task = TriggerOnce(
+        task_id="retrain",
+        trigger_dag_id="bank_training",
+        trigger_run_id="drift__e1",
+        conf={"episode": "e1"},
+        note="psi",
+    )
     with pytest.raises(DagRunTriggerException) as asked:
         task.execute({"ti": ti})
     assert ti["trigger_run_id"] == "drift__e1"
     assert _buttons(task)["Triggered DAG"].endswith("/dags/bank_training/runs/drift__e1")
     wanted = asked.value
-    assert (wanted.dag_run_id, wanted.logical_date, wanted.skip_when_already_exists, wanted.conf) == ("drift__e1", None, True, {"episode": "e1"})
+    assert (wanted.dag_run_id, wanted.logical_date, wanted.skip_when_already_exists, wanted.conf) == (
+        "drift__e1",
+        None,
+        True,
+        {"episode": "e1"},
+    )
     assert (wanted.note, wanted.wait_for_completion) == ("psi", False)
     assert "note" in TriggerOnce.template_fields
 
@@ -241,7 +288,11 @@ def test_a_note_is_a_template_and_a_conf_stays_what_it_is():
     with DAG("d", schedule=None):
         judge = StepOperator(task_id="drift", step="drift", case="bank")
         task = TriggerOnce(
-            task_id="retrain", trigger_dag_id="bank_training", trigger_run_id="drift__{{ name }}", conf=judge.output["retrain"], note="{{ why }}"
+            task_id="retrain",
+            trigger_dag_id="bank_training",
+            trigger_run_id="drift__{{ name }}",
+            conf=judge.output["retrain"],
+            note="{{ why }}",
         )
     ti = SimpleNamespace(xcom_pull=lambda **_: asked)
     task.render_template_fields({"ti": ti, "name": "e1", "why": "psi"})

@@ -10,7 +10,17 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from pipelines import cases, config
 from pipelines.cases import part
-from pipelines.errors import CaseError, ConfigError, ConflictError, DataError, IntegrityError, PerennialError, TooFewRows, TrainingDiverged, Unavailable
+from pipelines.errors import (
+    CaseError,
+    ConfigError,
+    ConflictError,
+    DataError,
+    IntegrityError,
+    PerennialError,
+    TooFewRows,
+    TrainingDiverged,
+    Unavailable,
+)
 from tests import shop
 
 TICK = datetime(2026, 6, 1, 2, tzinfo=UTC)
@@ -72,7 +82,9 @@ def test_why_a_run_happens(given, run_type, has_champion, expected):
     assert perennial_run.resolve_trigger(given, run_type, has_champion=has_champion) == expected
 
 
-@pytest.mark.parametrize("kind", [ConfigError, DataError, IntegrityError, ConflictError, TrainingDiverged, PerennialError])
+@pytest.mark.parametrize(
+    "kind", [ConfigError, DataError, IntegrityError, ConflictError, TrainingDiverged, PerennialError]
+)
 def test_what_a_retry_cannot_mend_fails_at_once(kind):
     """Every error that says so ends the task without another try and keeps its name and message."""
     with pytest.raises(AirflowFailException, match=f"{kind.__name__}: the disk is pink"), perennial_run.failing_fast():
@@ -85,7 +97,9 @@ def test_too_few_rows_skip():
         raise TooFewRows("no labels yet")
 
 
-@pytest.mark.parametrize("error", [Unavailable("MLflow does not answer"), OSError("no space left"), ValueError("a bug")])
+@pytest.mark.parametrize(
+    "error", [Unavailable("MLflow does not answer"), OSError("no space left"), ValueError("a bug")]
+)
 def test_everything_else_is_tried_again(error):
     """A service that is down, the operating system and the unexpected pass through, so that Airflow tries again."""
     with pytest.raises(type(error)) as caught, perennial_run.failing_fast():
@@ -111,21 +125,35 @@ def test_an_error_in_a_cases_code_says_where(tmp_path):
         _in_a_case(tmp_path / "two", "raise ConnectionError('the warehouse is away')")
     assert caught.value.retry
     with pytest.raises(AirflowFailException, match=r"DataError: 3 prices are missing"):
-        _in_a_case(tmp_path / "three", "from pipelines.errors import DataError; raise DataError('3 prices are missing')")
+        _in_a_case(
+            tmp_path / "three", "from pipelines.errors import DataError; raise DataError('3 prices are missing')"
+        )
     with pytest.raises(AirflowFailException, match=r"shop/source\.py, line 3: SyntaxError"):
         _in_a_case(tmp_path / "four", "if")
 
 
 def test_only_small_facts_travel():
     """Lists, tables and long texts stay in the manifest; single values go into the XCom."""
-    facts = {"rows": 3, "share": 0.5, "reason": "fine", "champion": None, "ok": True, "curve": [1, 2], "window": {"start": 1}, "log": "x" * 501}
+    facts = {
+        "rows": 3,
+        "share": 0.5,
+        "reason": "fine",
+        "champion": None,
+        "ok": True,
+        "curve": [1, 2],
+        "window": {"start": 1},
+        "log": "x" * 501,
+    }
     assert perennial_run.small(facts) == {"rows": 3, "share": 0.5, "reason": "fine", "champion": None, "ok": True}
 
 
 def test_one_broken_case_leaves_the_others(tmp_path, monkeypatch):
     """A params.yaml with a typo is named with its key, and the other cases are still there."""
     good = (config.CASES_ROOT / "bank" / "params.yaml").read_text()
-    for case, text in (("bank", good), ("loans", good.replace("case: bank", "case: loans").replace("epochs:", "epoch:"))):
+    for case, text in (
+        ("bank", good),
+        ("loans", good.replace("case: bank", "case: loans").replace("epochs:", "epoch:")),
+    ):
         (tmp_path / case).mkdir()
         (tmp_path / case / "params.yaml").write_text(text)
     monkeypatch.setattr(config, "CASES_ROOT", tmp_path)
@@ -137,7 +165,11 @@ def test_one_broken_case_leaves_the_others(tmp_path, monkeypatch):
 def test_a_task_looks_at_its_own_case_only(monkeypatch):
     """A task that parses its DAG file, as Airflow tells by its parsing context, reads one case however many there are."""
     read = []
-    monkeypatch.setattr(cases, "_looked_at", lambda case, _settings, **_: read.append(case) or cases.Case(case, config.load_params(case)))
+    monkeypatch.setattr(
+        cases,
+        "_looked_at",
+        lambda case, _settings, **_: read.append(case) or cases.Case(case, config.load_params(case)),
+    )
     monkeypatch.setenv(_AIRFLOW_PARSING_CONTEXT_DAG_ID, "bank_drift")
     found, broken = perennial_run.readable_cases()
     assert ([params.case for params in found], broken, read) == (["bank"], {}, ["bank"])
@@ -157,5 +189,12 @@ def test_the_train_task_asks_for_what_the_case_declares():
     plain = bank.model_copy(update={"train": bank.train.model_copy(update={"budget_minutes": None})})
     assert perennial_run.train_arguments(plain) == {"execution_timeout": timedelta(days=1)}
     resources = config.Resources(gpus=2, queue="gpu", pool="h200")
-    asked = bank.model_copy(update={"resources": resources, "train": bank.train.model_copy(update={"budget_minutes": 60.0})})
-    assert perennial_run.train_arguments(asked) == {"execution_timeout": timedelta(minutes=150), "queue": "gpu", "pool": "h200", "pool_slots": 2}
+    asked = bank.model_copy(
+        update={"resources": resources, "train": bank.train.model_copy(update={"budget_minutes": 60.0})}
+    )
+    assert perennial_run.train_arguments(asked) == {
+        "execution_timeout": timedelta(minutes=150),
+        "queue": "gpu",
+        "pool": "h200",
+        "pool_slots": 2,
+    }

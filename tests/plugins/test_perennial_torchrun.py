@@ -14,7 +14,12 @@ from perennial_processes import TAG, end, tagged
 from perennial_torchrun import TorchrunOperator
 
 SLEEP = [sys.executable, "-S", "-c", "import time; print('up', flush=True); time.sleep(60)"]
-DEAF = [sys.executable, "-S", "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"]
+DEAF = [
+    sys.executable,
+    "-S",
+    "-c",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)",
+]
 IDENTITY = "bank_training/drift__e/train#"
 
 
@@ -77,12 +82,13 @@ def test_a_task_dies_with_its_supervisor():
     """A killed parent takes the task along: the kernel sends it a signal."""
     task = "from perennial_processes import die_with_parent as d; import time; d(); print('up', flush=True); time.sleep(60)"
     argv = [sys.executable, "-c", task]
-    parent = (
-        f"import subprocess, sys, time; c = subprocess.Popen({argv!r}, stdout=subprocess.PIPE); c.stdout.readline(); print(c.pid, flush=True); time.sleep(60)"
-    )
+    parent = f"import subprocess, sys, time; c = subprocess.Popen({argv!r}, stdout=subprocess.PIPE); c.stdout.readline(); print(c.pid, flush=True); time.sleep(60)"
     plugins = str(Path(perennial_processes.__file__).parent)
     supervisor = subprocess.Popen(
-        [sys.executable, "-c", parent], env={**os.environ, "PYTHONPATH": plugins, TAG: "dies"}, stdout=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", parent],
+        env={**os.environ, "PYTHONPATH": plugins, TAG: "dies"},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     )
     child = int(supervisor.stdout.readline())
     assert child in tagged("dies")

@@ -16,7 +16,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def _start(folder, url):
-    return subprocess.Popen([sys.executable, "-m", "tests.plugins.preempted", str(folder), url], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.plugins.preempted", str(folder), url],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
 
 
 @pytest.mark.slow

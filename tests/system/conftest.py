@@ -17,7 +17,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def _make(*arguments: str, timeout: float = 600, **extra: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PERENNIAL_", "AIRFLOW"))}
-    return subprocess.run(["make", *arguments], cwd=REPOSITORY, env=environment | extra, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        ["make", *arguments],
+        cwd=REPOSITORY,
+        env=environment | extra,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="package")
@@ -44,7 +52,9 @@ def home(tmp_path_factory, small_texts):
     state = tmp_path_factory.mktemp("demo") / "state"
     try:
         done = _make("demo", "FAST=1", "KEEP=1", f"STATE={state}", PERENNIAL_PARAMS_DIR=str(small_texts))
-        assert done.returncode == 0, f"make demo ended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        assert done.returncode == 0, (
+            f"make demo ended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        )
         yield state
     finally:
         down = _make("down", f"STATE={state}")

@@ -27,7 +27,11 @@ pytestmark = pytest.mark.slow
 
 def _tree(settings: Settings, case: str) -> dict[str, str]:
     """Every committed file of every run with its sha256."""
-    return {str(path): file_sha256(path) for path in sorted((settings.root / "artefacts" / case).rglob("*")) if path.is_file()}
+    return {
+        str(path): file_sha256(path)
+        for path in sorted((settings.root / "artefacts" / case).rglob("*"))
+        if path.is_file()
+    }
 
 
 def _mlflow_runs(settings: Settings, case: str) -> list[dict]:
@@ -59,14 +63,23 @@ def test_summary_is_what_the_systems_recorded(summary, settings, airflow):
     """training_runs_by_trigger, champions and dag_runs_failed come out the same from Airflow, MLflow and the ledger."""
     case = summary["case"]
     runs = airflow.runs(f"{case}_training")
-    assert Counter(run["conf"]["trigger"] for run in runs) == Counter({k: v for k, v in summary["training_runs_by_trigger"].items() if v})
-    failed = [run for dag in ("training", "drift") for run in airflow.runs(f"{case}_{dag}") if run["state"] != "success"]
+    assert Counter(run["conf"]["trigger"] for run in runs) == Counter(
+        {k: v for k, v in summary["training_runs_by_trigger"].items() if v}
+    )
+    failed = [
+        run for dag in ("training", "drift") for run in airflow.runs(f"{case}_{dag}") if run["state"] != "success"
+    ]
     assert len(failed) == summary["airflow"]["dag_runs_failed"]
     history = ledger.releases(settings.ledger, case)
-    assert [(r.champion, r.mlflow_run) for r in history] == [(c["version"], c["mlflow_run"]) for c in summary["champions"]]
+    assert [(r.champion, r.mlflow_run) for r in history] == [
+        (c["version"], c["mlflow_run"]) for c in summary["champions"]
+    ]
     from mlflow import MlflowClient
 
-    assert int(MlflowClient(settings.mlflow_url).get_model_version_by_alias(case, "champion").version) == history[-1].champion
+    assert (
+        int(MlflowClient(settings.mlflow_url).get_model_version_by_alias(case, "champion").version)
+        == history[-1].champion
+    )
 
 
 def test_later_datasets_hold_logged_rows_only(summary, settings):
@@ -75,7 +88,9 @@ def test_later_datasets_hold_logged_rows_only(summary, settings):
 
     case = summary["case"]
     params = load_params(case)
-    logged = set(log.read_predictions(settings, case, Window(start=params.period[0], end=datetime(2100, 1, 1, tzinfo=UTC)))["id"])
+    logged = set(
+        log.read_predictions(settings, case, Window(start=params.period[0], end=datetime(2100, 1, 1, tzinfo=UTC)))["id"]
+    )
     first, *later = sorted((settings.root / "artefacts" / case).glob("*/dataset"))
     seen = set(pl.read_parquet(first / "train.parquet")["id"])
     assert seen.isdisjoint(logged)
@@ -88,13 +103,23 @@ def test_later_datasets_hold_logged_rows_only(summary, settings):
 def test_a_run_again_changes_nothing(summary, settings, airflow):
     """Clearing a finished drift run and a finished training run leaves every file, release and MLflow version as it was."""
     case = summary["case"]
-    before = _tree(settings, case), ledger.releases(settings.ledger, case), _mlflow_runs(settings, case), len(airflow.runs(f"{case}_training"))
+    before = (
+        _tree(settings, case),
+        ledger.releases(settings.ledger, case),
+        _mlflow_runs(settings, case),
+        len(airflow.runs(f"{case}_training")),
+    )
     for dag in (f"{case}_drift", f"{case}_training"):
         run_id = airflow.runs(dag)[-1]["dag_run_id"]
         airflow.clear(dag, run_id)
         assert airflow.wait(dag, run_id)["state"] == "success"
     airflow.wait_quiet([f"{case}_training"])
-    assert (_tree(settings, case), ledger.releases(settings.ledger, case), _mlflow_runs(settings, case), len(airflow.runs(f"{case}_training"))) == before
+    assert (
+        _tree(settings, case),
+        ledger.releases(settings.ledger, case),
+        _mlflow_runs(settings, case),
+        len(airflow.runs(f"{case}_training")),
+    ) == before
 
 
 def test_drift_needs_no_source(summary, settings, tmp_path):
@@ -118,7 +143,12 @@ importlib.import_module("pipelines.steps.{step}").run(params, settings, settings
 """
         environment = {**os.environ, "PERENNIAL_HOME": str(copy.root), "PERENNIAL_DATA_DIR": str(tmp_path / "nothing")}
         for failpoint, expected_code in ((f"{step}:publish", -signal.SIGKILL), ("", 0)):
-            done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env={**environment, "PERENNIAL_FAILPOINT": failpoint}, check=False)
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                cwd=REPOSITORY,
+                env={**environment, "PERENNIAL_FAILPOINT": failpoint},
+                check=False,
+            )
             assert done.returncode == expected_code
     assert report.read_bytes() == expected
 
@@ -129,7 +159,9 @@ def _copy(settings: Settings, folder: Path) -> Settings:
     for name in ("artefacts", "lake", "prediction_log"):
         shutil.copytree(settings.root / name, target / name)
     # SQLite copies itself consistently while gateways read it.
-    subprocess.run([sys.executable, "-c", _BACKUP, str(settings.root / "ledger.db"), str(target / "ledger.db")], check=True)
+    subprocess.run(
+        [sys.executable, "-c", _BACKUP, str(settings.root / "ledger.db"), str(target / "ledger.db")], check=True
+    )
     return Settings(home=target)
 
 
@@ -157,7 +189,11 @@ def test_rollback_is_answered_within_seconds(summary, settings, airflow):
             assert time.monotonic() - answered < 5, "the gateway still answers with the version that was rolled back"
             time.sleep(0.1)
     promoted = before[-1]
-    run_id = next(run["dag_run_id"] for run in reversed(airflow.runs(f"{case}_training")) if datetime.fromisoformat(run["conf"]["as_of"]) == promoted.as_of)
+    run_id = next(
+        run["dag_run_id"]
+        for run in reversed(airflow.runs(f"{case}_training"))
+        if datetime.fromisoformat(run["conf"]["as_of"]) == promoted.as_of
+    )
     airflow.clear(f"{case}_training", run_id)
     assert airflow.wait(f"{case}_training", run_id)["state"] == "success"
     head = ledger.head(settings.ledger, case)
@@ -168,7 +204,9 @@ def _version(gateway: httpx.Client, settings: Settings, case: str) -> int:
     from pipelines.data import log
 
     params = load_params(case)
-    row = log.read_predictions(settings, case, Window(start=params.period[0], end=datetime(2100, 1, 1, tzinfo=UTC))).row(0, named=True)
+    row = log.read_predictions(
+        settings, case, Window(start=params.period[0], end=datetime(2100, 1, 1, tzinfo=UTC))
+    ).row(0, named=True)
     features = {name: row[name] for name in cases.load_fields(case).names}
     return gateway.post(f"/v1/cases/{case}/predict", json={"rows": [features]}).json()["rows"][0]["version"]
 
@@ -193,7 +231,8 @@ def test_posted_labels_decide_the_next_candidate(summary, settings, tmp_path):
 
     labels = log.read_labels(settings, case, as_of).sort("label_time").tail(2000)
     flipped = [
-        {"prediction_id": id_, "label": 1 - value, "revision": 1, "event_time": last.isoformat()} for id_, value in labels.select("id", "label").iter_rows()
+        {"prediction_id": id_, "label": 1 - value, "revision": 1, "event_time": last.isoformat()}
+        for id_, value in labels.select("id", "label").iter_rows()
     ]
     with client(settings.gateway_url, settings.key_file) as gateway:
         assert gateway.post(f"/v1/cases/{case}/labels", json={"labels": flipped}).status_code == httpx.codes.OK
@@ -207,7 +246,13 @@ def _candidate(settings: Settings, case: str, as_of: datetime) -> dict:
     """The manifests of a candidate made on the command line, in a process of its own as training forks its ranks."""
     for step in ("ingest", "validate", "dataset", "train"):
         command = [sys.executable, "-m", "pipelines", step, "--case", case, "--as-of", as_of.isoformat()]
-        subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "PERENNIAL_HOME": str(settings.root)}, capture_output=True, check=True)
+        subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            env={**os.environ, "PERENNIAL_HOME": str(settings.root)},
+            capture_output=True,
+            check=True,
+        )
     return {step: read_manifest(settings.run_dir(case, as_of) / step) for step in ("dataset", "train")}
 
 

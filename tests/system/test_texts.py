@@ -34,7 +34,8 @@ def _write_reports(path):
             "id": [f"CVE-0-{n}" for n in range(count)],
             "event_time": [datetime(2014, 1, 1, tzinfo=UTC) + n * timedelta(minutes=72) for n in range(count)],
             fields.text.name: [
-                f"flaw {n} of the {fields.classes[team].replace('_', ' ')} kind allows attackers to cause damage" for n, team in enumerate(teams)
+                f"flaw {n} of the {fields.classes[team].replace('_', ' ')} kind allows attackers to cause damage"
+                for n, team in enumerate(teams)
             ],
             fields.label: [fields.classes[team] for team in teams],
         }
@@ -56,7 +57,9 @@ def rows(settings, airflow, params):
         airflow.unpause(f"{CASE}_{kind}")
     run(airflow, "training", {"as_of": FIRST.isoformat(), "trigger": "initial"})
     source, fields = cases.part(CASE, "source"), cases.load_fields(CASE)
-    sent = traffic.sampled(source.rows(source.resolve(settings, params), Window(start=FIRST, end=NEXT), params), PER_MONTH)
+    sent = traffic.sampled(
+        source.rows(source.resolve(settings, params), Window(start=FIRST, end=NEXT), params), PER_MONTH
+    )
     tally = traffic.Tally()
     with traffic.client(settings.gateway_url, settings.key_file) as gateway:
         traffic.send_rows(gateway, fields, sent, tally)
@@ -71,7 +74,9 @@ def run(airflow, kind, conf):
     found = airflow.wait(f"{CASE}_{kind}", name)
     if found["state"] != "success":
         failed = [task["task_id"] for task in airflow.tasks(f"{CASE}_{kind}", name) if task["state"] == "failed"]
-        raise PerennialError("\n".join([f"{name}: {failed}", *(airflow.log(f"{CASE}_{kind}", name, task) for task in failed)])[-4000:])
+        raise PerennialError(
+            "\n".join([f"{name}: {failed}", *(airflow.log(f"{CASE}_{kind}", name, task) for task in failed)])[-4000:]
+        )
 
 
 def test_texts_are_answered_logged_and_right(rows, settings):
@@ -108,4 +113,6 @@ def test_a_drift_run_judges_texts_and_teams(rows, settings, airflow):
     assert report.current_rows == sent.height
     assert {"prediction", "score"} & {feature.feature for feature in report.features}
     airflow.wait_quiet([f"{CASE}_training"])
-    assert [run["state"] for run in airflow.runs(f"{CASE}_training")] == ["success"] * len(airflow.runs(f"{CASE}_training"))
+    assert [run["state"] for run in airflow.runs(f"{CASE}_training")] == ["success"] * len(
+        airflow.runs(f"{CASE}_training")
+    )

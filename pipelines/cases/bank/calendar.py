@@ -34,7 +34,11 @@ def event_times(rows: pl.DataFrame) -> pl.Series:
     Raises DataError if a month's calling days do not fit on the calendar.
     """
     marks = pl.struct("month", "day_of_week", "euribor3m")
-    days = rows.select(marks.rle_id().alias("day"), "month", "day_of_week").group_by("day", maintain_order=True).agg(pl.all().first(), pl.len())
+    days = (
+        rows.select(marks.rle_id().alias("day"), "month", "day_of_week")
+        .group_by("day", maintain_order=True)
+        .agg(pl.all().first(), pl.len())
+    )
     times: list[datetime] = []
     for day, n in zip(_dates(days["month"].to_list(), days["day_of_week"].to_list()), days["len"], strict=True):
         opening = datetime.combine(day, _OPEN, _LISBON)
@@ -64,7 +68,9 @@ def _lay(year: int, month: int, weekdays: list[int]) -> list[date]:
     for weekday in reversed(weekdays) if latest else weekdays:
         day = next((day for day in remaining if day.weekday() == weekday), None)
         if day is None:
-            raise DataError(f"the calling days of {year}-{month:02d} do not fit on the calendar: the file is not the ordered original")
+            raise DataError(
+                f"the calling days of {year}-{month:02d} do not fit on the calendar: the file is not the ordered original"
+            )
         laid.append(day)
     if latest:
         laid.reverse()

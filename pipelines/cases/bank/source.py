@@ -50,7 +50,9 @@ def resolve(settings: Settings, params: Params) -> Source:  # noqa: ARG001 - one
 
 
 def _source(path: Path, expected: str, why: str) -> Source:
-    return Source(name="bank_marketing", kind="real", why=why, notice=NOTICE, path=path, sha256=checked_sha256(path, expected))
+    return Source(
+        name="bank_marketing", kind="real", why=why, notice=NOTICE, path=path, sha256=checked_sha256(path, expected)
+    )
 
 
 def _download() -> bytes:
@@ -60,17 +62,24 @@ def _download() -> bytes:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
             outer = answer.read(MAX_BYTES)
     except (OSError, urllib.error.URLError) as error:
-        raise DataError(f"no {PARQUET} in any folder, and {URL} cannot be reached ({error}): set PERENNIAL_DATA_DIR to a folder that holds it") from error
+        raise DataError(
+            f"no {PARQUET} in any folder, and {URL} cannot be reached ({error}): set PERENNIAL_DATA_DIR to a folder that holds it"
+        ) from error
     return unpack(outer)
 
 
 def unpack(outer: bytes) -> bytes:
     """The CSV's bytes out of UCI's zip in a zip; raises IntegrityError if there is no such file in it."""
     try:
-        with zipfile.ZipFile(io.BytesIO(outer)) as archive, zipfile.ZipFile(io.BytesIO(archive.read("bank-additional.zip"))) as inner:
+        with (
+            zipfile.ZipFile(io.BytesIO(outer)) as archive,
+            zipfile.ZipFile(io.BytesIO(archive.read("bank-additional.zip"))) as inner,
+        ):
             return inner.read(f"bank-additional/{CSV}")
     except (zipfile.BadZipFile, KeyError) as error:
-        raise IntegrityError(f"{URL} is not the expected archive ({error}): fetch {CSV} by hand into a folder and set PERENNIAL_DATA_DIR") from error
+        raise IntegrityError(
+            f"{URL} is not the expected archive ({error}): fetch {CSV} by hand into a folder and set PERENNIAL_DATA_DIR"
+        ) from error
 
 
 def rows(source: Source, window: Window, params: Params) -> pl.DataFrame:
@@ -90,7 +99,9 @@ def rows(source: Source, window: Window, params: Params) -> pl.DataFrame:
 
 def _read_csv(path: Path) -> pl.DataFrame:
     raw = pl.read_csv(path, separator=";", infer_schema_length=None)
-    frame = raw.rename({name: name.replace(".", "_") for name in raw.columns}).rename({"default": "credit_default", "y": FIELDS.label})
+    frame = raw.rename({name: name.replace(".", "_") for name in raw.columns}).rename(
+        {"default": "credit_default", "y": FIELDS.label}
+    )
     return frame.with_columns(
         event_times(frame),
         pl.format("bank-{}", pl.int_range(pl.len()).cast(pl.String).str.zfill(5)).alias("id"),

@@ -69,7 +69,10 @@ def generate(
     columns = [
         pl.Series("id", [f"{prefix}{number:04d}" for number in range(n)]),
         pl.Series("event_time", midnight + middle).cast(pl.Datetime("us", "UTC")),
-        *(_VOCABULARY[name].gather(x[name].astype(np.uint32)) if name in _VOCABULARY else pl.Series(name, x[name]) for name in FIELDS.names),
+        *(
+            _VOCABULARY[name].gather(x[name].astype(np.uint32)) if name in _VOCABULARY else pl.Series(name, x[name])
+            for name in FIELDS.names
+        ),
         pl.Series(FIELDS.label, granted.astype(np.int8)),
     ]
     return pl.DataFrame(columns)
@@ -133,7 +136,12 @@ def resolve(settings: Settings, params: Params) -> Source:
         return Source(name="loans", kind="generated", why="a generated stream: no data is needed", notice=NOTICE)
     made_with = pl.read_parquet_metadata(path).get("source", "")
     if made_with != canonical_json(params.source):
-        return Source(name="loans", kind="generated", why=f"a generated stream: {path} was made with other settings ({made_with})", notice=NOTICE)
+        return Source(
+            name="loans",
+            kind="generated",
+            why=f"a generated stream: {path} was made with other settings ({made_with})",
+            notice=NOTICE,
+        )
     why = f"{path}: pinned rows of the generated stream; days outside it are generated"
     return Source(name="loans", kind="generated", why=why, notice=NOTICE, path=path.resolve(), sha256=file_sha256(path))
 
@@ -143,7 +151,11 @@ def rows(source: Source, window: Window, params: Params) -> pl.DataFrame:
     since, until = params.period
     start, end = max(window.start, since), window.end if until is None else min(window.end, until)
     days = [start.date() + timedelta(days=n) for n in range(max(0, (end - start).days + 2))]
-    pinned = pl.DataFrame(schema=frame_schema(FIELDS)).drop("label_time") if source.path is None else pl.read_parquet(source.path)
+    pinned = (
+        pl.DataFrame(schema=frame_schema(FIELDS)).drop("label_time")
+        if source.path is None
+        else pl.read_parquet(source.path)
+    )
     held = set(pinned["event_time"].dt.date().unique())
     frames = [_day(day, params) for day in days if day not in held and day <= end.date()]
     return canonical(pl.concat([pinned, *frames]), FIELDS, window, params)
@@ -153,7 +165,9 @@ def write_pinned(path: Path, first: date, days: int, params: Params) -> None:
     """Write ``days`` days of the stream from ``first`` on as one Parquet file that names its settings."""
     frame = pl.concat([_day(first + timedelta(days=n), params) for n in range(days)])
     path.parent.mkdir(parents=True, exist_ok=True)
-    frame.write_parquet(path, compression="zstd", compression_level=19, metadata={"source": canonical_json(params.source)})
+    frame.write_parquet(
+        path, compression="zstd", compression_level=19, metadata={"source": canonical_json(params.source)}
+    )
 
 
 def _day(day: date, params: Params) -> pl.DataFrame:
@@ -168,4 +182,6 @@ def _day(day: date, params: Params) -> pl.DataFrame:
             drift_every_days=None if setting.get("drift_every_days") is None else int(setting["drift_every_days"] or 0),
         )
     except (KeyError, ValueError) as error:
-        raise ConfigError(f"loans: source in params.yaml cannot be used ({error!r}): it needs rows_per_day, seed and drift, and drift_at as a date") from error
+        raise ConfigError(
+            f"loans: source in params.yaml cannot be used ({error!r}): it needs rows_per_day, seed and drift, and drift_at as a date"
+        ) from error

@@ -34,7 +34,14 @@ PAUSE_SECONDS = 6.5
 TIMEOUT_SECONDS = 60.0
 TRIES = 3
 MAX_BYTES = 256 * 2**20
-SCHEMA = {"id": pl.String(), "event_time": pl.Datetime("us", "UTC"), "text": pl.String(), "team": pl.String(), "cwe": pl.String(), "cwe_all": pl.String()}
+SCHEMA = {
+    "id": pl.String(),
+    "event_time": pl.Datetime("us", "UTC"),
+    "text": pl.String(),
+    "team": pl.String(),
+    "cwe": pl.String(),
+    "cwe_all": pl.String(),
+}
 
 Ask = Callable[[dict[str, str]], dict[str, Any]]
 
@@ -70,7 +77,11 @@ def stretches(period: Window) -> list[Window]:
 def _pages(stretch: Window, ask: Ask) -> Iterator[dict[str, Any]]:
     # The API's ends are inclusive, ours are not.
     last = stretch.end - timedelta(milliseconds=1)
-    known = {"pubStartDate": f"{stretch.start:%Y-%m-%dT%H:%M:%S}.000", "pubEndDate": f"{last:%Y-%m-%dT%H:%M:%S}.999", "resultsPerPage": str(PAGE)}
+    known = {
+        "pubStartDate": f"{stretch.start:%Y-%m-%dT%H:%M:%S}.000",
+        "pubEndDate": f"{last:%Y-%m-%dT%H:%M:%S}.999",
+        "resultsPerPage": str(PAGE),
+    }
     start, total = 0, 1
     while start < total:
         answer = ask({**known, "startIndex": str(start)})
@@ -82,7 +93,9 @@ def _pages(stretch: Window, ask: Ask) -> Iterator[dict[str, Any]]:
                 f"{URL} answered in another form ({error!r}): the API has changed, set PERENNIAL_DATA_DIR to a folder with the data"
             ) from error
         if not found and start < total:
-            raise IntegrityError(f"{URL} gave {start} of {total} reports and then none: run it again, finished stretches are kept")
+            raise IntegrityError(
+                f"{URL} gave {start} of {total} reports and then none: run it again, finished stretches are kept"
+            )
         yield from (item["cve"] for item in found)
 
 
@@ -95,7 +108,11 @@ def parse(reports: Iterator[dict[str, Any]]) -> pl.DataFrame:
     for report in reports:
         text = normalise(next((part["value"] for part in report.get("descriptions", []) if part["lang"] == "en"), ""))
         given = sorted(report.get("weaknesses", []), key=lambda weakness: weakness.get("source") != "nvd@nist.gov")
-        codes = list(dict.fromkeys(part["value"] for weakness in given for part in weakness["description"] if part["lang"] == "en"))
+        codes = list(
+            dict.fromkeys(
+                part["value"] for weakness in given for part in weakness["description"] if part["lang"] == "en"
+            )
+        )
         if not text or text.startswith("** RE") or report.get("vulnStatus") == "Rejected" or not codes:
             continue
         published = datetime.fromisoformat(report["published"]).replace(tzinfo=UTC)
@@ -120,4 +137,6 @@ def _ask(parameters: dict[str, str]) -> dict[str, Any]:
         else:
             time.sleep(PAUSE_SECONDS)
             return found
-    raise DataError(f"{URL} cannot be used ({reason}): run it again later, finished stretches are kept; or set PERENNIAL_DATA_DIR to a folder with the data")
+    raise DataError(
+        f"{URL} cannot be used ({reason}): run it again later, finished stretches are kept; or set PERENNIAL_DATA_DIR to a folder with the data"
+    )

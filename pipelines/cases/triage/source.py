@@ -73,4 +73,6 @@ def rows(source: Source, window: Window, params: Params) -> pl.DataFrame:
         raise DataError(f"{source.path} names the team {min(strange)!r}: the teams are {', '.join(FIELDS.classes)}")
     positions = {team: position for position, team in enumerate(FIELDS.classes)}
     first = frame.sort("event_time", "id").unique(FIELDS.names, keep="first", maintain_order=True)
-    return canonical(first.with_columns(pl.col(FIELDS.label).replace_strict(positions, return_dtype=pl.Int8)), FIELDS, window, params)
+    return canonical(
+        first.with_columns(pl.col(FIELDS.label).replace_strict(positions, return_dtype=pl.Int8)), FIELDS, window, params
+    )

@@ -68,12 +68,26 @@ def adamw(model: nn.Module, params: TrainParams) -> torch.optim.AdamW:
 
     Each group's ``base`` is its learning rate before the schedule. Raises ConfigError without a head to give the rate to.
     """
-    head = {id(weight) for weight in model.head.parameters()} if params.head_learning_rate is not None and hasattr(model, "head") else set()
+    head = (
+        {id(weight) for weight in model.head.parameters()}
+        if params.head_learning_rate is not None and hasattr(model, "head")
+        else set()
+    )
     if params.head_learning_rate is not None and not head:
-        raise ConfigError(f"train.head_learning_rate is {params.head_learning_rate}, but {type(model).__name__} has no `head`: remove it")
+        raise ConfigError(
+            f"train.head_learning_rate is {params.head_learning_rate}, but {type(model).__name__} has no `head`: remove it"
+        )
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
-    body = {"params": [weight for weight in trainable if id(weight) not in head], "lr": params.learning_rate, "base": params.learning_rate}
-    top = {"params": [weight for weight in trainable if id(weight) in head], "lr": params.head_learning_rate, "base": params.head_learning_rate}
+    body = {
+        "params": [weight for weight in trainable if id(weight) not in head],
+        "lr": params.learning_rate,
+        "base": params.learning_rate,
+    }
+    top = {
+        "params": [weight for weight in trainable if id(weight) in head],
+        "lr": params.head_learning_rate,
+        "base": params.head_learning_rate,
+    }
     groups = [group for group in (body, top) if group["params"]]
     return torch.optim.AdamW(groups, params.learning_rate, weight_decay=params.weight_decay, fused=True)
 

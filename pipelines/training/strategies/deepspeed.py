@@ -43,7 +43,9 @@ def set_up(model: nn.Module, params: TrainParams, device: torch.device) -> Strat
     A checkpoint goes on with the same stage and number of ranks only.
     """
     if params.precision == "fp16":
-        raise ConfigError("train.precision is fp16, which deepspeed scales for models that are half throughout: choose bf16, or strategy fsdp")
+        raise ConfigError(
+            "train.precision is fp16, which deepspeed scales for models that are half throughout: choose bf16, or strategy fsdp"
+        )
     rank, ranks = place()
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=adamw(model, params), config=_config(params, ranks))
@@ -73,7 +75,9 @@ def set_up(model: nn.Module, params: TrainParams, device: torch.device) -> Strat
     def load(folder: Path, names: Iterable[str]) -> Kept:
         found, _ = engine.load_checkpoint(str(folder), tag=TAG)
         if found is None:
-            raise ConfigError(f"{folder} is no checkpoint of {ranks} rank(s) under ZeRO {params.zero_stage}: remove it to train anew")
+            raise ConfigError(
+                f"{folder} is no checkpoint of {ranks} rank(s) under ZeRO {params.zero_stage}: remove it to train anew"
+            )
         everything: Kept = torch.load(folder / f"kept-{rank}.pt", weights_only=True)
         return {name: everything[name] for name in names}
 

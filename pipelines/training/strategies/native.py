@@ -15,7 +15,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 
 from pipelines.config import TrainParams
 from pipelines.training.strategies import Kept, Strategy, adamw, set_rates
@@ -87,7 +92,9 @@ def native(  # noqa: C901 - one closure per function of the interface
         return kept
 
     def full_state_dict() -> dict[str, Tensor]:
-        whole: dict[str, Tensor] = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        whole: dict[str, Tensor] = get_model_state_dict(
+            model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        )
         return whole
 
     return Strategy(forward, backward, clip_and_step, lambda: trainable, save, load, full_state_dict)

@@ -37,7 +37,14 @@ def test_a_case_without_a_plan_says_what_is_missing():
 def test_triage_replays_quarters_within_its_declared_scope(tmp_path):
     """Six calendar quarters, with the plan's overrides laid over the case's own parameters and everything else kept."""
     plan = load_plan("triage", fast=False)
-    assert [(window.start.year, window.start.month) for window in plan.windows] == [(2015, 1), (2015, 4), (2015, 7), (2015, 10), (2016, 1), (2016, 4)]
+    assert [(window.start.year, window.start.month) for window in plan.windows] == [
+        (2015, 1),
+        (2015, 4),
+        (2015, 7),
+        (2015, 10),
+        (2016, 1),
+        (2016, 4),
+    ]
     params = write_params(plan, tmp_path)
     own = load_params("triage")
     assert load_params("triage", tmp_path / "triage.yaml") == params
@@ -45,7 +52,11 @@ def test_triage_replays_quarters_within_its_declared_scope(tmp_path):
     assert params.gate == own.gate
     found = scope(plan, params)
     assert found["params"]["dataset.max_rows"] == 2500
-    assert (found["traffic_rows_per_month"], found["rows_per_training"], found["seconds_per_training"]) == (300, 2000, 90)
+    assert (found["traffic_rows_per_month"], found["rows_per_training"], found["seconds_per_training"]) == (
+        300,
+        2000,
+        90,
+    )
 
 
 def test_a_plan_without_overrides_writes_nothing(tmp_path):
@@ -57,8 +68,13 @@ def test_a_plan_without_overrides_writes_nothing(tmp_path):
 def test_a_sample_takes_so_many_rows_of_every_month():
     """Busy months are thinned evenly, quiet ones are kept whole, and the sample is the same every time."""
     start = datetime(2015, 1, 1, tzinfo=UTC)
-    times = [start + timedelta(hours=hour) for hour in range(31 * 24)] + [start + timedelta(days=31 + day) for day in range(20)]
-    rows = pl.DataFrame({"id": [str(n) for n in range(len(times))], "event_time": times}, schema_overrides={"event_time": pl.Datetime("us", "UTC")})
+    times = [start + timedelta(hours=hour) for hour in range(31 * 24)] + [
+        start + timedelta(days=31 + day) for day in range(20)
+    ]
+    rows = pl.DataFrame(
+        {"id": [str(n) for n in range(len(times))], "event_time": times},
+        schema_overrides={"event_time": pl.Datetime("us", "UTC")},
+    )
     found = sampled(rows, 30)
     assert found.group_by(pl.col("event_time").dt.month(), maintain_order=True).len()["len"].to_list() == [30, 20]
     assert found.equals(sampled(rows, 30))

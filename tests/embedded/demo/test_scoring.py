@@ -23,7 +23,14 @@ def test_means_leave_out_what_is_not_known():
     assert table["frozen_mean"] == pytest.approx(0.6)
     assert table["frozen_mean_weighted"] == pytest.approx(0.65)
     assert table["ungated_mean"] == pytest.approx(0.9)
-    assert table["per_month"][0] == {"month": "a", "n": 100, "positives": 10, "frozen": 0.5, "perennial": 0.6, "ungated": None}
+    assert table["per_month"][0] == {
+        "month": "a",
+        "n": 100,
+        "positives": 10,
+        "frozen": 0.5,
+        "perennial": 0.6,
+        "ungated": None,
+    }
 
 
 def test_metrics_of_one_window():

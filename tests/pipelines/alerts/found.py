@@ -37,16 +37,38 @@ def report(**given) -> DriftReport:
 
 def facts(given: DriftReport | None = None, **other) -> rules.Facts:
     """What the rules look at."""
-    known = {"as_of": NOW, "report": given or report(), "episode": "e1", "champion_since": NOW - 5 * DAY, "judged_until": WINDOW.start}
+    known = {
+        "as_of": NOW,
+        "report": given or report(),
+        "episode": "e1",
+        "champion_since": NOW - 5 * DAY,
+        "judged_until": WINDOW.start,
+    }
     return rules.Facts(**(known | other))
 
 
 def alert(rule: str = "volume_out_of_band", about: str = "window", at: datetime = NOW, **other) -> Alert:
     """An alert that was seen once, at ``at``."""
-    common = {"case": "loans", "key": f"{rule}:{about}", "rule": rule, "group": rule, "severity": "warning", "owner": "ada", "runbook": f"docs#{rule}"}
+    common = {
+        "case": "loans",
+        "key": f"{rule}:{about}",
+        "rule": rule,
+        "group": rule,
+        "severity": "warning",
+        "owner": "ada",
+        "runbook": f"docs#{rule}",
+    }
     return Alert(**(common | {"summary": f"{about} is odd", "first_seen": at, "last_seen": at} | other))
 
 
 def notice(name: str = "n1", kind: str = "opened", severity: str = "critical", **other) -> Notice:
     """A notice of one alert."""
-    return Notice(id=name, case="loans", at=NOW, group="volume_out_of_band", kind=kind, severity=severity, alerts=(alert(severity=severity, **other),))
+    return Notice(
+        id=name,
+        case="loans",
+        at=NOW,
+        group="volume_out_of_band",
+        kind=kind,
+        severity=severity,
+        alerts=(alert(severity=severity, **other),),
+    )

@@ -107,14 +107,18 @@ def test_little_is_pushed_to_nobody(url):
 
 def _race(url: str, hook: str, barrier) -> None:
     barrier.wait(60)
-    delivery.deliver(url, "loans", [notice(), notice("n2", "resolved")], [], {"webhook": sinks.webhook(hook, ALERTS)}, "info")
+    delivery.deliver(
+        url, "loans", [notice(), notice("n2", "resolved")], [], {"webhook": sinks.webhook(hook, ALERTS)}, "info"
+    )
 
 
 def test_racing_runs_deliver_once(url, monkeypatch):
     """Of four processes that send the same two notices to a real server at once, each notice arrives exactly once."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     ledger.deliveries(url, "loans")
-    context = multiprocessing.get_context("spawn")  # gRPC, which other tests use in this process, does not survive a fork
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # gRPC, which other tests use in this process, does not survive a fork
     barrier = context.Barrier(4)
     with receiver(200) as (hook, bodies):
         racers = [context.Process(target=_race, args=(url, hook, barrier)) for _ in range(4)]

@@ -52,7 +52,10 @@ def test_what_flickers_is_one_alert():
 
 def test_a_group_is_one_message():
     """Alerts of one episode that open at once are one notice of the worst one's severity; another group is another notice, the worst first."""
-    episode = [alert("drift_confirmed", "e1", group="e1"), alert("performance_dropped", "champion", group="e1", severity="critical")]
+    episode = [
+        alert("drift_confirmed", "e1", group="e1"),
+        alert("performance_dropped", "champion", group="e1", severity="critical"),
+    ]
     [(_, notices)] = run([[alert(), *episode]])
     assert [(notice.group, notice.severity, [one.rule for one in notice.alerts]) for notice in notices] == [
         ("e1", "critical", ["performance_dropped", "drift_confirmed"]),
@@ -62,7 +65,12 @@ def test_a_group_is_one_message():
 
 def test_worse_is_told_and_better_is_not():
     """An alert that gets more severe is told of again, once; one that gets less severe is not."""
-    hours = run([[alert(severity=severity)] for severity in ("info", "warning", "warning", "info", "critical", "warning", "critical")])
+    hours = run(
+        [
+            [alert(severity=severity)]
+            for severity in ("info", "warning", "warning", "info", "critical", "warning", "critical")
+        ]
+    )
     assert kinds(hours) == {0: ["opened"], 1: ["raised"], 4: ["raised"]}
     assert hours[6][0][0].notified == "critical"
 
@@ -70,9 +78,17 @@ def test_worse_is_told_and_better_is_not():
 def test_no_more_notices_than_declared():
     """Beyond the limit alerts wait, the worst are told of first, and the others when there is room again."""
     params = AlertParams(max_notices=2, per_hours=3.0)
-    found = [alert("quality_blocked", "age", group="a"), alert(group="b"), alert("labels_late", "coverage", group="c", severity="critical")]
+    found = [
+        alert("quality_blocked", "age", group="a"),
+        alert(group="b"),
+        alert("labels_late", "coverage", group="c", severity="critical"),
+    ]
     hours = run([found] * 5, params)
-    assert [(notice.group, number) for number, (_, notices) in enumerate(hours) for notice in notices] == [("c", 0), ("a", 0), ("b", 3)]
+    assert [(notice.group, number) for number, (_, notices) in enumerate(hours) for notice in notices] == [
+        ("c", 0),
+        ("a", 0),
+        ("b", 3),
+    ]
 
 
 def test_a_silence_counts_and_tells_nobody():
@@ -86,21 +102,32 @@ def test_a_silence_counts_and_tells_nobody():
 
 def test_a_silence_does_not_hide_the_end():
     """What was told of before it was silenced is told of when it is over."""
-    assert kinds(run([[alert()]] * 3 + [[]] * 2, silences=[("volume_out_of_band", 1, 9)])) == {0: ["opened"], 4: ["resolved"]}
+    assert kinds(run([[alert()]] * 3 + [[]] * 2, silences=[("volume_out_of_band", 1, 9)])) == {
+        0: ["opened"],
+        4: ["resolved"],
+    }
 
 
-POOL = [alert(), alert("quality_blocked", "age", severity="critical"), alert("labels_late", "coverage", severity="info", group="e1")]
+POOL = [
+    alert(),
+    alert("quality_blocked", "age", severity="critical"),
+    alert("labels_late", "coverage", severity="info", group="e1"),
+]
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 2)), max_size=30), st.integers(1, 3))
 def test_whatever_is_found(series, resolve_after):
     """On any series: notices of one alert open and resolve in turn, no two have one name, and none resolves what was not told."""
-    hours = run([[POOL[number] for number in sorted(found)] for found in series], AlertParams(resolve_after=resolve_after))
+    hours = run(
+        [[POOL[number] for number in sorted(found)] for found in series], AlertParams(resolve_after=resolve_after)
+    )
     names = [notice.id for _, notices in hours for notice in notices]
     assert len(names) == len(set(names))
     for one in POOL:
-        told = [notice.kind for _, notices in hours for notice in notices if one.key in {own.key for own in notice.alerts}]
+        told = [
+            notice.kind for _, notices in hours for notice in notices if one.key in {own.key for own in notice.alerts}
+        ]
         assert told == ["opened", "resolved"] * (len(told) // 2) + ["opened"] * (len(told) % 2)
 
 

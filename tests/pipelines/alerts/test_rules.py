@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[3]
 
 def find(given: rules.Facts, **declared) -> list:
     """The alerts of the loans case, with alert parameters of its own."""
-    return list(rules.find(given, PARAMS.model_copy(update={"alerts": AlertParams(**declared)}), "https://wiki/runbooks"))
+    return list(
+        rules.find(given, PARAMS.model_copy(update={"alerts": AlertParams(**declared)}), "https://wiki/runbooks")
+    )
 
 
 def rolling(days_ago: int, coverage: float, rows: int = 400) -> dict:
@@ -25,26 +27,87 @@ def rolling(days_ago: int, coverage: float, rows: int = 400) -> dict:
     return {"end": (WINDOW.end - days_ago * DAY).isoformat(), "labelled": round(coverage * rows), "rows": rows}
 
 
-OPEN = {"state": "CONFIRMED", "action": "alert", "episode": "e1", "policy": {"trigger": "drift", "marks": [{"end": WINDOW.end.isoformat()}]}}
+OPEN = {
+    "state": "CONFIRMED",
+    "action": "alert",
+    "episode": "e1",
+    "policy": {"trigger": "drift", "marks": [{"end": WINDOW.end.isoformat()}]},
+}
 POLICY = report().policy
 FOUND = [
     (facts(report(**OPEN)), "drift_confirmed:e1", "warning", "episode e1 (drift) is open: nothing moved"),
-    (facts(report(**OPEN | {"policy": OPEN["policy"] | {"trigger": "volume"}})), "drift_confirmed:e1", "info", "(volume)"),
-    (facts(report(state="COOLDOWN", policy=POLICY | {"verdict": "kept"})), "retrain_kept:e1", "warning", "did not beat the champion"),
-    (facts(report(policy=POLICY | {"verdict": "missing", "path": ["RETRAINING", "COOLDOWN", "STABLE"]})), "retrain_missing:e1", "critical", "no verdict"),
-    (facts(report(quality={"problems": ["age: 9.0% missing (0.0%)"]})), "quality_blocked:age", "critical", "age: 9.0% missing"),
-    (facts(report(quality={"problems": ["no rows in the window"]})), "quality_blocked:window", "critical", "no rows"),
-    (facts(report(policy=POLICY | {"alarmed": True, "log_e": 12.0})), "performance_dropped:champion", "critical", "e-CUSUM e^12.0"),
-    (facts(report(labels={"drop": {"value": 0.2, "low": 0.1, "high": 0.3}})), "performance_dropped:champion", "critical", "rose by 0.200 [0.100, 0.300]"),
-    (facts(report(diagnosis={"performance": "dropped", "why": "it fell"})), "performance_dropped:champion", "critical", "it fell"),
     (
-        facts(report(performance={"rolling": [rolling(20, 0.9), rolling(14, 0.4, rows=100), rolling(14, 0.1, rows=200), rolling(1, 0.0)]})),
+        facts(report(**OPEN | {"policy": OPEN["policy"] | {"trigger": "volume"}})),
+        "drift_confirmed:e1",
+        "info",
+        "(volume)",
+    ),
+    (
+        facts(report(state="COOLDOWN", policy=POLICY | {"verdict": "kept"})),
+        "retrain_kept:e1",
+        "warning",
+        "did not beat the champion",
+    ),
+    (
+        facts(report(policy=POLICY | {"verdict": "missing", "path": ["RETRAINING", "COOLDOWN", "STABLE"]})),
+        "retrain_missing:e1",
+        "critical",
+        "no verdict",
+    ),
+    (
+        facts(report(quality={"problems": ["age: 9.0% missing (0.0%)"]})),
+        "quality_blocked:age",
+        "critical",
+        "age: 9.0% missing",
+    ),
+    (facts(report(quality={"problems": ["no rows in the window"]})), "quality_blocked:window", "critical", "no rows"),
+    (
+        facts(report(policy=POLICY | {"alarmed": True, "log_e": 12.0})),
+        "performance_dropped:champion",
+        "critical",
+        "e-CUSUM e^12.0",
+    ),
+    (
+        facts(report(labels={"drop": {"value": 0.2, "low": 0.1, "high": 0.3}})),
+        "performance_dropped:champion",
+        "critical",
+        "rose by 0.200 [0.100, 0.300]",
+    ),
+    (
+        facts(report(diagnosis={"performance": "dropped", "why": "it fell"})),
+        "performance_dropped:champion",
+        "critical",
+        "it fell",
+    ),
+    (
+        facts(
+            report(
+                performance={
+                    "rolling": [
+                        rolling(20, 0.9),
+                        rolling(14, 0.4, rows=100),
+                        rolling(14, 0.1, rows=200),
+                        rolling(1, 0.0),
+                    ]
+                }
+            )
+        ),
         "labels_late:coverage",
         "warning",
         "20% of the rows up to",
     ),
-    (facts(report(labels={"drop": None, "labelled": {(WINDOW.end - 15 * DAY).isoformat(): 0.1}})), "labels_late:coverage", "warning", "after 15 days"),
-    (facts(report(quality={"volume": 0.1})), "volume_out_of_band:window", "warning", "0.1 times the reference's volume (band 0.2 to 5)"),
+    (
+        facts(report(labels={"drop": None, "labelled": {(WINDOW.end - 15 * DAY).isoformat(): 0.1}})),
+        "labels_late:coverage",
+        "warning",
+        "after 15 days",
+    ),
+    (
+        facts(report(quality={"volume": 0.1})),
+        "volume_out_of_band:window",
+        "warning",
+        "0.1 times the reference's volume (band 0.2 to 5)",
+    ),
     (facts(champion_since=NOW - 91 * DAY), "champion_old:champion", "warning", "version 3 was trained 91 days ago"),
     (facts(judged_until=WINDOW.start - 4 * DAY), "windows_unjudged:runs", "warning", "4 windows were never looked at"),
     (
@@ -53,13 +116,20 @@ FOUND = [
         "warning",
         "could be compared (4 windows)",
     ),
-    (facts(report(quality={"page": "could not be drawn (RuntimeError)"})), "page_broken:drift.html", "info", "could not be drawn"),
+    (
+        facts(report(quality={"page": "could not be drawn (RuntimeError)"})),
+        "page_broken:drift.html",
+        "info",
+        "could not be drawn",
+    ),
     (facts(page="the page of yesterday is missing"), "page_broken:report", "info", "of yesterday"),
     (facts(undelivered={"webhook": 2}), "sink_broken:webhook", "warning", "2 notices could not be sent by the webhook"),
 ]
 
 
-@pytest.mark.parametrize(("given", "key", "severity", "summary"), FOUND, ids=[case[1] + str(number) for number, case in enumerate(FOUND)])
+@pytest.mark.parametrize(
+    ("given", "key", "severity", "summary"), FOUND, ids=[case[1] + str(number) for number, case in enumerate(FOUND)]
+)
 def test_each_rule_finds_its_own(given, key, severity, summary):
     """What a rule is for is found by it and by no other, with its severity, an owner and its runbook's section."""
     [alert] = find(given, max_champion_days=90.0)
@@ -72,7 +142,12 @@ def test_each_rule_finds_its_own(given, key, severity, summary):
     "given",
     [
         facts(),
-        facts(report(state="NO_CHAMPION", model_version=None, policy={}, labels={}, quality={}), champion_since=None, judged_until=None, episode=None),
+        facts(
+            report(state="NO_CHAMPION", model_version=None, policy={}, labels={}, quality={}),
+            champion_since=None,
+            judged_until=None,
+            episode=None,
+        ),
         facts(report(policy=POLICY | {"verdict": "kept"})),  # long after its cooldown
         facts(report(state="COOLDOWN", policy=POLICY | {"verdict": "promoted"})),
         facts(report(quality={"volume": 0.0}, current_rows=0)),
@@ -104,7 +179,9 @@ def test_every_rule_is_tested_and_has_a_runbook():
 def test_parameters_decide_severity_owner_and_whether():
     """A case may give a rule another severity and owner, and switch it off."""
     low = facts(report(quality={"volume": 0.1}))
-    [alert] = find(low, severities={"volume_out_of_band": "critical"}, owners={"volume_out_of_band": "data"}, owner="ml")
+    [alert] = find(
+        low, severities={"volume_out_of_band": "critical"}, owners={"volume_out_of_band": "data"}, owner="ml"
+    )
     assert (alert.severity, alert.owner) == ("critical", "data")
     assert find(low, off=("volume_out_of_band",)) == []
 
@@ -114,7 +191,10 @@ def test_what_is_found_in_an_episode_belongs_to_it():
     many = report(**OPEN | {"quality": {"volume": 0.1}, "labels": {"drop": {"value": 0.2, "low": 0.1, "high": 0.3}}})
     assert {alert.group for alert in find(facts(many))} == {"e1"}
     kept = report(state="COOLDOWN", policy=POLICY | {"verdict": "kept"}, quality={"volume": 0.1})
-    assert {alert.rule: alert.group for alert in find(facts(kept, episode="e0"))} == {"retrain_kept": "e0", "volume_out_of_band": "volume_out_of_band"}
+    assert {alert.rule: alert.group for alert in find(facts(kept, episode="e0"))} == {
+        "retrain_kept": "e0",
+        "volume_out_of_band": "volume_out_of_band",
+    }
 
 
 def test_one_field_is_one_alert():

@@ -102,7 +102,9 @@ def test_the_log_takes_everything(caplog):
         for one in (notice(), notice(severity="warning"), notice(kind="resolved")):
             sinks.to_log(one)
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING", "INFO"]
-    assert json.loads(caplog.records[0].getMessage().removeprefix("alert "))["alerts"][0]["rule"] == "volume_out_of_band"
+    assert (
+        json.loads(caplog.records[0].getMessage().removeprefix("alert "))["alerts"][0]["rule"] == "volume_out_of_band"
+    )
 
 
 def test_mail_is_sent():
@@ -122,16 +124,22 @@ def test_mail_is_sent():
                         self.wfile.write(b"250 taken\r\n")
                     continue
                 body = line.lower() == "data"
-                self.wfile.write(b"354 go on\r\n" if body else b"221 bye\r\n" if line.lower() == "quit" else b"250 yes\r\n")
+                self.wfile.write(
+                    b"354 go on\r\n" if body else b"221 bye\r\n" if line.lower() == "quit" else b"250 yes\r\n"
+                )
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Take) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         sinks.mail(f"smtp://127.0.0.1:{server.server_address[1]}/loop@here/people@there", ALERTS)(notice())
         server.shutdown()
-    assert {"mail FROM:<loop@here>", "rcpt TO:<people@there>", "Subject: CRITICAL loans: volume_out_of_band"} <= {line.partition(" size")[0] for line in lines}
+    assert {"mail FROM:<loop@here>", "rcpt TO:<people@there>", "Subject: CRITICAL loans: volume_out_of_band"} <= {
+        line.partition(" size")[0] for line in lines
+    }
 
 
-@pytest.mark.parametrize("where", ["mail.example.org", "smtp://host/only", "http://host:25/a/b", "smtp://127.0.0.1:{port}/a@b/c@d"])
+@pytest.mark.parametrize(
+    "where", ["mail.example.org", "smtp://host/only", "http://host:25/a/b", "smtp://127.0.0.1:{port}/a@b/c@d"]
+)
 def test_a_mail_server_that_is_not_there_is_undelivered(where):
     """A setting that is no address and a server that does not answer are undelivered notices, not errors of the loop."""
     with pytest.raises(sinks.Undelivered, match="PERENNIAL_ALERT_MAIL"):

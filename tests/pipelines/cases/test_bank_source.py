@@ -51,7 +51,14 @@ def _days(rows: list[tuple[str, str, float]]) -> list[str]:
 
 def test_calling_days_are_laid_in_order():
     """Equal marks are one day, a changed rate another, and a month that goes backwards starts a year."""
-    rows = [("may", "mon", 4.857), ("may", "mon", 4.857), ("may", "mon", 4.86), ("may", "wed", 4.86), ("dec", "thu", 3.0), ("mar", "mon", 1.0)]
+    rows = [
+        ("may", "mon", 4.857),
+        ("may", "mon", 4.857),
+        ("may", "mon", 4.86),
+        ("may", "wed", 4.86),
+        ("dec", "thu", 3.0),
+        ("mar", "mon", 1.0),
+    ]
     assert _days(rows) == ["2008-05-05", "2008-05-05", "2008-05-12", "2008-05-14", "2008-12-22", "2009-03-02"]
 
 
@@ -75,7 +82,9 @@ def test_hours_are_spread_over_the_working_day_in_lisbon():
 def test_without_data_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With no file anywhere and no network, the error names the file and the setting that helps."""
     monkeypatch.setattr(sources, "BESIDE", tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"bank_marketing\.parquet in any folder.*no network here.*set PERENNIAL_DATA_DIR"):
+    with pytest.raises(
+        DataError, match=r"bank_marketing\.parquet in any folder.*no network here.*set PERENNIAL_DATA_DIR"
+    ):
         bank.resolve(Settings(home=tmp_path, data_dir=None), PARAMS)
 
 
@@ -124,15 +133,21 @@ def test_the_real_rows_are_canonical(real: bank.Source):
 def test_dates_are_laid_as_in_the_file(real: bank.Source):
     """The rows stripped of their dates get the very same dates and times back."""
     frame = pl.read_parquet(real.path)
-    assert event_times(frame.drop("event_time")).equals(frame["event_time"].cast(pl.Datetime("us", "UTC")), check_names=False)
+    assert event_times(frame.drop("event_time")).equals(
+        frame["event_time"].cast(pl.Datetime("us", "UTC")), check_names=False
+    )
 
 
 def test_the_raw_csv_gives_the_same_rows(real: bank.Source, tmp_path: Path):
     """A CSV in the original's form gives, row by row, what the Parquet file gives."""
     frame = pl.read_parquet(real.path).drop("id", "event_time", "date_exact", "exact_dup")
-    original = {name: name.replace("_", ".") for name in ("emp_var_rate", "cons_price_idx", "cons_conf_idx", "nr_employed")}
+    original = {
+        name: name.replace("_", ".") for name in ("emp_var_rate", "cons_price_idx", "cons_conf_idx", "nr_employed")
+    }
     raw = frame.rename({**original, "credit_default": "default", "subscribed": "y", "duration_s_LEAKY": "duration"})
-    raw.with_columns(pl.col("y").replace_strict({0: "no", 1: "yes"}, return_dtype=pl.String)).write_csv(tmp_path / "raw.csv", separator=";")
+    raw.with_columns(pl.col("y").replace_strict({0: "no", 1: "yes"}, return_dtype=pl.String)).write_csv(
+        tmp_path / "raw.csv", separator=";"
+    )
     from_csv = bank.rows(dataclasses.replace(real, path=tmp_path / "raw.csv"), ALL, PARAMS)
     assert from_csv.equals(bank.rows(real, ALL, PARAMS))
 

@@ -30,7 +30,10 @@ def case(tmp_path):
     with shop.installed(tmp_path / "cases") as root:
         folder = shop.write(root)
         (root / "networks.py").write_text("from pipelines.cases.tabular import build\n")
-        shop.edit(folder / "model.py", ("from pipelines.cases.tabular import build", "from .. import networks\n\nbuild = networks.build"))
+        shop.edit(
+            folder / "model.py",
+            ("from pipelines.cases.tabular import build", "from .. import networks\n\nbuild = networks.build"),
+        )
         yield folder
 
 
@@ -55,11 +58,15 @@ with ThreadPoolExecutor(2) as pool:
 
 def test_two_threads_may_ask_at_once():
     """Threads of one process that hash a case's code at the same moment get the same answer, whatever the garbage collector does meanwhile."""
-    done = subprocess.run([sys.executable, "-c", TWO_THREADS], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_THREADS], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["source.py", "model.py", "schema.py", "colours.csv", "parts/more.py", "../networks.py", "../tabular.py"])
+@pytest.mark.parametrize(
+    "name", ["source.py", "model.py", "schema.py", "colours.csv", "parts/more.py", "../networks.py", "../tabular.py"]
+)
 def test_every_file_of_the_code_counts(case, name):
     """Python files and data of the folder, and shared modules that the case imports over others, all change the digest; undone it is as before."""
     (case / "parts").mkdir()
@@ -78,7 +85,17 @@ def test_every_file_of_the_code_counts(case, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["params.yaml", "demo.yaml", "profile.json", "variants/other/shop.yaml", "README.md", "__pycache__/model.pyc", ".notes", "../other.py"]
+    "name",
+    [
+        "params.yaml",
+        "demo.yaml",
+        "profile.json",
+        "variants/other/shop.yaml",
+        "README.md",
+        "__pycache__/model.pyc",
+        ".notes",
+        "../other.py",
+    ],
 )
 def test_what_enters_by_its_values_or_is_prose_does_not_count(case, name):
     """Parameters, plans, frozen scales, prose, caches and modules that the case does not import leave the digest as it is."""
@@ -108,7 +125,9 @@ def test_edited_code_is_run_at_the_same_as_of(case, settings):
     record = json.loads((run_dir / "train" / "record.json").read_text())
     assert run() == first
     assert record["code"]["case"] == code_sha256("shop")
-    assert {"pipelines.cases.shop", "pipelines.cases.networks", "pipelines.cases.sources"} <= record["code"]["sources"].keys()
+    assert {"pipelines.cases.shop", "pipelines.cases.networks", "pipelines.cases.sources"} <= record["code"][
+        "sources"
+    ].keys()
     shop.edit(case / "model.py", ("__all__", "HIDDEN = 2\n__all__"))
     second = run()
     assert [name for name in LINE if first[name] == second[name]] == []
@@ -125,7 +144,10 @@ def test_a_replay_begins_anew_with_other_code(case, settings):
     world = build(params, settings, cut(datetime(2024, 2, 1).date(), datetime(2024, 3, 1).date(), params.drift))
     homes = [world.home(POLICIES["drift"]).home]
     assert world.home(POLICIES["drift"]).home == homes[0]
-    for name, old, new in (("source.py", '"""Where the rows are."""', '"""Where they are."""'), ("profile.json", "500.0", "400.0")):
+    for name, old, new in (
+        ("source.py", '"""Where the rows are."""', '"""Where they are."""'),
+        ("profile.json", "500.0", "400.0"),
+    ):
         shop.edit(case / name, (old, new))
         homes.append(world.home(POLICIES["drift"]).home)
     assert len(set(homes)) == 3

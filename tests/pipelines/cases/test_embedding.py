@@ -16,7 +16,11 @@ from pipelines.text import load_tokenizer, pad, tokenise
 FIELDS = Fields(case="x", label="team", classes=("web", "memory", "access", "nobody"), fields=(Text("text"),))
 BINARY = Fields(case="x", label="urgent", fields=(Text("text"),))
 TRAIN = load_params("triage").train.model_copy(update={"threads": 1})
-TEXTS = ["cross site scripting via the web script", "buffer overflow and memory corruption", "password permission privilege"]
+TEXTS = [
+    "cross site scripting via the web script",
+    "buffer overflow and memory corruption",
+    "password permission privilege",
+]
 
 
 @pytest.fixture
@@ -35,7 +39,9 @@ def rows(text_params: TextModelParams) -> tuple[list[list[int]], np.ndarray]:
 
 def _scores(model: Classifier, tokens: list[list[int]]) -> np.ndarray:
     with torch.no_grad():
-        return torch.softmax(model(**{name: torch.from_numpy(tensor) for name, tensor in pad(tokens).items()}), 1).numpy()
+        return torch.softmax(
+            model(**{name: torch.from_numpy(tensor) for name, tensor in pad(tokens).items()}), 1
+        ).numpy()
 
 
 def test_the_head_learns_and_the_encoder_stays(model: Classifier, rows, tmp_path: Path):
@@ -53,7 +59,9 @@ def test_the_models_loss_is_the_regressions(model: Classifier, rows, tmp_path: P
     tokens, labels = rows
     facts = fit_head(model, tokens, labels, TRAIN, tmp_path)
     scores = _scores(model, tokens)
-    assert -np.log(scores[np.arange(60), labels] / scores[:, :3].sum(1)).mean() == pytest.approx(facts["loss"], abs=1e-5)
+    assert -np.log(scores[np.arange(60), labels] / scores[:, :3].sum(1)).mean() == pytest.approx(
+        facts["loss"], abs=1e-5
+    )
     assert scores[:, 3].mean() == pytest.approx(1 / 64, rel=0.5)
 
 

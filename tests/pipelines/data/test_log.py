@@ -24,7 +24,9 @@ from tests.pipelines.data import loglines
 
 DAY = datetime(2020, 5, 1, tzinfo=UTC)
 WINDOW = Window(start=DAY, end=DAY + timedelta(days=1))
-FRAME = loans.generate(date(2020, 5, 1), rows_per_day=48).with_columns(label_time=pl.col("event_time") + timedelta(days=7))
+FRAME = loans.generate(date(2020, 5, 1), rows_per_day=48).with_columns(
+    label_time=pl.col("event_time") + timedelta(days=7)
+)
 SENT = loglines.predictions(FRAME, FIELDS)
 LABELS = loglines.labels(FRAME, FIELDS)
 
@@ -91,18 +93,30 @@ def test_order_and_repetition_do_not_matter(settings: Settings, tmp_path_factory
 def test_a_repeated_request_keeps_its_first_answer(settings: Settings):
     """Of two lines with one id the one received first is the row, also if the retry's event lies in another window."""
     first = SENT[-1]
-    again = {**first, "event_time": WINDOW.end.isoformat(), "received_at": (WINDOW.end + timedelta(hours=1)).isoformat(), "version": 2}
+    again = {
+        **first,
+        "event_time": WINDOW.end.isoformat(),
+        "received_at": (WINDOW.end + timedelta(hours=1)).isoformat(),
+        "version": 2,
+    }
     loglines.write(settings, "loans", "predictions", "a", [again])
     loglines.write(settings, "loans", "predictions", "b", [first])
     log.compact(settings, "loans")
     assert log.read_predictions(settings, "loans", WINDOW)["version"].to_list() == [1]
-    assert log.read_predictions(settings, "loans", Window(start=WINDOW.end, end=WINDOW.end + timedelta(days=1))).is_empty()
+    assert log.read_predictions(
+        settings, "loans", Window(start=WINDOW.end, end=WINDOW.end + timedelta(days=1))
+    ).is_empty()
 
 
 def test_corrections_count_from_their_arrival(settings: Settings):
     """The highest revision that has arrived is the label; before it arrived, the one before is."""
     label, arrived = LABELS[0], FRAME["label_time"][0]
-    corrected = {**label, "label": 1 - label["label"], "revision": 1, "event_time": (arrived + timedelta(days=2)).isoformat()}
+    corrected = {
+        **label,
+        "label": 1 - label["label"],
+        "revision": 1,
+        "event_time": (arrived + timedelta(days=2)).isoformat(),
+    }
     loglines.write(settings, "loans", "labels", "a", [corrected, label])
     log.compact(settings, "loans")
     assert log.read_labels(settings, "loans", arrived - timedelta(seconds=1)).is_empty()
@@ -117,7 +131,12 @@ def test_a_torn_last_line_is_counted_and_skipped(settings: Settings):
     assert log.read_predictions(settings, "loans", WINDOW).height == 3
     [record] = (settings.lake / "loans" / "predictions" / "segments").iterdir()
     [done] = json.loads(record.read_text())["segments"]
-    assert {name: done[name] for name in ("segment", "rows", "torn", "malformed")} == {"segment": "a", "rows": 3, "torn": 1, "malformed": 0}
+    assert {name: done[name] for name in ("segment", "rows", "torn", "malformed")} == {
+        "segment": "a",
+        "rows": 3,
+        "torn": 1,
+        "malformed": 0,
+    }
     assert [place for place, _ in done["parts"]] == ["date=2020-05-01/hour=00", "date=2020-05-01/hour=01"]
     assert not (settings.lake / "loans" / "quarantine").exists()
 
@@ -147,7 +166,12 @@ def test_a_killed_compaction_is_finished_by_the_next(settings: Settings):
     """After SIGKILL between partitions and marker, compacting again gives every row once."""
     loglines.write(settings, "loans", "predictions", "a", SENT)
     code = "import sys; from pipelines.config import Settings; from pipelines.data import log; log.compact(Settings(), 'loans')"
-    environment = {**os.environ, "PERENNIAL_FAILPOINT": "compact:files", "PERENNIAL_HOME": str(settings.root), "PYTHONPATH": str(Path.cwd())}
+    environment = {
+        **os.environ,
+        "PERENNIAL_FAILPOINT": "compact:files",
+        "PERENNIAL_HOME": str(settings.root),
+        "PYTHONPATH": str(Path.cwd()),
+    }
     killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not list((settings.lake / "loans" / "predictions").glob("segments/*.json"))
@@ -180,7 +204,12 @@ def test_a_damaged_partition_says_how_to_mend_it(settings: Settings):
 
 @pytest.mark.parametrize(
     "gone",
-    ["predictions", "predictions/date=2020-05-01", "predictions/date=2020-05-01/hour=07", "labels/date=2020-05-08/hour=07"],
+    [
+        "predictions",
+        "predictions/date=2020-05-01",
+        "predictions/date=2020-05-01/hour=07",
+        "labels/date=2020-05-08/hour=07",
+    ],
 )
 def test_a_folder_that_was_removed_is_made_again(settings: Settings, gone: str):
     """What the error says works: whichever folder of partitions is removed, the next compaction brings its rows back."""
@@ -292,7 +321,9 @@ def test_a_flipped_bit_of_a_closed_segment_is_found(settings: Settings):
     for _ in range(50):
         at, bit = int(rng.integers(size)), int(rng.integers(8))
         flip(path, at, bit)
-        with pytest.raises(IntegrityError, match=r"closed segment .*a\.jsonl is not what was written.*Restore it.*remove a\.sha256"):
+        with pytest.raises(
+            IntegrityError, match=r"closed segment .*a\.jsonl is not what was written.*Restore it.*remove a\.sha256"
+        ):
             log.compact(settings, "loans")
         flip(path, at, bit)
     assert not list(settings.lake.rglob("*.parquet"))
@@ -366,14 +397,18 @@ def test_markers_of_before_are_taken_into_one_record(settings: Settings):
     folder = settings.lake / "loans" / "predictions" / "segments"
     [record] = folder.iterdir()
     for done in json.loads(record.read_text())["segments"]:
-        marker = {name: done[name] for name in ("rows", "torn", "malformed")} | {"partitions": [place for place, _ in done["parts"]]}
+        marker = {name: done[name] for name in ("rows", "torn", "malformed")} | {
+            "partitions": [place for place, _ in done["parts"]]
+        }
         (folder / f"{done['segment']}.json").write_text(json.dumps(marker))
     before = record.read_bytes()
     record.unlink()
     assert log.read_predictions(settings, "loans", WINDOW).height == 40
     assert log.compact(settings, "loans") == 0
     [record] = folder.iterdir()
-    assert [done["parts"] for done in json.loads(record.read_text())["segments"]] == [done["parts"] for done in json.loads(before)["segments"]]
+    assert [done["parts"] for done in json.loads(record.read_text())["segments"]] == [
+        done["parts"] for done in json.loads(before)["segments"]
+    ]
 
 
 def test_many_compactions_leave_few_records(settings: Settings):
@@ -393,10 +428,23 @@ def test_rows_of_many_hours_share_a_file(settings: Settings, monkeypatch: pytest
     monkeypatch.setattr(log, "MOST_PARTITIONS", 30)
     times = [DAY + timedelta(hours=7 * number) for number in range(2000)]
     many = [
-        {**SENT[0], "prediction_id": f"far-{number}", "event_time": moment.isoformat(), "received_at": moment.isoformat()}
+        {
+            **SENT[0],
+            "prediction_id": f"far-{number}",
+            "event_time": moment.isoformat(),
+            "received_at": moment.isoformat(),
+        }
         for number, moment in enumerate(times)
     ]
-    labels = [{**LABELS[0], "prediction_id": line["prediction_id"], "event_time": line["event_time"], "received_at": line["received_at"]} for line in many]
+    labels = [
+        {
+            **LABELS[0],
+            "prediction_id": line["prediction_id"],
+            "event_time": line["event_time"],
+            "received_at": line["received_at"],
+        }
+        for line in many
+    ]
     loglines.write(settings, "loans", "predictions", "a", [*many, *SENT])
     loglines.write(settings, "loans", "labels", "a", labels)
     log.compact(settings, "loans")
@@ -407,8 +455,12 @@ def test_rows_of_many_hours_share_a_file(settings: Settings, monkeypatch: pytest
     assert log.read_labels(settings, "loans", whole.end).height == 2000
     assert log.count(settings, "loans", "predictions", whole.start, whole.end) == 2048
     late = Window(start=times[-1] - timedelta(days=1), end=whole.end)
-    assert log.read_predictions(settings, "loans", late)["id"].to_list() == [f"far-{number}" for number in range(1996, 2000)]
-    assert log.read_labels(settings, "loans", whole.end, since=late.start).height == log.count(settings, "loans", "labels", late.start, whole.end)
+    assert log.read_predictions(settings, "loans", late)["id"].to_list() == [
+        f"far-{number}" for number in range(1996, 2000)
+    ]
+    assert log.read_labels(settings, "loans", whole.end, since=late.start).height == log.count(
+        settings, "loans", "labels", late.start, whole.end
+    )
     assert log.days(settings, "loans", whole) == sorted({moment.date() for moment in times})
     assert log.first_row(settings, "loans") == DAY
     assert log.compact(settings, "loans") == 0

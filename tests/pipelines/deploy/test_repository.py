@@ -84,7 +84,9 @@ def test_what_a_killed_staging_left_is_removed_by_the_next(tmp_path, bundle):
 def test_bundle_without_a_model_is_a_clear_error(tmp_path, bundle):
     """A bundle that lost its model is named, with what to do, and nothing is staged."""
     (bundle / "model.onnx").unlink()
-    with pytest.raises(IntegrityError, match=r"export has no model\.onnx: restore the folder, or run the step 'export' again"):
+    with pytest.raises(
+        IntegrityError, match=r"export has no model\.onnx: restore the folder, or run the step 'export' again"
+    ):
         repository.stage(tmp_path / "repo", CASE, 4, bundle)
     assert repository.staged(tmp_path / "repo", CASE) == []
 

@@ -40,7 +40,9 @@ def midnight(day: date) -> datetime:
 def features(frame: pl.DataFrame) -> np.ndarray:
     """The numbers, scaled: the old rule is linear in them."""
     scales = [SPEC.scales[field.name] for field in FIELDS.numeric]
-    return (frame.select(field.name for field in FIELDS.numeric).to_numpy() - [scale.loc for scale in scales]) * [scale.scale for scale in scales]
+    return (frame.select(field.name for field in FIELDS.numeric).to_numpy() - [scale.loc for scale in scales]) * [
+        scale.scale for scale in scales
+    ]
 
 
 class Stream:
@@ -50,7 +52,9 @@ class Stream:
         """Fit the champion to the days before the stream."""
         self.seed = seed
         self.quiet: dict[date, tuple] = {}
-        learned = pl.concat([self.generated(START - timedelta(days=LEARNED_DAYS - n), "none", None) for n in range(LEARNED_DAYS)])
+        learned = pl.concat(
+            [self.generated(START - timedelta(days=LEARNED_DAYS - n), "none", None) for n in range(LEARNED_DAYS)]
+        )
         cut = round(learned.height * (1 - PARAMS.dataset.holdout_share))
         train, holdout = learned.head(cut), learned.tail(learned.height - cut)
         self.model = LogisticRegression(C=10.0, max_iter=300).fit(features(train), train[FIELDS.label].to_numpy())
@@ -58,29 +62,43 @@ class Stream:
 
     def generated(self, day: date, drift: str, since: date | None) -> pl.DataFrame:
         """The rows of a day."""
-        return generate(day, rows_per_day=int(PARAMS.source["rows_per_day"]), seed=self.seed, drift=drift, drift_at=since)
+        return generate(
+            day, rows_per_day=int(PARAMS.source["rows_per_day"]), seed=self.seed, drift=drift, drift_at=since
+        )
 
     def scores(self, frame: pl.DataFrame) -> np.ndarray:
         """The champion's probabilities."""
         return self.model.predict_proba(features(frame))[:, 1]
 
-    def window(self, day: date, drift: str, since: date | None, change: Callable[[pl.DataFrame], pl.DataFrame] | None) -> tuple:
+    def window(
+        self, day: date, drift: str, since: date | None, change: Callable[[pl.DataFrame], pl.DataFrame] | None
+    ) -> tuple:
         """A day's served rows with their label and its arrival, what is wrong with them, and how they drifted."""
         plain = change is None and (since is None or day < since)
         if plain and day in self.quiet:
             return self.quiet[day]
         rows = self.generated(day, drift, since)
         rows = change(rows) if change else rows
-        served = rows.with_columns(version=pl.lit(1, pl.Int64), score=pl.Series(self.scores(rows)), label_time=pl.col("event_time") + DELAY)
+        served = rows.with_columns(
+            version=pl.lit(1, pl.Int64), score=pl.Series(self.scores(rows)), label_time=pl.col("event_time") + DELAY
+        )
         profile = profile_frame(served, FIELDS, SPEC)
-        problems = quality(self.reference, profile, Window(start=midnight(day), end=midnight(day + timedelta(days=1))), PARAMS.drift)["problems"]
+        problems = quality(
+            self.reference, profile, Window(start=midnight(day), end=midnight(day + timedelta(days=1))), PARAMS.drift
+        )["problems"]
         kept = served.select("id", "event_time", "version", "score", "label_time", label=pl.col(FIELDS.label))
         found = (kept, problems, compare(self.reference, profile, FIELDS, SPEC, PARAMS.drift, 1))
         if plain:
             self.quiet[day] = found
         return found
 
-    def triggers(self, windows: int, drift: str = "none", since: int = 0, change: Callable[[pl.DataFrame], pl.DataFrame] | None = None) -> list[int]:
+    def triggers(
+        self,
+        windows: int,
+        drift: str = "none",
+        since: int = 0,
+        change: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
+    ) -> list[int]:
         """Numbers of the windows, from 0, after which a retraining was asked for; drift starts with window ``since``.
 
         No retraining ever gives a better candidate.
@@ -93,9 +111,15 @@ class Stream:
             recent, end = pl.concat(log), midnight(day + timedelta(days=1))
             labels = recent.select("id", "label", "label_time")
             rows = recent.drop("label", "label_time")
-            new = label_evidence.fresh(rows, labels, end, DELAY, label_evidence.counted(rows, labels, end - timedelta(days=1), DELAY))
+            new = label_evidence.fresh(
+                rows, labels, end, DELAY, label_evidence.counted(rows, labels, end - timedelta(days=1), DELAY)
+            )
             fresh += new.height
-            marks = [] if state is None else [Window(start=mark.end - timedelta(days=1), end=mark.end) for mark in state.marks]
+            marks = (
+                []
+                if state is None
+                else [Window(start=mark.end - timedelta(days=1), end=mark.end) for mark in state.marks]
+            )
             evidence = policy.DriftEvidence(
                 champion=1,
                 training_rows=self.reference.rows,

@@ -9,7 +9,11 @@ from tests.pipelines.drift.stream import PARAMS
 
 BEFORE = np.array([4000, 4000, 2000])
 OLD, NEW = [0.4, 0.4, 0.2], [0.25, 0.4, 0.35]
-CLASSES = {"a": np.array([[400, 100], [100, 400]]), "b": np.array([[250, 250], [250, 250]]), "c": np.array([[450, 50], [200, 300]])}
+CLASSES = {
+    "a": np.array([[400, 100], [100, 400]]),
+    "b": np.array([[250, 250], [250, 250]]),
+    "c": np.array([[450, 50], [200, 300]]),
+}
 
 
 def drawn(rows: int, shares: dict[str, list[float]], seed: int = 0) -> dict[str, np.ndarray]:

@@ -41,7 +41,10 @@ REFERENCE = reference_profile(TRAIN, TRAIN["score"].to_numpy(), FIELDS, SPEC, TR
 def found(frame: pl.DataFrame, *, version: int | None = 1, ignore: tuple[str, ...] = ()) -> dict:
     """The features of a window by name."""
     params = PARAMS.drift.model_copy(update={"ignore": ignore})
-    return {one.feature: one for one in compare(REFERENCE, profile_frame(frame, FIELDS, SPEC), FIELDS, SPEC, params, version)}
+    return {
+        one.feature: one
+        for one in compare(REFERENCE, profile_frame(frame, FIELDS, SPEC), FIELDS, SPEC, params, version)
+    }
 
 
 def test_what_moved_is_found_and_nothing_else():
@@ -85,7 +88,9 @@ def test_an_ignored_field_never_drifts():
 
 def test_undeclared_categories_and_volume_are_told():
     """Undeclared categories above the declared share are a problem; an odd volume is a warning."""
-    odd = rows(1000, size=5.0).with_columns(colour=pl.when(pl.int_range(pl.len()) < 30).then(pl.lit("blue")).otherwise("colour"))
+    odd = rows(1000, size=5.0).with_columns(
+        colour=pl.when(pl.int_range(pl.len()) < 30).then(pl.lit("blue")).otherwise("colour")
+    )
     told = quality(REFERENCE, profile_frame(odd, FIELDS, SPEC), WINDOW, PARAMS.drift)
     assert told["problems"] == ["colour: 3.0% missing or undeclared values (0.0% in the reference)"]
     assert told["warnings"] == []
@@ -109,7 +114,9 @@ def test_windows_are_whole_and_over(kind: str, start: str, end: str):
         window = drift_window(datetime(2020, 3, 1, hour, tzinfo=UTC), kind)
         assert (str(window.start.date()), str(window.end.date())) == (start, end)
     assert drift_window(datetime(2010, 1, 1, tzinfo=UTC), "month").start == datetime(2009, 12, 1, tzinfo=UTC)
-    assert drift_window(datetime(2010, 1, 1, tzinfo=UTC), "quarter") == drift_window(datetime(2010, 3, 31, tzinfo=UTC), "quarter")
+    assert drift_window(datetime(2010, 1, 1, tzinfo=UTC), "quarter") == drift_window(
+        datetime(2010, 3, 31, tzinfo=UTC), "quarter"
+    )
 
 
 def test_further_distances_stand_beside_the_psi():

@@ -21,7 +21,9 @@ def test_quartiles_are_those_of_the_values():
 def test_the_value_that_changed_most_is_named():
     """Of a category the value with the largest change of its share is told; undeclared values have no name."""
     words = ("web", "shop")
-    before, now = (category_column(pl.Series(values), words) for values in (["web"] * 6 + ["shop"] * 4, ["web"] * 5 + ["fax"] * 5))
+    before, now = (
+        category_column(pl.Series(values), words) for values in (["web"] * 6 + ["shop"] * 4, ["web"] * 5 + ["fax"] * 5)
+    )
     assert describe(before, now, None) == {"kind": "category", "value": None, "before": 0.0, "now": 0.5}
 
 

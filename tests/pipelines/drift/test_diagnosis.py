@@ -17,7 +17,10 @@ from pipelines.drift.policy import LabelEvidence
 from pipelines.drift.profile import merge, profile_frame
 from tests.pipelines.drift.stream import DELAY, FIELDS, PARAMS, SPEC, START, Stream, midnight
 
-EXPLAINS, DOES_NOT = Mixture((0.2, 0.8), explains=True, unexplained=()), Mixture((0.4, 0.6), explains=False, unexplained=("age",))
+EXPLAINS, DOES_NOT = (
+    Mixture((0.2, 0.8), explains=True, unexplained=()),
+    Mixture((0.4, 0.6), explains=False, unexplained=("age",)),
+)
 DRIFT_AT = START + timedelta(days=3)
 DROPPED = LabelEvidence(rows=400, errors=150, baseline=0.1, drop=Interval(value=0.5, low=0.4, high=0.6))
 
@@ -65,7 +68,13 @@ def seen(stream: Stream, drift: str, day: date, change=None) -> Seen:
         moment = START + timedelta(days=number)
         generated = stream.generated(moment, drift, DRIFT_AT)
         generated = change(generated) if change and moment >= DRIFT_AT else generated
-        parts.append(generated.with_columns(version=pl.lit(1, pl.Int64), score=pl.Series(stream.scores(generated)), label_time=pl.col("event_time") + DELAY))
+        parts.append(
+            generated.with_columns(
+                version=pl.lit(1, pl.Int64),
+                score=pl.Series(stream.scores(generated)),
+                label_time=pl.col("event_time") + DELAY,
+            )
+        )
         days[moment] = profile_frame(parts[-1], FIELDS, SPEC)
     everything = pl.concat(parts)
     served, labels = everything.drop("granted", "label_time"), everything.select("id", "label_time", label="granted")
@@ -98,7 +107,9 @@ def test_moved_inputs_are_told_apart_without_labels(stream, drift):
     assert {"salary", "age"} <= names if drift == "covariate" else "score" in names
 
 
-@pytest.mark.parametrize(("drift", "performs"), [("none", "held"), ("covariate", "held"), ("label", "held"), ("concept", "dropped")])
+@pytest.mark.parametrize(
+    ("drift", "performs"), [("none", "held"), ("covariate", "held"), ("label", "held"), ("concept", "dropped")]
+)
 def test_arrived_labels_complete_the_diagnosis(stream, drift, performs):
     """A week later the labels of the first drifted day are in: each kind is named with its day, and concept drift with its slices."""
     found = diagnose(seen(stream, drift, DRIFT_AT + DELAY), PARAMS.drift)
@@ -113,13 +124,21 @@ def test_arrived_labels_complete_the_diagnosis(stream, drift, performs):
 
 def test_concept_drift_beside_covariate_shift_is_told(stream):
     """Where inputs and labels moved the losses are more than calibrated scores expect; the same drop as expected is covariate shift alone."""
-    turned = seen(stream, "covariate", DRIFT_AT + DELAY, lambda rows: rows.with_columns(granted=(1 - pl.col("granted")).cast(pl.Int8)))
+    turned = seen(
+        stream,
+        "covariate",
+        DRIFT_AT + DELAY,
+        lambda rows: rows.with_columns(granted=(1 - pl.col("granted")).cast(pl.Int8)),
+    )
     assert look(turned, PARAMS.drift).expected is False
     assert diagnose(turned, PARAMS.drift)["kind"] == "covariate and concept"
     # Rows near the boundary: harder, and known to be so.
     assert turned.fresh is not None
     unsure = turned.fresh.with_columns(score=pl.lit(0.5), label=pl.int_range(pl.len()) % 2)
-    flat = replace(stream.reference, baseline={**stream.reference.baseline, "calibration": {"score": [0.5], "rate": [0.5], "gap_se": 0.01}})
+    flat = replace(
+        stream.reference,
+        baseline={**stream.reference.baseline, "calibration": {"score": [0.5], "rate": [0.5], "gap_se": 0.01}},
+    )
     found = diagnose(replace(turned, fresh=unsure, reference=flat, labels=DROPPED), PARAMS.drift)
     assert (found["kind"], found["performance"]) == ("covariate", "dropped")
     assert "its own scores expect" in found["why"]
@@ -152,13 +171,21 @@ def test_a_standing_alarm_is_a_drop(stream):
 def test_an_old_reference_still_names_what_it_can(stream):
     """With a reference from before there were classes and calibrations the table alone speaks: inputs moved, covariate."""
     kept = {name: stream.reference.baseline[name] for name in ("rows", "errors", "error_rate", "loss", "loss_se")}
-    found = diagnose(replace(seen(stream, "label", DRIFT_AT), reference=replace(stream.reference, baseline=kept)), PARAMS.drift)
-    assert (found["kind"], found["mixture"], found["labels"]) == ("covariate", None, {"shares": "unknown", "score_given_class": "unknown"})
+    found = diagnose(
+        replace(seen(stream, "label", DRIFT_AT), reference=replace(stream.reference, baseline=kept)), PARAMS.drift
+    )
+    assert (found["kind"], found["mixture"], found["labels"]) == (
+        "covariate",
+        None,
+        {"shares": "unknown", "score_given_class": "unknown"},
+    )
 
 
 def test_an_output_alone_is_label_shift(stream):
     """A score that moved while no input did is named with its day."""
-    one = FeatureDrift(feature="score", psi=0.2, debiased_psi=0.2, ks=0.2, ks_error=0.0, p_value=0.0, drifted=True, severity="warn")
+    one = FeatureDrift(
+        feature="score", psi=0.2, debiased_psi=0.2, ks=0.2, ks_error=0.0, p_value=0.0, drifted=True, severity="warn"
+    )
     found = diagnose(replace(seen(stream, "none", START), features=(one,)), PARAMS.drift)
     assert (found["kind"], found["inputs"], found["outputs"]) == ("label", "steady", "moved")
     assert found["why"].startswith("score moved since 2021-03-01, and no input did")

@@ -50,7 +50,9 @@ def test_wasserstein_lies_within_its_bound_of_the_exact_one(shift):
     scale, one, two = Scale(50.0, 0.05), rng.normal(50, 20, 3000), 10 * rng.gamma(2.0, size=2000) + shift
     a, b = (number_column(pl.Series(values), scale) for values in (one, two))
     bins = np.union1d(a.bins, b.bins)
-    counts = [np.bincount(np.searchsorted(bins, column.bins), column.counts, bins.size).astype(np.int64) for column in (a, b)]
+    counts = [
+        np.bincount(np.searchsorted(bins, column.bins), column.counts, bins.size).astype(np.int64) for column in (a, b)
+    ]
     value, error = divergence.wasserstein(*counts, *bounds(bins, scale))
     assert value == pytest.approx(scipy_stats.wasserstein_distance(one, two), abs=error)
     assert error < 0.01 * (20 + shift)

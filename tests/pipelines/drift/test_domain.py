@@ -11,17 +11,26 @@ from pipelines.drift import domain
 from pipelines.drift.explain import explain
 from pipelines.fields import Categorical, Fields, Numeric, Text
 
-FIELDS = Fields("mock", (Numeric("a"), Numeric("b"), Numeric("spread"), Categorical("colour", ("red", "green")), Numeric("month")), "label")
+FIELDS = Fields(
+    "mock",
+    (Numeric("a"), Numeric("b"), Numeric("spread"), Categorical("colour", ("red", "green")), Numeric("month")),
+    "label",
+)
 TEXTS = Fields("mock", (Text("text"),), "label")
 
 
-def rows(count: int, seed: int, *, a: float = 0.0, spread: float = 1.0, red: float = 0.5, month: float = 1.0) -> pl.DataFrame:
+def rows(
+    count: int, seed: int, *, a: float = 0.0, spread: float = 1.0, red: float = 0.5, month: float = 1.0
+) -> pl.DataFrame:
     """Independent fields; a tenth of ``b`` is missing."""
     rng = np.random.default_rng(seed)
     return pl.DataFrame(
         {
             "a": rng.normal(a, 1.0, count),
-            "b": [value if keep else None for value, keep in zip(rng.normal(size=count), rng.random(count) > 0.1, strict=True)],
+            "b": [
+                value if keep else None
+                for value, keep in zip(rng.normal(size=count), rng.random(count) > 0.1, strict=True)
+            ],
             "spread": rng.normal(0.0, spread, count),
             "colour": np.where(rng.random(count) < red, "red", "green"),
             "month": np.full(count, month),
@@ -55,7 +64,9 @@ def test_auc_is_scikit_learns_and_its_interval_holds_the_truth():
     assert domain.auc_interval(score, label).value == pytest.approx(roc_auc_score(label, score), abs=1e-6)
     held = 0
     for _ in range(300):
-        found = domain.auc_interval(np.concatenate([rng.normal(1.0, 1.0, 80), rng.normal(size=120)]), np.repeat([1, 0], [80, 120]))
+        found = domain.auc_interval(
+            np.concatenate([rng.normal(1.0, 1.0, 80), rng.normal(size=120)]), np.repeat([1, 0], [80, 120])
+        )
         held += found.low <= 0.7602 <= found.high
     assert 0.91 < held / 300 < 0.99
 
@@ -101,7 +112,9 @@ def test_ignored_fields_take_no_part():
 
 def test_words_that_came_and_went_are_named():
     """The word that only the window has leads with a positive sign; the other way round it is negative; equal samples have no AUC to speak of."""
-    auc, words = domain.telling_words(texts(500, 0)["text"].to_list(), texts(500, 1, "ransomware", 0.4)["text"].to_list())
+    auc, words = domain.telling_words(
+        texts(500, 0)["text"].to_list(), texts(500, 1, "ransomware", 0.4)["text"].to_list()
+    )
     assert auc.low > 0.6
     assert next(iter(words.items()))[0] == "ransomware"
     assert words["ransomware"] > 0
@@ -109,7 +122,10 @@ def test_words_that_came_and_went_are_named():
     assert gone["ransomware"] < 0
     same, _ = domain.telling_words(texts(500, 0)["text"].to_list(), texts(500, 1)["text"].to_list())
     assert same.low <= 0.5 <= same.high
-    assert domain.telling_words(["?"] * 30, ["!"] * 30) == (same.model_copy(update={"value": 0.5, "low": 0.0, "high": 1.0}), {})
+    assert domain.telling_words(["?"] * 30, ["!"] * 30) == (
+        same.model_copy(update={"value": 0.5, "low": 0.0, "high": 1.0}),
+        {},
+    )
 
 
 def test_an_explanation_of_a_table_and_of_texts():

@@ -32,7 +32,10 @@ def test_mmd_is_the_sum_of_the_paper():
 def test_mmd_is_seldom_significant_without_a_shift_and_always_with_one():
     """Over 60 pairs of equal samples the p-values are uniform; a shift by half a deviation has the smallest p there is."""
     rng = np.random.default_rng(1)
-    quiet = [embeddings.mmd(rng.normal(size=(40, 6)), rng.normal(size=(30, 6)), permutations=99, seed=seed)[1] for seed in range(REPEATS)]
+    quiet = [
+        embeddings.mmd(rng.normal(size=(40, 6)), rng.normal(size=(30, 6)), permutations=99, seed=seed)[1]
+        for seed in range(REPEATS)
+    ]
     assert scipy_stats.kstest(quiet, "uniform").pvalue > 0.01
     assert embeddings.mmd(rng.normal(size=(100, 6)), rng.normal(0.5, 1.0, size=(100, 6)), permutations=99)[1] == 0.01
 
@@ -72,7 +75,9 @@ def test_centroids():
 
 def test_hashed_texts_depend_on_their_words_alone():
     """Order, case and punctuation make no difference, other words do, and a text without words is zero."""
-    vectors = embeddings.hashed(["Buffer overflow, in libpng", "in LIBPNG: overflow buffer", "cross-site scripting", "?!"])
+    vectors = embeddings.hashed(
+        ["Buffer overflow, in libpng", "in LIBPNG: overflow buffer", "cross-site scripting", "?!"]
+    )
     assert np.allclose(vectors[0], vectors[1])
     assert abs(vectors[0] @ vectors[2]) < 0.5
     assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1, 1, 0])

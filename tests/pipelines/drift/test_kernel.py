@@ -21,7 +21,19 @@ ROWS = 3 * bits.CHUNK + 17
 def odd_values(rows: int, seed: int = 0) -> np.ndarray:
     """Numbers with everything that a column may hold: NaN, infinities, signed zeros, what float32 cannot."""
     values = np.random.default_rng(seed).normal(2.0, 3.0, rows)
-    odd = [np.nan, np.inf, -np.inf, 2.0, np.nextafter(2.0, 0), -0.0, 1e300, -1e300, 5e-324, 3.5e38, np.float64(np.finfo(np.float32).max) * 2]
+    odd = [
+        np.nan,
+        np.inf,
+        -np.inf,
+        2.0,
+        np.nextafter(2.0, 0),
+        -0.0,
+        1e300,
+        -1e300,
+        5e-324,
+        3.5e38,
+        np.float64(np.finfo(np.float32).max) * 2,
+    ]
     values[:: rows // len(odd) // 3][: len(odd)] = odd
     return values
 
@@ -41,7 +53,16 @@ def frame(rows: int) -> pl.DataFrame:
     )
 
 
-@pytest.mark.parametrize("values", [odd_values(ROWS), np.full(ROWS, 2.0), np.empty(0), np.full(20, np.nan), np.random.default_rng(2).normal(size=ROWS)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        odd_values(ROWS),
+        np.full(ROWS, 2.0),
+        np.empty(0),
+        np.full(20, np.nan),
+        np.random.default_rng(2).normal(size=ROWS),
+    ],
+)
 def test_the_fast_count_is_the_definition(values):
     """Counting in few passes gives the bins of the definition, whatever the values."""
     scale = Scale(2.0, 0.5)
@@ -61,7 +82,9 @@ def test_a_files_profile_is_that_of_its_rows(tmp_path, threads):
     for number, part in enumerate(rows.iter_slices(30_000)):
         target = tmp_path / "many" / f"hour={number:02d}" / "part.parquet"
         target.parent.mkdir(parents=True)
-        part.with_columns(pl.col("colour").cast(pl.Categorical) if number % 2 else pl.col("colour")).write_parquet(target)
+        part.with_columns(pl.col("colour").cast(pl.Categorical) if number % 2 else pl.col("colour")).write_parquet(
+            target
+        )
     assert to_bytes(profile_parquet([tmp_path / "many"], FIELDS, SPEC, threads)) == expected
 
 
@@ -69,15 +92,21 @@ def test_what_the_fast_way_does_not_know_takes_the_slow_one(tmp_path):
     """Whole numbers, numbers as text, a missing column and texts are counted as in frames; text that is no number is missing."""
     rows = frame(500).with_columns(pl.col("count").cast(pl.Int32)).drop("colour")
     rows.write_parquet(tmp_path / "rows.parquet")
-    assert to_bytes(profile_parquet([tmp_path / "rows.parquet"], FIELDS, SPEC)) == to_bytes(profile_frame(rows, FIELDS, SPEC))
+    assert to_bytes(profile_parquet([tmp_path / "rows.parquet"], FIELDS, SPEC)) == to_bytes(
+        profile_frame(rows, FIELDS, SPEC)
+    )
     rows.with_columns(count=pl.Series(["1", "one"] * 250)).write_parquet(tmp_path / "rows.parquet")
     column = profile_parquet([tmp_path / "rows.parquet"], FIELDS, SPEC).columns["count"]
     assert (column.n, column.missing) == (250, (250, 0, 0, 0))
-    texts = pl.DataFrame({"text": ["one two", None, "three"], "score": [0.5, 0.6, 0.7], "prediction": [0, 2, 9], "version": [1, 1, 2]})
+    texts = pl.DataFrame(
+        {"text": ["one two", None, "three"], "score": [0.5, 0.6, 0.7], "prediction": [0, 2, 9], "version": [1, 1, 2]}
+    )
     texts = texts.with_columns(scores=pl.Series([[0.5, 0.3, 0.2], None, [0.7, 0.2, 0.1]]))
     texts.write_parquet(tmp_path / "texts.parquet")
     for spec in (TEXT_SPEC, replace(TEXT_SPEC, vocabulary=("one", "three"))):
-        assert to_bytes(profile_parquet([tmp_path / "texts.parquet"], TEXTS, spec)) == to_bytes(profile_frame(texts, TEXTS, spec))
+        assert to_bytes(profile_parquet([tmp_path / "texts.parquet"], TEXTS, spec)) == to_bytes(
+            profile_frame(texts, TEXTS, spec)
+        )
 
 
 def test_no_rows_and_no_file(tmp_path):

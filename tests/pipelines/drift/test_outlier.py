@@ -40,7 +40,9 @@ REFERENCE = reference_profile(frame(0.0, 0), np.array([0.5]), FIELDS, SPEC)
 
 def measured(shift: float, seed: int, *, spoilt: bool) -> tuple[FeatureDrift, ...]:
     """A window through profile and compare()."""
-    return compare(REFERENCE, profile_frame(frame(shift, seed, spoilt=spoilt), FIELDS, SPEC), FIELDS, SPEC, PARAMS.drift)
+    return compare(
+        REFERENCE, profile_frame(frame(shift, seed, spoilt=spoilt), FIELDS, SPEC), FIELDS, SPEC, PARAMS.drift
+    )
 
 
 def decisions(shift: float, *, spoilt: bool) -> list[tuple]:
@@ -48,7 +50,9 @@ def decisions(shift: float, *, spoilt: bool) -> list[tuple]:
     state, found = None, []
     for number in range(4):
         end = FIRST + timedelta(days=30 + number)
-        evidence = policy.DriftEvidence(champion=1, training_rows=ROWS, features=measured(shift, 1 + number, spoilt=spoilt), fresh_labels=10_000)
+        evidence = policy.DriftEvidence(
+            champion=1, training_rows=ROWS, features=measured(shift, 1 + number, spoilt=spoilt), fresh_labels=10_000
+        )
         state, action = policy.step(state, evidence, PARAMS.drift, end, "outlier", end)
         found.append((state.name, action, state.reason, state.marks, state.path))
     return found
@@ -59,7 +63,9 @@ def test_one_outlier_changes_no_decision(shift: float, actions: set[str]):
     """With a million in every window compare() flags the same features as severely, and the policy takes the same path to the same action."""
     for number in range(4):
         plain, spoilt = (measured(shift, 1 + number, spoilt=with_it) for with_it in (False, True))
-        assert [(one.feature, one.drifted, one.severity) for one in spoilt] == [(one.feature, one.drifted, one.severity) for one in plain]
+        assert [(one.feature, one.drifted, one.severity) for one in spoilt] == [
+            (one.feature, one.drifted, one.severity) for one in plain
+        ]
         assert [one.psi for one in spoilt] == pytest.approx([one.psi for one in plain], abs=0.01)
     found = decisions(shift, spoilt=True)
     assert found == decisions(shift, spoilt=False)
@@ -71,7 +77,10 @@ def evidently_psi(current: np.ndarray, reference: np.ndarray) -> float:
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import ValueDrift
 
-    now, before = (Dataset.from_pandas(pd.DataFrame({"x": column}), DataDefinition(numerical_columns=["x"])) for column in (current, reference))
+    now, before = (
+        Dataset.from_pandas(pd.DataFrame({"x": column}), DataDefinition(numerical_columns=["x"]))
+        for column in (current, reference)
+    )
     found = Report([ValueDrift(column="x", method="psi")]).run(now, before).dict()
     return float(found["metrics"][0]["value"])
 

@@ -17,7 +17,9 @@ DAY = datetime(2020, 1, 1, tzinfo=UTC)
 WINDOWS = [Window(start=DAY + timedelta(days=number), end=DAY + timedelta(days=number + 1)) for number in range(3)]
 
 
-def answers(rows: int, number: int = 0, *, version: int = 1, labelled: int | None = None, seed: int = 0, delay: float = 2.0) -> pl.DataFrame:
+def answers(
+    rows: int, number: int = 0, *, version: int = 1, labelled: int | None = None, seed: int = 0, delay: float = 2.0
+) -> pl.DataFrame:
     """Rows of one day with labels that fit their scores; all but the first ``labelled`` have none."""
     rng = np.random.default_rng([seed, number, version])
     score = rng.random(rows)
@@ -42,7 +44,12 @@ def test_figures_agree_with_their_definitions():
     own = rows.head(200)
     label, score = own["label"].to_numpy(), own["score"].to_numpy()
     found = performance.figures(rows, PARAMS.drift, 0)
-    assert (found["rows"], found["labelled"], found["coverage"], found["delay_days"]) == (300, 200, pytest.approx(2 / 3), 2.0)
+    assert (found["rows"], found["labelled"], found["coverage"], found["delay_days"]) == (
+        300,
+        200,
+        pytest.approx(2 / 3),
+        2.0,
+    )
     assert found["log_loss"] == pytest.approx(row_losses(label, score).mean())
     assert found["accuracy"] == pytest.approx(((score >= 0.5) == label).mean())
     assert found["roc_auc"] == pytest.approx(roc_auc_score(label, score))
@@ -73,9 +80,15 @@ def test_classes_are_judged_by_macro_f1():
     rng = np.random.default_rng(0)
     given = rng.dirichlet(np.ones(3), 100)
     label = np.where(rng.random(100) < 0.7, given.argmax(1), rng.integers(0, 2, 100))
-    rows = answers(100).with_columns(label=pl.Series(label), prediction=pl.Series(given.argmax(1)), scores=pl.Series(given.tolist(), dtype=pl.List(pl.Float64)))
+    rows = answers(100).with_columns(
+        label=pl.Series(label),
+        prediction=pl.Series(given.argmax(1)),
+        scores=pl.Series(given.tolist(), dtype=pl.List(pl.Float64)),
+    )
     found = performance.figures(rows, PARAMS.drift, 3)
-    assert found["macro_f1"] == pytest.approx(f1_score(label, given.argmax(1), labels=np.unique(label), average="macro"))
+    assert found["macro_f1"] == pytest.approx(
+        f1_score(label, given.argmax(1), labels=np.unique(label), average="macro")
+    )
     assert found["macro_f1_low"] < found["macro_f1"] < found["macro_f1_high"]
     blind = performance.figures(rows.drop("scores"), PARAMS.drift, 3)
     assert (blind["labelled"], blind["log_loss"], blind["macro_f1"]) == (100, None, None)
@@ -105,14 +118,18 @@ def test_only_the_slice_that_dropped_is_named():
     """Where the labels of one colour are turned around that colour has dropped, with an interval, and the other has not."""
     rows = answers(1200)
     whole = performance.figures(rows, PARAMS.drift, 0)["log_loss"]
-    baseline = {"slices": {f"colour={colour}": {"rows": 500, "loss": whole, "loss_se": 0.02} for colour in ("green", "red")}}
+    baseline = {
+        "slices": {f"colour={colour}": {"rows": 500, "loss": whole, "loss_se": 0.02} for colour in ("green", "red")}
+    }
     turned = rows.with_columns(label=pl.when(pl.col("colour") == "red").then(1 - pl.col("label")).otherwise("label"))
     found = {one["value"]: one for one in performance.by_slice(turned, ["colour", "absent"], baseline, PARAMS.drift, 0)}
     assert {value: one["dropped"] for value, one in found.items()} == {"green": False, "red": True}
     assert found["red"]["drop"]["low"] > 0.1
     assert found["red"]["coverage"] == 1.0
     # What the holdout did not have, and what has few labels, is shown and makes no claim.
-    assert not any(one["dropped"] or one["drop"] for one in performance.by_slice(turned, ["colour"], {}, PARAMS.drift, 0))
+    assert not any(
+        one["dropped"] or one["drop"] for one in performance.by_slice(turned, ["colour"], {}, PARAMS.drift, 0)
+    )
     assert not any(one["drop"] for one in performance.by_slice(turned.head(60), ["colour"], baseline, PARAMS.drift, 0))
 
 
@@ -137,7 +154,10 @@ def told(stream: Stream, kind: str) -> dict:
     days = [START + timedelta(days=number) for number in range(4)]
     generated = pl.concat([stream.generated(day, kind, START) for day in days])
     rows = generated.with_columns(
-        version=pl.lit(1, pl.Int64), score=pl.Series(stream.scores(generated)), label=pl.col("granted"), label_time=pl.col("event_time") + timedelta(days=7)
+        version=pl.lit(1, pl.Int64),
+        score=pl.Series(stream.scores(generated)),
+        label=pl.col("granted"),
+        label_time=pl.col("event_time") + timedelta(days=7),
     )
     windows = [Window(start=midnight(day), end=midnight(day) + timedelta(days=1)) for day in days]
     return performance.summary(rows, windows, 1, stream.reference.baseline, PARAMS.gate.slices, PARAMS.drift, 0)

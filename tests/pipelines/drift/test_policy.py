@@ -21,23 +21,41 @@ YESTERDAY, BEFORE = NOW - timedelta(days=1), NOW - timedelta(days=2)
 def feature(name: str, *, drifted: bool = True, severity: str = "warn") -> FeatureDrift:
     """A feature that drifted, or not at all."""
     psi = 0.2 if drifted else 0.0
-    return FeatureDrift(feature=name, psi=psi, debiased_psi=psi, ks=psi, ks_error=0.01, p_value=1.0 - drifted, drifted=drifted, severity=severity)
+    return FeatureDrift(
+        feature=name,
+        psi=psi,
+        debiased_psi=psi,
+        ks=psi,
+        ks_error=0.01,
+        p_value=1.0 - drifted,
+        drifted=drifted,
+        severity=severity,
+    )
 
 
 def seen(*features: FeatureDrift, **other) -> DriftEvidence:
     """Evidence of one window under champion 1, with labels enough for a retraining."""
-    given = {"champion": 1, "training_rows": 5000, "features": features or (feature("a", drifted=False),), "fresh_labels": 5000}
+    given = {
+        "champion": 1,
+        "training_rows": 5000,
+        "features": features or (feature("a", drifted=False),),
+        "fresh_labels": 5000,
+    }
     return DriftEvidence(**(given | other))
 
 
 def state(name: str = "STABLE", **other) -> PolicyState:
     """A state after yesterday's window."""
-    return PolicyState(**({"name": name, "champion": 1, "end": YESTERDAY, "cooldown_days": CONFIG.cooldown_days} | other))
+    return PolicyState(
+        **({"name": name, "champion": 1, "end": YESTERDAY, "cooldown_days": CONFIG.cooldown_days} | other)
+    )
 
 
 def labels(*, errors: int = 20, low: float = -0.1) -> LabelEvidence:
     """A batch of 200 labels against a baseline of 10% errors."""
-    return LabelEvidence(rows=200, errors=errors, baseline=0.1, drop=Interval(value=low + 0.05, low=low, high=low + 0.1))
+    return LabelEvidence(
+        rows=200, errors=errors, baseline=0.1, drop=Interval(value=low + 0.05, low=low, high=low + 0.1)
+    )
 
 
 DRIFTED, SEVERE = feature("a"), feature("a", severity="severe")
@@ -58,30 +76,124 @@ TABLE = [
     pytest.param(state(), seen(thin=True, features=()), "STABLE", "none", id="too few rows say nothing"),
     pytest.param(state(), seen(DRIFTED), "WATCH", "none", id="one window of drift"),
     pytest.param(state(), seen(labels=DROPPED), "WATCH", "none", id="one window of drop"),
-    pytest.param(state("WATCH", marks=(MARK,)), seen(DRIFTED), "WATCH", "none", id="twice, neither severe nor the score"),
-    pytest.param(state("WATCH", marks=(SEVERE_MARK,)), seen(SEVERE), "RETRAINING", "retrain", id="twice severe, no labels"),
-    pytest.param(state("WATCH", marks=(SEVERE_MARK,)), seen(feature("b", severity="severe")), "WATCH", "none", id="another feature each time"),
-    pytest.param(state("WATCH", marks=(SCORE_MARK,)), seen(DRIFTED, feature("score")), "RETRAINING", "retrain", id="the score twice, no labels"),
-    pytest.param(state("WATCH", marks=(CLASS_MARK,)), seen(feature("prediction")), "RETRAINING", "retrain", id="the predicted classes twice, no labels"),
-    pytest.param(state("WATCH", marks=(SEVERE_MARK,)), seen(SEVERE, labelled=ARRIVED, labels=labels()), "WATCH", "none", id="labels say it is harmless"),
-    pytest.param(state("WATCH", marks=(MARK,)), seen(DRIFTED, labelled=ARRIVED, labels=DROPPED), "RETRAINING", "retrain", id="twice, and labels agree"),
-    pytest.param(state("WATCH", drops=(True,)), seen(labels=DROPPED), "RETRAINING", "retrain", id="concept: two drops, inputs still"),
+    pytest.param(
+        state("WATCH", marks=(MARK,)), seen(DRIFTED), "WATCH", "none", id="twice, neither severe nor the score"
+    ),
+    pytest.param(
+        state("WATCH", marks=(SEVERE_MARK,)), seen(SEVERE), "RETRAINING", "retrain", id="twice severe, no labels"
+    ),
+    pytest.param(
+        state("WATCH", marks=(SEVERE_MARK,)),
+        seen(feature("b", severity="severe")),
+        "WATCH",
+        "none",
+        id="another feature each time",
+    ),
+    pytest.param(
+        state("WATCH", marks=(SCORE_MARK,)),
+        seen(DRIFTED, feature("score")),
+        "RETRAINING",
+        "retrain",
+        id="the score twice, no labels",
+    ),
+    pytest.param(
+        state("WATCH", marks=(CLASS_MARK,)),
+        seen(feature("prediction")),
+        "RETRAINING",
+        "retrain",
+        id="the predicted classes twice, no labels",
+    ),
+    pytest.param(
+        state("WATCH", marks=(SEVERE_MARK,)),
+        seen(SEVERE, labelled=ARRIVED, labels=labels()),
+        "WATCH",
+        "none",
+        id="labels say it is harmless",
+    ),
+    pytest.param(
+        state("WATCH", marks=(MARK,)),
+        seen(DRIFTED, labelled=ARRIVED, labels=DROPPED),
+        "RETRAINING",
+        "retrain",
+        id="twice, and labels agree",
+    ),
+    pytest.param(
+        state("WATCH", drops=(True,)),
+        seen(labels=DROPPED),
+        "RETRAINING",
+        "retrain",
+        id="concept: two drops, inputs still",
+    ),
     pytest.param(state(), seen(labels=labels(errors=80)), "RETRAINING", "retrain", id="concept: e-CUSUM at once"),
     pytest.param(state("WATCH", clean=2), seen(), "STABLE", "none", id="three clean windows"),
     pytest.param(state("WATCH", clean=1), seen(), "WATCH", "none", id="two clean windows"),
-    pytest.param(state("WATCH", marks=(SEVERE_MARK,)), seen(SEVERE, fresh_labels=499), "CONFIRMED", "alert", id="too few new labels"),
-    pytest.param(state("WATCH", marks=(SEVERE_MARK,)), seen(SEVERE, fresh_labels=500), "RETRAINING", "retrain", id="just enough new labels"),
-    pytest.param(state("WATCH", marks=(SEVERE_MARK,), retrains=(LONG_AGO, BEFORE)), seen(SEVERE), "CONFIRMED", "alert", id="two retrainings in a month"),
-    pytest.param(state("CONFIRMED", **CONFIRMED), seen(DRIFTED), "RETRAINING", "retrain", id="confirmed, now allowed"),
-    pytest.param(state("CONFIRMED", **CONFIRMED), seen(DRIFTED, fresh_labels=0), "CONFIRMED", "alert", id="confirmed, still waiting"),
-    pytest.param(state("CONFIRMED", clean=2, **CONFIRMED), seen(fresh_labels=0), "STABLE", "none", id="went away before it could train"),
-    pytest.param(state("CONFIRMED", **CONFIRMED), seen(DRIFTED, champion=2), "WATCH", "none", id="somebody else promoted: another reference"),
-    pytest.param(state("WATCH", marks=(SEVERE_MARK,)), seen(SEVERE, champion=2), "WATCH", "none", id="history belongs to one champion"),
-    pytest.param(state("RETRAINING", **ASKED), seen(SEVERE, outcome="pending"), "RETRAINING", "none", id="no verdict yet"),
-    pytest.param(state("RETRAINING", **ASKED), seen(outcome="promoted", champion=2), "COOLDOWN", "none", id="promoted"),
-    pytest.param(state("RETRAINING", **ASKED), seen(SEVERE, outcome="kept"), "COOLDOWN", "alert", id="not promoted: a person should know"),
     pytest.param(
-        state("RETRAINING", episode="e", retrained_at=NOW - timedelta(days=31)), seen(SEVERE, outcome="pending"), "WATCH", "alert", id="a run that never ended"
+        state("WATCH", marks=(SEVERE_MARK,)),
+        seen(SEVERE, fresh_labels=499),
+        "CONFIRMED",
+        "alert",
+        id="too few new labels",
+    ),
+    pytest.param(
+        state("WATCH", marks=(SEVERE_MARK,)),
+        seen(SEVERE, fresh_labels=500),
+        "RETRAINING",
+        "retrain",
+        id="just enough new labels",
+    ),
+    pytest.param(
+        state("WATCH", marks=(SEVERE_MARK,), retrains=(LONG_AGO, BEFORE)),
+        seen(SEVERE),
+        "CONFIRMED",
+        "alert",
+        id="two retrainings in a month",
+    ),
+    pytest.param(state("CONFIRMED", **CONFIRMED), seen(DRIFTED), "RETRAINING", "retrain", id="confirmed, now allowed"),
+    pytest.param(
+        state("CONFIRMED", **CONFIRMED),
+        seen(DRIFTED, fresh_labels=0),
+        "CONFIRMED",
+        "alert",
+        id="confirmed, still waiting",
+    ),
+    pytest.param(
+        state("CONFIRMED", clean=2, **CONFIRMED),
+        seen(fresh_labels=0),
+        "STABLE",
+        "none",
+        id="went away before it could train",
+    ),
+    pytest.param(
+        state("CONFIRMED", **CONFIRMED),
+        seen(DRIFTED, champion=2),
+        "WATCH",
+        "none",
+        id="somebody else promoted: another reference",
+    ),
+    pytest.param(
+        state("WATCH", marks=(SEVERE_MARK,)),
+        seen(SEVERE, champion=2),
+        "WATCH",
+        "none",
+        id="history belongs to one champion",
+    ),
+    pytest.param(
+        state("RETRAINING", **ASKED), seen(SEVERE, outcome="pending"), "RETRAINING", "none", id="no verdict yet"
+    ),
+    pytest.param(state("RETRAINING", **ASKED), seen(outcome="promoted", champion=2), "COOLDOWN", "none", id="promoted"),
+    pytest.param(
+        state("RETRAINING", **ASKED),
+        seen(SEVERE, outcome="kept"),
+        "COOLDOWN",
+        "alert",
+        id="not promoted: a person should know",
+    ),
+    pytest.param(
+        state("RETRAINING", episode="e", retrained_at=NOW - timedelta(days=31)),
+        seen(SEVERE, outcome="pending"),
+        "WATCH",
+        "alert",
+        id="a run that never ended",
     ),
     pytest.param(
         state("RETRAINING", episode="e", retrained_at=NOW - timedelta(days=31)),
@@ -90,19 +202,53 @@ TABLE = [
         "none",
         id="month outlasts cooldown",
     ),
-    pytest.param(state("COOLDOWN", cooldown_until=NOW + timedelta(seconds=1)), seen(SEVERE, labels=labels(errors=150)), "COOLDOWN", "none", id="cooling"),
+    pytest.param(
+        state("COOLDOWN", cooldown_until=NOW + timedelta(seconds=1)),
+        seen(SEVERE, labels=labels(errors=150)),
+        "COOLDOWN",
+        "none",
+        id="cooling",
+    ),
     pytest.param(state("COOLDOWN", cooldown_until=NOW), seen(), "STABLE", "none", id="cooled"),
-    pytest.param(state("COOLDOWN", cooldown_until=NOW, marks=(SEVERE_MARK,)), seen(SEVERE), "RETRAINING", "retrain", id="cooled, and still drifting"),
+    pytest.param(
+        state("COOLDOWN", cooldown_until=NOW, marks=(SEVERE_MARK,)),
+        seen(SEVERE),
+        "RETRAINING",
+        "retrain",
+        id="cooled, and still drifting",
+    ),
     *(
-        pytest.param(state(name, **ASKED), seen(SEVERE, problems=("a: 9% missing",)), "BLOCKED_DATA_QUALITY", "alert", id=f"{name}: blocked")
+        pytest.param(
+            state(name, **ASKED),
+            seen(SEVERE, problems=("a: 9% missing",)),
+            "BLOCKED_DATA_QUALITY",
+            "alert",
+            id=f"{name}: blocked",
+        )
         for name in ("STABLE", "WATCH", "CONFIRMED", "RETRAINING", "COOLDOWN", "BLOCKED_DATA_QUALITY")
     ),
     pytest.param(state("BLOCKED_DATA_QUALITY", resume="STABLE"), seen(), "STABLE", "none", id="sound again"),
-    pytest.param(state("BLOCKED_DATA_QUALITY", resume="WATCH", marks=(SEVERE_MARK,)), seen(SEVERE), "RETRAINING", "retrain", id="sound again, watching"),
     pytest.param(
-        state("BLOCKED_DATA_QUALITY", resume="COOLDOWN", cooldown_until=NOW + timedelta(days=1)), seen(SEVERE), "COOLDOWN", "none", id="sound again, cooling"
+        state("BLOCKED_DATA_QUALITY", resume="WATCH", marks=(SEVERE_MARK,)),
+        seen(SEVERE),
+        "RETRAINING",
+        "retrain",
+        id="sound again, watching",
     ),
-    pytest.param(state("BLOCKED_DATA_QUALITY", resume="RETRAINING", **ASKED), seen(outcome="pending"), "RETRAINING", "none", id="sound again, training"),
+    pytest.param(
+        state("BLOCKED_DATA_QUALITY", resume="COOLDOWN", cooldown_until=NOW + timedelta(days=1)),
+        seen(SEVERE),
+        "COOLDOWN",
+        "none",
+        id="sound again, cooling",
+    ),
+    pytest.param(
+        state("BLOCKED_DATA_QUALITY", resume="RETRAINING", **ASKED),
+        seen(outcome="pending"),
+        "RETRAINING",
+        "none",
+        id="sound again, training",
+    ),
 ]
 
 
@@ -162,7 +308,9 @@ def cells() -> list:
         name, *answers = row.split()
         assert len(answers) == len(columns)
         for column, answer in zip(columns, answers, strict=True):
-            found.append(pytest.param(ROWS[name], COLUMNS[column], SHORT[answer[0]], ACTIONS[answer[1:]], id=f"{name}: {column}"))
+            found.append(
+                pytest.param(ROWS[name], COLUMNS[column], SHORT[answer[0]], ACTIONS[answer[1:]], id=f"{name}: {column}")
+            )
     return found
 
 
@@ -172,7 +320,8 @@ def test_every_state_meets_every_evidence(before, evidence, name, action):
     after, did = step(before, evidence, CONFIG, NOW, "loans", NOW)
     assert (after.name, did) == (name, action), after.reason
     assert (after.episode is not None) == (
-        name in {"CONFIRMED", "RETRAINING"} or (name == "BLOCKED_DATA_QUALITY" and before is not None and before.episode is not None)
+        name in {"CONFIRMED", "RETRAINING"}
+        or (name == "BLOCKED_DATA_QUALITY" and before is not None and before.episode is not None)
     )
 
 
@@ -181,7 +330,12 @@ def test_every_state_meets_every_evidence(before, evidence, name, action):
     [
         (state(), seen(labels=labels(errors=80)), "performance", "e-CUSUM"),
         (state("WATCH", drops=(True,)), seen(labels=DROPPED), "performance", "log-loss rose in 2"),
-        (state("WATCH", marks=(MARK,)), seen(DRIFTED, labelled=ARRIVED, labels=DROPPED), "drift", "and the log-loss rose"),
+        (
+            state("WATCH", marks=(MARK,)),
+            seen(DRIFTED, labelled=ARRIVED, labels=DROPPED),
+            "drift",
+            "and the log-loss rose",
+        ),
         (state("WATCH", marks=(SEVERE_MARK,)), seen(SEVERE), "drift", "moved severely"),
         (state("WATCH", marks=(SEVERE_MARK,)), seen(SEVERE, labels=labels(errors=80)), "performance", "e-CUSUM"),
     ],
@@ -222,7 +376,9 @@ def test_enough_new_rows_retrain_without_drift():
 def test_new_rows_are_counted_anew_under_another_champion():
     """What an earlier champion's retraining had seen does not count against the next one's rows."""
     before = state(tried_labels=4000)
-    assert step(before, seen(fresh_labels=2500, champion=2), with_new_data(rows=2000), NOW, "loans", NOW)[1] == "retrain"
+    assert (
+        step(before, seen(fresh_labels=2500, champion=2), with_new_data(rows=2000), NOW, "loans", NOW)[1] == "retrain"
+    )
     assert step(before, seen(fresh_labels=2500), with_new_data(rows=2000), NOW, "loans", NOW)[1] == "none"
 
 
@@ -231,12 +387,19 @@ def test_volume_waits_for_the_budget_and_does_not_go_away():
     full = {"retrains": (YESTERDAY, YESTERDAY), "clean": 9}
     config = with_new_data(share=0.5)
     assert step(state(**full), seen(), config, NOW, "loans", NOW)[0].name == "CONFIRMED"
-    assert step(state("CONFIRMED", episode="e", trigger="volume", **full), seen(), config, NOW, "loans", NOW)[0].name == "CONFIRMED"
-    assert step(state("CONFIRMED", episode="e", trigger="drift", **full), seen(), CONFIG, NOW, "loans", NOW)[0].name == "STABLE"
+    assert (
+        step(state("CONFIRMED", episode="e", trigger="volume", **full), seen(), config, NOW, "loans", NOW)[0].name
+        == "CONFIRMED"
+    )
+    assert (
+        step(state("CONFIRMED", episode="e", trigger="drift", **full), seen(), CONFIG, NOW, "loans", NOW)[0].name
+        == "STABLE"
+    )
 
 
 @pytest.mark.parametrize(
-    ("declared", "needed"), [({"rows": 700}, 700), ({"share": 0.1}, 500), ({"rows": 700, "share": 0.1}, 500), ({"rows": 1, "share": 9.0}, 1)]
+    ("declared", "needed"),
+    [({"rows": 700}, 700), ({"share": 0.1}, 500), ({"rows": 700, "share": 0.1}, 500), ({"rows": 1, "share": 9.0}, 1)],
 )
 def test_the_smaller_declared_volume_counts(declared, needed):
     """Rows, a share of the champion's training rows, or the smaller one of both; without a declaration there is no trigger."""
@@ -248,7 +411,9 @@ def test_the_smaller_declared_volume_counts(declared, needed):
 def test_the_verdict_of_a_retraining_is_kept(outcome, verdict):
     """What became of the retraining stands in the state until the next episode opens: promoted, kept, or no verdict in time."""
     asked = NOW - timedelta(days=40) if outcome == "pending" else YESTERDAY
-    after, _ = step(state("RETRAINING", episode="e", retrained_at=asked), seen(outcome=outcome), CONFIG, NOW, "loans", NOW)
+    after, _ = step(
+        state("RETRAINING", episode="e", retrained_at=asked), seen(outcome=outcome), CONFIG, NOW, "loans", NOW
+    )
     assert after.verdict == verdict
 
 
@@ -281,7 +446,14 @@ def test_cooldown_doubles_until_a_promotion():
             pauses.append(moment)
         moment += timedelta(days=1)
     assert [(b - a).days for a, b in itertools.pairwise(pauses)] == [14, 28, 28, 28, 28, 28, 28]
-    promoted, _ = step(state("RETRAINING", **ASKED, cooldown_days=28.0), seen(champion=2, outcome="promoted"), CONFIG, NOW, "loans", NOW)
+    promoted, _ = step(
+        state("RETRAINING", **ASKED, cooldown_days=28.0),
+        seen(champion=2, outcome="promoted"),
+        CONFIG,
+        NOW,
+        "loans",
+        NOW,
+    )
     assert promoted.cooldown_days == CONFIG.cooldown_days
     assert promoted.cooldown_until == YESTERDAY + timedelta(days=CONFIG.cooldown_days)
 
@@ -289,7 +461,11 @@ def test_cooldown_doubles_until_a_promotion():
 def test_no_more_retrainings_than_the_budget():
     """However strong the drift, thirty days hold no more retrainings than declared."""
     config = CONFIG.model_copy(update={"cooldown_days": 0.0})
-    asked = [one.end for one in run([seen(SEVERE, outcome="kept", labels=labels(errors=150))] * 40, config) if one.action == "retrain"]
+    asked = [
+        one.end
+        for one in run([seen(SEVERE, outcome="kept", labels=labels(errors=150))] * 40, config)
+        if one.action == "retrain"
+    ]
     assert [(moment - NOW).days for moment in asked] == [0, 1, 30, 31]
 
 

@@ -17,11 +17,19 @@ from pipelines.drift.spec import Scale, Spec, freeze, load_spec, main
 from pipelines.errors import ConfigError, IntegrityError
 from pipelines.fields import Categorical, Fields, Numeric, Text
 
-FIELDS = Fields("mock", (Categorical("colour", ("red", "green")), Numeric("size"), Numeric("count", integer=True)), "bought")
+FIELDS = Fields(
+    "mock", (Categorical("colour", ("red", "green")), Numeric("size"), Numeric("count", integer=True)), "bought"
+)
 SPEC = Spec("mock", {"size": Scale(2.0, 0.5), "count": Scale(0.0, 1.0), "score": Scale(0.0, 1.0)})
 
 ROWS = st.lists(
-    st.tuples(st.sampled_from(["red", "green", "blue", None]), st.none() | st.floats(allow_nan=True), st.integers(-5, 5), st.integers(1, 2), st.floats(0, 1)),
+    st.tuples(
+        st.sampled_from(["red", "green", "blue", None]),
+        st.none() | st.floats(allow_nan=True),
+        st.integers(-5, 5),
+        st.integers(1, 2),
+        st.floats(0, 1),
+    ),
     max_size=20,
 )
 
@@ -72,13 +80,17 @@ def test_many_and_few_rows_are_counted_alike():
     """A column longer than the histogram gives the counts of its halves together."""
     values = np.random.default_rng(1).normal(size=BINS + 1000)
     whole = number_column(pl.Series(values), Scale(0.0, 1.0))
-    halves = [Profile("s", 0, {"x": number_column(pl.Series(part), Scale(0.0, 1.0))}) for part in np.array_split(values, 2)]
+    halves = [
+        Profile("s", 0, {"x": number_column(pl.Series(part), Scale(0.0, 1.0))}) for part in np.array_split(values, 2)
+    ]
     assert same(merge(halves, "s"), Profile("s", 0, {"x": whole}))
 
 
 def test_what_is_no_number_is_counted_apart():
     """Nulls, NaN and infinities are in no bin; an undeclared category is one bin; a missing column is all null."""
-    profile = profile_frame(pl.DataFrame({"colour": ["red", "blue", None], "size": [1.0, float("nan"), float("-inf")]}), FIELDS, SPEC)
+    profile = profile_frame(
+        pl.DataFrame({"colour": ["red", "blue", None], "size": [1.0, float("nan"), float("-inf")]}), FIELDS, SPEC
+    )
     assert profile.columns["size"].missing == (0, 1, 0, 1)
     assert profile.columns["size"].n == 1
     assert profile.columns["count"].missing == (3, 0, 0, 0)
@@ -88,8 +100,15 @@ def test_what_is_no_number_is_counted_apart():
 
 def test_scores_are_kept_by_version():
     """The score of each version is a feature of its own, so that a window with two champions can be told apart."""
-    profile = profile_frame(frame([("red", 1.0, 1, 1, 0.5), ("red", 1.0, 1, 2, 0.5), ("red", 1.0, 1, 2, 0.7)]), FIELDS, SPEC)
-    assert {name: column.n for name, column in profile.columns.items() if "@" in name} == {"score@1": 1, "score@2": 2, "entropy@1": 1, "entropy@2": 2}
+    profile = profile_frame(
+        frame([("red", 1.0, 1, 1, 0.5), ("red", 1.0, 1, 2, 0.5), ("red", 1.0, 1, 2, 0.7)]), FIELDS, SPEC
+    )
+    assert {name: column.n for name, column in profile.columns.items() if "@" in name} == {
+        "score@1": 1,
+        "score@2": 2,
+        "entropy@1": 1,
+        "entropy@2": 2,
+    }
 
 
 def test_the_entropy_is_that_of_the_predicted_distribution():
@@ -99,7 +118,14 @@ def test_the_entropy_is_that_of_the_predicted_distribution():
     assert (binary.counts.tolist(), binary.missing) == ([2, 1], (1, 0, 0, 0))
     assert low[0] == 0
     assert low[1] <= np.log(2) <= high[1]
-    rows = pl.DataFrame({"text": ["x"] * 3, "version": [1, 1, 2], "score": [1 / 3, 1.0, 0.5], "scores": [[1 / 3] * 3, [0.0, 1.0, 0.0], None]})
+    rows = pl.DataFrame(
+        {
+            "text": ["x"] * 3,
+            "version": [1, 1, 2],
+            "score": [1 / 3, 1.0, 0.5],
+            "scores": [[1 / 3] * 3, [0.0, 1.0, 0.0], None],
+        }
+    )
     classes = profile_frame(rows, TEXTS, TEXT_SPEC).columns
     low, high = bounds(classes["entropy@1"].bins, SPEC.scales["score"])
     assert low[1] <= np.log(3) <= high[1]
@@ -137,7 +163,14 @@ def test_a_flipped_bit_of_a_profile_is_found(tmp_path):
 def test_a_reference_keeps_its_days_and_its_baseline(tmp_path):
     """The reference of two days remembers that they differed, what its holdout's errors were, and survives the file."""
     days = [datetime(2020, 1, 1 + n // 50, tzinfo=UTC) for n in range(100)]
-    train = pl.DataFrame({"event_time": days, "colour": ["red"] * 50 + ["green"] * 50, "size": [float(n % 7) for n in range(100)], "count": [1.0] * 100})
+    train = pl.DataFrame(
+        {
+            "event_time": days,
+            "colour": ["red"] * 50 + ["green"] * 50,
+            "size": [float(n % 7) for n in range(100)],
+            "count": [1.0] * 100,
+        }
+    )
     train = train.with_columns(bought=pl.lit(1, pl.Int8), version=pl.lit(7), score=pl.lit(0.9))
     reference = reference_profile(train, np.array([0.9, 0.8, 0.2, 0.1]), FIELDS, SPEC, train.head(4))
     assert set(reference.columns) == {"colour", "size", "count", "score", "entropy"}
@@ -152,9 +185,14 @@ def test_a_reference_keeps_its_days_and_its_baseline(tmp_path):
 
 def test_the_spec_is_frozen_from_rows(tmp_path):
     """The command writes a scale for every number; a spec that lacks one is refused by name."""
-    pl.DataFrame({"id": ["a", "b", "c"], "size": [1.0, 2.0, 9.0], "pdays": [999.0] * 3}).write_parquet(tmp_path / "rows.parquet")
+    pl.DataFrame({"id": ["a", "b", "c"], "size": [1.0, 2.0, 9.0], "pdays": [999.0] * 3}).write_parquet(
+        tmp_path / "rows.parquet"
+    )
     main(tmp_path / "rows.parquet", tmp_path / "profile.json")
-    assert json.loads((tmp_path / "profile.json").read_text()) == {"size": {"loc": 2.0, "scale": 0.25}, "pdays": {"loc": 999.0, "scale": 1.0}}
+    assert json.loads((tmp_path / "profile.json").read_text()) == {
+        "size": {"loc": 2.0, "scale": 0.25},
+        "pdays": {"loc": 999.0, "scale": 1.0},
+    }
     with pytest.raises(ConfigError, match="no scale for count"):
         load_spec(FIELDS, tmp_path / "profile.json")
     pl.DataFrame({"size": [1.0, 2.0], "entropy": [1.0, 2.0]}).write_parquet(tmp_path / "rows.parquet")
@@ -180,7 +218,11 @@ def test_a_text_is_counted_by_its_words(tmp_path):
     frame = pl.DataFrame({"text": ["one two three", "one\tword  more", "one", None, ""]})
     column = profile_frame(frame, TEXTS, TEXT_SPEC).columns["text.words"]
     low, high = bounds(column.bins, TEXT_SPEC.scales["text.words"])
-    assert [(round(a), round(b), count) for a, b, count in zip(low, high, column.counts, strict=True)] == [(0, 0, 1), (1, 1, 1), (3, 3, 2)]
+    assert [(round(a), round(b), count) for a, b, count in zip(low, high, column.counts, strict=True)] == [
+        (0, 0, 1),
+        (1, 1, 1),
+        (3, 3, 2),
+    ]
     assert column.missing == (1, 0, 0, 0)
     frame.write_parquet(tmp_path / "rows.parquet")
     main(tmp_path / "rows.parquet", tmp_path / "profile.json", "text")
@@ -193,7 +235,9 @@ def test_a_text_is_counted_by_its_words(tmp_path):
     (tmp_path / "profile.json").write_text(json.dumps({"text.words": {"loc": 2.0, "scale": 1.0}}))
     with pytest.raises(ConfigError, match="no vocabulary for text"):
         load_spec(TEXTS, tmp_path / "profile.json")
-    (tmp_path / "profile.json").write_text(json.dumps({"text.words": {"loc": 2.0, "scale": 1.0}, "text.tokens": {"vocabulary": ["one"]}}))
+    (tmp_path / "profile.json").write_text(
+        json.dumps({"text.words": {"loc": 2.0, "scale": 1.0}, "text.tokens": {"vocabulary": ["one"]}})
+    )
     with pytest.raises(ConfigError, match=r"no scales for text\.projection1"):
         load_spec(TEXTS, tmp_path / "profile.json")
 
@@ -216,7 +260,9 @@ def test_words_are_counted_over_the_frozen_vocabulary():
 
 def test_predicted_classes_are_kept_by_version():
     """Of classes the predictions are categories, one column per version, and a position that is none of them is everything else."""
-    frame = pl.DataFrame({"text": ["x"] * 5, "version": [1, 1, 1, 2, 2], "score": [0.5] * 5, "prediction": [0, 2, 2, 1, 7]})
+    frame = pl.DataFrame(
+        {"text": ["x"] * 5, "version": [1, 1, 1, 2, 2], "score": [0.5] * 5, "prediction": [0, 2, 2, 1, 7]}
+    )
     columns = profile_frame(frame, TEXTS, TEXT_SPEC).columns
     assert set(columns) == {"text.words", "score@1", "score@2", "prediction@1", "prediction@2"}
     assert columns["prediction@1"].vocabulary == ("a", "b", "c")
@@ -228,7 +274,13 @@ def test_predicted_classes_are_kept_by_version():
 
 def test_a_reference_of_classes_holds_scores_and_predictions():
     """The likeliest class of each holdout row is its prediction, the probability of it the score; errors and loss are those of all classes."""
-    rows = pl.DataFrame({"event_time": [datetime(2020, 1, 1 + n, tzinfo=UTC) for n in range(3)], "text": ["a b", "c", "d"], "team": [0, 1, 1]})
+    rows = pl.DataFrame(
+        {
+            "event_time": [datetime(2020, 1, 1 + n, tzinfo=UTC) for n in range(3)],
+            "text": ["a b", "c", "d"],
+            "team": [0, 1, 1],
+        }
+    )
     given = np.array([[0.8, 0.1, 0.1], [0.6, 0.2, 0.2], [0.3, 0.5, 0.2]])
     reference = reference_profile(rows, given, TEXTS, TEXT_SPEC, rows)
     assert set(reference.columns) == set(reference.days) == {"text.words", "score", "prediction", "entropy"}
@@ -236,7 +288,10 @@ def test_a_reference_of_classes_holds_scores_and_predictions():
     assert same(Profile("", 0, {"x": reference.columns["entropy"]}), Profile("", 0, {"x": undecided}))
     assert reference.columns["prediction"].counts.tolist() == [2, 1]
     assert reference.days["prediction"].tolist() == [[1, 0], [1, 0], [0, 1]]
-    assert same(Profile("", 0, {"x": reference.columns["score"]}), Profile("", 0, {"x": number_column(pl.Series([0.8, 0.6, 0.5]), TEXT_SPEC.scales["score"])}))
+    assert same(
+        Profile("", 0, {"x": reference.columns["score"]}),
+        Profile("", 0, {"x": number_column(pl.Series([0.8, 0.6, 0.5]), TEXT_SPEC.scales["score"])}),
+    )
     assert reference.baseline["errors"] == 1
     assert reference.baseline["loss"] == pytest.approx(-np.log([0.8, 0.2, 0.5]).mean())
     assert reference_profile(rows, np.empty((0, 3)), TEXTS, TEXT_SPEC, rows.head(0)).baseline == {}

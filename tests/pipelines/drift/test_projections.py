@@ -25,14 +25,24 @@ SPEC = replace(TEXT_SPEC, vocabulary=("heap",), scales={**TEXT_SPEC.scales, **di
 def texts(rows: int, words: int = 40, seed: int = 0) -> pl.DataFrame:
     """Random reports of ten of the first ``words`` words, one without a word, one missing."""
     rng = np.random.default_rng(seed)
-    return pl.DataFrame({"text": [*(" ".join(f"word{word}" for word in row) for row in rng.integers(0, words, (rows, 10))), "...", None]})
+    return pl.DataFrame(
+        {
+            "text": [
+                *(" ".join(f"word{word}" for word in row) for row in rng.integers(0, words, (rows, 10))),
+                "...",
+                None,
+            ]
+        }
+    )
 
 
 def test_a_projection_is_that_of_the_hashed_words():
     """Each number is the text's hashed vector of length 1 on a direction of +1 and -1; without words there is none."""
     frame = texts(50)
     found = project(split(frame["text"]))
-    assert found.head(50).to_numpy() == pytest.approx(hashed(frame["text"].head(50).to_list()) @ directions(), abs=1e-12)
+    assert found.head(50).to_numpy() == pytest.approx(
+        hashed(frame["text"].head(50).to_list()) @ directions(), abs=1e-12
+    )
     assert found.tail(2).null_count().row(0) == (2,) * len(SUFFIXES)
     assert set(np.unique(directions())) == {-1.0, 1.0}
     # Frozen for ever: other directions would make profiles of two days incomparable.
@@ -55,13 +65,17 @@ def test_projections_show_what_moved_and_decide_nothing():
     """Texts of other words move the KL far above its threshold, texts of the same hardly; what takes part in the test is what it is without them."""
     params = load_params("triage").drift
     before, same, other = (
-        profile_frame(frame, TEXTS, SPEC) for frame in (texts(900), texts(900, seed=1), pl.DataFrame({"text": ["heap overflow in word1"] * 900}))
+        profile_frame(frame, TEXTS, SPEC)
+        for frame in (texts(900), texts(900, seed=1), pl.DataFrame({"text": ["heap overflow in word1"] * 900}))
     )
     quiet, moved = (compare(before, now, TEXTS, SPEC, params) for now in (same, other))
     assert projected(quiet)["most"] < 0.05 < projected(quiet)["threshold"] < projected(moved)["kl"]
     shown = [feature for feature in moved if feature.feature in NAMES]
     assert len(shown) == len(NAMES)
     assert all(feature.ignored and not feature.drifted for feature in shown)
-    bare = [replace(one, columns={name: column for name, column in one.columns.items() if name not in NAMES}) for one in (before, other)]
+    bare = [
+        replace(one, columns={name: column for name, column in one.columns.items() if name not in NAMES})
+        for one in (before, other)
+    ]
     assert [feature for feature in moved if feature not in shown] == list(compare(*bare, TEXTS, SPEC, params))
     assert projected(compare(*bare, TEXTS, SPEC, params)) is None

@@ -19,7 +19,9 @@ BEFORE, NOW = (np.random.default_rng(seed).normal(shift, 1.0, ROWS) for seed, sh
 
 def frame(values: np.ndarray) -> pl.DataFrame:
     """Rows of ten days."""
-    return pl.DataFrame({"event_time": [FIRST + timedelta(days=row * DAYS // ROWS) for row in range(ROWS)], "x": values})
+    return pl.DataFrame(
+        {"event_time": [FIRST + timedelta(days=row * DAYS // ROWS) for row in range(ROWS)], "x": values}
+    )
 
 
 def measured(unit: float, offset: float):

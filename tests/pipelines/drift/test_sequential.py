@@ -45,7 +45,9 @@ def test_no_labels_change_nothing():
 
 def test_the_baseline_is_an_upper_bound():
     """The baseline is scipy's exact upper bound of the holdout's error rate, and 1 where everything was wrong."""
-    expected = scipy_stats.binomtest(30, 1000).proportion_ci(1 - 2 * (1 - sequential.BASELINE_CONFIDENCE), method="exact").high
+    expected = (
+        scipy_stats.binomtest(30, 1000).proportion_ci(1 - 2 * (1 - sequential.BASELINE_CONFIDENCE), method="exact").high
+    )
     assert sequential.baseline_rate(30, 1000) == pytest.approx(expected)
     assert sequential.baseline_rate(0, 0) == 1.0
 
@@ -57,7 +59,10 @@ def test_the_drop_covers_the_truth():
     hits = {"rows": 0, "days": 0}
     for _ in range(400):
         common = rng.normal(0, 0.3, 20)[days]
-        for kind, losses, at in (("rows", rng.exponential(0.5, 1000), np.zeros(1000, np.int64)), ("days", rng.exponential(0.5, 1000) + common, days)):
+        for kind, losses, at in (
+            ("rows", rng.exponential(0.5, 1000), np.zeros(1000, np.int64)),
+            ("days", rng.exponential(0.5, 1000) + common, days),
+        ):
             drop = sequential.metric_drop(losses, at, 0.3, 0.0, 0.95)
             hits[kind] += drop.low <= 0.2 <= drop.high
     assert all(0.91 * 400 <= hit <= 0.99 * 400 for hit in hits.values()), hits

@@ -98,7 +98,9 @@ def test_minimum_effect_p_is_a_p_value_at_its_boundary():
     delta0 = float(((q - p) * np.log(q / p)).sum())
     m, n = rng.multinomial(20_000, p, 2000), rng.multinomial(2000, q, 2000)
     ne = stats.effective_rows(20_000, 2000)
-    rejected = np.mean([stats.minimum_effect_p(stats.psi(a, b), 10, ne, delta0) < 0.05 for a, b in zip(m, n, strict=True)])
+    rejected = np.mean(
+        [stats.minimum_effect_p(stats.psi(a, b), 10, ne, delta0) < 0.05 for a, b in zip(m, n, strict=True)]
+    )
     assert 0.02 < rejected < 0.08
 
 
@@ -113,7 +115,9 @@ def test_stable_windows_raise_no_false_alarm():
         q = (counts + 0.5) / (rows + 5)
         values = ((q - p) * np.log(q / p)).sum(axis=-1)
         p_values = scipy_stats.ncx2.sf(values * ne, 9, 0.01 * ne)
-        assert p_values[0, 0] == pytest.approx(stats.minimum_effect_p(stats.psi(reference[0], counts[0, 0]), 10, ne, 0.01))
+        assert p_values[0, 0] == pytest.approx(
+            stats.minimum_effect_p(stats.psi(reference[0], counts[0, 0]), 10, ne, 0.01)
+        )
         drifted = np.array([stats.benjamini_hochberg(window, 0.01) for window in p_values]).astype(int)
         assert (drifted[:-2] + drifted[1:-1] + drifted[2:]).max() < 2
 
@@ -132,7 +136,10 @@ def test_few_sessions_are_no_drift():
     windows = 14 * rng.multinomial(15, p, 2000)
     ne = stats.effective_rows(6300, 210, 14.0)
     values = [(stats.psi(reference, window), stats.pearson(reference, window)) for window in windows]
-    by_psi, by_both = (np.mean([stats.minimum_effect_p(value, 10, ne, 0.01) < 5e-4 for value in found]) for found in ([a for a, _ in values], map(min, values)))
+    by_psi, by_both = (
+        np.mean([stats.minimum_effect_p(value, 10, ne, 0.01) < 5e-4 for value in found])
+        for found in ([a for a, _ in values], map(min, values))
+    )
     assert by_psi > 0.003
     assert by_both < 0.001
 

@@ -21,7 +21,10 @@ FIELDS = load_fields("bank")
 def raw_rows(count: int, seed: int) -> dict[str, list]:
     """Columns of raw values that :func:`random_rows` could have been encoded from."""
     tensors = random_rows(FIELDS, count, np.random.default_rng(seed))
-    codes = {field.name: [field.values[code] for code in tensors["categorical"][:, place]] for place, field in enumerate(FIELDS.categorical)}
+    codes = {
+        field.name: [field.values[code] for code in tensors["categorical"][:, place]]
+        for place, field in enumerate(FIELDS.categorical)
+    }
     return codes | {field.name: tensors["numeric"][:, place].tolist() for place, field in enumerate(FIELDS.numeric)}
 
 
@@ -53,7 +56,10 @@ def test_bundle_says_how_to_run_it(bundle):
     assert about["train_rows"] == 200
     graph = onnx.load(folder / "model.onnx").graph
     declared = {part["name"]: part["shape"] for part in [*about["inputs"], about["output"]]}
-    in_graph = {part.name: [d.dim_value or -1 for d in part.type.tensor_type.shape.dim] for part in [*graph.input, *graph.output]}
+    in_graph = {
+        part.name: [d.dim_value or -1 for d in part.type.tensor_type.shape.dim]
+        for part in [*graph.input, *graph.output]
+    }
     assert in_graph == declared == {"categorical": [-1, 10], "numeric": [-1, 9], "score": [-1, 1]}
 
 
@@ -99,7 +105,10 @@ def test_rows_are_scored_in_one_call(bundle):
     """Columns of raw values give the scores of their tensors, no rows give no scores, and a missing column is named."""
     folder, _ = bundle
     rows = raw_rows(50, 3)
-    assert np.array_equal(runtime.score_rows(folder, FIELDS, rows), runtime.score(folder, random_rows(FIELDS, 50, np.random.default_rng(3))))
+    assert np.array_equal(
+        runtime.score_rows(folder, FIELDS, rows),
+        runtime.score(folder, random_rows(FIELDS, 50, np.random.default_rng(3))),
+    )
     assert runtime.score_rows(folder, FIELDS, {name: [] for name in rows}).shape == (0,)
     with pytest.raises(DataError, match="job missing"):
         runtime.score_rows(folder, FIELDS, {name: values for name, values in rows.items() if name != "job"})

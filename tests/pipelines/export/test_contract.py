@@ -15,9 +15,19 @@ from tests.pipelines.export.texts import FIELDS as REPORTS
 FIELDS = Fields(
     case="made",
     label="yes",
-    fields=(Categorical("colour", ("red", "green")), Numeric("size", 0, 10), Numeric("count", integer=True), Numeric("open", low=-1.5)),
+    fields=(
+        Categorical("colour", ("red", "green")),
+        Numeric("size", 0, 10),
+        Numeric("count", integer=True),
+        Numeric("open", low=-1.5),
+    ),
 )
-VALUES = st.one_of(st.sampled_from(["red", "blue", "", None, True, 10, 0, -1.5]), st.integers(-20, 20), st.floats(-20, 20), st.text(max_size=3))
+VALUES = st.one_of(
+    st.sampled_from(["red", "blue", "", None, True, 10, 0, -1.5]),
+    st.integers(-20, 20),
+    st.floats(-20, 20),
+    st.text(max_size=3),
+)
 
 
 @settings(deadline=None)
@@ -33,7 +43,9 @@ def test_the_schema_and_the_fields_agree(row):
 def test_texts_are_bounded_and_not_blank(value):
     """A text passes if it is no longer than declared and not only white space, as in the gateway."""
     fields = Fields(case="made", label="yes", fields=(Text("report", 8),))
-    assert jsonschema.Draft202012Validator(contract(fields)).is_valid({"report": value}) == (problem(fields.fields[0], value) is None)
+    assert jsonschema.Draft202012Validator(contract(fields)).is_valid({"report": value}) == (
+        problem(fields.fields[0], value) is None
+    )
 
 
 @pytest.mark.parametrize("fields", [load_fields("bank"), load_fields("loans"), REPORTS], ids=lambda fields: fields.case)

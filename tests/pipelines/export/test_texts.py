@@ -39,7 +39,10 @@ def test_a_text_bundle_says_how_to_run_it(bundle):
     assert read_fields(folder) == FIELDS
     for name in ("model.onnx", "model.int8.onnx"):
         proto = onnx.load(folder / name)
-        shapes = {part.name: [d.dim_value or -1 for d in part.type.tensor_type.shape.dim] for part in [*proto.graph.input, *proto.graph.output]}
+        shapes = {
+            part.name: [d.dim_value or -1 for d in part.type.tensor_type.shape.dim]
+            for part in [*proto.graph.input, *proto.graph.output]
+        }
         assert shapes == {"input_ids": [-1, -1], "attention_mask": [-1, -1], "score": [-1, 4]}
         assert next(opset.version for opset in proto.opset_import if not opset.domain) == 20
 
@@ -51,7 +54,9 @@ def test_torch_and_onnx_runtime_agree_at_every_shape(bundle):
     with torch.no_grad():
         for rows, tokens in ((1, 2), (1, MOST), (9, 2), (3, 31)):
             tensors = random_texts(rows, tokens, 100, np.random.default_rng(tokens))
-            expected = torch.softmax(model(**{name: torch.from_numpy(tensor) for name, tensor in tensors.items()}), 1).numpy()
+            expected = torch.softmax(
+                model(**{name: torch.from_numpy(tensor) for name, tensor in tensors.items()}), 1
+            ).numpy()
             answer = runtime.score(folder, tensors)
             assert answer.shape == (rows, 4)
             assert np.abs(answer - expected).max() < 1e-5
@@ -130,8 +135,17 @@ def test_an_answer_does_not_hang_on_its_neighbours(bundle):
                 answered = runtime.score(folder, encode({"report": texts[start : start + size]}), model=name)
                 assert np.abs(answered - alone[start : start + size]).max() < 1e-6
         for padding in (1, 7, 24):
-            padded = [{part: np.pad(tensor, ((0, 0), (0, padding))) for part, tensor in encode({"report": [text]}).items()} for text in texts[:8]]
-            assert max(np.abs(runtime.score(folder, one, model=name) - own).max() for one, own in zip(padded, alone, strict=False)) < 1e-6
+            padded = [
+                {part: np.pad(tensor, ((0, 0), (0, padding))) for part, tensor in encode({"report": [text]}).items()}
+                for text in texts[:8]
+            ]
+            assert (
+                max(
+                    np.abs(runtime.score(folder, one, model=name) - own).max()
+                    for one, own in zip(padded, alone, strict=False)
+                )
+                < 1e-6
+            )
         assert neighbours(FIELDS, folder, {"report": texts}, 0, name) < 1e-6
 
 
@@ -154,7 +168,9 @@ def test_tritons_onnx_runtime_loads_the_int8_variant(bundle):
     command = [ROOT / ".venv-triton" / "bin" / "python", "-c", code, folder / "model.int8.onnx"]
     given = json.dumps({name: tensor.tolist() for name, tensor in tensors.items()})
     done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, timeout=60)
-    assert np.allclose(json.loads(done.stdout), runtime.score(folder, tensors, model="model.int8.onnx"), rtol=0, atol=1e-6)
+    assert np.allclose(
+        json.loads(done.stdout), runtime.score(folder, tensors, model="model.int8.onnx"), rtol=0, atol=1e-6
+    )
 
 
 def test_what_ships_can_be_the_int8_variant(bundle, tmp_path):
@@ -175,7 +191,10 @@ def test_each_variant_is_measured(bundle):
     assert found["bytes"] == (folder / "model.int8.onnx").stat().st_size
     assert set(found["latency_ms"]) == {"1", "32"}
     assert all(value > 0 for value in found["latency_ms"].values())
-    assert variants.cost(folder, "model.onnx", FIELDS, {"report": []}) == {"file": "model.onnx", "bytes": (folder / "model.onnx").stat().st_size}
+    assert variants.cost(folder, "model.onnx", FIELDS, {"report": []}) == {
+        "file": "model.onnx",
+        "bytes": (folder / "model.onnx").stat().st_size,
+    }
 
 
 def test_what_quantisation_changes_is_counted():
@@ -184,8 +203,18 @@ def test_what_quantisation_changes_is_counted():
     fp32 = np.eye(3)[label] * 0.7 + 0.1
     int8 = fp32.copy()
     int8[3] = [0.6, 0.3, 0.1]
-    found = variants.difference(label, fp32, int8, lambda truth, scores: {"accuracy": float(np.mean(scores.argmax(1) == truth)), "roc_auc": None})
-    assert found == {"rows": 4, "label_agreement": 0.75, "score_change": pytest.approx(0.5), "metrics": {"accuracy": -0.25}}
+    found = variants.difference(
+        label,
+        fp32,
+        int8,
+        lambda truth, scores: {"accuracy": float(np.mean(scores.argmax(1) == truth)), "roc_auc": None},
+    )
+    assert found == {
+        "rows": 4,
+        "label_agreement": 0.75,
+        "score_change": pytest.approx(0.5),
+        "metrics": {"accuracy": -0.25},
+    }
     binary = variants.difference(label[:2], np.array([0.2, 0.6]), np.array([0.5, 0.4]), lambda *_: {})
     assert binary["label_agreement"] == 0.0
     assert variants.difference(label[:0], fp32[:0], int8[:0], lambda *_: {})["label_agreement"] is None

@@ -25,7 +25,14 @@ class TinyEncoder(torch.nn.Module):
         super().__init__()
         from transformers import BertConfig, BertModel
 
-        sizes = BertConfig(vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64)
+        sizes = BertConfig(
+            vocab_size=len(WORDS),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+        )
         self.encoder = BertModel(sizes, add_pooling_layer=False)
         self.head = torch.nn.Linear(32, outputs)
 
@@ -48,7 +55,9 @@ def write_tokenizer(folder: Path) -> None:
     """One word, one token, between [CLS] and [SEP]; truncated at ``MOST``."""
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     tokenizer.enable_truncation(MOST)
     tokenizer.save(str(folder / TOKENIZER))
 

@@ -52,7 +52,9 @@ def test_the_interval_agrees_with_scipy():
     """The percentile bootstrap of scipy over the same rows gives the same bounds within Monte Carlo error."""
     d = np.random.default_rng(1).normal(0.02, 0.3, 1500)
     found = interval(d, draws=2000)
-    peer = stats.bootstrap((d,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(2)).confidence_interval
+    peer = stats.bootstrap(
+        (d,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
     assert found.value == pytest.approx(d.mean())
     assert found.low == pytest.approx(peer.low, abs=1.5e-3)
     assert found.high == pytest.approx(peer.high, abs=1.5e-3)

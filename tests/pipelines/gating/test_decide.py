@@ -14,7 +14,9 @@ from pipelines.gating.decide import decide
 
 PARAMS = load_params("bank").model_copy(
     update={
-        "gate": load_params("bank").gate.model_copy(update={"min_lift": 0.005, "confidence": 0.95, "min_slice_rows": 100}),
+        "gate": load_params("bank").gate.model_copy(
+            update={"min_lift": 0.005, "confidence": 0.95, "min_slice_rows": 100}
+        ),
         "dataset": load_params("bank").dataset.model_copy(update={"min_holdout": 200}),
     }
 )
@@ -31,7 +33,16 @@ def test_golden_table(row):
 
 def test_the_golden_table_covers_every_rule():
     """Each rule of the gate has a row, so that none can change unseen."""
-    assert {row["rule"] for row in GOLDEN} == {"same_candidate", "too_few_rows", "one_class", "first_champion", "slice_harm", "lift", "no_lift", "undecided"}
+    assert {row["rule"] for row in GOLDEN} == {
+        "same_candidate",
+        "too_few_rows",
+        "one_class",
+        "first_champion",
+        "slice_harm",
+        "lift",
+        "no_lift",
+        "undecided",
+    }
 
 
 @pytest.mark.parametrize("row", GOLDEN, ids=[row["name"] for row in GOLDEN])
@@ -41,14 +52,19 @@ def test_reasons_name_the_numbers(row):
     if verdict.rule == "same_candidate":
         assert "same model" in verdict.reason
     elif verdict.rule == "slice_harm":
-        assert any(piece["name"] in verdict.reason and str(piece["n"]) in verdict.reason for piece in row["evidence"]["slices"])
+        assert any(
+            piece["name"] in verdict.reason and str(piece["n"]) in verdict.reason for piece in row["evidence"]["slices"]
+        )
     else:
         assert str(row["evidence"]["n"]) in verdict.reason
 
 
 def test_of_several_harmed_slices_the_surest_is_named():
     """The reason names the harmed slice with the lowest upper bound."""
-    harmed = [{"name": f"s={high}", "n": 200, "lift": Interval(value=-0.1, low=-0.2, high=high).model_dump()} for high in (-0.01, -0.05, -0.02)]
+    harmed = [
+        {"name": f"s={high}", "n": 200, "lift": Interval(value=-0.1, low=-0.2, high=high).model_dump()}
+        for high in (-0.01, -0.05, -0.02)
+    ]
     evidence = Evidence.model_validate(GOLDEN[0]["evidence"] | {"slices": harmed})
     assert "s=-0.05" in decide(evidence, PARAMS).reason
 
@@ -66,7 +82,14 @@ bounds = st.lists(st.floats(-1, 1), min_size=3, max_size=3).map(sorted)
 def test_a_challenger_and_its_opponent_are_never_both_promoted(three, n):
     """If A may replace B, then B may not replace A on the same evidence mirrored."""
     low, value, high = three
-    forward = Evidence(metric="log_loss", n=n, positives=n // 2, opponent="champion", lift=Interval(low=low, value=value, high=high), lift_sd=1.0)
+    forward = Evidence(
+        metric="log_loss",
+        n=n,
+        positives=n // 2,
+        opponent="champion",
+        lift=Interval(low=low, value=value, high=high),
+        lift_sd=1.0,
+    )
     mirrored = forward.model_copy(update={"lift": Interval(low=-high, value=-value, high=-low)})
     assert not (decide(forward, PARAMS).decision == "promote" and decide(mirrored, PARAMS).decision == "promote")
 
@@ -79,14 +102,18 @@ def test_a_better_interval_never_gets_a_worse_verdict(three, n, shift):
 
     def verdict(by):
         lift = Interval(low=low + by, value=value + by, high=high + by)
-        return decide(Evidence(metric="log_loss", n=n, positives=n // 2, opponent="champion", lift=lift, lift_sd=1.0), PARAMS)
+        return decide(
+            Evidence(metric="log_loss", n=n, positives=n // 2, opponent="champion", lift=lift, lift_sd=1.0), PARAMS
+        )
 
     assert rank[verdict(shift).decision] >= rank[verdict(0).decision]
 
 
 def limited(max_rows: int | None) -> Params:
     """The parameters with a limit of the rows that a run takes, a fifth of them for the holdout."""
-    return PARAMS.model_copy(update={"dataset": PARAMS.dataset.model_copy(update={"max_rows": max_rows, "holdout_share": 0.2})})
+    return PARAMS.model_copy(
+        update={"dataset": PARAMS.dataset.model_copy(update={"max_rows": max_rows, "holdout_share": 0.2})}
+    )
 
 
 def test_rows_that_max_rows_keeps_out_are_said_to_be_out_of_reach():
@@ -97,7 +124,10 @@ def test_rows_that_max_rows_keeps_out_are_said_to_be_out_of_reach():
     tight = decide(evidence, limited(wanted - 5))
     assert (tight.rule, tight.rows_needed) == ("undecided", more)
     assert f"about {more} further rows would decide" in tight.reason
-    assert f"dataset.max_rows {wanted - 5} lets at most {evidence.n + more - 1} into a holdout: raise it to {wanted}" in tight.reason
+    assert (
+        f"dataset.max_rows {wanted - 5} lets at most {evidence.n + more - 1} into a holdout: raise it to {wanted}"
+        in tight.reason
+    )
     for enough in (None, wanted):
         assert "max_rows" not in decide(evidence, limited(enough)).reason
 

@@ -22,7 +22,15 @@ def _training(key, **more):
 
 def _lines(steps, validated=()):
     for step in steps:
-        yield {"step": step, "epoch": 0, "loss": 1 / step, "lr": 0.1, "grad_norm": None, "samples": 8 * step, "seconds": step / 2}
+        yield {
+            "step": step,
+            "epoch": 0,
+            "loss": 1 / step,
+            "lr": 0.1,
+            "grad_norm": None,
+            "samples": 8 * step,
+            "seconds": step / 2,
+        }
         if step in validated:
             yield {"step": step, "epoch": 0, "validation_loss": 2 / step, "best": True}
 
@@ -40,7 +48,10 @@ def _fail(settings, key, work, lines, error):
 
 
 def _curve(client, run, name):
-    return [(point.step, point.value) for point in sorted(client.get_metric_history(run.info.run_id, name), key=lambda point: point.step)]
+    return [
+        (point.step, point.value)
+        for point in sorted(client.get_metric_history(run.info.run_id, name), key=lambda point: point.step)
+    ]
 
 
 def _only_run(client, key):
@@ -62,7 +73,11 @@ def test_curves_come_while_it_trains(settings, client, tmp_path, monkeypatch):
             running = _only_run(client, "curves")
             _say(tmp_path, _lines([5]))
         spent = recording.cost()
-    assert (running.info.status, running.data.params, running.data.tags["perennial.actor"]) == ("RUNNING", {"train.epochs": "3"}, "ada")
+    assert (running.info.status, running.data.params, running.data.tags["perennial.actor"]) == (
+        "RUNNING",
+        {"train.epochs": "3"},
+        "ada",
+    )
     run = _only_run(client, "curves")
     assert run.info.status == "FINISHED"
     assert _curve(client, run, "train.loss") == [(step, 1 / step) for step in range(1, 6)]
@@ -73,7 +88,10 @@ def test_curves_come_while_it_trains(settings, client, tmp_path, monkeypatch):
     assert run.data.metrics["cost.money"] == pytest.approx(3600 * spent["cpu_hours"], rel=0.01)
 
 
-@pytest.mark.parametrize(("error", "status"), [(TrainingDiverged("the loss is nan at step 3"), "FAILED"), (Preempted("asked to leave"), "KILLED")])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(TrainingDiverged("the loss is nan at step 3"), "FAILED"), (Preempted("asked to leave"), "KILLED")],
+)
 def test_a_failure_is_recorded_and_goes_on(settings, client, tmp_path, error, status):
     """A training that fails leaves a run with its curves up to there, the error and the step; the error is not swallowed."""
     key = f"fails-{status}"

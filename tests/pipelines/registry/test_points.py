@@ -26,7 +26,9 @@ def test_a_line_becomes_points():
 def test_a_validation_comes_after_its_step():
     """A validation has the time of its step's line, and stands after it in the order."""
     curves, validation = Curves(), {"step": 1, "epoch": 0, "validation_loss": 0.7}
-    assert [point for point in curves.points([_line(1), validation]) if point.name == "validation.loss"] == [Point("validation.loss", 0.7, 1, 0.5)]
+    assert [point for point in curves.points([_line(1), validation]) if point.name == "validation.loss"] == [
+        Point("validation.loss", 0.7, 1, 0.5)
+    ]
     assert place_of(_line(1)) < place_of(validation) < place_of(_line(2))
 
 

@@ -44,11 +44,21 @@ def test_record_is_complete(settings, client, tmp_path):
     assert run.data.params["train.epochs"] == str(load_params(CASE).train.epochs)
     assert run.data.metrics["challenger.roc_auc"] == run.data.metrics["champion.roc_auc"] == 0.75
     assert run.data.metrics["lift.low"] == pytest.approx(0.01)
-    assert [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "epoch.loss")] == [(1, 0.7), (2, 0.6)]
-    tags = {name.removeprefix("perennial."): value for name, value in run.data.tags.items() if name.startswith("perennial.")}
+    assert [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "epoch.loss")] == [
+        (1, 0.7),
+        (2, 0.6),
+    ]
+    tags = {
+        name.removeprefix("perennial."): value for name, value in run.data.tags.items() if name.startswith("perennial.")
+    }
     gate = storage.read_manifest(run_dir / "gate")
     assert (tags["key"], tags["verdict"], tags["decision"]) == (gate.key, gate.facts["verdict_sha256"], "promote")
-    assert (tags["case"], tags["as_of"], tags["trigger"], tags["episode"]) == (CASE, month(1).isoformat(), "performance", "e1")
+    assert (tags["case"], tags["as_of"], tags["trigger"], tags["episode"]) == (
+        CASE,
+        month(1).isoformat(),
+        "performance",
+        "e1",
+    )
     assert tags["candidate"] == storage.read_manifest(run_dir / "export").key
     [dataset] = run.inputs.dataset_inputs
     assert dataset.dataset.digest == storage.read_manifest(run_dir / "dataset").key[:36]
@@ -57,14 +67,22 @@ def test_record_is_complete(settings, client, tmp_path):
     assert version.run_id == run.info.run_id
     words = "promote, by the rule lower_bound: lift of 0.11"
     assert (version.description, run.data.tags["mlflow.note.content"], tags["reason"]) == (words, words, "lift of 0.11")
-    assert {name: version.tags[f"perennial.{name}"] for name in ("decision", "rule", "reason")} == {name: tags[name] for name in ("decision", "rule", "reason")}
+    assert {name: version.tags[f"perennial.{name}"] for name in ("decision", "rule", "reason")} == {
+        name: tags[name] for name in ("decision", "rule", "reason")
+    }
     mlflow.set_tracking_uri(settings.mlflow_url)
     folder = mlflow.artifacts.download_artifacts(version.source, dst_path=str(tmp_path / "download"))
     about = mlflow.models.Model.load(folder)
     shapes = {tensor["name"]: tensor["tensor-spec"] for tensor in json.loads(about.signature.to_dict()["inputs"])}
-    assert shapes == {"categorical": {"dtype": "int64", "shape": [-1, 10]}, "numeric": {"dtype": "float32", "shape": [-1, 9]}}
+    assert shapes == {
+        "categorical": {"dtype": "int64", "shape": [-1, 10]},
+        "numeric": {"dtype": "float32", "shape": [-1, 9]},
+    }
     assert "onnx" in about.flavors
-    assert storage.file_sha256(Path(folder) / "model.onnx") == storage.read_manifest(run_dir / "export").files["model.onnx"]
+    assert (
+        storage.file_sha256(Path(folder) / "model.onnx")
+        == storage.read_manifest(run_dir / "export").files["model.onnx"]
+    )
     assert not [file for file in Path(folder).iterdir() if file.suffix in {".pkl", ".data"}]
 
 
@@ -76,12 +94,20 @@ def test_twice_is_once(settings, client):
     (run_dir / "register").rename(run_dir / "lost")
     assert _register(settings, run_dir, month(1)).facts == first.facts
     runs, versions = _of_key(client, run_dir)
-    assert ([run.info.run_id for run in runs], [int(version.version) for version in versions]) == ([first.facts["mlflow_run"]], [first.facts["version"]])
+    assert ([run.info.run_id for run in runs], [int(version.version) for version in versions]) == (
+        [first.facts["mlflow_run"]],
+        [first.facts["version"]],
+    )
 
 
 def _train(settings, run_dir, as_of):
     """The MLflow run that the train step of this candidate opened."""
-    return live.open_run(settings, live.Training(CASE, as_of, storage.read_manifest(run_dir / "train").key, {"train.epochs": "8"}, {"perennial.actor": "ada"}))
+    return live.open_run(
+        settings,
+        live.Training(
+            CASE, as_of, storage.read_manifest(run_dir / "train").key, {"train.epochs": "8"}, {"perennial.actor": "ada"}
+        ),
+    )
 
 
 def test_the_run_of_the_training_is_completed(settings, client):
@@ -93,7 +119,11 @@ def test_the_run_of_the_training_is_completed(settings, client):
     assert _register(settings, run_dir, month(20)).facts == manifest.facts
     run = client.get_run(manifest.facts["mlflow_run"])
     assert run.info.run_id == opened.id
-    assert (run.data.tags["perennial.actor"], run.data.tags["perennial.decision"], run.info.status) == ("ada", "promote", "FINISHED")
+    assert (run.data.tags["perennial.actor"], run.data.tags["perennial.decision"], run.info.status) == (
+        "ada",
+        "promote",
+        "FINISHED",
+    )
     assert len(live.find(settings, CASE, storage.read_manifest(run_dir / "train").key, month(20))) == 1
     assert _train(settings, run_dir, month(20)).id == opened.id
 
@@ -102,11 +132,24 @@ def test_what_mlflow_missed_is_made_up_for(settings, client):
     """A training that MLflow did not see, and one whose end it missed, have all of their curves after register."""
     for number, seen in ((21, False), (22, True)):
         run_dir = candidate(settings, month(number), bias=0.8 + number / 100)
-        lines = [{"step": step, "epoch": 0, "loss": 1 / step, "lr": 0.1, "grad_norm": 1.0, "samples": 8 * step, "seconds": 0.2 * step} for step in range(1, 31)]
+        lines = [
+            {
+                "step": step,
+                "epoch": 0,
+                "loss": 1 / step,
+                "lr": 0.1,
+                "grad_norm": 1.0,
+                "samples": 8 * step,
+                "seconds": 0.2 * step,
+            }
+            for step in range(1, 31)
+        ]
         (run_dir / "train" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         if seen:
             run = _train(settings, run_dir, month(number))
-            live.send(settings, run, [live.Point("train.loss", 1 / step, step, 0.2 * step) for step in range(1, 11)], (10, 0))
+            live.send(
+                settings, run, [live.Point("train.loss", 1 / step, step, 0.2 * step) for step in range(1, 11)], (10, 0)
+            )
         run_id = _register(settings, run_dir, month(number)).facts["mlflow_run"]
         assert sorted(point.step for point in client.get_metric_history(run_id, "train.loss")) == list(range(1, 31))
         assert {"training.png", "metrics.jsonl"} <= {file.path for file in client.list_artifacts(run_id)}
@@ -206,7 +249,9 @@ def test_mlflow_down_says_where_and_what_to_do(settings):
     """With no MLflow the step fails with a retryable error that names the address, and publishes nothing."""
     down = Settings(home=settings.home, mlflow_url=f"http://127.0.0.1:{free_port()}")
     run_dir = candidate(down, month(5), bias=0.5)
-    with pytest.raises(Unavailable, match=rf"MLflow at {down.mlflow_url} does not answer .*: start it, or set PERENNIAL_MLFLOW_URL"):
+    with pytest.raises(
+        Unavailable, match=rf"MLflow at {down.mlflow_url} does not answer .*: start it, or set PERENNIAL_MLFLOW_URL"
+    ):
         _register(down, run_dir, month(5))
     assert not (run_dir / "register").exists()
 
@@ -229,7 +274,10 @@ def _release(settings, seq, version, action="promote"):
 
 def test_aliases_follow_the_ledger(settings, client):
     """Champion, previous and an undecided challenger are set, moved and deleted as the ledger says; a second projection changes nothing."""
-    versions = [_register(settings, candidate(settings, month(number), bias=0.6 + number / 100), month(number)).facts["version"] for number in (6, 7)]
+    versions = [
+        _register(settings, candidate(settings, month(number), bias=0.6 + number / 100), month(number)).facts["version"]
+        for number in (6, 7)
+    ]
     undecided = candidate(settings, month(8), bias=0.69, decision="inconclusive")
     challenger = _register(settings, undecided, month(8)).facts["version"]
     for seq, version in enumerate(versions):

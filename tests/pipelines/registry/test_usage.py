@@ -16,7 +16,8 @@ def test_processes_below_count(tmp_path):
         [
             sys.executable,
             "-c",
-            BURN + "\nprint(flush=True); block = bytearray(60 * 2**20); block[::4096] = b'x' * len(block[::4096])\nprint(flush=True); input()",
+            BURN
+            + "\nprint(flush=True); block = bytearray(60 * 2**20); block[::4096] = b'x' * len(block[::4096])\nprint(flush=True); input()",
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -19,7 +19,13 @@ def write_params(folder: Path) -> Path:
     """``loans.yaml`` in ``folder``, to be used as PERENNIAL_PARAMS_DIR; returns the file."""
     values = yaml.safe_load((CASES_ROOT / "loans" / "params.yaml").read_text())
     values["label_delay_days"] = 1
-    values["dataset"] |= {"window_days": 4, "min_rows": 100, "fallback_rows": 200, "holdout_share": 0.3, "min_holdout": 40}
+    values["dataset"] |= {
+        "window_days": 4,
+        "min_rows": 100,
+        "fallback_rows": 200,
+        "holdout_share": 0.3,
+        "min_holdout": 40,
+    }
     values["model"] = {"hidden": [16], "embedding": 2, "dropout": 0.0}
     values["train"] |= {"epochs": 8, "batch_size": 32, "learning_rate": 0.01}
     values["gate"] |= {"draws": 200, "slices": []}
@@ -36,6 +42,11 @@ def played(folder: Path, policies: str = POLICIES, until: date = UNTIL) -> dict:
     """The summary of a replay with its state in ``folder``; no page of a drift run is drawn."""
     draw, drift.evidently.draw = drift.evidently.draw, lambda *_: None
     try:
-        return replay(load_params("loans", write_params(folder)), Settings(home=folder), Options(policies, SINCE, until), lambda _about: None)
+        return replay(
+            load_params("loans", write_params(folder)),
+            Settings(home=folder),
+            Options(policies, SINCE, until),
+            lambda _about: None,
+        )
     finally:
         drift.evidently.draw = draw

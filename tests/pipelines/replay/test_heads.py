@@ -31,7 +31,9 @@ def world(tmp_path_factory):
         update={
             "model": own.model.model_copy(update={"encoder": str(write_encoder(home / "encoder")), "max_tokens": 24}),
             "train": own.train.model_copy(update={"threads": 1}),
-            "dataset": own.dataset.model_copy(update={"window_days": 200, "min_rows": 50, "fallback_rows": 100, "min_holdout": 20}),
+            "dataset": own.dataset.model_copy(
+                update={"window_days": 200, "min_rows": 50, "fallback_rows": 100, "min_holdout": 20}
+            ),
             "replay": own.replay.model_copy(update={"min_rows": 20}),
         }
     )
@@ -45,7 +47,9 @@ def world(tmp_path_factory):
         patch.setattr(source, "rows", rows)
         # A folder of parameters says that these are meant, and not the variant that the case declares.
         settings = Settings(home=home, params_dir=home)
-        summary = replay(params, settings, Options("never,quarterly,oracle", date(2014, 10, 1), months=4), lambda _about: None)
+        summary = replay(
+            params, settings, Options("never,quarterly,oracle", date(2014, 10, 1), months=4), lambda _about: None
+        )
     return params, home, stream, summary
 
 
@@ -79,7 +83,9 @@ def test_a_heads_scores_are_the_networks(world, tmp_path):
     expected = np.empty((len(texts), FIELDS.outputs))
     with torch.inference_mode():
         for share, batch in by_length(tokens):
-            expected[share] = torch.softmax(network(**{name: torch.from_numpy(tensor) for name, tensor in batch.items()}), 1).numpy()
+            expected[share] = torch.softmax(
+                network(**{name: torch.from_numpy(tensor) for name, tensor in batch.items()}), 1
+            ).numpy()
     found = heads.scores(params, FIELDS, train, {"text": texts}, home / "cache" / "embeddings")
     assert np.abs(found - expected).max() < 1e-5
     assert found.std(0).max() > 0.05

@@ -20,7 +20,10 @@ BANK, LOANS, TRIAGE = (load_params(case) for case in ("bank", "loans", "triage")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--policies", "weekly"], "no policy 'weekly': choose from never, monthly, quarterly, drift, performance, oracle"),
+        (
+            ["--policies", "weekly"],
+            "no policy 'weekly': choose from never, monthly, quarterly, drift, performance, oracle",
+        ),
         (["--policies", "montly"], "did you mean 'monthly'?"),
         (["--policies", "oracle"], "the oracle chooses among what the others trained"),
         (["--since", "2008-08-15"], "starts with a month, not on 2008-08-15: give --since 2008-08-01"),
@@ -108,13 +111,19 @@ def test_the_oracle_finds_the_least_of_all_paths(losses, starts, price):
     possible = itertools.product(table, repeat=5)
     assert all(since[name] <= tick for tick, name in enumerate(path))
     assert total == pytest.approx(cost(path))
-    assert total <= min(cost(other) for other in possible if all(since[name] <= tick for tick, name in enumerate(other))) + 1e-9
+    assert (
+        total
+        <= min(cost(other) for other in possible if all(since[name] <= tick for tick, name in enumerate(other))) + 1e-9
+    )
 
 
 def test_ticks_that_do_not_count_change_no_choice():
     """A tick without a loss is free for every candidate: the change waits until it pays."""
     path, total = oracle.best({"a": [1.0, None, 1.0], "b": [1.0, None, 0.2]}, {"a": 0, "b": 1}, "a", 0.3)
-    assert (path, total) == (["a", "b", "b"], pytest.approx(1.5)) or (path, total) == (["a", "a", "b"], pytest.approx(1.5))
+    assert (path, total) == (["a", "b", "b"], pytest.approx(1.5)) or (path, total) == (
+        ["a", "a", "b"],
+        pytest.approx(1.5),
+    )
 
 
 def test_figures_count_what_was_run_and_paid():
@@ -125,7 +134,9 @@ def test_figures_count_what_was_run_and_paid():
         {"rows": 300, "training": done | {"outcome": "kept", "decision": "reject"}},
         {"rows": 5, "training": {"outcome": "skipped", "seconds": 0.0}},
     ]
-    found = frontier.figures(records, [{"log_loss": 1.0, "roc_auc": 0.6}, {"log_loss": 0.5, "roc_auc": 0.8}, None], price=0.1)
+    found = frontier.figures(
+        records, [{"log_loss": 1.0, "roc_auc": 0.6}, {"log_loss": 0.5, "roc_auc": 0.8}, None], price=0.1
+    )
     assert found["means"] == pytest.approx({"log_loss": 0.75, "roc_auc": 0.7})
     assert found["weighted"]["log_loss"] == pytest.approx(0.625)
     assert (found["retrains"], found["promotions"], found["skipped"], found["train_seconds"]) == (2, 1, 1, 4.0)
@@ -135,7 +146,15 @@ def test_figures_count_what_was_run_and_paid():
 
 def test_means_over_seeds_and_the_worst_tick_of_the_mean():
     """Figures are averaged over the seeds; the worst tick is that of the averaged losses, not of one seed."""
-    one = {"means": {"log_loss": 1.0}, "weighted": {"log_loss": 1.0}, "retrains": 1, "promotions": 1, "skipped": 0, "train_seconds": 1.0, "total": 1.0}
+    one = {
+        "means": {"log_loss": 1.0},
+        "weighted": {"log_loss": 1.0},
+        "retrains": 1,
+        "promotions": 1,
+        "skipped": 0,
+        "train_seconds": 1.0,
+        "total": 1.0,
+    }
     two = one | {"means": {"log_loss": 2.0}, "retrains": 2}
     found = frontier.over_seeds([one, two], [[0.1, 3.0, None], [2.5, 0.2, None]], ["a", "b", "c"])
     assert (found["means"]["log_loss"], found["retrains"]) == (1.5, 1.5)

@@ -46,7 +46,10 @@ def cached(home, folder):
 
 def trained(home):
     """When each candidate of a state was trained."""
-    return {path.parent.parent.name: storage.read_manifest(path.parent).provenance for path in home.glob("replay/loans/candidates/*/train/manifest.json")}
+    return {
+        path.parent.parent.name: storage.read_manifest(path.parent).provenance
+        for path in home.glob("replay/loans/candidates/*/train/manifest.json")
+    }
 
 
 def test_drift_retrains_and_serves_better_than_never(undisturbed):
@@ -63,7 +66,10 @@ def test_drift_retrains_and_serves_better_than_never(undisturbed):
 def test_before_they_part_all_policies_serve_the_same(undisturbed):
     """The first champion is one and the same, and so are the losses until somebody else serves."""
     never, drift = (undisturbed["policies"][name]["log_loss_by_tick"] for name in ("never", "drift"))
-    same = [one["candidate"] == other["candidate"] for one, other in zip(history(undisturbed, "never"), history(undisturbed, "drift"), strict=True)]
+    same = [
+        one["candidate"] == other["candidate"]
+        for one, other in zip(history(undisturbed, "never"), history(undisturbed, "drift"), strict=True)
+    ]
     assert same[0]
     assert not same[-1]
     assert all((one == other) == equal for one, other, equal in zip(never, drift, same, strict=True))
@@ -92,7 +98,11 @@ def test_what_is_served_is_logged_and_promoted_in_the_ledger(undisturbed, home):
     releases = ledger.releases(Settings(home=folder).ledger, "loans")
     assert [(release.champion, release.trigger) for release in releases] == [(1, "initial"), (2, "drift")]
     first = next(number for number, tick in enumerate(history(undisturbed, "drift")) if tick["training"])
-    lines = [json.loads(line) for path in sorted(folder.glob("prediction_log/loans/predictions/*.jsonl")) for line in path.read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for path in sorted(folder.glob("prediction_log/loans/predictions/*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
     versions = [line["version"] for line in lines]
     assert versions == [1] * 100 * (first + 1) + [2] * 100 * (len(undisturbed["ticks"]) - first - 1)
 
@@ -104,7 +114,9 @@ def test_no_label_is_logged_before_it_arrives(undisturbed, home):
     assert segments
     for path in segments:
         end = datetime.fromisoformat(f"{path.stem}T23:59:59.999999+00:00")
-        assert all(datetime.fromisoformat(json.loads(line)["event_time"]) <= end for line in path.read_text().splitlines())
+        assert all(
+            datetime.fromisoformat(json.loads(line)["event_time"]) <= end for line in path.read_text().splitlines()
+        )
     for path in home.glob("replay/loans/*-*/artefacts/loans/*/dataset/train.parquet"):
         as_of = storage.read_manifest(path.parent).as_of
         assert pl.read_parquet(path)["label_time"].max() <= as_of
@@ -118,7 +130,9 @@ def test_labels_that_have_not_arrived_change_nothing(undisturbed, home, tmp_path
 
     def turned(*arguments):
         late = pl.col("label_time") > datetime(until.year, until.month, until.day, tzinfo=UTC)
-        return honest(*arguments).with_columns(pl.when(late).then(1 - pl.col("granted")).otherwise(pl.col("granted")).alias("granted"))
+        return honest(*arguments).with_columns(
+            pl.when(late).then(1 - pl.col("granted")).otherwise(pl.col("granted")).alias("granted")
+        )
 
     monkeypatch.setattr(source, "rows", turned)
     found = history(played(cached(home, tmp_path), "drift", until), "drift")
@@ -136,7 +150,20 @@ def test_a_killed_replay_goes_on_where_it_was(undisturbed, home, tmp_path):
         "PERENNIAL_FAILPOINT": "drift:published",
     }
     environment.pop("PERENNIAL_DATA_DIR", None)
-    command = [sys.executable, "-m", "pipelines", "replay", "--case", "loans", "--policies", "never,drift,oracle", "--since", str(SINCE), "--until", str(UNTIL)]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines",
+        "replay",
+        "--case",
+        "loans",
+        "--policies",
+        "never,drift,oracle",
+        "--since",
+        str(SINCE),
+        "--until",
+        str(UNTIL),
+    ]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert len(list(folder.glob("replay/loans/never-*/ticks/*.json"))) == len(undisturbed["ticks"]) + 1
@@ -161,8 +188,8 @@ def test_the_report_says_what_the_summary_says(undisturbed):
     assert {len(row) for row in rows} == {len(columns(undisturbed))}
     html = page(undisturbed)
     assert all(f">{cell}<" in html for row in rows for cell in row)
-    assert "http" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("https://matplotlib.org", "").replace(
-        "http://creativecommons.org", ""
-    )
+    assert "http" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "https://matplotlib.org", ""
+    ).replace("http://creativecommons.org", "")
     assert "e-CUSUM" in html
     assert png(undisturbed)[:8] == b"\x89PNG\r\n\x1a\n"

@@ -13,7 +13,15 @@ EVIL = "<script>alert('x')</script>\"'&"
 
 def feature(name: str, psi: float = 0.4, **other) -> dict:
     """One feature that moved."""
-    common = {"psi": psi, "ks": None, "ks_error": None, "p_value": 0.0, "drifted": True, "severity": "severe", "ignored": False}
+    common = {
+        "psi": psi,
+        "ks": None,
+        "ks_error": None,
+        "p_value": 0.0,
+        "drifted": True,
+        "severity": "severe",
+        "ignored": False,
+    }
     return {"feature": name, "debiased_psi": psi, **common} | other
 
 
@@ -41,8 +49,18 @@ def seen(**given) -> dict:
 
 def verdict(decision: str, **evidence) -> dict:
     """A verdict as the ledger keeps it."""
-    known = {"metric": "log_loss", "n": 512, "opponent": "champion", "lift": {"value": 0.06, "low": 0.03, "high": 0.09}} | evidence
-    return {"as_of": NOW.isoformat(), "trigger": "drift", "hash": "h", "verdict": {"decision": decision, "reason": "r", "evidence": known}}
+    known = {
+        "metric": "log_loss",
+        "n": 512,
+        "opponent": "champion",
+        "lift": {"value": 0.06, "low": 0.03, "high": 0.09},
+    } | evidence
+    return {
+        "as_of": NOW.isoformat(),
+        "trigger": "drift",
+        "hash": "h",
+        "verdict": {"decision": decision, "reason": "r", "evidence": known},
+    }
 
 
 def test_names_and_values_are_escaped():
@@ -50,7 +68,11 @@ def test_names_and_values_are_escaped():
     told = alert(about=EVIL, runbook="javascript:alert(1)").model_dump(mode="json")
     moved = [{"feature": EVIL, "kind": "category", "value": EVIL, "before": 0.1, "now": 0.9}]
     slices = [{"field": EVIL, "value": EVIL, "rows": 80, "drop": {"value": 0.2, "low": 0.1, "high": 0.3}}]
-    raw = {"features": [feature(EVIL)], "reason": EVIL, "diagnosis": {"why": EVIL, "performance": "dropped", "slices": slices}}
+    raw = {
+        "features": [feature(EVIL)],
+        "reason": EVIL,
+        "diagnosis": {"why": EVIL, "performance": "dropped", "slices": slices},
+    }
     text = daily.page(seen(raw=raw, alerts=[told], moved=moved), {})
     assert "<script" not in text
     assert 'href="javascript' not in text
@@ -60,7 +82,9 @@ def test_names_and_values_are_escaped():
 def test_the_embeddings_of_texts_are_told_beside():
     """The KL of a text's projections stands below what moved, with its threshold; without a text nothing does."""
     told = {"embeddings": {"kl": 0.2, "most": 0.4, "threshold": 0.15}}
-    assert "is 0.200 nats in the mean, 0.400 at most; from 0.15 on they count as moved" in daily.page(seen(raw={"diagnosis": told}), {})
+    assert "is 0.200 nats in the mean, 0.400 at most; from 0.15 on they count as moved" in daily.page(
+        seen(raw={"diagnosis": told}), {}
+    )
     assert "Embeddings of the texts" not in daily.page(seen(raw={"diagnosis": {"embeddings": None}}), {})
 
 
@@ -81,8 +105,14 @@ def test_two_hundred_features_stay_a_page():
             "promote",
             "Yes: the training of 10 Jun 2020, asked for because of drift, improved log-loss by +0.060 (+0.030 to +0.090) nats over the champion on 512",
         ),
-        ("reject", "No: the training of 10 Jun 2020, asked for because of drift, was rejected, and the champion stayed: r."),
-        ("inconclusive", "Cannot be told: the training of 10 Jun 2020, asked for because of drift, was inconclusive, and the champion stayed: r."),
+        (
+            "reject",
+            "No: the training of 10 Jun 2020, asked for because of drift, was rejected, and the champion stayed: r.",
+        ),
+        (
+            "inconclusive",
+            "Cannot be told: the training of 10 Jun 2020, asked for because of drift, was inconclusive, and the champion stayed: r.",
+        ),
     ],
 )
 def test_every_verdict_has_its_words(decision, said):
@@ -101,10 +131,21 @@ def test_the_metric_is_drawn_with_what_happened_to_it():
             "labelled": 400 if n < 6 else 0,
         }
         | {"coverage": 1.0 if n < 6 else 0.0, "delay_days": 2.0 if n < 6 else None}
-        | ({"log_loss": 0.3 + n / 10, "low": 0.2 + n / 10, "high": 0.4 + n / 10} if n < 6 else {"log_loss": None, "low": None, "high": None})
+        | (
+            {"log_loss": 0.3 + n / 10, "low": 0.2 + n / 10, "high": 0.4 + n / 10}
+            if n < 6
+            else {"log_loss": None, "low": None, "high": None}
+        )
         for n in range(1, 8)
     ]
-    release = {"champion": 2, "as_of": "2020-06-04T00:00:00Z", "action": "promote", "reason": "better", "trigger": "drift", "verdict_hash": "x"}
+    release = {
+        "champion": 2,
+        "as_of": "2020-06-04T00:00:00Z",
+        "action": "promote",
+        "reason": "better",
+        "trigger": "drift",
+        "verdict_hash": "x",
+    }
     rejected = verdict("reject") | {"as_of": "2020-06-06T00:00:00+00:00"}
     text = daily.page(seen(raw={"performance": {"rolling": rolling}}, releases=[release], verdicts=[rejected]), {})
     chart = text[text.index("<svg") : text.index("</svg>")]
@@ -114,4 +155,6 @@ def test_the_metric_is_drawn_with_what_happened_to_it():
     assert "4 Jun 2020: v2, better" in chart
     assert "6 Jun 2020: rejected, r" in chart
     assert "labels not in yet" in chart
-    assert re.search(r"7 Jun 2020</td><td>v2</td><td class=\"n\">400</td><td class=\"n\">0 \(0%\)</td><td class=\"n\">-</td>", text)
+    assert re.search(
+        r"7 Jun 2020</td><td>v2</td><td class=\"n\">400</td><td class=\"n\">0 \(0%\)</td><td class=\"n\">-</td>", text
+    )

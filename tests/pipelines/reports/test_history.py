@@ -22,9 +22,18 @@ def settings(tmp_path, monkeypatch):
     gate = storage.read_manifest(candidate(found, month(1), bias=0.125, champion=7) / "gate")
     fields = {"case": CASE, "candidate_key": "k", "bundle": "b", "actor": "ada", "as_of": month(1)}
     ledger.append(
-        found.ledger, **fields, expected_seq=0, champion=8, action="promote", trigger="drift", reason="better", verdict_hash=gate.facts["verdict_sha256"]
+        found.ledger,
+        **fields,
+        expected_seq=0,
+        champion=8,
+        action="promote",
+        trigger="drift",
+        reason="better",
+        verdict_hash=gate.facts["verdict_sha256"],
     )
-    ledger.append(found.ledger, **fields, expected_seq=1, champion=7, action="rollback", trigger="manual", reason="complaints")
+    ledger.append(
+        found.ledger, **fields, expected_seq=1, champion=7, action="rollback", trigger="manual", reason="complaints"
+    )
     return found
 
 
@@ -35,7 +44,10 @@ def test_programs_get_one_line_of_json(capfd):
     out = capfd.readouterr().out
     answer = json.loads(out)
     assert out.count("\n") == 1
-    assert [(row["champion"], row["action"], row["reason"]) for row in answer["releases"]] == [(8, "promote", "better"), (7, "rollback", "complaints")]
+    assert [(row["champion"], row["action"], row["reason"]) for row in answer["releases"]] == [
+        (8, "promote", "better"),
+        (7, "rollback", "complaints"),
+    ]
     assert answer["releases"][0]["verdict"]["decision"] == "promote"
     assert answer["releases"][1]["verdict"] is None
 
@@ -64,7 +76,13 @@ def test_verdicts_that_released_nothing_are_in_the_history(capfd):
     console = Console(file=io.StringIO(), width=200)
     console.print(history.table(CASE, answer["releases"], answer["verdicts"]))
     lines = console.file.getvalue().splitlines()[2:]
-    assert [re.split(r"\s{2,}", line)[3] for line in lines] == ["rejected", "promote", "rollback", "inconclusive", "not released"]
+    assert [re.split(r"\s{2,}", line)[3] for line in lines] == [
+        "rejected",
+        "promote",
+        "rollback",
+        "inconclusive",
+        "not released",
+    ]
     assert "lift of 0.22" in lines[3]
 
 

@@ -22,7 +22,9 @@ from pipelines.reports import metrics
 from tests.pipelines.alerts.found import DAY, NOW, PARAMS, WINDOW, alert, report
 
 RULES = Path(__file__).parents[3] / "pipelines" / "alerts" / "prometheus.rules.yaml"
-MOVED = FeatureDrift(feature='a"b', psi=0.5, debiased_psi=0.4, ks=None, ks_error=None, p_value=0.0, drifted=True, severity="severe")
+MOVED = FeatureDrift(
+    feature='a"b', psi=0.5, debiased_psi=0.4, ks=None, ks_error=None, p_value=0.0, drifted=True, severity="severe"
+)
 FULL = report(
     state="CONFIRMED",
     action="alert",
@@ -32,8 +34,22 @@ FULL = report(
     policy={"path": ["WATCH", "CONFIRMED"], "trigger": "performance", "verdict": "none", "alarmed": True},
     performance={
         "rolling": [
-            {"end": (WINDOW.end - 20 * DAY).isoformat(), "rows": 400, "labelled": 360, "log_loss": 0.3, "low": 0.2, "high": 0.4},
-            {"end": (WINDOW.end - 15 * DAY).isoformat(), "rows": 400, "labelled": 280, "log_loss": 0.5, "low": 0.4, "high": 0.6},
+            {
+                "end": (WINDOW.end - 20 * DAY).isoformat(),
+                "rows": 400,
+                "labelled": 360,
+                "log_loss": 0.3,
+                "low": 0.2,
+                "high": 0.4,
+            },
+            {
+                "end": (WINDOW.end - 15 * DAY).isoformat(),
+                "rows": 400,
+                "labelled": 280,
+                "log_loss": 0.5,
+                "low": 0.4,
+                "high": 0.6,
+            },
             {"end": WINDOW.end.isoformat(), "rows": 400, "labelled": 0, "log_loss": None, "low": None, "high": None},
         ],
         "estimate": {"rows": 400, "log_loss": 0.45, "error_rate": 0.2, "low": 0.4, "high": 0.5},
@@ -50,11 +66,21 @@ def settings(tmp_path) -> Settings:
     folder.mkdir(parents=True)
     (folder / "report.json").write_text(storage.canonical_json(FULL))
     common = {"case": "loans", "candidate_key": "k", "bundle": "b", "reason": "r", "actor": "ada"}
-    ledger.append(url, **common, expected_seq=0, champion=3, action="promote", trigger="initial", as_of=WINDOW.end - 5 * DAY)
-    ledger.record_drift_state(url, case="loans", as_of=NOW, state={"as_of": NOW.isoformat(), "policy": {}}, evidence_hash="h")
+    ledger.append(
+        url, **common, expected_seq=0, champion=3, action="promote", trigger="initial", as_of=WINDOW.end - 5 * DAY
+    )
+    ledger.record_drift_state(
+        url, case="loans", as_of=NOW, state={"as_of": NOW.isoformat(), "policy": {}}, evidence_hash="h"
+    )
     ledger.open_episode(url, case="loans", episode="e1", as_of=NOW, evidence={"trigger": "performance"})
-    ledger.record_verdict(url, case="loans", gate_key="g", as_of=NOW, trigger="performance", verdict={"decision": "reject"})
-    there = [alert(), alert("labels_late", "coverage", state="silenced"), alert("champion_old", "champion", state="resolved")]
+    ledger.record_verdict(
+        url, case="loans", gate_key="g", as_of=NOW, trigger="performance", verdict={"decision": "reject"}
+    )
+    there = [
+        alert(),
+        alert("labels_late", "coverage", state="silenced"),
+        alert("champion_old", "champion", state="resolved"),
+    ]
     ledger.append_alerts(url, case="loans", seq=1, as_of=NOW, alerts=there, notices=[])
     ledger.note_delivery(url, case="loans", notice="n1", sink="webhook", attempt=1, event="failed")
     return settings
@@ -74,7 +100,9 @@ def test_what_is_known_is_told(settings):
     """Drift per feature, policy, labels, performance, champion, retrainings and alerts come out with the values that are stored."""
     found = read(metrics.render(settings, [PARAMS]))
     assert (found["drift_psi", 'a"b'], found["drift_detected", 'a"b'], found["drift_severity", 'a"b']) == (0.4, 1, 2)
-    assert {key[1]: value for key, value in found.items() if key[0] == "policy_state"} == {state: float(state == "CONFIRMED") for state in metrics.STATES}
+    assert {key[1]: value for key, value in found.items() if key[0] == "policy_state"} == {
+        state: float(state == "CONFIRMED") for state in metrics.STATES
+    }
     assert [found["episode_open", trigger] for trigger in ("drift", "performance", "volume")] == [0, 1, 0]
     assert (found["labels_coverage_ratio",], found["performance_alarm",]) == (0.7, 1)
     assert [found["log_loss", bound] for bound in metrics.BOUNDS] == [0.5, 0.4, 0.6]
@@ -82,7 +110,12 @@ def test_what_is_known_is_told(settings):
     assert found["log_loss_rise", "low"] == 0.1
     assert (found["champion_version",], found["champion_age_days",]) == (3, 5)
     assert found["window_end_timestamp_seconds",] == WINDOW.end.timestamp()
-    assert found["trainings", "performance", "reject"] == found["episodes", "performance"] == found["releases", "promote"] == 1
+    assert (
+        found["trainings", "performance", "reject"]
+        == found["episodes", "performance"]
+        == found["releases", "promote"]
+        == 1
+    )
     assert [found["alerts_open", severity] for severity in ("info", "warning", "critical")] == [0, 1, 0]
     assert found["alert_open", "volume_out_of_band", "warning"] == found["notices_undelivered", "webhook"] == 1
     assert len([key for key in found if key[0] == "alert_open"]) == 1
@@ -107,7 +140,9 @@ def test_the_rules_ask_for_what_is_exported():
     """Every rule parses, asks for exported series and declared thresholds only, and has severity, rule and the runbook's section of a rule of ours."""
     [group] = yaml.safe_load(RULES.read_text())["groups"]
     exported = {metrics.PREFIX + name for name in metrics.SERIES}
-    declared = {labels["name"] for name, labels, _ in metrics._declared(PARAMS) if name == "threshold"} | {"champion_days"}
+    declared = {labels["name"] for name, labels, _ in metrics._declared(PARAMS) if name == "threshold"} | {
+        "champion_days"
+    }
     for rule in group["rules"]:
         asked = set(re.findall(r"perennial_\w+", rule["expr"]))
         assert asked <= exported, rule["alert"]
@@ -122,28 +157,42 @@ def test_the_rules_ask_for_what_is_exported():
 def test_prometheus_evaluates_the_rules(settings, tmp_path):
     """Prometheus' own tool accepts the rules, and on the series of a case in trouble fires those that are meant, and no other."""
     lines = [line for line in metrics.render(settings, [PARAMS]).splitlines() if line and not line.startswith("#")]
-    series = [{"series": re.sub(r"^([^{]+\{.*\}) \S+$", r"\1", line), "values": f"{line.rpartition(' ')[2]}+0x20"} for line in lines]
+    series = [
+        {"series": re.sub(r"^([^{]+\{.*\}) \S+$", r"\1", line), "values": f"{line.rpartition(' ')[2]}+0x20"}
+        for line in lines
+    ]
     wanted = {"PerennialDriftConfirmed", "PerennialPerformanceDropped", "PerennialSinkBroken"}
     tests = [
         {"eval_time": "20m", "alertname": rule["alert"], "exp_alerts": []}
         for rule in yaml.safe_load(RULES.read_text())["groups"][0]["rules"]
         if rule["alert"] not in wanted
     ]
-    fired = [{"expr": f'count(ALERTS{{alertname="{name}"}})', "eval_time": "20m", "exp_samples": [{"labels": "{}", "value": 1}]} for name in sorted(wanted)]
+    fired = [
+        {
+            "expr": f'count(ALERTS{{alertname="{name}"}})',
+            "eval_time": "20m",
+            "exp_samples": [{"labels": "{}", "value": 1}],
+        }
+        for name in sorted(wanted)
+    ]
     about = {
         "rule_files": [str(RULES)],
         "evaluation_interval": "1m",
         "tests": [{"interval": "1m", "input_series": series, "alert_rule_test": tests, "promql_expr_test": fired}],
     }
     (tmp_path / "test.yaml").write_text(yaml.safe_dump(about))
-    done = subprocess.run(["promtool", "test", "rules", str(tmp_path / "test.yaml")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(tmp_path / "test.yaml")], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_metrics_are_served(settings):
     """GET /metrics answers with the text of the moment, anything else with 404, and a ledger that is away with 503."""
     port: Queue[int] = Queue()
-    threading.Thread(target=metrics.serve, args=(settings, lambda: ([PARAMS], {}), "127.0.0.1", 0, port.put), daemon=True).start()
+    threading.Thread(
+        target=metrics.serve, args=(settings, lambda: ([PARAMS], {}), "127.0.0.1", 0, port.put), daemon=True
+    ).start()
     url = f"http://127.0.0.1:{port.get(timeout=30)}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"{url}/metrics", timeout=30) as answer:
@@ -152,7 +201,9 @@ def test_metrics_are_served(settings):
     with pytest.raises(urllib.error.HTTPError, match="404"):
         opener.open(f"{url}/", timeout=30)
     away = Settings(home=settings.root, ledger_url=f"sqlite:///{settings.root}")
-    threading.Thread(target=metrics.serve, args=(away, lambda: ([PARAMS], {}), "127.0.0.1", 0, port.put), daemon=True).start()
+    threading.Thread(
+        target=metrics.serve, args=(away, lambda: ([PARAMS], {}), "127.0.0.1", 0, port.put), daemon=True
+    ).start()
     with pytest.raises(urllib.error.HTTPError, match="503"):
         opener.open(f"http://127.0.0.1:{port.get(timeout=30)}/metrics", timeout=30)
 
@@ -160,12 +211,31 @@ def test_metrics_are_served(settings):
 def test_an_episode_of_another_champion_has_its_age_from_its_promotion(settings):
     """After a rollback the age is that of the training of the version that serves again, not of the rollback."""
     common = {"case": "loans", "candidate_key": "k", "bundle": "b", "reason": "r", "actor": "ada"}
-    ledger.append(settings.ledger, **common, expected_seq=1, champion=4, action="promote", trigger="drift", as_of=WINDOW.end - 2 * DAY)
-    ledger.append(settings.ledger, **common, expected_seq=2, champion=3, action="rollback", trigger="manual", as_of=WINDOW.end - timedelta(hours=5))
+    ledger.append(
+        settings.ledger,
+        **common,
+        expected_seq=1,
+        champion=4,
+        action="promote",
+        trigger="drift",
+        as_of=WINDOW.end - 2 * DAY,
+    )
+    ledger.append(
+        settings.ledger,
+        **common,
+        expected_seq=2,
+        champion=3,
+        action="rollback",
+        trigger="manual",
+        as_of=WINDOW.end - timedelta(hours=5),
+    )
     assert read(metrics.render(settings, [PARAMS]))["champion_age_days",] == 5
 
 
-@pytest.mark.parametrize("statement", ["UPDATE releases SET hash = 'f'", "UPDATE verdicts SET verdict = CAST(x'ff00' AS TEXT)", "DELETE FROM releases"])
+@pytest.mark.parametrize(
+    "statement",
+    ["UPDATE releases SET hash = 'f'", "UPDATE verdicts SET verdict = CAST(x'ff00' AS TEXT)", "DELETE FROM releases"],
+)
 def test_a_damaged_row_costs_the_other_cases_nothing(settings, statement):
     """A row that the ledger did not write, or that is no text at all, breaks its own case in the metrics; the others keep their series."""
     other = PARAMS.model_copy(update={"case": "desk"})

@@ -11,16 +11,37 @@ from pipelines.reports.replay import month_label, page
 def _metric(values, *, higher):
     """One metric over two windows; ``values`` are (frozen, perennial, ungated) of each."""
     names = ("frozen", "perennial", "ungated")
-    rows = [{"month": f"2015 Q{number + 1}", "n": 900, "positives": 600, **dict(zip(names, found, strict=True))} for number, found in enumerate(values)]
-    means = {f"{name}_mean{kind}": sum(row[name] for row in rows) / len(rows) for name in names for kind in ("", "_weighted")}
+    rows = [
+        {"month": f"2015 Q{number + 1}", "n": 900, "positives": 600, **dict(zip(names, found, strict=True))}
+        for number, found in enumerate(values)
+    ]
+    means = {
+        f"{name}_mean{kind}": sum(row[name] for row in rows) / len(rows) for name in names for kind in ("", "_weighted")
+    }
     return {"higher_is_better": higher, "per_month": rows, **means}
 
 
 def summary(**changes):
     """A small summary.json of the triage case: two quarters, one promotion, one rejection."""
-    quiet = {"state": "STABLE", "action": "none", "reason": "", "episode": None, "max_psi": 0.05, "feature": "prediction"}
+    quiet = {
+        "state": "STABLE",
+        "action": "none",
+        "reason": "",
+        "episode": None,
+        "max_psi": 0.05,
+        "feature": "prediction",
+    }
     loud = {**quiet, "state": "DRIFT", "action": "retrain", "reason": "two of three windows are severe", "max_psi": 0.4}
-    verdict = {"trigger": "schedule", "decision": "promote", "rule": "lift", "reason": "better", "n": 500, "lift": 0.12, "low": 0.05, "high": 0.2}
+    verdict = {
+        "trigger": "schedule",
+        "decision": "promote",
+        "rule": "lift",
+        "reason": "better",
+        "n": 500,
+        "lift": 0.12,
+        "low": 0.05,
+        "high": 0.2,
+    }
     return {
         "case": "triage",
         "tick": "quarter",
@@ -28,10 +49,29 @@ def summary(**changes):
         "source": "real",
         "source_name": "nvd_cve",
         "notice": "Derived from the National Vulnerability Database",
-        "scope": {"traffic_rows_per_month": 300, "rows_per_training": 2000, "seconds_per_training": 90, "params": {"train.epochs": 1, "export.int8": False}},
+        "scope": {
+            "traffic_rows_per_month": 300,
+            "rows_per_training": 2000,
+            "seconds_per_training": 90,
+            "params": {"train.epochs": 1, "export.int8": False},
+        },
         "trainings": [
-            {"as_of": "2015-01-01T00:00:00Z", "rows": 2000, "seconds": 61.2, "stopped": "finished", "strategy": "single", "ranks": 1},
-            {"as_of": "2015-04-01T00:00:00Z", "rows": 1990, "seconds": 90.3, "stopped": "budget", "strategy": "single", "ranks": 1},
+            {
+                "as_of": "2015-01-01T00:00:00Z",
+                "rows": 2000,
+                "seconds": 61.2,
+                "stopped": "finished",
+                "strategy": "single",
+                "ranks": 1,
+            },
+            {
+                "as_of": "2015-04-01T00:00:00Z",
+                "rows": 1990,
+                "seconds": 90.3,
+                "stopped": "budget",
+                "strategy": "single",
+                "ranks": 1,
+            },
         ],
         "classes": 11,
         "rows_acknowledged": 1800,
@@ -41,8 +81,20 @@ def summary(**changes):
         "training_runs_by_trigger": {"initial": 1, "schedule": 1, "drift": 1, "manual": 0},
         "verdicts": {"promote": 2, "reject": 1, "inconclusive": 0},
         "champions": [
-            {"version": 1, "since": "2015-01-01T00:00:00Z", "trigger": "initial", "reason": "first", "mlflow_run": "a1"},
-            {"version": 2, "since": "2015-04-01T00:00:00Z", "trigger": "schedule", "reason": "better", "mlflow_run": "b2"},
+            {
+                "version": 1,
+                "since": "2015-01-01T00:00:00Z",
+                "trigger": "initial",
+                "reason": "first",
+                "mlflow_run": "a1",
+            },
+            {
+                "version": 2,
+                "since": "2015-04-01T00:00:00Z",
+                "trigger": "schedule",
+                "reason": "better",
+                "mlflow_run": "b2",
+            },
         ],
         "metrics": {
             "macro_f1": _metric([(0.51, 0.51, 0.51), (0.47, 0.55, 0.57)], higher=True),
@@ -50,7 +102,14 @@ def summary(**changes):
             "accuracy": _metric([(0.61, 0.61, 0.61), (0.55, 0.64, 0.64)], higher=True),
         },
         "timeline": [
-            {"month": "2015 Q1", "rows": 900, "champion": 1, "champion_after": 2, "drift": quiet, "verdicts": [{**verdict, "outcome": "promoted"}]},
+            {
+                "month": "2015 Q1",
+                "rows": 900,
+                "champion": 1,
+                "champion_after": 2,
+                "drift": quiet,
+                "verdicts": [{**verdict, "outcome": "promoted"}],
+            },
             {
                 "month": "2015 Q2",
                 "rows": 900,
@@ -103,7 +162,9 @@ def test_a_reduced_replay_says_its_scope(html):
     """What was trained at most, and what each training really took, stands on the page of a reduced replay and on no other."""
     said = "At most 300 sampled rows of traffic a month; at most 2,000 rows and 90 s per training."
     assert said in _words(html)
-    assert "Instead of the case's own parameters: train.epochs: 1 , export.int8: false ." in _words(html).replace("&#39;", "'")
+    assert "Instead of the case's own parameters: train.epochs: 1 , export.int8: false ." in _words(html).replace(
+        "&#39;", "'"
+    )
     assert "2015-04-01 1,990 90.3 by its budget single" in _words(html)
     scope = {"traffic_rows_per_month": None, "rows_per_training": None, "seconds_per_training": None}
     assert "per training" not in _words(page(summary(scope=scope)))
@@ -118,4 +179,9 @@ def test_nothing_is_loaded_from_elsewhere(html):
 def test_windows_are_named_by_their_tick():
     """A window is its quarter, its month or its day."""
     moment = datetime(2015, 4, 1, tzinfo=UTC)
-    assert [month_label(moment, tick) for tick in ("quarter", "month", "week", "day")] == ["2015 Q2", "2015-04", "2015-04-01", "2015-04-01"]
+    assert [month_label(moment, tick) for tick in ("quarter", "month", "week", "day")] == [
+        "2015 Q2",
+        "2015-04",
+        "2015-04-01",
+        "2015-04-01",
+    ]

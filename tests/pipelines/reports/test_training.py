@@ -8,7 +8,10 @@ from pipelines.reports import training
 
 
 def _lines(count, **more):
-    return [{"step": s, "loss": 1 / s, "lr": 0.1, "grad_norm": 1.0 + s % 3, "samples": 8 * s, "seconds": 0.1 * s} | more for s in range(1, count + 1)]
+    return [
+        {"step": s, "loss": 1 / s, "lr": 0.1, "grad_norm": 1.0 + s % 3, "samples": 8 * s, "seconds": 0.1 * s} | more
+        for s in range(1, count + 1)
+    ]
 
 
 def _colours(path, colour):
@@ -20,7 +23,11 @@ def _colours(path, colour):
 def test_validation_is_drawn_over_training(tmp_path):
     """With validations there is a second curve in its own colour, without there is none; equal lines give equal bytes."""
     plain = training.curves(_lines(100), "bank", tmp_path / "a.png")
-    both = training.curves([*_lines(100), {"step": 50, "validation_loss": 0.4}, {"step": 100, "validation_loss": 0.3}], "bank", tmp_path / "b.png")
+    both = training.curves(
+        [*_lines(100), {"step": 50, "validation_loss": 0.4}, {"step": 100, "validation_loss": 0.3}],
+        "bank",
+        tmp_path / "b.png",
+    )
     again = training.curves(_lines(100), "bank", tmp_path / "c.png")
     assert _colours(plain, training.SECOND) == 0 < _colours(both, training.SECOND)
     assert plain.read_bytes() == again.read_bytes()
@@ -48,6 +55,11 @@ def test_a_calibration_needs_no_spread(tmp_path):
 
 def test_throughput_is_that_of_all_steps():
     """Steps of unequal speed have the throughput of their time together, not the mean of their rates; where no time passed there is none."""
-    uneven = [{"samples": 0, "seconds": 0.0}, {"samples": 10, "seconds": 0.1}, {"samples": 20, "seconds": 1.0}, {"samples": 30, "seconds": 1.1}]
+    uneven = [
+        {"samples": 0, "seconds": 0.0},
+        {"samples": 10, "seconds": 0.1},
+        {"samples": 20, "seconds": 1.0},
+        {"samples": 30, "seconds": 1.1},
+    ]
     assert training._speeds(uneven, 2) == pytest.approx([20.0, 20.0])
     assert np.isnan(training._speeds([{"samples": 0, "seconds": 1.0}, {"samples": 8, "seconds": 1.0}], 1)).all()

@@ -32,27 +32,51 @@ def made_rows(fields: Fields, count: int, seed: int = 0) -> pl.DataFrame:
     columns: dict = {}
     for field in fields.fields:
         if field is fields.text:
-            columns[field.name] = [f"{WORDS[label % len(WORDS)]} in the {WORDS[n % len(WORDS)]} plugin {n}" for n, label in enumerate(labels)]
+            columns[field.name] = [
+                f"{WORDS[label % len(WORDS)]} in the {WORDS[n % len(WORDS)]} plugin {n}"
+                for n, label in enumerate(labels)
+            ]
         elif isinstance(field, Categorical):
             columns[field.name] = [field.values[code] for code in generator.integers(0, len(field.values), count)]
         else:
-            columns[field.name] = generator.integers(20, 60, count).astype(float) + 30 * labels * (field is fields.numeric[0])
-    times = pl.Series([AS_OF - timedelta(minutes=30 * (count - n)) for n in range(count)], dtype=pl.Datetime("us", "UTC"))
+            columns[field.name] = generator.integers(20, 60, count).astype(float) + 30 * labels * (
+                field is fields.numeric[0]
+            )
+    times = pl.Series(
+        [AS_OF - timedelta(minutes=30 * (count - n)) for n in range(count)], dtype=pl.Datetime("us", "UTC")
+    )
     names = pl.Series([f"r{seed}-{n}" for n in range(count)], dtype=pl.String)
-    return pl.DataFrame({"id": names, "event_time": times, **columns, fields.label: pl.Series(labels.astype(np.int8)), "label_time": times})
+    return pl.DataFrame(
+        {
+            "id": names,
+            "event_time": times,
+            **columns,
+            fields.label: pl.Series(labels.astype(np.int8)),
+            "label_time": times,
+        }
+    )
 
 
 def small(case: str, **train_params) -> Params:
     """A case's parameters, trained in one process for two epochs."""
     params = load_params(case)
-    changes = {"epochs": 2, "batch_size": 32, "ranks": 1, "threads": 1, "budget_minutes": None, "checkpoint_every": None} | train_params
+    changes = {
+        "epochs": 2,
+        "batch_size": 32,
+        "ranks": 1,
+        "threads": 1,
+        "budget_minutes": None,
+        "checkpoint_every": None,
+    } | train_params
     return params.model_copy(update={"train": params.train.model_copy(update=changes)})
 
 
 def small_text(encoder: Path) -> Params:
     """The triage case on a tiny encoder, in fp32."""
     params = small("triage", epochs=1, batch_size=16, precision="fp32")
-    return params.model_copy(update={"model": params.model.model_copy(update={"encoder": str(encoder), "max_tokens": 32})})
+    return params.model_copy(
+        update={"model": params.model.model_copy(update={"encoder": str(encoder), "max_tokens": 32})}
+    )
 
 
 def register(settings: Settings, params: Params, version: int, rows: pl.DataFrame | None = None) -> Path:
@@ -76,10 +100,24 @@ def register(settings: Settings, params: Params, version: int, rows: pl.DataFram
             **({"class_counts": counts} if fields.classes else {}),
         }
 
-    storage.commit(run_dir / "dataset", case=params.case, as_of=AS_OF, key=storage.digest(["dataset", params.case]), inputs={}, build=dataset)
+    storage.commit(
+        run_dir / "dataset",
+        case=params.case,
+        as_of=AS_OF,
+        key=storage.digest(["dataset", params.case]),
+        inputs={},
+        build=dataset,
+    )
     for step in (train, export, evaluate):
         step.run(params, settings, run_dir, AS_OF)
     inputs = {"gate": storage.digest(["gate", version]), "export": storage.read_manifest(run_dir / "export").key}
     facts = {"version": version, "mlflow_run": f"run-{version}"}
-    storage.commit(run_dir / "register", case=params.case, as_of=AS_OF, key=storage.digest(inputs), inputs=inputs, build=lambda _folder: facts)
+    storage.commit(
+        run_dir / "register",
+        case=params.case,
+        as_of=AS_OF,
+        key=storage.digest(inputs),
+        inputs=inputs,
+        build=lambda _folder: facts,
+    )
     return run_dir

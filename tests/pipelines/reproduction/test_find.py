@@ -18,7 +18,13 @@ FILES = {
     "evaluate": (),
     "register": (),
 }
-INPUTS = {"dataset": (), "train": ("dataset",), "export": ("dataset", "train"), "evaluate": ("dataset", "export"), "register": ("gate", "export")}
+INPUTS = {
+    "dataset": (),
+    "train": ("dataset",),
+    "export": ("dataset", "train"),
+    "evaluate": ("dataset", "export"),
+    "register": ("gate", "export"),
+}
 
 
 @pytest.fixture
@@ -39,7 +45,14 @@ def put_run(settings, version, as_of=AS_OF, mark=""):
                 (folder / name).write_text(f"{name} {version} {mark}")
             return {"version": version, "challenger": {}} if step in {"register", "evaluate"} else {}
 
-        storage.commit(run_dir / step, case="loans", as_of=as_of, key=keys[step], inputs={name: keys[name] for name in INPUTS[step]}, build=build)
+        storage.commit(
+            run_dir / step,
+            case="loans",
+            as_of=as_of,
+            key=keys[step],
+            inputs={name: keys[name] for name in INPUTS[step]},
+            build=build,
+        )
     return run_dir, keys
 
 
@@ -57,7 +70,9 @@ def test_folders_that_were_set_aside_are_found(settings):
     run_dir, keys = put_run(settings, 1)
     put_run(settings, 2, mark="again")
     found = find(settings, "loans", 1)
-    assert {step: manifest.key for step, manifest in found.manifests.items()} == {step: keys[step] for step in found.manifests}
+    assert {step: manifest.key for step, manifest in found.manifests.items()} == {
+        step: keys[step] for step in found.manifests
+    }
     assert found.folders["train"].name.startswith("train.")
     assert find(settings, "loans", 2).folders["train"] == run_dir / "train"
 
@@ -89,7 +104,16 @@ def test_an_unknown_version_is_refused_with_those_there_are(settings):
         find(settings, "loans", 9)
 
 
-@pytest.mark.parametrize("name", ["train/record.json", "train/metrics.jsonl", "train/weights.pt", "dataset/train.parquet", "dataset/holdout.parquet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train/record.json",
+        "train/metrics.jsonl",
+        "train/weights.pt",
+        "dataset/train.parquet",
+        "dataset/holdout.parquet",
+    ],
+)
 def test_a_missing_file_is_named(settings, name):
     """Without its record, its rows or its weights a version cannot be reproduced, and the file that is missing is named."""
     run_dir, _ = put_run(settings, 1)

@@ -54,10 +54,21 @@ def test_a_text_version_has_a_complete_bundle(reports):
     """Tokenizer, contract, feature spec and the int8 variant are in the exported folder, and the facts say what int8 changes."""
     version = find(reports, "triage", 1)
     export = version.manifests["export"]
-    assert {"model.onnx", "model.int8.onnx", "tokenizer.json", "bundle.json", "fields.json", "contract.json", "spec.json", "reference.parquet"} == set(
-        export.files
+    assert {
+        "model.onnx",
+        "model.int8.onnx",
+        "tokenizer.json",
+        "bundle.json",
+        "fields.json",
+        "contract.json",
+        "spec.json",
+        "reference.parquet",
+    } == set(export.files)
+    assert (
+        export.files["tokenizer.json"]
+        == version.manifests["train"].files["tokenizer.json"]
+        == export.facts["tokenizer_sha256"]
     )
-    assert export.files["tokenizer.json"] == version.manifests["train"].files["tokenizer.json"] == export.facts["tokenizer_sha256"]
     assert (export.facts["precision"], export.facts["classes"]) == ("fp32", list(load_fields("triage").classes))
     change, variants = export.facts["variants"]["int8"]["change"], export.facts["variants"]
     assert variants["int8"]["bytes"] < variants["fp32"]["bytes"]

@@ -28,5 +28,9 @@ def fresh_state(server, folder):
         triton.unload(settings, CASE)
     for name in ("artefacts", f"model_repository/{CASE}"):
         shutil.rmtree(home / name, ignore_errors=True)
-    own = {"ledger_url": f"sqlite:///{folder / 'ledger.db'}", "mlflow_url": f"http://127.0.0.1:{free_port()}", "actor": "ada"}
+    own = {
+        "ledger_url": f"sqlite:///{folder / 'ledger.db'}",
+        "mlflow_url": f"http://127.0.0.1:{free_port()}",
+        "actor": "ada",
+    }
     return settings.model_copy(update=own)

@@ -39,7 +39,14 @@ def drifted(settings: Settings, as_of: datetime, *, page: bool = True, **given) 
     """What the drift run leaves: a report and a page, and in the ledger the state and the episode."""
     found = report(**given)
     if page:
-        storage.commit(settings.run_dir("loans", as_of) / "report", case="loans", as_of=as_of, key="page", inputs={}, build=lambda _folder: {})
+        storage.commit(
+            settings.run_dir("loans", as_of) / "report",
+            case="loans",
+            as_of=as_of,
+            key="page",
+            inputs={},
+            build=lambda _folder: {},
+        )
     storage.commit(
         settings.run_dir("loans", as_of) / "drift",
         case="loans",
@@ -80,7 +87,12 @@ def test_an_hourly_alert_is_one_alert_for_a_week(settings):
     [over] = ledger.alerts(settings.ledger, "loans")
     assert (over.count, over.state) == (168, "resolved")
     about = {"rule": over.rule, "severity": over.severity, "owner": over.owner, "runbook": over.runbook}
-    assert about == {"rule": "quality_blocked", "severity": "critical", "owner": "data-on-call", "runbook": "docs/runbooks.md#quality-blocked"}
+    assert about == {
+        "rule": "quality_blocked",
+        "severity": "critical",
+        "owner": "data-on-call",
+        "runbook": "docs/runbooks.md#quality-blocked",
+    }
 
 
 def test_running_again_says_nothing_again(settings):
@@ -89,7 +101,11 @@ def test_running_again_says_nothing_again(settings):
     with receiver(200) as (url, bodies):
         first = told(hooked(settings, url), NOW)
         rows = ledger.alert_runs(settings.ledger, "loans")
-        assert told(hooked(settings, url), NOW) == first == {"critical": 0, "warning": 1, "info": 0, "notices": 1, "undelivered": 0}
+        assert (
+            told(hooked(settings, url), NOW)
+            == first
+            == {"critical": 0, "warning": 1, "info": 0, "notices": 1, "undelivered": 0}
+        )
     assert len(bodies) == 1
     assert ledger.alert_runs(settings.ledger, "loans") == rows
     kept = json.loads((settings.run_dir("loans", NOW) / "alert" / "alerts.json").read_text())
@@ -133,7 +149,9 @@ def test_a_broken_webhook_is_a_fact_and_an_alert(settings):
 
 def test_a_silence_is_kept_and_ends(settings):
     """While a rule is silenced its alerts are counted and nobody is told; afterwards people are."""
-    ledger.silence(settings.ledger, case="loans", rule="volume_out_of_band", until=NOW + 2 * HOUR, reason="campaign", actor="ada")
+    ledger.silence(
+        settings.ledger, case="loans", rule="volume_out_of_band", until=NOW + 2 * HOUR, reason="campaign", actor="ada"
+    )
     with receiver(200) as (url, bodies):
         for number in range(3):
             drifted(settings, NOW + number * HOUR, quality=LOW)
@@ -150,7 +168,10 @@ def test_a_page_that_was_not_drawn_is_an_alert(settings):
     drifted(settings, NOW + HOUR)
     assert told(settings, NOW + HOUR)["info"] == 1
     [one] = ledger.alerts(settings.ledger, "loans")
-    assert (one.key, one.summary) == ("page_broken:report", "the run before left no page in 20200610T020000Z/report: see its report task")
+    assert (one.key, one.summary) == (
+        "page_broken:report",
+        "the run before left no page in 20200610T020000Z/report: see its report task",
+    )
     drifted(settings, NOW + 2 * HOUR)
     assert told(settings, NOW + 2 * HOUR)["notices"] == 0
 

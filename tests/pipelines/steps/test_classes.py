@@ -25,7 +25,14 @@ from tests.pipelines.reported import CASE, FIELDS, START, reports, scores, serve
 APRIL, JULY, AUGUST = (datetime(2015, month, 1, tzinfo=UTC) for month in (4, 7, 8))
 HALF, ALL = (0, 1, 2, 3, 4), tuple(range(len(FIELDS.classes)))
 _DEFAULTS = load_params(CASE)
-SMALL = {"window_days": 100, "min_rows": 100, "max_rows": 300, "min_holdout": 20, "replay_share": 0.1, "history_rows": 80}
+SMALL = {
+    "window_days": 100,
+    "min_rows": 100,
+    "max_rows": 300,
+    "min_holdout": 20,
+    "replay_share": 0.1,
+    "history_rows": 80,
+}
 PARAMS = _DEFAULTS.model_copy(
     update={
         "training_rows": "log",
@@ -38,7 +45,14 @@ PARAMS = _DEFAULTS.model_copy(
 def put(settings, as_of, step, build, inputs=None):
     """A committed step folder."""
     key = storage.digest([step, as_of.isoformat()])
-    return storage.commit(settings.run_dir(CASE, as_of) / step, case=CASE, as_of=as_of, key=key, inputs=inputs or {}, build=lambda folder: build(folder) or {})
+    return storage.commit(
+        settings.run_dir(CASE, as_of) / step,
+        case=CASE,
+        as_of=as_of,
+        key=key,
+        inputs=inputs or {},
+        build=lambda folder: build(folder) or {},
+    )
 
 
 def release(settings):
@@ -47,13 +61,24 @@ def release(settings):
 
     def export(folder):
         write_bundle(folder, HALF)
-        (folder / FILE).write_bytes(to_bytes(reference_profile(train, scores(folder, holdout), FIELDS, load_spec(FIELDS), holdout)))
+        (folder / FILE).write_bytes(
+            to_bytes(reference_profile(train, scores(folder, holdout), FIELDS, load_spec(FIELDS), holdout))
+        )
 
     learned_from = put(settings, START, "dataset", lambda folder: train.write_parquet(folder / "train.parquet"))
     made = put(settings, START, "export", export, {"dataset": learned_from.key})
     bundle = settings.run_dir(CASE, START) / "export"
     named = {"case": CASE, "candidate_key": made.key, "bundle": str(bundle.relative_to(settings.root)), "as_of": START}
-    ledger.append(settings.ledger, expected_seq=0, champion=1, action="promote", trigger="initial", reason="test", actor="test", **named)
+    ledger.append(
+        settings.ledger,
+        expected_seq=0,
+        champion=1,
+        action="promote",
+        trigger="initial",
+        reason="test",
+        actor="test",
+        **named,
+    )
     return bundle
 
 
@@ -65,7 +90,8 @@ def line(tmp_path_factory):
     serve(settings, champion, reports(600, seed=3), "first")
     serve(settings, champion, reports(600, start=APRIL, days=91, seed=4, words=16, common=8), "second")
     odd = reports(3, start=JULY, days=1, seed=5).with_columns(
-        text=pl.Series(["\u200b \n", "x" * 20_001, "word1 fine"]), **{FIELDS.label: pl.Series([1, 1, 99], dtype=pl.Int8)}
+        text=pl.Series(["\u200b \n", "x" * 20_001, "word1 fine"]),
+        **{FIELDS.label: pl.Series([1, 1, 99], dtype=pl.Int8)},
     )
     serve(settings, champion, odd, "odd")
     for as_of in (APRIL, JULY):
@@ -93,7 +119,11 @@ def rows(run_dir, step, name):
 def test_bad_texts_and_labels_are_quarantined(line):
     """A text of no visible character, one that is too long and a label that is no class leave the line with their reasons."""
     _, run_dir = line
-    assert rows(run_dir, "validate", "quarantine")["reasons"].to_list() == ["text: empty", "text: longer than 20000 characters", f"{FIELDS.label}: no class"]
+    assert rows(run_dir, "validate", "quarantine")["reasons"].to_list() == [
+        "text: empty",
+        "text: longer than 20000 characters",
+        f"{FIELDS.label}: no class",
+    ]
     assert facts(run_dir, "validate")["bad"] == 3
 
 
@@ -102,13 +132,21 @@ def test_the_dataset_is_thinned_replayed_and_counted(line):
     _, run_dir = line
     train, history = rows(run_dir, "dataset", "train"), rows(run_dir, "dataset", "history")
     said = facts(run_dir, "dataset")
-    assert (said["rule"], said["train_rows"], said["replayed_rows"], said["holdout_rows"], said["history_rows"]) == ("window", 267, 27, 60, 80)
+    assert (said["rule"], said["train_rows"], said["replayed_rows"], said["holdout_rows"], said["history_rows"]) == (
+        "window",
+        267,
+        27,
+        60,
+        80,
+    )
     window = datetime.fromisoformat(said["window"]["start"])
     assert train.filter(pl.col("event_time") < window).height == 27
     assert history["event_time"].max() < window
     assert not set(history["id"]) & set(train["id"])
     counts = train[FIELDS.label].value_counts()
-    assert said["class_counts"] == {name: int(counts.filter(pl.col(FIELDS.label) == at)["count"].sum()) for at, name in enumerate(FIELDS.classes)}
+    assert said["class_counts"] == {
+        name: int(counts.filter(pl.col(FIELDS.label) == at)["count"].sum()) for at, name in enumerate(FIELDS.classes)
+    }
     assert said["positives"] == 267 - max(said["class_counts"].values())
     assert sum(said["base_rate"]) == pytest.approx(1)
 
@@ -186,7 +224,10 @@ def test_a_slice_that_is_no_column_is_named(line):
 def test_texts_drift_by_their_words_and_predictions(line):
     """A quiet quarter moves nothing; longer reports of another mix move words and predictions, and the loss with them."""
     settings, _ = line
-    quiet, moved = (DriftReport.model_validate_json((settings.run_dir(CASE, at) / "drift" / "report.json").read_bytes()) for at in (APRIL, JULY))
+    quiet, moved = (
+        DriftReport.model_validate_json((settings.run_dir(CASE, at) / "drift" / "report.json").read_bytes())
+        for at in (APRIL, JULY)
+    )
     shown = {"text.unknown", "text.tokens", "entropy", *(f"text.projection{number}" for number in range(1, 9))}
     assert {feature.feature for feature in quiet.features} == {"text.words", "prediction", "score", *shown}
     assert {feature.feature for feature in quiet.features if feature.ignored} == shown
@@ -218,9 +259,14 @@ def test_labels_speak_without_scores(tmp_path):
     """If the log has no probabilities of all classes, errors count and the loss is silent; impossible labels are left out."""
     other = Settings(home=tmp_path)
     champion = release(other)
-    told = reports(400, seed=3).with_columns(pl.when(pl.int_range(pl.len()) < 5).then(99).otherwise(pl.col(FIELDS.label)).cast(pl.Int8).alias(FIELDS.label))
+    told = reports(400, seed=3).with_columns(
+        pl.when(pl.int_range(pl.len()) < 5).then(99).otherwise(pl.col(FIELDS.label)).cast(pl.Int8).alias(FIELDS.label)
+    )
     given = scores(champion, told)
-    lines = [line | {"score": float(own.max()), "prediction": int(own.argmax())} for line, own in zip(loglines.predictions(told, FIELDS), given, strict=True)]
+    lines = [
+        line | {"score": float(own.max()), "prediction": int(own.argmax())}
+        for line, own in zip(loglines.predictions(told, FIELDS), given, strict=True)
+    ]
     loglines.write(other, CASE, "predictions", "a", lines)
     loglines.write(other, CASE, "labels", "a", loglines.labels(told, FIELDS))
     profile.run(PARAMS, other, other.run_dir(CASE, APRIL), APRIL)
@@ -229,5 +275,7 @@ def test_labels_speak_without_scores(tmp_path):
     arrived = told.filter((pl.col("label_time") <= APRIL) & (pl.col(FIELDS.label) < 99))
     wrong = given.argmax(1)[: told.height] != told[FIELDS.label].to_numpy()
     assert seen["rows"] == arrived.height
-    assert seen["errors"] == int(wrong[(told["label_time"] <= APRIL).to_numpy() & (told[FIELDS.label] < 99).to_numpy()].sum())
+    assert seen["errors"] == int(
+        wrong[(told["label_time"] <= APRIL).to_numpy() & (told[FIELDS.label] < 99).to_numpy()].sum()
+    )
     assert seen["drop"] is None

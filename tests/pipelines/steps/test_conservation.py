@@ -127,7 +127,10 @@ def test_the_order_of_a_delivery_does_not_show(monkeypatch: pytest.MonkeyPatch, 
             (
                 made.key,
                 checked.key,
-                [pl.read_parquet(run_dir / "validate" / f"{name}.parquet").to_dicts() for name in ("rows", "quarantine")],
+                [
+                    pl.read_parquet(run_dir / "validate" / f"{name}.parquet").to_dicts()
+                    for name in ("rows", "quarantine")
+                ],
             )
         )
     assert found[0] == found[1] == found[2]

@@ -58,7 +58,11 @@ def test_no_row_is_judged_on_that_a_model_was_trained_on(settings: Settings):
     _run(settings, FIRST)
     promote_first(settings)
     known = _ids(settings, FIRST, "train")
-    facts = _run(settings, SECOND, PARAMS.model_copy(update={"dataset": PARAMS.dataset.model_copy(update={"holdout_share": 0.5})})).facts
+    facts = _run(
+        settings,
+        SECOND,
+        PARAMS.model_copy(update={"dataset": PARAMS.dataset.model_copy(update={"holdout_share": 0.5})}),
+    ).facts
     train, holdout = _ids(settings, SECOND, "train"), _ids(settings, SECOND, "holdout")
     assert facts["champion"] == 1
     assert facts["excluded_rows"] > 0
@@ -71,7 +75,9 @@ def test_rows_of_a_run_that_was_repeated_otherwise_are_known_too(settings: Setti
     _run(settings, FIRST)
     known = _ids(settings, FIRST, "train")
     promote_first(settings)
-    _run(settings, FIRST, PARAMS.model_copy(update={"dataset": PARAMS.dataset.model_copy(update={"holdout_share": 0.9})}))
+    _run(
+        settings, FIRST, PARAMS.model_copy(update={"dataset": PARAMS.dataset.model_copy(update={"holdout_share": 0.9})})
+    )
     _run(settings, SECOND)
     assert not _ids(settings, SECOND, "holdout") & known
 
@@ -92,7 +98,9 @@ def test_no_label_is_an_error_that_says_so(settings: Settings):
 
 def test_the_usual_volume_is_kept_beside_thinned_rows(settings: Settings) -> None:
     """Rows per day are those that came, labelled or not, before max_rows thinned them and older rows were mixed in."""
-    params = PARAMS.model_copy(update={"dataset": PARAMS.dataset.model_copy(update={"max_rows": 60, "replay_share": 0.5})})
+    params = PARAMS.model_copy(
+        update={"dataset": PARAMS.dataset.model_copy(update={"max_rows": 60, "replay_share": 0.5})}
+    )
     facts = _run(settings, SECOND, params).facts
     assert facts["train_rows"] < 120
     assert facts["rows_per_day"] == pytest.approx(20, rel=0.05)

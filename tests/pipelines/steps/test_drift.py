@@ -70,7 +70,15 @@ def release(settings: Settings, stream: Stream, as_of: datetime, version: int = 
     )
 
 
-def serve(settings: Settings, stream: Stream, number: int, *, version: int = 1, change=None, delay: float = LOANS.label_delay_days) -> None:
+def serve(
+    settings: Settings,
+    stream: Stream,
+    number: int,
+    *,
+    version: int = 1,
+    change=None,
+    delay: float = LOANS.label_delay_days,
+) -> None:
     """Log a day's answers, and the labels of those rows a week later, as closed segments."""
     rows = stream.generated(day(number), "covariate", day(DRIFT_AT))
     scores = stream.scores(rows).tolist()
@@ -80,7 +88,15 @@ def serve(settings: Settings, stream: Stream, number: int, *, version: int = 1, 
     moments = [moment.isoformat() for moment in rows["event_time"]]
     later = [(moment + timedelta(days=delay)).isoformat() for moment in rows["event_time"]]
     answers = [
-        {"prediction_id": id_, "request_id": id_, "event_time": at, "received_at": at, "version": version, "score": score, "prediction": int(score >= 0.5)}
+        {
+            "prediction_id": id_,
+            "request_id": id_,
+            "event_time": at,
+            "received_at": at,
+            "version": version,
+            "score": score,
+            "prediction": int(score >= 0.5),
+        }
         | {"row": {name: value for name, value in row.items() if value is not None}}
         for id_, at, score, row in zip(rows["id"], moments, scores, rows.select(FIELDS.names).to_dicts(), strict=True)
     ]
@@ -138,7 +154,9 @@ def replayed(drifted, tmp_path) -> Settings:
 def tree(settings: Settings) -> dict[str, str]:
     """Every artefact by its hash, the ledger's rows of drift with it."""
     files = {
-        str(path.relative_to(settings.root)): storage.file_sha256(path) for path in settings.root.rglob("*") if path.is_file() and "ledger.db" not in path.name
+        str(path.relative_to(settings.root)): storage.file_sha256(path)
+        for path in settings.root.rglob("*")
+        if path.is_file() and "ledger.db" not in path.name
     }
     rows = ledger.episodes(settings.ledger, "loans"), ledger.drift_state_before(settings.ledger, "loans", after(99))
     return files | {"ledger": storage.digest(rows)}
@@ -156,7 +174,11 @@ def test_drift_asks_for_training_once(replayed):
     assert last.episode == f"loans-{after(DRIFT_AT + 1):%Y%m%dT%H%M%SZ}"
     [opened] = ledger.episodes(replayed.ledger, "loans")
     assert (opened["episode"], opened["evidence"]["trigger"]) == (last.episode, "drift")
-    assert last.policy["trigger"] == storage.read_manifest(replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift").facts["trigger"] == "drift"
+    assert (
+        last.policy["trigger"]
+        == storage.read_manifest(replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift").facts["trigger"]
+        == "drift"
+    )
     page = replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift" / "drift.html"
     assert "<html" in page.read_text()[:2000].lower()
     assert [one.explanation for one in states[:DRIFT_AT]] == [{}] * DRIFT_AT
@@ -172,7 +194,9 @@ def test_the_report_says_why(replayed):
     assert last.diagnosis["dates"] == [str(day(DRIFT_AT)), str(day(DRIFT_AT + 1))]
     assert last.diagnosis["why"].startswith("salary, age, commission moved since")
     (episode,) = ledger.episodes(replayed.ledger, "loans")
-    assert {name: episode["evidence"][name] for name in ("kind", "why", "since")} == {name: last.diagnosis[name] for name in ("kind", "why", "since")}
+    assert {name: episode["evidence"][name] for name in ("kind", "why", "since")} == {
+        name: last.diagnosis[name] for name in ("kind", "why", "since")
+    }
     assert report(replayed, after(0)).diagnosis["kind"] == "none"
 
 
@@ -186,7 +210,11 @@ def test_the_report_shows_performance_with_and_without_labels(settings, stream):
     first, last = (report(settings, after(number)).performance for number in (0, 2))
     assert [(one["rows"], one["coverage"], one["log_loss"]) for one in first["rolling"]] == [(rows, 0.0, None)]
     assert (first["estimate"]["rows"], first["earlier"], first["slices"]) == (rows, [], [])
-    assert [(one["end"][:10], one["coverage"]) for one in last["rolling"]] == [(str(day(1)), 1.0), (str(day(2)), 0.5), (str(day(3)), 0.0)]
+    assert [(one["end"][:10], one["coverage"]) for one in last["rolling"]] == [
+        (str(day(1)), 1.0),
+        (str(day(2)), 0.5),
+        (str(day(3)), 0.0),
+    ]
     assert {one["delay_days"] for one in last["rolling"]} == {1.5, None}
     assert last["earlier"][0]["estimated"] == first["estimate"]["log_loss"]
     assert [one["inside"] for one in last["earlier"]] == [True, True]
@@ -238,7 +266,12 @@ def test_late_rows_change_the_report_and_not_the_decision(replayed, stream):
     judge(replayed, after(DRIFT_AT + 1))
     now = report(replayed, after(DRIFT_AT + 1))
     assert now.current_rows == before.current_rows + late.height
-    assert (now.state, now.action, now.episode, now.reason) == (before.state, before.action, before.episode, before.reason)
+    assert (now.state, now.action, now.episode, now.reason) == (
+        before.state,
+        before.action,
+        before.episode,
+        before.reason,
+    )
 
 
 def test_a_promotion_is_answered_by_a_new_reference(replayed, stream):
@@ -331,9 +364,14 @@ def test_concurrent_runs_open_one_episode(replayed, monkeypatch):
     take_back(replayed.ledger, "loans", "drift_chain")
     monkeypatch.setattr("pipelines.reports.evidently.draw", lambda path, *_rest: path.write_text("page"))
     with ThreadPoolExecutor(8) as pool:
-        answers = {json.dumps(one.facts, sort_keys=True) for one in pool.map(lambda _: judge(replayed, after(DRIFT_AT + 1)), range(8))}
+        answers = {
+            json.dumps(one.facts, sort_keys=True)
+            for one in pool.map(lambda _: judge(replayed, after(DRIFT_AT + 1)), range(8))
+        }
     assert len(answers) == 1
-    assert [row["episode"] for row in ledger.episodes(replayed.ledger, "loans")] == [json.loads(answers.pop())["episode"]]
+    assert [row["episode"] for row in ledger.episodes(replayed.ledger, "loans")] == [
+        json.loads(answers.pop())["episode"]
+    ]
 
 
 def test_profiles_are_kept_per_day(replayed):
@@ -350,7 +388,11 @@ def test_no_champion_is_a_state(settings, stream):
     """Before the first release a drift run is green, says so, and keeps nothing in the ledger."""
     serve(settings, stream, 0)
     manifest = judge(settings, after(0))
-    assert (manifest.facts["state"], manifest.facts["action"], manifest.facts["kind"]) == ("NO_CHAMPION", "none", "unknown")
+    assert (manifest.facts["state"], manifest.facts["action"], manifest.facts["kind"]) == (
+        "NO_CHAMPION",
+        "none",
+        "unknown",
+    )
     assert ledger.drift_state_before(settings.ledger, "loans", after(99)) is None
 
 
@@ -375,7 +417,9 @@ def test_few_rows_are_not_compared(settings, stream):
     assert any("volume" in warning for warning in found.quality["warnings"])
 
 
-@pytest.mark.parametrize(("facts", "volume"), [({"rows_per_day": 400.0}, 1.0), ({}, 10.0)], ids=["recorded", "of an earlier release"])
+@pytest.mark.parametrize(
+    ("facts", "volume"), [({"rows_per_day": 400.0}, 1.0), ({}, 10.0)], ids=["recorded", "of an earlier release"]
+)
 def test_the_volume_is_compared_with_rows_before_thinning(settings, stream, facts, volume):
     """Of a champion that learned from every tenth row the usual volume is that of all rows, as its dataset recorded; without the record, of those it has."""
     days = pl.concat([stream.generated(START - timedelta(days=number), "none", None) for number in (3, 2, 1)])
@@ -392,7 +436,9 @@ def test_a_null_jump_blocks(settings, stream):
     release(settings, stream, midnight(day(0)))
 
     def spoil(rows: pl.DataFrame) -> pl.DataFrame:
-        return rows.with_columns(age=pl.lit(99.0), house_years=pl.when(pl.int_range(pl.len()) < 40).then(None).otherwise("house_years"))
+        return rows.with_columns(
+            age=pl.lit(99.0), house_years=pl.when(pl.int_range(pl.len()) < 40).then(None).otherwise("house_years")
+        )
 
     for number in (0, 1):
         serve(settings, stream, number, change=spoil)

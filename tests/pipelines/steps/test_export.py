@@ -28,9 +28,13 @@ def trained(tmp_path_factory):
     """Settings, parameters that ship int8, and the folder of a run with a trained text model and a holdout."""
     home = tmp_path_factory.mktemp("export")
     settings = Settings(home=home)
-    params = texts.reports(write_encoder(home / "encoder"), epochs=1).model_copy(update={"export": ExportParams(int8=True, ship="int8")})
+    params = texts.reports(write_encoder(home / "encoder"), epochs=1).model_copy(
+        update={"export": ExportParams(int8=True, ship="int8")}
+    )
     run_dir = texts.put_reports(settings)
-    rows = pl.read_parquet(run_dir / "dataset" / "train.parquet").with_columns(event_time=pl.lit(AS_OF - timedelta(days=1)))
+    rows = pl.read_parquet(run_dir / "dataset" / "train.parquet").with_columns(
+        event_time=pl.lit(AS_OF - timedelta(days=1))
+    )
     for part, own in (("train", rows), ("holdout", rows.tail(30))):
         own.write_parquet(run_dir / "dataset" / f"{part}.parquet")
     renew(run_dir / "dataset")
@@ -64,7 +68,9 @@ def test_a_variant_that_mixes_rows_is_not_shipped(trained, monkeypatch, caplog):
     assert facts["variants"]["fp32"]["file"] == "model.onnx"
     assert "with the rows beside it" in facts["variants"]["int8"]["refused"]
     assert "does not ship" in caplog.text
-    assert storage.file_sha256(run_dir / "export" / "model.onnx") != storage.file_sha256(run_dir / "export" / variants.INT8)
+    assert storage.file_sha256(run_dir / "export" / "model.onnx") != storage.file_sha256(
+        run_dir / "export" / variants.INT8
+    )
 
 
 def test_a_model_that_mixes_rows_is_no_bundle(trained, monkeypatch):
@@ -79,7 +85,9 @@ def test_a_model_that_mixes_rows_is_no_bundle(trained, monkeypatch):
 def test_labels_of_the_baseline_are_part_of_the_key(trained, monkeypatch):
     """A label that the baseline takes from the log gives the export another key, as late rows do; one that changes nothing does not."""
     settings, params, run_dir = trained
-    params = params.model_copy(update={"label_delay_days": 0.5, "drift": params.drift.model_copy(update={"min_rows": 1})})
+    params = params.model_copy(
+        update={"label_delay_days": 0.5, "drift": params.drift.model_copy(update={"min_rows": 1})}
+    )
     fields = load_fields(params.case)
     same, other = pl.read_parquet(run_dir / "dataset" / "holdout.parquet").head(2).to_dicts()
     monkeypatch.setattr(storage, "commit", lambda _folder, **given: given["key"])

@@ -52,7 +52,9 @@ def test_a_case_that_never_served_is_greeted_without_an_alert(settings, stream):
     assert report(settings, after(5)).quality.get("problems", []) == []
     assert ledger.drift_state_before(settings.ledger, "loans", after(99)) is None
     assert not [
-        line for line in metrics.render(settings, [PARAMS]).splitlines() if line.startswith(("perennial_quality", "perennial_window", "perennial_volume"))
+        line
+        for line in metrics.render(settings, [PARAMS]).splitlines()
+        if line.startswith(("perennial_quality", "perennial_window", "perennial_volume"))
     ]
 
 

@@ -21,7 +21,13 @@ from tests import shop
 
 AS_OF = datetime(2024, 2, 17, tzinfo=UTC)
 REPORTS = Fields("reports", (Text("report"),), "urgent")
-TEXTS = pl.DataFrame({"id": ["a", "b", "c"], "report": ["a heap overflow", "an overflow in the heap", "path traversal"], "urgent": [0, 1, 0]})
+TEXTS = pl.DataFrame(
+    {
+        "id": ["a", "b", "c"],
+        "report": ["a heap overflow", "an overflow in the heap", "path traversal"],
+        "urgent": [0, 1, 0],
+    }
+)
 
 
 @pytest.fixture
@@ -130,7 +136,13 @@ def test_a_text_has_its_words_frozen(tmp_path):
 def test_the_command_writes_no_empty_profile(tmp_path, given):
     """Without the name of a text, or with one that is none, the command fails with the names there are, and leaves no file; with it, it works."""
     TEXTS.write_parquet(tmp_path / "train.parquet")
-    command = [sys.executable, "-m", "pipelines.drift.spec", str(tmp_path / "train.parquet"), str(tmp_path / "profile.json")]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.drift.spec",
+        str(tmp_path / "train.parquet"),
+        str(tmp_path / "profile.json"),
+    ]
     done = subprocess.run([*command, *given], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "report" in done.stderr

@@ -35,7 +35,9 @@ def _trained(params: Params, settings: Settings, name: str) -> tuple[dict[str, t
         made_rows(load_fields("triage"), 160).write_parquet(folder / "train.parquet")
         return {}
 
-    storage.commit(run_dir / "dataset", case="triage", as_of=AS_OF, key=storage.digest("rows"), inputs={}, build=dataset)
+    storage.commit(
+        run_dir / "dataset", case="triage", as_of=AS_OF, key=storage.digest("rows"), inputs={}, build=dataset
+    )
     facts = train.run(params, settings, run_dir, AS_OF).facts
     return torch.load(run_dir / "train" / "weights.pt", weights_only=True), facts
 

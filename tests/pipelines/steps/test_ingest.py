@@ -109,7 +109,11 @@ def test_late_rows_give_a_new_key(settings: Settings):
     second = _run(settings)
     assert second.key != first.key
     assert second.facts["rows"] == first.facts["rows"] + 1
-    changed = [new["date"] for old, new in zip(first.facts["partitions"], second.facts["partitions"], strict=True) if old != new]
+    changed = [
+        new["date"]
+        for old, new in zip(first.facts["partitions"], second.facts["partitions"], strict=True)
+        if old != new
+    ]
     assert changed == ["2020-05-22"]
     assert storage.read_manifest(next(settings.run_dir("loans", AS_OF).glob(f"ingest.{first.key[:12]}*"))) == first
 

@@ -16,7 +16,12 @@ RUN = Path("artefacts/loans/20200501T000000Z")
 
 
 def _cli(home: Path, step: str, failpoint: str = "") -> int:
-    environment = {**os.environ, "PERENNIAL_HOME": str(home), "PERENNIAL_FAILPOINT": failpoint, "POLARS_MAX_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PERENNIAL_HOME": str(home),
+        "PERENNIAL_FAILPOINT": failpoint,
+        "POLARS_MAX_THREADS": "1",
+    }
     command = [sys.executable, "-m", "pipelines", step, "--case", "loans", "--as-of", "2020-05-01"]
     return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
 
@@ -44,7 +49,9 @@ def whole(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("point", "steps"), [("files", STEPS[:3]), pytest.param("publish", STEPS, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("point", "steps"), [("files", STEPS[:3]), pytest.param("publish", STEPS, marks=pytest.mark.long)]
+)
 def test_killed_and_run_again(point: str, steps: tuple[str, ...], whole: dict[str, str], tmp_path: Path):
     """Each step dies at the point, and the next try leaves what an undisturbed run leaves, byte for byte."""
     for step in steps:

@@ -18,7 +18,9 @@ from tests.pipelines.steps.test_drift import LOANS, after, day, judge, release, 
 
 AGE = timedelta(days=1)
 DRIFT = LOANS.drift.model_copy(update={"evidently": "never"})
-PARAMS = LOANS.model_copy(update={"label_delay_days": 1.0, "drift": DRIFT, "source": LOANS.source | {"rows_per_day": 60}})
+PARAMS = LOANS.model_copy(
+    update={"label_delay_days": 1.0, "drift": DRIFT, "source": LOANS.source | {"rows_per_day": 60}}
+)
 ROWS = 60
 
 
@@ -48,11 +50,19 @@ def write(settings: Settings, kind: str, segment: str, lines: list[dict]) -> Non
     (folder / f"{segment}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def answered(settings: Settings, stream: Stream, number: int, rows: pl.DataFrame | None = None, segment: str | None = None) -> None:
+def answered(
+    settings: Settings, stream: Stream, number: int, rows: pl.DataFrame | None = None, segment: str | None = None
+) -> None:
     """The answers of a day."""
     rows = rows_of(stream, number) if rows is None else rows
     lines = [
-        {"prediction_id": row["id"], "request_id": row["id"], "version": 1, "score": score, "prediction": int(score >= 0.5)}
+        {
+            "prediction_id": row["id"],
+            "request_id": row["id"],
+            "version": 1,
+            "score": score,
+            "prediction": int(score >= 0.5),
+        }
         | {"event_time": row["event_time"].isoformat(), "received_at": row["event_time"].isoformat()}
         | {"row": {name: row[name] for name in FIELDS.names}}
         for row, score in zip(rows.to_dicts(), stream.scores(rows).tolist(), strict=True)
@@ -60,7 +70,15 @@ def answered(settings: Settings, stream: Stream, number: int, rows: pl.DataFrame
     write(settings, "predictions", segment or f"rows-{number:06d}", lines)
 
 
-def labelled(settings: Settings, rows: pl.DataFrame, segment: str, *, delay: timedelta = AGE, revision: int = 0, wrong: bool = False) -> None:
+def labelled(
+    settings: Settings,
+    rows: pl.DataFrame,
+    segment: str,
+    *,
+    delay: timedelta = AGE,
+    revision: int = 0,
+    wrong: bool = False,
+) -> None:
     """Labels of rows, stated ``delay`` after them; ``wrong``: the other class."""
     lines = [
         {"prediction_id": id_, "label": 1 - label if wrong else label, "revision": revision}
@@ -77,7 +95,12 @@ def counted(settings: Settings, days: range) -> list[int]:
 
 @pytest.mark.parametrize(
     ("posted_late", "every", "expected"),
-    [(0, 1, [0, 60, 60, 60, 60, 60]), (1, 1, [0, 0, 60, 60, 60, 60]), (0, 3, [0, 0, 120, 0, 0, 180]), (2, 3, [0, 0, 0, 0, 120, 0])],
+    [
+        (0, 1, [0, 60, 60, 60, 60, 60]),
+        (1, 1, [0, 0, 60, 60, 60, 60]),
+        (0, 3, [0, 0, 120, 0, 0, 180]),
+        (2, 3, [0, 0, 0, 0, 120, 0]),
+    ],
     ids=["in time", "a day late", "every third day", "every third day, two days late"],
 )
 def test_every_label_counts_once_it_is_known(settings, stream, posted_late, every, expected):
@@ -105,7 +128,11 @@ def test_late_labels_confirm_drift(settings, stream):
     answered(settings, stream, 5)
     judge(settings, after(5), PARAMS)
     found = report(settings, after(5))
-    assert (found.labels["rows"], found.labels["fresh_labels"], found.policy["trigger"]) == (4 * ROWS, 4 * ROWS, "performance")
+    assert (found.labels["rows"], found.labels["fresh_labels"], found.policy["trigger"]) == (
+        4 * ROWS,
+        4 * ROWS,
+        "performance",
+    )
 
 
 def test_a_run_reads_its_own_record_again(settings, stream):
@@ -154,7 +181,10 @@ def test_a_corrected_label_counts_once(settings, stream):
     assert (ripe["rows"], ripe["errors"], ripe["corrections"]) == (ROWS, int((~right).sum()), {"rows": 0, "errors": 0})
     labelled(settings, rows.head(10), "again", delay=timedelta(days=1, hours=30), revision=2, wrong=True)
     judge(settings, after(2), PARAMS)
-    later, log_e = report(settings, after(2)).labels, [report(settings, after(number)).policy["log_e"] for number in (1, 2)]
+    later, log_e = (
+        report(settings, after(2)).labels,
+        [report(settings, after(number)).policy["log_e"] for number in (1, 2)],
+    )
     assert (later["rows"], later["corrections"]["rows"], log_e[0]) == (0, 10, log_e[1])
     assert later["corrections"]["errors"] == 2 * int(right[:10].sum()) - 10
     judge(settings, after(3), PARAMS)
@@ -177,7 +207,9 @@ def test_any_order_counts_the_same(settings, stream):
     for one in (settings, plain):
         for number in range(3):
             judge(one, after(number), PARAMS)
-    assert [report(settings, after(number)).labels for number in range(3)] == [report(plain, after(number)).labels for number in range(3)]
+    assert [report(settings, after(number)).labels for number in range(3)] == [
+        report(plain, after(number)).labels for number in range(3)
+    ]
 
 
 def test_a_state_without_a_record_is_taken_over(settings, stream):
@@ -191,9 +223,14 @@ def test_a_state_without_a_record_is_taken_over(settings, stream):
     with create_engine(settings.ledger).begin() as connection:
         for as_of, state in connection.execute(text("SELECT as_of, state FROM drift_states")).all():
             old = {name: value for name, value in json.loads(state).items() if name in {"as_of", "policy"}}
-            connection.execute(text("UPDATE drift_states SET state = :state WHERE as_of = :as_of"), {"state": json.dumps(old), "as_of": as_of})
+            connection.execute(
+                text("UPDATE drift_states SET state = :state WHERE as_of = :as_of"),
+                {"state": json.dumps(old), "as_of": as_of},
+            )
         connection.execute(text("DROP TABLE journal"))
-    settings = settings.model_copy(update={"ledger_url": f"{settings.ledger}?timeout=29"})  # as a process that comes later
+    settings = settings.model_copy(
+        update={"ledger_url": f"{settings.ledger}?timeout=29"}
+    )  # as a process that comes later
     labelled(settings, rows_of(stream, 2), "day-2", delay=timedelta(hours=20))
     for number in (2, 3):
         judge(settings, after(number), PARAMS)
@@ -277,5 +314,7 @@ def test_the_baseline_counts_as_the_window_does(settings, stream):
     # Rows that are younger than the declared age are left out, unless hardly any would be left.
     young = pl.concat([holdout, rows_of(stream, 8).with_columns(label_time=pl.col("event_time"))])
     last = judged(young, 8)
-    assert {id_ for id_, label in last.items() if label is None} == {row["id"] for row in young.to_dicts() if row["event_time"] > after(8) - AGE}
+    assert {id_ for id_, label in last.items() if label is None} == {
+        row["id"] for row in young.to_dicts() if row["event_time"] > after(8) - AGE
+    }
     assert None not in judged(rows_of(stream, 9).with_columns(label_time=pl.col("event_time")), 9).values()

@@ -39,7 +39,9 @@ def made_rows(count: int, seed: int, flipped: bool = False) -> pl.DataFrame:
         else:
             columns[field.name] = generator.integers(20, 100, count).astype(float)
     label = (columns["salary"] + generator.normal(0, 8, count) > 60) != flipped
-    times = pl.Series([AS_OF - timedelta(minutes=30 * (count - i)) for i in range(count)], dtype=pl.Datetime("us", "UTC"))
+    times = pl.Series(
+        [AS_OF - timedelta(minutes=30 * (count - i)) for i in range(count)], dtype=pl.Datetime("us", "UTC")
+    )
     names = pl.Series([f"{seed}-{i}" for i in range(count)], dtype=pl.String)
     return pl.DataFrame({"id": names, "event_time": times, **columns, FIELDS.label: pl.Series(label).cast(pl.Int8)})
 
@@ -86,7 +88,11 @@ def release(settings, run_dir, as_of, version):
 def tree(folder):
     """Every file's hash; provenance, the run record and the metrics of training are left out: they hold times."""
     timed = {storage.MANIFEST, "metrics.jsonl", "record.json"}
-    return {str(p.relative_to(folder)): storage.file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in timed}
+    return {
+        str(p.relative_to(folder)): storage.file_sha256(p)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in timed
+    }
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +117,14 @@ def test_the_first_candidate_beats_the_base_rate(first):
 def test_the_bundle_is_complete(first):
     """The exported folder holds the model, its contract, its fields, its feature spec and its reference, and says what the model costs."""
     _, run_dir, manifests = first
-    assert set(manifests["export"].files) == {"model.onnx", "bundle.json", "fields.json", "contract.json", "spec.json", "reference.parquet"}
+    assert set(manifests["export"].files) == {
+        "model.onnx",
+        "bundle.json",
+        "fields.json",
+        "contract.json",
+        "spec.json",
+        "reference.parquet",
+    }
     spec = json.loads((run_dir / "export" / "spec.json").read_text())
     assert spec["version"] == load_spec(FIELDS).version
     assert set(spec["scales"]) == {*(field.name for field in FIELDS.numeric), "score"}
@@ -218,7 +231,10 @@ def test_a_gate_killed_at_any_point_is_mended_by_running_again(first, tmp_path, 
     code = "import sys; from tests.pipelines.steps.test_model_steps import gate, PARAMS, Settings, AS_OF; from pathlib import Path\n"
     code += "gate.run(PARAMS, Settings(home=Path(sys.argv[1])), Path(sys.argv[2]), AS_OF)"
     killed = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), str(mine)], env={**os.environ, "PERENNIAL_FAILPOINT": f"gate:{point}"}, check=False, timeout=60
+        [sys.executable, "-c", code, str(tmp_path), str(mine)],
+        env={**os.environ, "PERENNIAL_FAILPOINT": f"gate:{point}"},
+        check=False,
+        timeout=60,
     )
     assert killed.returncode == -signal.SIGKILL
     assert ledger.verdicts(settings.ledger, "loans") == []
@@ -254,7 +270,9 @@ READS = ((train, "dataset/train.parquet"), (export, "train/weights.pt"), (export
 READS += ((evaluate, "export/model.onnx"), (evaluate, "dataset/holdout.parquet"), (gate, "evaluate/scores.parquet"))
 
 
-@pytest.mark.parametrize(("step", "file"), READS, ids=[f"{step.__name__.rpartition('.')[2]} {file}" for step, file in READS])
+@pytest.mark.parametrize(
+    ("step", "file"), READS, ids=[f"{step.__name__.rpartition('.')[2]} {file}" for step, file in READS]
+)
 def test_one_bit_in_an_input_stops_the_step(first, tmp_path, step, file):
     """A step whose input is not what was committed says which file it is, also when its own work is done already."""
     settings = Settings(home=tmp_path)

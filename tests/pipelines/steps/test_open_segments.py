@@ -62,14 +62,24 @@ def test_a_run_right_after_traffic_sees_every_row(tmp_path, stream):
         asked = [one | row for one, row in zip(asked, rows.select(FIELDS.names).to_dicts(), strict=True)]
         with world.client(settings) as gateway:
             assert gateway.post(world.PREDICT, json={"rows": asked}).status_code == 200
-            labels = [{"prediction_id": one["prediction_id"], "label": 1, "event_time": one["event_time"]} for one in asked]
+            labels = [
+                {"prediction_id": one["prediction_id"], "label": 1, "event_time": one["event_time"]} for one in asked
+            ]
             assert gateway.post(world.LABELS, json={"labels": labels}).status_code == 200
             facts = profile.run(PARAMS, settings, settings.run_dir("loans", after(0)), after(0)).facts
             assert (facts["rows"], facts["unread"]) == (ROWS, 0)
             assert len(list((settings.lake / "loans" / "labels" / "segments").glob("*.json"))) == 1
             # The gateway goes on with new segments.
-            assert gateway.post(world.PREDICT, json={"rows": [one | {"prediction_id": f"{one['prediction_id']}-2"} for one in asked]}).status_code == 200
-            assert profile.run(PARAMS, settings, settings.run_dir("loans", after(0)), after(0)).facts["rows"] == 2 * ROWS
+            assert (
+                gateway.post(
+                    world.PREDICT,
+                    json={"rows": [one | {"prediction_id": f"{one['prediction_id']}-2"} for one in asked]},
+                ).status_code
+                == 200
+            )
+            assert (
+                profile.run(PARAMS, settings, settings.run_dir("loans", after(0)), after(0)).facts["rows"] == 2 * ROWS
+            )
 
 
 def test_segments_of_the_dead_are_taken_up(settings, stream):

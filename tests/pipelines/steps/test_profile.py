@@ -125,14 +125,26 @@ def answers(case: str) -> list[dict]:
     rng = np.random.default_rng(3)
     lines = []
     for number in range(90):
-        at = AS_OF - timedelta(days=3) + timedelta(days=number // 30, hours=11 * (number // 10 % 3), minutes=number % 10)
+        at = (
+            AS_OF - timedelta(days=3) + timedelta(days=number // 30, hours=11 * (number // 10 % 3), minutes=number % 10)
+        )
         scores = rng.dirichlet(np.ones(len(TRIAGE_FIELDS.classes))).tolist()
         if case == "triage":
             row = {"text": (None, 7.0, "", "A heap overflow in libpng-1.2", "the the attacker")[number % 5]}
-            given = {"score": max(scores), "prediction": int(np.argmax(scores)), **({"scores": scores} if number % 7 else {})}
+            given = {
+                "score": max(scores),
+                "prediction": int(np.argmax(scores)),
+                **({"scores": scores} if number % 7 else {}),
+            }
         else:
-            row = {field.name: (None, "many", "1.5", 3, float(rng.normal(1e4, 5e3)))[min(4, int(rng.integers(0, 40)))] for field in FIELDS.numeric}
-            row |= {field.name: (None, 3.0, "elsewhere", *field.values)[int(rng.integers(0, 3 + len(field.values)))] for field in FIELDS.categorical}
+            row = {
+                field.name: (None, "many", "1.5", 3, float(rng.normal(1e4, 5e3)))[min(4, int(rng.integers(0, 40)))]
+                for field in FIELDS.numeric
+            }
+            row |= {
+                field.name: (None, 3.0, "elsewhere", *field.values)[int(rng.integers(0, 3 + len(field.values)))]
+                for field in FIELDS.categorical
+            }
             given = {"score": float(rng.random()), "prediction": number % 2}
         row = {name: value for name, value in row.items() if value is not None}
         about = {"prediction_id": f"p{number}", "request_id": f"r{number}", "version": 1 + (number > 50), "row": row}
@@ -152,12 +164,20 @@ def test_a_day_too_large_for_a_frame_has_the_same_profile(tmp_path, monkeypatch,
     """Streamed from its files a day has the profiles of its frame, to the bit, and an id that is logged twice counts once, as it was first answered."""
     settings, lines = Settings(home=tmp_path), answers(case)
     again = [
-        retried(lines[at], later) for at, later in ((0, timedelta(hours=3)), (35, timedelta(seconds=1)), (45, timedelta(hours=23)), (75, -timedelta(days=1)))
+        retried(lines[at], later)
+        for at, later in (
+            (0, timedelta(hours=3)),
+            (35, timedelta(seconds=1)),
+            (45, timedelta(hours=23)),
+            (75, -timedelta(days=1)),
+        )
     ]
     for number, part in enumerate(np.array_split(np.array(lines + again * retries, dtype=object), 4)):
         loglines.write(settings, case, "predictions", f"s{number}", part.tolist())
     params = load_params(case)
-    params = params.model_copy(update={"drift": params.drift.model_copy(update={"window": "week", "partition": "hour"})})
+    params = params.model_copy(
+        update={"drift": params.drift.model_copy(update={"window": "week", "partition": "hour"})}
+    )
     whole = run(settings, "frame", params)
     assert whole.facts["rows"] == len(lines)
     monkeypatch.setattr(profile, "TOGETHER", 0)
@@ -171,7 +191,9 @@ def test_rows_that_share_a_file_with_other_days_are_profiled(tmp_path, monkeypat
     """With one file for the hours that have few rows, frames and streams give the profiles that a file for each hour gives."""
     lines, apart, shared = answers("loans"), Settings(home=tmp_path / "apart"), Settings(home=tmp_path / "shared")
     params = load_params("loans")
-    params = params.model_copy(update={"drift": params.drift.model_copy(update={"window": "week", "partition": "hour"})})
+    params = params.model_copy(
+        update={"drift": params.drift.model_copy(update={"window": "week", "partition": "hour"})}
+    )
     made = []
     for settings, most in ((apart, 500), (shared, 3)):
         monkeypatch.setattr(profile.prediction_log, "MOST_PARTITIONS", most)
@@ -190,9 +212,14 @@ def test_days_are_taken_together_as_long_as_their_files_are_small(logged, monkey
     run(logged, "together")
     sizes = []
     read_days = profile.prediction_log.read_days
-    monkeypatch.setattr(profile.prediction_log, "read_days", lambda *given: sizes.append(len(given[2])) or read_days(*given))
+    monkeypatch.setattr(
+        profile.prediction_log, "read_days", lambda *given: sizes.append(len(given[2])) or read_days(*given)
+    )
     window = [START + timedelta(days=number) for number in (2, 4)]
-    near = [file.stat().st_size for file in profile.prediction_log.near(logged, "loans", profile.prediction_log.window_of(window[0]))]
+    near = [
+        file.stat().st_size
+        for file in profile.prediction_log.near(logged, "loans", profile.prediction_log.window_of(window[0]))
+    ]
     for limit, expected in ((10 * sum(near), [2]), (sum(near) * 5 // 4, [1, 1]), (sum(near) // 4, [])):
         sizes.clear()
         monkeypatch.setattr(profile, "TOGETHER", limit)

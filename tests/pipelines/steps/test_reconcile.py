@@ -64,7 +64,10 @@ def test_lost_repository_is_built_again(mended):
     (folder / "2" / "model.onnx").write_bytes(b"damaged")
     shutil.copytree(folder / "1", folder / "7")
     (settings.model_repository / f".{CASE}.stage.dead").mkdir()
-    assert repair() == ["staged version 2 from " + str((second / "export").relative_to(settings.root)), "retired version 7"]
+    assert repair() == [
+        "staged version 2 from " + str((second / "export").relative_to(settings.root)),
+        "retired version 7",
+    ]
     assert equals_onnxruntime(settings, 2, second)
     assert repository.staged(settings.model_repository, CASE) == [1, 2]
     assert not list(settings.model_repository.glob(".*stage*"))
@@ -85,7 +88,11 @@ def test_lost_bundles(mended):
     assert answering(settings, 2) == [2]
     for run in (first, second):
         (run / "elsewhere").rename(run / "export")
-    assert repair() == [f"staged version 1 from {(first / 'export').relative_to(settings.root)}", "configured versions 1, 2", "loaded version 1"]
+    assert repair() == [
+        f"staged version 1 from {(first / 'export').relative_to(settings.root)}",
+        "configured versions 1, 2",
+        "loaded version 1",
+    ]
 
 
 def test_set_aside_bundle_is_found(mended):
@@ -96,7 +103,9 @@ def test_set_aside_bundle_is_found(mended):
     aside = second / f"export.{key[:12]}.abc"
     (second / "export").rename(aside)
     (second / "export").mkdir()
-    (second / "export" / "manifest.json").write_text(manifest.model_copy(update={"key": "f" * 64, "sha256": ""}).model_dump_json())
+    (second / "export" / "manifest.json").write_text(
+        manifest.model_copy(update={"key": "f" * 64, "sha256": ""}).model_dump_json()
+    )
     shutil.rmtree(settings.model_repository / CASE / "2")
     assert "staged version 2" in repair()[0]
     assert answering(settings, 2) == [2]

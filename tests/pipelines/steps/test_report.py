@@ -42,7 +42,9 @@ def stream() -> Stream:
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory, stream) -> Settings:
     """A state folder after the run that confirmed the drift, with labels of its first day alone; MLflow is down. Copied before it is changed."""
-    settings = Settings(home=tmp_path_factory.mktemp("reported") / "state", mlflow_url=f"http://127.0.0.1:{free_port()}")
+    settings = Settings(
+        home=tmp_path_factory.mktemp("reported") / "state", mlflow_url=f"http://127.0.0.1:{free_port()}"
+    )
     release(settings, stream, midnight(day(FIRST)))
     for number in range(FIRST, LAST + 1):
         serve(settings, stream, number, delay=1 if number == FIRST else 7)
@@ -60,16 +62,23 @@ def copied(reported, tmp_path) -> Settings:
 def test_the_page_holds_what_the_run_found(reported):
     """Rows, versions, every feature's PSI, the days, the labels' coverage and the decision with its reason stand on the page."""
     text = page(reported, after(LAST))
-    found = DriftReport.model_validate_json((reported.run_dir("loans", after(LAST)) / "drift" / "report.json").read_bytes())
+    found = DriftReport.model_validate_json(
+        (reported.run_dir("loans", after(LAST)) / "drift" / "report.json").read_bytes()
+    )
     assert found.action == "retrain"
     assert f"{found.current_rows} rows</b>" in text
     assert f"served in the window, by v1 ({found.current_rows})" in text
     for feature in found.features:
-        assert re.search(rf">{feature.feature}(</b>)?</span>.{{0,400}}?class=\"value\">{re.escape(daily_words.psi(feature.debiased_psi))}<", text), feature
+        assert re.search(
+            rf">{feature.feature}(</b>)?</span>.{{0,400}}?class=\"value\">{re.escape(daily_words.psi(feature.debiased_psi))}<",
+            text,
+        ), feature
     assert text.count('class="col') == LAST - FIRST + 1
     assert found.episode in text
     assert "no verdict when this page was made" in text
-    assert f'1.0 days</td> <td class="n">{found.performance["rolling"][0]["log_loss"]:.3f}'.replace("> <", "><") in text.replace("> <", "><")
+    assert f'1.0 days</td> <td class="n">{found.performance["rolling"][0]["log_loss"]:.3f}'.replace(
+        "> <", "><"
+    ) in text.replace("> <", "><")
     assert "400 (100%)" in text
 
 
@@ -86,8 +95,12 @@ def test_a_verdict_makes_another_page(copied):
     as_of = after(LAST)
     before = told(copied, as_of)
     assert told(copied, as_of).key == before.key
-    evidence = Evidence(metric="log_loss", n=512, positives=40, opponent="champion", lift=Interval(value=-0.012, low=-0.02, high=-0.004))
-    verdict = Verdict(decision="reject", rule="interval", reason="worse than the champion", evidence=evidence, min_lift=0.005)
+    evidence = Evidence(
+        metric="log_loss", n=512, positives=40, opponent="champion", lift=Interval(value=-0.012, low=-0.02, high=-0.004)
+    )
+    verdict = Verdict(
+        decision="reject", rule="interval", reason="worse than the champion", evidence=evidence, min_lift=0.005
+    )
     ledger.record_verdict(copied.ledger, case="loans", gate_key="g", as_of=as_of, trigger="drift", verdict=verdict)
     assert told(copied, as_of).key != before.key
     text = page(copied, as_of)
@@ -99,8 +112,15 @@ def test_a_verdict_makes_another_page(copied):
 def test_a_history_played_twice_makes_the_same_key(copied, monkeypatch):
     """Who released, when, and in which run of MLflow is no part of the key; why the version serves is."""
     key, kept = told(copied, after(LAST)).key, ledger.releases(copied.ledger, "loans")
-    for changes, same in (({"actor": "somebody else", "mlflow_run": "another", "recorded_at": after(LAST)}, True), ({"reason": "another"}, False)):
-        monkeypatch.setattr(ledger, "releases", lambda _url, _case, changes=changes: [release.model_copy(update=changes) for release in kept])
+    for changes, same in (
+        ({"actor": "somebody else", "mlflow_run": "another", "recorded_at": after(LAST)}, True),
+        ({"reason": "another"}, False),
+    ):
+        monkeypatch.setattr(
+            ledger,
+            "releases",
+            lambda _url, _case, changes=changes: [release.model_copy(update=changes) for release in kept],
+        )
         assert (report.run(QUIET, copied, copied.run_dir("loans", after(LAST)), after(LAST)).key == key) is same
 
 

@@ -36,14 +36,23 @@ def _order(settings, arguments):
 
 def _release(settings, seq, version, run_dir, action="promote"):
     key, bundle = storage.read_manifest(run_dir / "export").key, str((run_dir / "export").relative_to(settings.root))
-    fields = {"case": CASE, "expected_seq": seq, "champion": version, "candidate_key": key, "bundle": bundle, "action": action}
+    fields = {
+        "case": CASE,
+        "expected_seq": seq,
+        "champion": version,
+        "candidate_key": key,
+        "bundle": bundle,
+        "action": action,
+    }
     return ledger.append(settings.ledger, **fields, trigger="manual", reason="test", actor="test", as_of=month(version))
 
 
 @pytest.fixture
 def offline(tmp_path):
     """Settings with neither Triton nor MLflow."""
-    return Settings(home=tmp_path, triton_grpc=f"127.0.0.1:{free_port()}", mlflow_url=f"http://127.0.0.1:{free_port()}", actor="ada")
+    return Settings(
+        home=tmp_path, triton_grpc=f"127.0.0.1:{free_port()}", mlflow_url=f"http://127.0.0.1:{free_port()}", actor="ada"
+    )
 
 
 def test_impossible_rollbacks_say_why(offline):
@@ -69,8 +78,26 @@ def test_triton_down_rolls_nothing_back(offline):
 
 def test_moment_of_a_rollback():
     """A live case rolls back at wall time; one that replays history at its own clock; never before the release that is taken back."""
-    fields = {"case": CASE, "seq": 1, "champion": 1, "candidate_key": "k", "bundle": "b", "action": "promote", "trigger": "manual", "reason": "r"}
-    head = ledger.Release(**fields, actor="a", mlflow_run=None, verdict_hash=None, as_of=month(3), recorded_at=month(3), previous_hash="", hash="")
+    fields = {
+        "case": CASE,
+        "seq": 1,
+        "champion": 1,
+        "candidate_key": "k",
+        "bundle": "b",
+        "action": "promote",
+        "trigger": "manual",
+        "reason": "r",
+    }
+    head = ledger.Release(
+        **fields,
+        actor="a",
+        mlflow_run=None,
+        verdict_hash=None,
+        as_of=month(3),
+        recorded_at=month(3),
+        previous_hash="",
+        hash="",
+    )
     bank, loans, now = load_params("bank"), load_params("loans"), datetime.now(UTC)
     assert switch.moment(bank, head, None) == month(3)
     assert switch.moment(bank, head, now) == month(3)
@@ -90,12 +117,25 @@ def test_rollbacks_walk_down_the_history(released):
     assert (answer.serves, answer.was, answer.changed) == (2, 3, True)
     assert ledger.head(released.ledger, CASE) == release
     below = ledger.releases(released.ledger, CASE)[1]
-    assert (release.champion, release.action, release.reason, release.actor, release.as_of) == (2, "rollback", "bad answers", "ada", month(3))
-    assert (release.candidate_key, release.bundle, release.mlflow_run) == (below.candidate_key, below.bundle, below.mlflow_run)
+    assert (release.champion, release.action, release.reason, release.actor, release.as_of) == (
+        2,
+        "rollback",
+        "bad answers",
+        "ada",
+        month(3),
+    )
+    assert (release.candidate_key, release.bundle, release.mlflow_run) == (
+        below.candidate_key,
+        below.bundle,
+        below.mlflow_run,
+    )
     assert answering(released, 1, 2, 3) == [1, 2, 3]
     (third / "rollout").rename(third / "lost")
     assert roll_out(released, 3, third)["outcome"] == "already_released"
-    with pytest.raises(ConflictError, match=r"nothing was changed: version 2 serves, by release 4 \(rollback, ada: bad answers\).*--from-version 2"):
+    with pytest.raises(
+        ConflictError,
+        match=r"nothing was changed: version 2 serves, by release 4 \(rollback, ada: bad answers\).*--from-version 2",
+    ):
         _roll_back(released, reason="worse")
     assert _roll_back(released, reason="worse", from_version=2).serves == 1
     assert equals_onnxruntime(released, 1, first)
@@ -140,7 +180,9 @@ def test_many_orders_at_once_go_one_back(request, released, processes, database)
     told = list(processes.map(_order, [released] * 6, [{"from_version": 3}, {}] * 3))
     assert sorted(told) == [(2, False)] * 5 + [(2, True)]
     assert [row.champion for row in ledger.releases(released.ledger, CASE)] == [1, 2, 3, 2]
-    worse, other, same = processes.map(_order, [released] * 3, [{"reason": "worse"}, {"actor": "eve"}, {"from_version": 3}])
+    worse, other, same = processes.map(
+        _order, [released] * 3, [{"reason": "worse"}, {"actor": "eve"}, {"from_version": 3}]
+    )
     assert same == (2, False)
     assert all("nothing was changed: version 2 serves, by release 4" in said for said in (worse, other))
     assert len(ledger.releases(released.ledger, CASE)) == 4
@@ -158,8 +200,14 @@ def test_forward_again_to_a_known_version(released):
     assert (forward.serves, forward.was, forward.changed, forward.release.action) == (2, 1, True, "release")
     assert answering(released, 1, 2) == [1, 2]
     assert not _let_serve(released, 2).changed
-    assert _let_serve(released, 3).release.verdict_hash == storage.read_manifest(released.run_dir(CASE, month(3)) / "gate").facts["verdict_sha256"]
-    with pytest.raises(ConflictError, match=r"version 3 serves.*the verdict on version 4 is reject \(lift of 0.4\): add --despite-verdict"):
+    assert (
+        _let_serve(released, 3).release.verdict_hash
+        == storage.read_manifest(released.run_dir(CASE, month(3)) / "gate").facts["verdict_sha256"]
+    )
+    with pytest.raises(
+        ConflictError,
+        match=r"version 3 serves.*the verdict on version 4 is reject \(lift of 0.4\): add --despite-verdict",
+    ):
         _let_serve(released, 4)
     assert _let_serve(released, 4, reason="the gate's holdout was broken", despite_verdict=True).serves == 4
     with pytest.raises(ConfigError, match="bank has no version 9"):

@@ -21,12 +21,21 @@ from tests.pipelines.releases import answering, equals_onnxruntime, promote, rol
 @pytest.fixture
 def offline(tmp_path):
     """Settings with neither Triton nor MLflow."""
-    return Settings(home=tmp_path, triton_grpc=f"127.0.0.1:{free_port()}", mlflow_url=f"http://127.0.0.1:{free_port()}", actor="ada")
+    return Settings(
+        home=tmp_path, triton_grpc=f"127.0.0.1:{free_port()}", mlflow_url=f"http://127.0.0.1:{free_port()}", actor="ada"
+    )
 
 
 def _release(settings, seq, version, run_dir, action="promote"):
     key = storage.read_manifest(run_dir / "export").key
-    fields = {"case": CASE, "expected_seq": seq, "champion": version, "candidate_key": key, "bundle": str(run_dir / "export"), "action": action}
+    fields = {
+        "case": CASE,
+        "expected_seq": seq,
+        "champion": version,
+        "candidate_key": key,
+        "bundle": str(run_dir / "export"),
+        "action": action,
+    }
     return ledger.append(settings.ledger, **fields, trigger="manual", reason="test", actor="test", as_of=month(version))
 
 
@@ -70,7 +79,10 @@ def test_another_candidates_verdict_promotes_nobody(offline):
 @pytest.mark.parametrize("decision", ["reject", "inconclusive"])
 def test_two_runs_may_have_the_same_verdict(offline, decision):
     """Gate runs that come to the same verdict, to the byte, as on two empty holdouts, each keep their candidate out."""
-    runs = [registered(offline, month(number), number, bias=0.1, decision=decision, champion=champion) for number, champion in ((1, None), (2, 7))]
+    runs = [
+        registered(offline, month(number), number, bias=0.1, decision=decision, champion=champion)
+        for number, champion in ((1, None), (2, 7))
+    ]
     first, second = (storage.read_manifest(run_dir / "gate") for run_dir in runs)
     assert first.facts["verdict_sha256"] == second.facts["verdict_sha256"]
     assert first.key != second.key
@@ -120,7 +132,9 @@ def test_rolled_back_candidate_does_not_come_back(offline):
 def test_triton_down_says_where_and_what_to_do(offline):
     """With no Triton the step fails with a retryable error that names the address; no release, nothing staged, no folder published."""
     run_dir = registered(offline, month(1), 1, bias=0.1)
-    with pytest.raises(Unavailable, match=rf"Triton at {offline.triton_grpc} does not answer .* start it, or set PERENNIAL_TRITON_GRPC"):
+    with pytest.raises(
+        Unavailable, match=rf"Triton at {offline.triton_grpc} does not answer .* start it, or set PERENNIAL_TRITON_GRPC"
+    ):
         roll_out(offline, 1, run_dir)
     assert ledger.head(offline.ledger, CASE) is None
     assert repository.staged(offline.model_repository, CASE) == []
@@ -134,9 +148,15 @@ def test_promotions(released):
     assert answering(released, 1, 2, 3) == [2, 3]
     assert equals_onnxruntime(released, 3, third)
     assert equals_onnxruntime(released, 2, second)
-    assert repository.staged(released.model_repository, CASE) == repository.configured(released.model_repository, CASE) == [2, 3]
+    assert (
+        repository.staged(released.model_repository, CASE)
+        == repository.configured(released.model_repository, CASE)
+        == [2, 3]
+    )
     releases = ledger.releases(released.ledger, CASE)
-    assert [(r.champion, r.action, r.actor, r.mlflow_run, r.as_of) for r in releases] == [(n, "promote", "ada", f"run-{n}", month(n)) for n in (1, 2, 3)]
+    assert [(r.champion, r.action, r.actor, r.mlflow_run, r.as_of) for r in releases] == [
+        (n, "promote", "ada", f"run-{n}", month(n)) for n in (1, 2, 3)
+    ]
     assert releases[0].bundle == str((first / "export").relative_to(released.root))
     assert releases[2].verdict_hash == storage.read_manifest(third / "gate").facts["verdict_sha256"]
     before = storage.read_manifest(third / "rollout")
@@ -164,7 +184,11 @@ def test_refused_model_leaves_the_champion_serving(released):
         with pytest.raises(IntegrityError, match=r"version 4 in Triton differs from ONNX Runtime .* by up to 0.0001"):
             roll_out(released, 4, other)
     assert [release.champion for release in ledger.releases(released.ledger, CASE)] == [1]
-    assert repository.staged(released.model_repository, CASE) == repository.configured(released.model_repository, CASE) == [1]
+    assert (
+        repository.staged(released.model_repository, CASE)
+        == repository.configured(released.model_repository, CASE)
+        == [1]
+    )
     assert answering(released, 1, 2, 3, 4) == [1]
     assert equals_onnxruntime(released, 1, first)
     assert roll_out(released, 4, other)["outcome"] == "promoted"
@@ -175,7 +199,10 @@ def test_model_repository_without_the_model(released, tmp_path):
     """If the model that was staged is not in the repository that Triton serves, Triton's reason and the setting to look at are named."""
     elsewhere = released.model_copy(update={"home": tmp_path, "ledger_url": ""})
     run_dir = registered(elsewhere, month(1), 1, bias=0.1)
-    with pytest.raises(IntegrityError, match=r"refuses to load bank: .*failed to poll from model repository.*--model-repository must be"):
+    with pytest.raises(
+        IntegrityError,
+        match=r"refuses to load bank: .*failed to poll from model repository.*--model-repository must be",
+    ):
         roll_out(elsewhere, 1, run_dir)
     assert ledger.head(elsewhere.ledger, CASE) is None
 
@@ -220,13 +247,18 @@ def test_eight_rollouts_at_once(released, mlflow_url):
     params = load_params(CASE)
     versions = {}
     for number in range(9):
-        run_dir = candidate(settings, month(number), bias=1 + number / 10, champion=None if number == 0 else versions[0])
+        run_dir = candidate(
+            settings, month(number), bias=1 + number / 10, champion=None if number == 0 else versions[0]
+        )
         versions[number] = register.run(params, settings, run_dir, month(number)).facts["version"]
         if number == 0:
             assert roll_out(settings, 0, run_dir)["outcome"] == "promoted"
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    processes = [context.Process(target=_racing, args=(settings, settings.run_dir(CASE, month(n)), n, queue)) for n in range(1, 9)]
+    processes = [
+        context.Process(target=_racing, args=(settings, settings.run_dir(CASE, month(n)), n, queue))
+        for n in range(1, 9)
+    ]
     for process in processes:
         process.start()
     outcomes = dict(queue.get(timeout=120) for _ in processes)
@@ -236,12 +268,19 @@ def test_eight_rollouts_at_once(released, mlflow_url):
     [winner] = [versions[number] for number, outcome in outcomes.items() if outcome == "promoted"]
     assert [release.champion for release in ledger.releases(settings.ledger, CASE)] == [versions[0], winner]
     reconcile.run(params, settings)
-    assert MlflowClient(mlflow_url, mlflow_url).get_registered_model(CASE).aliases == {"champion": str(winner), "previous": str(versions[0])}
+    assert MlflowClient(mlflow_url, mlflow_url).get_registered_model(CASE).aliases == {
+        "champion": str(winner),
+        "previous": str(versions[0]),
+    }
     assert answering(settings, *versions.values()) == [versions[0], winner]
 
 
 def test_repository_lock_names_its_holder(tmp_path):
     """Whoever cannot get the model repository's lock in time is told which process holds it."""
     holder = re.escape(f"held by process {os.getpid()} for more than 0.1 s")
-    with repository.alone(tmp_path, CASE), pytest.raises(Unavailable, match=holder), repository.alone(tmp_path, CASE, patience=0.1):
+    with (
+        repository.alone(tmp_path, CASE),
+        pytest.raises(Unavailable, match=holder),
+        repository.alone(tmp_path, CASE, patience=0.1),
+    ):
         pass

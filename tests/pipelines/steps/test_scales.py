@@ -45,10 +45,16 @@ def trained(settings: Settings, *, spoilt: bool) -> dict[str, Manifest]:
         rows, generator = pl.read_parquet(path), np.random.default_rng(seed)
         z = generator.normal(size=(len(PROBES), rows.height))
         label = (z.sum(0) + generator.normal(0, 0.8, rows.height) > 0).astype(np.int8)
-        columns = [pl.Series(name, change(values) if spoilt else values) for (name, change), values in zip(PROBES.items(), z, strict=True)]
+        columns = [
+            pl.Series(name, change(values) if spoilt else values)
+            for (name, change), values in zip(PROBES.items(), z, strict=True)
+        ]
         rows.with_columns(*columns, pl.lit(7.0).alias("age"), pl.Series(FIELDS.label, label)).write_parquet(path)
     renew(run_dir / "dataset")
-    return {step.__name__.rsplit(".", 1)[-1]: step.run(PARAMS, settings, run_dir, AS_OF) for step in (train, export, evaluate)}
+    return {
+        step.__name__.rsplit(".", 1)[-1]: step.run(PARAMS, settings, run_dir, AS_OF)
+        for step in (train, export, evaluate)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +75,10 @@ def spoilt(tmp_path_factory):
 def test_columns_of_any_scale_keep_their_signal(spoilt, tmp_path):
     """A small scale, a large offset and an outlier cost the exported model next to no AUC against the same rows without them."""
     _, manifests, _ = spoilt
-    found, clean = (made["evaluate"].facts["challenger"]["roc_auc"] for made in (manifests, trained(Settings(home=tmp_path), spoilt=False)))
+    found, clean = (
+        made["evaluate"].facts["challenger"]["roc_auc"]
+        for made in (manifests, trained(Settings(home=tmp_path), spoilt=False))
+    )
     assert found > clean - 0.02
 
 
@@ -165,7 +174,9 @@ def test_a_constant_column_has_no_scale_at_any_size(values):
         np.where(np.arange(3000) % 27 == 0, 6.0, 999.0),
         93.2 + np.random.default_rng(1).normal(0, 0.5, 3000),
         np.random.default_rng(2).lognormal(0, 1, 3000),
-        np.where(np.random.default_rng(4).random(3000) < 0.4, 1.3, 4.96 + np.random.default_rng(5).normal(0, 0.001, 3000)),
+        np.where(
+            np.random.default_rng(4).random(3000) < 0.4, 1.3, 4.96 + np.random.default_rng(5).normal(0, 0.001, 3000)
+        ),
         np.where(np.arange(3000) < 3, 1.0, 0.0),
     ],
     ids=["ages", "a sentinel in most rows", "an index", "skewed", "two heaps", "a rare flag"],

@@ -28,7 +28,11 @@ from tests.pipelines.steps import test_model_steps as loans
 
 AS_OF = datetime(2016, 1, 1, tzinfo=UTC)
 REPOSITORY = Path(__file__).parents[3]
-WORDS = {"memory_safety": "buffer overflow memory corruption", "web_injection": "cross site scripting html", "file_path": "directory traversal path"}
+WORDS = {
+    "memory_safety": "buffer overflow memory corruption",
+    "web_injection": "cross site scripting html",
+    "file_path": "directory traversal path",
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +70,10 @@ def put_reports(settings: Settings, count: int = 90) -> Path:
     frame = pl.DataFrame(
         {
             "id": [f"CVE-{i}" for i in range(count)],
-            "text": [" ".join(generator.permutation([*WORDS[team].split(), *["allows", "remote", "attackers"][: i % 4]])) for i, team in enumerate(teams)],
+            "text": [
+                " ".join(generator.permutation([*WORDS[team].split(), *["allows", "remote", "attackers"][: i % 4]]))
+                for i, team in enumerate(teams)
+            ],
             fields.label: pl.Series([fields.classes.index(team) for team in teams], dtype=pl.Int8),
         }
     )
@@ -75,7 +82,9 @@ def put_reports(settings: Settings, count: int = 90) -> Path:
         frame.write_parquet(folder / "train.parquet")
         return {"train_rows": count}
 
-    storage.commit(settings.run_dir("triage", AS_OF) / "dataset", case="triage", as_of=AS_OF, key="reports", inputs={}, build=build)
+    storage.commit(
+        settings.run_dir("triage", AS_OF) / "dataset", case="triage", as_of=AS_OF, key="reports", inputs={}, build=build
+    )
     return settings.run_dir("triage", AS_OF)
 
 
@@ -86,7 +95,11 @@ def test_texts_train_with_their_tokenizer(encoder, tmp_path):
     manifest = train.run(reports(encoder, epochs=6, head_learning_rate=0.01), settings, run_dir, AS_OF)
     assert set(manifest.files) >= {"weights.pt", "tokenizer.json", "metrics.jsonl"}
     assert manifest.facts["loss_last"] < 0.5 * manifest.facts["loss_first"]
-    assert (manifest.facts["steps"], manifest.facts["stopped"], manifest.facts["strategy"]) == (36, "finished", "single")
+    assert (manifest.facts["steps"], manifest.facts["stopped"], manifest.facts["strategy"]) == (
+        36,
+        "finished",
+        "single",
+    )
     assert len((run_dir / "train" / "metrics.jsonl").read_text().splitlines()) == 36
     truncation = json.loads((run_dir / "train" / "tokenizer.json").read_text())["truncation"]
     assert truncation["max_length"] == 16
@@ -112,7 +125,14 @@ def test_a_warm_start_follows_the_champion(tmp_path):
     first = train.run(warm, settings, run_dir, loans.AS_OF)
     assert not first.facts["warm_start"]
     # The release's bundle is all that leads from a champion to its weights.
-    storage.commit(run_dir / "export", case="loans", as_of=loans.AS_OF, key="bundle", inputs={"train": first.key}, build=lambda _folder: {})
+    storage.commit(
+        run_dir / "export",
+        case="loans",
+        as_of=loans.AS_OF,
+        key="bundle",
+        inputs={"train": first.key},
+        build=lambda _folder: {},
+    )
     loans.release(settings, run_dir, loans.AS_OF, 1)
     later = loans.put_dataset(settings, loans.LATER)
     cold = train.run(loans.PARAMS, settings, later, loans.LATER)
@@ -145,10 +165,15 @@ def test_preemption_of_the_command(encoder, tmp_path):
     assert "Preempted: training was asked to leave at step" in first.communicate(timeout=60)[1]
     assert first.returncode == 1
     assert not (run_dir / "train").exists()
-    facts = json.loads(subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True, text=True).stdout)["facts"]
+    facts = json.loads(
+        subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True, text=True).stdout
+    )["facts"]
     assert 0 < facts["resumed_from"] < 300 == facts["steps"]
     undisturbed = Settings(home=tmp_path / "undisturbed")
-    assert train.run(params, undisturbed, put_reports(undisturbed), AS_OF).facts["weights_sha256"] == facts["weights_sha256"]
+    assert (
+        train.run(params, undisturbed, put_reports(undisturbed), AS_OF).facts["weights_sha256"]
+        == facts["weights_sha256"]
+    )
 
 
 @pytest.mark.slow

@@ -33,7 +33,9 @@ def describe(path: Path) -> dict[str, Any]:
     version, rooms = (_named(tree, name) for name in ("STEP_VERSION", "ROOMS"))
     if version is None or rooms is None:
         raise ValueError(f"{path.name}: a step declares STEP_VERSION and ROOMS")
-    text = normal(path.read_text()) + "".join(f"\n{room}\n{normal(file.read_text())}" for room in rooms for file in room_files(room))
+    text = normal(path.read_text()) + "".join(
+        f"\n{room}\n{normal(file.read_text())}" for room in rooms for file in room_files(room)
+    )
     return {"version": version, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 

@@ -17,7 +17,17 @@ from pipelines.config import ModelParams, TrainParams
 from pipelines.training.rows import Rows, as_rows
 
 TRAIN = TrainParams(epochs=4, batch_size=32, learning_rate=0.02, weight_decay=0.01, seed=3, ranks=1)
-TEXT = TrainParams(epochs=2, batch_size=16, learning_rate=0.003, weight_decay=0.01, seed=5, ranks=1, pool=64, head_learning_rate=0.01, clip=1.0)
+TEXT = TrainParams(
+    epochs=2,
+    batch_size=16,
+    learning_rate=0.003,
+    weight_decay=0.01,
+    seed=5,
+    ranks=1,
+    pool=64,
+    head_learning_rate=0.01,
+    clip=1.0,
+)
 """Ten steps on :func:`texts`, with every part of the optimisation that all strategies share."""
 CLASSES = 3
 
@@ -61,7 +71,9 @@ class Block(nn.Module):
 
     def forward(self, hidden, seen):
         """Hidden states [B, S, width] of those before, looking at positions that are ``seen`` [B, S]."""
-        query, key, value = (part.unflatten(2, (2, -1)).transpose(1, 2) for part in self.threefold(self.before(hidden)).chunk(3, dim=2))
+        query, key, value = (
+            part.unflatten(2, (2, -1)).transpose(1, 2) for part in self.threefold(self.before(hidden)).chunk(3, dim=2)
+        )
         mixed = scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None, :])
         hidden = hidden + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
         return hidden + self.dropout(self.down(gelu(self.up(self.between(hidden)))))

@@ -33,7 +33,15 @@ STRATEGIES = {
     "fsdp": {"strategy": "fsdp", "ranks": 2},
     **{f"zero{stage}": {"strategy": "deepspeed", "zero_stage": stage, "ranks": 2} for stage in (1, 2, 3)},
 }
-EVERYTHING = {"ema": 0.9, "validation_share": 0.2, "warmup": 0.2, "schedule": "cosine", "label_smoothing": 0.1, "class_weights": "sqrt", "accumulate": 2}
+EVERYTHING = {
+    "ema": 0.9,
+    "validation_share": 0.2,
+    "warmup": 0.2,
+    "schedule": "cosine",
+    "label_smoothing": 0.1,
+    "class_weights": "sqrt",
+    "accumulate": 2,
+}
 LEFT_AT = 4
 """The step after which the interrupted trainings leave: in the middle of the first epoch of the two."""
 
@@ -47,7 +55,9 @@ def trials(name: str, folder: Path) -> dict:
         chosen = params.model_copy(update=changes)
         torch.manual_seed(chosen.seed)
         steps = itertools.count(1)
-        return optimise(build(), rows, chosen, work=work, preempted=lambda: next(steps) == leave and place()[0] == place()[1] - 1)
+        return optimise(
+            build(), rows, chosen, work=work, preempted=lambda: next(steps) == leave and place()[0] == place()[1] - 1
+        )
 
     def told(outcome) -> dict:
         return {
@@ -129,7 +139,14 @@ def _broken():
 
 
 def _rank(number: int, port: int, folder: Path, names: list[str]) -> None:
-    os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(number),
+        LOCAL_RANK=str(number),
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     torch.set_num_threads(1)
     with joined(torch.device("cpu"), 60):
         for name in names:
@@ -146,7 +163,10 @@ def main(folder: Path, names: list[str]) -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [torch.multiprocessing.get_context("fork").Process(target=_rank, args=(number, port, folder, names)) for number in range(2)]
+    processes = [
+        torch.multiprocessing.get_context("fork").Process(target=_rank, args=(number, port, folder, names))
+        for number in range(2)
+    ]
     for process in processes:
         process.start()
     for process in processes:

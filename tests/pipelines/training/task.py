@@ -31,9 +31,17 @@ def attempt(folder: Path, trouble: str) -> dict[str, Any]:
     kind, _, rank = trouble.partition("-")
     params = TWO.model_copy(update=CHANGES.get(trouble, {}))
     try:
-        fitted = fit(lambda: Troubled(kind, 7, folder / trouble / "happened", int(rank) if rank.isdigit() else 1), texts(), params, folder / trouble / "work")
+        fitted = fit(
+            lambda: Troubled(kind, 7, folder / trouble / "happened", int(rank) if rank.isdigit() else 1),
+            texts(),
+            params,
+            folder / trouble / "work",
+        )
     except PerennialError as error:
-        return {"error": f"{type(error).__name__}: {error}", "checkpoints": sorted(path.name for path in (folder / trouble / "work" / CHECKPOINTS).iterdir())}
+        return {
+            "error": f"{type(error).__name__}: {error}",
+            "checkpoints": sorted(path.name for path in (folder / trouble / "work" / CHECKPOINTS).iterdir()),
+        }
     return {"sha256": weights_sha256(fitted.model), "resumed_from": fitted.facts["resumed_from"]}
 
 

@@ -25,7 +25,9 @@ VICTIMS = ("wait-task", "wait-agent", "wait-term")
 
 def start(folder: Path, *troubles: str) -> subprocess.Popen:
     """A task that goes through troubles (task.py)."""
-    return subprocess.Popen([sys.executable, "-m", "tests.pipelines.training.task", str(folder), *troubles], cwd=REPOSITORY)
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.pipelines.training.task", str(folder), *troubles], cwd=REPOSITORY
+    )
 
 
 def gone(folder: Path) -> bool:
@@ -42,8 +44,12 @@ def end(folder: Path, victim: str) -> None:
     until = time.monotonic() + 60
     while not (folder / victim / "happened").exists() and task.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
-    agents = [int(pid) for path in Path(f"/proc/{task.pid}/task").glob("*/children") for pid in path.read_text().split()]
-    os.kill(agents[0] if victim == "wait-agent" else task.pid, signal.SIGTERM if victim == "wait-term" else signal.SIGKILL)
+    agents = [
+        int(pid) for path in Path(f"/proc/{task.pid}/task").glob("*/children") for pid in path.read_text().split()
+    ]
+    os.kill(
+        agents[0] if victim == "wait-agent" else task.pid, signal.SIGTERM if victim == "wait-term" else signal.SIGKILL
+    )
     task.wait(timeout=60)
 
 

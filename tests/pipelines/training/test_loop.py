@@ -58,7 +58,9 @@ def test_a_loss_that_is_not_finite_names_its_step_and_rows():
     model.adapt(numeric, rows.labels)
     numeric[seen_last, 0] = float("nan")
     with threads(1), pytest.raises(TrainingDiverged, match=rf"loss is nan at step 1 \(epoch 0; rows .*\b{seen_last}\b"):
-        optimise(model, replace(rows, dense={**rows.dense, "numeric": numeric}), TRAIN.model_copy(update={"batch_size": 60}))
+        optimise(
+            model, replace(rows, dense={**rows.dense, "numeric": numeric}), TRAIN.model_copy(update={"batch_size": 60})
+        )
 
 
 class _Steep(torch.nn.Module):
@@ -117,7 +119,11 @@ def test_the_head_has_a_learning_rate_of_its_own():
     model = reader()
     model.embedding.weight.requires_grad = False
     body, head = adamw(model, TEXT).param_groups
-    assert ({id(weight) for weight in head["params"]}, head["lr"], body["lr"]) == ({id(w) for w in model.head.parameters()}, 0.01, 0.003)
+    assert ({id(weight) for weight in head["params"]}, head["lr"], body["lr"]) == (
+        {id(w) for w in model.head.parameters()},
+        0.01,
+        0.003,
+    )
     assert len(body["params"]) == len(list(model.parameters())) - 3
     with pytest.raises(ConfigError, match=r"head_learning_rate is 0\.01, but Tabular has no"):
         adamw(tabular(), TEXT)

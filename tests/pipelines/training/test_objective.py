@@ -28,7 +28,9 @@ def test_smoothing_and_weights_of_classes():
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(5, 3, generator=generator), torch.tensor([0, 1, 2, 1, 1])
     smoothed = objective(TRAIN.model_copy(update={"label_smoothing": 0.1}), labels, CPU)
-    assert float(smoothed(logits, labels)) == pytest.approx(float(cross_entropy(logits, labels, label_smoothing=0.1, reduction="sum")))
+    assert float(smoothed(logits, labels)) == pytest.approx(
+        float(cross_entropy(logits, labels, label_smoothing=0.1, reduction="sum"))
+    )
     weighted = objective(TRAIN.model_copy(update={"class_weights": "balanced"}), labels, CPU)
     rows = cross_entropy(logits, labels, reduction="none") * class_weights(labels, 1.0)[labels]
     assert float(weighted(logits, labels)) == pytest.approx(float(rows.sum()))
@@ -42,7 +44,10 @@ def test_smoothing_of_a_binary_label():
     assert float(smoothed(torch.tensor([[z]]), torch.tensor([1.0]))) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("schedule", "middle", "last"), [("constant", 1.0, 1.0), ("linear", 0.5, 1 / 80), ("cosine", 0.5, (1 - math.cos(math.pi / 80)) / 2)])
+@pytest.mark.parametrize(
+    ("schedule", "middle", "last"),
+    [("constant", 1.0, 1.0), ("linear", 0.5, 1 / 80), ("cosine", 0.5, (1 - math.cos(math.pi / 80)) / 2)],
+)
 def test_the_course_of_the_learning_rate(schedule, middle, last):
     """It rises in a line over the warm-up, is at its base right after it, and then follows the schedule towards 0 at the end."""
     params = TRAIN.model_copy(update={"warmup": 0.2, "schedule": schedule})

@@ -62,7 +62,9 @@ def test_a_process_with_threads_never_forks_its_ranks():
     pid = os.fork()
     if pid == 0:
         # A child has one thread, whatever its parent has.
-        os._exit(0 if can_fork("cpu", ONE_NODE) and not can_fork("cuda", ONE_NODE) and not can_fork("cpu", Nodes(2)) else 1)
+        os._exit(
+            0 if can_fork("cpu", ONE_NODE) and not can_fork("cuda", ONE_NODE) and not can_fork("cpu", Nodes(2)) else 1
+        )
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
@@ -84,7 +86,9 @@ def test_ranks_start_in_a_forked_process():
     """A process forked from one that has already trained (as Airflow forks its tasks) can launch two ranks itself."""
     # Not from the tests' own process: gRPC, which others of them use, does not survive a fork.
     code = f"from {__name__} import train_fork_and_train; train_fork_and_train()"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=240
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -26,7 +26,9 @@ def test_texts_are_padded_as_in_serving():
     batch = rows.batch(torch.tensor([1, 2]))
     expected = pad([[8], [9, 10]])
     assert set(batch) == set(expected)
-    assert all(np.array_equal(batch[name].numpy(), expected[name]) and batch[name].dtype == torch.int64 for name in expected)
+    assert all(
+        np.array_equal(batch[name].numpy(), expected[name]) and batch[name].dtype == torch.int64 for name in expected
+    )
     assert rows.labels.dtype == torch.int64
     assert rows.ids == ["0", "1", "2"]
 
@@ -43,7 +45,9 @@ def test_pools_are_sorted_by_length():
         return sum(len(batch) * int(lengths[batch].max()) for batch in cut)
 
     assert padded(sorted_ones) < 1.25 * int(lengths.sum()) < padded(plain_ones)
-    assert [int(lengths[batch].max()) for batch in sorted_ones] != sorted(int(lengths[batch].max()) for batch in sorted_ones)
+    assert [int(lengths[batch].max()) for batch in sorted_ones] != sorted(
+        int(lengths[batch].max()) for batch in sorted_ones
+    )
     assert all(torch.equal(a, b) for a, b in zip(sorted_ones, batches(rows, 16, 64, seed=3, epoch=0), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(sorted_ones, batches(rows, 16, 64, seed=3, epoch=1), strict=True))
 

@@ -55,7 +55,9 @@ def launched(alone):
 
 def every(*names: str):
     """Run a test for these strategies; those with several ranks are slow."""
-    return pytest.mark.parametrize("name", [name if name == "single" else pytest.param(name, marks=pytest.mark.slow) for name in names])
+    return pytest.mark.parametrize(
+        "name", [name if name == "single" else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    )
 
 
 @every(*NAMES)
@@ -164,7 +166,10 @@ def test_deepspeed_needs_no_compiler():
 
 def test_metrics_have_every_step_once(tmp_path):
     """A training that left and went on has each step's line once, in order, and its validations between them."""
-    params, steps = TEXT.model_copy(update=EVERYTHING | {"checkpoint_every": 3, "keep_checkpoints": 1}), itertools.count(1)
+    params, steps = (
+        TEXT.model_copy(update=EVERYTHING | {"checkpoint_every": 3, "keep_checkpoints": 1}),
+        itertools.count(1),
+    )
     with threads(1):
         with pytest.raises(Exception, match="asked to leave at step 5"):
             optimise(reader(), texts(), params, work=tmp_path, preempted=lambda: next(steps) == 5)

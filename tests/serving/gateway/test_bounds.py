@@ -17,7 +17,18 @@ import pytest
 
 from serving.gateway.refusal import Refused
 from serving.gateway.rows import read, row_shape
-from tests.serving.gateway.world import FIELDS, KEY, PREDICT, Scores, client, fake_triton, make_home, release, some_rows, until
+from tests.serving.gateway.world import (
+    FIELDS,
+    KEY,
+    PREDICT,
+    Scores,
+    client,
+    fake_triton,
+    make_home,
+    release,
+    some_rows,
+    until,
+)
 
 MEBI = 2**20
 HEAD = f"POST {PREDICT} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {KEY}\r\nContent-Type: application/json\r\n"
@@ -125,7 +136,11 @@ def test_long_bodies_keep_nobody_waiting(tmp_path):
     What a busy machine gives to other processes meanwhile is not the gateway's; `make proof-doors` has the seconds on a quiet one.
     """
     bad, good = long_body(b"{},"), json.dumps({"rows": some_rows(5_000)}).encode()
-    with gateway(tmp_path) as (http, _, _), healthz_watched(http, time.process_time) as took, ThreadPoolExecutor(6) as pool:
+    with (
+        gateway(tmp_path) as (http, _, _),
+        healthz_watched(http, time.process_time) as took,
+        ThreadPoolExecutor(6) as pool,
+    ):
         statuses = list(pool.map(lambda body: http.post(PREDICT, content=body).status_code, [bad, good] * 4))
     assert statuses == [422, 200] * 4
     assert max(took) < 1
@@ -154,7 +169,11 @@ SLOW = {
     "no body": (HEAD.encode() + b"Content-Length: 100\r\n\r\n", b"", b"408"),
     "a body, byte by byte": (HEAD.encode() + b"Content-Length: 10000\r\n\r\n", b"x", b"408"),
     "a body in chunks without an end": (HEAD.encode() + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", b"408"),
-    "a body without a key": (b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10000\r\n\r\n" % PREDICT.encode(), b"x", b"401"),
+    "a body without a key": (
+        b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10000\r\n\r\n" % PREDICT.encode(),
+        b"x",
+        b"401",
+    ),
     "a second head without an end": (b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"GET /healthz", b"200"),
 }
 
@@ -162,7 +181,9 @@ SLOW = {
 def test_a_request_that_does_not_come_is_ended(tmp_path):
     """Every kind of half-open request, dripping or silent, is told so (unless answered already) and ended by its deadline; others are answered meanwhile."""
     with gateway(tmp_path, head_seconds=0.6, body_seconds=0.6) as (http, _, address), ExitStack() as opened:
-        connections = {kind: [opened.enter_context(socket.create_connection(address)) for _ in range(20)] for kind in SLOW}
+        connections = {
+            kind: [opened.enter_context(socket.create_connection(address)) for _ in range(20)] for kind in SLOW
+        }
         for kind, (first, _, _) in SLOW.items():
             for connection in connections[kind]:
                 connection.sendall(first)
@@ -211,7 +232,11 @@ def test_who_goes_while_requests_wait_breaks_nothing(tmp_path, capfd):
 
 def test_a_head_has_a_size(tmp_path):
     """A head, trailers or chunk extensions without an end are 431 or cut off, long before their deadline."""
-    endless = (HEAD.encode(), HEAD.encode() + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", HEAD.encode() + b"Transfer-Encoding: chunked\r\n\r\n1;")
+    endless = (
+        HEAD.encode(),
+        HEAD.encode() + b"Transfer-Encoding: chunked\r\n\r\n0\r\n",
+        HEAD.encode() + b"Transfer-Encoding: chunked\r\n\r\n1;",
+    )
     with gateway(tmp_path, max_head_bytes=16_384) as (_, _, address):
         for first in endless:
             with socket.create_connection(address) as connection:

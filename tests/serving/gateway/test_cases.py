@@ -121,7 +121,9 @@ def test_a_changed_case_is_asked_as_it_is_declared_now(world):
     root, settings, _ = world
     with client(settings, **FAST) as http:
         assert ask(http, "desk").status_code == 200
-        shop.edit(root / "desk" / "schema.py", ('Numeric("price", 0, 1000)', 'Numeric("price", 0, 1000), Numeric("size")'))
+        shop.edit(
+            root / "desk" / "schema.py", ('Numeric("price", 0, 1000)', 'Numeric("price", 0, 1000), Numeric("size")')
+        )
         until(lambda: ask(http, "desk").status_code == 422)
         assert "size: missing" in ask(http, "desk").json()["error"]
         refused = ask(http, "desk", size=1.0)

@@ -11,7 +11,17 @@ import pytest
 
 from pipelines.config import Settings
 from serving.gateway.state import Gateway
-from tests.serving.gateway.world import LABELS, PREDICT, client, fake_triton, lines, make_home, release, some_rows, until
+from tests.serving.gateway.world import (
+    LABELS,
+    PREDICT,
+    client,
+    fake_triton,
+    lines,
+    make_home,
+    release,
+    some_rows,
+    until,
+)
 
 CASES = Path(__file__).parents[3]
 
@@ -21,7 +31,9 @@ def disk(tmp_path):
     """A file system of 4 MiB of its own."""
     place = tmp_path / "disk"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True, check=False
+    ).returncode:
         pytest.skip("no file system can be mounted here: only root may, and not in every container")
     try:
         yield place
@@ -38,8 +50,23 @@ def fill(path: Path) -> None:
 
 def silence(home: Path) -> subprocess.CompletedProcess:
     """A command that writes to the ledger."""
-    command = [sys.executable, "-m", "pipelines", "silence", "--case", "loans", "--rule", "labels_late", "--until", "2030-01-01", "--reason", "x" * 5000]
-    return subprocess.run(command, capture_output=True, text=True, cwd=CASES, env={**os.environ, "PERENNIAL_HOME": str(home)}, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines",
+        "silence",
+        "--case",
+        "loans",
+        "--rule",
+        "labels_late",
+        "--until",
+        "2030-01-01",
+        "--reason",
+        "x" * 5000,
+    ]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=CASES, env={**os.environ, "PERENNIAL_HOME": str(home)}, check=False
+    )
 
 
 def test_a_state_that_is_only_read_is_no_full_disk(disk):
@@ -65,8 +92,17 @@ def test_a_full_disk_is_507_everywhere(disk):
             assert http.get("/readyz").status_code == 200
             assert http.post(PREDICT, json={"rows": some_rows(2)}).status_code == 200
             fill(disk / "ballast")
-            said = [http.post(PREDICT, json={"rows": some_rows(100)}), http.post(PREDICT, json={"rows": named * 1}), http.post(LABELS, json=label)]
-            said.append(http.post(PREDICT, json={"rows": [{**row, "prediction_id": f"n{at}"} for at, row in enumerate(some_rows(100))]}))
+            said = [
+                http.post(PREDICT, json={"rows": some_rows(100)}),
+                http.post(PREDICT, json={"rows": named * 1}),
+                http.post(LABELS, json=label),
+            ]
+            said.append(
+                http.post(
+                    PREDICT,
+                    json={"rows": [{**row, "prediction_id": f"n{at}"} for at, row in enumerate(some_rows(100))]},
+                )
+            )
             ready = http.get("/readyz")
             assert [answer.status_code for answer in said] == [507] * 4
             assert not [answer.text for answer in (*said, ready) if str(disk) in answer.text]

@@ -18,11 +18,17 @@ SNIPPETS = (
 def good(rng, number):
     """A valid body as an object, its path, and the name of its list."""
     if number % 4 == 3:
-        labels = [{"prediction_id": f"f{rng.integers(50)}", "label": int(rng.integers(2)), "revision": int(rng.integers(3))} for _ in range(2)]
+        labels = [
+            {"prediction_id": f"f{rng.integers(50)}", "label": int(rng.integers(2)), "revision": int(rng.integers(3))}
+            for _ in range(2)
+        ]
         return LABELS, "labels", labels
     rows = some_rows(1 + number % 3, 1 + number % 28)
     if number % 3 == 0:
-        rows = [{**row, "prediction_id": f"f{number}-{position}", "event_time": "2024-03-01T00:00:00Z"} for position, row in enumerate(rows)]
+        rows = [
+            {**row, "prediction_id": f"f{number}-{position}", "event_time": "2024-03-01T00:00:00Z"}
+            for position, row in enumerate(rows)
+        ]
     return PREDICT, "rows", rows
 
 
@@ -68,7 +74,13 @@ def form_is_right(body, name):
     except (ValueError, RecursionError):
         return False
     once = body.count(b'"%s"' % name.encode()) == 1
-    return once and isinstance(value, dict) and list(value) == [name] and isinstance(value[name], list) and bool(value[name])
+    return (
+        once
+        and isinstance(value, dict)
+        and list(value) == [name]
+        and isinstance(value[name], list)
+        and bool(value[name])
+    )
 
 
 def test_mutated_requests_are_answered_below_500_and_logged_exactly(world):
@@ -81,7 +93,9 @@ def test_mutated_requests_are_answered_below_500_and_logged_exactly(world):
         path, name, items = good(rng, number)
         whole = json.dumps({name: items}).encode()
         body = change_bytes(rng, whole) if number % 2 else b'{"%s": %s}' % (name.encode(), change_values(rng, items))
-        headers = {"Content-Type": ("application/json", "text/plain", "application/x-www-form-urlencoded", "")[number % 4]}
+        headers = {
+            "Content-Type": ("application/json", "text/plain", "application/x-www-form-urlencoded", "")[number % 4]
+        }
         answer = world.http.post(path, content=body, headers=headers)
         statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
         assert answer.status_code < 500, (body, answer.text)

@@ -21,7 +21,9 @@ def open_gateway(tmp_path_factory):
             yield http, settings
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/nowhere", "/docs/assets/swagger-ui.css"])
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/nowhere", "/docs/assets/swagger-ui.css"]
+)
 def test_a_foreign_name_reads_nothing(open_gateway, path):
     """With a foreign Host every path is 421 that names host and setting; with a name of ours it is what it was."""
     http, _ = open_gateway
@@ -64,4 +66,7 @@ def test_a_foreign_page_writes_nothing(open_gateway):
 def test_a_key_opens_no_foreign_name(world):
     """A right key does not make up for a foreign name or page."""
     for headers, status in (({"Host": "evil.example"}, 421), ({"Origin": FOREIGN}, 403)):
-        assert world.http.post(PREDICT, json={"rows": some_rows(1)}, headers={"X-API-Key": KEY, **headers}).status_code == status
+        assert (
+            world.http.post(PREDICT, json={"rows": some_rows(1)}, headers={"X-API-Key": KEY, **headers}).status_code
+            == status
+        )

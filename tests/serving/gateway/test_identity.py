@@ -80,7 +80,10 @@ def test_the_same_moment_in_another_zone_is_no_conflict(world):
     """An event time is compared as a moment, and a repeat may leave it out."""
     row = named(1, "zone")[0]
     first = world.http.post(PREDICT, json={"rows": [{**row, "event_time": "2024-01-01T00:00:00Z"}]}).json()["rows"]
-    assert world.http.post(PREDICT, json={"rows": [{**row, "event_time": "2024-01-01T02:00:00+02:00"}]}).json()["rows"] == first
+    assert (
+        world.http.post(PREDICT, json={"rows": [{**row, "event_time": "2024-01-01T02:00:00+02:00"}]}).json()["rows"]
+        == first
+    )
     assert world.http.post(PREDICT, json={"rows": [row]}).json()["rows"] == first
 
 
@@ -90,7 +93,9 @@ def test_an_id_twice_in_one_request_is_one_row(world):
     said = world.http.post(PREDICT, json={"rows": [row, other, row]}).json()["rows"]
     assert said[0] == said[2]
     assert logged(world.settings, "twice") == ["twice-0", "twice-1"]
-    changed = world.http.post(PREDICT, json={"rows": [{**row, "prediction_id": "thrice"}, {**other, "prediction_id": "thrice"}]})
+    changed = world.http.post(
+        PREDICT, json={"rows": [{**row, "prediction_id": "thrice"}, {**other, "prediction_id": "thrice"}]}
+    )
     assert (changed.status_code, changed.json()["row"]) == (409, 1)
     assert logged(world.settings, "thrice") == []
 
@@ -211,7 +216,9 @@ def test_concurrent_requests_with_one_id_agree(tmp_path):
         with ThreadPoolExecutor(8) as pool:
             said = list(pool.map(ask, range(8)))
         assert all(answers == said[0] for answers in said)
-        assert sorted(logged(settings, "race")) == sorted(f"race{number}-{row}" for number in range(rounds) for row in range(3))
+        assert sorted(logged(settings, "race")) == sorted(
+            f"race{number}-{row}" for number in range(rounds) for row in range(3)
+        )
         by_id = {line["prediction_id"]: line for line in lines(settings)}
         for row in (row for answers in said[0] for row in answers):
             assert {name: by_id[row["prediction_id"]][name] for name in row} == row

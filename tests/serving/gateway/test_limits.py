@@ -28,7 +28,19 @@ def redis_url():
     import redis
 
     port = Ports.free().redis
-    argv = ["redis-server", "--bind", HOST, "--port", str(port), "--requirepass", "word", "--save", "", "--appendonly", "no"]
+    argv = [
+        "redis-server",
+        "--bind",
+        HOST,
+        "--port",
+        str(port),
+        "--requirepass",
+        "word",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+    ]
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as process:
         try:
             url, deadline = f"redis://:word@{HOST}:{port}/1", time.monotonic() + 20

@@ -16,13 +16,29 @@ from pipelines.segments import adopt
 from serving.gateway import log as gateway_log
 from serving.gateway.log import Log, worker_name
 from serving.gateway.refusal import Refused
-from tests.serving.gateway.world import LABELS, PREDICT, client, counted, fake_triton, lines, make_home, release, some_rows, until
+from tests.serving.gateway.world import (
+    LABELS,
+    PREDICT,
+    client,
+    counted,
+    fake_triton,
+    lines,
+    make_home,
+    release,
+    some_rows,
+    until,
+)
 
 
 def make(folder, **settings):
     """A log and the list of its errors."""
     errors = []
-    return Log(folder, worker_name(), **{"max_bytes": 2**20, "max_seconds": 3600.0, **settings}, on_error=lambda: errors.append(1)), errors
+    return Log(
+        folder,
+        worker_name(),
+        **{"max_bytes": 2**20, "max_seconds": 3600.0, **settings},
+        on_error=lambda: errors.append(1),
+    ), errors
 
 
 def names(folder, pattern):
@@ -55,7 +71,12 @@ def test_a_closed_segment_is_sealed(tmp_path):
     assert adopt(tmp_path) == 1
     assert [name.replace(".sha256", ".jsonl") for name in names(tmp_path, "*.sha256")] == names(tmp_path, "*.jsonl")
     for name in names(tmp_path, "*.sha256"):
-        assert subprocess.run(["sha256sum", "--check", "--strict", name], cwd=tmp_path, capture_output=True, check=False).returncode == 0
+        assert (
+            subprocess.run(
+                ["sha256sum", "--check", "--strict", name], cwd=tmp_path, capture_output=True, check=False
+            ).returncode
+            == 0
+        )
     assert len(names(tmp_path, "*")) == 4
 
 
@@ -67,7 +88,9 @@ def test_a_full_segment_is_followed_by_the_next(tmp_path):
     asyncio.run(log.tick())
     asyncio.run(log.close())
     assert len(names(tmp_path, "*.jsonl")) == 3
-    assert b"".join((tmp_path / name).read_bytes() for name in names(tmp_path, "*.jsonl")) == b"".join(b"line %d\n" % n for n in range(6))
+    assert b"".join((tmp_path / name).read_bytes() for name in names(tmp_path, "*.jsonl")) == b"".join(
+        b"line %d\n" % n for n in range(6)
+    )
 
 
 def test_an_idle_gateway_closes_its_segments(tmp_path):
@@ -188,7 +211,9 @@ def test_a_full_disk_acknowledges_nothing_that_it_does_not_hold(tmp_path):
     """A write that the kernel cuts short (file size limit) is a 507 with a clear text; before, beside and after it, log and answers are the same rows."""
     root = Path(__file__).parents[3]
     script = FULL_DISK.format(root=str(root), home=str(tmp_path))
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=False, timeout=60)
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=False, timeout=60
+    )
     assert run.returncode == 0, run.stderr
     said = json.loads(run.stdout)
     assert [status for status, _ in said] == [200, 507, 507, 200, 200, 200]

@@ -33,7 +33,13 @@ def workers(tmp_path):
     started = []
 
     def start(*arguments):
-        process = subprocess.Popen([sys.executable, "-c", WORKER, *map(str, arguments)], env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, *map(str, arguments)],
+            env=env,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         started.append(process)
         assert process.stdout.readline() == "ready\n"
         return process

@@ -79,7 +79,18 @@ def test_the_examples_work(world, spec, case):
     assert lines(world.settings, "labels", case)[-1]["prediction_id"] == row["rows"][0]["prediction_id"]
 
 
-@pytest.mark.parametrize("change", [{"prediction_id": " "}, {"salary": -1}, {"salary": "x"}, {"age": 18.5}, {"car": "make_0"}, {"more": 1}, {"age": None}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prediction_id": " "},
+        {"salary": -1},
+        {"salary": "x"},
+        {"age": 18.5},
+        {"car": "make_0"},
+        {"more": 1},
+        {"age": None},
+    ],
+)
 def test_what_the_document_forbids_is_refused(spec, change):
     """What the document's schema does not allow, the gateway does not take either."""
     import jsonschema
@@ -107,7 +118,10 @@ def test_any_declaration_has_examples_that_work():
     assert len(read(row_shape(fields, 10), msgspec.json.encode(body(spec, PREDICT, "odd")["example"]))) == 1
     assert len(read(label_shape(fields, 10), msgspec.json.encode(body(spec, LABELS, "odd")["example"]))) == 1
     assert "other cannot be used now.** params.yaml has 1 mistake" in spec["info"]["description"]
-    assert {path for path in spec["paths"] if path.startswith("/v1/")} == {"/v1/cases/odd/predict", "/v1/cases/odd/labels"}
+    assert {path for path in spec["paths"] if path.startswith("/v1/")} == {
+        "/v1/cases/odd/predict",
+        "/v1/cases/odd/labels",
+    }
 
 
 def test_the_document_follows_the_cases(tmp_path):
@@ -121,7 +135,9 @@ def test_the_document_follows_the_cases(tmp_path):
 
             def told():
                 found = http.get("/openapi.json").json()
-                return {path.split("/")[3] for path in found["paths"] if path.startswith("/v1/")}, found["info"]["description"]
+                return {path.split("/")[3] for path in found["paths"] if path.startswith("/v1/")}, found["info"][
+                    "description"
+                ]
 
             cases, text = told()
             assert cases == {"desk"}
@@ -157,9 +173,23 @@ def test_the_page_needs_no_other_host(world):
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="wants a browser: apt-get install chromium")
 def test_a_browser_shows_every_case(world, tmp_path):
     """In a browser without a network the page lists the requests of every case."""
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", f"--user-data-dir={tmp_path}"]
-    command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--virtual-time-budget=20000", "--dump-dom", f"{world.http.base_url}/docs"]
+    command = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        f"--user-data-dir={tmp_path}",
+    ]
+    command += [
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        "--virtual-time-budget=20000",
+        "--dump-dom",
+        f"{world.http.base_url}/docs",
+    ]
     page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stdout
     assert [
-        path for path in chain(*([PREDICT.format(case=case), LABELS.format(case=case)] for case in case_names())) if path not in page.replace("\u200b", "")
+        path
+        for path in chain(*([PREDICT.format(case=case), LABELS.format(case=case)] for case in case_names()))
+        if path not in page.replace("\u200b", "")
     ] == []

@@ -37,7 +37,9 @@ def test_dense_rows_keep_their_order():
     tensors = {"numeric": np.arange(2 * MAX_BATCH + 2, dtype=np.float32).reshape(-1, 1)}
     parts = cut(tensors)
     assert [len(part.tensors["numeric"]) for part in parts] == [MAX_BATCH, MAX_BATCH, 2]
-    np.testing.assert_array_equal(np.concatenate([tensors["numeric"][list(part.rows)] for part in parts]), tensors["numeric"])
+    np.testing.assert_array_equal(
+        np.concatenate([tensors["numeric"][list(part.rows)] for part in parts]), tensors["numeric"]
+    )
     small = {"numeric": tensors["numeric"][:3]}
     assert cut(small)[0].tensors is small
 

@@ -13,7 +13,18 @@ from pipelines.errors import Unavailable
 from pipelines.fields import encode
 from serving.gateway import routing
 from serving.gateway.versions import probe
-from tests.serving.gateway.world import FIELDS, PREDICT, client, counted, expected, fake_triton, make_home, release, some_rows, until
+from tests.serving.gateway.world import (
+    FIELDS,
+    PREDICT,
+    client,
+    counted,
+    expected,
+    fake_triton,
+    make_home,
+    release,
+    some_rows,
+    until,
+)
 
 ROWS = {"rows": some_rows(2)}
 
@@ -179,7 +190,10 @@ def test_a_damaged_row_of_one_case_leaves_the_others_alone(tmp_path):
             said = ready.json()["cases"]
             assert (ready.status_code, said["loans"]["ready"], said["bank"]["ready"]) == (503, True, False)
             assert "column hash" in said["bank"]["damaged"]
-            assert (counted(http, "ledger_damaged", case="bank"), counted(http, "ledger_damaged", case="loans")) == (1, 0)
+            assert (counted(http, "ledger_damaged", case="bank"), counted(http, "ledger_damaged", case="loans")) == (
+                1,
+                0,
+            )
             edit(settings, "UPDATE releases SET hash = json_extract(row, '$.hash') WHERE \"case\" = 'bank'")
             until(lambda: http.post("/v1/cases/bank/predict", json={"rows": [bank_row()]}).status_code == 200, 5)
             assert counted(http, "ledger_damaged", case="bank") == 0
@@ -249,7 +263,14 @@ def test_a_release_is_followed_on_its_verdict_only(world):
     for number, cited in enumerate((value, "0" * 64)):
         head = ledger.head(settings.ledger, "loans")
         own = {name: getattr(head, name) for name in ("case", "candidate_key", "bundle", "as_of")}
-        about = {"champion": 2, "action": "promote", "trigger": "drift", "reason": "r", "actor": "a", "verdict_hash": cited}
+        about = {
+            "champion": 2,
+            "action": "promote",
+            "trigger": "drift",
+            "reason": "r",
+            "actor": "a",
+            "verdict_hash": cited,
+        }
         ledger.append(settings.ledger, **own, **about, expected_seq=head.seq)
         said = ("promotes on a verdict that says reject", f"there is no verdict {'0' * 12}")[number]
         until(lambda said=said: said in http.get("/readyz").json()["cases"]["loans"].get("damaged", ""), 5)

@@ -17,7 +17,13 @@ from serving.gateway.rows import explain, label_shape, read, row_shape
 
 FIELDS = Fields(
     "tiny",
-    (Categorical("colour", ("red", "grün")), Numeric("open"), Numeric("low", low=0), Numeric("high", high=10.5), Numeric("whole", -3, 3, integer=True)),
+    (
+        Categorical("colour", ("red", "grün")),
+        Numeric("open"),
+        Numeric("low", low=0),
+        Numeric("high", high=10.5),
+        Numeric("whole", -3, 3, integer=True),
+    ),
     label="y",
 )
 SHAPE = row_shape(FIELDS, 10)
@@ -60,7 +66,9 @@ def test_what_one_reader_turns_away_the_other_explains(field, value):
     assert "must be {" in str(explain(SHAPE, body)), "the explaining reader finds a mistake in a good body"
     kept = getattr(found[1], field)
     assert kept == (value if isinstance(value, str) else float(value))
-    assert kept in FIELDS.categorical[0].values if field == "colour" else math.isfinite(kept) and abs(kept) <= FLOAT32_MAX
+    assert (
+        kept in FIELDS.categorical[0].values if field == "colour" else math.isfinite(kept) and abs(kept) <= FLOAT32_MAX
+    )
 
 
 def test_a_case_may_not_use_the_gateways_own_names():
@@ -76,7 +84,11 @@ def test_a_label_is_decoded_with_its_defaults():
 
 
 @settings(max_examples=300, deadline=None)
-@given(text=st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \t\u200b\u00ad\u2028\x1c\x85\x00a")), max_size=6))
+@given(
+    text=st.text(
+        st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \t\u200b\u00ad\u2028\x1c\x85\x00a")), max_size=6
+    )
+)
 def test_a_text_is_refused_exactly_if_nothing_is_left_of_it(text):
     """The quick look for a visible character agrees with normalising, and both readers with each other."""
     fields = Fields("tiny", (Text("text", 5),), label="y")

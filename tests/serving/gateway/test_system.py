@@ -27,7 +27,18 @@ from pipelines.config import Settings
 from pipelines.deploy import triton
 from pipelines.fields import encode
 from tests.models import CONFIG
-from tests.serving.gateway.world import FIELDS, KEY, LABELS, PREDICT, counted, lines, make_home, release, some_rows, until
+from tests.serving.gateway.world import (
+    FIELDS,
+    KEY,
+    LABELS,
+    PREDICT,
+    counted,
+    lines,
+    make_home,
+    release,
+    some_rows,
+    until,
+)
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
@@ -56,10 +67,14 @@ def write_version(repository, version):
         helper.make_tensor_value_info("numeric", TensorProto.FLOAT, ["batch", len(FIELDS.numeric)]),
     ]
     outputs = [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch", 1])]
-    graph = helper.make_graph(nodes, "loans", inputs, outputs, [numpy_helper.from_array(value, name) for name, value in constants.items()])
+    graph = helper.make_graph(
+        nodes, "loans", inputs, outputs, [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    )
     folder = repository / "loans" / str(version)
     folder.mkdir(parents=True)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / "model.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / "model.onnx"
+    )
 
 
 def write_config(repository):
@@ -82,14 +97,32 @@ class Stack:
 def gateway(world: World) -> Iterator[Stack]:
     """The gateway as `make up` starts it."""
     settings, ports = world.settings, world.ports
-    command = [sys.executable, "-m", "uvicorn", "serving.gateway.app:app", "--host=127.0.0.1", f"--port={ports.gateway}"]
-    options = ["--no-access-log", "--loop=uvloop", "--http=serving.gateway.connections:Connection", "--ws=none", "--log-level=warning"]
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "serving.gateway.app:app",
+        "--host=127.0.0.1",
+        f"--port={ports.gateway}",
+    ]
+    options = [
+        "--no-access-log",
+        "--loop=uvloop",
+        "--http=serving.gateway.connections:Connection",
+        "--ws=none",
+        "--log-level=warning",
+    ]
     env = {**os.environ, "PERENNIAL_HOME": str(settings.home), "PERENNIAL_TRITON_GRPC": settings.triton_grpc}
     env["PERENNIAL_TRITON_CLIENT_FILE"] = str(settings.root / "secrets" / "triton_client")
     process = subprocess.Popen([*command, *options], cwd=ROOT, env=env)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{ports.gateway}", headers={"X-API-Key": KEY}, timeout=30, trust_env=False) as http:
-            until(lambda: plain.status(f"http://127.0.0.1:{ports.gateway}/healthz") == 200 or process.poll() is not None, 60)
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{ports.gateway}", headers={"X-API-Key": KEY}, timeout=30, trust_env=False
+        ) as http:
+            until(
+                lambda: plain.status(f"http://127.0.0.1:{ports.gateway}/healthz") == 200 or process.poll() is not None,
+                60,
+            )
             assert process.poll() is None, "the gateway did not start"
             yield Stack(settings, process, http)
     finally:
@@ -153,17 +186,25 @@ class Load:
     def one(self, name: str) -> None:
         """One thread; ends by itself when the gateway is gone."""
         rows = some_rows(3)
-        with httpx.Client(base_url=self.stack.http.base_url, headers={"X-API-Key": KEY}, timeout=30, trust_env=False) as http:
+        with httpx.Client(
+            base_url=self.stack.http.base_url, headers={"X-API-Key": KEY}, timeout=30, trust_env=False
+        ) as http:
             number = 0
             while not self.stop.is_set():
                 number += 1
-                sent = [{**row, "prediction_id": f"{name}-{number}-{at}"} for at, row in enumerate(rows)] if number % 2 else rows
+                sent = (
+                    [{**row, "prediction_id": f"{name}-{number}-{at}"} for at, row in enumerate(rows)]
+                    if number % 2
+                    else rows
+                )
                 try:
                     answer = http.post(PREDICT, json={"rows": sent})
                 except httpx.TransportError:
                     return
                 if answer.status_code == 200:
-                    self.acknowledged.update({row["prediction_id"]: (row["version"], row["score"]) for row in answer.json()["rows"]})
+                    self.acknowledged.update(
+                        {row["prediction_id"]: (row["version"], row["score"]) for row in answer.json()["rows"]}
+                    )
                 else:
                     self.failures.append((answer.status_code, answer.text))
 
@@ -187,8 +228,14 @@ def test_answers_are_what_onnx_runtime_gives(stack):
         rows = some_rows(count)
         said = stack.http.post(PREDICT, json={"rows": rows}).json()
         assert {row["version"] for row in said["rows"]} == {1}
-        np.testing.assert_allclose([row["score"] for row in said["rows"]], onnx_scores(stack.settings, rows, 1), rtol=1e-6)
-        logged = {line["prediction_id"]: line["score"] for line in lines(stack.settings) if line["request_id"] == said["request_id"]}
+        np.testing.assert_allclose(
+            [row["score"] for row in said["rows"]], onnx_scores(stack.settings, rows, 1), rtol=1e-6
+        )
+        logged = {
+            line["prediction_id"]: line["score"]
+            for line in lines(stack.settings)
+            if line["request_id"] == said["request_id"]
+        }
         assert logged == {row["prediction_id"]: row["score"] for row in said["rows"]}
     ready = stack.http.get("/readyz")
     assert (ready.status_code, ready.json()["cases"]["loans"]) == (200, {"champion": 1, "ready": True})
@@ -219,7 +266,10 @@ def test_every_acknowledged_row_survives_a_kill(world):
         load = Load(stack)
         with load.running("kill"):
             until(lambda: len(load.acknowledged) > 600)
-            assert stack.http.post(LABELS, json={"labels": [{"prediction_id": "kill0-1-0", "label": 1}]}).status_code == 200
+            assert (
+                stack.http.post(LABELS, json={"labels": [{"prediction_id": "kill0-1-0", "label": 1}]}).status_code
+                == 200
+            )
             stack.process.kill()
             stack.process.wait()
     assert load.failures == []
@@ -233,7 +283,9 @@ def test_every_acknowledged_row_survives_a_kill(world):
         assert not list(settings.prediction_log.rglob("*.jsonl.open"))
         again = [{**row, "prediction_id": f"kill0-1-{at}"} for at, row in enumerate(some_rows(3))]
         said = stack.http.post(PREDICT, json={"rows": again}).json()["rows"]
-        assert [(row["version"], row["score"]) for row in said] == [load.acknowledged[row["prediction_id"]] for row in again]
+        assert [(row["version"], row["score"]) for row in said] == [
+            load.acknowledged[row["prediction_id"]] for row in again
+        ]
         assert len(lines(settings)) == len(logged)
 
 

@@ -66,7 +66,15 @@ def http(world):
 
 def ask(http, texts, prefix=""):
     """The answered rows of texts, with ids of our own if there is a ``prefix``."""
-    answer = http.post(PREDICT, json={"rows": [{"text": text, **({"prediction_id": f"{prefix}-{at}"} if prefix else {})} for at, text in enumerate(texts)]})
+    answer = http.post(
+        PREDICT,
+        json={
+            "rows": [
+                {"text": text, **({"prediction_id": f"{prefix}-{at}"} if prefix else {})}
+                for at, text in enumerate(texts)
+            ]
+        },
+    )
     assert answer.status_code == 200, answer.text
     return answer.json()["rows"]
 
@@ -129,7 +137,14 @@ def test_labels_are_class_names(world, http):
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [(" \u200b\n\x00", "empty"), ("", "empty"), ("\ud800 s3cret", "not_unicode"), ("s3cret" * 4000, "bounds"), (["s3cret"], "type"), (7, "type")],
+    [
+        (" \u200b\n\x00", "empty"),
+        ("", "empty"),
+        ("\ud800 s3cret", "not_unicode"),
+        ("s3cret" * 4000, "bounds"),
+        (["s3cret"], "type"),
+        (7, "type"),
+    ],
 )
 def test_a_text_that_is_none_is_refused(world, http, text, reason):
     """Nothing but white space, a lone surrogate, too many characters, no string: a 422 that names the field, repeats nothing and logs nothing."""
@@ -177,4 +192,6 @@ def test_promotion_and_rollback_change_model_and_tokenizer_together(world, http)
     for version, action in ((1, "rollback"), (2, "promote")):
         world.release(version, action=action)
         until(lambda version=version: ask(http, texts[:1])[0]["version"] == version)
-        np.testing.assert_allclose([row["score"] for row in ask(http, texts)], world.expected(texts, version).max(1), atol=1e-5)
+        np.testing.assert_allclose(
+            [row["score"] for row in ask(http, texts)], world.expected(texts, version).max(1), atol=1e-5
+        )

@@ -14,7 +14,18 @@ from pipelines.config import Settings
 from pipelines.errors import ConfigError
 from serving.gateway.protections import Door
 from serving.gateway.settings import Bounds
-from tests.serving.gateway.world import FIELDS, LABELS, PREDICT, client, counted, fake_triton, lines, make_home, release, some_rows
+from tests.serving.gateway.world import (
+    FIELDS,
+    LABELS,
+    PREDICT,
+    client,
+    counted,
+    fake_triton,
+    lines,
+    make_home,
+    release,
+    some_rows,
+)
 
 GOOD = some_rows(1)[0]
 SECRET = "s3cret-value"
@@ -51,7 +62,11 @@ BAD_FIELDS = [
 @pytest.mark.parametrize(("field", "value", "reason"), BAD_FIELDS)
 def test_a_bad_value_names_field_and_row_and_is_not_echoed(world, field, value, reason):
     """One bad value refuses the request with 422, names its field and row, repeats nothing, reaches neither model nor log, and is counted."""
-    scored, logged, before = world.triton.rows, len(lines(world.settings)), counted(world.http, "refused_rows_total", reason=reason)
+    scored, logged, before = (
+        world.triton.rows,
+        len(lines(world.settings)),
+        counted(world.http, "refused_rows_total", reason=reason),
+    )
     answer = world.http.post(PREDICT, content=json.dumps({"rows": [GOOD, {**GOOD, field: value}]}))
     assert answer.status_code == 422
     said = answer.json()
@@ -131,7 +146,10 @@ def test_a_bad_label_is_refused_whole(world, field, value):
 
 def test_labels_are_logged_as_posted(world):
     """Labels of known and unknown ids are accepted, with revision 0 and the time of receipt unless given."""
-    labels = [{"prediction_id": "never-seen", "label": 1}, {"prediction_id": "b", "label": 0, "revision": 3, "event_time": "2024-05-01T12:00:00+02:00"}]
+    labels = [
+        {"prediction_id": "never-seen", "label": 1},
+        {"prediction_id": "b", "label": 0, "revision": 3, "event_time": "2024-05-01T12:00:00+02:00"},
+    ]
     answer = world.http.post(LABELS, json={"labels": labels})
     assert (answer.status_code, answer.json()) == (200, {"accepted": 2})
     first, second = lines(world.settings, "labels")[-2:]
@@ -202,7 +220,13 @@ def test_above_the_rate_a_caller_waits(tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("POST", "/v1/cases/nothing/predict", 404), ("POST", "/v1/cases/%ff/labels", 404), ("GET", PREDICT, 405), ("PUT", LABELS, 405), ("GET", "/nothing", 404)],
+    [
+        ("POST", "/v1/cases/nothing/predict", 404),
+        ("POST", "/v1/cases/%ff/labels", 404),
+        ("GET", PREDICT, 405),
+        ("PUT", LABELS, 405),
+        ("GET", "/nothing", 404),
+    ],
 )
 def test_a_wrong_address_is_a_client_error(world, method, path, status):
     """Unknown cases and paths are a 404, other methods a 405; always JSON, always counted."""
@@ -236,7 +260,16 @@ def test_a_good_request_is_answered_in_order_and_logged(world):
     for row, found in zip(rows, said["rows"], strict=True):
         line = logged[found["prediction_id"]]
         assert line["row"] == row
-        assert list(line) == ["prediction_id", "request_id", "event_time", "received_at", "version", "score", "prediction", "row"]
+        assert list(line) == [
+            "prediction_id",
+            "request_id",
+            "event_time",
+            "received_at",
+            "version",
+            "score",
+            "prediction",
+            "row",
+        ]
         assert list(line["row"]) == list(FIELDS.names)
         assert {name: line[name] for name in found} == found
         assert found["prediction"] == int(found["score"] >= 0.5)
@@ -268,8 +301,14 @@ def test_large_batches_are_split(tmp_path):
 @pytest.mark.parametrize("moment", ["1900-01-01T00:00:00Z", "2199-12-31T23:59:59Z"])
 def test_a_time_that_is_years_away_is_refused(world, moment):
     """A live case takes no row and no label whose event time lies years from now; the answer names row, field and parameter."""
-    rows, labels = [{**some_rows(1)[0], "event_time": moment}], [{"prediction_id": "a", "label": 1, "event_time": moment}]
-    for path, body in ((PREDICT, {"rows": some_rows(1) + rows}), (LABELS, {"labels": [{"prediction_id": "b", "label": 1}, *labels]})):
+    rows, labels = (
+        [{**some_rows(1)[0], "event_time": moment}],
+        [{"prediction_id": "a", "label": 1, "event_time": moment}],
+    )
+    for path, body in (
+        (PREDICT, {"rows": some_rows(1) + rows}),
+        (LABELS, {"labels": [{"prediction_id": "b", "label": 1}, *labels]}),
+    ):
         answer = world.http.post(path, json=body)
         assert (answer.status_code, answer.json()["field"], answer.json()["row"]) == (422, "event_time", 1)
         assert "event_times.max_" in answer.json()["error"]

@@ -49,7 +49,8 @@ class Scores(service_pb2_grpc.GRPCInferenceServiceServicer):
         """One inference."""
         if int(request.model_version) not in self.loaded:
             context.abort(
-                grpc.StatusCode.UNAVAILABLE, f"Request for unknown model: '{request.model_name}' version {request.model_version} is not at ready state"
+                grpc.StatusCode.UNAVAILABLE,
+                f"Request for unknown model: '{request.model_name}' version {request.model_version} is not at ready state",
             )
         shapes = [list(tensor.shape) for tensor in request.inputs]
         categorical = np.frombuffer(request.raw_input_contents[0], np.int64).reshape(shapes[0])
@@ -57,12 +58,18 @@ class Scores(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.rows += len(numeric)
         self.sizes.append(len(numeric))
         scores = expected(categorical, numeric, int(request.model_version))
-        return pb.ModelInferResponse(model_name=request.model_name, model_version=request.model_version, raw_output_contents=[scores.tobytes()])
+        return pb.ModelInferResponse(
+            model_name=request.model_name, model_version=request.model_version, raw_output_contents=[scores.tobytes()]
+        )
 
 
 def expected(categorical, numeric, version):
     """The scores [B, 1] of :class:`Scores`."""
-    return (1 / (1 + np.exp(-(categorical.sum(1) - 8 + numeric.sum(1) * 1e-6 + version)))).astype(np.float32).reshape(-1, 1)
+    return (
+        (1 / (1 + np.exp(-(categorical.sum(1) - 8 + numeric.sum(1) * 1e-6 + version))))
+        .astype(np.float32)
+        .reshape(-1, 1)
+    )
 
 
 @contextmanager
@@ -87,7 +94,13 @@ def make_home(home: Path, port: int = 1, **settings) -> Settings:
 
 
 def release(
-    settings: Settings, version: int, *, case: str = CASE, action: str = "promote", fields_hash: str | None = None, fill: Callable[[Path], object] | None = None
+    settings: Settings,
+    version: int,
+    *,
+    case: str = CASE,
+    action: str = "promote",
+    fields_hash: str | None = None,
+    fill: Callable[[Path], object] | None = None,
 ) -> Path:
     """Append a release to the ledger, its bundle in place (``fill`` puts more files into it); returns the bundle."""
     folder = settings.run_dir(case, datetime(2024, 1, version, tzinfo=UTC)) / "export"
@@ -102,7 +115,9 @@ def release(
         (work / "bundle.json").write_text(json.dumps(about))
         return {}
 
-    storage.commit(folder, case=case, as_of=datetime(2024, 1, version, tzinfo=UTC), key=f"key-{version}", inputs={}, build=build)
+    storage.commit(
+        folder, case=case, as_of=datetime(2024, 1, version, tzinfo=UTC), key=f"key-{version}", inputs={}, build=build
+    )
     head = ledger.head(settings.ledger, case)
     seq = head.seq if head else 0
     ledger.append(
@@ -127,13 +142,22 @@ def client(settings: Settings, **bounds) -> Iterator[httpx.Client]:
     app = create_app(settings, Bounds(**{"poll_seconds": 0.05, "sync_seconds": 0.05, "ready_seconds": 0.05, **bounds}))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, loop="uvloop", http="serving.gateway.connections:Connection", ws="none", log_level="error"))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app, loop="uvloop", http="serving.gateway.connections:Connection", ws="none", log_level="error"
+            )
+        )
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         until(lambda: server.started or not thread.is_alive())
         assert thread.is_alive(), "the gateway did not start"
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", headers={"X-API-Key": KEY}, timeout=30, trust_env=False) as http:
+            with httpx.Client(
+                base_url=f"http://127.0.0.1:{listener.getsockname()[1]}",
+                headers={"X-API-Key": KEY},
+                timeout=30,
+                trust_env=False,
+            ) as http:
                 yield http
         finally:
             server.should_exit = True

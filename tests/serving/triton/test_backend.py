@@ -51,7 +51,9 @@ def expected(home, rows, version):
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    return ort.InferenceSession(home / "model_repository" / "tiny" / str(version) / "model.onnx", options).run(["score"], rows)[0]
+    return ort.InferenceSession(home / "model_repository" / "tiny" / str(version) / "model.onnx", options).run(
+        ["score"], rows
+    )[0]
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -78,7 +80,9 @@ def test_concurrent_requests_get_their_own_rows(served):
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(one, range(100)))
     statistics = client.get_inference_statistics("tiny", "1").model_stats[0]
-    assert statistics.execution_count < statistics.inference_stats.success.count + statistics.inference_stats.fail.count, "nothing was batched"
+    assert (
+        statistics.execution_count < statistics.inference_stats.success.count + statistics.inference_stats.fail.count
+    ), "nothing was batched"
 
 
 TEXTS = """name: "texts"

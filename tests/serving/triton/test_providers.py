@@ -15,7 +15,10 @@ from tests.models import write_onnx
 
 CONFIG = {
     "max_batch_size": 8,
-    "input": [{"name": "categorical", "data_type": "TYPE_INT64", "dims": [2]}, {"name": "numeric", "data_type": "TYPE_FP32", "dims": [3]}],
+    "input": [
+        {"name": "categorical", "data_type": "TYPE_INT64", "dims": [2]},
+        {"name": "numeric", "data_type": "TYPE_FP32", "dims": [3]},
+    ],
     "output": [{"name": "score", "data_type": "TYPE_FP32", "dims": [1]}],
 }
 
@@ -46,7 +49,14 @@ def backend(tmp_path, monkeypatch):
 
         monkeypatch.setattr(module.ort, "InferenceSession", session)
         instance = module.TritonPythonModel()
-        instance.initialize({"model_config": json.dumps(CONFIG), "model_name": "tiny", "model_instance_kind": kind, "model_instance_device_id": "1"})
+        instance.initialize(
+            {
+                "model_config": json.dumps(CONFIG),
+                "model_name": "tiny",
+                "model_instance_kind": kind,
+                "model_instance_device_id": "1",
+            }
+        )
         monkeypatch.setattr(module.ort, "InferenceSession", real)
         return asked[-1]
 

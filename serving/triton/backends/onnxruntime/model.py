@@ -61,7 +61,9 @@ class TritonPythonModel:
             )
         self.session = _session(config, _providers(args["model_instance_kind"], args["model_instance_device_id"]))
         if args["model_instance_kind"] == "GPU" and "CUDAExecutionProvider" not in self.session.get_providers():
-            pb_utils.Logger.log_warn(f"{args['model_name']} asks for a GPU, and this ONNX Runtime has none to offer: it is served on the CPU")
+            pb_utils.Logger.log_warn(
+                f"{args['model_name']} asks for a GPU, and this ONNX Runtime has none to offer: it is served on the CPU"
+            )
         self.batched = config["max_batch_size"] > 0
         _check(args["model_name"], config, self.session, batched=self.batched)
         self.inputs = [tensor.name for tensor in self.session.get_inputs()]
@@ -74,7 +76,10 @@ class TritonPythonModel:
         batches only where ``allow_ragged_batch`` says so) are another. If a run fails, every request of it runs
         alone, so that a bad one fails by itself and not its neighbours.
         """
-        feeds = [{name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs} for request in requests]
+        feeds = [
+            {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
+            for request in requests
+        ]
         if not self.batched or len(requests) == 1:
             return [self._alone(request, feed) for request, feed in zip(requests, feeds, strict=True)]
         shapes: dict[tuple[Any, ...], list[int]] = {}
@@ -103,7 +108,9 @@ class TritonPythonModel:
         return [self._alone(request, feed) for request, feed in zip(requests, feeds, strict=True)]
 
     def _run_together(self, feeds: list[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:
-        joint = self.session.run(self.outputs, {name: np.concatenate([feed[name] for feed in feeds]) for name in self.inputs})
+        joint = self.session.run(
+            self.outputs, {name: np.concatenate([feed[name] for feed in feeds]) for name in self.inputs}
+        )
         ends = np.cumsum([len(feed[self.inputs[0]]) for feed in feeds])
         parts = [np.split(array, ends[:-1]) for array in joint]
         return [list(arrays) for arrays in zip(*parts, strict=True)]
@@ -116,7 +123,11 @@ class TritonPythonModel:
 
     def _response(self, request: Any, arrays: list[np.ndarray]) -> Any:
         wanted = set(request.requested_output_names())
-        tensors = [pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in zip(self.outputs, arrays, strict=True) if name in wanted]
+        tensors = [
+            pb_utils.Tensor(name, np.ascontiguousarray(array))
+            for name, array in zip(self.outputs, arrays, strict=True)
+            if name in wanted
+        ]
         return pb_utils.InferenceResponse(tensors)
 
 
@@ -158,7 +169,9 @@ def _dims(tensor: Any, *, batched: bool) -> list[int]:
 
 def _declaration(tensor: Any, *, batched: bool) -> dict[str, Any]:
     if tensor.type not in DATA_TYPES:
-        raise pb_utils.TritonModelException(f"tensor {tensor.name!r} is a {tensor.type}: export one of {', '.join(DATA_TYPES)}")
+        raise pb_utils.TritonModelException(
+            f"tensor {tensor.name!r} is a {tensor.type}: export one of {', '.join(DATA_TYPES)}"
+        )
     return {"name": tensor.name, "data_type": DATA_TYPES[tensor.type], "dims": _dims(tensor, batched=batched)}
 
 
@@ -168,15 +181,21 @@ def _check(model: str, config: dict[str, Any], session: ort.InferenceSession, *,
     outputs = {tensor.name: tensor for tensor in session.get_outputs()}
     undeclared = sorted(inputs.keys() - {tensor["name"] for tensor in config["input"]})
     if undeclared:
-        raise pb_utils.TritonModelException(f"model {model}: the graph needs input(s) {', '.join(undeclared)}: declare them in config.pbtxt")
+        raise pb_utils.TritonModelException(
+            f"model {model}: the graph needs input(s) {', '.join(undeclared)}: declare them in config.pbtxt"
+        )
     for kind, declared, graph in (("input", config["input"], inputs), ("output", config["output"], outputs)):
         for tensor in declared:
             name = tensor["name"]
             if name not in graph:
-                raise pb_utils.TritonModelException(f"model {model}: the graph has no {kind} {name!r}, only {', '.join(sorted(graph))}")
+                raise pb_utils.TritonModelException(
+                    f"model {model}: the graph has no {kind} {name!r}, only {', '.join(sorted(graph))}"
+                )
             found = _declaration(graph[name], batched=batched)
             dims = [int(size) for size in tensor["dims"]]
-            fits = len(dims) == len(found["dims"]) and all(want in (-1, have) or have == -1 for want, have in zip(dims, found["dims"], strict=True))
+            fits = len(dims) == len(found["dims"]) and all(
+                want in (-1, have) or have == -1 for want, have in zip(dims, found["dims"], strict=True)
+            )
             if tensor["data_type"] != found["data_type"] or not fits:
                 raise pb_utils.TritonModelException(
                     f"model {model}: {kind} {name!r} is declared as {tensor['data_type']} {dims}, the graph has {found['data_type']} {found['dims']}"
