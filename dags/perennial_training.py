@@ -8,7 +8,7 @@ from perennial_operators import StepOperator
 from perennial_run import DEFAULTS, clock_param, readable_cases, reason_param, timetable, train_arguments, trigger_param
 from perennial_torchrun import TorchrunOperator
 
-from pipelines.config import Params
+from pipelines.params import Params
 from pipelines.steps import TRAINING
 
 ABOUT = """

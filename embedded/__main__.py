@@ -17,9 +17,9 @@ from embedded.live import open_live_cases
 from embedded.ports import Ports
 from embedded.services import PROFILES, settings_of
 from pipelines.cases import survey
-from pipelines.config import Settings
 from pipelines.errors import PerennialError
 from pipelines.places import PRIVATE
+from pipelines.settings import Settings
 
 RUNNING, STOPPED, SICK = 0, 3, 1
 """Exit codes of status, as init scripts have them: all healthy, nothing runs, something is wrong."""

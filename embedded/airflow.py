@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from pipelines.config import Settings
 from pipelines.errors import ConflictError, PerennialError, Unavailable
+from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from embedded.ports import Ports

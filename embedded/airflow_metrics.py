@@ -22,8 +22,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from embedded.airflow import FINISHED, Airflow, client
-from pipelines.config import Settings
 from pipelines.errors import PerennialError
+from pipelines.settings import Settings
 
 PREFIX = "perennial_airflow_"
 SERIES = {

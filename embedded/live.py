@@ -10,7 +10,7 @@ from pathlib import Path
 from embedded import probe, traffic
 from embedded.airflow import FINISHED, Airflow
 from pipelines.cases import survey
-from pipelines.config import Settings
+from pipelines.settings import Settings
 
 KINDS = ("training", "drift", "rollback")
 FIRST_CHAMPION_SECONDS = 180.0

@@ -11,10 +11,12 @@ from pathlib import Path
 from embedded import triton
 from embedded.ports import Ports
 from pipelines import ledger
-from pipelines.config import Settings, case_names, load_params, read_settings
+from pipelines.case_files import case_names
 from pipelines.contracts import Release
 from pipelines.deploy import triton as calls
 from pipelines.errors import IntegrityError, PerennialError, Unavailable
+from pipelines.params_file import load_params
+from pipelines.settings import Settings, read_settings
 
 
 def champions(home: Path, settings: Settings | None = None, damaged: dict[str, str] | None = None) -> list[Release]:

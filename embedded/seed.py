@@ -16,8 +16,8 @@ import yaml
 from embedded import probe
 from embedded.airflow import client
 from embedded.live import open_live_cases
-from pipelines.config import Settings
 from pipelines.errors import IntegrityError, PerennialError
+from pipelines.settings import Settings
 from pipelines.storage import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent

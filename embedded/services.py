@@ -11,9 +11,9 @@ from embedded import airflow, full, http, probe, triton
 from embedded.ports import HOST, Ports
 from embedded.service import Service
 from pipelines import hosts
-from pipelines.config import Settings, read_settings
 from pipelines.errors import ConfigError
 from pipelines.places import TAG
+from pipelines.settings import Settings, read_settings
 
 AIRFLOW_PARTS = {
     "api-server": "metadatabase",

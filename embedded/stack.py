@@ -25,9 +25,9 @@ from embedded.ports import FULL_ONLY, Ports, names
 from embedded.processes import Started, alive, end, last_lines, launch, sweep, tagged
 from embedded.service import Service
 from embedded.services import full_environment, missing_environment, services
-from pipelines.config import Settings
 from pipelines.errors import ConfigError, ConflictError, PerennialError, Unavailable
 from pipelines.places import ENV, PRIVATE, RECORD, TAG
+from pipelines.settings import Settings
 from pipelines.storage import sweep as sweep_writes
 from pipelines.storage import write_atomic
 

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from pipelines.cases import load_fields, part, survey
-from pipelines.config import Settings, load_params
 from pipelines.contracts import Window
 from pipelines.errors import PerennialError, Unavailable
 from pipelines.faults import of_case
 from pipelines.fields import Fields
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from pipelines.storage import write_atomic
 
 if TYPE_CHECKING:

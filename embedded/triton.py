@@ -20,10 +20,10 @@ from pathlib import Path
 from embedded import check_machine, keys
 from embedded.ports import HOST, Ports
 from embedded.processes import ROOT, Started, alive, end, last_lines, launch
-from pipelines.config import Settings, read_settings
 from pipelines.deploy import triton as triton_calls
 from pipelines.errors import ConfigError, Unavailable
 from pipelines.places import TAG
+from pipelines.settings import Settings, read_settings
 
 VENV = ROOT / ".venv-triton"
 SITE = VENV / "lib" / "python3.11" / "site-packages"

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import ledger, storage
-from pipelines.config import Settings
 from pipelines.contracts import Finding, Manifest, Release
 from pipelines.errors import PerennialError
+from pipelines.settings import Settings
 from pipelines.storage import MANIFEST, digest
 
 Rows = Mapping[Any, Any]

@@ -24,11 +24,13 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from pipelines import ledger, places
+from pipelines.case_files import case_names
 from pipelines.cases import Case, load_case, survey
-from pipelines.config import Params, Settings, case_names, read_settings
 from pipelines.contracts import AlertRule, Manifest, Trigger
 from pipelines.errors import PerennialError
 from pipelines.faults import of_case, of_disk, told
+from pipelines.params import Params
+from pipelines.settings import Settings, read_settings
 from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import MANIFEST, canonical_json, write_atomic
 
@@ -258,7 +260,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines",
         description="Perennial's loop by hand: each step reads what the step before it left, and running it again changes nothing.",
-        epilog=f"cases: {', '.join(case_names())}. State lies in PERENNIAL_HOME (runs/local), see pipelines/config.py for all settings.",
+        epilog=f"cases: {', '.join(case_names())}. State lies in PERENNIAL_HOME (runs/local), see pipelines/settings.py for all settings.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name in step_names():

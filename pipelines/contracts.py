@@ -162,8 +162,8 @@ class DriftReport(Value):
     ``state``, ``action``, ``reason`` and ``episode`` are the policy's (drift/policy.py), ``policy`` its other facts:
     the path it took, cooldowns, the kind of shift. A window that is not judged has a state of ``UNJUDGED``.
     ``served_since`` is the event time of the first row that the case ever served (None: none, or not recorded).
-    ``diagnosis`` (drift/diagnosis.py) says what moved, since when and why, ``performance`` (drift/performance.py) how the
-    model did where labels have arrived and is expected to do where not, ``explanation`` (drift/explain.py), where something
+    ``diagnosis`` (drift/why/diagnosis.py) says what moved, since when and why, ``performance`` (drift/labels/performance.py) how the
+    model did where labels have arrived and is expected to do where not, ``explanation`` (drift/why/explain.py), where something
     moved, what tells the window from the training rows: for people, nothing is decided by them.
     """
 
@@ -298,7 +298,7 @@ class LabelLine(TypedDict):
     """One label (0 and 1, or the class's position), a JSON line in ``prediction_log/<case>/labels/<segment>.jsonl``.
 
     ``event_time`` is the label's arrival in event time, as it is stated; the highest ``revision`` that has arrived counts in
-    trainings. A drift run counts each row's label once (drift/labels.py).
+    trainings. A drift run counts each row's label once (drift/labels/arrived.py).
     """
 
     prediction_id: str

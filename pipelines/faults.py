@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines import config
+from pipelines import case_files
 from pipelines.errors import CaseError, ConfigError, NoRoom, PerennialError
 
 MISTAKES = (
@@ -100,8 +100,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _in_case(file: str, line: int | None) -> tuple[str, str] | None:
     path = Path(file)
-    if not path.is_relative_to(config.CASES_ROOT):
+    if not path.is_relative_to(case_files.CASES_ROOT):
         return None
-    inside = path.relative_to(config.CASES_ROOT).parts
+    inside = path.relative_to(case_files.CASES_ROOT).parts
     # What lies in cases/ itself is shared by the cases: ours.
     return (inside[0], f"{'/'.join(('pipelines', 'cases', *inside))}, line {line}") if len(inside) > 1 else None

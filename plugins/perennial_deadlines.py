@@ -12,7 +12,9 @@ from typing import Any
 from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference
 from perennial_run import train_arguments
 
-from pipelines.config import Params, Settings, load_params
+from pipelines.params import Params
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 
 DRIFT = timedelta(hours=1)
 """A drift run takes seconds, of a large window minutes, and the next one may be due in an hour."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
-from pipelines.config import Settings, load_params
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
-from pipelines.config import Settings, read_settings
 from pipelines.errors import ConfigError, Unavailable
+from pipelines.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection

@@ -11,7 +11,7 @@ from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
 
 from pipelines import hosts
-from pipelines.config import read_settings
+from pipelines.settings import read_settings
 
 OWN_FRAMES = ((b"x-frame-options", b"SAMEORIGIN"), (b"content-security-policy", b"frame-ancestors 'self'"))
 """Of every answer. Airflow shows pages of plugins and of login managers in frames on its own pages."""

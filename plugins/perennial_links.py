@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.configuration import conf
 
-from pipelines.config import Settings
+from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from airflow.sdk.types import DagRunProtocol

@@ -19,8 +19,8 @@ from perennial_run import failing_fast, resolve_as_of, resolve_trigger, small
 from pydantic import BaseModel
 
 from pipelines.cases import load_case
-from pipelines.config import Settings
 from pipelines.contracts import Manifest
+from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context

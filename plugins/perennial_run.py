@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, get_args
 from airflow.sdk import CronDataIntervalTimetable, Param, get_parsing_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from pipelines.case_files import case_names
 from pipelines.cases import survey
-from pipelines.config import Params, Settings, case_names
 from pipelines.contracts import Trigger
 from pipelines.errors import ConfigError, PerennialError, TooFewRows
 from pipelines.faults import of_case, of_disk, told
+from pipelines.params import Params
+from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from airflow.sdk.types import DagRunProtocol

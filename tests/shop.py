@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines import cases, config
-from pipelines.drift import spec
+from pipelines import case_files, cases
 
-REAL = config.CASES_ROOT
+REAL = case_files.CASES_ROOT
 SCHEMA = '''"""The fields."""
 
 from pipelines.fields import Categorical, Fields, Numeric
@@ -103,8 +102,7 @@ def installed(root: Path) -> Iterator[Path]:
     root.mkdir(parents=True, exist_ok=True)
     _forget(root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config, "CASES_ROOT", root)
-        patch.setattr(spec, "CASES_ROOT", root)
+        patch.setattr(case_files, "CASES_ROOT", root)
         patch.setattr(cases, "__path__", [str(root), *cases.__path__])
         yield root
     _forget(root)

@@ -13,7 +13,7 @@ import yaml
 
 from pipelines.cases.code import modules
 from pipelines.cases.loans import source as loans
-from pipelines.config import load_params
+from pipelines.params_file import load_params
 from pipelines.steps import TRAINING
 
 REPOSITORY = Path(__file__).parents[1]

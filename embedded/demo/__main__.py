@@ -19,9 +19,10 @@ from embedded.demo.run import replayed
 from embedded.ports import Ports
 from embedded.services import PARAMS, PROFILES
 from pipelines import cases
-from pipelines.config import Settings, load_params
 from pipelines.errors import DataError, PerennialError
+from pipelines.params_file import load_params
 from pipelines.places import PRIVATE
+from pipelines.settings import Settings
 from pipelines.storage import write_atomic
 
 HOME = Path("runs/demo")

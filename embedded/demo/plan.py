@@ -12,9 +12,11 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError
 
-from pipelines.config import CASES_ROOT, Params, Strict, load_params, not_below, read_yaml
+from pipelines.case_files import CASES_ROOT
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError
+from pipelines.params import Params, Strict, not_below
+from pipelines.params_file import load_params, read_yaml
 from pipelines.storage import write_atomic
 
 

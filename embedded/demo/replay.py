@@ -12,7 +12,8 @@ from embedded.demo.plan import Plan
 from embedded.demo.progress import Progress
 from embedded.demo.scoring import Known
 from embedded.demo.traffic import Tally
-from pipelines.config import Params, Settings
+from pipelines.params import Params
+from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     import httpx

@@ -13,7 +13,8 @@ from embedded.demo.progress import Progress
 from embedded.demo.replay import Replay
 from embedded.demo.summary import build_summary
 from embedded.demo.ticks import play
-from pipelines.config import Params, Settings
+from pipelines.params import Params
+from pipelines.settings import Settings
 
 
 def replayed(plan: Plan, params: Params, source: Any, settings: Settings, progress: Progress) -> dict[str, Any]:

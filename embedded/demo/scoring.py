@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import cases
-from pipelines.config import Settings, load_params
 from pipelines.errors import TooFewRows
 from pipelines.fields import Fields
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     import polars as pl

@@ -12,9 +12,9 @@ from embedded.demo import scoring
 from embedded.demo.plan import scope
 from embedded.demo.replay import Replay
 from pipelines import cases, ledger
-from pipelines.config import Settings
 from pipelines.contracts import DriftReport, Trigger, Window
 from pipelines.reports.replay import month_label
+from pipelines.settings import Settings
 from pipelines.storage import MANIFEST, read_manifest
 
 if TYPE_CHECKING:

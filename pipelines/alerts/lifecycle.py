@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import get_args
 
-from pipelines.config import AlertParams
 from pipelines.contracts import Alert, Notice, Severity
+from pipelines.params import AlertParams
 
 RANK = {severity: rank for rank, severity in enumerate(get_args(Severity))}
 """The higher, the worse."""

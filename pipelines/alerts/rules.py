@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 
 from pydantic import Field
 
-from pipelines.config import Params
 from pipelines.contracts import UNJUDGED, Alert, AlertRule, DriftReport, Instant, Severity, Value
+from pipelines.params import Params
 
 BLOCKED, COOLDOWN = "BLOCKED_DATA_QUALITY", "COOLDOWN"
 

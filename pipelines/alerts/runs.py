@@ -6,8 +6,9 @@ from datetime import datetime
 
 from pipelines.alerts.lifecycle import takes
 from pipelines.alerts.sinks import Undelivered, configured
-from pipelines.config import Params, Settings
 from pipelines.contracts import Alert, Notice, RunRule, Severity
+from pipelines.params import Params
+from pipelines.settings import Settings
 
 SEVERITY: Severity = "warning"
 

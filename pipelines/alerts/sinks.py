@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from pipelines.config import AlertParams, Settings
 from pipelines.contracts import Notice
 from pipelines.errors import Unavailable
+from pipelines.params import AlertParams
+from pipelines.settings import Settings
 from pipelines.storage import canonical_json
 
 TIMEOUT_SECONDS = 5.0

@@ -23,10 +23,13 @@ from threading import Lock
 from types import CodeType, ModuleType
 from typing import Any, TypeVar
 
-from pipelines.config import AnyModel, Params, Settings, TextModelParams, case_names, load_params, params_file
+from pipelines.case_files import case_names
 from pipelines.errors import CaseError, ConfigError, PerennialError
 from pipelines.faults import place, said
 from pipelines.fields import Fields
+from pipelines.params import AnyModel, Params, TextModelParams
+from pipelines.params_file import load_params, params_file
+from pipelines.settings import Settings
 
 T = TypeVar("T")
 FUNCTIONS: dict[str, dict[str, tuple[str, ...]]] = {

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.config import TrainParams
 from pipelines.errors import DataError
+from pipelines.params import TrainParams
 from pipelines.storage import write_atomic
 from pipelines.text import pad
 

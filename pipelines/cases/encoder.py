@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.cases.pretrained import base_sha256, locate, tokenizer
-from pipelines.config import TextModelParams
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
+from pipelines.params import TextModelParams
 
 __all__ = ["Classifier", "LowRank", "base_sha256", "build", "tokenizer"]
 

@@ -18,8 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import TextModelParams
 from pipelines.errors import ConfigError, IntegrityError, Unavailable
+from pipelines.params import TextModelParams
 from pipelines.storage import digest, file_sha256, write_atomic
 from pipelines.text import TOKENIZER
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.config import Params
 from pipelines.contracts import Window
 from pipelines.errors import DataError
 from pipelines.fields import AS_DELIVERED, Fields, frame_schema
+from pipelines.params import Params
 
 MOMENT = pl.Datetime("us", "UTC")
 

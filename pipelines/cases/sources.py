@@ -12,10 +12,11 @@ from typing import Any, Literal
 import polars as pl
 
 from pipelines.cases.receiving import note, receive
-from pipelines.config import Params, Settings
 from pipelines.contracts import Window
 from pipelines.errors import CaseError, DataError, IntegrityError
 from pipelines.fields import Fields
+from pipelines.params import Params
+from pipelines.settings import Settings
 from pipelines.storage import file_sha256
 
 BESIDE = Path(__file__).parents[2].parent / "shared" / "data"

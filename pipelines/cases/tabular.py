@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pipelines.config import ModelParams
 from pipelines.fields import Fields
+from pipelines.params import ModelParams
 
 SCALED_LIMIT = 5.0
 """Scaled numbers are clamped to +-5 standard deviations: an indicator that leaves the training range

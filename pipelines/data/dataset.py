@@ -18,8 +18,8 @@ from typing import Literal
 
 import polars as pl
 
-from pipelines.config import DatasetParams
 from pipelines.contracts import Window
+from pipelines.params import DatasetParams
 from pipelines.text import normalise
 
 Rule = Literal["window", "fallback"]

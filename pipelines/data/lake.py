@@ -13,8 +13,8 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.config import Settings
 from pipelines.errors import IntegrityError
+from pipelines.settings import Settings
 from pipelines.storage import write_atomic
 
 

@@ -28,12 +28,14 @@ import msgspec
 import polars as pl
 
 from pipelines import segments
-from pipelines.config import EventTimes, Settings, load_params, params_file, too_high
 from pipelines.contracts import LabelLine, PredictionLine, Window
 from pipelines.data import records
 from pipelines.data.records import MEND, SPREAD, Done, Part
 from pipelines.errors import IntegrityError
 from pipelines.fields import SCORES
+from pipelines.params import EventTimes, too_high
+from pipelines.params_file import load_params, params_file
+from pipelines.settings import Settings
 from pipelines.storage import digest, failpoint, make_durable, write_atomic
 
 Kind = Literal["predictions", "labels"]

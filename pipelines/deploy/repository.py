@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import storage
-from pipelines.config import Device
 from pipelines.errors import IntegrityError, Unavailable
 from pipelines.fields import Fields, signature
+from pipelines.params import Device
 from pipelines.runtime import MODEL
 
 CONFIG = "config.pbtxt"

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import ledger, runtime, storage
-from pipelines.config import Device, Settings
 from pipelines.contracts import Release
 from pipelines.deploy import repository, triton
 from pipelines.encoding import encoder
 from pipelines.errors import IntegrityError, PerennialError, Unavailable
 from pipelines.fields import Fields
+from pipelines.params import Device
+from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,10 +7,11 @@ from datetime import datetime
 from typing import Any
 
 from pipelines import ledger, storage
-from pipelines.config import Params, Settings
 from pipelines.contracts import Action, Release
 from pipelines.deploy import rollout
 from pipelines.fields import Fields
+from pipelines.params import Params
+from pipelines.settings import Settings
 
 TARGET = {"champion", "candidate_key", "bundle", "mlflow_run", "verdict_hash"}
 """What of a release says which version serves, and on what."""

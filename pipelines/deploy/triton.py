@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipelines.channel import OPTIONS, credentials
-from pipelines.config import Settings
 from pipelines.errors import IntegrityError, Unavailable
+from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     import numpy as np

@@ -31,91 +31,12 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Literal
 
-from pydantic import Field
-
-from pipelines.config import DriftParams
-from pipelines.contracts import EpisodeTrigger, FeatureDrift, Instant, Interval, Value
-from pipelines.drift import sequential
-from pipelines.drift.spec import OUTPUTS
-
-StateName = Literal["STABLE", "WATCH", "CONFIRMED", "RETRAINING", "COOLDOWN", "BLOCKED_DATA_QUALITY"]
-Action = Literal["none", "alert", "retrain"]
-Outcome = Literal["none", "pending", "promoted", "kept"]
-
-
-class LabelEvidence(Value):
-    """Labels that count since the last window (drift/labels.py), of rows that the champion scored.
-
-    ``baseline`` is the error rate that counts as unchanged; ``drop`` the rise of the log-loss over the holdout.
-    """
-
-    rows: int = 0
-    errors: int = 0
-    baseline: float | None = None
-    drop: Interval | None = None
-
-
-class DriftEvidence(Value):
-    """All that the policy may look at in one window.
-
-    ``features`` is empty when there were too few rows (``thin``). ``labelled`` maps the window ends in the
-    history to the share of their rows whose label is mature. ``fresh_labels`` counts rows whose label became known
-    since the champion was trained, ``training_rows`` what it was trained on; ``outcome`` says what
-    became of the retraining that was asked for last. ``unread`` rows of the window lie where they cannot be read yet: then it
-    is ``thin``, as a part of a window is no season.
-    """
-
-    champion: int
-    training_rows: int
-    thin: bool = False
-    unread: int = 0
-    problems: tuple[str, ...] = ()
-    features: tuple[FeatureDrift, ...] = ()
-    labels: LabelEvidence = LabelEvidence()
-    labelled: dict[str, float] = Field(default_factory=dict)
-    fresh_labels: int = 0
-    outcome: Outcome = "none"
-
-
-class Mark(Value):
-    """What the inputs of one window showed: the features that drifted, and those of them that did severely."""
-
-    end: Instant
-    drifted: tuple[str, ...] = ()
-    severe: tuple[str, ...] = ()
-
-
-class PolicyState(Value):
-    """Everything that the next step needs. JSON in the ledger.
-
-    ``marks`` are the last windows with enough rows, ``drops`` say of the last windows with labels whether the
-    metric had dropped; ``clean`` counts clean windows in a row, ``log_e`` is the e-CUSUM. ``trigger`` says what opened
-    the newest episode, ``verdict`` what became of its retraining (``missing``: it gave none in time), ``tried_labels``
-    how many labelled rows were new to the champion when it was asked for.
-    """
-
-    name: StateName = "STABLE"
-    champion: int
-    end: Instant
-    marks: tuple[Mark, ...] = ()
-    drops: tuple[bool, ...] = ()
-    clean: int = 0
-    log_e: float = 0.0
-    alarmed: bool = False
-    episode: str | None = None
-    trigger: EpisodeTrigger | None = None
-    verdict: Literal["none", "promoted", "kept", "missing"] = "none"
-    tried_labels: int = 0
-    retrained_at: Instant | None = None
-    retrains: tuple[Instant, ...] = ()
-    cooldown_days: float
-    cooldown_until: Instant | None = None
-    resume: StateName = "STABLE"
-    action: Action = "none"
-    reason: str = ""
-    path: tuple[StateName, ...] = ()
+from pipelines.contracts import EpisodeTrigger
+from pipelines.drift.evidence import Action, DriftEvidence, Mark, PolicyState, StateName
+from pipelines.drift.labels import sequential
+from pipelines.drift.profile.spec import OUTPUTS
+from pipelines.params import DriftParams
 
 
 def labels_needed(training_rows: int, config: DriftParams) -> int:

@@ -14,11 +14,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipelines.drift.bits import Ints
-from pipelines.drift.calibration import fit_calibration
-from pipelines.drift.profile import Profile, profile_frame, profile_outputs
-from pipelines.drift.sequential import baseline_rate, row_errors, row_losses
-from pipelines.drift.spec import OUTPUTS, Spec
+from pipelines.drift.labels.calibration import fit_calibration
+from pipelines.drift.labels.sequential import baseline_rate, row_errors, row_losses
+from pipelines.drift.profile.bits import Ints
+from pipelines.drift.profile.counts import Profile, profile_frame, profile_outputs
+from pipelines.drift.profile.spec import OUTPUTS, Spec
 from pipelines.drift.stats import groups
 from pipelines.fields import PREDICTION, SCORE, SCORES, Fields
 
@@ -38,7 +38,7 @@ def reference_profile(
     Kept per feature: the counts, and the counts of every day in ``DAY_GROUPS`` groups, of which the
     overdispersion is made. ``baseline`` holds what labels are judged against: ``rows, errors, error_rate``
     (its upper confidence bound), ``loss`` and ``loss_se`` (mean log-loss and standard error), of the rows with a label
-    (drift/labels.py says which label a row is judged by: :func:`~pipelines.drift.labels.as_counted`). Without
+    (drift/labels/arrived.py says which label a row is judged by: :func:`~pipelines.drift.labels.arrived.as_counted`). Without
     ``holdout`` or with an empty one there is no baseline, and the score's days are unknown. The baseline further holds,
     since references are written with them, ``calibration`` (calibration.py), ``class_rows`` (training rows per class),
     ``by_class`` (a feature's counts ``[K][G]`` per class in ``DAY_GROUPS`` groups; of the outputs those of the holdout)

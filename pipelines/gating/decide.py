@@ -17,10 +17,10 @@ Where dataset.max_rows keeps the rows that are missing out of every holdout, the
 
 from __future__ import annotations
 
-from pipelines.config import DatasetParams, Params
 from pipelines.contracts import Decision, Evidence, Interval, SliceEvidence, Verdict
 from pipelines.errors import DataError
 from pipelines.gating.power import largest_holdout, max_rows_for, rows_needed
+from pipelines.params import DatasetParams, Params
 
 
 def decide(evidence: Evidence, params: Params) -> Verdict:

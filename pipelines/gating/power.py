@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-from pipelines.config import DatasetParams
+from pipelines.params import DatasetParams
 
 
 def rows_needed(lift: float, sd: float, n: int, *, min_lift: float, confidence: float) -> int | None:

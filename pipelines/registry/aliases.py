@@ -7,8 +7,8 @@ projecting them again repairs them.
 from __future__ import annotations
 
 from pipelines import ledger
-from pipelines.config import Settings
 from pipelines.registry.client import KEY, connect
+from pipelines.settings import Settings
 
 ALIASES = ("champion", "previous", "challenger")
 

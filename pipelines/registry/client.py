@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
-from pipelines.config import Settings
 from pipelines.errors import IntegrityError, Unavailable
+from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import storage
-from pipelines.config import Settings
 from pipelines.errors import PerennialError, Preempted
 from pipelines.registry import rest
 from pipelines.registry.points import START, Curves, Place, Point, Tail, place_of
 from pipelines.registry.usage import Meter, Usage, money
+from pipelines.settings import Settings
 
 TRAIN, AS_OF, SENT, ERROR, FAILED_STEP = (
     "perennial.train",

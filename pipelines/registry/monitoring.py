@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import Settings
 from pipelines.registry import live, rest
 from pipelines.registry.client import connect
+from pipelines.settings import Settings
 
 PUBLISHED = "perennial.report"
 """Tag of a window's run: the key of the report that it holds."""

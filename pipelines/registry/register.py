@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import storage
-from pipelines.config import Settings
 from pipelines.errors import DataError, IntegrityError
 from pipelines.registry import live
 from pipelines.registry.client import KEY, connect
+from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -15,8 +15,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import ProxyHandler, Request, build_opener
 
-from pipelines.config import Settings
 from pipelines.errors import IntegrityError, Unavailable
+from pipelines.settings import Settings
 
 TIMEOUT_SECONDS = 5.0
 ABSENT = "RESOURCE_DOES_NOT_EXIST"

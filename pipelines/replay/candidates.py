@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from pipelines import runtime, storage
 from pipelines.cases.code import code_sha256
 from pipelines.cases.pretrained import base_sha256
-from pipelines.config import Settings, TextModelParams
 from pipelines.contracts import Release
+from pipelines.params import TextModelParams
 from pipelines.replay import heads
 from pipelines.replay.ticks import Tick
 from pipelines.replay.world import World, link
+from pipelines.settings import Settings
 from pipelines.steps import export, train
 
 LENGTH = 16

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines.config import Params, Settings
+from pipelines.params import Params
 from pipelines.replay.play import Told
 from pipelines.replay.run import Options, replay, save, total
+from pipelines.settings import Settings
 
 
 def run(params: Params, settings: Settings, asked: Mapping[str, Any]) -> dict[str, Any]:

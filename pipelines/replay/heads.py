@@ -19,14 +19,15 @@ from pipelines import storage
 from pipelines.cases import part
 from pipelines.cases.code import code_sha256
 from pipelines.cases.embedding import embeddings
-from pipelines.config import Params, Settings, TextModelParams
 from pipelines.contracts import Manifest
 from pipelines.data.lake import content_sha256
-from pipelines.drift.profile import to_bytes
+from pipelines.drift.profile.counts import to_bytes
+from pipelines.drift.profile.spec import load_spec
 from pipelines.drift.reference import FILE, reference_profile
-from pipelines.drift.spec import load_spec
 from pipelines.encoding import Columns
 from pipelines.fields import Fields
+from pipelines.params import Params, TextModelParams
+from pipelines.settings import Settings
 from pipelines.steps import export
 from pipelines.text import TOKENIZER, load_tokenizer, tokenise
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import ledger, storage
-from pipelines.config import Settings
 from pipelines.contracts import DriftReport, Release, Trigger
 from pipelines.errors import PerennialError, TooFewRows
 from pipelines.replay import candidates, heads, traffic
 from pipelines.replay.policies import Policy, due, watching
 from pipelines.replay.ticks import Tick
 from pipelines.replay.world import World
+from pipelines.settings import Settings
 from pipelines.steps import dataset, drift, evaluate, gate, ingest, profile, validate
 
 Told = Callable[[str], None]

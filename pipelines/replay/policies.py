@@ -6,10 +6,10 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.config import DriftParams
-from pipelines.drift.spec import OUTPUTS, numbers
+from pipelines.drift.profile.spec import OUTPUTS, numbers
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
+from pipelines.params import DriftParams
 from pipelines.replay.ticks import Tick
 
 

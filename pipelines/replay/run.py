@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import storage
-from pipelines.config import Params, Settings
 from pipelines.errors import ConfigError, DataError, TooFewRows
 from pipelines.evaluation.metrics import metrics
+from pipelines.params import Params
 from pipelines.replay import candidates, frontier, oracle, ticks
 from pipelines.replay.play import Told, play
 from pipelines.replay.policies import ORACLE, POLICIES, Policy, parse
 from pipelines.replay.world import World, build, played
+from pipelines.settings import Settings
 from pipelines.steps import dataset, ingest, validate
 
 Records = list[dict[str, Any]]

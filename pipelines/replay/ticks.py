@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 
-from pipelines.config import DriftParams, ReplayParams
 from pipelines.contracts import Window
-from pipelines.drift.windows import drift_window
+from pipelines.drift.profile.windows import drift_window
 from pipelines.errors import ConfigError
+from pipelines.params import DriftParams, ReplayParams
 
 
 @dataclass(frozen=True)

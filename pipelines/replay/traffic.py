@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipelines.config import Settings
 from pipelines.contracts import LabelLine, PredictionLine
 from pipelines.fields import Fields
 from pipelines.replay.ticks import Tick
+from pipelines.settings import Settings
 from pipelines.storage import canonical_json, write_atomic
 
 

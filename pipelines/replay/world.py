@@ -10,15 +10,18 @@ from pathlib import Path
 import polars as pl
 
 from pipelines import storage
+from pipelines.case_files import CASES_ROOT, own_profile
 from pipelines.cases import load_fields, part
 from pipelines.cases.code import code_sha256
 from pipelines.cases.sources import Source
-from pipelines.config import CASES_ROOT, Params, Settings, load_params, own_profile
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
+from pipelines.params import Params
+from pipelines.params_file import load_params
 from pipelines.replay.policies import Policy
 from pipelines.replay.ticks import Tick
+from pipelines.settings import Settings
 
 VERSION = 1
 """Raise it when a replay's outcome changes for reasons that stand in no step's version: older homes are left alone then."""

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pipelines import ledger
-from pipelines.config import Settings
+from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from rich.table import Table

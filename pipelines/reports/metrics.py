@@ -20,9 +20,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from pipelines import ledger
-from pipelines.config import Params, Settings
 from pipelines.contracts import DriftReport, EpisodeTrigger, Release, Severity
 from pipelines.errors import DatabaseDamaged, PerennialError, Unavailable
+from pipelines.params import Params
+from pipelines.settings import Settings
 from pipelines.storage import MANIFEST
 
 PREFIX = "perennial_"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines import ledger, storage
-from pipelines.config import Settings
 from pipelines.contracts import Manifest
 from pipelines.errors import ConfigError, IntegrityError
+from pipelines.settings import Settings
 
 RECORD, METRICS = "record.json", "metrics.jsonl"
 

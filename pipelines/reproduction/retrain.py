@@ -13,12 +13,13 @@ import polars as pl
 from pydantic import ValidationError
 
 from pipelines import runtime, storage
-from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest
 from pipelines.errors import ConfigError, IntegrityError
 from pipelines.evaluation.metrics import metrics
+from pipelines.params import Params
 from pipelines.reproduction.find import METRICS, RECORD, Version, find
 from pipelines.reproduction.layers import LAYERS, Training, differences
+from pipelines.settings import Settings
 from pipelines.steps import export, train
 
 FACTS = ("strategy", "precision", "ranks", "steps", "stopped", "rows")

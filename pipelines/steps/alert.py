@@ -11,9 +11,10 @@ from typing import Any, get_args
 
 from pipelines import ledger, storage
 from pipelines.alerts import delivery, lifecycle, rules, sinks
-from pipelines.config import Params, Settings
 from pipelines.contracts import Alert, DriftReport, Manifest, Notice, Severity
 from pipelines.errors import ConflictError
+from pipelines.params import Params
+from pipelines.settings import Settings
 
 STEP_VERSION = 3
 ROOMS = ("pipelines.alerts",)

@@ -11,12 +11,13 @@ import polars as pl
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
-from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest, Release
 from pipelines.data import dataset
-from pipelines.drift.spec import freeze_spec
+from pipelines.drift.profile.spec import freeze_spec
 from pipelines.errors import IntegrityError, TooFewRows
 from pipelines.fields import Fields
+from pipelines.params import Params
+from pipelines.settings import Settings
 
 STEP_VERSION = 2
 TRAIN = "train.parquet"
@@ -27,7 +28,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     """Write ``train.parquet`` and ``holdout.parquet``, and where it is declared ``history.parquet``, to ``run_dir/dataset``.
 
     The fact ``rows_per_day`` is the case's usual volume at that time, of all rows, for the drift step.
-    The case's first one also freezes the scales of its profiles (:func:`pipelines.drift.spec.freeze_spec`).
+    The case's first one also freezes the scales of its profiles (:func:`pipelines.drift.profile.spec.freeze_spec`).
     The holdout may be empty (the gate is inconclusive then). Raises TooFewRows if there is no labelled row
     to train on, IntegrityError if the champion's own training rows cannot be found.
     """

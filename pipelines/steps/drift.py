@@ -14,22 +14,25 @@ import polars as pl
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
-from pipelines.config import Params, Settings
 from pipelines.contracts import DriftReport, Manifest, Release, Window
 from pipelines.data import log as prediction_log
-from pipelines.drift import labels as label_evidence
-from pipelines.drift import performance, policy, reference
-from pipelines.drift.compare import compare, quality
-from pipelines.drift.days import read_days
-from pipelines.drift.diagnosis import diagnose, nothing_seen
-from pipelines.drift.explain import explain
-from pipelines.drift.findings import Seen
-from pipelines.drift.profile import Profile, merge, read
-from pipelines.drift.spec import OUTPUTS, count_words, load_spec, numbers
-from pipelines.drift.windows import drift_window, last_windows
+from pipelines.drift import policy, reference
+from pipelines.drift.evidence import Action, DriftEvidence, Outcome, PolicyState
+from pipelines.drift.inputs.compare import compare, quality
+from pipelines.drift.labels import arrived as label_evidence
+from pipelines.drift.labels import performance
+from pipelines.drift.profile.counts import Profile, merge, read
+from pipelines.drift.profile.days import read_days
+from pipelines.drift.profile.spec import OUTPUTS, count_words, load_spec, numbers
+from pipelines.drift.profile.windows import drift_window, last_windows
+from pipelines.drift.why.diagnosis import diagnose, nothing_seen
+from pipelines.drift.why.explain import explain
+from pipelines.drift.why.findings import Seen
 from pipelines.errors import NotKept, Overtaken
 from pipelines.fields import SCORES, Fields
+from pipelines.params import Params
 from pipelines.reports import evidently
+from pipelines.settings import Settings
 
 STEP_VERSION = 9
 ROOMS = (
@@ -66,7 +69,7 @@ class Past:
     first: dict[str, Any] | None = None
 
     @property
-    def policy(self) -> policy.PolicyState | None:
+    def policy(self) -> PolicyState | None:
         """The policy's state before this window."""
         return _policy(self.base)
 
@@ -78,7 +81,7 @@ class Past:
 
 @dataclass(frozen=True)
 class Served:
-    """What the log says of the windows that count, as frames of drift/performance.py.
+    """What the log says of the windows that count, as frames of drift/labels/performance.py.
 
     ``rows``: what was served in ``windows`` (oldest first, the newest is the run's own), with the labels that are known; ``fresh``:
     the champion's rows whose label counts in this window. ``evidence``: what the policy gets of it; ``told``: what only people get:
@@ -99,7 +102,7 @@ class Decision:
     """The policy's answer for this run, as it stands in the ledger, or why there is none."""
 
     state: str
-    action: policy.Action = "none"
+    action: Action = "none"
     reason: str = ""
     episode: str | None = None
     about: Mapping[str, Any] | None = None
@@ -164,7 +167,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     for _ in range(ROUNDS):
         past = _past(settings, params.case, as_of, window, current.rows, unread)
         served = _served(params, settings, champion, before, window, past, fields)
-        evidence = policy.DriftEvidence(
+        evidence = DriftEvidence(
             champion=champion.champion,
             training_rows=before.rows,
             thin=not features or current.rows < params.drift.min_rows,
@@ -279,8 +282,8 @@ def _end(state: Mapping[str, Any]) -> datetime:
     return datetime.fromisoformat(state["policy"]["end"])
 
 
-def _policy(found: Mapping[str, Any] | None) -> policy.PolicyState | None:
-    return None if found is None else policy.PolicyState.model_validate(found["policy"])
+def _policy(found: Mapping[str, Any] | None) -> PolicyState | None:
+    return None if found is None else PolicyState.model_validate(found["policy"])
 
 
 def _recorded(states: Sequence[Mapping[str, Any]]) -> prediction_log.Segments:
@@ -372,7 +375,7 @@ def _explain(
     champion: Release,
     before: Profile,
     current: Profile,
-    evidence: policy.DriftEvidence,
+    evidence: DriftEvidence,
     decision: Decision,
     served: Served,
     days: Mapping[date, Profile],
@@ -401,7 +404,7 @@ def _explain(
     return {"diagnosis": found, "performance": seen_as, "policy": {"kind": found["kind"], **(decision.about or {})}}
 
 
-def _outcome(params: Params, settings: Settings, earlier: policy.PolicyState | None, as_of: datetime) -> policy.Outcome:
+def _outcome(params: Params, settings: Settings, earlier: PolicyState | None, as_of: datetime) -> Outcome:
     """What became of the retraining that was asked for last, seen from before ``as_of``."""
     if earlier is None or earlier.retrained_at is None:
         return "none"
@@ -420,7 +423,7 @@ def _decide(
     settings: Settings,
     as_of: datetime,
     window: Window,
-    evidence: policy.DriftEvidence,
+    evidence: DriftEvidence,
     past: Past,
     served: Served,
     rows: int,
@@ -459,7 +462,7 @@ def _decide(
         )
         if storage.canonical_json(recorded) != storage.canonical_json(value):
             return None
-    stands = policy.PolicyState.model_validate(recorded["policy"])
+    stands = PolicyState.model_validate(recorded["policy"])
     about = stands.model_dump(
         mode="json",
         include={
@@ -499,7 +502,7 @@ def _report(
     before: Profile | None,
     current: Profile,
     decision: Decision,
-    evidence: policy.DriftEvidence | None = None,
+    evidence: DriftEvidence | None = None,
     checks: Mapping[str, Any] | None = None,
     served_since: datetime | None = None,
     told: Mapping[str, Any] | None = None,

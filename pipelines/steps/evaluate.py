@@ -12,7 +12,6 @@ import polars as pl
 
 from pipelines import ledger, runtime, storage
 from pipelines.cases import load_fields
-from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest
 from pipelines.drift import reference
 from pipelines.encoding import BUNDLE
@@ -20,6 +19,8 @@ from pipelines.errors import ConfigError
 from pipelines.evaluation.metrics import class_f1, confusion, metrics
 from pipelines.evaluation.slices import slices
 from pipelines.fields import Fields
+from pipelines.params import Params
+from pipelines.settings import Settings
 
 STEP_VERSION = 2
 ROOMS = (

@@ -15,17 +15,18 @@ import polars as pl
 from pipelines import runtime, storage
 from pipelines.cases import build_model, load_fields
 from pipelines.cases.code import code_sha256
-from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest
 from pipelines.data import log as prediction_log
 from pipelines.data.lake import content_sha256
-from pipelines.drift import labels as label_evidence
-from pipelines.drift.profile import to_bytes
+from pipelines.drift.labels import arrived as label_evidence
+from pipelines.drift.profile.counts import to_bytes
+from pipelines.drift.profile.spec import load_spec
 from pipelines.drift.reference import FILE, reference_profile
-from pipelines.drift.spec import load_spec
 from pipelines.encoding import BUNDLE
 from pipelines.errors import IntegrityError
 from pipelines.evaluation.metrics import metrics
+from pipelines.params import Params
+from pipelines.settings import Settings
 from pipelines.text import TOKENIZER
 
 if TYPE_CHECKING:
@@ -40,15 +41,15 @@ ROOMS = (
     "pipelines.export.variants",
     "pipelines.cases.encoder",
     "pipelines.cases.tabular",
-    "pipelines.drift.calibration",
+    "pipelines.drift.labels.calibration",
     "pipelines.data.log",
-    "pipelines.drift.labels",
-    "pipelines.drift.profile",
-    "pipelines.drift.projections",
+    "pipelines.drift.labels.arrived",
+    "pipelines.drift.profile.counts",
+    "pipelines.drift.profile.projections",
     "pipelines.drift.reference",
-    "pipelines.drift.sequential",
-    "pipelines.drift.spec",
-    "pipelines.drift.vocabulary",
+    "pipelines.drift.labels.sequential",
+    "pipelines.drift.profile.spec",
+    "pipelines.drift.profile.vocabulary",
     "pipelines.evaluation.metrics",
     "pipelines.encoding",
     "pipelines.fields",

@@ -13,12 +13,13 @@ import numpy as np
 import polars as pl
 
 from pipelines import ledger, storage
-from pipelines.config import Params, Settings
 from pipelines.contracts import Evidence, Manifest, SliceEvidence, Trigger, Verdict
 from pipelines.evaluation.metrics import row_log_loss
 from pipelines.evaluation.slices import slices
 from pipelines.gating.compare import improvement, lift
 from pipelines.gating.decide import decide
+from pipelines.params import Params
+from pipelines.settings import Settings
 
 STEP_VERSION = 2
 ROOMS = (

@@ -21,12 +21,13 @@ from pipelines.cases import load_fields, part
 from pipelines.cases.code import code_sha256
 from pipelines.cases.receiving import Received, count_reasons, noted, receive
 from pipelines.cases.sources import resolve_source, returned_by
-from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest, Window
 from pipelines.data import dataset, lake
 from pipelines.data import log as prediction_log
 from pipelines.errors import DataError, TooFewRows
 from pipelines.fields import AS_DELIVERED, Fields, frame_schema
+from pipelines.params import Params
+from pipelines.settings import Settings
 
 STEP_VERSION = 4
 ROOMS = (

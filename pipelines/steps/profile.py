@@ -1,6 +1,6 @@
 """profile: count the rows that were served in the drift window, hour by hour, into profiles that add up to days.
 
-Small days are read together, as frames. A day that is large is streamed from its files (drift/kernel.py), and only
+Small days are read together, as frames. A day that is large is streamed from its files (drift/profile/kernel.py), and only
 rows whose id is logged more than once are held, so that each of them counts once: memory does not hang on the rows.
 Both ways make the same bytes.
 """
@@ -17,26 +17,27 @@ import polars as pl
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
-from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest
 from pipelines.data import log as prediction_log
 from pipelines.data import repeats
-from pipelines.drift.kernel import profile_parquet, profile_where
-from pipelines.drift.profile import Profile, merge, profile_frame, scored, typed, write
-from pipelines.drift.spec import Spec, load_spec
-from pipelines.drift.windows import drift_window
+from pipelines.drift.profile.counts import Profile, merge, profile_frame, scored, typed, write
+from pipelines.drift.profile.kernel import profile_parquet, profile_where
+from pipelines.drift.profile.spec import Spec, load_spec
+from pipelines.drift.profile.windows import drift_window
 from pipelines.errors import ConfigError, TooFewRows
 from pipelines.fields import Fields
+from pipelines.params import Params
+from pipelines.settings import Settings
 
 STEP_VERSION = 5
 ROOMS = (
-    "pipelines.drift.bits",
-    "pipelines.drift.kernel",
-    "pipelines.drift.profile",
-    "pipelines.drift.projections",
-    "pipelines.drift.spec",
-    "pipelines.drift.vocabulary",
-    "pipelines.drift.windows",
+    "pipelines.drift.profile.bits",
+    "pipelines.drift.profile.kernel",
+    "pipelines.drift.profile.counts",
+    "pipelines.drift.profile.projections",
+    "pipelines.drift.profile.spec",
+    "pipelines.drift.profile.vocabulary",
+    "pipelines.drift.profile.windows",
     "pipelines.data.log",
     "pipelines.data.repeats",
     "pipelines.fields",

@@ -6,10 +6,11 @@ from typing import Any
 
 from pipelines import ledger
 from pipelines.cases import load_fields
-from pipelines.config import Params, Settings
 from pipelines.deploy import repository, rollout
 from pipelines.errors import Unavailable
+from pipelines.params import Params
 from pipelines.registry import aliases
+from pipelines.settings import Settings
 
 STEP_VERSION = 1
 ROOMS = (

@@ -12,12 +12,13 @@ from typing import Any, get_args
 import polars as pl
 
 from pipelines import ledger, storage
-from pipelines.config import Params, Settings
 from pipelines.contracts import EpisodeTrigger, Manifest, Trigger, Verdict
+from pipelines.params import Params
 from pipelines.registry import register
 from pipelines.registry.client import DECISION
 from pipelines.registry.live import TEXT, flat
 from pipelines.reports import training as figures
+from pipelines.settings import Settings
 
 STEP_VERSION = 2
 ROOMS = (

@@ -8,11 +8,12 @@ from typing import Any
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
-from pipelines.config import Params, Settings
 from pipelines.contracts import Switch
 from pipelines.deploy import repository, rollout, switch
 from pipelines.errors import ConfigError, ConflictError, IntegrityError, PerennialError
+from pipelines.params import Params
 from pipelines.registry import aliases
+from pipelines.settings import Settings
 from pipelines.storage import MANIFEST
 
 STEP_VERSION = 1

@@ -11,16 +11,17 @@ from typing import Any
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
-from pipelines.config import Params, Settings
 from pipelines.contracts import DriftReport, Manifest, Release
 from pipelines.drift import reference
-from pipelines.drift.compare import compare
-from pipelines.drift.describe import describe
-from pipelines.drift.profile import Profile, merge, read
-from pipelines.drift.spec import BY_VERSION, OUTPUTS, load_spec, scale_of
+from pipelines.drift.inputs.compare import compare
+from pipelines.drift.profile.counts import Profile, merge, read
+from pipelines.drift.profile.spec import BY_VERSION, OUTPUTS, load_spec, scale_of
+from pipelines.drift.why.describe import describe
 from pipelines.errors import PerennialError
+from pipelines.params import Params
 from pipelines.registry import monitoring
 from pipelines.reports import daily
+from pipelines.settings import Settings
 
 STEP_VERSION = 5
 ROOMS = (
@@ -28,7 +29,7 @@ ROOMS = (
     "pipelines.reports.daily_page",
     "pipelines.reports.daily_charts",
     "pipelines.reports.daily_words",
-    "pipelines.drift.describe",
+    "pipelines.drift.why.describe",
 )
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,12 @@ from datetime import datetime
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
-from pipelines.config import Params, Settings
 from pipelines.contracts import Release, Switch
 from pipelines.deploy import repository, rollout, switch
 from pipelines.errors import ConfigError, ConflictError, PerennialError
+from pipelines.params import Params
 from pipelines.registry import aliases
+from pipelines.settings import Settings
 
 STEP_VERSION = 2
 ROOMS = (

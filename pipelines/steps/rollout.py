@@ -10,11 +10,12 @@ from typing import Any
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
-from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest, Release, Trigger
 from pipelines.deploy import repository, rollout
 from pipelines.errors import ConflictError, IntegrityError, PerennialError
+from pipelines.params import Params
 from pipelines.registry import aliases
+from pipelines.settings import Settings
 
 STEP_VERSION = 1
 ROOMS = (

@@ -16,12 +16,13 @@ from pipelines import ledger, storage
 from pipelines.cases import build_model, load_fields, part
 from pipelines.cases.code import code_sha256, modules
 from pipelines.cases.pretrained import base_sha256
-from pipelines.config import Params, Settings, TextModelParams
 from pipelines.contracts import EpisodeTrigger, Manifest, Trigger
 from pipelines.encoding import find_constant, find_scales, read_scales
 from pipelines.errors import ConfigError, NotKept, Unavailable
 from pipelines.fields import Fields, Scale, encode
+from pipelines.params import Params, TextModelParams
 from pipelines.registry import live
+from pipelines.settings import Settings
 from pipelines.text import TOKENIZER, load_tokenizer, tokenise
 
 if TYPE_CHECKING:

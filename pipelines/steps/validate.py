@@ -13,11 +13,12 @@ import polars as pl
 
 from pipelines import storage
 from pipelines.cases import load_fields
-from pipelines.config import Params, Settings
 from pipelines.contracts import Manifest
 from pipelines.data import contract, lake
 from pipelines.errors import DataError
 from pipelines.fields import AS_DELIVERED
+from pipelines.params import Params
+from pipelines.settings import Settings
 
 STEP_VERSION = 3
 ROOMS = ("pipelines.data.contract", "pipelines.data.lake", "pipelines.fields")

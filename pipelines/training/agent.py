@@ -21,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from pipelines.config import TrainParams
+from pipelines.params import TrainParams
 from pipelines.training import rank
 from pipelines.training.job import JOB, note
 from pipelines.training.stopping import die_with

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipelines.config import TrainParams
 from pipelines.errors import DataError, Unavailable
+from pipelines.params import TrainParams
 from pipelines.training.group import device_of
 from pipelines.training.job import RESULT, WEIGHTS, write_result
 from pipelines.training.launch import ONE_NODE, Nodes, launch

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from pipelines import storage
-from pipelines.config import TrainParams
 from pipelines.errors import CaseError, ConfigError, DataError, PerennialError, Preempted, TrainingDiverged, Unavailable
+from pipelines.params import TrainParams
 from pipelines.training.loop import Outcome
 from pipelines.training.strategies import name_of
 

@@ -27,8 +27,8 @@ import torch
 from torch import nn
 
 from pipelines import storage
-from pipelines.config import TrainParams
 from pipelines.errors import Unavailable
+from pipelines.params import TrainParams
 from pipelines.training.job import FAILURES, JOB, MODEL, ROWS, failure, note
 from pipelines.training.rows import Rows
 

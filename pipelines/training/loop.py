@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from pipelines.config import TrainParams
 from pipelines.errors import Preempted, TrainingDiverged
+from pipelines.params import TrainParams
 from pipelines.training import kept as beside
 from pipelines.training.checkpoint import newest as newest_checkpoint
 from pipelines.training.checkpoint import publish, state_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from pipelines.config import TrainParams
+from pipelines.params import TrainParams
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 POWERS = {"sqrt": 0.5, "balanced": 1.0}

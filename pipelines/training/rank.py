@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pipelines.config import TrainParams
 from pipelines.errors import PerennialError, Unavailable
 from pipelines.faults import of_case
+from pipelines.params import TrainParams
 from pipelines.training.group import device_of, joined
 from pipelines.training.job import JOB, MODEL, ROWS, note, write_result
 from pipelines.training.loop import optimise

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from pipelines import storage
-from pipelines.config import Params
 from pipelines.contracts import Manifest
+from pipelines.params import Params
 from pipelines.training import metrics
 
 FILE = "record.json"

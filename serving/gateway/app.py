@@ -19,8 +19,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines import hosts
-from pipelines.config import Settings
 from pipelines.errors import PerennialError
+from pipelines.settings import Settings
 from serving.gateway import openapi
 from serving.gateway.connections import BOUNDS
 from serving.gateway.metrics import Metrics

@@ -6,9 +6,10 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 
-from pipelines.config import EventTimes, Settings
 from pipelines.fields import Fields
+from pipelines.params import EventTimes
 from pipelines.segments import Stamp, adopt, asked
+from pipelines.settings import Settings
 from serving.gateway.identity import Index
 from serving.gateway.log import Log, worker_name
 from serving.gateway.metrics import Metrics

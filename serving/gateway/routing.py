@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines import ledger
-from pipelines.config import Settings
 from pipelines.contracts import Release
 from pipelines.errors import DatabaseDamaged, IntegrityError, PerennialError, Unavailable
 from pipelines.fields import Fields
+from pipelines.settings import Settings
 from serving.gateway.metrics import Metrics
 from serving.gateway.versions import Version, load
 

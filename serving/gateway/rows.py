@@ -20,8 +20,8 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
-from pipelines.config import EventTimes, too_high
 from pipelines.fields import FLOAT32_MAX, Categorical, Field, Fields, Text, problem
+from pipelines.params import EventTimes, too_high
 from serving.gateway.refusal import Refused
 
 if TYPE_CHECKING:

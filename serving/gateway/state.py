@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.cases import survey
-from pipelines.config import EventTimes, Settings
 from pipelines.errors import ConfigError, PerennialError, Unavailable
 from pipelines.faults import of_disk
+from pipelines.params import EventTimes
 from pipelines.segments import adopt, asked
+from pipelines.settings import Settings
 from serving.gateway.cases import Case, open_case
 from serving.gateway.metrics import Metrics
 from serving.gateway.protections import Door

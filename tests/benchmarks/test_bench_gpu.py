@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_gpu, gpu_rank, workload
+from benchmarks import workload
+from benchmarks.bench import gpu as bench_gpu
+from benchmarks.bench import gpu_rank
 from benchmarks.record import RESULTS
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +85,7 @@ def test_the_goals():
 def test_the_whole_path_on_the_cpu():
     """Launched ranks, timing, table and export parity work at toy size without a GPU, and write no result."""
     before = sorted(RESULTS.iterdir())
-    command = [sys.executable, "-m", "benchmarks.bench_gpu", "--toy", "--arms", "fsdp"]
+    command = [sys.executable, "-m", "benchmarks.bench.gpu", "--toy", "--arms", "fsdp"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "fsdp  toy" in done.stdout
     assert "export parity of toy" in done.stdout

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import bench_training, environment, reports
-from benchmarks.bench_training import BARE, OURS, PADDED
-from pipelines.config import Settings
+from benchmarks import reports
+from benchmarks.bench import environment
+from benchmarks.bench import training as bench_training
+from benchmarks.bench.training import BARE, OURS, PADDED
+from pipelines.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,9 @@ import urllib.request
 
 import pytest
 
-from benchmarks import compose_checks, compose_engine, compose_stack
+from benchmarks.compose import checks as compose_checks
+from benchmarks.compose import engine as compose_engine
+from benchmarks.compose import stack as compose_stack
 from tests.compose.stackfile import ROOT, own_images, services
 
 ROUND = {

@@ -4,7 +4,9 @@ import math
 
 import pytest
 
-from benchmarks import full_demo, full_stack, panels
+from benchmarks.full import demo as full_demo
+from benchmarks.full import panels
+from benchmarks.full import stack as full_stack
 
 
 def test_what_is_there_once_differs():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import proof_diagnosis as proof
+from benchmarks.proof import diagnosis as proof
 from pipelines.cases.loans.source import KINDS
 
 

@@ -8,8 +8,8 @@ import threading
 from contextlib import contextmanager
 from dataclasses import replace
 
-from benchmarks import doors_requests as sent
-from benchmarks import proof_doors as proof
+from benchmarks.proof import doors as proof
+from benchmarks.proof import doors_requests as sent
 from tests.serving.gateway.world import KEY, PREDICT, client, fake_triton, make_home, release, some_rows
 
 

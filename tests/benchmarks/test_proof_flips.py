@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import proof_flips as proof
+from benchmarks.proof import flips as proof
 
 SCRIPT = """
 import json, pathlib, sys

@@ -5,7 +5,7 @@ from datetime import timedelta
 import polars as pl
 import pytest
 
-from benchmarks import proof_labels as proof
+from benchmarks.proof import labels as proof
 from tests.pipelines.drift.stream import Stream
 
 HOUR = timedelta(hours=1)

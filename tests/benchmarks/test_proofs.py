@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-from benchmarks import interrupt, job, proof_equality, proof_faults
+from benchmarks import interrupt, job
+from benchmarks.proof import equality as proof_equality
+from benchmarks.proof import faults as proof_faults
 from pipelines.errors import PerennialError
 from pipelines.training import checkpoint
 

@@ -159,7 +159,7 @@ sys.meta_path.insert(0, Image())
 import serving.gateway.app, serving.gateway.triton, pipelines.ledger, psycopg, uvloop, httptools
 from pipelines import text
 from pipelines.cases import load_fields
-from pipelines.config import case_names
+from pipelines.case_files import case_names
 fields = [load_fields(case) for case in case_names()]
 import tokenizers
 print(len(absent))

@@ -8,7 +8,7 @@ import pytest
 
 from embedded.keys import AIRFLOW_USERS, MLFLOW_USER
 from embedded.ports import Ports
-from pipelines.config import Settings
+from pipelines.settings import Settings
 from serving.gateway.settings import Bounds
 from tests.compose.stackfile import ROOT, environment, load, services
 

@@ -27,10 +27,11 @@ HEAVY = [
 def main(cases_root: str | None) -> None:
     """Import each DAG file, noting heavy modules after each; then let Airflow parse the folder."""
     sys.path.append(str(ROOT / "plugins"))
+    import pipelines.case_files
     import pipelines.cases
 
     if cases_root:
-        pipelines.config.CASES_ROOT = Path(cases_root)
+        pipelines.case_files.CASES_ROOT = Path(cases_root)
         pipelines.cases.__path__.insert(0, cases_root)
     heavy = {}
     for file in sorted((ROOT / "dags").glob("*.py")):

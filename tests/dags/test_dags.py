@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from embedded.demo.scoring import UNGATED
-from pipelines.config import CASES_ROOT, case_names, load_params
+from pipelines.case_files import CASES_ROOT, case_names
+from pipelines.params_file import load_params
 from pipelines.steps import DRIFT, TELLING, TRAINING
 from tests import shop
 

@@ -14,15 +14,16 @@ import httpx
 import pytest
 import yaml
 
-from benchmarks.episode import forget, provoke
+from benchmarks.full.episode import forget, provoke
 from embedded import stack
 from embedded.airflow import client
 from embedded.airflow_metrics import SERIES, Watch
 from embedded.ports import Ports
 from embedded.services import PARAMS, settings_of
 from pipelines import cases, ledger
-from pipelines.config import CASES_ROOT, load_params
+from pipelines.case_files import CASES_ROOT
 from pipelines.fields import Categorical
+from pipelines.params_file import load_params
 from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import read_manifest, wall_time
 from tests.embedded.test_airflow_metrics import samples

@@ -3,7 +3,8 @@
 import pytest
 
 from embedded import live
-from pipelines.config import case_names, load_params
+from pipelines.case_files import case_names
+from pipelines.params_file import load_params
 from tests import shop
 
 LIVE = [case for case in case_names() if load_params(case).schedule.live]

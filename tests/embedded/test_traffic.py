@@ -18,9 +18,10 @@ import pytest
 
 from embedded import traffic
 from pipelines.cases import load_fields, part
-from pipelines.config import Settings, load_params
 from pipelines.contracts import Window
 from pipelines.errors import Unavailable
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from tests import shop
 from tests.serving.gateway.world import client, fake_triton, lines, make_home, release, until
 

@@ -11,9 +11,9 @@ import polars as pl
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
-from pipelines.config import Settings
 from pipelines.contracts import Evidence, Interval, Verdict
 from pipelines.fields import Categorical, Fields
+from pipelines.settings import Settings
 
 CASE = "bank"
 T0 = datetime(2008, 8, 1, tzinfo=UTC)

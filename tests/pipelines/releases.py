@@ -11,10 +11,11 @@ import numpy as np
 
 from pipelines import ledger, runtime
 from pipelines.cases import load_fields
-from pipelines.config import Settings, load_params
 from pipelines.deploy import rollout as room
 from pipelines.deploy import triton
 from pipelines.errors import Unavailable
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from pipelines.steps import rollout
 from tests.pipelines.candidates import CASE, month, registered
 

@@ -11,8 +11,8 @@ import polars as pl
 
 from pipelines import runtime
 from pipelines.cases import load_fields
-from pipelines.config import Settings
 from pipelines.fields import Fields, frame_schema, to_json
+from pipelines.settings import Settings
 from tests.pipelines.data import loglines
 from tests.pipelines.export.texts import WORDS, write_tokenizer
 

@@ -8,11 +8,11 @@ from io import StringIO
 import pytest
 from sqlalchemy import create_engine, text
 
-from benchmarks import ledger_edits
+from benchmarks.proof import ledger_edits
 from pipelines import ledger, storage
 from pipelines.audit import audit
 from pipelines.cli import main
-from pipelines.config import Settings
+from pipelines.settings import Settings
 from tests.pipelines.postgres import fresh_schema
 
 CASE = ledger_edits.CASE

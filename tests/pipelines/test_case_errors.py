@@ -177,7 +177,7 @@ def test_an_error_in_the_cases_model_names_its_line(root, prepared, monkeypatch,
     shop.edit(root / "shop" / "params.yaml", ("ranks: 1", f"ranks: {ranks}"))
     # Ranks are fresh interpreters here: they have to find the same cases.
     (root.parent / "sitecustomize.py").write_text(
-        f"from pathlib import Path\nfrom pipelines import cases, config\nconfig.CASES_ROOT = Path({str(root)!r})\ncases.__path__.insert(0, {str(root)!r})\n"
+        f"from pathlib import Path\nfrom pipelines import case_files, cases\ncase_files.CASES_ROOT = Path({str(root)!r})\ncases.__path__.insert(0, {str(root)!r})\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(root.parent))
     code, said = run(capfd, "train")

@@ -15,7 +15,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipelines import cli, ledger
-from pipelines.config import case_names, load_params
+from pipelines.case_files import case_names
+from pipelines.params_file import load_params
 from pipelines.steps import TRAINING, gate, ingest
 from tests.pipelines.alerts import found
 

@@ -8,8 +8,11 @@ from itertools import pairwise
 import pytest
 import yaml
 
-from pipelines.config import CASES_ROOT, ModelParams, Settings, TextModelParams, case_names, load_params, read_yaml
+from pipelines.case_files import CASES_ROOT, case_names
 from pipelines.errors import ConfigError
+from pipelines.params import ModelParams, TextModelParams
+from pipelines.params_file import load_params, read_yaml
+from pipelines.settings import Settings
 from tests import shop
 
 
@@ -291,7 +294,7 @@ def test_a_key_that_stands_twice_below_a_list_is_found(tmp_path):
 
 def test_loading_the_cases_stays_light():
     """Reading the parameters of every case imports neither a numeric library nor the one for cron expressions: DAG files are parsed all the time."""
-    code = "import sys; from pipelines.config import *; [load_params(case) for case in case_names()]; print(sorted({'croniter', 'numpy', 'polars'} & {*sys.modules}))"
+    code = "import sys; from pipelines.case_files import case_names; from pipelines.params_file import load_params; [load_params(case) for case in case_names()]; print(sorted({'croniter', 'numpy', 'polars'} & {*sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

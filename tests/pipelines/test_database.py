@@ -1,4 +1,4 @@
-"""pipelines/database.py: PostgreSQL decides like SQLite, also when twenty ask at once, and what cannot work names the setting."""
+"""pipelines/ledger/database.py: PostgreSQL decides like SQLite, also when twenty ask at once, and what cannot work names the setting."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +9,9 @@ from threading import Barrier
 import pytest
 from sqlalchemy import create_engine, text
 
-from pipelines import database, ledger
+from pipelines import ledger
 from pipelines.errors import ConfigError, ConflictError, DataError, IntegrityError, Unavailable
+from pipelines.ledger import database
 from tests.pipelines.postgres import fresh_schema
 
 T0 = datetime(2008, 8, 1, tzinfo=UTC)
@@ -98,7 +99,7 @@ def test_many_verdicts_of_one_gate_run_are_one(url):
 
 def test_tables_are_made_by_twenty_at_once(url):
     """Processes that all come first to an empty database all find the tables afterwards."""
-    engines = at_once(lambda number: database._engine(url, -number, ledger._metadata))
+    engines = at_once(lambda number: database._engine(url, -number, ledger.metadata))
     assert not [engine for engine in engines if isinstance(engine, Exception)]
     for engine in engines:
         engine.dispose()
@@ -153,7 +154,7 @@ def test_a_damaged_file_is_no_outage(tmp_path: Path):
     path = tmp_path / "ledger.db"
     for number in range(50):
         ledger.silence(f"sqlite:///{path}", case="bank", rule=f"r{number}", until=T0, reason="r" * 200, actor="a")
-    database._engine(f"sqlite:///{path}", os.getpid(), ledger._metadata).dispose()
+    database._engine(f"sqlite:///{path}", os.getpid(), ledger.metadata).dispose()
     whole = path.read_bytes()
     for number, (start, end, said) in enumerate(((0, 64, "file is not a database"), (4096, len(whole), "malformed"))):
         damaged = tmp_path / f"damaged-{number}.db"

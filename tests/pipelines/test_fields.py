@@ -9,13 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipelines.case_files import case_names
 from pipelines.cases import load_fields
-from pipelines.config import Settings, case_names
 from pipelines.contracts import Window
 from pipelines.data import contract
 from pipelines.data import log as prediction_log
-from pipelines.drift.profile import profile_frame
-from pipelines.drift.spec import Scale, Spec
+from pipelines.drift.profile.counts import profile_frame
+from pipelines.drift.profile.spec import Scale, Spec
 from pipelines.errors import ConfigError, DataError
 from pipelines.fields import (
     FLOAT32_MAX,
@@ -30,6 +30,7 @@ from pipelines.fields import (
     signature,
     to_json,
 )
+from pipelines.settings import Settings
 
 REPORTS = Fields(case="reports", label="team", classes=("a", "b", "c"), fields=(Text("text", max_chars=20),))
 

@@ -3,8 +3,8 @@
 import pytest
 
 from pipelines import hosts
-from pipelines.config import read_settings
 from pipelines.errors import ConfigError
+from pipelines.settings import read_settings
 
 KNOWN, TRUSTED = {"gateway"}, {"perennial.example.org"}
 

@@ -374,7 +374,7 @@ def test_every_reader_takes_only_what_was_written(url: str, edit: str):
     for table, read in _filled(url).items():
         whole = read()
         column, key, second = PARTS[table]
-        own = ", ".join(f'"{column.name}"' for column in ledger._metadata.tables[table].columns)
+        own = ", ".join(f'"{column.name}"' for column in ledger.metadata.tables[table].columns)
         newest = f"{key} LIKE '{second}'"
         moved = {name: "'moved'" if name == key else f'"{name}"' for name in own.replace('"', "").split(", ")}
         if table == "alert_runs":

@@ -15,10 +15,12 @@ from embedded import stack
 from embedded.ports import Ports
 from embedded.processes import launch
 from pipelines import cli, ledger, storage
-from pipelines.config import CASES_ROOT, Settings, load_params, read_settings
+from pipelines.case_files import CASES_ROOT
 from pipelines.errors import ConfigError, Unavailable
+from pipelines.params_file import load_params
 from pipelines.places import TAG, birth
 from pipelines.registry import rest
+from pipelines.settings import Settings, read_settings
 from tests.pipelines.candidates import CASE, month, registered
 from tests.pipelines.conftest import free_port
 

@@ -8,7 +8,7 @@ import yaml
 from perennial_deadlines import late
 
 from pipelines.alerts.sinks import Undelivered
-from pipelines.config import CASES_ROOT
+from pipelines.case_files import CASES_ROOT
 from tests.compose.stackfile import ROOT
 from tests.pipelines.alerts.test_sinks import receiver
 

@@ -5,8 +5,8 @@ from airflow.sdk.exceptions import AirflowFailException
 from perennial_hooks import settings
 from perennial_operators import StepOperator
 
-from pipelines.config import Settings
 from pipelines.errors import ConfigError, Unavailable
+from pipelines.settings import Settings
 
 
 def test_without_connections_the_environment_counts(monkeypatch):

@@ -14,9 +14,9 @@ from perennial_links import DASHBOARD, LINKS
 from perennial_operators import Link, StepOperator, TriggerOnce
 
 from pipelines import ledger
-from pipelines.config import Settings
 from pipelines.contracts import Manifest
 from pipelines.errors import DataError, TrainingDiverged, Unavailable
+from pipelines.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 AS_OF = datetime(2009, 5, 1, tzinfo=UTC)

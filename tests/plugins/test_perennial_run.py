@@ -8,7 +8,7 @@ import pytest
 from airflow.sdk.definitions.context import _AIRFLOW_PARSING_CONTEXT_DAG_ID
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from pipelines import cases, config
+from pipelines import case_files, cases
 from pipelines.cases import part
 from pipelines.errors import (
     CaseError,
@@ -21,6 +21,8 @@ from pipelines.errors import (
     TrainingDiverged,
     Unavailable,
 )
+from pipelines.params import Resources
+from pipelines.params_file import load_params
 from tests import shop
 
 TICK = datetime(2026, 6, 1, 2, tzinfo=UTC)
@@ -149,14 +151,14 @@ def test_only_small_facts_travel():
 
 def test_one_broken_case_leaves_the_others(tmp_path, monkeypatch):
     """A params.yaml with a typo is named with its key, and the other cases are still there."""
-    good = (config.CASES_ROOT / "bank" / "params.yaml").read_text()
+    good = (case_files.CASES_ROOT / "bank" / "params.yaml").read_text()
     for case, text in (
         ("bank", good),
         ("loans", good.replace("case: bank", "case: loans").replace("epochs:", "epoch:")),
     ):
         (tmp_path / case).mkdir()
         (tmp_path / case / "params.yaml").write_text(text)
-    monkeypatch.setattr(config, "CASES_ROOT", tmp_path)
+    monkeypatch.setattr(case_files, "CASES_ROOT", tmp_path)
     found, broken = perennial_run.readable_cases()
     assert [params.case for params in found] == ["bank"]
     assert "train.epoch:" in broken["loans"]
@@ -168,7 +170,7 @@ def test_a_task_looks_at_its_own_case_only(monkeypatch):
     monkeypatch.setattr(
         cases,
         "_looked_at",
-        lambda case, _settings, **_: read.append(case) or cases.Case(case, config.load_params(case)),
+        lambda case, _settings, **_: read.append(case) or cases.Case(case, load_params(case)),
     )
     monkeypatch.setenv(_AIRFLOW_PARSING_CONTEXT_DAG_ID, "bank_drift")
     found, broken = perennial_run.readable_cases()
@@ -185,10 +187,10 @@ def test_a_replay_switches_schedules_off(monkeypatch):
 
 def test_the_train_task_asks_for_what_the_case_declares():
     """Queue and pool are asked for where they are set only, a slot per GPU; whatever hangs is ended after a time that follows the budget."""
-    bank = config.load_params("bank")
+    bank = load_params("bank")
     plain = bank.model_copy(update={"train": bank.train.model_copy(update={"budget_minutes": None})})
     assert perennial_run.train_arguments(plain) == {"execution_timeout": timedelta(days=1)}
-    resources = config.Resources(gpus=2, queue="gpu", pool="h200")
+    resources = Resources(gpus=2, queue="gpu", pool="h200")
     asked = bank.model_copy(
         update={"resources": resources, "train": bank.train.model_copy(update={"budget_minutes": 60.0})}
     )

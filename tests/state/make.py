@@ -43,10 +43,12 @@ from embedded.ports import Ports
 from embedded.processes import end, launch
 from embedded.traffic import Place, place_file
 from pipelines import ledger
+from pipelines.case_files import CASES_ROOT
 from pipelines.cases import load_fields, part
 from pipelines.cli import main as command
-from pipelines.config import CASES_ROOT, Settings, load_params, read_settings
 from pipelines.contracts import Window
+from pipelines.params_file import load_params
+from pipelines.settings import Settings, read_settings
 from pipelines.storage import write_atomic
 
 HERE = Path(__file__).parent

@@ -24,13 +24,14 @@ from embedded.ports import Ports
 from embedded.traffic import read_place
 from pipelines import ledger, storage
 from pipelines.cli import main
-from pipelines.config import Settings, load_params
 from pipelines.contracts import DriftReport, Verdict, Window
 from pipelines.data import log as prediction_log
 from pipelines.deploy import rollout
-from pipelines.drift import sequential
+from pipelines.drift.labels import sequential
 from pipelines.encoding import encoder
+from pipelines.params_file import load_params
 from pipelines.registry import aliases
+from pipelines.settings import Settings
 from pipelines.steps import dataset, drift, gate, ingest, profile, register, validate
 from tests.pipelines.conftest import free_port
 from tests.serving.gateway import world

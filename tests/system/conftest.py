@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from embedded.airflow import Airflow
-from pipelines.config import Settings, load_params
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from tests.encoders import write_encoder
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -17,8 +17,9 @@ import pytest
 
 from embedded.demo.traffic import client, wait_for_closed_segments
 from pipelines import cases, ledger
-from pipelines.config import Settings, load_params
 from pipelines.contracts import EpisodeTrigger, Window
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from pipelines.storage import MANIFEST, file_sha256, read_manifest
 from tests.system.conftest import REPOSITORY
 
@@ -135,10 +136,12 @@ import sys, importlib
 from datetime import datetime
 from pathlib import Path
 from typing import get_args
-from pipelines import cases, config
+from pipelines import cases
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 def refuse(*a, **k): raise PermissionError("the source is unreadable")
 source = cases.part({case!r}, "source"); source.resolve = source.rows = refuse
-params, settings, as_of = config.load_params({case!r}), config.Settings(), datetime.fromisoformat({last.isoformat()!r})
+params, settings, as_of = load_params({case!r}), Settings(), datetime.fromisoformat({last.isoformat()!r})
 importlib.import_module("pipelines.steps.{step}").run(params, settings, settings.run_dir({case!r}, as_of), as_of)
 """
         environment = {**os.environ, "PERENNIAL_HOME": str(copy.root), "PERENNIAL_DATA_DIR": str(tmp_path / "nothing")}

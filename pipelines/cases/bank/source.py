@@ -14,9 +14,10 @@ import polars as pl
 from pipelines.cases.bank.calendar import event_times
 from pipelines.cases.bank.schema import FIELDS
 from pipelines.cases.sources import Source, canonical, checked_sha256, places
-from pipelines.config import Params, Settings
 from pipelines.contracts import Window
 from pipelines.errors import DataError, IntegrityError
+from pipelines.params import Params
+from pipelines.settings import Settings
 from pipelines.storage import write_atomic
 
 PARQUET, PARQUET_SHA256 = "bank_marketing.parquet", "cbe5f13ebe19de3c11c14f7060fdef0b09183b2c32ba2db7f4223ee1a315f15a"

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from pipelines.cases.loans.schema import FIELDS
 from pipelines.cases.sources import Source, canonical
-from pipelines.config import Params, Settings
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError
 from pipelines.fields import frame_schema
+from pipelines.params import Params
+from pipelines.settings import Settings
 from pipelines.storage import canonical_json, file_sha256
 
 Drift = Literal["none", "covariate", "label", "concept"]

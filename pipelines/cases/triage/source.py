@@ -10,9 +10,10 @@ import polars as pl
 from pipelines.cases.sources import Source, canonical, checked_sha256, places
 from pipelines.cases.triage import nvd
 from pipelines.cases.triage.schema import FIELDS
-from pipelines.config import Params, Settings
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError, DataError
+from pipelines.params import Params
+from pipelines.settings import Settings
 from pipelines.storage import file_sha256, write_atomic
 
 PARQUET, PARQUET_SHA256 = "nvd_cve.parquet", "a366f0a48f2d910bb93552dc8f86724c95112f3371eeb84d4d22e366aa5b4eb7"

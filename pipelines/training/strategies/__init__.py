@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipelines.config import TrainParams
 from pipelines.errors import ConfigError
+from pipelines.params import TrainParams
 
 Kept = dict[str, dict[str, Tensor]]
 """Weights beside the live ones ("ema", "best"): by purpose, then by parameter name, in the shape of :attr:`Strategy.live`."""

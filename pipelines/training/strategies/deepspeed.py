@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.config import TrainParams
 from pipelines.errors import ConfigError
+from pipelines.params import TrainParams
 from pipelines.training.group import place
 from pipelines.training.strategies import Kept, Strategy, adamw, set_rates
 

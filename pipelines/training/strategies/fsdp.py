@@ -7,7 +7,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from pipelines.config import TrainParams
+from pipelines.params import TrainParams
 from pipelines.training.group import place
 from pipelines.training.strategies import Strategy
 from pipelines.training.strategies.native import HALVES, native

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from pipelines.config import TrainParams
+from pipelines.params import TrainParams
 from pipelines.training.strategies import Kept, Strategy, adamw, set_rates
 
 # It is one rank at times, and knows it.

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipelines.config import TrainParams
+from pipelines.params import TrainParams
 from pipelines.training.strategies import Strategy
 from pipelines.training.strategies.native import native
 

@@ -7,8 +7,8 @@ import pytest
 
 from embedded.demo.plan import load_plan, scope, write_params
 from embedded.demo.traffic import sampled
-from pipelines.config import load_params
 from pipelines.errors import ConfigError
+from pipelines.params_file import load_params
 
 
 def test_bank_replays_calendar_months():

@@ -9,7 +9,7 @@ import pytest
 from embedded.demo import scoring
 from pipelines import runtime
 from pipelines.cases import load_fields
-from pipelines.config import Settings
+from pipelines.settings import Settings
 
 MONTHS = [
     {"month": "a", "n": 100, "positives": 10, "frozen": {"m": 0.5}, "perennial": {"m": 0.6}, "ungated": {"m": None}},

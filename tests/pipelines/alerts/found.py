@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from pipelines.alerts import rules
-from pipelines.config import AlertParams, load_params
 from pipelines.contracts import Alert, DriftReport, Notice, Window
+from pipelines.params import AlertParams
+from pipelines.params_file import load_params
 
 PARAMS = load_params("loans")
 ALERTS = AlertParams()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.alerts.lifecycle import step
-from pipelines.config import AlertParams
+from pipelines.params import AlertParams
 from tests.pipelines.alerts.found import ALERTS, NOW, alert
 
 HOUR = timedelta(hours=1)

@@ -8,8 +8,8 @@ from typing import get_args
 import pytest
 
 from pipelines.alerts import rules
-from pipelines.config import AlertParams
 from pipelines.contracts import AlertRule
+from pipelines.params import AlertParams
 from tests.pipelines.alerts.found import DAY, NOW, PARAMS, WINDOW, facts, report
 
 ROOT = Path(__file__).parents[3]

@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from pipelines.alerts import sinks
-from pipelines.config import Settings
+from pipelines.settings import Settings
 from tests.pipelines.alerts.found import ALERTS, DAY, NOW, notice
 from tests.pipelines.conftest import free_port
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import TextModelParams
+from pipelines.params import TextModelParams
 from tests.encoders import write_encoder
 
 

@@ -16,10 +16,11 @@ from pipelines.cases import sources
 from pipelines.cases.bank import source as bank
 from pipelines.cases.bank.calendar import event_times
 from pipelines.cases.bank.schema import FIELDS
-from pipelines.config import Settings, load_params
 from pipelines.contracts import Window
 from pipelines.errors import DataError, IntegrityError
 from pipelines.fields import frame_schema
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 
 PARAMS = load_params("bank")
 ALL = Window(start=datetime(2000, 1, 1, tzinfo=UTC), end=datetime(2030, 1, 1, tzinfo=UTC))

@@ -12,10 +12,11 @@ import pytest
 
 from pipelines import storage
 from pipelines.cases.code import code_sha256, modules
-from pipelines.config import Settings, load_params
+from pipelines.params_file import load_params
 from pipelines.replay.policies import POLICIES
 from pipelines.replay.ticks import cut
 from pipelines.replay.world import build
+from pipelines.settings import Settings
 from pipelines.steps import dataset, ingest, train, validate
 from tests import shop
 

@@ -8,9 +8,10 @@ import torch
 
 from pipelines.cases.embedding import embeddings, fit_head
 from pipelines.cases.encoder import Classifier, build, tokenizer
-from pipelines.config import TextModelParams, load_params
 from pipelines.errors import DataError
 from pipelines.fields import Fields, Text
+from pipelines.params import TextModelParams
+from pipelines.params_file import load_params
 from pipelines.text import load_tokenizer, pad, tokenise
 
 FIELDS = Fields(case="x", label="team", classes=("web", "memory", "access", "nobody"), fields=(Text("text"),))

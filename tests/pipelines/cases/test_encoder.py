@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pipelines.cases.encoder import LowRank, build
-from pipelines.config import TextModelParams
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields, Text
+from pipelines.params import TextModelParams
 from pipelines.text import pad
 
 FIELDS = Fields(case="x", label="team", classes=("a", "b", "c"), fields=(Text("text"),))

@@ -7,8 +7,8 @@ import huggingface_hub
 import pytest
 
 from pipelines.cases import pretrained
-from pipelines.config import TextModelParams
 from pipelines.errors import ConfigError, IntegrityError, Unavailable
+from pipelines.params import TextModelParams
 from pipelines.text import load_tokenizer, tokenise
 
 HUB = "some-one/some-encoder"

@@ -10,10 +10,10 @@ from pipelines.cases import sources
 from pipelines.cases.loans import source as loans
 from pipelines.cases.loans.schema import FIELDS
 from pipelines.cases.receiving import Received, count_reasons, receive
-from pipelines.config import load_params
 from pipelines.contracts import Window
 from pipelines.errors import DataError
 from pipelines.fields import frame_schema
+from pipelines.params_file import load_params
 
 PARAMS = load_params("loans")
 WINDOW = Window(start=datetime(2020, 5, 1, tzinfo=UTC), end=datetime(2020, 5, 3, tzinfo=UTC))

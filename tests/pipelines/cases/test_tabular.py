@@ -5,7 +5,8 @@ import torch
 
 from pipelines.cases import load_fields, part
 from pipelines.cases.tabular import SCALED_LIMIT, Tabular
-from pipelines.config import ModelParams, load_params
+from pipelines.params import ModelParams
+from pipelines.params_file import load_params
 
 PARAMS = ModelParams(hidden=(8,), embedding=2, dropout=0.0)
 

@@ -12,14 +12,16 @@ from typing import Any
 import polars as pl
 import pytest
 
+from pipelines.case_files import CASES_ROOT
 from pipelines.cases import sources
 from pipelines.cases.triage import nvd, teams
 from pipelines.cases.triage import source as triage
 from pipelines.cases.triage.schema import FIELDS
-from pipelines.config import CASES_ROOT, Settings, load_params
 from pipelines.contracts import Window
 from pipelines.errors import DataError, IntegrityError
 from pipelines.fields import frame_schema
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 
 PARAMS = load_params("triage")
 ALL = Window(start=datetime(2000, 1, 1, tzinfo=UTC), end=datetime(2030, 1, 1, tzinfo=UTC))

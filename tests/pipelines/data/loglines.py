@@ -8,8 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.config import Settings
 from pipelines.fields import Fields
+from pipelines.settings import Settings
 
 
 def predictions(frame: pl.DataFrame, fields: Fields, version: int = 1) -> list[dict[str, Any]]:

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 
-from pipelines.config import DatasetParams
 from pipelines.data import dataset
+from pipelines.params import DatasetParams
 
 AS_OF = datetime(2020, 6, 1, tzinfo=UTC)
 PARAMS = DatasetParams(

@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 
 from pipelines.cases.loans import source as loans
-from pipelines.config import Settings
 from pipelines.data import lake
 from pipelines.errors import IntegrityError
+from pipelines.settings import Settings
 
 ROWS = pl.concat([loans.generate(date(2020, 5, 1) + timedelta(days=n), rows_per_day=12) for n in range(3)])
 

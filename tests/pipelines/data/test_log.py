@@ -16,10 +16,10 @@ import pytest
 from pipelines import segments
 from pipelines.cases.loans import source as loans
 from pipelines.cases.loans.schema import FIELDS
-from pipelines.config import Settings
 from pipelines.contracts import Window
 from pipelines.data import log
 from pipelines.errors import IntegrityError
+from pipelines.settings import Settings
 from tests.pipelines.data import loglines
 
 DAY = datetime(2020, 5, 1, tzinfo=UTC)
@@ -165,7 +165,7 @@ def test_times_without_a_zone_are_malformed(settings: Settings):
 def test_a_killed_compaction_is_finished_by_the_next(settings: Settings):
     """After SIGKILL between partitions and marker, compacting again gives every row once."""
     loglines.write(settings, "loans", "predictions", "a", SENT)
-    code = "import sys; from pipelines.config import Settings; from pipelines.data import log; log.compact(Settings(), 'loans')"
+    code = "import sys; from pipelines.settings import Settings; from pipelines.data import log; log.compact(Settings(), 'loans')"
     environment = {
         **os.environ,
         "PERENNIAL_FAILPOINT": "compact:files",
@@ -183,7 +183,7 @@ def test_a_compaction_killed_in_a_partition_leaves_nothing_of_it(settings: Setti
     """After SIGKILL while a partition is published, compacting again removes what was left beside it."""
     loglines.write(settings, "loans", "predictions", "a", SENT)
     code = (
-        "import os, signal; from pipelines.config import Settings; from pipelines.data import log; "
+        "import os, signal; from pipelines.settings import Settings; from pipelines.data import log; "
         "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL); log.compact(Settings(), 'loans')"
     )
     environment = {**os.environ, "PERENNIAL_HOME": str(settings.root), "PYTHONPATH": str(Path.cwd())}

@@ -8,10 +8,10 @@ import pytest
 
 from pipelines import storage
 from pipelines.cases import load_fields
-from pipelines.config import Settings
 from pipelines.deploy import repository
 from pipelines.errors import IntegrityError
 from pipelines.fields import Fields, Text
+from pipelines.settings import Settings
 from tests.pipelines.candidates import CASE, candidate, month
 
 FIELDS = load_fields(CASE)

@@ -16,14 +16,15 @@ from sklearn.linear_model import LogisticRegression
 
 from pipelines.cases.loans.schema import FIELDS
 from pipelines.cases.loans.source import generate
-from pipelines.config import load_params
 from pipelines.contracts import Window
-from pipelines.drift import labels as label_evidence
 from pipelines.drift import policy
-from pipelines.drift.compare import compare, quality
-from pipelines.drift.profile import profile_frame
+from pipelines.drift.evidence import DriftEvidence
+from pipelines.drift.inputs.compare import compare, quality
+from pipelines.drift.labels import arrived as label_evidence
+from pipelines.drift.profile.counts import profile_frame
+from pipelines.drift.profile.spec import load_spec
 from pipelines.drift.reference import reference_profile
-from pipelines.drift.spec import load_spec
+from pipelines.params_file import load_params
 
 PARAMS = load_params("loans")
 SPEC = load_spec(FIELDS)
@@ -120,7 +121,7 @@ class Stream:
                 if state is None
                 else [Window(start=mark.end - timedelta(days=1), end=mark.end) for mark in state.marks]
             )
-            evidence = policy.DriftEvidence(
+            evidence = DriftEvidence(
                 champion=1,
                 training_rows=self.reference.rows,
                 problems=tuple(problems),

@@ -1,10 +1,10 @@
-"""pipelines/drift/calibration.py: performance without labels."""
+"""pipelines/drift/labels/calibration.py: performance without labels."""
 
 import numpy as np
 import pytest
 
-from pipelines.drift.calibration import estimate, expected, fit_calibration
-from pipelines.drift.sequential import row_errors, row_losses
+from pipelines.drift.labels.calibration import estimate, expected, fit_calibration
+from pipelines.drift.labels.sequential import row_errors, row_losses
 
 
 def overconfident(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

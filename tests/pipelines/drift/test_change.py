@@ -1,10 +1,10 @@
-"""pipelines/drift/change.py and mixture.py: since when, and whether other shares of the classes explain it."""
+"""pipelines/drift/inputs/change.py and mixture.py: since when, and whether other shares of the classes explain it."""
 
 import numpy as np
 
-from pipelines.drift.change import change_gains, coarse, outside
-from pipelines.drift.mixture import explain
-from pipelines.drift.profile import Column
+from pipelines.drift.inputs.change import change_gains, coarse, outside
+from pipelines.drift.profile.counts import Column
+from pipelines.drift.why.mixture import explain
 from tests.pipelines.drift.stream import PARAMS
 
 BEFORE = np.array([4000, 4000, 2000])

@@ -1,4 +1,4 @@
-"""pipelines/drift/compare.py and windows.py: what is compared with what."""
+"""pipelines/drift/inputs/compare.py and windows.py: what is compared with what."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 
 from pipelines.contracts import Window
-from pipelines.drift.compare import compare, quality
-from pipelines.drift.profile import profile_frame
+from pipelines.drift.inputs.compare import compare, quality
+from pipelines.drift.profile.counts import profile_frame
+from pipelines.drift.profile.windows import drift_window
 from pipelines.drift.reference import reference_profile
-from pipelines.drift.windows import drift_window
 from tests.pipelines.drift.stream import PARAMS
 from tests.pipelines.drift.test_profile import FIELDS, SPEC
 

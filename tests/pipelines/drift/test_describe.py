@@ -1,12 +1,12 @@
-"""pipelines/drift/describe.py: two sides of a feature in its own units, within a bin's width."""
+"""pipelines/drift/why/describe.py: two sides of a feature in its own units, within a bin's width."""
 
 import numpy as np
 import polars as pl
 import pytest
 
-from pipelines.drift.describe import describe
-from pipelines.drift.profile import Column, category_column, number_column
-from pipelines.drift.spec import Scale
+from pipelines.drift.profile.counts import Column, category_column, number_column
+from pipelines.drift.profile.spec import Scale
+from pipelines.drift.why.describe import describe
 
 
 def test_quartiles_are_those_of_the_values():

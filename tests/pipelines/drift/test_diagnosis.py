@@ -1,4 +1,4 @@
-"""pipelines/drift/diagnosis.py and findings.py: the kind of shift, why, where and since when."""
+"""pipelines/drift/why/diagnosis.py and findings.py: the kind of shift, why, where and since when."""
 
 from dataclasses import replace
 from datetime import date, timedelta
@@ -7,14 +7,14 @@ import polars as pl
 import pytest
 
 from pipelines.contracts import FeatureDrift, Interval
-from pipelines.drift import labels as label_evidence
-from pipelines.drift import performance
-from pipelines.drift.compare import compare
-from pipelines.drift.diagnosis import diagnose, kind, nothing_seen
-from pipelines.drift.findings import Findings, Seen, look
-from pipelines.drift.mixture import Mixture
-from pipelines.drift.policy import LabelEvidence
-from pipelines.drift.profile import merge, profile_frame
+from pipelines.drift.evidence import LabelEvidence
+from pipelines.drift.inputs.compare import compare
+from pipelines.drift.labels import arrived as label_evidence
+from pipelines.drift.labels import performance
+from pipelines.drift.profile.counts import merge, profile_frame
+from pipelines.drift.why.diagnosis import diagnose, kind, nothing_seen
+from pipelines.drift.why.findings import Findings, Seen, look
+from pipelines.drift.why.mixture import Mixture
 from tests.pipelines.drift.stream import DELAY, FIELDS, PARAMS, SPEC, START, Stream, midnight
 
 EXPLAINS, DOES_NOT = (

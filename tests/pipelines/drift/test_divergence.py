@@ -1,4 +1,4 @@
-"""pipelines/drift/divergence.py: against hand values, and scipy on the values themselves."""
+"""pipelines/drift/inputs/divergence.py: against hand values, and scipy on the values themselves."""
 
 import math
 
@@ -8,10 +8,11 @@ import pytest
 from scipy import stats as scipy_stats
 from scipy.spatial import distance
 
-from pipelines.drift import divergence, stats
-from pipelines.drift.bits import bounds
-from pipelines.drift.profile import number_column
-from pipelines.drift.spec import Scale
+from pipelines.drift import stats
+from pipelines.drift.inputs import divergence
+from pipelines.drift.profile.bits import bounds
+from pipelines.drift.profile.counts import number_column
+from pipelines.drift.profile.spec import Scale
 
 M, N = np.array([40, 30, 20, 10, 0]), np.array([5, 25, 30, 30, 10])
 

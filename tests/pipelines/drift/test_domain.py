@@ -1,4 +1,4 @@
-"""pipelines/drift/domain.py and explain.py: against scikit-learn, and on samples of which it is known what moved."""
+"""pipelines/drift/why/domain.py and explain.py: against scikit-learn, and on samples of which it is known what moved."""
 
 import numpy as np
 import polars as pl
@@ -7,8 +7,8 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from pipelines.drift import domain
-from pipelines.drift.explain import explain
+from pipelines.drift.why import domain
+from pipelines.drift.why.explain import explain
 from pipelines.fields import Categorical, Fields, Numeric, Text
 
 FIELDS = Fields(

@@ -1,10 +1,10 @@
-"""pipelines/drift/embeddings.py: against sums written out, scipy, and samples that did and did not move."""
+"""pipelines/drift/why/embeddings.py: against sums written out, scipy, and samples that did and did not move."""
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from pipelines.drift import embeddings
+from pipelines.drift.why import embeddings
 
 REPEATS = 60
 

@@ -1,4 +1,4 @@
-"""pipelines/drift/kernel.py: profiles of Parquet files are those of their rows."""
+"""pipelines/drift/profile/kernel.py: profiles of Parquet files are those of their rows."""
 
 from dataclasses import replace
 
@@ -7,11 +7,11 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.drift import bits
-from pipelines.drift.bits import BINS
-from pipelines.drift.kernel import profile_parquet
-from pipelines.drift.profile import profile_frame, to_bytes
-from pipelines.drift.spec import Scale
+from pipelines.drift.profile import bits
+from pipelines.drift.profile.bits import BINS
+from pipelines.drift.profile.counts import profile_frame, to_bytes
+from pipelines.drift.profile.kernel import profile_parquet
+from pipelines.drift.profile.spec import Scale
 from pipelines.errors import DataError
 from tests.pipelines.drift.test_profile import FIELDS, SPEC, TEXT_SPEC, TEXTS
 

@@ -9,10 +9,11 @@ import pytest
 
 from pipelines.contracts import FeatureDrift
 from pipelines.drift import policy
-from pipelines.drift.compare import compare
-from pipelines.drift.profile import profile_frame
+from pipelines.drift.evidence import DriftEvidence
+from pipelines.drift.inputs.compare import compare
+from pipelines.drift.profile.counts import profile_frame
+from pipelines.drift.profile.spec import Scale, Spec
 from pipelines.drift.reference import reference_profile
-from pipelines.drift.spec import Scale, Spec
 from pipelines.fields import SCORE, Fields, Numeric
 from tests.pipelines.drift.stream import PARAMS
 
@@ -50,7 +51,7 @@ def decisions(shift: float, *, spoilt: bool) -> list[tuple]:
     state, found = None, []
     for number in range(4):
         end = FIRST + timedelta(days=30 + number)
-        evidence = policy.DriftEvidence(
+        evidence = DriftEvidence(
             champion=1, training_rows=ROWS, features=measured(shift, 1 + number, spoilt=spoilt), fresh_labels=10_000
         )
         state, action = policy.step(state, evidence, PARAMS.drift, end, "outlier", end)

@@ -1,4 +1,4 @@
-"""pipelines/drift/performance.py: the metric on delayed labels, by slice, and what was estimated before they came."""
+"""pipelines/drift/labels/performance.py: the metric on delayed labels, by slice, and what was estimated before they came."""
 
 import math
 from datetime import UTC, date, datetime, timedelta
@@ -9,8 +9,8 @@ import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
 from pipelines.contracts import Window
-from pipelines.drift import performance
-from pipelines.drift.sequential import row_losses
+from pipelines.drift.labels import performance
+from pipelines.drift.labels.sequential import row_losses
 from tests.pipelines.drift.stream import PARAMS, START, Stream, midnight
 
 DAY = datetime(2020, 1, 1, tzinfo=UTC)

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.config import NewData, load_params
 from pipelines.contracts import FeatureDrift, Interval
-from pipelines.drift.policy import DriftEvidence, LabelEvidence, Mark, PolicyState, labels_needed, step, volume_needed
+from pipelines.drift.evidence import DriftEvidence, LabelEvidence, Mark, PolicyState
+from pipelines.drift.policy import labels_needed, step, volume_needed
+from pipelines.params import NewData
+from pipelines.params_file import load_params
 
 CONFIG = load_params("loans").drift
 NOW = datetime(2020, 6, 10, tzinfo=UTC)

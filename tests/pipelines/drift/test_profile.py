@@ -1,4 +1,4 @@
-"""pipelines/drift/profile.py: counts that add up, whatever the values."""
+"""pipelines/drift/profile/counts.py: counts that add up, whatever the values."""
 
 import json
 from dataclasses import replace
@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.drift.bits import BINS, bounds, histogram
-from pipelines.drift.profile import Profile, merge, number_column, profile_frame, read, to_bytes, write
+from pipelines.drift.profile.bits import BINS, bounds, histogram
+from pipelines.drift.profile.counts import Profile, merge, number_column, profile_frame, read, to_bytes, write
+from pipelines.drift.profile.spec import Scale, Spec, freeze, load_spec, main
 from pipelines.drift.reference import reference_profile
-from pipelines.drift.spec import Scale, Spec, freeze, load_spec, main
 from pipelines.errors import ConfigError, IntegrityError
 from pipelines.fields import Categorical, Fields, Numeric, Text
 

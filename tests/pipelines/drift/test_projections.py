@@ -1,4 +1,4 @@
-"""pipelines/drift/projections.py: a text's embedding as numbers that are counted, add up, and are shown only."""
+"""pipelines/drift/profile/projections.py: a text's embedding as numbers that are counted, add up, and are shown only."""
 
 from dataclasses import replace
 
@@ -6,15 +6,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines.config import load_params
-from pipelines.drift import projections
-from pipelines.drift.compare import compare
-from pipelines.drift.diagnosis import projected
-from pipelines.drift.embeddings import hashed
-from pipelines.drift.profile import merge, profile_frame, to_bytes
-from pipelines.drift.projections import SUFFIXES, directions, project
-from pipelines.drift.spec import Scale
-from pipelines.drift.vocabulary import split
+from pipelines.drift.inputs.compare import compare
+from pipelines.drift.profile import projections
+from pipelines.drift.profile.counts import merge, profile_frame, to_bytes
+from pipelines.drift.profile.projections import SUFFIXES, directions, project
+from pipelines.drift.profile.spec import Scale
+from pipelines.drift.profile.vocabulary import split
+from pipelines.drift.why.diagnosis import projected
+from pipelines.drift.why.embeddings import hashed
+from pipelines.params_file import load_params
 from tests.pipelines.drift.test_profile import TEXT_SPEC, TEXTS
 
 NAMES = [f"text{suffix}" for suffix in SUFFIXES]

@@ -4,11 +4,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines.drift.compare import compare
-from pipelines.drift.describe import describe
-from pipelines.drift.profile import number_column, profile_frame
+from pipelines.drift.inputs.compare import compare
+from pipelines.drift.profile.counts import number_column, profile_frame
+from pipelines.drift.profile.spec import SCORE, UNIT, Spec, freeze
 from pipelines.drift.reference import reference_profile
-from pipelines.drift.spec import SCORE, UNIT, Spec, freeze
+from pipelines.drift.why.describe import describe
 from pipelines.fields import Fields, Numeric
 from tests.pipelines.drift.stream import PARAMS
 from tests.pipelines.drift.test_outlier import DAYS, FIRST, ROWS, timedelta

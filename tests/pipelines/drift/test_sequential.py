@@ -1,4 +1,4 @@
-"""pipelines/drift/sequential.py: what labels prove, and how rarely they do so by chance."""
+"""pipelines/drift/labels/sequential.py: what labels prove, and how rarely they do so by chance."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from pipelines.drift import sequential
+from pipelines.drift.labels import sequential
 
 
 @pytest.mark.parametrize(("rows", "rate"), [(1, 0.1), (50, 0.03), (400, 0.3)])

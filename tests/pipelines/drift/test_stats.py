@@ -8,8 +8,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 from pipelines.drift import stats
-from pipelines.drift.profile import number_column
-from pipelines.drift.spec import Scale
+from pipelines.drift.profile.counts import number_column
+from pipelines.drift.profile.spec import Scale
 
 
 def test_psi_by_hand():

@@ -10,10 +10,10 @@ import torch
 from pipelines import runtime
 from pipelines.cases import load_fields
 from pipelines.cases.tabular import build
-from pipelines.config import load_params
 from pipelines.errors import ConfigError, DataError, IntegrityError
 from pipelines.export.bundle import check_parity, random_rows, read_fields, write_bundle
 from pipelines.export.onnx import write_onnx
+from pipelines.params_file import load_params
 
 FIELDS = load_fields("bank")
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.config import Params, load_params
 from pipelines.contracts import Evidence, Interval
 from pipelines.errors import DataError
 from pipelines.gating.decide import decide
+from pipelines.params import Params
+from pipelines.params_file import load_params
 
 PARAMS = load_params("bank").model_copy(
     update={

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.config import Settings
+from pipelines.settings import Settings
 
 
 @pytest.fixture

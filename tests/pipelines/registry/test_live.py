@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.config import Settings
 from pipelines.errors import Preempted, TrainingDiverged
 from pipelines.registry import live
+from pipelines.settings import Settings
 from tests.pipelines.candidates import month
 from tests.pipelines.conftest import free_port
 

@@ -4,8 +4,8 @@ import base64
 
 import pytest
 
-from pipelines.config import Settings
 from pipelines.registry import client, rest
+from pipelines.settings import Settings
 
 BASIC = "Basic " + base64.b64encode(b"perennial:geheim").decode()
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from pipelines import ledger, storage
-from pipelines.config import Settings, load_params
 from pipelines.errors import IntegrityError, Unavailable
+from pipelines.params_file import load_params
 from pipelines.registry import aliases, live
+from pipelines.settings import Settings
 from pipelines.steps import register
 from tests.pipelines.candidates import CASE, candidate, month
 from tests.pipelines.conftest import free_port

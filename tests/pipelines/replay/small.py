@@ -7,8 +7,10 @@ from pathlib import Path
 
 import yaml
 
-from pipelines.config import CASES_ROOT, Settings, load_params
+from pipelines.case_files import CASES_ROOT
+from pipelines.params_file import load_params
 from pipelines.replay.run import Options, replay
+from pipelines.settings import Settings
 from pipelines.steps import drift
 
 SINCE, UNTIL = date(2020, 6, 8), date(2020, 6, 17)

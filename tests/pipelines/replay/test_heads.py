@@ -7,13 +7,15 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipelines.case_files import CASES_ROOT
 from pipelines.cases import part
 from pipelines.cases.sources import Source
 from pipelines.cases.triage import source
-from pipelines.config import CASES_ROOT, Settings, load_params
+from pipelines.params_file import load_params
 from pipelines.replay import heads
 from pipelines.replay.run import Options, replay
 from pipelines.runtime import by_length
+from pipelines.settings import Settings
 from pipelines.text import load_tokenizer, pad, tokenise
 from tests.encoders import write_encoder
 from tests.pipelines.reported import FIELDS, reports

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pipelines import cli
 from pipelines.cases import load_fields
-from pipelines.config import load_params
 from pipelines.errors import ConfigError
+from pipelines.params_file import load_params
 from pipelines.replay import frontier, oracle, ticks
 from pipelines.replay.policies import POLICIES, due, parse, watching
 

@@ -13,8 +13,8 @@ import pytest
 
 from pipelines import ledger, storage
 from pipelines.cases.loans import source
-from pipelines.config import Settings
 from pipelines.reports.frontier import cells, columns, page, png
+from pipelines.settings import Settings
 from tests.pipelines.replay.small import SINCE, UNTIL, played, write_params
 
 pytestmark = pytest.mark.slow

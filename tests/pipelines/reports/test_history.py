@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from pipelines import cli, ledger, storage
-from pipelines.config import Settings
 from pipelines.reports import history
+from pipelines.settings import Settings
 from tests.pipelines.candidates import CASE, candidate, month
 
 

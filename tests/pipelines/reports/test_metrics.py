@@ -16,9 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import create_engine
 
 from pipelines import ledger, storage
-from pipelines.config import Settings
 from pipelines.contracts import AlertRule, FeatureDrift
 from pipelines.reports import metrics
+from pipelines.settings import Settings
 from tests.pipelines.alerts.found import DAY, NOW, PARAMS, WINDOW, alert, report
 
 RULES = Path(__file__).parents[3] / "pipelines" / "alerts" / "prometheus.rules.yaml"

@@ -10,8 +10,10 @@ import polars as pl
 
 from pipelines import storage
 from pipelines.cases import load_fields
-from pipelines.config import Params, Settings, load_params
 from pipelines.fields import Categorical, Fields
+from pipelines.params import Params
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from pipelines.steps import evaluate, export, train
 
 AS_OF = datetime(2016, 1, 1, tzinfo=UTC)

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pipelines import ledger, storage
-from pipelines.config import Settings
 from pipelines.errors import ConfigError, IntegrityError
 from pipelines.reproduction.find import find
+from pipelines.settings import Settings
 
 AS_OF = datetime(2021, 1, 1, tzinfo=UTC)
 FILES = {

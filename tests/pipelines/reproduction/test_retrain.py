@@ -9,10 +9,10 @@ import torch
 
 from pipelines import cli, storage
 from pipelines.cases import load_fields, tabular
-from pipelines.config import Settings
 from pipelines.errors import ConfigError
 from pipelines.reproduction import retrain
 from pipelines.reproduction.find import find
+from pipelines.settings import Settings
 from pipelines.training import loop, record
 from tests.encoders import write_encoder
 from tests.pipelines.reproduction import runs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from pipelines import ledger
-from pipelines.config import Settings
+from pipelines.settings import Settings
 
 FIRST = datetime(2020, 5, 1, tzinfo=UTC)
 

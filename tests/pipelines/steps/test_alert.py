@@ -8,9 +8,9 @@ import pytest
 from pydantic import SecretStr
 
 from pipelines import ledger, storage
-from pipelines.config import Settings
 from pipelines.contracts import Alert
 from pipelines.errors import ConfigError
+from pipelines.settings import Settings
 from pipelines.steps import alert
 from tests.pipelines.alerts.found import NOW, PARAMS, report
 from tests.pipelines.alerts.test_sinks import receiver

@@ -10,14 +10,15 @@ import polars as pl
 import pytest
 
 from pipelines import ledger, storage
-from pipelines.config import Settings, load_params
 from pipelines.contracts import DriftReport, Verdict
-from pipelines.drift.profile import to_bytes
+from pipelines.drift.profile.counts import to_bytes
+from pipelines.drift.profile.spec import load_spec
 from pipelines.drift.reference import FILE, reference_profile
-from pipelines.drift.spec import load_spec
 from pipelines.errors import ConfigError
 from pipelines.evaluation.metrics import row_log_loss
 from pipelines.fields import Categorical
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from pipelines.steps import dataset, drift, evaluate, gate, ingest, profile, validate
 from tests.pipelines.data import loglines
 from tests.pipelines.reported import CASE, FIELDS, START, reports, scores, serve, write_bundle

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from pipelines.cases.loans import source as loans
 from pipelines.cases.loans.schema import FIELDS
 from pipelines.cases.sources import canonical
-from pipelines.config import Params, Settings, load_params
 from pipelines.contracts import Manifest, Window
 from pipelines.data import lake
 from pipelines.data import log as prediction_log
 from pipelines.errors import DataError, TooFewRows
+from pipelines.params import Params
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from pipelines.steps import ingest, validate
 from tests.pipelines.data import loglines
 from tests.pipelines.steps.champion import promote_first

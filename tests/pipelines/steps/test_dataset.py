@@ -6,9 +6,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipelines.config import Settings, load_params
 from pipelines.contracts import Manifest
 from pipelines.errors import IntegrityError, TooFewRows
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from pipelines.steps import dataset, ingest, validate
 from tests.pipelines.steps.champion import FIRST, promote_first
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from benchmarks.episode import take_back
+from benchmarks.full.episode import take_back
 from pipelines import ledger, storage
-from pipelines.config import Params, Settings
 from pipelines.contracts import DriftReport, Manifest
 from pipelines.drift import policy
-from pipelines.drift.profile import merge, read, to_bytes
+from pipelines.drift.profile.counts import merge, read, to_bytes
 from pipelines.drift.reference import reference_profile
 from pipelines.errors import ConfigError, IntegrityError, Overtaken
+from pipelines.params import Params
+from pipelines.settings import Settings
 from pipelines.steps import drift, profile
 from tests.pipelines.drift.stream import FIELDS, SPEC, START, Stream, midnight
 from tests.pipelines.drift.stream import PARAMS as LOANS

@@ -10,10 +10,11 @@ import pytest
 
 from pipelines import storage
 from pipelines.cases import load_fields
-from pipelines.config import ExportParams, Settings
 from pipelines.data import log as prediction_log
 from pipelines.errors import IntegrityError
 from pipelines.export import bundle, variants
+from pipelines.params import ExportParams
+from pipelines.settings import Settings
 from pipelines.steps import export, train
 from pipelines.storage import write_atomic
 from tests.encoders import write_encoder

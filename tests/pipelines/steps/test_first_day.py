@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 
 from pipelines import ledger
-from pipelines.config import Settings
 from pipelines.reports import metrics
+from pipelines.settings import Settings
 from pipelines.steps import alert
 from pipelines.steps import report as page
 from tests.pipelines.conftest import free_port

@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 
 from pipelines.cases import load_fields
-from pipelines.config import Settings, load_params
-from pipelines.drift.spec import freeze_spec, load_spec
+from pipelines.drift.profile.spec import freeze_spec, load_spec
 from pipelines.errors import ConfigError, DataError, TooFewRows
 from pipelines.fields import Categorical, Fields, Numeric, Text
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from pipelines.steps import dataset, export, ingest, profile, train, validate
 from tests import shop
 
@@ -139,7 +140,7 @@ def test_the_command_writes_no_empty_profile(tmp_path, given):
     command = [
         sys.executable,
         "-m",
-        "pipelines.drift.spec",
+        "pipelines.drift.profile.spec",
         str(tmp_path / "train.parquet"),
         str(tmp_path / "profile.json"),
     ]

@@ -8,7 +8,8 @@ import torch
 
 from pipelines import storage
 from pipelines.cases import load_fields
-from pipelines.config import Params, Settings
+from pipelines.params import Params
+from pipelines.settings import Settings
 from pipelines.steps import train
 from tests.encoders import write_encoder
 from tests.pipelines.reproduction.runs import AS_OF, made_rows, small_text

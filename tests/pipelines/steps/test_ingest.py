@@ -9,10 +9,12 @@ import pytest
 from pipelines import storage
 from pipelines.cases.loans import source as loans
 from pipelines.cases.loans.schema import FIELDS
-from pipelines.config import Params, Settings, load_params
 from pipelines.contracts import Manifest, Window
 from pipelines.data import lake
 from pipelines.errors import TooFewRows
+from pipelines.params import Params
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from pipelines.steps import ingest
 from tests.pipelines.data import loglines
 from tests.pipelines.steps.champion import FIRST, promote_first

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from pipelines import ledger
-from pipelines.config import Settings
 from pipelines.errors import Overtaken
+from pipelines.settings import Settings
 from pipelines.steps import drift, export, profile
 from tests.pipelines.drift.stream import FIELDS, Stream, midnight
 from tests.pipelines.steps.test_drift import LOANS, after, day, judge, release, report

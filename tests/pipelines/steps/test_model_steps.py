@@ -14,11 +14,12 @@ import pytest
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
-from pipelines.config import Settings, load_params
 from pipelines.contracts import Verdict
-from pipelines.drift.spec import load_spec
+from pipelines.drift.profile.spec import load_spec
 from pipelines.errors import ConflictError, IntegrityError
 from pipelines.fields import Categorical
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from pipelines.steps import evaluate, export, gate, train
 
 AS_OF = datetime(2021, 1, 1, tzinfo=UTC)

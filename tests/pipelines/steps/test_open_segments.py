@@ -6,7 +6,7 @@ import json
 import pytest
 
 from pipelines import ledger
-from pipelines.config import Settings
+from pipelines.settings import Settings
 from pipelines.steps import alert, profile
 from pipelines.steps import report as page
 from tests.pipelines.drift.stream import FIELDS, Stream, midnight

@@ -10,12 +10,13 @@ import pytest
 
 from pipelines import storage
 from pipelines.cases.triage.schema import FIELDS as TRIAGE_FIELDS
-from pipelines.config import Settings, load_params
 from pipelines.data import repeats
-from pipelines.drift import kernel
-from pipelines.drift.profile import merge, profile_frame, read, to_bytes, typed
-from pipelines.drift.spec import load_spec
+from pipelines.drift.profile import kernel
+from pipelines.drift.profile.counts import merge, profile_frame, read, to_bytes, typed
+from pipelines.drift.profile.spec import load_spec
 from pipelines.errors import ConfigError, IntegrityError
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from pipelines.steps import profile
 from tests.pipelines.data import loglines
 from tests.pipelines.drift.stream import FIELDS, START, Stream, midnight

@@ -5,9 +5,10 @@ import shutil
 import pytest
 
 from pipelines import ledger, storage
-from pipelines.config import ServingParams, load_params
 from pipelines.deploy import repository, triton
 from pipelines.errors import IntegrityError, Unavailable
+from pipelines.params import ServingParams
+from pipelines.params_file import load_params
 from pipelines.registry import aliases
 from pipelines.steps import reconcile
 from tests.pipelines.candidates import CASE

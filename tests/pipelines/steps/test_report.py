@@ -7,9 +7,9 @@ from datetime import timedelta
 import pytest
 
 from pipelines import ledger
-from pipelines.config import Settings
 from pipelines.contracts import DriftReport, Evidence, Interval, Verdict
 from pipelines.reports import daily_words
+from pipelines.settings import Settings
 from pipelines.steps import alert, drift, profile, report
 from tests.pipelines.conftest import free_port
 from tests.pipelines.drift.stream import Stream, midnight

@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pipelines import ledger, storage
-from pipelines.config import Settings, load_params
 from pipelines.deploy import switch
 from pipelines.errors import ConfigError, ConflictError, IntegrityError, Unavailable
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from pipelines.steps import release, rollback
 from tests.pipelines.candidates import CASE, candidate, month, registered
 from tests.pipelines.conftest import free_port

@@ -9,9 +9,10 @@ import signal
 import pytest
 
 from pipelines import ledger, runtime, storage
-from pipelines.config import Settings, load_params
 from pipelines.deploy import repository
 from pipelines.errors import IntegrityError, Unavailable
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from pipelines.steps import reconcile, register, rollout
 from tests.pipelines.candidates import CASE, candidate, month, registered
 from tests.pipelines.conftest import free_port

@@ -11,11 +11,12 @@ import pytest
 
 from pipelines import runtime
 from pipelines.cases.tabular import Tabular
-from pipelines.config import ModelParams, Settings
 from pipelines.contracts import Manifest
 from pipelines.encoding import encoder, find_constant, find_scales
 from pipelines.errors import Unavailable
 from pipelines.fields import Categorical, Fields, Numeric, encode
+from pipelines.params import ModelParams
+from pipelines.settings import Settings
 from pipelines.steps import evaluate, export, train
 from serving.gateway.versions import load
 from tests.pipelines.manifests import renew

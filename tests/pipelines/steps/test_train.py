@@ -19,8 +19,10 @@ import yaml
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
-from pipelines.config import Params, Settings, TextModelParams, load_params
 from pipelines.errors import Unavailable
+from pipelines.params import Params, TextModelParams
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from pipelines.steps import train
 from tests.encoders import write_encoder
 from tests.pipelines.conftest import free_port

@@ -8,9 +8,10 @@ import pytest
 
 from pipelines import storage
 from pipelines.cases.loans import source as loans
-from pipelines.config import Settings, load_params
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError, DataError
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from pipelines.steps import ingest, validate
 from tests.pipelines.manifests import renew
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from pipelines.cases.tabular import Tabular
-from pipelines.config import ModelParams, TrainParams
+from pipelines.params import ModelParams, TrainParams
 from pipelines.training.rows import Rows, as_rows
 
 TRAIN = TrainParams(epochs=4, batch_size=32, learning_rate=0.02, weight_decay=0.01, seed=3, ranks=1)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pipelines.config import load_params
 from pipelines.contracts import Manifest
+from pipelines.params_file import load_params
 from pipelines.training import record
 from tests.pipelines.candidates import month
 

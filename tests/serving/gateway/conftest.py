@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from pipelines.config import Settings
+from pipelines.settings import Settings
 from tests.serving.gateway.world import Scores, client, fake_triton, make_home, release
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.config import Settings
+from pipelines.settings import Settings
 from serving.gateway.state import Gateway
 from tests.serving.gateway.world import (
     LABELS,

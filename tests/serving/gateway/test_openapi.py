@@ -8,8 +8,8 @@ from itertools import chain
 
 import pytest
 
+from pipelines.case_files import case_names
 from pipelines.cases import load_fields
-from pipelines.config import case_names
 from pipelines.fields import Categorical, Fields, Numeric
 from serving.gateway.app import create_app
 from serving.gateway.openapi import LABELS, PREDICT, document

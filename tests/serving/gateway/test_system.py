@@ -23,9 +23,9 @@ from embedded.ports import Ports
 from embedded.processes import Started
 from embedded.triton import start_triton, stop_triton
 from pipelines import runtime
-from pipelines.config import Settings
 from pipelines.deploy import triton
 from pipelines.fields import encode
+from pipelines.settings import Settings
 from tests.models import CONFIG
 from tests.serving.gateway.world import (
     FIELDS,

@@ -10,8 +10,8 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from pipelines.config import Settings
 from pipelines.errors import ConfigError
+from pipelines.settings import Settings
 from serving.gateway.protections import Door
 from serving.gateway.settings import Bounds
 from tests.serving.gateway.world import (

@@ -24,7 +24,7 @@ from tritonclient.grpc import service_pb2_grpc
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
 from pipelines.cases.loans.source import generate
-from pipelines.config import Settings
+from pipelines.settings import Settings
 from pipelines.text import TOKENIZER
 from serving.gateway.app import create_app
 from serving.gateway.settings import Bounds

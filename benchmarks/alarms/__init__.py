@@ -1,0 +1,1 @@
+"""False alarms and delay of the drift rule and its peers."""

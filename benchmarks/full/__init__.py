@@ -1,0 +1,1 @@
+"""PROFILE=full as processes: the demo, faults, monitoring."""

@@ -1,0 +1,1 @@
+"""What arrived labels say of the champion, and what may be expected where they have not arrived."""

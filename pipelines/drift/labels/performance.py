@@ -1,0 +1,298 @@
+"""The metric on delayed labels: window by window, by slice, and estimated where labels are missing. Pure functions on frames.
+
+``known``: every served row with what is known of it (:func:`known`), as in labels.py and with ``label`` and
+``label_time``, which are null until the label has arrived, in order of event time. With every figure goes how many rows have a label,
+and how long labels took. Intervals are of confidence ``1 - q``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipelines.contracts import Window
+from pipelines.drift import stats
+from pipelines.drift.labels.calibration import estimate, expected
+from pipelines.drift.labels.sequential import mean_loss, quantile, row_errors, row_losses
+from pipelines.params import DriftParams
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DRAWS = 200
+"""Resampled confusion tables behind an interval of macro-F1."""
+
+
+NOTHING: dict[str, Any] = {"rolling": [], "slices": [], "estimate": None, "earlier": []}
+"""The :func:`summary` where there is no champion."""
+
+
+def summary(
+    rows: pl.DataFrame,
+    windows: Sequence[Window],
+    version: int,
+    baseline: dict[str, Any],
+    columns: Sequence[str],
+    params: DriftParams,
+    classes: int,
+) -> dict[str, Any]:
+    """All of this module as JSON values: ``rolling, slices, estimate, earlier``. ``rows`` are :func:`known`, ``windows`` oldest first.
+
+    ``rolling`` is of every version, the rest of champion ``version``: ``slices`` of its last ``out_of`` windows with
+    labels, ``estimate`` of the newest window, ``earlier`` of all windows.
+    """
+    own = rows.filter(pl.col("version") == version)
+    parts = within(own, windows)
+    told = [part for part in parts if part["label"].count()]
+    return {
+        "rolling": rolling(rows, windows, params, classes),
+        "slices": by_slice(pl.concat([own.clear(), *told[-params.out_of :]]), columns, baseline, params, classes),
+        "estimate": estimated(parts[-1], baseline, params, classes),
+        "earlier": earlier(own, windows, baseline, params, classes),
+    }
+
+
+def known(served: pl.DataFrame, labels: pl.DataFrame, until: datetime) -> pl.DataFrame:
+    """The served rows with the label of those whose label arrived by ``until``."""
+    fresh = labels.filter(pl.col("label_time") <= until).select("id", "label", "label_time")
+    return served.join(fresh, on="id", how="left").sort("event_time", "id")
+
+
+def labelled(rows: pl.DataFrame, classes: int) -> tuple[pl.DataFrame, Floats]:
+    """Rows with a label and a full score, and the scores ``[n]``, or ``[n, K]`` with ``classes``."""
+    own = scored(rows.filter(pl.col("label").is_not_null()), classes)
+    return own, scores(own, classes)
+
+
+def scored(rows: pl.DataFrame, classes: int) -> pl.DataFrame:
+    """Rows that a loss can be computed of: with classes those whose ``scores`` were logged."""
+    if not classes:
+        return rows.filter(pl.col("score").is_not_null())
+    return rows.filter(pl.col("scores").list.len() == classes) if "scores" in rows.columns else rows.clear()
+
+
+def scores(rows: pl.DataFrame, classes: int) -> Floats:
+    """Scores ``[n]``, or ``[n, K]`` with ``classes``, of rows that have them."""
+    if not classes:
+        return rows["score"].cast(pl.Float64).to_numpy()
+    return np.array(rows["scores"].to_list(), np.float64) if rows.height else np.empty((0, classes))
+
+
+def days_of(rows: pl.DataFrame) -> Ints:
+    """The UTC day of each row ``[n]``, in days since 1970."""
+    return rows["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy()
+
+
+def within(rows: pl.DataFrame, windows: Sequence[Window]) -> list[pl.DataFrame]:
+    """The rows with event time in each window; ``rows`` are in order of it."""
+    times = rows["event_time"].dt.epoch("us").to_numpy()
+    places = [
+        [np.searchsorted(times, (moment - EPOCH) // timedelta(microseconds=1)) for moment in (window.start, window.end)]
+        for window in windows
+    ]
+    return [rows[int(first) : int(last)] for first, last in places]
+
+
+def figures(rows: pl.DataFrame, params: DriftParams, classes: int) -> dict[str, Any]:
+    """How a version did on rows whose labels may be missing; metrics are None of fewer than two labels.
+
+    ``rows, labelled, coverage, delay_days`` (median), ``log_loss`` with ``low`` and ``high`` (rows of one day are one
+    cluster), ``accuracy`` (Wilson's interval), and ``roc_auc`` or with classes ``macro_f1``, each with ``_low`` and ``_high``.
+    """
+    own, score = labelled(rows, classes)
+    # The label of a row without a full score has arrived all the same.
+    arrived = rows.height - rows["label"].null_count()
+    delay = (rows["label_time"] - rows["event_time"]).dt.total_seconds().median()
+    found: dict[str, Any] = {
+        "rows": rows.height,
+        "labelled": arrived,
+        "coverage": arrived / rows.height if rows.height else None,
+    }
+    found["delay_days"] = None if delay is None else float(delay) / 86_400  # type: ignore[arg-type]
+    third = "macro_f1" if classes else "roc_auc"
+    found |= dict.fromkeys(
+        ["log_loss", "low", "high", *(f"{name}{end}" for name in ("accuracy", third) for end in ("", "_low", "_high"))]
+    )
+    if own.height < 2:
+        return found
+    label, confidence = own["label"].to_numpy(), 1 - params.q
+    mean, se, freedom = mean_loss(row_losses(label, score), days_of(own))
+    half = quantile(0.5 + confidence / 2, freedom) * se
+    found |= {"log_loss": mean, "low": mean - half, "high": mean + half}
+    right = own.height - int(row_errors(label, score).sum())
+    found |= _named("accuracy", (right / own.height, *wilson(right, own.height, confidence)))
+    return found | _named(third, macro_f1(label, score, confidence) if classes else roc_auc(label, score, confidence))
+
+
+def _named(name: str, values: Sequence[float | None] | None) -> dict[str, float | None]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values or (None, None, None), strict=True))
+
+
+def rolling(rows: pl.DataFrame, windows: Sequence[Window], params: DriftParams, classes: int) -> list[dict[str, Any]]:
+    """The :func:`figures` of every version in every window of event time, oldest first; ``rows`` are :func:`known`."""
+    found = []
+    for window, every in zip(windows, within(rows, windows), strict=True):
+        for (version,), part in sorted(every.partition_by("version", as_dict=True).items()):
+            about = {"start": window.start.isoformat(), "end": window.end.isoformat(), "version": version}
+            found.append({**about, **figures(part, params, classes)})
+    return found
+
+
+def wilson(hits: int, n: int, confidence: float) -> tuple[float, float]:
+    """Confidence interval of a share. Source: Wilson, Journal of the American Statistical Association 22, 1927.
+
+    >>> [round(end, 3) for end in wilson(9, 10, 0.95)]
+    [0.596, 0.982]
+    """
+    z, share = quantile(0.5 + confidence / 2, 0), hits / n
+    middle, half = (
+        (share + z * z / (2 * n)) / (1 + z * z / n),
+        z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2),
+    )
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def roc_auc(label: NDArray[Any], score: Floats, confidence: float) -> tuple[float, float, float] | None:
+    """Area under the ROC curve with its confidence interval; None with one class only.
+
+    The chance that a positive row's score is above a negative one's, ties halved. Source: Hanley and McNeil,
+    Radiology 143(1), 1982 (area and standard error).
+
+    >>> roc_auc(np.array([0, 1, 1, 0]), np.array([0.1, 0.9, 0.4, 0.5]), 0.95)[0]
+    0.75
+    """
+    from scipy.stats import rankdata
+
+    positive = label > 0
+    m, n = int(positive.sum()), int((~positive).sum())
+    if not m or not n:
+        return None
+    area = (float(rankdata(score)[positive].sum()) - m * (m + 1) / 2) / (m * n)
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = (area * (1 - area) + (m - 1) * (q1 - area**2) + (n - 1) * (q2 - area**2)) / (m * n)
+    half = quantile(0.5 + confidence / 2, 0) * math.sqrt(max(0.0, variance))
+    return area, max(0.0, area - half), min(1.0, area + half)
+
+
+def macro_f1(label: NDArray[Any], score: Floats, confidence: float) -> tuple[float, float, float]:
+    """Mean F1 of the classes that the labels hold, of scores ``[n, K]``, with its percentile bootstrap interval.
+
+    No formula is at hand, so confusion tables are resampled (multinomial, ``DRAWS`` times, always the same draws).
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
+
+    >>> macro_f1(np.array([0, 1, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), 0.95)[0].__round__(3)
+    0.667
+    """
+    size, n = score.shape[1], len(label)
+    cells = np.bincount(label.astype(np.int64) * size + score.argmax(1), minlength=size * size)
+    drawn = np.random.default_rng(0).multinomial(n, cells / n, DRAWS)
+    value, *resampled = (_f1(table.reshape(size, size)) for table in (cells, *drawn))
+    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return value, float(low), float(high)
+
+
+def _f1(table: Ints) -> float:
+    there = table.sum(1) > 0
+    return float((2 * np.diag(table)[there] / (table.sum(0) + table.sum(1))[there]).mean())
+
+
+# --- by slice -----------------------------------------------------------------------------------
+
+
+def by_slice(
+    rows: pl.DataFrame, columns: Sequence[str], baseline: dict[str, Any], params: DriftParams, classes: int
+) -> list[dict[str, Any]]:
+    """Log-loss of every value of the declared ``columns``, and whether it dropped from the holdout's.
+
+    Each is ``field, value, rows, labelled, coverage, delay_days, log_loss, low, high``, and where the baseline knows the
+    slice ``drop`` (``value, low, high``) and ``dropped``: the drop exceeds ``min_metric_drop``, by one-sided tests
+    under Benjamini-Hochberg at ``q`` over all slices. Values with fewer than ``min_rows`` labels make no claim.
+    """
+    found, tested, p = [], [], []
+    for column in (name for name in columns if name in rows.columns):
+        for (value,), part in sorted(
+            rows.filter(pl.col(column).is_not_null()).partition_by(column, as_dict=True).items(),
+            key=lambda item: str(item[0]),
+        ):
+            one = {"field": column, "value": str(value), **figures(part, params, classes)}
+            kept = ("field", "value", "rows", "labelled", "coverage", "delay_days", "log_loss", "low", "high")
+            found.append({name: one[name] for name in kept} | {"drop": None, "dropped": False})
+            before = baseline.get("slices", {}).get(f"{column}={value}")
+            own, score = labelled(part, classes)
+            if before is None or own.height < max(2, params.min_rows):
+                continue
+            mean, se, freedom = mean_loss(row_losses(own["label"].to_numpy(), score), days_of(own))
+            rise, error = mean - before["loss"], math.hypot(se, before["loss_se"])
+            half = quantile(1 - params.q / 2, freedom) * error
+            found[-1]["drop"] = {"value": rise, "low": rise - half, "high": rise + half}
+            tested.append(found[-1])
+            beyond = rise - params.min_metric_drop
+            # Without any doubt the sign decides.
+            p.append(_tail(beyond / error if error else math.copysign(math.inf, beyond) if beyond else 0.0, freedom))
+    for one, fell in zip(tested, stats.benjamini_hochberg(np.array(p), params.q), strict=True):
+        one["dropped"] = bool(fell)
+    return found
+
+
+def _tail(z: float, freedom: int) -> float:
+    from scipy.stats import norm, t
+
+    return float(t.sf(z, freedom) if freedom else norm.sf(z))
+
+
+# --- without labels -----------------------------------------------------------------------------
+
+
+def estimated(rows: pl.DataFrame, baseline: dict[str, Any], params: DriftParams, classes: int) -> dict[str, Any] | None:
+    """What the loss of these rows will be if only the inputs have moved (calibration.py); None without scores or calibration.
+
+    ``rows, labelled, coverage, log_loss, error_rate, low, high``. Blind to concept drift: see ``earlier``.
+    """
+    own = scored(rows, classes)
+    if own.is_empty() or not baseline.get("calibration"):
+        return None
+    loss, error = estimate(baseline["calibration"], scores(own, classes), 1 - params.q)
+    arrived = own.height - own["label"].null_count()
+    seen = {"rows": own.height, "labelled": arrived, "coverage": arrived / own.height}
+    return {**seen, "log_loss": loss.value, "error_rate": error, "low": loss.low, "high": loss.high}
+
+
+def earlier(
+    rows: pl.DataFrame, windows: Sequence[Window], baseline: dict[str, Any], params: DriftParams, classes: int
+) -> list[dict[str, Any]]:
+    """What was estimated of past windows beside what their labels then said: ``end, estimated, low, high, realised, error, inside``.
+
+    ``error`` is realised minus estimated. The estimate is of all rows of the window, the truth of those with a label,
+    whose ``coverage`` and ``delay_days`` go with it: the interval is as wide as labels of so few rows, taken as a random
+    sample of the window, make it. Windows with fewer than ``min_rows`` labels are left out.
+    """
+    found = []
+    for window, part in zip(windows, within(rows, windows), strict=True):
+        said = estimated(part, baseline, params, classes)
+        truth = figures(part, params, classes)
+        if said is None or truth["log_loss"] is None or truth["labelled"] < params.min_rows:
+            continue
+        value, realised = said["log_loss"], truth["log_loss"]
+        given = labelled(part, classes)[1]
+        of_labelled = estimate(baseline["calibration"], given, 1 - params.q)[0]
+        of_sample = float(expected(baseline["calibration"], given)[0].std()) * math.sqrt(
+            (1 - len(given) / said["rows"]) / len(given)
+        )
+        half = math.hypot(of_labelled.high - of_labelled.value, quantile(1 - params.q / 2, 0) * of_sample)
+        about = {name: truth[name] for name in ("rows", "labelled", "coverage", "delay_days")}
+        judged = {
+            "estimated": value,
+            "low": max(0.0, value - half),
+            "high": value + half,
+            "realised": realised,
+            "error": realised - value,
+        }
+        found.append({"end": window.end.isoformat(), **about, **judged, "inside": abs(realised - value) <= half})
+    return found

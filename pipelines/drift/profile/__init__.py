@@ -1,0 +1,1 @@
+"""What a window of traffic holds: frozen scales, histograms that add up, days and windows."""

@@ -1,0 +1,1 @@
+"""What moved, since when and why: for people, nothing is decided by it."""

@@ -1,0 +1,66 @@
+"""What moved, in the field's own terms: medians and shares of two columns of counts, for people to read."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from pipelines.drift.profile.bits import bounds
+from pipelines.drift.profile.counts import Column
+from pipelines.fields import Scale
+
+
+def describe(before: Column, now: Column, scale: Scale | None) -> dict[str, Any] | None:
+    """The two sides of one feature; None if one of them has no values.
+
+    A number: ``{"kind": "number", "before": [q25, median, q75], "now": ...}`` in the field's units, each the roundest
+    number in its bin (bins are at most 0.8% of a scaled value wide). A category: ``{"kind": "category", "value", "before", "now"}``,
+    the value whose share of the rows (0 to 1) changed most; ``value`` is None for values that are not declared.
+
+    >>> day = Column(np.array([0, 1]), np.array([30, 10]), vocabulary=("web", "shop"))
+    >>> describe(day, Column(np.array([0, 1]), np.array([10, 30]), vocabulary=("web", "shop")), None)
+    {'kind': 'category', 'value': 'web', 'before': 0.75, 'now': 0.25}
+    """
+    if not before.n or not now.n:
+        return None
+    if before.vocabulary is not None:
+        words = before.vocabulary
+        was, became = (
+            np.bincount(column.bins, weights=column.counts, minlength=len(words) + 1) / column.n
+            for column in (before, now)
+        )
+        most = int(np.argmax(np.abs(became - was)))
+        return {
+            "kind": "category",
+            "value": words[most] if most < len(words) else None,
+            "before": float(was[most]),
+            "now": float(became[most]),
+        }
+    if scale is None:
+        return None
+    return {"kind": "number", "before": _quartiles(before, scale), "now": _quartiles(now, scale)}
+
+
+def _quartiles(column: Column, scale: Scale) -> list[float]:
+    at = np.searchsorted(np.cumsum(column.counts), np.array([0.25, 0.5, 0.75]) * column.n)
+    low, high = bounds(column.bins[at], scale)
+    return [roundest(float(first), float(last), 1 / scale.scale) for first, last in zip(low, high, strict=True)]
+
+
+def roundest(low: float, high: float, spread: float = 1.0) -> float:
+    """The number with the fewest decimals (powers of ten count as well) within ``[low, high]``, give or take a millionth of a millionth.
+
+    ``spread`` is that of the field: numbers of a small scale need more decimals.
+
+    >>> roundest(49.8, 50.3), roundest(83190.0, 83260.0), roundest(-1e-36, 3e-36), roundest(0.4961, 0.4989)
+    (50.0, 83200.0, 0.0, 0.497)
+    >>> roundest(4.961e-15, 4.989e-15, 1e-15)
+    4.97e-15
+    """
+    middle = (low + high) / 2
+    unit = min(1.0, spread)
+    slack = 1e-12 * max(unit, abs(middle))
+    tried = (round(middle, digits) for digits in range(-6, 13 - math.floor(math.log10(unit))))
+    return next((value for value in tried if low - slack <= value <= high + slack), middle)

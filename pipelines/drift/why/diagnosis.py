@@ -1,0 +1,166 @@
+"""Why a model goes stale: what moved, since when, and what kind of shift that is. It never changes what the policy decides.
+
+Three things are looked at: inputs, outputs (the score, the predicted class), and the metric on arrived labels.
+
+    inputs   outputs   performance        kind
+    moved    any       held or unknown    covariate, or label where the classes' shares explain the inputs
+    moved    any       dropped            covariate, label, or covariate and concept (below)
+    steady   moved     held or unknown    label
+    steady   any       dropped            concept
+    steady   steady    held or unknown    none (label, if the arrived labels' shares moved)
+    unknown  any       dropped            concept: inputs could not be compared
+    unknown  any       not dropped        unknown
+    a failed data check                   data quality, whatever else is seen
+
+Inputs that moved may be *label shift*: P(x | y) stays, P(y) moves. Then other shares of the classes explain all inputs
+at once (mixture.py), and once labels of those days are in, their shares moved and P(score | y) did not.
+Inputs that moved may take the metric with them: *covariate shift alone* is named if the rows' losses are what
+their calibrated scores expected (calibration.py); otherwise the concept moved too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.contracts import FeatureDrift
+from pipelines.drift.profile.projections import SUFFIXES
+from pipelines.drift.profile.spec import OUTPUTS
+from pipelines.drift.why.embeddings import KL_THRESHOLD
+from pipelines.drift.why.findings import Findings, Seen, look
+from pipelines.params import DriftParams
+
+
+def diagnose(seen: Seen, params: DriftParams, classes: int = 0) -> dict[str, Any]:
+    """The diagnosis as JSON values: ``kind, why, inputs, outputs, performance, features, slices, dates, since, embeddings``.
+
+    ``features`` are those that moved, strongest first; ``slices`` those whose metric dropped; ``dates`` the days
+    outside the reference's range, and ``since`` the first day of the change (change.py), of the inputs, else of the outputs,
+    else of the errors. ``mixture`` holds the classes' shares that were found, ``labels`` what arrived labels say of them;
+    ``embeddings`` the KL of a text's projections (:func:`projected`), which decides nothing.
+    """
+    moved = [feature for feature in seen.features if feature.drifted]
+    inputs = [feature.feature for feature in moved if feature.feature not in OUTPUTS]
+    findings = look(seen, params, classes)
+    found = kind(findings, problems=bool(seen.problems))
+    return {
+        "kind": found,
+        "why": sentence(found, findings, inputs or [feature.feature for feature in moved], seen),
+        "inputs": findings.inputs,
+        "outputs": findings.outputs,
+        "performance": findings.performance,
+        "features": [
+            feature.model_dump(mode="json", include={"feature", "debiased_psi", "severity"}) for feature in moved
+        ],
+        "slices": [
+            {name: one[name] for name in ("field", "value", "rows", "drop")} for one in seen.slices if one["dropped"]
+        ],
+        "dates": [day.isoformat() for day in findings.dates],
+        "since": None if findings.since is None else findings.since.isoformat(),
+        "mixture": None
+        if findings.mixture is None
+        else {"shares": list(findings.mixture.shares), "unexplained": list(findings.mixture.unexplained)},
+        "labels": {"shares": findings.shares, "score_given_class": findings.given},
+        "embeddings": projected(seen.features),
+    }
+
+
+def projected(features: Sequence[FeatureDrift]) -> dict[str, float] | None:
+    """How far a text's embeddings moved: ``{kl, most, threshold}`` in nats, the mean and the largest KL of its projections; None without any.
+
+    About ``(bins - 1) / 2 (1/m + 1/n)`` without drift. Above ``threshold`` the embeddings moved.
+    """
+    found = [feature.kl for feature in features if feature.feature.endswith(SUFFIXES)]
+    return (
+        {"kl": round(sum(found) / len(found), 6), "most": round(max(found), 6), "threshold": KL_THRESHOLD}
+        if found
+        else None
+    )
+
+
+def nothing_seen(why: str) -> dict[str, Any]:
+    """The diagnosis where nothing could be looked at."""
+    states = dict.fromkeys(("inputs", "outputs", "performance"), "unknown")
+    return {
+        "kind": "unknown",
+        "why": why,
+        **states,
+        "features": [],
+        "slices": [],
+        "dates": [],
+        "since": None,
+        "mixture": None,
+        "labels": None,
+        "embeddings": None,
+    }
+
+
+def kind(findings: Findings, *, problems: bool = False) -> str:
+    """The kind of shift by the table above.
+
+    >>> kind(Findings("steady", "steady", "dropped")), kind(Findings("moved", "moved", "dropped", expected=True))
+    ('concept', 'covariate')
+    """
+    if problems:
+        return "data quality"
+    by_shares = (
+        findings.mixture is not None
+        and findings.mixture.explains
+        and findings.given != "moved"
+        and findings.shares != "steady"
+    )
+    if findings.inputs == "moved":
+        if by_shares:
+            return "label"
+        return "covariate and concept" if findings.performance == "dropped" and not findings.expected else "covariate"
+    if findings.performance == "dropped":
+        return "concept"
+    if findings.inputs == "unknown":
+        return "unknown"
+    return "label" if findings.outputs == "moved" or findings.shares == "moved" else "none"
+
+
+def sentence(found: str, findings: Findings, names: Sequence[str], seen: Seen) -> str:
+    """Why the shift is of this kind, for people; ``names`` are the features that moved."""
+    when = "" if findings.since is None else f" since {findings.since.isoformat()}"
+    what = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    drop = seen.labels.drop
+    if drop is None:
+        metric = "no labels have arrived that could say how well the model does"
+    elif findings.performance == "dropped":
+        metric = f"the log-loss is {drop.value:.3f} above the holdout's ({drop.low:.3f} to {drop.high:.3f})"
+    else:
+        metric = f"the log-loss is within what the holdout promised ({drop.value:+.3f})"
+    mixture = findings.mixture
+    if found == "data quality":
+        return f"the rows themselves are wrong: {'; '.join(seen.problems)}"
+    if found == "none":
+        return f"nothing moved; {metric}"
+    if found == "unknown":
+        return f"too few rows to compare the inputs; {metric}"
+    if found == "concept":
+        seen_as = "inputs are what they were" if findings.inputs == "steady" else "inputs could not be compared"
+        return f"{seen_as}, but {metric}{when}: the same inputs now have other labels"
+    if found == "label":
+        arrived = "; the labels that arrived say so too" if findings.shares == "moved" else ""
+        if mixture is not None and mixture.explains:
+            return f"{what} moved{when} as inputs do when only the classes' shares change (to {_percent(mixture.shares)}){arrived}; {metric}"
+        return f"{what or 'the share of the classes'} moved{when}, and no input did{arrived}; {metric}"
+    odd = (
+        ""
+        if mixture is None or not mixture.unexplained
+        else f" in a way that no shares of the classes explain ({', '.join(mixture.unexplained[:3])})"
+    )
+    if found == "covariate":
+        as_told = ", which is what its own scores expect of such inputs" if findings.expected else ""
+        return f"{what} moved{when}{odd}; {metric}{as_told}"
+    more = (
+        "more than such inputs explain"
+        if findings.expected is False
+        else "and whether the inputs explain that cannot be told"
+    )
+    return f"{what} moved{when}{odd}, and {metric}, {more}: the same inputs have other labels too"
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return ", ".join(f"{share:.0%}" for share in shares[:4]) + (", ..." if len(shares) > 4 else "")

