@@ -45,12 +45,13 @@ clean: ## stop every stack under runs/, remove both environments and all caches;
 	rm -rf .venv .venv-triton .venv-bench .venv-nannyml .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
 
-check: setup ## lint, format, types, import rules, fast tests
+check: setup ## lint, format, types, import rules, fast tests; how the code reads, counted
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo 2>/dev/null || .venv/bin/lint-imports
 	$(PY) -m pytest -m "not slow and not long"
+	@$(PY) -m tests.counts
 
 test: setup ## everything but the long tests, the system test included; two files at a time, one Airflow at a time
 	$(PY) -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
