@@ -6,6 +6,10 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipelines.cli import build_parser
+from pipelines.settings import Settings
+from serving.gateway.settings import Bounds
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
@@ -28,7 +32,7 @@ def _anchors(page: Path) -> set[str]:
 
 def _named(text: str) -> list[tuple[str, str]]:
     """The files and folders of the project that a page names in code, each with the function or class named after a colon."""
-    said = [*re.findall(r"`([^`\n]+)`", text), *re.findall(r"(?m)^    .+$", text)]
+    said = [*re.findall(r"`((?:[^`\n]|\n(?!\s*\n))+)`", text), *re.findall(r"(?m)^    .+$", text)]
     words = [word.strip("\"';,()=") for part in said for word in part.split()]
     own = [word for word in words if word.startswith(ROOMS) or ("/" in word and word.endswith(".py"))]
     return [(path, name) for path, _, name in (word.partition(":") for word in own if not re.search(r"[<$]", word))]
@@ -99,6 +103,25 @@ def test_named_targets_and_modules_exist():
             if not path.with_suffix(".py").exists() and not (path / "__main__.py").exists():
                 broken.append(f"python -m {module}")
     assert broken == []
+
+
+def test_named_commands_exist():
+    """Every command of the command line that a page names is there."""
+    commands = set(re.findall(r"(?m)^    (\w+)", build_parser().format_help()))
+    named = {name for page in PAGES for name in re.findall(r"python -m pipelines ([a-z]+)", page.read_text())}
+    assert named <= commands
+
+
+def test_named_settings_exist():
+    """Every variable of ours that a page names is a setting, or is read by name somewhere in the code."""
+    settings = {*Settings.model_fields, *(f"gateway_{name}" for name in Bounds.model_fields)}
+    known = {f"PERENNIAL_{name.upper()}{of}" for name in settings for of in ("", "_FILE")}
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            known.update(re.findall(r"PERENNIAL_\w+", path.read_text()))
+    # PERENNIAL_X stands for any of them, and ports are read by the names of their services.
+    named = {name for page in PAGES for name in re.findall(r"PERENNIAL_(?!X\b|X_|PORT_)\w*[A-Z]\b", page.read_text())}
+    assert named <= known
 
 
 def test_ci_does_what_the_readme_says():
