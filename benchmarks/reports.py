@@ -13,7 +13,7 @@ from pipelines.cases.sources import places
 from pipelines.cases.triage.source import PARQUET
 from pipelines.contracts import Window
 from pipelines.params_file import load_params
-from pipelines.settings import Settings
+from pipelines.settings import Settings, read_settings
 from pipelines.text import load_tokenizer, tokenise
 from pipelines.training.rows import Rows, as_rows
 
@@ -64,7 +64,7 @@ def reports(count: int, settings: Settings) -> tuple[list[str], NDArray[np.int64
 
 def rows(count: int, network: str, settings: Settings | None = None) -> tuple[Rows, str]:
     """Training rows of reports for ``network`` and where they are from; for a toy the ids are folded into its vocabulary."""
-    texts, labels, origin = reports(count, settings or Settings())
+    texts, labels, origin = reports(count, settings or read_settings())
     found = tokenise(load_tokenizer(part(CASE, "model").tokenizer(text_params(0.0))), texts)
     if network != "minilm":
         found = [[token % SIZES[network].vocabulary for token in own] for own in found]

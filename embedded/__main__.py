@@ -19,7 +19,7 @@ from embedded.services import PROFILES, settings_of
 from pipelines.cases import survey
 from pipelines.errors import PerennialError
 from pipelines.places import PRIVATE
-from pipelines.settings import Settings
+from pipelines.settings import read_settings
 
 RUNNING, STOPPED, SICK = 0, 3, 1
 """Exit codes of status, as init scripts have them: all healthy, nothing runs, something is wrong."""
@@ -48,11 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
             )
             command.add_argument("--no-traffic", action="store_true", help="no trickle of requests on the live cases")
     options = parser.parse_args(arguments)
-    home = (options.home or Settings().home).expanduser().resolve()
     # Into a file or a pipe a table is as wide as it needs to be.
     os.umask(PRIVATE)
     console = Console(soft_wrap=True) if sys.stdout.isatty() else Console(soft_wrap=True, width=WIDE)
     try:
+        home = _home(options)
         if options.command == "up":
             return up(home, console, traffic=not options.no_traffic, profile=options.profile)
         return down(home, console) if options.command == "down" else status(home, console)
@@ -62,6 +62,13 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"make {options.command}: interrupted; what was started is stopped", file=sys.stderr)
         return 130
+
+
+def _home(options: argparse.Namespace) -> Path:
+    """The state folder. Raises ConfigError if the settings cannot be read, but where they are not needed to stop a stack."""
+    if options.command == "down" and options.home:
+        return Path(options.home).expanduser().resolve()
+    return read_settings(**({"home": options.home} if options.home else {})).root
 
 
 def up(home: Path, console: Console, *, traffic: bool = True, profile: str = "embedded") -> int:

@@ -13,7 +13,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -23,7 +22,8 @@ from prometheus_client.registry import Collector
 
 from embedded.airflow import FINISHED, Airflow, client
 from pipelines.errors import PerennialError
-from pipelines.settings import Settings
+from pipelines.moments import parse_moment
+from pipelines.settings import read_settings
 
 PREFIX = "perennial_airflow_"
 SERIES = {
@@ -152,7 +152,7 @@ def _health(answer: dict[str, Any]) -> Iterator[Sample]:
 
 
 def _seconds(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
+    return parse_moment(text).timestamp()
 
 
 class _Families(Collector):
@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=9112, help="the port (9112)")
     given = parser.parse_args(arguments)
     try:
-        watch = Watch(client(Settings()))
+        watch = Watch(client(read_settings()))
     except PerennialError as error:
         print(f"airflow_metrics: {error}", file=sys.stderr)
         return error.exit_code

@@ -10,7 +10,7 @@ from pathlib import Path
 from embedded import probe, traffic
 from embedded.airflow import FINISHED, Airflow
 from pipelines.cases import survey
-from pipelines.settings import Settings
+from pipelines.settings import Settings, read_settings
 
 KINDS = ("training", "drift", "rollback")
 FIRST_CHAMPION_SECONDS = 180.0
@@ -56,7 +56,7 @@ def open_live_cases(
             if not _first_run_ended(client, f"{case}_training"):
                 say(f"no first champion of {case} yet: look at {case}_training in Airflow")
                 traffic_runs = False
-        if traffic_runs and not _caught_up(settings or Settings(home=home), case):
+        if traffic_runs and not _caught_up(settings or read_settings(home=home), case):
             say(f"the last days' rows of {case} are not all sent yet: its first drift run may see a part of them")
         client.unpause(f"{case}_drift")
     return live

@@ -24,7 +24,7 @@ def champions(home: Path, settings: Settings | None = None, damaged: dict[str, s
 
     A case whose rows are not what the ledger wrote has none; ``damaged`` is told what is wrong with it.
     """
-    settings = settings or Settings(home=home)
+    settings = settings or read_settings(home=home)
     if not settings.ledger_url and not (settings.root / "ledger.db").exists():
         return []
     found = []
@@ -78,8 +78,12 @@ def _restore(settings: Settings, broken: list[str]) -> None:
 
 def main() -> int:
     """Bring back the champions that do not answer, by hand or by Triton's guard: a stub that was killed stays dead in Triton."""
-    settings, broken = read_settings(), list[str]()
-    _restore(settings, broken)
+    broken = list[str]()
+    try:
+        _restore(read_settings(), broken)
+    except PerennialError as error:
+        print(f"probe: {error}", file=sys.stderr)
+        return error.exit_code
     for problem in broken:
         print(problem, file=sys.stderr)
     return 1 if broken else 0

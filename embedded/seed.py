@@ -17,7 +17,7 @@ from embedded import probe
 from embedded.airflow import client
 from embedded.live import open_live_cases
 from pipelines.errors import IntegrityError, PerennialError
-from pipelines.settings import Settings
+from pipelines.settings import read_settings
 from pipelines.storage import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +58,7 @@ def _md5(data: bytes) -> str:
 def main() -> int:
     """Seed the stack of the settings; 0 if every live case has a champion then."""
     try:
-        settings = Settings()
+        settings = read_settings()
         target = settings.data_dir or settings.root / "data"
         print(f"reference data in {target}: {', '.join(reference_data(target)) or 'all there'}", flush=True)
         live = open_live_cases(

@@ -27,7 +27,7 @@ from embedded.service import Service
 from embedded.services import full_environment, missing_environment, services
 from pipelines.errors import ConfigError, ConflictError, PerennialError, Unavailable
 from pipelines.places import ENV, PRIVATE, RECORD, TAG
-from pipelines.settings import Settings
+from pipelines.settings import Settings, read_settings
 from pipelines.storage import sweep as sweep_writes
 from pipelines.storage import write_atomic
 
@@ -93,7 +93,7 @@ def start(
         _tighten(home)
         _sweep_writes(home)
         ports.require_free(but=() if is_full else FULL_ONLY)
-        _require_folders(Settings(home=home))
+        _require_folders(read_settings(home=home))
         triton.prepare(home)
         if is_full:
             full.prepare(home, ports)
@@ -317,7 +317,7 @@ def _tighten(home: Path) -> None:
 
 def _sweep_writes(home: Path) -> None:
     """Delete what killed writes left beside files of the stack, which nobody writes now, and of the state."""
-    settings = Settings(home=home)
+    settings = read_settings(home=home)
     for folder in (settings.root / "artefacts", settings.lake, settings.prediction_log, settings.model_repository):
         sweep_writes(folder)
     for path in (
@@ -360,7 +360,7 @@ def _require_folders(settings: Settings) -> None:
 
 def _make_key(home: Path) -> None:
     """The gateway's API key: made once per state folder, readable by its owner only."""
-    path = Settings(home=home).key_file
+    path = read_settings(home=home).key_file
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         path.touch(mode=0o600, exist_ok=False)

@@ -22,11 +22,11 @@ import httpx
 
 from pipelines.cases import load_fields, part, survey
 from pipelines.contracts import Window
-from pipelines.errors import PerennialError, Unavailable
+from pipelines.errors import ConfigError, PerennialError, Unavailable
 from pipelines.faults import of_case
 from pipelines.fields import Fields
 from pipelines.params_file import load_params
-from pipelines.settings import Settings
+from pipelines.settings import Settings, read_settings
 from pipelines.storage import write_atomic
 
 if TYPE_CHECKING:
@@ -200,7 +200,10 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        run(Settings())
+        run(read_settings())
+    except ConfigError as error:
+        print(f"traffic: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(0)
 

@@ -16,18 +16,18 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from pipelines import ledger, places
+from pipelines import ledger, moments, places
 from pipelines.case_files import case_names
 from pipelines.cases import Case, load_case, survey
 from pipelines.contracts import AlertRule, Manifest, Trigger
-from pipelines.errors import PerennialError
+from pipelines.errors import ConfigError, PerennialError
 from pipelines.faults import of_case, of_disk, told
 from pipelines.params import Params
 from pipelines.settings import Settings, read_settings
@@ -183,19 +183,11 @@ def step_names() -> list[str]:
 
 
 def parse_as_of(text: str) -> datetime:
-    """A date or an ISO 8601 time as an instant in UTC; without a zone it is meant in UTC.
-
-    Raises argparse's own error if it is neither, or not a whole second.
-    """
+    """A date or an ISO 8601 time as an instant in UTC, as Airflow reads it too; argparse's own error if it is none."""
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a date nor an ISO 8601 time: write 2009-05-01 or 2009-05-01T02:00:00Z"
-        ) from error
-    if moment.microsecond:
-        raise argparse.ArgumentTypeError(f"{text!r} has a fraction of a second: a run is named by whole seconds")
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        return moments.parse_as_of(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

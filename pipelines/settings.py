@@ -6,7 +6,7 @@ import getpass
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import (
     Field,
@@ -21,6 +21,8 @@ from pipelines import hosts, places
 from pipelines.case_files import own_profile
 from pipelines.contracts import Instant
 from pipelines.errors import ConfigError, Unavailable
+
+Kind = TypeVar("Kind", bound=BaseSettings)
 
 
 class _FromFiles(PydanticBaseSettingsSource):
@@ -220,10 +222,16 @@ class Settings(BaseSettings):
 
 def read_settings(**given: Any) -> Settings:
     """The environment's settings; ``given`` ones win. Raises ConfigError naming the variables that hold nothing usable."""
+    return from_environment(Settings, **given)
+
+
+def from_environment(kind: type[Kind], **given: Any) -> Kind:
+    """The values of one class of settings; ``given`` ones win. Raises ConfigError naming the variables that hold nothing usable."""
     try:
-        return Settings(**given)
+        return kind(**given)
     except ValidationError as error:
+        prefix = kind.model_config["env_prefix"]
         mistakes = "; ".join(
-            f"PERENNIAL_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_url=False)
+            f"{prefix}{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_url=False)
         )
         raise ConfigError(f"the environment has {error.error_count()} mistake(s): {mistakes}") from error

@@ -14,7 +14,7 @@ from perennial_run import train_arguments
 
 from pipelines.params import Params
 from pipelines.params_file import load_params
-from pipelines.settings import Settings
+from pipelines.settings import read_settings
 
 DRIFT = timedelta(hours=1)
 """A drift run takes seconds, of a large window minutes, and the next one may be due in an hour."""
@@ -48,5 +48,5 @@ async def late(case: str, context: dict[str, Any]) -> str:
 def _tell(case: str, dag: str, run: str, due: datetime) -> str:
     from pipelines.alerts import runs
 
-    params, settings = load_params(case), Settings()
+    params, settings = load_params(case), read_settings()
     return f"told {', '.join(runs.tell(params, settings, runs.late(params, settings.runbooks, dag, run, due)))}"

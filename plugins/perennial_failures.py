@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
 from pipelines.params_file import load_params
-from pipelines.settings import Settings
+from pipelines.settings import read_settings
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
@@ -71,7 +71,7 @@ def _tell(case: str, context: dict[str, Any]) -> None:
     from pipelines.alerts import runs
     from pipelines.storage import wall_time
 
-    params, settings, task = load_params(case), Settings(), context.get("ti")
+    params, settings, task = load_params(case), read_settings(), context.get("ti")
     name = None if task is None else task.task_id
     why = str(context.get("reason") or "see its tasks in Airflow") if task is None else _kept(task)
     at = getattr(task, "end_date", None) or wall_time()

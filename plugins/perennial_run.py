@@ -13,10 +13,11 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from pipelines.case_files import case_names
 from pipelines.cases import survey
 from pipelines.contracts import Trigger
-from pipelines.errors import ConfigError, PerennialError, TooFewRows
+from pipelines.errors import PerennialError, TooFewRows
 from pipelines.faults import of_case, of_disk, told
+from pipelines.moments import parse_as_of
 from pipelines.params import Params
-from pipelines.settings import Settings
+from pipelines.settings import read_settings
 
 if TYPE_CHECKING:
     from airflow.sdk.types import DagRunProtocol
@@ -67,7 +68,7 @@ def timetable(cron: str | None) -> CronDataIntervalTimetable | None:
 
     None without a cron expression, and where ``PERENNIAL_SCHEDULES`` is off: a replay brings its own clock.
     """
-    return CronDataIntervalTimetable(cron, timezone="UTC") if cron and Settings().schedules else None
+    return CronDataIntervalTimetable(cron, timezone="UTC") if cron and read_settings().schedules else None
 
 
 def clock_param(params: Params) -> Param:
@@ -98,19 +99,12 @@ def reason_param() -> Param:
 def resolve_as_of(given: str | None, run: DagRunProtocol) -> datetime:
     """The one clock of a run, in UTC and whole seconds.
 
-    What was given (without a zone it is meant in UTC), else the end of the data interval, else (a manual run without one) its logical time
-    or the time from which it may run. ConfigError if ``given`` is no moment.
+    What was given, read as the command line reads it, else the end of the data interval, else (a manual run without one)
+    its logical time or the time from which it may run. ConfigError if ``given`` is no moment, or no whole second.
     """
-    if not given:
-        moment = run.data_interval_end or run.logical_date or run.run_after
-    else:
-        try:
-            moment = datetime.fromisoformat(given)
-        except ValueError as error:
-            raise ConfigError(
-                f"as_of {given!r} is no moment: write it like 2009-05-01 or 2009-05-01T02:00:00+00:00"
-            ) from error
-        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    if given:
+        return parse_as_of(given)
+    moment = run.data_interval_end or run.logical_date or run.run_after
     return moment.astimezone(UTC).replace(microsecond=0)
 
 

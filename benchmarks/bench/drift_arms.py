@@ -252,10 +252,10 @@ def merge_hours(paths: list[Path], _reference: Path, _threads: int) -> Callable[
 def _step(together: int | None) -> Callable[[list[Path], Path, int], Callable[[], Answer]]:
     def arm(paths: list[Path], _reference: Path, _threads: int) -> Callable[[], Answer]:
         from pipelines.params_file import load_params
-        from pipelines.settings import Settings
+        from pipelines.settings import read_settings
         from pipelines.steps import profile
 
-        params, settings = load_params("loans"), Settings(home=paths[0])
+        params, settings = load_params("loans"), read_settings(home=paths[0])
         profile.TOGETHER = together or profile.TOGETHER
 
         def work() -> Answer:

@@ -26,7 +26,7 @@ from pipelines.contracts import Window
 from pipelines.errors import PerennialError
 from pipelines.params import Params
 from pipelines.params_file import load_params
-from pipelines.settings import Settings
+from pipelines.settings import Settings, read_settings
 from pipelines.steps import TRAINING
 
 CASE = "loans"
@@ -43,7 +43,7 @@ def main() -> None:
         running = stack.start(Path(folder), Ports.free(), extra_env=extra)
         try:
             os.environ.update({name: value for name, value in running.env.items() if name.startswith("PERENNIAL_")})
-            real, noop = measure(load_params(CASE), Settings(), Airflow(Settings().airflow_url))
+            real, noop = measure(load_params(CASE), read_settings(), Airflow(read_settings().airflow_url))
         finally:
             stack.stop(Path(folder))
     middle = {name: spread(name, seconds)["median"] for runs in (real, noop) for name, seconds in runs.items()}

@@ -23,7 +23,7 @@ from benchmarks.bench.environment import interpreter
 from benchmarks.record import goal, record
 from pipelines.errors import PerennialError
 from pipelines.params_file import load_params
-from pipelines.settings import Settings
+from pipelines.settings import read_settings
 
 PADDED, BARE, OURS, HALF = "bare loop, padded to 128", "bare loop", "ours", "ours, bf16"
 ARMS = (PADDED, BARE, OURS, HALF, "Hugging Face Trainer", "Accelerate", "Lightning Fabric")
@@ -87,7 +87,7 @@ def put_rows(folder: Path, network: str, samples: int, padded: int) -> str:
     from benchmarks.reports import rows
 
     most = max(samples, STRATEGY_SAMPLES)
-    whole, origin = rows(most, network, Settings())
+    whole, origin = rows(most, network, read_settings())
     if origin != "real":
         print(
             "the file of real reports was not found (PERENNIAL_DATA_DIR): the texts are generated, with the lengths of real ones"

@@ -74,8 +74,8 @@ import json, sys, grpc
 from pathlib import Path
 from tritonclient.grpc import service_pb2 as pb, service_pb2_grpc
 from pipelines.channel import OPTIONS, credentials
-from pipelines.settings import Settings
-settings, case = Settings(), sys.argv[1]
+from pipelines.settings import read_settings
+settings, case = read_settings(), sys.argv[1]
 text, raw = (lambda x: pb.ModelRepositoryParameter(string_param=x)), (lambda x: pb.ModelRepositoryParameter(bytes_param=x))
 model = next((Path(settings.home) / "model_repository" / case).glob("*/model.onnx")).read_bytes()
 brought = {"config": text(json.dumps({"backend": "onnxruntime"})), "file:1/model.onnx": raw(model)}
@@ -220,9 +220,7 @@ def logged(stack: Stack) -> int:
 
 def ledger_of(stack: Stack) -> dict[str, Any]:
     """What the ledger says: releases, verdicts and alerts of the case."""
-    told = (
-        "import json; from pipelines import ledger; from pipelines.settings import Settings; url = Settings().ledger; "
-    )
+    told = "import json; from pipelines import ledger; from pipelines.settings import read_settings; url = read_settings().ledger; "
     told += f"print(json.dumps([[r.champion for r in ledger.releases(url, {CASE!r})], [v['verdict']['decision'] for v in ledger.verdicts(url, {CASE!r})]]))"
     releases, verdicts = json.loads(_python(stack, "airflow-scheduler", told))
     return {"releases": releases, "verdicts": verdicts, "alerts": _alerts(stack)}

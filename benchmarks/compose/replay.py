@@ -14,14 +14,14 @@ from embedded.demo.progress import Progress
 from embedded.demo.run import replayed
 from pipelines import cases
 from pipelines.params_file import load_params
-from pipelines.settings import Settings
+from pipelines.settings import read_settings
 
 CASE = "loans"
 
 
 def main() -> int:
     """Replay, and print what came of it."""
-    settings, plan, params = Settings(), load_plan(CASE, fast=True), load_params(CASE)
+    settings, plan, params = read_settings(), load_plan(CASE, fast=True), load_params(CASE)
     summary = replayed(plan, params, cases.part(CASE, "source").resolve(settings, params), settings, Progress())
     print(json.dumps({"summary": summary, "taken": full_demo.taken(settings, CASE)}))
     return 0

@@ -29,7 +29,7 @@ from benchmarks.full import demo as full_demo
 from benchmarks.full.faults import until
 from benchmarks.record import goal, record
 from pipelines.errors import PerennialError, Unavailable
-from pipelines.settings import Settings
+from pipelines.settings import read_settings
 
 PROJECT = "perennial-test"
 UMASKS = {"as usual": 0o022, "umask 077": 0o077}
@@ -201,7 +201,7 @@ def demo(checkout: Path, env: dict[str, str], home: Path) -> dict[str, Any]:
             name: {"containers": inside["summary"][name], "embedded": summary[name]}
             for name in ("rows_logged", "drift_runs", "verdicts", "errors")
         },
-        "same": full_demo.compared(inside["taken"], full_demo.taken(Settings(home=home), CASE)),
+        "same": full_demo.compared(inside["taken"], full_demo.taken(read_settings(home=home), CASE)),
         "files_not_compared": full_demo.PROVENANCE,
     }
 

@@ -30,7 +30,7 @@ from embedded import stack
 from embedded.airflow import client
 from embedded.services import full_environment, settings_of
 from pipelines.case_files import CASES_ROOT
-from pipelines.settings import Settings
+from pipelines.settings import read_settings
 
 CASES = ("bank", "loans")
 """The cases that the demo chooses from."""
@@ -103,7 +103,9 @@ def look(plain: Path, home: Path, case: str, params: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "demo": {
             "case": case,
-            "same": full_demo.compared(full_demo.taken(Settings(home=plain), case), full_demo.taken(settings, case)),
+            "same": full_demo.compared(
+                full_demo.taken(read_settings(home=plain), case), full_demo.taken(settings, case)
+            ),
         }
     }
     facts["demo"]["tasks"] = full_demo.executed(home, airflow)

@@ -18,7 +18,7 @@ from embedded.airflow import Airflow
 from embedded.ports import Ports
 from pipelines.case_files import CASES_ROOT
 from pipelines.errors import PerennialError
-from pipelines.settings import Settings
+from pipelines.settings import Settings, read_settings
 from pipelines.storage import read_manifest
 
 CASE, DAG = "loans", "loans_training"
@@ -39,7 +39,9 @@ def killed_tasks(home: Path, strategies: Sequence[str]) -> Iterator[dict[str, An
     )
     try:
         environment = {name: value for name, value in running.env.items() if name.startswith("PERENNIAL_")}
-        settings = Settings(**{name.removeprefix("PERENNIAL_").lower(): value for name, value in environment.items()})
+        settings = read_settings(
+            **{name.removeprefix("PERENNIAL_").lower(): value for name, value in environment.items()}
+        )
         airflow = Airflow(settings.airflow_url)
         airflow.wait_for_dags([DAG])
         airflow.unpause(DAG)

@@ -38,7 +38,7 @@ from pipelines.drift.profile.counts import Profile, to_bytes
 from pipelines.drift.reference import FILE
 from pipelines.params import Params
 from pipelines.params_file import load_params
-from pipelines.settings import Settings
+from pipelines.settings import Settings, read_settings
 from pipelines.steps import drift, profile
 
 PARAMS = load_params("loans")
@@ -232,7 +232,7 @@ def release(settings: Settings, champion: Champion) -> None:
 def played(cell: Cell, champion: Champion) -> dict[str, Any]:
     """Serve, post and judge day after day; what was counted and found beside what was due and could be found. Days are counted from 0."""
     with tempfile.TemporaryDirectory(prefix="perennial-labels-") as home:
-        settings = Settings(home=Path(home))
+        settings = read_settings(home=Path(home))
         release(settings, champion)
         # One day more: its first hours are there already when the last window is judged.
         rows = pl.concat([served(champion, number) for number in range(cell.windows + 1)])

@@ -21,7 +21,7 @@ from pipelines import ledger, storage
 from pipelines.audit import audit
 from pipelines.contracts import Alert, Evidence, Interval, Notice, Verdict
 from pipelines.ledger.journal import metadata
-from pipelines.settings import Settings
+from pipelines.settings import Settings, read_settings
 
 CASE = "bank"
 T0 = datetime(2008, 8, 1, tzinfo=UTC)
@@ -42,7 +42,7 @@ class Edit:
 
 def make(home: Path) -> Settings:
     """A state folder whose ledger has rows in all of its tables, and the runs that its releases and verdicts are from."""
-    settings = Settings(home=home)
+    settings = read_settings(home=home)
     for number, (decision, version) in enumerate(
         [("promote", 1), ("reject", 2), ("promote", 3), ("inconclusive", 4), ("promote", 5)]
     ):

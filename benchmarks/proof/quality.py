@@ -30,7 +30,7 @@ from pipelines.cases import load_fields, part
 from pipelines.contracts import Window
 from pipelines.params import Params
 from pipelines.params_file import load_params
-from pipelines.settings import Settings
+from pipelines.settings import read_settings
 from pipelines.storage import digest, write_atomic
 
 CASE = "triage"
@@ -99,7 +99,7 @@ def declared(arm: str, params: Params) -> list[Any]:
 def measure(arm: str, as_of: datetime, seed: int, params: Params) -> Cell:
     """One model, made on ``as_of`` and judged on the days after it."""
     source = part(CASE, "source")
-    found = source.resolve(Settings(), params)
+    found = source.resolve(read_settings(), params)
     train = source.rows(
         found, Window(start=as_of - WINDOW, end=as_of - timedelta(days=params.label_delay_days)), params
     )

@@ -30,7 +30,7 @@ from pipelines.cases import load_fields
 from pipelines.cases.sources import places
 from pipelines.cases.triage.source import DOWNLOADED, PARQUET
 from pipelines.errors import PerennialError, Unavailable
-from pipelines.settings import Settings
+from pipelines.settings import Settings, read_settings
 from pipelines.steps import TRAINING
 
 AS_OF = {"bank": "2008-08-01", "loans": "2020-05-01", "triage": "2015-01-01"}
@@ -49,7 +49,7 @@ def main() -> None:
     """Run the proof and write benchmarks/results/proof-reproduce.json; exit code 1 if a version is not reproduced."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="perennial-proof-") as folder, mlflow(Path(folder)) as environment:
-        generated = put_reports(Settings(home=Path(folder)))
+        generated = put_reports(read_settings(home=Path(folder)))
         rows = [
             prove(case, AS_OF[case], environment)
             | {"rows_are": "generated" if case == "loans" or (generated and case == "triage") else "real"}

@@ -22,7 +22,7 @@ from pipelines import cases
 from pipelines.errors import DataError, PerennialError
 from pipelines.params_file import load_params
 from pipelines.places import PRIVATE
-from pipelines.settings import Settings
+from pipelines.settings import Settings, read_settings
 from pipelines.storage import write_atomic
 
 HOME = Path("runs/demo")
@@ -61,7 +61,7 @@ def _demo(options: argparse.Namespace, progress: Progress) -> int:
     began = time.monotonic()
     home: Path = options.home.resolve()
     _move_aside(home, progress)
-    case, source = _choose(options.case, Settings(home=home))
+    case, source = _choose(options.case, read_settings(home=home))
     progress.say(f"[bold]case {case}[/]: {source.kind} data, {source.name}: {source.why}")
     plan = load_plan(case, fast=options.fast)
     params = write_params(plan, home / PARAMS)
@@ -123,7 +123,7 @@ def _move_aside(home: Path, progress: Progress) -> None:
 
 def _settings_of(environment: dict[str, str]) -> Settings:
     os.environ.update({name: value for name, value in environment.items() if name.startswith("PERENNIAL_")})
-    return Settings()
+    return read_settings()
 
 
 def _report(summary: dict[str, Any], home: Path, progress: Progress, *, kept: bool) -> int:

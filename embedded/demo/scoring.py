@@ -12,7 +12,7 @@ from pipelines import cases
 from pipelines.errors import TooFewRows
 from pipelines.fields import Fields
 from pipelines.params_file import load_params
-from pipelines.settings import Settings
+from pipelines.settings import read_settings
 
 if TYPE_CHECKING:
     import polars as pl
@@ -28,7 +28,7 @@ def retrain_ungated(case: str, home: Path, as_of: datetime) -> Path | None:
     Where a run at ``as_of`` has already trained, every step is a no-op and its candidate is taken. None if
     too few labels have arrived to train at all.
     """
-    params, settings = load_params(case), Settings(home=home)
+    params, settings = load_params(case), read_settings(home=home)
     run_dir = settings.run_dir(case, as_of)
     try:
         for step in UNGATED:
@@ -53,7 +53,7 @@ def compare(case: str, home: Path, moments: list[datetime], frame: pl.DataFrame)
     Their trainings ended at ``moments``, the frozen one's at the first; some have no bundle, as too few labels had arrived.
     """
     bundles = [
-        bundle for moment in moments if (bundle := Settings(home=home).run_dir(case, moment) / "export").exists()
+        bundle for moment in moments if (bundle := read_settings(home=home).run_dir(case, moment) / "export").exists()
     ]
     known: Known = {}
     for bundle in {bundles[0], bundles[-1]}:

@@ -29,7 +29,7 @@ from pipelines.faults import place, said
 from pipelines.fields import Fields
 from pipelines.params import AnyModel, Params, TextModelParams
 from pipelines.params_file import load_params, params_file
-from pipelines.settings import Settings
+from pipelines.settings import Settings, read_settings
 
 T = TypeVar("T")
 FUNCTIONS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -60,7 +60,7 @@ def survey(settings: Settings | None = None, names: Iterable[str] | None = None,
     read anew, its schema too, and one that has not is not opened. ``settings`` default to the environment's.
     Without ``trains`` the libraries that sources and models import may be missing: a gateway's image has none of them.
     """
-    settings = settings or Settings()
+    settings = settings or read_settings()
     with _LOCK:
         return [
             _looked_at(case, settings, trains=trains) for case in (case_names() if names is None else sorted(names))

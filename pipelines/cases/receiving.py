@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import polars as pl
@@ -24,6 +24,7 @@ import polars as pl
 from pipelines.contracts import Window
 from pipelines.errors import DataError
 from pipelines.fields import AS_DELIVERED, Fields, frame_schema
+from pipelines.moments import parse_moment
 from pipelines.params import Params
 
 MOMENT = pl.Datetime("us", "UTC")
@@ -258,9 +259,8 @@ def _read(given: pl.DataFrame, fields: Fields, name: str) -> pl.Expr:
 
 def _moment(text: str | None) -> datetime | None:
     try:
-        moment = datetime.fromisoformat(text or "")
-        return None if moment.tzinfo is None else moment.astimezone(UTC)
-    except (ValueError, OverflowError):
+        return parse_moment(text or "")
+    except ValueError:
         return None
 
 

@@ -33,6 +33,7 @@ from pipelines.data import records
 from pipelines.data.records import MEND, SPREAD, Done, Part
 from pipelines.errors import IntegrityError
 from pipelines.fields import SCORES
+from pipelines.moments import parse_moment
 from pipelines.params import EventTimes, too_high
 from pipelines.params_file import load_params, params_file
 from pipelines.settings import Settings
@@ -228,7 +229,7 @@ def _parse(data: bytes, kind: Kind, times: EventTimes) -> tuple[list[dict[str, A
 def _decode(line: bytes, kind: Kind, times: EventTimes) -> dict[str, Any]:
     """One line as a flat row; raises ValueError (msgspec's and datetime's own) if it is not what the contract says."""
     value = _DECODERS[kind].decode(line)
-    moment, received = _moment(value["event_time"]), _moment(value["received_at"])
+    moment, received = parse_moment(value["event_time"]), parse_moment(value["received_at"])
     if (mistake := times.mistake(moment, received)) is not None:
         raise ValueError(f"event_time {mistake}")
     row = {"id": value["prediction_id"], "received_at": received}
@@ -240,13 +241,6 @@ def _decode(line: bytes, kind: Kind, times: EventTimes) -> dict[str, Any]:
         return row | {"label": value["label"], "revision": value["revision"], "label_time": moment}
     fixed = {name: value[name] for name in ("request_id", "version", "score", "prediction")}
     return row | fixed | {"event_time": moment, "row": value["row"], "scores": value.get("scores")}
-
-
-def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError("a time has no time zone")
-    return moment.astimezone(UTC)
 
 
 def _frame(rows: list[dict[str, Any]], kind: Kind) -> pl.DataFrame:

@@ -21,7 +21,7 @@ from pipelines.params import Params
 from pipelines.params_file import load_params
 from pipelines.replay.policies import Policy
 from pipelines.replay.ticks import Tick
-from pipelines.settings import Settings
+from pipelines.settings import Settings, read_settings
 
 VERSION = 1
 """Raise it when a replay's outcome changes for reasons that stand in no step's version: older homes are left alone then."""
@@ -80,7 +80,7 @@ class World:
             (self.settings.root / name).mkdir(parents=True, exist_ok=True)
             if not (folder / name).is_symlink():
                 (folder / name).symlink_to(self.settings.root / name, target_is_directory=True)
-        return Settings(**{**self.settings.model_dump(), "home": folder, "ledger_url": ""})
+        return read_settings(**{**self.settings.model_dump(), "home": folder, "ledger_url": ""})
 
 
 def build(params: Params, settings: Settings, ticks: tuple[Tick, ...]) -> World:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.moments import parse_utc as moment
 from pipelines.reports import daily_charts as charts
 from pipelines.reports import daily_words as words
 from pipelines.reports.daily_page import TEMPLATE
@@ -73,8 +74,8 @@ def _figures(view: View) -> dict[str, Any]:
 def _decisions(view: View) -> list[dict[str, Any]]:
     """What the policy did in the last windows, newest first, with the verdict that each retraining got."""
     found = []
-    verdicts = {words.moment(row["as_of"]): row["verdict"] for row in view["verdicts"]}
+    verdicts = {moment(row["as_of"]): row["verdict"] for row in view["verdicts"]}
     for report in view["history"][::-1][:WINDOWS]:
         strongest = next((one for one in report["features"] if not one["ignored"]), None)
-        found.append({**report, "strongest": strongest, "verdict": verdicts.get(words.moment(report["as_of"]))})
+        found.append({**report, "strongest": strongest, "verdict": verdicts.get(moment(report["as_of"]))})
     return found

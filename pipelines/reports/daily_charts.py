@@ -9,7 +9,8 @@ from itertools import groupby, pairwise
 from statistics import median
 from typing import Any
 
-from pipelines.reports.daily_words import View, count, day, moment, psi, rolling, window
+from pipelines.moments import parse_utc as moment
+from pipelines.reports.daily_words import View, count, day, psi, rolling, window
 
 WIDTH, HEIGHT = 900, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 34, 30

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from pipelines.contracts import UNJUDGED
+from pipelines.moments import parse_utc as moment
 
 ASKED_BY = {
     "initial": "as the first one",
@@ -28,12 +29,6 @@ STATES = {
     "BLOCKED_DATA_QUALITY": "the data are wrong: nothing is decided",
 }
 View = Mapping[str, Any]
-
-
-def moment(text: str) -> datetime:
-    """An ISO time as UTC."""
-    found = datetime.fromisoformat(text)
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def day(text: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pipelines import ledger
+from pipelines.moments import parse_utc as moment
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -82,11 +82,6 @@ def table(case: str, history: list[dict[str, Any]], judged: list[dict[str, Any]]
             ]
         drawn.add_row(*map(str, cells))
     return drawn
-
-
-def moment(text: str) -> datetime:
-    """A time of the ledger or of a release."""
-    return datetime.fromisoformat(text)
 
 
 def summary(row: dict[str, Any]) -> str:

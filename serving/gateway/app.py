@@ -20,14 +20,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines import hosts
 from pipelines.errors import PerennialError
-from pipelines.settings import Settings
+from pipelines.settings import Settings, read_settings
 from serving.gateway import openapi
 from serving.gateway.connections import BOUNDS
 from serving.gateway.metrics import Metrics
 from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import JSON, Refused, body
 from serving.gateway.routes import router
-from serving.gateway.settings import Bounds
+from serving.gateway.settings import Bounds, read_bounds
 from serving.gateway.state import start, stop
 
 UNFRAMED = (
@@ -46,8 +46,8 @@ def create_app(settings: Settings | None = None, bounds: Bounds | None = None) -
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        own = bounds or Bounds()
-        gateway = app.state.gateway = await start(settings or Settings(), own, metrics)
+        own = bounds or read_bounds()
+        gateway = app.state.gateway = await start(settings or read_settings(), own, metrics)
         app.state.readiness = Readiness(gateway)
         tasks = [asyncio.create_task(task) for task in (gateway.poll(), gateway.follow(), gateway.keep_log())]
         for task in tasks:

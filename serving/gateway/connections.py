@@ -13,7 +13,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from serving.gateway.refusal import JSON, body
-from serving.gateway.settings import Bounds
+from serving.gateway.settings import Bounds, read_bounds
 
 BOUNDS = "bounds"
 """Where the application's lifespan leaves its Bounds in the server's state."""
@@ -28,7 +28,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.bounds: Bounds = self.app_state.get(BOUNDS) or Bounds()
+        self.bounds: Bounds = self.app_state.get(BOUNDS) or read_bounds()
         self.since = next(_TURNS)
         self._running: RequestResponseCycle | None = None  # ``cycle`` is the one that came last, which may wait for it
         self._reading: asyncio.TimerHandle | None = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pipelines.settings import from_environment
+
 
 class Bounds(BaseSettings):
     """What the gateway lets in, and how long it waits. The defaults serve one machine generously."""
@@ -51,3 +53,8 @@ class Bounds(BaseSettings):
 
         parse(text)
         return text
+
+
+def read_bounds() -> Bounds:
+    """The environment's bounds. Raises ConfigError naming the variables that hold nothing usable."""
+    return from_environment(Bounds)

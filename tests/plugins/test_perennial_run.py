@@ -62,7 +62,7 @@ def test_a_manual_run_without_an_interval_takes_its_own_time():
 
 def test_a_text_that_is_no_moment_says_how_to_write_it():
     """A text that is no moment is refused with the form to use."""
-    with pytest.raises(ConfigError, match="write it like 2009-05-01"):
+    with pytest.raises(ConfigError, match="write 2009-05-01"):
         perennial_run.resolve_as_of("yesterday", _run())
 
 
