@@ -31,7 +31,7 @@ def _anchors(page: Path) -> set[str]:
 
 
 def _named(text: str) -> list[tuple[str, str]]:
-    """The files and folders of the project that a page names in code, each with the function or class named after a colon."""
+    """The files and folders of the project that a page names in code, each with the name that stands after a colon."""
     said = [*re.findall(r"`((?:[^`\n]|\n(?!\s*\n))+)`", text), *re.findall(r"(?m)^    .+$", text)]
     words = [word.strip("\"';,()=") for part in said for word in part.split()]
     own = [word for word in words if word.startswith(ROOMS) or ("/" in word and word.endswith(".py"))]
@@ -39,12 +39,17 @@ def _named(text: str) -> list[tuple[str, str]]:
 
 
 def _definitions(path: Path) -> dict[str, int]:
-    """The functions and classes of a file, with their numbers of lines, decorators included."""
+    """The functions, classes and values of a file, with their numbers of lines, decorators included."""
     found = {}
     for node in ast.parse(path.read_text()).body:
+        first = node.lineno
+        names: list[str] = []
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            found[node.name] = (node.end_lineno or first) - first + 1
+            first = min([first, *(decorator.lineno for decorator in node.decorator_list)])
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        found.update(dict.fromkeys(names, (node.end_lineno or first) - first + 1))
     return found
 
 
@@ -80,7 +85,7 @@ def test_links_lead_somewhere():
 
 
 def test_named_files_exist():
-    """Every file and folder of the project that a page names is there, and so is the function or class named with it."""
+    """Every file and folder of the project that a page names is there, and so is what it names of a file."""
     broken = []
     for page in PAGES:
         for path, name in _named(page.read_text()):
