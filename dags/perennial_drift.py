@@ -1,6 +1,6 @@
 """Drift: what went through the gateway, against what the champion was trained on; confirmed drift trains once."""
 
-from airflow.sdk import DAG, TriggerRule, chain
+from airflow.sdk import DAG, TriggerRule, XComArg, chain
 from perennial_deadlines import DRIFT, deadline
 from perennial_failures import tell_failure
 from perennial_operators import StepOperator, TriggerOnce
@@ -50,7 +50,7 @@ def drift(params: Params) -> DAG:
             task_id="retrain",
             trigger_dag_id=f"{params.case}_training",
             trigger_run_id=f"drift__{{{{ {EPISODE} }}}}",
-            conf=judge.output["retrain"],
+            conf=XComArg(judge, key="retrain"),
             note="{{ (ti.xcom_pull(task_ids='drift') or {}).get('reason') }}",
         )
         # A skipped retrain is the usual day, not a reason to leave the projections unrepaired.

@@ -42,8 +42,10 @@ def _by_cryptography() -> Issued:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID
 
-    pem, now = serialization.Encoding.PEM, datetime.now(UTC)
+    pem = serialization.Encoding.PEM
+    now = datetime.now(UTC)
     ca_key, ca_name = ec.generate_private_key(ec.SECP256R1()), _name("perennial")
 
     def certificate(key: ec.EllipticCurvePrivateKey, name: x509.Name, extension: x509.ExtensionType) -> str:
@@ -65,7 +67,7 @@ def _by_cryptography() -> Issued:
     authority = certificate(ca_key, ca_name, x509.BasicConstraints(ca=True, path_length=0))
     server, client = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     called = x509.SubjectAlternativeName([*map(x509.DNSName, NAMES), x509.IPAddress(ip_address(ADDRESS))])
-    usage = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH])
+    usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
     return Issued(
         authority,
         certificate(server, _name("triton"), called),

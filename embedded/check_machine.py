@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 LIBPYTHON = "libpython3.11.so.1.0"
 """Triton's Python stub is linked against it."""
@@ -21,20 +22,23 @@ PROBE = (
 )
 
 
-def probe(python: str) -> dict:
+def probe(python: str) -> dict[str, Any]:
     """What one interpreter says about itself: ``{version, prefix, venv}``, or nothing if it does not run."""
     try:
         answer = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, check=True, timeout=20)
-        return json.loads(answer.stdout)
+        said: dict[str, Any] = json.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):
         return {}
+    return said
 
 
-def find_python(wish: str = "") -> tuple:
+def find_python(wish: str = "") -> tuple[str, dict[str, Any]]:
     """The first Python 3.11 among ``wish``, python3.11 and python3: its absolute path and what it says, or ``("", {})``."""
-    for name in (wish, "python3.11", "python3"):
-        path = shutil.which(name) if name else None
-        said = probe(path) if path else {}
+    for name in filter(None, (wish, "python3.11", "python3")):
+        path = shutil.which(name)
+        if path is None:
+            continue
+        said = probe(path)
         if said.get("version") == [3, 11]:
             return path, said
     return "", {}
@@ -47,19 +51,17 @@ def find_libpython(prefix: str) -> str:
     """
     ldconfig = shutil.which("ldconfig") or "/sbin/ldconfig"
     with contextlib.suppress(OSError):
-        if (
-            LIBPYTHON
-            in subprocess.run([ldconfig, "-p"], capture_output=True, text=True, check=False, timeout=20).stdout
-        ):
+        listed = subprocess.run([ldconfig, "-p"], capture_output=True, text=True, check=False, timeout=20)
+        if LIBPYTHON in listed.stdout:
             return "loader"
     folders = [*os.environ.get("LD_LIBRARY_PATH", "").split(":"), str(Path(prefix, "lib"))]
     return next((folder for folder in folders if folder and Path(folder, LIBPYTHON).exists()), "")
 
 
-def problems(root: Path, wish: str = "", *, disk: bool = True) -> list:
-    """All that keeps Perennial from being installed in ``root``: pairs of (what is wrong, the apt package that mends it or "").
+def problems(root: Path, wish: str = "", *, disk: bool = True) -> list[tuple[str, str]]:
+    """All that keeps Perennial from being installed in ``root``.
 
-    ``disk``: whether the space for an installation is still needed.
+    Pairs of (what is wrong, the apt package that mends it or ""). ``disk``: whether the space for an installation is still needed.
     """
     found = []
     if sys.platform != "linux" or platform.machine() != "x86_64":
@@ -85,16 +87,16 @@ def problems(root: Path, wish: str = "", *, disk: bool = True) -> list:
     return found
 
 
-def remedy(found: list) -> str:
+def remedy(found: list[tuple[str, str]]) -> str:
     """The one command that mends what can be mended by installing something, or nothing."""
     packages = " ".join(package for _, package in found if package)
     if not packages:
         return ""
     words = {}
     with contextlib.suppress(OSError):
-        words = dict(
-            line.strip().split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
-        )
+        for line in Path("/etc/os-release").read_text().splitlines():
+            name, _, value = line.strip().partition("=")
+            words[name] = value
     system = (words.get("ID", "").strip('"'), words.get("VERSION_ID", "").strip('"'))
     if system in APT_HAS_311:
         sudo = "" if os.geteuid() == 0 else "sudo "

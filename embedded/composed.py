@@ -84,8 +84,8 @@ def environment(service: str, home: Path, ports: Ports) -> dict[str, str]:
     for name, value in given.items():
         here = translate(str(value), home, ports)
         if name in DIFFERS:
-            own = DIFFERS[name][0]
-            here = own if own is None else own.format(home=home, airflow=ports.airflow)
+            own, _ = DIFFERS[name]
+            here = (own or "").format(home=home, airflow=ports.airflow)
         if here:
             found[name] = here
     return found

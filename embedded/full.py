@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -214,9 +215,7 @@ def additional(home: Path, ports: Ports, env: Mapping[str, str]) -> list[Service
         pid = home / "airflow" / f"worker-{queue}.pid"
         argv = [*python, "airflow", *command, "--celery-hostname", f"{queue}@{HOST}", "--pid", str(pid)]
         found.append(
-            Service(
-                f"worker-{queue}", argv, env, f"queue {queue}", lambda queue=queue: _worker_listens(home, ports, queue)
-            )
+            Service(f"worker-{queue}", argv, env, f"queue {queue}", partial(_worker_listens, home, ports, queue))
         )
     exporters = {"loop-metrics": ports.loop_metrics, "airflow-metrics": ports.airflow_metrics}
     modules = {"loop-metrics": ["pipelines", "metrics"], "airflow-metrics": ["embedded.airflow_metrics"]}
@@ -224,11 +223,7 @@ def additional(home: Path, ports: Ports, env: Mapping[str, str]) -> list[Service
         argv = [*python, *modules[name], "--host", HOST, "--port", str(port)]
         given = {**bare, **composed.environment(name, home, ports)}
         path = "metrics" if name == "loop-metrics" else "healthz"
-        found.append(
-            Service(
-                name, argv, given, f"http://{HOST}:{port}/metrics", lambda port=port, path=path: _answers(port, path)
-            )
-        )
+        found.append(Service(name, argv, given, f"http://{HOST}:{port}/metrics", partial(_answers, port, path)))
     prometheus = [
         "prometheus",
         f"--config.file={home / 'prometheus' / 'prometheus.yaml'}",

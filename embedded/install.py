@@ -107,7 +107,7 @@ def find_uv() -> str:
     return shutil.which("uv") or (str(beside) if beside.exists() else "")
 
 
-def uv_sources(python: str) -> list:
+def uv_sources(python: str) -> list[str]:
     """What pip is configured with, as options of uv, which does not read pip's settings."""
     links, indexes, extra = (pip_setting(python, name) for name in ("find-links", "index-url", "extra-index-url"))
     options = [option for link in links for option in ("--find-links", link)]
@@ -115,7 +115,7 @@ def uv_sources(python: str) -> list:
     return options + [option for index in extra if index.startswith("http") for option in ("--index", index)]
 
 
-def pip_setting(python: str, name: str) -> list:
+def pip_setting(python: str, name: str) -> list[str]:
     """The values of one of pip's settings, from its environment variable or its configuration files."""
     said = os.environ.get("PIP_" + name.upper().replace("-", "_"))
     if said is None:
@@ -146,11 +146,11 @@ def _bring_uv(python: str) -> None:
     )
 
 
-def _pip(python: str) -> list:
+def _pip(python: str) -> list[str]:
     return [python, "-m", "pip", "install", "--quiet", "--quiet", "--disable-pip-version-check"]
 
 
-def _torch(installer: list, requirement: str) -> None:
+def _torch(installer: list[str], requirement: str) -> None:
     """Install torch, pip's find-links first: an index of the same name may hold a CUDA build."""
     index = os.environ.get("TORCH_INDEX") or TORCH_INDEX
     first = subprocess.run(
@@ -174,7 +174,7 @@ def _torch(installer: list, requirement: str) -> None:
         raise
 
 
-def _environment() -> dict:
+def _environment() -> dict[str, str]:
     # Some machines export PYTHONDONTWRITEBYTECODE: every start of every service would compile its imports anew.
     return {
         name: value
@@ -183,7 +183,7 @@ def _environment() -> dict:
     }
 
 
-def _run(command: list) -> None:
+def _run(command: list[str]) -> None:
     subprocess.run(command, check=True, cwd=ROOT, env=_environment())
 
 

@@ -37,8 +37,9 @@ def open_live_cases(
     """
     client = airflow or Airflow(url)
     found = survey()
-    for case in (case for case in found if case.problem):
-        say(f"the case {case.name} is broken and left alone: {case.problem}")
+    for one in found:
+        if one.problem:
+            say(f"the case {one.name} is broken and left alone: {one.problem}")
     whole = {case.name: case.params for case in found if not case.problem and case.params is not None}
     live = [case for case, params in whole.items() if params.schedule.live]
     client.wait_for_dags([f"{case}_{kind}" for case in whole for kind in KINDS])

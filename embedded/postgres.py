@@ -74,14 +74,17 @@ def prepare(folder: Path, password: str) -> Path:
         closed = subprocess.run(["test", "-x", str(folder)], check=False, **_as(user)).returncode
         if closed:
             raise ConfigError(
-                f"{folder} cannot be reached by {user}, as whom PostgreSQL runs: choose another state folder (STATE=), or run as an ordinary user"
+                f"{folder} cannot be reached by {user}, as whom PostgreSQL runs: "
+                "choose another state folder (STATE=), or run as an ordinary user"
             )
     version = data / "PG_VERSION"
     if version.exists():
-        made, own = version.read_text().strip(), programs.parent.name
-        if made != own:
+        maker = version.read_text().strip()
+        own = programs.parent.name
+        if maker != own:
             raise ConfigError(
-                f"{data} was made by PostgreSQL {made}, here is {own}: install postgresql-{made}, or delete {folder} with what is in it"
+                f"{data} was made by PostgreSQL {maker}, here is {own}: install postgresql-{maker}, "
+                f"or delete {folder} with what is in it"
             )
         return data
     word = folder / "password"
@@ -185,8 +188,8 @@ def schema_version(url: str) -> str | None:
 
     with psycopg.connect(url.replace("+psycopg", "", 1), connect_timeout=10) as connection:
         if connection.execute("SELECT to_regclass('alembic_version')").fetchone() != (None,):
-            [version] = connection.execute("SELECT version_num FROM alembic_version").fetchone() or (None,)
-            return version
+            found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            return None if found is None else str(found[0])
     return None
 
 

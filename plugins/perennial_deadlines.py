@@ -9,7 +9,7 @@ import asyncio
 from datetime import datetime, timedelta
 from typing import Any
 
-from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference
+from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference  # type: ignore[attr-defined] # its stub lacks them
 from perennial_run import train_arguments
 
 from pipelines.params import Params
@@ -29,7 +29,10 @@ def training(params: Params) -> timedelta:
 
 
 def deadline(case: str, within: timedelta) -> DeadlineAlert:
-    """A deadline ``within`` which a run of the case has to end, counted from when it was queued: a run that cannot start is late too."""
+    """A deadline ``within`` which a run of the case has to end.
+
+    It is counted from when the run was queued: one that cannot start is late too.
+    """
     return DeadlineAlert(DeadlineReference.DAGRUN_QUEUED_AT, within, AsyncCallback(late, {"case": case}), name="late")
 
 

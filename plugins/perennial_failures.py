@@ -44,8 +44,11 @@ def keeping_errors(context: Context) -> Iterator[None]:
 
 
 def _said(error: BaseException) -> str:
-    """Kind and first line of an error, without what Airflow knows to be secret; of an AirflowFailException its text, which says the kind itself."""
-    from airflow.sdk.log import redact
+    """Kind and first line of an error, without what Airflow knows to be secret.
+
+    Of an AirflowFailException it is its text, which says the kind itself.
+    """
+    from airflow.sdk.log import redact  # type: ignore[attr-defined] # it comes from elsewhere, and plugins get it here
 
     kind = "" if isinstance(error, AirflowFailException) else f"{type(error).__name__}: "
     return str(redact(f"{kind}{(str(error).splitlines() or [''])[0]}"))[:MOST]

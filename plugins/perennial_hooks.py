@@ -28,8 +28,8 @@ class ServiceHook(BaseHook):
     """The variable that the connection stands in for."""
 
     @abstractmethod
-    def read(self, connection: Connection) -> dict[str, Any]:
-        """The settings that the connection gives; ConfigError if they cannot be read from it."""
+    def read(self, connection: Connection, host: str) -> dict[str, Any]:
+        """The settings that the connection to ``host`` gives; ConfigError if they cannot be read from it."""
 
     def places(self, *, needed: bool) -> dict[str, Any]:
         """What the connection says; without one nothing, or Unavailable if it is ``needed``."""
@@ -47,7 +47,7 @@ class ServiceHook(BaseHook):
             raise self.wrong("has no host")
         if "@" in connection.host:  # it would be shown wherever the address is
             raise self.wrong("has a login in its host, which belongs into its own fields")
-        return self.read(connection)
+        return self.read(connection, connection.host)
 
     def wrong(self, what: str) -> ConfigError:
         """The error of a connection that cannot be used."""
@@ -62,12 +62,12 @@ class TritonHook(ServiceHook):
     default_conn_name = "triton_default"
     setting = "PERENNIAL_TRITON_GRPC"
 
-    def read(self, connection: Connection) -> dict[str, Any]:
+    def read(self, connection: Connection, host: str) -> dict[str, Any]:
         """Address, key and certificates."""
-        if "/" in connection.host:
-            raise self.wrong(f"has the host {connection.host!r}: only a name or an address can be used")
+        if "/" in host:
+            raise self.wrong(f"has the host {host!r}: only a name or an address can be used")
         return {
-            "triton_grpc": f"{connection.host}:{connection.port or 8001}",
+            "triton_grpc": f"{host}:{connection.port or 8001}",
             "triton_client": connection.password or None,
         }
 
@@ -78,13 +78,16 @@ class MlflowHook(ServiceHook):
     default_conn_name = "mlflow_default"
     setting = "PERENNIAL_MLFLOW_URL"
 
-    def read(self, connection: Connection) -> dict[str, Any]:
+    def read(self, connection: Connection, host: str) -> dict[str, Any]:
         """URL and login."""
-        if bool(connection.login) != bool(connection.password):
-            raise self.wrong("has a login without a password" if connection.login else "has a password without a login")
-        url = connection.host
+        if connection.login and not connection.password:
+            raise self.wrong("has a login without a password")
+        if connection.password and not connection.login:
+            raise self.wrong("has a password without a login")
+        url = host
         if "://" not in url:
-            url = f"{'https' if 'https' in {connection.schema, connection.conn_type} else 'http'}://{url}"
+            scheme = "https" if "https" in {connection.schema, connection.conn_type} else "http"
+            url = f"{scheme}://{host}"
         elif not url.startswith(("http://", "https://")):
             raise self.wrong(f"has the host {url!r}: only http and https can be used")
         if connection.port:
@@ -102,7 +105,7 @@ class LedgerHook(ServiceHook):
     default_conn_name = "ledger_default"
     setting = "PERENNIAL_LEDGER_URL"
 
-    def read(self, connection: Connection) -> dict[str, Any]:
+    def read(self, connection: Connection, host: str) -> dict[str, Any]:
         """The URL, with its login."""
         from sqlalchemy import URL
 
@@ -115,7 +118,7 @@ class LedgerHook(ServiceHook):
             "postgresql+psycopg",
             connection.login,
             connection.password,
-            connection.host,
+            host,
             connection.port or 5432,
             connection.schema,
             options,
@@ -135,7 +138,8 @@ def settings() -> Settings:
     asked = {"auto": tuple(HOOKS), "none": ()}.get(own.connections, own.connections.replace(",", " ").split())
     if unknown := set(asked) - HOOKS.keys():
         raise ConfigError(
-            f"PERENNIAL_CONNECTIONS names {', '.join(sorted(unknown))}: only {', '.join(HOOKS)}, auto or none can be used"
+            f"PERENNIAL_CONNECTIONS names {', '.join(sorted(unknown))}: "
+            f"only {', '.join(HOOKS)}, auto or none can be used"
         )
     found: dict[str, Any] = {}
     for name in asked:

@@ -42,7 +42,8 @@ class Link(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002 - Airflow's signature
         """What the task has found out, or nothing: then there is no button."""
-        return getattr(operator, "links", {}).get(self.name, "")
+        found: dict[str, str] = getattr(operator, "links", {})
+        return found.get(self.name, "")
 
 
 class StepOperator(BaseOperator):
@@ -128,7 +129,7 @@ class TriggerOnce(TriggerDagRunOperator):
 
     template_fields: Sequence[str] = (*TriggerDagRunOperator.template_fields, "note")
     # Airflow's own button leads to a run named None when there was nothing to start.
-    operator_extra_links = (Link("Triggered DAG"),)
+    operator_extra_links = [Link("Triggered DAG")]  # noqa: RUF012 - a list to Airflow
 
     def __init__(self, *, trigger_run_id: str, conf: Any, **arguments: Any) -> None:
         # No logical date: it would be unique per DAG too, and two reasons to train may fall on one moment.

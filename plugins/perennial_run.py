@@ -42,7 +42,8 @@ def readable_cases() -> tuple[list[Params], dict[str, str]]:
     good: list[Params] = []
     broken: dict[str, str] = {}
     for case in survey(names=names):
-        if why := case.problem or _schedule_problem(case.params):
+        why = case.problem if case.params is None else case.problem or _schedule_problem(case.params)
+        if case.params is None or why:
             broken[case.name] = why
         else:
             good.append(case.params)
@@ -50,7 +51,7 @@ def readable_cases() -> tuple[list[Params], dict[str, str]]:
 
 
 def _schedule_problem(params: Params) -> str:
-    """Why Airflow would refuse the file that has this case's DAGs; it judges schedules when all of a file's DAGs are made."""
+    """Why Airflow would refuse the file that has this case's DAGs; it judges schedules when all of them are made."""
     for name, cron in (("training", params.schedule.training), ("drift", params.schedule.drift)):
         if cron is None:
             continue
@@ -59,7 +60,10 @@ def _schedule_problem(params: Params) -> str:
         try:
             Checked(cron, timezone="UTC").validate()
         except Exception as error:  # noqa: BLE001 - whatever its parser raises
-            return f"schedule.{name}: {cron!r} is no schedule to Airflow ({error}): write minute, hour, day, month and weekday, as in 0 2 * * *"
+            return (
+                f"schedule.{name}: {cron!r} is no schedule to Airflow ({error}): "
+                "write minute, hour, day, month and weekday, as in 0 2 * * *"
+            )
     return ""
 
 
@@ -99,8 +103,8 @@ def reason_param() -> Param:
 def resolve_as_of(given: str | None, run: DagRunProtocol) -> datetime:
     """The one clock of a run, in UTC and whole seconds.
 
-    What was given, read as the command line reads it, else the end of the data interval, else (a manual run without one)
-    its logical time or the time from which it may run. ConfigError if ``given`` is no moment, or no whole second.
+    What was given, read as the command line reads it, else the end of the data interval, else (a manual run without
+    one) its logical time or the time from which it may run. ConfigError if ``given`` is no moment, or no whole second.
     """
     if given:
         return parse_as_of(given)
@@ -121,7 +125,8 @@ def train_arguments(params: Params) -> dict[str, Any]:
     A task takes as many slots of its pool as it has GPUs. It is ended when it takes twice its budget and half an
     hour more, or a day without a budget: whatever hangs, the retry goes on at the last checkpoint.
     """
-    wanted, budget = params.resources, params.train.budget_minutes
+    wanted = params.resources
+    budget = params.train.budget_minutes
     limit = timedelta(days=1) if budget is None else timedelta(minutes=30 + 2 * budget)
     arguments: dict[str, Any] = {"execution_timeout": limit}
     if wanted.queue is not None:
@@ -133,9 +138,10 @@ def train_arguments(params: Params) -> dict[str, Any]:
 
 @contextmanager
 def failing_fast() -> Iterator[None]:
-    """The one mapping of errors: what trying again cannot mend fails the task at once, too few rows skip it, the rest is retried.
+    """The one mapping of errors.
 
-    An error that a case's own code raised is told as that: case, file and line, and what to do.
+    What trying again cannot mend fails the task at once, too few rows skip it, the rest is retried. An error that a
+    case's own code raised is told as that: case, file and line, and what to do.
     """
     try:
         yield

@@ -17,11 +17,12 @@ from scipy.stats import chi2, kstwo, ncx2
 from benchmarks.alarms.traffic import GRID, NUMBERS, SHARES, Counts
 from pipelines.drift import stats
 from pipelines.drift.inputs.compare import compare
-from pipelines.drift.profile.counts import histogram, profile_frame
-from pipelines.drift.profile.spec import Scale, Spec
+from pipelines.drift.profile.bits import histogram
+from pipelines.drift.profile.counts import profile_frame
+from pipelines.drift.profile.spec import Spec
 from pipelines.drift.reference import DAY_GROUPS, reference_profile
 from pipelines.errors import PerennialError
-from pipelines.fields import SCORE, Categorical, Fields, Numeric
+from pipelines.fields import SCORE, Categorical, Fields, Numeric, Scale
 from pipelines.params_file import load_params
 
 Ints = NDArray[np.int64]
@@ -131,10 +132,10 @@ def confirmed(flags: Flags) -> Flags:
     """Windows ``[..., W, F]`` of consecutive streams in which a feature is flagged in ``confirm`` of the last ``out_of``, as policy.py counts."""
     before = [np.zeros_like(flags[..., :1, :])] * (PARAMS.out_of - 1)
     padded = np.concatenate([*before, flags], axis=-2).astype(np.int64)
-    count: Flags = (
-        sum(padded[..., start : start + flags.shape[-2], :] for start in range(PARAMS.out_of)) >= PARAMS.confirm
-    )
-    return count
+    flagged = np.zeros(flags.shape, np.int64)
+    for start in range(PARAMS.out_of):
+        flagged += padded[..., start : start + flags.shape[-2], :]
+    return flagged >= PARAMS.confirm
 
 
 # --- against the real thing ---------------------------------------------------------------------

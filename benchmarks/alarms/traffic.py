@@ -87,7 +87,8 @@ def _mass(number: int, shift: float, volumes: Floats | None) -> Floats:
     else:
         means, spread = _day()
         mass = volumes @ np.diff(norm.cdf((edges - means[number][:, None]) / spread[number]))
-    return mass / mass.sum(axis=-1, keepdims=True)
+    shares: Floats = mass / mass.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def _count(values: NDArray[np.float32], weights: Floats | None = None) -> Ints:
@@ -119,7 +120,8 @@ def _volumes(kind: Kind, rng: np.random.Generator, windows: int) -> Floats:
     volumes = DAYTIME * np.exp(HOUR_NOISE * rng.standard_normal((windows, 24)) + tilt)
     if kind == "part of a day":
         volumes = np.where(np.arange(windows)[:, None] % 4 == HOURS // 6, volumes, 0.0)
-    return volumes / volumes.sum(axis=1, keepdims=True)
+    shares: Floats = volumes / volumes.sum(axis=1, keepdims=True)
+    return shares
 
 
 def _sessions(rng: np.random.Generator, windows: int, rows: int, shift: float) -> Counts:

@@ -30,9 +30,9 @@ from benchmarks.bench import environment
 from benchmarks.bench.drift_arms import CATEGORIES, NUMBERS, SERVED, vocabulary
 from benchmarks.record import goal, record
 from pipelines.drift.profile.counts import profile_frame, to_bytes, write
-from pipelines.drift.profile.spec import Scale, Spec, freeze
+from pipelines.drift.profile.spec import Spec, freeze
 from pipelines.errors import ConfigError
-from pipelines.fields import Categorical, Fields, Numeric
+from pipelines.fields import Categorical, Fields, Numeric, Scale
 
 ROOT = Path(__file__).parents[2]
 NANNYML = (".venv-nannyml", "requirements-nannyml.lock")

@@ -110,8 +110,8 @@ def ours(paths: list[Path], reference: Path, threads: int) -> Callable[[], Answe
     from pipelines.drift.inputs.compare import compare
     from pipelines.drift.profile.counts import read
     from pipelines.drift.profile.kernel import profile_parquet
-    from pipelines.drift.profile.spec import Scale, Spec
-    from pipelines.fields import Categorical, Fields, Numeric
+    from pipelines.drift.profile.spec import Spec
+    from pipelines.fields import Categorical, Fields, Numeric, Scale
     from pipelines.params_file import load_params
 
     pa.set_cpu_count(threads)

@@ -171,7 +171,7 @@ def of_turns(turns: Sequence[Row]) -> Row:
     if any(turn["samples_per_second"] is None for turn in turns):
         return next(turn for turn in turns if turn["samples_per_second"] is None)
     rates = [turn["samples_per_second"] for turn in turns]
-    middle = {
+    middle: Row = {
         name: statistics.median(turn[name] for turn in turns)
         for name in ("step_ms", "samples_per_second", "mfu", "peak_gib")
         if name in turns[0]

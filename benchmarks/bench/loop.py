@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -81,9 +82,9 @@ def measure(
     real: dict[str, list[float]] = {"real run, Airflow": [], "real run, one process": []}
     for number, day in enumerate(days[1:]):
         if number % 2:
-            real["real run, one process"].append(timed(lambda day=day: in_process(params, settings, day)))
+            real["real run, one process"].append(timed(partial(in_process, params, settings, day)))
         else:
-            real["real run, Airflow"].append(timed(lambda day=day: in_airflow(airflow, dag, day)))
+            real["real run, Airflow"].append(timed(partial(in_airflow, airflow, dag, day)))
     noop: dict[str, list[float]] = {"no-op run, Airflow": [], "no-op run, one process": []}
     for _ in range(NOOP_RUNS):
         noop["no-op run, Airflow"].append(timed(lambda: in_airflow(airflow, dag, days[-1])))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from benchmarks.workload import MAX_TOKENS, fixed, network
 from pipelines.params import TrainParams
 from pipelines.training import fit as fitting
 from pipelines.training import loop
+from pipelines.training.checkpoint import publish
+from pipelines.training.metrics import Metrics
 from pipelines.training.rows import Rows, batches, load_rows
 from pipelines.training.strategies import adamw
 
@@ -86,18 +89,18 @@ def padded(rows: Rows, params: TrainParams, clock: Clock, work: Path) -> nn.Modu
 
 def ours(rows: Rows, params: TrainParams, clock: Clock, work: Path) -> nn.Module:
     """The project's own training, with metrics and checkpoints."""
-    cut, add = loop.batches, loop.Metrics.add
+    add = Metrics.add
 
     def first_batch(*arguments: Any) -> list[Tensor]:
         clock.begin()
-        return cut(*arguments)
+        return batches(*arguments)
 
-    def step_done(self: Any, **values: Any) -> None:
+    def step_done(self: Metrics, **values: Any) -> None:
         add(self, **values)
         clock.lap()
 
-    loop.batches, loop.Metrics.add = first_batch, step_done
-    return fitting.fit(lambda: network_of(params, seed=False), rows, params, work).model
+    with patch.object(loop, "batches", first_batch), patch.object(Metrics, "add", step_done):
+        return fitting.fit(lambda: network_of(params, seed=False), rows, params, work).model
 
 
 def accelerate(rows: Rows, params: TrainParams, clock: Clock, _work: Path) -> nn.Module:
@@ -138,7 +141,7 @@ def fabric(rows: Rows, params: TrainParams, clock: Clock, _work: Path) -> nn.Mod
     return model.module
 
 
-class WithLoss(nn.Module):
+class WithLoss(nn.Module):  # type: ignore[misc] # torch is Any to mypy
     """What the Trainer of Hugging Face wants of a model: that it computes its own loss."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -151,7 +154,7 @@ class WithLoss(nn.Module):
         return {"loss": cross_entropy(logits, labels), "logits": logits}
 
 
-class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
+class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):  # type: ignore[misc] # as above
     """Whole batches, padded when they are asked for, as the other arms do."""
 
     def __init__(self, rows: Rows, cut: Sequence[Tensor]) -> None:
@@ -170,14 +173,14 @@ def trainer(rows: Rows, params: TrainParams, clock: Clock, work: Path) -> nn.Mod
     from torch.utils.data import DataLoader
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    class Given(Trainer):
+    class Given(Trainer):  # type: ignore[misc] # transformers is Any to mypy
         """Takes batches that are cut already."""
 
         def get_train_dataloader(self) -> DataLoader[Any]:
             """In the given order."""
             return DataLoader(self.train_dataset, batch_size=None, shuffle=False)
 
-    class Laps(TrainerCallback):
+    class Laps(TrainerCallback):  # type: ignore[misc] # as above
         """Reads the clock."""
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -244,7 +247,6 @@ def main(folder: Path) -> None:
     os.environ["BENCH_NETWORK"] = job["network"]
     torch.set_num_threads(params.threads)
     rows, clock, saves = load_rows(Path(job["rows"])), Clock(), list[tuple[float, float]]()
-    publish = loop.publish
 
     def timed(*arguments: Any) -> bool:
         before = now()
@@ -253,8 +255,8 @@ def main(folder: Path) -> None:
         saves.append((after[0] - before[0], after[1] - before[1]))
         return done
 
-    loop.publish = timed
-    ARMS[job["arm"]](rows, params, clock, folder / "work")
+    with patch.object(loop, "publish", timed):
+        ARMS[job["arm"]](rows, params, clock, folder / "work")
     wall, cores = clock.seconds()
     assert clock.first is not None
     found = {

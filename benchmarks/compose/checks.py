@@ -278,7 +278,7 @@ def doors(stack: Stack) -> list[dict[str, Any]]:
         ask("Airflow, a wrong password", 401, "POST", f"{airflow}/auth/token", json={**admin, "password": "wrong"})
         ask("Airflow, admin", 201, "POST", f"{airflow}/auth/token", json=admin)
         token = ask("Airflow, watcher", 201, "POST", f"{airflow}/auth/token", json=watcher).json()["access_token"]
-        run = {"dag_run_id": "by_watcher", "logical_date": None, "conf": {}}
+        run: dict[str, Any] = {"dag_run_id": "by_watcher", "logical_date": None, "conf": {}}
         ask(
             "Airflow, watcher starts a run",
             403,
@@ -298,7 +298,8 @@ def doors(stack: Stack) -> list[dict[str, Any]]:
             ("the gateway", f"{gateway}/healthz", 421),
         ):
             ask(f"{name}, another name", refusal, "GET", url, headers={"Host": "evil.example"})
-    return rows + json.loads(_python(stack, "airflow-scheduler", LOAD, CASE))
+    refused: list[dict[str, Any]] = json.loads(_python(stack, "airflow-scheduler", LOAD, CASE))
+    return rows + refused
 
 
 def reach(stack: Stack, outside: str | None) -> dict[str, Any]:

@@ -184,7 +184,8 @@ def _stat(axes: Axes, panel: Any, lines: list[tuple[str, Any]], span: tuple[floa
 def _drawn(points: Any, span: tuple[float, float]) -> tuple[list[float], list[float]]:
     """Minutes and values of a line, which is broken where Prometheus has nothing."""
     step = (span[1] - span[0]) / POINTS
-    moments, values = [], []
+    moments: list[float] = []
+    values: list[float] = []
     for number, (moment, value) in enumerate(points):
         if number and moment - points[number - 1][0] > 1.5 * step:
             moments.append(moments[-1])

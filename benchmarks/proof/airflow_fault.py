@@ -1,4 +1,7 @@
-"""kill -9 of the train task of the real Airflow, in a stack of its own: the scheduler tries again, and the try goes on."""
+"""kill -9 of the train task of the real Airflow, in a stack of its own.
+
+The scheduler tries again, and the try goes on.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ FIRST = 100
 
 
 def killed_tasks(home: Path, strategies: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """One DAG run under every strategy; each one's train task is killed once, and the same training is done undisturbed after it."""
+    """One DAG run under every strategy.
+
+    Each one's train task is killed once, and the same training is done undisturbed after it.
+    """
     params_dir = home.parent / "params"
     params_dir.mkdir(parents=True)
     put(params_dir, strategies[0])
@@ -87,7 +93,8 @@ def killed_task(
     tries = next(each["try_number"] for each in airflow.tasks(DAG, run) if each["task_id"] == "train")
     if ended["state"] != "success":
         raise PerennialError(
-            f"{DAG} {run} ended as {ended['state']} after its train task was killed: {airflow.log(DAG, run, 'train', tries)[-1500:]}"
+            f"{DAG} {run} ended as {ended['state']} after its train task was killed: "
+            f"{airflow.log(DAG, run, 'train', tries)[-1500:]}"
         )
     disturbed = read_manifest(run_dir / "train").facts
     os.rename(run_dir / "train", run_dir / "train-disturbed")

@@ -42,7 +42,7 @@ from pipelines.drift.reference import reference_profile
 from pipelines.drift.why.diagnosis import diagnose
 from pipelines.drift.why.findings import Seen
 from pipelines.fields import encode
-from pipelines.params import TrainParams
+from pipelines.params import ModelParams, TrainParams
 from pipelines.params_file import load_params
 
 PARAMS = load_params("loans")
@@ -164,7 +164,9 @@ class Champion:
         self.folder = tempfile.TemporaryDirectory(prefix="perennial-diagnosis-")
         columns = {name: train[name].to_list() for name in FIELDS.names}
         rows = as_rows(encode(FIELDS, columns), train[FIELDS.label].to_numpy())
-        fitted = fit(lambda: network.build(PARAMS.model, FIELDS), rows, train_params.model_copy(update={"seed": seed}))
+        model = PARAMS.model
+        assert isinstance(model, ModelParams)
+        fitted = fit(lambda: network.build(model, FIELDS), rows, train_params.model_copy(update={"seed": seed}))
         write_bundle(fitted.model, FIELDS, Path(self.folder.name), {})
         self.reference = reference_profile(train, self.scores(holdout), FIELDS, SPEC, holdout)
 

@@ -49,15 +49,20 @@ def make(home: Path) -> Settings:
         _run(settings, T0 + timedelta(days=30 * number), decision, version)
     taken_back, below = ledger.releases(settings.ledger, CASE)[-1:], ledger.previous_release(settings.ledger, CASE)
     assert below is not None
-    own = {name: getattr(below, name) for name in ("champion", "candidate_key", "bundle", "mlflow_run", "verdict_hash")}
-    about = {"case": CASE, "trigger": "manual", "reason": "worse on the phone", "actor": "ada"}
     ledger.append(
         settings.ledger,
-        **about,
-        **own,
+        case=CASE,
         expected_seq=taken_back[0].seq,
         action="rollback",
         as_of=T0 + timedelta(days=130),
+        champion=below.champion,
+        candidate_key=below.candidate_key,
+        bundle=below.bundle,
+        mlflow_run=below.mlflow_run,
+        verdict_hash=below.verdict_hash,
+        trigger="manual",
+        reason="worse on the phone",
+        actor="ada",
     )
     previous = ""
     for number in range(6):

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from benchmarks.record import goal, record
 from pipelines.cases import load_fields, part
 from pipelines.contracts import Window
-from pipelines.params import Params
+from pipelines.params import Params, TextModelParams
 from pipelines.params_file import load_params
 from pipelines.settings import read_settings
 from pipelines.storage import digest, write_atomic
@@ -194,7 +194,7 @@ def by_transformer(train: pl.DataFrame, test: pl.DataFrame, params: Params, seed
     rows = as_rows({}, labels, train["id"].to_list(), tokens=ids, classes=fields.outputs)
     with tempfile.TemporaryDirectory() as folder:
         start = None
-        if params.model.head_start:
+        if isinstance(params.model, TextModelParams) and params.model.head_start:
             headed = case.build(params.model, fields)
             case.fit_head(headed, ids, labels, params.train, KEPT / "embeddings")
             start = Path(folder) / "head.pt"

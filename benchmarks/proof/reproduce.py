@@ -25,6 +25,7 @@ import yaml
 from benchmarks.record import goal, record
 from embedded import processes, services, triton
 from embedded.ports import Ports
+from embedded.service import Service
 from pipelines.case_files import CASES_ROOT
 from pipelines.cases import load_fields
 from pipelines.cases.sources import places
@@ -155,10 +156,10 @@ def mlflow(home: Path) -> Iterator[dict[str, str]]:
         processes.end([process], triton.stack_tag(home))
 
 
-def answers(service: services.Service) -> bool:
+def answers(service: Service) -> bool:
     """Whether a service's own check holds now."""
     try:
-        return service.check()
+        return bool(service.check())
     except OSError:
         return False
 
