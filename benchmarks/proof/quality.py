@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from benchmarks.record import goal, record
 from pipelines.cases import load_fields, part
 from pipelines.contracts import Window
+from pipelines.measures import confusion, macro_f1, row_errors, row_log_loss
 from pipelines.params import Params, TextModelParams
 from pipelines.params_file import load_params
 from pipelines.settings import read_settings
@@ -119,16 +120,10 @@ def measure(arm: str, as_of: datetime, seed: int, params: Params) -> Cell:
 
 def metrics(labels: NDArray[np.int8], scores: Scores) -> dict[str, float]:
     """Macro-F1 over the classes that the labels hold, accuracy, log-loss."""
-    from sklearn.metrics import f1_score
-
-    answers = scores.argmax(1)
-    own = scores[np.arange(len(labels)), labels]
     return {
-        "macro_f1": round(
-            float(f1_score(labels, answers, labels=np.unique(labels), average="macro", zero_division=0)), 4
-        ),
-        "accuracy": round(float((answers == labels).mean()), 4),
-        "log_loss": round(float(-np.log(own.clip(1e-9)).mean()), 4),
+        "macro_f1": round(macro_f1(confusion(labels, scores)), 4),
+        "accuracy": round(float((~row_errors(labels, scores)).mean()), 4),
+        "log_loss": round(float(row_log_loss(labels, scores).mean()), 4),
     }
 
 

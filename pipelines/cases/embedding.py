@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import DataError
+from pipelines.measures import row_log_loss
 from pipelines.params import TrainParams
 from pipelines.storage import write_atomic
 from pipelines.text import pad
@@ -82,11 +83,11 @@ def _weights(labels: NDArray[np.int64], kind: str) -> NDArray[np.float64] | None
 
 
 def _log_loss(fitted: Any, rows: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Mean log-loss; a class that the regression never saw costs what a probability of 1e-6 costs."""
+    """Mean log-loss; a class that the regression never saw costs what a probability of 0 costs."""
     scores = fitted.predict_proba(rows)
     places = np.searchsorted(fitted.classes_, labels).clip(max=len(fitted.classes_) - 1)
     own = np.where(fitted.classes_[places] == labels, scores[np.arange(len(labels)), places], 0.0)
-    return float(-np.log(own.clip(1e-6)).mean())
+    return float(row_log_loss(np.ones(len(own)), own).mean())
 
 
 def _in_shape(

@@ -15,12 +15,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines.drift.labels.calibration import fit_calibration
-from pipelines.drift.labels.sequential import baseline_rate, row_errors, row_losses
+from pipelines.drift.labels.sequential import baseline_rate
 from pipelines.drift.profile.bits import Ints
 from pipelines.drift.profile.counts import Profile, profile_frame, profile_outputs
 from pipelines.drift.profile.spec import OUTPUTS, Spec
 from pipelines.drift.stats import groups
 from pipelines.fields import PREDICTION, SCORE, SCORES, Fields
+from pipelines.measures import row_errors, row_log_loss
 
 Counted = Callable[[pl.DataFrame, Fields, Spec], Profile]
 """What is counted of rows: the declared fields with the model's outputs, or these alone."""
@@ -64,7 +65,7 @@ def reference_profile(
         holdout, outputs, scores = holdout.filter(told), outputs.filter(told), scores[told.to_numpy()]
     if holdout is not None and holdout.height:
         label = holdout[fields.label].cast(pl.Int64).to_numpy()
-        losses = row_losses(label, scores)
+        losses = row_log_loss(label, scores)
         errors = int(row_errors(label, scores).sum())
         by_class = _by_class(rows, fields, spec) | _by_class(outputs, fields, spec, profile_outputs)
         baseline = {

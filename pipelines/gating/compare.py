@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines.contracts import Interval
+from pipelines.measures import central
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,5 +38,5 @@ def lift(d: NDArray[np.float64], *, confidence: float, draws: int, seed: int) ->
     for start in range(0, draws, chunk):
         stop = min(start + chunk, draws)
         means[start:stop] = values[generator.integers(0, len(values), (stop - start, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(value=float(values.mean()), low=float(low), high=float(high))
+    low, high = central(means, confidence)
+    return Interval(value=float(values.mean()), low=low, high=high)

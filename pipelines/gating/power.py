@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 
+from pipelines.measures import quantile
 from pipelines.params import DatasetParams
 
 
@@ -19,7 +19,7 @@ def rows_needed(lift: float, sd: float, n: int, *, min_lift: float, confidence: 
     None if the estimate lies on min_lift: no number of rows would decide.
     """
     distance = abs(lift - min_lift)
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = quantile((1 + confidence) / 2)
     if distance == 0 or not math.isfinite(z * sd / distance):
         return None
     return max(1, math.ceil((z * sd / distance) ** 2) - n)

@@ -34,11 +34,12 @@ from pipelines.params import Params
 from pipelines.reports import evidently
 from pipelines.settings import Settings
 
-STEP_VERSION = 9
+STEP_VERSION = 10
 ROOMS = (
     "pipelines.drift",
     "pipelines.data.log",
     "pipelines.fields",
+    "pipelines.measures",
     "pipelines.segments",
     "pipelines.reports.evidently",
 )

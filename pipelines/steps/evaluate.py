@@ -16,15 +16,17 @@ from pipelines.contracts import Manifest
 from pipelines.drift import reference
 from pipelines.encoding import BUNDLE
 from pipelines.errors import ConfigError
-from pipelines.evaluation.metrics import class_f1, confusion, metrics
+from pipelines.evaluation.metrics import metrics
 from pipelines.evaluation.slices import slices
 from pipelines.fields import Fields
+from pipelines.measures import class_f1, confusion
 from pipelines.params import Params
 from pipelines.settings import Settings
 
 STEP_VERSION = 2
 ROOMS = (
     "pipelines.evaluation.metrics",
+    "pipelines.measures",
     "pipelines.evaluation.slices",
     "pipelines.encoding",
     "pipelines.fields",
@@ -161,7 +163,7 @@ def _commonest(label: Any) -> int:
 
 def _by_class(fields: Fields, label: Any, scores: Any) -> dict[str, Any]:
     table = confusion(label, scores)
-    return {"classes": list(fields.classes), "confusion": table, "class_f1": class_f1(table)}
+    return {"classes": list(fields.classes), "confusion": table.tolist(), "class_f1": class_f1(table)}
 
 
 def _history(run_dir: Path, fields: Fields, champion: Path | None, of: Score) -> dict[str, Any]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipelines.encoding import Columns
     from pipelines.fields import Fields
 
-STEP_VERSION = 10
+STEP_VERSION = 11
 ROOMS = (
     "pipelines.export.onnx",
     "pipelines.export.bundle",
@@ -51,6 +51,7 @@ ROOMS = (
     "pipelines.drift.profile.spec",
     "pipelines.drift.profile.vocabulary",
     "pipelines.evaluation.metrics",
+    "pipelines.measures",
     "pipelines.encoding",
     "pipelines.fields",
     "pipelines.runtime",

@@ -14,10 +14,10 @@ import polars as pl
 
 from pipelines import ledger, storage
 from pipelines.contracts import Evidence, Manifest, SliceEvidence, Trigger, Verdict
-from pipelines.evaluation.metrics import row_log_loss
 from pipelines.evaluation.slices import slices
 from pipelines.gating.compare import improvement, lift
 from pipelines.gating.decide import decide
+from pipelines.measures import row_log_loss
 from pipelines.params import Params
 from pipelines.settings import Settings
 
@@ -26,7 +26,7 @@ ROOMS = (
     "pipelines.gating.compare",
     "pipelines.gating.decide",
     "pipelines.gating.power",
-    "pipelines.evaluation.metrics",
+    "pipelines.measures",
     "pipelines.evaluation.slices",
 )
 log = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from pipelines.text import TOKENIZER, load_tokenizer, tokenise
 if TYPE_CHECKING:
     from pipelines.training.rows import Rows
 
-STEP_VERSION = 5
+STEP_VERSION = 6
 HEAD = "head.pt"
 ROOMS = (
     "pipelines.training",
@@ -36,6 +36,7 @@ ROOMS = (
     "pipelines.cases.encoder",
     "pipelines.cases.embedding",
     "pipelines.cases.pretrained",
+    "pipelines.measures",
     "pipelines.encoding",
     "pipelines.fields",
     "pipelines.text",

@@ -19,7 +19,8 @@ import polars as pl
 
 from pipelines.contracts import Window
 from pipelines.drift.evidence import LabelEvidence
-from pipelines.drift.labels.sequential import metric_drop, row_errors, row_losses
+from pipelines.drift.labels.sequential import metric_drop
+from pipelines.measures import row_errors, row_log_loss
 from pipelines.params import DriftParams
 
 
@@ -127,7 +128,7 @@ def judge(
         days = scored["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy()
         score = np.array(scored["scores"].to_list()) if classes else scored["score"].to_numpy()
         drop = metric_drop(
-            row_losses(scored["label"].to_numpy(), score), days, baseline["loss"], baseline["loss_se"], 1 - params.q
+            row_log_loss(scored["label"].to_numpy(), score), days, baseline["loss"], baseline["loss_se"], 1 - params.q
         )
     return LabelEvidence(
         rows=own.height, errors=_errors(own, "label", classes), baseline=baseline["error_rate"], drop=drop

@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.contracts import Interval
-from pipelines.drift.labels.sequential import row_losses
+from pipelines.measures import CLIP, clipped, quantile, row_log_loss
 
 Floats = NDArray[np.float64]
 
 GROUP_ROWS, MAX_GROUPS = 50, 20
-CLIP = 1e-7
 
 
 def fit_calibration(label: NDArray[Any], score: Floats) -> dict[str, Any]:
@@ -54,12 +53,12 @@ def fit_calibration(label: NDArray[Any], score: Floats) -> dict[str, Any]:
     if classes:
         logs = np.log(np.clip(score, CLIP, 1.0))
         best = minimize_scalar(
-            lambda t: float(row_losses(label, _softmax(logs / math.exp(t))).mean()),
+            lambda t: float(row_log_loss(label, _softmax(logs / math.exp(t))).mean()),
             bounds=(-2.0, 2.0),
             method="bounded",
         )
         found["temperature"] = math.exp(float(best.x))
-    gap = row_losses(label, score) - expected(found, score)[0]
+    gap = row_log_loss(label, score) - expected(found, score)[0]
     found["gap_se"] = float(gap.std(ddof=1)) / math.sqrt(gap.size) if gap.size > 1 else 1e9
     return found
 
@@ -71,12 +70,12 @@ def expected(calibration: dict[str, Any], score: Floats) -> tuple[Floats, Floats
     [[1.204], [1.207], [0.5]]
     """
     if score.ndim == 2:
-        logs = np.log(np.clip(score, CLIP, 1 - CLIP))
+        logs = np.log(clipped(score))
         chance = _softmax(logs / calibration["temperature"])
         loss = -(chance * logs).sum(1)
         right = np.interp(score.max(1), calibration["score"], calibration["rate"])
         return loss, (chance * logs**2).sum(1) - loss**2, 1 - right
-    s = np.clip(score, CLIP, 1 - CLIP)
+    s = clipped(score)
     c = np.interp(score, calibration["score"], calibration["rate"])
     loss = -(c * np.log(s) + (1 - c) * np.log1p(-s))
     return loss, c * (1 - c) * (np.log(s) - np.log1p(-s)) ** 2, np.where(score >= 0.5, 1 - c, c)
@@ -91,10 +90,8 @@ def estimate(calibration: dict[str, Any], score: Floats, confidence: float) -> t
     >>> estimate({"score": [0.9], "rate": [0.9], "gap_se": 0.0}, np.full(400, 0.9), 0.95)[0].low > 0.25
     True
     """
-    from scipy.stats import norm
-
     loss, variance, error = expected(calibration, score)
-    half = float(norm.ppf(0.5 + confidence / 2)) * math.hypot(
+    half = quantile(0.5 + confidence / 2) * math.hypot(
         math.sqrt(float(variance.sum())) / loss.size, calibration["gap_se"]
     )
     value = float(loss.mean())

@@ -16,19 +16,25 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipelines.contracts import Window
+from pipelines.contracts import Interval, Window
 from pipelines.drift import stats
 from pipelines.drift.labels.calibration import estimate, expected
-from pipelines.drift.labels.sequential import mean_loss, quantile, row_errors, row_losses
+from pipelines.drift.labels.sequential import mean_loss
+from pipelines.measures import (
+    confusion,
+    macro_f1_interval,
+    quantile,
+    roc_auc_interval,
+    row_errors,
+    row_log_loss,
+    wilson,
+)
 from pipelines.params import DriftParams
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-DRAWS = 200
-"""Resampled confusion tables behind an interval of macro-F1."""
-
 
 NOTHING: dict[str, Any] = {"rolling": [], "slices": [], "estimate": None, "earlier": []}
 """The :func:`summary` where there is no champion."""
@@ -123,16 +129,18 @@ def figures(rows: pl.DataFrame, params: DriftParams, classes: int) -> dict[str, 
     if own.height < 2:
         return found
     label, confidence = own["label"].to_numpy(), 1 - params.q
-    mean, se, freedom = mean_loss(row_losses(label, score), days_of(own))
+    mean, se, freedom = mean_loss(row_log_loss(label, score), days_of(own))
     half = quantile(0.5 + confidence / 2, freedom) * se
     found |= {"log_loss": mean, "low": mean - half, "high": mean + half}
     right = own.height - int(row_errors(label, score).sum())
-    found |= _named("accuracy", (right / own.height, *wilson(right, own.height, confidence)))
-    return found | _named(third, macro_f1(label, score, confidence) if classes else roc_auc(label, score, confidence))
+    found |= _named("accuracy", wilson(right, own.height, confidence))
+    if classes:
+        return found | _named(third, macro_f1_interval(confusion(label, score), confidence))
+    return found | _named(third, roc_auc_interval(label, score, confidence))
 
 
-def _named(name: str, values: Sequence[float | None] | None) -> dict[str, float | None]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), values or (None, None, None), strict=True))
+def _named(name: str, found: Interval | None) -> dict[str, float]:
+    return {} if found is None else {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def rolling(rows: pl.DataFrame, windows: Sequence[Window], params: DriftParams, classes: int) -> list[dict[str, Any]]:
@@ -143,64 +151,6 @@ def rolling(rows: pl.DataFrame, windows: Sequence[Window], params: DriftParams, 
             about = {"start": window.start.isoformat(), "end": window.end.isoformat(), "version": version}
             found.append({**about, **figures(part, params, classes)})
     return found
-
-
-def wilson(hits: int, n: int, confidence: float) -> tuple[float, float]:
-    """Confidence interval of a share. Source: Wilson, Journal of the American Statistical Association 22, 1927.
-
-    >>> [round(end, 3) for end in wilson(9, 10, 0.95)]
-    [0.596, 0.982]
-    """
-    z, share = quantile(0.5 + confidence / 2, 0), hits / n
-    middle, half = (
-        (share + z * z / (2 * n)) / (1 + z * z / n),
-        z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2),
-    )
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def roc_auc(label: NDArray[Any], score: Floats, confidence: float) -> tuple[float, float, float] | None:
-    """Area under the ROC curve with its confidence interval; None with one class only.
-
-    The chance that a positive row's score is above a negative one's, ties halved. Source: Hanley and McNeil,
-    Radiology 143(1), 1982 (area and standard error).
-
-    >>> roc_auc(np.array([0, 1, 1, 0]), np.array([0.1, 0.9, 0.4, 0.5]), 0.95)[0]
-    0.75
-    """
-    from scipy.stats import rankdata
-
-    positive = label > 0
-    m, n = int(positive.sum()), int((~positive).sum())
-    if not m or not n:
-        return None
-    area = (float(rankdata(score)[positive].sum()) - m * (m + 1) / 2) / (m * n)
-    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
-    variance = (area * (1 - area) + (m - 1) * (q1 - area**2) + (n - 1) * (q2 - area**2)) / (m * n)
-    half = quantile(0.5 + confidence / 2, 0) * math.sqrt(max(0.0, variance))
-    return area, max(0.0, area - half), min(1.0, area + half)
-
-
-def macro_f1(label: NDArray[Any], score: Floats, confidence: float) -> tuple[float, float, float]:
-    """Mean F1 of the classes that the labels hold, of scores ``[n, K]``, with its percentile bootstrap interval.
-
-    No formula is at hand, so confusion tables are resampled (multinomial, ``DRAWS`` times, always the same draws).
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
-
-    >>> macro_f1(np.array([0, 1, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), 0.95)[0].__round__(3)
-    0.667
-    """
-    size, n = score.shape[1], len(label)
-    cells = np.bincount(label.astype(np.int64) * size + score.argmax(1), minlength=size * size)
-    drawn = np.random.default_rng(0).multinomial(n, cells / n, DRAWS)
-    value, *resampled = (_f1(table.reshape(size, size)) for table in (cells, *drawn))
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return value, float(low), float(high)
-
-
-def _f1(table: Ints) -> float:
-    there = table.sum(1) > 0
-    return float((2 * np.diag(table)[there] / (table.sum(0) + table.sum(1))[there]).mean())
 
 
 # --- by slice -----------------------------------------------------------------------------------
@@ -228,7 +178,7 @@ def by_slice(
             own, score = labelled(part, classes)
             if before is None or own.height < max(2, params.min_rows):
                 continue
-            mean, se, freedom = mean_loss(row_losses(own["label"].to_numpy(), score), days_of(own))
+            mean, se, freedom = mean_loss(row_log_loss(own["label"].to_numpy(), score), days_of(own))
             rise, error = mean - before["loss"], math.hypot(se, before["loss_se"])
             half = quantile(1 - params.q / 2, freedom) * error
             found[-1]["drop"] = {"value": rise, "low": rise - half, "high": rise + half}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.contracts import Interval
+from pipelines.measures import quantile
 
 Floats = NDArray[np.float64]
 
@@ -63,32 +63,6 @@ def cusum(log_e: float, errors: int, rows: int, baseline: float) -> float:
     return log_e if rows == 0 else min(max(log_e, 0.0) + log_e_value(errors, rows, baseline), MAX_LOG_E)
 
 
-def row_losses(label: NDArray[Any], score: Floats) -> Floats:
-    """Log-loss of each row in nats, scores ``[n]`` (binary) or ``[n, K]`` (labels are positions) clipped to [1e-7, 1 - 1e-7].
-
-    >>> row_losses(np.array([1.0, 0.0]), np.array([0.5, 0.5])).round(3).tolist()
-    [0.693, 0.693]
-    >>> row_losses(np.array([2]), np.array([[0.2, 0.3, 0.5]])).round(3).tolist()
-    [0.693]
-    """
-    p = np.clip(score, 1e-7, 1 - 1e-7)
-    if p.ndim == 2:
-        own: Floats = -np.log(p[np.arange(len(p)), label.astype(np.intp)])
-        return own
-    return -np.where(label > 0, np.log(p), np.log1p(-p))
-
-
-def row_errors(label: NDArray[Any], score: Floats) -> NDArray[np.bool_]:
-    """Whether each row's likeliest class (binary: score >= 0.5) is not its label.
-
-    >>> row_errors(np.array([2, 0]), np.array([[0.2, 0.3, 0.5], [0.2, 0.3, 0.5]])).tolist()
-    [False, True]
-    """
-    predicted: NDArray[Any] = score.argmax(1) if score.ndim == 2 else (score >= 0.5).astype(np.int64)
-    wrong: NDArray[np.bool_] = predicted != label
-    return wrong
-
-
 def mean_loss(losses: Floats, days: NDArray[np.int64]) -> tuple[float, float, int]:
     """Mean of the losses, its standard error, and degrees of freedom (0: normal).
 
@@ -124,14 +98,3 @@ def metric_drop(
         min(quantile(0.5 + confidence / 2, freedom) * math.hypot(se, reference_se), 1e9),
     )
     return Interval(value=round(value, 12), low=round(value - half, 12), high=round(value + half, 12))
-
-
-def quantile(share: float, freedom: int) -> float:
-    """Quantile of Student's t at ``freedom`` degrees, of the standard normal at 0.
-
-    >>> round(quantile(0.975, 0), 2), round(quantile(0.975, 4), 2)
-    (1.96, 2.78)
-    """
-    from scipy.stats import norm, t
-
-    return float(t.ppf(share, freedom) if freedom else norm.ppf(share))

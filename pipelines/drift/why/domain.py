@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipelines.contracts import Interval
 from pipelines.drift.why.embeddings import words_of
 from pipelines.fields import Categorical, Fields
+from pipelines.measures import roc_auc_interval
 
 Floats = NDArray[np.float64]
 Matrix = Any
@@ -28,6 +29,8 @@ STRENGTH = 1.0
 BINS = 10
 MAX_WORDS, MIN_TEXTS = 5_000, 5
 CONFIDENCE = 0.95
+UNKNOWN = Interval(value=0.5, low=0.0, high=1.0)
+"""The AUC where nothing could be measured."""
 
 
 @dataclass(frozen=True)
@@ -66,29 +69,6 @@ def logistic(rows: Matrix, label: NDArray[np.int64], strength: float = STRENGTH)
     return found.x[:-1], float(found.x[-1])
 
 
-def auc_interval(score: Floats, label: NDArray[np.int64], confidence: float = CONFIDENCE) -> Interval:
-    """Area under the ROC curve and its interval; ties count half.
-
-    ``AUC = mean V10``, ``var = var(V10) / n1 + var(V01) / n0`` with ``V10`` of each positive the share of negatives
-    below it, ``V01`` of each negative that of positives above it; normal approximation, cut at 0 and 1. Rows count
-    as independent. Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44(3), 1988.
-
-    >>> auc_interval(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1])).value
-    0.75
-    """
-    from scipy.stats import norm, rankdata
-
-    high, low = score[label > 0], score[label == 0]
-    ranks = rankdata(np.concatenate([high, low]))
-    above = (ranks[: high.size] - rankdata(high)) / low.size
-    below = 1 - (ranks[high.size :] - rankdata(low)) / high.size
-    value = float(above.mean())
-    half = float(norm.ppf(0.5 + confidence / 2)) * float(
-        np.sqrt(sum(part.var(ddof=1) / part.size if part.size > 1 else 1.0 for part in (above, below)))
-    )
-    return Interval(value=round(value, 6), low=round(max(0.0, value - half), 6), high=round(min(1.0, value + half), 6))
-
-
 def separate(before: Matrix, now: Matrix, seed: int = 0) -> Separation:
     """Fit on a random half of both samples (rows of one design), measure on the other half."""
     from scipy import sparse
@@ -102,7 +82,8 @@ def separate(before: Matrix, now: Matrix, seed: int = 0) -> Separation:
     held = np.setdiff1d(np.arange(label.size), fitted)
     # Of unequal samples the intercept takes care: the AUC does not see it.
     coefficients, intercept = logistic(rows[fitted], label[fitted])
-    return Separation(auc_interval(rows[held] @ coefficients + intercept, label[held]), coefficients, rows[held])
+    auc = roc_auc_interval(label[held], rows[held] @ coefficients + intercept, CONFIDENCE)
+    return Separation(auc or UNKNOWN, coefficients, rows[held])
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -182,7 +163,7 @@ def telling_words(before: Sequence[str], now: Sequence[str], count: int = 10) ->
         (word for word, texts in seen.items() if texts >= MIN_TEXTS), key=lambda word: (-seen[word], word)
     )[:MAX_WORDS]
     if not vocabulary:
-        return Interval(value=0.5, low=0.0, high=1.0), {}
+        return UNKNOWN, {}
     place = {word: number for number, word in enumerate(vocabulary)}
     found = [(row, place[word], times) for row, bag in enumerate(bags) for word, times in bag.items() if word in place]
     rows, columns, times = (np.array(part) for part in zip(*found, strict=True))

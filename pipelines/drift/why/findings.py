@@ -18,12 +18,13 @@ from pipelines.drift.evidence import LabelEvidence
 from pipelines.drift.inputs.change import change_gains, coarse, outside
 from pipelines.drift.labels.calibration import expected
 from pipelines.drift.labels.performance import days_of, labelled
-from pipelines.drift.labels.sequential import metric_drop, row_errors, row_losses
+from pipelines.drift.labels.sequential import metric_drop
 from pipelines.drift.profile.counts import Column, Profile, number_column
 from pipelines.drift.profile.spec import BY_VERSION, OUTPUTS
 from pipelines.drift.reference import DAY_GROUPS
 from pipelines.drift.why.mixture import Mixture, explain
 from pipelines.fields import SCORE, Scale
+from pipelines.measures import row_errors, row_log_loss
 from pipelines.params import DriftParams
 
 State = Literal["moved", "steady", "unknown"]
@@ -233,5 +234,5 @@ def _as_expected(seen: Seen, params: DriftParams, classes: int) -> bool | None:
     own, score = labelled(seen.fresh, classes)
     if own.height < params.min_rows:
         return None
-    gap = row_losses(own["label"].to_numpy(), score) - expected(calibration, score)[0]
+    gap = row_log_loss(own["label"].to_numpy(), score) - expected(calibration, score)[0]
     return metric_drop(gap, days_of(own), 0.0, calibration["gap_se"], 1 - params.q).low <= params.min_metric_drop

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.drift.labels.calibration import estimate, expected, fit_calibration
-from pipelines.drift.labels.sequential import row_errors, row_losses
+from pipelines.measures import row_errors, row_log_loss
 
 
 def overconfident(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +31,7 @@ def test_the_estimate_holds_what_comes_true():
     for seed in range(1, 201):
         label, score = overconfident(400, seed)
         loss, error = estimate(calibration, score, 0.95)
-        realised = row_losses(label, score).mean()
+        realised = row_log_loss(label, score).mean()
         inside.append(loss.low <= realised <= loss.high)
         errors.append(row_errors(label, score).mean() - error)
     assert np.mean(inside) >= 0.9
@@ -48,7 +48,7 @@ def test_classes_are_calibrated_by_a_temperature():
     found = fit_calibration(label, sharp)
     assert found["temperature"] == pytest.approx(2.0, rel=0.05)
     loss, _, error = expected(found, sharp)
-    assert loss.mean() == pytest.approx(row_losses(label, sharp).mean(), rel=0.03)
+    assert loss.mean() == pytest.approx(row_log_loss(label, sharp).mean(), rel=0.03)
     assert error.mean() == pytest.approx(row_errors(label, sharp).mean(), abs=0.01)
 
 

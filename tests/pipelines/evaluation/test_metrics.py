@@ -7,8 +7,9 @@ import polars as pl
 import pytest
 
 from pipelines.errors import ConfigError
-from pipelines.evaluation.metrics import CLIP, calibration_error, class_f1, confusion, metrics, row_log_loss
+from pipelines.evaluation.metrics import calibration_error, metrics
 from pipelines.evaluation.slices import slices
+from pipelines.measures import CLIP, class_f1, confusion, row_log_loss
 
 LABEL = np.array([0, 0, 1, 1], np.int8)
 SCORE = np.array([0.1, 0.4, 0.35, 0.8])
@@ -84,6 +85,6 @@ def test_two_classes_lose_as_much_in_either_form():
 def test_the_confusion_matrix_counts_every_row_once():
     """Rows are the labels, columns the likeliest classes; a class's F1 follows from it, and one that nowhere occurs has none."""
     table = confusion(CLASS, SCORES)
-    assert table == [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
+    assert table.tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
     assert class_f1(table) == [pytest.approx(2 / 3), 0, 1, None]
-    assert confusion(CLASS[:0], SCORES[:0]) == [[0] * 4] * 4
+    assert confusion(CLASS[:0], SCORES[:0]).tolist() == [[0] * 4] * 4

@@ -1,0 +1,194 @@
+"""How good probabilities are against labels, and how sure that is: the one home of losses, AUC, F1 and their intervals.
+
+Labels are ``[n]``: 0 and 1, or with classes their positions. Scores are ``[n]`` (of the positive class) or ``[n, K]``
+(one per class). scikit-learn measures what is small; where it is slow its ratio stands beside our own lines, measured
+on one core with 100,000 and with 1,000,000 rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.contracts import Interval
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Label = NDArray[Any]
+
+CLIP = 1e-6
+"""Probabilities are taken to be in ``[CLIP, 1 - CLIP]``, so a sure and wrong row costs 13.8 nats and not infinity.
+
+The scores are float32 sigmoids: the largest one below 1 is 1 - 6e-8, and 1 - 1e-7 is no float32, so a smaller clip would
+depend on the type that it is taken in, and treat 0 and 1 unequally. It is the one that the ledger's verdicts were made with.
+"""
+DRAWS = 200
+"""Resampled confusion tables behind an interval of macro-F1."""
+
+
+# --- row by row ---------------------------------------------------------------------------------
+
+
+def clipped(score: NDArray[Any]) -> Floats:
+    """The scores as float64, within ``[CLIP, 1 - CLIP]``."""
+    return np.clip(np.asarray(score, np.float64), CLIP, 1 - CLIP)
+
+
+def row_log_loss(label: Label, score: NDArray[Any]) -> Floats:
+    """The loss ``-log p(label)`` of each row in nats, ``[n]``, of :func:`clipped` scores.
+
+    By hand: scikit-learn's log_loss gives means only, clips at the type's own epsilon, and takes 4 to 9 times as long.
+
+    >>> row_log_loss(np.array([1, 0]), np.array([0.5, 0.0])).round(6).tolist()
+    [0.693147, 1e-06]
+    >>> row_log_loss(np.array([2]), np.array([[0.2, 0.3, 0.5]])).round(3).tolist()
+    [0.693]
+    """
+    p = clipped(score)
+    if p.ndim == 2:
+        own: Floats = -np.log(p[np.arange(len(p)), np.asarray(label, np.intp)])
+        return own
+    losses: Floats = -np.where(np.asarray(label) > 0, np.log(p), np.log1p(-p))
+    return losses
+
+
+def row_errors(label: Label, score: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether each row's likeliest class (binary: score >= 0.5) is not its label.
+
+    >>> row_errors(np.array([2, 0]), np.array([[0.2, 0.3, 0.5], [0.2, 0.3, 0.5]])).tolist()
+    [False, True]
+    """
+    predicted: NDArray[Any] = score.argmax(1) if score.ndim == 2 else (score >= 0.5).astype(np.int64)
+    wrong: NDArray[np.bool_] = predicted != label
+    return wrong
+
+
+# --- AUC ----------------------------------------------------------------------------------------
+
+
+def roc_auc(label: Label, score: NDArray[Any]) -> float | None:
+    """Area under the ROC curve: the chance that a positive row's score is above a negative one's, ties halved.
+
+    None with one class only.
+
+    >>> roc_auc(np.array([0, 1, 1, 0]), np.array([0.1, 0.9, 0.4, 0.5]))
+    0.75
+    """
+    from sklearn.metrics import roc_auc_score
+
+    positives = int((label > 0).sum())
+    return float(roc_auc_score(label > 0, score)) if 0 < positives < len(label) else None
+
+
+def roc_auc_interval(label: Label, score: NDArray[Any], confidence: float) -> Interval | None:
+    """The :func:`roc_auc` with its confidence interval; None with one class only.
+
+    ``var = var(V10) / n1 + var(V01) / n0`` with ``V10`` of each positive the share of negatives below it, ``V01`` of
+    each negative that of positives above it; normal approximation, cut at 0 and 1. Rows count as independent.
+    Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44(3), 1988.
+
+    >>> found = roc_auc_interval(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8]), 0.95)
+    >>> found.value, round(found.low, 3), found.high
+    (0.75, 0.057, 1.0)
+    """
+    from scipy.stats import rankdata
+
+    area = roc_auc(label, score)
+    if area is None:
+        return None
+    high, low = score[label > 0], score[label <= 0]
+    ranks = rankdata(np.concatenate([high, low]))
+    above = (ranks[: high.size] - rankdata(high)) / low.size
+    below = 1 - (ranks[high.size :] - rankdata(low)) / high.size
+    # One row has no variance: it counts as all that there can be.
+    variance = sum(float(part.var(ddof=1)) / part.size if part.size > 1 else 1.0 for part in (above, below))
+    half = quantile(0.5 + confidence / 2) * math.sqrt(variance)
+    return Interval(value=area, low=max(0.0, area - half), high=min(1.0, area + half))
+
+
+# --- F1 -----------------------------------------------------------------------------------------
+
+
+def confusion(label: Label, score: NDArray[Any]) -> Ints:
+    """Counts ``[K, K]`` of rows by their class (first axis) and the likeliest one of scores ``[n, K]`` (second).
+
+    By hand: scikit-learn's confusion_matrix takes 17 to 100 times as long.
+    """
+    classes = score.shape[1]
+    cells = np.bincount(np.asarray(label, np.intp) * classes + score.argmax(1), minlength=classes * classes)
+    return cells.reshape(classes, classes)
+
+
+def class_f1(table: Ints) -> list[float | None]:
+    """F1 of each class from a :func:`confusion`; None for a class that is neither in the labels nor predicted.
+
+    >>> class_f1(np.array([[2, 0, 0], [1, 1, 0], [0, 0, 0]]))
+    [0.8, 0.6666666666666666, None]
+    """
+    hits, sizes = np.diag(table).tolist(), (table.sum(0) + table.sum(1)).tolist()
+    return [2 * hit / size if size else None for hit, size in zip(hits, sizes, strict=True)]
+
+
+def macro_f1(table: Ints) -> float:
+    """Mean F1 of the classes that the labels of a :func:`confusion` hold.
+
+    By hand: scikit-learn's f1_score takes 40 times as long, gives the same bits, and does not take a table.
+
+    >>> round(macro_f1(np.array([[2, 0, 0], [1, 1, 0], [0, 0, 0]])), 3)
+    0.733
+    """
+    held = table.sum(1) > 0
+    return float((2 * np.diag(table)[held] / (table.sum(0) + table.sum(1))[held]).mean())
+
+
+def macro_f1_interval(table: Ints, confidence: float) -> Interval:
+    """The :func:`macro_f1` with its percentile bootstrap interval.
+
+    No formula is at hand, so the table is resampled (multinomial, ``DRAWS`` times, always the same draws).
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
+    """
+    n = int(table.sum())
+    drawn = np.random.default_rng(0).multinomial(n, table.ravel() / n, DRAWS)
+    low, high = central([macro_f1(cells.reshape(table.shape)) for cells in drawn], confidence)
+    return Interval(value=macro_f1(table), low=low, high=high)
+
+
+# --- intervals ----------------------------------------------------------------------------------
+
+
+def quantile(share: float, freedom: int = 0) -> float:
+    """Quantile of Student's t at ``freedom`` degrees, of the standard normal at 0.
+
+    >>> round(quantile(0.975), 2), round(quantile(0.975, 4), 2)
+    (1.96, 2.78)
+    """
+    from scipy.stats import norm, t
+
+    return float(t.ppf(share, freedom) if freedom else norm.ppf(share))
+
+
+def central(values: Sequence[float] | Floats, confidence: float) -> tuple[float, float]:
+    """The ends of the central ``confidence`` share of resampled values: a percentile bootstrap interval.
+
+    >>> central([1.0, 2.0, 3.0, 4.0, 5.0], 0.5)
+    (2.0, 4.0)
+    """
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def wilson(hits: int, n: int, confidence: float) -> Interval:
+    """A share with its confidence interval. Source: Wilson, Journal of the American Statistical Association 22, 1927.
+
+    >>> found = wilson(9, 10, 0.95)
+    >>> found.value, round(found.low, 3), round(found.high, 3)
+    (0.9, 0.596, 0.982)
+    """
+    z, share = quantile(0.5 + confidence / 2), hits / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    return Interval(value=share, low=max(0.0, middle - half), high=min(1.0, middle + half))
