@@ -1,7 +1,8 @@
-"""One training of a benchmark in a process of its own: ``python -m benchmarks.job FOLDER`` does what FOLDER/job.json says.
+"""One training of a benchmark in a process of its own.
 
-Like an Airflow task it has torch loaded and one thread, so its ranks are forked. FOLDER/answer.json holds the weights'
-hash and the training's facts, or the error; FOLDER/work is the training's working folder.
+``python -m benchmarks.job FOLDER`` does what FOLDER/job.json says. Like an Airflow task it has torch loaded and one
+thread, so its ranks are forked. FOLDER/answer.json holds the weights' hash and the training's facts, or the error;
+FOLDER/work is the training's working folder.
 """
 
 from __future__ import annotations
@@ -128,7 +129,10 @@ def peak_memory(pid: int) -> float:
 
 
 def holders(folder: Path) -> list[int]:
-    """The processes that have a file of ``folder`` open or name it: a training's task, agent and ranks, by nothing but their job's folder."""
+    """The processes that have a file of ``folder`` open or name it.
+
+    A training's task, agent and ranks, by nothing but their job's folder.
+    """
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -22,7 +22,10 @@ MEDIAN_WORDS, WORDS_SIGMA = 36, 0.58
 
 
 def reports(count: int, settings: Settings) -> tuple[list[str], NDArray[np.int64], str]:
-    """Texts, labels [count] and where they are from: "real" ones evenly spaced over 2014-2016, or "generated" of the same lengths."""
+    """Texts, labels [count] and where they are from.
+
+    "real" ones evenly spaced over 2014-2016, or "generated" of the same lengths.
+    """
     if any((folder / PARQUET).exists() for folder, _ in places(settings)):
         source, params = part(CASE, "source"), load_params(CASE)
         span = Window(start=datetime(2014, 1, 1, tzinfo=UTC), end=datetime(2017, 1, 1, tzinfo=UTC))
@@ -63,7 +66,10 @@ def reports(count: int, settings: Settings) -> tuple[list[str], NDArray[np.int64
 
 
 def rows(count: int, network: str, settings: Settings | None = None) -> tuple[Rows, str]:
-    """Training rows of reports for ``network`` and where they are from; for a toy the ids are folded into its vocabulary."""
+    """Training rows of reports for ``network`` and where they are from.
+
+    For a toy the ids are folded into its vocabulary.
+    """
     texts, labels, origin = reports(count, settings or read_settings())
     found = tokenise(load_tokenizer(part(CASE, "model").tokenizer(text_params(0.0))), texts)
     if network != "minilm":

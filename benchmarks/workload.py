@@ -1,4 +1,7 @@
-"""The networks that the training benchmarks train, in four sizes. Imported by tasks that fork and by the peers: torch, and nothing with threads."""
+"""The networks that the training benchmarks train, in four sizes.
+
+Imported by tasks that fork and by the peers: torch, and nothing with threads.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,10 @@ SIZES = {
 
 
 def network(name: str, dropout: float) -> nn.Module:
-    """The case's own network ("minilm", pre-trained), or one of ``SIZES`` with random weights; the caller seeds torch."""
+    """The case's own network ("minilm", pre-trained), or one of ``SIZES`` with random weights.
+
+    The caller seeds torch.
+    """
     if name == "minilm":
         built: nn.Module = part(CASE, "model").build(text_params(dropout), load_fields(CASE))
         return built

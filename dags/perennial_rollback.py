@@ -32,7 +32,8 @@ def rollback(params: Params) -> DAG:
             "reason": Param(description="Why: kept in the ledger for good.", type="string", pattern=r"\S"),
             "from_version": Param(
                 None,
-                description="The version to take back: nothing changes if another one serves. Empty: what was promoted last, and that once. "
+                description="The version to take back: nothing changes if another one serves. Empty: "
+                "what was promoted last, and that once. "
                 "To go further back, name the version that serves.",
                 type=["null", "integer"],
                 minimum=1,

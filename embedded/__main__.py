@@ -65,7 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _home(options: argparse.Namespace) -> Path:
-    """The state folder. Raises ConfigError if the settings cannot be read, but where they are not needed to stop a stack."""
+    """The state folder.
+
+    Raises ConfigError if the settings cannot be read, but where they are not needed to stop a stack.
+    """
     if options.command == "down" and options.home:
         return Path(options.home).expanduser().resolve()
     return read_settings(**({"home": options.home} if options.home else {})).root
@@ -91,7 +94,8 @@ def up(home: Path, console: Console, *, traffic: bool = True, profile: str = "em
         )
     except PerennialError as error:
         raise PerennialError(
-            f"the services are up, but the live cases' DAGs could not be set going: {error}; try again after `make down`"
+            f"the services are up, but the live cases' DAGs could not be set going: {error}; "
+            "try again after `make down`"
         ) from error
     console.print(addresses(running.env, home))
     console.print(
@@ -99,7 +103,8 @@ def up(home: Path, console: Console, *, traffic: bool = True, profile: str = "em
     )
     paused = [case.name for case in survey() if not case.problem and case.name not in live]
     console.print(
-        f"live, with {'a trickle of traffic' if traffic else 'no traffic'}: {', '.join(live) or 'no case'}; paused: {', '.join(paused) or 'none'}"
+        f"live, with {'a trickle of traffic' if traffic else 'no traffic'}: {', '.join(live) or 'no case'}; paused: "
+        f"{', '.join(paused) or 'none'}"
     )
     return RUNNING
 
@@ -129,7 +134,8 @@ def down(home: Path, console: Console) -> int:
     left = stack.stop(home)
     if left:
         raise PerennialError(
-            f"{left} process(es) of {home} could not be ended: look at them with `make status`, end them as the user who started them"
+            f"{left} process(es) of {home} could not be ended: look at them with `make status`, end them as the user "
+            "who started them"
         )
     console.print(
         f"stopped: {', '.join(process.name for process in was.processes)}" if was else f"nothing was running on {home}"
@@ -138,7 +144,10 @@ def down(home: Path, console: Console) -> int:
 
 
 def status(home: Path, console: Console) -> int:
-    """Print a table of the services, and below it the cases that are broken; 0 if all services are healthy, 1 if one is not, 3 if nothing runs."""
+    """Print a table of the services, and below it the cases that are broken.
+
+    0 if all services are healthy, 1 if one is not, 3 if nothing runs.
+    """
     rows = stack.status(home)
     if not rows:
         lost = stack.strays(home)

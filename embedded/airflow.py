@@ -131,7 +131,10 @@ def migrate(env: Mapping[str, str]) -> None:
 
 
 def healthy(url: str) -> dict[str, bool]:
-    """Which components answer and beat: metadatabase, scheduler, dag_processor, triggerer (all False: no api-server)."""
+    """Which components answer and beat.
+
+    Metadatabase, scheduler, dag_processor, triggerer (all False: no api-server).
+    """
     names = ("metadatabase", "scheduler", "dag_processor", "triggerer")
     try:
         answer = httpx.get(f"{url}/api/v2/monitor/health", timeout=3, trust_env=False).json()
@@ -199,7 +202,8 @@ class Airflow:
                 else f"the login of {self._login['username']!r} was refused"
             )
             raise PerennialError(
-                f"Airflow at {self.url} answered {answer.status_code}: {said}; set PERENNIAL_AIRFLOW_USERNAME and _PASSWORD"
+                f"Airflow at {self.url} answered {answer.status_code}: {said}; set PERENNIAL_AIRFLOW_USERNAME and "
+                "_PASSWORD"
             )
         return str(answer.raise_for_status().json()["access_token"])
 
@@ -321,7 +325,8 @@ class Airflow:
             elif time.monotonic() > deadline:
                 errors = [f"{e['filename']}: {e['stack_trace'].strip().splitlines()[-1]}" for e in self.import_errors()]
                 raise PerennialError(
-                    f"DAG(s) {', '.join(sorted(missing))} are not there after parsing: {'; '.join(errors) or 'look at the dag-processor log'}"
+                    f"DAG(s) {', '.join(sorted(missing))} are not there after parsing: "
+                    f"{'; '.join(errors) or 'look at the dag-processor log'}"
                 )
             time.sleep(interval)
 

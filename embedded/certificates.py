@@ -1,7 +1,7 @@
 """Triton's certificates: an authority whose key is forgotten at once, a server's certificate, and one client's.
 
-Whoever has the client's key may ask Triton for anything; nobody else gets an answer (mutual TLS). Made with the package cryptography, or
-where it is missing (`make secrets` needs nothing installed) with openssl.
+Whoever has the client's key may ask Triton for anything; nobody else gets an answer (mutual TLS). Made with the package
+cryptography, or where it is missing (`make secrets` needs nothing installed) with openssl.
 """
 
 from __future__ import annotations

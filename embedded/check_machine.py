@@ -33,7 +33,10 @@ def probe(python: str) -> dict[str, Any]:
 
 
 def find_python(wish: str = "") -> tuple[str, dict[str, Any]]:
-    """The first Python 3.11 among ``wish``, python3.11 and python3: its absolute path and what it says, or ``("", {})``."""
+    """The first Python 3.11 among ``wish``, python3.11 and python3.
+
+    Its absolute path and what it says, or ``("", {})``.
+    """
     for name in filter(None, (wish, "python3.11", "python3")):
         path = shutil.which(name)
         if path is None:
@@ -61,7 +64,8 @@ def find_libpython(prefix: str) -> str:
 def problems(root: Path, wish: str = "", *, disk: bool = True) -> list[tuple[str, str]]:
     """All that keeps Perennial from being installed in ``root``.
 
-    Pairs of (what is wrong, the apt package that mends it or ""). ``disk``: whether the space for an installation is still needed.
+    Pairs of (what is wrong, the apt package that mends it or ""). ``disk``: whether the space for an installation is
+    still needed.
     """
     found = []
     if sys.platform != "linux" or platform.machine() != "x86_64":

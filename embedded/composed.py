@@ -1,8 +1,9 @@
-"""docker-compose.yaml as the one source of the full stack's settings: what a service gets there, said for processes on this machine.
+"""docker-compose.yaml as the one source of the full stack's settings.
 
-A variable of the file is taken over as it stands, with the places changed: a service's name and port become 127.0.0.1
-and our port, a container's folder becomes one of the state folder's. What has to differ is named in ``DIFFERS``,
-with the reason; nothing else may (tests/embedded/test_composed.py).
+What a service gets there, said for processes on this machine. A variable of the file is taken over as it stands, with
+the places changed: a service's name and port become 127.0.0.1 and our port, a container's folder becomes one of the
+state folder's. What has to differ is named in ``DIFFERS``, with the reason; nothing else may
+(tests/embedded/test_composed.py).
 """
 
 from __future__ import annotations
@@ -75,7 +76,10 @@ def _file() -> dict[str, Any]:
 
 
 def environment(service: str, home: Path, ports: Ports) -> dict[str, str]:
-    """What the file gives ``service``, for processes of the state folder ``home``; ConfigError if it has no such service."""
+    """What the file gives ``service``, for processes of the state folder ``home``.
+
+    ConfigError if it has no such service.
+    """
     try:
         given = _file()["services"][service]["environment"]
     except KeyError as error:
@@ -97,7 +101,10 @@ def command(service: str) -> list[str]:
 
 
 def translate(text: str, home: Path, ports: Ports) -> str:
-    """A text of the compose files with the places of this machine: addresses, secrets, folders, variables with their defaults."""
+    """A text of the compose files with the places of this machine.
+
+    Addresses, secrets, folders, variables with their defaults.
+    """
     text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: CHOSEN.get(found[1], found[2]), text)
     addresses = "|".join(re.escape(address) for address in SERVICES)
     text = re.sub(

@@ -55,14 +55,18 @@ def require() -> None:
         missing.append(postgres.PACKAGE)
     if missing:
         raise ConfigError(
-            f"PROFILE=full needs programs that are not installed: apt-get install --no-install-recommends {' '.join(sorted(missing))} "
+            "PROFILE=full needs programs that are not installed: apt-get install --no-install-recommends "
+            f"{' '.join(sorted(missing))} "
             "(their own services need not run); or start without PROFILE"
         )
     postgres.owner()
 
 
 def prepare(home: Path, ports: Ports) -> None:
-    """Secrets, PostgreSQL's data folder, Prometheus' configuration, the login file of Airflow. Changes no secret that is there."""
+    """Secrets, PostgreSQL's data folder, Prometheus' configuration, the login file of Airflow.
+
+    Changes no secret that is there.
+    """
     try:
         keys.make(home / "secrets", f"{HOST}:{ports.postgres}", f"{HOST}:{ports.redis}", keys.OWNER_ONLY)
     except ValueError as error:
@@ -96,7 +100,8 @@ def secret(home: Path, name: str) -> str:
         text = path.read_text().strip()
     except OSError as error:
         raise ConfigError(
-            f"the secret {path} cannot be read ({error}): delete nothing in that folder while the stack runs, and start it again"
+            f"the secret {path} cannot be read ({error}): delete nothing in that folder while the stack runs, "
+            "and start it again"
         ) from error
     if not text:
         raise ConfigError(f"the secret {path} is empty: delete the file, the next start makes it anew")
@@ -104,7 +109,10 @@ def secret(home: Path, name: str) -> str:
 
 
 def environment(base: Mapping[str, str], home: Path, ports: Ports) -> dict[str, str]:
-    """What Airflow's processes get: the caller's environment, and of compose what its workers get; with the admin's login for scripts."""
+    """What Airflow's processes get: the caller's environment, and of compose what its workers get.
+
+    Scripts get the admin's login.
+    """
     kept = {name: value for name, value in base.items() if not name.startswith("AIRFLOW__")}
     local = {name: base[name] for name in LOCAL if name in base}
     login = {
@@ -159,15 +167,20 @@ def make_databases(home: Path, ports: Ports) -> None:
 
 
 def check_databases(urls: Mapping[str, str]) -> None:
-    """Raise ConfigError naming the setting if a database (by name: its URL) has the schema of another version; an empty one is none."""
+    """Raise ConfigError naming the setting if a database (by name: its URL) has the schema of another version.
+
+    An empty one is none.
+    """
     ledger.check(urls["ledger"])
     for name, folder in MIGRATIONS.items():
         version = postgres.schema_version(urls[name])
         steps = _installed(folder.partition("/")[0]).parent / folder
         if version and not any(f'"{version}"' in path.read_text() for path in steps.glob("*.py")):
             raise ConfigError(
-                f"the database {name} has the schema of another version: the installed {name} {metadata.version(PACKAGE_OF[name])} does not know "
-                f"its revision {version}; choose another state folder (STATE=; in compose the secret {name}_db_url), or install the version that made it"
+                f"the database {name} has the schema of another version: "
+                f"the installed {name} {metadata.version(PACKAGE_OF[name])} does not know "
+                f"its revision {version}; choose another state folder (STATE=; in compose the secret {name}_db_url), "
+                "or install the version that made it"
             )
 
 

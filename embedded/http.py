@@ -24,7 +24,10 @@ def status(url: str, *, timeout: float = 2.0) -> int:
 
 
 def call(url: str, body: Any = None, *, method: str | None = None, timeout: float = 10.0) -> Any:
-    """GET, or send ``body`` as JSON; returns the answer's JSON (None if empty). Unavailable carries the service's own words."""
+    """GET, or send ``body`` as JSON; returns the answer's JSON (None if empty).
+
+    Unavailable carries the service's own words.
+    """
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
     try:

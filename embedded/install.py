@@ -47,7 +47,10 @@ def main() -> int:
             install(python, ROOT / folder, ROOT / lock)
     except subprocess.CalledProcessError as error:
         print(
-            f"make setup: `{' '.join(error.cmd)}` ended with {error.returncode}; what it said stands above. Run `make setup` again: it goes on where it stopped.",
+            (
+                f"make setup: `{' '.join(error.cmd)}` ended with {error.returncode}; what it said stands above. "
+                "Run `make setup` again: it goes on where it stopped."
+            ),
             file=sys.stderr,
         )
         return 1
@@ -100,7 +103,10 @@ def install(python: str, venv: Path, lock: Path) -> None:
 
 
 def find_uv() -> str:
-    """The uv on the PATH, else one installed by pip beside the packages, else nothing (then pip does all); ``INSTALLER=pip`` asks for pip."""
+    """The uv on the PATH, else one installed by pip beside the packages, else nothing (then pip does all).
+
+    ``INSTALLER=pip`` asks for pip.
+    """
     if os.environ.get("INSTALLER") == "pip":
         return ""
     beside = ROOT / ".venv" / "bin" / "uv"
@@ -168,7 +174,10 @@ def _torch(installer: list[str], requirement: str) -> None:
         _run([*installer, "--no-deps", option, index, requirement])
     except subprocess.CalledProcessError:
         print(
-            f"{requirement} is neither in pip's find-links nor on {index}: name an index that has it, make setup TORCH_INDEX=https://...",
+            (
+                f"{requirement} is neither in pip's find-links nor on {index}: name an index that has it, make setup "
+                "TORCH_INDEX=https://..."
+            ),
             file=sys.stderr,
         )
         raise

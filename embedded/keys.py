@@ -1,9 +1,9 @@
 """`make secrets`: every password and key of the full stack, one file each, made once. Standard library only.
 
 The folder may be entered by its owner alone (0700). Compose's files can be read by any user (0644): a file-based
-compose secret keeps its mode, and the services run as users of their own. Those of a state folder are 0600. Nothing here has a default that works
-elsewhere: a deleted file is made anew, with another value; a file that is there is never changed, except for
-those that are only composed of others.
+compose secret keeps its mode, and the services run as users of their own. Those of a state folder are 0600. Nothing
+here has a default that works elsewhere: a deleted file is made anew, with another value; a file that is there is never
+changed, except for those that are only composed of others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ AIRFLOW_USERS = {"admin": "admin", "watcher": "viewer"}
 """Airflow's users and their roles: a person (and the seed), and the exporter."""
 MLFLOW_USER = "perennial"
 LOGIN_SECONDS = "60"
-"""How long each of MLflow's workers remembers a login that was right; a password that another worker has changed holds so long too."""
+"""How long each of MLflow's workers remembers a login that was right.
+
+A password that another worker has changed holds so long too.
+"""
 _WORD = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -54,7 +57,10 @@ MADE: dict[str, Callable[[], str]] = {
 }
 """Files with a value of their own, and what makes it."""
 TRITON = ("triton_authority", "triton_server_certificate", "triton_server_key", "triton_client")
-"""Files of one issue of certificates (certificates.py), made together: Triton reads the first three, its clients the last."""
+"""Files of one issue of certificates (certificates.py), made together.
+
+Triton reads the first three, its clients the last.
+"""
 OWNER_ONLY, SERVICES = 0o600, 0o644
 """The modes of secrets: of a state folder, and of compose, whose services have users of their own."""
 
@@ -87,9 +93,10 @@ def composed(own: dict[str, str], postgres: str = "postgres:5432", redis: str = 
 
 
 def make(folder: Path, postgres: str = "postgres:5432", redis: str = "redis:6379", mode: int = SERVICES) -> list[str]:
-    """Make what is missing in ``folder`` and compose the rest anew, all files with ``mode``; returns the names of the new files.
+    """Make what is missing in ``folder`` and compose the rest anew, all files with ``mode``.
 
-    Raises ValueError naming the file if a value would not survive in an address (a password by hand with ``@`` in it).
+    Returns the names of the new files. Raises ValueError naming the file if a value would not survive in an address (a
+    password by hand with ``@`` in it).
     """
     new, own = make_triton(folder, mode), {}
     for name, value in MADE.items():
@@ -101,7 +108,8 @@ def make(folder: Path, postgres: str = "postgres:5432", redis: str = "redis:6379
         own[name] = path.read_text().strip()
         if "password" in name and not _WORD.fullmatch(own[name]):
             raise ValueError(
-                f"{path} is empty or holds other characters than letters, digits, - and _: delete it: `make secrets`, or the next start of PROFILE=full, makes it anew"
+                f"{path} is empty or holds other characters than letters, digits, - and _: delete it: "
+                "`make secrets`, or the next start of PROFILE=full, makes it anew"
             )
     for name, text in composed(own, postgres, redis).items():
         path = folder / name
@@ -114,7 +122,10 @@ def make(folder: Path, postgres: str = "postgres:5432", redis: str = "redis:6379
 
 
 def make_triton(folder: Path, mode: int = OWNER_ONLY) -> list[str]:
-    """Make Triton's certificates in ``folder`` if one is missing; returns the names of the new files. Raises OSError."""
+    """Make Triton's certificates in ``folder`` if one is missing; returns the names of the new files.
+
+    Raises OSError.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     if all((folder / name).exists() for name in TRITON):

@@ -26,10 +26,10 @@ def open_live_cases(
     *,
     traffic_runs: bool = False,
 ) -> list[str]:
-    """Unpause the DAGs of the live cases and pause all others; returns the live cases. A broken case has no DAGs: it is said.
+    """Unpause the DAGs of the live cases and pause all others; returns the live cases.
 
-    ``airflow`` is for a server with a login, ``settings`` for a ledger that is not in ``home``; ``traffic_runs`` if
-    embedded/traffic.py was started beside it, with the same ``settings``.
+    A broken case has no DAGs: it is said. ``airflow`` is for a server with a login, ``settings`` for a ledger that is
+    not in ``home``; ``traffic_runs`` if embedded/traffic.py was started beside it, with the same ``settings``.
 
     A live case without a champion trains one first: unpausing runs the schedule's last missed tick at once,
     and a drift run would have nothing to compare with yet. Where traffic has days to make up for, the drift run

@@ -13,7 +13,10 @@ HOST = "127.0.0.1"
 FULL_ONLY = ("postgres", "redis", "loop_metrics", "airflow_metrics", "prometheus", "alertmanager")
 """What only PROFILE=full starts."""
 DRAWN = ("triton_grpc", "triton_metrics")
-"""Ports that are drawn at each start unless a variable names them: only the stack's own processes and people who look need them."""
+"""Ports that are drawn at each start unless a variable names them.
+
+Only the stack's own processes and people who look need them.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,10 @@ class Ports:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Ports:
-        """The defaults and free ports for :data:`DRAWN`, overridden by ``PERENNIAL_PORT_<NAME>``; ConfigError for what is no port or is given twice."""
+        """The defaults and free ports for :data:`DRAWN`, overridden by ``PERENNIAL_PORT_<NAME>``.
+
+        ConfigError for what is no port or is given twice.
+        """
         environment = os.environ if environment is None else environment
         chosen = {
             name: _port(variable(name), environment[variable(name)])
@@ -70,7 +76,10 @@ class Ports:
                 one.close()
 
     def require_free(self, but: Collection[str] = ()) -> None:
-        """Raise Unavailable naming every busy port and the variable that moves it; those of the services ``but`` are not looked at."""
+        """Raise Unavailable naming every busy port and the variable that moves it.
+
+        Those of the services ``but`` are not looked at.
+        """
         own = {name: port for name, port in asdict(self).items() if name not in but}
         busy = [
             f"{port} ({name}): set {variable(name)} to another one" for name, port in own.items() if not is_free(port)

@@ -1,7 +1,8 @@
-"""A PostgreSQL server of our own on 127.0.0.1: Debian's package, a data folder below the state, a database and an owner for each user.
+"""A PostgreSQL server of our own on 127.0.0.1.
 
-The server refuses to run as root, so root starts it as the package's user (else nobody). Nothing of a system-wide
-server is used: no socket in /var/run, no cluster in /etc/postgresql, TCP with SCRAM passwords only.
+Debian's package, a data folder below the state, a database and an owner for each user. The server refuses to run as
+root, so root starts it as the package's user (else nobody). Nothing of a system-wide server is used: no socket in
+/var/run, no cluster in /etc/postgresql, TCP with SCRAM passwords only.
 """
 
 from __future__ import annotations
@@ -53,19 +54,26 @@ def owner() -> str | None:
         with suppress(KeyError):
             return pwd.getpwnam(name).pw_name
     raise ConfigError(
-        f"PostgreSQL refuses to run as root, and none of the users {', '.join(_USERS)} exists: run this as an ordinary user"
+        f"PostgreSQL refuses to run as root, and none of the users {', '.join(_USERS)} exists: "
+        "run this as an ordinary user"
     )
 
 
 def let_in(folder: Path) -> None:
-    """Let the server's user, where it is not the caller, pass through ``folder``: by its group alone, which may not list it."""
+    """Let the server's user, where it is not the caller, pass through ``folder``.
+
+    By its group alone, which may not list it.
+    """
     if (user := owner()) is not None:
         os.chown(folder, -1, pwd.getpwnam(user).pw_gid)
         folder.chmod(0o710)
 
 
 def prepare(folder: Path, password: str) -> Path:
-    """Make the data folder ``folder/data`` (once) and return it. ConfigError if the server's user cannot reach it, or another version made it."""
+    """Make the data folder ``folder/data`` (once) and return it.
+
+    ConfigError if the server's user cannot reach it, or another version made it.
+    """
     programs, user = find(), owner()
     data = folder / "data"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -141,9 +149,10 @@ def ready(port: int) -> bool:
 
 
 def make_databases(port: int, password: str, owners: Mapping[str, str]) -> None:
-    """A database and a role of the same name for each of ``owners`` (name: password), where they are missing; nobody may enter another's.
+    """A database and a role of the same name for each of ``owners`` (name: password), where they are missing.
 
-    Raises ConfigError if the superuser's password is not the one that the data folder was made with.
+    Nobody may enter another's. Raises ConfigError if the superuser's password is not the one that the data folder was
+    made with.
     """
     import psycopg
     from psycopg import sql
@@ -177,7 +186,8 @@ def make_databases(port: int, password: str, owners: Mapping[str, str]) -> None:
     except psycopg.OperationalError as error:
         if "password" in str(error):
             raise ConfigError(
-                f"PostgreSQL on port {port} refuses the password in secrets/postgres_password: restore that file, or delete the data"
+                f"PostgreSQL on port {port} refuses the password in secrets/postgres_password: restore that file, "
+                "or delete the data"
             ) from error
         raise Unavailable(f"PostgreSQL on port {port} does not answer: {error}") from error
 
@@ -195,7 +205,10 @@ def schema_version(url: str) -> str | None:
 
 @contextmanager
 def server(names: tuple[str, ...] = ("ledger",)) -> Iterator[dict[str, str]]:
-    """A server for the length of a ``with`` block, in a folder of its own: the URL of each database. For tests and benchmarks."""
+    """A server for the length of a ``with`` block, in a folder of its own: the URL of each database.
+
+    For tests and benchmarks.
+    """
     with tempfile.TemporaryDirectory(prefix="perennial-postgres-") as temporary:
         root = Path(temporary)
         let_in(root)
@@ -218,7 +231,8 @@ def wait(process: Started, port: int, deadline: float = START_SECONDS) -> None:
     while not ready(port):
         if not alive(process) or time.monotonic() > end:
             raise Unavailable(
-                f"PostgreSQL did not become ready within {deadline:g} s; the end of {process.log}:\n{last_lines(Path(process.log))}"
+                f"PostgreSQL did not become ready within {deadline:g} s; "
+                f"the end of {process.log}:\n{last_lines(Path(process.log))}"
             )
         time.sleep(0.1)
 

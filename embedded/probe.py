@@ -77,7 +77,10 @@ def _restore(settings: Settings, broken: list[str]) -> None:
 
 
 def main() -> int:
-    """Bring back the champions that do not answer, by hand or by Triton's guard: a stub that was killed stays dead in Triton."""
+    """Bring back the champions that do not answer, by hand or by Triton's guard.
+
+    A stub that was killed stays dead in Triton.
+    """
     broken = list[str]()
     try:
         _restore(read_settings(), broken)
@@ -90,7 +93,10 @@ def main() -> int:
 
 
 def infer(model: str, version: int, settings: Settings) -> None:
-    """One inference on a row of zeros, made from the version's own metadata; Unavailable with Triton's words if it has no answer."""
+    """One inference on a row of zeros, made from the version's own metadata.
+
+    Unavailable with Triton's words if it has no answer.
+    """
     calls.infer(settings, model, version, calls.zeros(settings, model, version))
 
 

@@ -1,7 +1,8 @@
-"""`python -m embedded.room`: whether the container engine has room for the full stack, and the limits that fit it. Standard library only.
+"""`python -m embedded.room`: whether the container engine has room for the full stack, and the limits that fit it.
 
-Prints ``PERENNIAL_CPUS=<n> PERENNIAL_CPUS_GPU=<n>``, as environment or ``.env`` set them, else what docker-compose.yaml
-has by itself or, where that is fewer, the engine's cores: a container whose limit is above them does not start.
+Standard library only. Prints ``PERENNIAL_CPUS=<n> PERENNIAL_CPUS_GPU=<n>``, as environment or ``.env`` set them, else
+what docker-compose.yaml has by itself or, where that is fewer, the engine's cores: a container whose limit is above
+them does not start.
 """
 
 from __future__ import annotations
@@ -13,9 +14,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 USUAL = {"PERENNIAL_CPUS": 4.0, "PERENNIAL_CPUS_GPU": 8.0}
-"""The limits of docker-compose.yaml, in cores: of each container in which tasks run and of Triton; of the GPU worker."""
+"""The limits of docker-compose.yaml, in cores: of each container in which tasks run and of Triton.
+
+The second is the one of the GPU worker.
+"""
 LEAST_CORES, LEAST_GIB = 2, 6.0
-"""Fixed limits of smaller services ask for two cores; the default profile needs 3.2 GB once its first champions are trained."""
+"""Fixed limits of smaller services ask for two cores.
+
+The default profile needs 3.2 GB once its first champions are trained.
+"""
 
 
 def settings(dotenv: Path, environment: dict[str, str]) -> dict[str, str]:
@@ -30,7 +37,8 @@ def limits(cores: int, gib: float, given: dict[str, str]) -> dict[str, str]:
     """The limits to start with. Raises ValueError where the engine has too little for them, or at all."""
     if cores < LEAST_CORES or gib < LEAST_GIB:
         raise ValueError(
-            f"the container engine has {cores} core(s) and {gib:.1f} GiB of memory, the stack needs {LEAST_CORES} and {LEAST_GIB:g}:"
+            f"the container engine has {cores} core(s) and {gib:.1f} GiB of memory, the stack needs {LEAST_CORES} and "
+            f"{LEAST_GIB:g}:"
             " give it more (Docker Desktop: Settings, Resources), or start the stack as processes (`make up`)"
         )
     for name, value in given.items():
@@ -40,7 +48,8 @@ def limits(cores: int, gib: float, given: dict[str, str]) -> dict[str, str]:
             fits = False
         if not fits:
             raise ValueError(
-                f"{name}={value}, but the container engine has {cores} cores: set {name} to a number up to that, in the environment or in .env"
+                f"{name}={value}, but the container engine has {cores} cores: set {name} to a number up to that, "
+                "in the environment or in .env"
             )
     return {name: given.get(name) or f"{min(usual, cores):g}" for name, usual in USUAL.items()}
 

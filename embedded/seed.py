@@ -1,7 +1,8 @@
-"""`python -m embedded.seed`: what a new full stack starts with; run once by compose, and running it again changes nothing.
+"""`python -m embedded.seed`: what a new full stack starts with.
 
-The reference data that data.dvc pins goes into ``PERENNIAL_DATA_DIR``, byte for byte (DVC itself would want a git
-checkout); then the live cases' DAGs are set going, which trains their first champions.
+Run once by compose, and running it again changes nothing. The reference data that data.dvc pins goes into
+``PERENNIAL_DATA_DIR``, byte for byte (DVC itself would want a git checkout); then the live cases' DAGs are set going,
+which trains their first champions.
 """
 
 from __future__ import annotations

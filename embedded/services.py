@@ -48,7 +48,10 @@ def settings_environment(home: Path, ports: Ports) -> dict[str, str]:
 def full_environment(
     home: Path, ports: Ports, extra: Mapping[str, str] | None = None, profile: str = "embedded"
 ) -> dict[str, str]:
-    """What every process but Triton gets: Airflow's settings, the stack's addresses and tag, no telemetry; ``extra`` wins."""
+    """What every process but Triton gets: Airflow's settings, the stack's addresses and tag, no telemetry.
+
+    ``extra`` wins.
+    """
     own = {
         **settings_environment(home, ports),
         TAG: triton.stack_tag(home),
@@ -73,9 +76,10 @@ def full_environment(
 
 
 def mlflow_hosts(port: int, allowed: str) -> list[str]:
-    """What may stand in ``Host`` for MLflow, letter by letter: the loopback's names and those in ``allowed``, with its port and without one.
+    """What may stand in ``Host`` for MLflow, letter by letter.
 
-    Its own defaults are patterns such as ``10.*``, which also fit names that anybody can have. Raises ConfigError for what is no host.
+    The loopback's names and those in ``allowed``, with its port and without one. Its own defaults are patterns such as
+    ``10.*``, which also fit names that anybody can have. Raises ConfigError for what is no host.
     """
     try:
         found = sorted(hosts.LOOPBACK | hosts.listed(allowed))
@@ -86,7 +90,10 @@ def mlflow_hosts(port: int, allowed: str) -> list[str]:
 
 
 def settings_of(home: Path, env: Mapping[str, str]) -> Settings:
-    """The settings that ``env`` gives to a program of the state ``home``. Raises ConfigError naming the variables that hold nothing usable."""
+    """The settings that ``env`` gives to a program of the state ``home``.
+
+    Raises ConfigError naming the variables that hold nothing usable.
+    """
     found: dict[str, str] = {}
     for name in Settings.model_fields:
         variable = f"PERENNIAL_{name.upper()}"
@@ -95,7 +102,8 @@ def settings_of(home: Path, env: Mapping[str, str]) -> Settings:
                 found[name] = Path(file).read_text().strip()
             except OSError as error:
                 raise ConfigError(
-                    f"{variable}_FILE names {file}, which cannot be read ({error}): `make down`, then `make up` makes it anew"
+                    f"{variable}_FILE names {file}, which cannot be read ({error}): `make down`, then `make up` makes "
+                    "it anew"
                 ) from error
         if variable in env:
             found[name] = env[variable]

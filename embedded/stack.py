@@ -1,8 +1,8 @@
 """Start, look at and stop all services of one state folder.
 
-``<home>/stack.json`` says what runs: pids with their start times, ports, and the tag that every process
-of the stack carries in its environment. It is written before the first process starts, so that whatever
-happens later, ``stop`` finds everything. Beside it ``<home>/env`` leads steps by hand to the stack (pipelines/places.py).
+``<home>/stack.json`` says what runs: pids with their start times, ports, and the tag that every process of the stack
+carries in its environment. It is written before the first process starts, so that whatever happens later, ``stop``
+finds everything. Beside it ``<home>/env`` leads steps by hand to the stack (pipelines/places.py).
 """
 
 from __future__ import annotations
@@ -129,9 +129,10 @@ def start(
 
 
 def stop(home: Path) -> int:
-    """Stop everything of the state folder ``home`` and delete its shared memory; returns the number of processes left (0).
+    """Stop everything of the state folder ``home`` and delete its shared memory.
 
-    Nothing running is fine. Strays are found by their tag even if stack.json is lost.
+    Returns the number of processes left (0). Nothing running is fine. Strays are found by their tag even if stack.json
+    is lost.
     """
     home = home.expanduser().resolve()
     record = read(home)
@@ -143,9 +144,9 @@ def stop(home: Path) -> int:
 
 
 def again(home: Path, name: str) -> Started:
-    """End what a dead service of a running stack left, and start it once more, as compose would; does not wait until it works.
+    """End what a dead service of a running stack left, and start it once more, as compose would.
 
-    Raises ConfigError if the stack has no such service, ConflictError if it is alive.
+    Does not wait until it works. Raises ConfigError if the stack has no such service, ConflictError if it is alive.
     """
     home = home.expanduser().resolve()
     record = read(home)
@@ -179,12 +180,16 @@ def refuse_if_running(home: Path) -> None:
     if running:
         names = ", ".join(f"{process.name} ({process.pid})" for process in running)
         raise ConflictError(
-            f"a stack of {home} is already running: {names}; look at it with `make status`, stop it with `make down` (and the same STATE)"
+            f"a stack of {home} is already running: {names}; look at it with `make status`, stop it with `make down` "
+            "(and the same STATE)"
         )
 
 
 def read(home: Path) -> Record | None:
-    """The record of what was started last, or None if it was stopped; a record that cannot be read raises ConfigError."""
+    """The record of what was started last, or None if it was stopped.
+
+    A record that cannot be read raises ConfigError.
+    """
     path = home / RECORD
     try:
         found = json.loads(path.read_text())
@@ -303,7 +308,10 @@ def _private() -> Iterator[None]:
 
 
 def _tighten(home: Path) -> None:
-    """Take away what an older commit let other users do with a state folder: all of it, once; afterwards it is closed."""
+    """Take away what an older commit let other users do with a state folder: all of it, once.
+
+    Afterwards it is closed.
+    """
     if not home.stat().st_mode & 0o007:
         return
     own = os.geteuid()
@@ -346,7 +354,10 @@ def _locked(home: Path) -> Iterator[None]:
 
 
 def _require_folders(settings: Settings) -> None:
-    """Raise ConfigError naming the setting if the lake or a folder beside it cannot be written: a mount that is away, a file in its place, a disk set read-only."""
+    """Raise ConfigError naming the setting if the lake or a folder beside it cannot be written.
+
+    A mount that is away, a file in its place, a disk set read-only.
+    """
     for folder in (settings.lake, settings.prediction_log, settings.model_repository):
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,10 @@ log = logging.getLogger("embedded.traffic")
 
 @dataclass(frozen=True)
 class Place:
-    """How far a case's stream has been sent: rows with event time in ``[since, rows)``, and their labels that arrived before ``labels``."""
+    """How far a case's stream has been sent.
+
+    Rows with event time in ``[since, rows)``, and their labels that arrived before ``labels``.
+    """
 
     since: datetime
     rows: datetime

@@ -1,7 +1,8 @@
 """The real tritonserver of the nvidia-pytriton wheel, serving a state folder's model repository on 127.0.0.1.
 
-It speaks gRPC under mutual TLS and nothing else (metrics apart): its admin calls run code, and any user of the machine, or a
-page in a browser, reaches its port. The client's key lies in ``<home>/secrets/triton_client``, for its owner alone.
+It speaks gRPC under mutual TLS and nothing else (metrics apart): its admin calls run code, and any user of the machine,
+or a page in a browser, reaches its port. The client's key lies in ``<home>/secrets/triton_client``, for its owner
+alone.
 
 It runs from ``.venv-triton`` (numpy 1). Triton 2.51 misses later security fixes: it is for development
 on one machine, and this module binds nothing but the loopback address.
@@ -42,7 +43,8 @@ def require() -> None:
         raise ConfigError(f"{VENV} has no tritonserver: run `make setup`")
     if not check_machine.find_libpython(_prefix()):
         raise ConfigError(
-            f"{check_machine.LIBPYTHON} is missing, Triton cannot start a model without it: run `make setup`, it prints the command that mends it"
+            f"{check_machine.LIBPYTHON} is missing, Triton cannot start a model without it: run `make setup`, "
+            "it prints the command that mends it"
         )
 
 
@@ -66,7 +68,10 @@ def command(home: Path, ports: Ports) -> list[str]:
 
 
 def doors(secrets: Path) -> list[str]:
-    """The options that keep everybody out who has no client's key; they name files and hold no secret (as compose/triton/start.sh)."""
+    """The options that keep everybody out who has no client's key.
+
+    They name files and hold no secret (as compose/triton/start.sh).
+    """
     return [
         "--grpc-use-ssl=true",
         "--grpc-use-ssl-mutual=true",
@@ -128,7 +133,8 @@ def sweep(home: Path) -> None:
 def start_triton(home: Path, ports: Ports, *, deadline: float = 60.0) -> Started:
     """Start Triton on ``home``/model_repository and wait until it is ready; no model is loaded yet.
 
-    Raises ConfigError if it is not installed, Unavailable if a port is taken or it is not ready within ``deadline`` seconds.
+    Raises ConfigError if it is not installed, Unavailable if a port is taken or it is not ready within ``deadline``
+    seconds.
     """
     require()
     prepare(home)
@@ -146,7 +152,10 @@ def start_triton(home: Path, ports: Ports, *, deadline: float = 60.0) -> Started
 
 
 def stop_triton(home: Path, process: Started) -> int:
-    """Stop what :func:`start_triton` started, its stubs and its shared memory; returns the number of processes left (0)."""
+    """Stop what :func:`start_triton` started, its stubs and its shared memory.
+
+    Returns the number of processes left (0).
+    """
     left = end([process], stack_tag(home))
     sweep(home)
     return left

@@ -1,8 +1,9 @@
-"""Is what the ledger says what was written into it? The journal, every hash, every reference, and the files that releases go by.
+"""Is what the ledger says what was written into it?
 
-Changed, removed and added rows of any table are found (journal.py). Inside of the database alone nobody can tell a journal that was
-recomputed as a whole, or cut off at its newest end, from a true one; the manifests of the runs, which lie outside, still give such an edit
-away where it touches what they name: a verdict, a promotion, an episode.
+The journal, every hash, every reference, and the files that releases go by. Changed, removed and added rows of any
+table are found (journal.py). Inside of the database alone nobody can tell a journal that was recomputed as a whole, or
+cut off at its newest end, from a true one; the manifests of the runs, which lie outside, still give such an edit away
+where it touches what they name: a verdict, a promotion, an episode.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ def audit(settings: Settings, case: str | None = None) -> dict[str, Any]:
 
 
 def within(case: str, rows: Mapping[str, Iterable[Rows]]) -> Iterator[Finding]:
-    """What is wrong between and in the rows of a case, as :func:`pipelines.ledger.stored` gives them: hashes, chain, references."""
+    """What is wrong between and in the rows of a case, as :func:`pipelines.ledger.stored` gives them.
+
+    Hashes, chain, references.
+    """
     verdicts: dict[str, Any] = {}
     for row in rows["verdicts"]:
         wrong = partial(Finding, case=case, table="verdicts", row=f"gate_key {row['gate_key']}")
@@ -148,7 +152,10 @@ def _drift(case: str, rows: Mapping[str, Iterable[Rows]]) -> Iterator[Finding]:
 
 
 def _manifests(folder: Path) -> Iterator[tuple[Path, Manifest | str]]:
-    """The manifests of a case's gates, rollouts and drift runs, those that a later run set aside too; or what is wrong with one."""
+    """The manifests of a case's gates, rollouts and drift runs, those that a later run set aside too.
+
+    Or what is wrong with one.
+    """
     for step in ("gate", "rollout", "drift"):
         for path in sorted([*folder.glob(f"*/{step}/{MANIFEST}"), *folder.glob(f"*/{step}.*/{MANIFEST}")]):
             try:
@@ -173,7 +180,10 @@ def _runs(
         if manifest.step == "gate" and verdicts.get(manifest.key) != facts.get("verdict_sha256"):
             said = "no verdict" if manifest.key not in verdicts else "another verdict"
             yield wrong(
-                problem=f"the ledger has {said} of this gate run (gate_key {manifest.key[:12]}, {str(facts.get('verdict_sha256'))[:12]})"
+                problem=(
+                    f"the ledger has {said} of this gate run (gate_key {manifest.key[:12]}, "
+                    f"{str(facts.get('verdict_sha256'))[:12]})"
+                )
             )
         if (
             manifest.step == "rollout"
@@ -181,7 +191,10 @@ def _runs(
             and releases.get(facts["seq"]) != facts.get("version")
         ):
             yield wrong(
-                problem=f"released version {facts.get('version')} as release {facts['seq']}; the ledger has {releases.get(facts['seq'], 'no such row')}"
+                problem=(
+                    f"released version {facts.get('version')} as release {facts['seq']}; "
+                    f"the ledger has {releases.get(facts['seq'], 'no such row')}"
+                )
             )
         if manifest.step == "drift" and facts.get("episode") is not None and facts["episode"] not in episodes:
             yield wrong(problem=f"found the episode {facts['episode']}, which the ledger does not have")
@@ -220,7 +233,9 @@ def _bundles(settings: Settings, case: str, rows: Mapping[str, Iterable[Rows]]) 
             ]
             if release.candidate_key not in evaluated:
                 yield wrong(
-                    problem=f"no gate run beside it judged this artefact with the verdict that release {release.seq} cites"
+                    problem=(
+                        f"no gate run beside it judged this artefact with the verdict that release {release.seq} cites"
+                    )
                 )
         except (PerennialError, OSError, KeyError) as error:
             yield wrong(problem=str(error))

@@ -17,9 +17,10 @@ _PEM = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----.+?-----END \1-----\n?", re.DOTA
 
 
 def credentials(client: SecretStr) -> grpc.ChannelCredentials:
-    """What a client shows and believes: its key, its certificate and that of the authority, in this order in one PEM text.
+    """What a client shows and believes.
 
-    Raises ConfigError if the text is something else.
+    Its key, its certificate and that of the authority, in this order in one PEM text. Raises ConfigError if the text is
+    something else.
     """
     import grpc
 
@@ -28,7 +29,8 @@ def credentials(client: SecretStr) -> grpc.ChannelCredentials:
     certificates = [found[0] for found in _PEM.finditer(text) if found[1] == "CERTIFICATE"]
     if len(keys) != 1 or len(certificates) < 2:
         raise ConfigError(
-            f"PERENNIAL_TRITON_CLIENT holds {len(keys)} key(s) and {len(certificates)} certificate(s): it must be a private key, its certificate and "
+            f"PERENNIAL_TRITON_CLIENT holds {len(keys)} key(s) and {len(certificates)} certificate(s): "
+            "it must be a private key, its certificate and "
             "the authority's certificate in PEM (`make secrets` makes such a file, triton_client)"
         )
     return grpc.ssl_channel_credentials("".join(certificates[1:]).encode(), keys[0].encode(), certificates[0].encode())

@@ -47,7 +47,10 @@ class TooFewRows(DataError):
 
 
 class CaseError(DataError):
-    """A case's own code raised an error, over itself or over the data that it reads; ``retry`` says whether trying again may help."""
+    """A case's own code raised an error, over itself or over the data that it reads.
+
+    ``retry`` says whether trying again may help.
+    """
 
     def __init__(self, message: str, *, retry: bool = False) -> None:
         super().__init__(message)

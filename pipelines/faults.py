@@ -1,4 +1,7 @@
-"""Whose mistake an error is: one that was raised in a case's folder is the case's, told with its file and line; a full disk is nobody's."""
+"""Whose mistake an error is: one that was raised in a case's folder is the case's, told with its file and line.
+
+A full disk is nobody's.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,8 @@ def of_disk(error: BaseException) -> NoRoom | ConfigError | None:
             )
         if place(error) is None and (number in _SHUT or any(text in words for text in _SHUT_WORDS)):
             return ConfigError(
-                f"the state folder cannot be written ({said(one)}): make it writable for this user, or set PERENNIAL_HOME to one that is"
+                f"the state folder cannot be written ({said(one)}): make it writable for this user, "
+                "or set PERENNIAL_HOME to one that is"
             )
     return None
 

@@ -89,7 +89,10 @@ def refusal(scope: Scope, known: Collection[str], trusted: Collection[str]) -> t
         if page[0] not in trusted and (page[0], page[1] or default) != (host, port or default):
             return (
                 403,
-                f"pages of {page[0]} may not write here: if they shall, add that name to {VARIABLE} and start this again",
+                (
+                    f"pages of {page[0]} may not write here: if they shall, add that name to {VARIABLE} and start this "
+                    "again"
+                ),
             )
     return None
 

@@ -26,7 +26,10 @@ class Strict(BaseModel):
 
 
 def not_below(other: str, *, strictly: bool = False) -> AfterValidator:
-    """The value is at least that of ``other``, a key before it in the same block; ``strictly``: above it. None says nothing."""
+    """The value is at least that of ``other``, a key before it in the same block; ``strictly``: above it.
+
+    None says nothing.
+    """
 
     def check(value: Any, info: ValidationInfo) -> Any:
         least = info.data.get(other)
@@ -54,13 +57,17 @@ def _labels_wanted(value: tuple[int, int, float]) -> tuple[int, int, float]:
     most, least, share = value
     if not 0 <= least <= most or share < 0:
         raise ValueError(
-            f"at most {most}, at least {least}, a share of {share:g}: the first is not below the second, and none is negative"
+            f"at most {most}, at least {least}, a share of {share:g}: the first is not below the second, and none is "
+            "negative"
         )
     return value
 
 
 def _cron(value: str) -> str:
-    """A schedule that comes at some time; the plain ones are seen to be right without croniter, whose import takes a tenth of a second."""
+    """A schedule that comes at some time.
+
+    The plain ones are seen to be right without croniter, whose import takes a tenth of a second.
+    """
     fields = value.split()
     if len(fields) == len(_PLAIN) and all(_plain(field, *most) for field, most in zip(fields, _PLAIN, strict=True)):
         return value
@@ -147,8 +154,9 @@ class TextModelParams(Strict):
     lora_rank: int = Field(default=0, ge=0)
     """Above 0 the blocks learn by low-rank updates only (Hu et al., 2021, arXiv:2106.09685)."""
     head_start: bool = False
-    """Fine-tuning starts with the head that kind ``embedding`` would have, instead of one that distorts the encoder while it
-    learns (Kumar et al., 2022, arXiv:2202.10054)."""
+    """Fine-tuning starts with the head that kind ``embedding`` would have, instead of one that distorts the encoder
+    while it learns (Kumar et al., 2022, arXiv:2202.10054).
+    """
 
 
 def _model_kind(value: Any) -> str:
@@ -201,7 +209,10 @@ class TrainParams(Strict):
     """Start from the champion's weights, if there is one of the same architecture."""
     budget_minutes: float | None = Field(default=None, gt=0)
     stop_after: int | None = Field(default=None, gt=0)
-    """Optimiser steps after which training stops as if its budget were spent: how one that spent it is trained again."""
+    """Optimiser steps after which training stops as if its budget were spent.
+
+    How one that spent it is trained again.
+    """
     checkpoint_every: int | None = Field(default=None, gt=0)
     """Optimiser steps between checkpoints; ``None``: none."""
     keep_checkpoints: int = Field(default=2, gt=0)
@@ -216,7 +227,8 @@ class TrainParams(Strict):
             )
         if self.batch_size % (self.ranks * self.accumulate):
             raise ValueError(
-                f"batch_size {self.batch_size} cannot be shared by {self.ranks} rank(s) x {self.accumulate} micro-batch(es): make it a multiple"
+                f"batch_size {self.batch_size} cannot be shared by {self.ranks} rank(s) x {self.accumulate} "
+                "micro-batch(es): make it a multiple"
             )
         if self.patience is not None and not self.validation_share:
             raise ValueError("patience needs a validation slice: set validation_share, e.g. 0.1")
@@ -226,7 +238,8 @@ class TrainParams(Strict):
 class ExportParams(Strict):
     """What is exported; ``ship`` names the variant that is judged and served.
 
-    The int8 variant has a quarter of the bytes, at the speed of fp32. It ships only if no answer hangs on the rows beside it.
+    The int8 variant has a quarter of the bytes, at the speed of fp32. It ships only if no answer hangs on the rows
+    beside it.
     """
 
     int8: bool = False
@@ -263,7 +276,10 @@ class ServingParams(Strict):
 
 
 class EventTimes(Strict):
-    """Which event times rows and labels may state, seen from the moment of their receipt, in days; None: any from 1900 to 2199."""
+    """Which event times rows and labels may state, seen from the moment of their receipt, in days.
+
+    None: any from 1900 to 2199.
+    """
 
     max_age_days: Days | None = 3650.0
     max_ahead_days: Days | None = 31.0
@@ -274,9 +290,15 @@ class EventTimes(Strict):
         day = 86_400.0
         age = (received - moment).total_seconds() / day
         if self.max_age_days is not None and age > self.max_age_days:
-            return f"must not lie more than {self.max_age_days:g} days before its receipt (event_times.max_age_days in the case's parameters)"
+            return (
+                f"must not lie more than {self.max_age_days:g} days before its receipt (event_times.max_age_days "
+                "in the case's parameters)"
+            )
         if self.max_ahead_days is not None and -age > self.max_ahead_days:
-            return f"must not lie more than {self.max_ahead_days:g} days after its receipt (event_times.max_ahead_days in the case's parameters)"
+            return (
+                f"must not lie more than {self.max_ahead_days:g} days after its receipt "
+                "(event_times.max_ahead_days in the case's parameters)"
+            )
         return None
 
 
@@ -301,9 +323,9 @@ class GateParams(Strict):
 
 
 class NewData(Strict):
-    """How many labelled rows must be new for a retraining without any drift: ``rows``, or ``share`` of the champion's training rows.
+    """How many labelled rows must be new for a retraining without any drift.
 
-    Given both, the smaller number counts.
+    ``rows``, or ``share`` of the champion's training rows. Given both, the smaller number counts.
     """
 
     rows: int | None = Field(default=None, gt=0)
@@ -377,7 +399,10 @@ class ReplayParams(Strict):
 
 
 class AlertParams(Strict):
-    """Who is told of what, how soon they should look, and how often they may be told; the rules lie in ../alerts/rules.py."""
+    """Who is told of what, how soon they should look, and how often they may be told.
+
+    The rules lie in ../alerts/rules.py.
+    """
 
     owner: str = "ml-on-call"
     owners: dict[AlertRule, str] = {}
@@ -419,7 +444,10 @@ class Params(Strict):
     replay: ReplayParams | None = None
     alerts: AlertParams = AlertParams()
     source: dict[str, str | int | float | bool | None] = {}
-    """Settings of the case's own source, e.g. the generator's drift kind; each has to be named somewhere in the case's code."""
+    """Settings of the case's own source, e.g. the generator's drift kind.
+
+    Each has to be named somewhere in the case's code.
+    """
 
     @property
     def times(self) -> EventTimes:

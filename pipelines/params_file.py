@@ -24,7 +24,10 @@ from pipelines.settings import Settings, read_settings
 
 
 def params_file(case: str, settings: Settings) -> Path:
-    """The file that a case's parameters are read from: ``<case>.yaml`` in ``PERENNIAL_PARAMS_DIR``, else its own params.yaml."""
+    """The file that a case's parameters are read from.
+
+    ``<case>.yaml`` in ``PERENNIAL_PARAMS_DIR``, else its own params.yaml.
+    """
     own = settings.params_dir
     return (
         own / f"{case}.yaml"
@@ -34,9 +37,10 @@ def params_file(case: str, settings: Settings) -> Path:
 
 
 def load_params(case: str, path: Path | None = None) -> Params:
-    """Read and check a case's parameters; ConfigError names every mistake: unknown keys and names, keys that stand twice, impossible values.
+    """Read and check a case's parameters.
 
-    They are those of ``path``, else of ``<case>.yaml`` in the folder ``PERENNIAL_PARAMS_DIR``, else the case's own.
+    ConfigError names every mistake: unknown keys and names, keys that stand twice, impossible values. They are those of
+    ``path``, else of ``<case>.yaml`` in the folder ``PERENNIAL_PARAMS_DIR``, else the case's own.
     """
     if path is None:
         if case not in case_files.case_names():
@@ -47,7 +51,8 @@ def load_params(case: str, path: Path | None = None) -> Params:
     raw, mistakes = _plain_data(path)
     if isinstance(raw, dict) and isinstance(said := raw.get("case", case), str) and said != case:
         raise ConfigError(
-            f"{path} says case: {said}, but it stands for the case {case}: write case: {case} there, or give it its own case's file"
+            f"{path} says case: {said}, but it stands for the case {case}: write case: {case} there, or give it its "
+            "own case's file"
         )
     mistakes |= _unknown_names(case, raw)
     try:
@@ -64,7 +69,10 @@ def load_params(case: str, path: Path | None = None) -> Params:
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML file as plain values. Raises ConfigError if it is none, or if a key stands twice in it (YAML itself would take the last)."""
+    """A YAML file as plain values.
+
+    Raises ConfigError if it is none, or if a key stands twice in it (YAML itself would take the last).
+    """
     value, twice = _plain_data(path)
     if twice:
         raise ConfigError(
@@ -78,7 +86,10 @@ MOST_BYTES, MOST_LEVELS, MOST_MISTAKES = 64 * 1024, 20, 50
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without what stands for something that stands elsewhere: a few hundred bytes of aliases can stand for billions of values."""
+    """YAML without what stands for something that stands elsewhere.
+
+    A few hundred bytes of aliases can stand for billions of values.
+    """
 
     levels = 0
 
@@ -89,7 +100,8 @@ class _PlainLoader(yaml.SafeLoader):
         if anchor is not None:
             sign = "*" if isinstance(event, yaml.AliasEvent) else "&"
             raise yaml.YAMLError(
-                f"line {line}: {sign}{anchor} is an alias or its anchor, which parameters may not have: write the values out"
+                f"line {line}: {sign}{anchor} is an alias or its anchor, which parameters may not have: "
+                "write the values out"
             )
         if self.levels >= MOST_LEVELS:
             raise yaml.YAMLError(
@@ -112,7 +124,8 @@ def _plain_data(path: Path) -> tuple[Any, dict[str, str]]:
             data = file.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise ConfigError(
-                f"{path} has more than {MOST_BYTES // 1024} KiB: parameters are a few pages; move data into files that the case's source reads"
+                f"{path} has more than {MOST_BYTES // 1024} KiB: parameters are a few pages; "
+                "move data into files that the case's source reads"
             )
         loader = _PlainLoader(data.decode("utf-8"))
         root = loader.get_single_node()
@@ -243,7 +256,10 @@ def _text(folder: Path) -> str:
 
 
 def _fields_of(case: str) -> Any:
-    """The case's declaration, which stands above this room and so is found by its name; None if it cannot be read: that is told where it is used."""
+    """The case's declaration, which stands above this room and so is found by its name.
+
+    None if it cannot be read: that is told where it is used.
+    """
     try:
         return import_module(f"pipelines.cases.{case}.schema").FIELDS
     except (Exception, SystemExit):  # noqa: BLE001 - whatever is wrong with a case's own code

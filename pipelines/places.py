@@ -1,7 +1,7 @@
 """Where the services of a state folder are: what its own stack wrote down when it was started.
 
-``<home>/stack.json`` names the stack's processes, ``<home>/env`` the variables that lead a program to it. An address counts
-only while the very process that was started for it lives: whatever else listens there belongs to somebody else.
+``<home>/stack.json`` names the stack's processes, ``<home>/env`` the variables that lead a program to it. An address
+counts only while the very process that was started for it lives: whatever else listens there belongs to somebody else.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def title(setting: str) -> str:
 
 
 def variables(home: Path) -> dict[str, str]:
-    """The ``PERENNIAL_*`` variables of the stack that was started last on ``home``; none if there was none, and for its own processes."""
+    """The ``PERENNIAL_*`` variables of the stack that was started last on ``home``.
+
+    None if there was none, and for its own processes.
+    """
     if TAG in os.environ:
         return {}
     try:
@@ -73,7 +76,10 @@ def running(home: Path) -> set[str]:
 
 
 def birth(pid: int) -> int | None:
-    """Start time of a living process in clock ticks since boot (field 22 of /proc/<pid>/stat); None if it is gone or a zombie."""
+    """Start time of a living process in clock ticks since boot (field 22 of /proc/<pid>/stat).
+
+    None if it is gone or a zombie.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

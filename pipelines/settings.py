@@ -26,10 +26,16 @@ Kind = TypeVar("Kind", bound=BaseSettings)
 
 
 class _FromFiles(PydanticBaseSettingsSource):
-    """``PERENNIAL_<NAME>_FILE`` names a file that holds the setting's value: how a secret reaches a container without standing in its environment."""
+    """``PERENNIAL_<NAME>_FILE`` names a file that holds the setting's value.
+
+    How a secret reaches a container without standing in its environment.
+    """
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - pydantic's signature
-        """The file's text, or None if no variable names one; ConfigError names the variable if it cannot be read or is empty."""
+        """The file's text, or None if no variable names one.
+
+        ConfigError names the variable if it cannot be read or is empty.
+        """
         variable = f"PERENNIAL_{field_name.upper()}_FILE"
         path = os.environ.get(variable)
         return (_held(variable, path) if path else None), field_name, False
@@ -41,9 +47,10 @@ class _FromFiles(PydanticBaseSettingsSource):
 
 
 class _FromState(PydanticBaseSettingsSource):
-    """The state folder's own stack, as it was started (places.py): what belongs to the state, and the addresses of the services that run.
+    """The state folder's own stack, as it was started (places.py).
 
-    An address that somebody named otherwise takes the service's login from here with it: no password goes to a host that it was not meant for.
+    What belongs to the state, and the addresses of the services that run. An address that somebody named otherwise
+    takes the service's login from here with it: no password goes to a host that it was not meant for.
     """
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - pydantic's signature
@@ -77,7 +84,8 @@ def _held(variable: str, path: str) -> str:
         text = Path(path).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{variable} names {path}, which cannot be read ({error}): make the file (`make secrets`), or unset the variable"
+            f"{variable} names {path}, which cannot be read ({error}): make the file (`make secrets`), or unset the "
+            "variable"
         ) from error
     if not text:
         raise ConfigError(
@@ -89,8 +97,9 @@ def _held(variable: str, path: str) -> str:
 class Settings(BaseSettings):
     """Where things are: the environment variables ``PERENNIAL_*``. Never part of a key.
 
-    Each can also come from a file that ``PERENNIAL_<NAME>_FILE`` names; the plain variable wins. A service's address that nobody
-    gives is that of the stack which runs on the state folder ``home``, else empty: what listens at some port by chance is nobody's.
+    Each can also come from a file that ``PERENNIAL_<NAME>_FILE`` names; the plain variable wins. A service's address
+    that nobody gives is that of the stack which runs on the state folder ``home``, else empty: what listens at some
+    port by chance is nobody's.
     """
 
     model_config = SettingsConfigDict(env_prefix="PERENNIAL_", frozen=True, extra="ignore", allow_inf_nan=False)
@@ -110,8 +119,10 @@ class Settings(BaseSettings):
     triton_grpc: str = ""
     triton_metrics: str = ""
     triton_client: SecretStr | None = None
-    """Who we are for Triton, in PEM: a private key, its certificate, the certificate of the authority that Triton's own comes from.
-    Whoever has it may ask for inferences and load models; None: a plain channel, for a Triton that takes one."""
+    """Who we are for Triton, in PEM: a private key, its certificate, the certificate of the authority that Triton's own
+    comes from. Whoever has it may ask for inferences and load models; None: a plain channel, for a Triton that takes
+    one.
+    """
     mlflow_public_url: str = ""
     """Where people's browsers find MLflow; empty: where programs do."""
     grafana_url: str = ""
@@ -121,16 +132,27 @@ class Settings(BaseSettings):
     airflow_username: str = ""
     airflow_password: SecretStr | None = None
     limits_url: SecretStr | None = None
-    """``redis://:password@host:port/1``: where the gateway's workers count requests together; empty: each counts its own."""
+    """``redis://:password@host:port/1``: where the gateway's workers count requests together.
+
+    Empty: each counts its own.
+    """
     api_key_file: Path | None = None
     allowed_hosts: str = ""
-    """Further names, comma-separated and without ports, to which Airflow, MLflow and the gateway answer, and whose pages may write to Airflow and the gateway.
-    Known without it: the loopback's names, the address that a client has connected to, and the hosts in the services' own addresses."""
+    """Further names, comma-separated and without ports, to which Airflow, MLflow and the gateway answer, and whose
+    pages may write to Airflow and the gateway. Known without it: the loopback's names, the address that a client has
+    connected to, and the hosts in the services' own addresses.
+    """
     actor: str = ""
     connections: str = "auto"
-    """Which Airflow connections tasks go by: ``auto`` those that exist, ``none``, or a list (``ledger_default,mlflow_default``), which have to exist."""
+    """Which Airflow connections tasks go by.
+
+    ``auto`` those that exist, ``none``, or a list (``ledger_default,mlflow_default``), which have to exist.
+    """
     alert_webhook: SecretStr | None = None
-    """A URL that takes ``{"text": ...}`` (Slack, Mattermost, Teams); a secret: it is in no log, no ledger, no message."""
+    """A URL that takes ``{"text": ...}`` (Slack, Mattermost, Teams).
+
+    A secret: it is in no log, no ledger, no message.
+    """
     alert_mail: str = ""
     """``smtp://host:port/from@example.org/to@example.org``; empty: no e-mail."""
     runbooks: str = "docs/runbooks.md"
@@ -140,7 +162,10 @@ class Settings(BaseSettings):
     log_segment_seconds: float = Field(default=60.0, gt=0)
     log_segment_bytes: int = Field(default=64 * 2**20, gt=0)
     log_close_seconds: float = Field(default=10.0, ge=0)
-    """How long a step waits for the gateway to close segments that hold rows; then it goes on without them, and says so."""
+    """How long a step waits for the gateway to close segments that hold rows.
+
+    Then it goes on without them, and says so.
+    """
 
     @field_validator("allowed_hosts")
     @classmethod
@@ -171,11 +196,15 @@ class Settings(BaseSettings):
         return self.ledger_url or f"sqlite:///{self.root / 'ledger.db'}"
 
     def address(self, name: str) -> str:
-        """Where a service is, by the setting's name. Raises Unavailable if nobody has said it and no stack that runs belongs to the state folder."""
+        """Where a service is, by the setting's name.
+
+        Raises Unavailable if nobody has said it and no stack that runs belongs to the state folder.
+        """
         found: str = getattr(self, name).rstrip("/")
         if not found:
             raise Unavailable(
-                f"no {places.title(name)} belongs to {self.root}: start its stack (`make up STATE={self.root}`), or set PERENNIAL_{name.upper()} to where it is"
+                f"no {places.title(name)} belongs to {self.root}: start its stack (`make up STATE={self.root}`), "
+                f"or set PERENNIAL_{name.upper()} to where it is"
             )
         return found
 
@@ -204,7 +233,10 @@ class Settings(BaseSettings):
         return self.api_key_file or self.root / "api_key"
 
     def profile_file(self, case: str) -> Path:
-        """The frozen scales of a case's profiles: profile.json in its folder, else the one that its first dataset left in the lake."""
+        """The frozen scales of a case's profiles.
+
+        Profile.json in its folder, else the one that its first dataset left in the lake.
+        """
         return own_profile(case) or self.lake / case / "profile.json"
 
     def run_dir(self, case: str, as_of: Instant) -> Path:
@@ -221,12 +253,18 @@ class Settings(BaseSettings):
 
 
 def read_settings(**given: Any) -> Settings:
-    """The environment's settings; ``given`` ones win. Raises ConfigError naming the variables that hold nothing usable."""
+    """The environment's settings; ``given`` ones win.
+
+    Raises ConfigError naming the variables that hold nothing usable.
+    """
     return from_environment(Settings, **given)
 
 
 def from_environment(kind: type[Kind], **given: Any) -> Kind:
-    """The values of one class of settings; ``given`` ones win. Raises ConfigError naming the variables that hold nothing usable."""
+    """The values of one class of settings; ``given`` ones win.
+
+    Raises ConfigError naming the variables that hold nothing usable.
+    """
     try:
         return kind(**given)
     except ValidationError as error:

@@ -37,9 +37,9 @@ def deadline(case: str, within: timedelta) -> DeadlineAlert:
 
 
 async def late(case: str, context: dict[str, Any]) -> str:
-    """Tell people of a run that missed its deadline; raises Undelivered if a sink did not take it. Airflow keeps the answer.
+    """Tell people of a run that missed its deadline; raises Undelivered if a sink did not take it.
 
-    Of a run that has failed before people know already (perennial_failures.py).
+    Airflow keeps the answer. Of a run that has failed before people know already (perennial_failures.py).
     """
     if context["dag_run"].get("state") == "failed":
         return "told nobody: the run has failed, and that was told when it did"

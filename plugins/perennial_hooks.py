@@ -1,8 +1,8 @@
 """Where a task finds its services: in Airflow's connections where somebody has made them, else in the environment.
 
-A connection (page, secrets backend or ``AIRFLOW_CONN_<ID>``) is taken whole: what it leaves open is not filled in from the
-environment, so that a password never goes to a host that it was not meant for. Only tasks read connections; the gateway and
-the exporters go by ``PERENNIAL_*`` alone.
+A connection (page, secrets backend or ``AIRFLOW_CONN_<ID>``) is taken whole: what it leaves open is not filled in from
+the environment, so that a password never goes to a host that it was not meant for. Only tasks read connections; the
+gateway and the exporters go by ``PERENNIAL_*`` alone.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Airflow's api-server answers to its own names, its pages are shown in no foreign frame, and foreign pages write nothing.
+"""Airflow's api-server answers to its own names, its pages are shown in no foreign frame.
 
-Embedded, everybody who reaches the port is an admin: without this any web page could get there by a name of its own.
+Foreign pages write nothing. Embedded, everybody who reaches the port is an admin: without this any web page could get
+there by a name of its own.
 """
 
 from __future__ import annotations

@@ -36,7 +36,10 @@ def run_page(dag: str, run: str) -> str:
 def links(
     step: str, settings: Settings, case: str, as_of: datetime, run: DagRunProtocol, facts: Mapping[str, Any]
 ) -> dict[str, str]:
-    """The addresses of a step's buttons, by name: what is known when the step has ended with ``facts``, or without any (it failed)."""
+    """The addresses of a step's buttons, by name.
+
+    What is known when the step has ended with ``facts``, or without any (it failed).
+    """
     wanted = LINKS.get(step, ())
     mlflow = (settings.mlflow_public_url or settings.mlflow_url).rstrip("/")
     found = {}
@@ -65,7 +68,10 @@ def links(
 
 
 def training_page(run_dir: Path) -> str | None:
-    """Where MLflow shows the training of a run: what its manifest says, or what an unfinished one left; None without MLflow."""
+    """Where MLflow shows the training of a run: what its manifest says, or what an unfinished one left.
+
+    None without MLflow.
+    """
     left = sorted(run_dir.glob(".train.k*/mlflow.page"), key=lambda path: path.stat().st_mtime)
     if left:
         return left[-1].read_text()

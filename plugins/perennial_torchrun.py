@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 class TorchrunOperator(StepOperator):
     """The train step with the promise that no rank outlives it.
 
-    Everything that it starts carries ``PERENNIAL_JOB=<dag>/<run>/<task>#<try>``. Mark-failed, clear and the execution timeout
-    end up in ``on_kill``; a killed worker takes the task with it, and the task its ranks (parent-death signals). What another
-    try left all the same is swept at start, before the checkpoint is read: a retry goes on at the last one, alone.
+    Everything that it starts carries ``PERENNIAL_JOB=<dag>/<run>/<task>#<try>``. Mark-failed, clear and the execution
+    timeout end up in ``on_kill``; a killed worker takes the task with it, and the task its ranks (parent-death
+    signals). What another try left all the same is swept at start, before the checkpoint is read: a retry goes on at
+    the last one, alone.
     """
 
     ui_color = "#dfe9f7"

@@ -15,8 +15,8 @@ password certificate cryptographic permission privilege file path upload request
 def write_encoder(folder: Path, *, layers: int = 2, hidden: int = 64, seed: int = 0) -> Path:
     """Write config.json, model.safetensors and tokenizer.json of a random BERT into ``folder``; returns it.
 
-    Give ``str(folder)`` as ``model.encoder``. The vocabulary has about 150 pieces, letters among them, so that every text can be spelt;
-    positions end at 128.
+    Give ``str(folder)`` as ``model.encoder``. The vocabulary has about 150 pieces, letters among them, so that every
+    text can be spelt; positions end at 128.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors

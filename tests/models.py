@@ -22,7 +22,10 @@ parameters [
 
 
 def write_onnx(path: Path, bias: float = 0.0) -> None:
-    """``score = sigmoid(sum(embedding[categorical]) + numeric @ w + bias)``; codes 0..4, so that a code of 5 fails inside the graph."""
+    """``score = sigmoid(sum(embedding[categorical]) + numeric @ w + bias)``.
+
+    Codes 0..4, so that a code of 5 fails inside the graph.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 

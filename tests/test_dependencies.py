@@ -132,7 +132,10 @@ def imported():
 
 
 def test_a_direct_dependency_is_used():
-    """Each line of requirements.in is imported somewhere, or is named here with what it is for; nothing is named that is imported or gone."""
+    """Each line of requirements.in is imported somewhere, or is named here with what it is for.
+
+    Nothing is named that is imported or gone.
+    """
     direct = {name_of(line): module_of(line) for line in (ROOT / "requirements.in").read_text().split()}
     shared = {"apache-airflow-providers-celery"}  # one package, "airflow", of several distributions
     used = imported()

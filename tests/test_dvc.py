@@ -67,7 +67,10 @@ def test_the_remote_is_small():
 
 @pytest.mark.slow
 def test_a_fresh_clone_pulls_reproduces_and_then_rests(tmp_path: Path):
-    """In a fresh clone `dvc pull` and `dvc repro` run the line to the gate on the pinned rows; a second `dvc repro` runs nothing."""
+    """In a fresh clone `dvc pull` and `dvc repro` run the line to the gate on the pinned rows.
+
+    A second `dvc repro` runs nothing.
+    """
     clone = tmp_path / "clone"
     # The files as they are here, uncommitted ones too, in a repository of their own.
     listed = subprocess.run(

@@ -27,9 +27,10 @@ MOST = 60
 
 
 def write_text_bundle(folder: Path, outputs: int, seed: int) -> None:
-    """model.onnx and tokenizer.json of one ``seed``: the words' ids differ from seed to seed, so that a model needs its own tokenizer.
+    """model.onnx and tokenizer.json of one ``seed``.
 
-    ``score = softmax(mean over the row's tokens of table[id] @ w)`` [B, outputs].
+    The words' ids differ from seed to seed, so that a model needs its own tokenizer. ``score = softmax(mean over the
+    row's tokens of table[id] @ w)`` [B, outputs].
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper

@@ -41,7 +41,10 @@ MAX_FALSE, MAX_DELAY = 1e-3, 3
 
 
 def cells() -> list[Cell]:
-    """Without and with shifts; sessions also at as many rows as are worth 1,000 independent ones; and a part of a day as the contrast."""
+    """Without and with shifts; sessions also at as many rows as are worth 1,000 independent ones.
+
+    And a part of a day as the contrast.
+    """
     kinds: tuple[Kind, ...] = ("iid", "diurnal", "sessions")
     worth = round(1_000 * session_rows(), -2)
     plain = [Cell(kind, rows, shift) for kind in kinds for shift in (0.0, *SHIFTS) for rows in SIZES]
@@ -50,9 +53,10 @@ def cells() -> list[Cell]:
 
 
 def made_by() -> str:
-    """Names what makes the cells: the benchmark's own code, the parameters, and what the project's functions say of a few windows.
+    """Names what makes the cells.
 
-    Of these windows ``compare()`` must say the same, whether the cells are kept ones or not.
+    The benchmark's own code, the parameters, and what the project's functions say of a few windows. Of these windows
+    ``compare()`` must say the same, whether the cells are kept ones or not.
     """
     found = hashlib.sha256(
         b"".join(
@@ -61,7 +65,9 @@ def made_by() -> str:
         )
     )
     found.update(
-        f"{PARAMS.q} {PARAMS.delta0} {PARAMS.bins} {PARAMS.confirm} {PARAMS.out_of} {metadata.version('evidently')}".encode()
+        (
+            f"{PARAMS.q} {PARAMS.delta0} {PARAMS.bins} {PARAMS.confirm} {PARAMS.out_of} {metadata.version('evidently')}"
+        ).encode()
     )
     kinds: tuple[Kind, ...] = ("iid", "diurnal", "sessions")
     for kind in kinds:
@@ -90,10 +96,11 @@ def cached(code: str, cell: Cell, windows: int, peer_windows: int) -> dict[str, 
 
 
 def shortest_delay(rows: float, shift: float) -> float:
-    """Windows that the best of all rules needs on average, about, at MAX_FALSE per window: ``ln(2 F / MAX_FALSE) / (rows shift^2 / 2)``.
+    """Windows that the best of all rules needs on average, about, at MAX_FALSE per window.
 
-    It watches the mean of each of the F features, up and down, knows the size of the shift and adds up all
-    windows; ``rows`` are independent ones. Source: Lorden, Annals of Mathematical Statistics 42(6), 1971.
+    ``ln(2 F / MAX_FALSE) / (rows shift^2 / 2)``. It watches the mean of each of the F features, up and down, knows the
+    size of the shift and adds up all windows; ``rows`` are independent ones. Source: Lorden, Annals of Mathematical
+    Statistics 42(6), 1971.
 
     >>> round(shortest_delay(73, 0.25), 1)
     4.7
@@ -156,7 +163,10 @@ def _delay(found: dict[str, Any] | None) -> str:
 
 
 def main() -> None:
-    """Run all cells and write benchmarks/results/alarms.json; ``--quick`` is a fiftieth of it, ``--markdown`` prints the tables of the kept result."""
+    """Run all cells and write benchmarks/results/alarms.json.
+
+    ``--quick`` is a fiftieth of it, ``--markdown`` prints the tables of the kept result.
+    """
     arguments = argparse.ArgumentParser(description=main.__doc__)
     arguments.add_argument("--quick", action="store_true")
     arguments.add_argument("--markdown", action="store_true")

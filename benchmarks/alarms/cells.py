@@ -1,4 +1,7 @@
-"""One line of the table of false alarms: all rules on the same windows, drawn for one kind of traffic, size and shift."""
+"""One line of the table of false alarms.
+
+All rules on the same windows, drawn for one kind of traffic, size and shift.
+"""
 
 from __future__ import annotations
 

@@ -19,13 +19,19 @@ from pipelines.errors import PerennialError
 from pipelines.reports.evidently import sample
 
 REFERENCE_ROWS = 10_000
-"""At most; evenly spread over the reference. Its default tests at this size are distances with a threshold, not p-values."""
+"""At most; evenly spread over the reference.
+
+Its default tests at this size are distances with a threshold, not p-values.
+"""
 SHARE = 0.5
 """The preset calls a data set drifted when this share of its columns is."""
 
 
 def judge(days: Counts, windows: Counts) -> NDArray[np.bool_]:
-    """Which columns ``[W, F]`` the default finds drifted. Raises PerennialError if the whole preset says otherwise of the first window."""
+    """Which columns ``[W, F]`` the default finds drifted.
+
+    Raises PerennialError if the whole preset says otherwise of the first window.
+    """
     from evidently.legacy.calculations.stattests import get_stattest
 
     train = pl.concat(

@@ -1,7 +1,8 @@
-"""The rules of the table of false alarms on many windows at once: ours, PSI and KS as they are commonly used, Evidently's default.
+"""The rules of the table of false alarms on many windows at once.
 
-Ours is the project's own: edges, overdispersion and parameters come from its functions, and only the arithmetic
-of ``compare()`` is done for all windows together. :func:`verify` holds that to the real ``compare()``.
+Ours, PSI and KS as they are commonly used, Evidently's default. Ours is the project's own: edges, overdispersion and
+parameters come from its functions, and only the arithmetic of ``compare()`` is done for all windows together.
+:func:`verify` holds that to the real ``compare()``.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ FIRST_DAY = datetime(2020, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Judged:
-    """What each rule says of windows ``[W, F]``: of every feature whether it is flagged; for ours its p-value, and ``phi`` ``[F]``."""
+    """What each rule says of windows ``[W, F]``: of every feature whether it is flagged.
+
+    For ours its p-value, and ``phi`` ``[F]``.
+    """
 
     ours: Flags
     p_values: Floats
@@ -71,7 +75,10 @@ def _column(counts: Counts, number: int) -> tuple[Ints, bool]:
 
 
 def _one(days: Ints, number: bool, windows: Ints) -> tuple[Floats, Floats, Floats, float]:
-    """Of one feature in all windows: our p-value, common PSI, p-value of KS (a number) or chi-squared (a category); and its overdispersion."""
+    """Of one feature in all windows: our p-value, common PSI, p-value of KS (a number) or chi-squared (a category).
+
+    And its overdispersion.
+    """
     total, rows = int(days.sum()), int(windows[0].sum())
     if number:
         ks = _ks(days.sum(axis=0), windows)
@@ -142,7 +149,10 @@ def confirmed(flags: Flags) -> Flags:
 
 
 def verify(days: Counts, windows: Counts, judged: Judged, chosen: list[int]) -> int:
-    """Put the ``chosen`` windows through profile and ``compare()``: equal p-values and flags, or PerennialError. Returns how many."""
+    """Put the ``chosen`` windows through profile and ``compare()``: equal p-values and flags, or PerennialError.
+
+    Returns how many.
+    """
     train = pl.concat(
         [
             frame(days, day).with_columns(event_time=pl.lit(FIRST_DAY + timedelta(days=day)))
@@ -156,7 +166,8 @@ def verify(days: Counts, windows: Counts, judged: Judged, chosen: list[int]) -> 
             ours = float(judged.p_values[window, place])
             if abs(ours - found.p_value) > 1e-9 or bool(judged.ours[window, place]) != found.drifted:
                 raise PerennialError(
-                    f"window {window}, {found.feature}: compare() says p = {found.p_value}, drifted {found.drifted}; the table {ours}"
+                    f"window {window}, {found.feature}: compare() says p = {found.p_value}, drifted {found.drifted}; "
+                    f"the table {ours}"
                 )
     return len(chosen)
 

@@ -36,7 +36,10 @@ DAYTIME = 1 + 0.7 * np.sin(2 * np.pi * (HOURS - 8) / 24)
 AMPLITUDE = np.linspace(0.2, 1.0, NUMBERS)
 """How far the mean of each number moves up and down in a day, in standard deviations within an hour."""
 HOUR_NOISE, TILT_NOISE = 0.2, 0.1
-"""No two days are alike: each hour's volume varies by about 20%, and a day leans towards one half of itself by about 10%."""
+"""No two days are alike: each hour's volume varies by about 20%.
+
+A day leans towards one half of itself by about 10%.
+"""
 SESSION = (5, 20)
 """Rows of a session, uniform. They share 15 of the 20 numbers and all categories."""
 SHARED = 15
@@ -80,7 +83,10 @@ def draw(kind: Kind, rng: np.random.Generator, windows: int, rows: int, shift: f
 
 
 def _mass(number: int, shift: float, volumes: Floats | None) -> Floats:
-    """Probability of every value of one number: ``[V]``, or with each window's volumes by hour ``[W, 24]`` ``[W, V]``."""
+    """Probability of every value of one number.
+
+    ``[V]``, or with each window's volumes by hour ``[W, 24]`` ``[W, V]``.
+    """
     edges = np.concatenate([[-np.inf], GRID[:-1] + STEP / 2, [np.inf]]) - shift
     if volumes is None:
         mass: Floats = np.diff(norm.cdf(edges))
@@ -115,7 +121,10 @@ def _day() -> tuple[Floats, Floats]:
 
 
 def _volumes(kind: Kind, rng: np.random.Generator, windows: int) -> Floats:
-    """Shares ``[W, 24]`` of each window's rows by hour; windows that are part of a day take turns among its quarters."""
+    """Shares ``[W, 24]`` of each window's rows by hour.
+
+    Windows that are part of a day take turns among its quarters.
+    """
     tilt = TILT_NOISE * rng.standard_normal((windows, 1)) * np.sin(2 * np.pi * HOURS / 24)
     volumes = DAYTIME * np.exp(HOUR_NOISE * rng.standard_normal((windows, 24)) + tilt)
     if kind == "part of a day":
@@ -154,7 +163,9 @@ def _weighted(rng: np.random.Generator, shares: Floats, lengths: Ints) -> Ints:
 
 
 def session_rows() -> float:
-    """What one row of sessions must be divided by: ``E[k^2] / E[k]`` rows of ``k``-row sessions tell as much as one (Kish's design effect).
+    """What one row of sessions must be divided by.
+
+    ``E[k^2] / E[k]`` rows of ``k``-row sessions tell as much as one (Kish's design effect).
 
     >>> round(session_rows(), 1)
     14.2

@@ -1,9 +1,9 @@
 """Profiles and statistics of drift against the bare scan of the same files, and against peers, in one run.
 
-`make bench-drift`; under ten minutes on two quiet cores and 4 GB of disk (``ARGS=--small``: a hundredth of the rows,
-a minute, written nowhere). Every measurement is a process of its own; ours and the scans take turns, and a ratio is the
-median of the rounds' ratios. Files are made from fixed seeds in a scratch folder and removed. Every generated row is warm in
-the page cache, so the scan is as cheap as it gets.
+`make bench-drift`; under ten minutes on two quiet cores and 4 GB of disk (``ARGS=--small``: a hundredth of the rows, a
+minute, written nowhere). Every measurement is a process of its own; ours and the scans take turns, and a ratio is the
+median of the rounds' ratios. Files are made from fixed seeds in a scratch folder and removed. Every generated row is
+warm in the page cache, so the scan is as cheap as it gets.
 """
 
 from __future__ import annotations
@@ -243,7 +243,10 @@ def against_peers(label: str, path: Path, reference: Path, threads: int, own: fl
 
 
 def a_day(folder: Path, reference: Path, threads: int, rows: int, rounds: int) -> tuple[list[Found], Found]:
-    """A day of predictions: 24 partitions x 10 columns. One file stands for all hours: what is read is in the page cache either way."""
+    """A day of predictions: 24 partitions x 10 columns.
+
+    One file stands for all hours: what is read is in the page cache either way.
+    """
     file = put_rows(folder / "hour.parquet", rows, "none", (*NUMBERS[:8], *CATEGORIES[:2]))
     hours = []
     for hour in range(PARTITIONS):
@@ -259,7 +262,10 @@ def a_day(folder: Path, reference: Path, threads: int, rows: int, rounds: int) -
 
 
 def the_step(folder: Path, rows: int) -> tuple[list[Found], list[Found]]:
-    """The pipeline's own step on a day of the log, one row in a million a retry: streamed, with ten times the rows, and in frames as small days are."""
+    """The pipeline's own step on a day of the log, one row in a million a retry.
+
+    Streamed, with ten times the rows, and in frames as small days are.
+    """
     made: list[Found] = []
     found: dict[tuple[str, int], Found] = {}
     for times in (1, 10):
@@ -286,7 +292,10 @@ def the_step(folder: Path, rows: int) -> tuple[list[Found], list[Found]]:
 
 
 def put_log(home: Path, rows: int) -> Path:
-    """A state folder with a day of compacted predictions of `loans`, ``rows`` in every hour; the first of each million is asked for again."""
+    """A state folder with a day of compacted predictions of `loans`, ``rows`` in every hour.
+
+    The first of each million is asked for again.
+    """
     import polars as pl
 
     from pipelines.cases.loans.schema import FIELDS

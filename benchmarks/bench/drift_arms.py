@@ -1,8 +1,9 @@
-"""One measurement of bench_drift in a process of its own: ``python -m benchmarks.bench.drift_arms '<JSON>'`` prints one line of JSON.
+"""One measurement of bench_drift in a process of its own.
 
-Given ``{arm, paths, reference, threads}``; answered ``{compute, cpu, peak_mb, rows, answer, versions}``: wall and CPU
-seconds of the work itself, imports left out, and the most memory the process ever had. Each arm imports what it
-needs before its clock starts, so the same file serves the environments of all peers.
+``python -m benchmarks.bench.drift_arms '<JSON>'`` prints one line of JSON. Given ``{arm, paths, reference, threads}``;
+answered ``{compute, cpu, peak_mb, rows, answer, versions}``: wall and CPU seconds of the work itself, imports left out,
+and the most memory the process ever had. Each arm imports what it needs before its clock starts, so the same file
+serves the environments of all peers.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ def main() -> None:
 
 
 def _peak_mb() -> float:
-    """The most memory this process had. Not ``ru_maxrss``, which Linux begins with the peak of the process that started this one."""
+    """The most memory this process had.
+
+    Not ``ru_maxrss``, which Linux begins with the peak of the process that started this one.
+    """
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(peak.split()[1]) / 1024
 
@@ -212,7 +216,10 @@ def _evidently(method: str, categorical: str) -> Callable[[list[Path], Path, int
 
 
 def nannyml(paths: list[Path], reference: Path, _threads: int) -> Callable[[], Answer]:
-    """NannyML's univariate drift: Kolmogorov-Smirnov and chi-square, in ten chunks; the frames are read before the clock starts."""
+    """NannyML's univariate drift: Kolmogorov-Smirnov and chi-square, in ten chunks.
+
+    The frames are read before the clock starts.
+    """
     import nannyml as nml
     import pandas as pd
 

@@ -16,7 +16,10 @@ VENV, LOCK = ".venv-bench", "requirements-bench.lock"
 
 
 def interpreter(venv: str = VENV, lock: str = LOCK, root: Path = install.ROOT) -> Path:
-    """The environment's Python, after making the environment or bringing it up to its lock. ConfigError without a Python 3.11."""
+    """The environment's Python, after making the environment or bringing it up to its lock.
+
+    ConfigError without a Python 3.11.
+    """
     python, stamp, wanted = root / venv / "bin" / "python", root / venv / "setup.sha256", fingerprint(lock, root)
     if not python.exists() or not stamp.exists() or stamp.read_text() != wanted:
         own, _ = check_machine.find_python(os.environ.get("PYTHON", ""))

@@ -1,8 +1,9 @@
-"""One arm of `make bench-training` in a process of its own: ``python -m benchmarks.bench.peers FOLDER``, in ``.venv-bench``.
+"""One arm of `make bench-training` in a process of its own.
 
-Every arm trains the same model from the same weights on the same batches in the same order, with fused AdamW, gradients
-clipped at 1 and the same threads. Only ``ours`` also writes metrics and checkpoints. The clock of an arm runs from before
-its first batch to the end of its last step: imports and model are ``start_up``.
+``python -m benchmarks.bench.peers FOLDER``, in ``.venv-bench``. Every arm trains the same model from the same weights
+on the same batches in the same order, with fused AdamW, gradients clipped at 1 and the same threads. Only ``ours`` also
+writes metrics and checkpoints. The clock of an arm runs from before its first batch to the end of its last step:
+imports and model are ``start_up``.
 """
 
 from __future__ import annotations

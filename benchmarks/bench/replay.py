@@ -1,6 +1,7 @@
-"""When to retrain, on real history: every policy of a case through it (`python -m pipelines replay`), goals and picture.
+"""When to retrain, on real history.
 
-Played before, it is read from the state folder: a run that was broken off goes on where it was.
+Every policy of a case through it (`python -m pipelines replay`), goals and picture. Played before, it is read from the
+state folder: a run that was broken off goes on where it was.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ def _one(case: str, *, quick: bool) -> None:
 
 
 def _kept(found: dict[str, Any]) -> dict[str, Any]:
-    """The replay as the result file keeps it: five digits, and of each seed's ticks those in which something was done."""
+    """The replay as the result file keeps it.
+
+    Five digits, and of each seed's ticks those in which something was done.
+    """
     by_seed = {
         seed: {
             name: {"verdicts": one["verdicts"]}

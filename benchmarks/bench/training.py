@@ -1,7 +1,8 @@
-"""The project's training loop against its peers, and what it needs: samples per CPU-second, start-up, memory, checkpoints.
+"""The project's training loop against its peers, and what it needs.
 
-`make bench-training`; about 10 minutes on two quiet cores (``--quick``: a toy network, under two minutes, written
-nowhere). Every measurement is a process of its own; the arms take turns, and ratios are of medians of one run.
+Samples per CPU-second, start-up, memory, checkpoints. `make bench-training`; about 10 minutes on two quiet cores
+(``--quick``: a toy network, under two minutes, written nowhere). Every measurement is a process of its own; the arms
+take turns, and ratios are of medians of one run.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def put_rows(folder: Path, network: str, samples: int, padded: int) -> str:
     whole, origin = rows(most, network, read_settings())
     if origin != "real":
         print(
-            "the file of real reports was not found (PERENNIAL_DATA_DIR): the texts are generated, with the lengths of real ones"
+            "the file of real reports was not found (PERENNIAL_DATA_DIR): the texts are generated, with the lengths "
+            "of real ones"
         )
     for count in {samples, padded, STRATEGY_SAMPLES}:
         # Evenly spaced: the lengths stay those of the whole.

@@ -1,4 +1,7 @@
-"""What is asked of the running containers: does it serve, who is let in, who reaches whom, what may be written, and what a kill does."""
+"""What is asked of the running containers.
+
+Does it serve, who is let in, who reaches whom, what may be written, and what a kill does.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,10 @@ for who, wanted, channel, name, parameters in asked:
         rows.append({"who": f"Triton, {who}", "wanted": wanted, "status": "refused", "words": error.details()})
 print(json.dumps(rows))
 """
-"""Run where tasks run: who may make Triton load what. The model that is brought along is a good one, so only the way is refused."""
+"""Run where tasks run: who may make Triton load what.
+
+The model that is brought along is a good one, so only the way is refused.
+"""
 
 
 @dataclass(frozen=True)
@@ -147,13 +153,17 @@ def containers(stack: Stack) -> dict[str, dict[str, Any]]:
 
 
 def waiting(stack: Stack) -> list[str]:
-    """What is not as it should be yet: long-running services that are not healthy, one-shot ones that have not ended with 0."""
+    """What is not as it should be yet.
+
+    Long-running services that are not healthy, one-shot ones that have not ended with 0.
+    """
     left = []
     for name, one in containers(stack).items():
         state, stays = one["State"], one["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
         if not stays and state["Status"] == "exited" and state["ExitCode"]:
             raise Unavailable(
-                f"{name} ended with {state['ExitCode']}:\n{stack.compose('logs', '--no-log-prefix', '--tail', '30', name)}"
+                f"{name} ended with "
+                f"{state['ExitCode']}:\n{stack.compose('logs', '--no-log-prefix', '--tail', '30', name)}"
             )
         good = (
             state["Running"] and state.get("Health", {"Status": "healthy"})["Status"] == "healthy"
@@ -190,7 +200,10 @@ def up(stack: Stack, profiles: str = "") -> float:
 
 
 def served(stack: Stack, name: str) -> dict[str, Any]:
-    """A few hundred rows of this hour are answered and their labels taken; which versions answered, and what the log has afterwards."""
+    """A few hundred rows of this hour are answered and their labels taken.
+
+    Which versions answered, and what the log has afterwards.
+    """
     part, fields = cases.part(CASE, "source"), cases.load_fields(CASE)
     now = datetime.now(UTC)
     rows = part.generate(now.date(), rows_per_day=ROWS, seed=len(name)).with_columns(
@@ -204,7 +217,8 @@ def served(stack: Stack, name: str) -> dict[str, Any]:
         traffic.send_labels(http, fields, rows, tally)
     if tally.errors:
         raise Unavailable(
-            f"{tally.errors} of {tally.requests} requests were refused: {stack.compose('logs', '--tail', '30', 'gateway')}"
+            f"{tally.errors} of {tally.requests} requests were refused: "
+            f"{stack.compose('logs', '--tail', '30', 'gateway')}"
         )
     versions = sorted({version for version, *_ in tally.answers.values()})
     return {"rows": len(tally.answers), "labels": tally.labels, "versions": versions, "logged": logged(stack)}
@@ -220,8 +234,14 @@ def logged(stack: Stack) -> int:
 
 def ledger_of(stack: Stack) -> dict[str, Any]:
     """What the ledger says: releases, verdicts and alerts of the case."""
-    told = "import json; from pipelines import ledger; from pipelines.settings import read_settings; url = read_settings().ledger; "
-    told += f"print(json.dumps([[r.champion for r in ledger.releases(url, {CASE!r})], [v['verdict']['decision'] for v in ledger.verdicts(url, {CASE!r})]]))"
+    told = (
+        "import json; from pipelines import ledger; from pipelines.settings import read_settings; "
+        "url = read_settings().ledger; "
+    )
+    told += (
+        f"print(json.dumps([[r.champion for r in ledger.releases(url, {CASE!r})], [v['verdict']['decision'] for v "
+        f"in ledger.verdicts(url, {CASE!r})]]))"
+    )
     releases, verdicts = json.loads(_python(stack, "airflow-scheduler", told))
     return {"releases": releases, "verdicts": verdicts, "alerts": _alerts(stack)}
 
@@ -260,7 +280,10 @@ def first_run(stack: Stack) -> dict[str, float]:
 
 
 def doors(stack: Stack) -> list[dict[str, Any]]:
-    """Who is let in and who is not: a row for each door and caller, with the status that is wanted and the one that came."""
+    """Who is let in and who is not.
+
+    A row for each door and caller, with the status that is wanted and the one that came.
+    """
     airflow, mlflow, gateway = (stack.url(name) for name in ("airflow-apiserver", "mlflow", "gateway"))
     admin, watcher = (
         {"username": user, "password": stack.secret(f"airflow_{user}_password")} for user in ("admin", "watcher")
@@ -303,9 +326,10 @@ def doors(stack: Stack) -> list[dict[str, Any]]:
 
 
 def reach(stack: Stack, outside: str | None) -> dict[str, Any]:
-    """Who reaches whom, asked from inside of each container's network, by name and by every address; and who reaches the ``outside``.
+    """Who reaches whom, asked from inside of each container's network, by name and by every address.
 
-    ``wrong`` names the pairs that are not as the networks of the file say; a service of the network ``out`` reaches the world, nobody else.
+    And who reaches the ``outside``. ``wrong`` names the pairs that are not as the networks of the file say; a service
+    of the network ``out`` reaches the world, nobody else.
     """
     found = {name: one for name, one in containers(stack).items() if one["State"]["Running"]}
     networks = {name: one["NetworkSettings"]["Networks"] for name, one in found.items()}
@@ -348,7 +372,11 @@ def reach(stack: Stack, outside: str | None) -> dict[str, Any]:
 
 
 def held(stack: Stack) -> dict[str, Any]:
-    """What each container may do: its user, capabilities, a write on its root (tried as root), and the secrets that it sees; what is not as it should be."""
+    """What each container may do.
+
+    Its user, capabilities, a write on its root (tried as root), and the secrets that it sees; what is not as it should
+    be.
+    """
     given = yaml.safe_load((stack.checkout / "docker-compose.yaml").read_text())["services"]
     texts = {path.name: path.read_text() for path in (stack.checkout / "compose" / "secrets").iterdir()}
     wrong, looked = [], 0
@@ -389,7 +417,10 @@ def held(stack: Stack) -> dict[str, Any]:
 
 
 def killed(stack: Stack) -> dict[str, Any]:
-    """The main process of every long-running container is ended with SIGKILL, one after the other; how long until all are healthy again, as new processes."""
+    """The main process of every long-running container is ended with SIGKILL, one after the other.
+
+    How long until all are healthy again, as new processes.
+    """
     before = {name: one["State"]["Pid"] for name, one in containers(stack).items() if one["State"]["Running"]}
     began = time.monotonic()
     for pid in before.values():

@@ -1,7 +1,8 @@
-"""A container engine and images to run docker-compose.yaml with: those that are there, else an engine of our own and stand-ins.
+"""A container engine and images to run docker-compose.yaml with.
 
-What answers is taken: a running engine, and the official images where a registry answers. Otherwise `dockerd` is started on a
-folder of its own, and the base images are built from tests/compose/standins/. All that was made here is gone afterwards.
+Those that are there, else an engine of our own and stand-ins. What answers is taken: a running engine, and the official
+images where a registry answers. Otherwise `dockerd` is started on a folder of its own, and the base images are built
+from tests/compose/standins/. All that was made here is gone afterwards.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ COMMIT
 :POSTROUTING ACCEPT [0:0]
 COMMIT
 """
-"""Both tables that an engine writes into, as a machine without a rule has them: `iptables-save` says nothing of them there."""
+"""Both tables that an engine writes into, as a machine without a rule has them.
+
+`iptables-save` says nothing of them there.
+"""
 
 
 def said(
@@ -76,11 +80,15 @@ def said(
 
 @contextmanager
 def engine(folder: Path) -> Iterator[tuple[dict[str, str], bool]]:
-    """The environment in which `docker` reaches an engine, and whether that is one of our own, which lives in ``folder`` and is gone afterwards."""
+    """The environment in which `docker` reaches an engine.
+
+    And whether that is one of our own, which lives in ``folder`` and is gone afterwards.
+    """
     env = dict(os.environ)
     if shutil.which("docker") is None:
         raise ConfigError(
-            "there is no `docker`: install Docker, or the packages docker.io, docker-compose and docker-buildx (docs/compose.md)"
+            "there is no `docker`: install Docker, or the packages docker.io, docker-compose and docker-buildx "
+            "(docs/compose.md)"
         )
     for plugin in ("compose", "buildx"):
         said("docker", plugin, "version")
@@ -90,7 +98,8 @@ def engine(folder: Path) -> Iterator[tuple[dict[str, str], bool]]:
     missing = sorted(package for program, package in PACKAGES.items() if shutil.which(program) is None)
     if missing or os.geteuid() != 0:
         raise ConfigError(
-            f"no container engine answers: start one, or run this as root with the packages {', '.join(missing or PACKAGES.values())}"
+            "no container engine answers: start one, or run this as root with the packages "
+            f"{', '.join(missing or PACKAGES.values())}"
         )
     with _own(folder) as socket:
         yield {**env, "DOCKER_HOST": socket}, True
@@ -134,9 +143,10 @@ def _own(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def images(env: Mapping[str, str], folder: Path, environment: Path, *, own: bool) -> Iterator[dict[str, str]]:
-    """What each base image is: ``official`` or ``stand-in``. Stand-ins carry the official names, so they go again where the engine stays.
+    """What each base image is: ``official`` or ``stand-in``.
 
-    ``environment`` is what `make setup` made: the Airflow stand-in gets its packages, as torch's index may be out of reach.
+    Stand-ins carry the official names, so they go again where the engine stays. ``environment`` is what `make setup`
+    made: the Airflow stand-in gets its packages, as torch's index may be out of reach.
     """
     found, silent, settings = dict[str, str](), set[str](), ""
     with ExitStack() as served:
@@ -148,7 +158,8 @@ def images(env: Mapping[str, str], folder: Path, environment: Path, *, own: bool
             silent.add(registry)
             if not own:
                 raise Unavailable(
-                    f"{registry} does not answer: stand-ins for its images are built on an engine of our own only; stop yours first"
+                    f"{registry} does not answer: stand-ins for its images are built on an engine of our own only; "
+                    "stop yours first"
                 )
             if not settings:
                 print("no registry answers: a base image from Debian's packages", flush=True)
@@ -230,9 +241,10 @@ def _configured() -> dict[str, str]:
 
 @contextmanager
 def world() -> Iterator[str]:
-    """An address outside of every network of the engine that answers on port 80, and knows no way back to private addresses; root only.
+    """An address outside of every network of the engine that answers on port 80.
 
-    A network namespace beside this machine's, joined by one link (addresses of RFC 5737).
+    It knows no way back to private addresses; root only. A network namespace beside this machine's, joined by one link
+    (addresses of RFC 5737).
     """
     name, ours, theirs = "perennial-world", "198.51.100.1", "198.51.100.2"
     inside = ("ip", "netns", "exec", name)

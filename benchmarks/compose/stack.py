@@ -1,11 +1,14 @@
-"""`make test-compose`: docker-compose.yaml in real containers, from nothing, twice; and the FAST demo in them against the embedded one.
+"""`make test-compose`: docker-compose.yaml in real containers, from nothing, twice.
+
+And the FAST demo in them against the embedded one.
 
     python -m benchmarks.compose.stack [--home DIR] [--quick]
 
-Each round is a `git clone` of this commit, the second under umask 077: `make compose-up` on empty volumes, the first champion,
-rows, labels and a drift run, logins and refusals, who reaches whom, users and read-only roots, SIGKILL of each main process, down
-and up again, PROFILES=celery, tear-down. Images are the official ones where a registry answers, else stand-ins
-(compose_engine.py). Writes benchmarks/results/compose.json; with --quick the first round alone, and nothing is written.
+Each round is a `git clone` of this commit, the second under umask 077: `make compose-up` on empty volumes, the first
+champion, rows, labels and a drift run, logins and refusals, who reaches whom, users and read-only roots, SIGKILL of
+each main process, down and up again, PROFILES=celery, tear-down. Images are the official ones where a registry answers,
+else stand-ins (compose_engine.py). Writes benchmarks/results/compose.json; with --quick the first round alone, and
+nothing is written.
 """
 
 from __future__ import annotations
@@ -207,7 +210,10 @@ def demo(checkout: Path, env: dict[str, str], home: Path) -> dict[str, Any]:
 
 
 def left(home: Path, *, own: bool) -> list[str]:
-    """What is still there of an engine of our ``own`` after the tear-down: links, namespaces, packet filters, its folder; the whole folder goes with it."""
+    """What is still there of an engine of our ``own`` after the tear-down.
+
+    Links, namespaces, packet filters, its folder; the whole folder goes with it.
+    """
     found = []
     if own:
         found += [

@@ -1,4 +1,7 @@
-"""The FAST demo on PROFILE=full against the same on the embedded stack: the same keys, files, verdicts, releases and states."""
+"""The FAST demo on PROFILE=full against the same on the embedded stack.
+
+The same keys, files, verdicts, releases and states.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ PROVENANCE = {
 
 
 def play(home: Path, profile: str, case: str | None = None) -> dict[str, Any]:
-    """One FAST demo on ``home``, its stack left running on PROFILE=full; its summary. PerennialError if it was not clean."""
+    """One FAST demo on ``home``, its stack left running on PROFILE=full; its summary.
+
+    PerennialError if it was not clean.
+    """
     command = [
         sys.executable,
         "-m",
@@ -53,7 +59,10 @@ def play(home: Path, profile: str, case: str | None = None) -> dict[str, Any]:
 
 
 def taken(settings: Settings, case: str) -> dict[str, dict[str, Any]]:
-    """What a demo left behind, in the form in which two are compared: manifests' keys, files' hashes, verdicts, releases, episodes."""
+    """What a demo left behind, in the form in which two are compared.
+
+    Manifests' keys, files' hashes, verdicts, releases, episodes.
+    """
     kinds = (_manifests, _files, _verdicts, _releases, _episodes)
     return {kind.__name__.strip("_"): kind(settings, case) for kind in kinds}
 
@@ -106,7 +115,10 @@ def _episodes(settings: Settings, case: str) -> dict[str, Any]:
 
 
 def executed(home: Path, airflow: Airflow) -> dict[str, Any]:
-    """Who ran the tasks: tries that Airflow knows of, by queue, and tasks that each queue's worker says it has ended."""
+    """Who ran the tasks: tries that Airflow knows of, by queue.
+
+    And the tasks that each queue's worker says it has ended.
+    """
     tries, on_gpu = dict.fromkeys(full.QUEUES, 0), set()
     for run in airflow.runs():
         for task in airflow.tasks(run["dag_id"], run["dag_run_id"]):

@@ -22,9 +22,10 @@ DAYS = 21
 
 
 def provoke(settings: Settings, params: Params, start: datetime) -> tuple[datetime, str]:
-    """Sends days of rows whose labels contradict the champion through the gateway; returns when training was asked for, and the episode.
+    """Sends days of rows whose labels contradict the champion through the gateway.
 
-    Raises PerennialError if rows are refused, or nothing is asked for within ``DAYS``.
+    Returns when training was asked for, and the episode. Raises PerennialError if rows are refused, or nothing is asked
+    for within ``DAYS``.
     """
     case = params.case
     part, fields = cases.part(case, "source"), cases.load_fields(case)
@@ -37,7 +38,8 @@ def provoke(settings: Settings, params: Params, start: datetime) -> tuple[dateti
     traffic.wait_for_closed_segments(settings.prediction_log, case)
     if (tally.errors, len(tally.answers)) != (0, rows.height):
         raise PerennialError(
-            f"{tally.errors} requests failed, {len(tally.answers)} of {rows.height} rows were answered: look at the gateway's log"
+            f"{tally.errors} requests failed, {len(tally.answers)} of {rows.height} rows were answered: "
+            "look at the gateway's log"
         )
     for number in range(1, DAYS + 1):
         as_of = start + timedelta(days=number)
@@ -50,13 +52,19 @@ def provoke(settings: Settings, params: Params, start: datetime) -> tuple[dateti
 
 
 def forget(settings: Settings, case: str, as_of: datetime) -> None:
-    """Takes the decision of ``as_of`` back, so that the runs to come race for it: its state, its episode, its report."""
+    """Takes the decision of ``as_of`` back, so that the runs to come race for it.
+
+    Its state, its episode, its report.
+    """
     take_back(settings.ledger, case, "drift_chain")
     shutil.rmtree(settings.run_dir(case, as_of) / "drift")
 
 
 def take_back(url: str, case: str, since: str) -> None:
-    """Leaves the ledger of a case as it was before its newest row of a table: that row and all written after it go, with their entries."""
+    """Leaves the ledger of a case as it was before its newest row of a table.
+
+    That row and all written after it go, with their entries.
+    """
     with create_engine(url).begin() as connection:
         newest = 'SELECT max(number) FROM journal WHERE "case" = :case AND about = :since'
         entries = text(f'SELECT about, row_key FROM journal WHERE "case" = :case AND number >= ({newest})')

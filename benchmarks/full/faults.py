@@ -1,4 +1,7 @@
-"""What goes wrong on PROFILE=full on purpose: a worker that is killed in mid training, twenty drift runs at once, a limit that two workers share."""
+"""What goes wrong on PROFILE=full on purpose.
+
+A worker that is killed in mid training, twenty drift runs at once, a limit that two workers share.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,10 @@ RATE, REQUESTS = 50, 300
 
 
 def killed(settings: Settings, airflow: Airflow, as_of: datetime) -> dict[str, Any]:
-    """The case's first champion, whose worker is ended with SIGKILL while its training has a checkpoint: who is left, and what the retry makes of it."""
+    """The case's first champion, whose worker is ended with SIGKILL while its training has a checkpoint.
+
+    Who is left, and what the retry makes of it.
+    """
     from pipelines.registry import live
 
     home, dag, work = settings.root, f"{CASE}_training", settings.run_dir(CASE, as_of)
@@ -88,7 +94,10 @@ def _title(process: psutil.Process) -> str:
 
 
 def twenty(settings: Settings, airflow: Airflow, start: datetime) -> dict[str, Any]:
-    """Twenty drift runs of one window, triggered together, of which each finds the episode: how many trainings they end in."""
+    """Twenty drift runs of one window, triggered together, of which each finds the episode.
+
+    How many trainings they end in.
+    """
     params, dag, training = load_params(CASE), f"{CASE}_drift", f"{CASE}_training"
     as_of, episode = provoke(settings, params, start)
     forget(settings, CASE, as_of)
@@ -126,9 +135,10 @@ def twenty(settings: Settings, airflow: Airflow, start: datetime) -> dict[str, A
 
 
 def limited(home: Path, ports: Ports) -> dict[str, Any]:
-    """A gateway of two workers with a low rate beside the stack's own: how many of many requests it lets in, and how many workers answered.
+    """A gateway of two workers with a low rate beside the stack's own.
 
-    The requests are empty: they are counted, refused as empty, and leave nothing in the log.
+    How many of many requests it lets in, and how many workers answered. The requests are empty: they are counted,
+    refused as empty, and leave nothing in the log.
     """
     own = replace(ports, gateway=Ports.free().gateway)
     env = full_environment(home, own, profile="full")

@@ -1,12 +1,12 @@
 """`make test-full`: the loop on PROFILE=full, against the embedded one and against what may go wrong.
 
-    python -m benchmarks.full.stack [--home DIR]
+python -m benchmarks.full.stack [--home DIR]
 
-The FAST demo is played on the embedded stack and then on PROFILE=full, with one set of parameters whose training goes to
-the `gpu` queue. What stays running is looked at: the same keys, files and verdicts on both; rows in all three databases;
-tasks that ran in Celery's workers; a worker that is killed in mid training; twenty drift runs of one episode at once; two
-gateway workers that share a limit; every target, rule and panel of the monitoring. Writes benchmarks/results/full-stack.json
-and draws docs/img/dashboard-*.png.
+The FAST demo is played on the embedded stack and then on PROFILE=full, with one set of parameters whose training goes
+to the `gpu` queue. What stays running is looked at: the same keys, files and verdicts on both; rows in all three
+databases; tasks that ran in Celery's workers; a worker that is killed in mid training; twenty drift runs of one episode
+at once; two gateway workers that share a limit; every target, rule and panel of the monitoring. Writes
+benchmarks/results/full-stack.json and draws docs/img/dashboard-*.png.
 """
 
 from __future__ import annotations

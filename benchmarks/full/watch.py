@@ -23,7 +23,10 @@ PATIENCE = 200.0
 
 
 def watched(settings: Settings, ports: Ports) -> dict[str, Any]:
-    """Targets, rules and panels, asked while rows are sent until each has what it can have; then the dashboards are drawn."""
+    """Targets, rules and panels, asked while rows are sent until each has what it can have.
+
+    Then the dashboards are drawn.
+    """
     url = f"http://{HOST}:{ports.prometheus}"
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -38,7 +41,10 @@ def watched(settings: Settings, ports: Ports) -> dict[str, Any]:
             break
         time.sleep(3)
     print(
-        f"Prometheus: {len(targets)} targets, {len(down)} down; {len(rules)} rules, {len(not_ok)} not ok; {len(asked)} queries, {len(empty)} empty",
+        (
+            f"Prometheus: {len(targets)} targets, {len(down)} down; {len(rules)} rules, {len(not_ok)} not ok; "
+            f"{len(asked)} queries, {len(empty)} empty"
+        ),
         flush=True,
     )
     for path in panels.draw(url):

@@ -1,11 +1,12 @@
-"""SIGKILL at random moments of every step of the line, and again: the bytes, runs, verdicts and releases of a line that nobody killed.
+"""SIGKILL at random moments of every step of the line, and again.
 
-A line is a whole training run of `loans` and a drift run of its champion, in a state folder with a Triton
-and an MLflow of its own, each step in a process forked from one that has the libraries. A trial kills a try of a step
-after a random share of the time that it takes undisturbed; a step is tried so twice, one try on what the other left, and
-then runs whole. Lines run two at once. What two undisturbed lines have in common must be in every disturbed one, and
-nothing else; what they have not in common (times, names of MLflow's runs) is listed.
-`make proof-crash`; 200 kills are some 13 lines, half an hour on two busy cores (``--quick``: one line, written nowhere).
+The bytes, runs, verdicts and releases of a line that nobody killed. A line is a whole training run of `loans` and a
+drift run of its champion, in a state folder with a Triton and an MLflow of its own, each step in a process forked from
+one that has the libraries. A trial kills a try of a step after a random share of the time that it takes undisturbed; a
+step is tried so twice, one try on what the other left, and then runs whole. Lines run two at once. What two undisturbed
+lines have in common must be in every disturbed one, and nothing else; what they have not in common (times, names of
+MLflow's runs) is listed. `make proof-crash`; 200 kills are some 13 lines, half an hour on two busy cores (``--quick``:
+one line, written nowhere).
 """
 
 from __future__ import annotations
@@ -200,7 +201,10 @@ def _line_process(home: Path, name: str, delays: Delays) -> int:
 
 
 def line(home: Path, name: str, delays: Delays) -> Row:
-    """One line in the state folder ``home``: the tries of a step are killed after so many seconds each, then it runs whole."""
+    """One line in the state folder ``home``.
+
+    The tries of a step are killed after so many seconds each, then it runs whole.
+    """
     ports, seconds, killed, failed = Ports.free(), {}, [], ""
     with triton.triton(home, ports), mlflow(home) as url:
         settings = triton.settings(home, ports).model_copy(update={"mlflow_url": url, "actor": "proof"})

@@ -1,13 +1,13 @@
 """Does the diagnosis name what happened? `loans` with every kind of drift, over 20 seeds: `make proof-diagnosis`.
 
-For each seed a champion is trained on 30 days of the stream (the case's own model, parameters and export), and then serves
-it, 400 rows and one window a day; labels come after the case's 7 days. Drift sets in with window 14. Everything is
-judged by the functions of the drift step.
+For each seed a champion is trained on 30 days of the stream (the case's own model, parameters and export), and then
+serves it, 400 rows and one window a day; labels come after the case's 7 days. Drift sets in with window 14. Everything
+is judged by the functions of the drift step.
 
-A diagnosis is right if, in the window in which labels of drifted rows have come for the second time (two windows are what
-the policy wants for its confirmation), it names the kind, and names as the first day that moved the very day on which
-drift set in. Of `none` every single window must say "none". How early the kind was named is told beside it, and so
-is how often a window before the drift said anything.
+A diagnosis is right if, in the window in which labels of drifted rows have come for the second time (two windows are
+what the policy wants for its confirmation), it names the kind, and names as the first day that moved the very day on
+which drift set in. Of `none` every single window must say "none". How early the kind was named is told beside it, and
+so is how often a window before the drift said anything.
 """
 
 from __future__ import annotations
@@ -202,7 +202,10 @@ class Champion:
         return found
 
     def diagnoses(self, kind: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The diagnosis of every window, oldest first, as the drift step makes it; and in the last what had been estimated ``earlier``."""
+        """The diagnosis of every window, oldest first, as the drift step makes it.
+
+        And in the last what had been estimated ``earlier``.
+        """
         drift, found = PARAMS.drift, []
         frames: list[pl.DataFrame] = []
         days: dict[date, Profile] = {}

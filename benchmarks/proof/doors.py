@@ -1,10 +1,11 @@
-"""A gateway under thousands of damaged requests, long bodies and connections that only hold on: no 500, nobody kept waiting, memory flat.
+"""A gateway under thousands of damaged requests, long bodies and connections that only hold on.
 
-The stack is real: `loans` is trained and rolled out by the line's own steps into a Triton, and the gateway runs as compose starts it, with two
-workers. Round by round it is sent mutated requests, requests drawn from its own OpenAPI document, bodies of megabytes and half-open
-connections, all at once; beside them a process of its own asks ``/healthz`` every 20 ms, and the workers' memory is read five times a second.
-The deadlines are shorter than the defaults (:data:`BOUNDS`), so that a request that is cut off on purpose is ended within seconds.
-`make proof-doors`; a few minutes on two busy cores (``--quick``: one small round, written nowhere).
+No 500, nobody kept waiting, memory flat. The stack is real: `loans` is trained and rolled out by the line's own steps
+into a Triton, and the gateway runs as compose starts it, with two workers. Round by round it is sent mutated requests,
+requests drawn from its own OpenAPI document, bodies of megabytes and half-open connections, all at once; beside them a
+process of its own asks ``/healthz`` every 20 ms, and the workers' memory is read five times a second. The deadlines are
+shorter than the defaults (:data:`BOUNDS`), so that a request that is cut off on purpose is ended within seconds. `make
+proof-doors`; a few minutes on two busy cores (``--quick``: one small round, written nowhere).
 """
 
 from __future__ import annotations
@@ -230,7 +231,10 @@ def attack(target: Target, size: Size) -> tuple[list[Row], list[Row], Row]:
 def one_round(
     target: Target, size: Size, document: sent.Json, rows: list[Row], drawn: random.Random, number: int
 ) -> tuple[list[Answer], int]:
-    """All kinds of requests at once; the answers, and how many held connections were open when all deadlines were over."""
+    """All kinds of requests at once.
+
+    The answers, and how many held connections were open when all deadlines were over.
+    """
     predict, labels = PREDICT.format(case=CASE), LABELS.format(case=CASE)
     quick = list[tuple[str, bytes]]()
     for at in range(size.mutated):
@@ -285,14 +289,20 @@ def ask(port: int, kind: str, data: bytes) -> Answer:
 
 
 def _whole(found: bytes) -> bool:
-    """Whether an answer has come with all bytes that its head tells of; without a length it ends with the connection."""
+    """Whether an answer has come with all bytes that its head tells of.
+
+    Without a length it ends with the connection.
+    """
     head, end, body = found.partition(b"\r\n\r\n")
     length = re.search(rb"\r\ncontent-length: (\d+)", head, re.IGNORECASE)
     return bool(end) and length is not None and not head.startswith(b"HTTP/1.1 100") and len(body) >= int(length[1])
 
 
 def hold(port: int, kinds: dict[str, tuple[bytes, bytes]], size: Size) -> int:
-    """Open connections of every kind and drip into them, longer than any deadline; how many of them are not ended then."""
+    """Open connections of every kind and drip into them, longer than any deadline.
+
+    How many of them are not ended then.
+    """
     with ExitStack() as opened:
         held = list[tuple[socket.socket, bytes]]()
         for kind, (first, drip) in kinds.items():

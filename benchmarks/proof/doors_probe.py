@@ -1,8 +1,8 @@
 """Ask a gateway's ``/healthz`` every few milliseconds, in a process of its own, until standard input ends.
 
-``python -m benchmarks.proof.doors_probe PORT`` prints one JSON line: how many seconds each answer took, a new connection
-for it included, how many of them the kernel took to connect, how many answers were not 200, and by how much the longest
-pause between two questions was too long, which is what the machine took and not the gateway.
+``python -m benchmarks.proof.doors_probe PORT`` prints one JSON line: how many seconds each answer took, a new
+connection for it included, how many of them the kernel took to connect, how many answers were not 200, and by how much
+the longest pause between two questions was too long, which is what the machine took and not the gateway.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What a gateway must bear: damaged requests, requests drawn from its own OpenAPI document, long bodies, and connections that only hold on."""
+"""What a gateway must bear: damaged requests, requests drawn from its own OpenAPI document, long bodies.
+
+And connections that only hold on.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,15 @@ SNIPPETS = (
     b":", b"\r\n", b"\n", b"9" * 400, b'{"a":' * 50, b"\xef\xbb\xbf", b'"event_time":"2024-02-30T00:00:00Z"', b"1.5", b"%00", b"../", b" " * 70_000,
 )  # fmt: skip
 HEADERS = (
-    b"Content-Length: 5", b"Content-Length: -1", b"Content-Length: 99999999999999999999", b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip, chunked",
+    b"Content-Length: 5", b"Content-Length: -1", b"Content-Length: 99999999999999999999", (
+        b"Transfer-Encoding: "
+        b"chunked"
+    ), b"Transfer-Encoding: gzip, chunked",
     b"Host: evil.example", b"Host:", b"Origin: null", b"Origin: http://evil.example", b"Expect: 100-continue", b"Upgrade: websocket", b"X-API-Key:",
-    b"Content-Encoding: gzip", b"Content-Type: multipart/form-data; boundary=x", b"Accept-Encoding: \xff", b"Connection: keep-alive", b" folded: x", b"no colon",
+    b"Content-Encoding: gzip", b"Content-Type: multipart/form-data; boundary=x", (
+        b"Accept-Encoding: "
+        b"\xff"
+    ), b"Connection: keep-alive", b" folded: x", b"no colon",
     b"Cookie: " + b"a=b;" * 4_000, b"Range: bytes=0-1,5-1", b"X-Forwarded-For: " + b"1.1.1.1," * 50,
 )  # fmt: skip
 METHODS = (b"GET", b"PUT", b"DELETE", b"OPTIONS", b"HEAD", b"TRACE", b"PATCH", b"CONNECT", b"POST" * 30, b"")
@@ -42,7 +51,10 @@ def request(path: str, body: bytes | None = None, key: str = "", headers: Sequen
 
 
 def mutated(drawn: random.Random, path: str, name: str, items: Sequence[Json], key: str) -> bytes:
-    """A request for ``items`` with damage: to their values, to the body's bytes, to the head's lines, or to any byte."""
+    """A request for ``items`` with damage.
+
+    To their values, to the body's bytes, to the head's lines, or to any byte.
+    """
     kind = drawn.randrange(4)
     if kind == 0:
         return request(path, b'{"%s": %s}' % (name.encode(), _other_values(drawn, items)), key)
@@ -194,7 +206,10 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def long_bodies(path: str, key: str, rows: Sequence[Json], size: int) -> list[bytes]:
-    """Requests of about ``size`` bytes: empty items, nested ones, a broken end; and as many good ``rows`` as there are, with and without ids."""
+    """Requests of about ``size`` bytes: empty items, nested ones, a broken end.
+
+    And as many good ``rows`` as there are, with and without ids.
+    """
     nested = b'{"age":{"a":[' + b"{}," * 10_000 + b"{}]}},"
     bad = [b'{"rows":[' + (piece * (size // len(piece))).rstrip(b",") + b"]}" for piece in (b"{},", b"0,", nested)]
     own = [{**row, "prediction_id": f"long-{random.randrange(2**60)}-{number}"} for number, row in enumerate(rows)]

@@ -1,8 +1,9 @@
-"""Every strategy takes the same path: losses against one rank in fp32 at dropout 0, and trainings that go on under another strategy.
+"""Every strategy takes the same path.
 
-The contract: the same global batch and order of examples, the loss summed and divided by the global count; then all
-losses agree to 1e-6 (to 1e-5 after a change of strategy in the middle). `make proof-equality`; about 8 minutes on two
-quiet cores with the case's own encoder (``--quick``: a toy network, about two minutes, written nowhere).
+Losses against one rank in fp32 at dropout 0, and trainings that go on under another strategy. The contract: the same
+global batch and order of examples, the loss summed and divided by the global count; then all losses agree to 1e-6 (to
+1e-5 after a change of strategy in the middle). `make proof-equality`; about 8 minutes on two quiet cores with the
+case's own encoder (``--quick``: a toy network, about two minutes, written nowhere).
 """
 
 from __future__ import annotations

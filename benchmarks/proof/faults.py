@@ -156,7 +156,10 @@ def victim(fault: str, task: int) -> int:
 
 
 def full(folder: Path, process: Any, *, on_disk: bool) -> str:
-    """Let the training's disk be full until a checkpoint could not be written, then kill the task; returns what was done."""
+    """Let the training's disk be full until a checkpoint could not be written, then kill the task.
+
+    Returns what was done.
+    """
     if on_disk:
         interrupt.fill(folder / "work")
     else:
@@ -170,7 +173,10 @@ def full(folder: Path, process: Any, *, on_disk: bool) -> str:
     missed = log.read_text(errors="replace").count("could not be written")
     if process.poll() is None:
         job.kill(process.pid)
-    return f"{f'tmpfs of {DISK_MIB} MiB, full' if on_disk else f'RLIMIT_FSIZE {LIMIT_BYTES}'}: {missed} checkpoint(s) not written, then kill -9"
+    return (
+        f"{f'tmpfs of {DISK_MIB} MiB, full' if on_disk else f'RLIMIT_FSIZE {LIMIT_BYTES}'}: "
+        f"{missed} checkpoint(s) not written, then kill -9"
+    )
 
 
 def said(folder: Path) -> str:

@@ -1,19 +1,22 @@
 """Is a flipped bit found, or harmless? 1,000 of them over every kind of file that the line reads: `make proof-flips`.
 
-A small real state of `loans` is made once by the steps themselves: a first champion, five days of served and labelled rows in sealed
-segments, a drift run each day with alerts and a page, and a second training that is judged against the champion. Only what a service would
-have to answer is entered as the steps enter it: `register`'s folder (MLflow) and the first release (Triton).
+A small real state of `loans` is made once by the steps themselves: a first champion, five days of served and labelled
+rows in sealed segments, a drift run each day with alerts and a page, and a second training that is judged against the
+champion. Only what a service would have to answer is entered as the steps enter it: `register`'s folder (MLflow) and
+the first release (Triton).
 
-Each trial flips one bit of one file on a copy of that state (of the ledger: of a row of one of its tables, or anywhere in the database's file), in a process of its own, and lets every step that reads the file run twice:
-first with everything committed, then with the step's own output taken away, so that it has to be made from the flipped file. An answer is
+Each trial flips one bit of one file on a copy of that state (of the ledger: of a row of one of its tables, or anywhere
+in the database's file), in a process of its own, and lets every step that reads the file run twice: first with
+everything committed, then with the step's own output taken away, so that it has to be made from the flipped file. An
+answer is
 
 - found: an error of Perennial's that names the file (of a ledger: the ledger), its folder or, of a partition, its hour;
 - harmless: the same output, byte by byte (times and provenance aside);
 - unclear: any other error, a traceback, a killed process;
 - another result: an output that differs from the one of the state without the flip.
 
-A trial counts as the worst answer of its steps. A trial of each step without a flip comes first and must be harmless. Beside the flips, 100 edits
-of a ledger are audited (ledger_edits.py).
+A trial counts as the worst answer of its steps. A trial of each step without a flip comes first and must be harmless.
+Beside the flips, 100 edits of a ledger are audited (ledger_edits.py).
 """
 
 from __future__ import annotations
@@ -109,7 +112,10 @@ class Kind:
     name: str
     files: Mapping[str, tuple[Step, ...]]
     made_of: tuple[str, ...] = ()
-    """Folders below the state that were made of the file: taken away as well before a step that makes them anew has to work."""
+    """Folders below the state that were made of the file.
+
+    Taken away as well before a step that makes them anew has to work.
+    """
     table: str = ""
     """The table of the ledger whose rows are flipped; "": any byte of the file."""
 
@@ -263,7 +269,10 @@ def _told(trial: Trial) -> dict[str, Any]:
 
 
 def preload() -> None:
-    """Import what steps import late: each trial is a fork, which then has it. Nothing may run here: a library's threads do not survive a fork."""
+    """Import what steps import late: each trial is a fork, which then has it.
+
+    Nothing may run here: a library's threads do not survive a fork.
+    """
     import onnxruntime  # noqa: F401
     import polars as pl  # noqa: F401
     import sklearn.metrics  # noqa: F401
@@ -375,7 +384,10 @@ def _at(run: int, *names: str) -> tuple[Step, ...]:
 
 
 def _of(step: str, file: str, *own: str, later: tuple[str, ...] = ()) -> Kind:
-    """A file of a step's folder: steps of its ``own`` run read it, and of the first run ``later`` ones of the second."""
+    """A file of a step's folder: steps of its ``own`` run read it.
+
+    Those of the first run are read by ``later`` steps of the second.
+    """
     folders = {run: f"artefacts/{CASE}/{as_of(run):%Y%m%dT%H%M%SZ}/{step}/{file}" for run in (1, 2)}
     return Kind(f"{step}/{file}", {folders[1]: (*_at(1, *own), *_at(2, *later)), folders[2]: _at(2, *own)})
 
@@ -457,7 +469,10 @@ def flipped(
     jobs: int = 1,
     told: Callable[[str], Any] = str,
 ) -> list[Trial]:
-    """``count`` flips of ``kinds`` in turn, after a trial without a flip for each of their readers; call :func:`preload` before."""
+    """``count`` flips of ``kinds`` in turn, after a trial without a flip for each of their readers.
+
+    Call :func:`preload` before.
+    """
     context = multiprocessing.get_context("fork")
     made, rng = folder / "state", random.Random(seed)
     maker = context.Process(target=_quietly, args=(make, made))
@@ -584,7 +599,10 @@ def _tried(
     bit: int | None,
     wants: Mapping[Step, str],
 ) -> tuple[Answer, ...]:
-    """The answers of all steps that read ``file``, one after another on one copy: first as a no-op, then without the step's output."""
+    """The answers of all steps that read ``file``, one after another on one copy.
+
+    First as a no-op, then without the step's output.
+    """
     settings, answers = _copied(made, home), list[Answer]()
     try:
         if bit is not None:

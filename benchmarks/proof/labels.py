@@ -1,14 +1,15 @@
-"""Is every label evidence, whenever it comes? Concept drift on `loans`, labels late and in batches: `make proof-labels`.
+"""Is every label evidence, whenever it comes?
 
-One champion (the case's own model, parameters and export) is trained once and serves 400 rows a day in every cell. From the fifth
-day on the rule is another one, and no input moves: only labels can tell. They are stated as of their true time, 0, 1, 7 or 14
-days after the row (the delay that the case declares), and posted hourly, daily (a nightly job sends yesterday's at 06:00, four
-hours after the drift run) or weekly (on Mondays). What the gateway would log is written as its segments, and the loop's own steps
-(profile, drift) judge every day at 02:00 of the next.
+Concept drift on `loans`, labels late and in batches: `make proof-labels`. One champion (the case's own model,
+parameters and export) is trained once and serves 400 rows a day in every cell. From the fifth day on the rule is
+another one, and no input moves: only labels can tell. They are stated as of their true time, 0, 1, 7 or 14 days after
+the row (the delay that the case declares), and posted hourly, daily (a nightly job sends yesterday's at 06:00, four
+hours after the drift run) or weekly (on Mondays). What the gateway would log is written as its segments, and the loop's
+own steps (profile, drift) judge every day at 02:00 of the next.
 
-A label is due in the first window that is judged after it was posted and that ends no earlier than its stated time. A cell holds if
-every run has counted exactly the labels due, rows and errors, and drift is confirmed at most one window after the earliest possible one:
-the window in which the policy, given the due labels alone, confirms it.
+A label is due in the first window that is judged after it was posted and that ends no earlier than its stated time. A
+cell holds if every run has counted exactly the labels due, rows and errors, and drift is confirmed at most one window
+after the earliest possible one: the window in which the policy, given the due labels alone, confirms it.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ class Champion(Protocol):
 
 @dataclass(frozen=True)
 class Cell:
-    """How late labels are in one run of the probe, how they are posted, and how many windows follow the first such upload."""
+    """How late labels are in one run of the probe, how they are posted.
+
+    And how many windows follow the first such upload.
+    """
 
     delay: int
     upload: str
@@ -148,7 +152,10 @@ def served(champion: Champion, number: int) -> pl.DataFrame:
 
 
 def stated(rows: pl.DataFrame, cell: Cell) -> pl.DataFrame:
-    """Every row's label with the time that is stated for it, and when it is posted: ``id, event_time, score, label, label_time, posted``."""
+    """Every row's label with the time that is stated for it, and when it is posted.
+
+    ``id, event_time, score, label, label_time, posted``.
+    """
     every, at = UPLOADS[cell.upload], pl.col("event_time") + timedelta(days=cell.delay)
     # An upload covers whole hours, days or weeks since the first Monday.
     covered = (at - midnight(START)).dt.total_seconds() // int(every.total_seconds()) + 1
@@ -230,7 +237,10 @@ def release(settings: Settings, champion: Champion) -> None:
 
 
 def played(cell: Cell, champion: Champion) -> dict[str, Any]:
-    """Serve, post and judge day after day; what was counted and found beside what was due and could be found. Days are counted from 0."""
+    """Serve, post and judge day after day; what was counted and found beside what was due and could be found.
+
+    Days are counted from 0.
+    """
     with tempfile.TemporaryDirectory(prefix="perennial-labels-") as home:
         settings = read_settings(home=Path(home))
         release(settings, champion)
@@ -272,7 +282,10 @@ def played(cell: Cell, champion: Champion) -> dict[str, Any]:
 
 
 def due(labels: pl.DataFrame, windows: int) -> Iterator[pl.DataFrame]:
-    """For every window the labels due in it: posted before its run and stated by its end, and not due in an earlier one."""
+    """For every window the labels due in it.
+
+    Posted before its run and stated by its end, and not due in an earlier one.
+    """
     left = labels
     for number in range(windows):
         here = (pl.col("posted") < run_time(number)) & (pl.col("label_time") <= midnight(day(number + 1)))

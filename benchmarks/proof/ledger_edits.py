@@ -1,6 +1,7 @@
-"""Edits of a real small ledger behind its back, each one audited: which kinds are found, and which leave a consistent chain.
+"""Edits of a real small ledger behind its back, each one audited.
 
-Part of ``make proof-flips``; alone: ``python -m benchmarks.proof.ledger_edits``.
+Which kinds are found, and which leave a consistent chain. Part of ``make proof-flips``; alone: ``python -m
+benchmarks.proof.ledger_edits``.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ class Edit:
 
 
 def make(home: Path) -> Settings:
-    """A state folder whose ledger has rows in all of its tables, and the runs that its releases and verdicts are from."""
+    """A state folder whose ledger has rows in all of its tables.
+
+    And the runs that its releases and verdicts are from.
+    """
     settings = read_settings(home=home)
     for number, (decision, version) in enumerate(
         [("promote", 1), ("reject", 2), ("promote", 3), ("inconclusive", 4), ("promote", 5)]
@@ -94,7 +98,10 @@ def make(home: Path) -> Settings:
 
 
 def _run(settings: Settings, as_of: datetime, decision: Any, version: int) -> None:
-    """One training run: its bundle, what evaluated it, its gate's verdict in the ledger, and its release if that says so."""
+    """One training run: its bundle, what evaluated it, its gate's verdict in the ledger.
+
+    And its release, if the verdict says so.
+    """
     folder, keys = settings.run_dir(CASE, as_of), dict[str, str]()
 
     def commit(step: str, inputs: tuple[str, ...], facts: dict[str, Any], **files: str) -> None:
@@ -283,7 +290,10 @@ def _entry(database: sqlite3.Connection, rng: random.Random) -> str:
 
 
 def _recomputed(database: sqlite3.Connection, rng: random.Random) -> str:
-    """A row of some table changes, and with it its hash, the releases' chain and the whole journal: a consistent database."""
+    """A row of some table changes, and with it its hash, the releases' chain and the whole journal.
+
+    A consistent database.
+    """
     columns = {"alert_silences": "reason", "alert_deliveries": "recorded_at", "drift_states": "evidence_hash"}
     table = rng.choice(["releases", *columns])
     if table == "releases":
@@ -346,7 +356,10 @@ KINDS: dict[str, Change] = {
 
 
 def edits(count: int = 100, seed: int = 0, home: Path | None = None) -> list[Edit]:
-    """``count`` seeded edits, the kinds in turn, each on a fresh copy of one ledger that was clean; ``home`` is where to work (a temporary folder)."""
+    """``count`` seeded edits, the kinds in turn, each on a fresh copy of one ledger that was clean.
+
+    ``home`` is where to work (a temporary folder).
+    """
     if home is None:
         with tempfile.TemporaryDirectory() as folder:
             return edits(count, seed, Path(folder))

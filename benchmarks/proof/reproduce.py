@@ -1,7 +1,7 @@
-"""Versions of all cases are trained through the steps of the command line, registered, and reproduced: equal weights, 3 of 3.
+"""Versions of all cases are trained through the steps of the command line, registered, and reproduced.
 
-A fresh state folder with an MLflow of its own on a free port. triage fine-tunes the packaged encoder on at most
-400 reports: real ones where their file is found, else generated ones. `make proof-reproduce`.
+Equal weights, 3 of 3. A fresh state folder with an MLflow of its own on a free port. triage fine-tunes the packaged
+encoder on at most 400 reports: real ones where their file is found, else generated ones. `make proof-reproduce`.
 """
 
 from __future__ import annotations
@@ -135,7 +135,10 @@ def put_reports(settings: Settings) -> bool:
 
 @contextmanager
 def mlflow(home: Path) -> Iterator[dict[str, str]]:
-    """MLflow alone, as the stack starts it, and the environment that leads the steps to it and to the proof's parameters."""
+    """MLflow alone, as the stack starts it.
+
+    Gives the environment that leads the steps to it and to the proof's parameters.
+    """
     ports = Ports.free()
     environment = services.full_environment(home, ports)
     service = next(part for part in services.services(home, ports, environment, traffic=False) if part.name == "mlflow")

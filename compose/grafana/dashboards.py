@@ -1,6 +1,7 @@
-"""The three dashboards as code: `python compose/grafana/dashboards.py` writes dashboards/*.json, which Grafana is provisioned with.
+"""The three dashboards as code.
 
-A panel is a title, a unit and its queries; what Grafana wants beside that is the same for all. The metrics are those of
+`python compose/grafana/dashboards.py` writes dashboards/*.json, which Grafana is provisioned with. A panel is a title,
+a unit and its queries; what Grafana wants beside that is the same for all. The metrics are those of
 serving/gateway/metrics.py, pipelines/reports/metrics.py, embedded/airflow_metrics.py and Triton.
 """
 
@@ -41,11 +42,17 @@ class Dashboard:
 
 
 def _quantile(share: float) -> str:
-    return f'histogram_quantile({share}, sum by (le) (rate(perennial_gateway_request_seconds_bucket{{route="predict"}}[2m])))'
+    return (
+        f"histogram_quantile({share}, sum by (le) "
+        f'(rate(perennial_gateway_request_seconds_bucket{{route="predict"}}[2m])))'
+    )
 
 
 def _or_none(query: str, label: str) -> str:
-    """The query, and where it finds nothing a zero whose legend says so: no error yet is a figure too, no data is not."""
+    """The query, and where it finds nothing a zero whose legend says so.
+
+    No error yet is a figure too, no data is not.
+    """
     return f'{query} or on () label_replace(vector(0), "{label}", "none", "", "")'
 
 
@@ -63,8 +70,14 @@ SYSTEM = Dashboard(
                 "Errors",
                 "percentunit",
                 {
-                    "5xx": 'sum(rate(perennial_gateway_requests_total{status=~"5.."}[2m])) / sum(rate(perennial_gateway_requests_total[2m])) or vector(0)',
-                    "4xx": 'sum(rate(perennial_gateway_requests_total{status=~"4.."}[2m])) / sum(rate(perennial_gateway_requests_total[2m])) or vector(0)',
+                    "5xx": (
+                        'sum(rate(perennial_gateway_requests_total{status=~"5.."}[2m])) / '
+                        "sum(rate(perennial_gateway_requests_total[2m])) or vector(0)"
+                    ),
+                    "4xx": (
+                        'sum(rate(perennial_gateway_requests_total{status=~"4.."}[2m])) / '
+                        "sum(rate(perennial_gateway_requests_total[2m])) or vector(0)"
+                    ),
                 },
                 "Share of all answers.",
             ),
@@ -360,7 +373,10 @@ DASHBOARDS = (SYSTEM, MODEL, PIPELINE)
 
 
 def queries(dashboard: Dashboard, cases: str = ".*") -> Iterator[tuple[str, str, str]]:
-    """Panel, legend and query of everything on a dashboard, the choice of a case filled in: what Prometheus itself can be asked."""
+    """Panel, legend and query of everything on a dashboard, the choice of a case filled in.
+
+    What Prometheus itself can be asked.
+    """
     for panels in dashboard.rows.values():
         for panel in panels:
             for legend, query in panel.queries.items():

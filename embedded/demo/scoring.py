@@ -50,7 +50,8 @@ def metric_names(fields: Fields) -> dict[str, bool]:
 def compare(case: str, home: Path, moments: list[datetime], frame: pl.DataFrame) -> Known:
     """What the frozen model and the newest of the ungated ones answer to ``frame``.
 
-    Their trainings ended at ``moments``, the frozen one's at the first; some have no bundle, as too few labels had arrived.
+    Their trainings ended at ``moments``, the frozen one's at the first; some have no bundle, as too few labels had
+    arrived.
     """
     bundles = [
         bundle for moment in moments if (bundle := read_settings(home=home).run_dir(case, moment) / "export").exists()
@@ -80,7 +81,10 @@ def scores(case: str, bundle: Path, frame: pl.DataFrame, known: Known, threads: 
 
 
 def metrics(fields: Fields, labels: list[int], predicted: Any) -> dict[str, float | None]:
-    """The case's metrics of one window, as the evaluate step computes them; None where undefined, or without ``predicted``."""
+    """The case's metrics of one window, as the evaluate step computes them.
+
+    None where undefined, or without ``predicted``.
+    """
     names = metric_names(fields)
     if predicted is None:
         return dict.fromkeys(names)

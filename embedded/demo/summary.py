@@ -37,7 +37,8 @@ def tick_record(replay: Replay, window: Window, month: pl.DataFrame) -> dict[str
     }
     said = [f"{verdict['decision']} ({verdict['trigger']})" for verdict in record["verdicts"]]
     record["line"] = (
-        f"{record['month']}  {len(month):>6,} rows  champion v{record['champion']}  drift: {record['drift']['state'].lower():<12}"
+        f"{record['month']}  {len(month):>6,} rows  champion v{record['champion']}  drift: "
+        f"{record['drift']['state'].lower():<12}"
         f"{'  ' + ', '.join(said) if said else ''}{'  -> v' + str(record['champion_after']) if record['champion_after'] != record['champion'] else ''}"
     )
     return record
@@ -161,7 +162,10 @@ def _trainings(settings: Settings, case: str, runs: list[dict[str, Any]]) -> lis
 def _months(
     replay: Replay, rows: pl.DataFrame, logged: pl.DataFrame, first: Path, known: scoring.Known
 ) -> list[dict[str, Any]]:
-    """Every window with enough rows and more than one class, scored by the three models on its true labels; what was served is taken from the log."""
+    """Every window with enough rows and more than one class, scored by the three models on its true labels.
+
+    What was served is taken from the log.
+    """
     import polars as pl
 
     case, fields = replay.plan.case, cases.load_fields(replay.plan.case)

@@ -37,7 +37,8 @@ def play(replay: Replay) -> pl.DataFrame:
     if ledger.head(replay.settings.ledger, plan.case) is None:
         [verdict, *_] = ledger.verdicts(replay.settings.ledger, plan.case)
         raise PerennialError(
-            f"the first candidate was not promoted ({verdict['verdict']['reason']}): without a champion there is nothing to replay"
+            f"the first candidate was not promoted ({verdict['verdict']['reason']}): without a champion there is "
+            "nothing to replay"
         )
     progress.say(f"first champion: trained on the rows before {plan.first_as_of:%Y-%m-%d}")
     previous = plan.first_as_of

@@ -42,11 +42,15 @@ parameters [
   {{ key: "session.intra_op.allow_spinning" value: {{ string_value: "0" }} }}
 ]
 """
-# No dynamic batching: on a CPU it costs a small model latency, and brings a transformer nothing (its work grows with the tokens).
+# No dynamic batching: on a CPU it costs a small model latency, and brings a transformer nothing (its work grows with
+# the tokens).
 
 
 _KINDS: dict[Device, str] = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
-"""KIND_AUTO is a GPU's instance in a Triton that has one, and a CPU's elsewhere; KIND_GPU is refused where there is none."""
+"""KIND_AUTO is a GPU's instance in a Triton that has one, and a CPU's elsewhere.
+
+KIND_GPU is refused where there is none.
+"""
 _INSTEAD = "# on the CPU instead: "
 
 
@@ -64,7 +68,10 @@ def config(fields: Fields, versions: Iterable[int], device: Device = "auto") -> 
 
 
 def _tensor(declared: Mapping[str, Any]) -> str:
-    """A tensor of the signature in Triton's words: the batch axis left out, -1 for what may differ from request to request."""
+    """A tensor of the signature in Triton's words.
+
+    The batch axis left out, -1 for what may differ from request to request.
+    """
     dims = ", ".join(map(str, declared["shape"][1:]))
     return f'{{ name: "{declared["name"]}" data_type: {_TYPES[declared["dtype"]]} dims: [ {dims} ] }}'
 
@@ -87,7 +94,8 @@ def alone(repository: Path, case: str, *, patience: float = 60.0) -> Iterator[No
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     raise Unavailable(
-                        f"{path} is held by process {path.read_text() or '?'} for more than {patience:g} s: see what it does, end it if it hangs"
+                        f"{path} is held by process {path.read_text() or '?'} for more than {patience:g} s: "
+                        "see what it does, end it if it hangs"
                     ) from error
                 time.sleep(0.02)
         file.truncate(0)
@@ -119,7 +127,8 @@ def stage(repository: Path, case: str, version: int, bundle: Path) -> bool:
         found = storage.file_sha256(work / MODEL)
         if found != expected:
             raise IntegrityError(
-                f"{bundle / MODEL} has sha256 {found[:12]}, its manifest says {expected[:12]}: it is damaged and was not staged"
+                f"{bundle / MODEL} has sha256 {found[:12]}, its manifest says {expected[:12]}: "
+                "it is damaged and was not staged"
             )
         storage.fsync_folder(work)
         work.chmod(storage.usual_mode(0o777))
@@ -170,9 +179,10 @@ def staged(repository: Path, case: str) -> list[int]:
 
 
 def retire(repository: Path, case: str, keep: Collection[int]) -> list[int]:
-    """Delete the folders of all versions but ``keep`` (with none to keep, the configuration too); returns the versions deleted.
+    """Delete the folders of all versions but ``keep`` (with none to keep, the configuration too).
 
-    Configure and load first: Triton reads the files of a version for as long as it loads it.
+    Returns the versions deleted. Configure and load first: Triton reads the files of a version for as long as it loads
+    it.
     """
     gone = [version for version in staged(repository, case) if version not in keep]
     for version in gone:

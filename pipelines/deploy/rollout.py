@@ -59,7 +59,8 @@ def probe_tensors(fields: Fields, bundle: Path) -> dict[str, NDArray[Any]]:
     about = json.loads((bundle / "bundle.json").read_text())
     if about["fields_hash"] != fields.hash:
         raise IntegrityError(
-            f"{bundle} was made for other fields of {fields.case} ({about['fields_hash'][:12]}, now {fields.hash[:12]}): "
+            f"{bundle} was made for other fields of {fields.case} ({about['fields_hash'][:12]}, "
+            f"now {fields.hash[:12]}): "
             "train a new candidate, or go back to the commit of its fields"
         )
     dataset, most = (
@@ -90,7 +91,8 @@ def prove(settings: Settings, fields: Fields, version: int, bundle: Path) -> Non
             else f"in shape: {found.shape}, not {expected.shape}"
         )
         raise IntegrityError(
-            f"{fields.case} version {version} in Triton differs from ONNX Runtime on {bundle} {worst}: it must not serve"
+            f"{fields.case} version {version} in Triton differs from ONNX Runtime on {bundle} {worst}: "
+            "it must not serve"
         )
 
 
@@ -121,9 +123,10 @@ def offer(
 
 
 def _load(settings: Settings, fields: Fields, versions: Collection[int], device: Device) -> str:
-    """Have Triton load ``versions`` on the case's device, or if it refuses that, on the CPU; returns why it is not the device, if so.
+    """Have Triton load ``versions`` on the case's device, or if it refuses that, on the CPU.
 
-    Raises what :func:`triton.load` raises: versions that the CPU does not take either are no matter of devices.
+    Returns why it is not the device, if so. Raises what :func:`triton.load` raises: versions that the CPU does not take
+    either are no matter of devices.
     """
     repository.configure(settings.model_repository, fields, versions, device)
     try:
@@ -211,10 +214,10 @@ def _withdraw(settings: Settings, fields: Fields, before: list[int], device: Dev
 
 
 def restore(settings: Settings, fields: Fields, device: Device = "auto") -> list[str]:
-    """Make the repository and Triton what the ledger says; returns what was repaired. Call while :func:`repository.alone`.
+    """Make the repository and Triton what the ledger says; returns what was repaired.
 
-    The champion must answer in the end, or the error that keeps it from answering is raised. An older version
-    that cannot be brought back is reported and left out: nothing asks for it now.
+    Call while :func:`repository.alone`. The champion must answer in the end, or the error that keeps it from answering
+    is raised. An older version that cannot be brought back is reported and left out: nothing asks for it now.
     """
     case, repaired, bundles = fields.case, list[str](), dict[int, Path]()
     releases = kept(settings, case)

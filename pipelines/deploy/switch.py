@@ -31,8 +31,8 @@ def append(
 ) -> Release:
     """Let ``target`` (``TARGET``'s names) serve after ``head``; call while :func:`repository.alone`.
 
-    Raises ConflictError if ``head`` is the newest release no more, Unavailable if Triton is down, IntegrityError if the version's files are not
-    those that were judged.
+    Raises ConflictError if ``head`` is the newest release no more, Unavailable if Triton is down, IntegrityError if the
+    version's files are not those that were judged.
     """
     folder = storage.find(settings.root / target["bundle"], target["candidate_key"], verify=False)  # offering checks it
     rollout.offer(settings, fields, target["champion"], folder, device=params.serving.device, revive=True)
@@ -64,4 +64,7 @@ def moment(params: Params, head: Release, as_of: datetime | None) -> datetime:
 
 def told(release: Release) -> str:
     """A release in a sentence about what serves."""
-    return f"version {release.champion} serves, by release {release.seq} ({release.action}, {release.actor}: {release.reason})"
+    return (
+        f"version {release.champion} serves, by release {release.seq} ({release.action}, {release.actor}: "
+        f"{release.reason})"
+    )

@@ -91,7 +91,10 @@ def devices(settings: Settings, case: str) -> list[str]:
 
 
 def loaded(settings: Settings, case: str, version: int) -> bool:
-    """Whether Triton lists the version as ready; False also if the version is not loaded. See :func:`infer` for the truth."""
+    """Whether Triton lists the version as ready; False also if the version is not loaded.
+
+    See :func:`infer` for the truth.
+    """
     from tritonclient.grpc import service_pb2 as pb
 
     try:
@@ -153,7 +156,10 @@ def infer(settings: Settings, case: str, version: int, tensors: Mapping[str, NDA
 
 
 def _call(settings: Settings, method: str, request: Any, timeout: float) -> Any:
-    """One call on a channel of its own; Unavailable if nobody answers (us), _Refused with Triton's words if it says no."""
+    """One call on a channel of its own.
+
+    Unavailable if nobody answers (us), _Refused with Triton's words if it says no.
+    """
     import grpc
     from tritonclient.grpc import service_pb2_grpc
 
@@ -172,13 +178,17 @@ def _call(settings: Settings, method: str, request: Any, timeout: float) -> Any:
             if not is_away(error):
                 raise _Refused(reason) from error
             raise Unavailable(
-                f"Triton at {address} does not answer {method} ({reason}): start it, or set PERENNIAL_TRITON_GRPC to where it is"
+                f"Triton at {address} does not answer {method} ({reason}): start it, or set PERENNIAL_TRITON_GRPC to "
+                "where it is"
                 f"{', and PERENNIAL_TRITON_CLIENT_FILE to the key that it knows' if client is None else ''}"
             ) from error
 
 
 def is_away(error: Any) -> bool:
-    """Whether a gRPC error says that nobody answered. Triton itself says UNAVAILABLE too, of a version that is not loaded: that is an answer."""
+    """Whether a gRPC error says that nobody answered.
+
+    Triton itself says UNAVAILABLE too, of a version that is not loaded: that is an answer.
+    """
     import grpc
 
     unavailable = error.code() == grpc.StatusCode.UNAVAILABLE and "not at ready state" not in (error.details() or "")

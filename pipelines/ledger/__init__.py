@@ -1,10 +1,10 @@
-"""The ledger of releases, verdicts, drift and alerts: append-only, hash-chained, decided by compare-and-swap. It is the serving truth.
+"""The ledger of releases, verdicts, drift and alerts: append-only, hash-chained, decided by compare-and-swap.
 
-MLflow's aliases and Triton's loaded versions are projections of it. One SQL schema serves SQLite
-(embedded) and PostgreSQL (the full stack): database.py. Nothing is ever updated or deleted: whoever inserts (case, seq+1)
-first wins, everybody else gets a ConflictError. Every row of every table has an entry in the journal (journal.py), with which
-each reader here compares what it reads: a row that is not as it was written, cannot be read or is gone is an IntegrityError that
-names it. ``python -m pipelines audit`` lists all of them.
+It is the serving truth. MLflow's aliases and Triton's loaded versions are projections of it. One SQL schema serves
+SQLite (embedded) and PostgreSQL (the full stack): database.py. Nothing is ever updated or deleted: whoever inserts
+(case, seq+1) first wins, everybody else gets a ConflictError. Every row of every table has an entry in the journal
+(journal.py), with which each reader here compares what it reads: a row that is not as it was written, cannot be read or
+is gone is an IntegrityError that names it. ``python -m pipelines audit`` lists all of them.
 """
 
 from __future__ import annotations

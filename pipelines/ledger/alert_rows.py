@@ -58,9 +58,10 @@ _silences = Table(
 def alert_runs(
     url: str, case: str, *, last: int | None = None, at: datetime | None = None, revision: int = 1
 ) -> list[dict[str, Any]]:
-    """What the alert steps of a case left, oldest first: ``{seq, as_of, alerts, notices, recorded_at}``; the ``last`` rows, or that of ``at``.
+    """What the alert steps of a case left, oldest first: ``{seq, as_of, alerts, notices, recorded_at}``.
 
-    A row's alerts are those that were open after it and those that it resolved. A window that was judged again has a row for each ``revision``.
+    The ``last`` rows, or that of ``at``. A row's alerts are those that were open after it and those that it resolved. A
+    window that was judged again has a row for each ``revision``.
     """
     named = journal.NOTHING if at is None else {"as_of": revised(at, revision)}
     rows = read_rows(
@@ -79,7 +80,10 @@ def append_alerts(
     notices: Sequence[Notice],
     revision: int = 1,
 ) -> bool:
-    """Compare-and-swap: write row ``seq`` of ``alert_runs``; False if somebody has written it, or that row of ``as_of``, before."""
+    """Compare-and-swap: write row ``seq`` of ``alert_runs``.
+
+    False if somebody has written it, or that row of ``as_of``, before.
+    """
     text = {"alerts": canonical_json(list(alerts)), "notices": canonical_json(list(notices))}
     return insert_first(url, _alert_runs, case=case, seq=seq, as_of=revised(as_of, revision), **text)
 
@@ -94,7 +98,10 @@ def alerts(url: str, case: str) -> list[Alert]:
 
 
 def note_delivery(url: str, *, case: str, notice: str, sink: str, attempt: int, event: str, detail: str = "") -> bool:
-    """Write that ``attempt`` to send a notice was ``claimed``, ``delivered`` or ``failed``; False if that is written already."""
+    """Write that ``attempt`` to send a notice was ``claimed``, ``delivered`` or ``failed``.
+
+    False if that is written already.
+    """
     return insert_first(
         url, _deliveries, case=case, notice=notice, sink=sink, attempt=attempt, event=event, detail=detail
     )
@@ -121,6 +128,9 @@ def silence(url: str, *, case: str, rule: str, until: datetime, reason: str, act
 
 
 def silences(url: str, case: str, at: datetime) -> list[dict[str, Any]]:
-    """The silences in force at ``at``: ``{rule, until, reason, actor, recorded_at}``; of several for a rule the newest one counts."""
+    """The silences in force at ``at``: ``{rule, until, reason, actor, recorded_at}``.
+
+    Of several for a rule the newest one counts.
+    """
     rows = read_rows(url, _silences, case, order=[_silences.c.recorded_at])
     return [row for row in {row["rule"]: row for row in rows}.values() if row["until"] > moment_text(at)]

@@ -1,7 +1,8 @@
-"""The ledger's database: SQLite in a file, or PostgreSQL; one engine per process, tables made and checked, errors translated.
+"""The ledger's database: SQLite in a file, or PostgreSQL.
 
-Both keep the promise that the ledger is built on: of two inserts of one key, one fails. PostgreSQL lets the second
-wait until the first has committed, so READ COMMITTED is enough.
+One engine per process, tables made and checked, errors translated. Both keep the promise that the ledger is built on:
+of two inserts of one key, one fails. PostgreSQL lets the second wait until the first has committed, so READ COMMITTED
+is enough.
 """
 
 from __future__ import annotations
@@ -45,22 +46,24 @@ def begin(url: str, tables: MetaData) -> Iterator[Connection]:
     """One transaction on the database ``url``, which has ``tables`` then.
 
     Raises Unavailable if it does not answer, ConfigError if the address is wrong, the login is refused or the tables
-    there are another version's, DataError for a value that the database cannot keep, DatabaseDamaged if its own files are.
-    IntegrityErrors of SQLAlchemy pass.
+    there are another version's, DataError for a value that the database cannot keep, DatabaseDamaged if its own files
+    are. IntegrityErrors of SQLAlchemy pass.
     """
     try:
         with _engine(url, os.getpid(), tables).begin() as connection:
             yield connection
     except SqlDataError as error:
         raise DataError(
-            f"the ledger {shown(url)} cannot keep a value: {_first_line(error)}; shorten it, and leave out NUL characters"
+            f"the ledger {shown(url)} cannot keep a value: {_first_line(error)}; shorten it, and leave out NUL "
+            "characters"
         ) from error
     except (OperationalError, InterfaceError) as error:
         if (disk := of_disk(error)) is not None:
             raise disk from error
         if any(words in str(error.orig) for words in _REFUSED):
             raise ConfigError(
-                f"the ledger {shown(url)} refuses: {_first_line(error)}; mend {SETTING}, or the user and database it names"
+                f"the ledger {shown(url)} refuses: {_first_line(error)}; mend {SETTING}, or the user and database it "
+                "names"
             ) from error
         raise Unavailable(
             f"the ledger {shown(url)} does not answer: {_first_line(error)}; start it, or set {SETTING} to where it is"
@@ -99,7 +102,8 @@ def _engine(url: str, pid: int, tables: MetaData) -> Engine:  # noqa: ARG001 - p
         check(connection, tables, shown(url))
         there = set(inspect(connection).get_table_names())
         if engine.dialect.name == "sqlite" and not set(tables.tables) <= there:
-            # SQLite's driver begins no transaction for CREATE TABLE: without one, two processes could make the tables at the same moment.
+            # SQLite's driver begins no transaction for CREATE TABLE: without one, two processes could make the tables
+            # at the same moment.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         tables.create_all(connection)
     return engine
@@ -117,7 +121,8 @@ def _connect(url: str) -> Engine:
         return create_engine(url, pool_pre_ping=True, pool_size=2, connect_args=waits)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise ConfigError(
-            f"{SETTING} cannot be used ({error}): give it like postgresql+psycopg://user:password@host:5432/ledger, or unset it"
+            f"{SETTING} cannot be used ({error}): give it like postgresql+psycopg://user:password@host:5432/ledger, "
+            "or unset it"
         ) from error
 
 
@@ -131,14 +136,18 @@ def _sqlite(url: str, path: str | None) -> Engine:
         # WAL lets gateways read while a rollout writes; FULL makes a committed release survive a power cut.
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        # Bytes that are no text belong to a damaged row, which its reader names; the driver would only say that it cannot read.
+        # Bytes that are no text belong to a damaged row, which its reader names; the driver would only say that it
+        # cannot read.
         connection.text_factory = lambda data: data.decode(errors="replace")
 
     return engine
 
 
 def check(connection: Connection, tables: MetaData, address: str) -> None:
-    """Raise ConfigError naming the table whose columns are not those of this code; a table that is not there yet is made later."""
+    """Raise ConfigError naming the table whose columns are not those of this code.
+
+    A table that is not there yet is made later.
+    """
     found = inspect(connection)
     there = set(found.get_table_names())
     for table in tables.sorted_tables:

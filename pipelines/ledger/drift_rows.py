@@ -70,9 +70,10 @@ def record_drift_state(
 ) -> dict[str, Any]:
     """Keep the policy's state after the window ending at ``as_of``; the first one written stands and is returned.
 
-    ``previous`` names the state that it was made from or takes the place of (``""``: none; None: not said). A state has one
-    successor, so that two windows judged at once cannot both open an episode: raises Overtaken, and writes nothing, if another
-    window came first. A window that is judged again leaves a state of the next ``revision``, beside those before.
+    ``previous`` names the state that it was made from or takes the place of (``""``: none; None: not said). A state has
+    one successor, so that two windows judged at once cannot both open an episode: raises Overtaken, and writes nothing,
+    if another window came first. A window that is judged again leaves a state of the next ``revision``, beside those
+    before.
     """
     name = revised(as_of, revision)
     row = {
@@ -89,7 +90,8 @@ def record_drift_state(
     found = read_rows(url, _drift_states, case, parse=["state"], named={"as_of": name})
     if not found:
         raise Overtaken(
-            f"{case}: a drift run of another window than {as_of.isoformat()} decided first, on the same earlier state; run the step again"
+            f"{case}: a drift run of another window than {as_of.isoformat()} decided first, on the same earlier "
+            "state; run the step again"
         )
     kept: dict[str, Any] = found[0]["state"]
     return kept

@@ -59,7 +59,10 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 def add(connection: Connection, *rows: tuple[Table, Row]) -> None:
-    """Insert rows of one case, and their entries. Raises SQLAlchemy's IntegrityError if a row's key is there already."""
+    """Insert rows of one case, and their entries.
+
+    Raises SQLAlchemy's IntegrityError if a row's key is there already.
+    """
     for table, row in rows:
         connection.execute(insert(table).values(**row))
     # The rows come first: whoever waits for the entries' lock holds all else that this transaction needs.
@@ -91,7 +94,8 @@ def _enter(connection: Connection, rows: Sequence[tuple[Table, Row]], *, taken_o
     except SqlIntegrityError as error:
         keys = ", ".join(f"{entry['about']} {entry['row_key']}" for entry in entries)
         raise IntegrityError(
-            f"ledger of {case}: its journal has an entry for {keys} already, but the row was gone: `python -m pipelines audit`"
+            f"ledger of {case}: its journal has an entry for {keys} already, but the row was gone: "
+            "`python -m pipelines audit`"
         ) from error
 
 
@@ -129,10 +133,12 @@ def newest_of(case: str, table: Table) -> Select[Any]:
 def read(
     connection: Connection, table: Table, case: str, wanted: Select[Any], *, named: Mapping[str, str] = NOTHING
 ) -> tuple[list[dict[str, Any]], str]:
-    """The ``wanted`` rows of a table, all of one case; and what is wrong, if one is not as it was written or any row of the case is gone, else "".
+    """The ``wanted`` rows of a table, all of one case.
 
-    Of rows that are ``named`` by values of columns the others do not matter, if there is one. That there is none is said only after a
-    look at all rows of the case without an index: a damaged index hides a row, and whoever relies on it does a work twice.
+    And what is wrong, if one is not as it was written or any row of the case is gone, else "". Of rows that are
+    ``named`` by values of columns the others do not matter, if there is one. That there is none is said only after a
+    look at all rows of the case without an index: a damaged index hides a row, and whoever relies on it does a work
+    twice.
     """
     key = _sql_key(connection, table)
     entry = (_journal.c.case == table.c.case) & (_journal.c.about == table.name) & (_journal.c.row_key == key)
@@ -153,12 +159,18 @@ def _hidden(connection: Connection, table: Table, case: str, named: Mapping[str,
     everything = select(table).where(table.c.case.concat("") == case)  # an expression, which no index serves
     for row in connection.execute(everything).mappings():
         if all(row[column] == value for column, value in named.items()):
-            return f"table {table.name}, row {_key(table, row)} is there and is not found by its {', '.join(named)}: an index of the database is damaged"
+            return (
+                f"table {table.name}, row {_key(table, row)} is there and is not found by its {', '.join(named)}: "
+                "an index of the database is damaged"
+            )
     return ""
 
 
 def _whole(connection: Connection, table: Table, case: str, entry: ColumnElement[bool]) -> bool:
-    """Whether every row of a case has an entry and every entry a row. Keys are unique on both sides: then there are as many pairs as of each."""
+    """Whether every row of a case has an entry and every entry a row.
+
+    Keys are unique on both sides: then there are as many pairs as of each.
+    """
     rows, entries = select(func.count()).select_from(table), select(func.count()).select_from(_journal)
     counts = (
         rows.where(table.c.case == case),
@@ -179,7 +191,8 @@ def _sql_key(connection: Connection, table: Table) -> ColumnElement[str]:
 def _wrong(connection: Connection, table: Table, case: str, found: Mapping[str, str]) -> str:
     """Which row of a case is gone, strange or, of those that were ``found`` (hashes by key), changed; "" if none is.
 
-    Others may write meanwhile: an entry that is older than the reading must have its row, and a row an entry that stands after it.
+    Others may write meanwhile: an entry that is older than the reading must have its row, and a row an entry that
+    stands after it.
     """
     entries = select(_journal.c.row_key, _journal.c.row_hash).where(
         _journal.c.case == case, _journal.c.about == table.name
@@ -234,9 +247,10 @@ def cases(connection: Connection) -> list[str]:
 
 
 def stored(connection: Connection, case: str) -> tuple[dict[str, Sequence[Row]], list[Finding], int]:
-    """The rows of a case as they stand, by table; where they are not those that the journal has; how many of them were taken over.
+    """The rows of a case as they stand, by table; where they are not those that the journal has.
 
-    Others may write meanwhile: an entry that is older than the reading must have its row, and a row an entry that stands after it.
+    How many of them were taken over. Others may write meanwhile: an entry that is older than the reading must have its
+    row, and a row an entry that stands after it.
     """
     before = connection.execute(_entries(case).order_by(_journal.c.number)).mappings().all()
     rows = {table.name: _rows(connection, table, case) for table in _own_tables()}

@@ -40,7 +40,10 @@ def _row_hash(fields: dict[str, Any]) -> str:
 
 
 def read_release(row: Mapping[Any, Any]) -> Release:
-    """A row of the table as a release. Raises IntegrityError, naming case, seq and column, if it cannot be read or its columns disagree."""
+    """A row of the table as a release.
+
+    Raises IntegrityError, naming case, seq and column, if it cannot be read or its columns disagree.
+    """
     case, seq = row["case"], row["seq"]
     try:
         release = Release.model_validate_json(row["row"])
@@ -134,7 +137,8 @@ def append(
     current = head(url, case)
     if (current.seq if current else 0) != expected_seq:
         raise ConflictError(
-            f"ledger of {case}: expected release {expected_seq}, found {current.seq if current else 0}: somebody was first; look at the history and try again"
+            f"ledger of {case}: expected release {expected_seq}, found {current.seq if current else 0}: "
+            "somebody was first; look at the history and try again"
         )
     fields = Release(
         case=case,
@@ -165,13 +169,17 @@ def append(
             )
     except SqlIntegrityError as error:
         raise ConflictError(
-            f"ledger of {case}: release {expected_seq + 1} was written by somebody else first; look at the history and try again"
+            f"ledger of {case}: release {expected_seq + 1} was written by somebody else first; "
+            "look at the history and try again"
         ) from error
     return Release.model_validate(fields)
 
 
 def previous_release(url: str, case: str) -> Release | None:
-    """The release that a rollback returns to: promotions and releases by hand stack up, a rollback takes the top one off."""
+    """The release that a rollback returns to.
+
+    Promotions and releases by hand stack up, a rollback takes the top one off.
+    """
     stack: list[Release] = []
     for release in releases(url, case):
         if release.action == "rollback":

@@ -1,4 +1,7 @@
-"""What all tables of the ledger have in common: rows that are only ever added, each read against its entry in the journal."""
+"""What all tables of the ledger have in common.
+
+Rows that are only ever added, each read against its entry in the journal.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ def begin(url: str) -> AbstractContextManager[Connection]:
 
 
 def check(url: str) -> None:
-    """Make the tables where there are none. Raises ConfigError if they are another version's, Unavailable if nobody answers."""
+    """Make the tables where there are none.
+
+    Raises ConfigError if they are another version's, Unavailable if nobody answers.
+    """
     with begin(url):
         pass
 
@@ -58,9 +64,9 @@ def read_rows(
 ) -> list[dict[str, Any]]:
     """Rows of a case as the ledger wrote them, the JSON of the columns ``parse`` read.
 
-    Raises IntegrityError, naming case, table, row and, if it cannot be read, column: for a row that was changed or added behind the ledger's
-    back, and for one of the case that is gone, as nobody can say whether it would be among them. Of rows that are ``named`` by values of
-    columns the others do not matter (journal.read).
+    Raises IntegrityError, naming case, table, row and, if it cannot be read, column: for a row that was changed or
+    added behind the ledger's back, and for one of the case that is gone, as nobody can say whether it would be among
+    them. Of rows that are ``named`` by values of columns the others do not matter (journal.read).
     """
     where = (*where, *(table.c[column] == value for column, value in named.items()))
     wanted = select(table).where(table.c.case == case, *where).order_by(*order).limit(limit)
@@ -101,6 +107,9 @@ def cases(url: str) -> list[str]:
 
 
 def stored(url: str, case: str) -> tuple[dict[str, Sequence[Mapping[Any, Any]]], list[Finding], int]:
-    """The rows of a case by table as they stand, read or not; where they are not those that were written; how many the journal took over."""
+    """The rows of a case by table as they stand, read or not; where they are not those that were written.
+
+    How many the journal took over.
+    """
     with begin(url) as connection:
         return journal.stored(connection, case)

@@ -31,9 +31,10 @@ _verdicts = Table(
 
 
 def record_verdict(url: str, *, case: str, gate_key: str, as_of: datetime, trigger: Trigger, verdict: Any) -> str:
-    """Keep the verdict of one gate run (``gate_key``: its manifest's key) for good; returns its sha256. The same verdict again changes nothing.
+    """Keep the verdict of one gate run (``gate_key``: its manifest's key) for good; returns its sha256.
 
-    Raises ConflictError if the same gate run answered differently before: verdicts are immutable.
+    The same verdict again changes nothing. Raises ConflictError if the same gate run answered differently before:
+    verdicts are immutable.
     """
     text, value = canonical_json(verdict), digest(verdict)
     if not insert_first(
@@ -49,7 +50,8 @@ def record_verdict(url: str, *, case: str, gate_key: str, as_of: datetime, trigg
         [row] = read_rows(url, _verdicts, case, named={"gate_key": gate_key})
         if (found := row["hash"]) != value:
             raise ConflictError(
-                f"{case}: gate run {gate_key[:12]} already has verdict {found[:12]}, not {value[:12]}: verdicts are immutable"
+                f"{case}: gate run {gate_key[:12]} already has verdict {found[:12]}, not {value[:12]}: "
+                "verdicts are immutable"
             )
     return value
 
@@ -62,7 +64,8 @@ def verdicts(url: str, case: str) -> list[dict[str, Any]]:
 def verdict(url: str, case: str, value: str, *, gate_key: str = "") -> dict[str, Any]:
     """The verdict whose sha256 is ``value``, as :func:`verdicts` gives it.
 
-    Several gate runs may come to the same verdict, to the byte: it is the row of ``gate_key`` where that run is one of them.
+    Several gate runs may come to the same verdict, to the byte: it is the row of ``gate_key`` where that run is one of
+    them.
 
     Raises IntegrityError if the ledger has none, or its row is another one than was hashed.
     """
@@ -79,6 +82,7 @@ def verdict(url: str, case: str, value: str, *, gate_key: str = "") -> dict[str,
         raise IntegrityError(f"ledger of {case}: there is no verdict {value[:12]}: {LOOK}")
     if digest(rows[0]["verdict"]) != value:
         raise IntegrityError(
-            f"ledger of {case}: table verdicts, gate_key {rows[0]['gate_key']}: column verdict is not what its hash was made of: {LOOK}"
+            f"ledger of {case}: table verdicts, gate_key {rows[0]['gate_key']}: column verdict is not what its hash "
+            f"was made of: {LOOK}"
         )
     return rows[0]

@@ -183,7 +183,10 @@ def _time_panel(panel: Any, summary: dict[str, Any]) -> None:
 
 
 def page(summary: dict[str, Any]) -> str:
-    """One self-contained HTML file: what it cost and what it gave, policy by policy; nothing is loaded from elsewhere."""
+    """One self-contained HTML file: what it cost and what it gave, policy by policy.
+
+    Nothing is loaded from elsewhere.
+    """
     from jinja2 import Environment
 
     seed, first = next(iter(summary["by_seed"].items()))
@@ -215,12 +218,18 @@ def headline(summary: dict[str, Any]) -> str:
     least = min(found, key=lambda name: found[name]["means"]["log_loss"])
     paid = min(found, key=lambda name: found[name]["total"])
     one = found[least]
-    text = f"The lowest mean log-loss, {one['means']['log_loss']:.3f}, is that of {least} with {_count(one['retrains'])} retrainings"
+    text = (
+        f"The lowest mean log-loss, {one['means']['log_loss']:.3f}, is that of {least} with "
+        f"{_count(one['retrains'])} retrainings"
+    )
     if paid == least:
         text += ", which also has the lowest loss and price together."
     else:
         best = found[paid]
-        text += f"; at {summary['price_per_retrain']:g} a retraining, {paid} pays best ({best['means']['log_loss']:.3f} with {_count(best['retrains'])})."
+        text += (
+            f"; at {summary['price_per_retrain']:g} a retraining, {paid} pays best "
+            f"({best['means']['log_loss']:.3f} with {_count(best['retrains'])})."
+        )
     edge = [name for name, one in found.items() if one["on_frontier"]]
     return f"{text} On the frontier: {', '.join(edge)}.{_against_drift(summary, least)}"
 
@@ -235,7 +244,10 @@ def _against_drift(summary: dict[str, Any], least: str) -> str:
 
 
 def break_even(summary: dict[str, Any], cheap: str, good: str) -> float:
-    """The price of a retraining at which two policies are worth the same: loss saved over all ticks that count, per retraining more."""
+    """The price of a retraining at which two policies are worth the same.
+
+    Loss saved over all ticks that count, per retraining more.
+    """
     one, other = summary["policies"][cheap], summary["policies"][good]
     counted = sum(tick["counts"] for tick in summary["ticks"])
     saved: float = (

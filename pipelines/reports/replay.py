@@ -55,8 +55,10 @@ def _headline(summary: dict[str, Any]) -> str:
     loss = summary["metrics"]["log_loss"]
     promotions = len(summary["champions"]) - 1
     return (
-        f"Over {len(first['per_month'])} {summary['tick']}s the frozen model reached a mean {SHORT[name]} of {_number(first['frozen_mean'])} and a log-loss of "
-        f"{_number(loss['frozen_mean'])}; Perennial, with {promotions} promotion{'s' if promotions != 1 else ''}, reached {_number(first['perennial_mean'])} "
+        f"Over {len(first['per_month'])} {summary['tick']}s the frozen model reached a mean {SHORT[name]} of "
+        f"{_number(first['frozen_mean'])} and a log-loss of "
+        f"{_number(loss['frozen_mean'])}; Perennial, with {promotions} promotion{'s' if promotions != 1 else ''}, "
+        f"reached {_number(first['perennial_mean'])} "
         f"and {_number(loss['perennial_mean'])}."
     )
 

@@ -74,7 +74,10 @@ def confusion(table: Sequence[Sequence[int]], classes: Sequence[str], title: str
 
 
 def calibration(labels: Any, scores: Any, title: str, path: Path) -> Path:
-    """How often what was scored p occurred, in bins of equally many rows, over how many rows got which score. ``scores`` [n], ``labels`` 0 or 1."""
+    """How often what was scored p occurred, in bins of equally many rows, over how many rows got which score.
+
+    ``scores`` [n], ``labels`` 0 or 1.
+    """
     labels, scores = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
     parts = [part for part in np.array_split(np.argsort(scores, kind="stable"), BINS) if len(part)]
     said, came = ([float(values[part].mean()) for part in parts] for values in (scores, labels))
@@ -94,9 +97,9 @@ def calibration(labels: Any, scores: Any, title: str, path: Path) -> Path:
 
 
 def _speeds(steps: Sequence[Mapping[str, Any]], span: int) -> list[float]:
-    """Samples per second over the last ``span`` steps, for every step from the one after them; none where no time has passed.
+    """Samples per second over the last ``span`` steps, for every step from the one after them.
 
-    Over a span, as the mean of single steps' rates is not the rate of all of them.
+    None where no time has passed. Over a span, as the mean of single steps' rates is not the rate of all of them.
     """
     found = []
     for before, line in zip(steps, steps[span:], strict=False):

@@ -1,6 +1,7 @@
-"""The gateway as an ASGI application: ``uvicorn serving.gateway.app:app --http=serving.gateway.connections:Connection``.
+"""The gateway as an ASGI application.
 
-Routes in routes.py; one worker's belongings in state.py; every error becomes ``{"error", "field"?, "row"?}`` here.
+``uvicorn serving.gateway.app:app --http=serving.gateway.connections:Connection``. Routes in routes.py; one worker's
+belongings in state.py; every error becomes ``{"error", "field"?, "row"?}`` here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Connections that cannot be held open: uvicorn's HTTP protocol with deadlines and bounds of its own.
 
-``uvicorn --http=serving.gateway.connections:Connection``. Uvicorn only ends connections that are idle between two requests; here a
-request's head, its body and the reading of its answer have deadlines too, and what is not part of a body has a size.
+``uvicorn --http=serving.gateway.connections:Connection``. Uvicorn only ends connections that are idle between two
+requests; here a request's head, its body and the reading of its answer have deadlines too, and what is not part of a
+body has a size.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ BOUNDS = "bounds"
 RETRY_SECONDS = 1
 """What a caller beyond the bounds is told to wait."""
 _TURNS = itertools.count()
-"""A number for each time that a client begins to be waited for. The loop's clock stands still while it takes up connections that came together."""
+"""A number for each time that a client begins to be waited for.
+
+The loop's clock stands still while it takes up connections that came together.
+"""
 
 
 class Connection(HttpToolsProtocol):

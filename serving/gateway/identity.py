@@ -57,7 +57,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Answer(NamedTuple):
-    """What was answered for an id first: a digest of the features, event time and receipt in microseconds since 1970, version, prediction and score."""
+    """What was answered for an id first.
+
+    A digest of the features, event time and receipt in microseconds since 1970, version, prediction and score.
+    """
 
     id: str
     digest: bytes
@@ -79,7 +82,10 @@ def microseconds(moment: datetime) -> int:
 
 
 class Index:
-    """The answered ids of one case, for whoever holds the case's ``alone``; :meth:`catch_up` comes before anybody does."""
+    """The answered ids of one case, for whoever holds the case's ``alone``.
+
+    :meth:`catch_up` comes before anybody does.
+    """
 
     def __init__(self, path: Path, folder: Path, names: Sequence[str]) -> None:
         """``folder`` holds the case's prediction segments, ``names`` are its fields in declared order."""
@@ -95,7 +101,10 @@ class Index:
 
     def find(self, ids: Iterable[str]) -> dict[str, Answer]:
         """The answers of those ids that have one."""
-        query = "SELECT id, digest, event_us, received_us, version, prediction, score FROM answers WHERE id IN (SELECT value FROM json_each(?))"
+        query = (
+            "SELECT id, digest, event_us, received_us, version, prediction, score FROM answers WHERE id IN "
+            "(SELECT value FROM json_each(?))"
+        )
         try:
             return {row[0]: Answer(*row) for row in self._connection.execute(query, (_encode(list(ids)).decode(),))}
         except sqlite3.Error as error:
@@ -165,14 +174,16 @@ class Index:
         return lines
 
     def _catch_up(self) -> int:
-        # synchronous=OFF survives a killed process, not a power cut: what is older than the running system is not believed.
+        # synchronous=OFF survives a killed process, not a power cut: what is older than the running system is not
+        # believed.
         facts = dict(self._connection.execute("SELECT name, value FROM facts"))
         wanted = {"format": FORMAT, "boot": _boot_id()}
         paths = {path.name.removesuffix(OPEN): path for path in sorted(self._folder.glob("*.jsonl*"))}
         done = dict(self._connection.execute("SELECT name, bytes FROM segments"))
         ahead = any(name in paths and _where_it_is(paths[name]).stat().st_size < size for name, size in done.items())
         if facts != wanted or ahead:
-            # Dropped, not emptied: another format may have other columns. Statement by statement, as executescript would commit.
+            # Dropped, not emptied: another format may have other columns. Statement by statement, as executescript
+            # would commit.
             for table in ("answers", "segments", "facts"):
                 self._connection.execute(f"DROP TABLE IF EXISTS {table}")
             for statement in _TABLES.split(";"):
@@ -235,10 +246,14 @@ class Index:
             return Refused(
                 507,
                 "log",
-                "the disk of the gateway is full: nothing was answered or logged; make room, then send the request again",
+                (
+                    "the disk of the gateway is full: nothing was answered or logged; make room, then send the request "
+                    "again"
+                ),
             )
         return Unavailable(
-            f"the index of prediction ids does not answer ({error}): nothing was answered; try again, and see the gateway's log"
+            f"the index of prediction ids does not answer ({error}): nothing was answered; "
+            "try again, and see the gateway's log"
         )
 
 

@@ -1,9 +1,9 @@
 """The prediction log: JSON lines in segments, each line written before its reply is sent.
 
-A killed process loses nothing that was acknowledged (the lines are in the kernel); a power cut at most
-the last ``sync_seconds``. A segment belongs to one worker, which holds a lock on it while it is open
-(``<worker>-<number>.jsonl.open``), and is closed by one rename to ``.jsonl``, its sha256 beside it. Closed segments never change.
-A step that needs rows of open ones asks for them to be closed (pipelines/segments.py).
+A killed process loses nothing that was acknowledged (the lines are in the kernel); a power cut at most the last
+``sync_seconds``. A segment belongs to one worker, which holds a lock on it while it is open
+(``<worker>-<number>.jsonl.open``), and is closed by one rename to ``.jsonl``, its sha256 beside it. Closed segments
+never change. A step that needs rows of open ones asks for them to be closed (pipelines/segments.py).
 """
 
 from __future__ import annotations
@@ -85,7 +85,10 @@ class Log:
         return self._current is None and not self._leaving
 
     def append(self, lines: bytes) -> Position:
-        """Write whole lines; they are in the log when this returns. Refused (507 full, 503 other) if not, and then none of them is."""
+        """Write whole lines; they are in the log when this returns.
+
+        Refused (507 full, 503 other) if not, and then none of them is.
+        """
         try:
             segment = self._current or self._open()
             self._current = segment
@@ -103,7 +106,10 @@ class Log:
                 raise Refused(
                     507,
                     "log",
-                    "the prediction log is full: nothing was answered or logged; make room, then send the request again",
+                    (
+                        "the prediction log is full: nothing was answered or logged; make room, then send the request "
+                        "again"
+                    ),
                 ) from error
             raise Refused(
                 503,

@@ -1,4 +1,7 @@
-"""What the interactive documentation says: every case's requests by name, made from its declared fields whenever somebody asks."""
+"""What the interactive documentation says.
+
+Every case's requests by name, made from its declared fields whenever somebody asks.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,10 @@ _LOOK = {
 
 
 def install(app: FastAPI) -> None:
-    """Give the application ``/openapi.json`` with the cases of the moment, and ``/docs`` with Swagger UI from an installed package: no page needs a network."""
+    """Give the application ``/openapi.json`` with the cases of the moment.
+
+    And ``/docs`` with Swagger UI from an installed package: no page needs a network.
+    """
     make = app.openapi
 
     def now() -> Json:
@@ -210,7 +216,9 @@ def _labels(fields: Fields, most: int) -> Json:
             **_COUNT,
             "maximum": 2**31 - 1,
             "default": 0,
-            "description": "of several labels of one row the highest counts; at most the present time in seconds since 1970",
+            "description": (
+                "of several labels of one row the highest counts; at most the present time in seconds since 1970"
+            ),
         },
     }
     item = {

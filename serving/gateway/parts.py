@@ -15,7 +15,10 @@ MAX_BATCH = 1024
 STEP = 8
 """Texts of one inference have their lengths between two multiples of this; they are padded to the upper one."""
 MAX_TOKENS = 1024
-"""Tokens per inference, padding included. On a CPU more of them are not faster a piece: they only keep others waiting."""
+"""Tokens per inference, padding included.
+
+On a CPU more of them are not faster a piece: they only keep others waiting.
+"""
 
 
 class Part(NamedTuple):

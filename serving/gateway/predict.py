@@ -55,7 +55,10 @@ class Reply(msgspec.Struct, gc=False):
 
 
 class Row(NamedTuple):
-    """One row of a request. ``given`` is its event time in microseconds if the client gave one; ``digest`` is empty for an id of our own."""
+    """One row of a request.
+
+    ``given`` is its event time in microseconds if the client gave one; ``digest`` is empty for an id of our own.
+    """
 
     number: int
     id: str
@@ -159,7 +162,10 @@ def _row(number: int, item: Any, received: datetime, case: Case) -> Row:
 
 
 def _scored(rows: Sequence[Row], received: datetime, version: int, scores: Sequence[float]) -> list[Scored]:
-    """What the ``scores`` of all rows mean: one for each is the positive class's, several are the classes', of which the likeliest is predicted."""
+    """What the ``scores`` of all rows mean.
+
+    One for each is the positive class's, several are the classes', of which the likeliest is predicted.
+    """
     now, outputs = microseconds(received), len(scores) // len(rows)
     if outputs == 1:
         return [
@@ -216,7 +222,10 @@ def _conflict(row: Row, count: int) -> Refused:
 
 
 async def _score(gateway: Gateway, case: Case, columns: Columns) -> tuple[int, list[float]]:
-    """The version that answered and its scores: the champion's, or while it does not answer, the previous release's (with its own encoding)."""
+    """The version that answered and its scores.
+
+    The champion's, or while it does not answer, the previous release's (with its own encoding).
+    """
     champion, previous = gateway.routing.versions(case.name, case.route)
     deadline = gateway.triton.deadline(0 if case.fields.text is None else len(columns[case.fields.text.name]))
     outputs = case.fields.outputs

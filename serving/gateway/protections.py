@@ -36,7 +36,10 @@ class Door:
     """Checks what stands before every /v1 request. Keys are kept as hashes only."""
 
     def __init__(self, bounds: Bounds, key_file: Path, shared: SecretStr | None = None) -> None:
-        """``shared`` is the Redis in which all workers count together. Raises ConfigError if keys are wanted and ``key_file`` holds none."""
+        """``shared`` is the Redis in which all workers count together.
+
+        Raises ConfigError if keys are wanted and ``key_file`` holds none.
+        """
         self._keys = read_keys(key_file) if bounds.auth else ()
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
         self._shared = None if shared is None else shared_limiter(shared.get_secret_value())
@@ -65,7 +68,10 @@ class Door:
             )
 
     async def _hit(self, caller: str) -> bool:
-        """Count one request. A Redis that is away costs nobody an answer: each worker then counts its own for a while."""
+        """Count one request.
+
+        A Redis that is away costs nobody an answer: each worker then counts its own for a while.
+        """
         if self._shared is not None and time.monotonic() >= self._rests_until:
             try:
                 return await self._shared.hit(self._rate, caller)
@@ -82,7 +88,8 @@ class Door:
     async def body(self, request: Request) -> AsyncIterator[bytes]:
         """The body of a request that is being answered until the block ends.
 
-        Raises Refused: 413 as soon as it is known to be too long, without reading on; 503 beyond what a worker takes at a time.
+        Raises Refused: 413 as soon as it is known to be too long, without reading on; 503 beyond what a worker takes at
+        a time.
         """
         if self._inside >= self._bounds.max_requests:
             raise _busy(f"{self._inside} requests are being answered")
@@ -115,7 +122,8 @@ class Door:
             raise Refused(400, "disconnected", "the client went away while sending, or did not send in time") from error
 
     def _too_long(self, *, close: bool) -> Refused:
-        # A body that is merely too long is thrown away by the server, so that its sender reads the answer; an endless one is cut off.
+        # A body that is merely too long is thrown away by the server, so that its sender reads the answer; an endless
+        # one is cut off.
         return Refused(
             413,
             "body",
@@ -134,7 +142,10 @@ def _busy(what: str) -> Refused:
 
 
 def shared_limiter(url: str) -> FixedWindowRateLimiter:
-    """A limiter whose counts lie in the Redis ``url``; ConfigError if that is no address of one. Nothing is asked yet."""
+    """A limiter whose counts lie in the Redis ``url``; ConfigError if that is no address of one.
+
+    Nothing is asked yet.
+    """
     try:
         storage = RedisStorage(
             f"async+{url}",
@@ -158,7 +169,8 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
         keys = tuple(_hashed(line) for line in lines if line)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path} cannot be read ({error}): write an API key into it, or set PERENNIAL_GATEWAY_AUTH=false on a loopback address"
+            f"{path} cannot be read ({error}): write an API key into it, or set PERENNIAL_GATEWAY_AUTH=false on a "
+            "loopback address"
         ) from error
     if not keys:
         raise ConfigError(

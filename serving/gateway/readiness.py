@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class Readiness:
-    """The newest answer, and the look that is going on. Inferences cost Triton time: callers, who need no key, share them."""
+    """The newest answer, and the look that is going on.
+
+    Inferences cost Triton time: callers, who need no key, share them.
+    """
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway

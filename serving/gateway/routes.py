@@ -25,10 +25,10 @@ _encoder = msgspec.json.Encoder()
 
 @router.post(PREDICT)
 async def predict_rows(request: Request, case: str) -> Response:
-    """Score rows of raw features; each answered row is in the prediction log. Send a prediction_id to be able to ask again safely.
+    """Score rows of raw features; each answered row is in the prediction log.
 
-    The answer's prediction is 0 or 1 and its score the probability of 1; in a case with classes the prediction is
-    the name of the likeliest class, and the score its probability.
+    Send a prediction_id to be able to ask again safely. The answer's prediction is 0 or 1 and its score the probability
+    of 1; in a case with classes the prediction is the name of the likeliest class, and the score its probability.
     """
     async with _entered(request, case) as (gateway, known, body):
         return Response(await predict(gateway, known, body), media_type=JSON)
@@ -57,10 +57,11 @@ async def healthz() -> Response:
 
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
-    """Whether every champion of the ledger answers a real inference: 200, else 503 and why. No champion yet is no fault.
+    """Whether every champion of the ledger answers a real inference: 200, else 503 and why.
 
-    It is asked once for all who want to know within a second. ``damaged`` says of a case what the ledger holds that it did not
-    write. ``broken`` names the cases whose folders cannot be used, and what to do: the others are none the worse for it.
+    No champion yet is no fault. It is asked once for all who want to know within a second. ``damaged`` says of a case
+    what the ledger holds that it did not write. ``broken`` names the cases whose folders cannot be used, and what to
+    do: the others are none the worse for it.
     """
     readiness: Readiness = request.app.state.readiness
     answer = await readiness.answer()

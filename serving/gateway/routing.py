@@ -1,7 +1,8 @@
 """Which version answers for a case: the ledger's head, polled in the background.
 
-While the ledger is away, the last good copy goes on being used; how old it is shows in a metric. A row that is not what the ledger
-wrote is not followed either: its case goes on with the last good copy, or is refused where there is none, and the other cases go on.
+While the ledger is away, the last good copy goes on being used; how old it is shows in a metric. A row that is not what
+the ledger wrote is not followed either: its case goes on with the last good copy, or is refused where there is none,
+and the other cases go on.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ log = logging.getLogger(__name__)
 class Route:
     """A case's champion (or why it is refused), and the release before it; None where there is none that may serve.
 
-    ``damaged`` says what of the case's rows is not what the ledger wrote ("": nothing is known to be); ``release`` is None if that is the head.
+    ``damaged`` says what of the case's rows is not what the ledger wrote ("": nothing is known to be); ``release`` is
+    None if that is the head.
     """
 
     release: Release | None
@@ -51,7 +53,8 @@ class Routing:
     def poll(self, cases: Mapping[str, tuple[Fields, Route | None]]) -> dict[str, Route | None]:
         """The routes of these cases, given their fields and their routes so far. For a thread.
 
-        There is nothing if the ledger does not answer, and nothing of a case whose rows it cannot read: what was known goes on.
+        There is nothing if the ledger does not answer, and nothing of a case whose rows it cannot read: what was known
+        goes on.
         """
         found: dict[str, Route | None] = {}
         failed = 0
@@ -127,7 +130,8 @@ class Routing:
         verdict = ledger.verdict(self._settings.ledger, case, release.verdict_hash)["verdict"]
         if release.action == "promote" and verdict.get("decision") != "promote":
             raise IntegrityError(
-                f"ledger of {case}: row {release.seq} of releases promotes on a verdict that says {verdict.get('decision')}: {ledger.LOOK}"
+                f"ledger of {case}: row {release.seq} of releases promotes on a verdict that says "
+                f"{verdict.get('decision')}: {ledger.LOOK}"
             )
 
     def show(self, case: str, route: Route | None) -> None:
@@ -137,7 +141,10 @@ class Routing:
         self._metrics.ledger_damaged.labels(case).set(1 if route and route.damaged else 0)
 
     def versions(self, case: str, route: Route | None) -> tuple[Version, Version | None]:
-        """What a route leads to: the champion, and what stands in for it. Raises Unavailable if there is no champion yet, or none that may be served."""
+        """What a route leads to: the champion, and what stands in for it.
+
+        Raises Unavailable if there is no champion yet, or none that may be served.
+        """
         if route is None:
             if self.polled is None:
                 raise Unavailable(f"{case}: the ledger has not answered yet: see /readyz")

@@ -18,11 +18,17 @@ class Bounds(BaseSettings):
     max_body_bytes: int = Field(default=8 * 2**20, gt=0)
     max_rows: int = Field(default=10_000, gt=0)
     max_requests: int = Field(default=128, gt=0)
-    """Requests to /v1 that one worker works on at a time: further ones are 503 with Retry-After, as beyond the next bound."""
+    """Requests to /v1 that one worker works on at a time.
+
+    Further ones are 503 with Retry-After, as beyond the next bound.
+    """
     max_pending_bytes: int = Field(default=64 * 2**20, gt=0)
     """Bytes of bodies that one worker holds at a time."""
     max_connections: int = Field(default=1000, gt=0)
-    """Open connections of one worker: beyond that, each new one ends the one whose client has been waited for longest."""
+    """Open connections of one worker.
+
+    Beyond that, each new one ends the one whose client has been waited for longest.
+    """
     max_head_bytes: int = Field(default=64 * 2**10, gt=0)
     """A request's head, and whatever else of it is not body."""
     head_seconds: float = Field(default=10.0, gt=0)
@@ -34,11 +40,17 @@ class Bounds(BaseSettings):
     ready_seconds: float = Field(default=1.0, ge=0)
     """How long an answer of /readyz holds: a probe is a real inference, and nobody needs a key for it."""
     rate: str = "600000/minute"
-    """Requests per API key (without keys: per client address), in the notation of `limits`: of each worker, or of all together with ``PERENNIAL_LIMITS_URL``."""
+    """Requests per API key (without keys: per client address), in the notation of `limits`.
+
+    Of each worker, or of all together with ``PERENNIAL_LIMITS_URL``.
+    """
     deadline_seconds: float = Field(default=5.0, gt=0)
     """How long one request may wait for Triton, retry and fallback included."""
     deadline_seconds_per_text: float = Field(default=0.2, ge=0)
-    """What each text of a request adds to that: a transformer takes some 20 ms for one on a free core, and several times that on a busy one."""
+    """What each text of a request adds to that.
+
+    A transformer takes some 20 ms for one on a free core, and several times that on a busy one.
+    """
     poll_seconds: float = Field(default=0.5, gt=0, le=1.0)
     """How often the ledger is read."""
     cases_seconds: float = Field(default=1.0, gt=0)

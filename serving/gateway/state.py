@@ -77,7 +77,10 @@ class Gateway:
 
     @contextmanager
     def using(self, name: str) -> Iterator[Case]:
-        """The case of a request, whole until the block ends. Raises Refused: 404 if it is unknown, 503 if it is broken."""
+        """The case of a request, whole until the block ends.
+
+        Raises Refused: 404 if it is unknown, 503 if it is broken.
+        """
         case = self.cases.get(name)
         if case is None and name in self.broken:
             raise Refused(503, "case", f"the case {name} is broken: {self.broken[name]}")
@@ -90,7 +93,10 @@ class Gateway:
             case.users -= 1
 
     async def apart(self, size: int, function: Callable[..., T], *arguments: Any) -> T:
-        """What ``function`` makes of a body of ``size`` bytes: of a long one in a thread, one at a time, so that other requests go on."""
+        """What ``function`` makes of a body of ``size`` bytes.
+
+        Of a long one in a thread, one at a time, so that other requests go on.
+        """
         if size <= INLINE_BYTES:
             return function(*arguments)
         async with self.heavy:
@@ -195,7 +201,8 @@ class Gateway:
         for segments in (case.labels_log, case.predictions_log):
             closed = await (segments.close() if close else segments.tick())
             if closed and segments is case.predictions_log:
-                # Every client-made id in them is indexed already; without the mark a start would read them again, no more.
+                # Every client-made id in them is indexed already; without the mark a start would read them again, no
+                # more.
                 with suppress(Unavailable):
                     async with case.alone:
                         await case.index.begin()
@@ -205,7 +212,10 @@ class Gateway:
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """What ``function`` gives, from a thread. Who is cancelled waits until the thread has ended, as nothing stops it."""
+    """What ``function`` gives, from a thread.
+
+    Who is cancelled waits until the thread has ended, as nothing stops it.
+    """
     running = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
     try:
         return await asyncio.shield(running)

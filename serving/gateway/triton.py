@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 IN_FLIGHT = 4
-"""Inferences of one request that Triton holds at a time: enough to keep it busy, few enough to let other requests through."""
+"""Inferences of one request that Triton holds at a time.
+
+Enough to keep it busy, few enough to let other requests through.
+"""
 FAILURES, PAUSE_SECONDS = 5, 1.0
 """So many failures in a row open a version's breaker; after the pause the next request tries again."""
 RETRY_WAIT_SECONDS = 0.05
@@ -50,7 +53,10 @@ class Triton:
     def __init__(
         self, address: str, deadline_seconds: float, per_text: float = 0.0, client: SecretStr | None = None
     ) -> None:
-        """``deadline_seconds`` is what :meth:`deadline` grants, with ``per_text`` more for each text; ``client``: ``Settings.triton_client``."""
+        """``deadline_seconds`` is what :meth:`deadline` grants, with ``per_text`` more for each text.
+
+        ``client``: ``Settings.triton_client``.
+        """
         self.address = address
         self.deadline_seconds = deadline_seconds
         self.per_text = per_text
@@ -68,7 +74,10 @@ class Triton:
         await self._channel.close()
 
     def deadline(self, texts: int = 0) -> float:
-        """The monotonic time by which a request (of so many texts) that starts now must be answered: a minute is the most that texts add."""
+        """The monotonic time by which a request (of so many texts) that starts now must be answered.
+
+        A minute is the most that texts add.
+        """
         return time.monotonic() + self.deadline_seconds + min(texts * self.per_text, MOST_SECONDS)
 
     async def score(self, case: str, version: int, parts: Sequence[Part], outputs: int, deadline: float) -> list[float]:
@@ -117,7 +126,8 @@ class Triton:
         # Written so that a NaN fails every comparison.
         if len(values) != request.inputs[0].shape[0] * outputs or not all(0.0 <= value <= 1.0 for value in values):
             raise Unavailable(
-                f"{name} answered something that is not {'one probability' if outputs == 1 else f'{outputs} probabilities'} per row: roll it back"
+                f"{name} answered something that is not "
+                f"{'one probability' if outputs == 1 else f'{outputs} probabilities'} per row: roll it back"
             )
         if outputs > 1 and not all(
             abs(sum(values[start : start + outputs]) - 1.0) <= SUM_TOLERANCE for start in range(0, len(values), outputs)
@@ -149,12 +159,21 @@ class Triton:
     def _explain(self, name: str, error: grpc.aio.AioRpcError) -> str:
         code, details = error.code(), (error.details() or "").partition("\n")[0]
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return f"Triton at {self.address} did not answer for {name} in time (PERENNIAL_GATEWAY_DEADLINE_SECONDS, {self.deadline_seconds:g} s and more for texts)"
+            return (
+                f"Triton at {self.address} did not answer for {name} in time (PERENNIAL_GATEWAY_DEADLINE_SECONDS, "
+                f"{self.deadline_seconds:g} s and more for texts)"
+            )
         if _connection_lost(error):
-            return f"Triton at {self.address} does not answer ({details}): start it, or set PERENNIAL_TRITON_GRPC to where it is"
+            return (
+                f"Triton at {self.address} does not answer ({details}): start it, or set PERENNIAL_TRITON_GRPC to "
+                "where it is"
+            )
         if "not healthy" in details:
             return f"Triton at {self.address} has lost {name} ({details}): unload and load the model"
-        return f"Triton at {self.address} has no answer from {name} ({code.name}: {details}): load the model, or see Triton's log"
+        return (
+            f"Triton at {self.address} has no answer from {name} ({code.name}: {details}): "
+            "load the model, or see Triton's log"
+        )
 
 
 def _request(case: str, version: int, tensors: Mapping[str, NDArray[Any]]) -> Any:
@@ -170,7 +189,10 @@ def _request(case: str, version: int, tensors: Mapping[str, NDArray[Any]]) -> An
 
 
 def _connection_lost(error: Exception) -> bool:
-    """Whether nobody answered at all. Triton itself also says UNAVAILABLE, of a version that is not loaded: that is an answer."""
+    """Whether nobody answered at all.
+
+    Triton itself also says UNAVAILABLE, of a version that is not loaded: that is an answer.
+    """
     return (
         isinstance(error, grpc.aio.AioRpcError)
         and error.code() == grpc.StatusCode.UNAVAILABLE

@@ -24,7 +24,10 @@ INLINE_CHARACTERS = 2_000
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a case, and its own encoding; ``text`` names the text field ("": none), ``longest`` is the tokenizer's truncation."""
+    """One version of a case, and its own encoding.
+
+    ``text`` names the text field ("": none), ``longest`` is the tokenizer's truncation.
+    """
 
     number: int
     encode: Encode
@@ -32,7 +35,10 @@ class Version:
     longest: int = 0
 
     async def parts(self, columns: Columns) -> list[Part]:
-        """The inferences for columns of raw values; much text is tokenised in a thread, so that other requests go on."""
+        """The inferences for columns of raw values.
+
+        Much text is tokenised in a thread, so that other requests go on.
+        """
         if self.text and sum(map(len, columns[self.text])) > INLINE_CHARACTERS:
             return await asyncio.to_thread(self._parts, columns)
         return self._parts(columns)
@@ -57,7 +63,8 @@ def load(root: Path, fields: Fields, release: Release) -> Version:
         ) from error
     if trained_with != fields.hash:
         raise Unavailable(
-            f"{name} was trained with other fields ({str(trained_with)[:12]}) than this gateway has ({fields.hash[:12]}): "
+            f"{name} was trained with other fields ({str(trained_with)[:12]}) than this gateway has "
+            f"({fields.hash[:12]}): "
             "deploy the gateway that belongs to it, or train a version with these fields"
         )
     try:

@@ -30,7 +30,10 @@ def test_a_checkpoint_counts_as_often_as_in_production():
 
 
 def test_the_ratios_are_of_medians():
-    """Ours against the bare loop and against fixed padding, by the medians of a run; one slow outlier decides nothing."""
+    """Ours against the bare loop and against fixed padding, by the medians of a run.
+
+    One slow outlier decides nothing.
+    """
     found = {BARE: [run(10.0), run(10.0), run(90.0)], OURS: [run(10.2)] * 3, PADDED: [run(70.0)] * 3}
     same, padding = bench_training.judged(found, every=50)
     assert (same["value"], same["holds"]) == (pytest.approx(10 / 10.2, abs=1e-4), True)

@@ -28,7 +28,10 @@ FACTS = {"rounds": {"as usual": ROUND}, "demo": {"same": {"files": {"differ": []
 
 
 def test_every_image_has_a_stand_in():
-    """Each image that is not built here, of the compose file and of the Dockerfiles, has a stand-in, and no stand-in is of another image or version."""
+    """Each image that is not built here, of the compose file and of the Dockerfiles, has a stand-in.
+
+    No stand-in is of another image or version.
+    """
     own = {service["image"] for service in own_images().values()}
     used = {service["image"] for service in services().values()} - own
     bases = {

@@ -9,7 +9,10 @@ from pipelines.cases.loans.source import KINDS
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [300, 301])
 def test_every_kind_and_its_day_are_named(seed):
-    """On a trained champion each kind of drift is named with the day on which it set in, and none is named without any."""
+    """On a trained champion each kind of drift is named with the day on which it set in.
+
+    None is named without drift.
+    """
     cells = list(proof.judged(proof.Champion(seed, proof.PARAMS.train.model_copy(update={"epochs": 4}))))
     assert [(cell["kind"], cell["found"]) for cell in cells] == [(kind, kind) for kind in KINDS]
     assert all(cell["right"] for cell in cells)

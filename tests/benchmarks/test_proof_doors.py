@@ -14,7 +14,10 @@ from tests.serving.gateway.world import KEY, PREDICT, client, fake_triton, make_
 
 
 def test_a_round_against_a_gateway_holds(tmp_path, monkeypatch):
-    """A small round of the proof's own requests: all are sent, and every goal about answers, deadlines and held connections holds."""
+    """A small round of the proof's own requests.
+
+    All are sent, and every goal about answers, deadlines and held connections holds.
+    """
     monkeypatch.setattr(proof, "HELD_SECONDS", 2.5)
     size = replace(proof.QUICK, mutated=60, described=20, held=2, silent=5, bytes=200_000, rows=300)
     with fake_triton() as (_, port):
@@ -37,7 +40,10 @@ def test_a_round_against_a_gateway_holds(tmp_path, monkeypatch):
 
 @contextmanager
 def server(*answers: bytes):
-    """The port of a server that gives each connection one of these bytes and ends it, and after them holds one without a word."""
+    """The port of a server that gives each connection one of these bytes and ends it.
+
+    After them it holds one without a word.
+    """
     with socket.create_server((proof.HOST, 0)) as listener:
         held = []
 

@@ -1,4 +1,7 @@
-"""The proof of the labels in small: what is due when, and a cell of the real steps with a champion that costs nothing."""
+"""The proof of the labels in small.
+
+What is due when, and a cell of the real steps with a champion that costs nothing.
+"""
 
 from datetime import timedelta
 
@@ -51,7 +54,10 @@ def test_a_label_is_due_once_when_it_is_known():
 
 
 def test_a_cell_holds_on_the_real_steps():
-    """With nightly uploads every label counts once and drift is confirmed as early as it can be; a run that counts otherwise is seen."""
+    """With nightly uploads every label counts once and drift is confirmed as early as it can be.
+
+    A run that counts otherwise is seen.
+    """
     found = proof.played(proof.Cell(0, "daily", 3), Stream(seed=0))
     assert found["judged"] == found["delivered"] == 400 * (found["windows"] - 1)
     assert all(one["holds"] for one in proof.goals([found]))

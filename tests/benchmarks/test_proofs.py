@@ -19,7 +19,10 @@ SLEEPER = "import sys, time; file = open(sys.argv[1] + '/held'); print('ready', 
 
 
 def test_a_process_is_found_by_its_folder_alone(tmp_path):
-    """A process that has a file of the folder open is found, one of a folder whose name begins alike is not; then it is gone."""
+    """A process that has a file of the folder open is found, one of a folder whose name begins alike is not.
+
+    Then it is gone.
+    """
     folder, alike = tmp_path / "fault-1", tmp_path / "fault-10"
     sleepers = []
     for place in (folder, alike):
@@ -48,7 +51,10 @@ def test_a_corrupt_checkpoint_differs_in_one_byte(tmp_path):
 
 def test_a_limit_stands_for_a_full_disk(tmp_path):
     """A process that is limited from outside cannot write beyond the limit, and lives on to say so."""
-    code = "import sys; sys.stdin.readline()\ntry: open(sys.argv[1], 'wb').write(b'x' * 9999)\nexcept OSError as error: print(error.strerror)"
+    code = (
+        "import sys; sys.stdin.readline()\ntry: open(sys.argv[1], 'wb').write(b'x' * 9999)\nexcept OSError as "
+        "error: print(error.strerror)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "file")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -64,7 +70,10 @@ def test_a_fault_that_never_comes_is_an_error():
 
 
 def test_a_training_that_ended_before_its_fault_proves_nothing(tmp_path):
-    """An answer without an error means that the fault came too late, and is refused; a missing one is a killed task's."""
+    """An answer without an error means that the fault came too late, and is refused.
+
+    A missing one is a killed task's.
+    """
     assert proof_faults.said(tmp_path) == "nothing: the task was killed"
     (tmp_path / job.ANSWER).write_text(json.dumps({"sha256": "0"}))
     with pytest.raises(PerennialError, match="ended before the fault"):

@@ -53,7 +53,10 @@ FILES = {"alone": [COMPOSE], **{path.stem: [COMPOSE, path] for path in EXTRA}}
 @pytest.mark.parametrize("profile", ["", *PROFILES, "*"])
 @pytest.mark.parametrize("files", FILES.values(), ids=FILES)
 def test_compose_takes_the_files(files, profile, tmp_path):
-    """Compose itself accepts every file with every profile: it refuses what no schema can see, as two limits that contradict each other."""
+    """Compose itself accepts every file with every profile.
+
+    It refuses what no schema can see, as two limits that contradict each other.
+    """
     if (
         not shutil.which("docker")
         or subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode
@@ -240,7 +243,10 @@ def test_a_service_says_whether_it_works(name):
 
 
 def test_services_wait_for_what_they_need():
-    """Every dependency names a service and a condition that it can fulfil: healthy has a check, completed is a one-shot."""
+    """Every dependency names a service and a condition that it can fulfil.
+
+    Healthy has a check, completed is a one-shot.
+    """
     assert ONE_SHOT == ["airflow-init", "seed"]
     for name, service in services().items():
         for other, how in service.get("depends_on", {}).items():
@@ -256,7 +262,10 @@ def test_services_wait_for_what_they_need():
 
 @every_service
 def test_ports_are_published_on_the_loopback_address_only(name):
-    """What is published is reachable from this machine alone, on the port that the documentation says, and needs a network that is no internal one."""
+    """What is published is reachable from this machine alone, on the port that the documentation says.
+
+    It needs a network that is no internal one.
+    """
     found = published(name)
     assert found == ([("127.0.0.1", PUBLISHED[name], PUBLISHED[name])] if name in PUBLISHED else [])
     assert not found or {"front", "out"} & set(services()[name]["networks"])
@@ -271,7 +280,10 @@ def test_published_ports_move_with_the_variables_of_make_up():
 
 
 def test_networks_keep_apart_what_need_not_meet():
-    """Databases have no way out, nobody but their users enters; what is published cannot reach the world; Triton and the exporters are not published."""
+    """Databases have no way out, nobody but their users enters; what is published cannot reach the world.
+
+    Triton and the exporters are not published.
+    """
     networks = load()["networks"]
     unmasked = {"driver_opts": {"com.docker.network.bridge.enable_ip_masquerade": "false"}}
     assert networks == {"data": {"internal": True}, "serve": {"internal": True}, "front": unmasked, "out": {}}
@@ -310,7 +322,10 @@ def test_every_secret_is_a_file_that_make_secrets_makes():
 
 @every_service
 def test_a_secret_that_is_named_is_given(name):
-    """Every path below /run/secrets that a service's settings, command or scripts name is a secret that it is given, and the other way round."""
+    """Every path below /run/secrets that a service's settings, command or scripts name is a secret that it is given.
+
+    And the other way round.
+    """
     service = services()[name]
     scripts = [
         ROOT / mount["source"]
@@ -336,7 +351,10 @@ def test_a_secret_that_is_named_is_given(name):
 
 @every_service
 def test_no_setting_holds_a_secret(name):
-    """Nothing that sounds like a secret has a value in the file: it comes from a file, a command that reads one, or not at all."""
+    """Nothing that sounds like a secret has a value in the file.
+
+    It comes from a file, a command that reads one, or not at all.
+    """
     for setting, value in environment(name).items():
         if re.search(r"PASSWORD|SECRET|KEY|TOKEN|_CONN|BROKER|BACKEND", setting) and not setting.endswith(
             ("_FILE", "_CMD")
@@ -348,7 +366,10 @@ def test_no_setting_holds_a_secret(name):
 
 
 def test_no_variable_is_a_secret():
-    """What may be set from outside are ports, profiles, routes and names of hosts; none of them is a key or a password."""
+    """What may be set from outside are ports, profiles, routes and names of hosts.
+
+    None of them is a key or a password.
+    """
     names = set(re.findall(r"(?<!\$)\$\{(\w+)", COMPOSE.read_text()))
     assert names == {
         *(f"PERENNIAL_PORT_{n}" for n in ("AIRFLOW", "MLFLOW", "GATEWAY", "PROMETHEUS", "ALERTMANAGER", "GRAFANA"))
@@ -381,7 +402,10 @@ def test_what_is_mounted_is_there(path):
 
 
 def test_a_volume_takes_its_owner_from_one_service():
-    """Exactly one user's image fills a new volume; everybody else mounts it as it is, so the order of starting decides nothing."""
+    """Exactly one user's image fills a new volume.
+
+    Everybody else mounts it as it is, so the order of starting decides nothing.
+    """
     for volume in load()["volumes"]:
         owners = {
             service["user"]

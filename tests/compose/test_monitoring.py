@@ -1,4 +1,7 @@
-"""Prometheus, Alertmanager and Grafana ask for what is there: services, series, labels, routes, sections of the documentation."""
+"""Prometheus, Alertmanager and Grafana ask for what is there.
+
+Services, series, labels, routes, sections of the documentation.
+"""
 
 import importlib.util
 import json
@@ -154,7 +157,10 @@ def test_parentheses_are_closed():
 
 @pytest.mark.parametrize("name", [board.name for board in DASHBOARDS.DASHBOARDS])
 def test_a_dashboard_is_what_its_code_says(name):
-    """The file that Grafana is given is the one that the code writes, its panels do not overlap, and they ask the source that is there."""
+    """The file that Grafana is given is the one that the code writes, its panels do not overlap.
+
+    They ask the source that is there.
+    """
     [board] = [board for board in DASHBOARDS.DASHBOARDS if board.name == name]
     text = (FOLDER / f"grafana/dashboards/{name}.json").read_text()
     assert text == DASHBOARDS.text(board), "run python compose/grafana/dashboards.py"
@@ -192,7 +198,10 @@ def test_data_sources_are_services():
 
 
 def test_targets_are_services():
-    """Every target is a service that Prometheus can reach, at the port of its metrics; everything that exports is scraped."""
+    """Every target is a service that Prometheus can reach, at the port of its metrics.
+
+    Everything that exports is scraped.
+    """
     targets = [
         target
         for job in PROMETHEUS["scrape_configs"]
@@ -228,7 +237,10 @@ def test_rules_are_mounted_where_they_are_looked_for():
 
 
 def test_a_rule_is_complete():
-    """Every alert has a severity that is routed, a summary, and a runbook whose section exists; no name is given twice."""
+    """Every alert has a severity that is routed, a summary, and a runbook whose section exists.
+
+    No name is given twice.
+    """
     known = {"critical", "warning", "info"}
     headings = {}
     for rule in rules():

@@ -18,7 +18,10 @@ every_service = pytest.mark.parametrize("name", services())
 
 @every_service
 def test_our_settings_are_known(name):
-    """Every PERENNIAL_* variable is a field of Settings or of the gateway's bounds, or a file that holds one; a typo would be ignored silently."""
+    """Every PERENNIAL_* variable is a field of Settings or of the gateway's bounds, or a file that holds one.
+
+    A typo would be ignored silently.
+    """
     fields = {f"PERENNIAL_{field.upper()}" for field in Settings.model_fields}
     fields |= (
         {f"{field}_FILE" for field in fields}
@@ -45,7 +48,10 @@ def test_our_settings_point_at_services():
 
 
 def test_airflows_settings_are_known():
-    """Every AIRFLOW__* variable names an option of `airflow config list`, and one from a command is an option that may come from one."""
+    """Every AIRFLOW__* variable names an option of `airflow config list`.
+
+    One from a command is an option that may come from one.
+    """
     from airflow.configuration import conf
 
     sensitive = conf.sensitive_config_values
@@ -77,7 +83,10 @@ DIFFERENT = {
 
 
 def test_airflow_is_set_as_in_make_up(tmp_path):
-    """Both stacks give Airflow the same settings, but for those whose reason stands in DIFFERENT; all-admins is off here."""
+    """Both stacks give Airflow the same settings, but for those whose reason stands in DIFFERENT.
+
+    All-admins is off here.
+    """
     from embedded.services import full_environment
 
     here = environment("airflow-scheduler")
@@ -98,7 +107,10 @@ def test_logins_are_those_that_are_made():
 
 
 def test_executors_and_queues():
-    """Without profiles nothing needs Redis; with them a worker serves each queue, and the GPU is asked for where it is used."""
+    """Without profiles nothing needs Redis.
+
+    With them a worker serves each queue, and the GPU is asked for where it is used.
+    """
     assert environment("airflow-scheduler")["AIRFLOW__CORE__EXECUTOR"] == "LocalExecutor"
     assert {name: service["profiles"] for name, service in services().items() if "profiles" in service} == {
         "redis": ["celery", "gpu"],
@@ -125,16 +137,26 @@ def test_executors_and_queues():
         ((), "AIRFLOW_EXECUTOR=LocalExecutor docker compose --file docker-compose.yaml up"),
         (
             ("PROFILES=celery,traffic",),
-            "AIRFLOW_EXECUTOR=CeleryExecutor docker compose --file docker-compose.yaml --profile celery --profile traffic up",
+            (
+                "AIRFLOW_EXECUTOR=CeleryExecutor docker compose --file docker-compose.yaml --profile celery --profile "
+                "traffic up"
+            ),
         ),
         (
             ("PROFILES=gpu", "DEV=1"),
-            "AIRFLOW_EXECUTOR=CeleryExecutor docker compose --file docker-compose.yaml --file compose/gpu.yaml --file compose/development.yaml --profile gpu up",
+            (
+                "AIRFLOW_EXECUTOR=CeleryExecutor docker compose --file docker-compose.yaml --file compose/gpu.yaml "
+                "--file "
+                "compose/development.yaml --profile gpu up"
+            ),
         ),
     ],
 )
 def test_make_compose_up_takes_profiles(asked, said):
-    """`make compose-up` makes the secrets first, takes limits that fit the engine, and gives workers the executor that sends them tasks."""
+    """`make compose-up` makes the secrets first, takes limits that fit the engine.
+
+    It gives workers the executor that sends them tasks.
+    """
     lines = subprocess.run(
         ["make", "--no-print-directory", "-n", "compose-up", *asked],
         capture_output=True,
@@ -160,7 +182,10 @@ def test_modules_that_are_started_are_there():
 
 
 def test_mlflow_answers_to_its_own_names_only():
-    """MLflow is behind a login, proxies artefacts, and lists the hosts it may be called by: the service, the loopback address, and what the user adds."""
+    """MLflow is behind a login, proxies artefacts, and lists the hosts it may be called by.
+
+    The service, the loopback address, and what the user adds.
+    """
     *hosts, added = environment("mlflow")["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
     assert {host.partition(":")[0] for host in hosts} == {"mlflow", "127.0.0.1", "localhost"}
     assert (

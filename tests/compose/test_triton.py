@@ -83,12 +83,18 @@ def infer(settings, value):
 
 
 def test_what_the_repository_holds_serves_after_a_start(server):
-    """A server that was restarted answers for the models in its repository by itself, and a broken one does not keep the others down."""
+    """A server that was restarted answers for the models in its repository by itself.
+
+    A broken one does not keep the others down.
+    """
     assert infer(server[0], 3.0) == [3.0]
 
 
 def test_only_who_has_the_clients_key_is_answered(server):
-    """Without the key, or with one of another authority, nothing is loaded, unloaded or inferred; with it all of that works."""
+    """Without the key, or with one of another authority, nothing is loaded, unloaded or inferred.
+
+    With it all of that works.
+    """
     settings, _ports = server
     for client in (None, SecretStr(certificates.issue().client)):
         stranger = settings.model_copy(update={"triton_client": client})
@@ -107,7 +113,10 @@ def test_only_who_has_the_clients_key_is_answered(server):
 
 
 def test_what_nobody_needs_is_closed(server):
-    """Shared memory, trace and log settings are closed to all, and of the image's backends the one for Python is not there to be asked for."""
+    """Shared memory, trace and log settings are closed to all.
+
+    Of the image's backends the one for Python is not there to be asked for.
+    """
     from tritonclient.grpc import InferenceServerClient
     from tritonclient.utils import InferenceServerException
 

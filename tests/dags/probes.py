@@ -1,4 +1,7 @@
-"""DAGs for tests/dags/test_real_airflow.py: trainings whose two ranks lead sessions of their own and are deaf to TERM, and mishaps."""
+"""DAGs for tests/dags/test_real_airflow.py.
+
+Trainings whose two ranks lead sessions of their own and are deaf to TERM, and mishaps.
+"""
 
 import os
 import subprocess
@@ -22,7 +25,10 @@ DEAF = [
     sys.executable,
     "-S",
     "-c",
-    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('a rank is up', flush=True); time.sleep(120)",
+    (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('a rank is up', flush=True); "
+        "time.sleep(120)"
+    ),
 ]
 ENDS = {"failed": None, "cleared": None, "timed": timedelta(seconds=5)}
 """How each training is ended, and its execution timeout."""

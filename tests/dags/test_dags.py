@@ -62,7 +62,10 @@ BROKEN = {
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    """The same with a typo in the loans case, a case for each of BROKEN, bank's profiles mapped over days, and schedules switched off."""
+    """The same with a typo in the loans case, a case for each of BROKEN, bank's profiles mapped over days.
+
+    Schedules are switched off.
+    """
     cases = tmp_path_factory.mktemp("cases")
     for case, (file, before, after, _) in BROKEN.items():
         path = shop.write(cases, case) / file
@@ -90,7 +93,10 @@ def test_no_dag_file_imports_anything_heavy(report):
 
 @pytest.mark.parametrize("case", case_names())
 def test_training_follows_the_line(report, case):
-    """The training DAG is one straight line in the order of pipelines.steps.TRAINING, one run at a time; by hand it takes a trigger and a reason."""
+    """The training DAG is one straight line in the order of pipelines.steps.TRAINING, one run at a time.
+
+    By hand it takes a trigger and a reason.
+    """
     dag = report["dags"][f"{case}_training"]
     assert dag["order"] == list(TRAINING)
     assert dag["edges"] == sorted(map(list, pairwise(TRAINING)))
@@ -110,9 +116,10 @@ def test_all_order_the_stages_alike(report):
 
 @pytest.mark.parametrize("case", case_names())
 def test_drift_ends_with_the_event(report, case):
-    """The drift DAG is profile, drift, retrain, reconcile, and a skipped retrain does not skip what follows; people are told beside it.
+    """The drift DAG is profile, drift, retrain, reconcile, and a skipped retrain does not skip what follows.
 
-    Nothing of the loop waits for what tells people, or hears of its failures: the run turns red by it, as it ends the run, and that is all.
+    People are told beside it. Nothing of the loop waits for what tells people, or hears of its failures: the run turns
+    red by it, as it ends the run, and that is all.
     """
     dag = report["dags"][f"{case}_drift"]
     assert sorted(dag["order"]) == sorted(DRIFT)
@@ -123,7 +130,10 @@ def test_drift_ends_with_the_event(report, case):
 
 
 def test_profiles_can_be_mapped_over_days(broken):
-    """A case that asks for it has a task per day ahead of `profile`, which also runs when there was no day; the rest is as ever."""
+    """A case that asks for it has a task per day ahead of `profile`, which also runs when there was no day.
+
+    The rest is as ever.
+    """
     dag = broken["dags"]["bank_drift"]
     assert dag["order"][:3] == ["profile_days", "profile_day", "profile"]
     assert sorted(dag["order"][2:]) == sorted(DRIFT)
@@ -132,7 +142,10 @@ def test_profiles_can_be_mapped_over_days(broken):
 
 
 def test_only_the_training_may_take_long(report):
-    """The train task has an execution timeout that follows the case's budget; the default queue and pool are left alone."""
+    """The train task has an execution timeout that follows the case's budget.
+
+    The default queue and pool are left alone.
+    """
     limits = report["dags"]["triage_training"]["limits"]
     budget = load_params("triage").train.budget_minutes
     assert {task: limit for task, limit in limits.items() if limit} == {"train": 60 * (30 + 2 * budget)}
@@ -151,7 +164,10 @@ def test_every_dag_says_what_it_is(report):
 
 @pytest.mark.parametrize("case", case_names())
 def test_assets_show_what_comes_from_what(report, case):
-    """Data, dataset, model and release of a case are one chain through its tasks, drift reads the release, and no DAG is scheduled on any of them."""
+    """Data, dataset, model and release of a case are one chain through its tasks, drift reads the release.
+
+    No DAG is scheduled on any of them.
+    """
     made = {kind: [f"perennial://{case}/{kind}"] for kind in ("data", "dataset", "model", "release")}
     assert report["dags"][f"{case}_training"]["lineage"] == {
         "ingest": [[], made["data"]],
@@ -165,7 +181,10 @@ def test_assets_show_what_comes_from_what(report, case):
 
 
 def test_every_run_has_a_deadline(report):
-    """People are told of a run that takes too long, counted from its queueing: a training after all that its train task may take and an hour."""
+    """People are told of a run that takes too long, counted from its queueing.
+
+    A training after all that its train task may take and an hour.
+    """
     for name, dag in report["dags"].items():
         case, _, kind = name.rpartition("_")
         [[reference, seconds, callback, arguments]] = dag["deadlines"]
@@ -179,7 +198,10 @@ def test_every_run_has_a_deadline(report):
 
 
 def test_every_run_tells_of_its_failure(report):
-    """The DAG's own callback tells of a run that failed, for its case; no task has one, so that a try that fails is told to nobody."""
+    """The DAG's own callback tells of a run that failed, for its case.
+
+    No task has one, so that a try that fails is told to nobody.
+    """
     for name, dag in report["dags"].items():
         assert dag["tells"] == ["_tell", name.rpartition("_")[0]]
 
@@ -202,7 +224,10 @@ def test_a_rollback_needs_a_reason(report):
 
 
 def test_a_broken_case_stops_itself_only(broken):
-    """A typo in one params.yaml is one import error that names the key, in a file without DAGs; the DAGs of the other cases are all there."""
+    """A typo in one params.yaml is one import error that names the key, in a file without DAGs.
+
+    The DAGs of the other cases are all there.
+    """
     assert sorted(broken["dags"]) == sorted(
         f"{case}_{kind}" for case in case_names() if case != "loans" for kind in KINDS
     )
@@ -213,7 +238,10 @@ def test_a_broken_case_stops_itself_only(broken):
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_whatever_is_wrong_is_said_of_its_case(broken, case):
-    """The import error names every broken case with what is wrong: code, fields, names, bytes, schedules; none of them has a DAG."""
+    """The import error names every broken case with what is wrong: code, fields, names, bytes, schedules.
+
+    None of them has a DAG.
+    """
     [said] = [
         part for part in broken["errors"]["perennial_cases.py"].split(" | ") if f"case {case} has no DAGs: " in part
     ]

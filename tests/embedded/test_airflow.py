@@ -15,7 +15,10 @@ from pipelines.errors import ConflictError, PerennialError, Unavailable
 
 
 def test_secrets_are_made_once_and_kept_private(tmp_path):
-    """Two environments of one state folder share long secrets that only the owner may read; another state folder has others."""
+    """Two environments of one state folder share long secrets that only the owner may read.
+
+    Another state folder has others.
+    """
     first, again, other = (environment(tmp_path / home, Ports()) for home in ("a", "a", "b"))
     names = ("AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__API__SECRET_KEY")
     for name in names:
@@ -25,7 +28,10 @@ def test_secrets_are_made_once_and_kept_private(tmp_path):
 
 
 def test_the_callers_airflow_does_not_leak_in(tmp_path, monkeypatch):
-    """AIRFLOW* settings of the caller and its ban on byte-code are left out, PERENNIAL_* is handed on, and ``extra`` wins."""
+    """AIRFLOW* settings of the caller and its ban on byte-code are left out, PERENNIAL_* is handed on.
+
+    ``extra`` wins.
+    """
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
     monkeypatch.setenv("AIRFLOW__CORE__DAG_CONCURRENCY", "1")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
@@ -55,7 +61,10 @@ def test_everybody_is_admin_on_the_loopback_address_only(tmp_path):
 
 def test_only_the_scheduler_preloads(tmp_path):
     """The settings module that Airflow imports in every process loads nothing heavy outside the scheduler."""
-    code = "import json, sys, airflow_local_settings; print(json.dumps([n for n in ('torch', 'mlflow', 'polars') if n in sys.modules]))"
+    code = (
+        "import json, sys, airflow_local_settings; print(json.dumps([n for n in ('torch', 'mlflow', 'polars') if n "
+        "in sys.modules]))"
+    )
     env = environment(tmp_path, Ports())
     for part in ("triggerer", "api-server"):
         done = subprocess.run([sys.executable, "-c", code, part], env=env, capture_output=True, text=True, check=True)
@@ -63,7 +72,10 @@ def test_only_the_scheduler_preloads(tmp_path):
 
 
 def test_the_preload_list_can_be_imported():
-    """Every module that the scheduler loads before it forks is installed: a missing one would only be slow, and nobody would see it."""
+    """Every module that the scheduler loads before it forks is installed.
+
+    A missing one would only be slow, and nobody would see it.
+    """
     folder = Path(__file__).parents[2] / "embedded" / "airflow_config"
     code = f"""
 import importlib.util, json, sys; sys.path.insert(0, {str(folder)!r}); import airflow_local_settings as a

@@ -16,7 +16,10 @@ TAKEN = ("airflow-worker", "gateway", "mlflow", "loop-metrics", "airflow-metrics
 
 @pytest.mark.parametrize("service", TAKEN)
 def test_nothing_of_the_file_is_lost(service, tmp_path):
-    """Every variable that a service has in the file is there for its process, but for those that are named with a reason."""
+    """Every variable that a service has in the file is there for its process.
+
+    All but those that are named with a reason.
+    """
     given = FILE["services"][service]["environment"]
     found = composed.environment(service, tmp_path, PORTS)
     dropped = {name for name, value in given.items() if name not in found and value}
@@ -74,7 +77,10 @@ def test_scrapes_and_rules_are_composes_own(tmp_path):
 
 
 def test_airflow_knows_no_sqlite_and_no_open_door(tmp_path):
-    """The full profile's Airflow gets its database and keys from secrets, Celery, and no setting that makes everybody an admin."""
+    """The full profile's Airflow gets its database and keys from secrets, Celery.
+
+    It gets no setting that makes everybody an admin.
+    """
     env = full_environment(tmp_path, PORTS, profile="full")
     assert env["AIRFLOW__CORE__EXECUTOR"] == "CeleryExecutor"
     assert env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS"] == "False"

@@ -94,7 +94,10 @@ def served(triton_server):
 @pytest.mark.slow
 @as_root
 def test_another_user_loads_infers_and_reads_nothing(served, tmp_path):
-    """At every port that Triton listens on, another user's load of brought code, unload and inference are refused: as a page's form, over plain gRPC, over TLS without a certificate, and with one of a foreign authority."""
+    """At every port that Triton listens on, another user's load of brought code, unload and inference are refused.
+
+    As a page's form, over plain gRPC, over TLS without a certificate, and with one of a foreign authority.
+    """
     home, ports = served
     server = next(
         psutil.Process(pid) for pid in tagged(triton.stack_tag(home)) if psutil.Process(pid).name() == "tritonserver"
@@ -121,7 +124,10 @@ def test_another_user_loads_infers_and_reads_nothing(served, tmp_path):
 
 @pytest.mark.slow
 def test_no_secret_stands_in_a_command_line(served):
-    """What every user reads in /proc/<pid>/cmdline of Triton and its stubs holds no line of a secret; the secrets are their owner's alone."""
+    """What every user reads in /proc/<pid>/cmdline of Triton and its stubs holds no line of a secret.
+
+    The secrets are their owner's alone.
+    """
     home, _ = served
     secrets = list((home / "secrets").iterdir())
     lines = {
@@ -140,7 +146,10 @@ def test_no_secret_stands_in_a_command_line(served):
 
 @pytest.mark.slow
 def test_a_page_and_a_client_with_the_key_are_told_apart(served):
-    """Who has the key asks for everything but what nobody needs: shared memory, trace and log settings are closed to all; no HTTP is spoken."""
+    """Who has the key asks for everything but what nobody needs.
+
+    Shared memory, trace and log settings are closed to all; no HTTP is spoken.
+    """
     import grpc
     from tritonclient.grpc import service_pb2 as pb
     from tritonclient.grpc import service_pb2_grpc

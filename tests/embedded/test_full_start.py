@@ -17,7 +17,10 @@ from pipelines.errors import ConfigError, Unavailable
 
 @pytest.fixture
 def home(monkeypatch):
-    """A state folder that PostgreSQL's user can pass through; afterwards nothing of it runs, and no record says that something did."""
+    """A state folder that PostgreSQL's user can pass through.
+
+    Afterwards nothing of it runs, and no record says that something did.
+    """
     monkeypatch.delenv("PERENNIAL_LEDGER_URL", raising=False)
     folder = Path(tempfile.mkdtemp(prefix="perennial-start-"))
     folder.chmod(0o711)
@@ -41,7 +44,10 @@ def programs():
 
 @pytest.mark.parametrize("name", FULL_ONLY)
 def test_a_busy_port_is_named(home, programs, name):
-    """With a port of the full stack taken, the error names the variable that moves it; not even a secret has been made."""
+    """With a port of the full stack taken, the error names the variable that moves it.
+
+    Not even a secret has been made.
+    """
     ports = Ports.free()
     with socket.create_server((HOST, getattr(ports, name))), pytest.raises(Unavailable, match=variable(name)):
         stack.start(home, ports, profile="full")
@@ -75,7 +81,10 @@ def test_a_lake_that_is_away_is_named(home, folder):
 
 
 def test_an_old_ledger_stops_the_start(home, programs, monkeypatch):
-    """Tables of another version end the start with the setting's name; PostgreSQL and Redis, which ran by then, are stopped again."""
+    """Tables of another version end the start with the setting's name.
+
+    PostgreSQL and Redis, which ran by then, are stopped again.
+    """
     made = full.make_databases
 
     def older(home, ports):
@@ -106,7 +115,10 @@ def _revision(url, version):
 
 @pytest.mark.parametrize(("name", "known"), [("airflow", "d2f4e1b3c5a7"), ("mlflow", "0584bdc529eb")])
 def test_a_schema_that_is_too_new_names_its_database(urls, name, known):
-    """Empty databases and revisions that the installed package knows are fine; a newer one is refused with the database, the package's version and the setting."""
+    """Empty databases and revisions that the installed package knows are fine.
+
+    A newer one is refused with the database, the package's version and the setting.
+    """
     full.check_databases(urls)
     _revision(urls[name], known)
     full.check_databases(urls)

@@ -121,7 +121,10 @@ def house(tmp_path, monkeypatch):
 
 
 def test_torch_comes_from_the_index_when_no_wheel_is_at_hand(house, monkeypatch):
-    """Plain pip: torch is tried in pip's find-links, then on the CPU index; then the lock, without resolving; the stamp makes it current."""
+    """Plain pip: torch is tried in pip's find-links, then on the CPU index; then the lock, without resolving.
+
+    The stamp makes it current.
+    """
     monkeypatch.setenv("INSTALLER", "pip")
     assert not install.is_current(house)
     assert install.main() == 0

@@ -1,4 +1,7 @@
-"""embedded/keys.py: `make secrets` makes every secret once, for its owner's eyes, and composes what is made of others."""
+"""embedded/keys.py: `make secrets` makes every secret once, for its owner's eyes.
+
+It composes what is made of others.
+"""
 
 import base64
 import configparser
@@ -14,7 +17,10 @@ from embedded.keys import MADE, MLFLOW_USER, ROOT, composed, main, make
 
 
 def test_everything_is_made_once(tmp_path):
-    """All files are made, each with a value of its own but for the webhook; a second call changes and says nothing new."""
+    """All files are made, each with a value of its own but for the webhook.
+
+    A second call changes and says nothing new.
+    """
     folder = tmp_path / "secrets"
     new = make(folder)
     before = {path.name: path.read_text() for path in folder.iterdir()}
@@ -94,7 +100,10 @@ def test_what_is_composed_says_the_same(tmp_path):
 
 
 def test_mlflow_remembers_a_login(tmp_path, monkeypatch):
-    """MLflow itself reads from its login file that a password which was right is not checked anew for a minute, and by whom."""
+    """MLflow itself reads from its login file that a password which was right is not checked anew for a minute.
+
+    And by whom.
+    """
     from mlflow.server.auth.config import read_auth_config
 
     make(tmp_path)

@@ -72,7 +72,10 @@ def test_a_failed_first_run_is_said_and_does_not_stop_the_rest(airflow, tmp_path
 
 
 def test_drift_waits_for_the_days_that_traffic_makes_up_for(airflow, tmp_path, monkeypatch, capsys):
-    """With traffic a live case's drift DAG starts when the rows and labels up to midnight are sent; where they do not come it is said, and it starts all the same."""
+    """With traffic a live case's drift DAG starts when the rows and labels up to midnight are sent.
+
+    Where they do not come it is said, and it starts all the same.
+    """
     looks = []
 
     def caught_up(settings, case, until):
@@ -96,7 +99,10 @@ def test_drift_waits_for_the_days_that_traffic_makes_up_for(airflow, tmp_path, m
 
 
 def test_a_broken_case_is_left_alone(airflow, tmp_path):
-    """A case that cannot work is said with the reason, nobody waits for its DAGs, and the live cases beside it are set going."""
+    """A case that cannot work is said with the reason, nobody waits for its DAGs.
+
+    The live cases beside it are set going.
+    """
     said = []
     with shop.installed(tmp_path / "cases") as root:
         for name in ("shop", "desk"):

@@ -10,7 +10,10 @@ from pipelines.errors import ConfigError, Unavailable
 
 
 def test_the_environment_moves_one_port():
-    """A variable moves its service and leaves the others where they are; Triton's are drawn, so that nobody knows them beforehand."""
+    """A variable moves its service and leaves the others where they are.
+
+    Triton's are drawn, so that nobody knows them beforehand.
+    """
     found = Ports.from_environment({"PERENNIAL_PORT_AIRFLOW": "18080"})
     drawn = {name: getattr(found, name) for name in DRAWN}
     assert found == Ports(airflow=18080, **drawn)

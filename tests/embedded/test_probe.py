@@ -28,7 +28,10 @@ def test_without_a_ledger_there_is_no_champion(tmp_path):
 
 
 def test_a_dead_stub_is_noticed_and_a_start_revives_it(served):
-    """With its stub killed the champion's probe fails, naming case and version, although Triton is ready; restoring brings it back."""
+    """With its stub killed the champion's probe fails, naming case and version, although Triton is ready.
+
+    Restoring brings it back.
+    """
     settings, ports = served
     assert probe.champions_answer(settings.root, ports)
     kill_stub(settings, 1)
@@ -41,7 +44,10 @@ def test_a_dead_stub_is_noticed_and_a_start_revives_it(served):
 
 
 def test_a_lost_model_is_staged_again_and_a_lost_bundle_is_said(served):
-    """A champion that the model repository lost comes back from its bundle; without the bundle its case and the reason are reported."""
+    """A champion that the model repository lost comes back from its bundle.
+
+    Without the bundle its case and the reason are reported.
+    """
     settings, ports = served
     shutil.rmtree(settings.model_repository / CASE)
     broken = []

@@ -17,7 +17,8 @@ STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
 )
 FAMILY = (
-    "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True); "
+    "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], "
+    "start_new_session=True); "
     "print('ready', flush=True); time.sleep(60)"
 )
 
@@ -61,8 +62,10 @@ def test_a_killed_leader_leaves_nothing(tag, tmp_path):
 def test_a_service_outlives_who_started_it(tag, tmp_path):
     """The process that launched a service may end, or be killed: the service and its child go on."""
     code = (
-        "import json, os, sys, time; from dataclasses import asdict; from pathlib import Path; from embedded.processes import launch; "
-        f"print(json.dumps(asdict(launch('child', [sys.executable, '-c', {FAMILY!r}], dict(os.environ), Path({str(tmp_path / 'child.log')!r})))), flush=True); "
+        "import json, os, sys, time; from dataclasses import asdict; from pathlib import Path; "
+        "from embedded.processes import launch; "
+        f"print(json.dumps(asdict(launch('child', [sys.executable, '-c', {FAMILY!r}], dict(os.environ), "
+        f"Path({str(tmp_path / 'child.log')!r})))), flush=True); "
         "os.kill(os.getpid(), 9)"
     )
     done = subprocess.run(
@@ -85,7 +88,10 @@ def test_a_service_outlives_who_started_it(tag, tmp_path):
 
 
 def test_what_a_dead_service_left_is_swept_and_nothing_else(tag, tmp_path):
-    """If the guard was killed too, what a service left is found by its marks and ended; another service of the same stack goes on."""
+    """If the guard was killed too, what a service left is found by its marks and ended.
+
+    Another service of the same stack goes on.
+    """
     process = run(FAMILY, tag, tmp_path)
     other = launch(
         "other", [sys.executable, "-c", "import time; time.sleep(60)"], {**os.environ, TAG: tag}, tmp_path / "other.log"
@@ -102,7 +108,10 @@ def test_what_a_dead_service_left_is_swept_and_nothing_else(tag, tmp_path):
 
 def test_a_child_that_died_unmourned_is_mended(tag, tmp_path):
     """When a child of a service was killed and the service does not notice, the given command is run, once."""
-    code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); print('ready', flush=True); time.sleep(60)"
+    code = (
+        "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+        "print('ready', flush=True); time.sleep(60)"
+    )
     mend = ["sh", "-c", f"echo mended >> {tmp_path / 'mended'}"]
     process = launch("child", [sys.executable, "-c", code], {**os.environ, TAG: tag}, tmp_path / "child.log", mend)
     while len(tagged(tag)) < 2:

@@ -14,7 +14,10 @@ from embedded.room import limits, settings
     ],
 )
 def test_limits_fit_the_engine(cores, given, wanted):
-    """What nobody set is the compose file's own limit, or the engine's cores where those are fewer; what somebody set stays."""
+    """What nobody set is the compose file's own limit, or the engine's cores where those are fewer.
+
+    What somebody set stays.
+    """
     assert limits(cores, 7.6, given) == wanted
 
 
@@ -34,7 +37,10 @@ def test_too_little_room_names_what_to_change(cores, gib, given, words):
 
 
 def test_settings_come_from_the_environment_before_the_file(tmp_path):
-    """A limit is read where Compose reads it: the environment first, then .env; comments and other names are no limits."""
+    """A limit is read where Compose reads it: the environment first, then .env.
+
+    Comments and other names are no limits.
+    """
     (tmp_path / ".env").write_text("# PERENNIAL_CPUS=9\nPERENNIAL_CPUS='3'\nPERENNIAL_CPUS_GPU=6\nALERT_ROUTE=screen\n")
     assert settings(tmp_path / ".env", {"PERENNIAL_CPUS_GPU": "5"}) == {
         "PERENNIAL_CPUS": "3",

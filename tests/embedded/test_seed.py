@@ -1,4 +1,7 @@
-"""embedded/seed.py: the reference data that is pinned, byte for byte, and an exit code that says whether every live case has a champion."""
+"""embedded/seed.py: the reference data that is pinned, byte for byte.
+
+Its exit code says whether every live case has a champion.
+"""
 
 import hashlib
 import shutil

@@ -52,7 +52,10 @@ def ids(settings, kind="predictions"):
 
 
 def test_a_first_start_sends_the_last_days_and_their_labels(served):
-    """The first call sends every row of the last whole days and of today so far, in event time, and exactly the labels that are due."""
+    """The first call sends every row of the last whole days and of today so far, in event time.
+
+    With them it sends exactly the labels that are due.
+    """
     http, settings = served
     since = datetime(2024, 5, 20, tzinfo=UTC) - timedelta(days=traffic.BACKFILL_DAYS)
     assert traffic.advance(settings, http, "loans", NOW) == (len(ids(settings)), len(ids(settings, "labels")))
@@ -71,7 +74,10 @@ def test_a_first_start_sends_the_last_days_and_their_labels(served):
 
 
 def test_later_calls_send_only_what_is_new(served):
-    """The same moment again sends nothing; hours later come exactly the rows and labels of these hours, in one piece or in several."""
+    """The same moment again sends nothing.
+
+    Hours later come exactly the rows and labels of these hours, in one piece or in several.
+    """
     http, settings = served
     traffic.advance(settings, http, "loans", NOW)
     assert traffic.advance(settings, http, "loans", NOW) == (0, 0)
@@ -93,7 +99,10 @@ def test_a_lost_place_changes_nothing_in_the_log_of_predictions(served):
 
 
 def test_it_waits_for_a_champion_and_for_the_gateway(tmp_path):
-    """Without a champion, and without a gateway, nothing is skipped: the call says that it waits, and the next one starts where it stood."""
+    """Without a champion, and without a gateway, nothing is skipped.
+
+    The call says that it waits, and the next one starts where it stood.
+    """
     with fake_triton() as (triton, port):
         settings = make_home(tmp_path, port)
         with client(settings) as http:
@@ -134,7 +143,10 @@ def test_the_process_waits_quietly_and_ends_at_once(tmp_path):
 
 
 def test_texts_go_in_small_batches_and_their_labels_as_class_names(tmp_path, monkeypatch):
-    """A text case's rows are sent some at a time, as the gateway waits only seconds for a transformer, and its labels by the classes' names."""
+    """A text case's rows are sent some at a time, as the gateway waits only seconds for a transformer.
+
+    Its labels are sent by the classes' names.
+    """
     fields, count, posted = load_fields("triage"), 100, []
     moments = [NOW - timedelta(minutes=count - number) for number in range(count)]
     frame = pl.DataFrame(
@@ -164,7 +176,10 @@ def test_texts_go_in_small_batches_and_their_labels_as_class_names(tmp_path, mon
 
 
 def test_it_is_known_when_all_that_was_due_is_sent(served):
-    """Nothing is caught up before the first call or at half of it; after it everything up to midnight is, also right after midnight, before the day's first row."""
+    """Nothing is caught up before the first call or at half of it.
+
+    After it everything up to midnight is, also right after midnight, before the day's first row.
+    """
     http, settings = served
     midnight = datetime(2024, 5, 20, tzinfo=UTC)
     assert not traffic.caught_up(settings, "loans", midnight)
@@ -176,7 +191,10 @@ def test_it_is_known_when_all_that_was_due_is_sent(served):
 
 
 def test_a_broken_case_stops_its_own_traffic_only(tmp_path, monkeypatch, caplog):
-    """A source that raises is said with its line and the other cases go on; a case that is broken or comes later is left out and taken up."""
+    """A source that raises is said with its line and the other cases go on.
+
+    A case that is broken or comes later is left out and taken up.
+    """
     sent, rounds = [], []
 
     def advance(settings, gateway, case, now):
@@ -198,7 +216,8 @@ def test_a_broken_case_stops_its_own_traffic_only(tmp_path, monkeypatch, caplog)
             folder = shop.write(root, name)
             shop.edit(folder / "params.yaml", ("live: false", "live: true"))
             (folder / "source.py").write_text(
-                f"def resolve(settings, params): ...\ndef rows(source, window, params):\n    return {int(name != 'shop')} / {int(name != 'shop')}\n"
+                "def resolve(settings, params): ...\ndef rows(source, window, params):\n    return "
+                f"{int(name != 'shop')} / {int(name != 'shop')}\n"
             )
         shop.edit(root / "lamp" / "schema.py", ("FIELDS", "FELDER"))
         with pytest.raises(KeyboardInterrupt):

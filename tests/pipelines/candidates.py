@@ -78,7 +78,8 @@ def candidate(
 ) -> Path:
     """Commit dataset, train, export, evaluate and gate of one run and record its verdict; returns the run's folder.
 
-    ``bias`` makes the model, ``champion`` is the version it was judged against, ``model`` replaces the ONNX file's bytes.
+    ``bias`` makes the model, ``champion`` is the version it was judged against, ``model`` replaces the ONNX file's
+    bytes.
     """
     fields, run_dir = load_fields(case), settings.run_dir(case, as_of)
     keys: dict[str, str] = {}

@@ -1,4 +1,7 @@
-"""Reports for the triage case's real steps: texts, a bundle that reads them word by word, and what the gateway would log."""
+"""Reports for the triage case's real steps.
+
+Texts, a bundle that reads them word by word, and what the gateway would log.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ DELAY = timedelta(days=30)
 def reports(
     count: int, *, start: datetime = START, days: int = 90, seed: int = 0, words: int = 6, common: int = 3
 ) -> pl.DataFrame:
-    """Canonical labelled rows: a report holds its team's word among ``words`` others and its own number; ``common`` is the commonest team."""
+    """Canonical labelled rows: a report holds its team's word among ``words`` others and its own number.
+
+    ``common`` is the commonest team.
+    """
     rng = np.random.default_rng(seed)
     mix = np.where(np.arange(len(FIELDS.classes)) == common, 3.0, 1.0)
     teams = rng.choice(len(mix), count, p=mix / mix.sum())

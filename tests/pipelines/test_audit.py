@@ -20,7 +20,10 @@ CASE = ledger_edits.CASE
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A state folder with a small ledger that has rows in all tables, and the runs that they are from; copied before it is changed."""
+    """A state folder with a small ledger that has rows in all tables, and the runs that they are from.
+
+    Copied before it is changed.
+    """
     settings = ledger_edits.make(tmp_path_factory.mktemp("ledger"))
     engine = create_engine(settings.ledger)
     with engine.begin() as connection:
@@ -49,7 +52,10 @@ def test_every_edit_is_found_but_those_that_leave_a_consistent_chain(tmp_path):
 
 
 def test_the_command_answers_with_its_exit_code(settings, monkeypatch):
-    """A clean ledger is exit code 0 and no finding; one with a deleted episode exit code 1, a table of what is wrong, and JSON in a pipe."""
+    """A clean ledger is exit code 0 and no finding.
+
+    One with a deleted episode exit code 1, a table of what is wrong, and JSON in a pipe.
+    """
     monkeypatch.setenv("PERENNIAL_HOME", str(settings.root))
     assert main(["audit"]) == 0
     _edit(settings, "DELETE FROM drift_episodes")
@@ -62,7 +68,10 @@ def test_the_command_answers_with_its_exit_code(settings, monkeypatch):
 
 
 def test_what_lies_outside_of_the_database_gives_a_consistent_edit_away(settings):
-    """A ledger that is replaced by one of which a promotion was cut off, entry and all, is consistent; the runs' manifests still tell."""
+    """A ledger that is replaced by one of which a promotion was cut off, entry and all, is consistent.
+
+    The runs' manifests still tell.
+    """
     head = ledger.head(settings.ledger, CASE)
     promoted = ledger.releases(settings.ledger, CASE)[2]
     assert (promoted.seq, head.seq) == (3, 4)

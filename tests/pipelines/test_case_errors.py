@@ -177,7 +177,8 @@ def test_an_error_in_the_cases_model_names_its_line(root, prepared, monkeypatch,
     shop.edit(root / "shop" / "params.yaml", ("ranks: 1", f"ranks: {ranks}"))
     # Ranks are fresh interpreters here: they have to find the same cases.
     (root.parent / "sitecustomize.py").write_text(
-        f"from pathlib import Path\nfrom pipelines import case_files, cases\ncase_files.CASES_ROOT = Path({str(root)!r})\ncases.__path__.insert(0, {str(root)!r})\n"
+        "from pathlib import Path\nfrom pipelines import case_files, cases\ncase_files.CASES_ROOT = "
+        f"Path({str(root)!r})\ncases.__path__.insert(0, {str(root)!r})\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(root.parent))
     code, said = run(capfd, "train")
@@ -246,7 +247,10 @@ def test_a_broken_case_is_one_clear_line(root, kind, capfd):
     "breaks", [_code("schema.py", "FIELDS =", "FELDER ="), _code("params.yaml", "epochs:", "epoch:")]
 )
 def test_metrics_give_the_others_and_name_the_broken_case(root, breaks, capfd):
-    """One broken case does not empty `metrics`: the others have their series, answer and a series name the broken one."""
+    """One broken case does not empty `metrics`.
+
+    The others have their series, answer and a series name the broken one.
+    """
     breaks(root)
     assert cli.main(["metrics"]) == 0
     answer = json.loads(capfd.readouterr().out)

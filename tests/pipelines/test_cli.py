@@ -218,7 +218,10 @@ def test_a_run_knows_what_started_it(
 
 
 def test_alerts_are_listed_and_silenced(home: Path, capfd: pytest.CaptureFixture[str]):
-    """`silence` keeps who, until when and why, and refuses a rule that there is none of; `alerts` lists alerts and the silences in force."""
+    """`silence` keeps who, until when and why, and refuses a rule that there is none of.
+
+    `alerts` lists alerts and the silences in force.
+    """
     url, now = f"sqlite:///{home / 'ledger.db'}", found.NOW
     ledger.append_alerts(url, case="loans", seq=1, as_of=now, alerts=[found.alert()], notices=[])
     assert (
@@ -282,7 +285,10 @@ def run_in_terminal(arguments: list[str], home: Path) -> tuple[int, str]:
 
 
 def test_a_terminal_gets_tables_and_a_pipe_one_line(home: Path, tmp_path: Path):
-    """The same step run at a terminal and into a pipe: a table with every value there, one line of JSON here; --json gives the line at the terminal too."""
+    """The same step run at a terminal and into a pipe: a table with every value there, one line of JSON here.
+
+    --json gives the line at the terminal too.
+    """
     arguments = ["ingest", "--case", "loans", "--as-of", "2020-05-01"]
     code, drawn = run_in_terminal(arguments, home)
     piped = subprocess.run(
@@ -330,7 +336,10 @@ ANSWERS = {
 def test_every_answer_is_drawn_for_people(
     command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    """Whatever a command answers, a person sees its values by name, texts in brackets as they stand, and one table for each list of objects; programs see the JSON."""
+    """Whatever a command answers, a person sees its values by name, texts in brackets as they stand.
+
+    Each list of objects is one table; programs see the JSON.
+    """
     answer = ANSWERS[command]
     monkeypatch.setitem(cli.COMMANDS, command, lambda params, settings: answer)
     monkeypatch.setenv("COLUMNS", "200")
@@ -385,7 +394,10 @@ def test_metrics_are_served_on_a_port(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_retraining_by_hand_is_the_whole_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """`retrain` runs the steps of a training run in their order under the trigger manual, hands the reason on, and needs one."""
+    """`retrain` runs the steps of a training run in their order under the trigger manual, hands the reason on.
+
+    It needs one.
+    """
     seen = []
     monkeypatch.setattr(cli.ledger, "champion_before", lambda *_: "one")
     facts = {"version": 3, "decision": "reject", "rule": "upper_bound", "reason": "worse", "outcome": "kept"}
@@ -410,7 +422,10 @@ def test_retraining_by_hand_is_the_whole_line(monkeypatch: pytest.MonkeyPatch, c
 def test_an_answer_of_no_is_an_exit_code(
     identical: bool, code: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    """`reproduce` gets the version, prints its answer either way, and exits with 1 if the version was not reproduced."""
+    """`reproduce` gets the version, prints its answer either way.
+
+    It exits with 1 if the version was not reproduced.
+    """
     seen = []
 
     def reproduce(settings, case, version):

@@ -155,7 +155,10 @@ def mistakes(tmp_path, case: str, *changes: tuple[str, str]) -> dict[str, str]:
     ],
 )
 def test_a_mistake_in_the_parameters_is_named_when_they_are_loaded(tmp_path, case, old, new, place, words):
-    """Keys that stand twice, names that the case does not have, numbers and ranges that cannot be, and schedules that never come: each with its place."""
+    """Keys that stand twice, names that the case does not have, numbers and ranges that cannot be.
+
+    Schedules that never come, too: each is told with its place.
+    """
     found = mistakes(tmp_path, case, (old, new))
     assert words in found[place], found
     # A key that is written wrongly is missing, too.
@@ -223,7 +226,10 @@ def test_parameters_that_are_shipped_have_no_mistake():
 
 
 def test_settings_may_be_read_by_code_that_a_case_shares(tmp_path):
-    """A case that takes another one's source, or a module beside it, has the settings that are read there, and no others."""
+    """A case that takes another one's source, or a module beside it, has the settings that are read there.
+
+    It has no others.
+    """
     with shop.installed(tmp_path / "cases") as root:
         folder = shop.write(root)
         (root / "tables.py").write_text("def read(params): return params.source['table']\n")
@@ -293,8 +299,14 @@ def test_a_key_that_stands_twice_below_a_list_is_found(tmp_path):
 
 
 def test_loading_the_cases_stays_light():
-    """Reading the parameters of every case imports neither a numeric library nor the one for cron expressions: DAG files are parsed all the time."""
-    code = "import sys; from pipelines.case_files import case_names; from pipelines.params_file import load_params; [load_params(case) for case in case_names()]; print(sorted({'croniter', 'numpy', 'polars'} & {*sys.modules}))"
+    """Reading the parameters of every case imports neither a numeric library nor the one for cron expressions.
+
+    DAG files are parsed all the time.
+    """
+    code = (
+        "import sys; from pipelines.case_files import case_names; from pipelines.params_file import load_params; "
+        "[load_params(case) for case in case_names()]; print(sorted({'croniter', 'numpy', 'polars'} & {*sys.modules}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -315,7 +327,10 @@ def test_a_folder_of_parameters_stands_in_for_the_cases_own(tmp_path, bank, monk
 
 
 def test_a_setting_can_come_from_a_file(tmp_path, monkeypatch):
-    """PERENNIAL_<NAME>_FILE names a file that holds the value; the plain variable wins, and what is given in code wins over both."""
+    """PERENNIAL_<NAME>_FILE names a file that holds the value.
+
+    The plain variable wins, and what is given in code wins over both.
+    """
     (tmp_path / "url").write_text("postgresql+psycopg://ledger:p@db/ledger\n")
     (tmp_path / "password").write_text("geheim\n")
     monkeypatch.setenv("PERENNIAL_LEDGER_URL_FILE", str(tmp_path / "url"))

@@ -1,4 +1,7 @@
-"""pipelines/ledger/database.py: PostgreSQL decides like SQLite, also when twenty ask at once, and what cannot work names the setting."""
+"""pipelines/ledger/database.py.
+
+PostgreSQL decides like SQLite, also when twenty ask at once, and what cannot work names the setting.
+"""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +28,10 @@ def url(postgres_server) -> str:
 
 
 def at_once(work) -> list:
-    """What ``work(number)`` gave in each of twenty threads that were let go together; an error is given back as itself."""
+    """What ``work(number)`` gave in each of twenty threads that were let go together.
+
+    An error is given back as itself.
+    """
     gate = Barrier(AT_ONCE)
 
     def one(number: int):
@@ -63,7 +69,10 @@ def test_one_of_twenty_promotions_wins(url):
 
 
 def test_twenty_drift_runs_of_one_window_open_one_episode(url):
-    """Twenty drift runs of one window find different things at once: all go on with the first state, and one opens the episode."""
+    """Twenty drift runs of one window find different things at once.
+
+    All go on with the first state, and one opens the episode.
+    """
 
     def judge(number: int):
         kept = ledger.record_drift_state(

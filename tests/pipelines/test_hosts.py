@@ -55,7 +55,10 @@ def status(*arguments, **named):
     ],
 )
 def test_a_host_header_is_read_whole(text, found):
-    """Names, addresses and IPv6 literals have one spelling, with and without a port; whatever else stands there is no host."""
+    """Names, addresses and IPv6 literals have one spelling, with and without a port.
+
+    Whatever else stands there is no host.
+    """
     assert hosts.authority(text) == found
 
 
@@ -120,7 +123,10 @@ def test_only_own_names_come_in(host, expected):
     ],
 )
 def test_other_pages_write_nothing(host, origin, expected):
-    """What a page writes is let in from the server's own pages and those of named hosts only; reading is for browsers to judge."""
+    """What a page writes is let in from the server's own pages and those of named hosts only.
+
+    Reading is for browsers to judge.
+    """
     assert [status(host, method, origin) for method in ("POST", "PUT", "PATCH", "DELETE")] == [expected] * 4
     assert status(host, "GET", origin) == (421 if expected == 421 else 200)
 
@@ -135,7 +141,10 @@ def test_refusals_say_which_host_and_which_setting():
 
 
 def test_the_setting_is_a_list_of_hosts(monkeypatch):
-    """Names and addresses are taken in any spelling; ports, pages and wildcards are refused with the variable's name."""
+    """Names and addresses are taken in any spelling.
+
+    Ports, pages and wildcards are refused with the variable's name.
+    """
     assert hosts.listed(" A.example.org, [::1],fd00::7 ,") == {"a.example.org", "::1", "fd00::7"}
     for wrong in ("a:80", "http://a", "*", "*.example.org", "[::1]:80"):
         monkeypatch.setenv("PERENNIAL_ALLOWED_HOSTS", f"b,{wrong}")

@@ -1,4 +1,7 @@
-"""Which services a step by hand talks to: those of the state folder's own stack, those that somebody named, and no others."""
+"""Which services a step by hand talks to.
+
+Those of the state folder's own stack, those that somebody named, and no others.
+"""
 
 import json
 import os
@@ -30,7 +33,10 @@ DEFAULT_PORTS = (5000, 8000, 8001, 8080, 8090)
 
 @contextmanager
 def listening(port):
-    """A server that takes every request: yields the list of ``(client's port, Authorization)`` of those that it was asked."""
+    """A server that takes every request.
+
+    Yields the list of ``(client's port, Authorization)`` of those that it was asked.
+    """
     heard = []
 
     class Anything(BaseHTTPRequestHandler):
@@ -125,7 +131,10 @@ def released(settings, version):
 
 
 def test_a_server_that_belongs_to_nobody_gets_no_request(tmp_path, monkeypatch, connects, caplog, capfd):
-    """Steps by hand without a stack leave alone what listens at the default ports: train goes on and says so once, the others say what they could not do."""
+    """Steps by hand without a stack leave alone what listens at the default ports.
+
+    Train goes on and says so once, the others say what they could not do.
+    """
     home = tmp_path / "home"
     monkeypatch.setenv("PERENNIAL_HOME", str(home))
     monkeypatch.setenv("PERENNIAL_PARAMS_DIR", str(one_epoch(tmp_path / "params")))
@@ -158,7 +167,10 @@ def test_a_server_that_belongs_to_nobody_gets_no_request(tmp_path, monkeypatch, 
 
 
 def test_each_state_talks_to_its_own_stack(tmp_path):
-    """Of two stacks each state folder asks its own MLflow; one whose MLflow was killed asks nobody, even if another stack's took its port."""
+    """Of two stacks each state folder asks its own MLflow.
+
+    One whose MLflow was killed asks nobody, even if another stack's took its port.
+    """
     one, other = free_port(), free_port()
     with listening(one) as first, listening(other) as second:
         ask(stand_in(tmp_path / "one", PERENNIAL_MLFLOW_URL=f"http://127.0.0.1:{one}"))
@@ -176,7 +188,10 @@ def test_each_state_talks_to_its_own_stack(tmp_path):
 
 
 def test_a_stopped_stack_is_no_address_but_still_the_state(tmp_path):
-    """After `make down` no service has an address; ledger, key and parameters stay those that the state was made with."""
+    """After `make down` no service has an address.
+
+    Ledger, key and parameters stay those that the state was made with.
+    """
     (tmp_path / "secret").write_text("postgresql+psycopg://ledger:p@127.0.0.1:5433/ledger\n")
     (tmp_path / "params").mkdir()
     text = (CASES_ROOT / "loans" / "params.yaml").read_text().replace("epochs:", "epochs: 1 #")
@@ -212,7 +227,10 @@ def test_a_stopped_stack_is_no_address_but_still_the_state(tmp_path):
 
 
 def test_what_somebody_named_wins_and_gets_no_login_of_the_stack(tmp_path, monkeypatch):
-    """An address in the environment is asked instead of the stack's, without the stack's password; an empty one means nobody."""
+    """An address in the environment is asked instead of the stack's, without the stack's password.
+
+    An empty one means nobody.
+    """
     (tmp_path / "password").write_text("geheim\n")
     own, named = free_port(), free_port()
     login = {"PERENNIAL_MLFLOW_USERNAME": "perennial", "PERENNIAL_MLFLOW_PASSWORD_FILE": tmp_path / "password"}
@@ -229,7 +247,10 @@ def test_what_somebody_named_wins_and_gets_no_login_of_the_stack(tmp_path, monke
 
 
 def test_the_stacks_own_processes_go_by_their_environment_alone(tmp_path, monkeypatch):
-    """A process that the stack started, or a container, is given everything: the files of the state folder add nothing."""
+    """A process that the stack started, or a container, is given everything.
+
+    The files of the state folder add nothing.
+    """
     given = {
         "PERENNIAL_MLFLOW_URL": "http://127.0.0.1:1",
         "PERENNIAL_TRITON_CLIENT": "key",

@@ -80,7 +80,10 @@ def test_zombie_gives_way(tmp_path: Path):
 @pytest.mark.parametrize("point", storage.FAILPOINTS)
 def test_kill_at_every_failpoint(tmp_path: Path, point: str):
     """After SIGKILL at any point of a commit, running it again gives the same tree and no leftovers."""
-    code = "import sys; from pathlib import Path; sys.path.insert(0, '.');from tests.pipelines.test_storage import _commit; _commit(Path(sys.argv[1]) / 'train')"
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, '.');from tests.pipelines.test_storage import "
+        "_commit; _commit(Path(sys.argv[1]) / 'train')"
+    )
     environment = {**os.environ, "PERENNIAL_FAILPOINT": f"train:{point}", "PYTHONPATH": str(Path.cwd())}
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
@@ -139,7 +142,10 @@ def _flip(path: Path) -> None:
 
 
 def test_changed_bytes_are_made_again(tmp_path: Path):
-    """A folder with a changed file is no finished work either: running again makes it anew, and nobody finds the damaged one."""
+    """A folder with a changed file is no finished work either.
+
+    Running again makes it anew, and nobody finds the damaged one.
+    """
     first = _commit(tmp_path / "train")
     _flip(tmp_path / "train" / "data.txt")
     with pytest.raises(IntegrityError, match=r"data.txt has sha256 \w+, its manifest says \w+: move the folder away"):
@@ -196,7 +202,10 @@ def _elsewhere(folder: Path, begun: Path, go_on: Path) -> None:
 
 
 def test_a_live_try_in_another_container_is_left_alone(tmp_path: Path):
-    """A try whose process cannot be seen from here keeps its work folder while a second one begins; a dead one's is removed."""
+    """A try whose process cannot be seen from here keeps its work folder while a second one begins.
+
+    A dead one's is removed.
+    """
     begun, go_on, folder = tmp_path / "begun", tmp_path / "go_on", tmp_path / "run" / "train"
     first = multiprocessing.get_context("fork").Process(target=_elsewhere, args=(folder, begun, go_on))
     first.start()
@@ -223,7 +232,10 @@ NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount
     reason="this host lets nobody make a process namespace",
 )
 def test_a_live_try_in_another_process_namespace_is_left_alone(tmp_path: Path):
-    """A second try in a process namespace of its own leaves the first one's work alone, removes a dead one's, and commits."""
+    """A second try in a process namespace of its own leaves the first one's work alone, removes a dead one's.
+
+    Then it commits.
+    """
     code = """
 import sys
 from pathlib import Path
@@ -275,7 +287,10 @@ def _dies(call: str, after: bool, write: Callable[[], object]) -> None:
     ],
 )
 def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path: Path, write, call: str, after: bool):
-    """After SIGKILL at any call of a write, the next write of the file removes what was left of it, and nothing else."""
+    """After SIGKILL at any call of a write, the next write of the file removes what was left of it.
+
+    It removes nothing else.
+    """
     path, other = tmp_path / "rows.parquet", tmp_path / ".rows.parquet.note"
     other.touch()
     for _ in range(2):

@@ -155,7 +155,10 @@ def _by_airflow(text):
     ],
 )
 def test_command_line_and_airflow_read_the_same_clock(read, text, expected, capsys):
-    """A date, a zoned time, one without a zone: one moment by both ways in; a fraction of a second and nonsense: one refusal."""
+    """A date, a zoned time, one without a zone: one moment by both ways in.
+
+    A fraction of a second and nonsense: one refusal.
+    """
     if isinstance(expected, datetime):
         assert read(text) == expected
         return

@@ -1,4 +1,7 @@
-"""plugins/perennial_failures.py: a run that failed is told at once, with the task and its last error, by Airflow's own way to do so."""
+"""plugins/perennial_failures.py.
+
+A run that failed is told at once, with the task and its last error, by Airflow's own way to do so.
+"""
 
 import asyncio
 import sys
@@ -52,7 +55,10 @@ def left(monkeypatch):
 
 
 def failed(monkeypatch, xcoms: dict, task: str | None = "validate") -> None:
-    """What the DAG processor does when the scheduler has marked a run failed: calls the DAG's callback with what the server knows."""
+    """What the DAG processor does when the scheduler has marked a run failed.
+
+    Calls the DAG's callback with what the server knows.
+    """
     with DAG("bank_training", schedule=None, on_failure_callback=tell_failure("bank")) as dag:
         StepOperator(task_id="validate", step="validate", case="bank")
     about = {
@@ -107,7 +113,10 @@ def test_a_failed_run_is_told_with_task_and_error(monkeypatch, left):
     [(_, body)] = bodies
     for part in (
         "*WARNING* bank: bank_training",
-        f"run {RUN} of bank_training failed in its task validate: DataError: 6% of the rows are bad: look at the quarantine",
+        (
+            f"run {RUN} of bank_training failed in its task validate: DataError: 6% of the rows are bad: "
+            "look at the quarantine"
+        ),
         "ml-on-call",
         "docs/runbooks.md#run-failed",
         "within 24 h",
@@ -116,16 +125,19 @@ def test_a_failed_run_is_told_with_task_and_error(monkeypatch, left):
 
 
 def test_a_task_that_was_ended_is_told_without_an_error(monkeypatch):
-    """A killed process leaves no error, and a deadlocked run no failed task: the message names what is known and where to look."""
+    """A killed process leaves no error, and a deadlocked run no failed task.
+
+    The message names what is known and where to look.
+    """
     with receiver(200) as (url, bodies):
         monkeypatch.setenv("PERENNIAL_ALERT_WEBHOOK", url)
         failed(monkeypatch, {})
         failed(monkeypatch, {}, task=None)
     first, second = (body["text"] for _, body in bodies)
     assert (
-        f"run {RUN} of bank_training failed in its task validate: it left no error (its process was ended from outside): see its log"
-        in first
-    )
+        f"run {RUN} of bank_training failed in its task validate: it left no error (its process was ended from "
+        "outside): see its log"
+    ) in first
     assert f"run {RUN} of bank_training failed: task_failure" in second
 
 
@@ -158,7 +170,10 @@ def test_an_error_that_cannot_be_read_stops_no_message(monkeypatch):
     ],
 )
 def test_a_task_leaves_its_error(left, error, said):
-    """Whatever ends a step's task is kept for the message: its kind and the first line of what it says, at most 500 characters."""
+    """Whatever ends a step's task is kept for the message.
+
+    Its kind and the first line of what it says, at most 500 characters.
+    """
     assert left(error) == {"error": said}
 
 

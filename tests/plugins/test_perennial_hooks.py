@@ -16,7 +16,10 @@ def test_without_connections_the_environment_counts(monkeypatch):
 
 
 def test_a_connection_is_taken_whole(monkeypatch):
-    """Places and logins come from the connections, and a secret of the environment does not go to a host that a connection names."""
+    """Places and logins come from the connections.
+
+    A secret of the environment does not go to a host that a connection names.
+    """
     monkeypatch.setenv("PERENNIAL_TRITON_CLIENT", "of another server")
     monkeypatch.setenv("AIRFLOW_CONN_TRITON_DEFAULT", "http://triton.example.org:8100")
     monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", "https://ada:s%2Fcret@mlflow.example.org")
@@ -81,7 +84,10 @@ def test_who_relies_on_a_connection_does_not_end_up_elsewhere(monkeypatch):
 
 
 def test_connections_can_be_left_alone(monkeypatch):
-    """`none` asks Airflow for no connection, and a name that stands for nothing is an error that lists those that do."""
+    """`none` asks Airflow for no connection.
+
+    A name that stands for nothing is an error that lists those that do.
+    """
     monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", "http://mlflow:5000")
     monkeypatch.setenv("PERENNIAL_CONNECTIONS", "none")
     assert settings() == Settings()

@@ -204,7 +204,10 @@ def test_the_train_task_links_to_its_run(step, monkeypatch, home, ends_well):
 
 
 def test_buttons_lead_to_where_people_are(step, monkeypatch, home):
-    """The gate's report, the drift run's pages and Grafana's dashboard of the case open at addresses for browsers; without a Grafana there is no button."""
+    """The gate's report, the drift run's pages and Grafana's dashboard of the case open at addresses for browsers.
+
+    Without a Grafana there is no button.
+    """
     monkeypatch.setenv("PERENNIAL_MLFLOW_URL", "http://mlflow:5000")
     monkeypatch.setenv("PERENNIAL_MLFLOW_PUBLIC_URL", "https://mlflow.example.org")
     folder = home / "artefacts/bank/20090501T000000Z/train"
@@ -238,7 +241,10 @@ def test_buttons_lead_to_where_people_are(step, monkeypatch, home):
 
 
 def test_every_button_has_a_place_of_its_own():
-    """Airflow keeps a button's address under a key: two buttons of one task do not share one, and the dashboard is one that exists."""
+    """Airflow keeps a button's address under a key.
+
+    Two buttons of one task do not share one, and the dashboard is one that exists.
+    """
     for names in LINKS.values():
         assert len({Link(name).xcom_key for name in names}) == len(names)
     assert DASHBOARD in {
@@ -247,7 +253,10 @@ def test_every_button_has_a_place_of_its_own():
 
 
 def test_a_trigger_asks_once_by_name():
-    """The run's name is given, there is no logical date, an existing run is a skip, and the link is pushed before asking."""
+    """The run's name is given, there is no logical date, an existing run is a skip.
+
+    The link is pushed before asking.
+    """
     ti = Pushed()
     task = TriggerOnce(
         task_id="retrain",
@@ -300,7 +309,10 @@ def test_a_note_is_a_template_and_a_conf_stays_what_it_is():
 
 
 def test_parts_of_a_step_can_be_mapped(step):
-    """Another function of a step is called with its day; a list of parts is pushed as it is, a part's facts without a manifest's path."""
+    """Another function of a step is called with its day.
+
+    A list of parts is pushed as it is, a part's facts without a manifest's path.
+    """
     step("profile", lambda: None)
     module = sys.modules["pipelines.steps.profile"]
     module.days = lambda as_of: [str(as_of.date())]

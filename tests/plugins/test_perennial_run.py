@@ -55,7 +55,10 @@ def test_a_scheduled_run_ends_at_its_interval(given):
 
 
 def test_a_manual_run_without_an_interval_takes_its_own_time():
-    """Without an interval the logical time counts, and without that the time from which the run may run, in whole seconds."""
+    """Without an interval the logical time counts.
+
+    Without that the time from which the run may run, in whole seconds.
+    """
     assert perennial_run.resolve_as_of(None, _run(logical=TICK)) == TICK
     assert perennial_run.resolve_as_of(None, _run()) == NOW.replace(microsecond=0)
 
@@ -119,7 +122,10 @@ def _in_a_case(tmp_path, statement):
 
 
 def test_an_error_in_a_cases_code_says_where(tmp_path):
-    """The task's error names case, file and line; code and data that are wrong fail at once, what a service may mend is tried again."""
+    """The task's error names case, file and line.
+
+    Code and data that are wrong fail at once, what a service may mend is tried again.
+    """
     where = r"CaseError: case shop: pipelines/cases/shop/source\.py, line 3: KeyError: 'price': mend this line"
     with pytest.raises(AirflowFailException, match=where):
         _in_a_case(tmp_path / "one", "{}['price']")
@@ -186,7 +192,10 @@ def test_a_replay_switches_schedules_off(monkeypatch):
 
 
 def test_the_train_task_asks_for_what_the_case_declares():
-    """Queue and pool are asked for where they are set only, a slot per GPU; whatever hangs is ended after a time that follows the budget."""
+    """Queue and pool are asked for where they are set only, a slot per GPU.
+
+    Whatever hangs is ended after a time that follows the budget.
+    """
     bank = load_params("bank")
     plain = bank.model_copy(update={"train": bank.train.model_copy(update={"budget_minutes": None})})
     assert perennial_run.train_arguments(plain) == {"execution_timeout": timedelta(days=1)}

@@ -80,9 +80,15 @@ def test_a_kill_reaches_sessions_of_their_own_and_the_deaf(monkeypatch, ti):
 
 def test_a_task_dies_with_its_supervisor():
     """A killed parent takes the task along: the kernel sends it a signal."""
-    task = "from perennial_processes import die_with_parent as d; import time; d(); print('up', flush=True); time.sleep(60)"
+    task = (
+        "from perennial_processes import die_with_parent as d; import time; d(); print('up', flush=True); "
+        "time.sleep(60)"
+    )
     argv = [sys.executable, "-c", task]
-    parent = f"import subprocess, sys, time; c = subprocess.Popen({argv!r}, stdout=subprocess.PIPE); c.stdout.readline(); print(c.pid, flush=True); time.sleep(60)"
+    parent = (
+        f"import subprocess, sys, time; c = subprocess.Popen({argv!r}, stdout=subprocess.PIPE); "
+        "c.stdout.readline(); print(c.pid, flush=True); time.sleep(60)"
+    )
     plugins = str(Path(perennial_processes.__file__).parent)
     supervisor = subprocess.Popen(
         [sys.executable, "-c", parent],

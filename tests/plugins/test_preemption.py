@@ -25,7 +25,10 @@ def _start(folder, url):
 
 @pytest.mark.slow
 def test_a_preempted_training_saves_and_the_retry_goes_on(tmp_path, mlflow_url):
-    """SIGTERM has the ranks save the step that they are at and leaves none alive; MLflow says KILLED, then the retry finishes in the same run."""
+    """SIGTERM has the ranks save the step that they are at and leaves none alive.
+
+    MLflow says KILLED, then the retry finishes in the same run.
+    """
     from mlflow import MlflowClient
 
     task = _start(tmp_path, mlflow_url)

@@ -299,7 +299,10 @@ def test_an_old_training_reads_its_own_rows(state):
 
 
 def test_an_old_evaluation_is_judged_anew(state):
-    """The gate with another confidence reads the scores and facts that an old evaluate step left, and gives a verdict on them."""
+    """The gate with another confidence reads the scores and facts that an old evaluate step left.
+
+    It gives a verdict on them.
+    """
     params, run_dir = load_params(CASE), state.run_dir(CASE, at(ASKED))
     other = params.model_copy(update={"gate": params.gate.model_copy(update={"confidence": 0.9})})
     evaluated = storage.read_manifest(run_dir / "evaluate")

@@ -15,7 +15,10 @@ def test_a_segment_that_is_closed_while_it_is_looked_at_is_closed(tmp_path, monk
 
 
 def test_only_segments_with_rows_are_waited_for(tmp_path):
-    """An open segment that is empty is nobody's business; one with rows that nobody closes is an error that names it."""
+    """An open segment that is empty is nobody's business.
+
+    One with rows that nobody closes is an error that names it.
+    """
     segment = tmp_path / "loans" / "predictions" / "one.jsonl.open"
     segment.parent.mkdir(parents=True)
     segment.touch()

@@ -54,7 +54,10 @@ def test_metrics_of_one_window_with_classes():
 
 
 def test_answers_are_compared_class_by_class(monkeypatch):
-    """An answer is right if it names the likeliest class with its probability; ties within the tolerance may fall either way."""
+    """An answer is right if it names the likeliest class with its probability.
+
+    Ties within the tolerance may fall either way.
+    """
     triage = load_fields("triage")
     first, second, third = triage.classes[:3]
     expected = np.zeros((4, len(triage.classes)))
@@ -68,7 +71,10 @@ def test_answers_are_compared_class_by_class(monkeypatch):
 
 
 def test_a_row_is_scored_once_by_a_model(monkeypatch, tmp_path):
-    """The frozen and the newest model are compared row by row, a moment without a bundle is passed over, and what is known is not computed again."""
+    """The frozen and the newest model are compared row by row, a moment without a bundle is passed over.
+
+    What is known is not computed again.
+    """
     moments = [datetime(2015, month, 1, tzinfo=UTC) for month in (1, 4, 7)]
     bundles = [Settings(home=tmp_path).run_dir("triage", moment) / "export" for moment in moments[:2]]
     for bundle in bundles:

@@ -45,7 +45,10 @@ def test_what_is_delivered_is_not_sent_again(url):
 
 
 def test_what_failed_is_sent_by_the_next_run(url):
-    """A notice that a sink did not take is tried again by later runs; meanwhile the sink counts as broken, and other sinks get theirs."""
+    """A notice that a sink did not take is tried again by later runs.
+
+    Meanwhile the sink counts as broken, and other sinks get theirs.
+    """
     webhook, asked = failing(2)
     log, logged = failing(0)
     both = {"log": log, "webhook": webhook}
@@ -85,7 +88,10 @@ def test_a_sink_with_a_fault_stops_nobody(url):
 
 
 def test_a_claim_that_was_left_behind_expires(url, monkeypatch):
-    """While somebody has claimed a notice nobody else sends it; a claim without an answer expires, and the notice is sent then."""
+    """While somebody has claimed a notice nobody else sends it.
+
+    A claim without an answer expires, and the notice is sent then.
+    """
     sink, asked = failing(0)
     ledger.note_delivery(url, case="loans", notice="n1", sink="webhook", attempt=1, event="claimed")
     delivery.deliver(url, "loans", [notice()], [], {"webhook": sink}, "info")

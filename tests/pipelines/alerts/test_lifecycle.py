@@ -14,7 +14,10 @@ HOUR = timedelta(hours=1)
 
 
 def run(series, params=ALERTS, silences=()):
-    """Hourly runs: per hour the alerts there are and the notices that were sent; ``silences`` are (rule, from, to) in hours."""
+    """Hourly runs: per hour the alerts there are and the notices that were sent.
+
+    ``silences`` are (rule, from, to) in hours.
+    """
     before, told, hours = (), [], []
     for number, found in enumerate(series):
         moment = NOW + number * HOUR
@@ -32,7 +35,10 @@ def kinds(hours):
 
 
 def test_a_week_of_hours_is_one_alert():
-    """What is found every hour for a week is one alert, seen 168 times and told of once, and once more when it is over."""
+    """What is found every hour for a week is one alert, seen 168 times and told of once.
+
+    It is told of once more when it is over.
+    """
     hours = run([[alert()]] * 168 + [[]] * 5)
     assert kinds(hours) == {0: ["opened"], 169: ["resolved"]}
     [last] = hours[167][0]
@@ -51,7 +57,10 @@ def test_what_flickers_is_one_alert():
 
 
 def test_a_group_is_one_message():
-    """Alerts of one episode that open at once are one notice of the worst one's severity; another group is another notice, the worst first."""
+    """Alerts of one episode that open at once are one notice of the worst one's severity.
+
+    Another group is another notice, the worst first.
+    """
     episode = [
         alert("drift_confirmed", "e1", group="e1"),
         alert("performance_dropped", "champion", group="e1", severity="critical"),
@@ -92,7 +101,10 @@ def test_no_more_notices_than_declared():
 
 
 def test_a_silence_counts_and_tells_nobody():
-    """A silenced alert is counted; when the silence ends it is told of if it is still there, and one that ended in silence never is."""
+    """A silenced alert is counted.
+
+    When the silence ends it is told of if it is still there, and one that ended in silence never is.
+    """
     hours = run([[alert()]] * 6, silences=[("volume_out_of_band", 0, 4)])
     assert kinds(hours) == {4: ["opened"]}
     assert [one.state for (one,), _ in hours] == ["silenced"] * 4 + ["open"] * 2
@@ -118,7 +130,10 @@ POOL = [
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 2)), max_size=30), st.integers(1, 3))
 def test_whatever_is_found(series, resolve_after):
-    """On any series: notices of one alert open and resolve in turn, no two have one name, and none resolves what was not told."""
+    """On any series: notices of one alert open and resolve in turn, no two have one name.
+
+    None resolves what was not told.
+    """
     hours = run(
         [[POOL[number] for number in sorted(found)] for found in series], AlertParams(resolve_after=resolve_after)
     )

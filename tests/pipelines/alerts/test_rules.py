@@ -164,7 +164,10 @@ def test_what_is_no_reason_finds_nothing(given):
 
 
 def test_every_rule_is_tested_and_has_a_runbook():
-    """The rules are those of the contract, each has a finding above, and its section in docs/runbooks.md says who looks how soon and what to do."""
+    """The rules are those of the contract, each has a finding above.
+
+    Its section in docs/runbooks.md says who looks how soon and what to do.
+    """
     assert [rule.name for rule in rules.RULES] == list(get_args(AlertRule))
     assert {case[1].partition(":")[0] for case in FOUND} == set(get_args(AlertRule))
     text = (ROOT / "docs" / "runbooks.md").read_text()

@@ -45,7 +45,10 @@ def _no_proxy(monkeypatch):
 
 
 def test_a_message_says_what_who_and_how_soon():
-    """A message names case and group, each alert with its summary, owner and runbook, and how soon somebody should look."""
+    """A message names case and group, each alert with its summary, owner and runbook.
+
+    It also says how soon somebody should look.
+    """
     assert sinks.text(notice(), ALERTS).splitlines() == [
         "*CRITICAL* loans: volume_out_of_band",
         "- volume_out_of_band: window is odd (since 2020-06-10 02:00 UTC; ada; docs#volume_out_of_band)",
@@ -80,7 +83,10 @@ def test_a_webhook_that_is_busy_is_asked_again():
 
 @pytest.mark.parametrize(("answer", "tries"), [(503, 4), (404, 1), (302, 4)])
 def test_a_webhook_that_does_not_take_it_is_undelivered(answer, tries):
-    """After four tries, or at once where asking again cannot help, the notice is undelivered, and the error does not hold the address."""
+    """After four tries, or at once where asking again cannot help, the notice is undelivered.
+
+    The error does not hold the address.
+    """
     with receiver(answer) as (url, bodies), pytest.raises(sinks.Undelivered, match=f"HTTP {answer}") as failed:
         sinks.webhook(url, ALERTS, lambda _: None)(notice())
     assert len(bodies) == tries
@@ -97,7 +103,10 @@ def test_an_address_where_nobody_answers_is_undelivered(url):
 
 
 def test_the_log_takes_everything(caplog):
-    """The log gets the whole notice as one line of JSON, at the level of its severity; the end of an alert is information."""
+    """The log gets the whole notice as one line of JSON, at the level of its severity.
+
+    The end of an alert is information.
+    """
     with caplog.at_level(logging.INFO, "pipelines.alerts.sinks"):
         for one in (notice(), notice(severity="warning"), notice(kind="resolved")):
             sinks.to_log(one)
@@ -147,7 +156,10 @@ def test_a_mail_server_that_is_not_there_is_undelivered(where):
 
 
 def test_the_environment_names_the_sinks(monkeypatch):
-    """The log is always a sink, webhook and mail are where they are set, and settings never show the webhook's address."""
+    """The log is always a sink, webhook and mail are where they are set.
+
+    Settings never show the webhook's address.
+    """
     assert list(sinks.configured(Settings(alert_webhook=SecretStr("")), ALERTS)) == ["log"]
     monkeypatch.setenv("PERENNIAL_ALERT_WEBHOOK", "https://hooks/secret")
     monkeypatch.setenv("PERENNIAL_ALERT_MAIL", "smtp://h/a@b/c@d")

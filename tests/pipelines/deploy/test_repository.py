@@ -25,7 +25,10 @@ def bundle(tmp_path):
 
 @pytest.mark.parametrize(("device", "kind"), [("auto", "KIND_AUTO"), ("cpu", "KIND_CPU"), ("gpu", "KIND_GPU")])
 def test_configuration_says_what_the_case_declares(device, kind):
-    """The configuration has the case's tensors, the kept versions in order, the device's kind, and the official backend's name."""
+    """The configuration has the case's tensors, the kept versions in order, the device's kind.
+
+    And the official backend's name.
+    """
     assert (
         repository.config(FIELDS, [3, 1], device)
         == f"""name: "bank"
@@ -55,7 +58,10 @@ def test_configuration_of_texts_leaves_their_length_open():
 
 
 def test_staging_is_idempotent_and_repairs(tmp_path, bundle):
-    """A version is staged once, is there with the manifest's bytes, and is replaced if it was damaged; nothing else is left."""
+    """A version is staged once, is there with the manifest's bytes, and is replaced if it was damaged.
+
+    Nothing else is left.
+    """
     repo = tmp_path / "repo"
     assert repository.stage(repo, CASE, 4, bundle)
     assert not repository.stage(repo, CASE, 4, bundle)
@@ -92,7 +98,10 @@ def test_bundle_without_a_model_is_a_clear_error(tmp_path, bundle):
 
 
 def test_configured_versions_are_read_back(tmp_path):
-    """What was configured is read back; writing the same again changes nothing; without a configuration there are none."""
+    """What was configured is read back; writing the same again changes nothing.
+
+    Without a configuration there are none.
+    """
     assert repository.configured(tmp_path, CASE) == []
     assert repository.configure(tmp_path, FIELDS, [2, 10])
     assert repository.configured(tmp_path, CASE) == [2, 10]

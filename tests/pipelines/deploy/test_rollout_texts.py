@@ -40,7 +40,10 @@ def bundle(settings, month):
 
 
 def test_a_text_version_serves_only_as_its_own_bundle_does(triton_server):
-    """A text version is proved by real texts of its holdout, all classes' scores compared; another bundle's model under its number is refused, and so is one that is not loaded."""
+    """A text version is proved by real texts of its holdout, all classes' scores compared.
+
+    Another bundle's model under its number is refused, and so is one that is not loaded.
+    """
     home, ports = triton_server
     settings = embedded.settings(home, ports)
     first, second = bundle(settings, 1), bundle(settings, 2)
@@ -55,7 +58,10 @@ def test_a_text_version_serves_only_as_its_own_bundle_does(triton_server):
 
 
 def test_a_case_that_wants_a_gpu_goes_on_without_one(triton_server, caplog):
-    """Where Triton has no GPU, a case for one is configured for it, loaded on the CPU and proved there, and log and configuration say why; reconciling again changes nothing."""
+    """Where Triton has no GPU, a case for one is configured for it, loaded on the CPU and proved there.
+
+    Log and configuration say why; reconciling again changes nothing.
+    """
     home, ports = triton_server
     settings = embedded.settings(home, ports)
     first = bundle(settings, 3)
@@ -69,7 +75,10 @@ def test_a_case_that_wants_a_gpu_goes_on_without_one(triton_server, caplog):
 
 
 def test_auto_is_the_cpu_where_there_is_no_gpu(triton_server, caplog):
-    """A case that leaves the device to Triton is KIND_AUTO in the configuration, and served, and said to be served, on the CPU."""
+    """A case that leaves the device to Triton is KIND_AUTO in the configuration, and served.
+
+    It is said to be served on the CPU.
+    """
     home, ports = triton_server
     settings = embedded.settings(home, ports)
     first = bundle(settings, 4)

@@ -42,7 +42,10 @@ def test_a_change_before_the_first_day_is_its_first():
 
 
 def test_new_values_are_a_group_of_their_own():
-    """Values and categories that the reference never had are counted, and the reference's own groups stay what they were."""
+    """Values and categories that the reference never had are counted.
+
+    The reference's own groups stay what they were.
+    """
     number = Column(np.array([10, 20, 30]), np.array([5, 5, 5]))
     own, days, into = coarse(number, [Column(np.array([20, 99]), np.array([3, 4]))], 10)
     assert (own.tolist(), days.tolist(), into.tolist()) == ([5, 5, 5, 0], [[0, 3, 0, 4]], [0, 1, 2])
@@ -68,7 +71,10 @@ def test_other_shares_do_not_explain_covariate_shift():
 
 
 def test_shares_of_many_classes_are_not_told_from_one_feature():
-    """With more classes than groups anything could be explained, and so nothing is said; nor is it without features or rows of a class."""
+    """With more classes than groups anything could be explained, and so nothing is said.
+
+    Nor is it without features or rows of a class.
+    """
     many = {"a": np.full((9, 4), 50)}
     assert explain(many, {"a": np.array([10, 20, 30, 40])}, {}, PARAMS.drift) is None
     assert explain({}, {}, {}, PARAMS.drift) is None

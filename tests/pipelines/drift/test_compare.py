@@ -120,7 +120,10 @@ def test_windows_are_whole_and_over(kind: str, start: str, end: str):
 
 
 def test_further_distances_stand_beside_the_psi():
-    """A shift of one unit is a Wasserstein distance of one; of whole numbers it is exact, of categories there is none."""
+    """A shift of one unit is a Wasserstein distance of one.
+
+    Of whole numbers it is exact, of categories there is none.
+    """
     moved = found(rows(4000, size=6.0).with_columns(count=pl.col("count") + 2))
     assert moved["size"].wasserstein == pytest.approx(1.0, abs=moved["size"].wasserstein_error)
     assert moved["size"].wasserstein_error < 0.03

@@ -50,7 +50,10 @@ DROPPED = LabelEvidence(rows=400, errors=150, baseline=0.1, drop=Interval(value=
     ],
 )
 def test_the_table(findings: Findings, named: str):
-    """Inputs, outputs and performance name the kind, the mixture and the labels tell label from covariate shift; bad data outdoes all."""
+    """Inputs, outputs and performance name the kind, the mixture and the labels tell label from covariate shift.
+
+    Bad data outdoes all.
+    """
     assert kind(findings) == named
     assert kind(findings, problems=True) == "data quality"
 
@@ -111,7 +114,10 @@ def test_moved_inputs_are_told_apart_without_labels(stream, drift):
     ("drift", "performs"), [("none", "held"), ("covariate", "held"), ("label", "held"), ("concept", "dropped")]
 )
 def test_arrived_labels_complete_the_diagnosis(stream, drift, performs):
-    """A week later the labels of the first drifted day are in: each kind is named with its day, and concept drift with its slices."""
+    """A week later the labels of the first drifted day are in.
+
+    Each kind is named with its day, and concept drift with its slices.
+    """
     found = diagnose(seen(stream, drift, DRIFT_AT + DELAY), PARAMS.drift)
     assert (found["kind"], found["performance"]) == (drift, performs)
     assert found["since"] == (None if drift == "none" else str(DRIFT_AT))
@@ -123,7 +129,10 @@ def test_arrived_labels_complete_the_diagnosis(stream, drift, performs):
 
 
 def test_concept_drift_beside_covariate_shift_is_told(stream):
-    """Where inputs and labels moved the losses are more than calibrated scores expect; the same drop as expected is covariate shift alone."""
+    """Where inputs and labels moved the losses are more than calibrated scores expect.
+
+    The same drop as expected is covariate shift alone.
+    """
     turned = seen(
         stream,
         "covariate",
@@ -152,7 +161,10 @@ def test_bad_rows_are_a_diagnosis_of_their_own(stream):
 
 
 def test_too_few_rows_say_that_they_are(stream):
-    """A thin window without labels is unknown, not none; with a drop of the metric it is concept drift, inputs not compared."""
+    """A thin window without labels is unknown, not none.
+
+    With a drop of the metric it is concept drift, inputs not compared.
+    """
     thin = replace(seen(stream, "none", START), features=(), thin=True)
     assert diagnose(thin, PARAMS.drift)["kind"] == "unknown"
     found = diagnose(replace(thin, labels=DROPPED), PARAMS.drift)
@@ -169,7 +181,10 @@ def test_a_standing_alarm_is_a_drop(stream):
 
 
 def test_an_old_reference_still_names_what_it_can(stream):
-    """With a reference from before there were classes and calibrations the table alone speaks: inputs moved, covariate."""
+    """With a reference from before there were classes and calibrations the table alone speaks.
+
+    Inputs moved, covariate.
+    """
     kept = {name: stream.reference.baseline[name] for name in ("rows", "errors", "error_rate", "loss", "loss_se")}
     found = diagnose(
         replace(seen(stream, "label", DRIFT_AT), reference=replace(stream.reference, baseline=kept)), PARAMS.drift

@@ -28,7 +28,10 @@ def test_distances_are_scipys():
 
 
 def test_by_hand():
-    """Shares .5/.5 against .2/.8: KL is .2 ln .4 + .8 ln 1.6, and the expected counts of 10 + 10 rows are 3.5 and 6.5."""
+    """Shares .5/.5 against .2/.8.
+
+    KL is .2 ln .4 + .8 ln 1.6, and the expected counts of 10 + 10 rows are 3.5 and 6.5.
+    """
     p, q = np.array([5, 5]), np.array([2, 8])
     assert divergence.kullback_leibler(p, q, smoothing=0.0) == pytest.approx(0.2 * math.log(0.4) + 0.8 * math.log(1.6))
     assert divergence.chi_square(p, q)[0] == pytest.approx(2 * (1.5**2 / 3.5 + 1.5**2 / 6.5))

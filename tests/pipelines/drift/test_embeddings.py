@@ -30,7 +30,10 @@ def test_mmd_is_the_sum_of_the_paper():
 
 
 def test_mmd_is_seldom_significant_without_a_shift_and_always_with_one():
-    """Over 60 pairs of equal samples the p-values are uniform; a shift by half a deviation has the smallest p there is."""
+    """Over 60 pairs of equal samples the p-values are uniform.
+
+    A shift by half a deviation has the smallest p there is.
+    """
     rng = np.random.default_rng(1)
     quiet = [
         embeddings.mmd(rng.normal(size=(40, 6)), rng.normal(size=(30, 6)), permutations=99, seed=seed)[1]
@@ -58,7 +61,10 @@ def test_projection_kl_is_scipys_entropy():
 
 
 def test_the_threshold_lies_between_noise_and_a_shift():
-    """Samples of 500 vectors without a shift stay far below KL_THRESHOLD; a shift by one deviation in every direction is far above."""
+    """Samples of 500 vectors without a shift stay far below KL_THRESHOLD.
+
+    A shift by one deviation in every direction is far above.
+    """
     rng = np.random.default_rng(4)
     x, same, moved = rng.normal(size=(500, 64)), rng.normal(size=(500, 64)), rng.normal(1.0, 1.0, size=(500, 64))
     assert embeddings.projection_kl(x, same) < 0.3 * embeddings.KL_THRESHOLD

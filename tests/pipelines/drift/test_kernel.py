@@ -74,7 +74,10 @@ def test_the_fast_count_is_the_definition(values):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_files_profile_is_that_of_its_rows(tmp_path, threads):
-    """One file in small row groups, or a folder of files, of any writer's string type: the profile of the frame, to the bit."""
+    """One file in small row groups, or a folder of files, of any writer's string type.
+
+    The profile of the frame, to the bit.
+    """
     rows = frame(ROWS)
     expected = to_bytes(profile_frame(rows, FIELDS, SPEC))
     pq.write_table(rows.to_arrow(), tmp_path / "one.parquet", row_group_size=40_000, compression="zstd")
@@ -89,7 +92,10 @@ def test_a_files_profile_is_that_of_its_rows(tmp_path, threads):
 
 
 def test_what_the_fast_way_does_not_know_takes_the_slow_one(tmp_path):
-    """Whole numbers, numbers as text, a missing column and texts are counted as in frames; text that is no number is missing."""
+    """Whole numbers, numbers as text, a missing column and texts are counted as in frames.
+
+    Text that is no number is missing.
+    """
     rows = frame(500).with_columns(pl.col("count").cast(pl.Int32)).drop("colour")
     rows.write_parquet(tmp_path / "rows.parquet")
     assert to_bytes(profile_parquet([tmp_path / "rows.parquet"], FIELDS, SPEC)) == to_bytes(

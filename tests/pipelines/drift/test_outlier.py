@@ -61,7 +61,10 @@ def decisions(shift: float, *, spoilt: bool) -> list[tuple]:
 
 @pytest.mark.parametrize(("shift", "actions"), [(0.0, {"none"}), (0.1, {"none"}), (1.0, {"none", "retrain"})])
 def test_one_outlier_changes_no_decision(shift: float, actions: set[str]):
-    """With a million in every window compare() flags the same features as severely, and the policy takes the same path to the same action."""
+    """With a million in every window compare() flags the same features as severely.
+
+    The policy takes the same path to the same action.
+    """
     for number in range(4):
         plain, spoilt = (measured(shift, 1 + number, spoilt=with_it) for with_it in (False, True))
         assert [(one.feature, one.drifted, one.severity) for one in spoilt] == [
@@ -87,7 +90,10 @@ def evidently_psi(current: np.ndarray, reference: np.ndarray) -> float:
 
 
 def test_the_same_outlier_hides_the_drift_from_evidently():
-    """Evidently's PSI of a shift by one deviation falls from about 1 to below its own threshold of 0.1 by one outlier; ours stays severe."""
+    """Evidently's PSI of a shift by one deviation falls from about 1 to below its own threshold of 0.1 by one outlier.
+
+    Ours stays severe.
+    """
     assert evidently_psi(values(1.0, 1), values(0.0, 0)) == pytest.approx(0.994, abs=0.06)
     assert evidently_psi(values(1.0, 1, spoilt=True), values(0.0, 0)) < 0.1
     ours = {one.feature: one for one in measured(1.0, 1, spoilt=True)}["x"]

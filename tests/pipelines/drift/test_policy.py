@@ -343,7 +343,10 @@ def test_every_state_meets_every_evidence(before, evidence, name, action):
     ],
 )
 def test_an_episode_says_what_opened_it(before, evidence, trigger, why):
-    """Labels alone are the trigger performance, and come first; moved inputs are drift, whether labels agree or cannot speak."""
+    """Labels alone are the trigger performance, and come first.
+
+    Moved inputs are drift, whether labels agree or cannot speak.
+    """
     after, _ = step(before, evidence, CONFIG, NOW, "loans", NOW)
     assert (after.trigger, after.verdict) == (trigger, "none")
     assert why in after.reason
@@ -366,7 +369,10 @@ def with_new_data(**declared):
 
 
 def test_enough_new_rows_retrain_without_drift():
-    """Quiet windows open an episode when the declared number of labelled rows is new, and the next when as many more are."""
+    """Quiet windows open an episode when the declared number of labelled rows is new.
+
+    The next one opens when as many more are.
+    """
     config = with_new_data(rows=2000).model_copy(update={"max_retrains": 100})
     states = run([seen(fresh_labels=500 * number, outcome="kept") for number in range(60)], config)
     asked = [(one.end - NOW).days for one in states if one.action == "retrain"]
@@ -404,14 +410,20 @@ def test_volume_waits_for_the_budget_and_does_not_go_away():
     [({"rows": 700}, 700), ({"share": 0.1}, 500), ({"rows": 700, "share": 0.1}, 500), ({"rows": 1, "share": 9.0}, 1)],
 )
 def test_the_smaller_declared_volume_counts(declared, needed):
-    """Rows, a share of the champion's training rows, or the smaller one of both; without a declaration there is no trigger."""
+    """Rows, a share of the champion's training rows, or the smaller one of both.
+
+    Without a declaration there is no trigger.
+    """
     assert volume_needed(5000, with_new_data(**declared)) == needed
     assert volume_needed(5000, CONFIG) is None
 
 
 @pytest.mark.parametrize(("outcome", "verdict"), [("promoted", "promoted"), ("kept", "kept"), ("pending", "missing")])
 def test_the_verdict_of_a_retraining_is_kept(outcome, verdict):
-    """What became of the retraining stands in the state until the next episode opens: promoted, kept, or no verdict in time."""
+    """What became of the retraining stands in the state until the next episode opens.
+
+    Promoted, kept, or no verdict in time.
+    """
     asked = NOW - timedelta(days=40) if outcome == "pending" else YESTERDAY
     after, _ = step(
         state("RETRAINING", episode="e", retrained_at=asked), seen(outcome=outcome), CONFIG, NOW, "loans", NOW
@@ -439,7 +451,10 @@ def test_an_episode_is_named_by_its_confirmation_and_retrains_once():
 
 
 def test_cooldown_doubles_until_a_promotion():
-    """Each retraining without a promotion doubles the pause, up to four weeks; a promotion brings the first one back."""
+    """Each retraining without a promotion doubles the pause, up to four weeks.
+
+    A promotion brings the first one back.
+    """
     config = CONFIG.model_copy(update={"max_retrains": 100})
     moment, current, pauses = NOW, None, []
     for _ in range(200):
@@ -503,7 +518,10 @@ EVIDENCE = st.builds(
 @settings(max_examples=200, deadline=None)
 @given(st.lists(EVIDENCE, max_size=25))
 def test_whatever_happens(evidences: list[DriftEvidence]):
-    """On any series: one retraining per episode, none on bad data, none beyond the budget, and the same states again."""
+    """On any series: one retraining per episode, none on bad data, none beyond the budget.
+
+    A second play gives the same states.
+    """
     states = run(evidences)
     asked = [one for one in states if one.action == "retrain"]
     assert len({one.episode for one in asked}) == len(asked)

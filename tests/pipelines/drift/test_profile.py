@@ -112,7 +112,10 @@ def test_scores_are_kept_by_version():
 
 
 def test_the_entropy_is_that_of_the_predicted_distribution():
-    """A coin is ln 2, a certain answer 0, K equal classes ln K; a row without an answer is missing, and so are all without probabilities."""
+    """A coin is ln 2, a certain answer 0, K equal classes ln K.
+
+    A row without an answer is missing, and so are all without probabilities.
+    """
     binary = profile_frame(pl.DataFrame({"score": [0.5, 1.0, 0.0, None]}), FIELDS, SPEC).columns["entropy"]
     low, high = bounds(binary.bins, SPEC.scales["score"])
     assert (binary.counts.tolist(), binary.missing) == ([2, 1], (1, 0, 0, 0))
@@ -243,7 +246,10 @@ def test_a_text_is_counted_by_its_words(tmp_path):
 
 
 def test_words_are_counted_over_the_frozen_vocabulary():
-    """Known words are counted each, all others together; the unknown share is a text's own; parts add up to the whole."""
+    """Known words are counted each, all others together; the unknown share is a text's own.
+
+    Parts add up to the whole.
+    """
     spec = replace(TEXT_SPEC, vocabulary=("heap", "overflow"))
     frame = pl.DataFrame({"text": ["Heap overflow, HEAP!", "a leak in libpng", None, "...", "heap leak"]})
     columns = profile_frame(frame, TEXTS, spec).columns
@@ -259,7 +265,10 @@ def test_words_are_counted_over_the_frozen_vocabulary():
 
 
 def test_predicted_classes_are_kept_by_version():
-    """Of classes the predictions are categories, one column per version, and a position that is none of them is everything else."""
+    """Of classes the predictions are categories, one column per version.
+
+    A position that is none of them is everything else.
+    """
     frame = pl.DataFrame(
         {"text": ["x"] * 5, "version": [1, 1, 1, 2, 2], "score": [0.5] * 5, "prediction": [0, 2, 2, 1, 7]}
     )
@@ -273,7 +282,10 @@ def test_predicted_classes_are_kept_by_version():
 
 
 def test_a_reference_of_classes_holds_scores_and_predictions():
-    """The likeliest class of each holdout row is its prediction, the probability of it the score; errors and loss are those of all classes."""
+    """The likeliest class of each holdout row is its prediction, the probability of it the score.
+
+    Errors and loss are those of all classes.
+    """
     rows = pl.DataFrame(
         {
             "event_time": [datetime(2020, 1, 1 + n, tzinfo=UTC) for n in range(3)],

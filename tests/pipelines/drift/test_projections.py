@@ -1,4 +1,7 @@
-"""pipelines/drift/profile/projections.py: a text's embedding as numbers that are counted, add up, and are shown only."""
+"""pipelines/drift/profile/projections.py.
+
+A text's embedding as numbers that are counted, add up, and are shown only.
+"""
 
 from dataclasses import replace
 
@@ -50,7 +53,10 @@ def test_a_projection_is_that_of_the_hashed_words():
 
 
 def test_a_text_has_the_same_numbers_in_any_company(monkeypatch):
-    """Alone, in small parts or with all others a text's projections are the same bits, and profiles of parts add up to the whole."""
+    """Alone, in small parts or with all others a text's projections are the same bits.
+
+    Profiles of parts add up to the whole.
+    """
     words = split(texts(60)["text"])
     whole = project(words)
     monkeypatch.setattr(projections, "_AT_ONCE", 7)
@@ -62,7 +68,10 @@ def test_a_text_has_the_same_numbers_in_any_company(monkeypatch):
 
 
 def test_projections_show_what_moved_and_decide_nothing():
-    """Texts of other words move the KL far above its threshold, texts of the same hardly; what takes part in the test is what it is without them."""
+    """Texts of other words move the KL far above its threshold, texts of the same hardly.
+
+    What takes part in the test is what it is without them.
+    """
     params = load_params("triage").drift
     before, same, other = (
         profile_frame(frame, TEXTS, SPEC)

@@ -1,4 +1,7 @@
-"""The drift rule is neither blind nor jumpy: the policy on profiles and labels of the loans stream, five seeds, and twenty in full."""
+"""The drift rule is neither blind nor jumpy.
+
+The policy on profiles and labels of the loans stream, five seeds, and twenty in full.
+"""
 
 import polars as pl
 import pytest

@@ -34,7 +34,10 @@ def measured(unit: float, offset: float):
 
 @pytest.mark.parametrize(("unit", "offset"), [(1e-7, 0.0), (1e-13, 0.0), (30.0, 1.7e9), (3e10, 1.7e18)])
 def test_drift_does_not_hang_on_unit_and_offset(unit, offset):
-    """In any unit and from any offset a shift has the PSI that it has in its own unit, and its Wasserstein distance in the other one."""
+    """In any unit and from any offset a shift has the PSI that it has in its own unit.
+
+    Its Wasserstein distance is that of the other one.
+    """
     plain, found = measured(1.0, 0.0), measured(unit, offset)
     assert found.debiased_psi == pytest.approx(plain.debiased_psi, rel=0.02)
     assert found.ks == pytest.approx(plain.ks, abs=0.01)

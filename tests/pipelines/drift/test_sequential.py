@@ -19,7 +19,10 @@ def test_the_e_value_expects_at_most_one(rows: int, rate: float):
 
 
 def test_the_cusum_is_late_for_nothing_and_quiet_otherwise():
-    """In 400 runs of 500 windows at the baseline about 500 / 1e4 of the runs alarm at most; ten points more errors alarm within two windows."""
+    """In 400 runs of 500 windows at the baseline about 500 / 1e4 of the runs alarm at most.
+
+    Ten points more errors alarm within two windows.
+    """
     rng, threshold = np.random.default_rng(0), math.log(1e4)
     alarms, delays = 0, []
     for _ in range(400):

@@ -91,7 +91,10 @@ def test_benjamini_hochberg_is_scipys():
 
 
 def test_minimum_effect_p_is_a_p_value_at_its_boundary():
-    """With no effect to spare it is the chi-squared test; at a true PSI of delta0 it rejects about as often as it says."""
+    """With no effect to spare it is the chi-squared test.
+
+    At a true PSI of delta0 it rejects about as often as it says.
+    """
     assert stats.minimum_effect_p(0.05, 10, 500.0, 1e-12) == pytest.approx(scipy_stats.chi2.sf(25.0, 9), rel=1e-4)
     rng, p = np.random.default_rng(5), np.full(10, 0.1)
     q = p + np.array([1, -1] * 5) * 0.01
@@ -130,7 +133,10 @@ def test_overdispersion_is_pearsons_statistic_by_its_freedom():
 
 
 def test_few_sessions_are_no_drift():
-    """Windows of 15 sessions of 14 equal rows: psi alone rejects in more than 0.3% of stable windows, with Pearson's divergence in fewer than 0.1%."""
+    """Windows of 15 sessions of 14 equal rows.
+
+    Psi alone rejects in more than 0.3% of stable windows, with Pearson's divergence in fewer than 0.1%.
+    """
     rng, p = np.random.default_rng(9), np.full(10, 0.1)
     reference = 14 * rng.multinomial(450, p)
     windows = 14 * rng.multinomial(15, p, 2000)

@@ -1,4 +1,7 @@
-"""pipelines/replay: the parts that need no training: policies, ticks, the oracle, the frontier, the command's mistakes."""
+"""pipelines/replay: the parts that need no training.
+
+Policies, ticks, the oracle, the frontier, the command's mistakes.
+"""
 
 import itertools
 from datetime import UTC, date, datetime
@@ -80,7 +83,10 @@ def test_months_count_from_the_start_and_the_cases_own_stretch_is_the_default():
 
 
 def test_performance_sees_labels_alone():
-    """Its drift parameters ignore every field, what is counted of a text, and the model's outputs; those of drift ignore what the case does."""
+    """Its drift parameters ignore every field, what is counted of a text, and the model's outputs.
+
+    Those of drift ignore what the case does.
+    """
     fields = load_fields("triage")
     blind = watching(POLICIES["performance"], TRIAGE.drift, fields).ignore
     assert {"text.words", "score", "prediction"} <= {*blind}
@@ -127,7 +133,10 @@ def test_ticks_that_do_not_count_change_no_choice():
 
 
 def test_figures_count_what_was_run_and_paid():
-    """Skipped trainings cost nothing, ticks that do not count enter no mean, and the price is spread over those that do."""
+    """Skipped trainings cost nothing, ticks that do not count enter no mean.
+
+    The price is spread over those that do.
+    """
     done = {"outcome": "promoted", "decision": "promote", "seconds": 2.0}
     records = [
         {"rows": 100, "training": done},
@@ -163,6 +172,9 @@ def test_means_over_seeds_and_the_worst_tick_of_the_mean():
 
 
 def test_equal_points_are_both_on_the_frontier():
-    """Policies that did the very same are both on it, and one that is beaten in one respect and equal in the other is not."""
+    """Policies that did the very same are both on it.
+
+    One that is beaten in one respect and equal in the other is not.
+    """
     points = {"drift": (4, 0.8), "performance": (4, 0.8), "quarterly": (6, 0.8), "never": (0, 1.3)}
     assert frontier.on_frontier(points) == ["drift", "performance", "never"]

@@ -53,7 +53,10 @@ def trained(home):
 
 
 def test_drift_retrains_and_serves_better_than_never(undisturbed):
-    """After the new rule the drift policy asks for one training run, its candidate is promoted, and the loss falls below the frozen model's."""
+    """After the new rule the drift policy asks for one training run, its candidate is promoted.
+
+    The loss falls below the frozen model's.
+    """
     never, drift = (undisturbed["policies"][name] for name in ("never", "drift"))
     assert (never["retrains"], drift["retrains"], drift["promotions"]) == (0, 1, 1)
     assert drift["means"]["log_loss"] < never["means"]["log_loss"] - 0.1
@@ -85,7 +88,10 @@ def test_nobody_beats_the_oracle(undisturbed):
 
 
 def test_equal_datasets_are_trained_once(undisturbed, home):
-    """Two policies and the oracle needed three trainings of two different datasets: two were run, and one bundle of each exported."""
+    """Two policies and the oracle needed three trainings of two different datasets.
+
+    Two were run, and one bundle of each exported.
+    """
     keys = {tick["candidate"] for policy in ("never", "drift", "oracle") for tick in history(undisturbed, policy)}
     assert trained(home).keys() == keys
     assert len(keys) == 2
@@ -108,7 +114,10 @@ def test_what_is_served_is_logged_and_promoted_in_the_ledger(undisturbed, home):
 
 
 def test_no_label_is_logged_before_it_arrives(undisturbed, home):
-    """Every label in a tick's segment arrived by the tick's end, and every row that a run learned from had its label by then."""
+    """Every label in a tick's segment arrived by the tick's end.
+
+    Every row that a run learned from had its label by then.
+    """
     del undisturbed
     segments = list(home.glob("replay/loans/*/prediction_log/loans/labels/*.jsonl"))
     assert segments
@@ -141,7 +150,10 @@ def test_labels_that_have_not_arrived_change_nothing(undisturbed, home, tmp_path
 
 
 def test_a_killed_replay_goes_on_where_it_was(undisturbed, home, tmp_path):
-    """Killed with -9 between a drift run and its record, it is run again and ends in the same result, and trains nothing that it had."""
+    """Killed with -9 between a drift run and its record, it is run again and ends in the same result.
+
+    It trains nothing that it had.
+    """
     folder = cached(home, tmp_path)
     before = trained(folder)
     environment = os.environ | {

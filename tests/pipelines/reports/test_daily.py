@@ -64,7 +64,10 @@ def verdict(decision: str, **evidence) -> dict:
 
 
 def test_names_and_values_are_escaped():
-    """A feature, a value, a reason, a slice and an alert that look like HTML are shown as text, and a runbook that is no web address is no link."""
+    """A feature, a value, a reason, a slice and an alert that look like HTML are shown as text.
+
+    A runbook that is no web address is no link.
+    """
     told = alert(about=EVIL, runbook="javascript:alert(1)").model_dump(mode="json")
     moved = [{"feature": EVIL, "kind": "category", "value": EVIL, "before": 0.1, "now": 0.9}]
     slices = [{"field": EVIL, "value": EVIL, "rows": 80, "drop": {"value": 0.2, "low": 0.1, "high": 0.3}}]
@@ -103,7 +106,10 @@ def test_two_hundred_features_stay_a_page():
     [
         (
             "promote",
-            "Yes: the training of 10 Jun 2020, asked for because of drift, improved log-loss by +0.060 (+0.030 to +0.090) nats over the champion on 512",
+            (
+                "Yes: the training of 10 Jun 2020, asked for because of drift, improved log-loss by +0.060 (+0.030 to "
+                "+0.090) nats over the champion on 512"
+            ),
         ),
         (
             "reject",
@@ -111,7 +117,10 @@ def test_two_hundred_features_stay_a_page():
         ),
         (
             "inconclusive",
-            "Cannot be told: the training of 10 Jun 2020, asked for because of drift, was inconclusive, and the champion stayed: r.",
+            (
+                "Cannot be told: the training of 10 Jun 2020, asked for because of drift, was inconclusive, and the "
+                "champion stayed: r."
+            ),
         ),
     ],
 )
@@ -121,7 +130,10 @@ def test_every_verdict_has_its_words(decision, said):
 
 
 def test_the_metric_is_drawn_with_what_happened_to_it():
-    """Every labelled window is a point with its interval; releases and verdicts are on the same time line, late labels a grey field."""
+    """Every labelled window is a point with its interval.
+
+    Releases and verdicts are on the same time line, late labels a grey field.
+    """
     rolling = [
         {
             "start": f"2020-06-0{n}T00:00:00+00:00",

@@ -54,7 +54,10 @@ def test_programs_get_one_line_of_json(capfd):
 
 @pytest.fixture
 def judged(settings):
-    """The same with a rejected and an inconclusive candidate before and between the releases, and one that was promoted and never released."""
+    """The same with a rejected and an inconclusive candidate before and between the releases.
+
+    And with one that was promoted and never released.
+    """
     for number, decision in ((0, "reject"), (2, "inconclusive"), (3, "promote")):
         candidate(settings, month(number), bias=0.2 + number / 100, champion=7, decision=decision)
     return settings
@@ -62,7 +65,10 @@ def judged(settings):
 
 @pytest.mark.usefixtures("judged")
 def test_verdicts_that_released_nothing_are_in_the_history(capfd):
-    """Rejected and inconclusive candidates are told with rule and reason, in order of time; the releases keep their keys."""
+    """Rejected and inconclusive candidates are told with rule and reason, in order of time.
+
+    The releases keep their keys.
+    """
     assert cli.main(["history", "--case", CASE]) == 0
     answer = json.loads(capfd.readouterr().out)
     told = [(row["as_of"][:10], row["decision"], row["reason"], row["seq"]) for row in answer["verdicts"]]
@@ -115,7 +121,10 @@ def test_empty_history_says_so(tmp_path, monkeypatch):
 
 
 def test_rollback_needs_no_clock_but_a_reason(tmp_path, monkeypatch, capfd):
-    """`rollback` runs without --as-of, exits with 2 where there is nothing to roll back, and refuses to go without a reason."""
+    """`rollback` runs without --as-of, exits with 2 where there is nothing to roll back.
+
+    It refuses to go without a reason.
+    """
     monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path))
     assert cli.main(["rollback", "--case", CASE, "--reason", "test"]) == 2
     assert "bank has no release yet" in capfd.readouterr().err

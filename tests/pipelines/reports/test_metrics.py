@@ -1,4 +1,7 @@
-"""pipelines/reports/metrics.py: what Prometheus reads is what report and ledger say, and the alerting rules ask for nothing else."""
+"""pipelines/reports/metrics.py.
+
+What Prometheus reads is what report and ledger say, and the alerting rules ask for nothing else.
+"""
 
 import re
 import shutil
@@ -137,7 +140,10 @@ def test_a_report_that_is_gone_takes_only_its_own_series_along(settings):
 
 
 def test_the_rules_ask_for_what_is_exported():
-    """Every rule parses, asks for exported series and declared thresholds only, and has severity, rule and the runbook's section of a rule of ours."""
+    """Every rule parses, asks for exported series and declared thresholds only.
+
+    Each has severity, rule and the runbook's section of a rule of ours.
+    """
     [group] = yaml.safe_load(RULES.read_text())["groups"]
     exported = {metrics.PREFIX + name for name in metrics.SERIES}
     declared = {labels["name"] for name, labels, _ in metrics._declared(PARAMS) if name == "threshold"} | {
@@ -155,7 +161,10 @@ def test_the_rules_ask_for_what_is_exported():
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_prometheus_evaluates_the_rules(settings, tmp_path):
-    """Prometheus' own tool accepts the rules, and on the series of a case in trouble fires those that are meant, and no other."""
+    """Prometheus' own tool accepts the rules, and on the series of a case in trouble fires those that are meant.
+
+    It fires no other.
+    """
     lines = [line for line in metrics.render(settings, [PARAMS]).splitlines() if line and not line.startswith("#")]
     series = [
         {"series": re.sub(r"^([^{]+\{.*\}) \S+$", r"\1", line), "values": f"{line.rpartition(' ')[2]}+0x20"}
@@ -237,7 +246,10 @@ def test_an_episode_of_another_champion_has_its_age_from_its_promotion(settings)
     ["UPDATE releases SET hash = 'f'", "UPDATE verdicts SET verdict = CAST(x'ff00' AS TEXT)", "DELETE FROM releases"],
 )
 def test_a_damaged_row_costs_the_other_cases_nothing(settings, statement):
-    """A row that the ledger did not write, or that is no text at all, breaks its own case in the metrics; the others keep their series."""
+    """A row that the ledger did not write, or that is no text at all, breaks its own case in the metrics.
+
+    The others keep their series.
+    """
     other = PARAMS.model_copy(update={"case": "desk"})
     ledger.append(
         settings.ledger,
@@ -263,7 +275,10 @@ def test_a_damaged_row_costs_the_other_cases_nothing(settings, statement):
 
 
 def test_a_broken_case_costs_the_others_nothing(settings):
-    """A case whose folder or whose stored report cannot be read has one series that says so, and the others have all of theirs."""
+    """A case whose folder or whose stored report cannot be read has one series that says so.
+
+    The others have all of theirs.
+    """
     healthy = metrics.render(settings, [PARAMS])
     assert read(healthy)["case_broken",] == 0
     text = metrics.render(settings, [PARAMS], {"shop": "its schema.py is missing"})

@@ -140,9 +140,9 @@ def test_the_page_speaks_of_the_cases_metrics_and_ticks(html):
     html = page(summary())
     words = _words(html)
     assert (
-        "Over 2 quarters the frozen model reached a mean macro-F1 of 0.490 and a log-loss of 1.305; Perennial, with 1 promotion, reached 0.530 and 1.180"
-        in words
-    )
+        "Over 2 quarters the frozen model reached a mean macro-F1 of 0.490 and a log-loss of 1.305; "
+        "Perennial, with 1 promotion, reached 0.530 and 1.180"
+    ) in words
     assert "<!-- macro-F1 (higher is better) -->" in html
     assert "<!-- log-loss (lower is better) -->" in html
     assert "<!-- 2015 Q2 -->" in html

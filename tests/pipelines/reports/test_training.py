@@ -21,7 +21,10 @@ def _colours(path, colour):
 
 
 def test_validation_is_drawn_over_training(tmp_path):
-    """With validations there is a second curve in its own colour, without there is none; equal lines give equal bytes."""
+    """With validations there is a second curve in its own colour, without there is none.
+
+    Equal lines give equal bytes.
+    """
     plain = training.curves(_lines(100), "bank", tmp_path / "a.png")
     both = training.curves(
         [*_lines(100), {"step": 50, "validation_loss": 0.4}, {"step": 100, "validation_loss": 0.3}],
@@ -54,7 +57,10 @@ def test_a_calibration_needs_no_spread(tmp_path):
 
 
 def test_throughput_is_that_of_all_steps():
-    """Steps of unequal speed have the throughput of their time together, not the mean of their rates; where no time passed there is none."""
+    """Steps of unequal speed have the throughput of their time together, not the mean of their rates.
+
+    Where no time passed there is none.
+    """
     uneven = [
         {"samples": 0, "seconds": 0.0},
         {"samples": 10, "seconds": 0.1},

@@ -93,7 +93,10 @@ def ended(connection, seconds=10.0):
 
 @pytest.mark.parametrize("kind", LONG)
 def test_what_a_long_bad_body_costs_is_bounded(kind):
-    """Whatever 8 MB hold, they are refused within two seconds, in a few hundred bytes and less than 256 MiB; too many rows are counted first."""
+    """Whatever 8 MB hold, they are refused within two seconds, in a few hundred bytes and less than 256 MiB.
+
+    Too many rows are counted first.
+    """
     piece, reason = LONG[kind]
     body, shape = long_body(piece), row_shape(FIELDS, 10_000)
     began = time.process_time()
@@ -122,7 +125,10 @@ def test_what_a_long_bad_body_costs_is_bounded(kind):
     ],
 )
 def test_messages_are_short_whatever_was_sent(item, field):
-    """Thousands of unknown keys, a huge key, string, number or depth: the refusal names row 0 in a few hundred characters, or says it is no JSON."""
+    """Thousands of unknown keys, a huge key, string, number or depth.
+
+    The refusal names row 0 in a few hundred characters, or says it is no JSON.
+    """
     with pytest.raises(Refused) as refused:
         read(row_shape(FIELDS, 10), b'{"rows": [%s]}' % item.encode())
     assert len(str(refused.value)) < 500
@@ -277,7 +283,10 @@ def test_beyond_the_bounds_requests_are_told_to_come_again(tmp_path, bounds):
 
 
 def test_more_connections_than_allowed_end_the_oldest(tmp_path):
-    """Of 60 half-open connections the newest 20 stay, the others are 503; a whole request is answered at once all the same."""
+    """Of 60 half-open connections the newest 20 stay, the others are 503.
+
+    A whole request is answered at once all the same.
+    """
     with gateway(tmp_path, max_connections=20) as (http, _, address), ExitStack() as opened:
         connections = []
         for _ in range(60):

@@ -70,7 +70,10 @@ def silence(home: Path) -> subprocess.CompletedProcess:
 
 
 def test_a_state_that_is_only_read_is_no_full_disk(disk):
-    """A gateway whose state is mounted read-only, its log and index apart from it and writable, can log; with a log that is read-only it says so."""
+    """A gateway whose state is mounted read-only, its log and index apart from it and writable, can log.
+
+    With a log that is read-only it says so.
+    """
     gateway = SimpleNamespace(settings=Settings(home=disk), cases={})
     for name in ("prediction_log", "gateway"):
         (disk / name).mkdir()
@@ -82,7 +85,10 @@ def test_a_state_that_is_only_read_is_no_full_disk(disk):
 
 
 def test_a_full_disk_is_507_everywhere(disk):
-    """Rows, rows with ids and labels are refused with 507 and without a path, /readyz says why; with room again all is as before."""
+    """Rows, rows with ids and labels are refused with 507 and without a path, /readyz says why.
+
+    With room again all is as before.
+    """
     with fake_triton() as (_, port):
         settings = make_home(disk / "state", port)
         release(settings, 1)

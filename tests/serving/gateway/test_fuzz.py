@@ -84,7 +84,10 @@ def form_is_right(body, name):
 
 
 def test_mutated_requests_are_answered_below_500_and_logged_exactly(world):
-    """2,400 randomly damaged requests (fixed seed): each a 200 or a 4xx with a JSON error that names what is wrong; the rows of the 200s are the rows of the log."""
+    """2,400 randomly damaged requests (fixed seed): each a 200 or a 4xx with a JSON error that names what is wrong.
+
+    The rows of the 200s are the rows of the log.
+    """
     rng = np.random.default_rng(20240501)
     statuses: dict[int, int] = {}
     answered: set[str] = set()

@@ -39,7 +39,10 @@ def test_a_foreign_name_reads_nothing(open_gateway, path):
 
 
 def test_a_foreign_page_writes_nothing(open_gateway):
-    """A form of another page is 403 and logs nothing, also without keys; own pages, curl and named hosts' pages are answered."""
+    """A form of another page is 403 and logs nothing, also without keys.
+
+    Own pages, curl and named hosts' pages are answered.
+    """
     http, settings = open_gateway
     forms = {
         PREDICT: ({"rows": some_rows(1)}, "predictions"),

@@ -48,7 +48,10 @@ def test_known_and_new_rows_mix(world):
 
 @pytest.mark.parametrize("change", [{"age": 33}, {"education": "school"}, {"event_time": "2024-01-02T00:00:00Z"}])
 def test_other_content_under_a_known_id_is_a_conflict(world, change):
-    """Other features, or another event time, under a known id are a 409 that names the row; nothing of the request is logged."""
+    """Other features, or another event time, under a known id are a 409 that names the row.
+
+    Nothing of the request is logged.
+    """
     rows = named(2, f"conflict-{next(iter(change))}", event_time="2024-01-01T00:00:00Z")
     world.http.post(PREDICT, json={"rows": rows[1:]})
     before = len(lines(world.settings))
@@ -58,7 +61,10 @@ def test_other_content_under_a_known_id_is_a_conflict(world, change):
 
 
 def test_an_index_of_another_format_is_made_anew(tmp_path):
-    """An index that an older gateway left, with other columns, is replaced by one from the log: known ids keep their answer, new ones are taken."""
+    """An index that an older gateway left, with other columns, is replaced by one from the log.
+
+    Known ids keep their answer, new ones are taken.
+    """
     rows = named(3, "old")
     with fake_triton() as (_, port):
         settings = make_home(tmp_path, port)
@@ -68,7 +74,8 @@ def test_an_index_of_another_format_is_made_anew(tmp_path):
         path = settings.root / "gateway" / "loans.ids.db"
         with closing(sqlite3.connect(path)) as connection:
             connection.executescript(
-                "DROP TABLE answers; CREATE TABLE answers (id TEXT PRIMARY KEY, score REAL); UPDATE facts SET value = '0' WHERE name = 'format'"
+                "DROP TABLE answers; CREATE TABLE answers (id TEXT PRIMARY KEY, score REAL); UPDATE facts SET value = "
+                "'0' WHERE name = 'format'"
             )
         with client(settings) as http:
             said = http.post(PREDICT, json={"rows": rows}).json()["rows"]
@@ -88,7 +95,10 @@ def test_the_same_moment_in_another_zone_is_no_conflict(world):
 
 
 def test_an_id_twice_in_one_request_is_one_row(world):
-    """Within a request the same rule holds: equal rows are one line and one answer, different ones a 409 that names the later."""
+    """Within a request the same rule holds.
+
+    Equal rows are one line and one answer, different ones a 409 that names the later.
+    """
     row, other = named(2, "twice")
     said = world.http.post(PREDICT, json={"rows": [row, other, row]}).json()["rows"]
     assert said[0] == said[2]
@@ -127,7 +137,10 @@ def _keep(path):
 
 @pytest.mark.parametrize("fate", [_keep, _lose, _damage])
 def test_a_restart_remembers_the_answers(tmp_path, fate):
-    """After a restart, the champion being another, ids get their first answer and version: from the index, or from the log when the index is gone or broken."""
+    """After a restart, the champion being another, ids get their first answer and version.
+
+    From the index, or from the log when the index is gone or broken.
+    """
     with fake_triton() as (_, port):
         settings = make_home(tmp_path, port)
         release(settings, 1)
@@ -144,7 +157,10 @@ def test_a_restart_remembers_the_answers(tmp_path, fate):
 
 
 def test_lines_beyond_the_index_are_found_at_the_start(tmp_path):
-    """A line that was logged just before a crash, and so is missing in the index, is found when a worker starts; a torn one is cut off."""
+    """A line that was logged just before a crash, and so is missing in the index, is found when a worker starts.
+
+    A torn one is cut off.
+    """
     with fake_triton() as (_, port):
         settings = make_home(tmp_path, port)
         release(settings, 1)
@@ -178,7 +194,10 @@ def test_an_index_ahead_of_the_log_is_made_anew(tmp_path):
 
 
 def test_rows_that_the_index_cannot_keep_are_taken_back(world, monkeypatch):
-    """When the index fails after the log was written, the request is a 503 and its lines are gone; sent again, it is answered and logged once."""
+    """When the index fails after the log was written, the request is a 503 and its lines are gone.
+
+    Sent again, it is answered and logged once.
+    """
 
     def fails(*_):
         raise sqlite3.OperationalError("disk I/O error")

@@ -88,7 +88,10 @@ def test_two_workers_share_one_limit(tmp_path, redis_url, monkeypatch):
 
 
 def test_without_an_answer_each_worker_counts(tmp_path, redis_url):
-    """Where Redis is away, refuses the password or is not set, nobody fails: each worker lets in what the rate allows."""
+    """Where Redis is away, refuses the password or is not set, nobody fails.
+
+    Each worker lets in what the rate allows.
+    """
     for url in (f"redis://:word@{HOST}:1/1", redis_url.replace(":word@", ":wrong@"), None):
         assert let_in(tmp_path, url) == 2 * RATE
 

@@ -47,7 +47,10 @@ def names(folder, pattern):
 
 
 def test_lines_are_readable_at_once_and_closed_by_a_rename(tmp_path):
-    """An appended line is in an open segment when append returns; close() renames the segment and leaves nothing open."""
+    """An appended line is in an open segment when append returns.
+
+    Close() renames the segment and leaves nothing open.
+    """
     log, _ = make(tmp_path)
     log.append(b"one\n")
     log.append(b"two\n")
@@ -60,7 +63,10 @@ def test_lines_are_readable_at_once_and_closed_by_a_rename(tmp_path):
 
 
 def test_a_closed_segment_is_sealed(tmp_path):
-    """Beside a closed segment lies its sha256, in sha256sum's form; beside an open one, and one without a line, nothing does."""
+    """Beside a closed segment lies its sha256, in sha256sum's form.
+
+    Beside an open one, and one without a line, nothing does.
+    """
     log, _ = make(tmp_path)
     log.undo(log.append(b"taken back\n"))
     asyncio.run(log.close())
@@ -170,7 +176,10 @@ def test_undo_takes_back_the_last_append(tmp_path):
 
 
 def test_only_segments_of_the_dead_are_taken_over(tmp_path):
-    """At a start, left-over segments are closed without their torn line, empty ones removed, and those of living workers left alone."""
+    """At a start, left-over segments are closed without their torn line, empty ones removed.
+
+    Those of living workers are left alone.
+    """
     log, _ = make(tmp_path)
     log.append(b"alive\n")
     (tmp_path / "dead-000001.jsonl.open").write_bytes(b"whole\n" * 20_000 + b"torn" * 50_000)
@@ -208,7 +217,10 @@ with fake_triton() as (_, port):
 
 
 def test_a_full_disk_acknowledges_nothing_that_it_does_not_hold(tmp_path):
-    """A write that the kernel cuts short (file size limit) is a 507 with a clear text; before, beside and after it, log and answers are the same rows."""
+    """A write that the kernel cuts short (file size limit) is a 507 with a clear text.
+
+    Before, beside and after it, log and answers are the same rows.
+    """
     root = Path(__file__).parents[3]
     script = FULL_DISK.format(root=str(root), home=str(tmp_path))
     run = subprocess.run(

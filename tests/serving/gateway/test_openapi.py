@@ -1,4 +1,7 @@
-"""What `/docs` and `/openapi.json` say: every case as it is declared, with examples that work, and nothing from another host."""
+"""What `/docs` and `/openapi.json` say.
+
+Every case as it is declared, with examples that work, and nothing from another host.
+"""
 
 import copy
 import re
@@ -48,7 +51,11 @@ def test_every_case_has_its_own_requests(spec):
 
 @pytest.mark.parametrize("case", case_names())
 def test_fields_are_named_with_kind_vocabulary_and_bounds(spec, case):
-    """A row's schema is the declaration: all fields and no others, vocabularies, whole numbers, bounds, lengths and what each means; a label's has the classes."""
+    """A row's schema is the declaration.
+
+    All fields and no others, vocabularies, whole numbers, bounds, lengths and what each means; a label's has the
+    classes.
+    """
     fields = load_fields(case)
     row = items(spec, PREDICT, case)
     assert row["required"] == list(fields.names)
@@ -125,7 +132,10 @@ def test_any_declaration_has_examples_that_work():
 
 
 def test_the_document_follows_the_cases(tmp_path):
-    """A broken case has no requests and its mistake is told; mended it has them, an added case too, a removed one no more; one that breaks in service keeps them."""
+    """A broken case has no requests and its mistake is told.
+
+    Mended it has them, an added case too, a removed one no more; one that breaks in service keeps them.
+    """
     with shop.installed(tmp_path / "cases") as root, fake_triton() as (_, port):
         for name in ("shop", "desk"):
             shop.write(root, name)

@@ -17,7 +17,10 @@ from serving.gateway.versions import INLINE_CHARACTERS, Version
 @settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 100), min_size=1, max_size=60))
 def test_every_text_comes_once_with_its_own_tokens(lengths):
-    """Each row is in one part, its tokens in front and zeros behind; a part is as wide as a bucket, never wider than the truncation, and not too large."""
+    """Each row is in one part, its tokens in front and zeros behind.
+
+    A part is as wide as a bucket, never wider than the truncation, and not too large.
+    """
     rows = [list(range(1, length + 1)) for length in lengths]
     parts = cut(pad(rows), longest=100)
     assert sorted(place for part in parts for place in part.rows) == list(range(len(rows)))
@@ -33,7 +36,10 @@ def test_every_text_comes_once_with_its_own_tokens(lengths):
 
 
 def test_dense_rows_keep_their_order():
-    """Dense tensors are cut into pieces of MAX_BATCH rows, the last one shorter, and are handed on as they are if they fit."""
+    """Dense tensors are cut into pieces of MAX_BATCH rows, the last one shorter.
+
+    They are handed on as they are if they fit.
+    """
     tensors = {"numeric": np.arange(2 * MAX_BATCH + 2, dtype=np.float32).reshape(-1, 1)}
     parts = cut(tensors)
     assert [len(part.tensors["numeric"]) for part in parts] == [MAX_BATCH, MAX_BATCH, 2]

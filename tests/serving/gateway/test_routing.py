@@ -45,7 +45,10 @@ def version(http):
 
 
 def test_promotion_and_rollback_are_followed(world):
-    """The gateway answers with the new champion soon after a promotion, with the old one soon after a rollback, and with that version's scores."""
+    """The gateway answers with the new champion soon after a promotion, with the old one soon after a rollback.
+
+    The scores are that version's.
+    """
     http, settings, _ = world
     tensors = encode(FIELDS, {name: [row[name] for row in ROWS["rows"]] for name in FIELDS.names})
     for number, action in ((2, "promote"), (1, "rollback"), (3, "promote")):
@@ -57,7 +60,10 @@ def test_promotion_and_rollback_are_followed(world):
 
 
 def test_a_bundle_of_other_fields_is_refused(world):
-    """A champion whose bundle names another fields hash is not served: 503 with the reason, a metric, and the next good release serves again."""
+    """A champion whose bundle names another fields hash is not served.
+
+    503 with the reason, a metric, and the next good release serves again.
+    """
     http, settings, triton = world
     release(settings, 2, fields_hash="0" * 64)
     until(lambda: http.post(PREDICT, json=ROWS).status_code == 503, 5)
@@ -73,7 +79,10 @@ def test_a_bundle_of_other_fields_is_refused(world):
 
 
 def test_a_bundle_that_cannot_be_read_is_refused_until_it_can(world):
-    """Without a readable bundle.json the fields are unknown, so nothing is served; once it is restored the same release serves."""
+    """Without a readable bundle.json the fields are unknown, so nothing is served.
+
+    Once it is restored the same release serves.
+    """
     http, settings, _ = world
     release(settings, 2)
     until(lambda: version(http) == 2, 5)
@@ -116,7 +125,10 @@ def test_a_ledger_away_at_the_start_is_said(tmp_path):
 
 
 def test_the_previous_release_stands_in_and_says_so(world):
-    """While the champion is not loaded, the previous release answers under its own version, flagged; when the champion is back it answers."""
+    """While the champion is not loaded, the previous release answers under its own version, flagged.
+
+    When the champion is back it answers.
+    """
     http, settings, triton = world
     triton.loaded = {1, 3}
     release(settings, 2)
@@ -148,7 +160,10 @@ def test_a_version_that_was_rolled_back_does_not_stand_in(world):
 
 
 def test_a_triton_that_is_away_is_a_clear_503_and_comes_back(tmp_path):
-    """Without Triton every request is a 503 that names its address, nothing is logged, and service resumes by itself when it is back."""
+    """Without Triton every request is a 503 that names its address, nothing is logged.
+
+    Service resumes by itself when it is back.
+    """
     with fake_triton() as (_, port):
         settings = make_home(tmp_path, port)
         release(settings, 1)
@@ -173,7 +188,10 @@ def edit(settings, statement):
 
 
 def test_a_damaged_row_of_one_case_leaves_the_others_alone(tmp_path):
-    """A case whose newest row cannot be trusted is refused from the start, by name; the others serve, follow their releases, and it follows once it is mended."""
+    """A case whose newest row cannot be trusted is refused from the start, by name.
+
+    The others serve, follow their releases, and it follows once it is mended.
+    """
     with fake_triton() as (_, port):
         settings = make_home(tmp_path, port)
         release(settings, 1)
@@ -215,7 +233,10 @@ def bank_row():
     ids=["changed", "unreadable", "head deleted", "all deleted"],
 )
 def test_a_damaged_head_is_not_followed(world, statement):
-    """Where the newest row is not what the ledger wrote, the gateway goes on with the release that it knows, and says so."""
+    """Where the newest row is not what the ledger wrote, the gateway goes on with the release that it knows.
+
+    It says so.
+    """
     http, settings, _ = world
     release(settings, 2)
     until(lambda: version(http) == 2, 5)
@@ -230,7 +251,10 @@ def test_a_damaged_head_is_not_followed(world, statement):
 
 
 def test_a_champion_serves_above_a_damaged_older_row(world):
-    """An older row that was changed costs the release that would stand in, not the champion, whose own row is whole; it is said."""
+    """An older row that was changed costs the release that would stand in, not the champion, whose own row is whole.
+
+    It is said.
+    """
     http, settings, _ = world
     release(settings, 2)
     until(lambda: version(http) == 2, 5)

@@ -57,7 +57,10 @@ def outcome(body, shape=SHAPE):
 @example(field="high", value=10.5)
 @example(field="whole", value=-3)
 def test_what_one_reader_turns_away_the_other_explains(field, value):
-    """A value is decoded exactly when the explaining reader finds nothing wrong with it; what is decoded is a finite float32 or a declared word."""
+    """A value is decoded exactly when the explaining reader finds nothing wrong with it.
+
+    What is decoded is a finite float32 or a declared word.
+    """
     body = json.dumps({"rows": [GOOD, {**GOOD, field: value}]}).encode()
     found = outcome(body)
     if isinstance(found, Refused):

@@ -1,4 +1,7 @@
-"""The real gateway process in front of the real tritonserver, with a real ledger: killed, restarted, promoted, rolled back."""
+"""The real gateway process in front of the real tritonserver, with a real ledger.
+
+Killed, restarted, promoted, rolled back.
+"""
 
 from __future__ import annotations
 
@@ -223,7 +226,10 @@ class Load:
 
 
 def test_answers_are_what_onnx_runtime_gives(stack):
-    """Every score of one row and of 1,500 rows is ONNX Runtime's for the version that the answer names, and stands so in the log."""
+    """Every score of one row and of 1,500 rows is ONNX Runtime's for the version that the answer names.
+
+    It stands so in the log.
+    """
     for count in (1, 1500):
         rows = some_rows(count)
         said = stack.http.post(PREDICT, json={"rows": rows}).json()
@@ -260,7 +266,10 @@ def _answered_by(stack, rows, version):
 
 
 def test_every_acknowledged_row_survives_a_kill(world):
-    """SIGKILL under load: each acknowledged row is in the log once, with its version and score; the next start closes the segments and knows the ids."""
+    """SIGKILL under load: each acknowledged row is in the log once, with its version and score.
+
+    The next start closes the segments and knows the ids.
+    """
     settings = world.settings
     with gateway(world) as stack:
         load = Load(stack)
@@ -290,7 +299,10 @@ def test_every_acknowledged_row_survives_a_kill(world):
 
 
 def test_a_killed_triton_is_a_clear_503_without_a_gap_in_the_log(world):
-    """Triton killed under load: every request is answered, by rows that are in the log or a 503 that names Triton; service resumes once it is back."""
+    """Triton killed under load: every request is answered, by rows that are in the log or a 503 that names Triton.
+
+    Service resumes once it is back.
+    """
     settings = world.settings
     with gateway(world) as stack:
         before = {line["prediction_id"] for line in lines(settings)}

@@ -107,7 +107,10 @@ def test_ready_means_that_the_text_model_answers(http):
 
 
 def test_a_repeated_id_keeps_its_class_also_for_a_new_gateway(world, http):
-    """The same id gets the same class and score again, also after the index was lost and made anew from the log; another text under it is a 409."""
+    """The same id gets the same class and score again, also after the index was lost and made anew from the log.
+
+    Another text under it is a 409.
+    """
     texts = some_texts(5, seed=3)
     first = ask(http, texts, "again")
     assert ask(http, texts, "again") == first
@@ -123,7 +126,10 @@ def test_a_repeated_id_keeps_its_class_also_for_a_new_gateway(world, http):
 
 
 def test_labels_are_class_names(world, http):
-    """A label is posted by its class's name and logged as its position; another word is a 422 that lists the classes and does not repeat it."""
+    """A label is posted by its class's name and logged as its position.
+
+    Another word is a 422 that lists the classes and does not repeat it.
+    """
     items = [{"prediction_id": f"labelled-{name}", "label": name} for name in FIELDS.classes]
     assert http.post(LABELS, json={"labels": items}).json() == {"accepted": len(items)}
     assert [line["label"] for line in lines(world.settings, "labels", CASE)] == list(range(len(items)))
@@ -147,7 +153,10 @@ def test_labels_are_class_names(world, http):
     ],
 )
 def test_a_text_that_is_none_is_refused(world, http, text, reason):
-    """Nothing but white space, a lone surrogate, too many characters, no string: a 422 that names the field, repeats nothing and logs nothing."""
+    """Nothing but white space, a lone surrogate, too many characters, no string.
+
+    A 422 that names the field, repeats nothing and logs nothing.
+    """
     before = len(logged(world))
     answer = http.post(PREDICT, content=json.dumps({"rows": [{"text": "heap"}, {"text": text}]}))
     assert (answer.status_code, answer.json()["field"], answer.json()["row"]) == (422, "text", 1)
@@ -157,7 +166,10 @@ def test_a_text_that_is_none_is_refused(world, http, text, reason):
 
 
 def test_the_version_that_stands_in_uses_its_own_tokenizer(world, http):
-    """While the champion is not loaded the previous release answers, with the ids of its own tokenizer; the champion answers again when it is back."""
+    """While the champion is not loaded the previous release answers, with the ids of its own tokenizer.
+
+    The champion answers again when it is back.
+    """
     texts = some_texts(20, seed=5)
     world.load(1)
     try:
@@ -172,7 +184,10 @@ def test_the_version_that_stands_in_uses_its_own_tokenizer(world, http):
 
 
 def test_a_damaged_tokenizer_is_refused_until_it_is_restored(world):
-    """A bundle whose tokenizer.json is not the one it names is not served: 503 with the reason; restored, the same release serves."""
+    """A bundle whose tokenizer.json is not the one it names is not served: 503 with the reason.
+
+    Restored, the same release serves.
+    """
     path = world.bundles[2] / TOKENIZER
     kept = path.read_bytes()
     path.write_bytes((world.bundles[1] / TOKENIZER).read_bytes())

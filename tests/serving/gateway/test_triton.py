@@ -16,7 +16,10 @@ from tests.serving.gateway.world import Scores, fake_triton
 
 
 class Said(Scores):
-    """Answers every request with the rows that belong to the first id of each of its rows; ``most`` is how many requests it had at a time."""
+    """Answers every request with the rows that belong to the first id of each of its rows.
+
+    ``most`` is how many requests it had at a time.
+    """
 
     def __init__(self, rows):
         super().__init__()
@@ -30,7 +33,10 @@ class Said(Scores):
 
 
 def score(rows, ids, outputs=3):
-    """What the client makes of a Triton that says ``rows[n]`` of a text whose first id is n, and the shapes that it sent."""
+    """What the client makes of a Triton that says ``rows[n]`` of a text whose first id is n.
+
+    And the shapes that it sent.
+    """
 
     async def ask(port):
         client = Triton(f"127.0.0.1:{port}", 5.0)

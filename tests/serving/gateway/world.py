@@ -38,7 +38,10 @@ LABELS = f"/v1/cases/{CASE}/labels"
 
 
 class Scores(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers like Triton: ``score`` of a row is a function of its version and its values; other versions than ``loaded`` are unknown."""
+    """Answers like Triton: ``score`` of a row is a function of its version and its values.
+
+    Other versions than ``loaded`` are unknown.
+    """
 
     def __init__(self):
         self.loaded = {1, 2, 3}
@@ -50,7 +53,11 @@ class Scores(service_pb2_grpc.GRPCInferenceServiceServicer):
         if int(request.model_version) not in self.loaded:
             context.abort(
                 grpc.StatusCode.UNAVAILABLE,
-                f"Request for unknown model: '{request.model_name}' version {request.model_version} is not at ready state",
+                (
+                    f"Request for unknown model: '{request.model_name}' version {request.model_version} is not at "
+                    "ready "
+                    "state"
+                ),
             )
         shapes = [list(tensor.shape) for tensor in request.inputs]
         categorical = np.frombuffer(request.raw_input_contents[0], np.int64).reshape(shapes[0])

@@ -66,7 +66,10 @@ def test_every_version_answers_what_onnx_runtime_answers(served, version, rows):
 
 
 def test_concurrent_requests_get_their_own_rows(served):
-    """Requests of different lengths that Triton puts into one batch each get the scores of their own rows; a failing one fails alone."""
+    """Requests of different lengths that Triton puts into one batch each get the scores of their own rows.
+
+    A failing one fails alone.
+    """
     client, home = served
 
     def one(seed):
@@ -146,7 +149,10 @@ def test_a_config_that_is_not_the_graph_is_refused(served, damage, says):
 
 
 def test_a_corrupt_new_version_keeps_the_old_one_serving(served):
-    """Loading a repository whose newest file is no model fails with the path, and the loaded versions go on answering."""
+    """Loading a repository whose newest file is no model fails with the path.
+
+    The loaded versions go on answering.
+    """
     client, home = served
     bad = home / "model_repository" / "tiny" / "3"
     bad.mkdir()

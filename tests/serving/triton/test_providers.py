@@ -1,4 +1,7 @@
-"""Where the Python-based backend computes, by the kind of the instance that Triton made: without Triton and without a GPU."""
+"""Where the Python-based backend computes, by the kind of the instance that Triton made.
+
+Without Triton and without a GPU.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ CONFIG = {
 
 @pytest.fixture
 def backend(tmp_path, monkeypatch):
-    """``(opened, warned)``: opens a model as an instance of a kind and gives the session's providers, and the warnings so far."""
+    """``(opened, warned)``: opens a model as an instance of a kind and gives the session's providers.
+
+    And the warnings so far.
+    """
     write_onnx(tmp_path / "model.onnx")
     warned: list[str] = []
     utils = ModuleType("triton_python_backend_utils")
