@@ -66,7 +66,10 @@ def agent(task: int) -> int:
 
 
 def rank(task: int, number: int) -> int:
-    """A rank's process: the task itself without a launcher, else the launcher's child of that number (they are started in order)."""
+    """A rank's process: the task itself without a launcher, else the launcher's child of that number.
+
+    Children are started in the order of the ranks.
+    """
     found = job.children(task)
     return sorted(job.children(found[0]))[number] if found else task
 

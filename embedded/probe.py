@@ -20,9 +20,10 @@ from pipelines.settings import Settings, read_settings
 
 
 def champions(home: Path, settings: Settings | None = None, damaged: dict[str, str] | None = None) -> list[Release]:
-    """The head release of every case that has one, from the ledger of ``home`` (or of the settings, else of ``PERENNIAL_LEDGER_URL``).
+    """The head release of every case that has one.
 
-    A case whose rows are not what the ledger wrote has none; ``damaged`` is told what is wrong with it.
+    They come from the ledger of ``home`` (or of the settings, else of ``PERENNIAL_LEDGER_URL``). A case whose rows are
+    not what the ledger wrote has none; ``damaged`` is told what is wrong with it.
     """
     settings = settings or read_settings(home=home)
     if not settings.ledger_url and not (settings.root / "ledger.db").exists():

@@ -90,7 +90,10 @@ def settings(home: Path, ports: Ports) -> Settings:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """The server's environment: Triton's own virtual environment and nothing of ours that would reach its Python stubs."""
+    """The server's environment: Triton's own virtual environment.
+
+    It has nothing of ours that would reach Triton's Python stubs.
+    """
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith("PYTHON") and name != "VIRTUAL_ENV"
     }
@@ -105,7 +108,10 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def prepare(home: Path) -> None:
-    """Make certificates where there are none, lay out the backends' folder, delete shared memory that a killed server of this state left behind."""
+    """Make certificates where there are none, and lay out the backends' folder.
+
+    Shared memory that a killed server of this state left behind is deleted.
+    """
     keys.make_triton(home / "secrets")
     (home / "model_repository").mkdir(parents=True, exist_ok=True)
     backends = home / "triton" / "backends"

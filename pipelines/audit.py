@@ -24,10 +24,11 @@ Rows = Mapping[Any, Any]
 
 
 def audit(settings: Settings, case: str | None = None) -> dict[str, Any]:
-    """``{"ok", "cases": [{case, releases, verdicts, rows, taken_over}], "findings": [Finding as plain data]}`` of one case, or of all.
+    """``{"ok", "cases", "findings"}`` of one case, or of all.
 
-    ``taken_over`` counts rows from before the ledger kept a journal: what happened to them earlier is not known. Raises Unavailable if the
-    ledger does not answer; whatever else is wrong is a finding.
+    ``cases`` are ``{case, releases, verdicts, rows, taken_over}``, ``findings`` are Findings as plain data.
+    ``taken_over`` counts rows from before the ledger kept a journal: what happened to them earlier is not known. Raises
+    Unavailable if the ledger does not answer; whatever else is wrong is a finding.
     """
     found: list[Finding] = []
     checked = []
@@ -208,7 +209,10 @@ def _champion(row: Rows) -> Any:
 
 
 def _bundles(settings: Settings, case: str, rows: Mapping[str, Iterable[Rows]]) -> Iterator[Finding]:
-    """Whether each released version's folder holds the files that it was judged with, by the gate run that its verdict is from."""
+    """Whether each released version's folder holds the files that it was judged with.
+
+    They were judged by the gate run that its verdict is from.
+    """
     gates = {(row["hash"], row["gate_key"]) for row in rows["verdicts"]}
     seen = set[tuple[str, str]]()
     for row in rows["releases"]:

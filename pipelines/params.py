@@ -303,9 +303,10 @@ class EventTimes(Strict):
 
 
 def too_high(revision: int, received: datetime) -> bool:
-    """Whether a label's revision is above the time of receipt in seconds since 1970, so that no later correction could be sure to stand above it.
+    """Whether a label's revision is above the time of receipt in seconds since 1970.
 
-    Counters and times of correction stay below; what they say can always be corrected a second later.
+    Then no later correction could be sure to stand above it. Counters and times of correction stay below; what they say
+    can always be corrected a second later.
     """
     return revision > received.timestamp() + 1
 

@@ -94,7 +94,10 @@ class _PlainLoader(yaml.SafeLoader):
     levels = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """A node, refused (YAMLError, with the line) if it is an alias, has an anchor, is a merge key or lies too deep."""
+        """A node; one that must not be there is refused.
+
+        YAMLError, with the line, if it is an alias, has an anchor, is a merge key or lies too deep.
+        """
         event = self.peek_event()  # type: ignore[no-untyped-call]
         anchor, line = getattr(event, "anchor", None), event.start_mark.line + 1
         if anchor is not None:
@@ -244,7 +247,10 @@ def _unknown_names(case: str, raw: Any) -> dict[str, str]:
 
 
 def _unread(case: str, settings: Iterable[str]) -> list[str]:
-    """The settings of a source that are no word in the case's code, nor in that of the other cases, which it may build on."""
+    """The settings of a source that are no word in the case's code.
+
+    Nor in that of the other cases, which it may build on.
+    """
     left = list(settings)
     for folder in (case_files.CASES_ROOT / case, case_files.CASES_ROOT, Path(__file__).parent / "cases"):
         left = [name for name in left if not re.search(rf"\b{re.escape(name)}\b", _text(folder))] if left else left

@@ -57,7 +57,10 @@ def variables(home: Path) -> dict[str, str]:
 
 
 def keep_closed(home: Path) -> None:
-    """What this process writes is its owner's alone, unless others may enter the state folder ``home`` (the volumes of containers)."""
+    """What this process writes is its owner's alone, unless others may enter the state folder ``home``.
+
+    The volumes of containers are such folders.
+    """
     try:
         closed = not home.stat().st_mode & 0o007
     except OSError:

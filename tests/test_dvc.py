@@ -46,7 +46,10 @@ def test_a_stage_depends_on_the_code_that_its_key_holds(name: str):
 
 
 def test_the_pinned_rows_are_those_of_the_stream():
-    """The file that data.dvc pins lies in the repository's remote and holds what the generator makes today, day by day."""
+    """The file that data.dvc pins lies in the repository's remote.
+
+    It holds what the generator makes today, day by day.
+    """
     pinned = yaml.safe_load((REPOSITORY / "data.dvc").read_text())["outs"][0]
     remote = REPOSITORY / "dvc_remote" / "files" / "md5"
     listed = yaml.safe_load((remote / pinned["md5"][:2] / pinned["md5"][2:]).read_text())

@@ -136,7 +136,10 @@ def _ks(reference: Ints, windows: Ints) -> Floats:
 
 
 def confirmed(flags: Flags) -> Flags:
-    """Windows ``[..., W, F]`` of consecutive streams in which a feature is flagged in ``confirm`` of the last ``out_of``, as policy.py counts."""
+    """Windows ``[..., W, F]`` of streams in which a feature is flagged in ``confirm`` of the last ``out_of``.
+
+    The windows are consecutive, and counted as policy.py counts.
+    """
     before = [np.zeros_like(flags[..., :1, :])] * (PARAMS.out_of - 1)
     padded = np.concatenate([*before, flags], axis=-2).astype(np.int64)
     flagged = np.zeros(flags.shape, np.int64)

@@ -111,7 +111,10 @@ def _count(values: NDArray[np.float32], weights: Floats | None = None) -> Ints:
 
 
 def _day() -> tuple[Floats, Floats]:
-    """Means ``[NUMBERS, 24]`` of each number by hour and its deviation ``[NUMBERS]`` within an hour, scaled to 0 and 1 over an ordinary day."""
+    """Means ``[NUMBERS, 24]`` of each number by hour and its deviation ``[NUMBERS]`` within an hour.
+
+    Over an ordinary day they are scaled to 0 and 1.
+    """
     phases = 2 * np.pi * np.arange(NUMBERS) / NUMBERS
     means = AMPLITUDE[:, None] * np.sin(2 * np.pi * HOURS / 24 + phases[:, None])
     usual = DAYTIME / DAYTIME.sum()

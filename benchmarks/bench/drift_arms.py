@@ -108,7 +108,10 @@ def _categories(path: Path) -> list[str]:
 
 
 def ours(paths: list[Path], reference: Path, threads: int) -> Callable[[], Answer]:
-    """Perennial: the profile, then PSI, KS, Jensen-Shannon, KL, Wasserstein, chi-square and the test of every feature."""
+    """Perennial: the profile, then PSI, KS, Jensen-Shannon, KL, Wasserstein and chi-square.
+
+    With them the test of every feature.
+    """
     import pyarrow as pa
 
     from pipelines.drift.inputs.compare import compare

@@ -1,6 +1,7 @@
-"""``.venv-bench``: the peers' environment, made from requirements-bench.lock when a benchmark first wants it, never by `make setup`.
+"""``.venv-bench``: the peers' environment.
 
-A peer that needs an environment of its own has another folder and lock.
+It is made from requirements-bench.lock when a benchmark first wants it, never by `make setup`. A peer that needs an
+environment of its own has another folder and lock.
 """
 
 from __future__ import annotations

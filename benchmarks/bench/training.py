@@ -133,7 +133,10 @@ def measure(python: Path, folder: Path, arm: str, network: str, rows: Path, para
 
 
 def cores_per_sample(found: Found, every: int, batch: int = job.BASE.batch_size) -> float:
-    """CPU seconds per sample with a checkpoint every ``every`` steps, from a run that wrote ``len(saves)`` in few steps."""
+    """CPU seconds per sample with a checkpoint every ``every`` steps.
+
+    They are taken from a run that wrote ``len(saves)`` in few steps.
+    """
     saves = [cores for _, cores in found["saves"]]
     saved = statistics.mean(saves) / (every * batch) if saves else 0.0
     return float((found["cores"] - sum(saves)) / found["samples"] + saved)

@@ -36,7 +36,10 @@ IMAGES = {
     "prom/alertmanager:v0.28.1": "alertmanager",
     "grafana/grafana:12.1.1": "grafana",
 }
-"""An image of docker-compose.yaml or of a Dockerfile -> the folder of its stand-in, in the order in which they are built."""
+"""An image of docker-compose.yaml or of a Dockerfile -> the folder of its stand-in.
+
+They stand in the order in which they are built.
+"""
 COPIED = {
     "triton": (ROOT / "requirements-triton.lock", ROOT / "serving" / "triton" / "backends" / "onnxruntime" / "model.py")
 }

@@ -68,7 +68,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """How much is sent: rounds, and for each of them mutated and described requests, connections of a kind, bytes and rows of long bodies."""
+    """How much is sent: rounds, and what each of them has.
+
+    Mutated and described requests, connections of a kind, bytes and rows of long bodies.
+    """
 
     rounds: int = 5
     mutated: int = 1000
@@ -394,7 +397,10 @@ def grouped(answers: Sequence[Answer]) -> dict[str, int]:
 
 
 def said(answers: Sequence[Answer], probe: Row, size: Size) -> Row:
-    """What the goals do not say: answers by kind and status, the reasons of 5xx, how long the probe waited and how busy the machine was."""
+    """What the goals do not say: answers by kind and status, and the reasons of 5xx.
+
+    Also how long the probe waited and how busy the machine was.
+    """
     took = sorted(probe["took"])
     kinds = {
         kind: [answer for answer in answers if answer.kind == kind]

@@ -118,7 +118,10 @@ def difference(losses: Losses, single: Losses) -> float:
 
 
 def move(folder: Path, network: str, rows: Path, before: str, after: str, single: Losses) -> dict[str, Any]:
-    """A training that is killed after the checkpoint of step ``LEFT_AT`` and goes on under another strategy or number of ranks."""
+    """A training that is killed after the checkpoint of step ``LEFT_AT`` and goes on otherwise.
+
+    It goes on under another strategy or number of ranks.
+    """
     kept = job.BASE.model_copy(update={"checkpoint_every": LEFT_AT})
     process = job.start(folder, network, 0.0, rows, kept.model_copy(update=job.STRATEGIES[before]))
     after_checkpoint(folder, LEFT_AT, process)

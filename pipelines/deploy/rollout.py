@@ -45,7 +45,10 @@ def kept(settings: Settings, case: str) -> dict[int, Release]:
 
 
 def bundle_of(settings: Settings, release: Release) -> Path:
-    """The folder of a release's bundle, also if a later run of the same ``as_of`` set it aside (IntegrityError if it is gone)."""
+    """The folder of a release's bundle, also if a later run of the same ``as_of`` set it aside.
+
+    Raises IntegrityError if it is gone.
+    """
     return storage.find(settings.root / release.bundle, release.candidate_key)
 
 

@@ -126,9 +126,10 @@ def zeros(settings: Settings, case: str, version: int) -> dict[str, NDArray[Any]
 
 
 def infer(settings: Settings, case: str, version: int, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-    """Scores ``[B]`` (with classes ``[B, K]``) of one explicit version for the tensors of :func:`pipelines.encoding.encoder`.
+    """Scores ``[B]`` (with classes ``[B, K]``) of one explicit version.
 
-    Raises Unavailable with Triton's reason if this version does not answer.
+    ``tensors`` are those of :func:`pipelines.encoding.encoder`. Raises Unavailable with Triton's reason if this version
+    does not answer.
     """
     import numpy as np
     from tritonclient.grpc import service_pb2 as pb

@@ -1,8 +1,9 @@
-"""The ledger's journal: one entry for each row of each table, chained by hashes within a case, written in the row's own transaction.
+"""The ledger's journal: one entry for each row of each table.
 
-It covers every column of every row, so that a row which somebody changed, removed or added behind the ledger's back is told from
-those that the ledger wrote. Rows from before there was a journal were taken over when its table was made, and are marked so. What
-nobody can tell from inside the database is a chain that was recomputed as a whole, or cut off at its newest end.
+Entries are chained by hashes within a case, and written in the row's own transaction. It covers every column of every
+row, so that a row which somebody changed, removed or added behind the ledger's back is told from those that the ledger
+wrote. Rows from before there was a journal were taken over when its table was made, and are marked so. What nobody can
+tell from inside the database is a chain that was recomputed as a whole, or cut off at its newest end.
 """
 
 from __future__ import annotations
@@ -181,7 +182,10 @@ def _whole(connection: Connection, table: Table, case: str, entry: ColumnElement
 
 
 def _sql_key(connection: Connection, table: Table) -> ColumnElement[str]:
-    """:func:`row_key` in SQL; of a key with other letters than ASCII it may be another text, which :func:`_wrong` has to look at then."""
+    """:func:`row_key` in SQL.
+
+    Of a key with other letters than ASCII it may be another text, which :func:`_wrong` has to look at then.
+    """
     quoted = func.json_quote if connection.dialect.name == "sqlite" else lambda column: cast(func.to_json(column), Text)
     names = sorted(column.name for column in table.primary_key.columns if column.name != "case")
     parts: list[Any] = [part for name in names for part in (f',"{name}":', quoted(table.c[name]))]

@@ -65,7 +65,10 @@ def read_release(row: Mapping[Any, Any]) -> Release:
 
 
 def releases(url: str, case: str) -> list[Release]:
-    """All releases of a case, oldest first, the hash chain checked (IntegrityError names the broken row, or one that is gone)."""
+    """All releases of a case, oldest first, the hash chain checked.
+
+    IntegrityError names the broken row, or one that is gone.
+    """
     with begin(url) as connection:
         rows, problem = journal.read(
             connection, _releases, case, select(_releases).where(_releases.c.case == case).order_by(_releases.c.seq)

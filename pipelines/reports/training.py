@@ -20,7 +20,10 @@ SMOOTH = 40
 
 
 def curves(lines: Sequence[Mapping[str, Any]], title: str, path: Path) -> Path:
-    """Loss, learning rate, throughput and gradient norm by optimiser step, from the lines of metrics.jsonl, in one figure."""
+    """Loss, learning rate, throughput and gradient norm by optimiser step, in one figure.
+
+    They are read from the lines of metrics.jsonl.
+    """
     steps = [line for line in lines if "loss" in line]
     held = [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
     at = np.array([line["step"] for line in steps])

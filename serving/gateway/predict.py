@@ -262,9 +262,10 @@ def _flag(gateway: Gateway, case: Case, why: str) -> None:
 def _log(
     gateway: Gateway, case: Case, fresh: Sequence[Scored], request_id: str, received: datetime, count: int
 ) -> dict[str, Answer]:
-    """Write the rows to the log; returns the answers of those that somebody else logged in the meantime, which are not written.
+    """Write the rows to the log.
 
-    The index has begun to write, if any row has an id of the client's.
+    Returns the answers of those that somebody else logged in the meantime, which are not written. The index has begun
+    to write, if any row has an id of the client's.
     """
     named = [row for row, _, _ in fresh if row.digest]
     if not named:

@@ -124,7 +124,10 @@ class Routing:
         return route
 
     def _check_verdict(self, case: str, release: Release) -> None:
-        """Raises IntegrityError if the release cites a verdict that the ledger does not have, or that did not promote it."""
+        """Raises IntegrityError if the ledger has no verdict that promoted the release.
+
+        Either it does not have the verdict that the release cites, or that one did not promote it.
+        """
         if release.verdict_hash is None:
             return
         verdict = ledger.verdict(self._settings.ledger, case, release.verdict_hash)["verdict"]

@@ -79,7 +79,10 @@ def test_what_went_wrong_misses_one_goal(place, value):
 
 
 def test_builds_reach_the_folders_that_pip_looks_into(tmp_path, monkeypatch):
-    """A folder of wheels, and an index whose pages refer to files beside it, are served by HTTP as long as images are built; other places stay as they are."""
+    """A folder of wheels is served by HTTP as long as images are built, and so is an index of files beside it.
+
+    Other places stay as they are.
+    """
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels" / "a.whl").write_text("a")
     (tmp_path / "index" / "simple" / "b").mkdir(parents=True)

@@ -39,14 +39,20 @@ def rows(*hours: int) -> pl.DataFrame:
     ],
 )
 def test_uploads_follow_what_they_cover(upload, delay, posted):
-    """A label is posted when the hour, day or week of its stated time is over, a few minutes or, of nightly and weekly jobs, six hours later."""
+    """A label is posted when the hour, day or week of its stated time is over.
+
+    That is a few minutes later or, of nightly and weekly jobs, six hours later.
+    """
     found = proof.stated(rows(0, 23, 24), proof.Cell(delay, upload))
     assert (found["label_time"] - found["event_time"]).unique().to_list() == [timedelta(days=delay)]
     assert found["posted"].to_list() == [proof.midnight(proof.START) + hours * HOUR for hours in posted]
 
 
 def test_a_label_is_due_once_when_it_is_known():
-    """Labels of the first day that are posted at six in the morning are due in the second window, those of the second day in the third, and none twice."""
+    """Labels of the first day that are posted at six in the morning are due in the second window.
+
+    Those of the second day are due in the third, and none twice.
+    """
     found = proof.stated(rows(1, 23, 30), proof.Cell(0, "daily"))
     parts = [part["id"].to_list() for part in proof.due(found, 4)]
     assert parts == [[], ["1", "23"], ["30"], []]

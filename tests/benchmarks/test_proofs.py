@@ -89,7 +89,7 @@ def test_losses_are_compared_step_by_step():
 
 @pytest.mark.long
 def test_one_fault_from_end_to_end(tmp_path):
-    """A single training on a full disk that is then killed goes on at its checkpoint to the bits of the undisturbed one."""
+    """A single training on a full disk that is then killed ends in the bits of the undisturbed one."""
     from benchmarks.reports import rows
 
     rows(proof_faults.ROWS, proof_faults.NETWORK)[0].save(tmp_path / "rows.pt")

@@ -89,7 +89,10 @@ def test_an_image_has_an_exact_tag(name):
 
 
 def test_tags_are_those_of_the_lock():
-    """The Airflow image has the locked Airflow, our own images the project's version, Triton is one that has the security fixes."""
+    """The Airflow image has the locked Airflow, our own images the project's version.
+
+    Triton is one that has the security fixes.
+    """
     lock = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().split())
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     bases = re.findall(r"^FROM (\S+)", (ROOT / "compose/images/pipelines.Dockerfile").read_text(), re.MULTILINE)
@@ -193,7 +196,10 @@ def test_the_gateways_image_has_what_the_gateway_imports():
 
 @every_service
 def test_a_service_is_hardened(name):
-    """No capabilities, no new privileges, a read-only root with its scratch in memory, limits, rotated logs, a user that is not root."""
+    """A service has no capabilities, no new privileges, a read-only root with its scratch in memory.
+
+    It has limits, rotated logs and a user that is not root.
+    """
     service = services()[name]
     assert service["cap_drop"] == ["ALL"]
     assert "cap_add" not in service
@@ -210,7 +216,11 @@ def test_a_service_is_hardened(name):
 
 
 def test_tritons_user_and_repository():
-    """Triton runs as user 1000, reads the repository that only the tasks' containers (and its maker) write, answers only to who has the client's key, and has no room for files that a request brings along."""
+    """Triton runs as user 1000, and answers only to who has the client's key.
+
+    It reads the repository that only the tasks' containers (and its maker) write, and has no room for files that a
+    request brings along.
+    """
     triton = services()["triton"]
     assert triton["user"] == "1000:1000"
     writers = {
@@ -272,7 +282,10 @@ def test_ports_are_published_on_the_loopback_address_only(name):
 
 
 def test_published_ports_move_with_the_variables_of_make_up():
-    """The ports' variables and defaults are those of the embedded stack, so that both can be told apart in the same way."""
+    """The ports' variables and defaults are those of the embedded stack.
+
+    So both can be told apart in the same way.
+    """
     text, ports = COMPOSE.read_text(), Ports()
     for name, service in (("airflow", "airflow-apiserver"), ("mlflow", "mlflow"), ("gateway", "gateway")):
         assert f"${{{variable(name)}:-{getattr(ports, name)}}}:" in text
@@ -307,7 +320,7 @@ def test_networks_keep_apart_what_need_not_meet():
 
 
 def test_every_secret_is_a_file_that_make_secrets_makes():
-    """Secrets are files in one git-ignored folder, all of them made by `make secrets`, each used, none declared in vain."""
+    """Secrets are files in one git-ignored folder, all made by `make secrets`, each used, none declared in vain."""
     declared = load()["secrets"]
     assert {name: {"file": f"./compose/secrets/{name}"} for name in declared} == declared
     made = {*MADE, *TRITON, *composed(dict.fromkeys(MADE, "x"))}

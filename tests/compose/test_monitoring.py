@@ -88,7 +88,10 @@ def names(query):
 
 @pytest.fixture(scope="module")
 def gateway():
-    """The gateway's series: every counter, gauge and histogram of its registry, each touched once, read back from its text."""
+    """The gateway's series: every counter, gauge and histogram of its registry.
+
+    Each is touched once, and read back from its text.
+    """
     metrics = Metrics()
     for metric in list(metrics.registry._collector_to_names):
         child = metric.labels(*("x" for _ in metric._labelnames)) if metric._labelnames else metric

@@ -32,7 +32,10 @@ def test_our_settings_are_known(name):
 
 
 def test_our_settings_point_at_services():
-    """Every address in our settings is a service's name and a port that it listens on, on a network that both are on."""
+    """Every address in our settings is a service's name and a port that it listens on.
+
+    Both are on one network.
+    """
     ports = {"mlflow": {5000}, "airflow-apiserver": {8080}, "gateway": {8090}, "triton": {8001, 8002}}
     for name in services():
         for setting, value in environment(name).items():
@@ -96,7 +99,10 @@ def test_airflow_is_set_as_in_make_up(tmp_path):
 
 
 def test_logins_are_those_that_are_made():
-    """Airflow's users and MLflow's are those for which `make secrets` makes passwords, with a reader for the exporter."""
+    """Airflow's users and MLflow's are those for which `make secrets` makes passwords.
+
+    One of them is a reader for the exporter.
+    """
     users = dict(
         user.split(":")
         for user in environment("airflow-apiserver")["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"].split(",")

@@ -44,7 +44,10 @@ def _toy(path):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """``(settings, ports)`` of a server that start.sh started on a repository with one good model and one that cannot be loaded."""
+    """``(settings, ports)`` of a server that start.sh started.
+
+    Its repository has one good model and one that cannot be loaded.
+    """
     home, ports = tmp_path_factory.mktemp("start"), Ports.free()
     embedded.prepare(home)
     repository = home / "model_repository"

@@ -105,7 +105,10 @@ def test_training_follows_the_line(report, case):
 
 
 def test_all_order_the_stages_alike(report):
-    """The DAG, dvc.yaml and the demo's ungated retraining run the same stages in the same order, as far as each goes."""
+    """The DAG, dvc.yaml and the demo's ungated retraining run the same stages in the same order.
+
+    Each goes as far as it goes.
+    """
     order = report["dags"]["loans_training"]["order"]
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert list(stages) == order[: order.index("gate") + 1]

@@ -73,7 +73,10 @@ def test_a_secret_that_is_gone_is_named(home):
 
 @pytest.mark.parametrize("folder", ["lake", "prediction_log", "model_repository"])
 def test_a_lake_that_is_away_is_named(home, folder):
-    """A folder whose disk is not there (a link that leads nowhere) is refused with the setting that moves it, before anything starts."""
+    """A folder whose disk is not there is refused with the setting that moves it, before anything starts.
+
+    The folder is a link that leads nowhere.
+    """
     (home / folder).symlink_to(home / "not" / "mounted")
     with pytest.raises(ConfigError, match=rf"{folder} cannot be written.*PERENNIAL_HOME"):
         stack.start(home, Ports.free())

@@ -78,7 +78,10 @@ def test_too_little_disk_is_said_only_before_an_installation(monkeypatch):
 
 
 def test_setup_says_what_is_missing_in_a_second(tmp_path):
-    """Run by a Python without anything installed, `make setup` on an unfit machine ends with 1 and prints the command."""
+    """`make setup` on an unfit machine ends with 1 and prints the command.
+
+    It is run by a Python without anything installed.
+    """
     script(tmp_path / "python3.11", "exit 127")
     script(tmp_path / "ldconfig", "exit 0")
     (tmp_path / "python3").symlink_to(tmp_path / "python3.11")

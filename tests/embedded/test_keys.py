@@ -80,7 +80,7 @@ def test_a_deleted_file_is_made_anew_with_all_that_is_made_of_it(tmp_path):
 
 
 def test_what_is_composed_says_the_same(tmp_path):
-    """Addresses, MLflow's and Airflow's login files and the gateway's hash hold the very passwords of the files that they are made of."""
+    """Addresses, login files and the gateway's hash hold the very passwords of the files that they are made of."""
     make(tmp_path, postgres="db:1", redis="cache:2")
     own = {path.name: path.read_text().strip() for path in tmp_path.iterdir()}
     assert own["ledger_db_url"] == f"postgresql+psycopg://ledger:{own['ledger_db_password']}@db:1/ledger"
@@ -122,7 +122,7 @@ def test_the_gateway_takes_the_hash_for_the_key(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "p@ss/word"])
 def test_a_password_that_breaks_an_address_is_refused(tmp_path, text, capsys):
-    """A password by hand that is empty, or would end an address, is refused by name before anything is composed of it."""
+    """A password by hand that is empty, or would end an address, is refused by name before it is used."""
     (tmp_path / "ledger_db_password").write_text(text)
     assert main(["--folder", str(tmp_path)]) == 1
     assert "ledger_db_password" in capsys.readouterr().err

@@ -14,7 +14,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def served(triton_server):
-    """``(settings, ports)`` of a state folder with champion 1 of the bank case in its Triton, put there by the rollout step."""
+    """``(settings, ports)`` of a state folder with champion 1 of the bank case in its Triton.
+
+    The rollout step put it there.
+    """
     home, ports = triton_server
     settings = triton.settings(home, ports)
     promote(settings, 1)

@@ -31,7 +31,10 @@ def test_limits_fit_the_engine(cores, given, wanted):
     ],
 )
 def test_too_little_room_names_what_to_change(cores, gib, given, words):
-    """An engine that is too small, or a limit that it cannot give, is an error that names the figure and what to change."""
+    """An engine that is too small, or a limit that it cannot give, is an error.
+
+    It names the figure and what to change.
+    """
     with pytest.raises(ValueError, match=words):
         limits(cores, gib, given)
 

@@ -7,7 +7,10 @@ from pipelines import storage
 
 
 def renew(folder: Path, **changes: Any) -> None:
-    """Write a folder's manifest anew for the files that lie there now, with ``changes``, as if they had been committed so."""
+    """Write a folder's manifest anew for the files that lie there now, with ``changes``.
+
+    It is as if they had been committed so.
+    """
     manifest = storage.read_manifest(folder, verify=False)
     files = {name: storage.file_sha256(folder / name) for name in manifest.files}
     storage.write_manifest(folder, manifest.model_copy(update={"files": files, **changes}))

@@ -54,7 +54,10 @@ def reports(
 
 
 def write_bundle(folder: Path, known: tuple[int, ...], fields: Fields = FIELDS) -> None:
-    """A bundle of ``fields`` that knows the words of the teams ``known`` (positions in the case's classes) and takes all others for any."""
+    """A bundle of ``fields`` that knows the words of the teams ``known``, and takes all others for any.
+
+    ``known`` are positions in the case's classes.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 

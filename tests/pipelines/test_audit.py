@@ -45,7 +45,10 @@ def found(settings):
 
 
 def test_every_edit_is_found_but_those_that_leave_a_consistent_chain(tmp_path):
-    """Of 50 seeded edits, two of each kind, the audit finds all but the recomputed chain and the newest row removed with its entry."""
+    """Of 50 seeded edits, two of each kind, the audit finds all but two kinds.
+
+    These are the recomputed chain and the newest row removed with its entry.
+    """
     rows = ledger_edits.table(ledger_edits.edits(50, seed=3, home=tmp_path))
     assert {row["kind"] for row in rows if row["found"] < row["edits"]} <= set(ledger_edits.CONSISTENT)
     assert sum(row["edits"] for row in rows) == 50
@@ -92,7 +95,10 @@ def test_what_lies_outside_of_the_database_gives_a_consistent_edit_away(settings
 
 
 def test_the_files_that_releases_go_by_are_checked(settings):
-    """A changed model of a released version, a verdict file that says otherwise and a gate that judged another artefact are found."""
+    """What a released version is must be what was judged.
+
+    A changed model of it, a verdict file that says otherwise and a gate that judged another artefact are found.
+    """
     assert found(settings) == {}
     release = ledger.releases(settings.ledger, CASE)[0]
     model = settings.root / release.bundle / "model"
@@ -112,7 +118,10 @@ def test_the_files_that_releases_go_by_are_checked(settings):
 
 
 def test_a_promotion_without_a_verdict_that_says_so_is_found(settings):
-    """A release that cites the verdict of a rejected candidate, or none, is found although the ledger wrote its row itself."""
+    """A release that cites the verdict of a rejected candidate, or none, is found.
+
+    It is found although the ledger wrote its row itself.
+    """
     rejected = next(row for row in ledger.verdicts(settings.ledger, CASE) if row["verdict"]["decision"] == "reject")
     head = ledger.head(settings.ledger, CASE)
     about = {

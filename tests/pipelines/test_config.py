@@ -281,7 +281,10 @@ def test_settings_may_be_read_by_code_that_a_case_shares(tmp_path):
     ],
 )
 def test_parameters_that_could_not_end_are_refused_at_once(tmp_path, text, said):
-    """Aliases, merged keys, deep nesting, huge numbers, files and lists of mistakes are one clear sentence within five seconds of CPU."""
+    """What a YAML file can do to its reader is one clear sentence within five seconds of CPU.
+
+    Aliases, merged keys, deep nesting, huge numbers, files and lists of mistakes.
+    """
     path, began = tmp_path / "bank.yaml", time.process_time()
     path.write_text(text)
     with pytest.raises(ConfigError, match=said) as refused:

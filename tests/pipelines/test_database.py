@@ -159,7 +159,10 @@ def test_a_value_that_does_not_fit_is_said(url):
 
 
 def test_a_damaged_file_is_no_outage(tmp_path: Path):
-    """A SQLite file that is no database any more, or whose pages are broken, is an IntegrityError that names the file and what to do."""
+    """A SQLite file that is no database any more, or whose pages are broken, is an IntegrityError.
+
+    It names the file and what to do.
+    """
     path = tmp_path / "ledger.db"
     for number in range(50):
         ledger.silence(f"sqlite:///{path}", case="bank", rule=f"r{number}", until=T0, reason="r" * 200, actor="a")

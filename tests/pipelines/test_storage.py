@@ -424,7 +424,10 @@ def clone(tmp_path_factory) -> Path:
     ],
 )
 def test_code_that_git_does_not_know_makes_work_dirty(clone: Path, name: str, dirty: bool):
-    """Provenance calls work dirty when code changed or lies beside the committed one, a whole case that git ignores too; state and caches are none."""
+    """Provenance calls work dirty when code changed or lies beside the committed one.
+
+    So does a whole case that git ignores; state and caches do not.
+    """
     path, code = clone / name, "from pipelines import storage; print(storage.provenance()['dirty'])"
     (clone / ".git" / "info" / "exclude").write_text("pipelines/cases/ignored\n")
     before = path.read_text() if path.exists() else None

@@ -63,7 +63,10 @@ COMMANDS = {
 @pytest.mark.usefixtures("wrong")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_names_the_variable_that_is_wrong(name, home, capfd):
-    """PERENNIAL_NODES=abc ends every command with exit code 2 and one error, that names the variable and is no traceback."""
+    """PERENNIAL_NODES=abc ends every command with exit code 2 and one error.
+
+    It names the variable and is no traceback.
+    """
     try:
         code = COMMANDS[name](home)
     except SystemExit as ended:

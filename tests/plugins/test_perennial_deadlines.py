@@ -29,7 +29,10 @@ def _missed(due):
 
 @pytest.mark.parametrize("due", [DUE, DUE.isoformat()])
 def test_a_late_run_is_told_with_owner_and_runbook(monkeypatch, due):
-    """The webhook gets a warning that names the run, since when it is late, who should look and where it says what to do."""
+    """The webhook gets a warning that names the run and since when it is late.
+
+    It also names who should look and where it says what to do.
+    """
     with receiver(200) as (url, bodies):
         monkeypatch.setenv("PERENNIAL_ALERT_WEBHOOK", url)
         assert asyncio.run(late("bank", _missed(due))) == "told log, webhook"

@@ -67,7 +67,10 @@ def test_mlflow_may_stand_behind_a_path(monkeypatch, host, port, expected):
     ],
 )
 def test_a_wrong_connection_is_named(monkeypatch, name, uri, what):
-    """A connection that cannot be used fails the task at once, with its id, what is wrong and the setting that it stands in for."""
+    """A connection that cannot be used fails the task at once.
+
+    The error names its id, what is wrong and the setting that it stands in for.
+    """
     monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", uri)
     with pytest.raises(ConfigError, match=f"{name} .*{what}"):
         settings()
@@ -76,7 +79,10 @@ def test_a_wrong_connection_is_named(monkeypatch, name, uri, what):
 
 
 def test_who_relies_on_a_connection_does_not_end_up_elsewhere(monkeypatch):
-    """A connection that PERENNIAL_CONNECTIONS names and Airflow does not hand over is an error that is tried again, never the environment's place."""
+    """A named connection that Airflow does not hand over is an error that is tried again.
+
+    The environment never takes its place.
+    """
     monkeypatch.setenv("PERENNIAL_CONNECTIONS", "mlflow_default,ledger_default")
     monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", "http://mlflow:5000")
     with pytest.raises(Unavailable, match="ledger_default"):

@@ -171,7 +171,10 @@ def test_one_broken_case_leaves_the_others(tmp_path, monkeypatch):
 
 
 def test_a_task_looks_at_its_own_case_only(monkeypatch):
-    """A task that parses its DAG file, as Airflow tells by its parsing context, reads one case however many there are."""
+    """A task that parses its DAG file reads one case however many there are.
+
+    Airflow tells it by its parsing context.
+    """
     read = []
     monkeypatch.setattr(
         cases,

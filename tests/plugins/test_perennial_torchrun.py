@@ -65,7 +65,10 @@ def test_what_another_try_left_is_swept_before_the_step(monkeypatch, ti):
 
 
 def test_a_kill_reaches_sessions_of_their_own_and_the_deaf(monkeypatch, ti):
-    """on_kill ends tagged processes that lead sessions of their own, those that ignore TERM too, within Airflow's five seconds."""
+    """on_kill ends tagged processes that lead sessions of their own within Airflow's five seconds.
+
+    It ends those that ignore TERM too.
+    """
     ranks = []
 
     def train():

@@ -95,7 +95,10 @@ def test_a_webhook_that_does_not_take_it_is_undelivered(answer, tries):
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/secret", "http://[secret", "ftp://secret/hook"])
 def test_an_address_where_nobody_answers_is_undelivered(url):
-    """A closed port and an address that is none are undelivered notices like any other, without the address in their words."""
+    """A closed port and an address that is none are undelivered notices like any other.
+
+    The address is not in their words.
+    """
     with pytest.raises(sinks.Undelivered) as failed:
         sinks.webhook(url.format(port=free_port()), ALERTS, lambda _: None)(notice())
     assert "secret" not in str(failed.value)
@@ -117,7 +120,10 @@ def test_the_log_takes_everything(caplog):
 
 
 def test_mail_is_sent():
-    """An SMTP server is handed a mail with the message's first line as subject, from and to those that the setting names."""
+    """An SMTP server is handed a mail with the message's first line as subject.
+
+    It is from and to those that the setting names.
+    """
     lines = []
 
     class Take(socketserver.StreamRequestHandler):
@@ -150,7 +156,10 @@ def test_mail_is_sent():
     "where", ["mail.example.org", "smtp://host/only", "http://host:25/a/b", "smtp://127.0.0.1:{port}/a@b/c@d"]
 )
 def test_a_mail_server_that_is_not_there_is_undelivered(where):
-    """A setting that is no address and a server that does not answer are undelivered notices, not errors of the loop."""
+    """A setting that is no address and a server that does not answer are undelivered notices.
+
+    They are no errors of the loop.
+    """
     with pytest.raises(sinks.Undelivered, match="PERENNIAL_ALERT_MAIL"):
         sinks.mail(where.format(port=free_port()), ALERTS)(notice())
 

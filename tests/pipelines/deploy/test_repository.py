@@ -73,7 +73,7 @@ def test_staging_is_idempotent_and_repairs(tmp_path, bundle):
 
 
 def test_what_a_killed_staging_left_is_removed_by_the_next(tmp_path, bundle):
-    """After SIGKILL once a damaged version was replaced, the next staging removes the damaged one and does nothing else."""
+    """After SIGKILL once a damaged version was replaced, the next staging removes only the damaged one."""
     repo = tmp_path / "repo"
     repository.stage(repo, CASE, 4, bundle)
     (repo / CASE / "4" / "model.onnx").write_bytes(b"damaged")

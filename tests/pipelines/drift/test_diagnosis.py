@@ -100,7 +100,10 @@ def seen(stream: Stream, drift: str, day: date, change=None) -> Seen:
 
 @pytest.mark.parametrize("drift", ["covariate", "label"])
 def test_moved_inputs_are_told_apart_without_labels(stream, drift):
-    """On the second drifted day, with no label of either day, covariate and label shift are named, with the features and both days."""
+    """On the second drifted day, with no label of either day, covariate and label shift are named.
+
+    They are named with the features and both days.
+    """
     found = diagnose(seen(stream, drift, DRIFT_AT + timedelta(days=1)), PARAMS.drift)
     assert (found["kind"], found["inputs"], found["performance"]) == (drift, "moved", "unknown")
     assert (found["since"], found["dates"]) == (str(DRIFT_AT), [str(DRIFT_AT), str(DRIFT_AT + timedelta(days=1))])

@@ -18,7 +18,10 @@ M, N = np.array([40, 30, 20, 10, 0]), np.array([5, 25, 30, 30, 10])
 
 
 def test_distances_are_scipys():
-    """Jensen-Shannon is scipy's with base 2, KL its entropy, PSI both directions of KL, chi-square its contingency test."""
+    """Jensen-Shannon is scipy's with base 2, and KL its entropy.
+
+    PSI is both directions of KL, chi-square its contingency test.
+    """
     assert divergence.jensen_shannon(M, N) == pytest.approx(distance.jensenshannon(M, N, base=2))
     assert divergence.kullback_leibler(M[:4], N[:4], smoothing=0.0) == pytest.approx(scipy_stats.entropy(N[:4], M[:4]))
     assert divergence.kullback_leibler(M, N) + divergence.kullback_leibler(N, M) == pytest.approx(stats.psi(M, N))

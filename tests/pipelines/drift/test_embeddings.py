@@ -50,7 +50,10 @@ def test_mmd_sees_what_the_means_do_not():
 
 
 def test_projection_kl_is_scipys_entropy():
-    """In one dimension it is the Kullback-Leibler divergence of the counts between the reference's quantiles, whatever the direction."""
+    """In one dimension it is the Kullback-Leibler divergence of the counts between the reference's quantiles.
+
+    The direction does not matter.
+    """
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(4000, 1)), rng.normal(0.7, 1.0, size=(3000, 1))
     edges = np.concatenate([[-np.inf], np.quantile(x, np.arange(1, 10) / 10), [np.inf]])

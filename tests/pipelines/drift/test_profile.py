@@ -48,7 +48,10 @@ def same(one: Profile, other: Profile) -> bool:
 @settings(max_examples=60, deadline=None)
 @given(ROWS, ROWS, ROWS, st.randoms())
 def test_merging_is_addition(a: list, b: list, c: list, random):
-    """Profiles of parts add up to the profile of the whole, in any order and grouping, whatever the order of the rows."""
+    """Profiles of parts add up to the profile of the whole, in any order and grouping.
+
+    The order of the rows does not matter either.
+    """
     pa, pb, pc = (profile_frame(frame(rows), FIELDS, SPEC) for rows in (a, b, c))
     whole = [*a, *b, *c]
     random.shuffle(whole)

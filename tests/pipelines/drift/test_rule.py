@@ -34,7 +34,10 @@ def test_covariate_drift_triggers_without_labels(streams: list[Stream]):
 
 
 def test_concept_drift_triggers_on_its_first_labels(streams: list[Stream]):
-    """Another rule behind the same inputs asks for a retraining within three windows after its first labels, not before."""
+    """Another rule behind the same inputs asks for a retraining within three windows after its first labels.
+
+    It does not ask before.
+    """
     first = [min(stream.triggers(FIRST_LABELS + 3, "concept", T0), default=None) for stream in streams]
     assert (
         sum(number is not None and FIRST_LABELS <= number < FIRST_LABELS + 3 for number in first)

@@ -25,7 +25,10 @@ def frame(values: np.ndarray) -> pl.DataFrame:
 
 
 def measured(unit: float, offset: float):
-    """The drift of a shift by half a deviation, for ``offset + unit * x``, on a scale that was frozen from the rows of before."""
+    """The drift of a shift by half a deviation, for ``offset + unit * x``.
+
+    The scale was frozen from the rows of before.
+    """
     spec = Spec("scaled", {"x": freeze(offset + unit * BEFORE), SCORE: UNIT})
     reference = reference_profile(frame(offset + unit * BEFORE), np.array([0.5]), FIELDS, spec)
     (found,) = compare(reference, profile_frame(frame(offset + unit * NOW), FIELDS, spec), FIELDS, spec, PARAMS.drift)

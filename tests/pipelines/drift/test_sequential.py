@@ -56,7 +56,10 @@ def test_the_baseline_is_an_upper_bound():
 
 
 def test_the_drop_covers_the_truth():
-    """The interval holds the true difference about as often as it says, also when rows of a day rise and fall together."""
+    """The interval holds the true difference about as often as it says.
+
+    It does so, too, when rows of a day rise and fall together.
+    """
     rng = np.random.default_rng(1)
     days = np.repeat(np.arange(20), 50)
     hits = {"rows": 0, "days": 0}

@@ -63,7 +63,10 @@ def test_ks_lies_within_its_bound_of_the_exact_one():
 
 
 def test_pearsons_divergence_is_the_chi_squared_of_the_table():
-    """Times the effective rows it is scipy's chi-squared statistic of the two samples, bins that neither has left out."""
+    """Times the effective rows it is scipy's chi-squared statistic of the two samples.
+
+    Bins that neither has are left out.
+    """
     m, n = np.array([500, 300, 0, 200, 7]), np.array([40, 90, 0, 20, 0])
     expected = scipy_stats.chi2_contingency(np.stack([m, n])[:, [0, 1, 3, 4]], correction=False).statistic
     assert stats.pearson(m, n) * stats.effective_rows(1007, 150) == pytest.approx(expected)
@@ -108,7 +111,10 @@ def test_minimum_effect_p_is_a_p_value_at_its_boundary():
 
 
 def test_stable_windows_raise_no_false_alarm():
-    """Of 1,000 stable windows of 20 features, at 200 and at 1,000 rows, not one has the same feature drifted in 2 of 3."""
+    """Of 1,000 stable windows of 20 features, not one has the same feature drifted in 2 of 3.
+
+    That holds at 200 and at 1,000 rows.
+    """
     rng = np.random.default_rng(6)
     for rows in (200, 1000):
         ne = stats.effective_rows(100_000, rows)

@@ -26,7 +26,10 @@ START = datetime(2014, 1, 1, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Parameters, state folder, all reports and the summary of a replay of four months with an encoder of two layers."""
+    """Parameters, state folder, all reports and the summary of a replay of four months.
+
+    Its encoder has two layers.
+    """
     home = tmp_path_factory.mktemp("texts")
     own = load_params("triage", CASES_ROOT / "triage" / "variants" / "embedding" / "triage.yaml")
     params = own.model_copy(
@@ -68,7 +71,10 @@ def test_a_text_is_embedded_once_and_no_network_is_exported(world):
 
 
 def test_a_heads_scores_are_the_networks(world, tmp_path):
-    """The probabilities of a head equal those of the whole network with its weights, also where they are far from even."""
+    """The probabilities of a head equal those of the whole network with its weights.
+
+    Also where they are far from even.
+    """
     import torch
 
     params, home, stream, summary = world

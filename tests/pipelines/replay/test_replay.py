@@ -193,7 +193,10 @@ def test_a_longer_replay_goes_on_from_a_shorter_one(undisturbed, home, tmp_path)
 
 
 def test_the_report_says_what_the_summary_says(undisturbed):
-    """The table is sorted by loss and price with a cell per column, the page is one file that shows it and asks for nothing else, the picture is a PNG."""
+    """The table is sorted by loss and price with a cell per column.
+
+    The page is one file that shows it and asks for nothing else, the picture is a PNG.
+    """
     rows = cells(undisturbed)
     totals = [undisturbed["policies"][row[0]]["total"] for row in rows]
     assert totals == sorted(totals)

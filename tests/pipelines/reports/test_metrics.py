@@ -100,7 +100,10 @@ def read(text: str) -> dict:
 
 
 def test_what_is_known_is_told(settings):
-    """Drift per feature, policy, labels, performance, champion, retrainings and alerts come out with the values that are stored."""
+    """Each part of the state comes out with the values that are stored.
+
+    Drift per feature, policy, labels, performance, champion, retrainings and alerts.
+    """
     found = read(metrics.render(settings, [PARAMS]))
     assert (found["drift_psi", 'a"b'], found["drift_detected", 'a"b'], found["drift_severity", 'a"b']) == (0.4, 1, 2)
     assert {key[1]: value for key, value in found.items() if key[0] == "policy_state"} == {

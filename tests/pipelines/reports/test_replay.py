@@ -136,7 +136,10 @@ def _words(html):
 
 
 def test_the_page_speaks_of_the_cases_metrics_and_ticks(html):
-    """A case with classes is told by macro-F1 and log-loss of its quarters, with the share of rows outside the largest class."""
+    """A case with classes is told by macro-F1 and log-loss of its quarters.
+
+    With them goes the share of rows outside the largest class.
+    """
     html = page(summary())
     words = _words(html)
     assert (
@@ -159,7 +162,10 @@ def test_the_page_admits_where_blind_retraining_was_better(html):
 
 
 def test_a_reduced_replay_says_its_scope(html):
-    """What was trained at most, and what each training really took, stands on the page of a reduced replay and on no other."""
+    """What was trained at most, and what each training really took, stands on the page of a reduced replay.
+
+    It stands on no other.
+    """
     said = "At most 300 sampled rows of traffic a month; at most 2,000 rows and 90 s per training."
     assert said in _words(html)
     assert "Instead of the case's own parameters: train.epochs: 1 , export.int8: false ." in _words(html).replace(

@@ -137,9 +137,10 @@ def test_messages_are_short_whatever_was_sent(item, field):
 
 
 def test_long_bodies_keep_nobody_waiting(tmp_path):
-    """While bad bodies of 8 MB and good ones of 5,000 rows come six at a time, /healthz answers within a second of this process's processor time.
+    """While bad and long bodies come six at a time, /healthz answers within a second of processor time.
 
-    What a busy machine gives to other processes meanwhile is not the gateway's; `make proof-doors` has the seconds on a quiet one.
+    The bodies are bad ones of 8 MB and good ones of 5,000 rows; the time is this process's. What a busy machine gives
+    to other processes meanwhile is not the gateway's; `make proof-doors` has the seconds on a quiet one.
     """
     bad, good = long_body(b"{},"), json.dumps({"rows": some_rows(5_000)}).encode()
     with (
@@ -185,7 +186,10 @@ SLOW = {
 
 
 def test_a_request_that_does_not_come_is_ended(tmp_path):
-    """Every kind of half-open request, dripping or silent, is told so (unless answered already) and ended by its deadline; others are answered meanwhile."""
+    """Every kind of half-open request, dripping or silent, is told so and ended by its deadline.
+
+    One that was answered already is not told; others are answered meanwhile.
+    """
     with gateway(tmp_path, head_seconds=0.6, body_seconds=0.6) as (http, _, address), ExitStack() as opened:
         connections = {
             kind: [opened.enter_context(socket.create_connection(address)) for _ in range(20)] for kind in SLOW
@@ -267,7 +271,10 @@ class Held(Scores):
 
 @pytest.mark.parametrize("bounds", [{"max_requests": 2}, {"max_pending_bytes": 1_000}])
 def test_beyond_the_bounds_requests_are_told_to_come_again(tmp_path, bounds):
-    """While as many requests (or bytes of them) as a worker takes are being answered, a further one is 503 with Retry-After, /healthz 200; then all is as before."""
+    """While a worker answers as many requests (or bytes of them) as it takes, a further one is refused.
+
+    It is 503 with Retry-After, and /healthz 200; then all is as before.
+    """
     triton, body = Held(), json.dumps({"rows": some_rows(2)}).encode()
     assert 333 < len(body) < 500
     with gateway(tmp_path, triton, **bounds) as (http, _, _), ThreadPoolExecutor(2) as pool:

@@ -11,7 +11,10 @@ FOREIGN = "http://evil.example"
 
 @pytest.fixture(scope="module")
 def open_gateway(tmp_path_factory):
-    """``(http, settings)`` of a gateway without keys, called gateway by programs and perennial.example.org by people."""
+    """``(http, settings)`` of a gateway without keys.
+
+    Programs call it gateway, people perennial.example.org.
+    """
     with fake_triton() as (_, port):
         names = {"gateway_url": "http://gateway:8090", "allowed_hosts": "perennial.example.org"}
         settings = make_home(tmp_path_factory.mktemp("open"), port, **names)

@@ -98,7 +98,10 @@ def test_a_bundle_that_cannot_be_read_is_refused_until_it_can(world):
 
 
 def test_the_last_copy_is_used_while_the_ledger_is_away(world, monkeypatch):
-    """While the ledger does not answer the champion goes on serving, the failed polls and the copy's age show in the metrics, and later releases are seen again."""
+    """While the ledger does not answer the champion goes on serving.
+
+    The failed polls and the copy's age show in the metrics, and later releases are seen again.
+    """
     http, settings, _ = world
 
     def away(url, case):
@@ -146,7 +149,10 @@ def test_the_previous_release_stands_in_and_says_so(world):
 
 
 def test_a_version_that_was_rolled_back_does_not_stand_in(world):
-    """After a rollback the version that was given up is no fallback, though it is the last row of the history but one."""
+    """After a rollback the version that was given up is no fallback.
+
+    That holds though it is the last row of the history but one.
+    """
     http, settings, triton = world
     release(settings, 2)
     until(lambda: version(http) == 2, 5)
@@ -265,7 +271,10 @@ def test_a_champion_serves_above_a_damaged_older_row(world):
 
 
 def test_a_damaged_database_is_said_from_the_start(tmp_path):
-    """A gateway that starts on a ledger whose file is no database any more refuses each case with the file's name and what to do."""
+    """A gateway that starts on a ledger whose file is no database any more refuses each case.
+
+    The refusal names the file and what to do.
+    """
     settings = make_home(tmp_path, 1)
     release(settings, 1)
     (settings.root / "ledger.db").write_bytes(b"no database" * 1000)

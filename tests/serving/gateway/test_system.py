@@ -48,7 +48,10 @@ ROOT = Path(__file__).parents[3]
 
 
 def write_version(repository, version):
-    """A version of loans: ``score = sigmoid(sum(embedding[categorical]) + numeric @ w + bias)``, its own random numbers in every version."""
+    """A version of loans: ``score = sigmoid(sum(embedding[categorical]) + numeric @ w + bias)``.
+
+    Every version has its own random numbers.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -248,7 +251,10 @@ def test_answers_are_what_onnx_runtime_gives(stack):
 
 
 def test_promotion_and_rollback_are_answered_within_five_seconds(stack):
-    """Under load, a row in the ledger changes the version that answers within 5 s, there and back, without one failed request."""
+    """Under load, a row in the ledger changes the version that answers within 5 s, there and back.
+
+    Not one request fails.
+    """
     load = Load(stack)
     with load.running("move"):
         for version, action in ((2, "promote"), (1, "rollback")):

@@ -86,7 +86,10 @@ def logged(world):
 
 @pytest.mark.parametrize("count", [1, 120])
 def test_answers_are_what_onnx_runtime_gives(world, http, count):
-    """Texts of all lengths in one request are answered in their order, within 1e-5 of ONNX Runtime on the bundle, by the likeliest class's name; the log has its position, all scores and the raw text."""
+    """Texts of all lengths in one request are answered in their order, by the likeliest class's name.
+
+    Scores are within 1e-5 of ONNX Runtime on the bundle; the log has the class's position, all scores and the raw text.
+    """
     texts = some_texts(count, seed=count)
     expected = world.expected(texts, 2)
     said, log = ask(http, texts), logged(world)
@@ -202,7 +205,10 @@ def test_a_damaged_tokenizer_is_refused_until_it_is_restored(world):
 
 
 def test_promotion_and_rollback_change_model_and_tokenizer_together(world, http):
-    """After a rollback and a promotion every answer is that of the version it names, encoded by that version's tokenizer."""
+    """After a rollback and a promotion every answer is that of the version it names.
+
+    Its text was encoded by that version's tokenizer.
+    """
     texts = some_texts(10, seed=6)
     for version, action in ((1, "rollback"), (2, "promote")):
         world.release(version, action=action)

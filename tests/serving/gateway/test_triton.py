@@ -69,7 +69,10 @@ def test_texts_of_several_lengths_come_back_in_their_order():
     ],
 )
 def test_what_is_no_distribution_is_turned_away(row, says):
-    """Scores that are not finite, outside of [0, 1], too few, or that do not sum to 1 are Unavailable, also if only one bucket of several has them."""
+    """Scores that are not finite, outside of [0, 1], too few, or that do not sum to 1 are Unavailable.
+
+    That holds, too, if only one bucket of several has them.
+    """
     good = [0.25, 0.25, 0.5][: len(row)]
     for ids in ([[1]], [[0] * 20, [1]]):
         with pytest.raises(Unavailable, match=says):

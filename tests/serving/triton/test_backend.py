@@ -102,7 +102,10 @@ instance_group [ { count: 1 kind: KIND_CPU } ]
 
 
 def test_texts_of_different_lengths_in_one_batch_do_not_fail(served):
-    """Concurrent requests of 1 to 3 texts whose lengths differ, which Triton is allowed to batch, each get what ONNX Runtime gives for their rows alone."""
+    """Concurrent requests of 1 to 3 texts each get what ONNX Runtime gives for their rows alone.
+
+    Their lengths differ, and Triton is allowed to batch them.
+    """
     client, home = served
     folder = home / "model_repository" / "texts" / "1"
     folder.mkdir(parents=True)
