@@ -39,17 +39,22 @@ def _named(text: str) -> list[tuple[str, str]]:
 
 
 def _definitions(path: Path) -> dict[str, int]:
-    """The functions, classes and values of a file, with their numbers of lines, decorators included."""
-    found = {}
-    for node in ast.parse(path.read_text()).body:
-        first = node.lineno
-        names: list[str] = []
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            first = min([first, *(decorator.lineno for decorator in node.decorator_list)])
-            names = [node.name]
-        elif isinstance(node, ast.Assign):
-            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-        found.update(dict.fromkeys(names, (node.end_lineno or first) - first + 1))
+    """The functions, classes, methods and values of a file, with their numbers of lines, decorators included."""
+    found: dict[str, int] = {}
+
+    def enter(nodes: list[ast.stmt], prefix: str = "") -> None:
+        for node in nodes:
+            first, names = node.lineno, []
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                first = min([first, *(decorator.lineno for decorator in node.decorator_list)])
+                names = [node.name]
+            elif isinstance(node, ast.Assign):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            found.update({f"{prefix}{name}": (node.end_lineno or first) - first + 1 for name in names})
+            if isinstance(node, ast.ClassDef):
+                enter(node.body, f"{node.name}.")
+
+    enter(ast.parse(path.read_text()).body)
     return found
 
 
