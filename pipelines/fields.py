@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipelines.contracts import LabelLine, PredictionLine
 from pipelines.errors import ConfigError, DataError
@@ -340,34 +340,60 @@ def _scaled(values: Sequence[Any], by: Scale) -> NDArray[np.float64]:
         return ((np.asarray(values, np.float64) - by.loc) * by.scale).clip(-SCALED_MOST, SCALED_MOST)
 
 
-def problem(field: Field, value: object) -> str | None:
-    """Why ``value`` is not allowed in ``field``, or None if it is. The text never echoes the value."""
+ProblemCode = Literal[
+    "type",
+    "category",
+    "class",
+    "not_finite",
+    "not_whole",
+    "bounds",
+    "empty",
+    "not_unicode",
+    "prediction_id",
+    "event_time",
+]
+"""What can be wrong with a value, in a word that programs read: metrics count by it."""
+
+
+class Problem(NamedTuple):
+    """Why a value is not allowed: in which ``field``, by which ``code``, and as a ``message`` for people, which never echoes the value."""
+
+    field: str
+    code: ProblemCode
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}"
+
+
+def problem(field: Field, value: object) -> Problem | None:
+    """Why ``value`` is not allowed in ``field``, or None if it is."""
     if isinstance(field, Numeric):
         return _problem_of_number(field, value)
     if not isinstance(value, str):
-        return f"{field.name}: expected a string, got {_kind(value)}"
+        return Problem(field.name, "type", f"expected a string, got {_kind(value)}")
     if isinstance(field, Categorical):
-        return (
-            None if value in field.values else f"{field.name}: unknown category, use one of {', '.join(field.values)}"
-        )
+        if value in field.values:
+            return None
+        return Problem(field.name, "category", f"unknown category, use one of {', '.join(field.values)}")
     if len(value) > field.max_chars:
-        return f"{field.name}: must have at most {field.max_chars} characters"
-    return None if normalise(value) else f"{field.name}: must not be empty"
+        return Problem(field.name, "bounds", f"must have at most {field.max_chars} characters")
+    return None if normalise(value) else Problem(field.name, "empty", "must not be empty")
 
 
-def _problem_of_number(field: Numeric, value: object) -> str | None:
+def _problem_of_number(field: Numeric, value: object) -> Problem | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"{field.name}: expected a number, got {_kind(value)}"
+        return Problem(field.name, "type", f"expected a number, got {_kind(value)}")
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{field.name}: must be finite"
+        return Problem(field.name, "not_finite", "must be finite")
     if abs(value) > FLOAT32_MAX:
-        return f"{field.name}: must fit a 32-bit float"
+        return Problem(field.name, "bounds", "must fit a 32-bit float")
     if field.integer and value != int(value):
-        return f"{field.name}: must be a whole number"
+        return Problem(field.name, "not_whole", "must be a whole number")
     if field.low is not None and value < field.low:
-        return f"{field.name}: must be at least {field.low:g}"
+        return Problem(field.name, "bounds", f"must be at least {field.low:g}")
     if field.high is not None and value > field.high:
-        return f"{field.name}: must be at most {field.high:g}"
+        return Problem(field.name, "bounds", f"must be at most {field.high:g}")
     return None
 
 

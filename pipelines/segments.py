@@ -15,9 +15,10 @@ import re
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from pipelines.errors import IntegrityError
 from pipelines.storage import fsync_folder, write_atomic
@@ -25,6 +26,10 @@ from pipelines.storage import fsync_folder, write_atomic
 OPEN, CLOSED, SEAL = ".open", ".jsonl", ".sha256"
 Name = str | Sequence[str | int]
 """A segment's name, or ``[prefix, first, last]`` for many (:func:`packed`)."""
+Kind = Literal["predictions", "labels"]
+KINDS: tuple[Kind, ...] = ("predictions", "labels")
+Segments = Mapping[str, Sequence[Name]]
+"""Segments of each kind by their names."""
 Stamp = tuple[int, int] | None
 
 _NUMBERED = re.compile(r"(.*-)(\d{6})")
@@ -168,17 +173,21 @@ def asked(request: Path) -> Stamp:
 # --- names --------------------------------------------------------------------------------------
 
 
-def packed(names: Iterable[str]) -> list[str | list[str | int]]:
+def packed(names: Iterable[str]) -> list[Name]:
     """Names in few words, in order: ``[prefix, first, last]`` stands for all that a worker numbered from first to last.
 
     >>> packed(["b-000003", "b-000001", "b-000002", "day"])
     [['b-', 1, 3], 'day']
     """
     single, ranges = _sorted_out(names)
-    many: list[list[str | int]] = [
-        [prefix, first, last] for prefix, own in sorted(ranges.items()) for first, last in own
-    ]
+    many: list[Name] = [[prefix, first, last] for prefix, own in sorted(ranges.items()) for first, last in own]
     return [*many, *sorted(single)]
+
+
+def beyond(names: Mapping[str, Sequence[str]], seen: Segments) -> dict[str, list[Name]]:
+    """What of ``names`` is not in ``seen``, in few words: what a run keeps of the segments that were new to it."""
+    known = {kind: among(seen[kind]) for kind in KINDS}
+    return {kind: packed(name for name in names[kind] if not known[kind](name)) for kind in KINDS}
 
 
 def among(names: Iterable[Name]) -> Callable[[str], bool]:

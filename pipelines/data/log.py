@@ -22,7 +22,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import polars as pl
@@ -36,13 +36,10 @@ from pipelines.fields import SCORES
 from pipelines.moments import parse_moment
 from pipelines.params import EventTimes, too_high
 from pipelines.params_file import load_params, params_file
+from pipelines.segments import KINDS, Kind, Segments
 from pipelines.settings import Settings
 from pipelines.storage import digest, failpoint, make_durable, write_atomic
 
-Kind = Literal["predictions", "labels"]
-KINDS: tuple[Kind, ...] = ("predictions", "labels")
-Segments = Mapping[str, Sequence[segments.Name]]
-"""Segments of each kind by their names."""
 RETRY_MARGIN = timedelta(days=1)
 """How far apart a request and its retries may lie in event time and still be found to be one row."""
 
@@ -111,12 +108,6 @@ def _known(settings: Settings, case: str, kind: Kind) -> records.Known:
 def compacted(settings: Settings, case: str) -> dict[str, list[str]]:
     """The segments of each kind that were compacted whole."""
     return {kind: sorted(_known(settings, case, kind).segments) for kind in KINDS}
-
-
-def beyond(names: Mapping[str, Sequence[str]], seen: Segments) -> dict[str, list[str | list[str | int]]]:
-    """What of ``names`` is not in ``seen``, in few words: what a run keeps of the segments that were new to it."""
-    known = {kind: segments.among(seen[kind]) for kind in KINDS}
-    return {kind: segments.packed(name for name in names[kind] if not known[kind](name)) for kind in KINDS}
 
 
 def compact(settings: Settings, case: str) -> int:

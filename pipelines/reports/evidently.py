@@ -6,11 +6,39 @@ numbers on the page are therefore its own, and the decision's stand in report.js
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from pipelines.fields import Categorical, Fields
+from pipelines.params import DriftParams
+
+log = logging.getLogger(__name__)
+
+
+def page(
+    path: Path,
+    sides: Callable[[], tuple[pl.DataFrame, pl.DataFrame]],
+    columns: Sequence[str],
+    fields: Fields,
+    params: DriftParams,
+) -> str | None:
+    """Draw ``columns`` of the training rows and the window's, which ``sides`` reads, at ``path``; the page's name, None without columns.
+
+    An error is a sentence, as no decision hangs on it.
+    """
+    if not columns:
+        return None
+    try:
+        before, now = (sample(frame, params.report_rows) for frame in sides())
+        draw(path, now, before, list(columns), fields, params.severe_psi)
+    except Exception as error:
+        log.exception("the drift page could not be drawn")
+        path.unlink(missing_ok=True)
+        return f"could not be drawn ({type(error).__name__})"
+    return path.name
 
 
 def draw(

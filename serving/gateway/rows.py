@@ -20,18 +20,17 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
-from pipelines.fields import FLOAT32_MAX, Categorical, Field, Fields, Text, problem
+from pipelines.fields import FLOAT32_MAX, Categorical, Field, Fields, Problem, Text, problem
 from pipelines.params import EventTimes, too_high
 from serving.gateway.refusal import Refused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Check = Callable[[object], str | None]
+Check = Callable[[object], Problem | None]
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,127}$"
 EARLIEST, LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
-_OWN = ("prediction_id", "event_time")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SAFE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _HEAD = re.compile(rb'[ \t\n\r]*\{[ \t\n\r]*("(?:[^"\\]|\\.){0,200}")[ \t\n\r]*:[ \t\n\r]*')
@@ -39,15 +38,6 @@ MOST_REPEATS = 4
 """An item with more keys than this many times its fields is not read to say what is wrong with it."""
 LONGEST_INTEGER = 400
 """Digits that are read of one: with so many it is beyond every float."""
-_REASONS = (
-    ("expected", "type"),
-    ("unknown category", "category"),
-    ("unknown class", "class"),
-    ("must be finite", "not_finite"),
-    ("must be a whole", "not_whole"),
-    ("must not be empty", "empty"),
-    ("lone surrogate", "not_unicode"),
-)
 _Id = Annotated[str, Meta(pattern=ID_PATTERN)]
 _Moment = Annotated[datetime, Meta(tz=True)]
 
@@ -309,10 +299,9 @@ def _first_problem(shape: Shape, item: object) -> tuple[str, str | None, str] | 
                 return "unknown_field", name, f"{name}: unknown field, the fields are {known}"
             return "unknown_field", None, f"unknown field, the fields are {known}"
     for name, value in item.pairs:
-        text = shape.checks[name](dict(value) if isinstance(value, _Object) else value)
-        if text is not None:
-            reason = name if name in _OWN else next((reason for part, reason in _REASONS if part in text), "bounds")
-            return reason, name, text
+        found = shape.checks[name](dict(value) if isinstance(value, _Object) else value)
+        if found is not None:
+            return found.code, name, str(found)
     return None
 
 
@@ -327,48 +316,50 @@ def _annotation(field: Field) -> Any:
 
 
 def _field_check(field: Field) -> Check:
-    def check(value: object) -> str | None:
-        text = problem(field, value)
-        if text is None and isinstance(value, str) and _SURROGATE.search(value):
-            text = f"{field.name}: holds a lone surrogate: send Unicode text"
-        return text
+    def check(value: object) -> Problem | None:
+        found = problem(field, value)
+        if found is None and isinstance(value, str) and _SURROGATE.search(value):
+            return Problem(field.name, "not_unicode", "holds a lone surrogate: send Unicode text")
+        return found
 
     return check
 
 
 def _whole(name: str, low: int, high: int) -> Check:
-    def check(value: object) -> str | None:
+    def check(value: object) -> Problem | None:
         if isinstance(value, bool) or not isinstance(value, int):
-            return f"{name}: expected a whole number"
-        return None if low <= value <= high else f"{name}: must be from {low} to {high}"
+            return Problem(name, "type", "expected a whole number")
+        return None if low <= value <= high else Problem(name, "bounds", f"must be from {low} to {high}")
 
     return check
 
 
 def _class(name: str, classes: tuple[str, ...]) -> Check:
-    def check(value: object) -> str | None:
-        return (
-            None
-            if isinstance(value, str) and value in classes
-            else f"{name}: unknown class, use one of {', '.join(classes)}"
-        )
+    def check(value: object) -> Problem | None:
+        if isinstance(value, str) and value in classes:
+            return None
+        return Problem(name, "class", f"unknown class, use one of {', '.join(classes)}")
 
     return check
 
 
-def _id_check(value: object) -> str | None:
+def _id_check(value: object) -> Problem | None:
     if isinstance(value, str) and re.fullmatch(ID_PATTERN.removesuffix("$"), value):
         return None
-    return "prediction_id: must be 1 to 128 letters, digits or . _ : / @ + = -, starting with a letter or digit"
+    allowed = "must be 1 to 128 letters, digits or . _ : / @ + = -, starting with a letter or digit"
+    return Problem("prediction_id", "prediction_id", allowed)
 
 
-def _time_check(value: object) -> str | None:
+def _time_check(value: object) -> Problem | None:
     try:
         return _out_of_time(msgspec.convert(value, _Moment))
     except msgspec.ValidationError:
-        return "event_time: must be an ISO 8601 time with seconds and a time zone, e.g. 2024-05-01T12:00:00Z"
+        allowed = "must be an ISO 8601 time with seconds and a time zone, e.g. 2024-05-01T12:00:00Z"
+        return Problem("event_time", "event_time", allowed)
 
 
-def _out_of_time(moment: datetime) -> str | None:
+def _out_of_time(moment: datetime) -> Problem | None:
     # Compared as aware times: year 1 or 9999 may not survive the conversion to UTC.
-    return None if EARLIEST <= moment < LATEST else f"event_time: must lie between {EARLIEST.year} and {LATEST.year}"
+    if EARLIEST <= moment < LATEST:
+        return None
+    return Problem("event_time", "event_time", f"must lie between {EARLIEST.year} and {LATEST.year}")

@@ -75,7 +75,7 @@ def test_signature_of_a_text_case():
 def test_a_text_is_refused_for_a_reason(value, word):
     """A text must be a string that is not empty once normalised and not too long; the answer never repeats it."""
     found = problem(REPORTS.fields[0], value)
-    assert (found is None) if word is None else (word in found)
+    assert (found is None) if word is None else (word in str(found))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_number_without_bounds_ends_where_float32_does(value, word):
     """An open side reaches as far as the model's own numbers; what is beyond is refused, by encoding, too."""
     fields = Fields(case="made", label="y", fields=(Numeric("open"),))
     found = problem(fields.fields[0], value)
-    assert (found is None) if word is None else (word in found)
+    assert (found is None) if word is None else (word in str(found))
     if word is None:
         assert float(encode(fields, {"open": [1.0, value]})["numeric"][1, 0]) == value
     else:

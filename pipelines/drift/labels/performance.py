@@ -66,9 +66,9 @@ def summary(
 
 
 def known(served: pl.DataFrame, labels: pl.DataFrame, until: datetime) -> pl.DataFrame:
-    """The served rows with the label of those whose label arrived by ``until``."""
-    fresh = labels.filter(pl.col("label_time") <= until).select("id", "label", "label_time")
-    return served.join(fresh, on="id", how="left").sort("event_time", "id")
+    """The served rows with the label of those whose label arrived by ``until``; of several lines of an id the first counts."""
+    arrived = labels.filter(pl.col("label_time") <= until).unique("id", keep="first", maintain_order=True)
+    return served.join(arrived.select("id", "label", "label_time"), on="id", how="left").sort("event_time", "id")
 
 
 def labelled(rows: pl.DataFrame, classes: int) -> tuple[pl.DataFrame, Floats]:

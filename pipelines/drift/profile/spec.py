@@ -80,6 +80,11 @@ def count_words(texts: pl.Series) -> pl.Series:
     return texts.cast(pl.String).str.count_matches(r"\S+").alias(texts.name + WORDS)
 
 
+def with_counts(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+    """The frame with what is counted of its text beside it, where the case has one."""
+    return frame if fields.text is None else frame.with_columns(count_words(frame[fields.text.name]))
+
+
 def shown_only(name: str) -> bool:
     """Whether a profiled feature is measured for people and takes no part in any test; ``name`` with or without its version.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import polars as pl
@@ -16,6 +17,20 @@ VECTORS = 500
 SHOWN = 10
 LEAST = 20
 """Rows of either sample below which there is nothing to fit on."""
+
+log = logging.getLogger(__name__)
+
+
+def tell_apart(
+    sides: Callable[[], tuple[pl.DataFrame, pl.DataFrame]], fields: Fields, ignore: Sequence[str] = ()
+) -> dict[str, Any]:
+    """:func:`explain` of the training rows and the window's, which ``sides`` reads; an error as a sentence, as no decision hangs on it."""
+    try:
+        before, now = sides()
+        return explain(before, now, fields, ignore)
+    except Exception as error:
+        log.exception("the window could not be explained")
+        return {"about": f"could not be explained ({type(error).__name__})"}
 
 
 def explain(

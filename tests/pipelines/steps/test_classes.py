@@ -11,13 +11,15 @@ import pytest
 
 from pipelines import ledger, storage
 from pipelines.contracts import DriftReport, Verdict
+from pipelines.data import log
 from pipelines.drift.profile.counts import to_bytes
-from pipelines.drift.profile.spec import load_spec
+from pipelines.drift.profile.spec import load_spec, with_counts
 from pipelines.drift.reference import FILE, reference_profile
 from pipelines.errors import ConfigError
 from pipelines.evaluation.metrics import row_log_loss
 from pipelines.fields import Categorical
 from pipelines.params_file import load_params
+from pipelines.reports import evidently
 from pipelines.settings import Settings
 from pipelines.steps import dataset, drift, evaluate, gate, ingest, profile, validate
 from tests.pipelines.data import loglines
@@ -252,7 +254,13 @@ def test_the_page_draws_the_numbers_of_a_text(line, tmp_path):
     settings, _ = line
     moved = DriftReport.model_validate_json((settings.run_dir(CASE, JULY) / "drift" / "report.json").read_bytes())
     trained_on = settings.run_dir(CASE, START) / "dataset" / "train.parquet"
-    assert drift._draw(PARAMS, settings, moved, tmp_path / "drift.html", trained_on) == "drift.html"
+    sides = (
+        pl.read_parquet(trained_on, columns=list(FIELDS.names)),
+        log.read_predictions(settings, CASE, moved.window),
+    )
+    counted = [with_counts(frame, FIELDS) for frame in sides]
+    path = tmp_path / "drift.html"
+    assert evidently.page(path, lambda: tuple(counted), ["text.words"], FIELDS, PARAMS.drift) == "drift.html"
     assert "text.words" in (tmp_path / "drift.html").read_text()
 
 

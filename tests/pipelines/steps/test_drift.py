@@ -319,7 +319,7 @@ def test_an_explanation_that_fails_changes_no_decision(replayed, monkeypatch):
 
     before = report(replayed, after(DRIFT_AT + 1))
     shutil.rmtree(replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift")
-    monkeypatch.setattr(drift, "explain", broken)
+    monkeypatch.setattr("pipelines.drift.why.explain.explain", broken)
     monkeypatch.setattr("pipelines.reports.evidently.draw", lambda path, *_: path.write_text("<html>"))
     judge(replayed, after(DRIFT_AT + 1))
     now = report(replayed, after(DRIFT_AT + 1))

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from pipelines import ledger
+from pipelines.drift import policy
 from pipelines.errors import Overtaken
 from pipelines.settings import Settings
 from pipelines.steps import drift, export, profile
@@ -251,7 +252,7 @@ def test_racing_windows_count_each_label_once(settings, stream, monkeypatch, pla
     for number in (1, 2):
         profile.run(PARAMS, settings, settings.run_dir("loans", after(number)), after(number))
     both, alone = threading.Barrier(2), threading.local()
-    module, name = (ledger, "drift_states") if place == "after the read" else (drift.policy, "step")
+    module, name = (ledger, "drift_states") if place == "after the read" else (policy, "step")
     real = getattr(module, name)
 
     def together(*arguments):

@@ -11,8 +11,11 @@ import httpx
 import pytest
 
 from pipelines.errors import ConfigError
+from pipelines.fields import Categorical, Fields, Numeric
 from pipelines.settings import Settings
 from serving.gateway.protections import Door
+from serving.gateway.refusal import Refused
+from serving.gateway.rows import read, row_shape
 from serving.gateway.settings import Bounds
 from tests.serving.gateway.world import (
     FIELDS,
@@ -78,6 +81,22 @@ def test_a_bad_value_names_field_and_row_and_is_not_echoed(world, field, value, 
     assert world.triton.rows == scored
     assert len(lines(world.settings)) == logged
     assert counted(world.http, "refused_rows_total", reason=reason, case="loans") == before + 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        (Numeric("expected_income", low=0), -1, "bounds"),
+        (Numeric("expected_income", low=0), "much", "type"),
+        (Categorical("delivery", ("expected", "late")), "lost", "category"),
+    ],
+)
+def test_a_reason_hangs_on_no_name(field, value, reason):
+    """What a field or a category is called leaves the reason of a refusal as it is, also where the name is a word of a message."""
+    shape = row_shape(Fields(case="made", label="y", fields=(field,)), 10)
+    with pytest.raises(Refused) as refused:
+        read(shape, json.dumps({"rows": [{field.name: value}]}).encode())
+    assert (refused.value.reason, refused.value.field, refused.value.row) == (reason, field.name, 0)
 
 
 def test_a_missing_field_is_named(world):

@@ -1,0 +1,195 @@
+"""What a drift run decides: whether a window is judged at all, on what evidence, and what the policy makes of it.
+
+Plain functions on values; nothing is read or kept here, and nothing that explains a shift (drift/why) is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import polars as pl
+
+from pipelines.contracts import FeatureDrift, Release, Window
+from pipelines.drift import policy
+from pipelines.drift.evidence import Action, DriftEvidence, Outcome, PolicyState
+from pipelines.drift.inputs.compare import compare, quality
+from pipelines.drift.labels.served import Reading, Served, serve
+from pipelines.drift.past import Earlier, Judgement, Past
+from pipelines.drift.profile.spec import Spec
+from pipelines.drift.run import Run
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The policy's answer for this run, as it stands in the ledger, or why there is none.
+
+    ``after`` is the policy's state after the window, ``rows`` how many rows of the window were there when it was made; both None where
+    nothing was decided. ``judged_again`` and ``revision`` are those of drift/past.py.
+    """
+
+    state: str
+    action: Action = "none"
+    reason: str = ""
+    episode: str | None = None
+    after: PolicyState | None = None
+    rows: int | None = None
+    judged_again: Earlier | None = None
+    revision: int = 1
+
+
+NO_CHAMPION = Decision("NO_CHAMPION", reason="no champion yet: nothing to compare with")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How the window compares with the reference: ``features`` (none where they cannot be compared), and compare.quality's ``checks``."""
+
+    features: tuple[FeatureDrift, ...]
+    checks: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A judged window: what was looked at, and either the ``stands`` that is known already or the ``fresh`` judgement that the ledger is to keep."""
+
+    run: Run
+    inputs: Inputs
+    served: Served
+    evidence: DriftEvidence
+    stands: Decision | None
+    fresh: Judgement | None
+
+    @property
+    def decision(self) -> Decision:
+        """The answer for this run."""
+        if self.fresh is not None:
+            return decided(self.run, self.fresh)
+        assert self.stands is not None
+        return self.stands
+
+
+def too_early(window: Window, served_since: datetime | None, first_champion: datetime) -> Decision | None:
+    """Why nobody could have been served in the window yet, if that is so: then there is nothing to judge, and nothing is wrong."""
+    if served_since is None:
+        why = "nothing has been served yet"
+    elif window.end <= served_since:
+        why = f"the first row was served on {served_since:%Y-%m-%d}, after this window"
+    elif window.end <= first_champion:
+        why = f"the first champion is of {first_champion:%Y-%m-%d}, after this window"
+    else:
+        return None
+    return Decision("NOT_SERVED", reason=f"{why}: there is nothing to judge")
+
+
+def judge(
+    run: Run,
+    reading: Reading,
+    spec: Spec,
+    rows: pl.DataFrame,
+    lines: pl.DataFrame,
+    releases: Iterable[Release],
+    verdicts: Iterable[Mapping[str, Any]],
+) -> Judged:
+    """Judge a window by its case's feature spec, the log's rows and label lines that ``reading`` asks for, and the ledger's releases and verdicts."""
+    past, found = reading.past, inputs(run, spec)
+    served = serve(run, reading, rows, lines)
+    times = (datetime.fromisoformat(row["as_of"]) for row in verdicts)
+    seen = DriftEvidence(
+        champion=run.version,
+        training_rows=run.reference.rows,
+        thin=not found.features or run.current.rows < run.params.drift.min_rows,
+        unread=run.unread,
+        problems=tuple(found.checks["problems"]),
+        features=found.features,
+        labels=served.labels,
+        labelled=served.labelled,
+        fresh_labels=served.fresh_labels,
+        outcome=outcome(past.policy, releases, times, run.as_of),
+    )
+    known = _known(run, past)
+    return Judged(run, found, served, seen, known, None if known is not None else _step(run, reading, seen))
+
+
+def inputs(run: Run, spec: Spec) -> Inputs:
+    """The window against the reference, if both were counted with the case's feature spec and all rows could be read."""
+    before, current, params = run.reference, run.current, run.params.drift
+    checks = quality(before, current, run.window, params, run.served_since, run.unread, run.usual)
+    if not before.spec == current.spec == spec.version:
+        told = f"champion {run.version}'s reference has feature spec {before.spec}, the window {current.spec}: not compared"
+        checks["warnings"].append(told)
+        return Inputs((), checks)
+    if not current.rows or run.unread:
+        return Inputs((), checks)
+    return Inputs(compare(before, current, run.fields, spec, params, run.version), checks)
+
+
+def outcome(
+    before: PolicyState | None, releases: Iterable[Release], verdicts: Iterable[datetime], as_of: datetime
+) -> Outcome:
+    """What became of the retraining that was asked for last, seen from before ``as_of``; ``verdicts`` are the times of the ledger's."""
+    if before is None or before.retrained_at is None:
+        return "none"
+    asked = before.retrained_at
+    if any(release.action == "promote" and asked <= release.as_of < as_of for release in releases):
+        return "promoted"
+    return "kept" if any(asked <= moment < as_of for moment in verdicts) else "pending"
+
+
+def _known(run: Run, past: Past) -> Decision | None:
+    """The answer to a window that was judged: by this run, by another one, or not, being older than the newest one that was.
+
+    None: the window is to be judged now.
+    """
+    if past.stands is not None:
+        return decided(run, past.stands)
+    state, newest = past.policy, past.judgements[-1] if past.judgements else None
+    if newest is not None and newest.as_of > run.as_of:
+        reason = f"a later window, of {newest.as_of.isoformat()}, was judged before"
+    elif state is not None and state.end >= run.window.end:
+        reason = "this window was judged before"
+    else:
+        return None
+    return Decision("STABLE" if state is None else state.name, reason=f"{reason}: reported only")
+
+
+def _step(run: Run, reading: Reading, seen: DriftEvidence) -> Judgement:
+    """The policy's one step from the past to this window."""
+    past = reading.past
+    after, _ = policy.step(past.policy, seen, run.params.drift, run.as_of, run.params.case, run.window.end)
+    first, revision = past.first, 1
+    if first is not None and first.as_of == run.as_of:
+        revision = first.revision + 1
+    return Judgement(
+        as_of=run.as_of,
+        policy=after,
+        base="" if past.base is None else past.base.name,
+        rows=run.current.rows,
+        unread=run.unread,
+        short=run.unread > 0 or run.current.rows < run.params.drift.min_rows,
+        segments=reading.record,
+        taken_over=reading.since if reading.takes_over else None,
+        judged_again=None if first is None else Earlier(as_of=first.as_of, rows=first.rows or 0),
+        revision=revision,
+    )
+
+
+def decided(run: Run, judgement: Judgement) -> Decision:
+    """What a judgement that stands in the ledger says of the run, however many rows there are by now."""
+    after, rows = judgement.policy, run.current.rows
+    reason = after.reason
+    if judgement.short and judgement.rows != rows:
+        # Else a page would speak of rows that are missing, beside those that came since.
+        reason = f"{reason} (decided on {judgement.rows or 0:,} rows; {rows:,} are there now)"
+    return Decision(
+        after.name,
+        after.action,
+        reason,
+        after.episode,
+        after,
+        judgement.rows,
+        judgement.judged_again,
+        judgement.revision,
+    )

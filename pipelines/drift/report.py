@@ -1,0 +1,178 @@
+"""The report of one window: what was decided, what was seen, and what explains it. Nothing is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import polars as pl
+
+from pipelines.contracts import DriftReport, Release, Window
+from pipelines.drift.judge import Decision, Inputs, Judged
+from pipelines.drift.labels import performance
+from pipelines.drift.profile.counts import Profile
+from pipelines.drift.profile.spec import numbers
+from pipelines.drift.run import Run
+from pipelines.drift.why.diagnosis import diagnose, nothing_seen
+from pipelines.drift.why.findings import Seen
+from pipelines.fields import Fields
+from pipelines.params import DriftParams
+
+LOOK_BACK = timedelta(days=31)
+"""How far back days are looked at for the first one that moved; three windows where those are longer."""
+MAX_PANELS = 8
+_POLICY = (
+    "path",
+    "trigger",
+    "verdict",
+    "log_e",
+    "alarmed",
+    "clean",
+    "marks",
+    "drops",
+    "retrained_at",
+    "cooldown_days",
+    "cooldown_until",
+)
+"""What of the policy's state a report tells beside its name, action, reason and episode."""
+
+
+def unjudged(
+    case: str,
+    window: Window,
+    rows: int,
+    decision: Decision,
+    champion: Release | None = None,
+    served_since: datetime | None = None,
+) -> DriftReport:
+    """The report of a window of ``rows`` rows that is not judged."""
+    return DriftReport(
+        case=case,
+        window=window,
+        model_version=None if champion is None else champion.champion,
+        reference_rows=0,
+        current_rows=rows,
+        overdispersion=1.0,
+        features=(),
+        labels={},
+        quality={},
+        state=decision.state,
+        action=decision.action,
+        reason=decision.reason,
+        served_since=served_since,
+        diagnosis=nothing_seen(decision.reason),
+        performance=performance.NOTHING,
+    )
+
+
+def days_before(judged: Judged) -> Window:
+    """The days in which the first one that moved is looked for."""
+    window = judged.run.window
+    back = max(LOOK_BACK, 3 * (window.end - window.start))
+    return Window(start=max(judged.run.champion.as_of, window.end - back), end=window.end)
+
+
+def report(judged: Judged, days: Mapping[date, Profile]) -> DriftReport:
+    """The report of a judged window; ``days`` are the profiles of :func:`days_before`."""
+    run, served, evidence, decision = judged.run, judged.served, judged.evidence, judged.decision
+    drift, baseline = run.params.drift, run.reference.baseline
+    seen_as = performance.summary(
+        served.rows, served.windows, run.version, baseline, run.params.gate.slices, drift, run.classes
+    )
+    after = decision.after
+    own = (pl.col("version") == run.version) & pl.col("label").is_not_null()
+    seen = Seen(
+        version=run.version,
+        reference=run.reference,
+        window=run.current,
+        features=evidence.features,
+        labels=evidence.labels,
+        problems=evidence.problems,
+        thin=evidence.thin,
+        days=days,
+        fresh=served.fresh,
+        known=served.rows.filter(own),
+        slices=seen_as["slices"],
+        log_e=0.0 if after is None else after.log_e,
+    )
+    found = diagnose(seen, drift, run.classes)
+    counted = evidence.model_dump(mode="json", include={"labelled", "fresh_labels", "training_rows"})
+    told = {"corrections": served.corrections, "young": served.young}
+    overdispersion = (feature.overdispersion for feature in evidence.features if not feature.ignored)
+    return DriftReport(
+        case=run.params.case,
+        window=run.window,
+        model_version=run.version,
+        reference_rows=run.reference.rows,
+        current_rows=run.current.rows,
+        overdispersion=max(overdispersion, default=1.0),
+        features=evidence.features,
+        labels={**evidence.labels.model_dump(mode="json"), **counted, **told},
+        quality=_checks(run, judged.inputs, decision),
+        state=decision.state,
+        action=decision.action,
+        reason=decision.reason,
+        episode=decision.episode,
+        served_since=run.served_since,
+        policy={"kind": found["kind"], **_policy(decision)},
+        diagnosis=found,
+        performance=seen_as,
+    )
+
+
+def _checks(run: Run, inputs: Inputs, decision: Decision) -> dict[str, Any]:
+    if decision.rows in {None, run.current.rows}:
+        return inputs.checks
+    told = f"the decision was made on {decision.rows:,} rows of the window; {run.current.rows:,} are there now"
+    return {**inputs.checks, "warnings": [*inputs.checks["warnings"], told]}
+
+
+def _policy(decision: Decision) -> dict[str, Any]:
+    if decision.after is None:
+        return {}
+    told = decision.after.model_dump(mode="json", include=set(_POLICY))
+    if decision.judged_again is not None:
+        told["judged_again"] = decision.judged_again.model_dump(mode="json")
+    return told | ({"revision": decision.revision} if decision.revision > 1 else {})
+
+
+def opened_by(report: DriftReport) -> dict[str, Any]:
+    """What the ledger keeps of the window that opened an episode, as JSON values."""
+    seen = report.model_dump(mode="json", include={"window", "model_version", "reason", "labels"})
+    why = {name: report.diagnosis[name] for name in ("kind", "why", "since")}
+    drifted = [feature.feature for feature in report.features if feature.drifted]
+    return {"trigger": report.policy.get("trigger"), **seen, "features": drifted, **why}
+
+
+def facts(report: DriftReport) -> dict[str, Any]:
+    """What later steps and people read of a report without opening it."""
+    return {
+        "state": report.state,
+        "action": report.action,
+        "episode": report.episode,
+        "reason": report.reason,
+        "trigger": report.policy.get("trigger") if report.episode is not None else None,
+        "kind": report.diagnosis["kind"],
+        "why": report.diagnosis["why"],
+        "page": report.quality["page"],
+    }
+
+
+def drawn(report: DriftReport, fields: Fields, params: DriftParams) -> list[str]:
+    """The columns that a page is drawn of: the strongest drifted fields (daily: the strongest ones); none where no page is wanted.
+
+    An alarm or a decision is worth a page; one of every quiet window costs seconds and megabytes.
+    """
+    daily = params.evidently == "daily"
+    wanted = daily or (params.evidently == "alert" and report.action != "none")
+    if not wanted or not report.current_rows:
+        return []
+    shown = {*fields.names, *numbers(fields)}
+    found = (feature for feature in report.features if daily or feature.drifted)
+    return [feature.feature for feature in found if feature.feature in shown][:MAX_PANELS]
+
+
+def moved(report: DriftReport) -> bool:
+    """Whether something moved or is to be done: then it is worth asking what tells the window from the training rows."""
+    return report.action != "none" or any(feature.drifted for feature in report.features)
