@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks import job
 from benchmarks.workload import SIZES, network
 from pipelines.params import TrainParams
-from pipelines.training.group import barrier, device_of, joined
+from pipelines.training.group import barrier, local_device, process_group
 from pipelines.training.strategies import set_up
 
 PEAK_FLOPS = 989e12
@@ -150,10 +150,10 @@ def parity(name: str, device: torch.device, folder: Path) -> float:
 def main(path: Path) -> None:
     """Measure the cell of the specification."""
     spec = json.loads(path.read_text())
-    device = device_of(spec["device"])
+    device = local_device(spec["device"])
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
     # "single" is the bare model without a process group.
-    with joined(device, 600) if spec["arm"] != "single" else nullcontext():
+    with process_group(device, 600) if spec["arm"] != "single" else nullcontext():
         row = measure(spec, device)
         if int(os.environ.get("RANK", "0")) == 0:
             Path(spec["out"]).write_text(json.dumps(row))

@@ -139,7 +139,7 @@ def _train(
     from pipelines.training.fit import fit
     from pipelines.training.launch import Nodes
     from pipelines.training.metrics import FILE
-    from pipelines.training.rows import newest
+    from pipelines.training.rows import train_validation_split
     from pipelines.training.weights import fits, save_weights, weights_sha256
 
     if isinstance(params.model, TextModelParams):
@@ -181,7 +181,8 @@ def _train(
         if warm is None and params.model.kind == "encoder" and params.model.head_start:
             model = made()
             # Rows that say when to stop must be new to the head as well.
-            fit_head(model, newest(rows, params.train.validation_share)[0], params, cache)
+            train_rows, _ = train_validation_split(rows, params.train.validation_share)
+            fit_head(model, train_rows, params, cache)
             work.mkdir(parents=True, exist_ok=True)
             save_weights(model, work / HEAD)
         start = warm.weights if warm else (work / HEAD if (work / HEAD).exists() else None)

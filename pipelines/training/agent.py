@@ -28,14 +28,18 @@ from pipelines.training.stopping import die_with
 
 
 def main(folder: Path, parent: int, node_rank: int = 0) -> None:
-    """Run this node's ranks of the job in ``folder``; ends the process with code 1 and a note in the folder if one fails."""
+    """Run this node's ranks of the job in ``folder``.
+
+    If one fails, ends the process with code 1 and leaves a note in the folder.
+    """
     die_with(parent)
     # A forked agent has its parent's handler until torch's own is there.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # The ranks' standard output is no command's answer.
     os.dup2(2, 1)
     job = json.loads((folder / JOB).read_text())
-    params, nodes = TrainParams.model_validate_json(json.dumps(job["params"])), job["nodes"]
+    params = TrainParams.model_validate_json(json.dumps(job["params"]))
+    nodes = job["nodes"]
     # Sharing the rendezvous' store with gloo made half of all launches after the first one hang.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(params.threads))
@@ -43,6 +47,12 @@ def main(folder: Path, parent: int, node_rank: int = 0) -> None:
     forked = job["device"] == "cpu" and not several
     if forked:
         rank.preload(params)
+    own_address = "127.0.0.1"
+    rendezvous: dict[str, bool] = {}
+    if several:
+        # Without an address the agent looks up the host's own name, which need not resolve.
+        own_address = _own_address(nodes["endpoint"])
+        rendezvous["is_host"] = node_rank == 0
     config = LaunchConfig(
         min_nodes=nodes["count"],
         max_nodes=nodes["count"],
@@ -50,9 +60,8 @@ def main(folder: Path, parent: int, node_rank: int = 0) -> None:
         run_id=folder.name.lstrip("."),
         rdzv_backend="c10d",
         rdzv_endpoint=nodes["endpoint"] or "localhost:0",
-        rdzv_configs={"is_host": node_rank == 0} if several else {},
-        # Without it the agent looks up the host's own name, which need not resolve.
-        local_addr=_own_address(nodes["endpoint"]) if several else "127.0.0.1",
+        rdzv_configs=rendezvous,
+        local_addr=own_address,
         # A new try is a matter of the scheduler: restarts inside the agent hung.
         max_restarts=0,
         monitor_interval=0.1,

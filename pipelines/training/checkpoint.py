@@ -16,19 +16,21 @@ from typing import Any
 
 from pipelines import storage
 from pipelines.errors import IntegrityError
-from pipelines.training.group import barrier, place, total
+from pipelines.training.group import all_reduce_sum, barrier, get_rank
 
-STATE, SUMS = "state.json", "sha256.json"
+STATE = "state.json"
+SUMS = "sha256.json"
 
 log = logging.getLogger(__name__)
 
 
 def publish(folder: Path, step: int, write: Callable[[Path], None], state: dict[str, Any], keep: int) -> bool:
-    """All ranks: ``write`` a checkpoint of ``step`` and keep the newest ``keep``; False, with a warning, if it could not be written.
+    """All ranks: ``write`` a checkpoint of ``step`` and keep the newest ``keep``.
 
-    A checkpoint is insurance: a full disk must not end the training that it insures.
+    Returns False, with a warning, if it could not be written. A checkpoint is insurance: a full disk must not end the
+    training that it insures.
     """
-    rank, _ = place()
+    rank = get_rank()
     work = folder / f".step-{step}"
     if rank == 0:
         shutil.rmtree(work, ignore_errors=True)
@@ -36,10 +38,11 @@ def publish(folder: Path, step: int, write: Callable[[Path], None], state: dict[
     barrier()
     trouble = _attempt(lambda: write(work))
     # Agreed before it is published too: a slower rank may still be writing its part.
-    failed = total([trouble is not None])[0] > 0
+    failed = _on_any_rank(trouble is not None)
     if not failed:
-        trouble = _attempt(lambda: _seal(work, folder, step, state)) if rank == 0 else None
-        failed = total([trouble is not None])[0] > 0
+        if rank == 0:
+            trouble = _attempt(lambda: _seal(work, folder, step, state))
+        failed = _on_any_rank(trouble is not None)
     if rank == 0 and failed:
         shutil.rmtree(work, ignore_errors=True)
     if trouble is not None:
@@ -53,6 +56,10 @@ def publish(folder: Path, step: int, write: Callable[[Path], None], state: dict[
         for path in sorted(folder.glob("step-*"), key=_step)[:-keep]:
             shutil.rmtree(path, ignore_errors=True)
     return not failed
+
+
+def _on_any_rank(condition: bool) -> bool:
+    return all_reduce_sum([condition])[0] > 0
 
 
 def _attempt(work: Callable[[], None]) -> str | None:
@@ -82,18 +89,26 @@ def _seal(work: Path, folder: Path, step: int, state: dict[str, Any]) -> None:
     storage.fsync_folder(folder)
 
 
-def newest(folder: Path) -> Path | None:
+def latest_checkpoint(folder: Path) -> Path | None:
     """All ranks: the newest checkpoint whose bytes are those that were written; damaged ones are named in a warning."""
-    found = 0
-    if place()[0] == 0:
-        for path in sorted(folder.glob("step-*"), key=_step, reverse=True):
-            trouble = damage(path)
-            if trouble is None:
-                found = _step(path)
-                break
-            log.warning("%s is damaged (%s): the checkpoint before it is used", path, trouble)
-    found = int(total([found])[0])
-    return folder / f"step-{found}" if found else None
+    step = 0
+    if get_rank() == 0:
+        step = _latest_whole_step(folder)
+    # The other ranks add nothing: rank 0 alone looks, and all hear what it found.
+    step = int(all_reduce_sum([step])[0])
+    if not step:
+        return None
+    return folder / f"step-{step}"
+
+
+def _latest_whole_step(folder: Path) -> int:
+    """The step of the newest checkpoint that is not damaged; 0 if there is none."""
+    for path in sorted(folder.glob("step-*"), key=_step, reverse=True):
+        trouble = damage(path)
+        if trouble is None:
+            return _step(path)
+        log.warning("%s is damaged (%s): the checkpoint before it is used", path, trouble)
+    return 0
 
 
 def damage(path: Path) -> str | None:
@@ -103,7 +118,9 @@ def damage(path: Path) -> str | None:
         wrong = [name for name, sha256 in sums.items() if storage.file_sha256(path / name) != sha256]
     except (OSError, ValueError) as error:
         return str(error)
-    return f"the bytes of {', '.join(wrong)} have changed" if wrong else None
+    if not wrong:
+        return None
+    return f"the bytes of {', '.join(wrong)} have changed"
 
 
 def state_of(path: Path) -> dict[str, Any]:

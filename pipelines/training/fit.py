@@ -17,7 +17,7 @@ from torch import nn
 
 from pipelines.errors import DataError, Unavailable
 from pipelines.params import TrainParams
-from pipelines.training.group import device_of
+from pipelines.training.group import local_device
 from pipelines.training.job import RESULT, WEIGHTS, write_result
 from pipelines.training.launch import ONE_NODE, Nodes, launch
 from pipelines.training.loop import optimise
@@ -62,11 +62,9 @@ def fit(
     if len(rows) < 2 or int(len(rows) * params.validation_share) >= len(rows):
         raise DataError(f"{len(rows)} row(s) to train on: widen dataset.window_days or dataset.fallback_rows")
     with ExitStack() as stack:
-        folder = (
-            work
-            if work is not None
-            else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perennial-ranks-")))
-        )
+        folder = work
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perennial-ranks-")))
         folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(_alone(folder))
         stack.enter_context(threads(params.threads))
@@ -79,8 +77,7 @@ def fit(
         if not (folder / RESULT).exists():
             if name_of(params) == "single":
                 with asked_to_leave() as leaving, beside():
-                    where = device_of(device)
-                    outcome = optimise(model, rows, params, device=where, work=work, preempted=leaving)
+                    outcome = optimise(model, rows, params, device=local_device(device), work=work, preempted=leaving)
                 write_result(folder, outcome, params)
             else:
                 launch(model, rows, params, folder, device=device, nodes=nodes, beside=beside)
@@ -102,7 +99,10 @@ def threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: two tries must not write each other's checkpoints. The kernel releases it with the last process that has it."""
+    """Hold the folder's lock: two tries must not write each other's checkpoints.
+
+    The kernel releases it with the last process that has it.
+    """
     with (folder / LOCK).open("w") as lock:
         give_up = time.monotonic() + LOCK_SECONDS
         while True:

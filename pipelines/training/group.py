@@ -1,4 +1,7 @@
-"""What the ranks of a training tell each other. Everything here works without a process group, too: one rank is a group of its own."""
+"""The process group: which rank this process is, and the collectives that the loop uses.
+
+Without a process group everything here works too: one rank is a group of its own.
+"""
 
 from __future__ import annotations
 
@@ -14,42 +17,60 @@ import torch.distributed as dist
 from pipelines.errors import ConfigError
 
 
-def place() -> tuple[int, int]:
-    """This process's rank and the number of ranks."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+def get_rank() -> int:
+    """This process's rank."""
+    if not dist.is_initialized():
+        return 0
+    rank: int = dist.get_rank()
+    return rank
 
 
-def total(values: Sequence[float]) -> list[float]:
-    """The sums of ``values`` over all ranks: what every rank then decides by, so that none goes on alone."""
+def get_world_size() -> int:
+    """The number of ranks."""
+    if not dist.is_initialized():
+        return 1
+    world_size: int = dist.get_world_size()
+    return world_size
+
+
+def all_reduce_sum(values: Sequence[float]) -> list[float]:
+    """The sums of ``values`` over all ranks, in float64. Every rank gets the same ones, and so decides the same."""
     if not dist.is_initialized():
         return list(values)
-    summed = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(summed)
-    return [float(value) for value in summed]
+    sums = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(sums)
+    return [float(value) for value in sums]
 
 
 def barrier() -> None:
     """Wait for all ranks (over the CPU, so that it works beside any device)."""
-    total([0.0])
+    all_reduce_sum([0.0])
 
 
-def device_of(kind: str) -> torch.device:
+def local_device(kind: str) -> torch.device:
     """The rank's device of ``kind`` cpu or cuda. Raises ConfigError if there is no GPU for it."""
     if kind == "cpu":
         return torch.device("cpu")
-    local, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if local >= found:
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    found = torch.cuda.device_count()
+    if local_rank >= found:
         raise ConfigError(
-            f"rank {local} of this node needs a GPU of its own, {found} found: lower train.ranks, or set resources.gpus to 0"
+            f"rank {local_rank} of this node needs a GPU of its own, {found} found: "
+            "lower train.ranks, or set resources.gpus to 0"
         )
-    torch.cuda.set_device(local)
-    return torch.device("cuda", local)
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 @contextmanager
-def joined(device: torch.device, timeout_seconds: float) -> Iterator[None]:
-    """Be in the process group that the launcher's environment describes; a collective that takes longer than the timeout raises."""
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+def process_group(device: torch.device, timeout_seconds: float) -> Iterator[None]:
+    """Be in the process group that the launcher's environment describes.
+
+    A collective that takes longer than the timeout raises.
+    """
+    backend = "gloo"
+    if device.type == "cuda":
+        backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
     yield
     # A DDP wrapper that outlives the group can deadlock: it died with the loop, collect what still holds it.

@@ -14,11 +14,15 @@ import torch
 from pipelines import storage
 from pipelines.errors import CaseError, ConfigError, DataError, PerennialError, Preempted, TrainingDiverged, Unavailable
 from pipelines.params import TrainParams
-from pipelines.training.loop import Outcome
+from pipelines.training.progress import Outcome, Progress
 from pipelines.training.strategies import name_of
 
-JOB, MODEL, ROWS, FAILURES = "job.json", "model.pt", "rows.pt", "failures"
-RESULT, WEIGHTS = "result.json", "result.pt"
+JOB = "job.json"
+MODEL = "model.pt"
+ROWS = "rows.pt"
+FAILURES = "failures"
+RESULT = "result.json"
+WEIGHTS = "result.pt"
 ERRORS: dict[str, type[PerennialError]] = {
     kind.__name__: kind for kind in (TrainingDiverged, ConfigError, CaseError, DataError, Preempted, Unavailable)
 }
@@ -35,9 +39,11 @@ def write_result(folder: Path, outcome: Outcome, params: TrainParams) -> None:
             f"the trained weights cannot be written to {folder} ({error}): free space and run the step again"
         ) from error
     progress = outcome.progress
-    name = name_of(params)
+    strategy: str = name_of(params)
+    if strategy == "deepspeed":
+        strategy = f"deepspeed zero {params.zero_stage}"
     facts = {
-        "strategy": name if name != "deepspeed" else f"deepspeed zero {params.zero_stage}",
+        "strategy": strategy,
         "precision": params.precision,
         "ranks": params.ranks,
         "stopped": progress.stopped,
@@ -47,10 +53,16 @@ def write_result(folder: Path, outcome: Outcome, params: TrainParams) -> None:
         "validation": progress.validation,
         "resumed_from": outcome.resumed_from,
         "samples": progress.samples,
-        "samples_per_second": round(progress.samples / progress.seconds, 1) if progress.seconds else None,
+        "samples_per_second": _samples_per_second(progress),
         "seconds": round(progress.seconds, 3),
     }
     storage.write_atomic(folder / RESULT, json.dumps(facts).encode())
+
+
+def _samples_per_second(progress: Progress) -> float | None:
+    if not progress.seconds:
+        return None
+    return round(progress.samples / progress.seconds, 1)
 
 
 def note(folder: Path, who: str, error: BaseException) -> None:
@@ -67,5 +79,7 @@ def failure(folder: Path, code: int) -> PerennialError:
         for found in notes:
             if found["kind"] == kind:
                 return error(found["message"])
-    seen = notes[0]["message"] if notes else f"the agent ended with code {code}"
+    seen = f"the agent ended with code {code}"
+    if notes:
+        seen = notes[0]["message"]
     return Unavailable(f"a training rank failed: {seen}; run the step again")

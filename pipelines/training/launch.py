@@ -49,7 +49,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Nodes:
-    """Several machines: ``count`` of them, this one's ``rank``, and ``endpoint`` (host:port) where they meet; they share the working folder."""
+    """Several machines: ``count`` of them, this one's ``rank``, and ``endpoint`` (host:port) where they meet.
+
+    They share the working folder.
+    """
 
     count: int = 1
     rank: int = 0
@@ -86,23 +89,29 @@ def launch(
     (folder / "heartbeat").touch()
     job = {"params": params.model_dump(mode="json"), "device": device, "nodes": asdict(nodes)}
     storage.write_atomic(folder / JOB, json.dumps(job).encode())
-    forked = can_fork(device, nodes)
-    log.info("%d ranks (%s)", params.ranks, "forked" if forked else "in processes of their own")
-    code = _wait(_fork(folder) if forked else _start(folder), folder, params, beside)
+    if can_fork(device, nodes):
+        log.info("%d ranks (forked)", params.ranks)
+        agent = _fork(folder)
+    else:
+        log.info("%d ranks (in processes of their own)", params.ranks)
+        agent = _start(folder)
+    code = _wait(agent, folder, params, beside)
     if code:
         raise failure(folder, code)
 
 
 def follow(folder: Path, node_rank: int) -> None:
-    """On a node other than the first: run this node's ranks of the job that the first node's :func:`launch` leaves in ``folder``.
+    """Run the ranks of a node other than the first, of the job that the first node's :func:`launch` leaves.
 
-    Raises Unavailable if no job comes, and what ``launch`` raises if one of this node's ranks fails.
+    The job is waited for in ``folder``. Raises Unavailable if none comes, and what ``launch`` raises if one of this
+    node's ranks fails.
     """
     give_up = time.monotonic() + JOIN_SECONDS
     while not (folder / JOB).exists():
         if time.monotonic() > give_up:
             raise Unavailable(
-                f"{folder / JOB} did not come within {JOIN_SECONDS:.0f} s: start the train step on node 0, on the same file system"
+                f"{folder / JOB} did not come within {JOIN_SECONDS:.0f} s: "
+                "start the train step on node 0, on the same file system"
             )
         time.sleep(POLL_SECONDS)
     agent = _start(folder, node_rank)
@@ -126,7 +135,8 @@ def _fork(folder: Path) -> Any:
 
 
 def _start(folder: Path, node_rank: int = 0) -> Any:
-    # Found wherever this process stands; its standard output is this one's standard error: a command's own output is one line of JSON.
+    # Found wherever this process stands. Its standard output is this one's standard error: a command's own output is
+    # one line of JSON.
     path = os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")]))
     command = [
         sys.executable,
@@ -142,35 +152,48 @@ def _start(folder: Path, node_rank: int = 0) -> Any:
 
 
 def _code(agent: Any) -> int | None:
-    code: int | None = agent.poll() if isinstance(agent, subprocess.Popen) else agent.exitcode
+    """The agent's exit code, or None while it runs."""
+    if isinstance(agent, subprocess.Popen):
+        return agent.poll()
+    code: int | None = agent.exitcode
     return code
+
+
+def _join(agent: Any) -> None:
+    if isinstance(agent, subprocess.Popen):
+        agent.wait()
+    else:
+        agent.join()
 
 
 def _wait(agent: Any, folder: Path, params: TrainParams, beside: Beside) -> int:
     """The agent's exit code. SIGTERM is passed on to it; it is ended if the training shows no life for too long."""
     limit = 2 * params.hang_seconds + START_SECONDS
-    beat, seen = 0, time.monotonic()
+    last_beat = 0
+    seen_alive = time.monotonic()
     with _passing_on(agent), beside():
         try:
             while (code := _code(agent)) is None:
                 time.sleep(POLL_SECONDS)
-                if (now := (folder / "heartbeat").stat().st_mtime_ns) != beat:
-                    beat, seen = now, time.monotonic()
-                if time.monotonic() - seen > limit:
-                    note(
-                        folder,
-                        "launcher",
-                        Unavailable(
-                            f"no step for {limit:.0f} s: the ranks were ended; run the step again, it goes on at the last checkpoint"
-                        ),
+                beat = (folder / "heartbeat").stat().st_mtime_ns
+                if beat != last_beat:
+                    last_beat = beat
+                    seen_alive = time.monotonic()
+                if time.monotonic() - seen_alive > limit:
+                    silent = Unavailable(
+                        f"no step for {limit:.0f} s: the ranks were ended; "
+                        "run the step again, it goes on at the last checkpoint"
                     )
+                    note(folder, "launcher", silent)
                     break
         finally:
             # Its ranks die with it.
             if _code(agent) is None:
                 os.kill(agent.pid, signal.SIGKILL)
-            agent.wait() if isinstance(agent, subprocess.Popen) else agent.join()
-    return 1 if code is None else code
+            _join(agent)
+    if code is None:
+        return 1
+    return code
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""One loop for every strategy and any number of ranks, from top to bottom.
+"""The training loop, one for every strategy and any number of ranks.
 
-The state of the data order and of dropout is a function of (seed, epoch, step, rank), so there is no
-generator to save. The loss is summed over the global batch and divided by its size, so any number of
-ranks follows the same path: at dropout 0 the losses agree to rounding.
+The order of the rows and the random numbers of dropout are functions of (seed, epoch, step, rank), so a checkpoint
+holds no generator's state. The loss is summed over the global batch and divided by its size, so any number of ranks
+follows the same path: without dropout the losses agree to rounding.
 """
 
 from __future__ import annotations
@@ -10,64 +10,38 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recomputed
 
 from pipelines.errors import Preempted, TrainingDiverged
 from pipelines.params import TrainParams
-from pipelines.training import kept as beside
-from pipelines.training.checkpoint import newest as newest_checkpoint
-from pipelines.training.checkpoint import publish, state_of
-from pipelines.training.group import place, total
+from pipelines.training.activation_checkpointing import activation_checkpointing
+from pipelines.training.checkpoint import latest_checkpoint, publish, state_of
+from pipelines.training.ema import clone_weights, copy_weights, swapped_in, update_ema
+from pipelines.training.group import all_reduce_sum, get_rank, get_world_size
 from pipelines.training.metrics import FILE, Metrics
-from pipelines.training.objective import objective, plain, rate_factor
-from pipelines.training.rows import STRIDE, Rows, batches, newest, shares
-from pipelines.training.strategies import Strategy, set_up
+from pipelines.training.objective import Objective, learning_rate_factor, objective, validation_objective
+from pipelines.training.progress import Outcome, Progress, budget_spent, stop_reason
+from pipelines.training.rows import STRIDE, Rows, batches, micro_batches, train_validation_split
+from pipelines.training.strategies import ExtraWeights, set_up
 
 CPU = torch.device("cpu")
-CHECKPOINTS, HEARTBEAT = "checkpoints", "heartbeat"
-Stopped = Literal["", "finished", "early", "budget"]
+CHECKPOINTS = "checkpoints"
+HEARTBEAT = "heartbeat"
+EMA = "ema"
+BEST = "best"
+NAMED_ROWS = 8
+"""So many rows of a batch are named when its loss is not finite."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Progress:
-    """Where a training stands; with the checkpoint's weights, all that is needed to go on."""
-
-    step: int = 0
-    """Optimiser steps done."""
-    summed: float = 0.0
-    """Loss of the epoch so far, summed over rows."""
-    curve: list[float] = field(default_factory=list)
-    """Mean loss of each epoch; the last one may be a part of one, if the budget was spent."""
-    validation: list[float] = field(default_factory=list)
-    stale: int = 0
-    """Validations since the best one."""
-    samples: int = 0
-    seconds: float = 0.0
-    """Time in the loop, over all tries."""
-    stopped: Stopped = ""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished training: the whole model's state on rank 0, and how it went."""
-
-    state: dict[str, Tensor]
-    progress: Progress
-    resumed_from: int | None
-
-
-def optimise(  # noqa: C901, PLR0915 - one page, from top to bottom
+def optimise(
     model: nn.Module,
     rows: Rows,
     params: TrainParams,
@@ -76,204 +50,269 @@ def optimise(  # noqa: C901, PLR0915 - one page, from top to bottom
     work: Path | None = None,
     preempted: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Train ``model`` (logits [B, 1] or [B, K] from the rows' inputs by name); every rank calls this with the same arguments.
+    """Train ``model`` (logits [B, 1] or [B, K] from the rows' inputs by name).
 
-    ``work`` keeps metrics and checkpoints; a checkpoint found there is where training goes on. Raises
-    TrainingDiverged at the first loss or gradient that is not finite, Preempted once ``preempted`` says so on
-    any rank, both on all ranks at the same step.
+    Every rank calls this with the same arguments. ``work`` keeps metrics and checkpoints; a checkpoint found there
+    is where training goes on. Raises TrainingDiverged at the first loss or gradient that is not finite, Preempted
+    once ``preempted`` says so on any rank, both on all ranks at the same step.
     """
-    rank = place()[0]
-    rows, held = newest(rows, params.validation_share)
-    loss_of = objective(params, rows.labels, device)
-    with _checkpointed(model, on=params.activation_checkpointing), ExitStack() as ending:
-        strategy = set_up(model, params, device)
-        live = strategy.live()
-        kept = {"ema": beside.copy_of(live)} if params.ema is not None else {}
-        progress, resumed_from = Progress(), None
+    with activation_checkpointing(model, enabled=params.activation_checkpointing):
+        trainer = _Trainer(model, rows, params, device, work)
+        try:
+            trainer.train(preempted)
+        finally:
+            trainer.metrics.flush()
+        return trainer.finish()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One optimiser step, the same on all ranks."""
+
+    number: int
+    """From 0, over the whole training."""
+    epoch: int
+    batch: Tensor
+    """The global batch: positions among the training rows, int64 [B]."""
+    epoch_rows: int
+    """Rows of the epoch up to this step's."""
+    ends_epoch: bool
+
+
+class _Trainer:
+    """One training on this rank.
+
+    All ranks call the same methods in the same order: most of them wait for the other ranks.
+    """
+
+    def __init__(
+        self, model: nn.Module, rows: Rows, params: TrainParams, device: torch.device, work: Path | None
+    ) -> None:
+        self.model = model
+        self.params = params
+        self.device = device
+        self.work = work
+        self.rank = get_rank()
+        self.world_size = get_world_size()
+
+        self.train_rows, self.validation_rows = train_validation_split(rows, params.validation_share)
+        self.steps_per_epoch = math.ceil(len(self.train_rows) / params.batch_size)
+        self.total_steps = self.steps_per_epoch * params.epochs
+        self.epoch_batches: list[Tensor] = []
+        self.loss_fn = objective(params, self.train_rows.labels, device)
+
+        self.strategy = set_up(model, params, device)
+        self.weights = self.strategy.local_weights()
+        self.extra_weights: ExtraWeights = {}
+        if params.ema is not None:
+            self.extra_weights[EMA] = clone_weights(self.weights)
+
+        self.progress = Progress()
+        self.resumed_from: int | None = None
         if work is not None:
             work.mkdir(parents=True, exist_ok=True)
-        if work is not None and (found := newest_checkpoint(work / CHECKPOINTS)):
-            state = state_of(found)
-            progress, kept = Progress(**state["progress"]), strategy.load(found, state["kept"])
-            resumed_from = progress.step
-            log.info("training goes on at step %d of %s", progress.step, found)
-        metrics = Metrics(work / FILE if work is not None and rank == 0 else None, progress.step)
-        ending.callback(metrics.flush)
-        beat = partial(_beat, work / HEARTBEAT if work is not None and rank == 0 else None)
+            self._resume(work / CHECKPOINTS)
+        # All ranks write checkpoints, only rank 0 writes these two.
+        self.metrics = Metrics(self._file_of_rank_zero(FILE), self.progress.step)
+        self.heartbeat = self._file_of_rank_zero(HEARTBEAT)
 
-        def save() -> bool:
-            state = {"progress": asdict(progress), "kept": sorted(kept)}
-            metrics.flush()
-            return work is not None and publish(
-                work / CHECKPOINTS,
-                progress.step,
-                lambda path: strategy.save(path, kept),
-                state,
-                params.keep_checkpoints,
-            )
+    def train(self, preempted: Callable[[], bool]) -> None:
+        """Step until the last epoch, early stopping or the budget ends the training."""
+        self.model.train()
+        self.started = time.perf_counter() - self.progress.seconds
+        while not self.progress.stopped:
+            self._train_step(preempted)
 
-        per_epoch = math.ceil(len(rows) / params.batch_size)
-        steps, shuffled, cut = per_epoch * params.epochs, -1, []
-        model.train()
-        before, begun = progress.seconds, time.perf_counter()
-        while not progress.stopped:
-            epoch, at = divmod(progress.step, per_epoch)
-            if shuffled != epoch:
-                shuffled, cut = epoch, batches(rows, params.batch_size, params.pool, params.seed, epoch)
-            batch, factor = cut[at], rate_factor(params, progress.step, steps)
-            torch.manual_seed((params.seed * STRIDE + progress.step) * 1024 + rank)
-            summed = _forward_backward(strategy, rows, batch, loss_of, params.accumulate)
-            beat()
-            progress.seconds = before + time.perf_counter() - begun
-            # What one rank knows, all learn before any of them acts: every rank stops at the same step and none waits for another.
-            value, leaving, spent = total([summed, preempted(), _over(progress, params)])
-            _finite("loss", value, progress.step, epoch, rows, batch)
-            norm = strategy.clip_and_step(factor)
-            _finite("gradient", 0.0 if norm is None else norm, progress.step, epoch, rows, batch)
-            progress.step, progress.summed, progress.samples = (
-                progress.step + 1,
-                progress.summed + value,
-                progress.samples + len(batch),
-            )
-            if params.ema is not None:
-                beside.follow(kept["ema"], live, params.ema, progress.step)
-            metrics.add(
-                step=progress.step,
-                epoch=epoch,
-                loss=value / len(batch),
-                lr=params.learning_rate * factor,
-                grad_norm=norm,
-                samples=progress.samples,
-                seconds=round(progress.seconds, 3),
-            )
-            if at + 1 == per_epoch or spent:
-                progress.curve.append(progress.summed / sum(map(len, cut[: at + 1])))
-                progress.summed = 0.0
-            if held is not None and (at + 1 == per_epoch or spent):
-                loss = _validate(model, strategy, held, params, device, kept.get("ema"), beat)
-                _finite("validation loss", loss, progress.step - 1, epoch, rows, batch)
-                _judge(progress, loss, kept, live)
-                metrics.add(step=progress.step, epoch=epoch, validation_loss=loss, best=not progress.stale)
-            progress.stopped = _ending(progress, params, steps, spent=spent > 0)
-            due = params.checkpoint_every is not None and progress.step % params.checkpoint_every == 0
-            saved = (due or leaving > 0) and not progress.stopped and save()
-            if leaving and not progress.stopped:
-                raise Preempted(
-                    f"training was asked to leave at step {progress.step}: {'run it again to go on there' if saved else 'nothing could be saved'}"
-                )
-        metrics.flush()
-        best = kept.get("best", kept.get("ema"))
-        if best is not None:
-            beside.put(best, live)
-        model.eval()
-        return Outcome(strategy.full_state_dict(), progress, resumed_from)
+    def finish(self) -> Outcome:
+        """The trained model: its best weights if there was a validation, else the EMA, else the last ones."""
+        final_weights = self.extra_weights.get(BEST, self.extra_weights.get(EMA))
+        if final_weights is not None:
+            copy_weights(final_weights, self.weights)
+        self.model.eval()
+        return Outcome(self.strategy.full_state_dict(), self.progress, self.resumed_from)
 
+    def _train_step(self, preempted: Callable[[], bool]) -> None:
+        progress = self.progress
+        step = self._next_step()
+        # Dropout differs from rank to rank and from step to step, and a resumed step draws the same again.
+        torch.manual_seed((self.params.seed * STRIDE + step.number) * 1024 + self.rank)
+        local_loss = self._forward_backward(step.batch)
+        self._beat()
+        progress.seconds = time.perf_counter() - self.started
 
-def _forward_backward(
-    strategy: Strategy, rows: Rows, batch: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor], accumulate: int
-) -> float:
-    """Gradients of the global batch's mean loss; returns this rank's part of its sum."""
-    rank, ranks = place()
-    parts = shares(batch, rank, ranks, accumulate)
-    summed: list[Tensor] = []
-    for number, own in enumerate(parts, start=1):
-        loss = _loss(strategy, rows, own, batch, loss_of, last=number == len(parts))
-        # The reduction averages over ranks.
-        strategy.backward(loss * (ranks / len(batch)))
-        summed.append(loss.detach())
-    return float(sum(summed))
+        # What one rank knows, all ranks learn before any of them acts: every rank stops at the same step, and none
+        # waits for a rank that has left.
+        loss_sum, ranks_leaving, ranks_out_of_budget = all_reduce_sum(
+            [local_loss, preempted(), budget_spent(progress, self.params)]
+        )
+        self._check_finite("loss", loss_sum, step)
+        lr_factor = learning_rate_factor(self.params, step.number, self.total_steps)
+        grad_norm = self.strategy.clip_and_step(lr_factor)
+        # None: the loss scaling of fp16 overflowed and left this optimiser step out.
+        if grad_norm is not None:
+            self._check_finite("gradient", grad_norm, step)
 
-
-def _loss(
-    strategy: Strategy,
-    rows: Rows,
-    own: Tensor,
-    batch: Tensor,
-    loss_of: Callable[[Tensor, Tensor], Tensor],
-    *,
-    last: bool,
-) -> Tensor:
-    """Summed loss of the rows ``own``. A rank without a row computes one that counts nothing: the others wait for its collectives."""
-    index = own if len(own) else batch[:1]
-    loss = loss_of(strategy.forward(rows.batch(index), last), rows.labels[index])
-    return loss if len(own) else loss * 0.0
-
-
-def _finite(what: str, value: float, step: int, epoch: int, rows: Rows, batch: Tensor) -> None:
-    if not math.isfinite(value):
-        names = [rows.ids[i] for i in batch.tolist()]
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        raise TrainingDiverged(
-            f"the {what} is {value} at step {step} (epoch {epoch}; rows {shown}): lower train.learning_rate or look at the rows"
+        progress.step += 1
+        progress.summed += loss_sum
+        progress.samples += len(step.batch)
+        if self.params.ema is not None:
+            update_ema(self.extra_weights[EMA], self.weights, self.params.ema, progress.step)
+        self.metrics.add(
+            step=progress.step,
+            epoch=step.epoch,
+            loss=loss_sum / len(step.batch),
+            lr=self.params.learning_rate * lr_factor,
+            grad_norm=grad_norm,
+            samples=progress.samples,
+            seconds=round(progress.seconds, 3),
         )
 
+        out_of_budget = ranks_out_of_budget > 0
+        # A budget that ends in the middle of an epoch ends the epoch, too: what was learned is judged.
+        if step.ends_epoch or out_of_budget:
+            self._end_epoch(step)
+        progress.stopped = stop_reason(progress, self.params, self.total_steps, out_of_budget=out_of_budget)
+        if not progress.stopped:
+            self._checkpoint_or_leave(leaving=ranks_leaving > 0)
 
-@torch.no_grad()  # type: ignore[untyped-decorator]
-def _validate(
-    model: nn.Module,
-    strategy: Strategy,
-    held: Rows,
-    params: TrainParams,
-    device: torch.device,
-    average: dict[str, Tensor] | None,
-    beat: Callable[[], None],
-) -> float:
-    """Mean plain loss over the validation rows, with the averaged weights if there are any; equal on all ranks."""
-    rank, ranks = place()
-    loss_of, summed = objective(plain(params), held.labels, device), 0.0
-    by_length = torch.arange(len(held)) if held.lengths is None else held.lengths.argsort(stable=True)
-    model.eval()
-    with beside.swapped(average, strategy.live()):
-        for batch in by_length.split(params.batch_size):
-            summed += float(_loss(strategy, held, batch[rank::ranks], batch, loss_of, last=True))
-            beat()
-    model.train()
-    return total([summed])[0] / len(held)
+    def _next_step(self) -> _Step:
+        epoch, position = divmod(self.progress.step, self.steps_per_epoch)
+        # A resumed training starts in the middle of an epoch.
+        if position == 0 or not self.epoch_batches:
+            self.epoch_batches = batches(
+                self.train_rows, self.params.batch_size, self.params.pool, self.params.seed, epoch
+            )
+        return _Step(
+            number=self.progress.step,
+            epoch=epoch,
+            batch=self.epoch_batches[position],
+            epoch_rows=sum(len(batch) for batch in self.epoch_batches[: position + 1]),
+            ends_epoch=position + 1 == self.steps_per_epoch,
+        )
 
+    def _forward_backward(self, batch: Tensor) -> float:
+        """Add the gradients of the global batch's mean loss; returns this rank's part of the loss's sum."""
+        loss_sum = 0.0
+        own_batches = micro_batches(batch, self.rank, self.world_size, self.params.accumulate)
+        for number, micro_batch in enumerate(own_batches, start=1):
+            is_last = number == len(own_batches)
+            loss = self._loss(self.train_rows, micro_batch, batch, self.loss_fn, is_last=is_last)
+            # Gradients are averaged over ranks, the loss's mean is over the global batch: undo one, do the other.
+            self.strategy.backward(loss * (self.world_size / len(batch)))
+            loss_sum = loss_sum + loss.detach()
+        return float(loss_sum)
 
-def _judge(progress: Progress, loss: float, kept: dict[str, dict[str, Tensor]], live: dict[str, Tensor]) -> None:
-    """Count a validation, and keep the weights if they are the best so far (the first ones always are)."""
-    better = not progress.validation or loss < min(progress.validation)
-    progress.validation.append(loss)
-    progress.stale = 0 if better else progress.stale + 1
-    if better:
-        kept["best"] = beside.copy_of(kept.get("ema", live))
+    def _loss(self, rows: Rows, index: Tensor, batch: Tensor, loss_fn: Objective, *, is_last: bool) -> Tensor:
+        """The loss summed over the rows at ``index``, this rank's part of ``batch``.
 
+        A rank without a row computes one that counts nothing: the others wait for its collectives.
+        """
+        is_empty = len(index) == 0
+        if is_empty:
+            index = batch[:1]
+        loss = loss_fn(self.strategy.forward(rows.batch(index), is_last), rows.labels[index])
+        if is_empty:
+            return loss * 0.0
+        return loss
 
-def _over(progress: Progress, params: TrainParams) -> bool:
-    """Whether the step that is being done spends the budget, in minutes or in steps."""
-    late = params.budget_minutes is not None and progress.seconds >= 60 * params.budget_minutes
-    return late or (params.stop_after is not None and progress.step + 1 >= params.stop_after)
+    def _end_epoch(self, step: _Step) -> None:
+        progress = self.progress
+        progress.curve.append(progress.summed / step.epoch_rows)
+        progress.summed = 0.0
+        if self.validation_rows is None:
+            return
+        loss = self._validate(self.validation_rows)
+        self._check_finite("validation loss", loss, step)
+        is_best = self._keep_if_best(loss)
+        self.metrics.add(step=progress.step, epoch=step.epoch, validation_loss=loss, best=is_best)
 
+    def _validate(self, rows: Rows) -> float:
+        """The mean loss over ``rows``, of the EMA's weights if there is an EMA; equal on all ranks."""
+        loss_fn = validation_objective(self.params, rows.labels, self.device)
+        by_length = torch.arange(len(rows))
+        if rows.lengths is not None:
+            by_length = rows.lengths.argsort(stable=True)
+        loss_sum = 0.0
+        self.model.eval()
+        with torch.no_grad(), swapped_in(self.extra_weights.get(EMA), self.weights):
+            for batch in by_length.split(self.params.batch_size):
+                own_rows = batch[self.rank :: self.world_size]
+                loss_sum += float(self._loss(rows, own_rows, batch, loss_fn, is_last=True))
+                self._beat()
+        self.model.train()
+        return all_reduce_sum([loss_sum])[0] / len(rows)
 
-def _ending(progress: Progress, params: TrainParams, steps: int, *, spent: bool) -> Stopped:
-    if progress.step >= steps:
-        return "finished"
-    if params.patience is not None and progress.stale >= params.patience:
-        return "early"
-    return "budget" if spent else ""
+    def _keep_if_best(self, loss: float) -> bool:
+        """Count a validation, and keep the weights if they are the best so far (the first ones always are)."""
+        progress = self.progress
+        is_best = not progress.validation or loss < min(progress.validation)
+        progress.validation.append(loss)
+        if is_best:
+            progress.stale = 0
+            self.extra_weights[BEST] = clone_weights(self.extra_weights.get(EMA, self.weights))
+        else:
+            progress.stale += 1
+        return is_best
 
+    def _checkpoint_or_leave(self, *, leaving: bool) -> None:
+        step = self.progress.step
+        is_due = self.params.checkpoint_every is not None and step % self.params.checkpoint_every == 0
+        is_saved = False
+        if is_due or leaving:
+            is_saved = self._save_checkpoint()
+        if not leaving:
+            return
+        if is_saved:
+            raise Preempted(f"training was asked to leave at step {step}: run it again to go on there")
+        raise Preempted(f"training was asked to leave at step {step}: nothing could be saved")
 
-def _beat(path: Path | None) -> None:
-    """Tell the launcher that this training lives."""
-    if path is not None:
+    def _save_checkpoint(self) -> bool:
+        self.metrics.flush()
+        if self.work is None:
+            return False
+        return publish(
+            self.work / CHECKPOINTS,
+            self.progress.step,
+            lambda folder: self.strategy.save(folder, self.extra_weights),
+            {"progress": asdict(self.progress), "kept": sorted(self.extra_weights)},
+            self.params.keep_checkpoints,
+        )
+
+    def _resume(self, checkpoints: Path) -> None:
+        """Go on at the newest checkpoint that is whole, if there is one."""
+        found = latest_checkpoint(checkpoints)
+        if found is None:
+            return
+        state = state_of(found)
+        self.progress = Progress(**state["progress"])
+        self.extra_weights = self.strategy.load(found, state["kept"])
+        self.resumed_from = self.progress.step
+        log.info("training goes on at step %d of %s", self.progress.step, found)
+
+    def _check_finite(self, what: str, value: float, step: _Step) -> None:
+        """Raise TrainingDiverged, which names the batch's rows, if ``value`` is not finite."""
+        if math.isfinite(value):
+            return
+        names = [self.train_rows.ids[position] for position in step.batch.tolist()]
+        shown = ", ".join(names[:NAMED_ROWS])
+        if len(names) > NAMED_ROWS:
+            shown += f" and {len(names) - NAMED_ROWS} more"
+        raise TrainingDiverged(
+            f"the {what} is {value} at step {step.number} (epoch {step.epoch}; rows {shown}): "
+            "lower train.learning_rate or look at the rows"
+        )
+
+    def _beat(self) -> None:
+        """Tell the launcher that this training lives."""
+        if self.heartbeat is None:
+            return
         with suppress(OSError):  # a full disk
-            path.touch()
+            self.heartbeat.touch()
 
-
-class _checkpointed:  # noqa: N801 - used like a function
-    """Compute the blocks' activations again in the backward pass instead of keeping them (Chen et al., 2016, arXiv:1604.06174)."""
-
-    def __init__(self, model: nn.Module, *, on: bool) -> None:
-        self.blocks: Sequence[Any] = list(getattr(model, "blocks", ())) if on else []
-
-    def __enter__(self) -> None:
-        for block in self.blocks:
-            block.forward = partial(recomputed, block.forward, use_reentrant=False)
-
-    def __exit__(self, *_: object) -> None:
-        for block in self.blocks:
-            del block.forward
+    def _file_of_rank_zero(self, name: str) -> Path | None:
+        if self.work is None or self.rank != 0:
+            return None
+        return self.work / name
 
 
 __all__ = ["CHECKPOINTS", "HEARTBEAT", "Outcome", "Progress", "optimise"]

@@ -1,4 +1,7 @@
-"""The metrics of a training, a line of JSON each, written seldom: a training of small batches makes hundreds of lines per second."""
+"""The metrics of a training, a line of JSON each.
+
+They are written seldom: a training of small batches makes hundreds of lines per second.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
-FLUSH_LINES, FLUSH_SECONDS = 200, 5.0
+FLUSH_LINES = 200
+FLUSH_SECONDS = 5.0
 FILE = "metrics.jsonl"
 
 
@@ -22,7 +26,9 @@ class Metrics:
         self.lines: list[str] = []
         self.flushed = time.monotonic()
         if path is not None:
-            before = read(path) if step and path.exists() else []
+            before = []
+            if step and path.exists():
+                before = read(path)
             path.write_text("".join(json.dumps(line) + "\n" for line in before if line["step"] <= step))
 
     def add(self, **values: Any) -> None:

@@ -1,4 +1,4 @@
-"""What is minimised, and how fast: the loss and the learning rate's course."""
+"""What is minimised, and how fast: the loss and the learning rate's schedule."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from pipelines.params import TrainParams
 
 Objective = Callable[[Tensor, Tensor], Tensor]
-POWERS = {"sqrt": 0.5, "balanced": 1.0}
+POWERS = {"none": None, "sqrt": 0.5, "balanced": 1.0}
 
 
 def objective(params: TrainParams, labels: Tensor, device: torch.device) -> Objective:
@@ -21,45 +21,62 @@ def objective(params: TrainParams, labels: Tensor, device: torch.device) -> Obje
     Class weights come from all training ``labels``: the inverse of a class's share to the power 1 (balanced) or
     1/2 (sqrt), scaled to a mean of 1 over the rows, so that a learning rate keeps its meaning.
     """
-    smoothing, binary = params.label_smoothing, labels.is_floating_point()
-    weights = None if params.class_weights == "none" else class_weights(labels, POWERS[params.class_weights]).to(device)
+    smoothing = params.label_smoothing
+    power = POWERS[params.class_weights]
+    weights: Tensor | None = None
+    if power is not None:
+        weights = class_weights(labels, power).to(device)
 
-    def of_binary(logits: Tensor, target: Tensor) -> Tensor:
+    def binary_loss(logits: Tensor, target: Tensor) -> Tensor:
         target = target.to(device)
-        own = None if weights is None else weights[target.long()]
-        soft = target * (1 - smoothing) + smoothing / 2 if smoothing else target
-        return binary_cross_entropy_with_logits(logits.squeeze(1), soft, weight=own, reduction="sum")
+        row_weights = None
+        if weights is not None:
+            row_weights = weights[target.long()]
+        if smoothing:
+            target = target * (1 - smoothing) + smoothing / 2
+        return binary_cross_entropy_with_logits(logits.squeeze(1), target, weight=row_weights, reduction="sum")
 
-    def of_classes(logits: Tensor, target: Tensor) -> Tensor:
+    def class_loss(logits: Tensor, target: Tensor) -> Tensor:
         target = target.to(device)
-        rows = cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
-        return rows.sum() if weights is None else (rows * weights[target]).sum()
+        losses = cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
+        if weights is not None:
+            losses = losses * weights[target]
+        return losses.sum()
 
-    return of_binary if binary else of_classes
+    if labels.is_floating_point():
+        return binary_loss
+    return class_loss
 
 
-def plain(params: TrainParams) -> TrainParams:
-    """The parameters of the loss that validation reports: no smoothing, no class weights."""
-    return params.model_copy(update={"label_smoothing": 0.0, "class_weights": "none"})
+def validation_objective(params: TrainParams, labels: Tensor, device: torch.device) -> Objective:
+    """The loss that validation reports: that of :func:`objective` without label smoothing and class weights."""
+    unweighted = params.model_copy(update={"label_smoothing": 0.0, "class_weights": "none"})
+    return objective(unweighted, labels, device)
 
 
 def class_weights(labels: Tensor, power: float) -> Tensor:
-    """Weight of each class, float32 [K], with a mean of 1 over ``labels``; a class without a row gets that of a class of one."""
-    places = labels.long()
-    counts = torch.bincount(places, minlength=2).clamp(min=1).double()
-    raw = (len(labels) / counts) ** power
-    return (raw / raw[places].mean()).float()
+    """Weight of each class, float32 [K], with a mean of 1 over ``labels``.
 
-
-def rate_factor(params: TrainParams, step: int, steps: int) -> float:
-    """Share of the base learning rate at ``step`` (from 0) of ``steps``: a linear rise, then constant, a line or half a cosine down to 0.
-
-    The cosine is that of Loshchilov and Hutter, 2017, arXiv:1608.03983, without restarts.
+    A class without a row gets the weight of a class of one row.
     """
-    rise = round(params.warmup * steps)
-    if step < rise:
-        return (step + 1) / rise
+    classes = labels.long()
+    counts = torch.bincount(classes, minlength=2).clamp(min=1).double()
+    raw = (len(labels) / counts) ** power
+    return (raw / raw[classes].mean()).float()
+
+
+def learning_rate_factor(params: TrainParams, step: int, total_steps: int) -> float:
+    """Share of the base learning rate at ``step`` (from 0) of ``total_steps``.
+
+    After a linear warm-up the rate is constant, or falls to 0 in a line or in half a cosine (Loshchilov and Hutter,
+    2017, arXiv:1608.03983, without restarts).
+    """
+    warmup_steps = round(params.warmup * total_steps)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
     if params.schedule == "constant":
         return 1.0
-    done = (step - rise) / max(1, steps - rise)
-    return 1 - done if params.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    if params.schedule == "linear":
+        return 1 - done
+    return (1 + math.cos(math.pi * done)) / 2

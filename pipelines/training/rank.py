@@ -14,7 +14,7 @@ import torch.distributed as dist
 from pipelines.errors import PerennialError, Unavailable
 from pipelines.faults import of_case
 from pipelines.params import TrainParams
-from pipelines.training.group import device_of, joined
+from pipelines.training.group import local_device, process_group
 from pipelines.training.job import JOB, MODEL, ROWS, note, write_result
 from pipelines.training.loop import optimise
 from pipelines.training.rows import load_rows
@@ -32,7 +32,9 @@ def preload(params: TrainParams) -> None:
 
 def main(folder: str, parent: int | None = None) -> None:
     """Do this rank's part of the job; rank 0 leaves the result in ``folder``, a failing rank a note of why."""
-    die_with(parent if parent is not None else os.getppid())
+    if parent is None:
+        parent = os.getppid()
+    die_with(parent)
     work = Path(folder)
     job = json.loads((work / JOB).read_text())
     params = TrainParams.model_validate_json(json.dumps(job["params"]))
@@ -40,8 +42,8 @@ def main(folder: str, parent: int | None = None) -> None:
     name = f"rank-{os.environ['RANK']}"
     with asked_to_leave(params.hang_seconds) as leaving:
         try:
-            device = device_of(job["device"])
-            with joined(device, params.hang_seconds):
+            device = local_device(job["device"])
+            with process_group(device, params.hang_seconds):
                 # Written by the process that started this one, in a folder of its own.
                 model = torch.load(work / MODEL, weights_only=False)
                 outcome = optimise(model, load_rows(work / ROWS), params, device=device, work=work, preempted=leaving)
@@ -53,14 +55,11 @@ def main(folder: str, parent: int | None = None) -> None:
             raise
         except RuntimeError as error:
             if any(word in str(error).lower() for word in TIMED_OUT):
-                waited = f"{name} waited {params.hang_seconds:g} s for the others in vain: one of them hangs or is far slower"
-                note(
-                    work,
-                    name,
-                    Unavailable(
-                        f"{waited} (train.hang_seconds); run the step again, it goes on at the last checkpoint"
-                    ),
+                hung = Unavailable(
+                    f"{name} waited {params.hang_seconds:g} s for the others in vain: one of them hangs or is far "
+                    "slower (train.hang_seconds); run the step again, it goes on at the last checkpoint"
                 )
+                note(work, name, hung)
             else:
                 _note_case(work, name, error)
             raise

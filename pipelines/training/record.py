@@ -48,11 +48,18 @@ def training_record(
     """The record of the training whose files lie in ``folder`` (a train step's, not yet committed).
 
     ``source`` says where the rows came from (name, kind, sha256, notice), ``modules`` are the dotted modules and
-    packages that did the work, ``case_code`` is the sha256 of the case's own files, ``base_weights`` is the sha256 of what a pre-trained encoder started from,
-    ``champion`` the key of the training that a warm start went on from.
+    packages that did the work, ``case_code`` is the sha256 of the case's own files, ``base_weights`` that of what a
+    pre-trained encoder started from, ``champion`` the key of the training that a warm start went on from.
     """
-    train, provenance = params.train, storage.provenance()
+    train = params.train
+    provenance = storage.provenance()
+    device = "cpu"
+    if params.resources.gpus:
+        device = "cuda"
     tokenizer = folder / "tokenizer.json"
+    tokenizer_sha256 = None
+    if tokenizer.exists():
+        tokenizer_sha256 = storage.file_sha256(tokenizer)
     return {
         "version": VERSION,
         "code": {
@@ -72,7 +79,7 @@ def training_record(
         "features": {
             "fields": fields_hash,
             "spec": FEATURE_SPEC,
-            "tokenizer": storage.file_sha256(tokenizer) if tokenizer.exists() else None,
+            "tokenizer": tokenizer_sha256,
             "scales": facts.get("scales", {}),
             "constant": facts.get("constant", []),
         },
@@ -82,7 +89,7 @@ def training_record(
             "strategy": facts["strategy"],
             "world_size": train.ranks,
             "precision": facts["precision"],
-            "device": "cuda" if params.resources.gpus else "cpu",
+            "device": device,
         },
         "metrics": _curves(folder / metrics.FILE, facts),
         "artefacts": {"weights": facts["weights_sha256"], "base_weights": base_weights, "champion": champion},
@@ -99,6 +106,11 @@ def training_record(
 
 def environment(threads: int, *, gpus: bool) -> dict[str, Any]:
     """What computes: interpreter, libraries, processor; the GPUs only where they are used, as asking starts CUDA."""
+    names: list[str] = []
+    cuda = None
+    if gpus:
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        cuda = torch.version.cuda
     return {
         "lock": storage.provenance()["lock"],
         "python": platform.python_version(),
@@ -107,8 +119,8 @@ def environment(threads: int, *, gpus: bool) -> dict[str, Any]:
         "cpu": cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
-        "gpu": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())] if gpus else [],
-        "cuda": torch.version.cuda if gpus else None,
+        "gpu": names,
+        "cuda": cuda,
     }
 
 
@@ -130,7 +142,9 @@ def source_sha256(module: str) -> str:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"{module} is no module of this program")
     path = Path(spec.origin)
-    files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    files = [path]
+    if path.name == "__init__.py":
+        files = sorted(path.parent.rglob("*.py"))
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(path.parent)}\0{storage.file_sha256(file)}\n".encode())
@@ -149,11 +163,16 @@ def _curves(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         return {"file": None, **about}
     lines = metrics.read(path)
     losses = [line["loss"] for line in lines if "loss" in line]
+    first = None
+    last = None
+    if losses:
+        first = losses[0]
+        last = losses[-1]
     return {
         "file": path.name,
         "sha256": storage.file_sha256(path),
-        "loss_first": losses[0] if losses else None,
-        "loss_last": losses[-1] if losses else None,
+        "loss_first": first,
+        "loss_last": last,
         "validations": sum("validation_loss" in line for line in lines),
         **about,
     }

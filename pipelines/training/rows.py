@@ -1,4 +1,7 @@
-"""Training rows in memory, and the order in which they are seen: a function of (seed, epoch), so there is no loader state to save."""
+"""Training rows in memory, and the order in which they are seen.
+
+The order is a function of (seed, epoch), so there is no loader's state to save.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ STRIDE = 1_000_003
 
 @dataclass(frozen=True)
 class Tokens:
-    """Ragged token ids: row ``i`` is ``flat[starts[i]:starts[i + 1]]``; ``flat`` int32 [sum of lengths], ``starts`` int64 [n + 1]."""
+    """Ragged token ids: row ``i`` is ``flat[starts[i]:starts[i + 1]]``.
+
+    ``flat`` is int32 [sum of lengths], ``starts`` int64 [n + 1].
+    """
 
     flat: Tensor
     starts: Tensor
@@ -37,9 +43,15 @@ class Tokens:
         return Tokens(self.flat[source], starts)
 
     def padded(self) -> dict[str, Tensor]:
-        """``input_ids`` and ``attention_mask``, int64 [n, longest]: zeros behind each row, as :func:`pipelines.text.pad` makes them."""
+        """``input_ids`` and ``attention_mask``, int64 [n, longest]: zeros behind each row.
+
+        They are what :func:`pipelines.text.pad` makes of the same ids.
+        """
         lengths = self.lengths
-        mask = torch.arange(int(lengths.max()) if len(lengths) else 1)[None, :] < lengths[:, None]
+        longest = 1
+        if len(lengths):
+            longest = int(lengths.max())
+        mask = torch.arange(longest)[None, :] < lengths[:, None]
         ids = torch.zeros(mask.shape, dtype=torch.int64)
         ids[mask] = self.flat.long()
         return {"input_ids": ids, "attention_mask": mask.long()}
@@ -64,35 +76,45 @@ class Rows:
     @property
     def lengths(self) -> Tensor | None:
         """Tokens per row, int64 [n]; None for rows that are all of one size."""
-        return None if self.tokens is None else self.tokens.lengths
+        if self.tokens is None:
+            return None
+        return self.tokens.lengths
 
     def take(self, index: Tensor) -> Rows:
         """The rows at ``index``, int64 [m]."""
+        tokens = self.tokens
+        if tokens is not None:
+            tokens = tokens.take(index)
         return replace(
             self,
             ids=[self.ids[i] for i in index.tolist()],
             labels=self.labels[index],
             dense={name: tensor[index] for name, tensor in self.dense.items()},
-            tokens=None if self.tokens is None else self.tokens.take(index),
+            tokens=tokens,
         )
 
     def batch(self, index: Tensor) -> dict[str, Tensor]:
         """The model's inputs of the rows at ``index`` by name; tokens are padded to the longest row of the batch."""
-        dense = {name: tensor[index] for name, tensor in self.dense.items()}
-        return dense if self.tokens is None else {**dense, **self.tokens.take(index).padded()}
+        inputs = {name: tensor[index] for name, tensor in self.dense.items()}
+        if self.tokens is not None:
+            inputs |= self.tokens.take(index).padded()
+        return inputs
 
     def save(self, path: Path) -> None:
         """Write the rows to ``path``; :func:`load_rows` reads them."""
-        tokens = None if self.tokens is None else [self.tokens.flat, self.tokens.starts]
+        tokens = None
+        if self.tokens is not None:
+            tokens = [self.tokens.flat, self.tokens.starts]
         torch.save({"ids": list(self.ids), "labels": self.labels, "dense": dict(self.dense), "tokens": tokens}, path)
 
 
 def load_rows(path: Path) -> Rows:
     """The rows that :meth:`Rows.save` wrote, mapped into memory: ranks of one machine share the pages."""
     found = torch.load(path, weights_only=True, mmap=True)
-    return Rows(
-        found["ids"], found["labels"], found["dense"], None if found["tokens"] is None else Tokens(*found["tokens"])
-    )
+    tokens = None
+    if found["tokens"] is not None:
+        tokens = Tokens(*found["tokens"])
+    return Rows(found["ids"], found["labels"], found["dense"], tokens)
 
 
 def as_rows(
@@ -103,18 +125,27 @@ def as_rows(
     tokens: Sequence[Sequence[int]] | None = None,
     classes: int = 0,
 ) -> Rows:
-    """Rows from encoded columns (:func:`pipelines.fields.encode`), or from ``tokens`` (:func:`pipelines.text.tokenise`).
+    """Rows from encoded columns, or from ``tokens``.
 
-    ``labels`` [n] are 0 and 1, or positions among ``classes``; without ``ids`` a row is named by its place.
+    Columns are encoded by :func:`pipelines.fields.encode`, tokens made by :func:`pipelines.text.tokenise`.
+    ``labels`` [n] are 0 and 1, or positions among ``classes``; without ``ids`` a row is named by its position.
     """
-    target = torch.tensor(labels, dtype=torch.int64 if classes else torch.float32)
+    label_type = torch.float32
+    if classes:
+        label_type = torch.int64
+    if ids is None:
+        ids = [str(position) for position in range(len(labels))]
     ragged = None
     if tokens is not None:
-        starts = np.concatenate([[0], np.cumsum([len(own) for own in tokens], dtype=np.int64)])
-        flat = np.fromiter((token for own in tokens for token in own), np.int32, int(starts[-1]))
-        ragged = Tokens(torch.from_numpy(flat), torch.from_numpy(starts))
-    names = list(ids) if ids is not None else [str(place) for place in range(len(target))]
-    return Rows(names, target, {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, ragged)
+        ragged = _ragged(tokens)
+    dense = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+    return Rows(list(ids), torch.tensor(labels, dtype=label_type), dense, ragged)
+
+
+def _ragged(tokens: Sequence[Sequence[int]]) -> Tokens:
+    starts = np.concatenate([[0], np.cumsum([len(own) for own in tokens], dtype=np.int64)])
+    flat = np.fromiter((token for own in tokens for token in own), np.int32, int(starts[-1]))
+    return Tokens(torch.from_numpy(flat), torch.from_numpy(starts))
 
 
 def order(rows: int, seed: int, epoch: int) -> Tensor:
@@ -129,7 +160,8 @@ def batches(rows: Rows, size: int, pool: int, seed: int, epoch: int) -> list[Ten
     are cut, so that a batch needs little padding, and the batches are shuffled ("bucketing" as in Khomenko
     et al., 2016, arXiv:1708.05604).
     """
-    permutation, lengths = order(len(rows), seed, epoch), rows.lengths
+    permutation = order(len(rows), seed, epoch)
+    lengths = rows.lengths
     if not pool or lengths is None:
         return list(permutation.split(size))
     pools = permutation.split(max(1, pool // size) * size)
@@ -138,21 +170,21 @@ def batches(rows: Rows, size: int, pool: int, seed: int, epoch: int) -> list[Ten
     return [cut[i] for i in shuffled.tolist()]
 
 
-def shares(batch: Tensor, rank: int, ranks: int, accumulate: int) -> list[Tensor]:
+def micro_batches(batch: Tensor, rank: int, world_size: int, accumulate: int) -> list[Tensor]:
     """A rank's micro-batches of a global batch: exactly ``accumulate`` on every rank, of which late ones may be empty.
 
-    Every ``ranks``-th row of a batch that is sorted by length: the ranks get the same work.
+    A rank gets every ``world_size``-th row of a batch that is sorted by length, so that all have the same work.
     """
-    return list(batch[rank::ranks].tensor_split(accumulate))
+    return list(batch[rank::world_size].tensor_split(accumulate))
 
 
-def newest(rows: Rows, share: float) -> tuple[Rows, Rows | None]:
-    """The rows to train on and the newest ``share`` of them (at least one) to validate on; None at share 0."""
-    if not share:
+def train_validation_split(rows: Rows, validation_share: float) -> tuple[Rows, Rows | None]:
+    """The rows to train on, and the newest share of all (at least one row) to validate on; None at share 0."""
+    if not validation_share:
         return rows, None
-    cut = len(rows) - max(1, int(len(rows) * share))
-    places = torch.arange(len(rows))
-    return rows.take(places[:cut]), rows.take(places[cut:])
+    cut = len(rows) - max(1, int(len(rows) * validation_share))
+    positions = torch.arange(len(rows))
+    return rows.take(positions[:cut]), rows.take(positions[cut:])
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from pipelines.errors import ConfigError
 from pipelines.params import TrainParams
 
-Kept = dict[str, dict[str, Tensor]]
-"""Weights beside the live ones ("ema", "best"): by purpose, then by parameter name, in the shape of :attr:`Strategy.live`."""
+ExtraWeights = dict[str, dict[str, Tensor]]
+"""Weights beside the model's own: by purpose ("ema", "best"), then by name as in :attr:`Strategy.local_weights`."""
 Name = Literal["single", "ddp", "fsdp", "deepspeed"]
 
 
@@ -31,12 +31,12 @@ class Strategy:
     """Factor of the base learning rates -> the gradients' global norm before clipping, equal on all ranks.
 
     Without a step if the norm is not finite; None if that was the loss scaling of fp16, which then is lower."""
-    live: Callable[[], dict[str, Tensor]]
-    """This rank's part of the trainable weights by name; writing to them changes the model."""
-    save: Callable[[Path, Kept], None]
-    """All ranks: write weights, optimiser and ``kept`` into an existing folder."""
-    load: Callable[[Path, Iterable[str]], Kept]
-    """All ranks: read back what ``save`` wrote; the names are those that ``kept`` had."""
+    local_weights: Callable[[], dict[str, Tensor]]
+    """This rank's shard of the trainable weights by name; writing to them changes the model."""
+    save: Callable[[Path, ExtraWeights], None]
+    """All ranks: write weights, optimiser and the extra weights into an existing folder."""
+    load: Callable[[Path, Iterable[str]], ExtraWeights]
+    """All ranks: read back what ``save`` wrote; the names are those that the extra weights had."""
     full_state_dict: Callable[[], dict[str, Tensor]]
     """All ranks: the whole model on the CPU, whatever the sharding; empty on ranks other than 0."""
 
@@ -45,7 +45,9 @@ def name_of(params: TrainParams) -> Name:
     """The strategy that ``auto`` stands for: ``single`` at one rank, ``ddp`` above."""
     if params.strategy != "auto":
         return params.strategy
-    return "single" if params.ranks == 1 else "ddp"
+    if params.ranks == 1:
+        return "single"
+    return "ddp"
 
 
 def home_of(params: TrainParams) -> str:
@@ -64,19 +66,20 @@ def set_up(model: nn.Module, params: TrainParams, device: torch.device) -> Strat
 
 
 def adamw(model: nn.Module, params: TrainParams) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101) over the trainable weights; ``model.head`` may have a learning rate of its own.
+    """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101) over the trainable weights.
 
-    Each group's ``base`` is its learning rate before the schedule. Raises ConfigError without a head to give the rate to.
+    With ``head_learning_rate`` the weights of ``model.head`` are a group of their own. Each group's ``base`` is its
+    learning rate before the schedule. Raises ConfigError if there is no head to give the rate to.
     """
-    head = (
-        {id(weight) for weight in model.head.parameters()}
-        if params.head_learning_rate is not None and hasattr(model, "head")
-        else set()
-    )
-    if params.head_learning_rate is not None and not head:
-        raise ConfigError(
-            f"train.head_learning_rate is {params.head_learning_rate}, but {type(model).__name__} has no `head`: remove it"
-        )
+    head: set[int] = set()
+    if params.head_learning_rate is not None:
+        if hasattr(model, "head"):
+            head = {id(weight) for weight in model.head.parameters()}
+        if not head:
+            raise ConfigError(
+                f"train.head_learning_rate is {params.head_learning_rate}, "
+                f"but {type(model).__name__} has no `head`: remove it"
+            )
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     body = {
         "params": [weight for weight in trainable if id(weight) not in head],

@@ -8,22 +8,26 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from pipelines.params import TrainParams
-from pipelines.training.group import place
+from pipelines.training.group import get_world_size
 from pipelines.training.strategies import Strategy
-from pipelines.training.strategies.native import HALVES, native
+from pipelines.training.strategies.native import HALF_PRECISION, native
 
 
 def set_up(model: nn.Module, params: TrainParams, device: torch.device) -> Strategy:
     """Shard every one of ``model.blocks``, then the rest; a block is whole only while it computes.
 
-    Shards stay float32; with bf16 or fp16 they travel and compute in it, under autocast as elsewhere, and gradients are reduced in float32.
+    Shards stay float32. With bf16 or fp16 they travel and compute in it, under autocast as elsewhere, and gradients
+    are reduced in float32.
     """
     model.to(device)
-    mesh = init_device_mesh(device.type, (place()[1],))
-    half = HALVES.get(params.precision)
-    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32) if half else MixedPrecisionPolicy()
+    mesh = init_device_mesh(device.type, (get_world_size(),))
+    policy = MixedPrecisionPolicy()
+    if params.precision in HALF_PRECISION:
+        policy = MixedPrecisionPolicy(param_dtype=HALF_PRECISION[params.precision], reduce_dtype=torch.float32)
     for block in getattr(model, "blocks", ()):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     # The root stays whole between forward and backward; without a backward it would go on computing with old weights.
-    return native(model, model, params, device, sync=model.set_requires_gradient_sync, rest=model.reshard)
+    return native(
+        model, model, params, device, set_gradient_sync=model.set_requires_gradient_sync, reshard=model.reshard
+    )

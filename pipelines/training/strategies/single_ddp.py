@@ -14,12 +14,12 @@ from pipelines.training.strategies.native import native
 def set_up(model: nn.Module, params: TrainParams, device: torch.device) -> Strategy:
     """Train ``model`` in place; weights stay float32, bf16 and fp16 are autocast."""
     model.to(device)
-    network, sync = model, lambda _last: None
-    if dist.is_initialized():
-        # Buffers are constants here, so no forward needs to send them.
-        network = nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False)
+    if not dist.is_initialized():
+        return native(model, model, params, device, set_gradient_sync=lambda _is_last: None)
+    # Buffers are constants here, so no forward needs to send them.
+    network = nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False)
 
-        def sync(last: bool) -> None:
-            network.require_backward_grad_sync = last
+    def set_gradient_sync(is_last: bool) -> None:
+        network.require_backward_grad_sync = is_last
 
-    return native(model, network, params, device, sync=sync)
+    return native(model, network, params, device, set_gradient_sync=set_gradient_sync)

@@ -1,4 +1,7 @@
-"""Writes golden.json, the losses of the plain trainings of ranks.py on one rank: ``python -m tests.pipelines.training.golden``."""
+"""Writes golden.json, the losses of the plain trainings of ranks.py on one rank.
+
+Run it as ``python -m tests.pipelines.training.golden``.
+"""
 
 from __future__ import annotations
 

@@ -52,7 +52,10 @@ def plain() -> Tabular:
 
 
 def texts(count: int = 75) -> Rows:
-    """Rows of 2 to 20 tokens whose class is that of their commonest token modulo three; the last batch of an epoch has an odd size."""
+    """Rows of 2 to 20 tokens whose class is that of their commonest token modulo three.
+
+    The last batch of an epoch has an odd size.
+    """
     generator = np.random.default_rng(1)
     labels = generator.integers(0, CLASSES, count)
     tokens = [(3 * generator.integers(1, 8, generator.integers(2, 21)) + label).tolist() for label in labels]
@@ -114,9 +117,10 @@ def noisy() -> Reader:
 
 
 class Troubled(Reader):
-    """A reader with dropout to which ``trouble`` happens once, on the rank ``who``, at the ``at``-th forward of that rank's process.
+    """A reader with dropout to which ``trouble`` happens once.
 
-    ``marker`` is a file that says that it has happened.
+    It happens on the rank ``who``, at the ``at``-th forward of that rank's process; the file ``marker`` says that it
+    has happened.
     """
 
     def __init__(self, trouble: str, at: int, marker: Path, who: int = 1) -> None:

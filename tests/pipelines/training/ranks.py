@@ -20,7 +20,7 @@ import torch
 from pipelines.errors import TrainingDiverged, Unavailable
 from pipelines.training import rank as one_rank
 from pipelines.training.checkpoint import SUMS, publish
-from pipelines.training.group import barrier, joined, place, total
+from pipelines.training.group import all_reduce_sum, barrier, get_rank, get_world_size, process_group
 from pipelines.training.loop import CHECKPOINTS, optimise
 from pipelines.training.metrics import read
 from pipelines.training.rows import Rows
@@ -56,7 +56,11 @@ def trials(name: str, folder: Path) -> dict:
         torch.manual_seed(chosen.seed)
         steps = itertools.count(1)
         return optimise(
-            build(), rows, chosen, work=work, preempted=lambda: next(steps) == leave and place()[0] == place()[1] - 1
+            build(),
+            rows,
+            chosen,
+            work=work,
+            preempted=lambda: next(steps) == leave and get_rank() == get_world_size() - 1,
         )
 
     def told(outcome) -> dict:
@@ -116,8 +120,8 @@ def trials(name: str, folder: Path) -> dict:
 
 def _late(folder: Path) -> None:
     """Each rank's part of a checkpoint, the last rank's long after the first one's."""
-    time.sleep(0.3 * place()[0])
-    (folder / f"part-{place()[0]}").write_text("written")
+    time.sleep(0.3 * get_rank())
+    (folder / f"part-{get_rank()}").write_text("written")
 
 
 def _on_a_full_disk(run):
@@ -148,12 +152,12 @@ def _rank(number: int, port: int, folder: Path, names: list[str]) -> None:
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(1)
-    with joined(torch.device("cpu"), 60):
+    with process_group(torch.device("cpu"), 60):
         for name in names:
             found = trials(name, folder)
             if number == 0:
                 (folder / f"{name}.json").write_text(json.dumps(found))
-            total([0.0])
+            all_reduce_sum([0.0])
 
 
 def main(folder: Path, names: list[str]) -> int:

@@ -1,7 +1,8 @@
-"""A process like an Airflow task: torch is imported, there is one thread. ``python -m tests.pipelines.training.task FOLDER TROUBLE...``.
+"""A process like an Airflow task: torch is imported, there is one thread.
 
-For each trouble it trains on two ranks in ``FOLDER/TROUBLE`` until something happens, does to the folder what the
-trouble says, tries again where that is its own business, and leaves what it saw in ``FOLDER/TROUBLE.json``.
+Run it as ``python -m tests.pipelines.training.task FOLDER TROUBLE...``. For each trouble it trains on two ranks in
+``FOLDER/TROUBLE`` until something happens, does to the folder what the trouble says, tries again where that is its own
+business, and leaves what it saw in ``FOLDER/TROUBLE.json``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ CHANGES: dict[str, dict[str, Any]] = {"none": {"checkpoint_every": None}, "sleep
 
 
 def attempt(folder: Path, trouble: str) -> dict[str, Any]:
-    """One try of a training with a trouble at the seventh step, after the checkpoints of steps 2, 4 and 6: its error, or its end."""
+    """One try of a training with a trouble at the seventh step: its error, or its end.
+
+    The checkpoints of steps 2, 4 and 6 are there by then.
+    """
     kind, _, rank = trouble.partition("-")
     params = TWO.model_copy(update=CHANGES.get(trouble, {}))
     try:

@@ -55,7 +55,10 @@ def end(folder: Path, victim: str) -> None:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """What came of every trouble: the tries of a task each, of which the last one ends well (but for a rank that sleeps)."""
+    """What came of every trouble: the tries of a task each.
+
+    The last of them ends well, but for a rank that sleeps.
+    """
     folder = tmp_path_factory.mktemp("faults")
     assert start(folder, "none", "kill-0", "kill-1", "term", "sleep").wait(timeout=240) == 0
     assert gone(folder)
@@ -73,7 +76,7 @@ def seen(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["kill-0", "kill-1"])
 def test_a_killed_rank(trouble, seen):
-    """SIGKILL of a rank is an error that is tried again, and the next try goes on at the newest checkpoint to the same bits."""
+    """SIGKILL of a rank is tried again: the next try goes on at the newest checkpoint, to the same bits."""
     _, first, second = seen[trouble]
     assert first["error"].startswith("Unavailable: a training rank failed: rank ")
     assert first["checkpoints"] == ["step-4", "step-6"]
@@ -82,7 +85,7 @@ def test_a_killed_rank(trouble, seen):
 
 @pytest.mark.slow
 def test_a_rank_that_is_asked_to_leave_and_a_damaged_checkpoint(seen):
-    """SIGTERM of one rank has both save the step that they are at and leave; if that checkpoint is damaged, the one before is as good."""
+    """SIGTERM of one rank has both save their step and leave; a damaged checkpoint gives way to the one before."""
     _, first, second = seen["term"]
     assert first["error"].startswith("Preempted: training was asked to leave at step 7: run it again")
     assert first["checkpoints"] == ["step-6", "step-7"]
@@ -105,7 +108,7 @@ def test_a_rank_that_hangs(seen):
     ],
 )
 def test_a_killed_task_or_agent(victim, told, at, seen):
-    """SIGKILL of the task or of the launcher takes every rank with it, SIGTERM of the task lets them save; the next try ends in the same bits."""
+    """SIGKILL of task or launcher ends every rank, SIGTERM lets them save; the next try ends in the same bits."""
     before, first, second = seen[victim]
     assert first["error"].startswith(told)
     assert before.get("forks", True)

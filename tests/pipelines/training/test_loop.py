@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pipelines.errors import ConfigError, DataError, TrainingDiverged
+from pipelines.training.ema import clone_weights, update_ema
 from pipelines.training.fit import fit, threads
-from pipelines.training.kept import copy_of, follow
 from pipelines.training.loop import optimise
 from pipelines.training.metrics import read
 from pipelines.training.rows import order
@@ -89,7 +89,8 @@ def test_no_rows_is_a_data_error():
 
 
 def test_early_stopping_keeps_the_best_weights(tmp_path):
-    """Labels of the validation rows that contradict the others make validation worse with every epoch: training stops, with the first epoch's weights."""
+    """When every epoch makes validation worse, training stops early, with the weights of the best epoch."""
+    # The labels of the validation rows contradict the others.
     rows = table(200)
     labels = rows.labels.clone()
     labels[160:] = 1 - labels[160:]
@@ -104,18 +105,18 @@ def test_early_stopping_keeps_the_best_weights(tmp_path):
 
 
 def test_the_average_of_the_weights():
-    """The moving average follows the weights by the share that its decay leaves, with a lower decay in the first steps."""
+    """The EMA follows the weights by the share that its decay leaves; the decay is lower in the first steps."""
     live = {"w": torch.ones(3)}
     average = {"w": torch.zeros(3)}
-    follow(average, live, decay=0.999, step=1)
+    update_ema(average, live, decay=0.999, step=1)
     assert average["w"].tolist() == pytest.approx([1 - 2 / 11] * 3)
-    before = copy_of(average)
-    follow(average, {"w": torch.full((3,), 2.0)}, decay=0.5, step=10_000)
+    before = clone_weights(average)
+    update_ema(average, {"w": torch.full((3,), 2.0)}, decay=0.5, step=10_000)
     assert average["w"].tolist() == pytest.approx(((before["w"] + 2) / 2).tolist())
 
 
 def test_the_head_has_a_learning_rate_of_its_own():
-    """The head's group has its rate, all other trainable weights the common one, frozen weights none; a model without a head is told so."""
+    """The head has its rate, other trainable weights the common one, frozen ones none; a model needs a head for it."""
     model = reader()
     model.embedding.weight.requires_grad = False
     body, head = adamw(model, TEXT).param_groups

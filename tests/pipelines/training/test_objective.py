@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from pipelines.training.objective import class_weights, objective, rate_factor
+from pipelines.training.objective import class_weights, learning_rate_factor, objective
 from tests.pipelines.training.models import TRAIN
 
 CPU = torch.device("cpu")
 
 
 def test_class_weights_have_a_mean_of_one_over_the_rows():
-    """Balanced weights give every class the same share of the loss, square roots go half the way, and the mean over the rows is 1."""
+    """Balanced weights give all classes the same share of the loss, square roots go half the way; their mean is 1."""
     labels = torch.tensor([0] * 6 + [1] * 3 + [2])
     balanced, root = class_weights(labels, 1.0), class_weights(labels, 0.5)
     shares = [float(balanced[label] * (labels == label).sum()) for label in range(3)]
@@ -49,9 +49,9 @@ def test_smoothing_of_a_binary_label():
     [("constant", 1.0, 1.0), ("linear", 0.5, 1 / 80), ("cosine", 0.5, (1 - math.cos(math.pi / 80)) / 2)],
 )
 def test_the_course_of_the_learning_rate(schedule, middle, last):
-    """It rises in a line over the warm-up, is at its base right after it, and then follows the schedule towards 0 at the end."""
+    """It rises in a line over the warm-up, is at its base right after it, and then follows the schedule towards 0."""
     params = TRAIN.model_copy(update={"warmup": 0.2, "schedule": schedule})
-    course = [rate_factor(params, step, 100) for step in range(100)]
+    course = [learning_rate_factor(params, step, 100) for step in range(100)]
     assert course[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])
     assert (course[20], course[60], course[99]) == pytest.approx((1.0, middle, last))
-    assert rate_factor(TRAIN, 0, 100) == 1.0
+    assert learning_rate_factor(TRAIN, 0, 100) == 1.0

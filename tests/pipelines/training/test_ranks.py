@@ -25,7 +25,7 @@ TWO = TRAIN.model_copy(update={"ranks": 2})
 
 
 def test_two_ranks_follow_one_rank_and_leave_no_trace(tmp_path, monkeypatch):
-    """At dropout 0 every epoch's loss agrees within 1e-6, also with a last batch of one row, and the caller's surroundings are as they were."""
+    """At dropout 0 every epoch's loss agrees within 1e-6, and the caller's surroundings are as they were."""
     rows = table(257)  # eight batches of 32 and one of a single row: the second rank's share of it is empty
     one = fit(plain, rows, TRAIN)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -42,7 +42,7 @@ def test_two_ranks_follow_one_rank_and_leave_no_trace(tmp_path, monkeypatch):
 
 
 def test_divergence_on_a_rank_is_told_as_such():
-    """A loss that is not finite on one rank stops both at the same step and comes back as TrainingDiverged, not as a dead rank."""
+    """A loss that is not finite on one rank stops both at the same step, and comes back as TrainingDiverged."""
     rows = table(64)
     infinite = torch.where(torch.arange(64)[:, None] == 5, float("inf"), rows.dense["numeric"])
     with pytest.raises(TrainingDiverged, match=r"at step 0 \(epoch 0; rows "):
@@ -50,7 +50,7 @@ def test_divergence_on_a_rank_is_told_as_such():
 
 
 def test_a_process_with_threads_never_forks_its_ranks():
-    """A second thread may hold a lock while this one forks, so that the ranks start in a fresh process then; GPUs and several nodes need one anyway."""
+    """Beside a second thread, which may hold a lock, and with GPUs or several nodes, ranks start in a fresh process."""
     stop = threading.Event()
     other = threading.Thread(target=stop.wait)
     other.start()

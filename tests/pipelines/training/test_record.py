@@ -49,7 +49,7 @@ def _record(folder, **changes):
 
 
 def test_all_eight_categories(tmp_path):
-    """Code, data, features, configuration, metrics, artefacts, environment and governance are there, as JSON that comes back the same."""
+    """The record has all of its categories, as JSON that comes back the same."""
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 1, "loss": 0.7}\n{"step": 2, "loss": 0.6}\n{"step": 2, "validation_loss": 0.5}\n'
     )

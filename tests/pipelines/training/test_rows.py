@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from pipelines.text import pad
-from pipelines.training.rows import as_rows, batches, load_rows, newest, order, shares
+from pipelines.training.rows import as_rows, batches, load_rows, micro_batches, order, train_validation_split
 from tests.pipelines.training.models import table, texts
 
 
 def test_order_is_a_function_of_seed_and_epoch():
-    """Every epoch visits every row once, in an order that (seed, epoch) fixes and that no generator state can change."""
+    """Every epoch visits every row once, in an order that (seed, epoch) fixes and no generator's state can change."""
     torch.manual_seed(1)
     first = order(100, seed=0, epoch=1)
     torch.rand(10)
@@ -34,7 +34,7 @@ def test_texts_are_padded_as_in_serving():
 
 
 def test_pools_are_sorted_by_length():
-    """With pools every row still comes once per epoch; batches need far less padding, their order is shuffled and a function of (seed, epoch)."""
+    """With pools, batches need far less padding; every row still comes once, in an order that (seed, epoch) fixes."""
     rows = texts(200)
     lengths = rows.lengths
     sorted_ones, plain_ones = batches(rows, 16, 64, seed=3, epoch=0), batches(rows, 16, 0, seed=3, epoch=0)
@@ -53,15 +53,15 @@ def test_pools_are_sorted_by_length():
 
 
 def test_ranks_share_a_batch_evenly():
-    """The micro-batches of all ranks are the batch, as many on each rank, and a sorted batch is shared with about the same lengths."""
+    """The micro-batches of all ranks are the batch, as many on each rank, and of about the same lengths."""
     rows = texts(200)
     batch = max(batches(rows, 16, 64, seed=3, epoch=0), key=lambda batch: int(rows.lengths[batch].sum()))
-    parts = [shares(batch, rank, 2, 4) for rank in range(2)]
+    parts = [micro_batches(batch, rank, 2, 4) for rank in range(2)]
     assert [len(own) for own in parts] == [4, 4]
     assert sorted(torch.cat([micro for own in parts for micro in own]).tolist()) == sorted(batch.tolist())
     tokens = [sum(int(rows.lengths[micro].sum()) for micro in own) for own in parts]
     assert abs(tokens[0] - tokens[1]) <= int(rows.lengths.max())
-    assert [len(micro) for micro in shares(torch.tensor([7]), 1, 2, 2)] == [0, 0]
+    assert [len(micro) for micro in micro_batches(torch.tensor([7]), 1, 2, 2)] == [0, 0]
 
 
 @pytest.mark.parametrize("rows", [texts(20), table(20)], ids=["texts", "table"])
@@ -75,10 +75,10 @@ def test_rows_come_back_from_disk(rows, tmp_path):
 
 
 def test_the_newest_rows_validate():
-    """The validation slice is the newest share of the rows, and none of it is trained on; at least one row at any share."""
+    """The newest share of the rows validates, at least one row, and none of it is trained on."""
     rows = texts(50)
-    old, new = newest(rows, 0.1)
+    old, new = train_validation_split(rows, 0.1)
     assert (list(old.ids), list(new.ids)) == (rows.ids[:45], rows.ids[45:])
     assert torch.equal(new.batch(torch.tensor([0]))["input_ids"], rows.batch(torch.tensor([45]))["input_ids"])
-    assert len(newest(rows, 0.001)[1]) == 1
-    assert newest(rows, 0.0) == (rows, None)
+    assert len(train_validation_split(rows, 0.001)[1]) == 1
+    assert train_validation_split(rows, 0.0) == (rows, None)

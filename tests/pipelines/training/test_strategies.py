@@ -63,7 +63,7 @@ def every(*names: str):
 @every(*NAMES)
 @pytest.mark.parametrize("trial", ["plain", "all"])
 def test_the_losses_are_those_of_one_rank(name, trial, alone, launched):
-    """Without dropout two ranks see the losses of one within 1e-6 at every step, and the same gradient norms and validation losses."""
+    """Without dropout two ranks see the losses of one within 1e-6 at every step, and its gradient norms."""
     one, two = alone[1][trial], launched(name)[trial]
     assert two["losses"] == pytest.approx(one["losses"], abs=1e-6)
     assert two["norms"] == pytest.approx(one["norms"], rel=1e-5)
@@ -73,7 +73,7 @@ def test_the_losses_are_those_of_one_rank(name, trial, alone, launched):
 
 @every("single", *NAMES)
 def test_micro_batches_and_recomputed_activations_change_no_loss(name, launched):
-    """A step in two micro-batches, or with activations computed again, has the loss of the step that was done at once."""
+    """A step in two micro-batches, or with activation checkpointing, has the loss of the step that was done at once."""
     found = launched(name)
     assert found["accumulated"]["losses"] == pytest.approx(found["plain"]["losses"], abs=1e-6)
     assert found["recomputed"]["losses"] == pytest.approx(found["plain"]["losses"], abs=1e-6)
@@ -81,7 +81,7 @@ def test_micro_batches_and_recomputed_activations_change_no_loss(name, launched)
 
 @every("single", *NAMES)
 def test_resume_ends_in_the_same_bits(name, launched):
-    """With dropout, averaged weights, validation and micro-batches, a training that left in the middle goes on to the same weights and losses."""
+    """A training that left in the middle goes on to the same bits, with dropout, EMA, validation and micro-batches."""
     found = launched(name)
     assert found["left"] == f"training was asked to leave at step {LEFT_AT}: run it again to go on there"
     for trial in ("resumed", "again"):
@@ -113,7 +113,7 @@ def test_resume_in_another_strategy(name, alone, launched):
 
 @every("single", *NAMES)
 def test_divergence_names_its_step_and_rows(name, launched):
-    """A loss that is not finite on one rank stops all at one step, and the error names the step and rows of the batch."""
+    """A loss that is not finite on one rank stops all at one step; the error names the step and the batch's rows."""
     assert launched(name)["diverged"].startswith("the loss is nan at step 0 (epoch 0; rows report-")
 
 
@@ -148,14 +148,14 @@ def test_fp16_scales_its_loss(name, launched):
 
 
 def test_the_golden_losses(alone):
-    """The losses of the plain trainings are those that were committed: nobody changes the optimisation by accident (python -m tests.pipelines.training.golden)."""
+    """The losses are those that were committed (golden.py): nobody changes the optimisation by accident."""
     golden = json.loads(GOLDEN.read_text())
     for trial in ("plain", "all"):
         assert alone[1][trial]["losses"] == pytest.approx(golden[trial], abs=1e-5), trial
 
 
 def test_deepspeed_needs_no_compiler():
-    """The private table of operators that the deepspeed strategy replaces is still what deepspeed asks before it compiles."""
+    """The table of operators that the strategy replaces is still what deepspeed asks before it compiles."""
     text = (
         "import sys, pipelines.training.strategies.deepspeed, deepspeed.ops as ops\n"
         "assert sys.modules['deepspeed.comm.torch'].build_shm_op() is None\n"
@@ -166,10 +166,8 @@ def test_deepspeed_needs_no_compiler():
 
 def test_metrics_have_every_step_once(tmp_path):
     """A training that left and went on has each step's line once, in order, and its validations between them."""
-    params, steps = (
-        TEXT.model_copy(update=EVERYTHING | {"checkpoint_every": 3, "keep_checkpoints": 1}),
-        itertools.count(1),
-    )
+    params = TEXT.model_copy(update=EVERYTHING | {"checkpoint_every": 3, "keep_checkpoints": 1})
+    steps = itertools.count(1)
     with threads(1):
         with pytest.raises(Exception, match="asked to leave at step 5"):
             optimise(reader(), texts(), params, work=tmp_path, preempted=lambda: next(steps) == 5)
