@@ -33,7 +33,10 @@ RESOLVED = 1e-5
 PLAIN = (1e-6, 1e30)
 """Deviations with which float32 arithmetic goes well."""
 SPOILT = {0.01: 10.0, 0.05: 1000.0}
-"""A share of the rows at either end -> how many times the deviation of the rows between may be that of all, before they spoil it."""
+"""A share of the rows at either end -> how many times that of the rows between the deviation of all may be.
+
+Above it, the rows at the ends spoil the deviation.
+"""
 
 
 def find_scales(fields: Fields, columns: Columns) -> dict[str, Scale]:
@@ -60,7 +63,8 @@ def _scale(values: NDArray[np.float64]) -> Scale | None:
         between = values[(low <= values) & (values <= high)]
         if not _constant(between) and _deviation(values) > most * _deviation(between):
             central = between
-    loc, deviation = float(central.mean()), _deviation(central)
+    loc = float(central.mean())
+    deviation = _deviation(central)
     if central is values and deviation > RESOLVED * abs(loc) and PLAIN[0] < deviation < PLAIN[1]:
         return None
     return Scale(loc, 1 / deviation)
@@ -93,7 +97,8 @@ def read_scales(value: Mapping[str, Any]) -> dict[str, Scale]:
         return {name: Scale(float(own["loc"]), float(own["scale"])) for name, own in value.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError(
-            f"the scales of the numbers are not {{field: {{loc, scale}}}} ({error!r}): restore the bundle, or export it again"
+            f"the scales of the numbers are not {{field: {{loc, scale}}}} ({error!r}): "
+            "restore the bundle, or export it again"
         ) from error
 
 

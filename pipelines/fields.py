@@ -53,10 +53,16 @@ RESERVED: Mapping[str, str] = {
     **dict.fromkeys(CANONICAL, "canonical rows"),
     ENTROPY: "profiles",
 }
-"""Names that no field can have, and where each is a column of its own. What else profiles measure has a dot or an @ in its name."""
+"""Names that no field can have, and where each is a column of its own.
+
+What else profiles measure has a dot or an @ in its name.
+"""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 SCALED_MOST = 10.0
-"""Numbers that are scaled before they become float32 are clipped to +-10 standard deviations: an outlier stays large and finite."""
+"""Numbers that are scaled before they become float32 are clipped to +-10 standard deviations.
+
+An outlier stays large, and finite.
+"""
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Numeric:
 
 @dataclass(frozen=True)
 class Text:
-    """Free text, not empty once normalised (:func:`pipelines.text.normalise`) and of at most ``max_chars`` characters."""
+    """Free text of at most ``max_chars`` characters, not empty once :func:`pipelines.text.normalise` had it."""
 
     name: str
     max_chars: int = 20_000
@@ -146,18 +152,24 @@ class Fields:
     @property
     def measured(self) -> tuple[str, ...]:
         """The names that drift can decide by: the fields, of a text its number of words, and what the model gives."""
-        own = self.names if self.text is None else (self.text.name + WORDS,)
-        return (*own, SCORE, *([PREDICTION] if self.classes else []))
+        measured = [*self.names, SCORE]
+        if self.text is not None:
+            measured = [self.text.name + WORDS, SCORE]
+        if self.classes:
+            measured.append(PREDICTION)
+        return tuple(measured)
 
     @property
     def groups(self) -> tuple[str, ...]:
         """The names by whose values rows can be cut into slices: categories, whole numbers and the label."""
-        whole = [
+        groups = [
             field.name
             for field in self.fields
             if isinstance(field, Categorical) or (isinstance(field, Numeric) and field.integer)
         ]
-        return (*whole, *([self.label] if self.label not in SCORED else []))
+        if self.label not in SCORED:
+            groups.append(self.label)
+        return tuple(groups)
 
     @property
     def hash(self) -> str:
@@ -165,7 +177,9 @@ class Fields:
         spec = [
             [type(field).__name__, {k: v for k, v in asdict(field).items() if k != "about"}] for field in self.fields
         ]
-        declared = [self.case, self.label, spec, *([self.classes] if self.classes else [])]
+        declared: list[Any] = [self.case, self.label, spec]
+        if self.classes:
+            declared.append(self.classes)
         return hashlib.sha256(json.dumps(declared).encode()).hexdigest()
 
 
@@ -185,15 +199,16 @@ def _mistakes(fields: Fields) -> Iterator[str]:
         yield f"a text field stands alone, found {', '.join(fields.names)}: declare the text only"
     yield from (f"label {fields.label}: {what}" for what in _mistakes_of_words("classes", fields.classes))
     if len(fields.classes) in {1, 2} or len(fields.classes) > MAX_CLASSES:
-        count = len(fields.classes)
-        yield f"label {fields.label}: {count} classes: declare none (a binary label) or 3 to {MAX_CLASSES} different ones"
+        found = f"{len(fields.classes)} classes"
+        yield f"label {fields.label}: {found}: declare none (a binary label) or 3 to {MAX_CLASSES} different ones"
 
 
 def _mistakes_of_names(fields: Fields) -> Iterator[str]:
     named = [*(("a field", name) for name in fields.names), ("the label", fields.label)]
     for what, name in [("the case", fields.case), *named]:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            yield f"{what} is named {name!r}: use a letter, then letters, digits and _, at most 64 in all, as in house_value"
+            mend = "use a letter, then letters, digits and _, at most 64 in all, as in house_value"
+            yield f"{what} is named {name!r}: {mend}"
     for what, name in named:
         # A label may be called what it is.
         if name in RESERVED and (what, name) != ("the label", "label"):
@@ -201,7 +216,8 @@ def _mistakes_of_names(fields: Fields) -> Iterator[str]:
     if twice := _repeated(fields.names):
         yield f"the field {twice[0]} is declared twice: remove one of them, or name it otherwise"
     if fields.label in fields.names:
-        yield f"the label {fields.label} is declared as a field, too: a model would be told the answer; remove the field"
+        told = "a model would be told the answer"
+        yield f"the label {fields.label} is declared as a field, too: {told}; remove the field"
 
 
 def _mistakes_of(field: Field) -> Iterator[str]:
@@ -249,26 +265,28 @@ def to_json(fields: Fields) -> dict[str, Any]:
 
 def from_json(value: Mapping[str, Any]) -> Fields:
     """The declaration that :func:`to_json` wrote: equal to the original, with the same hash."""
-    kinds: dict[str, Callable[..., Field]] = {"Categorical": Categorical, "Numeric": Numeric, "Text": Text}
-    declared = tuple(
-        kinds[field["kind"]](
-            **{key: tuple(part) if isinstance(part, list) else part for key, part in field.items() if key != "kind"}
-        )
-        for field in value["fields"]
-    )
     return Fields(
         case=value["case"],
-        fields=declared,
+        fields=tuple(_field_from_json(field) for field in value["fields"]),
         label=value["label"],
         about=value["about"],
         classes=tuple(value.get("classes", ())),
     )
 
 
-def signature(fields: Fields) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The model's input tensors and its output, each ``{name, dtype, shape}``; -1 is a free axis, the first one the batch.
+def _field_from_json(value: Mapping[str, Any]) -> Field:
+    kinds: dict[str, Callable[..., Field]] = {"Categorical": Categorical, "Numeric": Numeric, "Text": Text}
+    declared = {key: part for key, part in value.items() if key != "kind"}
+    if "values" in declared:
+        declared["values"] = tuple(declared["values"])
+    return kinds[value["kind"]](**declared)
 
-    A model, its ONNX graph, its bundle and Triton's configuration all have this signature.
+
+def signature(fields: Fields) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The model's input tensors and its output, each ``{name, dtype, shape}``.
+
+    -1 is a free axis, the first one of them the batch. A model, its ONNX graph, its bundle and Triton's configuration
+    all have this signature.
     """
     if fields.text is not None:
         inputs = [{"name": name, "dtype": "int64", "shape": [-1, -1]} for name in ("input_ids", "attention_mask")]
@@ -356,7 +374,10 @@ ProblemCode = Literal[
 
 
 class Problem(NamedTuple):
-    """Why a value is not allowed: in which ``field``, by which ``code``, and as a ``message`` for people, which never echoes the value."""
+    """Why a value is not allowed: in which ``field``, by which ``code``, and as a ``message`` for people.
+
+    The message never echoes the value.
+    """
 
     field: str
     code: ProblemCode
@@ -378,7 +399,9 @@ def problem(field: Field, value: object) -> Problem | None:
         return Problem(field.name, "category", f"unknown category, use one of {', '.join(field.values)}")
     if len(value) > field.max_chars:
         return Problem(field.name, "bounds", f"must have at most {field.max_chars} characters")
-    return None if normalise(value) else Problem(field.name, "empty", "must not be empty")
+    if not normalise(value):
+        return Problem(field.name, "empty", "must not be empty")
+    return None
 
 
 def _problem_of_number(field: Numeric, value: object) -> Problem | None:
@@ -398,8 +421,5 @@ def _problem_of_number(field: Numeric, value: object) -> Problem | None:
 
 
 def _kind(value: object) -> str:
-    return (
-        "null"
-        if value is None
-        else {str: "a string", bool: "a boolean", list: "a list", dict: "an object"}.get(type(value), "a number")
-    )
+    kinds = {type(None): "null", str: "a string", bool: "a boolean", list: "a list", dict: "an object"}
+    return kinds.get(type(value), "a number")

@@ -66,13 +66,15 @@ def score(
         raise IntegrityError(
             f"{path} does not take these tensors ({error}): encode with the fields of its own bundle"
         ) from error
-    rows = np.asarray(answer, np.float64)
-    scores = rows if rows.ndim == 2 and rows.shape[1] > 1 else rows.reshape(-1)
-    if not np.isfinite(scores).all():
+    scores = np.asarray(answer, np.float64)
+    wrong = int((~np.isfinite(scores)).sum())
+    if wrong:
         raise IntegrityError(
-            f"{path} answered {int((~np.isfinite(scores)).sum())} score(s) that are not finite: train again with a lower learning rate"
+            f"{path} answered {wrong} score(s) that are not finite: train again with a lower learning rate"
         )
-    return scores
+    if scores.ndim == 2 and scores.shape[1] > 1:
+        return scores
+    return scores.reshape(-1)
 
 
 def score_rows(
@@ -86,29 +88,41 @@ def score_rows(
     """
     import numpy as np
 
-    name, encode = fields.names[0], encoder(fields, bundle)
+    name = fields.names[0]
+    encode = encoder(fields, bundle)
     if name in columns and not len(columns[name]):
-        return np.empty((0, fields.outputs) if fields.classes else 0)
+        return _shaped(np.empty((0, fields.outputs)), fields)
     if fields.text is None or name not in columns:  # encoding says which column is missing
         return score(bundle, encode(columns), model=model, threads=threads)
     texts = columns[name]
     scores = np.empty((len(texts), fields.outputs))
     for start in range(0, len(texts), POOL):
         tensors = encode({name: texts[start : start + POOL]})
-        for share, batch in by_length(tensors):
-            scores[start + share] = score(bundle, batch, model=model, threads=threads).reshape(len(share), -1)
-    return scores if fields.classes else scores.reshape(-1)
+        for positions, batch in by_length(tensors):
+            answered = score(bundle, batch, model=model, threads=threads)
+            scores[start + positions] = answered.reshape(len(positions), -1)
+    return _shaped(scores, fields)
+
+
+def _shaped(scores: NDArray[np.float64], fields: Fields) -> NDArray[np.float64]:
+    """Scores ``[B, outputs]`` as ``[B]`` for a binary label."""
+    if fields.classes:
+        return scores
+    return scores.reshape(-1)
 
 
 def by_length(
     tensors: Mapping[str, NDArray[Any]], batch: int = BATCH
 ) -> Iterator[tuple[NDArray[np.intp], dict[str, NDArray[Any]]]]:
-    """Padded token tensors ``[B, S]`` in batches of rows of about one length: ``(positions, their tensors)``, cut to the longest row."""
+    """Padded token tensors ``[B, S]`` in batches of rows of about one length.
+
+    Yields ``(positions, their tensors)``, the tensors cut to the batch's longest row.
+    """
     import numpy as np
 
     lengths = tensors["attention_mask"].sum(1)
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), batch):
-        share = order[start : start + batch]
-        width = max(1, int(lengths[share].max()))
-        yield share, {name: np.ascontiguousarray(tensor[share, :width]) for name, tensor in tensors.items()}
+        positions = order[start : start + batch]
+        width = max(1, int(lengths[positions].max()))
+        yield positions, {name: np.ascontiguousarray(tensor[positions, :width]) for name, tensor in tensors.items()}

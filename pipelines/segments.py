@@ -1,9 +1,9 @@
-"""The prediction log's segments as files: which are open, how one is closed, how the gateway is asked to, and many names in few words.
+"""The prediction log's segments as files: which are open, how one is closed, and how the gateway is asked to.
 
-A worker of the gateway holds a lock on the segment that it writes (``<worker>-<number>.jsonl.open``), and closes it by one
-rename to ``.jsonl``. A closed segment never changes, and only closed ones are read; its seal (``.sha256`` beside it, as sha256sum
-writes and checks it) is there before it is. Whoever needs the rows of an open one replaces a small file, the request; the
-gateway's workers watch it, close what they hold, and take up what dead workers left.
+A worker of the gateway holds a lock on the segment that it writes (``<worker>-<number>.jsonl.open``), and closes it by
+one rename to ``.jsonl``. A closed segment never changes, and only closed ones are read; its seal (``.sha256`` beside
+it, as sha256sum writes and checks it) is there before it is. Whoever needs the rows of an open one replaces a small
+file, the request; the gateway's workers watch it, close what they hold, and take up what dead workers left.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from typing import Literal
 from pipelines.errors import IntegrityError
 from pipelines.storage import fsync_folder, write_atomic
 
-OPEN, CLOSED, SEAL = ".open", ".jsonl", ".sha256"
+OPEN = ".open"
+CLOSED = ".jsonl"
+SEAL = ".sha256"
 Name = str | Sequence[str | int]
 """A segment's name, or ``[prefix, first, last]`` for many (:func:`packed`)."""
 Kind = Literal["predictions", "labels"]
@@ -49,7 +51,10 @@ def opened(folder: Path) -> list[Path]:
 
 
 def adopt(folder: Path) -> int:
-    """Close the segments that dead workers left open; returns how many. A torn last line (never acknowledged) is cut off."""
+    """Close the segments that dead workers left open; returns how many.
+
+    A torn last line, which was never acknowledged, is cut off.
+    """
     count = 0
     for path in sorted(folder.glob(f"[!.]*.jsonl{OPEN}")):
         with suppress(OSError), path.open("rb+") as file:
@@ -67,7 +72,10 @@ def adopt(folder: Path) -> int:
 
 
 def finish(fd: int, path: Path) -> None:
-    """Make an open segment durable, seal it and rename it; one without a line is removed. ``fd``, which can be read, stays open."""
+    """Make an open segment durable, seal it and rename it; one without a line is removed.
+
+    ``fd``, which can be read, stays open.
+    """
     os.fdatasync(fd)
     if os.fstat(fd).st_size:
         _write_seal(fd, path)
@@ -84,7 +92,8 @@ def seal(path: Path) -> Path:
 
 
 def _write_seal(fd: int, path: Path) -> None:
-    found, at = hashlib.sha256(), 0
+    found = hashlib.sha256()
+    at = 0
     while part := os.pread(fd, 1 << 20, at):
         found.update(part)
         at += len(part)
@@ -99,9 +108,10 @@ def _write_seal(fd: int, path: Path) -> None:
 
 
 def read(path: Path) -> tuple[bytes, bool]:
-    """The bytes of a closed segment, and whether they are sealed: segments of earlier releases and files put there by hand are not.
+    """The bytes of a closed segment, and whether they are sealed.
 
-    Raises IntegrityError if they are not those that were sealed.
+    Segments of earlier releases, and files that were put there by hand, are not. Raises IntegrityError if the bytes
+    are not those that were sealed.
     """
     data = path.read_bytes()
     try:
@@ -110,9 +120,9 @@ def read(path: Path) -> tuple[bytes, bool]:
         return data, False
     if hashlib.sha256(data).hexdigest() != expected:
         raise IntegrityError(
-            f"the closed segment {path} is not what was written: bytes of it have changed or are missing, with rows that were answered or "
-            f"labels that were taken. Restore it from a backup; if there is none, remove {seal(path).name} beside it: the lines that "
-            "can still be read are then taken, the others quarantined"
+            f"the closed segment {path} is not what was written: bytes of it have changed or are missing, with rows "
+            "that were answered or labels that were taken. Restore it from a backup; if there is none, remove "
+            f"{seal(path).name} beside it: the lines that can still be read are then taken, the others quarantined"
         )
     return data, True
 
@@ -146,7 +156,8 @@ def _whole_lines(fd: int) -> int:
 def close(folders: Iterable[Path], request: Path, seconds: float) -> list[Path]:
     """Have the open segments in ``folders`` closed; returns those that are open still, after at most ``seconds``.
 
-    What dead workers left is closed here, where the log can be written; for the others the gateway is asked by ``request``.
+    What dead workers left is closed here, where the log can be written; for the others the gateway is asked by
+    ``request``.
     """
     folders = list(folders)
     for folder in folders:
@@ -202,7 +213,8 @@ def among(names: Iterable[Name]) -> Callable[[str], bool]:
         match = _NUMBERED.fullmatch(name)
         if match is None:
             return name in single
-        number, own = int(match[2]), ranges.get(match[1], [])
+        number = int(match[2])
+        own = ranges.get(match[1], [])
         at = bisect_right(own, (number, _LAST))
         return at > 0 and own[at - 1][1] >= number
 
@@ -210,7 +222,10 @@ def among(names: Iterable[Name]) -> Callable[[str], bool]:
 
 
 def _sorted_out(names: Iterable[Name]) -> tuple[set[str], dict[str, list[tuple[int, int]]]]:
-    """Names without a number, and by prefix the numbers of the others as ranges that neither touch nor overlap, in order."""
+    """Names without a number, and by prefix the numbers of the others.
+
+    The numbers are ranges that neither touch nor overlap, in order.
+    """
     single: set[str] = set()
     numbers: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for name in names:

@@ -24,9 +24,8 @@ def normalise(text: str) -> str:
     >>> normalise("  Buffer\toverflow\u200b in\r\nlibpng ")
     'Buffer overflow in libpng'
     """
-    spaced = "".join(
-        " " if unicodedata.category(char) in {"Cc", "Cf"} else char for char in unicodedata.normalize("NFC", text)
-    )
+    composed = unicodedata.normalize("NFC", text)
+    spaced = "".join(" " if unicodedata.category(char) in {"Cc", "Cf"} else char for char in composed)
     return " ".join(spaced.split())
 
 
@@ -68,11 +67,15 @@ def tokenise(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def pad(ids: Sequence[Sequence[int]], to: int | None = None) -> dict[str, NDArray[np.int64]]:
-    """``input_ids`` and ``attention_mask``, int64 ``[B, S]``: zeros behind each row's ids up to the longest one, or up to ``to``."""
+    """``input_ids`` and ``attention_mask``, int64 ``[B, S]``: zeros behind each row's ids.
+
+    S is the longest row's length, or ``to``.
+    """
     import numpy as np
 
     width = to or max(map(len, ids), default=1)
-    tokens, mask = np.zeros((len(ids), width), np.int64), np.zeros((len(ids), width), np.int64)
+    tokens = np.zeros((len(ids), width), np.int64)
+    mask = np.zeros((len(ids), width), np.int64)
     for row, own in enumerate(ids):
         tokens[row, : len(own)] = own
         mask[row, : len(own)] = 1

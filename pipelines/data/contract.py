@@ -16,15 +16,21 @@ if TYPE_CHECKING:
 
 
 def contract(fields: Fields) -> pa.DataFrameSchema:
-    """The pandera schema of a case's canonical rows: types, vocabularies, bounds, one row per id, labels 0, 1 or not yet."""
+    """The pandera schema of a case's canonical rows.
+
+    It checks types, vocabularies and bounds, one row per id, and labels: 0, 1 or not yet.
+    """
     import pandera.polars as pa
 
     kinds = frame_schema(fields)
+    wrong_label = "neither 0 nor 1"
+    if fields.classes:
+        wrong_label = "no class"
     columns: dict[str, Any] = {"id": pa.Column(kinds["id"], unique=True), "event_time": pa.Column(kinds["event_time"])}
     columns |= {field.name: pa.Column(kinds[field.name], _checks(field)) for field in fields.fields}
     columns[fields.label] = pa.Column(
         kinds[fields.label],
-        pa.Check.isin(list(range(len(fields.classes) or 2)), error="no class" if fields.classes else "neither 0 nor 1"),
+        pa.Check.isin(list(range(len(fields.classes) or 2)), error=wrong_label),
         nullable=True,
     )
     columns["label_time"] = pa.Column(kinds["label_time"], nullable=True)
@@ -90,7 +96,8 @@ def split(frame: pl.DataFrame, fields: Fields) -> tuple[pl.DataFrame, pl.DataFra
     if whole.height:
         first = whole.row(0, named=True)
         raise DataError(
-            f"{fields.case}: {first['column']}: {first['check']} ({first['failure_case']}): the rows are not in canonical form; mend the source"
+            f"{fields.case}: {first['column']}: {first['check']} ({first['failure_case']}): "
+            "the rows are not in canonical form; mend the source"
         )
     reasons = (
         cases.select(

@@ -63,23 +63,26 @@ def first_needed_day(frame: pl.DataFrame, label: str, as_of: datetime, params: D
 def choose(
     frame: pl.DataFrame, label: str, as_of: datetime, params: DatasetParams
 ) -> tuple[pl.DataFrame, pl.DataFrame, Rule]:
-    """The labelled rows of the window, or of the fallback, at most ``max_rows``; the labelled rows before them; and which rule held.
+    """The rows chosen, the labelled rows before them, and which rule chose.
 
-    Both are sorted by event_time and id.
+    Those chosen are the labelled rows of the window, or of the fallback, at most ``max_rows``. Both are sorted by
+    event_time and id.
     """
     labelled = frame.filter(pl.col(label).is_not_null() & (pl.col("event_time") < as_of)).sort("event_time", "id")
     recent = labelled.filter(pl.col("event_time") >= training_window(as_of, params).start)
-    chosen, rule = (
-        (recent, "window") if recent.height >= params.min_rows else (labelled.tail(params.fallback_rows), "fallback")
-    )
+    rule: Rule = "window"
+    chosen = recent
+    if recent.height < params.min_rows:
+        rule = "fallback"
+        chosen = labelled.tail(params.fallback_rows)
     older = labelled.head(labelled.height - chosen.height)
-    return spread(chosen, params.max_rows or chosen.height), older, rule  # type: ignore[return-value] # the two rules are literals
+    return spread(chosen, params.max_rows or chosen.height), older, rule
 
 
 def rows_per_day(frame: pl.DataFrame, chosen: pl.DataFrame) -> float | None:
-    """How many rows of ``frame`` came on a day with rows in the time of the ``chosen`` ones: labelled or not, before any were thinned out.
+    """How many rows of ``frame`` came on a day with rows, in the time of the ``chosen`` ones.
 
-    None without chosen rows.
+    They count labelled or not, before any were thinned out. None without chosen rows.
     """
     if chosen.is_empty():
         return None
@@ -103,15 +106,19 @@ def split(
     trained_on: pl.DataFrame | None = None,
     text: str | None = None,
 ) -> Split:
-    """Split sorted rows by time; ``trained_on`` (the champion's rows, by ``id``) leave the holdout, and do not come back as training rows.
+    """Split sorted rows by time.
 
-    A row whose ``text`` is that of a training row, or of the champion's, leaves the holdout too: it would be judged
-    by memory. Replayed and history rows are spread over ``older`` and never the same; history has none that the
-    champion knows.
+    ``trained_on`` (the champion's rows, by ``id``) leave the holdout, and do not come back as training rows. A row
+    whose ``text`` is that of a training row, or of the champion's, leaves the holdout too: it would be judged by
+    memory. Replayed and history rows are spread over ``older`` and never the same; history has none that the champion
+    knows.
     """
-    known_ids = None if trained_on is None else trained_on["id"]
+    known_ids = None
+    if trained_on is not None:
+        known_ids = trained_on["id"]
     newest = round(rows.height * params.holdout_share)
-    recent, holdout = rows.head(rows.height - newest), rows.tail(newest)
+    recent = rows.head(rows.height - newest)
+    holdout = rows.tail(newest)
     history = spread(_without(older, known_ids), params.history_rows)
     wanted = round(recent.height * params.replay_share / (1 - params.replay_share))
     replayed = spread(_without(older, history["id"]), wanted)
@@ -119,11 +126,16 @@ def split(
     unseen = _without(holdout, known_ids)
     if text is not None:
         known = {normalise(own) for frame in (train, trained_on) if frame is not None for own in frame[text]}
-        unseen, history = (
-            rows.filter([normalise(own) not in known for own in rows[text]]) for rows in (unseen, history)
-        )
+        unseen = _without_texts(unseen, text, known)
+        history = _without_texts(history, text, known)
     return Split(train, unseen, holdout.height - unseen.height, replayed.height, history)
 
 
 def _without(rows: pl.DataFrame, ids: pl.Series | None) -> pl.DataFrame:
-    return rows if ids is None else rows.filter(~pl.col("id").is_in(ids.implode()))
+    if ids is None:
+        return rows
+    return rows.filter(~pl.col("id").is_in(ids.implode()))
+
+
+def _without_texts(rows: pl.DataFrame, text: str, known: set[str]) -> pl.DataFrame:
+    return rows.filter([normalise(own) not in known for own in rows[text]])

@@ -82,7 +82,8 @@ def read_days(settings: Settings, partitions: Sequence[dict[str, Any]]) -> pl.Da
             raise IntegrityError(f"{path} cannot be read ({error}): {mend}") from error
         if not _is(frame, partition["sha256"]):
             raise IntegrityError(
-                f"{path} does not hold the rows that its manifest names: restore it, or remove it and run the step 'ingest' again"
+                f"{path} does not hold the rows that its manifest names: "
+                "restore it, or remove it and run the step 'ingest' again"
             )
         frames.append(frame)
     return pl.concat(frames, how="diagonal_relaxed")

@@ -1,8 +1,9 @@
 """What of the prediction log is compacted: by segment its partitions, with the hashes that readers check.
 
-A compaction leaves one record in ``lake/<case>/<kind>/segments/``, named by its own hash, once all that it names is durable.
-Records add up, in any order; when there are many, or one has to be taken back, a compaction writes one in place of all. Releases
-before this one left a marker for each segment, ``<segment>.json``: they count, and the next compaction takes them into its record.
+A compaction leaves one record in ``lake/<case>/<kind>/segments/``, named by its own hash, once all that it names is
+durable. Records add up, in any order; when there are many, or one has to be taken back, a compaction writes one in
+place of all. Releases before this one left a marker for each segment, ``<segment>.json``: they count, and the next
+compaction takes them into its record.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ log = logging.getLogger(__name__)
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A partition: where below ``lake/<case>/<kind>`` it lies, as in ``date=2020-05-01/hour=07``, and the sha256 of its bytes.
+    """A partition: where below ``lake/<case>/<kind>`` it lies, and the sha256 of its bytes.
 
-    Markers of before this release say where only (``sha256`` is empty).
+    Its place is, say, ``date=2020-05-01/hour=07``. Markers of before this release say where only (``sha256`` is empty).
     """
 
     place: str
@@ -42,7 +43,10 @@ class Part(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Done(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What became of a segment's lines. ``size`` are its bytes when it was read, ``spread`` the days of its part in ``SPREAD``."""
+    """What became of a segment's lines.
+
+    ``size`` are its bytes when it was read, ``spread`` the days of its part in ``SPREAD``.
+    """
 
     segment: str
     rows: int
@@ -71,13 +75,17 @@ class _Marker(msgspec.Struct, frozen=True):
     partitions: list[str] | None = None
 
 
-_RECORD, _MARKER = msgspec.json.Decoder(_Record), msgspec.json.Decoder(_Marker)
+_RECORD = msgspec.json.Decoder(_Record)
+_MARKER = msgspec.json.Decoder(_Marker)
 Stamp = tuple[str, int, int, int]
 
 
 @dataclass(frozen=True)
 class Known:
-    """All records of one folder: what is done, and which files that makes, by day and by their path below ``lake/<case>/<kind>``."""
+    """All records of one folder: what is done, and which files that makes.
+
+    Files are named by day and by their path below ``lake/<case>/<kind>``.
+    """
 
     segments: dict[str, Done] = field(default_factory=dict)
     days: dict[str, dict[str, set[Part]]] = field(default_factory=lambda: defaultdict(dict))
@@ -91,8 +99,9 @@ class Known:
         self.segments[done.segment] = done
         for part in done.parts:
             name = f"{part.place}/{done.segment}.parquet"
-            days = done.spread if part.place == SPREAD else [part.place.partition("/")[0].removeprefix("date=")]
+            days = [part.place.partition("/")[0].removeprefix("date=")]
             if part.place == SPREAD:
+                days = done.spread
                 self.spread[name].update(days)
             for day in days:
                 self.days[day].setdefault(name, set()).add(part)
@@ -138,12 +147,10 @@ def _segments(folder: Path, name: str, data: bytes) -> list[Done] | None:
     try:
         if not name.startswith(_PREFIX):
             marker = _MARKER.decode(data)
-            parts = None if marker.partitions is None else [Part(place) for place in marker.partitions]
-            return (
-                []
-                if parts is None
-                else [Done(name.removesuffix(".json"), marker.rows, marker.torn, marker.malformed, parts)]
-            )
+            if marker.partitions is None:
+                return []
+            parts = [Part(place) for place in marker.partitions]
+            return [Done(name.removesuffix(".json"), marker.rows, marker.torn, marker.malformed, parts)]
         if name == _name(data):
             return _RECORD.decode(data).segments
         log.error("%s/%s does not hold what was written: its segments are compacted again", folder, name)
@@ -161,11 +168,14 @@ def keep(folder: Path, fresh: Iterable[Done], known: Known) -> None:
     new = {done.segment: done for done in fresh}
     unlike = bool(known.damaged) or any(not name.startswith(_PREFIX) for name in known.sources)
     replaces = unlike or len(known.sources) >= _MOST or not known.segments.keys().isdisjoint(new)
-    every = known.segments | new if replaces else new
-    data = msgspec.json.encode(_Record([every[name] for name in sorted(every)]))
+    if replaces:
+        new = known.segments | new
+    data = msgspec.json.encode(_Record([new[name] for name in sorted(new)]))
     written = _name(data)
     write_atomic(folder / written, data)
-    for name in set(known.sources) - {written} if replaces else ():
+    if not replaces:
+        return
+    for name in set(known.sources) - {written}:
         (folder / name).unlink(missing_ok=True)
 
 
@@ -184,8 +194,9 @@ def hashed(folder: Path, done: Done) -> Done:
 def checked(folder: Path, files: Iterable[Path], days: Iterable[str]) -> list[Path]:
     """``files``, those of ``days`` below ``folder``, in order, with what was spread of those days.
 
-    Each file is hashed once for as long as it stays as it is. Raises IntegrityError for one that is not what was compacted, and
-    for one that is missing. Files that no record names are of a compaction that goes on, or of a release that kept no hashes.
+    Each file is hashed once for as long as it stays as it is. Raises IntegrityError for one that is not what was
+    compacted, and for one that is missing. Files that no record names are of a compaction that goes on, or of a release
+    that kept no hashes.
     """
     known = read(folder / "segments")
     wanted = {name: parts for day in days for name, parts in known.days.get(day, {}).items()}
@@ -198,8 +209,8 @@ def checked(folder: Path, files: Iterable[Path], days: Iterable[str]) -> list[Pa
             right = "" in expected or sha256_once(path) in expected
         except FileNotFoundError as error:
             raise IntegrityError(
-                f"{path} is missing, with rows that were compacted: run the step 'profile' or 'ingest' again, which makes it of its segment "
-                f"{Path(name).stem}; if that is gone too, restore one of them from a backup"
+                f"{path} is missing, with rows that were compacted: run the step 'profile' or 'ingest' again, which "
+                f"makes it of its segment {Path(name).stem}; if that is gone too, restore one of them from a backup"
             ) from error
         except OSError as error:
             raise IntegrityError(

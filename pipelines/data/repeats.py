@@ -1,6 +1,7 @@
-"""Ids that are logged more than once, found in bounded memory: a day of millions of rows need not be read to count each of them once.
+"""Ids that are logged more than once, found in bounded memory.
 
-Hashes of all ids go to scratch files by their value; within one of them, once sorted, equal ones are neighbours.
+So a day of millions of rows need not be read to count each row once. Hashes of all ids go to scratch files by their
+value; within one of them, once sorted, equal ones are neighbours.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def holds(files: Sequence[Path], wanted: Hashes) -> bool:
 def repeated(files: Sequence[Path], held: Sequence[Path] = ()) -> Hashes:
     """The hashes that more than one row of the files has, and all those of ``held``, ascending, uint64.
 
-    Two ids of one hash are among them too (one pair of a hundred million ids, once in about 4,000 times): ask the ids themselves.
-    Memory hardly hangs on the rows; scratch space is 8 bytes for each.
+    Two ids of one hash are among them too (one pair of a hundred million ids, once in about 4,000 times): ask the ids
+    themselves. Memory hardly hangs on the rows; scratch space is 8 bytes for each.
     """
     # A logged row has some tens of bytes when compressed. No more files than a process may open.
     buckets = min(256, sum(file.stat().st_size for file in files) // (16 * AT_ONCE) + 1)
@@ -65,8 +66,6 @@ def repeated(files: Sequence[Path], held: Sequence[Path] = ()) -> Hashes:
             part.seek(0)
             ordered = np.sort(np.fromfile(part, np.uint64))
             found.append(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
-    return (
-        np.unique(np.concatenate([*found, *(own for file in held for own in hashes(file))]))
-        if held
-        else np.concatenate(found)
-    )
+    if not held:
+        return np.concatenate(found)
+    return np.unique(np.concatenate([*found, *(own for file in held for own in hashes(file))]))

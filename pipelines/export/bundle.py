@@ -27,8 +27,10 @@ TOLERANCE = 1e-5
 """Largest difference of a probability between torch and ONNX Runtime; float32 rounding stays below 2e-6."""
 NEIGHBOURS = 1e-6
 """How much of a row's answer may hang on the rows and the padding beside it, in a variant that ships."""
-_BESIDE, _LONG = (2, 3, 8, 16), 48
-"""Rows of the batches in which an answer is compared with the row's own (the last is also how many rows are), and tokens of random texts."""
+_BESIDE = (2, 3, 8, 16)
+"""Rows of the batches in which an answer is compared with the row's own; so many rows as the last are compared."""
+_LONG = 48
+"""Tokens of the random texts in those batches."""
 _BATCHES = (1, 2, 7, 64, 257)
 _SHAPES = ((1, 2), (3, 5), (17, 24), (2, 96), (1, 512))
 """Texts and tokens of the random batches; the tokenizer's truncation shortens them."""
@@ -37,11 +39,11 @@ MAX_PARITY_ROWS = 128
 
 
 def write_bundle(model: nn.Module, fields: Fields, folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Write model.onnx, bundle.json, fields.json and contract.json to ``folder``; ``about`` joins bundle.json, which is returned.
+    """Write model.onnx, bundle.json, fields.json and contract.json to ``folder``; returns what bundle.json says.
 
-    A text model finds its ``tokenizer.json`` in ``folder``. bundle.json: ``{case, fields_hash, inputs:
-    [{name, dtype, shape}], output: {name, dtype, shape}, opset, ...about}`` with -1 for free axes, and with
-    classes or a tokenizer ``classes`` and ``tokenizer_sha256``.
+    ``about`` becomes part of bundle.json. A text model finds its ``tokenizer.json`` in ``folder``. bundle.json:
+    ``{case, fields_hash, inputs: [{name, dtype, shape}], output: {name, dtype, shape}, opset, ...about}`` with -1 for
+    free axes, and with classes or a tokenizer ``classes`` and ``tokenizer_sha256``.
     """
     write_onnx(model, fields, folder)
     inputs, output = signature(fields)
@@ -69,64 +71,74 @@ def read_fields(bundle: Path) -> Fields:
     expected = json.loads((bundle / "bundle.json").read_text())["fields_hash"]
     if fields.hash != expected:
         raise IntegrityError(
-            f"{bundle / 'fields.json'} has hash {fields.hash[:12]}, bundle.json names {str(expected)[:12]}: export the model again"
+            f"{bundle / 'fields.json'} has hash {fields.hash[:12]}, bundle.json names {str(expected)[:12]}: "
+            "export the model again"
         )
     return fields
 
 
 def check_parity(model: nn.Module, fields: Fields, bundle: Path, rows: Columns, seed: int) -> float:
-    """The largest difference of a probability between torch and ONNX Runtime, over random shapes and real ``rows`` (columns).
+    """The largest difference of a probability between torch and ONNX Runtime.
 
-    Of texts at most ``MAX_PARITY_ROWS`` are compared. Raises IntegrityError above ``TOLERANCE``: what would be
-    judged and served is not what was trained.
+    They are compared over random shapes and real ``rows`` (columns), of texts over at most ``MAX_PARITY_ROWS``. Raises
+    IntegrityError above ``TOLERANCE``: what would be judged and served is not what was trained.
     """
     scored = Scored(model, fields).eval()
-    names = [tensor["name"] for tensor in signature(fields)[0]]
+    inputs, _ = signature(fields)
+    names = [tensor["name"] for tensor in inputs]
+    random_batches = _random_batches(fields, bundle, np.random.default_rng(seed))
     worst = 0.0
-    for tensors in (
-        *_random_batches(fields, bundle, np.random.default_rng(seed)),
-        *_real_batches(fields, bundle, rows),
-    ):
+    for tensors in (*random_batches, *_real_batches(fields, bundle, rows)):
         with torch.no_grad():
             expected = scored(*(torch.from_numpy(tensors[name]) for name in names)).double().numpy()
         answered = runtime.score(bundle, tensors)
         worst = max(worst, float(np.abs(expected.reshape(answered.shape) - answered).max()))
     if not worst <= TOLERANCE:
         raise IntegrityError(
-            f"{bundle}: torch and ONNX Runtime differ by {worst:.2e}, at most {TOLERANCE:g} is allowed: do not ship it; check the exporter's version"
+            f"{bundle}: torch and ONNX Runtime differ by {worst:.2e}, at most {TOLERANCE:g} is allowed: "
+            "do not ship it; check the exporter's version"
         )
     return worst
 
 
 def neighbours(fields: Fields, bundle: Path, rows: Columns, seed: int, model: str = runtime.MODEL) -> float:
-    """How much a row's answer hangs on what is beside it: the largest difference of a probability between a row alone and in a batch.
+    """How much a row's answer hangs on what is beside it.
 
-    Over batches of several sizes of real ``rows`` (columns) and random ones, in which texts are padded to the longest.
-    ``model`` names another file of the bundle than the one that ships.
+    That is the largest difference of a probability between a row alone and in a batch, over batches of several sizes
+    of real ``rows`` (columns) and random ones, in which texts are padded to the longest. ``model`` names another file
+    of the bundle than the one that ships.
     """
-    generator, worst = np.random.default_rng(seed), 0.0
+    generator = np.random.default_rng(seed)
+    most_rows = _BESIDE[-1]
     if fields.text is None:
-        random = random_rows(fields, _BESIDE[-1], generator)
+        batches = [random_rows(fields, most_rows, generator)]
     else:
-        words, most = load_tokenizer(bundle / TOKENIZER).get_vocab_size(), longest(fields, bundle)
-        random = random_texts(_BESIDE[-1], min(most, _LONG), words, generator)
-    real = [encoder(fields, bundle)(evenly(rows, _BESIDE[-1]))] if len(rows[fields.names[0]]) else []
-    for tensors in (random, *real):
-        count = len(next(iter(tensors.values())))
-        alone = np.concatenate([runtime.score(bundle, _row(tensors, row), model=model) for row in range(count)])
-        for size in _BESIDE:
-            for start in range(0, count, size):
-                answered = runtime.score(
-                    bundle, {name: tensor[start : start + size] for name, tensor in tensors.items()}, model=model
-                )
-                worst = max(worst, float(np.abs(answered - alone[start : start + size]).max()))
+        words = load_tokenizer(bundle / TOKENIZER).get_vocab_size()
+        batches = [random_texts(most_rows, min(longest(fields, bundle), _LONG), words, generator)]
+    if len(rows[fields.names[0]]):
+        batches.append(encoder(fields, bundle)(evenly(rows, most_rows)))
+    return max(0.0, *(_neighbours_of(tensors, bundle, model) for tensors in batches))
+
+
+def _neighbours_of(tensors: Tensors, bundle: Path, model: str) -> float:
+    """:func:`neighbours` over the rows of these tensors."""
+    count = len(next(iter(tensors.values())))
+    alone = np.concatenate([runtime.score(bundle, _row(tensors, row), model=model) for row in range(count)])
+    worst = 0.0
+    for size in _BESIDE:
+        for start in range(0, count, size):
+            batch = {name: tensor[start : start + size] for name, tensor in tensors.items()}
+            answered = runtime.score(bundle, batch, model=model)
+            worst = max(worst, float(np.abs(answered - alone[start : start + size]).max()))
     return worst
 
 
 def _row(tensors: Tensors, row: int) -> Tensors:
     """One row by itself, without padding."""
-    # A graph of texts is traced for two tokens at least.
-    width = max(2, int(tensors["attention_mask"][row].sum())) if "attention_mask" in tensors else None
+    width = None
+    if "attention_mask" in tensors:
+        # A graph of texts is traced for two tokens at least.
+        width = max(2, int(tensors["attention_mask"][row].sum()))
     return {name: tensor[row : row + 1, :width] for name, tensor in tensors.items()}
 
 
@@ -134,12 +146,14 @@ def _random_batches(fields: Fields, bundle: Path, generator: np.random.Generator
     if fields.text is None:
         yield from (random_rows(fields, batch, generator) for batch in _BATCHES)
         return
-    words, most = load_tokenizer(bundle / TOKENIZER).get_vocab_size(), longest(fields, bundle)
+    words = load_tokenizer(bundle / TOKENIZER).get_vocab_size()
+    most = longest(fields, bundle)
     yield from (random_texts(rows, min(tokens, most), words, generator) for rows, tokens in _SHAPES)
 
 
 def _real_batches(fields: Fields, bundle: Path, rows: Columns) -> Iterator[Tensors]:
-    count, encode = len(rows[fields.names[0]]), encoder(fields, bundle)
+    count = len(rows[fields.names[0]])
+    encode = encoder(fields, bundle)
     if count and fields.text is None:
         yield encode(rows)
     elif count:
@@ -150,17 +164,22 @@ def _real_batches(fields: Fields, bundle: Path, rows: Columns) -> Iterator[Tenso
 def evenly(rows: Columns, most: int) -> dict[str, list[Any]]:
     """At most ``most`` rows, evenly spaced."""
     count = len(next(iter(rows.values())))
-    places = sorted({int(place) for place in np.linspace(0, count - 1, min(count, most))})
-    return {name: [column[place] for place in places] for name, column in rows.items()}
+    positions = sorted({int(position) for position in np.linspace(0, count - 1, min(count, most))})
+    return {name: [column[position] for position in positions] for name, column in rows.items()}
 
 
 def random_rows(fields: Fields, rows: int, generator: np.random.Generator) -> Tensors:
     """Tensors of ``rows`` rows: codes over whole vocabularies, numbers within their bounds (open sides: +-1,000)."""
     codes = [generator.integers(0, len(field.values), rows) for field in fields.categorical]
-    numbers = [
-        generator.uniform(-1e3 if field.low is None else field.low, 1e3 if field.high is None else field.high, rows)
-        for field in fields.numeric
-    ]
+    numbers = []
+    for field in fields.numeric:
+        low = -1e3
+        if field.low is not None:
+            low = field.low
+        high = 1e3
+        if field.high is not None:
+            high = field.high
+        numbers.append(generator.uniform(low, high, rows))
     return {
         "categorical": np.array(codes, np.int64).reshape(len(codes), rows).T.copy(),
         "numeric": np.array(numbers, np.float32).reshape(len(numbers), rows).T.copy(),
@@ -168,7 +187,10 @@ def random_rows(fields: Fields, rows: int, generator: np.random.Generator) -> Te
 
 
 def random_texts(rows: int, tokens: int, words: int, generator: np.random.Generator) -> Tensors:
-    """Tensors ``[rows, tokens]`` of random ids below ``words``; one row is full, the others are of random lengths and padded."""
+    """Tensors ``[rows, tokens]`` of random ids below ``words``.
+
+    One row is full, the others are of random lengths and padded.
+    """
     lengths = generator.integers(1, tokens + 1, rows)
     lengths[0] = tokens
     mask = (np.arange(tokens) < lengths[:, None]).astype(np.int64)

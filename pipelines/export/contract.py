@@ -15,11 +15,9 @@ def contract(fields: Fields) -> dict[str, Any]:
     It allows what :func:`pipelines.fields.problem` finds nothing wrong with, except that JSON Schema cannot
     tell texts of which normalisation leaves nothing, such as one of format characters only.
     """
-    label = (
-        {"name": fields.label, "classes": list(fields.classes)}
-        if fields.classes
-        else {"name": fields.label, "values": [0, 1]}
-    )
+    label: dict[str, Any] = {"name": fields.label, "values": [0, 1]}
+    if fields.classes:
+        label = {"name": fields.label, "classes": list(fields.classes)}
     return {
         "$schema": DIALECT,
         "title": fields.case,
@@ -36,6 +34,16 @@ def _values(field: Field) -> dict[str, Any]:
     if isinstance(field, Categorical):
         return {"enum": list(field.values)}
     if isinstance(field, Numeric):
-        low, high = -FLOAT32_MAX if field.low is None else field.low, FLOAT32_MAX if field.high is None else field.high
-        return {"type": "integer" if field.integer else "number", "minimum": low, "maximum": high}
+        return _values_of_number(field)
     return {"type": "string", "maxLength": field.max_chars, "pattern": r"\S"}
+
+
+def _values_of_number(field: Numeric) -> dict[str, Any]:
+    values = {"type": "number", "minimum": -FLOAT32_MAX, "maximum": FLOAT32_MAX}
+    if field.integer:
+        values["type"] = "integer"
+    if field.low is not None:
+        values["minimum"] = field.low
+    if field.high is not None:
+        values["maximum"] = field.high
+    return values

@@ -43,12 +43,16 @@ class Scored(nn.Module):  # type: ignore[misc] # torch is Any to mypy
     def forward(self, *tensors: Tensor) -> Tensor:
         """Sigmoid of the logits ``[B, 1]`` of a binary label, softmax over those ``[B, K]`` of classes."""
         logits = self.model(**dict(zip(self._names, tensors, strict=True)))
-        return torch.softmax(logits, dim=1) if self._classes else torch.sigmoid(logits)
+        if self._classes:
+            return torch.softmax(logits, dim=1)
+        return torch.sigmoid(logits)
 
 
 def longest(fields: Fields, folder: Path) -> int:
     """Most tokens of a text: where the tokenizer in ``folder`` truncates; 1 without texts."""
-    return 1 if fields.text is None else int(load_tokenizer(folder / TOKENIZER).truncation["max_length"])
+    if fields.text is None:
+        return 1
+    return int(load_tokenizer(folder / TOKENIZER).truncation["max_length"])
 
 
 def write_onnx(model: nn.Module, fields: Fields, folder: Path) -> Path:
@@ -63,12 +67,15 @@ def write_onnx(model: nn.Module, fields: Fields, folder: Path) -> Path:
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if size > MAX_BYTES:
         raise ConfigError(
-            f"{fields.case}: the model has {size / 1e9:.1f} GB of weights, an ONNX file holds {MAX_BYTES / 1e9:g}: choose a smaller encoder"
+            f"{fields.case}: the model has {size / 1e9:.1f} GB of weights, an ONNX file holds {MAX_BYTES / 1e9:g}: "
+            "choose a smaller encoder"
         )
     path = folder / MODEL
     inputs, _ = signature(fields)
-    axes = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH if fields.text is None else MAX_TEXTS)}
-    if fields.text is not None:
+    if fields.text is None:
+        axes = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
+    else:
+        axes = {0: torch.export.Dim("batch", min=1, max=MAX_TEXTS)}
         axes[1] = torch.export.Dim("seq", min=2, max=longest(fields, folder))
     with _quiet():
         program = torch.onnx.export(
@@ -94,15 +101,15 @@ def example(fields: Fields) -> tuple[Tensor, ...]:
 
     Code 0 is in every vocabulary, token 1 in every tokenizer's, and 1 is a mask that leaves nothing out.
     """
-    fill = 0 if fields.text is None else 1
-    return tuple(
-        torch.full(
-            [size if size >= 0 else free for size, free in zip(tensor["shape"], (3, 7), strict=True)],
-            fill,
-            dtype=_DTYPES[tensor["dtype"]],
-        )
-        for tensor in signature(fields)[0]
-    )
+    fill = 1
+    if fields.text is None:
+        fill = 0
+    free_axes = (3, 7)
+    tensors = []
+    for tensor in signature(fields)[0]:
+        shape = [free if size < 0 else size for size, free in zip(tensor["shape"], free_axes, strict=True)]
+        tensors.append(torch.full(shape, fill, dtype=_DTYPES[tensor["dtype"]]))
+    return tuple(tensors)
 
 
 def strip(proto: Any) -> None:

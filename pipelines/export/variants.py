@@ -19,8 +19,9 @@ from pipelines.export.onnx import strip
 from pipelines.fields import Fields
 from pipelines.runtime import MODEL
 
-FP32, INT8 = "model.fp32.onnx", "model.int8.onnx"
-"""Names of the variants that do not ship; the one that does is ``model.onnx``."""
+# Names of the variants that do not ship; the one that does is ``model.onnx``.
+FP32 = "model.fp32.onnx"
+INT8 = "model.int8.onnx"
 LARGE = 1024
 """Weights with fewer numbers stay as they are."""
 LEVELS = 127
@@ -31,7 +32,9 @@ Metrics = Callable[[NDArray[Any], NDArray[np.float64]], Mapping[str, float | Non
 
 
 def write_int8(folder: Path) -> Path:
-    """Write ``model.int8.onnx``: ``model.onnx`` with its large weights as int8, one scale for each output; equal models give equal bytes.
+    """Write ``model.int8.onnx``: ``model.onnx`` with its large weights as int8, one scale for each output.
+
+    Equal models give equal bytes.
 
     ONNX Runtime makes them float32 again when it loads the file, so that all arithmetic is the fp32 model's: a quarter
     of the bytes at its speed. Activations stay what they are. Quantised with a scale per tensor, a row's answer hangs
@@ -70,14 +73,17 @@ def write_int8(folder: Path) -> Path:
 
 
 def _inputs(graph: Any, weights: Collection[str]) -> dict[str, int]:
-    """The weights that matrix products and tables use, and the axis over which one scale holds: all of an output's, all of a table's row."""
+    """The weights that matrix products and tables use, and the axis over which one scale holds.
+
+    One scale is for all weights of an output, or for a row of a table.
+    """
     found: dict[str, int] = {}
     for node in graph.node:
         if node.op_type == "Gather" and node.input[0] in weights:
             found[node.input[0]] = 1
         elif node.op_type in {"MatMul", "Gemm"} and node.input[1] in weights:
-            transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-            found[node.input[1]] = 1 if transposed else 0
+            is_transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+            found[node.input[1]] = int(is_transposed)
     return found
 
 
@@ -88,10 +94,14 @@ def ship_int8(folder: Path) -> None:
 
 
 def cost(folder: Path, model: str, fields: Fields, rows: Columns) -> dict[str, Any]:
-    """``{file, bytes, latency_ms}``: median milliseconds on one thread by the rows of a call, over real ``rows``; encoding is not in them."""
-    encode, count = encoder(fields, folder), len(rows[fields.names[0]])
+    """What a variant costs: ``{file, bytes, latency_ms}``.
+
+    ``latency_ms`` has the median milliseconds on one thread by the rows of a call, over real ``rows``, without their
+    encoding; it is left out if there are none.
+    """
+    encode = encoder(fields, folder)
     found: dict[str, Any] = {"file": model, "bytes": (folder / model).stat().st_size}
-    if not count:
+    if not len(rows[fields.names[0]]):
         return found
     latency = {}
     for size, calls in BATCHES.items():
@@ -117,10 +127,14 @@ def _milliseconds(folder: Path, model: str, tensors: Mapping[str, NDArray[Any]])
 def difference(
     label: NDArray[Any], fp32: NDArray[np.float64], int8: NDArray[np.float64], metrics: Metrics
 ) -> dict[str, Any]:
-    """What quantisation changes on labelled rows: share of equal predictions, largest change of a score, change of each metric."""
+    """What quantisation changes on labelled rows.
+
+    These are the share of equal predictions, the largest change of a score, and the change of each metric.
+    """
     if not len(label):
         return {"rows": 0, "label_agreement": None, "score_change": None, "metrics": {}}
-    before, after = metrics(label, fp32), metrics(label, int8)
+    before = metrics(label, fp32)
+    after = metrics(label, int8)
     changes = {
         name: new - old for name, old in before.items() if old is not None and (new := after.get(name)) is not None
     }
@@ -134,5 +148,6 @@ def difference(
 
 def predictions(scores: NDArray[np.float64]) -> NDArray[np.int64]:
     """The predicted label ``[n]`` of scores ``[n]`` (1 from a half on) or ``[n, K]`` (the likeliest class)."""
-    found = scores.argmax(axis=1) if scores.ndim == 2 else scores >= 0.5
-    return np.asarray(found, np.int64)
+    if scores.ndim == 2:
+        return np.asarray(scores.argmax(axis=1), np.int64)
+    return np.asarray(scores >= 0.5, np.int64)

@@ -17,7 +17,10 @@ _CHUNK = 2_000_000
 
 
 def improvement(opponent_loss: NDArray[np.float64], challenger_loss: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The improvement d of each row ``[n]``: the opponent's loss minus the challenger's, positive where the challenger is better."""
+    """The improvement d of each row ``[n]``: the opponent's loss minus the challenger's.
+
+    It is positive where the challenger is better.
+    """
     return np.asarray(opponent_loss, np.float64) - np.asarray(challenger_loss, np.float64)
 
 

@@ -12,7 +12,8 @@ The rules, in the order in which they are asked:
 7. no_lift          upper bound < gate.min_lift                                     reject
 8. undecided        the interval holds min_lift: names the rows that would decide   inconclusive
 
-Where dataset.max_rows keeps the rows that are missing out of every holdout, the reason says so and what it would have to be.
+Where dataset.max_rows keeps the rows that are missing out of every holdout, the reason says so and what it would have
+to be.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 from pipelines.contracts import Decision, Evidence, Interval, SliceEvidence, Verdict
 from pipelines.errors import DataError
 from pipelines.gating.power import largest_holdout, max_rows_for, rows_needed
-from pipelines.params import DatasetParams, Params
+from pipelines.params import DatasetParams, GateParams, Params
 
 
 def decide(evidence: Evidence, params: Params) -> Verdict:
@@ -28,7 +29,8 @@ def decide(evidence: Evidence, params: Params) -> Verdict:
 
     Raises DataError if the evidence compares enough rows of both classes and carries no lift.
     """
-    gate, least = params.gate, params.dataset.min_holdout
+    gate = params.gate
+    least = params.dataset.min_holdout
 
     def answer(decision: Decision, rule: str, reason: str, more: int | None = None) -> Verdict:
         return Verdict(
@@ -48,9 +50,8 @@ def decide(evidence: Evidence, params: Params) -> Verdict:
     if lift is None:
         raise DataError(f"evidence over {evidence.n} rows has no lift: evaluate again")
     if evidence.opponent == "base_rate":
-        better = lift.value > 0
         text = f"{_signed(evidence, lift)} against the training rows' base rate on {evidence.n} rows"
-        return answer("promote" if better else "reject", "first_champion", text)
+        return answer("promote" if lift.value > 0 else "reject", "first_champion", text)
     harmed = worst_harm(evidence, gate.min_slice_rows)
     if harmed is not None:
         return answer(
@@ -63,17 +64,21 @@ def decide(evidence: Evidence, params: Params) -> Verdict:
         return answer("promote", "lift", f"{text}: the lower bound is above {gate.min_lift:g}")
     if lift.high < gate.min_lift:
         return answer("reject", "no_lift", f"{text}: the upper bound is below {gate.min_lift:g}")
-    more = (
-        None
-        if evidence.lift_sd is None
-        else rows_needed(lift.value, evidence.lift_sd, evidence.n, min_lift=gate.min_lift, confidence=gate.confidence)
-    )
-    wanted = (
-        "no number of rows would decide"
-        if more is None
-        else f"about {more} further rows would decide{out_of_reach(evidence.n + more, params.dataset)}"
-    )
+    more = _further_rows(evidence, lift, gate)
+    wanted = _wanted(evidence.n, more, params.dataset)
     return answer("inconclusive", "undecided", f"{text}: {gate.min_lift:g} lies inside; {wanted}", more)
+
+
+def _further_rows(evidence: Evidence, lift: Interval, gate: GateParams) -> int | None:
+    if evidence.lift_sd is None:
+        return None
+    return rows_needed(lift.value, evidence.lift_sd, evidence.n, min_lift=gate.min_lift, confidence=gate.confidence)
+
+
+def _wanted(rows: int, more: int | None, params: DatasetParams) -> str:
+    if more is None:
+        return "no number of rows would decide"
+    return f"about {more} further rows would decide{out_of_reach(rows + more, params)}"
 
 
 def out_of_reach(rows: int, params: DatasetParams) -> str:
@@ -81,11 +86,15 @@ def out_of_reach(rows: int, params: DatasetParams) -> str:
     most = largest_holdout(params)
     if most is None or rows <= most:
         return ""
-    return f"; dataset.max_rows {params.max_rows} lets at most {most} into a holdout: raise it to {max_rows_for(rows, params)}"
+    wanted = max_rows_for(rows, params)
+    return f"; dataset.max_rows {params.max_rows} lets at most {most} into a holdout: raise it to {wanted}"
 
 
 def worst_harm(evidence: Evidence, min_rows: int) -> SliceEvidence | None:
-    """The slice of at least ``min_rows`` rows that is worse with confidence; of several the one with the lowest upper bound."""
+    """The slice of at least ``min_rows`` rows that is worse with confidence.
+
+    Of several it is the one with the lowest upper bound.
+    """
     harmed = [piece for piece in evidence.slices if piece.n >= min_rows and piece.lift.high < 0]
     return min(harmed, key=lambda piece: piece.lift.high, default=None)
 

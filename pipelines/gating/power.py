@@ -27,7 +27,9 @@ def rows_needed(lift: float, sd: float, n: int, *, min_lift: float, confidence: 
 
 def largest_holdout(params: DatasetParams) -> int | None:
     """Rows that a holdout can have at most because of ``max_rows``; None without that limit."""
-    return None if params.max_rows is None else round(params.max_rows * params.holdout_share)
+    if params.max_rows is None:
+        return None
+    return round(params.max_rows * params.holdout_share)
 
 
 def max_rows_for(holdout: int, params: DatasetParams) -> int:

@@ -19,19 +19,23 @@ def project(settings: Settings, case: str) -> list[str]:
     ``previous`` is the version a rollback returns to; ``challenger`` is the newest candidate if its verdict
     is inconclusive. Raises Unavailable if MLflow is down, IntegrityError if it lacks a version.
     """
-    head, below = ledger.head(settings.ledger, case), ledger.previous_release(settings.ledger, case)
+    wanted: dict[str, int | None] = dict.fromkeys(ALIASES)
+    head = ledger.head(settings.ledger, case)
+    if head is not None:
+        wanted["champion"] = head.champion
+    below = ledger.previous_release(settings.ledger, case)
+    if below is not None:
+        wanted["previous"] = below.champion
     verdicts = ledger.verdicts(settings.ledger, case)
     with connect(settings) as client:
-        wanted = {
-            "champion": head.champion if head else None,
-            "previous": below.champion if below else None,
-            "challenger": None,
-        }
         if verdicts and verdicts[-1]["verdict"]["decision"] == "inconclusive":
             found = client.search_model_versions(f"name='{case}' and tags.`{KEY}`='{verdicts[-1]['gate_key']}'")
-            wanted["challenger"] = int(found[0].version) if found else None
+            if found:
+                wanted["challenger"] = int(found[0].version)
+        present: dict[str, int] = {}
         models = client.search_registered_models(f"name='{case}'")
-        present = {alias: int(version) for alias, version in models[0].aliases.items()} if models else {}
+        if models:
+            present = {alias: int(version) for alias, version in models[0].aliases.items()}
         changed = []
         for alias in ALIASES:
             version = wanted[alias]

@@ -36,7 +36,8 @@ _ENVIRONMENT = {
 def connect(settings: Settings) -> Iterator[MlflowClient]:
     """A client of the tracking server and registry at ``settings.mlflow_url``.
 
-    Raises Unavailable within seconds if there is none or it does not answer, IntegrityError if it refuses what is asked.
+    Raises Unavailable within seconds if there is none or it does not answer, IntegrityError if it refuses what is
+    asked.
     """
     url = settings.address("mlflow_url")
     try:

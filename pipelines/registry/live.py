@@ -24,19 +24,21 @@ from pipelines.registry.points import START, Curves, Place, Point, Tail, place_o
 from pipelines.registry.usage import Meter, Usage, money
 from pipelines.settings import Settings
 
-TRAIN, AS_OF, SENT, ERROR, FAILED_STEP = (
-    "perennial.train",
-    "perennial.as_of",
-    "perennial.sent",
-    "perennial.error",
-    "perennial.error_step",
-)
+TRAIN = "perennial.train"
+AS_OF = "perennial.as_of"
+SENT = "perennial.sent"
+ERROR = "perennial.error"
+FAILED_STEP = "perennial.error_step"
 NOTE = "mlflow.note.content"
 PAGE = "mlflow.page"
 """File in the working folder of a training: its run's page."""
-SEND_SECONDS, SAMPLE_SECONDS, LEAVE_SECONDS = 2.0, 5.0, 7.0
-BATCH, PARAMS = 900, 100
-"""MLflow takes up to this many points, and parameters, at once."""
+SEND_SECONDS = 2.0
+SAMPLE_SECONDS = 5.0
+LEAVE_SECONDS = 7.0
+BATCH = 900
+"""MLflow takes up to this many points at once."""
+PARAMS = 100
+"""MLflow takes up to this many parameters at once."""
 TEXT = 4000
 """MLflow keeps this much of a tag."""
 
@@ -87,20 +89,10 @@ def find(settings: Settings, case: str, key: str, as_of: datetime) -> list[dict[
 def open_run(settings: Settings, training: Training) -> Run:
     """The training's run, made if there is none, and running. Of two that were made at once the older one stays."""
     runs = find(settings, training.case, training.key, training.as_of)
-    if not runs:
-        tags = {**training.tags, TRAIN: training.key, AS_OF: training.as_of.isoformat()}
-        payload = {
-            "experiment_id": experiment(settings, training.case),
-            "run_name": f"{training.case} {training.as_of:%Y-%m-%d %H:%M}",
-            "start_time": _now(),
-            "tags": [{"key": name, "value": value} for name, value in tags.items()],
-        }
-        own = rest.post(settings, "runs/create", payload)["run"]["info"]["run_id"]
-        runs = find(settings, training.case, training.key, training.as_of)
-        if runs[0]["info"]["run_id"] != own:
-            rest.post(settings, "runs/delete", {"run_id": own})
-    else:
+    if runs:
         rest.post(settings, "runs/update", {"run_id": runs[0]["info"]["run_id"], "status": "RUNNING"})
+    else:
+        runs = _make_run(settings, training)
     run = read(runs[0])
     missing = [
         {"key": name, "value": value[:TEXT]} for name, value in training.params.items() if name not in run.params
@@ -110,40 +102,70 @@ def open_run(settings: Settings, training: Training) -> Run:
     return run
 
 
+def _make_run(settings: Settings, training: Training) -> list[dict[str, Any]]:
+    """Make the training's run; returns its runs, oldest first.
+
+    If another try made one at once, the older of the two stays.
+    """
+    tags = {**training.tags, TRAIN: training.key, AS_OF: training.as_of.isoformat()}
+    payload = {
+        "experiment_id": experiment(settings, training.case),
+        "run_name": f"{training.case} {training.as_of:%Y-%m-%d %H:%M}",
+        "start_time": _now(),
+        "tags": [{"key": name, "value": value} for name, value in tags.items()],
+    }
+    own = rest.post(settings, "runs/create", payload)["run"]["info"]["run_id"]
+    runs = find(settings, training.case, training.key, training.as_of)
+    if runs[0]["info"]["run_id"] != own:
+        rest.post(settings, "runs/delete", {"run_id": own})
+    return runs
+
+
 def read(found: Mapping[str, Any]) -> Run:
     """A run as MLflow's REST interface gives it."""
     data = found.get("data", {})
+    info = found["info"]
     tags = {tag["key"]: tag["value"] for tag in data.get("tags", [])}
     step, _, validated = tags.get(SENT, "").partition(".")
-    sent = (int(step), int(validated)) if step.isdigit() and validated.isdigit() else START
-    info = found["info"]
-    page = f"#/experiments/{info['experiment_id']}/runs/{info['run_id']}"
+    sent = START
+    if step.isdigit() and validated.isdigit():
+        sent = (int(step), int(validated))
     return Run(
-        info["run_id"], int(info["start_time"]), sent, frozenset(param["key"] for param in data.get("params", [])), page
+        id=info["run_id"],
+        started=int(info["start_time"]),
+        sent=sent,
+        params=frozenset(param["key"] for param in data.get("params", [])),
+        page=f"#/experiments/{info['experiment_id']}/runs/{info['run_id']}",
     )
 
 
 def send(settings: Settings, run: Run, points: Iterable[Point], sent: Place) -> None:
-    """Add points to a run's curves and remember in a tag how far they are; a point keeps its time, so that sending it again changes nothing."""
+    """Add points to a run's curves, and remember in a tag how far they are.
+
+    A point keeps its time, so that sending it again changes nothing.
+    """
     values = [
         {"key": p.name, "value": p.value, "step": p.step, "timestamp": run.started + int(p.seconds * 1000)}
         for p in points
     ]
     for start in range(0, len(values), BATCH):
-        tags = [{"key": SENT, "value": f"{sent[0]}.{sent[1]}"}] if start + BATCH >= len(values) else []
-        rest.post(
-            settings, "runs/log-batch", {"run_id": run.id, "metrics": values[start : start + BATCH], "tags": tags}
-        )
+        batch = {"run_id": run.id, "metrics": values[start : start + BATCH], "tags": list[dict[str, str]]()}
+        is_last = start + BATCH >= len(values)
+        if is_last:
+            batch["tags"] = [{"key": SENT, "value": f"{sent[0]}.{sent[1]}"}]
+        rest.post(settings, "runs/log-batch", batch)
 
 
 def complete(settings: Settings, run: Run, metrics: Path) -> int:
     """Send what a finished training's curves still lack; returns the number of points."""
-    curves, reached = Curves(), run.sent
+    curves = Curves()
+    reached = run.sent
     missing: list[Point] = []
     for line in Tail(metrics).look():
         points = list(curves.points([line]))
         if place_of(line) > run.sent:
-            missing, reached = missing + points, place_of(line)
+            missing += points
+            reached = place_of(line)
     send(settings, run, missing, reached)
     return len(missing)
 
@@ -157,13 +179,20 @@ class Recording:
 
     def __init__(self, settings: Settings, training: Training, work: Path, *, on: bool) -> None:
         """Open the run before the training, if it is ``on``."""
-        self.settings, self.training, self.on = settings, training, on
-        self.tail, self.curves, self.pending = Tail(work / "metrics.jsonl"), Curves(), list[Point]()
+        self.settings = settings
+        self.training = training
+        self.on = on
+        self.tail = Tail(work / "metrics.jsonl")
+        self.curves = Curves()
+        self.pending: list[Point] = []
         self.run: Run | None = None
-        self.sent, self.quiet, self.samples = START, False, 0
+        self.sent = START
+        self.quiet = False
+        self.samples = 0
         self.spent: dict[str, Any] | None = None
         self.meter = Meter(work, gpus=training.gpus > 0)
-        self.done, self.lock = threading.Event(), threading.Lock()
+        self.done = threading.Event()
+        self.lock = threading.Lock()
         self._carefully(self._open)
 
     @contextmanager
@@ -240,9 +269,11 @@ class Recording:
             for name, value in spent.items()
             if isinstance(value, int | float) and isfinite(value)
         ]
-        said = "" if error is None else f"{type(error).__name__}: {error}"
         # A try that goes well takes back what an earlier one said.
-        tags = {ERROR: said, FAILED_STEP: str(self.sent[0]) if said else "", NOTE: said}
+        tags = {ERROR: "", FAILED_STEP: "", NOTE: ""}
+        if error is not None:
+            said = f"{type(error).__name__}: {error}"
+            tags = {ERROR: said, FAILED_STEP: str(self.sent[0]), NOTE: said}
         rest.post(
             self.settings,
             "runs/log-batch",
@@ -271,7 +302,10 @@ def recording(settings: Settings, training: Training, work: Path, *, on: bool = 
     try:
         yield live
     except BaseException as error:
-        live.close("KILLED" if isinstance(error, Preempted) or not isinstance(error, Exception) else "FAILED", error)
+        status = "FAILED"
+        if isinstance(error, Preempted) or not isinstance(error, Exception):
+            status = "KILLED"
+        live.close(status, error)
         raise
     live.close("FINISHED")
 
@@ -307,5 +341,8 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys joined by dots."""
     found: dict[str, Any] = {}
     for name, item in value.items():
-        found.update(flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item})
+        if isinstance(item, Mapping):
+            found.update(flat(item, f"{prefix}{name}."))
+        else:
+            found[f"{prefix}{name}"] = item
     return found

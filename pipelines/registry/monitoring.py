@@ -1,6 +1,7 @@
-"""A case's daily pages in MLflow: one run per drift window in the experiment ``<case>-monitoring``, and a tag on the champion's run.
+"""A case's daily pages in MLflow: one run per drift window in the experiment ``<case>-monitoring``.
 
-A run bears the case's clock, so the experiment's table is the case's history. Writing again changes nothing.
+The run that trained the champion has a tag that leads there. A run bears the case's clock, so the experiment's table
+is the case's history. Writing again changes nothing.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ def publish(
     metrics: Mapping[str, float],
     champion: str | None,
 ) -> str:
-    """Keep ``files`` and figures of the window judged at ``as_of`` in its run; returns the run's page below MLflow's URL.
+    """Keep ``files`` and figures of the window judged at ``as_of`` in its run.
 
-    ``champion`` is the id of the run that trained the version that served. Raises Unavailable within seconds if MLflow is down.
+    Returns the run's page below MLflow's URL. ``champion`` is the id of the run that trained the version that served.
+    Raises Unavailable within seconds if MLflow is down.
     """
     home = live.experiment(settings, f"{case}-monitoring")
     run = _run(settings, home, as_of)
-    identity, known = run["info"]["run_id"], {tag["key"]: tag["value"] for tag in run.get("data", {}).get("tags", [])}
+    identity = run["info"]["run_id"]
+    known = {tag["key"]: tag["value"] for tag in run.get("data", {}).get("tags", [])}
     page = f"#/experiments/{home}/runs/{identity}"
     if known.get(PUBLISHED) == key:
         return page

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 CURVES = {"loss": "train.loss", "lr": "train.learning_rate", "grad_norm": "train.gradient_norm"}
-VALIDATION, THROUGHPUT = "validation.loss", "train.samples_per_second"
+VALIDATION = "validation.loss"
+THROUGHPUT = "train.samples_per_second"
 RATE_SECONDS = 1.0
 """Least training time that a throughput is measured over: single steps jump."""
 
@@ -45,13 +46,15 @@ class Tail:
                 file.seek(self.offset - len(self.last))
                 if file.read(len(self.last)) != self.last:
                     # A training that goes on at a checkpoint forgets what was said after it.
-                    self.offset, self.last = 0, b""
+                    self.offset = 0
+                    self.last = b""
                     file.seek(0)
                 new = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
         except FileNotFoundError:
             return []
         self.offset += sum(map(len, new))
-        self.last = new[-1] if new else self.last
+        if new:
+            self.last = new[-1]
         return [json.loads(line) for line in new]
 
 
@@ -77,8 +80,10 @@ class Curves:
             if line.get("samples") is not None and self.now - self.seconds >= RATE_SECONDS:
                 # A try that goes on has a smaller count than the lines that were cut off.
                 rate = (line["samples"] - self.samples) / (self.now - self.seconds)
-                named[THROUGHPUT] = rate if rate > 0 else None
-                self.samples, self.seconds = line["samples"], self.now
+                if rate > 0:
+                    named[THROUGHPUT] = rate
+                self.samples = line["samples"]
+                self.seconds = self.now
             for name, value in named.items():
                 if value is not None and isfinite(value):
                     yield Point(name, float(value), step, self.now)

@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 class Candidate:
     """What is recorded.
 
-    ``key`` is the gate manifest's, ``train`` the train manifest's; ``steps`` is the file of the training's curves
-    by optimiser step, ``curves`` maps a metric to its values by epoch from 1. ``about`` is the verdict in a sentence: the
+    ``key`` is the gate manifest's, ``train`` the train manifest's; ``steps`` is the file of the training's curves by
+    optimiser step, ``curves`` maps a metric to its values by epoch from 1. ``about`` is the verdict in a sentence: the
     description of run and version.
     """
 
@@ -64,7 +64,8 @@ class Candidate:
 def record(settings: Settings, candidate: Candidate) -> tuple[str, int]:
     """Make or complete the candidate's run and version; returns ``(run id, version)``.
 
-    Raises DataError if the bundle's model is not ONNX, IntegrityError if it is not the one that was exported, Unavailable if MLflow is down.
+    Raises DataError if the bundle's model is not ONNX, IntegrityError if it is not the one that was exported,
+    Unavailable if MLflow is down.
     """
     with connect(settings) as client:
         run = _run(client, candidate)
@@ -87,17 +88,18 @@ def record(settings: Settings, candidate: Candidate) -> tuple[str, int]:
 def settle(
     settings: Settings, case: str, key: str, train: str, as_of: datetime, run_id: str, version: int
 ) -> list[str]:
-    """Make ``run_id`` and ``version`` the only ones of ``key``, and leave no other run of its training without a verdict; returns what was deleted.
+    """Make ``run_id`` and ``version`` the only ones of ``key``; returns what was deleted.
 
-    Two tries of one step that ran at once may each have made a run: the committed manifest says which one
-    counts. Raises IntegrityError if MLflow lost the one that counts.
+    No other run of its training is left without a verdict. Two tries of one step that ran at once may each have made a
+    run: the committed manifest says which one counts. Raises IntegrityError if MLflow lost that one.
     """
     with connect(settings) as client:
         versions = client.search_model_versions(f"name='{case}' and tags.`{KEY}`='{key}'")
         runs = [*_runs(client, case, {KEY: key}), *_unjudged(client, case, train, as_of)]
         if run_id not in [run.info.run_id for run in runs] or version not in [int(found.version) for found in versions]:
             raise IntegrityError(
-                f"MLflow at {settings.mlflow_url} has lost run {run_id} or version {version} of {case}: restore its database; version numbers are never reused"
+                f"MLflow at {settings.mlflow_url} has lost run {run_id} or version {version} of {case}: "
+                "restore its database; version numbers are never reused"
             )
         deleted = []
         for found in versions:
@@ -237,7 +239,10 @@ def _registered_model(client: MlflowClient, case: str) -> None:
 
 
 def _upload(client: MlflowClient, run: Run, bundle: Path) -> None:
-    """The model in MLflow's ONNX flavour with its signature; fixed requirements, or MLflow would run the model to infer them."""
+    """The model in MLflow's ONNX flavour with its signature.
+
+    Requirements are given, or MLflow would run the model to infer them.
+    """
     import mlflow.onnx
     import onnx
     import onnxruntime
@@ -248,9 +253,8 @@ def _upload(client: MlflowClient, run: Run, bundle: Path) -> None:
         graph = onnx.load(path)
     except Exception as error:  # protobuf's DecodeError has no typed home of its own
         raise DataError(f"{path} is not an ONNX model: remove it and run the step 'export' again") from error
-    with storage.work_folder(
-        bundle.parent / "model"
-    ) as folder:  # beside the bundle: what a killed try left is swept there
+    # Beside the bundle: what a killed try left is swept there.
+    with storage.work_folder(bundle.parent / "model") as folder:
         mlflow.onnx.save_model(
             graph,
             folder / "model",
@@ -268,19 +272,11 @@ def _signature(graph: Any) -> ModelSignature:
     from mlflow.types import Schema, TensorSpec
     from onnx.helper import tensor_dtype_to_np_dtype
 
-    def specs(values: Any) -> Schema:
-        return Schema(
-            [
-                TensorSpec(
-                    tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type),
-                    tuple(
-                        size.dim_value if size.HasField("dim_value") else -1
-                        for size in value.type.tensor_type.shape.dim
-                    ),
-                    value.name,
-                )
-                for value in values
-            ]
-        )
+    def spec(value: Any) -> TensorSpec:
+        tensor = value.type.tensor_type
+        shape = tuple(size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
+        return TensorSpec(tensor_dtype_to_np_dtype(tensor.elem_type), shape, value.name)
 
-    return ModelSignature(specs(graph.graph.input), specs(graph.graph.output))
+    inputs = Schema([spec(value) for value in graph.graph.input])
+    outputs = Schema([spec(value) for value in graph.graph.output])
+    return ModelSignature(inputs, outputs)

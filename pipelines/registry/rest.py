@@ -37,7 +37,10 @@ def get(settings: Settings, path: str, **query: str) -> dict[str, Any]:
 
 
 def post(settings: Settings, path: str, payload: Mapping[str, Any]) -> dict[str, Any]:
-    """``POST /api/2.0/mlflow/<path>``. Raises Unavailable within seconds if there is no MLflow or it does not answer, Refused if it refuses."""
+    """``POST /api/2.0/mlflow/<path>``.
+
+    Raises Unavailable within seconds if there is no MLflow or it does not answer, Refused if it refuses.
+    """
     return _call(settings, path, json.dumps(payload).encode())
 
 

@@ -1,4 +1,4 @@
-"""What a training uses: processor time and memory of this process and all below it, and of the GPUs where it has some."""
+"""What a training uses: processor time and memory of this process and all below it, and of its GPUs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _GPU = {
 
 @dataclass
 class Usage:
-    """Summed over all tries of a training on this node; memory is the largest sum of proportional set sizes that was seen."""
+    """Summed over all tries of a training on this node.
+
+    Memory is the largest sum of proportional set sizes that was seen.
+    """
 
     cpu_seconds: float = 0.0
     wall_seconds: float = 0.0
@@ -36,7 +39,8 @@ class Meter:
 
     def __init__(self, work: Path, *, gpus: bool) -> None:
         """Start to count; ``work`` is the training's working folder."""
-        self.path, self.gpus = work / FILE, gpus
+        self.path = work / FILE
+        self.gpus = gpus
         self.before = _read(self.path)
         self.peak = self.before.peak_memory_mb
         self.started = self.at = time.monotonic()
@@ -53,32 +57,41 @@ class Meter:
         )
 
     def sample(self) -> dict[str, float]:
-        """One look, by the names under which MLflow shows system metrics; the sum so far is written to the working folder."""
+        """One look, by the names under which MLflow shows system metrics.
+
+        The sum so far is written to the working folder.
+        """
         import psutil
 
         below, memory = _below()
-        seconds, now = _own_seconds() + below, time.monotonic()
+        seconds = _own_seconds() + below
+        now = time.monotonic()
         memory += _memory(psutil.Process())
         self.peak = max(self.peak, memory)
         share = (seconds - self.seen) / max(now - self.at, 1e-9)
-        self.seen, self.at = max(self.seen, seconds), now
+        self.seen = max(self.seen, seconds)
+        self.at = now
         with suppress(OSError):
             # A full disk must not end what it only measures.
             storage.write_atomic(self.path, json.dumps(asdict(self.total())).encode())
-        return {
+        found = {
             "system/cpu_utilization_percentage": psutil.cpu_percent(),
             "system/system_memory_usage_percentage": psutil.virtual_memory().percent,
             "system/training_cpu_cores": round(max(share, 0.0), 3),
             "system/training_memory_megabytes": round(memory, 1),
-            **(gpu_metrics() if self.gpus else {}),
         }
+        if self.gpus:
+            found |= gpu_metrics()
+        return found
 
 
 def money(usage: Usage, price_per_hour: float | None, gpus: int) -> float | None:
     """What the training cost: hours of processor time, or of the GPUs that it held, at a declared price."""
     if price_per_hour is None:
         return None
-    hours = gpus * usage.wall_seconds / 3600 if gpus else usage.cpu_seconds / 3600
+    hours = usage.cpu_seconds / 3600
+    if gpus:
+        hours = gpus * usage.wall_seconds / 3600
     return round(hours * price_per_hour, 6)
 
 

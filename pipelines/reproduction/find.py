@@ -10,7 +10,8 @@ from pipelines.contracts import Manifest
 from pipelines.errors import ConfigError, IntegrityError
 from pipelines.settings import Settings
 
-RECORD, METRICS = "record.json", "metrics.jsonl"
+RECORD = "record.json"
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,14 @@ def find(settings: Settings, case: str, number: int) -> Version:
     missing, or if what training left is not what its manifest says.
     """
     export = _export(settings, case, number)
+    exported = storage.read_manifest(export, verify=False)
     folders = {"export": export}
     for step in ("dataset", "train"):
-        folders[step] = storage.find(
-            export.parent / step, storage.read_manifest(export, verify=False).inputs[step], verify=False
-        )
+        folders[step] = storage.find(export.parent / step, exported.inputs[step], verify=False)
     for path in sorted(export.parent.glob("evaluate*")):
-        if (path / storage.MANIFEST).exists() and storage.read_manifest(path, verify=False).inputs.get(
-            "export"
-        ) == storage.read_manifest(export, verify=False).key:
+        if not (path / storage.MANIFEST).exists():
+            continue
+        if storage.read_manifest(path, verify=False).inputs.get("export") == exported.key:
             folders["evaluate"] = path
     declared = {step: storage.read_manifest(folder, verify=False).files for step, folder in folders.items()}
     wanted = {**declared, "train": {RECORD: "", **declared["train"]}}
@@ -46,7 +46,8 @@ def find(settings: Settings, case: str, number: int) -> Version:
     ]
     if missing:
         raise IntegrityError(
-            f"{case} version {number}: {', '.join(map(str, missing))} missing: it cannot be reproduced; restore the run's folder"
+            f"{case} version {number}: {', '.join(map(str, missing))} missing: "
+            "it cannot be reproduced; restore the run's folder"
         )
     # Not the dataset: rows that have changed are a finding, not a refusal.
     manifests = {
@@ -64,7 +65,8 @@ def _export(settings: Settings, case: str, number: int) -> Path:
     if not keys:
         known = ", ".join(map(str, sorted({version for version, _, _ in registered}))) or "none"
         raise ConfigError(
-            f"{case} has no version {number} in {settings.root}: registered are {known}; PERENNIAL_HOME says where to look"
+            f"{case} has no version {number} in {settings.root}: registered are {known}; "
+            "PERENNIAL_HOME says where to look"
         )
     ((key, folder),) = list(keys.items())[-1:]
     return storage.find(folder / "export", key, verify=False)

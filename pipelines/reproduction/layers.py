@@ -29,7 +29,8 @@ def differences(recorded: Training, found: Training) -> dict[str, list[dict[str,
     """
     all_layers = {}
     for layer in LAYERS:
-        old, new = _flat(recorded.layers.get(layer, {})), _flat(found.layers.get(layer, {}))
+        old = _flat(recorded.layers.get(layer, {}))
+        new = _flat(found.layers.get(layer, {}))
         if layer == "code":
             old, new = _what_ran(old, new)
         rows = [
@@ -44,8 +45,12 @@ def differences(recorded: Training, found: Training) -> dict[str, list[dict[str,
 
 
 def first_other_step(recorded: Sequence[tuple[int, float]], found: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
-    """The first step whose loss is not the recorded one, bit by bit, or that only one of the curves has; nothing if there is none."""
-    old, new = dict(recorded), dict(found)
+    """The first step whose loss is not the recorded one, bit by bit, or that only one of the curves has.
+
+    The list is empty if there is none.
+    """
+    old = dict(recorded)
+    new = dict(found)
     for step in sorted({*old, *new}):
         if old.get(step) != new.get(step):
             return [{"what": f"loss at step {step}", "recorded": old.get(step), "found": new.get(step)}]
@@ -63,12 +68,17 @@ def _what_ran(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any],
     commits = ("commit", "dirty")
     # What an older record does not name cannot be compared.
     new = {name: value for name, value in new.items() if name in old or name.split(".")[0] not in ("case", *IDENTITY)}
-    return tuple({name: value for name, value in side.items() if name not in commits} for side in (old, new))  # type: ignore[return-value]
+    old = {name: value for name, value in old.items() if name not in commits}
+    new = {name: value for name, value in new.items() if name not in commits}
+    return old, new
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys joined by dots."""
     flat: dict[str, Any] = {}
     for name, item in value.items():
-        flat.update(_flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item})
+        if isinstance(item, Mapping):
+            flat.update(_flat(item, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = item
     return flat

@@ -47,11 +47,14 @@ def reproduce(settings: Settings, case: str, number: int) -> dict[str, Any]:
         log.info("training %s version %d again, as recorded at %s", case, number, made.as_of.isoformat())
         train.run(_stopping_where(made, params), settings, again, made.as_of)
         export.run(params, settings, again, made.as_of)
-        recorded, found = _training(version.folders, version.manifests), _repeated(version, again)
+        recorded = _training(version.folders, version.manifests)
+        found = _repeated(version, again)
     layers = differences(recorded, found)
     same = recorded.weights == found.weights
     identical = same and "evaluation" not in layers
-    first = None if identical else next(iter(layers), None)
+    first = None
+    if not identical:
+        first = next(iter(layers), None)
     return {
         "case": case,
         "version": number,
@@ -65,10 +68,10 @@ def reproduce(settings: Settings, case: str, number: int) -> dict[str, Any]:
 
 
 def _link_upstream(folder: Path, again: Path) -> None:
-    """Lead to a committed folder, and to those that it was made from as far as they are there, from another run's folder.
+    """Link a committed folder, and those that it was made from as far as they are there, into another run's folder.
 
-    Files that are not what was committed are taken as they are, under a manifest of their own: it is the comparison that
-    finds them, and says what follows from them.
+    Files that are not what was committed are taken as they are, under a manifest of their own: it is the comparison
+    that finds them, and says what follows from them.
     """
     made = storage.read_manifest(folder, verify=False)
     if (target := again / made.step).exists():
@@ -89,7 +92,10 @@ def _link_upstream(folder: Path, again: Path) -> None:
 
 
 def _stopping_where(made: Manifest, params: Params) -> Params:
-    """The parameters that stop a training where its minutes were spent: how many steps a minute holds is no fact of the model."""
+    """The parameters that stop a training where its minutes were spent.
+
+    How many steps a minute holds is no fact of the model.
+    """
     if made.facts.get("stopped") != "budget":
         return params
     return params.model_copy(
@@ -105,13 +111,18 @@ def recorded_params(version: Version) -> Params:
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         commit = version.manifests["train"].provenance.get("commit")
         raise ConfigError(
-            f"{path} holds no parameters that this code understands ({error}): check out commit {commit}, which trained it"
+            f"{path} holds no parameters that this code understands ({error}): "
+            f"check out commit {commit}, which trained it"
         ) from error
 
 
 def _training(folders: Mapping[str, Path], manifests: Mapping[str, Manifest]) -> Training:
     """The training that left these folders, as its layers."""
-    made, record = manifests["train"], json.loads((folders["train"] / RECORD).read_text())
+    made = manifests["train"]
+    record = json.loads((folders["train"] / RECORD).read_text())
+    evaluation = {"model.onnx": manifests["export"].files["model.onnx"]}
+    if "evaluate" in manifests:
+        evaluation |= manifests["evaluate"].facts["challenger"]
     layers = {
         "code": {**record.get("code", {}), "features": record.get("features", {})},
         "data": {
@@ -125,10 +136,7 @@ def _training(folders: Mapping[str, Path], manifests: Mapping[str, Manifest]) ->
             **_but(record.get("configuration", {}), "params"),
             **{name: made.facts[name] for name in FACTS if name in made.facts},
         },
-        "evaluation": {
-            "model.onnx": manifests["export"].files["model.onnx"],
-            **(manifests["evaluate"].facts["challenger"] if "evaluate" in manifests else {}),
-        },
+        "evaluation": evaluation,
     }
     return Training(layers, str(made.facts["weights_sha256"]), _curve(folders["train"] / METRICS, made))
 
@@ -160,7 +168,8 @@ def _metrics(bundle: Path, holdout: Path) -> Mapping[str, float | None]:
     # Inside: it brings torch along.
     from pipelines.export.bundle import read_fields
 
-    fields, rows = read_fields(bundle), pl.read_parquet(holdout)
+    fields = read_fields(bundle)
+    rows = pl.read_parquet(holdout)
     return metrics(
         rows[fields.label].to_numpy(),
         runtime.score_rows(bundle, fields, {name: rows[name].to_list() for name in fields.names}),
@@ -168,7 +177,10 @@ def _metrics(bundle: Path, holdout: Path) -> Mapping[str, float | None]:
 
 
 def _curve(path: Path, made: Manifest) -> list[tuple[int, float]]:
-    """``(step, loss)`` of every optimiser step, or the losses that a training without a loop tells; validations have no loss."""
+    """``(step, loss)`` of every optimiser step, or the losses that a training without a loop tells.
+
+    Validations have no loss.
+    """
     if not path.exists():
         return list(enumerate(made.facts.get("curve", []), start=1))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -181,9 +193,14 @@ def _reason(
     if identical:
         return f"trained again, the weights have the recorded sha256 {weights[:12]}"
     if first is None:
-        return f"the weights differ from {weights[:12]}, and no layer ({', '.join(LAYERS)}) does: something that is not recorded changes them"
+        return (
+            f"the weights differ from {weights[:12]}, and no layer ({', '.join(LAYERS)}) does: "
+            "something that is not recorded changes them"
+        )
     shown = "; ".join(
         f"{row['what']}: {str(row['recorded'])[:60]} recorded, {str(row['found'])[:60]} found"
         for row in layers[first][:3]
     )
-    return f"{'the weights are the same, but ' if same else ''}{first} differs: {shown}"
+    if same:
+        return f"the weights are the same, but {first} differs: {shown}"
+    return f"{first} differs: {shown}"

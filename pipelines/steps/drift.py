@@ -34,6 +34,7 @@ STEP_VERSION = 11
 ROOMS = (
     "pipelines.drift",
     "pipelines.data.log",
+    "pipelines.data.compaction",
     "pipelines.fields",
     "pipelines.measures",
     "pipelines.segments",

@@ -43,6 +43,7 @@ ROOMS = (
     "pipelines.cases.tabular",
     "pipelines.drift.labels.calibration",
     "pipelines.data.log",
+    "pipelines.data.compaction",
     "pipelines.drift.labels.arrived",
     "pipelines.drift.profile.counts",
     "pipelines.drift.profile.projections",

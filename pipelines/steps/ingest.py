@@ -34,6 +34,7 @@ ROOMS = (
     "pipelines.data.dataset",
     "pipelines.data.lake",
     "pipelines.data.log",
+    "pipelines.data.compaction",
     "pipelines.cases.sources",
     "pipelines.cases.receiving",
 )

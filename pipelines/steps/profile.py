@@ -39,6 +39,7 @@ ROOMS = (
     "pipelines.drift.profile.vocabulary",
     "pipelines.drift.profile.windows",
     "pipelines.data.log",
+    "pipelines.data.compaction",
     "pipelines.data.repeats",
     "pipelines.fields",
     "pipelines.segments",

@@ -17,7 +17,7 @@ from pipelines import segments
 from pipelines.cases.loans import source as loans
 from pipelines.cases.loans.schema import FIELDS
 from pipelines.contracts import Window
-from pipelines.data import log
+from pipelines.data import compaction, log
 from pipelines.errors import IntegrityError
 from pipelines.settings import Settings
 from tests.pipelines.data import loglines
@@ -425,7 +425,7 @@ def test_many_compactions_leave_few_records(settings: Settings):
 
 def test_rows_of_many_hours_share_a_file(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     """Of a segment whose rows lie in thousands of hours the emptiest hours share one file; every reader finds every row."""
-    monkeypatch.setattr(log, "MOST_PARTITIONS", 30)
+    monkeypatch.setattr(compaction, "MOST_PARTITIONS", 30)
     times = [DAY + timedelta(hours=7 * number) for number in range(2000)]
     many = [
         {

@@ -1,0 +1,242 @@
+"""Compaction of the prediction log: closed segments of JSON lines become hourly Parquet files.
+
+What lies where, and what of it is whole, is said in records.py; log.py reads the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import polars as pl
+
+from pipelines import segments
+from pipelines.contracts import LabelLine, PredictionLine, Window
+from pipelines.data import records
+from pipelines.data.records import SPREAD, Done, Part
+from pipelines.errors import IntegrityError
+from pipelines.fields import SCORES
+from pipelines.moments import parse_moment
+from pipelines.params import EventTimes, too_high
+from pipelines.params_file import load_params, params_file
+from pipelines.segments import KINDS, Kind
+from pipelines.settings import Settings
+from pipelines.storage import failpoint, make_durable, write_atomic
+
+TIME: dict[Kind, str] = {"predictions": "event_time", "labels": "label_time"}
+"""The column by whose hour a row is filed: a label's time is its arrival."""
+MOST_PARTITIONS = 500
+"""Hours of one segment that get a file of their own; the rows of those beyond, which have the fewest, share one."""
+SEGMENTS = "segments"
+"""The folder of a kind's records."""
+_MOMENT = pl.Datetime("us", "UTC")
+_DECODERS: dict[Kind, msgspec.json.Decoder[Any]] = {
+    "predictions": msgspec.json.Decoder(PredictionLine),
+    "labels": msgspec.json.Decoder(LabelLine),
+}
+FIXED: dict[Kind, dict[str, Any]] = {
+    "predictions": {
+        "id": pl.String,
+        "request_id": pl.String,
+        "event_time": _MOMENT,
+        "received_at": _MOMENT,
+        "version": pl.Int64,
+        "score": pl.Float64,
+        "prediction": pl.Int64,
+    },
+    "labels": {"id": pl.String, "label": pl.Int8, "revision": pl.Int64, "label_time": _MOMENT, "received_at": _MOMENT},
+}
+
+log = logging.getLogger(__name__)
+
+
+def folder_of(settings: Settings, case: str, kind: Kind) -> Path:
+    """Where the compacted files of a kind lie."""
+    return settings.lake / case / kind
+
+
+def known(settings: Settings, case: str, kind: Kind) -> records.Known:
+    """What is recorded as compacted."""
+    return records.read(folder_of(settings, case, kind) / SEGMENTS)
+
+
+def compact(settings: Settings, case: str) -> int:
+    """Turn every closed segment that is not done yet, has grown or has lost a partition into Parquet.
+
+    Returns how many were. Files: ``lake/<case>/{predictions,labels}/date=D/hour=H/<segment>.parquet`` by event time (a
+    label's is its arrival); of a segment whose rows lie in more than ``MOST_PARTITIONS`` hours those of the emptiest
+    share ``spread/<segment>.parquet``. A last line without an end is torn (its sender got no answer) and only counted;
+    any other line that is not what the contract says goes to ``lake/<case>/quarantine/<kind>/<segment>.jsonl``.
+
+    Raises IntegrityError for a segment that is not what was written (its seal says so) and for one of which nothing but
+    the seal is left, once all others are compacted.
+    """
+    done = 0
+    damaged: list[str] = []
+    times = load_params(case, params_file(case, settings)).times
+    for kind in KINDS:
+        compacted, problems = _compact_kind(settings, case, kind, times)
+        done += compacted
+        damaged += problems
+    if len(damaged) > 3:
+        damaged[3:] = [f"and {len(damaged) - 3} more"]
+    if damaged:
+        raise IntegrityError("; ".join(damaged))
+    return done
+
+
+def _compact_kind(settings: Settings, case: str, kind: Kind, times: EventTimes) -> tuple[int, list[str]]:
+    """How many segments of a kind were compacted, and what is wrong with others."""
+    folder = folder_of(settings, case, kind)
+    own = settings.prediction_log / case / kind
+    before = known(settings, case, kind)
+    fresh: dict[str, Done] = {}
+    damaged: list[str] = []
+    for path in sorted(own.glob("*.jsonl")):
+        if _is_done(folder, before.segments.get(path.stem), path):
+            continue
+        try:
+            fresh[path.stem] = _compact_segment(settings, case, kind, path, times)
+        except IntegrityError as error:
+            damaged.append(str(error))
+    failpoint("compact", "files")
+    old = (
+        one
+        for one in before.segments.values()
+        if not one.hashed and one.segment not in fresh and records.is_whole(folder, one)
+    )
+    new = [*fresh.values(), *(records.hashed(folder, one) for one in old)]
+    if new:
+        records.keep(folder / SEGMENTS, new, before)
+    gone = segments.missing(own, (before.segments.keys() | fresh.keys()).__contains__)
+    damaged += [
+        f"the closed segment {path} is gone and was not compacted: "
+        f"restore it, or remove {segments.seal(path)} if it is lost"
+        for path in gone
+    ]
+    return len(fresh), damaged
+
+
+def _is_done(folder: Path, done: Done | None, path: Path) -> bool:
+    """Whether a segment was compacted, has not grown since, and lost no partition."""
+    if done is None or not records.is_whole(folder, done):
+        return False
+    # Records of earlier releases say no size.
+    return done.size < 0 or path.stat().st_size <= done.size
+
+
+def _compact_segment(settings: Settings, case: str, kind: Kind, path: Path, times: EventTimes) -> Done:
+    data, sealed = segments.read(path)
+    good, bad, torn = _parse(data, kind, times)
+    if torn and not sealed:
+        log.error(
+            "%s: the closed segment %s is cut off in the middle of a line: rows after it may be lost. "
+            "Restore it from a backup, if there is one, and run again",
+            case,
+            path,
+        )
+    frame = _frame(good, kind)
+    time = TIME[kind]
+    placed = _placed(frame, time)
+    written = {place: folder_of(settings, case, kind) / place / f"{path.stem}.parquet" for place in placed}
+    parts = [_write(part, written[place], place) for place, part in placed.items()]
+    folders = {folder for file in written.values() for folder in file.parents if folder.is_relative_to(settings.root)}
+    make_durable([*written.values(), *folders])
+    if bad:
+        log.warning("%s: %d malformed line(s) in %s quarantined", case, len(bad), path.name)
+        text = "".join(json.dumps({"segment": path.name, **line}) + "\n" for line in bad)
+        write_atomic(settings.lake / case / "quarantine" / kind / path.name, text.encode())
+    spread: list[str] = []
+    if SPREAD in placed:
+        spread = sorted(map(str, placed[SPREAD][time].dt.date().unique()))
+    return Done(path.stem, frame.height, torn, len(bad), parts, len(data), spread)
+
+
+def _placed(frame: pl.DataFrame, time: str) -> dict[str, pl.DataFrame]:
+    """The rows by the place of their partition.
+
+    A folder for each hour, and one for the hours beyond ``MOST_PARTITIONS``.
+    """
+    placed = frame.with_columns(_place=pl.col(time).dt.strftime("date=%Y-%m-%d/hour=%H"))
+    hours = placed.group_by("_place").len().sort(["len", "_place"], descending=[True, False])["_place"]
+    if hours.len() > MOST_PARTITIONS:
+        own = pl.col("_place").is_in(hours.head(MOST_PARTITIONS).implode())
+        placed = placed.with_columns(_place=pl.when(own).then("_place").otherwise(pl.lit(SPREAD)))
+    parts = placed.partition_by("_place", as_dict=True, include_key=False)
+    return {str(place): part for (place,), part in sorted(parts.items())}
+
+
+def _write(part: pl.DataFrame, path: Path, place: str) -> Part:
+    """Publish one partition whole. All of a segment are made durable together: a replayed one has hundreds."""
+    buffer = io.BytesIO()
+    part.write_parquet(buffer, compression="zstd")
+    data = buffer.getvalue()
+    write_atomic(path, data, durable=False)
+    return Part(place, hashlib.sha256(data).hexdigest())
+
+
+def _parse(data: bytes, kind: Kind, times: EventTimes) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+    """Good lines, malformed ones as ``{line, error, text}``, and the number of torn ones (0 or 1)."""
+    lines = data.split(b"\n")
+    tail = lines.pop()
+    good: list[dict[str, Any]] = []
+    bad: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            good.append(_decode(line, kind, times))
+        except ValueError as error:
+            bad.append({"line": number, "error": str(error), "text": line.decode(errors="backslashreplace")})
+    if not tail:
+        return good, bad, 0
+    try:
+        good.append(_decode(tail, kind, times))
+    except ValueError:
+        return good, bad, 1
+    return good, bad, 0
+
+
+def _decode(line: bytes, kind: Kind, times: EventTimes) -> dict[str, Any]:
+    """One line as a flat row; raises ValueError (msgspec's and datetime's own) if it is not what the contract says."""
+    value = _DECODERS[kind].decode(line)
+    moment = parse_moment(value["event_time"])
+    received = parse_moment(value["received_at"])
+    mistake = times.mistake(moment, received)
+    if mistake is not None:
+        raise ValueError(f"event_time {mistake}")
+    row = {"id": value["prediction_id"], "received_at": received}
+    if kind == "labels":
+        if too_high(value["revision"], received):
+            raise ValueError("revision must not be above the time of its receipt in seconds since 1970")
+        if not -128 <= value["label"] <= 127:
+            raise ValueError("label is not a class")
+        return row | {"label": value["label"], "revision": value["revision"], "label_time": moment}
+    fixed = {name: value[name] for name in ("request_id", "version", "score", "prediction")}
+    return row | fixed | {"event_time": moment, "row": value["row"], "scores": value.get("scores")}
+
+
+def _frame(rows: list[dict[str, Any]], kind: Kind) -> pl.DataFrame:
+    schema = FIXED[kind]
+    fixed = pl.DataFrame([[row[name] for row in rows] for name in schema], schema=schema)
+    if kind == "labels" or not rows:
+        return fixed
+    # Fields are typed by what was logged: text stays text, every number is a float64. The step that knows
+    # the case's declaration casts, and validation finds what does not fit.
+    fields = pl.DataFrame([row["row"] for row in rows], infer_schema_length=None, strict=False)
+    frame = pl.concat([fixed, fields.with_columns(pl.selectors.numeric().cast(pl.Float64))], how="horizontal")
+    if all(row["scores"] is None for row in rows):  # a binary label has one score
+        return frame
+    return frame.with_columns(pl.Series(SCORES, [row["scores"] for row in rows], pl.List(pl.Float64)))
+
+
+def rows_in(path: Path, window: Window) -> int:
+    """How many whole lines of an open segment are rows of ``window``."""
+    try:
+        rows, _, _ = _parse(path.read_bytes(), "predictions", EventTimes(max_age_days=None, max_ahead_days=None))
+    except FileNotFoundError:
+        return 0
+    return sum(window.start <= row["event_time"] < window.end for row in rows)
