@@ -6,9 +6,10 @@ import string
 from pathlib import Path
 
 WORDS = """
-a an and the in of to via or before allows remote local attackers users attacker execute arbitrary code cause denial service obtain
-sensitive information buffer overflow cross site scripting xss sql injection traversal directory vulnerability memory corruption
-password certificate cryptographic permission privilege file path upload request crafted web script html parameter plugin server
+a an and the in of to via or before allows remote local attackers users attacker execute arbitrary code cause denial
+service obtain sensitive information buffer overflow cross site scripting xss sql injection traversal directory
+vulnerability memory corruption password certificate cryptographic permission privilege file path upload request
+crafted web script html parameter plugin server
 """
 
 

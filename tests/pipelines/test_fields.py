@@ -216,7 +216,7 @@ def _read_back(tmp_path, line) -> set[str]:
 
 
 def test_the_columns_of_every_layer_are_taken(tmp_path):
-    """No field and no label can be named as a column that the log, validation, canonical rows or profiles make: rows would be logged and unreadable."""
+    """No field or label is named as a column of the log, validation, canonical rows or profiles: it would be lost."""
     seen = layers(tmp_path)
     assert all(seen.values())
     for name in sorted(set.union(*seen.values())):
@@ -235,7 +235,7 @@ def test_scores_of_a_holdout_can_be_cut_by_every_field():
 
 
 def test_what_works_is_declared():
-    """Bounds that are equal, open or as large as a float32, names with digits, one category and a label called label are all right, and so is every case."""
+    """Equal, open and float32-sized bounds, names with digits, one category and a label called label are all right."""
     largest = float(np.finfo(np.float32).max)
     good = (
         Categorical("a1", ("only",)),

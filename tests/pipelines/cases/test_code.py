@@ -1,4 +1,4 @@
-"""pipelines/cases/code.py: a case's code in the keys of the steps that run it, in the record of a training, and in a replay's name."""
+"""pipelines/cases/code.py: a case's code in steps' keys, in the record of a training, and in a replay's name."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ with ThreadPoolExecutor(2) as pool:
 
 
 def test_two_threads_may_ask_at_once():
-    """Threads of one process that hash a case's code at the same moment get the same answer, whatever the garbage collector does meanwhile."""
+    """Threads of one process that hash a case's code at the same moment get the same answer."""
     done = subprocess.run(
         [sys.executable, "-c", TWO_THREADS], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
@@ -69,7 +69,7 @@ def test_two_threads_may_ask_at_once():
     "name", ["source.py", "model.py", "schema.py", "colours.csv", "parts/more.py", "../networks.py", "../tabular.py"]
 )
 def test_every_file_of_the_code_counts(case, name):
-    """Python files and data of the folder, and shared modules that the case imports over others, all change the digest; undone it is as before."""
+    """Files of the folder, and shared modules that the case imports over others, change the digest and nothing else."""
     (case / "parts").mkdir()
     path = case / name if name != "../tabular.py" else case.parent / "tabular.py"
     if name == "../tabular.py":
@@ -99,7 +99,7 @@ def test_every_file_of_the_code_counts(case, name):
     ],
 )
 def test_what_enters_by_its_values_or_is_prose_does_not_count(case, name):
-    """Parameters, plans, frozen scales, prose, caches and modules that the case does not import leave the digest as it is."""
+    """Parameters, plans, scales, prose, caches and modules that the case does not import leave the digest as it is."""
     before = code_sha256("shop")
     (case / name).parent.mkdir(parents=True, exist_ok=True)
     (case / name).write_text("# edited\n")
@@ -107,7 +107,7 @@ def test_what_enters_by_its_values_or_is_prose_does_not_count(case, name):
 
 
 def test_shared_modules_are_named(case):
-    """A case's modules are its package and what it imports from beside it, relative imports and those over another module too."""
+    """A case's modules are its package and what it imports from beside it, relatively or over another module too."""
     assert case.exists()
     found = modules("shop")
     assert found[0] == "pipelines.cases.shop"
@@ -116,7 +116,7 @@ def test_shared_modules_are_named(case):
 
 
 def test_edited_code_is_run_at_the_same_as_of(case, settings):
-    """A run that is repeated after an edit of the source or of the model runs those steps anew, and says in its record what ran; without one it rests."""
+    """A run repeated after an edit of source or model runs those steps anew, and its record says so; else it rests."""
     params, run_dir = load_params("shop"), settings.run_dir("shop", AS_OF)
 
     def run() -> dict[str, str]:

@@ -83,7 +83,7 @@ def test_embeddings_are_computed_once(model: Classifier, rows, tmp_path: Path):
 
 
 def test_an_embedding_depends_on_its_row_alone(model: Classifier, rows, tmp_path: Path):
-    """Alone or among others, with one thread or two, a row's embedding has the same bits: the cache changes no weight."""
+    """A row's embedding has the same bits alone or among others, with one thread or two: the cache changes none."""
     tokens, _ = rows
     together, _ = embeddings(model, tokens, tmp_path / "together", threads=2)
     alone = np.concatenate([embeddings(model, [row], tmp_path / "alone")[0] for row in tokens[::7]])

@@ -59,7 +59,7 @@ def test_the_same_files_give_the_same_weights(text_params: TextModelParams):
 
 
 def test_dropout_is_the_declared_one_everywhere(text_params: TextModelParams):
-    """At dropout 0 a forward in training is the forward in evaluation; at .5 every dropout of encoder and head has .5."""
+    """At dropout 0 training's forward is that of evaluation; at .5 every dropout of encoder and head has .5."""
     model = _headed(build(text_params, FIELDS))
     calm = model(**_batch(IDS))
     assert torch.allclose(model.train()(**_batch(IDS)), calm, atol=1e-6)
@@ -68,7 +68,7 @@ def test_dropout_is_the_declared_one_everywhere(text_params: TextModelParams):
 
 
 def test_frozen_layers_are_counted_from_below(text_params: TextModelParams):
-    """One frozen layer leaves the second block and the head to learn; an encoder for embeddings learns the head alone."""
+    """With one frozen layer the second block and the head learn; an encoder for embeddings learns the head alone."""
     names = _trainable(build(text_params.model_copy(update={"frozen_layers": 1}), FIELDS))
     assert all(name.startswith(("encoder.encoder.layer.1.", "head.")) for name in names)
     assert len(names) == 18
@@ -117,7 +117,7 @@ def other_architecture(request, tmp_path_factory) -> Path:
 
 
 def test_other_architectures_work_too(other_architecture: Path):
-    """DistilBERT and RoBERTa: blocks are found, dropout is obeyed, padding says nothing, and every parameter gets a gradient."""
+    """In DistilBERT and RoBERTa blocks are found, dropout obeyed, padding says nothing, all weights get gradients."""
     params = TextModelParams(kind="encoder", encoder=str(other_architecture), max_tokens=32, dropout=0.0)
     model = _headed(build(params, FIELDS))
     assert len(model.blocks) == 3
@@ -132,7 +132,7 @@ def test_other_architectures_work_too(other_architecture: Path):
 
 
 def test_what_the_encoder_cannot_do_is_refused(text_params: TextModelParams, tmp_path: Path):
-    """Too many tokens, too many frozen layers and a folder that holds no model are refused with their numbers and names."""
+    """Too many tokens or frozen layers, and a folder that holds no model, are refused with their numbers and names."""
     with pytest.raises(ConfigError, match=r"max_tokens is 256.*at most 128"):
         build(text_params.model_copy(update={"max_tokens": 256}), FIELDS)
     with pytest.raises(ConfigError, match=r"frozen_layers is 3.*has 2 blocks"):

@@ -71,14 +71,14 @@ def test_every_value_is_one_that_the_fields_allow(kind: str, stretches: dict[str
 
 
 def test_covariate_drift_moves_inputs_and_keeps_the_rule(stretches: dict[str, pl.DataFrame]):
-    """Salary and age move by .5 to 1 standard deviation; at given inputs the decision is the old rule's as often as before."""
+    """Salary and age move by .5 to 1 standard deviation; at given inputs the old rule decides as often as before."""
     assert 0.5 < _shift(stretches, "covariate", "salary") < 1
     assert 0.5 < _shift(stretches, "covariate", "age") < 1
     assert _agreement(stretches["covariate"]) == pytest.approx(1 - loans.NOISE, abs=0.015)
 
 
 def test_label_drift_moves_the_prior_and_keeps_the_classes(stretches: dict[str, pl.DataFrame]):
-    """The share of granted loans goes from about a half to three quarters; within a class salaries stay as they were."""
+    """The share of granted loans goes from a half to three quarters; within a class salaries stay as they were."""
     assert stretches["none"]["granted"].mean() == pytest.approx(0.49, abs=0.02)
     assert stretches["label"]["granted"].mean() == pytest.approx(loans.DRIFTED_PRIOR, abs=0.02)
     for label in (0, 1):

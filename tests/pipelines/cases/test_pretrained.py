@@ -1,4 +1,4 @@
-"""pipelines/cases/pretrained.py: the encoder is found without a network where it can be, and its tokenizer is made the project's."""
+"""pipelines/cases/pretrained.py: the encoder is found without a network if it can be; its tokenizer is made ours."""
 
 import shutil
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_a_hub_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_tokenizer_truncates_and_pads_nothing(text_params: TextModelParams, tmp_path: Path):
-    """Whatever the encoder's own file bakes in, ours cuts at max_tokens and leaves short texts short; equal parameters give equal bytes."""
+    """Whatever the encoder's own file says, ours cuts at max_tokens and pads nothing; equal parameters, equal bytes."""
     long = "buffer overflow in the libpng server " * 20
     path = pretrained.tokenizer(text_params)
     assert [len(ids) for ids in tokenise(load_tokenizer(path), ["xss", long])] == [3, 32]

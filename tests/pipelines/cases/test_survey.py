@@ -111,7 +111,7 @@ def test_all_that_is_wrong_is_said_at_once(root):
 
 
 def test_what_is_no_case_is_left_alone(root):
-    """Stray files, hidden folders and folders without any of a case's files are no cases; a case needs no __init__.py."""
+    """Stray files, hidden folders and folders without a case's files are no cases; a case needs no __init__.py."""
     (root / "notes.txt").write_text("remember")
     (root / "old.zip").write_bytes(b"PK")
     for folder in ("__pycache__", ".ipynb_checkpoints", "scratch"):
@@ -229,7 +229,7 @@ def test_the_survey_is_light():
 
 
 def test_who_trains_nothing_needs_no_library_of_sources_and_models(root):
-    """A library that a source imports and that is not there is a problem where it would train; for a gateway it is none, but a broken file of the case is."""
+    """A library that is not there is a problem of a source where it would train, and none of a gateway's."""
     source = root / "shop" / "source.py"
     source.write_text("import no_such_library\n" + source.read_text())
     assert "there is no module no_such_library" in problems()["shop"]

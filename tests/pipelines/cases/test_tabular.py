@@ -52,7 +52,7 @@ def test_an_unseen_category_is_neutral():
 
 
 def test_training_starts_at_the_base_rate():
-    """A network that was adapted and not trained answers the base rate of its rows (one row of each class added) for every row."""
+    """An adapted, untrained network answers its rows' base rate (one row of each class added) for every row."""
     model = Tabular((3,), 1, PARAMS)
     model.adapt(torch.randn(98, 1), (torch.arange(98) < 9).float())
     scores = torch.sigmoid(model(torch.arange(3)[:, None], torch.tensor([[-3.0], [0.0], [9.0]])))

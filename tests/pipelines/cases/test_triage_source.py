@@ -1,4 +1,4 @@
-"""pipelines/cases/triage: the file is found and checked, a download is polite, resumable and parsed to the same rows."""
+"""pipelines/cases/triage: the file is found and checked; a download is polite, resumable, parsed to the same rows."""
 
 import json
 import os
@@ -94,13 +94,13 @@ def real(tmp_path_factory) -> sources.Source:
 
 
 def test_the_text_is_the_only_input():
-    """What is assigned at the analysis (severity, weakness, product, references) is no feature, and every team is a class."""
+    """What the analysis assigns (severity, weakness, product, references) is no feature, and every team is a class."""
     assert FIELDS.names == ("text",)
     assert FIELDS.classes == tuple(sorted(teams.CODES))
 
 
 def test_the_table_of_teams_is_the_datas(real: sources.Source):
-    """Every weakness code of the real file stands in the table, under the team that the file gives it, and no other does."""
+    """Each weakness code of the real file stands in the table, under the team that the file gives it; no other does."""
     pairs = pl.read_parquet(real.path, columns=["cwe", "team"]).unique()
     assert sorted(pairs.iter_rows()) == sorted((code, team) for team, codes in teams.CODES.items() for code in codes)
 
@@ -141,7 +141,7 @@ def test_stretches_meet_and_are_short_enough():
 
 
 def test_a_download_reads_every_page_and_goes_on_where_it_stopped(tmp_path: Path):
-    """Pages are asked for until all reports are there; a second download after an interruption asks only for what is missing."""
+    """Pages are asked for until all reports are there; after an interruption only what is missing is asked for."""
     reports = [report(number, f"2014-0{number}-03T10:00:00.000") for number in (5, 4, 3, 2, 1)]
     asked: list[dict[str, str]] = []
     working = api(reports, asked)
@@ -176,7 +176,7 @@ def test_an_answer_in_another_form_is_refused(answer: dict[str, Any], tmp_path: 
 
 
 def test_the_api_is_asked_politely(no_network: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """At most five requests in 30 seconds; a refusal is waited for, three times at most, and no such host not at all."""
+    """At most five requests in 30 seconds; a refusal is waited for three times at most, and no such host not at all."""
     answers: list[Any] = [
         urllib.error.HTTPError("u", 403, "slow down", None, None),
         json.dumps({"totalResults": 0, "vulnerabilities": []}).encode(),

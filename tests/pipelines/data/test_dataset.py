@@ -15,7 +15,7 @@ PARAMS = DatasetParams(
 
 
 def _rows(per_day: int, days: int, labelled_until: int = 0) -> pl.DataFrame:
-    """``per_day`` rows on each of the ``days`` days before AS_OF; the newest ``labelled_until`` days have no labels yet."""
+    """``per_day`` rows on each of the ``days`` days before AS_OF; the newest ``labelled_until`` days have no labels."""
     times = [AS_OF - timedelta(days=day, seconds=-600 * n) for day in range(days, 0, -1) for n in range(per_day)]
     frame = pl.DataFrame({"event_time": times}, schema={"event_time": pl.Datetime("us", "UTC")})
     old = pl.col("event_time") < AS_OF - timedelta(days=labelled_until)
@@ -86,7 +86,7 @@ def test_a_thinned_window_still_spans_the_window():
 
 
 def test_replay_and_history_come_from_before_the_window_and_share_no_row():
-    """A declared share of the training rows is older, and the history holdout holds none of them and none the champion knows."""
+    """A declared share of the training rows is older; the history holdout has none of them, nor of the champion's."""
     params = PARAMS.model_copy(update={"replay_share": 0.2, "history_rows": 50})
     rows, older, _ = dataset.choose(_rows(10, 30), "y", AS_OF, params)
     known = older.head(100)
@@ -98,7 +98,7 @@ def test_replay_and_history_come_from_before_the_window_and_share_no_row():
 
 
 def test_a_text_that_is_trained_on_judges_nobody():
-    """Rows whose text, white space aside, stands in a training row or in one of the champion's leave holdout and history, and are counted."""
+    """Rows with the text of a training row, or of one of the champion's, leave holdout and history, and are counted."""
     params = PARAMS.model_copy(update={"history_rows": 200})
     rows, older, _ = dataset.choose(
         _rows(10, 30).with_columns(text=pl.format("report  {}", pl.int_range(pl.len()) % 95)), "y", AS_OF, params
@@ -121,6 +121,6 @@ def test_replay_and_history_look_back_to_the_beginning():
 
 @pytest.mark.parametrize(("per_day", "days", "expected"), [(10, 30, 10), (5, 30, 20), (2, 30, None)])
 def test_the_look_back_covers_both_rules(per_day: int, days: int, expected: int | None):
-    """The first day needed is the window's, or that of the row that the fallback needs if validation takes its share; None if rows end before."""
+    """The first day needed is the window's, or that of the fallback's last row; None if rows end before."""
     found = dataset.first_needed_day(_rows(per_day, days), "y", AS_OF, PARAMS)
     assert found == (None if expected is None else AS_OF - timedelta(days=expected))

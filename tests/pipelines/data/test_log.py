@@ -143,7 +143,7 @@ def test_a_torn_last_line_is_counted_and_skipped(settings: Settings):
 
 @pytest.mark.parametrize("bad", [b"\xff\xfe", b"{}", b'{"prediction_id": 3', b"null"])
 def test_malformed_lines_are_quarantined(settings: Settings, bad: bytes):
-    """A line in the middle that is no line of the contract is kept with its segment and number, and costs no other row."""
+    """A line that is none of the contract is kept with its segment and number, and costs no other row."""
     path = loglines.write(settings, "loans", "predictions", "a", SENT[:2], tail=bad + b"\n")
     path.write_bytes(path.read_bytes() + json.dumps(SENT[2]).encode() + b"\n")
     log.compact(settings, "loans")
@@ -165,7 +165,7 @@ def test_times_without_a_zone_are_malformed(settings: Settings):
 def test_a_killed_compaction_is_finished_by_the_next(settings: Settings):
     """After SIGKILL between partitions and marker, compacting again gives every row once."""
     loglines.write(settings, "loans", "predictions", "a", SENT)
-    code = "import sys; from pipelines.settings import Settings; from pipelines.data import log; log.compact(Settings(), 'loans')"
+    code = "from pipelines.settings import Settings; from pipelines.data import log; log.compact(Settings(), 'loans')"
     environment = {
         **os.environ,
         "PERENNIAL_FAILPOINT": "compact:files",
@@ -212,7 +212,7 @@ def test_a_damaged_partition_says_how_to_mend_it(settings: Settings):
     ],
 )
 def test_a_folder_that_was_removed_is_made_again(settings: Settings, gone: str):
-    """What the error says works: whichever folder of partitions is removed, the next compaction brings its rows back."""
+    """What the error says works: whatever partition is removed, the next compaction brings its rows back."""
     for number, (half, halves) in enumerate(zip((SENT[::2], SENT[1::2]), (LABELS[::2], LABELS[1::2]), strict=True)):
         loglines.write(settings, "loans", "predictions", f"s{number}", half)
         loglines.write(settings, "loans", "labels", f"s{number}", halves)
@@ -333,7 +333,7 @@ def test_a_flipped_bit_of_a_closed_segment_is_found(settings: Settings):
 
 @pytest.mark.parametrize("cut", [-20, None])
 def test_a_closed_segment_that_was_cut_off_is_told(settings: Settings, cut: int | None):
-    """Cut off mid-line or at a line's end: an error names the segment; the others are compacted, and without its seal the rest of it is."""
+    """A segment that is cut off is named by an error; others are compacted, and its rest once the seal is gone."""
     path = close(settings, "a", SENT[:24])
     close(settings, "b", SENT[24:])
     data = path.read_bytes()
@@ -347,7 +347,7 @@ def test_a_closed_segment_that_was_cut_off_is_told(settings: Settings, cut: int 
 
 
 def test_a_segment_without_a_seal_that_is_cut_off_is_named(settings: Settings, caplog: pytest.LogCaptureFixture):
-    """A segment of an earlier release is still read; that it ends in the middle of a line is an error in the log, with its name."""
+    """A segment of an earlier release is still read; that it ends in the middle of a line is an error in the log."""
     path = loglines.write(settings, "loans", "predictions", "a", SENT[:3], tail=json.dumps(SENT[3]).encode()[:-20])
     log.compact(settings, "loans")
     [told] = [entry.message for entry in caplog.records if entry.levelname == "ERROR"]
@@ -355,7 +355,7 @@ def test_a_segment_without_a_seal_that_is_cut_off_is_named(settings: Settings, c
 
 
 def test_a_segment_that_is_gone_before_it_was_compacted_is_told(settings: Settings):
-    """Of a segment that is lost its seal is left, and says so; one that is removed once it is compacted is missed by nobody."""
+    """Of a lost segment the seal is left, and says so; one that is removed once it is compacted is missed by nobody."""
     lost, kept = close(settings, "a", SENT[:24]), close(settings, "b", SENT[24:])
     lost.unlink()
     with pytest.raises(IntegrityError, match=r"closed segment .*a\.jsonl is gone and was not compacted"):
@@ -390,7 +390,7 @@ def test_a_changed_record_vouches_for_nothing(settings: Settings):
 
 
 def test_markers_of_before_are_taken_into_one_record(settings: Settings):
-    """Markers that name partitions without hashes count, compact nothing again, and are one record with hashes after the next compaction."""
+    """Markers that name partitions without hashes count, and become one record with hashes at the next compaction."""
     for number in range(40):
         loglines.write(settings, "loans", "predictions", f"s-{number:06d}", SENT[number : number + 1])
     assert log.compact(settings, "loans") == 40
@@ -412,7 +412,7 @@ def test_markers_of_before_are_taken_into_one_record(settings: Settings):
 
 
 def test_many_compactions_leave_few_records(settings: Settings):
-    """A compaction leaves one record, not one for each segment, and once there are many they become one; all segments stay known."""
+    """A compaction leaves one record, and once there are many records they become one; all segments stay known."""
     folder = settings.lake / "loans" / "predictions" / "segments"
     for number in range(40):
         loglines.write(settings, "loans", "predictions", f"s-{number:06d}", SENT[number : number + 1])
@@ -424,7 +424,7 @@ def test_many_compactions_leave_few_records(settings: Settings):
 
 
 def test_rows_of_many_hours_share_a_file(settings: Settings, monkeypatch: pytest.MonkeyPatch):
-    """Of a segment whose rows lie in thousands of hours the emptiest hours share one file; every reader finds every row."""
+    """Of a segment with rows of thousands of hours the emptiest hours share one file; every reader finds every row."""
     monkeypatch.setattr(compaction, "MOST_PARTITIONS", 30)
     times = [DAY + timedelta(hours=7 * number) for number in range(2000)]
     many = [
@@ -481,7 +481,7 @@ def test_rows_of_many_hours_share_a_file(settings: Settings, monkeypatch: pytest
     ],
 )
 def test_what_cannot_have_been_received_is_quarantined(settings: Settings, kind: log.Kind, changed: dict):
-    """A line whose event time is years away from its receipt, or whose revision nothing could correct, is kept aside with its reason."""
+    """A line years away from its receipt, or of a revision beyond correction, is kept aside with its reason."""
     line = (SENT if kind == "predictions" else LABELS)[0]
     loglines.write(settings, "loans", kind, "a", [line, {**line, "prediction_id": "wrong", **changed}])
     log.compact(settings, "loans")
@@ -499,7 +499,7 @@ def test_a_case_that_replays_history_takes_any_time(settings: Settings):
 
 
 def test_the_scores_of_all_classes_are_read(settings: Settings):
-    """Probabilities of all classes come back as lists; a segment without them, beside one with them, leaves its rows' list empty."""
+    """Probabilities of all classes come back as lists; a segment without them leaves its rows' lists empty."""
     loglines.write(settings, "loans", "predictions", "a", [line | {"scores": [0.25, 0.5, 0.25]} for line in SENT[:24]])
     loglines.write(settings, "loans", "predictions", "b", SENT[24:])
     log.compact(settings, "loans")

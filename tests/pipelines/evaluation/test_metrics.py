@@ -47,7 +47,7 @@ def test_calibration_error_sees_overconfidence():
 
 
 def test_slices_cover_the_rows_once_per_column():
-    """Every value of a declared column is a slice, the slices of a column part the rows, and an unknown column is named."""
+    """Each value of a declared column is a slice, a column's slices part the rows, and an unknown column is named."""
     frame = pl.DataFrame({"contact": ["b", "a", "b"], "x": [1, 2, 3]})
     masks = slices(frame, ("contact",))
     assert list(masks) == ["contact=a", "contact=b"]
@@ -61,7 +61,7 @@ SCORES = np.array([[0.7, 0.2, 0.1, 0.0], [0.5, 0.4, 0.1, 0.0], [0.1, 0.1, 0.8, 0
 
 
 def test_metrics_of_classes_by_hand():
-    """The loss is that of each row's own class, F1 the mean over the classes that occur, calibration that of the likeliest class."""
+    """The loss is of each row's own class, F1 the mean over those that occur, calibration of the likeliest class."""
     found = metrics(CLASS, SCORES)
     assert row_log_loss(CLASS, SCORES) == pytest.approx(-np.log([0.7, 0.4, 0.8, 1 - CLIP]))
     assert found["log_loss"] == pytest.approx(row_log_loss(CLASS, SCORES).mean())
@@ -83,7 +83,7 @@ def test_two_classes_lose_as_much_in_either_form():
 
 
 def test_the_confusion_matrix_counts_every_row_once():
-    """Rows are the labels, columns the likeliest classes; a class's F1 follows from it, and one that nowhere occurs has none."""
+    """Rows are the labels, columns the likeliest classes; F1 follows from them, and a class nowhere has none."""
     table = confusion(CLASS, SCORES)
     assert table.tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
     assert class_f1(table) == [pytest.approx(2 / 3), 0, 1, None]

@@ -94,7 +94,7 @@ def test_parity_refuses_other_weights(bundle):
 
 
 def test_equal_weights_give_equal_bytes(bundle, tmp_path):
-    """The file is a function of the weights: exported again it has the same bytes, and it names no path of this machine."""
+    """The file is a function of the weights: exported again it has the same bytes; it names no path of this machine."""
     folder, model = bundle
     again = write_onnx(model, FIELDS, tmp_path).read_bytes()
     assert again == (folder / "model.onnx").read_bytes()

@@ -31,7 +31,7 @@ def bundle(tmp_path_factory):
 
 
 def test_a_text_bundle_says_how_to_run_it(bundle):
-    """Two tensors with free batch and sequence and one score per class stand in bundle.json and in the graph, with classes and tokenizer."""
+    """bundle.json and graph have two tensors with free batch and sequence, a score per class, classes and tokenizer."""
     folder, _ = bundle
     about = json.loads((folder / "bundle.json").read_text())
     assert about["classes"] == list(CLASSES)
@@ -114,7 +114,7 @@ def test_a_binary_text_model_answers_one_probability(tmp_path):
 
 
 def test_int8_is_smaller_and_the_same_bytes_again(bundle):
-    """The quantised file is a function of the model, takes the same tensors and answers nearly the same: weights lose a part in 254."""
+    """The quantised file is a function of the model, takes the same tensors and answers nearly the same."""
     folder, _ = bundle
     first = (folder / "model.int8.onnx").read_bytes()
     assert len(first) < (folder / "model.onnx").stat().st_size
@@ -150,7 +150,7 @@ def test_an_answer_does_not_hang_on_its_neighbours(bundle):
 
 
 def test_quantised_activations_are_seen(bundle, tmp_path):
-    """A graph with one activation scale over the whole tensor, whose answers hang on their neighbours, is told by the check of every export."""
+    """A graph with one activation scale for the whole tensor, whose answers hang on their neighbours, is told."""
     folder, _ = bundle
     write_dynamic(folder, tmp_path / "model.onnx")
     write_tokenizer(tmp_path)
@@ -164,7 +164,8 @@ def test_tritons_onnx_runtime_loads_the_int8_variant(bundle):
     tensors = encoder(FIELDS, folder)({"report": reports(5)})
     code = "import sys, json, numpy as np, onnxruntime as ort\n"
     code += "given = {name: np.array(value, np.int64) for name, value in json.load(sys.stdin).items()}\n"
-    code += "print(json.dumps(ort.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider']).run(['score'], given)[0].tolist()))"
+    code += "session = ort.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])\n"
+    code += "print(json.dumps(session.run(['score'], given)[0].tolist()))"
     command = [ROOT / ".venv-triton" / "bin" / "python", "-c", code, folder / "model.int8.onnx"]
     given = json.dumps({name: tensor.tolist() for name, tensor in tensors.items()})
     done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, timeout=60)
@@ -185,7 +186,7 @@ def test_what_ships_can_be_the_int8_variant(bundle, tmp_path):
 
 
 def test_each_variant_is_measured(bundle):
-    """Bytes and the milliseconds of one row and of 32 are those of the file asked for; without rows there is no latency."""
+    """Bytes and milliseconds of one row and of 32 are those of the file asked for; without rows there are no times."""
     folder, _ = bundle
     found = variants.cost(folder, "model.int8.onnx", FIELDS, {"report": reports(6)})
     assert found["bytes"] == (folder / "model.int8.onnx").stat().st_size

@@ -97,7 +97,7 @@ def test_a_challenger_and_its_opponent_are_never_both_promoted(three, n):
 
 @given(bounds, st.integers(200, 10**6), st.floats(0, 1))
 def test_a_better_interval_never_gets_a_worse_verdict(three, n, shift):
-    """Moving the whole interval up never turns a promotion into something else, nor makes a rejection of no rejection."""
+    """Moving the whole interval up never undoes a promotion, nor makes a rejection of what was none."""
     rank = {"reject": 0, "inconclusive": 1, "promote": 2}
     low, value, high = three
 
@@ -118,7 +118,7 @@ def limited(max_rows: int | None) -> Params:
 
 
 def test_rows_that_max_rows_keeps_out_are_said_to_be_out_of_reach():
-    """An undecided verdict whose further rows do not fit says so, with what max_rows lets in and what it has to be; where they fit nothing is said."""
+    """An undecided verdict whose further rows do not fit says what max_rows lets in and has to be; else nothing."""
     [row] = [row for row in GOLDEN if row["name"] == "wide interval around min_lift"]
     evidence, more = Evidence.model_validate(row["evidence"]), row["rows_needed"]
     wanted = 5 * (evidence.n + more)

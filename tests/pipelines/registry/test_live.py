@@ -61,7 +61,7 @@ def _only_run(client, key):
 
 
 def test_curves_come_while_it_trains(settings, client, tmp_path, monkeypatch):
-    """Points of steps and validations, parameters, tags and system metrics are there before the training has ended, and it ends FINISHED with its cost."""
+    """Points, parameters, tags and system metrics are there before the training ends; it ends FINISHED, cost known."""
     monkeypatch.setattr(live, "SEND_SECONDS", 0.1)
     with live.recording(settings, _training("curves", price_per_hour=3600.0), tmp_path) as recording:
         with recording.beside():
@@ -93,7 +93,7 @@ def test_curves_come_while_it_trains(settings, client, tmp_path, monkeypatch):
     [(TrainingDiverged("the loss is nan at step 3"), "FAILED"), (Preempted("asked to leave"), "KILLED")],
 )
 def test_a_failure_is_recorded_and_goes_on(settings, client, tmp_path, error, status):
-    """A training that fails leaves a run with its curves up to there, the error and the step; the error is not swallowed."""
+    """A training that fails leaves a run with its curves up to there, the error and the step; the error goes on."""
     key = f"fails-{status}"
     with pytest.raises(type(error)):
         _fail(settings, key, tmp_path, _lines([1, 2, 3]), error)
@@ -105,7 +105,7 @@ def test_a_failure_is_recorded_and_goes_on(settings, client, tmp_path, error, st
 
 
 def test_a_retry_goes_on_in_the_same_run(settings, client, tmp_path):
-    """A second try that goes on at a checkpoint, with a file that was cut back, adds what is new to the same run, no step twice, and clears the error."""
+    """A second try adds what is new to the same run, no step twice, after a file was cut back, and clears the error."""
     with pytest.raises(Preempted):
         _fail(settings, "again", tmp_path, _lines(range(1, 6), validated={5}), Preempted("asked to leave"))
     first = _only_run(client, "again")

@@ -18,7 +18,7 @@ def bare(monkeypatch):
 
 
 def test_our_settings_come_first(monkeypatch):
-    """A password in the settings is sent as basic authentication, whatever MLflow's own variables say; without one those count."""
+    """A password in the settings is sent as basic authentication and comes before MLflow's own variables."""
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "other")
     settings = Settings(mlflow_username="perennial", mlflow_password="geheim")
     assert rest._authorisation(settings) == {"Authorization": BASIC}

@@ -11,7 +11,7 @@ def _line(step, **more):
 
 
 def test_a_line_becomes_points():
-    """Loss and learning rate are points at the step's time; what is missing or no number is none; throughput is measured over a second."""
+    """Loss and learning rate are points at their step's time; no number is no point; throughput is over a second."""
     found = list(Curves().points([_line(1, grad_norm=nan), _line(2, grad_norm=3.0)]))
     assert found == [
         Point("train.loss", 0.5, 1, 0.5),
@@ -48,7 +48,7 @@ def test_a_tail_reads_what_is_new(tmp_path):
 
 
 def test_a_file_that_was_cut_back_is_read_anew(tmp_path):
-    """A training that goes on at a checkpoint rewrites the file's end, also to the same length or more: nothing is read at a wrong place."""
+    """A training that goes on at a checkpoint rewrites the file's end: nothing is read at a wrong place."""
     tail = Tail(tmp_path / "metrics.jsonl")
     _write(tail.path, [_line(1), _line(2), _line(3)])
     tail.look()

@@ -34,7 +34,7 @@ def _of_key(client, run_dir):
 
 
 def test_record_is_complete(settings, client, tmp_path):
-    """The run holds parameters, both models' metrics, the loss curve, the data set, tags and artefacts; the version serves ONNX with a signature."""
+    """The run holds parameters, metrics, curves, data set, tags, artefacts; the version is ONNX with a signature."""
     import mlflow
 
     run_dir = candidate(settings, month(1), bias=0.11, champion=7)
@@ -88,7 +88,7 @@ def test_record_is_complete(settings, client, tmp_path):
 
 
 def test_twice_is_once(settings, client):
-    """Registering again, also with the step's folder gone and by another trigger, makes no second run and no second version."""
+    """Registering again, also with the step's folder gone or by another trigger, makes no second run and no version."""
     run_dir = candidate(settings, month(1), bias=0.12)
     first = _register(settings, run_dir, month(1))
     assert _register(settings, run_dir, month(1), trigger="drift") == first
@@ -112,7 +112,7 @@ def _train(settings, run_dir, as_of):
 
 
 def test_the_run_of_the_training_is_completed(settings, client):
-    """The candidate's run is the one that its training opened: verdict and metrics join the curves, a clear and a second try find it again."""
+    """The candidate's run is the one that its training opened; a clear and a second try find it again."""
     run_dir = candidate(settings, month(20), bias=0.81)
     opened = _train(settings, run_dir, month(20))
     manifest = _register(settings, run_dir, month(20))
@@ -175,7 +175,7 @@ def _dying(settings, run_dir, as_of, point):
 
 @pytest.mark.parametrize("point", [*register.FAILPOINTS, "manifest", "published"])
 def test_killed_and_run_again(settings, client, point):
-    """A register step that is killed between its effects is completed by running again: one finished run, one version."""
+    """A register step that is killed between its effects is completed by the next: one finished run, one version."""
     run_dir = candidate(settings, month(2), bias=0.2 + len(point) / 100)
     process = multiprocessing.get_context("fork").Process(target=_dying, args=(settings, run_dir, month(2), point))
     process.start()
@@ -223,7 +223,7 @@ def _sleepy(settings, run_dir, as_of):
 
 
 def test_zombie_leaves_no_second_run(settings, client):
-    """A try that was stopped just before it made its run, and wakes after another one committed, gives way and deletes what it made."""
+    """A try that was stopped before it made its run, and wakes after another committed, deletes what it made."""
     run_dir = candidate(settings, month(3), bias=0.3)
     process = multiprocessing.get_context("fork").Process(target=_sleepy, args=(settings, run_dir, month(3)))
     process.start()
@@ -238,7 +238,7 @@ def test_zombie_leaves_no_second_run(settings, client):
 
 
 def test_lost_version_is_refused(settings, client):
-    """If MLflow no longer has the version that a committed run names, the step says so instead of making another number."""
+    """If MLflow lost the version that a committed run names, the step says so instead of making another number."""
     run_dir = candidate(settings, month(4), bias=0.4)
     version = _register(settings, run_dir, month(4)).facts["version"]
     client.delete_model_version(CASE, str(version))
@@ -274,7 +274,7 @@ def _release(settings, seq, version, action="promote"):
 
 
 def test_aliases_follow_the_ledger(settings, client):
-    """Champion, previous and an undecided challenger are set, moved and deleted as the ledger says; a second projection changes nothing."""
+    """Champion, previous and an undecided challenger follow the ledger; a second projection changes nothing."""
     versions = [
         _register(settings, candidate(settings, month(number), bias=0.6 + number / 100), month(number)).facts["version"]
         for number in (6, 7)

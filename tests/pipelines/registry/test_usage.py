@@ -12,13 +12,10 @@ def test_processes_below_count(tmp_path):
     """Processor time of children counts while they live and after they ended; memory is that of the whole tree."""
     meter = Meter(tmp_path, gpus=False)
     alone = meter.sample()["system/training_memory_megabytes"]
+    code = BURN + "\nprint(flush=True); block = bytearray(60 * 2**20); block[::4096] = b'x' * len(block[::4096])\n"
+    code += "print(flush=True); input()"
     child = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            BURN
-            + "\nprint(flush=True); block = bytearray(60 * 2**20); block[::4096] = b'x' * len(block[::4096])\nprint(flush=True); input()",
-        ],
+        [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

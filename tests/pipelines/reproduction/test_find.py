@@ -66,7 +66,7 @@ def test_a_version_that_was_never_released_is_found_by_its_run(settings):
 
 
 def test_folders_that_were_set_aside_are_found(settings):
-    """When a run of the same as_of was made anew with other parameters, the earlier version still has all of its folders."""
+    """When a run of the same as_of was made anew, the earlier version still has all of its folders."""
     run_dir, keys = put_run(settings, 1)
     put_run(settings, 2, mark="again")
     found = find(settings, "loans", 1)
@@ -98,7 +98,7 @@ def test_a_release_is_found_by_the_ledger(settings):
 
 
 def test_an_unknown_version_is_refused_with_those_there_are(settings):
-    """A number that nobody registered is a mistake of the caller, who is told the known ones and where they are looked for."""
+    """A number that nobody registered is the caller's mistake; the known ones are named, and where they are sought."""
     put_run(settings, 1)
     with pytest.raises(ConfigError, match=r"no version 9 .*registered are 1; PERENNIAL_HOME"):
         find(settings, "loans", 9)
@@ -115,7 +115,7 @@ def test_an_unknown_version_is_refused_with_those_there_are(settings):
     ],
 )
 def test_a_missing_file_is_named(settings, name):
-    """Without its record, its rows or its weights a version cannot be reproduced, and the file that is missing is named."""
+    """Without its record, rows or weights a version cannot be reproduced, and the file that is missing is named."""
     run_dir, _ = put_run(settings, 1)
     (run_dir / name).unlink()
     with pytest.raises(IntegrityError, match=rf"{name} missing: it cannot be reproduced"):

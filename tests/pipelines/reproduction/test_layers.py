@@ -59,7 +59,7 @@ def test_another_commit_of_the_same_source_is_no_difference():
 
 
 def test_what_an_older_record_does_not_name_is_no_difference():
-    """Sources that are recorded only since a later version are not taken for changed code; one that is recorded and gone is."""
+    """Sources that only a later version records are not taken for changed code; one that is recorded and gone is."""
     more = {**BASE["code"], "case": "k", "source": {**BASE["code"]["source"], "shared": "s3"}}
     assert differences(made(), made(code=more)) == {}
     assert [row["what"] for row in differences(made(code=more), made())["code"]] == ["case", "source.shared"]

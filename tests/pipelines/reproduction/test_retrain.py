@@ -51,7 +51,7 @@ def other_training(monkeypatch):
 
 
 def test_a_text_version_has_a_complete_bundle(reports):
-    """Tokenizer, contract, feature spec and the int8 variant are in the exported folder, and the facts say what int8 changes."""
+    """Tokenizer, contract, feature spec and int8 variant are exported, and the facts say what int8 changes."""
     version = find(reports, "triage", 1)
     export = version.manifests["export"]
     assert {
@@ -77,7 +77,7 @@ def test_a_text_version_has_a_complete_bundle(reports):
 
 
 def test_a_text_version_is_reproduced_bit_by_bit(reports, monkeypatch, capfd):
-    """200 reports on a two-layer encoder: the command says that the weights have the recorded hash, exits with 0 and leaves nothing behind."""
+    """On 200 reports the command says that the weights have the recorded hash, exits with 0 and leaves nothing."""
     before = sorted(reports.root.rglob("*"))
     monkeypatch.setenv("PERENNIAL_HOME", str(reports.root))
     capfd.readouterr()
@@ -98,7 +98,7 @@ def test_a_tabular_version_is_reproduced(original):
 
 
 def test_a_training_that_spent_its_budget_is_stopped_at_the_same_step(tmp_path, monkeypatch):
-    """On a machine with all the time in the world the reproduction ends after the steps that the minutes were enough for."""
+    """The reproduction of a training that spent its budget ends after the steps that the minutes were enough for."""
     settings = Settings(home=tmp_path)
     run_dir = runs.register(settings, runs.small(CASE, budget_minutes=1e-9), 1)
     facts = storage.read_manifest(run_dir / "train").facts
@@ -123,7 +123,7 @@ def test_changed_rows_are_the_data_layer(home):
 
 
 def test_another_source_is_the_code_layer(home, monkeypatch):
-    """Where a module that did the work is not the recorded one, the code is named, before the losses that follow from it."""
+    """Where a module that did the work is not the recorded one, the code is named, before the losses that follow."""
     other_training(monkeypatch)
     monkeypatch.setattr(record, "source_sha256", lambda _module: "f" * 64)
     answer = retrain.reproduce(home, CASE, 3)
@@ -152,7 +152,7 @@ def test_a_training_that_goes_another_way_is_the_execution_layer(home, monkeypat
 
 
 def test_another_judgement_of_the_same_weights_is_the_evaluation_layer(home, monkeypatch):
-    """Equal weights whose holdout metrics are not the recorded ones are not reproduced: what was judged is not what comes out."""
+    """Equal weights whose holdout metrics are not the recorded ones are not reproduced."""
     measure = retrain.metrics
     monkeypatch.setattr(retrain, "metrics", lambda label, score: {**measure(label, score), "log_loss": 9.0})
     answer = retrain.reproduce(home, CASE, 3)
