@@ -9,7 +9,10 @@ import numpy as np
 CONFIG = """name: "{name}"
 backend: "onnxruntime"
 max_batch_size: 1024
-input [ {{ name: "categorical" data_type: TYPE_INT64 dims: [ 2 ] }}, {{ name: "numeric" data_type: TYPE_FP32 dims: [ 3 ] }} ]
+input [
+  {{ name: "categorical" data_type: TYPE_INT64 dims: [ 2 ] }},
+  {{ name: "numeric" data_type: TYPE_FP32 dims: [ 3 ] }}
+]
 output [ {{ name: "score" data_type: TYPE_FP32 dims: [ 1 ] }} ]
 version_policy {{ all {{}} }}
 dynamic_batching {{ max_queue_delay_microseconds: 5000 }}

@@ -56,15 +56,15 @@ class Case:
 def survey(settings: Settings | None = None, names: Iterable[str] | None = None, *, trains: bool = True) -> list[Case]:
     """Every case there is, or those of ``names``, whole or broken, in alphabetical order. A broken case raises nothing.
 
-    For processes that go on while people work on the cases: a folder that has changed since the last call is
-    read anew, its schema too, and one that has not is not opened. ``settings`` default to the environment's.
-    Without ``trains`` the libraries that sources and models import may be missing: a gateway's image has none of them.
+    For processes that go on while people work on the cases: a folder that has changed since the last call is read
+    anew, its schema too, and one that has not is not opened. ``settings`` default to the environment's. Without
+    ``trains`` the libraries that sources and models import may be missing: a gateway's image has none of them.
     """
     settings = settings or read_settings()
+    if names is None:
+        names = case_names()
     with _LOCK:
-        return [
-            _looked_at(case, settings, trains=trains) for case in (case_names() if names is None else sorted(names))
-        ]
+        return [_looked_at(case, settings, trains=trains) for case in sorted(names)]
 
 
 def load_case(case: str) -> Case:
@@ -103,7 +103,8 @@ def build_model(case: str, params: AnyModel, fields: Fields, **more: Any) -> Any
 
 def syntax_tree(path: Path) -> ast.Module:
     """The syntax tree of a module of a case. Raises what ``ast.parse`` does, and OSError."""
-    # One at a time: with two threads in it, CPython 3.11 fails where its garbage collector runs Python code (gh-106905).
+    # One at a time: with two threads in it, CPython 3.11 fails where its garbage collector runs Python code
+    # (gh-106905).
     with _PARSER:
         return ast.parse(path.read_bytes(), str(path))
 
@@ -118,9 +119,14 @@ def _imported(case: str, name: str, load: Callable[[], ModuleType]) -> ModuleTyp
 
 
 def _broken(case: str, name: str, error: BaseException) -> ConfigError:
+    words = said(error)
+    if isinstance(error, PerennialError):
+        words = str(error)
+    where = _shown(case, name)
     found = place(error)
-    words = str(error) if isinstance(error, PerennialError) else said(error)
-    return ConfigError(f"case {case}: {found[1] if found else _shown(case, name)}: {words}: mend this line")
+    if found is not None:
+        _, where = found
+    return ConfigError(f"case {case}: {where}: {words}: mend this line")
 
 
 def _check_function(case: str, name: str, function: str, takes: tuple[str, ...], found: object) -> None:
@@ -145,16 +151,16 @@ def _fields_of(case: str, schema: ModuleType) -> Fields:
         )
     if fields.case != case:
         raise ConfigError(
-            f"case {case}: {_shown(case, 'schema')} declares the fields of the case {fields.case}: write case={case!r} there"
+            f"case {case}: {_shown(case, 'schema')} declares the fields of the case {fields.case}: "
+            f"write case={case!r} there"
         )
     return fields
 
 
 def _path(case: str, file: str) -> Path:
     """Where a file of a case's code lies, or would: a package's folders are those that its import searches."""
-    return next(
-        (path for folder in __path__ if (path := Path(folder, case, file)).exists()), Path(__path__[0], case, file)
-    )
+    found = [Path(folder, case, file) for folder in __path__]
+    return next((path for path in found if path.exists()), found[0])
 
 
 def _shown(case: str, name: str) -> str:
@@ -163,15 +169,17 @@ def _shown(case: str, name: str) -> str:
 
 # --- the survey -----------------------------------------------------------------------------------
 
-_LOCK, _PARSER = Lock(), Lock()
+_LOCK = Lock()
+_PARSER = Lock()
 _Stat = tuple[str, int, int, int]
 _seen: dict[tuple[str, bool], tuple[tuple[_Stat, ...], _Stat, Case]] = {}
-"""Of each case, and of either kind of look, the state of its code and of its parameters at the last one, and what was found."""
+"""Of each case, and of either kind of look: the state of its code and parameters at the last one, and the answer."""
 
 
 def _looked_at(case: str, settings: Settings, *, trains: bool) -> Case:
     # Before anything is read: what is written meanwhile is seen by the next look.
-    code, given = tuple(_stat(path) for path in _code(case)), _stat(params_file(case, settings))
+    code = tuple(_stat(path) for path in _code(case))
+    given = _stat(params_file(case, settings))
     known = _seen.get((case, trains))
     if known is not None and known[:2] == (code, given):
         return known[2]
@@ -194,10 +202,8 @@ def _stat(path: Path) -> _Stat:
 
 def _examined(case: str, *, anew: bool, trains: bool) -> Case:
     if not (case.isidentifier() and case.isascii()):
-        return Case(
-            case,
-            problem=f"pipelines/cases/{case} is no name for a case: rename the folder to letters, digits and underscores",
-        )
+        mend = "rename the folder to letters, digits and underscores"
+        return Case(case, problem=f"pipelines/cases/{case} is no name for a case: {mend}")
     problems: dict[str, None] = {}  # in order, each once
 
     def tried(read: Callable[[], T]) -> T | None:
@@ -230,10 +236,10 @@ def _more(module: str, params: Params | None) -> dict[str, str]:
     """What the model of a text has to have beside ``build``."""
     if module != "model" or params is None or not isinstance(params.model, TextModelParams):
         return {}
-    head = params.model.kind == "embedding" or params.model.head_start
-    return {"tokenizer": "tokenizer(params)"} | (
-        {"fit_head": "fit_head(model, tokens, labels, params, cache)"} if head else {}
-    )
+    wanted = {"tokenizer": "tokenizer(params)"}
+    if params.model.kind == "embedding" or params.model.head_start:
+        wanted["fit_head"] = "fit_head(model, tokens, labels, params, cache)"
+    return wanted
 
 
 class _Source(SourceFileLoader):
@@ -254,7 +260,8 @@ def _schema(case: str, *, anew: bool) -> ModuleType:
     for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
         del sys.modules[name]
     importlib.import_module(package)
-    name, path = f"{package}.schema", _path(case, "schema.py")
+    name = f"{package}.schema"
+    path = _path(case, "schema.py")
     loader = _Source(name, str(path))
     spec = spec_from_file_location(name, path, loader=loader)
     assert spec is not None
@@ -288,9 +295,9 @@ def _names(case: str, path: Path, *, trains: bool) -> set[str]:
 def _modules(statement: ast.stmt) -> list[str]:
     if isinstance(statement, ast.Import):
         return [alias.name for alias in statement.names]
-    return (
-        [statement.module] if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level else []
-    )
+    if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
+        return [statement.module]
+    return []
 
 
 def _is_there(case: str, module: str) -> bool:

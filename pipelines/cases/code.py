@@ -1,7 +1,8 @@
-"""A case's code as part of what its runs are: the files that a step's key holds, and the modules that a training's record names.
+"""A case's code as part of what its runs are.
 
-They are all files of the case's folder, and the modules of `pipelines/cases/` outside of it that they import, directly or
-not. What enters keys by its values is left out: parameters, the demo's plan, and the frozen scales of profiles.
+It is what a step's key holds, and what a training's record names: all files of the case's folder, and the modules of
+`pipelines/cases/` outside of it that they import, directly or not. What enters keys by its values is left out:
+parameters, the demo's plan, and the frozen scales of profiles.
 """
 
 from __future__ import annotations
@@ -46,15 +47,14 @@ def _files(case: str) -> dict[str, Path]:
     waiting = [name for name in found if name.endswith(".py")]
     while waiting:
         name = waiting.pop()
-        more = {
-            shared: path
-            for module in _imports(found[name], name)
-            if (place := _place(module))
-            for shared, path in (place,)
-            if shared not in found
-        }
-        found |= more
-        waiting.extend(more)
+        for module in _imports(found[name], name):
+            place = _place(module)
+            if place is None:
+                continue
+            shared, path = place
+            if shared not in found:
+                found[shared] = path
+                waiting.append(shared)
     return dict(sorted(found.items()))
 
 
@@ -77,24 +77,32 @@ def _place(module: tuple[str, ...]) -> tuple[str, Path] | None:
 
 
 def _imports(path: Path, name: str) -> Iterator[tuple[str, ...]]:
-    """What a module may import from `pipelines/cases/`, as paths below it; nothing of a file that does not parse: it does not run either."""
+    """What a module may import from `pipelines/cases/`, as paths below it.
+
+    That is nothing of a file that does not parse: it does not run either.
+    """
     try:
         tree = cases.syntax_tree(path)
     except (SyntaxError, ValueError):
         return
-    package, above = tuple(cases.__name__.split(".")), tuple(cases.__name__.split(".")) + tuple(name.split("/")[:-1])
+    package = tuple(cases.__name__.split("."))
+    own_package = (*package, *name.split("/")[:-1])
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            given = [tuple(alias.name.split(".")) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = above[: len(above) - node.level + 1] if node.level else ()
-            whole = (*base, *(node.module.split(".") if node.module else ()))
-            # A name may be a module of its own.
-            given = [whole, *((*whole, alias.name) for alias in node.names)]
-        else:
-            continue
-        yield from (
-            module[len(package) :]
-            for module in given
-            if len(module) > len(package) and module[: len(package)] == package
-        )
+        for module in _named(node, own_package):
+            if len(module) > len(package) and module[: len(package)] == package:
+                yield module[len(package) :]
+
+
+def _named(node: ast.AST, own_package: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The modules that an import of a module in ``own_package`` may name; none of another statement."""
+    if isinstance(node, ast.Import):
+        return [tuple(alias.name.split(".")) for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    module: tuple[str, ...] = ()
+    if node.level:
+        module = own_package[: len(own_package) - node.level + 1]
+    if node.module:
+        module = (*module, *node.module.split("."))
+    # A name may be a module of its own.
+    return [module, *((*module, alias.name) for alias in node.names)]

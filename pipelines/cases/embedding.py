@@ -1,4 +1,7 @@
-"""A logistic regression on the embeddings of an encoder that stays as it is: the smoke test, and the first bar to beat."""
+"""A logistic regression on the embeddings of an encoder that stays as it is.
+
+It is the smoke test, and the first bar to beat.
+"""
 
 from __future__ import annotations
 
@@ -77,9 +80,12 @@ def _weights(labels: NDArray[np.int64], kind: str) -> NDArray[np.float64] | None
     if kind == "none":
         return None
     counts = np.bincount(labels)[labels].astype(np.float64)
-    weights = counts ** (-0.5 if kind == "sqrt" else -1.0)
-    mean: NDArray[np.float64] = weights / weights.mean()
-    return mean
+    power = -1.0
+    if kind == "sqrt":
+        power = -0.5
+    weights = counts**power
+    scaled: NDArray[np.float64] = weights / weights.mean()
+    return scaled
 
 
 def _log_loss(fitted: Any, rows: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
@@ -93,21 +99,24 @@ def _log_loss(fitted: Any, rows: NDArray[np.float64], labels: NDArray[np.int64])
 def _in_shape(
     fitted: Any, outputs: int, scaled: NDArray[np.float64], n: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights ``[K, H]`` and biases ``[K]`` of the head; a class without rows gets about one row's share of the probability."""
-    coefficients, intercepts = fitted.coef_, fitted.intercept_
+    """Weights ``[K, H]`` and biases ``[K]`` of the head.
+
+    A class without rows gets about one row's share of the probability.
+    """
+    coefficients = fitted.coef_
+    intercepts = fitted.intercept_
     if outputs == 1:
         return coefficients, intercepts
     if len(fitted.classes_) == 2:  # two classes come as one row of log-odds
-        coefficients, intercepts = (
-            np.vstack([np.zeros_like(coefficients), coefficients]),
-            np.concatenate([[0.0], intercepts]),
-        )
+        coefficients = np.vstack([np.zeros_like(coefficients), coefficients])
+        intercepts = np.concatenate([[0.0], intercepts])
     logits = scaled @ coefficients.T + intercepts
     highest = logits.max(1, keepdims=True)
     total = float((highest[:, 0] + np.log(np.exp(logits - highest).sum(1))).mean())
     weight = np.zeros((outputs, scaled.shape[1]))
     bias = np.full(outputs, total - math.log(n + outputs))
-    weight[fitted.classes_], bias[fitted.classes_] = coefficients, intercepts
+    weight[fitted.classes_] = coefficients
+    bias[fitted.classes_] = intercepts
     return weight, bias
 
 
@@ -139,17 +148,19 @@ def _kept(folder: Path) -> Iterator[tuple[bytes, Floats]]:
 
 
 def _embed(model: Classifier, rows: Sequence[Ids], threads: int) -> Floats:
-    """One row at a time, each with one thread: its bits depend on nothing but itself, so a kept embedding is as good as a fresh one."""
+    """Embed one row at a time, each with one thread.
+
+    Its bits then depend on nothing but itself, and a kept embedding is as good as a fresh one.
+    """
     import torch
 
     model.eval()
 
     def one(row: Ids) -> Floats:
         torch.set_num_threads(1)
+        inputs = {name: torch.from_numpy(tensor) for name, tensor in pad([list(row)]).items()}
         with torch.inference_mode():
-            embedding: Floats = model.embed(
-                **{name: torch.from_numpy(tensor) for name, tensor in pad([list(row)]).items()}
-            )[0].numpy()
+            embedding: Floats = model.embed(**inputs)[0].numpy()
         return embedding
 
     before = torch.get_num_threads()

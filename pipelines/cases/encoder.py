@@ -20,7 +20,10 @@ __all__ = ["Classifier", "LowRank", "base_sha256", "build", "tokenizer"]
 
 
 class Classifier(nn.Module):  # type: ignore[misc] # torch is Any to mypy
-    """Logits from token ids. ``blocks`` are the encoder's transformer blocks from below, ``head`` is what learns from nothing."""
+    """Logits from token ids.
+
+    ``blocks`` are the encoder's transformer blocks from below, ``head`` is what learns from nothing.
+    """
 
     def __init__(self, encoder: nn.Module, outputs: int, dropout: float) -> None:
         """``encoder`` is a Hugging Face model that returns ``last_hidden_state`` [B, S, H]; ``outputs`` is K."""
@@ -113,14 +116,14 @@ def _encoder(params: TextModelParams, *, pretrained: bool) -> nn.Module:
             if "dropout" in name and isinstance(value, float):
                 setattr(config, name, params.dropout)
         options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
-        encoder = (
-            AutoModel.from_pretrained(folder, config=config, local_files_only=True, **options)
-            if pretrained
-            else AutoModel.from_config(config, **options)
-        )
+        if pretrained:
+            encoder = AutoModel.from_pretrained(folder, config=config, local_files_only=True, **options)
+        else:
+            encoder = AutoModel.from_config(config, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"model.encoder {params.encoder!r} cannot be loaded ({str(error).splitlines()[0]}): give an encoder like BERT, RoBERTa or DistilBERT"
+            f"model.encoder {params.encoder!r} cannot be loaded ({str(error).splitlines()[0]}): "
+            "give an encoder like BERT, RoBERTa or DistilBERT"
         ) from error
     if getattr(encoder, "pooler", None) is not None:
         # Nothing reads it, and parameters without a gradient stop DDP.

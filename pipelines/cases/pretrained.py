@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,11 +69,14 @@ def _packaged() -> Path:
     found = find_spec(PACKAGE.replace("-", "_"))
     if found is None or not found.submodule_search_locations:
         raise ConfigError(
-            f"the Python package {PACKAGE} is not installed: run make setup, or set model.encoder to a folder or a name of the Hugging Face hub"
+            f"the Python package {PACKAGE} is not installed: run make setup, "
+            "or set model.encoder to a folder or a name of the Hugging Face hub"
         )
     folder = Path(found.submodule_search_locations[0]) / "model"
     weights = folder / "model.safetensors"
-    sha256 = file_sha256(weights) if weights.is_file() else "no file"
+    sha256 = "no file"
+    if weights.is_file():
+        sha256 = file_sha256(weights)
     if sha256 != PACKAGE_SHA256:
         raise IntegrityError(
             f"{weights} has sha256 {sha256[:12]}, expected {PACKAGE_SHA256[:12]}: install {PACKAGE} again"
@@ -99,13 +101,15 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, **options))
     except RepositoryNotFoundError as error:
         raise ConfigError(
-            f"model.encoder {name!r}: the Hugging Face hub has no public model of that name: correct it, or give {PACKAGE} or a folder"
+            f"model.encoder {name!r}: the Hugging Face hub has no public model of that name: "
+            f"correct it, or give {PACKAGE} or a folder"
         ) from error
     except Exception as error:
         # httpx, requests and the hub have an error class each for a machine that cannot be reached.
         reason = str(error).splitlines()[0]
         raise Unavailable(
-            f"model.encoder {name!r} is not on this machine and the Hugging Face hub cannot be reached ({reason}): give {PACKAGE} or a folder"
+            f"model.encoder {name!r} is not on this machine and the Hugging Face hub cannot be reached ({reason}): "
+            f"give {PACKAGE} or a folder"
         ) from error
 
 
@@ -155,6 +159,10 @@ def _truncating(params: TextModelParams) -> str:
 def _scratch(process: int) -> Path:
     # A forked rank makes its own: the parent's must outlive it, and the other way round.
     folder = Path(tempfile.mkdtemp(prefix="perennial-tokenizer-"))
-    remove: Callable[[], None] = lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == process else None  # noqa: E731
+
+    def remove() -> None:
+        if os.getpid() == process:
+            shutil.rmtree(folder, ignore_errors=True)
+
     atexit.register(remove)
     return folder

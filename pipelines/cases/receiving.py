@@ -71,7 +71,10 @@ class Received:
         """As seen from before ``earlier`` deliveries took out what never came here."""
         refused = pl.concat([self.refused, *(one.refused for one in earlier)], how="diagonal_relaxed")
         apart = sum(one.delivered - one.rows.height for one in earlier)
-        times = [moment for one in (self, *earlier) if one.times is not None for moment in one.times]
+        moments = [moment for one in (self, *earlier) if one.times is not None for moment in one.times]
+        times = None
+        if moments:
+            times = (min(moments), max(moments))
         return replace(
             self,
             refused=_in_order(refused.unique()),
@@ -79,7 +82,7 @@ class Received:
             repeats=self.repeats + sum(one.repeats for one in earlier) + refused.height - refused.unique().height,
             outside_window=self.outside_window + sum(one.outside_window for one in earlier),
             outside_period=self.outside_period + sum(one.outside_period for one in earlier),
-            times=(min(times), max(times)) if times else None,
+            times=times,
         )
 
 
@@ -102,16 +105,19 @@ def note(case: str, received: Received) -> None:
     found = _NOTES.get()
     if found is not None:
         found.append(received)
-    if received.refused.height or received.repeats:
-        why = ", ".join(f"{reason} ({count})" for reason, count in count_reasons(received.refused).items())
-        log.warning(
-            "%s: of %d rows delivered %d are refused%s, %d are exact repeats",
-            case,
-            received.delivered,
-            received.refused.height,
-            f": {why}" if why else "",
-            received.repeats,
-        )
+    if not received.refused.height and not received.repeats:
+        return
+    why = ", ".join(f"{reason} ({count})" for reason, count in count_reasons(received.refused).items())
+    if why:
+        why = f": {why}"
+    log.warning(
+        "%s: of %d rows delivered %d are refused%s, %d are exact repeats",
+        case,
+        received.delivered,
+        received.refused.height,
+        why,
+        received.repeats,
+    )
 
 
 def count_reasons(refused: pl.DataFrame) -> dict[str, int]:
@@ -137,7 +143,9 @@ def receive(
     that says nothing of its values.
     """
     _check_form(frame, fields)
-    given = frame if "label_time" in frame.columns else frame.with_columns(label_time=pl.lit(None, MOMENT))
+    given = frame
+    if "label_time" not in frame.columns:
+        given = frame.with_columns(label_time=pl.lit(None, MOMENT))
     schema = frame_schema(fields) | dict(extra or {})
     columns = {name: _read(given, fields, name).cast(kind, strict=False) for name, kind in schema.items()}
     read = given.select(**columns)
@@ -148,23 +156,25 @@ def receive(
     broken = pl.DataFrame([reasons.is_not_null().alias("refused"), *unread]).select(pl.any_horizontal("*")).to_series()
     read = read.with_columns(reasons=reasons, **{AS_DELIVERED: _as_delivered(frame, broken)})
 
-    since, until = params.period if within_period else (window.start, window.end)
+    since, until = params.period
+    if not within_period:
+        since, until = window.start, window.end
     moment = pl.col("event_time")
+    in_period = moment >= since
+    if until is not None:
+        in_period &= moment < until
     placed = read.with_columns(
-        _in_period=(moment >= since) & (pl.lit(value=True) if until is None else moment < until),
+        _in_period=in_period,
         _in_window=(moment >= window.start) & (moment < window.end),
     )
     outside_period = placed.filter(~pl.col("_in_period")).height
     outside_window = placed.filter(pl.col("_in_period") & ~pl.col("_in_window")).height
     inside = read.filter((placed["_in_period"] & placed["_in_window"]).fill_null(value=True))
     once = inside.unique(maintain_order=True)
-    rows, refused = (
-        once.filter(pl.col("reasons").is_null()).drop("reasons"),
-        once.filter(pl.col("reasons").is_not_null()),
-    )
+    rows = once.filter(pl.col("reasons").is_null()).drop("reasons")
+    refused = once.filter(pl.col("reasons").is_not_null())
     if rows[AS_DELIVERED].null_count() == rows.height:
         rows = rows.drop(AS_DELIVERED)
-    times = (read["event_time"].min(), read["event_time"].max())
     return Received(
         _in_order(rows),
         _in_order(refused),
@@ -172,8 +182,15 @@ def receive(
         repeats=inside.height - once.height,
         outside_window=outside_window,
         outside_period=outside_period,
-        times=None if times[0] is None else times,  # type: ignore[arg-type] # moments, as the column is
+        times=_span(read["event_time"]),
     )
+
+
+def _span(times: pl.Series) -> tuple[datetime, datetime] | None:
+    """The oldest and the newest of the times that could be read."""
+    if times.null_count() == times.len():
+        return None
+    return times.min(), times.max()  # type: ignore[return-value] # moments, as the column is
 
 
 def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
@@ -194,7 +211,8 @@ def _check_form(frame: Any, fields: Fields) -> None:
     if missing:
         have = ", ".join(frame.columns) or "none"
         raise DataError(
-            f"{fields.case}: column(s) {', '.join(missing)} missing, the rows delivered have {have}: rename or add them in source.py"
+            f"{fields.case}: column(s) {', '.join(missing)} missing, the rows delivered have {have}: "
+            "rename or add them in source.py"
         )
     numeric = {number.name for number in fields.numeric}
     for name in ("id", "event_time", "label_time", *fields.names, fields.label):
@@ -211,15 +229,23 @@ def _wrong_type(values: pl.Series, name: str, fields: Fields, numeric: set[str])
     if name in {"event_time", "label_time"}:
         return _wrong_times(kind, held)
     words = kind in (pl.String, pl.Categorical, pl.Enum) or kind.is_integer()
+    is_number = kind.is_numeric() or kind == pl.Boolean
     if name == "id":
         return None if words else f"{held}, which is no id: make it text in source.py, always the same for a row"
-    plain = words or kind.is_numeric() or kind == pl.Boolean
     if name == fields.label:
-        known = f"the class's position, 0 to {len(fields.classes) - 1}" if fields.classes else "0 or 1"
-        if kind.is_numeric() or kind == pl.Boolean:
-            return None
-        return f"{held}, expected {known}: convert it in source.py, nothing is guessed"
-    return None if plain else f"{held}, expected {'a number' if name in numeric else 'text'}: convert it in source.py"
+        return None if is_number else _wrong_label(held, fields)
+    if words or is_number:
+        return None
+    if name in numeric:
+        return f"{held}, expected a number: convert it in source.py"
+    return f"{held}, expected text: convert it in source.py"
+
+
+def _wrong_label(held: str, fields: Fields) -> str:
+    expected = "0 or 1"
+    if fields.classes:
+        expected = f"the class's position, 0 to {len(fields.classes) - 1}"
+    return f"{held}, expected {expected}: convert it in source.py, nothing is guessed"
 
 
 def _wrong_times(kind: pl.DataType, held: str) -> str | None:
@@ -239,7 +265,9 @@ def _wrong_times(kind: pl.DataType, held: str) -> str | None:
 
 def _first(values: pl.Series) -> str:
     found = values.drop_nulls().head(1).to_list()
-    return repr(found[0])[:60] if found else "no value"
+    if not found:
+        return "no value"
+    return repr(found[0])[:60]
 
 
 # --- single values ------------------------------------------------------------------------------
@@ -274,7 +302,9 @@ def _reasons(given: pl.DataFrame, read: pl.DataFrame, fields: Fields) -> pl.Seri
     lost = _lost(label, read[fields.label])
     number = label.cast(pl.Float64, strict=False)
     whole = number.is_finite() & (number.round() == number)
-    beyond = f"{fields.label}: {'no class' if fields.classes else 'neither 0 nor 1'}"
+    beyond = f"{fields.label}: neither 0 nor 1"
+    if fields.classes:
+        beyond = f"{fields.label}: no class"
     found = {
         "id: missing": read["id"].is_null() | (read["id"] == ""),
         "event_time: missing": given["event_time"].is_null(),
@@ -294,10 +324,10 @@ def _reasons(given: pl.DataFrame, read: pl.DataFrame, fields: Fields) -> pl.Seri
 
 def _as_delivered(frame: pl.DataFrame, broken: pl.Series) -> pl.Series:
     """The broken rows as JSON, null beside the others; what an earlier reading kept stays."""
-    earlier = AS_DELIVERED in frame.columns
-    kept = (
-        frame[AS_DELIVERED] if earlier else pl.Series(AS_DELIVERED, [None], pl.String).new_from_index(0, frame.height)
-    )
+    if AS_DELIVERED in frame.columns:
+        kept = frame[AS_DELIVERED]
+    else:
+        kept = pl.Series(AS_DELIVERED, [None], pl.String).new_from_index(0, frame.height)
     if not broken.any():
         return kept
     rows = frame.drop(AS_DELIVERED, strict=False).filter(broken).iter_rows(named=True)

@@ -43,8 +43,10 @@ class Source:
 
 
 def places(settings: Settings) -> list[tuple[Path, str]]:
-    """The folders where a case's file may lie, in the order of search, each with the words that say how it was found."""
-    found = [] if settings.data_dir is None else [(settings.data_dir, "found in PERENNIAL_DATA_DIR")]
+    """The folders where a case's file may lie, in the order of search, each with how it was found, in words."""
+    found: list[tuple[Path, str]] = []
+    if settings.data_dir is not None:
+        found.append((settings.data_dir, "found in PERENNIAL_DATA_DIR"))
     if settings.data_dir != BESIDE:
         found.append((BESIDE, "found beside the repository"))
     return [*found, (settings.root / "data", "kept from an earlier download")]
@@ -58,7 +60,8 @@ def checked_sha256(path: Path, expected: str) -> str:
         raise DataError(f"{path} cannot be read ({error.strerror}): make it readable or remove it") from error
     if found != expected:
         raise IntegrityError(
-            f"{path} has sha256 {found[:12]}, the case expects {expected[:12]}: it is another file; replace or remove it"
+            f"{path} has sha256 {found[:12]}, the case expects {expected[:12]}: "
+            "it is another file; replace or remove it"
         )
     return found
 
@@ -77,7 +80,10 @@ def resolve_source(
 
 @contextmanager
 def returned_by(case: str, function: Callable[..., object]) -> Iterator[None]:
-    """Around what looks at a case's rows: a DataError becomes a CaseError with the line of the function that returned them."""
+    """Around what looks at a case's rows: a DataError becomes a CaseError.
+
+    It names the line of the function that returned the rows.
+    """
     try:
         yield
     except DataError as error:
@@ -85,7 +91,9 @@ def returned_by(case: str, function: Callable[..., object]) -> Iterator[None]:
 
 
 def _about(case: str, function: Callable[..., object]) -> str:
-    line = function.__code__.co_firstlineno if isinstance(function, FunctionType) else 1
+    line = 1
+    if isinstance(function, FunctionType):
+        line = function.__code__.co_firstlineno
     return f"case {case}: pipelines/cases/{case}/source.py, line {line}: {getattr(function, '__name__', 'it')} returned"
 
 
@@ -96,7 +104,8 @@ def canonical(frame: pl.DataFrame, fields: Fields, window: Window, params: Param
     set to ``event_time`` plus the case's label delay. What does not become a row is told by :func:`receiving.note`:
     ingest keeps and counts it. Raises what :func:`receiving.receive` raises.
     """
-    own = frame.drop("label_time", strict=False) if isinstance(frame, pl.DataFrame) else frame
-    received = receive(own, fields, window, params)
+    if isinstance(frame, pl.DataFrame):
+        frame = frame.drop("label_time", strict=False)
+    received = receive(frame, fields, window, params)
     note(fields.case, received)
     return received.rows

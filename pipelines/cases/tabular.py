@@ -51,12 +51,14 @@ class Tabular(nn.Module):  # type: ignore[misc] # torch is Any to mypy
         A column that does not vary gets scale 0: nothing can be learned from it, so its first change must say nothing.
         Numbers that mean and deviation do not suit come scaled already (:func:`pipelines.encoding.find_scales`).
         """
-        mean, deviation = numeric.double().mean(0), numeric.double().std(0, correction=0)
+        mean = numeric.double().mean(0)
+        deviation = numeric.double().std(0, correction=0)
         self.mean.copy_(mean)
         # Less than float32 resolves is no deviation, whatever the unit.
         self.scale.copy_(torch.where(deviation > 1e-7 * mean.abs(), 1 / deviation, torch.zeros_like(deviation)))
         # One row of each class more than there are: the logit stays finite with one class only.
-        positives, rows = float(labels.sum()) + 1, len(labels) + 2
+        positives = float(labels.sum()) + 1
+        rows = len(labels) + 2
         self.output.bias.fill_(math.log(positives / (rows - positives)))
 
     def forward(self, categorical: Tensor, numeric: Tensor) -> Tensor:

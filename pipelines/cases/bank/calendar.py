@@ -22,7 +22,8 @@ FIRST_YEAR = 2008
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _LISBON = ZoneInfo("Europe/Lisbon")
-_OPEN, _SECONDS = time(9), 9 * 3600
+_OPEN = time(9)
+_SECONDS = 9 * 3600
 _LATEST = {(2008, 10)}
 _LAST_DAY = {(2008, 12): date(2008, 12, 22)}
 
@@ -49,7 +50,8 @@ def event_times(rows: pl.DataFrame) -> pl.Series:
 
 
 def _dates(months: list[str], weekdays: list[str]) -> list[date]:
-    year, previous = FIRST_YEAR, 0
+    year = FIRST_YEAR
+    previous = 0
     by_month: dict[tuple[int, int], list[int]] = {}
     for name, weekday in zip(months, weekdays, strict=True):
         month = MONTHS.index(name) + 1
@@ -60,19 +62,25 @@ def _dates(months: list[str], weekdays: list[str]) -> list[date]:
 
 
 def _lay(year: int, month: int, weekdays: list[int]) -> list[date]:
-    latest = (year, month) in _LATEST
+    lays_latest = (year, month) in _LATEST
     days = [date(year, month, 1) + timedelta(days=n) for n in range(31)]
     calendar = [day for day in days if day.month == month]
+    wanted = list(weekdays)
+    if lays_latest:
+        # From the month's end backwards; turned round below.
+        calendar.reverse()
+        wanted.reverse()
     laid: list[date] = []
-    remaining = iter(reversed(calendar) if latest else calendar)
-    for weekday in reversed(weekdays) if latest else weekdays:
+    remaining = iter(calendar)
+    for weekday in wanted:
         day = next((day for day in remaining if day.weekday() == weekday), None)
         if day is None:
             raise DataError(
-                f"the calling days of {year}-{month:02d} do not fit on the calendar: the file is not the ordered original"
+                f"the calling days of {year}-{month:02d} do not fit on the calendar: "
+                "the file is not the ordered original"
             )
         laid.append(day)
-    if latest:
+    if lays_latest:
         laid.reverse()
     if (year, month) in _LAST_DAY:
         laid[-1] = _LAST_DAY[year, month]

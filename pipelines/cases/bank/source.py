@@ -20,16 +20,18 @@ from pipelines.params import Params
 from pipelines.settings import Settings
 from pipelines.storage import write_atomic
 
-PARQUET, PARQUET_SHA256 = "bank_marketing.parquet", "cbe5f13ebe19de3c11c14f7060fdef0b09183b2c32ba2db7f4223ee1a315f15a"
-CSV, CSV_SHA256 = "bank-additional-full.csv", "74adfc578bf77a7ff4bb1ba4a9f8709d9e3c6907342959c2c8416847e0afb4d8"
+PARQUET = "bank_marketing.parquet"
+PARQUET_SHA256 = "cbe5f13ebe19de3c11c14f7060fdef0b09183b2c32ba2db7f4223ee1a315f15a"
+CSV = "bank-additional-full.csv"
+CSV_SHA256 = "74adfc578bf77a7ff4bb1ba4a9f8709d9e3c6907342959c2c8416847e0afb4d8"
 URL = "https://archive.ics.uci.edu/static/public/222/bank+marketing.zip"
 TIMEOUT_SECONDS = 10.0
 MAX_BYTES = 20 * 2**20
 NOTICE = (
     "Bank Marketing, UCI Machine Learning Repository 222, doi:10.24432/C5K306, CC BY 4.0. "
     "S. Moro, P. Cortez, P. Rita: A Data-Driven Approach to Predict the Success of Bank Telemarketing, "
-    "Decision Support Systems 62:22-31, 2014, doi:10.1016/j.dss.2014.03.001. Changed: dates and times were laid on the calendar, "
-    "rows after 2010-03 and the call's duration left out."
+    "Decision Support Systems 62:22-31, 2014, doi:10.1016/j.dss.2014.03.001. Changed: dates and times were laid on the "
+    "calendar, rows after 2010-03 and the call's duration left out."
 )
 
 log = logging.getLogger(__name__)
@@ -64,7 +66,8 @@ def _download() -> bytes:
             outer = answer.read(MAX_BYTES)
     except (OSError, urllib.error.URLError) as error:
         raise DataError(
-            f"no {PARQUET} in any folder, and {URL} cannot be reached ({error}): set PERENNIAL_DATA_DIR to a folder that holds it"
+            f"no {PARQUET} in any folder, and {URL} cannot be reached ({error}): "
+            "set PERENNIAL_DATA_DIR to a folder that holds it"
         ) from error
     return unpack(outer)
 
@@ -88,11 +91,10 @@ def rows(source: Source, window: Window, params: Params) -> pl.DataFrame:
     if source.path is None:
         raise DataError("the bank source has no file: resolve it first")
     try:
-        frame = (
-            pl.read_parquet(source.path, columns=["id", "event_time", *FIELDS.names, FIELDS.label])
-            if source.path.suffix == ".parquet"
-            else _read_csv(source.path)
-        )
+        if source.path.suffix == ".parquet":
+            frame = pl.read_parquet(source.path, columns=["id", "event_time", *FIELDS.names, FIELDS.label])
+        else:
+            frame = _read_csv(source.path)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{source.path} cannot be read ({error}): replace it") from error
     return canonical(frame, FIELDS, window, params)

@@ -28,7 +28,8 @@ from pipelines.storage import write_atomic
 from pipelines.text import normalise
 
 URL = "https://services.nvd.nist.gov/rest/json/cves/2.0"
-PAGE, SPAN = 2_000, timedelta(days=120)
+PAGE = 2_000
+SPAN = timedelta(days=120)
 PAUSE_SECONDS = 6.5
 """Between two requests: 5 in any 30 seconds, with some room."""
 TIMEOUT_SECONDS = 60.0
@@ -67,7 +68,8 @@ def download(period: Window, folder: Path, ask: Ask | None = None) -> pl.DataFra
 
 def stretches(period: Window) -> list[Window]:
     """``period`` cut into pieces that the API accepts."""
-    pieces, start = [], period.start
+    pieces = []
+    start = period.start
     while start < period.end:
         pieces.append(Window(start=start, end=min(start + SPAN, period.end)))
         start += SPAN
@@ -82,15 +84,18 @@ def _pages(stretch: Window, ask: Ask) -> Iterator[dict[str, Any]]:
         "pubEndDate": f"{last:%Y-%m-%dT%H:%M:%S}.999",
         "resultsPerPage": str(PAGE),
     }
-    start, total = 0, 1
+    start = 0
+    total = 1
     while start < total:
         answer = ask({**known, "startIndex": str(start)})
         try:
-            total, found = int(answer["totalResults"]), answer["vulnerabilities"]
+            total = int(answer["totalResults"])
+            found = answer["vulnerabilities"]
             start += len(found)
         except (KeyError, TypeError, ValueError) as error:
             raise IntegrityError(
-                f"{URL} answered in another form ({error!r}): the API has changed, set PERENNIAL_DATA_DIR to a folder with the data"
+                f"{URL} answered in another form ({error!r}): "
+                "the API has changed, set PERENNIAL_DATA_DIR to a folder with the data"
             ) from error
         if not found and start < total:
             raise IntegrityError(
@@ -100,19 +105,17 @@ def _pages(stretch: Window, ask: Ask) -> Iterator[dict[str, Any]]:
 
 
 def parse(reports: Iterator[dict[str, Any]]) -> pl.DataFrame:
-    """Reports of the API as rows of :data:`SCHEMA`; rejected ones and those without a weakness or an English text are left out.
+    """Reports of the API as rows of :data:`SCHEMA`.
 
-    The first weakness decides the team: NVD's own come before those of others.
+    Rejected ones, and those without a weakness or an English text, are left out. The first weakness decides the team:
+    NVD's own come before those of others.
     """
     rows = []
     for report in reports:
         text = normalise(next((part["value"] for part in report.get("descriptions", []) if part["lang"] == "en"), ""))
         given = sorted(report.get("weaknesses", []), key=lambda weakness: weakness.get("source") != "nvd@nist.gov")
-        codes = list(
-            dict.fromkeys(
-                part["value"] for weakness in given for part in weakness["description"] if part["lang"] == "en"
-            )
-        )
+        found = (part["value"] for weakness in given for part in weakness["description"] if part["lang"] == "en")
+        codes = list(dict.fromkeys(found))
         if not text or text.startswith("** RE") or report.get("vulnStatus") == "Rejected" or not codes:
             continue
         published = datetime.fromisoformat(report["published"]).replace(tzinfo=UTC)
@@ -122,7 +125,8 @@ def parse(reports: Iterator[dict[str, Any]]) -> pl.DataFrame:
 
 def _ask(parameters: dict[str, str]) -> dict[str, Any]:
     url = f"{URL}?{urllib.parse.urlencode(parameters, safe=':')}&noRejected"
-    request = urllib.request.Request(url, headers={"User-Agent": "perennial/0.1 (five requests in 30 seconds, cached)"})  # noqa: S310
+    headers = {"User-Agent": "perennial/0.1 (five requests in 30 seconds, cached)"}
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310
     for attempt in range(TRIES):
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
@@ -138,5 +142,6 @@ def _ask(parameters: dict[str, str]) -> dict[str, Any]:
             time.sleep(PAUSE_SECONDS)
             return found
     raise DataError(
-        f"{URL} cannot be used ({reason}): run it again later, finished stretches are kept; or set PERENNIAL_DATA_DIR to a folder with the data"
+        f"{URL} cannot be used ({reason}): run it again later, finished stretches are kept; "
+        "or set PERENNIAL_DATA_DIR to a folder with the data"
     )

@@ -16,15 +16,18 @@ from pipelines.params import Params
 from pipelines.settings import Settings
 from pipelines.storage import file_sha256, write_atomic
 
-PARQUET, PARQUET_SHA256 = "nvd_cve.parquet", "a366f0a48f2d910bb93552dc8f86724c95112f3371eeb84d4d22e366aa5b4eb7"
+PARQUET = "nvd_cve.parquet"
+PARQUET_SHA256 = "a366f0a48f2d910bb93552dc8f86724c95112f3371eeb84d4d22e366aa5b4eb7"
 DOWNLOADED = "nvd_api.parquet"
 NOTICE = (
-    "Derived from the National Vulnerability Database (NIST, public domain; changed: grouped label, cleaned whitespace, filtered). "
-    "This product uses data from the NVD API but is not endorsed or certified by the NVD. "
-    "Descriptions come from the CVE List: Copyright (c) 1999-2026, The MITRE Corporation. CVE and the CVE logo are registered trademarks of The MITRE "
-    "Corporation. CVE Usage: MITRE hereby grants you a perpetual, worldwide, non-exclusive, no-charge, royalty-free, irrevocable copyright license to "
-    "reproduce, prepare derivative works of, publicly display, publicly perform, sublicense, and distribute Common Vulnerabilities and Exposures (CVE(R)). "
-    "Any copy you make for such purposes is authorized provided that you reproduce MITRE's copyright designation and this license in any such copy."
+    "Derived from the National Vulnerability Database (NIST, public domain; changed: grouped label, cleaned "
+    "whitespace, filtered). This product uses data from the NVD API but is not endorsed or certified by the NVD. "
+    "Descriptions come from the CVE List: Copyright (c) 1999-2026, The MITRE Corporation. CVE and the CVE logo are "
+    "registered trademarks of The MITRE Corporation. CVE Usage: MITRE hereby grants you a perpetual, worldwide, "
+    "non-exclusive, no-charge, royalty-free, irrevocable copyright license to reproduce, prepare derivative works of, "
+    "publicly display, publicly perform, sublicense, and distribute Common Vulnerabilities and Exposures (CVE(R)). "
+    "Any copy you make for such purposes is authorized provided that you reproduce MITRE's copyright designation and "
+    "this license in any such copy."
 )
 
 log = logging.getLogger(__name__)
@@ -42,7 +45,8 @@ def resolve(settings: Settings, params: Params) -> Source:
             path = folder / PARQUET
             return Source("nvd_cve", "real", f"{path}: {why}", NOTICE, path, checked_sha256(path, PARQUET_SHA256))
     cache = settings.root / "data"
-    path, why = cache / DOWNLOADED, "kept from an earlier download"
+    path = cache / DOWNLOADED
+    why = "kept from an earlier download"
     if not path.exists():
         since, until = params.period
         if until is None:
