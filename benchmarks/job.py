@@ -45,7 +45,8 @@ BASE = TrainParams(
     clip=1.0,
 )
 """The optimisation of the triage case in fp32, with a constant learning rate."""
-ANSWER, ALONE = "answer.json", {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+ANSWER = "answer.json"
+ALONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 POLL_SECONDS = 0.05
 
 
@@ -94,7 +95,10 @@ def train(folder: Path, network: str, dropout: float, rows: Path, params: TrainP
 
 def watch(folder: Path, process: subprocess.Popen[bytes], *, launched: bool) -> Watched:
     """Look at a job until it ends; ``launched`` says that its ranks are grandchildren of its process."""
-    began, beat, seen, beats = time.monotonic(), folder / "work" / "heartbeat", Watched(), set[int]()
+    began = time.monotonic()
+    beat = folder / "work" / "heartbeat"
+    seen = Watched()
+    beats = set[int]()
     while process.poll() is None:
         if seen.first_step is None:
             if beat.exists():

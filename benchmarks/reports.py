@@ -27,13 +27,15 @@ def reports(count: int, settings: Settings) -> tuple[list[str], NDArray[np.int64
     "real" ones evenly spaced over 2014-2016, or "generated" of the same lengths.
     """
     if any((folder / PARQUET).exists() for folder, _ in places(settings)):
-        source, params = part(CASE, "source"), load_params(CASE)
+        source = part(CASE, "source")
+        params = load_params(CASE)
         span = Window(start=datetime(2014, 1, 1, tzinfo=UTC), end=datetime(2017, 1, 1, tzinfo=UTC))
         frame = source.rows(source.resolve(settings, params), span, params)
         frame = frame[np.linspace(0, frame.height - 1, count).round().astype(int).tolist()]
         fields = load_fields(CASE)
         return frame["text"].to_list(), frame[fields.label].to_numpy().astype(np.int64), "real"
-    generator, classes = np.random.default_rng(0), load_fields(CASE).classes
+    generator = np.random.default_rng(0)
+    classes = load_fields(CASE).classes
     labels = generator.integers(0, len(classes), count)
     lengths = np.exp(generator.normal(np.log(MEDIAN_WORDS), WORDS_SIGMA, count)).round().clip(3, 300).astype(int)
     vocabulary = np.array(

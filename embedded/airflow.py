@@ -318,10 +318,13 @@ class Airflow:
         PerennialError with the import errors once no further one has come for ``timeout`` seconds: a busy machine
         takes its time.
         """
-        wanted, deadline, left = set(names), time.monotonic() + timeout, 0
+        wanted = set(names)
+        deadline = time.monotonic() + timeout
+        left = 0
         while missing := wanted - {dag["dag_id"] for dag in self.dags()}:
             if len(missing) != left:
-                left, deadline = len(missing), time.monotonic() + timeout
+                left = len(missing)
+                deadline = time.monotonic() + timeout
             elif time.monotonic() > deadline:
                 errors = [f"{e['filename']}: {e['stack_trace'].strip().splitlines()[-1]}" for e in self.import_errors()]
                 raise PerennialError(

@@ -59,10 +59,13 @@ class Watch:
     def __init__(
         self, airflow: Airflow, clock: Callable[[], float] = time.monotonic, now: Callable[[], float] = time.time
     ) -> None:
-        self._airflow, self._clock, self._now = airflow, clock, now
+        self._airflow = airflow
+        self._clock = clock
+        self._now = now
         self._lock = threading.Lock()
         self._finished: dict[str, tuple[str, list[Sample]]] = {}
-        self._text, self._made = b"", -KEEP_SECONDS
+        self._text = b""
+        self._made = -KEEP_SECONDS
 
     def text(self) -> bytes:
         """All series in Prometheus' text format, at most ``KEEP_SECONDS`` old; ``up`` is 0 if Airflow did not answer."""
@@ -102,7 +105,8 @@ class Watch:
         )["dag_runs"]
         if not runs or not runs[0]["end_date"]:
             return []
-        run, key = runs[0], f"{runs[0]['dag_run_id']} {runs[0]['end_date']}"
+        run = runs[0]
+        key = f"{runs[0]['dag_run_id']} {runs[0]['end_date']}"
         if self._finished.get(dag, ("",))[0] != key:
             label = {"dag": dag}
             found: list[Sample] = [

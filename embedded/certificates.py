@@ -46,7 +46,8 @@ def _by_cryptography() -> Issued:
 
     pem = serialization.Encoding.PEM
     now = datetime.now(UTC)
-    ca_key, ca_name = ec.generate_private_key(ec.SECP256R1()), _name("perennial")
+    ca_key = ec.generate_private_key(ec.SECP256R1())
+    ca_name = _name("perennial")
 
     def certificate(key: ec.EllipticCurvePrivateKey, name: x509.Name, extension: x509.ExtensionType) -> str:
         built = (
@@ -65,7 +66,8 @@ def _by_cryptography() -> Issued:
         return key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
 
     authority = certificate(ca_key, ca_name, x509.BasicConstraints(ca=True, path_length=0))
-    server, client = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    server = ec.generate_private_key(ec.SECP256R1())
+    client = ec.generate_private_key(ec.SECP256R1())
     called = x509.SubjectAlternativeName([*map(x509.DNSName, NAMES), x509.IPAddress(ip_address(ADDRESS))])
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
     return Issued(

@@ -221,7 +221,8 @@ def changed(service: Service, home: Path, ports: Ports, env: Mapping[str, str]) 
 
 def additional(home: Path, ports: Ports, env: Mapping[str, str]) -> list[Service]:
     """A worker for each queue, the exporters, Prometheus and Alertmanager."""
-    python, bare = [sys.executable, "-m"], _bare(_light(env))
+    python = [sys.executable, "-m"]
+    bare = _bare(_light(env))
     found = []
     for queue, name in QUEUES.items():
         command = [part for part in composed.command(name) if part != "airflow"]

@@ -98,7 +98,8 @@ def make(folder: Path, postgres: str = "postgres:5432", redis: str = "redis:6379
     Returns the names of the new files. Raises ValueError naming the file if a value would not survive in an address (a
     password by hand with ``@`` in it).
     """
-    new, own = make_triton(folder, mode), {}
+    new = make_triton(folder, mode)
+    own = {}
     for name, value in MADE.items():
         path = folder / name
         if not path.exists():

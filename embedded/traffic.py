@@ -83,7 +83,8 @@ def advance(settings: Settings, gateway: httpx.Client, case: str, now: datetime)
 
     The place is kept after every batch. Raises Unavailable if the gateway cannot answer now: call again later.
     """
-    params, fields = load_params(case), load_fields(case)
+    params = load_params(case)
+    fields = load_fields(case)
     stream = part(case, "source")
     source = stream.resolve(settings, params)
     place = read_place(settings, case, now)
@@ -120,8 +121,11 @@ def caught_up(settings: Settings, case: str, until: datetime) -> bool:
     """Whether every row and every label that was due before ``until`` has been sent."""
     if not place_file(settings, case).exists():
         return False
-    params, stream, place = load_params(case), part(case, "source"), read_place(settings, case, until)
-    source, delay = stream.resolve(settings, params), timedelta(days=params.label_delay_days)
+    params = load_params(case)
+    stream = part(case, "source")
+    place = read_place(settings, case, until)
+    source = stream.resolve(settings, params)
+    delay = timedelta(days=params.label_delay_days)
     left = [(place.rows, until), (max(place.since, place.labels - delay), until - delay)]
     return all(
         start >= end or stream.rows(source, Window(start=start, end=end), params).is_empty() for start, end in left

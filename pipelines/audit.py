@@ -82,7 +82,8 @@ def within(case: str, rows: Mapping[str, Iterable[Rows]]) -> Iterator[Finding]:
 
 
 def _releases(case: str, rows: Iterable[Rows], verdicts: Mapping[str, Any]) -> Iterator[Finding]:
-    previous, known = "", list[Release]()
+    previous = ""
+    known = list[Release]()
     for position, row in enumerate(rows, start=1):
         wrong = partial(Finding, case=case, table="releases", row=f"seq {row['seq']}")
         try:

@@ -67,7 +67,8 @@ def of_disk(error: BaseException) -> NoRoom | ConfigError | None:
     Libraries (SQLite, Arrow, torch) have errors of their own for it, which repeat the system's words.
     """
     for one in _chain(error):
-        number, words = getattr(one, "errno", None), str(one)
+        number = getattr(one, "errno", None)
+        words = str(one)
         if number in _FULL or any(text in words for text in _FULL_WORDS):
             return NoRoom(
                 f"the disk is full ({said(one)}): make room in the state folder (PERENNIAL_HOME), then run again"

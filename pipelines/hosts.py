@@ -83,7 +83,8 @@ def refusal(scope: Scope, known: Collection[str], trusted: Collection[str]) -> t
         return None
     for origin in _headers(scope, b"origin"):
         scheme, _, rest = origin.partition("://")
-        page, default = authority(rest), _PORTS.get(scheme)
+        page = authority(rest)
+        default = _PORTS.get(scheme)
         if page is None or default is None:
             return 403, "a page that has no address of its own may not write here"
         if page[0] not in trusted and (page[0], page[1] or default) != (host, port or default):

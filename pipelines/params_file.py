@@ -99,7 +99,8 @@ class _PlainLoader(yaml.SafeLoader):
         YAMLError, with the line, if it is an alias, has an anchor, is a merge key or lies too deep.
         """
         event = self.peek_event()  # type: ignore[no-untyped-call]
-        anchor, line = getattr(event, "anchor", None), event.start_mark.line + 1
+        anchor = getattr(event, "anchor", None)
+        line = event.start_mark.line + 1
         if anchor is not None:
             sign = "*" if isinstance(event, yaml.AliasEvent) else "&"
             raise yaml.YAMLError(
@@ -160,7 +161,8 @@ def _twice(node: yaml.Node, above: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
         for key, value in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
+            name = str(key.value)
+            line = key.start_mark.line + 1
             if name in lines:
                 yield f"{above}{name}", f"stands in line {lines[name]} and again in line {line}: remove one of them"
             lines[name] = line
@@ -176,7 +178,8 @@ _NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 def _described(error: Any, raw: Any) -> tuple[str, str]:
     """Where a mistake that pydantic found stands in the file, and what it is."""
     place: list[str] = []
-    at, missing = raw, error["type"] in {"missing", "extra_forbidden"}
+    at = raw
+    missing = error["type"] in {"missing", "extra_forbidden"}
     for step in error["loc"]:
         # What is not in the file is pydantic's own: the kind of a block, the type of a value.
         if (isinstance(at, dict) and step in at) or (isinstance(at, list) and isinstance(step, int) and step < len(at)):
@@ -223,10 +226,8 @@ def _unknown_names(case: str, raw: Any) -> dict[str, str]:
     block = {name: value for name, value in raw.items() if isinstance(value, dict)} if isinstance(raw, dict) else {}
     found: dict[str, str] = {}
     if (fields := _fields_of(case)) is not None:
-        groups, measured = (
-            (fields.groups, "no category, whole number or label"),
-            (fields.measured, "nothing that is measured"),
-        )
+        groups = (fields.groups, "no category, whole number or label")
+        measured = (fields.measured, "nothing that is measured")
         for above, key, (known, what) in (("gate", "slices", groups), ("drift", "ignore", measured)):
             given = block.get(above, {}).get(key)
             for number, name in enumerate(given[:MOST_MISTAKES] if isinstance(given, list) else []):

@@ -69,7 +69,8 @@ class _FromState(PydanticBaseSettingsSource):
         self._given = places.variables(self._home)
         if not self._given:
             return {}
-        alive, wanted = places.running(self._home), list(places.KEPT)
+        alive = places.running(self._home)
+        wanted = list(places.KEPT)
         for service in places.SERVICES:
             if service.process in alive and not any(name in self.current_state for name in service.addresses):
                 wanted += [*service.addresses, *service.beside]

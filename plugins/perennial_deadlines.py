@@ -43,7 +43,8 @@ async def late(case: str, context: dict[str, Any]) -> str:
     """
     if context["dag_run"].get("state") == "failed":
         return "told nobody: the run has failed, and that was told when it did"
-    run, due = context["dag_run"], context["deadline"]["deadline_time"]
+    run = context["dag_run"]
+    due = context["deadline"]["deadline_time"]
     due = due if isinstance(due, datetime) else datetime.fromisoformat(due)
     return await asyncio.to_thread(_tell, case, run["dag_id"], run["dag_run_id"], due)
 
@@ -51,5 +52,6 @@ async def late(case: str, context: dict[str, Any]) -> str:
 def _tell(case: str, dag: str, run: str, due: datetime) -> str:
     from pipelines.alerts import runs
 
-    params, settings = load_params(case), read_settings()
+    params = load_params(case)
+    settings = read_settings()
     return f"told {', '.join(runs.tell(params, settings, runs.late(params, settings.runbooks, dag, run, due)))}"

@@ -74,7 +74,9 @@ def _tell(case: str, context: dict[str, Any]) -> None:
     from pipelines.alerts import runs
     from pipelines.storage import wall_time
 
-    params, settings, task = load_params(case), read_settings(), context.get("ti")
+    params = load_params(case)
+    settings = read_settings()
+    task = context.get("ti")
     name = None if task is None else task.task_id
     why = str(context.get("reason") or "see its tasks in Airflow") if task is None else _kept(task)
     at = getattr(task, "end_date", None) or wall_time()

@@ -162,7 +162,8 @@ def test_the_index_has_every_decision_once():
 def test_the_way_in_takes_twenty_minutes():
     """The way in names the operator, the commit and one full step, and asks for at most 1,000 lines of code."""
     reading = dict(_reading())
-    operator, commit = "plugins/perennial_operators.py:StepOperator", "pipelines/storage.py:commit"
+    operator = "plugins/perennial_operators.py:StepOperator"
+    commit = "pipelines/storage.py:commit"
     assert {operator, commit, "pipelines/steps/gate.py"} <= set(reading)
     assert sum(reading.values()) <= 1_000, reading
 

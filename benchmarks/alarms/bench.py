@@ -36,8 +36,10 @@ from benchmarks.record import RESULTS, goal, record
 FOLDER = Path("runs") / "bench-alarms"
 WINDOWS, CONTRAST_WINDOWS, EVIDENTLY_WINDOWS = 500, 100, 100
 """Per deployment; of Evidently in all."""
-SIZES, SHIFTS = (200, 1_000, 10_000), (0.1, 0.25, 0.5)
-MAX_FALSE, MAX_DELAY = 1e-3, 3
+SIZES = (200, 1_000, 10_000)
+SHIFTS = (0.1, 0.25, 0.5)
+MAX_FALSE = 1e-3
+MAX_DELAY = 3
 
 
 def cells() -> list[Cell]:
@@ -72,7 +74,8 @@ def made_by() -> str:
     kinds: tuple[Kind, ...] = ("iid", "diurnal", "sessions")
     for kind in kinds:
         rng = np.random.default_rng(0)
-        days, windows = draw(kind, rng, 10, 1_000), draw(kind, rng, 5, 1_000, 0.25)
+        days = draw(kind, rng, 10, 1_000)
+        windows = draw(kind, rng, 5, 1_000, 0.25)
         judged = judge(days, windows)
         verify(days, windows, judged, [0, 1])
         found.update(json.dumps(np.round(judged.p_values, 6).tolist()).encode())

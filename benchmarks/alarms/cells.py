@@ -44,7 +44,8 @@ def measure(cell: Cell, windows: int) -> dict[str, Any]:
     started = time.process_time()
     length = LENGTH if cell.shift else windows
     flags: dict[str, list[Any]] = {rule: [] for rule in RULES}
-    checked, overdispersed = 0, []
+    checked = 0
+    overdispersed = []
     for deployment in range(DEPLOYMENTS):
         rng = np.random.default_rng([deployment, cell.rows, round(100 * cell.shift), *cell.kind.encode()])
         days = draw(cell.kind if cell.kind != "part of a day" else "diurnal", rng, DAYS, cell.rows)
@@ -93,7 +94,8 @@ def _summary(flags: Any, *, moved: bool) -> dict[str, Any]:
             "found": float(np.isfinite(delays).mean()),
             "median_delay": median if np.isfinite(median) else None,
         }
-    alarms, windows = int(flags.any(axis=2).sum()), flags.shape[0] * flags.shape[1]
+    alarms = int(flags.any(axis=2).sum())
+    windows = flags.shape[0] * flags.shape[1]
     return {"alarms": alarms, "rate": alarms / windows, "upper95": upper(alarms, windows)}
 
 

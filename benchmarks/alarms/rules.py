@@ -79,12 +79,14 @@ def _one(days: Ints, number: bool, windows: Ints) -> tuple[Floats, Floats, Float
 
     And its overdispersion.
     """
-    total, rows = int(days.sum()), int(windows[0].sum())
+    total = int(days.sum())
+    rows = int(windows[0].sum())
     if number:
         ks = _ks(days.sum(axis=0), windows)
         into = edges(days.sum(axis=0), PARAMS.bins)
         phi = stats.overdispersion(fold(days, edges(days.sum(axis=0), DAY_GROUPS)))
-        days, windows = fold(days, into), fold(windows, into)
+        days = fold(days, into)
+        windows = fold(windows, into)
     else:
         phi = stats.overdispersion(days)
     m = days.sum(axis=0)
@@ -93,7 +95,8 @@ def _one(days: Ints, number: bool, windows: Ints) -> tuple[Floats, Floats, Float
     for present in np.unique((m + windows) > 0, axis=0):
         same = (((m + windows) > 0) == present).all(axis=1)
         p_values[same] = _ours(m[present], windows[same][:, present], phi)
-    p, q = np.maximum(m / total, FLOOR), np.maximum(windows / rows, FLOOR)
+    p = np.maximum(m / total, FLOOR)
+    q = np.maximum(windows / rows, FLOOR)
     practice = ((q - p) * np.log(q / p)).sum(axis=1)
     if not number:
         table = (windows / rows - m / total) ** 2 / np.maximum(windows + m, 1) * (rows + total)
@@ -103,12 +106,12 @@ def _one(days: Ints, number: bool, windows: Ints) -> tuple[Floats, Floats, Float
 
 def _ours(m: Ints, n: Ints, phi: float) -> Floats:
     """As :func:`pipelines.drift.inputs.compare.compare`: the minimum-effect p-value of windows ``n`` ``[W, B]``."""
-    total, rows, bins = int(m.sum()), int(n[0].sum()), len(m)
+    total = int(m.sum())
+    rows = int(n[0].sum())
+    bins = len(m)
     ne = stats.effective_rows(total, rows, phi)
-    p, q = (
-        (m + stats.SMOOTHING) / (total + stats.SMOOTHING * bins),
-        (n + stats.SMOOTHING) / (rows + stats.SMOOTHING * bins),
-    )
+    p = (m + stats.SMOOTHING) / (total + stats.SMOOTHING * bins)
+    q = (n + stats.SMOOTHING) / (rows + stats.SMOOTHING * bins)
     psi = ((q - p) * np.log(q / p)).sum(axis=1)
     pearson = ((n / rows - m / total) ** 2 / (n + m)).sum(axis=1) * (rows + total)
     value = np.minimum(psi, pearson)
@@ -129,7 +132,8 @@ def fold(counts: Ints, into: Ints) -> Ints:
 
 def _ks(reference: Ints, windows: Ints) -> Floats:
     """p-values as scipy's ``ks_2samp(method="asymp")`` gives them."""
-    total, rows = int(reference.sum()), int(windows[0].sum())
+    total = int(reference.sum())
+    rows = int(windows[0].sum())
     distance = np.abs(np.cumsum(windows, axis=1) / rows - np.cumsum(reference) / total).max(axis=1)
     # All that is asked is whether p < 0.05: beyond that distance it is, and the function is monotone.
     return np.where(distance > kstwo.isf(0.05, round(stats.effective_rows(total, rows))), 0.0, 1.0)

@@ -21,7 +21,8 @@ Floats = NDArray[np.float64]
 Kind = Literal["iid", "diurnal", "sessions", "part of a day"]
 
 NUMBERS = 20
-STEP, LIMIT = 0.01, 5.0
+STEP = 0.01
+LIMIT = 5.0
 GRID = np.round(np.arange(-LIMIT, LIMIT + STEP / 2, STEP), 2)
 """The values that a number can have, in standard deviations."""
 SHARES: tuple[Floats, ...] = tuple(
@@ -155,7 +156,8 @@ def _sessions(rng: np.random.Generator, windows: int, rows: int, shift: float) -
 
 def _weighted(rng: np.random.Generator, shares: Floats, lengths: Ints) -> Ints:
     """Counts ``[W, its values]`` of one category that is the same in all rows of a session."""
-    windows, size = len(lengths), len(shares)
+    windows = len(lengths)
+    size = len(shares)
     values = (
         np.searchsorted(np.cumsum(shares)[:-1], rng.random(lengths.shape), side="right")
         + np.arange(windows)[:, None] * size

@@ -39,9 +39,11 @@ NANNYML = (".venv-nannyml", "requirements-nannyml.lock")
 ROW_GROUP = 1 << 20
 """As pyarrow writes files unless told otherwise."""
 REFERENCE_ROWS = 100_000
-HOURS, HOUR_ROWS = 720, 2_000
+HOURS = 720
+HOUR_ROWS = 2_000
 PARTITIONS = 24
-SCANS, OURS = ("scan, row groups", "scan, batches"), "ours"
+SCANS = ("scan, row groups", "scan, batches")
+OURS = "ours"
 LIMIT_S = 120
 Found = dict[str, Any]
 
@@ -56,7 +58,8 @@ def main() -> None:
     given = parser.parse_args()
     began = time.perf_counter()
     part = 100 if given.small else 1
-    million, rounds = 1_000_000 // part, 3 if given.small else 7
+    million = 1_000_000 // part
+    rounds = 3 if given.small else 7
     threads = min(2, len(os.sched_getaffinity(0)))
     rows: list[Found] = []
     goals: list[Found] = []
@@ -149,7 +152,8 @@ def put_reference(folder: Path) -> Path:
     """``reference.parquet``, its frozen scales (``.json``) and its profile (``.profile``)."""
     import polars as pl
 
-    path, table = folder / "reference.parquet", columns(REFERENCE_ROWS, 0)
+    path = folder / "reference.parquet"
+    table = columns(REFERENCE_ROWS, 0)
     pq.write_table(table, path)
     scales = {name: freeze(table[name].to_numpy()) for name in NUMBERS}
     path.with_suffix(".json").write_text(json.dumps({name: [scale.loc, scale.scale] for name, scale in scales.items()}))
@@ -225,7 +229,8 @@ def ratio(label: str, found: dict[str, list[Found]]) -> Found:
 
 def against_peers(label: str, path: Path, reference: Path, threads: int, own: float) -> tuple[list[Found], list[Found]]:
     """The peers at this size, once each; what cannot be installed or takes too long is a row that says so."""
-    rows, goals = [], []
+    rows = []
+    goals = []
     for arm in ("scipy + numpy", "Evidently psi", "Evidently ks", "NannyML ks"):
         try:
             python = str(environment.interpreter(*NANNYML)) if arm.startswith("NannyML") else sys.executable
@@ -280,7 +285,9 @@ def the_step(folder: Path, rows: int) -> tuple[list[Found], list[Found]]:
                 )
             )
         shutil.rmtree(home)
-    streamed, once, frames = found["profile step", 10], found["profile step", 1], found["profile step, in frames", 10]
+    streamed = found["profile step", 10]
+    once = found["profile step", 1]
+    frames = found["profile step, in frames", 10]
     if streamed["answer"]["key"] != frames["answer"]["key"]:
         raise ConfigError(
             "streamed and in frames the step's profiles differ: a benchmark of different answers says nothing"

@@ -36,13 +36,16 @@ def vocabulary(category: int) -> tuple[str, ...]:
 def main() -> None:
     """Measure one arm and print what was found."""
     given = json.loads(sys.argv[1])
-    arm, paths = ARMS[given["arm"]], [Path(path) for path in given["paths"]]
+    arm = ARMS[given["arm"]]
+    paths = [Path(path) for path in given["paths"]]
     for name in arm[1]:
         importlib.import_module(name)
     work: Callable[[], Answer] = arm[0](paths, Path(given["reference"]), given["threads"])
-    before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    began = time.perf_counter()
     answer = work()
-    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
+    seconds = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     versions = {
         name.partition(".")[0]: metadata.version(name.partition(".")[0])
@@ -172,10 +175,12 @@ def scipy(paths: list[Path], reference: Path, _threads: int) -> Callable[[], Ans
         return {row["values"]: row["counts"] for row in pc.value_counts(table[name]).to_pylist()}
 
     def work() -> Answer:
-        before, now = pq.read_table(reference), pq.read_table(paths[0])
+        before = pq.read_table(reference)
+        now = pq.read_table(paths[0])
         found: dict[str, dict[str, float]] = {"psi": {}, "ks": {}}
         for name in NUMBERS:
-            a, b = before[name].to_numpy(), now[name].to_numpy()
+            a = before[name].to_numpy()
+            b = now[name].to_numpy()
             edges = np.unique(np.quantile(a, np.arange(1, 10) / 10))
             found["psi"][name] = psi(
                 *(
@@ -185,7 +190,8 @@ def scipy(paths: list[Path], reference: Path, _threads: int) -> Callable[[], Ans
             )
             found["ks"][name] = float(stats.ks_2samp(a, b, method="asymp").statistic)
         for name in CATEGORIES:
-            one, other = counted(before, name), counted(now, name)
+            one = counted(before, name)
+            other = counted(now, name)
             both = [[counts.get(value, 0) for value in sorted({*one, *other})] for counts in (one, other)]
             found["psi"][name] = psi(*both)
             stats.chi2_contingency(np.array(both))
@@ -265,7 +271,8 @@ def _step(together: int | None) -> Callable[[list[Path], Path, int], Callable[[]
         from pipelines.settings import read_settings
         from pipelines.steps import profile
 
-        params, settings = load_params("loans"), read_settings(home=paths[0])
+        params = load_params("loans")
+        settings = read_settings(home=paths[0])
         profile.TOGETHER = together or profile.TOGETHER
 
         def work() -> Answer:

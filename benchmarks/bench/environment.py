@@ -13,7 +13,8 @@ from pathlib import Path
 from embedded import check_machine, install
 from pipelines.errors import ConfigError
 
-VENV, LOCK = ".venv-bench", "requirements-bench.lock"
+VENV = ".venv-bench"
+LOCK = "requirements-bench.lock"
 
 
 def interpreter(venv: str = VENV, lock: str = LOCK, root: Path = install.ROOT) -> Path:
@@ -21,7 +22,9 @@ def interpreter(venv: str = VENV, lock: str = LOCK, root: Path = install.ROOT) -
 
     ConfigError without a Python 3.11.
     """
-    python, stamp, wanted = root / venv / "bin" / "python", root / venv / "setup.sha256", fingerprint(lock, root)
+    python = root / venv / "bin" / "python"
+    stamp = root / venv / "setup.sha256"
+    wanted = fingerprint(lock, root)
     if not python.exists() or not stamp.exists() or stamp.read_text() != wanted:
         own, _ = check_machine.find_python(os.environ.get("PYTHON", ""))
         if not own:

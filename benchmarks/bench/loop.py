@@ -33,7 +33,8 @@ from pipelines.steps import TRAINING
 CASE = "loans"
 FIRST = datetime(2020, 5, 1, tzinfo=UTC)
 DAYS = 36
-REAL_RUNS, NOOP_RUNS = 3, 9
+REAL_RUNS = 3
+NOOP_RUNS = 9
 
 
 def main() -> None:
@@ -122,7 +123,9 @@ def in_process(params: Params, settings: Settings, as_of: datetime) -> None:
 
 def send(params: Params, settings: Settings) -> None:
     """Rows and labels of the weeks after the first champion, through the gateway."""
-    part, fields, tally = cases.part(CASE, "source"), cases.load_fields(CASE), traffic.Tally()
+    part = cases.part(CASE, "source")
+    fields = cases.load_fields(CASE)
+    tally = traffic.Tally()
     rows = part.rows(part.resolve(settings, params), Window(start=FIRST, end=FIRST + timedelta(days=DAYS)), params)
     with traffic.client(settings.gateway_url, settings.key_file) as gateway:
         traffic.send_rows(gateway, fields, rows, tally)

@@ -40,13 +40,15 @@ class Clock:
 
     def __init__(self) -> None:
         self.first: float | None = None
-        self.began, self.ended = (0.0, 0.0), (0.0, 0.0)
+        self.began = (0.0, 0.0)
+        self.ended = (0.0, 0.0)
         self.begun = False
 
     def begin(self) -> None:
         """Once, before the first batch."""
         if not self.begun:
-            self.began, self.begun = now(), True
+            self.began = now()
+            self.begun = True
 
     def lap(self) -> None:
         """A step is done."""
@@ -159,7 +161,8 @@ class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):  # type: ignore[misc
     """Whole batches, padded when they are asked for, as the other arms do."""
 
     def __init__(self, rows: Rows, cut: Sequence[Tensor]) -> None:
-        self.rows, self.cut = rows, cut
+        self.rows = rows
+        self.cut = cut
 
     def __len__(self) -> int:
         return len(self.cut)
@@ -247,7 +250,9 @@ def main(folder: Path) -> None:
     params = TrainParams.model_validate_json(json.dumps(job["params"]))
     os.environ["BENCH_NETWORK"] = job["network"]
     torch.set_num_threads(params.threads)
-    rows, clock, saves = load_rows(Path(job["rows"])), Clock(), list[tuple[float, float]]()
+    rows = load_rows(Path(job["rows"]))
+    clock = Clock()
+    saves = list[tuple[float, float]]()
 
     def timed(*arguments: Any) -> bool:
         before = now()

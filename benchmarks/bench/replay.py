@@ -106,7 +106,8 @@ def _plain(value: float | None) -> float | None:
 
 def _goals(policies: dict[str, Any]) -> list[dict[str, Any]]:
     """The drift policy has a lower loss than never retraining, and no other policy is as good and as cheap."""
-    drift, never = policies["drift"], policies["never"]
+    drift = policies["drift"]
+    never = policies["never"]
     beaten = [
         name
         for name, one in policies.items()

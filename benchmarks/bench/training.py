@@ -26,10 +26,16 @@ from pipelines.errors import PerennialError
 from pipelines.params_file import load_params
 from pipelines.settings import read_settings
 
-PADDED, BARE, OURS, HALF = "bare loop, padded to 128", "bare loop", "ours", "ours, bf16"
+PADDED = "bare loop, padded to 128"
+BARE = "bare loop"
+OURS = "ours"
+HALF = "ours, bf16"
 ARMS = (PADDED, BARE, OURS, HALF, "Hugging Face Trainer", "Accelerate", "Lightning Fabric")
-RUNS, SAMPLES, PADDED_SAMPLES = 5, 512, 160
-STRATEGY_SAMPLES, SAVE_AT = 256, 4
+RUNS = 5
+SAMPLES = 512
+PADDED_SAMPLES = 160
+STRATEGY_SAMPLES = 256
+SAVE_AT = 4
 Found = dict[str, Any]
 
 

@@ -32,7 +32,9 @@ from pipelines import cases
 from pipelines.errors import Unavailable
 
 ROWS = 400
-START_SECONDS, SETTLE_SECONDS, RUN_SECONDS = 1800.0, 600.0, 600.0
+START_SECONDS = 1800.0
+SETTLE_SECONDS = 600.0
+RUN_SECONDS = 600.0
 WEB = {
     "airflow-apiserver": "airflow",
     "mlflow": "mlflow",
@@ -159,7 +161,8 @@ def waiting(stack: Stack) -> list[str]:
     """
     left = []
     for name, one in containers(stack).items():
-        state, stays = one["State"], one["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
+        state = one["State"]
+        stays = one["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
         if not stays and state["Status"] == "exited" and state["ExitCode"]:
             raise Unavailable(
                 f"{name} ended with "
@@ -204,7 +207,8 @@ def served(stack: Stack, name: str) -> dict[str, Any]:
 
     Which versions answered, and what the log has afterwards.
     """
-    part, fields = cases.part(CASE, "source"), cases.load_fields(CASE)
+    part = cases.part(CASE, "source")
+    fields = cases.load_fields(CASE)
     now = datetime.now(UTC)
     rows = part.generate(now.date(), rows_per_day=ROWS, seed=len(name)).with_columns(
         id=pl.format("{}-{}", pl.lit(name), pl.int_range(pl.len())),
@@ -262,7 +266,8 @@ def _python(stack: Stack, service: str, code: str, *arguments: str) -> str:
 
 def drifted(stack: Stack, as_of: datetime, run_id: str) -> dict[str, Any]:
     """One drift run, triggered as a person would: its state and those of its tasks, and where they ran."""
-    airflow, dag = stack.airflow(), f"{CASE}_drift"
+    airflow = stack.airflow()
+    dag = f"{CASE}_drift"
     ended = airflow.wait(dag, airflow.trigger_dag(dag, run_id, {"as_of": as_of.isoformat()}), RUN_SECONDS)
     tasks = airflow.tasks(dag, run_id)
     return {
@@ -274,7 +279,8 @@ def drifted(stack: Stack, as_of: datetime, run_id: str) -> dict[str, Any]:
 
 def first_run(stack: Stack) -> dict[str, float]:
     """Seconds of each task of the run that made the first champion."""
-    airflow, dag = stack.airflow(), f"{CASE}_training"
+    airflow = stack.airflow()
+    dag = f"{CASE}_training"
     run = airflow.runs(dag)[0]["dag_run_id"]
     return {task["task_id"]: round(task["duration"], 1) for task in airflow.tasks(dag, run) if task["duration"]}
 
@@ -288,7 +294,8 @@ def doors(stack: Stack) -> list[dict[str, Any]]:
     admin, watcher = (
         {"username": user, "password": stack.secret(f"airflow_{user}_password")} for user in ("admin", "watcher")
     )
-    predict, search = f"{gateway}/v1/cases/{CASE}/predict", f"{mlflow}/api/2.0/mlflow/experiments/search?max_results=1"
+    predict = f"{gateway}/v1/cases/{CASE}/predict"
+    search = f"{mlflow}/api/2.0/mlflow/experiments/search?max_results=1"
     rows = []
     with httpx.Client(timeout=30, trust_env=False) as http:
 
@@ -341,7 +348,9 @@ def reach(stack: Stack, outside: str | None) -> dict[str, Any]:
         for net in networks[name].values()
     ]
     places += [["the world", outside, 80]] if outside else []
-    wrong, asked, world = [], 0, []
+    wrong = []
+    asked = 0
+    world = []
     for name, one in found.items():
         asking = [
             "docker",
@@ -379,7 +388,8 @@ def held(stack: Stack) -> dict[str, Any]:
     """
     given = yaml.safe_load((stack.checkout / "docker-compose.yaml").read_text())["services"]
     texts = {path.name: path.read_text() for path in (stack.checkout / "compose" / "secrets").iterdir()}
-    wrong, looked = [], 0
+    wrong = []
+    looked = 0
     for name, one in containers(stack).items():
         if not one["State"]["Running"]:
             continue

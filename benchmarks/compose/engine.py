@@ -112,7 +112,9 @@ def engine(folder: Path) -> Iterator[tuple[dict[str, str], bool]]:
 def _own(folder: Path) -> Iterator[str]:
     """`dockerd` on a socket and a folder of its own; then links and packet filters are as they were."""
     folder.mkdir(parents=True)
-    filters, socket, pid = said("iptables-save"), f"unix://{folder}/docker.sock", folder / "pid"
+    filters = said("iptables-save")
+    socket = f"unix://{folder}/docker.sock"
+    pid = folder / "pid"
     options = [
         "--data-root",
         folder / "data",
@@ -151,7 +153,9 @@ def images(env: Mapping[str, str], folder: Path, environment: Path, *, own: bool
     Stand-ins carry the official names, so they go again where the engine stays. ``environment`` is what `make setup`
     made: the Airflow stand-in gets its packages, as torch's index may be out of reach.
     """
-    found, silent, settings = dict[str, str](), set[str](), ""
+    found = dict[str, str]()
+    silent = set[str]()
+    settings = ""
     with ExitStack() as served:
         for image, name in IMAGES.items():
             registry = image.partition("/")[0] if "." in image.partition("/")[0] else "docker.io"
@@ -249,7 +253,9 @@ def world() -> Iterator[str]:
     It knows no way back to private addresses; root only. A network namespace beside this machine's, joined by one link
     (addresses of RFC 5737).
     """
-    name, ours, theirs = "perennial-world", "198.51.100.1", "198.51.100.2"
+    name = "perennial-world"
+    ours = "198.51.100.1"
+    theirs = "198.51.100.2"
     inside = ("ip", "netns", "exec", name)
     said("ip", "netns", "add", name)
     try:

@@ -21,7 +21,9 @@ CASE = "loans"
 
 def main() -> int:
     """Replay, and print what came of it."""
-    settings, plan, params = read_settings(), load_plan(CASE, fast=True), load_params(CASE)
+    settings = read_settings()
+    plan = load_plan(CASE, fast=True)
+    params = load_params(CASE)
     summary = replayed(plan, params, cases.part(CASE, "source").resolve(settings, params), settings, Progress())
     print(json.dumps({"summary": summary, "taken": full_demo.taken(settings, CASE)}))
     return 0

@@ -119,7 +119,8 @@ def executed(home: Path, airflow: Airflow) -> dict[str, Any]:
 
     And the tasks that each queue's worker says it has ended.
     """
-    tries, on_gpu = dict.fromkeys(full.QUEUES, 0), set()
+    tries = dict.fromkeys(full.QUEUES, 0)
+    on_gpu = set()
     for run in airflow.runs():
         for task in airflow.tasks(run["dag_id"], run["dag_run_id"]):
             if task["pid"] is not None:  # a task that was skipped with its upstream never ran

@@ -28,7 +28,8 @@ def provoke(settings: Settings, params: Params, start: datetime) -> tuple[dateti
     for within ``DAYS``.
     """
     case = params.case
-    part, fields = cases.part(case, "source"), cases.load_fields(case)
+    part = cases.part(case, "source")
+    fields = cases.load_fields(case)
     rows = part.rows(part.resolve(settings, params), Window(start=start, end=start + timedelta(days=DAYS)), params)
     rows = rows.with_columns((1 - pl.col(fields.label)).alias(fields.label))
     tally = traffic.Tally()

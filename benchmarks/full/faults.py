@@ -35,7 +35,8 @@ CASE = "loans"
 RUN_SECONDS = 900.0
 GONE_SECONDS = 8.0
 RUNS = 20
-RATE, REQUESTS = 50, 300
+RATE = 50
+REQUESTS = 300
 
 
 def killed(settings: Settings, airflow: Airflow, as_of: datetime) -> dict[str, Any]:
@@ -45,7 +46,9 @@ def killed(settings: Settings, airflow: Airflow, as_of: datetime) -> dict[str, A
     """
     from pipelines.registry import live
 
-    home, dag, work = settings.root, f"{CASE}_training", settings.run_dir(CASE, as_of)
+    home = settings.root
+    dag = f"{CASE}_training"
+    work = settings.run_dir(CASE, as_of)
     airflow.wait_for_dags([dag])
     airflow.unpause(dag)
     run = airflow.trigger_dag(dag, "killed", {"as_of": as_of.isoformat()})
@@ -66,7 +69,8 @@ def killed(settings: Settings, airflow: Airflow, as_of: datetime) -> dict[str, A
     tasks = airflow.tasks(dag, run)
     assert ended["state"] == "success", {task["task_id"]: task["state"] for task in tasks}
     [train] = [task for task in tasks if task["task_id"] == "train"]
-    manifest, champion = read_manifest(work / "train"), ledger.head(settings.ledger, CASE)
+    manifest = read_manifest(work / "train")
+    champion = ledger.head(settings.ledger, CASE)
     assert champion is not None
     print(
         f"the run went on and ended {again:.0f} s after the kill, from step {manifest.facts['resumed_from']}",
@@ -98,7 +102,9 @@ def twenty(settings: Settings, airflow: Airflow, start: datetime) -> dict[str, A
 
     How many trainings they end in.
     """
-    params, dag, training = load_params(CASE), f"{CASE}_drift", f"{CASE}_training"
+    params = load_params(CASE)
+    dag = f"{CASE}_drift"
+    training = f"{CASE}_training"
     as_of, episode = provoke(settings, params, start)
     forget(settings, CASE, as_of)
     before = {run["dag_run_id"] for run in airflow.runs(training)}
@@ -148,7 +154,8 @@ def limited(home: Path, ports: Ports) -> dict[str, Any]:
     metrics = home / "gateway" / "limited"
     metrics.mkdir(parents=True, exist_ok=True)
     given = {**service.env, "PERENNIAL_GATEWAY_RATE": f"{RATE}/day", "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
-    url, key = f"http://{HOST}:{own.gateway}", (home / "secrets" / "gateway_api_key").read_text().strip()
+    url = f"http://{HOST}:{own.gateway}"
+    key = (home / "secrets" / "gateway_api_key").read_text().strip()
 
     def one(_number: int) -> int:
         # A connection of its own each: the kernel gives it to either worker.

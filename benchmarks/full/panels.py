@@ -36,7 +36,8 @@ ABSENT = {
     ): "no labels have arrived yet for what the newest champion answered",
 }
 """Dashboard, panel and legend of queries that may rightly find nothing, and why."""
-INK, GREY = "#22303c", "#8a97a3"
+INK = "#22303c"
+GREY = "#8a97a3"
 UNITS = {
     "reqps": "requests/s",
     "percentunit": "share",
@@ -149,7 +150,8 @@ def _lines(axes: Axes, panel: Any, lines: list[tuple[str, Any]], span: tuple[flo
     )
     axes.set_xlim((span[0] - span[1]) / 60, 0)
     drawn = [value for _, points in largest for value in _values(points)]
-    low, high = min([0.0, *drawn]), max([0.0, *drawn])
+    low = min([0.0, *drawn])
+    high = max([0.0, *drawn])
     axes.set_ylim(1.05 * low, high + 0.6 * (high - low) or 1.0)  # room for the legend
     axes.tick_params(labelsize=7.5, colors=GREY)
     axes.grid(visible=True, lw=0.4, color="#dfe5ea")
@@ -169,7 +171,8 @@ def _stat(axes: Axes, panel: Any, lines: list[tuple[str, Any]], span: tuple[floa
     ][:12]
     per_column = max(1, -(-len(newest) // 2)) if len(newest) > 4 else 4
     for number, (name, value) in enumerate(newest):
-        x, y = 0.5 * (number // per_column), 0.9 - number % per_column * 0.9 / per_column
+        x = 0.5 * (number // per_column)
+        y = 0.9 - number % per_column * 0.9 / per_column
         shown = (
             ("on" if value else "off")
             if panel.unit == "bool_on_off"

@@ -65,7 +65,8 @@ def main() -> int:
     began = time.monotonic()
     for case in CASES:
         write_params(root / "params", case, {})
-    plain, home = root / "embedded", root / "full"
+    plain = root / "embedded"
+    home = root / "full"
     before = full_demo.play(plain, "embedded")
     try:
         after = full_demo.play(home, "full")
@@ -128,12 +129,10 @@ def write_params(folder: Path, case: str, train: dict[str, Any]) -> None:
 
 def judge(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """What must hold."""
-    tasks, killed, twenty, watched = (
-        facts["demo"]["tasks"],
-        facts["killed"],
-        facts["twenty_drift_runs"],
-        facts["prometheus"],
-    )
+    tasks = facts["demo"]["tasks"]
+    killed = facts["killed"]
+    twenty = facts["twenty_drift_runs"]
+    watched = facts["prometheus"]
     strays = sum(abs(count - tasks["ended_by_worker"][queue]) for queue, count in tasks["tries_by_queue"].items())
     return [
         *(

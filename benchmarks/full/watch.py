@@ -71,7 +71,9 @@ def watched(settings: Settings, ports: Ports) -> dict[str, Any]:
 
 def _send(settings: Settings) -> None:
     """A few rows through the gateway: a rate of what never moves is nothing to draw."""
-    params, fields, now = load_params(CASE), cases.load_fields(CASE), wall_time()
+    params = load_params(CASE)
+    fields = cases.load_fields(CASE)
+    now = wall_time()
     part = cases.part(CASE, "source")
     rows = part.rows(part.resolve(settings, params), Window(start=now, end=now + timedelta(hours=2)), params).head(20)
     with traffic.client(settings.gateway_url, settings.key_file) as gateway:

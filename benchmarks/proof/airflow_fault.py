@@ -24,7 +24,8 @@ from pipelines.errors import PerennialError
 from pipelines.settings import Settings, read_settings
 from pipelines.storage import read_manifest
 
-CASE, DAG = "loans", "loans_training"
+CASE = "loans"
+DAG = "loans_training"
 AS_OF = datetime(2020, 5, 1, tzinfo=UTC)
 TRAIN = {"epochs": 40, "batch_size": 64, "checkpoint_every": 50}
 """Long enough, at some seconds, for a task to be killed in its middle."""

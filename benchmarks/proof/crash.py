@@ -40,10 +40,13 @@ from pipelines.errors import PerennialError
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
 
-CASE, TRIALS, SEED = "loans", 200, 11
+CASE = "loans"
+TRIALS = 200
+SEED = 11
 TRIES, AT_ONCE = 2, 2
 """Kills of a step before it runs whole, and lines at a time."""
-TRAINED, WATCHED = datetime(2020, 5, 1, tzinfo=UTC), datetime(2020, 5, 4, tzinfo=UTC)
+TRAINED = datetime(2020, 5, 1, tzinfo=UTC)
+WATCHED = datetime(2020, 5, 4, tzinfo=UTC)
 TRAINING = ("ingest", "validate", "dataset", "train", "export", "evaluate", "gate", "register", "rollout")
 STEPS = (
     *((step, TRAINED) for step in TRAINING),
@@ -97,7 +100,8 @@ def main() -> None:
     given = parser.parse_args()
     trials = len(STEPS) if given.quick else given.trials
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Triton and MLflow are ended on the way out
-    began, killed = time.perf_counter(), Counter[str]()
+    began = time.perf_counter()
+    killed = Counter[str]()
     for module in (*PRELOADED, *(f"pipelines.steps.{step}" for step, _ in STEPS)):
         import_module(module)
     kept = list(lines({"undisturbed 1": {}, "undisturbed 2": {}}.items()))
@@ -161,7 +165,8 @@ def main() -> None:
 
 def lines(wanted: Iterator[tuple[str, Delays]] | ItemsView[str, Delays]) -> Iterator[Row]:
     """Each line in a process of its own, some at a time, in the order in which they end."""
-    left, running = iter(wanted), dict[int, tuple[str, Path]]()
+    left = iter(wanted)
+    running = dict[int, tuple[str, Path]]()
     with tempfile.TemporaryDirectory(prefix="perennial-crash-") as folder:
         try:
             while True:
@@ -205,7 +210,10 @@ def line(home: Path, name: str, delays: Delays) -> Row:
 
     The tries of a step are killed after so many seconds each, then it runs whole.
     """
-    ports, seconds, killed, failed = Ports.free(), {}, [], ""
+    ports = Ports.free()
+    seconds = {}
+    killed = []
+    failed = ""
     with triton.triton(home, ports), mlflow(home) as url:
         settings = triton.settings(home, ports).model_copy(update={"mlflow_url": url, "actor": "proof"})
         try:
@@ -287,9 +295,11 @@ def serve(settings: Settings) -> None:
     fields = load_fields(CASE)
     for number in range(3):
         rows = generate(date(2020, 5, 1) + timedelta(days=number), rows_per_day=200)
-        answers, labels = [], []
+        answers = []
+        labels = []
         for at, row in enumerate(rows.to_dicts()):
-            moment, score = row["event_time"].isoformat(), (at % 100) / 100
+            moment = row["event_time"].isoformat()
+            score = (at % 100) / 100
             about = {"prediction_id": row["id"], "event_time": moment, "received_at": moment}
             answer = {"request_id": row["id"], "version": 1, "score": score, "prediction": int(score >= 0.5)}
             answers.append({**about, **answer, "row": {name: row[name] for name in fields.names}})
@@ -303,7 +313,8 @@ def serve(settings: Settings) -> None:
 def mlflow(home: Path) -> Iterator[str]:
     """The URL of a real MLflow on SQLite in ``home``."""
     port = Ports.free().mlflow
-    url, folder = f"http://127.0.0.1:{port}", home / "mlflow"
+    url = f"http://127.0.0.1:{port}"
+    folder = home / "mlflow"
     folder.mkdir()
     command = [
         sys.executable,

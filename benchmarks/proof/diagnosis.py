@@ -47,8 +47,11 @@ from pipelines.params_file import load_params
 
 PARAMS = load_params("loans")
 SPEC = load_spec(FIELDS)
-SEEDS, NEEDED = range(20), 18
-START, LEARNED_DAYS, QUIET_DAYS = date(2021, 3, 1), 30, 14
+SEEDS = range(20)
+NEEDED = 18
+START = date(2021, 3, 1)
+LEARNED_DAYS = 30
+QUIET_DAYS = 14
 DRIFT_AT = START + timedelta(days=QUIET_DAYS)
 DELAY = timedelta(days=PARAMS.label_delay_days)
 WINDOWS = QUIET_DAYS + DELAY.days + PARAMS.drift.confirm
@@ -120,7 +123,8 @@ def judged(champion: Champion) -> Iterator[dict[str, Any]]:
     """The cell of every kind of drift with one champion."""
     for kind in KINDS:
         found, earlier = champion.diagnoses(kind)
-        quiet, drifted = found[:QUIET_DAYS], found[QUIET_DAYS:]
+        quiet = found[:QUIET_DAYS]
+        drifted = found[QUIET_DAYS:]
         last = found[-1]
         wanted = None if kind == "none" else DRIFT_AT.isoformat()
         names = [diagnosis["kind"] for diagnosis in found]
@@ -160,7 +164,8 @@ class Champion:
             [self.generated(START - timedelta(days=LEARNED_DAYS - number), "none") for number in range(LEARNED_DAYS)]
         )
         cut = round(learned.height * (1 - PARAMS.dataset.holdout_share))
-        train, holdout = learned.head(cut), learned.tail(learned.height - cut)
+        train = learned.head(cut)
+        holdout = learned.tail(learned.height - cut)
         self.folder = tempfile.TemporaryDirectory(prefix="perennial-diagnosis-")
         columns = {name: train[name].to_list() for name in FIELDS.names}
         rows = as_rows(encode(FIELDS, columns), train[FIELDS.label].to_numpy())
@@ -206,7 +211,8 @@ class Champion:
 
         And in the last what had been estimated ``earlier``.
         """
-        drift, found = PARAMS.drift, []
+        drift = PARAMS.drift
+        found = []
         frames: list[pl.DataFrame] = []
         days: dict[date, Profile] = {}
         state: PolicyState | None = None
@@ -216,7 +222,8 @@ class Champion:
             served, days[day] = self.day(day, kind)
             frames.append(served)
             everything = pl.concat(frames)
-            labels, rows = everything.select("id", "label", "label_time"), everything.drop("label", "label_time")
+            labels = everything.select("id", "label", "label_time")
+            rows = everything.drop("label", "label_time")
             known = performance.known(rows, labels, window.end)
             counted = label_evidence.counted(rows, labels, window.start, DELAY)
             fresh = label_evidence.fresh(rows, labels, window.end, DELAY, counted)

@@ -46,9 +46,13 @@ from pipelines.params_file import load_params
 from pipelines.settings import Settings
 from serving.gateway.openapi import LABELS, PREDICT
 
-CASE, SEED, WORKERS = "loans", 5, 2
+CASE = "loans"
+SEED = 5
+WORKERS = 2
 FIELDS = load_fields(CASE)
-OK, BROKEN, UNAVAILABLE = 200, 500, 503
+OK = 200
+BROKEN = 500
+UNAVAILABLE = 503
 ENDED, NOTHING = 0, -1
 """In the place of a status: the connection was ended without an answer; nothing came at all."""
 UNREAD = "answers that nobody reads"
@@ -175,10 +179,8 @@ def workers(process: subprocess.Popen[bytes], port: int) -> tuple[int, ...]:
 
 def attack(target: Target, size: Size) -> tuple[list[Row], list[Row], Row]:
     """All rounds: the table of rounds, the goals, and further entries of the result."""
-    drawn, rows = (
-        random.Random(SEED),
-        generate(TRAINED.date(), rows_per_day=max(size.rows, 300), seed=SEED).select(FIELDS.names).to_dicts(),
-    )
+    drawn = random.Random(SEED)
+    rows = generate(TRAINED.date(), rows_per_day=max(size.rows, 300), seed=SEED).select(FIELDS.names).to_dicts()
     document = json.loads(ask(target.port, "document", sent.request("/openapi.json")).body)
     # What a worker loads with its first requests is no growth.
     send(
@@ -186,14 +188,19 @@ def attack(target: Target, size: Size) -> tuple[list[Row], list[Row], Row]:
         [("warm", sent.request(PREDICT.format(case=CASE), json.dumps({"rows": rows[:50]}).encode(), target.key))] * 60,
         8,
     )
-    table, answers, open_ = list[Row](), list[Answer](), 0
-    processors, began = processor_seconds(target.pids), time.monotonic()
+    table = list[Row]()
+    answers = list[Answer]()
+    open_ = 0
+    processors = processor_seconds(target.pids)
+    began = time.monotonic()
     with probing(target.port) as probe, watched(target.pids) as memory:
         for number in range(size.rounds):
-            before, start = memory[-1], len(memory)
+            before = memory[-1]
+            start = len(memory)
             made, still = one_round(target, size, document, rows, drawn, number)
             time.sleep(2.0)
-            answers, open_ = answers + made, open_ + still
+            answers = answers + made
+            open_ = open_ + still
             mebibytes = {"MiB before": before, "MiB peak": max(memory[start:]), "MiB after": memory[-1]}
             table.append(
                 {
@@ -238,7 +245,8 @@ def one_round(
 
     The answers, and how many held connections were open when all deadlines were over.
     """
-    predict, labels = PREDICT.format(case=CASE), LABELS.format(case=CASE)
+    predict = PREDICT.format(case=CASE)
+    labels = LABELS.format(case=CASE)
     quick = list[tuple[str, bytes]]()
     for at in range(size.mutated):
         named = [
@@ -276,7 +284,8 @@ def send(target: Target, requests: Sequence[tuple[str, bytes]], threads: int) ->
 
 def ask(port: int, kind: str, data: bytes) -> Answer:
     """Send bytes as they are and read until the answer is whole or the connection ends."""
-    began, found = time.monotonic(), b""
+    began = time.monotonic()
+    found = b""
     try:
         with socket.create_connection((HOST, port), timeout=PATIENCE) as connection:
             with suppress(ConnectionError):  # refused while it was being sent: the answer may be there
@@ -356,7 +365,8 @@ def probing(port: int) -> Iterator[Row]:
 @contextmanager
 def watched(pids: Sequence[int]) -> Iterator[list[float]]:
     """MiB that processes hold together, a value five times a second for the length of the block."""
-    found, stop = list[float](), threading.Event()
+    found = list[float]()
+    stop = threading.Event()
 
     def look() -> None:
         while True:

@@ -19,7 +19,11 @@ PATIENCE = 30.0
 
 def main() -> None:
     """Probe until told to end."""
-    port, took, connected, failed, late = int(sys.argv[1]), list[float](), list[float](), 0, 0.0
+    port = int(sys.argv[1])
+    took = list[float]()
+    connected = list[float]()
+    failed = 0
+    late = 0.0
     while True:
         began = time.monotonic()
         if select.select([sys.stdin], [], [], PAUSE)[0]:
@@ -36,7 +40,8 @@ def ask(port: int) -> tuple[int, float, float]:
     """One answer's status, 0 if there is none; the seconds to its connection, and those to its end."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     began = time.monotonic()
-    status, connected = 0, PATIENCE
+    status = 0
+    connected = PATIENCE
     try:
         connection.connect()
         connected = time.monotonic() - began

@@ -86,7 +86,8 @@ def _edited(drawn: random.Random, data: bytes) -> bytes:
     """A few edits: bytes changed, cut out, repeated, put in, or all that follows cut off."""
     edited = bytearray(data)
     for _ in range(drawn.randint(1, 3)):
-        at, kind = drawn.randrange(len(edited) + 1), drawn.randrange(5)
+        at = drawn.randrange(len(edited) + 1)
+        kind = drawn.randrange(5)
         if kind == 0:
             edited[at : at + 1] = drawn.randbytes(1)
         elif kind == 1:
@@ -157,7 +158,9 @@ def _of(schema: Json) -> st.SearchStrategy[Any]:
     """Values of a schema, as far as the gateway's document uses the language."""
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
-    kind, low, high = schema["type"], schema.get("minimum"), schema.get("maximum")
+    kind = schema["type"]
+    low = schema.get("minimum")
+    high = schema.get("maximum")
     if kind == "object":
         wanted = schema.get("required", ())
         parts = {name: _of(part) for name, part in schema["properties"].items()}

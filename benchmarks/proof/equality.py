@@ -21,8 +21,10 @@ from benchmarks.record import goal, record
 from benchmarks.reports import rows as rows_of
 from pipelines.errors import PerennialError
 
-LIMIT, RESUMED_LIMIT = 1e-6, 1e-5
-STEPS, LEFT_AT = 20, 8
+LIMIT = 1e-6
+RESUMED_LIMIT = 1e-5
+STEPS = 20
+LEFT_AT = 8
 MOVES = (
     ("single", "ddp 2"),
     ("single", "fsdp 2"),
@@ -39,12 +41,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a toy network; prints the table and writes nothing")
     quick: bool = parser.parse_args().quick
-    began, network = time.perf_counter(), "toy" if quick else "minilm"
+    began = time.perf_counter()
+    network = "toy" if quick else "minilm"
     with tempfile.TemporaryDirectory(prefix="perennial-proof-") as name:
         folder = Path(name)
         data, origin = rows_of(STEPS * job.BASE.batch_size, network)
         data.save(folder / "rows.pt")
-        rows, losses = [], dict[str, Losses]()
+        rows = []
+        losses = dict[str, Losses]()
         for strategy in job.STRATEGIES:
             place = folder / strategy.replace(" ", "-")
             done = job.train(
@@ -65,7 +69,8 @@ def main() -> None:
                 )
             )
             print(rows[-1], flush=True)
-    straight, moved = rows[: len(job.STRATEGIES)], rows[len(job.STRATEGIES) :]
+    straight = rows[: len(job.STRATEGIES)]
+    moved = rows[len(job.STRATEGIES) :]
     goals = [
         goal("largest difference of a loss to single", max(each["difference"] for each in straight), LIMIT),
         goal(
@@ -83,7 +88,8 @@ def main() -> None:
         "batch": job.BASE.batch_size,
         "steps": STEPS,
     }
-    seconds, packages = time.perf_counter() - began, ("torch", "transformers", "deepspeed")
+    seconds = time.perf_counter() - began
+    packages = ("torch", "transformers", "deepspeed")
     record(
         "proof-equality",
         rows=rows,

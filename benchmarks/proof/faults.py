@@ -26,20 +26,23 @@ from benchmarks.reports import rows as rows_of
 from pipelines.errors import PerennialError
 
 STRATEGIES = ("single", "ddp 2", "fsdp 2", "ZeRO-2 2")
-NETWORK, DROPOUT, ROWS = "toy", 0.1, 320
+NETWORK = "toy"
+DROPOUT = 0.1
+ROWS = 320
 PARAMS = job.BASE.model_copy(update={"epochs": 4, "batch_size": 16, "checkpoint_every": 5, "hang_seconds": 60.0})
 FIRST = 10
 """The step whose checkpoint must be there before anything happens, of 80."""
-RANK_0, RANK_1, LAUNCHER, TASK = (
-    "kill -9 of rank 0",
-    "kill -9 of rank 1",
-    "kill -9 of the launcher",
-    "kill -9 of the task",
-)
-TERM, FULL, CORRUPT = "SIGTERM to the task", "disk full while saving", "newest checkpoint corrupt"
+RANK_0 = "kill -9 of rank 0"
+RANK_1 = "kill -9 of rank 1"
+LAUNCHER = "kill -9 of the launcher"
+TASK = "kill -9 of the task"
+TERM = "SIGTERM to the task"
+FULL = "disk full while saving"
+CORRUPT = "newest checkpoint corrupt"
 FAULTS = (RANK_0, RANK_1, LAUNCHER, TASK, TERM, FULL, CORRUPT)
 OF_ONE_PROCESS = (TASK, TERM, FULL, CORRUPT)
-DISK_MIB, LIMIT_BYTES = 64, 4096
+DISK_MIB = 64
+LIMIT_BYTES = 4096
 Row = dict[str, Any]
 
 
@@ -51,7 +54,8 @@ def main() -> None:
     )
     parser.add_argument("--no-airflow", action="store_true", help="leave the real Airflow out; writes nothing")
     given = parser.parse_args()
-    began, strategies = time.perf_counter(), ("ddp 2",) if given.quick else STRATEGIES
+    began = time.perf_counter()
+    strategies = ("ddp 2",) if given.quick else STRATEGIES
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="perennial-proof-") as name:
         folder = Path(name).resolve()
@@ -84,7 +88,8 @@ def main() -> None:
         "batch": PARAMS.batch_size,
         "checkpoint_every": PARAMS.checkpoint_every,
     }
-    seconds, keep = time.perf_counter() - began, not (given.quick or given.no_airflow)
+    seconds = time.perf_counter() - began
+    keep = not (given.quick or given.no_airflow)
     record(
         "proof-faults",
         rows=rows,

@@ -82,7 +82,9 @@ DEADLINE = 600.0
 ANSWERS = ("harmless", "found", "unclear", "another result")
 """From good to bad."""
 
-FLIPS, QUICK, EDITS = 1000, 60, 100
+FLIPS = 1000
+QUICK = 60
+EDITS = 100
 
 
 def as_of(run: int) -> datetime:
@@ -185,14 +187,17 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="trials at once")
     given = parser.parse_args()
-    began, count = time.perf_counter(), given.flips or (QUICK if given.quick else FLIPS)
+    began = time.perf_counter()
+    count = given.flips or (QUICK if given.quick else FLIPS)
     wanted = [kind for kind in KINDS if given.kinds is None or kind.name in given.kinds]
     with tempfile.TemporaryDirectory(prefix="perennial-flips-") as folder:
         preload()
         trials = flipped(Path(folder), count, wanted, seed=given.seed, jobs=given.jobs, told=print)
     edits = ledger_edits.edits(10 if given.quick or given.kinds else EDITS, given.seed)
-    rows, edited = table(trials), ledger_edits.table(edits)
-    seconds, keep = time.perf_counter() - began, count == FLIPS and wanted == list(KINDS) and not given.quick
+    rows = table(trials)
+    edited = ledger_edits.table(edits)
+    seconds = time.perf_counter() - began
+    keep = count == FLIPS and wanted == list(KINDS) and not given.quick
     more = {
         "definition": " ".join((__doc__ or "").split("\n\n", 1)[1].split()),
         "seed": given.seed,
@@ -320,10 +325,12 @@ def make(home: Path) -> None:
 
 
 def _train(settings: Settings, run: int) -> None:
-    folder, moment = run_dir(settings, run), as_of(run)
+    folder = run_dir(settings, run)
+    moment = as_of(run)
     for step in TRAINING:
         STEPS[step](PARAMS, settings, folder, moment)
-    judged, made = storage.read_manifest(folder / "gate"), storage.read_manifest(folder / "export")
+    judged = storage.read_manifest(folder / "gate")
+    made = storage.read_manifest(folder / "export")
     inputs = {"gate": judged.key, "export": made.key}
     about: dict[str, Any] = {"version": run, "mlflow_run": f"run-{run}"}
     key = storage.step_key("register", 2, inputs, {})
@@ -409,7 +416,8 @@ TABLES = {
 SERVES = ("evaluate", "drift", "stage", "gateway")
 READ_THE_LOG = ("ingest", "profile")
 COMPACTED = (f"lake/{CASE}/predictions", f"lake/{CASE}/labels")
-RUNS, LAST = f"artefacts/{CASE}/*", f"artefacts/{CASE}/{as_of(2):%Y%m%dT%H%M%SZ}"
+RUNS = f"artefacts/{CASE}/*"
+LAST = f"artefacts/{CASE}/{as_of(2):%Y%m%dT%H%M%SZ}"
 KINDS = (
     *(Kind(f"ledger, {table}", {"ledger.db": steps}, table=table) for table, steps in TABLES.items()),
     Kind("ledger, any byte", {"ledger.db": _at(2, "rollout", *WATCH)}),
@@ -474,7 +482,8 @@ def flipped(
     Call :func:`preload` before.
     """
     context = multiprocessing.get_context("fork")
-    made, rng = folder / "state", random.Random(seed)
+    made = folder / "state"
+    rng = random.Random(seed)
     maker = context.Process(target=_quietly, args=(make, made))
     maker.start()
     maker.join()
@@ -520,7 +529,9 @@ def _bit_of_a_row(path: Path, table: str, rng: random.Random) -> int:
     while True:
         text = rng.choice([value.encode() for value in rng.choice(rows) if isinstance(value, str) and value])
         start = rng.randrange(max(1, len(text) - 31))
-        part, places, found = text[start : start + 32], list[int](), -1
+        part = text[start : start + 32]
+        places = list[int]()
+        found = -1
         while (found := data.find(part, found + 1)) >= 0:
             places.append(found)
         if places:  # of a long value the part may lie on two pages
@@ -603,7 +614,8 @@ def _tried(
 
     First as a no-op, then without the step's output.
     """
-    settings, answers = _copied(made, home), list[Answer]()
+    settings = _copied(made, home)
+    answers = list[Answer]()
     try:
         if bit is not None:
             path = home / file

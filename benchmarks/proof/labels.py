@@ -156,7 +156,8 @@ def stated(rows: pl.DataFrame, cell: Cell) -> pl.DataFrame:
 
     ``id, event_time, score, label, label_time, posted``.
     """
-    every, at = UPLOADS[cell.upload], pl.col("event_time") + timedelta(days=cell.delay)
+    every = UPLOADS[cell.upload]
+    at = pl.col("event_time") + timedelta(days=cell.delay)
     # An upload covers whole hours, days or weeks since the first Monday.
     covered = (at - midnight(START)).dt.total_seconds() // int(every.total_seconds()) + 1
     posted = midnight(START) + pl.duration(seconds=covered * int(every.total_seconds())) + LAG[cell.upload]
@@ -247,7 +248,9 @@ def played(cell: Cell, champion: Champion) -> dict[str, Any]:
         # One day more: its first hours are there already when the last window is judged.
         rows = pl.concat([served(champion, number) for number in range(cell.windows + 1)])
         labels = stated(rows, cell)
-        reports, segments, before = [], count(1), midnight(START)
+        reports = []
+        segments = count(1)
+        before = midnight(START)
         for number in range(cell.windows):
             now = run_time(number)
             log_rows(
@@ -301,7 +304,8 @@ def errors(labels: pl.DataFrame) -> int:
 def earliest(cell: Cell, champion: Champion, labels: pl.DataFrame) -> int | None:
     """The window in which the policy confirms the drift if it is given the labels due and nothing else."""
     state: PolicyState | None = None
-    config, baseline = cell.params.drift, champion.reference.baseline
+    config = cell.params.drift
+    baseline = champion.reference.baseline
     for number, part in enumerate(due(labels, cell.windows)):
         rows = part.with_columns(version=pl.lit(VERSION, pl.Int64))
         evidence = DriftEvidence(

@@ -51,7 +51,8 @@ def make(home: Path) -> Settings:
         [("promote", 1), ("reject", 2), ("promote", 3), ("inconclusive", 4), ("promote", 5)]
     ):
         _run(settings, T0 + timedelta(days=30 * number), decision, version)
-    taken_back, below = ledger.releases(settings.ledger, CASE)[-1:], ledger.previous_release(settings.ledger, CASE)
+    taken_back = ledger.releases(settings.ledger, CASE)[-1:]
+    below = ledger.previous_release(settings.ledger, CASE)
     assert below is not None
     ledger.append(
         settings.ledger,
@@ -102,7 +103,8 @@ def _run(settings: Settings, as_of: datetime, decision: Any, version: int) -> No
 
     And its release, if the verdict says so.
     """
-    folder, keys = settings.run_dir(CASE, as_of), dict[str, str]()
+    folder = settings.run_dir(CASE, as_of)
+    keys = dict[str, str]()
 
     def commit(step: str, inputs: tuple[str, ...], facts: dict[str, Any], **files: str) -> None:
         sources = {name: keys[name] for name in inputs}
@@ -205,7 +207,8 @@ def _column(table: str) -> Change:
     """One column of one row gets another value."""
 
     def change(database: sqlite3.Connection, rng: random.Random) -> str:
-        row, column = rng.choice(_rows(database, table)), rng.choice([column.name for column in TABLES[table].columns])
+        row = rng.choice(_rows(database, table))
+        column = rng.choice([column.name for column in TABLES[table].columns])
         _set(database, table, row, **{column: _another(row[column], rng)})
         return f"{table}.{column}"
 
@@ -232,7 +235,8 @@ def _forged(database: sqlite3.Connection, rng: random.Random) -> str:
         new[name] = max(row[name] for row in rows) + 1
     for name in {"gate_key", "as_of", "previous", "episode", "rule"} & new.keys():
         new[name] += "0"
-    names, marks = ", ".join(f'"{name}"' for name in new), ", ".join("?" for _ in new)
+    names = ", ".join(f'"{name}"' for name in new)
+    marks = ", ".join("?" for _ in new)
     database.execute(f'INSERT INTO "{table}" ({names}) VALUES ({marks})', tuple(new.values()))
     return f"in {table}"
 
@@ -263,10 +267,8 @@ def _verdict(database: sqlite3.Connection, rng: random.Random) -> str:
 def _bytes(database: sqlite3.Connection, rng: random.Random) -> str:
     """A bit of a text flips, as on a bad disk: what comes out need be no UTF-8."""
     table = rng.choice(sorted(TABLES))
-    row, column = (
-        rng.choice(_rows(database, table)),
-        rng.choice([column.name for column in TABLES[table].columns if column.type.python_type is str]),
-    )
+    row = rng.choice(_rows(database, table))
+    column = rng.choice([column.name for column in TABLES[table].columns if column.type.python_type is str])
     if not row[column]:
         column = "case"
     data = bytearray(row[column].encode())
@@ -297,7 +299,8 @@ def _recomputed(database: sqlite3.Connection, rng: random.Random) -> str:
     columns = {"alert_silences": "reason", "alert_deliveries": "recorded_at", "drift_states": "evidence_hash"}
     table = rng.choice(["releases", *columns])
     if table == "releases":
-        previous, changed = "", rng.randrange(len(_rows(database, table)))
+        previous = ""
+        changed = rng.randrange(len(_rows(database, table)))
         for number, row in enumerate(_rows(database, table)):
             fields = (
                 json.loads(row["row"]) | {"previous_hash": previous} | ({"actor": "eve"} if number == changed else {})
@@ -363,7 +366,8 @@ def edits(count: int = 100, seed: int = 0, home: Path | None = None) -> list[Edi
     if home is None:
         with tempfile.TemporaryDirectory() as folder:
             return edits(count, seed, Path(folder))
-    settings, rng = make(home), random.Random(seed)
+    settings = make(home)
+    rng = random.Random(seed)
     clean = audit(settings)
     assert clean["ok"], clean["findings"]
     names = list(KINDS)

@@ -37,9 +37,12 @@ from pipelines.storage import digest, write_atomic
 CASE = "triage"
 AS_OF = tuple(datetime(year, 10, 1, tzinfo=UTC) for year in (2014, 2015, 2016))
 SEEDS = (0, 1, 2)
-WINDOW, AFTER, MAX_ROWS = timedelta(days=365), timedelta(days=60), 5_000
+WINDOW = timedelta(days=365)
+AFTER = timedelta(days=60)
+MAX_ROWS = 5_000
 TFIDF = ("words", "characters", "both")
-EMBEDDING, TRANSFORMER = "embedding", "transformer"
+EMBEDDING = "embedding"
+TRANSFORMER = "transformer"
 STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 TRAIN = {"epochs": 1, "learning_rate": 0.0002, "threads": 1, "checkpoint_every": None, "budget_minutes": None}
 """What differs from the case's params.yaml, to keep a training at two minutes: one pass instead of two, at twice the rate."""
@@ -131,10 +134,12 @@ def by_tfidf(kind: str, train: pl.DataFrame, test: pl.DataFrame) -> tuple[Scores
     """Logistic regression on TF-IDF; its strength and class weights are those with the best macro-F1 on the newest fifth."""
     from sklearn.linear_model import LogisticRegression
 
-    texts, labels = train["text"].to_list(), train["team"].to_numpy()
+    texts = train["text"].to_list()
+    labels = train["team"].to_numpy()
     cut = int(len(texts) * 0.8)
     inner = vectors(kind)
-    older, newer = inner.fit_transform(texts[:cut]), inner.transform(texts[cut:])
+    older = inner.fit_transform(texts[:cut])
+    newer = inner.transform(texts[cut:])
 
     def regression(strength: float, weights: str | None) -> Any:
         return LogisticRegression(C=strength, class_weight=weights, max_iter=300, tol=1e-3)
@@ -184,8 +189,10 @@ def by_transformer(train: pl.DataFrame, test: pl.DataFrame, params: Params, seed
     from pipelines.training.rows import as_rows
     from pipelines.training.weights import save_weights
 
-    fields, case = load_fields(CASE), part(CASE, "model")
-    labels, ids = train["team"].to_numpy(), tokens(train, params)
+    fields = load_fields(CASE)
+    case = part(CASE, "model")
+    labels = train["team"].to_numpy()
+    ids = tokens(train, params)
     rows = as_rows({}, labels, train["id"].to_list(), tokens=ids, classes=fields.outputs)
     with tempfile.TemporaryDirectory() as folder:
         start = None
@@ -228,7 +235,8 @@ def score(network: Any, rows: list[list[int]]) -> Scores:
 
 def summary(cells: list[Cell]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows (arm by window, means over seeds) and goals (the transformer's lead over the best opponent of each kind)."""
-    rows, goals = [], []
+    rows = []
+    goals = []
     for day in dict.fromkeys(cell["as_of"] for cell in cells):
         here = [cell for cell in cells if cell["as_of"] == day]
         means: dict[str, float] = {}

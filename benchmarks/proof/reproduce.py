@@ -79,7 +79,8 @@ def prove(case: str, as_of: str, environment: Mapping[str, str]) -> dict[str, An
     """One row of the result: a version of ``case`` trained at ``as_of``, and what its reproduction says."""
     started = time.perf_counter()
     answers = {step: command(environment, step, "--case", case, "--as-of", as_of) for step in STEPS}
-    trained, facts = time.perf_counter() - started, answers["train"]["facts"]
+    trained = time.perf_counter() - started
+    facts = answers["train"]["facts"]
     version = str(answers["register"]["facts"]["version"])
     started = time.perf_counter()
     found = command(environment, "reproduce", "--case", case, "--version", version, accept=(0, 1))
@@ -116,7 +117,9 @@ def put_reports(settings: Settings) -> bool:
     """Write generated reports where triage keeps a download, if no folder has the real ones; whether that was so."""
     if any((folder / PARQUET).exists() for folder, _ in places(settings)):
         return False
-    generator, fields, count = np.random.default_rng(0), load_fields("triage"), 3000
+    generator = np.random.default_rng(0)
+    fields = load_fields("triage")
+    count = 3000
     teams = generator.choice(fields.classes, count)
     words = [f"word{number}" for number in range(200)]
     texts = [

@@ -15,7 +15,9 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "dashboards"
 SOURCE = {"type": "prometheus", "uid": "prometheus"}
-WIDTH, HEIGHT, COLUMNS = 8, 8, 3
+WIDTH = 8
+HEIGHT = 8
+COLUMNS = 3
 CASE = '{case=~"$case"}'
 
 

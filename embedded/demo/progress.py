@@ -50,7 +50,8 @@ class Progress:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the block's wall time to phase ``name``."""
-        outer, self.current = self.current, name
+        outer = self.current
+        self.current = name
         begun = time.monotonic()
         try:
             yield

@@ -28,7 +28,8 @@ def retrain_ungated(case: str, home: Path, as_of: datetime) -> Path | None:
     Where a run at ``as_of`` has already trained, every step is a no-op and its candidate is taken. None if
     too few labels have arrived to train at all.
     """
-    params, settings = load_params(case), read_settings(home=home)
+    params = load_params(case)
+    settings = read_settings(home=home)
     run_dir = settings.run_dir(case, as_of)
     try:
         for step in UNGATED:

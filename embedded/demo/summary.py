@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 def tick_record(replay: Replay, window: Window, month: pl.DataFrame) -> dict[str, Any]:
     """What happened at one tick, from the drift report and the ledger."""
-    case, settings = replay.plan.case, replay.settings
+    case = replay.plan.case
+    settings = replay.settings
     head = ledger.head(settings.ledger, case)
     served = sorted({replay.tally.answers[id_][0] for id_ in month["id"] if id_ in replay.tally.answers})
     record: dict[str, Any] = {
@@ -82,7 +83,8 @@ def build_summary(replay: Replay, rows: pl.DataFrame) -> dict[str, Any]:
     """The content of summary.json but for the times; the counts come from Airflow, the ledger and the log."""
     from pipelines.data import log
 
-    case, settings = replay.plan.case, replay.settings
+    case = replay.plan.case
+    settings = replay.settings
     history = ledger.releases(settings.ledger, case)
     bundles = {release.champion: settings.root / release.bundle for release in history}
     log.compact(settings, case)
@@ -168,7 +170,8 @@ def _months(
     """
     import polars as pl
 
-    case, fields = replay.plan.case, cases.load_fields(replay.plan.case)
+    case = replay.plan.case
+    fields = cases.load_fields(replay.plan.case)
     served = dict(zip(logged["id"], logged["scores" if fields.classes else "score"], strict=True))
     months = []
     newest = first

@@ -23,7 +23,8 @@ def play(replay: Replay) -> pl.DataFrame:
     """The first champion, then tick after tick; returns the canonical rows of all windows."""
     import polars as pl
 
-    plan, progress = replay.plan, replay.progress
+    plan = replay.plan
+    progress = replay.progress
     whole = cases.part(plan.case, "source").rows(
         replay.source, Window(start=plan.windows[0].start, end=plan.windows[-1].end), replay.params
     )
@@ -59,7 +60,9 @@ def _tick(
     """One window of traffic, its due labels, one drift run, the training runs that follow."""
     import polars as pl
 
-    plan, progress, as_of = replay.plan, replay.progress, window.end
+    plan = replay.plan
+    progress = replay.progress
+    as_of = window.end
     fields = cases.load_fields(plan.case)
     earlier = [plan.first_as_of, *(datetime.fromisoformat(tick["as_of"]) for tick in replay.ticks)]
     replay.compared.append(replay.pool.submit(scoring.compare, plan.case, replay.settings.root, earlier, month))

@@ -73,7 +73,9 @@ def send_rows(gateway: httpx.Client, fields: Fields, frame: pl.DataFrame, tally:
 
 def send_labels(gateway: httpx.Client, fields: Fields, frame: pl.DataFrame, tally: Tally) -> None:
     """Post the labels of ``frame`` with their arrival in event time; classes go by their names."""
-    case, label, names = fields.case, fields.label, fields.classes or (0, 1)
+    case = fields.case
+    label = fields.label
+    names = fields.classes or (0, 1)
     for batch in frame.iter_slices(4 * BATCH):
         labels: list[dict[str, Any]] = [
             {"prediction_id": row["id"], "label": names[row[label]], "event_time": row["label_time"].isoformat()}

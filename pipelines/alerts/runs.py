@@ -51,7 +51,8 @@ def _notice(params: Params, runbooks: str, rule: RunRule, dag: str, run: str, at
 
 def tell(params: Params, settings: Settings, notice: Notice) -> list[str]:
     """Give the notice to every sink that takes its severity; returns which. Undelivered, once all were asked, if one did not take it."""
-    told, failures = [], []
+    told = []
+    failures = []
     for name, sink in configured(settings, params.alerts).items():
         if not takes(name, notice.severity, params.alerts.push):
             continue

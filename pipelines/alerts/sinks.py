@@ -57,7 +57,8 @@ def webhook(url: str, params: AlertParams, pause: Callable[[float], None] = time
     def send(notice: Notice) -> None:
         import httpx
 
-        body, why = {"text": text(notice, params)}, ""
+        body = {"text": text(notice, params)}
+        why = ""
         for wait in (*PAUSES, None):
             try:
                 answer = httpx.post(url, json=body, timeout=TIMEOUT_SECONDS)

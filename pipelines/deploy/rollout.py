@@ -66,10 +66,8 @@ def probe_tensors(fields: Fields, bundle: Path) -> dict[str, NDArray[Any]]:
             f"now {fields.hash[:12]}): "
             "train a new candidate, or go back to the commit of its fields"
         )
-    dataset, most = (
-        storage.find(bundle.parent / "dataset", about["dataset_key"]),
-        PROBE_ROWS if fields.text is None else PROBE_TEXTS,
-    )
+    dataset = storage.find(bundle.parent / "dataset", about["dataset_key"])
+    most = PROBE_ROWS if fields.text is None else PROBE_TEXTS
     for part in ("holdout", "train"):
         rows = pl.read_parquet(dataset / f"{part}.parquet", columns=list(fields.names), n_rows=most)
         if rows.height:
@@ -167,8 +165,10 @@ def _place(settings: Settings, fields: Fields, versions: Collection[int], device
 
     A case that fell back to the CPU stays there until its versions change: every try would load them all anew.
     """
-    folder, case = settings.model_repository, fields.case
-    before, mended = repository.read_config(folder, case), list[str]()
+    folder = settings.model_repository
+    case = fields.case
+    before = repository.read_config(folder, case)
+    mended = list[str]()
     missing = [version for version in versions if not triton.loaded(settings, case, version)]
     if (
         device != "cpu"
@@ -222,7 +222,9 @@ def restore(settings: Settings, fields: Fields, device: Device = "auto") -> list
     Call while :func:`repository.alone`. The champion must answer in the end, or the error that keeps it from answering
     is raised. An older version that cannot be brought back is reported and left out: nothing asks for it now.
     """
-    case, repaired, bundles = fields.case, list[str](), dict[int, Path]()
+    case = fields.case
+    repaired = list[str]()
+    bundles = dict[int, Path]()
     releases = kept(settings, case)
     for version, release in releases.items():
         try:

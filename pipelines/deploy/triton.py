@@ -149,10 +149,8 @@ def infer(settings: Settings, case: str, version: int, tensors: Mapping[str, NDA
         raise Unavailable(
             f"Triton at {settings.triton_grpc} has no answer from {case} version {version}: {refused}"
         ) from refused
-    scores, shape = (
-        np.frombuffer(answer.raw_output_contents[0], np.float32).astype(np.float64),
-        list(answer.outputs[0].shape),
-    )
+    scores = np.frombuffer(answer.raw_output_contents[0], np.float32).astype(np.float64)
+    shape = list(answer.outputs[0].shape)
     return scores if shape[-1] == 1 else scores.reshape(shape)
 
 
@@ -164,7 +162,8 @@ def _call(settings: Settings, method: str, request: Any, timeout: float) -> Any:
     import grpc
     from tritonclient.grpc import service_pb2_grpc
 
-    address, client = settings.address("triton_grpc"), settings.triton_client
+    address = settings.address("triton_grpc")
+    client = settings.triton_client
     channel = (
         grpc.insecure_channel(address, OPTIONS)
         if client is None

@@ -62,7 +62,9 @@ def reference_profile(
         outputs = holdout.select("event_time", fields.label).hstack(top)
         days |= _by_day(outputs, fields, spec, profile_outputs)
         told = holdout[fields.label].is_not_null()
-        holdout, outputs, scores = holdout.filter(told), outputs.filter(told), scores[told.to_numpy()]
+        holdout = holdout.filter(told)
+        outputs = outputs.filter(told)
+        scores = scores[told.to_numpy()]
     if holdout is not None and holdout.height:
         label = holdout[fields.label].cast(pl.Int64).to_numpy()
         losses = row_log_loss(label, scores)

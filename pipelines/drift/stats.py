@@ -179,7 +179,8 @@ def ks(reference: Ints, current: Ints, *, single: NDArray[np.bool_] | None = Non
     """
     if reference.sum() == 0 or current.sum() == 0:
         return 0.0, 1.0
-    p, q = reference / reference.sum(), current / current.sum()
+    p = reference / reference.sum()
+    q = current / current.sum()
     inner = np.maximum(p, q)
     if single is not None:
         inner = np.where(single, 0.0, inner)

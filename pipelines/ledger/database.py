@@ -153,7 +153,8 @@ def check(connection: Connection, tables: MetaData, address: str) -> None:
     for table in tables.sorted_tables:
         if table.name not in there:
             continue
-        own, wanted = {column["name"] for column in found.get_columns(table.name)}, set(table.columns.keys())
+        own = {column["name"] for column in found.get_columns(table.name)}
+        wanted = set(table.columns.keys())
         if own != wanted:
             differs = [f"lacks {', '.join(sorted(wanted - own))}"] * bool(wanted - own) + [
                 f"has {', '.join(sorted(own - wanted))} too"

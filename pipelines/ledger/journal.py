@@ -172,7 +172,8 @@ def _whole(connection: Connection, table: Table, case: str, entry: ColumnElement
 
     Keys are unique on both sides: then there are as many pairs as of each.
     """
-    rows, entries = select(func.count()).select_from(table), select(func.count()).select_from(_journal)
+    rows = select(func.count()).select_from(table)
+    entries = select(func.count()).select_from(_journal)
     counts = (
         rows.where(table.c.case == case),
         entries.where(_journal.c.case == case, _journal.c.about == table.name),

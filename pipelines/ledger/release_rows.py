@@ -44,7 +44,8 @@ def read_release(row: Mapping[Any, Any]) -> Release:
 
     Raises IntegrityError, naming case, seq and column, if it cannot be read or its columns disagree.
     """
-    case, seq = row["case"], row["seq"]
+    case = row["case"]
+    seq = row["seq"]
     try:
         release = Release.model_validate_json(row["row"])
     except (ValidationError, TypeError, RecursionError) as error:
@@ -73,7 +74,8 @@ def releases(url: str, case: str) -> list[Release]:
         rows, problem = journal.read(
             connection, _releases, case, select(_releases).where(_releases.c.case == case).order_by(_releases.c.seq)
         )
-    history, previous = [read_release(row) for row in rows], ""
+    history = [read_release(row) for row in rows]
+    previous = ""
     for position, release in enumerate(history, start=1):
         if release.seq != position or release.previous_hash != previous:
             raise IntegrityError(f"ledger of {case}: row {release.seq} does not continue the chain: {LOOK}")

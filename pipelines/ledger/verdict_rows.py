@@ -36,7 +36,8 @@ def record_verdict(url: str, *, case: str, gate_key: str, as_of: datetime, trigg
     The same verdict again changes nothing. Raises ConflictError if the same gate run answered differently before:
     verdicts are immutable.
     """
-    text, value = canonical_json(verdict), digest(verdict)
+    text = canonical_json(verdict)
+    value = digest(verdict)
     if not insert_first(
         url,
         _verdicts,

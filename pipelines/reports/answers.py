@@ -26,7 +26,8 @@ def tables(title: str, answer: Any) -> Group:
 
     An answer that is no object is shown as it is.
     """
-    values, lists = dict[str, Any](), dict[str, Sequence[Mapping[str, Any]]]()
+    values = dict[str, Any]()
+    lists = dict[str, Sequence[Mapping[str, Any]]]()
     for name, value in _flat(answer if isinstance(answer, Mapping) else {"": answer}):
         if isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
             lists[name] = value

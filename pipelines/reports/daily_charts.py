@@ -12,8 +12,12 @@ from typing import Any
 from pipelines.moments import parse_utc as moment
 from pipelines.reports.daily_words import View, count, day, psi, rolling, window
 
-WIDTH, HEIGHT = 900, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 34, 30
+WIDTH = 900
+HEIGHT = 300
+LEFT = 52
+RIGHT = 14
+TOP = 34
+BOTTOM = 30
 STOPS = (
     (0.0, (243, 246, 250)),
     (0.5, (214, 228, 243)),
@@ -53,10 +57,13 @@ def _level(value: float, warn: float, severe: float) -> float:
 
 def heat(view: View) -> dict[str, Any]:
     """The heat map: ``groups`` and ``columns`` of its head, and ``rows`` of cells, the strongest now first."""
-    found, policy, version = view["heat"], view["policy"], None
+    found = view["heat"]
+    policy = view["policy"]
+    version = None
     dates = set(view["report"]["diagnosis"].get("dates", ()))
     ignored = {*policy["ignore"], *(one["feature"] for one in view["report"]["features"] if one["ignored"])}
-    columns, busiest = [], max((column["rows"] for column in found["columns"]), default=0)
+    columns = []
+    busiest = max((column["rows"] for column in found["columns"]), default=0)
     for column in found["columns"]:
         group, label, name = _head(column["end"], found["unit"], view["kind"])
         change = found["unit"] == "window" and version is not None and column["version"] != version
@@ -114,7 +121,8 @@ def _head(end: str, unit: str, kind: str) -> tuple[str, str, str]:
     if unit == "day":
         found = moment(end)
         return f"{found:%b %Y}", str(found.day), day(end)
-    last, name = moment(end) - timedelta(microseconds=1), window(end, kind)
+    last = moment(end) - timedelta(microseconds=1)
+    name = window(end, kind)
     if kind == "quarter":
         return str(last.year), f"Q{(last.month + 2) // 3}", name
     if kind == "month":
@@ -123,14 +131,16 @@ def _head(end: str, unit: str, kind: str) -> tuple[str, str, str]:
 
 
 def _legend(policy: Mapping[str, Any]) -> list[dict[str, str]]:
-    warn, severe = policy["warn_psi"], policy["severe_psi"]
+    warn = policy["warn_psi"]
+    severe = policy["severe_psi"]
     values = (0.0, warn / 2, warn, severe, 4 * severe, 16 * severe)
     return [{"label": f"{value:g}", "colour": colour(value, warn, severe)} for value in values]
 
 
 def bars(view: View, limit: int) -> dict[str, Any]:
     """This window's debiased PSI of its strongest features on a logarithmic axis, in percent of its width."""
-    features, policy = view["report"]["features"], view["policy"]
+    features = view["report"]["features"]
+    policy = view["policy"]
     top = max([10 * FLOOR, 2 * policy["severe_psi"], *(one["debiased_psi"] for one in features)]) * 1.15
 
     def at(value: float) -> float:
@@ -167,14 +177,13 @@ def metric(view: View) -> dict[str, Any] | None:
     spread = max(
         max(values) - min(values), 1.2 * median(one["high"] - one["log_loss"] for one in known), 0.1 * max(values), 1e-3
     )
-    low, high = (max(0.0, min(values) - spread), max(values) + spread)
+    low = max(0.0, min(values) - spread)
+    high = max(values) + spread
     low = max(low, min(one["low"] for one in known))
     low -= 0.05 * spread if low else 0.0
     high = min(high, max(one["high"] for one in known)) + 0.05 * spread
-    start, end = (
-        moment(min(one["start"] for one in found)),
-        max(moment(found[-1]["end"]), moment(view["report"]["window"]["end"])),
-    )
+    start = moment(min(one["start"] for one in found))
+    end = max(moment(found[-1]["end"]), moment(view["report"]["window"]["end"]))
     seconds = (end - start).total_seconds()
 
     def x(when: str) -> float:

@@ -119,7 +119,8 @@ def rolling(view: View) -> list[dict[str, Any]]:
 def headline(view: View) -> str:
     """What is the matter, in one line."""
     report = view["report"]
-    state, moved = report["state"], [one for one in report["features"] if one["drifted"]]
+    state = report["state"]
+    moved = [one for one in report["features"] if one["drifted"]]
     if state == "NO_CHAMPION":
         return "No model serves yet"
     if state == "NOT_SERVED":
@@ -174,8 +175,12 @@ def _answered(view: View) -> Mapping[str, Any] | None:
 
 def worse(view: View) -> str:
     """Did the model get worse?"""
-    report, labels, policy = view["report"], view["report"]["labels"], view["policy"]
-    version, drop, known = f"v{report['model_version']}", labels.get("drop"), performance(view)
+    report = view["report"]
+    labels = view["report"]["labels"]
+    policy = view["policy"]
+    version = f"v{report['model_version']}"
+    drop = labels.get("drop")
+    known = performance(view)
     if report["model_version"] is None:
         return "There is no model yet whose answers could be judged."
     rows = f"{count(labels.get('rows', 0))} rows answered by {version} whose labels count since the last window"
@@ -270,7 +275,8 @@ def helped(view: View) -> str:
 
 
 def _helped(view: View) -> Iterator[str]:
-    report, verdicts = view["report"], view["verdicts"]
+    report = view["report"]
+    verdicts = view["verdicts"]
     if report["action"] == "retrain" and _answered(view) is None:
         yield "Not known yet: the training that this window asked for had no verdict when this page was made."
     if not verdicts:
@@ -278,7 +284,8 @@ def _helped(view: View) -> Iterator[str]:
         return
     last = verdicts[-1]
     verdict = last["verdict"]
-    evidence, lift = verdict["evidence"], verdict["evidence"]["lift"]
+    evidence = verdict["evidence"]
+    lift = verdict["evidence"]["lift"]
     release = next(
         (
             one
@@ -335,7 +342,9 @@ def _in_service(view: View, release: Mapping[str, Any] | None) -> Iterator[str]:
 
 def now(view: View) -> str:
     """What now?"""
-    report, policy, about = view["report"], view["policy"], view["report"]["policy"]
+    report = view["report"]
+    policy = view["policy"]
+    about = view["report"]["policy"]
     if report["state"] == "NO_CHAMPION":
         return "Run a training: the first candidate that beats the base rate becomes the champion."
     if report["state"] == "NOT_SERVED":

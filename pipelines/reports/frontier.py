@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+TEMPLATES = Path(__file__).with_name("templates")
 STYLE = {
     "never": ("#9aa0a6", "s"),
     "monthly": ("#e8953a", "^"),
@@ -187,7 +189,7 @@ def page(summary: dict[str, Any]) -> str:
 
     Nothing is loaded from elsewhere.
     """
-    from jinja2 import Environment
+    from jinja2 import Environment, FileSystemLoader
 
     seed, first = next(iter(summary["by_seed"].items()))
     trainings = {
@@ -199,8 +201,8 @@ def page(summary: dict[str, Any]) -> str:
         for name, of in first.items()
         if name != "oracle"
     }
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_TEMPLATE).render(
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("frontier.html").render(
         s=summary,
         chart=_svg(summary),
         columns=columns(summary),
@@ -236,7 +238,8 @@ def headline(summary: dict[str, Any]) -> str:
 
 def _against_drift(summary: dict[str, Any], least: str) -> str:
     """From which price on the drift policy pays better than the one with the lowest loss."""
-    drift, other = summary["policies"].get("drift"), summary["policies"][least]
+    drift = summary["policies"].get("drift")
+    other = summary["policies"][least]
     if drift is None or least == "drift" or not drift["retrains"] < other["retrains"]:
         return ""
     price = break_even(summary, "drift", least)
@@ -248,56 +251,10 @@ def break_even(summary: dict[str, Any], cheap: str, good: str) -> float:
 
     Loss saved over all ticks that count, per retraining more.
     """
-    one, other = summary["policies"][cheap], summary["policies"][good]
+    one = summary["policies"][cheap]
+    other = summary["policies"][good]
     counted = sum(tick["counts"] for tick in summary["ticks"])
     saved: float = (
         (one["means"]["log_loss"] - other["means"]["log_loss"]) * counted / (other["retrains"] - one["retrains"])
     )
     return saved
-
-
-_TEMPLATE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Perennial: replay of {{ s.case }}</title>
-<style>
- body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #202124; background: #f6f8fb; margin: 0; }
- main { max-width: 1180px; margin: 0 auto; padding: 28px 20px 60px; }
- h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 34px 0 8px; }
- .lead { font-size: 17px; margin: 6px 0 20px; max-width: 900px; }
- .muted { color: #5f6368; }
- .card { background: #fff; border: 1px solid #e3e7ee; border-radius: 10px; padding: 16px; overflow-x: auto; }
- svg { width: 100%; height: auto; }
- table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
- th { text-align: left; font-weight: 600; color: #5f6368; border-bottom: 1px solid #d6dbe3; padding: 6px 8px; vertical-align: bottom; }
- td { border-bottom: 1px solid #eef1f5; padding: 5px 8px; vertical-align: top; }
- .n { text-align: right; white-space: nowrap; } .name { white-space: nowrap; }
- .promoted { color: #188038; } .kept { color: #5f6368; } .skipped { color: #9aa0a6; }
-</style></head><body><main>
-<h1>Perennial, case {{ s.case }}: when to retrain</h1>
-<div class="muted">{{ s.source.name }} ({{ s.source.kind }} data) · {{ s["from"][:10] }} to {{ s.until[:10] }} · labels arrive after {{ "%g" | format(s.label_delay_days) }} days ·
- {{ counted }} of {{ s.ticks | length }} {{ s.tick }}s count (at least {{ s.min_rows }} rows) · training seed{{ "s" if s.seeds | length > 1 }} {{ s.seeds | join(", ") }}</div>
-<p class="lead">{{ headline }}</p>
-<div class="card">{{ chart | safe }}</div>
-
-<h2>Loss against cost</h2>
-<div class="card"><table>
-<tr>{% for title, about in columns %}<th title="{{ about }}"{% if not loop.first %} class="n"{% endif %}>{{ title }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr>{% for cell in row %}<td class="{{ "name" if loop.first else "n" }}"{% if loop.first %} title="{{ s.policies[cell].about }}"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table></div>
-<p class="muted">{% for name, one in s.policies.items() %}<b>{{ name }}</b>: {{ one.about }}. {% endfor %}
-A retraining costs {{ "%g" | format(s.price_per_retrain) }} {{ s.price_unit }}; seconds are those of the trainings, which policies that train on the same rows share.
-{% if s.seeds | length > 1 %}Figures are means over the training seeds.{% endif %}</p>
-
-{% for name, of in trainings.items() %}
-<h2>{{ name }}: its training runs{% if s.seeds | length > 1 %}, seed {{ seed }}{% endif %}</h2>
-<div class="card"><table>
-<tr><th>after</th><th>asked for by</th><th>verdict</th></tr>
-{% for t in of %}<tr><td class="name">{{ t.tick }}</td>
- <td{% if not t.drift %} class="name"{% endif %}>{{ t.drift.reason if t.drift else "the calendar" }}</td>
- <td><b class="{{ t.outcome }}">{{ t.outcome }}</b> {{ t.reason }}</td></tr>
-{% endfor %}
-</table></div>
-{% endfor %}
-<p class="muted">{{ s.source.notice }}</p>
-</main></body></html>
-"""

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, FAINT, LINE, SECOND = "#1f2a33", "#c9d1d6", "#22708f", "#c4632b"
+INK = "#1f2a33"
+FAINT = "#c9d1d6"
+LINE = "#22708f"
+SECOND = "#c4632b"
 BINS = 10
 DPI = 130
 SMOOTH = 40
@@ -81,7 +84,8 @@ def calibration(labels: Any, scores: Any, title: str, path: Path) -> Path:
 
     ``scores`` [n], ``labels`` 0 or 1.
     """
-    labels, scores = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
+    labels = np.asarray(labels, dtype=float)
+    scores = np.asarray(scores, dtype=float)
     parts = [part for part in np.array_split(np.argsort(scores, kind="stable"), BINS) if len(part)]
     said, came = ([float(values[part].mean()) for part in parts] for values in (scores, labels))
     figure, axes = _figure(2, 1, (6.4, 7), heights=(3, 1))
@@ -114,7 +118,8 @@ def _speeds(steps: Sequence[Mapping[str, Any]], span: int) -> list[float]:
 def _series(
     axis: Axes, at: Any, values: Sequence[float], title: str, *, name: str | None = None, mean: bool = True
 ) -> None:
-    series, width = np.array(values, dtype=float), max(1, len(values) // SMOOTH)
+    series = np.array(values, dtype=float)
+    width = max(1, len(values) // SMOOTH)
     many = mean and width > 1
     axis.set_title(title, loc="left", fontsize=10, color=INK)
     axis.locator_params(axis="x", integer=True)

@@ -88,7 +88,8 @@ class Counted:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        began = time.perf_counter()
+        status = 500
 
         async def watch(message: Message) -> None:
             nonlocal status

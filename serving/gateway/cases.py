@@ -53,9 +53,11 @@ def open_case(fields: Fields, times: EventTimes, settings: Settings, bounds: Bou
 
     Raises ConfigError if requests cannot have such fields, and what the file system raises.
     """
-    rows, labels = row_shape(fields, bounds.max_rows), label_shape(fields, bounds.max_rows)
+    rows = row_shape(fields, bounds.max_rows)
+    labels = label_shape(fields, bounds.max_rows)
     # Segments are named by their worker: a case that comes again must not take the names of its earlier ones.
-    folder, worker = settings.prediction_log / fields.case, worker_name()
+    folder = settings.prediction_log / fields.case
+    worker = worker_name()
     logs = {}
     for kind in ("predictions", "labels"):
         metrics.log_lines.labels(fields.case, kind)

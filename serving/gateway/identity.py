@@ -30,7 +30,8 @@ from serving.gateway.log import Position
 from serving.gateway.refusal import Refused
 
 FORMAT = "2"
-PATIENCE_SECONDS, REBUILD_SECONDS = 2.0, 300.0
+PATIENCE_SECONDS = 2.0
+REBUILD_SECONDS = 300.0
 _PAUSE_SECONDS = 0.002
 _PATIENCE = f"PRAGMA busy_timeout = {int(PATIENCE_SECONDS * 1000)}"
 """How long a request waits for another worker's transaction, and a starting worker for another's rebuild."""
@@ -202,7 +203,9 @@ class Index:
                 log.error("%s", error)  # noqa: TRY400 - it says all there is to say
         with path.open("rb") as file:
             file.seek(start)
-            end, answers, count = start, [], 0
+            end = start
+            answers = []
+            count = 0
             for line in file:
                 if not line.endswith(b"\n"):
                     break  # torn, or being written just now

@@ -48,7 +48,8 @@ def _by_length(tensors: Mapping[str, NDArray[Any]], longest: int) -> list[Part]:
     widths = np.clip(-(-lengths // STEP) * STEP, 1, longest)
     parts = []
     for width in np.unique(widths).tolist():
-        rows, most = np.flatnonzero(widths == width), min(MAX_BATCH, max(1, MAX_TOKENS // width))
+        rows = np.flatnonzero(widths == width)
+        most = min(MAX_BATCH, max(1, MAX_TOKENS // width))
         for start in range(0, len(rows), most):
             share = rows[start : start + most]
             parts.append(

@@ -134,7 +134,8 @@ def _read(case: Case, body: bytes, received: datetime) -> tuple[list[Row], dict[
 
 
 def _reply(case: Case, request_id: str, rows: Iterable[Row], answers: Mapping[str, Answer]) -> bytes:
-    found, names = [answers[row.id] for row in rows], case.fields.classes or (0, 1)
+    found = [answers[row.id] for row in rows]
+    names = case.fields.classes or (0, 1)
     return _encoder.encode(
         Reply(
             request_id,
@@ -145,7 +146,8 @@ def _reply(case: Case, request_id: str, rows: Iterable[Row], answers: Mapping[st
 
 def _row(number: int, item: Any, received: datetime, case: Case) -> Row:
     features = msgspec.structs.astuple(item)[: len(case.fields.fields)]
-    moment, own_id = item.event_time, item.prediction_id is UNSET
+    moment = item.event_time
+    own_id = item.prediction_id is UNSET
     given = None if moment is UNSET else moment.astimezone(UTC)
     name = uuid.uuid4().hex if own_id else item.prediction_id
     # Unset fields are not encoded: what is left of the item is the row of the log.
@@ -166,7 +168,8 @@ def _scored(rows: Sequence[Row], received: datetime, version: int, scores: Seque
 
     One for each is the positive class's, several are the classes', of which the likeliest is predicted.
     """
-    now, outputs = microseconds(received), len(scores) // len(rows)
+    now = microseconds(received)
+    outputs = len(scores) // len(rows)
     if outputs == 1:
         return [
             (

@@ -76,7 +76,9 @@ async def metrics(request: Request) -> Response:
 
 def _label_lines(case: Case, body: bytes, received: datetime) -> tuple[bytes, int]:
     """The lines of the log for a body of labels, and how many there are."""
-    now, classes, labels = received.isoformat(), case.fields.classes, read(case.labels, body)
+    now = received.isoformat()
+    classes = case.fields.classes
+    labels = read(case.labels, body)
     check_times(labels, case.times, received)
     lines = [
         {

@@ -96,7 +96,8 @@ class Routing:
         if release is None or (same and known is not None and not known.refused and not known.damaged):
             return None if release is None else known
         self._check_verdict(case, release)
-        before, damaged = None, ""
+        before = None
+        damaged = ""
         try:
             before = ledger.previous_release(self._settings.ledger, case)
         except IntegrityError as error:

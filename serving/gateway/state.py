@@ -122,7 +122,8 @@ class Gateway:
         whole (its log cannot be written, its index does not answer); it is tried again by the next call.
         """
         found = await asyncio.to_thread(survey, self.settings, trains=False)
-        served, broken = dict(self.cases), {case.name: case.problem for case in found if case.problem}
+        served = dict(self.cases)
+        broken = {case.name: case.problem for case in found if case.problem}
         failed: Exception | None = None
         for case in found:
             known = served.get(case.name)
@@ -159,7 +160,8 @@ class Gateway:
             self.metrics.case_broken.labels(name).set(int(name in broken))
             if broken.get(name, "") != self.broken.get(name, ""):
                 log.warning("%s: %s", name, f"broken: {broken[name]}" if name in broken else "mended")
-        self.cases, self.broken = served, broken
+        self.cases = served
+        self.broken = broken
 
     async def _read_routes(self, cases: Mapping[str, Case]) -> None:
         """Ask the ledger who answers for these cases; while it is away, nothing changes."""
@@ -185,7 +187,8 @@ class Gateway:
     async def heed(self, case: Case) -> None:
         """Tidy a case's log; where a step has asked since, close all of it, and what dead workers left."""
         request = asked(self.settings.log_request(case.name))
-        wanted, case.asked = request != case.asked, request
+        wanted = request != case.asked
+        case.asked = request
         await self.tidy(case, close=wanted)
         if wanted:
             for segments in (case.labels_log, case.predictions_log):

@@ -157,7 +157,8 @@ class Triton:
         raise lost
 
     def _explain(self, name: str, error: grpc.aio.AioRpcError) -> str:
-        code, details = error.code(), (error.details() or "").partition("\n")[0]
+        code = error.code()
+        details = (error.details() or "").partition("\n")[0]
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return (
                 f"Triton at {self.address} did not answer for {name} in time (PERENNIAL_GATEWAY_DEADLINE_SECONDS, "

@@ -23,7 +23,8 @@ def test_a_process_is_found_by_its_folder_alone(tmp_path):
 
     Then it is gone.
     """
-    folder, alike = tmp_path / "fault-1", tmp_path / "fault-10"
+    folder = tmp_path / "fault-1"
+    alike = tmp_path / "fault-10"
     sleepers = []
     for place in (folder, alike):
         place.mkdir()

@@ -286,7 +286,8 @@ def test_published_ports_move_with_the_variables_of_make_up():
 
     So both can be told apart in the same way.
     """
-    text, ports = COMPOSE.read_text(), Ports()
+    text = COMPOSE.read_text()
+    ports = Ports()
     for name, service in (("airflow", "airflow-apiserver"), ("mlflow", "mlflow"), ("gateway", "gateway")):
         assert f"${{{variable(name)}:-{getattr(ports, name)}}}:" in text
         assert PUBLISHED[service] == getattr(ports, name)

@@ -48,7 +48,8 @@ def server(tmp_path_factory):
 
     Its repository has one good model and one that cannot be loaded.
     """
-    home, ports = tmp_path_factory.mktemp("start"), Ports.free()
+    home = tmp_path_factory.mktemp("start")
+    ports = Ports.free()
     embedded.prepare(home)
     repository = home / "model_repository"
     _toy(repository / "toy" / "1" / "model.onnx")

@@ -212,7 +212,8 @@ def test_every_run_tells_of_its_failure(report):
 def test_schedules_are_data_intervals(report):
     """A live case has explicit data intervals (their end is the clock); history has no schedule and asks for as_of."""
     for kind in ("training", "drift"):
-        live, history = report["dags"][f"loans_{kind}"], report["dags"][f"bank_{kind}"]
+        live = report["dags"][f"loans_{kind}"]
+        history = report["dags"][f"bank_{kind}"]
         assert live["timetable"] == "CronDataIntervalTimetable"
         assert live["params"]["as_of"]["type"] == ["null", "string"]
         assert history["timetable"] != "CronDataIntervalTimetable"

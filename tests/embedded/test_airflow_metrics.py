@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from embedded.airflow import Airflow
 from embedded.airflow_metrics import KEEP_SECONDS, PREFIX, SERIES, Watch, serve
 
-START, END = "2026-03-01T02:00:00Z", "2026-03-01T02:00:30Z"
+START = "2026-03-01T02:00:00Z"
+END = "2026-03-01T02:00:30Z"
 RUN = {"dag_id": "loans_drift", "dag_run_id": "r1", "state": "failed", "start_date": START, "end_date": END}
 TASKS = [
     {"task_id": "profile", "state": "success", "duration": 12.5, "try_number": 1, "map_index": -1, "queue": "default"},
@@ -48,7 +49,8 @@ ANSWERS = {
 
 def watching(answers=ANSWERS, login=("watcher", "right")):
     """A watch on a pretended Airflow with a login, the paths that it was asked for, and a clock to turn."""
-    asked, clock = [], [0.0]
+    asked = []
+    clock = [0.0]
 
     def respond(request):
         if request.url.path == "/auth/token":

@@ -106,7 +106,8 @@ def test_another_user_loads_infers_and_reads_nothing(served, tmp_path):
         {connection.laddr.port for connection in server.net_connections() if connection.status == psutil.CONN_LISTEN}
     )
     assert ports.triton_grpc in listening
-    secrets, alien = home / "secrets", certificates.issue()
+    secrets = home / "secrets"
+    alien = certificates.issue()
     files = [*map(str, secrets.iterdir()), f"/proc/{server.pid}/environ"]
     key, certificate = _split(alien.client)
     foreign = ((secrets / "triton_authority").read_text(), key, certificate)

@@ -14,7 +14,9 @@ class Recorder:
     """An Airflow that writes down what is asked of it; a training run ends at the third look."""
 
     def __init__(self, state="success"):
-        self.asked, self.looks, self.state = [], 0, state
+        self.asked = []
+        self.looks = 0
+        self.state = state
 
     def wait_for_dags(self, names):
         """All DAGs are there."""

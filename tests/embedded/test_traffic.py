@@ -147,7 +147,9 @@ def test_texts_go_in_small_batches_and_their_labels_as_class_names(tmp_path, mon
 
     Its labels are sent by the classes' names.
     """
-    fields, count, posted = load_fields("triage"), 100, []
+    fields = load_fields("triage")
+    count = 100
+    posted = []
     moments = [NOW - timedelta(minutes=count - number) for number in range(count)]
     frame = pl.DataFrame(
         {"id": [f"r{number}" for number in range(count)], "event_time": moments, "text": ["heap overflow"] * count}
@@ -195,7 +197,8 @@ def test_a_broken_case_stops_its_own_traffic_only(tmp_path, monkeypatch, caplog)
 
     A case that is broken or comes later is left out and taken up.
     """
-    sent, rounds = [], []
+    sent = []
+    rounds = []
 
     def advance(settings, gateway, case, now):
         part(case, "source").rows(None, None, None)

@@ -81,7 +81,8 @@ def candidate(
     ``bias`` makes the model, ``champion`` is the version it was judged against, ``model`` replaces the ONNX file's
     bytes.
     """
-    fields, run_dir = load_fields(case), settings.run_dir(case, as_of)
+    fields = load_fields(case)
+    run_dir = settings.run_dir(case, as_of)
     keys: dict[str, str] = {}
 
     def commit(step: str, inputs: tuple[str, ...], declared: object, build) -> None:
@@ -161,7 +162,8 @@ def candidate(
 def registered(settings: Settings, as_of: datetime, version: int, **arguments) -> Path:
     """A :func:`candidate` whose register step says ``version``, without MLflow."""
     run_dir = candidate(settings, as_of, **arguments)
-    gate, case = storage.read_manifest(run_dir / "gate"), arguments.get("case", CASE)
+    gate = storage.read_manifest(run_dir / "gate")
+    case = arguments.get("case", CASE)
     inputs = {"gate": gate.key, "export": storage.read_manifest(run_dir / "export").key}
     key = storage.step_key("register", 1, inputs, {"version": version})
     facts = {"version": version, "mlflow_run": f"run-{version}"}

@@ -140,7 +140,8 @@ def test_it_works_on_postgresql(made, postgres_server):
     """The same rows in PostgreSQL are clean, and an edit there is found."""
     url = fresh_schema(postgres_server)
     ledger.check(url)
-    source, target = create_engine(made.ledger), create_engine(url)
+    source = create_engine(made.ledger)
+    target = create_engine(url)
     with source.connect() as read, target.begin() as write:
         for table in ledger_edits.metadata.sorted_tables:
             write.execute(table.insert(), [dict(row) for row in read.execute(table.select()).mappings()])

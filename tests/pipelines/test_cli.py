@@ -54,7 +54,8 @@ def test_an_answer_that_nobody_reads_or_no_disk_takes():
     read, write = os.pipe()
     os.close(read)
     full = os.open("/dev/full", os.O_WRONLY)
-    unread, unwritten = _into(write), _into(full)
+    unread = _into(write)
+    unwritten = _into(full)
     os.close(write)
     os.close(full)
     assert (unread.returncode, unread.stderr) == (0, "")
@@ -222,7 +223,8 @@ def test_alerts_are_listed_and_silenced(home: Path, capfd: pytest.CaptureFixture
 
     `alerts` lists alerts and the silences in force.
     """
-    url, now = f"sqlite:///{home / 'ledger.db'}", found.NOW
+    url = f"sqlite:///{home / 'ledger.db'}"
+    now = found.NOW
     ledger.append_alerts(url, case="loans", seq=1, as_of=now, alerts=[found.alert()], notices=[])
     assert (
         cli.main(

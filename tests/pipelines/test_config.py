@@ -285,7 +285,8 @@ def test_parameters_that_could_not_end_are_refused_at_once(tmp_path, text, said)
 
     Aliases, merged keys, deep nesting, huge numbers, files and lists of mistakes.
     """
-    path, began = tmp_path / "bank.yaml", time.process_time()
+    path = tmp_path / "bank.yaml"
+    began = time.process_time()
     path.write_text(text)
     with pytest.raises(ConfigError, match=said) as refused:
         load_params("bank", path)

@@ -6,7 +6,8 @@ from pipelines import hosts
 from pipelines.errors import ConfigError
 from pipelines.settings import read_settings
 
-KNOWN, TRUSTED = {"gateway"}, {"perennial.example.org"}
+KNOWN = {"gateway"}
+TRUSTED = {"perennial.example.org"}
 
 
 def scope(host, method="GET", origin=None, server=("172.18.0.5", 8090)):

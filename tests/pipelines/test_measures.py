@@ -24,7 +24,8 @@ class Sure:
 
 def test_a_saturated_row_costs_the_same_everywhere():
     """A score of 0 on a positive row costs 13.82 nats to the gate, to the drift step and to the choice of an embedding's strength."""
-    label, score = np.array([1, 1]), np.array([0.0, 0.0])
+    label = np.array([1, 1])
+    score = np.array([0.0, 0.0])
     costs = [
         metrics(label, score)["log_loss"],
         metrics(label, np.array([[1.0, 0.0]] * 2))["log_loss"],
@@ -44,11 +45,14 @@ def test_the_loss_does_not_depend_on_the_scores_type():
 def test_losses_areas_and_f1_are_scikit_learns():
     """Log-loss, AUC with ties, confusion and macro-F1 of random rows are scikit-learn's, the last two to the bit."""
     rng = np.random.default_rng(2)
-    label, score = rng.integers(0, 2, 500), np.round(rng.random(500), 2).clip(0.01, 0.99)
+    label = rng.integers(0, 2, 500)
+    score = np.round(rng.random(500), 2).clip(0.01, 0.99)
     assert measures.row_log_loss(label, score).mean() == pytest.approx(log_loss(label, score), rel=1e-12)
     assert measures.roc_auc(label, score) == roc_auc_score(label, score)
-    of, scores = rng.integers(0, 4, 500), rng.dirichlet(np.ones(5), 500)
-    table, answers = measures.confusion(of, scores), scores.argmax(1)
+    of = rng.integers(0, 4, 500)
+    scores = rng.dirichlet(np.ones(5), 500)
+    table = measures.confusion(of, scores)
+    answers = scores.argmax(1)
     assert (table == confusion_matrix(of, answers, labels=range(5))).all()
     assert measures.macro_f1(table) == f1_score(of, answers, labels=range(4), average="macro", zero_division=0)
 

@@ -206,7 +206,9 @@ def test_a_live_try_in_another_container_is_left_alone(tmp_path: Path):
 
     A dead one's is removed.
     """
-    begun, go_on, folder = tmp_path / "begun", tmp_path / "go_on", tmp_path / "run" / "train"
+    begun = tmp_path / "begun"
+    go_on = tmp_path / "go_on"
+    folder = tmp_path / "run" / "train"
     first = multiprocessing.get_context("fork").Process(target=_elsewhere, args=(folder, begun, go_on))
     first.start()
     while not begun.exists():
@@ -291,7 +293,8 @@ def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path: Path, write, 
 
     It removes nothing else.
     """
-    path, other = tmp_path / "rows.parquet", tmp_path / ".rows.parquet.note"
+    path = tmp_path / "rows.parquet"
+    other = tmp_path / ".rows.parquet.note"
     other.touch()
     for _ in range(2):
         path.unlink(missing_ok=True)
@@ -304,7 +307,9 @@ def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path: Path, write, 
 
 def test_a_live_writer_keeps_its_temporary_file(tmp_path: Path):
     """A write that ends while another one of the same file is under way leaves that one alone, which ends too."""
-    path, begun, go_on = tmp_path / "folder" / "rows.parquet", tmp_path / "begun", tmp_path / "go_on"
+    path = tmp_path / "folder" / "rows.parquet"
+    begun = tmp_path / "begun"
+    go_on = tmp_path / "go_on"
     replace = os.replace
 
     def slow(source: Path, target: Path) -> None:
@@ -342,7 +347,8 @@ def test_no_flipped_bit_of_a_manifest_gives_another_one(tmp_path: Path):
     """Each flipped bit of a manifest is found, or the manifest says the same as before."""
     committed = _commit(tmp_path / "train")
     path = tmp_path / "train" / storage.MANIFEST
-    whole, found = path.read_bytes(), 0
+    whole = path.read_bytes()
+    found = 0
     for bit in range(0, 8 * len(whole), 13):
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
@@ -369,7 +375,8 @@ def test_everything_is_durable_before_it_is_named(tmp_path: Path, monkeypatch: p
     """Every file and folder in it and every new folder above is synced before the rename that publishes the work."""
     synced: set[str] = set()
     before: set[str] = set()
-    fsync, rename = os.fsync, os.rename
+    fsync = os.fsync
+    rename = os.rename
 
     def noted(fd: int) -> None:
         fsync(fd)
@@ -428,7 +435,8 @@ def test_code_that_git_does_not_know_makes_work_dirty(clone: Path, name: str, di
 
     So does a whole case that git ignores; state and caches do not.
     """
-    path, code = clone / name, "from pipelines import storage; print(storage.provenance()['dirty'])"
+    path = clone / name
+    code = "from pipelines import storage; print(storage.provenance()['dirty'])"
     (clone / ".git" / "info" / "exclude").write_text("pipelines/cases/ignored\n")
     before = path.read_text() if path.exists() else None
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="perennial-airflow-")
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
-_handlers, _level = list(logging.root.handlers), logging.root.level
+_handlers = list(logging.root.handlers)
+_level = logging.root.level
 
 import airflow.sdk  # noqa: E402, F401 - its first import sets up logging
 
-logging.root.handlers[:], logging.root.level = _handlers, _level
+logging.root.handlers[:] = _handlers
+logging.root.level = _level
 sys.path.append(str(Path(__file__).parents[2] / "plugins"))

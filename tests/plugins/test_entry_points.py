@@ -31,7 +31,8 @@ MISTAKE = r"the environment has 1 mistake\(s\): PERENNIAL_NODES: .*valid integer
 def home(tmp_path, monkeypatch):
     """A state folder of its own; what a command does to its process (umask, what TERM means) is undone."""
     monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path / "home"))
-    umask, term = os.umask(0o022), signal.getsignal(signal.SIGTERM)
+    umask = os.umask(0o022)
+    term = signal.getsignal(signal.SIGTERM)
     yield tmp_path / "home"
     os.umask(umask)
     signal.signal(signal.SIGTERM, term)

@@ -54,7 +54,8 @@ def _context(ti=None, run_type="manual", **params):
     run = SimpleNamespace(
         data_interval_end=None, logical_date=None, run_after=AS_OF, run_type=run_type, triggering_user_name=None
     )
-    run.dag_id, run.run_id = "bank_drift", "manual__1"
+    run.dag_id = "bank_drift"
+    run.run_id = "manual__1"
     return {"params": {"as_of": "2009-05-01", **params}, "dag_run": run, "ti": Pushed() if ti is None else ti}
 
 

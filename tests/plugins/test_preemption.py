@@ -43,7 +43,8 @@ def test_a_preempted_training_saves_and_the_retry_goes_on(tmp_path, mlflow_url):
     first = json.loads((tmp_path / "answer.json").read_text())
     assert first["error"].startswith("Preempted: training was asked to leave at step 7")
     assert first["retry"]
-    client, run_id = MlflowClient(mlflow_url), first["link"].rpartition("/")[2]
+    client = MlflowClient(mlflow_url)
+    run_id = first["link"].rpartition("/")[2]
     assert client.get_run(run_id).info.status == "KILLED"
     assert _start(tmp_path, mlflow_url).wait(90) == 0
     second = json.loads((tmp_path / "answer.json").read_text())

@@ -52,7 +52,8 @@ from pipelines.settings import Settings, read_settings
 from pipelines.storage import write_atomic
 
 HERE = Path(__file__).parent
-CASE, KEY = "loans", "a-key-for-tests"
+CASE = "loans"
+KEY = "a-key-for-tests"
 FIELDS = load_fields(CASE)
 START, DRIFT, DAYS = date(2020, 6, 8), date(2020, 6, 10), 9
 """First day of traffic, first day of the new rule, and how many days are judged; one more is served."""
@@ -154,7 +155,8 @@ def write_params(folder: Path) -> None:
 @contextlib.contextmanager
 def _stack(home: Path) -> Iterator[tuple[Settings, httpx.Client, object]]:
     """Triton, MLflow and a gateway on ``home``, as `make up` starts them; ``kill()`` ends the gateway at once."""
-    ports, tag = Ports.free(), triton.stack_tag(home)
+    ports = Ports.free()
+    tag = triton.stack_tag(home)
     triton.require()
     triton.prepare(home)
     mine = services.settings_environment(home, ports) | {
@@ -229,7 +231,8 @@ def judge(settings: Settings, day: date, *, page: bool) -> None:
 
 def rows_of(settings: Settings, day: date) -> pl.DataFrame:
     """A day's rows of the stream, at four hours of it: few hours make few files."""
-    params, at = load_params(CASE), datetime.combine(day, datetime.min.time(), UTC)
+    params = load_params(CASE)
+    at = datetime.combine(day, datetime.min.time(), UTC)
     stream = part(CASE, "source")
     rows = stream.rows(stream.resolve(settings, params), Window(start=at, end=at + timedelta(days=1)), params)
     moved = pl.col("event_time").dt.truncate("6h") + (pl.col("event_time") - pl.col("event_time").dt.truncate("6h")) / 6
@@ -272,7 +275,8 @@ def serve(settings: Settings, gateway: httpx.Client, day: date, *, killed=None) 
 
 def _serves_the_champion(settings: Settings, gateway: httpx.Client) -> None:
     """Wait until the gateway has seen the newest release: it looks once a second."""
-    head, deadline = ledger.head(settings.ledger, CASE), time.monotonic() + 20
+    head = ledger.head(settings.ledger, CASE)
+    deadline = time.monotonic() + 20
     while gateway.get("/readyz").json()["cases"].get(CASE, {}).get("champion") != (head.champion if head else None):
         if time.monotonic() > deadline:
             raise SystemExit("the gateway does not see the newest release")

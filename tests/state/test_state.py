@@ -38,7 +38,8 @@ from tests.serving.gateway import world
 
 HERE = Path(__file__).parent
 STATES = sorted(path.name.partition(".")[0] for path in HERE.glob("*.tar.xz"))
-CASE, FIELDS = world.CASE, world.FIELDS
+CASE = world.CASE
+FIELDS = world.FIELDS
 FIRST, ASKED, LAST = date(2020, 6, 8), date(2020, 6, 14), date(2020, 6, 17)
 """The first champion's day, that of the run that asked for a retraining, and that of the newest drift run."""
 JUDGED = [FIRST + timedelta(days=number) for number in range(1, 10)]
@@ -261,7 +262,8 @@ def test_the_next_window_goes_on(state):
 
 def test_the_next_training_reads_the_old_log(state):
     """A new run takes every logged row of its days once, quarantines the broken one, and judges on what is new."""
-    params, run_dir = load_params(CASE), state.run_dir(CASE, at(NEXT))
+    params = load_params(CASE)
+    run_dir = state.run_dir(CASE, at(NEXT))
     for step in (ingest, validate, dataset):
         step.run(params, state, run_dir, at(NEXT))
     facts = {step: storage.read_manifest(run_dir / step).facts for step in ("ingest", "validate", "dataset")}
@@ -286,7 +288,8 @@ def test_the_next_training_reads_the_old_log(state):
 
 def test_an_old_training_reads_its_own_rows(state):
     """A run that is run again brings the rows that it had: nothing that came later, nothing twice."""
-    params, run_dir = load_params(CASE), state.run_dir(CASE, at(ASKED))
+    params = load_params(CASE)
+    run_dir = state.run_dir(CASE, at(ASKED))
     before = {step: storage.read_manifest(run_dir / step).facts for step in ("ingest", "validate", "dataset")}
     for step in (ingest, validate, dataset):
         step.run(params, state, run_dir, at(ASKED))
@@ -303,7 +306,8 @@ def test_an_old_evaluation_is_judged_anew(state):
 
     It gives a verdict on them.
     """
-    params, run_dir = load_params(CASE), state.run_dir(CASE, at(ASKED))
+    params = load_params(CASE)
+    run_dir = state.run_dir(CASE, at(ASKED))
     other = params.model_copy(update={"gate": params.gate.model_copy(update={"confidence": 0.9})})
     evaluated = storage.read_manifest(run_dir / "evaluate")
     assert evaluated.facts["opponent"] is not None
@@ -429,7 +433,9 @@ def test_mlflow_goes_on(state, monkeypatch):
     """
     with mlflow_server(state.root) as url:
         monkeypatch.setenv("PERENNIAL_MLFLOW_URL", url)
-        settings, params, run_dir = Settings(), load_params(CASE), state.run_dir(CASE, at(ASKED))
+        settings = Settings()
+        params = load_params(CASE)
+        run_dir = state.run_dir(CASE, at(ASKED))
         before = storage.read_manifest(run_dir / "register", verify=False).facts
         shutil.move(run_dir / "register", run_dir / "lost")
         assert aliases.project(settings, CASE) == []

@@ -27,7 +27,8 @@ def jensen_shannon(reference: Ints, current: Ints) -> float:
     """
     if not reference.sum() or not current.sum():
         return 0.0
-    p, q = reference / reference.sum(), current / current.sum()
+    p = reference / reference.sum()
+    q = current / current.sum()
     middle = (p + q) / 2
     divergence = (
         sum(float((share[share > 0] * np.log2(share[share > 0] / middle[share > 0])).sum()) for share in (p, q)) / 2
@@ -64,7 +65,8 @@ def wasserstein(reference: Ints, current: Ints, low: Floats, high: Floats) -> tu
     """
     if not reference.sum() or not current.sum():
         return 0.0, 0.0
-    p, q = reference / reference.sum(), current / current.sum()
+    p = reference / reference.sum()
+    q = current / current.sum()
     middle = (low + high) / 2
     apart = np.abs(np.cumsum(p) - np.cumsum(q))[:-1]
     return float((apart * np.diff(middle)).sum()), float(((p + q) * (high - low)).sum() / 2)

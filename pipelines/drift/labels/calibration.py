@@ -19,7 +19,8 @@ from pipelines.measures import CLIP, clipped, quantile, row_log_loss
 
 Floats = NDArray[np.float64]
 
-GROUP_ROWS, MAX_GROUPS = 50, 20
+GROUP_ROWS = 50
+MAX_GROUPS = 20
 
 
 def fit_calibration(label: NDArray[Any], score: Floats) -> dict[str, Any]:

@@ -93,8 +93,6 @@ def metric_drop(
     Interval(value=0.3, low=0.3, high=0.3)
     """
     mean, se, freedom = mean_loss(losses, days)
-    value, half = (
-        mean - reference_mean,
-        min(quantile(0.5 + confidence / 2, freedom) * math.hypot(se, reference_se), 1e9),
-    )
+    value = mean - reference_mean
+    half = min(quantile(0.5 + confidence / 2, freedom) * math.hypot(se, reference_se), 1e9)
     return Interval(value=round(value, 12), low=round(value - half, 12), high=round(value + half, 12))

@@ -27,7 +27,8 @@ Missing = tuple[int, int, int, int]
 """``null, nan, above (+inf), below (-inf)``: values that are in no bin."""
 
 _LARGEST = float(np.finfo(np.float32).max)
-_SIGN, _INFINITY = 0x8000, 0x7F80
+_SIGN = 0x8000
+_INFINITY = 0x7F80
 _ODD = np.array([_SIGN, _INFINITY, _INFINITY | _SIGN])
 _UPPER = np.uint32(16)
 
@@ -50,7 +51,8 @@ def histogram(values: Floats, scale: Scale) -> Ints:
 def bounds(bins: Ints, scale: Scale) -> tuple[Floats, Floats]:
     """Smallest and largest value that each bin can hold, in the field's units."""
     bits = np.where(bins >= _SIGN, bins - _SIGN, BINS - 1 - bins).astype(np.uint32) << 16
-    near, far = (bits.view(np.float32).astype(np.float64), (bits | 0xFFFF).view(np.float32).astype(np.float64))
+    near = bits.view(np.float32).astype(np.float64)
+    far = (bits | 0xFFFF).view(np.float32).astype(np.float64)
     return np.minimum(near, far) / scale.scale + scale.loc, np.maximum(near, far) / scale.scale + scale.loc
 
 
@@ -72,8 +74,11 @@ def count(batches: Iterable[Floats], scale: Scale) -> tuple[Ints, Missing]:
     >>> np.flatnonzero(counts).tolist(), counts[counts > 0].tolist(), missing
     ([16383, 49024], [1, 2], (0, 1, 1, 0))
     """
-    raw, odd = np.zeros(BINS, np.int32), None
-    nan, above, below = 0, 0, 0
+    raw = np.zeros(BINS, np.int32)
+    odd = None
+    nan = 0
+    above = 0
+    below = 0
     for batch in batches:
         for start in range(0, batch.size, BATCH):
             part = batch[start : start + BATCH]
@@ -102,7 +107,8 @@ def _tally_raw(values: Floats, scale: Scale, counts: Codes) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, values.size, CHUNK):
             part = values[start : start + CHUNK]
-            scaled, short = _scratch.scaled[: part.size], _scratch.short[: part.size]
+            scaled = _scratch.scaled[: part.size]
+            short = _scratch.short[: part.size]
             np.subtract(part, scale.loc, out=scaled)
             np.multiply(scaled, scale.scale, out=scaled)
             np.copyto(short, scaled, casting="same_kind")

@@ -77,7 +77,8 @@ def number_column(values: pl.Series, scale: Scale) -> Column:
     numbers = values.drop_nulls().cast(pl.Float64).to_numpy()
     if numbers.size < FEW:
         finite = numbers[np.isfinite(numbers)]
-        nan, above = int(np.isnan(numbers).sum()), int(np.isposinf(numbers).sum())
+        nan = int(np.isnan(numbers).sum())
+        above = int(np.isposinf(numbers).sum())
         below = len(numbers) - len(finite) - nan - above
         return Column(*np.unique(histogram(finite, scale), return_counts=True), (null, nan, above, below))
     counts, missing = count([numbers], scale)
@@ -251,7 +252,9 @@ class _Sum:
         # Sums of whole numbers below 2**53 are exact in float64.
         found = np.bincount(keys, counts, len(self.features) * BINS).astype(np.int64)
         found[: self.counts.size] += self.counts
-        self.counts, self.waiting, self.size = found, [], 0
+        self.counts = found
+        self.waiting = []
+        self.size = 0
 
     def columns(self) -> dict[str, Column]:
         self.count()
@@ -316,8 +319,10 @@ def read(path: Path) -> Profile:
     except (OSError, KeyError, TypeError, pa.ArrowInvalid) as error:
         mend = "remove it and run the step that wrote it again"
         raise IntegrityError(f"{path} is not a profile ({error!r}): {mend}") from error
-    features, day = table["feature"].combine_chunks(), table["day"].combine_chunks()
-    names, total = features.dictionary.to_pylist(), day.null_count  # rows of the whole stand first
+    features = table["feature"].combine_chunks()
+    day = table["day"].combine_chunks()
+    names = features.dictionary.to_pylist()
+    total = day.null_count  # rows of the whole stand first
     codes, bins, counts = (
         _whole(values) for values in (features.indices, table["bin"].combine_chunks(), table["count"].combine_chunks())
     )

@@ -22,5 +22,6 @@ def read_days(run_dir: Path, root: Path, within: Window, spec: str) -> dict[date
             facts = storage.read_manifest(manifest.parent, verify=False).facts
             if facts["spec"] == spec:
                 paths |= {date.fromisoformat(day["date"]): root / day["path"] for day in facts["days"]}
-    first, last = within.start.date(), within.end.date()
+    first = within.start.date()
+    last = within.end.date()
     return {day: read(path) for day, path in sorted(paths.items()) if first <= day < last and path.exists()}

@@ -150,7 +150,8 @@ def _tasks(path: Path, footer: Any, fields: Fields, spec: Spec) -> Iterator[tupl
     kinds = {name: schema.field(name).type for name in schema.names}
     work: list[tuple[tuple[str, ...], Work]] = []
     for declared in fields.fields:
-        name, kind = declared.name, kinds.get(declared.name)
+        name = declared.name
+        kind = kinds.get(declared.name)
         if isinstance(declared, Numeric) and kind == pa.float64():
             work.append(((name,), partial(_numbers, name, spec.scales[name])))
         elif isinstance(declared, Categorical) and kind is not None and _is_text(kind):
@@ -192,7 +193,8 @@ def _numbers(name: str, scale: Scale, batches: Batches, _size: int) -> Iterator[
 
 def _categories(declared: Categorical, batches: Batches, _size: int) -> Iterator[tuple[str, Column]]:
     position = {value: number for number, value in enumerate(declared.values)}
-    counts, null = np.zeros(len(declared.values) + 1, np.int64), 0
+    counts = np.zeros(len(declared.values) + 1, np.int64)
+    null = 0
     for batch in batches:
         values = batch.column(0)
         words = values.dictionary.to_pylist()

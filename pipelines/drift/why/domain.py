@@ -27,7 +27,8 @@ Matrix = Any
 STRENGTH = 1.0
 """Inverse of the ridge penalty, as scikit-learn's C."""
 BINS = 10
-MAX_WORDS, MIN_TEXTS = 5_000, 5
+MAX_WORDS = 5_000
+MIN_TEXTS = 5
 CONFIDENCE = 0.95
 UNKNOWN = Interval(value=0.5, low=0.0, high=1.0)
 """The AUC where nothing could be measured."""
@@ -107,7 +108,8 @@ def culprits(
         for field in chosen
     ]
     found = separate(*(sparse.hstack([part[side] for part in parts]).tocsr() for side in (0, 1)))
-    weights, start = {}, 0
+    weights = {}
+    start = 0
     for field, part in zip(chosen, parts, strict=True):
         columns = slice(start, start + part[0].shape[1])
         weights[field.name] = float(np.var(found.held[:, columns] @ found.coefficients[columns]))

@@ -46,7 +46,8 @@ def mmd(x: Floats, y: Floats, *, permutations: int = 200, seed: int = 0) -> tupl
     >>> value > 0.05, p < 0.01
     (True, True)
     """
-    m, n = len(x), len(y)
+    m = len(x)
+    n = len(y)
     if min(m, n) < 2:
         return 0.0, 1.0
     pooled = np.concatenate([x, y])
@@ -104,7 +105,8 @@ def centroid_cosine(x: Floats, y: Floats) -> float:
     >>> centroid_cosine(np.array([[1.0, 0.0]]), np.array([[1.0, 1.0], [1.0, -1.0]]))
     1.0
     """
-    a, b = x.mean(axis=0), y.mean(axis=0)
+    a = x.mean(axis=0)
+    b = y.mean(axis=0)
     length = float(np.linalg.norm(a) * np.linalg.norm(b))
     return 1.0 if length == 0 else float(a @ b / length)
 

@@ -68,7 +68,9 @@ def explain(
     if rows.min() <= 0:
         return None
     shares = fit_shares(by_class, now, rows)
-    p, left, moved = [], 0.0, 0.0
+    p = []
+    left = 0.0
+    moved = 0.0
     for name, counts in now.items():
         table = by_class[name]
         # Rows of a mixture that are worth as much as one sample: classes whose share grew are known less well.

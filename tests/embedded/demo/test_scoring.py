@@ -61,7 +61,8 @@ def test_answers_are_compared_class_by_class(monkeypatch):
     triage = load_fields("triage")
     first, second, third = triage.classes[:3]
     expected = np.zeros((4, len(triage.classes)))
-    expected[:, 0], expected[:, 1] = 0.6, 0.4
+    expected[:, 0] = 0.6
+    expected[:, 1] = 0.4
     expected[3, :2] = 0.5, 0.5 - 1e-7
     monkeypatch.setattr(scoring, "scores", lambda _case, _bundle, rows, *_: expected[[int(id_) for id_ in rows["id"]]])
     frame = pl.DataFrame({"id": ["0", "1", "2", "3"]})

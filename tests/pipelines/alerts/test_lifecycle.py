@@ -18,7 +18,9 @@ def run(series, params=ALERTS, silences=()):
 
     ``silences`` are (rule, from, to) in hours.
     """
-    before, told, hours = (), [], []
+    before = ()
+    told = []
+    hours = []
     for number, found in enumerate(series):
         moment = NOW + number * HOUR
         seen = [one.model_copy(update={"first_seen": moment, "last_seen": moment}) for one in found]

@@ -19,7 +19,9 @@ from tests.pipelines.conftest import free_port
 @contextmanager
 def receiver(*answers: int):
     """A webhook that gives these answers, the last one for good: ``(url, bodies it was sent)``."""
-    bodies, given, lock = [], list(answers), threading.Lock()
+    bodies = []
+    given = list(answers)
+    lock = threading.Lock()
 
     class Take(BaseHTTPRequestHandler):
         def do_POST(self):

@@ -22,7 +22,8 @@ FIELDS = load_fields(CASE)
 
 def bundle(settings, month):
     """A committed bundle with the dataset that it was judged on."""
-    as_of, run_dir = datetime(2015, month, 1, tzinfo=UTC), settings.run_dir(CASE, datetime(2015, month, 1, tzinfo=UTC))
+    as_of = datetime(2015, month, 1, tzinfo=UTC)
+    run_dir = settings.run_dir(CASE, datetime(2015, month, 1, tzinfo=UTC))
     key = f"dataset-{month}"
 
     def dataset(folder):
@@ -46,7 +47,8 @@ def test_a_text_version_serves_only_as_its_own_bundle_does(triton_server):
     """
     home, ports = triton_server
     settings = embedded.settings(home, ports)
-    first, second = bundle(settings, 1), bundle(settings, 2)
+    first = bundle(settings, 1)
+    second = bundle(settings, 2)
     rollout.offer(settings, FIELDS, 1, first)
     tensors = rollout.probe_tensors(FIELDS, first)
     assert triton.infer(settings, CASE, 1, tensors).shape == (rollout.PROBE_TEXTS, len(FIELDS.classes))

@@ -57,7 +57,8 @@ class Stream:
             [self.generated(START - timedelta(days=LEARNED_DAYS - n), "none", None) for n in range(LEARNED_DAYS)]
         )
         cut = round(learned.height * (1 - PARAMS.dataset.holdout_share))
-        train, holdout = learned.head(cut), learned.tail(learned.height - cut)
+        train = learned.head(cut)
+        holdout = learned.tail(learned.height - cut)
         self.model = LogisticRegression(C=10.0, max_iter=300).fit(features(train), train[FIELDS.label].to_numpy())
         self.reference = reference_profile(train, self.scores(holdout), FIELDS, SPEC, holdout)
 
@@ -104,12 +105,16 @@ class Stream:
 
         No retraining ever gives a better candidate.
         """
-        state, asked, log, fresh = None, [], [], 0
+        state = None
+        asked = []
+        log = []
+        fresh = 0
         for number in range(windows):
             day = START + timedelta(days=number)
             served, problems, moved = self.window(day, drift, START + timedelta(days=since) if since else None, change)
             log = [*log[-8:], served]
-            recent, end = pl.concat(log), midnight(day + timedelta(days=1))
+            recent = pl.concat(log)
+            end = midnight(day + timedelta(days=1))
             labels = recent.select("id", "label", "label_time")
             rows = recent.drop("label", "label_time")
             new = label_evidence.fresh(

@@ -17,7 +17,8 @@ def overconfident(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_a_calibration_learns_what_scores_are_worth():
     """Of an overconfident model the calibrated scores are the true chances, within what 20,000 rows tell, and ascend."""
     found = fit_calibration(*overconfident(20_000, seed=0))
-    score, rate = np.array(found["score"]), np.array(found["rate"])
+    score = np.array(found["score"])
+    rate = np.array(found["rate"])
     odds = np.log(score / (1 - score)) / 2
     assert np.abs(rate - 1 / (1 + np.exp(-odds))).max() < 0.03
     assert (np.diff(score) > 0).all()
@@ -27,7 +28,8 @@ def test_a_calibration_learns_what_scores_are_worth():
 def test_the_estimate_holds_what_comes_true():
     """Over 200 windows the realised loss is inside the 95% interval in at least nine of ten, and the error rate is right on average."""
     calibration = fit_calibration(*overconfident(4_000, seed=0))
-    inside, errors = [], []
+    inside = []
+    errors = []
     for seed in range(1, 201):
         label, score = overconfident(400, seed)
         loss, error = estimate(calibration, score, 0.95)

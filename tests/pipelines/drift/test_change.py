@@ -8,7 +8,8 @@ from pipelines.drift.why.mixture import explain
 from tests.pipelines.drift.stream import PARAMS
 
 BEFORE = np.array([4000, 4000, 2000])
-OLD, NEW = [0.4, 0.4, 0.2], [0.25, 0.4, 0.35]
+OLD = [0.4, 0.4, 0.2]
+NEW = [0.25, 0.4, 0.35]
 CLASSES = {
     "a": np.array([[400, 100], [100, 400]]),
     "b": np.array([[250, 250], [250, 250]]),

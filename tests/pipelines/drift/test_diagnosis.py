@@ -17,10 +17,8 @@ from pipelines.drift.why.findings import Findings, Seen, look
 from pipelines.drift.why.mixture import Mixture
 from tests.pipelines.drift.stream import DELAY, FIELDS, PARAMS, SPEC, START, Stream, midnight
 
-EXPLAINS, DOES_NOT = (
-    Mixture((0.2, 0.8), explains=True, unexplained=()),
-    Mixture((0.4, 0.6), explains=False, unexplained=("age",)),
-)
+EXPLAINS = Mixture((0.2, 0.8), explains=True, unexplained=())
+DOES_NOT = Mixture((0.4, 0.6), explains=False, unexplained=("age",))
 DRIFT_AT = START + timedelta(days=3)
 DROPPED = LabelEvidence(rows=400, errors=150, baseline=0.1, drop=Interval(value=0.5, low=0.4, high=0.6))
 
@@ -66,7 +64,8 @@ def stream() -> Stream:
 
 def seen(stream: Stream, drift: str, day: date, change=None) -> Seen:
     """What the step sees on ``day``, of a drift that set in with DRIFT_AT."""
-    parts, days = [], {}
+    parts = []
+    days = {}
     for number in range((day - START).days + 1):
         moment = START + timedelta(days=number)
         generated = stream.generated(moment, drift, DRIFT_AT)
@@ -80,7 +79,8 @@ def seen(stream: Stream, drift: str, day: date, change=None) -> Seen:
         )
         days[moment] = profile_frame(parts[-1], FIELDS, SPEC)
     everything = pl.concat(parts)
-    served, labels = everything.drop("granted", "label_time"), everything.select("id", "label_time", label="granted")
+    served = everything.drop("granted", "label_time")
+    labels = everything.select("id", "label_time", label="granted")
     end = midnight(day + timedelta(days=1))
     known = performance.known(served, labels, end).filter(pl.col("label").is_not_null())
     counted = label_evidence.counted(served, labels, end - timedelta(days=1), DELAY)

@@ -14,7 +14,8 @@ from pipelines.drift.profile.bits import bounds
 from pipelines.drift.profile.counts import number_column
 from pipelines.drift.profile.spec import Scale
 
-M, N = np.array([40, 30, 20, 10, 0]), np.array([5, 25, 30, 30, 10])
+M = np.array([40, 30, 20, 10, 0])
+N = np.array([5, 25, 30, 30, 10])
 
 
 def test_distances_are_scipys():
@@ -35,14 +36,16 @@ def test_by_hand():
 
     KL is .2 ln .4 + .8 ln 1.6, and the expected counts of 10 + 10 rows are 3.5 and 6.5.
     """
-    p, q = np.array([5, 5]), np.array([2, 8])
+    p = np.array([5, 5])
+    q = np.array([2, 8])
     assert divergence.kullback_leibler(p, q, smoothing=0.0) == pytest.approx(0.2 * math.log(0.4) + 0.8 * math.log(1.6))
     assert divergence.chi_square(p, q)[0] == pytest.approx(2 * (1.5**2 / 3.5 + 1.5**2 / 6.5))
 
 
 def test_nothing_to_compare_is_no_distance():
     """Without rows on one side, or with one value on both, every distance is 0 and no test falls."""
-    none, one = np.zeros(3, np.int64), np.array([0, 7, 0])
+    none = np.zeros(3, np.int64)
+    one = np.array([0, 7, 0])
     for pair in ((none, M[:3]), (M[:3], none), (one, one)):
         assert divergence.jensen_shannon(*pair) == 0
         assert divergence.kullback_leibler(*pair) == pytest.approx(0)
@@ -54,7 +57,9 @@ def test_nothing_to_compare_is_no_distance():
 def test_wasserstein_lies_within_its_bound_of_the_exact_one(shift):
     """Wasserstein of the histograms is that of the values, in the feature's units, as far as its bound says."""
     rng = np.random.default_rng(2)
-    scale, one, two = Scale(50.0, 0.05), rng.normal(50, 20, 3000), 10 * rng.gamma(2.0, size=2000) + shift
+    scale = Scale(50.0, 0.05)
+    one = rng.normal(50, 20, 3000)
+    two = 10 * rng.gamma(2.0, size=2000) + shift
     a, b = (number_column(pl.Series(values), scale) for values in (one, two))
     bins = np.union1d(a.bins, b.bins)
     counts = [

@@ -79,7 +79,8 @@ def test_the_culprit_is_the_field_that_moved(moved: dict, culprit: str):
 
 def test_a_missing_value_counts_and_an_outlier_is_one_row():
     """Values that are no longer missing name their field; a million in one row changes the answer hardly at all."""
-    before, now = rows(1000, 0), rows(1000, 1)
+    before = rows(1000, 0)
+    now = rows(1000, 1)
     _, shares = domain.culprits(before, now.with_columns(pl.col("b").fill_null(0.0)), FIELDS)
     assert next(iter(shares)) == "b"
     spoilt = now.with_columns(a=pl.when(pl.int_range(pl.len()) == 0).then(1e6).otherwise("a"))

@@ -12,7 +12,8 @@ REPEATS = 60
 def test_mmd_is_the_sum_of_the_paper():
     """The value is equation 3 of Gretton et al., written out with loops, and the two samples may change places."""
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(7, 3)), rng.normal(0.5, 1.0, size=(5, 3))
+    x = rng.normal(size=(7, 3))
+    y = rng.normal(0.5, 1.0, size=(5, 3))
     pooled = np.concatenate([x, y])
     scale = np.median([np.sum((pooled[i] - pooled[j]) ** 2) for i in range(12) for j in range(i)])
 
@@ -55,7 +56,8 @@ def test_projection_kl_is_scipys_entropy():
     The direction does not matter.
     """
     rng = np.random.default_rng(3)
-    x, y = rng.normal(size=(4000, 1)), rng.normal(0.7, 1.0, size=(3000, 1))
+    x = rng.normal(size=(4000, 1))
+    y = rng.normal(0.7, 1.0, size=(3000, 1))
     edges = np.concatenate([[-np.inf], np.quantile(x, np.arange(1, 10) / 10), [np.inf]])
     p, q = ((np.histogram(values, edges)[0] + 0.5) / (len(values) + 5) for values in (x, y))
     assert embeddings.projection_kl(x, y) == pytest.approx(scipy_stats.entropy(q, p), abs=0.02)
@@ -69,7 +71,9 @@ def test_the_threshold_lies_between_noise_and_a_shift():
     A shift by one deviation in every direction is far above.
     """
     rng = np.random.default_rng(4)
-    x, same, moved = rng.normal(size=(500, 64)), rng.normal(size=(500, 64)), rng.normal(1.0, 1.0, size=(500, 64))
+    x = rng.normal(size=(500, 64))
+    same = rng.normal(size=(500, 64))
+    moved = rng.normal(1.0, 1.0, size=(500, 64))
     assert embeddings.projection_kl(x, same) < 0.3 * embeddings.KL_THRESHOLD
     assert embeddings.projection_kl(x, moved) > 2 * embeddings.KL_THRESHOLD
 

@@ -20,7 +20,8 @@ from tests.pipelines.drift.stream import PARAMS
 FIELDS = Fields("outlier", (Numeric("x"), Numeric("y")), "label")
 SPEC = Spec("outlier", {"x": Scale(0.0, 0.74), "y": Scale(0.0, 0.74), SCORE: Scale(0.0, 1.0)})
 FIRST = datetime(2020, 1, 1, tzinfo=UTC)
-ROWS, DAYS = 5_000, 10
+ROWS = 5_000
+DAYS = 10
 
 
 def values(shift: float, seed: int, *, spoilt: bool = False) -> np.ndarray:
@@ -48,7 +49,8 @@ def measured(shift: float, seed: int, *, spoilt: bool) -> tuple[FeatureDrift, ..
 
 def decisions(shift: float, *, spoilt: bool) -> list[tuple]:
     """What the policy decides and says in four windows, without labels."""
-    state, found = None, []
+    state = None
+    found = []
     for number in range(4):
         end = FIRST + timedelta(days=30 + number)
         evidence = DriftEvidence(

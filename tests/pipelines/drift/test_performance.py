@@ -42,7 +42,8 @@ def test_figures_agree_with_their_definitions():
     """Loss, accuracy, ROC-AUC, coverage and delay are those of the labelled rows, each value inside of its interval."""
     rows = answers(300, labelled=200)
     own = rows.head(200)
-    label, score = own["label"].to_numpy(), own["score"].to_numpy()
+    label = own["label"].to_numpy()
+    score = own["score"].to_numpy()
     found = performance.figures(rows, PARAMS.drift, 0)
     assert (found["rows"], found["labelled"], found["coverage"], found["delay_days"]) == (
         300,
@@ -97,7 +98,8 @@ def test_classes_are_judged_by_macro_f1():
 def test_labels_count_from_their_arrival():
     """A label that has not arrived by the end of the window is unknown, and no label is asked of rows that have none."""
     rows = answers(10)
-    served, labels = rows.drop("label", "label_time"), rows.select("id", "label", "label_time").head(6)
+    served = rows.drop("label", "label_time")
+    labels = rows.select("id", "label", "label_time").head(6)
     assert performance.known(served, labels, DAY + timedelta(days=1))["label"].count() == 0
     assert performance.known(served, labels, DAY + timedelta(days=9))["label"].count() == 6
 
@@ -173,7 +175,8 @@ def test_the_estimate_holds_under_covariate_shift(stream):
 
 def test_concept_drift_blinds_the_estimate_and_earlier_shows_it(stream):
     """Under another rule the estimate says that all is well; once the labels are in its error is plain in every window."""
-    quiet, found = told(stream, "none"), told(stream, "concept")
+    quiet = told(stream, "none")
+    found = told(stream, "concept")
     assert found["estimate"] == quiet["estimate"]
     assert [one["inside"] for one in quiet["earlier"]] == [True] * 4
     assert [one["inside"] for one in found["earlier"]] == [False] * 4

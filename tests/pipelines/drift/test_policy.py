@@ -17,7 +17,8 @@ from pipelines.params_file import load_params
 
 CONFIG = load_params("loans").drift
 NOW = datetime(2020, 6, 10, tzinfo=UTC)
-YESTERDAY, BEFORE = NOW - timedelta(days=1), NOW - timedelta(days=2)
+YESTERDAY = NOW - timedelta(days=1)
+BEFORE = NOW - timedelta(days=2)
 
 
 def feature(name: str, *, drifted: bool = True, severity: str = "warn") -> FeatureDrift:
@@ -60,8 +61,10 @@ def labels(*, errors: int = 20, low: float = -0.1) -> LabelEvidence:
     )
 
 
-DRIFTED, SEVERE = feature("a"), feature("a", severity="severe")
-MARK, SEVERE_MARK = Mark(end=YESTERDAY, drifted=("a",)), Mark(end=YESTERDAY, drifted=("a",), severe=("a",))
+DRIFTED = feature("a")
+SEVERE = feature("a", severity="severe")
+MARK = Mark(end=YESTERDAY, drifted=("a",))
+SEVERE_MARK = Mark(end=YESTERDAY, drifted=("a",), severe=("a",))
 SCORE_MARK = Mark(end=YESTERDAY, drifted=("a", "score"))
 CLASS_MARK = Mark(end=YESTERDAY, drifted=("prediction",))
 ARRIVED = {YESTERDAY.isoformat(): 1.0, NOW.isoformat(): 1.0}
@@ -433,7 +436,8 @@ def test_the_verdict_of_a_retraining_is_kept(outcome, verdict):
 
 def run(evidences, config=CONFIG, start=None) -> list[PolicyState]:
     """The states along a series of daily windows."""
-    states, current = [], start
+    states = []
+    current = start
     for number, evidence in enumerate(evidences):
         moment = NOW + timedelta(days=number)
         current, _ = step(current, evidence, config, moment, "loans", moment)
@@ -443,7 +447,8 @@ def run(evidences, config=CONFIG, start=None) -> list[PolicyState]:
 
 def test_an_episode_is_named_by_its_confirmation_and_retrains_once():
     """A drift that waits for labels keeps the name of the window that confirmed it, retrains once, and rests."""
-    waiting, ready = seen(SEVERE, fresh_labels=0), seen(SEVERE)
+    waiting = seen(SEVERE, fresh_labels=0)
+    ready = seen(SEVERE)
     states = run([waiting, waiting, waiting, ready, *[seen(SEVERE, outcome="pending")] * 5])
     assert [one.name for one in states] == ["WATCH", "CONFIRMED", "CONFIRMED", *["RETRAINING"] * 6]
     assert [one.action for one in states].count("retrain") == 1
@@ -456,7 +461,9 @@ def test_cooldown_doubles_until_a_promotion():
     A promotion brings the first one back.
     """
     config = CONFIG.model_copy(update={"max_retrains": 100})
-    moment, current, pauses = NOW, None, []
+    moment = NOW
+    current = None
+    pauses = []
     for _ in range(200):
         current, action = step(current, seen(SEVERE, outcome="kept"), config, moment, "loans", moment)
         if action == "retrain":

@@ -72,7 +72,8 @@ def test_bins_follow_the_values(values: list[float]):
 
 def test_bounds_hold_their_values():
     """Every value lies within the bounds of its bin, as far as float32 can tell."""
-    values, scale = np.random.default_rng(0).normal(50, 20, 5000), Scale(50.0, 0.05)
+    values = np.random.default_rng(0).normal(50, 20, 5000)
+    scale = Scale(50.0, 0.05)
     low, high = bounds(histogram(values, scale), scale)
     assert (low - 1e-4 <= values).all()
     assert (values <= high + 1e-4).all()

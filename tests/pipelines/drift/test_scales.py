@@ -41,7 +41,8 @@ def test_drift_does_not_hang_on_unit_and_offset(unit, offset):
 
     Its Wasserstein distance is that of the other one.
     """
-    plain, found = measured(1.0, 0.0), measured(unit, offset)
+    plain = measured(1.0, 0.0)
+    found = measured(unit, offset)
     assert found.debiased_psi == pytest.approx(plain.debiased_psi, rel=0.02)
     assert found.ks == pytest.approx(plain.ks, abs=0.01)
     assert found.wasserstein / unit == pytest.approx(plain.wasserstein, rel=0.02)

@@ -23,8 +23,10 @@ def test_the_cusum_is_late_for_nothing_and_quiet_otherwise():
 
     Ten points more errors alarm within two windows.
     """
-    rng, threshold = np.random.default_rng(0), math.log(1e4)
-    alarms, delays = 0, []
+    rng = np.random.default_rng(0)
+    threshold = math.log(1e4)
+    alarms = 0
+    delays = []
     for _ in range(400):
         log_e = 0.0
         for errors in rng.binomial(200, 0.1, 500):
@@ -32,9 +34,11 @@ def test_the_cusum_is_late_for_nothing_and_quiet_otherwise():
             if log_e >= threshold:
                 alarms += 1
                 break
-        log_e, delay = 0.0, 0
+        log_e = 0.0
+        delay = 0
         while log_e < threshold:
-            log_e, delay = sequential.cusum(log_e, int(rng.binomial(200, 0.2)), 200, 0.1), delay + 1
+            log_e = sequential.cusum(log_e, int(rng.binomial(200, 0.2)), 200, 0.1)
+            delay = delay + 1
         delays.append(delay)
     assert alarms <= 400 * 500 / 1e4
     assert np.median(delays) <= 2

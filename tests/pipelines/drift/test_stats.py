@@ -14,7 +14,8 @@ from pipelines.drift.profile.spec import Scale
 
 def test_psi_by_hand():
     """PSI of .5/.5 against .2/.8 is .3 ln(.8/.5) + .3 ln(.5/.2), in both directions, and nothing against itself."""
-    p, q = np.array([50, 50]), np.array([20, 80])
+    p = np.array([50, 50])
+    q = np.array([20, 80])
     expected = 0.3 * math.log(0.8 / 0.5) + 0.3 * math.log(0.5 / 0.2)
     assert stats.psi(p, q, smoothing=0.0) == pytest.approx(expected)
     assert stats.psi(q, p, smoothing=0.0) == pytest.approx(expected)
@@ -50,7 +51,8 @@ def test_ks_lies_within_its_bound_of_the_exact_one():
     """The exact KS distance of the values lies between the histograms' and that plus the bound."""
     rng = np.random.default_rng(2)
     for shift in (0.0, 0.1, 1.0, 30.0):
-        one, two = rng.normal(size=3000), rng.gamma(2.0, size=2000) + shift
+        one = rng.normal(size=3000)
+        two = rng.gamma(2.0, size=2000) + shift
         a, b = (number_column(pl.Series(values), Scale(0.0, 1.0)) for values in (one, two))
         bins = np.union1d(a.bins, b.bins)
         counts = [np.zeros(bins.size, np.int64), np.zeros(bins.size, np.int64)]
@@ -67,7 +69,8 @@ def test_pearsons_divergence_is_the_chi_squared_of_the_table():
 
     Bins that neither has are left out.
     """
-    m, n = np.array([500, 300, 0, 200, 7]), np.array([40, 90, 0, 20, 0])
+    m = np.array([500, 300, 0, 200, 7])
+    n = np.array([40, 90, 0, 20, 0])
     expected = scipy_stats.chi2_contingency(np.stack([m, n])[:, [0, 1, 3, 4]], correction=False).statistic
     assert stats.pearson(m, n) * stats.effective_rows(1007, 150) == pytest.approx(expected)
     assert stats.pearson(m, m) == 0.0
@@ -76,8 +79,10 @@ def test_pearsons_divergence_is_the_chi_squared_of_the_table():
 
 def test_debiased_psi_is_nothing_on_average_without_drift():
     """Over 4,000 pairs of equal samples plain PSI averages (B - 1) / ne and the debiased one nothing."""
-    rng, p = np.random.default_rng(8), np.full(10, 0.1)
-    m, n = rng.multinomial(20_000, p, 4000), rng.multinomial(1000, p, 4000)
+    rng = np.random.default_rng(8)
+    p = np.full(10, 0.1)
+    m = rng.multinomial(20_000, p, 4000)
+    n = rng.multinomial(1000, p, 4000)
     ne = stats.effective_rows(20_000, 1000)
     plain = np.array([stats.psi(a, b) for a, b in zip(m, n, strict=True)])
     assert plain.mean() == pytest.approx(9 / ne, rel=0.05)
@@ -99,10 +104,12 @@ def test_minimum_effect_p_is_a_p_value_at_its_boundary():
     At a true PSI of delta0 it rejects about as often as it says.
     """
     assert stats.minimum_effect_p(0.05, 10, 500.0, 1e-12) == pytest.approx(scipy_stats.chi2.sf(25.0, 9), rel=1e-4)
-    rng, p = np.random.default_rng(5), np.full(10, 0.1)
+    rng = np.random.default_rng(5)
+    p = np.full(10, 0.1)
     q = p + np.array([1, -1] * 5) * 0.01
     delta0 = float(((q - p) * np.log(q / p)).sum())
-    m, n = rng.multinomial(20_000, p, 2000), rng.multinomial(2000, q, 2000)
+    m = rng.multinomial(20_000, p, 2000)
+    n = rng.multinomial(2000, q, 2000)
     ne = stats.effective_rows(20_000, 2000)
     rejected = np.mean(
         [stats.minimum_effect_p(stats.psi(a, b), 10, ne, delta0) < 0.05 for a, b in zip(m, n, strict=True)]
@@ -143,7 +150,8 @@ def test_few_sessions_are_no_drift():
 
     Psi alone rejects in more than 0.3% of stable windows, with Pearson's divergence in fewer than 0.1%.
     """
-    rng, p = np.random.default_rng(9), np.full(10, 0.1)
+    rng = np.random.default_rng(9)
+    p = np.full(10, 0.1)
     reference = 14 * rng.multinomial(450, p)
     windows = 14 * rng.multinomial(15, p, 2000)
     ne = stats.effective_rows(6300, 210, 14.0)

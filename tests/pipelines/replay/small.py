@@ -13,7 +13,8 @@ from pipelines.replay.run import Options, replay
 from pipelines.settings import Settings
 from pipelines.steps import drift
 
-SINCE, UNTIL = date(2020, 6, 8), date(2020, 6, 17)
+SINCE = date(2020, 6, 8)
+UNTIL = date(2020, 6, 17)
 POLICIES = "never,drift,oracle"
 
 
@@ -42,7 +43,8 @@ def write_params(folder: Path) -> Path:
 
 def played(folder: Path, policies: str = POLICIES, until: date = UNTIL) -> dict:
     """The summary of a replay with its state in ``folder``; no page of a drift run is drawn."""
-    draw, drift.evidently.draw = drift.evidently.draw, lambda *_: None
+    draw = drift.evidently.draw
+    drift.evidently.draw = lambda *_: None
     try:
         return replay(
             load_params("loans", write_params(folder)),

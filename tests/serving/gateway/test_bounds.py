@@ -98,7 +98,8 @@ def test_what_a_long_bad_body_costs_is_bounded(kind):
     Too many rows are counted first.
     """
     piece, reason = LONG[kind]
-    body, shape = long_body(piece), row_shape(FIELDS, 10_000)
+    body = long_body(piece)
+    shape = row_shape(FIELDS, 10_000)
     began = time.process_time()
     with pytest.raises(Refused) as refused:
         read(shape, body)
@@ -142,7 +143,8 @@ def test_long_bodies_keep_nobody_waiting(tmp_path):
     The bodies are bad ones of 8 MB and good ones of 5,000 rows; the time is this process's. What a busy machine gives
     to other processes meanwhile is not the gateway's; `make proof-doors` has the seconds on a quiet one.
     """
-    bad, good = long_body(b"{},"), json.dumps({"rows": some_rows(5_000)}).encode()
+    bad = long_body(b"{},")
+    good = json.dumps({"rows": some_rows(5_000)}).encode()
     with (
         gateway(tmp_path) as (http, _, _),
         healthz_watched(http, time.process_time) as took,
@@ -275,7 +277,8 @@ def test_beyond_the_bounds_requests_are_told_to_come_again(tmp_path, bounds):
 
     It is 503 with Retry-After, and /healthz 200; then all is as before.
     """
-    triton, body = Held(), json.dumps({"rows": some_rows(2)}).encode()
+    triton = Held()
+    body = json.dumps({"rows": some_rows(2)}).encode()
     assert 333 < len(body) < 500
     with gateway(tmp_path, triton, **bounds) as (http, _, _), ThreadPoolExecutor(2) as pool:
         inside = [pool.submit(http.post, PREDICT, content=body) for _ in range(2)]
@@ -311,7 +314,8 @@ def test_more_connections_than_allowed_end_the_oldest(tmp_path):
 def test_readyz_is_asked_once_for_all(tmp_path):
     """Two hundred requests for /readyz within a second cost one or two inferences, and all have the answer."""
     with gateway(tmp_path, ready_seconds=1.0) as (http, triton, _), ThreadPoolExecutor(8) as pool:
-        before, began = triton.rows, time.monotonic()
+        before = triton.rows
+        began = time.monotonic()
         assert {answer.status_code for answer in pool.map(lambda _: http.get("/readyz"), range(200))} == {200}
         assert triton.rows - before <= 2 + (time.monotonic() - began)
 

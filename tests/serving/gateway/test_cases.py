@@ -203,7 +203,8 @@ def _one_is_answered_late(root, settings, triton, change, answers):
 def test_a_log_that_cannot_be_written_is_tried_again(world, monkeypatch):
     """A whole case whose log cannot be made is 503 with the reason, the others answer, and it is tried again."""
     root, settings, _ = world
-    adopt, away = gateway_cases.adopt, True
+    adopt = gateway_cases.adopt
+    away = True
 
     def failing(folder):
         if away and folder.parent.name == "lamp":

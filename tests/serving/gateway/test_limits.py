@@ -17,7 +17,8 @@ from serving.gateway.protections import Door
 from serving.gateway.refusal import Refused
 from serving.gateway.settings import Bounds
 
-RATE, EACH = 20, 30
+RATE = 20
+EACH = 30
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,8 @@ def redis_url():
     ]
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as process:
         try:
-            url, deadline = f"redis://:word@{HOST}:{port}/1", time.monotonic() + 20
+            url = f"redis://:word@{HOST}:{port}/1"
+            deadline = time.monotonic() + 20
             while True:
                 try:
                     redis.Redis.from_url(url).ping()

@@ -62,7 +62,8 @@ def told(worker):
 
 def test_any_worker_tells_for_all(workers):
     """Counts of all workers are summed, and of gauges the worst is told, whichever worker is asked."""
-    _first, second = workers(3, 40, 7), workers(4, 1, 7)
+    _first = workers(3, 40, 7)
+    second = workers(4, 1, 7)
     found = told(second)
     assert found["rows_total", '{"case": "loans", "version": "1"}'] == 7
     assert found["request_seconds_count", '{"route": "predict"}'] == 2
@@ -84,7 +85,8 @@ def test_a_killed_worker_leaves_its_counts_and_no_gauges(workers):
 def test_one_process_needs_no_folder(monkeypatch):
     """Without the folder every application counts for itself, as tests and a single worker want it."""
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
-    one, other = Metrics(), Metrics()
+    one = Metrics()
+    other = Metrics()
     one.labels.labels("loans").inc(2)
     assert b'perennial_gateway_labels_total{case="loans"} 2.0' in one.text()
     assert b"perennial_gateway_labels_total{" not in other.text()

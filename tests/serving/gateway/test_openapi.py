@@ -77,7 +77,8 @@ def test_fields_are_named_with_kind_vocabulary_and_bounds(spec, case):
 @pytest.mark.parametrize("case", case_names())
 def test_the_examples_work(world, spec, case):
     """The example row is one that the gateway takes, and the example label is that of this very row."""
-    row, label = body(spec, PREDICT, case)["example"], body(spec, LABELS, case)["example"]
+    row = body(spec, PREDICT, case)["example"]
+    label = body(spec, LABELS, case)["example"]
     answer = world.http.post(PREDICT.format(case=case), json=row)
     assert answer.status_code == (200 if case == CASE else 503), answer.text
     assert "no champion" in answer.text or answer.json()["rows"][0]["prediction_id"] == row["rows"][0]["prediction_id"]

@@ -25,7 +25,8 @@ def test_every_text_comes_once_with_its_own_tokens(lengths):
     parts = cut(pad(rows), longest=100)
     assert sorted(place for part in parts for place in part.rows) == list(range(len(rows)))
     for part in parts:
-        ids, mask = part.tensors["input_ids"], part.tensors["attention_mask"]
+        ids = part.tensors["input_ids"]
+        mask = part.tensors["attention_mask"]
         width = ids.shape[1]
         assert width % STEP == 0 or width == 100
         assert ids.size <= MAX_TOKENS

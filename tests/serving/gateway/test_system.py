@@ -102,7 +102,8 @@ class Stack:
 @contextmanager
 def gateway(world: World) -> Iterator[Stack]:
     """The gateway as `make up` starts it."""
-    settings, ports = world.settings, world.ports
+    settings = world.settings
+    ports = world.ports
     command = [
         sys.executable,
         "-m",
@@ -152,7 +153,8 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """The versions 1 and 2 of loans loaded in Triton, and version 1 released."""
-    home, ports = tmp_path_factory.mktemp("gateway"), Ports.free()
+    home = tmp_path_factory.mktemp("gateway")
+    ports = Ports.free()
     started = start_triton(home, ports)
     settings = make_home(home, ports.triton_grpc, triton_client=embedded.settings(home, ports).triton_client)
     for version in (1, 2):

@@ -19,7 +19,8 @@ from tests.texts import some_texts, write_text_bundle
 pytestmark = pytest.mark.slow
 CASE = "triage"
 FIELDS = load_fields(CASE)
-PREDICT, LABELS = f"/v1/cases/{CASE}/predict", f"/v1/cases/{CASE}/labels"
+PREDICT = f"/v1/cases/{CASE}/predict"
+LABELS = f"/v1/cases/{CASE}/labels"
 
 
 class World:
@@ -92,7 +93,8 @@ def test_answers_are_what_onnx_runtime_gives(world, http, count):
     """
     texts = some_texts(count, seed=count)
     expected = world.expected(texts, 2)
-    said, log = ask(http, texts), logged(world)
+    said = ask(http, texts)
+    log = logged(world)
     assert [row["prediction"] for row in said] == [FIELDS.classes[place] for place in expected.argmax(1)]
     np.testing.assert_allclose([row["score"] for row in said], expected.max(1), atol=1e-5)
     for text, row, scores in zip(texts, said, expected, strict=True):

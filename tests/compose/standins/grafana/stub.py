@@ -4,7 +4,8 @@ import http.server
 import os
 from pathlib import Path
 
-PROVISIONING, DASHBOARDS = Path("/etc/grafana/provisioning"), Path("/etc/perennial/dashboards")
+PROVISIONING = Path("/etc/grafana/provisioning")
+DASHBOARDS = Path("/etc/perennial/dashboards")
 
 
 class Health(http.server.BaseHTTPRequestHandler):
