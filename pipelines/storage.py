@@ -40,7 +40,10 @@ MEND = "move the folder away and run again"
 """What helps against a folder that is not as it was committed: a step makes the same again of the same inputs."""
 
 DAMAGED = "damaged-"
-"""Before the key in the name of a folder that was set aside as it was not as committed: ``<step>.damaged-<key>.<random>``."""
+"""Before the key in the name of a folder that was set aside as it was not as committed.
+
+``<step>.damaged-<key>.<random>``.
+"""
 
 CODE = ("pipelines", "plugins", "dags", "serving", "embedded")
 """The repository's folders whose files do the work."""
@@ -151,8 +154,9 @@ def usual_mode(most: int) -> int:
 def write_atomic(path: Path, data: bytes, *, durable: bool = True, mode: int | None = None) -> None:
     """Replace ``path`` by ``data``: a reader sees the old bytes or the new ones, never a part.
 
-    What killed writes of ``path`` left beside it is removed. Who writes many files at once says ``durable=False``,
-    and makes them so together (:func:`make_durable`). ``mode`` is the file's mode; by default what the umask leaves of 0666.
+    What killed writes of ``path`` left beside it is removed. Who writes many files at once says ``durable=False``, and
+    makes them so together (:func:`make_durable`). ``mode`` is the file's mode; by default what the umask leaves of
+    0666.
     """
     make_folder(path.parent) if durable else path.parent.mkdir(parents=True, exist_ok=True)
     with _written_beside(path, data, durable=durable, mode=mode) as work:
@@ -162,7 +166,10 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True, mode: int | N
 
 
 def write_once(path: Path, data: bytes) -> bool:
-    """Like :func:`write_atomic` where nothing is yet; of several writers the first one's bytes stay. Returns whether they are these."""
+    """Like :func:`write_atomic` where nothing is yet; of several writers the first one's bytes stay.
+
+    Returns whether they are these.
+    """
     make_folder(path.parent)
     try:
         with _written_beside(path, data) as work:
@@ -175,7 +182,10 @@ def write_once(path: Path, data: bytes) -> bool:
 
 @contextmanager
 def _written_beside(path: Path, data: bytes, *, durable: bool = True, mode: int | None = None) -> Iterator[Path]:
-    """A temporary file with ``data`` beside ``path``, locked as long as its writer lives; what is left of it goes at the end."""
+    """A temporary file with ``data`` beside ``path``, locked as long as its writer lives.
+
+    What is left of it goes at the end.
+    """
     fd, work = _temporary(path)
     try:
         try:
@@ -220,9 +230,9 @@ def _is_at(fd: int, path: Path) -> bool:
 
 
 def _remove_dead(path: Path) -> bool:
-    """Remove a temporary file or a work folder if its process is dead, in whatever container it ran; returns whether it was.
+    """Remove a temporary file or a work folder if its process is dead, in whatever container it ran.
 
-    Its lock is free then.
+    Returns whether it was. Its lock is free then.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
@@ -241,19 +251,20 @@ def _remove_dead(path: Path) -> bool:
 
 
 def sweep(folder: Path) -> int:
-    """Remove the temporary files that killed writes left in ``folder`` and below, also of older releases; returns how many.
+    """Remove the temporary files that killed writes left in ``folder`` and below, also of older releases.
 
-    The next write of the same file does it by itself; this finds those that nobody writes again.
+    Returns how many. The next write of the same file does it by itself; this finds those that nobody writes again.
     """
     found = [Path(above, name) for above, _, names in os.walk(folder) for name in names if _TEMPORARY.fullmatch(name)]
     return sum(map(_remove_dead, found))
 
 
 def read_manifest(folder: Path, *, verify: bool | Collection[str] = True) -> Manifest:
-    """Read a committed folder's manifest, and check the sha256 of every file that it names: what is read next is what was committed.
+    """Read a committed folder's manifest, and check the sha256 of every file that it names.
 
-    ``verify`` names the files that matter instead, or is False for who reads none of them. A file is hashed once per process as
-    long as it does not change. Raises ConfigError if the step has not run, IntegrityError if the bytes are not those committed.
+    What is read next is what was committed. ``verify`` names the files that matter instead, or is False for who reads
+    none of them. A file is hashed once per process as long as it does not change. Raises ConfigError if the step has
+    not run, IntegrityError if the bytes are not those committed.
     """
     path = folder / MANIFEST
     try:
@@ -290,7 +301,10 @@ _hashed: dict[Path, tuple[tuple[int, ...], str]] = {}
 
 
 def sha256_once(path: Path) -> str:
-    """Like :func:`file_sha256`, once per process as long as the file does not change. Raises OSError if it cannot be read."""
+    """Like :func:`file_sha256`, once per process as long as the file does not change.
+
+    Raises OSError if it cannot be read.
+    """
     stat = path.stat()
     state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     known = _hashed.get(path)
@@ -310,14 +324,16 @@ def _found(path: Path) -> str:
 def find(folder: Path, key: str, *, verify: bool | Collection[str] = True) -> Path:
     """The folder of the artefact ``key``: ``folder``, or the one that a later commit of another key set aside.
 
-    Its files are checked as by :func:`read_manifest`. Raises NotKept if neither holds it, IntegrityError if it is damaged.
+    Its files are checked as by :func:`read_manifest`. Raises NotKept if neither holds it, IntegrityError if it is
+    damaged.
     """
     for path in (folder, *sorted(folder.parent.glob(f"{folder.name}.{key[:12]}.*"))):
         if (path / MANIFEST).exists() and read_manifest(path, verify=False).key == key:
             read_manifest(path, verify=verify)
             return path
     raise NotKept(
-        f"{folder} does not hold the artefact {key[:12]}, nor does a folder set aside next to it: restore the run's folder"
+        f"{folder} does not hold the artefact {key[:12]}, nor does a folder set aside next to it: "
+        "restore the run's folder"
     )
 
 

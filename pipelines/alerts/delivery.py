@@ -1,7 +1,8 @@
 """Sending notices exactly once, however many runs try: every attempt is claimed in the ledger before it is made.
 
-Who claims first sends; what failed is tried again by the next run, up to ``MAX_ATTEMPTS`` times. A process that
-dies between claim and answer leaves a claim that expires: only then may a receiver get a notice twice, as nobody knows whether it did.
+Who claims first sends; what failed is tried again by the next run, up to ``MAX_ATTEMPTS`` times. A process that dies
+between claim and answer leaves a claim that expires: only then may a receiver get a notice twice, as nobody knows
+whether it did.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from pipelines.contracts import Notice, Severity
 from pipelines.storage import wall_time
 
 LEASE = timedelta(minutes=2)
-"""Wall time after which a claim without an answer is one of a dead process: several times what a sink's tries can take."""
+"""Wall time after which a claim without an answer is one of a dead process.
+
+Several times what a sink's tries can take.
+"""
 MAX_ATTEMPTS = 5
 
 log = logging.getLogger(__name__)

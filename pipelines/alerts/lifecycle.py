@@ -29,10 +29,11 @@ def step(
 ) -> tuple[tuple[Alert, ...], tuple[Notice, ...]]:
     """The alerts after the run at ``as_of``, those that it resolved among them, and the notices that it has to send.
 
-    ``before`` are the alerts after the run before it, ``silenced`` the rules that nobody is told of now, ``told`` the times of
-    the notices so far. Pure: no clock, no input or output. An alert is told of when it opens, when it gets more severe, and
-    when it is resolved if it was told of at all; one whose silence or whose rate limit ends is told of then, if it is still open.
-    ``revision`` tells the notices of a window that is judged again from those of its first judgement.
+    ``before`` are the alerts after the run before it, ``silenced`` the rules that nobody is told of now, ``told`` the
+    times of the notices so far. Pure: no clock, no input or output. An alert is told of when it opens, when it gets
+    more severe, and when it is resolved if it was told of at all; one whose silence or whose rate limit ends is told of
+    then, if it is still open. ``revision`` tells the notices of a window that is judged again from those of its first
+    judgement.
     """
     known = {alert.key: alert for alert in before if alert.state != "resolved"}
     alerts = [_seen(known.get(alert.key), alert, silenced) for alert in found]
@@ -58,9 +59,10 @@ def step(
 
 
 def taken_back(before: Sequence[Alert], first: Sequence[Alert], params: AlertParams) -> tuple[Alert, ...]:
-    """What a window that is judged again goes on from: the alerts ``before`` its ``first`` judgement, and those that this one opened.
+    """What a window that is judged again goes on from.
 
-    The latter end with the next step if it does not find them, with a ``count`` of 0. What people were told meanwhile stays told.
+    The alerts ``before`` its ``first`` judgement, and those that this one opened. The latter end with the next step if
+    it does not find them, with a ``count`` of 0. What people were told meanwhile stays told.
     """
     known = {alert.key for alert in before if alert.state != "resolved"}
     told = {alert.key: alert.notified for alert in first}

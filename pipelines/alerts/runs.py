@@ -1,4 +1,7 @@
-"""A run of the scheduler that has failed, or is not over in time: told at once, past the ledger, which may be what the run waits for."""
+"""A run of the scheduler that has failed, or is not over in time.
+
+Told at once, past the ledger, which may be what the run waits for.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ def late(params: Params, runbooks: str, dag: str, run: str, due: datetime) -> No
 
 
 def failed(params: Params, runbooks: str, dag: str, run: str, at: datetime, task: str | None, why: str) -> Notice:
-    """The notice that the run ``run`` of ``dag`` failed at ``at``, in ``task`` (None: in none) with the error ``why``."""
+    """The notice that the run ``run`` of ``dag`` failed at ``at`` with the error ``why``.
+
+    It failed in ``task`` (None: in none).
+    """
     where = "" if task is None else f" in its task {task}"
     return _notice(params, runbooks, "run_failed", dag, run, at, f"run {run} of {dag} failed{where}: {why}")
 
@@ -50,7 +56,10 @@ def _notice(params: Params, runbooks: str, rule: RunRule, dag: str, run: str, at
 
 
 def tell(params: Params, settings: Settings, notice: Notice) -> list[str]:
-    """Give the notice to every sink that takes its severity; returns which. Undelivered, once all were asked, if one did not take it."""
+    """Give the notice to every sink that takes its severity; returns which.
+
+    Undelivered, once all were asked, if one did not take it.
+    """
     told = []
     failures = []
     for name, sink in configured(settings, params.alerts).items():

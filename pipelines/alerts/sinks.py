@@ -1,4 +1,7 @@
-"""The sinks: where notices go. A sink either delivers or raises Undelivered; what to do then is the caller's business."""
+"""The sinks: where notices go.
+
+A sink either delivers or raises Undelivered; what to do then is the caller's business.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ class Undelivered(Unavailable):
 
 
 def text(notice: Notice, params: AlertParams) -> str:
-    """What people read, in Slack's simple markup: what, since when, whose business it is, how soon, and where it says what to do."""
+    """What people read, in Slack's simple markup.
+
+    What, since when, whose business it is, how soon, and where it says what to do.
+    """
     hours = params.response_hours.get(notice.severity, 0.0)
     soon = f"within {hours:g} h" if hours < 48 else f"within {hours / 24:g} days"
     word = {"opened": notice.severity.upper(), "raised": f"NOW {notice.severity.upper()}", "resolved": "RESOLVED"}[
@@ -38,7 +44,8 @@ def text(notice: Notice, params: AlertParams) -> str:
         told = f"- {alert.rule}: {alert.summary}"
         if notice.kind == "resolved":
             lines.append(
-                f"{told} (first seen {alert.first_seen:%Y-%m-%d %H:%M}, found {alert.count} times, last {alert.last_seen:%Y-%m-%d %H:%M} UTC)"
+                f"{told} (first seen {alert.first_seen:%Y-%m-%d %H:%M}, found {alert.count} times, "
+                f"last {alert.last_seen:%Y-%m-%d %H:%M} UTC)"
             )
         else:
             lines.append(f"{told} (since {alert.first_seen:%Y-%m-%d %H:%M} UTC; {alert.owner}; {alert.runbook})")
@@ -52,7 +59,10 @@ def to_log(notice: Notice) -> None:
 
 
 def webhook(url: str, params: AlertParams, pause: Callable[[float], None] = time.sleep) -> Sink:
-    """POST ``{"text": ...}`` to ``url``: anything but 2xx is tried again after the pauses, but a 4xx that will not change its mind is not."""
+    """POST ``{"text": ...}`` to ``url``.
+
+    Anything but 2xx is tried again after the pauses, but a 4xx that will not change its mind is not.
+    """
 
     def send(notice: Notice) -> None:
         import httpx
@@ -90,7 +100,8 @@ def mail(where: str, params: AlertParams) -> Sink:
         people = parts.path.strip("/").split("/")
         if parts.scheme != "smtp" or parts.hostname is None or len(people) != 2:
             raise Undelivered(
-                "PERENNIAL_ALERT_MAIL is no address: write it like smtp://mail.example.org:25/perennial@example.org/ml@example.org"
+                "PERENNIAL_ALERT_MAIL is no address: "
+                "write it like smtp://mail.example.org:25/perennial@example.org/ml@example.org"
             )
         message = EmailMessage()
         body = text(notice, params)
@@ -101,7 +112,8 @@ def mail(where: str, params: AlertParams) -> Sink:
                 server.send_message(message)
         except (OSError, smtplib.SMTPException) as error:
             raise Undelivered(
-                f"the mail server did not take the notice: {type(error).__name__}; check PERENNIAL_ALERT_MAIL and its server"
+                f"the mail server did not take the notice: {type(error).__name__}; check PERENNIAL_ALERT_MAIL and its "
+                "server"
             ) from error
 
     return send

@@ -33,17 +33,18 @@ DAY_GROUPS = 10
 def reference_profile(
     train: pl.DataFrame, scores: NDArray[np.float64], fields: Fields, spec: Spec, holdout: pl.DataFrame | None = None
 ) -> Profile:
-    """The reference of one bundle: canonical training rows, and its scores ``[H]`` or ``[H, K]`` of the holdout (canonical, ``H`` rows).
+    """The reference of one bundle.
 
-    Of classes the likeliest one is the prediction and its probability the score, as in the prediction log.
-    Kept per feature: the counts, and the counts of every day in ``DAY_GROUPS`` groups, of which the
-    overdispersion is made. ``baseline`` holds what labels are judged against: ``rows, errors, error_rate``
-    (its upper confidence bound), ``loss`` and ``loss_se`` (mean log-loss and standard error), of the rows with a label
-    (drift/labels/arrived.py says which label a row is judged by: :func:`~pipelines.drift.labels.arrived.as_counted`). Without
-    ``holdout`` or with an empty one there is no baseline, and the score's days are unknown. The baseline further holds,
-    since references are written with them, ``calibration`` (calibration.py), ``class_rows`` (training rows per class),
-    ``by_class`` (a feature's counts ``[K][G]`` per class in ``DAY_GROUPS`` groups; of the outputs those of the holdout)
-    and ``slices`` (``rows, loss, loss_se`` of every value of a category, as ``field=value``).
+    Canonical training rows, and its scores ``[H]`` or ``[H, K]`` of the holdout (canonical, ``H`` rows). Of classes the
+    likeliest one is the prediction and its probability the score, as in the prediction log. Kept per feature: the
+    counts, and the counts of every day in ``DAY_GROUPS`` groups, of which the overdispersion is made. ``baseline``
+    holds what labels are judged against: ``rows, errors, error_rate`` (its upper confidence bound), ``loss`` and
+    ``loss_se`` (mean log-loss and standard error), of the rows with a label (drift/labels/arrived.py says which label a
+    row is judged by: :func:`~pipelines.drift.labels.arrived.as_counted`). Without ``holdout`` or with an empty one
+    there is no baseline, and the score's days are unknown. The baseline further holds, since references are written
+    with them, ``calibration`` (calibration.py), ``class_rows`` (training rows per class), ``by_class`` (a feature's
+    counts ``[K][G]`` per class in ``DAY_GROUPS`` groups; of the outputs those of the holdout) and ``slices`` (``rows,
+    loss, loss_se`` of every value of a category, as ``field=value``).
     """
     rows = train.drop(
         *OUTPUTS, SCORES, "version", strict=False
@@ -134,7 +135,10 @@ def _by_class(frame: pl.DataFrame, fields: Fields, spec: Spec, counted: Counted 
 def _by(
     frame: pl.DataFrame, parts: list[pl.DataFrame], fields: Fields, spec: Spec, counted: Counted
 ) -> dict[str, Ints]:
-    """Counts ``[len(parts), G]`` of each feature, in coarse groups of the whole's own quantiles (a category: its value)."""
+    """Counts ``[len(parts), G]`` of each feature, in coarse groups.
+
+    Groups are the whole's own quantiles (of a category: its values).
+    """
     whole = counted(frame, fields, spec)
     single = [counted(part, fields, spec) for part in parts]
     found: dict[str, Ints] = {}

@@ -86,10 +86,10 @@ def psi(reference: Ints, current: Ints, smoothing: float = SMOOTHING) -> float:
 
 
 def pearson(reference: Ints, current: Ints) -> float:
-    """Pearson's divergence ``sum_b (q_b - p_b)^2 / r_b`` with ``r_b = (m_b + n_b) / (m + n)``; times ``n m / (n + m)`` it is the chi-squared of the table.
+    """Pearson's divergence ``sum_b (q_b - p_b)^2 / r_b`` with ``r_b = (m_b + n_b) / (m + n)``.
 
-    Near 0 it equals PSI. With few rows they err in opposite ways: every empty bin adds to PSI, every rare value
-    to this. Source: Pearson, Philosophical Magazine 50(302), 1900.
+    Times ``n m / (n + m)`` it is the chi-squared of the table. Near 0 it equals PSI. With few rows they err in opposite
+    ways: every empty bin adds to PSI, every rare value to this. Source: Pearson, Philosophical Magazine 50(302), 1900.
 
     >>> round(pearson(np.array([50, 50]), np.array([20, 80])), 6)  # .3^2 / .35 + .3^2 / .65
     0.395604
@@ -140,7 +140,8 @@ def minimum_effect_p(value: float, bins: int, ne: float, delta0: float) -> float
 def minimum_effect_ps(values: Floats, bins: Ints, ne: Floats, delta0: float) -> Floats:
     """:func:`minimum_effect_p` of ``F`` features at once, each ``[F]``: scipy's checks cost more than its answers.
 
-    >>> minimum_effect_ps(np.array([0.0, 0.005]), np.array([10, 10]), np.array([1000.0, 1000.0]), 0.01).round(3).tolist()
+    >>> rows = np.array([1000.0, 1000.0])
+    >>> minimum_effect_ps(np.array([0.0, 0.005]), np.array([10, 10]), rows, 0.01).round(3).tolist()
     [1.0, 0.993]
     """
     from scipy.stats import ncx2
@@ -188,11 +189,11 @@ def ks(reference: Ints, current: Ints, *, single: NDArray[np.bool_] | None = Non
 
 
 def overdispersion(days: Ints) -> float:
-    """How much more the counts of days ``[D, B]`` vary than independent rows would: Pearson's chi-squared by its freedom.
+    """How much more the counts of days ``[D, B]`` vary than independent rows would.
 
-    ``phi = sum_db (n_db - n_d p_b)^2 / (n_d p_b) / ((D - 1)(B - 1))``, at least 1; it divides ``ne``, as rows of
-    one day resemble each other (bank's Euribor is one number a day). Source: McCullagh and Nelder,
-    Generalized Linear Models, 1989, section 4.5.
+    Pearson's chi-squared by its freedom. ``phi = sum_db (n_db - n_d p_b)^2 / (n_d p_b) / ((D - 1)(B - 1))``, at least
+    1; it divides ``ne``, as rows of one day resemble each other (bank's Euribor is one number a day). Source: McCullagh
+    and Nelder, Generalized Linear Models, 1989, section 4.5.
 
     >>> overdispersion(np.array([[10, 10], [10, 10]]))
     1.0

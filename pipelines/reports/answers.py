@@ -17,14 +17,17 @@ COLUMNS = {
 }
 """What of a list's items stands in its table, where all would be too wide; the JSON has all."""
 SHOWN, ROWS = 8, 12
-"""Items of a plain list that are written out, and rows of a table of details; what a command is about is shown whole."""
+"""Items of a plain list that are written out, and rows of a table of details.
+
+What a command is about is shown whole.
+"""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def tables(title: str, answer: Any) -> Group:
-    """Single values side by side with their names, nested ones by dotted names; below them one table for each list of objects.
+    """Single values side by side with their names, nested ones by dotted names.
 
-    An answer that is no object is shown as it is.
+    Below them one table for each list of objects. An answer that is no object is shown as it is.
     """
     values = dict[str, Any]()
     lists = dict[str, Sequence[Mapping[str, Any]]]()

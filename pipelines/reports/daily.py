@@ -1,4 +1,7 @@
-"""The daily page of a case: one self-contained HTML file that says whether the model got worse, why, and what was done."""
+"""The daily page of a case: one self-contained HTML file.
+
+It says whether the model got worse, why, and what was done.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import Any
 
 from pipelines.moments import parse_utc as moment
 from pipelines.reports import daily_charts as charts
+from pipelines.reports import daily_metric, figures
+from pipelines.reports import daily_questions as questions
 from pipelines.reports import daily_words as words
 from pipelines.reports.daily_page import TEMPLATE
 from pipelines.reports.daily_words import View, headline
@@ -30,11 +35,11 @@ def page(view: View, links: Mapping[str, str]) -> str:
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "day": words.day,
-        "count": words.count,
-        "quantity": words.quantity,
-        "psi": words.psi,
-        "interval": words.interval,
+        "day": figures.day,
+        "count": figures.count,
+        "quantity": figures.quantity,
+        "psi": figures.psi,
+        "interval": figures.interval,
         "safe_link": _link,
     }
     return environment.from_string(TEMPLATE).render(
@@ -43,12 +48,12 @@ def page(view: View, links: Mapping[str, str]) -> str:
         links=links,
         headline=headline(view),
         tone=words.tone(view),
-        answers=words.answers(view),
-        coverage=words.coverage(view),
-        window=lambda end: words.window(end, view["kind"]),
+        answers=questions.answers(view),
+        coverage=questions.coverage(view),
+        window=lambda end: figures.window(end, view["kind"]),
         heat=charts.heat(view),
         bars=charts.bars(view, BARS),
-        metric=charts.metric(view),
+        metric=daily_metric.metric(view),
         figures=_figures(view),
         decisions=_decisions(view),
         alerts=sorted(view["alerts"], key=lambda alert: (SEVERITIES.index(alert["severity"]), alert["first_seen"])),

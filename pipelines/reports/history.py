@@ -28,7 +28,8 @@ def releases(settings: Settings, case: str) -> list[dict[str, Any]]:
 def verdicts(settings: Settings, case: str) -> list[dict[str, Any]]:
     """All verdicts in order of time: ``{as_of, trigger, decision, rule, reason, rows_needed, hash, recorded_at, seq}``.
 
-    ``seq`` is the first release that rests on the verdict; None: rejected, inconclusive, or promoted too late to be released.
+    ``seq`` is the first release that rests on the verdict; None: rejected, inconclusive, or promoted too late to be
+    released.
     """
     released: dict[str | None, int] = {}
     for release in ledger.releases(settings.ledger, case):
@@ -44,7 +45,10 @@ def verdicts(settings: Settings, case: str) -> list[dict[str, Any]]:
 
 
 def table(case: str, history: list[dict[str, Any]], judged: list[dict[str, Any]] | None = None) -> Table:
-    """Releases, and between them the verdicts ``judged`` that released nothing, newest last; ``when`` is the case's clock (``as_of``)."""
+    """Releases, and between them the verdicts ``judged`` that released nothing, newest last.
+
+    ``when`` is the case's clock (``as_of``).
+    """
     from rich.table import Table
 
     drawn = Table(

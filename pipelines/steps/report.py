@@ -28,7 +28,10 @@ ROOMS = (
     "pipelines.reports.daily",
     "pipelines.reports.daily_page",
     "pipelines.reports.daily_charts",
+    "pipelines.reports.daily_metric",
+    "pipelines.reports.daily_questions",
     "pipelines.reports.daily_words",
+    "pipelines.reports.figures",
     "pipelines.drift.why.describe",
 )
 log = logging.getLogger(__name__)

@@ -1,4 +1,7 @@
-"""Since when: days of profiles laid on the reference's groups, and the day from which on they are another distribution."""
+"""Since when: days of profiles laid on the reference's groups.
+
+And the day from which on they are another distribution.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ Ints = NDArray[np.int64]
 
 
 def coarse(before: Column, others: Sequence[Column], bins: int) -> tuple[Ints, Ints, Ints]:
-    """Reference counts ``[B]``, those of the others ``[D, B]`` in its groups, and the group of each reference bin ``[len(before.bins)]``.
+    """Reference counts ``[B]``, those of the others ``[D, B]`` in its groups.
 
-    Groups are the reference's quantiles, or its categories; values that it never had are in further ones.
+    With them the group of each reference bin ``[len(before.bins)]``. Groups are the reference's quantiles, or its categories;
+    values that it never had are in further ones.
     """
     every = np.unique(np.concatenate([before.bins, *(other.bins for other in others)]))
     own = np.zeros(every.size, np.int64)
@@ -29,11 +33,12 @@ def coarse(before: Column, others: Sequence[Column], bins: int) -> tuple[Ints, I
 
 
 def change_gains(before: Ints, days: Ints) -> NDArray[np.float64]:
-    """For each day ``t`` the log-likelihood, in nats, that a change on that day gains: ``[D]`` from counts ``[B]`` and ``[D, B]``.
+    """For each day ``t`` the log-likelihood, in nats, that a change on that day gains.
 
-    Two multinomials, one of the reference and the days before ``t``, one of ``t`` and all days after it, against one for
-    all. The best day is the maximum-likelihood change point. Source: Hinkley and Hinkley, Biometrika 57(3), 1970, for
-    the binomial; Wolfe and Chen, Communications in Statistics B 19(2), 1990, for the multinomial.
+    ``[D]`` from counts ``[B]`` and ``[D, B]``. Two multinomials, one of the reference and the days before ``t``, one of
+    ``t`` and all days after it, against one for all. The best day is the maximum-likelihood change point. Source:
+    Hinkley and Hinkley, Biometrika 57(3), 1970, for the binomial; Wolfe and Chen, Communications in Statistics B 19(2),
+    1990, for the multinomial.
 
     >>> change_gains(np.array([500, 500]), np.array([[50, 50], [51, 49], [90, 10], [88, 12]])).argmax().item()
     2
@@ -55,7 +60,9 @@ def _entropy(counts: Ints) -> NDArray[np.float64]:
 
 
 def outside(before: Ints, days: Ints, phi: float, delta0: float, q: float) -> NDArray[np.bool_]:
-    """Which days ``[D]`` differ from the reference by more than a PSI of ``delta0``, each by the minimum-effect test at level ``q``.
+    """Which days ``[D]`` differ from the reference by more than a PSI of ``delta0``.
+
+    Each is tested by the minimum-effect test at level ``q``.
 
     >>> outside(np.array([500, 500]), np.array([[52, 48], [95, 5]]), 1.0, 0.01, 0.01).tolist()
     [False, True]

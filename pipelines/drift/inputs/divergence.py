@@ -1,7 +1,8 @@
-"""Further distances between two histograms, each a pure function of counts; people read them, the test of stats.py decides.
+"""Further distances between two histograms, each a pure function of counts.
 
-Notation as there: reference counts ``m_b``, current counts ``n_b`` over the same ``B`` bins, and their shares
-``p_b``, ``q_b``, where it is said so smoothed: ``p_b = (m_b + s) / (m + s B)``. Without rows on a side a distance is 0.
+People read them, the test of stats.py decides. Notation as there: reference counts ``m_b``, current counts ``n_b`` over
+the same ``B`` bins, and their shares ``p_b``, ``q_b``, where it is said so smoothed: ``p_b = (m_b + s) / (m + s B)``.
+Without rows on a side a distance is 0.
 """
 
 from __future__ import annotations
@@ -73,11 +74,12 @@ def wasserstein(reference: Ints, current: Ints, low: Floats, high: Floats) -> tu
 
 
 def chi_square(reference: Ints, current: Ints, overdispersion: float = 1.0) -> tuple[float, float]:
-    """Pearson's test that both samples have the same shares: ``sum (O - E)^2 / E / phi`` over both rows, and its p-value.
+    """Pearson's test that both samples have the same shares.
 
-    ``E`` is what the pooled shares give each sample; ``B - 1`` degrees of freedom over bins that hold anything.
-    ``phi`` is the overdispersion. It asks for any difference at all, so with enough rows it always falls:
-    shown, never decided on. Source: Pearson, Philosophical Magazine 50, 1900; McCullagh and Nelder, 1989, for phi.
+    ``sum (O - E)^2 / E / phi`` over both rows, and its p-value. ``E`` is what the pooled shares give each sample; ``B -
+    1`` degrees of freedom over bins that hold anything. ``phi`` is the overdispersion. It asks for any difference at
+    all, so with enough rows it always falls: shown, never decided on. Source: Pearson, Philosophical Magazine 50, 1900;
+    McCullagh and Nelder, 1989, for phi.
 
     >>> [round(value, 6) for value in chi_square(np.array([10, 20]), np.array([20, 10]))]
     [6.666667, 0.009823]

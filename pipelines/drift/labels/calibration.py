@@ -1,9 +1,10 @@
-"""Performance without labels: what a champion's own scores say about its errors, once they are calibrated on its holdout.
+"""Performance without labels.
 
-Confidence-based performance estimation: if a calibrated score c is the chance that the label is positive, the row's
-expected loss and error follow from c alone. The assumption is that P(label | score) is what it was on the holdout. A
-shift of the inputs alone (covariate shift) leaves it so; concept drift changes it, and the estimate is blind to that.
-Source: NannyML's CBPE; Guillory et al., Predicting with Confidence on Unseen Distributions, ICCV 2021.
+What a champion's own scores say about its errors, once they are calibrated on its holdout. Confidence-based performance
+estimation: if a calibrated score c is the chance that the label is positive, the row's expected loss and error follow
+from c alone. The assumption is that P(label | score) is what it was on the holdout. A shift of the inputs alone
+(covariate shift) leaves it so; concept drift changes it, and the estimate is blind to that. Source: NannyML's CBPE;
+Guillory et al., Predicting with Confidence on Unseen Distributions, ICCV 2021.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ MAX_GROUPS = 20
 
 
 def fit_calibration(label: NDArray[Any], score: Floats) -> dict[str, Any]:
-    """A calibration as JSON values, from a holdout's labels ``[H]`` and scores ``[H]`` or ``[H, K]``; ``{}`` of no rows.
+    """A calibration as JSON values, from a holdout's labels ``[H]`` and scores ``[H]`` or ``[H, K]``.
 
-    ``score`` and ``rate`` (both ascending): in groups of at least 50 rows of like score (of classes: the likeliest
-    one's) the mean score, and how often the label was positive (the likeliest class right), made monotone by
-    isotonic regression. ``temperature`` (with classes) minimises the log-loss of ``p^(1/T)``. ``gap_se``: the standard
-    error of the mean of loss minus expected loss in the holdout. Sources: Zadrozny and Elkan, KDD 2002; Guo et al.,
-    On Calibration of Modern Neural Networks, ICML 2017.
+    ``{}`` of no rows. ``score`` and ``rate`` (both ascending): in groups of at least 50 rows of like score (of classes:
+    the likeliest one's) the mean score, and how often the label was positive (the likeliest class right), made monotone
+    by isotonic regression. ``temperature`` (with classes) minimises the log-loss of ``p^(1/T)``. ``gap_se``: the
+    standard error of the mean of loss minus expected loss in the holdout. Sources: Zadrozny and Elkan, KDD 2002; Guo et
+    al., On Calibration of Modern Neural Networks, ICML 2017.
 
     >>> coin = fit_calibration(np.arange(100) % 2, np.full(100, 0.9))
     >>> coin["score"], coin["rate"]
@@ -65,7 +66,9 @@ def fit_calibration(label: NDArray[Any], score: Floats) -> dict[str, Any]:
 
 
 def expected(calibration: dict[str, Any], score: Floats) -> tuple[Floats, Floats, Floats]:
-    """Of each row with score ``[n]`` or ``[n, K]``: expected log-loss in nats, that loss's variance, chance of an error; each ``[n]``.
+    """Of each row with score ``[n]`` or ``[n, K]``.
+
+    Expected log-loss in nats, that loss's variance, chance of an error; each ``[n]``.
 
     >>> [part.round(3).tolist() for part in expected({"score": [0.9], "rate": [0.5]}, np.array([0.9]))]
     [[1.204], [1.207], [0.5]]
@@ -83,10 +86,10 @@ def expected(calibration: dict[str, Any], score: Floats) -> tuple[Floats, Floats
 
 
 def estimate(calibration: dict[str, Any], score: Floats, confidence: float) -> tuple[Interval, float]:
-    """The mean log-loss that rows with these scores will turn out to have, with its prediction interval, and their error rate.
+    """The mean log-loss that rows with these scores will turn out to have, with its prediction interval.
 
-    The interval holds what the labels of these very rows may still do by chance (normal approximation) and what the
-    holdout left open about the calibration. It does not hold what concept drift does.
+    With it their error rate. The interval holds what the labels of these very rows may still do by chance (normal
+    approximation) and what the holdout left open about the calibration. It does not hold what concept drift does.
 
     >>> estimate({"score": [0.9], "rate": [0.9], "gap_se": 0.0}, np.full(400, 0.9), 0.95)[0].low > 0.25
     True

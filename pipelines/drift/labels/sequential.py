@@ -35,11 +35,11 @@ def baseline_rate(errors: int, rows: int, confidence: float = BASELINE_CONFIDENC
 
 
 def log_e_value(errors: int, rows: int, baseline: float) -> float:
-    """Log of the e-value of one batch against H0 "every row errs with probability at most ``baseline``, given its past".
+    """Log of the e-value of one batch.
 
-    ``e = mean_j prod_i (1 + l_j (x_i - p0))``, a mixture of likelihood ratios of the error rates
-    ``p0 + b_j (1 - p0)``; its expectation under H0 is at most 1. Source: Waudby-Smith and Ramdas, Estimating
-    means of bounded random variables by betting, JRSS B 86(1), 2024.
+    H0: "every row errs with probability at most ``baseline``, given its past". ``e = mean_j prod_i (1 + l_j (x_i -
+    p0))``, a mixture of likelihood ratios of the error rates ``p0 + b_j (1 - p0)``; its expectation under H0 is at most
+    1. Source: Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting, JRSS B 86(1), 2024.
 
     >>> log_e_value(5, 100, 0.05) < 0 < log_e_value(15, 100, 0.05)
     True

@@ -1,7 +1,8 @@
-"""Numbers on the bit histogram: the upper 16 bits of the scaled float32 (sign, exponent, 7 bits of mantissa) are the bin.
+"""Numbers on the bit histogram.
 
-Bins depend on no reference, are narrow near the frozen median, and hold 1e30 as well as 1e-30. :func:`histogram`
-is the definition; :func:`count` is the same in fewer passes, for millions of values.
+The upper 16 bits of the scaled float32 (sign, exponent, 7 bits of mantissa) are the bin. Bins depend on no reference,
+are narrow near the frozen median, and hold 1e30 as well as 1e-30. :func:`histogram` is the definition; :func:`count` is
+the same in fewer passes, for millions of values.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ _scratch = _Scratch()
 
 
 def count(batches: Iterable[Floats], scale: Scale) -> tuple[Ints, Missing]:
-    """Counts ``[65536]`` by ascending bin of all values ``[n]`` of the batches, and how many are in no bin. Fewer than 2**31 values.
+    """Counts ``[65536]`` by ascending bin of all values ``[n]`` of the batches, and how many are in no bin.
+
+    Fewer than 2**31 values.
 
     >>> counts, missing = count([np.array([1.0, 1.0, -2.0]), np.array([np.nan, np.inf])], Scale(0.0, 1.0))
     >>> np.flatnonzero(counts).tolist(), counts[counts > 0].tolist(), missing
@@ -85,7 +88,8 @@ def count(batches: Iterable[Floats], scale: Scale) -> tuple[Ints, Missing]:
             before = raw[_ODD]
             _tally_raw(part, scale, raw)
             if (raw[_ODD] != before).any():
-                # Signed zeros, infinities, and what is beyond float32: rare, so taken back and counted by the definition.
+                # Signed zeros, infinities, and what is beyond float32: rare, so taken back and counted by the
+                # definition.
                 wrong = np.zeros(BINS, np.int32)
                 _tally_raw(part, scale, wrong)
                 raw -= wrong

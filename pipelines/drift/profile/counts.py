@@ -116,8 +116,8 @@ def position_column(values: pl.Series, vocabulary: tuple[str, ...]) -> Column:
 def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
     """Count the declared fields of ``frame``, and what the model gave (by ``version``, if that is a column).
 
-    That is its ``score`` and the ``entropy`` of that, with classes of their ``scores``, and with classes its ``prediction``.
-    A missing field counts as null in every row.
+    That is its ``score`` and the ``entropy`` of that, with classes of their ``scores``, and with classes its
+    ``prediction``. A missing field counts as null in every row.
     """
     columns: dict[str, Column] = {}
     for declared in fields.fields:
@@ -154,14 +154,20 @@ def typed(rows: Rows, fields: Fields) -> Rows:
 
 
 def scored(rows: pl.DataFrame, fields: Fields) -> pl.DataFrame:
-    """Rows of the log with null ``scores`` where a case has classes and none were logged: their counts must not hang on what lies beside them."""
+    """Rows of the log with null ``scores`` where a case has classes and none were logged.
+
+    Their counts must not hang on what lies beside them.
+    """
     if not fields.classes or SCORE not in rows.columns or SCORES in rows.columns:
         return rows
     return rows.with_columns(pl.lit(None, pl.List(pl.Float64)).alias(SCORES))
 
 
 def _text(values: pl.Series, spec: Spec) -> dict[str, Column]:
-    """What is counted of texts: how many words, how many of them unknown, which, and their projections; rows without a text are missing in each."""
+    """What is counted of texts: how many words, how many of them unknown, which, and their projections.
+
+    Rows without a text are missing in each.
+    """
     words = count_words(values)
     found = {words.name: number_column(words, spec.scales[words.name])}
     if spec.vocabulary:
@@ -204,9 +210,10 @@ def _output(name: str, values: pl.Series, fields: Fields, spec: Spec) -> Column:
 
 
 def merge(profiles: Iterable[Profile], spec: str) -> Profile:
-    """The profile of all rows together; of none, the empty one. Raises IntegrityError if one was made with another spec.
+    """The profile of all rows together; of none, the empty one.
 
-    Hundreds of hours are one count over (feature, bin), a few million entries of them at a time.
+    Raises IntegrityError if one was made with another spec. Hundreds of hours are one count over (feature, bin), a few
+    million entries of them at a time.
     """
     total = _Sum()
     for profile in profiles:
@@ -307,12 +314,16 @@ def _joined(parts: list[Ints]) -> Ints:
 
 
 def read(path: Path) -> Profile:
-    """Read a profile; raises IntegrityError if the file is missing, is none, or is named by a hash and holds something else."""
+    """Read a profile.
+
+    Raises IntegrityError if the file is missing, is none, or is named by a hash and holds something else.
+    """
     try:
         data = path.read_bytes()
         if _HASHED.fullmatch(path.name) and hashlib.sha256(data).hexdigest()[:16] != path.stem:
             raise IntegrityError(
-                f"{path} is not a profile of that name (its bytes have changed): remove it and run the step that wrote it again"
+                f"{path} is not a profile of that name (its bytes have changed): remove it and run the step that "
+                "wrote it again"
             )
         table = pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read()
         about: dict[str, Any] = json.loads(table.schema.metadata[_META])

@@ -11,10 +11,11 @@ from pipelines.drift.profile.counts import Profile, read
 
 
 def read_days(run_dir: Path, root: Path, within: Window, spec: str) -> dict[date, Profile]:
-    """Profiles made with feature spec ``spec`` of the days that begin in ``within``, in order: what the newest run that has one counted.
+    """Profiles made with feature spec ``spec`` of the days that begin in ``within``, in order.
 
-    ``run_dir`` is the run's folder; those of earlier runs of its case lie beside it, and later ones are not looked at.
-    Days whose profile is gone are left out. Paths in the manifests are relative to ``root``.
+    What the newest run that has one counted. ``run_dir`` is the run's folder; those of earlier runs of its case lie
+    beside it, and later ones are not looked at. Days whose profile is gone are left out. Paths in the manifests are
+    relative to ``root``.
     """
     paths: dict[date, Path] = {}
     for manifest in sorted(run_dir.parent.glob(f"*/profile/{storage.MANIFEST}")):

@@ -44,7 +44,10 @@ Work = Callable[[Batches, int], Iterator[tuple[str, Column]]]
 
 
 _READ = 1 << 17
-"""Bytes read at once: pages of a column one after the other, in memory that stays in the processor's cache, instead of whole chunks."""
+"""Bytes read at once: pages of a column one after the other, instead of whole chunks.
+
+So they lie in memory that stays in the processor's cache.
+"""
 
 
 class _Opened(threading.local):
@@ -69,9 +72,10 @@ _MEND = "restore the damaged file; one of the log's can be removed, the next run
 def profile_parquet(paths: Sequence[Path], fields: Fields, spec: Spec, threads: int = 2) -> Profile:
     """Count the declared fields and the model's outputs of all rows in ``paths``: files, or folders of ``*.parquet``.
 
-    The same counts as ``profile_frame`` gives of the same rows, in whatever files they lie. A column that a
-    file lacks is null in its rows; a value that is not of its field's type counts as missing, and so do ``scores`` that a file of classes lacks. Memory: per
-    thread a page of a column and 3 MB, and 0.5 MB per number. Raises DataError if a file cannot be read.
+    The same counts as ``profile_frame`` gives of the same rows, in whatever files they lie. A column that a file lacks
+    is null in its rows; a value that is not of its field's type counts as missing, and so do ``scores`` that a file of
+    classes lacks. Memory: per thread a page of a column and 3 MB, and 0.5 MB per number. Raises DataError if a file
+    cannot be read.
     """
     files = [file for path in paths for file in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])]
     texts = [declared.name for declared in fields.categorical]
@@ -114,9 +118,9 @@ def profile_parquet(paths: Sequence[Path], fields: Fields, spec: Spec, threads: 
 
 
 def profile_where(files: Sequence[Path], where: pl.Expr, fields: Fields, spec: Spec) -> Profile:
-    """The profile of those rows of the files alone for which ``where`` holds: in frames, a batch at a time, and so slower.
+    """The profile of those rows of the files alone for which ``where`` holds.
 
-    Raises DataError if a file cannot be read.
+    In frames, a batch at a time, and so slower. Raises DataError if a file cannot be read.
     """
     try:
         batches = (

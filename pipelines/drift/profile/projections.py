@@ -1,9 +1,10 @@
 """A text's hashed words on a few fixed random directions: embeddings as numbers that a profile can count and add up.
 
-For a text with word counts hashed into ``v [256]`` (as in embeddings.py, signed), and a matrix ``R [256, 8]`` of +1 and -1 that stands
-here for ever: ``v R / |v|``, about normal with variance 1 whatever the text. Sums of whole numbers are exact, so
-a text has the same eight numbers alone and among millions. Source: Weinberger et al., Feature Hashing for Large Scale Multitask
-Learning, ICML 2009; Achlioptas, Database-friendly random projections, Journal of Computer and System Sciences 66(4), 2003.
+For a text with word counts hashed into ``v [256]`` (as in embeddings.py, signed), and a matrix ``R [256, 8]`` of +1 and
+-1 that stands here for ever: ``v R / |v|``, about normal with variance 1 whatever the text. Sums of whole numbers are
+exact, so a text has the same eight numbers alone and among millions. Source: Weinberger et al., Feature Hashing for
+Large Scale Multitask Learning, ICML 2009; Achlioptas, Database-friendly random projections, Journal of Computer and
+System Sciences 66(4), 2003.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def directions() -> Floats:
 
 
 def project(words: pl.Series) -> pl.DataFrame:
-    """The projections of each list of words, float64 ``[n, 8]``, columns named by :data:`SUFFIXES`; null of none and of a text without words.
+    """The projections of each list of words, float64 ``[n, 8]``, columns named by :data:`SUFFIXES`.
+
+    Null of none and of a text without words.
 
     >>> found = project(pl.Series([["heap", "flaw"], ["flaw", "heap"], ["heap"], [], None]))
     >>> found.row(0) == found.row(1), set(map(abs, found.row(2))), found.null_count().row(0)[:2]

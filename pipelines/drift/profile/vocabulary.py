@@ -1,6 +1,7 @@
-"""A text's words against a vocabulary that was frozen with the case's feature spec: how many are unknown, and which they are.
+"""A text's words against a vocabulary that was frozen with the case's feature spec.
 
-The vocabulary is never learned from a window, so counts of any two windows add up and compare.
+How many are unknown, and which they are. The vocabulary is never learned from a window, so counts of any two windows
+add up and compare.
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 import polars as pl
 
 TOKENS = ".tokens"
-"""The words of a text as a category, ``<field>.tokens``: one value per *word*, not per row, and one bin for words that are not in the vocabulary."""
+"""The words of a text as a category, ``<field>.tokens``.
+
+One value per *word*, not per row, and one bin for words that are not in the vocabulary.
+"""
 UNKNOWN = ".unknown"
 """The share of a text's words that are not in the vocabulary, 0 to 1, as the number ``<field>.unknown``."""
 SIZE = 256

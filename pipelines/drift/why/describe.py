@@ -16,8 +16,9 @@ def describe(before: Column, now: Column, scale: Scale | None) -> dict[str, Any]
     """The two sides of one feature; None if one of them has no values.
 
     A number: ``{"kind": "number", "before": [q25, median, q75], "now": ...}`` in the field's units, each the roundest
-    number in its bin (bins are at most 0.8% of a scaled value wide). A category: ``{"kind": "category", "value", "before", "now"}``,
-    the value whose share of the rows (0 to 1) changed most; ``value`` is None for values that are not declared.
+    number in its bin (bins are at most 0.8% of a scaled value wide). A category: ``{"kind": "category", "value",
+    "before", "now"}``, the value whose share of the rows (0 to 1) changed most; ``value`` is None for values that are
+    not declared.
 
     >>> day = Column(np.array([0, 1]), np.array([30, 10]), vocabulary=("web", "shop"))
     >>> describe(day, Column(np.array([0, 1]), np.array([10, 30]), vocabulary=("web", "shop")), None)
@@ -50,9 +51,10 @@ def _quartiles(column: Column, scale: Scale) -> list[float]:
 
 
 def roundest(low: float, high: float, spread: float = 1.0) -> float:
-    """The number with the fewest decimals (powers of ten count as well) within ``[low, high]``, give or take a millionth of a millionth.
+    """The number with the fewest decimals (powers of ten count as well) within ``[low, high]``.
 
-    ``spread`` is that of the field: numbers of a small scale need more decimals.
+    The bounds are taken give or take a millionth of a millionth. ``spread`` is that of the field: numbers of a small
+    scale need more decimals.
 
     >>> roundest(49.8, 50.3), roundest(83190.0, 83260.0), roundest(-1e-36, 3e-36), roundest(0.4961, 0.4989)
     (50.0, 83200.0, 0.0, 0.497)

@@ -36,7 +36,10 @@ UNKNOWN = Interval(value=0.5, low=0.0, high=1.0)
 
 @dataclass(frozen=True)
 class Separation:
-    """How well two samples are told apart: ``auc`` on held-out rows, and the ``coefficients`` ``[d]`` (positive: more in the current)."""
+    """How well two samples are told apart.
+
+    ``auc`` on held-out rows, and the ``coefficients`` ``[d]`` (positive: more in the current).
+    """
 
     auc: Interval
     coefficients: Floats
@@ -45,9 +48,9 @@ class Separation:
 
 
 def logistic(rows: Matrix, label: NDArray[np.int64], strength: float = STRENGTH) -> tuple[Floats, float]:
-    """Coefficients ``[d]`` and intercept that minimise ``|w|^2 / 2 + strength * sum_i log(1 + exp(-s_i (x_i w + b)))``, ``s = +-1``.
+    """Coefficients ``[d]`` and intercept of a logistic regression.
 
-    By L-BFGS; the same optimum as scikit-learn's LogisticRegression. Source: Hastie, Tibshirani and Friedman, The
+    They minimise ``|w|^2 / 2 + strength * sum_i log(1 + exp(-s_i (x_i w + b)))``, ``s = +-1``, by L-BFGS; the same optimum as scikit-learn's LogisticRegression. Source: Hastie, Tibshirani and Friedman, The
     Elements of Statistical Learning, 2009, section 4.4.
 
     >>> import scipy.sparse as sp
@@ -152,10 +155,11 @@ def _one_hot(codes: NDArray[np.int64], size: int, cut: int) -> tuple[Matrix, Mat
 
 
 def telling_words(before: Sequence[str], now: Sequence[str], count: int = 10) -> tuple[Interval, dict[str, float]]:
-    """The held-out AUC on TF-IDF words, and the ``count`` words with the largest coefficients, positive where the current has more.
+    """The held-out AUC on TF-IDF words, and the ``count`` words with the largest coefficients.
 
-    ``tf ln(N / df)`` scaled to length 1 of the words that at least ``MIN_TEXTS`` texts have, at most ``MAX_WORDS`` of
-    them. Source: Spaerck Jones, Journal of Documentation 28(1), 1972.
+    Coefficients are positive where the current has more. ``tf ln(N / df)`` scaled to length 1 of the words that at
+    least ``MIN_TEXTS`` texts have, at most ``MAX_WORDS`` of them. Source: Spaerck Jones, Journal of Documentation
+    28(1), 1972.
     """
     from scipy import sparse
 

@@ -73,14 +73,16 @@ def projection_kl(x: Floats, y: Floats, *, projections: int = PROJECTIONS, bins:
     """Mean Kullback-Leibler divergence in nats of the current sample from the reference along fixed random directions.
 
     ``KL = sum_b q_b ln(q_b / p_b)`` on the reference's ``bins``-quantiles, smoothed as PSI is, averaged over
-    ``projections`` directions that are the same for every call with one dimension and seed. About
-    ``(bins - 1) / 2 (1/m + 1/n)`` without drift; above ``KL_THRESHOLD`` the embeddings moved. Source: Kullback and Leibler,
-    Annals of Mathematical Statistics 22(1), 1951; directions as in Dasgupta and Gupta, Random Structures and
-    Algorithms 22(1), 2003.
+    ``projections`` directions that are the same for every call with one dimension and seed. About ``(bins - 1) / 2 (1/m
+    + 1/n)`` without drift; above ``KL_THRESHOLD`` the embeddings moved. Source: Kullback and Leibler, Annals of
+    Mathematical Statistics 22(1), 1951; directions as in Dasgupta and Gupta, Random Structures and Algorithms 22(1),
+    2003.
 
     >>> rng = np.random.default_rng(0)
     >>> x = rng.normal(size=(500, 8))
-    >>> projection_kl(x, rng.normal(size=(500, 8))) < 0.05 < KL_THRESHOLD < projection_kl(x, rng.normal(1.0, 1.0, size=(500, 8)))
+    >>> same = rng.normal(size=(500, 8))
+    >>> other = rng.normal(1.0, 1.0, size=(500, 8))
+    >>> projection_kl(x, same) < 0.05 < KL_THRESHOLD < projection_kl(x, other)
     True
     """
     if not len(x) or not len(y):
@@ -124,10 +126,11 @@ def words_of(text: str) -> list[str]:
 def hashed(texts: Sequence[str], size: int = HASHED) -> Floats:
     """Cheap vectors of texts, ``[n, size]``, each of length 1 (0 without words): signed feature hashing of their words.
 
-    A fixed sparse random projection of the bag of words: no model, no vocabulary, the same for ever. Source:
-    Weinberger et al., Feature Hashing for Large Scale Multitask Learning, ICML 2009.
+    A fixed sparse random projection of the bag of words: no model, no vocabulary, the same for ever. Source: Weinberger
+    et al., Feature Hashing for Large Scale Multitask Learning, ICML 2009.
 
-    >>> hashed(["heap overflow", "overflow heap", ""]).sum(axis=1).round(6).tolist()[0::2] == [hashed(["heap overflow"]).sum().round(6), 0.0]
+    >>> alone = hashed(["heap overflow"]).sum().round(6)
+    >>> hashed(["heap overflow", "overflow heap", ""]).sum(axis=1).round(6).tolist()[0::2] == [alone, 0.0]
     True
     """
     found = np.zeros((len(texts), size))

@@ -1,7 +1,8 @@
-"""Label shift without labels: if only the classes' shares changed, every feature is a mixture of the reference's classes.
+"""Label shift without labels.
 
-Under label shift P(x | y) stays and P(y) moves, so ``P(x) = sum_y w_y P(x | y)`` with new shares w: one set of shares
-must explain all features at once. A covariate shift moves a feature in a way that no shares can explain.
+If only the classes' shares changed, every feature is a mixture of the reference's classes. Under label shift P(x | y)
+stays and P(y) moves, so ``P(x) = sum_y w_y P(x | y)`` with new shares w: one set of shares must explain all features at
+once. A covariate shift moves a feature in a way that no shares can explain.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ class Mixture:
 
 
 def fit_shares(by_class: Mapping[str, Ints], now: Mapping[str, Ints], start: Floats) -> Floats:
-    """The classes' shares ``[K]`` that make the counts ``now`` (feature -> ``[B]``) likeliest, given ``by_class`` (feature -> ``[K, B]``).
+    """The classes' shares ``[K]`` that make the counts ``now`` likeliest.
 
-    Expectation maximisation over all features as if they were independent: a composite likelihood, which has the right
-    maximum all the same. Source: Saerens, Latinne and Decaestecker, Neural Computation 14(1), 2002.
+    ``now`` is by feature ``[B]``, ``by_class``, which is given, by feature ``[K, B]``. Expectation maximisation over
+    all features as if they were independent: a composite likelihood, which has the right maximum all the same. Source:
+    Saerens, Latinne and Decaestecker, Neural Computation 14(1), 2002.
 
-    >>> fit_shares({"x": np.array([[900, 100], [100, 900]])}, {"x": np.array([300, 700])}, np.array([0.5, 0.5])).round(2).tolist()
+    >>> by_class = {"x": np.array([[900, 100], [100, 900]])}
+    >>> fit_shares(by_class, {"x": np.array([300, 700])}, np.array([0.5, 0.5])).round(2).tolist()
     [0.25, 0.75]
     """
     chance = np.concatenate([_smooth(by_class[name]) for name in now], axis=1)

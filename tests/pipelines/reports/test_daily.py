@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pipelines.reports import daily, daily_words
+from pipelines.reports import daily, daily_questions
 from pipelines.steps.report import ROWS, windows
 from tests.pipelines.alerts.found import NOW, PARAMS, alert, report
 
@@ -126,7 +126,7 @@ def test_two_hundred_features_stay_a_page():
 )
 def test_every_verdict_has_its_words(decision, said):
     """What the last training said is told in words, with its figure, its interval and its rows."""
-    assert said in daily_words.helped(seen(verdicts=[verdict(decision)]))
+    assert said in daily_questions.helped(seen(verdicts=[verdict(decision)]))
 
 
 def test_the_metric_is_drawn_with_what_happened_to_it():

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines import ledger
 from pipelines.contracts import DriftReport, Evidence, Interval, Verdict
-from pipelines.reports import daily_words
+from pipelines.reports import figures
 from pipelines.settings import Settings
 from pipelines.steps import alert, drift, profile, report
 from tests.pipelines.conftest import free_port
@@ -70,7 +70,7 @@ def test_the_page_holds_what_the_run_found(reported):
     assert f"served in the window, by v1 ({found.current_rows})" in text
     for feature in found.features:
         assert re.search(
-            rf">{feature.feature}(</b>)?</span>.{{0,400}}?class=\"value\">{re.escape(daily_words.psi(feature.debiased_psi))}<",
+            rf">{feature.feature}(</b>)?</span>.{{0,400}}?class=\"value\">{re.escape(figures.psi(feature.debiased_psi))}<",
             text,
         ), feature
     assert text.count('class="col') == LAST - FIRST + 1
