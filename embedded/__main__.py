@@ -16,7 +16,7 @@ from embedded.airflow import client
 from embedded.live import open_live_cases
 from embedded.ports import Ports
 from embedded.services import PROFILES, settings_of
-from pipelines.cases import survey
+from pipelines.cases.surveying import survey
 from pipelines.errors import PerennialError
 from pipelines.places import PRIVATE
 from pipelines.settings import read_settings

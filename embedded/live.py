@@ -9,7 +9,7 @@ from pathlib import Path
 
 from embedded import probe, traffic
 from embedded.airflow import FINISHED, Airflow
-from pipelines.cases import survey
+from pipelines.cases.surveying import survey
 from pipelines.settings import Settings, read_settings
 
 KINDS = ("training", "drift", "rollback")

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from pipelines.cases import load_fields, part, survey
+from pipelines.cases import load_fields, part
+from pipelines.cases.surveying import survey
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError, PerennialError, Unavailable
 from pipelines.faults import of_case

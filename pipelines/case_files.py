@@ -12,8 +12,8 @@ CASE_FILES = ("params.yaml", "schema.py", "source.py", "model.py")
 def case_names() -> list[str]:
     """The cases in alphabetical order: every folder under ``cases/`` that holds one of a case's files, whole or not.
 
-    Whether each can be used says :func:`pipelines.cases.survey`. Names that begin with a dot or an underscore are no
-    cases.
+    Whether each can be used says :func:`pipelines.cases.surveying.survey`. Names that begin with a dot or an underscore
+    are no cases.
     """
     folders = (path for path in CASES_ROOT.iterdir() if path.name[0] not in "._" and path.is_dir())
     return sorted(path.name for path in folders if any((path / file).exists() for file in CASE_FILES))

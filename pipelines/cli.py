@@ -25,7 +25,8 @@ from pydantic import BaseModel
 
 from pipelines import ledger, moments, places
 from pipelines.case_files import case_names
-from pipelines.cases import Case, load_case, survey
+from pipelines.cases import Case, load_case
+from pipelines.cases.surveying import survey
 from pipelines.contracts import AlertRule, Manifest, Trigger
 from pipelines.errors import ConfigError, PerennialError
 from pipelines.faults import of_case, of_disk, told

@@ -11,7 +11,7 @@ from airflow.sdk import CronDataIntervalTimetable, Param, get_parsing_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from pipelines.case_files import case_names
-from pipelines.cases import survey
+from pipelines.cases.surveying import survey
 from pipelines.contracts import Trigger
 from pipelines.errors import PerennialError, TooFewRows
 from pipelines.faults import of_case, of_disk, told

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.cases import survey
+from pipelines.cases.surveying import survey
 from pipelines.errors import ConfigError, PerennialError, Unavailable
 from pipelines.faults import of_disk
 from pipelines.params import EventTimes

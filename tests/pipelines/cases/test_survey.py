@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from pipelines import cases
+from pipelines.cases import surveying
 from pipelines.errors import ConfigError
 from tests import shop
 
@@ -22,12 +23,12 @@ def root(tmp_path):
 
 def problems():
     """What is wrong, by case."""
-    return {case.name: case.problem for case in cases.survey()}
+    return {case.name: case.problem for case in surveying.survey()}
 
 
 def test_whole_cases_have_parameters_fields_and_no_problem(root):
     """A whole case comes with its parameters and its fields."""
-    found = {case.name: case for case in cases.survey()}
+    found = {case.name: case for case in surveying.survey()}
     assert problems() == {"desk": "", "shop": ""}
     assert (found["shop"].params.case, found["shop"].fields.case) == ("shop", "shop")
 
@@ -127,7 +128,7 @@ def test_a_mended_schema_is_read_anew(root):
     path = root / "shop" / "schema.py"
 
     def colours():
-        return next(case for case in cases.survey() if case.name == "shop").fields.fields[0].values
+        return next(case for case in surveying.survey() if case.name == "shop").fields.fields[0].values
 
     assert colours() == ("red", "blue")
     os.utime(path, (1e9, 1e9))
@@ -159,7 +160,7 @@ def test_cases_come_and_go(root):
     shop.write(root, "lamp")
     (root.parent / "aside").rename(root / "shop")
     shop.edit(root / "shop" / "schema.py", ('label="sold"', 'label="bought"'))
-    found = {case.name: case for case in cases.survey()}
+    found = {case.name: case for case in surveying.survey()}
     assert set(found) == {"desk", "lamp", "shop"}
     assert found["shop"].fields.label == "bought"
 
@@ -173,7 +174,7 @@ def test_parameters_from_outside_belong_to_their_case(root, tmp_path, monkeypatc
     with pytest.raises(ConfigError, match=r"shop\.yaml says case: desk"):
         cases.load_case("shop")
     (tmp_path / "shop.yaml").write_text(text.replace("case: desk", "case: shop").replace("epochs: 1", "epochs: 2"))
-    [found] = [case for case in cases.survey() if case.name == "shop"]
+    [found] = [case for case in surveying.survey() if case.name == "shop"]
     assert (found.problem, found.params.train.epochs) == ("", 2)
 
 
@@ -220,7 +221,7 @@ def test_a_module_that_cannot_be_used_is_said_when_it_is_opened(root, name, text
 
 def test_the_survey_is_light():
     """Asking for the cases imports none of their sources and models: DAG files and gateway do it all the time."""
-    code = "import sys; from pipelines.cases import survey; assert all(not case.problem for case in survey())"
+    code = "import sys; from pipelines.cases.surveying import survey; assert all(not case.problem for case in survey())"
     heavy = "print([name for name in ('torch', 'polars', 'numpy', 'transformers') if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; {heavy}"], capture_output=True, text=True, check=True, cwd=shop.REAL.parents[1]
@@ -233,8 +234,8 @@ def test_who_trains_nothing_needs_no_library_of_sources_and_models(root):
     source = root / "shop" / "source.py"
     source.write_text("import no_such_library\n" + source.read_text())
     assert "there is no module no_such_library" in problems()["shop"]
-    assert [case.problem for case in cases.survey(trains=False)] == ["", ""]
+    assert [case.problem for case in surveying.survey(trains=False)] == ["", ""]
     source.write_text("from pipelines.cases.shop.gone import nothing\n" + source.read_text())
     assert "there is no module pipelines.cases.shop.gone" in next(
-        case.problem for case in cases.survey(trains=False) if case.name == "shop"
+        case.problem for case in surveying.survey(trains=False) if case.name == "shop"
     )
