@@ -71,7 +71,9 @@ def rank(task: int, number: int) -> int:
     Children are started in the order of the ranks.
     """
     found = job.children(task)
-    return sorted(job.children(found[0]))[number] if found else task
+    if found:
+        return sorted(job.children(found[0]))[number]
+    return task
 
 
 def corrupt(checkpoint: Path) -> None:

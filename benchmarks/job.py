@@ -129,7 +129,9 @@ def peak_memory(pid: int) -> float:
         found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     except OSError:
         return 0.0
-    return int(found[1]) / 1024 if found else 0.0
+    if found:
+        return int(found[1]) / 1024
+    return 0.0
 
 
 def holders(folder: Path) -> list[int]:

@@ -47,7 +47,9 @@ def _version(package: str) -> str | None:
 
 def _short(value: float) -> float:
     """Four digits after the point, or three that count where those would all be zero."""
-    return round(value, 4) if abs(value) >= 0.01 else float(f"{value:.3g}")
+    if abs(value) >= 0.01:
+        return round(value, 4)
+    return float(f"{value:.3g}")
 
 
 def record(

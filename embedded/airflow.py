@@ -178,7 +178,9 @@ class Airflow:
                 f"Airflow at {self.url} does not answer ({error}): is it up? see `make status`"
             ) from error
         if answer.is_success:
-            return answer.json() if answer.content else None
+            if answer.content:
+                return answer.json()
+            return None
         kind = ConflictError if answer.status_code == httpx.codes.CONFLICT else PerennialError
         raise kind(f"Airflow answered {answer.status_code} to {method} {path}: {answer.text[:500]}")
 

@@ -37,4 +37,6 @@ def call(url: str, body: Any = None, *, method: str | None = None, timeout: floa
         raise Unavailable(f"{url} answered {error.code}: {error.read(2000).decode(errors='replace')}") from error
     except OSError as error:
         raise Unavailable(f"{url} does not answer ({error}): is the stack up? `make status`") from error
-    return json.loads(text) if text else None
+    if text:
+        return json.loads(text)
+    return None

@@ -90,7 +90,9 @@ def main() -> int:
         return error.exit_code
     for problem in broken:
         print(problem, file=sys.stderr)
-    return 1 if broken else 0
+    if broken:
+        return 1
+    return 0
 
 
 def infer(model: str, version: int, settings: Settings) -> None:

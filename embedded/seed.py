@@ -73,7 +73,9 @@ def main() -> int:
         print(
             f"{case}: {f'version {champions[case]} serves' if case in champions else 'no champion yet: look at its training run in Airflow'}"
         )
-    return 0 if set(live) <= set(champions) else 1
+    if set(live) <= set(champions):
+        return 0
+    return 1
 
 
 if __name__ == "__main__":

@@ -203,11 +203,9 @@ def missing_environment() -> str:
     """What keeps the gateway and Airflow from starting, or nothing."""
     wanted = [Path(sys.executable).parent / name for name in ("airflow", "mlflow", "uvicorn")]
     absent = [path.name for path in wanted if not os.access(path, os.X_OK)]
-    return (
-        f"{', '.join(absent)} not installed beside {sys.executable}: run `make setup` and use .venv/bin/python"
-        if absent
-        else ""
-    )
+    if absent:
+        return f"{', '.join(absent)} not installed beside {sys.executable}: run `make setup` and use .venv/bin/python"
+    return ""
 
 
 def _airflow_check(url: str, part: str) -> Callable[[], bool]:

@@ -84,7 +84,9 @@ def of_disk(error: BaseException) -> NoRoom | ConfigError | None:
 def told(error: PerennialError) -> str:
     """What an error of ours says, and where a case's code met it, if it did and does not say so already."""
     found = place(error)
-    return str(error) if found is None or found[1] in str(error) else f"{error} ({found[1]})"
+    if found is None or found[1] in str(error):
+        return str(error)
+    return f"{error} ({found[1]})"
 
 
 def said(error: BaseException) -> str:
@@ -109,4 +111,6 @@ def _in_case(file: str, line: int | None) -> tuple[str, str] | None:
         return None
     inside = path.relative_to(case_files.CASES_ROOT).parts
     # What lies in cases/ itself is shared by the cases: ours.
-    return (inside[0], f"{'/'.join(('pipelines', 'cases', *inside))}, line {line}") if len(inside) > 1 else None
+    if len(inside) > 1:
+        return (inside[0], f"{'/'.join(('pipelines', 'cases', *inside))}, line {line}")
+    return None

@@ -22,7 +22,9 @@ def parse_utc(text: str) -> datetime:
     '2009-05-01T00:00:00+00:00'
     """
     moment = datetime.fromisoformat(text)
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else _in_utc(moment)
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC)
+    return _in_utc(moment)
 
 
 def parse_as_of(text: str) -> datetime:

@@ -50,7 +50,9 @@ def _ascending(value: tuple[Any, Any]) -> tuple[Any, Any]:
 
 
 def _shown(value: Any) -> str:
-    return value.isoformat() if isinstance(value, datetime) else f"{value:g}"
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return f"{value:g}"
 
 
 def _labels_wanted(value: tuple[int, int, float]) -> tuple[int, int, float]:
@@ -161,7 +163,9 @@ class TextModelParams(Strict):
 
 def _model_kind(value: Any) -> str:
     kind = value.get("kind", "tabular") if isinstance(value, dict) else value.kind
-    return "tabular" if kind == "tabular" else "text"
+    if kind == "tabular":
+        return "tabular"
+    return "text"
 
 
 AnyModel = Annotated[
@@ -455,4 +459,6 @@ class Params(Strict):
         """Which event times the gateway and the log take."""
         if self.event_times is not None:
             return self.event_times
-        return EventTimes() if self.schedule.live else EventTimes(max_age_days=None, max_ahead_days=None)
+        if self.schedule.live:
+            return EventTimes()
+        return EventTimes(max_age_days=None, max_ahead_days=None)

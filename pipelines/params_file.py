@@ -29,11 +29,9 @@ def params_file(case: str, settings: Settings) -> Path:
     ``<case>.yaml`` in ``PERENNIAL_PARAMS_DIR``, else its own params.yaml.
     """
     own = settings.params_dir
-    return (
-        own / f"{case}.yaml"
-        if own is not None and (own / f"{case}.yaml").exists()
-        else case_files.CASES_ROOT / case / "params.yaml"
-    )
+    if own is not None and (own / f"{case}.yaml").exists():
+        return own / f"{case}.yaml"
+    return case_files.CASES_ROOT / case / "params.yaml"
 
 
 def load_params(case: str, path: Path | None = None) -> Params:
@@ -218,7 +216,11 @@ def _like(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about a name that is not known."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}" if known else "remove it"
+    if near:
+        return f"did you mean {near[0]!r}?"
+    if known:
+        return f"choose one of {', '.join(known)}"
+    return "remove it"
 
 
 def _unknown_names(case: str, raw: Any) -> dict[str, str]:

@@ -451,7 +451,9 @@ def _git(*arguments: str) -> str:
 @cache
 def _lock_sha256() -> str:
     lock = _ROOT / "requirements.lock"
-    return file_sha256(lock) if lock.exists() else ""
+    if lock.exists():
+        return file_sha256(lock)
+    return ""
 
 
 def _dirty() -> bool:

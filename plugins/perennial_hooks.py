@@ -144,4 +144,6 @@ def settings() -> Settings:
     found: dict[str, Any] = {}
     for name in asked:
         found |= HOOKS[name]().places(needed=own.connections != "auto")
-    return read_settings(**found) if found else own
+    if found:
+        return read_settings(**found)
+    return own

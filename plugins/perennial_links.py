@@ -76,4 +76,7 @@ def training_page(run_dir: Path) -> str | None:
     if left:
         return left[-1].read_text()
     manifest = run_dir / "train" / "manifest.json"
-    return json.loads(manifest.read_text())["facts"].get("mlflow_page") if manifest.exists() else None
+    if not manifest.exists():
+        return None
+    page: str | None = json.loads(manifest.read_text())["facts"].get("mlflow_page")
+    return page

@@ -152,17 +152,17 @@ def markdown(result: dict[str, Any]) -> str:
 def _rate(found: dict[str, Any] | None, *, ours: bool) -> str:
     if found is None:
         return "-"
-    return f"{found['rate']:.2g} (< {found['upper95']:.1e})" if ours else f"{found['rate']:.2g}"
+    if ours:
+        return f"{found['rate']:.2g} (< {found['upper95']:.1e})"
+    return f"{found['rate']:.2g}"
 
 
 def _delay(found: dict[str, Any] | None) -> str:
     if found is None:
         return "-"
-    return (
-        f"> {LENGTH}"
-        if found["median_delay"] is None or found["median_delay"] > LENGTH
-        else f"{found['median_delay']:g}"
-    )
+    if found["median_delay"] is None or found["median_delay"] > LENGTH:
+        return f"> {LENGTH}"
+    return f"{found['median_delay']:g}"
 
 
 def main() -> None:

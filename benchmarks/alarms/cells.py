@@ -105,7 +105,19 @@ def upper(alarms: int, windows: int) -> float:
     >>> round(upper(0, 10_000), 6)
     0.0003
     """
-    return 1.0 if alarms >= windows else float(beta.ppf(0.95, alarms + 1, windows - alarms))
+    if alarms >= windows:
+        return 1.0
+    return float(beta.ppf(0.95, alarms + 1, windows - alarms))
+
+
+def _median_delay(share: float) -> int | None:
+    """The first window by which half have been found, of a rule that finds ``share`` of all windows; None: never."""
+    if share == 0:
+        return None
+    if share == 1:
+        return 1
+    # It has no memory: the delay is geometric.
+    return max(1, int(np.ceil(np.log(0.5) / np.log1p(-share))))
 
 
 def evidently(cell: Cell, windows: int) -> dict[str, Any]:
@@ -116,9 +128,8 @@ def evidently(cell: Cell, windows: int) -> dict[str, Any]:
     verdict = (found.mean(axis=1) >= alarm_evidently.SHARE)[:, None]
     if cell.shift:
         share = float(found[:, 0].mean())
-        # It has no memory: the delay is geometric, and its median the first window by which half have been found.
-        median = None if share == 0 else max(1, int(np.ceil(np.log(0.5) / np.log1p(-share)))) if share < 1 else 1
-        return {"Evidently, any column": {"windows": windows, "found_per_window": share, "median_delay": median}}
+        delay = _median_delay(share)
+        return {"Evidently, any column": {"windows": windows, "found_per_window": share, "median_delay": delay}}
     return {
         rule: _summary(flags[None], moved=False) | {"windows": windows}
         for rule, flags in (("Evidently, any column", found), ("Evidently, data set", verdict))

@@ -71,7 +71,9 @@ def judge(days: Counts, windows: Counts) -> Judged:
 
 
 def _column(counts: Counts, number: int) -> tuple[Ints, bool]:
-    return (counts.numbers[:, number], True) if number < NUMBERS else (counts.categories[number - NUMBERS], False)
+    if number < NUMBERS:
+        return (counts.numbers[:, number], True)
+    return (counts.categories[number - NUMBERS], False)
 
 
 def _one(days: Ints, number: bool, windows: Ints) -> tuple[Floats, Floats, Floats, float]:

@@ -95,13 +95,11 @@ def _row(name: str, one: dict[str, Any]) -> dict[str, Any]:
 
 def _plain(value: float | None) -> float | None:
     """Counts are means over the training seeds: whole ones are shown as such."""
-    return (
-        value
-        if value is None or isinstance(value, bool)
-        else int(value)
-        if float(value).is_integer()
-        else round(value, 4)
-    )
+    if value is None or isinstance(value, bool):
+        return value
+    if float(value).is_integer():
+        return int(value)
+    return round(value, 4)
 
 
 def _goals(policies: dict[str, Any]) -> list[dict[str, Any]]:

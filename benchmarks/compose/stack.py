@@ -71,7 +71,9 @@ def main() -> int:
         for name, found in facts["rounds"].items()
     ]
     record("compose", rows=rows, goals=goals, seconds=time.monotonic() - began, more=facts, keep=not options.quick)
-    return 0 if all(one["holds"] for one in goals) else 1
+    if all(one["holds"] for one in goals):
+        return 0
+    return 1
 
 
 def in_containers(home: Path, *, quick: bool) -> dict[str, Any]:

@@ -173,15 +173,22 @@ def _stat(axes: Axes, panel: Any, lines: list[tuple[str, Any]], span: tuple[floa
     for number, (name, value) in enumerate(newest):
         x = 0.5 * (number // per_column)
         y = 0.9 - number % per_column * 0.9 / per_column
-        shown = (
-            ("on" if value else "off")
-            if panel.unit == "bool_on_off"
-            else f"{value:,.4g}{' d' if panel.unit == 'd' else ''}"
-        )
+        shown = _shown(value, panel.unit)
         axes.text(
             x, y, shown, size=11, weight="bold", color="#1a7f5a" if value else GREY, va="top", transform=axes.transAxes
         )
         axes.text(x + 0.13, y, name, size=8.5, color=INK, va="top", transform=axes.transAxes)
+
+
+def _shown(value: float, unit: str) -> str:
+    """A figure with its unit, as Grafana shows it."""
+    if unit == "bool_on_off" and value:
+        return "on"
+    if unit == "bool_on_off":
+        return "off"
+    if unit == "d":
+        return f"{value:,.4g} d"
+    return f"{value:,.4g}"
 
 
 def _drawn(points: Any, span: tuple[float, float]) -> tuple[list[float], list[float]]:

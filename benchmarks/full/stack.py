@@ -92,7 +92,9 @@ def main() -> int:
         packages=PACKAGES,
         more={"servers": full_watch.servers(), **facts},
     )
-    return 0 if all(one["holds"] for one in goals) else 1
+    if all(one["holds"] for one in goals):
+        return 0
+    return 1
 
 
 def look(plain: Path, home: Path, case: str, params: Path) -> dict[str, Any]:

@@ -157,7 +157,9 @@ def victim(fault: str, task: int) -> int:
     """The process to kill. A corrupt checkpoint is found by the try after any kill."""
     if fault in {TASK, CORRUPT}:
         return task
-    return interrupt.agent(task) if fault == LAUNCHER else interrupt.rank(task, int(fault == RANK_1))
+    if fault == LAUNCHER:
+        return interrupt.agent(task)
+    return interrupt.rank(task, int(fault == RANK_1))
 
 
 def full(folder: Path, process: Any, *, on_disk: bool) -> str:

@@ -555,14 +555,10 @@ def _forked(context: Any, call: Callable[..., Any], *arguments: Any) -> Any:
             answer = mine.recv()
     child.kill()
     child.join()
+    if answer is not None:
+        return answer
     return (
-        answer
-        if answer is not None
-        else (
-            Answer(
-                "", "", "unclear", f"the process died or took more than {DEADLINE:g} s (exit code {child.exitcode})"
-            ),
-        )
+        Answer("", "", "unclear", f"the process died or took more than {DEADLINE:g} s (exit code {child.exitcode})"),
     )
 
 

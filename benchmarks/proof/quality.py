@@ -93,11 +93,9 @@ def grid() -> Iterator[tuple[str, datetime, int]]:
 def declared(arm: str, params: Params) -> list[Any]:
     """What the result of an arm depends on, beside its rows."""
     shared = [MAX_ROWS, WINDOW.days, AFTER.days, params.label_delay_days]
-    return (
-        [*shared, *STRENGTHS]
-        if arm in TFIDF
-        else [*shared, params.model.model_dump(mode="json"), params.train.model_dump(mode="json")]
-    )
+    if arm in TFIDF:
+        return [*shared, *STRENGTHS]
+    return [*shared, params.model.model_dump(mode="json"), params.train.model_dump(mode="json")]
 
 
 def measure(arm: str, as_of: datetime, seed: int, params: Params) -> Cell:

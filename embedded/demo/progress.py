@@ -71,7 +71,11 @@ class Progress:
         table.add_column("")
         for name, budget in self.budget.items():
             spent = self.seconds.get(name, 0.0)
-            colour = "cyan" if name == self.current else "red" if spent > budget else "white"
+            colour = "white"
+            if name == self.current:
+                colour = "cyan"
+            elif spent > budget:
+                colour = "red"
             bar = "█" * min(30, round(30 * spent / budget))
             table.add_row(f"[{colour}]{name}[/]", f"{spent:.0f}", str(budget), f"[{colour}]{bar}[/]")
         return Group(table, self.headline)

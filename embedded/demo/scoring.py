@@ -41,11 +41,9 @@ def retrain_ungated(case: str, home: Path, as_of: datetime) -> Path | None:
 
 def metric_names(fields: Fields) -> dict[str, bool]:
     """The metrics a case is shown by, the first one first, and whether more of it is better."""
-    return (
-        {"macro_f1": True, "log_loss": False, "accuracy": True}
-        if fields.classes
-        else {"roc_auc": True, "log_loss": False}
-    )
+    if fields.classes:
+        return {"macro_f1": True, "log_loss": False, "accuracy": True}
+    return {"roc_auc": True, "log_loss": False}
 
 
 def compare(case: str, home: Path, moments: list[datetime], frame: pl.DataFrame) -> Known:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import get_args
+from typing import Literal, get_args
 
 from pipelines.contracts import Alert, Notice, Severity
 from pipelines.params import AlertParams
@@ -90,7 +90,11 @@ def _seen(before: Alert | None, now: Alert, silenced: Collection[str]) -> Alert:
 
 def _missed(alert: Alert, silenced: Collection[str], params: AlertParams) -> Alert:
     quiet = alert.quiet + 1
-    state = "resolved" if quiet >= params.resolve_after else "silenced" if alert.rule in silenced else "open"
+    state = "open"
+    if quiet >= params.resolve_after:
+        state = "resolved"
+    elif alert.rule in silenced:
+        state = "silenced"
     return alert.model_copy(update={"quiet": quiet, "state": state})
 
 
@@ -101,13 +105,11 @@ def _grouped(alerts: Sequence[Alert], as_of: datetime, revision: int) -> list[No
         own = sorted(
             (alert for alert in alerts if alert.group == group), key=lambda alert: (-RANK[alert.severity], alert.key)
         )
-        kind = (
-            "resolved"
-            if own[0].state == "resolved"
-            else "opened"
-            if any(alert.notified is None for alert in own)
-            else "raised"
-        )
+        kind: Literal["opened", "raised", "resolved"] = "raised"
+        if own[0].state == "resolved":
+            kind = "resolved"
+        elif any(alert.notified is None for alert in own):
+            kind = "opened"
         case = own[0].case
         # One row of the ledger per run, so that this names the notice for good.
         again = "" if revision == 1 else f"-{revision}"

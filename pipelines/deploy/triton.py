@@ -151,7 +151,9 @@ def infer(settings: Settings, case: str, version: int, tensors: Mapping[str, NDA
         ) from refused
     scores = np.frombuffer(answer.raw_output_contents[0], np.float32).astype(np.float64)
     shape = list(answer.outputs[0].shape)
-    return scores if shape[-1] == 1 else scores.reshape(shape)
+    if shape[-1] == 1:
+        return scores
+    return scores.reshape(shape)
 
 
 def _call(settings: Settings, method: str, request: Any, timeout: float) -> Any:

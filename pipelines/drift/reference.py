@@ -87,7 +87,9 @@ def reference_profile(
 
 def _error(losses: NDArray[np.float64]) -> float:
     """Standard error of a mean, without infinity: it is kept as JSON."""
-    return float(losses.std(ddof=1)) / math.sqrt(losses.size) if losses.size > 1 else 1e9
+    if losses.size > 1:
+        return float(losses.std(ddof=1)) / math.sqrt(losses.size)
+    return 1e9
 
 
 def _classes(fields: Fields) -> int:

@@ -107,7 +107,9 @@ def effective_rows(reference: int, current: int, overdispersion: float = 1.0) ->
     >>> effective_rows(1000, 1000)
     500.0
     """
-    return 0.0 if not reference or not current else reference * current / (reference + current) / overdispersion
+    if not reference or not current:
+        return 0.0
+    return reference * current / (reference + current) / overdispersion
 
 
 def debiased_psi(value: float, bins: int, ne: float) -> float:
@@ -119,7 +121,9 @@ def debiased_psi(value: float, bins: int, ne: float) -> float:
     >>> round(debiased_psi(0.05, 10, 900.0), 3)
     0.04
     """
-    return value - (bins - 1) / ne if ne else 0.0
+    if ne:
+        return value - (bins - 1) / ne
+    return 0.0
 
 
 def minimum_effect_p(value: float, bins: int, ne: float, delta0: float) -> float:

@@ -50,7 +50,10 @@ def drift_state_before(url: str, case: str, as_of: datetime) -> dict[str, Any] |
     """The policy's state after the last window before ``as_of``, or None for a new case."""
     earlier = _drift_states.c.as_of < moment_text(as_of)
     rows = read_rows(url, _drift_states, case, earlier, order=[_drift_states.c.as_of.desc()], limit=1, parse=["state"])
-    return rows[0]["state"] if rows else None
+    if not rows:
+        return None
+    state: dict[str, Any] = rows[0]["state"]
+    return state
 
 
 def drift_states(url: str, case: str) -> list[dict[str, Any]]:
@@ -112,4 +115,6 @@ def episodes(url: str, case: str) -> list[dict[str, Any]]:
 def asking_episode(url: str, case: str, as_of: datetime) -> str | None:
     """The episode that asked for a drift-triggered run at ``as_of``: the newest one opened up to then."""
     opened: list[str] = [row["episode"] for row in episodes(url, case) if datetime.fromisoformat(row["as_of"]) <= as_of]
-    return opened[-1] if opened else None
+    if opened:
+        return opened[-1]
+    return None

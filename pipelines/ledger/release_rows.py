@@ -195,4 +195,6 @@ def previous_release(url: str, case: str) -> Release | None:
             stack.pop()
         else:
             stack.append(release)
-    return stack[-2] if len(stack) > 1 else None
+    if len(stack) > 1:
+        return stack[-2]
+    return None

@@ -97,7 +97,9 @@ def moment_text(moment: datetime) -> str:
 
 def revised(as_of: datetime, revision: int) -> str:
     """The key of a row whose ``as_of`` may be decided on more than once; later revisions sort after earlier ones."""
-    return moment_text(as_of) if revision == 1 else f"{moment_text(as_of)}#{revision}"
+    if revision == 1:
+        return moment_text(as_of)
+    return f"{moment_text(as_of)}#{revision}"
 
 
 def cases(url: str) -> list[str]:

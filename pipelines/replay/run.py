@@ -45,7 +45,9 @@ def replay(params: Params, settings: Settings, options: Options, told: Told) -> 
     """
     policies = parse(options.policies)
     own = params.replay
-    price = options.price if options.price is not None else own.price_per_retrain if own else None
+    price = options.price
+    if price is None and own:
+        price = own.price_per_retrain
     if price is None:
         raise ConfigError(
             f"{params.case}: params.yaml has no replay block: give --price, in nats of mean log-loss over one tick"
@@ -75,7 +77,9 @@ def _one(world: World, policies: Sequence[Policy], price: float, least: int, tol
         tick = world.ticks[number]
         labels = world.of(tick)[world.fields.label].to_numpy()
         counts = len(labels) >= least and len(set(labels.tolist())) > 1
-        return metrics(labels, candidates.scores(world, key, tick)) if counts else None
+        if counts:
+            return metrics(labels, candidates.scores(world, key, tick))
+        return None
 
     records = {policy.name: play(world, policy, told) for policy in policies if policy.name != ORACLE}
     if POLICIES[ORACLE] in policies:
@@ -137,7 +141,9 @@ def _oracle(world: World, records: dict[str, Records], judge: Judge, price: floa
 
 
 def _loss(found: dict[str, float | None] | None) -> float | None:
-    return None if found is None else found["log_loss"]
+    if found is None:
+        return None
+    return found["log_loss"]
 
 
 def _month_end(world: World, number: int) -> candidates.Candidate:

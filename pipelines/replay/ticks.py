@@ -34,7 +34,9 @@ class Tick:
 
 def unit(params: DriftParams) -> str:
     """A tick is a calendar month, or the case's drift window where that is shorter."""
-    return params.window if params.window in {"day", "week"} else "month"
+    if params.window in {"day", "week"}:
+        return params.window
+    return "month"
 
 
 def cut(since: date, until: date, params: DriftParams) -> tuple[Tick, ...]:

@@ -101,9 +101,9 @@ def played(params: Params, settings: Settings, seed: int | None) -> Params:
     variant = params.replay.variant if params.replay else None
     if variant is not None and settings.params_dir is None:
         params = load_params(params.case, CASES_ROOT / params.case / "variants" / variant / f"{params.case}.yaml")
-    return (
-        params if seed is None else params.model_copy(update={"train": params.train.model_copy(update={"seed": seed})})
-    )
+    if seed is None:
+        return params
+    return params.model_copy(update={"train": params.train.model_copy(update={"seed": seed})})
 
 
 def link(path: Path, target: Path) -> None:

@@ -68,10 +68,14 @@ def _cell(value: Any) -> str:
     if value is None or value in ([], (), {}):
         return "-"
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        if value:
+            return "yes"
+        return "no"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
         more = f" ... ({len(value)} in all)" if len(value) > SHOWN else ""
         return ", ".join(map(_cell, value[:SHOWN])) + more
-    return f"{value[:12]}..." if isinstance(value, str) and _SHA256.fullmatch(value) else str(value)
+    if isinstance(value, str) and _SHA256.fullmatch(value):
+        return f"{value[:12]}..."
+    return str(value)

@@ -51,6 +51,11 @@ def cells(summary: dict[str, Any]) -> list[list[str]]:
 
 def _row(name: str, one: dict[str, Any], quality: str) -> list[str]:
     regret = one["regret"]
+    on_frontier = "no"
+    if name == "oracle":
+        on_frontier = "-"
+    elif one["on_frontier"]:
+        on_frontier = "yes"
     return [
         name,
         f"{one['means']['log_loss']:.3f}",
@@ -61,12 +66,14 @@ def _row(name: str, one: dict[str, Any], quality: str) -> list[str]:
         f"{one['train_seconds']:.0f}",
         f"{one['total']:.3f}",
         "-" if regret is None else f"{regret:.3f}",
-        "-" if name == "oracle" else "yes" if one["on_frontier"] else "no",
+        on_frontier,
     ]
 
 
 def _count(value: float) -> str:
-    return f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"
+    if float(value).is_integer():
+        return f"{value:.0f}"
+    return f"{value:.1f}"
 
 
 # --- the picture --------------------------------------------------------------------------------

@@ -91,4 +91,6 @@ def table(case: str, history: list[dict[str, Any]], judged: list[dict[str, Any]]
 def summary(row: dict[str, Any]) -> str:
     """The verdict that a release rests on: its rule and the start of its hash in the ledger."""
     verdict = row["verdict"]
-    return "-" if verdict is None else f"{verdict['rule']} ({row['verdict_hash'][:8]})"
+    if verdict is None:
+        return "-"
+    return f"{verdict['rule']} ({row['verdict_hash'][:8]})"

@@ -49,7 +49,9 @@ def page(summary: dict[str, Any]) -> str:
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}"
 
 
 def _headline(summary: dict[str, Any]) -> str:

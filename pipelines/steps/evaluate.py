@@ -148,17 +148,17 @@ def _column(name: str, scores: Any, fields: Fields, rows: int = 0) -> pl.Series:
 
 def _named(rows: pl.DataFrame, fields: Fields) -> pl.DataFrame:
     """The rows with the names of their classes: ``gate.slices`` may name the label."""
-    return (
-        rows
-        if not fields.classes
-        else rows.with_columns(
-            pl.col(fields.label).replace_strict(dict(enumerate(fields.classes)), return_dtype=pl.String)
-        )
+    if not fields.classes:
+        return rows
+    return rows.with_columns(
+        pl.col(fields.label).replace_strict(dict(enumerate(fields.classes)), return_dtype=pl.String)
     )
 
 
 def _commonest(label: Any) -> int:
-    return int(np.bincount(label).max()) if len(label) else 0
+    if len(label):
+        return int(np.bincount(label).max())
+    return 0
 
 
 def _by_class(fields: Fields, label: Any, scores: Any) -> dict[str, Any]:

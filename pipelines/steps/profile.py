@@ -136,7 +136,9 @@ def _ready(params: Params, settings: Settings, run_dir: Path, day: date) -> dict
         return None
     made = storage.read_manifest(folder)
     there = all((settings.root / kept["path"]).exists() for kept in (made.facts, *made.facts["hours"]))
-    return made.facts if there and made.key == _part_key(params, settings, day) else None
+    if there and made.key == _part_key(params, settings, day):
+        return made.facts
+    return None
 
 
 def _hours(

@@ -89,7 +89,9 @@ def run(
 def _released(settings: Settings, case: str, version: int) -> dict[str, Any] | None:
     """What the newest release of a version says of it."""
     found = [release for release in ledger.releases(settings.ledger, case) if release.champion == version]
-    return found[-1].model_dump(include=switch.TARGET) if found else None
+    if found:
+        return found[-1].model_dump(include=switch.TARGET)
+    return None
 
 
 def _registered(settings: Settings, case: str, version: int) -> dict[str, Any]:

@@ -88,11 +88,9 @@ def _carried_out(history: list[Release], from_version: int | None, reason: str, 
     head = history[-1]
     if head.action != "rollback":
         return False
-    return (
-        (head.reason, head.actor) == (reason, actor)
-        if from_version is None
-        else history[-2].champion == from_version != head.champion
-    )
+    if from_version is None:
+        return (head.reason, head.actor) == (reason, actor)
+    return history[-2].champion == from_version != head.champion
 
 
 def _follow(params: Params, settings: Settings) -> None:

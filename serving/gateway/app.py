@@ -115,8 +115,10 @@ def _say_if_it_failed(task: asyncio.Task[None]) -> None:
 
 def _case(scope: Scope) -> str:
     """The request's case if there is such a case: no client can make labels of its own."""
-    name = scope.get("path_params", {}).get("case", "")
-    return name if name in scope["app"].state.gateway.cases else ""
+    name: str = scope.get("path_params", {}).get("case", "")
+    if name in scope["app"].state.gateway.cases:
+        return name
+    return ""
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -286,7 +286,9 @@ def _prepared(path: Path) -> sqlite3.Connection:
 
 def _where_it_is(path: Path) -> Path:
     """The segment's path now: a living worker may have closed it meanwhile."""
-    return path if path.exists() else path.with_name(path.name.removesuffix(OPEN))
+    if path.exists():
+        return path
+    return path.with_name(path.name.removesuffix(OPEN))
 
 
 def _boot_id() -> str:

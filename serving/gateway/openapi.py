@@ -281,5 +281,7 @@ def _example(field: Field) -> str | float:
     if isinstance(field, Numeric):
         low = min(0.0, field.high or 0.0) if field.low is None else field.low
         value = (low + (low + 2 if field.high is None else field.high)) / 2
-        return int(value) if field.integer else value
+        if field.integer:
+            return int(value)
+        return value
     return "What somebody would write here, in a sentence or in a page."[: field.max_chars]

@@ -101,7 +101,9 @@ async def predict(gateway: Gateway, case: Case, body: bytes) -> bytes:
 
 async def _found(case: Case, size: int, asked: Mapping[str, Row]) -> dict[str, Answer]:
     async with case.alone:
-        return case.index.find(asked) if size <= INLINE_BYTES else await in_thread(case.index.find, list(asked))
+        if size <= INLINE_BYTES:
+            return case.index.find(asked)
+        return await in_thread(case.index.find, list(asked))
 
 
 async def _logged(

@@ -180,8 +180,6 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
 
 
 def _hashed(line: str) -> bytes:
-    return (
-        bytes.fromhex(line.removeprefix(_HASHED))
-        if line.startswith(_HASHED)
-        else hashlib.sha256(line.encode()).digest()
-    )
+    if line.startswith(_HASHED):
+        return bytes.fromhex(line.removeprefix(_HASHED))
+    return hashlib.sha256(line.encode()).digest()

@@ -88,13 +88,17 @@ class Routing:
                 problem,
                 "nothing is served" if known is None or known.champion is None else "the last good copy goes on",
             )
-        return Route(None, None, None, problem, problem) if known is None else replace(known, damaged=problem)
+        if known is None:
+            return Route(None, None, None, problem, problem)
+        return replace(known, damaged=problem)
 
     def _route(self, case: str, fields: Fields, known: Route | None) -> Route | None:
         release = ledger.head(self._settings.ledger, case)
         same = known is not None and known.release == release
         if release is None or (same and known is not None and not known.refused and not known.damaged):
-            return None if release is None else known
+            if release is None:
+                return None
+            return known
         self._check_verdict(case, release)
         before = None
         damaged = ""

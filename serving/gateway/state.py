@@ -127,9 +127,13 @@ class Gateway:
         failed: Exception | None = None
         for case in found:
             known = served.get(case.name)
-            times = case.params.times if case.params is not None else known.times if known is not None else EventTimes()
             if case.fields is None:
                 continue
+            times = EventTimes()
+            if case.params is not None:
+                times = case.params.times
+            elif known is not None:
+                times = known.times
             if known is not None and known.fields == case.fields:
                 known.times = times
                 continue

@@ -31,7 +31,9 @@ def baseline_rate(errors: int, rows: int, confidence: float = BASELINE_CONFIDENC
     """
     from scipy.stats import beta
 
-    return 1.0 if errors >= rows else float(beta.ppf(confidence, errors + 1, rows - errors))
+    if errors >= rows:
+        return 1.0
+    return float(beta.ppf(confidence, errors + 1, rows - errors))
 
 
 def log_e_value(errors: int, rows: int, baseline: float) -> float:
@@ -60,7 +62,9 @@ def cusum(log_e: float, errors: int, rows: int, baseline: float) -> float:
     >>> cusum(0.0, 0, 0, 0.1), cusum(3.0, 30, 100, 0.1) > math.log(1e4)
     (0.0, True)
     """
-    return log_e if rows == 0 else min(max(log_e, 0.0) + log_e_value(errors, rows, baseline), MAX_LOG_E)
+    if rows == 0:
+        return log_e
+    return min(max(log_e, 0.0) + log_e_value(errors, rows, baseline), MAX_LOG_E)
 
 
 def mean_loss(losses: Floats, days: NDArray[np.int64]) -> tuple[float, float, int]:

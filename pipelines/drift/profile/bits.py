@@ -158,4 +158,6 @@ def _tally() -> Callable[[Codes, Codes], None]:
         by_columns(np.array([5, 5, 7], np.int32), probe)
     except (AttributeError, TypeError, ValueError):
         return _by_bincount
-    return by_columns if probe[5] == 2 and probe[7] == 1 and probe.sum() == 3 else _by_bincount
+    if probe[5] == 2 and probe[7] == 1 and probe.sum() == 3:
+        return by_columns
+    return _by_bincount

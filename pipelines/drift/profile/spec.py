@@ -82,7 +82,9 @@ def count_words(texts: pl.Series) -> pl.Series:
 
 def with_counts(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
     """The frame with what is counted of its text beside it, where the case has one."""
-    return frame if fields.text is None else frame.with_columns(count_words(frame[fields.text.name]))
+    if fields.text is None:
+        return frame
+    return frame.with_columns(count_words(frame[fields.text.name]))
 
 
 def shown_only(name: str) -> bool:

@@ -110,7 +110,9 @@ def centroid_cosine(x: Floats, y: Floats) -> float:
     a = x.mean(axis=0)
     b = y.mean(axis=0)
     length = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return 1.0 if length == 0 else float(a @ b / length)
+    if length == 0:
+        return 1.0
+    return float(a @ b / length)
 
 
 def words_of(text: str) -> list[str]:

@@ -141,9 +141,7 @@ def test_mail_is_sent():
                         self.wfile.write(b"250 taken\r\n")
                     continue
                 body = line.lower() == "data"
-                self.wfile.write(
-                    b"354 go on\r\n" if body else b"221 bye\r\n" if line.lower() == "quit" else b"250 yes\r\n"
-                )
+                self.wfile.write({"data": b"354 go on\r\n", "quit": b"221 bye\r\n"}.get(line.lower(), b"250 yes\r\n"))
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Take) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
