@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+# Run by `python -I -S`, it finds no package of ours: the parent-death signal, the table of processes and the ending of
+# them stand here once more (pipelines/processes.py).
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 GRACE_SECONDS = 3.0
 LOOK_SECONDS, DEAD_LOOKS = 1.0, 3

@@ -16,11 +16,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from embedded.ports import HOST, Ports
-from embedded.processes import Started, alive, last_lines, launch
+from embedded.processes import Started, alive, end_leaders, last_lines, launch
 from pipelines.errors import ConfigError, Unavailable
 
 INSTALLED = Path("/usr/lib/postgresql")
@@ -239,11 +240,7 @@ def wait(process: Started, port: int, deadline: float = START_SECONDS) -> None:
 
 def stop(process: Started, number: signal.Signals = signal.SIGINT, grace: float = 20.0) -> None:
     """A fast shutdown: clients are cut off, the data is left in order (SIGQUIT: as it is)."""
-    end = time.monotonic() + grace
-    while alive(process):
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, number if time.monotonic() < end else signal.SIGKILL)
-        time.sleep(0.1)
+    end_leaders([replace(process, stop=number)], grace)
 
 
 def _as(user: str | None) -> dict[str, Any]:

@@ -13,17 +13,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.places import TAG, birth
+from pipelines import processes
+from pipelines.places import TAG
+from pipelines.processes import birth
 
 ROOT = Path(__file__).parent.parent
 SERVICE = "PERENNIAL_SERVICE"
 """The name of the service that a process belongs to."""
+STRAYS_SECONDS = 3.0
+"""What the strays of a dead leader have to end in order."""
 _GUARDS = list["subprocess.Popen[bytes]"]()
 """Those that this process started: subprocess reaps them when it starts another."""
 
@@ -84,51 +87,32 @@ def alive(process: Started) -> bool:
 
 def tagged(tag: str, service: str = "") -> list[int]:
     """The pids of all living processes that carry ``tag`` (and belong to ``service``), this one and its ancestors left out."""
-    marks = {f"{TAG}={tag}".encode(), *([f"{SERVICE}={service}".encode()] if service else [])}
-    own = _ancestors()
-    found = []
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) in own:
-            continue
-        try:
-            environ = (folder / "environ").read_bytes()
-        except OSError:
-            continue  # gone meanwhile, or another user's
-        if marks <= set(environ.split(b"\0")) and birth(int(folder.name)) is not None:
-            found.append(int(folder.name))
-    return found
+    return processes.carrying({TAG: tag, **({SERVICE: service} if service else {})})
 
 
-def end(processes: Sequence[Started], tag: str, *, grace: float = 20.0) -> int:
-    """End ``processes`` and all that carry ``tag``: TERM to the leaders, KILL after ``grace`` seconds, then the same to their strays.
+def end(started: Sequence[Started], tag: str, *, grace: float = 20.0) -> int:
+    """End the ``started`` ones and all that carry ``tag``.
 
-    What others stand on goes last. Returns how many are left: more than 0 means that the kernel does not let them die.
+    TERM to the leaders, KILL after ``grace`` seconds, then the same to their strays. What others stand on goes last.
+    Returns how many are left: more than 0 means that the kernel does not let them die.
     """
-    _end_leaders([process for process in processes if not process.last], grace)
-    _end_leaders([process for process in processes if process.last], grace)
-    leaders = [process for process in processes if alive(process)]
+    for last in (False, True):
+        end_leaders([process for process in started if process.last is last], grace)
     # Orderly leaders take their children with them; what is left has lost its leader.
-    for pid in tagged(tag):
-        _signal(pid, signal.SIGTERM)
-    _wait(leaders, tag, time.monotonic() + 3.0)
-    for pid in tagged(tag):
-        _signal(pid, signal.SIGKILL)
-    return _wait(leaders, tag, time.monotonic() + 5.0)
+    processes.end(lambda: tagged(tag), grace=STRAYS_SECONDS)
+    return len({*tagged(tag), *(process.pid for process in started if alive(process))})
+
+
+def end_leaders(started: Sequence[Started], grace: float) -> None:
+    """End these processes alone, each by its own signal."""
+    stops = {process.pid: process.stop for process in started}
+    processes.end(lambda: [process.pid for process in started if alive(process)], grace=grace, first=stops)
 
 
 def sweep(tag: str, service: str) -> int:
     """End what a dead service left: all that carries its marks. Returns how many are left (0)."""
-    for number, seconds in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 5.0)):
-        deadline = time.monotonic() + seconds
-        while left := tagged(tag, service):
-            for pid in left:
-                _signal(pid, number)
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.1)
-        else:
-            return 0
-    return len(left)
+    processes.end(lambda: tagged(tag, service), grace=STRAYS_SECONDS)
+    return len(tagged(tag, service))
 
 
 def last_lines(log: Path, count: int = 15) -> str:
@@ -137,39 +121,3 @@ def last_lines(log: Path, count: int = 15) -> str:
         return "\n".join(log.read_text(errors="replace").splitlines()[-count:])
     except OSError:
         return "(no log)"
-
-
-def _end_leaders(leaders: Sequence[Started], grace: float) -> None:
-    deadline = time.monotonic() + grace
-    leaders = [process for process in leaders if alive(process)]
-    for process in leaders:
-        _signal(process.pid, process.stop)
-    while leaders and time.monotonic() < deadline:
-        time.sleep(0.05)
-        leaders = [process for process in leaders if alive(process)]
-    for process in leaders:
-        _signal(process.pid, signal.SIGKILL)
-
-
-def _wait(leaders: Sequence[Started], tag: str, deadline: float) -> int:
-    while True:
-        left = len({*tagged(tag), *(process.pid for process in leaders if alive(process))})
-        if not left or time.monotonic() > deadline:
-            return left
-        time.sleep(0.1)
-
-
-def _signal(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _ancestors() -> set[int]:
-    found, pid = set(), os.getpid()
-    while pid > 1:
-        found.add(pid)
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            break
-    return found

@@ -7,7 +7,6 @@ finds everything. Beside it ``<home>/env`` leads steps by hand to the stack (pip
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -26,6 +25,7 @@ from embedded.processes import Started, alive, end, last_lines, launch, sweep, t
 from embedded.service import Service
 from embedded.services import full_environment, missing_environment, services
 from pipelines.errors import ConfigError, ConflictError, PerennialError, Unavailable
+from pipelines.locks import alone
 from pipelines.places import ENV, PRIVATE, RECORD, TAG
 from pipelines.settings import Settings, read_settings
 from pipelines.storage import sweep as sweep_writes
@@ -343,13 +343,13 @@ def _sweep_writes(home: Path) -> None:
 def _locked(home: Path) -> Iterator[None]:
     """Only one start of a state folder at a time."""
     home.mkdir(parents=True, exist_ok=True)
-    with (home / ".stack.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConflictError(
-                f"somebody else is starting a stack of {home} right now: wait for it, then look with `make status`"
-            ) from error
+
+    def refusal(pid: str) -> ConflictError:
+        return ConflictError(
+            f"somebody else (process {pid}) is starting a stack of {home} right now: wait for it, then look with `make status`"
+        )
+
+    with alone(home / ".stack.lock", refusal):
         yield
 
 

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from pipelines.processes import birth
+
 RECORD, ENV = "stack.json", "env"
 TAG = "PERENNIAL_STACK"
 """Every process of a stack has it in its environment, and with it everything else that it needs."""
@@ -76,15 +78,3 @@ def running(home: Path) -> set[str]:
         return {process["name"] for process in found if birth(int(process["pid"])) == process["birth"]}
     except (OSError, ValueError, KeyError, TypeError):
         return set()
-
-
-def birth(pid: int) -> int | None:
-    """Start time of a living process in clock ticks since boot (field 22 of /proc/<pid>/stat).
-
-    None if it is gone or a zombie.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])

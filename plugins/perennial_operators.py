@@ -14,12 +14,12 @@ from perennial_failures import keeping_errors
 from perennial_hooks import settings as settings_of_task
 from perennial_lineage import lineage
 from perennial_links import LINKS, links, run_page
-from perennial_processes import descendants, end
-from perennial_run import failing_fast, resolve_as_of, resolve_trigger, small
+from perennial_run import KILL_GRACE, failing_fast, resolve_as_of, resolve_trigger, small
 from pydantic import BaseModel
 
 from pipelines.cases import load_case
 from pipelines.contracts import Manifest
+from pipelines.processes import descendants, end_all
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class StepOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """End the processes that the step started (training ranks live in sessions of their own)."""
-        end(descendants())
+        end_all(descendants(), grace=KILL_GRACE)
 
 
 def _has_champion(settings: Settings, case: str, as_of: Any) -> bool:

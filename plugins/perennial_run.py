@@ -29,6 +29,8 @@ DEFAULTS: dict[str, Any] = {
     "retry_exponential_backoff": 2.0,
 }
 """What every task has in common: a service that does not answer is tried again after 5, 10 and 20 seconds."""
+KILL_GRACE = 2.5
+"""Seconds between TERM and KILL of what a task has started: Airflow kills the task itself after 5."""
 
 
 def readable_cases() -> tuple[list[Params], dict[str, str]]:

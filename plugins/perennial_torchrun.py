@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 from perennial_operators import StepOperator
-from perennial_processes import TAG, allow_children, descendants, die_with_parent, end, tagged
+from perennial_run import KILL_GRACE
+
+from pipelines.processes import carrying, descendants, die_with_parent, end_all
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
+
+TAG = "PERENNIAL_JOB"
+"""The variable that everything of a training task carries, with its task's name and try."""
 
 
 class TorchrunOperator(StepOperator):
@@ -33,10 +40,10 @@ class TorchrunOperator(StepOperator):
         identity = f"{about.dag_id}/{about.run_id}/{about.task_id}#"
         if stale := tagged(identity):
             self.log.warning("another try of this task left %d process(es): %s", len(stale), ", ".join(map(str, stale)))
-            end(stale)
+            end_all(stale, grace=KILL_GRACE)
         self.job = os.environ[TAG] = f"{identity}{about.try_number}"
-        die_with_parent()
-        allow_children()
+        die_with_parent(signal.SIGTERM)
+        _allow_children()
         try:
             return super().execute(context)
         finally:
@@ -44,4 +51,14 @@ class TorchrunOperator(StepOperator):
 
     def on_kill(self) -> None:
         """End all that carries the task's tag or descends from it: ranks live in sessions of their own."""
-        end([*descendants(), *(tagged(self.job) if self.job else [])])
+        end_all([*descendants(), *(tagged(self.job) if self.job else [])], grace=KILL_GRACE)
+
+
+def tagged(job: str) -> list[int]:
+    """The pids of all living processes of the tasks whose names begin with ``job``, this one left out."""
+    return carrying({TAG: job}, prefix=True)
+
+
+def _allow_children() -> None:
+    """Let this process start others: forked from a Celery pool it passes for a daemon of multiprocessing, which may not."""
+    multiprocessing.current_process()._config.pop("daemon", None)  # type: ignore[attr-defined] # noqa: SLF001 - no public way

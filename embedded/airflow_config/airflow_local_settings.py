@@ -126,10 +126,9 @@ def _forks_tasks() -> bool:
 
 def _die_with_worker(**_signal: Any) -> None:
     """A task's supervisor must not outlive a worker that was killed: its ranks would train on beside the retry's."""
-    import ctypes
-    import signal
+    from pipelines.processes import die_with_parent
 
-    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
+    die_with_parent()
 
 
 if "celery" in sys.argv and "worker" in sys.argv:

@@ -7,18 +7,16 @@ Triton may load, so a half-done rollout is never served. One writer at a time ho
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines import storage
+from pipelines import locks, storage
 from pipelines.errors import IntegrityError, Unavailable
 from pipelines.fields import Fields, signature
 from pipelines.params import Device
@@ -85,22 +83,13 @@ def alone(repository: Path, case: str, *, patience: float = 60.0) -> Iterator[No
     """
     repository.mkdir(parents=True, exist_ok=True)
     path = repository / f".{case}.lock"
-    deadline = time.monotonic() + patience
-    with path.open("a+") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise Unavailable(
-                        f"{path} is held by process {path.read_text() or '?'} for more than {patience:g} s: "
-                        "see what it does, end it if it hangs"
-                    ) from error
-                time.sleep(0.02)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+
+    def refusal(pid: str) -> Unavailable:
+        return Unavailable(
+            f"{path} is held by process {pid} for more than {patience:g} s: see what it does, end it if it hangs"
+        )
+
+    with locks.alone(path, refusal, patience=patience):
         yield
 
 

@@ -22,9 +22,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipelines.params import TrainParams
+from pipelines.processes import die_with_parent
 from pipelines.training import rank
 from pipelines.training.job import JOB, note
-from pipelines.training.stopping import die_with
 
 
 def main(folder: Path, parent: int, node_rank: int = 0) -> None:
@@ -32,7 +32,7 @@ def main(folder: Path, parent: int, node_rank: int = 0) -> None:
 
     If one fails, ends the process with code 1 and leaves a note in the folder.
     """
-    die_with(parent)
+    die_with_parent(parent=parent)
     # A forked agent has its parent's handler until torch's own is there.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # The ranks' standard output is no command's answer.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import torch
 from torch import nn
 
 from pipelines.errors import DataError, Unavailable
+from pipelines.locks import alone
 from pipelines.params import TrainParams
 from pipelines.training.group import local_device
 from pipelines.training.job import RESULT, WEIGHTS, write_result
@@ -66,7 +65,16 @@ def fit(
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perennial-ranks-")))
         folder.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(_alone(folder))
+        # Two tries must not write each other's checkpoints; the ranks of a killed one hold the lock until they are gone.
+        stack.enter_context(
+            alone(
+                folder / LOCK,
+                lambda pid: Unavailable(
+                    f"another try of this training runs in {folder} (process {pid}): wait for it, or end it"
+                ),
+                patience=LOCK_SECONDS,
+            )
+        )
         stack.enter_context(threads(params.threads))
         torch.manual_seed(params.seed)
         model = build()
@@ -95,24 +103,3 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: two tries must not write each other's checkpoints.
-
-    The kernel releases it with the last process that has it.
-    """
-    with (folder / LOCK).open("w") as lock:
-        give_up = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() > give_up:
-                    raise Unavailable(
-                        f"another try of this training runs in {folder}: wait for it, or end it"
-                    ) from error
-            time.sleep(0.05)
-        yield

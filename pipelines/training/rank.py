@@ -14,11 +14,12 @@ import torch.distributed as dist
 from pipelines.errors import PerennialError, Unavailable
 from pipelines.faults import of_case
 from pipelines.params import TrainParams
+from pipelines.processes import die_with_parent
 from pipelines.training.group import local_device, process_group
 from pipelines.training.job import JOB, MODEL, ROWS, note, write_result
 from pipelines.training.loop import optimise
 from pipelines.training.rows import load_rows
-from pipelines.training.stopping import asked_to_leave, die_with
+from pipelines.training.stopping import asked_to_leave
 from pipelines.training.strategies import home_of
 
 TIMED_OUT = ("timed out", "timeout")
@@ -32,9 +33,7 @@ def preload(params: TrainParams) -> None:
 
 def main(folder: str, parent: int | None = None) -> None:
     """Do this rank's part of the job; rank 0 leaves the result in ``folder``, a failing rank a note of why."""
-    if parent is None:
-        parent = os.getppid()
-    die_with(parent)
+    die_with_parent(parent=parent)
     work = Path(folder)
     job = json.loads((work / JOB).read_text())
     params = TrainParams.model_validate_json(json.dumps(job["params"]))

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-
-_PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
@@ -35,10 +31,3 @@ def asked_to_leave(grace_seconds: float | None = None) -> Iterator[Callable[[], 
         yield came.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process as soon as ``parent``, which started it, is gone: nobody would wait for it."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)

@@ -14,8 +14,7 @@ from airflow.sdk import DAG
 from perennial_deadlines import deadline
 from perennial_failures import tell_failure
 from perennial_operators import StepOperator
-from perennial_processes import TAG
-from perennial_torchrun import TorchrunOperator
+from perennial_torchrun import TAG, TorchrunOperator
 
 from pipelines.errors import DataError, TooFewRows, Unavailable
 

@@ -211,7 +211,7 @@ def test_a_train_task_that_is_ended_leaves_no_rank(loop, monkeypatch):
     Meanwhile what ranks say stands in the log of the running task, and people are told once of a run that is late.
     """
     monkeypatch.syspath_prepend(PLUGINS)
-    from perennial_processes import tagged
+    from perennial_torchrun import tagged
 
     airflow, dags = loop.airflow, {end: f"held_{end}" for end in ENDS}
     for dag in dags.values():

@@ -19,7 +19,8 @@ from embedded.__main__ import main
 from embedded.ports import HOST, Ports, is_free
 from embedded.processes import Started, end, launch, tagged
 from pipelines.errors import ConfigError, ConflictError, Unavailable
-from pipelines.places import TAG, birth
+from pipelines.places import TAG
+from pipelines.processes import birth
 from tests import shop
 from tests.pipelines.releases import answering, kill_stub, promote
 

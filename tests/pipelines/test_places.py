@@ -21,7 +21,8 @@ from pipelines import cli, ledger, storage
 from pipelines.case_files import CASES_ROOT
 from pipelines.errors import ConfigError, Unavailable
 from pipelines.params_file import load_params
-from pipelines.places import TAG, birth
+from pipelines.places import TAG
+from pipelines.processes import birth
 from pipelines.registry import rest
 from pipelines.settings import Settings, read_settings
 from tests.pipelines.candidates import CASE, month, registered

@@ -1,4 +1,4 @@
-"""plugins/perennial_torchrun.py and perennial_processes.py: nothing that a training has started outlives it."""
+"""plugins/perennial_torchrun.py and pipelines/processes.py: nothing that a training has started outlives it."""
 
 import os
 import subprocess
@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import perennial_processes
 import perennial_torchrun
 import pytest
-from perennial_processes import TAG, end, tagged
-from perennial_torchrun import TorchrunOperator
+from perennial_torchrun import TAG, TorchrunOperator, tagged
+
+from pipelines.processes import end_all
 
 SLEEP = [sys.executable, "-S", "-c", "import time; print('up', flush=True); time.sleep(60)"]
 DEAF = [
@@ -39,7 +39,7 @@ def ti():
 @pytest.fixture(autouse=True)
 def _loose(monkeypatch):
     """This process shall not die with its parent, nor take the servers of other tests for its task's processes."""
-    monkeypatch.setattr(perennial_torchrun, "die_with_parent", lambda: None)
+    monkeypatch.setattr(perennial_torchrun, "die_with_parent", lambda _number: None)
     monkeypatch.setattr(perennial_torchrun, "descendants", list)
 
 
@@ -84,7 +84,7 @@ def test_a_kill_reaches_sessions_of_their_own_and_the_deaf(monkeypatch, ti):
 def test_a_task_dies_with_its_supervisor():
     """A killed parent takes the task along: the kernel sends it a signal."""
     task = (
-        "from perennial_processes import die_with_parent as d; import time; d(); print('up', flush=True); "
+        "from pipelines.processes import die_with_parent as d; import time; d(15); print('up', flush=True); "
         "time.sleep(60)"
     )
     argv = [sys.executable, "-c", task]
@@ -92,10 +92,9 @@ def test_a_task_dies_with_its_supervisor():
         f"import subprocess, sys, time; c = subprocess.Popen({argv!r}, stdout=subprocess.PIPE); "
         "c.stdout.readline(); print(c.pid, flush=True); time.sleep(60)"
     )
-    plugins = str(Path(perennial_processes.__file__).parent)
     supervisor = subprocess.Popen(
         [sys.executable, "-c", parent],
-        env={**os.environ, "PYTHONPATH": plugins, TAG: "dies"},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), TAG: "dies"},
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
@@ -114,4 +113,4 @@ def test_ending_nobody_is_fine():
     gone = started()
     gone.kill()
     gone.wait()
-    assert end([gone.pid]) == []
+    assert end_all([gone.pid], grace=1.0) == []
