@@ -12,17 +12,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
 from typing import Any
-
-from prometheus_client import CollectorRegistry, Metric, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.registry import Collector
 
 from embedded.airflow import FINISHED, Airflow, client
 from pipelines.errors import PerennialError
 from pipelines.moments import parse_moment
+from pipelines.reports import exporter
+from pipelines.reports.exporter import Sample
 from pipelines.settings import read_settings
 
 PREFIX = "perennial_airflow_"
@@ -50,8 +47,6 @@ TASK_STATES = ("running", "queued", "scheduled", "deferred", "up_for_retry", "fa
 POOL_STATES = ("open", "running", "queued", "scheduled", "deferred")
 KEEP_SECONDS = 10.0
 
-Sample = tuple[str, dict[str, str], float]
-
 
 class Watch:
     """Asks one Airflow, and remembers what cannot change any more."""
@@ -78,7 +73,7 @@ class Watch:
                     print(error, file=sys.stderr, flush=True)
                     found = [("up", {}, 0.0)]
                 self._made = self._clock()
-                self._text = _render([*found, ("collect_seconds", {}, self._made - began)])
+                self._text = exporter.exposition(PREFIX, SERIES, [*found, ("collect_seconds", {}, self._made - began)])
             return self._text
 
     def _samples(self) -> Iterator[Sample]:
@@ -159,47 +154,6 @@ def _seconds(text: str) -> float:
     return parse_moment(text).timestamp()
 
 
-class _Families(Collector):
-    def __init__(self, found: Iterable[Metric]) -> None:
-        self.found = found
-
-    def collect(self) -> Iterable[Metric]:
-        """The families as they are."""
-        return self.found
-
-
-def _render(samples: Iterable[Sample]) -> bytes:
-    families = {name: Metric(PREFIX + name, about, "gauge") for name, about in SERIES.items()}
-    for name, labels, value in samples:
-        families[name].add_sample(PREFIX + name, labels, float(value))
-    registry = CollectorRegistry()
-    registry.register(_Families(families.values()))
-    return generate_latest(registry)
-
-
-def serve(watch: Watch, host: str, port: int, ready: Callable[[int], None] = lambda _port: None) -> None:
-    """Answer ``/metrics`` and ``/healthz`` on ``host:port`` (0: a free one, told to ``ready``) until the process is ended."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path not in ("/metrics", "/healthz"):
-                self.send_error(404, "ask for /metrics")
-                return
-            body = watch.text() if self.path == "/metrics" else b"ok\n"
-            self.send_response(200)
-            self.send_header("Content-Type", CONTENT_TYPE_LATEST if self.path == "/metrics" else "text/plain")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, form: str, *arguments: Any) -> None:
-            """Say nothing: one line per scrape helps nobody."""
-
-    with ThreadingHTTPServer((host, port), Answer) as server:
-        ready(server.server_port)
-        server.serve_forever()
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Serve until the process is ended; 2 if the settings cannot be read."""
     parser = argparse.ArgumentParser(
@@ -213,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     except PerennialError as error:
         print(f"airflow_metrics: {error}", file=sys.stderr)
         return error.exit_code
-    serve(watch, given.host, given.port)
+    exporter.serve(watch.text, given.host, given.port)
     return 0
 
 

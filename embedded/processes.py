@@ -1,9 +1,9 @@
 """Starting, finding and ending operating-system processes, and only those that a stack started.
 
-Every service gets ``PERENNIAL_STACK=<tag>`` and ``PERENNIAL_SERVICE=<name>`` in its environment and hands them down, so that a
-scheduler's workers, a torchrun's ranks and Triton's stubs are found by ``/proc/<pid>/environ`` even if their parent
-was killed. A process is identified by its pid and its start time: a recycled pid is never taken for ours. Each service has a
-guard (guard.py), which ends what a killed one leaves; whoever started the stack may go.
+Every service gets ``PERENNIAL_STACK=<tag>`` and ``PERENNIAL_SERVICE=<name>`` in its environment and hands them down, so
+that a scheduler's workers, a torchrun's ranks and Triton's stubs are found (pipelines/processes.py) even if their parent
+was killed. A process is identified by its pid and its start time: a recycled pid is never taken for ours. Each service
+has a guard (guard.py), which ends what a killed one leaves; whoever started the stack may go.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ class Started:
 
 
 def launch(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path, mend: Sequence[str] = ()) -> Started:
-    """Start ``argv`` from the repository's root in a session of its own, its output in ``log`` (the last one is kept as ``.1``).
+    """Start ``argv`` from the repository's root in a session of its own, its output in ``log``.
 
-    What it starts ends with it. ``mend`` is a command that is run when a child of it has died and it does not notice.
+    The last log is kept as ``.1``. What it starts ends with it. ``mend`` is a command that is run when a child of it has
+    died and it does not notice.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():
@@ -86,7 +87,7 @@ def alive(process: Started) -> bool:
 
 
 def tagged(tag: str, service: str = "") -> list[int]:
-    """The pids of all living processes that carry ``tag`` (and belong to ``service``), this one and its ancestors left out."""
+    """All living processes that carry ``tag`` (and belong to ``service``), but this one and its ancestors."""
     return processes.carrying({TAG: tag, **({SERVICE: service} if service else {})})
 
 

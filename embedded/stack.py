@@ -346,7 +346,8 @@ def _locked(home: Path) -> Iterator[None]:
 
     def refusal(pid: str) -> ConflictError:
         return ConflictError(
-            f"somebody else (process {pid}) is starting a stack of {home} right now: wait for it, then look with `make status`"
+            f"somebody else (process {pid}) is starting a stack of {home} right now: "
+            "wait for it, then look with `make status`"
         )
 
     with alone(home / ".stack.lock", refusal):

@@ -23,8 +23,9 @@ Label = NDArray[Any]
 CLIP = 1e-6
 """Probabilities are taken to be in ``[CLIP, 1 - CLIP]``, so a sure and wrong row costs 13.8 nats and not infinity.
 
-The scores are float32 sigmoids: the largest one below 1 is 1 - 6e-8, and 1 - 1e-7 is no float32, so a smaller clip would
-depend on the type that it is taken in, and treat 0 and 1 unequally. It is the one that the ledger's verdicts were made with.
+The scores are float32 sigmoids: the largest one below 1 is 1 - 6e-8, and 1 - 1e-7 is no float32, so a smaller clip
+would depend on the type that it is taken in, and treat 0 and 1 unequally. It is the one that the ledger's verdicts were
+made with.
 """
 DRAWS = 200
 """Resampled confusion tables behind an interval of macro-F1."""

@@ -1,9 +1,9 @@
 """The operating system's processes: who lives, who carries a mark, how one dies with its parent, how many are ended.
 
-A fresh interpreter shows its environment in /proc/<pid>/environ, also when it leads a session of its own and its parent is
-gone, as torchrun's ranks do: so what a stack or a task has started is found by a variable that it handed down. A forked
-process shows its parent's environment as it was: it is found as a descendant, and dies with its parent by the kernel's
-parent-death signal. ``embedded/guard.py`` has to do without this package.
+A fresh interpreter shows its environment in /proc/<pid>/environ, also when it leads a session of its own and its parent
+is gone, as torchrun's ranks do: so what a stack or a task has started is found by a variable that it handed down. A
+forked process shows its parent's environment as it was: it is found as a descendant, and dies with its parent by the
+kernel's parent-death signal. ``embedded/guard.py`` has to do without this package.
 """
 
 from __future__ import annotations

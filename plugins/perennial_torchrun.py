@@ -60,5 +60,8 @@ def tagged(job: str) -> list[int]:
 
 
 def _allow_children() -> None:
-    """Let this process start others: forked from a Celery pool it passes for a daemon of multiprocessing, which may not."""
+    """Let this process start others.
+
+    Forked from a Celery pool it passes for a daemon of multiprocessing, which may not.
+    """
     multiprocessing.current_process()._config.pop("daemon", None)  # type: ignore[attr-defined] # noqa: SLF001 - no public way

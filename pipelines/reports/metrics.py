@@ -15,14 +15,11 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, get_args
 
-from prometheus_client import CollectorRegistry, Metric, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.registry import Collector
-
 from pipelines import ledger
 from pipelines.contracts import DriftReport, EpisodeTrigger, Release, Severity
 from pipelines.errors import DatabaseDamaged, PerennialError, Unavailable
 from pipelines.params import Params
+from pipelines.reports import exporter
 from pipelines.settings import Settings
 from pipelines.storage import MANIFEST
 
@@ -67,7 +64,7 @@ DRIFT_SEVERITIES = ("info", "warn", "severe")
 BOUNDS = ("value", "low", "high")
 
 log = logging.getLogger(__name__)
-Sample = tuple[str, dict[str, str], float]
+Sample = exporter.Sample
 Cases = tuple[Sequence[Params], Mapping[str, str]]
 """The cases whose parameters can be read, and by case what is wrong with those that cannot work."""
 
@@ -79,10 +76,7 @@ def render(settings: Settings, cases: Iterable[Params], broken: Mapping[str, str
     ConfigError or DatabaseDamaged if it cannot be opened: then nothing is known of any case.
     """
     ledger.check(settings.ledger)
-    families = {name: Metric(PREFIX + name, about, "gauge") for name, about in SERIES.items()}
-
-    def add(case: str, name: str, labels: Mapping[str, str], value: float) -> None:
-        families[name].add_sample(PREFIX + name, {"case": case, **labels}, float(value))
+    gauges: list[exporter.Sample] = []
 
     states = dict.fromkeys(broken, 1)
     for params in cases:
@@ -93,24 +87,10 @@ def render(settings: Settings, cases: Iterable[Params], broken: Mapping[str, str
         except (PerennialError, OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s: what is stored of it cannot be read: %s", params.case, error)
             found, states[params.case] = [], 1
-        for name, labels, value in found:
-            add(params.case, name, labels, value)
+        gauges += [(name, {"case": params.case, **labels}, value) for name, labels, value in found]
         states.setdefault(params.case, 0)
-    for case in sorted(states):
-        add(case, "case_broken", {}, states[case])
-    registry = CollectorRegistry()
-    registry.register(_Families(families.values()))
-    return generate_latest(registry).decode()
-
-
-class _Families(Collector):
-    """The form in which the client library takes what is not counted in this process."""
-
-    def __init__(self, found: Iterable[Metric]) -> None:
-        self.found = found
-
-    def collect(self) -> Iterable[Metric]:
-        return self.found
+    gauges += [("case_broken", {"case": case}, states[case]) for case in sorted(states)]
+    return exporter.exposition(PREFIX, SERIES, gauges).decode()
 
 
 def serve(
@@ -124,30 +104,7 @@ def serve(
 
     ``cases`` is asked at every scrape: cases come, go, break and are mended.
     """
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path.partition("?")[0] != "/metrics":
-                self.send_error(404, "ask for /metrics")
-                return
-            try:
-                body = render(settings, *cases()).encode()
-            except (PerennialError, OSError, ValueError) as error:
-                self.send_error(503, "no metrics", str(error))
-                return
-            self.send_response(200)
-            self.send_header("Content-Type", CONTENT_TYPE_LATEST)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, form: str, *arguments: Any) -> None:
-            log.debug(form, *arguments)
-
-    with ThreadingHTTPServer((host, port), Answer) as server:
-        ready(server.server_port)
-        server.serve_forever()
+    exporter.serve(lambda: render(settings, *cases()).encode(), host, port, ready)
 
 
 def samples(settings: Settings, params: Params) -> Iterator[Sample]:

@@ -65,7 +65,7 @@ def fit(
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perennial-ranks-")))
         folder.mkdir(parents=True, exist_ok=True)
-        # Two tries must not write each other's checkpoints; the ranks of a killed one hold the lock until they are gone.
+        # Two tries must not write each other's checkpoints; the ranks of a killed one hold the lock while they live.
         stack.enter_context(
             alone(
                 folder / LOCK,

@@ -10,7 +10,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from embedded.airflow import Airflow
-from embedded.airflow_metrics import KEEP_SECONDS, PREFIX, SERIES, Watch, serve
+from embedded.airflow_metrics import KEEP_SECONDS, PREFIX, SERIES, Watch
+from pipelines.reports import exporter
 
 START = "2026-03-01T02:00:00Z"
 END = "2026-03-01T02:00:30Z"
@@ -139,7 +140,7 @@ def test_a_refused_login_is_said(capsys, login):
 def test_it_is_served():
     """The exporter answers /metrics and /healthz over HTTP, and 404 elsewhere."""
     ports: Queue[int] = Queue()
-    threading.Thread(target=serve, args=(watching()[0], "127.0.0.1", 0, ports.put), daemon=True).start()
+    threading.Thread(target=exporter.serve, args=(watching()[0].text, "127.0.0.1", 0, ports.put), daemon=True).start()
     url = f"http://127.0.0.1:{ports.get(timeout=5)}"
     with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
         assert samples(answer.read())[("up", ())] == 1

@@ -69,7 +69,10 @@ def test_a_dead_process_has_no_birth(started):
 def test_a_lock_names_its_holder_and_goes_with_it(tmp_path):
     """While another process holds the lock, its pid is in the refusal; when that one is killed the lock is free."""
     path = tmp_path / "lock"
-    code = "import sys, time; from pathlib import Path; from pipelines.locks import alone\nwith alone(Path(sys.argv[1]), OSError): print('up', flush=True); time.sleep(60)"
+    code = (
+        "import sys, time; from pathlib import Path; from pipelines.locks import alone\n"
+        "with alone(Path(sys.argv[1]), OSError): print('up', flush=True); time.sleep(60)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE)
     holder.stdout.readline()
     with pytest.raises(ConflictError, match=f"held by {holder.pid}"), alone(path, _refusal, patience=0.1):
