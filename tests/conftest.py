@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,21 +15,42 @@ from xdist.scheduler import LoadFileScheduling
 
 from embedded import postgres
 from embedded.ports import Ports
+from embedded.triton import settings as triton_settings
 from embedded.triton import triton
-from pipelines.errors import ConfigError
+from pipelines.deploy import triton as triton_calls
+from pipelines.errors import ConfigError, PerennialError
 from tests.pipelines.conftest import free_port
 
 # Some machines export it; a child that may not write byte-code starts twice as slowly.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+TRITONS_OWN = {"model_repository", "triton", "secrets", "logs"}
+"""What of a state folder a running Triton holds."""
 
-@pytest.fixture(scope="module")
-def triton_server(tmp_path_factory):
-    """A real Triton on free ports: ``(home, ports)``, its model repository (empty at first) in ``home / "model_repository"``."""
-    home = tmp_path_factory.mktemp("triton")
-    ports = Ports.free()
+
+@pytest.fixture(scope="session")
+def one_triton(tmp_path_factory):
+    """A real Triton on free ports, for one module after another (:func:`triton_server`)."""
+    home, ports = tmp_path_factory.mktemp("triton"), Ports.free()
     with triton(home, ports):
         yield home, ports
+
+
+@pytest.fixture(scope="module")
+def triton_server(one_triton):
+    """A real Triton: ``(home, ports)``; its state folder holds nothing yet, its ``model_repository`` neither."""
+    home, ports = one_triton
+    settings = triton_settings(home, ports)
+    for model in (home / "model_repository").glob("[!.]*"):
+        with contextlib.suppress(PerennialError):  # it was not loaded
+            triton_calls.unload(settings, model.name)
+    left = [*(home / "model_repository").iterdir(), *(path for path in home.iterdir() if path.name not in TRITONS_OWN)]
+    for path in left:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return home, ports
 
 
 @pytest.fixture(scope="session")
@@ -84,6 +107,15 @@ def postgres_server():
         yield urls["ledger"]
 
 
+@pytest.fixture(scope="session")
+def live(tmp_path_factory):
+    """The real stack that tests/dags/test_real_airflow.py and tests/embedded/test_stack.py share; the latter ends it."""
+    from tests.running import running
+
+    with running(tmp_path_factory) as found:
+        yield found
+
+
 START_AIRFLOW = ("tests/system/", "tests/dags/test_real_airflow.py", "tests/embedded/test_stack.py")
 """The files that start an Airflow; those of tests/system ask one running demo."""
 
@@ -101,8 +133,9 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """The files with an Airflow begin: they take longest."""
-    items.sort(key=lambda item: not item.nodeid.startswith(START_AIRFLOW))
+    """The files with an Airflow begin, then those with slow tests: what is short comes last, so that no worker ends alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (not item.nodeid.startswith(START_AIRFLOW), item.path not in slow))
 
 
 BUDGET_SECONDS = 1200

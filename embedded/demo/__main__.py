@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--case", default=None, help="bank, triage or loans; default: bank where its data can be had, else loans"
     )
     parser.add_argument("--fast", action="store_true", help="a shorter stretch of history")
+    parser.add_argument("--ticks", type=int, default=None, help="end after so many ticks of it")
     parser.add_argument(
         "--profile",
         choices=PROFILES,
@@ -63,7 +64,7 @@ def _demo(options: argparse.Namespace, progress: Progress) -> int:
     _move_aside(home, progress)
     case, source = _choose(options.case, read_settings(home=home))
     progress.say(f"[bold]case {case}[/]: {source.kind} data, {source.name}: {source.why}")
-    plan = load_plan(case, fast=options.fast)
+    plan = load_plan(case, fast=options.fast, ticks=options.ticks)
     params = write_params(plan, home / PARAMS)
     if cases.load_fields(case).text is not None:
         progress.budget = TEXTS

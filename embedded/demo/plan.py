@@ -54,8 +54,13 @@ class Plan:
     params: dict[str, Any]
 
 
-def load_plan(case: str, *, fast: bool) -> Plan:
-    """Read ``cases/<case>/demo.yaml``; ``fast`` takes its shorter stretch."""
+def load_plan(case: str, *, fast: bool, ticks: int | None = None) -> Plan:
+    """Read ``cases/<case>/demo.yaml``; ``fast`` takes its shorter stretch, ``ticks`` ends it after so many.
+
+    Raises ConfigError for a plan that cannot be read, and for fewer ticks than one.
+    """
+    if ticks is not None and ticks < 1:
+        raise ConfigError(f"a replay of {ticks} ticks replays nothing: give TICKS=1 or more")
     path = CASES_ROOT / case / "demo.yaml"
     if not path.exists():
         raise ConfigError(f"{path} does not exist: a case needs one to be replayed by the demo")
@@ -67,7 +72,7 @@ def load_plan(case: str, *, fast: bool) -> Plan:
     return Plan(
         case=case,
         first_as_of=_midnight(demo.first_as_of),
-        windows=tuple(_windows(start, until, demo.tick)),
+        windows=tuple(_windows(start, until, demo.tick))[:ticks],
         scheduled_every=demo.scheduled_every,
         min_month_rows=demo.min_month_rows,
         tick=demo.tick,

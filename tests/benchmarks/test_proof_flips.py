@@ -10,7 +10,7 @@ from benchmarks.proof import flips as proof
 
 SCRIPT = """
 import json, pathlib, sys
-from benchmarks import proof_flips as proof
+from benchmarks.proof import flips as proof
 proof.SERVED = 1
 proof.preload()
 kinds = [kind for kind in proof.KINDS if kind.name in sys.argv[2:]]

@@ -1,106 +1,54 @@
 """The DAGs in the real Airflow over the whole real stack: the scheduler's own tick, and one training run and one message per episode."""
 
 import os
-import shutil
-import tempfile
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from benchmarks.full.episode import forget, provoke
-from embedded import stack
 from embedded.airflow import client
 from embedded.airflow_metrics import SERIES, Watch
-from embedded.ports import Ports
-from embedded.services import PARAMS, settings_of
+from embedded.services import settings_of
 from pipelines import cases, ledger
-from pipelines.case_files import CASES_ROOT
 from pipelines.fields import Categorical
 from pipelines.params_file import load_params
+from pipelines.places import PRIVATE
 from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import read_manifest, wall_time
 from tests.embedded.test_airflow_metrics import samples
-from tests.pipelines.alerts.test_sinks import receiver
 from tests.pipelines.data import loglines
+from tests.running import CASE, ENDS, GRAFANA, MAPPED, PROFILE, ROOT
 
 pytestmark = pytest.mark.slow
 
-PROFILE = os.environ.get("PERENNIAL_TEST_PROFILE", "embedded")
-"""full (`make test-full`): the same tests on PostgreSQL, Celery and all that docker-compose.yaml starts."""
-CASE, MAPPED = "loans", "bank"
 RUNS = 20 if PROFILE == "full" else 8
 FAULTS = ("drift:decided.1", "drift:opened.1", "drift:publish.1", "drift:published.1", "alert:files.1")
 """Where a task is killed: the state without its episode, the episode without its report, and on the way to the commits."""
-ROOT = Path(__file__).parents[2]
 PLUGINS = str(ROOT / "plugins")
-GRAFANA = "http://grafana.example.org"
-ENDS, RANKS = ("failed", "cleared", "timed"), 2
-"""The trainings of tests/dags/probes.py, by how they end."""
+RANKS = 2
+"""Of each training of tests/dags/probes.py."""
 PATIENCE = 20.0
 """Seconds in which ranks must be gone: 8 at most where nothing else runs."""
 
 
 @pytest.fixture(scope="module")
-def loop(tmp_path_factory):
-    """A running stack whose `loans` DAGs are unpaused and follow their schedules, and whose `bank` maps profiles over days."""
-    home, faults = _home(tmp_path_factory), tmp_path_factory.mktemp("faults")
-    with receiver(200) as (webhook, messages):
-        dags = tmp_path_factory.mktemp("dags")
-        for path in [*(ROOT / "dags").glob("*.py"), ROOT / "tests/dags/probes.py"]:
-            shutil.copy(path, dags)
-        own = {
-            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
-            "PERENNIAL_GRAFANA_URL": GRAFANA,
-            "AIRFLOW__CELERY__WORKER_CONCURRENCY": str(len(ENDS)),
-        }
-        extra = {
-            **own,
-            "PERENNIAL_LOG_SEGMENT_SECONDS": "1",
-            "PERENNIAL_SCHEDULES": "1",
-            "PERENNIAL_ALERT_WEBHOOK": webhook,
-            "PERENNIAL_FAILPOINT": f"@{faults}",
-        }
-        running = stack.start(home, Ports.free(), profile=PROFILE, extra_env=extra)
-        yield from _running(home, running, faults, messages)
+def loop(live):
+    """The running stack with its settings and its Airflow, which has parsed the DAGs of `loans`.
 
-
-def _home(tmp_path_factory):
-    """A state folder with parameters of its own; on the full stack PostgreSQL's user must be able to pass through it, and trainings go to the GPU queue."""
-    own: dict[str, dict[str, dict[str, Any]]] = {MAPPED: {"drift": {"mapped": True}}}
-    if PROFILE == "embedded":
-        home = tmp_path_factory.mktemp("loop")
-    else:
-        home = Path(tempfile.mkdtemp(prefix="perennial-full-"))
-        home.chmod(0o711)
-        own[CASE] = {"resources": {"queue": "gpu"}}
-    (home / PARAMS).mkdir()
-    for case, changes in own.items():
-        params = yaml.safe_load((CASES_ROOT / case / "params.yaml").read_text())
-        (home / PARAMS / f"{case}.yaml").write_text(
-            yaml.safe_dump(params | {block: params.get(block, {}) | values for block, values in changes.items()})
-        )
-    return home
-
-
-def _running(home, running, faults, messages):
-    try:
-        settings = settings_of(home, running.env)
-        airflow = client(settings)
-        airflow.wait_for_dags(f"{CASE}_{kind}" for kind in ("training", "drift", "rollback"))
-        yield SimpleNamespace(
-            settings=settings, airflow=airflow, params=load_params(CASE), faults=faults, messages=messages
-        )
-    finally:
-        assert stack.stop(home) == 0
-        if PROFILE == "full":
-            shutil.rmtree(home)
+    What is written here into the state is its owner's alone, as what the stack writes is.
+    """
+    settings = settings_of(live.stack.home, live.stack.env)
+    airflow = client(settings)
+    airflow.wait_for_dags(f"{CASE}_{kind}" for kind in ("training", "drift", "rollback"))
+    umask = os.umask(PRIVATE)
+    yield SimpleNamespace(
+        settings=settings, airflow=airflow, params=load_params(CASE), faults=live.faults, messages=live.messages
+    )
+    os.umask(umask)
 
 
 def _own_tick(airflow, dag):

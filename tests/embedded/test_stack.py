@@ -157,13 +157,9 @@ def test_an_older_state_is_closed_and_killed_writes_are_swept(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    """A real stack on free ports, stopped afterwards whatever happens."""
-    home = tmp_path_factory.mktemp("stack")
-    try:
-        yield stack.start(home, Ports.free())
-    finally:
-        assert stack.stop(home) == 0
+def running(live):
+    """The real stack that others of these files have used before; the last test here that uses it ends it."""
+    return live.stack
 
 
 def sessions(pids):

@@ -1,6 +1,5 @@
 """pipelines/ledger.py: one winner per release, an unbroken chain, a way back."""
 
-import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,6 +13,7 @@ from sqlalchemy import create_engine, text
 from pipelines import ledger, storage
 from pipelines.errors import ConflictError, IntegrityError, Overtaken
 from tests.pipelines.alerts.found import alert, notice
+from tests.pipelines.conftest import fresh_processes
 from tests.pipelines.postgres import fresh_schema
 
 T0 = datetime(2008, 8, 1, tzinfo=UTC)
@@ -73,7 +73,7 @@ def test_compare_and_swap_has_one_winner(tmp_path: Path):
     """Of eight processes that promote at once, exactly one wins and the rest get a conflict (on PostgreSQL: test_database.py)."""
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     _append(url, 0, 1)
-    context = multiprocessing.get_context("spawn")
+    context = fresh_processes()
     queue = context.Queue()
     processes = [context.Process(target=_race, args=(url, 1, champion, queue)) for champion in range(2, 10)]
     for process in processes:

@@ -30,33 +30,49 @@ def _make(*arguments: str, timeout: float = 600, **extra: str) -> subprocess.Com
 
 
 @pytest.fixture(scope="package")
-def small_texts(tmp_path_factory):
-    """A folder of parameters: the triage case on a tiny encoder, trained by two ranks."""
+def small(tmp_path_factory):
+    """A folder of parameters.
+
+    The texts of triage go through a tiny encoder, trained by two ranks; loans drift on the third day, and their labels
+    come after one.
+    """
     folder = tmp_path_factory.mktemp("params")
     encoder = write_encoder(folder / "encoder")
-    params = load_params("triage").model_dump(mode="json", by_alias=True)
-    changes = {
-        "model": {"encoder": str(encoder), "max_tokens": 32},
-        "dataset": {"max_rows": 600, "min_holdout": 50},
-        "train": {"epochs": 1, "ranks": 2, "threads": 1},
-        "export": {"int8": False},
+    changes: dict[str, dict] = {
+        "triage": {
+            "model": {"encoder": str(encoder), "max_tokens": 32},
+            "dataset": {"max_rows": 600, "min_holdout": 50},
+            "train": {"epochs": 1, "ranks": 2, "threads": 1},
+            "export": {"int8": False},
+        },
+        "loans": {
+            "label_delay_days": 1,
+            "source": {"drift": "concept", "drift_at": "2020-05-27", "drift_every_days": None},
+        },
     }
-    for block, values in changes.items():
-        params[block] |= values
-    (folder / "triage.yaml").write_text(yaml.safe_dump(params))
+    for case, blocks in changes.items():
+        params = load_params(case).model_dump(mode="json", by_alias=True)
+        for block, values in blocks.items():
+            params[block] = params[block] | values if isinstance(values, dict) else values
+        (folder / f"{case}.yaml").write_text(yaml.safe_dump(params))
     return folder
 
 
 @pytest.fixture(scope="package")
-def home(tmp_path_factory, small_texts):
-    """The state of a fast demo whose stack is still running; torn down by `make down`, which must leave nothing."""
+def home(tmp_path_factory, small):
+    """The state of a fast demo of at most eight ticks whose stack is still running; `make down` must leave nothing of it.
+
+    What tests run by hand reads the demo's parameters, as the stack does.
+    """
     state = tmp_path_factory.mktemp("demo") / "state"
     try:
-        done = _make("demo", "FAST=1", "KEEP=1", f"STATE={state}", PERENNIAL_PARAMS_DIR=str(small_texts))
+        done = _make("demo", "FAST=1", "TICKS=8", "KEEP=1", f"STATE={state}", PERENNIAL_PARAMS_DIR=str(small))
         assert done.returncode == 0, (
             f"make demo ended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         )
-        yield state
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PERENNIAL_PARAMS_DIR", str(small))
+            yield state
     finally:
         down = _make("down", f"STATE={state}")
         assert down.returncode == 0, down.stderr

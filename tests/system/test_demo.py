@@ -1,4 +1,4 @@
-"""The whole loop, for real: `make demo FAST=1`, and what its live stack answers afterwards."""
+"""The whole loop, for real: `make demo FAST=1 TICKS=8`, and what its live stack answers afterwards."""
 
 import os
 import shutil
@@ -247,15 +247,15 @@ def test_posted_labels_decide_the_next_candidate(summary, settings, tmp_path):
 
 def _candidate(settings: Settings, case: str, as_of: datetime) -> dict:
     """The manifests of a candidate made on the command line, in a process of its own as training forks its ranks."""
-    for step in ("ingest", "validate", "dataset", "train"):
-        command = [sys.executable, "-m", "pipelines", step, "--case", case, "--as-of", as_of.isoformat()]
-        subprocess.run(
-            command,
-            cwd=REPOSITORY,
-            env={**os.environ, "PERENNIAL_HOME": str(settings.root)},
-            capture_output=True,
-            check=True,
-        )
+    code = "import sys; from pipelines.cli import main; "
+    code += "sys.exit(any(main([step, *sys.argv[1:]]) for step in ('ingest', 'validate', 'dataset', 'train')))"
+    subprocess.run(
+        [sys.executable, "-c", code, "--case", case, "--as-of", as_of.isoformat()],
+        cwd=REPOSITORY,
+        env={**os.environ, "PERENNIAL_HOME": str(settings.root)},
+        capture_output=True,
+        check=True,
+    )
     return {step: read_manifest(settings.run_dir(case, as_of) / step) for step in ("dataset", "train")}
 
 

@@ -43,9 +43,9 @@ def _write_reports(path):
 
 
 @pytest.fixture(scope="module")
-def params(small_texts):
+def params(small):
     """The parameters that the stack was started with."""
-    return load_params(CASE, small_texts / "triage.yaml")
+    return load_params(CASE, small / "triage.yaml")
 
 
 @pytest.fixture(scope="module")

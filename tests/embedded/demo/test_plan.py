@@ -28,6 +28,15 @@ def test_fast_takes_the_declared_stretch():
     assert [window.start.month for window in plan.windows] == [4, 5, 6, 7, 8, 9]
 
 
+def test_a_replay_ends_after_the_ticks_that_were_asked_for():
+    """TICKS=3 replays the first three windows, more than there are replay all, and less than one is refused."""
+    whole = load_plan("bank", fast=True)
+    assert load_plan("bank", fast=True, ticks=3).windows == whole.windows[:3]
+    assert load_plan("bank", fast=True, ticks=99) == whole
+    with pytest.raises(ConfigError, match="a replay of 0 ticks"):
+        load_plan("bank", fast=True, ticks=0)
+
+
 def test_a_case_without_a_plan_says_what_is_missing():
     """A case that has no demo.yaml is told so by name."""
     with pytest.raises(ConfigError, match=r"nothere/demo\.yaml does not exist"):

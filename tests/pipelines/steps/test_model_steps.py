@@ -199,8 +199,8 @@ def test_an_empty_holdout_is_inconclusive(first):
 def test_a_champion_whose_folder_was_set_aside_is_still_the_opponent(first, tmp_path):
     """If the champion's own run is repeated with other parameters, it is found beside its old place; if it is gone, that is said."""
     settings = Settings(home=tmp_path)
-    run_dir = put_dataset(settings, AS_OF)
-    run_chain(settings, run_dir, AS_OF)
+    run_dir = settings.run_dir("loans", AS_OF)
+    shutil.copytree(first[1], run_dir)
     release(settings, run_dir, AS_OF, 1)
     key = storage.read_manifest(run_dir / "export").key
     other = PARAMS.model_copy(update={"train": PARAMS.train.model_copy(update={"seed": 8})})
@@ -213,11 +213,9 @@ def test_a_champion_whose_folder_was_set_aside_is_still_the_opponent(first, tmp_
     assert evaluate.run(PARAMS, settings, later, LATER).facts["opponent"]["candidate_key"] == key
     (kept,) = run_dir.glob(f"export.{key[:12]}.*")
     kept.rename(tmp_path / "lost")
-    last = put_dataset(settings, LATER + timedelta(days=1), seed=6)
-    for step in (train, export):
-        step.run(PARAMS, settings, last, LATER + timedelta(days=1))
+    shutil.rmtree(later / "evaluate")
     with pytest.raises(IntegrityError, match="restore the run"):
-        evaluate.run(PARAMS, settings, last, LATER + timedelta(days=1))
+        evaluate.run(PARAMS, settings, later, LATER)
 
 
 @pytest.mark.parametrize("point", storage.FAILPOINTS)

@@ -1,6 +1,5 @@
 """pipelines/steps/rollback.py: the release below serves again, once per request."""
 
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -13,7 +12,7 @@ from pipelines.params_file import load_params
 from pipelines.settings import Settings
 from pipelines.steps import release, rollback
 from tests.pipelines.candidates import CASE, candidate, month, registered
-from tests.pipelines.conftest import free_port
+from tests.pipelines.conftest import free_port, fresh_processes
 from tests.pipelines.postgres import fresh_schema
 from tests.pipelines.releases import answering, equals_onnxruntime, kill_stub, promote, roll_out
 
@@ -166,7 +165,7 @@ def test_one_request_rolls_back_once_and_revives(released):
 @pytest.fixture(scope="module")
 def processes():
     """Three processes that order at once."""
-    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(3, mp_context=fresh_processes()) as pool:
         yield pool
 
 

@@ -1,7 +1,6 @@
 """pipelines/steps/rollout.py: a candidate serves after the handshake, or everything stays as it is."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -15,7 +14,7 @@ from pipelines.params_file import load_params
 from pipelines.settings import Settings
 from pipelines.steps import reconcile, register, rollout
 from tests.pipelines.candidates import CASE, candidate, month, registered
-from tests.pipelines.conftest import free_port
+from tests.pipelines.conftest import free_port, fresh_processes
 from tests.pipelines.releases import answering, equals_onnxruntime, promote, roll_out
 
 
@@ -219,7 +218,7 @@ def test_killed_and_run_again(released, point):
     """A rollout that is killed at any of its effects leaves the champion answering, and running again ends in the same promotion."""
     promote(released, 1)
     run_dir = registered(released, month(2), 2, bias=0.2, champion=1)
-    process = multiprocessing.get_context("spawn").Process(target=_dying, args=(released, run_dir, 2, point))
+    process = fresh_processes().Process(target=_dying, args=(released, run_dir, 2, point))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -254,7 +253,7 @@ def test_eight_rollouts_at_once(released, mlflow_url):
         versions[number] = register.run(params, settings, run_dir, month(number)).facts["version"]
         if number == 0:
             assert roll_out(settings, 0, run_dir)["outcome"] == "promoted"
-    context = multiprocessing.get_context("spawn")
+    context = fresh_processes()
     queue = context.Queue()
     processes = [
         context.Process(target=_racing, args=(settings, settings.run_dir(CASE, month(n)), n, queue))

@@ -174,7 +174,7 @@ def main(folder: Path, names: list[str]) -> int:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=240)
         if process.is_alive():
             process.kill()
     return sum(process.exitcode != 0 for process in processes)

@@ -1,0 +1,83 @@
+"""One real stack for all files that look at a running one: the DAGs in Airflow first, then what kills its processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from embedded import stack
+from embedded.ports import Ports
+from embedded.services import PARAMS
+from pipelines.case_files import CASES_ROOT
+from tests.pipelines.alerts.test_sinks import receiver
+
+PROFILE = os.environ.get("PERENNIAL_TEST_PROFILE", "embedded")
+"""full (`make test-full`): the same tests on PostgreSQL, Celery and all that docker-compose.yaml starts."""
+CASE, MAPPED = "loans", "bank"
+"""The case whose DAGs follow their schedules, and the one that maps its profiles over days."""
+GRAFANA = "http://grafana.example.org"
+ENDS = ("failed", "cleared", "timed")
+"""The trainings of tests/dags/probes.py, by how they end."""
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Running:
+    """A stack, the folder of marks by which its tasks are killed, and the messages that it sent to people."""
+
+    stack: stack.Stack
+    faults: Path
+    messages: list[Any]
+
+
+@contextmanager
+def running(tmp_path_factory) -> Iterator[Running]:
+    """A stack whose `loans` follows its schedules and whose `bank` maps profiles over days; stopped whatever happens."""
+    home, faults, dags = _home(tmp_path_factory), tmp_path_factory.mktemp("faults"), tmp_path_factory.mktemp("dags")
+    for path in [*(ROOT / "dags").glob("*.py"), ROOT / "tests/dags/probes.py"]:
+        shutil.copy(path, dags)
+    try:
+        with receiver(200) as (webhook, messages):
+            extra = {
+                "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+                "AIRFLOW__CELERY__WORKER_CONCURRENCY": str(len(ENDS)),
+                "PERENNIAL_GRAFANA_URL": GRAFANA,
+                "PERENNIAL_LOG_SEGMENT_SECONDS": "1",
+                "PERENNIAL_SCHEDULES": "1",
+                "PERENNIAL_ALERT_WEBHOOK": webhook,
+                "PERENNIAL_FAILPOINT": f"@{faults}",
+            }
+            yield Running(stack.start(home, Ports.free(), profile=PROFILE, extra_env=extra), faults, messages)
+    finally:
+        assert stack.stop(home) == 0
+        if PROFILE == "full":
+            shutil.rmtree(home)
+
+
+def _home(tmp_path_factory) -> Path:
+    """A state folder with parameters of its own.
+
+    On the full stack PostgreSQL's user must be able to pass through it, and trainings go to the GPU queue.
+    """
+    own: dict[str, dict[str, dict[str, Any]]] = {MAPPED: {"drift": {"mapped": True}}}
+    if PROFILE == "embedded":
+        home = tmp_path_factory.mktemp("loop")
+    else:
+        home = Path(tempfile.mkdtemp(prefix="perennial-full-"))
+        home.chmod(0o711)
+        own[CASE] = {"resources": {"queue": "gpu"}}
+    (home / PARAMS).mkdir()
+    for case, changes in own.items():
+        params = yaml.safe_load((CASES_ROOT / case / "params.yaml").read_text())
+        (home / PARAMS / f"{case}.yaml").write_text(
+            yaml.safe_dump(params | {block: params.get(block, {}) | values for block, values in changes.items()})
+        )
+    return home
