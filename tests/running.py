@@ -74,10 +74,12 @@ def _home(tmp_path_factory) -> Path:
         home = Path(tempfile.mkdtemp(prefix="perennial-full-"))
         home.chmod(0o711)
         own[CASE] = {"resources": {"queue": "gpu"}}
-    (home / PARAMS).mkdir()
+    (home / PARAMS).mkdir(mode=0o700)
     for case, changes in own.items():
         params = yaml.safe_load((CASES_ROOT / case / "params.yaml").read_text())
-        (home / PARAMS / f"{case}.yaml").write_text(
+        path = home / PARAMS / f"{case}.yaml"
+        path.touch(mode=0o600)
+        path.write_text(
             yaml.safe_dump(params | {block: params.get(block, {}) | values for block, values in changes.items()})
         )
     return home

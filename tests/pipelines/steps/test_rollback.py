@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pipelines import ledger, storage
+from pipelines.contracts import Release
 from pipelines.deploy import switch
 from pipelines.errors import ConfigError, ConflictError, IntegrityError, Unavailable
 from pipelines.params_file import load_params
@@ -88,7 +89,7 @@ def test_moment_of_a_rollback():
         "trigger": "manual",
         "reason": "r",
     }
-    head = ledger.Release(
+    head = Release(
         **fields,
         actor="a",
         mlflow_run=None,

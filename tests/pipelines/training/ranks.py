@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch._dynamo  # what every optimiser imports: once for both ranks
 
 from pipelines.errors import TrainingDiverged, Unavailable
 from pipelines.training import rank as one_rank

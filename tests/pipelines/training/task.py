@@ -1,4 +1,4 @@
-"""A process like an Airflow task: torch is imported, there is one thread.
+"""A process like an Airflow task: torch and its compiler are imported, there is one thread.
 
 Run it as ``python -m tests.pipelines.training.task FOLDER TROUBLE...``. For each trouble it trains on two ranks in
 ``FOLDER/TROUBLE`` until something happens, does to the folder what the trouble says, tries again where that is its own
@@ -15,6 +15,8 @@ from typing import Any
 
 # numpy's and torch's pools would be threads.
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+import torch._dynamo  # noqa: F401 - what every optimiser imports, once for all ranks of all tries
 
 from pipelines.errors import PerennialError
 from pipelines.training.fit import fit
