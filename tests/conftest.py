@@ -109,7 +109,7 @@ def postgres_server():
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory):
-    """The real stack that tests/dags/test_real_airflow.py and tests/embedded/test_stack.py share; the latter ends it."""
+    """The stack that tests/dags/test_real_airflow.py and tests/embedded/test_stack.py share; the latter ends it."""
     from tests.running import running
 
     with running(tmp_path_factory) as found:
@@ -133,7 +133,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """The files with an Airflow begin, then those with slow tests: what is short comes last, so that no worker ends alone."""
+    """Files with an Airflow begin, then those with slow tests; short ones come last, so that no worker ends alone."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (not item.nodeid.startswith(START_AIRFLOW), item.path not in slow))
 

@@ -40,7 +40,7 @@ class Running:
 
 @contextmanager
 def running(tmp_path_factory) -> Iterator[Running]:
-    """A stack whose `loans` follows its schedules and whose `bank` maps profiles over days; stopped whatever happens."""
+    """A stack whose `loans` follows its schedules and whose `bank` maps its profiles; stopped whatever happens."""
     home, faults, dags = _home(tmp_path_factory), tmp_path_factory.mktemp("faults"), tmp_path_factory.mktemp("dags")
     for path in [*(ROOT / "dags").glob("*.py"), ROOT / "tests/dags/probes.py"]:
         shutil.copy(path, dags)

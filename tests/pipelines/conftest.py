@@ -15,7 +15,7 @@ def free_port() -> int:
 
 
 def fresh_processes() -> ForkServerContext:
-    """Processes with nothing of the tests' own, as gRPC in it does not survive a fork; what they need is imported once for all.
+    """Processes with nothing of the tests' own, as gRPC does not survive a fork; their imports are done once for all.
 
     Their environment is that of the first one's start: a test that changes a variable hands it over itself.
     """

@@ -60,7 +60,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def home(tmp_path_factory, small):
-    """The state of a fast demo of at most eight ticks whose stack is still running; `make down` must leave nothing of it.
+    """The state of a fast demo of eight ticks at most whose stack still runs; `make down` must leave nothing of it.
 
     What tests run by hand reads the demo's parameters, as the stack does.
     """

@@ -43,7 +43,7 @@ def _tree(home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Callable[[str], dict[str, str]]:
-    """A function from a step to the tree of a run up to it that nobody killed; each step is run once, when it is asked for."""
+    """A function from a step to the tree of a run up to it that nobody killed; a step is run when it is asked for."""
     home = tmp_path_factory.mktemp("whole")
 
     def after(last: str) -> dict[str, str]:
