@@ -152,41 +152,6 @@ class FeatureDrift(Value):
     chi2_p: float = 1.0
 
 
-UNJUDGED = ("NO_CHAMPION", "NOT_SERVED")
-"""States of a window that was not judged: no champion yet, or the window ended before the case's first row or first champion."""
-
-
-class DriftReport(Value):
-    """One drift window judged against the champion's reference.
-
-    ``state``, ``action``, ``reason`` and ``episode`` are the policy's (drift/policy.py), ``policy`` its other facts:
-    the path it took, cooldowns, the kind of shift. A window that is not judged has a state of ``UNJUDGED``.
-    ``served_since`` is the event time of the first row that the case ever served (None: none, or not recorded).
-    ``diagnosis`` (drift/why/diagnosis.py) says what moved, since when and why, ``performance`` (drift/labels/performance.py) how the
-    model did where labels have arrived and is expected to do where not, ``explanation`` (drift/why/explain.py), where something
-    moved, what tells the window from the training rows: for people, nothing is decided by them.
-    """
-
-    case: str
-    window: Window
-    model_version: int | None
-    reference_rows: int
-    current_rows: int
-    overdispersion: float
-    features: tuple[FeatureDrift, ...]
-    labels: dict[str, Any]
-    quality: dict[str, Any]
-    state: str
-    action: Literal["none", "alert", "retrain"]
-    reason: str
-    episode: str | None = None
-    served_since: Instant | None = None
-    policy: dict[str, Any] = {}
-    diagnosis: dict[str, Any] = {}
-    performance: dict[str, Any] = {}
-    explanation: dict[str, Any] = {}
-
-
 class Alert(Value):
     """One thing that somebody should know of, however often it is found again.
 

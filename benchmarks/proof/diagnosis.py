@@ -41,6 +41,7 @@ from pipelines.drift.profile.windows import last_windows
 from pipelines.drift.reference import reference_profile
 from pipelines.drift.why.diagnosis import diagnose
 from pipelines.drift.why.findings import Seen
+from pipelines.drift_report import Diagnosis, PastEstimate
 from pipelines.fields import encode
 from pipelines.params import ModelParams, TrainParams
 from pipelines.params_file import load_params
@@ -126,26 +127,27 @@ def judged(champion: Champion) -> Iterator[dict[str, Any]]:
         quiet = found[:QUIET_DAYS]
         drifted = found[QUIET_DAYS:]
         last = found[-1]
+        since = None if last.since is None else last.since.isoformat()
         wanted = None if kind == "none" else DRIFT_AT.isoformat()
-        names = [diagnosis["kind"] for diagnosis in found]
-        first = next((number for number, diagnosis in enumerate(drifted) if diagnosis["kind"] == kind), None)
+        names = [diagnosis.kind for diagnosis in found]
+        first = next((number for number, diagnosis in enumerate(drifted) if diagnosis.kind == kind), None)
         # Only windows that were served under drift alone, and whose labels are there, say what the estimate was worth.
-        worth = [one for one in earlier if kind == "none" or one["end"] > f"{DRIFT_AT + timedelta(days=1)}"]
+        worth = [one for one in earlier if kind == "none" or one.end >= midnight(DRIFT_AT + timedelta(days=1))]
         yield {
             "seed": champion.seed,
             "kind": kind,
-            "found": last["kind"],
-            "since": last["since"],
-            "right": (set(names) == {"none"}) if kind == "none" else (last["kind"], last["since"]) == (kind, wanted),
+            "found": last.kind,
+            "since": since,
+            "right": (set(names) == {"none"}) if kind == "none" else (last.kind, since) == (kind, wanted),
             "windows_until_named": None if kind == "none" or first is None else first + 1,
             "quiet_windows": len(quiet),
-            "quiet_not_none": sum(diagnosis["kind"] != "none" for diagnosis in quiet),
-            "other_kinds": sum(diagnosis["kind"] not in {"none", kind} for diagnosis in drifted),
+            "quiet_not_none": sum(diagnosis.kind != "none" for diagnosis in quiet),
+            "other_kinds": sum(diagnosis.kind not in {"none", kind} for diagnosis in drifted),
             "estimates": len(worth),
-            "estimates_inside": sum(one["inside"] for one in worth),
+            "estimates_inside": sum(one.inside for one in worth),
             "diagnoses": names,
-            "slices": [f"{one['field']}={one['value']}" for one in last["slices"]],
-            "why": last["why"],
+            "slices": [f"{one.field}={one.value}" for one in last.slices],
+            "why": last.why,
         }
 
 
@@ -206,7 +208,7 @@ class Champion:
             self.quiet[day] = found
         return found
 
-    def diagnoses(self, kind: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def diagnoses(self, kind: str) -> tuple[list[Diagnosis], tuple[PastEstimate, ...]]:
         """The diagnosis of every window, oldest first, as the drift step makes it.
 
         And in the last what had been estimated ``earlier``.
@@ -228,7 +230,7 @@ class Champion:
             counted = label_evidence.counted(rows, labels, window.start, DELAY)
             fresh = label_evidence.fresh(rows, labels, window.end, DELAY, counted)
             features = compare(self.reference, days[day], FIELDS, SPEC, drift, VERSION)
-            problems = tuple(quality(self.reference, days[day], window, drift)["problems"])
+            problems = tuple(str(problem) for problem in quality(self.reference, days[day], window, drift).problems)
             evidence = label_evidence.judge(fresh, VERSION, self.reference.baseline, drift)
             # No new labels for a training: the champion stays, and the policy watches on.
             told = DriftEvidence(
@@ -262,8 +264,8 @@ class Champion:
             drift,
             0,
         )
-        found[-1] = diagnose(replace(seen, slices=shown["slices"]), drift)
-        return found, shown["earlier"]
+        found[-1] = diagnose(replace(seen, slices=shown.slices), drift)
+        return found, shown.earlier
 
 
 def midnight(day: date) -> datetime:

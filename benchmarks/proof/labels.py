@@ -31,12 +31,13 @@ from benchmarks.record import goal, record
 from pipelines import ledger, storage
 from pipelines.cases.loans.schema import FIELDS
 from pipelines.cases.loans.source import generate
-from pipelines.contracts import DriftReport, LabelLine, PredictionLine
+from pipelines.contracts import LabelLine, PredictionLine
 from pipelines.drift import policy
 from pipelines.drift.evidence import DriftEvidence, PolicyState
 from pipelines.drift.labels import arrived as label_evidence
 from pipelines.drift.profile.counts import Profile, to_bytes
 from pipelines.drift.reference import FILE
+from pipelines.drift_report import DriftReport
 from pipelines.params import Params
 from pipelines.params_file import load_params
 from pipelines.settings import Settings, read_settings
@@ -266,9 +267,9 @@ def played(cell: Cell, champion: Champion) -> dict[str, Any]:
             profile.run(cell.params, settings, run_dir, now)
             drift.run(cell.params, settings, run_dir, now)
             reports.append(DriftReport.model_validate_json((run_dir / "drift" / "report.json").read_bytes()))
-    counted = [(one.labels["rows"], one.labels["errors"]) for one in reports]
+    counted = [(one.labels.rows, one.labels.errors) for one in reports]
     expected = [(part.height, errors(part)) for part in due(labels, cell.windows)]
-    confirmed = (number for number, one in enumerate(reports) if one.policy.get("trigger") == "performance")
+    confirmed = (number for number, one in enumerate(reports) if one.policy.trigger == "performance")
     return {
         "delay_days": cell.delay,
         "upload": cell.upload,

@@ -12,7 +12,8 @@ from embedded.demo import scoring
 from embedded.demo.plan import scope
 from embedded.demo.replay import Replay
 from pipelines import cases, ledger
-from pipelines.contracts import DriftReport, Trigger, Window
+from pipelines.contracts import Trigger, Window
+from pipelines.drift_report import DriftReport
 from pipelines.reports.replay import month_label
 from pipelines.settings import Settings
 from pipelines.storage import MANIFEST, read_manifest
@@ -49,7 +50,7 @@ def _drift(settings: Settings, case: str, as_of: datetime) -> dict[str, Any]:
     report = DriftReport.model_validate_json((settings.run_dir(case, as_of) / "drift" / "report.json").read_bytes())
     worst = max(report.features, key=lambda feature: feature.debiased_psi, default=None)
     return {
-        "state": report.state,
+        "state": report.state.value,
         "action": report.action,
         "reason": report.reason,
         "episode": report.episode,

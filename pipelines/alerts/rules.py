@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from pydantic import Field
 
-from pipelines.contracts import UNJUDGED, Alert, AlertRule, DriftReport, Instant, Severity, Value
+from pipelines.contracts import Alert, AlertRule, Instant, Severity, Value
+from pipelines.drift_report import UNJUDGED, DriftReport, Retrained, State
 from pipelines.params import Params
-
-BLOCKED, COOLDOWN = "BLOCKED_DATA_QUALITY", "COOLDOWN"
 
 
 class Facts(Value):
@@ -52,7 +51,7 @@ def _drift_confirmed(facts: Facts, params: Params) -> Iterable[Finding]:
     del params
     report = facts.report
     if report.episode is not None:
-        trigger = report.policy.get("trigger") or "drift"
+        trigger = report.policy.trigger or "drift"
         # More rows to learn from are no reason to worry.
         yield Finding(
             report.episode,
@@ -71,30 +70,28 @@ def _retrain_missing(facts: Facts, params: Params) -> Iterable[Finding]:
     yield from _retrained(facts, "missing", "gave no verdict in time: it has failed, or it hangs")
 
 
-def _retrained(facts: Facts, verdict: str, what: str) -> Iterable[Finding]:
+def _retrained(facts: Facts, verdict: Retrained, what: str) -> Iterable[Finding]:
     """In the window in which the verdict became known, and as long as the cooldown after it lasts."""
     policy = facts.report.policy
-    if policy.get("verdict") == verdict and COOLDOWN in {facts.report.state, *policy.get("path", ())}:
+    if policy.verdict == verdict and State.COOLDOWN in {facts.report.state, *policy.path}:
         yield Finding(facts.episode or "unknown", f"the retraining of {facts.episode} {what}")
 
 
 def _quality_blocked(facts: Facts, params: Params) -> Iterable[Finding]:
     del params
-    for problem in facts.report.quality.get("problems", ()):
-        field, colon, _ = problem.partition(": ")
-        yield Finding(field if colon else "window", problem)
+    for problem in facts.report.quality.problems:
+        yield Finding(problem.field or "window", problem.message)
 
 
 def _performance_dropped(facts: Facts, params: Params) -> Iterable[Finding]:
     report, why = facts.report, []
-    drop = report.labels.get("drop")
-    if report.policy.get("alarmed"):
-        why.append(f"the error rate is above the holdout's (e-CUSUM e^{report.policy.get('log_e', 0.0):.1f})")
-    if drop is not None and drop["low"] > params.drift.min_metric_drop:
-        why.append(f"the log-loss rose by {drop['value']:.3f} [{drop['low']:.3f}, {drop['high']:.3f}]")
-    diagnosis = report.diagnosis
-    if not why and diagnosis.get("performance") == "dropped":
-        why.append(str(diagnosis.get("why")))
+    drop = report.labels.drop
+    if report.policy.alarmed:
+        why.append(f"the error rate is above the holdout's (e-CUSUM e^{report.policy.log_e:.1f})")
+    if drop is not None and drop.low > params.drift.min_metric_drop:
+        why.append(f"the log-loss rose by {drop.value:.3f} [{drop.low:.3f}, {drop.high:.3f}]")
+    if not why and report.diagnosis.performance == "dropped":
+        why.append(report.diagnosis.why)
     if why:
         yield Finding("champion", f"version {report.model_version} is worse than it was: {'; '.join(why)}")
 
@@ -102,12 +99,7 @@ def _performance_dropped(facts: Facts, params: Params) -> Iterable[Finding]:
 def _labels_late(facts: Facts, params: Params) -> Iterable[Finding]:
     report, wanted = facts.report, params.alerts.min_coverage
     due = facts.report.window.end - timedelta(days=params.alerts.late_after * params.label_delay_days)
-    rolling: dict[str, tuple[int, int]] = {}  # several versions may have served in one window
-    for row in report.performance.get("rolling", ()):
-        labelled, rows = rolling.get(row["end"], (0, 0))
-        rolling[row["end"]] = labelled + row["labelled"], rows + row["rows"]
-    shares = {end: labelled / rows for end, (labelled, rows) in rolling.items() if rows}
-    known = {datetime.fromisoformat(end): share for end, share in (shares or report.labels.get("labelled", {})).items()}
+    known = report.coverage()
     old = [end for end in known if end <= due]
     if old and known[max(old)] < wanted:
         newest = max(old)
@@ -119,7 +111,7 @@ def _labels_late(facts: Facts, params: Params) -> Iterable[Finding]:
 
 
 def _volume_out_of_band(facts: Facts, params: Params) -> Iterable[Finding]:
-    volume, (low, high) = facts.report.quality.get("volume"), params.drift.volume_band
+    volume, (low, high) = facts.report.quality.volume, params.drift.volume_band
     # A window without rows is either allowed or blocks.
     if volume is not None and facts.report.current_rows and not low <= volume <= high:
         yield Finding(
@@ -152,7 +144,7 @@ def _windows_unjudged(facts: Facts, params: Params) -> Iterable[Finding]:
             "runs",
             f"no drift run between {facts.judged_until:%Y-%m-%d} and {report.window.start:%Y-%m-%d}: {gap:.0f} windows were never looked at",
         )
-    marks = [datetime.fromisoformat(mark["end"]) for mark in report.policy.get("marks", ())]
+    marks = [mark.end for mark in report.policy.marks]
     begun = [moment for moment in (facts.champion_since, report.served_since) if moment is not None]
     since = max([*marks, *begun], default=report.window.end)
     if (empty := (report.window.end - since) / length) > limit:
@@ -164,9 +156,9 @@ def _windows_unjudged(facts: Facts, params: Params) -> Iterable[Finding]:
 
 def _page_broken(facts: Facts, params: Params) -> Iterable[Finding]:
     del params
-    drawn = facts.report.quality.get("page")
-    if drawn is not None and drawn.startswith("could not"):
-        yield Finding("drift.html", f"the drift page {drawn}: see the drift task's log")
+    error = facts.report.quality.page_error
+    if error is not None:
+        yield Finding("drift.html", f"the drift page {error}: see the drift task's log")
     if facts.page is not None:
         yield Finding("report", facts.page)
 

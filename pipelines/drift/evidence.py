@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from pipelines.contracts import EpisodeTrigger, FeatureDrift, Instant, Interval, Value
-
-StateName = Literal["STABLE", "WATCH", "CONFIRMED", "RETRAINING", "COOLDOWN", "BLOCKED_DATA_QUALITY"]
-Action = Literal["none", "alert", "retrain"]
-Outcome = Literal["none", "pending", "promoted", "kept"]
+from pipelines.drift_report import Action, Mark, Outcome, Retrained, Rule, State
 
 
 class LabelEvidence(Value):
@@ -47,24 +42,17 @@ class DriftEvidence(Value):
     outcome: Outcome = "none"
 
 
-class Mark(Value):
-    """What the inputs of one window showed: the features that drifted, and those of them that did severely."""
-
-    end: Instant
-    drifted: tuple[str, ...] = ()
-    severe: tuple[str, ...] = ()
-
-
 class PolicyState(Value):
     """Everything that the next step needs. JSON in the ledger.
 
     ``marks`` are the last windows with enough rows, ``drops`` say of the last windows with labels whether the
     metric had dropped; ``clean`` counts clean windows in a row, ``log_e`` is the e-CUSUM. ``trigger`` says what opened
     the newest episode, ``verdict`` what became of its retraining (``missing``: it gave none in time), ``tried_labels``
-    how many labelled rows were new to the champion when it was asked for.
+    how many labelled rows were new to the champion when it was asked for. ``rule`` is ``reason`` in a machine's word (None: not
+    recorded).
     """
 
-    name: StateName = "STABLE"
+    name: State = State.STABLE
     champion: int
     end: Instant
     marks: tuple[Mark, ...] = ()
@@ -74,13 +62,14 @@ class PolicyState(Value):
     alarmed: bool = False
     episode: str | None = None
     trigger: EpisodeTrigger | None = None
-    verdict: Literal["none", "promoted", "kept", "missing"] = "none"
+    verdict: Retrained = "none"
     tried_labels: int = 0
     retrained_at: Instant | None = None
     retrains: tuple[Instant, ...] = ()
     cooldown_days: float
     cooldown_until: Instant | None = None
-    resume: StateName = "STABLE"
+    resume: State = State.STABLE
     action: Action = "none"
+    rule: Rule | None = None
     reason: str = ""
-    path: tuple[StateName, ...] = ()
+    path: tuple[State, ...] = ()

@@ -14,12 +14,13 @@ import polars as pl
 
 from pipelines.contracts import FeatureDrift, Release, Window
 from pipelines.drift import policy
-from pipelines.drift.evidence import Action, DriftEvidence, Outcome, PolicyState
+from pipelines.drift.evidence import DriftEvidence, PolicyState
 from pipelines.drift.inputs.compare import compare, quality
 from pipelines.drift.labels.served import Reading, Served, serve
-from pipelines.drift.past import Earlier, Judgement, Past
+from pipelines.drift.past import Judgement, Past
 from pipelines.drift.profile.spec import Spec
 from pipelines.drift.run import Run
+from pipelines.drift_report import Action, Earlier, Outcome, Quality, Remark, Rule, State
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ class Decision:
     nothing was decided. ``judged_again`` and ``revision`` are those of drift/past.py.
     """
 
-    state: str
+    state: State
     action: Action = "none"
+    rule: Rule | None = None
     reason: str = ""
     episode: str | None = None
     after: PolicyState | None = None
@@ -40,15 +42,15 @@ class Decision:
     revision: int = 1
 
 
-NO_CHAMPION = Decision("NO_CHAMPION", reason="no champion yet: nothing to compare with")
+NO_CHAMPION = Decision(State.NO_CHAMPION, rule="unjudged", reason="no champion yet: nothing to compare with")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """How the window compares with the reference: ``features`` (none where they cannot be compared), and compare.quality's ``checks``."""
+    """How the window compares with the reference: ``features`` (none where they cannot be compared), and the ``quality`` of its rows."""
 
     features: tuple[FeatureDrift, ...]
-    checks: dict[str, Any]
+    quality: Quality
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def too_early(window: Window, served_since: datetime | None, first_champion: dat
         why = f"the first champion is of {first_champion:%Y-%m-%d}, after this window"
     else:
         return None
-    return Decision("NOT_SERVED", reason=f"{why}: there is nothing to judge")
+    return Decision(State.NOT_SERVED, rule="unjudged", reason=f"{why}: there is nothing to judge")
 
 
 def judge(
@@ -102,7 +104,7 @@ def judge(
         training_rows=run.reference.rows,
         thin=not found.features or run.current.rows < run.params.drift.min_rows,
         unread=run.unread,
-        problems=tuple(found.checks["problems"]),
+        problems=tuple(problem.message for problem in found.quality.problems),
         features=found.features,
         labels=served.labels,
         labelled=served.labelled,
@@ -116,14 +118,14 @@ def judge(
 def inputs(run: Run, spec: Spec) -> Inputs:
     """The window against the reference, if both were counted with the case's feature spec and all rows could be read."""
     before, current, params = run.reference, run.current, run.params.drift
-    checks = quality(before, current, run.window, params, run.served_since, run.unread, run.usual)
+    found = quality(before, current, run.window, params, run.served_since, run.unread, run.usual)
     if not before.spec == current.spec == spec.version:
         told = f"champion {run.version}'s reference has feature spec {before.spec}, the window {current.spec}: not compared"
-        checks["warnings"].append(told)
-        return Inputs((), checks)
+        remark = Remark(code="other_features", message=told)
+        return Inputs((), found.model_copy(update={"warnings": (*found.warnings, remark)}))
     if not current.rows or run.unread:
-        return Inputs((), checks)
-    return Inputs(compare(before, current, run.fields, spec, params, run.version), checks)
+        return Inputs((), found)
+    return Inputs(compare(before, current, run.fields, spec, params, run.version), found)
 
 
 def outcome(
@@ -152,7 +154,9 @@ def _known(run: Run, past: Past) -> Decision | None:
         reason = "this window was judged before"
     else:
         return None
-    return Decision("STABLE" if state is None else state.name, reason=f"{reason}: reported only")
+    return Decision(
+        State.STABLE if state is None else state.name, rule="reported_only", reason=f"{reason}: reported only"
+    )
 
 
 def _step(run: Run, reading: Reading, seen: DriftEvidence) -> Judgement:
@@ -186,6 +190,7 @@ def decided(run: Run, judgement: Judgement) -> Decision:
     return Decision(
         after.name,
         after.action,
+        after.rule,
         reason,
         after.episode,
         after,

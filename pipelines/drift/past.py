@@ -11,14 +11,8 @@ from pydantic import ConfigDict
 
 from pipelines.contracts import Instant, Value
 from pipelines.drift.evidence import PolicyState
+from pipelines.drift_report import Earlier
 from pipelines.segments import Name
-
-
-class Earlier(Value):
-    """The judgement on fewer rows whose place another one took: when it was made, and on how many."""
-
-    as_of: Instant
-    rows: int
 
 
 class Judgement(Value):

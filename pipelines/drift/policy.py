@@ -31,11 +31,13 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from pipelines.contracts import EpisodeTrigger
-from pipelines.drift.evidence import Action, DriftEvidence, Mark, PolicyState, StateName
+from pipelines.drift.evidence import DriftEvidence, PolicyState
 from pipelines.drift.labels import sequential
 from pipelines.drift.profile.spec import OUTPUTS
+from pipelines.drift_report import Action, Mark, Rule, State
 from pipelines.params import DriftParams
 
 
@@ -76,23 +78,26 @@ def step(
     ``retrain`` comes once per episode.
     """
     before = state or PolicyState(champion=evidence.champion, end=end, cooldown_days=config.cooldown_days)
-    path: list[StateName] = [before.name]
-    after = _adopt(before, evidence, config).model_copy(update={"end": end, "action": "none", "reason": "", "path": ()})
+    path: list[State] = [before.name]
+    after = _adopt(before, evidence, config).model_copy(
+        update={"end": end, "action": "none", "rule": None, "reason": "", "path": ()}
+    )
     if after.name != before.name:
         path.append(after.name)
     if evidence.problems:
-        resume = after.resume if after.name == "BLOCKED_DATA_QUALITY" else after.name
+        resume = after.resume if after.name == State.BLOCKED_DATA_QUALITY else after.name
         after = after.model_copy(
             update={
-                "name": "BLOCKED_DATA_QUALITY",
+                "name": State.BLOCKED_DATA_QUALITY,
                 "resume": resume,
                 "action": "alert",
+                "rule": "data_quality",
                 "reason": "; ".join(evidence.problems),
             }
         )
     else:
-        if after.name == "BLOCKED_DATA_QUALITY":
-            after = after.model_copy(update={"name": after.resume, "resume": "STABLE"})
+        if after.name == State.BLOCKED_DATA_QUALITY:
+            after = after.model_copy(update={"name": after.resume, "resume": State.STABLE})
             path.append(after.name)
         after = _observe(after, evidence, config)
         outcome = ""
@@ -102,7 +107,7 @@ def step(
             if still or after.action == "retrain":
                 break
             path.append(after.name)
-            outcome = after.reason if after.name == "COOLDOWN" else outcome
+            outcome = after.reason if after.name == State.COOLDOWN else outcome
         if outcome and outcome != after.reason:
             after = after.model_copy(update={"reason": f"{outcome}; {after.reason}"})
     if path[-1] != after.name:
@@ -126,10 +131,10 @@ def _adopt(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
     }
     fresh["tried_labels"] = 0
     # Somebody else's promotion or rollback answers an episode that has not retrained yet.
-    closed = {"episode": None, "name": "STABLE"} if state.name in {"WATCH", "CONFIRMED"} else {}
+    closed = {"episode": None, "name": State.STABLE} if state.name in {State.WATCH, State.CONFIRMED} else {}
     resume = (
-        {"resume": "STABLE", "episode": None}
-        if state.name == "BLOCKED_DATA_QUALITY" and state.resume in {"WATCH", "CONFIRMED"}
+        {"resume": State.STABLE, "episode": None}
+        if state.name == State.BLOCKED_DATA_QUALITY and state.resume in {State.WATCH, State.CONFIRMED}
         else {}
     )
     return state.model_copy(update=fresh | closed | resume)
@@ -173,30 +178,41 @@ def _dropping(evidence: DriftEvidence, config: DriftParams) -> bool:
     return drop is not None and drop.low > config.min_metric_drop
 
 
-def confirmation(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> tuple[EpisodeTrigger, str] | None:
-    """What opens an episode in this window and why, as a sentence; None if nothing does. Performance comes first, then drift, then volume."""
-    if "performance" in config.triggers and (why := _worse(state, evidence, config)) is not None:
-        return "performance", why
-    if "drift" in config.triggers and (why := _moved(state, evidence, config)) is not None:
-        return "drift", why
+class Confirmed(NamedTuple):
+    """What opens an episode in a window, by which rule, and why, as a sentence."""
+
+    trigger: EpisodeTrigger
+    rule: Rule
+    why: str
+
+
+def confirmation(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> Confirmed | None:
+    """What opens an episode in this window; None if nothing does. Performance comes first, then drift, then volume."""
+    if "performance" in config.triggers and (found := _worse(state, evidence, config)) is not None:
+        return Confirmed("performance", *found)
+    if "drift" in config.triggers and (found := _moved(state, evidence, config)) is not None:
+        return Confirmed("drift", *found)
     needed, new = volume_needed(evidence.training_rows, config), evidence.fresh_labels - state.tried_labels
     if needed is not None and new >= needed:
         since = "the last retraining was asked for" if state.tried_labels else "the champion was trained"
-        return "volume", f"{new} labelled rows are new since {since} ({needed} were declared enough)"
+        why = f"{new} labelled rows are new since {since} ({needed} were declared enough)"
+        return Confirmed("volume", "new_rows", why)
     return None
 
 
-def _worse(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> str | None:
+def _worse(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> tuple[Rule, str] | None:
     """Rule 1: labels alone."""
     if state.alarmed:
-        return f"the champion errs more than on its holdout (e-CUSUM e^{state.log_e:.1f} reached {config.cusum_threshold:g})"
+        reached = f"e-CUSUM e^{state.log_e:.1f} reached {config.cusum_threshold:g}"
+        return "errors_rose", f"the champion errs more than on its holdout ({reached})"
     drop = evidence.labels.drop if _dropping(evidence, config) else None
     if drop is not None and sum(state.drops) >= config.confirm:
-        return f"the log-loss rose in {sum(state.drops)} of the last {len(state.drops)} windows with labels, now by {drop.value:.3f}"
+        of = f"{sum(state.drops)} of the last {len(state.drops)} windows with labels"
+        return "loss_rose", f"the log-loss rose in {of}, now by {drop.value:.3f}"
     return None
 
 
-def _moved(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> str | None:
+def _moved(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> tuple[Rule, str] | None:
     """Rules 2 and 3: inputs, with labels that agree or cannot speak yet."""
     drop = evidence.labels.drop if _dropping(evidence, config) else None
     counts = Counter(name for mark in state.marks for name in mark.drifted)
@@ -205,15 +221,16 @@ def _moved(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
     )
     if not again:
         return None
+    of = f"{config.confirm} of {config.out_of} windows"
     if drop is not None:
-        return f"{_named(again)} moved in {config.confirm} of {config.out_of} windows, and the log-loss rose by {drop.value:.3f}"
+        return "inputs_and_loss", f"{_named(again)} moved in {of}, and the log-loss rose by {drop.value:.3f}"
     dumb = [name for name in again if _unlabelled(state, evidence, name)]
     severe = {name for name in dumb if any(name in mark.severe for mark in state.marks)}
     if severe:
-        return f"{_named(sorted(severe))} moved severely in {config.confirm} of {config.out_of} windows whose labels have not arrived"
+        return "inputs_severe", f"{_named(sorted(severe))} moved severely in {of} whose labels have not arrived"
     given = [name for name in dumb if name in OUTPUTS]
     if given:
-        return f"the {given[0]} moved in {config.confirm} of {config.out_of} windows whose labels have not arrived"
+        return "outputs_moved", f"the {given[0]} moved in {of} whose labels have not arrived"
     return None
 
 
@@ -234,27 +251,35 @@ def _watching(
     found = confirmation(state, evidence, config)
     if found is not None:
         opened = {
-            "name": "CONFIRMED",
+            "name": State.CONFIRMED,
             "episode": episode_id(case, now),
-            "trigger": found[0],
+            "trigger": found.trigger,
             "verdict": "none",
-            "reason": found[1],
+            "rule": found.rule,
+            "reason": found.why,
         }
         return state.model_copy(update=opened)
     if _drifted(evidence) or _dropping(evidence, config):
         moved = _named(list(_drifted(evidence)) or ["the log-loss"])
-        return state.model_copy(update={"name": "WATCH", "reason": f"{moved} moved in this window; not confirmed"})
-    if state.name == "WATCH" and state.clean >= config.clean_windows:
-        return state.model_copy(update={"name": "STABLE", "reason": f"{state.clean} clean windows"})
-    unread = f"{evidence.unread:,} rows cannot be read yet: not compared"
-    quiet = unread if evidence.unread else "too few rows to compare" if evidence.thin else "nothing moved"
-    return state.model_copy(
-        update={
-            "reason": quiet
-            if state.name == "STABLE"
-            else f"{quiet}; {state.clean} of {config.clean_windows} clean windows"
-        }
-    )
+        why = f"{moved} moved in this window; not confirmed"
+        return state.model_copy(update={"name": State.WATCH, "rule": "moved_once", "reason": why})
+    if state.name == State.WATCH and state.clean >= config.clean_windows:
+        return state.model_copy(
+            update={"name": State.STABLE, "rule": "calmed", "reason": f"{state.clean} clean windows"}
+        )
+    rule, quiet = _quiet(evidence)
+    if state.name != State.STABLE:
+        quiet = f"{quiet}; {state.clean} of {config.clean_windows} clean windows"
+    return state.model_copy(update={"rule": rule, "reason": quiet})
+
+
+def _quiet(evidence: DriftEvidence) -> tuple[Rule, str]:
+    """Why nothing was found."""
+    if evidence.unread:
+        return "unread", f"{evidence.unread:,} rows cannot be read yet: not compared"
+    if evidence.thin:
+        return "few_rows", "too few rows to compare"
+    return "quiet", "nothing moved"
 
 
 def _confirmed(
@@ -266,22 +291,26 @@ def _confirmed(
     if state.clean >= config.clean_windows and state.trigger != "volume":
         return state.model_copy(
             update={
-                "name": "STABLE",
+                "name": State.STABLE,
                 "episode": None,
+                "rule": "calmed",
                 "reason": f"{state.clean} clean windows: the drift went away by itself",
             }
         )
-    why = state.reason or (confirmation(state, evidence, config) or ("", "drift was confirmed earlier"))[1]
+    rule, why = state.rule, state.reason
+    if not why:
+        found = confirmation(state, evidence, config)
+        rule, why = (found.rule, found.why) if found else ("confirmed_before", "drift was confirmed earlier")
     needed = labels_needed(evidence.training_rows, config)
     recent = tuple(moment for moment in state.retrains if now - moment < timedelta(days=config.max_retrains_days))
     if evidence.fresh_labels < needed:
         wait = f"waiting for labels: {evidence.fresh_labels} of {needed} new labelled rows"
-        return state.model_copy(update={"action": "alert", "reason": f"{why}; {wait}"})
+        return state.model_copy(update={"action": "alert", "rule": "waits_for_labels", "reason": f"{why}; {wait}"})
     if len(recent) >= config.max_retrains:
         wait = f"{len(recent)} retrainings in {config.max_retrains_days:g} days are enough: a person should look"
-        return state.model_copy(update={"action": "alert", "reason": f"{why}; {wait}"})
+        return state.model_copy(update={"action": "alert", "rule": "too_many_retrainings", "reason": f"{why}; {wait}"})
     asked = {"retrained_at": now, "retrains": (*recent, now), "tried_labels": evidence.fresh_labels}
-    return state.model_copy(update={"name": "RETRAINING", "action": "retrain", "reason": why} | asked)
+    return state.model_copy(update={"name": State.RETRAINING, "action": "retrain", "rule": rule, "reason": why} | asked)
 
 
 def _retraining(
@@ -292,7 +321,9 @@ def _retraining(
     asked = state.retrained_at or now
     late = now - asked >= timedelta(days=config.max_cooldown_days)
     if evidence.outcome in {"none", "pending"} and not late:
-        return state.model_copy(update={"reason": f"the training run of {state.episode} has no verdict yet"})
+        return state.model_copy(
+            update={"rule": "waits_for_verdict", "reason": f"the training run of {state.episode} has no verdict yet"}
+        )
     verdict = "missing" if evidence.outcome in {"none", "pending"} else evidence.outcome
     if verdict == "promoted":
         days, action, why = config.cooldown_days, "none", "retrained and promoted"
@@ -309,7 +340,13 @@ def _retraining(
         "cooldown_until": asked + timedelta(days=days),
     }
     return state.model_copy(
-        update={"name": "COOLDOWN", "action": action, "reason": f"{why}; cooldown of {days:g} days"} | fresh
+        update={
+            "name": State.COOLDOWN,
+            "action": action,
+            "rule": "retrained",
+            "reason": f"{why}; cooldown of {days:g} days",
+        }
+        | fresh
     )
 
 
@@ -318,15 +355,18 @@ def _cooling(state: PolicyState, evidence: DriftEvidence, config: DriftParams, n
     del evidence, config, case
     if state.cooldown_until is not None and now < state.cooldown_until:
         return state.model_copy(
-            update={"reason": state.reason or f"nothing is done until {state.cooldown_until.isoformat()}"}
+            update={
+                "rule": state.rule or "cooling",
+                "reason": state.reason or f"nothing is done until {state.cooldown_until.isoformat()}",
+            }
         )
-    return state.model_copy(update={"name": "STABLE", "reason": "", "cooldown_until": None})
+    return state.model_copy(update={"name": State.STABLE, "rule": None, "reason": "", "cooldown_until": None})
 
 
-TRANSITIONS: dict[StateName, Callable[[PolicyState, DriftEvidence, DriftParams, datetime, str], PolicyState]] = {
-    "STABLE": _watching,
-    "WATCH": _watching,
-    "CONFIRMED": _confirmed,
-    "RETRAINING": _retraining,
-    "COOLDOWN": _cooling,
+TRANSITIONS: dict[State, Callable[[PolicyState, DriftEvidence, DriftParams, datetime, str], PolicyState]] = {
+    State.STABLE: _watching,
+    State.WATCH: _watching,
+    State.CONFIRMED: _confirmed,
+    State.RETRAINING: _retraining,
+    State.COOLDOWN: _cooling,
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.contracts import DriftReport, Release, Window
+from pipelines.contracts import Release, Window
 from pipelines.drift.judge import Decision, Inputs, Judged
 from pipelines.drift.labels import performance
 from pipelines.drift.profile.counts import Profile
@@ -16,26 +16,13 @@ from pipelines.drift.profile.spec import numbers
 from pipelines.drift.run import Run
 from pipelines.drift.why.diagnosis import diagnose, nothing_seen
 from pipelines.drift.why.findings import Seen
+from pipelines.drift_report import DriftReport, Labels, Policy, Quality, Remark, Shift
 from pipelines.fields import Fields
 from pipelines.params import DriftParams
 
 LOOK_BACK = timedelta(days=31)
 """How far back days are looked at for the first one that moved; three windows where those are longer."""
 MAX_PANELS = 8
-_POLICY = (
-    "path",
-    "trigger",
-    "verdict",
-    "log_e",
-    "alarmed",
-    "clean",
-    "marks",
-    "drops",
-    "retrained_at",
-    "cooldown_days",
-    "cooldown_until",
-)
-"""What of the policy's state a report tells beside its name, action, reason and episode."""
 
 
 def unjudged(
@@ -55,14 +42,14 @@ def unjudged(
         current_rows=rows,
         overdispersion=1.0,
         features=(),
-        labels={},
-        quality={},
+        labels=Labels(),
+        quality=Quality(),
         state=decision.state,
         action=decision.action,
         reason=decision.reason,
         served_since=served_since,
+        policy=Policy(rule=decision.rule),
         diagnosis=nothing_seen(decision.reason),
-        performance=performance.NOTHING,
     )
 
 
@@ -93,12 +80,11 @@ def report(judged: Judged, days: Mapping[date, Profile]) -> DriftReport:
         days=days,
         fresh=served.fresh,
         known=served.rows.filter(own),
-        slices=seen_as["slices"],
+        slices=seen_as.slices,
         log_e=0.0 if after is None else after.log_e,
     )
     found = diagnose(seen, drift, run.classes)
-    counted = evidence.model_dump(mode="json", include={"labelled", "fresh_labels", "training_rows"})
-    told = {"corrections": served.corrections, "young": served.young}
+    labels = evidence.labels
     overdispersion = (feature.overdispersion for feature in evidence.features if not feature.ignored)
     return DriftReport(
         case=run.params.case,
@@ -108,54 +94,81 @@ def report(judged: Judged, days: Mapping[date, Profile]) -> DriftReport:
         current_rows=run.current.rows,
         overdispersion=max(overdispersion, default=1.0),
         features=evidence.features,
-        labels={**evidence.labels.model_dump(mode="json"), **counted, **told},
-        quality=_checks(run, judged.inputs, decision),
+        labels=Labels(
+            rows=labels.rows,
+            errors=labels.errors,
+            baseline=labels.baseline,
+            drop=labels.drop,
+            labelled=evidence.labelled,
+            fresh_labels=evidence.fresh_labels,
+            training_rows=evidence.training_rows,
+            corrections=served.corrections,
+            young=served.young,
+        ),
+        quality=_quality(run, judged.inputs, decision),
         state=decision.state,
         action=decision.action,
         reason=decision.reason,
         episode=decision.episode,
         served_since=run.served_since,
-        policy={"kind": found["kind"], **_policy(decision)},
+        policy=_policy(decision, found.kind),
         diagnosis=found,
         performance=seen_as,
     )
 
 
-def _checks(run: Run, inputs: Inputs, decision: Decision) -> dict[str, Any]:
-    if decision.rows in {None, run.current.rows}:
-        return inputs.checks
-    told = f"the decision was made on {decision.rows:,} rows of the window; {run.current.rows:,} are there now"
-    return {**inputs.checks, "warnings": [*inputs.checks["warnings"], told]}
+def _quality(run: Run, inputs: Inputs, decision: Decision) -> Quality:
+    found, now = inputs.quality, run.current.rows
+    if decision.rows in {None, now}:
+        return found
+    told = f"the decision was made on {decision.rows:,} rows of the window; {now:,} are there now"
+    remark = Remark(code="decided_on_other_rows", message=told)
+    return found.model_copy(update={"warnings": (*found.warnings, remark)})
 
 
-def _policy(decision: Decision) -> dict[str, Any]:
-    if decision.after is None:
-        return {}
-    told = decision.after.model_dump(mode="json", include=set(_POLICY))
-    if decision.judged_again is not None:
-        told["judged_again"] = decision.judged_again.model_dump(mode="json")
-    return told | ({"revision": decision.revision} if decision.revision > 1 else {})
+def _policy(decision: Decision, kind: Shift) -> Policy:
+    after = decision.after
+    if after is None:
+        return Policy(rule=decision.rule, kind=kind)
+    return Policy(
+        rule=decision.rule,
+        kind=kind,
+        path=after.path,
+        trigger=after.trigger,
+        verdict=after.verdict,
+        log_e=after.log_e,
+        alarmed=after.alarmed,
+        clean=after.clean,
+        marks=after.marks,
+        drops=after.drops,
+        retrained_at=after.retrained_at,
+        cooldown_days=after.cooldown_days,
+        cooldown_until=after.cooldown_until,
+        judged_again=decision.judged_again,
+        revision=decision.revision,
+    )
 
 
 def opened_by(report: DriftReport) -> dict[str, Any]:
     """What the ledger keeps of the window that opened an episode, as JSON values."""
     seen = report.model_dump(mode="json", include={"window", "model_version", "reason", "labels"})
-    why = {name: report.diagnosis[name] for name in ("kind", "why", "since")}
+    why = report.diagnosis.model_dump(mode="json", include={"kind", "why", "since"})
     drifted = [feature.feature for feature in report.features if feature.drifted]
-    return {"trigger": report.policy.get("trigger"), **seen, "features": drifted, **why}
+    return {"trigger": report.policy.trigger, **seen, "features": drifted, **why}
 
 
 def facts(report: DriftReport) -> dict[str, Any]:
     """What later steps and people read of a report without opening it."""
     return {
-        "state": report.state,
+        "state": report.state.value,
         "action": report.action,
         "episode": report.episode,
         "reason": report.reason,
-        "trigger": report.policy.get("trigger") if report.episode is not None else None,
-        "kind": report.diagnosis["kind"],
-        "why": report.diagnosis["why"],
-        "page": report.quality["page"],
+        "rule": report.policy.rule,
+        "trigger": report.policy.trigger if report.episode is not None else None,
+        "kind": report.diagnosis.kind,
+        "why": report.diagnosis.why,
+        "page": report.quality.page or report.quality.page_error,
     }
 
 

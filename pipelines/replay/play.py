@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import ledger, storage
-from pipelines.contracts import DriftReport, Release, Trigger
+from pipelines.contracts import Release, Trigger
+from pipelines.drift_report import DriftReport
 from pipelines.errors import PerennialError, TooFewRows
 from pipelines.replay import candidates, heads, traffic
 from pipelines.replay.policies import Policy, due, watching
@@ -111,7 +112,7 @@ def _drift(world: World, policy: Policy, settings: Settings, tick: Tick) -> dict
     drift.run(params, settings, run_dir, as_of)
     report = DriftReport.model_validate_json((run_dir / "drift" / "report.json").read_bytes())
     return {
-        "state": report.state,
+        "state": report.state.value,
         "action": report.action,
         "reason": report.reason,
         "episode": report.episode,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.drift_report import JUDGED, State
 from pipelines.moments import parse_utc as moment
 from pipelines.reports import daily_charts as charts
 from pipelines.reports import daily_metric, figures
@@ -23,7 +24,7 @@ BARS = 30
 WINDOWS = 12
 """Windows in the tables of figures and decisions."""
 SEVERITIES = ("critical", "warning", "info")
-STATES = ("STABLE", "WATCH", "CONFIRMED", "RETRAINING", "COOLDOWN")
+STATES = tuple(state for state in JUDGED if state != State.BLOCKED_DATA_QUALITY)
 
 
 def page(view: View, links: Mapping[str, str]) -> str:
@@ -58,6 +59,7 @@ def page(view: View, links: Mapping[str, str]) -> str:
         decisions=_decisions(view),
         alerts=sorted(view["alerts"], key=lambda alert: (SEVERITIES.index(alert["severity"]), alert["first_seen"])),
         states=STATES,
+        blocked=State.BLOCKED_DATA_QUALITY,
         meaning=words.STATES,
         asked_by=words.ASKED_BY,
         confidence=f"{1 - view['policy']['q']:.0%}",
@@ -72,7 +74,7 @@ def _link(text: str) -> str | None:
 def _figures(view: View) -> dict[str, Any]:
     """The metric's figures of the last windows, newest first, and the third metric's name."""
     rows = words.rolling(view)[::-1][:WINDOWS]
-    third = next((name for name in ("macro_f1", "roc_auc") if any(name in row for row in rows)), None)
+    third = next((name for name in ("macro_f1", "roc_auc") if any(row.get(name) is not None for row in rows)), None)
     return {"rows": rows, "third": third, "name": {"macro_f1": "macro-F1", "roc_auc": "ROC-AUC"}.get(third or "")}
 
 

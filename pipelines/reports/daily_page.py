@@ -80,7 +80,7 @@ TEMPLATE = (
 
 {% if r.quality.problems or r.quality.warnings %}
 <h2>{{ "What is wrong with the rows" if r.quality.problems else "About the rows" }}</h2>
-<div class="card">{% for text in r.quality.problems %}<div class="critical">{{ text }}</div>{% endfor %}{% for text in r.quality.warnings %}<div>{{ text }}</div>{% endfor %}</div>
+<div class="card">{% for text in r.quality.problems %}<div class="critical">{{ text.message }}</div>{% endfor %}{% for text in r.quality.warnings %}<div>{{ text.message }}</div>{% endfor %}</div>
 {% endif %}
 
 {% if v.alerts %}
@@ -125,8 +125,8 @@ TEMPLATE = (
 {% endfor %}</table></div>{% endif %}
 
 <h2>What the policy decided</h2>
-<div class="path">{% for state in states %}<span class="s{{ ' is' if state == r.state else ' was' if state in r.policy.get('path', ()) }}">{{ state | lower }}</span>{{ "→" if not loop.last }}{% endfor %}{% if r.state not in states %}<span class="s is{{ ' bad' if r.state == 'BLOCKED_DATA_QUALITY' }}">{{ r.state | replace("_", " ") | lower }}</span>{% endif %}</div>
-<p class="soft">{% if r.policy.path and r.policy.path | length > 1 %}In this window: {{ r.policy.path | join(" → ") | replace("_", " ") | lower }}. {% endif %}{% if r.policy.log_e is defined %}Sequential test of the error rate: e to the power of {{ "%.1f" | format(r.policy.log_e) }}, alarm at {{ v.policy.cusum_threshold | count }}. {% endif %}{% if r.policy.cooldown_until %}Cooldown until {{ r.policy.cooldown_until | day }}. {% endif %}{{ r.labels.fresh_labels | default(0) | count }} new labelled rows since the champion was trained.</p>
+<div class="path">{% for state in states %}<span class="s{{ ' is' if state == r.state else ' was' if state in r.policy.get('path', ()) }}">{{ state | lower }}</span>{{ "→" if not loop.last }}{% endfor %}{% if r.state not in states %}<span class="s is{{ ' bad' if r.state == blocked }}">{{ r.state | replace("_", " ") | lower }}</span>{% endif %}</div>
+<p class="soft">{% if r.policy.path and r.policy.path | length > 1 %}In this window: {{ r.policy.path | join(" → ") | replace("_", " ") | lower }}. {% endif %}{% if r.policy.path %}Sequential test of the error rate: e to the power of {{ "%.1f" | format(r.policy.log_e) }}, alarm at {{ v.policy.cusum_threshold | count }}. {% endif %}{% if r.policy.cooldown_until %}Cooldown until {{ r.policy.cooldown_until | day }}. {% endif %}{{ r.labels.fresh_labels | default(0) | count }} new labelled rows since the champion was trained.</p>
 <div class="card"><table class="wide"><tr><th>{{ v.kind }}</th><th>state</th><th>asked for</th><th>strongest, PSI</th><th>reason</th><th>what the training said</th></tr>
 {% for d in decisions %}<tr><td class="nw">{{ window(d.window.end) }}</td><td class="nw">{{ d.state | replace("_", " ") | lower }}</td><td>{{ "-" if d.action == "none" else d.action }}</td><td class="nw">{% if d.strongest %}{{ d.strongest.feature }} <span class="{{ d.strongest.severity }}">{{ d.strongest.debiased_psi | psi }}</span>{% else %}-{% endif %}</td><td>{{ d.reason }}</td><td>{% if d.verdict %}<b class="{{ d.verdict.decision }}">{{ d.verdict.decision }}</b>{% if d.verdict.evidence.lift %} {{ d.verdict.evidence.lift | interval }} nats, {{ d.verdict.evidence.n | count }} rows{% endif %}{% elif d.action == "retrain" %}no verdict yet{% endif %}</td></tr>
 {% endfor %}</table></div>

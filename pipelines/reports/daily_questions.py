@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
-from pipelines.contracts import UNJUDGED
+from pipelines.drift_report import UNJUDGED, State
 from pipelines.moments import parse_utc as moment
 from pipelines.reports.daily_words import ASKED_BY, OUTCOMES, View, answered_by, performance, rolling
 from pipelines.reports.figures import count, day, interval, window
 
 UNJUDGED_NOW = {
-    "NO_CHAMPION": "Run a training: the first candidate that beats the base rate becomes the champion.",
-    "NOT_SERVED": "Nothing is to be done: the first window with served rows is the first that is judged.",
+    State.NO_CHAMPION: "Run a training: the first candidate that beats the base rate becomes the champion.",
+    State.NOT_SERVED: "Nothing is to be done: the first window with served rows is the first that is judged.",
 }
 
 
@@ -111,10 +111,10 @@ def _share(view: View) -> float | None:
 def why(view: View) -> str:
     """Why: the diagnosis' sentence, and the slices that were hit worst."""
     report = view["report"]
-    if report["state"] == "NO_CHAMPION":
+    if report["state"] == State.NO_CHAMPION:
         rows = f"{count(report['current_rows'])} rows were served in this window"
         return f"{rows}; nothing can be compared before a first model serves."
-    if report["state"] == "NOT_SERVED":
+    if report["state"] == State.NOT_SERVED:
         return f"Nothing is compared: {report['reason']}."
     said = report["diagnosis"].get("why") or _moved(report)
     # A field's name stays as it is declared.
@@ -226,8 +226,8 @@ def now(view: View) -> str:
     state = report["state"]
     if state in UNJUDGED:
         return UNJUDGED_NOW[state]
-    if state == "BLOCKED_DATA_QUALITY":
-        wrong = "; ".join(report["quality"].get("problems", [])) or report["reason"]
+    if state == State.BLOCKED_DATA_QUALITY:
+        wrong = "; ".join(problem["message"] for problem in report["quality"]["problems"]) or report["reason"]
         return (
             f"Somebody must look at the rows: {wrong}. Nothing is retrained on them; a sound window unblocks by itself."
         )
@@ -251,16 +251,16 @@ def now(view: View) -> str:
 def _by_state(report: Mapping[str, Any], policy: Mapping[str, Any]) -> str:
     """What the policy waits for, where this window asked for nothing."""
     state = report["state"]
-    if state == "CONFIRMED":
+    if state == State.CONFIRMED:
         return f"Nothing is retrained yet: {report['reason']}."
-    if state == "COOLDOWN":
+    if state == State.COOLDOWN:
         until = report["policy"].get("cooldown_until")
         if until:
             return f"Nothing is done until {day(until)}: {report['reason']}."
         return f"Nothing is done: {report['reason']}."
-    if state == "RETRAINING":
+    if state == State.RETRAINING:
         return f"Wait for the training: {report['reason']}."
-    if state == "WATCH":
+    if state == State.WATCH:
         return (
             f"Wait: {report['reason']}. A retraining needs it in {policy['confirm']} of {policy['out_of']} windows, "
             "or labels that show a drop."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.contracts import UNJUDGED
+from pipelines.drift_report import UNJUDGED, State
 from pipelines.moments import parse_utc as moment
 
 ASKED_BY = {
@@ -18,14 +18,14 @@ ASKED_BY = {
 }
 OUTCOMES = {"promote": "promoted", "reject": "rejected", "inconclusive": "neither better nor worse beyond doubt"}
 STATES = {
-    "NO_CHAMPION": "no model serves yet",
-    "NOT_SERVED": "nothing was served yet",
-    "STABLE": "nothing is wrong",
-    "WATCH": "something moved once; it is watched",
-    "CONFIRMED": "drift is confirmed; the retraining waits",
-    "RETRAINING": "a retraining was asked for",
-    "COOLDOWN": "just retrained: nothing is done for a while",
-    "BLOCKED_DATA_QUALITY": "the data are wrong: nothing is decided",
+    State.NO_CHAMPION: "no model serves yet",
+    State.NOT_SERVED: "nothing was served yet",
+    State.STABLE: "nothing is wrong",
+    State.WATCH: "something moved once; it is watched",
+    State.CONFIRMED: "drift is confirmed; the retraining waits",
+    State.RETRAINING: "a retraining was asked for",
+    State.COOLDOWN: "just retrained: nothing is done for a while",
+    State.BLOCKED_DATA_QUALITY: "the data are wrong: nothing is decided",
 }
 View = Mapping[str, Any]
 
@@ -61,11 +61,11 @@ def headline(view: View) -> str:
     """What is the matter, in one line."""
     report = view["report"]
     state = report["state"]
-    if state == "NO_CHAMPION":
+    if state == State.NO_CHAMPION:
         return "No model serves yet"
-    if state == "NOT_SERVED":
+    if state == State.NOT_SERVED:
         return "Nothing was served yet in this window"
-    if state == "BLOCKED_DATA_QUALITY":
+    if state == State.BLOCKED_DATA_QUALITY:
         return "The data are wrong: a person should look before anything is decided"
     if report["quality"].get("unread"):
         return "Rows of this window cannot be read yet: it is judged again when they can"
@@ -125,8 +125,8 @@ def tone(view: View) -> str:
     report = view["report"]
     if report["state"] in UNJUDGED:
         return "none"
-    if report["state"] == "BLOCKED_DATA_QUALITY" or performance(view) == "dropped":
+    if report["state"] == State.BLOCKED_DATA_QUALITY or performance(view) == "dropped":
         return "bad"
-    if report["action"] != "none" or report["state"] in {"WATCH", "CONFIRMED"} or not report["current_rows"]:
+    if report["action"] != "none" or report["state"] in {State.WATCH, State.CONFIRMED} or not report["current_rows"]:
         return "watch"
     return "good"

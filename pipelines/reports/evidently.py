@@ -24,21 +24,21 @@ def page(
     columns: Sequence[str],
     fields: Fields,
     params: DriftParams,
-) -> str | None:
-    """Draw ``columns`` of the training rows and the window's, which ``sides`` reads, at ``path``; the page's name, None without columns.
+) -> tuple[str | None, str | None]:
+    """Draw ``columns`` of the training rows and the window's, which ``sides`` reads, at ``path``.
 
-    An error is a sentence, as no decision hangs on it.
+    Gives back the page's name, or an error as a sentence, as no decision hangs on it; neither without columns.
     """
     if not columns:
-        return None
+        return None, None
     try:
         before, now = (sample(frame, params.report_rows) for frame in sides())
         draw(path, now, before, list(columns), fields, params.severe_psi)
     except Exception as error:
         log.exception("the drift page could not be drawn")
         path.unlink(missing_ok=True)
-        return f"could not be drawn ({type(error).__name__})"
-    return path.name
+        return None, f"could not be drawn ({type(error).__name__})"
+    return path.name, None
 
 
 def draw(

@@ -11,12 +11,13 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import get_args
 
 from pipelines import ledger
-from pipelines.contracts import DriftReport, EpisodeTrigger, Release, Severity
+from pipelines.contracts import EpisodeTrigger, Interval, Release, Severity
+from pipelines.drift_report import JUDGED, DriftReport, Estimate, Figures, State
 from pipelines.errors import DatabaseDamaged, PerennialError, Unavailable
 from pipelines.params import Params
 from pipelines.reports import exporter
@@ -57,7 +58,7 @@ SERIES = {
     "notices_undelivered": "notices that a sink has not taken",
 }
 """Every series by its name behind the prefix; all are gauges with the label ``case``."""
-STATES = ("STABLE", "WATCH", "CONFIRMED", "RETRAINING", "COOLDOWN", "BLOCKED_DATA_QUALITY")
+STATES = JUDGED
 STAGES = ("shadow", "canary", "full")
 COSTS = ("cpu_hours", "gpu_hours", "wall_hours", "money")
 DRIFT_SEVERITIES = ("info", "warn", "severe")
@@ -202,8 +203,8 @@ def _window(report: DriftReport) -> Iterator[Sample]:
     yield "window_end_timestamp_seconds", {}, report.window.end.timestamp()
     yield "window_seconds", {}, (report.window.end - report.window.start).total_seconds()
     yield "window_rows", {}, report.current_rows
-    yield "quality_problems", {}, len(report.quality.get("problems", ()))
-    if (volume := report.quality.get("volume")) is not None:
+    yield "quality_problems", {}, len(report.quality.problems)
+    if (volume := report.quality.volume) is not None:
         yield "volume_ratio", {}, volume
     for feature in report.features:
         labels = {"feature": feature.feature}
@@ -213,35 +214,35 @@ def _window(report: DriftReport) -> Iterator[Sample]:
     for state in STATES:
         yield "policy_state", {"state": state}, state == report.state
     for trigger in get_args(EpisodeTrigger):
-        yield "episode_open", {"trigger": trigger}, report.episode is not None and trigger == policy.get("trigger")
-    cooling = "COOLDOWN" in {report.state, *policy.get("path", ())}
+        yield "episode_open", {"trigger": trigger}, report.episode is not None and trigger == policy.trigger
+    cooling = State.COOLDOWN in {report.state, *policy.path}
     for verdict in ("kept", "missing"):
-        yield "retrain_unanswered", {"verdict": verdict}, cooling and policy.get("verdict") == verdict
-    yield "performance_alarm", {}, bool(policy.get("alarmed"))
-    yield from _interval("log_loss_rise", report.labels.get("drop"))
+        yield "retrain_unanswered", {"verdict": verdict}, cooling and policy.verdict == verdict
+    yield "performance_alarm", {}, policy.alarmed
+    yield from _interval("log_loss_rise", report.labels.drop)
 
 
 def _performance(params: Params, report: DriftReport) -> Iterator[Sample]:
-    rolling = sorted(
-        (row for row in report.performance.get("rolling", ()) if row.get("rows")), key=lambda row: str(row["end"])
-    )
-    measured = [row for row in rolling if row.get("log_loss") is not None]
+    rolling = sorted((row for row in report.performance.rolling if row.rows), key=lambda row: row.end)
+    measured = [row for row in rolling if row.log_loss is not None]
     if measured:
-        yield from _interval("log_loss", {**measured[-1], "value": measured[-1]["log_loss"]})
-    if estimate := report.performance.get("estimate"):
-        yield from _interval("log_loss_estimated", {**estimate, "value": estimate["log_loss"]})
-    due = report.window.end.timestamp() - params.alerts.late_after * params.label_delay_days * 86_400
-    rows, labelled = Counter[str](), Counter[str]()  # several versions may have served in one window
-    for row in rolling:
-        rows[row["end"]] += row["rows"]
-        labelled[row["end"]] += row["labelled"]
-    shares = {end: labelled[end] / rows[end] for end in rows} or report.labels.get("labelled", {})
-    old = {moment: share for end, share in shares.items() if (moment := datetime.fromisoformat(end).timestamp()) <= due}
+        yield from _bounds("log_loss", measured[-1])
+    if report.performance.estimate is not None:
+        yield from _bounds("log_loss_estimated", report.performance.estimate)
+    due = report.window.end - timedelta(days=params.alerts.late_after * params.label_delay_days)
+    old = {end: share for end, share in report.coverage().items() if end <= due}
     if old:
         yield "labels_coverage_ratio", {}, old[max(old)]
 
 
-def _interval(name: str, found: Mapping[str, Any] | None) -> Iterator[Sample]:
-    for bound in BOUNDS:
-        if found and found.get(bound) is not None:
-            yield name, {"bound": bound}, found[bound]
+def _bounds(name: str, found: Figures | Estimate) -> Iterator[Sample]:
+    """A log-loss with its interval, as far as it is known."""
+    for bound, value in (("value", found.log_loss), ("low", found.low), ("high", found.high)):
+        if value is not None:
+            yield name, {"bound": bound}, value
+
+
+def _interval(name: str, found: Interval | None) -> Iterator[Sample]:
+    if found is not None:
+        for bound in BOUNDS:
+            yield name, {"bound": bound}, getattr(found, bound)

@@ -11,7 +11,8 @@ from typing import Any, get_args
 
 from pipelines import ledger, storage
 from pipelines.alerts import delivery, lifecycle, rules, sinks
-from pipelines.contracts import Alert, DriftReport, Manifest, Notice, Severity
+from pipelines.contracts import Alert, Manifest, Notice, Severity
+from pipelines.drift_report import DriftReport
 from pipelines.errors import ConflictError
 from pipelines.params import Params
 from pipelines.settings import Settings
@@ -62,7 +63,7 @@ def _decide(
     params: Params, settings: Settings, as_of: datetime, report: DriftReport
 ) -> tuple[tuple[Alert, ...], tuple[Notice, ...]]:
     """The alerts after this run and its notices, as they stand in the ledger."""
-    case, url, revision = params.case, settings.ledger, report.policy.get("revision", 1)
+    case, url, revision = params.case, settings.ledger, report.policy.revision
     for _ in range(ROUNDS):
         if stands := ledger.alert_runs(url, case, at=as_of, revision=revision):
             return tuple(_alerts(stands[0])), tuple(_notices(stands[0]))
@@ -93,11 +94,10 @@ def _decide(
 def _before(recent: Sequence[Mapping[str, Any]], report: DriftReport, params: Params) -> Sequence[Alert]:
     """The alerts that this run goes on from; of a window that is judged again, as if its first judgement had not been."""
     newest = _alerts(recent[-1]) if recent else []
-    first = report.policy.get("judged_again")
+    first = report.policy.judged_again
     if first is None:
         return newest
-    moment = datetime.fromisoformat(first["as_of"])
-    older = [row for row in recent if datetime.fromisoformat(row["as_of"]) < moment]
+    older = [row for row in recent if datetime.fromisoformat(row["as_of"]) < first.as_of]
     return lifecycle.taken_back(_alerts(older[-1]) if older else [], newest, params.alerts)
 
 

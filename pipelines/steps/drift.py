@@ -12,7 +12,7 @@ import polars as pl
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
-from pipelines.contracts import DriftReport, Manifest, Window
+from pipelines.contracts import Manifest, Window
 from pipelines.data import log as prediction_log
 from pipelines.drift import judge, reference
 from pipelines.drift import report as reports
@@ -25,12 +25,13 @@ from pipelines.drift.profile.days import read_days
 from pipelines.drift.profile.spec import load_spec, with_counts
 from pipelines.drift.run import Run
 from pipelines.drift.why import explain
+from pipelines.drift_report import DriftReport, Explanation
 from pipelines.errors import NotKept, Overtaken
 from pipelines.params import Params
 from pipelines.reports import evidently
 from pipelines.settings import Settings
 
-STEP_VERSION = 11
+STEP_VERSION = 12
 ROOMS = (
     "pipelines.drift",
     "pipelines.data.log",
@@ -145,10 +146,11 @@ def _commit(
 
     def build(folder: Path) -> Mapping[str, Any]:
         columns = reports.drawn(report, fields, params.drift) if trained_on is not None else []
-        page = evidently.page(folder / "drift.html", sides, columns, fields, params.drift)
+        page, error = evidently.page(folder / "drift.html", sides, columns, fields, params.drift)
         moved = trained_on is not None and reports.moved(report)
-        apart = explain.tell_apart(sides, fields, params.drift.ignore) if moved else {}
-        told = report.model_copy(update={"quality": {**report.quality, "page": page}, "explanation": apart})
+        apart = explain.tell_apart(sides, fields, params.drift.ignore) if moved else Explanation()
+        quality = report.quality.model_copy(update={"page": page, "page_error": error})
+        told = report.model_copy(update={"quality": quality, "explanation": apart})
         (folder / "report.json").write_text(storage.canonical_json(told))
         return reports.facts(told)
 

@@ -11,12 +11,13 @@ from typing import Any
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
-from pipelines.contracts import DriftReport, Manifest, Release
+from pipelines.contracts import Manifest, Release
 from pipelines.drift import reference
 from pipelines.drift.inputs.compare import compare
 from pipelines.drift.profile.counts import Profile, merge, read
 from pipelines.drift.profile.spec import BY_VERSION, OUTPUTS, load_spec, scale_of
 from pipelines.drift.why.describe import describe
+from pipelines.drift_report import DriftReport
 from pipelines.errors import PerennialError
 from pipelines.params import Params
 from pipelines.registry import monitoring
@@ -74,7 +75,7 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     def build(folder: Path) -> Mapping[str, Any]:
         page = daily.page(view, _links(params, settings, made, report))
         (folder / PAGE).write_text(page, encoding="utf-8")
-        return {"state": report.state, "headline": daily.headline(view), "bytes": len(page.encode())}
+        return {"state": report.state.value, "headline": daily.headline(view), "bytes": len(page.encode())}
 
     manifest = storage.commit(run_dir / "report", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
     # The answer says where MLflow shows the page, the manifest does not: the page counts, wherever MLflow is.

@@ -1,9 +1,12 @@
 """The proof of the diagnosis in small: two seeds and a short training, with the functions that the step uses."""
 
+from datetime import date
+
 import pytest
 
 from benchmarks.proof import diagnosis as proof
 from pipelines.cases.loans.source import KINDS
+from pipelines.drift_report import Diagnosis
 
 
 @pytest.mark.slow
@@ -29,11 +32,8 @@ def test_a_wrong_day_is_not_right(monkeypatch):
         seed = 0
 
         def diagnoses(self, kind):
-            quiet = [{"kind": "none", "since": None, "slices": [], "why": ""}] * proof.QUIET_DAYS
-            return [
-                *quiet,
-                {"kind": kind if kind != "none" else "concept", "since": "2021-03-16", "slices": [], "why": ""},
-                quiet[0] | {"kind": kind},
-            ], []
+            quiet = [Diagnosis(kind="none")] * proof.QUIET_DAYS
+            wrong = Diagnosis(kind=kind if kind != "none" else "concept", since=date(2021, 3, 16))
+            return [*quiet, wrong, Diagnosis(kind=kind)], ()
 
     assert [cell["right"] for cell in proof.judged(Wrong())] == [False] * len(KINDS)

@@ -24,10 +24,11 @@ from embedded.ports import Ports
 from embedded.traffic import read_place
 from pipelines import ledger, storage
 from pipelines.cli import main
-from pipelines.contracts import DriftReport, Verdict, Window
+from pipelines.contracts import Verdict, Window
 from pipelines.data import log as prediction_log
 from pipelines.deploy import rollout
 from pipelines.drift.labels import sequential
+from pipelines.drift_report import DriftReport
 from pipelines.encoding import encoder
 from pipelines.params_file import load_params
 from pipelines.registry import aliases
@@ -216,14 +217,14 @@ def test_a_judged_window_is_reported_and_decides_nothing(state):
             old.episode,
             old.model_version,
         )
-        assert (new.current_rows, new.labels["rows"], new.labels["errors"]) == (
+        assert (new.current_rows, new.labels.rows, new.labels.errors) == (
             old.current_rows,
-            old.labels["rows"],
-            old.labels["errors"],
+            old.labels.rows,
+            old.labels.errors,
         )
         moved = [{one.feature: (one.psi, one.drifted) for one in found.features} for found in (old, new)]
         assert moved[0] == moved[1]
-        assert new.policy["log_e"] == old.policy["log_e"]
+        assert new.policy.log_e == old.policy.log_e
     assert decided(state) == before
 
 
@@ -247,7 +248,7 @@ def test_the_next_window_goes_on(state):
     after = states_end(state, NEXT)
     for name in ("champion", "retrained_at", "retrains", "cooldown_until", "cooldown_days", "trigger", "verdict"):
         assert after[name] == before[name], name
-    counted = (new.labels[name] for name in ("errors", "rows", "baseline"))
+    counted = (new.labels.errors, new.labels.rows, new.labels.baseline)
     assert after["log_e"] == sequential.cusum(before["log_e"], *counted)
     assert len(after["marks"]) == len(before["marks"]) or len(after["marks"]) == len(before["marks"]) + 1
     for step in ("alert", "report"):
@@ -257,7 +258,7 @@ def test_the_next_window_goes_on(state):
     told = {one["rule"]: one for one in answered("alerts")["alerts"]}
     assert (told["page_broken"]["state"], told["champion_old"]["state"]) == ("resolved", "open")
     # A label that the old code judged and that was corrected since is not judged again.
-    assert new.labels["rows"] == len(fresh)
+    assert new.labels.rows == len(fresh)
 
 
 def test_the_next_training_reads_the_old_log(state):

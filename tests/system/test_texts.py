@@ -10,8 +10,9 @@ from embedded.demo import scoring, traffic
 from pipelines import cases, ledger
 from pipelines.cases.sources import BESIDE
 from pipelines.cases.triage.source import DOWNLOADED, PARQUET
-from pipelines.contracts import DriftReport, Window
+from pipelines.contracts import Window
 from pipelines.data import log
+from pipelines.drift_report import DriftReport
 from pipelines.errors import PerennialError
 from pipelines.params_file import load_params
 from pipelines.storage import read_manifest

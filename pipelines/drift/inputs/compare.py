@@ -13,6 +13,7 @@ from pipelines.drift.inputs import divergence
 from pipelines.drift.profile.bits import Floats, Ints, bounds
 from pipelines.drift.profile.counts import Column, Profile
 from pipelines.drift.profile.spec import BY_VERSION, Spec, numbers, scale_of, shown_only
+from pipelines.drift_report import Quality, Remark
 from pipelines.fields import Fields, Scale
 from pipelines.params import DriftParams
 
@@ -120,8 +121,8 @@ def quality(
     since: datetime | None = None,
     unread: int = 0,
     per_day: float | None = None,
-) -> dict[str, Any]:
-    """What is wrong with the window's rows: ``{problems, warnings, missing, volume}``, and ``unread`` where so many rows cannot be read yet.
+) -> Quality:
+    """What is wrong with the window's rows; where some are ``unread`` nothing is said that hangs on how many there are.
 
     ``since`` is when the case served its first row: in the window of that moment only the time after it can have rows.
     ``per_day`` is how many rows came on a day when the reference's rows did; None (not recorded): as many as it has.
@@ -135,37 +136,33 @@ def quality(
     for name, column in current.columns.items():
         if name.partition("@")[0] in BY_VERSION or shown_only(name):
             continue
-        before = (
-            _bad_share(reference.columns[name], reference.rows)
-            if reference is not None and name in reference.columns
-            else 0.0
-        )
+        before = 0.0
+        if reference is not None and name in reference.columns:
+            before = _bad_share(reference.columns[name], reference.rows)
         share = _bad_share(column, current.rows)
         if share:
             shares[name] = share
         if share > before + params.max_null_share:
-            problems.append(f"{name}: {share:.1%} missing or undeclared values ({before:.1%} in the reference)")
+            told = f"{name}: {share:.1%} missing or undeclared values ({before:.1%} in the reference)"
+            problems.append(Remark(code="missing_values", field=name, message=told))
     if unread:
-        # Of a part nothing can be said that hangs on how many rows there are.
         told = f"{unread:,} rows of the window lie in open segments of the log and could not be read"
-        return {
-            "problems": problems,
-            "warnings": [f"{told}: run again, and it is judged again"],
-            "missing": shares,
-            "volume": None,
-            "unread": unread,
-        }
+        again = Remark(code="unread", message=f"{told}: run again, and it is judged again")
+        return Quality(problems=tuple(problems), warnings=(again,), missing=shares, unread=unread)
     if current.rows == 0 and not params.allow_empty:
-        problems.append("no rows in the window, and the case declares that there always are some")
+        told = "no rows in the window, and the case declares that there always are some"
+        problems.append(Remark(code="no_rows", message=told))
     elif current.rows < params.min_rows:
-        warnings.append(f"{current.rows} rows are too few to compare (min_rows {params.min_rows})")
+        told = f"{current.rows} rows are too few to compare (min_rows {params.min_rows})"
+        warnings.append(Remark(code="few_rows", message=told))
     usual = _rows_per_day(reference) if per_day is None and reference is not None else per_day or 0.0
     expected = _expected_rows(usual, window, since) if usual else 0.0
     volume = current.rows / expected if expected else None
     low, high = params.volume_band
     if volume is not None and current.rows and not low <= volume <= high:
-        warnings.append(f"{current.rows} rows are {volume:.2g} times the reference's volume (band {low:g} to {high:g})")
-    return {"problems": problems, "warnings": warnings, "missing": shares, "volume": volume}
+        told = f"{current.rows} rows are {volume:.2g} times the reference's volume (band {low:g} to {high:g})"
+        warnings.append(Remark(code="volume", message=told))
+    return Quality(problems=tuple(problems), warnings=tuple(warnings), missing=shares, volume=volume)
 
 
 def _bad_share(column: Column, rows: int) -> float:

@@ -20,6 +20,7 @@ import polars as pl
 from pipelines.contracts import Window
 from pipelines.drift.evidence import LabelEvidence
 from pipelines.drift.labels.sequential import metric_drop
+from pipelines.drift_report import Corrections
 from pipelines.measures import row_errors, row_log_loss
 from pipelines.params import DriftParams
 
@@ -135,10 +136,10 @@ def judge(
     )
 
 
-def corrections(rows: pl.DataFrame, version: int, classes: int = 0) -> dict[str, int]:
+def corrections(rows: pl.DataFrame, version: int, classes: int = 0) -> Corrections:
     """Labels of champion ``version`` that were :func:`corrected`: ``rows``, and how many more ``errors`` there are by them. Counted nowhere."""
     own = rows.filter(pl.col("version") == version).drop_nulls("score")
-    return {"rows": own.height, "errors": _errors(own, "label", classes) - _errors(own, "counted", classes)}
+    return Corrections(rows=own.height, errors=_errors(own, "label", classes) - _errors(own, "counted", classes))
 
 
 def _errors(rows: pl.DataFrame, label: str, classes: int) -> int:

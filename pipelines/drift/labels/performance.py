@@ -20,6 +20,7 @@ from pipelines.contracts import Interval, Window
 from pipelines.drift import stats
 from pipelines.drift.labels.calibration import estimate, expected
 from pipelines.drift.labels.sequential import mean_loss
+from pipelines.drift_report import Estimate, Figures, PastEstimate, Performance, SliceFigures, WindowFigures
 from pipelines.measures import (
     confusion,
     macro_f1_interval,
@@ -36,9 +37,6 @@ Ints = NDArray[np.int64]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-NOTHING: dict[str, Any] = {"rolling": [], "slices": [], "estimate": None, "earlier": []}
-"""The :func:`summary` where there is no champion."""
-
 
 def summary(
     rows: pl.DataFrame,
@@ -48,8 +46,8 @@ def summary(
     columns: Sequence[str],
     params: DriftParams,
     classes: int,
-) -> dict[str, Any]:
-    """All of this module as JSON values: ``rolling, slices, estimate, earlier``. ``rows`` are :func:`known`, ``windows`` oldest first.
+) -> Performance:
+    """All of this module. ``rows`` are :func:`known`, ``windows`` oldest first.
 
     ``rolling`` is of every version, the rest of champion ``version``: ``slices`` of its last ``out_of`` windows with
     labels, ``estimate`` of the newest window, ``earlier`` of all windows.
@@ -57,12 +55,13 @@ def summary(
     own = rows.filter(pl.col("version") == version)
     parts = within(own, windows)
     told = [part for part in parts if part["label"].count()]
-    return {
-        "rolling": rolling(rows, windows, params, classes),
-        "slices": by_slice(pl.concat([own.clear(), *told[-params.out_of :]]), columns, baseline, params, classes),
-        "estimate": estimated(parts[-1], baseline, params, classes),
-        "earlier": earlier(own, windows, baseline, params, classes),
-    }
+    newest = pl.concat([own.clear(), *told[-params.out_of :]])
+    return Performance(
+        rolling=tuple(rolling(rows, windows, params, classes)),
+        slices=tuple(by_slice(newest, columns, baseline, params, classes)),
+        estimate=estimated(parts[-1], baseline, params, classes),
+        earlier=tuple(earlier(own, windows, baseline, params, classes)),
+    )
 
 
 def known(served: pl.DataFrame, labels: pl.DataFrame, until: datetime) -> pl.DataFrame:
@@ -106,50 +105,48 @@ def within(rows: pl.DataFrame, windows: Sequence[Window]) -> list[pl.DataFrame]:
     return [rows[int(first) : int(last)] for first, last in places]
 
 
-def figures(rows: pl.DataFrame, params: DriftParams, classes: int) -> dict[str, Any]:
+def figures(rows: pl.DataFrame, params: DriftParams, classes: int) -> Figures:
     """How a version did on rows whose labels may be missing; metrics are None of fewer than two labels.
 
-    ``rows, labelled, coverage, delay_days`` (median), ``log_loss`` with ``low`` and ``high`` (rows of one day are one
-    cluster), ``accuracy`` (Wilson's interval), and ``roc_auc`` or with classes ``macro_f1``, each with ``_low`` and ``_high``.
+    ``delay_days`` is the median, ``log_loss`` has ``low`` and ``high`` (rows of one day are one cluster), ``accuracy`` Wilson's
+    interval; ``roc_auc`` is of a binary label, ``macro_f1`` of classes.
     """
     own, score = labelled(rows, classes)
     # The label of a row without a full score has arrived all the same.
     arrived = rows.height - rows["label"].null_count()
     delay = (rows["label_time"] - rows["event_time"]).dt.total_seconds().median()
-    found: dict[str, Any] = {
-        "rows": rows.height,
-        "labelled": arrived,
-        "coverage": arrived / rows.height if rows.height else None,
-    }
-    found["delay_days"] = None if delay is None else float(delay) / 86_400  # type: ignore[arg-type]
-    third = "macro_f1" if classes else "roc_auc"
-    found |= dict.fromkeys(
-        ["log_loss", "low", "high", *(f"{name}{end}" for name in ("accuracy", third) for end in ("", "_low", "_high"))]
+    found: dict[str, float | None] = {}
+    if own.height >= 2:
+        label, confidence = own["label"].to_numpy(), 1 - params.q
+        mean, se, freedom = mean_loss(row_log_loss(label, score), days_of(own))
+        half = quantile(0.5 + confidence / 2, freedom) * se
+        right = own.height - int(row_errors(label, score).sum())
+        found = {"log_loss": mean, "low": mean - half, "high": mean + half}
+        found |= _named("accuracy", wilson(right, own.height, confidence))
+        if classes:
+            found |= _named("macro_f1", macro_f1_interval(confusion(label, score), confidence))
+        else:
+            found |= _named("roc_auc", roc_auc_interval(label, score, confidence))
+    return Figures(
+        rows=rows.height,
+        labelled=arrived,
+        coverage=arrived / rows.height if rows.height else None,
+        delay_days=None if delay is None else float(delay) / 86_400,  # type: ignore[arg-type]
+        **found,
     )
-    if own.height < 2:
-        return found
-    label, confidence = own["label"].to_numpy(), 1 - params.q
-    mean, se, freedom = mean_loss(row_log_loss(label, score), days_of(own))
-    half = quantile(0.5 + confidence / 2, freedom) * se
-    found |= {"log_loss": mean, "low": mean - half, "high": mean + half}
-    right = own.height - int(row_errors(label, score).sum())
-    found |= _named("accuracy", wilson(right, own.height, confidence))
-    if classes:
-        return found | _named(third, macro_f1_interval(confusion(label, score), confidence))
-    return found | _named(third, roc_auc_interval(label, score, confidence))
 
 
 def _named(name: str, found: Interval | None) -> dict[str, float]:
     return {} if found is None else {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
-def rolling(rows: pl.DataFrame, windows: Sequence[Window], params: DriftParams, classes: int) -> list[dict[str, Any]]:
+def rolling(rows: pl.DataFrame, windows: Sequence[Window], params: DriftParams, classes: int) -> list[WindowFigures]:
     """The :func:`figures` of every version in every window of event time, oldest first; ``rows`` are :func:`known`."""
     found = []
     for window, every in zip(windows, within(rows, windows), strict=True):
         for (version,), part in sorted(every.partition_by("version", as_dict=True).items()):
-            about = {"start": window.start.isoformat(), "end": window.end.isoformat(), "version": version}
-            found.append({**about, **figures(part, params, classes)})
+            own = dict(figures(part, params, classes))
+            found.append(WindowFigures(start=window.start, end=window.end, version=version, **own))
     return found
 
 
@@ -158,37 +155,38 @@ def rolling(rows: pl.DataFrame, windows: Sequence[Window], params: DriftParams, 
 
 def by_slice(
     rows: pl.DataFrame, columns: Sequence[str], baseline: dict[str, Any], params: DriftParams, classes: int
-) -> list[dict[str, Any]]:
+) -> list[SliceFigures]:
     """Log-loss of every value of the declared ``columns``, and whether it dropped from the holdout's.
 
-    Each is ``field, value, rows, labelled, coverage, delay_days, log_loss, low, high``, and where the baseline knows the
-    slice ``drop`` (``value, low, high``) and ``dropped``: the drop exceeds ``min_metric_drop``, by one-sided tests
+    Where the baseline knows a slice it has a ``drop``, and it is ``dropped`` if that exceeds ``min_metric_drop``, by one-sided tests
     under Benjamini-Hochberg at ``q`` over all slices. Values with fewer than ``min_rows`` labels make no claim.
     """
-    found, tested, p = [], [], []
+    found: list[SliceFigures] = []
+    tested: dict[int, float] = {}
     for column in (name for name in columns if name in rows.columns):
-        for (value,), part in sorted(
-            rows.filter(pl.col(column).is_not_null()).partition_by(column, as_dict=True).items(),
-            key=lambda item: str(item[0]),
-        ):
-            one = {"field": column, "value": str(value), **figures(part, params, classes)}
-            kept = ("field", "value", "rows", "labelled", "coverage", "delay_days", "log_loss", "low", "high")
-            found.append({name: one[name] for name in kept} | {"drop": None, "dropped": False})
+        parts = rows.filter(pl.col(column).is_not_null()).partition_by(column, as_dict=True)
+        for (value,), part in sorted(parts.items(), key=lambda item: str(item[0])):
+            drop = None
             before = baseline.get("slices", {}).get(f"{column}={value}")
             own, score = labelled(part, classes)
-            if before is None or own.height < max(2, params.min_rows):
-                continue
-            mean, se, freedom = mean_loss(row_log_loss(own["label"].to_numpy(), score), days_of(own))
-            rise, error = mean - before["loss"], math.hypot(se, before["loss_se"])
-            half = quantile(1 - params.q / 2, freedom) * error
-            found[-1]["drop"] = {"value": rise, "low": rise - half, "high": rise + half}
-            tested.append(found[-1])
-            beyond = rise - params.min_metric_drop
-            # Without any doubt the sign decides.
-            p.append(_tail(beyond / error if error else math.copysign(math.inf, beyond) if beyond else 0.0, freedom))
-    for one, fell in zip(tested, stats.benjamini_hochberg(np.array(p), params.q), strict=True):
-        one["dropped"] = bool(fell)
-    return found
+            if before is not None and own.height >= max(2, params.min_rows):
+                mean, se, freedom = mean_loss(row_log_loss(own["label"].to_numpy(), score), days_of(own))
+                rise, error = mean - before["loss"], math.hypot(se, before["loss_se"])
+                half = quantile(1 - params.q / 2, freedom) * error
+                drop = Interval(value=rise, low=rise - half, high=rise + half)
+                tested[len(found)] = _p_beyond(rise - params.min_metric_drop, error, freedom)
+            told = dict(figures(part, params, classes))
+            found.append(SliceFigures(field=column, value=str(value), drop=drop, **told))
+    fallen = stats.benjamini_hochberg(np.array(list(tested.values())), params.q)
+    fell = {place for place, one in zip(tested, fallen, strict=True) if one}
+    return [one.model_copy(update={"dropped": place in fell}) for place, one in enumerate(found)]
+
+
+def _p_beyond(beyond: float, error: float, freedom: int) -> float:
+    """The p-value of a rise ``beyond`` what is allowed; without any doubt its sign decides."""
+    if error:
+        return _tail(beyond / error, freedom)
+    return _tail(math.copysign(math.inf, beyond) if beyond else 0.0, freedom)
 
 
 def _tail(z: float, freedom: int) -> float:
@@ -200,24 +198,31 @@ def _tail(z: float, freedom: int) -> float:
 # --- without labels -----------------------------------------------------------------------------
 
 
-def estimated(rows: pl.DataFrame, baseline: dict[str, Any], params: DriftParams, classes: int) -> dict[str, Any] | None:
+def estimated(rows: pl.DataFrame, baseline: dict[str, Any], params: DriftParams, classes: int) -> Estimate | None:
     """What the loss of these rows will be if only the inputs have moved (calibration.py); None without scores or calibration.
 
-    ``rows, labelled, coverage, log_loss, error_rate, low, high``. Blind to concept drift: see ``earlier``.
+    Blind to concept drift: see ``earlier``.
     """
     own = scored(rows, classes)
     if own.is_empty() or not baseline.get("calibration"):
         return None
     loss, error = estimate(baseline["calibration"], scores(own, classes), 1 - params.q)
     arrived = own.height - own["label"].null_count()
-    seen = {"rows": own.height, "labelled": arrived, "coverage": arrived / own.height}
-    return {**seen, "log_loss": loss.value, "error_rate": error, "low": loss.low, "high": loss.high}
+    return Estimate(
+        rows=own.height,
+        labelled=arrived,
+        coverage=arrived / own.height,
+        log_loss=loss.value,
+        error_rate=error,
+        low=loss.low,
+        high=loss.high,
+    )
 
 
 def earlier(
     rows: pl.DataFrame, windows: Sequence[Window], baseline: dict[str, Any], params: DriftParams, classes: int
-) -> list[dict[str, Any]]:
-    """What was estimated of past windows beside what their labels then said: ``end, estimated, low, high, realised, error, inside``.
+) -> list[PastEstimate]:
+    """What was estimated of past windows beside what their labels then said.
 
     ``error`` is realised minus estimated. The estimate is of all rows of the window, the truth of those with a label,
     whose ``coverage`` and ``delay_days`` go with it: the interval is as wide as labels of so few rows, taken as a random
@@ -227,22 +232,29 @@ def earlier(
     for window, part in zip(windows, within(rows, windows), strict=True):
         said = estimated(part, baseline, params, classes)
         truth = figures(part, params, classes)
-        if said is None or truth["log_loss"] is None or truth["labelled"] < params.min_rows:
+        realised = truth.log_loss
+        if said is None or realised is None or truth.labelled < params.min_rows:
             continue
-        value, realised = said["log_loss"], truth["log_loss"]
+        value = said.log_loss
         given = labelled(part, classes)[1]
         of_labelled = estimate(baseline["calibration"], given, 1 - params.q)[0]
         of_sample = float(expected(baseline["calibration"], given)[0].std()) * math.sqrt(
-            (1 - len(given) / said["rows"]) / len(given)
+            (1 - len(given) / said.rows) / len(given)
         )
         half = math.hypot(of_labelled.high - of_labelled.value, quantile(1 - params.q / 2, 0) * of_sample)
-        about = {name: truth[name] for name in ("rows", "labelled", "coverage", "delay_days")}
-        judged = {
-            "estimated": value,
-            "low": max(0.0, value - half),
-            "high": value + half,
-            "realised": realised,
-            "error": realised - value,
-        }
-        found.append({"end": window.end.isoformat(), **about, **judged, "inside": abs(realised - value) <= half})
+        found.append(
+            PastEstimate(
+                end=window.end,
+                rows=truth.rows,
+                labelled=truth.labelled,
+                coverage=truth.coverage,
+                delay_days=truth.delay_days,
+                estimated=value,
+                low=max(0.0, value - half),
+                high=value + half,
+                realised=realised,
+                error=realised - value,
+                inside=abs(realised - value) <= half,
+            )
+        )
     return found

@@ -22,6 +22,7 @@ from pipelines.drift.past import Judgement, Past, recall
 from pipelines.drift.profile.spec import OUTPUTS
 from pipelines.drift.profile.windows import drift_window, last_windows
 from pipelines.drift.run import Run
+from pipelines.drift_report import Corrections
 from pipelines.fields import SCORES
 from pipelines.segments import Segments
 
@@ -69,7 +70,7 @@ class Served:
     labels: LabelEvidence
     labelled: dict[str, float]
     fresh_labels: int
-    corrections: dict[str, int]
+    corrections: Corrections
     young: int
 
 

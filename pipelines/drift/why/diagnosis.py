@@ -21,18 +21,18 @@ their calibrated scores expected (calibration.py); otherwise the concept moved t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from pipelines.contracts import FeatureDrift
 from pipelines.drift.profile.projections import SUFFIXES
 from pipelines.drift.profile.spec import OUTPUTS
 from pipelines.drift.why.embeddings import KL_THRESHOLD
 from pipelines.drift.why.findings import Findings, Seen, look
+from pipelines.drift_report import Diagnosis, Embeddings, HitSlice, LabelMovements, MixtureShares, MovedFeature, Shift
 from pipelines.params import DriftParams
 
 
-def diagnose(seen: Seen, params: DriftParams, classes: int = 0) -> dict[str, Any]:
-    """The diagnosis as JSON values: ``kind, why, inputs, outputs, performance, features, slices, dates, since, embeddings``.
+def diagnose(seen: Seen, params: DriftParams, classes: int = 0) -> Diagnosis:
+    """What moved, since when, and what kind of shift that is.
 
     ``features`` are those that moved, strongest first; ``slices`` those whose metric dropped; ``dates`` the days
     outside the reference's range, and ``since`` the first day of the change (change.py), of the inputs, else of the outputs,
@@ -43,59 +43,44 @@ def diagnose(seen: Seen, params: DriftParams, classes: int = 0) -> dict[str, Any
     inputs = [feature.feature for feature in moved if feature.feature not in OUTPUTS]
     findings = look(seen, params, classes)
     found = kind(findings, problems=bool(seen.problems))
-    return {
-        "kind": found,
-        "why": sentence(found, findings, inputs or [feature.feature for feature in moved], seen),
-        "inputs": findings.inputs,
-        "outputs": findings.outputs,
-        "performance": findings.performance,
-        "features": [
-            feature.model_dump(mode="json", include={"feature", "debiased_psi", "severity"}) for feature in moved
-        ],
-        "slices": [
-            {name: one[name] for name in ("field", "value", "rows", "drop")} for one in seen.slices if one["dropped"]
-        ],
-        "dates": [day.isoformat() for day in findings.dates],
-        "since": None if findings.since is None else findings.since.isoformat(),
-        "mixture": None
-        if findings.mixture is None
-        else {"shares": list(findings.mixture.shares), "unexplained": list(findings.mixture.unexplained)},
-        "labels": {"shares": findings.shares, "score_given_class": findings.given},
-        "embeddings": projected(seen.features),
-    }
+    mixture = findings.mixture
+    shares = None if mixture is None else MixtureShares(shares=mixture.shares, unexplained=mixture.unexplained)
+    hit = (one for one in seen.slices if one.dropped and one.drop is not None)
+    return Diagnosis(
+        kind=found,
+        why=sentence(found, findings, inputs or [feature.feature for feature in moved], seen),
+        inputs=findings.inputs,
+        outputs=findings.outputs,
+        performance=findings.performance,
+        features=tuple(
+            MovedFeature(feature=one.feature, debiased_psi=one.debiased_psi, severity=one.severity) for one in moved
+        ),
+        slices=tuple(HitSlice(field=one.field, value=one.value, rows=one.rows, drop=one.drop) for one in hit),
+        dates=findings.dates,
+        since=findings.since,
+        mixture=shares,
+        labels=LabelMovements(shares=findings.shares, score_given_class=findings.given),
+        embeddings=projected(seen.features),
+    )
 
 
-def projected(features: Sequence[FeatureDrift]) -> dict[str, float] | None:
-    """How far a text's embeddings moved: ``{kl, most, threshold}`` in nats, the mean and the largest KL of its projections; None without any.
+def projected(features: Sequence[FeatureDrift]) -> Embeddings | None:
+    """How far a text's embeddings moved, by the KL of its projections; None without any.
 
     About ``(bins - 1) / 2 (1/m + 1/n)`` without drift. Above ``threshold`` the embeddings moved.
     """
     found = [feature.kl for feature in features if feature.feature.endswith(SUFFIXES)]
-    return (
-        {"kl": round(sum(found) / len(found), 6), "most": round(max(found), 6), "threshold": KL_THRESHOLD}
-        if found
-        else None
-    )
+    if not found:
+        return None
+    return Embeddings(kl=round(sum(found) / len(found), 6), most=round(max(found), 6), threshold=KL_THRESHOLD)
 
 
-def nothing_seen(why: str) -> dict[str, Any]:
+def nothing_seen(why: str) -> Diagnosis:
     """The diagnosis where nothing could be looked at."""
-    states = dict.fromkeys(("inputs", "outputs", "performance"), "unknown")
-    return {
-        "kind": "unknown",
-        "why": why,
-        **states,
-        "features": [],
-        "slices": [],
-        "dates": [],
-        "since": None,
-        "mixture": None,
-        "labels": None,
-        "embeddings": None,
-    }
+    return Diagnosis(why=why, performance="unknown")
 
 
-def kind(findings: Findings, *, problems: bool = False) -> str:
+def kind(findings: Findings, *, problems: bool = False) -> Shift:
     """The kind of shift by the table above.
 
     >>> kind(Findings("steady", "steady", "dropped")), kind(Findings("moved", "moved", "dropped", expected=True))
@@ -120,7 +105,7 @@ def kind(findings: Findings, *, problems: bool = False) -> str:
     return "label" if findings.outputs == "moved" or findings.shares == "moved" else "none"
 
 
-def sentence(found: str, findings: Findings, names: Sequence[str], seen: Seen) -> str:
+def sentence(found: Shift, findings: Findings, names: Sequence[str], seen: Seen) -> str:
     """Why the shift is of this kind, for people; ``names`` are the features that moved."""
     when = "" if findings.since is None else f" since {findings.since.isoformat()}"
     what = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -23,12 +22,11 @@ from pipelines.drift.profile.counts import Column, Profile, number_column
 from pipelines.drift.profile.spec import BY_VERSION, OUTPUTS
 from pipelines.drift.reference import DAY_GROUPS
 from pipelines.drift.why.mixture import Mixture, explain
+from pipelines.drift_report import Held, Movement, SliceFigures
 from pipelines.fields import SCORE, Scale
 from pipelines.measures import row_errors, row_log_loss
 from pipelines.params import DriftParams
 
-State = Literal["moved", "steady", "unknown"]
-Performance = Literal["dropped", "held", "unknown"]
 Ints = NDArray[np.int64]
 EPOCH = date(1970, 1, 1)
 MIN_GAIN = 5.0
@@ -54,7 +52,7 @@ class Seen:
     days: Mapping[date, Profile] = field(default_factory=dict)
     fresh: pl.DataFrame | None = None
     known: pl.DataFrame | None = None
-    slices: Sequence[Mapping[str, Any]] = ()
+    slices: Sequence[SliceFigures] = ()
     log_e: float = 0.0
 
 
@@ -65,15 +63,15 @@ class Findings:
     None or unknown where it cannot be told.
     """
 
-    inputs: State
-    outputs: State
-    performance: Performance
+    inputs: Movement
+    outputs: Movement
+    performance: Held
     dates: tuple[date, ...] = ()
     since: date | None = None
     mixture: Mixture | None = None
-    shares: State = "unknown"
+    shares: Movement = "unknown"
     """The arrived labels' shares of the classes."""
-    given: State = "unknown"
+    given: Movement = "unknown"
     """P(score | y) of the arrived labels."""
     expected: bool | None = None
     """Whether the losses are those that the calibrated scores expected."""
@@ -102,7 +100,7 @@ def look(seen: Seen, params: DriftParams, classes: int = 0) -> Findings:
     )
 
 
-def performance(seen: Seen, params: DriftParams) -> Performance:
+def performance(seen: Seen, params: DriftParams) -> Held:
     """Dropped: the log-loss rose by more than ``min_metric_drop`` with confidence, or the e-CUSUM stands at its threshold."""
     drop = seen.labels.drop
     if (drop is not None and drop.low > params.min_metric_drop) or seen.log_e >= math.log(params.cusum_threshold):
@@ -110,7 +108,7 @@ def performance(seen: Seen, params: DriftParams) -> Performance:
     return "unknown" if drop is None else "held"
 
 
-def _state(seen: Seen, *, moved: bool) -> State:
+def _state(seen: Seen, *, moved: bool) -> Movement:
     return "moved" if moved else "unknown" if seen.thin else "steady"
 
 
@@ -184,7 +182,7 @@ def _mixture(seen: Seen, params: DriftParams) -> Mixture | None:
     return explain(tables, now, phis, params)
 
 
-def _label_states(seen: Seen, since: date | None, params: DriftParams, classes: int) -> tuple[State, State]:
+def _label_states(seen: Seen, since: date | None, params: DriftParams, classes: int) -> tuple[Movement, Movement]:
     """Whether arrived labels' shares, and the score given the class, moved: of rows from ``since`` on, else of fresh ones."""
     rows = (
         seen.fresh

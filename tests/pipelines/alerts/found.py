@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from pipelines.alerts import rules
-from pipelines.contracts import Alert, DriftReport, Notice, Window
+from pipelines.contracts import Alert, Notice, Window
+from pipelines.drift_report import DriftReport
 from pipelines.params import AlertParams
 from pipelines.params_file import load_params
 
@@ -33,7 +34,7 @@ def report(**given) -> DriftReport:
         "reason": "nothing moved",
         "policy": {"path": ["STABLE"], "verdict": "none", "marks": [{"end": WINDOW.end.isoformat()}]},
     }
-    return DriftReport(**(quiet | given))
+    return DriftReport.model_validate(quiet | given)
 
 
 def facts(given: DriftReport | None = None, **other) -> rules.Facts:

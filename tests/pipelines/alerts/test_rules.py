@@ -24,7 +24,13 @@ def find(given: rules.Facts, **declared) -> list:
 
 def rolling(days_ago: int, coverage: float, rows: int = 400) -> dict:
     """One row of the rolling metric."""
-    return {"end": (WINDOW.end - days_ago * DAY).isoformat(), "labelled": round(coverage * rows), "rows": rows}
+    end = WINDOW.end - days_ago * DAY
+    return {"start": end - DAY, "end": end, "version": 1, "labelled": round(coverage * rows), "rows": rows}
+
+
+def missing(field: str, message: str) -> dict:
+    """A field with missing values."""
+    return {"code": "missing_values", "field": field, "message": message}
 
 
 OPEN = {
@@ -33,7 +39,7 @@ OPEN = {
     "episode": "e1",
     "policy": {"trigger": "drift", "marks": [{"end": WINDOW.end.isoformat()}]},
 }
-POLICY = report().policy
+POLICY = report().policy.model_dump()
 FOUND = [
     (facts(report(**OPEN)), "drift_confirmed:e1", "warning", "episode e1 (drift) is open: nothing moved"),
     (
@@ -55,12 +61,17 @@ FOUND = [
         "no verdict",
     ),
     (
-        facts(report(quality={"problems": ["age: 9.0% missing (0.0%)"]})),
+        facts(report(quality={"problems": [missing("age", "age: 9.0% missing (0.0%)")]})),
         "quality_blocked:age",
         "critical",
         "age: 9.0% missing",
     ),
-    (facts(report(quality={"problems": ["no rows in the window"]})), "quality_blocked:window", "critical", "no rows"),
+    (
+        facts(report(quality={"problems": [{"code": "no_rows", "message": "no rows: none in the window"}]})),
+        "quality_blocked:window",
+        "critical",
+        "no rows",
+    ),
     (
         facts(report(policy=POLICY | {"alarmed": True, "log_e": 12.0})),
         "performance_dropped:champion",
@@ -202,7 +213,7 @@ def test_what_is_found_in_an_episode_belongs_to_it():
 
 def test_one_field_is_one_alert():
     """Two broken fields are two alerts, so that a third one opens a third and closes none."""
-    both = facts(report(quality={"problems": ["age: 9% missing", "salary: 5% missing"]}))
+    both = facts(report(quality={"problems": [missing("age", "9% missing"), missing("salary", "5% missing")]}))
     assert [alert.key for alert in find(both)] == ["quality_blocked:age", "quality_blocked:salary"]
 
 

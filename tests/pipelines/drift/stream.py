@@ -85,9 +85,10 @@ class Stream:
             version=pl.lit(1, pl.Int64), score=pl.Series(self.scores(rows)), label_time=pl.col("event_time") + DELAY
         )
         profile = profile_frame(served, FIELDS, SPEC)
-        problems = quality(
+        checks = quality(
             self.reference, profile, Window(start=midnight(day), end=midnight(day + timedelta(days=1))), PARAMS.drift
-        )["problems"]
+        )
+        problems = tuple(problem.message for problem in checks.problems)
         kept = served.select("id", "event_time", "version", "score", "label_time", label=pl.col(FIELDS.label))
         found = (kept, problems, compare(self.reference, profile, FIELDS, SPEC, PARAMS.drift, 1))
         if plain:

@@ -92,11 +92,15 @@ def test_undeclared_categories_and_volume_are_told():
         colour=pl.when(pl.int_range(pl.len()) < 30).then(pl.lit("blue")).otherwise("colour")
     )
     told = quality(REFERENCE, profile_frame(odd, FIELDS, SPEC), WINDOW, PARAMS.drift)
-    assert told["problems"] == ["colour: 3.0% missing or undeclared values (0.0% in the reference)"]
-    assert told["warnings"] == []
+    assert [(one.code, one.field, one.message) for one in told.problems] == [
+        ("missing_values", "colour", "colour: 3.0% missing or undeclared values (0.0% in the reference)")
+    ]
+    assert told.warnings == ()
     few = quality(REFERENCE, profile_frame(odd.tail(60), FIELDS, SPEC), WINDOW, PARAMS.drift)
-    assert few["problems"] == []
-    assert few["warnings"] == ["60 rows are 0.15 times the reference's volume (band 0.2 to 5)"]
+    assert few.problems == ()
+    assert [(one.code, str(one)) for one in few.warnings] == [
+        ("volume", "60 rows are 0.15 times the reference's volume (band 0.2 to 5)")
+    ]
 
 
 @pytest.mark.parametrize(

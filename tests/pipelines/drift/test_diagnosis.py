@@ -15,6 +15,7 @@ from pipelines.drift.profile.counts import merge, profile_frame
 from pipelines.drift.why.diagnosis import diagnose, kind, nothing_seen
 from pipelines.drift.why.findings import Findings, Seen, look
 from pipelines.drift.why.mixture import Mixture
+from pipelines.drift_report import LabelMovements
 from tests.pipelines.drift.stream import DELAY, FIELDS, PARAMS, SPEC, START, Stream, midnight
 
 EXPLAINS = Mixture((0.2, 0.8), explains=True, unexplained=())
@@ -105,11 +106,11 @@ def test_moved_inputs_are_told_apart_without_labels(stream, drift):
     They are named with the features and both days.
     """
     found = diagnose(seen(stream, drift, DRIFT_AT + timedelta(days=1)), PARAMS.drift)
-    assert (found["kind"], found["inputs"], found["performance"]) == (drift, "moved", "unknown")
-    assert (found["since"], found["dates"]) == (str(DRIFT_AT), [str(DRIFT_AT), str(DRIFT_AT + timedelta(days=1))])
-    assert "no labels have arrived" in found["why"]
-    assert {"feature", "debiased_psi", "severity"} == set(found["features"][0])
-    names = {one["feature"] for one in found["features"]}
+    assert (found.kind, found.inputs, found.performance) == (drift, "moved", "unknown")
+    assert (found.since, found.dates) == (DRIFT_AT, (DRIFT_AT, DRIFT_AT + timedelta(days=1)))
+    assert "no labels have arrived" in found.why
+    assert found.features[0].debiased_psi == max(one.debiased_psi for one in found.features)
+    names = {one.feature for one in found.features}
     assert {"salary", "age"} <= names if drift == "covariate" else "score" in names
 
 
@@ -122,13 +123,13 @@ def test_arrived_labels_complete_the_diagnosis(stream, drift, performs):
     Each kind is named with its day, and concept drift with its slices.
     """
     found = diagnose(seen(stream, drift, DRIFT_AT + DELAY), PARAMS.drift)
-    assert (found["kind"], found["performance"]) == (drift, performs)
-    assert found["since"] == (None if drift == "none" else str(DRIFT_AT))
-    assert bool(found["dates"]) == (drift != "none")
-    assert {one["field"] for one in found["slices"]} == ({"education"} if drift == "concept" else set())
+    assert (found.kind, found.performance) == (drift, performs)
+    assert found.since == (None if drift == "none" else DRIFT_AT)
+    assert bool(found.dates) == (drift != "none")
+    assert {one.field for one in found.slices} == ({"education"} if drift == "concept" else set())
     if drift == "label":
-        assert found["labels"] == {"shares": "moved", "score_given_class": "steady"}
-        assert found["mixture"]["shares"][1] == pytest.approx(0.75, abs=0.1)
+        assert (found.labels.shares, found.labels.score_given_class) == ("moved", "steady")
+        assert found.mixture.shares[1] == pytest.approx(0.75, abs=0.1)
 
 
 def test_concept_drift_beside_covariate_shift_is_told(stream):
@@ -143,7 +144,7 @@ def test_concept_drift_beside_covariate_shift_is_told(stream):
         lambda rows: rows.with_columns(granted=(1 - pl.col("granted")).cast(pl.Int8)),
     )
     assert look(turned, PARAMS.drift).expected is False
-    assert diagnose(turned, PARAMS.drift)["kind"] == "covariate and concept"
+    assert diagnose(turned, PARAMS.drift).kind == "covariate and concept"
     # Rows near the boundary: harder, and known to be so.
     assert turned.fresh is not None
     unsure = turned.fresh.with_columns(score=pl.lit(0.5), label=pl.int_range(pl.len()) % 2)
@@ -152,15 +153,15 @@ def test_concept_drift_beside_covariate_shift_is_told(stream):
         baseline={**stream.reference.baseline, "calibration": {"score": [0.5], "rate": [0.5], "gap_se": 0.01}},
     )
     found = diagnose(replace(turned, fresh=unsure, reference=flat, labels=DROPPED), PARAMS.drift)
-    assert (found["kind"], found["performance"]) == ("covariate", "dropped")
-    assert "its own scores expect" in found["why"]
+    assert (found.kind, found.performance) == ("covariate", "dropped")
+    assert "its own scores expect" in found.why
 
 
 def test_bad_rows_are_a_diagnosis_of_their_own(stream):
     """A failed check of the rows is named as the cause, whatever moved with it, and no finer cause is looked for."""
     found = diagnose(replace(seen(stream, "covariate", DRIFT_AT), problems=("age: 10.0% missing",)), PARAMS.drift)
-    assert (found["kind"], found["mixture"]) == ("data quality", None)
-    assert "age: 10.0% missing" in found["why"]
+    assert (found.kind, found.mixture) == ("data quality", None)
+    assert "age: 10.0% missing" in found.why
 
 
 def test_too_few_rows_say_that_they_are(stream):
@@ -169,11 +170,11 @@ def test_too_few_rows_say_that_they_are(stream):
     With a drop of the metric it is concept drift, inputs not compared.
     """
     thin = replace(seen(stream, "none", START), features=(), thin=True)
-    assert diagnose(thin, PARAMS.drift)["kind"] == "unknown"
+    assert diagnose(thin, PARAMS.drift).kind == "unknown"
     found = diagnose(replace(thin, labels=DROPPED), PARAMS.drift)
-    assert found["kind"] == "concept"
-    assert "could not be compared" in found["why"]
-    assert found["since"] is None
+    assert found.kind == "concept"
+    assert "could not be compared" in found.why
+    assert found.since is None
 
 
 def test_a_standing_alarm_is_a_drop(stream):
@@ -192,10 +193,10 @@ def test_an_old_reference_still_names_what_it_can(stream):
     found = diagnose(
         replace(seen(stream, "label", DRIFT_AT), reference=replace(stream.reference, baseline=kept)), PARAMS.drift
     )
-    assert (found["kind"], found["mixture"], found["labels"]) == (
+    assert (found.kind, found.mixture, found.labels) == (
         "covariate",
         None,
-        {"shares": "unknown", "score_given_class": "unknown"},
+        LabelMovements(shares="unknown", score_given_class="unknown"),
     )
 
 
@@ -205,13 +206,15 @@ def test_an_output_alone_is_label_shift(stream):
         feature="score", psi=0.2, debiased_psi=0.2, ks=0.2, ks_error=0.0, p_value=0.0, drifted=True, severity="warn"
     )
     found = diagnose(replace(seen(stream, "none", START), features=(one,)), PARAMS.drift)
-    assert (found["kind"], found["inputs"], found["outputs"]) == ("label", "steady", "moved")
-    assert found["why"].startswith("score moved since 2021-03-01, and no input did")
+    assert (found.kind, found.inputs, found.outputs) == ("label", "steady", "moved")
+    assert found.why.startswith("score moved since 2021-03-01, and no input did")
 
 
-def test_nothing_seen_has_the_form_of_a_diagnosis(stream):
-    """Where there was nothing to look at, readers find the same entries."""
-    assert set(nothing_seen("no champion")) == set(diagnose(seen(stream, "none", START), PARAMS.drift))
+def test_where_nothing_was_seen_nothing_is_claimed():
+    """Where there was nothing to look at, every answer is unknown, and the reason is told."""
+    found = nothing_seen("no champion")
+    assert (found.kind, found.why) == ("unknown", "no champion")
+    assert {found.inputs, found.outputs, found.performance} == {"unknown"}
 
 
 def test_windows_of_many_days_name_the_day(stream):
@@ -220,5 +223,5 @@ def test_windows_of_many_days_name_the_day(stream):
     week = merge(days.days.values(), SPEC.version)
     features = compare(stream.reference, week, FIELDS, SPEC, PARAMS.drift, 1)
     found = diagnose(replace(days, window=week, features=features), PARAMS.drift)
-    assert (found["kind"], found["since"]) == ("covariate", str(DRIFT_AT))
-    assert found["dates"] == [str(DRIFT_AT + timedelta(days=number)) for number in range(3)]
+    assert (found.kind, found.since) == ("covariate", DRIFT_AT)
+    assert list(found.dates) == [DRIFT_AT + timedelta(days=number) for number in range(3)]

@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from pipelines.drift.why import domain
 from pipelines.drift.why.explain import explain
+from pipelines.drift_report import Sides
 from pipelines.fields import Categorical, Fields, Numeric, Text
 
 FIELDS = Fields(
@@ -116,13 +117,13 @@ def test_words_that_came_and_went_are_named():
 def test_an_explanation_of_a_table_and_of_texts():
     """Both name what moved in one sentence, whatever the types in the log; texts also have their vectors; few rows, or no field, are said to be too few."""
     table = explain(rows(3000, 0), rows(1000, 1, a=1.0).with_columns(pl.col("month").cast(pl.Int64)), FIELDS)
-    assert table["rows"] == {"reference": 2000, "current": 1000}
-    assert table["about"].startswith("a classifier tells the window from the training rows with AUC 0.7")
-    assert table["features"][0]["feature"] == "a"
+    assert table.rows == Sides(reference=2000, current=1000)
+    assert table.about.startswith("a classifier tells the window from the training rows with AUC 0.7")
+    assert table.features[0].feature == "a"
     text = explain(texts(600, 0), texts(600, 1, "ransomware", 0.5), TEXTS)
-    assert "more of ransomware" in text["about"]
-    assert text["vectors"]["p_value"] < 0.01
-    assert text["vectors"]["mmd"] > 0.005
-    assert "cannot tell" in explain(texts(600, 0), texts(600, 1), TEXTS)["about"]
-    assert list(explain(rows(3000, 0), rows(10, 1), FIELDS)) == ["about"]
-    assert list(explain(rows(100, 0), rows(100, 1), FIELDS, ignore=FIELDS.names)) == ["about"]
+    assert "more of ransomware" in text.about
+    assert text.vectors.p_value < 0.01
+    assert text.vectors.mmd > 0.005
+    assert "cannot tell" in explain(texts(600, 0), texts(600, 1), TEXTS).about
+    assert explain(rows(3000, 0), rows(10, 1), FIELDS).model_fields_set == {"about"}
+    assert explain(rows(100, 0), rows(100, 1), FIELDS, ignore=FIELDS.names).model_fields_set == {"about"}

@@ -10,6 +10,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from pipelines.contracts import Window
 from pipelines.drift.labels import performance
+from pipelines.drift_report import Performance
 from pipelines.measures import CLIP, row_log_loss
 from tests.pipelines.drift.stream import PARAMS, START, Stream, midnight
 
@@ -45,32 +46,33 @@ def test_figures_agree_with_their_definitions():
     label = own["label"].to_numpy()
     score = own["score"].to_numpy()
     found = performance.figures(rows, PARAMS.drift, 0)
-    assert (found["rows"], found["labelled"], found["coverage"], found["delay_days"]) == (
+    assert (found.rows, found.labelled, found.coverage, found.delay_days) == (
         300,
         200,
         pytest.approx(2 / 3),
         2.0,
     )
-    assert found["log_loss"] == pytest.approx(row_log_loss(label, score).mean())
-    assert found["accuracy"] == pytest.approx(((score >= 0.5) == label).mean())
-    assert found["roc_auc"] == pytest.approx(roc_auc_score(label, score))
-    assert found["low"] < found["log_loss"] < found["high"]
-    assert all(found[f"{name}_low"] < found[name] < found[f"{name}_high"] for name in ("accuracy", "roc_auc"))
+    assert found.log_loss == pytest.approx(row_log_loss(label, score).mean())
+    assert found.accuracy == pytest.approx(((score >= 0.5) == label).mean())
+    assert found.roc_auc == pytest.approx(roc_auc_score(label, score))
+    assert found.low < found.log_loss < found.high
+    assert found.accuracy_low < found.accuracy < found.accuracy_high
+    assert found.roc_auc_low < found.roc_auc < found.roc_auc_high
 
 
 def test_few_or_equal_labels_make_no_claim():
     """Without two labels there is no metric, and with one class no ROC-AUC; coverage is told all the same."""
     none = performance.figures(answers(40, labelled=1), PARAMS.drift, 0)
-    assert (none["labelled"], none["log_loss"], none["accuracy"], none["roc_auc"]) == (1, None, None, None)
+    assert (none.labelled, none.log_loss, none.accuracy, none.roc_auc) == (1, None, None, None)
     alike = performance.figures(answers(40).with_columns(label=pl.lit(1)), PARAMS.drift, 0)
-    assert alike["roc_auc"] is None
-    assert alike["accuracy"] is not None
+    assert alike.roc_auc is None
+    assert alike.accuracy is not None
 
 
 def test_the_auc_interval_holds_the_truth():
     """Over 200 samples the 99% interval of the ROC-AUC holds its true value, 5/6, in at least 95% of them."""
     held = [
-        found["roc_auc_low"] <= 5 / 6 <= found["roc_auc_high"]
+        found.roc_auc_low <= 5 / 6 <= found.roc_auc_high
         for found in (performance.figures(answers(200, seed=seed), PARAMS.drift, 0) for seed in range(200))
     ]
     assert np.mean(held) >= 0.95
@@ -87,12 +89,10 @@ def test_classes_are_judged_by_macro_f1():
         scores=pl.Series(given.tolist(), dtype=pl.List(pl.Float64)),
     )
     found = performance.figures(rows, PARAMS.drift, 3)
-    assert found["macro_f1"] == pytest.approx(
-        f1_score(label, given.argmax(1), labels=np.unique(label), average="macro")
-    )
-    assert found["macro_f1_low"] < found["macro_f1"] < found["macro_f1_high"]
+    assert found.macro_f1 == pytest.approx(f1_score(label, given.argmax(1), labels=np.unique(label), average="macro"))
+    assert found.macro_f1_low < found.macro_f1 < found.macro_f1_high
     blind = performance.figures(rows.drop("scores"), PARAMS.drift, 3)
-    assert (blind["labelled"], blind["log_loss"], blind["macro_f1"]) == (100, None, None)
+    assert (blind.labelled, blind.log_loss, blind.macro_f1) == (100, None, None)
 
 
 def test_labels_count_from_their_arrival():
@@ -108,31 +108,29 @@ def test_rolling_keeps_versions_and_windows_apart():
     """Every version has a line of its own in every window in which it answered; a window without rows has none."""
     rows = pl.concat([answers(60, 0), answers(40, 0, version=2), answers(50, 2, version=2, labelled=0)])
     found = performance.rolling(rows, WINDOWS, PARAMS.drift, 0)
-    assert [(one["end"][:10], one["version"], one["rows"], one["coverage"]) for one in found] == [
+    assert [(f"{one.end:%Y-%m-%d}", one.version, one.rows, one.coverage) for one in found] == [
         ("2020-01-02", 1, 60, 1.0),
         ("2020-01-02", 2, 40, 1.0),
         ("2020-01-04", 2, 50, 0.0),
     ]
-    assert found[-1]["log_loss"] is None
+    assert found[-1].log_loss is None
 
 
 def test_only_the_slice_that_dropped_is_named():
     """Where the labels of one colour are turned around that colour has dropped, with an interval, and the other has not."""
     rows = answers(1200)
-    whole = performance.figures(rows, PARAMS.drift, 0)["log_loss"]
+    whole = performance.figures(rows, PARAMS.drift, 0).log_loss
     baseline = {
         "slices": {f"colour={colour}": {"rows": 500, "loss": whole, "loss_se": 0.02} for colour in ("green", "red")}
     }
     turned = rows.with_columns(label=pl.when(pl.col("colour") == "red").then(1 - pl.col("label")).otherwise("label"))
-    found = {one["value"]: one for one in performance.by_slice(turned, ["colour", "absent"], baseline, PARAMS.drift, 0)}
-    assert {value: one["dropped"] for value, one in found.items()} == {"green": False, "red": True}
-    assert found["red"]["drop"]["low"] > 0.1
-    assert found["red"]["coverage"] == 1.0
+    found = {one.value: one for one in performance.by_slice(turned, ["colour", "absent"], baseline, PARAMS.drift, 0)}
+    assert {value: one.dropped for value, one in found.items()} == {"green": False, "red": True}
+    assert found["red"].drop.low > 0.1
+    assert found["red"].coverage == 1.0
     # What the holdout did not have, and what has few labels, is shown and makes no claim.
-    assert not any(
-        one["dropped"] or one["drop"] for one in performance.by_slice(turned, ["colour"], {}, PARAMS.drift, 0)
-    )
-    assert not any(one["drop"] for one in performance.by_slice(turned.head(60), ["colour"], baseline, PARAMS.drift, 0))
+    assert not any(one.dropped or one.drop for one in performance.by_slice(turned, ["colour"], {}, PARAMS.drift, 0))
+    assert not any(one.drop for one in performance.by_slice(turned.head(60), ["colour"], baseline, PARAMS.drift, 0))
 
 
 @pytest.mark.parametrize(("score", "was", "dropped"), [(1.0, 0.0, False), (1.0, 0.6, False), (0.5, 0.0, True)])
@@ -141,8 +139,8 @@ def test_a_slice_without_any_error_has_not_dropped(score, was, dropped):
     rows = answers(200).with_columns(colour=pl.lit("red"), score=pl.lit(score), label=pl.lit(1))
     baseline = {"slices": {"colour=red": {"rows": 100, "loss": was, "loss_se": 0.0}}}
     [found] = performance.by_slice(rows, ["colour"], baseline, PARAMS.drift, 0)
-    assert found["drop"]["value"] == pytest.approx(-math.log(min(score, 1 - CLIP)) - was, abs=1e-9)
-    assert found["dropped"] is dropped
+    assert found.drop.value == pytest.approx(-math.log(min(score, 1 - CLIP)) - was, abs=1e-9)
+    assert found.dropped is dropped
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +149,7 @@ def stream() -> Stream:
     return Stream(seed=31)
 
 
-def told(stream: Stream, kind: str) -> dict:
+def told(stream: Stream, kind: str) -> Performance:
     """What is known of four days under a drift once all their labels are in."""
     days = [START + timedelta(days=number) for number in range(4)]
     generated = pl.concat([stream.generated(day, kind, START) for day in days])
@@ -168,19 +166,19 @@ def told(stream: Stream, kind: str) -> dict:
 def test_the_estimate_holds_under_covariate_shift(stream):
     """Under another distribution of the inputs, which changes the true loss, every window's loss was foretold."""
     found = told(stream, "covariate")
-    assert [one["inside"] for one in found["earlier"]] == [True] * 4
-    assert {one["coverage"] for one in found["earlier"]} == {1.0}
-    assert found["estimate"]["log_loss"] == pytest.approx(found["earlier"][-1]["estimated"])
+    assert [one.inside for one in found.earlier] == [True] * 4
+    assert {one.coverage for one in found.earlier} == {1.0}
+    assert found.estimate.log_loss == pytest.approx(found.earlier[-1].estimated)
 
 
 def test_concept_drift_blinds_the_estimate_and_earlier_shows_it(stream):
     """Under another rule the estimate says that all is well; once the labels are in its error is plain in every window."""
     quiet = told(stream, "none")
     found = told(stream, "concept")
-    assert found["estimate"] == quiet["estimate"]
-    assert [one["inside"] for one in quiet["earlier"]] == [True] * 4
-    assert [one["inside"] for one in found["earlier"]] == [False] * 4
-    assert all(one["error"] > 0.3 for one in found["earlier"])
+    assert found.estimate == quiet.estimate
+    assert [one.inside for one in quiet.earlier] == [True] * 4
+    assert [one.inside for one in found.earlier] == [False] * 4
+    assert all(one.error > 0.3 for one in found.earlier)
 
 
 def test_without_a_calibration_nothing_is_estimated(stream):
@@ -188,6 +186,6 @@ def test_without_a_calibration_nothing_is_estimated(stream):
     old = {name: stream.reference.baseline[name] for name in ("rows", "errors", "error_rate", "loss", "loss_se")}
     rows = answers(100).with_columns(education=pl.lit("none"))
     found = performance.summary(rows, WINDOWS, 1, old, ["education"], PARAMS.drift, 0)
-    assert (found["estimate"], found["earlier"]) == (None, [])
-    assert found["rolling"][0]["labelled"] == 100
-    assert date.fromisoformat(found["rolling"][0]["end"][:10]) == date(2020, 1, 2)
+    assert (found.estimate, found.earlier) == (None, ())
+    assert found.rolling[0].labelled == 100
+    assert found.rolling[0].end.date() == date(2020, 1, 2)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.contracts import FeatureDrift, Interval
-from pipelines.drift.evidence import DriftEvidence, LabelEvidence, Mark, PolicyState
+from pipelines.drift.evidence import DriftEvidence, LabelEvidence, PolicyState
 from pipelines.drift.policy import labels_needed, step, volume_needed
+from pipelines.drift_report import Mark
 from pipelines.params import NewData
 from pipelines.params_file import load_params
 

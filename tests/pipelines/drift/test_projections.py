@@ -78,7 +78,7 @@ def test_projections_show_what_moved_and_decide_nothing():
         for frame in (texts(900), texts(900, seed=1), pl.DataFrame({"text": ["heap overflow in word1"] * 900}))
     )
     quiet, moved = (compare(before, now, TEXTS, SPEC, params) for now in (same, other))
-    assert projected(quiet)["most"] < 0.05 < projected(quiet)["threshold"] < projected(moved)["kl"]
+    assert projected(quiet).most < 0.05 < projected(quiet).threshold < projected(moved).kl
     shown = [feature for feature in moved if feature.feature in NAMES]
     assert len(shown) == len(NAMES)
     assert all(feature.ignored and not feature.drifted for feature in shown)

@@ -38,7 +38,9 @@ FULL = report(
     performance={
         "rolling": [
             {
+                "start": (WINDOW.end - 21 * DAY).isoformat(),
                 "end": (WINDOW.end - 20 * DAY).isoformat(),
+                "version": 3,
                 "rows": 400,
                 "labelled": 360,
                 "log_loss": 0.3,
@@ -46,14 +48,22 @@ FULL = report(
                 "high": 0.4,
             },
             {
+                "start": (WINDOW.end - 16 * DAY).isoformat(),
                 "end": (WINDOW.end - 15 * DAY).isoformat(),
+                "version": 3,
                 "rows": 400,
                 "labelled": 280,
                 "log_loss": 0.5,
                 "low": 0.4,
                 "high": 0.6,
             },
-            {"end": WINDOW.end.isoformat(), "rows": 400, "labelled": 0, "log_loss": None, "low": None, "high": None},
+            {
+                "start": WINDOW.start.isoformat(),
+                "end": WINDOW.end.isoformat(),
+                "version": 3,
+                "rows": 400,
+                "labelled": 0,
+            },
         ],
         "estimate": {"rows": 400, "log_loss": 0.45, "error_rate": 0.2, "low": 0.4, "high": 0.5},
     },

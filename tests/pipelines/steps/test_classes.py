@@ -10,11 +10,12 @@ import polars as pl
 import pytest
 
 from pipelines import ledger, storage
-from pipelines.contracts import DriftReport, Verdict
+from pipelines.contracts import Verdict
 from pipelines.data import log
 from pipelines.drift.profile.counts import to_bytes
 from pipelines.drift.profile.spec import load_spec, with_counts
 from pipelines.drift.reference import FILE, reference_profile
+from pipelines.drift_report import DriftReport, Explanation
 from pipelines.errors import ConfigError
 from pipelines.evaluation.metrics import row_log_loss
 from pipelines.fields import Categorical
@@ -234,18 +235,18 @@ def test_texts_drift_by_their_words_and_predictions(line):
     shown = {"text.unknown", "text.tokens", "entropy", *(f"text.projection{number}" for number in range(1, 9))}
     assert {feature.feature for feature in quiet.features} == {"text.words", "prediction", "score", *shown}
     assert {feature.feature for feature in quiet.features if feature.ignored} == shown
-    assert 0 < quiet.diagnosis["embeddings"]["kl"] < moved.diagnosis["embeddings"]["kl"]
+    assert 0 < quiet.diagnosis.embeddings.kl < moved.diagnosis.embeddings.kl
     assert (quiet.state, quiet.model_version, quiet.current_rows) == ("STABLE", 1, 600)
     assert {"text.words", "prediction"} <= {feature.feature for feature in moved.features if feature.drifted}
-    assert quiet.labels["errors"] > 0
-    assert abs(quiet.labels["drop"]["value"]) < 0.2
-    assert moved.labels["drop"]["low"] > 0
+    assert quiet.labels.errors > 0
+    assert abs(quiet.labels.drop.value) < 0.2
+    assert moved.labels.drop.low > 0
     # The new team is one that the champion does not know, and its scores say so: the rule from text to team is what it was.
-    assert (moved.policy["kind"], moved.diagnosis["performance"]) == ("covariate", "dropped")
-    assert all(one["inside"] for one in moved.performance["earlier"])
-    assert quiet.explanation == {}
-    assert moved.explanation["auc"]["low"] > 0.5
-    assert moved.explanation["words"]
+    assert (moved.policy.kind, moved.diagnosis.performance) == ("covariate", "dropped")
+    assert all(one.inside for one in moved.performance.earlier)
+    assert quiet.explanation == Explanation()
+    assert moved.explanation.auc.low > 0.5
+    assert moved.explanation.words
 
 
 @pytest.mark.slow
@@ -283,8 +284,8 @@ def test_labels_speak_without_scores(tmp_path):
     seen = DriftReport.model_validate_json((other.run_dir(CASE, APRIL) / "drift" / "report.json").read_bytes()).labels
     arrived = told.filter((pl.col("label_time") <= APRIL) & (pl.col(FIELDS.label) < 99))
     wrong = given.argmax(1)[: told.height] != told[FIELDS.label].to_numpy()
-    assert seen["rows"] == arrived.height
-    assert seen["errors"] == int(
+    assert seen.rows == arrived.height
+    assert seen.errors == int(
         wrong[(told["label_time"] <= APRIL).to_numpy() & (told[FIELDS.label] < 99).to_numpy()].sum()
     )
-    assert seen["drop"] is None
+    assert seen.drop is None

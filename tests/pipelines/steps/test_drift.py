@@ -13,10 +13,11 @@ import pytest
 
 from benchmarks.full.episode import take_back
 from pipelines import ledger, storage
-from pipelines.contracts import DriftReport, Manifest
+from pipelines.contracts import Manifest
 from pipelines.drift import policy
 from pipelines.drift.profile.counts import merge, read, to_bytes
 from pipelines.drift.reference import reference_profile
+from pipelines.drift_report import DriftReport, Explanation, Quality
 from pipelines.errors import ConfigError, IntegrityError, Overtaken
 from pipelines.params import Params
 from pipelines.settings import Settings
@@ -170,35 +171,37 @@ def test_drift_asks_for_training_once(replayed):
     assert {one.state for one in states[:DRIFT_AT]} == {"STABLE"}
     assert states[DRIFT_AT].state == "WATCH"
     last = states[-1]
-    assert (last.state, last.policy["kind"]) == ("RETRAINING", "covariate")
+    assert (last.state, last.policy.kind) == ("RETRAINING", "covariate")
     assert {"age", "salary"} <= {feature.feature for feature in last.features if feature.drifted}
     assert last.episode == f"loans-{after(DRIFT_AT + 1):%Y%m%dT%H%M%SZ}"
     [opened] = ledger.episodes(replayed.ledger, "loans")
     assert (opened["episode"], opened["evidence"]["trigger"]) == (last.episode, "drift")
     assert (
-        last.policy["trigger"]
+        last.policy.trigger
         == storage.read_manifest(replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift").facts["trigger"]
         == "drift"
     )
     page = replayed.run_dir("loans", after(DRIFT_AT + 1)) / "drift" / "drift.html"
     assert "<html" in page.read_text()[:2000].lower()
-    assert [one.explanation for one in states[:DRIFT_AT]] == [{}] * DRIFT_AT
-    assert {one["feature"] for one in last.explanation["features"][:2]} == {"age", "salary"}
-    assert last.explanation["auc"]["low"] > 0.6
+    assert [one.explanation for one in states[:DRIFT_AT]] == [Explanation()] * DRIFT_AT
+    assert {one.feature for one in last.explanation.features[:2]} == {"age", "salary"}
+    assert last.explanation.auc.low > 0.6
 
 
 def test_the_report_says_why(replayed):
     """The report names the kind, the features, the days and the first of them, from the profiles that earlier runs left, and so does the episode."""
     last = report(replayed, after(DRIFT_AT + 1))
-    assert (last.diagnosis["kind"], last.diagnosis["performance"]) == ("covariate", "unknown")
-    assert last.diagnosis["since"] == str(day(DRIFT_AT))
-    assert last.diagnosis["dates"] == [str(day(DRIFT_AT)), str(day(DRIFT_AT + 1))]
-    assert last.diagnosis["why"].startswith("salary, age, commission moved since")
+    assert (last.diagnosis.kind, last.diagnosis.performance) == ("covariate", "unknown")
+    assert last.diagnosis.since == day(DRIFT_AT)
+    assert last.diagnosis.dates == (day(DRIFT_AT), day(DRIFT_AT + 1))
+    assert last.diagnosis.why.startswith("salary, age, commission moved since")
     (episode,) = ledger.episodes(replayed.ledger, "loans")
     assert {name: episode["evidence"][name] for name in ("kind", "why", "since")} == {
-        name: last.diagnosis[name] for name in ("kind", "why", "since")
+        "kind": last.diagnosis.kind,
+        "why": last.diagnosis.why,
+        "since": last.diagnosis.since.isoformat(),
     }
-    assert report(replayed, after(0)).diagnosis["kind"] == "none"
+    assert report(replayed, after(0)).diagnosis.kind == "none"
 
 
 def test_the_report_shows_performance_with_and_without_labels(settings, stream):
@@ -209,18 +212,18 @@ def test_the_report_shows_performance_with_and_without_labels(settings, stream):
         judge(settings, after(number))
     rows = LOANS.source["rows_per_day"]
     first, last = (report(settings, after(number)).performance for number in (0, 2))
-    assert [(one["rows"], one["coverage"], one["log_loss"]) for one in first["rolling"]] == [(rows, 0.0, None)]
-    assert (first["estimate"]["rows"], first["earlier"], first["slices"]) == (rows, [], [])
-    assert [(one["end"][:10], one["coverage"]) for one in last["rolling"]] == [
+    assert [(one.rows, one.coverage, one.log_loss) for one in first.rolling] == [(rows, 0.0, None)]
+    assert (first.estimate.rows, first.earlier, first.slices) == (rows, (), ())
+    assert [(f"{one.end:%Y-%m-%d}", one.coverage) for one in last.rolling] == [
         (str(day(1)), 1.0),
         (str(day(2)), 0.5),
         (str(day(3)), 0.0),
     ]
-    assert {one["delay_days"] for one in last["rolling"]} == {1.5, None}
-    assert last["earlier"][0]["estimated"] == first["estimate"]["log_loss"]
-    assert [one["inside"] for one in last["earlier"]] == [True, True]
-    assert {one["field"] for one in last["slices"]} == set(LOANS.gate.slices)
-    assert sum(one["rows"] for one in last["slices"]) == 2 * rows
+    assert {one.delay_days for one in last.rolling} == {1.5, None}
+    assert last.earlier[0].estimated == first.estimate.log_loss
+    assert [one.inside for one in last.earlier] == [True, True]
+    assert {one.field for one in last.slices} == set(LOANS.gate.slices)
+    assert sum(one.rows for one in last.slices) == 2 * rows
 
 
 def test_running_again_changes_nothing(replayed):
@@ -282,10 +285,10 @@ def test_a_promotion_is_answered_by_a_new_reference(replayed, stream):
     judge(replayed, after(DRIFT_AT + 2))
     found = report(replayed, after(DRIFT_AT + 2))
     assert (found.model_version, found.state) == (2, "COOLDOWN")
-    assert found.policy["path"] == ["RETRAINING", "COOLDOWN"]
+    assert found.policy.path == ("RETRAINING", "COOLDOWN")
     assert "score" in {feature.feature for feature in found.features}
     # Labels that arrived were of rows the old champion scored: they say nothing about the new one.
-    assert found.labels["rows"] == 0
+    assert found.labels.rows == 0
 
 
 def test_without_a_verdict_the_policy_waits(replayed, stream):
@@ -306,8 +309,8 @@ def test_a_page_that_cannot_be_drawn_changes_no_decision(replayed, monkeypatch):
     monkeypatch.setattr("pipelines.reports.evidently.draw", broken)
     judge(replayed, after(DRIFT_AT + 1))
     now = report(replayed, after(DRIFT_AT + 1))
-    assert now.quality["page"] == "could not be drawn (RuntimeError)"
-    assert now.model_copy(update={"quality": {}}) == before.model_copy(update={"quality": {}})
+    assert now.quality.page_error == "could not be drawn (RuntimeError)"
+    assert now.model_copy(update={"quality": Quality()}) == before.model_copy(update={"quality": Quality()})
     assert not (folder / "drift.html").exists()
 
 
@@ -323,8 +326,10 @@ def test_an_explanation_that_fails_changes_no_decision(replayed, monkeypatch):
     monkeypatch.setattr("pipelines.reports.evidently.draw", lambda path, *_: path.write_text("<html>"))
     judge(replayed, after(DRIFT_AT + 1))
     now = report(replayed, after(DRIFT_AT + 1))
-    assert now.explanation == {"about": "could not be explained (ValueError)"}
-    assert now.model_copy(update={"explanation": {}}) == before.model_copy(update={"explanation": {}})
+    assert now.explanation == Explanation(about="could not be explained (ValueError)")
+    assert now.model_copy(update={"explanation": Explanation()}) == before.model_copy(
+        update={"explanation": Explanation()}
+    )
 
 
 def test_windows_that_race_open_one_episode(replayed, stream, monkeypatch):
@@ -414,8 +419,8 @@ def test_few_rows_are_not_compared(settings, stream):
     assert judge(settings, after(0)).facts["state"] == "STABLE"
     found = report(settings, after(0))
     assert found.features == ()
-    assert any("too few" in warning for warning in found.quality["warnings"])
-    assert any("volume" in warning for warning in found.quality["warnings"])
+    assert "few_rows" in {warning.code for warning in found.quality.warnings}
+    assert "volume" in {warning.code for warning in found.quality.warnings}
 
 
 @pytest.mark.parametrize(
@@ -429,7 +434,7 @@ def test_the_volume_is_compared_with_rows_before_thinning(settings, stream, fact
     for number in (0, 1):
         serve(settings, stream, number)
         judge(settings, after(number))
-    assert report(settings, after(1)).quality["volume"] == pytest.approx(volume)
+    assert report(settings, after(1)).quality.volume == pytest.approx(volume)
 
 
 def test_a_null_jump_blocks(settings, stream):
@@ -472,9 +477,9 @@ def test_labels_count_in_one_window(settings, stream):
         serve(settings, stream, number, delay=1)
         if number != 2:
             judge(settings, after(number), params)
-            counted.append(report(settings, after(number)).labels["rows"])
+            counted.append(report(settings, after(number)).labels.rows)
     rows = LOANS.source["rows_per_day"]
     assert counted == [0, rows, 2 * rows, rows]
     found = report(settings, after(1))
-    assert 0 < found.labels["errors"] / rows < 0.2
-    assert found.labels["drop"]["low"] < 0 < found.labels["drop"]["high"]
+    assert 0 < found.labels.errors / rows < 0.2
+    assert found.labels.drop.low < 0 < found.labels.drop.high

@@ -49,7 +49,7 @@ def test_a_case_that_never_served_is_greeted_without_an_alert(settings, stream):
         text = (settings.run_dir("loans", after(number)) / "report" / "index.html").read_text()
         assert "Nothing was served yet" in text
         assert "The data are wrong" not in text
-    assert report(settings, after(5)).quality.get("problems", []) == []
+    assert report(settings, after(5)).quality.problems == ()
     assert ledger.drift_state_before(settings.ledger, "loans", after(99)) is None
     assert not [
         line
@@ -70,7 +70,7 @@ def test_windows_before_the_first_served_row_are_not_judged(settings, stream):
     assert ledger.drift_state_before(settings.ledger, "loans", after(99)) is None
     assert judge(settings, after(2)).facts["state"] == "STABLE"
     assert told(settings, after(2)) == []
-    assert [mark["end"] for mark in report(settings, after(2)).policy["marks"]] == [f"{day(3)}T00:00:00Z"]
+    assert [mark.end.date() for mark in report(settings, after(2)).policy.marks] == [day(3)]
     assert judge(settings, after(3)).facts["state"] == "BLOCKED_DATA_QUALITY"
     assert told(settings, after(3)) == ["quality_blocked:window"]
 
@@ -95,7 +95,7 @@ def test_the_first_day_is_compared_from_its_first_row_on(settings, stream):
     assert judge(settings, after(0)).facts["state"] == "STABLE"
     found = report(settings, after(0))
     assert found.current_rows == 60
-    assert found.quality["volume"] == pytest.approx(1, abs=0.3)
+    assert found.quality.volume == pytest.approx(1, abs=0.3)
     assert told(settings, after(0)) == []
     serve(settings, stream, 1, change=lambda rows: rows.tail(60))
     judge(settings, after(1))

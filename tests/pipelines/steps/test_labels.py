@@ -11,6 +11,7 @@ from sqlalchemy import create_engine, text
 
 from pipelines import ledger
 from pipelines.drift import policy
+from pipelines.drift_report import Corrections
 from pipelines.errors import Overtaken
 from pipelines.settings import Settings
 from pipelines.steps import drift, export, profile
@@ -91,7 +92,7 @@ def labelled(
 
 def counted(settings: Settings, days: range) -> list[int]:
     """The labels that each window's run counted."""
-    return [report(settings, after(number)).labels["rows"] for number in days]
+    return [report(settings, after(number)).labels.rows for number in days]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_late_labels_confirm_drift(settings, stream):
     answered(settings, stream, 5)
     judge(settings, after(5), PARAMS)
     found = report(settings, after(5))
-    assert (found.labels["rows"], found.labels["fresh_labels"], found.policy["trigger"]) == (
+    assert (found.labels.rows, found.labels.fresh_labels, found.policy.trigger) == (
         4 * ROWS,
         4 * ROWS,
         "performance",
@@ -174,22 +175,22 @@ def test_a_corrected_label_counts_once(settings, stream):
     labelled(settings, rows, "first", delay=timedelta(hours=2), wrong=True)
     judge(settings, after(0), PARAMS)
     young = report(settings, after(0)).labels
-    assert (young["rows"], young["young"]) == (0, sum(moment.hour < 22 for moment in rows["event_time"]))
+    assert (young.rows, young.young) == (0, sum(moment.hour < 22 for moment in rows["event_time"]))
     labelled(settings, rows, "corrected", delay=timedelta(hours=20), revision=1)
     judge(settings, after(1), PARAMS)
     ripe = report(settings, after(1)).labels
     right = stream.scores(rows).round() == rows[FIELDS.label].to_numpy()
-    assert (ripe["rows"], ripe["errors"], ripe["corrections"]) == (ROWS, int((~right).sum()), {"rows": 0, "errors": 0})
+    assert (ripe.rows, ripe.errors, ripe.corrections) == (ROWS, int((~right).sum()), Corrections())
     labelled(settings, rows.head(10), "again", delay=timedelta(days=1, hours=30), revision=2, wrong=True)
     judge(settings, after(2), PARAMS)
     later, log_e = (
         report(settings, after(2)).labels,
-        [report(settings, after(number)).policy["log_e"] for number in (1, 2)],
+        [report(settings, after(number)).policy.log_e for number in (1, 2)],
     )
-    assert (later["rows"], later["corrections"]["rows"], log_e[0]) == (0, 10, log_e[1])
-    assert later["corrections"]["errors"] == 2 * int(right[:10].sum()) - 10
+    assert (later.rows, later.corrections.rows, log_e[0]) == (0, 10, log_e[1])
+    assert later.corrections.errors == 2 * int(right[:10].sum()) - 10
     judge(settings, after(3), PARAMS)
-    assert report(settings, after(3)).labels["corrections"] == {"rows": 0, "errors": 0}
+    assert report(settings, after(3)).labels.corrections == Corrections()
 
 
 def test_any_order_counts_the_same(settings, stream):
@@ -280,7 +281,7 @@ def test_racing_windows_count_each_label_once(settings, stream, monkeypatch, pla
     assert len(overtaken) == 1
     # The first window is only reported where the second one came first: then that one has counted the labels of both.
     judged = [datetime.fromisoformat(state["as_of"]) for state in ledger.drift_states(settings.ledger, "loans")]
-    assert sum(report(settings, moment).labels["rows"] for moment in judged) == 2 * ROWS
+    assert sum(report(settings, moment).labels.rows for moment in judged) == 2 * ROWS
 
 
 def test_records_are_short(settings, stream):

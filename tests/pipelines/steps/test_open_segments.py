@@ -107,13 +107,13 @@ def test_rows_that_cannot_be_read_are_no_missing_rows(settings, stream):
     again = judge(settings, after(1), PARAMS)
     _, words = told(settings, 1)
     found = report(settings, after(1))
-    assert (found.current_rows, found.labels["rows"], again.facts["state"]) == (ROWS, ROWS, "STABLE")
-    assert found.policy["judged_again"]["rows"] == 0
-    assert [mark["end"][:10] for mark in found.policy["marks"]] == [str(day(1)), str(day(2))]
+    assert (found.current_rows, found.labels.rows, again.facts["state"]) == (ROWS, ROWS, "STABLE")
+    assert found.policy.judged_again.rows == 0
+    assert [f"{mark.end:%Y-%m-%d}" for mark in found.policy.marks] == [str(day(1)), str(day(2))]
     assert "cannot be read" not in words
     answered(settings, stream, 2)
     judge(settings, after(2), PARAMS)
-    assert report(settings, after(2)).labels["rows"] == 0
+    assert report(settings, after(2)).labels.rows == 0
     before = (settings.run_dir("loans", after(1)) / "drift" / "report.json").read_bytes()
     judge(settings, after(1), PARAMS)
     assert (settings.run_dir("loans", after(1)) / "drift" / "report.json").read_bytes() == before
@@ -156,7 +156,7 @@ def test_a_later_run_of_the_same_window_judges_it_again(settings, stream):
     judge(settings, later, PARAMS)
     answered(settings, stream, 2)
     judge(settings, after(2), PARAMS)
-    assert [report(settings, moment).labels["rows"] for moment in (later, after(2))] == [ROWS, 0]
-    assert report(settings, later).policy["judged_again"]["rows"] == 0
-    marks = [mark["end"][:10] for mark in report(settings, after(2)).policy["marks"]]
+    assert [report(settings, moment).labels.rows for moment in (later, after(2))] == [ROWS, 0]
+    assert report(settings, later).policy.judged_again.rows == 0
+    marks = [f"{mark.end:%Y-%m-%d}" for mark in report(settings, after(2)).policy.marks]
     assert marks == [str(day(1)), str(day(2)), str(day(3))]

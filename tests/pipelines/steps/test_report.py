@@ -7,7 +7,8 @@ from datetime import timedelta
 import pytest
 
 from pipelines import ledger
-from pipelines.contracts import DriftReport, Evidence, Interval, Verdict
+from pipelines.contracts import Evidence, Interval, Verdict
+from pipelines.drift_report import DriftReport
 from pipelines.reports import figures
 from pipelines.settings import Settings
 from pipelines.steps import alert, drift, profile, report
@@ -76,7 +77,7 @@ def test_the_page_holds_what_the_run_found(reported):
     assert text.count('class="col') == LAST - FIRST + 1
     assert found.episode in text
     assert "no verdict when this page was made" in text
-    assert f'1.0 days</td> <td class="n">{found.performance["rolling"][0]["log_loss"]:.3f}'.replace(
+    assert f'1.0 days</td> <td class="n">{found.performance.rolling[0].log_loss:.3f}'.replace(
         "> <", "><"
     ) in text.replace("> <", "><")
     assert "400 (100%)" in text

@@ -1,0 +1,415 @@
+"""The report of one drift window and its parts: what rooms, steps, alerts, metrics and pages read of it.
+
+Each part is a frozen value with a default for everything, so that reports which earlier releases wrote can be read: what they lack
+has its default, and what no release knows any more is left out. A report's JSON is what ``drift/report.json`` holds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import date
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from pipelines.contracts import EpisodeTrigger, FeatureDrift, Instant, Interval, Value, Window
+
+
+class State(StrEnum):
+    """What a window left the case in: the retrain policy's states (drift/policy.py), and those of a window that was not judged."""
+
+    STABLE = "STABLE"
+    WATCH = "WATCH"
+    CONFIRMED = "CONFIRMED"
+    RETRAINING = "RETRAINING"
+    COOLDOWN = "COOLDOWN"
+    BLOCKED_DATA_QUALITY = "BLOCKED_DATA_QUALITY"
+    NO_CHAMPION = "NO_CHAMPION"
+    NOT_SERVED = "NOT_SERVED"
+
+
+UNJUDGED = (State.NO_CHAMPION, State.NOT_SERVED)
+"""States of a window that was not judged: no champion yet, or the window ended before the case's first row or first champion."""
+JUDGED = tuple(state for state in State if state not in UNJUDGED)
+"""States of the policy."""
+Action = Literal["none", "alert", "retrain"]
+"""What a window asks for: nothing, a person's eyes, or a training."""
+Outcome = Literal["none", "pending", "promoted", "kept"]
+"""What became of the retraining that was asked for last."""
+Retrained = Literal["none", "promoted", "kept", "missing"]
+"""What became of an episode's retraining; missing: it gave no verdict in time."""
+Rule = Literal[
+    "unjudged",
+    "reported_only",
+    "data_quality",
+    "errors_rose",
+    "loss_rose",
+    "inputs_and_loss",
+    "inputs_severe",
+    "outputs_moved",
+    "new_rows",
+    "moved_once",
+    "calmed",
+    "unread",
+    "few_rows",
+    "quiet",
+    "waits_for_labels",
+    "too_many_retrainings",
+    "confirmed_before",
+    "waits_for_verdict",
+    "retrained",
+    "cooling",
+]
+"""What of the policy decided: the machine's word beside ``reason``."""
+Movement = Literal["moved", "steady", "unknown"]
+Held = Literal["dropped", "held", "unknown"]
+Shift = Literal["none", "unknown", "covariate", "label", "concept", "covariate and concept", "data quality"]
+RemarkCode = Literal[
+    "missing_values", "no_rows", "few_rows", "volume", "unread", "other_features", "decided_on_other_rows", "not_known"
+]
+"""What a remark on a window's rows is about; not_known: an earlier release wrote a sentence only."""
+
+
+class Part(BaseModel):
+    """A part of the report: immutable, and open to keys of other releases, which are left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+# --- rows ---------------------------------------------------------------------------------------
+
+
+class Remark(Part):
+    """One thing that is to be said of a window's rows: a ``code`` for programs, the ``field`` if it is about one, a sentence for people."""
+
+    code: RemarkCode
+    message: str
+    field: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sentence(cls, value: Any) -> Any:
+        return {"code": "not_known", "message": value} if isinstance(value, str) else value
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Quality(Part):
+    """What is wrong with a window's rows (drift/inputs/compare.py).
+
+    ``problems`` block and never retrain, ``warnings`` are told only. ``missing`` is the share of missing or undeclared values of
+    each field that has some, ``volume`` how many times the usual rows there were; so many rows are ``unread``. ``page`` is the file that
+    Evidently drew, or ``page_error`` says why there is none.
+    """
+
+    problems: tuple[Remark, ...] = ()
+    warnings: tuple[Remark, ...] = ()
+    missing: dict[str, float] = {}
+    volume: float | None = None
+    unread: int = 0
+    page: str | None = None
+    page_error: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_key(cls, value: Any) -> Any:
+        """Earlier releases put the error where the page's name stands."""
+        if isinstance(value, dict) and str(value.get("page") or "").startswith("could not"):
+            return {**value, "page": None, "page_error": value["page"]}
+        return value
+
+
+# --- labels -------------------------------------------------------------------------------------
+
+
+class Corrections(Part):
+    """Labels that were counted before and are corrected since: how many, and how many more errors there are by them."""
+
+    rows: int = 0
+    errors: int = 0
+
+
+class Labels(Part):
+    """What arrived labels say (drift/labels/served.py): what the policy got, and what only people get (``corrections``, ``young``).
+
+    ``labelled``: by window end, the share of rows with a mature label.
+    """
+
+    rows: int = 0
+    errors: int = 0
+    baseline: float | None = None
+    drop: Interval | None = None
+    labelled: dict[Instant, float] = {}
+    fresh_labels: int = 0
+    training_rows: int = 0
+    corrections: Corrections = Corrections()
+    young: int = 0
+
+
+# --- the policy ---------------------------------------------------------------------------------
+
+
+class Mark(Value):
+    """What the inputs of one window showed: the features that drifted, and those of them that did severely."""
+
+    end: Instant
+    drifted: tuple[str, ...] = ()
+    severe: tuple[str, ...] = ()
+
+
+class Earlier(Value):
+    """The judgement on fewer rows whose place another one took: when it was made, and on how many."""
+
+    as_of: Instant
+    rows: int
+
+
+class Policy(Part):
+    """What a report tells of the policy's state (drift/policy.py) beside its name, action, reason and episode.
+
+    ``rule`` is the machine's word for the reason, ``kind`` the diagnosis'. ``judged_again`` and ``revision`` are drift/past.py's.
+    """
+
+    rule: Rule | None = None
+    kind: Shift | None = None
+    path: tuple[State, ...] = ()
+    trigger: EpisodeTrigger | None = None
+    verdict: Retrained = "none"
+    log_e: float = 0.0
+    alarmed: bool = False
+    clean: int = 0
+    marks: tuple[Mark, ...] = ()
+    drops: tuple[bool, ...] = ()
+    retrained_at: Instant | None = None
+    cooldown_days: float | None = None
+    cooldown_until: Instant | None = None
+    judged_again: Earlier | None = None
+    revision: int = 1
+
+
+# --- the diagnosis ------------------------------------------------------------------------------
+
+
+class MovedFeature(Part):
+    """A feature that moved, and how far: its debiased PSI in nats."""
+
+    feature: str
+    debiased_psi: float
+    severity: Literal["info", "warn", "severe"]
+
+
+class HitSlice(Part):
+    """A slice whose metric dropped."""
+
+    field: str
+    value: str
+    rows: int
+    drop: Interval
+
+
+class MixtureShares(Part):
+    """The classes' shares that explain the window's inputs best, and the features that they do not explain."""
+
+    shares: tuple[float, ...] = ()
+    unexplained: tuple[str, ...] = ()
+
+
+class LabelMovements(Part):
+    """Whether the arrived labels' shares of the classes moved, and the score given the class."""
+
+    shares: Movement = "unknown"
+    score_given_class: Movement = "unknown"
+
+
+class Embeddings(Part):
+    """How far a text's projections moved: mean and largest KL in nats; from ``threshold`` on they count as moved."""
+
+    kl: float
+    most: float
+    threshold: float
+
+
+class Diagnosis(Part):
+    """What moved, since when and why (drift/why/diagnosis.py). ``performance`` is None in reports that knew no diagnosis."""
+
+    kind: Shift = "unknown"
+    why: str = ""
+    inputs: Movement = "unknown"
+    outputs: Movement = "unknown"
+    performance: Held | None = None
+    features: tuple[MovedFeature, ...] = ()
+    slices: tuple[HitSlice, ...] = ()
+    dates: tuple[date, ...] = ()
+    since: date | None = None
+    mixture: MixtureShares | None = None
+    labels: LabelMovements | None = None
+    embeddings: Embeddings | None = None
+
+
+# --- performance --------------------------------------------------------------------------------
+
+
+class Figures(Part):
+    """How a version did on rows whose labels may be missing (drift/labels/performance.py); None of fewer than two labels."""
+
+    rows: int = 0
+    labelled: int = 0
+    coverage: float | None = None
+    delay_days: float | None = None
+    log_loss: float | None = None
+    low: float | None = None
+    high: float | None = None
+    accuracy: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    roc_auc: float | None = None
+    roc_auc_low: float | None = None
+    roc_auc_high: float | None = None
+    macro_f1: float | None = None
+    macro_f1_low: float | None = None
+    macro_f1_high: float | None = None
+
+
+class WindowFigures(Figures):
+    """The figures of one version in one window."""
+
+    start: Instant
+    end: Instant
+    version: int
+
+
+class SliceFigures(Part):
+    """The log-loss of one slice, and where the holdout knows it the ``drop`` from there."""
+
+    field: str
+    value: str
+    rows: int = 0
+    labelled: int = 0
+    coverage: float | None = None
+    delay_days: float | None = None
+    log_loss: float | None = None
+    low: float | None = None
+    high: float | None = None
+    drop: Interval | None = None
+    dropped: bool = False
+
+
+class Estimate(Part):
+    """What the loss of a window's rows will be if only the inputs have moved."""
+
+    rows: int = 0
+    labelled: int = 0
+    coverage: float | None = None
+    log_loss: float
+    error_rate: float | None = None
+    low: float
+    high: float
+
+
+class PastEstimate(Part):
+    """What was estimated of a past window beside what its labels then said; ``error``: realised minus estimated."""
+
+    end: Instant
+    rows: int = 0
+    labelled: int = 0
+    coverage: float | None = None
+    delay_days: float | None = None
+    estimated: float
+    low: float
+    high: float
+    realised: float
+    error: float
+    inside: bool
+
+
+class Performance(Part):
+    """The metric on delayed labels (drift/labels/performance.py)."""
+
+    rolling: tuple[WindowFigures, ...] = ()
+    slices: tuple[SliceFigures, ...] = ()
+    estimate: Estimate | None = None
+    earlier: tuple[PastEstimate, ...] = ()
+
+
+# --- the explanation ----------------------------------------------------------------------------
+
+
+class Sides(Part):
+    """Rows of both samples that were looked at."""
+
+    reference: int
+    current: int
+
+
+class Share(Part):
+    """A field's share of what tells two samples apart."""
+
+    feature: str
+    share: float
+
+
+class Word(Part):
+    """A word that tells two samples of texts apart; positive: there is more of it in the window."""
+
+    word: str
+    coefficient: float
+
+
+class Vectors(Part):
+    """Distances between two samples of hashed texts."""
+
+    mmd: float
+    p_value: float
+    projection_kl: float
+    centroid_cosine: float
+
+
+class Explanation(Part):
+    """What tells a window from the training rows (drift/why/explain.py): empty where nothing moved."""
+
+    about: str = ""
+    rows: Sides | None = None
+    auc: Interval | None = None
+    features: tuple[Share, ...] = ()
+    words: tuple[Word, ...] = ()
+    vectors: Vectors | None = None
+
+
+class DriftReport(Value):
+    """One drift window judged against the champion's reference.
+
+    ``state``, ``action``, ``reason`` and ``episode`` are the policy's (drift/policy.py), ``policy`` its other facts:
+    the path it took, cooldowns, the kind of shift. A window that is not judged has a state of ``UNJUDGED``.
+    ``served_since`` is the event time of the first row that the case ever served (None: none, or not recorded).
+    ``diagnosis`` says what moved, since when and why, ``performance`` how the model did where labels have arrived and is expected to do
+    where not, ``explanation``, where something moved, what tells the window from the training rows: for people, nothing is decided by them.
+    """
+
+    case: str
+    window: Window
+    model_version: int | None
+    reference_rows: int
+    current_rows: int
+    overdispersion: float
+    features: tuple[FeatureDrift, ...]
+    labels: Labels
+    quality: Quality
+    state: State
+    action: Action
+    reason: str
+    episode: str | None = None
+    served_since: Instant | None = None
+    policy: Policy = Policy()
+    diagnosis: Diagnosis = Diagnosis()
+    performance: Performance = Performance()
+    explanation: Explanation = Explanation()
+
+    def coverage(self) -> dict[Instant, float]:
+        """The share of labelled rows by window end, of all versions that served in it; of earlier reports the champion's alone."""
+        rows, labelled = Counter[Instant](), Counter[Instant]()
+        for one in self.performance.rolling:
+            rows[one.end] += one.rows
+            labelled[one.end] += one.labelled
+        return {end: labelled[end] / rows[end] for end in rows if rows[end]} or self.labels.labelled
