@@ -13,9 +13,9 @@ Takes the newest release of **{case}** back: the version before it serves again 
 that was taken back is not promoted again by running its training run again. The same as
 `python -m pipelines rollback --case {case} --reason ... [--from-version N]`.
 
-`from_version` is the version to take back; if another one serves, nothing changes. Empty: what was promoted last, once: starting this DAG twice
-does not go two back. To go further back, name the version that serves. The task's XCom says what serves now (`serves`) and whether that
-changed. Forward again: `python -m pipelines release --case {case} --version N --reason ...`.
+`from_version` is the version to take back; if another one serves, nothing changes. Empty: what was promoted last,
+once: starting this DAG twice does not go two back. To go further back, name the version that serves. The task's XCom
+says what serves now (`serves`) and whether that changed. Forward again: `python -m pipelines release --case {case} --version N --reason ...`.
 """
 
 

@@ -70,12 +70,16 @@ def main() -> int:
         print(f"seed: {error}", file=sys.stderr)
         return error.exit_code
     for case in live:
-        print(
-            f"{case}: {f'version {champions[case]} serves' if case in champions else 'no champion yet: look at its training run in Airflow'}"
-        )
+        print(f"{case}: {_serving(champions.get(case))}")
     if set(live) <= set(champions):
         return 0
     return 1
+
+
+def _serving(version: int | None) -> str:
+    if version is None:
+        return "no champion yet: look at its training run in Airflow"
+    return f"version {version} serves"
 
 
 if __name__ == "__main__":

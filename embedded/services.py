@@ -179,12 +179,7 @@ def services(
             {**light, "MALLOC_ARENA_MAX": "2"},
             urls["PERENNIAL_GATEWAY_URL"],
             # Without any champion it has nothing to be ready for until the first promotion.
-            lambda: (
-                http.status(
-                    f"http://{HOST}:{ports.gateway}/{'healthz' if broken or not probe.champions(home, known) else 'readyz'}"
-                )
-                == 200
-            ),
+            lambda: _gateway_works(ports, serves=not broken and bool(probe.champions(home, known))),
         ),
     ]
     for name, argv in airflow.components().items():
@@ -206,6 +201,13 @@ def missing_environment() -> str:
     if absent:
         return f"{', '.join(absent)} not installed beside {sys.executable}: run `make setup` and use .venv/bin/python"
     return ""
+
+
+def _gateway_works(ports: Ports, *, serves: bool) -> bool:
+    page = "healthz"
+    if serves:
+        page = "readyz"
+    return http.status(f"http://{HOST}:{ports.gateway}/{page}") == 200
 
 
 def _airflow_check(url: str, part: str) -> Callable[[], bool]:

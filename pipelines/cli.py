@@ -1,7 +1,7 @@
 """The command line: one subcommand per step, and commands about a case's releases.
 
-stdout carries one line of JSON, on a terminal tables (``--json`` gives the line there too); logs go to stderr. Exit codes: 0 ok,
-1 an error or an answer of no, 2 wrong usage or settings.
+stdout carries one line of JSON, on a terminal tables (``--json`` gives the line there too); logs go to stderr. Exit
+codes: 0 ok, 1 an error or an answer of no, 2 wrong usage or settings.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ ORDER = (*TRAINING[:-1], *DRIFT)
 
 
 def _history(params: Params, settings: Settings) -> dict[str, Any]:
-    """The releases of a case: which version, since when, by whom, why, and on which verdict; and the verdicts that released nothing."""
+    """The releases of a case: which version, since when, by whom, why, and on which verdict.
+
+    And the verdicts that released nothing.
+    """
     from pipelines.reports import history
 
     return {
@@ -149,7 +152,10 @@ def _metrics(
 
 
 def _audit(params: Params | None, settings: Settings) -> dict[str, Any]:
-    """Check the ledger: every row against its hashes and the journal, what refers to what, and the files that releases go by."""
+    """Check the ledger: every row against its hashes and the journal, what refers to what.
+
+    And the files that releases go by.
+    """
     from pipelines import audit
 
     return audit.audit(settings, params.case if params else None)
@@ -174,7 +180,10 @@ HOLDS: dict[str, Callable[[Any], bool]] = {
 }
 """Commands that answer a question: exit code 1 says no."""
 TABLES: dict[str, Callable[[Any], Any]] = {"history": _history_table, "replay": _replay_table}
-"""What a person at a terminal gets of these commands; the answers of all others are drawn alike (reports/answers.py)."""
+"""What a person at a terminal gets of these commands.
+
+The answers of all others are drawn alike (reports/answers.py).
+"""
 
 
 def step_names() -> list[str]:
@@ -231,7 +240,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "from_version": {
         "type": int,
         "metavar": "NUMBER",
-        "help": "the version to take back: nothing changes if another one serves; default: what was promoted last, once",
+        "help": (
+            "the version to take back: nothing changes if another one serves; default: what was promoted last, once"
+        ),
     },
     "despite_verdict": {
         "action": "store_true",
@@ -243,7 +254,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "a model version, as MLflow, Triton and the history number it",
     },
 }
-"""What the commands take beside the case, by the names of their functions' arguments; what has a default need not be given."""
+"""What the commands take beside the case, by the names of their functions' arguments.
+
+What has a default need not be given.
+"""
 ORDERS = {"version", "from_version", "despite_verdict"}
 """Those of them that steps take too."""
 
@@ -252,8 +266,14 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser; it imports no step, so that help and mistakes are answered at once."""
     parser = argparse.ArgumentParser(
         prog="python -m pipelines",
-        description="Perennial's loop by hand: each step reads what the step before it left, and running it again changes nothing.",
-        epilog=f"cases: {', '.join(case_names())}. State lies in PERENNIAL_HOME (runs/local), see pipelines/settings.py for all settings.",
+        description=(
+            "Perennial's loop by hand: each step reads what the step before it left, and running it again "
+            "changes nothing."
+        ),
+        epilog=(
+            f"cases: {', '.join(case_names())}. State lies in PERENNIAL_HOME (runs/local), "
+            "see pipelines/settings.py for all settings."
+        ),
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name in step_names():
@@ -316,7 +336,8 @@ def _arguments_of_run(tree: ast.Module) -> dict[str, bool]:
 def run_command(given: argparse.Namespace, params: Params | None, settings: Settings) -> Any:
     """Run the step or command that was asked for; a step gets those arguments that its ``run`` names.
 
-    A step's manifest is described as ``{step, case, as_of, key, manifest, facts}``; other answers are given as they are.
+    A step's manifest is described as ``{step, case, as_of, key, manifest, facts}``; other answers are given as they
+    are.
     """
     if given.command in COMMANDS:
         function = COMMANDS[given.command]
@@ -388,7 +409,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _close_stdout()
         mend = "make room, and run again"
-        print(f"the answer of {arguments.command} cannot be written to stdout ({error}): {mend}", file=sys.stderr)  # noqa: T201
+        said = f"the answer of {arguments.command} cannot be written to stdout ({error}): {mend}"
+        print(said, file=sys.stderr)  # noqa: T201
         return 1
     return 0 if arguments.command not in HOLDS or HOLDS[arguments.command](answer) else 1
 

@@ -3,9 +3,9 @@
 Encoders of MiniLM's size and of BERT-large's (random weights), bf16, sequence 128, global batches of 64, 256 and 1024;
 single, ddp, fsdp and ZeRO 1-3, eager and compiled; 20 steps of warm-up and 100 measured ones, three times, the arms
 taking turns. One rank shows what hooks and copies cost, not what sharding gains. About two hours on one H200, half of
-it for the 216 launches (--quick: 5 and 20 steps, one turn, about 20 minutes); ``--models``, ``--batches`` and ``--arms``
-take a part of it, one model is written to a file of its own. Without a GPU nothing is measured or changed; ``--toy``
-walks the same path on the CPU with a toy network and writes nothing.
+it for the 216 launches (--quick: 5 and 20 steps, one turn, about 20 minutes); ``--models``, ``--batches`` and
+``--arms`` take a part of it, one model is written to a file of its own. Without a GPU nothing is measured or changed;
+``--toy`` walks the same path on the CPU with a toy network and writes nothing.
 """
 
 from __future__ import annotations
@@ -114,7 +114,10 @@ def gpus() -> int:
 
 
 def launch(folder: Path, spec: Row, ranks: int) -> Row:
-    """One cell on ranks of its own (gpu_rank.py), so that nothing of another one lies in the device's memory; its row."""
+    """One cell on ranks of its own (gpu_rank.py), so that nothing of another one lies in the device's memory.
+
+    Its row.
+    """
     out, path = folder / "row.json", folder / "spec.json"
     out.unlink(missing_ok=True)
     path.write_text(json.dumps({**spec, "out": str(out)}))
@@ -142,7 +145,10 @@ def parity(folder: Path, model: str, device: str) -> float:
     """Largest difference between torch on the device and the exported model, in a process of its own."""
     place = folder / f"bundle-{model}"
     place.mkdir()
-    code = "import sys; from pathlib import Path; from benchmarks import gpu_rank; from pipelines.training.group import local_device; "
+    code = (
+        "import sys; from pathlib import Path; from benchmarks import gpu_rank; from pipelines.training.group "
+        "import local_device; "
+    )
     code += "print(gpu_rank.parity(sys.argv[1], local_device(sys.argv[2]), Path(sys.argv[3])))"
     done = python("-c", code, model, device, str(place))
     if done.returncode:

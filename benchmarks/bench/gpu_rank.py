@@ -1,7 +1,8 @@
-"""One rank of `make bench-gpu`: ``python -m torch.distributed.run --nproc-per-node N -m benchmarks.bench.gpu_rank SPEC.json``.
+"""One rank of `make bench-gpu`.
 
-Synthetic tokens that lie on the device already: what is measured is forward, backward, clipping and the fused AdamW of
-the project's own strategies. Rank 0 leaves a row in the file that the specification names.
+``python -m torch.distributed.run --nproc-per-node N -m benchmarks.bench.gpu_rank SPEC.json``. Synthetic tokens that lie
+on the device already: what is measured is forward, backward, clipping and the fused AdamW of the project's own
+strategies. Rank 0 leaves a row in the file that the specification names.
 """
 
 from __future__ import annotations
@@ -122,7 +123,10 @@ def of_clock(step: Any, count: int) -> list[float]:
 
 
 def parity(name: str, device: torch.device, folder: Path) -> float:
-    """Largest difference of a probability between torch on the device and the exported model in ONNX Runtime, in fp32."""
+    """Largest difference of a probability between torch on the device and ONNX Runtime, in fp32.
+
+    ONNX Runtime has the exported model.
+    """
     from benchmarks.workload import CASE, text_params
     from pipelines import runtime
     from pipelines.cases import load_fields, part

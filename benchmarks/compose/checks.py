@@ -81,11 +81,13 @@ from tritonclient.grpc import service_pb2 as pb, service_pb2_grpc
 from pipelines.channel import OPTIONS, credentials
 from pipelines.settings import read_settings
 settings, case = read_settings(), sys.argv[1]
-text, raw = (lambda x: pb.ModelRepositoryParameter(string_param=x)), (lambda x: pb.ModelRepositoryParameter(bytes_param=x))
+text = lambda x: pb.ModelRepositoryParameter(string_param=x)
+raw = lambda x: pb.ModelRepositoryParameter(bytes_param=x)
 model = next((Path(settings.home) / "model_repository" / case).glob("*/model.onnx")).read_bytes()
 brought = {"config": text(json.dumps({"backend": "onnxruntime"})), "file:1/model.onnx": raw(model)}
 code = {"config": text(json.dumps({"backend": "python"})), "file:1/model.py": raw(b"")}
-plain, ours = grpc.insecure_channel, lambda place, options: grpc.secure_channel(place, credentials(settings.triton_client), options)
+plain = grpc.insecure_channel
+ours = lambda place, options: grpc.secure_channel(place, credentials(settings.triton_client), options)
 asked = (
     ("nobody loads", "refused", plain, case, {}),
     ("its client loads", "done", ours, case, {}),

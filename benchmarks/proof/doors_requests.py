@@ -174,7 +174,9 @@ def _of(schema: Json) -> st.SearchStrategy[Any]:
     if kind == "number":
         return st.floats(low, high, allow_nan=False, allow_infinity=False)
     if schema.get("format") == "date-time":
-        times = st.datetimes(datetime(2015, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - hypothesis adds the zone
+        first = datetime(2015, 1, 1)  # noqa: DTZ001 - hypothesis adds the zone
+        last = datetime(2030, 1, 1)  # noqa: DTZ001 - as above
+        times = st.datetimes(first, last, timezones=st.just(UTC))
         return times.map(datetime.isoformat)
     if "pattern" in schema:
         return st.from_regex(re.compile(schema["pattern"], re.ASCII), fullmatch=True)

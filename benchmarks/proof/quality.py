@@ -45,7 +45,10 @@ EMBEDDING = "embedding"
 TRANSFORMER = "transformer"
 STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 TRAIN = {"epochs": 1, "learning_rate": 0.0002, "threads": 1, "checkpoint_every": None, "budget_minutes": None}
-"""What differs from the case's params.yaml, to keep a training at two minutes: one pass instead of two, at twice the rate."""
+"""What differs from the case's params.yaml, to keep a training at two minutes.
+
+One pass instead of two, at twice the rate.
+"""
 KEPT = Path("runs/proof-quality")
 
 Scores = NDArray[np.float64]
@@ -129,7 +132,10 @@ def metrics(labels: NDArray[np.int8], scores: Scores) -> dict[str, float]:
 
 
 def by_tfidf(kind: str, train: pl.DataFrame, test: pl.DataFrame) -> tuple[Scores, Any]:
-    """Logistic regression on TF-IDF; its strength and class weights are those with the best macro-F1 on the newest fifth."""
+    """Logistic regression on TF-IDF.
+
+    Its strength and class weights are those with the best macro-F1 on the newest fifth.
+    """
     from sklearn.linear_model import LogisticRegression
 
     texts = train["text"].to_list()

@@ -15,9 +15,10 @@ from pipelines.params import Params
 class Run:
     """The window that is judged at ``as_of``, and the champion that it is judged for.
 
-    ``current`` counts the window's rows, ``reference`` those that the champion learned from; ``unread`` rows of the window lie where
-    they cannot be read yet. ``served_since`` is the event time of the first row that the case ever served (None: not known).
-    ``usual`` is how many rows a day there were when the reference's rows came (None: not recorded).
+    ``current`` counts the window's rows, ``reference`` those that the champion learned from; ``unread`` rows of the
+    window lie where they cannot be read yet. ``served_since`` is the event time of the first row that the case ever
+    served (None: not known). ``usual`` is how many rows a day there were when the reference's rows came (None: not
+    recorded).
     """
 
     params: Params

@@ -1,1 +1,4 @@
-"""History replayed under several retrain policies, with the project's own steps: what each would have served, and at what cost."""
+"""History replayed under several retrain policies, with the project's own steps.
+
+What each would have served, and at what cost.
+"""

@@ -41,10 +41,10 @@ class Candidate:
 
 
 def dataset_key(world: World, settings: Settings, run_dir: Path, as_of: datetime) -> str:
-    """What a training at ``run_dir`` would be made from: the training rows (ids, features, labels, their order) and all that trains them.
+    """What a training at ``run_dir`` would be made from.
 
-    Not the step's own key: that names the champion, whose rows leave the holdout only, and the log's
-    partitions, which hold the answers of whoever served.
+    The training rows (ids, features, labels, their order) and all that trains them. Not the step's own key: that names
+    the champion, whose rows leave the holdout only, and the log's partitions, which hold the answers of whoever served.
     """
     fields, params = world.fields, world.params
     rows = pl.read_parquet(run_dir / "dataset" / "train.parquet", columns=["id", *fields.names, fields.label])
@@ -62,7 +62,10 @@ def dataset_key(world: World, settings: Settings, run_dir: Path, as_of: datetime
 
 
 def trained(world: World, settings: Settings, run_dir: Path, as_of: datetime) -> Candidate:
-    """Train on the dataset of ``run_dir``, or take the candidate that was made from the same; ``run_dir/train`` links to it."""
+    """Train on the dataset of ``run_dir``, or take the candidate that was made from the same.
+
+    ``run_dir/train`` links to it.
+    """
     key = dataset_key(world, settings, run_dir, as_of)
     folder = world.root / "candidates" / key
     if not (folder / "train" / storage.MANIFEST).exists():
@@ -85,9 +88,10 @@ def served_by(settings: Settings, release: Release) -> str:
 
 
 def exported(world: World, settings: Settings, run_dir: Path, as_of: datetime) -> None:
-    """The bundle of ``run_dir`` with its reference: the export step, or for a head its scores of the holdout and no network.
+    """The bundle of ``run_dir`` with its reference.
 
-    Policies with the same candidate and the same dataset, holdout included, share it; ``run_dir/export`` links to it.
+    The export step, or for a head its scores of the holdout and no network. Policies with the same candidate and the
+    same dataset, holdout included, share it; ``run_dir/export`` links to it.
     """
     folder = (run_dir / "train").resolve().parent
     shared = folder / "runs" / storage.read_manifest(run_dir / "dataset").key[:LENGTH]

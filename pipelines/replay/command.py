@@ -32,7 +32,10 @@ def table(answer: dict[str, Any]) -> Any:
     from pipelines.reports.frontier import cells, columns
 
     found = Table(
-        title=f"{answer['case']}, {answer['from'][:10]} to {answer['until'][:10]}; a retraining costs {answer['price_per_retrain']:g} {answer['price_unit']}"
+        title=(
+            f"{answer['case']}, {answer['from'][:10]} to {answer['until'][:10]}; "
+            f"a retraining costs {answer['price_per_retrain']:g} {answer['price_unit']}"
+        )
     )
     found.caption = answer["files"]["html"]
     for title, _ in columns(answer):
@@ -44,7 +47,10 @@ def table(answer: dict[str, Any]) -> Any:
 
 @contextmanager
 def _bar(title: str, ticks: int) -> Iterator[Told]:
-    """One line on stderr: how many ticks are played, which is next to come and how long it takes. Nothing where nobody watches."""
+    """One line on stderr: how many ticks are played, which is next to come and how long it takes.
+
+    Nothing where nobody watches.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -15,10 +15,11 @@ METRICS = {"log_loss": False, "roc_auc": True, "macro_f1": True, "accuracy": Tru
 def figures(
     records: Sequence[Mapping[str, Any]], scored: Sequence[Mapping[str, float | None] | None], price: float
 ) -> Figures:
-    """One policy's figures: ``records`` as play.py tells them, ``scored[t]`` the served model's metrics in tick ``t`` (None: it does not count).
+    """One policy's figures.
 
-    ``means`` weigh ticks alike, ``weighted`` weighs rows; ``total`` is the mean log-loss plus ``price`` for every
-    retraining, spread over the ticks that count: nats per row and tick. Trainings that were skipped cost nothing.
+    ``records`` are as play.py tells them, ``scored[t]`` the served model's metrics in tick ``t`` (None: it does not
+    count). ``means`` weigh ticks alike, ``weighted`` weighs rows; ``total`` is the mean log-loss plus ``price`` for
+    every retraining, spread over the ticks that count: nats per row and tick. Trainings that were skipped cost nothing.
     """
     counted = [(record, found) for record, found in zip(records, scored, strict=True) if found is not None]
     trainings = [record["training"] for record in records if record["training"] is not None]
@@ -41,7 +42,10 @@ def figures(
 
 
 def over_seeds(found: Sequence[Figures], losses: Sequence[Sequence[float | None]], labels: Sequence[str]) -> Figures:
-    """The mean of a policy's figures over training seeds; the worst tick is that of the mean losses ``losses[seed][tick]``."""
+    """The mean of a policy's figures over training seeds.
+
+    The worst tick is that of the mean losses ``losses[seed][tick]``.
+    """
     by_tick = [
         fmean(float(loss) for loss in column if loss is not None) if column[0] is not None else None
         for column in zip(*losses, strict=True)

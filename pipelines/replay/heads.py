@@ -1,6 +1,7 @@
-"""Candidates of model kind ``embedding``: the encoder never changes, so a text is embedded once and a score is one matrix product.
+"""Candidates of model kind ``embedding``.
 
-The scores are those of the network up to rounding; a test holds them to it.
+The encoder never changes, so a text is embedded once and a score is one matrix product. The scores are those of the
+network up to rounding; a test holds them to it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ def _network(case: str, model: TextModelParams, fields: Fields) -> Any:
 
 @lru_cache(maxsize=1)
 def _kept(cache: Path, case: str, model: TextModelParams, fields: Fields) -> dict[str, Any]:
-    """Embeddings that this process has used, by tokenizer and texts: 1 MB for 700 texts, and the oracle scores every candidate on the same ones."""
+    """Embeddings that this process has used, by tokenizer and texts.
+
+    1 MB for 700 texts, and the oracle scores every candidate on the same ones.
+    """
     del cache, case, model, fields
     return {}
 
@@ -58,7 +62,10 @@ def _vectors(
 
 
 def scores(params: Params, fields: Fields, train: Path, columns: Columns, cache: Path) -> NDArray[np.float64]:
-    """Probabilities ``[n]`` or ``[n, K]`` of the head in the folder ``train`` for texts; their embeddings are kept in ``cache``."""
+    """Probabilities ``[n]`` or ``[n, K]`` of the head in the folder ``train`` for texts.
+
+    Their embeddings are kept in ``cache``.
+    """
     import torch
 
     assert isinstance(params.model, TextModelParams)
@@ -78,7 +85,10 @@ def scores(params: Params, fields: Fields, train: Path, columns: Columns, cache:
 
 
 def export_reference(params: Params, fields: Fields, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write ``run_dir/export`` with the reference that drift is measured against, as the export step does, and without a network."""
+    """Write ``run_dir/export`` with the reference that drift is measured against, as the export step does.
+
+    No network is trained for it.
+    """
     train, dataset = storage.read_manifest(run_dir / "train"), storage.read_manifest(run_dir / "dataset")
     spec = load_spec(fields, settings.profile_file(params.case))
     inputs = {"dataset": dataset.key, "train": train.key}

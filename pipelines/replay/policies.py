@@ -60,7 +60,8 @@ def parse(text: str) -> tuple[Policy, ...]:
             raise ConfigError(f"there is no policy {name!r}: {hint}choose from {', '.join(POLICIES)}")
     if not any(name != ORACLE for name in names):
         raise ConfigError(
-            f"--policies {text!r} names no policy to play: choose from {', '.join(POLICIES)} (the oracle chooses among what the others trained)"
+            f"--policies {text!r} names no policy to play: choose from {', '.join(POLICIES)} (the oracle chooses "
+            "among what the others trained)"
         )
     return tuple(POLICIES[name] for name in names)
 

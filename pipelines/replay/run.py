@@ -39,9 +39,10 @@ class Options:
 
 
 def replay(params: Params, settings: Settings, options: Options, told: Told) -> dict[str, Any]:
-    """Play every policy with every seed; the summary that replay.json holds. Equal histories that were played before are read.
+    """Play every policy with every seed; the summary that replay.json holds.
 
-    Raises ConfigError for options that cannot work, and whatever the steps raise.
+    Equal histories that were played before are read. Raises ConfigError for options that cannot work, and whatever the
+    steps raise.
     """
     policies = parse(options.policies)
     own = params.replay
@@ -89,7 +90,8 @@ def _one(world: World, policies: Sequence[Policy], price: float, least: int, tol
         mine = [judge(record["candidate"], number) for number, record in enumerate(records[name])]
         if all(values is None for values in mine):
             raise DataError(
-                f"{world.params.case}: no tick has {least} rows of more than one class: nothing can be compared; lower replay.min_rows"
+                f"{world.params.case}: no tick has {least} rows of more than one class: nothing can be compared; "
+                "lower replay.min_rows"
             )
         told_of = [record | {"metrics": values} for record, values in zip(records[name], mine, strict=True)]
         found[name] = frontier.figures(records[name], mine, price) | {"ticks": told_of}
@@ -97,7 +99,10 @@ def _one(world: World, policies: Sequence[Policy], price: float, least: int, tol
 
 
 def _oracle(world: World, records: dict[str, Records], judge: Judge, price: float, told: Told) -> Records:
-    """The records that hindsight would have made: from the candidates of all the others, and one of every month's end."""
+    """The records that hindsight would have made.
+
+    From the candidates of all the others, and one of every month's end.
+    """
     first = next(iter(records.values()))[0]["first"]["candidate"]
     since, seconds = {first: 0}, {first: 0.0}
 

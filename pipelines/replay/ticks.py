@@ -73,9 +73,9 @@ def _next(day: date, kind: str) -> date:
 def stretch(
     case: str, params: ReplayParams | None, since: date | None, until: date | None, months: int | None
 ) -> tuple[date, date]:
-    """What to replay: the options, else the case's ``replay`` parameters; ``months`` counts calendar months from the start.
+    """What to replay: the options, else the case's ``replay`` parameters.
 
-    Raises ConfigError if neither says it.
+    ``months`` counts calendar months from the start. Raises ConfigError if neither says it.
     """
     start = since or (params.first_as_of if params else None)
     if start is None:

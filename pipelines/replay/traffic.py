@@ -19,7 +19,10 @@ from pipelines.storage import canonical_json, write_atomic
 def log_rows(
     settings: Settings, fields: Fields, tick: Tick, rows: pl.DataFrame, scores: NDArray[np.float64], version: int
 ) -> None:
-    """Log the rows of ``tick`` (canonical) with ``scores`` ``[n]`` or ``[n, K]`` of ``version`` as one closed segment."""
+    """Log the rows of ``tick`` (canonical) as one closed segment.
+
+    ``scores`` are ``[n]`` or ``[n, K]``, of ``version``.
+    """
     given = rows.select("id", "event_time", *fields.names).iter_rows(named=True)
     _write(
         settings,

@@ -24,7 +24,10 @@ from pipelines.replay.ticks import Tick
 from pipelines.settings import Settings, read_settings
 
 VERSION = 1
-"""Raise it when a replay's outcome changes for reasons that stand in no step's version: older homes are left alone then."""
+"""Raise it when a replay's outcome changes for reasons that stand in no step's version.
+
+Older homes are left alone then.
+"""
 STEPS = ("ingest", "validate", "dataset", "train", "export", "evaluate", "gate", "profile", "drift")
 SHARED = ("data", "cache")
 """Folders of the state that every policy's home sees: downloads, and embeddings."""
@@ -61,7 +64,10 @@ class World:
         return self.rows.filter(pl.col("event_time").is_between(tick.window.start, tick.window.end, closed="left"))
 
     def home(self, policy: Policy) -> Settings:
-        """A policy's own state: ledger, log and runs, under a name that holds all that its history depends on but where it ends."""
+        """A policy's own state: ledger, log and runs.
+
+        They lie under a name that holds all that its history depends on but where it ends.
+        """
         scales = own_profile(self.params.case)  # without one every policy's first training freezes the same
         declared = {
             "version": VERSION,
@@ -91,13 +97,17 @@ def build(params: Params, settings: Settings, ticks: tuple[Tick, ...]) -> World:
     rows = source_of.rows(source, whole, params)
     if rows.is_empty():
         raise ConfigError(
-            f"{params.case}: the source has no rows from {ticks[0].label} to {ticks[-1].label}: choose another --since or --until"
+            f"{params.case}: the source has no rows from {ticks[0].label} to {ticks[-1].label}: "
+            "choose another --since or --until"
         )
     return World(params, load_fields(params.case), settings, source, ticks, rows)
 
 
 def played(params: Params, settings: Settings, seed: int | None) -> Params:
-    """The parameters that are played: the variant that the case declares for replays, unless PERENNIAL_PARAMS_DIR says otherwise."""
+    """The parameters that are played.
+
+    The variant that the case declares for replays, unless PERENNIAL_PARAMS_DIR says otherwise.
+    """
     variant = params.replay.variant if params.replay else None
     if variant is not None and settings.params_dir is None:
         params = load_params(params.case, CASES_ROOT / params.case / "variants" / variant / f"{params.case}.yaml")

@@ -108,7 +108,9 @@ def _point(one: Mapping[str, Any], axes: Axes, kind: str) -> dict[str, Any]:
         "high": axes.y(one["high"]),
         "version": one["version"],
         "part": one["coverage"] is not None and one["coverage"] < 0.5,
-        "told": f"{window(one['end'], kind)}, v{one['version']}: log-loss {one['log_loss']:.3f} ({interval}) nats, {rows}",
+        "told": (
+            f"{window(one['end'], kind)}, v{one['version']}: log-loss {one['log_loss']:.3f} ({interval}) nats, {rows}"
+        ),
     }
 
 

@@ -25,12 +25,13 @@ ROOMS = ("pipelines.data.dataset", "pipelines.text")
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write ``train.parquet`` and ``holdout.parquet``, and where it is declared ``history.parquet``, to ``run_dir/dataset``.
+    """Write ``train.parquet`` and ``holdout.parquet``.
 
-    The fact ``rows_per_day`` is the case's usual volume at that time, of all rows, for the drift step.
-    The case's first one also freezes the scales of its profiles (:func:`pipelines.drift.profile.spec.freeze_spec`).
-    The holdout may be empty (the gate is inconclusive then). Raises TooFewRows if there is no labelled row
-    to train on, IntegrityError if the champion's own training rows cannot be found.
+    ``history.parquet`` is written where it is declared; all go to ``run_dir/dataset``. The fact ``rows_per_day`` is the case's usual
+    volume at that time, of all rows, for the drift step. The case's first one also freezes the scales of its profiles
+    (:func:`pipelines.drift.profile.spec.freeze_spec`). The holdout may be empty (the gate is inconclusive then). Raises
+    TooFewRows if there is no labelled row to train on, IntegrityError if the champion's own training rows cannot be
+    found.
     """
     fields = load_fields(params.case)
     validate = storage.read_manifest(run_dir / "validate")
@@ -49,7 +50,8 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         split = dataset.split(chosen, older, params.dataset, known, text)
         if split.train.is_empty():
             raise TooFewRows(
-                f"{params.case}: none of {rows.height} rows before {as_of.isoformat()} can be trained on, {chosen.height} have a label that has arrived: "
+                f"{params.case}: none of {rows.height} rows before {as_of.isoformat()} can be trained on, "
+                f"{chosen.height} have a label that has arrived: "
                 f"labels take {params.label_delay_days:g} days; choose a later as_of, or send labels"
             )
         split.train.write_parquet(folder / "train.parquet", compression="zstd")
@@ -89,9 +91,10 @@ def _balance(split: dataset.Split, fields: Fields) -> dict[str, Any]:
         positives = int(train.sum())
         return {"positives": positives, "holdout_positives": int(holdout.sum()), "base_rate": positives / train.len()}
     counts = [int((train == position).sum()) for position in range(len(fields.classes))]
+    largest = max(int((holdout == position).sum()) for position in range(len(fields.classes)))
     return {
         "positives": train.len() - max(counts),
-        "holdout_positives": holdout.len() - (int(holdout.value_counts()["count"].max() or 0) if holdout.len() else 0),  # type: ignore[arg-type]
+        "holdout_positives": holdout.len() - largest,
         "class_counts": dict(zip(fields.classes, counts, strict=True)),
         "base_rate": [(count + 1) / (train.len() + len(counts)) for count in counts],
     }
@@ -111,7 +114,8 @@ def _trained_on(settings: Settings, champion: Release, columns: list[str]) -> pl
     ]
     if not made:
         raise IntegrityError(
-            f"{run}/dataset/train.parquet, the rows champion {champion.champion} was trained on, is missing: restore the run's folder"
+            f"{run}/dataset/train.parquet, the rows champion {champion.champion} was trained on, is missing: "
+            "restore the run's folder"
         )
     for folder in made:
         storage.read_manifest(folder, verify={TRAIN})

@@ -45,10 +45,10 @@ Score = Callable[[Path, pl.DataFrame, Fields], Any]
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
     """Write ``scores.parquet`` (id, label, challenger, champion, declared slice columns) to ``run_dir/evaluate``.
 
-    With classes a score is an array of all classes' probabilities, and the facts hold the challenger's
-    ``confusion``. Where the dataset keeps rows from before the window, ``history`` says what each model still
-    knows of them. The champion is the release before ``as_of``, scored anew on the same rows from its own bundle; a metric
-    from another holdout would not be comparable. Raises IntegrityError if its bundle is missing.
+    With classes a score is an array of all classes' probabilities, and the facts hold the challenger's ``confusion``.
+    Where the dataset keeps rows from before the window, ``history`` says what each model still knows of them. The
+    champion is the release before ``as_of``, scored anew on the same rows from its own bundle; a metric from another
+    holdout would not be comparable. Raises IntegrityError if its bundle is missing.
     """
     return run_scored_by(_scores, params, settings, run_dir, as_of)
 
@@ -116,15 +116,19 @@ def run_scored_by(of: Score, params: Params, settings: Settings, run_dir: Path, 
 
 
 def _answers(export: Manifest) -> dict[str, Any]:
-    """All that a bundle's answers come from. What it is judged by later (its baseline of the labels known by then) is no part of that."""
+    """All that a bundle's answers come from.
+
+    What it is judged by later (its baseline of the labels known by then) is no part of that.
+    """
     files = {name: sha256 for name, sha256 in export.files.items() if name not in JUDGED_BY}
     return {"files": files, "train": export.inputs.get("train")}
 
 
 def _scores(bundle: Path, rows: pl.DataFrame, fields: Fields) -> Any:
-    """Scores ``[n]`` or ``[n, K]`` of a bundle, encoded with the fields it was trained with, which may be older than the case's.
+    """Scores ``[n]`` or ``[n, K]`` of a bundle.
 
-    Its classes are found by name: one that it does not know has probability 0.
+    Rows are encoded with the fields it was trained with, which may be older than the case's. Its classes are found by
+    name: one that it does not know has probability 0.
     """
     from pipelines.export.bundle import read_fields
 
@@ -134,7 +138,8 @@ def _scores(bundle: Path, rows: pl.DataFrame, fields: Fields) -> Any:
         return scores
     if not (own.classes and fields.classes):
         raise ConfigError(
-            f"{bundle} has {len(own.classes)} classes, the case {len(fields.classes)}: a binary label and classes do not compare; give the new label a case of its own"
+            f"{bundle} has {len(own.classes)} classes, the case {len(fields.classes)}: a binary label and classes do "
+            "not compare; give the new label a case of its own"
         )
     places = {name: position for position, name in enumerate(own.classes)}
     columns = [scores[:, places[name]] if name in places else np.zeros(len(scores)) for name in fields.classes]

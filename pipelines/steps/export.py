@@ -68,9 +68,10 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
 
     model.onnx, bundle.json, fields.json, contract.json (a row as JSON Schema), spec.json (the feature spec),
     reference.parquet, for texts tokenizer.json, and with ``export.int8`` the variant that does not ship. Facts:
-    ``parity`` (largest difference of a probability to torch), ``variants`` (of each its bytes, latency and how much an answer
-    hangs on its ``neighbours`` in a batch, and of int8 what it changes on the holdout and why it was ``refused``, if it was: then
-    fp32 ships). Raises IntegrityError if ONNX Runtime does not answer what torch answers, or hangs on neighbours in fp32.
+    ``parity`` (largest difference of a probability to torch), ``variants`` (of each its bytes, latency and how much an
+    answer hangs on its ``neighbours`` in a batch, and of int8 what it changes on the holdout and why it was
+    ``refused``, if it was: then fp32 ships). Raises IntegrityError if ONNX Runtime does not answer what torch answers,
+    or hangs on neighbours in fp32.
     """
     fields = load_fields(params.case)
     train = storage.read_manifest(run_dir / "train")
@@ -126,7 +127,10 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
 
 
 def as_judged(params: Params, settings: Settings, as_of: datetime, holdout: pl.DataFrame) -> pl.DataFrame:
-    """The holdout with the labels that the champion's baseline is made of: those that a drift run would count, by the same rule."""
+    """The holdout with the labels that the champion's baseline is made of.
+
+    Those that a drift run would count, by the same rule.
+    """
     fields, age = load_fields(params.case), timedelta(days=params.label_delay_days)
     if holdout.is_empty():
         return holdout
@@ -139,7 +143,8 @@ def as_judged(params: Params, settings: Settings, as_of: datetime, holdout: pl.D
 def _variants(params: Params, fields: Fields, folder: Path, columns: Columns, label: Any) -> dict[str, Any]:
     """Make the declared variants of the fp32 model.onnx, measure them, and let the declared one be model.onnx.
 
-    Raises IntegrityError if an fp32 answer hangs on the rows beside it; an int8 variant whose answers do is not shipped.
+    Raises IntegrityError if an fp32 answer hangs on the rows beside it; an int8 variant whose answers do is not
+    shipped.
     """
     from pipelines.export import variants
     from pipelines.export.bundle import NEIGHBOURS, TOLERANCE, neighbours
@@ -147,7 +152,8 @@ def _variants(params: Params, fields: Fields, folder: Path, columns: Columns, la
     files, beside = {"fp32": runtime.MODEL}, {"fp32": neighbours(fields, folder, columns, params.train.seed)}
     if not beside["fp32"] <= TOLERANCE:
         raise IntegrityError(
-            f"{folder / runtime.MODEL}: a row's score changes by {beside['fp32']:.2e} with the rows beside it: take out of the model what mixes rows"
+            f"{folder / runtime.MODEL}: a row's score changes by {beside['fp32']:.2e} with the rows beside it: "
+            "take out of the model what mixes rows"
         )
     refused = None
     if params.export.int8:

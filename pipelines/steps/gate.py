@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, trigger: Trigger = "manual") -> Manifest:
-    """Write ``verdict.json`` to ``run_dir/gate``, keep it in the ledger under this step's key, once, and say it in the log.
+    """Write ``verdict.json`` to ``run_dir/gate``, keep it in the ledger under this step's key, once.
 
-    A rejected candidate is a verdict, not an error.
+    The log says it, too. A rejected candidate is a verdict, not an error.
     """
     evaluate = storage.read_manifest(run_dir / "evaluate")
     declared = {"gate": params.gate.model_dump(mode="json"), "min_holdout": params.dataset.min_holdout}
@@ -71,7 +71,10 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, trig
 
 
 def evidence(params: Params, evaluate: Manifest, scores: pl.DataFrame) -> Evidence:
-    """What the gate looks at, from evaluate's facts and its scores; the opponent is the champion, else the base rate."""
+    """What the gate looks at, from evaluate's facts and its scores.
+
+    The opponent is the champion, else the base rate.
+    """
     facts, gate = evaluate.facts, params.gate
     opponent = facts["opponent"]
     common = {

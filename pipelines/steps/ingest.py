@@ -115,10 +115,12 @@ def _nothing(params: Params, settings: Settings, origin: str, received: Received
         oldest, newest = (moment.isoformat() for moment in received.times)
         since, until = (moment if moment is None else moment.isoformat() for moment in params.period)
         return DataError(
-            f"{begin} lies in the case's period, from {since} to {until or 'now'}: their event_time is from {oldest} to {newest}; mend event_time in source.py, or period in params.yaml"
+            f"{begin} lies in the case's period, from {since} to {until or 'now'}: their event_time is from {oldest} "
+            f"to {newest}; mend event_time in source.py, or period in params.yaml"
         )
     return TooFewRows(
-        f"{params.case}: the {origin} has no rows before {as_of.isoformat()}: choose a later as_of, or check that rows arrive"
+        f"{params.case}: the {origin} has no rows before {as_of.isoformat()}: choose a later as_of, or check that "
+        "rows arrive"
     )
 
 
@@ -166,7 +168,8 @@ def _from_log(
         )
 
     def fate_of_labels(labels: pl.DataFrame, served: pl.DataFrame, window: Window) -> dict[str, int]:
-        # Of those that arrived since the window's first day; an older row's, or one of an id never served, is of no row.
+        # Of those that arrived since the window's first day; an older row's, or one of an id never served, is of no
+        # row.
         lines = prediction_log.count(settings, params.case, "labels", window.start, as_of)
         used = labels.join(served.select("id"), on="id", how="semi").height
         return {"lines": lines, "used": used, "superseded": lines - labels.height, "of_no_row": labels.height - used}

@@ -1,8 +1,8 @@
 """profile: count the rows that were served in the drift window, hour by hour, into profiles that add up to days.
 
-Small days are read together, as frames. A day that is large is streamed from its files (drift/profile/kernel.py), and only
-rows whose id is logged more than once are held, so that each of them counts once: memory does not hang on the rows.
-Both ways make the same bytes.
+Small days are read together, as frames. A day that is large is streamed from its files (drift/profile/kernel.py), and
+only rows whose id is logged more than once are held, so that each of them counts once: memory does not hang on the
+rows. Both ways make the same bytes.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
 
     Files: ``lake/<case>/profiles/<spec>/date=D/hour=H/<hash16>.parquet`` and ``date=D/<hash16>.parquet``; the facts
     hold ``days``, each ``{date, path, rows, hours}``. The key is made of the days' hashes: rows that arrive late give a
-    new key, running again gives none. Open segments of the prediction log are closed and compacted first; ``unread`` counts the
-    window's rows in those that nobody closed in time. A day that :func:`part` has profiled from the same rows is taken from there.
-    Raises TooFewRows before a case's first training.
+    new key, running again gives none. Open segments of the prediction log are closed and compacted first; ``unread``
+    counts the window's rows in those that nobody closed in time. A day that :func:`part` has profiled from the same
+    rows is taken from there. Raises TooFewRows before a case's first training.
     """
     fields = load_fields(params.case)
     if (
@@ -65,7 +65,8 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         and ledger.champion_before(settings.ledger, params.case, as_of) is None
     ):
         raise TooFewRows(
-            f"{params.case}: nothing has been trained yet, and the first training freezes the scales that rows are profiled by: run one first"
+            f"{params.case}: nothing has been trained yet, and the first training freezes the scales that rows are "
+            "profiled by: run one first"
         )
     spec = load_spec(fields, settings.profile_file(params.case))
     window = drift_window(as_of, params.drift.window)
@@ -90,14 +91,20 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
 
 
 def days(params: Params, settings: Settings, as_of: datetime) -> list[str]:
-    """The parts of a large profile: the days of the window that have rows, in order. Open segments are closed and compacted first."""
+    """The parts of a large profile: the days of the window that have rows, in order.
+
+    Open segments are closed and compacted first.
+    """
     window = drift_window(as_of, params.drift.window)
     prediction_log.catch_up(settings, params.case, window)
     return [str(day) for day in prediction_log.days(settings, params.case, window)]
 
 
 def part(params: Params, settings: Settings, run_dir: Path, as_of: datetime, day: str) -> Manifest:
-    """Profile one day ahead of the step, as ``run_dir/profile_parts/<day>``; many can be made at once, on any machine that sees the lake."""
+    """Profile one day ahead of the step, as ``run_dir/profile_parts/<day>``.
+
+    Many can be made at once, on any machine that sees the lake.
+    """
     try:
         of = date.fromisoformat(day)
     except ValueError as error:
@@ -120,7 +127,10 @@ def part(params: Params, settings: Settings, run_dir: Path, as_of: datetime, day
 
 
 def _part_key(params: Params, settings: Settings, day: date) -> str:
-    """A day's profile hangs on the log's files of that day and of its neighbours, where a retry may lie; closed segments never change."""
+    """A day's profile hangs on the log's files of that day and of its neighbours, where a retry may lie.
+
+    Closed segments never change.
+    """
     declared = {
         "day": str(day),
         "spec": load_spec(load_fields(params.case), settings.profile_file(params.case)).version,

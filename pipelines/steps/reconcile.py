@@ -23,11 +23,12 @@ ROOMS = (
 
 
 def run(params: Params, settings: Settings) -> dict[str, Any]:
-    """``{"case", "champion", "repaired": what was mended}``; serving first, so that a missing MLflow delays no repair of Triton.
+    """``{"case", "champion", "repaired": what was mended}``.
 
-    A version that the model repository lost is staged again from its bundle, one that does not answer is
-    loaded anew. Raises Unavailable, naming what was left as it is, if Triton or MLflow is away (the other one is mended all the
-    same), IntegrityError if the champion cannot be brought back.
+    Serving first, so that a missing MLflow delays no repair of Triton. A version that the model repository lost is
+    staged again from its bundle, one that does not answer is loaded anew. Raises Unavailable, naming what was left as
+    it is, if Triton or MLflow is away (the other one is mended all the same), IntegrityError if the champion cannot be
+    brought back.
     """
     case, away = params.case, list[str]()
     repaired: list[str] = []

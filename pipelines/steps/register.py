@@ -36,10 +36,11 @@ FAILPOINTS = ("run", "version")
 
 
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, trigger: Trigger = "manual") -> Manifest:
-    """Draw the training's curves and the holdout's confusion or calibration; facts: ``version`` (MLflow's number, Triton's folder, the ledger's champion) and ``mlflow_run``.
+    """Draw the training's curves and the holdout's confusion or calibration.
 
-    A crash between run and version is completed by running again; should two tries have run at once, what
-    the losing one left in MLflow is deleted. Raises Unavailable if MLflow is down.
+    Facts: ``version`` (MLflow's number, Triton's folder, the ledger's champion) and ``mlflow_run``. A crash between run
+    and version is completed by running again; should two tries have run at once, what the losing one left in MLflow is
+    deleted. Raises Unavailable if MLflow is down.
     """
     read = {
         step: {name for of, name in FILES if of == step} for step in ("train", "export")

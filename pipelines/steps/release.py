@@ -38,13 +38,15 @@ def run(
     despite_verdict: bool = False,
     as_of: datetime | None = None,
 ) -> Switch:
-    """Append a release of ``version`` once it answers in Triton; says what serves now. If it serves already, nothing changes.
+    """Append a release of ``version`` once it answers in Triton; says what serves now.
 
-    Known is a version that was released before, or that a training run registered. It needs the verdict ``promote``, as it stands in the ledger;
-    ``despite_verdict`` releases one that was turned away, and the row says who did so and why. Its files must be those that were judged.
+    If it serves already, nothing changes. Known is a version that was released before, or that a training run
+    registered. It needs the verdict ``promote``, as it stands in the ledger; ``despite_verdict`` releases one that was
+    turned away, and the row says who did so and why. Its files must be those that were judged.
 
-    Raises ConfigError without a reason, for an unknown version or before the first release, ConflictError if the verdict says no or somebody else
-    was first, IntegrityError if the verdict or a file is not what was recorded, Unavailable if Triton is down.
+    Raises ConfigError without a reason, for an unknown version or before the first release, ConflictError if the
+    verdict says no or somebody else was first, IntegrityError if the verdict or a file is not what was recorded,
+    Unavailable if Triton is down.
     """
     case = params.case
     if not reason.strip():
@@ -95,7 +97,10 @@ def _released(settings: Settings, case: str, version: int) -> dict[str, Any] | N
 
 
 def _registered(settings: Settings, case: str, version: int) -> dict[str, Any]:
-    """The same of a version that no release names, from the run that registered it; its verdict is the ledger's, by that run's gate."""
+    """The same of a version that no release names, from the run that registered it.
+
+    Its verdict is the ledger's, by that run's gate.
+    """
     known = set[int]()
     for path in sorted((settings.root / "artefacts" / case).glob(f"*/register*/{MANIFEST}")):
         manifest, run_dir = storage.read_manifest(path.parent, verify=False), path.parent.parent
@@ -108,7 +113,8 @@ def _registered(settings: Settings, case: str, version: int) -> dict[str, Any]:
         key = storage.read_manifest(storage.find(run_dir / "evaluate", evaluated)).inputs["export"]
         if not verdicts:
             raise IntegrityError(
-                f"ledger of {case}: there is no verdict of the gate run {gate[:12]} of version {version}: run the step gate of {run_dir} again"
+                f"ledger of {case}: there is no verdict of the gate run {gate[:12]} of version {version}: "
+                f"run the step gate of {run_dir} again"
             )
         return {
             "champion": version,

@@ -37,13 +37,14 @@ def run(
 ) -> Switch:
     """Append the rollback to the ledger once the version below the champion answers in Triton; says what serves now.
 
-    ``from_version`` is the version to take back: if another one serves, nothing changes. Asked again, however often and by how many at once, it is
-    taken back once. Without it, it is the version that was promoted or released last; if that was taken back already, the same order again (reason
-    and actor) changes nothing, and another one is refused: two people who mean the same version, or a click too many, must not go two back. To go
-    further back, name the version.
+    ``from_version`` is the version to take back: if another one serves, nothing changes. Asked again, however often and
+    by how many at once, it is taken back once. Without it, it is the version that was promoted or released last; if
+    that was taken back already, the same order again (reason and actor) changes nothing, and another one is refused:
+    two people who mean the same version, or a click too many, must not go two back. To go further back, name the
+    version.
 
-    Raises ConfigError without a reason or a release, ConflictError if the version that serves is another one, if there is nothing to go back to or
-    somebody else was first, Unavailable if Triton is down.
+    Raises ConfigError without a reason or a release, ConflictError if the version that serves is another one, if there
+    is nothing to go back to or somebody else was first, Unavailable if Triton is down.
     """
     case = params.case
     if not reason.strip():
@@ -71,7 +72,8 @@ def run(
         below = ledger.previous_release(settings.ledger, case)
         if below is None:
             raise ConflictError(
-                f"{case}: version {head.champion} has no release below it to go back to: train and promote a better one instead"
+                f"{case}: version {head.champion} has no release below it to go back to: train and promote a better "
+                "one instead"
             )
         target = below.model_dump(include=switch.TARGET)
         release = switch.append(

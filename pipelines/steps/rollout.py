@@ -34,9 +34,10 @@ log = logging.getLogger(__name__)
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, trigger: Trigger = "manual") -> Manifest:
     """Facts: ``outcome``, ``version`` and ``seq`` (the release, None if there is none of this candidate).
 
-    ``kept``: the gate did not promote, by its verdict in the ledger. ``already_released``: the candidate has served before; a candidate that
-    was rolled back does not come back by running again. ``stale``: the champion is no longer the one it was
-    judged against, or was released later than ``as_of``. ``promoted``: it serves. Whatever fails, the champion that serves goes on serving.
+    ``kept``: the gate did not promote, by its verdict in the ledger. ``already_released``: the candidate has served
+    before; a candidate that was rolled back does not come back by running again. ``stale``: the champion is no longer
+    the one it was judged against, or was released later than ``as_of``. ``promoted``: it serves. Whatever fails, the
+    champion that serves goes on serving.
     """
     inputs = {step: storage.read_manifest(run_dir / step) for step in INPUTS}
     keys = {step: inputs[step].key for step in ("export", "gate", "register")}
@@ -66,7 +67,8 @@ def _verdict(settings: Settings, run_dir: Path, inputs: Mapping[str, Manifest]) 
     judged = (found["gate_key"], gate.inputs.get("evaluate"), evaluate.inputs.get("export"), registered.inputs)
     if judged != (gate.key, evaluate.key, export.key, {"gate": gate.key, "export": export.key}):
         raise IntegrityError(
-            f"{run_dir}: the verdict that its gate cites ({found['hash'][:12]}) is not the one on this candidate ({export.key[:12]}): "
+            f"{run_dir}: the verdict that its gate cites ({found['hash'][:12]}) is not the one on this candidate "
+            f"({export.key[:12]}): "
             "run evaluate, gate and register again"
         )
     verdict: dict[str, Any] = found["verdict"]

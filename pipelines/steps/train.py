@@ -67,7 +67,8 @@ def run(
     dataset = storage.read_manifest(run_dir / "dataset")
     if not settings.profile_file(params.case).exists():
         raise ConfigError(
-            f"{settings.profile_file(params.case)} does not exist: run the step 'dataset' again, it is made from the training rows"
+            f"{settings.profile_file(params.case)} does not exist: run the step 'dataset' again, it is made from the "
+            "training rows"
         )
     inputs = {"dataset": dataset.key}
     initial = champion_weights(params, settings, as_of)
@@ -235,7 +236,10 @@ def _opening(params: Params, as_of: datetime, key: str, dataset: Manifest, asked
 
 
 def rows_source(run_dir: Path, dataset: Manifest) -> Mapping[str, Any]:
-    """Where the dataset's rows came from at first (name, kind, sha256, notice), as its run's ingest says; empty if that is not there."""
+    """Where the dataset's rows came from at first (name, kind, sha256, notice), as its run's ingest says.
+
+    Empty if that is not there.
+    """
     # Beside the dataset itself: a training that is repeated elsewhere links to it.
     run = (run_dir / "dataset").resolve().parent
     try:
@@ -253,7 +257,10 @@ def rows_source(run_dir: Path, dataset: Manifest) -> Mapping[str, Any]:
 def governance(
     settings: Settings, case: str, as_of: datetime, trigger: Trigger, actor: str | None, reason: str | None = None
 ) -> dict[str, Any]:
-    """Who asked for a training and why: ``{actor, trigger, reason, episode}``; the episode is the one that asked for it."""
+    """Who asked for a training and why: ``{actor, trigger, reason, episode}``.
+
+    The episode is the one that asked for it.
+    """
     episode = ledger.asking_episode(settings.ledger, case, as_of) if trigger in get_args(EpisodeTrigger) else None
     why = reason or (f"{trigger} episode {episode}" if episode else trigger)
     return {"actor": actor or settings.who, "trigger": trigger, "reason": why, "episode": episode}
@@ -316,7 +323,10 @@ def as_rows(fields: Fields, columns: Mapping[str, list[Any]], folder: Path, scal
 
 
 class Initial(NamedTuple):
-    """What a warm start goes on from: the key of the champion's training, its weights file, and how it scaled its numbers."""
+    """What a warm start goes on from.
+
+    The key of the champion's training, its weights file, and how it scaled its numbers.
+    """
 
     key: str
     weights: Path

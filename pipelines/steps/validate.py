@@ -27,9 +27,9 @@ ROOMS = ("pipelines.data.contract", "pipelines.data.lake", "pipelines.fields")
 def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
     """Write ``rows.parquet`` and ``quarantine.parquet`` to ``run_dir/validate``.
 
-    What ingest refused lies in the quarantine, too. Of the rows delivered each is counted once in the facts: ``rows + bad + repeats + outside = delivered``. Raises
-    DataError if more than ``max_bad_share`` of the rows are bad, or all; the quarantine is then kept in
-    ``lake/<case>/quarantine/rows``.
+    What ingest refused lies in the quarantine, too. Of the rows delivered each is counted once in the facts: ``rows +
+    bad + repeats + outside = delivered``. Raises DataError if more than ``max_bad_share`` of the rows are bad, or all;
+    the quarantine is then kept in ``lake/<case>/quarantine/rows``.
     """
     fields = load_fields(params.case)
     ingest = storage.read_manifest(run_dir / "ingest")
@@ -54,7 +54,8 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
             top = ", ".join(f"{reason} ({count})" for reason, count in list(reasons.items())[:3])
             raise DataError(
                 f"{params.case}: {bad.height} of {good.height + bad.height} rows ({share:.1%}) break the contract, "
-                f"{limit:.0%} may: {top}; e.g. {_example(bad)}; the bad rows are in {kept}: mend what sends them, or the declared fields"
+                f"{limit:.0%} may: {top}; e.g. {_example(bad)}; the bad rows are in {kept}: mend what sends them, "
+                "or the declared fields"
             )
         good = good.drop(AS_DELIVERED, strict=False)
         good.write_parquet(folder / "rows.parquet", compression="zstd")

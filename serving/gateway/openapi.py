@@ -28,12 +28,14 @@ PREDICT, LABELS = "/v1/cases/{case}/predict", "/v1/cases/{case}/labels"
 """The routes that the document names once for every case."""
 ASSETS = "docs/assets"
 ABOUT = """\
-Rows are scored by the case's champion, and every answered row is in the prediction log. Labels follow when they are known.
+Rows are scored by the case's champion, and every answered row is in the prediction log. Labels follow when they are
+known.
 
 1. **Authorize** (the button on the right) with the API key: the line in `api_key` of the state folder.
-2. `predict`: every field of the case, in any order. Give each row a `prediction_id` of your own: sending it again is then safe, and its label finds it.
-3. `labels`: the same `prediction_id` with what turned out to be true. `event_time` says when that became known (default: now).
-   A correction has a higher `revision`.
+2. `predict`: every field of the case, in any order. Give each row a `prediction_id` of your own: sending it again is
+   then safe, and its label finds it.
+3. `labels`: the same `prediction_id` with what turned out to be true. `event_time` says when that became known
+   (default: now). A correction has a higher `revision`.
 
 Each example can be sent as it stands. What is wrong with a request is said in `error`, with `field` and `row`.
 """
@@ -58,11 +60,12 @@ _ERROR = {
     },
 }
 _MUST_CHANGE = """\
-the request must change: 401 API key, 403 a page of another address, 404 case, 408 not sent in time, 409 a `prediction_id` that another
-row has, 413 too large, 421 a host that is not this server's, 422 not as declared, 429 too many, 431 a head that is too long"""
+the request must change: 401 API key, 403 a page of another address, 404 case, 408 not sent in time,
+409 a `prediction_id` that another row has, 413 too large, 421 a host that is not this server's, 422 not as declared,
+429 too many, 431 a head that is too long"""
 _LATER = """\
-try again later: 503 no champion yet, Triton does not answer, the case cannot be used now, or as many requests as fit are being answered
-(`Retry-After` says when); 507 the disk of the prediction log is full"""
+try again later: 503 no champion yet, Triton does not answer, the case cannot be used now, or as many requests as fit
+are being answered (`Retry-After` says when); 507 the disk of the prediction log is full"""
 _REFUSALS = {
     "4XX": (_MUST_CHANGE, {"error": "row 0: age: must be at least 18", "field": "age", "row": 0}),
     "5XX": (_LATER, {"error": "loans: no champion yet: run its training"}),

@@ -67,14 +67,20 @@ class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 def check_times(items: Sequence[Any], times: EventTimes, received: datetime) -> None:
-    """Raise Refused for the first item whose event time or revision cannot be right, seen from the moment of its receipt."""
+    """Raise Refused for the first item whose event time or revision cannot be right.
+
+    They are seen from the moment of its receipt.
+    """
     for number, item in enumerate(items):
         if item.event_time is not UNSET and (text := times.mistake(item.event_time, received)) is not None:
             raise Refused(
                 422, "event_time", f"row {number}: event_time: {text}", field="event_time", row=number, rows=len(items)
             )
         if isinstance(item, Label) and too_high(item.revision, received):
-            text = "must not be above the present time in seconds since 1970: count corrections from 1, or send the time of the correction"
+            text = (
+                "must not be above the present time in seconds since 1970: count corrections from 1, or send the "
+                "time of the correction"
+            )
             raise Refused(
                 422, "bounds", f"row {number}: revision: {text}", field="revision", row=number, rows=len(items)
             )
@@ -163,7 +169,10 @@ def read(shape: Shape, body: bytes) -> list[Any]:
 
 @lru_cache(maxsize=1)
 def _visible() -> re.Pattern[str]:
-    """A character that :func:`pipelines.text.normalise` keeps: most texts begin with one, and a text without any is empty."""
+    """A character that :func:`pipelines.text.normalise` keeps.
+
+    Most texts begin with one, and a text without any is empty.
+    """
     gone = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char) in {"Cc", "Cf"})
     return re.compile(rf"[^\s{re.escape(gone)}]")
 
@@ -210,7 +219,10 @@ def _not_json() -> Refused:
 
 
 def _is_json(body: bytes) -> bool:
-    """Whether the body is JSON: all of it is looked at and nothing built. Lone surrogates are a matter of Unicode, not of JSON."""
+    """Whether the body is JSON: all of it is looked at and nothing built.
+
+    Lone surrogates are a matter of Unicode, not of JSON.
+    """
     try:
         msgspec.json.decode(body.replace(b"\\ud", b"\\u0").replace(b"\\uD", b"\\u0"), type=msgspec.Raw)
     except (ValueError, RecursionError):
@@ -226,10 +238,11 @@ def _is_name(text: bytes, name: str) -> bool:
 
 
 class _Items(NamedTuple):
-    """The items of a body's list, found without reading them: item ``i`` lies between ``edges[i]`` and ``edges[i + 1]``.
+    """The items of a body's list, found without reading them.
 
-    ``shown`` is False inside what an item nests (no field holds lists or objects: that there is one says it all);
-    ``commas`` are the places of those between the keys of items.
+    Item ``i`` lies between ``edges[i]`` and ``edges[i + 1]``. ``shown`` is False inside what an item nests (no field
+    holds lists or objects: that there is one says it all); ``commas`` are the places of those between the keys of
+    items.
     """
 
     body: NDArray[np.uint8]

@@ -23,7 +23,10 @@ class Sure:
 
 
 def test_a_saturated_row_costs_the_same_everywhere():
-    """A score of 0 on a positive row costs 13.82 nats to the gate, to the drift step and to the choice of an embedding's strength."""
+    """A score of 0 on a positive row costs 13.82 nats everywhere.
+
+    To the gate, to the drift step and to the choice of an embedding's strength.
+    """
     label = np.array([1, 1])
     score = np.array([0.0, 0.0])
     costs = [

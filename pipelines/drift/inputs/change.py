@@ -19,8 +19,8 @@ Ints = NDArray[np.int64]
 def coarse(before: Column, others: Sequence[Column], bins: int) -> tuple[Ints, Ints, Ints]:
     """Reference counts ``[B]``, those of the others ``[D, B]`` in its groups.
 
-    With them the group of each reference bin ``[len(before.bins)]``. Groups are the reference's quantiles, or its categories;
-    values that it never had are in further ones.
+    With them the group of each reference bin ``[len(before.bins)]``. Groups are the reference's quantiles, or its
+    categories; values that it never had are in further ones.
     """
     every = np.unique(np.concatenate([before.bins, *(other.bins for other in others)]))
     own = np.zeros(every.size, np.int64)

@@ -1,12 +1,13 @@
-"""The feature spec: how a case's numbers are laid on the histogram, frozen once, so that profiles of any two days compare.
+"""The feature spec: how a case's numbers are laid on the histogram.
 
-``profile.json`` holds ``loc`` and ``scale`` of every numeric field, and of the numbers that a text is profiled by
-(:func:`numbers`, :func:`projections`), and of a text the ``vocabulary`` that its words are counted over, under
-``<field>.tokens``. The first ``dataset`` step of a case makes it from its training rows, in the lake (:func:`freeze_spec`). One
-that lies in ``cases/<case>/`` comes before that, and goes with the case wherever it is run; this command makes it, with the
-text field's name as a third argument where there is one. Changing either starts a new line of profiles:
+It is frozen once, so that profiles of any two days compare. ``profile.json`` holds ``loc`` and ``scale`` of every
+numeric field, and of the numbers that a text is profiled by (:func:`numbers`, :func:`projections`), and of a text the
+``vocabulary`` that its words are counted over, under ``<field>.tokens``. The first ``dataset`` step of a case makes it
+from its training rows, in the lake (:func:`freeze_spec`). One that lies in ``cases/<case>/`` comes before that, and
+goes with the case wherever it is run; this command makes it, with the text field's name as a third argument where
+there is one. Changing either starts a new line of profiles:
 
-    python -m pipelines.drift.profile.spec runs/local/artefacts/bank/20080801T000000Z/dataset/train.parquet pipelines/cases/bank/profile.json
+    python -m pipelines.drift.profile.spec <dataset>/train.parquet pipelines/cases/bank/profile.json
 """
 
 from __future__ import annotations
@@ -33,13 +34,19 @@ from pipelines.storage import digest, write_atomic, write_once
 OUTPUTS = (SCORE, PREDICTION)
 """What comes out of the model; all other features go in."""
 BY_VERSION = (*OUTPUTS, ENTROPY)
-"""What a day's profile holds once per champion, as ``<name>@<version>``; the entropy (:func:`entropy`) is shown only."""
+"""What a day's profile holds once per champion, as ``<name>@<version>``.
+
+The entropy (:func:`entropy`) is shown only.
+"""
 
 
 LEAST_SPREAD = 1e-12
 """A spread below this share of the median is rounding."""
 SEAL = "#sha256"
-"""Under which a frozen file names the sha256 of all else in it; no field is called so. One that people write has none."""
+"""Under which a frozen file names the sha256 of all else in it; no field is called so.
+
+One that people write has none.
+"""
 AGAIN = "make it again, see pipelines/drift/profile/spec.py"
 UNIT = Scale(0.0, 1.0)
 """The scale of shares, probabilities and entropies: as they are."""
@@ -47,9 +54,10 @@ UNIT = Scale(0.0, 1.0)
 
 @dataclass(frozen=True)
 class Spec:
-    """The frozen scales of a case, and the ``vocabulary`` of its text; ``version`` names profiles that can be merged and compared.
+    """The frozen scales of a case, and the ``vocabulary`` of its text.
 
-    Without a vocabulary a text's words are not counted one by one.
+    ``version`` names profiles that can be merged and compared. Without a vocabulary a text's words are not counted one
+    by one.
     """
 
     version: str
@@ -88,7 +96,9 @@ def with_counts(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
 
 
 def shown_only(name: str) -> bool:
-    """Whether a profiled feature is measured for people and takes no part in any test; ``name`` with or without its version.
+    """Whether a profiled feature is measured for people and takes no part in any test.
+
+    ``name`` with or without its version.
 
     >>> shown_only("entropy@3"), shown_only("text.tokens"), shown_only("score@3")
     (True, True, False)
@@ -102,10 +112,11 @@ def scale_of(spec: Spec, name: str) -> Scale | None:
 
 
 def entropy(given: pl.Series) -> pl.Series:
-    """Shannon entropy in nats, ``-sum_k p_k ln p_k``, of each row's predicted distribution; 0 is certain, ``ln K`` knows nothing.
+    """Shannon entropy in nats, ``-sum_k p_k ln p_k``, of each row's predicted distribution.
 
-    ``given``: the probability of the positive class (float64), or those of all classes (a list). Null stays null, NaN gives NaN.
-    Source: Shannon, Bell System Technical Journal 27(3), 1948, section 6.
+    0 is certain, ``ln K`` knows nothing. ``given``: the probability of the positive class (float64), or those of all
+    classes (a list). Null stays null, NaN gives NaN. Source: Shannon, Bell System Technical Journal 27(3), 1948,
+    section 6.
 
     >>> entropy(pl.Series("score", [0.5, 1.0, None])).round(6).to_list()
     [0.693147, 0.0, None]
@@ -232,9 +243,9 @@ def _bytes(frozen: dict[str, Any]) -> bytes:
 
 
 def main(source: Path, target: Path, text: str = "") -> None:
-    """Freeze the float64 columns of canonical rows, and what is counted of their ``text``, and write them as a case's profile.json.
+    """Freeze the float64 columns of canonical rows, and what is counted of their ``text``.
 
-    Raises DataError, and writes nothing, if there is nothing to freeze.
+    They are written as a case's profile.json. Raises DataError, and writes nothing, if there is nothing to freeze.
     """
     try:
         frame = pl.read_parquet(source)
@@ -245,7 +256,8 @@ def main(source: Path, target: Path, text: str = "") -> None:
     columns = [name for name, kind in frame.schema.items() if kind == pl.Float64 and name != SCORE]
     if not columns and not text:
         raise DataError(
-            f"{source} has no numbers: nothing was written; give the text field's name as third argument, of {', '.join(_texts(frame)) or 'none'} "
+            f"{source} has no numbers: nothing was written; give the text field's name as third argument, "
+            f"of {', '.join(_texts(frame)) or 'none'} "
             "(a case of categories alone needs no such file: its first training makes one)"
         )
     write_atomic(target, _bytes(_frozen(frame, columns, text or None)))

@@ -50,8 +50,9 @@ class Separation:
 def logistic(rows: Matrix, label: NDArray[np.int64], strength: float = STRENGTH) -> tuple[Floats, float]:
     """Coefficients ``[d]`` and intercept of a logistic regression.
 
-    They minimise ``|w|^2 / 2 + strength * sum_i log(1 + exp(-s_i (x_i w + b)))``, ``s = +-1``, by L-BFGS; the same optimum as scikit-learn's LogisticRegression. Source: Hastie, Tibshirani and Friedman, The
-    Elements of Statistical Learning, 2009, section 4.4.
+    They minimise ``|w|^2 / 2 + strength * sum_i log(1 + exp(-s_i (x_i w + b)))``, ``s = +-1``, by L-BFGS; the same
+    optimum as scikit-learn's LogisticRegression. Source: Hastie, Tibshirani and Friedman, The Elements of Statistical
+    Learning, 2009, section 4.4.
 
     >>> import scipy.sparse as sp
     >>> w, b = logistic(sp.csr_matrix(np.array([[1.0], [1.0], [0.0], [0.0]])), np.array([1, 1, 0, 0]))

@@ -15,7 +15,10 @@ def overconfident(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_a_calibration_learns_what_scores_are_worth():
-    """Of an overconfident model the calibrated scores are the true chances, within what 20,000 rows tell, and ascend."""
+    """Of an overconfident model the calibrated scores are the true chances, within what 20,000 rows tell.
+
+    They ascend.
+    """
     found = fit_calibration(*overconfident(20_000, seed=0))
     score = np.array(found["score"])
     rate = np.array(found["rate"])
@@ -26,7 +29,10 @@ def test_a_calibration_learns_what_scores_are_worth():
 
 
 def test_the_estimate_holds_what_comes_true():
-    """Over 200 windows the realised loss is inside the 95% interval in at least nine of ten, and the error rate is right on average."""
+    """Over 200 windows the realised loss is inside the 95% interval in at least nine of ten.
+
+    The error rate is right on average.
+    """
     calibration = fit_calibration(*overconfident(4_000, seed=0))
     inside = []
     errors = []

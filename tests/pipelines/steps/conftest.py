@@ -21,7 +21,10 @@ def released(triton_server, tmp_path):
 
 
 def fresh_state(server, folder):
-    """Settings of a fresh ledger in ``folder``, no artefacts and an empty model repository on the module's Triton; MLflow is down."""
+    """Settings of a fresh ledger in ``folder``, no artefacts and an empty model repository on the module's Triton.
+
+    MLflow is down.
+    """
     home, ports = server
     settings = embedded.settings(home, ports)
     with contextlib.suppress(PerennialError):

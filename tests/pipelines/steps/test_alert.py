@@ -1,4 +1,7 @@
-"""pipelines/steps/alert.py: one notification for what goes on for a week, once among runs that race, and no error of a sink's."""
+"""pipelines/steps/alert.py: one notification for what goes on for a week, once among runs that race.
+
+And no error of a sink's.
+"""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +75,10 @@ def first_words(bodies) -> list[str]:
 
 
 def test_an_hourly_alert_is_one_alert_for_a_week(settings):
-    """168 hourly runs that find the same are one message and one alert counted 168 times; two quiet hours later one message says that it is over."""
+    """168 hourly runs that find the same are one message and one alert counted 168 times.
+
+    Two quiet hours later one message says that it is over.
+    """
     with receiver(200) as (url, bodies):
         for number in range(171):
             as_of = NOW + number * HOUR
@@ -113,7 +119,10 @@ def test_running_again_says_nothing_again(settings):
 
 
 def test_runs_that_race_tell_once(settings):
-    """Eight tries of one run, and runs of eight hours, at once: an unbroken row of the ledger for each run that was first, and one message."""
+    """Eight tries of one run, and runs of eight hours, at once.
+
+    An unbroken row of the ledger for each run that was first, and one message.
+    """
     hours = [NOW + number * HOUR for number in range(8)]
     for as_of in hours:
         drifted(settings, as_of, quality=LOW, episode="e1", state="CONFIRMED", policy={"trigger": "drift", "marks": []})
@@ -136,7 +145,10 @@ def test_an_older_run_finds_nothing(settings):
 
 
 def test_a_broken_webhook_is_a_fact_and_an_alert(settings):
-    """A webhook that does not answer fails no run: the run says so, the next one has an alert for it, and both notices arrive once it is back."""
+    """A webhook that does not answer fails no run.
+
+    The run says so, the next one has an alert for it, and both notices arrive once it is back.
+    """
     drifted(settings, NOW, quality=LOW)
     with receiver(500) as (url, _):
         assert told(hooked(settings, url), NOW)["undelivered"] == 1

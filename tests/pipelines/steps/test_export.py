@@ -55,7 +55,10 @@ def test_int8_ships_where_it_may(trained):
 
 
 def test_a_variant_that_mixes_rows_is_not_shipped(trained, monkeypatch, caplog):
-    """An int8 variant whose answers hang on their neighbours stays beside the fp32 one, which ships; facts and log say why."""
+    """An int8 variant whose answers hang on their neighbours stays beside the fp32 one, which ships.
+
+    Facts and log say why.
+    """
     settings, params, run_dir = trained
 
     def mixing(folder):
@@ -84,7 +87,10 @@ def test_a_model_that_mixes_rows_is_no_bundle(trained, monkeypatch):
 
 
 def test_labels_of_the_baseline_are_part_of_the_key(trained, monkeypatch):
-    """A label that the baseline takes from the log gives the export another key, as late rows do; one that changes nothing does not."""
+    """A label that the baseline takes from the log gives the export another key, as late rows do.
+
+    One that changes nothing does not.
+    """
     settings, params, run_dir = trained
     params = params.model_copy(
         update={"label_delay_days": 0.5, "drift": params.drift.model_copy(update={"min_rows": 1})}

@@ -1,4 +1,7 @@
-"""The scales of a case's profiles: made by its first dataset, frozen from then on, asked for before anything is trained."""
+"""The scales of a case's profiles.
+
+Made by its first dataset, frozen from then on, asked for before anything is trained.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,10 @@ def run(settings, as_of, *steps):
 
 
 def test_the_line_makes_the_scales_of_a_case(case, settings):
-    """The first dataset freezes the scales of its training rows in the state folder, whole line and drift go by them, and later runs leave them as they are."""
+    """The first dataset freezes the scales of its training rows in the state folder, whole line and drift go by them.
+
+    Later runs leave them as they are.
+    """
     fields, path, run_dir = load_fields("shop"), settings.profile_file("shop"), settings.run_dir("shop", AS_OF)
     before = sorted(case.glob("*.*"))
     with pytest.raises(TooFewRows, match="the first training freezes the scales"):
@@ -73,7 +79,10 @@ def test_the_line_makes_the_scales_of_a_case(case, settings):
 
 
 def test_the_folder_of_the_case_comes_first(case, settings):
-    """A profile.json in the case's folder is used and never written; one that does not cover the fields ends the run before it trains."""
+    """A profile.json in the case's folder is used and never written.
+
+    One that does not cover the fields ends the run before it trains.
+    """
     run(settings, AS_OF, ingest, validate, dataset)
     own = '{"price": {"loc": 0.0, "scale": 1.0}}'
     (case / "profile.json").write_text(own)
@@ -86,7 +95,10 @@ def test_the_folder_of_the_case_comes_first(case, settings):
 
 
 def test_missing_scales_are_missed_before_the_training(case, settings):
-    """Scales that were lost after the dataset are asked for before anything is trained, with the step that makes them again."""
+    """Scales that were lost after the dataset are asked for before anything is trained.
+
+    The error names the step that makes them again.
+    """
     assert case.exists()
     run(settings, AS_OF, ingest, validate, dataset)
     settings.profile_file("shop").unlink()
@@ -110,7 +122,10 @@ def test_of_two_first_runs_one_freezes(tmp_path):
 
 
 def test_a_number_that_is_declared_later_gets_a_scale(tmp_path):
-    """A case of categories freezes an empty file; a number declared later is added, and what was frozen before stays."""
+    """A case of categories freezes an empty file.
+
+    A number declared later is added, and what was frozen before stays.
+    """
     settings, colour = Settings(home=tmp_path), Categorical("colour", ("red", "blue"))
     one = Fields("lamp", (colour,), "broken")
     rows = pl.DataFrame({"colour": ["red"] * 3, "watt": [1.0, 2.0, 3.0], "volt": [6.0, 12.0, 24.0]})
@@ -123,7 +138,10 @@ def test_a_number_that_is_declared_later_gets_a_scale(tmp_path):
 
 
 def test_a_text_has_its_words_frozen(tmp_path):
-    """Of a text the line freezes vocabulary, words and projections without being told its name; without a word it refuses."""
+    """Of a text the line freezes vocabulary, words and projections without being told its name.
+
+    Without a word it refuses.
+    """
     settings = Settings(home=tmp_path)
     with pytest.raises(DataError, match="no finite value"):
         freeze_spec(REPORTS, settings, lambda: TEXTS.with_columns(report=pl.lit("?")))
@@ -135,7 +153,10 @@ def test_a_text_has_its_words_frozen(tmp_path):
 
 @pytest.mark.parametrize("given", [(), ("reprot",), ("urgent",)])
 def test_the_command_writes_no_empty_profile(tmp_path, given):
-    """Without the name of a text, or with one that is none, the command fails with the names there are, and leaves no file; with it, it works."""
+    """Without the name of a text, or with one that is none, the command fails with the names there are.
+
+    It leaves no file; with it, it works.
+    """
     TEXTS.write_parquet(tmp_path / "train.parquet")
     command = [
         sys.executable,

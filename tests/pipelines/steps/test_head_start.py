@@ -44,7 +44,10 @@ def _trained(params: Params, settings: Settings, name: str) -> tuple[dict[str, t
 
 
 def test_fine_tuning_starts_with_the_fitted_head(encoder: Path, tmp_path: Path):
-    """With a head start the head is the one that kind embedding fits, and the first loss is below even odds; without, it starts at nothing."""
+    """With a head start the head is the one that kind embedding fits, and the first loss is below even odds.
+
+    Without, it starts at nothing.
+    """
     settings = Settings(home=tmp_path)
     fitted, _ = _trained(_params(encoder, kind="embedding"), settings, "embedding")
     started, facts = _trained(_params(encoder, head_start=True), settings, "started")
@@ -56,7 +59,7 @@ def test_fine_tuning_starts_with_the_fitted_head(encoder: Path, tmp_path: Path):
 
 
 def test_a_kept_embedding_changes_no_weight(encoder: Path, tmp_path: Path):
-    """A training that finds the embeddings of an earlier one ends with the very same weights as one that computes them."""
+    """A training that finds the embeddings of an earlier one ends with the same weights as one without."""
     params = _params(encoder, head_start=True)
     cold, facts = _trained(params, Settings(home=tmp_path / "cold"), "first")
     _, _ = _trained(params, Settings(home=tmp_path / "warm"), "first")

@@ -77,7 +77,10 @@ def test_days_profiled_by_tasks_of_their_own_are_the_same(logged, monkeypatch):
 
 
 def test_rows_that_come_after_a_days_task_are_not_lost(logged):
-    """A day whose log has grown since its task is profiled again by the merge; a day that no task made is profiled too."""
+    """A day whose log has grown since its task is profiled again by the merge.
+
+    A day that no task made is profiled too.
+    """
     first = profile.days(WEEK, logged, AS_OF)[0]
     profile.part(WEEK, logged, logged.root / "late", AS_OF, first)
     segment = logged.prediction_log / "loans" / "predictions" / "day-02.jsonl"
@@ -122,7 +125,10 @@ def test_a_value_of_another_type_is_missing(logged):
 
 
 def answers(case: str) -> list[dict]:
-    """Log lines of three hours of three days with all that a log may hold: missing fields, values of another type, two versions, no scores, odd texts."""
+    """Log lines of three hours of three days with all that a log may hold.
+
+    Missing fields, values of another type, two versions, no scores, odd texts.
+    """
     rng = np.random.default_rng(3)
     lines = []
     for number in range(90):
@@ -162,7 +168,10 @@ def retried(line: dict, later: timedelta) -> dict:
 @pytest.mark.parametrize("case", ["loans", "triage"])
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_day_too_large_for_a_frame_has_the_same_profile(tmp_path, monkeypatch, case, retries):
-    """Streamed from its files a day has the profiles of its frame, to the bit, and an id that is logged twice counts once, as it was first answered."""
+    """Streamed from its files a day has the profiles of its frame, to the bit.
+
+    An id that is logged twice counts once, as it was first answered.
+    """
     settings, lines = Settings(home=tmp_path), answers(case)
     again = [
         retried(lines[at], later)
@@ -189,7 +198,10 @@ def test_a_day_too_large_for_a_frame_has_the_same_profile(tmp_path, monkeypatch,
 
 
 def test_rows_that_share_a_file_with_other_days_are_profiled(tmp_path, monkeypatch):
-    """With one file for the hours that have few rows, frames and streams give the profiles that a file for each hour gives."""
+    """Hours that have few rows may lie in one file.
+
+    Frames and streams give the profiles that a file for each hour gives.
+    """
     lines, apart, shared = answers("loans"), Settings(home=tmp_path / "apart"), Settings(home=tmp_path / "shared")
     params = load_params("loans")
     params = params.model_copy(
@@ -209,7 +221,10 @@ def test_rows_that_share_a_file_with_other_days_are_profiled(tmp_path, monkeypat
 
 
 def test_days_are_taken_together_as_long_as_their_files_are_small(logged, monkeypatch):
-    """No more is read at once than the bytes that are allowed, whatever the window; a day beyond them is not read as a frame at all."""
+    """No more is read at once than the bytes that are allowed, whatever the window.
+
+    A day beyond them is not read as a frame at all.
+    """
     run(logged, "together")
     sizes = []
     read_days = profile.prediction_log.read_days

@@ -34,7 +34,10 @@ def mended(two_releases, monkeypatch):
 
 
 def test_dead_stub_is_revived(mended):
-    """A champion whose stub was killed stays "ready" without answering; reconcile brings it back, the other version's stub lives on."""
+    """A champion whose stub was killed stays "ready" without answering.
+
+    Reconcile brings it back, the other version's stub lives on.
+    """
     settings, (_, second), repair = mended
     assert repair() == []
     undisturbed = stub(settings, 1)
@@ -49,7 +52,10 @@ def test_dead_stub_is_revived(mended):
 
 
 def test_lost_repository_is_built_again(mended):
-    """Everything lost from the model repository, damaged in it or left over in it is put in order from the ledger and the bundles."""
+    """Everything lost from the model repository, damaged in it or left over in it is put in order.
+
+    It is made anew from the ledger and the bundles.
+    """
     settings, (first, second), repair = mended
     folder = settings.model_repository / CASE
     triton.unload(settings, CASE)
@@ -76,7 +82,10 @@ def test_lost_repository_is_built_again(mended):
 
 
 def test_lost_bundles(mended):
-    """Without the bundle of an older version the champion serves and the loss is named; without the champion's own it is an error, and it goes on answering."""
+    """Without the bundle of an older version the champion serves and the loss is named.
+
+    Without the champion's own it is an error, and it goes on answering.
+    """
     settings, (first, second), repair = mended
     (first / "export").rename(first / "elsewhere")
     [left_out, *_] = repair()
@@ -124,7 +133,10 @@ def test_mlflow_down_does_not_delay_triton(two_releases):
 
 
 def test_a_case_without_its_gpu_is_settled_on_the_cpu(mended):
-    """A case that asks for a GPU which Triton lacks is put on the CPU with both versions answering, which is said once; after that there is nothing to mend."""
+    """A case that asks for a GPU which Triton lacks is put on the CPU with both versions answering, which is said once.
+
+    After that there is nothing to mend.
+    """
     settings, _, repair = mended
     repair()
     params = load_params(CASE).model_copy(update={"serving": ServingParams(device="gpu")})

@@ -39,7 +39,10 @@ PROBES = {"salary": lambda z: z * 1e-7, "amount": lambda z: 1.7e9 + 30 * z, "hou
 
 
 def trained(settings: Settings, *, spoilt: bool) -> dict[str, Manifest]:
-    """train, export and evaluate on loans rows whose label follows three normal columns, as they are or ``spoilt`` by the probes."""
+    """train, export and evaluate on loans rows whose label follows three normal columns.
+
+    The columns are as they are or ``spoilt`` by the probes.
+    """
     run_dir = loans.put_dataset(settings, AS_OF)
     for seed, part in enumerate(("train", "holdout")):
         path = run_dir / "dataset" / f"{part}.parquet"
@@ -74,7 +77,10 @@ def spoilt(tmp_path_factory):
 
 
 def test_columns_of_any_scale_keep_their_signal(spoilt, tmp_path):
-    """A small scale, a large offset and an outlier cost the exported model next to no AUC against the same rows without them."""
+    """A small scale, a large offset and an outlier cost the exported model next to no AUC.
+
+    It is compared with the same rows without them.
+    """
     _, manifests, _ = spoilt
     found, clean = (
         made["evaluate"].facts["challenger"]["roc_auc"]
@@ -84,7 +90,10 @@ def test_columns_of_any_scale_keep_their_signal(spoilt, tmp_path):
 
 
 def test_the_constants_travel_with_the_bundle(spoilt):
-    """Training, evaluation and gateway encode a row alike, by the constants in the bundle, and the gateway refuses a bundle whose constants are no numbers."""
+    """Training, evaluation and gateway encode a row alike, by the constants in the bundle.
+
+    The gateway refuses a bundle whose constants are no numbers.
+    """
     settings, manifests, _ = spoilt
     run_dir = settings.run_dir("loans", AS_OF)
     about = json.loads((run_dir / "export" / "bundle.json").read_text())
@@ -143,7 +152,10 @@ COLUMNS = {
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_what_reaches_the_network_follows_the_signal(name):
-    """Whatever is done to a normal column, what the network's first layer sees of its ordinary rows correlates with it and has a spread like it."""
+    """Whatever is done to a normal column, the network's first layer sees it in its ordinary rows.
+
+    What it sees correlates with the column and has a spread like it.
+    """
     import torch
 
     columns = {"x": COLUMNS[name].tolist(), "c": ["a"] * len(SIGNAL)}
@@ -163,7 +175,10 @@ def test_what_reaches_the_network_follows_the_signal(name):
     ids=["seven", "a time", "rounding", "zero"],
 )
 def test_a_constant_column_has_no_scale_at_any_size(values):
-    """What rounding leaves of a constant is no signal: the column is named as one that carries nothing, and stays as it is."""
+    """What rounding leaves of a constant is no signal.
+
+    The column is named as one that carries nothing, and stays as it is.
+    """
     columns = {"x": values.tolist(), "c": ["a", "b"] * 25}
     assert (find_constant(ONE, columns), find_scales(ONE, columns)) == (["x"], {})
 

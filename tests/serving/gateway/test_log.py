@@ -207,7 +207,8 @@ with fake_triton() as (_, port):
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
         said.append(http.post(PREDICT, json=large))
-        said.append(http.post(PREDICT, json={{"rows": [{{**small["rows"][0], "prediction_id": "named"}}] * 2 + large["rows"]}}))
+        named = {{**small["rows"][0], "prediction_id": "named"}}
+        said.append(http.post(PREDICT, json={{"rows": [named] * 2 + large["rows"]}}))
         said.append(http.post(PREDICT, json=small))
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         said.append(http.post(PREDICT, json=large))

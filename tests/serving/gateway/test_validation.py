@@ -64,7 +64,10 @@ BAD_FIELDS = [
 
 @pytest.mark.parametrize(("field", "value", "reason"), BAD_FIELDS)
 def test_a_bad_value_names_field_and_row_and_is_not_echoed(world, field, value, reason):
-    """One bad value refuses the request with 422, names its field and row, repeats nothing, reaches neither model nor log, and is counted."""
+    """One bad value refuses the request with 422, names its field and row, and is counted.
+
+    It repeats nothing, and reaches neither model nor log.
+    """
     scored, logged, before = (
         world.triton.rows,
         len(lines(world.settings)),
@@ -92,7 +95,10 @@ def test_a_bad_value_names_field_and_row_and_is_not_echoed(world, field, value, 
     ],
 )
 def test_a_reason_hangs_on_no_name(field, value, reason):
-    """What a field or a category is called leaves the reason of a refusal as it is, also where the name is a word of a message."""
+    """What a field or a category is called leaves the reason of a refusal as it is.
+
+    Also where the name is a word of a message.
+    """
     shape = row_shape(Fields(case="made", label="y", fields=(field,)), 10)
     with pytest.raises(Refused) as refused:
         read(shape, json.dumps({"rows": [{field.name: value}]}).encode())
@@ -257,7 +263,10 @@ def test_a_wrong_address_is_a_client_error(world, method, path, status):
 
 
 def test_without_a_champion_the_answer_says_so(tmp_path):
-    """Before the first promotion a prediction is a 503 that names the case and what to do; /readyz is 200 and lists the case."""
+    """Before the first promotion a prediction is a 503 that names the case and what to do.
+
+    /readyz is 200 and lists the case.
+    """
     with fake_triton() as (_, port), client(make_home(tmp_path, port)) as http:
         answer = http.post(PREDICT, json={"rows": [GOOD]})
         assert answer.status_code == 503
@@ -269,7 +278,10 @@ def test_without_a_champion_the_answer_says_so(tmp_path):
 
 
 def test_a_good_request_is_answered_in_order_and_logged(world):
-    """Every row of an answer carries id, version, score and prediction as they stand in the log, with its raw features."""
+    """Every row of an answer carries id, version, score and prediction as they stand in the log.
+
+    The log has its raw features.
+    """
     rows = some_rows(7)
     answer = world.http.post(PREDICT, json={"rows": rows})
     assert answer.status_code == 200
@@ -319,7 +331,10 @@ def test_large_batches_are_split(tmp_path):
 
 @pytest.mark.parametrize("moment", ["1900-01-01T00:00:00Z", "2199-12-31T23:59:59Z"])
 def test_a_time_that_is_years_away_is_refused(world, moment):
-    """A live case takes no row and no label whose event time lies years from now; the answer names row, field and parameter."""
+    """A live case takes no row and no label whose event time lies years from now.
+
+    The answer names row, field and parameter.
+    """
     rows, labels = (
         [{**some_rows(1)[0], "event_time": moment}],
         [{"prediction_id": "a", "label": 1, "event_time": moment}],

@@ -53,11 +53,15 @@ class TritonPythonModel:
         return auto_complete_model_config
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the session; a graph that is not what config.pbtxt declares raises TritonModelException, which keeps the old version serving."""
+        """Open the session.
+
+        A graph that is not what config.pbtxt declares raises TritonModelException, which keeps the old version serving.
+        """
         config = json.loads(args["model_config"])
         if int(np.__version__.split(".")[0]) >= 2:
             raise pb_utils.TritonModelException(
-                f"numpy {np.__version__} corrupts tensors in this stub: run `make setup`, which builds .venv-triton with numpy 1"
+                f"numpy {np.__version__} corrupts tensors in this stub: run `make setup`, which builds .venv-triton "
+                "with numpy 1"
             )
         self.session = _session(config, _providers(args["model_instance_kind"], args["model_instance_device_id"]))
         if args["model_instance_kind"] == "GPU" and "CUDAExecutionProvider" not in self.session.get_providers():
@@ -101,7 +105,7 @@ class TritonPythonModel:
         if len(requests) > 1:
             try:
                 answers = self._run_together(feeds)
-            except Exception as error:  # noqa: BLE001 - ONNX Runtime raises many kinds; each is answered request by request below
+            except Exception as error:  # noqa: BLE001 - it raises many kinds; each request is answered by itself below
                 pb_utils.Logger.log_warn(f"a batch of {len(requests)} failed and runs one by one: {error}")
             else:
                 return [self._response(request, arrays) for request, arrays in zip(requests, answers, strict=True)]
@@ -198,5 +202,6 @@ def _check(model: str, config: dict[str, Any], session: ort.InferenceSession, *,
             )
             if tensor["data_type"] != found["data_type"] or not fits:
                 raise pb_utils.TritonModelException(
-                    f"model {model}: {kind} {name!r} is declared as {tensor['data_type']} {dims}, the graph has {found['data_type']} {found['dims']}"
+                    f"model {model}: {kind} {name!r} is declared as {tensor['data_type']} {dims}, the graph has "
+                    f"{found['data_type']} {found['dims']}"
                 )
