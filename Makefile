@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status clean check test repro seed-rows step-versions bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay test-full test-compose
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions dvc-yaml bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay test-full test-compose
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ seed-rows: ## make the pinned rows of `loans` again, after a change of its sourc
 
 step-versions: ## say that changed steps still do what they did
 	$(PY) -m tests.pipelines.steps.versions
+
+dvc-yaml: ## write dvc.yaml anew from the steps' declarations
+	$(PY) -m pipelines.line.dvc
 
 bench-loop: ## what Airflow adds to a training run (benchmarks/results/loop.json)
 	$(PY) -m benchmarks.bench.loop

@@ -1,13 +1,14 @@
 """Drift: what went through the gateway, against what the champion was trained on; confirmed drift trains once."""
 
 from airflow.sdk import DAG, TriggerRule, XComArg, chain
-from perennial_deadlines import DRIFT, deadline
+from perennial_deadlines import DRIFT as WITHIN
+from perennial_deadlines import deadline
 from perennial_failures import tell_failure
 from perennial_operators import StepOperator, TriggerOnce
 from perennial_run import DEFAULTS, clock_param, readable_cases, timetable
 
+from pipelines.line.order import DRIFT, PROFILE, RECONCILE, TELLING
 from pipelines.params import Params
-from pipelines.steps import TELLING
 
 ABOUT = """
 The window of **{case}** that ends at `as_of`: logged predictions are profiled and compared with the champion's
@@ -29,23 +30,21 @@ def drift(params: Params) -> DAG:
         catchup=False,
         params={"as_of": clock_param(params)},
         default_args=DEFAULTS,
-        deadline=deadline(params.case, DRIFT),
+        deadline=deadline(params.case, WITHIN),
         on_failure_callback=tell_failure(params.case),
         tags=["perennial", params.case, "drift"],
     ) as dag:
-        profile = StepOperator(
-            task_id="profile", step="profile", case=params.case, trigger_rule=TriggerRule.NONE_FAILED
-        )
+        profile = StepOperator(task_id="profile", step=PROFILE, case=params.case, trigger_rule=TriggerRule.NONE_FAILED)
         if params.drift.mapped:
             # A task for every day that has rows; `profile` then merges what they made.
-            days = StepOperator(task_id="profile_days", step="profile", function="days", case=params.case)
+            days = StepOperator(task_id="profile_days", step=PROFILE, part="days", case=params.case)
             (
-                StepOperator.partial(task_id="profile_day", step="profile", function="part", case=params.case).expand(
+                StepOperator.partial(task_id="profile_day", step=PROFILE, part="part", case=params.case).expand(
                     day=days.output
                 )
                 >> profile
             )
-        judge = StepOperator(task_id="drift", step="drift", case=params.case)
+        judge = StepOperator(task_id="drift", step=DRIFT, case=params.case)
         retrain = TriggerOnce(
             task_id="retrain",
             trigger_dag_id=f"{params.case}_training",
@@ -55,10 +54,10 @@ def drift(params: Params) -> DAG:
         )
         # A skipped retrain is the usual day, not a reason to leave the projections unrepaired.
         reconcile = StepOperator(
-            task_id="reconcile", step="reconcile", case=params.case, trigger_rule=TriggerRule.NONE_FAILED
+            task_id="reconcile", step=RECONCILE, case=params.case, trigger_rule=TriggerRule.NONE_FAILED
         )
         # Beside the event, never before it: what tells people may break and turn red, and the loop goes on.
-        telling = [StepOperator(task_id=step, step=step, case=params.case) for step in TELLING]
+        telling = [StepOperator(task_id=step.name, step=step, case=params.case) for step in TELLING]
         chain(profile, judge, retrain, reconcile)
         chain(judge, *telling)
     return dag

@@ -1,11 +1,13 @@
 """Rollback: the release before the present one serves again, by hand and with a reason."""
 
 from airflow.sdk import DAG, Param
-from perennial_deadlines import ROLLBACK, deadline
+from perennial_deadlines import ROLLBACK as WITHIN
+from perennial_deadlines import deadline
 from perennial_failures import tell_failure
 from perennial_operators import StepOperator
 from perennial_run import DEFAULTS, readable_cases
 
+from pipelines.line.order import ROLLBACK
 from pipelines.params import Params
 
 ABOUT = """
@@ -40,11 +42,11 @@ def rollback(params: Params) -> DAG:
             ),
         },
         default_args=DEFAULTS,
-        deadline=deadline(params.case, ROLLBACK),
+        deadline=deadline(params.case, WITHIN),
         on_failure_callback=tell_failure(params.case),
         tags=["perennial", params.case, "rollback"],
     ) as dag:
-        StepOperator(task_id="rollback", step="rollback", case=params.case)
+        StepOperator(task_id="rollback", step=ROLLBACK, case=params.case)
     return dag
 
 

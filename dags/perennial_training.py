@@ -8,8 +8,9 @@ from perennial_operators import StepOperator
 from perennial_run import DEFAULTS, clock_param, readable_cases, reason_param, timetable, train_arguments, trigger_param
 from perennial_torchrun import TorchrunOperator
 
+from pipelines.line.order import TRAIN, TRAINING
+from pipelines.line.step import Action, Step
 from pipelines.params import Params
-from pipelines.steps import TRAINING
 
 ABOUT = """
 One candidate for **{case}**: rows up to `as_of` are checked, split, trained on, exported, judged and, if the
@@ -19,10 +20,10 @@ Running the same `as_of` again changes nothing. Red means broken: read the task'
 """
 
 
-def _task(step: str, params: Params) -> StepOperator:
-    if step == "train":
-        return TorchrunOperator(task_id=step, case=params.case, **train_arguments(params))
-    return StepOperator(task_id=step, step=step, case=params.case)
+def _task(step: Step | Action, params: Params) -> StepOperator:
+    if step is TRAIN:
+        return TorchrunOperator(task_id=step.name, case=params.case, **train_arguments(params))
+    return StepOperator(task_id=step.name, step=step, case=params.case)
 
 
 def training(params: Params) -> DAG:

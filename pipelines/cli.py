@@ -7,7 +7,6 @@ codes: 0 ok, 1 an error or an answer of no, 2 wrong usage or settings.
 from __future__ import annotations
 
 import argparse
-import ast
 import inspect
 import io
 import logging
@@ -17,8 +16,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from datetime import datetime
-from importlib import import_module
-from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -27,19 +24,17 @@ from pipelines import ledger, moments, places
 from pipelines.case_files import case_names
 from pipelines.cases import Case, load_case
 from pipelines.cases.surveying import survey
-from pipelines.contracts import AlertRule, Manifest, Trigger
+from pipelines.contracts import AlertRule, Trigger
 from pipelines.errors import ConfigError, PerennialError
 from pipelines.faults import of_case, of_disk, told
+from pipelines.line import facts, order, runner
+from pipelines.line.step import Action, Run, Step
 from pipelines.params import Params
 from pipelines.settings import Settings, read_settings
-from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import MANIFEST, canonical_json, write_atomic
 
-STEPS = Path(__file__).parent / "steps"
 DEFAULT_POLICIES = "never,monthly,quarterly,drift,performance,oracle"
 WHY = "why; kept for good"
-ORDER = (*TRAINING[:-1], *DRIFT)
-"""How help lists the steps; those that are in no line follow by name."""
 
 
 def _history(params: Params, settings: Settings) -> dict[str, Any]:
@@ -102,15 +97,18 @@ def _replay_table(answer: dict[str, Any]) -> Any:
 
 def _retrain(params: Params, settings: Settings, *, as_of: datetime, reason: str) -> dict[str, Any]:
     """Train, judge and release a candidate by hand: the whole line, as the training DAG runs it."""
-    answers = {step: _run_step(step, params, settings, as_of, reason) for step in TRAINING}
-    verdict, release = answers["gate"].facts, answers["rollout"].facts
+    run = Run(params, settings, as_of, trigger=_trigger(params, settings, as_of), reason=reason)
+    made = {step.name: runner.run(step, run) for step in order.TRAINING if isinstance(step, Step)}
+    verdict, release = facts.GateFacts.of(made["gate"]), facts.RolloutFacts.of(made["rollout"])
     return {
         "case": params.case,
         "as_of": as_of.isoformat(),
-        "version": answers["register"].facts["version"],
-        **{name: verdict[name] for name in ("decision", "rule", "reason")},
-        "outcome": release["outcome"],
-        "champion": answers["reconcile"]["champion"],
+        "version": release.version,
+        "decision": verdict.decision,
+        "rule": verdict.rule,
+        "reason": verdict.reason,
+        "outcome": release.outcome,
+        "champion": runner.act(order.RECONCILE, params, settings, {})["champion"],
     }
 
 
@@ -186,12 +184,6 @@ The answers of all others are drawn alike (reports/answers.py).
 """
 
 
-def step_names() -> list[str]:
-    """The steps there are, in the order of the line."""
-    found = {path.stem for path in STEPS.glob("*.py")} - {"__init__"}
-    return sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-
-
 def parse_as_of(text: str) -> datetime:
     """A date or an ISO 8601 time as an instant in UTC, as Airflow reads it too; argparse's own error if it is none."""
     try:
@@ -218,6 +210,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "until": {"type": parse_as_of, "metavar": "TIME", "help": _MOMENT},
     "rule": {"choices": get_args(AlertRule), "help": "whose alerts"},
     "reason": {"metavar": "TEXT", "help": WHY},
+    "trigger": {
+        "choices": get_args(Trigger),
+        "help": "what started the run: initial before the first champion, else manual",
+    },
     "host": {"metavar": "ADDRESS", "help": "where to listen (127.0.0.1)"},
     "port": {"type": int, "metavar": "PORT", "help": "listen until the process is ended"},
     "since": {
@@ -258,8 +254,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 What has a default need not be given.
 """
-ORDERS = {"version", "from_version", "despite_verdict"}
-"""Those of them that steps take too."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -276,24 +270,11 @@ def build_parser() -> argparse.ArgumentParser:
         ),
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-    for name in step_names():
-        tree = ast.parse((STEPS / f"{name}.py").read_text())
-        command = _command(commands, name, _first_line(ast.get_docstring(tree)).removeprefix(f"{name}: "))
-        takes = _arguments_of_run(tree)
-        if "as_of" in takes:
-            # A step's folder is named by its as_of; what leaves no folder may know a default of its own.
-            command.add_argument("--as-of", required="run_dir" in takes, **OPTIONS["as_of"])
-        if "trigger" in takes:
-            command.add_argument(
-                "--trigger",
-                choices=get_args(Trigger),
-                help="what started the run: initial before the first champion, else manual",
-            )
-        if "reason" in takes:
-            command.add_argument("--reason", required=takes["reason"], metavar="TEXT", help=WHY)
-        for option in sorted(ORDERS & takes.keys()):
-            must: dict[str, Any] = {"required": True} if takes[option] else {}
-            command.add_argument(f"--{option.replace('_', '-')}", **OPTIONS[option], **must)
+    for step in order.ALL:
+        command = _command(commands, step.name, step.about)
+        must = ("as_of",) if isinstance(step, Step) else step.needs
+        for option in (*must, *step.takes):
+            command.add_argument(f"--{option.replace('_', '-')}", **_option(option, required=option in must))
     for name, function in COMMANDS.items():
         command = _command(commands, name, _first_line(function.__doc__))
         for option, argument in inspect.signature(function).parameters.items():
@@ -318,23 +299,17 @@ def _command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
     return command
 
 
+def _option(name: str, *, required: bool) -> dict[str, Any]:
+    """An option of a step or an action, as argparse takes it."""
+    return {**OPTIONS[name], **({"required": True} if required else {})}
+
+
 def _first_line(text: str | None) -> str:
     return (text or "").partition("\n")[0]
 
 
-def _arguments_of_run(tree: ast.Module) -> dict[str, bool]:
-    """The arguments of a step's ``run`` by name, and whether each must be given."""
-    [run] = [node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
-    positional = [argument.arg for argument in run.args]
-    optional = set(positional[len(positional) - len(run.defaults) :])
-    optional |= {
-        argument.arg for argument, default in zip(run.kwonlyargs, run.kw_defaults, strict=True) if default is not None
-    }
-    return {name: name not in optional for name in (*positional, *(argument.arg for argument in run.kwonlyargs))}
-
-
 def run_command(given: argparse.Namespace, params: Params | None, settings: Settings) -> Any:
-    """Run the step or command that was asked for; a step gets those arguments that its ``run`` names.
+    """Run the step or command that was asked for; a step and an action get what they declare.
 
     A step's manifest is described as ``{step, case, as_of, key, manifest, facts}``; other answers are given as they
     are.
@@ -344,35 +319,21 @@ def run_command(given: argparse.Namespace, params: Params | None, settings: Sett
         more = {name: getattr(given, name) for name in inspect.signature(function).parameters if hasattr(given, name)}
         return function(params, settings, **more)
     assert params is not None
-    reason, as_of = getattr(given, "reason", None), getattr(given, "as_of", None)
-    orders = {name: getattr(given, name) for name in ORDERS if hasattr(given, name)}
-    answer = _run_step(given.command, params, settings, as_of, reason, getattr(given, "trigger", None), **orders)
-    if not isinstance(answer, Manifest):
+    step = order.BY_NAME[given.command]
+    if isinstance(step, Action):
+        answer = runner.act(step, params, settings, {**vars(given), "actor": settings.who})
         return answer.model_dump(mode="json") if isinstance(answer, BaseModel) else answer
-    manifest = settings.run_dir(params.case, answer.as_of) / given.command / MANIFEST
-    return answer.model_dump(mode="json", include={"step", "case", "as_of", "key", "facts"}) | {
-        "manifest": str(manifest)
-    }
+    said = {name: value for name in step.takes if (value := getattr(given, name)) is not None}
+    if "trigger" in step.takes:
+        said.setdefault("trigger", _trigger(params, settings, given.as_of))
+    made = runner.run(step, Run(params, settings, given.as_of, **said))
+    path = settings.run_dir(params.case, made.as_of) / step.name / MANIFEST
+    return made.model_dump(mode="json", include={"step", "case", "as_of", "key", "facts"}) | {"manifest": str(path)}
 
 
-def _run_step(
-    name: str,
-    params: Params,
-    settings: Settings,
-    as_of: datetime | None,
-    reason: str | None,
-    trigger: Trigger | None = None,
-    **orders: Any,
-) -> Any:
-    run = import_module(f"pipelines.steps.{name}").run
-    takes = set(inspect.signature(run).parameters)
-    offers: dict[str, Any] = {"params": params, "settings": settings, "actor": settings.who, "reason": reason, **orders}
-    if as_of is not None:
-        offers |= {"as_of": as_of, "run_dir": settings.run_dir(params.case, as_of)}
-        if "trigger" in takes:
-            champion = ledger.champion_before(settings.ledger, params.case, as_of)
-            offers["trigger"] = trigger or ("initial" if champion is None else "manual")
-    return run(**{name: value for name, value in offers.items() if name in takes})
+def _trigger(params: Params, settings: Settings, as_of: datetime) -> Trigger:
+    """What a run by hand is: the case's first, or one that somebody wanted."""
+    return "initial" if ledger.champion_before(settings.ledger, params.case, as_of) is None else "manual"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

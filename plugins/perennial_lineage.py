@@ -10,16 +10,10 @@ from typing import Any
 
 from airflow.sdk import Asset
 
-MAKES = {"ingest": "data", "dataset": "dataset", "register": "model", "rollout": "release", "rollback": "release"}
-READS = {"dataset": "data", "register": "dataset", "rollout": "model", "profile": "release"}
-"""Step -> what it makes, and what of it it reads."""
+from pipelines.line.step import Action, Step
 
 
-def lineage(step: str, case: str) -> dict[str, Any]:
+def lineage(step: Step | Action, case: str) -> dict[str, Any]:
     """The inlets and outlets of a step's task, as an operator's arguments."""
-    sides = {"inlets": READS, "outlets": MAKES}
-    return {
-        side: [Asset(f"{case} {kinds[step]}", uri=f"perennial://{case}/{kinds[step]}")]
-        for side, kinds in sides.items()
-        if step in kinds
-    }
+    sides = {"inlets": step.uses, "outlets": step.makes}
+    return {side: [Asset(f"{case} {kind}", uri=f"perennial://{case}/{kind}")] for side, kind in sides.items() if kind}

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.configuration import conf
 
+from pipelines.line.order import REPORT
+from pipelines.line.step import Action, Step
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from airflow.sdk.types import DagRunProtocol
 
-LINKS = {
-    "train": ("MLflow run", "Grafana"),
-    "gate": ("Gate report",),
-    "register": ("Model version",),
-    "rollout": ("Grafana",),
-    "drift": ("Drift report", "Grafana"),
-    "report": ("Daily page", "Evidently report"),
-}
-"""The buttons of a step's task; one without an address is not shown."""
 DASHBOARD = "perennial-model"
 """The uid of Grafana's dashboard on a case (compose/grafana/dashboards.py)."""
 
@@ -33,38 +28,74 @@ def run_page(dag: str, run: str) -> str:
     return f"{conf.get('api', 'base_url', fallback='').rstrip('/')}/dags/{dag}/runs/{run}"
 
 
-def links(
-    step: str, settings: Settings, case: str, as_of: datetime, run: DagRunProtocol, facts: Mapping[str, Any]
-) -> dict[str, str]:
-    """The addresses of a step's buttons, by name.
+@dataclass(frozen=True)
+class Ended:
+    """A task that has ended: ``facts`` are what its step said, none if it failed."""
 
-    What is known when the step has ended with ``facts``, or without any (it failed).
-    """
-    wanted = LINKS.get(step, ())
-    mlflow = (settings.mlflow_public_url or settings.mlflow_url).rstrip("/")
-    found = {}
-    if "Grafana" in wanted and settings.grafana_url:
-        found["Grafana"] = f"{settings.grafana_url.rstrip('/')}/d/{DASHBOARD}?var-case={case}"
-    if mlflow and step in {"train", "gate"} and (page := training_page(settings.run_dir(case, as_of))):
-        # The register step puts the verdict beside the training's record.
-        found |= (
-            {"MLflow run": f"{mlflow}/{page}"}
-            if step == "train"
-            else {"Gate report": f"{mlflow}/{page}/artifacts/verdict.json"}
-        )
-    if mlflow and step == "register" and facts:
-        found["Model version"] = f"{mlflow}/#/models/{case}/versions/{facts['version']}"
-    if step == "drift" and facts:
-        # Its pages are drawn by the report task of the same run, which links to both of them in MLflow.
-        found["Drift report"] = f"{run_page(run.dag_id, run.run_id)}/tasks/report"
-    if step == "report":
-        names = {"Daily page": "page", "Evidently report": "evidently"}
-        found |= {
-            name: mlflow + facts[fact].removeprefix(settings.mlflow_url.rstrip("/"))
-            for name, fact in names.items()
-            if fact in facts
-        }
-    return found
+    settings: Settings
+    case: str
+    as_of: datetime
+    run: DagRunProtocol
+    facts: Mapping[str, Any]
+
+    @property
+    def mlflow(self) -> str:
+        """Where people find MLflow, or empty."""
+        return (self.settings.mlflow_public_url or self.settings.mlflow_url).rstrip("/")
+
+
+def links(
+    step: Step | Action, settings: Settings, case: str, as_of: datetime, run: DagRunProtocol, facts: Mapping[str, Any]
+) -> dict[str, str]:
+    """The addresses of a step's buttons, by name: what is known when the step has ended with ``facts``, or without any (it failed)."""
+    ended = Ended(settings, case, as_of, run, facts)
+    found = {name: BUTTONS[name](ended) for name in step.buttons}
+    return {name: address for name, address in found.items() if address}
+
+
+def _grafana(ended: Ended) -> str:
+    url = ended.settings.grafana_url.rstrip("/")
+    return f"{url}/d/{DASHBOARD}?var-case={ended.case}" if url else ""
+
+
+def _training(ended: Ended) -> str:
+    page = training_page(ended.settings.run_dir(ended.case, ended.as_of)) if ended.mlflow else None
+    return f"{ended.mlflow}/{page}" if page else ""
+
+
+def _gate_report(ended: Ended) -> str:
+    # The register step puts the verdict beside the training's record.
+    training = _training(ended)
+    return f"{training}/artifacts/verdict.json" if training else ""
+
+
+def _model_version(ended: Ended) -> str:
+    if not (ended.mlflow and ended.facts):
+        return ""
+    return f"{ended.mlflow}/#/models/{ended.case}/versions/{ended.facts['version']}"
+
+
+def _drift_report(ended: Ended) -> str:
+    # Its pages are drawn by the report task of the same run, which links to both of them in MLflow.
+    return f"{run_page(ended.run.dag_id, ended.run.run_id)}/tasks/{REPORT.name}" if ended.facts else ""
+
+
+def _page(fact: str, ended: Ended) -> str:
+    """A page that the step put into MLflow, as people's browsers find it."""
+    address = ended.facts.get(fact)
+    return "" if address is None else ended.mlflow + address.removeprefix(ended.settings.mlflow_url.rstrip("/"))
+
+
+BUTTONS: dict[str, Callable[[Ended], str]] = {
+    "MLflow run": _training,
+    "Gate report": _gate_report,
+    "Model version": _model_version,
+    "Grafana": _grafana,
+    "Drift report": _drift_report,
+    "Daily page": partial(_page, "page"),
+    "Evidently report": partial(_page, "evidently"),
+}
+"""What a step's declaration may name as its buttons; one without an address is not shown."""
 
 
 def training_page(run_dir: Path) -> str | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator  # noqa: TID253 - the class below extends it
@@ -13,18 +12,19 @@ from airflow.sdk.exceptions import AirflowSkipException
 from perennial_failures import keeping_errors
 from perennial_hooks import settings as settings_of_task
 from perennial_lineage import lineage
-from perennial_links import LINKS, links, run_page
+from perennial_links import links, run_page
 from perennial_run import KILL_GRACE, failing_fast, resolve_as_of, resolve_trigger, small
 from pydantic import BaseModel
 
 from pipelines.cases import load_case
-from pipelines.contracts import Manifest
+from pipelines.line import runner
+from pipelines.line.step import Action, Run, Step
 from pipelines.processes import descendants, end_all
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
-    from airflow.sdk.types import TaskInstanceKey
+    from airflow.sdk.types import DagRunProtocol, TaskInstanceKey
 
 
 class Link(BaseOperatorLink):
@@ -47,77 +47,77 @@ class Link(BaseOperatorLink):
 
 
 class StepOperator(BaseOperator):
-    """Runs ``pipelines.steps.<step>.run`` with those of its arguments that it names; imports it in the task only.
+    """Runs a step or an action of the line (pipelines/line/order.py); its code is imported in the task only.
 
-    ``function`` names another function of the step, and ``day`` is its argument: so a step's parts can be mapped.
-    The XCom is the manifest's path and its small facts. The drift step also pushes ``retrain``: the conf of
-    the training run that it asks for, or nothing (``{}``: Airflow takes None for a missing XCom).
+    ``part`` names a function of a step's own file that makes a part of its work: ``days`` lists them, ``part`` makes that of
+    ``day``, so that they can be mapped. The XCom is the manifest's path and its small facts. A step that declares an ``event``
+    also hands on, under that name, the conf of the run that its facts ask for (``{}``: none; Airflow takes None for a missing XCom).
     """
 
     ui_color = "#e8f3ec"
 
-    def __init__(self, *, step: str, case: str, function: str = "run", day: str = "", **arguments: Any) -> None:
-        super().__init__(**(lineage(step, case) if function == "run" else {}), **arguments)
+    def __init__(self, *, step: Step | Action, case: str, part: str = "", day: str = "", **arguments: Any) -> None:
+        super().__init__(**({} if part else lineage(step, case)), **arguments)
         self.step = step
         self.case = case
-        self.function = function
+        self.part = part
         self.day = day
         self.links: dict[str, str] = {}
-        self.operator_extra_links = tuple(Link(name) for name in LINKS.get(step, ()))
+        self.operator_extra_links = tuple(Link(name) for name in step.buttons)
 
     def execute(self, context: Context) -> dict[str, Any] | list[str]:
         """One call of the step; errors that a retry cannot mend fail the task at once."""
         with keeping_errors(context), failing_fast():
             params, settings, given = load_case(self.case).params, settings_of_task(), context["params"]
-            run = context["dag_run"]
-            as_of = resolve_as_of(given.get("as_of"), run)
-            offers: dict[str, Callable[[], Any]] = {
-                "params": lambda: params,
-                "settings": lambda: settings,
-                "as_of": lambda: as_of,
-                "run_dir": lambda: settings.run_dir(self.case, as_of),
-                "trigger": lambda: resolve_trigger(
-                    given.get("trigger"), run.run_type, has_champion=_has_champion(settings, self.case, as_of)
-                ),
-                "reason": lambda: given.get("reason"),
-                "from_version": lambda: given.get("from_version"),
-                "day": lambda: self.day,
-                "actor": lambda: run.triggering_user_name or settings.who,
-            }
-            step = getattr(importlib.import_module(f"pipelines.steps.{self.step}"), self.function)
-            self.log.info("%s of %s as of %s", self.step, self.case, as_of.isoformat())
+            assert params is not None  # load_case raises what is wrong with them
+            dag_run, step = context["dag_run"], self.step
+            as_of = resolve_as_of(given.get("as_of"), dag_run)
+            actor = dag_run.triggering_user_name or settings.who
+            self.log.info("%s of %s as of %s", step.name, self.case, as_of.isoformat())
             facts: dict[str, Any] = {}
             try:
-                result = step(**{name: offers[name]() for name in inspect.signature(step).parameters})
-                facts = result.facts if isinstance(result, Manifest) else {}
+                if isinstance(step, Action):
+                    orders = {name: given[name] for name in (*step.needs, *step.takes) if name in given}
+                    answer = runner.act(step, params, settings, {**orders, "as_of": as_of, "actor": actor})
+                    return small(answer.model_dump(mode="json") if isinstance(answer, BaseModel) else answer)
+                run = Run(
+                    params, settings, as_of, actor=actor, **_said(step, given, settings, self.case, as_of, dag_run)
+                )
+                if self.part:
+                    return self._make_part(step, run)
+                made = runner.run(step, run)
+                facts = made.facts
             finally:
-                self.links = links(self.step, settings, self.case, as_of, run, facts)
-        if isinstance(result, list):
-            return result
-        if not isinstance(result, Manifest):
-            return small(result.model_dump(mode="json") if isinstance(result, BaseModel) else result or {})
-        if self.function != "run":
-            return small(result.facts)
-        folder = str((settings.run_dir(self.case, as_of) / self.step).relative_to(settings.root))
-        if self.step == "drift":
-            asked = {
-                "as_of": as_of.isoformat(),
-                "trigger": result.facts["trigger"],
-                "episode": result.facts["episode"],
-                "evidence": f"{folder}/report.json",
-            }
-            context["ti"].xcom_push(key="retrain", value=asked if result.facts["action"] == "retrain" else {})
-        return {**small(result.facts), "as_of": as_of.isoformat(), "manifest": f"{folder}/manifest.json"}
+                self.links = links(step, settings, self.case, as_of, dag_run, facts)
+        folder = str((run.dir / step.name).relative_to(settings.root))
+        if step.event:
+            asked = step.facts.of(made).asks(as_of.isoformat(), folder)
+            context["ti"].xcom_push(key=step.event, value=asked)
+        return {**small(facts), "as_of": as_of.isoformat(), "manifest": f"{folder}/manifest.json"}
+
+    def _make_part(self, step: Step, run: Run) -> dict[str, Any] | list[str]:
+        home = runner.home(step)
+        if self.part == "days":
+            listed: list[str] = home.days(run)
+            return listed
+        return small(home.part(run, self.day).facts)
 
     def on_kill(self) -> None:
         """End the processes that the step started (training ranks live in sessions of their own)."""
         end_all(descendants(), grace=KILL_GRACE)
 
 
-def _has_champion(settings: Settings, case: str, as_of: Any) -> bool:
-    from pipelines import ledger
+def _said(
+    step: Step, given: Mapping[str, Any], settings: Settings, case: str, as_of: datetime, dag_run: DagRunProtocol
+) -> dict[str, Any]:
+    """What was said of the run beside its clock, of what the step takes."""
+    said = {name: given[name] for name in step.takes if given.get(name) is not None}
+    if "trigger" in step.takes:
+        from pipelines import ledger
 
-    return ledger.champion_before(settings.ledger, case, as_of) is not None
+        has_champion = ledger.champion_before(settings.ledger, case, as_of) is not None
+        said["trigger"] = resolve_trigger(given.get("trigger"), dag_run.run_type, has_champion=has_champion)
+    return said
 
 
 class TriggerOnce(TriggerDagRunOperator):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from perennial_operators import StepOperator
 from perennial_run import KILL_GRACE
 
+from pipelines.line.order import TRAIN
+from pipelines.line.step import Action, Step
 from pipelines.processes import carrying, descendants, die_with_parent, end_all
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ class TorchrunOperator(StepOperator):
 
     ui_color = "#dfe9f7"
 
-    def __init__(self, *, case: str, step: str = "train", **arguments: Any) -> None:
+    def __init__(self, *, case: str, step: Step | Action = TRAIN, **arguments: Any) -> None:
         super().__init__(step=step, case=case, **arguments)
         self.job = ""
 

@@ -13,28 +13,19 @@ import yaml
 
 from pipelines.cases.code import modules
 from pipelines.cases.loans import source as loans
+from pipelines.line import dvc, order
 from pipelines.params_file import load_params
-from pipelines.steps import TRAINING
 
 REPOSITORY = Path(__file__).parents[1]
 STAGES = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
 RUN = "runs/dvc/artefacts/loans/20200501T000000Z"
 
 
-def test_stages_are_the_dags_tasks_up_to_the_gate():
-    """dvc.yaml runs the steps of the training DAG in their order, from ingest to gate."""
-    assert tuple(STAGES) == TRAINING[: TRAINING.index("gate") + 1]
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_a_stage_runs_its_step_and_depends_on_an_earlier_one(name: str):
-    """Each stage runs the step of its name, leaves the step's folder, and reads one that an earlier stage left."""
-    stage = STAGES[name]
-    before = list(STAGES)[: list(STAGES).index(name)]
-    assert f" -m pipelines {name} " in stage["cmd"]
-    assert [next(iter(out)) for out in stage["outs"]] == [f"${{run}}/{name}"]
-    assert f"pipelines/steps/{name}.py" in stage["deps"]
-    assert not before or {f"${{run}}/{step}" for step in before} & set(stage["deps"])
+def test_the_file_is_what_the_steps_declare():
+    """dvc.yaml is what `make dvc-yaml` writes: the training line up to the gate, each step with its parameters and sources."""
+    assert dvc.FILE.read_text() == dvc.text()
+    assert list(STAGES) == [step.name for step in order.TRAINING][: len(STAGES)]
+    assert list(STAGES)[-1] == "gate"
 
 
 @pytest.mark.parametrize("name", ["ingest", "train", "export"])
@@ -43,6 +34,12 @@ def test_a_stage_depends_on_the_code_that_its_key_holds(name: str):
     package, *shared = modules("loans")
     own = [str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / package.replace(".", "/")).glob("*.py")]
     assert {*own, *(f"{module.replace('.', '/')}.py" for module in shared)} <= set(STAGES[name]["deps"])
+
+
+def test_a_parameter_of_the_export_runs_its_stage():
+    """What a case says of its export is a parameter of DVC's stage: `export: {int8: true}` runs it."""
+    [declared] = STAGES["export"]["params"]
+    assert "export" in declared["${settings}"]
 
 
 def test_the_pinned_rows_are_those_of_the_stream():

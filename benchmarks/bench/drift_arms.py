@@ -267,6 +267,9 @@ def merge_hours(paths: list[Path], _reference: Path, _threads: int) -> Callable[
 
 def _step(together: int | None) -> Callable[[list[Path], Path, int], Callable[[], Answer]]:
     def arm(paths: list[Path], _reference: Path, _threads: int) -> Callable[[], Answer]:
+        from pipelines.line import runner
+        from pipelines.line.order import PROFILE
+        from pipelines.line.step import Run
         from pipelines.params_file import load_params
         from pipelines.settings import read_settings
         from pipelines.steps import profile
@@ -276,9 +279,8 @@ def _step(together: int | None) -> Callable[[list[Path], Path, int], Callable[[]
         profile.TOGETHER = together or profile.TOGETHER
 
         def work() -> Answer:
-            made = profile.run(
-                params, settings, paths[0] / f"run-{together}", datetime.fromisoformat(SERVED) + timedelta(days=1)
-            )
+            as_of = datetime.fromisoformat(SERVED) + timedelta(days=1)
+            made = runner.run(PROFILE, Run(params, settings, as_of, paths[0] / f"run-{together}"))
             return {"rows": made.facts["rows"], "key": made.key}
 
         return work

@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from importlib import import_module
-from inspect import signature
 from pathlib import Path
 
 from benchmarks.record import goal, record, spread
@@ -25,10 +23,12 @@ from embedded.ports import Ports
 from pipelines import cases
 from pipelines.contracts import Window
 from pipelines.errors import PerennialError
+from pipelines.line import runner
+from pipelines.line.order import TRAINING
+from pipelines.line.step import Run, Step
 from pipelines.params import Params
 from pipelines.params_file import load_params
 from pipelines.settings import Settings, read_settings
-from pipelines.steps import TRAINING
 
 CASE = "loans"
 FIRST = datetime(2020, 5, 1, tzinfo=UTC)
@@ -109,16 +109,11 @@ def in_airflow(airflow: Airflow, dag: str, as_of: datetime) -> None:
 
 def in_process(params: Params, settings: Settings, as_of: datetime) -> None:
     """The same steps, one after the other, here."""
-    given = {
-        "params": params,
-        "settings": settings,
-        "run_dir": settings.run_dir(CASE, as_of),
-        "as_of": as_of,
-        "trigger": "manual",
-    }
     for step in TRAINING:
-        run = import_module(f"pipelines.steps.{step}").run
-        run(**{name: given[name] for name in signature(run).parameters.keys() & given.keys()})
+        if isinstance(step, Step):
+            runner.run(step, Run(params, settings, as_of))
+        else:
+            runner.act(step, params, settings, {})
 
 
 def send(params: Params, settings: Settings) -> None:

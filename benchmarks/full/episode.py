@@ -13,9 +13,11 @@ from embedded.demo import traffic
 from pipelines import cases
 from pipelines.contracts import Window
 from pipelines.errors import PerennialError
+from pipelines.line import runner
+from pipelines.line.order import DRIFT, PROFILE
+from pipelines.line.step import Run
 from pipelines.params import Params
 from pipelines.settings import Settings
-from pipelines.steps import drift, profile
 
 DAYS = 21
 """Predictions that are mostly wrong must ask for training within so many days, the delay of the labels included."""
@@ -44,9 +46,9 @@ def provoke(settings: Settings, params: Params, start: datetime) -> tuple[dateti
         )
     for number in range(1, DAYS + 1):
         as_of = start + timedelta(days=number)
-        run_dir = settings.run_dir(case, as_of)
-        profile.run(params, settings, run_dir, as_of)
-        facts = drift.run(params, settings, run_dir, as_of).facts
+        run = Run(params, settings, as_of)
+        runner.run(PROFILE, run)
+        facts = runner.run(DRIFT, run).facts
         if facts["action"] == "retrain":
             return as_of, facts["episode"]
     raise PerennialError(f"no training was asked for within {DAYS} days of wrong predictions; the last day: {facts}")

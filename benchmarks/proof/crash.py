@@ -37,6 +37,9 @@ from embedded.ports import Ports
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
 from pipelines.errors import PerennialError
+from pipelines.line import runner
+from pipelines.line.order import STEP_BY_NAME
+from pipelines.line.step import Run
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
 
@@ -241,8 +244,8 @@ def line(home: Path, name: str, delays: Delays) -> Row:
 def _run(step: str, as_of: datetime, settings: Settings) -> Callable[[], Any]:
     def run() -> None:
         params = load_params(CASE)
-        given = {"trigger": "initial"} if step in {"register", "rollout", "gate"} else {}
-        import_module(f"pipelines.steps.{step}").run(params, settings, settings.run_dir(CASE, as_of), as_of, **given)
+        given: dict[str, Any] = {"trigger": "initial"} if step in {"register", "rollout", "gate"} else {}
+        runner.run(STEP_BY_NAME[step], Run(params, settings, as_of, **given))
 
     return run
 

@@ -27,7 +27,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,9 @@ from embedded.ports import HOST, Ports
 from pipelines.cases import load_fields
 from pipelines.cases.loans.source import generate
 from pipelines.errors import PerennialError
+from pipelines.line import runner
+from pipelines.line.order import STEP_BY_NAME
+from pipelines.line.step import Run
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
 from serving.gateway.openapi import LABELS, PREDICT
@@ -159,10 +161,7 @@ def gateway(home: Path) -> Iterator[Target]:
 def train(settings: Settings) -> None:
     """The first champion of the case."""
     for step in TRAINING:
-        given = {"trigger": "initial"} if step in {"register", "rollout", "gate"} else {}
-        import_module(f"pipelines.steps.{step}").run(
-            load_params(CASE), settings, settings.run_dir(CASE, TRAINED), TRAINED, **given
-        )
+        runner.run(STEP_BY_NAME[step], Run(load_params(CASE), settings, TRAINED, trigger="initial"))
 
 
 def workers(process: subprocess.Popen[bytes], port: int) -> tuple[int, ...]:

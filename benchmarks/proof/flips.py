@@ -49,23 +49,12 @@ from pipelines.cases import load_fields
 from pipelines.deploy import repository
 from pipelines.deploy import rollout as room
 from pipelines.errors import PerennialError
+from pipelines.line import runner
+from pipelines.line.order import STEP_BY_NAME
+from pipelines.line.step import Run
 from pipelines.params import Params
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
-from pipelines.steps import (
-    alert,
-    dataset,
-    drift,
-    evaluate,
-    export,
-    gate,
-    ingest,
-    profile,
-    report,
-    rollout,
-    train,
-    validate,
-)
 from pipelines.storage import MANIFEST
 
 CASE = "loans"
@@ -292,20 +281,6 @@ def run_dir(settings: Settings, run: int) -> Path:
     return settings.run_dir(CASE, as_of(run))
 
 
-STEPS: dict[str, Callable[..., Any]] = {
-    "ingest": ingest.run,
-    "validate": validate.run,
-    "dataset": dataset.run,
-    "train": train.run,
-    "export": export.run,
-    "evaluate": evaluate.run,
-    "gate": gate.run,
-    "rollout": rollout.run,
-    "profile": profile.run,
-    "drift": drift.run,
-    "alert": alert.run,
-    "report": report.run,
-}
 TRAINING = ("ingest", "validate", "dataset", "train", "export", "evaluate", "gate")
 
 
@@ -318,7 +293,7 @@ def make(home: Path) -> None:
         _serve(settings, number)
         moment = as_of(1) + timedelta(days=number + 1)
         for step in ("profile", "drift", "alert", "report"):
-            STEPS[step](PARAMS, settings, settings.run_dir(CASE, moment), moment)
+            runner.run(STEP_BY_NAME[step], Run(PARAMS, settings, moment))
     _train(settings, 2)
     with closing(sqlite3.connect(settings.root / "ledger.db")) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -328,9 +303,8 @@ def _train(settings: Settings, run: int) -> None:
     folder = run_dir(settings, run)
     moment = as_of(run)
     for step in TRAINING:
-        STEPS[step](PARAMS, settings, folder, moment)
-    judged = storage.read_manifest(folder / "gate")
-    made = storage.read_manifest(folder / "export")
+        runner.run(STEP_BY_NAME[step], Run(PARAMS, settings, moment))
+    judged, made = storage.read_manifest(folder / "gate"), storage.read_manifest(folder / "export")
     inputs = {"gate": judged.key, "export": made.key}
     about: dict[str, Any] = {"version": run, "mlflow_run": f"run-{run}"}
     key = storage.step_key("register", 2, inputs, {})
@@ -351,7 +325,7 @@ def _train(settings: Settings, run: int) -> None:
             verdict_hash=judged.facts["verdict_sha256"],
             as_of=moment,
         )
-    rollout.run(PARAMS, settings, folder, moment)
+    runner.run(STEP_BY_NAME["rollout"], Run(PARAMS, settings, moment))
 
 
 def _serve(settings: Settings, number: int) -> None:
@@ -690,7 +664,7 @@ def _ran(settings: Settings, step: Step) -> Any:
 
         version = versions.load(settings.root, FIELDS, ledger.releases(settings.ledger, CASE)[0])
         return {name: tensor.tolist() for name, tensor in version.encode(versions.probe(FIELDS)).items()}
-    return STEPS[step.name](PARAMS, settings, run_dir(settings, step.run), as_of(step.run))
+    return runner.run(STEP_BY_NAME[step.name], Run(PARAMS, settings, as_of(step.run)))
 
 
 def _output(settings: Settings, step: Step, answered: Any) -> str:

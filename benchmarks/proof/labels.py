@@ -38,10 +38,12 @@ from pipelines.drift.labels import arrived as label_evidence
 from pipelines.drift.profile.counts import Profile, to_bytes
 from pipelines.drift.reference import FILE
 from pipelines.drift_report import DriftReport
+from pipelines.line import runner
+from pipelines.line.order import DRIFT, PROFILE
+from pipelines.line.step import Run
 from pipelines.params import Params
 from pipelines.params_file import load_params
 from pipelines.settings import Settings, read_settings
-from pipelines.steps import drift, profile
 
 PARAMS = load_params("loans")
 START = date(2021, 3, 1)
@@ -264,8 +266,9 @@ def played(cell: Cell, champion: Champion) -> dict[str, Any]:
                 log_labels(settings, upload, f"labels-{next(segments):06d}")
             before = now
             run_dir = settings.run_dir(PARAMS.case, now)
-            profile.run(cell.params, settings, run_dir, now)
-            drift.run(cell.params, settings, run_dir, now)
+            run = Run(cell.params, settings, now)
+            runner.run(PROFILE, run)
+            runner.run(DRIFT, run)
             reports.append(DriftReport.model_validate_json((run_dir / "drift" / "report.json").read_bytes()))
     counted = [(one.labels.rows, one.labels.errors) for one in reports]
     expected = [(part.height, errors(part)) for part in due(labels, cell.windows)]

@@ -31,8 +31,8 @@ from pipelines.cases import load_fields
 from pipelines.cases.sources import places
 from pipelines.cases.triage.source import DOWNLOADED, PARQUET
 from pipelines.errors import PerennialError, Unavailable
+from pipelines.line.order import REGISTER, TRAINING
 from pipelines.settings import Settings, read_settings
-from pipelines.steps import TRAINING
 
 AS_OF = {"bank": "2008-08-01", "loans": "2020-05-01", "triage": "2015-01-01"}
 CHANGES: dict[str, dict[str, dict[str, Any]]] = {
@@ -43,7 +43,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     }
 }
 """What the proof changes in a case's params.yaml."""
-STEPS = TRAINING[: TRAINING.index("register") + 1]
+STEPS = tuple(step.name for step in TRAINING[: TRAINING.index(REGISTER) + 1])
 
 
 def main() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from datetime import datetime
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import cases
 from pipelines.errors import TooFewRows
 from pipelines.fields import Fields
+from pipelines.line import runner
+from pipelines.line.order import DATASET, EXPORT, INGEST, TRAIN, VALIDATE
+from pipelines.line.step import Run
 from pipelines.params_file import load_params
 from pipelines.settings import read_settings
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 Known = dict[Path, dict[str, Any]]
 """Scores by bundle and row id."""
-UNGATED = ("ingest", "validate", "dataset", "train", "export")
+UNGATED = (INGEST, VALIDATE, DATASET, TRAIN, EXPORT)
 
 
 def retrain_ungated(case: str, home: Path, as_of: datetime) -> Path | None:
@@ -28,15 +30,14 @@ def retrain_ungated(case: str, home: Path, as_of: datetime) -> Path | None:
     Where a run at ``as_of`` has already trained, every step is a no-op and its candidate is taken. None if
     too few labels have arrived to train at all.
     """
-    params = load_params(case)
-    settings = read_settings(home=home)
-    run_dir = settings.run_dir(case, as_of)
+    params, settings = load_params(case), read_settings(home=home)
+    run = Run(params, settings, as_of)
     try:
         for step in UNGATED:
-            import_module(f"pipelines.steps.{step}").run(params, settings, run_dir, as_of)
+            runner.run(step, run)
     except TooFewRows:
         return None
-    return run_dir / "export"
+    return run.dir / "export"
 
 
 def metric_names(fields: Fields) -> dict[str, bool]:

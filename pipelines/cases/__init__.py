@@ -9,13 +9,11 @@ rows, ``model.py`` builds the torch model. Adding a case adds a folder and touch
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +25,6 @@ from pipelines.params import AnyModel, Params
 from pipelines.params_file import load_params
 
 PACKAGE = __name__
-_PARSER = Lock()
 FUNCTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "source": {"resolve": ("settings", "params"), "rows": ("source", "window", "params")},
     "model": {"build": ("params", "fields")},
@@ -81,14 +78,6 @@ def build_model(case: str, params: AnyModel, fields: Fields, **more: Any) -> Any
             f"case {case}: {shown(case, 'model')}: build returned {type(model).__name__}: return a torch.nn.Module"
         )
     return model
-
-
-def syntax_tree(path: Path) -> ast.Module:
-    """The syntax tree of a module of a case. Raises what ``ast.parse`` does, and OSError."""
-    # One at a time: with two threads in it, CPython 3.11 fails where its garbage collector runs Python code
-    # (gh-106905).
-    with _PARSER:
-        return ast.parse(path.read_bytes(), str(path))
 
 
 def import_part(case: str, name: str, load: Callable[[], ModuleType]) -> ModuleType:

@@ -7,11 +7,9 @@ parameters, the demo's plan, and the frozen scales of profiles.
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines import cases, storage
+from pipelines import cases, imports, storage
 from pipelines.errors import ConfigError
 
 BY_VALUE = ("params.yaml", "demo.yaml", "profile.json", "variants")
@@ -30,7 +28,7 @@ def modules(case: str) -> tuple[str, ...]:
     shared = [name for name in _files(case) if name.partition("/")[0] != case]
     return (
         f"{package}.{case}",
-        *(f"{package}.{name.removesuffix('.py').replace('/', '.').removesuffix('.__init__')}" for name in shared),
+        *map(_module, shared),
     )
 
 
@@ -44,18 +42,20 @@ def _files(case: str) -> dict[str, Path]:
         raise ConfigError(f"pipelines/cases/{case} does not exist: there is no such case")
     own = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     found = {f"{case}/{path}": folder / path for path in own if _is_code(path)}
-    waiting = [name for name in found if name.endswith(".py")]
-    while waiting:
-        name = waiting.pop()
-        for module in _imports(found[name], name):
-            place = _place(module)
-            if place is None:
-                continue
-            shared, path = place
-            if shared not in found:
-                found[shared] = path
-                waiting.append(shared)
-    return dict(sorted(found.items()))
+    start = {_module(name): path for name, path in found.items() if name.endswith(".py")}
+    shared = imports.closure(start, _place)
+    more = {_name(path): path for module, path in shared.items() if module not in start}
+    return dict(sorted({**found, **more}.items()))
+
+
+def _module(name: str) -> str:
+    """The dotted name of a module, by its path below `pipelines/cases/`."""
+    return f"{cases.__name__}.{name.removesuffix('.py').replace('/', '.').removesuffix('.__init__')}"
+
+
+def _name(path: Path) -> str:
+    """A module's path below `pipelines/cases/`, wherever that is."""
+    return next(str(path.relative_to(root)) for root in cases.__path__ if path.is_relative_to(root))
 
 
 def _is_code(path: Path) -> bool:
@@ -67,42 +67,11 @@ def _is_code(path: Path) -> bool:
     )
 
 
-def _place(module: tuple[str, ...]) -> tuple[str, Path] | None:
-    """Name and file of a module below `pipelines/cases/`, if there is one."""
-    for root in map(Path, cases.__path__):
-        for parts in ((*module[:-1], f"{module[-1]}.py"), (*module, "__init__.py")):
-            if (path := root.joinpath(*parts)).is_file():
-                return "/".join(parts), path
-    return None
-
-
-def _imports(path: Path, name: str) -> Iterator[tuple[str, ...]]:
-    """What a module may import from `pipelines/cases/`, as paths below it.
-
-    That is nothing of a file that does not parse: it does not run either.
-    """
-    try:
-        tree = cases.syntax_tree(path)
-    except (SyntaxError, ValueError):
-        return
-    package = tuple(cases.__name__.split("."))
-    own_package = (*package, *name.split("/")[:-1])
-    for node in ast.walk(tree):
-        for module in _named(node, own_package):
-            if len(module) > len(package) and module[: len(package)] == package:
-                yield module[len(package) :]
-
-
-def _named(node: ast.AST, own_package: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The modules that an import of a module in ``own_package`` may name; none of another statement."""
-    if isinstance(node, ast.Import):
-        return [tuple(alias.name.split(".")) for alias in node.names]
-    if not isinstance(node, ast.ImportFrom):
-        return []
-    module: tuple[str, ...] = ()
-    if node.level:
-        module = own_package[: len(own_package) - node.level + 1]
-    if node.module:
-        module = (*module, *node.module.split("."))
-    # A name may be a module of its own.
-    return [module, *((*module, alias.name) for alias in node.names)]
+def _place(module: str) -> Path | None:
+    """The file of a module below `pipelines/cases/`, if there is one."""
+    package, _, below = module.partition(f"{cases.__name__}.")
+    if package or not below:
+        return None
+    places = [Path(root, *below.split(".")) for root in cases.__path__]
+    files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
+    return next((file for file in files if file.is_file()), None)

@@ -18,8 +18,9 @@ from types import CodeType, ModuleType
 from typing import TypeVar
 
 from pipelines.case_files import case_names
-from pipelines.cases import FUNCTIONS, PACKAGE, Case, broken, declared_fields, file_of, import_part, shown, syntax_tree
+from pipelines.cases import FUNCTIONS, PACKAGE, Case, broken, declared_fields, file_of, import_part, shown
 from pipelines.errors import ConfigError
+from pipelines.imports import syntax_tree
 from pipelines.params import Params, TextModelParams
 from pipelines.params_file import load_params, params_file
 from pipelines.settings import Settings, read_settings

@@ -17,15 +17,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines import runtime, storage
-from pipelines.cases.code import code_sha256
-from pipelines.cases.pretrained import base_sha256
 from pipelines.contracts import Release
-from pipelines.params import TextModelParams
+from pipelines.line import runner
+from pipelines.line.order import EXPORT, TRAIN
+from pipelines.line.step import Run
 from pipelines.replay import heads
 from pipelines.replay.ticks import Tick
 from pipelines.replay.world import World, link
 from pipelines.settings import Settings
-from pipelines.steps import export, train
+from pipelines.steps import train
 
 LENGTH = 16
 """Hexadecimal digits of a key that name a folder."""
@@ -46,19 +46,11 @@ def dataset_key(world: World, settings: Settings, run_dir: Path, as_of: datetime
     The training rows (ids, features, labels, their order) and all that trains them. Not the step's own key: that names
     the champion, whose rows leave the holdout only, and the log's partitions, which hold the answers of whoever served.
     """
-    fields, params = world.fields, world.params
+    fields, run = world.fields, Run(world.params, settings, as_of, folder=run_dir)
     rows = pl.read_parquet(run_dir / "dataset" / "train.parquet", columns=["id", *fields.names, fields.label])
-    warm = train.champion_weights(params, settings, as_of)
-    declared = {
-        "rows": hashlib.sha256(rows.write_csv().encode()).hexdigest(),
-        "train": [train.STEP_VERSION, params.model.model_dump(mode="json"), params.train.model_dump(mode="json")],
-        "fields": fields.hash,
-        "code": code_sha256(params.case),
-        "gpus": params.resources.gpus,
-        "base": base_sha256(params.model.encoder) if isinstance(params.model, TextModelParams) else None,
-        "warm": None if warm is None else warm[0],
-    }
-    return storage.digest(declared)[:LENGTH]
+    work = train.work(run, runner.reads(TRAIN, run))
+    inputs = {"rows": hashlib.sha256(rows.write_csv().encode()).hexdigest(), **work.inputs}
+    return storage.step_key(TRAIN.name, TRAIN.version, inputs, runner.declared(TRAIN, run.params, work))[:LENGTH]
 
 
 def trained(world: World, settings: Settings, run_dir: Path, as_of: datetime) -> Candidate:
@@ -71,7 +63,7 @@ def trained(world: World, settings: Settings, run_dir: Path, as_of: datetime) ->
     if not (folder / "train" / storage.MANIFEST).exists():
         folder.mkdir(parents=True, exist_ok=True)
         link(folder / "dataset", run_dir / "dataset")
-        train.run(world.params, settings, folder, as_of)
+        runner.run(TRAIN, Run(world.params, settings, as_of, folder=folder))
     link(run_dir / "train", folder / "train")
     return read(world, key)
 
@@ -98,10 +90,11 @@ def exported(world: World, settings: Settings, run_dir: Path, as_of: datetime) -
     shared.mkdir(parents=True, exist_ok=True)
     link(shared / "dataset", run_dir / "dataset")
     link(shared / "train", folder / "train")
+    run = Run(world.params, settings, as_of, folder=shared)
     if world.by_head:
-        heads.export_reference(world.params, world.fields, settings, shared, as_of)
+        heads.export_reference(run, world.fields)
     else:
-        export.run(world.params, settings, shared, as_of)
+        runner.run(EXPORT, run)
         if not has_bundle(world, folder.name):
             link(folder / BUNDLE, shared / "export")
     link(run_dir / "export", shared / "export")

@@ -6,8 +6,8 @@ network up to rounding; a test holds them to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,17 @@ from numpy.typing import NDArray
 
 from pipelines import storage
 from pipelines.cases import part
-from pipelines.cases.code import code_sha256
 from pipelines.cases.embedding import embeddings
 from pipelines.contracts import Manifest
-from pipelines.data.lake import content_sha256
 from pipelines.drift.profile.counts import to_bytes
 from pipelines.drift.profile.spec import load_spec
 from pipelines.drift.reference import FILE, reference_profile
 from pipelines.encoding import Columns
 from pipelines.fields import Fields
+from pipelines.line import runner
+from pipelines.line.facts import Facts
+from pipelines.line.order import EXPORT
+from pipelines.line.step import Run
 from pipelines.params import Params, TextModelParams
 from pipelines.settings import Settings
 from pipelines.steps import export
@@ -84,34 +86,33 @@ def scores(params: Params, fields: Fields, train: Path, columns: Columns, cache:
     return of_classes
 
 
-def export_reference(params: Params, fields: Fields, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write ``run_dir/export`` with the reference that drift is measured against, as the export step does.
+def export_reference(run: Run, fields: Fields) -> Manifest:
+    """Write the folder ``export`` with the reference that drift is measured against, as the export step does.
 
     No network is trained for it.
     """
-    train, dataset = storage.read_manifest(run_dir / "train"), storage.read_manifest(run_dir / "dataset")
+    params, settings, run_dir = run.params, run.settings, run.dir
+    read = runner.reads(EXPORT, run)
     spec = load_spec(fields, settings.profile_file(params.case))
-    inputs = {"dataset": dataset.key, "train": train.key}
     holdout = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")
-    judged = export.as_judged(params, settings, as_of, holdout)
-    declared = {
-        "fields": fields.hash,
-        "profile": spec.version,
-        "code": code_sha256(params.case),
-        "judged": content_sha256(judged.select("id", fields.label)),
-        "head": True,
-    }
-    key = storage.step_key("export", export.STEP_VERSION, inputs, declared)
+    judged = export.as_judged(params, settings, run.as_of, holdout)
 
-    def build(folder: Path) -> Mapping[str, Any]:
+    def build(folder: Path, _key: str) -> Facts:
         scores = of_rows(params, settings, run_dir / "export", holdout, fields)
         reference = reference_profile(
             pl.read_parquet(run_dir / "dataset" / "train.parquet"), scores, fields, spec, judged
         )
         (folder / FILE).write_bytes(to_bytes(reference))
-        return {"holdout_rows": holdout.height}
+        return HeadFacts(holdout_rows=holdout.height)
 
-    return storage.commit(run_dir / "export", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
+    whole = export.work(run, read)
+    return runner.publish(EXPORT, run, read, replace(whole, build=build, declared={**whole.declared, "head": True}))
+
+
+class HeadFacts(Facts):
+    """What stands for a bundle without a network: how many rows its reference has scores of."""
+
+    holdout_rows: int
 
 
 def of_rows(

@@ -18,12 +18,16 @@ from pipelines import ledger, storage
 from pipelines.contracts import Release, Trigger
 from pipelines.drift_report import DriftReport
 from pipelines.errors import PerennialError, TooFewRows
+from pipelines.line import runner
+from pipelines.line.facts import GateFacts
+from pipelines.line.order import DATASET, EVALUATE, GATE, INGEST, VALIDATE, WATCHING
+from pipelines.line.step import Run
 from pipelines.replay import candidates, heads, traffic
 from pipelines.replay.policies import Policy, due, watching
 from pipelines.replay.ticks import Tick
 from pipelines.replay.world import World
 from pipelines.settings import Settings
-from pipelines.steps import dataset, drift, evaluate, gate, ingest, profile, validate
+from pipelines.steps import evaluate
 
 Told = Callable[[str], None]
 """Called after each tick with a word about it."""
@@ -107,10 +111,10 @@ def _drift(world: World, policy: Policy, settings: Settings, tick: Tick) -> dict
     """The drift run after ``tick``: profile and drift, with what the policy may look at."""
     params = world.params.model_copy(update={"drift": watching(policy, world.params.drift, world.fields)})
     as_of = tick.window.end
-    run_dir = settings.run_dir(params.case, as_of)
-    profile.run(params, settings, run_dir, as_of)
-    drift.run(params, settings, run_dir, as_of)
-    report = DriftReport.model_validate_json((run_dir / "drift" / "report.json").read_bytes())
+    run = Run(params, settings, as_of)
+    for step in WATCHING:
+        runner.run(step, run)
+    report = DriftReport.model_validate_json((run.dir / "drift" / "report.json").read_bytes())
     return {
         "state": report.state.value,
         "action": report.action,
@@ -122,29 +126,32 @@ def _drift(world: World, policy: Policy, settings: Settings, tick: Tick) -> dict
 
 def _train(world: World, settings: Settings, as_of: datetime, trigger: Trigger) -> dict[str, Any]:
     """One training run, from ingest to the gate, and the release if the gate promotes; ``skipped`` if there is too little to learn from."""
-    params, run_dir = world.params, settings.run_dir(world.params.case, as_of)
+    run = Run(world.params, settings, as_of, trigger=trigger)
+    run_dir = run.dir
     common = {"trigger": trigger, "as_of": as_of.isoformat()}
     try:
-        for step in (ingest, validate, dataset):
-            step.run(params, settings, run_dir, as_of)
+        for step in (INGEST, VALIDATE, DATASET):
+            runner.run(step, run)
     except TooFewRows as error:
         return {**common, "outcome": "skipped", "reason": str(error), "candidate": None, "seconds": 0.0}
     candidate = candidates.trained(world, settings, run_dir, as_of)
     candidates.exported(world, settings, run_dir, as_of)
     if world.by_head:
-        evaluate.run_scored_by(partial(heads.of_rows, params, settings), params, settings, run_dir, as_of)
+        read = runner.reads(EVALUATE, run)
+        by_head = partial(heads.of_rows, run.params, settings)
+        runner.publish(EVALUATE, run, read, evaluate.scored_by(by_head, run, read))
     else:
-        evaluate.run(params, settings, run_dir, as_of)
-    verdict = gate.run(params, settings, run_dir, as_of, trigger).facts
-    promoted = verdict["decision"] == "promote"
+        runner.run(EVALUATE, run)
+    verdict = GateFacts.of(runner.run(GATE, run))
+    promoted = verdict.decision == "promote"
     if promoted:
         _release(world, settings, run_dir, as_of, trigger)
     return {
         **common,
         "outcome": "promoted" if promoted else "kept",
-        "decision": verdict["decision"],
-        "rule": verdict["rule"],
-        "reason": verdict["reason"],
+        "decision": verdict.decision,
+        "rule": verdict.rule,
+        "reason": verdict.reason,
         "candidate": candidate.key,
         "seconds": candidate.seconds,
         "rows": storage.read_manifest(run_dir / "dataset").facts["train_rows"],

@@ -14,13 +14,15 @@ from typing import Any
 from pipelines import storage
 from pipelines.errors import ConfigError, DataError, TooFewRows
 from pipelines.evaluation.metrics import metrics
+from pipelines.line import runner
+from pipelines.line.order import DATASET, INGEST, VALIDATE
+from pipelines.line.step import Run
 from pipelines.params import Params
 from pipelines.replay import candidates, frontier, oracle, ticks
 from pipelines.replay.play import Told, play
 from pipelines.replay.policies import ORACLE, POLICIES, Policy, parse
 from pipelines.replay.world import World, build, played
 from pipelines.settings import Settings
-from pipelines.steps import dataset, ingest, validate
 
 Records = list[dict[str, Any]]
 Judge = Callable[[str, int], dict[str, float | None] | None]
@@ -155,8 +157,8 @@ def _month_end(world: World, number: int) -> candidates.Candidate:
     """A candidate of the end of a tick at which no policy trained."""
     settings, as_of = world.home(POLICIES[ORACLE]), world.ticks[number].window.end
     run_dir = settings.run_dir(world.params.case, as_of)
-    for step in (ingest, validate, dataset):
-        step.run(world.params, settings, run_dir, as_of)
+    for step in (INGEST, VALIDATE, DATASET):
+        runner.run(step, Run(world.params, settings, as_of))
     candidate = candidates.trained(world, settings, run_dir, as_of)
     if not candidates.has_bundle(world, candidate.key):
         candidates.exported(world, settings, run_dir, as_of)

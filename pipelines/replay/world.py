@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import import_module
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +16,8 @@ from pipelines.cases.sources import Source
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
+from pipelines.line.order import REGISTER, ROLLOUT, TRAINING, WATCHING
+from pipelines.line.step import Step
 from pipelines.params import Params
 from pipelines.params_file import load_params
 from pipelines.replay.policies import Policy
@@ -28,7 +29,8 @@ VERSION = 1
 
 Older homes are left alone then.
 """
-STEPS = ("ingest", "validate", "dataset", "train", "export", "evaluate", "gate", "profile", "drift")
+PLAYED = tuple(step for step in (*TRAINING, *WATCHING) if isinstance(step, Step) and step not in {REGISTER, ROLLOUT})
+"""The steps that a replay runs: there is nothing to register with, nor to roll out to."""
 SHARED = ("data", "cache")
 """Folders of the state that every policy's home sees: downloads, and embeddings."""
 
@@ -78,7 +80,7 @@ class World:
             "profile": None if scales is None else storage.file_sha256(scales),
             "source": self.source.sha256,
             "first": self.ticks[0].label,
-            "steps": {step: import_module(f"pipelines.steps.{step}").STEP_VERSION for step in STEPS},
+            "steps": {step.name: step.version for step in PLAYED},
         }
         folder = self.root / f"{policy.name}-{storage.digest(declared)[:12]}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,11 +16,13 @@ from pipelines import runtime, storage
 from pipelines.contracts import Manifest
 from pipelines.errors import ConfigError, IntegrityError
 from pipelines.evaluation.metrics import metrics
+from pipelines.line import runner
+from pipelines.line.order import EXPORT, TRAIN
+from pipelines.line.step import Run
 from pipelines.params import Params
 from pipelines.reproduction.find import METRICS, RECORD, Version, find
 from pipelines.reproduction.layers import LAYERS, Training, differences
 from pipelines.settings import Settings
-from pipelines.steps import export, train
 
 FACTS = ("strategy", "precision", "ranks", "steps", "stopped", "rows")
 """What the train step says about how it ran; times are not among them."""
@@ -45,10 +47,9 @@ def reproduce(settings: Settings, case: str, number: int) -> dict[str, Any]:
         again.mkdir()
         _link_upstream(version.folders["dataset"], again)
         log.info("training %s version %d again, as recorded at %s", case, number, made.as_of.isoformat())
-        train.run(_stopping_where(made, params), settings, again, made.as_of)
-        export.run(params, settings, again, made.as_of)
-        recorded = _training(version.folders, version.manifests)
-        found = _repeated(version, again)
+        runner.run(TRAIN, Run(_stopping_where(made, params), settings, made.as_of, folder=again))
+        runner.run(EXPORT, Run(params, settings, made.as_of, folder=again))
+        recorded, found = _training(version.folders, version.manifests), _repeated(version, again)
     layers = differences(recorded, found)
     same = recorded.weights == found.weights
     identical = same and "evaluation" not in layers

@@ -11,14 +11,14 @@ from typing import Any, get_args
 
 from pipelines import ledger, storage
 from pipelines.alerts import delivery, lifecycle, rules, sinks
-from pipelines.contracts import Alert, Manifest, Notice, Severity
+from pipelines.contracts import Alert, Notice, Severity
 from pipelines.drift_report import DriftReport
 from pipelines.errors import ConflictError
+from pipelines.line.facts import AlertFacts
+from pipelines.line.step import Read, Run, Work
 from pipelines.params import Params
 from pipelines.settings import Settings
 
-STEP_VERSION = 3
-ROOMS = ("pipelines.alerts",)
 LOOK_BACK = 200
 """Rows of the ledger that are looked through for notices to send again, and for how many were sent lately."""
 ROUNDS = 100
@@ -26,14 +26,14 @@ PAGE = "report"
 """The step that draws the page, after this one."""
 
 
-def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write ``alerts.json`` (the alerts after this run, and its notices) to ``run_dir/alert``; keep both in the ledger, and send the notices.
+def work(run: Run, _read: Read) -> Work:
+    """Write ``alerts.json`` (the alerts after this run, and its notices); keep both in the ledger, and send the notices.
 
     The first run of an ``as_of`` decides; running again sends what no sink has taken yet and nothing else. A run
     that is older than the newest one finds nothing. A sink that fails is a fact (``undelivered``) and the next run's alert, not an error.
     """
-    made = storage.read_manifest(run_dir / "drift")
-    report = DriftReport.model_validate_json((run_dir / "drift" / "report.json").read_bytes())
+    params, settings, as_of = run.params, run.settings, run.as_of
+    report = DriftReport.model_validate_json((run.dir / "drift" / "report.json").read_bytes())
     alerts, fresh = _decide(params, settings, as_of, report)
     unfinished = delivery.unfinished(ledger.deliveries(settings.ledger, params.case))
     rows = ledger.alert_runs(settings.ledger, params.case, last=LOOK_BACK) if unfinished else []
@@ -44,19 +44,12 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     left = ledger.undelivered(settings.ledger, params.case)
     counts = Counter(alert.severity for alert in alerts if alert.state != "resolved")
 
-    def build(folder: Path) -> Mapping[str, Any]:
+    def build(folder: Path, _key: str) -> AlertFacts:
         (folder / "alerts.json").write_text(storage.canonical_json({"alerts": alerts, "notices": fresh}))
-        return {
-            **{severity: counts[severity] for severity in get_args(Severity)},
-            "notices": len(fresh),
-            "undelivered": sum(left.values()),
-        }
+        by_severity = {severity: counts[severity] for severity in get_args(Severity)}
+        return AlertFacts(**by_severity, notices=len(fresh), undelivered=sum(left.values()))
 
-    declared = {"alerts": alerts, "notices": fresh, "undelivered": left}
-    key = storage.step_key("alert", STEP_VERSION, {"drift": made.key}, declared)
-    return storage.commit(
-        run_dir / "alert", case=params.case, as_of=as_of, key=key, inputs={"drift": made.key}, build=build
-    )
+    return Work(build, {"alerts": alerts, "notices": fresh, "undelivered": left})
 
 
 def _decide(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,15 @@ from pipelines.data import dataset
 from pipelines.drift.profile.spec import freeze_spec
 from pipelines.errors import IntegrityError, TooFewRows
 from pipelines.fields import Fields
-from pipelines.params import Params
+from pipelines.line.facts import DatasetFacts
+from pipelines.line.step import Read, Run, Work
 from pipelines.settings import Settings
 
-STEP_VERSION = 2
 TRAIN = "train.parquet"
-ROOMS = ("pipelines.data.dataset", "pipelines.text")
 
 
-def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write ``train.parquet`` and ``holdout.parquet``.
+def work(run: Run, _read: Read) -> Work:
+    """Write ``train.parquet`` and ``holdout.parquet``, and where it is declared ``history.parquet``.
 
     ``history.parquet`` is written where it is declared; all go to ``run_dir/dataset``. The fact ``rows_per_day`` is the case's usual
     volume at that time, of all rows, for the drift step. The case's first one also freezes the scales of its profiles
@@ -33,16 +30,11 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     TooFewRows if there is no labelled row to train on, IntegrityError if the champion's own training rows cannot be
     found.
     """
+    params, settings, run_dir, as_of = run.params, run.settings, run.dir, run.as_of
     fields = load_fields(params.case)
-    validate = storage.read_manifest(run_dir / "validate")
     champion = ledger.champion_before(settings.ledger, params.case, as_of)
-    declared = {
-        "dataset": params.dataset.model_dump(mode="json"),
-        "champion": None if champion is None else champion.candidate_key,
-    }
-    key = storage.step_key("dataset", STEP_VERSION, {"validate": validate.key}, declared)
 
-    def build(folder: Path) -> Mapping[str, Any]:
+    def build(folder: Path, _key: str) -> DatasetFacts:
         rows = pl.read_parquet(run_dir / "validate" / "rows.parquet")
         chosen, older, rule = dataset.choose(rows, fields.label, as_of, params.dataset)
         text = None if fields.text is None else fields.text.name
@@ -58,27 +50,26 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         split.holdout.write_parquet(folder / "holdout.parquet", compression="zstd")
         if params.dataset.history_rows:
             split.history.write_parquet(folder / "history.parquet", compression="zstd")
-        return {
-            "rule": rule,
-            "rows_per_day": dataset.rows_per_day(rows, chosen),
-            "train_rows": split.train.height,
-            "holdout_rows": split.holdout.height,
-            "replayed_rows": split.replayed,
-            "history_rows": split.history.height,
+        return DatasetFacts(
+            rule=rule,
+            rows_per_day=dataset.rows_per_day(rows, chosen),
+            train_rows=split.train.height,
+            holdout_rows=split.holdout.height,
+            replayed_rows=split.replayed,
+            history_rows=split.history.height,
             **_balance(split, fields),
-            "window": dataset.training_window(as_of, params.dataset).model_dump(mode="json"),
-            "oldest": chosen["event_time"][0].isoformat(),
-            "newest": chosen["event_time"][-1].isoformat(),
-            "champion": None if champion is None else champion.champion,
-            "excluded_rows": split.excluded,
-        }
+            window=dataset.training_window(as_of, params.dataset),
+            oldest=chosen["event_time"][0].isoformat(),
+            newest=chosen["event_time"][-1].isoformat(),
+            champion=None if champion is None else champion.champion,
+            excluded_rows=split.excluded,
+        )
 
-    made = storage.commit(
-        run_dir / "dataset", case=params.case, as_of=as_of, key=key, inputs={"validate": validate.key}, build=build
-    )
-    # Before anything is trained: a training whose profiles cannot be compared with later ones would be in vain.
-    freeze_spec(fields, settings, lambda: pl.read_parquet(run_dir / "dataset" / "train.parquet"))
-    return made
+    def freeze(_made: Manifest) -> None:
+        # Before anything is trained: a training whose profiles cannot be compared with later ones would be in vain.
+        freeze_spec(fields, settings, lambda: pl.read_parquet(run_dir / "dataset" / TRAIN))
+
+    return Work(build, {"champion": None if champion is None else champion.candidate_key}, follow=freeze)
 
 
 def _balance(split: dataset.Split, fields: Fields) -> dict[str, Any]:

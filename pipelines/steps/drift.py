@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
-from pipelines.contracts import Manifest, Window
 from pipelines.data import log as prediction_log
 from pipelines.drift import judge, reference
 from pipelines.drift import report as reports
@@ -20,35 +16,27 @@ from pipelines.drift.evidence import DriftEvidence
 from pipelines.drift.judge import Judged
 from pipelines.drift.labels.served import plan
 from pipelines.drift.past import Judgement, Past
-from pipelines.drift.profile.counts import merge, read
+from pipelines.drift.profile import counts
+from pipelines.drift.profile.counts import merge
 from pipelines.drift.profile.days import read_days
 from pipelines.drift.profile.spec import load_spec, with_counts
-from pipelines.drift.run import Run
+from pipelines.drift.run import Run as Asked
 from pipelines.drift.why import explain
 from pipelines.drift_report import DriftReport, Explanation
 from pipelines.errors import NotKept, Overtaken
-from pipelines.params import Params
+from pipelines.line.facts import DatasetFacts, DriftFacts, ProfileFacts
+from pipelines.line.step import Read, Run, Work
 from pipelines.reports import evidently
 from pipelines.settings import Settings
 
-STEP_VERSION = 12
-ROOMS = (
-    "pipelines.drift",
-    "pipelines.data.log",
-    "pipelines.data.compaction",
-    "pipelines.fields",
-    "pipelines.measures",
-    "pipelines.segments",
-    "pipelines.reports.evidently",
-)
 ROUNDS = 3
 """How often a run looks again because another try of the same window was first."""
 FAILPOINTS = ("decided", "opened")
 """Beyond those of a commit: state in the ledger, episode in the ledger."""
 
 
-def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write ``report.json`` (and ``drift.html`` when somebody should look) to ``run_dir/drift``; keep state and episode in the ledger.
+def work(run: Run, read: Read) -> Work:
+    """Write ``report.json`` (and ``drift.html`` when somebody should look); keep state and episode in the ledger.
 
     The first decision of a window stands: running again finds it in the ledger, with the segments of the log that it was made
     on, and gives the same report, with the same action and episode, so that a trigger can be tried again. There is one
@@ -58,33 +46,34 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     A window that ended before the case's first champion or its first served row is not judged: the report says so, and nothing
     enters the ledger.
     """
-    made = storage.read_manifest(run_dir / "profile")
-    window, unread = Window.model_validate(made.facts["window"]), made.facts.get("unread", 0)
-    current = merge((read(settings.root / day["path"]) for day in made.facts["days"]), made.facts["spec"])
+    params, settings, as_of = run.params, run.settings, run.as_of
+    made = ProfileFacts.of(read["profile"])
+    window, unread = made.window, made.unread
+    current = merge((counts.read(settings.root / day["path"]) for day in made.days), made.spec)
     champion = ledger.champion_before(settings.ledger, params.case, as_of)
     if champion is None:
         told = reports.unjudged(params.case, window, current.rows, judge.NO_CHAMPION)
-        return _commit(params, settings, run_dir, made, told, None)
+        return _work(run, told, None)
     served_since = prediction_log.first_row(settings, params.case)
     releases = ledger.releases(settings.ledger, params.case)
     early = None if unread else judge.too_early(window, served_since, releases[0].as_of)
     if early is not None:
         told = reports.unjudged(params.case, window, current.rows, early, champion, served_since)
-        return _commit(params, settings, run_dir, made, told, None)
+        return _work(run, told, None)
     bundle = storage.find(settings.root / champion.bundle, champion.candidate_key, verify={reference.FILE})
-    before, learned_from = read(bundle / reference.FILE), _learned_from(bundle)
-    usual = None if learned_from is None else storage.read_manifest(learned_from).facts.get("rows_per_day")
+    before, learned_from = counts.read(bundle / reference.FILE), _learned_from(bundle)
+    usual = None if learned_from is None else DatasetFacts.of(storage.read_manifest(learned_from)).rows_per_day
     fields = load_fields(params.case)
-    asked = Run(params, fields, as_of, window, champion, before, current, unread, served_since, usual)
+    asked = Asked(params, fields, as_of, window, champion, before, current, unread, served_since, usual)
     judged = _judge(asked, settings)
-    days = read_days(run_dir, settings.root, reports.days_before(judged), before.spec)
+    days = read_days(run.dir, settings.root, reports.days_before(judged), before.spec)
     told = reports.report(judged, days)
     if told.episode is not None:
         storage.failpoint("drift", "decided")
         why = reports.opened_by(told)
         ledger.open_episode(settings.ledger, case=params.case, episode=told.episode, as_of=as_of, evidence=why)
         storage.failpoint("drift", "opened")
-    return _commit(params, settings, run_dir, made, told, learned_from and learned_from / "train.parquet")
+    return _work(run, told, learned_from and learned_from / "train.parquet")
 
 
 def _learned_from(bundle: Path) -> Path | None:
@@ -96,7 +85,7 @@ def _learned_from(bundle: Path) -> Path | None:
         return None
 
 
-def _judge(asked: Run, settings: Settings) -> Judged:
+def _judge(asked: Asked, settings: Settings) -> Judged:
     """The window as it is judged, by a decision that stands in the ledger: one from before, or this one if no other try was first."""
     case, url = asked.params.case, settings.ledger
     spec = load_spec(asked.fields, settings.profile_file(case))
@@ -129,22 +118,18 @@ def _keep(settings: Settings, case: str, past: Past, fresh: Judgement, evidence:
     return storage.canonical_json(kept) == storage.canonical_json(fresh.row())
 
 
-def _commit(
-    params: Params, settings: Settings, run_dir: Path, made: Manifest, report: DriftReport, trained_on: Path | None
-) -> Manifest:
-    inputs, fields = {"profile": made.key}, load_fields(params.case)
-    declared = {"drift": params.drift.model_dump(mode="json"), "report": report.model_dump(mode="json")}
-    key = storage.step_key("drift", STEP_VERSION, inputs, declared)
+def _work(run: Run, report: DriftReport, trained_on: Path | None) -> Work:
+    params, fields = run.params, load_fields(run.case)
 
     @functools.cache
     def sides() -> tuple[pl.DataFrame, pl.DataFrame]:
         """The champion's training rows and the window's."""
         assert trained_on is not None
         before = pl.read_parquet(trained_on, columns=list(fields.names))
-        rows = prediction_log.read_predictions(settings, params.case, report.window)
+        rows = prediction_log.read_predictions(run.settings, run.case, report.window)
         return with_counts(before, fields), with_counts(rows, fields)
 
-    def build(folder: Path) -> Mapping[str, Any]:
+    def build(folder: Path, _key: str) -> DriftFacts:
         columns = reports.drawn(report, fields, params.drift) if trained_on is not None else []
         page, error = evidently.page(folder / "drift.html", sides, columns, fields, params.drift)
         moved = trained_on is not None and reports.moved(report)
@@ -152,6 +137,6 @@ def _commit(
         quality = report.quality.model_copy(update={"page": page, "page_error": error})
         told = report.model_copy(update={"quality": quality, "explanation": apart})
         (folder / "report.json").write_text(storage.canonical_json(told))
-        return reports.facts(told)
+        return DriftFacts(**reports.facts(told))
 
-    return storage.commit(run_dir / "drift", case=params.case, as_of=made.as_of, key=key, inputs=inputs, build=build)
+    return Work(build, {"report": report.model_dump(mode="json")})

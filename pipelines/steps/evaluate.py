@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from datetime import datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +11,16 @@ import polars as pl
 
 from pipelines import ledger, runtime, storage
 from pipelines.cases import load_fields
-from pipelines.contracts import Manifest
+from pipelines.contracts import Manifest, Release
 from pipelines.drift import reference
 from pipelines.encoding import BUNDLE
 from pipelines.errors import ConfigError
 from pipelines.evaluation.metrics import metrics
 from pipelines.evaluation.slices import slices
 from pipelines.fields import Fields
+from pipelines.line.facts import DatasetFacts, EvaluateFacts
+from pipelines.line.step import Read, Run, Work
 from pipelines.measures import class_f1, confusion
-from pipelines.params import Params
-from pipelines.settings import Settings
-
-STEP_VERSION = 2
-ROOMS = (
-    "pipelines.evaluation.metrics",
-    "pipelines.measures",
-    "pipelines.evaluation.slices",
-    "pipelines.encoding",
-    "pipelines.fields",
-    "pipelines.runtime",
-    "pipelines.text",
-)
-
 
 JUDGED_BY = frozenset({BUNDLE, "spec.json", reference.FILE})
 """Files of a bundle that say what it was made of and how it is watched."""
@@ -42,32 +29,25 @@ Score = Callable[[Path, pl.DataFrame, Fields], Any]
 """Scores ``[n]`` or ``[n, K]`` of a bundle for canonical rows."""
 
 
-def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write ``scores.parquet`` (id, label, challenger, champion, declared slice columns) to ``run_dir/evaluate``.
+def work(run: Run, read: Read) -> Work:
+    """Write ``scores.parquet`` (id, label, challenger, champion, declared slice columns).
 
     With classes a score is an array of all classes' probabilities, and the facts hold the challenger's ``confusion``.
     Where the dataset keeps rows from before the window, ``history`` says what each model still knows of them. The
     champion is the release before ``as_of``, scored anew on the same rows from its own bundle; a metric from another
     holdout would not be comparable. Raises IntegrityError if its bundle is missing.
     """
-    return run_scored_by(_scores, params, settings, run_dir, as_of)
+    return scored_by(_scores, run, read)
 
 
-def run_scored_by(of: Score, params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """:func:`run` with something else than ONNX Runtime, for bundles that hold no network (pipelines/replay)."""
+def scored_by(of: Score, run: Run, read: Read) -> Work:
+    """:func:`work` with something else than ONNX Runtime, for bundles that hold no network (pipelines/replay)."""
+    params, settings, run_dir = run.params, run.settings, run.dir
     fields = load_fields(params.case)
-    dataset = storage.read_manifest(run_dir / "dataset")
-    export = storage.read_manifest(run_dir / "export")
-    champion = ledger.champion_before(settings.ledger, params.case, as_of)
-    inputs = {"dataset": dataset.key, "export": export.key}
-    declared = {
-        "champion": None if champion is None else champion.candidate_key,
-        "slices": params.gate.slices,
-        "fields": fields.hash,
-    }
-    key = storage.step_key("evaluate", STEP_VERSION, inputs, declared)
+    dataset, export = DatasetFacts.of(read["dataset"]), read["export"]
+    champion = ledger.champion_before(settings.ledger, params.case, run.as_of)
 
-    def build(folder: Path) -> Mapping[str, Any]:
+    def build(folder: Path, _key: str) -> EvaluateFacts:
         rows = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")
         label = rows[fields.label].to_numpy()
         named = _named(rows, fields)
@@ -76,7 +56,7 @@ def run_scored_by(of: Score, params: Params, settings: Settings, run_dir: Path, 
         challenger = of(run_dir / "export", rows, fields)
         opponent = None if bundle is None else of(bundle, rows, fields)
         same_model = bundle is not None and _answers(storage.read_manifest(bundle)) == _answers(export)
-        rate = dataset.facts["base_rate"]
+        rate = dataset.base_rate
         base = np.tile(np.array(rate), (rows.height, 1)) if fields.classes else np.full(rows.height, rate)
         scored = rows.select(
             "id",
@@ -86,13 +66,13 @@ def run_scored_by(of: Score, params: Params, settings: Settings, run_dir: Path, 
             *(named[name] for name in params.gate.slices),
         )
         scored.write_parquet(folder / "scores.parquet")
-        return {
-            "n": rows.height,
-            "positives": rows.height - _commonest(label) if fields.classes else int(label.sum()),
-            "challenger": metrics(label, challenger),
-            "champion": None if opponent is None else metrics(label, opponent),
-            "base_rate": {"rate": rate, **metrics(label, base)},
-            "slices": {
+        return EvaluateFacts(
+            n=rows.height,
+            positives=rows.height - _commonest(label) if fields.classes else int(label.sum()),
+            challenger=metrics(label, challenger),
+            champion=None if opponent is None else metrics(label, opponent),
+            base_rate={"rate": rate, **metrics(label, base)},
+            slices={
                 name: {
                     "n": int(mask.sum()),
                     "challenger": metrics(label[mask], challenger[mask]),
@@ -100,19 +80,22 @@ def run_scored_by(of: Score, params: Params, settings: Settings, run_dir: Path, 
                 }
                 for name, mask in masks.items()
             },
-            "opponent": None
-            if champion is None
-            else {
-                "version": champion.champion,
-                "candidate_key": champion.candidate_key,
-                "seq": champion.seq,
-                "same_model": same_model,
-            },
+            opponent=None if champion is None else _opponent(champion, same_model=same_model),
             **(_by_class(fields, label, challenger) if fields.classes else {}),
             **_history(run_dir, fields, bundle, of),
-        }
+        )
 
-    return storage.commit(run_dir / "evaluate", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
+    known = None if champion is None else champion.candidate_key
+    return Work(build, {"champion": known, "fields": fields.hash})
+
+
+def _opponent(champion: Release, *, same_model: bool) -> dict[str, Any]:
+    return {
+        "version": champion.champion,
+        "candidate_key": champion.candidate_key,
+        "seq": champion.seq,
+        "same_model": same_model,
+    }
 
 
 def _answers(export: Manifest) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,8 +13,6 @@ import polars as pl
 
 from pipelines import runtime, storage
 from pipelines.cases import build_model, load_fields
-from pipelines.cases.code import code_sha256
-from pipelines.contracts import Manifest
 from pipelines.data import log as prediction_log
 from pipelines.data.lake import content_sha256
 from pipelines.drift.labels import arrived as label_evidence
@@ -25,6 +22,8 @@ from pipelines.drift.reference import FILE, reference_profile
 from pipelines.encoding import BUNDLE
 from pipelines.errors import IntegrityError
 from pipelines.evaluation.metrics import metrics
+from pipelines.line.facts import DatasetFacts, ExportFacts, TrainFacts
+from pipelines.line.step import Read, Run, Work
 from pipelines.params import Params
 from pipelines.settings import Settings
 from pipelines.text import TOKENIZER
@@ -33,38 +32,12 @@ if TYPE_CHECKING:
     from pipelines.encoding import Columns
     from pipelines.fields import Fields
 
-STEP_VERSION = 11
-ROOMS = (
-    "pipelines.export.onnx",
-    "pipelines.export.bundle",
-    "pipelines.export.contract",
-    "pipelines.export.variants",
-    "pipelines.cases.encoder",
-    "pipelines.cases.tabular",
-    "pipelines.drift.labels.calibration",
-    "pipelines.data.log",
-    "pipelines.data.compaction",
-    "pipelines.drift.labels.arrived",
-    "pipelines.drift.profile.counts",
-    "pipelines.drift.profile.projections",
-    "pipelines.drift.reference",
-    "pipelines.drift.labels.sequential",
-    "pipelines.drift.profile.spec",
-    "pipelines.drift.profile.vocabulary",
-    "pipelines.evaluation.metrics",
-    "pipelines.measures",
-    "pipelines.encoding",
-    "pipelines.fields",
-    "pipelines.runtime",
-    "pipelines.text",
-)
-
 
 log = logging.getLogger(__name__)
 
 
-def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write the bundle to ``run_dir/export``.
+def work(run: Run, read: Read) -> Work:
+    """Write the bundle.
 
     model.onnx, bundle.json, fields.json, contract.json (a row as JSON Schema), spec.json (the feature spec),
     reference.parquet, for texts tokenizer.json, and with ``export.int8`` the variant that does not ship. Facts:
@@ -73,24 +46,14 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     ``refused``, if it was: then fp32 ships). Raises IntegrityError if ONNX Runtime does not answer what torch answers,
     or hangs on neighbours in fp32.
     """
+    params, settings, run_dir = run.params, run.settings, run.dir
     fields = load_fields(params.case)
-    train = storage.read_manifest(run_dir / "train")
-    dataset = storage.read_manifest(run_dir / "dataset")
-    inputs = {"dataset": dataset.key, "train": train.key}
+    train, dataset = TrainFacts.of(read["train"]), DatasetFacts.of(read["dataset"])
     spec = load_spec(fields, settings.profile_file(params.case))
-    declared: dict[str, Any] = {
-        "fields": fields.hash,
-        "profile": spec.version,
-        "export": params.export.model_dump(mode="json"),
-        "code": code_sha256(params.case),
-    }
     holdout = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")
-    judged = as_judged(params, settings, as_of, holdout)
-    # They come from the log, which no input's key holds.
-    declared["judged"] = content_sha256(judged.select("id", fields.label))
-    key = storage.step_key("export", STEP_VERSION, inputs, declared)
+    judged = as_judged(params, settings, run.as_of, holdout)
 
-    def build(folder: Path) -> Mapping[str, Any]:
+    def build(folder: Path, _key: str) -> ExportFacts:
         # Inside: a no-op run must not pay for importing torch.
         from pipelines.export.bundle import check_parity, write_bundle
         from pipelines.training.weights import load_weights
@@ -101,13 +64,13 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         fresh = {} if fields.text is None else {"pretrained": False}
         model = build_model(params.case, params.model, fields, **fresh)
         load_weights(model, run_dir / "train" / "weights.pt")
-        about = {
-            "train_rows": dataset.facts["train_rows"],
-            "dataset_key": dataset.key,
-            "weights_sha256": train.facts["weights_sha256"],
+        about: dict[str, Any] = {
+            "train_rows": dataset.train_rows,
+            "dataset_key": read["dataset"].key,
+            "weights_sha256": train.weights_sha256,
         }
-        if train.facts.get("scales"):
-            about["scales"] = train.facts["scales"]
+        if train.scales:
+            about["scales"] = train.scales
         bundle = write_bundle(model, fields, folder, about)
         columns = {name: holdout[name].to_list() for name in fields.names}
         worst = check_parity(model, fields, folder, columns, params.train.seed)
@@ -121,9 +84,11 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         )
         (folder / FILE).write_bytes(to_bytes(reference))
         (folder / "spec.json").write_text(storage.canonical_json(asdict(spec)))
-        return {"parity": worst, "parity_rows": holdout.height, "variants": variants, **bundle}
+        return ExportFacts(parity=worst, parity_rows=holdout.height, variants=variants, **bundle)
 
-    return storage.commit(run_dir / "export", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
+    # Labels of the holdout that a drift run would count come from the log, which no input's key holds.
+    known = content_sha256(judged.select("id", fields.label))
+    return Work(build, {"fields": fields.hash, "profile": spec.version, "judged": known})
 
 
 def as_judged(params: Params, settings: Settings, as_of: datetime, holdout: pl.DataFrame) -> pl.DataFrame:

@@ -8,7 +8,7 @@ went through the gateway, with the labels that have arrived by as_of, and the so
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
@@ -18,39 +18,31 @@ import polars as pl
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields, part
-from pipelines.cases.code import code_sha256
 from pipelines.cases.receiving import Received, count_reasons, noted, receive
 from pipelines.cases.sources import resolve_source, returned_by
-from pipelines.contracts import Manifest, Window
+from pipelines.contracts import Window
 from pipelines.data import dataset, lake
 from pipelines.data import log as prediction_log
 from pipelines.errors import DataError, TooFewRows
 from pipelines.fields import AS_DELIVERED, Fields, frame_schema
+from pipelines.line.facts import IngestFacts
+from pipelines.line.step import Read, Run, Work
 from pipelines.params import Params
 from pipelines.settings import Settings
 
-STEP_VERSION = 4
-ROOMS = (
-    "pipelines.data.dataset",
-    "pipelines.data.lake",
-    "pipelines.data.log",
-    "pipelines.data.compaction",
-    "pipelines.cases.sources",
-    "pipelines.cases.receiving",
-)
-
-Read = Callable[[Window], Received]
+Reader = Callable[[Window], Received]
 QUARANTINE = "quarantine.parquet"
 """The rows that could not be read as rows, with their reasons, in the step's folder."""
 
 
-def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write the partitions and ``run_dir/ingest``; the key is made of the hashes of partitions and refused rows.
+def work(run: Run, _read: Read) -> Work:
+    """Write the partitions; the key is made of the hashes of partitions and refused rows.
 
     So late data gives a new key, and a second run without new data is a no-op. The facts say what became of every
     row that was delivered (:class:`pipelines.cases.receiving.Received`); refused ones lie in ``quarantine.parquet``.
     Raises TooFewRows if there is not a single row yet, DataError if there are some and none of them can be used.
     """
+    params, settings, as_of = run.params, run.settings, run.as_of
     fields = load_fields(params.case)
     first_run = ledger.champion_before(settings.ledger, params.case, as_of) is None
     origin = "source" if first_run or params.training_rows == "source" else "log"
@@ -63,37 +55,31 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     if rows.is_empty():
         raise _nothing(params, settings, origin, received, as_of)
     partitions = lake.write_days(settings, params.case, rows)
-    window = dataset.training_window(as_of, params.dataset).model_dump(mode="json")
-    declared = {"origin": origin, "window": window, "partitions": [[p["date"], p["sha256"]] for p in partitions]}
-    if origin == "source":
-        declared["code"] = code_sha256(params.case)
-    if refused.height:
-        declared["refused"] = lake.content_sha256(refused)
-    facts = {
+    window = dataset.training_window(as_of, params.dataset)
+    declared: dict[str, Any] = {
         "origin": origin,
         "window": window,
-        "rows": rows.height,
-        "labelled": int(rows[fields.label].is_not_null().sum()),
-        "counts": received.counts,
-        "reasons": count_reasons(refused),
-        "partitions": partitions,
-        "source": described,
-        **received.beside,
+        "partitions": [[p["date"], p["sha256"]] for p in partitions],
     }
+    if refused.height:
+        declared["refused"] = lake.content_sha256(refused)
 
-    def build(folder: Path) -> Mapping[str, Any]:
+    def build(folder: Path, _key: str) -> IngestFacts:
         if refused.height:
             refused.write_parquet(folder / QUARANTINE, compression="zstd")
-        return facts
+        return IngestFacts(
+            origin=origin,
+            window=window,
+            rows=rows.height,
+            labelled=int(rows[fields.label].is_not_null().sum()),
+            counts=received.counts,
+            reasons=count_reasons(refused),
+            partitions=partitions,
+            source=described,
+            **received.beside,
+        )
 
-    return storage.commit(
-        run_dir / "ingest",
-        case=params.case,
-        as_of=as_of,
-        key=storage.step_key("ingest", STEP_VERSION, {}, declared),
-        inputs={},
-        build=build,
-    )
+    return Work(build, declared, runs_case=origin == "source")
 
 
 def _nothing(params: Params, settings: Settings, origin: str, received: Received, as_of: datetime) -> DataError:
@@ -124,7 +110,7 @@ def _nothing(params: Params, settings: Settings, origin: str, received: Received
     )
 
 
-def _from_source(params: Params, settings: Settings) -> tuple[Read, datetime, dict[str, Any]]:
+def _from_source(params: Params, settings: Settings) -> tuple[Reader, datetime, dict[str, Any]]:
     module = part(params.case, "source")
     source = resolve_source(params.case, module.resolve, settings, params)
     fields = load_fields(params.case)
@@ -141,7 +127,7 @@ def _from_source(params: Params, settings: Settings) -> tuple[Read, datetime, di
 
 def _from_log(
     params: Params, settings: Settings, fields: Fields, as_of: datetime
-) -> tuple[Read, datetime, dict[str, Any]]:
+) -> tuple[Reader, datetime, dict[str, Any]]:
     prediction_log.catch_up(settings, params.case, dataset.training_window(as_of, params.dataset))
     oldest = prediction_log.first_day(settings, params.case)
     earliest = as_of if oldest is None else datetime.combine(oldest, time(0), UTC)
@@ -185,7 +171,7 @@ def _from_log(
     )
 
 
-def _look_back(read: Read, earliest: datetime, fields: Fields, params: Params, as_of: datetime) -> Received:
+def _look_back(read: Reader, earliest: datetime, fields: Fields, params: Params, as_of: datetime) -> Received:
     """Whole event days, back to the oldest that the window rule or its fallback can need, and no further."""
     days = params.dataset.window_days
     while True:

@@ -8,7 +8,7 @@ rows. Both ways make the same bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date, datetime
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,32 +26,20 @@ from pipelines.drift.profile.spec import Spec, load_spec
 from pipelines.drift.profile.windows import drift_window
 from pipelines.errors import ConfigError, TooFewRows
 from pipelines.fields import Fields
+from pipelines.line.facts import ProfileFacts
+from pipelines.line.order import PROFILE
+from pipelines.line.step import Read, Run, Work
 from pipelines.params import Params
 from pipelines.settings import Settings
 
-STEP_VERSION = 5
-ROOMS = (
-    "pipelines.drift.profile.bits",
-    "pipelines.drift.profile.kernel",
-    "pipelines.drift.profile.counts",
-    "pipelines.drift.profile.projections",
-    "pipelines.drift.profile.spec",
-    "pipelines.drift.profile.vocabulary",
-    "pipelines.drift.profile.windows",
-    "pipelines.data.log",
-    "pipelines.data.compaction",
-    "pipelines.data.repeats",
-    "pipelines.fields",
-    "pipelines.segments",
-)
 PARTS = "profile_parts"
 """Beside the step's folder: the days that were profiled ahead of it by tasks of their own."""
 TOGETHER = 32 << 20
 """Bytes of files that are read at once, those of neighbours counted for every day: some hundred thousand rows."""
 
 
-def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write a profile of every day with rows, made of those of its hours, and ``run_dir/profile``, which names them.
+def work(run: Run, _read: Read) -> Work:
+    """Write a profile of every day with rows, made of those of its hours; the facts name them.
 
     Files: ``lake/<case>/profiles/<spec>/date=D/hour=H/<hash16>.parquet`` and ``date=D/<hash16>.parquet``; the facts
     hold ``days``, each ``{date, path, rows, hours}``. The key is made of the days' hashes: rows that arrive late give a
@@ -59,49 +47,43 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
     counts the window's rows in those that nobody closed in time. A day that :func:`part` has profiled from the same
     rows is taken from there. Raises TooFewRows before a case's first training.
     """
+    params, settings = run.params, run.settings
     fields = load_fields(params.case)
     if (
         not settings.profile_file(params.case).exists()
-        and ledger.champion_before(settings.ledger, params.case, as_of) is None
+        and ledger.champion_before(settings.ledger, params.case, run.as_of) is None
     ):
         raise TooFewRows(
             f"{params.case}: nothing has been trained yet, and the first training freezes the scales that rows are "
             "profiled by: run one first"
         )
     spec = load_spec(fields, settings.profile_file(params.case))
-    window = drift_window(as_of, params.drift.window)
+    window = drift_window(run.as_of, params.drift.window)
     unread = prediction_log.catch_up(settings, params.case, window)
-    found = {day: _ready(params, settings, run_dir, day) for day in prediction_log.days(settings, params.case, window)}
+    found = {day: _ready(params, settings, run.dir, day) for day in prediction_log.days(settings, params.case, window)}
     wanted = [day for day, ready in found.items() if ready is None]
     found |= {
         day: _keep(params, settings, spec, day, hours) for day, hours in _hours(params, settings, spec, fields, wanted)
     }
     days = [ready for _, ready in sorted(found.items()) if ready is not None and ready["rows"]]
-    told = {"window": window.model_dump(mode="json"), "spec": spec.version, "unread": unread}
-    declared = {**told, "days": [day["path"] for day in days]}
-    facts: Mapping[str, Any] = {**told, "rows": sum(day["rows"] for day in days), "days": days}
-    return storage.commit(
-        run_dir / "profile",
-        case=params.case,
-        as_of=as_of,
-        key=storage.step_key("profile", STEP_VERSION, {}, declared),
-        inputs={},
-        build=lambda _folder: facts,
-    )
+    rows = sum(day["rows"] for day in days)
+    facts = ProfileFacts(window=window, spec=spec.version, unread=unread, rows=rows, days=days)
+    told = {"window": window, "spec": spec.version, "unread": unread, "days": [day["path"] for day in days]}
+    return Work(lambda _folder, _key: facts, told)
 
 
-def days(params: Params, settings: Settings, as_of: datetime) -> list[str]:
+def days(run: Run) -> list[str]:
     """The parts of a large profile: the days of the window that have rows, in order.
 
     Open segments are closed and compacted first.
     """
-    window = drift_window(as_of, params.drift.window)
-    prediction_log.catch_up(settings, params.case, window)
-    return [str(day) for day in prediction_log.days(settings, params.case, window)]
+    window = drift_window(run.as_of, run.params.drift.window)
+    prediction_log.catch_up(run.settings, run.case, window)
+    return [str(day) for day in prediction_log.days(run.settings, run.case, window)]
 
 
-def part(params: Params, settings: Settings, run_dir: Path, as_of: datetime, day: str) -> Manifest:
-    """Profile one day ahead of the step, as ``run_dir/profile_parts/<day>``.
+def part(run: Run, day: str) -> Manifest:
+    """Profile one day ahead of the step, as ``profile_parts/<day>`` in the run's folder.
 
     Many can be made at once, on any machine that sees the lake.
     """
@@ -109,6 +91,7 @@ def part(params: Params, settings: Settings, run_dir: Path, as_of: datetime, day
         of = date.fromisoformat(day)
     except ValueError as error:
         raise ConfigError(f"{day!r} is no day: write it as 2009-05-01") from error
+    params, settings = run.params, run.settings
     fields = load_fields(params.case)
 
     def build(_folder: Path) -> Mapping[str, Any]:
@@ -117,9 +100,9 @@ def part(params: Params, settings: Settings, run_dir: Path, as_of: datetime, day
         return _keep(params, settings, spec, of, hours)
 
     return storage.commit(
-        run_dir / PARTS / day,
+        run.dir / PARTS / day,
         case=params.case,
-        as_of=as_of,
+        as_of=run.as_of,
         key=_part_key(params, settings, of),
         inputs={},
         build=build,
@@ -137,7 +120,7 @@ def _part_key(params: Params, settings: Settings, day: date) -> str:
         "partition": params.drift.partition,
         "log": prediction_log.fingerprint(settings, params.case, prediction_log.window_of(day)),
     }
-    return storage.step_key(PARTS, STEP_VERSION, {}, declared)
+    return storage.step_key(PARTS, PROFILE.version, {}, declared)
 
 
 def _ready(params: Params, settings: Settings, run_dir: Path, day: date) -> dict[str, Any] | None:

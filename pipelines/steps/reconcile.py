@@ -12,15 +12,6 @@ from pipelines.params import Params
 from pipelines.registry import aliases
 from pipelines.settings import Settings
 
-STEP_VERSION = 1
-ROOMS = (
-    "pipelines.deploy.rollout",
-    "pipelines.deploy.repository",
-    "pipelines.deploy.triton",
-    "pipelines.registry.aliases",
-    "pipelines.runtime",
-)
-
 
 def run(params: Params, settings: Settings) -> dict[str, Any]:
     """``{"case", "champion", "repaired": what was mended}``.

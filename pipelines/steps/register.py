@@ -4,124 +4,84 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from math import isfinite
 from pathlib import Path
 from typing import Any, get_args
 
 import polars as pl
 
-from pipelines import ledger, storage
-from pipelines.contracts import EpisodeTrigger, Manifest, Trigger, Verdict
-from pipelines.params import Params
+from pipelines import ledger
+from pipelines.contracts import EpisodeTrigger, Manifest, Verdict
+from pipelines.line.facts import EvaluateFacts, GateFacts, RegisterFacts, TrainFacts
+from pipelines.line.order import REGISTER
+from pipelines.line.step import Read, Run, Work
 from pipelines.registry import register
 from pipelines.registry.client import DECISION
 from pipelines.registry.live import TEXT, flat
 from pipelines.reports import training as figures
-from pipelines.settings import Settings
 
-STEP_VERSION = 2
-ROOMS = (
-    "pipelines.registry.register",
-    "pipelines.registry.client",
-    "pipelines.registry.live",
-    "pipelines.registry.points",
-    "pipelines.reports.training",
-)
-FILES = (("gate", "verdict.json"), ("export", "bundle.json"), ("train", "record.json"), ("train", "metrics.jsonl"))
+FILES = (("gate", "verdict.json"), *((step, name) for step, names in REGISTER.files.items() for name in names))
 """What the run keeps beside the model, by step; a training without a loop has no metrics by step."""
-INPUTS = ("dataset", "train", "export", "evaluate", "gate")
 FAILPOINTS = ("run", "version")
 """Beyond those of a commit: after MLflow's run was made, after the model version was made."""
 
 
-def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, trigger: Trigger = "manual") -> Manifest:
-    """Draw the training's curves and the holdout's confusion or calibration.
+def work(run: Run, read: Read) -> Work:
+    """Draw the training's curves and the holdout's confusion or calibration, and record the candidate.
 
     Facts: ``version`` (MLflow's number, Triton's folder, the ledger's champion) and ``mlflow_run``. A crash between run
     and version is completed by running again; should two tries have run at once, what the losing one left in MLflow is
     deleted. Raises Unavailable if MLflow is down.
     """
-    read = {
-        step: {name for of, name in FILES if of == step} for step in ("train", "export")
-    }  # the model is checked before it is sent
-    inputs = {step: storage.read_manifest(run_dir / step, verify=read.get(step, True)) for step in INPUTS}
-    gate = inputs["gate"]
-    key = storage.step_key("register", STEP_VERSION, {"gate": gate.key, "export": inputs["export"].key}, {})
 
-    def build(folder: Path) -> Mapping[str, Any]:
-        plots = _plots(run_dir, folder, f"{params.case} {as_of:%Y-%m-%d}", inputs["evaluate"].facts)
-        candidate = _candidate(params, settings, run_dir, as_of, trigger, inputs, plots)
-        run_id, version = register.record(settings, candidate)
-        return {"version": version, "mlflow_run": run_id}
+    def build(folder: Path, _key: str) -> RegisterFacts:
+        plots = _plots(run.dir, folder, f"{run.case} {run.as_of:%Y-%m-%d}", EvaluateFacts.of(read["evaluate"]))
+        mlflow_run, version = register.record(run.settings, _candidate(run, read, plots))
+        return RegisterFacts(version=version, mlflow_run=mlflow_run)
 
-    keys = {"gate": gate.key, "export": inputs["export"].key}
-    manifest = storage.commit(run_dir / "register", case=params.case, as_of=as_of, key=key, inputs=keys, build=build)
-    register.settle(
-        settings,
-        params.case,
-        gate.key,
-        inputs["train"].key,
-        as_of,
-        manifest.facts["mlflow_run"],
-        manifest.facts["version"],
-    )
-    return manifest
+    def settle(made: Manifest) -> None:
+        facts, gate, train = RegisterFacts.of(made), read["gate"].key, read["train"].key
+        register.settle(run.settings, run.case, gate, train, run.as_of, facts.mlflow_run, facts.version)
+
+    return Work(build, follow=settle)
 
 
-def _candidate(
-    params: Params,
-    settings: Settings,
-    run_dir: Path,
-    as_of: datetime,
-    trigger: Trigger,
-    inputs: Mapping[str, Manifest],
-    plots: Sequence[Path],
-) -> register.Candidate:
-    cited = ledger.verdict(
-        settings.ledger, params.case, inputs["gate"].facts.get("verdict_sha256", ""), gate_key=inputs["gate"].key
-    )
+def _candidate(run: Run, read: Read, plots: Sequence[Path]) -> register.Candidate:
+    gate = GateFacts.of(read["gate"])
+    cited = ledger.verdict(run.settings.ledger, run.case, gate.verdict_sha256, gate_key=read["gate"].key)
     verdict = Verdict.model_validate(cited["verdict"])
-    facts = {step: manifest.facts for step, manifest in inputs.items()}
-    metrics = {
-        "evaluate": {
-            name: facts["evaluate"].get(name) for name in ("challenger", "champion", "base_rate", "n", "positives")
-        }
-    }
+    judged, trained = EvaluateFacts.of(read["evaluate"]), TrainFacts.of(read["train"])
     lift = verdict.evidence.lift
+    measured = {name: getattr(judged, name) for name in ("challenger", "champion", "base_rate", "n", "positives")}
+    kept = [run.dir / step / name for step, name in FILES]
     return register.Candidate(
-        case=params.case,
-        as_of=as_of,
-        key=inputs["gate"].key,
-        train=inputs["train"].key,
-        bundle=run_dir / "export",
-        params={name: str(value) for name, value in flat(params.model_dump(mode="json")).items()},
-        metrics=_numbers(
-            {**metrics["evaluate"], "lift": lift.model_dump() if lift else None, "cost": facts["train"].get("cost", {})}
-        ),
-        curves={"epoch.loss": facts["train"].get("curve", [])},
-        steps=run_dir / "train" / "metrics.jsonl",
-        tags=_tags(params, settings, as_of, trigger, inputs, verdict),
-        dataset=facts["dataset"],
-        dataset_key=inputs["dataset"].key,
-        artefacts=(
-            *(path for path in (run_dir / step / name for step, name in FILES) if path.exists()),
-            *plots,
-        ),
+        case=run.case,
+        as_of=run.as_of,
+        key=read["gate"].key,
+        train=read["train"].key,
+        bundle=run.dir / "export",
+        params={name: str(value) for name, value in flat(run.params.model_dump(mode="json")).items()},
+        metrics=_numbers({**measured, "lift": lift.model_dump() if lift else None, "cost": trained.cost}),
+        curves={"epoch.loss": trained.curve},
+        steps=run.dir / "train" / "metrics.jsonl",
+        tags=_tags(run, read, verdict),
+        dataset=read["dataset"].facts,
+        dataset_key=read["dataset"].key,
+        artefacts=(*(path for path in kept if path.exists()), *plots),
         about=f"{verdict.decision}, by the rule {verdict.rule}: {verdict.reason}"[:TEXT],
     )
 
 
-def _plots(run_dir: Path, folder: Path, name: str, judged: Mapping[str, Any]) -> list[Path]:
+def _plots(run_dir: Path, folder: Path, name: str, judged: EvaluateFacts) -> list[Path]:
     """The figures of the candidate, in the step's folder."""
     metrics, scores, drawn = run_dir / "train" / "metrics.jsonl", run_dir / "evaluate" / "scores.parquet", []
     lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     if any("loss" in line for line in lines):
         drawn.append(figures.curves(lines, f"{name}: training", folder / "training.png"))
-    about = f"{name}: the challenger on {judged['n']:,} held-out rows"
-    if "confusion" in judged and judged["n"]:
-        drawn.append(figures.confusion(judged["confusion"], judged["classes"], about, folder / "confusion.png"))
-    elif scores.exists() and judged["n"]:
+    about = f"{name}: the challenger on {judged.n:,} held-out rows"
+    if judged.confusion is not None and judged.n:
+        drawn.append(figures.confusion(judged.confusion, judged.classes, about, folder / "confusion.png"))
+    elif scores.exists() and judged.n:
         rows = pl.read_parquet(scores, columns=["label", "challenger"])
         drawn.append(
             figures.calibration(
@@ -131,30 +91,22 @@ def _plots(run_dir: Path, folder: Path, name: str, judged: Mapping[str, Any]) ->
     return drawn
 
 
-def _tags(
-    params: Params,
-    settings: Settings,
-    as_of: datetime,
-    trigger: Trigger,
-    inputs: Mapping[str, Manifest],
-    verdict: Verdict,
-) -> dict[str, str]:
-    origin = inputs["export"].provenance
+def _tags(run: Run, read: Read, verdict: Verdict) -> dict[str, str]:
+    origin = read["export"].provenance
+    asked_for = run.trigger in get_args(EpisodeTrigger)
     tags = {
-        "case": params.case,
-        "as_of": as_of.isoformat(),
-        "trigger": trigger,
-        "episode": ledger.asking_episode(settings.ledger, params.case, as_of)
-        if trigger in get_args(EpisodeTrigger)
-        else None,
+        "case": run.case,
+        "as_of": run.as_of.isoformat(),
+        "trigger": run.trigger,
+        "episode": ledger.asking_episode(run.settings.ledger, run.case, run.as_of) if asked_for else None,
         "commit": origin.get("commit"),
         "lock": origin.get("lock"),
-        "candidate": inputs["export"].key,
-        "dataset": inputs["dataset"].key,
-        "fields": inputs["export"].facts.get("fields_hash"),
+        "candidate": read["export"].key,
+        "dataset": read["dataset"].key,
+        "fields": read["export"].facts.get("fields_hash"),
         "rule": verdict.rule,
         "reason": verdict.reason[:TEXT],
-        "verdict": inputs["gate"].facts["verdict_sha256"],
+        "verdict": GateFacts.of(read["gate"]).verdict_sha256,
     }
     return {DECISION: verdict.decision, **{f"perennial.{name}": str(value) for name, value in tags.items() if value}}
 

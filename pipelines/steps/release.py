@@ -16,15 +16,6 @@ from pipelines.registry import aliases
 from pipelines.settings import Settings
 from pipelines.storage import MANIFEST
 
-STEP_VERSION = 1
-ROOMS = (
-    "pipelines.deploy.rollout",
-    "pipelines.deploy.switch",
-    "pipelines.deploy.repository",
-    "pipelines.deploy.triton",
-    "pipelines.registry.aliases",
-    "pipelines.runtime",
-)
 log = logging.getLogger(__name__)
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,13 @@ from pipelines.drift.profile.spec import BY_VERSION, OUTPUTS, load_spec, scale_o
 from pipelines.drift.why.describe import describe
 from pipelines.drift_report import DriftReport
 from pipelines.errors import PerennialError
+from pipelines.line.facts import ReportFacts
+from pipelines.line.step import Read, Run, Work
 from pipelines.params import Params
 from pipelines.registry import monitoring
 from pipelines.reports import daily
 from pipelines.settings import Settings
 
-STEP_VERSION = 5
-ROOMS = (
-    "pipelines.reports.daily",
-    "pipelines.reports.daily_page",
-    "pipelines.reports.daily_charts",
-    "pipelines.reports.daily_metric",
-    "pipelines.reports.daily_questions",
-    "pipelines.reports.daily_words",
-    "pipelines.reports.figures",
-    "pipelines.drift.why.describe",
-)
 log = logging.getLogger(__name__)
 
 PAGE = "index.html"
@@ -48,13 +40,13 @@ PROVENANCE = ("actor", "mlflow_run", "recorded_at", "hash", "previous_hash")
 """What a release carries beside what it is."""
 
 
-def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write ``run_dir/report/index.html``: self-contained, made from the drift report, earlier ones, the day profiles and the ledger.
+def work(run: Run, read: Read) -> Work:
+    """Write ``index.html``: self-contained, made from the drift report, earlier ones, the day profiles and the ledger.
 
     The key is made of what the page says: the verdict of a retraining that ended since, or an alert, gives another page.
     """
-    made = storage.read_manifest(run_dir / "drift")
-    profiled = storage.read_manifest(run_dir / "profile")
+    params, settings, run_dir, as_of = run.params, run.settings, run.dir, run.as_of
+    made, profiled = read["drift"], read["profile"]
     report = DriftReport.model_validate_json((run_dir / "drift" / "report.json").read_bytes())
     past = _history(run_dir)
     told = _ledger(params, settings, report, as_of)
@@ -69,19 +61,15 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         **told,
         **_profiles(params, settings, run_dir, report, past, profiled, as_of),
     }
-    inputs = {"drift": made.key}
-    key = storage.step_key("report", STEP_VERSION, inputs, _said(view))
 
-    def build(folder: Path) -> Mapping[str, Any]:
+    def build(folder: Path, _key: str) -> ReportFacts:
         page = daily.page(view, _links(params, settings, made, report))
         (folder / PAGE).write_text(page, encoding="utf-8")
-        return {"state": report.state.value, "headline": daily.headline(view), "bytes": len(page.encode())}
+        return ReportFacts(state=report.state.value, headline=daily.headline(view), bytes=len(page.encode()))
 
-    manifest = storage.commit(run_dir / "report", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
     # The answer says where MLflow shows the page, the manifest does not: the page counts, wherever MLflow is.
-    return manifest.model_copy(
-        update={"facts": {**manifest.facts, **_publish(params, settings, run_dir, as_of, manifest, view)}}
-    )
+    publish = partial(_publish, run, view)
+    return Work(build, {"view": _said(view)}, follow=publish)
 
 
 def _said(view: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,13 +81,11 @@ def _said(view: Mapping[str, Any]) -> dict[str, Any]:
     return {**view, "releases": [bare(release) for release in view["releases"]], "champion": bare(view["champion"])}
 
 
-def _publish(
-    params: Params, settings: Settings, run_dir: Path, as_of: datetime, manifest: Manifest, view: Mapping[str, Any]
-) -> dict[str, str]:
+def _publish(run: Run, view: Mapping[str, Any], manifest: Manifest) -> dict[str, str]:
     """The pages in MLflow, for people who come from there or from Airflow: ``{page, evidently}`` as addresses; without MLflow nothing."""
-    report = view["report"]
-    drawn = run_dir / "drift" / "drift.html"
-    files = [run_dir / "report" / PAGE, *([drawn] if drawn.exists() else [])]
+    report, settings = view["report"], run.settings
+    drawn = run.dir / "drift" / "drift.html"
+    files = [run.dir / "report" / PAGE, *([drawn] if drawn.exists() else [])]
     tags = {
         name: str(report[name]) for name in ("state", "action", "episode", "model_version") if report[name] is not None
     }
@@ -108,8 +94,8 @@ def _publish(
     try:
         page = monitoring.publish(
             settings,
-            case=params.case,
-            as_of=as_of,
+            case=run.case,
+            as_of=run.as_of,
             key=manifest.key,
             files=files,
             tags={f"perennial.{name}": value for name, value in tags.items()}
@@ -118,7 +104,7 @@ def _publish(
             champion=None if view["champion"] is None else view["champion"]["mlflow_run"],
         )
     except (PerennialError, OSError) as error:
-        log.warning("the page of %s stays where it is, MLflow has no copy: %s", params.case, error)
+        log.warning("the page of %s stays where it is, MLflow has no copy: %s", run.case, error)
         return {}
     place = f"{settings.mlflow_url.rstrip('/')}/{page}/artifacts"
     return {"page": f"{place}/{PAGE}", **({"evidently": f"{place}/{drawn.name}"} if drawn.exists() else {})}

@@ -14,15 +14,6 @@ from pipelines.params import Params
 from pipelines.registry import aliases
 from pipelines.settings import Settings
 
-STEP_VERSION = 2
-ROOMS = (
-    "pipelines.deploy.rollout",
-    "pipelines.deploy.switch",
-    "pipelines.deploy.repository",
-    "pipelines.deploy.triton",
-    "pipelines.registry.aliases",
-    "pipelines.runtime",
-)
 log = logging.getLogger(__name__)
 
 

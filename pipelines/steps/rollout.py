@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
-from pipelines.contracts import Manifest, Release, Trigger
+from pipelines.contracts import Release
 from pipelines.deploy import repository, rollout
 from pipelines.errors import ConflictError, IntegrityError, PerennialError
-from pipelines.params import Params
+from pipelines.line.facts import DatasetFacts, GateFacts, Outcome, RegisterFacts, RolloutFacts
+from pipelines.line.step import Read, Run, Work
 from pipelines.registry import aliases
 from pipelines.settings import Settings
 
-STEP_VERSION = 1
-ROOMS = (
-    "pipelines.deploy.rollout",
-    "pipelines.deploy.repository",
-    "pipelines.deploy.triton",
-    "pipelines.registry.aliases",
-    "pipelines.runtime",
-)
-INPUTS = ("dataset", "export", "gate", "register")
 FAILPOINTS = ("staged", "loaded", "appended", "projected")
 """Beyond those of a commit: version in the repository, loaded in Triton, release in the ledger, aliases set."""
 log = logging.getLogger(__name__)
 
 
-def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, trigger: Trigger = "manual") -> Manifest:
+def work(run: Run, read: Read) -> Work:
     """Facts: ``outcome``, ``version`` and ``seq`` (the release, None if there is none of this candidate).
 
     ``kept``: the gate did not promote, by its verdict in the ledger. ``already_released``: the candidate has served
@@ -39,35 +29,32 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime, *, t
     the one it was judged against, or was released later than ``as_of``. ``promoted``: it serves. Whatever fails, the
     champion that serves goes on serving.
     """
-    inputs = {step: storage.read_manifest(run_dir / step) for step in INPUTS}
-    keys = {step: inputs[step].key for step in ("export", "gate", "register")}
-    key = storage.step_key("rollout", STEP_VERSION, keys, {})
 
-    def build(_folder: Path) -> Mapping[str, Any]:
-        version, verdict = inputs["register"].facts["version"], _verdict(settings, run_dir, inputs)
+    def build(_folder: Path, _key: str) -> RolloutFacts:
+        registered, verdict = RegisterFacts.of(read["register"]), _verdict(run, read)
         if verdict["decision"] != "promote":
-            return {"outcome": "kept", "version": version, "seq": None}
-        with repository.alone(settings.model_repository, params.case):
-            outcome, release = _release(params, settings, run_dir, as_of, trigger, inputs, verdict["reason"])
+            return RolloutFacts(outcome="kept", version=registered.version, seq=None)
+        with repository.alone(run.settings.model_repository, run.case):
+            outcome, release = _release(run, read, registered, verdict["reason"])
         if outcome == "promoted":
-            _project(settings, params.case)
-        return {"outcome": outcome, "version": version, "seq": release.seq if release else None}
+            _project(run.settings, run.case)
+        return RolloutFacts(outcome=outcome, version=registered.version, seq=release.seq if release else None)
 
-    return storage.commit(run_dir / "rollout", case=params.case, as_of=as_of, key=key, inputs=keys, build=build)
+    return Work(build)
 
 
-def _verdict(settings: Settings, run_dir: Path, inputs: Mapping[str, Manifest]) -> dict[str, Any]:
+def _verdict(run: Run, read: Read) -> dict[str, Any]:
     """The verdict on this very candidate as it stands in the ledger; what a file says of it decides nothing.
 
     Raises IntegrityError if the ledger has none of this gate run, or one of the steps belongs to another candidate.
     """
-    export, gate, registered = (inputs[step] for step in ("export", "gate", "register"))
-    evaluate = storage.read_manifest(run_dir / "evaluate")
-    found = ledger.verdict(settings.ledger, export.case, gate.facts.get("verdict_sha256", ""), gate_key=gate.key)
+    export, gate, registered, evaluate = (read[step] for step in ("export", "gate", "register", "evaluate"))
+    cited = GateFacts.of(gate).verdict_sha256
+    found = ledger.verdict(run.settings.ledger, export.case, cited, gate_key=gate.key)
     judged = (found["gate_key"], gate.inputs.get("evaluate"), evaluate.inputs.get("export"), registered.inputs)
     if judged != (gate.key, evaluate.key, export.key, {"gate": gate.key, "export": export.key}):
         raise IntegrityError(
-            f"{run_dir}: the verdict that its gate cites ({found['hash'][:12]}) is not the one on this candidate "
+            f"{run.dir}: the verdict that its gate cites ({found['hash'][:12]}) is not the one on this candidate "
             f"({export.key[:12]}): "
             "run evaluate, gate and register again"
         )
@@ -75,16 +62,9 @@ def _verdict(settings: Settings, run_dir: Path, inputs: Mapping[str, Manifest]) 
     return verdict
 
 
-def _release(
-    params: Params,
-    settings: Settings,
-    run_dir: Path,
-    as_of: datetime,
-    trigger: Trigger,
-    inputs: Mapping[str, Manifest],
-    reason: str,
-) -> tuple[str, Release | None]:
-    case, candidate_key, version = inputs["export"].case, inputs["export"].key, inputs["register"].facts["version"]
+def _release(run: Run, read: Read, registered: RegisterFacts, reason: str) -> tuple[Outcome, Release | None]:
+    settings, as_of = run.settings, run.as_of
+    case, candidate_key, version = read["export"].case, read["export"].key, registered.version
     history = ledger.releases(settings.ledger, case)
     head = history[-1] if history else None
     earlier = [release for release in history if release.candidate_key == candidate_key]
@@ -92,7 +72,7 @@ def _release(
         # A try that died after the ledger's row finds its own release still serving: that is its promotion.
         mine = earlier[-1] is head and earlier[-1].action == "promote" and earlier[-1].champion == version
         return ("promoted" if mine else "already_released"), earlier[-1]
-    if (head.champion if head else None) != inputs["dataset"].facts["champion"] or (head and as_of < head.as_of):
+    if (head.champion if head else None) != DatasetFacts.of(read["dataset"]).champion or (head and as_of < head.as_of):
         return "stale", None
 
     def append() -> Release:
@@ -102,24 +82,24 @@ def _release(
             expected_seq=head.seq if head else 0,
             champion=version,
             candidate_key=candidate_key,
-            bundle=str((run_dir / "export").relative_to(settings.root)),
+            bundle=str((run.dir / "export").relative_to(settings.root)),
             action="promote",
-            trigger=trigger,
+            trigger=run.trigger,
             reason=reason,
             actor=settings.who,
-            mlflow_run=inputs["register"].facts["mlflow_run"],
-            verdict_hash=inputs["gate"].facts["verdict_sha256"],
+            mlflow_run=registered.mlflow_run,
+            verdict_hash=GateFacts.of(read["gate"]).verdict_sha256,
             as_of=as_of,
         )
 
     fields = load_fields(case)
     try:
-        release = rollout.promote(settings, fields, version, run_dir / "export", append, params.serving.device)
+        release = rollout.promote(settings, fields, version, run.dir / "export", append, run.params.serving.device)
     except ConflictError as error:
         log.warning("%s", error)
         return "stale", None
     try:
-        rollout.restore(settings, fields, params.serving.device)
+        rollout.restore(settings, fields, run.params.serving.device)
     except PerennialError as error:
         log.warning(
             "%s: version %d serves, but old versions were not put in order (reconcile will): %s", case, version, error

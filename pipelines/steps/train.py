@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -16,10 +17,14 @@ from pipelines import ledger, storage
 from pipelines.cases import build_model, load_fields, part
 from pipelines.cases.code import code_sha256, modules
 from pipelines.cases.pretrained import base_sha256
-from pipelines.contracts import EpisodeTrigger, Manifest, Trigger
+from pipelines.contracts import EpisodeTrigger, Manifest
 from pipelines.encoding import find_constant, find_scales, read_scales
 from pipelines.errors import ConfigError, NotKept, Unavailable
 from pipelines.fields import Fields, Scale, encode
+from pipelines.line.facts import TrainFacts
+from pipelines.line.order import TRAIN
+from pipelines.line.rooms import modules_of
+from pipelines.line.step import Read, Run, Work
 from pipelines.params import Params, TextModelParams
 from pipelines.registry import live
 from pipelines.settings import Settings
@@ -28,33 +33,12 @@ from pipelines.text import TOKENIZER, load_tokenizer, tokenise
 if TYPE_CHECKING:
     from pipelines.training.rows import Rows
 
-STEP_VERSION = 6
 HEAD = "head.pt"
-ROOMS = (
-    "pipelines.training",
-    "pipelines.cases.tabular",
-    "pipelines.cases.encoder",
-    "pipelines.cases.embedding",
-    "pipelines.cases.pretrained",
-    "pipelines.measures",
-    "pipelines.encoding",
-    "pipelines.fields",
-    "pipelines.text",
-)
 log = logging.getLogger(__name__)
 
 
-def run(
-    params: Params,
-    settings: Settings,
-    run_dir: Path,
-    as_of: datetime,
-    *,
-    trigger: Trigger = "manual",
-    actor: str | None = None,
-    reason: str | None = None,
-) -> Manifest:
-    """Write ``weights.pt``, ``record.json``, ``metrics.jsonl`` and (texts) ``tokenizer.json`` to ``run_dir/train``.
+def work(run: Run, read: Read) -> Work:
+    """Write ``weights.pt``, ``record.json``, ``metrics.jsonl`` and (texts) ``tokenizer.json``.
 
     Facts say how it went; ``scales`` are the constants of the numbers that were scaled before they became float32,
     ``constant`` the fields with one value in all rows, from which nothing can be learned (a warning, too).
@@ -63,73 +47,58 @@ def run(
     ``run_dir/.train.k<key>``. Raises TrainingDiverged if a loss or a gradient is not finite, Unavailable if a rank
     was lost or asked to leave.
     """
+    params, settings = run.params, run.settings
     fields = load_fields(params.case)
-    dataset = storage.read_manifest(run_dir / "dataset")
     if not settings.profile_file(params.case).exists():
         raise ConfigError(
             f"{settings.profile_file(params.case)} does not exist: run the step 'dataset' again, it is made from the "
             "training rows"
         )
-    inputs = {"dataset": dataset.key}
-    initial = champion_weights(params, settings, as_of)
-    if initial is not None:
-        inputs["champion"] = initial.key
-    gpus = params.resources.gpus > 0
-    declared = {
-        "model": params.model.model_dump(mode="json"),
-        "train": params.train.model_dump(mode="json"),
-        "fields": fields.hash,
-        "gpus": gpus,
-    }
-    declared["code"] = code = code_sha256(params.case)
+    initial = champion_weights(params, settings, run.as_of)
     base = base_sha256(params.model.encoder) if isinstance(params.model, TextModelParams) else None
-    if base is not None:
-        declared["base"] = base
-    key = storage.step_key("train", STEP_VERSION, inputs, declared)
-    work = work_folder(run_dir, key)
-    if settings.node_rank:
-        return _follow(run_dir / "train", work, key, settings.node_rank)
 
-    def build(folder: Path) -> Mapping[str, Any]:
-        asked = governance(settings, params.case, as_of, trigger, actor, reason)
+    def build(folder: Path, key: str) -> TrainFacts:
+        asked, dataset, unfinished = governance(run), read["dataset"], work_folder(run.dir, key)
+        opening = _opening(params, run.as_of, key, dataset, asked)
         # A training that is repeated elsewhere is no run of its own.
-        with live.recording(
-            settings,
-            _opening(params, as_of, key, dataset, asked),
-            work,
-            on=run_dir == settings.run_dir(params.case, as_of),
-        ) as recording:
-            facts = _train(folder, run_dir, params, settings, fields, initial, work, recording.beside)
+        with live.recording(settings, opening, unfinished, on=run.folder is None) as recording:
+            facts = _train(folder, run, fields, initial, unfinished, recording.beside)
             # Inside: a no-op run must not pay for importing torch.
             from pipelines.training.record import training_record, write
 
             record = training_record(
                 folder,
                 params=params,
-                as_of=as_of,
+                as_of=run.as_of,
                 dataset=dataset,
-                source=rows_source(run_dir, dataset),
+                source=rows_source(run.dir, dataset),
                 fields_hash=fields.hash,
-                modules=(__name__, *ROOMS, *modules(params.case)),
-                case_code=code,
+                modules=(*modules_of(TRAIN), *modules(params.case)),
+                case_code=code_sha256(params.case),
                 facts=facts,
                 base_weights=base,
                 champion=initial.key if initial is not None and facts["warm_start"] else None,
                 governance=asked,
             )
             write(folder, record)
-            return {**facts, "cost": recording.cost(), "mlflow_page": recording.run.page if recording.run else None}
+            page = recording.run.page if recording.run else None
+            return TrainFacts(**facts, cost=recording.cost(), mlflow_page=page)
 
-    manifest = storage.commit(run_dir / "train", case=params.case, as_of=as_of, key=key, inputs=inputs, build=build)
-    shutil.rmtree(work, ignore_errors=True)
-    return manifest
+    def clear(made: Manifest) -> None:
+        shutil.rmtree(work_folder(run.dir, made.key), ignore_errors=True)
+
+    return Work(
+        build,
+        declared={"fields": fields.hash, "base": base},
+        inputs={} if initial is None else {"champion": initial.key},
+        follow=clear,
+        instead=partial(_follow, run) if settings.node_rank else None,
+    )
 
 
 def _train(
     folder: Path,
-    run_dir: Path,
-    params: Params,
-    settings: Settings,
+    run: Run,
     fields: Fields,
     initial: Initial | None,
     work: Path,
@@ -143,6 +112,7 @@ def _train(
     from pipelines.training.rows import train_validation_split
     from pipelines.training.weights import fits, save_weights, weights_sha256
 
+    params, settings = run.params, run.settings
     if isinstance(params.model, TextModelParams):
         shutil.copyfile(part(params.case, "model").tokenizer(params.model), folder / TOKENIZER)
 
@@ -150,7 +120,7 @@ def _train(
         return build_model(params.case, params.model, fields)
 
     warm = initial if initial is not None and fits(made(), initial.weights) else None
-    columns = read_columns(run_dir / "dataset" / "train.parquet", fields)
+    columns = read_columns(run.dir / "dataset" / "train.parquet", fields)
     # Weights of a champion go with the numbers that it was trained on.
     scales = warm.scales if warm else find_scales(fields, columns)
     rows = as_rows(fields, columns, folder, scales)
@@ -254,24 +224,29 @@ def rows_source(run_dir: Path, dataset: Manifest) -> Mapping[str, Any]:
     return found
 
 
-def governance(
-    settings: Settings, case: str, as_of: datetime, trigger: Trigger, actor: str | None, reason: str | None = None
-) -> dict[str, Any]:
+def governance(run: Run) -> dict[str, Any]:
     """Who asked for a training and why: ``{actor, trigger, reason, episode}``.
 
     The episode is the one that asked for it.
     """
-    episode = ledger.asking_episode(settings.ledger, case, as_of) if trigger in get_args(EpisodeTrigger) else None
-    why = reason or (f"{trigger} episode {episode}" if episode else trigger)
-    return {"actor": actor or settings.who, "trigger": trigger, "reason": why, "episode": episode}
+    asked_for = run.trigger in get_args(EpisodeTrigger)
+    episode = ledger.asking_episode(run.settings.ledger, run.case, run.as_of) if asked_for else None
+    why = f"{run.trigger} episode {episode}" if episode else run.trigger
+    return {
+        "actor": run.actor or run.settings.who,
+        "trigger": run.trigger,
+        "reason": run.reason or why,
+        "episode": episode,
+    }
 
 
-def _follow(folder: Path, work: Path, key: str, node_rank: int) -> Manifest:
+def _follow(run: Run, key: str) -> Manifest:
     """The part of a node other than the first: its ranks, and then the first node's manifest."""
     from pipelines.training.launch import JOIN_SECONDS, follow
 
+    folder = run.dir / "train"
     if not _committed(folder, key):
-        follow(work, node_rank)
+        follow(work_folder(run.dir, key), run.settings.node_rank)
     give_up = time.monotonic() + JOIN_SECONDS
     while not _committed(folder, key):
         if time.monotonic() > give_up:

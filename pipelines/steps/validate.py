@@ -5,41 +5,34 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from pipelines import storage
 from pipelines.cases import load_fields
-from pipelines.contracts import Manifest
 from pipelines.data import contract, lake
 from pipelines.errors import DataError
 from pipelines.fields import AS_DELIVERED
-from pipelines.params import Params
-from pipelines.settings import Settings
-
-STEP_VERSION = 3
-ROOMS = ("pipelines.data.contract", "pipelines.data.lake", "pipelines.fields")
+from pipelines.line.facts import IngestFacts, ValidateFacts
+from pipelines.line.step import Read, Run, Work
 
 
-def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> Manifest:
-    """Write ``rows.parquet`` and ``quarantine.parquet`` to ``run_dir/validate``.
+def work(run: Run, read: Read) -> Work:
+    """Write ``rows.parquet`` and ``quarantine.parquet``.
 
     What ingest refused lies in the quarantine, too. Of the rows delivered each is counted once in the facts: ``rows +
     bad + repeats + outside = delivered``. Raises DataError if more than ``max_bad_share`` of the rows are bad, or all;
     the quarantine is then kept in ``lake/<case>/quarantine/rows``.
     """
+    params, settings, run_dir = run.params, run.settings, run.dir
     fields = load_fields(params.case)
-    ingest = storage.read_manifest(run_dir / "ingest")
+    ingest = read["ingest"]
+    found = IngestFacts.of(ingest)
     limit = params.dataset.max_bad_share
-    key = storage.step_key(
-        "validate", STEP_VERSION, {"ingest": ingest.key}, {"max_bad_share": limit, "fields": fields.hash}
-    )
 
-    def build(folder: Path) -> Mapping[str, Any]:
-        rows = lake.read_days(settings, ingest.facts["partitions"])
+    def build(folder: Path, key: str) -> ValidateFacts:
+        rows = lake.read_days(settings, found.partitions)
         good, bad = contract.split(rows, fields)
         refused = run_dir / "ingest" / "quarantine.parquet"
         if "quarantine.parquet" in ingest.files:
@@ -60,16 +53,13 @@ def run(params: Params, settings: Settings, run_dir: Path, as_of: datetime) -> M
         good = good.drop(AS_DELIVERED, strict=False)
         good.write_parquet(folder / "rows.parquet", compression="zstd")
         bad.write_parquet(folder / "quarantine.parquet", compression="zstd")
-        return {"rows": good.height, "bad": bad.height, "bad_share": share, "reasons": reasons, **_apart(ingest)}
+        return ValidateFacts(rows=good.height, bad=bad.height, bad_share=share, reasons=reasons, **_apart(found.counts))
 
-    return storage.commit(
-        run_dir / "validate", case=params.case, as_of=as_of, key=key, inputs={"ingest": ingest.key}, build=build
-    )
+    return Work(build, {"fields": fields.hash})
 
 
-def _apart(ingest: Manifest) -> dict[str, int]:
+def _apart(counts: Mapping[str, int]) -> dict[str, int]:
     """What ingest counted beside the rows that came here; its manifests of before count nothing."""
-    counts = ingest.facts.get("counts", {})
     if not counts:
         return {}
     outside = counts["outside_window"] + counts["outside_period"]

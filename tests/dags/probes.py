@@ -17,6 +17,7 @@ from perennial_operators import StepOperator
 from perennial_torchrun import TAG, TorchrunOperator
 
 from pipelines.errors import DataError, TooFewRows, Unavailable
+from pipelines.line.step import Action
 
 CASE = "loans"
 RANKS = 2
@@ -33,7 +34,7 @@ ENDS = {"failed": None, "cleared": None, "timed": timedelta(seconds=5)}
 """How each training is ended, and its execution timeout."""
 
 
-def run(params):
+def run(params, _settings):
     """Hold ranks until the first try is ended; another try is over at once."""
     if os.environ[TAG].endswith("#1"):
         for _ in range(RANKS):
@@ -49,26 +50,25 @@ for end, limit in ENDS.items():
     with DAG(
         f"held_{end}", schedule=None, deadline=deadline(CASE, timedelta(seconds=2)) if end == "failed" else None
     ) as dag:
-        TorchrunOperator(task_id="train", case=CASE, step="held", execution_timeout=limit)
+        TorchrunOperator(task_id="train", case=CASE, step=Action("held", 1, "hold ranks"), execution_timeout=limit)
     globals()[dag.dag_id] = dag
 
 
-def broken():
+def broken(_params, _settings):
     """An error that trying again cannot mend."""
     raise DataError("6% of the rows are bad")
 
 
-def flaky(run_dir):
+def flaky(_params, settings):
     """A service that is back at the second try."""
-    mark = run_dir / "flaky"
+    mark = settings.root / "flaky"
     if not mark.exists():
-        run_dir.mkdir(parents=True, exist_ok=True)
         mark.touch()
         raise Unavailable("Triton is down")
     return {}
 
 
-def early():
+def early(_params, _settings):
     """A run that comes before any label."""
     raise TooFewRows("no label has arrived")
 
@@ -77,5 +77,11 @@ for mishap in (broken, flaky, early):
     sys.modules[f"pipelines.steps.{mishap.__name__}"] = module = ModuleType(f"pipelines.steps.{mishap.__name__}")
     module.run = mishap
     with DAG(f"mishap_{mishap.__name__}", schedule=None, on_failure_callback=tell_failure(CASE)) as dag:
-        StepOperator(task_id="step", step=mishap.__name__, case=CASE, retries=1, retry_delay=timedelta(seconds=1))
+        StepOperator(
+            task_id="step",
+            step=Action(mishap.__name__, 1, "a mishap"),
+            case=CASE,
+            retries=1,
+            retry_delay=timedelta(seconds=1),
+        )
     globals()[dag.dag_id] = dag

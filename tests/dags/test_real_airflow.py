@@ -15,15 +15,18 @@ from embedded.airflow_metrics import SERIES, Watch
 from embedded.services import settings_of
 from pipelines import cases, ledger
 from pipelines.fields import Categorical
+from pipelines.line import order
 from pipelines.params_file import load_params
 from pipelines.places import PRIVATE
-from pipelines.steps import DRIFT, TRAINING
 from pipelines.storage import read_manifest, wall_time
 from tests.embedded.test_airflow_metrics import samples
 from tests.pipelines.data import loglines
 from tests.running import CASE, ENDS, GRAFANA, MAPPED, PROFILE, ROOT
 
 pytestmark = pytest.mark.slow
+
+TRAINING = tuple(step.name for step in order.TRAINING)
+DRIFT = (*(step.name for step in (*order.WATCHING, *order.TELLING)), "retrain", "reconcile")
 
 RUNS = 20 if PROFILE == "full" else 8
 FAULTS = ("drift:decided.1", "drift:opened.1", "drift:publish.1", "drift:published.1", "alert:files.1")

@@ -16,8 +16,8 @@ from pipelines.deploy import triton
 from pipelines.errors import Unavailable
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
-from pipelines.steps import rollout
 from tests.pipelines.candidates import CASE, month, registered
+from tests.pipelines.verbs import rollout
 
 
 def roll_out(settings: Settings, number: int, run_dir: Path, **arguments):

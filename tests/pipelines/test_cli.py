@@ -10,14 +10,14 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from pipelines import cli, ledger
 from pipelines.case_files import case_names
+from pipelines.contracts import Manifest
+from pipelines.line import order
 from pipelines.params_file import load_params
-from pipelines.steps import TRAINING, gate, ingest
 from tests.pipelines.alerts import found
 
 
@@ -66,13 +66,13 @@ def test_an_answer_that_nobody_reads_or_no_disk_takes():
 
 def test_what_a_library_prints_stays_off_stdout(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     """A chatty library ends up on stderr, so that stdout stays one line."""
-    original = ingest.run
+    original = cli.runner.run
 
-    def chatty(params, settings, run_dir, as_of):
+    def chatty(step, run):
         print("hello from a library")  # noqa: T201
-        return original(params, settings, run_dir, as_of)
+        return original(step, run)
 
-    monkeypatch.setattr(ingest, "run", chatty)
+    monkeypatch.setattr(cli.runner, "run", chatty)
     assert cli.main(["ingest", "--case", "loans", "--as-of", "2020-05-01"]) == 0
     out, err = capfd.readouterr()
     assert "hello" in err
@@ -105,10 +105,10 @@ def test_debug_shows_the_traceback(capfd: pytest.CaptureFixture[str]):
 def test_an_error_nobody_foresaw_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     """A bug ends with 1 and says that it is one, and how to see more."""
 
-    def broken(params, settings, run_dir, as_of):
+    def broken(_step, _run):
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(ingest, "run", broken)
+    monkeypatch.setattr(cli.runner, "run", broken)
     assert cli.main(["ingest", "--case", "loans", "--as-of", "2020-05-01"]) == 1
     assert (
         "ZeroDivisionError: by zero; this is a mistake in the program: run again with --debug" in capfd.readouterr().err
@@ -160,33 +160,27 @@ def test_help_lists_the_steps_in_the_order_of_the_line(capfd: pytest.CaptureFixt
         cli.main(["--help"])
     assert caught.value.code == 0
     text = capfd.readouterr().out
-    names = cli.step_names()
-    assert [name for name in names if not re.search(rf"^ +{name}\s", text, re.MULTILINE)] == []
-    trained = [name for name in names if name in TRAINING]
-    assert trained == [name for name in TRAINING if name in trained]
+    places = [re.search(rf"^ +{step.name}\s", text, re.MULTILINE) for step in order.ALL]
+    assert None not in places
+    assert places == sorted(places, key=lambda place: place.start())
 
 
-def test_a_step_gets_the_options_that_its_run_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Trigger and reason are options of the steps that take them, and of no others."""
-    (tmp_path / "one.py").write_text('"""one: first."""\ndef run(params, settings, *, reason): ...\n')
-    (tmp_path / "two.py").write_text(
-        '"""two: second."""\ndef run(params, settings, run_dir, as_of, *, trigger="manual"): ...\n'
-    )
-    monkeypatch.setattr(cli, "STEPS", tmp_path)
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("gate --as-of 2020-05-01 --trigger drift", "gate --as-of 2020-05-01 --reason R"),
+        ("train --as-of 2020-05-01 --reason R", "train --reason R"),
+        ("rollback --reason R --from-version 3", "rollback --from-version 3"),
+        ("release --reason R --version 3 --despite-verdict", "release --reason R"),
+        ("reconcile", "reconcile --as-of 2020-05-01"),
+    ],
+)
+def test_a_step_gets_the_options_that_it_declares(right: str, wrong: str):
+    """What a step or an action takes are its options, what it needs must be given, and it has no others."""
     parser = cli.build_parser()
-    assert parser.parse_args(["one", "--case", "loans", "--reason", "R"]).reason == "R"
-    assert (
-        parser.parse_args(["two", "--case", "loans", "--as-of", "2020-05-01", "--trigger", "drift"]).trigger == "drift"
-    )
-    for wrong in (["one", "--case", "loans", "--reason", "R", "--as-of", "2020-05-01"], ["two", "--case", "loans"]):
-        with pytest.raises(SystemExit):
-            parser.parse_args(wrong)
-    (tmp_path / "four.py").write_text(
-        '"""four: fourth."""\ndef run(params, settings, run_dir, as_of, *, reason=None): ...\n'
-    )
-    assert cli.build_parser().parse_args(["four", "--case", "loans", "--as-of", "2020-05-01"]).reason is None
-    (tmp_path / "three.py").write_text('"""three: third."""\ndef run(params, settings, *, as_of=None): ...\n')
-    assert cli.build_parser().parse_args(["three", "--case", "loans"]).as_of is None
+    assert parser.parse_args([*right.split(), "--case", "loans"]).command == right.partition(" ")[0]
+    with pytest.raises(SystemExit):
+        parser.parse_args([*wrong.split(), "--case", "loans"])
 
 
 def test_commands_that_are_no_steps_get_params_and_settings(
@@ -203,6 +197,12 @@ def test_commands_that_are_no_steps_get_params_and_settings(
     assert json.loads(capfd.readouterr().out)["letters"] == len(load_params("loans").case)
 
 
+def _made(step, run, **facts):
+    """What a step leaves."""
+    about = {"step": step.name, "case": run.case, "as_of": run.as_of, "key": "k", "inputs": {}, "files": {}}
+    return Manifest(**about, facts=facts, provenance={})
+
+
 @pytest.mark.parametrize(
     ("given", "champion", "expected"),
     [([], None, "initial"), ([], "one", "manual"), (["--trigger", "drift"], None, "drift")],
@@ -213,7 +213,12 @@ def test_a_run_knows_what_started_it(
     """Without --trigger a run by hand is the initial one until the case has a champion, and manual from then on."""
     seen = []
     monkeypatch.setattr(cli.ledger, "champion_before", lambda *_: champion)
-    monkeypatch.setattr(gate, "run", lambda params, settings, run_dir, as_of, trigger="manual": seen.append(trigger))
+
+    def run(step, asked):
+        seen.append(asked.trigger)
+        return _made(step, asked)
+
+    monkeypatch.setattr(cli.runner, "run", run)
     assert cli.main(["gate", "--case", "loans", "--as-of", "2020-05-01", *given]) == 0
     assert seen == [expected]
 
@@ -402,18 +407,24 @@ def test_retraining_by_hand_is_the_whole_line(monkeypatch: pytest.MonkeyPatch, c
     """
     seen = []
     monkeypatch.setattr(cli.ledger, "champion_before", lambda *_: "one")
-    facts = {"version": 3, "decision": "reject", "rule": "upper_bound", "reason": "worse", "outcome": "kept"}
+    facts = {
+        "version": 3,
+        "decision": "reject",
+        "rule": "upper_bound",
+        "reason": "worse",
+        "outcome": "kept",
+        "seq": None,
+    }
 
-    def step(name):
-        def run(params, settings, run_dir, as_of, *, trigger="schedule", reason=None):
-            seen.append((name, as_of.isoformat(), trigger, reason))
-            return {"champion": 2} if name == "reconcile" else SimpleNamespace(facts=facts)
+    def run(step, asked):
+        seen.append((step.name, asked.as_of.isoformat(), asked.trigger, asked.reason))
+        return _made(step, asked, **facts)
 
-        return SimpleNamespace(run=run)
-
-    monkeypatch.setattr(cli, "import_module", lambda name: step(name.rpartition(".")[2]))
+    monkeypatch.setattr(cli.runner, "run", run)
+    monkeypatch.setattr(cli.runner, "act", lambda action, *_: {"champion": 2} if action is order.RECONCILE else None)
     assert cli.main(["retrain", "--case", "loans", "--as-of", "2020-05-01", "--reason", "new branch opened"]) == 0
-    assert seen == [(name, "2020-05-01T00:00:00+00:00", "manual", "new branch opened") for name in TRAINING]
+    names = [step.name for step in order.TRAINING[:-1]]
+    assert seen == [(name, "2020-05-01T00:00:00+00:00", "manual", "new branch opened") for name in names]
     answer = json.loads(capfd.readouterr().out)
     assert (answer["version"], answer["decision"], answer["outcome"], answer["champion"]) == (3, "reject", "kept", 2)
     with pytest.raises(SystemExit):

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -25,38 +26,44 @@ sys.path.append(str(Path(__file__).parents[2] / "plugins"))
 
 from perennial_operators import StepOperator  # noqa: E402 - finds its settings in the environment
 
-from pipelines import storage  # noqa: E402
+from pipelines.line.facts import Facts  # noqa: E402
+from pipelines.line.order import TRAIN  # noqa: E402
+from pipelines.line.step import Work  # noqa: E402
 from pipelines.registry import live  # noqa: E402
 from pipelines.training.fit import fit  # noqa: E402
 from pipelines.training.weights import weights_sha256  # noqa: E402
 from tests.pipelines.training.models import TEXT, Troubled, texts  # noqa: E402
 
 AS_OF = datetime(2009, 5, 1, tzinfo=UTC)
+ALONE = replace(TRAIN, reads=(), params=(), runs_case=False)
 TWO = TEXT.model_copy(update={"ranks": 2, "checkpoint_every": 4, "hang_seconds": 20.0})
 
 
-def run(params, settings, run_dir, as_of):
-    """In the place of pipelines.steps.train.run."""
-    work = run_dir / ".train.k1"
+def work(run, _read):
+    """In the place of pipelines.steps.train.work."""
+    unfinished = run.dir / ".train.k1"
 
-    def build(_folder):
-        with live.recording(settings, live.Training("bank", as_of, "preempted", {}, {}), work) as recording:
-            fitted = fit(lambda: Troubled("wait", 7, FOLDER / "happened"), texts(), TWO, work, beside=recording.beside)
-            return {
-                "sha256": weights_sha256(fitted.model),
-                "resumed_from": fitted.facts["resumed_from"],
-                "mlflow_page": recording.run.page,
-            }
+    def build(_folder, _key):
+        with live.recording(
+            run.settings, live.Training("bank", run.as_of, "preempted", {}, {}), unfinished
+        ) as recording:
+            about = {"beside": recording.beside}
+            fitted = fit(lambda: Troubled("wait", 7, FOLDER / "happened"), texts(), TWO, unfinished, **about)
+            return Facts(
+                sha256=weights_sha256(fitted.model),
+                resumed_from=fitted.facts["resumed_from"],
+                mlflow_page=recording.run.page,
+            )
 
-    return storage.commit(run_dir / "train", case="bank", as_of=as_of, key="k1", inputs={}, build=build)
+    return Work(build)
 
 
 def main() -> None:
     """Execute the operator with Airflow's own answer to SIGTERM."""
     module = ModuleType("pipelines.steps.train")
-    module.run = run
+    module.work = work
     sys.modules["pipelines.steps.train"] = module
-    task = StepOperator(task_id="train", step="train", case="bank")
+    task = StepOperator(task_id="train", step=ALONE, case="bank")
     signal.signal(signal.SIGTERM, lambda *_: task.on_kill())
     dag_run = SimpleNamespace(
         data_interval_end=None, logical_date=None, run_after=AS_OF, run_type="manual", triggering_user_name="ada"

@@ -19,6 +19,7 @@ from embedded import airflow_metrics, probe, seed, traffic
 from embedded.demo import __main__ as demo
 from pipelines import cli
 from pipelines.errors import ConfigError
+from pipelines.line.order import INGEST
 from pipelines.params_file import load_params
 from serving.gateway.app import create_app
 
@@ -112,7 +113,7 @@ def test_a_task_names_the_variable_that_is_wrong():
     """A task fails at once, and its error names the variable; so does what tells people of a failed run."""
     context = {"params": {}, "dag_run": None, "ti": SimpleNamespace(xcom_push=lambda **_: None)}
     with pytest.raises(AirflowFailException, match=MISTAKE):
-        StepOperator(task_id="ingest", step="ingest", case="bank").execute(context)
+        StepOperator(task_id="ingest", step=INGEST, case="bank").execute(context)
     with pytest.raises(ConfigError, match=MISTAKE):
         perennial_failures.tell_failure("bank")(context)
 

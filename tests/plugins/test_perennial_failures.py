@@ -21,6 +21,8 @@ from perennial_failures import tell_failure
 from perennial_operators import StepOperator
 
 from pipelines.errors import DataError, TooFewRows, Unavailable
+from pipelines.line import runner
+from pipelines.line.order import VALIDATE
 from tests.compose.stackfile import ROOT
 from tests.pipelines.alerts.test_sinks import receiver
 from tests.plugins.test_perennial_operators import Pushed, _context
@@ -40,15 +42,16 @@ def left(monkeypatch):
     """Lets a task fail with an error; what it left under Airflow's XComs, by key."""
 
     def fail(error: BaseException) -> dict:
-        def run(params):
+        def work(_run, _read):
             raise error
 
+        monkeypatch.setattr(runner, "reads", lambda *_: {})
         module = ModuleType("pipelines.steps.validate")
-        module.run = run
+        module.work = work
         monkeypatch.setitem(sys.modules, "pipelines.steps.validate", module)
         ti = Pushed()
         with pytest.raises(BaseException, match=str(error)):
-            StepOperator(task_id="validate", step="validate", case="bank").execute(_context(ti))
+            StepOperator(task_id="validate", step=VALIDATE, case="bank").execute(_context(ti))
         return dict(ti)
 
     return fail
@@ -60,7 +63,7 @@ def failed(monkeypatch, xcoms: dict, task: str | None = "validate") -> None:
     Calls the DAG's callback with what the server knows.
     """
     with DAG("bank_training", schedule=None, on_failure_callback=tell_failure("bank")) as dag:
-        StepOperator(task_id="validate", step="validate", case="bank")
+        StepOperator(task_id="validate", step=VALIDATE, case="bank")
     about = {
         "dag_id": "bank_training",
         "run_id": RUN,
@@ -190,11 +193,12 @@ def test_an_error_that_cannot_be_kept_hides_nothing(monkeypatch):
         def xcom_push(self, key, value):
             raise RuntimeError("the API server is away")
 
+    monkeypatch.setattr(runner, "reads", lambda *_: {})
     module = ModuleType("pipelines.steps.validate")
-    module.run = lambda params: (_ for _ in ()).throw(DataError("6% bad"))
+    module.work = lambda *_: (_ for _ in ()).throw(DataError("6% bad"))
     monkeypatch.setitem(sys.modules, "pipelines.steps.validate", module)
     with pytest.raises(AirflowFailException, match="6% bad"):
-        StepOperator(task_id="validate", step="validate", case="bank").execute(_context(Away()))
+        StepOperator(task_id="validate", step=VALIDATE, case="bank").execute(_context(Away()))
 
 
 @pytest.mark.parametrize(("state", "told"), [("failed", 0), ("running", 1), ("queued", 1)])

@@ -6,6 +6,7 @@ from perennial_hooks import settings
 from perennial_operators import StepOperator
 
 from pipelines.errors import ConfigError, Unavailable
+from pipelines.line.order import INGEST
 from pipelines.settings import Settings
 
 
@@ -75,7 +76,7 @@ def test_a_wrong_connection_is_named(monkeypatch, name, uri, what):
     with pytest.raises(ConfigError, match=f"{name} .*{what}"):
         settings()
     with pytest.raises(AirflowFailException, match=name):
-        StepOperator(task_id="ingest", step="ingest", case="bank").execute({"params": {}})
+        StepOperator(task_id="ingest", step=INGEST, case="bank").execute({"params": {}})
 
 
 def test_who_relies_on_a_connection_does_not_end_up_elsewhere(monkeypatch):

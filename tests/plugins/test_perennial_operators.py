@@ -10,12 +10,14 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DagRunTriggerException
-from perennial_links import DASHBOARD, LINKS
+from perennial_links import BUTTONS, DASHBOARD
 from perennial_operators import Link, StepOperator, TriggerOnce
 
 from pipelines import ledger
 from pipelines.contracts import Manifest
 from pipelines.errors import DataError, TrainingDiverged, Unavailable
+from pipelines.line import runner
+from pipelines.line.order import ALL, BY_NAME
 from pipelines.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +42,10 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def step(monkeypatch):
-    """Puts a module with the given ``run`` in the place of a step."""
+    """Puts the given function in the place of a step, or of the ``run`` of an action."""
 
     def put(name, run):
+        monkeypatch.setattr(runner, "run", lambda _step, asked: run(asked))
         module = ModuleType(f"pipelines.steps.{name}")
         module.run = run
         monkeypatch.setitem(sys.modules, f"pipelines.steps.{name}", module)
@@ -60,7 +63,7 @@ def _context(ti=None, run_type="manual", **params):
 
 
 def _making(manifest):
-    return lambda params: manifest
+    return lambda run: manifest
 
 
 def _buttons(task):
@@ -74,15 +77,15 @@ def _manifest(name, **facts):
 
 
 def _execute(name, context):
-    return StepOperator(task_id=name, step=name, case="bank").execute(context)
+    return StepOperator(task_id=name, step=BY_NAME[name], case="bank").execute(context)
 
 
-def test_a_step_gets_the_arguments_that_it_names(step, home):
-    """Case, places, folder and clock reach the step by name, and the XCom is its manifest's path and small facts."""
+def test_a_step_gets_its_run(step, home):
+    """Case, places, folder and clock reach the step, and the XCom is its manifest's path and small facts."""
     seen = {}
 
-    def run(params, settings, run_dir, as_of):
-        seen.update(case=params.case, root=settings.root, run_dir=run_dir, as_of=as_of)
+    def run(asked):
+        seen.update(case=asked.case, root=asked.settings.root, run_dir=asked.dir, as_of=asked.as_of)
         return _manifest("ingest", rows=7, partitions=[1, 2, 3])
 
     step("ingest", run)
@@ -96,11 +99,11 @@ def test_a_step_gets_the_arguments_that_it_names(step, home):
 
 
 def test_the_trigger_is_initial_until_there_is_a_champion(step):
-    """A step that names ``trigger`` learns it: initial before the first release, the run's own reason afterwards."""
+    """A step that takes a trigger learns it: initial before the first release, the run's own reason afterwards."""
     seen = []
 
-    def run(params, settings, run_dir, as_of, *, trigger="manual"):
-        seen.append(trigger)
+    def run(asked):
+        seen.append(asked.trigger)
         return _manifest("gate")
 
     step("gate", run)
@@ -153,8 +156,9 @@ def test_a_drift_step_asks_for_training_or_for_nothing(step):
 
 
 def _judging(action, episode):
-    def run(params, settings, run_dir, as_of):
-        return _manifest("drift", action=action, episode=episode, trigger="performance", reason="psi")
+    def run(_asked):
+        about = {"state": "CONFIRMED", "action": action, "episode": episode}
+        return _manifest("drift", **about, trigger="performance", reason="psi")
 
     return run
 
@@ -177,8 +181,8 @@ def test_a_step_that_fails_says_whether_to_try_again(step, error, expected):
 def test_the_register_task_links_to_its_model_version(step, monkeypatch):
     """The button of the register task leads to the version that it registered."""
     monkeypatch.setenv("PERENNIAL_MLFLOW_URL", "http://127.0.0.1:5999")
-    step("register", lambda params, settings, run_dir, as_of: _manifest("register", version=4))
-    task = StepOperator(task_id="register", step="register", case="bank")
+    step("register", lambda _: _manifest("register", version=4))
+    task = StepOperator(task_id="register", step=BY_NAME["register"], case="bank")
     task.execute(_context())
     assert _buttons(task) == {"Model version": "http://127.0.0.1:5999/#/models/bank/versions/4"}
 
@@ -188,8 +192,8 @@ def test_the_train_task_links_to_its_run(step, monkeypatch, home, ends_well):
     """The button of the train task leads to its MLflow run, also when the training failed."""
     monkeypatch.setenv("PERENNIAL_MLFLOW_URL", "http://127.0.0.1:5999")
 
-    def run(params, settings, run_dir, as_of):
-        folder = run_dir / "train" if ends_well else run_dir / ".train.k1"
+    def run(asked):
+        folder = asked.dir / "train" if ends_well else asked.dir / ".train.k1"
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text(json.dumps({"facts": {"mlflow_page": "#/experiments/1/runs/r"}}))
         (folder / "mlflow.page").write_text("#/experiments/1/runs/r")
@@ -198,7 +202,7 @@ def test_the_train_task_links_to_its_run(step, monkeypatch, home, ends_well):
         return _manifest("train")
 
     step("train", run)
-    task = StepOperator(task_id="train", step="train", case="bank")
+    task = StepOperator(task_id="train", step=BY_NAME["train"], case="bank")
     with nullcontext() if ends_well else pytest.raises(AirflowFailException):
         task.execute(_context())
     assert _buttons(task) == {"MLflow run": "http://127.0.0.1:5999/#/experiments/1/runs/r"}
@@ -217,7 +221,7 @@ def test_buttons_lead_to_where_people_are(step, monkeypatch, home):
     facts = {
         "gate": {},
         "rollout": {},
-        "drift": {"action": "none", "trigger": "drift", "episode": None},
+        "drift": {"state": "STABLE", "action": "none", "reason": "quiet", "trigger": "drift", "episode": None},
         "report": {"page": "http://mlflow:5000/#/experiments/2/runs/w/artifacts/daily.html"},
     }
     shown = {}
@@ -225,7 +229,7 @@ def test_buttons_lead_to_where_people_are(step, monkeypatch, home):
         step(name, _making(_manifest(name, **found)))
         for grafana in ("", "http://127.0.0.1:3000/"):
             monkeypatch.setenv("PERENNIAL_GRAFANA_URL", grafana)
-            task = StepOperator(task_id=name, step=name, case="bank")
+            task = StepOperator(task_id=name, step=BY_NAME[name], case="bank")
             task.execute(_context())
             shown[name, bool(grafana)] = _buttons(task)
     grafana = {"Grafana": "http://127.0.0.1:3000/d/perennial-model?var-case=bank"}
@@ -242,12 +246,10 @@ def test_buttons_lead_to_where_people_are(step, monkeypatch, home):
 
 
 def test_every_button_has_a_place_of_its_own():
-    """Airflow keeps a button's address under a key.
-
-    Two buttons of one task do not share one, and the dashboard is one that exists.
-    """
-    for names in LINKS.values():
-        assert len({Link(name).xcom_key for name in names}) == len(names)
+    """Airflow keeps a button's address under a key: two buttons of one task do not share one, and the dashboard is one that exists."""
+    for step in ALL:
+        assert len({Link(name).xcom_key for name in step.buttons}) == len(step.buttons)
+        assert set(step.buttons) <= set(BUTTONS)
     assert DASHBOARD in {
         json.loads(path.read_text())["uid"] for path in (ROOT / "compose/grafana/dashboards").glob("*.json")
     }
@@ -296,7 +298,7 @@ def test_a_note_is_a_template_and_a_conf_stays_what_it_is():
     """The note is filled in, and the conf arrives as the mapping that the drift step pushed, not as its text."""
     asked = {"episode": "e1", "as_of": AS_OF.isoformat()}
     with DAG("d", schedule=None):
-        judge = StepOperator(task_id="drift", step="drift", case="bank")
+        judge = StepOperator(task_id="drift", step=BY_NAME["drift"], case="bank")
         task = TriggerOnce(
             task_id="retrain",
             trigger_dag_id="bank_training",
@@ -310,15 +312,12 @@ def test_a_note_is_a_template_and_a_conf_stays_what_it_is():
 
 
 def test_parts_of_a_step_can_be_mapped(step):
-    """Another function of a step is called with its day.
-
-    A list of parts is pushed as it is, a part's facts without a manifest's path.
-    """
-    step("profile", lambda: None)
+    """Another function of a step is called with its day; a list of parts is pushed as it is, a part's facts without a manifest's path."""
+    step("profile", None)
     module = sys.modules["pipelines.steps.profile"]
-    module.days = lambda as_of: [str(as_of.date())]
-    module.part = lambda run_dir, day: _manifest(day, day=day, rows=3, hours=[1, 2])
-    days = StepOperator(task_id="days", step="profile", function="days", case="bank")
+    module.days = lambda run: [str(run.as_of.date())]
+    module.part = lambda run, day: _manifest(day, day=day, rows=3, hours=[1, 2])
+    days = StepOperator(task_id="days", step=BY_NAME["profile"], part="days", case="bank")
     assert days.execute(_context()) == ["2009-05-01"]
-    part = StepOperator(task_id="part", step="profile", function="part", case="bank", day="2009-05-01")
+    part = StepOperator(task_id="part", step=BY_NAME["profile"], part="part", case="bank", day="2009-05-01")
     assert part.execute(_context()) == {"day": "2009-05-01", "rows": 3}

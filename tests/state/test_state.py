@@ -33,8 +33,8 @@ from pipelines.encoding import encoder
 from pipelines.params_file import load_params
 from pipelines.registry import aliases
 from pipelines.settings import Settings
-from pipelines.steps import dataset, drift, gate, ingest, profile, register, validate
 from tests.pipelines.conftest import free_port
+from tests.pipelines.verbs import dataset, drift, gate, ingest, profile, register, validate
 from tests.serving.gateway import world
 
 HERE = Path(__file__).parent

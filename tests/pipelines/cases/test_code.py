@@ -17,8 +17,8 @@ from pipelines.replay.policies import POLICIES
 from pipelines.replay.ticks import cut
 from pipelines.replay.world import build
 from pipelines.settings import Settings
-from pipelines.steps import dataset, ingest, train, validate
 from tests import shop
+from tests.pipelines.verbs import dataset, ingest, train, validate
 
 ROOT = Path(__file__).parents[3]
 AS_OF = datetime(2024, 2, 17, tzinfo=UTC)

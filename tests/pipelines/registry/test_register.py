@@ -14,9 +14,9 @@ from pipelines.errors import IntegrityError, Unavailable
 from pipelines.params_file import load_params
 from pipelines.registry import aliases, live
 from pipelines.settings import Settings
-from pipelines.steps import register
 from tests.pipelines.candidates import CASE, candidate, month
 from tests.pipelines.conftest import free_port
+from tests.pipelines.verbs import register
 
 pytestmark = pytest.mark.slow
 

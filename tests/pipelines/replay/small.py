@@ -11,7 +11,7 @@ from pipelines.case_files import CASES_ROOT
 from pipelines.params_file import load_params
 from pipelines.replay.run import Options, replay
 from pipelines.settings import Settings
-from pipelines.steps import drift
+from tests.pipelines.verbs import drift
 
 SINCE = date(2020, 6, 8)
 UNTIL = date(2020, 6, 17)

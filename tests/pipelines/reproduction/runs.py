@@ -14,7 +14,7 @@ from pipelines.fields import Categorical, Fields
 from pipelines.params import Params
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
-from pipelines.steps import evaluate, export, train
+from tests.pipelines.verbs import evaluate, export, train
 
 AS_OF = datetime(2016, 1, 1, tzinfo=UTC)
 TRAIN, HOLDOUT = 160, 40

@@ -14,9 +14,9 @@ from pipelines import ledger, storage
 from pipelines.contracts import Alert
 from pipelines.errors import ConfigError
 from pipelines.settings import Settings
-from pipelines.steps import alert
 from tests.pipelines.alerts.found import NOW, PARAMS, report
 from tests.pipelines.alerts.test_sinks import receiver
+from tests.pipelines.verbs import alert
 
 HOUR = timedelta(hours=1)
 BROKEN = {"problems": ["age: 9.0% missing or undeclared values (0.0% in the reference)"], "volume": 1.0}

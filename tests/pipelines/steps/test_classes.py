@@ -22,9 +22,9 @@ from pipelines.fields import Categorical
 from pipelines.params_file import load_params
 from pipelines.reports import evidently
 from pipelines.settings import Settings
-from pipelines.steps import dataset, drift, evaluate, gate, ingest, profile, validate
 from tests.pipelines.data import loglines
 from tests.pipelines.reported import CASE, FIELDS, START, reports, scores, serve, write_bundle
+from tests.pipelines.verbs import dataset, drift, evaluate, gate, ingest, profile, validate
 
 APRIL, JULY, AUGUST = (datetime(2015, month, 1, tzinfo=UTC) for month in (4, 7, 8))
 HALF, ALL = (0, 1, 2, 3, 4), tuple(range(len(FIELDS.classes)))

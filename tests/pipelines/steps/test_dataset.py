@@ -10,8 +10,8 @@ from pipelines.contracts import Manifest
 from pipelines.errors import IntegrityError, TooFewRows
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
-from pipelines.steps import dataset, ingest, validate
 from tests.pipelines.steps.champion import FIRST, promote_first
+from tests.pipelines.verbs import dataset, ingest, validate
 
 SECOND = datetime(2020, 5, 4, tzinfo=UTC)
 _DEFAULTS = load_params("loans")

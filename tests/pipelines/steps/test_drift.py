@@ -21,9 +21,9 @@ from pipelines.drift_report import DriftReport, Explanation, Quality
 from pipelines.errors import ConfigError, IntegrityError, Overtaken
 from pipelines.params import Params
 from pipelines.settings import Settings
-from pipelines.steps import drift, profile
 from tests.pipelines.drift.stream import FIELDS, SPEC, START, Stream, midnight
 from tests.pipelines.drift.stream import PARAMS as LOANS
+from tests.pipelines.verbs import drift, profile
 
 DRIFT_AT = 3
 """Day of the stream on which the inputs drift."""

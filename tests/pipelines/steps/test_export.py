@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import polars as pl
@@ -13,15 +14,18 @@ from pipelines.cases import load_fields
 from pipelines.data import log as prediction_log
 from pipelines.errors import IntegrityError
 from pipelines.export import bundle, variants
+from pipelines.line import runner
+from pipelines.line.order import EXPORT
+from pipelines.line.step import Run
 from pipelines.params import ExportParams
 from pipelines.settings import Settings
-from pipelines.steps import export, train
 from pipelines.storage import write_atomic
 from tests.encoders import write_encoder
 from tests.pipelines.export.texts import write_dynamic
 from tests.pipelines.manifests import renew
 from tests.pipelines.steps import test_train as texts
 from tests.pipelines.steps.test_train import AS_OF
+from tests.pipelines.verbs import Verb, export, train
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +70,7 @@ def test_a_variant_that_mixes_rows_is_not_shipped(trained, monkeypatch, caplog):
         return folder / variants.INT8
 
     monkeypatch.setattr(variants, "write_int8", mixing)
-    monkeypatch.setattr(export, "STEP_VERSION", -1)
-    facts = export.run(params, settings, run_dir, AS_OF).facts
+    facts = Verb(replace(EXPORT, version=-1)).run(params, settings, run_dir, AS_OF).facts
     assert facts["precision"] == json.loads((run_dir / "export" / "bundle.json").read_text())["precision"] == "fp32"
     assert facts["variants"]["fp32"]["file"] == "model.onnx"
     assert "with the rows beside it" in facts["variants"]["int8"]["refused"]
@@ -81,12 +84,11 @@ def test_a_model_that_mixes_rows_is_no_bundle(trained, monkeypatch):
     """If even the fp32 answer hangs on its neighbours, there is no export, and the error says what to do."""
     settings, params, run_dir = trained
     monkeypatch.setattr(bundle, "neighbours", lambda *_: 0.01)
-    monkeypatch.setattr(export, "STEP_VERSION", -2)
     with pytest.raises(IntegrityError, match="take out of the model what mixes rows"):
-        export.run(params, settings, run_dir, AS_OF)
+        Verb(replace(EXPORT, version=-2)).run(params, settings, run_dir, AS_OF)
 
 
-def test_labels_of_the_baseline_are_part_of_the_key(trained, monkeypatch):
+def test_labels_of_the_baseline_are_part_of_the_key(trained):
     """A label that the baseline takes from the log gives the export another key, as late rows do.
 
     One that changes nothing does not.
@@ -97,16 +99,20 @@ def test_labels_of_the_baseline_are_part_of_the_key(trained, monkeypatch):
     )
     fields = load_fields(params.case)
     same, other = pl.read_parquet(run_dir / "dataset" / "holdout.parquet").head(2).to_dicts()
-    monkeypatch.setattr(storage, "commit", lambda _folder, **given: given["key"])
 
-    def key_with(row: dict, label: int) -> object:
+    def key() -> str:
+        run = Run(params, settings, AS_OF, folder=run_dir)
+        read = runner.reads(EXPORT, run)
+        return runner.key(EXPORT, run, read, runner.home(EXPORT).work(run, read))
+
+    def key_with(row: dict, label: int) -> str:
         stated = (row["event_time"] + timedelta(hours=1)).isoformat()
         line = {"prediction_id": row["id"], "label": label, "revision": 0, "event_time": stated, "received_at": stated}
         segment = settings.prediction_log / params.case / "labels" / f"{row['id']}-000001.jsonl"
         write_atomic(segment, json.dumps(line).encode() + b"\n")
         prediction_log.compact(settings, params.case)
-        return export.run(params, settings, run_dir, AS_OF)
+        return key()
 
-    before = export.run(params, settings, run_dir, AS_OF)
+    before = key()
     assert key_with(same, same[fields.label]) == before
     assert key_with(other, (other[fields.label] + 1) % len(fields.classes)) != before

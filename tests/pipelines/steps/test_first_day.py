@@ -9,11 +9,11 @@ import pytest
 from pipelines import ledger
 from pipelines.reports import metrics
 from pipelines.settings import Settings
-from pipelines.steps import alert
-from pipelines.steps import report as page
 from tests.pipelines.conftest import free_port
 from tests.pipelines.drift.stream import Stream, midnight
 from tests.pipelines.steps.test_drift import PARAMS, after, day, judge, release, report, serve
+from tests.pipelines.verbs import alert
+from tests.pipelines.verbs import report as page
 
 HOUR = timedelta(hours=1)
 

@@ -20,8 +20,8 @@ from pipelines.errors import ConfigError, DataError, TooFewRows
 from pipelines.fields import Categorical, Fields, Numeric, Text
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
-from pipelines.steps import dataset, export, ingest, profile, train, validate
 from tests import shop
+from tests.pipelines.verbs import dataset, export, ingest, profile, train, validate
 
 AS_OF = datetime(2024, 2, 17, tzinfo=UTC)
 REPORTS = Fields("reports", (Text("report"),), "urgent")

@@ -10,9 +10,9 @@ from pipelines import storage
 from pipelines.cases import load_fields
 from pipelines.params import Params
 from pipelines.settings import Settings
-from pipelines.steps import train
 from tests.encoders import write_encoder
 from tests.pipelines.reproduction.runs import AS_OF, made_rows, small_text
+from tests.pipelines.verbs import train
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from pipelines.errors import TooFewRows
 from pipelines.params import Params
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
-from pipelines.steps import ingest
 from tests.pipelines.data import loglines
 from tests.pipelines.steps.champion import FIRST, promote_first
+from tests.pipelines.verbs import ingest
 
 AS_OF = datetime(2020, 6, 1, tzinfo=UTC)
 _DEFAULTS = load_params("loans")

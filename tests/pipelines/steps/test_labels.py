@@ -14,9 +14,10 @@ from pipelines.drift import policy
 from pipelines.drift_report import Corrections
 from pipelines.errors import Overtaken
 from pipelines.settings import Settings
-from pipelines.steps import drift, export, profile
+from pipelines.steps import export as export_step
 from tests.pipelines.drift.stream import FIELDS, Stream, midnight
 from tests.pipelines.steps.test_drift import LOANS, after, day, judge, release, report
+from tests.pipelines.verbs import drift, profile
 
 AGE = timedelta(days=1)
 DRIFT = LOANS.drift.model_copy(update={"evidently": "never"})
@@ -308,7 +309,7 @@ def test_the_baseline_counts_as_the_window_does(settings, stream):
     named = dict(zip(rows["id"], rows[FIELDS.label], strict=True))
 
     def judged(frame: pl.DataFrame, number: int) -> dict[str, int | None]:
-        found = export.as_judged(PARAMS, settings, after(number), frame)
+        found = export_step.as_judged(PARAMS, settings, after(number), frame)
         assert found["id"].equals(frame["id"])
         return dict(zip(found["id"], found[FIELDS.label], strict=True))
 

@@ -18,9 +18,12 @@ from pipelines.contracts import Verdict
 from pipelines.drift.profile.spec import load_spec
 from pipelines.errors import ConflictError, IntegrityError
 from pipelines.fields import Categorical
+from pipelines.line import runner
+from pipelines.line.order import TRAIN
+from pipelines.line.step import Run
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
-from pipelines.steps import evaluate, export, gate, train
+from tests.pipelines.verbs import evaluate, export, gate, train
 
 AS_OF = datetime(2021, 1, 1, tzinfo=UTC)
 LATER = AS_OF + timedelta(days=30)
@@ -64,7 +67,7 @@ def put_dataset(settings, as_of, *, seed=0, flipped=False, holdout=400):
 
 def run_chain(settings, run_dir, as_of, params=PARAMS):
     """Run train, export, evaluate and gate; their manifests by name."""
-    return {step.__name__.rsplit(".", 1)[-1]: step.run(params, settings, run_dir, as_of) for step in CHAIN}
+    return {step.name: step.run(params, settings, run_dir, as_of) for step in CHAIN}
 
 
 def release(settings, run_dir, as_of, version):
@@ -269,9 +272,7 @@ READS = ((train, "dataset/train.parquet"), (export, "train/weights.pt"), (export
 READS += ((evaluate, "export/model.onnx"), (evaluate, "dataset/holdout.parquet"), (gate, "evaluate/scores.parquet"))
 
 
-@pytest.mark.parametrize(
-    ("step", "file"), READS, ids=[f"{step.__name__.rpartition('.')[2]} {file}" for step, file in READS]
-)
+@pytest.mark.parametrize(("step", "file"), READS, ids=[f"{step.name} {file}" for step, file in READS])
 def test_one_bit_in_an_input_stops_the_step(first, tmp_path, step, file):
     """A step whose input is not what was committed says which file it is, also when its own work is done already."""
     settings = Settings(home=tmp_path)
@@ -283,7 +284,7 @@ def test_one_bit_in_an_input_stops_the_step(first, tmp_path, step, file):
     for _ in range(2):
         with pytest.raises(IntegrityError, match=rf"{file} has sha256 \w+, its manifest says"):
             step.run(PARAMS, settings, run_dir, AS_OF)
-        shutil.rmtree(run_dir / step.__name__.rpartition(".")[2], ignore_errors=True)
+        shutil.rmtree(run_dir / step.name, ignore_errors=True)
 
 
 def test_a_damaged_verdict_is_made_again(first):
@@ -298,14 +299,12 @@ def test_a_damaged_verdict_is_made_again(first):
 
 def test_a_parameter_of_training_gives_a_new_candidate(first):
     """Every declared training parameter enters the key; the place and the clock do not."""
-    _, run_dir, manifests = first
-    dataset = storage.read_manifest(run_dir / "dataset")
-    keys = {manifests["train"].key}
-    for change in ({"epochs": 7}, {"seed": 1}, {"ranks": 2}, {"learning_rate": 0.5}):
-        declared = {
-            "model": PARAMS.model.model_dump(mode="json"),
-            "train": PARAMS.train.model_copy(update=change).model_dump(mode="json"),
-            "fields": FIELDS.hash,
-        }
-        keys.add(storage.step_key("train", train.STEP_VERSION, {"dataset": dataset.key}, declared))
-    assert len(keys) == 5
+    settings, run_dir, manifests = first
+    found = []
+    for change in ({}, {"epochs": 7}, {"seed": 1}, {"ranks": 2}, {"learning_rate": 0.5}):
+        params = PARAMS.model_copy(update={"train": PARAMS.train.model_copy(update=change)})
+        run = Run(params, settings, AS_OF, folder=run_dir)
+        read = runner.reads(TRAIN, run)
+        found.append(runner.key(TRAIN, run, read, runner.home(TRAIN).work(run, read)))
+    assert found[0] == manifests["train"].key
+    assert len(set(found)) == 5

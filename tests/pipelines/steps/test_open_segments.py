@@ -7,11 +7,11 @@ import pytest
 
 from pipelines import ledger
 from pipelines.settings import Settings
-from pipelines.steps import alert, profile
-from pipelines.steps import report as page
 from tests.pipelines.drift.stream import FIELDS, Stream, midnight
 from tests.pipelines.steps.test_drift import after, day, judge, release, report
 from tests.pipelines.steps.test_labels import PARAMS, ROWS, answered, labelled, rows_of
+from tests.pipelines.verbs import alert, profile
+from tests.pipelines.verbs import report as page
 from tests.serving.gateway import world
 
 NO_ROWS = "no rows in the window"

@@ -15,12 +15,14 @@ from pipelines.drift.profile import kernel
 from pipelines.drift.profile.counts import merge, profile_frame, read, to_bytes, typed
 from pipelines.drift.profile.spec import load_spec
 from pipelines.errors import ConfigError, IntegrityError
+from pipelines.line.step import Run
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
-from pipelines.steps import profile
+from pipelines.steps import profile as home
 from tests.pipelines.data import loglines
 from tests.pipelines.drift.stream import FIELDS, START, Stream, midnight
 from tests.pipelines.steps.test_drift import LOANS, serve
+from tests.pipelines.verbs import profile
 
 WEEK = LOANS.model_copy(update={"drift": LOANS.drift.model_copy(update={"window": "week"})})
 AS_OF = midnight(START) + timedelta(days=7)
@@ -66,12 +68,12 @@ def test_a_day_is_the_same_without_hours(logged):
 def test_days_profiled_by_tasks_of_their_own_are_the_same(logged, monkeypatch):
     """Mapped over days and merged, or all in one task: the same facts and the same key; the merge reads no rows."""
     expected = run(logged, "hours")
-    parts = profile.days(WEEK, logged, AS_OF)
+    parts = home.days(Run(WEEK, logged, AS_OF))
     assert parts == [day["date"] for day in expected.facts["days"]]
-    made = [profile.part(WEEK, logged, logged.root / "mapped", AS_OF, day) for day in reversed(parts)]
+    made = [home.part(Run(WEEK, logged, AS_OF, logged.root / "mapped"), day) for day in reversed(parts)]
     for reader in ("read_predictions", "read_days"):
-        monkeypatch.setattr(profile.prediction_log, reader, lambda *_: pytest.fail("the merge read rows"))
-    assert profile.part(WEEK, logged, logged.root / "mapped", AS_OF, parts[0]).key == made[-1].key
+        monkeypatch.setattr(home.prediction_log, reader, lambda *_: pytest.fail("the merge read rows"))
+    assert home.part(Run(WEEK, logged, AS_OF, logged.root / "mapped"), parts[0]).key == made[-1].key
     merged = run(logged, "mapped")
     assert (merged.key, merged.facts) == (expected.key, expected.facts)
 
@@ -81,8 +83,8 @@ def test_rows_that_come_after_a_days_task_are_not_lost(logged):
 
     A day that no task made is profiled too.
     """
-    first = profile.days(WEEK, logged, AS_OF)[0]
-    profile.part(WEEK, logged, logged.root / "late", AS_OF, first)
+    first = home.days(Run(WEEK, logged, AS_OF))[0]
+    home.part(Run(WEEK, logged, AS_OF, logged.root / "late"), first)
     segment = logged.prediction_log / "loans" / "predictions" / "day-02.jsonl"
     line = json.loads(segment.read_text().splitlines()[0]) | {"prediction_id": "late"}
     segment.with_name("late.jsonl").write_text(json.dumps(line) + "\n")
@@ -97,8 +99,8 @@ def test_the_mend_of_a_profile_works(logged, mapped, removed):
     """A day's profile that is damaged, or was removed as the error says, is whole again when the step has run again."""
     name = f"mend-{mapped}"
     if mapped:
-        for day in profile.days(WEEK, logged, AS_OF):
-            profile.part(WEEK, logged, logged.root / name, AS_OF, day)
+        for day in home.days(Run(WEEK, logged, AS_OF)):
+            home.part(Run(WEEK, logged, AS_OF, logged.root / name), day)
     made = run(logged, name)
     path = logged.root / made.facts["days"][0]["path"]
     whole = path.read_bytes()
@@ -114,7 +116,7 @@ def test_the_mend_of_a_profile_works(logged, mapped, removed):
 def test_what_is_no_day_is_refused(logged):
     """A part is named by a day; anything else is a mistake that is told with the value."""
     with pytest.raises(ConfigError, match="'yesterday' is no day"):
-        profile.part(WEEK, logged, logged.root / "x", AS_OF, "yesterday")
+        home.part(Run(WEEK, logged, AS_OF, logged.root / "x"), "yesterday")
 
 
 def test_a_value_of_another_type_is_missing(logged):
@@ -190,7 +192,7 @@ def test_a_day_too_large_for_a_frame_has_the_same_profile(tmp_path, monkeypatch,
     )
     whole = run(settings, "frame", params)
     assert whole.facts["rows"] == len(lines)
-    monkeypatch.setattr(profile, "TOGETHER", 0)
+    monkeypatch.setattr(home, "TOGETHER", 0)
     monkeypatch.setattr(repeats, "AT_ONCE", 64)
     monkeypatch.setattr(kernel, "BATCH", 2)
     streamed = run(settings, "streamed", params)
@@ -209,11 +211,11 @@ def test_rows_that_share_a_file_with_other_days_are_profiled(tmp_path, monkeypat
     )
     made = []
     for settings, most in ((apart, 500), (shared, 3)):
-        monkeypatch.setattr(profile.prediction_log, "MOST_PARTITIONS", most)
+        monkeypatch.setattr(home.prediction_log, "MOST_PARTITIONS", most)
         loglines.write(settings, "loans", "predictions", "s0", lines)
-        for name, together in (("frame", profile.TOGETHER), ("streamed", 0)):
+        for name, together in (("frame", home.TOGETHER), ("streamed", 0)):
             with monkeypatch.context() as patch:
-                patch.setattr(profile, "TOGETHER", together)
+                patch.setattr(home, "TOGETHER", together)
                 made.append(run(settings, name, params))
     assert len(list(shared.lake.glob("loans/predictions/*/**/*.parquet"))) == 4
     assert made[0].facts["rows"] == len(lines)
@@ -227,18 +229,18 @@ def test_days_are_taken_together_as_long_as_their_files_are_small(logged, monkey
     """
     run(logged, "together")
     sizes = []
-    read_days = profile.prediction_log.read_days
+    read_days = home.prediction_log.read_days
     monkeypatch.setattr(
-        profile.prediction_log, "read_days", lambda *given: sizes.append(len(given[2])) or read_days(*given)
+        home.prediction_log, "read_days", lambda *given: sizes.append(len(given[2])) or read_days(*given)
     )
     window = [START + timedelta(days=number) for number in (2, 4)]
     near = [
         file.stat().st_size
-        for file in profile.prediction_log.near(logged, "loans", profile.prediction_log.window_of(window[0]))
+        for file in home.prediction_log.near(logged, "loans", home.prediction_log.window_of(window[0]))
     ]
     for limit, expected in ((10 * sum(near), [2]), (sum(near) * 5 // 4, [1, 1]), (sum(near) // 4, [])):
         sizes.clear()
-        monkeypatch.setattr(profile, "TOGETHER", limit)
+        monkeypatch.setattr(home, "TOGETHER", limit)
         run(logged, f"together-{limit}")
         assert sizes == expected
 
@@ -248,6 +250,6 @@ def test_a_damaged_partition_is_named_when_streamed(logged, tmp_path, monkeypatc
     run(logged, "damaged")
     shutil.copytree(logged.root, tmp_path / "state")
     next(iter((tmp_path / "state" / "lake" / "loans" / "predictions").rglob("*.parquet"))).write_bytes(b"PAR1torn")
-    monkeypatch.setattr(profile, "TOGETHER", 0)
+    monkeypatch.setattr(home, "TOGETHER", 0)
     with pytest.raises(IntegrityError, match="remove that folder, it is made again"):
         run(Settings(home=tmp_path / "state"), "damaged-again")

@@ -11,10 +11,10 @@ from pipelines.contracts import Evidence, Interval, Verdict
 from pipelines.drift_report import DriftReport
 from pipelines.reports import figures
 from pipelines.settings import Settings
-from pipelines.steps import alert, drift, profile, report
 from tests.pipelines.conftest import free_port
 from tests.pipelines.drift.stream import Stream, midnight
 from tests.pipelines.steps.test_drift import DRIFT_AT, PARAMS, after, day, release, serve
+from tests.pipelines.verbs import alert, drift, profile, report
 
 QUIET = PARAMS.model_copy(update={"drift": PARAMS.drift.model_copy(update={"evidently": "never"})})
 FIRST, LAST = DRIFT_AT - 1, DRIFT_AT + 1

@@ -12,10 +12,11 @@ from pipelines.deploy import repository
 from pipelines.errors import IntegrityError, Unavailable
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
-from pipelines.steps import reconcile, register, rollout
+from pipelines.steps import reconcile
 from tests.pipelines.candidates import CASE, candidate, month, registered
 from tests.pipelines.conftest import free_port, fresh_processes
 from tests.pipelines.releases import answering, equals_onnxruntime, promote, roll_out
+from tests.pipelines.verbs import register, rollout
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from pipelines.errors import Unavailable
 from pipelines.fields import Categorical, Fields, Numeric, encode
 from pipelines.params import ModelParams
 from pipelines.settings import Settings
-from pipelines.steps import evaluate, export, train
 from serving.gateway.versions import load
 from tests.pipelines.manifests import renew
 from tests.pipelines.steps import test_model_steps as loans
 from tests.pipelines.steps.test_model_steps import AS_OF, FIELDS, PARAMS
+from tests.pipelines.verbs import evaluate, export, train
 
 
 def with_one(values: np.ndarray, outlier: float) -> np.ndarray:
@@ -55,10 +55,7 @@ def trained(settings: Settings, *, spoilt: bool) -> dict[str, Manifest]:
         ]
         rows.with_columns(*columns, pl.lit(7.0).alias("age"), pl.Series(FIELDS.label, label)).write_parquet(path)
     renew(run_dir / "dataset")
-    return {
-        step.__name__.rsplit(".", 1)[-1]: step.run(PARAMS, settings, run_dir, AS_OF)
-        for step in (train, export, evaluate)
-    }
+    return {step.name: step.run(PARAMS, settings, run_dir, AS_OF) for step in (train, export, evaluate)}
 
 
 @pytest.fixture(scope="module")

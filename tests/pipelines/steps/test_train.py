@@ -23,10 +23,10 @@ from pipelines.errors import Unavailable
 from pipelines.params import Params, TextModelParams
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
-from pipelines.steps import train
 from tests.encoders import write_encoder
 from tests.pipelines.conftest import free_port
 from tests.pipelines.steps import test_model_steps as loans
+from tests.pipelines.verbs import train
 
 AS_OF = datetime(2016, 1, 1, tzinfo=UTC)
 REPOSITORY = Path(__file__).parents[3]

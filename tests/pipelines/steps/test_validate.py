@@ -12,8 +12,8 @@ from pipelines.contracts import Window
 from pipelines.errors import ConfigError, DataError
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
-from pipelines.steps import ingest, validate
 from tests.pipelines.manifests import renew
+from tests.pipelines.verbs import ingest, validate
 
 AS_OF = datetime(2020, 6, 1, tzinfo=UTC)
 _DEFAULTS = load_params("loans")

@@ -1,47 +1,70 @@
-"""A step whose code changed gets a new STEP_VERSION: its old artefacts would otherwise pass for new ones."""
+"""A step whose code changed gets a new version: its old artefacts would otherwise pass for new ones."""
 
+import copy
 import json
-from pathlib import Path
 
 import pytest
 
+from pipelines import imports
+from pipelines.line.order import ALL, DRIFT, EXPORT, GATE, STEPS, TRAIN
+from pipelines.line.rooms import rooms, runs_case
+from pipelines.line.runner import home
 from tests.pipelines.steps import versions
 
+KEPT = json.loads(versions.KEPT.read_text())
+NOW = versions.found()
 
-@pytest.mark.parametrize("path", versions.step_files(), ids=lambda path: path.stem)
-def test_changed_steps_have_a_new_version(path: Path):
-    """The source of a step and of its rooms is the one that its STEP_VERSION stands for."""
-    kept = json.loads(versions.KEPT.read_text()).get(path.stem)
-    found = versions.describe(path)
-    assert kept is not None, f"{path.stem} is a new step: run `make step-versions` and commit versions.json"
-    if kept["version"] == found["version"]:
-        assert kept["sha256"] == found["sha256"], (
-            f"the source of {path.stem} or of its ROOMS changed under STEP_VERSION {found['version']}: "
-            "raise STEP_VERSION if it now does something else, then (or if it does the same) run `make step-versions`"
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_changed_steps_have_a_new_version(step):
+    """The source of all that a step can reach is the one that its version stands for."""
+    assert step.name in KEPT["steps"], f"{step.name} is a new step: run `make step-versions` and commit versions.json"
+    was = KEPT["steps"][step.name]["version"]
+    if was == step.version:
+        assert versions.changed(step, KEPT, NOW) == [], (
+            f"what {step.name} can reach changed under version {was}: raise it in pipelines/line/order.py if the step now "
+            "does something else, then (or if it does the same) run `make step-versions`"
         )
-    assert kept == found, f"STEP_VERSION of {path.stem} is new: run `make step-versions` and commit versions.json"
+    assert was == step.version, f"the version of {step.name} is new: run `make step-versions` and commit versions.json"
 
 
 def test_no_step_is_forgotten():
     """versions.json names the steps there are, and no others."""
-    assert set(json.loads(versions.KEPT.read_text())) == {path.stem for path in versions.step_files()}
+    assert list(KEPT["steps"]) == [step.name for step in STEPS]
+
+
+def test_every_file_of_the_steps_is_declared():
+    """Each file in pipelines/steps is a step or an action of the line, and has the function that the line calls."""
+    files = {path.stem for path in (imports.ROOT / "pipelines" / "steps").glob("*.py")} - {"__init__"}
+    assert files == {step.name for step in ALL}
+    assert all(callable(getattr(home(step), "work" if step in STEPS else "run")) for step in ALL)
 
 
 def test_wording_does_not_count():
-    """Comments, docstrings, layout and the version itself leave a fingerprint as it is; code changes it."""
-    one = '"""A."""\nSTEP_VERSION = 1\ndef run():\n    """B."""\n    return 1\n'
-    same = '"""C."""\nSTEP_VERSION = 2\n\n\ndef run():\n    # D\n    return (1)\n'
+    """Comments, docstrings and layout leave a fingerprint as it is; code changes it."""
+    one = '"""A."""\ndef run():\n    """B."""\n    return 1\n'
+    same = '"""C."""\n\n\ndef run():\n    # D\n    return (1)\n'
     assert versions.normal(one) == versions.normal(same)
     assert versions.normal(one) != versions.normal(same.replace("(1)", "2"))
 
 
-def test_a_room_that_changed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Code that changes in a room which a step names changes the step's fingerprint."""
-    step, room = tmp_path / "step.py", tmp_path / "a_room_of_its_own.py"
-    step.write_text('STEP_VERSION = 1\nROOMS = ("a_room_of_its_own",)\ndef run(run_dir): ...\n')
-    room.write_text("LIMIT = 1\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    before = versions.describe(step)
-    room.write_text("LIMIT = 2\n")
-    assert versions.describe(step) != before
-    assert versions.step_files(tmp_path) == [step]
+def test_a_module_that_a_step_reaches_counts():
+    """A changed statistic of drift is a change of the steps that can reach it, by whatever way, and of no other."""
+    other = copy.deepcopy(NOW)
+    other["modules"]["pipelines.drift.stats"] = "another"
+    hit = [step.name for step in STEPS if versions.changed(step, NOW, other)]
+    assert {EXPORT.name, DRIFT.name} <= set(hit)
+    assert GATE.name not in hit
+
+
+def test_what_is_loaded_by_name_is_reached():
+    """The training's strategies, which are imported by their names, are part of what the train step can reach."""
+    assert {f"pipelines.training.strategies.{name}" for name in ("single_ddp", "fsdp", "deepspeed")} <= set(
+        rooms(TRAIN)
+    )
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_steps_that_run_a_cases_code_hold_it_in_their_keys(step):
+    """A step whose file loads a part of a case's code declares it, so that its key holds the code; no other does."""
+    assert step.runs_case is runs_case(step)
