@@ -17,7 +17,8 @@ that was taken back is not promoted again by running its training run again. The
 
 `from_version` is the version to take back; if another one serves, nothing changes. Empty: what was promoted last,
 once: starting this DAG twice does not go two back. To go further back, name the version that serves. The task's XCom
-says what serves now (`serves`) and whether that changed. Forward again: `python -m pipelines release --case {case} --version N --reason ...`.
+says what serves now (`serves`) and whether that changed. Forward again:
+`python -m pipelines release --case {case} --version N --reason ...`.
 """
 
 

@@ -63,7 +63,10 @@ class Watch:
         self._made = -KEEP_SECONDS
 
     def text(self) -> bytes:
-        """All series in Prometheus' text format, at most ``KEEP_SECONDS`` old; ``up`` is 0 if Airflow did not answer."""
+        """All series in Prometheus' text format, at most ``KEEP_SECONDS`` old.
+
+        ``up`` is 0 if Airflow did not answer.
+        """
         with self._lock:
             began = self._clock()
             if began - self._made >= KEEP_SECONDS:

@@ -1,9 +1,9 @@
 """One service's guard: starts it in a session of its own and outlives it by seconds, so that nothing of it is left.
 
-As the subreaper of all that the service starts, it gets what the service leaves behind when it is killed (workers, forked
-executors, stubs) and ends it: TERM, and KILL after three seconds. A program of the standard library alone, run by
-``processes.launch``; what to start comes as one JSON line on stdin, and the service's pid goes out on the given descriptor. It has no
-environment of its own and no tag: it ends with its service.
+As the subreaper of all that the service starts, it gets what the service leaves behind when it is killed (workers,
+forked executors, stubs) and ends it: TERM, and KILL after three seconds. A program of the standard library alone, run
+by ``processes.launch``; what to start comes as one JSON line on stdin, and the service's pid goes out on the given
+descriptor. It has no environment of its own and no tag: it ends with its service.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ def _become(argv: Sequence[str], env: dict[str, str]) -> None:
 
 
 def _wait(service: int, mend: Sequence[str]) -> None:
-    """Return when the service has ended. With ``mend``, run it once for every child of the service that has died and stays unmourned."""
+    """Return when the service has ended.
+
+    With ``mend``, run it once for every child of the service that has died and stays unmourned.
+    """
     looks: dict[int, int] = {}
     while True:
         signal.sigtimedwait({signal.SIGCHLD}, LOOK_SECONDS if mend else 3600.0)

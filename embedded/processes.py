@@ -1,9 +1,9 @@
 """Starting, finding and ending operating-system processes, and only those that a stack started.
 
 Every service gets ``PERENNIAL_STACK=<tag>`` and ``PERENNIAL_SERVICE=<name>`` in its environment and hands them down, so
-that a scheduler's workers, a torchrun's ranks and Triton's stubs are found (pipelines/processes.py) even if their parent
-was killed. A process is identified by its pid and its start time: a recycled pid is never taken for ours. Each service
-has a guard (guard.py), which ends what a killed one leaves; whoever started the stack may go.
+that a scheduler's workers, a torchrun's ranks and Triton's stubs are found (pipelines/processes.py) even if their
+parent was killed. A process is identified by its pid and its start time: a recycled pid is never taken for ours. Each
+service has a guard (guard.py), which ends what a killed one leaves; whoever started the stack may go.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Started:
 def launch(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path, mend: Sequence[str] = ()) -> Started:
     """Start ``argv`` from the repository's root in a session of its own, its output in ``log``.
 
-    The last log is kept as ``.1``. What it starts ends with it. ``mend`` is a command that is run when a child of it has
-    died and it does not notice.
+    The last log is kept as ``.1``. What it starts ends with it. ``mend`` is a command that is run when a child of it
+    has died and it does not notice.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():

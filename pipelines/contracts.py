@@ -155,9 +155,9 @@ class FeatureDrift(Value):
 class Alert(Value):
     """One thing that somebody should know of, however often it is found again.
 
-    ``key`` names it within its case: the rule and what it is about (an episode, a field). Alerts of one ``group`` (the episode
-    that was open, else the rule) are told in one message. ``count`` counts the runs since ``first_seen`` that found it,
-    ``quiet`` those in a row that did not; ``notified`` is the severity it was told with, None: not yet.
+    ``key`` names it within its case: the rule and what it is about (an episode, a field). Alerts of one ``group`` (the
+    episode that was open, else the rule) are told in one message. ``count`` counts the runs since ``first_seen`` that
+    found it, ``quiet`` those in a row that did not; ``notified`` is the severity it was told with, None: not yet.
     """
 
     case: str
@@ -177,7 +177,10 @@ class Alert(Value):
 
 
 class Notice(Value):
-    """One message to every sink: the alerts of a group that opened, got more severe (``raised``) or were resolved at ``at``."""
+    """One message to every sink.
+
+    The alerts of a group that opened, got more severe (``raised``) or were resolved at ``at``.
+    """
 
     id: str
     case: str
@@ -217,9 +220,10 @@ class Release(Value):
 
 
 class Switch(Value):
-    """What an order to let another version serve came to: ``serves`` answers now, by ``release``; ``before`` it the version ``was`` (None: none).
+    """What an order to let another version serve came to: ``serves`` answers now, by ``release``.
 
-    ``changed`` is False where nothing had to be done: the order was carried out already.
+    ``before`` it the version ``was`` (None: none). ``changed`` is False where nothing had to be done: the order was
+    carried out already.
     """
 
     case: str
@@ -230,7 +234,10 @@ class Switch(Value):
 
 
 class Finding(Value):
-    """One thing that an audit of the ledger found: what is wrong with a ``row`` of a ``table`` (``artefacts``: with a file that it goes by)."""
+    """One thing that an audit of the ledger found.
+
+    What is wrong with a ``row`` of a ``table`` (``artefacts``: with a file that it goes by).
+    """
 
     case: str
     table: str
@@ -262,8 +269,8 @@ class PredictionLine(TypedDict):
 class LabelLine(TypedDict):
     """One label (0 and 1, or the class's position), a JSON line in ``prediction_log/<case>/labels/<segment>.jsonl``.
 
-    ``event_time`` is the label's arrival in event time, as it is stated; the highest ``revision`` that has arrived counts in
-    trainings. A drift run counts each row's label once (drift/labels/arrived.py).
+    ``event_time`` is the label's arrival in event time, as it is stated; the highest ``revision`` that has arrived
+    counts in trainings. A drift run counts each row's label once (drift/labels/arrived.py).
     """
 
     prediction_id: str

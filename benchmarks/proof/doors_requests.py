@@ -18,15 +18,18 @@ from hypothesis import strategies as st
 Json = dict[str, Any]
 HOST = "127.0.0.1"
 SNIPPETS = (
-    b"\xff", b"\x00", b"\xed\xa0\x80", b"\\ud800", b"NaN", b"-Infinity", b"1e999", b"-0", b"null", b"true", b'""', b"{}", b"[]", b"[[", b"}", b'"', b",",
-    b":", b"\r\n", b"\n", b"9" * 400, b'{"a":' * 50, b"\xef\xbb\xbf", b'"event_time":"2024-02-30T00:00:00Z"', b"1.5", b"%00", b"../", b" " * 70_000,
+    b"\xff", b"\x00", b"\xed\xa0\x80", b"\\ud800", b"NaN", b"-Infinity", b"1e999", b"-0", b"null", b"true", b'""',
+    b"{}", b"[]", b"[[", b"}", b'"', b",",
+    b":", b"\r\n", b"\n", b"9" * 400, b'{"a":' * 50, b"\xef\xbb\xbf", b'"event_time":"2024-02-30T00:00:00Z"', b"1.5",
+    b"%00", b"../", b" " * 70_000,
 )  # fmt: skip
 HEADERS = (
     b"Content-Length: 5", b"Content-Length: -1", b"Content-Length: 99999999999999999999", (
         b"Transfer-Encoding: "
         b"chunked"
     ), b"Transfer-Encoding: gzip, chunked",
-    b"Host: evil.example", b"Host:", b"Origin: null", b"Origin: http://evil.example", b"Expect: 100-continue", b"Upgrade: websocket", b"X-API-Key:",
+    b"Host: evil.example", b"Host:", b"Origin: null", b"Origin: http://evil.example", b"Expect: 100-continue",
+    b"Upgrade: websocket", b"X-API-Key:",
     b"Content-Encoding: gzip", b"Content-Type: multipart/form-data; boundary=x", (
         b"Accept-Encoding: "
         b"\xff"

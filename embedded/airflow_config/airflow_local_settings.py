@@ -119,7 +119,10 @@ def _export_once() -> None:
 
 
 def _forks_tasks() -> bool:
-    """Whether this process is the one that tasks are forked from: the scheduler with its LocalExecutor, else a Celery worker."""
+    """Whether this process is the one that tasks are forked from.
+
+    The scheduler with its LocalExecutor, else a Celery worker.
+    """
     celery = os.environ.get("AIRFLOW__CORE__EXECUTOR") == "CeleryExecutor"
     return os.environ.get("PERENNIAL_PRELOAD") == "1" and ("worker" if celery else "scheduler") in sys.argv
 

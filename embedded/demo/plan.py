@@ -82,7 +82,10 @@ def load_plan(case: str, *, fast: bool, ticks: int | None = None) -> Plan:
 
 
 def write_params(plan: Plan, folder: Path) -> Params:
-    """The case's parameters with the plan's overrides, as ``folder/<case>.yaml`` if there are any; ConfigError if they cannot work."""
+    """The case's parameters with the plan's overrides, as ``folder/<case>.yaml`` if there are any.
+
+    ConfigError if they cannot work.
+    """
     if not plan.params:
         return load_params(plan.case)
     own = read_yaml(CASES_ROOT / plan.case / "params.yaml")

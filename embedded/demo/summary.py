@@ -38,10 +38,13 @@ def tick_record(replay: Replay, window: Window, month: pl.DataFrame) -> dict[str
         "verdicts": _verdicts(settings, case, window.end),
     }
     said = [f"{verdict['decision']} ({verdict['trigger']})" for verdict in record["verdicts"]]
+    after = ""
+    if record["champion_after"] != record["champion"]:
+        after = f"  -> v{record['champion_after']}"
     record["line"] = (
         f"{record['month']}  {len(month):>6,} rows  champion v{record['champion']}  drift: "
         f"{record['drift']['state'].lower():<12}"
-        f"{'  ' + ', '.join(said) if said else ''}{'  -> v' + str(record['champion_after']) if record['champion_after'] != record['champion'] else ''}"
+        f"{'  ' + ', '.join(said) if said else ''}{after}"
     )
     return record
 

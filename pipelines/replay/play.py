@@ -125,7 +125,10 @@ def _drift(world: World, policy: Policy, settings: Settings, tick: Tick) -> dict
 
 
 def _train(world: World, settings: Settings, as_of: datetime, trigger: Trigger) -> dict[str, Any]:
-    """One training run, from ingest to the gate, and the release if the gate promotes; ``skipped`` if there is too little to learn from."""
+    """One training run, from ingest to the gate, and the release if the gate promotes.
+
+    ``skipped`` if there is too little to learn from.
+    """
     run = Run(world.params, settings, as_of, trigger=trigger)
     run_dir = run.dir
     common = {"trigger": trigger, "as_of": as_of.isoformat()}

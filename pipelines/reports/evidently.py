@@ -44,7 +44,10 @@ def page(
 def draw(
     path: Path, current: pl.DataFrame, reference: pl.DataFrame, columns: list[str], fields: Fields, threshold: float
 ) -> None:
-    """Write a self-contained HTML page (about 4 MB) with one panel per column of ``columns``; both frames hold them all."""
+    """Write a self-contained HTML page (about 4 MB) with one panel per column of ``columns``.
+
+    Both frames hold them all.
+    """
     # Imported here: it takes seconds and pulls in pandas, scikit-learn and plotly.
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import ValueDrift

@@ -51,7 +51,10 @@ SERIES = {
     "rollout_stage": "1 for the stage that the newest release is in",
     "releases": "releases so far",
     "trainings": "verdicts so far, by what asked for the training",
-    "training_cost": "what all trainings with a verdict used so far: hours of processors, of GPUs and of the clock, and money at the declared price",
+    "training_cost": (
+        "what all trainings with a verdict used so far: hours of processors, of GPUs and of the clock, "
+        "and money at the declared price"
+    ),
     "episodes": "episodes so far, by what opened them",
     "alerts_open": "open alerts that are not silenced",
     "alert_open": "1 for a rule with an open alert that is not silenced",
@@ -71,10 +74,11 @@ Cases = tuple[Sequence[Params], Mapping[str, str]]
 
 
 def render(settings: Settings, cases: Iterable[Params], broken: Mapping[str, str] = MappingProxyType({})) -> str:
-    """The series of these cases; a case without a drift report has those of its ledger, a ``broken`` one at least that it is.
+    """The series of these cases.
 
-    What is stored of one case and cannot be read costs the others nothing. Raises Unavailable if the ledger does not answer,
-    ConfigError or DatabaseDamaged if it cannot be opened: then nothing is known of any case.
+    A case without a drift report has those of its ledger, a ``broken`` one at least that it is. What is stored of one
+    case and cannot be read costs the others nothing. Raises Unavailable if the ledger does not answer, ConfigError or
+    DatabaseDamaged if it cannot be opened: then nothing is known of any case.
     """
     ledger.check(settings.ledger)
     gauges: list[exporter.Sample] = []
@@ -101,9 +105,9 @@ def serve(
     port: int,
     ready: Callable[[int], None] = lambda _port: None,
 ) -> None:
-    """Answer ``GET /metrics`` on ``host:port`` (0: a free one, told to ``ready``) until the process is ended; 503 while the ledger cannot be read.
+    """Answer ``GET /metrics`` on ``host:port`` (0: a free one, told to ``ready``) until the process is ended.
 
-    ``cases`` is asked at every scrape: cases come, go, break and are mended.
+    503 while the ledger cannot be read. ``cases`` is asked at every scrape: cases come, go, break and are mended.
     """
     exporter.serve(lambda: render(settings, *cases()).encode(), host, port, ready)
 

@@ -27,10 +27,11 @@ PAGE = "report"
 
 
 def work(run: Run, _read: Read) -> Work:
-    """Write ``alerts.json`` (the alerts after this run, and its notices); keep both in the ledger, and send the notices.
+    """Write ``alerts.json`` (the alerts after this run, and its notices).
 
-    The first run of an ``as_of`` decides; running again sends what no sink has taken yet and nothing else. A run
-    that is older than the newest one finds nothing. A sink that fails is a fact (``undelivered``) and the next run's alert, not an error.
+    Keep both in the ledger, and send the notices. The first run of an ``as_of`` decides; running again sends what no
+    sink has taken yet and nothing else. A run that is older than the newest one finds nothing. A sink that fails is a
+    fact (``undelivered``) and the next run's alert, not an error.
     """
     params, settings, as_of = run.params, run.settings, run.as_of
     report = DriftReport.model_validate_json((run.dir / "drift" / "report.json").read_bytes())
@@ -85,7 +86,10 @@ def _decide(
 
 
 def _before(recent: Sequence[Mapping[str, Any]], report: DriftReport, params: Params) -> Sequence[Alert]:
-    """The alerts that this run goes on from; of a window that is judged again, as if its first judgement had not been."""
+    """The alerts that this run goes on from.
+
+    Of a window that is judged again, as if its first judgement had not been.
+    """
     newest = _alerts(recent[-1]) if recent else []
     first = report.policy.judged_again
     if first is None:

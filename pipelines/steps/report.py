@@ -43,7 +43,8 @@ PROVENANCE = ("actor", "mlflow_run", "recorded_at", "hash", "previous_hash")
 def work(run: Run, read: Read) -> Work:
     """Write ``index.html``: self-contained, made from the drift report, earlier ones, the day profiles and the ledger.
 
-    The key is made of what the page says: the verdict of a retraining that ended since, or an alert, gives another page.
+    The key is made of what the page says: the verdict of a retraining that ended since, or an alert, gives another
+    page.
     """
     params, settings, run_dir, as_of = run.params, run.settings, run.dir, run.as_of
     made, profiled = read["drift"], read["profile"]
@@ -73,7 +74,10 @@ def work(run: Run, read: Read) -> Work:
 
 
 def _said(view: Mapping[str, Any]) -> dict[str, Any]:
-    """The view without who released and when, and in which run of MLflow: the page does not say it, and one history played twice differs in it."""
+    """The view without who released and when, and in which run of MLflow.
+
+    The page does not say it, and one history played twice differs in it.
+    """
 
     def bare(release: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None if release is None else {name: value for name, value in release.items() if name not in PROVENANCE}
@@ -82,7 +86,10 @@ def _said(view: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _publish(run: Run, view: Mapping[str, Any], manifest: Manifest) -> dict[str, str]:
-    """The pages in MLflow, for people who come from there or from Airflow: ``{page, evidently}`` as addresses; without MLflow nothing."""
+    """The pages in MLflow, for people who come from there or from Airflow: ``{page, evidently}`` as addresses.
+
+    Without MLflow nothing.
+    """
     report, settings = view["report"], run.settings
     drawn = run.dir / "drift" / "drift.html"
     files = [run.dir / "report" / PAGE, *([drawn] if drawn.exists() else [])]
@@ -240,7 +247,10 @@ def windows(past: Sequence[Mapping[str, Any]], order: Sequence[str]) -> dict[str
 
 
 def _days(settings: Settings, run_dir: Path, end: date, spec: str) -> list[dict[str, Any]]:
-    """The last days before ``end``, oldest first, ``{date, rows, path}``: profiled by the newest run that did; path None: no rows."""
+    """The last days before ``end``, oldest first, ``{date, rows, path}``: profiled by the newest run that did.
+
+    Path None: no rows.
+    """
     first = end - timedelta(days=COLUMNS)
     found: dict[str, dict[str, Any]] = {}
     for folder in _runs(run_dir, "profile"):

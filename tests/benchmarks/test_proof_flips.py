@@ -20,7 +20,10 @@ print(json.dumps(proof.flipped(pathlib.Path(sys.argv[1]), 2 * len(kinds), kinds,
 
 @pytest.mark.long
 def test_flips_are_found_and_none_is_no_difference(tmp_path):
-    """Steps of a real small line give the same output without a flip; a flipped bit of what they read or wrote never gives another one."""
+    """Steps of a real small line give the same output without a flip.
+
+    A flipped bit of what they read or wrote never gives another one.
+    """
     kinds = ["ledger, drift_states", "evaluate/scores.parquet"]
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path), *kinds], capture_output=True, text=True, timeout=300, check=False

@@ -1,4 +1,7 @@
-"""The DAGs in the real Airflow over the whole real stack: the scheduler's own tick, and one training run and one message per episode."""
+"""The DAGs in the real Airflow over the whole real stack.
+
+The scheduler's own tick, and one training run and one message per episode.
+"""
 
 import os
 import time
@@ -30,7 +33,10 @@ DRIFT = (*(step.name for step in (*order.WATCHING, *order.TELLING)), "retrain", 
 
 RUNS = 20 if PROFILE == "full" else 8
 FAULTS = ("drift:decided.1", "drift:opened.1", "drift:publish.1", "drift:published.1", "alert:files.1")
-"""Where a task is killed: the state without its episode, the episode without its report, and on the way to the commits."""
+"""Where a task is killed: the state without its episode, the episode without its report.
+
+And on the way to the commits.
+"""
 PLUGINS = str(ROOT / "plugins")
 RANKS = 2
 """Of each training of tests/dags/probes.py."""
@@ -69,7 +75,10 @@ def _states(airflow, dag, run_id):
 
 
 def test_the_schedulers_own_ticks_go_green(loop):
-    """A training run that the scheduler made by itself ends green with a first champion at its interval's end; so does a drift run."""
+    """A training run that the scheduler made by itself ends green with a first champion at its interval's end.
+
+    So does a drift run.
+    """
     training = _own_tick(loop.airflow, f"{CASE}_training")
     assert (training["run_type"], training["triggered_by"], training["state"]) == ("scheduled", "timetable", "success")
     assert _states(loop.airflow, f"{CASE}_training", training["dag_run_id"]) == dict.fromkeys(TRAINING, "success")
@@ -88,7 +97,10 @@ def test_the_schedulers_own_ticks_go_green(loop):
 
 
 def test_foreign_names_and_pages_are_turned_away(loop):
-    """Airflow, its tasks' API and its login, MLflow and gateway answer to no foreign Host, by which a web page would be an admin; no foreign page writes or frames."""
+    """No service answers to a foreign Host, by which a web page would be an admin.
+
+    Airflow, its tasks' API and its login, MLflow and gateway; no foreign page writes or frames.
+    """
     airflow, mlflow, gateway = loop.airflow.url, loop.settings.mlflow_url, loop.settings.gateway_url
     paths = {
         airflow: ("/", "/api/v2/version", "/auth/token", "/execution/health"),
@@ -123,7 +135,10 @@ def test_foreign_names_and_pages_are_turned_away(loop):
 
 
 def test_tasks_have_buttons(loop):
-    """What a finished run's tasks link to, as the UI is told: MLflow's run, verdict, version and page, Grafana's dashboard; none where there is nothing."""
+    """What a finished run's tasks link to, as the UI is told.
+
+    MLflow's run, verdict, version and page, Grafana's dashboard; none where there is nothing.
+    """
     training, drift = loop.airflow.runs(f"{CASE}_training")[0], loop.airflow.runs(f"{CASE}_drift")[0]
     shown = {
         task: _buttons(loop.airflow, f"{CASE}_training", training["dag_run_id"], task)
@@ -157,9 +172,10 @@ def _buttons(airflow, dag, run_id, task):
 
 
 def test_a_train_task_that_is_ended_leaves_no_rank(loop, monkeypatch):
-    """Marked failed, cleared, out of time: deaf ranks in sessions of their own are gone soon, the cleared task runs again alone.
+    """Marked failed, cleared, out of time.
 
-    Meanwhile what ranks say stands in the log of the running task, and people are told once of a run that is late.
+    Deaf ranks in sessions of their own are gone soon, the cleared task runs again alone. Meanwhile what ranks say
+    stands in the log of the running task, and people are told once of a run that is late.
     """
     monkeypatch.syspath_prepend(PLUGINS)
     from perennial_torchrun import tagged
@@ -197,7 +213,10 @@ def _late(loop):
 
 
 def test_a_run_that_fails_is_told_once_and_at_once(loop):
-    """People are told once of a failed run, with its task and error; a retry that succeeds and a skip are told to nobody."""
+    """People are told once of a failed run, with its task and error.
+
+    A retry that succeeds and a skip are told to nobody.
+    """
     airflow, wanted = loop.airflow, {"broken": "failed", "flaky": "success", "early": "success"}
     for mishap in wanted:
         airflow.unpause(f"mishap_{mishap}")
@@ -216,7 +235,10 @@ def _about(loop, name):
 
 
 def test_an_episode_trains_once(loop):
-    """Concurrent drift runs of one episode (twenty on the full stack), some killed and retried, some cleared, end in one training run, to which all link, and one message."""
+    """Concurrent drift runs of one episode end in one training run, to which all link, and one message.
+
+    There are twenty on the full stack; some are killed and retried, some cleared.
+    """
     tomorrow = wall_time().replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
     as_of, episode = provoke(loop.settings, loop.params, tomorrow)
     forget(loop.settings, CASE, as_of)
@@ -263,7 +285,10 @@ def test_an_episode_trains_once(loop):
 
 
 def test_every_day_of_a_mapped_case_has_a_task(loop):
-    """Where profiles are mapped, a drift run has a task for each day of the window that has rows, and `profile` takes what they made."""
+    """Where profiles are mapped, a drift run has a task for each day of the window that has rows.
+
+    `profile` takes what they made.
+    """
     settings, as_of = loop.settings, datetime(2009, 6, 1, tzinfo=UTC)
     row = {
         field.name: field.values[0] if isinstance(field, Categorical) else 1.0
@@ -289,7 +314,10 @@ def test_every_day_of_a_mapped_case_has_a_task(loop):
 
 
 def test_what_prometheus_is_told_of_a_real_airflow(loop):
-    """The exporter finds all components healthy, and the durations and tries of the newest runs' tasks, in the answers of a real REST API."""
+    """The exporter finds all components healthy.
+
+    It finds the durations and tries of the newest runs' tasks, too, in the answers of a real REST API.
+    """
     found = samples(Watch(client(loop.settings)).text())
     assert found["up", ()] == 1
     assert {labels[0][1] for (name, labels), value in found.items() if name == "component_healthy" and value} >= {

@@ -25,13 +25,15 @@ ATTACK = """
 import base64, grpc, http.client, json, os, sys, urllib.request
 from tritonclient.grpc import service_pb2 as pb, service_pb2_grpc
 
-import encodings.idna, encodings.latin_1  # what is loaded late must be there before: the stranger cannot read the interpreter's folder
+# What is loaded late must be there before: the stranger cannot read the interpreter's folder.
+import encodings.idna, encodings.latin_1
 
 given = json.loads(sys.argv[1])
 os.setgroups([])
 os.setgid(given["user"])
 os.setuid(given["user"])
-code = f"open({given['marker']!r}, 'w').close()\\nclass TritonPythonModel:\\n    def execute(self, requests): return []\\n"
+code = f"open({given['marker']!r}, 'w').close()\\n"
+code += "class TritonPythonModel:\\n    def execute(self, requests): return []\\n"
 tensor = '"name": "%s", "data_type": "TYPE_FP32", "dims": [1]'
 config = '{"backend": "python", "input": [{%s}], "output": [{%s}]}' % (tensor % "x", tensor % "y")
 
@@ -47,12 +49,15 @@ def rpc(channel, method, request):
     return True
 
 brought = pb.RepositoryModelLoadRequest(model_name="evil", parameters={
-    "config": pb.ModelRepositoryParameter(string_param=config), "file:1/model.py": pb.ModelRepositoryParameter(bytes_param=code.encode())})
+    "config": pb.ModelRepositoryParameter(string_param=config),
+    "file:1/model.py": pb.ModelRepositoryParameter(bytes_param=code.encode())})
 asked = pb.ModelInferRequest(model_name="tiny", model_version="1", inputs=[
-    pb.ModelInferRequest.InferInputTensor(name=name, datatype=kind, shape=[1, size]) for name, kind, size in (("categorical", "INT64", 2), ("numeric", "FP32", 3))],
+    pb.ModelInferRequest.InferInputTensor(name=name, datatype=kind, shape=[1, size])
+    for name, kind, size in (("categorical", "INT64", 2), ("numeric", "FP32", 3))],
     raw_input_contents=[bytes(16), bytes(12)])
 body = {"parameters": {"config": config, "file:1/model.py": base64.b64encode(code.encode()).decode()}}
-row = {"inputs": [{"name": "categorical", "shape": [1, 2], "datatype": "INT64", "data": [0, 0]}, {"name": "numeric", "shape": [1, 3], "datatype": "FP32", "data": [0, 0, 0]}]}
+row = {"inputs": [{"name": "categorical", "shape": [1, 2], "datatype": "INT64", "data": [0, 0]},
+    {"name": "numeric", "shape": [1, 3], "datatype": "FP32", "data": [0, 0, 0]}]}
 foreign = grpc.ssl_channel_credentials(*(text.encode() for text in given["foreign"]))
 nameless = grpc.ssl_channel_credentials(given["foreign"][0].encode())
 done = []
@@ -75,7 +80,8 @@ for port in given["ports"]:
     ):
         attempt(f"{how} client loads code at {port}", lambda: rpc(make(), "RepositoryModelLoad", brought))
         attempt(f"{how} client infers at {port}", lambda: rpc(make(), "ModelInfer", asked))
-        attempt(f"{how} client unloads at {port}", lambda: rpc(make(), "RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name="tiny")))
+        attempt(f"{how} client unloads at {port}", lambda: rpc(
+            make(), "RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name="tiny")))
 for path in given["files"]:
     attempt(f"reads {path}", lambda: open(path).read())
 print(json.dumps(done))

@@ -1,4 +1,7 @@
-"""The stack refuses what cannot work before anything starts, starts for real, survives kill -9, and leaves nothing behind."""
+"""The stack refuses what cannot work before anything starts, starts for real, survives kill -9.
+
+It leaves nothing behind.
+"""
 
 import json
 import os
@@ -136,7 +139,10 @@ def test_strays_without_a_record_are_seen_and_ended(tmp_path, capsys):
 
 
 def test_an_older_state_is_closed_and_killed_writes_are_swept(tmp_path):
-    """A state that others could read is its owner's alone after a start was tried, though it failed; what killed writes left is gone, other files stay."""
+    """A state that others could read is its owner's alone after a start was tried, though it failed.
+
+    What killed writes left is gone, other files stay.
+    """
     home = tmp_path / "home"
     (home / "secrets").mkdir(parents=True)
     home.chmod(0o755)
@@ -175,7 +181,10 @@ def sessions(pids):
 
 
 def untagged(running):
-    """What lives in the stack's sessions without its tag; a process has no environment to read while it is being started."""
+    """What lives in the stack's sessions without its tag.
+
+    A process has no environment to read while it is being started.
+    """
     members = sessions(set(running.pids.values()))
     tagged = set(stack.tagged(triton.stack_tag(running.home)))
     return {process for process in members if process.pid not in tagged and process.is_running()}
@@ -191,7 +200,10 @@ def listening(process):
 
 @pytest.mark.slow
 def test_a_started_stack_is_healthy_private_and_tagged(running, capsys):
-    """All services are healthy, listen on the loopback address only, lead their own sessions, and every process carries the tag."""
+    """All services are healthy, listen on the loopback address only, lead their own sessions.
+
+    Every process carries the tag.
+    """
     assert main(["status", "--home", str(running.home)]) == 0
     table = capsys.readouterr().out
     assert all(name in table for name in SERVICES)
@@ -216,7 +228,10 @@ def test_a_started_stack_is_healthy_private_and_tagged(running, capsys):
 
 @pytest.mark.slow
 def test_a_killed_service_holds_no_port_and_starts_again(running):
-    """After SIGKILL of MLflow and the scheduler nothing of them runs on, the port can be bound, and both are healthy again when they are started anew."""
+    """After SIGKILL of MLflow and the scheduler nothing of them runs on, the port can be bound.
+
+    Both are healthy again when they are started anew.
+    """
     tag = triton.stack_tag(running.home)
     killed = {
         process.name: process.pid
@@ -257,7 +272,10 @@ def test_a_dead_stub_is_healed_without_a_command(running):
 
 @pytest.mark.slow
 def test_up_after_kill_9_of_everything_works_and_down_leaves_nothing(running):
-    """After SIGKILL of every process the same state starts again, its champion answers; killed leaders leave no strays."""
+    """After SIGKILL of every process the same state starts again, its champion answers.
+
+    Killed leaders leave no strays.
+    """
     settings = triton.settings(running.home, running.ports)
     assert answering(settings, 1) == [1]
     everything = sessions({process.pid for process in stack.read(running.home).processes})

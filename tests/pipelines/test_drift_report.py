@@ -17,7 +17,10 @@ LIVE = ("pipelines", "serving", "embedded", "plugins", "dags", "compose")
 
 
 def test_a_report_of_an_older_release_is_read():
-    """What it lacks has its default, what nobody knows any more is left out, and its sentences have no code but are kept."""
+    """What it lacks has its default, what nobody knows any more is left out.
+
+    Its sentences have no code but are kept.
+    """
     old = DriftReport.model_validate(
         report().model_dump(mode="json")
         | {
@@ -44,7 +47,10 @@ def test_a_report_of_an_older_release_is_read():
 
 
 def test_coverage_is_that_of_all_versions():
-    """Rows of all versions that served in a window count together; a report without figures has the champion's share."""
+    """Rows of all versions that served in a window count together.
+
+    A report without figures has the champion's share.
+    """
     figures = {"start": WINDOW.start, "end": WINDOW.end}
     two = [
         {**figures, "version": 1, "rows": 100, "labelled": 40},

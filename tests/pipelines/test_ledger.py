@@ -37,7 +37,10 @@ def _append(url: str, seq: int, champion: int, action: str = "promote", days: in
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request, tmp_path: Path) -> str:
-    """A fresh ledger on each database that it promises to work on: a file, and a schema of its own in a real PostgreSQL."""
+    """A fresh ledger on each database that it promises to work on.
+
+    A file, and a schema of its own in a real PostgreSQL.
+    """
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'ledger.db'}"
     return fresh_schema(request.getfixturevalue("postgres_server"))
@@ -70,7 +73,10 @@ def _race(url: str, seq: int, champion: int, queue) -> None:
 
 
 def test_compare_and_swap_has_one_winner(tmp_path: Path):
-    """Of eight processes that promote at once, exactly one wins and the rest get a conflict (on PostgreSQL: test_database.py)."""
+    """Of eight processes that promote at once, exactly one wins and the rest get a conflict.
+
+    On PostgreSQL: test_database.py.
+    """
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     _append(url, 0, 1)
     context = fresh_processes()
@@ -179,7 +185,10 @@ def test_the_newest_silence_of_a_rule_counts(url: str):
 
 
 def test_a_drift_state_has_one_successor(url: str):
-    """Of two windows judged on one earlier state only the first to write counts; the other has to look again, and another try of the first finds it."""
+    """Of two windows judged on one earlier state only the first to write counts.
+
+    The other has to look again, and another try of the first finds it.
+    """
     days = [T0 + timedelta(days=number) for number in range(3)]
     write = partial(ledger.record_drift_state, url, case="bank", evidence_hash="h")
     write(as_of=days[0], state={"n": 0}, previous="")
@@ -200,7 +209,10 @@ def test_an_episode_opens_once(url: str):
 
 
 def test_the_head_is_the_newest_row_that_was_written(url: str):
-    """A newest row that was re-hashed, put under another column or removed is no champion: the error names case, row and what is wrong."""
+    """A newest row that was re-hashed, put under another column or removed is no champion.
+
+    The error names case, row and what is wrong.
+    """
     _append(url, 0, 1)
     for number, (edit, said) in enumerate(
         (
@@ -267,7 +279,10 @@ def test_a_row_that_cannot_be_read_is_named(url: str):
 
 
 def test_writers_of_one_case_leave_one_unbroken_journal(url: str):
-    """Twenty that write at once, into all tables, leave a ledger in which the audit finds nothing: each row has its entry in one chain."""
+    """Twenty that write at once, into all tables, leave a ledger in which the audit finds nothing.
+
+    Each row has its entry in one chain.
+    """
 
     def write(number: int) -> None:
         as_of = T0 + timedelta(days=number)
@@ -298,7 +313,10 @@ def test_writers_of_one_case_leave_one_unbroken_journal(url: str):
 
 
 def test_rows_from_before_the_journal_are_taken_over(url: str):
-    """A ledger without a journal gets one when it is opened: its rows are told from new ones, and a later edit of them is found."""
+    """A ledger without a journal gets one when it is opened.
+
+    Its rows are told from new ones, and a later edit of them is found.
+    """
     _append(url, 0, 1)
     _edit(url, "DROP TABLE journal")
     again = (
@@ -370,7 +388,10 @@ PARTS = {
 
 @pytest.mark.parametrize("edit", ["changed", "removed", "moved"])
 def test_every_reader_takes_only_what_was_written(url: str, edit: str):
-    """A row that was changed, removed or put under another key behind the ledger's back is never read as another result: the error names its table."""
+    """A row that was changed behind the ledger's back is never read as another result.
+
+    Nor one that was removed or put under another key: the error names its table.
+    """
     for table, read in _filled(url).items():
         whole = read()
         column, key, second = PARTS[table]
@@ -405,7 +426,10 @@ def test_a_row_that_is_asked_for_by_name_does_not_need_the_others(url: str):
 
 
 def test_a_row_that_a_damaged_index_hides_is_not_missing(tmp_path: Path):
-    """A row that is not found by its name, as one bit of an index has flipped, is an error: nobody does its work a second time."""
+    """A row that is not found by its name, as one bit of an index has flipped, is an error.
+
+    Nobody does its work a second time.
+    """
     file = tmp_path / "ledger.db"
     url, as_of = f"sqlite:///{file}", T0 + timedelta(days=2)
     _filled(url)
@@ -423,6 +447,9 @@ def test_a_row_that_a_damaged_index_hides_is_not_missing(tmp_path: Path):
     again = url + "?timeout=29"  # a process that comes later
     with pytest.raises(
         IntegrityError,
-        match=r'table alert_runs, row {"seq":2} is there and is not found by its as_of: an index of the database is damaged',
+        match=(
+            r'table alert_runs, row {"seq":2} is there and is not found by its as_of: an index of the database is '
+            r"damaged"
+        ),
     ):
         ledger.alert_runs(again, "bank", at=as_of)

@@ -43,7 +43,10 @@ def _mlflow_runs(settings: Settings, case: str) -> list[dict]:
 
 
 def test_every_row_is_answered_logged_and_right(summary):
-    """Rows sent, acknowledged and logged are one number, no request failed, and each answer is ONNX Runtime's on its version."""
+    """Rows sent, acknowledged and logged are one number, no request failed.
+
+    Each answer is ONNX Runtime's on its version.
+    """
     assert summary["errors"] == 0
     assert summary["rows_sent"] == summary["rows_acknowledged"] == summary["rows_logged"] > 1000
     assert summary["answers_unequal"] == 0
@@ -52,7 +55,10 @@ def test_every_row_is_answered_logged_and_right(summary):
 
 
 def test_drift_led_to_training(summary):
-    """An episode started training; on the bank data it made a champion, and the loop beats the model that was never changed."""
+    """An episode started training.
+
+    On the bank data it made a champion, and the loop beats the model that was never changed.
+    """
     events = get_args(EpisodeTrigger)
     assert sum(summary["training_runs_by_trigger"][trigger] for trigger in events) >= 1
     if summary["case"] == "bank":
@@ -102,7 +108,10 @@ def test_later_datasets_hold_logged_rows_only(summary, settings):
 
 
 def test_a_run_again_changes_nothing(summary, settings, airflow):
-    """Clearing a finished drift run and a finished training run leaves every file, release and MLflow version as it was."""
+    """Clearing a finished drift run and a finished training run leaves everything as it was.
+
+    Every file, release and MLflow version.
+    """
     case = summary["case"]
     before = (
         _tree(settings, case),
@@ -124,7 +133,10 @@ def test_a_run_again_changes_nothing(summary, settings, airflow):
 
 
 def test_drift_needs_no_source(summary, settings, tmp_path):
-    """With the source unreadable, and each step killed at its commit once, a drift run in a copy of the state writes the same report."""
+    """Each step killed at its commit once, a drift run in a copy of the state writes the same report.
+
+    The source is unreadable there.
+    """
     case, last = summary["case"], datetime.fromisoformat(summary["timeline"][-1]["as_of"])
     copy = _copy(settings, tmp_path)
     report = copy.run_dir(case, last) / "drift" / "report.json"
@@ -172,7 +184,10 @@ _BACKUP = "import sqlite3, sys; a, b = map(sqlite3.connect, sys.argv[1:]); a.bac
 
 
 def test_rollback_is_answered_within_seconds(summary, settings, airflow):
-    """The rollback command returns to the previous release, the gateway follows, and a re-run does not promote it again."""
+    """The rollback command returns to the previous release, the gateway follows.
+
+    A re-run does not promote it again.
+    """
     case = summary["case"]
     before = ledger.releases(settings.ledger, case)
     expected = before[-2].champion
@@ -223,9 +238,9 @@ def test_every_artefact_verifies(summary, settings):
 
 
 def test_posted_labels_decide_the_next_candidate(summary, settings, tmp_path):
-    """Corrections of labels, posted through the gateway, change the rows, the key and the weights of the next candidate.
+    """Corrections of labels change the rows, the key and the weights of the next candidate.
 
-    The last test of this file: it leaves wrong labels behind.
+    They are posted through the gateway. The last test of this file: it leaves wrong labels behind.
     """
     case, last = summary["case"], datetime.fromisoformat(summary["timeline"][-1]["as_of"])
     as_of = last + timedelta(days=1)
@@ -260,6 +275,9 @@ def _candidate(settings: Settings, case: str, as_of: datetime) -> dict:
 
 
 def test_no_other_user_has_a_part_of_the_state(home, summary):
-    """Ledger, log, lake, databases, keys and logs of a running demo: nothing of them may be read, written or entered by anybody but their owner."""
+    """Ledger, log, lake, databases, keys and logs of a running demo.
+
+    Nothing of them may be read, written or entered by anybody but their owner.
+    """
     open_ones = [path for path in (home, *home.rglob("*")) if not path.is_symlink() and path.lstat().st_mode & 0o077]
     assert open_ones == []

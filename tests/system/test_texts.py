@@ -1,4 +1,7 @@
-"""A case of texts and classes through the same live stack: Airflow trains on two ranks, Triton and the gateway serve, a drift run looks back."""
+"""A case of texts and classes through the same live stack.
+
+Airflow trains on two ranks, Triton and the gateway serve, a drift run looks back.
+"""
 
 from datetime import UTC, datetime, timedelta
 
@@ -51,7 +54,10 @@ def params(small):
 
 @pytest.fixture(scope="module")
 def rows(settings, airflow, params):
-    """A first champion, and a quarter of sampled reports that were sent to it, each with its label; returns the rows and the tally."""
+    """A first champion, and a quarter of sampled reports that were sent to it, each with its label.
+
+    Returns the rows and the tally.
+    """
     if not (BESIDE / PARQUET).exists():
         _write_reports(settings.root / "data" / DOWNLOADED)
     for kind in ("training", "drift"):
@@ -81,7 +87,10 @@ def run(airflow, kind, conf):
 
 
 def test_texts_are_answered_logged_and_right(rows, settings):
-    """Every report is answered with a team and its probability, as ONNX Runtime has it on the version named, and logged with all probabilities."""
+    """Every report is answered with a team and its probability, as ONNX Runtime has it on the version named.
+
+    It is logged with all probabilities.
+    """
     sent, tally = rows
     head = ledger.head(settings.ledger, CASE)
     assert tally.errors == 0
@@ -107,7 +116,10 @@ def test_airflow_trained_on_two_ranks(settings):
 
 
 def test_a_drift_run_judges_texts_and_teams(rows, settings, airflow):
-    """A drift run over the quarter compares the texts' profile and the answers with the champion's reference, and counts the labels that came."""
+    """A drift run over the quarter compares the texts' profile and the answers with the champion's reference.
+
+    It counts the labels that came.
+    """
     sent, _ = rows
     run(airflow, "drift", {"as_of": NEXT.isoformat()})
     report = DriftReport.model_validate_json((settings.run_dir(CASE, NEXT) / "drift" / "report.json").read_bytes())

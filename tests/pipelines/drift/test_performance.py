@@ -1,4 +1,7 @@
-"""pipelines/drift/labels/performance.py: the metric on delayed labels, by slice, and what was estimated before they came."""
+"""pipelines/drift/labels/performance.py.
+
+The metric on delayed labels, by slice, and what was estimated before they came.
+"""
 
 import math
 from datetime import UTC, date, datetime, timedelta
@@ -79,7 +82,10 @@ def test_the_auc_interval_holds_the_truth():
 
 
 def test_classes_are_judged_by_macro_f1():
-    """With classes macro-F1 is scikit-learn's over the labels' classes; rows without full scores have a label and no loss."""
+    """With classes macro-F1 is scikit-learn's over the labels' classes.
+
+    Rows without full scores have a label and no loss.
+    """
     rng = np.random.default_rng(0)
     given = rng.dirichlet(np.ones(3), 100)
     label = np.where(rng.random(100) < 0.7, given.argmax(1), rng.integers(0, 2, 100))
@@ -96,7 +102,10 @@ def test_classes_are_judged_by_macro_f1():
 
 
 def test_labels_count_from_their_arrival():
-    """A label that has not arrived by the end of the window is unknown, and no label is asked of rows that have none."""
+    """A label that has not arrived by the end of the window is unknown.
+
+    No label is asked of rows that have none.
+    """
     rows = answers(10)
     served = rows.drop("label", "label_time")
     labels = rows.select("id", "label", "label_time").head(6)
@@ -117,7 +126,10 @@ def test_rolling_keeps_versions_and_windows_apart():
 
 
 def test_only_the_slice_that_dropped_is_named():
-    """Where the labels of one colour are turned around that colour has dropped, with an interval, and the other has not."""
+    """Where the labels of one colour are turned around that colour has dropped, with an interval.
+
+    The other has not.
+    """
     rows = answers(1200)
     whole = performance.figures(rows, PARAMS.drift, 0).log_loss
     baseline = {
@@ -135,7 +147,10 @@ def test_only_the_slice_that_dropped_is_named():
 
 @pytest.mark.parametrize(("score", "was", "dropped"), [(1.0, 0.0, False), (1.0, 0.6, False), (0.5, 0.0, True)])
 def test_a_slice_without_any_error_has_not_dropped(score, was, dropped):
-    """Where neither holdout nor window leave any doubt, a slice dropped if its loss rose by more than the declared drop, and only then."""
+    """Without any doubt, a slice dropped if its loss rose by more than the declared drop, and only then.
+
+    Neither holdout nor window leave any doubt here.
+    """
     rows = answers(200).with_columns(colour=pl.lit("red"), score=pl.lit(score), label=pl.lit(1))
     baseline = {"slices": {"colour=red": {"rows": 100, "loss": was, "loss_se": 0.0}}}
     [found] = performance.by_slice(rows, ["colour"], baseline, PARAMS.drift, 0)
@@ -172,7 +187,10 @@ def test_the_estimate_holds_under_covariate_shift(stream):
 
 
 def test_concept_drift_blinds_the_estimate_and_earlier_shows_it(stream):
-    """Under another rule the estimate says that all is well; once the labels are in its error is plain in every window."""
+    """Under another rule the estimate says that all is well.
+
+    Once the labels are in its error is plain in every window.
+    """
     quiet = told(stream, "none")
     found = told(stream, "concept")
     assert found.estimate == quiet.estimate
@@ -182,7 +200,10 @@ def test_concept_drift_blinds_the_estimate_and_earlier_shows_it(stream):
 
 
 def test_without_a_calibration_nothing_is_estimated(stream):
-    """A reference that was written before there were calibrations gives no estimate, and its champion's metric all the same."""
+    """A reference that was written before there were calibrations gives no estimate.
+
+    Its champion's metric is there all the same.
+    """
     old = {name: stream.reference.baseline[name] for name in ("rows", "errors", "error_rate", "loss", "loss_se")}
     rows = answers(100).with_columns(education=pl.lit("none"))
     found = performance.summary(rows, WINDOWS, 1, old, ["education"], PARAMS.drift, 0)

@@ -1,4 +1,7 @@
-"""A case of texts and classes from the log to its verdict, and its drift: the real steps around a bundle that reads word by word."""
+"""A case of texts and classes from the log to its verdict, and its drift.
+
+The real steps around a bundle that reads word by word.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +91,10 @@ def release(settings):
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
-    """Two quarters of traffic, the second with longer reports and another commonest team; a run in August whose candidate knows all teams."""
+    """Two quarters of traffic, the second with longer reports and another commonest team.
+
+    A run in August whose candidate knows all teams.
+    """
     settings = Settings(home=tmp_path_factory.mktemp("classes"))
     champion = release(settings)
     serve(settings, champion, reports(600, seed=3), "first")
@@ -121,7 +127,10 @@ def rows(run_dir, step, name):
 
 
 def test_bad_texts_and_labels_are_quarantined(line):
-    """A text of no visible character, one that is too long and a label that is no class leave the line with their reasons."""
+    """Rows that cannot be used leave the line with their reasons.
+
+    A text of no visible character, one that is too long and a label that is no class.
+    """
     _, run_dir = line
     assert rows(run_dir, "validate", "quarantine")["reasons"].to_list() == [
         "text: empty",
@@ -132,7 +141,10 @@ def test_bad_texts_and_labels_are_quarantined(line):
 
 
 def test_the_dataset_is_thinned_replayed_and_counted(line):
-    """At most max_rows of the window, a tenth of the training rows from before it, history that nobody was trained on, and its classes by name."""
+    """At most max_rows of the window, a tenth of the training rows from before it, history that nobody was trained on.
+
+    Its classes are told by name.
+    """
     _, run_dir = line
     train, history = rows(run_dir, "dataset", "train"), rows(run_dir, "dataset", "history")
     said = facts(run_dir, "dataset")
@@ -156,7 +168,10 @@ def test_the_dataset_is_thinned_replayed_and_counted(line):
 
 
 def test_both_models_are_scored_by_class(line):
-    """scores.parquet holds one probability per class, the facts the confusion matrix, and history shows what each model knows of old rows."""
+    """scores.parquet holds one probability per class, the facts the confusion matrix.
+
+    History shows what each model knows of old rows.
+    """
     _, run_dir = line
     scored, said = rows(run_dir, "evaluate", "scores"), facts(run_dir, "evaluate")
     assert scored.schema["challenger"] == scored.schema["champion"] == pl.Array(pl.Float64, len(FIELDS.classes))
@@ -204,7 +219,10 @@ def test_the_first_candidate_meets_the_base_rate_of_classes(line, tmp_path):
 
 
 def test_a_champion_of_other_classes_is_compared_by_name(tmp_path):
-    """A bundle whose declaration lacked a class gives it no probability, whatever the order; one with a binary label is refused."""
+    """A bundle whose declaration lacked a class gives it no probability, whatever the order.
+
+    One with a binary label is refused.
+    """
     told = reports(20, seed=6)
     older = replace(FIELDS, classes=FIELDS.classes[1:][::-1])
     write_bundle(tmp_path, HALF[1:], older)
@@ -226,7 +244,10 @@ def test_a_slice_that_is_no_column_is_named(line):
 
 
 def test_texts_drift_by_their_words_and_predictions(line):
-    """A quiet quarter moves nothing; longer reports of another mix move words and predictions, and the loss with them."""
+    """A quiet quarter moves nothing.
+
+    Longer reports of another mix move words and predictions, and the loss with them.
+    """
     settings, _ = line
     quiet, moved = (
         DriftReport.model_validate_json((settings.run_dir(CASE, at) / "drift" / "report.json").read_bytes())
@@ -241,7 +262,8 @@ def test_texts_drift_by_their_words_and_predictions(line):
     assert quiet.labels.errors > 0
     assert abs(quiet.labels.drop.value) < 0.2
     assert moved.labels.drop.low > 0
-    # The new team is one that the champion does not know, and its scores say so: the rule from text to team is what it was.
+    # The new team is one that the champion does not know, and its scores say so: the rule from text to team is what it
+    # was.
     assert (moved.policy.kind, moved.diagnosis.performance) == ("covariate", "dropped")
     assert all(one.inside for one in moved.performance.earlier)
     assert quiet.explanation == Explanation()
@@ -266,7 +288,10 @@ def test_the_page_draws_the_numbers_of_a_text(line, tmp_path):
 
 
 def test_labels_speak_without_scores(tmp_path):
-    """If the log has no probabilities of all classes, errors count and the loss is silent; impossible labels are left out."""
+    """If the log has no probabilities of all classes, errors count and the loss is silent.
+
+    Impossible labels are left out.
+    """
     other = Settings(home=tmp_path)
     champion = release(other)
     told = reports(400, seed=3).with_columns(

@@ -43,7 +43,10 @@ def day(number: int) -> date:
 
 
 def release(settings: Settings, stream: Stream, as_of: datetime, version: int = 1, *, reference=None, **facts) -> None:
-    """Put the stream's champion in the ledger, with the folders that a run leaves (``facts``: the dataset's), without training."""
+    """Put the stream's champion in the ledger, with the folders that a run leaves, without training.
+
+    ``facts`` are the dataset's.
+    """
     run_dir = settings.run_dir("loans", as_of)
 
     def dataset(folder: Path) -> dict:
@@ -165,7 +168,10 @@ def tree(settings: Settings) -> dict[str, str]:
 
 
 def test_drift_asks_for_training_once(replayed):
-    """Quiet days pass; after two days of drifted inputs one retraining is asked for, under the episode's name, with a page to look at."""
+    """Quiet days pass; after two days of drifted inputs one retraining is asked for.
+
+    It is asked for under the episode's name, with a page to look at.
+    """
     states = [report(replayed, after(number)) for number in range(DRIFT_AT + 2)]
     assert [one.action for one in states] == [*["none"] * (DRIFT_AT + 1), "retrain"]
     assert {one.state for one in states[:DRIFT_AT]} == {"STABLE"}
@@ -189,7 +195,10 @@ def test_drift_asks_for_training_once(replayed):
 
 
 def test_the_report_says_why(replayed):
-    """The report names the kind, the features, the days and the first of them, from the profiles that earlier runs left, and so does the episode."""
+    """The report names the kind, the features, the days and the first of them, and so does the episode.
+
+    They come from the profiles that earlier runs left.
+    """
     last = report(replayed, after(DRIFT_AT + 1))
     assert (last.diagnosis.kind, last.diagnosis.performance) == ("covariate", "unknown")
     assert last.diagnosis.since == day(DRIFT_AT)
@@ -205,7 +214,10 @@ def test_the_report_says_why(replayed):
 
 
 def test_the_report_shows_performance_with_and_without_labels(settings, stream):
-    """Before labels come there is an estimate; once they are in, the metric with coverage and delay, and what the estimate was worth."""
+    """Before labels come there is an estimate.
+
+    Once they are in, the metric with coverage and delay, and what the estimate was worth.
+    """
     release(settings, stream, midnight(day(0)))
     for number in range(3):
         serve(settings, stream, number, delay=1.5)
@@ -227,7 +239,10 @@ def test_the_report_shows_performance_with_and_without_labels(settings, stream):
 
 
 def test_running_again_changes_nothing(replayed):
-    """Both steps run again leave every byte as it is and give the same answer, the retraining and its episode included."""
+    """Both steps run again leave every byte as it is and give the same answer.
+
+    The retraining and its episode are part of it.
+    """
     before = tree(replayed)
     for number in (0, DRIFT_AT, DRIFT_AT + 1):
         manifest = judge(replayed, after(number))
@@ -333,7 +348,10 @@ def test_an_explanation_that_fails_changes_no_decision(replayed, monkeypatch):
 
 
 def test_windows_that_race_open_one_episode(replayed, stream, monkeypatch):
-    """Two windows judged at once, each of which would confirm, open one episode: whichever is first has the other look again, or only report."""
+    """Two windows judged at once, each of which would confirm, open one episode.
+
+    Whichever is first has the other look again, or only report.
+    """
     serve(replayed, stream, DRIFT_AT + 2)
     for number in (DRIFT_AT + 1, DRIFT_AT + 2):
         shutil.rmtree(replayed.run_dir("loans", after(number)) / "drift", ignore_errors=True)
@@ -403,7 +421,10 @@ def test_no_champion_is_a_state(settings, stream):
 
 
 def test_an_empty_window_blocks_unless_allowed(settings, stream):
-    """Without a single row in a window after the first served one the case that promises rows blocks with an alert; one that does not stays stable."""
+    """Without a single row in a window after the first served one the case that promises rows blocks with an alert.
+
+    One that does not stays stable.
+    """
     release(settings, stream, midnight(day(0)))
     serve(settings, stream, 0)
     manifest = judge(settings, after(1))
@@ -427,7 +448,10 @@ def test_few_rows_are_not_compared(settings, stream):
     ("facts", "volume"), [({"rows_per_day": 400.0}, 1.0), ({}, 10.0)], ids=["recorded", "of an earlier release"]
 )
 def test_the_volume_is_compared_with_rows_before_thinning(settings, stream, facts, volume):
-    """Of a champion that learned from every tenth row the usual volume is that of all rows, as its dataset recorded; without the record, of those it has."""
+    """Of a champion that learned from every tenth row the usual volume is that of all rows, as its dataset recorded.
+
+    Without the record, of those it has.
+    """
     days = pl.concat([stream.generated(START - timedelta(days=number), "none", None) for number in (3, 2, 1)])
     thinned = reference_profile(days.gather_every(10), stream.scores(days.tail(400)), FIELDS, SPEC, days.tail(400))
     release(settings, stream, midnight(day(0)), reference=thinned, **facts)

@@ -39,7 +39,10 @@ def told(settings: Settings, as_of) -> list[str]:
 
 
 def test_a_case_that_never_served_is_greeted_without_an_alert(settings, stream):
-    """A champion that has been trained for days and a log without a row: no window is judged, nobody is told, and page and metrics say nothing wrong."""
+    """A champion that has been trained for days and a log without a row.
+
+    No window is judged, nobody is told, and page and metrics say nothing wrong.
+    """
     release(settings, stream, midnight(day(0)))
     for number in (4, 5):
         manifest = judge(settings, after(number))
@@ -59,7 +62,10 @@ def test_a_case_that_never_served_is_greeted_without_an_alert(settings, stream):
 
 
 def test_windows_before_the_first_served_row_are_not_judged(settings, stream):
-    """Windows that ended before the case's first row enter no history; the first one with rows is judged as the first, and an empty one after it alarms."""
+    """Windows that ended before the case's first row enter no history.
+
+    The first one with rows is judged as the first, and an empty one after it alarms.
+    """
     release(settings, stream, midnight(day(0)))
     serve(settings, stream, 2)
     for number in (0, 1):
@@ -76,7 +82,10 @@ def test_windows_before_the_first_served_row_are_not_judged(settings, stream):
 
 
 def test_windows_before_the_first_champion_are_not_judged(settings, stream):
-    """A window that ended before the first champion was made is not held against it, although a run after its promotion looks at it."""
+    """A window that ended before the first champion was made is not held against it.
+
+    That holds although a run after its promotion looks at it.
+    """
     release(settings, stream, midnight(day(1)) + 3 * HOUR)
     serve(settings, stream, 0)
     as_of = midnight(day(1)) + 5 * HOUR
@@ -89,7 +98,10 @@ def test_windows_before_the_first_champion_are_not_judged(settings, stream):
 
 
 def test_the_first_day_is_compared_from_its_first_row_on(settings, stream):
-    """A case that begins to serve in the evening has that evening's volume, neither too little of a day nor a reason to tell anybody."""
+    """A case that begins to serve in the evening has that evening's volume.
+
+    It is neither too little of a day nor a reason to tell anybody.
+    """
     release(settings, stream, midnight(day(0)))
     serve(settings, stream, 0, change=lambda rows: rows.tail(60))
     assert judge(settings, after(0)).facts["state"] == "STABLE"
@@ -103,7 +115,10 @@ def test_the_first_day_is_compared_from_its_first_row_on(settings, stream):
 
 
 def test_unjudged_windows_count_from_the_first_row_on(settings, stream):
-    """That no window could be compared is told of windows since the first row, not since a champion that was trained long before."""
+    """That no window could be compared is told of windows since the first row.
+
+    It is not told of those since a champion that was trained long before.
+    """
     release(settings, stream, midnight(day(0)))
     found = {}
     for number in (6, 7, 8, 9):

@@ -28,7 +28,10 @@ def _cli(home: Path, step: str, failpoint: str = "") -> int:
 
 
 def _tree(home: Path) -> dict[str, str]:
-    """Every file's hash; of a manifest, its key, files and facts. What holds times is left out: provenance, how fast training and the exported variants are, and what they cost."""
+    """Every file's hash; of a manifest, its key, files and facts.
+
+    What holds times is left out: provenance, how fast training and the exported variants are, and what they cost.
+    """
     tree = {}
     for path in sorted(path for path in home.rglob("*") if path.is_file() and not path.name.startswith("ledger.db")):
         if path.name == storage.MANIFEST:

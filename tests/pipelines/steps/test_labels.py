@@ -1,4 +1,7 @@
-"""Which labels a drift run counts: each one once, in the first window after it became known, whenever and however often it comes."""
+"""Which labels a drift run counts.
+
+Each one once, in the first window after it became known, whenever and however often it comes.
+"""
 
 import json
 import threading
@@ -107,7 +110,10 @@ def counted(settings: Settings, days: range) -> list[int]:
     ids=["in time", "a day late", "every third day", "every third day, two days late"],
 )
 def test_every_label_counts_once_it_is_known(settings, stream, posted_late, every, expected):
-    """Labels with true times count exactly once, in the first window after they were posted, however long after their own day that is."""
+    """Labels with true times count exactly once, in the first window after they were posted.
+
+    It does not matter how long after their own day that is.
+    """
     posts: dict[int, list[int]] = {}
     for number in range(6):
         due = number + 1  # the day on which the labels of the n-th day are stated
@@ -121,7 +127,10 @@ def test_every_label_counts_once_it_is_known(settings, stream, posted_late, ever
 
 
 def test_late_labels_confirm_drift(settings, stream):
-    """Where the rule has changed, the first window after the labels were posted confirms it, though their own days were judged long before."""
+    """Where the rule has changed, the first window after the labels were posted confirms it.
+
+    That holds though their own days were judged long before.
+    """
     for number in range(5):
         answered(settings, stream, number)
         judge(settings, after(number), PARAMS)
@@ -139,7 +148,10 @@ def test_late_labels_confirm_drift(settings, stream):
 
 
 def test_a_run_reads_its_own_record_again(settings, stream):
-    """Labels that come after a run are not in it when it is run again: the same evidence, the same bytes; the next window has them."""
+    """Labels that come after a run are not in it when it is run again: the same evidence, the same bytes.
+
+    The next window has them.
+    """
     answered(settings, stream, 0)
     labelled(settings, rows_of(stream, 0), "early")
     answered(settings, stream, 1)
@@ -170,7 +182,10 @@ def test_a_label_counts_when_its_row_comes_late(settings, stream):
 
 
 def test_a_corrected_label_counts_once(settings, stream):
-    """A label counts once, as it is known when its row has the declared age; what is corrected later is reported and not counted."""
+    """A label counts once, as it is known when its row has the declared age.
+
+    What is corrected later is reported and not counted.
+    """
     rows = rows_of(stream, 0)
     answered(settings, stream, 0)
     labelled(settings, rows, "first", delay=timedelta(hours=2), wrong=True)
@@ -195,7 +210,10 @@ def test_a_corrected_label_counts_once(settings, stream):
 
 
 def test_any_order_counts_the_same(settings, stream):
-    """Labels that come doubled, in pieces, backwards and corrected before they count give the evidence of the same labels delivered once."""
+    """Labels that come doubled, in pieces, backwards and corrected give the evidence of labels delivered once.
+
+    The corrections come before they count.
+    """
     plain = Settings(home=settings.home.with_name("plain"))
     release(plain, stream, midnight(day(0)))
     for number in range(2):
@@ -216,7 +234,10 @@ def test_any_order_counts_the_same(settings, stream):
 
 
 def test_a_state_without_a_record_is_taken_over(settings, stream):
-    """After a release that kept no record nothing counts twice: what it counted by the stated time stays counted, however young; the rest goes on."""
+    """After a release that kept no record nothing counts twice.
+
+    What it counted by the stated time stays counted, however young; the rest goes on.
+    """
     for number in range(4):
         answered(settings, stream, number)
     labelled(settings, rows_of(stream, 0), "day-0")
@@ -246,7 +267,10 @@ def test_a_state_without_a_record_is_taken_over(settings, stream):
 
 @pytest.mark.parametrize("place", ["after the read", "before the decision"])
 def test_racing_windows_count_each_label_once(settings, stream, monkeypatch, place):
-    """Two windows judged at once on one state count every label once: whichever is second is overtaken, and judged on what the first one left."""
+    """Two windows judged at once on one state count every label once.
+
+    Whichever is second is overtaken, and judged on what the first one left.
+    """
     for number in range(3):
         answered(settings, stream, number)
         labelled(settings, rows_of(stream, number), f"day-{number}")
@@ -299,7 +323,10 @@ def test_records_are_short(settings, stream):
 
 
 def test_the_baseline_counts_as_the_window_does(settings, stream):
-    """A holdout row is judged by the label that a drift run would count: as it was when it was mature, not as it was corrected later."""
+    """A holdout row is judged by the label that a drift run would count.
+
+    As it was when it was mature, not as it was corrected later.
+    """
     rows = rows_of(stream, 0)
     holdout = rows.with_columns(label_time=pl.col("event_time") + timedelta(days=9))
     labelled(settings, rows, "first", delay=timedelta(hours=1), wrong=True)

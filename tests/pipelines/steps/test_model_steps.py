@@ -119,7 +119,10 @@ def test_the_first_candidate_beats_the_base_rate(first):
 
 
 def test_the_bundle_is_complete(first):
-    """The exported folder holds the model, its contract, its fields, its feature spec and its reference, and says what the model costs."""
+    """The exported folder holds the model, its contract, its fields, its feature spec and its reference.
+
+    It says what the model costs.
+    """
     _, run_dir, manifests = first
     assert set(manifests["export"].files) == {
         "model.onnx",
@@ -161,7 +164,10 @@ def test_the_same_inputs_give_the_same_model_anywhere(first, tmp_path):
 
 
 def test_a_worse_challenger_is_judged_on_the_same_rows_and_rejected(first):
-    """A challenger trained on flipped labels loses to the champion, which is scored anew on the rows of this run's holdout."""
+    """A challenger trained on flipped labels loses to the champion.
+
+    The champion is scored anew on the rows of this run's holdout.
+    """
     settings, run_dir, _ = first
     challenger = settings.run_dir("loans", LATER)
     flipped, honest = made_rows(1200, 1, flipped=True), made_rows(400, 2)
@@ -200,7 +206,10 @@ def test_an_empty_holdout_is_inconclusive(first):
 
 
 def test_a_champion_whose_folder_was_set_aside_is_still_the_opponent(first, tmp_path):
-    """If the champion's own run is repeated with other parameters, it is found beside its old place; if it is gone, that is said."""
+    """If the champion's own run is repeated with other parameters, it is found beside its old place.
+
+    If it is gone, that is said.
+    """
     settings = Settings(home=tmp_path)
     run_dir = settings.run_dir("loans", AS_OF)
     shutil.copytree(first[1], run_dir)
@@ -230,7 +239,10 @@ def test_a_gate_killed_at_any_point_is_mended_by_running_again(first, tmp_path, 
     mine.mkdir(parents=True)
     (mine / "evaluate").symlink_to(run_dir / "evaluate")
     # A process of its own, not a fork: polars' threads do not survive one.
-    code = "import sys; from tests.pipelines.steps.test_model_steps import gate, PARAMS, Settings, AS_OF; from pathlib import Path\n"
+    code = (
+        "import sys; from tests.pipelines.steps.test_model_steps import gate, PARAMS, Settings, AS_OF; "
+        "from pathlib import Path\n"
+    )
     code += "gate.run(PARAMS, Settings(home=Path(sys.argv[1])), Path(sys.argv[2]), AS_OF)"
     killed = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path), str(mine)],
@@ -244,7 +256,10 @@ def test_a_gate_killed_at_any_point_is_mended_by_running_again(first, tmp_path, 
         again = gate.run(PARAMS, settings, mine, AS_OF, trigger="drift")
     assert again.key == manifests["gate"].key
     # Airflow's task log shows what the step logs: the verdict must be there, with its reason.
-    said = f"verdict on loans as of {AS_OF.isoformat()}: {again.facts['decision']}, by the rule {again.facts['rule']}: {again.facts['reason']}"
+    said = (
+        f"verdict on loans as of {AS_OF.isoformat()}: {again.facts['decision']}, by the rule "
+        f"{again.facts['rule']}: {again.facts['reason']}"
+    )
     assert said in caplog.messages
     assert tree(mine / "gate") == tree(run_dir / "gate")
     assert [p.name for p in mine.iterdir() if p.name.startswith(".gate")] == []
@@ -253,7 +268,10 @@ def test_a_gate_killed_at_any_point_is_mended_by_running_again(first, tmp_path, 
 
 
 def test_a_changed_verdict_is_refused_by_the_ledger(first):
-    """A verdict file edited after the fact does not match what the ledger holds, though its manifest were made to fit."""
+    """A verdict file edited after the fact does not match what the ledger holds.
+
+    That holds though its manifest were made to fit.
+    """
     settings, run_dir, _ = first
     path, beside = run_dir / "gate" / "verdict.json", run_dir / "gate" / storage.MANIFEST
     honest, manifest = path.read_text(), beside.read_text()

@@ -1,4 +1,7 @@
-"""Steps soon after traffic: open segments are closed first; what could not be read is said, and judged again once it can."""
+"""Steps soon after traffic: open segments are closed first.
+
+What could not be read is said, and judged again once it can.
+"""
 
 import fcntl
 import json
@@ -53,7 +56,10 @@ def told(settings: Settings, number: int) -> tuple[dict, str]:
 
 
 def test_a_run_right_after_traffic_sees_every_row(tmp_path, stream):
-    """Rows and labels that were answered a moment ago are in the window's profile: the gateway closes its segments when a step asks."""
+    """Rows and labels that were answered a moment ago are in the window's profile.
+
+    The gateway closes its segments when a step asks.
+    """
     with world.fake_triton() as (_, port):
         settings = world.make_home(tmp_path / "state", port, log_segment_seconds=3600.0)
         world.release(settings, 1)
@@ -92,7 +98,10 @@ def test_segments_of_the_dead_are_taken_up(settings, stream):
 
 
 def test_rows_that_cannot_be_read_are_no_missing_rows(settings, stream):
-    """Where nobody closes a segment in time the window is judged as incomplete and says so, and again, once, when its rows are there."""
+    """Where nobody closes a segment in time the window is judged as incomplete and says so.
+
+    It is judged again, once, when its rows are there.
+    """
     with opened(settings, stream, 1) as held:
         labelled(settings, rows_of(stream, 0), "labels")
         first = judge(settings, after(1), PARAMS)
@@ -120,7 +129,10 @@ def test_rows_that_cannot_be_read_are_no_missing_rows(settings, stream):
 
 
 def test_an_empty_window_is_judged_again_when_rows_come(settings, stream):
-    """Rows that come after their window was blocked for want of rows have it judged again: state, alert and page speak of the rows that are there."""
+    """Rows that come after their window was blocked for want of rows have it judged again.
+
+    State, alert and page speak of the rows that are there.
+    """
     assert judge(settings, after(1), PARAMS).facts["state"] == "BLOCKED_DATA_QUALITY"
     alerts, words = told(settings, 1)
     assert alerts["quality_blocked:window"] == "open"
@@ -136,7 +148,10 @@ def test_an_empty_window_is_judged_again_when_rows_come(settings, stream):
 
 
 def test_what_a_later_window_stands_on_is_not_judged_again(settings, stream):
-    """Once a later window was judged, rows that come late change the report only, which says on how many rows was decided."""
+    """Once a later window was judged, rows that come late change the report only.
+
+    It says on how many rows was decided.
+    """
     judge(settings, after(1), PARAMS)
     answered(settings, stream, 2)
     judge(settings, after(2), PARAMS)
@@ -148,7 +163,10 @@ def test_what_a_later_window_stands_on_is_not_judged_again(settings, stream):
 
 
 def test_a_later_run_of_the_same_window_judges_it_again(settings, stream):
-    """A run at another time of the same day finds the rows that the first one could not read, and takes its place: labels count once."""
+    """A run at another time of the same day finds the rows that the first one could not read, and takes its place.
+
+    Labels count once.
+    """
     labelled(settings, rows_of(stream, 0), "labels")
     with opened(settings, stream, 1):
         judge(settings, after(1), PARAMS)

@@ -42,7 +42,10 @@ def stream() -> Stream:
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory, stream) -> Settings:
-    """A state folder after the run that confirmed the drift, with labels of its first day alone; MLflow is down. Copied before it is changed."""
+    """A state folder after the run that confirmed the drift, with labels of its first day alone; MLflow is down.
+
+    Copied before it is changed.
+    """
     settings = Settings(
         home=tmp_path_factory.mktemp("reported") / "state", mlflow_url=f"http://127.0.0.1:{free_port()}"
     )
@@ -61,7 +64,10 @@ def copied(reported, tmp_path) -> Settings:
 
 
 def test_the_page_holds_what_the_run_found(reported):
-    """Rows, versions, every feature's PSI, the days, the labels' coverage and the decision with its reason stand on the page."""
+    """What was found stands on the page: rows, versions, every feature's PSI, the days.
+
+    The labels' coverage and the decision with its reason, too.
+    """
     text = page(reported, after(LAST))
     found = DriftReport.model_validate_json(
         (reported.run_dir("loans", after(LAST)) / "drift" / "report.json").read_bytes()
@@ -84,7 +90,10 @@ def test_the_page_holds_what_the_run_found(reported):
 
 
 def test_the_page_stands_alone(reported):
-    """Nothing is loaded from elsewhere, no script runs, and the page is small; MLflow away costs nothing but its copy."""
+    """Nothing is loaded from elsewhere, no script runs, and the page is small.
+
+    MLflow away costs nothing but its copy.
+    """
     text = page(reported, after(LAST))
     assert not re.search(r"<(script|link|img|iframe)|@import|url\(|\ssrc=", text)
     assert len(text) < 200_000

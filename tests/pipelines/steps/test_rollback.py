@@ -27,7 +27,10 @@ def _let_serve(settings, version, reason="it was right", **arguments):
 
 
 def _order(settings, arguments):
-    """One rollback in a process of its own: ``(what serves now, whether this order changed it)``, or what it was refused with."""
+    """One rollback in a process of its own.
+
+    ``(what serves now, whether this order changed it)``, or what it was refused with.
+    """
     try:
         answer = _roll_back(settings, **arguments)
     except ConflictError as error:
@@ -78,7 +81,10 @@ def test_triton_down_rolls_nothing_back(offline):
 
 
 def test_moment_of_a_rollback():
-    """A live case rolls back at wall time; one that replays history at its own clock; never before the release that is taken back."""
+    """A live case rolls back at wall time; one that replays history at its own clock.
+
+    Never before the release that is taken back.
+    """
     fields = {
         "case": CASE,
         "seq": 1,
@@ -110,7 +116,10 @@ def test_moment_of_a_rollback():
 
 @pytest.mark.slow
 def test_rollbacks_walk_down_the_history(released):
-    """A rollback makes the version below answer as champion and keeps the one taken back loaded; one that names it goes one further down."""
+    """A rollback makes the version below answer as champion and keeps the one taken back loaded.
+
+    One that names it goes one further down.
+    """
     first, second, third = (promote(released, number) for number in (1, 2, 3))
     assert answering(released, 1, 2, 3) == [2, 3]
     answer = _roll_back(released)
@@ -149,7 +158,10 @@ def test_rollbacks_walk_down_the_history(released):
 
 @pytest.mark.slow
 def test_one_request_rolls_back_once_and_revives(released):
-    """A version below whose stub was killed is loaded anew before it serves; the same request again (as_of, reason, actor) changes nothing."""
+    """A version below whose stub was killed is loaded anew before it serves.
+
+    The same request again (as_of, reason, actor) changes nothing.
+    """
     promote(released, 1)
     promote(released, 2)
     kill_stub(released, 1)
@@ -173,7 +185,10 @@ def processes():
 @pytest.mark.slow
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 def test_many_orders_at_once_go_one_back(request, released, processes, database):
-    """Processes that order a rollback at once, with and without the version, go one release back together, and each is told what serves."""
+    """Processes that order a rollback at once, with and without the version, go one release back together.
+
+    Each is told what serves.
+    """
     if database == "postgresql":
         released = released.model_copy(update={"ledger_url": fresh_schema(request.getfixturevalue("postgres_server"))})
     for number in (1, 2, 3):
@@ -191,7 +206,10 @@ def test_many_orders_at_once_go_one_back(request, released, processes, database)
 
 @pytest.mark.slow
 def test_forward_again_to_a_known_version(released):
-    """A version that was taken back, or one that never served, is released by its number; one that the gate turned away only if a person says so."""
+    """A version that was taken back, or one that never served, is released by its number.
+
+    One that the gate turned away only if a person says so.
+    """
     for number in (1, 2):
         promote(released, number)
     registered(released, month(3), 3, bias=0.3, champion=2)

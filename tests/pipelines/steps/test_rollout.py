@@ -42,7 +42,10 @@ def _release(settings, seq, version, run_dir, action="promote"):
 
 @pytest.mark.parametrize("decision", ["reject", "inconclusive"])
 def test_only_a_promotion_touches_anything(offline, decision):
-    """A candidate that the gate did not promote is kept out: no release, no model repository, Triton is not even asked."""
+    """A candidate that the gate did not promote is kept out.
+
+    No release, no model repository, Triton is not even asked.
+    """
     run_dir = registered(offline, month(1), 1, bias=0.1, decision=decision)
     assert roll_out(offline, 1, run_dir) == {"outcome": "kept", "version": 1, "seq": None}
     assert ledger.head(offline.ledger, CASE) is None
@@ -65,7 +68,7 @@ def test_a_word_in_a_manifest_promotes_nobody(offline):
 
 
 def test_another_candidates_verdict_promotes_nobody(offline):
-    """A gate's manifest that cites the good verdict on another candidate, or one that nobody gave, is an error by name."""
+    """A gate's manifest that cites a verdict on another candidate, or one nobody gave, is an error by name."""
     good = candidate(offline, month(1), bias=0.2)
     run_dir = registered(offline, month(2), 2, bias=0.1, decision="reject")
     _forge(run_dir / "gate", verdict_sha256=storage.read_manifest(good / "gate").facts["verdict_sha256"])
@@ -101,7 +104,10 @@ def test_stale_judgement_changes_nothing(offline):
 
 
 def test_run_older_than_the_champion_is_stale(offline):
-    """A run whose as_of lies before the champion's release does not replace it, also if it was judged against its version."""
+    """A run whose as_of lies before the champion's release does not replace it.
+
+    It does not either if it was judged against its version.
+    """
     run_dir = candidate(offline, month(4), bias=0.1)
     _release(offline, 0, 4, run_dir)
     old = registered(offline, month(3), 5, bias=0.5, champion=4)
@@ -109,7 +115,10 @@ def test_run_older_than_the_champion_is_stale(offline):
 
 
 def test_rolled_back_candidate_does_not_come_back(offline):
-    """Running again after a rollback, even with the rollout's folder lost, releases nothing: the candidate has served before."""
+    """Running again after a rollback, even with the rollout's folder lost, releases nothing.
+
+    The candidate has served before.
+    """
     first, second = (registered(offline, month(n), n, bias=n / 10, champion=n - 1 or None) for n in (1, 2))
     _release(offline, 0, 1, first)
     _release(offline, 1, 2, second)
@@ -131,7 +140,10 @@ def test_rolled_back_candidate_does_not_come_back(offline):
 
 
 def test_triton_down_says_where_and_what_to_do(offline):
-    """With no Triton the step fails with a retryable error that names the address; no release, nothing staged, no folder published."""
+    """With no Triton the step fails with a retryable error that names the address.
+
+    No release, nothing staged, no folder published.
+    """
     run_dir = registered(offline, month(1), 1, bias=0.1)
     with pytest.raises(
         Unavailable, match=rf"Triton at {offline.triton_grpc} does not answer .* start it, or set PERENNIAL_TRITON_GRPC"
@@ -144,7 +156,10 @@ def test_triton_down_says_where_and_what_to_do(offline):
 
 @pytest.mark.slow
 def test_promotions(released):
-    """Each promotion serves as ONNX Runtime computes, keeps the one before it loaded, retires older ones, and is one row of the ledger."""
+    """Each promotion serves as ONNX Runtime computes, keeps the one before it loaded, retires older ones.
+
+    It is one row of the ledger.
+    """
     first, second, third = (promote(released, number) for number in (1, 2, 3))
     assert answering(released, 1, 2, 3) == [2, 3]
     assert equals_onnxruntime(released, 3, third)
@@ -167,8 +182,11 @@ def test_promotions(released):
 
 @pytest.mark.slow
 def test_refused_model_leaves_the_champion_serving(released):
-    """A model that Triton cannot load, bytes that are not those of the manifest and other answers than ONNX Runtime's are each
-    refused by name; the champion answers as before, and the next good candidate is promoted."""  # noqa: D205, D209
+    """A model that cannot serve is refused by name, and the champion answers as before.
+
+    One that Triton cannot load, other bytes than the manifest's, other answers than ONNX Runtime's; the next good
+    candidate is promoted.
+    """
     first = promote(released, 1)
     garbage = registered(released, month(2), 2, bias=0.2, champion=1, model=b"this is no model")
     with pytest.raises(IntegrityError, match=r"refuses to load bank: load failed .*version 2.*(Protobuf|protobuf)"):
@@ -197,7 +215,10 @@ def test_refused_model_leaves_the_champion_serving(released):
 
 @pytest.mark.slow
 def test_model_repository_without_the_model(released, tmp_path):
-    """If the model that was staged is not in the repository that Triton serves, Triton's reason and the setting to look at are named."""
+    """If the staged model is not in the repository that Triton serves, Triton's reason is told.
+
+    The setting to look at is named.
+    """
     elsewhere = released.model_copy(update={"home": tmp_path, "ledger_url": ""})
     run_dir = registered(elsewhere, month(1), 1, bias=0.1)
     with pytest.raises(
@@ -216,7 +237,10 @@ def _dying(settings, run_dir, number, point):
 @pytest.mark.slow
 @pytest.mark.parametrize("point", rollout.FAILPOINTS)
 def test_killed_and_run_again(released, point):
-    """A rollout that is killed at any of its effects leaves the champion answering, and running again ends in the same promotion."""
+    """A rollout that is killed at any of its effects leaves the champion answering.
+
+    Running again ends in the same promotion.
+    """
     promote(released, 1)
     run_dir = registered(released, month(2), 2, bias=0.2, champion=1)
     process = fresh_processes().Process(target=_dying, args=(released, run_dir, 2, point))
@@ -241,7 +265,10 @@ def _racing(settings, run_dir, number, queue):
 
 @pytest.mark.slow
 def test_eight_rollouts_at_once(released, mlflow_url):
-    """Of eight candidates that were judged against one champion and roll out at once, one is promoted and seven are stale; the alias agrees."""
+    """Of eight candidates that roll out at once, one is promoted and seven are stale; the alias agrees.
+
+    All were judged against one champion.
+    """
     from mlflow import MlflowClient
 
     settings = released.model_copy(update={"mlflow_url": mlflow_url})

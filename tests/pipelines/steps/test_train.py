@@ -91,7 +91,10 @@ def put_reports(settings: Settings, count: int = 90) -> Path:
 
 
 def test_texts_train_with_their_tokenizer(encoder, tmp_path):
-    """A text case learns, its tokenizer travels beside the weights, every step has a line, and no working folder is left."""
+    """A text case learns, its tokenizer travels beside the weights, every step has a line.
+
+    No working folder is left.
+    """
     settings = Settings(home=tmp_path)
     run_dir = put_reports(settings)
     manifest = train.run(reports(encoder, epochs=6, head_learning_rate=0.01), settings, run_dir, AS_OF)
@@ -120,7 +123,10 @@ def test_another_base_is_another_training(encoder, tmp_path):
 
 
 def test_a_warm_start_follows_the_champion(tmp_path):
-    """With train.warm_start a case with a champion starts from its weights: another key, a lower first loss; without a champion nothing changes."""
+    """With train.warm_start a case with a champion starts from its weights: another key, a lower first loss.
+
+    Without a champion nothing changes.
+    """
     settings = Settings(home=tmp_path)
     warm = loans.PARAMS.model_copy(update={"train": loans.PARAMS.train.model_copy(update={"warm_start": True})})
     run_dir = loans.put_dataset(settings, loans.AS_OF)
@@ -154,7 +160,10 @@ def params_file(folder: Path, params: Params) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_preemption_of_the_command(encoder, tmp_path):
-    """SIGTERM of the command saves and ends it with an error; the command run again goes on there and commits what an undisturbed one commits."""
+    """SIGTERM of the command saves and ends it with an error.
+
+    The command run again goes on there and commits what an undisturbed one commits.
+    """
     settings, params = Settings(home=tmp_path / "home"), reports(encoder, epochs=20, checkpoint_every=None)
     run_dir = put_reports(settings)
     environment = {**os.environ, **params_file(tmp_path / "params", params), "PERENNIAL_HOME": str(settings.root)}
@@ -180,7 +189,10 @@ def test_preemption_of_the_command(encoder, tmp_path):
 
 @pytest.mark.slow
 def test_two_nodes(tmp_path):
-    """The step on two nodes that share their state: each runs a rank, the first one commits, both return its manifest."""
+    """The step on two nodes that share their state.
+
+    Each runs a rank, the first one commits, both return its manifest.
+    """
     endpoint = f"127.0.0.1:{free_port()}"
     params = loans.PARAMS.model_copy(update={"train": loans.PARAMS.train.model_copy(update={"ranks": 2})})
     nodes = [Settings(home=tmp_path, nodes=2, node_rank=rank, rdzv_endpoint=endpoint) for rank in range(2)]
@@ -215,7 +227,10 @@ def test_a_node_without_a_first_one(tmp_path, monkeypatch):
     ],
 )
 def test_the_record_says_who_asked_and_why(tmp_path: Path, trigger, reason, said, episode):
-    """A training asked for by an episode names it, whatever opened it; one asked for by a person keeps the person's words."""
+    """A training asked for by an episode names it, whatever opened it.
+
+    One asked for by a person keeps the person's words.
+    """
     settings = Settings(home=tmp_path)
     ledger.open_episode(settings.ledger, case="loans", episode="e1", as_of=AS_OF, evidence={})
     found = train.governance(settings, "loans", AS_OF, trigger, "ada", reason)

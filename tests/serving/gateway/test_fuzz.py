@@ -10,8 +10,10 @@ from tests.serving.gateway.world import LABELS, PREDICT, lines, some_rows
 
 REQUESTS = 2400
 SNIPPETS = (
-    b"\xff", b"\x00", b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"NaN", b"-Infinity", b"1e999", b"-0", b"null", b"true", b'""', b"{}", b"[]", b"[[",
-    b"}", b'"', b",", b":", b"9" * 400, b'{"a":' * 50, b"\xef\xbb\xbf", b'"prediction_id":"x"', b'"event_time":"2024-02-30T00:00:00Z"', b"1.5",
+    b"\xff", b"\x00", b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"NaN", b"-Infinity", b"1e999", b"-0", b"null", b"true",
+    b'""', b"{}", b"[]", b"[[",
+    b"}", b'"', b",", b":", b"9" * 400, b'{"a":' * 50, b"\xef\xbb\xbf", b'"prediction_id":"x"',
+    b'"event_time":"2024-02-30T00:00:00Z"', b"1.5",
 )  # fmt: skip
 
 
