@@ -1,7 +1,7 @@
 """Which modules a file imports, directly or not, read from sources: nothing is run.
 
-A module that is loaded by name counts where the name is spelled: all of a package for ``import_module(f"a.package.{name}")``.
-Imports for type checkers only do nothing when the code runs, and do not count.
+A module that is loaded by name counts where the name is spelled: all of a package for
+``import_module(f"a.package.{name}")``. Imports for type checkers only do nothing when the code runs, and do not count.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ Find = Callable[[str], Path | None]
 
 
 def closure(start: Mapping[str, Path], find: Find) -> dict[str, Path]:
-    """The modules of ``start`` and all that they import, by name, as far as ``find`` knows them; in alphabetical order."""
+    """The modules of ``start`` and all that they import, by name, as far as ``find`` knows them.
+
+    In alphabetical order.
+    """
     found = dict(start)
     waiting = list(start)
     while waiting:
@@ -53,7 +56,10 @@ def file_of(module: str) -> Path | None:
 
 
 def imported(path: Path, module: str) -> frozenset[str]:
-    """The dotted names that a file may import, those above them included; of a file that does not parse, none: it does not run either."""
+    """The dotted names that a file may import, those above them included.
+
+    Of a file that does not parse, none: it does not run either.
+    """
     return _imported(path, module, path.stat().st_mtime_ns)
 
 
@@ -62,7 +68,8 @@ _PARSER = Lock()
 
 def syntax_tree(path: Path) -> ast.Module:
     """The syntax tree of a file. Raises what ``ast.parse`` does, and OSError."""
-    # One at a time: with two threads in it, CPython 3.11 fails where its garbage collector runs Python code (gh-106905).
+    # One at a time: with two threads in it, CPython 3.11 fails where its garbage collector runs Python code
+    # (gh-106905).
     with _PARSER:
         return ast.parse(path.read_bytes(), str(path))
 

@@ -47,7 +47,10 @@ class Ended:
 def links(
     step: Step | Action, settings: Settings, case: str, as_of: datetime, run: DagRunProtocol, facts: Mapping[str, Any]
 ) -> dict[str, str]:
-    """The addresses of a step's buttons, by name: what is known when the step has ended with ``facts``, or without any (it failed)."""
+    """The addresses of a step's buttons, by name.
+
+    What is known when the step has ended with ``facts``, or without any (it failed).
+    """
     ended = Ended(settings, case, as_of, run, facts)
     found = {name: BUTTONS[name](ended) for name in step.buttons}
     return {name: address for name, address in found.items() if address}

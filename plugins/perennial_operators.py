@@ -49,9 +49,10 @@ class Link(BaseOperatorLink):
 class StepOperator(BaseOperator):
     """Runs a step or an action of the line (pipelines/line/order.py); its code is imported in the task only.
 
-    ``part`` names a function of a step's own file that makes a part of its work: ``days`` lists them, ``part`` makes that of
-    ``day``, so that they can be mapped. The XCom is the manifest's path and its small facts. A step that declares an ``event``
-    also hands on, under that name, the conf of the run that its facts ask for (``{}``: none; Airflow takes None for a missing XCom).
+    ``part`` names a function of a step's own file that makes a part of its work: ``days`` lists them, ``part`` makes
+    that of ``day``, so that they can be mapped. The XCom is the manifest's path and its small facts. A step that
+    declares an ``event`` also hands on, under that name, the conf of the run that its facts ask for (``{}``: none;
+    Airflow takes None for a missing XCom).
     """
 
     ui_color = "#e8f3ec"

@@ -22,7 +22,10 @@ RUN = "runs/dvc/artefacts/loans/20200501T000000Z"
 
 
 def test_the_file_is_what_the_steps_declare():
-    """dvc.yaml is what `make dvc-yaml` writes: the training line up to the gate, each step with its parameters and sources."""
+    """dvc.yaml is what `make dvc-yaml` writes.
+
+    The training line up to the gate, each step with its parameters and sources.
+    """
     assert dvc.FILE.read_text() == dvc.text()
     assert list(STAGES) == [step.name for step in order.TRAINING][: len(STAGES)]
     assert list(STAGES)[-1] == "gate"

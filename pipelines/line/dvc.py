@@ -1,7 +1,7 @@
 """The line by hand: dvc.yaml, written from the steps' declarations (`make dvc-yaml`); a test holds that it is current.
 
-A stage of DVC runs again when a file that its step can reach, a parameter that it declares or a folder that it reads has
-changed. Whether there is anything to do is then the step's own business: with an unchanged key it is a no-op.
+A stage of DVC runs again when a file that its step can reach, a parameter that it declares or a folder that it reads
+has changed. Whether there is anything to do is then the step's own business: with an unchanged key it is a no-op.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ REPRODUCED = tuple(step for step in TRAINING[: TRAINING.index(REGISTER)] if isin
 HEAD = """\
 # Written by `make dvc-yaml` from pipelines/line/order.py: change it there.
 # The line by hand, without Airflow: `dvc pull && make repro`. It reads the pinned rows of data.dvc and keeps its state
-# (artefacts, lake, ledger) in runs/dvc. Folders persist: a step whose key is unchanged is a no-op. dvc.lock is this machine's
-# memory of its runs (manifests carry times): it is not committed, and DVC does not let git ignore it.
+# (artefacts, lake, ledger) in runs/dvc. Folders persist: a step whose key is unchanged is a no-op. dvc.lock is this
+# machine's memory of its runs (manifests carry times): it is not committed, and DVC does not let git ignore it.
 """
 
 

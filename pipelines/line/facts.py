@@ -67,7 +67,10 @@ class ValidateFacts(Facts):
 
 
 class DatasetFacts(Facts):
-    """Which rows train and judge. ``champion`` is the version that served then; ``base_rate`` has an entry for each class."""
+    """Which rows train and judge.
+
+    ``champion`` is the version that served then; ``base_rate`` has an entry for each class.
+    """
 
     train_rows: int = 0
     base_rate: float | list[float] = 0.0
@@ -144,7 +147,10 @@ class RolloutFacts(Facts):
 
 
 class ProfileFacts(Facts):
-    """The days of the window that have rows, each ``{date, path, rows, hours}``, and rows that could not be read yet."""
+    """The days of the window that have rows, each ``{date, path, rows, hours}``.
+
+    With them rows that could not be read yet.
+    """
 
     window: Window
     spec: str

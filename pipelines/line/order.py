@@ -1,4 +1,7 @@
-"""The steps of the loop and their order, as data: DAGs, command line, dvc.yaml, lineage, links and replays read it here."""
+"""The steps of the loop and their order, as data.
+
+DAGs, command line, dvc.yaml, lineage, links and replays read it here.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,10 @@ DECLARATIONS = order.__name__
 
 
 def rooms(step: Step) -> dict[str, Path]:
-    """The modules that a step can reach, by dotted name. A case's own code is not among them: keys hold it by its bytes."""
+    """The modules that a step can reach, by dotted name.
+
+    A case's own code is not among them: keys hold it by its bytes.
+    """
     found = imports.reachable(f"pipelines.steps.{step.name}")
     return {name: path for name, path in found.items() if name != DECLARATIONS}
 

@@ -16,7 +16,10 @@ from pipelines.settings import Settings
 
 
 def run(step: Step, run: Run) -> Manifest:
-    """Run a step, or find that it has run: equal inputs, parameters and code are a no-op. Raises what the step raises."""
+    """Run a step, or find that it has run: equal inputs, parameters and code are a no-op.
+
+    Raises what the step raises.
+    """
     read = reads(step, run)
     return publish(step, run, read, home(step).work(run, read))
 
@@ -33,7 +36,10 @@ def home(step: Step | Action) -> ModuleType:
 
 
 def reads(step: Step, run: Run) -> Read:
-    """The manifests that a step reads, the files that it opens checked. Raises ConfigError if a step has not run yet."""
+    """The manifests that a step reads, the files that it opens checked.
+
+    Raises ConfigError if a step has not run yet.
+    """
     names = (*step.reads, *step.looks_at)
     return {name: storage.read_manifest(run.dir / name, verify=step.files.get(name, True)) for name in names}
 

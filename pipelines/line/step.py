@@ -21,11 +21,13 @@ Read = Mapping[str, Manifest]
 class Step:
     """A verb of the loop that leaves a folder: everything that anybody but its own file must know of it.
 
-    Its code is ``work`` in ``pipelines/steps/<name>.py``, imported only when it runs: help and DAGs are drawn without it.
+    Its code is ``work`` in ``pipelines/steps/<name>.py``, imported only when it runs: help and DAGs are drawn without
+    it.
 
-    ``version`` is raised when the step does something else than before. The keys of the steps in ``reads`` enter its key, and
-    so do the ``params`` (dotted names) and, where it runs the case's own code (``runs_case``), that code. ``looks_at`` are
-    steps whose manifests it reads beside. Of steps in ``files`` it opens those files only; of the others all are checked.
+    ``version`` is raised when the step does something else than before. The keys of the steps in ``reads`` enter its
+    key, and so do the ``params`` (dotted names) and, where it runs the case's own code (``runs_case``), that code.
+    ``looks_at`` are steps whose manifests it reads beside. Of steps in ``files`` it opens those files only; of the
+    others all are checked.
     """
 
     name: str
@@ -52,7 +54,8 @@ class Step:
 class Action:
     """A verb of the loop that changes what serves and leaves no folder: ``run`` in ``pipelines/steps/<name>.py``.
 
-    ``needs`` and ``takes`` name arguments of ``run`` that a person must and may give, ``told`` those that the caller knows.
+    ``needs`` and ``takes`` name arguments of ``run`` that a person must and may give, ``told`` those that the caller
+    knows.
     """
 
     name: str
@@ -68,7 +71,10 @@ class Action:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a case: what a step works on. Its folder is the identity of (case, ``as_of``); a repetition has its own."""
+    """One run of a case: what a step works on.
+
+    Its folder is the identity of (case, ``as_of``); a repetition has its own.
+    """
 
     params: Params
     settings: Settings
@@ -93,10 +99,10 @@ class Run:
 class Work:
     """What a step answers for one run: what its key holds, how its folder is filled, and what follows.
 
-    ``build`` gets an empty folder and the key, and gives the facts. ``declared`` holds what the key needs beside inputs and
-    parameters; ``inputs`` keys beyond those that the step reads. ``follow`` runs once the folder is there, on a no-op too, so
-    that a crash between the folder and what hangs on it is mended by running again; what it gives is told and not kept.
-    ``instead`` waits for the manifest of the node that does the work.
+    ``build`` gets an empty folder and the key, and gives the facts. ``declared`` holds what the key needs beside inputs
+    and parameters; ``inputs`` keys beyond those that the step reads. ``follow`` runs once the folder is there, on a
+    no-op too, so that a crash between the folder and what hangs on it is mended by running again; what it gives is told
+    and not kept. ``instead`` waits for the manifest of the node that does the work.
     """
 
     build: Callable[[Path, str], Facts]

@@ -1,1 +1,4 @@
-"""The verbs of the loop, one file each: load -> call a room -> save. What each is and their order: pipelines/line/order.py."""
+"""The verbs of the loop, one file each: load -> call a room -> save.
+
+What each is and their order: pipelines/line/order.py.
+"""

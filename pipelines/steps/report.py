@@ -176,7 +176,10 @@ def _profiles(
     made: Manifest,
     as_of: datetime,
 ) -> dict[str, Any]:
-    """What the counts say: ``heat`` (columns and rows), ``moved`` (values before and now), ``served`` (rows by version)."""
+    """What the counts say.
+
+    ``heat`` (columns and rows), ``moved`` (values before and now), ``served`` (rows by version).
+    """
     fields = load_fields(params.case)
     spec = load_spec(fields, settings.profile_file(params.case))
     current = merge((read(settings.root / day["path"]) for day in made.facts["days"]), made.facts["spec"])

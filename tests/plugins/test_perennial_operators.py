@@ -246,7 +246,10 @@ def test_buttons_lead_to_where_people_are(step, monkeypatch, home):
 
 
 def test_every_button_has_a_place_of_its_own():
-    """Airflow keeps a button's address under a key: two buttons of one task do not share one, and the dashboard is one that exists."""
+    """Airflow keeps a button's address under a key.
+
+    Two buttons of one task do not share one, and the dashboard is one that exists.
+    """
     for step in ALL:
         assert len({Link(name).xcom_key for name in step.buttons}) == len(step.buttons)
         assert set(step.buttons) <= set(BUTTONS)
@@ -312,7 +315,10 @@ def test_a_note_is_a_template_and_a_conf_stays_what_it_is():
 
 
 def test_parts_of_a_step_can_be_mapped(step):
-    """Another function of a step is called with its day; a list of parts is pushed as it is, a part's facts without a manifest's path."""
+    """Another function of a step is called with its day.
+
+    A list of parts is pushed as it is, a part's facts without a manifest's path.
+    """
     step("profile", None)
     module = sys.modules["pipelines.steps.profile"]
     module.days = lambda run: [str(run.as_of.date())]

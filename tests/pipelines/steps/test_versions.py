@@ -22,7 +22,8 @@ def test_changed_steps_have_a_new_version(step):
     was = KEPT["steps"][step.name]["version"]
     if was == step.version:
         assert versions.changed(step, KEPT, NOW) == [], (
-            f"what {step.name} can reach changed under version {was}: raise it in pipelines/line/order.py if the step now "
+            f"what {step.name} can reach changed under version {was}: raise it in pipelines/line/order.py if the step "
+            "now "
             "does something else, then (or if it does the same) run `make step-versions`"
         )
     assert was == step.version, f"the version of {step.name} is new: run `make step-versions` and commit versions.json"

@@ -1,7 +1,7 @@
 """Fingerprints of every step's behaviour: `make step-versions` writes them to versions.json.
 
-A step stands for all modules that it can reach by its imports (pipelines/line/rooms.py). A module's fingerprint is that of its
-syntax tree without docstrings (comments and layout are no part of a tree), so that wording may change freely.
+A step stands for all modules that it can reach by its imports (pipelines/line/rooms.py). A module's fingerprint is that
+of its syntax tree without docstrings (comments and layout are no part of a tree), so that wording may change freely.
 """
 
 from __future__ import annotations
