@@ -122,7 +122,7 @@ PROFILE = Step(
 )
 DRIFT = Step(
     name="drift",
-    version=12,
+    version=13,
     about="compare the window with what the champion was trained on, step the policy once, and say what to do.",
     facts=facts.DriftFacts,
     reads=("profile",),

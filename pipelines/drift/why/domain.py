@@ -47,36 +47,10 @@ class Separation:
     """The held-out rows of the design, to weigh its columns by."""
 
 
-def logistic(rows: Matrix, label: NDArray[np.int64], strength: float = STRENGTH) -> tuple[Floats, float]:
-    """Coefficients ``[d]`` and intercept of a logistic regression.
-
-    They minimise ``|w|^2 / 2 + strength * sum_i log(1 + exp(-s_i (x_i w + b)))``, ``s = +-1``, by L-BFGS; the same
-    optimum as scikit-learn's LogisticRegression. Source: Hastie, Tibshirani and Friedman, The Elements of Statistical
-    Learning, 2009, section 4.4.
-
-    >>> import scipy.sparse as sp
-    >>> w, b = logistic(sp.csr_matrix(np.array([[1.0], [1.0], [0.0], [0.0]])), np.array([1, 1, 0, 0]))
-    >>> w[0] > 0 > b
-    True
-    """
-    from scipy.optimize import minimize
-    from scipy.special import expit
-
-    sign = np.where(label > 0, 1.0, -1.0)
-
-    def loss(at: Floats) -> tuple[float, Floats]:
-        margin = sign * (rows @ at[:-1] + at[-1])
-        slope = -strength * sign * expit(-margin)
-        value = 0.5 * at[:-1] @ at[:-1] + strength * np.logaddexp(0.0, -margin).sum()
-        return float(value), np.append(rows.T @ slope + at[:-1], slope.sum())
-
-    found = minimize(loss, np.zeros(rows.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 500})
-    return found.x[:-1], float(found.x[-1])
-
-
 def separate(before: Matrix, now: Matrix, seed: int = 0) -> Separation:
     """Fit on a random half of both samples (rows of one design), measure on the other half."""
     from scipy import sparse
+    from sklearn.linear_model import LogisticRegression
 
     rows = sparse.vstack([before, now]).tocsr()
     label = np.repeat([0, 1], [before.shape[0], now.shape[0]])
@@ -85,10 +59,12 @@ def separate(before: Matrix, now: Matrix, seed: int = 0) -> Separation:
         [rng.permutation(np.flatnonzero(label == kind))[: int((label == kind).sum()) // 2] for kind in (0, 1)]
     )
     held = np.setdiff1d(np.arange(label.size), fitted)
+    if len(np.unique(label[fitted])) < 2:  # a sample of one row has no half
+        return Separation(UNKNOWN, np.zeros(rows.shape[1]), rows[held])
     # Of unequal samples the intercept takes care: the AUC does not see it.
-    coefficients, intercept = logistic(rows[fitted], label[fitted])
-    auc = roc_auc_interval(label[held], rows[held] @ coefficients + intercept, CONFIDENCE)
-    return Separation(auc or UNKNOWN, coefficients, rows[held])
+    model = LogisticRegression(C=STRENGTH, max_iter=500).fit(rows[fitted], label[fitted])
+    auc = roc_auc_interval(label[held], model.decision_function(rows[held]), CONFIDENCE)
+    return Separation(auc or UNKNOWN, model.coef_[0], rows[held])
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -146,9 +122,9 @@ def _by_value(before: pl.Series, now: pl.Series, values: tuple[str, ...]) -> tup
 
 
 def _one_hot(codes: NDArray[np.int64], size: int, cut: int) -> tuple[Matrix, Matrix]:
-    from scipy import sparse
+    from sklearn.preprocessing import OneHotEncoder
 
-    rows = sparse.csr_matrix((np.ones(codes.size), codes, np.arange(codes.size + 1)), shape=(codes.size, size))
+    rows = OneHotEncoder(categories=[np.arange(size)]).fit_transform(codes[:, None])
     return rows[:cut], rows[cut:]
 
 
@@ -158,26 +134,18 @@ def _one_hot(codes: NDArray[np.int64], size: int, cut: int) -> tuple[Matrix, Mat
 def telling_words(before: Sequence[str], now: Sequence[str], count: int = 10) -> tuple[Interval, dict[str, float]]:
     """The held-out AUC on TF-IDF words, and the ``count`` words with the largest coefficients.
 
-    Coefficients are positive where the current has more. ``tf ln(N / df)`` scaled to length 1 of the words that at
-    least ``MIN_TEXTS`` texts have, at most ``MAX_WORDS`` of them. Source: Spaerck Jones, Journal of Documentation
-    28(1), 1972.
+    Coefficients are positive where the current has more. Words are those that at least ``MIN_TEXTS`` texts have, at most
+    ``MAX_WORDS`` of them, the most frequent ones. Source: Spaerck Jones, Journal of Documentation 28(1), 1972.
     """
-    from scipy import sparse
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
-    bags = [Counter(words_of(text)) for text in (*before, *now)]
-    seen = Counter(word for bag in bags for word in bag)
-    vocabulary = sorted(
-        (word for word, texts in seen.items() if texts >= MIN_TEXTS), key=lambda word: (-seen[word], word)
-    )[:MAX_WORDS]
-    if not vocabulary:
+    bags = [words_of(text) for text in (*before, *now)]
+    seen = Counter(word for bag in bags for word in set(bag))
+    if max(seen.values(), default=0) < MIN_TEXTS:
         return UNKNOWN, {}
-    place = {word: number for number, word in enumerate(vocabulary)}
-    found = [(row, place[word], times) for row, bag in enumerate(bags) for word, times in bag.items() if word in place]
-    rows, columns, times = (np.array(part) for part in zip(*found, strict=True))
-    weights = times * np.log(len(bags) / np.array([seen[word] for word in vocabulary]))[columns]
-    table = sparse.csr_matrix((weights, (rows, columns)), shape=(len(bags), len(vocabulary)))
-    lengths = np.sqrt(np.asarray(table.multiply(table).sum(axis=1)).ravel())
-    table = sparse.diags(1 / np.where(lengths > 0, lengths, 1.0)) @ table
+    vectorizer = TfidfVectorizer(analyzer=lambda bag: bag, min_df=MIN_TEXTS, max_features=MAX_WORDS)
+    table = vectorizer.fit_transform(bags)
+    vocabulary = vectorizer.get_feature_names_out().tolist()
     split = separate(table[: len(before)], table[len(before) :])
     strongest = sorted(range(len(vocabulary)), key=lambda number: (-abs(split.coefficients[number]), number))[:count]
     return split.auc, {vocabulary[number]: float(split.coefficients[number]) for number in strongest}
