@@ -21,8 +21,8 @@ LIVE = ("pipelines", "serving", "embedded", "plugins", "dags")
 WIDTH = 120
 LONG = 250
 """Lines of a module from which on one looks for its seam."""
-WALKED = ("pipelines.steps.drift", "run", "as_of")
-"""Module, function and argument that ``walk`` follows."""
+WALKED = ("pipelines.steps.drift", {"work": "run", "run": "as_of"})
+"""Module, and by function the argument that ``walk`` follows: the first function that is there."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,10 @@ def walk(root: Path) -> list[str]:
     ``.as_of``. Two stays in one room on end are one.
     """
     stays: list[str] = []
-    for room in _follow(root, *WALKED, seen=set()):
+    module, functions = WALKED
+    tree = _tree(root, module)
+    function = next(name for name in functions if tree is not None and _definition(tree, name) is not None)
+    for room in _follow(root, module, function, functions[function], seen=set()):
         if not stays or stays[-1] != room:
             stays.append(room)
     return stays
@@ -181,6 +184,8 @@ def _carriers(body: ast.FunctionDef, parameter: str) -> set[str]:
     """The names in a function that are the value, or an object that was made with it."""
     carriers = {parameter}
     for node in ast.walk(body):
+        if isinstance(node, ast.Assign):
+            carriers |= {name for name, value in _assigned(node) if _carries(value, carriers)}
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and isinstance(node.targets[0], ast.Name):
             makes = ast.unparse(node.value.func).rpartition(".")[2][:1].isupper()
             if makes and any(
@@ -188,6 +193,17 @@ def _carriers(body: ast.FunctionDef, parameter: str) -> set[str]:
             ):
                 carriers.add(node.targets[0].id)
     return carriers
+
+
+def _assigned(node: ast.Assign) -> list[tuple[str, ast.expr]]:
+    """The names that an assignment gives, each with its own value."""
+    target = node.targets[0]
+    if isinstance(target, ast.Name):
+        return [(target.id, node.value)]
+    if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+        pairs = zip(target.elts, node.value.elts, strict=True)
+        return [(name.id, value) for name, value in pairs if isinstance(name, ast.Name)]
+    return []
 
 
 def _carries(value: ast.expr, carriers: set[str]) -> bool:
