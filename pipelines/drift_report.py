@@ -1,7 +1,8 @@
 """The report of one drift window and its parts: what rooms, steps, alerts, metrics and pages read of it.
 
-Each part is a frozen value with a default for everything, so that reports which earlier releases wrote can be read: what they lack
-has its default, and what no release knows any more is left out. A report's JSON is what ``drift/report.json`` holds.
+Each part is a frozen value with a default for everything, so that reports which earlier releases wrote can be read:
+what they lack has its default, and what no release knows any more is left out. A report's JSON is what
+``drift/report.json`` holds.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from pipelines.contracts import EpisodeTrigger, FeatureDrift, Instant, Interval,
 
 
 class State(StrEnum):
-    """What a window left the case in: the retrain policy's states (drift/policy.py), and those of a window that was not judged."""
+    """What a window left the case in.
+
+    The retrain policy's states (drift/policy.py), and those of a window that was not judged.
+    """
 
     STABLE = "STABLE"
     WATCH = "WATCH"
@@ -30,7 +34,10 @@ class State(StrEnum):
 
 
 UNJUDGED = (State.NO_CHAMPION, State.NOT_SERVED)
-"""States of a window that was not judged: no champion yet, or the window ended before the case's first row or first champion."""
+"""States of a window that was not judged.
+
+No champion yet, or the window ended before the case's first row or first champion.
+"""
 JUDGED = tuple(state for state in State if state not in UNJUDGED)
 """States of the policy."""
 Action = Literal["none", "alert", "retrain"]
@@ -81,7 +88,10 @@ class Part(BaseModel):
 
 
 class Remark(Part):
-    """One thing that is to be said of a window's rows: a ``code`` for programs, the ``field`` if it is about one, a sentence for people."""
+    """One thing that is to be said of a window's rows.
+
+    A ``code`` for programs, the ``field`` if it is about one, a sentence for people.
+    """
 
     code: RemarkCode
     message: str
@@ -99,9 +109,9 @@ class Remark(Part):
 class Quality(Part):
     """What is wrong with a window's rows (drift/inputs/compare.py).
 
-    ``problems`` block and never retrain, ``warnings`` are told only. ``missing`` is the share of missing or undeclared values of
-    each field that has some, ``volume`` how many times the usual rows there were; so many rows are ``unread``. ``page`` is the file that
-    Evidently drew, or ``page_error`` says why there is none.
+    ``problems`` block and never retrain, ``warnings`` are told only. ``missing`` is the share of missing or undeclared
+    values of each field that has some, ``volume`` how many times the usual rows there were; so many rows are
+    ``unread``. ``page`` is the file that Evidently drew, or ``page_error`` says why there is none.
     """
 
     problems: tuple[Remark, ...] = ()
@@ -132,7 +142,9 @@ class Corrections(Part):
 
 
 class Labels(Part):
-    """What arrived labels say (drift/labels/served.py): what the policy got, and what only people get (``corrections``, ``young``).
+    """What arrived labels say (drift/labels/served.py).
+
+    What the policy got, and what only people get (``corrections``, ``young``).
 
     ``labelled``: by window end, the share of rows with a mature label.
     """
@@ -169,7 +181,8 @@ class Earlier(Value):
 class Policy(Part):
     """What a report tells of the policy's state (drift/policy.py) beside its name, action, reason and episode.
 
-    ``rule`` is the machine's word for the reason, ``kind`` the diagnosis'. ``judged_again`` and ``revision`` are drift/past.py's.
+    ``rule`` is the machine's word for the reason, ``kind`` the diagnosis'. ``judged_again`` and ``revision`` are
+    drift/past.py's.
     """
 
     rule: Rule | None = None
@@ -232,7 +245,10 @@ class Embeddings(Part):
 
 
 class Diagnosis(Part):
-    """What moved, since when and why (drift/why/diagnosis.py). ``performance`` is None in reports that knew no diagnosis."""
+    """What moved, since when and why (drift/why/diagnosis.py).
+
+    ``performance`` is None in reports that knew no diagnosis.
+    """
 
     kind: Shift = "unknown"
     why: str = ""
@@ -252,7 +268,10 @@ class Diagnosis(Part):
 
 
 class Figures(Part):
-    """How a version did on rows whose labels may be missing (drift/labels/performance.py); None of fewer than two labels."""
+    """How a version did on rows whose labels may be missing (drift/labels/performance.py).
+
+    None of fewer than two labels.
+    """
 
     rows: int = 0
     labelled: int = 0
@@ -383,8 +402,9 @@ class DriftReport(Value):
     ``state``, ``action``, ``reason`` and ``episode`` are the policy's (drift/policy.py), ``policy`` its other facts:
     the path it took, cooldowns, the kind of shift. A window that is not judged has a state of ``UNJUDGED``.
     ``served_since`` is the event time of the first row that the case ever served (None: none, or not recorded).
-    ``diagnosis`` says what moved, since when and why, ``performance`` how the model did where labels have arrived and is expected to do
-    where not, ``explanation``, where something moved, what tells the window from the training rows: for people, nothing is decided by them.
+    ``diagnosis`` says what moved, since when and why, ``performance`` how the model did where labels have arrived and
+    is expected to do where not, ``explanation``, where something moved, what tells the window from the training rows:
+    for people, nothing is decided by them.
     """
 
     case: str
@@ -407,7 +427,10 @@ class DriftReport(Value):
     explanation: Explanation = Explanation()
 
     def coverage(self) -> dict[Instant, float]:
-        """The share of labelled rows by window end, of all versions that served in it; of earlier reports the champion's alone."""
+        """The share of labelled rows by window end, of all versions that served in it.
+
+        Of earlier reports the champion's alone.
+        """
         rows, labelled = Counter[Instant](), Counter[Instant]()
         for one in self.performance.rolling:
             rows[one.end] += one.rows

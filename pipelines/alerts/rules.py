@@ -1,8 +1,8 @@
 """What a person must be told of: one pure rule per alert, on one drift run's report and a few facts of the ledger.
 
-A rule answers with findings, one for each thing that is wrong: the field with missing values, the episode
-that is open. Its severity says how soon somebody should look (``alerts.response_hours``): *critical* users get worse answers now,
-or nobody knows whether they do; *warning* the loop needs a person; *info* worth knowing.
+A rule answers with findings, one for each thing that is wrong: the field with missing values, the episode that is open.
+Its severity says how soon somebody should look (``alerts.response_hours``): *critical* users get worse answers now, or
+nobody knows whether they do; *warning* the loop needs a person; *info* worth knowing.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Facts(Value):
     """What the rules may look at beside the report.
 
     ``episode`` is the newest one opened by ``as_of``; ``champion_since`` the time of the champion's training;
-    ``judged_until`` the end of the window that was judged before; ``undelivered`` the notices that no try could send, by
-    sink; ``page`` says what became of a page that is missing.
+    ``judged_until`` the end of the window that was judged before; ``undelivered`` the notices that no try could send,
+    by sink; ``page`` says what became of a page that is missing.
     """
 
     as_of: Instant
@@ -37,7 +37,10 @@ class Facts(Value):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: ``about`` tells apart what one rule finds at once; ``severity`` replaces the rule's own."""
+    """One thing that is wrong: ``about`` tells apart what one rule finds at once.
+
+    ``severity`` replaces the rule's own.
+    """
 
     about: str
     summary: str
@@ -106,7 +109,8 @@ def _labels_late(facts: Facts, params: Params) -> Iterable[Finding]:
         days = (report.window.end - newest).days
         yield Finding(
             "coverage",
-            f"{known[newest]:.0%} of the rows up to {newest:%Y-%m-%d} have a label after {days} days (at least {wanted:.0%} were declared)",
+            f"{known[newest]:.0%} of the rows up to {newest:%Y-%m-%d} have a label after {days} days "
+            f"(at least {wanted:.0%} were declared)",
         )
 
 
@@ -116,7 +120,8 @@ def _volume_out_of_band(facts: Facts, params: Params) -> Iterable[Finding]:
     if volume is not None and facts.report.current_rows and not low <= volume <= high:
         yield Finding(
             "window",
-            f"{facts.report.current_rows:,} rows are {volume:.2g} times the reference's volume (band {low:g} to {high:g})",
+            f"{facts.report.current_rows:,} rows are {volume:.2g} times the reference's volume "
+            f"(band {low:g} to {high:g})",
         )
 
 
@@ -142,7 +147,8 @@ def _windows_unjudged(facts: Facts, params: Params) -> Iterable[Finding]:
     if facts.judged_until is not None and (gap := (report.window.start - facts.judged_until) / length) >= limit:
         yield Finding(
             "runs",
-            f"no drift run between {facts.judged_until:%Y-%m-%d} and {report.window.start:%Y-%m-%d}: {gap:.0f} windows were never looked at",
+            f"no drift run between {facts.judged_until:%Y-%m-%d} and {report.window.start:%Y-%m-%d}: "
+            f"{gap:.0f} windows were never looked at",
         )
     marks = [mark.end for mark in report.policy.marks]
     begun = [moment for moment in (facts.champion_since, report.served_since) if moment is not None]
@@ -150,7 +156,8 @@ def _windows_unjudged(facts: Facts, params: Params) -> Iterable[Finding]:
     if (empty := (report.window.end - since) / length) > limit:
         yield Finding(
             "rows",
-            f"no window since {since:%Y-%m-%d} could be compared ({empty:.0f} windows): too few rows, or a reference of other features",
+            f"no window since {since:%Y-%m-%d} could be compared ({empty:.0f} windows): too few rows, "
+            "or a reference of other features",
         )
 
 
@@ -168,7 +175,8 @@ def _sink_broken(facts: Facts, params: Params) -> Iterable[Finding]:
     for sink, count in sorted(facts.undelivered.items()):
         yield Finding(
             sink,
-            f"{count} notice{'s' if count > 1 else ''} could not be sent by the {sink}: people may not know of the alerts there are",
+            f"{count} notice{'s' if count > 1 else ''} could not be sent by the {sink}: "
+            "people may not know of the alerts there are",
         )
 
 
@@ -197,7 +205,9 @@ RULES: tuple[Rule, ...] = (
 
 
 def find(facts: Facts, params: Params, runbooks: str, rules: Sequence[Rule] = RULES) -> tuple[Alert, ...]:
-    """What the rules find at ``facts.as_of``, as alerts that were seen once; those switched off by ``alerts.off`` are not looked for.
+    """What the rules find at ``facts.as_of``, as alerts that were seen once.
+
+    Those switched off by ``alerts.off`` are not looked for.
 
     Whatever is found while an episode is open belongs to its group. ``runbooks`` is where the sections are.
     """

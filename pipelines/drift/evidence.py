@@ -23,11 +23,11 @@ class LabelEvidence(Value):
 class DriftEvidence(Value):
     """All that the policy may look at in one window.
 
-    ``features`` is empty when there were too few rows (``thin``). ``labelled`` maps the window ends in the
-    history to the share of their rows whose label is mature. ``fresh_labels`` counts rows whose label became known
-    since the champion was trained, ``training_rows`` what it was trained on; ``outcome`` says what
-    became of the retraining that was asked for last. ``unread`` rows of the window lie where they cannot be read yet: then it
-    is ``thin``, as a part of a window is no season.
+    ``features`` is empty when there were too few rows (``thin``). ``labelled`` maps the window ends in the history to
+    the share of their rows whose label is mature. ``fresh_labels`` counts rows whose label became known since the
+    champion was trained, ``training_rows`` what it was trained on; ``outcome`` says what became of the retraining that
+    was asked for last. ``unread`` rows of the window lie where they cannot be read yet: then it is ``thin``, as a part
+    of a window is no season.
     """
 
     champion: int
@@ -45,11 +45,11 @@ class DriftEvidence(Value):
 class PolicyState(Value):
     """Everything that the next step needs. JSON in the ledger.
 
-    ``marks`` are the last windows with enough rows, ``drops`` say of the last windows with labels whether the
-    metric had dropped; ``clean`` counts clean windows in a row, ``log_e`` is the e-CUSUM. ``trigger`` says what opened
-    the newest episode, ``verdict`` what became of its retraining (``missing``: it gave none in time), ``tried_labels``
-    how many labelled rows were new to the champion when it was asked for. ``rule`` is ``reason`` in a machine's word (None: not
-    recorded).
+    ``marks`` are the last windows with enough rows, ``drops`` say of the last windows with labels whether the metric
+    had dropped; ``clean`` counts clean windows in a row, ``log_e`` is the e-CUSUM. ``trigger`` says what opened the
+    newest episode, ``verdict`` what became of its retraining (``missing``: it gave none in time), ``tried_labels`` how
+    many labelled rows were new to the champion when it was asked for. ``rule`` is ``reason`` in a machine's word (None:
+    not recorded).
     """
 
     name: State = State.STABLE

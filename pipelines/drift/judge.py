@@ -27,8 +27,8 @@ from pipelines.drift_report import Action, Earlier, Outcome, Quality, Remark, Ru
 class Decision:
     """The policy's answer for this run, as it stands in the ledger, or why there is none.
 
-    ``after`` is the policy's state after the window, ``rows`` how many rows of the window were there when it was made; both None where
-    nothing was decided. ``judged_again`` and ``revision`` are those of drift/past.py.
+    ``after`` is the policy's state after the window, ``rows`` how many rows of the window were there when it was made;
+    both None where nothing was decided. ``judged_again`` and ``revision`` are those of drift/past.py.
     """
 
     state: State
@@ -47,7 +47,10 @@ NO_CHAMPION = Decision(State.NO_CHAMPION, rule="unjudged", reason="no champion y
 
 @dataclass(frozen=True)
 class Inputs:
-    """How the window compares with the reference: ``features`` (none where they cannot be compared), and the ``quality`` of its rows."""
+    """How the window compares with the reference.
+
+    ``features`` (none where they cannot be compared), and the ``quality`` of its rows.
+    """
 
     features: tuple[FeatureDrift, ...]
     quality: Quality
@@ -55,7 +58,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Judged:
-    """A judged window: what was looked at, and either the ``stands`` that is known already or the ``fresh`` judgement that the ledger is to keep."""
+    """A judged window: what was looked at, and the answer.
+
+    Either the one that ``stands`` already, or the ``fresh`` judgement that the ledger is to keep.
+    """
 
     run: Run
     inputs: Inputs
@@ -74,7 +80,10 @@ class Judged:
 
 
 def too_early(window: Window, served_since: datetime | None, first_champion: datetime) -> Decision | None:
-    """Why nobody could have been served in the window yet, if that is so: then there is nothing to judge, and nothing is wrong."""
+    """Why nobody could have been served in the window yet, if that is so.
+
+    Then there is nothing to judge, and nothing is wrong.
+    """
     if served_since is None:
         why = "nothing has been served yet"
     elif window.end <= served_since:
@@ -95,7 +104,11 @@ def judge(
     releases: Iterable[Release],
     verdicts: Iterable[Mapping[str, Any]],
 ) -> Judged:
-    """Judge a window by its case's feature spec, the log's rows and label lines that ``reading`` asks for, and the ledger's releases and verdicts."""
+    """Judge a window.
+
+    By its case's feature spec, the log's rows and label lines that ``reading`` asks for, and the ledger's releases and
+    verdicts.
+    """
     past, found = reading.past, inputs(run, spec)
     served = serve(run, reading, rows, lines)
     times = (datetime.fromisoformat(row["as_of"]) for row in verdicts)
@@ -116,11 +129,15 @@ def judge(
 
 
 def inputs(run: Run, spec: Spec) -> Inputs:
-    """The window against the reference, if both were counted with the case's feature spec and all rows could be read."""
+    """The window against the reference.
+
+    Nothing is compared unless both were counted with the case's feature spec and all rows could be read.
+    """
     before, current, params = run.reference, run.current, run.params.drift
     found = quality(before, current, run.window, params, run.served_since, run.unread, run.usual)
     if not before.spec == current.spec == spec.version:
-        told = f"champion {run.version}'s reference has feature spec {before.spec}, the window {current.spec}: not compared"
+        specs = f"feature spec {before.spec}, the window {current.spec}"
+        told = f"champion {run.version}'s reference has {specs}: not compared"
         remark = Remark(code="other_features", message=told)
         return Inputs((), found.model_copy(update={"warnings": (*found.warnings, remark)}))
     if not current.rows or run.unread:
@@ -131,7 +148,10 @@ def inputs(run: Run, spec: Spec) -> Inputs:
 def outcome(
     before: PolicyState | None, releases: Iterable[Release], verdicts: Iterable[datetime], as_of: datetime
 ) -> Outcome:
-    """What became of the retraining that was asked for last, seen from before ``as_of``; ``verdicts`` are the times of the ledger's."""
+    """What became of the retraining that was asked for last, seen from before ``as_of``.
+
+    ``verdicts`` are the times of the ledger's.
+    """
     if before is None or before.retrained_at is None:
         return "none"
     asked = before.retrained_at
@@ -141,7 +161,9 @@ def outcome(
 
 
 def _known(run: Run, past: Past) -> Decision | None:
-    """The answer to a window that was judged: by this run, by another one, or not, being older than the newest one that was.
+    """The answer to a window that was judged.
+
+    By this run, by another one, or not, being older than the newest one that was.
 
     None: the window is to be judged now.
     """

@@ -18,11 +18,12 @@ from pipelines.segments import Name
 class Judgement(Value):
     """What one drift run decided, as the ledger keeps it.
 
-    ``policy``: the state after the window. ``base`` names the judgement that it was made from (empty: none; None: not kept, then it is
-    the one before). ``rows`` of the window were there, ``unread`` more could not be read; a ``short`` window had too few. ``segments``
-    of each kind are those of the log that no run before had seen. None in what earlier releases wrote: not kept.
-    ``taken_over``: up to when labels counted by the time that was stated, in the first run that keeps segments.
-    ``judged_again`` is the judgement whose place this one takes, ``revision`` counts those of one ``as_of``.
+    ``policy``: the state after the window. ``base`` names the judgement that it was made from (empty: none; None: not
+    kept, then it is the one before). ``rows`` of the window were there, ``unread`` more could not be read; a ``short``
+    window had too few. ``segments`` of each kind are those of the log that no run before had seen. None in what earlier
+    releases wrote: not kept. ``taken_over``: up to when labels counted by the time that was stated, in the first run
+    that keeps segments. ``judged_again`` is the judgement whose place this one takes, ``revision`` counts those of one
+    ``as_of``.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

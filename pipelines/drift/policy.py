@@ -14,11 +14,13 @@ WATCH: a feature moved by more than ``delta0`` (compare.py). CONFIRMED, by the f
    metric's drop exceeds ``min_metric_drop`` now.
 3. *inputs, and labels cannot speak yet*: the same feature drifted in ``confirm`` of ``out_of`` windows, fewer
    than half of the rows of the windows in which it drifted have a label, and it is severe, or what
-   drifted is the score or the predicted class. Where labels of those rows have arrived and show no drop, the shift is harmless.
+   drifted is the score or the predicted class. Where labels of those rows have arrived and show no drop, the shift is
+   harmless.
 
-The first is the trigger *performance*, the other two are *drift*; ``triggers`` says which of them a case listens to. A third
-trigger, *volume*, needs no drift at all: since the champion's training, or since the last retraining that was asked for under it, more
-labelled rows have arrived than ``new_data`` declares. Schedules and people retrain beside this machine (their runs never pass it).
+The first is the trigger *performance*, the other two are *drift*; ``triggers`` says which of them a case listens to. A
+third trigger, *volume*, needs no drift at all: since the champion's training, or since the last retraining that was
+asked for under it, more labelled rows have arrived than ``new_data`` declares. Schedules and people retrain beside this
+machine (their runs never pass it).
 
 History, e-CUSUM and drops belong to one champion: another champion has another reference and starts anew.
 A confirmed drift that may not retrain yet (labels, budget) stays CONFIRMED and asks for it at every window.
@@ -158,13 +160,16 @@ def _observe(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -
     # Too few rows say nothing about inputs: such a window neither drifts, nor is clean, nor pushes another out.
     marks = state.marks if evidence.thin else (*state.marks, Mark(end=state.end, drifted=drifted, severe=severe))
     drops = state.drops if labels.drop is None else (*state.drops, dropping)
+    quiet = state.clean + 1 if clean else 0
+    if evidence.thin and calm:
+        quiet = state.clean
     return state.model_copy(
         update={
             "log_e": log_e,
             "alarmed": alarmed,
             "marks": marks[-config.out_of :],
             "drops": drops[-config.out_of :],
-            "clean": state.clean if evidence.thin and calm else state.clean + 1 if clean else 0,
+            "clean": quiet,
         }
     )
 
@@ -235,7 +240,7 @@ def _moved(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
 
 
 def _unlabelled(state: PolicyState, evidence: DriftEvidence, name: str) -> bool:
-    """Whether fewer than half of the rows of the windows in which ``name`` drifted have a label (windows weigh alike)."""
+    """Whether fewer than half of the rows of the windows in which ``name`` drifted have a label."""
     shares = [evidence.labelled.get(mark.end.isoformat(), 0.0) for mark in state.marks if name in mark.drifted]
     return sum(shares) < 0.5 * len(shares)
 

@@ -173,7 +173,9 @@ def facts(report: DriftReport) -> dict[str, Any]:
 
 
 def drawn(report: DriftReport, fields: Fields, params: DriftParams) -> list[str]:
-    """The columns that a page is drawn of: the strongest drifted fields (daily: the strongest ones); none where no page is wanted.
+    """The columns that a page is drawn of: the strongest drifted fields (daily: the strongest ones).
+
+    None where no page is wanted.
 
     An alarm or a decision is worth a page; one of every quiet window costs seconds and megabytes.
     """
@@ -187,5 +189,8 @@ def drawn(report: DriftReport, fields: Fields, params: DriftParams) -> list[str]
 
 
 def moved(report: DriftReport) -> bool:
-    """Whether something moved or is to be done: then it is worth asking what tells the window from the training rows."""
+    """Whether something moved or is to be done.
+
+    Then it is worth asking what tells the window from the training rows.
+    """
     return report.action != "none" or any(feature.drifted for feature in report.features)

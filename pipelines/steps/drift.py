@@ -38,13 +38,13 @@ FAILPOINTS = ("decided", "opened")
 def work(run: Run, read: Read) -> Work:
     """Write ``report.json`` (and ``drift.html`` when somebody should look); keep state and episode in the ledger.
 
-    The first decision of a window stands: running again finds it in the ledger, with the segments of the log that it was made
-    on, and gives the same report, with the same action and episode, so that a trigger can be tried again. There is one
-    exception: a window that was judged on too few rows, or while some could not be read, is judged again once there are
-    more, if it opened no episode and no later window was judged. What the first judgement saw is forgotten then: nothing counts twice.
-    A run for a window that was judged before, or older than the newest one that was, reports and does not step.
-    A window that ended before the case's first champion or its first served row is not judged: the report says so, and nothing
-    enters the ledger.
+    The first decision of a window stands: running again finds it in the ledger, with the segments of the log that it
+    was made on, and gives the same report, with the same action and episode, so that a trigger can be tried again.
+    There is one exception: a window that was judged on too few rows, or while some could not be read, is judged again
+    once there are more, if it opened no episode and no later window was judged. What the first judgement saw is
+    forgotten then: nothing counts twice. A run for a window that was judged before, or older than the newest one that
+    was, reports and does not step. A window that ended before the case's first champion or its first served row is not
+    judged: the report says so, and nothing enters the ledger.
     """
     params, settings, as_of = run.params, run.settings, run.as_of
     made = ProfileFacts.of(read["profile"])
@@ -77,7 +77,10 @@ def work(run: Run, read: Read) -> Work:
 
 
 def _learned_from(bundle: Path) -> Path | None:
-    """The champion's dataset; None if it is gone: the reference is enough for everything else. Raises IntegrityError if it is damaged."""
+    """The champion's dataset; None if it is gone: the reference is enough for everything else.
+
+    Raises IntegrityError if it is damaged.
+    """
     key = storage.read_manifest(bundle, verify=False).inputs.get("dataset")
     try:
         return storage.find(bundle.parent / "dataset", key) if key else None
@@ -86,7 +89,10 @@ def _learned_from(bundle: Path) -> Path | None:
 
 
 def _judge(asked: Asked, settings: Settings) -> Judged:
-    """The window as it is judged, by a decision that stands in the ledger: one from before, or this one if no other try was first."""
+    """The window as it is judged, by a decision that stands in the ledger.
+
+    One from before, or this one if no other try was first.
+    """
     case, url = asked.params.case, settings.ledger
     spec = load_spec(asked.fields, settings.profile_file(case))
     for _ in range(ROUNDS):

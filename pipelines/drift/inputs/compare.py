@@ -1,4 +1,7 @@
-"""A window's profile against the champion's reference: one FeatureDrift per feature, and what is wrong with the data."""
+"""A window's profile against the champion's reference.
+
+One FeatureDrift per feature, and what is wrong with the data.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,7 @@ def _measure(
         "effect": min(value, stats.pearson(*coarse)),
         "groups": size,
         "ne": ne,
-        "severity": "severe" if debiased > params.severe_psi else "warn" if debiased > params.warn_psi else "info",
+        "severity": _severity(debiased, params),
         "overdispersion": phi,
         "js": divergence.jensen_shannon(*coarse),
         "kl": divergence.kullback_leibler(*coarse),
@@ -92,6 +95,12 @@ def _measure(
     }
 
 
+def _severity(debiased: float, params: DriftParams) -> str:
+    if debiased > params.severe_psi:
+        return "severe"
+    return "warn" if debiased > params.warn_psi else "info"
+
+
 def _spread(column: Column, size: int) -> Ints:
     counts = np.zeros(size, np.int64)
     counts[column.bins] = column.counts
@@ -99,7 +108,10 @@ def _spread(column: Column, size: int) -> Ints:
 
 
 def _ends(bins: Ints, scale: Scale, *, whole: bool) -> tuple[Floats, Floats]:
-    """Smallest and largest value of each bin; the same where it holds one at most: a single whole number, or no more than a float resolves."""
+    """Smallest and largest value of each bin.
+
+    The same where it holds one at most: a single whole number, or no more than a float resolves.
+    """
     low, high = bounds(bins, scale)
     # Of the distance from the middle, not of the value: a time in seconds is far from zero for how little it varies.
     slack = 1e-9 * np.maximum(min(1.0, 1 / scale.scale), np.abs(low - scale.loc)) + 1e-14 * np.abs(low)
@@ -171,7 +183,10 @@ def _bad_share(column: Column, rows: int) -> float:
 
 
 def _expected_rows(per_day: float, window: Window, since: datetime | None) -> float:
-    """The usual rows of a time as long as the window; from a first row within it on, that row and those of the time left."""
+    """The usual rows of a time as long as the window.
+
+    From a first row within it on, that row and those of the time left.
+    """
     if since is None or since <= window.start:
         return per_day * (window.end - window.start).days
     return 1 + per_day * max(timedelta(), window.end - since) / timedelta(days=1)

@@ -1,12 +1,12 @@
 """What the labels that are known say about the rows that were served: pure functions on frames of the log.
 
-``served``: ``id, event_time, version, score``, and with classes ``prediction`` (a position) and ``scores`` (a list
-of all their probabilities). ``labels``: ``id, label, label_time`` (the time that was stated), any number of lines per id, of an id
-the one that counts first.
+``served``: ``id, event_time, version, score``, and with classes ``prediction`` (a position) and ``scores`` (a list of
+all their probabilities). ``labels``: ``id, label, label_time`` (the time that was stated), any number of lines per id,
+of an id the one that counts first.
 
 A label is counted once, when it is *mature*: it is known, and its row has the age that the case declares
-(``label_delay_days``). What is corrected later is reported and not counted again: both ways to correct a running e-value, to swap
-a counted label and to count it again, break its guarantee.
+(``label_delay_days``). What is corrected later is reported and not counted again: both ways to correct a running
+e-value, to swap a counted label and to count it again, break its guarantee.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipelines.params import DriftParams
 
 
 def mature(served: pl.DataFrame, labels: pl.DataFrame, until: datetime, age: timedelta) -> pl.DataFrame:
-    """The served rows of at least ``age`` at ``until`` with the label that was known of them by then, of those that have one."""
+    """The served rows of at least ``age`` at ``until``, of those whose label was known by then, with it."""
     known = labels.filter(pl.col("label_time") <= until).unique("id", keep="first", maintain_order=True)
     old = served.filter(pl.col("event_time") <= until - age)
     return old.join(known.select("id", "label", "label_time"), on="id", how="inner").sort("event_time", "id")
@@ -35,10 +35,12 @@ def mature(served: pl.DataFrame, labels: pl.DataFrame, until: datetime, age: tim
 def counted(
     served: pl.DataFrame, labels: pl.DataFrame, since: datetime, age: timedelta, taken_over: datetime | None = None
 ) -> pl.DataFrame:
-    """What runs up to the one whose window ended at ``since`` have counted: ``id, label``, the label as it was known then.
+    """What runs up to the one whose window ended at ``since`` have counted.
 
-    Only the lines that are marked ``before`` count, where there is such a column. Runs before ``taken_over`` counted by the
-    stated time alone, however young the row was: of those marked ``taken_over`` every label stated by then.
+    ``id, label``, the label as it was known then.
+
+    Only the lines that are marked ``before`` count, where there is such a column. Runs before ``taken_over`` counted by
+    the stated time alone, however young the row was: of those marked ``taken_over`` every label stated by then.
     """
     known = mature(_marked(served, "before"), _marked(labels, "before"), since, timedelta(0))
     old = pl.col("event_time") <= since - age
@@ -56,7 +58,10 @@ def fresh(
 
 
 def corrected(served: pl.DataFrame, labels: pl.DataFrame, until: datetime, counted: pl.DataFrame) -> pl.DataFrame:
-    """The rows that were ``counted`` before and have another label since then: ``label`` now, ``counted`` what was counted."""
+    """The rows that were ``counted`` before and have another label since then.
+
+    ``label`` now, ``counted`` what was counted.
+    """
     then = counted.select("id", counted="label")
     return (
         mature(served, labels, until, timedelta(0))
@@ -72,10 +77,13 @@ def _marked(frame: pl.DataFrame, name: str) -> pl.DataFrame:
 def as_counted(
     rows: pl.DataFrame, labels: pl.DataFrame, label: str, until: datetime, age: timedelta, least: int
 ) -> pl.DataFrame:
-    """Canonical ``rows`` with the ``label`` that a drift run would count of them: as it was when it was mature, null where it is not yet.
+    """Canonical ``rows`` with the ``label`` that a drift run would count of them.
 
-    A champion is then judged against labels of the same age. A row without a line in ``labels`` has the label that it came
-    with. Fewer than ``least`` mature ones (labels come sooner than was declared) are no baseline: then all count as they are.
+    As it was when it was mature, null where it is not yet.
+
+    A champion is then judged against labels of the same age. A row without a line in ``labels`` has the label that it
+    came with. Fewer than ``least`` mature ones (labels come sooner than was declared) are no baseline: then all count
+    as they are.
     """
     lines = labels.join(rows.select("id", "event_time"), on="id", how="inner")
     ripe = pl.max_horizontal(pl.col("label_time").min().over("id"), pl.col("event_time") + age)
@@ -94,12 +102,18 @@ def as_counted(
 
 
 def possible(labels: pl.DataFrame, classes: int) -> pl.DataFrame:
-    """Labels that are one: 0 and 1, or with ``classes`` the position of one of them. Others say nothing about a model."""
+    """Labels that are one: 0 and 1, or with ``classes`` the position of one of them.
+
+    Others say nothing about a model.
+    """
     return labels.filter(pl.col("label").is_between(0, (classes or 2) - 1))
 
 
 def not_early(labels: pl.DataFrame, served: pl.DataFrame) -> pl.DataFrame:
-    """Without the labels that are stated to be of before their row: nobody can have known them. Training refuses them too."""
+    """Without the labels that are stated to be of before their row: nobody can have known them.
+
+    Training refuses them too.
+    """
     times = served.select("id", _row="event_time")
     joined = labels.join(times, on="id", how="left", maintain_order="left")
     return joined.filter(pl.col("_row").is_null() | (pl.col("label_time") >= pl.col("_row"))).drop("_row")
@@ -117,13 +131,9 @@ def judge(
     own = rows.filter(pl.col("version") == version).drop_nulls("score")
     if own.is_empty() or not baseline:
         return LabelEvidence(rows=own.height)
-    scored = (
-        own
-        if not classes
-        else own.filter(pl.col("scores").list.len() == classes)
-        if "scores" in own.columns
-        else own.clear()
-    )
+    scored = own
+    if classes:
+        scored = own.filter(pl.col("scores").list.len() == classes) if "scores" in own.columns else own.clear()
     drop = None
     if scored.height >= params.min_rows:
         days = scored["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy()
@@ -137,7 +147,10 @@ def judge(
 
 
 def corrections(rows: pl.DataFrame, version: int, classes: int = 0) -> Corrections:
-    """Labels of champion ``version`` that were :func:`corrected`: ``rows``, and how many more ``errors`` there are by them. Counted nowhere."""
+    """Labels of champion ``version`` that were :func:`corrected`.
+
+    ``rows``, and how many more ``errors`` there are by them. Counted nowhere.
+    """
     own = rows.filter(pl.col("version") == version).drop_nulls("score")
     return Corrections(rows=own.height, errors=_errors(own, "label", classes) - _errors(own, "counted", classes))
 
@@ -151,7 +164,10 @@ def _errors(rows: pl.DataFrame, label: str, classes: int) -> int:
 def coverage(
     served: pl.DataFrame, labels: pl.DataFrame, windows: Iterable[Window], until: datetime, age: timedelta
 ) -> dict[str, float]:
-    """By window end (ISO): the share of the window's rows whose label is mature at ``until``; windows without rows are left out."""
+    """By window end (ISO): the share of the window's rows whose label is mature at ``until``.
+
+    Windows without rows are left out.
+    """
     spoken = served.join(mature(served, labels, until, age).select("id", "label_time"), on="id", how="left")
     found = {}
     for window in windows:

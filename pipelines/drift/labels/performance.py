@@ -1,8 +1,10 @@
-"""The metric on delayed labels: window by window, by slice, and estimated where labels are missing. Pure functions on frames.
+"""The metric on delayed labels: window by window, by slice, and estimated where labels are missing.
+
+Pure functions on frames.
 
 ``known``: every served row with what is known of it (:func:`known`), as in labels.py and with ``label`` and
-``label_time``, which are null until the label has arrived, in order of event time. With every figure goes how many rows have a label,
-and how long labels took. Intervals are of confidence ``1 - q``.
+``label_time``, which are null until the label has arrived, in order of event time. With every figure goes how many rows
+have a label, and how long labels took. Intervals are of confidence ``1 - q``.
 """
 
 from __future__ import annotations
@@ -65,7 +67,10 @@ def summary(
 
 
 def known(served: pl.DataFrame, labels: pl.DataFrame, until: datetime) -> pl.DataFrame:
-    """The served rows with the label of those whose label arrived by ``until``; of several lines of an id the first counts."""
+    """The served rows with the label of those whose label arrived by ``until``.
+
+    Of several lines of an id the first counts.
+    """
     arrived = labels.filter(pl.col("label_time") <= until).unique("id", keep="first", maintain_order=True)
     return served.join(arrived.select("id", "label", "label_time"), on="id", how="left").sort("event_time", "id")
 
@@ -108,8 +113,8 @@ def within(rows: pl.DataFrame, windows: Sequence[Window]) -> list[pl.DataFrame]:
 def figures(rows: pl.DataFrame, params: DriftParams, classes: int) -> Figures:
     """How a version did on rows whose labels may be missing; metrics are None of fewer than two labels.
 
-    ``delay_days`` is the median, ``log_loss`` has ``low`` and ``high`` (rows of one day are one cluster), ``accuracy`` Wilson's
-    interval; ``roc_auc`` is of a binary label, ``macro_f1`` of classes.
+    ``delay_days`` is the median, ``log_loss`` has ``low`` and ``high`` (rows of one day are one cluster), ``accuracy``
+    Wilson's interval; ``roc_auc`` is of a binary label, ``macro_f1`` of classes.
     """
     own, score = labelled(rows, classes)
     # The label of a row without a full score has arrived all the same.
@@ -158,8 +163,9 @@ def by_slice(
 ) -> list[SliceFigures]:
     """Log-loss of every value of the declared ``columns``, and whether it dropped from the holdout's.
 
-    Where the baseline knows a slice it has a ``drop``, and it is ``dropped`` if that exceeds ``min_metric_drop``, by one-sided tests
-    under Benjamini-Hochberg at ``q`` over all slices. Values with fewer than ``min_rows`` labels make no claim.
+    Where the baseline knows a slice it has a ``drop``, and it is ``dropped`` if that exceeds ``min_metric_drop``, by
+    one-sided tests under Benjamini-Hochberg at ``q`` over all slices. Values with fewer than ``min_rows`` labels make
+    no claim.
     """
     found: list[SliceFigures] = []
     tested: dict[int, float] = {}
@@ -199,7 +205,9 @@ def _tail(z: float, freedom: int) -> float:
 
 
 def estimated(rows: pl.DataFrame, baseline: dict[str, Any], params: DriftParams, classes: int) -> Estimate | None:
-    """What the loss of these rows will be if only the inputs have moved (calibration.py); None without scores or calibration.
+    """What the loss of these rows will be if only the inputs have moved (calibration.py).
+
+    None without scores or calibration.
 
     Blind to concept drift: see ``earlier``.
     """
@@ -225,8 +233,8 @@ def earlier(
     """What was estimated of past windows beside what their labels then said.
 
     ``error`` is realised minus estimated. The estimate is of all rows of the window, the truth of those with a label,
-    whose ``coverage`` and ``delay_days`` go with it: the interval is as wide as labels of so few rows, taken as a random
-    sample of the window, make it. Windows with fewer than ``min_rows`` labels are left out.
+    whose ``coverage`` and ``delay_days`` go with it: the interval is as wide as labels of so few rows, taken as a
+    random sample of the window, make it. Windows with fewer than ``min_rows`` labels are left out.
     """
     found = []
     for window, part in zip(windows, within(rows, windows), strict=True):

@@ -1,4 +1,6 @@
-"""Which part of the prediction log a drift run is about, and what the labels in it say: plain functions on frames and names.
+"""Which part of the prediction log a drift run is about, and what the labels in it say.
+
+Plain functions on frames and names.
 
 A label counts in the first window after it became known, which its stated time cannot say: known is what stands in
 the run's segments and is stated no later than the window's end, and new what no earlier run knew.
@@ -34,10 +36,11 @@ WINDOWS = 8
 class Reading:
     """What of the log a run looks at: rows with event times in ``span``, with a column for each of ``marks``.
 
-    ``past`` is what the run goes on from. ``marks``: segments by what they are to this run (``now``: known to it; ``before``: to the one that it goes on from;
-    ``taken_over``: when counting by segments began; ``learned``: when the champion was trained). ``start``: from when on labels are counted.
-    ``windows`` (oldest first, the newest is the run's own) are shown, ``marked`` those in the policy's history. ``age``: how old a row
-    is when its label counts. Labels up to ``since`` are counted, up to ``taken_over`` by their stated time. ``record``: the segments that no
+    ``past`` is what the run goes on from. ``marks``: segments by what they are to this run (``now``: known to it;
+    ``before``: to the one that it goes on from; ``taken_over``: when counting by segments began; ``learned``: when the
+    champion was trained). ``start``: from when on labels are counted. ``windows`` (oldest first, the newest is the
+    run's own) are shown, ``marked`` those in the policy's history. ``age``: how old a row is when its label counts.
+    Labels up to ``since`` are counted, up to ``taken_over`` by their stated time. ``record``: the segments that no
     earlier run had seen; ``takes_over``: this run is the first one that keeps them.
     """
 
@@ -58,10 +61,10 @@ class Reading:
 class Served:
     """What the log says of the windows that count, as frames of drift/labels/performance.py.
 
-    ``rows``: what was served in ``windows`` (oldest first, the newest is the run's own), with the labels that are known; ``fresh``:
-    the champion's rows whose label counts in this window. For the policy: ``labels``, ``labelled`` (by window end, the share of rows with a
-    mature label) and ``fresh_labels``. For people only: ``corrections`` of labels that were counted before, and ``young``, the
-    champion's labels that count once their rows are old enough.
+    ``rows``: what was served in ``windows`` (oldest first, the newest is the run's own), with the labels that are
+    known; ``fresh``: the champion's rows whose label counts in this window. For the policy: ``labels``, ``labelled``
+    (by window end, the share of rows with a mature label) and ``fresh_labels``. For people only: ``corrections`` of
+    labels that were counted before, and ``young``, the champion's labels that count once their rows are old enough.
     """
 
     rows: pl.DataFrame
@@ -88,8 +91,8 @@ def plan(run: Run, states: Iterable[Mapping[str, Any]], there: Mapping[str, Sequ
         record = stands.segments
     else:
         now, record = there, segments.beyond(there, seen)
-    # Runs of releases that kept no record counted by the stated time, of whatever age the row was. What they left to be known
-    # is taken over once: it may lack a label that came late to them, and counts none twice.
+    # Runs of releases that kept no record counted by the stated time, of whatever age the row was. What they left to be
+    # known is taken over once: it may lack a label that came late to them, and counts none twice.
     unmarked = base is not None and all(one.segments is None for one in known)
     since = run.champion.as_of if base is None else base.end
     taken = next((one for one in (*known, stands) if one is not None and one.taken_over is not None), None)
@@ -128,7 +131,10 @@ def _recorded(judgements: Iterable[Judgement]) -> dict[str, list[segments.Name]]
 
 
 def serve(run: Run, reading: Reading, logged: pl.DataFrame, lines: pl.DataFrame) -> Served:
-    """What ``logged`` predictions and label ``lines`` say, both read as ``reading`` asks (lines: the one of an id that counts first)."""
+    """What ``logged`` predictions and label ``lines`` say, both read as ``reading`` asks (lines.
+
+    The one of an id that counts first).
+    """
     drift, end, age = run.params.drift, run.window.end, reading.age
     extra = [name for name in (SCORES, *run.params.gate.slices) if name in logged.columns]
     everything = logged.select("id", "event_time", "version", *OUTPUTS, *extra, *reading.marks)

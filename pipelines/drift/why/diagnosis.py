@@ -1,4 +1,6 @@
-"""Why a model goes stale: what moved, since when, and what kind of shift that is. It never changes what the policy decides.
+"""Why a model goes stale: what moved, since when, and what kind of shift that is.
+
+It never changes what the policy decides.
 
 Three things are looked at: inputs, outputs (the score, the predicted class), and the metric on arrived labels.
 
@@ -35,9 +37,9 @@ def diagnose(seen: Seen, params: DriftParams, classes: int = 0) -> Diagnosis:
     """What moved, since when, and what kind of shift that is.
 
     ``features`` are those that moved, strongest first; ``slices`` those whose metric dropped; ``dates`` the days
-    outside the reference's range, and ``since`` the first day of the change (change.py), of the inputs, else of the outputs,
-    else of the errors. ``mixture`` holds the classes' shares that were found, ``labels`` what arrived labels say of them;
-    ``embeddings`` the KL of a text's projections (:func:`projected`), which decides nothing.
+    outside the reference's range, and ``since`` the first day of the change (change.py), of the inputs, else of the
+    outputs, else of the errors. ``mixture`` holds the classes' shares that were found, ``labels`` what arrived labels
+    say of them; ``embeddings`` the KL of a text's projections (:func:`projected`), which decides nothing.
     """
     moved = [feature for feature in seen.features if feature.drifted]
     inputs = [feature.feature for feature in moved if feature.feature not in OUTPUTS]
@@ -129,7 +131,8 @@ def sentence(found: Shift, findings: Findings, names: Sequence[str], seen: Seen)
     if found == "label":
         arrived = "; the labels that arrived say so too" if findings.shares == "moved" else ""
         if mixture is not None and mixture.explains:
-            return f"{what} moved{when} as inputs do when only the classes' shares change (to {_percent(mixture.shares)}){arrived}; {metric}"
+            shares = f"the classes' shares change (to {_percent(mixture.shares)})"
+            return f"{what} moved{when} as inputs do when only {shares}{arrived}; {metric}"
         return f"{what or 'the share of the classes'} moved{when}, and no input did{arrived}; {metric}"
     odd = (
         ""

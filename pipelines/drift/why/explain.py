@@ -1,4 +1,7 @@
-"""What tells a window from the champion's training rows, in numbers a person can read. It explains; it decides nothing."""
+"""What tells a window from the champion's training rows, in numbers a person can read.
+
+It explains; it decides nothing.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ log = logging.getLogger(__name__)
 def tell_apart(
     sides: Callable[[], tuple[pl.DataFrame, pl.DataFrame]], fields: Fields, ignore: Sequence[str] = ()
 ) -> Explanation:
-    """:func:`explain` of the training rows and the window's, which ``sides`` reads; an error as a sentence, as no decision hangs on it."""
+    """:func:`explain` of the training rows and the window's, which ``sides`` reads.
+
+    An error as a sentence, as no decision hangs on it.
+    """
     try:
         before, now = sides()
         return explain(before, now, fields, ignore)
@@ -37,8 +43,8 @@ def tell_apart(
 def explain(reference: pl.DataFrame, current: pl.DataFrame, fields: Fields, ignore: Sequence[str] = ()) -> Explanation:
     """The domain classifier's answer.
 
-    ``features`` are the fields that tell the samples apart, of a text ``words``, and ``vectors`` distances of hashed words.
-    Ignored fields take no part. Too few rows and ignoring all fields give ``about`` alone.
+    ``features`` are the fields that tell the samples apart, of a text ``words``, and ``vectors`` distances of hashed
+    words. Ignored fields take no part. Too few rows and ignoring all fields give ``about`` alone.
     """
     before, now = (_spread(frame, ROWS) for frame in (reference, current))
     if min(before.height, now.height) < LEAST:

@@ -58,7 +58,9 @@ class Seen:
 
 @dataclass(frozen=True)
 class Findings:
-    """What moved (``dates``: the days outside; ``since``: the first day of the change), and what decides of what kind that is.
+    """What moved (``dates``: the days outside.
+
+    ``since``: the first day of the change), and what decides of what kind that is.
 
     None or unknown where it cannot be told.
     """
@@ -78,7 +80,10 @@ class Findings:
 
 
 def look(seen: Seen, params: DriftParams, classes: int = 0) -> Findings:
-    """The row of the table that a window belongs to, with the dates of what moved; nothing finer is looked at in rows that are wrong."""
+    """The row of the table that a window belongs to, with the dates of what moved.
+
+    Nothing finer is looked at in rows that are wrong.
+    """
     moved = [feature for feature in seen.features if feature.drifted]
     inputs = [feature for feature in moved if feature.feature not in OUTPUTS]
     dropped = performance(seen, params)
@@ -101,7 +106,11 @@ def look(seen: Seen, params: DriftParams, classes: int = 0) -> Findings:
 
 
 def performance(seen: Seen, params: DriftParams) -> Held:
-    """Dropped: the log-loss rose by more than ``min_metric_drop`` with confidence, or the e-CUSUM stands at its threshold."""
+    """Whether the metric dropped.
+
+    It did if the log-loss rose by more than ``min_metric_drop`` with confidence, or the e-CUSUM stands at its
+    threshold.
+    """
     drop = seen.labels.drop
     if (drop is not None and drop.low > params.min_metric_drop) or seen.log_e >= math.log(params.cusum_threshold):
         return "dropped"
@@ -109,7 +118,9 @@ def performance(seen: Seen, params: DriftParams) -> Held:
 
 
 def _state(seen: Seen, *, moved: bool) -> Movement:
-    return "moved" if moved else "unknown" if seen.thin else "steady"
+    if moved:
+        return "moved"
+    return "unknown" if seen.thin else "steady"
 
 
 # --- since when ---------------------------------------------------------------------------------
@@ -183,7 +194,10 @@ def _mixture(seen: Seen, params: DriftParams) -> Mixture | None:
 
 
 def _label_states(seen: Seen, since: date | None, params: DriftParams, classes: int) -> tuple[Movement, Movement]:
-    """Whether arrived labels' shares, and the score given the class, moved: of rows from ``since`` on, else of fresh ones."""
+    """Whether arrived labels' shares, and the score given the class, moved.
+
+    Of rows from ``since`` on, else of fresh ones.
+    """
     rows = (
         seen.fresh
         if since is None or seen.known is None
@@ -206,7 +220,10 @@ def _label_states(seen: Seen, since: date | None, params: DriftParams, classes: 
             counts = _score_groups(seen.reference, mine, len(table))
             tests.append(_p(np.pad(np.array(table), (0, counts.size - len(table))), counts, params))
     given = stats.benjamini_hochberg(np.array(tests), params.q)
-    return ("moved" if shares else "steady"), ("unknown" if not tests else "moved" if given.any() else "steady")
+    told: Movement = "moved" if shares else "steady"
+    if not tests:
+        return told, "unknown"
+    return told, "moved" if given.any() else "steady"
 
 
 def _score_groups(reference: Profile, score: pl.Series, size: int) -> Ints:

@@ -283,7 +283,7 @@ def test_the_page_draws_the_numbers_of_a_text(line, tmp_path):
     )
     counted = [with_counts(frame, FIELDS) for frame in sides]
     path = tmp_path / "drift.html"
-    assert evidently.page(path, lambda: tuple(counted), ["text.words"], FIELDS, PARAMS.drift) == "drift.html"
+    assert evidently.page(path, lambda: tuple(counted), ["text.words"], FIELDS, PARAMS.drift) == ("drift.html", None)
     assert "text.words" in (tmp_path / "drift.html").read_text()
 
 
