@@ -12,6 +12,7 @@ from sqlalchemy import create_engine, text
 
 from pipelines import ledger, storage
 from pipelines.errors import ConflictError, IntegrityError, Overtaken
+from pipelines.ledger import journal
 from tests.pipelines.alerts.found import alert, notice
 from tests.pipelines.conftest import fresh_processes
 from tests.pipelines.postgres import fresh_schema
@@ -423,6 +424,21 @@ def test_a_row_that_is_asked_for_by_name_does_not_need_the_others(url: str):
     assert ledger.verdict(url, "bank", value)["gate_key"] == "g1"
     with pytest.raises(IntegrityError, match=r"g2.*is gone"):
         ledger.verdicts(url, "bank")
+
+
+def test_a_row_that_is_written_while_it_is_asked_for_is_no_damage(url: str, monkeypatch: pytest.MonkeyPatch):
+    """A row that another run enters between two looks of one that asks for it by name is found or not, and no damage."""
+    looked = journal._whole
+
+    def meanwhile(*given):
+        assert ledger.append_alerts(url, case="bank", seq=1, as_of=T0, alerts=[], notices=[])
+        monkeypatch.setattr(journal, "_whole", looked)
+        return looked(*given)
+
+    ledger.check(url)
+    monkeypatch.setattr(journal, "_whole", meanwhile)
+    assert ledger.alert_runs(url, "bank", at=T0) == []
+    assert [row["seq"] for row in ledger.alert_runs(url, "bank", at=T0)] == [1]
 
 
 def test_a_row_that_a_damaged_index_hides_is_not_missing(tmp_path: Path):
