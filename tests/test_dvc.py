@@ -40,9 +40,11 @@ def test_a_stage_depends_on_the_code_that_its_key_holds(name: str):
 
 
 def test_a_parameter_of_the_export_runs_its_stage():
-    """What a case says of its export is a parameter of DVC's stage: `export: {int8: true}` runs it."""
-    [declared] = STAGES["export"]["params"]
-    assert "export" in declared["${settings}"]
+    """What a case says of its export runs DVC's stage: `loans` says nothing yet, so the stage hangs on the whole file."""
+    assert dvc.SETTINGS in STAGES["export"]["deps"]
+    [declared] = STAGES["gate"]["params"]
+    assert declared["${settings}"] == ["gate", "dataset.min_holdout"]
+    assert dvc.SETTINGS not in STAGES["gate"]["deps"]
 
 
 def test_the_pinned_rows_are_those_of_the_stream():

@@ -17,10 +17,12 @@ from pipelines.cases.code import modules
 from pipelines.line.order import REGISTER, TRAINING
 from pipelines.line.rooms import rooms
 from pipelines.line.step import Step
+from pipelines.params_file import read_yaml
 
 FILE = imports.ROOT / "dvc.yaml"
 CASE, AS_OF = "loans", "2020-05-01"
 RUN = f"runs/dvc/artefacts/{CASE}/20200501T000000Z"
+SETTINGS = f"pipelines/cases/{CASE}/params.yaml"
 PINNED = "data/loans.parquet"
 """The rows of data.dvc."""
 REPRODUCED = tuple(step for step in TRAINING[: TRAINING.index(REGISTER)] if isinstance(step, Step))
@@ -41,22 +43,34 @@ def text() -> str:
 def described() -> dict[str, Any]:
     """Variables and stages."""
     here = "PERENNIAL_HOME=runs/dvc PERENNIAL_DATA_DIR=data PERENNIAL_LEDGER_URL= PERENNIAL_MLFLOW_URL="
-    settings = f"pipelines/cases/{CASE}/params.yaml"
-    variables = {"case": CASE, "as_of": AS_OF, "run": RUN, "here": here, "settings": settings}
+    variables = {"case": CASE, "as_of": AS_OF, "run": RUN, "here": here, "settings": SETTINGS}
     return {"vars": [variables], "stages": {step.name: _stage(step) for step in REPRODUCED}}
 
 
 def _stage(step: Step) -> dict[str, Any]:
     pinned = [PINNED] if step is REPRODUCED[0] else []
+    given = [name for name in step.params if _is_given(name)]
+    # DVC refuses a parameter that the file leaves out; the file itself tells when it is given.
+    whole = [SETTINGS] if len(given) < len(step.params) else []
     folders = [f"${{run}}/{name}" for name in (*step.reads, *step.looks_at)]
     stage: dict[str, Any] = {
         "cmd": f"${{here}} python -m pipelines {step.name} --case ${{case}} --as-of ${{as_of}}",
-        "deps": [*pinned, *folders, *sources(step)],
+        "deps": [*pinned, *whole, *folders, *sources(step)],
     }
-    if step.params:
-        stage["params"] = [{"${settings}": list(step.params)}]
+    if given:
+        stage["params"] = [{"${settings}": given}]
     stage["outs"] = [{f"${{run}}/{step.name}": {"cache": False, "persist": True}}]
     return stage
+
+
+def _is_given(name: str) -> bool:
+    """Whether the case's file says a parameter, by its dotted name."""
+    value = read_yaml(imports.ROOT / SETTINGS)
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return False
+        value = value[part]
+    return True
 
 
 def sources(step: Step) -> list[str]:

@@ -427,7 +427,7 @@ def test_a_row_that_is_asked_for_by_name_does_not_need_the_others(url: str):
 
 
 def test_a_row_that_is_written_while_it_is_asked_for_is_no_damage(url: str, monkeypatch: pytest.MonkeyPatch):
-    """A row that another run enters between two looks of one that asks for it by name is found or not, and no damage."""
+    """A row that another run enters between two looks of one that asks for it by name is no damage."""
     looked = journal._whole
 
     def meanwhile(*given):
