@@ -40,7 +40,7 @@ def test_a_stage_depends_on_the_code_that_its_key_holds(name: str):
 
 
 def test_a_parameter_of_the_export_runs_its_stage():
-    """What a case says of its export runs DVC's stage: `loans` says nothing yet, so the stage hangs on the whole file."""
+    """What a case says of its export runs its stage: `loans` says nothing yet, so it hangs on the whole file."""
     assert dvc.SETTINGS in STAGES["export"]["deps"]
     [declared] = STAGES["gate"]["params"]
     assert declared["${settings}"] == ["gate", "dataset.min_holdout"]
