@@ -149,12 +149,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import get_args
 from pipelines import cases
+from pipelines.line import runner
+from pipelines.line.order import STEP_BY_NAME
+from pipelines.line.step import Run
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
 def refuse(*a, **k): raise PermissionError("the source is unreadable")
 source = cases.part({case!r}, "source"); source.resolve = source.rows = refuse
 params, settings, as_of = load_params({case!r}), Settings(), datetime.fromisoformat({last.isoformat()!r})
-importlib.import_module("pipelines.steps.{step}").run(params, settings, settings.run_dir({case!r}, as_of), as_of)
+runner.run(STEP_BY_NAME["{step}"], Run(params, settings, as_of))
 """
         environment = {**os.environ, "PERENNIAL_HOME": str(copy.root), "PERENNIAL_DATA_DIR": str(tmp_path / "nothing")}
         for failpoint, expected_code in ((f"{step}:publish", -signal.SIGKILL), ("", 0)):
