@@ -10,8 +10,8 @@ import yaml
 from pipelines.case_files import CASES_ROOT
 from pipelines.params_file import load_params
 from pipelines.replay.run import Options, replay
+from pipelines.reports import evidently
 from pipelines.settings import Settings
-from tests.pipelines.verbs import drift
 
 SINCE = date(2020, 6, 8)
 UNTIL = date(2020, 6, 17)
@@ -43,8 +43,8 @@ def write_params(folder: Path) -> Path:
 
 def played(folder: Path, policies: str = POLICIES, until: date = UNTIL) -> dict:
     """The summary of a replay with its state in ``folder``; no page of a drift run is drawn."""
-    draw = drift.evidently.draw
-    drift.evidently.draw = lambda *_: None
+    draw = evidently.draw
+    evidently.draw = lambda *_: None
     try:
         return replay(
             load_params("loans", write_params(folder)),
@@ -53,4 +53,4 @@ def played(folder: Path, policies: str = POLICIES, until: date = UNTIL) -> dict:
             lambda _about: None,
         )
     finally:
-        drift.evidently.draw = draw
+        evidently.draw = draw

@@ -25,6 +25,7 @@ from pipelines.fields import Categorical
 from pipelines.params_file import load_params
 from pipelines.reports import evidently
 from pipelines.settings import Settings
+from pipelines.steps import evaluate as evaluate_step
 from tests.pipelines.data import loglines
 from tests.pipelines.reported import CASE, FIELDS, START, reports, scores, serve, write_bundle
 from tests.pipelines.verbs import dataset, drift, evaluate, gate, ingest, profile, validate
@@ -226,13 +227,13 @@ def test_a_champion_of_other_classes_is_compared_by_name(tmp_path):
     told = reports(20, seed=6)
     older = replace(FIELDS, classes=FIELDS.classes[1:][::-1])
     write_bundle(tmp_path, HALF[1:], older)
-    given = evaluate._scores(tmp_path, told, FIELDS)
+    given = evaluate_step._scores(tmp_path, told, FIELDS)
     assert (given[:, 0] == 0).all()
     known = np.isin(told[FIELDS.label].to_numpy(), HALF[1:])
     assert (given.argmax(1) == told[FIELDS.label].to_numpy())[known].all()
     binary = replace(FIELDS, classes=(), fields=(Categorical("a", ("b",)),))
     with pytest.raises(ConfigError, match="do not compare"):
-        evaluate._scores(tmp_path, told.head(0), binary)
+        evaluate_step._scores(tmp_path, told.head(0), binary)
 
 
 def test_a_slice_that_is_no_column_is_named(line):
