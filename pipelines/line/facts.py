@@ -159,15 +159,6 @@ class ProfileFacts(Facts):
     unread: int = 0
 
 
-class PartFacts(Facts):
-    """The profile of one day that was made ahead of the step."""
-
-    date: str
-    path: str
-    rows: int
-    hours: list[dict[str, Any]]
-
-
 class DriftFacts(Facts):
     """The policy's answer in short."""
 
