@@ -20,7 +20,8 @@ import shutil
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -87,15 +88,27 @@ def in_containers(home: Path, *, quick: bool) -> dict[str, Any]:
         facts: dict[str, Any] = {"engine": versions(env, own=own), "images": kinds, "rounds": {}}
         for number, (name, umask) in enumerate(rounds):
             print(f"--- round {number + 1}: a clone made {name}", flush=True)
-            facts["rounds"][name] = round_of(clone(home / f"clone{number}", umask), env, outside)
+            with telling():
+                facts["rounds"][name] = round_of(clone(home / f"clone{number}", umask), env, outside)
         facts["disk"] = disk(env)
         facts["dangling_images"] = len(
             said("docker", "images", "--filter", "dangling=true", "--quiet", env=env).split()
         )
         if not quick:
             print("--- the FAST demo, in containers and embedded", flush=True)
-            facts["demo"] = demo(home / "clone0", env, home / "embedded")
+            with telling():
+                facts["demo"] = demo(home / "clone0", env, home / "embedded")
     return facts
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Say at once that something went wrong: removing an engine takes minutes, the whole message comes after it."""
+    try:
+        yield
+    except PerennialError as error:
+        print(f"failed, taking everything down: {str(error).partition(chr(10))[0]}", flush=True)
+        raise
 
 
 def versions(env: dict[str, str], *, own: bool) -> dict[str, Any]:
