@@ -98,7 +98,10 @@ def mlflow_url(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def postgres_server():
-    """The URL of a real PostgreSQL's empty database; skipped only where the server is not installed (`apt-get install postgresql-15`)."""
+    """The URL of a real PostgreSQL's empty database.
+
+    Skipped only where the server is not installed (`apt-get install postgresql-15`).
+    """
     try:
         postgres.find()
     except ConfigError as error:
@@ -121,7 +124,10 @@ START_AIRFLOW = ("tests/system/", "tests/dags/test_real_airflow.py", "tests/embe
 
 
 class _FilesSideBySide(LoadFileScheduling):
-    """With ``pytest -n``, files run side by side, and those with an Airflow one after another: two at once are slower than that."""
+    """With ``pytest -n``, files run side by side, and those with an Airflow one after another.
+
+    Two of them at once are slower than that.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         return START_AIRFLOW[0] if nodeid.startswith(START_AIRFLOW) else str(super()._split_scope(nodeid))

@@ -156,7 +156,6 @@ def _train(
             fit_head(model, train_rows, params, cache)
             work.mkdir(parents=True, exist_ok=True)
             save_weights(model, work / HEAD)
-        start = warm.weights if warm else (work / HEAD if (work / HEAD).exists() else None)
         nodes = Nodes(settings.nodes, settings.node_rank, settings.rdzv_endpoint)
         fitted = fit(
             made,
@@ -164,7 +163,7 @@ def _train(
             params.train,
             work,
             device="cuda" if params.resources.gpus else "cpu",
-            initial=start,
+            initial=_first_weights(warm, work),
             nodes=nodes,
             beside=beside,
         )
@@ -182,6 +181,14 @@ def _train(
         "scales": {name: asdict(scale) for name, scale in scales.items()},
         "constant": constant,
     }
+
+
+def _first_weights(warm: Initial | None, work: Path) -> Path | None:
+    """What the training starts from: the champion's weights, a head that was fitted before, or nothing."""
+    if warm is not None:
+        return warm.weights
+    head = work / HEAD
+    return head if head.exists() else None
 
 
 def _opening(params: Params, as_of: datetime, key: str, dataset: Manifest, asked: Mapping[str, Any]) -> live.Training:

@@ -134,8 +134,8 @@ def _one_hot(codes: NDArray[np.int64], size: int, cut: int) -> tuple[Matrix, Mat
 def telling_words(before: Sequence[str], now: Sequence[str], count: int = 10) -> tuple[Interval, dict[str, float]]:
     """The held-out AUC on TF-IDF words, and the ``count`` words with the largest coefficients.
 
-    Coefficients are positive where the current has more. Words are those that at least ``MIN_TEXTS`` texts have, at most
-    ``MAX_WORDS`` of them, the most frequent ones. Source: Spaerck Jones, Journal of Documentation 28(1), 1972.
+    Coefficients are positive where the current has more. Words are those that at least ``MIN_TEXTS`` texts have,
+    at most ``MAX_WORDS`` of them, the most frequent ones. Source: Spaerck Jones, Journal of Documentation 28(1), 1972.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 

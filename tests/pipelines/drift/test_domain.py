@@ -1,4 +1,4 @@
-"""pipelines/drift/why/domain.py and explain.py: against scikit-learn, and on samples of which it is known what moved."""
+"""pipelines/drift/why/domain.py and explain.py: on samples of which it is known what moved."""
 
 import numpy as np
 import polars as pl
@@ -63,7 +63,7 @@ def test_a_sample_of_one_row_is_told_from_nothing():
     [({"a": 0.7}, "a"), ({"spread": 2.0}, "spread"), ({"red": 0.85}, "colour"), ({"month": 2.0}, "month")],
 )
 def test_the_culprit_is_the_field_that_moved(moved: dict, culprit: str):
-    """A shift of a mean, of a spread, of a category's share, of a constant: the classifier tells the samples apart by that field."""
+    """A shift of a mean, of a spread, of a category's share, of a constant: the classifier names that field."""
     auc, shares = domain.culprits(rows(1000, 0), rows(800, 1, **moved), FIELDS)
     assert auc.low > 0.55
     assert next(iter(shares)) == culprit
@@ -90,7 +90,10 @@ def test_ignored_fields_take_no_part():
 
 
 def test_words_that_came_and_went_are_named():
-    """The word that only the window has leads with a positive sign; the other way round it is negative; equal samples have no AUC to speak of."""
+    """The word that only the window has leads with a positive sign.
+
+    The other way round it is negative, and equal samples have no AUC to speak of.
+    """
     auc, words = domain.telling_words(
         texts(500, 0)["text"].to_list(), texts(500, 1, "ransomware", 0.4)["text"].to_list()
     )
@@ -108,7 +111,10 @@ def test_words_that_came_and_went_are_named():
 
 
 def test_an_explanation_of_a_table_and_of_texts():
-    """Both name what moved in one sentence, whatever the types in the log; texts also have their vectors; few rows, or no field, are said to be too few."""
+    """Both name what moved in one sentence, whatever the types in the log.
+
+    Texts also have their vectors; few rows, or no field, are said to be too few.
+    """
     table = explain(rows(3000, 0), rows(1000, 1, a=1.0).with_columns(pl.col("month").cast(pl.Int64)), FIELDS)
     assert table.rows == Sides(reference=2000, current=1000)
     assert table.about.startswith("a classifier tells the window from the training rows with AUC 0.7")
