@@ -9,7 +9,7 @@ from airflow.sdk.definitions.context import _AIRFLOW_PARSING_CONTEXT_DAG_ID
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from pipelines import case_files, cases
-from pipelines.cases import part
+from pipelines.cases import part, surveying
 from pipelines.errors import (
     CaseError,
     ConfigError,
@@ -177,7 +177,7 @@ def test_a_task_looks_at_its_own_case_only(monkeypatch):
     """
     read = []
     monkeypatch.setattr(
-        cases,
+        surveying,
         "_looked_at",
         lambda case, _settings, **_: read.append(case) or cases.Case(case, load_params(case)),
     )

@@ -14,6 +14,7 @@ from pipelines.errors import IntegrityError, Unavailable
 from pipelines.params_file import load_params
 from pipelines.registry import aliases, live
 from pipelines.settings import Settings
+from pipelines.steps import register as register_step
 from tests.pipelines.candidates import CASE, candidate, month
 from tests.pipelines.conftest import free_port
 from tests.pipelines.verbs import register
@@ -173,7 +174,7 @@ def _dying(settings, run_dir, as_of, point):
     _register(settings, run_dir, as_of)
 
 
-@pytest.mark.parametrize("point", [*register.FAILPOINTS, "manifest", "published"])
+@pytest.mark.parametrize("point", [*register_step.FAILPOINTS, "manifest", "published"])
 def test_killed_and_run_again(settings, client, point):
     """A register step that is killed between its effects is completed by the next: one finished run, one version."""
     run_dir = candidate(settings, month(2), bias=0.2 + len(point) / 100)

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines import storage
 from pipelines.cases.triage.schema import FIELDS as TRIAGE_FIELDS
-from pipelines.data import repeats
+from pipelines.data import compaction, repeats
 from pipelines.drift.profile import kernel
 from pipelines.drift.profile.counts import merge, profile_frame, read, to_bytes, typed
 from pipelines.drift.profile.spec import load_spec
@@ -211,7 +211,7 @@ def test_rows_that_share_a_file_with_other_days_are_profiled(tmp_path, monkeypat
     )
     made = []
     for settings, most in ((apart, 500), (shared, 3)):
-        monkeypatch.setattr(home.prediction_log, "MOST_PARTITIONS", most)
+        monkeypatch.setattr(compaction, "MOST_PARTITIONS", most)
         loglines.write(settings, "loans", "predictions", "s0", lines)
         for name, together in (("frame", home.TOGETHER), ("streamed", 0)):
             with monkeypatch.context() as patch:

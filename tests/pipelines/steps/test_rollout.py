@@ -13,6 +13,7 @@ from pipelines.errors import IntegrityError, Unavailable
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
 from pipelines.steps import reconcile
+from pipelines.steps import rollout as rollout_step
 from tests.pipelines.candidates import CASE, candidate, month, registered
 from tests.pipelines.conftest import free_port, fresh_processes
 from tests.pipelines.releases import answering, equals_onnxruntime, promote, roll_out
@@ -235,7 +236,7 @@ def _dying(settings, run_dir, number, point):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", rollout.FAILPOINTS)
+@pytest.mark.parametrize("point", rollout_step.FAILPOINTS)
 def test_killed_and_run_again(released, point):
     """A rollout that is killed at any of its effects leaves the champion answering.
 
