@@ -78,8 +78,7 @@ class StepOperator(BaseOperator):
             facts: dict[str, Any] = {}
             try:
                 if isinstance(step, Action):
-                    orders = {name: given[name] for name in (*step.needs, *step.takes) if name in given}
-                    answer = runner.act(step, params, settings, {**orders, "as_of": as_of, "actor": actor})
+                    answer = runner.act(step, params, settings, {**given, "as_of": as_of, "actor": actor})
                     return small(answer.model_dump(mode="json") if isinstance(answer, BaseModel) else answer)
                 run = Run(
                     params, settings, as_of, actor=actor, **_said(step, given, settings, self.case, as_of, dag_run)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
 from pipelines import ledger, storage
 from pipelines.contracts import Action, Release
 from pipelines.deploy import rollout
+from pipelines.errors import PerennialError
 from pipelines.fields import Fields
 from pipelines.params import Params
 from pipelines.settings import Settings
 
+log = logging.getLogger(__name__)
 TARGET = {"champion", "candidate_key", "bundle", "mlflow_run", "verdict_hash"}
 """What of a release says which version serves, and on what."""
 
@@ -47,6 +50,20 @@ def append(
         as_of=moment(params, head, as_of),
         **target,
     )
+
+
+def follow(
+    params: Params, settings: Settings, fields: Fields, project: Callable[[Settings, str], object], done: str
+) -> None:
+    """Let Triton's other versions and what ``project`` keeps follow an order, which stands without them.
+
+    ``done`` says the order in the warning, if one of them is away: reconcile mends it.
+    """
+    try:
+        rollout.restore(settings, fields, params.serving.device)
+        project(settings, params.case)
+    except PerennialError as error:
+        log.warning("%s; what follows the ledger is behind (reconcile will mend it): %s", done, error)
 
 
 def moment(params: Params, head: Release, as_of: datetime | None) -> datetime:

@@ -49,7 +49,8 @@ def described() -> dict[str, Any]:
 
 def _stage(step: Step) -> dict[str, Any]:
     pinned = [PINNED] if step is REPRODUCED[0] else []
-    given = [name for name in step.params if _is_given(name)]
+    said = read_yaml(imports.ROOT / SETTINGS)
+    given = [name for name in step.params if _is_given(said, name)]
     # DVC refuses a parameter that the file leaves out; the file itself tells when it is given.
     whole = [SETTINGS] if len(given) < len(step.params) else []
     folders = [f"${{run}}/{name}" for name in (*step.reads, *step.looks_at)]
@@ -63,9 +64,8 @@ def _stage(step: Step) -> dict[str, Any]:
     return stage
 
 
-def _is_given(name: str) -> bool:
-    """Whether the case's file says a parameter, by its dotted name."""
-    value = read_yaml(imports.ROOT / SETTINGS)
+def _is_given(value: Any, name: str) -> bool:
+    """Whether a file's values have the parameter of a dotted name."""
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:
             return False

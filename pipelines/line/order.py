@@ -110,7 +110,6 @@ ROLLOUT = Step(
 )
 RECONCILE = Action(
     name="reconcile",
-    version=1,
     about="make Triton and MLflow's aliases say what the ledger says. Running it again changes nothing.",
 )
 PROFILE = Step(
@@ -148,7 +147,6 @@ REPORT = Step(
 )
 RELEASE = Action(
     name="release",
-    version=1,
     about="a version that is known serves, because a person names it.",
     needs=("version", "reason"),
     takes=("as_of", "despite_verdict"),
@@ -156,7 +154,6 @@ RELEASE = Action(
 )
 ROLLBACK = Action(
     name="rollback",
-    version=2,
     about="the release below the champion serves again.",
     needs=("reason",),
     takes=("as_of", "from_version"),

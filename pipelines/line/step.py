@@ -59,7 +59,6 @@ class Action:
     """
 
     name: str
-    version: int
     about: str
     needs: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()

@@ -20,9 +20,6 @@ from pipelines import storage
 from pipelines.cases import part
 from pipelines.cases.embedding import embeddings
 from pipelines.contracts import Manifest
-from pipelines.drift.profile.counts import to_bytes
-from pipelines.drift.profile.spec import load_spec
-from pipelines.drift.reference import FILE, reference_profile
 from pipelines.encoding import Columns
 from pipelines.fields import Fields
 from pipelines.line import runner
@@ -91,22 +88,15 @@ def export_reference(run: Run, fields: Fields) -> Manifest:
 
     No network is trained for it.
     """
-    params, settings, run_dir = run.params, run.settings, run.dir
-    read = runner.reads(EXPORT, run)
-    spec = load_spec(fields, settings.profile_file(params.case))
-    holdout = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")
-    judged = export.as_judged(params, settings, run.as_of, holdout)
 
-    def build(folder: Path, _key: str) -> Facts:
-        scores = of_rows(params, settings, run_dir / "export", holdout, fields)
-        reference = reference_profile(
-            pl.read_parquet(run_dir / "dataset" / "train.parquet"), scores, fields, spec, judged
-        )
-        (folder / FILE).write_bytes(to_bytes(reference))
-        return HeadFacts(holdout_rows=holdout.height)
+    def write(folder: Path, basis: export.Basis) -> Facts:
+        scores = of_rows(run.params, run.settings, run.dir / "export", basis.holdout, fields)
+        export.write_reference(folder, run, basis, scores)
+        return HeadFacts(holdout_rows=basis.holdout.height)
 
-    whole = export.work(run, read)
-    return runner.publish(EXPORT, run, read, replace(whole, build=build, declared={**whole.declared, "head": True}))
+    work = export.written_by(write, run)
+    work = replace(work, declared={**work.declared, "head": True})
+    return runner.publish(EXPORT, run, runner.reads(EXPORT, run), work)
 
 
 class HeadFacts(Facts):

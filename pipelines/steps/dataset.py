@@ -24,7 +24,7 @@ TRAIN = "train.parquet"
 def work(run: Run, _read: Read) -> Work:
     """Write ``train.parquet`` and ``holdout.parquet``, and where it is declared ``history.parquet``.
 
-    ``history.parquet`` is written where it is declared; all go to ``run_dir/dataset``. The fact ``rows_per_day`` is the
+    The fact ``rows_per_day`` is the
     case's usual volume at that time, of all rows, for the drift step. The case's first one also freezes the scales of
     its profiles (:func:`pipelines.drift.profile.spec.freeze_spec`). The holdout may be empty (the gate is inconclusive
     then). Raises TooFewRows if there is no labelled row to train on, IntegrityError if the champion's own training rows

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from pipelines import runtime, storage
 from pipelines.cases import build_model, load_fields
@@ -17,12 +20,13 @@ from pipelines.data import log as prediction_log
 from pipelines.data.lake import content_sha256
 from pipelines.drift.labels import arrived as label_evidence
 from pipelines.drift.profile.counts import to_bytes
-from pipelines.drift.profile.spec import load_spec
+from pipelines.drift.profile.spec import Spec, load_spec
 from pipelines.drift.reference import FILE, reference_profile
 from pipelines.encoding import BUNDLE
 from pipelines.errors import IntegrityError
 from pipelines.evaluation.metrics import metrics
-from pipelines.line.facts import DatasetFacts, ExportFacts, TrainFacts
+from pipelines.fields import Fields
+from pipelines.line.facts import DatasetFacts, ExportFacts, Facts, TrainFacts
 from pipelines.line.step import Read, Run, Work
 from pipelines.params import Params
 from pipelines.settings import Settings
@@ -30,7 +34,6 @@ from pipelines.text import TOKENIZER
 
 if TYPE_CHECKING:
     from pipelines.encoding import Columns
-    from pipelines.fields import Fields
 
 
 log = logging.getLogger(__name__)
@@ -46,14 +49,11 @@ def work(run: Run, read: Read) -> Work:
     ``refused``, if it was: then fp32 ships). Raises IntegrityError if ONNX Runtime does not answer what torch answers,
     or hangs on neighbours in fp32.
     """
-    params, settings, run_dir = run.params, run.settings, run.dir
-    fields = load_fields(params.case)
+    params, run_dir = run.params, run.dir
     train, dataset = TrainFacts.of(read["train"]), DatasetFacts.of(read["dataset"])
-    spec = load_spec(fields, settings.profile_file(params.case))
-    holdout = pl.read_parquet(run_dir / "dataset" / "holdout.parquet")
-    judged = as_judged(params, settings, run.as_of, holdout)
 
-    def build(folder: Path, _key: str) -> ExportFacts:
+    def write(folder: Path, basis: Basis) -> ExportFacts:
+        fields, holdout = basis.fields, basis.holdout
         # Inside: a no-op run must not pay for importing torch.
         from pipelines.export.bundle import check_parity, write_bundle
         from pipelines.training.weights import load_weights
@@ -78,17 +78,41 @@ def work(run: Run, read: Read) -> Work:
         if params.export.int8:
             bundle["precision"] = next(name for name, variant in variants.items() if variant["file"] == runtime.MODEL)
             (folder / BUNDLE).write_text(storage.canonical_json(bundle))
-        scores = runtime.score_rows(folder, fields, columns)
-        reference = reference_profile(
-            pl.read_parquet(run_dir / "dataset" / "train.parquet"), scores, fields, spec, judged
-        )
-        (folder / FILE).write_bytes(to_bytes(reference))
-        (folder / "spec.json").write_text(storage.canonical_json(asdict(spec)))
+        write_reference(folder, run, basis, runtime.score_rows(folder, fields, columns))
+        (folder / "spec.json").write_text(storage.canonical_json(asdict(basis.spec)))
         return ExportFacts(parity=worst, parity_rows=holdout.height, variants=variants, **bundle)
 
+    return written_by(write, run)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a bundle's reference is made of: ``judged`` is the holdout with the labels of the champion's baseline."""
+
+    fields: Fields
+    spec: Spec
+    holdout: pl.DataFrame
+    judged: pl.DataFrame
+
+
+def written_by(write: Callable[[Path, Basis], Facts], run: Run) -> Work:
+    """:func:`work` with something else than a network in its folder (pipelines/replay)."""
+    params, settings = run.params, run.settings
+    fields = load_fields(params.case)
+    spec = load_spec(fields, settings.profile_file(params.case))
+    holdout = pl.read_parquet(run.dir / "dataset" / "holdout.parquet")
+    basis = Basis(fields, spec, holdout, as_judged(params, settings, run.as_of, holdout))
     # Labels of the holdout that a drift run would count come from the log, which no input's key holds.
-    known = content_sha256(judged.select("id", fields.label))
-    return Work(build, {"fields": fields.hash, "profile": spec.version, "judged": known})
+    known = content_sha256(basis.judged.select("id", fields.label))
+    declared = {"fields": fields.hash, "profile": spec.version, "judged": known}
+    return Work(lambda folder, _key: write(folder, basis), declared)
+
+
+def write_reference(folder: Path, run: Run, basis: Basis, scores: NDArray[np.float64]) -> None:
+    """Write what drift is measured against: the training rows, and the model's ``scores`` of the holdout."""
+    rows = pl.read_parquet(run.dir / "dataset" / "train.parquet")
+    reference = reference_profile(rows, scores, basis.fields, basis.spec, basis.judged)
+    (folder / FILE).write_bytes(to_bytes(reference))
 
 
 def as_judged(params: Params, settings: Settings, as_of: datetime, holdout: pl.DataFrame) -> pl.DataFrame:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def work(run: Run, read: Read) -> Work:
     """Write ``verdict.json``, keep it in the ledger under this step's key, once, and say it in the log.
 
-    The log says it, too. A rejected candidate is a verdict, not an error.
+    A rejected candidate is a verdict, not an error.
     """
     params, settings, as_of = run.params, run.settings, run.as_of
 

@@ -9,8 +9,8 @@ from typing import Any
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
 from pipelines.contracts import Switch
-from pipelines.deploy import repository, rollout, switch
-from pipelines.errors import ConfigError, ConflictError, IntegrityError, PerennialError
+from pipelines.deploy import repository, switch
+from pipelines.errors import ConfigError, ConflictError, IntegrityError
 from pipelines.params import Params
 from pipelines.registry import aliases
 from pipelines.settings import Settings
@@ -61,20 +61,12 @@ def run(
                 f"{case}: nothing was changed: {switch.told(head)}; the verdict on version {version} is {said}: "
                 "add --despite-verdict to release it all the same"
             )
+        fields = load_fields(case)
         release = switch.append(
-            params, settings, load_fields(case), head, "release", target, reason=reason, actor=actor, as_of=as_of
+            params, settings, fields, head, "release", target, reason=reason, actor=actor, as_of=as_of
         )
         storage.failpoint("release", "appended")
-        try:
-            rollout.restore(settings, load_fields(case), params.serving.device)
-            aliases.project(settings, case)
-        except PerennialError as error:
-            log.warning(
-                "%s: version %d is released; what follows the ledger is behind (reconcile will mend it): %s",
-                case,
-                version,
-                error,
-            )
+        switch.follow(params, settings, fields, aliases.project, f"{case}: version {version} is released")
     log.info("%s: %s", case, switch.told(release))
     return Switch(case=case, serves=version, was=head.champion, changed=True, release=release)
 

@@ -8,8 +8,8 @@ from datetime import datetime
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
 from pipelines.contracts import Release, Switch
-from pipelines.deploy import repository, rollout, switch
-from pipelines.errors import ConfigError, ConflictError, PerennialError
+from pipelines.deploy import repository, switch
+from pipelines.errors import ConfigError, ConflictError
 from pipelines.params import Params
 from pipelines.registry import aliases
 from pipelines.settings import Settings
@@ -67,11 +67,12 @@ def run(
                 "one instead"
             )
         target = below.model_dump(include=switch.TARGET)
+        fields = load_fields(case)
         release = switch.append(
-            params, settings, load_fields(case), head, "rollback", target, reason=reason, actor=actor, as_of=as_of
+            params, settings, fields, head, "rollback", target, reason=reason, actor=actor, as_of=as_of
         )
         storage.failpoint("rollback", "appended")
-        _follow(params, settings)
+        switch.follow(params, settings, fields, aliases.project, f"{case} is rolled back")
     log.info("%s: %s", case, switch.told(release))
     return Switch(case=case, serves=release.champion, was=head.champion, changed=True, release=release)
 
@@ -84,14 +85,3 @@ def _carried_out(history: list[Release], from_version: int | None, reason: str, 
     if from_version is None:
         return (head.reason, head.actor) == (reason, actor)
     return history[-2].champion == from_version != head.champion
-
-
-def _follow(params: Params, settings: Settings) -> None:
-    """Triton's other versions and the aliases follow; the rollback stands without them, reconcile mends them."""
-    try:
-        rollout.restore(settings, load_fields(params.case), params.serving.device)
-        aliases.project(settings, params.case)
-    except PerennialError as error:
-        log.warning(
-            "%s is rolled back; what follows the ledger is behind (reconcile will mend it): %s", params.case, error
-        )

@@ -50,7 +50,7 @@ for end, limit in ENDS.items():
     with DAG(
         f"held_{end}", schedule=None, deadline=deadline(CASE, timedelta(seconds=2)) if end == "failed" else None
     ) as dag:
-        TorchrunOperator(task_id="train", case=CASE, step=Action("held", 1, "hold ranks"), execution_timeout=limit)
+        TorchrunOperator(task_id="train", case=CASE, step=Action("held", "hold ranks"), execution_timeout=limit)
     globals()[dag.dag_id] = dag
 
 
@@ -79,7 +79,7 @@ for mishap in (broken, flaky, early):
     with DAG(f"mishap_{mishap.__name__}", schedule=None, on_failure_callback=tell_failure(CASE)) as dag:
         StepOperator(
             task_id="step",
-            step=Action(mishap.__name__, 1, "a mishap"),
+            step=Action(mishap.__name__, "a mishap"),
             case=CASE,
             retries=1,
             retry_delay=timedelta(seconds=1),
