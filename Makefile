@@ -114,7 +114,7 @@ proof-labels: ## every label judged once, however late and in what batches it co
 	$(PY) -m benchmarks.proof.labels $(ARGS)
 
 test-full: ## the long tests; PROFILE=full: demo, killed worker, drift runs at once, limits, monitoring (benchmarks/results/full-stack.json, .log)
-	set -o pipefail; { $(PY) -m benchmarks.full.stack $(ARGS) && $(PY) -m pytest -m long && PERENNIAL_TEST_PROFILE=full $(PY) -m pytest tests/dags/test_real_airflow.py; } 2>&1 \
+	set -o pipefail; { $(PY) -m benchmarks.full.stack $(ARGS) && $(PY) -m pytest -m long && PERENNIAL_TEST_CASE= $(PY) -m pytest tests/system/test_demo.py && PERENNIAL_TEST_PROFILE=full $(PY) -m pytest tests/dags/test_real_airflow.py; } 2>&1 \
 		| sed -u -e 's|$(CURDIR)/||g' $(if $(PERENNIAL_DATA_DIR),-e 's|$(PERENNIAL_DATA_DIR)|$$PERENNIAL_DATA_DIR|g') | tee benchmarks/results/full-stack.log
 
 test-compose: setup ## docker-compose.yaml in real containers, twice from nothing (benchmarks/results/compose.json); as root where no engine runs [ARGS=--quick]

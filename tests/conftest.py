@@ -20,6 +20,7 @@ from embedded.triton import triton
 from pipelines.deploy import triton as triton_calls
 from pipelines.errors import ConfigError, PerennialError
 from tests.pipelines.conftest import free_port
+from tests.pipelines.postgres import fresh_schema
 
 # Some machines export it; a child that may not write byte-code starts twice as slowly.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -108,6 +109,13 @@ def postgres_server():
         pytest.skip(str(error))
     with postgres.server() as urls:
         yield urls["ledger"]
+
+
+@pytest.fixture
+def schema(postgres_server):
+    """The URL of an empty schema in a real PostgreSQL."""
+    with fresh_schema(postgres_server) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

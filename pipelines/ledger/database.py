@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event, inspect, text
@@ -38,6 +39,10 @@ _REFUSED = ("password authentication failed", "does not exist", "no pg_hba.conf 
 """What trying again does not mend; a connection that fails has a sentence of the server's, but no SQLSTATE."""
 _DAMAGED = ("XX001", "XX002")
 """PostgreSQL's SQLSTATEs of a damaged table and a damaged index."""
+_MADE = Lock()
+"""Held by the thread that makes an engine."""
+# A child that is forked while another thread holds it could never take it.
+os.register_at_fork(before=_MADE.acquire, after_in_parent=_MADE.release, after_in_child=_MADE.release)
 RESTORE = "stop what writes to it and restore it from a backup, see docs/runbooks.md#ledger-changed"
 
 
@@ -50,7 +55,7 @@ def begin(url: str, tables: MetaData) -> Iterator[Connection]:
     are. IntegrityErrors of SQLAlchemy pass.
     """
     try:
-        with _engine(url, os.getpid(), tables).begin() as connection:
+        with engine(url, tables).begin() as connection:
             yield connection
     except SqlDataError as error:
         raise DataError(
@@ -92,9 +97,18 @@ def shown(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True)
 
 
+def engine(url: str, tables: MetaData) -> Engine:
+    """One engine per database and process, also for threads that ask for the first one together.
+
+    Each further one would keep connections of its own from all others.
+    """
+    with _MADE:
+        return _engine(url, os.getpid(), tables)
+
+
 @lru_cache(maxsize=8)
 def _engine(url: str, pid: int, tables: MetaData) -> Engine:  # noqa: ARG001 - pid is part of the cache's key
-    """One engine per database and process (``pid`` keeps a fork from sharing its parent's connections)."""
+    """An engine whose database has the tables (``pid`` keeps a fork from sharing its parent's connections)."""
     engine = _connect(url)
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":

@@ -27,7 +27,9 @@ TIMED_OUT = ("timed out", "timeout")
 
 def preload(params: TrainParams) -> None:
     """Import what the ranks will need, once for all of them, before they are forked."""
-    import_module("torch.nn.parallel")
+    # _dynamo: every optimiser imports it when it is made, which took each rank two seconds.
+    for name in ("torch._dynamo", "torch.nn.parallel"):
+        import_module(name)
     import_module(f"pipelines.training.strategies.{home_of(params)}")
 
 

@@ -13,7 +13,6 @@ from pipelines import ledger, storage
 from pipelines.audit import audit
 from pipelines.cli import main
 from pipelines.settings import Settings
-from tests.pipelines.postgres import fresh_schema
 
 CASE = ledger_edits.CASE
 
@@ -136,16 +135,15 @@ def test_a_promotion_without_a_verdict_that_says_so_is_found(settings):
         assert any(problem in one["problem"] for one in audit(settings)["findings"]), problem
 
 
-def test_it_works_on_postgresql(made, postgres_server):
+def test_it_works_on_postgresql(made, schema):
     """The same rows in PostgreSQL are clean, and an edit there is found."""
-    url = fresh_schema(postgres_server)
-    ledger.check(url)
+    ledger.check(schema)
     source = create_engine(made.ledger)
-    target = create_engine(url)
+    target = create_engine(schema)
     with source.connect() as read, target.begin() as write:
         for table in ledger_edits.metadata.sorted_tables:
             write.execute(table.insert(), [dict(row) for row in read.execute(table.select()).mappings()])
-    settings = made.model_copy(update={"ledger_url": url})
+    settings = made.model_copy(update={"ledger_url": schema})
     assert audit(settings)["ok"]
     _edit(settings, "DELETE FROM verdicts WHERE gate_key = (SELECT min(gate_key) FROM verdicts)")
     assert "the row is gone: the journal has an entry for it" in {one["problem"] for one in audit(settings)["findings"]}

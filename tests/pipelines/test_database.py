@@ -3,7 +3,6 @@
 PostgreSQL decides like SQLite, also when twenty ask at once, and what cannot work names the setting.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,16 +14,15 @@ from sqlalchemy import create_engine, text
 from pipelines import ledger
 from pipelines.errors import ConfigError, ConflictError, DataError, IntegrityError, Unavailable
 from pipelines.ledger import database
-from tests.pipelines.postgres import fresh_schema
 
 T0 = datetime(2008, 8, 1, tzinfo=UTC)
 AT_ONCE = 20
 
 
 @pytest.fixture
-def url(postgres_server) -> str:
+def url(schema) -> str:
     """An empty schema in a real PostgreSQL."""
-    return fresh_schema(postgres_server)
+    return schema
 
 
 def at_once(work) -> list:
@@ -114,6 +112,12 @@ def test_tables_are_made_by_twenty_at_once(url):
         engine.dispose()
 
 
+def test_threads_share_one_engine(tmp_path: Path):
+    """Threads that ask for a database's first engine together get the same one, and one alone."""
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    assert len({id(engine) for engine in at_once(lambda _number: database.engine(url, ledger.metadata))}) == 1
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_an_old_schema_names_the_setting(request, tmp_path: Path, kind):
     """Tables of another version are refused with the table, the column and the setting; nothing is made or changed."""
@@ -166,7 +170,7 @@ def test_a_damaged_file_is_no_outage(tmp_path: Path):
     path = tmp_path / "ledger.db"
     for number in range(50):
         ledger.silence(f"sqlite:///{path}", case="bank", rule=f"r{number}", until=T0, reason="r" * 200, actor="a")
-    database._engine(f"sqlite:///{path}", os.getpid(), ledger.metadata).dispose()
+    database.engine(f"sqlite:///{path}", ledger.metadata).dispose()
     whole = path.read_bytes()
     for number, (start, end, said) in enumerate(((0, 64, "file is not a database"), (4096, len(whole), "malformed"))):
         damaged = tmp_path / f"damaged-{number}.db"

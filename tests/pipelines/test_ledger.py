@@ -15,7 +15,6 @@ from pipelines.errors import ConflictError, IntegrityError, Overtaken
 from pipelines.ledger import journal
 from tests.pipelines.alerts.found import alert, notice
 from tests.pipelines.conftest import fresh_processes
-from tests.pipelines.postgres import fresh_schema
 
 T0 = datetime(2008, 8, 1, tzinfo=UTC)
 
@@ -44,7 +43,7 @@ def url(request, tmp_path: Path) -> str:
     """
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'ledger.db'}"
-    return fresh_schema(request.getfixturevalue("postgres_server"))
+    return request.getfixturevalue("schema")
 
 
 def _edit(url: str, *statements: str, **values) -> None:

@@ -14,6 +14,8 @@ from pipelines.settings import Settings
 from tests.encoders import write_encoder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+CASE = os.environ.get("PERENNIAL_TEST_CASE", "loans")
+"""What the demo replays; empty (`make test-full`): what it chooses by itself, the bank's data where they are found."""
 
 
 def _make(*arguments: str, timeout: float = 600, **extra: str) -> subprocess.CompletedProcess[str]:
@@ -66,7 +68,9 @@ def home(tmp_path_factory, small):
     """
     state = tmp_path_factory.mktemp("demo") / "state"
     try:
-        done = _make("demo", "FAST=1", "TICKS=8", "KEEP=1", f"STATE={state}", PERENNIAL_PARAMS_DIR=str(small))
+        done = _make(
+            "demo", f"CASE={CASE}", "FAST=1", "TICKS=8", "KEEP=1", f"STATE={state}", PERENNIAL_PARAMS_DIR=str(small)
+        )
         assert done.returncode == 0, (
             f"make demo ended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         )

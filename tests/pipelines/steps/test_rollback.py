@@ -14,7 +14,6 @@ from pipelines.settings import Settings
 from pipelines.steps import release, rollback
 from tests.pipelines.candidates import CASE, candidate, month, registered
 from tests.pipelines.conftest import free_port, fresh_processes
-from tests.pipelines.postgres import fresh_schema
 from tests.pipelines.releases import answering, equals_onnxruntime, kill_stub, promote, roll_out
 
 
@@ -190,7 +189,7 @@ def test_many_orders_at_once_go_one_back(request, released, processes, database)
     Each is told what serves.
     """
     if database == "postgresql":
-        released = released.model_copy(update={"ledger_url": fresh_schema(request.getfixturevalue("postgres_server"))})
+        released = released.model_copy(update={"ledger_url": request.getfixturevalue("schema")})
     for number in (1, 2, 3):
         promote(released, number)
     told = list(processes.map(_order, [released] * 6, [{"from_version": 3}, {}] * 3))

@@ -23,7 +23,9 @@ from tests.pipelines.training.ranks import EVERYTHING, LEFT_AT, trials
 
 REPOSITORY = Path(__file__).parents[3]
 GOLDEN = Path(__file__).with_name("golden.json")
-LAUNCHES = {"torch": ["ddp", "fsdp"], "deepspeed": ["zero1", "zero2", "zero3"]}
+LAUNCHES = (["ddp", "fsdp"], ["zero3"], ["zero1", "zero2"])
+LONG = ["zero1", "zero2"]
+"""DeepSpeed's other stages: the third divides all that they divide, too."""
 NAMES = ["ddp", "fsdp", "zero1", "zero2", "zero3"]
 
 
@@ -43,7 +45,7 @@ def launched(alone):
     def of(name: str) -> dict:
         if name == "single":
             return single
-        family = next(names for names in LAUNCHES.values() if name in names)
+        family = next(names for names in LAUNCHES if name in names)
         if not (folder / f"{name}.json").exists():
             command = [sys.executable, "-m", "tests.pipelines.training.ranks", str(folder), *family]
             done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
@@ -54,10 +56,14 @@ def launched(alone):
 
 
 def every(*names: str):
-    """Run a test for these strategies; those with several ranks are slow."""
-    return pytest.mark.parametrize(
-        "name", [name if name == "single" else pytest.param(name, marks=pytest.mark.slow) for name in names]
-    )
+    """Run a test for these strategies; those with several ranks are slow, some long."""
+
+    def marks(name: str) -> list[pytest.MarkDecorator]:
+        if name == "single":
+            return []
+        return [pytest.mark.slow, pytest.mark.long] if name in LONG else [pytest.mark.slow]
+
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in names])
 
 
 @every(*NAMES)
