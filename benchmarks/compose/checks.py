@@ -267,7 +267,10 @@ def _python(stack: Stack, service: str, code: str, *arguments: str) -> str:
 
 
 def drifted(stack: Stack, as_of: datetime, run_id: str) -> dict[str, Any]:
-    """One drift run, triggered as a person would: its state and those of its tasks, and where they ran."""
+    """One drift run, triggered as a person would: its state and those of its tasks, and where they ran.
+
+    Of a task that failed, the end of its log.
+    """
     airflow = stack.airflow()
     dag = f"{CASE}_drift"
     ended = airflow.wait(dag, airflow.trigger_dag(dag, run_id, {"as_of": as_of.isoformat()}), RUN_SECONDS)
@@ -276,6 +279,11 @@ def drifted(stack: Stack, as_of: datetime, run_id: str) -> dict[str, Any]:
         "state": ended["state"],
         "tasks": {task["task_id"]: task["state"] for task in tasks},
         "hosts": sorted({task["hostname"] for task in tasks if task["hostname"]}),
+        "failed": {
+            task["task_id"]: airflow.log(dag, run_id, task["task_id"], task["try_number"])[-2000:]
+            for task in tasks
+            if task["state"] == "failed"
+        },
     }
 
 

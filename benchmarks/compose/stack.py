@@ -136,7 +136,8 @@ def round_of(checkout: Path, env: dict[str, str], outside: str | None) -> dict[s
 
     def note(name: str, found: Any) -> Any:
         facts[name] = found
-        print(f"  {name}: {json.dumps(found) if len(json.dumps(found)) < 400 else '...'}", flush=True)
+        shown = json.dumps(found)
+        print(f"  {name}: {shown[:400]}{'...' if len(shown) > 400 else ''}", flush=True)
         return found
 
     try:
@@ -147,7 +148,7 @@ def round_of(checkout: Path, env: dict[str, str], outside: str | None) -> dict[s
         note("first_run_seconds", checks.first_run(stack))
         note("memory", checks.used(stack))
         note("served", checks.served(stack, "before"))
-        note("drift_run", checks.drifted(stack, datetime.now(UTC), "by_hand"))
+        note("drift_run", drifted(stack, "by_hand"))
         note("doors", checks.doors(stack))
         note("reach", checks.reach(stack, outside))
         note("held", checks.held(stack))
@@ -160,11 +161,19 @@ def round_of(checkout: Path, env: dict[str, str], outside: str | None) -> dict[s
         note("state_kept", kept == (checks.ledger_of(stack), checks.logged(stack)))
         note("celery_start_seconds", round(checks.up(stack, "celery"), 1))
         worker = checks.containers(stack)["airflow-worker"]["Config"]["Hostname"]
-        note("celery_run", checks.drifted(stack, datetime.now(UTC), "by_worker") | {"worker": worker})
+        note("celery_run", drifted(stack, "by_worker") | {"worker": worker})
     finally:
         stack.compose("down", "--volumes", "--timeout", "20")
     note("left", of_project(env))
     return facts
+
+
+def drifted(stack: checks.Stack, run_id: str) -> dict[str, Any]:
+    """A drift run of now; the logs of tasks that failed are printed, as the containers do not outlive the round."""
+    found = checks.drifted(stack, datetime.now(UTC), run_id)
+    for task, log in found["failed"].items():
+        print(f"  {task} failed:\n{log}", flush=True)
+    return found
 
 
 def of_project(env: dict[str, str]) -> list[str]:

@@ -11,7 +11,8 @@ ARG TORCH_DEPS=--no-deps
 # Another index than pip's own, for all the other packages.
 ARG PIP_INDEX_URL=
 WORKDIR /opt/perennial
-COPY requirements.lock ./
+# A checkout that was made under umask 077 lets nobody but its owner read.
+COPY --chmod=0644 requirements.lock ./
 RUN python -m venv venv \
     && torch="$(grep '^torch==' requirements.lock)" \
     && venv/bin/python -m pip install --no-cache-dir ${TORCH_DEPS} --index-url "${TORCH_INDEX}" "${torch}" \

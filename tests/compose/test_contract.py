@@ -123,6 +123,26 @@ def test_a_dockerfile_is_multi_stage_non_root_labelled_and_checked(path):
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
+def test_what_is_copied_from_a_closed_checkout_can_be_read(path):
+    """A checkout under umask 077 lets only its owner read: what other users run or read is opened first."""
+    user = "root"
+    closed: list[str] = []
+    for line in path.read_text().replace("\\\n", " ").splitlines():
+        word, _, rest = line.strip().partition(" ")
+        if word == "FROM":
+            user = "root"
+            closed = []
+        elif word == "USER":
+            user = rest
+        elif word == "COPY" and not rest.startswith("--"):
+            closed.append(rest)
+        elif word == "RUN" and "chmod -R a+rX ." in rest:
+            closed = []
+        assert user == "root" or word != "RUN" or not closed, (user, closed, rest)
+    assert user == "root" or not closed
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
 def test_everything_copied_is_there_and_sent(path):
     """Every file that an image copies exists and passes .dockerignore; secrets, state and history pass for no image."""
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
