@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from pipelines.drift.labels.calibration import fit_calibration
 from pipelines.drift.labels.sequential import baseline_rate
 from pipelines.drift.profile.bits import Ints
-from pipelines.drift.profile.counts import Profile, profile_frame, profile_outputs
+from pipelines.drift.profile.counts import Profile, profile_frame, profile_outputs, to_bytes
 from pipelines.drift.profile.spec import OUTPUTS, Spec
 from pipelines.drift.stats import groups
 from pipelines.fields import PREDICTION, SCORE, SCORES, Fields
@@ -28,6 +29,25 @@ Counted = Callable[[pl.DataFrame, Fields, Spec], Profile]
 FILE = "reference.parquet"
 DAY_GROUPS = 10
 """Groups in which single days are kept: enough to see that days differ, and little beside the whole."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a bundle's reference is made of: ``judged`` is the holdout with the labels of the champion's baseline."""
+
+    fields: Fields
+    spec: Spec
+    holdout: pl.DataFrame
+    judged: pl.DataFrame
+
+
+def write_reference(folder: Path, train: Path, scores: NDArray[np.float64], basis: Basis) -> None:
+    """Write a bundle's reference: the training rows in the file ``train``, and the model's ``scores`` of the holdout.
+
+    Scores are ``[H]`` or ``[H, K]``.
+    """
+    reference = reference_profile(pl.read_parquet(train), scores, basis.fields, basis.spec, basis.judged)
+    (folder / FILE).write_bytes(to_bytes(reference))
 
 
 def reference_profile(

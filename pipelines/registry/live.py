@@ -213,6 +213,13 @@ class Recording:
             self.spent = cost(self.meter.total(), self.training)
         return self.spent
 
+    @property
+    def page(self) -> str | None:
+        """Where MLflow's interface shows the run, below its URL; None if there is none."""
+        if self.run is None:
+            return None
+        return self.run.page
+
     def close(self, status: str, error: BaseException | None = None) -> None:
         """End the run: FINISHED, FAILED or KILLED, with the error and the last step that was done."""
         self._carefully(lambda: self._close(status, error))
@@ -335,14 +342,3 @@ def experiment(settings: Settings, name: str) -> str:
 
 def _now() -> int:
     return int(storage.wall_time().timestamp() * 1000)
-
-
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
-    found: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            found.update(flat(item, f"{prefix}{name}."))
-        else:
-            found[f"{prefix}{name}"] = item
-    return found

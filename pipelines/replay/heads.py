@@ -20,6 +20,7 @@ from pipelines import storage
 from pipelines.cases import part
 from pipelines.cases.embedding import embeddings
 from pipelines.contracts import Manifest
+from pipelines.drift.reference import Basis, write_reference
 from pipelines.encoding import Columns
 from pipelines.fields import Fields
 from pipelines.line import runner
@@ -89,9 +90,9 @@ def export_reference(run: Run, fields: Fields) -> Manifest:
     No network is trained for it.
     """
 
-    def write(folder: Path, basis: export.Basis) -> Facts:
+    def write(folder: Path, basis: Basis) -> Facts:
         scores = of_rows(run.params, run.settings, run.dir / "export", basis.holdout, fields)
-        export.write_reference(folder, run, basis, scores)
+        write_reference(folder, run.dir / "dataset" / "train.parquet", scores, basis)
         return HeadFacts(holdout_rows=basis.holdout.height)
 
     work = export.written_by(write, run)

@@ -17,7 +17,8 @@ from pipelines.line.order import REGISTER
 from pipelines.line.step import Read, Run, Work
 from pipelines.registry import register
 from pipelines.registry.client import DECISION
-from pipelines.registry.live import TEXT, flat
+from pipelines.registry.live import TEXT
+from pipelines.registry.opening import flat, flat_params
 from pipelines.reports import training as figures
 
 FILES = (("gate", "verdict.json"), *((step, name) for step, names in REGISTER.files.items() for name in names))
@@ -60,7 +61,7 @@ def _candidate(run: Run, read: Read, plots: Sequence[Path]) -> register.Candidat
         key=read["gate"].key,
         train=read["train"].key,
         bundle=run.dir / "export",
-        params={name: str(value) for name, value in flat(run.params.model_dump(mode="json")).items()},
+        params=flat_params(run.params),
         metrics=_numbers({**measured, "lift": lift.model_dump() if lift else None, "cost": trained.cost}),
         curves={"epoch.loss": trained.curve},
         steps=run.dir / "train" / "metrics.jsonl",

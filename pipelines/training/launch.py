@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from pipelines import storage
+from pipelines.contracts import Manifest
 from pipelines.errors import Unavailable
 from pipelines.params import TrainParams
 from pipelines.training.job import FAILURES, JOB, MODEL, ROWS, failure, note
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 HOME = Path(__file__).parents[2]
 POLL_SECONDS = 0.05
 JOIN_SECONDS = 600.0
-"""What further nodes wait for the first one's job."""
+"""What further nodes wait for the first one's job, and for its artefact."""
 START_SECONDS = 120.0
 """What the ranks may take to import, meet and build, on top of two collectives' time."""
 
@@ -100,20 +101,42 @@ def launch(
         raise failure(folder, code)
 
 
-def follow(folder: Path, node_rank: int) -> None:
-    """Run the ranks of a node other than the first, of the job that the first node's :func:`launch` leaves.
+def follow(folder: Path, node_rank: int, made: Path, key: str) -> Manifest:
+    """The part of a node other than the first: its ranks, and then the manifest that the first node commits.
 
-    The job is waited for in ``folder``. Raises Unavailable if none comes, and what ``launch`` raises if one of this
-    node's ranks fails.
+    The job that the first node's :func:`launch` leaves is waited for in ``folder``, its artefact ``key`` in ``made``:
+    if that is there already, no rank is started. Raises Unavailable if one of them does not come, and what ``launch``
+    raises if one of this node's ranks fails.
     """
+    if not _is_committed(made, key):
+        _await(
+            (folder / JOB).exists,
+            f"{folder / JOB} did not come within {JOIN_SECONDS:.0f} s: "
+            "start the train step on node 0, on the same file system",
+        )
+        _run_ranks(folder, node_rank)
+    _await(
+        lambda: _is_committed(made, key),
+        f"node 0 has not committed {made} within {JOIN_SECONDS:.0f} s: look at its log, run the step again",
+    )
+    return storage.read_manifest(made)
+
+
+def _is_committed(made: Path, key: str) -> bool:
+    return (made / storage.MANIFEST).exists() and storage.read_manifest(made, verify=False).key == key
+
+
+def _await(come: Callable[[], bool], missing: str) -> None:
+    """Wait until something has come; Unavailable, with the words for what is ``missing``, after ``JOIN_SECONDS``."""
     give_up = time.monotonic() + JOIN_SECONDS
-    while not (folder / JOB).exists():
+    while not come():
         if time.monotonic() > give_up:
-            raise Unavailable(
-                f"{folder / JOB} did not come within {JOIN_SECONDS:.0f} s: "
-                "start the train step on node 0, on the same file system"
-            )
+            raise Unavailable(missing)
         time.sleep(POLL_SECONDS)
+
+
+def _run_ranks(folder: Path, node_rank: int) -> None:
+    """Run this node's ranks to their end."""
     agent = _start(folder, node_rank)
     with _passing_on(agent):
         code = agent.wait()

@@ -17,7 +17,7 @@ from pipelines.errors import Unavailable
 from pipelines.fields import Categorical, Fields, Numeric, encode
 from pipelines.params import ModelParams
 from pipelines.settings import Settings
-from pipelines.steps import train as train_step
+from pipelines.training import candidate
 from serving.gateway.versions import load
 from tests.pipelines.manifests import renew
 from tests.pipelines.steps import test_model_steps as loans
@@ -65,11 +65,11 @@ def spoilt(tmp_path_factory):
     settings, heard = Settings(home=tmp_path_factory.mktemp("spoilt")), []
     handler = logging.Handler()
     handler.emit = lambda record: heard.append(record.getMessage())
-    train_step.log.addHandler(handler)
+    candidate.log.addHandler(handler)
     try:
         manifests = trained(settings, spoilt=True)
     finally:
-        train_step.log.removeHandler(handler)
+        candidate.log.removeHandler(handler)
     loans.release(settings, settings.run_dir("loans", AS_OF), AS_OF, 1)
     return settings, manifests, heard
 

@@ -20,11 +20,10 @@ import yaml
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
 from pipelines.errors import Unavailable
-from pipelines.line.step import Run
 from pipelines.params import Params, TextModelParams
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
-from pipelines.steps import train as train_step
+from pipelines.training.origin import governance
 from tests.encoders import write_encoder
 from tests.pipelines.conftest import free_port
 from tests.pipelines.steps import test_model_steps as loans
@@ -235,5 +234,5 @@ def test_the_record_says_who_asked_and_why(tmp_path: Path, trigger, reason, said
     """
     settings = Settings(home=tmp_path)
     ledger.open_episode(settings.ledger, case="loans", episode="e1", as_of=AS_OF, evidence={})
-    found = train_step.governance(Run(loans.PARAMS, settings, AS_OF, trigger=trigger, actor="ada", reason=reason))
+    found = governance(settings, "loans", AS_OF, trigger=trigger, actor="ada", reason=reason)
     assert found == {"actor": "ada", "trigger": trigger, "reason": said, "episode": episode}

@@ -1,0 +1,40 @@
+"""A warm start: the champion's training, which a new one goes on from."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from pipelines import ledger, storage
+from pipelines.encoding import read_scales
+from pipelines.fields import Scale
+from pipelines.params import Params
+from pipelines.settings import Settings
+
+
+class WarmStart(NamedTuple):
+    """What a training goes on from.
+
+    The key of the champion's training, its weights file, and how it scaled its numbers.
+    """
+
+    key: str
+    weights: Path
+    scales: dict[str, Scale]
+
+
+def warm_start(params: Params, settings: Settings, as_of: datetime) -> WarmStart | None:
+    """The training of the champion at ``as_of``; None if no warm start is asked for or there is no champion.
+
+    Raises NotKept if that training is in no folder any more.
+    """
+    if not params.train.warm_start:
+        return None
+    champion = ledger.champion_before(settings.ledger, params.case, as_of)
+    if champion is None:
+        return None
+    bundle = settings.root / champion.bundle
+    key = storage.read_manifest(storage.find(bundle, champion.candidate_key)).inputs["train"]
+    folder = storage.find(bundle.parent / "train", key)
+    return WarmStart(key, folder / "weights.pt", read_scales(storage.read_manifest(folder).facts.get("scales", {})))
