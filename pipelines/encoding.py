@@ -1,6 +1,7 @@
 """From a case's raw columns to its model's input tensors, whatever the kind of its fields.
 
-A number goes to the model as it is, as float32, and the model scales it by mean and deviation. Where that would lose
+Training and gateway encode by the same functions, and a model, its bundle and Triton have one :func:`signature`. A
+number goes to the model as it is, as float32, and the model scales it by mean and deviation. Where that would lose
 what it says (:func:`find_scales`), it is scaled in float64 before, by constants that travel in the bundle.
 """
 
@@ -10,10 +11,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError, DataError, IntegrityError
-from pipelines.fields import Fields, Scale, encode
+from pipelines.fields import Fields, Scale
 from pipelines.text import TOKENIZER, load_tokenizer, pad, tokenise
 
 if TYPE_CHECKING:
@@ -37,6 +39,73 @@ SPOILT = {0.01: 10.0, 0.05: 1000.0}
 
 Above it, the rows at the ends spoil the deviation.
 """
+
+SCALED_MOST = 10.0
+"""Numbers that are scaled before they become float32 are clipped to +-10 standard deviations.
+
+An outlier stays large, and finite.
+"""
+
+
+def signature(fields: Fields) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The model's input tensors and its output, each ``{name, dtype, shape}``.
+
+    -1 is a free axis, the first one of them the batch. A model, its ONNX graph, its bundle and Triton's configuration
+    all have this signature.
+    """
+    if fields.text is not None:
+        inputs = [{"name": name, "dtype": "int64", "shape": [-1, -1]} for name in ("input_ids", "attention_mask")]
+    else:
+        inputs = [
+            {"name": "categorical", "dtype": "int64", "shape": [-1, len(fields.categorical)]},
+            {"name": "numeric", "dtype": "float32", "shape": [-1, len(fields.numeric)]},
+        ]
+    return inputs, {"name": "score", "dtype": "float32", "shape": [-1, fields.outputs]}
+
+
+def encode(
+    fields: Fields, columns: Mapping[str, Sequence[Any]], scales: Mapping[str, Scale] = MappingProxyType({})
+) -> dict[str, NDArray[Any]]:
+    """Turn columns of raw tabular values into the model's input tensors (texts: :func:`encoder`).
+
+    Returns ``{"categorical": int64 [B, C], "numeric": float32 [B, N]}``: codes are positions in the declared
+    vocabulary, numbers are as they are. A number that has one of the ``scales`` is scaled in float64 first, and
+    clipped to +-``SCALED_MOST``: float32 or one outlier would lose it. Raises DataError naming the field (never
+    the value) if a column is missing, a category is unknown or a number is not finite as a
+    float32. All other scaling and embedding are the graph's work.
+    """
+    import numpy as np
+
+    missing = [name for name in fields.names if name not in columns]
+    if missing:
+        raise DataError(f"{fields.case}: field(s) {', '.join(missing)} missing: send all of {', '.join(fields.names)}")
+    rows = len(columns[fields.names[0]])
+    categorical: NDArray[np.int64] = np.empty((rows, len(fields.categorical)), np.int64)
+    for position, field in enumerate(fields.categorical):
+        codes = {value: code for code, value in enumerate(field.values)}
+        try:
+            categorical[:, position] = [codes[value] for value in columns[field.name]]
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"{fields.case}: unknown category in {field.name}: use one of {', '.join(field.values)}"
+            ) from error
+    numeric: NDArray[np.float32] = np.empty((rows, len(fields.numeric)), np.float32)
+    for position, number in enumerate(fields.numeric):
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            numeric[:, position] = columns[number.name]
+        if not np.isfinite(numeric[:, position]).all():
+            mend = "take the row out, or mend what sends it"
+            raise DataError(f"{fields.case}: {number.name}: must be finite and fit a 32-bit float: {mend}")
+        if number.name in scales:
+            numeric[:, position] = _scaled(columns[number.name], scales[number.name])
+    return {"categorical": categorical, "numeric": numeric}
+
+
+def _scaled(values: Sequence[Any], by: Scale) -> NDArray[np.float64]:
+    import numpy as np
+
+    with np.errstate(over="ignore"):  # what overflows is clipped
+        return ((np.asarray(values, np.float64) - by.loc) * by.scale).clip(-SCALED_MOST, SCALED_MOST)
 
 
 def find_scales(fields: Fields, columns: Columns) -> dict[str, Scale]:
@@ -103,7 +172,7 @@ def read_scales(value: Mapping[str, Any]) -> dict[str, Scale]:
 
 
 def encoder(fields: Fields, folder: Path) -> Encode:
-    """The function from columns of raw values to the tensors of :func:`pipelines.fields.signature`.
+    """The function from columns of raw values to the tensors of :func:`signature`.
 
     ``folder`` is a model's bundle: the scales of its bundle.json (none: numbers as they are) and its ``tokenizer.json``
     are those that it was trained with. Texts of one call are padded to the longest of them.

@@ -1,7 +1,7 @@
 """A case's declared fields: the one source of validation, encoding, profiles and the ONNX signature.
 
-Training and gateway encode through :func:`encode`; the hash of the declaration travels with every
-model bundle, so a gateway with other fields refuses the bundle instead of feeding it other codes.
+The hash of the declaration travels with every model bundle, so a gateway with other fields refuses the bundle instead
+of feeding it other codes.
 """
 
 from __future__ import annotations
@@ -13,16 +13,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any
 
 from pipelines.contracts import LabelLine, PredictionLine
-from pipelines.errors import ConfigError, DataError
-from pipelines.text import normalise
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from pipelines.errors import ConfigError
 
 MAX_CLASSES = 127
 """Positions are kept as int8."""
@@ -58,11 +52,6 @@ RESERVED: Mapping[str, str] = {
 What else profiles measure has a dot or an @ in its name.
 """
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-SCALED_MOST = 10.0
-"""Numbers that are scaled before they become float32 are clipped to +-10 standard deviations.
-
-An outlier stays large, and finite.
-"""
 
 
 @dataclass(frozen=True)
@@ -282,22 +271,6 @@ def _field_from_json(value: Mapping[str, Any]) -> Field:
     return kinds[value["kind"]](**declared)
 
 
-def signature(fields: Fields) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The model's input tensors and its output, each ``{name, dtype, shape}``.
-
-    -1 is a free axis, the first one of them the batch. A model, its ONNX graph, its bundle and Triton's configuration
-    all have this signature.
-    """
-    if fields.text is not None:
-        inputs = [{"name": name, "dtype": "int64", "shape": [-1, -1]} for name in ("input_ids", "attention_mask")]
-    else:
-        inputs = [
-            {"name": "categorical", "dtype": "int64", "shape": [-1, len(fields.categorical)]},
-            {"name": "numeric", "dtype": "float32", "shape": [-1, len(fields.numeric)]},
-        ]
-    return inputs, {"name": "score", "dtype": "float32", "shape": [-1, fields.outputs]}
-
-
 def frame_schema(fields: Fields) -> dict[str, Any]:
     """Column names and polars types of the case's canonical rows, in canonical order.
 
@@ -311,115 +284,3 @@ def frame_schema(fields: Fields) -> dict[str, Any]:
     declared = {field.name: pl.Float64() if isinstance(field, Numeric) else pl.String() for field in fields.fields}
     own_id, event_time, label_time = CANONICAL
     return {own_id: pl.String(), event_time: moment, **declared, fields.label: pl.Int8(), label_time: moment}
-
-
-def encode(
-    fields: Fields, columns: Mapping[str, Sequence[Any]], scales: Mapping[str, Scale] = MappingProxyType({})
-) -> dict[str, NDArray[Any]]:
-    """Turn columns of raw tabular values into the model's input tensors (texts: :mod:`pipelines.encoding`).
-
-    Returns ``{"categorical": int64 [B, C], "numeric": float32 [B, N]}``: codes are positions in the declared
-    vocabulary, numbers are as they are. A number that has one of the ``scales`` is scaled in float64 first, and
-    clipped to +-``SCALED_MOST``: float32 or one outlier would lose it. Raises DataError naming the field (never
-    the value) if a column is missing, a category is unknown or a number is not finite as a
-    float32. All other scaling and embedding are the graph's work.
-    """
-    import numpy as np
-
-    missing = [name for name in fields.names if name not in columns]
-    if missing:
-        raise DataError(f"{fields.case}: field(s) {', '.join(missing)} missing: send all of {', '.join(fields.names)}")
-    rows = len(columns[fields.names[0]])
-    categorical: NDArray[np.int64] = np.empty((rows, len(fields.categorical)), np.int64)
-    for position, field in enumerate(fields.categorical):
-        codes = {value: code for code, value in enumerate(field.values)}
-        try:
-            categorical[:, position] = [codes[value] for value in columns[field.name]]
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"{fields.case}: unknown category in {field.name}: use one of {', '.join(field.values)}"
-            ) from error
-    numeric: NDArray[np.float32] = np.empty((rows, len(fields.numeric)), np.float32)
-    for position, number in enumerate(fields.numeric):
-        with np.errstate(over="ignore"):  # what overflows is refused below
-            numeric[:, position] = columns[number.name]
-        if not np.isfinite(numeric[:, position]).all():
-            mend = "take the row out, or mend what sends it"
-            raise DataError(f"{fields.case}: {number.name}: must be finite and fit a 32-bit float: {mend}")
-        if number.name in scales:
-            numeric[:, position] = _scaled(columns[number.name], scales[number.name])
-    return {"categorical": categorical, "numeric": numeric}
-
-
-def _scaled(values: Sequence[Any], by: Scale) -> NDArray[np.float64]:
-    import numpy as np
-
-    with np.errstate(over="ignore"):  # what overflows is clipped
-        return ((np.asarray(values, np.float64) - by.loc) * by.scale).clip(-SCALED_MOST, SCALED_MOST)
-
-
-ProblemCode = Literal[
-    "type",
-    "category",
-    "class",
-    "not_finite",
-    "not_whole",
-    "bounds",
-    "empty",
-    "not_unicode",
-    "prediction_id",
-    "event_time",
-]
-"""What can be wrong with a value, in a word that programs read: metrics count by it."""
-
-
-class Problem(NamedTuple):
-    """Why a value is not allowed: in which ``field``, by which ``code``, and as a ``message`` for people.
-
-    The message never echoes the value.
-    """
-
-    field: str
-    code: ProblemCode
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.message}"
-
-
-def problem(field: Field, value: object) -> Problem | None:
-    """Why ``value`` is not allowed in ``field``, or None if it is."""
-    if isinstance(field, Numeric):
-        return _problem_of_number(field, value)
-    if not isinstance(value, str):
-        return Problem(field.name, "type", f"expected a string, got {_kind(value)}")
-    if isinstance(field, Categorical):
-        if value in field.values:
-            return None
-        return Problem(field.name, "category", f"unknown category, use one of {', '.join(field.values)}")
-    if len(value) > field.max_chars:
-        return Problem(field.name, "bounds", f"must have at most {field.max_chars} characters")
-    if not normalise(value):
-        return Problem(field.name, "empty", "must not be empty")
-    return None
-
-
-def _problem_of_number(field: Numeric, value: object) -> Problem | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return Problem(field.name, "type", f"expected a number, got {_kind(value)}")
-    if isinstance(value, float) and not math.isfinite(value):
-        return Problem(field.name, "not_finite", "must be finite")
-    if abs(value) > FLOAT32_MAX:
-        return Problem(field.name, "bounds", "must fit a 32-bit float")
-    if field.integer and value != int(value):
-        return Problem(field.name, "not_whole", "must be a whole number")
-    if field.low is not None and value < field.low:
-        return Problem(field.name, "bounds", f"must be at least {field.low:g}")
-    if field.high is not None and value > field.high:
-        return Problem(field.name, "bounds", f"must be at most {field.high:g}")
-    return None
-
-
-def _kind(value: object) -> str:
-    kinds = {type(None): "null", str: "a string", bool: "a boolean", list: "a list", dict: "an object"}
-    return kinds.get(type(value), "a number")

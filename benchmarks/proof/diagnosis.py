@@ -42,7 +42,7 @@ from pipelines.drift.reference import reference_profile
 from pipelines.drift.why.diagnosis import diagnose
 from pipelines.drift.why.findings import Seen
 from pipelines.drift_report import Diagnosis, PastEstimate
-from pipelines.fields import encode
+from pipelines.encoding import encode
 from pipelines.params import ModelParams, TrainParams
 from pipelines.params_file import load_params
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import locks, storage
+from pipelines.encoding import signature
 from pipelines.errors import IntegrityError, Unavailable
-from pipelines.fields import Fields, signature
+from pipelines.fields import Fields
 from pipelines.params import Device
 from pipelines.runtime import MODEL
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipelines import runtime
-from pipelines.encoding import Columns, encoder
+from pipelines.encoding import Columns, encoder, signature
 from pipelines.errors import IntegrityError
 from pipelines.export.contract import contract
 from pipelines.export.onnx import OPSET, Scored, longest, write_onnx
-from pipelines.fields import Fields, from_json, signature, to_json
+from pipelines.fields import Fields, from_json, to_json
 from pipelines.storage import canonical_json, file_sha256
 from pipelines.text import TOKENIZER, load_tokenizer
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipelines.encoding import signature
 from pipelines.errors import ConfigError
-from pipelines.fields import Fields, signature
+from pipelines.fields import Fields
 from pipelines.runtime import MODEL, OUTPUT
 from pipelines.text import TOKENIZER, load_tokenizer
 
@@ -31,7 +32,7 @@ _DTYPES = {"int64": torch.int64, "float32": torch.float32}
 class Scored(nn.Module):  # type: ignore[misc] # torch is Any to mypy
     """A model with its link inside: what ships answers probabilities ``[B, 1]`` or ``[B, K]``, not logits.
 
-    It takes the tensors of :func:`pipelines.fields.signature` in their order, the model itself by their names.
+    It takes the tensors of :func:`pipelines.encoding.signature` in their order, the model itself by their names.
     """
 
     def __init__(self, model: nn.Module, fields: Fields) -> None:
@@ -58,7 +59,7 @@ def longest(fields: Fields, folder: Path) -> int:
 def write_onnx(model: nn.Module, fields: Fields, folder: Path) -> Path:
     """Write ``folder/model.onnx``; equal weights give equal bytes.
 
-    Inputs and output are those of :func:`pipelines.fields.signature`, with a free batch and, for texts, a free
+    Inputs and output are those of :func:`pipelines.encoding.signature`, with a free batch and, for texts, a free
     sequence of 2 up to the truncation of ``folder/tokenizer.json``. Names of source files and stack traces are
     stripped. Raises ConfigError for a model that no ONNX file can hold.
     """

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines.fields import Fields, Scale, encode
+from pipelines.encoding import encode
+from pipelines.fields import Fields, Scale
 from pipelines.text import load_tokenizer, tokenise
 from pipelines.training import rows
 from pipelines.training.rows import Rows

@@ -127,7 +127,7 @@ def as_rows(
 ) -> Rows:
     """Rows from encoded columns, or from ``tokens``.
 
-    Columns are encoded by :func:`pipelines.fields.encode`, tokens made by :func:`pipelines.text.tokenise`.
+    Columns are encoded by :func:`pipelines.encoding.encode`, tokens made by :func:`pipelines.text.tokenise`.
     ``labels`` [n] are 0 and 1, or positions among ``classes``; without ``ids`` a row is named by its position.
     """
     label_type = torch.float32

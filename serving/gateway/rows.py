@@ -20,8 +20,9 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
-from pipelines.fields import FLOAT32_MAX, Categorical, Field, Fields, Problem, Text, problem
+from pipelines.fields import FLOAT32_MAX, Categorical, Field, Fields, Text
 from pipelines.params import EventTimes, too_high
+from serving.gateway.problems import Problem, problem
 from serving.gateway.refusal import Refused
 
 if TYPE_CHECKING:

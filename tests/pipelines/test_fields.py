@@ -16,21 +16,11 @@ from pipelines.data import contract
 from pipelines.data import log as prediction_log
 from pipelines.drift.profile.counts import profile_frame
 from pipelines.drift.profile.spec import Scale, Spec
+from pipelines.encoding import encode, signature
 from pipelines.errors import ConfigError, DataError
-from pipelines.fields import (
-    FLOAT32_MAX,
-    Categorical,
-    Fields,
-    Numeric,
-    Text,
-    encode,
-    frame_schema,
-    from_json,
-    problem,
-    signature,
-    to_json,
-)
+from pipelines.fields import FLOAT32_MAX, Categorical, Fields, Numeric, Text, frame_schema, from_json, to_json
 from pipelines.settings import Settings
+from serving.gateway.problems import problem
 
 REPORTS = Fields(case="reports", label="team", classes=("a", "b", "c"), fields=(Text("text", max_chars=20),))
 

@@ -11,9 +11,10 @@ from pipelines.cases.loans import source as loans
 from pipelines.cases.loans.schema import FIELDS
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError
-from pipelines.fields import frame_schema, problem
+from pipelines.fields import frame_schema
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
+from serving.gateway.problems import problem
 
 PARAMS = load_params("loans")
 DAY = date(2020, 6, 15)

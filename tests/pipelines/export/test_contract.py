@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pipelines.cases import load_fields
 from pipelines.export.contract import contract
-from pipelines.fields import Categorical, Fields, Numeric, Text, problem
+from pipelines.fields import Categorical, Fields, Numeric, Text
+from serving.gateway.problems import problem
 from tests.pipelines.export.texts import FIELDS as REPORTS
 
 FIELDS = Fields(

@@ -12,9 +12,9 @@ import pytest
 from pipelines import runtime
 from pipelines.cases.tabular import Tabular
 from pipelines.contracts import Manifest
-from pipelines.encoding import encoder, find_constant, find_scales
+from pipelines.encoding import encode, encoder, find_constant, find_scales
 from pipelines.errors import Unavailable
-from pipelines.fields import Categorical, Fields, Numeric, encode
+from pipelines.fields import Categorical, Fields, Numeric
 from pipelines.params import ModelParams
 from pipelines.settings import Settings
 from pipelines.training import candidate

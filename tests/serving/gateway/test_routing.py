@@ -9,8 +9,8 @@ from sqlalchemy import create_engine
 
 from pipelines import ledger
 from pipelines.cases import load_fields
+from pipelines.encoding import encode
 from pipelines.errors import Unavailable
-from pipelines.fields import encode
 from serving.gateway import routing
 from serving.gateway.versions import probe
 from tests.serving.gateway.world import (

@@ -27,7 +27,7 @@ from embedded.processes import Started
 from embedded.triton import start_triton, stop_triton
 from pipelines import runtime
 from pipelines.deploy import triton
-from pipelines.fields import encode
+from pipelines.encoding import encode
 from pipelines.settings import Settings
 from tests.models import CONFIG
 from tests.serving.gateway.world import (

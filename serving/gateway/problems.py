@@ -1,0 +1,75 @@
+"""Why a value that was sent is not allowed: by code for programs, in words for people."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+from pipelines.fields import FLOAT32_MAX, Categorical, Field, Numeric
+from pipelines.text import normalise
+
+ProblemCode = Literal[
+    "type",
+    "category",
+    "class",
+    "not_finite",
+    "not_whole",
+    "bounds",
+    "empty",
+    "not_unicode",
+    "prediction_id",
+    "event_time",
+]
+"""What can be wrong with a value, in a word that programs read: metrics count by it."""
+
+
+class Problem(NamedTuple):
+    """Why a value is not allowed: in which ``field``, by which ``code``, and as a ``message`` for people.
+
+    The message never echoes the value.
+    """
+
+    field: str
+    code: ProblemCode
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}"
+
+
+def problem(field: Field, value: object) -> Problem | None:
+    """Why ``value`` is not allowed in ``field``, or None if it is."""
+    if isinstance(field, Numeric):
+        return _problem_of_number(field, value)
+    if not isinstance(value, str):
+        return Problem(field.name, "type", f"expected a string, got {_kind(value)}")
+    if isinstance(field, Categorical):
+        if value in field.values:
+            return None
+        return Problem(field.name, "category", f"unknown category, use one of {', '.join(field.values)}")
+    if len(value) > field.max_chars:
+        return Problem(field.name, "bounds", f"must have at most {field.max_chars} characters")
+    if not normalise(value):
+        return Problem(field.name, "empty", "must not be empty")
+    return None
+
+
+def _problem_of_number(field: Numeric, value: object) -> Problem | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return Problem(field.name, "type", f"expected a number, got {_kind(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        return Problem(field.name, "not_finite", "must be finite")
+    if abs(value) > FLOAT32_MAX:
+        return Problem(field.name, "bounds", "must fit a 32-bit float")
+    if field.integer and value != int(value):
+        return Problem(field.name, "not_whole", "must be a whole number")
+    if field.low is not None and value < field.low:
+        return Problem(field.name, "bounds", f"must be at least {field.low:g}")
+    if field.high is not None and value > field.high:
+        return Problem(field.name, "bounds", f"must be at most {field.high:g}")
+    return None
+
+
+def _kind(value: object) -> str:
+    kinds = {type(None): "null", str: "a string", bool: "a boolean", list: "a list", dict: "an object"}
+    return kinds.get(type(value), "a number")
