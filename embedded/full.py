@@ -23,7 +23,7 @@ from embedded.processes import ROOT
 from embedded.service import Service
 from pipelines import ledger
 from pipelines.errors import ConfigError
-from pipelines.storage import write_atomic
+from pipelines.files import write_atomic
 
 PACKAGES = {
     "redis-server": "redis-server",

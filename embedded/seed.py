@@ -18,8 +18,8 @@ from embedded import probe
 from embedded.airflow import client
 from embedded.live import open_live_cases
 from pipelines.errors import IntegrityError, PerennialError
+from pipelines.files import write_atomic
 from pipelines.settings import read_settings
-from pipelines.storage import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -25,11 +25,11 @@ from embedded.processes import Started, alive, end, last_lines, launch, sweep, t
 from embedded.service import Service
 from embedded.services import full_environment, missing_environment, services
 from pipelines.errors import ConfigError, ConflictError, PerennialError, Unavailable
+from pipelines.files import sweep as sweep_writes
+from pipelines.files import write_atomic
 from pipelines.locks import alone
 from pipelines.places import ENV, PRIVATE, RECORD, TAG
 from pipelines.settings import Settings, read_settings
-from pipelines.storage import sweep as sweep_writes
-from pipelines.storage import write_atomic
 
 START_SECONDS = 180.0
 """The start deadline: ten times what an idle 2-core machine needs."""

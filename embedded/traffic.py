@@ -26,9 +26,9 @@ from pipelines.contracts import Window
 from pipelines.errors import ConfigError, PerennialError, Unavailable
 from pipelines.faults import of_case
 from pipelines.fields import Fields
+from pipelines.files import write_atomic
 from pipelines.params_file import load_params
 from pipelines.settings import Settings, read_settings
-from pipelines.storage import write_atomic
 
 if TYPE_CHECKING:
     import polars as pl

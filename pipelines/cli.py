@@ -27,11 +27,12 @@ from pipelines.cases.surveying import survey
 from pipelines.contracts import AlertRule, Trigger
 from pipelines.errors import ConfigError, PerennialError
 from pipelines.faults import of_case, of_disk, told
+from pipelines.files import write_atomic
 from pipelines.line import facts, order, runner
 from pipelines.line.step import Action, Run, Step
 from pipelines.params import Params
 from pipelines.settings import Settings, read_settings
-from pipelines.storage import MANIFEST, canonical_json, write_atomic
+from pipelines.storage import MANIFEST, canonical_json
 
 DEFAULT_POLICIES = "never,monthly,quarterly,drift,performance,oracle"
 WHY = "why; kept for good"

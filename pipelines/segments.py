@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.errors import IntegrityError
-from pipelines.storage import fsync_folder, write_atomic
+from pipelines.files import fsync_folder, write_atomic
 
 OPEN = ".open"
 CLOSED = ".jsonl"

@@ -72,7 +72,7 @@ def tell_failure(case: str) -> Callable[[Any], None]:
 def _tell(case: str, context: dict[str, Any]) -> None:
     """Tell people of the run that failed; raises Undelivered if a sink did not take it: Airflow logs that."""
     from pipelines.alerts import runs
-    from pipelines.storage import wall_time
+    from pipelines.provenance import wall_time
 
     params = load_params(case)
     settings = read_settings()

@@ -14,8 +14,8 @@ from embedded.ports import HOST, Ports
 from pipelines import cases
 from pipelines.contracts import Window
 from pipelines.params_file import load_params
+from pipelines.provenance import wall_time
 from pipelines.settings import Settings
-from pipelines.storage import wall_time
 
 CASE = "loans"
 PATIENCE = 200.0

@@ -37,6 +37,7 @@ from embedded.ports import Ports
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
 from pipelines.errors import PerennialError
+from pipelines.files import file_sha256, write_atomic
 from pipelines.line import runner
 from pipelines.line.order import STEP_BY_NAME
 from pipelines.line.step import Run
@@ -205,7 +206,7 @@ def lines(wanted: Iterator[tuple[str, Delays]] | ItemsView[str, Delays]) -> Iter
 
 
 def _line_process(home: Path, name: str, delays: Delays) -> int:
-    return forked(home, lambda: storage.write_atomic(home / "line.json", json.dumps(line(home, name, delays)).encode()))
+    return forked(home, lambda: write_atomic(home / "line.json", json.dumps(line(home, name, delays)).encode()))
 
 
 def line(home: Path, name: str, delays: Delays) -> Row:
@@ -309,7 +310,7 @@ def serve(settings: Settings) -> None:
             labels.append({**about, "label": row[fields.label], "revision": 0})
         for kind, lines in (("predictions", answers), ("labels", labels)):
             text = "".join(json.dumps(one) + "\n" for one in lines)
-            storage.write_atomic(settings.prediction_log / CASE / kind / f"day-{number:06d}.jsonl", text.encode())
+            write_atomic(settings.prediction_log / CASE / kind / f"day-{number:06d}.jsonl", text.encode())
 
 
 @contextlib.contextmanager
@@ -381,7 +382,7 @@ def tree(home: Path) -> dict[str, str]:
             found[f"{name} key"] = manifest.key
             found |= {f"{name} {fact}": storage.digest(value) for fact, value in manifest.facts.items()}
         else:
-            found[name] = storage.file_sha256(path)
+            found[name] = file_sha256(path)
     return found
 
 

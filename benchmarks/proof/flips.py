@@ -49,6 +49,7 @@ from pipelines.cases import load_fields
 from pipelines.deploy import repository
 from pipelines.deploy import rollout as room
 from pipelines.errors import PerennialError
+from pipelines.files import file_sha256
 from pipelines.line import runner
 from pipelines.line.order import STEP_BY_NAME
 from pipelines.line.step import Run
@@ -684,7 +685,7 @@ def _output(settings: Settings, step: Step, answered: Any) -> str:
             files = {name: sha256 for name, sha256 in manifest["files"].items() if name not in TIMED}
             found[path.name] = [manifest["key"], manifest["inputs"], files, facts]
         else:
-            found[str(path.relative_to(folder))] = storage.file_sha256(path)
+            found[str(path.relative_to(folder))] = file_sha256(path)
     return storage.digest(found)
 
 

@@ -38,6 +38,7 @@ from pipelines.drift.labels import arrived as label_evidence
 from pipelines.drift.profile.counts import Profile, to_bytes
 from pipelines.drift.reference import FILE
 from pipelines.drift_report import DriftReport
+from pipelines.files import write_atomic
 from pipelines.line import runner
 from pipelines.line.order import DRIFT, PROFILE
 from pipelines.line.step import Run
@@ -204,7 +205,7 @@ def log_labels(settings: Settings, labels: pl.DataFrame, segment: str) -> None:
 
 def _segment(settings: Settings, kind: str, name: str, lines: list[Any]) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    storage.write_atomic(settings.prediction_log / PARAMS.case / kind / f"{name}.jsonl", text.encode())
+    write_atomic(settings.prediction_log / PARAMS.case / kind / f"{name}.jsonl", text.encode())
 
 
 def release(settings: Settings, champion: Champion) -> None:

@@ -28,11 +28,12 @@ from numpy.typing import NDArray
 from benchmarks.record import goal, record
 from pipelines.cases import load_fields, part
 from pipelines.contracts import Window
+from pipelines.files import write_atomic
 from pipelines.measures import confusion, macro_f1, row_errors, row_log_loss
 from pipelines.params import Params, TextModelParams
 from pipelines.params_file import load_params
 from pipelines.settings import read_settings
-from pipelines.storage import digest, write_atomic
+from pipelines.storage import digest
 
 CASE = "triage"
 AS_OF = tuple(datetime(year, 10, 1, tzinfo=UTC) for year in (2014, 2015, 2016))

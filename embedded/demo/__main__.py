@@ -20,10 +20,10 @@ from embedded.ports import Ports
 from embedded.services import PARAMS, PROFILES
 from pipelines import cases
 from pipelines.errors import DataError, PerennialError
+from pipelines.files import write_atomic
 from pipelines.params_file import load_params
 from pipelines.places import PRIVATE
 from pipelines.settings import Settings, read_settings
-from pipelines.storage import write_atomic
 
 HOME = Path("runs/demo")
 SEGMENT_SECONDS = 0.5

@@ -15,9 +15,9 @@ from pydantic import Field, ValidationError
 from pipelines.case_files import CASES_ROOT
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError
+from pipelines.files import write_atomic
 from pipelines.params import Params, Strict, not_below
 from pipelines.params_file import load_params, read_yaml
-from pipelines.storage import write_atomic
 
 
 class _Fast(Strict):

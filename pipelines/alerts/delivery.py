@@ -17,7 +17,7 @@ from pipelines import ledger
 from pipelines.alerts.lifecycle import takes
 from pipelines.alerts.sinks import Sink, Undelivered
 from pipelines.contracts import Notice, Severity
-from pipelines.storage import wall_time
+from pipelines.provenance import wall_time
 
 LEASE = timedelta(minutes=2)
 """Wall time after which a claim without an answer is one of a dead process.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipelines import cases, imports, storage
 from pipelines.errors import ConfigError
+from pipelines.files import file_sha256
 
 BY_VALUE = ("params.yaml", "demo.yaml", "profile.json", "variants")
 """What of a case's folder enters keys by its values, or none of them."""
@@ -19,7 +20,7 @@ PROSE = (".md", ".pyc")
 
 def code_sha256(case: str) -> str:
     """sha256 (hex) of a case's code: its files, and the shared modules that it builds from, by name and bytes."""
-    return storage.digest({name: storage.file_sha256(path) for name, path in _files(case).items()})
+    return storage.digest({name: file_sha256(path) for name, path in _files(case).items()})
 
 
 def modules(case: str) -> tuple[str, ...]:

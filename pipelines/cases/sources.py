@@ -15,9 +15,9 @@ from pipelines.cases.receiving import note, receive
 from pipelines.contracts import Window
 from pipelines.errors import CaseError, DataError, IntegrityError
 from pipelines.fields import Fields
+from pipelines.files import file_sha256
 from pipelines.params import Params
 from pipelines.settings import Settings
-from pipelines.storage import file_sha256
 
 BESIDE = Path(__file__).parents[2].parent / "shared" / "data"
 """A data folder beside the repository, shared by several checkouts."""

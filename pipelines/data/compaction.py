@@ -21,12 +21,13 @@ from pipelines.data import records
 from pipelines.data.records import SPREAD, Done, Part
 from pipelines.errors import IntegrityError
 from pipelines.fields import SCORES
+from pipelines.files import make_durable, write_atomic
 from pipelines.moments import parse_moment
 from pipelines.params import EventTimes, too_high
 from pipelines.params_file import load_params, params_file
 from pipelines.segments import KINDS, Kind
 from pipelines.settings import Settings
-from pipelines.storage import failpoint, make_durable, write_atomic
+from pipelines.storage import failpoint
 
 TIME: dict[Kind, str] = {"predictions": "event_time", "labels": "label_time"}
 """The column by whose hour a row is filed: a label's time is its arrival."""

@@ -14,8 +14,8 @@ from typing import Any
 import polars as pl
 
 from pipelines.errors import IntegrityError
+from pipelines.files import write_atomic
 from pipelines.settings import Settings
-from pipelines.storage import write_atomic
 
 
 def content_sha256(frame: pl.DataFrame) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from pipelines.errors import IntegrityError
-from pipelines.storage import file_sha256, sha256_once, write_atomic
+from pipelines.files import file_sha256, sha256_once, write_atomic
 
 SPREAD = "spread"
 """The place of the rows of a segment that lie in more hours than it may have partitions."""

@@ -20,6 +20,7 @@ from pipelines import locks, storage
 from pipelines.encoding import signature
 from pipelines.errors import IntegrityError, Unavailable
 from pipelines.fields import Fields
+from pipelines.files import file_sha256, fsync_folder, usual_mode, write_atomic
 from pipelines.params import Device
 from pipelines.runtime import MODEL
 
@@ -105,7 +106,7 @@ def stage(repository: Path, case: str, version: int, bundle: Path) -> bool:
         raise IntegrityError(f"{bundle} has no {MODEL}: restore the folder, or run the step 'export' again")
     target = repository / case / str(version)
     sweep(repository, case)
-    if (target / MODEL).exists() and storage.file_sha256(target / MODEL) == expected:
+    if (target / MODEL).exists() and file_sha256(target / MODEL) == expected:
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=repository, prefix=f".{case}.stage."))
@@ -114,21 +115,21 @@ def stage(repository: Path, case: str, version: int, bundle: Path) -> bool:
         shutil.copyfile(bundle / MODEL, work / MODEL)
         with (work / MODEL).open("rb") as file:
             os.fsync(file.fileno())
-        found = storage.file_sha256(work / MODEL)
+        found = file_sha256(work / MODEL)
         if found != expected:
             raise IntegrityError(
                 f"{bundle / MODEL} has sha256 {found[:12]}, its manifest says {expected[:12]}: "
                 "it is damaged and was not staged"
             )
-        storage.fsync_folder(work)
-        work.chmod(storage.usual_mode(0o777))
+        fsync_folder(work)
+        work.chmod(usual_mode(0o777))
         if target.exists():
             os.rename(target, damaged)
         os.rename(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(damaged, ignore_errors=True)
-    storage.fsync_folder(target.parent)
+    fsync_folder(target.parent)
     return True
 
 
@@ -142,7 +143,7 @@ def configure(
     text = config(fields, versions, device) + (f"{_INSTEAD}{' '.join(instead.split())}\n" if instead else "")
     if read_config(repository, fields.case) == text:
         return False
-    storage.write_atomic(repository / fields.case / CONFIG, text.encode())
+    write_atomic(repository / fields.case / CONFIG, text.encode())
     return True
 
 

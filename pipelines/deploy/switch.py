@@ -13,6 +13,7 @@ from pipelines.deploy import rollout
 from pipelines.errors import PerennialError
 from pipelines.fields import Fields
 from pipelines.params import Params
+from pipelines.provenance import wall_time
 from pipelines.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def moment(params: Params, head: Release, as_of: datetime | None) -> datetime:
     A case that replays history lives on its own clock: a wall-clock time (none given, or one beyond its period)
     would come after all its runs and hide this release from them, so there it is the head's own time.
     """
-    found = as_of or storage.wall_time()
+    found = as_of or wall_time()
     end = params.period[1]
     if not params.schedule.live and (as_of is None or (end is not None and as_of > end)):
         found = head.as_of

@@ -18,7 +18,8 @@ from pipelines.errors import IntegrityError
 from pipelines.export.contract import contract
 from pipelines.export.onnx import OPSET, Scored, longest, write_onnx
 from pipelines.fields import Fields, from_json, to_json
-from pipelines.storage import canonical_json, file_sha256
+from pipelines.files import file_sha256
+from pipelines.storage import canonical_json
 from pipelines.text import TOKENIZER, load_tokenizer
 
 Tensors = dict[str, NDArray[Any]]

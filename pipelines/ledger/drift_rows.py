@@ -17,7 +17,8 @@ from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 from pipelines.errors import Overtaken
 from pipelines.ledger import journal
 from pipelines.ledger.rows import begin, insert_first, metadata, moment_text, read_rows, revised
-from pipelines.storage import canonical_json, wall_time
+from pipelines.provenance import wall_time
+from pipelines.storage import canonical_json
 
 _drift_states = Table(
     "drift_states",

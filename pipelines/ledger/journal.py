@@ -35,7 +35,8 @@ from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
 from pipelines.contracts import Finding
 from pipelines.errors import IntegrityError
-from pipelines.storage import canonical_json, digest, wall_time
+from pipelines.provenance import wall_time
+from pipelines.storage import canonical_json, digest
 
 metadata = MetaData()
 """The ledger's tables; every one has a column ``case``, and what tells its rows apart as its primary key."""

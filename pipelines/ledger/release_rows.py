@@ -23,7 +23,8 @@ from pipelines.contracts import Action, Release, Trigger
 from pipelines.errors import ConflictError, IntegrityError
 from pipelines.ledger import journal
 from pipelines.ledger.rows import LOOK, begin, metadata
-from pipelines.storage import canonical_json, digest, wall_time
+from pipelines.provenance import wall_time
+from pipelines.storage import canonical_json, digest
 
 _releases = Table(
     "releases",

@@ -22,7 +22,7 @@ from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 from pipelines.contracts import Finding
 from pipelines.errors import IntegrityError
 from pipelines.ledger import database, journal
-from pipelines.storage import wall_time
+from pipelines.provenance import wall_time
 
 metadata = journal.metadata
 LOOK = "somebody or something changed it; `python -m pipelines audit` lists all that is wrong, restore the database"

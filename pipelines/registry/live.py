@@ -17,8 +17,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from pipelines import storage
 from pipelines.errors import PerennialError, Preempted
+from pipelines.files import write_atomic
+from pipelines.provenance import wall_time
 from pipelines.registry import rest
 from pipelines.registry.points import START, Curves, Place, Point, Tail, place_of
 from pipelines.registry.usage import Meter, Usage, money
@@ -239,7 +240,7 @@ class Recording:
         if self.on and self.run is None:
             self.run = open_run(self.settings, self.training)
             self.sent = self.run.sent
-            storage.write_atomic(self.tail.path.with_name(PAGE), self.run.page.encode())
+            write_atomic(self.tail.path.with_name(PAGE), self.run.page.encode())
             log.info("MLflow run %s", self.run.id)
 
     def _catch_up(self) -> None:
@@ -341,4 +342,4 @@ def experiment(settings: Settings, name: str) -> str:
 
 
 def _now() -> int:
-    return int(storage.wall_time().timestamp() * 1000)
+    return int(wall_time().timestamp() * 1000)

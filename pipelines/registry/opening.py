@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from pipelines import storage
 from pipelines.params import Params
+from pipelines.provenance import provenance
 from pipelines.registry.live import Training
 
 
@@ -16,7 +16,7 @@ def opening(params: Params, as_of: datetime, key: str, dataset: str, governance:
 
     ``governance`` is ``{actor, trigger, reason, episode}``.
     """
-    origin = storage.provenance()
+    origin = provenance()
     said = {
         "case": params.case,
         "dataset": dataset,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import storage
 from pipelines.errors import DataError, IntegrityError
+from pipelines.files import work_folder
 from pipelines.registry import live
 from pipelines.registry.client import KEY, connect
 from pipelines.settings import Settings
@@ -254,7 +255,7 @@ def _upload(client: MlflowClient, run: Run, bundle: Path) -> None:
     except Exception as error:  # protobuf's DecodeError has no typed home of its own
         raise DataError(f"{path} is not an ONNX model: remove it and run the step 'export' again") from error
     # Beside the bundle: what a killed try left is swept there.
-    with storage.work_folder(bundle.parent / "model") as folder:
+    with work_folder(bundle.parent / "model") as folder:
         mlflow.onnx.save_model(
             graph,
             folder / "model",

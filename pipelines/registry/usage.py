@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipelines import storage
+from pipelines.files import write_atomic
 
 FILE = "usage.json"
 _GPU = {
@@ -73,7 +73,7 @@ class Meter:
         self.at = now
         with suppress(OSError):
             # A full disk must not end what it only measures.
-            storage.write_atomic(self.path, json.dumps(asdict(self.total())).encode())
+            write_atomic(self.path, json.dumps(asdict(self.total())).encode())
         found = {
             "system/cpu_utilization_percentage": psutil.cpu_percent(),
             "system/system_memory_usage_percentage": psutil.virtual_memory().percent,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines import runtime, storage
 from pipelines.contracts import Release
+from pipelines.files import write_atomic
 from pipelines.line import runner
 from pipelines.line.order import EXPORT, TRAIN
 from pipelines.line.step import Run
@@ -124,5 +125,5 @@ def scores(world: World, key: str, tick: Tick) -> NDArray[np.float64]:
         found = runtime.score_rows(folder / BUNDLE, world.fields, columns)
     buffer = io.BytesIO()
     np.save(buffer, found)
-    storage.write_atomic(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
     return found

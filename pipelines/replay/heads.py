@@ -23,6 +23,7 @@ from pipelines.contracts import Manifest
 from pipelines.drift.reference import Basis, write_reference
 from pipelines.encoding import Columns
 from pipelines.fields import Fields
+from pipelines.files import file_sha256
 from pipelines.line import runner
 from pipelines.line.facts import Facts
 from pipelines.line.order import EXPORT
@@ -53,7 +54,7 @@ def _vectors(
 ) -> NDArray[np.float32]:
     """Embeddings float32 ``[n, H]`` of texts."""
     kept = _kept(cache, params.case, model, fields)
-    key = storage.digest([storage.file_sha256(tokenizer), list(texts)])
+    key = storage.digest([file_sha256(tokenizer), list(texts)])
     if key not in kept:
         tokens = tokenise(load_tokenizer(tokenizer), texts)
         kept[key], _ = embeddings(_network(params.case, model, fields), tokens, cache, params.train.threads)

@@ -18,6 +18,7 @@ from pipelines import ledger, storage
 from pipelines.contracts import Release, Trigger
 from pipelines.drift_report import DriftReport
 from pipelines.errors import PerennialError, TooFewRows
+from pipelines.files import write_atomic
 from pipelines.line import runner
 from pipelines.line.facts import GateFacts
 from pipelines.line.order import DATASET, EVALUATE, GATE, INGEST, VALIDATE, WATCHING
@@ -45,7 +46,7 @@ def play(world: World, policy: Policy, told: Told) -> list[dict[str, Any]]:
     for number, tick in enumerate(world.ticks):
         path = settings.root / "ticks" / f"{tick.label}.json"
         if not path.exists() or (number + 1 < len(world.ticks) and json.loads(path.read_text())["last"]):
-            storage.write_atomic(path, json.dumps(_tick(world, policy, settings, number), indent=1).encode())
+            write_atomic(path, json.dumps(_tick(world, policy, settings, number), indent=1).encode())
         records.append(json.loads(path.read_text()))
         told(f"{policy.name} {tick.label}")
     records[0]["first"] = first
@@ -58,7 +59,7 @@ def _first(world: World, settings: Settings) -> dict[str, Any]:
     path = settings.root / "ticks" / "first.json"
     if not path.exists():
         done = _train(world, settings, world.first, "initial")
-        storage.write_atomic(path, json.dumps(done, indent=1).encode())
+        write_atomic(path, json.dumps(done, indent=1).encode())
     found: dict[str, Any] = json.loads(path.read_text())
     if found["outcome"] != "promoted":
         raise PerennialError(

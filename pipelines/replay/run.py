@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipelines import storage
 from pipelines.errors import ConfigError, DataError, TooFewRows
 from pipelines.evaluation.metrics import metrics
+from pipelines.files import write_atomic
 from pipelines.line import runner
 from pipelines.line.order import DATASET, INGEST, VALIDATE
 from pipelines.line.step import Run
@@ -218,7 +218,7 @@ def save(settings: Settings, summary: dict[str, Any]) -> dict[str, Path]:
 
     folder = settings.root / "replay" / summary["case"]
     paths = {"json": folder / "replay.json", "png": folder / "frontier.png", "html": folder / "index.html"}
-    storage.write_atomic(paths["json"], (json.dumps(summary, indent=1) + "\n").encode())
-    storage.write_atomic(paths["png"], report.png(summary))
-    storage.write_atomic(paths["html"], report.page(summary).encode())
+    write_atomic(paths["json"], (json.dumps(summary, indent=1) + "\n").encode())
+    write_atomic(paths["png"], report.png(summary))
+    write_atomic(paths["html"], report.page(summary).encode())
     return paths

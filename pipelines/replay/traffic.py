@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from pipelines.contracts import LabelLine, PredictionLine
 from pipelines.fields import Fields
+from pipelines.files import write_atomic
 from pipelines.replay.ticks import Tick
 from pipelines.settings import Settings
-from pipelines.storage import canonical_json, write_atomic
+from pipelines.storage import canonical_json
 
 
 def log_rows(

@@ -16,6 +16,7 @@ from pipelines.cases.sources import Source
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
+from pipelines.files import file_sha256
 from pipelines.line.order import REGISTER, ROLLOUT, TRAINING, WATCHING
 from pipelines.line.step import Step
 from pipelines.params import Params
@@ -77,7 +78,7 @@ class World:
             "params": self.params.model_dump(mode="json", exclude={"replay", "schedule", "resources", "alerts"}),
             "fields": self.fields.hash,
             "code": code_sha256(self.params.case),
-            "profile": None if scales is None else storage.file_sha256(scales),
+            "profile": None if scales is None else file_sha256(scales),
             "source": self.source.sha256,
             "first": self.ticks[0].label,
             "steps": {step.name: step.version for step in PLAYED},

@@ -16,6 +16,7 @@ from pipelines import runtime, storage
 from pipelines.contracts import Manifest
 from pipelines.errors import ConfigError, IntegrityError
 from pipelines.evaluation.metrics import metrics
+from pipelines.files import file_sha256, work_folder
 from pipelines.line import runner
 from pipelines.line.order import EXPORT, TRAIN
 from pipelines.line.step import Run
@@ -42,7 +43,7 @@ def reproduce(settings: Settings, case: str, number: int) -> dict[str, Any]:
     made = version.manifests["train"]
     settings.root.mkdir(parents=True, exist_ok=True)
     # Beside the artefacts: the disk that held the first training holds the second one, too.
-    with storage.work_folder(settings.root / f"reproduce.{case}.{number}") as scratch:
+    with work_folder(settings.root / f"reproduce.{case}.{number}") as scratch:
         again = scratch / "run"
         again.mkdir()
         _link_upstream(version.folders["dataset"], again)
@@ -85,7 +86,7 @@ def _link_upstream(folder: Path, again: Path) -> None:
         for name in made.files:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             (target / name).symlink_to(folder / name)
-        found = {name: storage.file_sha256(target / name) for name in made.files if (target / name).exists()}
+        found = {name: file_sha256(target / name) for name in made.files if (target / name).exists()}
         storage.write_manifest(target, made.model_copy(update={"files": found}))
     for step, key in made.inputs.items():
         with suppress(IntegrityError):
@@ -153,9 +154,7 @@ def _repeated(version: Version, again: Path) -> Training:
         **{step: storage.read_manifest(again / step) for step in ("train", "export")},
     }
     found = _training({step: again / step for step in manifests}, manifests)
-    files = {
-        name: storage.file_sha256(version.folders["dataset"] / name) for name in version.manifests["dataset"].files
-    }
+    files = {name: file_sha256(version.folders["dataset"] / name) for name in version.manifests["dataset"].files}
     judged = {"model.onnx": manifests["export"].files["model.onnx"]}
     if "evaluate" in version.manifests:
         judged |= json.loads(

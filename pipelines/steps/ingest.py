@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from pipelines import ledger, storage
+from pipelines import ledger
 from pipelines.cases import load_fields, part
 from pipelines.cases.receiving import Received, count_reasons, noted, receive
 from pipelines.cases.sources import resolve_source, returned_by
@@ -25,6 +25,7 @@ from pipelines.data import dataset, lake
 from pipelines.data import log as prediction_log
 from pipelines.errors import DataError, TooFewRows
 from pipelines.fields import AS_DELIVERED, Fields, frame_schema
+from pipelines.files import write_atomic
 from pipelines.line.facts import IngestFacts
 from pipelines.line.step import Read, Run, Work
 from pipelines.params import Params
@@ -90,7 +91,7 @@ def _nothing(params: Params, settings: Settings, origin: str, received: Received
         received.refused.write_parquet(buffer)
         name = f"{settings.run_dir(params.case, as_of).name}-{lake.content_sha256(received.refused)[:12]}.parquet"
         kept = settings.lake / params.case / "quarantine" / "rows" / name
-        storage.write_atomic(kept, buffer.getvalue())
+        write_atomic(kept, buffer.getvalue())
         why = ", ".join(f"{reason} ({count})" for reason, count in count_reasons(received.refused).items())
         outside = received.outside_window + received.outside_period
         return DataError(

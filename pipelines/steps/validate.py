@@ -9,11 +9,11 @@ from pathlib import Path
 
 import polars as pl
 
-from pipelines import storage
 from pipelines.cases import load_fields
 from pipelines.data import contract, lake
 from pipelines.errors import DataError
 from pipelines.fields import AS_DELIVERED
+from pipelines.files import write_atomic
 from pipelines.line.facts import IngestFacts, ValidateFacts
 from pipelines.line.step import Read, Run, Work
 
@@ -43,7 +43,7 @@ def work(run: Run, read: Read) -> Work:
             kept = settings.lake / params.case / "quarantine" / "rows" / f"{run_dir.name}-{key[:12]}.parquet"
             buffer = io.BytesIO()
             bad.write_parquet(buffer)
-            storage.write_atomic(kept, buffer.getvalue())
+            write_atomic(kept, buffer.getvalue())
             top = ", ".join(f"{reason} ({count})" for reason, count in list(reasons.items())[:3])
             raise DataError(
                 f"{params.case}: {bad.height} of {good.height + bad.height} rows ({share:.1%}) break the contract, "

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines import storage
 from pipelines.errors import IntegrityError
+from pipelines.files import file_sha256, fsync_folder, make_durable, write_atomic
 from pipelines.training.group import all_reduce_sum, barrier, get_rank
 
 STATE = "state.json"
@@ -79,14 +79,14 @@ def _seal(work: Path, folder: Path, step: int, state: dict[str, Any]) -> None:
     """Add state and checksums, make everything durable, publish."""
     (work / STATE).write_text(json.dumps(state))
     written = sorted(path for path in work.rglob("*") if path.is_file() or path.is_dir())
-    sums = {str(path.relative_to(work)): storage.file_sha256(path) for path in written if path.is_file()}
-    storage.make_durable(written)
-    storage.write_atomic(work / SUMS, json.dumps(sums).encode())
+    sums = {str(path.relative_to(work)): file_sha256(path) for path in written if path.is_file()}
+    make_durable(written)
+    write_atomic(work / SUMS, json.dumps(sums).encode())
     target = folder / f"step-{step}"
     # Left by a try whose checkpoint was found damaged, or that went another way: what is newer stands.
     shutil.rmtree(target, ignore_errors=True)
     os.replace(work, target)
-    storage.fsync_folder(folder)
+    fsync_folder(folder)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -115,7 +115,7 @@ def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's bytes, or None."""
     try:
         sums: dict[str, str] = json.loads((path / SUMS).read_text())
-        wrong = [name for name, sha256 in sums.items() if storage.file_sha256(path / name) != sha256]
+        wrong = [name for name, sha256 in sums.items() if file_sha256(path / name) != sha256]
     except (OSError, ValueError) as error:
         return str(error)
     if not wrong:

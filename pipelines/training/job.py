@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from pipelines import storage
 from pipelines.errors import CaseError, ConfigError, DataError, PerennialError, Preempted, TrainingDiverged, Unavailable
+from pipelines.files import make_durable, write_atomic
 from pipelines.params import TrainParams
 from pipelines.training.progress import Outcome, Progress
 from pipelines.training.strategies import name_of
@@ -32,7 +32,7 @@ def write_result(folder: Path, outcome: Outcome, params: TrainParams) -> None:
     """Leave a finished training in ``folder``, the facts last: without them there is no result."""
     try:
         torch.save(outcome.state, folder / f".{WEIGHTS}")
-        storage.make_durable([folder / f".{WEIGHTS}"])
+        make_durable([folder / f".{WEIGHTS}"])
         os.replace(folder / f".{WEIGHTS}", folder / WEIGHTS)
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter
         raise Unavailable(
@@ -56,7 +56,7 @@ def write_result(folder: Path, outcome: Outcome, params: TrainParams) -> None:
         "samples_per_second": _samples_per_second(progress),
         "seconds": round(progress.seconds, 3),
     }
-    storage.write_atomic(folder / RESULT, json.dumps(facts).encode())
+    write_atomic(folder / RESULT, json.dumps(facts).encode())
 
 
 def _samples_per_second(progress: Progress) -> float | None:
@@ -67,7 +67,7 @@ def _samples_per_second(progress: Progress) -> float | None:
 
 def note(folder: Path, who: str, error: BaseException) -> None:
     """Leave an error for the process that waits for this training."""
-    storage.write_atomic(
+    write_atomic(
         folder / FAILURES / f"{who}.json", json.dumps({"kind": type(error).__name__, "message": str(error)}).encode()
     )
 

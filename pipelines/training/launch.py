@@ -29,6 +29,7 @@ from torch import nn
 from pipelines import storage
 from pipelines.contracts import Manifest
 from pipelines.errors import Unavailable
+from pipelines.files import write_atomic
 from pipelines.params import TrainParams
 from pipelines.training.job import FAILURES, JOB, MODEL, ROWS, failure, note
 from pipelines.training.rows import Rows
@@ -89,7 +90,7 @@ def launch(
     (folder / FAILURES).mkdir(exist_ok=True)
     (folder / "heartbeat").touch()
     job = {"params": params.model_dump(mode="json"), "device": device, "nodes": asdict(nodes)}
-    storage.write_atomic(folder / JOB, json.dumps(job).encode())
+    write_atomic(folder / JOB, json.dumps(job).encode())
     if can_fork(device, nodes):
         log.info("%d ranks (forked)", params.ranks)
         agent = _fork(folder)

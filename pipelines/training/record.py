@@ -20,7 +20,9 @@ import torch
 
 from pipelines import storage
 from pipelines.contracts import Manifest
+from pipelines.files import file_sha256
 from pipelines.params import Params
+from pipelines.provenance import provenance
 from pipelines.training import metrics
 
 FILE = "record.json"
@@ -52,19 +54,19 @@ def training_record(
     pre-trained encoder started from, ``champion`` the key of the training that a warm start went on from.
     """
     train = params.train
-    provenance = storage.provenance()
+    origin = provenance()
     device = "cpu"
     if params.resources.gpus:
         device = "cuda"
     tokenizer = folder / "tokenizer.json"
     tokenizer_sha256 = None
     if tokenizer.exists():
-        tokenizer_sha256 = storage.file_sha256(tokenizer)
+        tokenizer_sha256 = file_sha256(tokenizer)
     return {
         "version": VERSION,
         "code": {
-            "commit": provenance["commit"],
-            "dirty": provenance["dirty"],
+            "commit": origin["commit"],
+            "dirty": origin["dirty"],
             "case": case_code,
             "sources": {name: source_sha256(name) for name in modules},
         },
@@ -99,7 +101,7 @@ def training_record(
             "as_of": as_of.isoformat(),
             **governance,
             "notice": source.get("notice"),
-            "written_at": provenance["written_at"],
+            "written_at": origin["written_at"],
         },
     }
 
@@ -112,7 +114,7 @@ def environment(threads: int, *, gpus: bool) -> dict[str, Any]:
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         cuda = torch.version.cuda
     return {
-        "lock": storage.provenance()["lock"],
+        "lock": provenance()["lock"],
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torch_config": storage.digest(torch.__config__.show()),
@@ -147,7 +149,7 @@ def source_sha256(module: str) -> str:
         files = sorted(path.parent.rglob("*.py"))
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.relative_to(path.parent)}\0{storage.file_sha256(file)}\n".encode())
+        digest.update(f"{file.relative_to(path.parent)}\0{file_sha256(file)}\n".encode())
     return digest.hexdigest()
 
 
@@ -170,7 +172,7 @@ def _curves(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         last = losses[-1]
     return {
         "file": path.name,
-        "sha256": storage.file_sha256(path),
+        "sha256": file_sha256(path),
         "loss_first": first,
         "loss_last": last,
         "validations": sum("validation_loss" in line for line in lines),

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.files import fsync_folder, make_folder
 from pipelines.segments import OPEN, finish
-from pipelines.storage import fsync_folder, make_folder
 from serving.gateway.refusal import Refused
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

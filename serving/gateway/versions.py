@@ -13,6 +13,7 @@ from pipelines.contracts import Release
 from pipelines.encoding import BUNDLE, Columns, Encode, encoder
 from pipelines.errors import PerennialError, Unavailable
 from pipelines.fields import Fields
+from pipelines.files import file_sha256
 from pipelines.text import TOKENIZER, load_tokenizer
 from serving.gateway.parts import Part, cut
 
@@ -70,7 +71,7 @@ def load(root: Path, fields: Fields, release: Release) -> Version:
     try:
         if fields.text is None:
             return Version(release.champion, encoder(fields, folder))
-        if about.get("tokenizer_sha256") != storage.file_sha256(folder / TOKENIZER):
+        if about.get("tokenizer_sha256") != file_sha256(folder / TOKENIZER):
             raise Unavailable(f"{TOKENIZER} is not the one that its bundle.json names")
         version = Version(
             release.champion,

@@ -21,7 +21,8 @@ from pipelines.fields import Categorical
 from pipelines.line import order
 from pipelines.params_file import load_params
 from pipelines.places import PRIVATE
-from pipelines.storage import read_manifest, wall_time
+from pipelines.provenance import wall_time
+from pipelines.storage import read_manifest
 from tests.embedded.test_airflow_metrics import samples
 from tests.pipelines.data import loglines
 from tests.running import CASE, ENDS, GRAFANA, MAPPED, PROFILE, ROOT

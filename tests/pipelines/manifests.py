@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import storage
+from pipelines.files import file_sha256
 
 
 def renew(folder: Path, **changes: Any) -> None:
@@ -12,5 +13,5 @@ def renew(folder: Path, **changes: Any) -> None:
     It is as if they had been committed so.
     """
     manifest = storage.read_manifest(folder, verify=False)
-    files = {name: storage.file_sha256(folder / name) for name in manifest.files}
+    files = {name: file_sha256(folder / name) for name in manifest.files}
     storage.write_manifest(folder, manifest.model_copy(update={"files": files, **changes}))

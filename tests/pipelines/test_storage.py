@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from pipelines import storage
+from pipelines import files, storage
 from pipelines.errors import ConfigError, IntegrityError
 
 AS_OF = datetime(2008, 8, 1, tzinfo=UTC)
@@ -174,8 +172,8 @@ def test_only_the_files_that_matter_are_hashed(tmp_path: Path, monkeypatch: pyte
     """A file is hashed once as long as it does not change, and not at all for who does not read it."""
     _commit(tmp_path / "train")
     hashed = []
-    once = storage.file_sha256
-    monkeypatch.setattr(storage, "file_sha256", lambda path: hashed.append(path.name) or once(path))
+    once = files.file_sha256
+    monkeypatch.setattr(files, "file_sha256", lambda path: hashed.append(path.name) or once(path))
     storage.read_manifest(tmp_path / "train", verify=False)
     storage.read_manifest(tmp_path / "train", verify=("other.txt",))
     assert hashed == []
@@ -259,90 +257,6 @@ _commit(Path(sys.argv[1]) / "train", text="second")
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
 
 
-def _dies(call: str, after: bool, write: Callable[[], object]) -> None:
-    """``write`` in a process that is killed at a system call, before or after it was done."""
-    real = getattr(os, call)
-
-    def last(*arguments: object, **named: object) -> None:
-        if after:
-            real(*arguments, **named)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def run() -> None:
-        setattr(os, call, last)
-        write()
-
-    child = multiprocessing.get_context("fork").Process(target=run)
-    child.start()
-    child.join(30)
-    assert child.exitcode == -signal.SIGKILL
-
-
-@pytest.mark.parametrize(
-    ("write", "call", "after"),
-    [
-        (storage.write_atomic, "fsync", False),
-        (storage.write_atomic, "replace", False),
-        (storage.write_once, "fsync", False),
-        (storage.write_once, "link", False),
-        (storage.write_once, "link", True),
-    ],
-)
-def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path: Path, write, call: str, after: bool):
-    """After SIGKILL at any call of a write, the next write of the file removes what was left of it.
-
-    It removes nothing else.
-    """
-    path = tmp_path / "rows.parquet"
-    other = tmp_path / ".rows.parquet.note"
-    other.touch()
-    for _ in range(2):
-        path.unlink(missing_ok=True)
-        _dies(call, after, lambda: write(path, b"killed"))
-    assert len(list(tmp_path.iterdir())) > 1
-    write(path, b"whole")
-    assert {file.name for file in tmp_path.iterdir()} == {path.name, other.name}
-    assert path.read_bytes() == (b"killed" if after else b"whole")
-
-
-def test_a_live_writer_keeps_its_temporary_file(tmp_path: Path):
-    """A write that ends while another one of the same file is under way leaves that one alone, which ends too."""
-    path = tmp_path / "folder" / "rows.parquet"
-    begun = tmp_path / "begun"
-    go_on = tmp_path / "go_on"
-    replace = os.replace
-
-    def slow(source: Path, target: Path) -> None:
-        begun.touch()
-        while not go_on.exists():
-            time.sleep(0.01)
-        replace(source, target)
-
-    def run() -> None:
-        os.replace = slow
-        storage.write_atomic(path, b"slow")
-
-    child = multiprocessing.get_context("fork").Process(target=run)
-    child.start()
-    while not begun.exists():
-        time.sleep(0.01)
-    storage.write_atomic(path, b"quick")
-    assert path.read_bytes() == b"quick"
-    assert len(list(path.parent.iterdir())) == 2
-    go_on.touch()
-    child.join(30)
-    assert (child.exitcode, path.read_bytes(), len(list(path.parent.iterdir()))) == (0, b"slow", 1)
-
-
-def test_many_writers_of_one_file_leave_one_file(tmp_path: Path):
-    """Of 24 writers at once, more than have names of their own, each ends, and nothing but the file is left."""
-    path = tmp_path / "rows.parquet"
-    with ThreadPoolExecutor(24) as pool:
-        list(pool.map(lambda number: storage.write_atomic(path, b"%d" % number * 100), range(96)))
-    assert len(path.read_bytes()) in {100, 200}
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
-
-
 def test_no_flipped_bit_of_a_manifest_gives_another_one(tmp_path: Path):
     """Each flipped bit of a manifest is found, or the manifest says the same as before."""
     committed = _commit(tmp_path / "train")
@@ -399,59 +313,3 @@ def test_everything_is_durable_before_it_is_named(tmp_path: Path, monkeypatch: p
     above = [tmp_path, tmp_path / "artefacts", tmp_path / "artefacts" / "bank"]
     assert {str(path) for path in (*inside, *above)} <= before
     assert str(folder.parent) in synced
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Path:
-    """A repository that holds this program's library, all of it committed."""
-    folder = tmp_path_factory.mktemp("clone")
-    shutil.copytree(Path(storage.__file__).parent, folder / "pipelines", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / ".gitignore").write_text("__pycache__\n")
-    for command in (
-        ("init", "-q"),
-        ("add", "-A"),
-        ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "All"),
-    ):
-        subprocess.run(["git", *command], cwd=folder, check=True)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("name", "dirty"),
-    [
-        ("pipelines/cases/mine/model.py", True),
-        ("pipelines/cases/mine/rates.csv", True),
-        ("pipelines/helpers.py", True),
-        ("plugins/more.py", True),
-        ("pipelines/cases/ignored/model.py", True),
-        ("pipelines/text.py", True),
-        ("pipelines/cases/__pycache__/old.pyc", False),
-        ("dvc.lock", False),
-        ("runs/local/lake/bank/a.parquet", False),
-    ],
-)
-def test_code_that_git_does_not_know_makes_work_dirty(clone: Path, name: str, dirty: bool):
-    """Provenance calls work dirty when code changed or lies beside the committed one.
-
-    So does a whole case that git ignores; state and caches do not.
-    """
-    path = clone / name
-    code = "from pipelines import storage; print(storage.provenance()['dirty'])"
-    (clone / ".git" / "info" / "exclude").write_text("pipelines/cases/ignored\n")
-    before = path.read_text() if path.exists() else None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{before or ''}\n# edited\n")
-    done = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, check=True)
-    if before is None:
-        path.unlink()
-    else:
-        path.write_text(before)
-    assert done.stdout.strip() == str(dirty)
-
-
-def test_without_a_repository_nobody_knows(tmp_path: Path):
-    """Where there is no commit to compare with, work is neither clean nor dirty."""
-    shutil.copytree(Path(storage.__file__).parent, tmp_path / "pipelines", ignore=shutil.ignore_patterns("__pycache__"))
-    code = "from pipelines import storage; print(storage.provenance()['commit'], storage.provenance()['dirty'])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["None", "None"]

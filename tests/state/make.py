@@ -47,9 +47,9 @@ from pipelines.case_files import CASES_ROOT
 from pipelines.cases import load_fields, part
 from pipelines.cli import main as command
 from pipelines.contracts import Window
+from pipelines.files import write_atomic
 from pipelines.params_file import load_params
 from pipelines.settings import Settings, read_settings
-from pipelines.storage import write_atomic
 
 HERE = Path(__file__).parent
 CASE = "loans"

@@ -30,6 +30,7 @@ from pipelines.deploy import rollout
 from pipelines.drift.labels import sequential
 from pipelines.drift_report import DriftReport
 from pipelines.encoding import encoder
+from pipelines.files import file_sha256
 from pipelines.params_file import load_params
 from pipelines.registry import aliases
 from pipelines.settings import Settings
@@ -199,7 +200,7 @@ def test_every_artefact_is_read(state):
         made = storage.read_manifest(path.parent, verify=False)
         for name, expected in made.files.items():
             if (path.parent / name).exists():
-                assert storage.file_sha256(path.parent / name) == expected
+                assert file_sha256(path.parent / name) == expected
             else:
                 assert name.endswith((".onnx", ".pt", ".png")), path.parent / name
 

@@ -18,9 +18,10 @@ import pytest
 from embedded.demo.traffic import client, wait_for_closed_segments
 from pipelines import cases, ledger
 from pipelines.contracts import EpisodeTrigger, Window
+from pipelines.files import file_sha256
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
-from pipelines.storage import MANIFEST, file_sha256, read_manifest
+from pipelines.storage import MANIFEST, read_manifest
 from tests.system.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow

@@ -16,9 +16,9 @@ from pipelines.cases.bank.schema import FIELDS
 from pipelines.cases.sources import Source, canonical, checked_sha256, places
 from pipelines.contracts import Window
 from pipelines.errors import DataError, IntegrityError
+from pipelines.files import write_atomic
 from pipelines.params import Params
 from pipelines.settings import Settings
-from pipelines.storage import write_atomic
 
 PARQUET = "bank_marketing.parquet"
 PARQUET_SHA256 = "cbe5f13ebe19de3c11c14f7060fdef0b09183b2c32ba2db7f4223ee1a315f15a"

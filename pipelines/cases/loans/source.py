@@ -20,9 +20,10 @@ from pipelines.cases.sources import Source, canonical
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError
 from pipelines.fields import frame_schema
+from pipelines.files import file_sha256
 from pipelines.params import Params
 from pipelines.settings import Settings
-from pipelines.storage import canonical_json, file_sha256
+from pipelines.storage import canonical_json
 
 Drift = Literal["none", "covariate", "label", "concept"]
 KINDS: tuple[Drift, ...] = ("none", "covariate", "label", "concept")

@@ -24,7 +24,7 @@ import polars as pl
 from pipelines.cases.triage.teams import team_of
 from pipelines.contracts import Window
 from pipelines.errors import DataError, IntegrityError
-from pipelines.storage import write_atomic
+from pipelines.files import write_atomic
 from pipelines.text import normalise
 
 URL = "https://services.nvd.nist.gov/rest/json/cves/2.0"

@@ -12,9 +12,9 @@ from pipelines.cases.triage import nvd
 from pipelines.cases.triage.schema import FIELDS
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError, DataError
+from pipelines.files import file_sha256, write_atomic
 from pipelines.params import Params
 from pipelines.settings import Settings
-from pipelines.storage import file_sha256, write_atomic
 
 PARQUET = "nvd_cve.parquet"
 PARQUET_SHA256 = "a366f0a48f2d910bb93552dc8f86724c95112f3371eeb84d4d22e366aa5b4eb7"

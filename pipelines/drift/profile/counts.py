@@ -27,7 +27,8 @@ from pipelines.drift.profile.spec import UNIT, Spec, count_words, entropy, proje
 from pipelines.drift.profile.vocabulary import TOKENS, UNKNOWN, split, tokens, unknown_shares
 from pipelines.errors import IntegrityError
 from pipelines.fields import ENTROPY, PREDICTION, SCORE, SCORES, Categorical, Fields, Scale, Text, frame_schema
-from pipelines.storage import canonical_json, write_atomic
+from pipelines.files import write_atomic
+from pipelines.storage import canonical_json
 
 FEW = 1 << 13
 """Sorting fewer values than these beats clearing 65,536 counters."""

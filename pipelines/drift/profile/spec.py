@@ -28,8 +28,9 @@ from pipelines.drift.profile.projections import SUFFIXES, project
 from pipelines.drift.profile.vocabulary import TOKENS, UNKNOWN, freeze_words, split
 from pipelines.errors import ConfigError, DataError, IntegrityError, PerennialError
 from pipelines.fields import ENTROPY, PREDICTION, RESERVED, SCORE, WORDS, Fields, Scale
+from pipelines.files import write_atomic, write_once
 from pipelines.settings import Settings
-from pipelines.storage import digest, write_atomic, write_once
+from pipelines.storage import digest
 
 OUTPUTS = (SCORE, PREDICTION)
 """What comes out of the model; all other features go in."""

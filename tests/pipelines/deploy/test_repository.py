@@ -11,6 +11,7 @@ from pipelines.cases import load_fields
 from pipelines.deploy import repository
 from pipelines.errors import IntegrityError
 from pipelines.fields import Fields, Text
+from pipelines.files import file_sha256
 from pipelines.settings import Settings
 from tests.pipelines.candidates import CASE, candidate, month
 
@@ -68,7 +69,7 @@ def test_staging_is_idempotent_and_repairs(tmp_path, bundle):
     model = repo / CASE / "4" / "model.onnx"
     model.write_bytes(b"damaged")
     assert repository.stage(repo, CASE, 4, bundle)
-    assert storage.file_sha256(model) == storage.read_manifest(bundle).files["model.onnx"]
+    assert file_sha256(model) == storage.read_manifest(bundle).files["model.onnx"]
     assert sorted(path.name for path in repo.rglob("*")) == ["4", CASE, "model.onnx"]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from pipelines import ledger, storage
 from pipelines.errors import IntegrityError, Unavailable
+from pipelines.files import file_sha256
 from pipelines.params_file import load_params
 from pipelines.registry import aliases, live
 from pipelines.settings import Settings
@@ -81,10 +82,7 @@ def test_record_is_complete(settings, client, tmp_path):
         "numeric": {"dtype": "float32", "shape": [-1, 9]},
     }
     assert "onnx" in about.flavors
-    assert (
-        storage.file_sha256(Path(folder) / "model.onnx")
-        == storage.read_manifest(run_dir / "export").files["model.onnx"]
-    )
+    assert file_sha256(Path(folder) / "model.onnx") == storage.read_manifest(run_dir / "export").files["model.onnx"]
     assert not [file for file in Path(folder).iterdir() if file.suffix in {".pkl", ".data"}]
 
 

@@ -10,6 +10,7 @@ import torch
 from pipelines import cli, storage
 from pipelines.cases import load_fields, tabular
 from pipelines.errors import ConfigError
+from pipelines.files import file_sha256
 from pipelines.reproduction import retrain
 from pipelines.reproduction.find import find
 from pipelines.settings import Settings
@@ -117,7 +118,7 @@ def test_changed_rows_are_the_data_layer(home):
     answer = retrain.reproduce(home, CASE, 3)
     assert (answer["identical"], answer["layer"]) == (False, "data")
     (row,) = answer["differences"]["data"]
-    assert (row["what"], row["found"]) == ("files.train.parquet", storage.file_sha256(path))
+    assert (row["what"], row["found"]) == ("files.train.parquet", file_sha256(path))
     assert "execution" in answer["differences"]
     assert answer["weights"]["recorded"] != answer["weights"]["reproduced"]
 

@@ -29,7 +29,7 @@ def settings(tmp_path, monkeypatch) -> Settings:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("pipelines.alerts.sinks.PAUSES", (0.0,))
     # Power cuts are no subject here, and 170 runs would wait for the disk.
-    monkeypatch.setattr("pipelines.storage.os.fsync", lambda _descriptor: None)
+    monkeypatch.setattr("pipelines.files.os.fsync", lambda _descriptor: None)
     return Settings(home=tmp_path / "state")
 
 

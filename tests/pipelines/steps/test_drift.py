@@ -19,6 +19,7 @@ from pipelines.drift.profile.counts import merge, read, to_bytes
 from pipelines.drift.reference import reference_profile
 from pipelines.drift_report import DriftReport, Explanation, Quality
 from pipelines.errors import ConfigError, IntegrityError, Overtaken
+from pipelines.files import file_sha256
 from pipelines.params import Params
 from pipelines.settings import Settings
 from tests.pipelines.drift.stream import FIELDS, SPEC, START, Stream, midnight
@@ -159,7 +160,7 @@ def replayed(drifted, tmp_path) -> Settings:
 def tree(settings: Settings) -> dict[str, str]:
     """Every artefact by its hash, the ledger's rows of drift with it."""
     files = {
-        str(path.relative_to(settings.root)): storage.file_sha256(path)
+        str(path.relative_to(settings.root)): file_sha256(path)
         for path in settings.root.rglob("*")
         if path.is_file() and "ledger.db" not in path.name
     }
@@ -404,7 +405,7 @@ def test_profiles_are_kept_per_day(replayed):
     (only,) = manifest.facts["days"]
     assert only["date"] == str(day(2))
     path = replayed.root / only["path"]
-    assert path.stem == storage.file_sha256(path)[:16]
+    assert path.stem == file_sha256(path)[:16]
     assert merge([read(path)], manifest.facts["spec"]).rows == manifest.facts["rows"] == PARAMS.source["rows_per_day"]
 
 

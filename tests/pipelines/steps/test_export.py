@@ -9,17 +9,16 @@ from datetime import timedelta
 import polars as pl
 import pytest
 
-from pipelines import storage
 from pipelines.cases import load_fields
 from pipelines.data import log as prediction_log
 from pipelines.errors import IntegrityError
 from pipelines.export import bundle, variants
+from pipelines.files import file_sha256, write_atomic
 from pipelines.line import runner
 from pipelines.line.order import EXPORT
 from pipelines.line.step import Run
 from pipelines.params import ExportParams
 from pipelines.settings import Settings
-from pipelines.storage import write_atomic
 from tests.encoders import write_encoder
 from tests.pipelines.export.texts import write_dynamic
 from tests.pipelines.manifests import renew
@@ -75,9 +74,7 @@ def test_a_variant_that_mixes_rows_is_not_shipped(trained, monkeypatch, caplog):
     assert facts["variants"]["fp32"]["file"] == "model.onnx"
     assert "with the rows beside it" in facts["variants"]["int8"]["refused"]
     assert "does not ship" in caplog.text
-    assert storage.file_sha256(run_dir / "export" / "model.onnx") != storage.file_sha256(
-        run_dir / "export" / variants.INT8
-    )
+    assert file_sha256(run_dir / "export" / "model.onnx") != file_sha256(run_dir / "export" / variants.INT8)
 
 
 def test_a_model_that_mixes_rows_is_no_bundle(trained, monkeypatch):

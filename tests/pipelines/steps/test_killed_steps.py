@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import storage
+from pipelines.files import file_sha256
 
 STEPS = ("ingest", "validate", "dataset", "train", "export", "evaluate")
 TIMED = ("metrics.jsonl", "record.json", "seconds", "samples_per_second", "variants", "cost")
@@ -40,7 +41,7 @@ def _tree(home: Path) -> dict[str, str]:
             facts = {name: fact for name, fact in manifest.facts.items() if name not in TIMED}
             tree[str(path.relative_to(home))] = storage.digest([manifest.key, files, facts])
         elif path.name not in TIMED:
-            tree[str(path.relative_to(home))] = storage.file_sha256(path)
+            tree[str(path.relative_to(home))] = file_sha256(path)
     return tree
 
 

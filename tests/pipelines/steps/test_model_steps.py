@@ -18,6 +18,7 @@ from pipelines.contracts import Verdict
 from pipelines.drift.profile.spec import load_spec
 from pipelines.errors import ConflictError, IntegrityError
 from pipelines.fields import Categorical
+from pipelines.files import file_sha256
 from pipelines.line import runner
 from pipelines.line.order import TRAIN
 from pipelines.line.step import Run
@@ -93,7 +94,7 @@ def tree(folder):
     """Every file's hash; provenance, the run record and the metrics of training are left out: they hold times."""
     timed = {storage.MANIFEST, "metrics.jsonl", "record.json"}
     return {
-        str(p.relative_to(folder)): storage.file_sha256(p)
+        str(p.relative_to(folder)): file_sha256(p)
         for p in sorted(folder.rglob("*"))
         if p.is_file() and p.name not in timed
     }
@@ -277,7 +278,7 @@ def test_a_changed_verdict_is_refused_by_the_ledger(first):
     honest, manifest = path.read_text(), beside.read_text()
     try:
         path.write_text(honest.replace('"promote"', '"reject"'))
-        files = {"verdict.json": storage.file_sha256(path)}
+        files = {"verdict.json": file_sha256(path)}
         beside.write_text(json.dumps(json.loads(manifest) | {"files": files, "sha256": ""}))
         with pytest.raises(ConflictError, match="immutable"):
             gate.run(PARAMS, settings, run_dir, AS_OF)

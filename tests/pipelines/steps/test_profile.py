@@ -15,6 +15,7 @@ from pipelines.drift.profile import kernel
 from pipelines.drift.profile.counts import merge, profile_frame, read, to_bytes, typed
 from pipelines.drift.profile.spec import load_spec
 from pipelines.errors import ConfigError, IntegrityError
+from pipelines.files import file_sha256
 from pipelines.line.step import Run
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
@@ -49,7 +50,7 @@ def test_hours_add_up_to_days(logged):
     assert [day["date"] for day in made["days"]] == [str(START + timedelta(days=number)) for number in (2, 4)]
     for day in made["days"]:
         path = logged.root / day["path"]
-        assert path.stem == storage.file_sha256(path)[:16]
+        assert path.stem == file_sha256(path)[:16]
         assert len(day["hours"]) > 1
         hours = [read(logged.root / hour["path"]) for hour in day["hours"]]
         assert [hour.rows for hour in hours] == [hour["rows"] for hour in day["hours"]]

@@ -24,6 +24,7 @@ from tritonclient.grpc import service_pb2_grpc
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
 from pipelines.cases.loans.source import generate
+from pipelines.files import file_sha256
 from pipelines.settings import Settings
 from pipelines.text import TOKENIZER
 from serving.gateway.app import create_app
@@ -118,7 +119,7 @@ def release(
             fill(work)
         about = {"case": case, "fields_hash": fields_hash or load_fields(case).hash}
         if (work / TOKENIZER).exists():
-            about["tokenizer_sha256"] = storage.file_sha256(work / TOKENIZER)
+            about["tokenizer_sha256"] = file_sha256(work / TOKENIZER)
         (work / "bundle.json").write_text(json.dumps(about))
         return {}
 
