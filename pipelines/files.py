@@ -89,7 +89,10 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True, mode: int | N
     makes them so together (:func:`make_durable`). ``mode`` is the file's mode; by default what the umask leaves of
     0666.
     """
-    make_folder(path.parent) if durable else path.parent.mkdir(parents=True, exist_ok=True)
+    if durable:
+        make_folder(path.parent)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
     with _written_beside(path, data, durable=durable, mode=mode) as work:
         os.replace(work, path)
     if durable:
@@ -173,7 +176,10 @@ def _remove_dead(path: Path) -> bool:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not _is_at(fd, path):
             return False
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     except OSError:
         return False  # it lives, or it is not ours to remove
     finally:

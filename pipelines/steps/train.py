@@ -42,7 +42,9 @@ def work(run: Run, read: Read) -> Work:
     if not (profile := settings.profile_file(params.case)).exists():
         raise ConfigError(f"{profile} does not exist: run the step 'dataset' again, it is made from the training rows")
     start = warm_start(params, settings, run.as_of)
-    inputs = {} if start is None else {"champion": start.key}
+    inputs = {}
+    if start is not None:
+        inputs["champion"] = start.key
     base = base_sha256(params.model.encoder) if isinstance(params.model, TextModelParams) else None
 
     def build(folder: Path, key: str) -> TrainFacts:
