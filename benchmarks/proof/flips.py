@@ -272,8 +272,8 @@ def preload() -> None:
     import polars as pl  # noqa: F401
     import sklearn.metrics  # noqa: F401
 
-    from pipelines.export import bundle, variants  # noqa: F401
-    from pipelines.training import fit, record  # noqa: F401
+    from pipelines.export import model  # noqa: F401
+    from pipelines.training import candidate, record  # noqa: F401
     from serving.gateway import versions  # noqa: F401
 
 
