@@ -170,7 +170,7 @@ def round_of(checkout: Path, env: dict[str, str], outside: str | None) -> dict[s
 
 def drifted(stack: checks.Stack, run_id: str) -> dict[str, Any]:
     """A drift run of now; the logs of tasks that failed are printed, as the containers do not outlive the round."""
-    found = checks.drifted(stack, datetime.now(UTC), run_id)
+    found = checks.drifted(stack, datetime.now(UTC).replace(microsecond=0), run_id)
     for task, log in found["failed"].items():
         print(f"  {task} failed:\n{log}", flush=True)
     return found
