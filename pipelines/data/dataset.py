@@ -44,6 +44,12 @@ def training_window(as_of: datetime, params: DatasetParams) -> Window:
     return Window(start=as_of - timedelta(days=params.window_days), end=as_of)
 
 
+def known_at(rows: pl.DataFrame, label: str, as_of: datetime) -> pl.DataFrame:
+    """The rows as they were known at ``as_of``: without labels that arrived later, and without their time."""
+    arrived = pl.col("label_time") <= as_of
+    return rows.with_columns(pl.when(arrived).then(pl.col(name)).alias(name) for name in (label, "label_time"))
+
+
 def first_needed_day(frame: pl.DataFrame, label: str, as_of: datetime, params: DatasetParams) -> datetime | None:
     """Midnight of the oldest day that either rule can need, or None if ``frame`` does not reach far enough back.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -87,3 +88,12 @@ def read_days(settings: Settings, partitions: Sequence[dict[str, Any]]) -> pl.Da
             )
         frames.append(frame)
     return pl.concat(frames, how="diagonal_relaxed")
+
+
+def set_aside(settings: Settings, case: str, name: str, rows: pl.DataFrame) -> Path:
+    """Keep rows that stopped a run, as ``lake/<case>/quarantine/rows/<name>.parquet``; returns the path."""
+    path = settings.lake / case / "quarantine" / "rows" / f"{name}.parquet"
+    buffer = io.BytesIO()
+    rows.write_parquet(buffer)
+    write_atomic(path, buffer.getvalue())
+    return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,6 @@ from pipelines.cases import load_fields
 from pipelines.data import contract, lake
 from pipelines.errors import DataError
 from pipelines.fields import AS_DELIVERED
-from pipelines.files import write_atomic
 from pipelines.line.facts import IngestFacts, ValidateFacts
 from pipelines.line.step import Read, Run, Work
 
@@ -40,10 +38,7 @@ def work(run: Run, read: Read) -> Work:
         reasons = contract.count_reasons(bad)
         share = bad.height / (good.height + bad.height)
         if share > limit or good.is_empty():
-            kept = settings.lake / params.case / "quarantine" / "rows" / f"{run_dir.name}-{key[:12]}.parquet"
-            buffer = io.BytesIO()
-            bad.write_parquet(buffer)
-            write_atomic(kept, buffer.getvalue())
+            kept = lake.set_aside(settings, params.case, f"{run_dir.name}-{key[:12]}", bad)
             top = ", ".join(f"{reason} ({count})" for reason, count in list(reasons.items())[:3])
             raise DataError(
                 f"{params.case}: {bad.height} of {good.height + bad.height} rows ({share:.1%}) break the contract, "
