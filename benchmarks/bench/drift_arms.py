@@ -267,16 +267,16 @@ def merge_hours(paths: list[Path], _reference: Path, _threads: int) -> Callable[
 
 def _step(together: int | None) -> Callable[[list[Path], Path, int], Callable[[], Answer]]:
     def arm(paths: list[Path], _reference: Path, _threads: int) -> Callable[[], Answer]:
+        from pipelines.data import day_rows
         from pipelines.line import runner
         from pipelines.line.order import PROFILE
         from pipelines.line.step import Run
         from pipelines.params_file import load_params
         from pipelines.settings import read_settings
-        from pipelines.steps import profile
 
         params = load_params("loans")
         settings = read_settings(home=paths[0])
-        profile.TOGETHER = together or profile.TOGETHER
+        day_rows.TOGETHER = together or day_rows.TOGETHER
 
         def work() -> Answer:
             as_of = datetime.fromisoformat(SERVED) + timedelta(days=1)

@@ -1,13 +1,78 @@
-"""The profiles of single days, as the runs up to this one left them."""
+"""The profiles of single days: made of those of their hours, kept in the lake, and found again by later runs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
+
+import polars as pl
 
 from pipelines import storage
 from pipelines.contracts import Window
-from pipelines.drift.profile.counts import Profile, read
+from pipelines.drift.profile.counts import Profile, merge, profile_frame, read, scored, write
+from pipelines.drift.profile.kernel import profile_parquet, profile_where
+from pipelines.drift.profile.spec import Spec
+from pipelines.fields import Fields
+from pipelines.settings import Settings
+
+
+def by_hour(
+    held: pl.DataFrame | None, streamed: Mapping[int, tuple[Sequence[Path], pl.Expr | None]], fields: Fields, spec: Spec
+) -> dict[int, Profile]:
+    """Profiles of a day's hours that have rows.
+
+    The rows ``held`` are counted as a frame, those left in files as streams: ``streamed`` has by hour the files, and
+    which of their rows count (None: all). Both ways make the same counts.
+    """
+    found: dict[int, list[Profile]] = {}
+    if held is not None:
+        for hour, rows in _hours(held):
+            found[hour] = [profile_frame(scored(rows, fields), fields, spec)]
+    for hour, (files, where) in streamed.items():
+        counted = _streamed(files, where, fields, spec)
+        if counted.rows:
+            found.setdefault(hour, []).append(counted)
+    return {hour: _together(parts, spec) for hour, parts in sorted(found.items())}
+
+
+def _hours(rows: pl.DataFrame) -> list[tuple[int, pl.DataFrame]]:
+    parts = rows.with_columns(_hour=pl.col("event_time").dt.hour()).partition_by(
+        "_hour", as_dict=True, include_key=False
+    )
+    return sorted((hour, part) for (hour,), part in parts.items())
+
+
+def _streamed(files: Sequence[Path], where: pl.Expr | None, fields: Fields, spec: Spec) -> Profile:
+    if where is None:
+        return profile_parquet(files, fields, spec)
+    return profile_where(files, where, fields, spec)
+
+
+def _together(parts: Sequence[Profile], spec: Spec) -> Profile:
+    if len(parts) == 1:
+        return parts[0]
+    return merge(parts, spec.version)
+
+
+def keep(
+    settings: Settings, case: str, day: date, hours: Mapping[int, Profile], spec: Spec, *, each_hour: bool
+) -> dict[str, Any]:
+    """Write the profile of a day, and where it is wanted those of ``each_hour``; ``{date, path, rows, hours}``.
+
+    Files: ``lake/<case>/profiles/<spec>/date=D/<hash16>.parquet`` and ``date=D/hour=H/<hash16>.parquet``; paths are
+    relative to the state folder.
+    """
+    folder = settings.lake / case / "profiles" / spec.version / f"date={day}"
+    kept: list[dict[str, Any]] = []
+    if each_hour:
+        for hour, profile in hours.items():
+            path = write(profile, folder / f"hour={hour:02d}")
+            kept.append({"hour": hour, "path": str(path.relative_to(settings.root)), "rows": profile.rows})
+    whole = merge(hours.values(), spec.version)
+    path = write(whole, folder)
+    return {"date": str(day), "path": str(path.relative_to(settings.root)), "rows": whole.rows, "hours": kept}
 
 
 def read_days(run_dir: Path, root: Path, within: Window, spec: str) -> dict[date, Profile]:

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines import storage
 from pipelines.cases.triage.schema import FIELDS as TRIAGE_FIELDS
-from pipelines.data import compaction, repeats
+from pipelines.data import compaction, day_rows, repeats
 from pipelines.drift.profile import kernel
 from pipelines.drift.profile.counts import merge, profile_frame, read, to_bytes, typed
 from pipelines.drift.profile.spec import load_spec
@@ -193,7 +193,7 @@ def test_a_day_too_large_for_a_frame_has_the_same_profile(tmp_path, monkeypatch,
     )
     whole = run(settings, "frame", params)
     assert whole.facts["rows"] == len(lines)
-    monkeypatch.setattr(home, "TOGETHER", 0)
+    monkeypatch.setattr(day_rows, "TOGETHER", 0)
     monkeypatch.setattr(repeats, "AT_ONCE", 64)
     monkeypatch.setattr(kernel, "BATCH", 2)
     streamed = run(settings, "streamed", params)
@@ -214,9 +214,9 @@ def test_rows_that_share_a_file_with_other_days_are_profiled(tmp_path, monkeypat
     for settings, most in ((apart, 500), (shared, 3)):
         monkeypatch.setattr(compaction, "MOST_PARTITIONS", most)
         loglines.write(settings, "loans", "predictions", "s0", lines)
-        for name, together in (("frame", home.TOGETHER), ("streamed", 0)):
+        for name, together in (("frame", day_rows.TOGETHER), ("streamed", 0)):
             with monkeypatch.context() as patch:
-                patch.setattr(home, "TOGETHER", together)
+                patch.setattr(day_rows, "TOGETHER", together)
                 made.append(run(settings, name, params))
     assert len(list(shared.lake.glob("loans/predictions/*/**/*.parquet"))) == 4
     assert made[0].facts["rows"] == len(lines)
@@ -241,7 +241,7 @@ def test_days_are_taken_together_as_long_as_their_files_are_small(logged, monkey
     ]
     for limit, expected in ((10 * sum(near), [2]), (sum(near) * 5 // 4, [1, 1]), (sum(near) // 4, [])):
         sizes.clear()
-        monkeypatch.setattr(home, "TOGETHER", limit)
+        monkeypatch.setattr(day_rows, "TOGETHER", limit)
         run(logged, f"together-{limit}")
         assert sizes == expected
 
@@ -251,6 +251,6 @@ def test_a_damaged_partition_is_named_when_streamed(logged, tmp_path, monkeypatc
     run(logged, "damaged")
     shutil.copytree(logged.root, tmp_path / "state")
     next(iter((tmp_path / "state" / "lake" / "loans" / "predictions").rglob("*.parquet"))).write_bytes(b"PAR1torn")
-    monkeypatch.setattr(home, "TOGETHER", 0)
+    monkeypatch.setattr(day_rows, "TOGETHER", 0)
     with pytest.raises(IntegrityError, match="remove that folder, it is made again"):
         run(Settings(home=tmp_path / "state"), "damaged-again")
