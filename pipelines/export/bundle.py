@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from pipelines.encoding import Columns, encoder, signature
 from pipelines.errors import IntegrityError
 from pipelines.export.contract import contract
 from pipelines.export.onnx import OPSET, Scored, longest, write_onnx
-from pipelines.fields import Fields, from_json, to_json
+from pipelines.fields import Fields, to_json
 from pipelines.files import file_sha256
 from pipelines.storage import canonical_json
 from pipelines.text import TOKENIZER, load_tokenizer
@@ -64,18 +63,6 @@ def write_bundle(model: nn.Module, fields: Fields, folder: Path, about: Mapping[
     (folder / "fields.json").write_text(canonical_json(to_json(fields)))
     (folder / "contract.json").write_text(canonical_json(contract(fields)))
     return bundle
-
-
-def read_fields(bundle: Path) -> Fields:
-    """The fields that a bundle was trained with; IntegrityError if they do not match the hash it names."""
-    fields = from_json(json.loads((bundle / "fields.json").read_text()))
-    expected = json.loads((bundle / "bundle.json").read_text())["fields_hash"]
-    if fields.hash != expected:
-        raise IntegrityError(
-            f"{bundle / 'fields.json'} has hash {fields.hash[:12]}, bundle.json names {str(expected)[:12]}: "
-            "export the model again"
-        )
-    return fields
 
 
 def check_parity(model: nn.Module, fields: Fields, bundle: Path, rows: Columns, seed: int) -> float:

@@ -16,6 +16,7 @@ from pipelines import runtime, storage
 from pipelines.contracts import Manifest
 from pipelines.errors import ConfigError, IntegrityError
 from pipelines.evaluation.metrics import metrics
+from pipelines.export.scoring import read_fields
 from pipelines.files import file_sha256, work_folder
 from pipelines.line import runner
 from pipelines.line.order import EXPORT, TRAIN
@@ -165,9 +166,6 @@ def _repeated(version: Version, again: Path) -> Training:
 
 
 def _metrics(bundle: Path, holdout: Path) -> Mapping[str, float | None]:
-    # Inside: it brings torch along.
-    from pipelines.export.bundle import read_fields
-
     fields = read_fields(bundle)
     rows = pl.read_parquet(holdout)
     return metrics(

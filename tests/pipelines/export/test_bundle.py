@@ -11,8 +11,9 @@ from pipelines import runtime
 from pipelines.cases import load_fields
 from pipelines.cases.tabular import build
 from pipelines.errors import ConfigError, DataError, IntegrityError
-from pipelines.export.bundle import check_parity, random_rows, read_fields, write_bundle
+from pipelines.export.bundle import check_parity, random_rows, write_bundle
 from pipelines.export.onnx import write_onnx
+from pipelines.export.scoring import read_fields
 from pipelines.params_file import load_params
 
 FIELDS = load_fields("bank")

@@ -14,7 +14,8 @@ from pipelines.encoding import encoder
 from pipelines.errors import ConfigError, DataError, IntegrityError
 from pipelines.export import onnx as exporter
 from pipelines.export import variants
-from pipelines.export.bundle import check_parity, neighbours, random_texts, read_fields, write_bundle
+from pipelines.export.bundle import check_parity, neighbours, random_texts, write_bundle
+from pipelines.export.scoring import read_fields
 from pipelines.files import file_sha256
 from tests.pipelines.export.texts import CLASSES, FIELDS, MOST, made_model, reports, write_dynamic, write_tokenizer
 from tests.test_dependencies import ROOT

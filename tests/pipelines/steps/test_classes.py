@@ -21,11 +21,11 @@ from pipelines.drift.reference import FILE, reference_profile
 from pipelines.drift_report import DriftReport, Explanation
 from pipelines.errors import ConfigError
 from pipelines.evaluation.metrics import row_log_loss
+from pipelines.export.scoring import score
 from pipelines.fields import Categorical
 from pipelines.params_file import load_params
 from pipelines.reports import evidently
 from pipelines.settings import Settings
-from pipelines.steps import evaluate as evaluate_step
 from tests.pipelines.data import loglines
 from tests.pipelines.reported import CASE, FIELDS, START, reports, scores, serve, write_bundle
 from tests.pipelines.verbs import dataset, drift, evaluate, gate, ingest, profile, validate
@@ -227,13 +227,13 @@ def test_a_champion_of_other_classes_is_compared_by_name(tmp_path):
     told = reports(20, seed=6)
     older = replace(FIELDS, classes=FIELDS.classes[1:][::-1])
     write_bundle(tmp_path, HALF[1:], older)
-    given = evaluate_step._scores(tmp_path, told, FIELDS)
+    given = score(tmp_path, told, FIELDS)
     assert (given[:, 0] == 0).all()
     known = np.isin(told[FIELDS.label].to_numpy(), HALF[1:])
     assert (given.argmax(1) == told[FIELDS.label].to_numpy())[known].all()
     binary = replace(FIELDS, classes=(), fields=(Categorical("a", ("b",)),))
     with pytest.raises(ConfigError, match="do not compare"):
-        evaluate_step._scores(tmp_path, told.head(0), binary)
+        score(tmp_path, told.head(0), binary)
 
 
 def test_a_slice_that_is_no_column_is_named(line):

@@ -1,0 +1,98 @@
+"""What the scores of one holdout say of a challenger and of the champion: in all, by slice and by class.
+
+Labels are positions of ``fields.classes``, or 0 and 1. Scores are ``[n]``, with classes ``[n, K]``; a champion's are
+None where there is no champion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipelines.evaluation.metrics import metrics
+from pipelines.fields import Fields
+from pipelines.measures import class_f1, confusion
+
+Labels = NDArray[Any]
+Scores = NDArray[np.float64]
+
+
+def with_class_names(rows: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+    """The rows with the names of their classes in place of positions: ``gate.slices`` may name the label."""
+    if not fields.classes:
+        return rows
+    names = dict(enumerate(fields.classes))
+    return rows.with_columns(pl.col(fields.label).replace_strict(names, return_dtype=pl.String))
+
+
+def scored(
+    rows: pl.DataFrame, fields: Fields, challenger: Scores, champion: Scores | None, columns: Sequence[str]
+) -> pl.DataFrame:
+    """What is kept of every row: ``id, label, challenger, champion`` and the ``columns`` of slices."""
+    named = with_class_names(rows, fields)
+    nobody = [None] * rows.height
+    return rows.select(
+        "id",
+        pl.col(fields.label).alias("label"),
+        _column("challenger", challenger, fields),
+        _column("champion", nobody if champion is None else champion, fields),
+        *(named[name] for name in columns),
+    )
+
+
+def _column(name: str, scores: Any, fields: Fields) -> pl.Series:
+    kind: Any = pl.Float64()
+    if fields.classes:
+        kind = pl.Array(pl.Float64, fields.outputs)
+    return pl.Series(name, scores, dtype=kind)
+
+
+def measured(label: Labels, scores: Scores | None) -> dict[str, float | None] | None:
+    """The metrics of some scores; None of a champion that there is not."""
+    if scores is None:
+        return None
+    return metrics(label, scores)
+
+
+def base_rate(label: Labels, rate: Any, fields: Fields) -> dict[str, Any]:
+    """The training rows' ``rate`` (with classes that of each) and its metrics, were it every row's score."""
+    if fields.classes:
+        scores = np.tile(np.array(rate), (len(label), 1))
+    else:
+        scores = np.full(len(label), rate)
+    return {"rate": rate, **metrics(label, scores)}
+
+
+def positives(label: Labels, fields: Fields) -> int:
+    """Rows of the positive class; with classes those outside of the commonest one."""
+    if not fields.classes:
+        return int(label.sum())
+    if not len(label):
+        return 0
+    return len(label) - int(np.bincount(label).max())
+
+
+def by_slice(
+    label: Labels, challenger: Scores, champion: Scores | None, masks: Mapping[str, NDArray[np.bool_]]
+) -> dict[str, dict[str, Any]]:
+    """Of every mask ``[n]`` by its name: how many rows there are (``n``), and the metrics of both."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, mask in masks.items():
+        ours = metrics(label[mask], challenger[mask])
+        theirs = None
+        if champion is not None:
+            theirs = metrics(label[mask], champion[mask])
+        found[name] = {"n": int(mask.sum()), "challenger": ours, "champion": theirs}
+    return found
+
+
+def by_class(label: Labels, challenger: Scores, fields: Fields) -> dict[str, Any]:
+    """With classes the challenger's ``confusion`` and F1 of each of the ``classes``; nothing of a binary label."""
+    if not fields.classes:
+        return {}
+    table = confusion(label, challenger)
+    return {"classes": list(fields.classes), "confusion": table.tolist(), "class_f1": class_f1(table)}

@@ -1,0 +1,48 @@
+"""Scores of a bundle that was exported, now or long ago, for rows of today."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipelines import runtime
+from pipelines.errors import ConfigError, IntegrityError
+from pipelines.fields import Fields, from_json
+
+
+def read_fields(bundle: Path) -> Fields:
+    """The fields that a bundle was trained with; IntegrityError if they do not match the hash it names."""
+    fields = from_json(json.loads((bundle / "fields.json").read_text()))
+    expected = json.loads((bundle / "bundle.json").read_text())["fields_hash"]
+    if fields.hash != expected:
+        raise IntegrityError(
+            f"{bundle / 'fields.json'} has hash {fields.hash[:12]}, bundle.json names {str(expected)[:12]}: "
+            "export the model again"
+        )
+    return fields
+
+
+def score(bundle: Path, rows: pl.DataFrame, fields: Fields) -> NDArray[np.float64]:
+    """Scores ``[n]`` or ``[n, K]`` of a bundle for canonical rows, K being the classes of ``fields`` in their order.
+
+    Rows are encoded with the fields it was trained with, which may be older than ``fields``. Its classes are found by
+    name: one that it does not know has probability 0. Raises ConfigError if only one of them has classes.
+    """
+    own = read_fields(bundle)
+    scores = runtime.score_rows(bundle, own, {name: rows[name].to_list() for name in own.names if name in rows.columns})
+    if own.classes == fields.classes:
+        return scores
+    if not (own.classes and fields.classes):
+        raise ConfigError(
+            f"{bundle} has {len(own.classes)} classes, the case {len(fields.classes)}: a binary label and classes do "
+            "not compare; give the new label a case of its own"
+        )
+    of_all = np.zeros((len(scores), len(fields.classes)))
+    for position, name in enumerate(fields.classes):
+        if name in own.classes:
+            of_all[:, position] = scores[:, own.classes.index(name)]
+    return of_all
