@@ -58,13 +58,10 @@ def measured(label: Labels, scores: Scores | None) -> dict[str, float | None] | 
     return metrics(label, scores)
 
 
-def base_rate(label: Labels, rate: Any, fields: Fields) -> dict[str, Any]:
+def base_rate(label: Labels, rate: float | list[float]) -> dict[str, Any]:
     """The training rows' ``rate`` (with classes that of each) and its metrics, were it every row's score."""
-    if fields.classes:
-        scores = np.tile(np.array(rate), (len(label), 1))
-    else:
-        scores = np.full(len(label), rate)
-    return {"rate": rate, **metrics(label, scores)}
+    rates = np.array(rate)
+    return {"rate": rate, **metrics(label, np.full((len(label), *rates.shape), rates))}
 
 
 def positives(label: Labels, fields: Fields) -> int:

@@ -64,7 +64,7 @@ def scored_by(of: Score, run: Run, read: Read) -> Work:
             positives=holdout.positives(label, fields),
             challenger=metrics(label, ours),
             champion=holdout.measured(label, theirs),
-            base_rate=holdout.base_rate(label, rate, fields),
+            base_rate=holdout.base_rate(label, rate),
             slices=holdout.by_slice(label, ours, theirs, masks),
             opponent=opponent,
             **holdout.by_class(label, ours, fields),
@@ -76,7 +76,7 @@ def scored_by(of: Score, run: Run, read: Read) -> Work:
 
 
 def _opponent(champion: Release, bundle: Path, export: Manifest) -> dict[str, Any]:
-    """Which release is compared with; ``same_model``: the challenger gives its answers, whatever else there is to it."""
+    """The release that is compared with; ``same_model``: the challenger gives the same answers, whatever else it is."""
     return {
         "version": champion.champion,
         "candidate_key": champion.candidate_key,
