@@ -1,4 +1,7 @@
-"""What earlier runs decided, as one read of the ledger finds it, and which of it a window is judged from."""
+"""What earlier runs decided, as one read of the ledger finds it, and which of it a window is judged from.
+
+A new judgement is kept beside them.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from typing import Any
 
 from pydantic import ConfigDict
 
+from pipelines import ledger, storage
 from pipelines.contracts import Instant, Value
-from pipelines.drift.evidence import PolicyState
+from pipelines.drift.evidence import DriftEvidence, PolicyState
 from pipelines.drift_report import Earlier
 from pipelines.segments import Name
 
@@ -113,3 +117,17 @@ def _base(judgements: Sequence[Judgement], judgement: Judgement) -> Judgement | 
     if judgement.base is None:
         return older[-1] if older else None
     return next((one for one in older if one.name == judgement.base), None)
+
+
+def keep(url: str, case: str, past: Past, fresh: Judgement, evidence: DriftEvidence) -> bool:
+    """Enter a judgement that was made from ``past`` into the ledger; False if another try of its window was first."""
+    kept = ledger.record_drift_state(
+        url,
+        case=case,
+        as_of=fresh.as_of,
+        state=fresh.row(),
+        evidence_hash=storage.digest(evidence),
+        previous=past.follows,
+        revision=fresh.revision,
+    )
+    return storage.canonical_json(kept) == storage.canonical_json(fresh.row())

@@ -15,12 +15,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipelines import storage
 from pipelines.drift.labels.calibration import fit_calibration
 from pipelines.drift.labels.sequential import baseline_rate
 from pipelines.drift.profile.bits import Ints
 from pipelines.drift.profile.counts import Profile, profile_frame, profile_outputs, to_bytes
 from pipelines.drift.profile.spec import OUTPUTS, Spec
 from pipelines.drift.stats import groups
+from pipelines.errors import NotKept
 from pipelines.fields import PREDICTION, SCORE, SCORES, Fields
 from pipelines.measures import row_errors, row_log_loss
 
@@ -48,6 +50,20 @@ def write_reference(folder: Path, train: Path, scores: NDArray[np.float64], basi
     """
     reference = reference_profile(pl.read_parquet(train), scores, basis.fields, basis.spec, basis.judged)
     (folder / FILE).write_bytes(to_bytes(reference))
+
+
+def learned_from(bundle: Path) -> Path | None:
+    """The dataset that a bundle was trained on, a folder; None if it is gone: for most ends the reference is enough.
+
+    Raises IntegrityError if it is damaged.
+    """
+    key = storage.read_manifest(bundle, verify=False).inputs.get("dataset")
+    if not key:
+        return None
+    try:
+        return storage.find(bundle.parent / "dataset", key)
+    except NotKept:
+        return None
 
 
 def reference_profile(

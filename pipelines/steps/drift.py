@@ -12,10 +12,9 @@ from pipelines.cases import load_fields
 from pipelines.data import log as prediction_log
 from pipelines.drift import judge, reference
 from pipelines.drift import report as reports
-from pipelines.drift.evidence import DriftEvidence
 from pipelines.drift.judge import Judged
 from pipelines.drift.labels.served import plan
-from pipelines.drift.past import Judgement, Past
+from pipelines.drift.past import keep
 from pipelines.drift.profile import counts
 from pipelines.drift.profile.counts import merge
 from pipelines.drift.profile.days import read_days
@@ -23,7 +22,7 @@ from pipelines.drift.profile.spec import load_spec, with_counts
 from pipelines.drift.run import Run as Asked
 from pipelines.drift.why import explain
 from pipelines.drift_report import DriftReport, Explanation
-from pipelines.errors import NotKept, Overtaken
+from pipelines.errors import Overtaken
 from pipelines.line.facts import DatasetFacts, DriftFacts, ProfileFacts
 from pipelines.line.step import Read, Run, Work
 from pipelines.reports import evidently
@@ -61,7 +60,7 @@ def work(run: Run, read: Read) -> Work:
         told = reports.unjudged(params.case, window, current.rows, early, champion, served_since)
         return _work(run, told, None)
     bundle = storage.find(settings.root / champion.bundle, champion.candidate_key, verify={reference.FILE})
-    before, learned_from = counts.read(bundle / reference.FILE), _learned_from(bundle)
+    before, learned_from = counts.read(bundle / reference.FILE), reference.learned_from(bundle)
     usual = None if learned_from is None else DatasetFacts.of(storage.read_manifest(learned_from)).rows_per_day
     fields = load_fields(params.case)
     asked = Asked(params, fields, as_of, window, champion, before, current, unread, served_since, usual)
@@ -74,18 +73,6 @@ def work(run: Run, read: Read) -> Work:
         ledger.open_episode(settings.ledger, case=params.case, episode=told.episode, as_of=as_of, evidence=why)
         storage.failpoint("drift", "opened")
     return _work(run, told, learned_from and learned_from / "train.parquet")
-
-
-def _learned_from(bundle: Path) -> Path | None:
-    """The champion's dataset; None if it is gone: the reference is enough for everything else.
-
-    Raises IntegrityError if it is damaged.
-    """
-    key = storage.read_manifest(bundle, verify=False).inputs.get("dataset")
-    try:
-        return storage.find(bundle.parent / "dataset", key) if key else None
-    except NotKept:
-        return None
 
 
 def _judge(asked: Asked, settings: Settings) -> Judged:
@@ -103,25 +90,11 @@ def _judge(asked: Asked, settings: Settings) -> Judged:
             settings, case, span.end, since=span.start, within=marks["now"], marks=marks
         )
         judged = judge.judge(asked, reading, spec, rows, lines, ledger.releases(url, case), ledger.verdicts(url, case))
-        if judged.fresh is None or _keep(settings, case, reading.past, judged.fresh, judged.evidence):
+        if judged.fresh is None or keep(url, case, reading.past, judged.fresh, judged.evidence):
             return judged
     raise Overtaken(
         f"{case}: other tries of the window of {asked.as_of.isoformat()} were first {ROUNDS} times; run the step again"
     )
-
-
-def _keep(settings: Settings, case: str, past: Past, fresh: Judgement, evidence: DriftEvidence) -> bool:
-    """Enter a judgement into the ledger; False if another try of its window was first."""
-    kept = ledger.record_drift_state(
-        settings.ledger,
-        case=case,
-        as_of=fresh.as_of,
-        state=fresh.row(),
-        evidence_hash=storage.digest(evidence),
-        previous=past.follows,
-        revision=fresh.revision,
-    )
-    return storage.canonical_json(kept) == storage.canonical_json(fresh.row())
 
 
 def _work(run: Run, report: DriftReport, trained_on: Path | None) -> Work:
