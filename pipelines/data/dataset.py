@@ -12,9 +12,10 @@ Rows from before those chosen serve two declared ends: a replay share of the tra
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
@@ -145,3 +146,22 @@ def _without(rows: pl.DataFrame, ids: pl.Series | None) -> pl.DataFrame:
 
 def _without_texts(rows: pl.DataFrame, text: str, known: set[str]) -> pl.DataFrame:
     return rows.filter([normalise(own) not in known for own in rows[text]])
+
+
+def balance(split: Split, label: str, classes: Sequence[str] = ()) -> dict[str, Any]:
+    """How often the positive class occurs; with classes ``positives`` are the rows outside of the commonest one.
+
+    A class's base rate counts one row more than there are: one without training rows is improbable, not impossible.
+    """
+    train, holdout = split.train[label], split.holdout[label]
+    if not classes:
+        positives = int(train.sum())
+        return {"positives": positives, "holdout_positives": int(holdout.sum()), "base_rate": positives / train.len()}
+    counts = [int((train == position).sum()) for position in range(len(classes))]
+    largest = max(int((holdout == position).sum()) for position in range(len(classes)))
+    return {
+        "positives": train.len() - max(counts),
+        "holdout_positives": holdout.len() - largest,
+        "class_counts": dict(zip(classes, counts, strict=True)),
+        "base_rate": [(count + 1) / (train.len() + len(counts)) for count in counts],
+    }

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines import ledger, runtime, storage
 from pipelines.contracts import Release
@@ -42,6 +43,31 @@ def kept(settings: Settings, case: str) -> dict[int, Release]:
     for release in (*history[-1:], *([below] if below else []), *history[-2:-1]):
         versions.setdefault(release.champion, release)
     return versions
+
+
+def settled(
+    history: Sequence[Release], candidate_key: str, version: int, champion: int | None, as_of: datetime
+) -> tuple[Literal["promoted", "already_released", "stale"], Release | None] | None:
+    """What became of a candidate that was judged against ``champion`` at ``as_of``, and its release; None: nothing yet.
+
+    ``history`` are the case's releases, oldest first. A candidate that was rolled back does not come back by running
+    again, and one does not take the place of another champion than the one that it was judged against.
+    """
+    newest = None
+    if history:
+        newest = history[-1]
+    earlier = [release for release in history if release.candidate_key == candidate_key]
+    if earlier:
+        mine = earlier[-1]
+        # A try that died after the ledger's row finds its own release still serving: that is its promotion.
+        if mine is newest and mine.action == "promote" and mine.champion == version:
+            return "promoted", mine
+        return "already_released", mine
+    if newest is None and champion is None:
+        return None
+    if newest is None or newest.champion != champion or as_of < newest.as_of:
+        return "stale", None
+    return None
 
 
 def bundle_of(settings: Settings, release: Release) -> Path:

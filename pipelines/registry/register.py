@@ -15,6 +15,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from pipelines.errors import DataError, IntegrityError
 from pipelines.files import work_folder
 from pipelines.registry import live
 from pipelines.registry.client import KEY, connect
+from pipelines.registry.opening import flat
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -60,6 +62,11 @@ class Candidate:
     dataset_key: str
     artefacts: Sequence[Path]
     about: str
+
+
+def numbers(value: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers among nested facts: MLflow takes no None, and a NaN says nothing."""
+    return {name: float(item) for name, item in flat(value).items() if isinstance(item, int | float) and isfinite(item)}
 
 
 def record(settings: Settings, candidate: Candidate) -> tuple[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -13,7 +12,6 @@ from pipelines.contracts import Manifest, Release
 from pipelines.data import dataset
 from pipelines.drift.profile.spec import freeze_spec
 from pipelines.errors import IntegrityError, TooFewRows
-from pipelines.fields import Fields
 from pipelines.line.facts import DatasetFacts
 from pipelines.line.step import Read, Run, Work
 from pipelines.settings import Settings
@@ -57,7 +55,7 @@ def work(run: Run, _read: Read) -> Work:
             holdout_rows=split.holdout.height,
             replayed_rows=split.replayed,
             history_rows=split.history.height,
-            **_balance(split, fields),
+            **dataset.balance(split, fields.label, fields.classes),
             window=dataset.training_window(as_of, params.dataset),
             oldest=chosen["event_time"][0].isoformat(),
             newest=chosen["event_time"][-1].isoformat(),
@@ -70,25 +68,6 @@ def work(run: Run, _read: Read) -> Work:
         freeze_spec(fields, settings, lambda: pl.read_parquet(run_dir / "dataset" / TRAIN))
 
     return Work(build, {"champion": None if champion is None else champion.candidate_key}, follow=freeze)
-
-
-def _balance(split: dataset.Split, fields: Fields) -> dict[str, Any]:
-    """How often the positive class occurs; with classes ``positives`` are the rows outside of the commonest one.
-
-    A class's base rate counts one row more than there are: one without training rows is improbable, not impossible.
-    """
-    train, holdout = split.train[fields.label], split.holdout[fields.label]
-    if not fields.classes:
-        positives = int(train.sum())
-        return {"positives": positives, "holdout_positives": int(holdout.sum()), "base_rate": positives / train.len()}
-    counts = [int((train == position).sum()) for position in range(len(fields.classes))]
-    largest = max(int((holdout == position).sum()) for position in range(len(fields.classes)))
-    return {
-        "positives": train.len() - max(counts),
-        "holdout_positives": holdout.len() - largest,
-        "class_counts": dict(zip(fields.classes, counts, strict=True)),
-        "base_rate": [(count + 1) / (train.len() + len(counts)) for count in counts],
-    }
 
 
 def _trained_on(settings: Settings, champion: Release, columns: list[str]) -> pl.DataFrame:

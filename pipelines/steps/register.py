@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from math import isfinite
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import polars as pl
 
@@ -18,7 +17,7 @@ from pipelines.line.step import Read, Run, Work
 from pipelines.registry import register
 from pipelines.registry.client import DECISION
 from pipelines.registry.live import TEXT
-from pipelines.registry.opening import flat, flat_params
+from pipelines.registry.opening import flat_params
 from pipelines.reports import training as figures
 
 FILES = (("gate", "verdict.json"), *((step, name) for step, names in REGISTER.files.items() for name in names))
@@ -62,7 +61,7 @@ def _candidate(run: Run, read: Read, plots: Sequence[Path]) -> register.Candidat
         train=read["train"].key,
         bundle=run.dir / "export",
         params=flat_params(run.params),
-        metrics=_numbers({**measured, "lift": lift.model_dump() if lift else None, "cost": trained.cost}),
+        metrics=register.numbers({**measured, "lift": lift.model_dump() if lift else None, "cost": trained.cost}),
         curves={"epoch.loss": trained.curve},
         steps=run.dir / "train" / "metrics.jsonl",
         tags=_tags(run, read, verdict),
@@ -110,8 +109,3 @@ def _tags(run: Run, read: Read, verdict: Verdict) -> dict[str, str]:
         "verdict": GateFacts.of(read["gate"]).verdict_sha256,
     }
     return {DECISION: verdict.decision, **{f"perennial.{name}": str(value) for name, value in tags.items() if value}}
-
-
-def _numbers(value: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers among nested facts: MLflow takes no None, and a NaN says nothing."""
-    return {name: float(item) for name, item in flat(value).items() if isinstance(item, int | float) and isfinite(item)}

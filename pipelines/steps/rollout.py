@@ -55,31 +55,25 @@ def _verdict(run: Run, read: Read) -> dict[str, Any]:
     if judged != (gate.key, evaluate.key, export.key, {"gate": gate.key, "export": export.key}):
         raise IntegrityError(
             f"{run.dir}: the verdict that its gate cites ({found['hash'][:12]}) is not the one on this candidate "
-            f"({export.key[:12]}): "
-            "run evaluate, gate and register again"
+            f"({export.key[:12]}): run evaluate, gate and register again"
         )
     verdict: dict[str, Any] = found["verdict"]
     return verdict
 
 
 def _release(run: Run, read: Read, registered: RegisterFacts, reason: str) -> tuple[Outcome, Release | None]:
-    settings, as_of = run.settings, run.as_of
-    case, candidate_key, version = read["export"].case, read["export"].key, registered.version
-    history = ledger.releases(settings.ledger, case)
-    head = history[-1] if history else None
-    earlier = [release for release in history if release.candidate_key == candidate_key]
-    if earlier:
-        # A try that died after the ledger's row finds its own release still serving: that is its promotion.
-        mine = earlier[-1] is head and earlier[-1].action == "promote" and earlier[-1].champion == version
-        return ("promoted" if mine else "already_released"), earlier[-1]
-    if (head.champion if head else None) != DatasetFacts.of(read["dataset"]).champion or (head and as_of < head.as_of):
-        return "stale", None
+    settings, version, candidate_key = run.settings, registered.version, read["export"].key
+    history = ledger.releases(settings.ledger, run.case)
+    champion = DatasetFacts.of(read["dataset"]).champion
+    known = rollout.settled(history, candidate_key, version, champion, run.as_of)
+    if known is not None:
+        return known
 
     def append() -> Release:
         return ledger.append(
             settings.ledger,
-            case=case,
-            expected_seq=head.seq if head else 0,
+            case=run.case,
+            expected_seq=history[-1].seq if history else 0,
             champion=version,
             candidate_key=candidate_key,
             bundle=str((run.dir / "export").relative_to(settings.root)),
@@ -89,21 +83,20 @@ def _release(run: Run, read: Read, registered: RegisterFacts, reason: str) -> tu
             actor=settings.who,
             mlflow_run=registered.mlflow_run,
             verdict_hash=GateFacts.of(read["gate"]).verdict_sha256,
-            as_of=as_of,
+            as_of=run.as_of,
         )
 
-    fields = load_fields(case)
+    fields, device = load_fields(run.case), run.params.serving.device
     try:
-        release = rollout.promote(settings, fields, version, run.dir / "export", append, run.params.serving.device)
+        release = rollout.promote(settings, fields, version, run.dir / "export", append, device)
     except ConflictError as error:
         log.warning("%s", error)
         return "stale", None
     try:
-        rollout.restore(settings, fields, run.params.serving.device)
+        rollout.restore(settings, fields, device)
     except PerennialError as error:
-        log.warning(
-            "%s: version %d serves, but old versions were not put in order (reconcile will): %s", case, version, error
-        )
+        behind = "serves, but old versions were not put in order (reconcile will)"
+        log.warning("%s: version %d %s: %s", run.case, version, behind, error)
     return "promoted", release
 
 
