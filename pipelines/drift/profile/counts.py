@@ -122,9 +122,7 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
     """
     columns: dict[str, Column] = {}
     for declared in fields.fields:
-        values = (
-            frame[declared.name] if declared.name in frame.columns else pl.Series(declared.name, [None] * frame.height)
-        )
+        values = _values(frame, declared.name)
         if isinstance(declared, Categorical):
             columns[declared.name] = category_column(values, declared.values)
         elif isinstance(declared, Text):
@@ -132,6 +130,12 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
         else:
             columns[declared.name] = number_column(values, spec.scales[declared.name])
     return Profile(spec.version, frame.height, columns | profile_outputs(frame, fields, spec).columns)
+
+
+def _values(frame: pl.DataFrame, name: str) -> pl.Series:
+    if name in frame.columns:
+        return frame[name]
+    return pl.Series(name, [None] * frame.height)
 
 
 def profile_outputs(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
@@ -186,13 +190,17 @@ def _text(values: pl.Series, spec: Spec) -> dict[str, Column]:
 
 
 def _outputs(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
-    kept = frame.select(
-        name for name, there in ((SCORE, True), (PREDICTION, bool(fields.classes))) if there and name in frame.columns
-    )
-    given = (SCORES, pl.List(pl.Float64)) if fields.classes else (SCORE, pl.Float64)
-    if given[0] not in frame.columns:
+    names = [SCORE]
+    probabilities = SCORE
+    kind: Any = pl.Float64
+    if fields.classes:
+        names = [SCORE, PREDICTION]
+        probabilities = SCORES
+        kind = pl.List(pl.Float64)
+    kept = frame.select(name for name in names if name in frame.columns)
+    if probabilities not in frame.columns:
         return kept
-    return kept.with_columns(entropy(frame[given[0]].cast(given[1], strict=False)))
+    return kept.with_columns(entropy(frame[probabilities].cast(kind, strict=False)))
 
 
 def _by_version(frame: pl.DataFrame) -> list[tuple[Any, pl.DataFrame]]:
@@ -207,7 +215,9 @@ def _by_version(frame: pl.DataFrame) -> list[tuple[Any, pl.DataFrame]]:
 def _output(name: str, values: pl.Series, fields: Fields, spec: Spec) -> Column:
     if name == PREDICTION:
         return position_column(values, fields.classes)
-    return number_column(values, UNIT if name == ENTROPY else spec.scales[SCORE])
+    if name == ENTROPY:
+        return number_column(values, UNIT)
+    return number_column(values, spec.scales[SCORE])
 
 
 def merge(profiles: Iterable[Profile], spec: str) -> Profile:
@@ -252,13 +262,11 @@ class _Sum:
             self.count()
 
     def count(self) -> None:
-        keys, counts = (
-            (np.concatenate([np.empty(0, np.int64), *parts]) for parts in zip(*self.waiting, strict=True))
-            if self.waiting
-            else ((), ())
-        )
-        # Sums of whole numbers below 2**53 are exact in float64.
-        found = np.bincount(keys, counts, len(self.features) * BINS).astype(np.int64)
+        found: Ints = np.zeros(len(self.features) * BINS, np.int64)
+        if self.waiting:
+            keys, counts = (_joined(list(parts)) for parts in zip(*self.waiting, strict=True))
+            # Sums of whole numbers below 2**53 are exact in float64.
+            found = np.bincount(keys, counts, found.size).astype(np.int64)
         found[: self.counts.size] += self.counts
         self.counts = found
         self.waiting = []

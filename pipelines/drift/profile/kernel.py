@@ -77,7 +77,7 @@ def profile_parquet(paths: Sequence[Path], fields: Fields, spec: Spec, threads: 
     classes lacks. Memory: per thread a page of a column and 3 MB, and 0.5 MB per number. Raises DataError if a file
     cannot be read.
     """
-    files = [file for path in paths for file in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])]
+    files = [file for path in paths for file in _files(path)]
     texts = [declared.name for declared in fields.categorical]
     opened = _Opened()
 
@@ -90,11 +90,9 @@ def profile_parquet(paths: Sequence[Path], fields: Fields, spec: Spec, threads: 
                 path, metadata=footers[path], read_dictionary=as_codes, pre_buffer=False, buffer_size=_READ
             )
             opened.path = path
-        batches = (
-            opened.file.iter_batches(batch_size=BATCH, columns=list(columns), use_threads=False)
-            if columns
-            else iter(())
-        )
+        batches: Batches = iter(())
+        if columns:
+            batches = opened.file.iter_batches(batch_size=BATCH, columns=list(columns), use_threads=False)
         return list(work(batches, opened.file.metadata.num_rows))
 
     totals: dict[str, _Total] = {}
@@ -115,6 +113,12 @@ def profile_parquet(paths: Sequence[Path], fields: Fields, spec: Spec, threads: 
         rows,
         {name: dense_column(total.counts, total.missing, total.vocabulary) for name, total in totals.items()},
     )
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(path.rglob("*.parquet"))
+    return [path]
 
 
 def profile_where(files: Sequence[Path], where: pl.Expr, fields: Fields, spec: Spec) -> Profile:
@@ -141,7 +145,9 @@ def profile_where(files: Sequence[Path], where: pl.Expr, fields: Fields, spec: S
 
 def _add(totals: dict[str, _Total], name: str, column: Column) -> None:
     if name not in totals:
-        size = BINS if column.vocabulary is None else len(column.vocabulary) + 1
+        size = BINS
+        if column.vocabulary is not None:
+            size = len(column.vocabulary) + 1
         totals[name] = _Total(np.zeros(size, np.int64), (0, 0, 0, 0), column.vocabulary)
     total = totals[name]
     total.counts[column.bins] += column.counts
@@ -161,12 +167,9 @@ def _tasks(path: Path, footer: Any, fields: Fields, spec: Spec) -> Iterator[tupl
         elif isinstance(declared, Categorical) and kind is not None and _is_text(kind):
             work.append(((name,), partial(_categories, declared)))
         else:
-            work.append(
-                (
-                    (name,) if kind is not None else (),
-                    partial(_frames, replace(fields, fields=(declared,), classes=()), spec),
-                )
-            )
+            alone = replace(fields, fields=(declared,), classes=())
+            there = tuple(column for column in (name,) if column in kinds)
+            work.append((there, partial(_frames, alone, spec)))
     outputs = tuple(name for name in (*OUTPUTS, SCORES, VERSION) if name in kinds)
     if outputs:
         work.append((outputs, partial(_given, fields, spec)))
@@ -175,8 +178,17 @@ def _tasks(path: Path, footer: Any, fields: Fields, spec: Spec) -> Iterator[tupl
 
 
 def _is_text(kind: Any) -> bool:
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    value = kind
+    if pa.types.is_dictionary(kind):
+        value = kind.value_type
     return bool(pa.types.is_string(value) or pa.types.is_large_string(value))
+
+
+def _present(values: Any) -> Any:
+    """An Arrow array without its nulls, itself if it has none."""
+    if values.null_count:
+        return values.drop_null()
+    return values
 
 
 def _numbers(name: str, scale: Scale, batches: Batches, _size: int) -> Iterator[tuple[str, Column]]:
@@ -188,7 +200,7 @@ def _numbers(name: str, scale: Scale, batches: Batches, _size: int) -> Iterator[
             values = batch.column(0)
             nulls += values.null_count
             # By DLPack, as Arrow's own to_numpy imports pandas.
-            numbers: Any = np.from_dlpack(values.drop_null() if values.null_count else values)
+            numbers: Any = np.from_dlpack(_present(values))
             yield numbers
 
     counts, missing = count(given(), scale)
@@ -202,9 +214,8 @@ def _categories(declared: Categorical, batches: Batches, _size: int) -> Iterator
     for batch in batches:
         values = batch.column(0)
         words = values.dictionary.to_pylist()
-        indices = values.indices.drop_null() if values.null_count else values.indices
         null += values.null_count
-        codes: Any = np.from_dlpack(indices)
+        codes: Any = np.from_dlpack(_present(values.indices))
         found = np.zeros(len(words), np.int32)
         tally(np.asarray(codes, np.int32), found)
         np.add.at(counts, [position.get(word, len(position)) for word in words], found)

@@ -68,7 +68,10 @@ class Spec:
 
 def numbers(fields: Fields) -> tuple[str, ...]:
     """The names under which a case's numbers are profiled: its numeric fields, and what is counted of its text."""
-    return (*(field.name for field in fields.numeric), *(() if fields.text is None else (fields.text.name + WORDS,)))
+    own = tuple(field.name for field in fields.numeric)
+    if fields.text is None:
+        return own
+    return (*own, fields.text.name + WORDS)
 
 
 def projections(text: str) -> dict[str, str]:
@@ -109,7 +112,9 @@ def shown_only(name: str) -> bool:
 
 def scale_of(spec: Spec, name: str) -> Scale | None:
     """The scale of a number as ``name`` in a reference; None of a category."""
-    return spec.scales.get(name, UNIT if shown_only(name) and not name.endswith(TOKENS) else None)
+    if shown_only(name) and not name.endswith(TOKENS):
+        return spec.scales.get(name, UNIT)
+    return spec.scales.get(name)
 
 
 def entropy(given: pl.Series) -> pl.Series:
@@ -124,13 +129,17 @@ def entropy(given: pl.Series) -> pl.Series:
     >>> entropy(pl.Series("scores", [[0.25] * 4, [1.0, 0.0, 0.0]])).round(6).to_list()
     [1.386294, 0.0]
     """
-    p = pl.element() if isinstance(given.dtype, pl.List) else pl.col(given.name)
-    one = pl.when(p > 0).then(-p * p.log()).otherwise(p.clip(0.0, 0.0))  # a null stays null
     if isinstance(given.dtype, pl.List):
-        return given.list.eval(one).list.sum().alias(ENTROPY)
+        return given.list.eval(_surprise(pl.element())).list.sum().alias(ENTROPY)
+    p = pl.col(given.name)
     other = 1 - p
     rest = pl.when(other > 0).then(-other * other.log()).otherwise(0.0)
-    return given.to_frame().select((one + rest).alias(ENTROPY)).to_series()
+    return given.to_frame().select((_surprise(p) + rest).alias(ENTROPY)).to_series()
+
+
+def _surprise(p: pl.Expr) -> pl.Expr:
+    """``-p ln p``, 0 where p is 0; a null stays null."""
+    return pl.when(p > 0).then(-p * p.log()).otherwise(p.clip(0.0, 0.0))
 
 
 def freeze(values: NDArray[np.float64]) -> Scale:
@@ -147,7 +156,9 @@ def freeze(values: NDArray[np.float64]) -> Scale:
     # What rounding leaves of a constant, at any scale, is no spread.
     width = next((width for width in (high - low, float(np.std(values))) if width > LEAST_SPREAD * abs(middle)), 1.0)
     loc = float(f"{middle:.6g}")
-    return Scale(loc=loc if abs(loc - middle) <= width / 1000 else middle, scale=float(f"{1 / width:.6g}"))
+    if abs(loc - middle) > width / 1000:
+        loc = middle
+    return Scale(loc=loc, scale=float(f"{1 / width:.6g}"))
 
 
 def load_spec(fields: Fields, path: Path | None = None) -> Spec:
@@ -161,11 +172,14 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
     scales = {
         name: Scale(float(value["loc"]), float(value["scale"])) for name, value in found.items() if name not in words
     }
-    scaled = (*numbers(fields), *(() if fields.text is None else projections(fields.text.name).values()))
+    scaled = numbers(fields)
+    vocabulary: tuple[str, ...] = ()
+    if fields.text is not None:
+        scaled = (*scaled, *projections(fields.text.name).values())
+        vocabulary = words.get(fields.text.name + TOKENS, ())
     missing = [name for name in numbers(fields) if name not in scales]
     if missing:
         raise ConfigError(f"{path} has no scale for {', '.join(missing)}: {AGAIN}")
-    vocabulary = () if fields.text is None else words.get(fields.text.name + TOKENS, ())
     if fields.text is not None and not vocabulary:
         raise ConfigError(f"{path} has no vocabulary for {fields.text.name}: {AGAIN}")
     if not scales.keys() >= set(scaled):
@@ -188,15 +202,28 @@ def freeze_spec(fields: Fields, settings: Settings, rows: Callable[[], pl.DataFr
     """
     path = settings.profile_file(fields.case)
     if path.is_relative_to(settings.lake):
-        known = _read(path) if path.exists() else {}
-        text = None if fields.text is None else fields.text.name
-        wanted = {*numbers(fields), *(() if text is None else (*projections(text).values(), text + TOKENS))}
-        if not (there := path.exists()) or wanted - known.keys():
-            frozen = _frozen(rows(), [field.name for field in fields.numeric], text) | known
-            data = _bytes(frozen | {SEAL: digest(frozen)})
+        if not path.exists():
             # Of two first runs that meet here, both go by what the first one wrote.
-            (write_atomic if there else write_once)(path, data)
+            write_once(path, _sealed(fields, rows(), {}))
+        known = _read(path)
+        if _wanted(fields) - known.keys():
+            write_atomic(path, _sealed(fields, rows(), known))
     return load_spec(fields, path)
+
+
+def _wanted(fields: Fields) -> set[str]:
+    """All names that a frozen file of the case has to have."""
+    if fields.text is None:
+        return set(numbers(fields))
+    text = fields.text.name
+    return {*numbers(fields), *projections(text).values(), text + TOKENS}
+
+
+def _sealed(fields: Fields, rows: pl.DataFrame, known: dict[str, Any]) -> bytes:
+    """A frozen file: what is ``known`` stays as it is, the rest is made of the rows."""
+    text = None if fields.text is None else fields.text.name
+    frozen = _frozen(rows, [field.name for field in fields.numeric], text) | known
+    return _bytes(frozen | {SEAL: digest(frozen)})
 
 
 def _read(path: Path) -> dict[str, Any]:

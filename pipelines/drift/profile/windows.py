@@ -22,9 +22,9 @@ def drift_window(as_of: datetime, kind: Literal["day", "week", "month", "quarter
         return Window(start=(end - timedelta(days=1)).replace(day=1), end=end)
     if kind == "quarter":
         end = midnight.replace(month=midnight.month - (midnight.month - 1) % 3, day=1)
-        start = end.replace(month=end.month - 3) if end.month > 3 else end.replace(year=end.year - 1, month=10)
-        return Window(start=start, end=end)
-    return Window(start=midnight - timedelta(days=1 if kind == "day" else 7), end=midnight)
+        last = end - timedelta(days=1)
+        return Window(start=last.replace(month=last.month - 2, day=1), end=end)
+    return Window(start=midnight - timedelta(days={"day": 1, "week": 7}[kind]), end=midnight)
 
 
 def last_windows(window: Window, kind: Literal["day", "week", "month", "quarter"], count: int) -> list[Window]:
