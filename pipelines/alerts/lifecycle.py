@@ -76,7 +76,9 @@ def taken_back(before: Sequence[Alert], first: Sequence[Alert], params: AlertPar
 
 
 def _seen(before: Alert | None, now: Alert, silenced: Collection[str]) -> Alert:
-    state = "silenced" if now.rule in silenced else "open"
+    state = "open"
+    if now.rule in silenced:
+        state = "silenced"
     if before is None:
         return now.model_copy(update={"state": state})
     kept = {
@@ -112,8 +114,10 @@ def _grouped(alerts: Sequence[Alert], as_of: datetime, revision: int) -> list[No
             kind = "opened"
         case = own[0].case
         # One row of the ledger per run, so that this names the notice for good.
-        again = "" if revision == 1 else f"-{revision}"
-        name = f"{as_of:%Y%m%dT%H%M%SZ}{again}/{kind}/{group}"
+        run = f"{as_of:%Y%m%dT%H%M%SZ}"
+        if revision > 1:
+            run = f"{run}-{revision}"
+        name = f"{run}/{kind}/{group}"
         notices.append(
             Notice(id=name, case=case, at=as_of, group=group, kind=kind, severity=own[0].severity, alerts=tuple(own))
         )

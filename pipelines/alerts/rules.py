@@ -55,12 +55,10 @@ def _drift_confirmed(facts: Facts, params: Params) -> Iterable[Finding]:
     report = facts.report
     if report.episode is not None:
         trigger = report.policy.trigger or "drift"
-        # More rows to learn from are no reason to worry.
-        yield Finding(
-            report.episode,
-            f"episode {report.episode} ({trigger}) is open: {report.reason}",
-            "info" if trigger == "volume" else None,
-        )
+        severity: Severity | None = None
+        if trigger == "volume":  # more rows to learn from are no reason to worry
+            severity = "info"
+        yield Finding(report.episode, f"episode {report.episode} ({trigger}) is open: {report.reason}", severity)
 
 
 def _retrain_kept(facts: Facts, params: Params) -> Iterable[Finding]:
@@ -217,7 +215,7 @@ def find(facts: Facts, params: Params, runbooks: str, rules: Sequence[Rule] = RU
             case=params.case,
             key=f"{rule.name}:{finding.about}",
             rule=rule.name,
-            group=finding.about if rule.name.startswith("retrain_") else facts.report.episode or rule.name,
+            group=_group(rule.name, finding, facts.report.episode),
             severity=asked.severities.get(rule.name, finding.severity or rule.severity),
             owner=asked.owners.get(rule.name, asked.owner),
             runbook=f"{runbooks}#{rule.name.replace('_', '-')}",
@@ -229,3 +227,10 @@ def find(facts: Facts, params: Params, runbooks: str, rules: Sequence[Rule] = RU
         if rule.name not in asked.off
         for finding in rule.check(facts, params)
     )
+
+
+def _group(rule: AlertRule, finding: Finding, episode: str | None) -> str:
+    """What an alert is told of together with: the episode that it is about, else the open one, else nothing."""
+    if rule.startswith("retrain_"):
+        return finding.about
+    return episode or rule

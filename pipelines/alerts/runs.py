@@ -34,7 +34,9 @@ def failed(params: Params, runbooks: str, dag: str, run: str, at: datetime, task
 
     It failed in ``task`` (None: in none).
     """
-    where = "" if task is None else f" in its task {task}"
+    where = ""
+    if task is not None:
+        where = f" in its task {task}"
     return _notice(params, runbooks, "run_failed", dag, run, at, f"run {run} of {dag} failed{where}: {why}")
 
 

@@ -34,11 +34,8 @@ def text(notice: Notice, params: AlertParams) -> str:
 
     What, since when, whose business it is, how soon, and where it says what to do.
     """
-    hours = params.response_hours.get(notice.severity, 0.0)
-    soon = f"within {hours:g} h" if hours < 48 else f"within {hours / 24:g} days"
-    word = {"opened": notice.severity.upper(), "raised": f"NOW {notice.severity.upper()}", "resolved": "RESOLVED"}[
-        notice.kind
-    ]
+    severity = notice.severity.upper()
+    word = {"opened": severity, "raised": f"NOW {severity}", "resolved": "RESOLVED"}[notice.kind]
     lines = [f"*{word}* {notice.case}: {notice.group}"]
     for alert in notice.alerts:
         told = f"- {alert.rule}: {alert.summary}"
@@ -49,7 +46,11 @@ def text(notice: Notice, params: AlertParams) -> str:
             )
         else:
             lines.append(f"{told} (since {alert.first_seen:%Y-%m-%d %H:%M} UTC; {alert.owner}; {alert.runbook})")
-    return "\n".join([*lines, *([] if notice.kind == "resolved" else [f"Somebody should look {soon}."])])
+    if notice.kind != "resolved":
+        hours = params.response_hours.get(notice.severity, 0.0)
+        soon = f"{hours:g} h" if hours < 48 else f"{hours / 24:g} days"
+        lines.append(f"Somebody should look within {soon}.")
+    return "\n".join(lines)
 
 
 def to_log(notice: Notice) -> None:

@@ -140,7 +140,9 @@ def configure(
 
     ``instead`` is why it is not the device that the case asks for: a comment that :func:`instead_of_gpu` reads back.
     """
-    text = config(fields, versions, device) + (f"{_INSTEAD}{' '.join(instead.split())}\n" if instead else "")
+    text = config(fields, versions, device)
+    if instead:
+        text += f"{_INSTEAD}{' '.join(instead.split())}\n"
     if read_config(repository, fields.case) == text:
         return False
     write_atomic(repository / fields.case / CONFIG, text.encode())
@@ -150,13 +152,17 @@ def configure(
 def read_config(repository: Path, case: str) -> str:
     """The case's configuration; empty if there is none."""
     path = repository / case / CONFIG
-    return path.read_text() if path.exists() else ""
+    if not path.exists():
+        return ""
+    return path.read_text()
 
 
 def configured(repository: Path, case: str) -> list[int]:
     """The versions that the case's configuration names; none if there is no configuration."""
     found = re.search(r"versions: \[([\d, ]*)\]", read_config(repository, case))
-    return [int(number) for number in found[1].split(",") if number.strip()] if found else []
+    if found is None:
+        return []
+    return [int(number) for number in found[1].split(",") if number.strip()]
 
 
 def instead_of_gpu(repository: Path, case: str) -> str:

@@ -40,8 +40,9 @@ def kept(settings: Settings, case: str) -> dict[int, Release]:
     history = ledger.releases(settings.ledger, case)
     below = ledger.previous_release(settings.ledger, case)
     versions: dict[int, Release] = {}
-    for release in (*history[-1:], *([below] if below else []), *history[-2:-1]):
-        versions.setdefault(release.champion, release)
+    for release in (*history[-1:], below, *history[-2:-1]):
+        if release is not None:
+            versions.setdefault(release.champion, release)
     return versions
 
 
@@ -112,11 +113,9 @@ def prove(settings: Settings, fields: Fields, version: int, bundle: Path) -> Non
     expected = runtime.score(bundle, tensors)
     found = triton.infer(settings, fields.case, version, tensors)
     if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=TOLERANCE):
-        worst = (
-            f"by up to {np.abs(found - expected).max():.2g}"
-            if found.shape == expected.shape
-            else f"in shape: {found.shape}, not {expected.shape}"
-        )
+        worst = f"in shape: {found.shape}, not {expected.shape}"
+        if found.shape == expected.shape:
+            worst = f"by up to {np.abs(found - expected).max():.2g}"
         raise IntegrityError(
             f"{fields.case} version {version} in Triton differs from ONNX Runtime on {bundle} {worst}: "
             "it must not serve"
@@ -163,12 +162,8 @@ def _load(settings: Settings, fields: Fields, versions: Collection[int], device:
             raise
         _fall_back(settings, fields, versions, str(error))
         return str(error)
-    log.info(
-        "%s is served on the %s (serving.device: %s)",
-        fields.case,
-        "GPU" if _on_gpu(settings, fields.case) else "CPU",
-        device,
-    )
+    unit = "GPU" if _on_gpu(settings, fields.case) else "CPU"
+    log.info("%s is served on the %s (serving.device: %s)", fields.case, unit, device)
     return ""
 
 

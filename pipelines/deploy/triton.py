@@ -50,11 +50,9 @@ def load(settings: Settings, case: str) -> None:
     try:
         _call(settings, "RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=case), LOAD_SECONDS)
     except _Refused as refused:
-        hint = (
-            "; its --model-repository must be the model_repository in PERENNIAL_HOME"
-            if "failed to poll" in str(refused)
-            else ""
-        )
+        hint = ""
+        if "failed to poll" in str(refused):
+            hint = "; its --model-repository must be the model_repository in PERENNIAL_HOME"
         raise IntegrityError(f"Triton at {settings.triton_grpc} refuses to load {case}: {refused}{hint}") from refused
 
 
@@ -166,11 +164,12 @@ def _call(settings: Settings, method: str, request: Any, timeout: float) -> Any:
 
     address = settings.address("triton_grpc")
     client = settings.triton_client
-    channel = (
-        grpc.insecure_channel(address, OPTIONS)
-        if client is None
-        else grpc.secure_channel(address, credentials(client), OPTIONS)
-    )
+    key = ""
+    if client is None:
+        channel = grpc.insecure_channel(address, OPTIONS)
+        key = ", and PERENNIAL_TRITON_CLIENT_FILE to the key that it knows"
+    else:
+        channel = grpc.secure_channel(address, credentials(client), OPTIONS)
     with channel:
         try:
             return getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), method)(request, timeout=timeout)
@@ -181,8 +180,7 @@ def _call(settings: Settings, method: str, request: Any, timeout: float) -> Any:
                 raise _Refused(reason) from error
             raise Unavailable(
                 f"Triton at {address} does not answer {method} ({reason}): start it, or set PERENNIAL_TRITON_GRPC to "
-                "where it is"
-                f"{', and PERENNIAL_TRITON_CLIENT_FILE to the key that it knows' if client is None else ''}"
+                f"where it is{key}"
             ) from error
 
 
