@@ -1,4 +1,4 @@
-"""pipelines/cli.py: one line of JSON for programs, clear words for people, an exit code for both."""
+"""pipelines/cli: one line of JSON for programs, clear words for people, an exit code for both."""
 
 import argparse
 import io
@@ -15,6 +15,8 @@ import pytest
 
 from pipelines import cli, ledger
 from pipelines.case_files import case_names
+from pipelines.cli.commands import COMMANDS, Command
+from pipelines.cli.options import parse_as_of
 from pipelines.contracts import Manifest
 from pipelines.line import order
 from pipelines.params_file import load_params
@@ -133,14 +135,14 @@ def test_a_wrong_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch,
 )
 def test_dates_and_times_are_instants(text: str, expected: datetime):
     """A date is its midnight, a time without a zone is meant in UTC."""
-    assert cli.parse_as_of(text) == expected
+    assert parse_as_of(text) == expected
 
 
 @pytest.mark.parametrize("text", ["yesterday", "2009-13-01", "2009-05-01T02:00:00.5"])
 def test_other_texts_are_no_clock(text: str):
     """What is no whole second in time is refused, with the text and what to write."""
     with pytest.raises(argparse.ArgumentTypeError, match=text[:10]):
-        cli.parse_as_of(text)
+        parse_as_of(text)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +194,7 @@ def test_commands_that_are_no_steps_get_params_and_settings(
         """How many letters."""
         return {"letters": len(params.case), "home": settings.root.name}
 
-    monkeypatch.setitem(cli.COMMANDS, "count", count)
+    monkeypatch.setitem(COMMANDS, "count", Command(count))
     assert cli.main(["count", "--case", "loans"]) == 0
     assert json.loads(capfd.readouterr().out)["letters"] == len(load_params("loans").case)
 
@@ -212,7 +214,7 @@ def test_a_run_knows_what_started_it(
 ):
     """Without --trigger a run by hand is the initial one until the case has a champion, and manual from then on."""
     seen = []
-    monkeypatch.setattr(cli.ledger, "champion_before", lambda *_: champion)
+    monkeypatch.setattr(ledger, "champion_before", lambda *_: champion)
 
     def run(step, asked):
         seen.append(asked.trigger)
@@ -348,11 +350,10 @@ def test_every_answer_is_drawn_for_people(
     Each list of objects is one table; programs see the JSON.
     """
     answer = ANSWERS[command]
-    monkeypatch.setitem(cli.COMMANDS, command, lambda params, settings: answer)
+    monkeypatch.setitem(COMMANDS, command, Command(lambda params, settings: answer))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "xterm")
     arguments = [command, "--case", "loans"]
-    monkeypatch.setattr(cli, "HOLDS", {})
     assert cli.main(arguments) == 0
     assert json.loads(capfd.readouterr().out) == answer
     terminal = io.StringIO()
@@ -406,7 +407,7 @@ def test_retraining_by_hand_is_the_whole_line(monkeypatch: pytest.MonkeyPatch, c
     It needs one.
     """
     seen = []
-    monkeypatch.setattr(cli.ledger, "champion_before", lambda *_: "one")
+    monkeypatch.setattr(ledger, "champion_before", lambda *_: "one")
     facts = {
         "version": 3,
         "decision": "reject",

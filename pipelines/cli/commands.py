@@ -1,0 +1,179 @@
+"""What can be asked of a case beside its steps: what a command answers is printed. Rooms are imported when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pipelines import ledger
+from pipelines.cases import Case
+from pipelines.cases.surveying import survey
+from pipelines.contracts import Trigger
+from pipelines.files import write_atomic
+from pipelines.line import facts, order, runner
+from pipelines.line.step import Run, Step
+from pipelines.params import Params
+from pipelines.settings import Settings
+
+POLICIES = "never,monthly,quarterly,drift,performance,oracle"
+"""What a replay compares unless others are named."""
+
+
+def trigger(params: Params, settings: Settings, as_of: datetime) -> Trigger:
+    """What a run by hand is: the case's first, or one that somebody wanted."""
+    if ledger.champion_before(settings.ledger, params.case, as_of) is None:
+        return "initial"
+    return "manual"
+
+
+def _history(params: Params, settings: Settings) -> dict[str, Any]:
+    """The releases of a case: which version, since when, by whom, why, and on which verdict.
+
+    And the verdicts that released nothing.
+    """
+    from pipelines.reports import history
+
+    return {
+        "case": params.case,
+        "releases": history.releases(settings, params.case),
+        "verdicts": history.verdicts(settings, params.case),
+    }
+
+
+def _history_table(answer: dict[str, Any]) -> Any:
+    from pipelines.reports import history
+
+    return history.table(answer["case"], answer["releases"], answer["verdicts"])
+
+
+def _audit(params: Params | None, settings: Settings) -> dict[str, Any]:
+    """Check the ledger: every row against its hashes and the journal, what refers to what.
+
+    And the files that releases go by.
+    """
+    from pipelines import audit
+
+    if params is None:
+        return audit.audit(settings)
+    return audit.audit(settings, params.case)
+
+
+def _reproduce(params: Params, settings: Settings, *, version: int) -> dict[str, Any]:
+    """Train a registered version again from its record, and name the first layer that differs if its weights do."""
+    from pipelines.reproduction import retrain
+
+    return retrain.reproduce(settings, params.case, version)
+
+
+def _retrain(params: Params, settings: Settings, *, as_of: datetime, reason: str) -> dict[str, Any]:
+    """Train, judge and release a candidate by hand: the whole line, as the training DAG runs it."""
+    run = Run(params, settings, as_of, trigger=trigger(params, settings, as_of), reason=reason)
+    made = {step.name: runner.run(step, run) for step in order.TRAINING if isinstance(step, Step)}
+    verdict, release = facts.GateFacts.of(made["gate"]), facts.RolloutFacts.of(made["rollout"])
+    return {
+        "case": params.case,
+        "as_of": as_of.isoformat(),
+        "version": release.version,
+        "decision": verdict.decision,
+        "rule": verdict.rule,
+        "reason": verdict.reason,
+        "outcome": release.outcome,
+        "champion": runner.act(order.RECONCILE, params, settings, {})["champion"],
+    }
+
+
+def _alerts(params: Params, settings: Settings) -> dict[str, Any]:
+    """The alerts that a case had: since when, how often found, open or resolved; and the silences in force."""
+    found = ledger.alerts(settings.ledger, params.case)
+    silences: list[Any] = []
+    for newest in ledger.alert_runs(settings.ledger, params.case, last=1):
+        silences = ledger.silences(settings.ledger, params.case, datetime.fromisoformat(newest["as_of"]))
+    return {"case": params.case, "alerts": [alert.model_dump(mode="json") for alert in found], "silences": silences}
+
+
+def _silence(params: Params, settings: Settings, *, rule: str, until: datetime, reason: str) -> dict[str, Any]:
+    """Tell nobody of a rule's alerts until a time; they are still counted."""
+    ledger.silence(settings.ledger, case=params.case, rule=rule, until=until, reason=reason, actor=settings.who)
+    return {"case": params.case, "rule": rule, "until": until.isoformat(), "actor": settings.who}
+
+
+def _metrics(
+    params: Params | None, settings: Settings, *, port: int | None = None, host: str = "127.0.0.1"
+) -> dict[str, Any]:
+    """Write what Prometheus may know to metrics.prom in the state folder, or serve it at /metrics on a port."""
+    from pipelines.reports import metrics
+
+    def asked() -> tuple[list[Params], dict[str, str]]:
+        found = survey(settings) if params is None else [Case(params.case, params)]
+        readable = [case.params for case in found if case.params is not None]
+        return readable, {case.name: case.problem for case in found if case.problem}
+
+    if port is not None:
+        metrics.serve(settings, asked, host, port)
+    path = settings.root / "metrics.prom"
+    readable, broken = asked()
+    text = metrics.render(settings, readable, broken)
+    write_atomic(path, text.encode())
+    return {"file": str(path), "series": sum(not line.startswith("#") for line in text.splitlines()), "broken": broken}
+
+
+def _replay(
+    params: Params,
+    settings: Settings,
+    *,
+    policies: str = POLICIES,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    months: int | None = None,
+    price: float | None = None,
+    seeds: tuple[int, ...] = (),
+) -> dict[str, Any]:
+    """Replay history under several retrain policies, and show loss against cost: JSON, a picture and a page."""
+    from pipelines.replay import command
+
+    asked = {
+        "policies": policies,
+        "since": since and since.date(),
+        "until": until and until.date(),
+        "months": months,
+        "price": price,
+        "seeds": seeds,
+    }
+    return command.run(params, settings, asked)
+
+
+def _replay_table(answer: dict[str, Any]) -> Any:
+    from pipelines.replay import command
+
+    return command.table(answer)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command by its function.
+
+    The first line of its docstring is the help; its arguments after parameters and settings are options (options.py),
+    and what has a default need not be given. ``every_case``: it speaks of all cases unless one is named. ``holds`` says
+    whether an answer is a yes; a no is exit code 1. ``table`` draws the answer for a person at a terminal, where it is
+    not drawn as all others are (reports/answers.py).
+    """
+
+    run: Callable[..., Any]
+    every_case: bool = False
+    holds: Callable[[Any], bool] = lambda _answer: True
+    table: Callable[[Any], Any] | None = None
+
+
+COMMANDS = {
+    "history": Command(_history, table=_history_table),
+    "audit": Command(_audit, every_case=True, holds=lambda answer: answer["ok"]),
+    "reproduce": Command(_reproduce, holds=lambda answer: answer["identical"]),
+    "retrain": Command(_retrain),
+    "alerts": Command(_alerts),
+    "silence": Command(_silence),
+    "metrics": Command(_metrics, every_case=True),
+    "replay": Command(_replay, table=_replay_table),
+}
+"""Commands about a case that are no steps."""

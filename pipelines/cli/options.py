@@ -1,0 +1,137 @@
+"""What the command line takes: the options by name, and the parser that is made of what steps and commands declare."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from datetime import datetime
+from typing import Any, get_args
+
+from pipelines import moments
+from pipelines.case_files import case_names
+from pipelines.cli.commands import COMMANDS, POLICIES
+from pipelines.contracts import AlertRule, Trigger
+from pipelines.errors import ConfigError
+from pipelines.line import order
+from pipelines.line.step import Step
+
+WHY = "why; kept for good"
+
+
+def parse_as_of(text: str) -> datetime:
+    """A date or an ISO 8601 time as an instant in UTC, as Airflow reads it too; argparse's own error if it is none."""
+    try:
+        return moments.parse_as_of(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas, each once; raises argparse's own error if one is none.
+
+    >>> parse_seeds("2,3,2")
+    (2, 3)
+    """
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers: write 0,1,2") from error
+
+
+_MOMENT = "a date or ISO 8601 time, UTC if no zone is given"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as_of": {"type": parse_as_of, "metavar": "TIME", "help": f"the run's clock: {_MOMENT}"},
+    "until": {"type": parse_as_of, "metavar": "TIME", "help": _MOMENT},
+    "rule": {"choices": get_args(AlertRule), "help": "whose alerts"},
+    "reason": {"metavar": "TEXT", "help": WHY},
+    "trigger": {
+        "choices": get_args(Trigger),
+        "help": "what started the run: initial before the first champion, else manual",
+    },
+    "host": {"metavar": "ADDRESS", "help": "where to listen (127.0.0.1)"},
+    "port": {"type": int, "metavar": "PORT", "help": "listen until the process is ended"},
+    "since": {
+        "type": parse_as_of,
+        "metavar": "TIME",
+        "help": f"the first champion learns from the rows before it: {_MOMENT}; default: the case's own",
+    },
+    "policies": {"metavar": "LIST", "help": f"with commas, of {POLICIES}; default: all"},
+    "months": {"type": int, "metavar": "N", "help": "so many calendar months from the start instead of --until"},
+    "price": {
+        "type": float,
+        "metavar": "NATS",
+        "help": "what a retraining must save to have paid: mean log-loss of one tick; default: the case's own",
+    },
+    "seeds": {
+        "type": parse_seeds,
+        "metavar": "LIST",
+        "help": "training seeds with commas, to show means over them; default: the case's",
+    },
+    "from_version": {
+        "type": int,
+        "metavar": "NUMBER",
+        "help": (
+            "the version to take back: nothing changes if another one serves; default: what was promoted last, once"
+        ),
+    },
+    "despite_verdict": {
+        "action": "store_true",
+        "help": "release a version that the gate did not promote: the row says who did so and why",
+    },
+    "version": {
+        "type": int,
+        "metavar": "NUMBER",
+        "help": "a model version, as MLflow, Triton and the history number it",
+    },
+}
+"""What the commands take beside the case, by the names of their functions' arguments.
+
+What has a default need not be given.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; it imports no step, so that help and mistakes are answered at once."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines",
+        description=(
+            "Perennial's loop by hand: each step reads what the step before it left, and running it again "
+            "changes nothing."
+        ),
+        epilog=(
+            f"cases: {', '.join(case_names())}. State lies in PERENNIAL_HOME (runs/local), "
+            "see pipelines/settings.py for all settings."
+        ),
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    for step in order.ALL:
+        must: tuple[str, ...] = ("as_of",)
+        if not isinstance(step, Step):
+            must = step.needs
+        parser_of_step = _command(commands, step.name, step.about)
+        for name in (*must, *step.takes):
+            _add(parser_of_step, name, required=name in must)
+    for name, command in COMMANDS.items():
+        about = (command.run.__doc__ or "").partition("\n")[0]
+        parser_of_command = _command(commands, name, about, needs_case=not command.every_case)
+        for option, argument in inspect.signature(command.run).parameters.items():
+            if option not in OPTIONS:
+                continue
+            if argument.default is argument.empty:
+                _add(parser_of_command, option, required=True)
+            else:
+                _add(parser_of_command, option, default=argument.default)
+    return parser
+
+
+def _command(commands: Any, name: str, about: str, *, needs_case: bool = True) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
+    command.add_argument("--case", required=needs_case, metavar="CASE", help=f"one of {', '.join(case_names())}")
+    command.add_argument("--debug", action="store_true", help="show debug logs, and the traceback of an error")
+    command.add_argument("--json", action="store_true", help="one line of JSON, also on a terminal")
+    return command
+
+
+def _add(command: argparse.ArgumentParser, name: str, **more: Any) -> None:
+    """Add the option of that name; ``more`` says whether it must be given, or what stands for it."""
+    command.add_argument(f"--{name.replace('_', '-')}", **OPTIONS[name], **more)
