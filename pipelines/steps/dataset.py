@@ -36,7 +36,9 @@ def work(run: Run, _read: Read) -> Work:
         rows = pl.read_parquet(run_dir / "validate" / "rows.parquet")
         chosen, older, rule = dataset.choose(rows, fields.label, as_of, params.dataset)
         text = None if fields.text is None else fields.text.name
-        known = None if champion is None else _trained_on(settings, champion, ["id"] if text is None else ["id", text])
+        known = None
+        if champion is not None:
+            known = _trained_on(settings, champion, [name for name in ("id", text) if name is not None])
         split = dataset.split(chosen, older, params.dataset, known, text)
         if split.train.is_empty():
             raise TooFewRows(

@@ -55,13 +55,15 @@ def work(run: Run, read: Read) -> Work:
         return _work(run, told, None)
     served_since = prediction_log.first_row(settings, params.case)
     releases = ledger.releases(settings.ledger, params.case)
-    early = None if unread else judge.too_early(window, served_since, releases[0].as_of)
-    if early is not None:
+    early = judge.too_early(window, served_since, releases[0].as_of)
+    if early is not None and not unread:
         told = reports.unjudged(params.case, window, current.rows, early, champion, served_since)
         return _work(run, told, None)
     bundle = storage.find(settings.root / champion.bundle, champion.candidate_key, verify={reference.FILE})
     before, learned_from = counts.read(bundle / reference.FILE), reference.learned_from(bundle)
-    usual = None if learned_from is None else DatasetFacts.of(storage.read_manifest(learned_from)).rows_per_day
+    usual = None
+    if learned_from is not None:
+        usual = DatasetFacts.of(storage.read_manifest(learned_from)).rows_per_day
     fields = load_fields(params.case)
     asked = Asked(params, fields, as_of, window, champion, before, current, unread, served_since, usual)
     judged = _judge(asked, settings)
@@ -109,10 +111,13 @@ def _work(run: Run, report: DriftReport, trained_on: Path | None) -> Work:
         return with_counts(before, fields), with_counts(rows, fields)
 
     def build(folder: Path, _key: str) -> DriftFacts:
-        columns = reports.drawn(report, fields, params.drift) if trained_on is not None else []
+        columns: list[str] = []
+        if trained_on is not None:
+            columns = reports.drawn(report, fields, params.drift)
         page, error = evidently.page(folder / "drift.html", sides, columns, fields, params.drift)
-        moved = trained_on is not None and reports.moved(report)
-        apart = explain.tell_apart(sides, fields, params.drift.ignore) if moved else Explanation()
+        apart = Explanation()
+        if trained_on is not None and reports.moved(report):
+            apart = explain.tell_apart(sides, fields, params.drift.ignore)
         quality = report.quality.model_copy(update={"page": page, "page_error": error})
         told = report.model_copy(update={"quality": quality, "explanation": apart})
         (folder / "report.json").write_text(storage.canonical_json(told))

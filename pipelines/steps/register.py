@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import polars as pl
 
@@ -74,8 +74,11 @@ def _candidate(run: Run, read: Read, plots: Sequence[Path]) -> register.Candidat
 
 def _plots(run_dir: Path, folder: Path, name: str, judged: EvaluateFacts) -> list[Path]:
     """The figures of the candidate, in the step's folder."""
-    metrics, scores, drawn = run_dir / "train" / "metrics.jsonl", run_dir / "evaluate" / "scores.parquet", []
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    metrics, scores = run_dir / "train" / "metrics.jsonl", run_dir / "evaluate" / "scores.parquet"
+    drawn: list[Path] = []
+    lines: list[dict[str, Any]] = []
+    if metrics.exists():
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     if any("loss" in line for line in lines):
         drawn.append(figures.curves(lines, f"{name}: training", folder / "training.png"))
     about = f"{name}: the challenger on {judged.n:,} held-out rows"
@@ -93,12 +96,14 @@ def _plots(run_dir: Path, folder: Path, name: str, judged: EvaluateFacts) -> lis
 
 def _tags(run: Run, read: Read, verdict: Verdict) -> dict[str, str]:
     origin = read["export"].provenance
-    asked_for = run.trigger in get_args(EpisodeTrigger)
+    episode = None
+    if run.trigger in get_args(EpisodeTrigger):
+        episode = ledger.asking_episode(run.settings.ledger, run.case, run.as_of)
     tags = {
         "case": run.case,
         "as_of": run.as_of.isoformat(),
         "trigger": run.trigger,
-        "episode": ledger.asking_episode(run.settings.ledger, run.case, run.as_of) if asked_for else None,
+        "episode": episode,
         "commit": origin.get("commit"),
         "lock": origin.get("lock"),
         "candidate": read["export"].key,
