@@ -22,9 +22,10 @@ ROUND = {
     "served_after_kill": {"rows": 400, "versions": [1], "logged": 800},
     "state_kept": True,
     "celery_run": {"state": "success", "hosts": ["a"], "worker": "a"},
+    "nameless_images": 0,
     "left": [],
 }
-FACTS = {"rounds": {"as usual": ROUND}, "demo": {"same": {"files": {"differ": []}}}, "dangling_images": 0, "left": []}
+FACTS = {"rounds": {"as usual": ROUND}, "demo": {"same": {"files": {"differ": []}}}, "left": []}
 
 
 def test_every_image_has_a_stand_in():
@@ -65,6 +66,7 @@ def test_everything_that_holds_is_said_to_hold():
         (("served_after_kill", "logged"), 799),
         (("served_after_kill", "versions"), [2]),
         (("state_kept",), False),
+        (("nameless_images",), 1),
         (("left",), ["volume"]),
     ],
 )
