@@ -17,19 +17,12 @@ from typing import Any
 
 from pipelines.contracts import LabelLine, PredictionLine
 from pipelines.errors import ConfigError
+from pipelines.feature_names import ENTROPY, PREDICTION, SCORE, words
 
 MAX_CLASSES = 127
 """Positions are kept as int8."""
 SCORES = "scores"
 """The column of all classes' probabilities in rows of the log, where a case has classes."""
-SCORE = "score"
-"""The model's output as a feature; in a day's profile it is named ``score@<version>``."""
-PREDICTION = "prediction"
-"""The likeliest class as a category, where a case has classes; in a day's profile ``prediction@<version>``."""
-ENTROPY = "entropy"
-"""How undecided the model was, in nats; in a day's profile ``entropy@<version>``."""
-WORDS = ".words"
-"""A text is profiled by its number of words, as the number ``<field>.words``."""
 FLOAT32_MAX = 3.4028234663852886e38
 """Numbers reach the model as float32: a larger one would arrive as infinity."""
 CANONICAL = ("id", "event_time", "label_time")
@@ -49,7 +42,7 @@ RESERVED: Mapping[str, str] = {
 }
 """Names that no field can have, and where each is a column of its own.
 
-What else profiles measure has a dot or an @ in its name.
+What else profiles measure has a dot or an @ in its name (pipelines/feature_names.py).
 """
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
@@ -143,7 +136,7 @@ class Fields:
         """The names that drift can decide by: the fields, of a text its number of words, and what the model gives."""
         measured = [*self.names, SCORE]
         if self.text is not None:
-            measured = [self.text.name + WORDS, SCORE]
+            measured = [words(self.text.name), SCORE]
         if self.classes:
             measured.append(PREDICTION)
         return tuple(measured)

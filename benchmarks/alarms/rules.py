@@ -23,7 +23,8 @@ from pipelines.drift.profile.counts import profile_frame
 from pipelines.drift.profile.spec import Spec
 from pipelines.drift.reference import DAY_GROUPS, reference_profile
 from pipelines.errors import PerennialError
-from pipelines.fields import SCORE, Categorical, Fields, Numeric, Scale
+from pipelines.feature_names import SCORE
+from pipelines.fields import Categorical, Fields, Numeric, Scale
 from pipelines.params_file import load_params
 
 Ints = NDArray[np.int64]

@@ -23,7 +23,8 @@ from pipelines.drift.profile.counts import Profile, profile_frame, profile_outpu
 from pipelines.drift.profile.spec import OUTPUTS, Spec
 from pipelines.drift.stats import groups
 from pipelines.errors import NotKept
-from pipelines.fields import PREDICTION, SCORE, SCORES, Fields
+from pipelines.feature_names import PREDICTION, SCORE
+from pipelines.fields import SCORES, Fields
 from pipelines.measures import row_errors, row_log_loss
 
 Counted = Callable[[pl.DataFrame, Fields, Spec], Profile]

@@ -10,16 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines import ledger, storage
+from pipelines import feature_names, ledger, storage
 from pipelines.cases import load_fields
 from pipelines.contracts import Manifest, Release
 from pipelines.drift import reference
 from pipelines.drift.inputs.compare import compare
 from pipelines.drift.profile.counts import Profile, merge, read
-from pipelines.drift.profile.spec import BY_VERSION, OUTPUTS, load_spec, scale_of
+from pipelines.drift.profile.spec import load_spec, scale_of
 from pipelines.drift.why.describe import describe
 from pipelines.drift_report import DriftReport
 from pipelines.errors import PerennialError
+from pipelines.feature_names import BY_VERSION, SCORE, served
 from pipelines.line.facts import ReportFacts
 from pipelines.line.step import Read, Run, Work
 from pipelines.params import Params
@@ -183,16 +184,13 @@ def _profiles(
     fields = load_fields(params.case)
     spec = load_spec(fields, settings.profile_file(params.case))
     current = merge((read(settings.root / day["path"]) for day in made.facts["days"]), made.facts["spec"])
-    served = {
-        name.partition("@")[2]: column.n + sum(column.missing)
-        for name, column in current.columns.items()
-        if name.startswith(f"{OUTPUTS[0]}@")
+    answered = {
+        feature.version: column.n + sum(column.missing)
+        for feature, column in ((feature_names.read(name), column) for name, column in current.columns.items())
+        if feature.of == SCORE and feature.version is not None
     }
     found: dict[str, Any] = {
-        "served": [
-            {"version": int(version), "rows": rows}
-            for version, rows in sorted(served.items(), key=lambda item: int(item[0]))
-        ]
+        "served": [{"version": version, "rows": rows} for version, rows in sorted(answered.items())]
     }
     champion = ledger.champion_before(settings.ledger, params.case, as_of)
     order = [feature.feature for feature in report.features]
@@ -206,7 +204,7 @@ def _profiles(
         return {**found, "heat": windows(past, order), "moved": []}
     found["moved"] = []
     for name in order[:DESCRIBED]:
-        now = current.columns.get(f"{name}@{report.model_version}" if name in BY_VERSION else name)
+        now = current.columns.get(served(name, report.model_version))
         told = None if now is None else describe(before.columns[name], now, scale_of(spec, name))
         if told is not None:
             found["moved"].append({"feature": name, **told})

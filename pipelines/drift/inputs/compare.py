@@ -15,8 +15,9 @@ from pipelines.drift import stats
 from pipelines.drift.inputs import divergence
 from pipelines.drift.profile.bits import Floats, Ints, bounds
 from pipelines.drift.profile.counts import Column, Profile
-from pipelines.drift.profile.spec import BY_VERSION, Spec, numbers, scale_of, shown_only
+from pipelines.drift.profile.spec import Spec, numbers, scale_of
 from pipelines.drift_report import Quality, Remark
+from pipelines.feature_names import BY_VERSION, is_output, served, shown_only
 from pipelines.fields import Fields, Scale
 from pipelines.params import DriftParams
 
@@ -28,12 +29,13 @@ def compare(
 
     Of what the model gave only what champion ``version`` gave is compared (None: all). Features with fewer
     than ``min_rows`` values in the window are left out, and so is the score if it was not given that often.
-    Ignored fields, and features that are for people only (spec.shown_only), are measured and take no part in the test.
+    Ignored fields, and features that are for people only (feature_names.shown_only), are measured and take no part in
+    the test.
     """
     integers = set(numbers(fields)) - {field.name for field in fields.numeric if not field.integer}
     pairs: dict[str, tuple[Column, Column]] = {}
     for name, before in reference.columns.items():
-        now = current.columns.get(f"{name}@{version}" if name in BY_VERSION and version is not None else name)
+        now = current.columns.get(served(name, version))
         if now is not None and before.n and min(now.n, current.rows) >= params.min_rows:  # a row has many words
             pairs[name] = (before, now)
     phis = {name: stats.overdispersion(reference.days[name]) for name in pairs if name in reference.days}
@@ -146,7 +148,7 @@ def quality(
     problems, warnings = [], []
     shares: dict[str, float] = {}
     for name, column in current.columns.items():
-        if name.partition("@")[0] in BY_VERSION or shown_only(name):
+        if is_output(name) or shown_only(name):
             continue
         before = 0.0
         if reference is not None and name in reference.columns:

@@ -21,10 +21,10 @@ from pipelines.contracts import Window
 from pipelines.drift.evidence import LabelEvidence
 from pipelines.drift.labels import arrived, performance
 from pipelines.drift.past import Judgement, Past, recall
-from pipelines.drift.profile.spec import OUTPUTS
 from pipelines.drift.profile.windows import drift_window, last_windows
 from pipelines.drift.run import Run
 from pipelines.drift_report import Corrections
+from pipelines.feature_names import OUTPUTS
 from pipelines.fields import SCORES
 from pipelines.segments import Segments
 

@@ -21,12 +21,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines import feature_names
 from pipelines.drift.profile.bits import BINS, Ints, Missing, count, histogram
-from pipelines.drift.profile.projections import SUFFIXES, project
-from pipelines.drift.profile.spec import UNIT, Spec, count_words, entropy, projections
-from pipelines.drift.profile.vocabulary import TOKENS, UNKNOWN, split, tokens, unknown_shares
+from pipelines.drift.profile.projections import project
+from pipelines.drift.profile.spec import UNIT, Spec, count_words, entropy
+from pipelines.drift.profile.vocabulary import split, tokens, unknown_shares
 from pipelines.errors import IntegrityError
-from pipelines.fields import ENTROPY, PREDICTION, SCORE, SCORES, Categorical, Fields, Scale, Text, frame_schema
+from pipelines.feature_names import ENTROPY, PREDICTION, SCORE, served
+from pipelines.fields import SCORES, Categorical, Fields, Scale, Text, frame_schema
 from pipelines.files import write_atomic
 from pipelines.storage import canonical_json
 
@@ -144,7 +146,7 @@ def profile_outputs(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
     outputs = _outputs(frame, fields)
     if VERSION in frame.columns and outputs.width:
         for version, part in _by_version(outputs.with_columns(frame[VERSION])):
-            columns |= {f"{name}@{version}": _output(name, part[name], fields, spec) for name in outputs.columns}
+            columns |= {served(name, version): _output(name, part[name], fields, spec) for name in outputs.columns}
     else:
         columns |= {name: _output(name, outputs[name], fields, spec) for name in outputs.columns}
     return Profile(spec.version, frame.height, columns)
@@ -177,15 +179,12 @@ def _text(values: pl.Series, spec: Spec) -> dict[str, Column]:
     found = {words.name: number_column(words, spec.scales[words.name])}
     if spec.vocabulary:
         own = split(values)
-        found[values.name + UNKNOWN] = number_column(unknown_shares(own, spec.vocabulary), UNIT)
+        found[feature_names.unknown(values.name)] = number_column(unknown_shares(own, spec.vocabulary), UNIT)
         counted = category_column(tokens(own), spec.vocabulary)
-        found[values.name + TOKENS] = replace(counted, missing=(values.null_count(), 0, 0, 0))
-        if values.name + SUFFIXES[0] in spec.scales:
+        found[feature_names.tokens(values.name)] = replace(counted, missing=(values.null_count(), 0, 0, 0))
+        if feature_names.projections(values.name)[0] in spec.scales:
             projected = project(own)
-            found |= {
-                name: number_column(projected[suffix], spec.scales[name])
-                for suffix, name in projections(values.name).items()
-            }
+            found |= {name: number_column(projected[name], spec.scales[name]) for name in projected.columns}
     return found
 
 

@@ -33,8 +33,9 @@ from pipelines.drift.profile.counts import (
     scored,
     typed,
 )
-from pipelines.drift.profile.spec import OUTPUTS, Spec
+from pipelines.drift.profile.spec import Spec
 from pipelines.errors import DataError
+from pipelines.feature_names import OUTPUTS
 from pipelines.fields import SCORES, Categorical, Fields, Numeric, Scale, frame_schema
 
 Batches = Iterator[Any]

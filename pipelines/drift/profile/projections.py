@@ -17,10 +17,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipelines import feature_names
+
 Floats = NDArray[np.float64]
 
-SUFFIXES = tuple(f".projection{number}" for number in range(1, 9))
-"""The numbers ``<field>.projection1`` to ``8`` of a text."""
 HASHED = 256
 """Slots that words are hashed into, here and in embeddings.py, which spells out what is counted here in bulk."""
 SEED = "perennial projection"
@@ -38,7 +38,7 @@ def directions() -> Floats:
 
 
 def project(words: pl.Series) -> pl.DataFrame:
-    """The projections of each list of words, float64 ``[n, 8]``, columns named by :data:`SUFFIXES`.
+    """The projections of each list of words, float64 ``[n, 8]``, named as the text's.
 
     Null of none and of a text without words.
 
@@ -46,10 +46,11 @@ def project(words: pl.Series) -> pl.DataFrame:
     >>> found.row(0) == found.row(1), set(map(abs, found.row(2))), found.null_count().row(0)[:2]
     (True, {1.0}, (2, 2))
     """
+    names = feature_names.projections(words.name)
     projected = np.concatenate(
-        [np.empty((0, len(SUFFIXES))), *(_project(words.slice(at, _AT_ONCE)) for at in range(0, words.len(), _AT_ONCE))]
+        [np.empty((0, len(names))), *(_project(words.slice(at, _AT_ONCE)) for at in range(0, words.len(), _AT_ONCE))]
     )
-    return pl.DataFrame(projected, schema=dict.fromkeys(SUFFIXES, pl.Float64)).fill_nan(None)
+    return pl.DataFrame(projected, schema=dict.fromkeys(names, pl.Float64)).fill_nan(None)
 
 
 def _project(words: pl.Series) -> Floats:

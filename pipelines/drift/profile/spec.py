@@ -1,7 +1,7 @@
 """The feature spec: how a case's numbers are laid on the histogram.
 
 It is frozen once, so that profiles of any two days compare. ``profile.json`` holds ``loc`` and ``scale`` of every
-numeric field, and of the numbers that a text is profiled by (:func:`numbers`, :func:`projections`), and of a text the
+numeric field, and of the numbers that a text is profiled by (pipelines/feature_names.py), and of a text the
 ``vocabulary`` that its words are counted over, under ``<field>.tokens``. The first ``dataset`` step of a case makes it
 from its training rows, in the lake (:func:`freeze_spec`). One that lies in ``cases/<case>/`` comes before that, and
 goes with the case wherever it is run; this command makes it, with the text field's name as a third argument where
@@ -23,23 +23,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipelines import case_files
-from pipelines.drift.profile.projections import SUFFIXES, project
-from pipelines.drift.profile.vocabulary import TOKENS, UNKNOWN, freeze_words, split
+from pipelines import case_files, feature_names
+from pipelines.drift.profile.projections import project
+from pipelines.drift.profile.vocabulary import freeze_words, split
 from pipelines.errors import ConfigError, DataError, IntegrityError, PerennialError
-from pipelines.fields import ENTROPY, PREDICTION, RESERVED, SCORE, WORDS, Fields, Scale
+from pipelines.feature_names import ENTROPY, SCORE, is_vocabulary, shown_only
+from pipelines.fields import RESERVED, Fields, Scale
 from pipelines.files import write_atomic, write_once
 from pipelines.settings import Settings
 from pipelines.storage import digest
-
-OUTPUTS = (SCORE, PREDICTION)
-"""What comes out of the model; all other features go in."""
-BY_VERSION = (*OUTPUTS, ENTROPY)
-"""What a day's profile holds once per champion, as ``<name>@<version>``.
-
-The entropy (:func:`entropy`) is shown only.
-"""
-
 
 LEAST_SPREAD = 1e-12
 """A spread below this share of the median is rounding."""
@@ -71,16 +63,7 @@ def numbers(fields: Fields) -> tuple[str, ...]:
     own = tuple(field.name for field in fields.numeric)
     if fields.text is None:
         return own
-    return (*own, fields.text.name + WORDS)
-
-
-def projections(text: str) -> dict[str, str]:
-    """The names under which a text's projections are profiled, by their suffix. Shown only.
-
-    >>> projections("text")[".projection1"]
-    'text.projection1'
-    """
-    return {suffix: text + suffix for suffix in SUFFIXES}
+    return (*own, feature_names.words(fields.text.name))
 
 
 def count_words(texts: pl.Series) -> pl.Series:
@@ -89,7 +72,7 @@ def count_words(texts: pl.Series) -> pl.Series:
     >>> count_words(pl.Series("text", ["a heap  overflow", "", None])).to_list()
     [3, 0, None]
     """
-    return texts.cast(pl.String).str.count_matches(r"\S+").alias(texts.name + WORDS)
+    return texts.cast(pl.String).str.count_matches(r"\S+").alias(feature_names.words(texts.name))
 
 
 def with_counts(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
@@ -99,20 +82,9 @@ def with_counts(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
     return frame.with_columns(count_words(frame[fields.text.name]))
 
 
-def shown_only(name: str) -> bool:
-    """Whether a profiled feature is measured for people and takes no part in any test.
-
-    ``name`` with or without its version.
-
-    >>> shown_only("entropy@3"), shown_only("text.tokens"), shown_only("score@3")
-    (True, True, False)
-    """
-    return name.partition("@")[0] == ENTROPY or name.endswith((TOKENS, UNKNOWN, *SUFFIXES))
-
-
 def scale_of(spec: Spec, name: str) -> Scale | None:
     """The scale of a number as ``name`` in a reference; None of a category."""
-    if shown_only(name) and not name.endswith(TOKENS):
+    if shown_only(name) and not is_vocabulary(name):
         return spec.scales.get(name, UNIT)
     return spec.scales.get(name)
 
@@ -168,15 +140,15 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
     """
     path = path or case_files.CASES_ROOT / fields.case / "profile.json"
     found = _read(path)
-    words = {name: tuple(map(str, value["vocabulary"])) for name, value in found.items() if name.endswith(TOKENS)}
+    words = {name: tuple(map(str, value["vocabulary"])) for name, value in found.items() if is_vocabulary(name)}
     scales = {
         name: Scale(float(value["loc"]), float(value["scale"])) for name, value in found.items() if name not in words
     }
     scaled = numbers(fields)
     vocabulary: tuple[str, ...] = ()
     if fields.text is not None:
-        scaled = (*scaled, *projections(fields.text.name).values())
-        vocabulary = words.get(fields.text.name + TOKENS, ())
+        scaled = (*scaled, *feature_names.projections(fields.text.name))
+        vocabulary = words.get(feature_names.tokens(fields.text.name), ())
     missing = [name for name in numbers(fields) if name not in scales]
     if missing:
         raise ConfigError(f"{path} has no scale for {', '.join(missing)}: {AGAIN}")
@@ -216,7 +188,7 @@ def _wanted(fields: Fields) -> set[str]:
     if fields.text is None:
         return set(numbers(fields))
     text = fields.text.name
-    return {*numbers(fields), *projections(text).values(), text + TOKENS}
+    return {*numbers(fields), *feature_names.projections(text), feature_names.tokens(text)}
 
 
 def _sealed(fields: Fields, rows: pl.DataFrame, known: dict[str, Any]) -> bytes:
@@ -231,7 +203,7 @@ def _read(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_text())
         sealed = found.pop(SEAL, None)
         for name, value in found.items():
-            _ = value["vocabulary"] if name.endswith(TOKENS) else (float(value["loc"]), float(value["scale"]))
+            _ = value["vocabulary"] if is_vocabulary(name) else (float(value["loc"]), float(value["scale"]))
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path} does not exist: the case's first training makes it, in its step 'dataset'"
@@ -251,9 +223,9 @@ def _frozen(frame: pl.DataFrame, names: Sequence[str], text: str | None) -> dict
     Raises DataError if there is nothing to freeze of one of them.
     """
     if text is not None:
-        projected = project(split(frame[text])).rename(projections(text))
+        projected = project(split(frame[text]))
         frame = frame.with_columns(count_words(frame[text]).cast(pl.Float64), *projected)
-        names = [*names, text + WORDS, *projected.columns]
+        names = [*names, feature_names.words(text), *projected.columns]
     found: dict[str, Any] = {}
     for name in names:
         values = frame[name].cast(pl.Float64).drop_nulls().to_numpy()
@@ -262,7 +234,7 @@ def _frozen(frame: pl.DataFrame, names: Sequence[str], text: str | None) -> dict
         scale = freeze(values[np.isfinite(values)])
         found[name] = {"loc": scale.loc, "scale": scale.scale}
     if text is not None:
-        found[text + TOKENS] = {"vocabulary": freeze_words(frame[text])}
+        found[feature_names.tokens(text)] = {"vocabulary": freeze_words(frame[text])}
     return found
 
 

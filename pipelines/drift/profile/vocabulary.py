@@ -8,13 +8,6 @@ from __future__ import annotations
 
 import polars as pl
 
-TOKENS = ".tokens"
-"""The words of a text as a category, ``<field>.tokens``.
-
-One value per *word*, not per row, and one bin for words that are not in the vocabulary.
-"""
-UNKNOWN = ".unknown"
-"""The share of a text's words that are not in the vocabulary, 0 to 1, as the number ``<field>.unknown``."""
 SIZE = 256
 """Words of a frozen vocabulary, and one bin for all others."""
 _WORD = r"[\p{L}\p{N}]{2,}"

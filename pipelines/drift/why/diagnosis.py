@@ -25,11 +25,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipelines.contracts import FeatureDrift
-from pipelines.drift.profile.projections import SUFFIXES
-from pipelines.drift.profile.spec import OUTPUTS
 from pipelines.drift.why.embeddings import KL_THRESHOLD
 from pipelines.drift.why.findings import Findings, Seen, look
 from pipelines.drift_report import Diagnosis, Embeddings, HitSlice, LabelMovements, MixtureShares, MovedFeature, Shift
+from pipelines.feature_names import OUTPUTS, is_projection
 from pipelines.params import DriftParams
 
 
@@ -71,7 +70,7 @@ def projected(features: Sequence[FeatureDrift]) -> Embeddings | None:
 
     About ``(bins - 1) / 2 (1/m + 1/n)`` without drift. Above ``threshold`` the embeddings moved.
     """
-    found = [feature.kl for feature in features if feature.feature.endswith(SUFFIXES)]
+    found = [feature.kl for feature in features if is_projection(feature.feature)]
     if not found:
         return None
     return Embeddings(kl=round(sum(found) / len(found), 6), most=round(max(found), 6), threshold=KL_THRESHOLD)

@@ -19,11 +19,11 @@ from pipelines.drift.labels.calibration import expected
 from pipelines.drift.labels.performance import days_of, labelled
 from pipelines.drift.labels.sequential import metric_drop
 from pipelines.drift.profile.counts import Column, Profile, number_column
-from pipelines.drift.profile.spec import BY_VERSION, OUTPUTS
 from pipelines.drift.reference import DAY_GROUPS
 from pipelines.drift.why.mixture import Mixture, explain
 from pipelines.drift_report import Held, Movement, SliceFigures
-from pipelines.fields import SCORE, Scale
+from pipelines.feature_names import OUTPUTS, SCORE, served
+from pipelines.fields import Scale
 from pipelines.measures import row_errors, row_log_loss
 from pipelines.params import DriftParams
 
@@ -131,7 +131,7 @@ def _moved_dates(seen: Seen, moved: Sequence[FeatureDrift], params: DriftParams)
     order = sorted(seen.days)
     gains, out = np.zeros(len(order)), np.zeros(len(order), np.bool_)
     for feature in moved:
-        name = _served(feature.feature, seen.version)
+        name = served(feature.feature, seen.version)
         before = seen.reference.columns[feature.feature]
         # A day without the feature has no counts, and so says nothing.
         columns = [seen.days[day].columns.get(name) for day in order]
@@ -166,10 +166,6 @@ def _error_dates(seen: Seen, params: DriftParams, classes: int) -> tuple[list[da
 # --- what kind ----------------------------------------------------------------------------------
 
 
-def _served(name: str, version: int) -> str:
-    return f"{name}@{version}" if name in BY_VERSION else name
-
-
 def _mixture(seen: Seen, params: DriftParams) -> Mixture | None:
     """Whether other shares of the reference's classes explain the window's features that take part in the test."""
     tables: dict[str, Ints] = {}
@@ -178,7 +174,7 @@ def _mixture(seen: Seen, params: DriftParams) -> Mixture | None:
     by_class = seen.reference.baseline.get("by_class", {})
     for feature in seen.features:
         name = feature.feature
-        column = seen.window.columns.get(_served(name, seen.version))
+        column = seen.window.columns.get(served(name, seen.version))
         if feature.ignored or name not in by_class or column is None or not seen.reference.columns[name].n:
             continue
         own = np.array(by_class[name], np.int64)

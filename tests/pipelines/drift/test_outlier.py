@@ -14,7 +14,8 @@ from pipelines.drift.inputs.compare import compare
 from pipelines.drift.profile.counts import profile_frame
 from pipelines.drift.profile.spec import Scale, Spec
 from pipelines.drift.reference import reference_profile
-from pipelines.fields import SCORE, Fields, Numeric
+from pipelines.feature_names import SCORE
+from pipelines.fields import Fields, Numeric
 from tests.pipelines.drift.stream import PARAMS
 
 FIELDS = Fields("outlier", (Numeric("x"), Numeric("y")), "label")

@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipelines import feature_names
 from pipelines.drift.inputs.compare import compare
 from pipelines.drift.profile import projections
 from pipelines.drift.profile.counts import merge, profile_frame, to_bytes
-from pipelines.drift.profile.projections import SUFFIXES, directions, project
+from pipelines.drift.profile.projections import directions, project
 from pipelines.drift.profile.spec import Scale
 from pipelines.drift.profile.vocabulary import split
 from pipelines.drift.why.diagnosis import projected
@@ -20,7 +21,7 @@ from pipelines.drift.why.embeddings import hashed
 from pipelines.params_file import load_params
 from tests.pipelines.drift.test_profile import TEXT_SPEC, TEXTS
 
-NAMES = [f"text{suffix}" for suffix in SUFFIXES]
+NAMES = list(feature_names.projections("text"))
 DIRECTIONS = [[1.0, -1.0, 1.0, 1.0, -1.0, 1.0, -1.0, -1.0], [-1.0, 1.0, -1.0, 1.0, 1.0, 1.0, -1.0, -1.0]]
 SPEC = replace(TEXT_SPEC, vocabulary=("heap",), scales={**TEXT_SPEC.scales, **dict.fromkeys(NAMES, Scale(0.0, 1.0))})
 
@@ -46,7 +47,7 @@ def test_a_projection_is_that_of_the_hashed_words():
     assert found.head(50).to_numpy() == pytest.approx(
         hashed(frame["text"].head(50).to_list()) @ directions(), abs=1e-12
     )
-    assert found.tail(2).null_count().row(0) == (2,) * len(SUFFIXES)
+    assert found.tail(2).null_count().row(0) == (2,) * len(NAMES)
     assert set(np.unique(directions())) == {-1.0, 1.0}
     # Frozen for ever: other directions would make profiles of two days incomparable.
     assert directions()[:2].tolist() == DIRECTIONS

@@ -6,9 +6,10 @@ import pytest
 
 from pipelines.drift.inputs.compare import compare
 from pipelines.drift.profile.counts import number_column, profile_frame
-from pipelines.drift.profile.spec import SCORE, UNIT, Spec, freeze
+from pipelines.drift.profile.spec import UNIT, Spec, freeze
 from pipelines.drift.reference import reference_profile
 from pipelines.drift.why.describe import describe
+from pipelines.feature_names import SCORE
 from pipelines.fields import Fields, Numeric
 from tests.pipelines.drift.stream import PARAMS
 from tests.pipelines.drift.test_outlier import DAYS, FIRST, ROWS, timedelta
