@@ -191,6 +191,26 @@ class Notice(Value):
     alerts: tuple[Alert, ...]
 
 
+class Order(Value):
+    """That a version shall serve a case, and why: the next row of its releases if ``after`` is still the newest one.
+
+    ``after`` 0: the case has no release yet. The others are as in :class:`Release`.
+    """
+
+    case: str
+    after: int
+    champion: int
+    candidate_key: str
+    bundle: str
+    action: Action
+    trigger: Trigger
+    reason: str
+    actor: str
+    as_of: Instant
+    mlflow_run: str | None = None
+    verdict_hash: str | None = None
+
+
 class Release(Value):
     """One row of the release ledger: which version serves a case from here on, and why.
 

@@ -46,6 +46,7 @@ from benchmarks.proof import ledger_edits
 from benchmarks.record import goal, record
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
+from pipelines.contracts import Order
 from pipelines.deploy import repository
 from pipelines.deploy import rollout as room
 from pipelines.errors import PerennialError
@@ -313,18 +314,20 @@ def _train(settings: Settings, run: int) -> None:
     if run == 1 or judged.facts["decision"] == "promote":
         ledger.append(
             settings.ledger,
-            case=CASE,
-            expected_seq=run - 1,
-            champion=run,
-            candidate_key=made.key,
-            bundle=str((folder / "export").relative_to(settings.root)),
-            action="promote",
-            trigger="manual",
-            reason=judged.facts["reason"],
-            actor=settings.who,
-            mlflow_run=about["mlflow_run"],
-            verdict_hash=judged.facts["verdict_sha256"],
-            as_of=moment,
+            Order(
+                case=CASE,
+                after=run - 1,
+                champion=run,
+                candidate_key=made.key,
+                bundle=str((folder / "export").relative_to(settings.root)),
+                action="promote",
+                trigger="manual",
+                reason=judged.facts["reason"],
+                actor=settings.who,
+                mlflow_run=about["mlflow_run"],
+                verdict_hash=judged.facts["verdict_sha256"],
+                as_of=moment,
+            ),
         )
     runner.run(STEP_BY_NAME["rollout"], Run(PARAMS, settings, moment))
 

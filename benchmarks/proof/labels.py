@@ -31,7 +31,7 @@ from benchmarks.record import goal, record
 from pipelines import ledger, storage
 from pipelines.cases.loans.schema import FIELDS
 from pipelines.cases.loans.source import generate
-from pipelines.contracts import LabelLine, PredictionLine
+from pipelines.contracts import LabelLine, Order, PredictionLine
 from pipelines.drift import policy
 from pipelines.drift.evidence import DriftEvidence, PolicyState
 from pipelines.drift.labels import arrived as label_evidence
@@ -225,16 +225,18 @@ def release(settings: Settings, champion: Champion) -> None:
         storage.commit(run_dir / step, case=PARAMS.case, as_of=as_of, key=step, inputs={}, build=build)
     ledger.append(
         settings.ledger,
-        case=PARAMS.case,
-        expected_seq=0,
-        champion=VERSION,
-        candidate_key="export",
-        bundle=str((run_dir / "export").relative_to(settings.root)),
-        action="promote",
-        trigger="initial",
-        reason="the probe's champion",
-        actor="benchmark",
-        as_of=as_of,
+        Order(
+            case=PARAMS.case,
+            after=0,
+            champion=VERSION,
+            candidate_key="export",
+            bundle=str((run_dir / "export").relative_to(settings.root)),
+            action="promote",
+            trigger="initial",
+            reason="the probe's champion",
+            actor="benchmark",
+            as_of=as_of,
+        ),
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from pipelines import ledger, storage
 from pipelines.audit import audit
-from pipelines.contracts import Alert, Evidence, Interval, Notice, Verdict
+from pipelines.contracts import Alert, Evidence, Interval, Notice, Order, Verdict
 from pipelines.ledger.journal import metadata
 from pipelines.settings import Settings, read_settings
 
@@ -56,18 +56,20 @@ def make(home: Path) -> Settings:
     assert below is not None
     ledger.append(
         settings.ledger,
-        case=CASE,
-        expected_seq=taken_back[0].seq,
-        action="rollback",
-        as_of=T0 + timedelta(days=130),
-        champion=below.champion,
-        candidate_key=below.candidate_key,
-        bundle=below.bundle,
-        mlflow_run=below.mlflow_run,
-        verdict_hash=below.verdict_hash,
-        trigger="manual",
-        reason="worse on the phone",
-        actor="ada",
+        Order(
+            case=CASE,
+            after=taken_back[0].seq,
+            action="rollback",
+            as_of=T0 + timedelta(days=130),
+            champion=below.champion,
+            candidate_key=below.candidate_key,
+            bundle=below.bundle,
+            mlflow_run=below.mlflow_run,
+            verdict_hash=below.verdict_hash,
+            trigger="manual",
+            reason="worse on the phone",
+            actor="ada",
+        ),
     )
     previous = ""
     for number in range(6):
@@ -138,18 +140,20 @@ def _run(settings: Settings, as_of: datetime, decision: Any, version: int) -> No
     head = ledger.head(settings.ledger, CASE)
     release = ledger.append(
         settings.ledger,
-        case=CASE,
-        expected_seq=head.seq if head else 0,
-        champion=version,
-        candidate_key=keys["export"],
-        bundle=str((folder / "export").relative_to(settings.root)),
-        action="promote",
-        trigger="schedule",
-        reason=verdict.reason,
-        actor="ada",
-        mlflow_run=f"run-{version}",
-        verdict_hash=value,
-        as_of=as_of,
+        Order(
+            case=CASE,
+            after=head.seq if head else 0,
+            champion=version,
+            candidate_key=keys["export"],
+            bundle=str((folder / "export").relative_to(settings.root)),
+            action="promote",
+            trigger="schedule",
+            reason=verdict.reason,
+            actor="ada",
+            mlflow_run=f"run-{version}",
+            verdict_hash=value,
+            as_of=as_of,
+        ),
     )
     commit("rollout", ("export", "gate"), {"outcome": "promoted", "version": version, "seq": release.seq})
 

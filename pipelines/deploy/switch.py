@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from pipelines import ledger, storage
-from pipelines.contracts import Action, Release
+from pipelines.contracts import Action, Order, Release
 from pipelines.deploy import rollout
 from pipelines.errors import PerennialError
 from pipelines.fields import Fields
@@ -42,14 +42,16 @@ def append(
     rollout.offer(settings, fields, target["champion"], folder, device=params.serving.device, revive=True)
     return ledger.append(
         settings.ledger,
-        case=params.case,
-        expected_seq=head.seq,
-        action=action,
-        trigger="manual",
-        reason=reason,
-        actor=actor,
-        as_of=moment(params, head, as_of),
-        **target,
+        Order(
+            case=params.case,
+            after=head.seq,
+            action=action,
+            trigger="manual",
+            reason=reason,
+            actor=actor,
+            as_of=moment(params, head, as_of),
+            **target,
+        ),
     )
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
-from pipelines.contracts import Action, Release, Trigger
+from pipelines.contracts import Order, Release
 from pipelines.errors import ConflictError, IntegrityError
 from pipelines.ledger import journal
 from pipelines.ledger.rows import LOOK, begin, metadata
@@ -120,63 +120,35 @@ def champion_before(url: str, case: str, as_of: datetime) -> Release | None:
     return next((r for r in reversed(releases(url, case)) if r.as_of < as_of), None)
 
 
-def append(
-    url: str,
-    *,
-    case: str,
-    expected_seq: int,
-    champion: int,
-    candidate_key: str,
-    bundle: str,
-    action: Action,
-    trigger: Trigger,
-    reason: str,
-    actor: str,
-    as_of: datetime,
-    mlflow_run: str | None = None,
-    verdict_hash: str | None = None,
-) -> Release:
-    """Compare-and-swap: append row ``expected_seq + 1`` if ``expected_seq`` is still the head (0: none yet).
+def append(url: str, order: Order) -> Release:
+    """Compare-and-swap: the order's release is the newest if the one that it comes ``after`` still was.
 
     Raises ConflictError if somebody else was first; nothing is written then.
     """
+    case = order.case
     current = head(url, case)
-    if (current.seq if current else 0) != expected_seq:
+    newest = current.seq if current else 0
+    if newest != order.after:
         raise ConflictError(
-            f"ledger of {case}: expected release {expected_seq}, found {current.seq if current else 0}: "
+            f"ledger of {case}: expected release {order.after}, found {newest}: "
             "somebody was first; look at the history and try again"
         )
+    seq = order.after + 1
     fields = Release(
-        case=case,
-        seq=expected_seq + 1,
-        champion=champion,
-        candidate_key=candidate_key,
-        bundle=bundle,
-        action=action,
-        trigger=trigger,
-        reason=reason,
-        actor=actor,
-        mlflow_run=mlflow_run,
-        verdict_hash=verdict_hash,
-        as_of=as_of,
+        **order.model_dump(exclude={"after"}),
+        seq=seq,
         recorded_at=wall_time(),
         previous_hash=current.hash if current else "",
         hash="",
     ).model_dump(mode="json")
     fields["hash"] = _row_hash(fields)
+    row = {"case": case, "seq": seq, "row": canonical_json(fields), "hash": fields["hash"]}
     try:
         with begin(url) as connection:
-            journal.add(
-                connection,
-                (
-                    _releases,
-                    {"case": case, "seq": expected_seq + 1, "row": canonical_json(fields), "hash": fields["hash"]},
-                ),
-            )
+            journal.add(connection, (_releases, row))
     except SqlIntegrityError as error:
         raise ConflictError(
-            f"ledger of {case}: release {expected_seq + 1} was written by somebody else first; "
-            "look at the history and try again"
+            f"ledger of {case}: release {seq} was written by somebody else first; look at the history and try again"
         ) from error
     return Release.model_validate(fields)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import ledger, storage
-from pipelines.contracts import Release, Trigger
+from pipelines.contracts import Order, Release, Trigger
 from pipelines.drift_report import DriftReport
 from pipelines.errors import PerennialError, TooFewRows
 from pipelines.files import write_atomic
@@ -171,15 +171,17 @@ def _release(world: World, settings: Settings, run_dir: Path, as_of: datetime, t
     verdict = storage.read_manifest(run_dir / "gate").facts
     ledger.append(
         settings.ledger,
-        case=case,
-        expected_seq=len(history),
-        champion=len(history) + 1,
-        candidate_key=exported.key,
-        bundle=str((run_dir / "export").relative_to(settings.root)),
-        action="promote",
-        trigger=trigger,
-        reason=verdict["reason"],
-        actor="replay",
-        verdict_hash=verdict["verdict_sha256"],
-        as_of=as_of,
+        Order(
+            case=case,
+            after=len(history),
+            champion=len(history) + 1,
+            candidate_key=exported.key,
+            bundle=str((run_dir / "export").relative_to(settings.root)),
+            action="promote",
+            trigger=trigger,
+            reason=verdict["reason"],
+            actor="replay",
+            verdict_hash=verdict["verdict_sha256"],
+            as_of=as_of,
+        ),
     )

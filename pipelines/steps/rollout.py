@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
-from pipelines.contracts import Release
+from pipelines.contracts import Order, Release
 from pipelines.deploy import repository, rollout
 from pipelines.errors import ConflictError, IntegrityError, PerennialError
 from pipelines.line.facts import DatasetFacts, GateFacts, Outcome, RegisterFacts, RolloutFacts
@@ -72,18 +72,20 @@ def _release(run: Run, read: Read, registered: RegisterFacts, reason: str) -> tu
     def append() -> Release:
         return ledger.append(
             settings.ledger,
-            case=run.case,
-            expected_seq=history[-1].seq if history else 0,
-            champion=version,
-            candidate_key=candidate_key,
-            bundle=str((run.dir / "export").relative_to(settings.root)),
-            action="promote",
-            trigger=run.trigger,
-            reason=reason,
-            actor=settings.who,
-            mlflow_run=registered.mlflow_run,
-            verdict_hash=GateFacts.of(read["gate"]).verdict_sha256,
-            as_of=run.as_of,
+            Order(
+                case=run.case,
+                after=history[-1].seq if history else 0,
+                champion=version,
+                candidate_key=candidate_key,
+                bundle=str((run.dir / "export").relative_to(settings.root)),
+                action="promote",
+                trigger=run.trigger,
+                reason=reason,
+                actor=settings.who,
+                mlflow_run=registered.mlflow_run,
+                verdict_hash=GateFacts.of(read["gate"]).verdict_sha256,
+                as_of=run.as_of,
+            ),
         )
 
     fields, device = load_fields(run.case), run.params.serving.device

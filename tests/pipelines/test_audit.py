@@ -12,6 +12,7 @@ from benchmarks.proof import ledger_edits
 from pipelines import ledger, storage
 from pipelines.audit import audit
 from pipelines.cli import main
+from pipelines.contracts import Order
 from pipelines.settings import Settings
 
 CASE = ledger_edits.CASE
@@ -130,7 +131,7 @@ def test_a_promotion_without_a_verdict_that_says_so_is_found(settings):
         ((rejected["hash"], "whose verdict is reject"), (None, "rests on the verdict none"))
     ):
         ledger.append(
-            settings.ledger, **about, expected_seq=head.seq + number, champion=2, action="promote", verdict_hash=value
+            settings.ledger, Order(**about, after=head.seq + number, champion=2, action="promote", verdict_hash=value)
         )
         assert any(problem in one["problem"] for one in audit(settings)["findings"]), problem
 

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from pipelines import ledger
+from pipelines.contracts import Order
 from pipelines.errors import ConfigError, ConflictError, DataError, IntegrityError, Unavailable
 from pipelines.ledger import database
 
@@ -55,7 +56,7 @@ def promote(url: str, champion: int):
         "actor": "a",
         "as_of": T0,
     }
-    return ledger.append(url, expected_seq=0, champion=champion, **about)
+    return ledger.append(url, Order(after=0, champion=champion, **about))
 
 
 def test_one_of_twenty_promotions_wins(url):

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from pipelines import ledger, storage
+from pipelines.contracts import Order
 from pipelines.errors import ConflictError, IntegrityError, Overtaken
 from pipelines.ledger import journal
 from tests.pipelines.alerts.found import alert, notice
@@ -22,16 +23,18 @@ T0 = datetime(2008, 8, 1, tzinfo=UTC)
 def _append(url: str, seq: int, champion: int, action: str = "promote", days: int = 0, case: str = "bank"):
     return ledger.append(
         url,
-        case=case,
-        expected_seq=seq,
-        champion=champion,
-        candidate_key=f"k{champion}",
-        bundle=f"artefacts/{champion}",
-        action=action,
-        trigger="manual",
-        reason="test",
-        actor="test",
-        as_of=T0 + timedelta(days=days),
+        Order(
+            case=case,
+            after=seq,
+            champion=champion,
+            candidate_key=f"k{champion}",
+            bundle=f"artefacts/{champion}",
+            action=action,
+            trigger="manual",
+            reason="test",
+            actor="test",
+            as_of=T0 + timedelta(days=days),
+        ),
     )
 
 

@@ -19,6 +19,7 @@ from embedded.ports import Ports
 from embedded.processes import launch
 from pipelines import cli, ledger, storage
 from pipelines.case_files import CASES_ROOT
+from pipelines.contracts import Order
 from pipelines.errors import ConfigError, Unavailable
 from pipelines.params_file import load_params
 from pipelines.places import TAG
@@ -128,7 +129,7 @@ def released(settings, version):
         "actor": "ada",
         "as_of": month(version),
     }
-    ledger.append(settings.ledger, **common, **about, expected_seq=version - 1, champion=version)
+    ledger.append(settings.ledger, Order(**common, **about, after=version - 1, champion=version))
 
 
 def test_a_server_that_belongs_to_nobody_gets_no_request(tmp_path, monkeypatch, connects, caplog, capfd):

@@ -14,7 +14,7 @@ from perennial_links import BUTTONS, DASHBOARD
 from perennial_operators import Link, StepOperator, TriggerOnce
 
 from pipelines import ledger
-from pipelines.contracts import Manifest
+from pipelines.contracts import Manifest, Order
 from pipelines.errors import DataError, TrainingDiverged, Unavailable
 from pipelines.line import runner
 from pipelines.line.order import ALL, BY_NAME
@@ -110,7 +110,7 @@ def test_the_trigger_is_initial_until_there_is_a_champion(step):
     _execute("gate", _context(trigger="drift"))
     common = {
         "case": "bank",
-        "expected_seq": 0,
+        "after": 0,
         "champion": 1,
         "candidate_key": "k",
         "bundle": "b",
@@ -118,11 +118,7 @@ def test_the_trigger_is_initial_until_there_is_a_champion(step):
     }
     ledger.append(
         Settings().ledger,
-        **common,
-        trigger="initial",
-        reason="first",
-        actor="ada",
-        as_of=datetime(2008, 8, 1, tzinfo=UTC),
+        Order(**common, trigger="initial", reason="first", actor="ada", as_of=datetime(2008, 8, 1, tzinfo=UTC)),
     )
     _execute("gate", _context(trigger="drift"))
     _execute("gate", _context(run_type="scheduled"))

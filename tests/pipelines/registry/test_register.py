@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import ledger, storage
+from pipelines.contracts import Order
 from pipelines.errors import IntegrityError, Unavailable
 from pipelines.files import file_sha256
 from pipelines.params_file import load_params
@@ -259,16 +260,18 @@ def test_mlflow_down_says_where_and_what_to_do(settings):
 def _release(settings, seq, version, action="promote"):
     return ledger.append(
         settings.ledger,
-        case=CASE,
-        expected_seq=seq,
-        champion=version,
-        candidate_key=f"k{version}",
-        bundle=f"b{version}",
-        action=action,
-        trigger="manual",
-        reason="test",
-        actor="test",
-        as_of=month(seq),
+        Order(
+            case=CASE,
+            after=seq,
+            champion=version,
+            candidate_key=f"k{version}",
+            bundle=f"b{version}",
+            action=action,
+            trigger="manual",
+            reason="test",
+            actor="test",
+            as_of=month(seq),
+        ),
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from pipelines import cli, ledger, storage
+from pipelines.contracts import Order
 from pipelines.reports import history
 from pipelines.settings import Settings
 from tests.pipelines.candidates import CASE, candidate, month
@@ -23,16 +24,18 @@ def settings(tmp_path, monkeypatch):
     fields = {"case": CASE, "candidate_key": "k", "bundle": "b", "actor": "ada", "as_of": month(1)}
     ledger.append(
         found.ledger,
-        **fields,
-        expected_seq=0,
-        champion=8,
-        action="promote",
-        trigger="drift",
-        reason="better",
-        verdict_hash=gate.facts["verdict_sha256"],
+        Order(
+            **fields,
+            after=0,
+            champion=8,
+            action="promote",
+            trigger="drift",
+            reason="better",
+            verdict_hash=gate.facts["verdict_sha256"],
+        ),
     )
     ledger.append(
-        found.ledger, **fields, expected_seq=1, champion=7, action="rollback", trigger="manual", reason="complaints"
+        found.ledger, Order(**fields, after=1, champion=7, action="rollback", trigger="manual", reason="complaints")
     )
     return found
 

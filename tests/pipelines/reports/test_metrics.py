@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import create_engine
 
 from pipelines import ledger, storage
-from pipelines.contracts import AlertRule, FeatureDrift
+from pipelines.contracts import AlertRule, FeatureDrift, Order
 from pipelines.reports import metrics
 from pipelines.settings import Settings
 from tests.pipelines.alerts.found import DAY, NOW, PARAMS, WINDOW, alert, report
@@ -80,7 +80,7 @@ def settings(tmp_path) -> Settings:
     (folder / "report.json").write_text(storage.canonical_json(FULL))
     common = {"case": "loans", "candidate_key": "k", "bundle": "b", "reason": "r", "actor": "ada"}
     ledger.append(
-        url, **common, expected_seq=0, champion=3, action="promote", trigger="initial", as_of=WINDOW.end - 5 * DAY
+        url, Order(**common, after=0, champion=3, action="promote", trigger="initial", as_of=WINDOW.end - 5 * DAY)
     )
     ledger.record_drift_state(
         url, case="loans", as_of=NOW, state={"as_of": NOW.isoformat(), "policy": {}}, evidence_hash="h"
@@ -235,21 +235,13 @@ def test_an_episode_of_another_champion_has_its_age_from_its_promotion(settings)
     common = {"case": "loans", "candidate_key": "k", "bundle": "b", "reason": "r", "actor": "ada"}
     ledger.append(
         settings.ledger,
-        **common,
-        expected_seq=1,
-        champion=4,
-        action="promote",
-        trigger="drift",
-        as_of=WINDOW.end - 2 * DAY,
+        Order(**common, after=1, champion=4, action="promote", trigger="drift", as_of=WINDOW.end - 2 * DAY),
     )
     ledger.append(
         settings.ledger,
-        **common,
-        expected_seq=2,
-        champion=3,
-        action="rollback",
-        trigger="manual",
-        as_of=WINDOW.end - timedelta(hours=5),
+        Order(
+            **common, after=2, champion=3, action="rollback", trigger="manual", as_of=WINDOW.end - timedelta(hours=5)
+        ),
     )
     assert read(metrics.render(settings, [PARAMS]))["champion_age_days",] == 5
 
@@ -266,16 +258,18 @@ def test_a_damaged_row_costs_the_other_cases_nothing(settings, statement):
     other = PARAMS.model_copy(update={"case": "desk"})
     ledger.append(
         settings.ledger,
-        case="desk",
-        candidate_key="k",
-        bundle="b",
-        reason="r",
-        actor="a",
-        expected_seq=0,
-        champion=7,
-        action="promote",
-        trigger="initial",
-        as_of=NOW,
+        Order(
+            case="desk",
+            candidate_key="k",
+            bundle="b",
+            reason="r",
+            actor="a",
+            after=0,
+            champion=7,
+            action="promote",
+            trigger="initial",
+            as_of=NOW,
+        ),
     )
     engine = create_engine(settings.ledger)
     with engine.begin() as connection:

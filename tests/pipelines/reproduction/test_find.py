@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pipelines import ledger, storage
+from pipelines.contracts import Order
 from pipelines.errors import ConfigError, IntegrityError
 from pipelines.reproduction.find import find
 from pipelines.settings import Settings
@@ -82,16 +83,18 @@ def test_a_release_is_found_by_the_ledger(settings):
     run_dir, keys = put_run(settings, 4)
     ledger.append(
         settings.ledger,
-        case="loans",
-        expected_seq=0,
-        champion=4,
-        candidate_key=keys["export"],
-        bundle=str((run_dir / "export").relative_to(settings.root)),
-        action="promote",
-        trigger="initial",
-        reason="test",
-        actor="test",
-        as_of=AS_OF,
+        Order(
+            case="loans",
+            after=0,
+            champion=4,
+            candidate_key=keys["export"],
+            bundle=str((run_dir / "export").relative_to(settings.root)),
+            action="promote",
+            trigger="initial",
+            reason="test",
+            actor="test",
+            as_of=AS_OF,
+        ),
     )
     shutil.rmtree(run_dir / "register")
     assert find(settings, "loans", 4).manifests["export"].key == keys["export"]

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from pipelines import ledger, storage
-from pipelines.contracts import Verdict
+from pipelines.contracts import Order, Verdict
 from pipelines.data import log
 from pipelines.drift.profile.counts import to_bytes
 from pipelines.drift.profile.spec import load_spec, with_counts
@@ -79,13 +79,7 @@ def release(settings):
     named = {"case": CASE, "candidate_key": made.key, "bundle": str(bundle.relative_to(settings.root)), "as_of": START}
     ledger.append(
         settings.ledger,
-        expected_seq=0,
-        champion=1,
-        action="promote",
-        trigger="initial",
-        reason="test",
-        actor="test",
-        **named,
+        Order(after=0, champion=1, action="promote", trigger="initial", reason="test", actor="test", **named),
     )
     return bundle
 

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.full.episode import take_back
 from pipelines import ledger, storage
-from pipelines.contracts import Manifest
+from pipelines.contracts import Manifest, Order
 from pipelines.drift import policy
 from pipelines.drift.profile.counts import merge, read, to_bytes
 from pipelines.drift.reference import reference_profile
@@ -63,16 +63,18 @@ def release(settings: Settings, stream: Stream, as_of: datetime, version: int = 
         storage.commit(run_dir / step, case="loans", as_of=as_of, key=f"{step}-{version}", inputs=inputs, build=build)
     ledger.append(
         settings.ledger,
-        case="loans",
-        expected_seq=version - 1,
-        champion=version,
-        candidate_key=f"export-{version}",
-        bundle=str((run_dir / "export").relative_to(settings.root)),
-        action="promote",
-        trigger="initial",
-        reason="test",
-        actor="test",
-        as_of=as_of,
+        Order(
+            case="loans",
+            after=version - 1,
+            champion=version,
+            candidate_key=f"export-{version}",
+            bundle=str((run_dir / "export").relative_to(settings.root)),
+            action="promote",
+            trigger="initial",
+            reason="test",
+            actor="test",
+            as_of=as_of,
+        ),
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
-from pipelines.contracts import Verdict
+from pipelines.contracts import Order, Verdict
 from pipelines.drift.profile.spec import load_spec
 from pipelines.errors import ConflictError, IntegrityError
 from pipelines.fields import Categorical
@@ -77,16 +77,18 @@ def release(settings, run_dir, as_of, version):
     head = ledger.head(settings.ledger, "loans")
     ledger.append(
         settings.ledger,
-        case="loans",
-        expected_seq=head.seq if head else 0,
-        champion=version,
-        candidate_key=storage.read_manifest(bundle).key,
-        bundle=str(bundle.relative_to(settings.root)),
-        action="promote",
-        trigger="initial",
-        reason="test",
-        actor="test",
-        as_of=as_of,
+        Order(
+            case="loans",
+            after=head.seq if head else 0,
+            champion=version,
+            candidate_key=storage.read_manifest(bundle).key,
+            bundle=str(bundle.relative_to(settings.root)),
+            action="promote",
+            trigger="initial",
+            reason="test",
+            actor="test",
+            as_of=as_of,
+        ),
     )
 
 

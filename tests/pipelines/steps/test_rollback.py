@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pipelines import ledger, storage
-from pipelines.contracts import Release
+from pipelines.contracts import Order, Release
 from pipelines.deploy import switch
 from pipelines.errors import ConfigError, ConflictError, IntegrityError, Unavailable
 from pipelines.params_file import load_params
@@ -41,13 +41,15 @@ def _release(settings, seq, version, run_dir, action="promote"):
     key, bundle = storage.read_manifest(run_dir / "export").key, str((run_dir / "export").relative_to(settings.root))
     fields = {
         "case": CASE,
-        "expected_seq": seq,
+        "after": seq,
         "champion": version,
         "candidate_key": key,
         "bundle": bundle,
         "action": action,
     }
-    return ledger.append(settings.ledger, **fields, trigger="manual", reason="test", actor="test", as_of=month(version))
+    return ledger.append(
+        settings.ledger, Order(**fields, trigger="manual", reason="test", actor="test", as_of=month(version))
+    )
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from pipelines import ledger, runtime, storage
+from pipelines.contracts import Order
 from pipelines.deploy import repository
 from pipelines.errors import IntegrityError, Unavailable
 from pipelines.params_file import load_params
@@ -32,13 +33,15 @@ def _release(settings, seq, version, run_dir, action="promote"):
     key = storage.read_manifest(run_dir / "export").key
     fields = {
         "case": CASE,
-        "expected_seq": seq,
+        "after": seq,
         "champion": version,
         "candidate_key": key,
         "bundle": str(run_dir / "export"),
         "action": action,
     }
-    return ledger.append(settings.ledger, **fields, trigger="manual", reason="test", actor="test", as_of=month(version))
+    return ledger.append(
+        settings.ledger, Order(**fields, trigger="manual", reason="test", actor="test", as_of=month(version))
+    )
 
 
 @pytest.mark.parametrize("decision", ["reject", "inconclusive"])
@@ -125,16 +128,18 @@ def test_rolled_back_candidate_does_not_come_back(offline):
     _release(offline, 1, 2, second)
     ledger.append(
         offline.ledger,
-        case=CASE,
-        expected_seq=2,
-        champion=1,
-        candidate_key=storage.read_manifest(first / "export").key,
-        bundle="b",
-        action="rollback",
-        trigger="manual",
-        reason="bad",
-        actor="ada",
-        as_of=month(2),
+        Order(
+            case=CASE,
+            after=2,
+            champion=1,
+            candidate_key=storage.read_manifest(first / "export").key,
+            bundle="b",
+            action="rollback",
+            trigger="manual",
+            reason="bad",
+            actor="ada",
+            as_of=month(2),
+        ),
     )
     assert roll_out(offline, 2, second) == {"outcome": "already_released", "version": 2, "seq": 2}
     assert [release.champion for release in ledger.releases(offline.ledger, CASE)] == [1, 2, 1]

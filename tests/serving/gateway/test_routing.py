@@ -9,6 +9,7 @@ from sqlalchemy import create_engine
 
 from pipelines import ledger
 from pipelines.cases import load_fields
+from pipelines.contracts import Order
 from pipelines.encoding import encode
 from pipelines.errors import Unavailable
 from serving.gateway import routing
@@ -304,7 +305,7 @@ def test_a_release_is_followed_on_its_verdict_only(world):
             "actor": "a",
             "verdict_hash": cited,
         }
-        ledger.append(settings.ledger, **own, **about, expected_seq=head.seq)
+        ledger.append(settings.ledger, Order(**own, **about, after=head.seq))
         said = ("promotes on a verdict that says reject", f"there is no verdict {'0' * 12}")[number]
         until(lambda said=said: said in http.get("/readyz").json()["cases"]["loans"].get("damaged", ""), 5)
         assert version(http) == 1

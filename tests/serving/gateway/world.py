@@ -24,6 +24,7 @@ from tritonclient.grpc import service_pb2_grpc
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
 from pipelines.cases.loans.source import generate
+from pipelines.contracts import Order
 from pipelines.files import file_sha256
 from pipelines.settings import Settings
 from pipelines.text import TOKENIZER
@@ -130,16 +131,18 @@ def release(
     seq = head.seq if head else 0
     ledger.append(
         settings.ledger,
-        case=case,
-        expected_seq=seq,
-        champion=version,
-        candidate_key=f"key-{version}",
-        bundle=bundle,
-        action=action,
-        trigger="manual",
-        reason="a test",
-        actor="a test",
-        as_of=datetime(2024, 1, 1 + seq, tzinfo=UTC),
+        Order(
+            case=case,
+            after=seq,
+            champion=version,
+            candidate_key=f"key-{version}",
+            bundle=bundle,
+            action=action,
+            trigger="manual",
+            reason="a test",
+            actor="a test",
+            as_of=datetime(2024, 1, 1 + seq, tzinfo=UTC),
+        ),
     )
     return folder
 
