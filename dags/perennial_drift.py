@@ -16,7 +16,7 @@ reference, arrived labels are watched, and a state machine decides. `retrain` st
 episode's name, so that one episode trains once, however often this run is repeated; without an episode it is
 skipped, and the run stays green. `alert` tells people, once, what was found; a red one has stopped nothing.
 """
-EPISODE = "(ti.xcom_pull(task_ids='drift', key='retrain') or {}).get('episode')"
+EPISODE = f"(ti.xcom_pull(task_ids='{DRIFT.name}', key='{DRIFT.event}') or {{}}).get('episode')"
 
 
 def drift(params: Params) -> DAG:
@@ -34,7 +34,9 @@ def drift(params: Params) -> DAG:
         on_failure_callback=tell_failure(params.case),
         tags=["perennial", params.case, "drift"],
     ) as dag:
-        profile = StepOperator(task_id="profile", step=PROFILE, case=params.case, trigger_rule=TriggerRule.NONE_FAILED)
+        profile = StepOperator(
+            task_id=PROFILE.name, step=PROFILE, case=params.case, trigger_rule=TriggerRule.NONE_FAILED
+        )
         if params.drift.mapped:
             # A task for every day that has rows; `profile` then merges what they made.
             days = StepOperator(task_id="profile_days", step=PROFILE, part="days", case=params.case)
@@ -44,17 +46,17 @@ def drift(params: Params) -> DAG:
                 )
                 >> profile
             )
-        judge = StepOperator(task_id="drift", step=DRIFT, case=params.case)
+        judge = StepOperator(task_id=DRIFT.name, step=DRIFT, case=params.case)
         retrain = TriggerOnce(
             task_id="retrain",
             trigger_dag_id=f"{params.case}_training",
             trigger_run_id=f"drift__{{{{ {EPISODE} }}}}",
-            conf=XComArg(judge, key="retrain"),
-            note="{{ (ti.xcom_pull(task_ids='drift') or {}).get('reason') }}",
+            conf=XComArg(judge, key=DRIFT.event),
+            note=f"{{{{ (ti.xcom_pull(task_ids='{DRIFT.name}') or {{}}).get('reason') }}}}",
         )
         # A skipped retrain is the usual day, not a reason to leave the projections unrepaired.
         reconcile = StepOperator(
-            task_id="reconcile", step=RECONCILE, case=params.case, trigger_rule=TriggerRule.NONE_FAILED
+            task_id=RECONCILE.name, step=RECONCILE, case=params.case, trigger_rule=TriggerRule.NONE_FAILED
         )
         # Beside the event, never before it: what tells people may break and turn red, and the loop goes on.
         telling = [StepOperator(task_id=step.name, step=step, case=params.case) for step in TELLING]

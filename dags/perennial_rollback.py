@@ -47,7 +47,7 @@ def rollback(params: Params) -> DAG:
         on_failure_callback=tell_failure(params.case),
         tags=["perennial", params.case, "rollback"],
     ) as dag:
-        StepOperator(task_id="rollback", step=ROLLBACK, case=params.case)
+        StepOperator(task_id=ROLLBACK.name, step=ROLLBACK, case=params.case)
     return dag
 
 

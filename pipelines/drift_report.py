@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections import Counter
 from datetime import date
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from pipelines.contracts import EpisodeTrigger, FeatureDrift, Instant, Interval, Value, Window
+
+FILE = "report.json"
+"""What the drift step leaves in its folder."""
 
 
 class State(StrEnum):
@@ -436,3 +440,8 @@ class DriftReport(Value):
             rows[one.end] += one.rows
             labelled[one.end] += one.labelled
         return {end: labelled[end] / rows[end] for end in rows if rows[end]} or self.labels.labelled
+
+
+def read_report(folder: Path) -> DriftReport:
+    """The report that the drift step left in its ``folder``. Raises FileNotFoundError if there is none."""
+    return DriftReport.model_validate_json((folder / FILE).read_bytes())

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.configuration import conf
 
-from pipelines.line.order import REPORT
+from pipelines.line.order import REPORT, TRAIN
 from pipelines.line.step import Action, Step
 from pipelines.settings import Settings
+from pipelines.storage import MANIFEST
 
 if TYPE_CHECKING:
     from airflow.sdk.types import DagRunProtocol
@@ -106,10 +107,10 @@ def training_page(run_dir: Path) -> str | None:
 
     None without MLflow.
     """
-    left = sorted(run_dir.glob(".train.k*/mlflow.page"), key=lambda path: path.stat().st_mtime)
+    left = sorted(run_dir.glob(f".{TRAIN.name}.k*/mlflow.page"), key=lambda path: path.stat().st_mtime)
     if left:
         return left[-1].read_text()
-    manifest = run_dir / "train" / "manifest.json"
+    manifest = run_dir / TRAIN.name / MANIFEST
     if not manifest.exists():
         return None
     page: str | None = json.loads(manifest.read_text())["facts"].get("mlflow_page")

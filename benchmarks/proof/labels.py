@@ -37,7 +37,7 @@ from pipelines.drift.evidence import DriftEvidence, PolicyState
 from pipelines.drift.labels import arrived as label_evidence
 from pipelines.drift.profile.counts import Profile, to_bytes
 from pipelines.drift.reference import FILE
-from pipelines.drift_report import DriftReport
+from pipelines.drift_report import read_report
 from pipelines.files import write_atomic
 from pipelines.line import runner
 from pipelines.line.order import DRIFT, PROFILE
@@ -272,7 +272,7 @@ def played(cell: Cell, champion: Champion) -> dict[str, Any]:
             run = Run(cell.params, settings, now)
             runner.run(PROFILE, run)
             runner.run(DRIFT, run)
-            reports.append(DriftReport.model_validate_json((run_dir / "drift" / "report.json").read_bytes()))
+            reports.append(read_report(run_dir / DRIFT.name))
     counted = [(one.labels.rows, one.labels.errors) for one in reports]
     expected = [(part.height, errors(part)) for part in due(labels, cell.windows)]
     confirmed = (number for number, one in enumerate(reports) if one.policy.trigger == "performance")

@@ -37,7 +37,7 @@ def retrain_ungated(case: str, home: Path, as_of: datetime) -> Path | None:
             runner.run(step, run)
     except TooFewRows:
         return None
-    return run.dir / "export"
+    return run.dir / EXPORT.name
 
 
 def metric_names(fields: Fields) -> dict[str, bool]:
@@ -54,7 +54,9 @@ def compare(case: str, home: Path, moments: list[datetime], frame: pl.DataFrame)
     arrived.
     """
     bundles = [
-        bundle for moment in moments if (bundle := read_settings(home=home).run_dir(case, moment) / "export").exists()
+        bundle
+        for moment in moments
+        if (bundle := read_settings(home=home).run_dir(case, moment) / EXPORT.name).exists()
     ]
     known: Known = {}
     for bundle in {bundles[0], bundles[-1]}:

@@ -13,7 +13,8 @@ from embedded.demo.plan import scope
 from embedded.demo.replay import Replay
 from pipelines import cases, ledger
 from pipelines.contracts import Trigger, Window
-from pipelines.drift_report import DriftReport
+from pipelines.drift_report import read_report
+from pipelines.line.order import DRIFT, ROLLOUT, TRAIN
 from pipelines.reports.replay import month_label
 from pipelines.settings import Settings
 from pipelines.storage import MANIFEST, read_manifest
@@ -50,7 +51,7 @@ def tick_record(replay: Replay, window: Window, month: pl.DataFrame) -> dict[str
 
 
 def _drift(settings: Settings, case: str, as_of: datetime) -> dict[str, Any]:
-    report = DriftReport.model_validate_json((settings.run_dir(case, as_of) / "drift" / "report.json").read_bytes())
+    report = read_report(settings.run_dir(case, as_of) / DRIFT.name)
     worst = max(report.features, key=lambda feature: feature.debiased_psi, default=None)
     return {
         "state": report.state.value,
@@ -77,7 +78,7 @@ def _verdicts(settings: Settings, case: str, as_of: datetime) -> list[dict[str, 
                     "lift": lift.get("value"),
                     "low": lift.get("low"),
                     "high": lift.get("high"),
-                    "outcome": read_manifest(settings.run_dir(case, as_of) / "rollout").facts["outcome"],
+                    "outcome": read_manifest(settings.run_dir(case, as_of) / ROLLOUT.name).facts["outcome"],
                 }
             )
     return found
@@ -153,7 +154,7 @@ def _trainings(settings: Settings, case: str, runs: list[dict[str, Any]]) -> lis
     moments = sorted({run["conf"]["as_of"] for run in runs if "as_of" in run["conf"]})
     found = []
     for moment in moments:
-        folder = settings.run_dir(case, datetime.fromisoformat(moment)) / "train"
+        folder = settings.run_dir(case, datetime.fromisoformat(moment)) / TRAIN.name
         if (folder / MANIFEST).exists():
             facts = read_manifest(folder).facts
             found.append(

@@ -71,7 +71,7 @@ def _retrain(params: Params, settings: Settings, *, as_of: datetime, reason: str
     """Train, judge and release a candidate by hand: the whole line, as the training DAG runs it."""
     run = Run(params, settings, as_of, trigger=trigger(params, settings, as_of), reason=reason)
     made = {step.name: runner.run(step, run) for step in order.TRAINING if isinstance(step, Step)}
-    verdict, release = facts.GateFacts.of(made["gate"]), facts.RolloutFacts.of(made["rollout"])
+    verdict, release = facts.GateFacts.of(made[order.GATE.name]), facts.RolloutFacts.of(made[order.ROLLOUT.name])
     return {
         "case": params.case,
         "as_of": as_of.isoformat(),

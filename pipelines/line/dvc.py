@@ -53,7 +53,7 @@ def _stage(step: Step) -> dict[str, Any]:
     given = [name for name in step.params if _is_given(said, name)]
     # DVC refuses a parameter that the file leaves out; the file itself tells when it is given.
     whole = [SETTINGS] if len(given) < len(step.params) else []
-    folders = [f"${{run}}/{name}" for name in (*step.reads, *step.looks_at)]
+    folders = [f"${{run}}/{made.name}" for made in (*step.reads, *step.looks_at)]
     stage: dict[str, Any] = {
         "cmd": f"${{here}} python -m pipelines {step.name} --case ${{case}} --as-of ${{as_of}}",
         "deps": [*pinned, *whole, *folders, *sources(step)],

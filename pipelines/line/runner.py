@@ -40,7 +40,7 @@ def reads(step: Step, run: Run) -> Read:
 
     Raises ConfigError if a step has not run yet.
     """
-    names = (*step.reads, *step.looks_at)
+    names = [made.name for made in (*step.reads, *step.looks_at)]
     return {name: storage.read_manifest(run.dir / name, verify=step.files.get(name, True)) for name in names}
 
 
@@ -65,7 +65,7 @@ def key(step: Step, run: Run, read: Read, work: Work) -> str:
 
 
 def _inputs(step: Step, read: Read, work: Work) -> dict[str, str]:
-    return {**{name: read[name].key for name in step.reads}, **work.inputs}
+    return {**{made.name: read[made.name].key for made in step.reads}, **work.inputs}
 
 
 def publish(step: Step, run: Run, read: Read, work: Work) -> Manifest:

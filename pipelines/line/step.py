@@ -26,16 +26,16 @@ class Step:
 
     ``version`` is raised when the step does something else than before. The keys of the steps in ``reads`` enter its
     key, and so do the ``params`` (dotted names) and, where it runs the case's own code (``runs_case``), that code.
-    ``looks_at`` are steps whose manifests it reads beside. Of steps in ``files`` it opens those files only; of the
-    others all are checked.
+    ``looks_at`` are steps whose manifests it reads beside. Of steps that ``files`` names it opens those files only; of
+    the others all are checked.
     """
 
     name: str
     version: int
     about: str
     facts: type[Facts]
-    reads: tuple[str, ...] = ()
-    looks_at: tuple[str, ...] = ()
+    reads: tuple[Step, ...] = ()
+    looks_at: tuple[Step, ...] = ()
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     params: tuple[str, ...] = ()
     runs_case: bool = False

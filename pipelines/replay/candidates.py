@@ -20,7 +20,7 @@ from pipelines import runtime, storage
 from pipelines.contracts import Release
 from pipelines.files import write_atomic
 from pipelines.line import runner
-from pipelines.line.order import EXPORT, TRAIN
+from pipelines.line.order import DATASET, EXPORT, TRAIN
 from pipelines.line.step import Run
 from pipelines.replay import heads
 from pipelines.replay.ticks import Tick
@@ -48,7 +48,7 @@ def dataset_key(world: World, settings: Settings, run_dir: Path, as_of: datetime
     the champion, whose rows leave the holdout only, and the log's partitions, which hold the answers of whoever served.
     """
     fields, run = world.fields, Run(world.params, settings, as_of, folder=run_dir)
-    rows = pl.read_parquet(run_dir / "dataset" / "train.parquet", columns=["id", *fields.names, fields.label])
+    rows = pl.read_parquet(run_dir / DATASET.name / "train.parquet", columns=["id", *fields.names, fields.label])
     work = train.work(run, runner.reads(TRAIN, run))
     inputs = {"rows": hashlib.sha256(rows.write_csv().encode()).hexdigest(), **work.inputs}
     return storage.step_key(TRAIN.name, TRAIN.version, inputs, runner.declared(TRAIN, run.params, work))[:LENGTH]
@@ -61,23 +61,23 @@ def trained(world: World, settings: Settings, run_dir: Path, as_of: datetime) ->
     """
     key = dataset_key(world, settings, run_dir, as_of)
     folder = world.root / "candidates" / key
-    if not (folder / "train" / storage.MANIFEST).exists():
+    if not (folder / TRAIN.name / storage.MANIFEST).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        link(folder / "dataset", run_dir / "dataset")
+        link(folder / DATASET.name, run_dir / DATASET.name)
         runner.run(TRAIN, Run(world.params, settings, as_of, folder=folder))
-    link(run_dir / "train", folder / "train")
+    link(run_dir / TRAIN.name, folder / TRAIN.name)
     return read(world, key)
 
 
 def read(world: World, key: str) -> Candidate:
     """A candidate that was trained."""
-    made = storage.read_manifest(world.root / "candidates" / key / "train")
+    made = storage.read_manifest(world.root / "candidates" / key / TRAIN.name)
     return Candidate(key, round(made.facts["cost"]["wall_hours"] * 3600, 1))
 
 
 def served_by(settings: Settings, release: Release) -> str:
     """The key of the candidate that a release put into production."""
-    return (settings.root / release.bundle).parent.joinpath("train").resolve().parent.name
+    return (settings.root / release.bundle).parent.joinpath(TRAIN.name).resolve().parent.name
 
 
 def exported(world: World, settings: Settings, run_dir: Path, as_of: datetime) -> None:
@@ -86,19 +86,19 @@ def exported(world: World, settings: Settings, run_dir: Path, as_of: datetime) -
     The export step, or for a head its scores of the holdout and no network. Policies with the same candidate and the
     same dataset, holdout included, share it; ``run_dir/export`` links to it.
     """
-    folder = (run_dir / "train").resolve().parent
-    shared = folder / "runs" / storage.read_manifest(run_dir / "dataset").key[:LENGTH]
+    folder = (run_dir / TRAIN.name).resolve().parent
+    shared = folder / "runs" / storage.read_manifest(run_dir / DATASET.name).key[:LENGTH]
     shared.mkdir(parents=True, exist_ok=True)
-    link(shared / "dataset", run_dir / "dataset")
-    link(shared / "train", folder / "train")
+    link(shared / DATASET.name, run_dir / DATASET.name)
+    link(shared / TRAIN.name, folder / TRAIN.name)
     run = Run(world.params, settings, as_of, folder=shared)
     if world.by_head:
         heads.export_reference(run, world.fields)
     else:
         runner.run(EXPORT, run)
         if not has_bundle(world, folder.name):
-            link(folder / BUNDLE, shared / "export")
-    link(run_dir / "export", shared / "export")
+            link(folder / BUNDLE, shared / EXPORT.name)
+    link(run_dir / EXPORT.name, shared / EXPORT.name)
 
 
 def has_bundle(world: World, key: str) -> bool:
@@ -119,7 +119,7 @@ def scores(world: World, key: str, tick: Tick) -> NDArray[np.float64]:
     columns = {field: rows[field].to_list() for field in world.fields.names}
     if world.by_head:
         found = heads.scores(
-            world.params, world.fields, folder / "train", columns, world.settings.root / "cache" / "embeddings"
+            world.params, world.fields, folder / TRAIN.name, columns, world.settings.root / "cache" / "embeddings"
         )
     else:
         found = runtime.score_rows(folder / BUNDLE, world.fields, columns)

@@ -26,7 +26,7 @@ from pipelines.fields import Fields
 from pipelines.files import file_sha256
 from pipelines.line import runner
 from pipelines.line.facts import Facts
-from pipelines.line.order import EXPORT
+from pipelines.line.order import DATASET, EXPORT, TRAIN
 from pipelines.line.step import Run
 from pipelines.params import Params, TextModelParams
 from pipelines.settings import Settings
@@ -92,8 +92,8 @@ def export_reference(run: Run, fields: Fields) -> Manifest:
     """
 
     def write(folder: Path, basis: Basis) -> Facts:
-        scores = of_rows(run.params, run.settings, run.dir / "export", basis.holdout, fields)
-        write_reference(folder, run.dir / "dataset" / "train.parquet", scores, basis)
+        scores = of_rows(run.params, run.settings, run.dir / EXPORT.name, basis.holdout, fields)
+        write_reference(folder, run.dir / DATASET.name / "train.parquet", scores, basis)
         return HeadFacts(holdout_rows=basis.holdout.height)
 
     work = export.written_by(write, run)
@@ -112,4 +112,4 @@ def of_rows(
 ) -> NDArray[np.float64]:
     """Scores of canonical rows by the head beside ``bundle``: what the evaluate step asks for."""
     columns = {name: rows[name].to_list() for name in fields.names}
-    return scores(params, fields, bundle.parent / "train", columns, settings.root / "cache" / "embeddings")
+    return scores(params, fields, bundle.parent / TRAIN.name, columns, settings.root / "cache" / "embeddings")

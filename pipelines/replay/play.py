@@ -16,12 +16,12 @@ from typing import Any
 
 from pipelines import ledger, storage
 from pipelines.contracts import Order, Release, Trigger
-from pipelines.drift_report import DriftReport
+from pipelines.drift_report import read_report
 from pipelines.errors import PerennialError, TooFewRows
 from pipelines.files import write_atomic
 from pipelines.line import runner
 from pipelines.line.facts import GateFacts
-from pipelines.line.order import DATASET, EVALUATE, GATE, INGEST, VALIDATE, WATCHING
+from pipelines.line.order import DATASET, DRIFT, EVALUATE, EXPORT, GATE, INGEST, VALIDATE, WATCHING
 from pipelines.line.step import Run
 from pipelines.replay import candidates, heads, traffic
 from pipelines.replay.policies import Policy, due, watching
@@ -115,7 +115,7 @@ def _drift(world: World, policy: Policy, settings: Settings, tick: Tick) -> dict
     run = Run(params, settings, as_of)
     for step in WATCHING:
         runner.run(step, run)
-    report = DriftReport.model_validate_json((run.dir / "drift" / "report.json").read_bytes())
+    report = read_report(run.dir / DRIFT.name)
     return {
         "state": report.state.value,
         "action": report.action,
@@ -158,17 +158,17 @@ def _train(world: World, settings: Settings, as_of: datetime, trigger: Trigger) 
         "reason": verdict.reason,
         "candidate": candidate.key,
         "seconds": candidate.seconds,
-        "rows": storage.read_manifest(run_dir / "dataset").facts["train_rows"],
+        "rows": storage.read_manifest(run_dir / DATASET.name).facts["train_rows"],
     }
 
 
 def _release(world: World, settings: Settings, run_dir: Path, as_of: datetime, trigger: Trigger) -> None:
     """The candidate serves from here on. A replay that died between this row and its record finds the row."""
-    case, exported = world.params.case, storage.read_manifest(run_dir / "export")
+    case, exported = world.params.case, storage.read_manifest(run_dir / EXPORT.name)
     history = ledger.releases(settings.ledger, case)
     if any(release.candidate_key == exported.key for release in history):
         return
-    verdict = storage.read_manifest(run_dir / "gate").facts
+    verdict = storage.read_manifest(run_dir / GATE.name).facts
     ledger.append(
         settings.ledger,
         Order(
@@ -176,7 +176,7 @@ def _release(world: World, settings: Settings, run_dir: Path, as_of: datetime, t
             after=len(history),
             champion=len(history) + 1,
             candidate_key=exported.key,
-            bundle=str((run_dir / "export").relative_to(settings.root)),
+            bundle=str((run_dir / EXPORT.name).relative_to(settings.root)),
             action="promote",
             trigger=trigger,
             reason=verdict["reason"],

@@ -17,7 +17,7 @@ from typing import get_args
 
 from pipelines import ledger
 from pipelines.contracts import EpisodeTrigger, Interval, Release, Severity
-from pipelines.drift_report import JUDGED, DriftReport, Estimate, Figures, State
+from pipelines.drift_report import JUDGED, DriftReport, Estimate, Figures, State, read_report
 from pipelines.errors import DatabaseDamaged, PerennialError, Unavailable
 from pipelines.params import Params
 from pipelines.reports import exporter
@@ -138,8 +138,10 @@ def newest_report(settings: Settings, case: str) -> DriftReport | None:
     newest = ledger.drift_state_before(settings.ledger, case, datetime.max.replace(tzinfo=UTC))
     if newest is None:
         return None
-    path = settings.run_dir(case, datetime.fromisoformat(newest["as_of"])) / "drift" / "report.json"
-    return DriftReport.model_validate_json(path.read_bytes()) if path.exists() else None
+    try:
+        return read_report(settings.run_dir(case, datetime.fromisoformat(newest["as_of"])) / "drift")
+    except FileNotFoundError:
+        return None
 
 
 def _declared(params: Params) -> Iterator[Sample]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pipelines import ledger, storage
 from pipelines.contracts import Manifest
 from pipelines.errors import ConfigError, IntegrityError
+from pipelines.line.order import EVALUATE, EXPORT, TRAIN
 from pipelines.settings import Settings
 
 RECORD = "record.json"
@@ -31,16 +32,16 @@ def find(settings: Settings, case: str, number: int) -> Version:
     """
     export = _export(settings, case, number)
     exported = storage.read_manifest(export, verify=False)
-    folders = {"export": export}
-    for step in ("dataset", "train"):
-        folders[step] = storage.find(export.parent / step, exported.inputs[step], verify=False)
-    for path in sorted(export.parent.glob("evaluate*")):
+    folders = {EXPORT.name: export}
+    for step in EXPORT.reads:
+        folders[step.name] = storage.find(export.parent / step.name, exported.inputs[step.name], verify=False)
+    for path in sorted(export.parent.glob(f"{EVALUATE.name}*")):
         if not (path / storage.MANIFEST).exists():
             continue
-        if storage.read_manifest(path, verify=False).inputs.get("export") == exported.key:
-            folders["evaluate"] = path
+        if storage.read_manifest(path, verify=False).inputs.get(EXPORT.name) == exported.key:
+            folders[EVALUATE.name] = path
     declared = {step: storage.read_manifest(folder, verify=False).files for step, folder in folders.items()}
-    wanted = {**declared, "train": {RECORD: "", **declared["train"]}}
+    wanted = {**declared, TRAIN.name: {RECORD: "", **declared[TRAIN.name]}}
     missing = [
         folders[step] / name for step, names in wanted.items() for name in names if not (folders[step] / name).exists()
     ]
@@ -51,7 +52,8 @@ def find(settings: Settings, case: str, number: int) -> Version:
         )
     # Not the dataset: rows that have changed are a finding, not a refusal.
     manifests = {
-        step: storage.read_manifest(folder, verify=step in {"train", "export"}) for step, folder in folders.items()
+        step: storage.read_manifest(folder, verify=step in {TRAIN.name, EXPORT.name})
+        for step, folder in folders.items()
     }
     return Version(number, folders, manifests)
 
@@ -69,11 +71,11 @@ def _export(settings: Settings, case: str, number: int) -> Path:
             "PERENNIAL_HOME says where to look"
         )
     ((key, folder),) = list(keys.items())[-1:]
-    return storage.find(folder / "export", key, verify=False)
+    return storage.find(folder / EXPORT.name, key, verify=False)
 
 
 def _registered(settings: Settings, case: str) -> list[tuple[int, str, Path]]:
     """``(version, key of its export, the run's folder)`` of everything a run of the case registered."""
     manifests = sorted((settings.root / "artefacts" / case).glob("*/register*/manifest.json"))
     found = [(storage.read_manifest(path.parent, verify=False), path.parent.parent) for path in manifests]
-    return [(int(manifest.facts["version"]), manifest.inputs["export"], folder) for manifest, folder in found]
+    return [(int(manifest.facts["version"]), manifest.inputs[EXPORT.name], folder) for manifest, folder in found]

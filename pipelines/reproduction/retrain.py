@@ -19,7 +19,7 @@ from pipelines.evaluation.metrics import metrics
 from pipelines.export.scoring import read_fields
 from pipelines.files import file_sha256, work_folder
 from pipelines.line import runner
-from pipelines.line.order import EXPORT, TRAIN
+from pipelines.line.order import DATASET, EVALUATE, EXPORT, TRAIN
 from pipelines.line.step import Run
 from pipelines.params import Params
 from pipelines.reproduction.find import METRICS, RECORD, Version, find
@@ -41,13 +41,13 @@ def reproduce(settings: Settings, case: str, number: int) -> dict[str, Any]:
     """
     version = find(settings, case, number)
     params = recorded_params(version)
-    made = version.manifests["train"]
+    made = version.manifests[TRAIN.name]
     settings.root.mkdir(parents=True, exist_ok=True)
     # Beside the artefacts: the disk that held the first training holds the second one, too.
     with work_folder(settings.root / f"reproduce.{case}.{number}") as scratch:
         again = scratch / "run"
         again.mkdir()
-        _link_upstream(version.folders["dataset"], again)
+        _link_upstream(version.folders[DATASET.name], again)
         log.info("training %s version %d again, as recorded at %s", case, number, made.as_of.isoformat())
         runner.run(TRAIN, Run(_stopping_where(made, params), settings, made.as_of, folder=again))
         runner.run(EXPORT, Run(params, settings, made.as_of, folder=again))
@@ -108,11 +108,11 @@ def _stopping_where(made: Manifest, params: Params) -> Params:
 
 def recorded_params(version: Version) -> Params:
     """The parameters that the version was trained with. Raises ConfigError if they are no parameters to this code."""
-    path = version.folders["train"] / RECORD
+    path = version.folders[TRAIN.name] / RECORD
     try:
         return Params.model_validate_json(json.dumps(json.loads(path.read_text())["configuration"]["params"]))
     except (KeyError, TypeError, ValueError, ValidationError) as error:
-        commit = version.manifests["train"].provenance.get("commit")
+        commit = version.manifests[TRAIN.name].provenance.get("commit")
         raise ConfigError(
             f"{path} holds no parameters that this code understands ({error}): "
             f"check out commit {commit}, which trained it"
@@ -121,16 +121,16 @@ def recorded_params(version: Version) -> Params:
 
 def _training(folders: Mapping[str, Path], manifests: Mapping[str, Manifest]) -> Training:
     """The training that left these folders, as its layers."""
-    made = manifests["train"]
-    record = json.loads((folders["train"] / RECORD).read_text())
-    evaluation = {"model.onnx": manifests["export"].files["model.onnx"]}
-    if "evaluate" in manifests:
-        evaluation |= manifests["evaluate"].facts["challenger"]
+    made = manifests[TRAIN.name]
+    record = json.loads((folders[TRAIN.name] / RECORD).read_text())
+    evaluation = {"model.onnx": manifests[EXPORT.name].files["model.onnx"]}
+    if EVALUATE.name in manifests:
+        evaluation |= manifests[EVALUATE.name].facts["challenger"]
     layers = {
         "code": {**record.get("code", {}), "features": record.get("features", {})},
         "data": {
             **record.get("data", {}),
-            "files": manifests["dataset"].files,
+            "files": manifests[DATASET.name].files,
             "started_from": _but(record.get("artefacts", {}), "weights"),
         },
         "environment": record.get("environment", {}),
@@ -141,7 +141,7 @@ def _training(folders: Mapping[str, Path], manifests: Mapping[str, Manifest]) ->
         },
         "evaluation": evaluation,
     }
-    return Training(layers, str(made.facts["weights_sha256"]), _curve(folders["train"] / METRICS, made))
+    return Training(layers, str(made.facts["weights_sha256"]), _curve(folders[TRAIN.name] / METRICS, made))
 
 
 def _but(value: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -151,15 +151,15 @@ def _but(value: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _repeated(version: Version, again: Path) -> Training:
     """The second training as its layers: rows as they are on the disk now, metrics of its own model."""
     manifests = {
-        "dataset": version.manifests["dataset"],
-        **{step: storage.read_manifest(again / step) for step in ("train", "export")},
+        DATASET.name: version.manifests[DATASET.name],
+        **{step.name: storage.read_manifest(again / step.name) for step in (TRAIN, EXPORT)},
     }
     found = _training({step: again / step for step in manifests}, manifests)
-    files = {name: file_sha256(version.folders["dataset"] / name) for name in version.manifests["dataset"].files}
-    judged = {"model.onnx": manifests["export"].files["model.onnx"]}
-    if "evaluate" in version.manifests:
+    files = {name: file_sha256(version.folders[DATASET.name] / name) for name in version.manifests[DATASET.name].files}
+    judged = {"model.onnx": manifests[EXPORT.name].files["model.onnx"]}
+    if EVALUATE.name in version.manifests:
         judged |= json.loads(
-            storage.canonical_json(_metrics(again / "export", version.folders["dataset"] / "holdout.parquet"))
+            storage.canonical_json(_metrics(again / EXPORT.name, version.folders[DATASET.name] / "holdout.parquet"))
         )
     layers = {**found.layers, "data": {**found.layers["data"], "files": files}, "evaluation": judged}
     return Training(layers, found.weights, found.curve)

@@ -10,7 +10,7 @@ from typing import get_args
 from pipelines import ledger, storage
 from pipelines.alerts import decision, delivery, sinks
 from pipelines.contracts import Severity
-from pipelines.drift_report import DriftReport
+from pipelines.drift_report import read_report
 from pipelines.line.facts import AlertFacts
 from pipelines.line.step import Read, Run, Work
 
@@ -26,7 +26,7 @@ def work(run: Run, _read: Read) -> Work:
     fact (``undelivered``) and the next run's alert, not an error.
     """
     params, settings, case = run.params, run.settings, run.case
-    report = DriftReport.model_validate_json((run.dir / "drift" / "report.json").read_bytes())
+    report = read_report(run.dir / "drift")
 
     def missing_page(earlier: datetime) -> str | None:
         return _missing_page(settings.run_dir(case, earlier))

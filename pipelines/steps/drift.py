@@ -21,7 +21,7 @@ from pipelines.drift.profile.days import read_days
 from pipelines.drift.profile.spec import load_spec, with_counts
 from pipelines.drift.run import Run as Asked
 from pipelines.drift.why import explain
-from pipelines.drift_report import DriftReport, Explanation
+from pipelines.drift_report import FILE, DriftReport, Explanation
 from pipelines.errors import Overtaken
 from pipelines.line.facts import DatasetFacts, DriftFacts, ProfileFacts
 from pipelines.line.step import Read, Run, Work
@@ -120,7 +120,7 @@ def _work(run: Run, report: DriftReport, trained_on: Path | None) -> Work:
             apart = explain.tell_apart(sides, fields, params.drift.ignore)
         quality = report.quality.model_copy(update={"page": page, "page_error": error})
         told = report.model_copy(update={"quality": quality, "explanation": apart})
-        (folder / "report.json").write_text(storage.canonical_json(told))
+        (folder / FILE).write_text(storage.canonical_json(told))
         return DriftFacts(**reports.facts(told))
 
     return Work(build, {"report": report.model_dump(mode="json")})

@@ -18,7 +18,7 @@ from pipelines.drift.inputs.compare import compare
 from pipelines.drift.profile.counts import Profile, merge, read
 from pipelines.drift.profile.spec import load_spec, scale_of
 from pipelines.drift.why.describe import describe
-from pipelines.drift_report import DriftReport
+from pipelines.drift_report import DriftReport, read_report
 from pipelines.errors import PerennialError
 from pipelines.feature_names import BY_VERSION, SCORE, served
 from pipelines.line.facts import ReportFacts
@@ -49,7 +49,7 @@ def work(run: Run, read: Read) -> Work:
     """
     params, settings, run_dir, as_of = run.params, run.settings, run.dir, run.as_of
     made, profiled = read["drift"], read["profile"]
-    report = DriftReport.model_validate_json((run_dir / "drift" / "report.json").read_bytes())
+    report = read_report(run_dir / "drift")
     past = _history(run_dir)
     told = _ledger(params, settings, report, as_of)
     view: dict[str, Any] = {
@@ -134,7 +134,7 @@ def _history(run_dir: Path) -> list[dict[str, Any]]:
     for folder in _runs(run_dir, "drift"):
         made = storage.read_manifest(folder)
         # Through the contract: an earlier release's report lacks what came later.
-        report = DriftReport.model_validate_json((folder / "report.json").read_bytes()).model_dump(mode="json")
+        report = read_report(folder).model_dump(mode="json")
         found.setdefault(report["window"]["end"], {**report, "as_of": made.as_of.isoformat()})
         if len(found) == COLUMNS:
             break
