@@ -55,7 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
         home = _home(options)
         if options.command == "up":
             return up(home, console, traffic=not options.no_traffic, profile=options.profile)
-        return down(home, console) if options.command == "down" else status(home, console)
+        if options.command == "down":
+            return down(home, console)
+        return status(home, console)
     except PerennialError as error:
         print(f"make {options.command}: {error}", file=sys.stderr)
         return error.exit_code
@@ -71,7 +73,9 @@ def _home(options: argparse.Namespace) -> Path:
     """
     if options.command == "down" and options.home:
         return Path(options.home).expanduser().resolve()
-    return read_settings(**({"home": options.home} if options.home else {})).root
+    if options.home:
+        return read_settings(home=options.home).root
+    return read_settings().root
 
 
 def up(home: Path, console: Console, *, traffic: bool = True, profile: str = "embedded") -> int:
@@ -137,9 +141,10 @@ def down(home: Path, console: Console) -> int:
             f"{left} process(es) of {home} could not be ended: look at them with `make status`, end them as the user "
             "who started them"
         )
-    console.print(
-        f"stopped: {', '.join(process.name for process in was.processes)}" if was else f"nothing was running on {home}"
-    )
+    if was:
+        console.print(f"stopped: {', '.join(process.name for process in was.processes)}")
+    else:
+        console.print(f"nothing was running on {home}")
     return 0
 
 
@@ -151,12 +156,11 @@ def status(home: Path, console: Console) -> int:
     rows = stack.status(home)
     if not rows:
         lost = stack.strays(home)
-        console.print(
-            f"nothing runs on {home}: start it with `make up`"
-            if not lost
-            else f"{lost} stray process(es) of {home}: end them with `make down`"
-        )
-        return SICK if lost else STOPPED
+        if lost:
+            console.print(f"{lost} stray process(es) of {home}: end them with `make down`")
+            return SICK
+        console.print(f"nothing runs on {home}: start it with `make up`")
+        return STOPPED
     table = Table(box=None, pad_edge=False, title=f"{home}", title_justify="left")
     for column in ("service", "state", "address", "pid", "log"):
         table.add_column(column, overflow="fold")
@@ -174,7 +178,9 @@ def status(home: Path, console: Console) -> int:
     for case in survey():
         if case.problem:
             console.print(f"[yellow]broken case[/]  {case.name}: {escape(case.problem)}")
-    return RUNNING if all(row["state"] == "healthy" for row in rows) else SICK
+    if all(row["state"] == "healthy" for row in rows):
+        return RUNNING
+    return SICK
 
 
 if __name__ == "__main__":

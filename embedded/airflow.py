@@ -181,8 +181,10 @@ class Airflow:
             if answer.content:
                 return answer.json()
             return None
-        kind = ConflictError if answer.status_code == httpx.codes.CONFLICT else PerennialError
-        raise kind(f"Airflow answered {answer.status_code} to {method} {path}: {answer.text[:500]}")
+        said = f"Airflow answered {answer.status_code} to {method} {path}: {answer.text[:500]}"
+        if answer.status_code == httpx.codes.CONFLICT:
+            raise ConflictError(said)
+        raise PerennialError(said)
 
     def _ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         answer = self._client.request(method, f"/api/v2{path}", **arguments)
@@ -192,17 +194,13 @@ class Airflow:
         return answer
 
     def _token(self) -> str:
-        answer = (
-            self._client.get("/auth/token")
-            if self._login is None
-            else self._client.post("/auth/token", json=self._login)
-        )
+        if self._login is None:
+            answer = self._client.get("/auth/token")
+            said = "no username was given"
+        else:
+            answer = self._client.post("/auth/token", json=self._login)
+            said = f"the login of {self._login['username']!r} was refused"
         if answer.is_client_error:
-            said = (
-                "no username was given"
-                if self._login is None
-                else f"the login of {self._login['username']!r} was refused"
-            )
             raise PerennialError(
                 f"Airflow at {self.url} answered {answer.status_code}: {said}; set PERENNIAL_AIRFLOW_USERNAME and "
                 "_PASSWORD"
@@ -338,10 +336,10 @@ class Airflow:
 
 def client(settings: Settings) -> Airflow:
     """Airflow as the settings describe it, with a login where they have one."""
-    password = settings.airflow_password
-    return Airflow(
-        settings.address("airflow_url"), settings.airflow_username, password.get_secret_value() if password else ""
-    )
+    password = ""
+    if settings.airflow_password:
+        password = settings.airflow_password.get_secret_value()
+    return Airflow(settings.address("airflow_url"), settings.airflow_username, password)
 
 
 def _log_line(line: str | dict[str, Any]) -> str:

@@ -79,27 +79,27 @@ def install(python: str, venv: Path, lock: Path) -> None:
     uv = find_uv()
     own = str(venv / "bin" / "python")
     if not Path(own).exists():
-        _run([uv, "venv", "--quiet", "--python", python, str(venv)] if uv else [python, "-m", "venv", str(venv)])
-    installer = (
-        [
-            uv,
-            "pip",
-            "install",
-            "--quiet",
-            "--python",
-            own,
-            "--compile-bytecode",
-            "--index-strategy",
-            "unsafe-best-match",
-            *uv_sources(own),
-        ]
-        if uv
-        else _pip(own)
-    )
+        _run(_maker(uv, python, venv))
+    installer = _installer(uv, own)
     torch = re.search(r"^torch==\S+", lock.read_text(), re.MULTILINE)
     if torch:
         _torch(installer, torch.group())
     _run([*installer, "--no-deps", "-r", str(lock)])
+
+
+def _maker(uv: str, python: str, venv: Path) -> list[str]:
+    """The command that makes an environment."""
+    if uv:
+        return [uv, "venv", "--quiet", "--python", python, str(venv)]
+    return [python, "-m", "venv", str(venv)]
+
+
+def _installer(uv: str, python: str) -> list[str]:
+    """The command that installs packages for a ``python``, without them."""
+    if not uv:
+        return _pip(python)
+    options = ["--quiet", "--python", python, "--compile-bytecode", "--index-strategy", "unsafe-best-match"]
+    return [uv, "pip", "install", *options, *uv_sources(python)]
 
 
 def find_uv() -> str:

@@ -161,7 +161,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"make secrets: {error}", file=sys.stderr)
         return 1
-    print(f"{folder}: {', '.join(new)}" if new else f"{folder}: all there, nothing changed")
+    if new:
+        print(f"{folder}: {', '.join(new)}")
+    else:
+        print(f"{folder}: all there, nothing changed")
     return 0
 
 

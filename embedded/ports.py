@@ -46,7 +46,8 @@ class Ports:
 
         ConfigError for what is no port or is given twice.
         """
-        environment = os.environ if environment is None else environment
+        if environment is None:
+            environment = os.environ
         chosen = {
             name: _port(variable(name), environment[variable(name)])
             for name in names()

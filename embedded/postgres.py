@@ -133,11 +133,9 @@ def prepare(folder: Path, password: str) -> Path:
 def command(data: Path, port: int) -> list[str]:
     """The server's argument list; it listens on 127.0.0.1 alone."""
     fixed = (f"listen_addresses={HOST}", f"port={port}", "unix_socket_directories=", *SETTINGS)
-    drop = (
-        ["setpriv", f"--reuid={user}", f"--regid={pwd.getpwnam(user).pw_gid}", "--clear-groups"]
-        if (user := owner())
-        else []
-    )
+    drop = []
+    if user := owner():
+        drop = ["setpriv", f"--reuid={user}", f"--regid={pwd.getpwnam(user).pw_gid}", "--clear-groups"]
     return [*drop, str(find() / "postgres"), "-D", str(data), *[part for setting in fixed for part in ("-c", setting)]]
 
 
@@ -200,7 +198,8 @@ def schema_version(url: str) -> str | None:
     with psycopg.connect(url.replace("+psycopg", "", 1), connect_timeout=10) as connection:
         if connection.execute("SELECT to_regclass('alembic_version')").fetchone() != (None,):
             found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-            return None if found is None else str(found[0])
+            if found is not None:
+                return str(found[0])
     return None
 
 
@@ -245,4 +244,6 @@ def stop(process: Started, number: signal.Signals = signal.SIGINT, grace: float 
 
 def _as(user: str | None) -> dict[str, Any]:
     """The arguments of subprocess that make it run as ``user``."""
-    return {} if user is None else {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
+    if user is None:
+        return {}
+    return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}

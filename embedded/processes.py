@@ -88,7 +88,10 @@ def alive(process: Started) -> bool:
 
 def tagged(tag: str, service: str = "") -> list[int]:
     """All living processes that carry ``tag`` (and belong to ``service``), but this one and its ancestors."""
-    return processes.carrying({TAG: tag, **({SERVICE: service} if service else {})})
+    wanted = {TAG: tag}
+    if service:
+        wanted[SERVICE] = service
+    return processes.carrying(wanted)
 
 
 def end(started: Sequence[Started], tag: str, *, grace: float = 20.0) -> int:

@@ -27,7 +27,9 @@ The default profile needs 3.2 GB once its first champions are trained.
 
 def settings(dotenv: Path, environment: dict[str, str]) -> dict[str, str]:
     """What is set of the two limits; the environment comes before the file, as with Compose."""
-    lines = dotenv.read_text().splitlines() if dotenv.exists() else []
+    lines = []
+    if dotenv.exists():
+        lines = dotenv.read_text().splitlines()
     written = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
     found = {name.strip(): value.strip().strip("'\"") for name, value in written.items()} | environment
     return {name: found[name] for name in USUAL if found.get(name)}

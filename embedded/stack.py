@@ -136,7 +136,10 @@ def stop(home: Path) -> int:
     """
     home = home.expanduser().resolve()
     record = read(home)
-    left = end(record.processes if record else (), triton.stack_tag(home))
+    processes: tuple[Started, ...] = ()
+    if record:
+        processes = record.processes
+    left = end(processes, triton.stack_tag(home))
     if not left:
         triton.sweep(home)
         (home / RECORD).unlink(missing_ok=True)
@@ -150,7 +153,9 @@ def again(home: Path, name: str) -> Started:
     """
     home = home.expanduser().resolve()
     record = read(home)
-    found = {service.name: service for service in _all(home, record)} if record else {}
+    found: dict[str, Service] = {}
+    if record:
+        found = {service.name: service for service in _all(home, record)}
     if record is None or name not in found:
         raise ConfigError(
             f"the stack of {home} has no service {name!r}: choose one of {', '.join(found) or 'none, it does not run'}"
@@ -169,14 +174,18 @@ def again(home: Path, name: str) -> Started:
 
 def _all(home: Path, record: Record) -> list[Service]:
     env = full_environment(home, record.ports, profile=record.profile)
-    below = full.foundation(home, record.ports, env) if record.profile == "full" else []
+    below: list[Service] = []
+    if record.profile == "full":
+        below = full.foundation(home, record.ports, env)
     return [*below, *services(home, record.ports, env, traffic=record.traffic, profile=record.profile)]
 
 
 def refuse_if_running(home: Path) -> None:
     """Raise ConflictError naming the services of ``home`` that run."""
     record = read(home.expanduser().resolve())
-    running = [process for process in record.processes if alive(process)] if record else []
+    if record is None:
+        return
+    running = [process for process in record.processes if alive(process)]
     if running:
         names = ", ".join(f"{process.name} ({process.pid})" for process in running)
         raise ConflictError(
@@ -223,16 +232,11 @@ def status(home: Path) -> list[dict[str, str]]:
     rows = []
     for service in _all(home, record):
         process = running.get(service.name)
-        state = _state(service, process)
-        rows.append(
-            {
-                "service": service.name,
-                "state": state,
-                "address": service.address,
-                "pid": str(process.pid) if process else "",
-                "log": process.log if process else "",
-            }
-        )
+        row = {"service": service.name, "state": _state(service, process), "address": service.address}
+        row |= {"pid": "", "log": ""}
+        if process:
+            row |= {"pid": str(process.pid), "log": process.log}
+        rows.append(row)
     return rows
 
 
@@ -333,7 +337,10 @@ def _sweep_writes(home: Path) -> None:
         home / ENV,
         *(home / name / "x" for name in ("secrets", "traffic", "airflow", "prometheus")),
     ):
-        wanted = re.compile(rf"\.{re.escape(path.name) if path.name != 'x' else '.+'}\.([a-z0-9_]{{8}}|\d+)")
+        name = re.escape(path.name)
+        if path.name == "x":
+            name = ".+"
+        wanted = re.compile(rf"\.{name}\.([a-z0-9_]{{8}}|\d+)")
         for found in path.parent.glob(".*"):
             if wanted.fullmatch(found.name) and found.is_file():
                 found.unlink(missing_ok=True)

@@ -135,7 +135,9 @@ def caught_up(settings: Settings, case: str, until: datetime) -> bool:
 
 def label_sent(fields: Fields, label: int) -> int | str:
     """A stored label as the gateway takes it: 0 or 1, or with classes the name of the one at this position."""
-    return fields.classes[label] if fields.classes else label
+    if fields.classes:
+        return fields.classes[label]
+    return label
 
 
 def _batches(

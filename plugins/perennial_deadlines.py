@@ -45,7 +45,8 @@ async def late(case: str, context: dict[str, Any]) -> str:
         return "told nobody: the run has failed, and that was told when it did"
     run = context["dag_run"]
     due = context["deadline"]["deadline_time"]
-    due = due if isinstance(due, datetime) else datetime.fromisoformat(due)
+    if not isinstance(due, datetime):
+        due = datetime.fromisoformat(due)
     return await asyncio.to_thread(_tell, case, run["dag_id"], run["dag_run_id"], due)
 
 

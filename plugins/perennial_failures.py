@@ -50,7 +50,9 @@ def _said(error: BaseException) -> str:
     """
     from airflow.sdk.log import redact  # type: ignore[attr-defined] # it comes from elsewhere, and plugins get it here
 
-    kind = "" if isinstance(error, AirflowFailException) else f"{type(error).__name__}: "
+    kind = ""
+    if not isinstance(error, AirflowFailException):
+        kind = f"{type(error).__name__}: "
     return str(redact(f"{kind}{(str(error).splitlines() or [''])[0]}"))[:MOST]
 
 
@@ -77,8 +79,12 @@ def _tell(case: str, context: dict[str, Any]) -> None:
     params = load_params(case)
     settings = read_settings()
     task = context.get("ti")
-    name = None if task is None else task.task_id
-    why = str(context.get("reason") or "see its tasks in Airflow") if task is None else _kept(task)
+    if task is None:
+        name = None
+        why = str(context.get("reason") or "see its tasks in Airflow")
+    else:
+        name = task.task_id
+        why = _kept(task)
     at = getattr(task, "end_date", None) or wall_time()
     told = runs.tell(
         params,

@@ -59,18 +59,26 @@ def links(
 
 def _grafana(ended: Ended) -> str:
     url = ended.settings.grafana_url.rstrip("/")
-    return f"{url}/d/{DASHBOARD}?var-case={ended.case}" if url else ""
+    if not url:
+        return ""
+    return f"{url}/d/{DASHBOARD}?var-case={ended.case}"
 
 
 def _training(ended: Ended) -> str:
-    page = training_page(ended.settings.run_dir(ended.case, ended.as_of)) if ended.mlflow else None
-    return f"{ended.mlflow}/{page}" if page else ""
+    if not ended.mlflow:
+        return ""
+    page = training_page(ended.settings.run_dir(ended.case, ended.as_of))
+    if not page:
+        return ""
+    return f"{ended.mlflow}/{page}"
 
 
 def _gate_report(ended: Ended) -> str:
     # The register step puts the verdict beside the training's record.
     training = _training(ended)
-    return f"{training}/artifacts/verdict.json" if training else ""
+    if not training:
+        return ""
+    return f"{training}/artifacts/verdict.json"
 
 
 def _model_version(ended: Ended) -> str:
@@ -81,13 +89,17 @@ def _model_version(ended: Ended) -> str:
 
 def _drift_report(ended: Ended) -> str:
     # Its pages are drawn by the report task of the same run, which links to both of them in MLflow.
-    return f"{run_page(ended.run.dag_id, ended.run.run_id)}/tasks/{REPORT.name}" if ended.facts else ""
+    if not ended.facts:
+        return ""
+    return f"{run_page(ended.run.dag_id, ended.run.run_id)}/tasks/{REPORT.name}"
 
 
 def _page(fact: str, ended: Ended) -> str:
     """A page that the step put into MLflow, as people's browsers find it."""
     address = ended.facts.get(fact)
-    return "" if address is None else ended.mlflow + address.removeprefix(ended.settings.mlflow_url.rstrip("/"))
+    if address is None:
+        return ""
+    return ended.mlflow + address.removeprefix(ended.settings.mlflow_url.rstrip("/"))
 
 
 BUTTONS: dict[str, Callable[[Ended], str]] = {

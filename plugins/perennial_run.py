@@ -74,7 +74,9 @@ def timetable(cron: str | None) -> CronDataIntervalTimetable | None:
 
     None without a cron expression, and where ``PERENNIAL_SCHEDULES`` is off: a replay brings its own clock.
     """
-    return CronDataIntervalTimetable(cron, timezone="UTC") if cron and read_settings().schedules else None
+    if not cron or not read_settings().schedules:
+        return None
+    return CronDataIntervalTimetable(cron, timezone="UTC")
 
 
 def clock_param(params: Params) -> Param:

@@ -134,11 +134,10 @@ def _report(summary: dict[str, Any], home: Path, progress: Progress, *, kept: bo
     write_atomic(home / "report.html", page(summary).encode())
     _print_table(summary, progress)
     progress.say(f"report   {home / 'report.html'}\nsummary  {home / 'summary.json'}")
-    progress.say(
-        f"still running: make status STATE={home}; make down STATE={home}"
-        if kept
-        else f"reopen it in Airflow, MLflow and the gateway: make up STATE={home}"
-    )
+    if kept:
+        progress.say(f"still running: make status STATE={home}; make down STATE={home}")
+    else:
+        progress.say(f"reopen it in Airflow, MLflow and the gateway: make up STATE={home}")
     broken = [name for name in ("errors", "answers_unequal", "processes_left") if summary[name]]
     if summary["airflow"]["dag_runs_failed"]:
         broken.append("airflow.dag_runs_failed")
@@ -149,7 +148,8 @@ def _report(summary: dict[str, Any], home: Path, progress: Progress, *, kept: bo
             f"make demo: not clean: {', '.join(broken)}; see {home / 'summary.json'} and {home / 'logs'}",
             file=sys.stderr,
         )
-    return 1 if broken else 0
+        return 1
+    return 0
 
 
 def _scope(found: dict[str, Any]) -> str:

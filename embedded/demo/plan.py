@@ -68,7 +68,11 @@ def load_plan(case: str, *, fast: bool, ticks: int | None = None) -> Plan:
         demo = _Demo.model_validate_json(json.dumps(read_yaml(path), default=str))
     except ValidationError as error:
         raise ConfigError(f"{path}: {error}") from error
-    start, until = (demo.fast.start, demo.fast.until) if fast else (demo.first_as_of, demo.until)
+    start = demo.first_as_of
+    until = demo.until
+    if fast:
+        start = demo.fast.start
+        until = demo.fast.until
     return Plan(
         case=case,
         first_as_of=_midnight(demo.first_as_of),
@@ -105,15 +109,20 @@ def _over(own: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def scope(plan: Plan, params: Params) -> dict[str, Any]:
     """What of the case is replayed, in numbers: it is printed, and stands in summary.json."""
     most = params.dataset.max_rows
+    rows = None
+    if most is not None:
+        rows = most - round(most * params.dataset.holdout_share)
+    minutes = params.train.budget_minutes
+    seconds = None
+    if minutes is not None:
+        seconds = round(60 * minutes)
     return {
         "from": plan.windows[0].start.isoformat(),
         "until": plan.windows[-1].end.isoformat(),
         "tick": plan.tick,
         "traffic_rows_per_month": plan.sample_per_month,
-        "rows_per_training": None if most is None else most - round(most * params.dataset.holdout_share),
-        "seconds_per_training": None
-        if params.train.budget_minutes is None
-        else round(60 * params.train.budget_minutes),
+        "rows_per_training": rows,
+        "seconds_per_training": seconds,
         "params": dict(_flat(plan.params)),
     }
 

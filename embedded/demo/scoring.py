@@ -121,8 +121,11 @@ def unequal_answers(
         rows = frame.filter(pl.col("id").is_in([id_ for id_, (named, *_) in answers.items() if named == version]))
         for id_, expected in zip(rows["id"], scores(case, bundle, rows, known, threads), strict=True):
             _, score, prediction = answers[id_]
-            own = expected[names[prediction]] if fields.classes else expected
-            best = expected.max() if fields.classes else own
+            own = expected
+            best = expected
+            if fields.classes:
+                own = expected[names[prediction]]
+                best = expected.max()
             right = abs(score - own) <= tolerance and best - own <= tolerance
             wrong += not (right and (fields.classes or names[prediction] == (score >= 0.5)))
     return wrong

@@ -39,28 +39,35 @@ def tick_record(replay: Replay, window: Window, month: pl.DataFrame) -> dict[str
         "verdicts": _verdicts(settings, case, window.end),
     }
     said = [f"{verdict['decision']} ({verdict['trigger']})" for verdict in record["verdicts"]]
+    verdicts = ""
+    if said:
+        verdicts = "  " + ", ".join(said)
     after = ""
     if record["champion_after"] != record["champion"]:
         after = f"  -> v{record['champion_after']}"
     record["line"] = (
         f"{record['month']}  {len(month):>6,} rows  champion v{record['champion']}  drift: "
         f"{record['drift']['state'].lower():<12}"
-        f"{'  ' + ', '.join(said) if said else ''}{after}"
+        f"{verdicts}{after}"
     )
     return record
 
 
 def _drift(settings: Settings, case: str, as_of: datetime) -> dict[str, Any]:
     report = read_report(settings.run_dir(case, as_of) / DRIFT.name)
-    worst = max(report.features, key=lambda feature: feature.debiased_psi, default=None)
-    return {
+    found: dict[str, Any] = {
         "state": report.state.value,
         "action": report.action,
         "reason": report.reason,
         "episode": report.episode,
-        "max_psi": worst.debiased_psi if worst else None,
-        "feature": worst.feature if worst else None,
+        "max_psi": None,
+        "feature": None,
     }
+    worst = max(report.features, key=lambda feature: feature.debiased_psi, default=None)
+    if worst:
+        found["max_psi"] = worst.debiased_psi
+        found["feature"] = worst.feature
+    return found
 
 
 def _verdicts(settings: Settings, case: str, as_of: datetime) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from embedded.demo import scoring, traffic
 from embedded.demo.replay import Replay
 from embedded.demo.summary import tick_record
+from embedded.live import KINDS
 from pipelines import cases, ledger
 from pipelines.contracts import Window
 from pipelines.errors import PerennialError
@@ -29,7 +30,7 @@ def play(replay: Replay) -> pl.DataFrame:
         replay.source, Window(start=plan.windows[0].start, end=plan.windows[-1].end), replay.params
     )
     rows = traffic.sampled(whole, plan.sample_per_month)
-    dags = [f"{plan.case}_{kind}" for kind in ("training", "drift", "rollback")]
+    dags = [f"{plan.case}_{kind}" for kind in KINDS]
     replay.airflow.wait_for_dags(dags)
     for dag in dags:
         replay.airflow.unpause(dag)

@@ -125,11 +125,14 @@ async def _refused(request: Request, error: Exception) -> Response:
     metrics: Metrics = request.app.state.gateway.metrics
     case = _case(request.scope)
     if isinstance(error, Refused):
-        metrics.refused.labels(case, error.reason, error.field if error.reason != "unknown_field" else "").inc(
-            error.rows
-        )
+        field = error.field
+        if error.reason == "unknown_field":  # its name is the client's
+            field = ""
+        metrics.refused.labels(case, error.reason, field).inc(error.rows)
         return Response(body(str(error), error.field, error.row), error.status, error.headers, JSON)
-    status = error.status if isinstance(error, PerennialError) else 500
+    status = 500
+    if isinstance(error, PerennialError):
+        status = error.status
     metrics.refused.labels(case, "unavailable", "").inc()
     return Response(body(str(error)), status, media_type=JSON)
 

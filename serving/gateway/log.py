@@ -97,12 +97,9 @@ class Log:
             self._on_error()
             self._take_back()
             log.exception("the prediction log in %s cannot be written", self.folder)
-            self.failing = (
-                "the disk of the prediction log is full: make room"
-                if error.errno in _FULL
-                else "the prediction log cannot be written"
-            )
+            self.failing = "the prediction log cannot be written"
             if error.errno in _FULL:
+                self.failing = "the disk of the prediction log is full: make room"
                 raise Refused(
                     507,
                     "log",

@@ -79,7 +79,14 @@ class Metrics:
 
     def watch_poll(self, polled: Callable[[], float | None]) -> None:
         """Let the poll age follow ``polled``, the monotonic time of the last good poll."""
-        self._age = lambda: -1.0 if (moment := polled()) is None else time.monotonic() - moment
+
+        def age() -> float:
+            moment = polled()
+            if moment is None:
+                return -1.0
+            return time.monotonic() - moment
+
+        self._age = age
 
     def refresh(self) -> None:
         """Bring the poll age up to date: called in every worker all the time, as only one of them is asked for all."""

@@ -176,7 +176,9 @@ def _fields(fields: Fields) -> str:
 
 def _kind(field: Field) -> str:
     if isinstance(field, Categorical):
-        more = f" and {len(field.values) - SHOWN:,} more (see Schema)" if len(field.values) > SHOWN else ""
+        more = ""
+        if len(field.values) > SHOWN:
+            more = f" and {len(field.values) - SHOWN:,} more (see Schema)"
         return ("one of " + ", ".join(f"`{value}`" for value in field.values[:SHOWN]) + more).replace("|", "\\|")
     if isinstance(field, Numeric):
         bounds = [
@@ -207,10 +209,15 @@ def _predict(fields: Fields, most: int) -> Json:
     return {"schema": _list_of("rows", row, most), "example": {"rows": [example]}}
 
 
+def _outcome(fields: Fields) -> Json:
+    """What can be predicted, and turn out to be true."""
+    if fields.classes:
+        return {"type": "string", "enum": list(fields.classes)}
+    return {"type": "integer", "enum": [0, 1]}
+
+
 def _labels(fields: Fields, most: int) -> Json:
-    label: Json = (
-        {"type": "string", "enum": list(fields.classes)} if fields.classes else {"type": "integer", "enum": [0, 1]}
-    )
+    label = _outcome(fields)
     properties = {
         "prediction_id": {**_ID, "description": "the row's, as it was sent or answered"},
         "label": {**label, "description": f"what turned out to be true: {fields.label}"},
@@ -237,10 +244,12 @@ def _labels(fields: Fields, most: int) -> Json:
 
 
 def _reply(fields: Fields) -> Json:
-    prediction: Json = (
-        {"type": "string", "enum": list(fields.classes)} if fields.classes else {"type": "integer", "enum": [0, 1]}
-    )
-    about = "probability of that class" if fields.classes else "probability of 1"
+    prediction = _outcome(fields)
+    about = "probability of 1"
+    score = 0.25
+    if fields.classes:
+        about = "probability of that class"
+        score = 0.9
     row = {
         "type": "object",
         "properties": {
@@ -254,7 +263,7 @@ def _reply(fields: Fields) -> Json:
         "prediction_id": FIRST,
         "version": 1,
         "prediction": prediction["enum"][0],
-        "score": 0.25 if not fields.classes else 0.9,
+        "score": score,
     }
     schema = {
         "type": "object",
@@ -273,7 +282,9 @@ def _schema(field: Field) -> Json:
         return {"type": "string", "enum": list(field.values), **about}
     if isinstance(field, Numeric):
         bounds = {name: bound for name, bound in (("minimum", field.low), ("maximum", field.high)) if bound is not None}
-        return {**({"type": "integer"} if field.integer else {"type": "number", "format": "float"}), **bounds, **about}
+        if field.integer:
+            return {"type": "integer", **bounds, **about}
+        return {"type": "number", "format": "float", **bounds, **about}
     return {"type": "string", "minLength": 1, "maxLength": field.max_chars, **about}
 
 
@@ -282,8 +293,13 @@ def _example(field: Field) -> str | float:
     if isinstance(field, Categorical):
         return field.values[0]
     if isinstance(field, Numeric):
-        low = min(0.0, field.high or 0.0) if field.low is None else field.low
-        value = (low + (low + 2 if field.high is None else field.high)) / 2
+        low = field.low
+        if low is None:
+            low = min(0.0, field.high or 0.0)
+        high = field.high
+        if high is None:
+            high = low + 2
+        value = (low + high) / 2
         if field.integer:
             return int(value)
         return value

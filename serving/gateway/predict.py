@@ -259,9 +259,10 @@ def _flag(gateway: Gateway, case: Case, why: str) -> None:
     if case.falling_back != bool(why):
         case.falling_back = bool(why)
         gateway.metrics.fallback.labels(case.name).set(int(case.falling_back))
-        log.warning(
-            "%s: %s", case.name, f"the previous release answers: {why}" if why else "the champion answers again"
-        )
+        now = "the champion answers again"
+        if why:
+            now = f"the previous release answers: {why}"
+        log.warning("%s: %s", case.name, now)
 
 
 def _log(

@@ -82,12 +82,10 @@ class Routing:
 
     def _damaged(self, case: str, known: Route | None, problem: str) -> Route:
         if known is None or known.damaged != problem:
-            log.error(
-                "%s: %s; %s",
-                case,
-                problem,
-                "nothing is served" if known is None or known.champion is None else "the last good copy goes on",
-            )
+            served = "the last good copy goes on"
+            if known is None or known.champion is None:
+                served = "nothing is served"
+            log.error("%s: %s; %s", case, problem, served)
         if known is None:
             return Route(None, None, None, problem, problem)
         return replace(known, damaged=problem)
@@ -144,9 +142,14 @@ class Routing:
 
     def show(self, case: str, route: Route | None) -> None:
         """Let the metrics say what a case's route is."""
-        self._metrics.champion.labels(case).set(route.release.champion if route and route.release else 0)
-        self._metrics.fields_refused.labels(case).set(1 if route and route.release and route.refused else 0)
-        self._metrics.ledger_damaged.labels(case).set(1 if route and route.damaged else 0)
+        champion = 0
+        refused = False
+        if route and route.release:
+            champion = route.release.champion
+            refused = bool(route.refused)
+        self._metrics.champion.labels(case).set(champion)
+        self._metrics.fields_refused.labels(case).set(int(refused))
+        self._metrics.ledger_damaged.labels(case).set(int(bool(route and route.damaged)))
 
     def versions(self, case: str, route: Route | None) -> tuple[Version, Version | None]:
         """What a route leads to: the champion, and what stands in for it.

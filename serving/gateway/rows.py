@@ -191,14 +191,14 @@ def explain(shape: Shape, body: bytes) -> Refused:
     form = f'the body must be {{"{shape.name}": [{{...}}, ...]}}'
     head = _HEAD.match(body)
     if head is None or not _is_name(head[1], shape.name):
-        return Refused(422, "shape", form) if _is_json(body) else _not_json()
+        return _refused_shape(body, form)
     if not body.startswith(b"[", head.end()):
         text = f"{shape.name} must be a list of at least one object"
-        return Refused(422, "shape", text, field=shape.name) if _is_json(body) else _not_json()
+        return _refused_shape(body, text, field=shape.name)
     items = _items(body, head.end())
     if not len(items):
         text = f"{shape.name} must be a list of at least one object"
-        return Refused(422, "shape", text, field=shape.name) if _is_json(body) else _not_json()
+        return _refused_shape(body, text, field=shape.name)
     if len(items) > shape.most:
         text = f"{shape.name} has {len(items)} items, at most {shape.most} are allowed"
         return Refused(422, "too_many", text, field=shape.name, rows=len(items))
@@ -213,6 +213,13 @@ def explain(shape: Shape, body: bytes) -> Refused:
     if not _is_json(body):
         return _not_json()
     return Refused(422, "shape", f"{form} and nothing else", rows=len(items))
+
+
+def _refused_shape(body: bytes, text: str, field: str | None = None) -> Refused:
+    """A body of another shape, if it is JSON at all."""
+    if not _is_json(body):
+        return _not_json()
+    return Refused(422, "shape", text, field=field)
 
 
 def _not_json() -> Refused:
@@ -343,7 +350,9 @@ def _whole(name: str, low: int, high: int) -> Check:
     def check(value: object) -> Problem | None:
         if isinstance(value, bool) or not isinstance(value, int):
             return Problem(name, "type", "expected a whole number")
-        return None if low <= value <= high else Problem(name, "bounds", f"must be from {low} to {high}")
+        if low <= value <= high:
+            return None
+        return Problem(name, "bounds", f"must be from {low} to {high}")
 
     return check
 

@@ -154,7 +154,10 @@ class Gateway:
     def _serve(self, served: Mapping[str, Case], broken: Mapping[str, str]) -> None:
         for name, case in self.cases.items():
             if served.get(name) is not case:
-                log.info("%s: %s", name, "its fields have changed" if name in served else "removed: served no more")
+                why = "removed: served no more"
+                if name in served:
+                    why = "its fields have changed"
+                log.info("%s: %s", name, why)
                 self.leaving.append(case)
         for name in self.cases.keys() - served.keys():
             self.metrics.forget(name)
@@ -163,7 +166,10 @@ class Gateway:
         for name in served.keys() | broken.keys() | self.broken.keys():
             self.metrics.case_broken.labels(name).set(int(name in broken))
             if broken.get(name, "") != self.broken.get(name, ""):
-                log.warning("%s: %s", name, f"broken: {broken[name]}" if name in broken else "mended")
+                now = "mended"
+                if name in broken:
+                    now = f"broken: {broken[name]}"
+                log.warning("%s: %s", name, now)
         self.cases = served
         self.broken = broken
 
@@ -206,7 +212,10 @@ class Gateway:
     async def tidy(self, case: Case, *, close: bool = False) -> None:
         """Sync a case's segments and close the old ones (``close``: all of them)."""
         for segments in (case.labels_log, case.predictions_log):
-            closed = await (segments.close() if close else segments.tick())
+            if close:
+                closed = await segments.close()
+            else:
+                closed = await segments.tick()
             if closed and segments is case.predictions_log:
                 # Every client-made id in them is indexed already; without the mark a start would read them again, no
                 # more.
@@ -240,7 +249,9 @@ def _unfit(folder: Path) -> str:
     free = found.f_frsize * (found.f_bavail if os.geteuid() else found.f_bfree)
     if found.f_flag & os.ST_RDONLY:
         return "the state folder is read-only: mount it writable"
-    return "the disk of the state folder is full: make room" if free < LEAST_FREE else ""
+    if free < LEAST_FREE:
+        return "the disk of the state folder is full: make room"
+    return ""
 
 
 async def start(settings: Settings, bounds: Bounds, metrics: Metrics) -> Gateway:

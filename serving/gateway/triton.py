@@ -60,11 +60,10 @@ class Triton:
         self.address = address
         self.deadline_seconds = deadline_seconds
         self.per_text = per_text
-        self._channel = (
-            grpc.aio.insecure_channel(address, options=_CHANNEL)
-            if client is None
-            else grpc.aio.secure_channel(address, credentials(client), options=_CHANNEL)
-        )
+        if client is None:
+            self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL)
+        else:
+            self._channel = grpc.aio.secure_channel(address, credentials(client), options=_CHANNEL)
         self._infer = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelInfer
         # A client that goes away says nothing about Triton.
         self._breakers = AsyncCircuitBreakerFactory(FAILURES, PAUSE_SECONDS, exclude=[asyncio.CancelledError])
@@ -125,10 +124,10 @@ class Triton:
         values: list[float] = np.frombuffer(answer.raw_output_contents[0], np.float32).astype(np.float64).tolist()
         # Written so that a NaN fails every comparison.
         if len(values) != request.inputs[0].shape[0] * outputs or not all(0.0 <= value <= 1.0 for value in values):
-            raise Unavailable(
-                f"{name} answered something that is not "
-                f"{'one probability' if outputs == 1 else f'{outputs} probabilities'} per row: roll it back"
-            )
+            wanted = "one probability"
+            if outputs > 1:
+                wanted = f"{outputs} probabilities"
+            raise Unavailable(f"{name} answered something that is not {wanted} per row: roll it back")
         if outputs > 1 and not all(
             abs(sum(values[start : start + outputs]) - 1.0) <= SUM_TOLERANCE for start in range(0, len(values), outputs)
         ):

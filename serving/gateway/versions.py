@@ -89,4 +89,6 @@ def probe(fields: Fields) -> dict[str, list[Any]]:
     """Columns of one valid row."""
     columns: dict[str, list[Any]] = {field.name: [field.values[0]] for field in fields.categorical}
     columns |= {field.name: [field.low if field.low is not None else 0.0] for field in fields.numeric}
-    return columns | ({fields.text.name: [fields.text.name]} if fields.text is not None else {})
+    if fields.text is not None:
+        columns[fields.text.name] = [fields.text.name]
+    return columns
