@@ -38,8 +38,8 @@ from typing import NamedTuple
 from pipelines.contracts import EpisodeTrigger
 from pipelines.drift.evidence import DriftEvidence, PolicyState
 from pipelines.drift.labels import sequential
-from pipelines.drift.profile.spec import OUTPUTS
 from pipelines.drift_report import Action, Mark, Rule, State
+from pipelines.feature_names import OUTPUTS
 from pipelines.params import DriftParams
 
 

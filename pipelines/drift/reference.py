@@ -20,10 +20,11 @@ from pipelines.drift.labels.calibration import fit_calibration
 from pipelines.drift.labels.sequential import baseline_rate
 from pipelines.drift.profile.bits import Ints
 from pipelines.drift.profile.counts import Profile, profile_frame, profile_outputs, to_bytes
-from pipelines.drift.profile.spec import OUTPUTS, Spec
+from pipelines.drift.profile.spec import Spec
 from pipelines.drift.stats import groups
 from pipelines.errors import NotKept
-from pipelines.feature_names import PREDICTION, SCORE
+from pipelines.feature_names import OUTPUTS, PREDICTION, SCORE
+from pipelines.fields import SCORES, Fields
 from pipelines.fields import SCORES, Fields
 from pipelines.measures import row_errors, row_log_loss
 

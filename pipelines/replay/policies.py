@@ -6,8 +6,9 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.drift.profile.spec import OUTPUTS, numbers
+from pipelines.drift.profile.spec import numbers
 from pipelines.errors import ConfigError
+from pipelines.feature_names import OUTPUTS
 from pipelines.fields import Fields
 from pipelines.params import DriftParams
 from pipelines.replay.ticks import Tick
