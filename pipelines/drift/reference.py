@@ -25,7 +25,6 @@ from pipelines.drift.stats import groups
 from pipelines.errors import NotKept
 from pipelines.feature_names import OUTPUTS, PREDICTION, SCORE
 from pipelines.fields import SCORES, Fields
-from pipelines.fields import SCORES, Fields
 from pipelines.measures import row_errors, row_log_loss
 
 Counted = Callable[[pl.DataFrame, Fields, Spec], Profile]
