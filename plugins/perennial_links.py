@@ -96,7 +96,7 @@ def _drift_report(ended: Ended) -> str:
 
 def _page(fact: str, ended: Ended) -> str:
     """A page that the step put into MLflow, as people's browsers find it."""
-    address = ended.facts.get(fact)
+    address: str | None = ended.facts.get(fact)
     if address is None:
         return ""
     return ended.mlflow + address.removeprefix(ended.settings.mlflow_url.rstrip("/"))
