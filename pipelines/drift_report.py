@@ -1,5 +1,7 @@
 """The report of one drift window and its parts: what rooms, steps, alerts, metrics and pages read of it.
 
+At the end stands what a page says of the window's counts beside the report.
+
 Each part is a frozen value with a default for everything, so that reports which earlier releases wrote can be read:
 what they lack has its default, and what no release knows any more is left out. A report's JSON is what
 ``drift/report.json`` holds.
@@ -445,3 +447,46 @@ class DriftReport(Value):
 def read_report(folder: Path) -> DriftReport:
     """The report that the drift step left in its ``folder``. Raises FileNotFoundError if there is none."""
     return DriftReport.model_validate_json((folder / FILE).read_bytes())
+
+
+# --- beside the report --------------------------------------------------------------------------
+
+
+class NumberChange(Part):
+    """How a number changed: its quartiles (25%, median, 75%) before and in the window, in the field's units."""
+
+    feature: str
+    kind: Literal["number"] = "number"
+    before: tuple[float, float, float]
+    now: tuple[float, float, float]
+
+
+class CategoryChange(Part):
+    """The value whose share of the rows (0 to 1) changed most; None stands for all values that are not declared."""
+
+    feature: str
+    kind: Literal["category"] = "category"
+    value: str | None
+    before: float
+    now: float
+
+
+class DayDrift(Part):
+    """One UTC day against the reference: its rows, and the debiased PSI (nats) of features with enough values."""
+
+    day: date
+    rows: int
+    psi: dict[str, float]
+
+
+class Counted(Part):
+    """What a window's counts say beside its report (drift/why/shown.py).
+
+    ``served``: rows by the version that answered them. ``days``: the last days, oldest first, of these ``features``;
+    None where they cannot be compared, or too few of them have enough rows.
+    """
+
+    served: dict[int, int] = {}
+    changes: tuple[NumberChange | CategoryChange, ...] = ()
+    features: tuple[str, ...] = ()
+    days: tuple[DayDrift, ...] | None = None

@@ -6,11 +6,12 @@ is the case's history. Writing again changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pipelines.drift_report import DriftReport
 from pipelines.registry import live, rest
 from pipelines.registry.client import connect
 from pipelines.settings import Settings
@@ -24,20 +25,19 @@ NEWEST = "perennial.monitoring"
 def publish(
     settings: Settings,
     *,
-    case: str,
     as_of: datetime,
     key: str,
+    report: DriftReport,
+    headline: str,
     files: Sequence[Path],
-    tags: Mapping[str, str],
-    metrics: Mapping[str, float],
     champion: str | None,
 ) -> str:
-    """Keep ``files`` and figures of the window judged at ``as_of`` in its run.
+    """Keep ``files``, the ``headline`` and the ``report``'s figures of the window judged at ``as_of`` in its run.
 
     Returns the run's page below MLflow's URL. ``champion`` is the id of the run that trained the version that served.
     Raises Unavailable within seconds if MLflow is down.
     """
-    home = live.experiment(settings, f"{case}-monitoring")
+    home = live.experiment(settings, f"{report.case}-monitoring")
     run = _run(settings, home, as_of)
     identity = run["info"]["run_id"]
     known = {tag["key"]: tag["value"] for tag in run.get("data", {}).get("tags", [])}
@@ -48,14 +48,33 @@ def publish(
         for path in files:
             client.log_artifact(identity, str(path))
     moment = int(as_of.timestamp() * 1000)
-    points = [{"key": name, "value": value, "step": 0, "timestamp": moment} for name, value in metrics.items()]
+    points = [{"key": name, "value": value, "step": 0, "timestamp": moment} for name, value in _metrics(report)]
     # The key last: a run that has it is whole.
-    said = [{"key": name, "value": value[: live.TEXT]} for name, value in {**tags, PUBLISHED: key}.items()]
+    tags = {**_tags(report), live.NOTE: headline, PUBLISHED: key}
+    said = [{"key": name, "value": value[: live.TEXT]} for name, value in tags.items()]
     rest.post(settings, "runs/log-batch", {"run_id": identity, "metrics": points, "tags": said})
     rest.post(settings, "runs/update", {"run_id": identity, "status": "FINISHED", "end_time": moment})
     if champion is not None:
         _point(settings, champion, f"{as_of.isoformat()} {page}")
     return page
+
+
+def _tags(report: DriftReport) -> dict[str, str]:
+    """What the policy said, as far as it is known."""
+    said = {
+        "state": report.state,
+        "action": report.action,
+        "episode": report.episode,
+        "model_version": report.model_version,
+    }
+    return {f"perennial.{name}": str(value) for name, value in said.items() if value is not None}
+
+
+def _metrics(report: DriftReport) -> Iterator[tuple[str, float]]:
+    yield "rows", report.current_rows
+    decisive = [one.debiased_psi for one in report.features if not one.ignored]
+    if decisive:
+        yield "largest_debiased_psi", max(decisive)
 
 
 def _run(settings: Settings, home: str, as_of: datetime) -> dict[str, Any]:

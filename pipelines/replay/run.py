@@ -214,11 +214,11 @@ def _plain(one: dict[str, Any]) -> dict[str, Any]:
 
 def save(settings: Settings, summary: dict[str, Any]) -> dict[str, Path]:
     """Write ``replay.json``, ``frontier.png`` and ``index.html`` to ``<state>/replay/<case>``; returns their paths."""
-    from pipelines.reports import frontier as report
+    from pipelines.reports import frontier, frontier_chart
 
     folder = settings.root / "replay" / summary["case"]
     paths = {"json": folder / "replay.json", "png": folder / "frontier.png", "html": folder / "index.html"}
     write_atomic(paths["json"], (json.dumps(summary, indent=1) + "\n").encode())
-    write_atomic(paths["png"], report.png(summary))
-    write_atomic(paths["html"], report.page(summary).encode())
+    write_atomic(paths["png"], frontier_chart.png(summary))
+    write_atomic(paths["html"], frontier.page(summary).encode())
     return paths

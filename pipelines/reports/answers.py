@@ -31,7 +31,9 @@ def tables(title: str, answer: Any) -> Group:
     """
     values = dict[str, Any]()
     lists = dict[str, Sequence[Mapping[str, Any]]]()
-    for name, value in _flat(answer if isinstance(answer, Mapping) else {"": answer}):
+    if not isinstance(answer, Mapping):
+        answer = {"": answer}
+    for name, value in _flat(answer):
         if isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
             lists[name] = value
         else:
@@ -47,8 +49,10 @@ def tables(title: str, answer: Any) -> Group:
 def _table(name: str, items: Sequence[Mapping[str, Any]], most: int) -> Table:
     rows = [dict(_flat(item)) for item in items]
     columns = COLUMNS.get(name) or tuple(dict.fromkeys(column for row in rows for column in row))
-    more = f", {most} of {len(items)} (--json has all)" if len(items) > most else ""
-    found = Table(title=f"\n{name}{more}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    heading = f"\n{name}"
+    if len(items) > most:
+        heading += f", {most} of {len(items)} (--json has all)"
+    found = Table(title=heading, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in columns:
         found.add_column(Text(column), overflow="fold")
     for row in rows[:most]:
@@ -74,8 +78,10 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
-        more = f" ... ({len(value)} in all)" if len(value) > SHOWN else ""
-        return ", ".join(map(_cell, value[:SHOWN])) + more
+        shown = ", ".join(map(_cell, value[:SHOWN]))
+        if len(value) > SHOWN:
+            shown += f" ... ({len(value)} in all)"
+        return shown
     if isinstance(value, str) and _SHA256.fullmatch(value):
         return f"{value[:12]}..."
     return str(value)

@@ -68,4 +68,6 @@ def sample(frame: pl.DataFrame, rows: int) -> pl.DataFrame:
     >>> sample(pl.DataFrame({"x": [0, 1, 2, 3, 4, 5]}), 3)["x"].to_list()
     [0, 2, 4]
     """
-    return frame if frame.height <= rows else frame[[position * frame.height // rows for position in range(rows)]]
+    if frame.height <= rows:
+        return frame
+    return frame[[position * frame.height // rows for position in range(rows)]]

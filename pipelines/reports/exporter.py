@@ -58,13 +58,17 @@ def serve(text: Callable[[], bytes], host: str, port: int, ready: Callable[[int]
             if path not in (METRICS, HEALTH):
                 self.send_error(404, f"ask for {METRICS}")
                 return
+            body = b"ok\n"
+            kind = "text/plain"
             try:
-                body = text() if path == METRICS else b"ok\n"
+                if path == METRICS:
+                    body = text()
+                    kind = CONTENT_TYPE_LATEST
             except (PerennialError, OSError, ValueError) as error:
                 self.send_error(503, "no metrics", str(error))
                 return
             self.send_response(200)
-            self.send_header("Content-Type", CONTENT_TYPE_LATEST if path == METRICS else "text/plain")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -16,8 +16,8 @@ from types import MappingProxyType
 from typing import get_args
 
 from pipelines import ledger
-from pipelines.contracts import EpisodeTrigger, Interval, Release, Severity
-from pipelines.drift_report import JUDGED, DriftReport, Estimate, Figures, State, read_report
+from pipelines.contracts import EpisodeTrigger, Release, Severity
+from pipelines.drift_report import JUDGED, DriftReport, State, read_report
 from pipelines.errors import DatabaseDamaged, PerennialError, Unavailable
 from pipelines.params import Params
 from pipelines.reports import exporter
@@ -82,7 +82,6 @@ def render(settings: Settings, cases: Iterable[Params], broken: Mapping[str, str
     """
     ledger.check(settings.ledger)
     gauges: list[exporter.Sample] = []
-
     states = dict.fromkeys(broken, 1)
     for params in cases:
         try:
@@ -91,7 +90,8 @@ def render(settings: Settings, cases: Iterable[Params], broken: Mapping[str, str
             raise
         except (PerennialError, OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s: what is stored of it cannot be read: %s", params.case, error)
-            found, states[params.case] = [], 1
+            found = []
+            states[params.case] = 1
         gauges += [(name, {"case": params.case, **labels}, value) for name, labels, value in found]
         states.setdefault(params.case, 0)
     gauges += [("case_broken", {"case": case}, states[case]) for case in sorted(states)]
@@ -145,15 +145,14 @@ def newest_report(settings: Settings, case: str) -> DriftReport | None:
 
 
 def _declared(params: Params) -> Iterator[Sample]:
-    drift, alerts = params.drift, params.alerts
+    drift = params.drift
+    alerts = params.alerts
     yield "case_live", {}, params.schedule.live
     limits = {
         "psi_warn": drift.warn_psi,
         "psi_severe": drift.severe_psi,
         "volume_low": drift.volume_band[0],
         "volume_high": drift.volume_band[1],
-    }
-    limits |= {
         "log_loss_rise": drift.min_metric_drop,
         "coverage": alerts.min_coverage,
         "unjudged_windows": alerts.max_unjudged_windows,
@@ -225,30 +224,25 @@ def _window(report: DriftReport) -> Iterator[Sample]:
     for verdict in ("kept", "missing"):
         yield "retrain_unanswered", {"verdict": verdict}, cooling and policy.verdict == verdict
     yield "performance_alarm", {}, policy.alarmed
-    yield from _interval("log_loss_rise", report.labels.drop)
+    if (drop := report.labels.drop) is not None:
+        yield from _bounds("log_loss_rise", drop.value, drop.low, drop.high)
 
 
 def _performance(params: Params, report: DriftReport) -> Iterator[Sample]:
     rolling = sorted((row for row in report.performance.rolling if row.rows), key=lambda row: row.end)
     measured = [row for row in rolling if row.log_loss is not None]
     if measured:
-        yield from _bounds("log_loss", measured[-1])
-    if report.performance.estimate is not None:
-        yield from _bounds("log_loss_estimated", report.performance.estimate)
+        yield from _bounds("log_loss", measured[-1].log_loss, measured[-1].low, measured[-1].high)
+    if (guess := report.performance.estimate) is not None:
+        yield from _bounds("log_loss_estimated", guess.log_loss, guess.low, guess.high)
     due = report.window.end - timedelta(days=params.alerts.late_after * params.label_delay_days)
     old = {end: share for end, share in report.coverage().items() if end <= due}
     if old:
         yield "labels_coverage_ratio", {}, old[max(old)]
 
 
-def _bounds(name: str, found: Figures | Estimate) -> Iterator[Sample]:
-    """A log-loss with its interval, as far as it is known."""
-    for bound, value in (("value", found.log_loss), ("low", found.low), ("high", found.high)):
+def _bounds(name: str, *found: float | None) -> Iterator[Sample]:
+    """A figure and its interval's ends, as far as they are known."""
+    for bound, value in zip(BOUNDS, found, strict=True):
         if value is not None:
             yield name, {"bound": bound}, value
-
-
-def _interval(name: str, found: Interval | None) -> Iterator[Sample]:
-    if found is not None:
-        for bound in BOUNDS:
-            yield name, {"bound": bound}, getattr(found, bound)

@@ -58,10 +58,13 @@ def _headline(summary: dict[str, Any]) -> str:
     name, first = next(iter(summary["metrics"].items()))
     loss = summary["metrics"]["log_loss"]
     promotions = len(summary["champions"]) - 1
+    told = f"{promotions} promotions"
+    if promotions == 1:
+        told = "1 promotion"
     return (
         f"Over {len(first['per_month'])} {summary['tick']}s the frozen model reached a mean {SHORT[name]} of "
         f"{_number(first['frozen_mean'])} and a log-loss of "
-        f"{_number(loss['frozen_mean'])}; Perennial, with {promotions} promotion{'s' if promotions != 1 else ''}, "
+        f"{_number(loss['frozen_mean'])}; Perennial, with {told}, "
         f"reached {_number(first['perennial_mean'])} "
         f"and {_number(loss['perennial_mean'])}."
     )
@@ -69,15 +72,16 @@ def _headline(summary: dict[str, Any]) -> str:
 
 def _worse(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """The months in which retraining blindly did better than the gated loop, metric by metric."""
-    return [
-        {"metric": metric, **month}
-        for metric in summary["metrics"]
-        for month in summary["metrics"][metric]["per_month"]
-        if month["ungated"] is not None
-        and month["perennial"] is not None
-        and (month["ungated"] - month["perennial"]) * (1 if summary["metrics"][metric]["higher_is_better"] else -1)
-        > _TIE
-    ]
+    found = []
+    for metric, of in summary["metrics"].items():
+        sign = -1
+        if of["higher_is_better"]:
+            sign = 1
+        known = (one for one in of["per_month"] if one["ungated"] is not None and one["perennial"] is not None)
+        found += [
+            {"metric": metric, **month} for month in known if sign * (month["ungated"] - month["perennial"]) > _TIE
+        ]
+    return found
 
 
 def _chart(summary: dict[str, Any]) -> str:
@@ -98,7 +102,9 @@ def _chart(summary: dict[str, Any]) -> str:
                 panel.axvline(position + 0.5, color="#188038", linewidth=1.2, alpha=0.6)
     _drift_panel(panels[2], ticks)
     panels[0].legend(loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=3, frameon=False, fontsize=10)
-    slanted = {"rotation": 45, "ha": "right", "fontsize": 8 if len(labels) <= 24 else 6} if len(labels) > 8 else {}
+    slanted: dict[str, Any] = {}
+    if len(labels) > 8:
+        slanted = {"rotation": 45, "ha": "right", "fontsize": 8 if len(labels) <= 24 else 6}
     panels[2].set_xticks(range(len(labels)), labels, **slanted)
     panels[2].set_xlim(-0.6, len(labels) - 0.1)
     out = io.StringIO()
@@ -152,4 +158,6 @@ def month_label(moment: datetime, tick: str) -> str:
     """How a window is named on the page: its quarter, its month, or its day."""
     if tick == "quarter":
         return f"{moment.year} Q{(moment.month + 2) // 3}"
-    return moment.strftime("%Y-%m" if tick == "month" else "%Y-%m-%d")
+    if tick == "month":
+        return f"{moment:%Y-%m}"
+    return f"{moment:%Y-%m-%d}"

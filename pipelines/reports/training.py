@@ -126,10 +126,10 @@ def _series(
     if not np.isfinite(series).any():
         axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=INK, fontsize=9)
         return
-    axis.plot(
-        at, series, color=LINE, linewidth=0.8 if many else 1.5, alpha=0.3 if many else 1, label=None if many else name
-    )
-    if many:
+    if not many:
+        axis.plot(at, series, color=LINE, linewidth=1.5, alpha=1, label=name)
+    else:
+        axis.plot(at, series, color=LINE, linewidth=0.8, alpha=0.3)
         smooth = np.convolve(np.nan_to_num(series, nan=float(np.nanmean(series))), np.ones(width) / width, mode="valid")
         axis.plot(at[width - 1 :], smooth, color=LINE, linewidth=1.6, label=name)
         # Single steps jump: their extremes would flatten what is to be seen.

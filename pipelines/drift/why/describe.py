@@ -3,51 +3,47 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from pipelines.drift.profile.bits import bounds
 from pipelines.drift.profile.counts import Column
+from pipelines.drift_report import CategoryChange, NumberChange
 from pipelines.fields import Scale
 
 
-def describe(before: Column, now: Column, scale: Scale | None) -> dict[str, Any] | None:
+def describe(feature: str, before: Column, now: Column, scale: Scale | None) -> NumberChange | CategoryChange | None:
     """The two sides of one feature; None if one of them has no values.
 
-    A number: ``{"kind": "number", "before": [q25, median, q75], "now": ...}`` in the field's units, each the roundest
-    number in its bin (bins are at most 0.8% of a scaled value wide). A category: ``{"kind": "category", "value",
-    "before", "now"}``, the value whose share of the rows (0 to 1) changed most; ``value`` is None for values that are
-    not declared.
+    Quartiles of a number are each the roundest number in its bin (bins are at most 0.8% of a scaled value wide).
 
     >>> day = Column(np.array([0, 1]), np.array([30, 10]), vocabulary=("web", "shop"))
-    >>> describe(day, Column(np.array([0, 1]), np.array([10, 30]), vocabulary=("web", "shop")), None)
-    {'kind': 'category', 'value': 'web', 'before': 0.75, 'now': 0.25}
+    >>> describe("channel", day, Column(np.array([0, 1]), np.array([10, 30]), vocabulary=("web", "shop")), None)
+    CategoryChange(feature='channel', kind='category', value='web', before=0.75, now=0.25)
     """
     if not before.n or not now.n:
         return None
     if before.vocabulary is not None:
-        words = before.vocabulary
-        was, became = (
-            np.bincount(column.bins, weights=column.counts, minlength=len(words) + 1) / column.n
-            for column in (before, now)
-        )
-        most = int(np.argmax(np.abs(became - was)))
-        return {
-            "kind": "category",
-            "value": words[most] if most < len(words) else None,
-            "before": float(was[most]),
-            "now": float(became[most]),
-        }
+        return _category(feature, before, now, before.vocabulary)
     if scale is None:
         return None
-    return {"kind": "number", "before": _quartiles(before, scale), "now": _quartiles(now, scale)}
+    return NumberChange(feature=feature, before=_quartiles(before, scale), now=_quartiles(now, scale))
 
 
-def _quartiles(column: Column, scale: Scale) -> list[float]:
+def _category(feature: str, before: Column, now: Column, words: tuple[str, ...]) -> CategoryChange:
+    was, became = (
+        np.bincount(column.bins, weights=column.counts, minlength=len(words) + 1) / column.n for column in (before, now)
+    )
+    most = int(np.argmax(np.abs(became - was)))
+    value = words[most] if most < len(words) else None
+    return CategoryChange(feature=feature, value=value, before=float(was[most]), now=float(became[most]))
+
+
+def _quartiles(column: Column, scale: Scale) -> tuple[float, float, float]:
     at = np.searchsorted(np.cumsum(column.counts), np.array([0.25, 0.5, 0.75]) * column.n)
-    low, high = bounds(column.bins[at], scale)
-    return [roundest(float(first), float(last), 1 / scale.scale) for first, last in zip(low, high, strict=True)]
+    bins = zip(*bounds(column.bins[at], scale), strict=True)
+    low, middle, high = (roundest(float(first), float(last), 1 / scale.scale) for first, last in bins)
+    return low, middle, high
 
 
 def roundest(low: float, high: float, spread: float = 1.0) -> float:

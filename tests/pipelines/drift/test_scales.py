@@ -55,8 +55,8 @@ def test_small_numbers_are_shown_as_what_they_are(unit):
     """Quartiles of a number of a small scale are told within a hundredth, not as zeros."""
     values = unit * (5 + BEFORE)
     scale = freeze(values)
-    told = describe(number_column(pl.Series(values), scale), number_column(pl.Series(values), scale), scale)
-    assert told["before"] == pytest.approx(np.quantile(values, [0.25, 0.5, 0.75]), rel=0.01)
+    told = describe("x", number_column(pl.Series(values), scale), number_column(pl.Series(values), scale), scale)
+    assert told.before == pytest.approx(np.quantile(values, [0.25, 0.5, 0.75]), rel=0.01)
 
 
 def test_what_rounding_leaves_of_a_constant_is_no_spread():

@@ -13,7 +13,8 @@ import pytest
 
 from pipelines import ledger, storage
 from pipelines.cases.loans import source
-from pipelines.reports.frontier import cells, columns, page, png
+from pipelines.reports.frontier import cells, columns, page
+from pipelines.reports.frontier_chart import png
 from pipelines.settings import Settings
 from tests.pipelines.replay.small import SINCE, UNTIL, played, write_params
 

@@ -1,11 +1,15 @@
-"""pipelines/reports/daily.py: what the page makes of any names, of many features, and of each verdict."""
+"""pipelines/reports/daily/: what the page makes of any names, of many features, and of each verdict."""
 
 import re
+from datetime import UTC, datetime
 
 import pytest
 
-from pipelines.reports import daily, daily_questions
-from pipelines.steps.report import ROWS, windows
+from pipelines.contracts import Release, Verdict
+from pipelines.drift_report import CategoryChange, DriftReport
+from pipelines.reports import daily
+from pipelines.reports.daily import bars, heat, retrained
+from pipelines.reports.daily.view import Judged, Past
 from tests.pipelines.alerts.found import NOW, PARAMS, alert, report
 
 EVIL = "<script>alert('x')</script>\"'&"
@@ -25,42 +29,59 @@ def feature(name: str, psi: float = 0.4, **other) -> dict:
     return {"feature": name, "debiased_psi": psi, **common} | other
 
 
-def seen(**given) -> dict:
+def seen(**given) -> daily.View:
     """A view of a quiet window, but for what is given; ``report`` is laid over the quiet one."""
-    own = report(**given.pop("report", {})).model_dump(mode="json") | given.pop("raw", {})
+    own = DriftReport.model_validate(report(**given.pop("report", {})).model_dump(mode="json") | given.pop("raw", {}))
+    past = (Past(as_of=NOW, report=own),)
     quiet = {
-        "case": "loans",
-        "as_of": NOW.isoformat(),
+        "as_of": NOW,
         "report": own,
-        "kind": "day",
         "label_delay_days": 7.0,
-        "policy": PARAMS.drift.model_dump(mode="json"),
-        "history": [{**own, "as_of": NOW.isoformat()}],
-        "releases": [],
-        "champion": None,
-        "verdicts": [],
-        "episodes": [],
-        "alerts": [],
-        "served": [],
-        "moved": [],
+        "policy": PARAMS.drift,
+        "history": past,
+        "heat": heat.windows(past, [one.feature for one in own.features]),
     }
-    return {"heat": windows(quiet["history"], [one["feature"] for one in own["features"]]), **quiet, **given}
+    return daily.View(**quiet | given)
 
 
-def verdict(decision: str, **evidence) -> dict:
+def page(**given) -> str:
+    """The page of such a view, without links."""
+    return daily.page(seen(**given), daily.Links())
+
+
+def judged(decision: str, **given) -> Judged:
     """A verdict as the ledger keeps it."""
-    known = {
+    evidence = {
         "metric": "log_loss",
         "n": 512,
+        "positives": 40,
         "opponent": "champion",
         "lift": {"value": 0.06, "low": 0.03, "high": 0.09},
-    } | evidence
-    return {
-        "as_of": NOW.isoformat(),
-        "trigger": "drift",
-        "hash": "h",
-        "verdict": {"decision": decision, "reason": "r", "evidence": known},
     }
+    verdict = Verdict(decision=decision, rule="interval", reason="r", evidence=evidence, min_lift=0.005)
+    return Judged(**{"as_of": NOW, "trigger": "drift", "hash": "h", "verdict": verdict} | given)
+
+
+def released(**given) -> Release:
+    """A release as the ledger keeps it."""
+    common = {
+        "case": "loans",
+        "seq": 1,
+        "champion": 1,
+        "candidate_key": "k",
+        "bundle": "b",
+        "action": "promote",
+        "trigger": "drift",
+        "reason": "better",
+        "actor": "ada",
+        "mlflow_run": None,
+        "verdict_hash": "x",
+        "as_of": NOW,
+        "recorded_at": NOW,
+        "previous_hash": "",
+        "hash": "y",
+    }
+    return Release(**common | given)
 
 
 def test_names_and_values_are_escaped():
@@ -68,15 +89,15 @@ def test_names_and_values_are_escaped():
 
     A runbook that is no web address is no link.
     """
-    told = alert(about=EVIL, runbook="javascript:alert(1)").model_dump(mode="json")
-    moved = [{"feature": EVIL, "kind": "category", "value": EVIL, "before": 0.1, "now": 0.9}]
+    told = alert(about=EVIL, runbook="javascript:alert(1)")
+    changes = (CategoryChange(feature=EVIL, value=EVIL, before=0.1, now=0.9),)
     slices = [{"field": EVIL, "value": EVIL, "rows": 80, "drop": {"value": 0.2, "low": 0.1, "high": 0.3}}]
     raw = {
         "features": [feature(EVIL)],
         "reason": EVIL,
         "diagnosis": {"why": EVIL, "performance": "dropped", "slices": slices},
     }
-    text = daily.page(seen(raw=raw, alerts=[told], moved=moved), {})
+    text = page(raw=raw, alerts=(told,), changes=changes)
     assert "<script" not in text
     assert 'href="javascript' not in text
     assert text.count("&lt;script&gt;") >= 8
@@ -85,18 +106,17 @@ def test_names_and_values_are_escaped():
 def test_the_embeddings_of_texts_are_told_beside():
     """The KL of a text's projections stands below what moved, with its threshold; without a text nothing does."""
     told = {"embeddings": {"kl": 0.2, "most": 0.4, "threshold": 0.15}}
-    assert "is 0.200 nats in the mean, 0.400 at most; from 0.15 on they count as moved" in daily.page(
-        seen(raw={"diagnosis": told}), {}
-    )
-    assert "Embeddings of the texts" not in daily.page(seen(raw={"diagnosis": {"embeddings": None}}), {})
+    said = "is 0.200 nats in the mean, 0.400 at most; from 0.15 on they count as moved"
+    assert said in page(raw={"diagnosis": told})
+    assert "Embeddings of the texts" not in page(raw={"diagnosis": {"embeddings": None}})
 
 
 def test_two_hundred_features_stay_a_page():
     """Of many features the strongest are shown, and the page says of how many."""
     features = [feature(f"feature_{number:03d}", 2.0 - number / 100) for number in range(200)]
-    text = daily.page(seen(raw={"features": features}), {})
-    assert f"the {daily.BARS} strongest of 200" in text
-    assert f"{ROWS} of 200 features" in text
+    text = page(raw={"features": features})
+    assert f"the {bars.FEATURES} strongest of 200" in text
+    assert f"{heat.ROWS} of 200 features" in text
     assert ("feature_029" in text, "feature_030" in text) == (True, False)
     assert len(text) < 200_000
 
@@ -126,7 +146,7 @@ def test_two_hundred_features_stay_a_page():
 )
 def test_every_verdict_has_its_words(decision, said):
     """What the last training said is told in words, with its figure, its interval and its rows."""
-    assert said in daily_questions.helped(seen(verdicts=[verdict(decision)]))
+    assert said in retrained.helped(seen(verdicts=(judged(decision),)))
 
 
 def test_the_metric_is_drawn_with_what_happened_to_it():
@@ -150,16 +170,9 @@ def test_the_metric_is_drawn_with_what_happened_to_it():
         )
         for n in range(1, 8)
     ]
-    release = {
-        "champion": 2,
-        "as_of": "2020-06-04T00:00:00Z",
-        "action": "promote",
-        "reason": "better",
-        "trigger": "drift",
-        "verdict_hash": "x",
-    }
-    rejected = verdict("reject") | {"as_of": "2020-06-06T00:00:00+00:00"}
-    text = daily.page(seen(raw={"performance": {"rolling": rolling}}, releases=[release], verdicts=[rejected]), {})
+    release = released(champion=2, as_of=datetime(2020, 6, 4, tzinfo=UTC))
+    rejected = judged("reject", as_of=datetime(2020, 6, 6, tzinfo=UTC))
+    text = page(raw={"performance": {"rolling": rolling}}, releases=(release,), verdicts=(rejected,))
     chart = text[text.index("<svg") : text.index("</svg>")]
     assert chart.count("<circle") == 5
     assert chart.count("<polyline") == 2

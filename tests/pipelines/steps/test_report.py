@@ -9,7 +9,7 @@ import pytest
 from pipelines import ledger
 from pipelines.contracts import Evidence, Interval, Verdict
 from pipelines.drift_report import DriftReport
-from pipelines.reports import figures
+from pipelines.reports.daily import figures
 from pipelines.settings import Settings
 from tests.pipelines.conftest import free_port
 from tests.pipelines.drift.stream import Stream, midnight

@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import timedelta
-from typing import Any
+from datetime import date, datetime, timedelta
 
-from pipelines.moments import parse_utc as moment
+from pipelines.contracts import Interval
 
 
-def day(text: str) -> str:
+def day(found: date) -> str:
     """A date for people.
 
-    >>> day("2020-06-04T00:00:00Z")
+    >>> day(date(2020, 6, 4))
     '4 Jun 2020'
     """
-    found = moment(text)
     return f"{found.day} {found:%b %Y}"
 
 
-def window(end: str, kind: str) -> str:
+def window(end: datetime, kind: str) -> str:
     """The name of the window that ends at ``end``.
 
-    >>> window("2015-10-01T00:00:00Z", "quarter"), window("2009-05-01T00:00:00Z", "month")
+    >>> window(datetime(2015, 10, 1), "quarter"), window(datetime(2009, 5, 1), "month")
     ('Q3 2015', 'April 2009')
-    >>> window("2020-06-05T00:00:00Z", "day")
+    >>> window(datetime(2020, 6, 5), "day")
     '4 Jun 2020'
     """
-    last = moment(end) - timedelta(microseconds=1)
+    return window_of((end - timedelta(microseconds=1)).date(), kind)
+
+
+def window_of(last: date, kind: str) -> str:
+    """The name of the window whose last day is ``last``."""
     if kind == "quarter":
         return f"Q{(last.month + 2) // 3} {last.year}"
     if kind == "month":
         return f"{last:%B %Y}"
     if kind == "day":
-        return day(last.isoformat())
-    return f"week to {day(last.isoformat())}"
+        return day(last)
+    return f"week to {day(last)}"
 
 
 def count(number: float) -> str:
@@ -74,11 +75,10 @@ def quantity(value: float) -> str:
     return f"{value:.3g}"
 
 
-def interval(found: Mapping[str, Any], *, sign: bool = True) -> str:
-    """A figure with its interval.
+def interval(found: Interval) -> str:
+    """A difference with its interval.
 
-    >>> interval({"value": 0.47, "low": 0.2287, "high": 0.71})
+    >>> interval(Interval(value=0.47, low=0.2287, high=0.71))
     '+0.470 (+0.229 to +0.710)'
     """
-    form = "+.3f" if sign else ".3f"
-    return f"{found['value']:{form}} ({found['low']:{form}} to {found['high']:{form}})"
+    return f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"

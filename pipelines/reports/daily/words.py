@@ -1,14 +1,12 @@
-"""The daily page's sentences: what a reader who has never seen the system should know first."""
+"""The daily page's headline, and the words that its sentences share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from pipelines.contracts import Decision, Trigger
+from pipelines.drift_report import UNJUDGED, Action, DriftReport, Held, State, WindowFigures
+from pipelines.reports.daily.view import Judged, View
 
-from pipelines.drift_report import UNJUDGED, State
-from pipelines.moments import parse_utc as moment
-
-ASKED_BY = {
+ASKED_BY: dict[Trigger, str] = {
     "initial": "as the first one",
     "schedule": "by the schedule",
     "drift": "because of drift",
@@ -16,7 +14,11 @@ ASKED_BY = {
     "volume": "because enough new labels had come",
     "manual": "by a person",
 }
-OUTCOMES = {"promote": "promoted", "reject": "rejected", "inconclusive": "neither better nor worse beyond doubt"}
+OUTCOMES: dict[Decision, str] = {
+    "promote": "promoted",
+    "reject": "rejected",
+    "inconclusive": "neither better nor worse beyond doubt",
+}
 STATES = {
     State.NO_CHAMPION: "no model serves yet",
     State.NOT_SERVED: "nothing was served yet",
@@ -27,49 +29,43 @@ STATES = {
     State.COOLDOWN: "just retrained: nothing is done for a while",
     State.BLOCKED_DATA_QUALITY: "the data are wrong: nothing is decided",
 }
-View = Mapping[str, Any]
+DONE: dict[Action, str] = {"retrain": "a retraining was started", "alert": "a person should look"}
 
 
-def performance(view: View) -> str:
+def performance(view: View) -> Held:
     """Dropped, held or unknown: the diagnosis' word, else that of the labels alone."""
-    report = view["report"]
-    said = report["diagnosis"].get("performance")
-    if said:
-        return str(said)
-    drop = report["labels"].get("drop")
-    if report["policy"].get("alarmed") or (drop and drop["low"] > view["policy"]["min_metric_drop"]):
+    report = view.report
+    if report.diagnosis.performance is not None:
+        return report.diagnosis.performance
+    drop = report.labels.drop
+    if report.policy.alarmed or (drop is not None and drop.low > view.policy.min_metric_drop):
         return "dropped"
-    if drop:
+    if drop is not None:
         return "held"
     return "unknown"
 
 
-def rolling(view: View) -> list[dict[str, Any]]:
+def rolling(view: View) -> list[WindowFigures]:
     """The metric of every version in every window that a report spoke of, oldest first.
 
     The newest report knows best.
     """
-    found = {
-        (one["end"], one["version"]): one
-        for report in view["history"]
-        for one in report["performance"].get("rolling", [])
-    }
+    found = {(one.end, one.version): one for past in view.history for one in past.report.performance.rolling}
     return [found[key] for key in sorted(found)]
 
 
 def headline(view: View) -> str:
     """What is the matter, in one line."""
-    report = view["report"]
-    state = report["state"]
-    if state == State.NO_CHAMPION:
+    report = view.report
+    if report.state == State.NO_CHAMPION:
         return "No model serves yet"
-    if state == State.NOT_SERVED:
+    if report.state == State.NOT_SERVED:
         return "Nothing was served yet in this window"
-    if state == State.BLOCKED_DATA_QUALITY:
+    if report.state == State.BLOCKED_DATA_QUALITY:
         return "The data are wrong: a person should look before anything is decided"
-    if report["quality"].get("unread"):
+    if report.quality.unread:
         return "Rows of this window cannot be read yet: it is judged again when they can"
-    if not report["current_rows"]:
+    if not report.current_rows:
         return "Nothing was served in this window"
     what = _state_of_model(report, performance(view))
     done = _done(view)
@@ -78,11 +74,11 @@ def headline(view: View) -> str:
     return what
 
 
-def _state_of_model(report: Mapping[str, Any], known: str) -> str:
+def _state_of_model(report: DriftReport, known: Held) -> str:
     """What moved, and whether the model holds; ``known`` is what the labels say of it."""
     if known == "dropped":
         return "The model got worse"
-    moved = [one["feature"] for one in report["features"] if one["drifted"]]
+    moved = [one.feature for one in report.features if one.drifted]
     if not moved and known == "held":
         return "Nothing moved, and the model holds"
     if not moved:
@@ -99,34 +95,34 @@ def _done(view: View) -> str | None:
     """What was done about it, if something was."""
     answered = answered_by(view)
     if answered is None:
-        return {"retrain": "a retraining was started", "alert": "a person should look"}.get(view["report"]["action"])
-    decision = answered["verdict"]["decision"]
+        return DONE.get(view.report.action)
+    decision = answered.verdict.decision
     if decision == "promote":
         return "it was retrained, and the gate let the candidate through"
     return f"it was retrained, and the candidate was {OUTCOMES[decision]}"
 
 
-def _silent(report: Mapping[str, Any]) -> str:
+def _silent(report: DriftReport) -> str:
     """Why labels say nothing of the model."""
-    if report["labels"].get("rows") or report["labels"].get("young"):
+    if report.labels.rows or report.labels.young:
         return "too few labels count yet to say whether the model holds"
     return "labels have not arrived yet"
 
 
-def answered_by(view: View) -> Mapping[str, Any] | None:
+def answered_by(view: View) -> Judged | None:
     """The verdict of the training that this very window asked for, once there is one."""
-    if view["report"]["action"] != "retrain":
+    if view.report.action != "retrain":
         return None
-    return next((row for row in view["verdicts"] if moment(row["as_of"]) == moment(view["as_of"])), None)
+    return next((judged for judged in view.verdicts if judged.as_of == view.as_of), None)
 
 
 def tone(view: View) -> str:
     """``good``, ``watch``, ``bad`` or ``none``: how the headline is coloured."""
-    report = view["report"]
-    if report["state"] in UNJUDGED:
+    report = view.report
+    if report.state in UNJUDGED:
         return "none"
-    if report["state"] == State.BLOCKED_DATA_QUALITY or performance(view) == "dropped":
+    if report.state == State.BLOCKED_DATA_QUALITY or performance(view) == "dropped":
         return "bad"
-    if report["action"] != "none" or report["state"] in {State.WATCH, State.CONFIRMED} or not report["current_rows"]:
+    if report.action != "none" or report.state in {State.WATCH, State.CONFIRMED} or not report.current_rows:
         return "watch"
     return "good"

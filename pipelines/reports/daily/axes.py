@@ -1,0 +1,102 @@
+"""The axes of the daily page's metric: where times and values lie in its picture, and the ticks beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from statistics import median
+
+from pipelines.contracts import Interval, Window
+from pipelines.drift_report import WindowFigures
+
+WIDTH = 900
+HEIGHT = 300
+LEFT = 52
+RIGHT = 14
+TOP = 34
+BOTTOM = 30
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Where times and values of the metric lie in its picture, in its units."""
+
+    start: datetime
+    end: datetime
+    low: float
+    high: float
+
+    def x(self, when: datetime) -> float:
+        """A time, not beyond the ends."""
+        part = min(1.0, max(0.0, (when - self.start) / (self.end - self.start)))
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * part, 1)
+
+    def middle(self, of: Window | WindowFigures) -> float:
+        """The middle of a window."""
+        return (self.x(of.start) + self.x(of.end)) / 2
+
+    def y(self, value: float) -> float:
+        """A value, not beyond the ends."""
+        part = (self.high - min(max(value, self.low), self.high)) / (self.high - self.low)
+        return round(TOP + (HEIGHT - TOP - BOTTOM) * part, 1)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The ends of the drawn field."""
+
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+
+
+FRAME = Frame()
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A value or a date beside an axis, ``at`` its place."""
+
+    at: float
+    label: str
+
+
+def span(losses: Sequence[Interval]) -> tuple[float, float]:
+    """The least and the largest value of an axis on which these losses are to be seen."""
+    values = [loss.value for loss in losses]
+    # Intervals of a few rows would flatten what is to be seen: half of them fit.
+    half = 1.2 * median(loss.high - loss.value for loss in losses)
+    spread = max(max(values) - min(values), half, 0.1 * max(values), 1e-3)
+    low = max(0.0, min(values) - spread, min(loss.low for loss in losses))
+    high = min(max(values) + spread, max(loss.high for loss in losses)) + 0.05 * spread
+    if low:
+        low -= 0.05 * spread
+    return low, high
+
+
+def values(axes: Axes) -> tuple[Tick, ...]:
+    """About four round values, with the digits that they need."""
+    raw = (axes.high - axes.low) / 4
+    power = 10 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
+    digits = max(0, -math.floor(math.log10(step)))
+    numbers = range(math.ceil(axes.low / step), math.floor(axes.high / step) + 1)
+    return tuple(Tick(axes.y(number * step), f"{number * step:.{digits}f}") for number in numbers)
+
+
+def dates(ends: Sequence[datetime], axes: Axes, kind: str) -> tuple[Tick, ...]:
+    """At most eight ends of windows, named by the window before them."""
+    every = math.ceil(len(ends) / 8)
+    return tuple(Tick(axes.x(end), _short(end - timedelta(microseconds=1), kind)) for end in ends[::-1][::every][::-1])
+
+
+def _short(last: datetime, kind: str) -> str:
+    """A window's short name."""
+    if kind == "quarter":
+        return f"Q{(last.month + 2) // 3} {last:%y}"
+    if kind == "month":
+        return f"{last:%b %y}"
+    return f"{last.day} {last:%b}"
