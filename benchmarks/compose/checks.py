@@ -29,7 +29,7 @@ from embedded.demo import traffic
 from embedded.keys import MLFLOW_USER
 from embedded.ports import HOST, Ports, variable
 from pipelines import cases
-from pipelines.errors import Unavailable
+from pipelines.errors import PerennialError, Unavailable
 
 ROWS = 400
 START_SECONDS = 1800.0
@@ -279,12 +279,16 @@ def drifted(stack: Stack, as_of: datetime, run_id: str) -> dict[str, Any]:
         "state": ended["state"],
         "tasks": {task["task_id"]: task["state"] for task in tasks},
         "hosts": sorted({task["hostname"] for task in tasks if task["hostname"]}),
-        "failed": {
-            task["task_id"]: airflow.log(dag, run_id, task["task_id"], task["try_number"])[-2000:]
-            for task in tasks
-            if task["state"] == "failed"
-        },
+        "failed": {task["task_id"]: _log_of(airflow, dag, run_id, task) for task in tasks if task["state"] == "failed"},
     }
+
+
+def _log_of(airflow: Airflow, dag: str, run_id: str, task: dict[str, Any]) -> str:
+    """The end of a task's log; a task that was killed may have left none."""
+    try:
+        return airflow.log(dag, run_id, task["task_id"], task["try_number"])[-2000:]
+    except PerennialError as error:
+        return str(error)
 
 
 def first_run(stack: Stack) -> dict[str, float]:

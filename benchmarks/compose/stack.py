@@ -91,7 +91,7 @@ def in_containers(home: Path, *, quick: bool) -> dict[str, Any]:
         for number, (name, umask) in enumerate(rounds):
             print(f"--- round {number + 1}: a clone made {name}", flush=True)
             with telling():
-                facts["rounds"][name] = round_of(clone(home / f"clone{number}", umask), env, outside)
+                facts["rounds"][name] = round_of(clone(home / f"clone{number}", umask), env, outside, own=own)
         if not quick:
             print("--- the FAST demo, in containers and embedded", flush=True)
             with telling():
@@ -127,7 +127,7 @@ def clone(folder: Path, umask: int) -> Path:
     return folder
 
 
-def round_of(checkout: Path, env: dict[str, str], outside: str | None) -> dict[str, Any]:
+def round_of(checkout: Path, env: dict[str, str], outside: str | None, *, own: bool) -> dict[str, Any]:
     """One life of the stack, from empty volumes to the tear-down."""
     stack = checks.on_free_ports(checkout, env, PROJECT)
     facts: dict[str, Any] = {}
@@ -164,7 +164,8 @@ def round_of(checkout: Path, env: dict[str, str], outside: str | None) -> dict[s
         note("nameless_images", len(said("docker", "images", "--filter", "dangling=true", "--quiet", env=env).split()))
     finally:
         stack.compose("down", "--volumes", "--timeout", "20")
-        forget_images(env)
+        if own:
+            forget_images(env)
     note("left", of_project(env))
     return facts
 
@@ -172,7 +173,8 @@ def round_of(checkout: Path, env: dict[str, str], outside: str | None) -> dict[s
 def forget_images(env: dict[str, str]) -> None:
     """Remove the images that were built: the next round, from another checkout, begins without them.
 
-    Built anew beside them, it would leave them behind without a name.
+    Built anew beside them, it would leave them behind without a name. On an engine of our own only: on another one they
+    may be those of a stack that somebody uses.
     """
     built = said("docker", "images", "--filter", f"reference={BUILT}", "--quiet", env=env).split()
     if built:

@@ -164,10 +164,10 @@ def _call(settings: Settings, method: str, request: Any, timeout: float) -> Any:
 
     address = settings.address("triton_grpc")
     client = settings.triton_client
-    key = ""
+    missing = ""
     if client is None:
         channel = grpc.insecure_channel(address, OPTIONS)
-        key = ", and PERENNIAL_TRITON_CLIENT_FILE to the key that it knows"
+        missing = ", and PERENNIAL_TRITON_CLIENT_FILE to the key that it knows"
     else:
         channel = grpc.secure_channel(address, credentials(client), OPTIONS)
     with channel:
@@ -180,7 +180,7 @@ def _call(settings: Settings, method: str, request: Any, timeout: float) -> Any:
                 raise _Refused(reason) from error
             raise Unavailable(
                 f"Triton at {address} does not answer {method} ({reason}): start it, or set PERENNIAL_TRITON_GRPC to "
-                f"where it is{key}"
+                f"where it is{missing}"
             ) from error
 
 

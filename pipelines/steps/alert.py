@@ -12,10 +12,8 @@ from pipelines.alerts import decision, delivery, sinks
 from pipelines.contracts import Severity
 from pipelines.drift_report import read_report
 from pipelines.line.facts import AlertFacts
+from pipelines.line.order import DRIFT, REPORT
 from pipelines.line.step import Read, Run, Work
-
-PAGE = "report"
-"""The step that draws the page, after this one."""
 
 
 def work(run: Run, _read: Read) -> Work:
@@ -26,7 +24,7 @@ def work(run: Run, _read: Read) -> Work:
     fact (``undelivered``) and the next run's alert, not an error.
     """
     params, settings, case = run.params, run.settings, run.case
-    report = read_report(run.dir / "drift")
+    report = read_report(run.dir / DRIFT.name)
 
     def missing_page(earlier: datetime) -> str | None:
         return _missing_page(settings.run_dir(case, earlier))
@@ -48,6 +46,6 @@ def work(run: Run, _read: Read) -> Work:
 
 def _missing_page(earlier: Path) -> str | None:
     """What became of the page of the run before, if that run has judged a window and left none."""
-    if (earlier / "drift").exists() and not (earlier / PAGE / storage.MANIFEST).exists():
-        return f"the run before left no page in {earlier.name}/{PAGE}: see its {PAGE} task"
+    if (earlier / DRIFT.name).exists() and not (earlier / REPORT.name / storage.MANIFEST).exists():
+        return f"the run before left no page in {earlier.name}/{REPORT.name}: see its {REPORT.name} task"
     return None

@@ -30,8 +30,9 @@ def work(run: Run, read: Read) -> Work:
     """Write the bundle.
 
     model.onnx, bundle.json, fields.json, contract.json (a row as JSON Schema), spec.json (the feature spec),
-    reference.parquet, for texts tokenizer.json, and with ``export.int8`` the variant that does not ship. Facts are
-    those of :class:`pipelines.export.model.Exported`. Raises what :func:`pipelines.export.model.export_model` raises.
+    reference.parquet, for texts tokenizer.json, and with ``export.int8`` the variant that does not ship. Facts: what
+    bundle.json says, parity with torch and its rows, the variants. Raises what
+    :func:`pipelines.export.model.export_model` raises.
     """
     params = run.params
     train, dataset = TrainFacts.of(read["train"]), DatasetFacts.of(read["dataset"])

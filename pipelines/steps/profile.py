@@ -40,6 +40,7 @@ def work(run: Run, _read: Read) -> Work:
     rows is taken from there. Raises TooFewRows before a case's first training.
     """
     settings, scales = run.settings, run.settings.profile_file(run.case)
+    load_fields(run.case)  # a case that is broken is told so, also before its first training
     if not scales.exists() and ledger.champion_before(settings.ledger, run.case, run.as_of) is None:
         raise TooFewRows(
             f"{run.case}: nothing has been trained yet, and the first training freezes the scales that rows are "

@@ -97,7 +97,6 @@ class Log:
             self._on_error()
             self._take_back()
             log.exception("the prediction log in %s cannot be written", self.folder)
-            self.failing = "the prediction log cannot be written"
             if error.errno in _FULL:
                 self.failing = "the disk of the prediction log is full: make room"
                 raise Refused(
@@ -108,6 +107,7 @@ class Log:
                         "again"
                     ),
                 ) from error
+            self.failing = "the prediction log cannot be written"
             raise Refused(
                 503,
                 "log",
