@@ -159,6 +159,7 @@ def params_file(folder: Path, params: Params) -> dict[str, str]:
     return {"PERENNIAL_PARAMS_DIR": str(folder), "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_preemption_of_the_command(encoder, tmp_path):
     """SIGTERM of the command saves and ends it with an error.

@@ -92,6 +92,7 @@ def test_ranks_start_in_a_forked_process():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ranks_on_two_nodes_and_by_hand(tmp_path):
     """Two nodes with a rank each, and torch's own launcher on the same job, follow one rank within 1e-6."""
