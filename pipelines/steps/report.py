@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -51,8 +53,11 @@ def _counted(run: Run, report: DriftReport, made: ProfileFacts) -> Counted:
     fields = load_fields(run.case)
     spec = load_spec(fields, settings.profile_file(run.case))
     current = counts.merge((counts.read(settings.root / day["path"]) for day in made.days), made.spec)
-    days = read_days(run.dir, settings.root, shown.span(report), spec.version)
-    return shown.counted(report, current, _reference(run), days, fields, spec, run.params.drift)
+    learned = _reference(run)
+    days: Mapping[date, counts.Profile] = {}
+    if learned is not None and learned.spec == spec.version:
+        days = read_days(run.dir, settings.root, shown.span(report), spec.version)
+    return shown.counted(report, current, learned, days, fields, spec, run.params.drift)
 
 
 def _reference(run: Run) -> counts.Profile | None:
@@ -69,8 +74,9 @@ def _publish(run: Run, view: daily.View, manifest: Manifest) -> dict[str, str]:
 
     Without MLflow nothing.
     """
-    files = {"page": run.dir / "report" / PAGE, "evidently": run.dir / "drift" / daily.DRAWN}
-    files = {name: path for name, path in files.items() if path.exists()}
+    files = {"page": run.dir / "report" / PAGE}
+    if (drawn := run.dir / "drift" / daily.DRAWN).exists():
+        files["evidently"] = drawn
     try:
         home = monitoring.publish(
             run.settings,

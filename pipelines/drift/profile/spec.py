@@ -177,8 +177,7 @@ def freeze_spec(fields: Fields, settings: Settings, rows: Callable[[], pl.DataFr
         if not path.exists():
             # Of two first runs that meet here, both go by what the first one wrote.
             write_once(path, _sealed(fields, rows(), {}))
-        known = _read(path)
-        if _wanted(fields) - known.keys():
+        elif _wanted(fields) - (known := _read(path)).keys():
             write_atomic(path, _sealed(fields, rows(), known))
     return load_spec(fields, path)
 
