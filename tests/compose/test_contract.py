@@ -256,8 +256,8 @@ def test_tritons_user_and_repository():
     }
     assert holders.pop("triton_client") == {"gateway", *writers} - {"airflow-init"}
     assert set(map(frozenset, holders.values())) == {frozenset({"triton"})}
-    # Without one /tmp is the image's, on a root that is read only.
-    assert [mount.partition(":")[0] for mount in triton["tmpfs"]] == ["/run/perennial"]
+    # The folder itself is the first inode.
+    assert [mount for mount in triton["tmpfs"] if mount.startswith("/tmp:")] == ["/tmp:nr_inodes=2,size=1m"]
 
 
 @pytest.mark.parametrize("name", LONG_RUNNING)
