@@ -49,7 +49,7 @@ def work(run: Run, _read: Read) -> Work:
     spec = _spec(run)
     window = drift_window(run.as_of, run.params.drift.window)
     unread = prediction_log.catch_up(settings, run.case, window)
-    found = {day: _made_ahead(run, day) for day in prediction_log.days(settings, run.case, window)}
+    found = {day: _made_ahead(run, spec, day) for day in prediction_log.days(settings, run.case, window)}
     found |= _profiled(run, spec, [day for day, made in found.items() if made is None])
     counted = [day for _, day in sorted(found.items()) if day is not None and day["rows"]]
     rows = sum(day["rows"] for day in counted)
@@ -90,35 +90,37 @@ def part(run: Run, day: str) -> Manifest:
     except ValueError as error:
         raise ConfigError(f"{day!r} is no day: write it as 2009-05-01") from error
 
+    spec = _spec(run)
+
     def build(_folder: Path) -> Mapping[str, Any]:
-        [(_, made)] = _profiled(run, _spec(run), [of])
+        [(_, made)] = _profiled(run, spec, [of])
         return made
 
-    folder, key = run.dir / PARTS / day, _part_key(run, of)
+    folder, key = run.dir / PARTS / day, _part_key(run, spec, of)
     return storage.commit(folder, case=run.case, as_of=run.as_of, key=key, inputs={}, build=build)
 
 
-def _part_key(run: Run, day: date) -> str:
+def _part_key(run: Run, spec: Spec, day: date) -> str:
     """A day's profile hangs on the log's files of that day and of its neighbours, where a retry may lie.
 
     Closed segments never change.
     """
     declared = {
         "day": str(day),
-        "spec": _spec(run).version,
+        "spec": spec.version,
         "partition": run.params.drift.partition,
         "log": prediction_log.fingerprint(run.settings, run.case, prediction_log.window_of(day)),
     }
     return storage.step_key(PARTS, PROFILE.version, {}, declared)
 
 
-def _made_ahead(run: Run, day: date) -> dict[str, Any] | None:
+def _made_ahead(run: Run, spec: Spec, day: date) -> dict[str, Any] | None:
     """The day as :func:`part` has profiled it, if it has, of the same rows, and its profiles are still there."""
     folder = run.dir / PARTS / str(day)
     if not folder.exists():
         return None
     made = storage.read_manifest(folder)
     there = all((run.settings.root / kept["path"]).exists() for kept in (made.facts, *made.facts["hours"]))
-    if there and made.key == _part_key(run, day):
+    if there and made.key == _part_key(run, spec, day):
         return made.facts
     return None

@@ -17,9 +17,9 @@ from pipelines.reports.daily.figures import count, psi, window_of
 from pipelines.reports.daily.view import Heat, HeatColumn, HeatRow, Past, View
 
 COLUMNS = 31
-"""Days or windows side by side on the page."""
+"""Windows side by side on the page; single days are as many as drift/why/shown.py counts."""
 ROWS = 30
-"""Features on the page, of however many."""
+"""Features of a map of windows, of however many; those of single days are what was counted."""
 
 
 # --- what it says -------------------------------------------------------------------------------
