@@ -1,6 +1,6 @@
 """The drift rule is neither blind nor jumpy.
 
-The policy on profiles and labels of the loans stream, five seeds, and twenty in full.
+The policy on profiles and labels of the loans stream, three seeds, and twenty in full.
 """
 
 import polars as pl
@@ -16,7 +16,7 @@ SPARED = 1
 """Seeds that may behave otherwise."""
 
 
-@pytest.fixture(scope="module", params=[5, pytest.param(20, marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=[3, pytest.param(20, marks=pytest.mark.long)])
 def streams(request: pytest.FixtureRequest) -> list[Stream]:
     """The champions of all seeds."""
     return [Stream(seed) for seed in range(request.param)]
