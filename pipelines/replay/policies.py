@@ -16,14 +16,14 @@ from pipelines.replay.ticks import Tick
 
 @dataclass(frozen=True)
 class Policy:
-    """When to retrain: at the end of every month or quarter, or when the drift step asks for it.
+    """When to retrain: at the end of ``every`` so many calendar months, or when the drift step asks for it.
 
     ``watches`` says what the drift step may look at: inputs, outputs and labels, or labels alone.
     """
 
     name: str
     about: str
-    every: Literal["month", "quarter"] | None = None
+    every: int | None = None
     watches: Literal["all", "labels"] | None = None
 
 
@@ -32,8 +32,9 @@ POLICIES = {
     policy.name: policy
     for policy in (
         Policy("never", "the first champion serves for good"),
-        Policy("monthly", "a training run at the end of every calendar month", every="month"),
-        Policy("quarterly", "a training run at the end of every calendar quarter", every="quarter"),
+        Policy("monthly", "a training run at the end of every calendar month", every=1),
+        Policy("quarterly", "a training run at the end of every calendar quarter", every=3),
+        Policy("half-yearly", "a training run at the end of every calendar half-year", every=6),
         Policy("drift", "the case's own drift policy: a training run when drift is confirmed", watches="all"),
         Policy(
             "performance",
@@ -68,10 +69,8 @@ def parse(text: str) -> tuple[Policy, ...]:
 
 
 def due(policy: Policy, tick: Tick) -> bool:
-    """Whether a schedule falls on the end of ``tick``: the tick is the last one of its month or quarter."""
-    if policy.every is None:
-        return False
-    return {"month": tick.ends_month, "quarter": tick.ends_quarter}[policy.every]
+    """Whether a schedule falls on the end of ``tick``: the tick is the last one of its month, quarter or half-year."""
+    return policy.every is not None and tick.ends(policy.every)
 
 
 def watching(policy: Policy, params: DriftParams, fields: Fields) -> DriftParams:

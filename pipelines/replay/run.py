@@ -118,7 +118,7 @@ def _oracle(world: World, records: dict[str, Records], judge: Judge, price: floa
                 offer(made["candidate"], number + 1, made["seconds"])
     known = set(since.values())
     for number, tick in enumerate(world.ticks[:-1]):
-        if tick.ends_month and number + 1 not in known:
+        if tick.ends(1) and number + 1 not in known:
             with suppress(TooFewRows):
                 trained = _month_end(world, number)
                 offer(trained.key, number + 1, trained.seconds)

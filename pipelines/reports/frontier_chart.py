@@ -10,6 +10,7 @@ STYLE = {
     "never": ("#9aa0a6", "s"),
     "monthly": ("#e8953a", "^"),
     "quarterly": ("#b3772a", "v"),
+    "half-yearly": ("#7d5a2f", "<"),
     "drift": ("#1a63d6", "o"),
     "performance": ("#7b4fc9", "D"),
     "oracle": ("#188038", "*"),

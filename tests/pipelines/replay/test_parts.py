@@ -25,7 +25,7 @@ BANK, LOANS, TRIAGE = (load_params(case) for case in ("bank", "loans", "triage")
     [
         (
             ["--policies", "weekly"],
-            "no policy 'weekly': choose from never, monthly, quarterly, drift, performance, oracle",
+            "no policy 'weekly': choose from never, monthly, quarterly, half-yearly, drift, performance, oracle",
         ),
         (["--policies", "montly"], "did you mean 'monthly'?"),
         (["--policies", "oracle"], "the oracle chooses among what the others trained"),
@@ -52,19 +52,23 @@ def test_an_option_that_is_none_is_refused_by_the_parser(option, value, capfd):
     assert value in capfd.readouterr().err
 
 
-def test_schedules_fall_on_the_ends_of_months_and_quarters():
-    """Monthly retrains after every month, quarterly after every third, and what watches drift has no schedule."""
+def test_schedules_fall_on_the_ends_of_months_quarters_and_half_years():
+    """Monthly retrains after every month, quarterly after every third, half-yearly after every sixth.
+
+    What watches drift has no schedule.
+    """
     seen = ticks.cut(date(2008, 8, 1), date(2009, 2, 1), BANK.drift)
     assert [tick.label for tick in seen] == ["2008-08", "2008-09", "2008-10", "2008-11", "2008-12", "2009-01"]
     assert all(due(POLICIES["monthly"], tick) for tick in seen)
     assert [tick.label for tick in seen if due(POLICIES["quarterly"], tick)] == ["2008-09", "2008-12"]
+    assert [tick.label for tick in seen if due(POLICIES["half-yearly"], tick)] == ["2008-12"]
     assert not any(due(POLICIES[name], tick) for tick in seen for name in ("never", "drift", "performance", "oracle"))
 
 
 def test_a_tick_is_the_shorter_of_a_month_and_the_drift_window():
     """Days where drift is looked at daily, months else, of which those are judged that end a window."""
     days = ticks.cut(date(2020, 5, 30), date(2020, 6, 2), LOANS.drift)
-    assert [(tick.label, tick.judged, tick.ends_month) for tick in days] == [
+    assert [(tick.label, tick.judged, tick.ends(1)) for tick in days] == [
         ("2020-05-30", True, False),
         ("2020-05-31", True, True),
         ("2020-06-01", True, False),
