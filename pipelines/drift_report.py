@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from pipelines.contracts import EpisodeTrigger, FeatureDrift, Instant, Interval, Value, Window
+from pipelines.contracts import EpisodeTrigger, FeatureDrift, Instant, Interval, Mean, Value, Window
 
 FILE = "report.json"
 """What the drift step leaves in its folder."""
@@ -164,6 +164,77 @@ class Labels(Part):
     training_rows: int = 0
     corrections: Corrections = Corrections()
     young: int = 0
+
+
+# --- headroom -----------------------------------------------------------------------------------
+
+HeadroomCode = Literal[
+    "measured",
+    "not_measured",
+    "no_champion",
+    "not_served",
+    "no_labels",
+    "few_rows",
+    "few_to_learn",
+    "one_class",
+    "probe_failed",
+]
+"""Whether there is a figure, and if not why; not_measured: nobody asked, or an earlier release wrote the report."""
+
+
+class SliceGain(Part):
+    """The gain on one slice of the window's rows."""
+
+    field: str
+    value: str
+    rows: int
+    gain: Interval
+
+
+class Beside(Part):
+    """A metric of champion and probe on the same rows; they are compared by the log-loss, this one is shown."""
+
+    metric: str
+    champion: float
+    probe: float
+
+
+class Headroom(Part):
+    """What a retraining would gain now, measured by a cheap probe beside the champion (pipelines/headroom).
+
+    ``gain`` is the champion's mean log-loss minus the probe's in nats on the same ``rows`` of ``days`` UTC days: those
+    of ``window`` that the champion answered and whose labels are mature, a share of ``coverage`` of what it answered
+    there. The probe of this ``family`` ``learned`` from labelled rows older than the window. ``own_past`` is the same
+    of a second probe, fitted on what the champion was trained on, instead of the champion: what newer rows give to one
+    family. ``estimate`` and ``own_estimate`` are both as they pool with other windows; ``log_e`` is the log of the
+    e-value against "a retraining gains no more than ``price``". Intervals are of ``confidence``. ``errors`` is the gain
+    in the share of wrong answers. The drift step adds what hangs on other windows: ``pooled`` over the last
+    ``pooled_of`` of them, ``own_pooled`` likewise, and ``grown``, the running e-process. Without a figure ``code`` and
+    ``why`` say what was in the way.
+    """
+
+    code: HeadroomCode = "not_measured"
+    why: str = ""
+    window: Window | None = None
+    rows: int = 0
+    days: int = 0
+    coverage: float | None = None
+    learned: int = 0
+    family: str = ""
+    price: float = 0.0
+    confidence: float = 0.95
+    gain: Interval | None = None
+    estimate: Mean | None = None
+    own_past: Interval | None = None
+    own_estimate: Mean | None = None
+    log_e: float = 0.0
+    errors: Interval | None = None
+    metrics: tuple[Beside, ...] = ()
+    slices: tuple[SliceGain, ...] = ()
+    pooled: Interval | None = None
+    own_pooled: Interval | None = None
+    pooled_of: int = 0
+    grown: float = 0.0
 
 
 # --- the policy ---------------------------------------------------------------------------------
@@ -410,7 +481,7 @@ class DriftReport(Value):
     ``served_since`` is the event time of the first row that the case ever served (None: none, or not recorded).
     ``diagnosis`` says what moved, since when and why, ``performance`` how the model did where labels have arrived and
     is expected to do where not, ``explanation``, where something moved, what tells the window from the training rows:
-    for people, nothing is decided by them.
+    for people, nothing is decided by them. ``headroom`` is what a retraining would gain.
     """
 
     case: str
@@ -431,6 +502,7 @@ class DriftReport(Value):
     diagnosis: Diagnosis = Diagnosis()
     performance: Performance = Performance()
     explanation: Explanation = Explanation()
+    headroom: Headroom = Headroom()
 
     def coverage(self) -> dict[Instant, float]:
         """The share of labelled rows by window end, of all versions that served in it.

@@ -121,7 +121,7 @@ PROFILE = Step(
 )
 DRIFT = Step(
     name="drift",
-    version=13,
+    version=14,
     about="compare the window with what the champion was trained on, step the policy once, and say what to do.",
     facts=facts.DriftFacts,
     reads=(PROFILE,),

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import ConfigError, DataError, TooFewRows
+from pipelines.errors import DataError, TooFewRows
 from pipelines.evaluation.metrics import metrics
 from pipelines.files import write_atomic
 from pipelines.line import runner
@@ -48,13 +48,9 @@ def replay(params: Params, settings: Settings, options: Options, told: Told) -> 
     """
     policies = parse(options.policies)
     own = params.replay
-    price = options.price
-    if price is None and own:
-        price = own.price_per_retrain
-    if price is None:
-        raise ConfigError(
-            f"{params.case}: params.yaml has no replay block: give --price, in nats of mean log-loss over one tick"
-        )
+    price = params.headroom.price
+    if options.price is not None:
+        price = options.price
     since, until = ticks.stretch(params.case, own, options.since, options.until, options.months)
     seen = ticks.cut(since, until, params.drift)
     least = own.min_rows if own else 100
