@@ -21,6 +21,8 @@ from pipelines.contracts import EpisodeTrigger, FeatureDrift, Instant, Interval,
 
 FILE = "report.json"
 """What the drift step leaves in its folder."""
+HEADROOM_FILE = "headroom.json"
+"""What the headroom step leaves in its folder."""
 
 
 class State(StrEnum):
@@ -61,6 +63,8 @@ Rule = Literal[
     "inputs_and_loss",
     "inputs_severe",
     "outputs_moved",
+    "gain_above_price",
+    "gain_kept_up",
     "new_rows",
     "moved_once",
     "calmed",
@@ -258,8 +262,8 @@ class Earlier(Value):
 class Policy(Part):
     """What a report tells of the policy's state (drift/policy.py) beside its name, action, reason and episode.
 
-    ``rule`` is the machine's word for the reason, ``kind`` the diagnosis'. ``judged_again`` and ``revision`` are
-    drift/past.py's.
+    ``rule`` is the machine's word for the reason, ``kind`` the diagnosis'. ``would`` names what had reason to open an
+    episode in this window, listened to or not. ``judged_again`` and ``revision`` are drift/past.py's.
     """
 
     rule: Rule | None = None
@@ -272,6 +276,7 @@ class Policy(Part):
     clean: int = 0
     marks: tuple[Mark, ...] = ()
     drops: tuple[bool, ...] = ()
+    would: tuple[EpisodeTrigger, ...] = ()
     retrained_at: Instant | None = None
     cooldown_days: float | None = None
     cooldown_until: Instant | None = None
@@ -519,6 +524,11 @@ class DriftReport(Value):
 def read_report(folder: Path) -> DriftReport:
     """The report that the drift step left in its ``folder``. Raises FileNotFoundError if there is none."""
     return DriftReport.model_validate_json((folder / FILE).read_bytes())
+
+
+def read_headroom(folder: Path) -> Headroom:
+    """What the headroom step left in its ``folder``. Raises FileNotFoundError if there is nothing."""
+    return Headroom.model_validate_json((folder / HEADROOM_FILE).read_bytes())
 
 
 # --- beside the report --------------------------------------------------------------------------

@@ -119,6 +119,15 @@ PROFILE = Step(
     facts=facts.ProfileFacts,
     uses="release",
 )
+HEADROOM = Step(
+    name="headroom",
+    version=1,
+    about="measure what a retraining would gain, by a cheap probe beside the champion on the newest labelled rows.",
+    facts=facts.HeadroomFacts,
+    looks_at=(PROFILE,),
+    params=("headroom", "label_delay_days", "dataset.window_days", "gate.slices"),
+    runs_case=True,
+)
 DRIFT = Step(
     name="drift",
     version=14,
@@ -163,8 +172,11 @@ ROLLBACK = Action(
 
 TRAINING = (INGEST, VALIDATE, DATASET, TRAIN, EXPORT, EVALUATE, GATE, REGISTER, ROLLOUT, RECONCILE)
 """The tasks of a training run, one after the other."""
-WATCHING = (PROFILE, DRIFT)
-"""What a drift run decides by; ``retrain``, the event that closes the loop, and RECONCILE follow."""
+WATCHING = (PROFILE, HEADROOM, DRIFT)
+"""What a drift run decides by; ``retrain``, the event that closes the loop, and RECONCILE follow.
+
+DRIFT takes what HEADROOM left, and goes without it where that failed.
+"""
 TELLING = (ALERT, REPORT)
 """The tasks of a drift run that tell people: they follow DRIFT, and nothing of the loop follows them."""
 BY_HAND = (ROLLBACK, RELEASE)
