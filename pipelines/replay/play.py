@@ -21,7 +21,7 @@ from pipelines.errors import PerennialError, TooFewRows
 from pipelines.files import write_atomic
 from pipelines.line import runner
 from pipelines.line.facts import GateFacts
-from pipelines.line.order import DATASET, DRIFT, EVALUATE, EXPORT, GATE, INGEST, VALIDATE, WATCHING
+from pipelines.line.order import DATASET, DRIFT, EVALUATE, EXPORT, GATE, HEADROOM, INGEST, VALIDATE, WATCHING
 from pipelines.line.step import Run
 from pipelines.replay import candidates, heads, traffic
 from pipelines.replay.policies import Policy, due, watching
@@ -114,7 +114,8 @@ def _drift(world: World, policy: Policy, settings: Settings, tick: Tick) -> dict
     as_of = tick.window.end
     run = Run(params, settings, as_of)
     for step in WATCHING:
-        runner.run(step, run)
+        if step is not HEADROOM or "headroom" in params.drift.triggers:
+            runner.run(step, run)
     report = read_report(run.dir / DRIFT.name)
     return {
         "state": report.state.value,

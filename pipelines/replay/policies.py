@@ -18,13 +18,13 @@ from pipelines.replay.ticks import Tick
 class Policy:
     """When to retrain: at the end of every month or quarter, or when the drift step asks for it.
 
-    ``watches`` says what the drift step may look at: inputs, outputs and labels, or labels alone.
+    ``watches`` says what the drift step may look at: inputs, outputs and labels, labels alone, or a probe's gain.
     """
 
     name: str
     about: str
     every: Literal["month", "quarter"] | None = None
-    watches: Literal["all", "labels"] | None = None
+    watches: Literal["all", "labels", "gain"] | None = None
 
 
 ORACLE = "oracle"
@@ -40,6 +40,7 @@ POLICIES = {
             "the same with labels alone: the e-CUSUM of the errors and the rise of the log-loss",
             watches="labels",
         ),
+        Policy("headroom", "a training run when a probe of newer rows gains more than its price", watches="gain"),
         Policy(ORACLE, "with hindsight: of all candidates those that make loss and price smallest"),
     )
 }
@@ -76,8 +77,9 @@ def due(policy: Policy, tick: Tick) -> bool:
 
 def watching(policy: Policy, params: DriftParams, fields: Fields) -> DriftParams:
     """The case's drift parameters as the policy uses them: who watches labels alone ignores every input and output."""
-    if policy.watches != "labels":
-        return params
-    return params.model_copy(
-        update={"ignore": tuple(sorted({*fields.names, *numbers(fields), *OUTPUTS, *params.ignore}))}
-    )
+    if policy.watches == "gain":
+        return params.model_copy(update={"triggers": ("headroom",)})
+    heard = {"triggers": ("drift", "performance")}
+    if policy.watches == "labels":
+        heard["ignore"] = tuple(sorted({*fields.names, *numbers(fields), *OUTPUTS, *params.ignore}))
+    return params.model_copy(update=heard)
