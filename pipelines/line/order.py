@@ -147,7 +147,7 @@ ALERT = Step(
 )
 REPORT = Step(
     name="report",
-    version=6,
+    version=7,
     about="one page for people about the drift window, its past and what was done; nothing hangs on it.",
     facts=facts.ReportFacts,
     reads=(DRIFT,),
