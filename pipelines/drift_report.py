@@ -210,11 +210,12 @@ class Headroom(Part):
     of ``window`` that the champion answered and whose labels are mature, a share of ``coverage`` of what it answered
     there. The probe of this ``family`` ``learned`` from labelled rows older than the window. ``own_past`` is the same
     of a second probe, fitted on what the champion was trained on, instead of the champion: what newer rows give to one
-    family. ``estimate`` and ``own_estimate`` are both as they pool with other windows; ``log_e`` is the log of the
-    e-value against "a retraining gains no more than ``price``". Intervals are of ``confidence``. ``errors`` is the gain
-    in the share of wrong answers. The drift step adds what hangs on other windows: ``pooled`` over the last
-    ``pooled_of`` of them, ``own_pooled`` likewise, and ``grown``, the running e-process. Without a figure ``code`` and
-    ``why`` say what was in the way.
+    family, whatever the champion is made of. ``against`` says which of both decides. ``estimate`` and ``own_estimate``
+    are both as they pool with other windows; ``log_e`` is the log of the e-value against "a retraining gains no more
+    than ``price``", of the one that decides. Intervals are of ``confidence``. ``errors`` is the gain in the share of
+    wrong answers. The drift step adds what hangs on other windows: ``pooled`` over the last ``pooled_of`` of them,
+    ``own_pooled`` likewise, and ``grown``, the running e-process. Without a figure ``code`` and ``why`` say what was in
+    the way.
     """
 
     code: HeadroomCode = "not_measured"
@@ -225,6 +226,7 @@ class Headroom(Part):
     coverage: float | None = None
     learned: int = 0
     family: str = ""
+    against: Literal["past", "champion"] = "champion"
     price: float = 0.0
     confidence: float = 0.95
     gain: Interval | None = None
@@ -239,6 +241,17 @@ class Headroom(Part):
     own_pooled: Interval | None = None
     pooled_of: int = 0
     grown: float = 0.0
+
+    @property
+    def decides(self) -> Interval | None:
+        """The gain that is held against the price: over the last windows where that is known, else of this one."""
+        if self.against == "past":
+            return self.own_past and (self.own_pooled or self.own_past)
+        return self.gain and (self.pooled or self.gain)
+
+    def deciding(self, champion: Mean | None, past: Mean | None) -> Mean | None:
+        """Of the two figures, however they were pooled, the one that decides."""
+        return past if self.against == "past" else champion
 
 
 # --- the policy ---------------------------------------------------------------------------------

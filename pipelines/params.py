@@ -400,6 +400,13 @@ class HeadroomParams(Strict):
     """
     family: Literal["auto", "logistic", "boosting", "own"] = "auto"
     """``auto``: logistic regression on a text's words, boosted trees on a table. ``own``: the case's ``probe.py``."""
+    against: Literal["auto", "past", "champion"] = "auto"
+    """What the probe is compared with to decide; both are shown.
+
+    ``past``: a probe of the same family on what the champion was trained on. The difference is due to newer rows alone,
+    whatever the champion is made of. ``champion``: its own answers, which says the gain itself where both are of one
+    family. ``auto``: the champion for the case's own probe, else the past.
+    """
     window_days: int | None = Field(default=None, gt=0, le=36_500)
     """The days before the window that the probe learns from; ``None``: those of ``dataset.window_days``."""
     max_rows: int = Field(default=8_000, ge=100)

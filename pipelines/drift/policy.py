@@ -250,8 +250,8 @@ def _worse(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
 def _pays(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> tuple[Rule, str] | None:
     """A retraining gains more than it costs: over the last windows with confidence, or in the sum of many."""
     found = evidence.headroom
-    mean, _ = pooled_gains(state.gains)
-    if found.estimate is None or mean is None:
+    mean = found.deciding(*pooled_gains(state.gains))
+    if mean is None or found.deciding(found.estimate, found.own_estimate) is None:
         return None
     gain = around(mean, found.confidence)
     told = (
@@ -375,10 +375,11 @@ def _gone(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> s
     if state.trigger == "volume":
         return None
     if state.trigger == "headroom":
-        mean, _ = pooled_gains(state.gains)
-        if evidence.headroom.estimate is None or mean is None or mean.value > evidence.headroom.price:
+        mean = evidence.headroom.deciding(*pooled_gains(state.gains))
+        found = evidence.headroom
+        if mean is None or found.estimate is None or mean.value > found.price:
             return None
-        return f"a retraining would gain {mean.value:.3f} nats now, less than it costs ({evidence.headroom.price:g})"
+        return f"a retraining would gain {mean.value:.3f} nats now, less than it costs ({found.price:g})"
     if state.clean >= config.clean_windows:
         return f"{state.clean} clean windows: the drift went away by itself"
     return None

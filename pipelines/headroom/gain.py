@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ LEAST = 0.01
 
 A bounded difference is what makes them fair, and so one sure and wrong answer is no proof.
 """
+
+NO_PAST = "what the champion was trained on is gone, or of one class, so that no probe of its time can be fitted"
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,10 @@ def log_e_value(label: Ints, before: Floats, after: Floats, price: float) -> flo
 def measured(sample: Sample, params: HeadroomParams) -> Headroom:
     """The figures of one window; what the probe is, and which rows these are, the caller adds.
 
+    ``params.against`` says what the probe is held against; without answers of a ``past`` probe that may be nothing.
+
     >>> label, days = np.arange(200) % 2, np.arange(200) // 20
-    >>> told = measured(Sample(label, days, np.full(200, 0.9), np.full(200, 0.5)), HeadroomParams())
+    >>> told = measured(Sample(label, days, np.full(200, 0.9), np.full(200, 0.5)), HeadroomParams(against="champion"))
     >>> told.gain.value  # log 2 instead of the mean of log 10/9 and log 10
     0.510825623766
     >>> told.days, told.log_e > 10, told.errors.value
@@ -89,7 +93,10 @@ def measured(sample: Sample, params: HeadroomParams) -> Headroom:
     """
     label, days = sample.label, sample.days
     gain = clustered_mean(difference(label, sample.champion, sample.probe), days)
-    found = Headroom(
+    own = None if sample.past is None else clustered_mean(difference(label, sample.past, sample.probe), days)
+    against: Literal["past", "champion"] = "past" if _by_past(params) else "champion"
+    before = {"past": sample.past, "champion": sample.champion}[against]
+    return Headroom(
         code="measured",
         rows=label.size,
         days=np.unique(days).size,
@@ -97,15 +104,20 @@ def measured(sample: Sample, params: HeadroomParams) -> Headroom:
         confidence=params.confidence,
         estimate=gain,
         gain=around(gain, params.confidence),
-        log_e=log_e_value(label, sample.champion, sample.probe, params.price),
+        own_estimate=own,
+        own_past=None if own is None else around(own, params.confidence),
+        against=against,
+        why="" if before is not None else NO_PAST,
+        log_e=0.0 if before is None else log_e_value(label, before, sample.probe, params.price),
         errors=around(_fewer_errors(sample), params.confidence),
         metrics=_beside(sample),
         slices=_by_slice(sample, params),
     )
-    if sample.past is None:
-        return found
-    own = clustered_mean(difference(label, sample.past, sample.probe), days)
-    return found.model_copy(update={"own_estimate": own, "own_past": around(own, params.confidence)})
+
+
+def _by_past(params: HeadroomParams) -> bool:
+    """Whether a probe of the champion's time is what the newer one is held against."""
+    return params.against == "past" or (params.against == "auto" and params.family != "own")
 
 
 def _fewer_errors(sample: Sample) -> Mean:

@@ -30,7 +30,7 @@ FLOOR = 1e-3
 SEED = 0
 MAX_CHARS = 4_000
 """Of a text so many characters are read."""
-HASHES = 1 << 18
+HASHES = 1 << 16
 """Columns that words and pairs of words are hashed into: no vocabulary is held, however many there are."""
 MAX_VALUES = 250
 """Values of a category that trees tell apart, the commonest; others count as missing (histograms have 255 bins)."""
@@ -107,7 +107,7 @@ def _fit_words(texts: pl.Series, label: NDArray[np.int64], fields: Fields) -> Sc
     hashed = HashingVectorizer(ngram_range=(1, 2), n_features=HASHES, alternate_sign=False, norm=None)
     weigh = TfidfTransformer(sublinear_tf=True)
     design = weigh.fit_transform(hashed.transform(_read(texts)))
-    model = SGDClassifier(loss="log_loss", alpha=3e-6, max_iter=25, tol=1e-3, random_state=SEED)
+    model = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=25, tol=1e-3, random_state=SEED)
     return partial(_score_words, _fitted(model, design, label), hashed, weigh, fields)
 
 

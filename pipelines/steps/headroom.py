@@ -78,7 +78,7 @@ def _told(found: Headroom) -> Work:
 
 def _kept(folder: Path, found: Headroom) -> HeadroomFacts:
     (folder / HEADROOM_FILE).write_text(storage.canonical_json(found))
-    return HeadroomFacts(code=found.code, why=found.why, rows=found.rows, gain=found.gain, price=found.price)
+    return HeadroomFacts(code=found.code, why=found.why, rows=found.rows, gain=found.decides, price=found.price)
 
 
 def _hash(rows: pl.DataFrame) -> str:

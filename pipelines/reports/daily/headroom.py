@@ -9,7 +9,7 @@ from statistics import median
 from pipelines.contracts import Interval, Window
 from pipelines.drift_report import DriftReport, Headroom
 from pipelines.reports.daily.axes import FRAME, HEIGHT, WIDTH, Axes, Frame, Tick, dates, values
-from pipelines.reports.daily.figures import count, day, window
+from pipelines.reports.daily.figures import count, day, interval, window
 from pipelines.reports.daily.view import Past, View
 from pipelines.reports.daily.words import ASKED_BY
 
@@ -30,7 +30,7 @@ def gain(found: Headroom) -> str:
     """
     if found.code == "not_measured":
         return ""
-    known = found.pooled or found.gain
+    known = found.decides
     if known is None:
         return f"What a retraining would gain is not known: {found.why}."
     figure = f"{known.value:.3f} nats ({known.low:.3f} to {known.high:.3f}), it costs {found.price:g}"
@@ -57,11 +57,13 @@ def basis(report: DriftReport) -> str:
     said = [where]
     if found.coverage is not None and found.coverage < FEW:
         said.append(f"Only {found.coverage:.0%} of the rows have a label: it is the gain on those.")
-    if (own := found.own_pooled or found.own_past) is not None:
+    if found.against == "past":
         said.append(
-            f"The same probe, had it learned from the champion's training rows, would do worse by {own.value:.3f} "
-            f"({own.low:.3f} to {own.high:.3f}): so much is due to newer rows alone."
+            "The probe is held against another of its kind that learned from what the champion was trained on: the "
+            f"difference is due to newer rows. Against the champion's own answers it is {interval(found.gain)} nats."
         )
+    elif (own := found.own_pooled or found.own_past) is not None:
+        said.append(f"Held against a probe that learned what the champion did, it is {interval(own)} nats.")
     if found.errors is not None:
         wrong = "fewer" if found.errors.value >= 0 else "more"
         said.append(f"Of 1,000 answers {abs(1000 * found.errors.value):.0f} {wrong} would be wrong.")
@@ -117,7 +119,7 @@ class Chart:
 
 def draw(view: View) -> Chart | None:
     """The gain of every window with its interval, the price, and what was done; None without any figure."""
-    known = [(past, own.gain, own.window) for past in view.history if (own := past.report.headroom).gain and own.window]
+    known = [(past, one, of) for past in view.history if (one := _own(past)) and (of := past.report.headroom.window)]
     if not known:
         return None
     price = known[-1][0].report.headroom.price
@@ -134,6 +136,12 @@ def draw(view: View) -> Chart | None:
         ticks_x=dates(sorted({of.end for _, _, of in known}), axes, view.kind),
         ticks_y=values(axes),
     )
+
+
+def _own(past: Past) -> Interval | None:
+    """The gain of a window alone, as it is held against the price."""
+    found = past.report.headroom
+    return found.own_past if found.against == "past" else found.gain
 
 
 def _span(gains: Sequence[Interval], price: float) -> tuple[float, float]:

@@ -142,7 +142,7 @@ TEMPLATE = (
 <p>{{ gain }}</p>
 {% if gains %}
 <p class="soft">{{ basis }} {{ compared }}</p>
-<p class="soft">Nats of log-loss per row that the probe saved against the champion, with its {{ gain_confidence }} interval; dashed: what a retraining must save to have paid; green: retrained.</p>
+<p class="soft">Nats of log-loss per row that newer rows would have saved in each window, with its {{ gain_confidence }} interval; dashed: what a retraining must save to have paid; green: retrained.</p>
 <div class="card late">"""
     + GAINS
     + """</div>

@@ -373,7 +373,9 @@ def test_a_trigger_that_is_switched_off_opens_nothing(triggers, severe, alarm):
 def gain(value: float, se: float = 0.01, *, log_e: float = 0.0) -> dict:
     """What a probe found in a window: a gain in nats, and the log of its e-value; a retraining costs .02."""
     mean = Mean(value=value, se=se)
-    return {"headroom": Headroom(code="measured", estimate=mean, own_estimate=mean, log_e=log_e, price=0.02)}
+    other = Mean(value=0.02 - value, se=se)
+    found = {"estimate": other, "own_estimate": mean, "against": "past", "log_e": log_e, "price": 0.02}
+    return {"headroom": Headroom(code="measured", **found)}
 
 
 def test_a_gain_above_its_price_retrains():
@@ -398,6 +400,13 @@ def test_a_gain_that_does_not_pay_retrains_nothing(headroom, name):
     """What is not surely above the price, and what was not measured, is no reason."""
     after, action = step(state(), seen(**headroom), CONFIG, NOW, "loans", NOW)
     assert (after.name, action, after.would) == (name, "none", ())
+
+
+def test_the_figure_decides_that_the_case_asked_for():
+    """Held against the champion's own answers, what a probe of its time shows is no reason, and the other way round."""
+    for against, name in (("past", "RETRAINING"), ("champion", "STABLE")):
+        found = gain(0.08)["headroom"].model_copy(update={"against": against})
+        assert step(state(), seen(headroom=found), CONFIG, NOW, "loans", NOW)[0].name == name
 
 
 def test_two_windows_are_taken_together():

@@ -14,6 +14,7 @@ from pipelines.params import HeadroomParams
 from pipelines.storage import canonical_json
 
 PARAMS = HeadroomParams()
+PLAIN = HeadroomParams(against="champion")
 
 
 def sample(rows: int, champion: float, probe: float, seed: int = 0, **more) -> Sample:
@@ -83,7 +84,7 @@ def test_a_mean_without_any_doubt_decides():
 def test_a_gain_is_the_difference_of_two_losses():
     """The gain is the mean loss of the champion minus the probe's, and the interval of a real gain excludes nothing."""
     rows = sample(900, champion=0.6, probe=0.3)
-    found = measured(rows, PARAMS)
+    found = measured(rows, PLAIN)
     both = [float(row_log_loss(rows.label, score).mean()) for score in (rows.champion, rows.probe)]
     assert found.gain.value == pytest.approx(both[0] - both[1])
     assert found.gain.low > PARAMS.price
@@ -94,15 +95,36 @@ def test_a_gain_is_the_difference_of_two_losses():
 
 def test_a_probe_that_is_the_champion_gains_nothing():
     """Equal answers are a gain of exactly nothing, and never evidence for one."""
-    found = measured(sample(900, champion=0.3, probe=0.3), PARAMS)
+    found = measured(sample(900, champion=0.3, probe=0.3), PLAIN)
     assert (found.gain.low, found.gain.value, found.gain.high) == (0.0, 0.0, 0.0)
     assert found.log_e < 0
 
 
 def test_the_second_figure_compares_two_probes():
-    """A champion of a better family can be beaten by no probe, while newer rows would help a probe all the same."""
-    found = measured(sample(900, champion=0.3, probe=0.35, past=np.full(900, 0.6)), PARAMS)
-    assert found.gain.high < found.own_past.low
+    """Newer rows help a probe, and so would help the champion, also where that is of a family that no probe beats."""
+    rows = sample(900, champion=0.3, probe=0.35, past=np.full(900, 0.6))
+    found = measured(rows, PARAMS)
+    assert found.gain.high < 0 < PARAMS.price < found.own_past.low
+    assert (found.against, found.decides) == ("past", found.own_past)
+    assert found.log_e > math.log(1e4)
+    own = measured(rows, PLAIN)
+    assert (own.against, own.decides, own.own_past) == ("champion", found.gain, found.own_past)
+    assert own.log_e < 0
+
+
+def test_a_probe_of_a_better_family_promises_nothing():
+    """Where the champion is of a worse family than the probe, and newer rows give nothing, the gain is none."""
+    found = measured(sample(900, champion=0.6, probe=0.3, past=np.full(900, 0.3)), PARAMS)
+    assert found.gain.low > PARAMS.price
+    assert (found.decides.low, found.decides.high) == (0.0, 0.0)
+
+
+def test_without_a_probe_of_the_champions_time_nothing_is_decided():
+    """Where what the champion learned from is gone, the champion's figure is shown and decides nothing."""
+    found = measured(sample(900, champion=0.6, probe=0.3), PARAMS)
+    assert found.gain.low > PARAMS.price
+    assert (found.decides, found.log_e) == (None, 0.0)
+    assert "no probe of its time" in found.why
 
 
 def test_slices_with_enough_rows_have_a_gain_of_their_own():
@@ -133,7 +155,7 @@ def test_chance_makes_no_gain_above_its_price():
         logit = rng.normal(-0.5, 1.2, 300)
         label = (rng.random(300) < 1 / (1 + np.exp(-logit))).astype(np.int64)
         champion, probe = (1 / (1 + np.exp(-logit - rng.normal(0, 0.25, 300))) for _ in range(2))
-        found.append(measured(Sample(label, days, champion, probe), PARAMS))
+        found.append(measured(Sample(label, days, champion, probe), PLAIN))
     assert max(one.gain.low for one in found) < PARAMS.price
     assert max(one.log_e for one in found) < math.log(1e3)
 

@@ -171,9 +171,12 @@ def test_the_page_says_what_a_retraining_would_gain():
     assert "A retraining now would gain 0.080 nats (0.050 to 0.110), it costs 0.02: it pays." in text
     assert "Measured by a probe (boosting, learned from 4,000 older labelled rows) on 390 rows" in text
     assert "Only 40% of the rows have a label: it is the gain on those." in text
-    assert "would do worse by 0.060 (0.030 to 0.090)" in text
+    assert "Held against a probe that learned what the champion did, it is +0.060 (+0.030 to +0.090) nats." in text
     assert "Of 1,000 answers 12 fewer would be wrong. roc_auc: 0.750, the champion&#39;s 0.700." in text
     assert "Reason to retrain had: headroom, drift." in text
+    text = page(raw={"headroom": GAIN | {"against": "past"}})
+    assert "A retraining now would gain 0.060 nats (0.030 to 0.090), it costs 0.02: it pays." in text
+    assert "Against the champion&#39;s own answers it is +0.080 (+0.050 to +0.110) nats." in text
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ def test_the_drift_step_decides_by_it(quiet, tmp_path, stream):
     made = drift.run(params, settings, run_dir, after(DAY))
     told = report(settings, after(DAY))
     assert (told.action, told.policy.trigger, made.facts["trigger"]) == ("retrain", "headroom", "headroom")
-    assert (told.headroom.gain, told.headroom.pooled, told.headroom.pooled_of) == (found.gain, found.gain, 1)
+    assert (told.headroom.pooled, told.headroom.own_pooled, told.headroom.pooled_of) == (found.gain, found.own_past, 1)
     assert made.inputs["headroom"] == storage.read_manifest(run_dir / "headroom").key
     [opened] = ledger.episodes(settings.ledger, "loans")
     assert (opened["episode"], opened["evidence"]["trigger"]) == (told.episode, "headroom")
@@ -272,17 +272,21 @@ OCTOBER = datetime(2015, 10, 1, tzinfo=UTC)
 TEAMS = len(load_fields("triage").classes)
 
 
+def team_of(text: str) -> int:
+    """The team that owns a report, by its first word."""
+    return WORDS.index(text.split(maxsplit=1)[0]) % 3
+
+
 def log_reports(settings: Settings, first: datetime, texts: list[str], name: str) -> None:
-    """Log a report every six hours, answered without any idea, and its team by its first word a month later."""
+    """Log ten reports a day, answered without any idea, and their teams by their first words a month later."""
     answers, labels = [], []
     for number, text in enumerate(texts):
-        moment = first + timedelta(hours=6 * number)
+        moment = first + timedelta(days=number // 10)
         at, later = moment.isoformat(), (moment + timedelta(days=30)).isoformat()
         own = {"prediction_id": f"{name}-{number}", "received_at": at, "event_time": at}
         answer = {"request_id": name, "version": 1, "score": 1 / TEAMS, "prediction": 0, "row": {"text": text}}
         answers.append(own | answer | {"scores": [1 / TEAMS] * TEAMS})
-        team = WORDS.index(text.split()[0]) % 3
-        labels.append({**own, "label": team, "revision": 0, "event_time": later, "received_at": later})
+        labels.append({**own, "label": team_of(text), "revision": 0, "event_time": later, "received_at": later})
     for kind, lines in (("predictions", answers), ("labels", labels)):
         folder = settings.prediction_log / "triage" / kind
         folder.mkdir(parents=True, exist_ok=True)
@@ -305,18 +309,19 @@ def test_a_text_that_a_probe_has_read_leaves_the_window(tmp_path):
     found = read_headroom(run_dir / "headroom")
     assert (found.code, found.family, found.rows) == ("measured", "logistic", 200)
     assert found.gain.low > found.price
+    assert found.own_past.low < found.own_past.value < found.own_past.high
     assert [beside.metric for beside in found.metrics] == ["macro_f1"]
 
 
 def release_triage(settings: Settings, as_of: datetime, texts: list[str]) -> None:
-    """A champion that was trained on some texts of one team a year before."""
+    """A champion that was trained on some texts, a year before."""
     run_dir = settings.run_dir("triage", as_of)
     rows = pl.DataFrame(
         {
             "id": [f"old-{number}" for number in range(len(texts))],
             "event_time": [as_of - timedelta(days=300)] * len(texts),
             "text": texts,
-            "team": pl.Series([0] * len(texts), dtype=pl.Int8),
+            "team": pl.Series([team_of(text) for text in texts], dtype=pl.Int8),
         }
     ).with_columns(pl.col("event_time").dt.cast_time_unit("us"))
 
