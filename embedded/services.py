@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from embedded import airflow, full, http, probe, triton
+from embedded import airflow, full, http, mlflow, probe, triton
 from embedded.ports import HOST, Ports
 from embedded.service import Service
 from pipelines import hosts
@@ -34,7 +34,7 @@ def settings_environment(home: Path, ports: Ports) -> dict[str, str]:
     """The ``PERENNIAL_*`` variables that lead any program to this stack."""
     return {
         "PERENNIAL_HOME": str(home),
-        "PERENNIAL_MLFLOW_URL": f"http://{HOST}:{ports.mlflow}",
+        "PERENNIAL_MLFLOW_URL": mlflow.url(ports),
         "PERENNIAL_AIRFLOW_URL": f"http://{HOST}:{ports.airflow}",
         "PERENNIAL_GATEWAY_URL": f"http://{HOST}:{ports.gateway}",
         "PERENNIAL_TRITON_GRPC": f"{HOST}:{ports.triton_grpc}",
@@ -59,13 +59,10 @@ def full_environment(
         "SPT_NOENV": "1",
         # A train task that tokenised on threads of its own could not fork its ranks any more.
         "TOKENIZERS_PARALLELISM": "false",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        **mlflow.ENVIRONMENT,
         "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(
             mlflow_hosts(ports.mlflow, (extra or {}).get(hosts.VARIABLE, os.environ.get(hosts.VARIABLE, "")))
         ),
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "DO_NOT_TRACK": "true",
         "DVC_NO_ANALYTICS": "1",
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(ports.worker_log),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(ports.trigger_log),
@@ -127,7 +124,6 @@ def services(
     light = {name: value for name, value in env.items() if not name.startswith("AIRFLOW")}
     python = [sys.executable, "-m"]
     urls = settings_environment(home, ports)
-    mlflow = home / "mlflow"
     known = settings_of(home, env)
     found = [
         Service(
@@ -147,19 +143,10 @@ def services(
         ),
         Service(
             "mlflow",
-            [
-                *python,
-                "mlflow",
-                "server",
-                f"--backend-store-uri=sqlite:///{mlflow / 'mlflow.db'}",
-                f"--artifacts-destination={mlflow / 'artifacts'}",
-                f"--host={HOST}",
-                f"--port={ports.mlflow}",
-                "--workers=1",
-            ],
+            mlflow.command(home, ports),
             light,
             urls["PERENNIAL_MLFLOW_URL"],
-            lambda: http.status(f"http://{HOST}:{ports.mlflow}/health") == 200,
+            lambda: mlflow.healthy(ports),
         ),
         Service(
             "gateway",

@@ -5,21 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
-import sys
 import time
-import urllib.request
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from embedded import postgres
+from embedded import mlflow, postgres
 from embedded.ports import Ports
 from embedded.triton import settings as triton_settings
 from embedded.triton import triton
 from pipelines.deploy import triton as triton_calls
 from pipelines.errors import ConfigError, PerennialError
-from tests.pipelines.conftest import free_port
 from tests.pipelines.postgres import fresh_schema
 
 # Some machines export it; a child that may not write byte-code starts twice as slowly.
@@ -57,44 +53,8 @@ def triton_server(one_triton):
 @pytest.fixture(scope="session")
 def mlflow_url(tmp_path_factory):
     """URL of a real MLflow server on SQLite, for tests that each use a registered model of their own."""
-    home, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"]
-    command += [
-        "--artifacts-destination",
-        str(home / "artifacts"),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    environment = {
-        **os.environ,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=2)
-                break
-            except OSError:
-                assert process.poll() is None, (home / "log").read_text()
-                assert time.monotonic() < deadline, (home / "log").read_text()
-                time.sleep(0.2)
+    with mlflow.server(tmp_path_factory.mktemp("mlflow"), Ports.free()) as url:
         yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,7 @@ def _own(folder: Path) -> Iterator[str]:
     """`dockerd` on a socket and a folder of its own; then links and packet filters are as they were."""
     folder.mkdir(parents=True)
     filters = said("iptables-save")
+    links = _links()
     socket = f"unix://{folder}/docker.sock"
     pid = folder / "pid"
     options = [
@@ -141,9 +142,15 @@ def _own(folder: Path) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(120)
-        subprocess.run(["ip", "link", "delete", "docker0"], capture_output=True, check=False)
+        for link in _links() - links:  # its own bridge, and those of networks that it kept
+            subprocess.run(["ip", "link", "delete", link], capture_output=True, check=False)
         said("iptables-restore", given=NO_FILTERS + filters)
         shutil.rmtree(folder)
+
+
+def _links() -> set[str]:
+    """The names of this machine's network links."""
+    return {line.split()[0].partition("@")[0] for line in said("ip", "-brief", "link").splitlines()}
 
 
 @contextmanager

@@ -12,13 +12,11 @@ one line, written nowhere).
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,10 +27,9 @@ from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 from benchmarks.record import goal, record
-from embedded import triton
+from embedded import mlflow, triton
 from embedded.ports import Ports
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
@@ -218,7 +215,7 @@ def line(home: Path, name: str, delays: Delays) -> Row:
     seconds = {}
     killed = []
     failed = ""
-    with triton.triton(home, ports), mlflow(home) as url:
+    with triton.triton(home, ports), mlflow.server(home, ports) as url:
         settings = triton.settings(home, ports).model_copy(update={"mlflow_url": url, "actor": "proof"})
         try:
             for step, as_of in STEPS:
@@ -311,49 +308,6 @@ def serve(settings: Settings) -> None:
         for kind, lines in (("predictions", answers), ("labels", labels)):
             text = "".join(json.dumps(one) + "\n" for one in lines)
             write_atomic(settings.prediction_log / CASE / kind / f"day-{number:06d}.jsonl", text.encode())
-
-
-@contextlib.contextmanager
-def mlflow(home: Path) -> Iterator[str]:
-    """The URL of a real MLflow on SQLite in ``home``."""
-    port = Ports.free().mlflow
-    url = f"http://127.0.0.1:{port}"
-    folder = home / "mlflow"
-    folder.mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        f"sqlite:///{folder / 'mlflow.db'}",
-        "--workers",
-        "1",
-    ]
-    command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
-    environment = {
-        **os.environ,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urlopen(f"{url}/health", timeout=2).close()
-                break
-            except OSError as error:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise PerennialError(f"MLflow did not start: {(folder / 'log').read_text()[-2000:]}") from error
-                time.sleep(0.2)
-        yield url
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _counts(settings: Settings, url: str) -> dict[str, int]:

@@ -34,9 +34,9 @@ import psutil
 from jsonschema import Draft202012Validator
 
 from benchmarks.proof import doors_requests as sent
-from benchmarks.proof.crash import TRAINED, TRAINING, forked, mlflow
+from benchmarks.proof.crash import TRAINED, TRAINING, forked
 from benchmarks.record import goal, record
-from embedded import http, services, triton
+from embedded import http, mlflow, services, triton
 from embedded.ports import HOST, Ports
 from pipelines.cases import load_fields
 from pipelines.cases.loans.source import generate
@@ -139,7 +139,7 @@ def gateway(home: Path) -> Iterator[Target]:
     ports = Ports.free()
     with triton.triton(home, ports):
         settings = triton.settings(home, ports)
-        with mlflow(home) as url:
+        with mlflow.server(home, ports) as url:
             pid = forked(home, lambda: train(settings.model_copy(update={"mlflow_url": url, "actor": "proof"})))
             if os.waitpid(pid, 0)[1]:
                 raise PerennialError(f"no champion: {(home / 'log').read_text(errors='replace')[-3000:]}")

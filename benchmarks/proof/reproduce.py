@@ -23,14 +23,13 @@ import polars as pl
 import yaml
 
 from benchmarks.record import goal, record
-from embedded import processes, services, triton
+from embedded import mlflow, services
 from embedded.ports import Ports
-from embedded.service import Service
 from pipelines.case_files import CASES_ROOT
 from pipelines.cases import load_fields
 from pipelines.cases.sources import places
 from pipelines.cases.triage.source import DOWNLOADED, PARQUET
-from pipelines.errors import PerennialError, Unavailable
+from pipelines.errors import PerennialError
 from pipelines.line.order import REGISTER, TRAINING
 from pipelines.settings import Settings, read_settings
 
@@ -49,7 +48,7 @@ STEPS = tuple(step.name for step in TRAINING[: TRAINING.index(REGISTER) + 1])
 def main() -> None:
     """Run the proof and write benchmarks/results/proof-reproduce.json; exit code 1 if a version is not reproduced."""
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="perennial-proof-") as folder, mlflow(Path(folder)) as environment:
+    with tempfile.TemporaryDirectory(prefix="perennial-proof-") as folder, stack(Path(folder)) as environment:
         generated = put_reports(read_settings(home=Path(folder)))
         rows = [
             prove(case, AS_OF[case], environment)
@@ -137,37 +136,15 @@ def put_reports(settings: Settings) -> bool:
 
 
 @contextmanager
-def mlflow(home: Path) -> Iterator[dict[str, str]]:
-    """MLflow alone, as the stack starts it.
-
-    Gives the environment that leads the steps to it and to the proof's parameters.
-    """
+def stack(home: Path) -> Iterator[dict[str, str]]:
+    """MLflow alone: the environment that leads the steps to it and to the proof's parameters."""
     ports = Ports.free()
-    environment = services.full_environment(home, ports)
-    service = next(part for part in services.services(home, ports, environment, traffic=False) if part.name == "mlflow")
-    (home / "mlflow").mkdir(parents=True)
-    process = processes.launch("mlflow", service.argv, service.env, home / "mlflow.log")
-    try:
-        deadline = time.monotonic() + 90
-        while not answers(service):
-            if not processes.alive(process) or time.monotonic() > deadline:
-                raise Unavailable(f"MLflow does not start: {processes.last_lines(home / 'mlflow.log')}")
-            time.sleep(0.2)
+    with mlflow.server(home, ports):
         yield {
             **services.settings_environment(home, ports),
             "PERENNIAL_PARAMS_DIR": str(params_folder(home)),
             "OMP_NUM_THREADS": "1",
         }
-    finally:
-        processes.end([process], triton.stack_tag(home))
-
-
-def answers(service: Service) -> bool:
-    """Whether a service's own check holds now."""
-    try:
-        return bool(service.check())
-    except OSError:
-        return False
 
 
 def params_folder(home: Path) -> Path:

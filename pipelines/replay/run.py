@@ -48,15 +48,13 @@ def replay(params: Params, settings: Settings, options: Options, told: Told) -> 
     """
     policies = parse(options.policies)
     own = params.replay
-    price = params.headroom.price
-    if options.price is not None:
-        price = options.price
+    price = params.headroom.price if options.price is None else options.price
     since, until = ticks.stretch(params.case, own, options.since, options.until, options.months)
     seen = ticks.cut(since, until, params.drift)
     least = own.min_rows if own else 100
     by_seed = {}
     for seed in options.seeds or (None,):
-        world = build(played(params, settings, seed), settings, seen)
+        world = build(played(params, settings, seed, price), settings, seen)
         by_seed[world.params.train.seed] = _one(world, policies, price, least, told)
     return _summary(world, policies, price, least, by_seed)
 
@@ -114,7 +112,7 @@ def _oracle(world: World, records: dict[str, Records], judge: Judge, price: floa
                 offer(made["candidate"], number + 1, made["seconds"])
     known = set(since.values())
     for number, tick in enumerate(world.ticks[:-1]):
-        if tick.ends_month and number + 1 not in known:
+        if tick.ends(1) and number + 1 not in known:
             with suppress(TooFewRows):
                 trained = _month_end(world, number)
                 offer(trained.key, number + 1, trained.seconds)

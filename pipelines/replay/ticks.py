@@ -20,16 +20,10 @@ class Tick:
     label: str
     judged: bool
 
-    @property
-    def ends_month(self) -> bool:
-        """Whether a calendar month ends with or within it."""
+    def ends(self, months: int) -> bool:
+        """Whether a calendar stretch of so many ``months`` ends with or within it: 1, 3 a quarter, 6 half a year."""
         first, after = self.window.start, self.window.end
-        return (first.year, first.month) != (after.year, after.month)
-
-    @property
-    def ends_quarter(self) -> bool:
-        """Whether a calendar quarter ends with or within it."""
-        return self.ends_month and (self.window.start.month - 1) // 3 != (self.window.end.month - 1) // 3
+        return (first.year * 12 + first.month - 1) // months != (after.year * 12 + after.month - 1) // months
 
 
 def unit(params: DriftParams) -> str:

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.compose import checks as compose_checks
 from benchmarks.compose import engine as compose_engine
 from benchmarks.compose import stack as compose_stack
+from pipelines.errors import Unavailable
 from tests.compose.stackfile import ROOT, own_images, services
 
 ROUND = {
@@ -108,3 +109,31 @@ def test_builds_reach_the_folders_that_pip_looks_into(tmp_path, monkeypatch):
 def test_memory_is_read_in_its_unit(text, gib):
     """What the engine says of a container's memory counts in GiB."""
     assert compose_checks._gib(text) == gib
+
+
+@pytest.mark.parametrize(
+    ("said", "users", "kept"),
+    [
+        ("network a has active endpoints", "", ["a"]),
+        ("network a has active endpoints", "postgres", None),
+        ("no space left on device", "", None),
+    ],
+)
+def test_a_network_that_the_engine_keeps_is_told_apart_from_a_failed_tear_down(monkeypatch, said, users, kept):
+    """A network in which no container is left, kept by the engine, is named; any other failure is raised."""
+    answers = {"network": "a\n", "ps": users}
+    monkeypatch.setattr(compose_stack, "said", lambda *words, env: answers[words[1]])
+    stack = compose_checks.Stack(ROOT, {}, {})
+    asked = []
+
+    def order():
+        asked.append(1)
+        raise Unavailable(said)
+
+    if kept is None:
+        with pytest.raises(Unavailable, match=said):
+            compose_stack.taken_down(stack, order)
+    else:
+        assert compose_stack.taken_down(stack, order) == kept
+        assert len(asked) == 2
+    assert compose_stack.taken_down(stack, lambda: None) == []

@@ -9,8 +9,8 @@ from pipelines.cases.loans.source import KINDS
 from pipelines.drift_report import Diagnosis
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [300, pytest.param(301, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [300, 301])
 def test_every_kind_and_its_day_are_named(seed):
     """On a trained champion each kind of drift is named with the day on which it set in.
 

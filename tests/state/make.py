@@ -37,7 +37,7 @@ import httpx
 import polars as pl
 import yaml
 
-from embedded import services, triton
+from embedded import mlflow, services, triton
 from embedded.demo.traffic import wait_for_closed_segments
 from embedded.ports import Ports
 from embedded.processes import end, launch
@@ -164,13 +164,7 @@ def _stack(home: Path) -> Iterator[tuple[Settings, httpx.Client, object]]:
         "PERENNIAL_LOG_SEGMENT_SECONDS": "0.5",
     }
     os.environ |= mine | {"PERENNIAL_CONNECTIONS": "none"}
-    env = {
-        **os.environ,
-        triton.TAG: tag,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-    }
+    env = {**os.environ, triton.TAG: tag, **mlflow.ENVIRONMENT}
     every = services.services(home, ports, env, traffic=False, broken=[])
     wanted = [one for one in every if one.name in {"triton", "mlflow", "gateway"}]
     running = [launch(one.name, one.argv, one.env, home / "logs" / f"{one.name}.log") for one in wanted]

@@ -6,12 +6,8 @@ fails here.
 
 import io
 import json
-import os
 import shutil
-import subprocess
 import tarfile
-import time
-import urllib.request
 from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -19,7 +15,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from embedded import services
+from embedded import mlflow, services
 from embedded.ports import Ports
 from embedded.traffic import read_place
 from pipelines import ledger, storage
@@ -404,36 +400,13 @@ def test_the_traffic_goes_on(state):
     assert (place.since, place.rows, place.labels) == (at(FIRST), at(NEXT), at(NEXT))
 
 
-@contextmanager
-def mlflow_server(home: Path):
-    """MLflow on the database of a state, as `make up` starts it; its address."""
-    ports = Ports.free()
-    [service] = [one for one in services.services(home, ports, dict(os.environ), traffic=False) if one.name == "mlflow"]
-    with (home / "mlflow.log").open("wb") as log:
-        process = subprocess.Popen(service.argv, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                urllib.request.urlopen(f"{service.address}/health", timeout=2)
-                break
-            except OSError:
-                assert process.poll() is None, (home / "mlflow.log").read_text()
-                assert time.monotonic() < deadline, (home / "mlflow.log").read_text()
-                time.sleep(0.2)
-        yield service.address
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
 @pytest.mark.slow
 def test_mlflow_goes_on(state, monkeypatch):
     """The old runs and versions are found by their tags.
 
     Registering again makes none anew, and the aliases are what they were.
     """
-    with mlflow_server(state.root) as url:
+    with mlflow.server(state.root, Ports.free()) as url:
         monkeypatch.setenv("PERENNIAL_MLFLOW_URL", url)
         settings = Settings()
         params = load_params(CASE)

@@ -1,6 +1,6 @@
 """The drift rule is neither blind nor jumpy.
 
-The policy on profiles and labels of the loans stream, five seeds, and twenty in full.
+The policy on profiles and labels of the loans stream, three seeds, and twenty in full.
 """
 
 import polars as pl
@@ -12,14 +12,17 @@ pytestmark = pytest.mark.slow
 T0 = 25
 """Window in which drift starts; by then more labels than a retraining needs have arrived."""
 FIRST_LABELS = T0 + int(PARAMS.label_delay_days)
-SPARED = 1
-"""Seeds that may behave otherwise."""
 
 
-@pytest.fixture(scope="module", params=[5, pytest.param(20, marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=[3, pytest.param(20, marks=pytest.mark.long)])
 def streams(request: pytest.FixtureRequest) -> list[Stream]:
     """The champions of all seeds."""
     return [Stream(seed) for seed in range(request.param)]
+
+
+def needed(streams: list[Stream]) -> int:
+    """Of how many seeds the rule must hold: one of twenty may behave otherwise, of three none."""
+    return len(streams) - len(streams) // 20
 
 
 def test_no_drift_no_trigger(streams: list[Stream]):
@@ -30,7 +33,7 @@ def test_no_drift_no_trigger(streams: list[Stream]):
 def test_covariate_drift_triggers_without_labels(streams: list[Stream]):
     """Drifted inputs ask for no retraining before they drift, and for one within three windows, labels or not."""
     first = [min(stream.triggers(T0 + 3, "covariate", T0), default=None) for stream in streams]
-    assert sum(number is not None and T0 <= number < T0 + 3 for number in first) >= len(streams) - SPARED, first
+    assert sum(number is not None and T0 <= number < T0 + 3 for number in first) >= needed(streams), first
 
 
 def test_concept_drift_triggers_on_its_first_labels(streams: list[Stream]):
@@ -39,9 +42,8 @@ def test_concept_drift_triggers_on_its_first_labels(streams: list[Stream]):
     It does not ask before.
     """
     first = [min(stream.triggers(FIRST_LABELS + 3, "concept", T0), default=None) for stream in streams]
-    assert (
-        sum(number is not None and FIRST_LABELS <= number < FIRST_LABELS + 3 for number in first)
-        >= len(streams) - SPARED
+    assert sum(number is not None and FIRST_LABELS <= number < FIRST_LABELS + 3 for number in first) >= needed(
+        streams
     ), first
 
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from pipelines import cli
 from pipelines.cases import load_fields
+from pipelines.cli import commands
 from pipelines.errors import ConfigError
 from pipelines.params_file import load_params
 from pipelines.replay import frontier, oracle, ticks
-from pipelines.replay.policies import POLICIES, due, parse, watching
+from pipelines.replay.policies import DEFAULT, POLICIES, due, parse, watching
 
 BANK, LOANS, TRIAGE = (load_params(case) for case in ("bank", "loans", "triage"))
 
@@ -25,8 +26,11 @@ BANK, LOANS, TRIAGE = (load_params(case) for case in ("bank", "loans", "triage")
     [
         (
             ["--policies", "weekly"],
-            "no policy 'weekly': choose from never, monthly, quarterly, drift, performance, oracle",
+            "choose from never, monthly, quarterly, half-yearly, drift, performance, headroom, oracle, or headroom@PRICE",
         ),
+        (["--policies", "headroom@cheap"], "the policy 'headroom@cheap' has no price: give nats of mean log-loss"),
+        (["--policies", "headroom@-1"], "the policy 'headroom@-1' has no price"),
+        (["--policies", "never@0.1"], "no policy 'never@0.1'"),
         (["--policies", "montly"], "did you mean 'monthly'?"),
         (["--policies", "oracle"], "the oracle chooses among what the others trained"),
         (["--since", "2008-08-15"], "starts with a month, not on 2008-08-15: give --since 2008-08-01"),
@@ -52,19 +56,23 @@ def test_an_option_that_is_none_is_refused_by_the_parser(option, value, capfd):
     assert value in capfd.readouterr().err
 
 
-def test_schedules_fall_on_the_ends_of_months_and_quarters():
-    """Monthly retrains after every month, quarterly after every third, and what watches drift has no schedule."""
+def test_schedules_fall_on_the_ends_of_months_quarters_and_half_years():
+    """Monthly retrains after every month, quarterly after every third, half-yearly after every sixth.
+
+    What watches drift has no schedule.
+    """
     seen = ticks.cut(date(2008, 8, 1), date(2009, 2, 1), BANK.drift)
     assert [tick.label for tick in seen] == ["2008-08", "2008-09", "2008-10", "2008-11", "2008-12", "2009-01"]
     assert all(due(POLICIES["monthly"], tick) for tick in seen)
     assert [tick.label for tick in seen if due(POLICIES["quarterly"], tick)] == ["2008-09", "2008-12"]
+    assert [tick.label for tick in seen if due(POLICIES["half-yearly"], tick)] == ["2008-12"]
     assert not any(due(POLICIES[name], tick) for tick in seen for name in ("never", "drift", "performance", "oracle"))
 
 
 def test_a_tick_is_the_shorter_of_a_month_and_the_drift_window():
     """Days where drift is looked at daily, months else, of which those are judged that end a window."""
     days = ticks.cut(date(2020, 5, 30), date(2020, 6, 2), LOANS.drift)
-    assert [(tick.label, tick.judged, tick.ends_month) for tick in days] == [
+    assert [(tick.label, tick.judged, tick.ends(1)) for tick in days] == [
         ("2020-05-30", True, False),
         ("2020-05-31", True, True),
         ("2020-06-01", True, False),
@@ -88,9 +96,32 @@ def test_performance_sees_labels_alone():
     Those of drift ignore what the case does.
     """
     fields = load_fields("triage")
-    blind = watching(POLICIES["performance"], TRIAGE.drift, fields).ignore
-    assert {"text.words", "score", "prediction"} <= {*blind}
-    assert watching(POLICIES["drift"], BANK.drift, load_fields("bank")) == BANK.drift
+    blind = watching(POLICIES["performance"], TRIAGE, fields).drift
+    assert {"text.words", "score", "prediction"} <= {*blind.ignore}
+    own = watching(POLICIES["drift"], BANK, load_fields("bank"))
+    assert own.drift.ignore == BANK.drift.ignore
+    assert own.drift.triggers == blind.triggers == ("drift", "performance")
+
+
+def test_a_price_in_a_policys_name_is_what_its_drift_runs_compare_with():
+    """headroom@0.1 listens to what headroom listens to, at its own price; headroom goes by the parameters' price.
+
+    A price that is written in another way is the same policy.
+    """
+    own, dear = parse("headroom,headroom@0.1,headroom@1e-1")
+    fields = load_fields("bank")
+    assert (own.name, dear.name) == ("headroom", "headroom@0.1")
+    assert watching(own, BANK, fields) == BANK
+    assert watching(dear, BANK, fields) == BANK.model_copy(
+        update={"headroom": BANK.headroom.model_copy(update={"price": 0.1})}
+    )
+
+
+def test_what_is_played_by_default_is_what_the_command_says():
+    """The list in the command's help names every policy and headroom at other prices, and all of them are policies."""
+    assert parse(commands.POLICIES) == parse(",".join(DEFAULT))
+    assert [policy.name for policy in parse(commands.POLICIES)] == list(DEFAULT)
+    assert set(POLICIES) < set(DEFAULT)
 
 
 def test_policies_keep_their_order_and_come_once():
