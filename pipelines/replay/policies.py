@@ -79,7 +79,7 @@ def watching(policy: Policy, params: DriftParams, fields: Fields) -> DriftParams
     """The case's drift parameters as the policy uses them: who watches labels alone ignores every input and output."""
     if policy.watches == "gain":
         return params.model_copy(update={"triggers": ("headroom",)})
-    heard = {"triggers": ("drift", "performance")}
+    ignored = params.ignore
     if policy.watches == "labels":
-        heard["ignore"] = tuple(sorted({*fields.names, *numbers(fields), *OUTPUTS, *params.ignore}))
-    return params.model_copy(update=heard)
+        ignored = tuple(sorted({*fields.names, *numbers(fields), *OUTPUTS, *params.ignore}))
+    return params.model_copy(update={"triggers": ("drift", "performance"), "ignore": ignored})
