@@ -206,16 +206,16 @@ class Beside(Part):
 class Headroom(Part):
     """What a retraining would gain now, measured by a cheap probe beside the champion (pipelines/headroom).
 
-    ``gain`` is the champion's mean log-loss minus the probe's in nats on the same ``rows`` of ``days`` UTC days: those
-    of ``window`` that the champion answered and whose labels are mature, a share of ``coverage`` of what it answered
-    there. The probe of this ``family`` ``learned`` from labelled rows older than the window. ``own_past`` is the same
-    of a second probe, fitted on what the champion was trained on, instead of the champion: what newer rows give to one
-    family, whatever the champion is made of. ``against`` says which of both decides. ``estimate`` and ``own_estimate``
-    are both as they pool with other windows; ``log_e`` is the log of the e-value against "a retraining gains no more
-    than ``price``", of the one that decides. Intervals are of ``confidence``. ``errors`` is the gain in the share of
-    wrong answers. The drift step adds what hangs on other windows: ``pooled`` over the last ``pooled_of`` of them,
-    ``own_pooled`` likewise, and ``grown``, the running e-process. Without a figure ``code`` and ``why`` say what was in
-    the way.
+    A probe of this ``family`` ``learned`` from labelled rows older than ``window``, and answers the window's labelled
+    ``rows``, of ``days`` UTC days, that are newer than what the champion was trained on: a share of ``coverage`` of
+    what was served there. ``gain`` is the champion's mean log-loss minus the probe's, in nats, on the rows that the
+    champion ``answered``. ``own_past`` is that of a second probe, fitted on what the champion was trained on, on all
+    rows: what newer rows give to one family, whatever the champion is made of. ``against`` says which of both decides.
+    ``estimate`` and ``own_estimate`` are both as they pool with other windows; ``log_e`` is the log of the e-value
+    against "a retraining gains no more than ``price``", of the one that decides, and so are ``errors``, the gain in the
+    share of wrong answers, and ``slices``. Intervals are of ``confidence``. The drift step adds what hangs on other
+    windows: ``pooled`` over the last ``pooled_of`` of them, ``own_pooled`` likewise, and ``grown``, the running
+    e-process. Without a figure ``code`` and ``why`` say what was in the way.
     """
 
     code: HeadroomCode = "not_measured"
@@ -223,6 +223,7 @@ class Headroom(Part):
     window: Window | None = None
     rows: int = 0
     days: int = 0
+    answered: int = 0
     coverage: float | None = None
     learned: int = 0
     family: str = ""

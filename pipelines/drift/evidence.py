@@ -24,7 +24,7 @@ class Gain(Value):
     """What a probe would have saved in one window, in nats: against the champion, and against a probe of its time."""
 
     end: Instant
-    champion: Mean
+    champion: Mean | None = None
     own_past: Mean | None = None
 
 

@@ -189,7 +189,7 @@ def _observe(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -
 def _gained(state: PolicyState, evidence: DriftEvidence) -> dict[str, Any]:
     """The window's gain, beside that of the window before. A window without a figure changes nothing."""
     found = evidence.headroom
-    if found.estimate is None:
+    if found.estimate is None and found.own_estimate is None:
         return {}
     gain = Gain(end=state.end, champion=found.estimate, own_past=found.own_estimate)
     return {"gains": (*state.gains, gain)[-POOLED:], "grown": sequential.grown(state.grown, found.log_e)}
@@ -197,8 +197,13 @@ def _gained(state: PolicyState, evidence: DriftEvidence) -> dict[str, Any]:
 
 def pooled_gains(gains: Sequence[Gain]) -> tuple[Mean | None, Mean | None]:
     """The gain over the last windows, and that of a probe over one of the champion's time; None where there is none."""
-    own = [gain.own_past for gain in gains if gain.own_past is not None]
-    return pooled([gain.champion for gain in gains]) if gains else None, pooled(own) if own else None
+    champion = [gain.champion for gain in gains if gain.champion is not None]
+    past = [gain.own_past for gain in gains if gain.own_past is not None]
+    return _pooled(champion), _pooled(past)
+
+
+def _pooled(means: Sequence[Mean]) -> Mean | None:
+    return pooled(means) if means else None
 
 
 def _drifted(evidence: DriftEvidence) -> tuple[str, ...]:
@@ -377,7 +382,8 @@ def _gone(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> s
     if state.trigger == "headroom":
         mean = evidence.headroom.deciding(*pooled_gains(state.gains))
         found = evidence.headroom
-        if mean is None or found.estimate is None or mean.value > found.price:
+        seen = found.deciding(found.estimate, found.own_estimate) is not None
+        if mean is None or not seen or mean.value > found.price:
             return None
         return f"a retraining would gain {mean.value:.3f} nats now, less than it costs ({found.price:g})"
     if state.clean >= config.clean_windows:

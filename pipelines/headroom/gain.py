@@ -8,9 +8,9 @@ against "it gains no more than its price", however often one looks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +38,8 @@ NO_PAST = "what the champion was trained on is gone, or of one class, so that no
 class Sample:
     """The rows of a window that have a label: ``label`` and UTC ``days`` ``[n]``, and what was answered for them.
 
-    Probabilities of ``champion``, ``probe`` and, where there is one, the ``past`` probe are ``[n]`` or ``[n, K]``.
-    ``groups`` are columns ``[n]`` by whose values slices are cut.
+    Probabilities of ``champion``, ``probe`` and, where there is one, the ``past`` probe are ``[n]`` or ``[n, K]``; the
+    champion's are NaN in rows that it did not answer. ``groups`` are columns ``[n]`` by whose values slices are cut.
     """
 
     label: Ints
@@ -47,7 +47,18 @@ class Sample:
     champion: Floats
     probe: Floats
     past: Floats | None = None
-    groups: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    groups: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def only(self, rows: NDArray[np.bool_]) -> Sample:
+        """The sample of these rows, a mask ``[n]``."""
+        return Sample(
+            self.label[rows],
+            self.days[rows],
+            self.champion[rows],
+            self.probe[rows],
+            None if self.past is None else self.past[rows],
+            {name: column[rows] for name, column in self.groups.items()},
+        )
 
 
 def difference(label: Ints, before: Floats, after: Floats) -> Floats:
@@ -82,7 +93,8 @@ def log_e_value(label: Ints, before: Floats, after: Floats, price: float) -> flo
 def measured(sample: Sample, params: HeadroomParams) -> Headroom:
     """The figures of one window; what the probe is, and which rows these are, the caller adds.
 
-    ``params.against`` says what the probe is held against; without answers of a ``past`` probe that may be nothing.
+    ``params.against`` says what the probe is held against, on which rows so that slices and errors are of that; without
+    answers of a ``past`` probe it may be nothing. The champion's figure needs ``min_rows`` rows that it answered.
 
     >>> label, days = np.arange(200) % 2, np.arange(200) // 20
     >>> told = measured(Sample(label, days, np.full(200, 0.9), np.full(200, 0.5)), HeadroomParams(against="champion"))
@@ -91,28 +103,34 @@ def measured(sample: Sample, params: HeadroomParams) -> Headroom:
     >>> told.days, told.log_e > 10, told.errors.value
     (10, True, 0.0)
     """
-    label, days = sample.label, sample.days
-    gain = clustered_mean(difference(label, sample.champion, sample.probe), days)
-    own = None if sample.past is None else clustered_mean(difference(label, sample.past, sample.probe), days)
-    against: Literal["past", "champion"] = "past" if _by_past(params) else "champion"
-    before = {"past": sample.past, "champion": sample.champion}[against]
-    return Headroom(
+    answered = sample.only(~np.isnan(sample.champion.reshape(sample.label.size, -1)[:, 0]))
+    by_past = _by_past(params)
+    judged = sample if by_past else answered
+    before = judged.past if by_past else judged.champion
+    found = Headroom(
         code="measured",
-        rows=label.size,
-        days=np.unique(days).size,
+        rows=judged.label.size,
+        days=np.unique(judged.days).size,
+        answered=answered.label.size,
         price=params.price,
         confidence=params.confidence,
-        estimate=gain,
-        gain=around(gain, params.confidence),
-        own_estimate=own,
-        own_past=None if own is None else around(own, params.confidence),
-        against=against,
-        why="" if before is not None else NO_PAST,
-        log_e=0.0 if before is None else log_e_value(label, before, sample.probe, params.price),
-        errors=around(_fewer_errors(sample), params.confidence),
-        metrics=_beside(sample),
-        slices=_by_slice(sample, params),
+        against="past" if by_past else "champion",
+        why=NO_PAST if before is None else "",
     )
+    told: dict[str, Any] = {}
+    if answered.label.size >= params.min_rows:
+        gain = _mean(answered, answered.champion)
+        told |= {"estimate": gain, "gain": around(gain, params.confidence), "metrics": _beside(answered)}
+    if sample.past is not None:
+        own = _mean(sample, sample.past)
+        told |= {"own_estimate": own, "own_past": around(own, params.confidence)}
+    if before is not None:
+        told |= {
+            "log_e": log_e_value(judged.label, before, judged.probe, params.price),
+            "errors": around(_fewer_errors(judged, before), params.confidence),
+            "slices": _by_slice(judged, before, params),
+        }
+    return found.model_copy(update=told)
 
 
 def _by_past(params: HeadroomParams) -> bool:
@@ -120,9 +138,13 @@ def _by_past(params: HeadroomParams) -> bool:
     return params.against == "past" or (params.against == "auto" and params.family != "own")
 
 
-def _fewer_errors(sample: Sample) -> Mean:
-    before, after = (row_errors(sample.label, score).astype(np.float64) for score in (sample.champion, sample.probe))
-    return clustered_mean(before - after, sample.days)
+def _mean(sample: Sample, before: Floats) -> Mean:
+    return clustered_mean(difference(sample.label, before, sample.probe), sample.days)
+
+
+def _fewer_errors(sample: Sample, before: Floats) -> Mean:
+    wrong, still = (row_errors(sample.label, score).astype(np.float64) for score in (before, sample.probe))
+    return clustered_mean(wrong - still, sample.days)
 
 
 def _beside(sample: Sample) -> tuple[Beside, ...]:
@@ -137,12 +159,12 @@ def _beside(sample: Sample) -> tuple[Beside, ...]:
     return (Beside(metric="roc_auc", champion=areas[0], probe=areas[1]),)
 
 
-def _by_slice(sample: Sample, params: HeadroomParams) -> tuple[SliceGain, ...]:
+def _by_slice(sample: Sample, before: Floats, params: HeadroomParams) -> tuple[SliceGain, ...]:
     """The gain on every value of the groups that has ``min_rows`` rows, by name."""
-    d = difference(sample.label, sample.champion, sample.probe)
+    d = difference(sample.label, before, sample.probe)
     found = []
     for name, column in sample.groups.items():
-        values = np.array([str(value) for value in column])
+        values = column.astype(str)
         for value in np.unique(values).tolist():
             own = values == value
             if own.sum() >= params.min_rows:

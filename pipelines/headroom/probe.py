@@ -199,7 +199,8 @@ def _score_trees(model: Any, read: Sequence[Field], fields: Fields, rows: pl.Dat
 def _told(rows: pl.DataFrame, fields: Fields) -> list[Field]:
     """The fields with two values in the rows, categories with their commonest ones: a single value splits nothing."""
     categories = [_commonest(rows[field.name], field) for field in fields.categorical]
-    told = [field for field in (*categories, *fields.numeric) if _varies(_column(rows, field))]
+    cut: list[Field] = [*categories, *fields.numeric]
+    told = [field for field in cut if _varies(_column(rows, field))]
     if not told:
         raise DataError(f"{fields.case}: no field has two values in the probe's {rows.height} rows: nothing to learn")
     return told

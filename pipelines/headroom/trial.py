@@ -16,31 +16,34 @@ from pipelines.fields import SCORES, Fields
 from pipelines.headroom import gain, probe
 from pipelines.params import HeadroomParams
 
+ANSWERED = "_answered"
+"""The column that says whether the champion answered a row."""
+
 
 @dataclass(frozen=True)
 class Rows:
-    """Labelled rows, oldest first: those of the window that the champion answered, and what the probes learn from.
+    """Labelled rows, oldest first: those of the window, and what the probes learn from.
 
-    ``answered`` counts the champion's rows of the window, labelled or not. ``judged`` holds its ``score``, with classes
-    ``scores`` of all. ``past`` (None: gone) is what the champion was trained on.
+    Of the ``served`` rows of the window that might be judged so many are ``labelled``. ``judged`` holds what was
+    logged: ``score``, with classes ``scores`` of all, and whether the champion ``ANSWERED``. ``past`` (None: gone) is
+    what the champion was trained on; no row of the window is as old.
     """
 
     judged: pl.DataFrame
     learned: pl.DataFrame
     past: pl.DataFrame | None
-    answered: int
+    served: int
+    labelled: int
 
 
 def lacking(rows: Rows, fields: Fields, least: int) -> tuple[HeadroomCode, str] | None:
     """Why these rows give no figure, as a code and a sentence; None: they do."""
     judged, learned = rows.judged[fields.label], rows.learned[fields.label]
-    if judged.is_empty() and rows.answered:
-        return "no_labels", f"none of the {rows.answered:,} rows that the champion answered has a label yet"
+    if judged.is_empty() and rows.served:
+        return "no_labels", f"none of the {rows.served:,} rows that the champion could be judged by has a label yet"
     if judged.len() < least:
-        return (
-            "few_rows",
-            f"{judged.len():,} labelled rows of the champion are fewer than the {least:,} that are needed",
-        )
+        told = f"{judged.len():,} labelled rows that are newer than what the champion was trained on"
+        return "few_rows", f"{told} are fewer than the {least:,} that are needed"
     if learned.len() < least:
         return "few_to_learn", f"{learned.len():,} older labelled rows are fewer than the {least:,} that a probe needs"
     if judged.n_unique() < 2 or learned.n_unique() < 2:
@@ -84,12 +87,17 @@ def _answered(
         champion=_logged(judged, fields),
         probe=answers(rows.learned),
         past=past,
-        groups={name: judged[name].to_list() for name in groups},
+        groups={name: judged[name].cast(pl.String).fill_null("missing").to_numpy() for name in groups},
     )
 
 
 def _logged(judged: pl.DataFrame, fields: Fields) -> NDArray[Any]:
-    """What the champion answered, ``[n]`` or ``[n, K]``."""
+    """What the champion answered, ``[n]`` or ``[n, K]``, NaN where it did not."""
+    own = judged[ANSWERED].to_numpy()
+    answers = np.full((judged.height, len(fields.classes) or 1), np.nan)
+    told = judged.filter(ANSWERED)
     if fields.classes:
-        return np.array(judged[SCORES].to_list(), np.float64)
-    return judged["score"].to_numpy()
+        answers[own] = np.array(told[SCORES].to_list(), np.float64).reshape(told.height, -1)
+        return answers
+    answers[own, 0] = told["score"].to_numpy()
+    return answers[:, 0]

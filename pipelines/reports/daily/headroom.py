@@ -46,22 +46,28 @@ def gain(found: Headroom) -> str:
 def basis(report: DriftReport) -> str:
     """What the figure rests on, and what is known beside it; empty where there is none."""
     found = report.headroom
-    if found.gain is None or found.window is None:
+    if found.decides is None or found.window is None:
         return ""
     before = ", and on the window before" if found.pooled_of > 1 else ""
+    version = f"v{report.model_version}"
+    of = f"that {version} answered"
+    if found.against == "past":
+        of = f"that are newer than what {version} was trained on,"
     where = (
         f"Measured by a probe ({found.family}, learned from {count(found.learned)} older labelled rows) on "
-        f"{count(found.rows)} rows that v{report.model_version} answered from {day(found.window.start)} to "
-        f"{day(found.window.end)}{before}."
+        f"{count(found.rows)} rows {of} from {day(found.window.start)} to {day(found.window.end)}{before}."
     )
     said = [where]
     if found.coverage is not None and found.coverage < FEW:
         said.append(f"Only {found.coverage:.0%} of the rows have a label: it is the gain on those.")
     if found.against == "past":
         said.append(
-            "The probe is held against another of its kind that learned from what the champion was trained on: the "
-            f"difference is due to newer rows. Against the champion's own answers it is {interval(found.gain)} nats."
+            "It is held against another of its kind that learned from what the champion was trained on: the difference "
+            "is due to newer rows."
         )
+        if found.gain is not None:
+            against = f"Against the champion's own answers, on {count(found.answered)} rows,"
+            said.append(f"{against} it is {interval(found.gain)} nats.")
     elif (own := found.own_pooled or found.own_past) is not None:
         said.append(f"Held against a probe that learned what the champion did, it is {interval(own)} nats.")
     if found.errors is not None:

@@ -92,7 +92,7 @@ def _by_state(report: DriftReport, policy: DriftParams) -> str:
         f"Nothing is to be done, the policy is at rest ({report.reason or 'no reason to move'}). "
         "The next window is looked at as ever."
     )
-    if report.headroom.gain is None:
+    if report.headroom.decides is None:
         return rest
     return f"{rest} {gain(report.headroom)}"
 

@@ -409,6 +409,13 @@ def test_the_figure_decides_that_the_case_asked_for():
         assert step(state(), seen(headroom=found), CONFIG, NOW, "loans", NOW)[0].name == name
 
 
+def test_a_champion_that_has_answered_nothing_yet_has_a_gain_all_the_same():
+    """What newer rows give to a probe needs no answers of the champion."""
+    found = gain(0.08)["headroom"].model_copy(update={"estimate": None})
+    after = step(state(), seen(headroom=found), CONFIG, NOW, "loans", NOW)[0]
+    assert (after.name, after.gains[-1].champion) == ("RETRAINING", None)
+
+
 def test_two_windows_are_taken_together():
     """A gain that one window alone leaves in doubt pays by two, and an older one no longer counts."""
     doubt = gain(0.06, 0.025)

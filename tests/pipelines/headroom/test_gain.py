@@ -119,6 +119,18 @@ def test_a_probe_of_a_better_family_promises_nothing():
     assert (found.decides.low, found.decides.high) == (0.0, 0.0)
 
 
+def test_rows_that_the_champion_did_not_answer_count_for_the_probes_alone():
+    """A champion that has just come is judged on its own rows once they are enough; two probes can be on all."""
+    rows = sample(900, champion=0.6, probe=0.3, past=np.full(900, 0.5))
+    rows.champion[:850] = np.nan
+    found = measured(rows, PARAMS)
+    assert (found.rows, found.answered, found.gain, found.metrics) == (900, 50, None, ())
+    assert found.decides.low > PARAMS.price
+    rows.champion[:200] = 0.3
+    found = measured(rows, PLAIN)
+    assert (found.rows, found.answered, found.decides) == (250, 250, found.gain)
+
+
 def test_without_a_probe_of_the_champions_time_nothing_is_decided():
     """Where what the champion learned from is gone, the champion's figure is shown and decides nothing."""
     found = measured(sample(900, champion=0.6, probe=0.3), PARAMS)
@@ -129,8 +141,8 @@ def test_without_a_probe_of_the_champions_time_nothing_is_decided():
 
 def test_slices_with_enough_rows_have_a_gain_of_their_own():
     """The gain of each value with ``min_rows`` rows; together they make up the whole, and small ones make no claim."""
-    groups = {"colour": ["red"] * 500 + ["blue"] * 390 + ["green"] * 10}
-    found = measured(sample(900, champion=0.6, probe=0.3, groups=groups), PARAMS)
+    groups = {"colour": np.repeat(["red", "blue", "green"], [500, 390, 10])}
+    found = measured(sample(900, champion=0.6, probe=0.3, groups=groups), PLAIN)
     assert [(one.field, one.value, one.rows) for one in found.slices] == [
         ("colour", "blue", 390),
         ("colour", "red", 500),
@@ -162,5 +174,5 @@ def test_chance_makes_no_gain_above_its_price():
 
 def test_what_was_measured_is_json_and_comes_back():
     """The figures stand in a file as they are, to the last digit."""
-    found = measured(sample(400, 0.6, 0.3, past=np.full(400, 0.4), groups={"colour": ["red"] * 400}), PARAMS)
+    found = measured(sample(400, 0.6, 0.3, past=np.full(400, 0.4), groups={"colour": np.repeat("red", 400)}), PARAMS)
     assert Headroom.model_validate_json(canonical_json(found)) == found

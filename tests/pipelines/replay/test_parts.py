@@ -26,7 +26,7 @@ BANK, LOANS, TRIAGE = (load_params(case) for case in ("bank", "loans", "triage")
     [
         (
             ["--policies", "weekly"],
-            "choose from never, monthly, quarterly, half-yearly, drift, performance, headroom, oracle, or headroom@PRICE",
+            "choose from never, monthly, quarterly, half-yearly, drift, performance, headroom, oracle, or headroom@",
         ),
         (["--policies", "headroom@cheap"], "the policy 'headroom@cheap' has no price: give nats of mean log-loss"),
         (["--policies", "headroom@-1"], "the policy 'headroom@-1' has no price"),

@@ -153,6 +153,7 @@ GAIN = {
     "code": "measured",
     "window": {"start": "2020-06-02T00:00:00+00:00", "end": "2020-06-03T00:00:00+00:00"},
     "rows": 390,
+    "answered": 200,
     "learned": 4000,
     "family": "boosting",
     "coverage": 0.4,
@@ -176,7 +177,11 @@ def test_the_page_says_what_a_retraining_would_gain():
     assert "Reason to retrain had: headroom, drift." in text
     text = page(raw={"headroom": GAIN | {"against": "past"}})
     assert "A retraining now would gain 0.060 nats (0.030 to 0.090), it costs 0.02: it pays." in text
-    assert "Against the champion&#39;s own answers it is +0.080 (+0.050 to +0.110) nats." in text
+    assert "390 rows that are newer than what v3 was trained on, from 2 Jun 2020 to 3 Jun 2020." in text
+    assert "Against the champion&#39;s own answers, on 200 rows, it is +0.080 (+0.050 to +0.110) nats." in text
+    alone = page(raw={"headroom": GAIN | {"against": "past", "gain": None, "metrics": []}})
+    assert "A retraining now would gain 0.060 nats" in alone
+    assert "own answers" not in alone
 
 
 @pytest.mark.parametrize(

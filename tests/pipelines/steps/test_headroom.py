@@ -37,12 +37,18 @@ def granted_otherwise(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns((1 - pl.col(FIELDS.label)).cast(pl.Int8).alias(FIELDS.label))
 
 
-def state(folder, stream: Stream, days: int = 4, **served) -> Settings:
+def at_noon(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows of a day, all within one hour: there are fewer files to write and to read."""
+    noon = pl.col("event_time").dt.truncate("1d") + pl.duration(hours=12, seconds=pl.int_range(pl.len()))
+    return rows.with_columns(noon.alias("event_time"))
+
+
+def state(folder, stream: Stream, days: int = 4, change=lambda rows: rows, **served) -> Settings:
     """A champion released before the first day, and ``days`` days of answers."""
     settings = Settings(home=folder / "state")
     release(settings, stream, midnight(day(0)))
     for number in range(days):
-        serve(settings, stream, number, **served)
+        serve(settings, stream, number, change=lambda rows: at_noon(change(rows)), **served)
     return settings
 
 
@@ -126,12 +132,33 @@ def test_the_same_rows_give_the_same_figures_anywhere(quiet, tmp_path, stream):
     assert look(state(tmp_path, stream)) == quiet[1]
 
 
-def test_only_what_the_champion_answered_counts(tmp_path, stream):
-    """Rows that another version answered are left out, and so a champion that has just come is not judged yet."""
+def test_a_champion_that_has_just_come_is_measured_by_what_it_learned(tmp_path, stream):
+    """Rows that another version answered count, if they are newer than what the champion was trained on, for probes.
+
+    Its own answers are compared once there are enough.
+    """
     settings = state(tmp_path, stream)
     release(settings, stream, midnight(day(5)), version=2)
     found = look(settings)
-    assert (found.code, found.rows, found.gain) == ("few_rows", 0, None)
+    assert (found.code, found.answered, found.gain) == ("measured", 0, None)
+    assert found.own_past is not None
+
+
+def test_rows_that_the_champion_was_trained_on_are_left_out(tmp_path, stream):
+    """A champion is not judged, nor a probe of its time, on rows that are as old as those that it learned from."""
+    settings = state(tmp_path, stream)
+    folder = settings.run_dir("loans", midnight(day(0))) / "dataset"
+    shutil.rmtree(folder)
+    rows = stream.generated(day(3), "none", None)
+    facts = {"case": "loans", "as_of": midnight(day(0)), "key": "dataset-1", "inputs": {}}
+
+    def dataset(made):
+        rows.write_parquet(made / "train.parquet")
+        return {}
+
+    storage.commit(folder, build=dataset, **facts)
+    found = look(settings)
+    assert (found.code, found.rows) == ("few_rows", 0)
 
 
 def test_before_the_first_champion_there_is_nothing_to_compare_with(tmp_path):
@@ -162,10 +189,11 @@ def test_without_labels_there_is_no_figure(tmp_path, stream):
     assert "has a label yet" in found.why
 
 
+FEW = {"dataset": SMALL.dataset.model_copy(update={"window_days": 1, "min_rows": 500, "fallback_rows": 50})}
 WAYS = {
     "few_rows": ({"change": lambda rows: rows.head(50)}, {}),
     "one_class": ({"change": lambda rows: rows.with_columns(pl.lit(1, pl.Int8).alias(FIELDS.label))}, {}),
-    "few_to_learn": ({}, {"window_days": 1, "min_rows": 300}),
+    "few_to_learn": ({}, FEW),
 }
 
 
@@ -173,13 +201,21 @@ WAYS = {
 def test_what_is_in_the_way_is_named(tmp_path, stream, code):
     """Fifty rows, labels of one class only, hardly any older row: each is an outcome of its own and no error."""
     served, changed = WAYS[code]
-    if code == "few_to_learn":
-        served = {"change": lambda rows: rows if rows["event_time"][0] >= midnight(day(3)) else rows.head(40)}
-    params = SMALL.model_copy(update={"headroom": SMALL.headroom.model_copy(update=changed)})
-    found = look(state(tmp_path, stream, **served), params)
+    found = look(state(tmp_path, stream, **served), SMALL.model_copy(update=changed))
     assert found.code == code
     assert found.why
     assert found.gain is None
+
+
+def test_the_probe_learns_from_what_a_training_would_choose(tmp_path, stream, monkeypatch):
+    """Where the declared days hold too few rows for a training, the newest ones are taken, however old they are."""
+    learned = []
+    probe_fit = probe.fit
+    monkeypatch.setattr(probe, "fit", lambda *of: learned.append(of[0]) or probe_fit(*of))
+    own = SMALL.dataset.model_copy(update={"window_days": 1, "min_rows": 500, "fallback_rows": 600})
+    found = look(state(tmp_path, stream), SMALL.model_copy(update={"dataset": own}))
+    assert (found.code, found.learned) == ("measured", 600)
+    assert midnight(day(1)) < min(rows["event_time"].min() for rows in learned if rows.height == 600) < midnight(day(2))
 
 
 def test_labels_for_some_rows_only_are_told_of(tmp_path, stream):
