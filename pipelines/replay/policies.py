@@ -63,6 +63,8 @@ POLICIES = {
 }
 
 
+FIXED = tuple(policy.name for policy in POLICIES.values() if policy.every or policy.name == "never")
+"""The schedules that no look at the data moves, ``never`` included."""
 DEFAULT = (*(name for name in POLICIES if name != ORACLE), f"{HEADROOM}{AT}0.03", f"{HEADROOM}{AT}0.1", ORACLE)
 """The names that are played when nobody says which."""
 CHOICES = f"{', '.join(POLICIES)}, or {HEADROOM}{AT}PRICE for headroom at another price"

@@ -75,6 +75,10 @@ def _frontier_panel(panel: Any, summary: dict[str, Any]) -> None:
         linestyle="--",
         zorder=1,
     )
+    schedules = sorted((found[name]["retrains"], found[name]["means"]["log_loss"]) for name in summary["fixed"])
+    panel.plot(
+        [x for x, _ in schedules], [y for _, y in schedules], color="#b3772a", linewidth=1.2, alpha=0.5, zorder=1
+    )
     places: dict[tuple[float, float], list[str]] = {}
     for name, one in found.items():
         colour, mark = _style(name)
