@@ -18,8 +18,8 @@ WATCH: a feature moved by more than ``delta0`` (compare.py). CONFIRMED, by the f
    harmless.
 
 The first is the trigger *performance*, the other two are *drift*. The trigger *headroom* asks neither: a probe of newer
-rows beat the champion by more than the price of a retraining (pipelines/headroom), with confidence over the last
-``POOLED`` windows, or in the sum of many by an e-CUSUM against "it gains no more than its price". ``triggers`` says to
+rows gained more than the price of a retraining (pipelines/headroom), with confidence over the last ``POOLED``
+windows, or in the sum of many by an e-CUSUM against "it gains no more than its price". ``triggers`` says to
 which of the three a case listens. The trigger *volume* needs nothing of all that: since the champion's training, or
 since the last retraining that was asked for under it, more labelled rows have arrived than ``new_data`` declares.
 Schedules and people retrain beside this machine (their runs never pass it).
@@ -47,6 +47,8 @@ from pipelines.params import DriftParams
 
 POOLED = 2
 """Windows whose gains are taken together."""
+CONTRADICTS = 3.0
+"""Two windows' gains that are further apart than so many standard errors are not of one world."""
 ORDER: tuple[EpisodeTrigger, ...] = ("performance", "headroom", "drift", "volume")
 """Of several reasons the first one names the episode."""
 
@@ -197,13 +199,24 @@ def _gained(state: PolicyState, evidence: DriftEvidence) -> dict[str, Any]:
 
 def pooled_gains(gains: Sequence[Gain]) -> tuple[Mean | None, Mean | None]:
     """The gain over the last windows, and that of a probe over one of the champion's time; None where there is none."""
+    champion, past = together(gains)
+    return pooled(champion) if champion else None, pooled(past) if past else None
+
+
+def together(gains: Sequence[Gain]) -> tuple[list[Mean], list[Mean]]:
+    """The windows' figures that are taken together: the newest one, and those before that do not contradict it.
+
+    After a jump an older window says nothing of now, however sure it was.
+    """
     champion = [gain.champion for gain in gains if gain.champion is not None]
     past = [gain.own_past for gain in gains if gain.own_past is not None]
-    return _pooled(champion), _pooled(past)
+    return _agreeing(champion), _agreeing(past)
 
 
-def _pooled(means: Sequence[Mean]) -> Mean | None:
-    return pooled(means) if means else None
+def _agreeing(means: Sequence[Mean]) -> list[Mean]:
+    return [
+        mean for mean in means if abs(mean.value - means[-1].value) <= CONTRADICTS * math.hypot(mean.se, means[-1].se)
+    ]
 
 
 def _drifted(evidence: DriftEvidence) -> tuple[str, ...]:

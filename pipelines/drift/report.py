@@ -131,7 +131,7 @@ def _headroom(run: Run, after: PolicyState | None) -> Headroom:
         update={
             "pooled": None if gain is None else around(gain, found.confidence),
             "own_pooled": None if own is None else around(own, found.confidence),
-            "pooled_of": len(after.gains),
+            "pooled_of": len(policy.together(after.gains)[found.against == "past"]),
             "grown": after.grown,
         }
     )

@@ -426,6 +426,15 @@ def test_two_windows_are_taken_together():
     assert len(states[-1].gains) == 2
 
 
+def test_after_a_jump_the_newest_window_speaks_alone():
+    """An older window that was sure of no gain does not hide the new one's, nor an old gain what has gone since."""
+    states = run([seen(**gain(0.0, 0.005)), seen(**gain(0.3, 0.05))], CONFIG)
+    assert [one.name for one in states] == ["STABLE", "RETRAINING"]
+    assert "would gain 0.300 nats" in states[-1].reason
+    first = step(state(), seen(fresh_labels=0, **gain(0.3, 0.005)), CONFIG, NOW, "loans", NOW)[0]
+    assert step(first, seen(**gain(0.0, 0.05)), CONFIG, NOW, "loans", NOW)[0].name == "STABLE"
+
+
 def test_a_small_gain_pays_in_the_sum_of_many_windows():
     """Windows of few rows, none of which is sure, open an episode when their e-values multiply to the threshold."""
     states = run([seen(**gain(0.04, 0.02, log_e=2.0)) for _ in range(5)], CONFIG)
