@@ -145,7 +145,7 @@ class World:
         self.losses = np.maximum.accumulate([self._lost(sample, angle) for angle in self.angles])
 
     def _logits(self, z: Floats, angle: float) -> Floats:
-        straight = z @ (np.cos(angle) * self.weights[0] + np.sin(angle) * self.weights[1])
+        straight: Floats = z @ (np.cos(angle) * self.weights[0] + np.sin(angle) * self.weights[1])
         straight[:, 0] += BEND * np.maximum(z[:, 0] + z[:, 1] - 2, 0)
         return straight
 
