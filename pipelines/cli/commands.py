@@ -17,7 +17,7 @@ from pipelines.line.step import Run, Step
 from pipelines.params import Params
 from pipelines.settings import Settings
 
-POLICIES = "never,monthly,quarterly,drift,performance,oracle"
+POLICIES = "never,monthly,quarterly,drift,performance,headroom,oracle"
 """What a replay compares unless others are named."""
 
 

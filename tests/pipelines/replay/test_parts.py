@@ -25,7 +25,7 @@ BANK, LOANS, TRIAGE = (load_params(case) for case in ("bank", "loans", "triage")
     [
         (
             ["--policies", "weekly"],
-            "no policy 'weekly': choose from never, monthly, quarterly, drift, performance, oracle",
+            "no policy 'weekly': choose from never, monthly, quarterly, drift, performance, headroom, oracle",
         ),
         (["--policies", "montly"], "did you mean 'monthly'?"),
         (["--policies", "oracle"], "the oracle chooses among what the others trained"),
@@ -90,7 +90,9 @@ def test_performance_sees_labels_alone():
     fields = load_fields("triage")
     blind = watching(POLICIES["performance"], TRIAGE.drift, fields).ignore
     assert {"text.words", "score", "prediction"} <= {*blind}
-    assert watching(POLICIES["drift"], BANK.drift, load_fields("bank")) == BANK.drift
+    alone = {"triggers": ("drift", "performance")}
+    assert watching(POLICIES["drift"], BANK.drift, load_fields("bank")) == BANK.drift.model_copy(update=alone)
+    assert watching(POLICIES["headroom"], BANK.drift, load_fields("bank")).triggers == ("headroom",)
 
 
 def test_policies_keep_their_order_and_come_once():
