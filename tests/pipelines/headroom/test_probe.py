@@ -7,7 +7,9 @@ import pytest
 from pipelines.errors import DataError
 from pipelines.fields import Categorical, Fields, Numeric, Text
 from pipelines.headroom import probe
-from pipelines.measures import row_log_loss
+from pipelines.headroom.gain import difference
+from pipelines.measures import around, clustered_mean, row_log_loss
+from pipelines.params import HeadroomParams
 from tests.texts import WORDS
 
 TABLE = Fields(
@@ -130,3 +132,16 @@ def test_answers_that_are_no_probabilities_are_refused(answer, words):
     """What a case's own probe answers is checked before it is compared with anything."""
     with pytest.raises(DataError, match=words):
         probe.checked(answer, 2, TABLE)
+
+
+def test_probes_of_one_world_promise_nothing():
+    """Ten probes, each of its own thousand rows of one world, held against each other: none pays its price."""
+    probes = [probe.fit(goods(1000, seed=seed), TABLE, "logistic") for seed in range(10)]
+    days, lows = np.arange(300) // 10, []
+    for seed in range(100, 104):
+        window = goods(300, seed=seed)
+        label, answers = window["sold"].to_numpy(), [own(window) for own in probes]
+        for before in answers:
+            lows += [around(clustered_mean(difference(label, before, after), days), 0.95).low for after in answers]
+    assert len(lows) == 400
+    assert max(lows) < HeadroomParams().price
