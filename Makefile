@@ -92,8 +92,9 @@ proof-equality: ## every strategy's losses against one rank's (benchmarks/result
 proof-faults: ## kills, signals, full disks, corrupt checkpoints: the same bits after all (benchmarks/results/proof-faults.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof.faults $(ARGS)
 
-bench-alarms: ## false alarms and delay of the drift rule and its peers (benchmarks/results/alarms.json) [ARGS=--quick]
+bench-alarms: ## false alarms and delay of the drift rule, its peers and headroom (benchmarks/results/alarms*.json) [ARGS=--quick]
 	$(PY) -m benchmarks.alarms.bench $(ARGS)
+	$(PY) -m benchmarks.alarms.headroom $(ARGS)
 
 bench-drift: ## profiles and statistics of drift against the bare scan and its peers (benchmarks/results/drift.json) [ARGS=--small]
 	$(PY) -m benchmarks.bench.drift $(ARGS)

@@ -1,5 +1,7 @@
 """Drift: what went through the gateway, against what the champion was trained on; confirmed drift trains once."""
 
+from datetime import timedelta
+
 from airflow.sdk import DAG, TriggerRule, XComArg, chain
 from perennial_deadlines import DRIFT as WITHIN
 from perennial_deadlines import deadline
@@ -7,14 +9,15 @@ from perennial_failures import tell_failure
 from perennial_operators import StepOperator, TriggerOnce
 from perennial_run import DEFAULTS, clock_param, readable_cases, timetable
 
-from pipelines.line.order import DRIFT, PROFILE, RECONCILE, TELLING
+from pipelines.line.order import DRIFT, HEADROOM, PROFILE, RECONCILE, TELLING
 from pipelines.params import Params
 
 ABOUT = """
 The window of **{case}** that ends at `as_of`: logged predictions are profiled and compared with the champion's
-reference, arrived labels are watched, and a state machine decides. `retrain` starts `{case}_training` under the
-episode's name, so that one episode trains once, however often this run is repeated; without an episode it is
-skipped, and the run stays green. `alert` tells people, once, what was found; a red one has stopped nothing.
+reference, arrived labels are watched, a probe measures what a retraining would gain, and a state machine decides.
+`retrain` starts `{case}_training` under the episode's name, so that one episode trains once, however often this run is
+repeated; without an episode it is skipped, and the run stays green. `alert` tells people, once, what was found; a red
+one has stopped nothing, and neither has a red `headroom`.
 """
 EPISODE = f"(ti.xcom_pull(task_ids='{DRIFT.name}', key='{DRIFT.event}') or {{}}).get('episode')"
 
@@ -46,7 +49,13 @@ def drift(params: Params) -> DAG:
                 )
                 >> profile
             )
-        judge = StepOperator(task_id=DRIFT.name, step=DRIFT, case=params.case)
+        # A probe takes seconds. Whatever becomes of it, a window that was profiled is judged.
+        headroom = StepOperator(
+            task_id=HEADROOM.name, step=HEADROOM, case=params.case, execution_timeout=timedelta(minutes=10)
+        )
+        judge = StepOperator(
+            task_id=DRIFT.name, step=DRIFT, case=params.case, trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS
+        )
         retrain = TriggerOnce(
             task_id="retrain",
             trigger_dag_id=f"{params.case}_training",
@@ -60,7 +69,8 @@ def drift(params: Params) -> DAG:
         )
         # Beside the event, never before it: what tells people may break and turn red, and the loop goes on.
         telling = [StepOperator(task_id=step.name, step=step, case=params.case) for step in TELLING]
-        chain(profile, judge, retrain, reconcile)
+        chain(profile, headroom, judge, retrain, reconcile)
+        chain(profile, judge)
         chain(judge, *telling)
     return dag
 

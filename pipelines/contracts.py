@@ -7,9 +7,13 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-EpisodeTrigger = Literal["drift", "performance", "volume"]
-"""What opens an episode: inputs or outputs moved, arrived labels show more errors, or enough labelled rows are new."""
-Trigger = Literal["initial", "schedule", "drift", "performance", "volume", "manual"]
+EpisodeTrigger = Literal["drift", "performance", "headroom", "volume"]
+"""What opens an episode.
+
+Inputs or outputs moved, arrived labels show more errors, a retraining would gain more than it costs, or enough labelled
+rows are new.
+"""
+Trigger = Literal["initial", "schedule", "drift", "performance", "headroom", "volume", "manual"]
 Decision = Literal["promote", "reject", "inconclusive"]
 Action = Literal["promote", "rollback", "release"]
 """How a version came to serve: by its verdict, by taking back the one above it, or because a person named it."""
@@ -82,6 +86,14 @@ class Interval(Value):
     value: float
     low: float
     high: float
+
+
+class Mean(Value):
+    """An estimated mean with its standard error, in the mean's unit; ``freedom`` is Student's t's, 0: normal."""
+
+    value: float
+    se: float
+    freedom: int = 0
 
 
 class SliceEvidence(Value):

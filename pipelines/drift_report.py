@@ -17,10 +17,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from pipelines.contracts import EpisodeTrigger, FeatureDrift, Instant, Interval, Value, Window
+from pipelines.contracts import EpisodeTrigger, FeatureDrift, Instant, Interval, Mean, Value, Window
 
 FILE = "report.json"
 """What the drift step leaves in its folder."""
+HEADROOM_FILE = "headroom.json"
+"""What the headroom step leaves in its folder."""
 
 
 class State(StrEnum):
@@ -61,6 +63,8 @@ Rule = Literal[
     "inputs_and_loss",
     "inputs_severe",
     "outputs_moved",
+    "gain_above_price",
+    "gain_kept_up",
     "new_rows",
     "moved_once",
     "calmed",
@@ -166,6 +170,91 @@ class Labels(Part):
     young: int = 0
 
 
+# --- headroom -----------------------------------------------------------------------------------
+
+HeadroomCode = Literal[
+    "measured",
+    "not_measured",
+    "no_champion",
+    "not_served",
+    "no_labels",
+    "few_rows",
+    "few_to_learn",
+    "one_class",
+    "probe_failed",
+]
+"""Whether there is a figure, and if not why; not_measured: nobody asked, or an earlier release wrote the report."""
+
+
+class SliceGain(Part):
+    """The gain on one slice of the window's rows."""
+
+    field: str
+    value: str
+    rows: int
+    gain: Interval
+
+
+class Beside(Part):
+    """A metric of champion and probe on the same rows; they are compared by the log-loss, this one is shown."""
+
+    metric: str
+    champion: float
+    probe: float
+
+
+class Headroom(Part):
+    """What a retraining would gain now, measured by a cheap probe beside the champion (pipelines/headroom).
+
+    A probe of this ``family`` ``learned`` from labelled rows older than ``window``, and answers the window's labelled
+    ``rows``, of ``days`` UTC days, that are newer than what the champion was trained on: a share of ``coverage`` of
+    what was served there. ``gain`` is the champion's mean log-loss minus the probe's, in nats, on the rows that the
+    champion ``answered``. ``own_past`` is that of a second probe, fitted on what the champion was trained on, on all
+    rows: what newer rows give to one family, whatever the champion is made of. ``against`` says which of both decides.
+    ``estimate`` and ``own_estimate`` are both as they pool with other windows; ``log_e`` is the log of the e-value
+    against "a retraining gains no more than ``price``", of the one that decides, and so are ``errors``, the gain in the
+    share of wrong answers, and ``slices``. Intervals are of ``confidence``. The drift step adds what hangs on other
+    windows: ``pooled`` over the last ``pooled_of`` of them, ``own_pooled`` likewise, and ``grown``, the running
+    e-process. Without a figure ``code`` and ``why`` say what was in the way.
+    """
+
+    code: HeadroomCode = "not_measured"
+    why: str = ""
+    window: Window | None = None
+    rows: int = 0
+    days: int = 0
+    answered: int = 0
+    coverage: float | None = None
+    learned: int = 0
+    family: str = ""
+    against: Literal["past", "champion"] = "champion"
+    price: float = 0.0
+    confidence: float = 0.95
+    gain: Interval | None = None
+    estimate: Mean | None = None
+    own_past: Interval | None = None
+    own_estimate: Mean | None = None
+    log_e: float = 0.0
+    errors: Interval | None = None
+    metrics: tuple[Beside, ...] = ()
+    slices: tuple[SliceGain, ...] = ()
+    pooled: Interval | None = None
+    own_pooled: Interval | None = None
+    pooled_of: int = 0
+    grown: float = 0.0
+
+    @property
+    def decides(self) -> Interval | None:
+        """The gain that is held against the price: over the last windows where that is known, else of this one."""
+        if self.against == "past":
+            return self.own_past and (self.own_pooled or self.own_past)
+        return self.gain and (self.pooled or self.gain)
+
+    def deciding(self, champion: Mean | None, past: Mean | None) -> Mean | None:
+        """Of the two figures, however they were pooled, the one that decides."""
+        return past if self.against == "past" else champion
+
+
 # --- the policy ---------------------------------------------------------------------------------
 
 
@@ -187,8 +276,8 @@ class Earlier(Value):
 class Policy(Part):
     """What a report tells of the policy's state (drift/policy.py) beside its name, action, reason and episode.
 
-    ``rule`` is the machine's word for the reason, ``kind`` the diagnosis'. ``judged_again`` and ``revision`` are
-    drift/past.py's.
+    ``rule`` is the machine's word for the reason, ``kind`` the diagnosis'. ``would`` names what had reason to open an
+    episode in this window, listened to or not. ``judged_again`` and ``revision`` are drift/past.py's.
     """
 
     rule: Rule | None = None
@@ -201,6 +290,7 @@ class Policy(Part):
     clean: int = 0
     marks: tuple[Mark, ...] = ()
     drops: tuple[bool, ...] = ()
+    would: tuple[EpisodeTrigger, ...] = ()
     retrained_at: Instant | None = None
     cooldown_days: float | None = None
     cooldown_until: Instant | None = None
@@ -410,7 +500,7 @@ class DriftReport(Value):
     ``served_since`` is the event time of the first row that the case ever served (None: none, or not recorded).
     ``diagnosis`` says what moved, since when and why, ``performance`` how the model did where labels have arrived and
     is expected to do where not, ``explanation``, where something moved, what tells the window from the training rows:
-    for people, nothing is decided by them.
+    for people, nothing is decided by them. ``headroom`` is what a retraining would gain.
     """
 
     case: str
@@ -431,6 +521,7 @@ class DriftReport(Value):
     diagnosis: Diagnosis = Diagnosis()
     performance: Performance = Performance()
     explanation: Explanation = Explanation()
+    headroom: Headroom = Headroom()
 
     def coverage(self) -> dict[Instant, float]:
         """The share of labelled rows by window end, of all versions that served in it.
@@ -447,6 +538,11 @@ class DriftReport(Value):
 def read_report(folder: Path) -> DriftReport:
     """The report that the drift step left in its ``folder``. Raises FileNotFoundError if there is none."""
     return DriftReport.model_validate_json((folder / FILE).read_bytes())
+
+
+def read_headroom(folder: Path) -> Headroom:
+    """What the headroom step left in its ``folder``. Raises FileNotFoundError if there is nothing."""
+    return Headroom.model_validate_json((folder / HEADROOM_FILE).read_bytes())
 
 
 # --- beside the report --------------------------------------------------------------------------

@@ -376,8 +376,10 @@ class DriftParams(Strict):
     max_retrains_days: Annotated[Days, Field(gt=0)]
     min_new_labels: Annotated[tuple[int, int, float], AfterValidator(_labels_wanted)]
     """(at most, at least, share of the champion's training rows): new labelled rows a retrain needs."""
-    triggers: tuple[Literal["drift", "performance"], ...] = ("drift", "performance")
-    """What may open an episode: inputs and outputs that moved, arrived labels that show more errors."""
+    triggers: tuple[Literal["drift", "performance", "headroom"], ...] = ("drift", "performance", "headroom")
+    """What may open an episode: inputs and outputs that moved, arrived labels that show more errors, a gain above its
+    price.
+    """
     new_data: NewData | None = None
     """New labelled rows that open an episode by themselves; ``None``: none do."""
     report_rows: int = Field(gt=0)
@@ -387,16 +389,39 @@ class DriftParams(Strict):
     """Fields that are profiled and shown but never decide: those that move by construction, like the month."""
 
 
-class ReplayParams(Strict):
-    """What `python -m pipelines replay` plays when its options do not say otherwise.
+class HeadroomParams(Strict):
+    """How a probe measures what a retraining would gain (pipelines/headroom), and what a retraining costs."""
 
-    ``price_per_retrain`` is what one retraining must save to have paid: nats of mean log-loss per row, over
-    one tick of the replay (a calendar month, or the drift window where that is shorter).
+    price: float = Field(default=0.02, ge=0)
+    """What one retraining must save to have paid: nats of mean log-loss per row.
+
+    A drift run asks for one when the gain is above it with confidence. A replay counts it for every retraining, spread
+    over one tick (a calendar month, or the drift window where that is shorter).
     """
+    family: Literal["auto", "logistic", "boosting", "own"] = "auto"
+    """``auto``: logistic regression on a text's words, boosted trees on a table. ``own``: the case's ``probe.py``."""
+    against: Literal["auto", "past", "champion"] = "auto"
+    """What the probe is compared with to decide; both are shown.
+
+    ``past``: a probe of the same family on what the champion was trained on. The difference is due to newer rows alone,
+    whatever the champion is made of. ``champion``: its own answers, which says the gain itself where both are of one
+    family. ``auto``: the champion for the case's own probe, else the past.
+    """
+    window_days: int | None = Field(default=None, gt=0, le=36_500)
+    """The days before the window that the probe learns from; ``None``: those of ``dataset.window_days``."""
+    max_rows: int = Field(default=8_000, ge=100)
+    """At most so many rows for the probe to learn from, and to be judged on, evenly spaced in time."""
+    min_rows: int = Field(default=100, ge=30)
+    """Fewer labelled rows on either side give no figure."""
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """Of all intervals, both sides; the lower end is what is held against the price."""
+
+
+class ReplayParams(Strict):
+    """What `python -m pipelines replay` plays when its options do not say otherwise."""
 
     first_as_of: date
     until: Annotated[date, not_below("first_as_of", strictly=True)]
-    price_per_retrain: float = Field(ge=0)
     min_rows: int = Field(default=100, gt=0)
     """Ticks with fewer rows are played and stay out of every mean."""
     variant: str | None = None
@@ -446,6 +471,7 @@ class Params(Strict):
     """``None``: the defaults for a case whose schedule is ``live``, any for one that replays history."""
     gate: GateParams
     drift: DriftParams
+    headroom: HeadroomParams = HeadroomParams()
     replay: ReplayParams | None = None
     alerts: AlertParams = AlertParams()
     source: dict[str, str | int | float | bool | None] = {}

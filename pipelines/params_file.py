@@ -53,6 +53,7 @@ def load_params(case: str, path: Path | None = None) -> Params:
             "own case's file"
         )
     mistakes |= _unknown_names(case, raw)
+    raw = _one_price(raw)
     try:
         # Through JSON on purpose: YAML reads 2e-5 as text and dates as dates, JSON mode knows one way only.
         params = Params.model_validate_json(json.dumps(raw, default=str))
@@ -64,6 +65,21 @@ def load_params(case: str, path: Path | None = None) -> Params:
         least = "at least " if len(lines) >= MOST_MISTAKES else ""
         raise ConfigError(f"{path} has {least}{len(lines)} mistake(s): " + "; ".join(lines[:MOST_MISTAKES]))
     return params
+
+
+def _one_price(raw: Any) -> Any:
+    """The values with ``headroom.price`` where a file of an earlier release says ``replay.price_per_retrain``.
+
+    Where it says both, the old name stays and is refused as unknown.
+    """
+    replay = raw.get("replay") if isinstance(raw, dict) else None
+    if not isinstance(replay, dict) or "price_per_retrain" not in replay:
+        return raw
+    block = raw.get("headroom") or {}
+    if not isinstance(block, dict) or "price" in block:
+        return raw
+    rest = {name: own for name, own in replay.items() if name != "price_per_retrain"}
+    return {**raw, "replay": rest, "headroom": {**block, "price": replay["price_per_retrain"]}}
 
 
 def read_yaml(path: Path) -> Any:
@@ -242,6 +258,9 @@ def _unknown_names(case: str, raw: Any) -> dict[str, str]:
         )
         mend = f"did you mean {near[0]!r}?" if near else "remove it, or read it there"
         found[f"source.{name}"] = f"nothing in the case's code reads such a setting: {mend}"
+    own_probe = block.get("headroom", {}).get("family") == "own"
+    if own_probe and whole and not (case_files.CASES_ROOT / case / "probe.py").exists():
+        found["headroom.family"] = "the case has no probe.py: write it, or choose auto, logistic or boosting"
     variant = block.get("replay", {}).get("variant")
     variants = sorted(path.parent.name for path in (case_files.CASES_ROOT / case / "variants").glob(f"*/{case}.yaml"))
     if isinstance(variant, str) and whole and variant not in variants:

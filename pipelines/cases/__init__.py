@@ -30,6 +30,8 @@ FUNCTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "model": {"build": ("params", "fields")},
 }
 """What the loop calls in a case's modules, and with what."""
+OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {"probe": {"fit": ("rows", "fields")}}
+"""The same of modules that a case need not have."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def part(case: str, name: str) -> ModuleType:
     if case not in case_names():
         raise ConfigError(f"unknown case {case!r}: choose one of {', '.join(case_names())}")
     module = import_part(case, name, lambda: importlib.import_module(f"{__name__}.{case}.{name}"))
-    for function, takes in FUNCTIONS.get(name, {}).items():
+    for function, takes in (FUNCTIONS | OPTIONAL).get(name, {}).items():
         _check_function(case, name, function, takes, getattr(module, function, None))
     return module
 

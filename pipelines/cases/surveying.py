@@ -18,7 +18,7 @@ from types import CodeType, ModuleType
 from typing import TypeVar
 
 from pipelines.case_files import case_names
-from pipelines.cases import FUNCTIONS, PACKAGE, Case, broken, declared_fields, file_of, import_part, shown
+from pipelines.cases import FUNCTIONS, OPTIONAL, PACKAGE, Case, broken, declared_fields, file_of, import_part, shown
 from pipelines.errors import ConfigError
 from pipelines.imports import syntax_tree
 from pipelines.params import Params, TextModelParams
@@ -89,8 +89,10 @@ def _examined(case: str, *, anew: bool, trains: bool) -> Case:
     names: dict[str, set[str] | None] = {}
     for path in _code(case):
         names[path.stem] = tried(lambda path=path: _names(case, path, trains=trains))  # type: ignore[misc]
-    for module, functions in FUNCTIONS.items():
+    for module, functions in (FUNCTIONS | OPTIONAL).items():
         if not file_of(case, f"{module}.py").exists():
+            if module in OPTIONAL:
+                continue
             problems[f"{shown(case, module)} is missing: write it, as the cases beside it have one"] = None
         elif (bound := names.get(module)) is not None and "*" not in bound:
             wanted = {name: f"{name}({', '.join(takes)})" for name, takes in functions.items()} | _more(module, params)

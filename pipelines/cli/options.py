@@ -55,7 +55,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "TIME",
         "help": f"the first champion learns from the rows before it: {_MOMENT}; default: the case's own",
     },
-    "policies": {"metavar": "LIST", "help": f"with commas, of {POLICIES}; default: all"},
+    "policies": {"metavar": "LIST", "help": f"with commas, of {POLICIES} or headroom at any price; default: these"},
     "months": {"type": int, "metavar": "N", "help": "so many calendar months from the start instead of --until"},
     "price": {
         "type": float,

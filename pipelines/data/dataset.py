@@ -133,8 +133,8 @@ def split(
     unseen = _without(holdout, known_ids)
     if text is not None:
         known = {normalise(own) for frame in (train, trained_on) if frame is not None for own in frame[text]}
-        unseen = _without_texts(unseen, text, known)
-        history = _without_texts(history, text, known)
+        unseen = without_texts(unseen, text, known)
+        history = without_texts(history, text, known)
     return Split(train, unseen, holdout.height - unseen.height, replayed.height, history)
 
 
@@ -144,7 +144,8 @@ def _without(rows: pl.DataFrame, ids: pl.Series | None) -> pl.DataFrame:
     return rows.filter(~pl.col("id").is_in(ids.implode()))
 
 
-def _without_texts(rows: pl.DataFrame, text: str, known: set[str]) -> pl.DataFrame:
+def without_texts(rows: pl.DataFrame, text: str, known: set[str]) -> pl.DataFrame:
+    """The rows whose ``text``, once normalised, is not ``known``: the others would be judged by memory."""
     return rows.filter([normalise(own) not in known for own in rows[text]])
 
 

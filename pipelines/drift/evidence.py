@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from pipelines.contracts import EpisodeTrigger, FeatureDrift, Instant, Interval, Value
-from pipelines.drift_report import Action, Mark, Outcome, Retrained, Rule, State
+from pipelines.contracts import EpisodeTrigger, FeatureDrift, Instant, Interval, Mean, Value
+from pipelines.drift_report import Action, Headroom, Mark, Outcome, Retrained, Rule, State
 
 
 class LabelEvidence(Value):
@@ -20,6 +20,14 @@ class LabelEvidence(Value):
     drop: Interval | None = None
 
 
+class Gain(Value):
+    """What a probe would have saved in one window, in nats: against the champion, and against a probe of its time."""
+
+    end: Instant
+    champion: Mean | None = None
+    own_past: Mean | None = None
+
+
 class DriftEvidence(Value):
     """All that the policy may look at in one window.
 
@@ -27,7 +35,7 @@ class DriftEvidence(Value):
     the share of their rows whose label is mature. ``fresh_labels`` counts rows whose label became known since the
     champion was trained, ``training_rows`` what it was trained on; ``outcome`` says what became of the retraining that
     was asked for last. ``unread`` rows of the window lie where they cannot be read yet: then it is ``thin``, as a part
-    of a window is no season.
+    of a window is no season. ``headroom`` is what a probe found.
     """
 
     champion: int
@@ -40,6 +48,7 @@ class DriftEvidence(Value):
     labelled: dict[str, float] = Field(default_factory=dict)
     fresh_labels: int = 0
     outcome: Outcome = "none"
+    headroom: Headroom = Headroom()
 
 
 class PolicyState(Value):
@@ -49,7 +58,9 @@ class PolicyState(Value):
     had dropped; ``clean`` counts clean windows in a row, ``log_e`` is the e-CUSUM. ``trigger`` says what opened the
     newest episode, ``verdict`` what became of its retraining (``missing``: it gave none in time), ``tried_labels`` how
     many labelled rows were new to the champion when it was asked for. ``rule`` is ``reason`` in a machine's word (None:
-    not recorded).
+    not recorded). ``gains`` are those of the last windows with a figure, ``grown`` is the e-CUSUM against "a retraining
+    gains no more than its price". ``would`` names what had reason to open an episode in this window, listened to or
+    not, for people to compare.
     """
 
     name: State = State.STABLE
@@ -57,6 +68,9 @@ class PolicyState(Value):
     end: Instant
     marks: tuple[Mark, ...] = ()
     drops: tuple[bool, ...] = ()
+    gains: tuple[Gain, ...] = ()
+    grown: float = 0.0
+    would: tuple[EpisodeTrigger, ...] = ()
     clean: int = 0
     log_e: float = 0.0
     alarmed: bool = False

@@ -123,6 +123,7 @@ def judge(
         labelled=served.labelled,
         fresh_labels=served.fresh_labels,
         outcome=outcome(past.policy, releases, times, run.as_of),
+        headroom=run.headroom,
     )
     known = _known(run, past)
     return Judged(run, found, served, seen, known, None if known is not None else _step(run, reading, seen))

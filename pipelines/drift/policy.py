@@ -17,12 +17,14 @@ WATCH: a feature moved by more than ``delta0`` (compare.py). CONFIRMED, by the f
    drifted is the score or the predicted class. Where labels of those rows have arrived and show no drop, the shift is
    harmless.
 
-The first is the trigger *performance*, the other two are *drift*; ``triggers`` says which of them a case listens to. A
-third trigger, *volume*, needs no drift at all: since the champion's training, or since the last retraining that was
-asked for under it, more labelled rows have arrived than ``new_data`` declares. Schedules and people retrain beside this
-machine (their runs never pass it).
+The first is the trigger *performance*, the other two are *drift*. The trigger *headroom* asks neither: a probe of newer
+rows gained more than the price of a retraining (pipelines/headroom), with confidence over the last ``POOLED``
+windows, or in the sum of many by an e-CUSUM against "it gains no more than its price". ``triggers`` says to
+which of the three a case listens. The trigger *volume* needs nothing of all that: since the champion's training, or
+since the last retraining that was asked for under it, more labelled rows have arrived than ``new_data`` declares.
+Schedules and people retrain beside this machine (their runs never pass it).
 
-History, e-CUSUM and drops belong to one champion: another champion has another reference and starts anew.
+History, e-CUSUMs, drops and gains belong to one champion: another champion has another reference and starts anew.
 A confirmed drift that may not retrain yet (labels, budget) stays CONFIRMED and asks for it at every window.
 One step can pass several states (a month may outlast a cooldown); ``path`` names them.
 """
@@ -31,16 +33,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pipelines.contracts import EpisodeTrigger
-from pipelines.drift.evidence import DriftEvidence, PolicyState
+from pipelines.contracts import EpisodeTrigger, Mean
+from pipelines.drift.evidence import DriftEvidence, Gain, PolicyState
 from pipelines.drift.labels import sequential
 from pipelines.drift_report import Action, Mark, Rule, State
 from pipelines.feature_names import OUTPUTS
+from pipelines.measures import around, pooled
 from pipelines.params import DriftParams
+
+POOLED = 2
+"""Windows whose gains are taken together."""
+CONTRADICTS = 3.0
+"""Two windows' gains that are further apart than so many standard errors are not of one world."""
+ORDER: tuple[EpisodeTrigger, ...] = ("performance", "headroom", "drift", "volume")
+"""Of several reasons the first one names the episode."""
 
 
 def labels_needed(training_rows: int, config: DriftParams) -> int:
@@ -82,7 +92,7 @@ def step(
     before = state or PolicyState(champion=evidence.champion, end=end, cooldown_days=config.cooldown_days)
     path: list[State] = [before.name]
     after = _adopt(before, evidence, config).model_copy(
-        update={"end": end, "action": "none", "rule": None, "reason": "", "path": ()}
+        update={"end": end, "action": "none", "rule": None, "reason": "", "path": (), "would": ()}
     )
     if after.name != before.name:
         path.append(after.name)
@@ -102,6 +112,7 @@ def step(
             after = after.model_copy(update={"name": after.resume, "resume": State.STABLE})
             path.append(after.name)
         after = _observe(after, evidence, config)
+        after = after.model_copy(update={"would": tuple(one.trigger for one in reasons(after, evidence, config))})
         outcome = ""
         for _ in range(len(TRANSITIONS) + 1):
             moved = TRANSITIONS[after.name](after, evidence, config, now, case)
@@ -126,6 +137,8 @@ def _adopt(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
         "champion": evidence.champion,
         "marks": (),
         "drops": (),
+        "gains": (),
+        "grown": 0.0,
         "clean": 0,
         "log_e": 0.0,
         "alarmed": False,
@@ -171,7 +184,39 @@ def _observe(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -
             "drops": drops[-config.out_of :],
             "clean": quiet,
         }
+        | _gained(state, evidence)
     )
+
+
+def _gained(state: PolicyState, evidence: DriftEvidence) -> dict[str, Any]:
+    """The window's gain, beside that of the window before. A window without a figure changes nothing."""
+    found = evidence.headroom
+    if found.estimate is None and found.own_estimate is None:
+        return {}
+    gain = Gain(end=state.end, champion=found.estimate, own_past=found.own_estimate)
+    return {"gains": (*state.gains, gain)[-POOLED:], "grown": sequential.grown(state.grown, found.log_e)}
+
+
+def pooled_gains(gains: Sequence[Gain]) -> tuple[Mean | None, Mean | None]:
+    """The gain over the last windows, and that of a probe over one of the champion's time; None where there is none."""
+    champion, past = together(gains)
+    return pooled(champion) if champion else None, pooled(past) if past else None
+
+
+def together(gains: Sequence[Gain]) -> tuple[list[Mean], list[Mean]]:
+    """The windows' figures that are taken together: the newest one, and those before that do not contradict it.
+
+    After a jump an older window says nothing of now, however sure it was.
+    """
+    champion = [gain.champion for gain in gains if gain.champion is not None]
+    past = [gain.own_past for gain in gains if gain.own_past is not None]
+    return _agreeing(champion), _agreeing(past)
+
+
+def _agreeing(means: Sequence[Mean]) -> list[Mean]:
+    return [
+        mean for mean in means if abs(mean.value - means[-1].value) <= CONTRADICTS * math.hypot(mean.se, means[-1].se)
+    ]
 
 
 def _drifted(evidence: DriftEvidence) -> tuple[str, ...]:
@@ -192,17 +237,20 @@ class Confirmed(NamedTuple):
 
 
 def confirmation(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> Confirmed | None:
-    """What opens an episode in this window; None if nothing does. Performance comes first, then drift, then volume."""
-    if "performance" in config.triggers and (found := _worse(state, evidence, config)) is not None:
-        return Confirmed("performance", *found)
-    if "drift" in config.triggers and (found := _moved(state, evidence, config)) is not None:
-        return Confirmed("drift", *found)
-    needed, new = volume_needed(evidence.training_rows, config), evidence.fresh_labels - state.tried_labels
-    if needed is not None and new >= needed:
-        since = "the last retraining was asked for" if state.tried_labels else "the champion was trained"
-        why = f"{new} labelled rows are new since {since} ({needed} were declared enough)"
-        return Confirmed("volume", "new_rows", why)
-    return None
+    """What opens an episode in this window; None if nothing does that the case listens to."""
+    heard = ("volume", *config.triggers)
+    return next((found for found in reasons(state, evidence, config) if found.trigger in heard), None)
+
+
+def reasons(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> list[Confirmed]:
+    """All that has reason to open an episode in this window, listened to or not, in ``ORDER``."""
+    found = {
+        "performance": _worse(state, evidence, config),
+        "headroom": _pays(state, evidence, config),
+        "drift": _moved(state, evidence, config),
+        "volume": _more_rows(state, evidence, config),
+    }
+    return [Confirmed(trigger, *why) for trigger in ORDER if (why := found[trigger]) is not None]
 
 
 def _worse(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> tuple[Rule, str] | None:
@@ -215,6 +263,33 @@ def _worse(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
         of = f"{sum(state.drops)} of the last {len(state.drops)} windows with labels"
         return "loss_rose", f"the log-loss rose in {of}, now by {drop.value:.3f}"
     return None
+
+
+def _pays(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> tuple[Rule, str] | None:
+    """A retraining gains more than it costs: over the last windows with confidence, or in the sum of many."""
+    found = evidence.headroom
+    mean = found.deciding(*pooled_gains(state.gains))
+    if mean is None or found.deciding(found.estimate, found.own_estimate) is None:
+        return None
+    gain = around(mean, found.confidence)
+    told = (
+        f"a retraining would gain {gain.value:.3f} nats ({gain.low:.3f} to {gain.high:.3f}), it costs {found.price:g}"
+    )
+    if gain.low > found.price:
+        return "gain_above_price", told
+    if gain.value > found.price and state.grown >= math.log(config.cusum_threshold):
+        reached = f"e-CUSUM e^{state.grown:.1f} reached {config.cusum_threshold:g}"
+        return "gain_kept_up", f"{told}, and it was above that window after window ({reached})"
+    return None
+
+
+def _more_rows(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> tuple[Rule, str] | None:
+    """Enough labelled rows are new."""
+    needed, new = volume_needed(evidence.training_rows, config), evidence.fresh_labels - state.tried_labels
+    if needed is None or new < needed:
+        return None
+    since = "the last retraining was asked for" if state.tried_labels else "the champion was trained"
+    return "new_rows", f"{new} labelled rows are new since {since} ({needed} were declared enough)"
 
 
 def _moved(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> tuple[Rule, str] | None:
@@ -292,20 +367,15 @@ def _confirmed(
 ) -> PolicyState:
     """CONFIRMED: retrain as soon as it is allowed."""
     del case
-    # New rows do not go away by themselves.
-    if state.clean >= config.clean_windows and state.trigger != "volume":
-        return state.model_copy(
-            update={
-                "name": State.STABLE,
-                "episode": None,
-                "rule": "calmed",
-                "reason": f"{state.clean} clean windows: the drift went away by itself",
-            }
-        )
+    if (gone := _gone(state, evidence, config)) is not None:
+        return state.model_copy(update={"name": State.STABLE, "episode": None, "rule": "calmed", "reason": gone})
     rule, why = state.rule, state.reason
     if not why:
         found = confirmation(state, evidence, config)
-        rule, why = (found.rule, found.why) if found else ("confirmed_before", "drift was confirmed earlier")
+        earlier = (
+            "a gain above its price was found earlier" if state.trigger == "headroom" else "drift was confirmed earlier"
+        )
+        rule, why = (found.rule, found.why) if found else ("confirmed_before", earlier)
     needed = labels_needed(evidence.training_rows, config)
     recent = tuple(moment for moment in state.retrains if now - moment < timedelta(days=config.max_retrains_days))
     if evidence.fresh_labels < needed:
@@ -316,6 +386,22 @@ def _confirmed(
         return state.model_copy(update={"action": "alert", "rule": "too_many_retrainings", "reason": f"{why}; {wait}"})
     asked = {"retrained_at": now, "retrains": (*recent, now), "tried_labels": evidence.fresh_labels}
     return state.model_copy(update={"name": State.RETRAINING, "action": "retrain", "rule": rule, "reason": why} | asked)
+
+
+def _gone(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> str | None:
+    """Why there is nothing to retrain for any more; None: there is. New rows do not go away by themselves."""
+    if state.trigger == "volume":
+        return None
+    if state.trigger == "headroom":
+        mean = evidence.headroom.deciding(*pooled_gains(state.gains))
+        found = evidence.headroom
+        seen = found.deciding(found.estimate, found.own_estimate) is not None
+        if mean is None or not seen or mean.value > found.price:
+            return None
+        return f"a retraining would gain {mean.value:.3f} nats now, less than it costs ({found.price:g})"
+    if state.clean >= config.clean_windows:
+        return f"{state.clean} clean windows: the drift went away by itself"
+    return None
 
 
 def _retraining(
@@ -339,6 +425,8 @@ def _retraining(
     fresh = {
         "log_e": 0.0,
         "alarmed": False,
+        "gains": (),
+        "grown": 0.0,
         "episode": None,
         "verdict": verdict,
         "cooldown_days": days,

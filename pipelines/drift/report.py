@@ -9,6 +9,8 @@ from typing import Any
 import polars as pl
 
 from pipelines.contracts import Release, Window
+from pipelines.drift import policy
+from pipelines.drift.evidence import PolicyState
 from pipelines.drift.judge import Decision, Inputs, Judged
 from pipelines.drift.labels import performance
 from pipelines.drift.profile.counts import Profile
@@ -16,8 +18,9 @@ from pipelines.drift.profile.spec import numbers
 from pipelines.drift.run import Run
 from pipelines.drift.why.diagnosis import diagnose, nothing_seen
 from pipelines.drift.why.findings import Seen
-from pipelines.drift_report import DriftReport, Labels, Policy, Quality, Remark, Shift
+from pipelines.drift_report import DriftReport, Headroom, Labels, Policy, Quality, Remark, Shift
 from pipelines.fields import Fields
+from pipelines.measures import around
 from pipelines.params import DriftParams
 
 LOOK_BACK = timedelta(days=31)
@@ -114,6 +117,23 @@ def report(judged: Judged, days: Mapping[date, Profile]) -> DriftReport:
         policy=_policy(decision, found.kind),
         diagnosis=found,
         performance=seen_as,
+        headroom=_headroom(run, after),
+    )
+
+
+def _headroom(run: Run, after: PolicyState | None) -> Headroom:
+    """What a probe found, with what the policy made of it and of the windows before."""
+    found = run.headroom
+    if after is None:
+        return found
+    gain, own = policy.pooled_gains(after.gains)
+    return found.model_copy(
+        update={
+            "pooled": None if gain is None else around(gain, found.confidence),
+            "own_pooled": None if own is None else around(own, found.confidence),
+            "pooled_of": len(policy.together(after.gains)[found.against == "past"]),
+            "grown": after.grown,
+        }
     )
 
 
@@ -141,6 +161,7 @@ def _policy(decision: Decision, kind: Shift) -> Policy:
         clean=after.clean,
         marks=after.marks,
         drops=after.drops,
+        would=after.would,
         retrained_at=after.retrained_at,
         cooldown_days=after.cooldown_days,
         cooldown_until=after.cooldown_until,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from pipelines.contracts import Release, Window
 from pipelines.drift.profile.counts import Profile
+from pipelines.drift_report import Headroom
 from pipelines.fields import Fields
 from pipelines.params import Params
 
@@ -18,7 +19,7 @@ class Run:
     ``current`` counts the window's rows, ``reference`` those that the champion learned from; ``unread`` rows of the
     window lie where they cannot be read yet. ``served_since`` is the event time of the first row that the case ever
     served (None: not known). ``usual`` is how many rows a day there were when the reference's rows came (None: not
-    recorded).
+    recorded). ``headroom`` is what a probe found of this window's labels.
     """
 
     params: Params
@@ -31,6 +32,7 @@ class Run:
     unread: int = 0
     served_since: datetime | None = None
     usual: float | None = None
+    headroom: Headroom = field(default_factory=Headroom)
 
     @property
     def version(self) -> int:

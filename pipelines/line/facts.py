@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipelines.contracts import Decision, EpisodeTrigger, Manifest, Window
+from pipelines.contracts import Decision, EpisodeTrigger, Interval, Manifest, Window
 from pipelines.errors import IntegrityError
 
 
@@ -157,6 +157,16 @@ class ProfileFacts(Facts):
     days: list[dict[str, Any]] = []
     rows: int = 0
     unread: int = 0
+
+
+class HeadroomFacts(Facts):
+    """What a retraining would gain in nats, of so many rows, beside its price; or a code and a sentence why not."""
+
+    code: str
+    why: str = ""
+    rows: int = 0
+    gain: Interval | None = None
+    price: float = 0.0
 
 
 class DriftFacts(Facts):

@@ -119,9 +119,18 @@ PROFILE = Step(
     facts=facts.ProfileFacts,
     uses="release",
 )
+HEADROOM = Step(
+    name="headroom",
+    version=1,
+    about="measure what a retraining would gain, by a cheap probe beside the champion on the newest labelled rows.",
+    facts=facts.HeadroomFacts,
+    looks_at=(PROFILE,),
+    params=("headroom", "label_delay_days", "dataset.window_days", "gate.slices"),
+    runs_case=True,
+)
 DRIFT = Step(
     name="drift",
-    version=13,
+    version=14,
     about="compare the window with what the champion was trained on, step the policy once, and say what to do.",
     facts=facts.DriftFacts,
     reads=(PROFILE,),
@@ -138,7 +147,7 @@ ALERT = Step(
 )
 REPORT = Step(
     name="report",
-    version=6,
+    version=7,
     about="one page for people about the drift window, its past and what was done; nothing hangs on it.",
     facts=facts.ReportFacts,
     reads=(DRIFT,),
@@ -163,8 +172,11 @@ ROLLBACK = Action(
 
 TRAINING = (INGEST, VALIDATE, DATASET, TRAIN, EXPORT, EVALUATE, GATE, REGISTER, ROLLOUT, RECONCILE)
 """The tasks of a training run, one after the other."""
-WATCHING = (PROFILE, DRIFT)
-"""What a drift run decides by; ``retrain``, the event that closes the loop, and RECONCILE follow."""
+WATCHING = (PROFILE, HEADROOM, DRIFT)
+"""What a drift run decides by; ``retrain``, the event that closes the loop, and RECONCILE follow.
+
+DRIFT takes what HEADROOM left, and goes without it where that failed.
+"""
 TELLING = (ALERT, REPORT)
 """The tasks of a drift run that tell people: they follow DRIFT, and nothing of the loop follows them."""
 BY_HAND = (ROLLBACK, RELEASE)

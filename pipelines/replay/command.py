@@ -37,7 +37,7 @@ def table(answer: dict[str, Any]) -> Any:
             f"a retraining costs {answer['price_per_retrain']:g} {answer['price_unit']}"
         )
     )
-    found.caption = answer["files"]["html"]
+    found.caption = f"{answer['advice']}\n{answer['files']['html']}"
     for title, _ in columns(answer):
         found.add_column(title, justify="left" if title == "policy" else "right")
     for row in cells(answer):

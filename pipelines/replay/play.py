@@ -21,7 +21,7 @@ from pipelines.errors import PerennialError, TooFewRows
 from pipelines.files import write_atomic
 from pipelines.line import runner
 from pipelines.line.facts import GateFacts
-from pipelines.line.order import DATASET, DRIFT, EVALUATE, EXPORT, GATE, INGEST, VALIDATE, WATCHING
+from pipelines.line.order import DATASET, DRIFT, EVALUATE, EXPORT, GATE, HEADROOM, INGEST, VALIDATE, WATCHING
 from pipelines.line.step import Run
 from pipelines.replay import candidates, heads, traffic
 from pipelines.replay.policies import Policy, due, watching
@@ -109,12 +109,11 @@ def _log(world: World, settings: Settings, number: int, champion: Release, key: 
 
 
 def _drift(world: World, policy: Policy, settings: Settings, tick: Tick) -> dict[str, Any]:
-    """The drift run after ``tick``: profile and drift, with what the policy may look at."""
-    params = world.params.model_copy(update={"drift": watching(policy, world.params.drift, world.fields)})
-    as_of = tick.window.end
-    run = Run(params, settings, as_of)
+    """The drift run after ``tick``: profile, drift and in between a probe, with what the policy may look at."""
+    run = Run(watching(policy, world.params, world.fields), settings, tick.window.end)
     for step in WATCHING:
-        runner.run(step, run)
+        if step is not HEADROOM or policy.headroom:
+            runner.run(step, run)
     report = read_report(run.dir / DRIFT.name)
     return {
         "state": report.state.value,

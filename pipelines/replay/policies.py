@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from pipelines.drift.profile.spec import numbers
 from pipelines.errors import ConfigError
 from pipelines.feature_names import OUTPUTS
 from pipelines.fields import Fields
-from pipelines.params import DriftParams
+from pipelines.params import Params
 from pipelines.replay.ticks import Tick
 
 
@@ -18,16 +19,22 @@ from pipelines.replay.ticks import Tick
 class Policy:
     """When to retrain: at the end of ``every`` so many calendar months, or when the drift step asks for it.
 
-    ``watches`` says what the drift step may look at: inputs, outputs and labels, or labels alone.
+    ``watches`` says what the drift step may look at: inputs, outputs and labels, or labels alone. With ``headroom`` it
+    may ask a probe, too, what a retraining would gain, and compares that with ``price`` (None: the replay's own).
     """
 
     name: str
     about: str
     every: int | None = None
     watches: Literal["all", "labels"] | None = None
+    headroom: bool = False
+    price: float | None = None
 
 
 ORACLE = "oracle"
+HEADROOM = "headroom"
+AT = "@"
+"""``headroom@0.05`` is the policy ``headroom`` at another price."""
 POLICIES = {
     policy.name: policy
     for policy in (
@@ -35,37 +42,74 @@ POLICIES = {
         Policy("monthly", "a training run at the end of every calendar month", every=1),
         Policy("quarterly", "a training run at the end of every calendar quarter", every=3),
         Policy("half-yearly", "a training run at the end of every calendar half-year", every=6),
-        Policy("drift", "the case's own drift policy: a training run when drift is confirmed", watches="all"),
+        Policy(
+            "drift",
+            "the case's own drift policy without headroom: a training run when drift is confirmed",
+            watches="all",
+        ),
         Policy(
             "performance",
             "the same with labels alone: the e-CUSUM of the errors and the rise of the log-loss",
             watches="labels",
+        ),
+        Policy(
+            HEADROOM,
+            "the case's own drift policy, which also asks a probe what a retraining would gain",
+            watches="all",
+            headroom=True,
         ),
         Policy(ORACLE, "with hindsight: of all candidates those that make loss and price smallest"),
     )
 }
 
 
+FIXED = tuple(policy.name for policy in POLICIES.values() if policy.every or policy.name == "never")
+"""The schedules that no look at the data moves, ``never`` included."""
+DEFAULT = (*(name for name in POLICIES if name != ORACLE), f"{HEADROOM}{AT}0.03", f"{HEADROOM}{AT}0.1", ORACLE)
+"""The names that are played when nobody says which."""
+CHOICES = f"{', '.join(POLICIES)}, or {HEADROOM}{AT}PRICE for headroom at another price"
+
+
 def parse(text: str) -> tuple[Policy, ...]:
     """The policies of a list with commas, in its order, each once.
 
-    Raises ConfigError for a name that is none, naming the choices.
+    Raises ConfigError for a name that is none, naming the choices, and for a price that is none.
 
-    >>> [policy.name for policy in parse("never, drift,never")]
-    ['never', 'drift']
+    >>> [policy.name for policy in parse("never, drift,never, headroom@.050")]
+    ['never', 'drift', 'headroom@0.05']
     """
-    names = list(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
-    for name in names:
-        if name not in POLICIES:
-            near = difflib.get_close_matches(name, POLICIES, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(f"there is no policy {name!r}: {hint}choose from {', '.join(POLICIES)}")
-    if not any(name != ORACLE for name in names):
+    found = {policy.name: policy for part in text.split(",") if part.strip() for policy in [_named(part.strip())]}
+    if not any(name != ORACLE for name in found):
         raise ConfigError(
-            f"--policies {text!r} names no policy to play: choose from {', '.join(POLICIES)} (the oracle chooses "
-            "among what the others trained)"
+            f"--policies {text!r} names no policy to play: choose from {CHOICES} (the oracle chooses among what the "
+            "others trained)"
         )
-    return tuple(POLICIES[name] for name in names)
+    return tuple(found.values())
+
+
+def _named(name: str) -> Policy:
+    if name in POLICIES:
+        return POLICIES[name]
+    kind, at, price = name.partition(AT)
+    if at and kind == HEADROOM:
+        return _at_price(name, price)
+    near = difflib.get_close_matches(name, POLICIES, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(f"there is no policy {name!r}: {hint}choose from {CHOICES}")
+
+
+def _at_price(name: str, said: str) -> Policy:
+    try:
+        price = float(said)
+    except ValueError:
+        price = math.nan
+    if not 0 <= price < math.inf:
+        raise ConfigError(
+            f"the policy {name!r} has no price: give nats of mean log-loss, 0 or more, as in {HEADROOM}{AT}0.05"
+        )
+    # One price, one name: its history lies in a folder of that name.
+    about = f"the same at a price of {price:g}, whatever the replay's is"
+    return replace(POLICIES[HEADROOM], name=f"{HEADROOM}{AT}{price:g}", about=about, price=price)
 
 
 def due(policy: Policy, tick: Tick) -> bool:
@@ -73,10 +117,19 @@ def due(policy: Policy, tick: Tick) -> bool:
     return policy.every is not None and tick.ends(policy.every)
 
 
-def watching(policy: Policy, params: DriftParams, fields: Fields) -> DriftParams:
-    """The case's drift parameters as the policy uses them: who watches labels alone ignores every input and output."""
-    if policy.watches != "labels":
-        return params
+def watching(policy: Policy, params: Params, fields: Fields) -> Params:
+    """The case's parameters as the policy's drift runs use them.
+
+    Who watches labels alone ignores every input and output. A probe is asked under the policies ``headroom`` alone.
+    """
+    heard = tuple(trigger for trigger in params.drift.triggers if trigger != HEADROOM)
+    drift: dict[str, Any] = {"triggers": (*heard, HEADROOM) if policy.headroom else heard}
+    if policy.watches == "labels":
+        drift["ignore"] = tuple(sorted({*fields.names, *numbers(fields), *OUTPUTS, *params.drift.ignore}))
+    price = {} if policy.price is None else {"price": policy.price}
     return params.model_copy(
-        update={"ignore": tuple(sorted({*fields.names, *numbers(fields), *OUTPUTS, *params.ignore}))}
+        update={
+            "drift": params.drift.model_copy(update=drift),
+            "headroom": params.headroom.model_copy(update=price),
+        }
     )

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import ConfigError, DataError, TooFewRows
+from pipelines.errors import DataError, TooFewRows
 from pipelines.evaluation.metrics import metrics
 from pipelines.files import write_atomic
 from pipelines.line import runner
@@ -20,8 +20,9 @@ from pipelines.line.step import Run
 from pipelines.params import Params
 from pipelines.replay import candidates, frontier, oracle, ticks
 from pipelines.replay.play import Told, play
-from pipelines.replay.policies import ORACLE, POLICIES, Policy, parse
+from pipelines.replay.policies import FIXED, ORACLE, POLICIES, Policy, parse
 from pipelines.replay.world import World, build, played
+from pipelines.reports.frontier import advice
 from pipelines.settings import Settings
 
 Records = list[dict[str, Any]]
@@ -48,19 +49,13 @@ def replay(params: Params, settings: Settings, options: Options, told: Told) -> 
     """
     policies = parse(options.policies)
     own = params.replay
-    price = options.price
-    if price is None and own:
-        price = own.price_per_retrain
-    if price is None:
-        raise ConfigError(
-            f"{params.case}: params.yaml has no replay block: give --price, in nats of mean log-loss over one tick"
-        )
+    price = params.headroom.price if options.price is None else options.price
     since, until = ticks.stretch(params.case, own, options.since, options.until, options.months)
     seen = ticks.cut(since, until, params.drift)
     least = own.min_rows if own else 100
     by_seed = {}
     for seed in options.seeds or (None,):
-        world = build(played(params, settings, seed), settings, seen)
+        world = build(played(params, settings, seed, price), settings, seen)
         by_seed[world.params.train.seed] = _one(world, policies, price, least, told)
     return _summary(world, policies, price, least, by_seed)
 
@@ -178,13 +173,17 @@ def _summary(
         {name: (one["retrains"], one["means"]["log_loss"]) for name, one in found.items() if name != ORACLE}
     )
     floor = found[ORACLE]["total"] if ORACLE in found else None
+    fixed = [(one["retrains"], one["means"]["log_loss"]) for name, one in found.items() if name in FIXED]
     for name, one in found.items():
         one["regret"] = None if floor is None else one["total"] - floor
         one["on_frontier"] = name in best
+        adapts = name not in FIXED and name != ORACLE
+        one["by_schedule"] = frontier.by_schedule(fixed, one["retrains"]) if adapts else None
     first = next(iter(by_seed.values()))
     counted = [tick["metrics"] is not None for tick in first[policies[0].name]["ticks"]]
     params = world.params
-    return {
+    known = {name: one for name, one in found.items() if name != ORACLE}
+    summary = {
         "case": params.case,
         "source": {"name": world.source.name, "kind": world.source.kind, "notice": world.source.notice},
         "from": world.ticks[0].window.start.isoformat(),
@@ -202,8 +201,11 @@ def _summary(
         "price_per_retrain": price,
         "price_unit": f"nats of mean log-loss over one {ticks.unit(params.drift)}",
         "policies": found,
+        "fixed": [name for name in FIXED if name in found],
+        "recommended": frontier.recommended(known, price, sum(counted)),
         "by_seed": {str(seed): {name: _plain(one) for name, one in of.items()} for seed, of in by_seed.items()},
     }
+    return summary | {"advice": advice(summary)}
 
 
 def _plain(one: dict[str, Any]) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from pipelines.contracts import Window
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
 from pipelines.files import file_sha256
-from pipelines.line.order import REGISTER, ROLLOUT, TRAINING, WATCHING
+from pipelines.line.order import HEADROOM, REGISTER, ROLLOUT, TRAINING, WATCHING
 from pipelines.line.step import Step
 from pipelines.params import Params
 from pipelines.params_file import load_params
-from pipelines.replay.policies import Policy
+from pipelines.replay.policies import Policy, watching
 from pipelines.replay.ticks import Tick
 from pipelines.settings import Settings, read_settings
 
@@ -72,16 +72,20 @@ class World:
         They lie under a name that holds all that its history depends on but where it ends.
         """
         scales = own_profile(self.params.case)  # without one every policy's first training freezes the same
+        elsewhere, steps = {"replay", "schedule", "resources", "alerts"}, PLAYED
+        if not policy.headroom:
+            elsewhere.add(HEADROOM.name)
+            steps = tuple(step for step in PLAYED if step != HEADROOM)
         declared = {
             "version": VERSION,
             "policy": [policy.name, policy.every, policy.watches],
-            "params": self.params.model_dump(mode="json", exclude={"replay", "schedule", "resources", "alerts"}),
+            "params": watching(policy, self.params, self.fields).model_dump(mode="json", exclude=elsewhere),
             "fields": self.fields.hash,
             "code": code_sha256(self.params.case),
             "profile": None if scales is None else file_sha256(scales),
             "source": self.source.sha256,
             "first": self.ticks[0].label,
-            "steps": {step.name: step.version for step in PLAYED},
+            "steps": {step.name: step.version for step in steps},
         }
         folder = self.root / f"{policy.name}-{storage.digest(declared)[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,14 +110,15 @@ def build(params: Params, settings: Settings, ticks: tuple[Tick, ...]) -> World:
     return World(params, load_fields(params.case), settings, source, ticks, rows)
 
 
-def played(params: Params, settings: Settings, seed: int | None) -> Params:
-    """The parameters that are played.
+def played(params: Params, settings: Settings, seed: int | None, price: float) -> Params:
+    """The parameters that are played, with what a retraining costs.
 
     The variant that the case declares for replays, unless PERENNIAL_PARAMS_DIR says otherwise.
     """
     variant = params.replay.variant if params.replay else None
     if variant is not None and settings.params_dir is None:
         params = load_params(params.case, CASES_ROOT / params.case / "variants" / variant / f"{params.case}.yaml")
+    params = params.model_copy(update={"headroom": params.headroom.model_copy(update={"price": price})})
     if seed is None:
         return params
     return params.model_copy(update={"train": params.train.model_copy(update={"seed": seed})})

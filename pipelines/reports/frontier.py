@@ -24,6 +24,7 @@ def columns(summary: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         ("training s", "seconds of training, measured"),
         ("loss + price", f"mean log-loss plus the price of the retrainings, spread over the {tick}s that count"),
         ("regret", "loss and price above the oracle's"),
+        ("to schedules", "mean log-loss minus that of fixed schedules with as many retrainings; below 0 is better"),
         ("frontier", "no other policy is as good and as cheap"),
     )
 
@@ -42,6 +43,7 @@ def cells(summary: dict[str, Any]) -> list[list[str]]:
 
 def _row(name: str, one: dict[str, Any], quality: str) -> list[str]:
     regret = one["regret"]
+    line = one["by_schedule"]
     on_frontier = "no"
     if name == "oracle":
         on_frontier = "-"
@@ -57,6 +59,7 @@ def _row(name: str, one: dict[str, Any], quality: str) -> list[str]:
         f"{one['train_seconds']:.0f}",
         f"{one['total']:.3f}",
         "-" if regret is None else f"{regret:.3f}",
+        "-" if line is None else f"{one['means']['log_loss'] - line:+.3f}",
         on_frontier,
     ]
 
@@ -94,6 +97,7 @@ def page(summary: dict[str, Any]) -> str:
         columns=columns(summary),
         rows=cells(summary),
         headline=headline(summary),
+        advice=summary["advice"],
         trainings={name: of for name, of in trainings.items() if of},
         seed=seed,
         counted=sum(tick["counts"] for tick in summary["ticks"]),
@@ -119,28 +123,55 @@ def headline(summary: dict[str, Any]) -> str:
             f"({best['means']['log_loss']:.3f} with {_count(best['retrains'])})."
         )
     edge = [name for name, one in found.items() if one["on_frontier"]]
-    return f"{text} On the frontier: {', '.join(edge)}.{_against_drift(summary, least)}"
+    return f"{text} On the frontier: {', '.join(edge)}."
 
 
-def _against_drift(summary: dict[str, Any], least: str) -> str:
-    """From which price on the drift policy pays better than the one with the lowest loss."""
-    drift = summary["policies"].get("drift")
-    other = summary["policies"][least]
-    if drift is None or least == "drift" or not drift["retrains"] < other["retrains"]:
-        return ""
-    price = break_even(summary, "drift", least)
-    return f" Where a retraining costs more than {price:.3f} {summary['price_unit']}, drift pays better than {least}."
-
-
-def break_even(summary: dict[str, Any], cheap: str, good: str) -> float:
-    """The price of a retraining at which two policies are worth the same.
-
-    Loss saved over all ticks that count, per retraining more.
-    """
-    one = summary["policies"][cheap]
-    other = summary["policies"][good]
-    counted = sum(tick["counts"] for tick in summary["ticks"])
-    saved: float = (
-        (one["means"]["log_loss"] - other["means"]["log_loss"]) * counted / (other["retrains"] - one["retrains"])
+def advice(summary: dict[str, Any]) -> str:
+    """Which policy and which price for this case, why, and how that changes with the price, as sentences."""
+    found, chosen = summary["policies"], summary["recommended"]
+    name = chosen["policy"]
+    one = found[name]
+    text = (
+        f"Recommended at {chosen['price']:g} {summary['price_unit']} a retraining: {name}. Loss and price together are "
+        f"{one['total']:.3f} (mean log-loss {one['means']['log_loss']:.3f}, {_count(one['retrains'])} retrainings)"
     )
-    return saved
+    if chosen["next"] is not None:
+        text += f", {chosen['better_by']:.3f} less than with {chosen['next']}"
+    return ". ".join([text, *_setting(summary, name), *_against_schedules(found, name), _by_price(chosen)]) + "."
+
+
+def _setting(summary: dict[str, Any], name: str) -> list[str]:
+    """What a case's parameters have to say for a policy."""
+    if name.startswith("headroom"):
+        price = float(name.partition("@")[2] or summary["price_per_retrain"])
+        return [f"To have it, set headroom.price to {price:g}, with headroom among drift.triggers"]
+    if name in {"drift", "performance"}:
+        heard = "[drift, performance]" if name == "drift" else "[performance]"
+        return [f"To have it, set drift.triggers to {heard}"]
+    return []
+
+
+def _against_schedules(found: dict[str, Any], chosen: str) -> list[str]:
+    """How the chosen policy, or else the best one with headroom, compares with schedules of as many retrainings."""
+    probing = sorted((name for name in found if name.startswith("headroom")), key=lambda name: found[name]["total"])
+    for name in (chosen, *probing):
+        one = found[name]
+        if (line := one["by_schedule"]) is not None:
+            ahead = line - one["means"]["log_loss"]
+            side = "better" if ahead > 0 else "worse"
+            return [
+                f"Fixed schedules with as many retrainings would lie at {line:.3f}: {name} is {abs(ahead):.3f} {side}"
+            ]
+    return []
+
+
+def _by_price(chosen: dict[str, Any]) -> str:
+    """Which policy pays best at which price."""
+    steps = chosen["choices"]
+    if len(steps) == 1:
+        return f"At any price it is {steps[0]['policy']}"
+    first, *between, last = steps
+    parts = [f"{first['policy']} below {first['until']:.3f}"]
+    parts += [f"{step['policy']} from there to {step['until']:.3f}" for step in between]
+    parts.append(f"{last['policy']} above {last['since']:.3f}")
+    return f"By the price of a retraining it is {', '.join(parts)}"

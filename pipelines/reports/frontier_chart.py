@@ -13,9 +13,16 @@ STYLE = {
     "half-yearly": ("#7d5a2f", "<"),
     "drift": ("#1a63d6", "o"),
     "performance": ("#7b4fc9", "D"),
+    "headroom": ("#d1345b", "P"),
     "oracle": ("#188038", "*"),
 }
-"""Colour and mark of each policy."""
+"""Colour and mark of each policy; headroom at another price looks like headroom, and paler."""
+
+
+def _style(name: str) -> tuple[str, str]:
+    if name.startswith("headroom@"):
+        return "#e39aae", STYLE["headroom"][1]
+    return STYLE[name]
 
 
 def png(summary: dict[str, Any]) -> bytes:
@@ -68,9 +75,13 @@ def _frontier_panel(panel: Any, summary: dict[str, Any]) -> None:
         linestyle="--",
         zorder=1,
     )
+    schedules = sorted((found[name]["retrains"], found[name]["means"]["log_loss"]) for name in summary["fixed"])
+    panel.plot(
+        [x for x, _ in schedules], [y for _, y in schedules], color="#b3772a", linewidth=1.2, alpha=0.5, zorder=1
+    )
     places: dict[tuple[float, float], list[str]] = {}
     for name, one in found.items():
-        colour, mark = STYLE[name]
+        colour, mark = _style(name)
         if len(summary["by_seed"]) > 1:
             seeds = [of[name] for of in summary["by_seed"].values()]
             panel.scatter(
@@ -93,7 +104,7 @@ def _frontier_panel(panel: Any, summary: dict[str, Any]) -> None:
         places.setdefault((one["retrains"], round(one["means"]["log_loss"], 4)), []).append(name)
     for place, names in places.items():  # policies that did the same share a label
         panel.annotate(
-            ", ".join(names), place, xytext=(8, 6), textcoords="offset points", fontsize=10, color=STYLE[names[0]][0]
+            ", ".join(names), place, xytext=(8, 6), textcoords="offset points", fontsize=10, color=_style(names[0])[0]
         )
     panel.xaxis.get_major_locator().set_params(integer=True)
     panel.set_xlim(-0.04 * max(1, widest) - 0.3, widest * 1.18 + 0.6)
@@ -106,7 +117,7 @@ def _time_panel(panel: Any, summary: dict[str, Any]) -> None:
     ticks = summary["ticks"]
     first = next(iter(summary["by_seed"].values()))
     for name, one in summary["policies"].items():
-        colour, mark = STYLE[name]
+        colour, mark = _style(name)
         known = [(at, loss) for at, loss in enumerate(one["log_loss_by_tick"]) if loss is not None]
         # Policies may do the same for a while: a broad pale line is seen below a dashed one.
         forms: dict[str, dict[str, Any]] = {

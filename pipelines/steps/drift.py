@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
@@ -21,9 +22,10 @@ from pipelines.drift.profile.days import read_days
 from pipelines.drift.profile.spec import load_spec, with_counts
 from pipelines.drift.run import Run as Asked
 from pipelines.drift.why import explain
-from pipelines.drift_report import FILE, DriftReport, Explanation
+from pipelines.drift_report import FILE, DriftReport, Explanation, Headroom, read_headroom
 from pipelines.errors import Overtaken
 from pipelines.line.facts import DatasetFacts, DriftFacts, ProfileFacts
+from pipelines.line.order import HEADROOM
 from pipelines.line.step import Read, Run, Work
 from pipelines.reports import evidently
 from pipelines.settings import Settings
@@ -65,7 +67,8 @@ def work(run: Run, read: Read) -> Work:
     if learned_from is not None:
         usual = DatasetFacts.of(storage.read_manifest(learned_from)).rows_per_day
     fields = load_fields(params.case)
-    asked = Asked(params, fields, as_of, window, champion, before, current, unread, served_since, usual)
+    gain, inputs = _headroom(run)
+    asked = Asked(params, fields, as_of, window, champion, before, current, unread, served_since, usual, gain)
     judged = _judge(asked, settings)
     days = read_days(run.dir, settings.root, reports.days_before(judged), before.spec)
     told = reports.report(judged, days)
@@ -74,7 +77,16 @@ def work(run: Run, read: Read) -> Work:
         why = reports.opened_by(told)
         ledger.open_episode(settings.ledger, case=params.case, episode=told.episode, as_of=as_of, evidence=why)
         storage.failpoint("drift", "opened")
-    return _work(run, told, learned_from and learned_from / "train.parquet")
+    return _work(run, told, learned_from and learned_from / "train.parquet", inputs)
+
+
+def _headroom(run: Run) -> tuple[Headroom, dict[str, str]]:
+    """What the headroom step of this run found, and its key; a run that has none, as the step failed, goes without."""
+    folder = run.dir / HEADROOM.name
+    if not (folder / storage.MANIFEST).exists():
+        return Headroom(), {}
+    key = storage.read_manifest(folder).key
+    return read_headroom(folder), {HEADROOM.name: key}
 
 
 def _judge(asked: Asked, settings: Settings) -> Judged:
@@ -99,7 +111,7 @@ def _judge(asked: Asked, settings: Settings) -> Judged:
     )
 
 
-def _work(run: Run, report: DriftReport, trained_on: Path | None) -> Work:
+def _work(run: Run, report: DriftReport, trained_on: Path | None, inputs: Mapping[str, str] | None = None) -> Work:
     params, fields = run.params, load_fields(run.case)
 
     @functools.cache
@@ -123,4 +135,4 @@ def _work(run: Run, report: DriftReport, trained_on: Path | None) -> Work:
         (folder / FILE).write_text(storage.canonical_json(told))
         return DriftFacts(**reports.facts(told))
 
-    return Work(build, {"report": report.model_dump(mode="json")})
+    return Work(build, {"report": report.model_dump(mode="json")}, inputs or {})

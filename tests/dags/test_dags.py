@@ -122,16 +122,18 @@ def test_all_order_the_stages_alike(report):
 
 @pytest.mark.parametrize("case", case_names())
 def test_drift_ends_with_the_event(report, case):
-    """The drift DAG is profile, drift, retrain, reconcile, and a skipped retrain does not skip what follows.
+    """The drift DAG is profile, headroom, drift, retrain, reconcile; a skipped retrain does not skip what follows.
 
-    People are told beside it. Nothing of the loop waits for what tells people, or hears of its failures: the run turns
-    red by it, as it ends the run, and that is all.
+    A window that was profiled is judged, whatever became of the probe. People are told beside it. Nothing of the loop
+    waits for what tells people, or hears of its failures: the run turns red by it, as it ends the run, and that is all.
     """
     dag = report["dags"][f"{case}_drift"]
     assert sorted(dag["order"]) == sorted(DRIFT)
     assert dag["rules"]["reconcile"] == "none_failed"
     loop = [step for step in DRIFT if step not in TELLING]
-    assert dag["edges"] == sorted(map(list, [*pairwise(loop), *pairwise(["drift", *TELLING])]))
+    assert dag["rules"]["drift"] == "all_done_min_one_success"
+    beside = [("profile", "drift"), *pairwise(["drift", *TELLING])]
+    assert dag["edges"] == sorted(map(list, [*pairwise(loop), *beside]))
     assert all(dag["order"].index(before) < dag["order"].index(after) for before, after in dag["edges"])
 
 

@@ -315,6 +315,22 @@ def test_loading_the_cases_stays_light():
     assert done.stdout.strip() == "[]"
 
 
+def test_the_price_of_a_retraining_has_one_home(tmp_path, bank):
+    """A file of an earlier release names it in the replay's block; beside the new name the old one is refused."""
+    old = {name: block for name, block in bank.items() if name != "headroom"}
+    old["replay"] = bank["replay"] | {"price_per_retrain": 0.03}
+    found = load_params("bank", written(tmp_path, old))
+    assert (found.headroom.price, found.replay) == (0.03, load_params("bank").replay)
+    with pytest.raises(ConfigError, match=r"replay\.price_per_retrain: there is no such key"):
+        load_params("bank", written(tmp_path, old | {"headroom": {"price": 0.03}}))
+
+
+def test_a_case_without_a_probe_of_its_own_cannot_ask_for_it(tmp_path, bank):
+    """Family ``own`` needs the case's probe.py; without it the mistake is named when the parameters are loaded."""
+    with pytest.raises(ConfigError, match=r"headroom\.family: the case has no probe\.py: write it"):
+        load_params("bank", written(tmp_path, bank | {"headroom": {"family": "own"}}))
+
+
 def test_what_ships_must_be_exported(tmp_path, bank):
     """Shipping the int8 variant without exporting it is refused."""
     with pytest.raises(ConfigError, match="int8"):

@@ -42,6 +42,7 @@ def test_a_report_of_an_older_release_is_read():
     assert (old.quality.page, old.quality.page_error) == (None, "could not be drawn (RuntimeError)")
     assert (old.policy.path, old.policy.marks[0].end) == ((State.WATCH,), datetime(2020, 6, 10, tzinfo=UTC))
     assert (old.policy.rule, old.policy.revision, old.diagnosis.performance) == (None, 1, None)
+    assert (old.headroom.code, old.headroom.gain) == ("not_measured", None)
     assert old.coverage() == {}
     assert DriftReport.model_validate_json(canonical_json(old)) == old
 

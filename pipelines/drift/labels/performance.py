@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from pipelines.contracts import Interval, Window
 from pipelines.drift import stats
 from pipelines.drift.labels.calibration import estimate, expected
-from pipelines.drift.labels.sequential import mean_loss
 from pipelines.drift_report import Estimate, Figures, PastEstimate, Performance, SliceFigures, WindowFigures
 from pipelines.measures import (
+    clustered_mean,
     confusion,
     macro_f1_interval,
     quantile,
@@ -123,10 +123,10 @@ def figures(rows: pl.DataFrame, params: DriftParams, classes: int) -> Figures:
     found: dict[str, float | None] = {}
     if own.height >= 2:
         label, confidence = own["label"].to_numpy(), 1 - params.q
-        mean, se, freedom = mean_loss(row_log_loss(label, score), days_of(own))
-        half = quantile(0.5 + confidence / 2, freedom) * se
+        loss = clustered_mean(row_log_loss(label, score), days_of(own))
+        half = quantile(0.5 + confidence / 2, loss.freedom) * loss.se
         right = own.height - int(row_errors(label, score).sum())
-        found = {"log_loss": mean, "low": mean - half, "high": mean + half}
+        found = {"log_loss": loss.value, "low": loss.value - half, "high": loss.value + half}
         found |= _named("accuracy", wilson(right, own.height, confidence))
         if classes:
             found |= _named("macro_f1", macro_f1_interval(confusion(label, score), confidence))
@@ -176,11 +176,11 @@ def by_slice(
             before = baseline.get("slices", {}).get(f"{column}={value}")
             own, score = labelled(part, classes)
             if before is not None and own.height >= max(2, params.min_rows):
-                mean, se, freedom = mean_loss(row_log_loss(own["label"].to_numpy(), score), days_of(own))
-                rise, error = mean - before["loss"], math.hypot(se, before["loss_se"])
-                half = quantile(1 - params.q / 2, freedom) * error
+                now = clustered_mean(row_log_loss(own["label"].to_numpy(), score), days_of(own))
+                rise, error = now.value - before["loss"], math.hypot(now.se, before["loss_se"])
+                half = quantile(1 - params.q / 2, now.freedom) * error
                 drop = Interval(value=rise, low=rise - half, high=rise + half)
-                tested[len(found)] = _p_beyond(rise - params.min_metric_drop, error, freedom)
+                tested[len(found)] = _p_beyond(rise - params.min_metric_drop, error, now.freedom)
             told = dict(figures(part, params, classes))
             found.append(SliceFigures(field=column, value=str(value), drop=drop, **told))
     fallen = stats.benjamini_hochberg(np.array(list(tested.values())), params.q)

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.contracts import Interval
-from pipelines.measures import quantile
+from pipelines.contracts import Interval, Mean
+from pipelines.measures import around, clustered_mean
 
 Floats = NDArray[np.float64]
 
@@ -17,7 +17,6 @@ BETS = (0.02, 0.05, 0.1, 0.2, 0.4)
 BASELINE_CONFIDENCE = 0.999
 MAX_LOG_E = 700.0
 """The process stops growing here: e to this power is still a float."""
-MIN_DAYS = 5
 
 
 def baseline_rate(errors: int, rows: int, confidence: float = BASELINE_CONFIDENCE) -> float:
@@ -64,26 +63,16 @@ def cusum(log_e: float, errors: int, rows: int, baseline: float) -> float:
     """
     if rows == 0:
         return log_e
-    return min(max(log_e, 0.0) + log_e_value(errors, rows, baseline), MAX_LOG_E)
+    return grown(log_e, log_e_value(errors, rows, baseline))
 
 
-def mean_loss(losses: Floats, days: NDArray[np.int64]) -> tuple[float, float, int]:
-    """Mean of the losses, its standard error, and degrees of freedom (0: normal).
+def grown(log_e: float, batch: float) -> float:
+    """One step of the e-CUSUM by the log of a batch's e-value, see :func:`cusum`.
 
-    Rows of one day are one cluster when there are at least five days (their losses are not independent), with
-    D - 1 degrees of freedom; otherwise each row stands alone. Source: Cameron and Miller, Journal of Human
-    Resources 50(2), 2015.
-
-    >>> mean_loss(np.array([1.0, 3.0]), np.zeros(2, np.int64))
-    (2.0, 1.0, 0)
+    >>> grown(-2.0, 1.5), grown(699.0, 30.0)
+    (1.5, 700.0)
     """
-    mean = float(losses.mean())
-    clusters = np.unique(days, return_inverse=True)[1]
-    found = int(clusters.max()) + 1
-    if found >= MIN_DAYS:
-        sums = np.bincount(clusters, weights=losses - mean)
-        return mean, math.sqrt(float((sums**2).sum()) * found / (found - 1)) / losses.size, found - 1
-    return mean, float(losses.std(ddof=1)) / math.sqrt(losses.size) if losses.size > 1 else math.inf, 0
+    return min(max(log_e, 0.0) + batch, MAX_LOG_E)
 
 
 def metric_drop(
@@ -91,12 +80,12 @@ def metric_drop(
 ) -> Interval:
     """Rise of the mean loss of new rows over the holdout's, with its confidence interval; positive is worse.
 
-    Approximation for two independent means: normal, or with days as clusters Student's t (:func:`mean_loss`).
+    Approximation for two independent means: normal, or with days as clusters Student's t
+    (:func:`~pipelines.measures.clustered_mean`).
 
     >>> metric_drop(np.full(10, 0.5), np.zeros(10, np.int64), 0.2, 0.0, 0.99)
     Interval(value=0.3, low=0.3, high=0.3)
     """
-    mean, se, freedom = mean_loss(losses, days)
-    value = mean - reference_mean
-    half = min(quantile(0.5 + confidence / 2, freedom) * math.hypot(se, reference_se), 1e9)
-    return Interval(value=round(value, 12), low=round(value - half, 12), high=round(value + half, 12))
+    new = clustered_mean(losses, days)
+    rise = Mean(value=new.value - reference_mean, se=math.hypot(new.se, reference_se), freedom=new.freedom)
+    return around(rise, confidence)

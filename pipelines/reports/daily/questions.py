@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipelines.drift_report import UNJUDGED, DriftReport, State
 from pipelines.params import DriftParams
 from pipelines.reports.daily.figures import count, day, interval
+from pipelines.reports.daily.headroom import gain
 from pipelines.reports.daily.labels import worse
 from pipelines.reports.daily.retrained import helped
 from pipelines.reports.daily.view import View
@@ -87,10 +88,13 @@ def _by_state(report: DriftReport, policy: DriftParams) -> str:
             f"Wait: {report.reason}. A retraining needs it in {policy.confirm} of {policy.out_of} windows, "
             "or labels that show a drop."
         )
-    return (
+    rest = (
         f"Nothing is to be done, the policy is at rest ({report.reason or 'no reason to move'}). "
         "The next window is looked at as ever."
     )
+    if report.headroom.decides is None:
+        return rest
+    return f"{rest} {gain(report.headroom)}"
 
 
 def answers(view: View) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipelines.contracts import FeatureDrift, Verdict
 from pipelines.drift_report import JUDGED, DriftReport, State, WindowFigures
-from pipelines.reports.daily import bars, figures, heat, labels, metric, questions, words
+from pipelines.reports.daily import bars, figures, headroom, heat, labels, metric, questions, words
 from pipelines.reports.daily.template import TEMPLATE
 from pipelines.reports.daily.view import Links, View
 
@@ -41,6 +41,11 @@ def page(view: View, links: Links) -> str:
         heat=heat.draw(view),
         bars=bars.bars(view),
         metric=metric.draw(view),
+        gain=headroom.gain(view.report.headroom),
+        basis=headroom.basis(view.report),
+        compared=headroom.compared(view.report),
+        gains=headroom.draw(view),
+        gain_confidence=f"{view.report.headroom.confidence:.0%}",
         figures=_figures(view),
         decisions=_decisions(view),
         alerts=sorted(view.alerts, key=lambda alert: (SEVERITIES.index(alert.severity), alert.first_seen)),

@@ -57,6 +57,19 @@ CHART = """
 </svg>
 """
 
+GAINS = """
+<svg class="chart" viewBox="0 0 {{ gains.width }} {{ gains.height }}" role="img" aria-label="what a retraining would gain, by window">
+{% set f = gains.frame %}
+{% for t in gains.ticks_y %}<line x1="{{ f.left }}" x2="{{ f.right }}" y1="{{ t.at }}" y2="{{ t.at }}" stroke="#e6eaf0"/><text x="{{ f.left - 6 }}" y="{{ t.at + 4 }}" text-anchor="end">{{ t.label }}</text>{% endfor %}
+{% for t in gains.ticks_x %}<text x="{{ t.at }}" y="{{ gains.height - 8 }}" text-anchor="{{ 'end' if t.at > f.right - 30 else 'middle' }}">{{ t.label }}</text><line x1="{{ t.at }}" x2="{{ t.at }}" y1="{{ f.bottom }}" y2="{{ f.bottom + 4 }}" stroke="#aeb6c1"/>{% endfor %}
+<line x1="{{ f.left }}" x2="{{ f.right }}" y1="{{ gains.zero }}" y2="{{ gains.zero }}" stroke="#aeb6c1"/>
+<g><title>what a retraining costs</title><line x1="{{ f.left }}" x2="{{ f.right }}" y1="{{ gains.price }}" y2="{{ gains.price }}" stroke="#b3261e" stroke-dasharray="6 4"/><text x="{{ f.left + 4 }}" y="{{ gains.price - 4 }}">price</text></g>
+{% for one in gains.done %}<g><title>{{ one.told }}</title><line x1="{{ one.x }}" x2="{{ one.x }}" y1="{{ f.top }}" y2="{{ f.bottom }}" stroke="#1a7f46" stroke-width="1.5"/><text x="{{ one.x }}" y="{{ f.top - 6 }}" text-anchor="middle">retrained</text></g>{% endfor %}
+{% for line in gains.lines %}<polyline points="{{ line }}" fill="none" stroke="#1a5fb4" stroke-width="1.8"/>{% endfor %}
+{% for p in gains.points %}<g><title>{{ p.told }}</title><line x1="{{ p.x }}" x2="{{ p.x }}" y1="{{ p.low }}" y2="{{ p.high }}" stroke="#1a5fb4" stroke-width="1.6" opacity="0.45"/><circle cx="{{ p.x }}" cy="{{ p.y }}" r="4" fill="#1a5fb4"/></g>{% endfor %}
+</svg>
+"""
+
 TEMPLATE = (
     """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -123,6 +136,18 @@ TEMPLATE = (
 <div class="card" style="margin-top: 10px"><table class="wide"><tr><th>{{ v.kind }}</th><th>version</th><th class="n">rows</th><th class="n">with a label</th><th class="n">label delay, median</th><th class="n">log-loss, nats</th><th class="n">accuracy</th>{% if figures.third %}<th class="n">{{ figures.third }}</th>{% endif %}</tr>
 {% for row in figures.rows %}<tr><td class="nw">{{ window(row.of.end) }}</td><td>v{{ row.of.version }}</td><td class="n">{{ row.of.rows | count }}</td><td class="n">{{ row.of.labelled | count }}{% if row.of.coverage is not none %} ({{ "%.0f%%" | format(100 * row.of.coverage) }}){% endif %}</td><td class="n">{% if row.of.delay_days is not none %}{{ "%.1f" | format(row.of.delay_days) }} days{% else %}-{% endif %}</td>{% for cell in row.cells %}<td class="n">{% if cell.value is not none %}{{ "%.3f" | format(cell.value) }}{% if cell.low is not none %} <span class="dim">{{ "%.3f" | format(cell.low) }} to {{ "%.3f" | format(cell.high) }}</span>{% endif %}{% else %}-{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</table></div>{% endif %}
+
+{% if gain %}
+<h2>What a retraining would gain</h2>
+<p>{{ gain }}</p>
+{% if gains %}
+<p class="soft">{{ basis }} {{ compared }}</p>
+<p class="soft">Nats of log-loss per row that newer rows would have saved in each window, with its {{ gain_confidence }} interval; dashed: what a retraining must save to have paid; green: retrained.</p>
+<div class="card late">"""
+    + GAINS
+    + """</div>
+{% endif %}
+{% endif %}
 
 <h2>What the policy decided</h2>
 <div class="path">{% for state in states %}<span class="s{{ ' is' if state == r.state else ' was' if state in r.policy.path }}">{{ state | lower }}</span>{{ "→" if not loop.last }}{% endfor %}{% if r.state not in states %}<span class="s is{{ ' bad' if r.state == blocked }}">{{ r.state | replace("_", " ") | lower }}</span>{% endif %}</div>

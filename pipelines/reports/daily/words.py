@@ -11,6 +11,7 @@ ASKED_BY: dict[Trigger, str] = {
     "schedule": "by the schedule",
     "drift": "because of drift",
     "performance": "because the labels told of more errors",
+    "headroom": "because a probe of newer rows did better by more than a retraining costs",
     "volume": "because enough new labels had come",
     "manual": "by a person",
 }

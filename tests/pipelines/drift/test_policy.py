@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.contracts import FeatureDrift, Interval
+from pipelines.contracts import FeatureDrift, Interval, Mean
 from pipelines.drift.evidence import DriftEvidence, LabelEvidence, PolicyState
 from pipelines.drift.policy import labels_needed, step, volume_needed
-from pipelines.drift_report import Mark
+from pipelines.drift_report import Headroom, Mark
 from pipelines.params import NewData
 from pipelines.params_file import load_params
 
@@ -365,6 +365,122 @@ def test_a_trigger_that_is_switched_off_opens_nothing(triggers, severe, alarm):
     config = CONFIG.model_copy(update={"triggers": triggers})
     assert step(state("WATCH", marks=(SEVERE_MARK,)), seen(SEVERE), config, NOW, "loans", NOW)[0].name == severe
     assert step(state(), seen(labels=labels(errors=80)), config, NOW, "loans", NOW)[0].name == alarm
+
+
+# --- headroom -----------------------------------------------------------------------------------
+
+
+def gain(value: float, se: float = 0.01, *, log_e: float = 0.0) -> dict:
+    """What a probe found in a window: a gain in nats, and the log of its e-value; a retraining costs .02."""
+    mean = Mean(value=value, se=se)
+    other = Mean(value=0.02 - value, se=se)
+    found = {"estimate": other, "own_estimate": mean, "against": "past", "log_e": log_e, "price": 0.02}
+    return {"headroom": Headroom(code="measured", **found)}
+
+
+def test_a_gain_above_its_price_retrains():
+    """A lower end above the price opens an episode in the very window, in the words that people pay in."""
+    after, action = step(state(), seen(**gain(0.08)), CONFIG, NOW, "loans", NOW)
+    assert (after.trigger, after.rule, action, after.path) == (
+        "headroom",
+        "gain_above_price",
+        "retrain",
+        ("STABLE", "CONFIRMED", "RETRAINING"),
+    )
+    assert after.reason == "a retraining would gain 0.080 nats (0.060 to 0.100), it costs 0.02"
+    assert after.would == ("headroom",)
+
+
+@pytest.mark.parametrize(
+    ("headroom", "name"),
+    [(gain(0.08, 0.04), "STABLE"), (gain(0.019, 0.0001), "STABLE"), (gain(-0.5), "STABLE"), ({}, "STABLE")],
+    ids=["not sure", "sure and too little", "the champion is better", "no figure"],
+)
+def test_a_gain_that_does_not_pay_retrains_nothing(headroom, name):
+    """What is not surely above the price, and what was not measured, is no reason."""
+    after, action = step(state(), seen(**headroom), CONFIG, NOW, "loans", NOW)
+    assert (after.name, action, after.would) == (name, "none", ())
+
+
+def test_the_figure_decides_that_the_case_asked_for():
+    """Held against the champion's own answers, what a probe of its time shows is no reason, and the other way round."""
+    for against, name in (("past", "RETRAINING"), ("champion", "STABLE")):
+        found = gain(0.08)["headroom"].model_copy(update={"against": against})
+        assert step(state(), seen(headroom=found), CONFIG, NOW, "loans", NOW)[0].name == name
+
+
+def test_a_champion_that_has_answered_nothing_yet_has_a_gain_all_the_same():
+    """What newer rows give to a probe needs no answers of the champion."""
+    found = gain(0.08)["headroom"].model_copy(update={"estimate": None})
+    after = step(state(), seen(headroom=found), CONFIG, NOW, "loans", NOW)[0]
+    assert (after.name, after.gains[-1].champion) == ("RETRAINING", None)
+
+
+def test_two_windows_are_taken_together():
+    """A gain that one window alone leaves in doubt pays by two, and an older one no longer counts."""
+    doubt = gain(0.06, 0.025)
+    states = run([seen(**doubt), seen(**doubt)], CONFIG)
+    assert [one.name for one in states] == ["STABLE", "RETRAINING"]
+    states = run([seen(**doubt), seen(**gain(0.0)), seen(**doubt)], CONFIG)
+    assert states[-1].name == "STABLE"
+    assert len(states[-1].gains) == 2
+
+
+def test_after_a_jump_the_newest_window_speaks_alone():
+    """An older window that was sure of no gain does not hide the new one's, nor an old gain what has gone since."""
+    states = run([seen(**gain(0.0, 0.005)), seen(**gain(0.3, 0.05))], CONFIG)
+    assert [one.name for one in states] == ["STABLE", "RETRAINING"]
+    assert "would gain 0.300 nats" in states[-1].reason
+    first = step(state(), seen(fresh_labels=0, **gain(0.3, 0.005)), CONFIG, NOW, "loans", NOW)[0]
+    assert step(first, seen(**gain(0.0, 0.05)), CONFIG, NOW, "loans", NOW)[0].name == "STABLE"
+
+
+def test_a_small_gain_pays_in_the_sum_of_many_windows():
+    """Windows of few rows, none of which is sure, open an episode when their e-values multiply to the threshold."""
+    states = run([seen(**gain(0.04, 0.02, log_e=2.0)) for _ in range(5)], CONFIG)
+    assert [one.action for one in states] == ["none"] * 4 + ["retrain"]
+    assert (states[-1].rule, states[-1].trigger) == ("gain_kept_up", "headroom")
+    assert "e-CUSUM e^10.0 reached 10000" in states[-1].reason
+    over = step(state(gains=states[-2].gains, grown=12.0), seen(**gain(-0.1, 0.02)), CONFIG, NOW, "loans", NOW)[0]
+    assert (over.name, over.grown) == ("STABLE", 12.0)  # what was once gained is no reason by itself
+
+
+def test_gains_are_those_of_one_champion():
+    """Under another champion, and after a retraining that was not promoted, gains are seen anew."""
+    before = step(state(), seen(**gain(0.06, 0.025, log_e=5.0)), CONFIG, NOW, "loans", NOW)[0]
+    assert (len(before.gains), before.grown) == (1, 5.0)
+    another = step(before, seen(champion=2, **gain(0.06, 0.025)), CONFIG, NOW, "loans", NOW)[0]
+    assert (another.name, len(another.gains), another.grown) == ("STABLE", 1, 0.0)
+    kept = step(state("RETRAINING", gains=before.gains, grown=5.0, **ASKED), seen(outcome="kept"), CONFIG, NOW, "", NOW)
+    assert (kept[0].name, kept[0].gains, kept[0].grown) == ("COOLDOWN", (), 0.0)
+
+
+def test_a_gain_waits_for_labels_and_budget_and_goes_away_with_its_reason():
+    """What pays may still not retrain: it stays open through quiet windows, until one says that it pays no more."""
+    waits, action = step(state(clean=9), seen(fresh_labels=0, **gain(0.08)), CONFIG, NOW, "loans", NOW)
+    assert (waits.name, action, waits.rule) == ("CONFIRMED", "alert", "waits_for_labels")
+    still, action = step(waits, seen(fresh_labels=0), CONFIG, NOW, "loans", NOW)
+    assert (still.name, action) == ("CONFIRMED", "alert")
+    assert "a gain above its price was found earlier" in still.reason
+    gone, action = step(still, seen(**gain(-0.08)), CONFIG, NOW, "loans", NOW)
+    assert (gone.name, gone.episode, action) == ("STABLE", None, "none")
+
+
+def test_what_each_trigger_would_have_done_stands_in_the_state():
+    """Also of a trigger that the case does not listen to, and while nothing may be done; the first one names it."""
+    drifted = {"labels": labels(errors=80), **gain(0.08)}
+    config = CONFIG.model_copy(update={"triggers": ("drift",)})
+    before = state("WATCH", marks=(SEVERE_MARK,))
+    assert step(before, seen(SEVERE, **drifted), config, NOW, "loans", NOW)[0].would == (
+        "performance",
+        "headroom",
+        "drift",
+    )
+    assert step(before, seen(SEVERE, **drifted), config, NOW, "loans", NOW)[0].trigger == "drift"
+    assert step(before, seen(SEVERE, **drifted), CONFIG, NOW, "loans", NOW)[0].trigger == "performance"
+    cooling = state("COOLDOWN", cooldown_until=NOW + timedelta(days=1))
+    assert step(cooling, seen(**gain(0.08)), CONFIG, NOW, "loans", NOW)[0].would == ("headroom",)
+    assert step(cooling, seen(problems=("a",), **gain(0.08)), CONFIG, NOW, "loans", NOW)[0].would == ()
 
 
 def with_new_data(**declared):

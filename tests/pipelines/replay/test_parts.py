@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from pipelines import cli
 from pipelines.cases import load_fields
+from pipelines.cli import commands
 from pipelines.errors import ConfigError
 from pipelines.params_file import load_params
 from pipelines.replay import frontier, oracle, ticks
-from pipelines.replay.policies import POLICIES, due, parse, watching
+from pipelines.replay.policies import DEFAULT, POLICIES, due, parse, watching
+from pipelines.reports.frontier import advice
 
 BANK, LOANS, TRIAGE = (load_params(case) for case in ("bank", "loans", "triage"))
 
@@ -25,8 +27,11 @@ BANK, LOANS, TRIAGE = (load_params(case) for case in ("bank", "loans", "triage")
     [
         (
             ["--policies", "weekly"],
-            "no policy 'weekly': choose from never, monthly, quarterly, half-yearly, drift, performance, oracle",
+            "choose from never, monthly, quarterly, half-yearly, drift, performance, headroom, oracle, or headroom@",
         ),
+        (["--policies", "headroom@cheap"], "the policy 'headroom@cheap' has no price: give nats of mean log-loss"),
+        (["--policies", "headroom@-1"], "the policy 'headroom@-1' has no price"),
+        (["--policies", "never@0.1"], "no policy 'never@0.1'"),
         (["--policies", "montly"], "did you mean 'monthly'?"),
         (["--policies", "oracle"], "the oracle chooses among what the others trained"),
         (["--since", "2008-08-15"], "starts with a month, not on 2008-08-15: give --since 2008-08-01"),
@@ -92,9 +97,32 @@ def test_performance_sees_labels_alone():
     Those of drift ignore what the case does.
     """
     fields = load_fields("triage")
-    blind = watching(POLICIES["performance"], TRIAGE.drift, fields).ignore
-    assert {"text.words", "score", "prediction"} <= {*blind}
-    assert watching(POLICIES["drift"], BANK.drift, load_fields("bank")) == BANK.drift
+    blind = watching(POLICIES["performance"], TRIAGE, fields).drift
+    assert {"text.words", "score", "prediction"} <= {*blind.ignore}
+    own = watching(POLICIES["drift"], BANK, load_fields("bank"))
+    assert own.drift.ignore == BANK.drift.ignore
+    assert own.drift.triggers == blind.triggers == ("drift", "performance")
+
+
+def test_a_price_in_a_policys_name_is_what_its_drift_runs_compare_with():
+    """headroom@0.1 listens to what headroom listens to, at its own price; headroom goes by the parameters' price.
+
+    A price that is written in another way is the same policy.
+    """
+    own, dear = parse("headroom,headroom@0.1,headroom@1e-1")
+    fields = load_fields("bank")
+    assert (own.name, dear.name) == ("headroom", "headroom@0.1")
+    assert watching(own, BANK, fields) == BANK
+    assert watching(dear, BANK, fields) == BANK.model_copy(
+        update={"headroom": BANK.headroom.model_copy(update={"price": 0.1})}
+    )
+
+
+def test_what_is_played_by_default_is_what_the_command_says():
+    """The list in the command's help names every policy and headroom at other prices, and all of them are policies."""
+    assert parse(commands.POLICIES) == parse(",".join(DEFAULT))
+    assert [policy.name for policy in parse(commands.POLICIES)] == list(DEFAULT)
+    assert set(POLICIES) < set(DEFAULT)
 
 
 def test_policies_keep_their_order_and_come_once():
@@ -173,6 +201,75 @@ def test_means_over_seeds_and_the_worst_tick_of_the_mean():
     assert (found["means"]["log_loss"], found["retrains"]) == (1.5, 1.5)
     assert found["worst"] == {"tick": "b", "log_loss": pytest.approx(1.6)}
     assert found["log_loss_by_tick"][2] is None
+
+
+def test_the_line_of_the_schedules_bends_at_each_of_them_and_ends_with_the_last():
+    """A policy is compared with the two schedules around it; beyond them, or with one schedule, with nothing."""
+    fixed = [(18, 0.7), (0, 1.3), (6, 0.9), (3, 1.2), (3, 1.1)]
+    found = [frontier.by_schedule(fixed, count) for count in (0, 1.5, 3, 12, 18, 19)]
+    assert found == [pytest.approx(value) if value else value for value in (1.3, 1.2, 1.1, 0.8, 0.7, None)]
+    assert frontier.by_schedule(fixed[:1], 18) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    points=st.dictionaries(
+        st.sampled_from("abcdef"), st.tuples(st.integers(0, 12), st.integers(0, 20)), min_size=1, max_size=6
+    ),
+    price=st.floats(0, 50),
+)
+def test_the_choice_at_every_price_costs_least(points, price):
+    """The choices cover all prices without a gap, and the one at any price has the least loss and price."""
+    ticks = 10
+    found = frontier.choices(points, ticks)
+    assert found[0].since == 0
+    assert found[-1].until is None
+    assert all(one.until == other.since for one, other in itertools.pairwise(found))
+    retrains = [points[choice.policy][0] for choice in found]
+    assert retrains == sorted(retrains, reverse=True)
+    chosen = next(choice for choice in found if choice.until is None or price <= choice.until)
+    costs = {name: loss + price * count / ticks for name, (count, loss) in points.items()}
+    assert costs[chosen.policy] == pytest.approx(min(costs.values()))
+
+
+def figures_of(points, price, ticks):
+    """Policies with ``(retrainings, mean log-loss)`` as a summary has them."""
+    return {
+        name: {"retrains": count, "means": {"log_loss": loss}, "total": loss + price * count / ticks}
+        for name, (count, loss) in points.items()
+    }
+
+
+def test_the_recommendation_names_the_next_best_that_did_something_else():
+    """Drift and performance with one history are one choice; the distance is that to the best of the others."""
+    points = {"never": (0, 1.2), "drift": (2, 1.0), "performance": (2, 1.0), "monthly": (40, 0.9)}
+    found = frontier.recommended(figures_of(points, 0.1, 20), 0.1, 20)
+    assert (found["policy"], found["next"]) == ("drift", "monthly")
+    assert found["better_by"] == pytest.approx(1.1 - 1.01)
+    assert [choice["policy"] for choice in found["choices"]] == ["monthly", "drift", "never"]
+    alone = frontier.recommended(figures_of({"never": (0, 1.2)}, 0.05, 20), 0.05, 20)
+    assert (alone["policy"], alone["next"], alone["better_by"]) == ("never", None, None)
+
+
+def test_the_advice_says_policy_price_reason_and_how_it_changes():
+    """One paragraph: what to set, at what price, by how much it is better, and what other prices would choose."""
+    points = {"never": (0, 1.2), "monthly": (40, 0.9), "quarterly": (13, 1.1), "headroom@0.05": (5, 0.95)}
+    found = figures_of(points, 0.1, 42)
+    for name, one in found.items():
+        one["by_schedule"] = 1.16 if name == "headroom@0.05" else None
+    summary = {
+        "policies": found,
+        "price_per_retrain": 0.1,
+        "price_unit": "nats of mean log-loss over one month",
+        "recommended": frontier.recommended(found, 0.1, 42),
+    }
+    assert advice(summary) == (
+        "Recommended at 0.1 nats of mean log-loss over one month a retraining: headroom@0.05. Loss and price together "
+        "are 0.962 (mean log-loss 0.950, 5 retrainings), 0.033 less than with monthly. To have it, set headroom.price "
+        "to 0.05, with headroom among drift.triggers. Fixed schedules with as many retrainings would lie at 1.160: "
+        "headroom@0.05 is 0.210 better. By the price of a retraining it is monthly below 0.060, headroom@0.05 from "
+        "there to 2.100, never above 2.100."
+    )
 
 
 def test_equal_points_are_both_on_the_frontier():

@@ -79,6 +79,20 @@ def test_before_they_part_all_policies_serve_the_same(undisturbed):
     assert all((one == other) == equal for one, other, equal in zip(never, drift, same, strict=True))
 
 
+def test_headroom_asks_a_probe_at_the_price_in_its_name_and_drift_asks_none(undisturbed, home, tmp_path):
+    """At a price that no gain is worth, the probe's figures stand in every judged window and drift alone decides."""
+    found = played(cached(home, tmp_path), "headroom@9")
+    assert history(found, "headroom@9") == history(undisturbed, "drift")
+    told = [
+        json.loads(path.read_text())
+        for path in tmp_path.glob("replay/loans/headroom@9-*/artefacts/loans/*/headroom/headroom.json")
+    ]
+    measured = [one for one in told if one["code"] == "measured"]
+    assert {one["price"] for one in measured} == {9.0}
+    assert max(one["own_past"]["value"] for one in measured) > 0.1
+    assert not list(home.glob("replay/loans/drift-*/artefacts/loans/*/headroom"))
+
+
 def test_nobody_beats_the_oracle(undisturbed):
     """Its loss and price together are at most every other policy's, and regrets are measured from it."""
     found = undisturbed["policies"]
@@ -208,4 +222,6 @@ def test_the_report_says_what_the_summary_says(undisturbed):
         "https://matplotlib.org", ""
     ).replace("http://creativecommons.org", "")
     assert "e-CUSUM" in html
+    assert undisturbed["advice"].replace("'", "&#39;") in html
+    assert undisturbed["advice"].startswith("Recommended at ")
     assert png(undisturbed)[:8] == b"\x89PNG\r\n\x1a\n"

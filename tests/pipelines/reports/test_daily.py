@@ -149,6 +149,81 @@ def test_every_verdict_has_its_words(decision, said):
     assert said in retrained.helped(seen(verdicts=(judged(decision),)))
 
 
+GAIN = {
+    "code": "measured",
+    "window": {"start": "2020-06-02T00:00:00+00:00", "end": "2020-06-03T00:00:00+00:00"},
+    "rows": 390,
+    "answered": 200,
+    "learned": 4000,
+    "family": "boosting",
+    "coverage": 0.4,
+    "price": 0.02,
+    "gain": {"value": 0.08, "low": 0.05, "high": 0.11},
+    "own_past": {"value": 0.06, "low": 0.03, "high": 0.09},
+    "errors": {"value": 0.012, "low": 0.0, "high": 0.024},
+    "metrics": [{"metric": "roc_auc", "champion": 0.7, "probe": 0.75}],
+}
+"""What a probe found in a window."""
+
+
+def test_the_page_says_what_a_retraining_would_gain():
+    """The figure stands beside its price, with what it rests on, what is due to newer rows alone, and other units."""
+    text = page(raw={"headroom": GAIN, "policy": {"would": ["headroom", "drift"]}})
+    assert "A retraining now would gain 0.080 nats (0.050 to 0.110), it costs 0.02: it pays." in text
+    assert "Measured by a probe (boosting, learned from 4,000 older labelled rows) on 390 rows" in text
+    assert "Only 40% of the rows have a label: it is the gain on those." in text
+    assert "Held against a probe that learned what the champion did, it is +0.060 (+0.030 to +0.090) nats." in text
+    assert "Of 1,000 answers 12 fewer would be wrong. roc_auc: 0.750, the champion&#39;s 0.700." in text
+    assert "Reason to retrain had: headroom, drift." in text
+    text = page(raw={"headroom": GAIN | {"against": "past"}})
+    assert "A retraining now would gain 0.060 nats (0.030 to 0.090), it costs 0.02: it pays." in text
+    assert "390 rows that are newer than what v3 was trained on, from 2 Jun 2020 to 3 Jun 2020." in text
+    assert "Against the champion&#39;s own answers, on 200 rows, it is +0.080 (+0.050 to +0.110) nats." in text
+    alone = page(raw={"headroom": GAIN | {"against": "past", "gain": None, "metrics": []}})
+    assert "A retraining now would gain 0.060 nats" in alone
+    assert "own answers" not in alone
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "said"),
+    [
+        (0.01, 0.04, 0.07, "it costs 0.02: it is not sure that it pays."),
+        (0.0, 0.01, 0.02, "it costs 0.02: it does not pay."),
+        (-0.09, -0.06, -0.03, "A retraining now would lose 0.060 nats (0.030 to 0.090)."),
+    ],
+)
+def test_every_gain_has_its_words(low, value, high, said):
+    """Whether it pays is said by the lower end; a probe that is worse than the champion is a loss."""
+    assert said in page(raw={"headroom": GAIN | {"gain": {"value": value, "low": low, "high": high}}})
+
+
+def test_a_gain_that_is_not_known_says_why():
+    """Where nothing was measured the page says what was in the way; where nobody asked it says nothing."""
+    told = {"code": "no_labels", "why": "none of the 400 rows that the champion answered has a label yet"}
+    assert f"What a retraining would gain is not known: {told['why']}." in page(raw={"headroom": told})
+    assert "retraining would gain" not in page()
+
+
+def test_gains_are_drawn_over_time():
+    """A point with its interval for every window, the price as a level, and where a retraining was asked for."""
+    past = []
+    for number in range(3, 8):
+        window = {"start": f"2020-06-0{number}T00:00:00+00:00", "end": f"2020-06-0{number + 1}T00:00:00+00:00"}
+        asked = {"action": "retrain", "policy": {"trigger": "headroom"}} if number == 5 else {}
+        own = {"window": window, "headroom": GAIN | {"window": window}, "model_version": 1 + (number > 5), **asked}
+        told = DriftReport.model_validate(report().model_dump(mode="json") | own)
+        past.append(Past(as_of=NOW, report=told))
+    text = page(raw={"headroom": GAIN}, history=tuple(past))
+    chart = text[text.index('aria-label="what a retraining would gain') : text.rindex("</svg>")]
+    assert (chart.count("<circle"), chart.count("<polyline"), chart.count("<title>what a retraining costs")) == (
+        5,
+        2,
+        1,
+    )
+    assert "judged with 7 Jun 2020, v2: a retraining would gain 0.080 (0.050 to 0.110) nats on 390 rows" in chart
+    assert "6 Jun 2020: retrained because a probe of newer rows did better" in chart
+
+
 def test_the_metric_is_drawn_with_what_happened_to_it():
     """Every labelled window is a point with its interval.
 

@@ -225,7 +225,7 @@ def test_a_node_without_a_first_one(tmp_path, monkeypatch):
     [
         ("schedule", None, "schedule", None),
         ("manual", "new branch opened", "new branch opened", None),
-        *((trigger, None, f"{trigger} episode e1", "e1") for trigger in ("drift", "performance", "volume")),
+        *((trigger, None, f"{trigger} episode e1", "e1") for trigger in ("drift", "performance", "headroom", "volume")),
     ],
 )
 def test_the_record_says_who_asked_and_why(tmp_path: Path, trigger, reason, said, episode):

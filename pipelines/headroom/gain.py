@@ -1,0 +1,173 @@
+"""What the probe would have saved: pure functions on labels and probabilities of the same rows.
+
+Row by row ``d_i = loss(champion, i) - loss(probe, i)`` in nats: positive where the probe is better. The mean of d is
+the gain of a retraining, as the probe sees it; rows of one day are one cluster. An e-value says how much the rows speak
+against "it gains no more than its price", however often one looks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.contracts import Mean
+from pipelines.drift_report import Beside, Headroom, SliceGain
+from pipelines.measures import around, clustered_mean, confusion, macro_f1, roc_auc, row_errors, row_log_loss
+from pipelines.params import HeadroomParams
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+BETS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8)
+"""Shares of the wealth that are bet on every row, in equal parts: small ones win by many rows, large ones by few."""
+LEAST = 0.01
+"""Bets see probabilities in ``[LEAST, 1 - LEAST]``.
+
+A bounded difference is what makes them fair, and so one sure and wrong answer is no proof.
+"""
+
+NO_PAST = "what the champion was trained on is gone, or of one class, so that no probe of its time can be fitted"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The rows of a window that have a label: ``label`` and UTC ``days`` ``[n]``, and what was answered for them.
+
+    Probabilities of ``champion``, ``probe`` and, where there is one, the ``past`` probe are ``[n]`` or ``[n, K]``; the
+    champion's are NaN in rows that it did not answer. ``groups`` are columns ``[n]`` by whose values slices are cut.
+    """
+
+    label: Ints
+    days: Ints
+    champion: Floats
+    probe: Floats
+    past: Floats | None = None
+    groups: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def only(self, rows: NDArray[np.bool_]) -> Sample:
+        """The sample of these rows, a mask ``[n]``."""
+        return Sample(
+            self.label[rows],
+            self.days[rows],
+            self.champion[rows],
+            self.probe[rows],
+            None if self.past is None else self.past[rows],
+            {name: column[rows] for name, column in self.groups.items()},
+        )
+
+
+def difference(label: Ints, before: Floats, after: Floats) -> Floats:
+    """How many nats of log-loss ``after`` saves on each row ``[n]``.
+
+    >>> difference(np.array([1, 0]), np.array([0.5, 0.5]), np.array([1.0, 0.5])).round(3).tolist()
+    [0.693, 0.0]
+    """
+    return row_log_loss(label, before) - row_log_loss(label, after)
+
+
+def log_e_value(label: Ints, before: Floats, after: Floats, price: float) -> float:
+    """Log of the e-value of one window's rows.
+
+    H0: "every row's gain, probabilities taken in ``[LEAST, 1 - LEAST]``, is at most ``price`` in expectation, given the
+    rows before it". ``e = mean_j prod_i (1 + b_j (d_i - price) / (B + price))`` with ``B = ln((1 - LEAST) / LEAST)``,
+    the largest difference there is; its expectation under H0 is at most 1, so that the e-CUSUM of windows
+    (drift/labels/sequential.py) may be looked at after each of them. Source: Waudby-Smith and Ramdas, Estimating means
+    of bounded random variables by betting, JRSS B 86(1), 2024.
+
+    >>> label, doubt, sure = np.ones(400, np.int64), np.full(400, 0.5), np.full(400, 0.7)
+    >>> log_e_value(label, doubt, doubt, 0.02) < 0 < log_e_value(label, doubt, sure, 0.02)
+    True
+    """
+    bound = math.log((1 - LEAST) / LEAST)
+    d = difference(label, before.clip(LEAST, 1 - LEAST), after.clip(LEAST, 1 - LEAST))
+    share = (d - price) / (bound + price)
+    logs = np.array([np.log1p(bet * share).sum() for bet in BETS])
+    return float(logs.max() + np.log(np.exp(logs - logs.max()).mean()))
+
+
+def measured(sample: Sample, params: HeadroomParams) -> Headroom:
+    """The figures of one window; what the probe is, and which rows these are, the caller adds.
+
+    ``params.against`` says what the probe is held against, on which rows so that slices and errors are of that; without
+    answers of a ``past`` probe it may be nothing. The champion's figure needs ``min_rows`` rows that it answered.
+
+    >>> label, days = np.arange(200) % 2, np.arange(200) // 20
+    >>> told = measured(Sample(label, days, np.full(200, 0.9), np.full(200, 0.5)), HeadroomParams(against="champion"))
+    >>> told.gain.value  # log 2 instead of the mean of log 10/9 and log 10
+    0.510825623766
+    >>> told.days, told.log_e > 10, told.errors.value
+    (10, True, 0.0)
+    """
+    answered = sample.only(~np.isnan(sample.champion.reshape(sample.label.size, -1)[:, 0]))
+    by_past = _by_past(params)
+    judged = sample if by_past else answered
+    before = judged.past if by_past else judged.champion
+    found = Headroom(
+        code="measured",
+        rows=judged.label.size,
+        days=np.unique(judged.days).size,
+        answered=answered.label.size,
+        price=params.price,
+        confidence=params.confidence,
+        against="past" if by_past else "champion",
+        why=NO_PAST if before is None else "",
+    )
+    told: dict[str, Any] = {}
+    if answered.label.size >= params.min_rows:
+        gain = _mean(answered, answered.champion)
+        told |= {"estimate": gain, "gain": around(gain, params.confidence), "metrics": _beside(answered)}
+    if sample.past is not None:
+        own = _mean(sample, sample.past)
+        told |= {"own_estimate": own, "own_past": around(own, params.confidence)}
+    if before is not None:
+        told |= {
+            "log_e": log_e_value(judged.label, before, judged.probe, params.price),
+            "errors": around(_fewer_errors(judged, before), params.confidence),
+            "slices": _by_slice(judged, before, params),
+        }
+    return found.model_copy(update=told)
+
+
+def _by_past(params: HeadroomParams) -> bool:
+    """Whether a probe of the champion's time is what the newer one is held against."""
+    return params.against == "past" or (params.against == "auto" and params.family != "own")
+
+
+def _mean(sample: Sample, before: Floats) -> Mean:
+    return clustered_mean(difference(sample.label, before, sample.probe), sample.days)
+
+
+def _fewer_errors(sample: Sample, before: Floats) -> Mean:
+    wrong, still = (row_errors(sample.label, score).astype(np.float64) for score in (before, sample.probe))
+    return clustered_mean(wrong - still, sample.days)
+
+
+def _beside(sample: Sample) -> tuple[Beside, ...]:
+    """The metric that a case of this kind is known by, where it is defined: ROC-AUC, with classes macro-F1."""
+    label, pair = sample.label, (sample.champion, sample.probe)
+    if sample.champion.ndim == 2:
+        champion, probe = (macro_f1(confusion(label, score)) for score in pair)
+        return (Beside(metric="macro_f1", champion=champion, probe=probe),)
+    areas = [area for score in pair if (area := roc_auc(label, score)) is not None]
+    if len(areas) < 2:
+        return ()
+    return (Beside(metric="roc_auc", champion=areas[0], probe=areas[1]),)
+
+
+def _by_slice(sample: Sample, before: Floats, params: HeadroomParams) -> tuple[SliceGain, ...]:
+    """The gain on every value of the groups that has ``min_rows`` rows, by name."""
+    d = difference(sample.label, before, sample.probe)
+    found = []
+    for name, column in sample.groups.items():
+        values = column.astype(str)
+        for value in np.unique(values).tolist():
+            own = values == value
+            if own.sum() >= params.min_rows:
+                gain = around(clustered_mean(d[own], sample.days[own]), params.confidence)
+                found.append(SliceGain(field=name, value=value, rows=int(own.sum()), gain=gain))
+    return tuple(found)

@@ -1,0 +1,244 @@
+"""The probe: a cheap model of a case's own inputs, fitted in seconds on one core and never served.
+
+Two families of scikit-learn's; a case may have its own (``probe.py`` in its folder, with :data:`Fit`'s signature).
+Memory and time are bounded by the rows, which the caller thins, and by what is declared here. Equal rows give equal
+probabilities: one thread, a fixed seed, nothing that hangs on the order of a dictionary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipelines.errors import DataError
+from pipelines.fields import Categorical, Field, Fields, Numeric
+
+Floats = NDArray[np.float64]
+Family = Literal["logistic", "boosting"]
+Scores = Callable[[pl.DataFrame], Floats]
+"""Probabilities of rows with the case's fields: ``[n]`` of the positive class, or ``[n, K]`` in the classes' order."""
+Fit = Callable[[pl.DataFrame, Fields], Scores]
+"""From labelled rows, oldest first, to a probe."""
+
+FLOOR = 1e-3
+"""What every class has beside its probability: one that the probe never saw is improbable, not impossible."""
+SEED = 0
+MAX_CHARS = 4_000
+"""Of a text so many characters are read."""
+HASHES = 1 << 16
+"""Columns that words and pairs of words are hashed into: no vocabulary is held, however many there are."""
+MAX_VALUES = 250
+"""Values of a category that trees tell apart, the commonest; others count as missing (histograms have 255 bins)."""
+TREES = 80
+LEAVES = 15
+CENTRAL = (0.01, 0.99)
+"""Numbers beyond these quantiles count as these, so that one outlier spoils no scale."""
+
+
+def family_of(fields: Fields, asked: Literal["auto", "logistic", "boosting", "own"]) -> str:
+    """The name of the family that is fitted; ``auto`` is boosted trees, and on a text logistic regression."""
+    if asked != "auto":
+        return asked
+    return "boosting" if fields.text is None else "logistic"
+
+
+def fit(rows: pl.DataFrame, fields: Fields, family: str) -> Scores:
+    """A probe of a ``family``, from ``rows`` with the declared fields and the label (0 and 1, or a class's position).
+
+    Missing values and undeclared categories are values like others, here and when rows are scored. Raises DataError if
+    the rows have fewer than two classes, or if trees are asked for a text.
+    """
+    label = rows[fields.label].cast(pl.Int64).to_numpy()
+    if len(np.unique(label)) < 2:
+        raise DataError(f"{fields.case}: the probe's {len(label)} rows have one class: send labels of the others too")
+    if fields.text is not None:
+        if family != "logistic":
+            raise DataError(f"{fields.case}: headroom.family {family} does not read texts: choose auto or logistic")
+        return _fit_words(rows[fields.text.name], label, fields)
+    return {"logistic": _fit_logistic, "boosting": _fit_trees}[family](rows, label, fields)
+
+
+def checked(found: Any, rows: int, fields: Fields) -> Floats:
+    """What a probe answered for ``rows`` rows, as float64. Raises DataError if it is not their probabilities."""
+    wanted = (rows, len(fields.classes)) if fields.classes else (rows,)
+    scores = np.asarray(found, np.float64)
+    if scores.shape != wanted:
+        raise DataError(f"{fields.case}: the probe answered {scores.shape} for {rows} rows: it has to be {wanted}")
+    if not np.isfinite(scores).all() or scores.min() < 0 or scores.max() > 1:
+        raise DataError(f"{fields.case}: the probe answered what is no probability: give numbers from 0 to 1")
+    return scores
+
+
+def _probabilities(model: Any, design: Any, fields: Fields) -> Floats:
+    """Of all classes in their order, floored; of a binary label the positive one's."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        known = model.predict_proba(design)
+    every = np.full((known.shape[0], len(fields.classes) or 2), FLOOR)
+    every[:, model.classes_] += known
+    every /= every.sum(1, keepdims=True)
+    return every if fields.classes else every[:, 1]
+
+
+def _fitted(model: Any, design: Any, label: NDArray[np.int64]) -> Any:
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        return model.fit(design, label)
+
+
+# --- texts --------------------------------------------------------------------------------------
+
+
+def _fit_words(texts: pl.Series, label: NDArray[np.int64], fields: Fields) -> Scores:
+    """Logistic regression on TF-IDF of words and pairs of words, one class against the others.
+
+    Sources: Spaerck Jones, Journal of Documentation 28(1), 1972; Weinberger et al., Feature hashing, ICML 2009.
+    """
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+    from sklearn.linear_model import SGDClassifier
+
+    hashed = HashingVectorizer(ngram_range=(1, 2), n_features=HASHES, alternate_sign=False, norm=None)
+    weigh = TfidfTransformer(sublinear_tf=True)
+    design = weigh.fit_transform(hashed.transform(_read(texts)))
+    model = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=25, tol=1e-3, random_state=SEED)
+    return partial(_score_words, _fitted(model, design, label), hashed, weigh, fields)
+
+
+def _score_words(model: Any, hashed: Any, weigh: Any, fields: Fields, rows: pl.DataFrame) -> Floats:
+    assert fields.text is not None
+    return _probabilities(model, weigh.transform(hashed.transform(_read(rows[fields.text.name]))), fields)
+
+
+def _read(texts: pl.Series) -> list[str]:
+    return texts.cast(pl.String).fill_null("").str.slice(0, MAX_CHARS).to_list()
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def _fit_logistic(rows: pl.DataFrame, label: NDArray[np.int64], fields: Fields) -> Scores:
+    """Logistic regression on categories by value and scaled numbers, with a column for what is missing."""
+    from sklearn.linear_model import LogisticRegression
+
+    scales = {field.name: _scale(_numbers(rows[field.name])) for field in fields.numeric}
+    model = LogisticRegression(C=1.0, max_iter=300)
+    return partial(_score_logistic, _fitted(model, _by_column(rows, fields, scales), label), scales, fields)
+
+
+def _score_logistic(
+    model: Any, scales: Mapping[str, tuple[float, float, float, float]], fields: Fields, rows: pl.DataFrame
+) -> Floats:
+    return _probabilities(model, _by_column(rows, fields, scales), fields)
+
+
+def _by_column(rows: pl.DataFrame, fields: Fields, scales: Mapping[str, tuple[float, float, float, float]]) -> Any:
+    """The sparse design ``[n, d]``: of every category its values and missing, of every number itself and missing."""
+    from scipy import sparse
+
+    parts: list[Any] = []
+    for field in fields.fields:
+        if isinstance(field, Categorical):
+            codes = _codes(rows[field.name], field)
+            own = np.where(np.isnan(codes), len(field.values), codes).astype(np.int64)
+            parts.append(
+                sparse.csr_matrix(
+                    (np.ones(own.size), own, np.arange(own.size + 1)), shape=(own.size, len(field.values) + 1)
+                )
+            )
+        elif isinstance(field, Numeric):
+            low, high, middle, width = scales[field.name]
+            values = _numbers(rows[field.name])
+            missing = np.isnan(values)
+            scaled = np.where(missing, 0.0, (values.clip(low, high) - middle) / width)
+            parts.append(sparse.csr_matrix(np.column_stack([scaled, missing])))
+    return sparse.hstack(parts).tocsr()
+
+
+def _scale(values: Floats) -> tuple[float, float, float, float]:
+    """Lowest and highest value that counts, mean and deviation of those between."""
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return 0.0, 0.0, 0.0, 1.0
+    low, high = np.quantile(known, CENTRAL)
+    between = known.clip(low, high)
+    return float(low), float(high), float(between.mean()), float(between.std()) or 1.0
+
+
+def _fit_trees(rows: pl.DataFrame, label: NDArray[np.int64], fields: Fields) -> Scores:
+    """Boosted trees on histograms; what is missing goes to a side of its own at every split.
+
+    Source: Ke et al., LightGBM, NeurIPS 2017.
+    """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    read = _told(rows, fields)
+    model = HistGradientBoostingClassifier(
+        max_iter=TREES,
+        max_leaf_nodes=LEAVES,
+        learning_rate=0.1,
+        min_samples_leaf=20,
+        l2_regularization=1.0,
+        early_stopping=False,
+        categorical_features=[isinstance(field, Categorical) for field in read],
+        random_state=SEED,
+    )
+    return partial(_score_trees, _fitted(model, _dense(rows, read), label), read, fields)
+
+
+def _score_trees(model: Any, read: Sequence[Field], fields: Fields, rows: pl.DataFrame) -> Floats:
+    return _probabilities(model, _dense(rows, read), fields)
+
+
+def _told(rows: pl.DataFrame, fields: Fields) -> list[Field]:
+    """The fields with two values in the rows, categories with their commonest ones: a single value splits nothing."""
+    categories = [_commonest(rows[field.name], field) for field in fields.categorical]
+    cut: list[Field] = [*categories, *fields.numeric]
+    told = [field for field in cut if _varies(_column(rows, field))]
+    if not told:
+        raise DataError(f"{fields.case}: no field has two values in the probe's {rows.height} rows: nothing to learn")
+    return told
+
+
+def _varies(values: Floats) -> bool:
+    return np.unique(values[~np.isnan(values)]).size > 1
+
+
+def _dense(rows: pl.DataFrame, read: Sequence[Field]) -> Floats:
+    """The design ``[n, fields]``: positions of categories and plain numbers, NaN for what is missing."""
+    return np.column_stack([_column(rows, field) for field in read])
+
+
+def _column(rows: pl.DataFrame, field: Field) -> Floats:
+    if isinstance(field, Categorical):
+        return _codes(rows[field.name], field)
+    return _numbers(rows[field.name])
+
+
+def _commonest(values: pl.Series, field: Categorical) -> Categorical:
+    """The category with its ``MAX_VALUES`` commonest values, in declared order."""
+    if len(field.values) <= MAX_VALUES:
+        return field
+    counts = np.bincount(
+        _codes(values, field)[~np.isnan(_codes(values, field))].astype(np.int64), minlength=len(field.values)
+    )
+    kept = sorted(np.argsort(-counts, kind="stable")[:MAX_VALUES].tolist())
+    return Categorical(field.name, tuple(field.values[position] for position in kept))
+
+
+def _codes(values: pl.Series, field: Categorical) -> Floats:
+    """Positions in the vocabulary, NaN for what is missing or not declared."""
+    codes = values.cast(pl.String).cast(pl.Enum(list(field.values)), strict=False).to_physical()
+    return codes.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+
+
+def _numbers(values: pl.Series) -> Floats:
+    """Numbers, NaN for what is missing or no finite number."""
+    numbers = values.cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy()
+    return np.where(np.isfinite(numbers), numbers, np.nan)
