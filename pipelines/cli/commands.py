@@ -17,7 +17,9 @@ from pipelines.line.step import Run, Step
 from pipelines.params import Params
 from pipelines.settings import Settings
 
-POLICIES = "never,monthly,quarterly,half-yearly,drift,performance,headroom,headroom@0.03,headroom@0.1,oracle"
+POLICIES = (
+    "never,monthly,quarterly,half-yearly,drift,performance,headroom,headroom-alone,headroom@0.03,headroom@0.1,oracle"
+)
 """What a replay compares unless others are named."""
 
 

@@ -107,6 +107,10 @@ def measured(sample: Sample, params: HeadroomParams) -> Headroom:
     by_past = _by_past(params)
     judged = sample if by_past else answered
     before = judged.past if by_past else judged.champion
+    if judged.label.size < params.min_rows:
+        own = f"{judged.label.size:,} labelled rows that the champion answered"
+        why = f"{own} are fewer than the {params.min_rows:,} that are needed"
+        return Headroom(code="few_rows", why=why, rows=judged.label.size, answered=answered.label.size)
     found = Headroom(
         code="measured",
         rows=judged.label.size,

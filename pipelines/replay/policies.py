@@ -19,14 +19,15 @@ from pipelines.replay.ticks import Tick
 class Policy:
     """When to retrain: at the end of ``every`` so many calendar months, or when the drift step asks for it.
 
-    ``watches`` says what the drift step may look at: inputs, outputs and labels, or labels alone. With ``headroom`` it
-    may ask a probe, too, what a retraining would gain, and compares that with ``price`` (None: the replay's own).
+    ``watches`` says what the drift step may ask by: inputs, outputs and labels, labels alone, or what a probe says that
+    a retraining would gain. With ``headroom`` there is such a probe, and ``price`` is what its gain is compared with
+    (None: the replay's own).
     """
 
     name: str
     about: str
     every: int | None = None
-    watches: Literal["all", "labels"] | None = None
+    watches: Literal["all", "labels", "gain"] | None = None
     headroom: bool = False
     price: float | None = None
 
@@ -57,6 +58,9 @@ POLICIES = {
             "the case's own drift policy, which also asks a probe what a retraining would gain",
             watches="all",
             headroom=True,
+        ),
+        Policy(
+            "headroom-alone", "the same without any other trigger: the probe alone asks", watches="gain", headroom=True
         ),
         Policy(ORACLE, "with hindsight: of all candidates those that make loss and price smallest"),
     )
@@ -120,9 +124,9 @@ def due(policy: Policy, tick: Tick) -> bool:
 def watching(policy: Policy, params: Params, fields: Fields) -> Params:
     """The case's parameters as the policy's drift runs use them.
 
-    Who watches labels alone ignores every input and output. A probe is asked under the policies ``headroom`` alone.
+    Who watches labels alone ignores every input and output; no policy without ``headroom`` listens to that trigger.
     """
-    heard = tuple(trigger for trigger in params.drift.triggers if trigger != HEADROOM)
+    heard = tuple(trigger for trigger in params.drift.triggers if trigger != HEADROOM and policy.watches != "gain")
     drift: dict[str, Any] = {"triggers": (*heard, HEADROOM) if policy.headroom else heard}
     if policy.watches == "labels":
         drift["ignore"] = tuple(sorted({*fields.names, *numbers(fields), *OUTPUTS, *params.drift.ignore}))

@@ -142,6 +142,8 @@ def advice(summary: dict[str, Any]) -> str:
 
 def _setting(summary: dict[str, Any], name: str) -> list[str]:
     """What a case's parameters have to say for a policy."""
+    if name == "headroom-alone":
+        return ["To have it, set drift.triggers to [headroom]"]
     if name.startswith("headroom"):
         price = float(name.partition("@")[2] or summary["price_per_retrain"])
         return [f"To have it, set headroom.price to {price:g}, with headroom among drift.triggers"]

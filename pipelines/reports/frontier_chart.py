@@ -14,6 +14,7 @@ STYLE = {
     "drift": ("#1a63d6", "o"),
     "performance": ("#7b4fc9", "D"),
     "headroom": ("#d1345b", "P"),
+    "headroom-alone": ("#8c1d3f", "X"),
     "oracle": ("#188038", "*"),
 }
 """Colour and mark of each policy; headroom at another price looks like headroom, and paler."""

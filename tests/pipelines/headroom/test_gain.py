@@ -126,6 +126,8 @@ def test_rows_that_the_champion_did_not_answer_count_for_the_probes_alone():
     found = measured(rows, PARAMS)
     assert (found.rows, found.answered, found.gain, found.metrics) == (900, 50, None, ())
     assert found.decides.low > PARAMS.price
+    few = measured(rows, PLAIN)
+    assert (few.code, few.rows, few.decides) == ("few_rows", 50, None)
     rows.champion[:200] = 0.3
     found = measured(rows, PLAIN)
     assert (found.rows, found.answered, found.decides) == (250, 250, found.gain)

@@ -27,7 +27,7 @@ BANK, LOANS, TRIAGE = (load_params(case) for case in ("bank", "loans", "triage")
     [
         (
             ["--policies", "weekly"],
-            "choose from never, monthly, quarterly, half-yearly, drift, performance, headroom, oracle, or headroom@",
+            "choose from never, monthly, quarterly, half-yearly, drift, performance, headroom, headroom-alone, oracle",
         ),
         (["--policies", "headroom@cheap"], "the policy 'headroom@cheap' has no price: give nats of mean log-loss"),
         (["--policies", "headroom@-1"], "the policy 'headroom@-1' has no price"),
@@ -109,10 +109,11 @@ def test_a_price_in_a_policys_name_is_what_its_drift_runs_compare_with():
 
     A price that is written in another way is the same policy.
     """
-    own, dear = parse("headroom,headroom@0.1,headroom@1e-1")
+    own, dear, alone = parse("headroom,headroom@0.1,headroom@1e-1,headroom-alone")
     fields = load_fields("bank")
     assert (own.name, dear.name) == ("headroom", "headroom@0.1")
     assert watching(own, BANK, fields) == BANK
+    assert watching(alone, BANK, fields).drift.triggers == ("headroom",)
     assert watching(dear, BANK, fields) == BANK.model_copy(
         update={"headroom": BANK.headroom.model_copy(update={"price": 0.1})}
     )
