@@ -126,8 +126,8 @@ def measured(sample: Sample, params: HeadroomParams) -> Headroom:
         gain = _mean(answered, answered.champion)
         told |= {"estimate": gain, "gain": around(gain, params.confidence), "metrics": _beside(answered)}
     if sample.past is not None:
-        own = _mean(sample, sample.past)
-        told |= {"own_estimate": own, "own_past": around(own, params.confidence)}
+        newer = _mean(sample, sample.past)
+        told |= {"own_estimate": newer, "own_past": around(newer, params.confidence)}
     if before is not None:
         told |= {
             "log_e": log_e_value(judged.label, before, judged.probe, params.price),
