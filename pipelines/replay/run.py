@@ -56,9 +56,14 @@ def replay(params: Params, settings: Settings, options: Options, told: Told) -> 
     least = own.min_rows if own else 100
     by_seed = {}
     for seed in options.seeds or (None,):
-        world = build(played(params, settings, seed), settings, seen)
+        world = build(_priced(played(params, settings, seed), price), settings, seen)
         by_seed[world.params.train.seed] = _one(world, policies, price, least, told)
     return _summary(world, policies, price, least, by_seed)
+
+
+def _priced(params: Params, price: float) -> Params:
+    """The parameters with the price that is asked for: what is counted is what the policy decides by."""
+    return params.model_copy(update={"headroom": params.headroom.model_copy(update={"price": price})})
 
 
 def total(params: Params, options: Options) -> int:

@@ -72,10 +72,13 @@ class World:
         They lie under a name that holds all that its history depends on but where it ends.
         """
         scales = own_profile(self.params.case)  # without one every policy's first training freezes the same
+        elsewhere = {"replay", "schedule", "resources", "alerts"}
+        if policy.watches != "gain":
+            elsewhere.add("headroom")  # a history without a probe is the same at any price
         declared = {
             "version": VERSION,
             "policy": [policy.name, policy.every, policy.watches],
-            "params": self.params.model_dump(mode="json", exclude={"replay", "schedule", "resources", "alerts"}),
+            "params": self.params.model_dump(mode="json", exclude=elsewhere),
             "fields": self.fields.hash,
             "code": code_sha256(self.params.case),
             "profile": None if scales is None else file_sha256(scales),
