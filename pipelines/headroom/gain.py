@@ -108,8 +108,8 @@ def measured(sample: Sample, params: HeadroomParams) -> Headroom:
     judged = sample if by_past else answered
     before = judged.past if by_past else judged.champion
     if judged.label.size < params.min_rows:
-        own = f"{judged.label.size:,} labelled rows that the champion answered"
-        why = f"{own} are fewer than the {params.min_rows:,} that are needed"
+        few = f"{judged.label.size:,} labelled rows that the champion answered"
+        why = f"{few} are fewer than the {params.min_rows:,} that are needed"
         return Headroom(code="few_rows", why=why, rows=judged.label.size, answered=answered.label.size)
     found = Headroom(
         code="measured",

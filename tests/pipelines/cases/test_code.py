@@ -14,6 +14,7 @@ from pipelines import storage
 from pipelines.cases.code import code_sha256, modules
 from pipelines.params_file import load_params
 from pipelines.replay.policies import POLICIES
+from pipelines.replay.run import _priced
 from pipelines.replay.ticks import cut
 from pipelines.replay.world import build
 from pipelines.settings import Settings
@@ -137,6 +138,15 @@ def test_edited_code_is_run_at_the_same_as_of(case, settings):
     changed = {name for name, sha256 in again["code"]["sources"].items() if record["code"]["sources"][name] != sha256}
     assert changed == {"pipelines.cases.shop"}
     assert storage.read_manifest(storage.find(run_dir / "train", first["train"])).key == first["train"]
+
+
+def test_only_the_policy_that_asks_for_a_price_hangs_on_it(case, settings):
+    """At another price headroom plays a history of its own; the others have theirs, which is not played again."""
+    params = load_params("shop")
+    seen = cut(datetime(2024, 2, 1).date(), datetime(2024, 3, 1).date(), params.drift)
+    worlds = [build(_priced(params, price), settings, seen) for price in (0.01, 0.05)]
+    homes = {name: {world.home(POLICIES[name]).home for world in worlds} for name in ("drift", "headroom")}
+    assert {name: len(found) for name, found in homes.items()} == {"drift": 1, "headroom": 2}
 
 
 def test_a_replay_begins_anew_with_other_code(case, settings):
