@@ -267,9 +267,8 @@ def _worse(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
 
 def _pays(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> tuple[Rule, str] | None:
     """A retraining gains more than it costs: over the last windows with confidence, or in the sum of many."""
-    found = evidence.headroom
-    mean = found.deciding(*pooled_gains(state.gains))
-    if mean is None or found.deciding(found.estimate, found.own_estimate) is None:
+    found, mean = evidence.headroom, _gain(state, evidence)
+    if mean is None:
         return None
     gain = around(mean, found.confidence)
     told = (
@@ -281,6 +280,14 @@ def _pays(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> t
         reached = f"e-CUSUM e^{state.grown:.1f} reached {config.cusum_threshold:g}"
         return "gain_kept_up", f"{told}, and it was above that window after window ({reached})"
     return None
+
+
+def _gain(state: PolicyState, evidence: DriftEvidence) -> Mean | None:
+    """The gain that decides, over the last windows; None where this window has no figure."""
+    found = evidence.headroom
+    if found.deciding(found.estimate, found.own_estimate) is None:
+        return None
+    return found.deciding(*pooled_gains(state.gains))
 
 
 def _more_rows(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> tuple[Rule, str] | None:
@@ -393,12 +400,10 @@ def _gone(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> s
     if state.trigger == "volume":
         return None
     if state.trigger == "headroom":
-        mean = evidence.headroom.deciding(*pooled_gains(state.gains))
-        found = evidence.headroom
-        seen = found.deciding(found.estimate, found.own_estimate) is not None
-        if mean is None or not seen or mean.value > found.price:
+        mean, price = _gain(state, evidence), evidence.headroom.price
+        if mean is None or mean.value > price:
             return None
-        return f"a retraining would gain {mean.value:.3f} nats now, less than it costs ({found.price:g})"
+        return f"a retraining would gain {mean.value:.3f} nats now, less than it costs ({price:g})"
     if state.clean >= config.clean_windows:
         return f"{state.clean} clean windows: the drift went away by itself"
     return None

@@ -19,7 +19,6 @@ from pipelines.errors import DataError
 from pipelines.fields import Categorical, Field, Fields, Numeric
 
 Floats = NDArray[np.float64]
-Family = Literal["logistic", "boosting"]
 Scores = Callable[[pl.DataFrame], Floats]
 """Probabilities of rows with the case's fields: ``[n]`` of the positive class, or ``[n, K]`` in the classes' order."""
 Fit = Callable[[pl.DataFrame, Fields], Scores]
@@ -225,9 +224,8 @@ def _commonest(values: pl.Series, field: Categorical) -> Categorical:
     """The category with its ``MAX_VALUES`` commonest values, in declared order."""
     if len(field.values) <= MAX_VALUES:
         return field
-    counts = np.bincount(
-        _codes(values, field)[~np.isnan(_codes(values, field))].astype(np.int64), minlength=len(field.values)
-    )
+    codes = _codes(values, field)
+    counts = np.bincount(codes[~np.isnan(codes)].astype(np.int64), minlength=len(field.values))
     kept = sorted(np.argsort(-counts, kind="stable")[:MAX_VALUES].tolist())
     return Categorical(field.name, tuple(field.values[position] for position in kept))
 

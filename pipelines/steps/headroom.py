@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from pipelines.cases import load_fields, part
 from pipelines.contracts import Release, Window
 from pipelines.data import dataset
 from pipelines.data import log as prediction_log
+from pipelines.data.lake import content_sha256
 from pipelines.drift import reference
 from pipelines.drift.labels import arrived
 from pipelines.drift_report import HEADROOM_FILE, Headroom
@@ -67,7 +67,7 @@ def work(run: Run, read: Read) -> Work:
         return trial(rows, fields, fit, params.gate.slices, params.headroom).model_copy(update=known)
 
     frames = {"judged": rows.judged, "learned": rows.learned, "past": rows.past}
-    made_of = {name: None if frame is None else _hash(frame) for name, frame in frames.items()}
+    made_of = {name: None if frame is None else content_sha256(frame) for name, frame in frames.items()}
     declared = {"window": window, "version": champion.champion, "family": family, "fields": fields.hash, **made_of}
     return Work(lambda folder, _key: _kept(folder, measure()), declared, runs_case=family == "own")
 
@@ -80,10 +80,6 @@ def _told(found: Headroom) -> Work:
 def _kept(folder: Path, found: Headroom) -> HeadroomFacts:
     (folder / HEADROOM_FILE).write_text(storage.canonical_json(found))
     return HeadroomFacts(code=found.code, why=found.why, rows=found.rows, gain=found.decides, price=found.price)
-
-
-def _hash(rows: pl.DataFrame) -> str:
-    return hashlib.sha256(rows.write_json().encode()).hexdigest()
 
 
 def _rows(run: Run, fields: Fields, champion: Release, window: Window, until: datetime, first: datetime) -> Rows:
