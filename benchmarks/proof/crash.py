@@ -36,8 +36,8 @@ from pipelines.cases import load_fields
 from pipelines.errors import PerennialError
 from pipelines.files import file_sha256, write_atomic
 from pipelines.line import runner
-from pipelines.line.order import STEP_BY_NAME
-from pipelines.line.step import Run
+from pipelines.line.order import STEP_BY_NAME, TELLING, TRAINING, WATCHING
+from pipelines.line.step import Run, Step
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
 
@@ -48,10 +48,9 @@ TRIES, AT_ONCE = 2, 2
 """Kills of a step before it runs whole, and lines at a time."""
 TRAINED = datetime(2020, 5, 1, tzinfo=UTC)
 WATCHED = datetime(2020, 5, 4, tzinfo=UTC)
-TRAINING = ("ingest", "validate", "dataset", "train", "export", "evaluate", "gate", "register", "rollout")
 STEPS = (
-    *((step, TRAINED) for step in TRAINING),
-    *((step, WATCHED) for step in ("profile", "drift", "alert", "report")),
+    *((step.name, TRAINED) for step in TRAINING if isinstance(step, Step)),
+    *((step.name, WATCHED) for step in (*WATCHING, *TELLING)),
 )
 PRELOADED = (
     *(

@@ -34,7 +34,7 @@ import psutil
 from jsonschema import Draft202012Validator
 
 from benchmarks.proof import doors_requests as sent
-from benchmarks.proof.crash import TRAINED, TRAINING, forked
+from benchmarks.proof.crash import TRAINED, forked
 from benchmarks.record import goal, record
 from embedded import http, mlflow, services, triton
 from embedded.ports import HOST, Ports
@@ -42,8 +42,8 @@ from pipelines.cases import load_fields
 from pipelines.cases.loans.source import generate
 from pipelines.errors import PerennialError
 from pipelines.line import runner
-from pipelines.line.order import STEP_BY_NAME
-from pipelines.line.step import Run
+from pipelines.line.order import TRAINING
+from pipelines.line.step import Run, Step
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
 from serving.gateway.openapi import LABELS, PREDICT
@@ -161,7 +161,8 @@ def gateway(home: Path) -> Iterator[Target]:
 def train(settings: Settings) -> None:
     """The first champion of the case."""
     for step in TRAINING:
-        runner.run(STEP_BY_NAME[step], Run(load_params(CASE), settings, TRAINED, trigger="initial"))
+        if isinstance(step, Step):
+            runner.run(step, Run(load_params(CASE), settings, TRAINED, trigger="initial"))
 
 
 def workers(process: subprocess.Popen[bytes], port: int) -> tuple[int, ...]:

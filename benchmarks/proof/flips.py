@@ -52,7 +52,7 @@ from pipelines.deploy import rollout as room
 from pipelines.errors import PerennialError
 from pipelines.files import file_sha256
 from pipelines.line import runner
-from pipelines.line.order import STEP_BY_NAME
+from pipelines.line.order import STEP_BY_NAME, TELLING, WATCHING
 from pipelines.line.step import Run
 from pipelines.params import Params
 from pipelines.params_file import load_params
@@ -151,6 +151,7 @@ def small() -> Params:
     values["train"] |= {"epochs": 4, "batch_size": 32, "learning_rate": 0.01}
     values["gate"] |= {"draws": 200, "min_slice_rows": 1000}
     values["drift"] |= {"min_rows": 20, "min_new_labels": (0, 0, 0.0), "new_data": {"rows": 250}, "evidently": "never"}
+    values["headroom"] |= {"min_rows": 30}
     values["source"] |= {
         "rows_per_day": 80,
         "drift": DRIFT,
@@ -294,8 +295,8 @@ def make(home: Path) -> None:
     for number in range(SERVED):
         _serve(settings, number)
         moment = as_of(1) + timedelta(days=number + 1)
-        for step in ("profile", "drift", "alert", "report"):
-            runner.run(STEP_BY_NAME[step], Run(PARAMS, settings, moment))
+        for step in (*WATCHING, *TELLING):
+            runner.run(step, Run(PARAMS, settings, moment))
     _train(settings, 2)
     with closing(sqlite3.connect(settings.root / "ledger.db")) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -377,10 +378,10 @@ def _of(step: str, file: str, *own: str, later: tuple[str, ...] = ()) -> Kind:
     return Kind(f"{step}/{file}", {folders[1]: (*_at(1, *own), *_at(2, *later)), folders[2]: _at(2, *own)})
 
 
-LOG = _at(2, "ingest", "profile", "drift")
+LOG = _at(2, "ingest", "profile", "headroom", "drift")
 WATCH = ("drift", "alert", "report")
 TABLES = {
-    "releases": (Step("rollout", 1), *_at(2, "dataset", "evaluate", "rollout", *WATCH)),
+    "releases": (Step("rollout", 1), *_at(2, "dataset", "evaluate", "rollout", "headroom", *WATCH)),
     "verdicts": _at(2, "gate", "rollout", "drift", "report"),
     "drift_states": _at(2, "drift", "alert"),
     "drift_chain": _at(2, "drift"),
@@ -415,9 +416,9 @@ KINDS = (
     _of("ingest", MANIFEST, "validate"),
     _of("validate", "rows.parquet", "dataset"),
     _of("validate", MANIFEST, "dataset"),
-    _of("dataset", "train.parquet", "train", "export", later=("dataset", "drift")),
-    _of("dataset", "holdout.parquet", "export", "evaluate"),
-    _of("dataset", MANIFEST, "train", "export", "evaluate", "rollout", later=("dataset", "drift")),
+    _of("dataset", "train.parquet", "train", "export", later=("dataset", "headroom", "drift")),
+    _of("dataset", "holdout.parquet", "export", "evaluate", later=("headroom",)),
+    _of("dataset", MANIFEST, "train", "export", "evaluate", "rollout", later=("dataset", "headroom", "drift")),
     _of("train", "weights.pt", "export"),
     _of("train", MANIFEST, "export"),
     _of("export", "model.onnx", "evaluate", later=SERVES),
@@ -425,13 +426,15 @@ KINDS = (
     _of("export", "fields.json", "evaluate", later=SERVES),
     _of("export", "spec.json", "evaluate", later=SERVES),
     _of("export", "reference.parquet", "evaluate", later=(*SERVES, "report")),
-    _of("export", MANIFEST, "evaluate", "rollout", later=(*SERVES, "report")),
+    _of("export", MANIFEST, "evaluate", "rollout", later=(*SERVES, "headroom", "report")),
     _of("evaluate", "scores.parquet", "gate"),
     _of("evaluate", MANIFEST, "gate"),
     _of("gate", "verdict.json", "gate", "rollout"),
     _of("gate", MANIFEST, "gate", "rollout"),
     _of("register", MANIFEST, "rollout"),
-    Kind(f"profile/{MANIFEST}", {f"{RUNS}/profile/{MANIFEST}": _at(2, "drift", "report")}),
+    Kind(f"profile/{MANIFEST}", {f"{RUNS}/profile/{MANIFEST}": _at(2, "headroom", "drift", "report")}),
+    Kind("headroom/headroom.json", {f"{LAST}/headroom/headroom.json": _at(2, "drift")}),
+    Kind(f"headroom/{MANIFEST}", {f"{LAST}/headroom/{MANIFEST}": _at(2, "drift")}),
     Kind(
         "drift/report.json",
         {f"{LAST}/drift/report.json": _at(2, "alert", "report"), f"{RUNS}/drift/report.json": _at(2, "report")},
