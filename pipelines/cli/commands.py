@@ -152,6 +152,21 @@ def _replay_table(answer: dict[str, Any]) -> Any:
     return command.table(answer)
 
 
+def _windows(
+    params: Params,
+    settings: Settings,
+    *,
+    lengths: tuple[int, ...] = (),
+    since: datetime | None = None,
+    until: datetime | None = None,
+    months: int | None = None,
+) -> dict[str, Any]:
+    """Say how far back a training should look: a probe per window length, judged on the rows that followed."""
+    from pipelines.replay.windows import LENGTHS, windows
+
+    return windows(params, settings, lengths or LENGTHS, since and since.date(), until and until.date(), months)
+
+
 @dataclass(frozen=True)
 class Command:
     """A command by its function.
@@ -177,5 +192,6 @@ COMMANDS = {
     "silence": Command(_silence),
     "metrics": Command(_metrics, every_case=True),
     "replay": Command(_replay, table=_replay_table),
+    "windows": Command(_windows),
 }
 """Commands about a case that are no steps."""

@@ -38,6 +38,21 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers: write 0,1,2") from error
 
 
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """Days with commas, each once; raises argparse's own error if one is no whole number above 0.
+
+    >>> parse_lengths("90,30,90")
+    (90, 30)
+    """
+    try:
+        days = parse_seeds(text)
+    except argparse.ArgumentTypeError:
+        days = (0,)
+    if min(days) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of days: write 30,90,365")
+    return days
+
+
 _MOMENT = "a date or ISO 8601 time, UTC if no zone is given"
 OPTIONS: dict[str, dict[str, Any]] = {
     "as_of": {"type": parse_as_of, "metavar": "TIME", "help": f"the run's clock: {_MOMENT}"},
@@ -66,6 +81,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": parse_seeds,
         "metavar": "LIST",
         "help": "training seeds with commas, to show means over them; default: the case's",
+    },
+    "lengths": {
+        "type": parse_lengths,
+        "metavar": "LIST",
+        "help": "days with commas, to compare with dataset.window_days; default: 30,60,90,180,365,730",
     },
     "from_version": {
         "type": int,

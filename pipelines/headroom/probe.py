@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipelines.cases import part
 from pipelines.errors import DataError
 from pipelines.fields import Categorical, Field, Fields, Numeric
 
@@ -49,9 +50,11 @@ def family_of(fields: Fields, asked: Literal["auto", "logistic", "boosting", "ow
 def fit(rows: pl.DataFrame, fields: Fields, family: str) -> Scores:
     """A probe of a ``family``, from ``rows`` with the declared fields and the label (0 and 1, or a class's position).
 
-    Missing values and undeclared categories are values like others, here and when rows are scored. Raises DataError if
-    the rows have fewer than two classes, or if trees are asked for a text.
+    ``own`` is the case's. For the others missing values and undeclared categories are values like others, here and when
+    rows are scored. Raises DataError if the rows have fewer than two classes, or if trees are asked for a text.
     """
+    if family == "own":
+        return part(fields.case, "probe").fit(rows, fields)  # type: ignore[no-any-return] # checked when it answers
     label = rows[fields.label].cast(pl.Int64).to_numpy()
     if len(np.unique(label)) < 2:
         raise DataError(f"{fields.case}: the probe's {len(label)} rows have one class: send labels of the others too")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,31 +52,23 @@ def lacking(rows: Rows, fields: Fields, least: int) -> tuple[HeadroomCode, str] 
     return None
 
 
-def trial(
-    rows: Rows,
-    fields: Fields,
-    fit: Callable[[pl.DataFrame], probe.Scores],
-    groups: Sequence[str],
-    params: HeadroomParams,
-) -> Headroom:
-    """What the probe would have saved on ``rows.judged``, by the values of ``groups`` too.
+def trial(rows: Rows, fields: Fields, family: str, groups: Sequence[str], params: HeadroomParams) -> Headroom:
+    """What a probe of the ``family`` would have saved on ``rows.judged``, by the values of ``groups`` too.
 
     A probe that fails in any way is an answer, ``probe_failed``, with the error's words.
     """
     try:
-        return gain.measured(_answered(rows, fields, fit, groups), params)
+        return gain.measured(_answered(rows, fields, family, groups), params)
     except Exception as error:  # noqa: BLE001 - a case's own probe may raise anything, and nothing waits for a probe
         return Headroom(code="probe_failed", why=f"the probe failed: {said(error)}", rows=rows.judged.height)
 
 
-def _answered(
-    rows: Rows, fields: Fields, fit: Callable[[pl.DataFrame], probe.Scores], groups: Sequence[str]
-) -> gain.Sample:
+def _answered(rows: Rows, fields: Fields, family: str, groups: Sequence[str]) -> gain.Sample:
     judged = rows.judged
     asked = judged.select(fields.names)
 
     def answers(learned: pl.DataFrame) -> NDArray[np.float64]:
-        return probe.checked(fit(learned)(asked), asked.height, fields)
+        return probe.checked(probe.fit(learned, fields, family)(asked), asked.height, fields)
 
     past = None
     if rows.past is not None and rows.past[fields.label].n_unique() > 1:

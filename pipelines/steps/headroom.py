@@ -5,10 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
-import polars as pl
-
 from pipelines import ledger, storage
-from pipelines.cases import load_fields, part
+from pipelines.cases import load_fields
 from pipelines.contracts import Window
 from pipelines.data import log as prediction_log
 from pipelines.data.lake import content_sha256
@@ -53,13 +51,8 @@ def work(run: Run, read: Read) -> Work:
         code, why = missing
         return _told(Headroom(code=code, why=why, rows=rows.judged.height, **known))
 
-    def fit(learned: pl.DataFrame) -> probe.Scores:
-        if family == "own":
-            return part(run.case, "probe").fit(learned, fields)  # type: ignore[no-any-return] # checked when it answers
-        return probe.fit(learned, fields, family)
-
     def measure() -> Headroom:
-        return trial(rows, fields, fit, params.gate.slices, params.headroom).model_copy(update=known)
+        return trial(rows, fields, family, params.gate.slices, params.headroom).model_copy(update=known)
 
     frames = {"judged": rows.judged, "learned": rows.learned, "past": rows.past}
     made_of = {name: None if frame is None else content_sha256(frame) for name, frame in frames.items()}

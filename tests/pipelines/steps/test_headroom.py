@@ -260,7 +260,7 @@ def test_a_case_may_bring_its_own_probe(tmp_path, stream, monkeypatch, answer, c
             assert (rows.height > 100, fields.case) == (True, "loans")
             return answer
 
-    monkeypatch.setattr("pipelines.steps.headroom.part", lambda case, name: {("loans", "probe"): Own}[case, name])
+    monkeypatch.setattr("pipelines.headroom.probe.part", lambda case, name: {("loans", "probe"): Own}[case, name])
     params = SMALL.model_copy(update={"headroom": SMALL.headroom.model_copy(update={"family": "own"})})
     found = look(state(tmp_path, stream), params)
     assert (found.code, found.family) == (code, "own")
