@@ -27,8 +27,6 @@ def modules_of(step: Step) -> tuple[str, ...]:
 
 
 def runs_case(step: Step) -> bool:
-    """Whether a step's own file loads a part of the case's code (``cases.part``, ``cases.build_model``)."""
-    path = imports.file_of(f"pipelines.steps.{step.name}")
-    assert path is not None
-    names = imports.imported(path, f"pipelines.steps.{step.name}")
+    """Whether a step or a room of it loads a part of the case's code (``cases.part``, ``cases.build_model``)."""
+    names = {found for name, path in rooms(step).items() for found in imports.imported(path, name)}
     return bool(names & {"pipelines.cases.part", "pipelines.cases.build_model"})
