@@ -67,5 +67,5 @@ def test_what_is_loaded_by_name_is_reached():
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
 def test_steps_that_run_a_cases_code_hold_it_in_their_keys(step):
-    """A step that loads a part of a case's code, itself or in a room, declares it: its key holds the code. No other does."""
+    """A step that loads a part of a case's code, itself or in a room, has it in its key; no other does."""
     assert step.runs_case is runs_case(step)
