@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipelines.contracts import FeatureDrift, Verdict
 from pipelines.drift_report import JUDGED, DriftReport, State, WindowFigures
+from pipelines.moments import day
 from pipelines.reports.daily import bars, figures, headroom, heat, labels, metric, questions, words
 from pipelines.reports.daily.template import TEMPLATE
 from pipelines.reports.daily.view import Links, View
@@ -22,7 +23,7 @@ def page(view: View, links: Links) -> str:
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "day": figures.day,
+        "day": day,
         "count": figures.count,
         "quantity": figures.quantity,
         "psi": figures.psi,

@@ -1,14 +1,14 @@
 """pipelines/reports/daily/: what the page makes of any names, of many features, and of each verdict."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from pipelines.contracts import Release, Verdict
 from pipelines.drift_report import CategoryChange, DriftReport
 from pipelines.reports import daily
-from pipelines.reports.daily import bars, heat, retrained
+from pipelines.reports.daily import bars, heat, questions, retrained
 from pipelines.reports.daily.view import Judged, Past
 from tests.pipelines.alerts.found import NOW, PARAMS, alert, report
 
@@ -222,6 +222,28 @@ def test_gains_are_drawn_over_time():
     )
     assert "judged with 7 Jun 2020, v2: a retraining would gain 0.080 (0.050 to 0.110) nats on 390 rows" in chart
     assert "6 Jun 2020: retrained because a probe of newer rows did better" in chart
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason", "said"),
+    [
+        (
+            "cooling",
+            "nothing is done until 2020-06-15T00:00:00+00:00",  # as earlier releases wrote it
+            "Nothing is done until 15 Jun 2020: it is the cooldown after the last retraining.",
+        ),
+        (
+            "retrained",
+            "retrained and promoted; cooldown of 7 days",
+            "Nothing is done until 15 Jun 2020: retrained and promoted; cooldown of 7 days.",
+        ),
+    ],
+)
+def test_a_cooldown_is_told_once(rule, reason, said):
+    """During a cooldown the page says once until when nothing is done, with the day as people write it."""
+    policy = {"rule": rule, "cooldown_until": NOW + timedelta(days=5)}
+    answers = dict(questions.answers(seen(raw={"state": "COOLDOWN", "reason": reason, "policy": policy})))
+    assert answers["What now?"] == said
 
 
 def test_the_metric_is_drawn_with_what_happened_to_it():
