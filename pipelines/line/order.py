@@ -85,7 +85,7 @@ GATE = Step(
 )
 REGISTER = Step(
     name="register",
-    version=3,
+    version=4,
     about="record the judged candidate in MLflow, whatever the verdict: one run, one model version.",
     facts=facts.RegisterFacts,
     reads=(GATE, EXPORT),
