@@ -24,6 +24,7 @@ AlertRule = Literal[
     "retrain_missing",
     "quality_blocked",
     "performance_dropped",
+    "headroom_blocked",
     "labels_late",
     "volume_out_of_band",
     "champion_old",

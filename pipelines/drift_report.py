@@ -79,6 +79,12 @@ Rule = Literal[
     "cooling",
 ]
 """What of the policy decided: the machine's word beside ``reason``."""
+HeldBy = Literal["trigger_off", "cooldown", "labels", "budget", "verdict", "data_quality"]
+"""What keeps a retraining from being asked for that would gain more than it costs.
+
+The case does not listen to headroom, a retraining was a short time ago, too few labels are new, enough retrainings were
+asked for, the one that was asked for has no verdict yet, or the window's rows are wrong.
+"""
 Movement = Literal["moved", "steady", "unknown"]
 Held = Literal["dropped", "held", "unknown"]
 Shift = Literal["none", "unknown", "covariate", "label", "concept", "covariate and concept", "data quality"]
@@ -243,6 +249,14 @@ class Headroom(Part):
     pooled_of: int = 0
     grown: float = 0.0
 
+    def told(self, found: Interval) -> str:
+        """A gain in nats beside its price, as all sentences about it say it.
+
+        >>> Headroom(price=0.02).told(Interval(value=0.08, low=0.05, high=0.11))
+        '0.080 nats (0.050 to 0.110), it costs 0.02'
+        """
+        return f"{found.value:.3f} nats ({found.low:.3f} to {found.high:.3f}), it costs {self.price:g}"
+
     @property
     def decides(self) -> Interval | None:
         """The gain that is held against the price: over the last windows where that is known, else of this one."""
@@ -277,7 +291,9 @@ class Policy(Part):
     """What a report tells of the policy's state (drift/policy.py) beside its name, action, reason and episode.
 
     ``rule`` is the machine's word for the reason, ``kind`` the diagnosis'. ``would`` names what had reason to open an
-    episode in this window, listened to or not. ``judged_again`` and ``revision`` are drift/past.py's.
+    episode in this window, listened to or not. ``held_back`` counts the windows in a row in which a retraining would
+    have gained more than it costs and none was asked for, because of ``held_by`` (None: there is none to ask for).
+    ``judged_again`` and ``revision`` are drift/past.py's.
     """
 
     rule: Rule | None = None
@@ -291,6 +307,8 @@ class Policy(Part):
     marks: tuple[Mark, ...] = ()
     drops: tuple[bool, ...] = ()
     would: tuple[EpisodeTrigger, ...] = ()
+    held_back: int = 0
+    held_by: HeldBy | None = None
     retrained_at: Instant | None = None
     cooldown_days: float | None = None
     cooldown_until: Instant | None = None

@@ -1,8 +1,11 @@
-"""Points in time from their texts: the one home of parsing them. Everything that comes out is aware and in UTC."""
+"""Points in time and their texts: the one home of reading them, and of writing a day for people.
+
+Everything that is read comes out aware and in UTC.
+"""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 from pipelines.errors import ConfigError
 
@@ -41,6 +44,15 @@ def parse_as_of(text: str) -> datetime:
     if moment.microsecond:
         raise ConfigError(f"{text!r} has a fraction of a second: a run is named by whole seconds")
     return moment
+
+
+def day(found: date) -> str:
+    """A day for people, in sentences and on pages.
+
+    >>> day(date(2020, 6, 4)), day(datetime(2020, 6, 4, 2, tzinfo=UTC))
+    ('4 Jun 2020', '4 Jun 2020')
+    """
+    return f"{found.day} {found:%b %Y}"
 
 
 def _in_utc(moment: datetime) -> datetime:

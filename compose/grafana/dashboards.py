@@ -274,6 +274,30 @@ MODEL = Dashboard(
                 },
             ),
             Panel(
+                "What a retraining would gain",
+                "short",
+                {
+                    "{{case}} {{bound}}": f"perennial_headroom_gain{CASE}",
+                    "{{case}} price": 'perennial_threshold{case=~"$case", name="headroom_price"}',
+                },
+                "Nats of log-loss per row, by a probe of newer rows; the price is what it costs.",
+            ),
+            Panel(
+                "Gain in the sum of many windows",
+                "short",
+                {
+                    "{{case}}": f"perennial_headroom_log_e{CASE}",
+                    "{{case}} limit": 'perennial_threshold{case=~"$case", name="headroom_log_e"}',
+                },
+                "Log of the e-CUSUM against a gain that is no more than its price.",
+            ),
+            Panel(
+                "Retrainings held back",
+                "short",
+                {"{{case}} {{held_by}}": _or_none(f"perennial_headroom_held_back_windows{CASE} > 0", "case")},
+                "Windows in a row in which a retraining would have paid and none was asked for.",
+            ),
+            Panel(
                 "Labels that arrived",
                 "percentunit",
                 {

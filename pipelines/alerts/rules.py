@@ -14,7 +14,8 @@ from datetime import timedelta
 from pydantic import Field
 
 from pipelines.contracts import Alert, AlertRule, Instant, Severity, Value
-from pipelines.drift_report import UNJUDGED, DriftReport, Retrained, State
+from pipelines.drift_report import UNJUDGED, DriftReport, HeldBy, Policy, Retrained, State
+from pipelines.moments import day
 from pipelines.params import Params
 
 
@@ -48,6 +49,8 @@ class Finding:
 
 
 Check = Callable[[Facts, Params], Iterable[Finding]]
+HELD_BACK_WINDOWS = 2
+"""In so many windows in a row a retraining must have paid, and none been asked for, before people are told."""
 
 
 def _drift_confirmed(facts: Facts, params: Params) -> Iterable[Finding]:
@@ -97,6 +100,34 @@ def _performance_dropped(facts: Facts, params: Params) -> Iterable[Finding]:
         yield Finding("champion", f"version {report.model_version} is worse than it was: {'; '.join(why)}")
 
 
+def _headroom_blocked(facts: Facts, params: Params) -> Iterable[Finding]:
+    report, policy = facts.report, facts.report.policy
+    gain = report.headroom.decides
+    if gain is not None and policy.held_by is not None and policy.held_back >= HELD_BACK_WINDOWS:
+        yield Finding(
+            "champion",
+            f"a retraining would gain {report.headroom.told(gain)}, and did so in {policy.held_back} windows in a row, "
+            f"but none is asked for: {_in_the_way(policy.held_by, policy, params)}",
+        )
+
+
+def _in_the_way(held_by: HeldBy, policy: Policy, params: Params) -> str:
+    """What a code of the policy means, as the end of a sentence."""
+    drift = params.drift
+    until = "" if policy.cooldown_until is None else f" until {day(policy.cooldown_until)}"
+    asked = "" if policy.retrained_at is None else f" of {day(policy.retrained_at)}"
+    budget = f"drift.max_retrains allows {drift.max_retrains} in {drift.max_retrains_days:g} days"
+    said: dict[HeldBy, str] = {
+        "trigger_off": "drift.triggers does not name headroom",
+        "cooldown": f"it is the cooldown after the last retraining{until}",
+        "labels": "too few labels are new",
+        "budget": f"the budget is spent ({budget})",
+        "verdict": f"the training{asked} that was asked for has no verdict yet",
+        "data_quality": "the rows of this window are wrong",
+    }
+    return said[held_by]
+
+
 def _labels_late(facts: Facts, params: Params) -> Iterable[Finding]:
     report, wanted = facts.report, params.alerts.min_coverage
     due = facts.report.window.end - timedelta(days=params.alerts.late_after * params.label_delay_days)
@@ -107,7 +138,7 @@ def _labels_late(facts: Facts, params: Params) -> Iterable[Finding]:
         days = (report.window.end - newest).days
         yield Finding(
             "coverage",
-            f"{known[newest]:.0%} of the rows up to {newest:%Y-%m-%d} have a label after {days} days "
+            f"{known[newest]:.0%} of the rows up to {day(newest)} have a label after {days} days "
             f"(at least {wanted:.0%} were declared)",
         )
 
@@ -145,7 +176,7 @@ def _windows_unjudged(facts: Facts, params: Params) -> Iterable[Finding]:
     if facts.judged_until is not None and (gap := (report.window.start - facts.judged_until) / length) >= limit:
         yield Finding(
             "runs",
-            f"no drift run between {facts.judged_until:%Y-%m-%d} and {report.window.start:%Y-%m-%d}: "
+            f"no drift run between {day(facts.judged_until)} and {day(report.window.start)}: "
             f"{gap:.0f} windows were never looked at",
         )
     marks = [mark.end for mark in report.policy.marks]
@@ -154,7 +185,7 @@ def _windows_unjudged(facts: Facts, params: Params) -> Iterable[Finding]:
     if (empty := (report.window.end - since) / length) > limit:
         yield Finding(
             "rows",
-            f"no window since {since:%Y-%m-%d} could be compared ({empty:.0f} windows): too few rows, "
+            f"no window since {day(since)} could be compared ({empty:.0f} windows): too few rows, "
             "or a reference of other features",
         )
 
@@ -193,6 +224,7 @@ RULES: tuple[Rule, ...] = (
     Rule("retrain_missing", "critical", _retrain_missing),
     Rule("quality_blocked", "critical", _quality_blocked),
     Rule("performance_dropped", "critical", _performance_dropped),
+    Rule("headroom_blocked", "warning", _headroom_blocked),
     Rule("labels_late", "warning", _labels_late),
     Rule("volume_out_of_band", "warning", _volume_out_of_band),
     Rule("champion_old", "warning", _champion_old),

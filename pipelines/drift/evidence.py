@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from pipelines.contracts import EpisodeTrigger, FeatureDrift, Instant, Interval, Mean, Value
-from pipelines.drift_report import Action, Headroom, Mark, Outcome, Retrained, Rule, State
+from pipelines.drift_report import Action, Headroom, HeldBy, Mark, Outcome, Retrained, Rule, State
 
 
 class LabelEvidence(Value):
@@ -60,7 +60,8 @@ class PolicyState(Value):
     many labelled rows were new to the champion when it was asked for. ``rule`` is ``reason`` in a machine's word (None:
     not recorded). ``gains`` are those of the last windows with a figure, ``grown`` is the e-CUSUM against "a retraining
     gains no more than its price". ``would`` names what had reason to open an episode in this window, listened to or
-    not, for people to compare.
+    not, for people to compare. ``held_back`` counts the windows in a row in which a gain was above its price and no
+    retraining was asked for, because of ``held_by``.
     """
 
     name: State = State.STABLE
@@ -71,6 +72,8 @@ class PolicyState(Value):
     gains: tuple[Gain, ...] = ()
     grown: float = 0.0
     would: tuple[EpisodeTrigger, ...] = ()
+    held_back: int = 0
+    held_by: HeldBy | None = None
     clean: int = 0
     log_e: float = 0.0
     alarmed: bool = False

@@ -21,6 +21,7 @@ from pipelines.drift.past import Judgement, Past
 from pipelines.drift.profile.spec import Spec
 from pipelines.drift.run import Run
 from pipelines.drift_report import Action, Earlier, Outcome, Quality, Remark, Rule, State
+from pipelines.moments import day
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ def too_early(window: Window, served_since: datetime | None, first_champion: dat
     if served_since is None:
         why = "nothing has been served yet"
     elif window.end <= served_since:
-        why = f"the first row was served on {served_since:%Y-%m-%d}, after this window"
+        why = f"the first row was served on {day(served_since)}, after this window"
     elif window.end <= first_champion:
-        why = f"the first champion is of {first_champion:%Y-%m-%d}, after this window"
+        why = f"the first champion is of {day(first_champion)}, after this window"
     else:
         return None
     return Decision(State.NOT_SERVED, rule="unjudged", reason=f"{why}: there is nothing to judge")
@@ -172,7 +173,7 @@ def _known(run: Run, past: Past) -> Decision | None:
         return decided(run, past.stands)
     state, newest = past.policy, past.judgements[-1] if past.judgements else None
     if newest is not None and newest.as_of > run.as_of:
-        reason = f"a later window, of {newest.as_of.isoformat()}, was judged before"
+        reason = f"a later window, of {day(newest.as_of)}, was judged before"
     elif state is not None and state.end >= run.window.end:
         reason = "this window was judged before"
     else:

@@ -40,9 +40,10 @@ from typing import Any, NamedTuple
 from pipelines.contracts import EpisodeTrigger, Mean
 from pipelines.drift.evidence import DriftEvidence, Gain, PolicyState
 from pipelines.drift.labels import sequential
-from pipelines.drift_report import Action, Mark, Rule, State
+from pipelines.drift_report import Action, HeldBy, Mark, Rule, State
 from pipelines.feature_names import OUTPUTS
 from pipelines.measures import around, pooled
+from pipelines.moments import day
 from pipelines.params import DriftParams
 
 POOLED = 2
@@ -125,7 +126,7 @@ def step(
             after = after.model_copy(update={"reason": f"{outcome}; {after.reason}"})
     if path[-1] != after.name:
         path.append(after.name)
-    after = after.model_copy(update={"path": tuple(path)})
+    after = after.model_copy(update={"path": tuple(path)} | _held_back(after, evidence, config))
     return after, after.action
 
 
@@ -139,6 +140,7 @@ def _adopt(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
         "drops": (),
         "gains": (),
         "grown": 0.0,
+        "held_back": 0,
         "clean": 0,
         "log_e": 0.0,
         "alarmed": False,
@@ -271,9 +273,7 @@ def _pays(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> t
     if mean is None:
         return None
     gain = around(mean, found.confidence)
-    told = (
-        f"a retraining would gain {gain.value:.3f} nats ({gain.low:.3f} to {gain.high:.3f}), it costs {found.price:g}"
-    )
+    told = f"a retraining would gain {found.told(gain)}"
     if gain.low > found.price:
         return "gain_above_price", told
     if gain.value > found.price and state.grown >= math.log(config.cusum_threshold):
@@ -288,6 +288,29 @@ def _gain(state: PolicyState, evidence: DriftEvidence) -> Mean | None:
     if found.deciding(found.estimate, found.own_estimate) is None:
         return None
     return found.deciding(*pooled_gains(state.gains))
+
+
+def _held_back(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> dict[str, Any]:
+    """In how many windows in a row a gain was above its price and nothing was asked for, and what was in the way.
+
+    A window without a figure, or with wrong rows, says nothing of the gain: the count stays.
+    """
+    count = state.held_back
+    if state.action == "retrain":
+        count = 0
+    elif state.name != State.BLOCKED_DATA_QUALITY and _gain(state, evidence) is not None:
+        count = count + 1 if "headroom" in state.would else 0
+    return {"held_back": count, "held_by": _held_by(state, config) if count else None}
+
+
+def _held_by(state: PolicyState, config: DriftParams) -> HeldBy:
+    if state.name == State.BLOCKED_DATA_QUALITY:
+        return "data_quality"
+    if state.name == State.RETRAINING:
+        return "verdict"
+    if state.name == State.CONFIRMED:
+        return "labels" if state.rule == "waits_for_labels" else "budget"
+    return "cooldown" if "headroom" in config.triggers else "trigger_off"
 
 
 def _more_rows(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> tuple[Rule, str] | None:
@@ -432,6 +455,7 @@ def _retraining(
         "alarmed": False,
         "gains": (),
         "grown": 0.0,
+        "held_back": 0,
         "episode": None,
         "verdict": verdict,
         "cooldown_days": days,
@@ -455,7 +479,7 @@ def _cooling(state: PolicyState, evidence: DriftEvidence, config: DriftParams, n
         return state.model_copy(
             update={
                 "rule": state.rule or "cooling",
-                "reason": state.reason or f"nothing is done until {state.cooldown_until.isoformat()}",
+                "reason": state.reason or f"nothing is done until {day(state.cooldown_until)}",
             }
         )
     return state.model_copy(update={"name": State.STABLE, "rule": None, "reason": "", "cooldown_until": None})

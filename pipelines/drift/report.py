@@ -162,6 +162,8 @@ def _policy(decision: Decision, kind: Shift) -> Policy:
         marks=after.marks,
         drops=after.drops,
         would=after.would,
+        held_back=after.held_back,
+        held_by=after.held_by,
         retrained_at=after.retrained_at,
         cooldown_days=after.cooldown_days,
         cooldown_until=after.cooldown_until,

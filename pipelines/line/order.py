@@ -85,7 +85,7 @@ GATE = Step(
 )
 REGISTER = Step(
     name="register",
-    version=3,
+    version=4,
     about="record the judged candidate in MLflow, whatever the verdict: one run, one model version.",
     facts=facts.RegisterFacts,
     reads=(GATE, EXPORT),
@@ -130,7 +130,7 @@ HEADROOM = Step(
 )
 DRIFT = Step(
     name="drift",
-    version=14,
+    version=15,
     about="compare the window with what the champion was trained on, step the policy once, and say what to do.",
     facts=facts.DriftFacts,
     reads=(PROFILE,),
@@ -140,14 +140,14 @@ DRIFT = Step(
 )
 ALERT = Step(
     name="alert",
-    version=4,
+    version=5,
     about="tell people what a drift run found, once; nothing hangs on it, least of all a retraining.",
     facts=facts.AlertFacts,
     reads=(DRIFT,),
 )
 REPORT = Step(
     name="report",
-    version=7,
+    version=8,
     about="one page for people about the drift window, its past and what was done; nothing hangs on it.",
     facts=facts.ReportFacts,
     reads=(DRIFT,),

@@ -75,6 +75,10 @@ def _metrics(report: DriftReport) -> Iterator[tuple[str, float]]:
     decisive = [one.debiased_psi for one in report.features if not one.ignored]
     if decisive:
         yield "largest_debiased_psi", max(decisive)
+    found = report.headroom
+    if (gain := found.decides) is not None:
+        yield from (("headroom_gain", gain.value), ("headroom_low", gain.low), ("headroom_high", gain.high))
+        yield "headroom_price", found.price
 
 
 def _run(settings: Settings, home: str, as_of: datetime) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from typing import get_args
 
 from pipelines import ledger
 from pipelines.contracts import EpisodeTrigger, Release, Severity
-from pipelines.drift_report import JUDGED, DriftReport, State, read_report
+from pipelines.drift_report import JUDGED, DriftReport, HeldBy, State, read_report
 from pipelines.errors import DatabaseDamaged, PerennialError, Unavailable
 from pipelines.params import Params
 from pipelines.reports import exporter
@@ -44,6 +45,10 @@ SERIES = {
     "log_loss": "of the newest window with labels, in nats",
     "log_loss_estimated": "of rows whose labels are missing, in nats",
     "log_loss_rise": "over the holdout's, of the labels that arrived last, in nats",
+    "headroom_measured": "1 if a probe measured in the newest window what a retraining would gain",
+    "headroom_gain": "of a retraining, over the last windows, in nats",
+    "headroom_log_e": "log of the e-CUSUM of the gain against its price",
+    "headroom_held_back_windows": "windows in a row in which a retraining would have paid, by what held it back",
     "performance_alarm": "1 while the e-CUSUM of the error rate is above its threshold",
     "champion_version": "the version that serves",
     "champion_trained_timestamp_seconds": "as_of of the champion's training",
@@ -121,6 +126,7 @@ def samples(settings: Settings, params: Params) -> Iterator[Sample]:
     yield from _alerts(settings, params)
     if report is not None:
         yield from _window(report)
+        yield from _headroom(report)
         yield from _performance(params, report)
     trained = [
         release.as_of
@@ -154,6 +160,8 @@ def _declared(params: Params) -> Iterator[Sample]:
         "volume_low": drift.volume_band[0],
         "volume_high": drift.volume_band[1],
         "log_loss_rise": drift.min_metric_drop,
+        "headroom_price": params.headroom.price,
+        "headroom_log_e": math.log(drift.cusum_threshold),
         "coverage": alerts.min_coverage,
         "unjudged_windows": alerts.max_unjudged_windows,
     }
@@ -226,6 +234,17 @@ def _window(report: DriftReport) -> Iterator[Sample]:
     yield "performance_alarm", {}, policy.alarmed
     if (drop := report.labels.drop) is not None:
         yield from _bounds("log_loss_rise", drop.value, drop.low, drop.high)
+
+
+def _headroom(report: DriftReport) -> Iterator[Sample]:
+    found, policy = report.headroom, report.policy
+    yield "headroom_measured", {}, found.decides is not None
+    yield "headroom_log_e", {}, found.grown
+    for held_by in get_args(HeldBy):
+        windows = policy.held_back if held_by == policy.held_by else 0
+        yield "headroom_held_back_windows", {"held_by": held_by}, windows
+    if (gain := found.decides) is not None:
+        yield from _bounds("headroom_gain", gain.value, gain.low, gain.high)
 
 
 def _performance(params: Params, report: DriftReport) -> Iterator[Sample]:

@@ -18,6 +18,7 @@ from pipelines.registry import register
 from pipelines.registry.client import DECISION
 from pipelines.registry.live import TEXT
 from pipelines.registry.opening import flat_params
+from pipelines.reports import promises
 from pipelines.reports import training as figures
 
 FILES = (("gate", "verdict.json"), *((step, name) for step, names in REGISTER.files.items() for name in names))
@@ -28,6 +29,8 @@ FAILPOINTS = ("run", "version")
 
 def work(run: Run, read: Read) -> Work:
     """Draw the training's curves and the holdout's confusion or calibration, and record the candidate.
+
+    What a probe had promised of the training stands beside what the gate found.
 
     Facts: ``version`` (MLflow's number, Triton's folder, the ledger's champion) and ``mlflow_run``. A crash between run
     and version is completed by running again; should two tries have run at once, what the losing one left in MLflow is
@@ -52,6 +55,8 @@ def _candidate(run: Run, read: Read, plots: Sequence[Path]) -> register.Candidat
     verdict = Verdict.model_validate(cited["verdict"])
     judged, trained = EvaluateFacts.of(read["evaluate"]), TrainFacts.of(read["train"])
     lift = verdict.evidence.lift
+    champion = ledger.champion_before(run.settings.ledger, run.case, run.as_of)
+    promise = promises.promised(run.dir, run.trigger, None if champion is None else champion.champion)
     measured = {name: getattr(judged, name) for name in ("challenger", "champion", "base_rate", "n", "positives")}
     kept = [run.dir / step / name for step, name in FILES]
     return register.Candidate(
@@ -61,15 +66,31 @@ def _candidate(run: Run, read: Read, plots: Sequence[Path]) -> register.Candidat
         train=read["train"].key,
         bundle=run.dir / "export",
         params=flat_params(run.params),
-        metrics=register.numbers({**measured, "lift": lift.model_dump() if lift else None, "cost": trained.cost}),
+        metrics=register.numbers({**measured, "lift": lift.model_dump() if lift else None, "cost": trained.cost})
+        | _headroom(promise),
         curves={"epoch.loss": trained.curve},
         steps=run.dir / "train" / "metrics.jsonl",
-        tags=_tags(run, read, verdict),
+        tags=_tags(run, read, verdict, promise),
         dataset=read["dataset"].facts,
         dataset_key=read["dataset"].key,
         artefacts=(*(path for path in kept if path.exists()), *plots),
-        about=f"{verdict.decision}, by the rule {verdict.rule}: {verdict.reason}"[:TEXT],
+        about=_about(verdict, promise)[:TEXT],
     )
+
+
+def _headroom(promise: promises.Promise | None) -> dict[str, float]:
+    """The promise as metrics, in nats of log-loss per row."""
+    if promise is None:
+        return {}
+    gain = promise.gain
+    named = {"gain": gain.value, "low": gain.low, "high": gain.high, "price": promise.price}
+    return {f"headroom_{name}": value for name, value in named.items()}
+
+
+def _about(verdict: Verdict, promise: promises.Promise | None) -> str:
+    """The verdict in a sentence, and another one on what was promised where something was."""
+    said = f"{verdict.decision}, by the rule {verdict.rule}: {verdict.reason}"
+    return said if promise is None else f"{said}. {promises.told(promise, verdict.evidence)}"
 
 
 def _plots(run_dir: Path, folder: Path, name: str, judged: EvaluateFacts) -> list[Path]:
@@ -94,7 +115,7 @@ def _plots(run_dir: Path, folder: Path, name: str, judged: EvaluateFacts) -> lis
     return drawn
 
 
-def _tags(run: Run, read: Read, verdict: Verdict) -> dict[str, str]:
+def _tags(run: Run, read: Read, verdict: Verdict, promise: promises.Promise | None) -> dict[str, str]:
     origin = read["export"].provenance
     episode = None
     if run.trigger in get_args(EpisodeTrigger):
@@ -111,6 +132,8 @@ def _tags(run: Run, read: Read, verdict: Verdict) -> dict[str, str]:
         "fields": read["export"].facts.get("fields_hash"),
         "rule": verdict.rule,
         "reason": verdict.reason[:TEXT],
+        "headroom_as_of": promise and promise.as_of.isoformat(),
+        "headroom_against": promise and promise.against,
         "verdict": GateFacts.of(read["gate"]).verdict_sha256,
     }
     return {DECISION: verdict.decision, **{f"perennial.{name}": str(value) for name, value in tags.items() if value}}

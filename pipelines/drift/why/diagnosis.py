@@ -29,6 +29,7 @@ from pipelines.drift.why.embeddings import KL_THRESHOLD
 from pipelines.drift.why.findings import Findings, Seen, look
 from pipelines.drift_report import Diagnosis, Embeddings, HitSlice, LabelMovements, MixtureShares, MovedFeature, Shift
 from pipelines.feature_names import OUTPUTS, is_projection
+from pipelines.moments import day
 from pipelines.params import DriftParams
 
 
@@ -108,7 +109,7 @@ def kind(findings: Findings, *, problems: bool = False) -> Shift:
 
 def sentence(found: Shift, findings: Findings, names: Sequence[str], seen: Seen) -> str:
     """Why the shift is of this kind, for people; ``names`` are the features that moved."""
-    when = "" if findings.since is None else f" since {findings.since.isoformat()}"
+    when = "" if findings.since is None else f" since {day(findings.since)}"
     what = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     drop = seen.labels.drop
     if drop is None:

@@ -78,13 +78,22 @@ def span(losses: Sequence[Interval]) -> tuple[float, float]:
 
 
 def values(axes: Axes) -> tuple[Tick, ...]:
-    """About four round values, with the digits that they need."""
-    raw = (axes.high - axes.low) / 4
+    """About four round values beside the picture."""
+    return tuple(Tick(axes.y(value), label) for value, label in rounded(axes.low, axes.high))
+
+
+def rounded(low: float, high: float) -> list[tuple[float, str]]:
+    """About four round values between two others, with the digits that they need.
+
+    >>> rounded(-0.02, 0.11)
+    [(0.0, '0.00'), (0.05, '0.05'), (0.1, '0.10')]
+    """
+    raw = (high - low) / 4
     power = 10 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
     digits = max(0, -math.floor(math.log10(step)))
-    numbers = range(math.ceil(axes.low / step), math.floor(axes.high / step) + 1)
-    return tuple(Tick(axes.y(number * step), f"{number * step:.{digits}f}") for number in numbers)
+    numbers = range(math.ceil(low / step), math.floor(high / step) + 1)
+    return [(number * step, f"{number * step:.{digits}f}") for number in numbers]
 
 
 def dates(ends: Sequence[datetime], axes: Axes, kind: str) -> tuple[Tick, ...]:

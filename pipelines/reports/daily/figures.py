@@ -5,15 +5,7 @@ from __future__ import annotations
 from datetime import date, datetime, timedelta
 
 from pipelines.contracts import Interval
-
-
-def day(found: date) -> str:
-    """A date for people.
-
-    >>> day(date(2020, 6, 4))
-    '4 Jun 2020'
-    """
-    return f"{found.day} {found:%b %Y}"
+from pipelines.moments import day
 
 
 def window(end: datetime, kind: str) -> str:

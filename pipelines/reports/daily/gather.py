@@ -12,6 +12,7 @@ from pipelines.drift_report import Counted, DriftReport, read_report
 from pipelines.params import Params
 from pipelines.reports.daily import heat
 from pipelines.reports.daily.view import Judged, Links, Past, Served, View
+from pipelines.reports.promises import drift_runs, promised
 from pipelines.settings import Settings
 
 DRAWN = "drift.html"
@@ -32,7 +33,7 @@ def gather(
         history=past,
         releases=tuple(releases),
         champion=_champion(releases, report),
-        verdicts=tuple(_verdicts(settings, params.case, as_of)),
+        verdicts=tuple(_verdicts(settings, params.case, as_of, releases)),
         alerts=tuple(_open_alerts(settings, params.case, as_of)),
         served=tuple(Served(version=version, rows=rows) for version, rows in sorted(counted.served.items())),
         changes=counted.changes,
@@ -43,7 +44,7 @@ def gather(
 def history(run_dir: Path) -> tuple[Past, ...]:
     """The newest reports of this run and of earlier ones, one per window, oldest first."""
     found: dict[datetime, Past] = {}
-    for folder in _drift_runs(run_dir):
+    for folder in drift_runs(run_dir):
         made = storage.read_manifest(folder)
         report = read_report(folder)
         found.setdefault(report.window.end, Past(as_of=made.as_of, report=report))
@@ -52,18 +53,14 @@ def history(run_dir: Path) -> tuple[Past, ...]:
     return tuple(found[end] for end in sorted(found))
 
 
-def _drift_runs(run_dir: Path) -> Iterator[Path]:
-    """What the drift step left in this run and in earlier ones of its case, newest first."""
-    for folder in sorted(run_dir.parent.iterdir(), reverse=True):
-        if folder.name <= run_dir.name and (folder / "drift" / storage.MANIFEST).exists():
-            yield folder / "drift"
-
-
-def _verdicts(settings: Settings, case: str, as_of: datetime) -> Iterator[Judged]:
+def _verdicts(settings: Settings, case: str, as_of: datetime, releases: Sequence[Release]) -> Iterator[Judged]:
     for row in ledger.verdicts(settings.ledger, case):
         when = datetime.fromisoformat(row["as_of"])
         if when <= as_of:
-            yield Judged(as_of=when, trigger=row["trigger"], hash=row["hash"], verdict=row["verdict"])
+            # Strictly before, as the gate's opponent is.
+            opponent = next((one.champion for one in reversed(releases) if one.as_of < when), None)
+            promise = promised(settings.run_dir(case, when), row["trigger"], opponent)
+            yield Judged(as_of=when, trigger=row["trigger"], hash=row["hash"], verdict=row["verdict"], promise=promise)
 
 
 def _open_alerts(settings: Settings, case: str, as_of: datetime) -> Iterator[Alert]:

@@ -8,8 +8,9 @@ from statistics import median
 
 from pipelines.contracts import Interval, Window
 from pipelines.drift_report import DriftReport, Headroom
+from pipelines.moments import day
 from pipelines.reports.daily.axes import FRAME, HEIGHT, WIDTH, Axes, Frame, Tick, dates, values
-from pipelines.reports.daily.figures import count, day, interval, window
+from pipelines.reports.daily.figures import count, interval, window
 from pipelines.reports.daily.view import Past, View
 from pipelines.reports.daily.words import ASKED_BY
 
@@ -33,7 +34,7 @@ def gain(found: Headroom) -> str:
     known = found.decides
     if known is None:
         return f"What a retraining would gain is not known: {found.why}."
-    figure = f"{known.value:.3f} nats ({known.low:.3f} to {known.high:.3f}), it costs {found.price:g}"
+    figure = found.told(known)
     if known.low > found.price:
         return f"A retraining now would gain {figure}: it pays."
     if known.value > found.price:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from pipelines.contracts import Decision, Interval
 from pipelines.drift_report import WindowFigures
+from pipelines.moments import day
 from pipelines.reports.daily.axes import FRAME, HEIGHT, WIDTH, Axes, Frame, Tick, dates, span, values
-from pipelines.reports.daily.figures import count, day, window
+from pipelines.reports.daily.figures import count, window
 from pipelines.reports.daily.view import View
 from pipelines.reports.daily.words import rolling
 

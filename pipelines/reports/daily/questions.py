@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pipelines.drift_report import UNJUDGED, DriftReport, State
+from pipelines.moments import day
 from pipelines.params import DriftParams
-from pipelines.reports.daily.figures import count, day, interval
+from pipelines.reports.daily.figures import count, interval
 from pipelines.reports.daily.headroom import gain
 from pipelines.reports.daily.labels import worse
 from pipelines.reports.daily.retrained import helped
@@ -78,9 +79,10 @@ def _by_state(report: DriftReport, policy: DriftParams) -> str:
     if report.state == State.CONFIRMED:
         return f"Nothing is retrained yet: {report.reason}."
     if report.state == State.COOLDOWN:
-        if report.policy.cooldown_until is not None:
-            return f"Nothing is done until {day(report.policy.cooldown_until)}: {report.reason}."
-        return f"Nothing is done: {report.reason}."
+        until, why = report.policy.cooldown_until, report.reason
+        if report.policy.rule == "cooling":
+            why = "it is the cooldown after the last retraining"
+        return f"Nothing is done{'' if until is None else f' until {day(until)}'}: {why}."
     if report.state == State.RETRAINING:
         return f"Wait for the training: {report.reason}."
     if report.state == State.WATCH:

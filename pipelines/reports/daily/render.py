@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from pipelines.contracts import FeatureDrift, Verdict
 from pipelines.drift_report import JUDGED, DriftReport, State, WindowFigures
-from pipelines.reports.daily import bars, figures, headroom, heat, labels, metric, questions, words
+from pipelines.moments import day
+from pipelines.reports.daily import bars, figures, headroom, heat, kept, labels, metric, questions, words
 from pipelines.reports.daily.template import TEMPLATE
 from pipelines.reports.daily.view import Links, View
 
@@ -20,9 +21,10 @@ def page(view: View, links: Links) -> str:
     """The page of one view as HTML."""
     from jinja2 import Environment
 
+    promises = kept.kept(view)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "day": figures.day,
+        "day": day,
         "count": figures.count,
         "quantity": figures.quantity,
         "psi": figures.psi,
@@ -46,6 +48,10 @@ def page(view: View, links: Links) -> str:
         compared=headroom.compared(view.report),
         gains=headroom.draw(view),
         gain_confidence=f"{view.report.headroom.confidence:.0%}",
+        promise=kept.newest(view),
+        honesty=kept.honesty(promises),
+        kept=promises[: kept.ROWS],
+        honest=kept.draw(promises),
         figures=_figures(view),
         decisions=_decisions(view),
         alerts=sorted(view.alerts, key=lambda alert: (SEVERITIES.index(alert.severity), alert.first_seen)),

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from pipelines.contracts import Evidence, Release
-from pipelines.reports.daily.figures import count, day, interval, window
+from pipelines.moments import day
+from pipelines.reports.daily.figures import count, interval, window
 from pipelines.reports.daily.view import Judged, View
 from pipelines.reports.daily.words import ASKED_BY, answered_by, rolling
 

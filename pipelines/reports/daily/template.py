@@ -34,6 +34,7 @@ STYLE = """
  .bars em { font-style: normal; } .dim { color: #8a929d; } .late { direction: rtl; } .late > * { direction: ltr; }
  .path { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; margin: 6px 0 8px; } .path .s { border: 1px solid #cdd4de; border-radius: 999px; padding: 2px 11px; font-size: 13px; background: #fff; color: var(--soft); }
  .path .was { border-color: #7d93b2; color: var(--ink); } .path .is { background: var(--ink); border-color: var(--ink); color: #fff; font-weight: 600; } .path .bad { background: var(--bad); border-color: var(--bad); }
+ .square { width: 320px; flex: none; display: block; } .square text { font-size: 12px; fill: #5b6470; } .pair { display: flex; flex-wrap: wrap; gap: 8px 20px; align-items: flex-start; } .pair table { flex: 1 1 560px; width: auto; }
  .chart { min-width: 640px; width: 100%; height: auto; display: block; } .chart text { font-size: 12px; fill: #5b6470; }
  .critical, .reject { color: var(--bad); font-weight: 600; } .warning, .warn { color: var(--watch); font-weight: 600; } .severe { color: var(--bad); font-weight: 600; } .promote { color: var(--good); font-weight: 600; } .inconclusive { color: var(--soft); font-weight: 600; }
  @media (max-width: 700px) { .wide { min-width: 860px; } main { padding: 12px 10px 40px; } h1 { font-size: 21px; } .answers { grid-template-columns: 1fr; } .card { padding: 10px; }
@@ -67,6 +68,17 @@ GAINS = """
 {% for one in gains.done %}<g><title>{{ one.told }}</title><line x1="{{ one.x }}" x2="{{ one.x }}" y1="{{ f.top }}" y2="{{ f.bottom }}" stroke="#1a7f46" stroke-width="1.5"/><text x="{{ one.x }}" y="{{ f.top - 6 }}" text-anchor="middle">retrained</text></g>{% endfor %}
 {% for line in gains.lines %}<polyline points="{{ line }}" fill="none" stroke="#1a5fb4" stroke-width="1.8"/>{% endfor %}
 {% for p in gains.points %}<g><title>{{ p.told }}</title><line x1="{{ p.x }}" x2="{{ p.x }}" y1="{{ p.low }}" y2="{{ p.high }}" stroke="#1a5fb4" stroke-width="1.6" opacity="0.45"/><circle cx="{{ p.x }}" cy="{{ p.y }}" r="4" fill="#1a5fb4"/></g>{% endfor %}
+</svg>
+"""
+
+KEPT = """
+<svg class="square" viewBox="0 0 {{ honest.width }} {{ honest.height }}" role="img" aria-label="promised against delivered gains">
+{% set f = honest %}
+{% for t in f.ticks_y %}<line x1="{{ f.left }}" x2="{{ f.right }}" y1="{{ t.at }}" y2="{{ t.at }}" stroke="#e6eaf0"/><text x="{{ f.left - 6 }}" y="{{ t.at + 4 }}" text-anchor="end">{{ t.label }}</text>{% endfor %}
+{% for t in f.ticks_x %}<line x1="{{ t.at }}" x2="{{ t.at }}" y1="{{ f.top }}" y2="{{ f.bottom }}" stroke="#e6eaf0"/><text x="{{ t.at }}" y="{{ f.bottom + 16 }}" text-anchor="middle">{{ t.label }}</text>{% endfor %}
+<text x="{{ (f.left + f.right) / 2 }}" y="{{ f.height - 6 }}" text-anchor="middle">promised, nats</text><text x="{{ f.left + 6 }}" y="{{ f.top + 13 }}">delivered, nats</text>
+<line x1="{{ f.left }}" y1="{{ f.bottom }}" x2="{{ f.right }}" y2="{{ f.top }}" stroke="#5b6470" stroke-dasharray="6 4"><title>delivered what was promised</title></line>
+{% for p in f.points %}{% set c = {"promote": "#1a7f46", "reject": "#b3261e"}.get(p.decision, "#5b6470") %}<g><title>{{ p.told }}</title><line x1="{{ p.left }}" x2="{{ p.right }}" y1="{{ p.y }}" y2="{{ p.y }}" stroke="{{ c }}" stroke-width="1.4" opacity="0.45"/><line x1="{{ p.x }}" x2="{{ p.x }}" y1="{{ p.low }}" y2="{{ p.high }}" stroke="{{ c }}" stroke-width="1.4" opacity="0.45"/><circle cx="{{ p.x }}" cy="{{ p.y }}" r="4" fill="{{ c }}"/></g>{% endfor %}
 </svg>
 """
 
@@ -146,6 +158,21 @@ TEMPLATE = (
 <div class="card late">"""
     + GAINS
     + """</div>
+{% endif %}
+{% endif %}
+
+{% if promise %}
+<h2>What was promised, and what came of it</h2>
+<p>{{ promise }} {{ honesty }}</p>
+{% if kept %}
+<p class="soft">Promised: what the probe measured when the training was asked for, or last before it, in nats of log-loss per row. Delivered: the champion's log-loss minus the candidate's on the gate's holdout. They are other rows, and the probe is another model.{% if honest %} Dashed: delivered what was promised; green: promoted, red: rejected, grey: inconclusive.{% endif %}</p>
+<div class="card"><div class="pair">
+{% if honest %}"""
+    + KEPT
+    + """{% endif %}
+<table><tr><th>training of</th><th class="n">promised</th><th>held against</th><th class="n">price</th><th class="n">delivered</th><th>verdict</th></tr>
+{% for one in kept %}<tr><td class="nw">{{ one.judged.as_of | day }}</td><td class="n" title="on {{ one.promise.as_of | day }}">{{ one.promise.gain | interval }}</td><td class="nw">{{ "an older probe" if one.promise.against == "past" else "the champion" }}</td><td class="n">{{ "%g" | format(one.promise.price) }}</td><td class="n">{{ one.delivered | interval }}</td><td class="{{ one.judged.verdict.decision }}">{{ one.judged.verdict.decision }}</td></tr>
+{% endfor %}</table></div></div>
 {% endif %}
 {% endif %}
 

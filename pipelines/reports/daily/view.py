@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pipelines.contracts import Alert, Instant, Release, Trigger, Value, Verdict
 from pipelines.drift_report import CategoryChange, DriftReport, NumberChange
 from pipelines.params import DriftParams
+from pipelines.reports.promises import Promise
 
 PROVENANCE = {"actor", "mlflow_run", "recorded_at", "hash", "previous_hash"}
 """What a release carries beside what it is."""
@@ -22,12 +23,13 @@ class Past(Value):
 
 
 class Judged(Value):
-    """A training and its verdict, as the ledger keeps it under ``hash``."""
+    """A training and its verdict, as the ledger keeps it under ``hash``; ``promise``: what a probe had said of it."""
 
     as_of: Instant
     trigger: Trigger
     hash: str
     verdict: Verdict
+    promise: Promise | None = None
 
 
 class Served(Value):

@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.alerts import rules
 from pipelines.contracts import AlertRule
+from pipelines.drift_report import DriftReport, HeldBy
 from pipelines.params import AlertParams
 from tests.pipelines.alerts.found import DAY, NOW, PARAMS, WINDOW, facts, report
 
@@ -33,13 +34,27 @@ def missing(field: str, message: str) -> dict:
     return {"code": "missing_values", "field": field, "message": message}
 
 
+POLICY = report().policy.model_dump()
+
+
+def held_back(held_by: str, windows: int = 2, **other) -> DriftReport:
+    """A report of a retraining that would pay in so many windows in a row, and what keeps it from being asked for."""
+    found = {"code": "measured", "price": 0.02, "gain": {"value": 0.08, "low": 0.05, "high": 0.11}}
+    policy = {
+        "held_back": windows,
+        "held_by": held_by,
+        "cooldown_until": NOW + 5 * DAY,
+        "retrained_at": NOW - 2 * DAY,
+    }
+    return report(**{"headroom": found, "policy": POLICY | policy} | other)
+
+
 OPEN = {
     "state": "CONFIRMED",
     "action": "alert",
     "episode": "e1",
     "policy": {"trigger": "drift", "marks": [{"end": WINDOW.end.isoformat()}]},
 }
-POLICY = report().policy.model_dump()
 FOUND = [
     (facts(report(**OPEN)), "drift_confirmed:e1", "warning", "episode e1 (drift) is open: nothing moved"),
     (
@@ -90,6 +105,7 @@ FOUND = [
         "critical",
         "it fell",
     ),
+    (facts(held_back("cooldown")), "headroom_blocked:champion", "warning", "last retraining until 15 Jun 2020"),
     (
         facts(
             report(
@@ -159,6 +175,8 @@ def test_each_rule_finds_its_own(given, key, severity, summary):
             judged_until=None,
             episode=None,
         ),
+        facts(held_back("cooldown", windows=1)),
+        facts(held_back("cooldown", headroom={"code": "no_labels"})),
         facts(report(policy=POLICY | {"verdict": "kept"})),  # long after its cooldown
         facts(report(state="COOLDOWN", policy=POLICY | {"verdict": "promoted"})),
         facts(report(quality={"volume": 0.0}, current_rows=0)),
@@ -172,6 +190,24 @@ def test_each_rule_finds_its_own(given, key, severity, summary):
 def test_what_is_no_reason_finds_nothing(given):
     """Quiet days, a first run, old verdicts, labels that are not due, and everything just inside its limit."""
     assert find(given, max_champion_days=90.0) == []
+
+
+@pytest.mark.parametrize("held_by", get_args(HeldBy))
+def test_everything_that_holds_a_retraining_back_has_its_words(held_by):
+    """The alert says what the gain is, what it costs, for how long, and what keeps the loop from retraining."""
+    said = {
+        "trigger_off": "drift.triggers does not name headroom",
+        "cooldown": "it is the cooldown after the last retraining until 15 Jun 2020",
+        "labels": "too few labels are new",
+        "budget": "the budget is spent (drift.max_retrains allows 2 in 30 days)",
+        "verdict": "the training of 8 Jun 2020 that was asked for has no verdict yet",
+        "data_quality": "the rows of this window are wrong",
+    }
+    [alert] = find(facts(held_back(held_by, 3)))
+    assert alert.summary == (
+        "a retraining would gain 0.080 nats (0.050 to 0.110), it costs 0.02, and did so in 3 windows in a row, "
+        f"but none is asked for: {said[held_by]}"
+    )
 
 
 def test_every_rule_is_tested_and_has_a_runbook():

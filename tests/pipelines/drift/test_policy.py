@@ -483,6 +483,44 @@ def test_what_each_trigger_would_have_done_stands_in_the_state():
     assert step(cooling, seen(problems=("a",), **gain(0.08)), CONFIG, NOW, "loans", NOW)[0].would == ()
 
 
+PAYS = gain(0.08)
+COOLING = state("COOLDOWN", cooldown_until=NOW + timedelta(days=9))
+
+
+@pytest.mark.parametrize(
+    ("before", "evidence", "config", "held_by"),
+    [
+        (COOLING, {}, {}, "cooldown"),
+        (state(), {}, {"triggers": ("drift",)}, "trigger_off"),
+        (COOLING, {}, {"triggers": ("drift",)}, "trigger_off"),
+        (state(), {"fresh_labels": 0}, {}, "labels"),
+        (state(retrains=(BEFORE, YESTERDAY)), {}, {}, "budget"),
+        (state("RETRAINING", **ASKED), {"outcome": "pending"}, {}, "verdict"),
+    ],
+    ids=["cooldown", "trigger off", "trigger off in a cooldown", "labels", "budget", "no verdict"],
+)
+def test_what_holds_a_retraining_back_is_a_code_and_counted(before, evidence, config, held_by):
+    """Windows in a row in which a gain pays and nothing is asked for are counted, with what is in the way."""
+    states = run([seen(**PAYS, **evidence)] * 3, CONFIG.model_copy(update=config), before)
+    assert [(one.held_back, one.held_by) for one in states] == [(1, held_by), (2, held_by), (3, held_by)]
+
+
+def test_what_is_held_back_is_counted_in_a_row():
+    """A gain that does not pay ends the count, a retraining and another champion begin it anew, no figure leaves it."""
+    waits = seen(**PAYS, fresh_labels=0)
+
+    def held(*evidences: DriftEvidence, start: PolicyState | None = None) -> list[tuple]:
+        return [(one.held_back, one.held_by) for one in run(evidences, CONFIG, start)]
+
+    assert held(waits, seen(**gain(0.0, 0.001))) == [(1, "labels"), (0, None)]
+    assert held(waits, waits, seen(**PAYS)) == [(1, "labels"), (2, "labels"), (0, None)]
+    assert held(waits, seen(fresh_labels=0), waits) == [(1, "labels"), (1, "labels"), (2, "labels")]
+    assert held(waits, seen(problems=("a",), **PAYS), waits) == [(1, "labels"), (1, "data_quality"), (2, "labels")]
+    assert held(waits, waits, seen(**PAYS, fresh_labels=0, champion=2))[-1] == (1, "labels")
+    asked = state("RETRAINING", **ASKED, held_back=4)
+    assert held(seen(**PAYS, outcome="kept"), seen(**PAYS), start=asked) == [(0, None), (1, "cooldown")]
+
+
 def with_new_data(**declared):
     """The parameters with the volume trigger on."""
     return CONFIG.model_copy(update={"new_data": NewData(**declared)})

@@ -22,6 +22,7 @@ def test_a_window_has_one_run_with_its_page_and_figures(settings, client, tmp_pa
         state="RETRAINING",
         action="retrain",
         episode="e1",
+        headroom={"code": "measured", "price": 0.02, "gain": {"value": 0.08, "low": 0.05, "high": 0.11}},
         features=[
             {"feature": "size", "drifted": True, **moved},
             {"feature": "month", "drifted": False, "ignored": True, **moved, "debiased_psi": 9.0},
@@ -38,7 +39,17 @@ def test_a_window_has_one_run_with_its_page_and_figures(settings, client, tmp_pa
     home = client.get_experiment_by_name("monitored-monitoring").experiment_id
     [run] = client.search_runs([home])
     assert place == f"#/experiments/{home}/runs/{run.info.run_id}"
-    assert (run.info.status, run.data.metrics) == ("FINISHED", {"rows": 400.0, "largest_debiased_psi": 0.4})
+    assert (run.info.status, run.data.metrics) == (
+        "FINISHED",
+        {
+            "rows": 400.0,
+            "largest_debiased_psi": 0.4,
+            "headroom_gain": 0.08,
+            "headroom_low": 0.05,
+            "headroom_high": 0.11,
+            "headroom_price": 0.02,
+        },
+    )
     said = {
         name: run.data.tags[f"perennial.{name}"] for name in ("state", "action", "episode", "model_version", "report")
     }

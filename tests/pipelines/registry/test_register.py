@@ -17,6 +17,7 @@ from pipelines.params_file import load_params
 from pipelines.registry import aliases, live
 from pipelines.settings import Settings
 from pipelines.steps import register as register_step
+from tests.pipelines.alerts.found import report
 from tests.pipelines.candidates import CASE, candidate, month
 from tests.pipelines.conftest import free_port
 from tests.pipelines.verbs import register
@@ -85,6 +86,34 @@ def test_record_is_complete(settings, client, tmp_path):
     assert "onnx" in about.flavors
     assert file_sha256(Path(folder) / "model.onnx") == storage.read_manifest(run_dir / "export").files["model.onnx"]
     assert not [file for file in Path(folder).iterdir() if file.suffix in {".pkl", ".data"}]
+
+
+def test_what_was_promised_is_recorded_beside_what_came(settings, client):
+    """Run and version of a candidate tell the probe's gain, its interval, its price and when; again changes nothing."""
+    common = {"case": CASE, "candidate_key": "k", "bundle": "b", "reason": "r", "actor": "ada"}
+    order = Order(**common, after=0, champion=7, action="promote", trigger="initial", as_of=month(1))
+    ledger.append(settings.ledger, order)
+    run_dir = candidate(settings, month(2), bias=0.12, champion=7)
+    gain = {"value": 0.08, "low": 0.05, "high": 0.11}
+    found = report(case=CASE, model_version=7, headroom={"code": "measured", "price": 0.02, "gain": gain})
+
+    def build(folder: Path) -> dict:
+        (folder / "report.json").write_text(storage.canonical_json(found))
+        return {}
+
+    storage.commit(run_dir / "drift", case=CASE, as_of=month(2), key="d", inputs={}, build=build)
+    manifest = _register(settings, run_dir, month(2), trigger="headroom")
+    (run_dir / "register" / storage.MANIFEST).unlink()
+    assert _register(settings, run_dir, month(2), trigger="headroom").facts == manifest.facts
+    run = client.get_run(manifest.facts["mlflow_run"])
+    told = {name: value for name, value in run.data.metrics.items() if name.startswith("headroom_")}
+    assert told == {"headroom_gain": 0.08, "headroom_low": 0.05, "headroom_high": 0.11, "headroom_price": 0.02}
+    assert run.data.tags["perennial.headroom_as_of"] == month(2).isoformat()
+    assert run.data.tags["perennial.headroom_against"] == "champion"
+    version = client.get_model_version(CASE, str(manifest.facts["version"]))
+    assert "a probe promised 0.080 (0.050 to 0.110) nats over the champion's answers" in version.description
+    [points] = [client.get_metric_history(run.info.run_id, "headroom_gain")]
+    assert len(points) == 1
 
 
 def test_twice_is_once(settings, client):

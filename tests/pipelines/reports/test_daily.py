@@ -1,15 +1,16 @@
 """pipelines/reports/daily/: what the page makes of any names, of many features, and of each verdict."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pipelines.contracts import Release, Verdict
+from pipelines.contracts import Interval, Release, Verdict
 from pipelines.drift_report import CategoryChange, DriftReport
 from pipelines.reports import daily
-from pipelines.reports.daily import bars, heat, retrained
+from pipelines.reports.daily import bars, heat, kept, questions, retrained
 from pipelines.reports.daily.view import Judged, Past
+from pipelines.reports.promises import Promise
 from tests.pipelines.alerts.found import NOW, PARAMS, alert, report
 
 EVIL = "<script>alert('x')</script>\"'&"
@@ -222,6 +223,86 @@ def test_gains_are_drawn_over_time():
     )
     assert "judged with 7 Jun 2020, v2: a retraining would gain 0.080 (0.050 to 0.110) nats on 390 rows" in chart
     assert "6 Jun 2020: retrained because a probe of newer rows did better" in chart
+
+
+def promise(value: float, **given) -> Promise:
+    """What a probe promised a day before, give or take .03 nats, where a retraining costs .02."""
+    gain = Interval(value=value, low=value - 0.03, high=value + 0.03)
+    return Promise(**{"as_of": NOW, "gain": gain, "price": 0.02, "against": "past"} | given)
+
+
+def trained(days_ago: int, decision: str, promised: float | None, lift: float) -> Judged:
+    """A training of some days ago, what was promised of it, and what it delivered."""
+    of = judged(decision, as_of=NOW - timedelta(days=days_ago))
+    evidence = of.verdict.evidence.model_copy(update={"lift": Interval(value=lift, low=lift - 0.03, high=lift + 0.03)})
+    verdict = of.verdict.model_copy(update={"evidence": evidence})
+    return of.model_copy(update={"verdict": verdict, "promise": None if promised is None else promise(promised)})
+
+
+def test_promises_stand_beside_what_came_of_them():
+    """The last training is told in a sentence, all with a promise in a table and over a diagonal, one by one."""
+    verdicts = (
+        trained(40, "promote", 0.08, 0.06),
+        trained(20, "promote", None, 0.5),
+        trained(0, "reject", 0.04, -0.02),
+    )
+    text = page(verdicts=verdicts)
+    assert "The training of 10 Jun 2020: on 10 Jun 2020 a probe promised 0.040 (0.010 to 0.070) nats over one" in text
+    assert (
+        "Of 2 trainings with a promise 1 gained more than they cost; on average 0.060 nats were promised and 0.020"
+        in text
+    )
+    assert text.count("an older probe") == 2
+    assert "+0.500" not in text[text.index("What was promised") : text.index("What the policy decided")]
+    chart = kept.draw(kept.kept(seen(verdicts=verdicts)))
+    [newest, oldest] = chart.points
+    assert (newest.x < oldest.x, newest.y > oldest.y, newest.decision) == (True, True, "reject")
+    for point in chart.points:
+        assert chart.left <= point.left < point.x < point.right <= chart.right
+        assert chart.top <= point.high < point.y < point.low <= chart.bottom
+
+
+def test_a_promise_that_is_kept_lies_on_the_diagonal():
+    """Both sides have one scale: what was delivered as promised is as far to the right as it is high."""
+    chart = kept.draw(kept.kept(seen(verdicts=(trained(9, "promote", 0.1, 0.1), trained(0, "promote", 0.02, 0.02)))))
+    for point in chart.points:
+        assert point.x - chart.left == pytest.approx(chart.bottom - point.y)
+
+
+def test_where_nothing_was_promised_the_page_says_why_or_nothing():
+    """A first champion had nobody to gain on; a state from before the probe has no such section."""
+    first = judged("promote", trigger="initial")
+    evidence = first.verdict.evidence.model_copy(update={"opponent": "base_rate"})
+    verdict = first.verdict.model_copy(update={"evidence": evidence})
+    verdicts = (first.model_copy(update={"verdict": verdict}),)
+    told = page(verdicts=verdicts, raw={"headroom": {"code": "few_rows", "why": "few"}})
+    assert "no gain was promised: there was no champion to gain on." in told
+    assert "What was promised, and what came of it" not in page(verdicts=verdicts)
+    one = page(verdicts=(trained(0, "promote", 0.08, 0.06),))
+    assert "The one training with a promise gained more than it cost" in one
+    assert '<svg class="square"' not in one
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason", "said"),
+    [
+        (
+            "cooling",
+            "nothing is done until 2020-06-15T00:00:00+00:00",  # as earlier releases wrote it
+            "Nothing is done until 15 Jun 2020: it is the cooldown after the last retraining.",
+        ),
+        (
+            "retrained",
+            "retrained and promoted; cooldown of 7 days",
+            "Nothing is done until 15 Jun 2020: retrained and promoted; cooldown of 7 days.",
+        ),
+    ],
+)
+def test_a_cooldown_is_told_once(rule, reason, said):
+    """During a cooldown the page says once until when nothing is done, with the day as people write it."""
+    policy = {"rule": rule, "cooldown_until": NOW + timedelta(days=5)}
+    answers = dict(questions.answers(seen(raw={"state": "COOLDOWN", "reason": reason, "policy": policy})))
+    assert answers["What now?"] == said
 
 
 def test_the_metric_is_drawn_with_what_happened_to_it():

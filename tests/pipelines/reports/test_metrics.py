@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import create_engine
 
 from pipelines import ledger, storage
+from pipelines.alerts.rules import HELD_BACK_WINDOWS
 from pipelines.contracts import AlertRule, FeatureDrift, Order
 from pipelines.reports import metrics
 from pipelines.settings import Settings
@@ -34,7 +35,23 @@ FULL = report(
     episode="e1",
     features=(MOVED,),
     labels={"drop": {"value": 0.2, "low": 0.1, "high": 0.3}},
-    policy={"path": ["WATCH", "CONFIRMED"], "trigger": "performance", "verdict": "none", "alarmed": True},
+    policy={
+        "path": ["WATCH", "CONFIRMED"],
+        "trigger": "performance",
+        "verdict": "none",
+        "alarmed": True,
+        "held_back": 3,
+        "held_by": "labels",
+    },
+    headroom={
+        "code": "measured",
+        "price": 0.02,
+        "against": "past",
+        "own_past": {"value": 0.3, "low": 0.1, "high": 0.5},
+        "own_pooled": {"value": 0.08, "low": 0.05, "high": 0.11},
+        "gain": {"value": -0.1, "low": -0.2, "high": 0.0},
+        "grown": 4.5,
+    },
     performance={
         "rolling": [
             {
@@ -124,6 +141,12 @@ def test_what_is_known_is_told(settings):
     assert [found["log_loss", bound] for bound in metrics.BOUNDS] == [0.5, 0.4, 0.6]
     assert found["log_loss_estimated", "value"] == 0.45
     assert found["log_loss_rise", "low"] == 0.1
+    assert [found["headroom_gain", bound] for bound in metrics.BOUNDS] == [0.08, 0.05, 0.11]
+    assert (found["headroom_measured",], found["headroom_log_e",]) == (1, 4.5)
+    assert found["threshold", "headroom_price"] == PARAMS.headroom.price
+    assert {key[1]: value for key, value in found.items() if key[0] == "headroom_held_back_windows" and value} == {
+        "labels": 3
+    }
     assert (found["champion_version",], found["champion_age_days",]) == (3, 5)
     assert found["window_end_timestamp_seconds",] == WINDOW.end.timestamp()
     assert (
@@ -150,6 +173,21 @@ def test_a_report_that_is_gone_takes_only_its_own_series_along(settings):
     found = read(metrics.render(settings, [PARAMS]))
     assert found["champion_version",] == 3
     assert ("window_rows",) not in found
+
+
+def test_a_gain_that_was_not_measured_is_no_gain_of_zero(settings):
+    """A window without a figure, as one of an earlier release, says so and has no gain; the limits are there."""
+    old = FULL.model_dump(mode="json", exclude={"headroom"})
+    (settings.run_dir("loans", NOW) / "drift" / "report.json").write_text(storage.canonical_json(old))
+    found = read(metrics.render(settings, [PARAMS]))
+    assert (found["headroom_measured",], ("headroom_gain", "value") in found) == (0, False)
+
+
+def test_people_are_told_after_as_many_windows_from_outside():
+    """Prometheus' rule of a retraining that is held back waits for as many windows as ours."""
+    [group] = yaml.safe_load(RULES.read_text())["groups"]
+    [rule] = [rule for rule in group["rules"] if rule["labels"]["rule"] == "headroom_blocked"]
+    assert f"perennial_headroom_held_back_windows >= {HELD_BACK_WINDOWS}" in rule["expr"]
 
 
 def test_the_rules_ask_for_what_is_exported():
@@ -183,7 +221,12 @@ def test_prometheus_evaluates_the_rules(settings, tmp_path):
         {"series": re.sub(r"^([^{]+\{.*\}) \S+$", r"\1", line), "values": f"{line.rpartition(' ')[2]}+0x20"}
         for line in lines
     ]
-    wanted = {"PerennialDriftConfirmed", "PerennialPerformanceDropped", "PerennialSinkBroken"}
+    wanted = {
+        "PerennialDriftConfirmed",
+        "PerennialPerformanceDropped",
+        "PerennialHeadroomBlocked",
+        "PerennialSinkBroken",
+    }
     tests = [
         {"eval_time": "20m", "alertname": rule["alert"], "exp_alerts": []}
         for rule in yaml.safe_load(RULES.read_text())["groups"][0]["rules"]

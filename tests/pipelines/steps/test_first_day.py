@@ -6,7 +6,7 @@ from datetime import timedelta
 import polars as pl
 import pytest
 
-from pipelines import ledger
+from pipelines import ledger, moments
 from pipelines.reports import metrics
 from pipelines.settings import Settings
 from tests.pipelines.conftest import free_port
@@ -71,7 +71,7 @@ def test_windows_before_the_first_served_row_are_not_judged(settings, stream):
     for number in (0, 1):
         manifest = judge(settings, after(number))
         assert manifest.facts["state"] == "NOT_SERVED"
-        assert f"the first row was served on {day(2)}" in manifest.facts["reason"]
+        assert f"the first row was served on {moments.day(day(2))}" in manifest.facts["reason"]
         assert told(settings, after(number)) == []
     assert ledger.drift_state_before(settings.ledger, "loans", after(99)) is None
     assert judge(settings, after(2)).facts["state"] == "STABLE"
