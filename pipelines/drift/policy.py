@@ -18,8 +18,8 @@ WATCH: a feature moved by more than ``delta0`` (compare.py). CONFIRMED, by the f
    harmless.
 
 The first is the trigger *performance*, the other two are *drift*. The trigger *headroom* asks neither: a probe of newer
-rows gained more than the price of a retraining (pipelines/headroom), with confidence over the last ``POOLED``
-windows, or in the sum of many by an e-CUSUM against "it gains no more than its price". ``triggers`` says to
+rows gained more than the price of a retraining (pipelines/headroom), with confidence in the newest window or in the
+last ``POOLED`` together, or in the sum of many by an e-CUSUM against "it gains no more than its price". ``triggers`` says to
 which of the three a case listens. The trigger *volume* needs nothing of all that: since the champion's training, or
 since the last retraining that was asked for under it, more labelled rows have arrived than ``new_data`` declares.
 Schedules and people retrain beside this machine (their runs never pass it).
@@ -199,26 +199,31 @@ def _gained(state: PolicyState, evidence: DriftEvidence) -> dict[str, Any]:
     return {"gains": (*state.gains, gain)[-POOLED:], "grown": sequential.grown(state.grown, found.log_e)}
 
 
-def pooled_gains(gains: Sequence[Gain]) -> tuple[Mean | None, Mean | None]:
+def pooled_gains(gains: Sequence[Gain], confidence: float) -> tuple[Mean | None, Mean | None]:
     """The gain over the last windows, and that of a probe over one of the champion's time; None where there is none."""
-    champion, past = together(gains)
+    champion, past = together(gains, confidence)
     return pooled(champion) if champion else None, pooled(past) if past else None
 
 
-def together(gains: Sequence[Gain]) -> tuple[list[Mean], list[Mean]]:
-    """The windows' figures that are taken together: the newest one, and those before that do not contradict it.
+def together(gains: Sequence[Gain], confidence: float) -> tuple[list[Mean], list[Mean]]:
+    """The windows' figures that are taken together: the newest alone, or those before that do not contradict it, too.
 
+    Whichever has the higher lower end: two windows are surer than one, but in a decline the older one lags behind.
     After a jump an older window says nothing of now, however sure it was.
     """
     champion = [gain.champion for gain in gains if gain.champion is not None]
     past = [gain.own_past for gain in gains if gain.own_past is not None]
-    return _agreeing(champion), _agreeing(past)
+    return _taken(champion, confidence), _taken(past, confidence)
 
 
-def _agreeing(means: Sequence[Mean]) -> list[Mean]:
-    return [
-        mean for mean in means if abs(mean.value - means[-1].value) <= CONTRADICTS * math.hypot(mean.se, means[-1].se)
+def _taken(means: Sequence[Mean], confidence: float) -> list[Mean]:
+    if not means:
+        return []
+    newest = means[-1]
+    agreeing = [
+        mean for mean in means if abs(mean.value - newest.value) <= CONTRADICTS * math.hypot(mean.se, newest.se)
     ]
+    return max([newest], agreeing, key=lambda taken: around(pooled(taken), confidence).low)
 
 
 def _drifted(evidence: DriftEvidence) -> tuple[str, ...]:
@@ -287,7 +292,7 @@ def _gain(state: PolicyState, evidence: DriftEvidence) -> Mean | None:
     found = evidence.headroom
     if found.deciding(found.estimate, found.own_estimate) is None:
         return None
-    return found.deciding(*pooled_gains(state.gains))
+    return found.deciding(*pooled_gains(state.gains, found.confidence))
 
 
 def _held_back(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> dict[str, Any]:

@@ -126,12 +126,12 @@ def _headroom(run: Run, after: PolicyState | None) -> Headroom:
     found = run.headroom
     if after is None:
         return found
-    gain, own = policy.pooled_gains(after.gains)
+    gain, own = policy.pooled_gains(after.gains, found.confidence)
     return found.model_copy(
         update={
             "pooled": None if gain is None else around(gain, found.confidence),
             "own_pooled": None if own is None else around(own, found.confidence),
-            "pooled_of": len(policy.together(after.gains)[found.against == "past"]),
+            "pooled_of": len(policy.together(after.gains, found.confidence)[found.against == "past"]),
             "grown": after.grown,
         }
     )

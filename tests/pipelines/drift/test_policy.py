@@ -13,6 +13,7 @@ from pipelines.contracts import FeatureDrift, Interval, Mean
 from pipelines.drift.evidence import DriftEvidence, LabelEvidence, PolicyState
 from pipelines.drift.policy import labels_needed, step, volume_needed
 from pipelines.drift_report import Headroom, Mark
+from pipelines.measures import around, pooled
 from pipelines.params import NewData
 from pipelines.params_file import load_params
 
@@ -424,6 +425,16 @@ def test_two_windows_are_taken_together():
     states = run([seen(**doubt), seen(**gain(0.0)), seen(**doubt)], CONFIG)
     assert states[-1].name == "STABLE"
     assert len(states[-1].gains) == 2
+
+
+def test_in_a_decline_the_older_window_does_not_hold_the_newer_one_back():
+    """A newest window that is sure by itself pays, though with the one before, when less was lost, it would not."""
+    before, now = gain(0.01, 0.012), gain(0.06, 0.015)
+    both = pooled([before["headroom"].own_estimate, now["headroom"].own_estimate])
+    assert around(both, now["headroom"].confidence).low < now["headroom"].price
+    states = run([seen(**before), seen(**now)], CONFIG)
+    assert [one.name for one in states] == ["STABLE", "RETRAINING"]
+    assert "would gain 0.060 nats" in states[-1].reason
 
 
 def test_after_a_jump_the_newest_window_speaks_alone():
