@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import storage
-from pipelines.contracts import Evidence, Interval
-from pipelines.drift_report import FILE, DriftReport, Headroom
+from pipelines import ledger, storage
+from pipelines.contracts import Evidence, Interval, Order, Verdict
+from pipelines.drift_report import FILE, Counted, DriftReport, Headroom
+from pipelines.reports import daily
 from pipelines.reports.promises import promised, told
 from pipelines.settings import Settings
-from tests.pipelines.alerts.found import DAY, NOW, report
+from tests.pipelines.alerts.found import DAY, NOW, PARAMS, report
 
 LIFT = Interval(value=0.06, low=0.03, high=0.09)
 GAIN = Interval(value=0.08, low=0.05, high=0.11)
@@ -73,6 +74,32 @@ def test_what_an_asking_run_left_is_gone_with_its_folder(tmp_path):
     watched(tmp_path, 1)
     assert promised(Settings(home=tmp_path).run_dir("loans", NOW), "drift", champion=3) is None
     assert promised(left(tmp_path, 0, report()), "drift", champion=3) is None
+
+
+def test_the_page_gathers_every_promise_with_its_verdict(tmp_path):
+    """Each verdict has what was promised over the champion from strictly before it; the first one had nobody."""
+    settings = Settings(home=tmp_path)
+    watched(tmp_path, 8, 0.3, model_version=2)
+    watched(tmp_path, 3, 0.1)
+    run_dir = watched(tmp_path, 0)
+    common = {"case": "loans", "candidate_key": "k", "bundle": "b", "reason": "r", "actor": "ada", "action": "promote"}
+    seen = Evidence(metric="log_loss", n=512, positives=40, opponent="base_rate", lift=LIFT)
+    for after, (days_ago, trigger) in enumerate([(9, "initial"), (8, "headroom"), (2, "manual"), (0, "headroom")]):
+        as_of, version = NOW - days_ago * DAY, min(after, 2) + 2
+        opponent = "champion" if after else "base_rate"
+        evidence = seen.model_copy(update={"opponent": opponent})
+        verdict = Verdict(decision="promote", rule="r", reason="r", evidence=evidence, min_lift=0.0)
+        key = f"g{after}"
+        ledger.record_verdict(
+            settings.ledger, case="loans", gate_key=key, as_of=as_of, trigger=trigger, verdict=verdict
+        )
+        if after < 2:  # the last two trainings released nothing
+            order = Order(**common, after=after, champion=version, trigger=trigger, as_of=as_of)
+            ledger.append(settings.ledger, order)
+    view = daily.gather(PARAMS, settings, run_dir, NOW, report(), Counted())
+    promises = [judged.promise and judged.promise.gain.value for judged in view.verdicts]
+    assert promises == [None, 0.3, 0.1, 0.08]
+    assert "What was promised, and what came of it" in daily.page(view, daily.Links())
 
 
 def test_promise_and_delivery_are_one_sentence(tmp_path):

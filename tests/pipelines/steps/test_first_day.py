@@ -91,7 +91,7 @@ def test_windows_before_the_first_champion_are_not_judged(settings, stream):
     as_of = midnight(day(1)) + 5 * HOUR
     manifest = judge(settings, as_of)
     assert (manifest.facts["state"], manifest.facts["action"]) == ("NOT_SERVED", "none")
-    assert f"the first champion is of {day(1)}" in manifest.facts["reason"]
+    assert f"the first champion is of {moments.day(day(1))}" in manifest.facts["reason"]
     assert ledger.drift_state_before(settings.ledger, "loans", after(99)) is None
     serve(settings, stream, 1)
     assert judge(settings, after(1)).facts["state"] == "STABLE"
@@ -127,4 +127,4 @@ def test_unjudged_windows_count_from_the_first_row_on(settings, stream):
         found[number] = "windows_unjudged:rows" in told(settings, after(number))
     assert found == {6: False, 7: False, 8: False, 9: True}
     [one] = [one for one in ledger.alerts(settings.ledger, "loans") if one.rule == "windows_unjudged"]
-    assert f"no window since {day(6)} could be compared (4 windows)" in one.summary
+    assert f"no window since {moments.day(day(6))} could be compared (4 windows)" in one.summary
