@@ -413,8 +413,8 @@ class HeadroomParams(Strict):
     """At most so many rows for the probe to learn from, and to be judged on, evenly spaced in time."""
     min_rows: int = Field(default=100, ge=30)
     """Fewer labelled rows on either side give no figure."""
-    confidence: float = Field(default=0.95, gt=0, lt=1)
-    """Of all intervals, both sides; the lower end is what is held against the price."""
+    confidence: float = Field(default=0.9, gt=0, lt=1)
+    """Of all intervals, both sides; the lower end, which is held against the price, is too high once in twenty times."""
 
 
 class ReplayParams(Strict):
