@@ -414,7 +414,7 @@ class HeadroomParams(Strict):
     min_rows: int = Field(default=100, ge=30)
     """Fewer labelled rows on either side give no figure."""
     confidence: float = Field(default=0.9, gt=0, lt=1)
-    """Of all intervals, both sides; the lower end, which is held against the price, is too high once in twenty times."""
+    """Of all intervals, both sides: their lower end, which is held against the price, is too high once in twenty."""
 
 
 class ReplayParams(Strict):

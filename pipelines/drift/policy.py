@@ -19,10 +19,10 @@ WATCH: a feature moved by more than ``delta0`` (compare.py). CONFIRMED, by the f
 
 The first is the trigger *performance*, the other two are *drift*. The trigger *headroom* asks neither: a probe of newer
 rows gained more than the price of a retraining (pipelines/headroom), with confidence in the newest window or in the
-last ``POOLED`` together, or in the sum of many by an e-CUSUM against "it gains no more than its price". ``triggers`` says to
-which of the three a case listens. The trigger *volume* needs nothing of all that: since the champion's training, or
-since the last retraining that was asked for under it, more labelled rows have arrived than ``new_data`` declares.
-Schedules and people retrain beside this machine (their runs never pass it).
+last ``POOLED`` together, or in the sum of many by an e-CUSUM against "it gains no more than its price". ``triggers``
+says to which of the three a case listens. The trigger *volume* needs nothing of all that: since the champion's
+training, or since the last retraining that was asked for under it, more labelled rows have arrived than ``new_data``
+declares. Schedules and people retrain beside this machine (their runs never pass it).
 
 History, e-CUSUMs, drops and gains belong to one champion: another champion has another reference and starts anew.
 A confirmed drift that may not retrain yet (labels, budget) stays CONFIRMED and asks for it at every window.
