@@ -23,7 +23,7 @@ import polars as pl
 import yaml
 
 from benchmarks.record import goal, record
-from embedded import mlflow, services
+from embedded import mlflow
 from embedded.ports import Ports
 from pipelines.case_files import CASES_ROOT
 from pipelines.cases import load_fields
@@ -48,10 +48,10 @@ STEPS = tuple(step.name for step in TRAINING[: TRAINING.index(REGISTER) + 1])
 def main() -> None:
     """Run the proof and write benchmarks/results/proof-reproduce.json; exit code 1 if a version is not reproduced."""
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="perennial-proof-") as folder, stack(Path(folder)) as environment:
+    with tempfile.TemporaryDirectory(prefix="perennial-proof-") as folder, stack(Path(folder)) as own:
         generated = put_reports(read_settings(home=Path(folder)))
         rows = [
-            prove(case, AS_OF[case], environment)
+            prove(case, AS_OF[case], own)
             | {"rows_are": "generated" if case == "loans" or (generated and case == "triage") else "real"}
             for case in AS_OF
         ]
@@ -74,15 +74,15 @@ def main() -> None:
         sys.exit(1)
 
 
-def prove(case: str, as_of: str, environment: Mapping[str, str]) -> dict[str, Any]:
+def prove(case: str, as_of: str, own: Mapping[str, str]) -> dict[str, Any]:
     """One row of the result: a version of ``case`` trained at ``as_of``, and what its reproduction says."""
     started = time.perf_counter()
-    answers = {step: command(environment, step, "--case", case, "--as-of", as_of) for step in STEPS}
+    answers = {step: command(own, step, "--case", case, "--as-of", as_of) for step in STEPS}
     trained = time.perf_counter() - started
     facts = answers["train"]["facts"]
     version = str(answers["register"]["facts"]["version"])
     started = time.perf_counter()
-    found = command(environment, "reproduce", "--case", case, "--version", version, accept=(0, 1))
+    found = command(own, "reproduce", "--case", case, "--version", version, accept=(0, 1))
     return {
         "case": case,
         "identical": found["identical"],
@@ -98,11 +98,11 @@ def prove(case: str, as_of: str, environment: Mapping[str, str]) -> dict[str, An
     }
 
 
-def command(environment: Mapping[str, str], *arguments: str, accept: tuple[int, ...] = (0,)) -> Any:
+def command(own: Mapping[str, str], *arguments: str, accept: tuple[int, ...] = (0,)) -> Any:
     """Run ``python -m pipelines`` and return what it answers; PerennialError if it does not exit as accepted."""
     done = subprocess.run(
         [sys.executable, "-m", "pipelines", *arguments],
-        env={**os.environ, **environment},
+        env={**os.environ, **own},
         capture_output=True,
         text=True,
         check=False,
@@ -138,13 +138,18 @@ def put_reports(settings: Settings) -> bool:
 @contextmanager
 def stack(home: Path) -> Iterator[dict[str, str]]:
     """MLflow alone: the environment that leads the steps to it and to the proof's parameters."""
-    ports = Ports.free()
-    with mlflow.server(home, ports):
-        yield {
-            **services.settings_environment(home, ports),
-            "PERENNIAL_PARAMS_DIR": str(params_folder(home)),
-            "OMP_NUM_THREADS": "1",
-        }
+    with mlflow.server(home, Ports.free()) as url:
+        yield environment(home, url)
+
+
+def environment(home: Path, url: str) -> dict[str, str]:
+    """What the steps have to know: their state, MLflow and the parameters. There is no Triton and no gateway."""
+    return {
+        "PERENNIAL_HOME": str(home),
+        "PERENNIAL_MLFLOW_URL": url,
+        "PERENNIAL_PARAMS_DIR": str(params_folder(home)),
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def params_folder(home: Path) -> Path:

@@ -12,6 +12,7 @@ import pytest
 from benchmarks import interrupt, job
 from benchmarks.proof import equality as proof_equality
 from benchmarks.proof import faults as proof_faults
+from benchmarks.proof import reproduce as proof_reproduce
 from pipelines.errors import PerennialError
 from pipelines.training import checkpoint
 
@@ -100,3 +101,11 @@ def test_one_fault_from_end_to_end(tmp_path):
     assert (found["same"], found["left"]) == (True, 0)
     assert found["resumed_from"] >= proof_faults.FIRST
     assert "not written" in found["told"]
+
+
+def test_a_reproduction_asks_for_nothing_that_its_stack_lacks(tmp_path):
+    """Its commands run with MLflow alone: a step of the loans line works in the proof's environment."""
+    own = proof_reproduce.environment(tmp_path, "http://127.0.0.1:9")
+    made = proof_reproduce.command(own, "ingest", "--case", "loans", "--as-of", proof_reproduce.AS_OF["loans"])
+    assert made["step"] == "ingest"
+    assert (tmp_path / "artefacts" / "loans").is_dir()
