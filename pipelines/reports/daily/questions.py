@@ -86,9 +86,10 @@ def _by_state(report: DriftReport, policy: DriftParams) -> str:
     if report.state == State.RETRAINING:
         return f"Wait for the training: {report.reason}."
     if report.state == State.WATCH:
+        gained = ", or a gain above its price" if "headroom" in policy.triggers else ""
         return (
             f"Wait: {report.reason}. A retraining needs it in {policy.confirm} of {policy.out_of} windows, "
-            "or labels that show a drop."
+            f"or labels that show a drop{gained}."
         )
     rest = (
         f"Nothing is to be done, the policy is at rest ({report.reason or 'no reason to move'}). "

@@ -25,7 +25,7 @@ STATES = {
     State.NOT_SERVED: "nothing was served yet",
     State.STABLE: "nothing is wrong",
     State.WATCH: "something moved once; it is watched",
-    State.CONFIRMED: "drift is confirmed; the retraining waits",
+    State.CONFIRMED: "there is reason to retrain; the retraining waits",
     State.RETRAINING: "a retraining was asked for",
     State.COOLDOWN: "just retrained: nothing is done for a while",
     State.BLOCKED_DATA_QUALITY: "the data are wrong: nothing is decided",
@@ -94,9 +94,11 @@ def _state_of_model(report: DriftReport, known: Held) -> str:
 
 def _done(view: View) -> str | None:
     """What was done about it, if something was."""
-    answered = answered_by(view)
+    answered, report = answered_by(view), view.report
+    if answered is None and report.action == "retrain" and report.policy.trigger == "headroom":
+        return "newer rows would do better, and a retraining was started"
     if answered is None:
-        return DONE.get(view.report.action)
+        return DONE.get(report.action)
     decision = answered.verdict.decision
     if decision == "promote":
         return "it was retrained, and the gate let the candidate through"

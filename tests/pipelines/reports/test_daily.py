@@ -225,6 +225,22 @@ def test_gains_are_drawn_over_time():
     assert "6 Jun 2020: retrained because a probe of newer rows did better" in chart
 
 
+@pytest.mark.parametrize(("triggers", "said"), [(("drift",), "a drop."), (("headroom",), "a gain above its price.")])
+def test_what_is_watched_says_what_a_retraining_needs(triggers, said):
+    """Only a case that listens to headroom is told that a gain retrains, too."""
+    policy = PARAMS.drift.model_copy(update={"triggers": triggers})
+    answers = dict(questions.answers(seen(raw={"state": "WATCH", "reason": "age moved"}, policy=policy)))
+    assert answers["What now?"].endswith(said)
+
+
+def test_a_retraining_that_a_probe_asked_for_is_told_as_such():
+    """Where nothing moved and the model holds the headline says why it was retrained all the same."""
+    asked = {"state": "RETRAINING", "action": "retrain", "policy": {"trigger": "headroom"}}
+    assert daily.headline(seen(raw=asked)).endswith(": newer rows would do better, and a retraining was started")
+    drifted = asked | {"policy": {"trigger": "drift"}}
+    assert daily.headline(seen(raw=drifted)).endswith(": a retraining was started")
+
+
 def promise(value: float, **given) -> Promise:
     """What a probe promised a day before, give or take .03 nats, where a retraining costs .02."""
     gain = Interval(value=value, low=value - 0.03, high=value + 0.03)
