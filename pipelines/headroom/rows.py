@@ -39,7 +39,9 @@ def chosen(log: Log, params: Params, champion: Release, window: Window) -> Rows:
     train, holdout = _champions(log.settings.root / champion.bundle, champion.candidate_key)
 
     served = prediction_log.read_predictions(log.settings, fields.case, window)
-    served = served.with_columns(_answered(served, champion.champion, fields).alias(ANSWERED))
+    if fields.classes and SCORES not in served.columns:
+        served = served.with_columns(pl.lit(None, pl.List(pl.Float64)).alias(SCORES))
+    served = served.with_columns(_answered(champion.champion, fields).alias(ANSWERED))
     # Where its rows are gone, only what the champion answered is sure to be newer than they.
     newer = pl.col(ANSWERED) if train is None else pl.col("event_time") > train["event_time"].max()
     served = served.filter(newer)
@@ -56,17 +58,18 @@ def chosen(log: Log, params: Params, champion: Release, window: Window) -> Rows:
         known = {normalise(text) for frame in (learned, train) if frame is not None for text in frame[name]}
         judged = dataset.without_texts(judged, name, known)
     columns = ["id", "event_time", *fields.names, fields.label]
+    # What was answered, and not when it was received or by which request: equal rows have equal keys anywhere.
+    answers = ["score", *([SCORES] if fields.classes else []), ANSWERED]
+    judged = dataset.spread(judged, most).select([*columns, *answers])
     past = None if train is None else train.select(columns)
-    return Rows(dataset.spread(judged, most), learned.select(columns), past, served.height, ripe)
+    return Rows(judged, learned.select(columns), past, served.height, ripe)
 
 
-def _answered(served: pl.DataFrame, version: int, fields: Fields) -> pl.Expr:
+def _answered(version: int, fields: Fields) -> pl.Expr:
     """Whether a version answered a row, with all of its probabilities."""
     own = (pl.col("version") == version) & pl.col("score").is_not_null()
     if not fields.classes:
         return own
-    if SCORES not in served.columns:
-        return pl.lit(value=False)
     return own & (pl.col(SCORES).list.len() == len(fields.classes)).fill_null(value=False)
 
 

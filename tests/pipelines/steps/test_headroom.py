@@ -128,8 +128,20 @@ def test_nothing_is_fitted_twice(quiet, tmp_path, stream, monkeypatch):
 
 
 def test_the_same_rows_give_the_same_figures_anywhere(quiet, tmp_path, stream):
-    """Another state that logged the same rows says the same, to the last digit."""
-    assert look(state(tmp_path, stream)) == quiet[1]
+    """Another state that logged the same rows says the same, under the same key, whoever asked and whenever."""
+    settings = state(tmp_path, stream)
+    for path in (settings.prediction_log / "loans" / "predictions").glob("*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for number, line in enumerate(lines):
+            later = datetime.fromisoformat(line["received_at"]) + timedelta(seconds=number % 7)
+            line |= {"request_id": f"another-{number}", "received_at": later.isoformat()}
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert look(settings) == quiet[1]
+    keys = [
+        storage.read_manifest(one.run_dir("loans", after(DAY)) / "headroom", verify=False).key
+        for one in (settings, quiet[0])
+    ]
+    assert keys[0] == keys[1]
 
 
 def test_a_champion_that_has_just_come_is_measured_by_what_it_learned(tmp_path, stream):
