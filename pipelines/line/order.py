@@ -121,7 +121,7 @@ PROFILE = Step(
 )
 HEADROOM = Step(
     name="headroom",
-    version=1,
+    version=2,
     about="measure what a retraining would gain, by a cheap probe beside the champion on the newest labelled rows.",
     facts=facts.HeadroomFacts,
     looks_at=(PROFILE,),

@@ -16,6 +16,7 @@ from pipelines.headroom.rows import Log, chosen
 from pipelines.headroom.trial import lacking, trial
 from pipelines.line.facts import HeadroomFacts, ProfileFacts
 from pipelines.line.step import Read, Run, Work
+from pipelines.moments import day
 
 
 def work(run: Run, read: Read) -> Work:
@@ -35,7 +36,7 @@ def work(run: Run, read: Read) -> Work:
     if champion is None:
         return _told(Headroom(code="no_champion", why="no champion yet: nothing to compare with", window=window))
     if first is None or window.end <= first:
-        why = f"nothing was served before {window.end:%Y-%m-%d}: labels take {params.label_delay_days:g} days"
+        why = f"nothing was served before {day(window.end)}: labels take {params.label_delay_days:g} days"
         return _told(Headroom(code="not_served", why=why, window=window))
     rows = chosen(Log(run.settings, fields, until.end, first), params, champion, window)
     family = probe.family_of(fields, params.headroom.family)
