@@ -10,6 +10,7 @@ from statistics import median
 
 from pipelines.contracts import Interval, Window
 from pipelines.drift_report import WindowFigures
+from pipelines.moments import day
 
 WIDTH = 900
 HEIGHT = 300
@@ -96,14 +97,16 @@ def rounded(low: float, high: float) -> list[tuple[float, str]]:
     return [(number * step, f"{number * step:.{digits}f}") for number in numbers]
 
 
-def dates(ends: Sequence[datetime], axes: Axes, kind: str) -> tuple[Tick, ...]:
-    """At most eight ends of windows, named by the window before them."""
+def dates(ends: Sequence[datetime], axes: Axes, kind: str | None) -> tuple[Tick, ...]:
+    """At most eight ends of windows, named by the window before them; those of no calendar (None) by their last day."""
     every = math.ceil(len(ends) / 8)
     return tuple(Tick(axes.x(end), _short(end - timedelta(microseconds=1), kind)) for end in ends[::-1][::every][::-1])
 
 
-def _short(last: datetime, kind: str) -> str:
+def _short(last: datetime, kind: str | None) -> str:
     """A window's short name."""
+    if kind is None:
+        return day(last)
     if kind == "quarter":
         return f"Q{(last.month + 2) // 3} {last:%y}"
     if kind == "month":

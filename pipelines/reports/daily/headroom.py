@@ -140,7 +140,8 @@ def draw(view: View) -> Chart | None:
         done=tuple(_done(view, axes)),
         price=axes.y(price),
         zero=axes.y(0.0),
-        ticks_x=dates(sorted({of.end for _, _, of in known}), axes, view.kind),
+        # Windows that lie a label delay earlier begin and end on any day.
+        ticks_x=dates(sorted({of.end for _, _, of in known}), axes, kind=None),
         ticks_y=values(axes),
     )
 

@@ -16,7 +16,7 @@ ROWS = 12
 """Trainings in the table."""
 SIDE = 230
 LEFT = 46
-TOP = 8
+TOP = 24
 BOTTOM = 42
 
 

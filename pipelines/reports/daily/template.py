@@ -76,7 +76,7 @@ KEPT = """
 {% set f = honest %}
 {% for t in f.ticks_y %}<line x1="{{ f.left }}" x2="{{ f.right }}" y1="{{ t.at }}" y2="{{ t.at }}" stroke="#e6eaf0"/><text x="{{ f.left - 6 }}" y="{{ t.at + 4 }}" text-anchor="end">{{ t.label }}</text>{% endfor %}
 {% for t in f.ticks_x %}<line x1="{{ t.at }}" x2="{{ t.at }}" y1="{{ f.top }}" y2="{{ f.bottom }}" stroke="#e6eaf0"/><text x="{{ t.at }}" y="{{ f.bottom + 16 }}" text-anchor="middle">{{ t.label }}</text>{% endfor %}
-<text x="{{ (f.left + f.right) / 2 }}" y="{{ f.height - 6 }}" text-anchor="middle">promised, nats</text><text x="{{ f.left + 6 }}" y="{{ f.top + 13 }}">delivered, nats</text>
+<text x="{{ (f.left + f.right) / 2 }}" y="{{ f.height - 6 }}" text-anchor="middle">promised, nats</text><text x="{{ f.left }}" y="14">delivered, nats</text>
 <line x1="{{ f.left }}" y1="{{ f.bottom }}" x2="{{ f.right }}" y2="{{ f.top }}" stroke="#5b6470" stroke-dasharray="6 4"><title>delivered what was promised</title></line>
 {% for p in f.points %}{% set c = {"promote": "#1a7f46", "reject": "#b3261e"}.get(p.decision, "#5b6470") %}<g><title>{{ p.told }}</title><line x1="{{ p.left }}" x2="{{ p.right }}" y1="{{ p.y }}" y2="{{ p.y }}" stroke="{{ c }}" stroke-width="1.4" opacity="0.45"/><line x1="{{ p.x }}" x2="{{ p.x }}" y1="{{ p.low }}" y2="{{ p.high }}" stroke="{{ c }}" stroke-width="1.4" opacity="0.45"/><circle cx="{{ p.x }}" cy="{{ p.y }}" r="4" fill="{{ c }}"/></g>{% endfor %}
 </svg>
