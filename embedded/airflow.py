@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from embedded import http
 from pipelines.errors import ConflictError, PerennialError, Unavailable
 from pipelines.settings import Settings
 
@@ -73,8 +74,8 @@ def environment(home: Path, ports: Ports, extra: Mapping[str, str] | None = None
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(root / "logs"),
         "AIRFLOW__LOGGING__FILE_TASK_HANDLER_NEW_FOLDER_PERMISSIONS": "0o700",
         "AIRFLOW__LOGGING__FILE_TASK_HANDLER_NEW_FILE_PERMISSIONS": "0o600",
-        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
-        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "30",
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         **(extra or {}),
@@ -137,8 +138,8 @@ def healthy(url: str) -> dict[str, bool]:
     """
     names = ("metadatabase", "scheduler", "dag_processor", "triggerer")
     try:
-        answer = httpx.get(f"{url}/api/v2/monitor/health", timeout=3, trust_env=False).json()
-    except (httpx.HTTPError, ValueError):
+        answer = http.call(f"{url}/api/v2/monitor/health", timeout=3)
+    except (Unavailable, ValueError):
         return dict.fromkeys(names, False)
     return {name: (answer.get(name) or {}).get("status") == "healthy" for name in names}
 
@@ -290,7 +291,7 @@ class Airflow:
         }
         self.call("POST", f"/dags/{dag_id}/clearTaskInstances", json={**body, "reset_dag_runs": True})
 
-    def wait(self, dag_id: str, run_id: str, timeout: float = 300, *, interval: float = 0.2) -> dict[str, Any]:
+    def wait(self, dag_id: str, run_id: str, timeout: float = 300, *, interval: float = 0.5) -> dict[str, Any]:
         """The finished run (success or failed); Unavailable naming the tasks' states after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -303,7 +304,7 @@ class Airflow:
             f"{dag_id} {run_id} did not end within {timeout:g} s: its tasks are {states}; look at the scheduler's log"
         )
 
-    def wait_quiet(self, dag_ids: Iterable[str], timeout: float = 300, *, interval: float = 0.2) -> None:
+    def wait_quiet(self, dag_ids: Iterable[str], timeout: float = 300, *, interval: float = 0.5) -> None:
         """Return when no run of ``dag_ids`` is queued or running; Unavailable after ``timeout`` seconds."""
         names = list(dag_ids)
         deadline = time.monotonic() + timeout

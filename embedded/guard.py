@@ -40,7 +40,10 @@ def main() -> None:
     service = os.fork()
     if service == 0:
         _become(given["argv"], given["env"])
-    os.write(told, str(service).encode())
+    try:
+        os.write(told, str(service).encode())
+    except BrokenPipeError:  # who asked was interrupted: nobody else knows of the service
+        os.kill(service, signal.SIGKILL)
     os.close(told)
     _wait(service, given.get("mend") or [])
     end = time.monotonic() + GRACE_SECONDS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 from pipelines.errors import Unavailable
@@ -19,7 +20,7 @@ def status(url: str, *, timeout: float = 2.0) -> int:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
-    except OSError:
+    except (OSError, HTTPException):
         return 0
 
 
@@ -35,7 +36,7 @@ def call(url: str, body: Any = None, *, method: str | None = None, timeout: floa
             text = answer.read()
     except urllib.error.HTTPError as error:
         raise Unavailable(f"{url} answered {error.code}: {error.read(2000).decode(errors='replace')}") from error
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise Unavailable(f"{url} does not answer ({error}): is the stack up? `make status`") from error
     if text:
         return json.loads(text)

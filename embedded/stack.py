@@ -116,6 +116,7 @@ def start(
             for service in [service for service in wanted if service.env is not env]:
                 record = _launch(home, record, service)
             airflow.migrate(env)
+            _require_alive(record)  # one that has ended meanwhile is told before Airflow's own are started
             for service in [service for service in wanted if service.env is env]:
                 record = _launch(home, record, service)
             _wait(wanted, record, began, deadline, on_ready)
@@ -278,7 +279,6 @@ def _wait(
     on_ready: Callable[[str, float], None] | None,
 ) -> None:
     """Poll until every check holds; a dead process or the deadline ends the wait with Unavailable."""
-    running = {process.name: process for process in record.processes}
     missing = list(wanted)
     while True:
         for service in list(missing):
@@ -286,19 +286,23 @@ def _wait(
                 missing.remove(service)
                 if on_ready:
                     on_ready(service.name, time.monotonic() - began)
-        for process in running.values():
-            if not alive(process):
-                raise Unavailable(
-                    f"{process.name} ended during the start; the end of {process.log}:\n{last_lines(Path(process.log))}"
-                )
+        _require_alive(record)
         if not missing:
             return
         if time.monotonic() - began > deadline:
-            slow = missing[0]
-            log = running[slow.name].log
+            log = next(process.log for process in record.processes if process.name == missing[0].name)
             names = ", ".join(service.name for service in missing)
             raise Unavailable(f"not healthy after {deadline:g} s: {names}; the end of {log}:\n{last_lines(Path(log))}")
-        time.sleep(0.1)
+        time.sleep(0.25)
+
+
+def _require_alive(record: Record) -> None:
+    """Raise Unavailable with the last lines of the first process that has ended."""
+    for process in record.processes:
+        if not alive(process):
+            raise Unavailable(
+                f"{process.name} ended during the start; the end of {process.log}:\n{last_lines(Path(process.log))}"
+            )
 
 
 @contextmanager

@@ -194,7 +194,7 @@ def test_a_train_task_that_is_ended_leaves_no_rank(loop, monkeypatch):
     ):
         assert time.monotonic() < until, (began, loop.messages)
         began |= {end for end, dag in dags.items() if len(tagged(f"{dag}/held/train#1")) == RANKS}
-        time.sleep(0.05)
+        time.sleep(0.5)
     airflow.call(
         "PATCH", f"/dags/held_failed/dagRuns/{runs['failed']}/taskInstances/train", json={"new_state": "failed"}
     )
@@ -202,7 +202,7 @@ def test_a_train_task_that_is_ended_leaves_no_rank(loop, monkeypatch):
     until = time.monotonic() + PATIENCE
     while left := [end for end, dag in dags.items() if tagged(f"{dag}/held/train#1")]:
         assert time.monotonic() < until, left
-        time.sleep(0.05)
+        time.sleep(0.2)
     ended = {end: airflow.wait(dag, runs[end])["state"] for end, dag in dags.items()}
     assert ended == {"failed": "failed", "cleared": "success", "timed": "failed"}
     assert [task["try_number"] for task in airflow.tasks("held_cleared", runs["cleared"])] == [2]

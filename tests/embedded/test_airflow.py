@@ -1,8 +1,10 @@
 """Tests of Airflow's environment and of its REST client, against answers written down here."""
 
 import json
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from embedded.airflow import Airflow, components, environment, healthy
 from embedded.ports import Ports
+from pipelines.case_files import case_names
 from pipelines.errors import ConflictError, PerennialError, Unavailable
 
 
@@ -59,16 +62,34 @@ def test_everybody_is_admin_on_the_loopback_address_only(tmp_path):
     assert all("--skip-serve-logs" in components()[name] for name in ("scheduler", "triggerer"))
 
 
-def test_only_the_scheduler_preloads(tmp_path):
-    """The settings module that Airflow imports in every process loads nothing heavy outside the scheduler."""
+@pytest.mark.parametrize(
+    ("part", "loaded", "looked_at"),
+    [
+        ("dag-processor", ["perennial_operators"], list(case_names())),
+        ("triggerer", [], []),
+        ("api-server", [], []),
+    ],
+)
+def test_what_is_preloaded_outside_of_the_scheduler(part, loaded, looked_at, tmp_path):
+    """The settings module that Airflow imports in every process loads nothing heavy outside the scheduler.
+
+    The dag-processor has what DAG files import, and has looked at the cases; the others have nothing.
+    """
     code = (
-        "import json, sys, airflow_local_settings; print(json.dumps([n for n in ('torch', 'mlflow', 'polars') if n "
-        "in sys.modules]))"
+        "import json, sys, airflow_local_settings; cases = sys.modules.get('pipelines.cases.surveying'); "
+        "names = ('torch', 'mlflow', 'polars', 'perennial_operators'); "
+        "print(json.dumps([[name for name in names if name in sys.modules], "
+        "sorted(case for case, _ in cases._seen) if cases else []]))"
     )
-    env = environment(tmp_path, Ports())
-    for part in ("triggerer", "api-server"):
-        done = subprocess.run([sys.executable, "-c", code, part], env=env, capture_output=True, text=True, check=True)
-        assert json.loads(done.stdout) == []
+    done = subprocess.run(
+        [sys.executable, "-c", code, part],
+        env=environment(tmp_path, Ports()),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == [loaded, looked_at]
+    assert "not preloaded" not in done.stdout + done.stderr
 
 
 def test_the_preload_list_can_be_imported():
@@ -79,7 +100,8 @@ def test_the_preload_list_can_be_imported():
     folder = Path(__file__).parents[2] / "embedded" / "airflow_config"
     code = f"""
 import importlib.util, json, sys; sys.path.insert(0, {str(folder)!r}); import airflow_local_settings as a
-print(json.dumps([n for n in sorted({{n.split('.')[0] for n in a.HEAVY}}) if importlib.util.find_spec(n) is None]))"""
+roots = sorted({{name.split('.')[0] for name in (*a.HEAVY, *a.DAGS)}})
+print(json.dumps([name for name in roots if importlib.util.find_spec(name) is None]))"""
     assert (
         json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
         == []
@@ -92,6 +114,21 @@ def test_nobody_there_is_unhealthy():
     assert healthy(nowhere) == dict.fromkeys(("metadatabase", "scheduler", "dag_processor", "triggerer"), False)
     with pytest.raises(Unavailable, match="make status"):
         Airflow(nowhere).dags()
+
+
+def test_who_speaks_no_http_is_unhealthy():
+    """Whatever else listens at the api-server's port counts as not healthy, too."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            with listener.accept()[0] as taken:
+                taken.recv(1000)
+                taken.sendall(b"220 mail\r\n\r\n")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        assert not any(healthy(f"http://127.0.0.1:{listener.getsockname()[1]}").values())
+        answering.join()
 
 
 def _client(answer):

@@ -166,3 +166,16 @@ def launch_record(pid):
     from embedded.processes import Started
 
     return Started("stranger", pid, 0, "")
+
+
+def test_a_start_whose_caller_is_gone_leaves_no_service():
+    """Interrupted before it is told the pid, a caller leaves nothing that runs on: the guard ends what it started."""
+    tag = f"gone-{os.getpid()}"
+    given = {"argv": [sys.executable, "-S", "-c", "import time; time.sleep(60)"], "env": {TAG: tag}}
+    reading, writing = os.pipe()
+    os.close(reading)
+    guard = [sys.executable, "-I", "-S", str(ROOT / "embedded" / "guard.py"), str(writing)]
+    done = subprocess.run(guard, input=json.dumps(given) + "\n", text=True, pass_fds=[writing], timeout=30, check=False)
+    os.close(writing)
+    assert done.returncode == 0
+    assert tagged(tag) == []
