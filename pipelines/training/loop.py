@@ -135,7 +135,7 @@ class _Trainer:
         progress = self.progress
         step = self._next_step()
         # Dropout differs from rank to rank and from step to step, and a resumed step draws the same again.
-        self._seed((self.params.seed * STRIDE + step.number) * 1024 + self.rank)
+        torch.manual_seed((self.params.seed * STRIDE + step.number) * 1024 + self.rank)
         local_loss = self._forward_backward(step.batch)
         self._beat()
         progress.seconds = time.perf_counter() - self.started
@@ -174,15 +174,6 @@ class _Trainer:
         progress.stopped = stop_reason(progress, self.params, self.total_steps, out_of_budget=out_of_budget)
         if not progress.stopped:
             self._checkpoint_or_leave(leaving=ranks_leaving > 0)
-
-    def _seed(self, number: int) -> None:
-        """Seed what this rank's device draws from."""
-        if self.device.type == "cpu":
-            # torch.manual_seed also notes a seed, and the stack that asked for it, for every kind of device that the
-            # machine does not have: 0.7 ms, as long as a step of a small model.
-            torch.default_generator.manual_seed(number)
-        else:
-            torch.manual_seed(number)
 
     def _next_step(self) -> _Step:
         epoch, position = divmod(self.progress.step, self.steps_per_epoch)
