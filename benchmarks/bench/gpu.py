@@ -145,12 +145,7 @@ def parity(folder: Path, model: str, device: str) -> float:
     """Largest difference between torch on the device and the exported model, in a process of its own."""
     place = folder / f"bundle-{model}"
     place.mkdir()
-    code = (
-        "import sys; from pathlib import Path; from benchmarks import gpu_rank; from pipelines.training.group "
-        "import local_device; "
-    )
-    code += "print(gpu_rank.parity(sys.argv[1], local_device(sys.argv[2]), Path(sys.argv[3])))"
-    done = python("-c", code, model, device, str(place))
+    done = python("-m", "benchmarks.bench.gpu_parity", model, device, str(place))
     if done.returncode:
         raise PerennialError(f"the export of {model} ended with {done.returncode}: {done.stderr[-2000:]}")
     return float(done.stdout.split()[-1])

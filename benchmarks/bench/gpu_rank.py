@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks import job
@@ -120,35 +119,6 @@ def of_clock(step: Any, count: int) -> list[float]:
         step()
         found.append(time.perf_counter() - began)
     return found
-
-
-def parity(name: str, device: torch.device, folder: Path) -> float:
-    """Largest difference of a probability between torch on the device and ONNX Runtime, in fp32.
-
-    ONNX Runtime has the exported model.
-    """
-    from benchmarks.workload import CASE, text_params
-    from pipelines import runtime
-    from pipelines.cases import load_fields, part
-    from pipelines.export.bundle import write_bundle
-
-    fields = load_fields(CASE)
-    part(CASE, "model").tokenizer(text_params(0.0), folder)
-    torch.manual_seed(0)
-    model: nn.Module = network(name, 0.0).eval()
-    write_bundle(model, fields, folder, {})
-    worst, generator = 0.0, torch.Generator().manual_seed(0)
-    # TF32 would round the device's products to 10 bits.
-    torch.backends.cuda.matmul.allow_tf32 = False
-    model.to(device)
-    for rows, tokens in ((1, 2), (3, 17), (64, 128), (2, 96)):
-        ids = torch.randint(0, SIZES[name].vocabulary, (rows, tokens), generator=generator)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        with torch.no_grad():
-            ours = torch.softmax(model(**{key: tensor.to(device) for key, tensor in inputs.items()}), 1).cpu().numpy()
-        theirs = runtime.score(folder, {key: tensor.numpy() for key, tensor in inputs.items()})
-        worst = max(worst, float(abs(ours - theirs).max()))
-    return worst
 
 
 def main(path: Path) -> None:
