@@ -140,7 +140,7 @@ def _drift_panel(panel: Any, ticks: list[dict[str, Any]]) -> None:
             panel.scatter(position + 0.5, top * (1.18 - 0.14 * order), color=colour, marker=mark, s=45, zorder=3)
     for colour, mark, label in _MARKS.values():
         panel.scatter([], [], color=colour, marker=mark, s=45, label=label)
-    panel.bar([0], [0], color="#c5221f", label="drift confirmed, retraining triggered")
+    panel.bar([0], [0], color="#c5221f", label="asked for a retraining")
     panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32), fontsize=9, ncols=4, frameon=False)
     panel.set_title(
         "Drift of the window (largest debiased PSI of any feature), and the verdicts after it", loc="left", fontsize=11
