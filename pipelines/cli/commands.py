@@ -21,6 +21,8 @@ POLICIES = (
     "never,monthly,quarterly,half-yearly,drift,performance,headroom,headroom-alone,headroom@0.03,headroom@0.1,oracle"
 )
 """What a replay compares unless others are named."""
+LENGTHS = (30, 60, 90, 180, 365, 730)
+"""Days of history that are tried beside a case's own unless others are named."""
 
 
 def trigger(params: Params, settings: Settings, as_of: datetime) -> Trigger:
@@ -156,15 +158,15 @@ def _windows(
     params: Params,
     settings: Settings,
     *,
-    lengths: tuple[int, ...] = (),
+    lengths: tuple[int, ...] = LENGTHS,
     since: datetime | None = None,
     until: datetime | None = None,
     months: int | None = None,
 ) -> dict[str, Any]:
     """Say how far back a training should look: a probe per window length, judged on the rows that followed."""
-    from pipelines.replay.windows import LENGTHS, windows
+    from pipelines.replay.windows import windows
 
-    return windows(params, settings, lengths or LENGTHS, since and since.date(), until and until.date(), months)
+    return windows(params, settings, lengths, since and since.date(), until and until.date(), months)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pipelines import moments
 from pipelines.case_files import case_names
-from pipelines.cli.commands import COMMANDS, POLICIES
+from pipelines.cli.commands import COMMANDS, LENGTHS, POLICIES
 from pipelines.contracts import AlertRule, Trigger
 from pipelines.errors import ConfigError
 from pipelines.line import order
@@ -33,7 +33,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     (2, 3)
     """
     try:
-        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+        return _whole_numbers(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers: write 0,1,2") from error
 
@@ -45,12 +45,17 @@ def parse_lengths(text: str) -> tuple[int, ...]:
     (90, 30)
     """
     try:
-        days = parse_seeds(text)
-    except argparse.ArgumentTypeError:
-        days = (0,)
-    if min(days) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of days: write 30,90,365")
-    return days
+        return _whole_numbers(text, least=1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of days: write 30,90,365") from error
+
+
+def _whole_numbers(text: str, least: int | None = None) -> tuple[int, ...]:
+    """Whole numbers with commas, each once; ValueError if one is none, or below the ``least``."""
+    found = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    if least is not None and min(found) < least:
+        raise ValueError(f"{min(found)} is below {least}")
+    return found
 
 
 _MOMENT = "a date or ISO 8601 time, UTC if no zone is given"
@@ -85,7 +90,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lengths": {
         "type": parse_lengths,
         "metavar": "LIST",
-        "help": "days with commas, to compare with dataset.window_days; default: 30,60,90,180,365,730",
+        "help": "days with commas, to compare with dataset.window_days; default: " + ",".join(map(str, LENGTHS)),
     },
     "from_version": {
         "type": int,

@@ -12,7 +12,7 @@ Rows from before those chosen serve two declared ends: a replay share of the tra
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from typing import Any, Literal
@@ -132,7 +132,7 @@ def split(
     train = pl.concat([replayed, recent])
     unseen = _without(holdout, known_ids)
     if text is not None:
-        known = {normalise(own) for frame in (train, trained_on) if frame is not None for own in frame[text]}
+        known = texts_of((train, trained_on), text)
         unseen = without_texts(unseen, text, known)
         history = without_texts(history, text, known)
     return Split(train, unseen, holdout.height - unseen.height, replayed.height, history)
@@ -142,6 +142,11 @@ def _without(rows: pl.DataFrame, ids: pl.Series | None) -> pl.DataFrame:
     if ids is None:
         return rows
     return rows.filter(~pl.col("id").is_in(ids.implode()))
+
+
+def texts_of(frames: Iterable[pl.DataFrame | None], text: str) -> set[str]:
+    """The texts of several frames, as :func:`without_texts` compares them; None is a frame that is gone."""
+    return {normalise(own) for frame in frames if frame is not None for own in frame[text]}
 
 
 def without_texts(rows: pl.DataFrame, text: str, known: set[str]) -> pl.DataFrame:

@@ -65,6 +65,11 @@ def fit(rows: pl.DataFrame, fields: Fields, family: str) -> Scores:
     return {"logistic": _fit_logistic, "boosting": _fit_trees}[family](rows, label, fields)
 
 
+def answers(learned: pl.DataFrame, asked: pl.DataFrame, fields: Fields, family: str) -> Floats:
+    """What a probe that learned from some rows answers for others: :func:`fit` and :func:`checked`."""
+    return checked(fit(learned, fields, family)(asked), asked.height, fields)
+
+
 def checked(found: Any, rows: int, fields: Fields) -> Floats:
     """What a probe answered for ``rows`` rows, as float64. Raises DataError if it is not their probabilities."""
     wanted = (rows, len(fields.classes)) if fields.classes else (rows,)

@@ -18,7 +18,6 @@ from pipelines.fields import SCORES, Fields, frame_schema
 from pipelines.headroom.trial import ANSWERED, Rows
 from pipelines.params import DatasetParams, Params
 from pipelines.settings import Settings
-from pipelines.text import normalise
 
 
 class Log(NamedTuple):
@@ -55,8 +54,7 @@ def chosen(log: Log, params: Params, champion: Release, window: Window) -> Rows:
     ripe = judged.height
     if fields.text is not None:
         name = fields.text.name
-        known = {normalise(text) for frame in (learned, train) if frame is not None for text in frame[name]}
-        judged = dataset.without_texts(judged, name, known)
+        judged = dataset.without_texts(judged, name, dataset.texts_of((learned, train), name))
     columns = ["id", "event_time", *fields.names, fields.label]
     # What was answered, and not when it was received or by which request: equal rows have equal keys anywhere.
     answers = ["score", *([SCORES] if fields.classes else []), ANSWERED]

@@ -67,17 +67,14 @@ def _answered(rows: Rows, fields: Fields, family: str, groups: Sequence[str]) ->
     judged = rows.judged
     asked = judged.select(fields.names)
 
-    def answers(learned: pl.DataFrame) -> NDArray[np.float64]:
-        return probe.checked(probe.fit(learned, fields, family)(asked), asked.height, fields)
-
     past = None
     if rows.past is not None and rows.past[fields.label].n_unique() > 1:
-        past = answers(rows.past)
+        past = probe.answers(rows.past, asked, fields, family)
     return gain.Sample(
         label=judged[fields.label].cast(pl.Int64).to_numpy(),
         days=judged["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy(),
         champion=_logged(judged, fields),
-        probe=answers(rows.learned),
+        probe=probe.answers(rows.learned, asked, fields, family),
         past=past,
         groups={name: judged[name].cast(pl.String).fill_null("missing").to_numpy() for name in groups},
     )

@@ -25,10 +25,6 @@ from pipelines.measures import around, clustered_mean, row_log_loss
 from pipelines.params import Params
 from pipelines.replay import ticks
 from pipelines.settings import Settings
-from pipelines.text import normalise
-
-LENGTHS = (30, 60, 90, 180, 365, 730)
-"""Days that are tried beside the case's own."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +143,7 @@ def _losses(
         )
         if fields.text is not None:
             name = fields.text.name
-            judged = dataset.without_texts(
-                judged, name, {normalise(text) for frame in learned.values() for text in frame[name]}
-            )
+            judged = dataset.without_texts(judged, name, dataset.texts_of(learned.values(), name))
         classes = min(frame[fields.label].n_unique() for frame in (judged, *learned.values()))
         if judged.height >= _least(params) and classes > 1:
             yield _of_tick(judged, learned, fields, family)
@@ -164,8 +158,7 @@ def _of_tick(
     loss = 0.0
     for days, frame in learned.items():
         if before is None or not frame["id"].equals(before["id"]):
-            scores = probe.checked(probe.fit(frame, fields, family)(asked), asked.height, fields)
-            loss = float(row_log_loss(label, scores).mean())
+            loss = float(row_log_loss(label, probe.answers(frame, asked, fields, family)).mean())
         found[days], before = loss, frame
     return found
 

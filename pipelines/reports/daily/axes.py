@@ -78,6 +78,14 @@ def span(losses: Sequence[Interval]) -> tuple[float, float]:
     return low, high
 
 
+def span_of_gains(gains: Sequence[Interval], *levels: float) -> tuple[float, float]:
+    """The ends of an axis on which these gains, nothing and the ``levels`` are to be seen."""
+    shown = [0.0, *levels, *(one.value for one in gains)]
+    # Intervals of a few rows would flatten what is to be seen: half of them fit.
+    half = max(1.2 * median(one.high - one.value for one in gains), 0.1 * (max(shown) - min(shown)), 1e-3)
+    return min(shown) - half, max(shown) + half
+
+
 def values(axes: Axes) -> tuple[Tick, ...]:
     """About four round values beside the picture."""
     return tuple(Tick(axes.y(value), label) for value, label in rounded(axes.low, axes.high))

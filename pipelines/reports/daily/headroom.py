@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from pipelines.contracts import Interval, Window
 from pipelines.drift_report import DriftReport, Headroom
 from pipelines.moments import day
-from pipelines.reports.daily.axes import FRAME, HEIGHT, WIDTH, Axes, Frame, Tick, dates, values
+from pipelines.reports.daily.axes import FRAME, HEIGHT, WIDTH, Axes, Frame, Tick, dates, span_of_gains, values
 from pipelines.reports.daily.figures import count, interval, window
 from pipelines.reports.daily.view import Past, View
 from pipelines.reports.daily.words import ASKED_BY
@@ -130,7 +129,7 @@ def draw(view: View) -> Chart | None:
     if not known:
         return None
     price = known[-1][0].report.headroom.price
-    low, high = _span([one for _, one, _ in known], price)
+    low, high = span_of_gains([one for _, one, _ in known], price)
     start, end = min(of.start for _, _, of in known), max(view.report.window.end, known[-1][2].end)
     axes = Axes(start, end, low, high)
     points = tuple(_point(past, one, of, axes, view.kind) for past, one, of in known)
@@ -150,14 +149,6 @@ def _own(past: Past) -> Interval | None:
     """The gain of a window alone, as it is held against the price."""
     found = past.report.headroom
     return found.own_past if found.against == "past" else found.gain
-
-
-def _span(gains: Sequence[Interval], price: float) -> tuple[float, float]:
-    """The ends of an axis on which these gains, nothing and the price are to be seen."""
-    shown = [0.0, price, *(one.value for one in gains)]
-    # Intervals of a few rows would flatten what is to be seen: half of them fit.
-    half = max(1.2 * median(one.high - one.value for one in gains), 0.1 * (max(shown) - min(shown)), 1e-3)
-    return min(shown) - half, max(shown) + half
 
 
 def _point(past: Past, one: Interval, of: Window, axes: Axes, kind: str) -> Point:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 
 from pipelines.contracts import Interval
 from pipelines.moments import day
-from pipelines.reports.daily.axes import Tick, rounded
+from pipelines.reports.daily.axes import Tick, rounded, span_of_gains
 from pipelines.reports.daily.view import Judged, View
 from pipelines.reports.promises import Promise, delivered, told
 
@@ -114,11 +114,7 @@ def draw(found: Sequence[Kept]) -> Chart | None:
     """Promised against delivered; None of fewer than two trainings."""
     if len(found) < 2:
         return None
-    pairs = [one.promise.gain for one in found] + [one.delivered for one in found]
-    shown = [0.0, *(one.value for one in pairs)]
-    # Intervals of a few rows would flatten what is to be seen: half of them fit.
-    margin = max(1.2 * median(one.high - one.value for one in pairs), 0.1 * (max(shown) - min(shown)), 1e-3)
-    scale = _Scale(min(shown) - margin, max(shown) + margin)
+    scale = _Scale(*span_of_gains([one.promise.gain for one in found] + [one.delivered for one in found]))
     marks = rounded(scale.low, scale.high)
     return Chart(
         points=tuple(_point(one, scale) for one in found),
