@@ -220,8 +220,9 @@ class Headroom(Part):
     ``estimate`` and ``own_estimate`` are both as they pool with other windows; ``log_e`` is the log of the e-value
     against "a retraining gains no more than ``price``", of the one that decides, and so are ``errors``, the gain in the
     share of wrong answers, and ``slices``. Intervals are of ``confidence``. The drift step adds what hangs on other
-    windows: ``pooled`` over the last ``pooled_of`` of them, ``own_pooled`` likewise, and ``grown``, the running
-    e-process. Without a figure ``code`` and ``why`` say what was in the way.
+    windows: ``pooled`` over the last ``pooled_of`` of them, ``own_pooled`` likewise, what the one that decides is at
+    ``least``, beyond doubt, and ``grown``, the running e-process. Without a figure ``code`` and ``why`` say what was in
+    the way.
     """
 
     code: HeadroomCode = "not_measured"
@@ -247,6 +248,7 @@ class Headroom(Part):
     pooled: Interval | None = None
     own_pooled: Interval | None = None
     pooled_of: int = 0
+    least: float | None = None
     grown: float = 0.0
 
     def told(self, found: Interval) -> str:
@@ -263,6 +265,12 @@ class Headroom(Part):
         if self.against == "past":
             return self.own_past and (self.own_pooled or self.own_past)
         return self.gain and (self.pooled or self.gain)
+
+    @property
+    def pays(self) -> bool:
+        """Whether the gain is above the price with confidence, and above nothing beyond doubt where that is known."""
+        known = self.decides
+        return known is not None and known.low > self.price and (self.least is None or self.least > 0)
 
     def deciding(self, champion: Mean | None, past: Mean | None) -> Mean | None:
         """Of the two figures, however they were pooled, the one that decides."""

@@ -18,11 +18,11 @@ WATCH: a feature moved by more than ``delta0`` (compare.py). CONFIRMED, by the f
    harmless.
 
 The first is the trigger *performance*, the other two are *drift*. The trigger *headroom* asks neither: a probe of newer
-rows gained more than the price of a retraining (pipelines/headroom), with confidence in the newest window or in the
-last ``POOLED`` together, or in the sum of many by an e-CUSUM against "it gains no more than its price". ``triggers``
-says to which of the three a case listens. The trigger *volume* needs nothing of all that: since the champion's
-training, or since the last retraining that was asked for under it, more labelled rows have arrived than ``new_data``
-declares. Schedules and people retrain beside this machine (their runs never pass it).
+rows gained something ``BEYOND_DOUBT``, and more than the price of a retraining with confidence (pipelines/headroom), in
+the newest window or in the last ``POOLED`` together; or in the sum of many by an e-CUSUM against "it gains no more than
+its price". ``triggers`` says to which of the three a case listens. The trigger *volume* needs nothing of all that:
+since the champion's training, or since the last retraining that was asked for under it, more labelled rows have arrived
+than ``new_data`` declares. Schedules and people retrain beside this machine (their runs never pass it).
 
 History, e-CUSUMs, drops and gains belong to one champion: another champion has another reference and starts anew.
 A confirmed drift that may not retrain yet (labels, budget) stays CONFIRMED and asks for it at every window.
@@ -50,6 +50,12 @@ POOLED = 2
 """Windows whose gains are taken together."""
 CONTRADICTS = 3.0
 """Two windows' gains that are further apart than so many standard errors are not of one world."""
+BEYOND_DOUBT = 0.9995
+"""A gain has to be above nothing with so much confidence, both sides.
+
+Few rows reach far above any price by chance: at 90% in every twentieth window, however little a retraining gives. With
+two figures a window, the newest alone and both together, this is by chance in one of 2,000.
+"""
 ORDER: tuple[EpisodeTrigger, ...] = ("performance", "headroom", "drift", "volume")
 """Of several reasons the first one names the episode."""
 
@@ -216,6 +222,15 @@ def together(gains: Sequence[Gain], confidence: float) -> tuple[list[Mean], list
     return _taken(champion, confidence), _taken(past, confidence)
 
 
+def least(mean: Mean) -> float:
+    """What a mean gain is at least, beyond doubt.
+
+    >>> least(Mean(value=0.08, se=0.02)) > 0 > least(Mean(value=0.08, se=0.025))
+    True
+    """
+    return around(mean, BEYOND_DOUBT).low
+
+
 def _taken(means: Sequence[Mean], confidence: float) -> list[Mean]:
     if not means:
         return []
@@ -273,13 +288,13 @@ def _worse(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
 
 
 def _pays(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> tuple[Rule, str] | None:
-    """A retraining gains more than it costs: over the last windows with confidence, or in the sum of many."""
+    """A retraining gains more than it costs: over the last windows beyond doubt, or in the sum of many."""
     found, mean = evidence.headroom, _gain(state, evidence)
     if mean is None:
         return None
     gain = around(mean, found.confidence)
     told = f"a retraining would gain {found.told(gain)}"
-    if gain.low > found.price:
+    if gain.low > found.price and least(mean) > 0:
         return "gain_above_price", told
     if gain.value > found.price and state.grown >= math.log(config.cusum_threshold):
         reached = f"e-CUSUM e^{state.grown:.1f} reached {config.cusum_threshold:g}"

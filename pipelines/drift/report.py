@@ -127,11 +127,13 @@ def _headroom(run: Run, after: PolicyState | None) -> Headroom:
     if after is None:
         return found
     gain, own = policy.pooled_gains(after.gains, found.confidence)
+    deciding = found.deciding(gain, own)
     return found.model_copy(
         update={
             "pooled": None if gain is None else around(gain, found.confidence),
             "own_pooled": None if own is None else around(own, found.confidence),
             "pooled_of": len(policy.together(after.gains, found.confidence)[found.against == "past"]),
+            "least": None if deciding is None else policy.least(deciding),
             "grown": after.grown,
         }
     )

@@ -34,7 +34,7 @@ def gain(found: Headroom) -> str:
     if known is None:
         return f"What a retraining would gain is not known: {found.why}."
     figure = found.told(known)
-    if known.low > found.price:
+    if found.pays:
         return f"A retraining now would gain {figure}: it pays."
     if known.value > found.price:
         return f"A retraining now would gain {figure}: it is not sure that it pays."

@@ -394,11 +394,17 @@ def test_a_gain_above_its_price_retrains():
 
 @pytest.mark.parametrize(
     ("headroom", "name"),
-    [(gain(0.08, 0.04), "STABLE"), (gain(0.019, 0.0001), "STABLE"), (gain(-0.5), "STABLE"), ({}, "STABLE")],
-    ids=["not sure", "sure and too little", "the champion is better", "no figure"],
+    [
+        (gain(0.08, 0.04), "STABLE"),
+        (gain(0.2, 0.08), "STABLE"),
+        (gain(0.019, 0.0001), "STABLE"),
+        (gain(-0.5), "STABLE"),
+        ({}, "STABLE"),
+    ],
+    ids=["not sure", "far above, by chance", "sure and too little", "the champion is better", "no figure"],
 )
 def test_a_gain_that_does_not_pay_retrains_nothing(headroom, name):
-    """What is not surely above the price, and what was not measured, is no reason."""
+    """What is not surely above the price, or not above nothing beyond doubt, or not measured, is no reason."""
     after, action = step(state(), seen(**headroom), CONFIG, NOW, "loans", NOW)
     assert (after.name, action, after.would) == (name, "none", ())
 
@@ -419,7 +425,7 @@ def test_a_champion_that_has_answered_nothing_yet_has_a_gain_all_the_same():
 
 def test_two_windows_are_taken_together():
     """A gain that one window alone leaves in doubt pays by two, and an older one no longer counts."""
-    doubt = gain(0.06, 0.025)
+    doubt = gain(0.065, 0.025)
     states = run([seen(**doubt), seen(**doubt)], CONFIG)
     assert [one.name for one in states] == ["STABLE", "RETRAINING"]
     states = run([seen(**doubt), seen(**gain(0.0)), seen(**doubt)], CONFIG)

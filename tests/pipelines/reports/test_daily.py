@@ -185,6 +185,12 @@ def test_the_page_says_what_a_retraining_would_gain():
     assert "own answers" not in alone
 
 
+def test_a_gain_that_may_be_chance_is_not_sure():
+    """A figure above its price does not pay while its rows are so few that chance could have made it."""
+    assert "it costs 0.02: it is not sure that it pays." in page(raw={"headroom": GAIN | {"least": -0.01}})
+    assert "it costs 0.02: it pays." in page(raw={"headroom": GAIN | {"least": 0.01}})
+
+
 @pytest.mark.parametrize(
     ("low", "value", "high", "said"),
     [
