@@ -392,7 +392,7 @@ class DriftParams(Strict):
 class HeadroomParams(Strict):
     """How a probe measures what a retraining would gain (pipelines/headroom), and what a retraining costs."""
 
-    price: float = Field(default=0.005, ge=0)
+    price: float = Field(default=0.01, ge=0)
     """What one retraining must save to have paid: nats of mean log-loss per row.
 
     A drift run asks for one when the gain is above it with confidence. A replay counts it for every retraining, spread

@@ -50,11 +50,12 @@ POOLED = 2
 """Windows whose gains are taken together."""
 CONTRADICTS = 3.0
 """Two windows' gains that are further apart than so many standard errors are not of one world."""
-BEYOND_DOUBT = 0.9995
+BEYOND_DOUBT = 0.9999
 """A gain has to be above nothing with so much confidence, both sides.
 
-Few rows reach far above any price by chance: at 90% in every twentieth window, however little a retraining gives. With
-two figures a window, the newest alone and both together, this is by chance in one of 2,000.
+Few rows reach far above any price by chance: at 90% in every twentieth window, however little a retraining gives. Two
+figures a window, the newest alone and both together, do so once in 10,000 windows, and a little more often where a
+window has few days.
 """
 ORDER: tuple[EpisodeTrigger, ...] = ("performance", "headroom", "drift", "volume")
 """Of several reasons the first one names the episode."""

@@ -425,7 +425,7 @@ def test_a_champion_that_has_answered_nothing_yet_has_a_gain_all_the_same():
 
 def test_two_windows_are_taken_together():
     """A gain that one window alone leaves in doubt pays by two, and an older one no longer counts."""
-    doubt = gain(0.065, 0.025)
+    doubt = gain(0.075, 0.025)
     states = run([seen(**doubt), seen(**doubt)], CONFIG)
     assert [one.name for one in states] == ["STABLE", "RETRAINING"]
     states = run([seen(**doubt), seen(**gain(0.0)), seen(**doubt)], CONFIG)
