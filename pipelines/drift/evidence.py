@@ -11,12 +11,14 @@ from pipelines.drift_report import Action, Headroom, HeldBy, Mark, Outcome, Retr
 class LabelEvidence(Value):
     """Labels that count since the last window (drift/labels/arrived.py), of rows that the champion scored.
 
-    ``baseline`` is the error rate that counts as unchanged; ``drop`` the rise of the log-loss over the holdout.
+    ``baseline`` is the error rate that counts as unchanged; ``spread`` how many rows say as much as one, as rows of a
+    day are alike (measures.design_effect); ``drop`` the rise of the log-loss over the holdout.
     """
 
     rows: int = 0
     errors: int = 0
     baseline: float | None = None
+    spread: float = 1.0
     drop: Interval | None = None
 
 

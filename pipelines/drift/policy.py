@@ -170,7 +170,7 @@ def _observe(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -
     log_e = (
         state.log_e
         if labels.baseline is None
-        else sequential.cusum(state.log_e, labels.errors, labels.rows, labels.baseline)
+        else sequential.cusum(state.log_e, labels.errors, labels.rows, labels.baseline, labels.spread)
     )
     alarmed = state.alarmed or log_e >= math.log(config.cusum_threshold)
     drifted, dropping = _drifted(evidence), _dropping(evidence, config)

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipelines.drift.labels.arrived import days_of
 from pipelines.drift_report import Headroom, HeadroomCode
 from pipelines.faults import said
 from pipelines.fields import SCORES, Fields
@@ -72,7 +73,7 @@ def _answered(rows: Rows, fields: Fields, family: str, groups: Sequence[str]) ->
         past = probe.answers(rows.past, asked, fields, family)
     return gain.Sample(
         label=judged[fields.label].cast(pl.Int64).to_numpy(),
-        days=judged["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy(),
+        days=days_of(judged),
         champion=_logged(judged, fields),
         probe=probe.answers(rows.learned, asked, fields, family),
         past=past,

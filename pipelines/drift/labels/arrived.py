@@ -16,13 +16,19 @@ from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from pipelines.contracts import Window
 from pipelines.drift.evidence import LabelEvidence
 from pipelines.drift.labels.sequential import metric_drop
 from pipelines.drift_report import Corrections
-from pipelines.measures import row_errors, row_log_loss
+from pipelines.measures import design_effect, row_errors, row_log_loss
 from pipelines.params import DriftParams
+
+
+def days_of(rows: pl.DataFrame) -> NDArray[np.int64]:
+    """The UTC day of each row ``[n]``, in days since 1970."""
+    return rows["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy()
 
 
 def mature(served: pl.DataFrame, labels: pl.DataFrame, until: datetime, age: timedelta) -> pl.DataFrame:
@@ -136,13 +142,21 @@ def judge(
         scored = own.filter(pl.col("scores").list.len() == classes) if "scores" in own.columns else own.clear()
     drop = None
     if scored.height >= params.min_rows:
-        days = scored["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy()
         score = np.array(scored["scores"].to_list()) if classes else scored["score"].to_numpy()
         drop = metric_drop(
-            row_log_loss(scored["label"].to_numpy(), score), days, baseline["loss"], baseline["loss_se"], 1 - params.q
+            row_log_loss(scored["label"].to_numpy(), score),
+            days_of(scored),
+            baseline["loss"],
+            baseline["loss_se"],
+            1 - params.q,
         )
+    wrong = _wrong(own, "label", classes)
     return LabelEvidence(
-        rows=own.height, errors=_errors(own, "label", classes), baseline=baseline["error_rate"], drop=drop
+        rows=own.height,
+        errors=int(wrong.sum()),
+        baseline=baseline["error_rate"],
+        spread=design_effect(wrong, days_of(own)),
+        drop=drop,
     )
 
 
@@ -152,13 +166,16 @@ def corrections(rows: pl.DataFrame, version: int, classes: int = 0) -> Correctio
     ``rows``, and how many more ``errors`` there are by them. Counted nowhere.
     """
     own = rows.filter(pl.col("version") == version).drop_nulls("score")
-    return Corrections(rows=own.height, errors=_errors(own, "label", classes) - _errors(own, "counted", classes))
+    return Corrections(
+        rows=own.height, errors=int((_wrong(own, "label", classes) - _wrong(own, "counted", classes)).sum())
+    )
 
 
-def _errors(rows: pl.DataFrame, label: str, classes: int) -> int:
+def _wrong(rows: pl.DataFrame, label: str, classes: int) -> NDArray[np.float64]:
+    """1 where the answer is another than the ``label``, else 0 ``[n]``."""
     if classes:
-        return int((rows["prediction"] != rows[label]).sum())
-    return int(row_errors(rows[label].to_numpy(), rows["score"].to_numpy()).sum())
+        return (rows["prediction"] != rows[label]).cast(pl.Float64).to_numpy()
+    return row_errors(rows[label].to_numpy(), rows["score"].to_numpy()).astype(np.float64)
 
 
 def coverage(

@@ -19,10 +19,11 @@ MAX_LOG_E = 700.0
 """The process stops growing here: e to this power is still a float."""
 
 
-def baseline_rate(errors: int, rows: int, confidence: float = BASELINE_CONFIDENCE) -> float:
+def baseline_rate(errors: float, rows: float, confidence: float = BASELINE_CONFIDENCE) -> float:
     """Upper confidence bound of an error rate: the champion may be as bad as this and nothing has changed.
 
-    The holdout's rate itself would be beaten by chance half of the time. Source: Clopper and Pearson,
+    The holdout's rate itself would be beaten by chance half of the time. Of rows of which several say as much as one
+    (measures.design_effect) both counts are given divided by that. Source: Clopper and Pearson,
     Biometrika 26(4), 1934.
 
     >>> round(baseline_rate(0, 1000), 5)
@@ -51,11 +52,12 @@ def log_e_value(errors: int, rows: int, baseline: float) -> float:
     return float(logs.max() + np.log(np.exp(logs - logs.max()).mean()))
 
 
-def cusum(log_e: float, errors: int, rows: int, baseline: float) -> float:
+def cusum(log_e: float, errors: int, rows: int, baseline: float, spread: float = 1.0) -> float:
     """One step of the e-CUSUM ``S_t = max(S_{t-1}, 1) e_t``, in logs: from ``log S_{t-1}`` to ``log S_t``.
 
-    A step is one window's batch of labels. An alarm at ``S >= c`` has an average run length of at least
-    ``c`` windows while the champion keeps its rate, whatever their sizes. Source: Shin, Ramdas and Rinaldo,
+    A step is one window's batch of labels, of which ``spread`` rows say as much as one (a quasi-likelihood's
+    dispersion: McCullagh, Annals of Statistics 11(1), 1983). An alarm at ``S >= c`` has an average run length of at
+    least ``c`` windows while the champion keeps its rate, whatever their sizes. Source: Shin, Ramdas and Rinaldo,
     E-detectors: a nonparametric framework for sequential change detection, NEJSDS 2(2), 2024.
 
     >>> cusum(0.0, 0, 0, 0.1), cusum(3.0, 30, 100, 0.1) > math.log(1e4)
@@ -63,7 +65,7 @@ def cusum(log_e: float, errors: int, rows: int, baseline: float) -> float:
     """
     if rows == 0:
         return log_e
-    return grown(log_e, log_e_value(errors, rows, baseline))
+    return grown(log_e, log_e_value(errors, rows, baseline) / spread)
 
 
 def grown(log_e: float, batch: float) -> float:
