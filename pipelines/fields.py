@@ -13,11 +13,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from pipelines.contracts import LabelLine, PredictionLine
 from pipelines.errors import ConfigError
-from pipelines.feature_names import ENTROPY, PREDICTION, SCORE, words
+from pipelines.feature_names import ENTROPY, PREDICTION, SCORE, missing_share, other_share, words
 
 MAX_CLASSES = 127
 """Positions are kept as int8."""
@@ -44,6 +45,10 @@ RESERVED: Mapping[str, str] = {
 
 What else profiles measure has a dot or an @ in its name (pipelines/feature_names.py).
 """
+OPTIONS = ("missing", "other")
+"""What a field need not declare: hash and files name them only where they are used, so that older ones stay as are."""
+OTHER_CHARS = 200
+"""The longest value outside of a vocabulary that a category with ``other`` takes, in characters."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
@@ -57,22 +62,45 @@ class Scale:
 
 @dataclass(frozen=True)
 class Categorical:
-    """A field with a closed vocabulary, from the data set's documentation, never learned from rows."""
+    """A field with a closed vocabulary, from the data set's documentation, never learned from rows.
+
+    With ``missing`` null is a value like the others. With ``other`` every text outside of the vocabulary, of at most
+    ``OTHER_CHARS`` characters, counts as one more; without, it is refused.
+    """
 
     name: str
     values: tuple[str, ...]
     about: str = ""
+    missing: bool = False
+    other: bool = False
+
+    @cached_property
+    def codes(self) -> dict[str | None, int]:
+        """The code of every declared value, of null behind them; that of all others is ``len(codes)``."""
+        codes: dict[str | None, int] = {value: code for code, value in enumerate(self.values)}
+        if self.missing:
+            codes[None] = len(codes)
+        return codes
+
+    @property
+    def size(self) -> int:
+        """How many codes there are."""
+        return len(self.codes) + self.other
 
 
 @dataclass(frozen=True)
 class Numeric:
-    """A finite number within hard bounds (inclusive); ``None`` leaves a side open as far as a float32 reaches."""
+    """A finite number within hard bounds (inclusive); ``None`` leaves a side open as far as a float32 reaches.
+
+    With ``missing`` it may be null, which the model is given as NaN.
+    """
 
     name: str
     low: float | None = None
     high: float | None = None
     integer: bool = False
     about: str = ""
+    missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +113,11 @@ class Text:
 
 
 Field = Categorical | Numeric | Text
+
+
+def may_be_null(field: Field) -> bool:
+    """Whether a row may come without a value of the field."""
+    return not isinstance(field, Text) and field.missing
 
 
 @dataclass(frozen=True)
@@ -132,9 +165,18 @@ class Fields:
         return tuple(field.name for field in self.fields)
 
     @property
+    def shares(self) -> tuple[str, ...]:
+        """The names of the shares that profiles hold: of missing values and of values outside of the vocabulary."""
+        missing = [missing_share(field.name) for field in self.fields if may_be_null(field)]
+        return (*missing, *(other_share(field.name) for field in self.categorical if field.other))
+
+    @property
     def measured(self) -> tuple[str, ...]:
-        """The names that drift can decide by: the fields, of a text its number of words, and what the model gives."""
-        measured = [*self.names, SCORE]
+        """The names that drift can decide by.
+
+        They are the fields, of a text its number of words, the declared shares, and what the model gives.
+        """
+        measured = [*self.names, *self.shares, SCORE]
         if self.text is not None:
             measured = [words(self.text.name), SCORE]
         if self.classes:
@@ -157,12 +199,17 @@ class Fields:
     def hash(self) -> str:
         """sha256 of what encoding depends on: kinds, names, order, vocabularies, bounds and classes, not prose."""
         spec = [
-            [type(field).__name__, {k: v for k, v in asdict(field).items() if k != "about"}] for field in self.fields
+            [type(field).__name__, {k: v for k, v in _declared(field).items() if k != "about"}] for field in self.fields
         ]
         declared: list[Any] = [self.case, self.label, spec]
         if self.classes:
             declared.append(self.classes)
         return hashlib.sha256(json.dumps(declared).encode()).hexdigest()
+
+
+def _declared(field: Field) -> dict[str, Any]:
+    """A field's declaration, of the ``OPTIONS`` those that it uses."""
+    return {name: value for name, value in asdict(field).items() if value or name not in OPTIONS}
 
 
 def _mistakes(fields: Fields) -> Iterator[str]:
@@ -176,7 +223,7 @@ def _mistakes(fields: Fields) -> Iterator[str]:
         yield "there are no fields to predict from: declare at least one"
     yield from _mistakes_of_names(fields)
     for field in fields.fields:
-        yield from (f"field {field.name}: {what}" for what in _mistakes_of(field))
+        yield from (f"field {field.name}: {what}" for what in (*_mistakes_of_options(field), *_mistakes_of(field)))
     if fields.text is not None and len(fields.fields) > 1:
         yield f"a text field stands alone, found {', '.join(fields.names)}: declare the text only"
     yield from (f"label {fields.label}: {what}" for what in _mistakes_of_words("classes", fields.classes))
@@ -200,6 +247,12 @@ def _mistakes_of_names(fields: Fields) -> Iterator[str]:
     if fields.label in fields.names:
         told = "a model would be told the answer"
         yield f"the label {fields.label} is declared as a field, too: {told}; remove the field"
+
+
+def _mistakes_of_options(field: Field) -> Iterator[str]:
+    for option in OPTIONS:
+        if not isinstance(given := getattr(field, option, False), bool):
+            yield f"{option} is {given!r}: give True or False"
 
 
 def _mistakes_of(field: Field) -> Iterator[str]:
@@ -242,7 +295,7 @@ def _repeated(values: Sequence[str]) -> list[str]:
 
 def to_json(fields: Fields) -> dict[str, Any]:
     """The declaration as JSON values, e.g. for a model bundle's ``fields.json``."""
-    return {**asdict(fields), "fields": [{"kind": type(field).__name__, **asdict(field)} for field in fields.fields]}
+    return {**asdict(fields), "fields": [{"kind": type(field).__name__, **_declared(field)} for field in fields.fields]}
 
 
 def from_json(value: Mapping[str, Any]) -> Fields:

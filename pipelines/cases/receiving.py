@@ -23,7 +23,7 @@ import polars as pl
 
 from pipelines.contracts import Window
 from pipelines.errors import DataError
-from pipelines.fields import AS_DELIVERED, Fields, frame_schema
+from pipelines.fields import AS_DELIVERED, Fields, frame_schema, may_be_null
 from pipelines.moments import parse_moment
 from pipelines.params import Params
 
@@ -143,6 +143,7 @@ def receive(
     that says nothing of its values.
     """
     _check_form(frame, fields)
+    frame = _without_nan(frame, fields)
     given = frame
     if "label_time" not in frame.columns:
         given = frame.with_columns(label_time=pl.lit(None, MOMENT))
@@ -184,6 +185,12 @@ def receive(
         outside_period=outside_period,
         times=_span(read["event_time"]),
     )
+
+
+def _without_nan(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+    """Null in place of NaN in numbers that may be missing: sources have one or the other for it."""
+    names = [field.name for field in fields.numeric if field.missing and frame.schema[field.name].is_float()]
+    return frame.with_columns(pl.col(name).fill_nan(None) for name in names)
 
 
 def _span(times: pl.Series) -> tuple[datetime, datetime] | None:
@@ -314,6 +321,12 @@ def _reasons(given: pl.DataFrame, read: pl.DataFrame, fields: Fields) -> pl.Seri
         "label_time: before event_time": label.is_not_null()
         & (read["label_time"] < read["event_time"]).fill_null(value=False),
         "label_time: missing": label.is_not_null() & read["event_time"].is_not_null() & read["label_time"].is_null(),
+    }
+    # Null would pass as missing: what was there and could not be read is none of that.
+    found |= {
+        f"{field.name}: cannot be read": _lost(given[field.name], read[field.name])
+        for field in fields.fields
+        if may_be_null(field)
     }
     marked = [pl.when(pl.lit(wrong)).then(pl.lit(reason)) for reason, wrong in found.items() if wrong.any()]
     if not marked:

@@ -20,14 +20,19 @@ saturates instead of driving the logits to wherever the last slope points."""
 
 
 class Tabular(nn.Module):  # type: ignore[misc] # torch is Any to mypy
-    """Logits of a binary label from category codes and raw numbers; scaling is part of the module."""
+    """Logits of a binary label from category codes and raw numbers; filling and scaling are part of the module."""
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, sizes: tuple[int, ...], numbers: int, params: ModelParams) -> None:
-        """``sizes`` are the vocabularies' lengths in column order, ``numbers`` the count of numeric columns."""
+    def __init__(self, sizes: tuple[int, ...], numbers: int, params: ModelParams, holes: tuple[int, ...] = ()) -> None:
+        """``sizes`` are the numbers of codes in column order, ``numbers`` the count of numeric columns.
+
+        ``holes`` are the positions of those that may be NaN.
+        """
         super().__init__()
+        self.holes = list(holes)
+        numbers += len(holes)
         self.embeddings = nn.ModuleList(nn.Embedding(size, params.embedding) for size in sizes)
         for embedding in self.embeddings:
             # Zero, not random: a category that no training row has stays neutral instead of adding noise.
@@ -50,9 +55,15 @@ class Tabular(nn.Module):  # type: ignore[misc] # torch is Any to mypy
 
         A column that does not vary gets scale 0: nothing can be learned from it, so its first change must say nothing.
         Numbers that mean and deviation do not suit come scaled already (:func:`pipelines.encoding.find_scales`).
+        Mean and deviation are those of the numbers that are there, and the mean fills in for those that are not.
         """
-        mean = numeric.double().mean(0)
-        deviation = numeric.double().std(0, correction=0)
+        if self.holes:
+            known = self._with_indicators(numeric).double()
+            mean = known.nanmean(0).nan_to_num()
+            deviation = (known - mean).square().nanmean(0).nan_to_num().sqrt()
+        else:
+            mean = numeric.double().mean(0)
+            deviation = numeric.double().std(0, correction=0)
         self.mean.copy_(mean)
         # Less than float32 resolves is no deviation, whatever the unit.
         self.scale.copy_(torch.where(deviation > 1e-7 * mean.abs(), 1 / deviation, torch.zeros_like(deviation)))
@@ -63,12 +74,24 @@ class Tabular(nn.Module):  # type: ignore[misc] # torch is Any to mypy
 
     def forward(self, categorical: Tensor, numeric: Tensor) -> Tensor:
         """Logits ``[B, 1]`` of int64 codes ``[B, C]`` and float32 numbers ``[B, N]``."""
-        scaled = ((numeric - self.mean) * self.scale).clamp(-SCALED_LIMIT, SCALED_LIMIT)
+        values = numeric
+        if self.holes:
+            values = self._with_indicators(numeric)
+            values = torch.where(values.isnan(), self.mean, values)
+        scaled = ((values - self.mean) * self.scale).clamp(-SCALED_LIMIT, SCALED_LIMIT)
         embedded = [embedding(categorical[:, column]) for column, embedding in enumerate(self.embeddings)]
         logits: Tensor = self.output(self.body(torch.cat([*embedded, scaled], dim=1)))
         return logits
 
+    def _with_indicators(self, numeric: Tensor) -> Tensor:
+        """Numbers ``[B, N]``, and behind them 1 where one that may be missing is, else 0: ``[B, N + H]``.
+
+        An indicator is scaled as a number is: what was never missing in the training rows says nothing when it is.
+        """
+        return torch.cat([numeric, numeric[:, self.holes].isnan().to(numeric.dtype)], dim=1)
+
 
 def build(params: ModelParams, fields: Fields) -> Tabular:
     """The network for a case's declared fields; the caller seeds torch."""
-    return Tabular(tuple(len(field.values) for field in fields.categorical), len(fields.numeric), params)
+    holes = tuple(position for position, field in enumerate(fields.numeric) if field.missing)
+    return Tabular(tuple(field.size for field in fields.categorical), len(fields.numeric), params, holes)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from pipelines.errors import DataError
-from pipelines.fields import FLOAT32_MAX, Categorical, Field, Fields, Text, frame_schema
+from pipelines.fields import FLOAT32_MAX, OTHER_CHARS, Categorical, Field, Fields, Text, frame_schema, may_be_null
 from pipelines.text import normalise
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ def contract(fields: Fields) -> pa.DataFrameSchema:
     if fields.classes:
         wrong_label = "no class"
     columns: dict[str, Any] = {"id": pa.Column(kinds["id"], unique=True), "event_time": pa.Column(kinds["event_time"])}
-    columns |= {field.name: pa.Column(kinds[field.name], _checks(field)) for field in fields.fields}
+    columns |= {
+        field.name: pa.Column(kinds[field.name], _checks(field), nullable=may_be_null(field)) for field in fields.fields
+    }
     columns[fields.label] = pa.Column(
         kinds[fields.label],
         pa.Check.isin(list(range(len(fields.classes) or 2)), error=wrong_label),
@@ -41,13 +43,12 @@ def _checks(field: Field) -> list[Any]:
     import pandera.polars as pa
 
     if isinstance(field, Categorical):
+        if field.other:
+            return [_not_longer(OTHER_CHARS)]
         return [pa.Check.isin(field.values, error="unknown category")]
     if isinstance(field, Text):
         return [
-            pa.Check(
-                lambda data: data.lazyframe.select(pl.col(data.key).str.len_chars() <= field.max_chars),
-                error=f"longer than {field.max_chars} characters",
-            ),
+            _not_longer(field.max_chars),
             pa.Check(
                 lambda data: data.lazyframe.select(
                     pl.col(data.key).map_elements(lambda text: bool(normalise(text)), pl.Boolean)
@@ -72,6 +73,15 @@ def _checks(field: Field) -> list[Any]:
             )
         )
     return checks
+
+
+def _not_longer(most: int) -> Any:
+    import pandera.polars as pa
+
+    return pa.Check(
+        lambda data: data.lazyframe.select(pl.col(data.key).str.len_chars() <= most),
+        error=f"longer than {most} characters",
+    )
 
 
 def _fits(number: pl.Expr) -> pl.Expr:

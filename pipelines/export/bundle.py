@@ -32,6 +32,8 @@ _BESIDE = (2, 3, 8, 16)
 _LONG = 48
 """Tokens of the random texts in those batches."""
 _BATCHES = (1, 2, 7, 64, 257)
+MISSING_SHARE = 0.25
+"""Share of the random numbers that are missing, of a field that may be."""
 _SHAPES = ((1, 2), (3, 5), (17, 24), (2, 96), (1, 512))
 """Texts and tokens of the random batches; the tokenizer's truncation shortens them."""
 MAX_PARITY_ROWS = 128
@@ -157,8 +159,8 @@ def evenly(rows: Columns, most: int) -> dict[str, list[Any]]:
 
 
 def random_rows(fields: Fields, rows: int, generator: np.random.Generator) -> Tensors:
-    """Tensors of ``rows`` rows: codes over whole vocabularies, numbers within their bounds (open sides: +-1,000)."""
-    codes = [generator.integers(0, len(field.values), rows) for field in fields.categorical]
+    """Tensors of ``rows`` rows: all codes, numbers within their bounds (open sides: +-1,000), some missing that may."""
+    codes = [generator.integers(0, field.size, rows) for field in fields.categorical]
     numbers = []
     for field in fields.numeric:
         low = -1e3
@@ -167,7 +169,10 @@ def random_rows(fields: Fields, rows: int, generator: np.random.Generator) -> Te
         high = 1e3
         if field.high is not None:
             high = field.high
-        numbers.append(generator.uniform(low, high, rows))
+        values = generator.uniform(low, high, rows)
+        if field.missing:
+            values[generator.random(rows) < MISSING_SHARE] = np.nan
+        numbers.append(values)
     return {
         "categorical": np.array(codes, np.int64).reshape(len(codes), rows).T.copy(),
         "numeric": np.array(numbers, np.float32).reshape(len(numbers), rows).T.copy(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.fields import FLOAT32_MAX, Categorical, Field, Fields, Numeric
+from pipelines.fields import FLOAT32_MAX, OTHER_CHARS, Categorical, Field, Fields, Numeric, may_be_null
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -31,7 +31,19 @@ def contract(fields: Fields) -> dict[str, Any]:
 
 
 def _values(field: Field) -> dict[str, Any]:
+    values = _values_given(field)
+    if may_be_null(field):
+        if "enum" in values:
+            values["enum"].append(None)
+        else:
+            values["type"] = [values["type"], "null"]
+    return values
+
+
+def _values_given(field: Field) -> dict[str, Any]:
     if isinstance(field, Categorical):
+        if field.other:
+            return {"type": "string", "maxLength": OTHER_CHARS, "examples": list(field.values)}
         return {"enum": list(field.values)}
     if isinstance(field, Numeric):
         return _values_of_number(field)

@@ -15,7 +15,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import HTMLResponse
 
-from pipelines.fields import Categorical, Field, Fields, Numeric
+from pipelines.fields import OTHER_CHARS, Categorical, Field, Fields, Numeric, may_be_null
 from serving.gateway.refusal import JSON
 from serving.gateway.rows import ID_PATTERN
 
@@ -175,10 +175,18 @@ def _fields(fields: Fields) -> str:
 
 
 def _kind(field: Field) -> str:
+    if may_be_null(field):
+        return f"{_kind_of_value(field)}, or `null`"
+    return _kind_of_value(field)
+
+
+def _kind_of_value(field: Field) -> str:
     if isinstance(field, Categorical):
         more = ""
         if len(field.values) > SHOWN:
             more = f" and {len(field.values) - SHOWN:,} more (see Schema)"
+        if field.other:
+            more += f", or any other text of at most {OTHER_CHARS} characters"
         return ("one of " + ", ".join(f"`{value}`" for value in field.values[:SHOWN]) + more).replace("|", "\\|")
     if isinstance(field, Numeric):
         bounds = [
@@ -277,8 +285,19 @@ def _accepted() -> Json:
 
 
 def _schema(field: Field) -> Json:
+    schema = _schema_of_value(field)
+    if may_be_null(field):
+        schema["type"] = [schema["type"], "null"]
+        if "enum" in schema:
+            schema["enum"].append(None)
+    return schema
+
+
+def _schema_of_value(field: Field) -> Json:
     about = {"description": field.about} if field.about else {}
     if isinstance(field, Categorical):
+        if field.other:
+            return {"type": "string", "maxLength": OTHER_CHARS, "examples": list(field.values), **about}
         return {"type": "string", "enum": list(field.values), **about}
     if isinstance(field, Numeric):
         bounds = {name: bound for name, bound in (("minimum", field.low), ("maximum", field.high)) if bound is not None}

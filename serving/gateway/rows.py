@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
-from pipelines.fields import FLOAT32_MAX, Categorical, Field, Fields, Text
+from pipelines.fields import FLOAT32_MAX, OTHER_CHARS, Categorical, Field, Fields, Text, may_be_null
 from pipelines.params import EventTimes, too_high
 from serving.gateway.problems import Problem, problem
 from serving.gateway.refusal import Refused
@@ -327,7 +327,15 @@ def _first_problem(shape: Shape, item: object) -> tuple[str, str | None, str] | 
 
 
 def _annotation(field: Field) -> Any:
+    if may_be_null(field):
+        return _value(field) | None
+    return _value(field)
+
+
+def _value(field: Field) -> Any:
     if isinstance(field, Categorical):
+        if field.other:
+            return Annotated[str, Meta(max_length=OTHER_CHARS)]
         return Literal[field.values]
     if isinstance(field, Text):
         return Annotated[str, Meta(min_length=1, max_length=field.max_chars)]

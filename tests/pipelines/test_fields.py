@@ -1,5 +1,6 @@
 """A case's declaration: texts and classes beside the tabular kinds, and what is refused when it is declared."""
 
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -18,8 +19,10 @@ from pipelines.drift.profile.counts import profile_frame
 from pipelines.drift.profile.spec import Scale, Spec
 from pipelines.encoding import encode, signature
 from pipelines.errors import ConfigError, DataError
+from pipelines.export import contract as bundle_contract
 from pipelines.fields import FLOAT32_MAX, Categorical, Fields, Numeric, Text, frame_schema, from_json, to_json
 from pipelines.settings import Settings
+from pipelines.storage import canonical_json
 from serving.gateway.problems import problem
 
 REPORTS = Fields(case="reports", label="team", classes=("a", "b", "c"), fields=(Text("text", max_chars=20),))
@@ -30,6 +33,50 @@ def test_a_text_declaration_survives_its_json_form():
     again = from_json(to_json(REPORTS))
     assert again == REPORTS
     assert again.hash == REPORTS.hash
+
+
+BEFORE = {
+    "bank": (
+        "6e52b00163ae51754629b3c0cf6edb8fd4c553e51a508ef418bc8146d4357bb7",
+        "1da07a9252f85fb134fc8b94e09036c338b325a690b0f680b4a4e52f11d1b7fc",
+        "b68edb04debdd3c40c5c9ae94d6572a9e7f33dbce087fb133eb0dd362ec57ab9",
+    ),
+    "loans": (
+        "05d1784cb579c53c814fc033a0144c5126b66488fa1e65ebe00ae948dd009560",
+        "678ff32e3ea36420aace3370467f5666d5e056bfb6a5692cca653f4b4605f098",
+        "dbac2972ac6bbd272d107226c7ec9912109118f60d2c19b6f8536638e7fffb2f",
+    ),
+    "triage": (
+        "a18ccfb14fa45da1d57cba885bdcf8763640531ba667a8135eb07e30b4727f27",
+        "06a211f17719a29ae779705d50ace5941a809cb453802c6bcbb0d1b35c197a3d",
+        "1a98ce05a969d6c86559688a2dc93d2af24a336f7ec38522995e41d5d89313f2",
+    ),
+}
+"""Hash, sha256 of fields.json and of contract.json, as they were before fields had options."""
+
+
+@pytest.mark.parametrize("case", BEFORE)
+def test_a_declaration_without_options_is_what_it_was(case):
+    """A running stack's champion, and the files of its bundle, are those of the release before."""
+    fields = load_fields(case)
+    files = (canonical_json(to_json(fields)), canonical_json(bundle_contract.contract(fields)))
+    assert (fields.hash, *(hashlib.sha256(text.encode()).hexdigest() for text in files)) == BEFORE[case]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        Numeric("age", missing=True),
+        Categorical("car", ("old", "new"), missing=True),
+        Categorical("car", ("old", "new"), other=True),
+    ],
+)
+def test_an_option_is_part_of_hash_and_file(field):
+    """Other codes or NaN in a tensor are another declaration, and a bundle's file holds it."""
+    plain = replace(field, missing=False, **({"other": False} if isinstance(field, Categorical) else {}))
+    with_option, without = (Fields("mock", (one,), label="y") for one in (field, plain))
+    assert with_option.hash != without.hash
+    assert from_json(json.loads(json.dumps(to_json(with_option)))) == with_option
 
 
 def test_the_hash_follows_the_classes_and_their_order():
@@ -143,6 +190,8 @@ LOAN = Fields(
             for bound in (math.nan, math.inf, 4e38, 10**400)
         ),
         ({"fields": (Numeric("age", 0.2, 0.8, integer=True),)}, ("age", "whole number")),
+        ({"fields": (Numeric("age", missing="yes"),)}, ("age", "missing is 'yes'", "True or False")),
+        ({"fields": (Categorical("car", ("old", "new"), other=1),)}, ("car", "other is 1", "True or False")),
         *(({"fields": (Text("note", max_chars=most),)}, ("note", "max_chars")) for most in (0, -1, 2.5)),
         ({"classes": ("a", "b", "b")}, ("granted", "'b'", "twice")),
         ({"classes": ("a", "b", "")}, ("granted", "not empty")),

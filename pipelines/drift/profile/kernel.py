@@ -31,6 +31,7 @@ from pipelines.drift.profile.counts import (
     profile_frame,
     profile_outputs,
     scored,
+    shares,
     typed,
 )
 from pipelines.drift.profile.spec import Spec
@@ -109,11 +110,8 @@ def profile_parquet(paths: Sequence[Path], fields: Fields, spec: Spec, threads: 
     rows = sum(footer.num_rows for footer in footers.values())
     if not rows:
         return profile_frame(pl.DataFrame(schema=dict.fromkeys(fields.names, pl.Null)), fields, spec)
-    return Profile(
-        spec.version,
-        rows,
-        {name: dense_column(total.counts, total.missing, total.vocabulary) for name, total in totals.items()},
-    )
+    columns = {name: dense_column(total.counts, total.missing, total.vocabulary) for name, total in totals.items()}
+    return Profile(spec.version, rows, columns | shares(columns, fields))
 
 
 def _files(path: Path) -> list[Path]:

@@ -28,7 +28,7 @@ from pipelines.drift.profile.projections import project
 from pipelines.drift.profile.vocabulary import freeze_words, split
 from pipelines.errors import ConfigError, DataError, IntegrityError, PerennialError
 from pipelines.feature_names import ENTROPY, SCORE, is_vocabulary, shown_only
-from pipelines.fields import RESERVED, Fields, Scale
+from pipelines.fields import RESERVED, Fields, Scale, may_be_null
 from pipelines.files import write_atomic, write_once
 from pipelines.settings import Settings
 from pipelines.storage import digest
@@ -76,10 +76,27 @@ def count_words(texts: pl.Series) -> pl.Series:
 
 
 def with_counts(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
-    """The frame with what is counted of its text beside it, where the case has one."""
-    if fields.text is None:
-        return frame
-    return frame.with_columns(count_words(frame[fields.text.name]))
+    """The frame with what is counted of its text beside it, and of each row if a value is missing or undeclared."""
+    told = [
+        pl.when(pl.col(field.name).is_null())
+        .then(pl.lit("missing"))
+        .otherwise(pl.lit("given"))
+        .alias(feature_names.missing_share(field.name))
+        for field in fields.fields
+        if may_be_null(field)
+    ]
+    told += [
+        pl.when(pl.col(field.name).is_in(field.values))
+        .then(pl.lit("declared"))
+        .when(pl.col(field.name).is_not_null())
+        .then(pl.lit("other"))
+        .alias(feature_names.other_share(field.name))
+        for field in fields.categorical
+        if field.other
+    ]
+    if fields.text is not None:
+        frame = frame.with_columns(count_words(frame[fields.text.name]))
+    return frame.with_columns(told)
 
 
 def scale_of(spec: Spec, name: str) -> Scale | None:
@@ -193,7 +210,10 @@ def _wanted(fields: Fields) -> set[str]:
 def _sealed(fields: Fields, rows: pl.DataFrame, known: dict[str, Any]) -> bytes:
     """A frozen file: what is ``known`` stays as it is, the rest is made of the rows."""
     text = None if fields.text is None else fields.text.name
-    frozen = _frozen(rows, [field.name for field in fields.numeric], text) | known
+    empty = [field.name for field in fields.numeric if field.missing and rows[field.name].null_count() == rows.height]
+    frozen = _frozen(rows, [field.name for field in fields.numeric if field.name not in empty], text)
+    # Nothing is known of a number that was always missing: it is counted as it is.
+    frozen |= {name: {"loc": UNIT.loc, "scale": UNIT.scale} for name in empty} | known
     return _bytes(frozen | {SEAL: digest(frozen)})
 
 

@@ -66,3 +66,42 @@ def test_every_case_builds_its_model(case):
     model = part(case, "model").build(load_params(case).model, fields)
     answer = model(torch.zeros(4, len(fields.categorical), dtype=torch.int64), torch.zeros(4, len(fields.numeric)))
     assert answer.shape == (4, 1)
+
+
+def with_holes() -> Tabular:
+    """A network of two numbers that may be missing, the second never was in the training rows; random weights."""
+    torch.manual_seed(0)
+    model = Tabular((3,), 2, PARAMS, holes=(0, 1))
+    for weights in model.parameters():
+        torch.nn.init.normal_(weights)
+    rows = torch.tensor([[1.0, 7.0], [torch.nan, 8.0], [5.0, 9.0], [torch.nan, 8.0]])
+    model.adapt(rows, torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    return model.eval()
+
+
+def test_a_missing_number_is_the_training_rows_mean_and_an_indicator():
+    """Mean and deviation are those of the numbers that are there; whether one is missing is a number of its own."""
+    model = with_holes()
+    assert model.mean.tolist() == pytest.approx([3.0, 8.0, 0.5, 0.0])
+    assert model.scale.tolist() == pytest.approx([1 / 2, 2**0.5, 2.0, 0.0])
+    code = torch.zeros(1, 1, dtype=torch.int64)
+    missing = model(code, torch.tensor([[torch.nan, 7.0]]))
+    assert missing.isfinite().all()
+    assert not torch.allclose(missing, model(code, torch.tensor([[3.0, 7.0]])))
+
+
+def test_a_number_that_was_never_missing_is_filled_silently():
+    """What no training row lacked says nothing when it is missing for the first time: it counts as the mean."""
+    model = with_holes()
+    code = torch.zeros(1, 1, dtype=torch.int64)
+    assert torch.equal(model(code, torch.tensor([[1.0, torch.nan]])), model(code, torch.tensor([[1.0, 8.0]])))
+
+
+def test_a_column_without_any_number_is_finite():
+    """Training rows that lack a number altogether give a network that answers, with or without it."""
+    model = Tabular((), 1, PARAMS, holes=(0,))
+    model.adapt(torch.full((4, 1), torch.nan), torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    none = torch.zeros(1, 0, dtype=torch.int64)
+    answers = [model(none, torch.tensor([[value]])) for value in (torch.nan, 3.0)]
+    assert answers[0].isfinite().all()
+    assert torch.equal(*answers)
