@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -187,6 +188,14 @@ class Fields:
     def outputs(self) -> int:
         """Scores per row: the probability of the positive class, one per class, or the predicted number."""
         return len(self.classes) or 1
+
+    @property
+    def answers(self) -> tuple[float, float]:
+        """The least and the largest score that a model can give, as a float32 holds them."""
+        if self.number is None:
+            return 0.0, 1.0
+        low, high = struct.unpack("2f", struct.pack("2f", *self.number.bounds))
+        return low, high
 
     @property
     def names(self) -> tuple[str, ...]:
