@@ -20,7 +20,18 @@ from pipelines.drift.profile.spec import Scale, Spec
 from pipelines.encoding import encode, signature
 from pipelines.errors import ConfigError, DataError
 from pipelines.export import contract as bundle_contract
-from pipelines.fields import FLOAT32_MAX, Categorical, Fields, Numeric, Text, frame_schema, from_json, to_json
+from pipelines.fields import (
+    FLOAT32_MAX,
+    Categorical,
+    Classes,
+    Fields,
+    Number,
+    Numeric,
+    Text,
+    frame_schema,
+    from_json,
+    to_json,
+)
 from pipelines.settings import Settings
 from pipelines.storage import canonical_json
 from serving.gateway.problems import problem
@@ -82,7 +93,7 @@ def test_an_option_is_part_of_hash_and_file(field):
 def test_the_hash_follows_the_classes_and_their_order():
     """A gateway with other classes, or the same in another order, must refuse the bundle."""
     hashes = {
-        replace(REPORTS, classes=classes).hash
+        Fields("reports", REPORTS.fields, "team", classes=classes).hash
         for classes in (("a", "b", "c"), ("b", "a", "c"), ("a", "b", "c", "d"), ())
     }
     assert len(hashes) == 4
@@ -143,13 +154,13 @@ def test_a_number_without_bounds_ends_where_float32_does(value, word):
     "wrong",
     [
         {"fields": (Text("text"), Categorical("kind", ("x", "y")))},
-        {"classes": ("a", "b")},
-        {"classes": ("a", "a", "b")},
-        {"classes": tuple(map(str, range(128)))},
+        {"target": Classes(("a",))},
+        {"target": Classes(("a", "a", "b"))},
+        {"target": Classes(tuple(map(str, range(1_001))))},
     ],
 )
 def test_a_declaration_that_cannot_work_is_refused(wrong):
-    """A text stands alone, and classes are three or more, different, and few enough for an int8."""
+    """A text stands alone, and classes are two or more, different, and a thousand at most."""
     with pytest.raises(ConfigError):
         replace(REPORTS, **wrong)
 
@@ -193,9 +204,15 @@ LOAN = Fields(
         ({"fields": (Numeric("age", missing="yes"),)}, ("age", "missing is 'yes'", "True or False")),
         ({"fields": (Categorical("car", ("old", "new"), other=1),)}, ("car", "other is 1", "True or False")),
         *(({"fields": (Text("note", max_chars=most),)}, ("note", "max_chars")) for most in (0, -1, 2.5)),
-        ({"classes": ("a", "b", "b")}, ("granted", "'b'", "twice")),
-        ({"classes": ("a", "b", "")}, ("granted", "not empty")),
-        ({"classes": "abc"}, ("granted", "tuple")),
+        ({"target": Classes(("a", "b", "b"))}, ("granted", "'b'", "twice")),
+        ({"target": Classes(("a", "b", ""))}, ("granted", "not empty")),
+        ({"target": Classes("abc")}, ("granted", "tuple")),
+        ({"target": Number("")}, ("granted", "''", "unit")),
+        ({"target": Number("EUR", 10, 0)}, ("granted", "reversed")),
+        ({"target": Number("EUR", 5, 5)}, ("granted", "one number")),
+        ({"target": Number("EUR", low=math.inf)}, ("granted", "float32")),
+        ({"target": "EUR"}, ("granted", "'EUR'", "no target")),
+        ({"classes": ("a", "b"), "target": Number("EUR")}, ("granted", "different things")),
     ],
 )
 def test_what_could_only_fail_later_is_refused_at_once(change, words):
