@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError, DataError, IntegrityError
-from pipelines.fields import Fields, Scale
+from pipelines.fields import Categorical, Fields, Scale
 from pipelines.text import TOKENIZER, load_tokenizer, pad, tokenise
 
 if TYPE_CHECKING:
@@ -69,10 +69,11 @@ def encode(
     """Turn columns of raw tabular values into the model's input tensors (texts: :func:`encoder`).
 
     Returns ``{"categorical": int64 [B, C], "numeric": float32 [B, N]}``: codes are positions in the declared
-    vocabulary, numbers are as they are. A number that has one of the ``scales`` is scaled in float64 first, and
+    vocabulary (:attr:`pipelines.fields.Categorical.codes`), numbers are as they are, NaN where one is missing that
+    may be. A number that has one of the ``scales`` is scaled in float64 first, and
     clipped to +-``SCALED_MOST``: float32 or one outlier would lose it. Raises DataError naming the field (never
     the value) if a column is missing, a category is unknown or a number is not finite as a
-    float32. All other scaling and embedding are the graph's work.
+    float32. All other scaling, embedding and filling are the graph's work.
     """
     import numpy as np
 
@@ -82,9 +83,8 @@ def encode(
     rows = len(columns[fields.names[0]])
     categorical: NDArray[np.int64] = np.empty((rows, len(fields.categorical)), np.int64)
     for position, field in enumerate(fields.categorical):
-        codes = {value: code for code, value in enumerate(field.values)}
         try:
-            categorical[:, position] = [codes[value] for value in columns[field.name]]
+            categorical[:, position] = _codes(field, columns[field.name])
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"{fields.case}: unknown category in {field.name}: use one of {', '.join(field.values)}"
@@ -92,13 +92,30 @@ def encode(
     numeric: NDArray[np.float32] = np.empty((rows, len(fields.numeric)), np.float32)
     for position, number in enumerate(fields.numeric):
         with np.errstate(over="ignore"):  # what overflows is refused below
-            numeric[:, position] = columns[number.name]
-        if not np.isfinite(numeric[:, position]).all():
+            numeric[:, position] = columns[number.name]  # null becomes NaN
+        refused = np.isinf if number.missing else _not_finite
+        if refused(numeric[:, position]).any():
             mend = "take the row out, or mend what sends it"
             raise DataError(f"{fields.case}: {number.name}: must be finite and fit a 32-bit float: {mend}")
         if number.name in scales:
             numeric[:, position] = _scaled(columns[number.name], scales[number.name])
     return {"categorical": categorical, "numeric": numeric}
+
+
+def _codes(field: Categorical, values: Sequence[Any]) -> list[int]:
+    """The codes of a category's values. Raises KeyError or TypeError for one that it does not take."""
+    codes = field.codes
+    if not field.other:
+        return [codes[value] for value in values]
+    other = len(codes)
+    # What is no text is not another value.
+    return [codes.get(value, other) if isinstance(value, str) else codes[value] for value in values]
+
+
+def _not_finite(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    import numpy as np
+
+    return ~np.isfinite(values)
 
 
 def _scaled(values: Sequence[Any], by: Scale) -> NDArray[np.float64]:
@@ -109,7 +126,9 @@ def _scaled(values: Sequence[Any], by: Scale) -> NDArray[np.float64]:
 
 
 def find_scales(fields: Fields, columns: Columns) -> dict[str, Scale]:
-    """The scales of the numbers that would lose what they say as plain float32, from training rows (finite numbers).
+    """The scales of the numbers that would lose what they say as plain float32, from training rows.
+
+    Numbers are finite or missing.
 
     These are: numbers far from zero for how little they vary (a time in seconds), of a deviation beyond ``PLAIN``,
     or with a few rows so far out that mean and deviation are theirs alone. The scale is then by mean and deviation
@@ -117,7 +136,7 @@ def find_scales(fields: Fields, columns: Columns) -> dict[str, Scale]:
     """
     import numpy as np
 
-    found = {field.name: _scale(np.asarray(columns[field.name], np.float64)) for field in fields.numeric}
+    found = {field.name: _scale(_known(np.asarray(columns[field.name], np.float64))) for field in fields.numeric}
     return {name: scale for name, scale in found.items() if scale is not None}
 
 
@@ -150,8 +169,21 @@ def find_constant(fields: Fields, columns: Columns) -> list[str]:
     """The fields that have one value in all rows: they carry nothing that a model could learn."""
     import numpy as np
 
-    numbers = [field.name for field in fields.numeric if _constant(np.asarray(columns[field.name], np.float64))]
-    return [*(field.name for field in fields.categorical if len(set(columns[field.name])) < 2), *numbers]
+    categories = [field.name for field in fields.categorical if len(set(_codes(field, columns[field.name]))) < 2]
+    numbers = {field.name: np.asarray(columns[field.name], np.float64) for field in fields.numeric}
+    return [*categories, *(name for name, values in numbers.items() if _tells_nothing(values))]
+
+
+def _known(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    import numpy as np
+
+    return values[~np.isnan(values)]
+
+
+def _tells_nothing(values: NDArray[np.float64]) -> bool:
+    """Whether one value, or none, is in all rows: which of them are missing would tell something."""
+    known = _known(values)
+    return _constant(known) and len(known) in {0, len(values)}
 
 
 def _constant(values: NDArray[np.float64]) -> bool:

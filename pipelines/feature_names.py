@@ -1,10 +1,11 @@
 """The names that features are measured under in profiles: made and read here alone.
 
-    name    = output [ "@" version ] | field [ counted ]
+    name    = output [ "@" version ] | field [ counted | share ]
     output  = "score" | "prediction" | "entropy"
     version = a whole number
     field   = a declared field's name, without dot and without @
     counted = ".words" | ".tokens" | ".unknown" | ".projection1" to ".projection8", of a text
+    share   = ".missing" | ".other", of a field that declares it
 
 A day's profile holds an output once per champion, ``score@3``. A champion's reference holds it without its version.
 """
@@ -37,16 +38,22 @@ PROJECTIONS = tuple(f".projection{number}" for number in range(1, 9))
 """Numbers of a text: its hashed words on fixed random directions."""
 COUNTED = (WORDS, TOKENS, UNKNOWN, *PROJECTIONS)
 """What is measured of a text."""
+MISSING = ".missing"
+"""Whether a row has no value of the field, a category of two: its share is what is watched."""
+OTHER = ".other"
+"""Whether a value is outside of the vocabulary, a category of two."""
+SHARES = (MISSING, OTHER)
+"""What is measured of a field that declares ``missing`` or ``other``."""
 _NAME = re.compile(
     rf"(?P<output>{'|'.join(BY_VERSION)})(?:@(?P<version>0|[1-9][0-9]*))?"
-    rf"|(?P<field>.+?)(?P<counted>{'|'.join(map(re.escape, COUNTED))})?",
+    rf"|(?P<field>.+?)(?P<counted>{'|'.join(map(re.escape, (*COUNTED, *SHARES)))})?",
     re.DOTALL,
 )
 
 
 @dataclass(frozen=True)
 class Feature:
-    """What a name says: the field or output ``of`` which something is measured, and ``counted`` of a text what.
+    """What a name says: the field or output ``of`` which something is measured, and ``counted`` of a field what.
 
     ``version`` is that of the champion that gave an output.
     """
@@ -105,6 +112,27 @@ def projections(text: str) -> tuple[str, ...]:
     return tuple(text + projection for projection in PROJECTIONS)
 
 
+def missing_share(field: str) -> str:
+    """Whether the field is missing."""
+    return field + MISSING
+
+
+def other_share(field: str) -> str:
+    """Whether the field's value is outside of its vocabulary."""
+    return field + OTHER
+
+
+def in_words(name: str) -> str:
+    """The feature as a sentence names it.
+
+    >>> in_words("gust.missing"), in_words("carrier.other"), in_words("age")
+    ('missing values of gust', 'undeclared values of carrier', 'age')
+    """
+    feature = read(name)
+    told = {MISSING: "missing values of", OTHER: "undeclared values of"}.get(feature.counted)
+    return name if told is None else f"{told} {feature.of}"
+
+
 def served(name: str, version: int | None) -> str:
     """The name in a day's profile of what a reference calls ``name``; with no version it stays as it is.
 
@@ -124,6 +152,11 @@ def is_output(name: str) -> bool:
 def is_vocabulary(name: str) -> bool:
     """Whether it is a text's words as a category."""
     return read(name).counted == TOKENS
+
+
+def is_share(name: str) -> bool:
+    """Whether it says of each row if a value is missing, or outside of the vocabulary."""
+    return read(name).counted in SHARES
 
 
 def is_projection(name: str) -> bool:

@@ -23,7 +23,7 @@ import polars as pl
 
 from pipelines.contracts import Window
 from pipelines.errors import DataError
-from pipelines.fields import AS_DELIVERED, Fields, frame_schema
+from pipelines.fields import AS_DELIVERED, Fields, frame_schema, may_be_null
 from pipelines.moments import parse_moment
 from pipelines.params import Params
 
@@ -143,6 +143,7 @@ def receive(
     that says nothing of its values.
     """
     _check_form(frame, fields)
+    frame = _without_nan(frame, fields)
     given = frame
     if "label_time" not in frame.columns:
         given = frame.with_columns(label_time=pl.lit(None, MOMENT))
@@ -184,6 +185,12 @@ def receive(
         outside_period=outside_period,
         times=_span(read["event_time"]),
     )
+
+
+def _without_nan(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+    """Null in place of NaN in numbers that may be missing: sources have one or the other for it."""
+    names = [field.name for field in fields.numeric if field.missing and frame.schema[field.name].is_float()]
+    return frame.with_columns(pl.col(name).fill_nan(None) for name in names)
 
 
 def _span(times: pl.Series) -> tuple[datetime, datetime] | None:
@@ -245,6 +252,8 @@ def _wrong_label(held: str, fields: Fields) -> str:
     expected = "0 or 1"
     if fields.classes:
         expected = f"the class's position, 0 to {len(fields.classes) - 1}"
+    if fields.number is not None:
+        expected = f"a number ({fields.number.unit})"
     return f"{held}, expected {expected}: convert it in source.py, nothing is guessed"
 
 
@@ -279,7 +288,7 @@ def _read(given: pl.DataFrame, fields: Fields, name: str) -> pl.Expr:
         return pl.col(name).cast(pl.String)
     if name in {"event_time", "label_time"} and kind == pl.String:
         return pl.lit(pl.Series(name, [_moment(text) for text in given[name]], MOMENT))
-    if name == fields.label and kind.is_numeric() and not kind.is_integer():
+    if name == fields.label and fields.number is None and kind.is_numeric() and not kind.is_integer():
         number = pl.col(name).cast(pl.Float64)
         return pl.when(number.round() == number).then(number)
     return pl.col(name)
@@ -299,27 +308,41 @@ def _lost(given: pl.Series, read: pl.Series) -> pl.Series:
 def _reasons(given: pl.DataFrame, read: pl.DataFrame, fields: Fields) -> pl.Series:
     """Why a row cannot be kept, all reasons joined by "; ", or null."""
     label = given[fields.label]
-    lost = _lost(label, read[fields.label])
-    number = label.cast(pl.Float64, strict=False)
-    whole = number.is_finite() & (number.round() == number)
-    beyond = f"{fields.label}: neither 0 nor 1"
-    if fields.classes:
-        beyond = f"{fields.label}: no class"
     found = {
         "id: missing": read["id"].is_null() | (read["id"] == ""),
         "event_time: missing": given["event_time"].is_null(),
         "event_time: not an ISO 8601 time with a time zone": _lost(given["event_time"], read["event_time"]),
-        f"{fields.label}: not a whole number": lost & ~whole,
-        beyond: lost & whole,
+        **_wrong_labels(label, read[fields.label], fields),
         "label_time: before event_time": label.is_not_null()
         & (read["label_time"] < read["event_time"]).fill_null(value=False),
         "label_time: missing": label.is_not_null() & read["event_time"].is_not_null() & read["label_time"].is_null(),
+    }
+    # Null would pass as missing: what was there and could not be read is none of that.
+    found |= {
+        f"{field.name}: cannot be read": _lost(given[field.name], read[field.name])
+        for field in fields.fields
+        if may_be_null(field)
     }
     marked = [pl.when(pl.lit(wrong)).then(pl.lit(reason)) for reason, wrong in found.items() if wrong.any()]
     if not marked:
         return pl.Series("reasons", [None] * read.height, pl.String)
     joined = pl.concat_str(marked, separator="; ", ignore_nulls=True)
     return pl.select(joined.alias("reasons")).to_series().replace("", None)
+
+
+def _wrong_labels(label: pl.Series, read: pl.Series, fields: Fields) -> dict[str, pl.Series]:
+    """Which labels cannot be what is predicted, by reason; classes and bounds are the contract's to check."""
+    number = label.cast(pl.Float64, strict=False)
+    if fields.number is not None:
+        return {
+            f"{fields.label}: not a finite number": label.is_not_null() & ~number.is_finite().fill_null(value=False)
+        }
+    lost = _lost(label, read)
+    whole = number.is_finite() & (number.round() == number)
+    beyond = f"{fields.label}: neither 0 nor 1"
+    if fields.classes:
+        beyond = f"{fields.label}: no class"
+    return {f"{fields.label}: not a whole number": lost & ~whole, beyond: lost & whole}
 
 
 def _as_delivered(frame: pl.DataFrame, broken: pl.Series) -> pl.Series:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from pipelines.errors import DataError
-from pipelines.fields import FLOAT32_MAX, Categorical, Field, Fields, Text, frame_schema
+from pipelines.fields import (
+    FLOAT32_MAX,
+    OTHER_CHARS,
+    Categorical,
+    Field,
+    Fields,
+    Numeric,
+    Text,
+    frame_schema,
+    may_be_null,
+)
 from pipelines.text import normalise
 
 if TYPE_CHECKING:
@@ -18,36 +28,39 @@ if TYPE_CHECKING:
 def contract(fields: Fields) -> pa.DataFrameSchema:
     """The pandera schema of a case's canonical rows.
 
-    It checks types, vocabularies and bounds, one row per id, and labels: 0, 1 or not yet.
+    It checks types, vocabularies and bounds, one row per id, and labels: what is predicted, or not yet.
     """
     import pandera.polars as pa
 
     kinds = frame_schema(fields)
-    wrong_label = "neither 0 nor 1"
-    if fields.classes:
-        wrong_label = "no class"
     columns: dict[str, Any] = {"id": pa.Column(kinds["id"], unique=True), "event_time": pa.Column(kinds["event_time"])}
-    columns |= {field.name: pa.Column(kinds[field.name], _checks(field)) for field in fields.fields}
-    columns[fields.label] = pa.Column(
-        kinds[fields.label],
-        pa.Check.isin(list(range(len(fields.classes) or 2)), error=wrong_label),
-        nullable=True,
-    )
+    columns |= {
+        field.name: pa.Column(kinds[field.name], _checks(field), nullable=may_be_null(field)) for field in fields.fields
+    }
+    columns[fields.label] = pa.Column(kinds[fields.label], _label_checks(fields), nullable=True)
     columns["label_time"] = pa.Column(kinds["label_time"], nullable=True)
     return pa.DataFrameSchema(columns, strict=False)
+
+
+def _label_checks(fields: Fields) -> list[Any]:
+    import pandera.polars as pa
+
+    if fields.number is not None:
+        return _checks(Numeric(fields.label, fields.number.low, fields.number.high))
+    wrong = "no class" if fields.classes else "neither 0 nor 1"
+    return [pa.Check.isin(list(range(len(fields.classes) or 2)), error=wrong)]
 
 
 def _checks(field: Field) -> list[Any]:
     import pandera.polars as pa
 
     if isinstance(field, Categorical):
+        if field.other:
+            return [_not_longer(OTHER_CHARS)]
         return [pa.Check.isin(field.values, error="unknown category")]
     if isinstance(field, Text):
         return [
-            pa.Check(
-                lambda data: data.lazyframe.select(pl.col(data.key).str.len_chars() <= field.max_chars),
-                error=f"longer than {field.max_chars} characters",
-            ),
+            _not_longer(field.max_chars),
             pa.Check(
                 lambda data: data.lazyframe.select(
                     pl.col(data.key).map_elements(lambda text: bool(normalise(text)), pl.Boolean)
@@ -72,6 +85,15 @@ def _checks(field: Field) -> list[Any]:
             )
         )
     return checks
+
+
+def _not_longer(most: int) -> Any:
+    import pandera.polars as pa
+
+    return pa.Check(
+        lambda data: data.lazyframe.select(pl.col(data.key).str.len_chars() <= most),
+        error=f"longer than {most} characters",
+    )
 
 
 def _fits(number: pl.Expr) -> pl.Expr:

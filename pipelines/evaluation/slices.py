@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+MISSING = "(missing)"
+"""The name of the rows without a value."""
+
+
 def slices(frame: pl.DataFrame, columns: tuple[str, ...]) -> dict[str, NDArray[np.bool_]]:
     """A mask ``[n]`` per value of each column, named ``column=value``, columns as declared, values sorted.
 
@@ -25,6 +29,8 @@ def slices(frame: pl.DataFrame, columns: tuple[str, ...]) -> dict[str, NDArray[n
                 f"gate.slices names {column!r}, which is no column: choose from {', '.join(frame.columns)}"
             )
         values = frame[column].to_numpy()
-        for value in sorted(frame[column].unique().to_list()):
+        for value in sorted(frame[column].drop_nulls().unique().to_list()):
             masks[f"{column}={value}"] = values == value
+        if frame[column].null_count():
+            masks[f"{column}={MISSING}"] = frame[column].is_null().to_numpy()
     return masks

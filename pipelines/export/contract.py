@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.fields import FLOAT32_MAX, Categorical, Field, Fields, Numeric
+from pipelines.fields import FLOAT32_MAX, OTHER_CHARS, Categorical, Field, Fields, Numeric, may_be_null
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -18,6 +18,9 @@ def contract(fields: Fields) -> dict[str, Any]:
     label: dict[str, Any] = {"name": fields.label, "values": [0, 1]}
     if fields.classes:
         label = {"name": fields.label, "classes": list(fields.classes)}
+    if fields.number is not None:
+        low, high = fields.number.bounds
+        label = {"name": fields.label, "unit": fields.number.unit, "minimum": low, "maximum": high}
     return {
         "$schema": DIALECT,
         "title": fields.case,
@@ -31,7 +34,19 @@ def contract(fields: Fields) -> dict[str, Any]:
 
 
 def _values(field: Field) -> dict[str, Any]:
+    values = _values_given(field)
+    if may_be_null(field):
+        if "enum" in values:
+            values["enum"].append(None)
+        else:
+            values["type"] = [values["type"], "null"]
+    return values
+
+
+def _values_given(field: Field) -> dict[str, Any]:
     if isinstance(field, Categorical):
+        if field.other:
+            return {"type": "string", "maxLength": OTHER_CHARS, "examples": list(field.values)}
         return {"enum": list(field.values)}
     if isinstance(field, Numeric):
         return _values_of_number(field)

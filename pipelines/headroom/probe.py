@@ -8,6 +8,7 @@ probabilities: one thread, a fixed seed, nothing that hangs on the order of a di
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -153,11 +154,10 @@ def _by_column(rows: pl.DataFrame, fields: Fields, scales: Mapping[str, tuple[fl
     for field in fields.fields:
         if isinstance(field, Categorical):
             codes = _codes(rows[field.name], field)
-            own = np.where(np.isnan(codes), len(field.values), codes).astype(np.int64)
+            size = len(field.values) + field.other
+            own = np.where(np.isnan(codes), size, codes).astype(np.int64)
             parts.append(
-                sparse.csr_matrix(
-                    (np.ones(own.size), own, np.arange(own.size + 1)), shape=(own.size, len(field.values) + 1)
-                )
+                sparse.csr_matrix((np.ones(own.size), own, np.arange(own.size + 1)), shape=(own.size, size + 1))
             )
         elif isinstance(field, Numeric):
             low, high, middle, width = scales[field.name]
@@ -214,7 +214,7 @@ def _told(rows: pl.DataFrame, fields: Fields) -> list[Field]:
 
 
 def _varies(values: Floats) -> bool:
-    return np.unique(values[~np.isnan(values)]).size > 1
+    return np.unique(values).size > 1  # whether one is missing may be all there is to learn
 
 
 def _dense(rows: pl.DataFrame, read: Sequence[Field]) -> Floats:
@@ -233,15 +233,21 @@ def _commonest(values: pl.Series, field: Categorical) -> Categorical:
     if len(field.values) <= MAX_VALUES:
         return field
     codes = _codes(values, field)
-    counts = np.bincount(codes[~np.isnan(codes)].astype(np.int64), minlength=len(field.values))
+    counts = np.bincount(codes[~np.isnan(codes)].astype(np.int64), minlength=len(field.values))[: len(field.values)]
     kept = sorted(np.argsort(-counts, kind="stable")[:MAX_VALUES].tolist())
-    return Categorical(field.name, tuple(field.values[position] for position in kept))
+    return replace(field, values=tuple(field.values[position] for position in kept))
 
 
 def _codes(values: pl.Series, field: Categorical) -> Floats:
-    """Positions in the vocabulary, NaN for what is missing or not declared."""
-    codes = values.cast(pl.String).cast(pl.Enum(list(field.values)), strict=False).to_physical()
-    return codes.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    """Positions in the vocabulary, NaN for what is missing; other values lie behind it, if the field declares some.
+
+    Otherwise they count as missing.
+    """
+    given = values.cast(pl.String)
+    codes = given.cast(pl.Enum(list(field.values)), strict=False).to_physical().cast(pl.Float64)
+    if field.other:
+        codes = pl.select(pl.when(given.is_not_null()).then(codes.fill_null(len(field.values)))).to_series()
+    return codes.fill_null(float("nan")).to_numpy()
 
 
 def _numbers(values: pl.Series) -> Floats:

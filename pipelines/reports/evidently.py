@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pipelines.fields import Categorical, Fields
+from pipelines.fields import Fields
 from pipelines.params import DriftParams
 
 log = logging.getLogger(__name__)
@@ -52,14 +52,27 @@ def draw(
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import ValueDrift
 
-    categorical = {field.name for field in fields.fields if isinstance(field, Categorical)}
+    categorical = {*(field.name for field in fields.categorical), *fields.shares}
     definition = DataDefinition(
         numerical_columns=[name for name in columns if name not in categorical],
         categorical_columns=[name for name in columns if name in categorical],
     )
     metrics = [ValueDrift(column=name, method="psi", threshold=threshold) for name in columns]
-    now, before = (Dataset.from_pandas(frame.select(columns).to_pandas(), definition) for frame in (current, reference))
+    sides = (_folded(frame.select(columns), fields).to_pandas() for frame in (current, reference))
+    now, before = (Dataset.from_pandas(side, definition) for side in sides)
     Report(metrics, include_tests=True).run(now, before).save_html(str(path))
+
+
+def _folded(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+    """One name for all values outside of a vocabulary that is open: there is no end of them."""
+    return frame.with_columns(
+        pl.when(pl.col(field.name).is_in(field.values) | pl.col(field.name).is_null())
+        .then(pl.col(field.name))
+        .otherwise(pl.lit("(other)"))
+        .alias(field.name)
+        for field in fields.categorical
+        if field.other and field.name in frame.columns
+    )
 
 
 def sample(frame: pl.DataFrame, rows: int) -> pl.DataFrame:

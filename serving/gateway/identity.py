@@ -68,13 +68,20 @@ class Answer(NamedTuple):
     event_us: int
     received_us: int
     version: int
-    prediction: int
+    prediction: int | float
     score: float
 
 
-def digest(features: Sequence[str | float]) -> bytes:
+def digest(features: Sequence[str | float | None]) -> bytes:
     """16 bytes that stand for the features in declared order."""
     return hashlib.blake2b(_encode(features), digest_size=16).digest()
+
+
+def _as_decoded(value: Any) -> str | float | None:
+    """A logged value as a request's decoder gives it: every number is a float."""
+    if value is None or isinstance(value, str):
+        return value
+    return float(value)
 
 
 def microseconds(moment: datetime) -> int:
@@ -222,9 +229,7 @@ class Index:
         """The line's answer; nothing for a line that is not one, or of other fields than today's."""
         try:
             value: Any = _line.decode(line)
-            features = digest(
-                [part if isinstance(part := value["row"][field], str) else float(part) for field in self._names]
-            )
+            features = digest([_as_decoded(value["row"][field]) for field in self._names])
             happened, received = (
                 microseconds(datetime.fromisoformat(value[name])) for name in ("event_time", "received_at")
             )

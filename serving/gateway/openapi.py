@@ -15,7 +15,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import HTMLResponse
 
-from pipelines.fields import Categorical, Field, Fields, Numeric
+from pipelines.fields import OTHER_CHARS, Categorical, Field, Fields, Numeric, may_be_null
 from serving.gateway.refusal import JSON
 from serving.gateway.rows import ID_PATTERN
 
@@ -175,10 +175,18 @@ def _fields(fields: Fields) -> str:
 
 
 def _kind(field: Field) -> str:
+    if may_be_null(field):
+        return f"{_kind_of_value(field)}, or `null`"
+    return _kind_of_value(field)
+
+
+def _kind_of_value(field: Field) -> str:
     if isinstance(field, Categorical):
         more = ""
         if len(field.values) > SHOWN:
             more = f" and {len(field.values) - SHOWN:,} more (see Schema)"
+        if field.other:
+            more += f", or any other text of at most {OTHER_CHARS} characters"
         return ("one of " + ", ".join(f"`{value}`" for value in field.values[:SHOWN]) + more).replace("|", "\\|")
     if isinstance(field, Numeric):
         bounds = [
@@ -190,6 +198,9 @@ def _kind(field: Field) -> str:
 
 def _label(fields: Fields) -> str:
     names = ", ".join(f"`{name}`" for name in fields.classes) or "`1` (yes) or `0` (no)"
+    if fields.number is not None:
+        number = fields.number
+        names = f"{_kind(Numeric(fields.label, number.low, number.high))} ({number.unit})"
     return f"`label` answers *{fields.about or fields.label}*: {names}."
 
 
@@ -213,6 +224,8 @@ def _outcome(fields: Fields) -> Json:
     """What can be predicted, and turn out to be true."""
     if fields.classes:
         return {"type": "string", "enum": list(fields.classes)}
+    if fields.number is not None:
+        return _schema(Numeric(fields.label, fields.number.low, fields.number.high))
     return {"type": "integer", "enum": [0, 1]}
 
 
@@ -239,8 +252,15 @@ def _labels(fields: Fields, most: int) -> Json:
     }
     return {
         "schema": _list_of("labels", item, most),
-        "example": {"labels": [{"prediction_id": FIRST, "label": label["enum"][-1]}]},
+        "example": {"labels": [{"prediction_id": FIRST, "label": _example_of(fields, -1)}]},
     }
+
+
+def _example_of(fields: Fields, place: int) -> Any:
+    """What is predicted or true of the row of the examples: the class at ``place``, or a number."""
+    if fields.number is not None:
+        return _example(Numeric(fields.label, fields.number.low, fields.number.high))
+    return _outcome(fields)["enum"][place]
 
 
 def _reply(fields: Fields) -> Json:
@@ -250,21 +270,18 @@ def _reply(fields: Fields) -> Json:
     if fields.classes:
         about = "probability of that class"
         score = 0.9
-    row = {
-        "type": "object",
-        "properties": {
-            "prediction_id": {"type": "string"},
-            "version": {"type": "integer", "description": "the model version that answered, as MLflow numbers it"},
-            "prediction": prediction,
-            "score": {"type": "number", "minimum": 0, "maximum": 1, "description": about},
-        },
+    properties: Json = {
+        "prediction_id": {"type": "string"},
+        "version": {"type": "integer", "description": "the model version that answered, as MLflow numbers it"},
+        "prediction": prediction,
     }
-    answer = {
-        "prediction_id": FIRST,
-        "version": 1,
-        "prediction": prediction["enum"][0],
-        "score": score,
-    }
+    answer: Json = {"prediction_id": FIRST, "version": 1, "prediction": _example_of(fields, 0)}
+    if fields.number is None:
+        properties["score"] = {"type": "number", "minimum": 0, "maximum": 1, "description": about}
+        answer["score"] = score
+    else:
+        prediction["description"] = f"the predicted number ({fields.number.unit})"
+    row = {"type": "object", "properties": properties}
     schema = {
         "type": "object",
         "properties": {"request_id": {"type": "string"}, "rows": {"type": "array", "items": row}},
@@ -277,8 +294,19 @@ def _accepted() -> Json:
 
 
 def _schema(field: Field) -> Json:
+    schema = _schema_of_value(field)
+    if may_be_null(field):
+        schema["type"] = [schema["type"], "null"]
+        if "enum" in schema:
+            schema["enum"].append(None)
+    return schema
+
+
+def _schema_of_value(field: Field) -> Json:
     about = {"description": field.about} if field.about else {}
     if isinstance(field, Categorical):
+        if field.other:
+            return {"type": "string", "maxLength": OTHER_CHARS, "examples": list(field.values), **about}
         return {"type": "string", "enum": list(field.values), **about}
     if isinstance(field, Numeric):
         bounds = {name: bound for name, bound in (("minimum", field.low), ("maximum", field.high)) if bound is not None}

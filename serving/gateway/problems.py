@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-from pipelines.fields import FLOAT32_MAX, Categorical, Field, Numeric
+from pipelines.fields import FLOAT32_MAX, OTHER_CHARS, Categorical, Field, Numeric, may_be_null
 from pipelines.text import normalise
 
 ProblemCode = Literal[
@@ -39,19 +39,31 @@ class Problem(NamedTuple):
 
 def problem(field: Field, value: object) -> Problem | None:
     """Why ``value`` is not allowed in ``field``, or None if it is."""
+    if value is None and may_be_null(field):
+        return None
     if isinstance(field, Numeric):
         return _problem_of_number(field, value)
     if not isinstance(value, str):
         return Problem(field.name, "type", f"expected a string, got {_kind(value)}")
     if isinstance(field, Categorical):
-        if value in field.values:
-            return None
-        return Problem(field.name, "category", f"unknown category, use one of {', '.join(field.values)}")
+        return _problem_of_category(field, value)
     if len(value) > field.max_chars:
-        return Problem(field.name, "bounds", f"must have at most {field.max_chars} characters")
+        return _too_long(field, field.max_chars)
     if not normalise(value):
         return Problem(field.name, "empty", "must not be empty")
     return None
+
+
+def _problem_of_category(field: Categorical, value: str) -> Problem | None:
+    if field.other and len(value) > OTHER_CHARS:
+        return _too_long(field, OTHER_CHARS)
+    if field.other or value in field.values:
+        return None
+    return Problem(field.name, "category", f"unknown category, use one of {', '.join(field.values)}")
+
+
+def _too_long(field: Field, most: int) -> Problem:
+    return Problem(field.name, "bounds", f"must have at most {most} characters")
 
 
 def _problem_of_number(field: Numeric, value: object) -> Problem | None:

@@ -1,5 +1,6 @@
 """A case's declaration: texts and classes beside the tabular kinds, and what is refused when it is declared."""
 
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -18,8 +19,21 @@ from pipelines.drift.profile.counts import profile_frame
 from pipelines.drift.profile.spec import Scale, Spec
 from pipelines.encoding import encode, signature
 from pipelines.errors import ConfigError, DataError
-from pipelines.fields import FLOAT32_MAX, Categorical, Fields, Numeric, Text, frame_schema, from_json, to_json
+from pipelines.export import contract as bundle_contract
+from pipelines.fields import (
+    FLOAT32_MAX,
+    Categorical,
+    Classes,
+    Fields,
+    Number,
+    Numeric,
+    Text,
+    frame_schema,
+    from_json,
+    to_json,
+)
 from pipelines.settings import Settings
+from pipelines.storage import canonical_json
 from serving.gateway.problems import problem
 
 REPORTS = Fields(case="reports", label="team", classes=("a", "b", "c"), fields=(Text("text", max_chars=20),))
@@ -32,10 +46,54 @@ def test_a_text_declaration_survives_its_json_form():
     assert again.hash == REPORTS.hash
 
 
+BEFORE = {
+    "bank": (
+        "6e52b00163ae51754629b3c0cf6edb8fd4c553e51a508ef418bc8146d4357bb7",
+        "1da07a9252f85fb134fc8b94e09036c338b325a690b0f680b4a4e52f11d1b7fc",
+        "b68edb04debdd3c40c5c9ae94d6572a9e7f33dbce087fb133eb0dd362ec57ab9",
+    ),
+    "loans": (
+        "05d1784cb579c53c814fc033a0144c5126b66488fa1e65ebe00ae948dd009560",
+        "678ff32e3ea36420aace3370467f5666d5e056bfb6a5692cca653f4b4605f098",
+        "dbac2972ac6bbd272d107226c7ec9912109118f60d2c19b6f8536638e7fffb2f",
+    ),
+    "triage": (
+        "a18ccfb14fa45da1d57cba885bdcf8763640531ba667a8135eb07e30b4727f27",
+        "06a211f17719a29ae779705d50ace5941a809cb453802c6bcbb0d1b35c197a3d",
+        "1a98ce05a969d6c86559688a2dc93d2af24a336f7ec38522995e41d5d89313f2",
+    ),
+}
+"""Hash, sha256 of fields.json and of contract.json, as they were before fields had options."""
+
+
+@pytest.mark.parametrize("case", BEFORE)
+def test_a_declaration_without_options_is_what_it_was(case):
+    """A running stack's champion, and the files of its bundle, are those of the release before."""
+    fields = load_fields(case)
+    files = (canonical_json(to_json(fields)), canonical_json(bundle_contract.contract(fields)))
+    assert (fields.hash, *(hashlib.sha256(text.encode()).hexdigest() for text in files)) == BEFORE[case]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        Numeric("age", missing=True),
+        Categorical("car", ("old", "new"), missing=True),
+        Categorical("car", ("old", "new"), other=True),
+    ],
+)
+def test_an_option_is_part_of_hash_and_file(field):
+    """Other codes or NaN in a tensor are another declaration, and a bundle's file holds it."""
+    plain = replace(field, missing=False, **({"other": False} if isinstance(field, Categorical) else {}))
+    with_option, without = (Fields("mock", (one,), label="y") for one in (field, plain))
+    assert with_option.hash != without.hash
+    assert from_json(json.loads(json.dumps(to_json(with_option)))) == with_option
+
+
 def test_the_hash_follows_the_classes_and_their_order():
     """A gateway with other classes, or the same in another order, must refuse the bundle."""
     hashes = {
-        replace(REPORTS, classes=classes).hash
+        Fields("reports", REPORTS.fields, "team", classes=classes).hash
         for classes in (("a", "b", "c"), ("b", "a", "c"), ("a", "b", "c", "d"), ())
     }
     assert len(hashes) == 4
@@ -96,13 +154,13 @@ def test_a_number_without_bounds_ends_where_float32_does(value, word):
     "wrong",
     [
         {"fields": (Text("text"), Categorical("kind", ("x", "y")))},
-        {"classes": ("a", "b")},
-        {"classes": ("a", "a", "b")},
-        {"classes": tuple(map(str, range(128)))},
+        {"target": Classes(("a",))},
+        {"target": Classes(("a", "a", "b"))},
+        {"target": Classes(tuple(map(str, range(1_001))))},
     ],
 )
 def test_a_declaration_that_cannot_work_is_refused(wrong):
-    """A text stands alone, and classes are three or more, different, and few enough for an int8."""
+    """A text stands alone, and classes are two or more, different, and a thousand at most."""
     with pytest.raises(ConfigError):
         replace(REPORTS, **wrong)
 
@@ -143,10 +201,18 @@ LOAN = Fields(
             for bound in (math.nan, math.inf, 4e38, 10**400)
         ),
         ({"fields": (Numeric("age", 0.2, 0.8, integer=True),)}, ("age", "whole number")),
+        ({"fields": (Numeric("age", missing="yes"),)}, ("age", "missing is 'yes'", "True or False")),
+        ({"fields": (Categorical("car", ("old", "new"), other=1),)}, ("car", "other is 1", "True or False")),
         *(({"fields": (Text("note", max_chars=most),)}, ("note", "max_chars")) for most in (0, -1, 2.5)),
-        ({"classes": ("a", "b", "b")}, ("granted", "'b'", "twice")),
-        ({"classes": ("a", "b", "")}, ("granted", "not empty")),
-        ({"classes": "abc"}, ("granted", "tuple")),
+        ({"target": Classes(("a", "b", "b"))}, ("granted", "'b'", "twice")),
+        ({"target": Classes(("a", "b", ""))}, ("granted", "not empty")),
+        ({"target": Classes("abc")}, ("granted", "tuple")),
+        ({"target": Number("")}, ("granted", "''", "unit")),
+        ({"target": Number("EUR", 10, 0)}, ("granted", "reversed")),
+        ({"target": Number("EUR", 5, 5)}, ("granted", "one number")),
+        ({"target": Number("EUR", low=math.inf)}, ("granted", "float32")),
+        ({"target": "EUR"}, ("granted", "'EUR'", "no target")),
+        ({"classes": ("a", "b"), "target": Number("EUR")}, ("granted", "different things")),
     ],
 )
 def test_what_could_only_fail_later_is_refused_at_once(change, words):

@@ -5,6 +5,7 @@ One FeatureDrift per feature, and what is wrong with the data.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipelines.drift.profile.bits import Floats, Ints, bounds
 from pipelines.drift.profile.counts import Column, Profile
 from pipelines.drift.profile.spec import Spec, numbers, scale_of
 from pipelines.drift_report import Quality, Remark
-from pipelines.feature_names import BY_VERSION, is_output, served, shown_only
+from pipelines.feature_names import BY_VERSION, MISSING, OTHER, SHARES, is_output, is_share, served, shown_only
 from pipelines.fields import Fields, Scale
 from pipelines.params import DriftParams
 
@@ -142,20 +143,22 @@ def quality(
     ``per_day`` is how many rows came on a day when the reference's rows did; None (not recorded): as many as it has.
 
     Problems (block, never retrain): a field's share of missing values or of undeclared categories is more
-    than ``max_null_share`` above the reference's; no rows at all where the case declares that there always
-    are some. Warnings: rows per day outside ``volume_band`` times the reference's; too few rows to compare.
+    than ``max_null_share`` above the reference's, unless it declares to have such (then the share drifts, or does not,
+    as a feature); no rows at all where the case declares that there always are some. Warnings: rows per day outside
+    ``volume_band`` times the reference's; too few rows to compare.
     """
     problems, warnings = [], []
     shares: dict[str, float] = {}
     for name, column in current.columns.items():
-        if is_output(name) or shown_only(name):
+        if is_output(name) or shown_only(name) or is_share(name):
             continue
+        if share := _bad_share(column, current.rows):
+            shares[name] = share
+        declared = {share for share in SHARES if name + share in current.columns}
         before = 0.0
         if reference is not None and name in reference.columns:
-            before = _bad_share(reference.columns[name], reference.rows)
-        share = _bad_share(column, current.rows)
-        if share:
-            shares[name] = share
+            before = _bad_share(reference.columns[name], reference.rows, declared)
+        share = _bad_share(column, current.rows, declared)
         if share > before + params.max_null_share:
             told = f"{name}: {share:.1%} missing or undeclared values ({before:.1%} in the reference)"
             problems.append(Remark(code="missing_values", field=name, message=told))
@@ -179,9 +182,15 @@ def quality(
     return Quality(problems=tuple(problems), warnings=tuple(warnings), missing=shares, volume=volume)
 
 
-def _bad_share(column: Column, rows: int) -> float:
-    other = 0 if column.vocabulary is None else int(column.counts[column.bins == len(column.vocabulary)].sum())
-    return (sum(column.missing) + other) / rows if rows else 0.0
+def _bad_share(column: Column, rows: int, declared: Collection[str] = ()) -> float:
+    """The share of missing and undeclared values, without the kinds that the field is ``declared`` to have."""
+    null, nan, above, below = column.missing
+    bad = above + below
+    if MISSING not in declared:
+        bad += null + nan
+    if OTHER not in declared:
+        bad += column.beyond
+    return bad / rows if rows else 0.0
 
 
 def _expected_rows(per_day: float, window: Window, since: datetime | None) -> float:

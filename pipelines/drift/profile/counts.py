@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,13 +27,17 @@ from pipelines.drift.profile.projections import project
 from pipelines.drift.profile.spec import UNIT, Spec, count_words, entropy
 from pipelines.drift.profile.vocabulary import split, tokens, unknown_shares
 from pipelines.errors import IntegrityError
-from pipelines.feature_names import ENTROPY, PREDICTION, SCORE, served
-from pipelines.fields import SCORES, Categorical, Fields, Scale, Text, frame_schema
+from pipelines.feature_names import ENTROPY, PREDICTION, SCORE, missing_share, other_share, served
+from pipelines.fields import SCORES, Categorical, Fields, Scale, Text, frame_schema, may_be_null
 from pipelines.files import write_atomic
 from pipelines.storage import canonical_json
 
 FEW = 1 << 13
 """Sorting fewer values than these beats clearing 65,536 counters."""
+ABSENT = ("missing", "given")
+"""The vocabulary of a share of missing values."""
+UNDECLARED = ("other", "declared")
+"""The vocabulary of a share of values outside of the field's own."""
 VERSION = "version"
 """The column that says which champion gave a row's score."""
 _AT_ONCE = 1 << 22
@@ -61,6 +65,13 @@ class Column:
     def n(self) -> int:
         """Values in bins."""
         return int(self.counts.sum())
+
+    @property
+    def beyond(self) -> int:
+        """Values outside of the vocabulary."""
+        if self.vocabulary is None:
+            return 0
+        return int(self.counts[self.bins == len(self.vocabulary)].sum())
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,7 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
     """Count the declared fields of ``frame``, and what the model gave (by ``version``, if that is a column).
 
     That is its ``score`` and the ``entropy`` of that, with classes of their ``scores``, and with classes its
-    ``prediction``. A missing field counts as null in every row.
+    ``prediction``; a predicted number is the ``score`` and has no entropy. A missing field counts as null in every row.
     """
     columns: dict[str, Column] = {}
     for declared in fields.fields:
@@ -131,7 +142,28 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
             columns |= _text(values, spec)
         else:
             columns[declared.name] = number_column(values, spec.scales[declared.name])
-    return Profile(spec.version, frame.height, columns | profile_outputs(frame, fields, spec).columns)
+    columns |= shares(columns, fields) | profile_outputs(frame, fields, spec).columns
+    return Profile(spec.version, frame.height, columns)
+
+
+def shares(columns: Mapping[str, Column], fields: Fields) -> dict[str, Column]:
+    """What the counts of fields say of their missing and undeclared values, of those that declare to have some.
+
+    A share is a category of two, so that it adds up and is tested like any other feature.
+    """
+    found: dict[str, Column] = {}
+    for declared in fields.fields:
+        if may_be_null(declared):
+            null, nan, above, below = columns[declared.name].missing
+            found[missing_share(declared.name)] = _two(null + nan, columns[declared.name].n + above + below, ABSENT)
+        if isinstance(declared, Categorical) and declared.other:
+            other = columns[declared.name].beyond
+            found[other_share(declared.name)] = _two(other, columns[declared.name].n - other, UNDECLARED)
+    return found
+
+
+def _two(first: int, second: int, vocabulary: tuple[str, ...]) -> Column:
+    return dense_column(np.array([first, second], np.int64), (0, 0, 0, 0), vocabulary)
 
 
 def _values(frame: pl.DataFrame, name: str) -> pl.Series:
@@ -197,7 +229,7 @@ def _outputs(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
         probabilities = SCORES
         kind = pl.List(pl.Float64)
     kept = frame.select(name for name in names if name in frame.columns)
-    if probabilities not in frame.columns:
+    if fields.number is not None or probabilities not in frame.columns:
         return kept
     return kept.with_columns(entropy(frame[probabilities].cast(kind, strict=False)))
 

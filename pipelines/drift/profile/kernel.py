@@ -31,12 +31,13 @@ from pipelines.drift.profile.counts import (
     profile_frame,
     profile_outputs,
     scored,
+    shares,
     typed,
 )
 from pipelines.drift.profile.spec import Spec
 from pipelines.errors import DataError
 from pipelines.feature_names import OUTPUTS
-from pipelines.fields import SCORES, Categorical, Fields, Numeric, Scale, frame_schema
+from pipelines.fields import SCORES, Binary, Categorical, Fields, Numeric, Scale, frame_schema
 
 Batches = Iterator[Any]
 """Arrow record batches."""
@@ -109,11 +110,8 @@ def profile_parquet(paths: Sequence[Path], fields: Fields, spec: Spec, threads: 
     rows = sum(footer.num_rows for footer in footers.values())
     if not rows:
         return profile_frame(pl.DataFrame(schema=dict.fromkeys(fields.names, pl.Null)), fields, spec)
-    return Profile(
-        spec.version,
-        rows,
-        {name: dense_column(total.counts, total.missing, total.vocabulary) for name, total in totals.items()},
-    )
+    columns = {name: dense_column(total.counts, total.missing, total.vocabulary) for name, total in totals.items()}
+    return Profile(spec.version, rows, columns | shares(columns, fields))
 
 
 def _files(path: Path) -> list[Path]:
@@ -168,7 +166,7 @@ def _tasks(path: Path, footer: Any, fields: Fields, spec: Spec) -> Iterator[tupl
         elif isinstance(declared, Categorical) and kind is not None and _is_text(kind):
             work.append(((name,), partial(_categories, declared)))
         else:
-            alone = replace(fields, fields=(declared,), classes=())
+            alone = replace(fields, fields=(declared,), target=Binary())
             there = tuple(column for column in (name,) if column in kinds)
             work.append((there, partial(_frames, alone, spec)))
     outputs = tuple(name for name in (*OUTPUTS, SCORES, VERSION) if name in kinds)

@@ -28,7 +28,7 @@ from pipelines.drift.profile.projections import project
 from pipelines.drift.profile.vocabulary import freeze_words, split
 from pipelines.errors import ConfigError, DataError, IntegrityError, PerennialError
 from pipelines.feature_names import ENTROPY, SCORE, is_vocabulary, shown_only
-from pipelines.fields import RESERVED, Fields, Scale
+from pipelines.fields import RESERVED, Fields, Scale, may_be_null
 from pipelines.files import write_atomic, write_once
 from pipelines.settings import Settings
 from pipelines.storage import digest
@@ -66,6 +66,11 @@ def numbers(fields: Fields) -> tuple[str, ...]:
     return (*own, feature_names.words(fields.text.name))
 
 
+def _scaled(fields: Fields) -> tuple[str, ...]:
+    """The columns of rows that need a scale of their own: a predicted number has its label's."""
+    return numbers(fields) if fields.number is None else (*numbers(fields), fields.label)
+
+
 def count_words(texts: pl.Series) -> pl.Series:
     """Words of each text, separated by white space; null stays null.
 
@@ -76,10 +81,27 @@ def count_words(texts: pl.Series) -> pl.Series:
 
 
 def with_counts(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
-    """The frame with what is counted of its text beside it, where the case has one."""
-    if fields.text is None:
-        return frame
-    return frame.with_columns(count_words(frame[fields.text.name]))
+    """The frame with what is counted of its text beside it, and of each row if a value is missing or undeclared."""
+    told = [
+        pl.when(pl.col(field.name).is_null())
+        .then(pl.lit("missing"))
+        .otherwise(pl.lit("given"))
+        .alias(feature_names.missing_share(field.name))
+        for field in fields.fields
+        if may_be_null(field)
+    ]
+    told += [
+        pl.when(pl.col(field.name).is_in(field.values))
+        .then(pl.lit("declared"))
+        .when(pl.col(field.name).is_not_null())
+        .then(pl.lit("other"))
+        .alias(feature_names.other_share(field.name))
+        for field in fields.categorical
+        if field.other
+    ]
+    if fields.text is not None:
+        frame = frame.with_columns(count_words(frame[fields.text.name]))
+    return frame.with_columns(told)
 
 
 def scale_of(spec: Spec, name: str) -> Scale | None:
@@ -149,14 +171,15 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
     if fields.text is not None:
         scaled = (*scaled, *feature_names.projections(fields.text.name))
         vocabulary = words.get(feature_names.tokens(fields.text.name), ())
-    missing = [name for name in numbers(fields) if name not in scales]
+    missing = [name for name in _scaled(fields) if name not in scales]
     if missing:
         raise ConfigError(f"{path} has no scale for {', '.join(missing)}: {AGAIN}")
     if fields.text is not None and not vocabulary:
         raise ConfigError(f"{path} has no vocabulary for {fields.text.name}: {AGAIN}")
     if not scales.keys() >= set(scaled):
         raise ConfigError(f"{path} has no scales for {', '.join(sorted(set(scaled) - scales.keys()))}: {AGAIN}")
-    kept = {name: scales[name] for name in scaled} | {SCORE: UNIT}
+    predicted = UNIT if fields.number is None else scales[fields.label]
+    kept = {name: scales[name] for name in scaled} | {SCORE: predicted}
     declared: dict[str, Any] = {
         "fields": fields.hash,
         "scales": {name: [scale.loc, scale.scale] for name, scale in kept.items()},
@@ -185,15 +208,21 @@ def freeze_spec(fields: Fields, settings: Settings, rows: Callable[[], pl.DataFr
 def _wanted(fields: Fields) -> set[str]:
     """All names that a frozen file of the case has to have."""
     if fields.text is None:
-        return set(numbers(fields))
+        return set(_scaled(fields))
     text = fields.text.name
-    return {*numbers(fields), *feature_names.projections(text), feature_names.tokens(text)}
+    return {*_scaled(fields), *feature_names.projections(text), feature_names.tokens(text)}
 
 
 def _sealed(fields: Fields, rows: pl.DataFrame, known: dict[str, Any]) -> bytes:
     """A frozen file: what is ``known`` stays as it is, the rest is made of the rows."""
     text = None if fields.text is None else fields.text.name
-    frozen = _frozen(rows, [field.name for field in fields.numeric], text) | known
+    empty = [field.name for field in fields.numeric if field.missing and rows[field.name].null_count() == rows.height]
+    names = [field.name for field in fields.numeric if field.name not in empty]
+    if fields.number is not None:
+        names.append(fields.label)
+    frozen = _frozen(rows, names, text)
+    # Nothing is known of a number that was always missing: it is counted as it is.
+    frozen |= {name: {"loc": UNIT.loc, "scale": UNIT.scale} for name in empty} | known
     return _bytes(frozen | {SEAL: digest(frozen)})
 
 

@@ -34,7 +34,8 @@ def _category(feature: str, before: Column, now: Column, words: tuple[str, ...])
     was, became = (
         np.bincount(column.bins, weights=column.counts, minlength=len(words) + 1) / column.n for column in (before, now)
     )
-    most = int(np.argmax(np.abs(became - was)))
+    # Of values that changed by the same, rounding aside, the first: of a share of missing values the missing ones.
+    most = int(np.argmax(np.abs(became - was).round(12)))
     value = words[most] if most < len(words) else None
     return CategoryChange(feature=feature, value=value, before=float(was[most]), now=float(became[most]))
 

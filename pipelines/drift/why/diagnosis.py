@@ -28,7 +28,7 @@ from pipelines.contracts import FeatureDrift
 from pipelines.drift.why.embeddings import KL_THRESHOLD
 from pipelines.drift.why.findings import Findings, Seen, look
 from pipelines.drift_report import Diagnosis, Embeddings, HitSlice, LabelMovements, MixtureShares, MovedFeature, Shift
-from pipelines.feature_names import OUTPUTS, is_projection
+from pipelines.feature_names import OUTPUTS, in_words, is_projection
 from pipelines.moments import day
 from pipelines.params import DriftParams
 
@@ -110,7 +110,7 @@ def kind(findings: Findings, *, problems: bool = False) -> Shift:
 def sentence(found: Shift, findings: Findings, names: Sequence[str], seen: Seen) -> str:
     """Why the shift is of this kind, for people; ``names`` are the features that moved."""
     when = "" if findings.since is None else f" since {day(findings.since)}"
-    what = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    what = ", ".join(map(in_words, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     drop = seen.labels.drop
     if drop is None:
         metric = "no labels have arrived that could say how well the model does"
@@ -137,7 +137,7 @@ def sentence(found: Shift, findings: Findings, names: Sequence[str], seen: Seen)
     odd = (
         ""
         if mixture is None or not mixture.unexplained
-        else f" in a way that no shares of the classes explain ({', '.join(mixture.unexplained[:3])})"
+        else f" in a way that no shares of the classes explain ({', '.join(map(in_words, mixture.unexplained[:3]))})"
     )
     if found == "covariate":
         as_told = ", which is what its own scores expect of such inputs" if findings.expected else ""

@@ -1,6 +1,7 @@
 """pipelines/cases/receiving.py: what a source delivers is a row, refused with a reason, counted, or one clear error."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 import polars as pl
@@ -87,6 +88,22 @@ def test_categories_are_read_as_their_text(kind: pl.DataType):
     rows = _receive(RAW.with_columns(salary=fourth.cast(kind))).rows
     assert rows["salary"].drop_nulls().to_list() == [52000.0] * (RAW.height - 1)
     assert '"salary": "a lot"' in rows.filter(pl.col("salary").is_null())["as_delivered"][0]
+
+
+def test_a_missing_value_is_null_and_an_unreadable_one_is_refused():
+    """Of a number that may be missing NaN is null, and what was there and is no number is not taken for missing."""
+    holes = tuple(replace(field, missing=field.name == "salary") for field in FIELDS.fields)
+    fields = replace(FIELDS, fields=holes)
+    given = pl.col("salary").cast(pl.String)
+    frame = RAW.with_columns(pl.when(pl.int_range(pl.len()) == 3).then(pl.lit("much")).otherwise(given).alias("salary"))
+    found = receive(frame, fields, WINDOW, PARAMS)
+    assert found.refused["reasons"].to_list() == ["salary: cannot be read"]
+    assert '"salary": "much"' in found.refused["as_delivered"][0]
+    assert found.rows.height == RAW.height - 1
+    found = receive(_with("salary", float("nan")), fields, WINDOW, PARAMS)
+    assert found.rows["salary"].null_count() == 1
+    assert found.rows.filter(pl.col("salary").is_null())["id"].to_list() == [RAW["id"][3]]
+    assert found.refused.is_empty()
 
 
 def test_times_as_text_need_a_zone():

@@ -119,6 +119,8 @@ def release(
         if fill is not None:
             fill(work)
         about = {"case": case, "fields_hash": fields_hash or load_fields(case).hash}
+        if (work / "bundle.json").exists():
+            about = json.loads((work / "bundle.json").read_text()) | about
         if (work / TOKENIZER).exists():
             about["tokenizer_sha256"] = file_sha256(work / TOKENIZER)
         (work / "bundle.json").write_text(json.dumps(about))

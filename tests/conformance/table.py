@@ -1,0 +1,121 @@
+"""A table of the kinds of field: declarations, rows with all that they may hold, and a bundle made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from pipelines.cases.tabular import build
+from pipelines.contracts import Window
+from pipelines.encoding import encode, find_scales, read_scales
+from pipelines.export.bundle import write_bundle
+from pipelines.export.onnx import Scored
+from pipelines.fields import Categorical, Field, Fields, Numeric
+from pipelines.params import ModelParams
+from tests import shop
+
+CASE = "shop"
+START = datetime(2024, 3, 1, tzinfo=UTC)
+WINDOW = Window(start=START, end=START + timedelta(days=1))
+KINDS: Mapping[str, Field] = {
+    "number": Numeric("number", -1e6, 1e6),
+    "open number": Numeric("open"),
+    "number with holes": Numeric("holes", missing=True),
+    "whole number with holes": Numeric("whole", 0, 9, integer=True, missing=True),
+    "instant with holes": Numeric("instant", missing=True),
+    "category": Categorical("plain", ("x", "y")),
+    "category with holes": Categorical("gaps", ("x", "y"), missing=True),
+    "open category": Categorical("new", ("x", "y"), other=True),
+    "open category with holes": Categorical("any", ("x", "y"), missing=True, other=True),
+}
+EVERYTHING = tuple(KINDS.values())
+"""A table with every kind."""
+HOLES = 0.2
+"""Share of the rows without a value, of a field that may be missing."""
+
+
+def declare(*fields: Field, classes: tuple[str, ...] = ()) -> Fields:
+    """The declaration of the case with these fields."""
+    return Fields(CASE, fields, label="sold", classes=classes)
+
+
+def delivered(fields: Fields, rows: int = 400, seed: int = 0) -> pl.DataFrame:
+    """Rows as a source delivers them, with missing, unseen and extreme values wherever the declaration takes them."""
+    rng = np.random.default_rng(seed)
+    columns = {field.name: _values(field, rows, rng) for field in fields.fields}
+    times = [START + timedelta(seconds=60 * row) for row in range(rows)]
+    labels = rng.integers(0, len(fields.classes) or 2, rows)
+    ids = [f"{CASE}-{seed}-{row}" for row in range(rows)]
+    return pl.DataFrame({"id": ids, "event_time": times, **columns, fields.label: labels}, strict=False)
+
+
+def _values(field: Field, rows: int, rng: np.random.Generator) -> list[Any]:
+    if isinstance(field, Categorical):
+        known = [*field.values, *(("z", "", "ä\n\"'" * 40) if field.other else ())]
+        values = [known[position] for position in rng.integers(0, len(known), rows)]
+    else:
+        low, high = (-1e30 if field.low is None else field.low), (1e30 if field.high is None else field.high)
+        numbers = rng.normal(1.6e9, 60.0, rows) if field.name == "instant" else rng.normal(2.0, 3.0, rows)
+        numbers = numbers.clip(low, high)
+        if field.name != "instant":
+            numbers[:2] = low, high
+        values = (np.rint(numbers) if field.integer else numbers).tolist()
+    if not field.missing:
+        return values
+    # Sources have one or the other for what is missing.
+    gone = [None, float("nan")] if isinstance(field, Numeric) else [None]
+    return [gone[row % len(gone)] if rng.random() < HOLES else value for row, value in enumerate(values)]
+
+
+def model_of(
+    fields: Fields, columns: Mapping[str, list[Any]], labels: Any, scales: Mapping[str, Any]
+) -> torch.nn.Module:
+    """The network of tables, fitted to the rows as far as it adapts itself, with random weights beyond that."""
+    torch.manual_seed(0)
+    model = build(ModelParams(hidden=(8,), embedding=2, dropout=0.0), fields)
+    for weights in model.parameters():
+        torch.nn.init.normal_(weights, std=0.5)
+    numeric = torch.from_numpy(encode(fields, columns, scales)["numeric"])
+    model.adapt(numeric, torch.tensor(labels, dtype=torch.int64 if fields.classes else torch.float32))
+    return model.eval()
+
+
+def bundle_of(fields: Fields, rows: pl.DataFrame, folder: Path) -> torch.nn.Module:
+    """A model of canonical rows, its bundle in ``folder``."""
+    columns = rows.select(fields.names).to_dict(as_series=False)
+    scales = find_scales(fields, columns)
+    model = model_of(fields, columns, rows[fields.label].to_list(), scales)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bundle(model, fields, folder, {"scales": {name: asdict(scale) for name, scale in scales.items()}})
+    return model
+
+
+def own_answers(model: torch.nn.Module, fields: Fields, rows: pl.DataFrame, bundle: Path) -> np.ndarray:
+    """What torch itself answers for raw rows: ``[n, outputs]``."""
+    scales = read_scales(json.loads((bundle / "bundle.json").read_text())["scales"])
+    tensors = encode(fields, rows.select(fields.names).to_dict(as_series=False), scales)
+    with torch.no_grad():
+        return Scored(model, fields)(*map(torch.from_numpy, tensors.values())).double().numpy()
+
+
+@contextmanager
+def installed(root: Path, fields: Fields) -> Iterator[Path]:
+    """Let the case with these fields be the only one there is."""
+    folder = shop.write(root / "cases", CASE)
+    kinds = ", ".join(sorted({type(field).__name__ for field in fields.fields}))
+    (folder / "schema.py").write_text(
+        f'"""The fields."""\n\nfrom pipelines.fields import {kinds}, Fields\n\nFIELDS = {fields!r}\n'
+    )
+    shop.edit(folder / "params.yaml", ("slices:\n  - colour", "slices: []"))
+    (folder / "profile.json").unlink()
+    with shop.installed(root / "cases"):
+        yield folder

@@ -1,0 +1,105 @@
+"""A table with every kind of field behind the real gateway: over HTTP, into the log, and again after a restart."""
+
+from __future__ import annotations
+
+import shutil
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from pipelines import runtime
+from pipelines.cases.receiving import receive
+from pipelines.encoding import signature
+from pipelines.fields import may_be_null
+from pipelines.params_file import load_params
+from tests.conformance.table import CASE, EVERYTHING, WINDOW, bundle_of, declare, delivered, installed, own_answers
+from tests.serving.gateway.world import client, fake_triton, lines, make_home, release
+
+PREDICT = f"/v1/cases/{CASE}/predict"
+FIELDS = declare(*EVERYTHING)
+
+
+class OnnxTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Answers like Triton, by ONNX Runtime on one bundle."""
+
+    def __init__(self, fields, bundle):
+        self.fields, self.bundle = fields, bundle
+
+    def ModelInfer(self, request, context):  # noqa: N802 - gRPC's name
+        """One inference."""
+        tensors = {
+            given.name: np.frombuffer(raw, declared["dtype"]).reshape(list(given.shape))
+            for given, raw, declared in zip(
+                request.inputs, request.raw_input_contents, signature(self.fields)[0], strict=True
+            )
+        }
+        try:
+            scores = runtime.score(self.bundle, tensors)
+        except Exception as error:  # noqa: BLE001 - as Triton says it
+            context.abort(grpc.StatusCode.INTERNAL, str(error))
+        return pb.ModelInferResponse(
+            model_name=request.model_name,
+            model_version=request.model_version,
+            raw_output_contents=[scores.astype(np.float32).tobytes()],
+        )
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A state folder whose champion was made of canonical rows: ``(rows, own answers, settings)``; a Triton beside."""
+    home = tmp_path_factory.mktemp("served")
+    with installed(home, FIELDS):
+        rows = receive(delivered(FIELDS, rows=60), FIELDS, WINDOW, load_params(CASE)).rows
+        bundle = home / "bundle"
+        model = bundle_of(FIELDS, rows, bundle)
+        with fake_triton(servicer=OnnxTriton(FIELDS, bundle)) as (_, port):
+            settings = make_home(home, port)
+            release(settings, 1, case=CASE, fill=lambda work: shutil.copy(bundle / "bundle.json", work))
+            yield rows, own_answers(model, FIELDS, rows, bundle), settings
+
+
+def _requests(rows):
+    sent = rows.select("event_time", *FIELDS.names, prediction_id="id").to_dicts()
+    return [{**row, "event_time": row["event_time"].isoformat()} for row in sent]
+
+
+def test_rows_are_answered_logged_and_known_again(served):
+    """Null, undeclared and extreme values get the model's own answer, lie in the log as sent, and repeat as they were.
+
+    Also after a restart whose index of ids is made anew from the log.
+    """
+    rows, own, settings = served
+    sent = _requests(rows)
+    with client(settings) as http:
+        answers = http.post(PREDICT, json={"rows": sent})
+        assert answers.status_code == 200, answers.text
+        first = answers.json()["rows"]
+        assert np.abs(np.array([row["score"] for row in first]) - own[:, 0]).max() <= 1e-5
+        assert http.post(PREDICT, json={"rows": sent}).json()["rows"] == first
+    logged = {line["prediction_id"]: line["row"] for line in lines(settings, case=CASE)}
+    assert logged == {row["prediction_id"]: {name: row[name] for name in FIELDS.names} for row in sent}
+    (settings.root / "gateway" / f"{CASE}.ids.db").unlink()
+    with client(settings) as http:
+        assert http.post(PREDICT, json={"rows": sent}).json()["rows"] == first
+        gone = next(row for row in sent if row["holes"] is None)
+        assert http.post(PREDICT, json={"rows": [{**gone, "holes": 1.0}]}).status_code == 409
+    assert len(lines(settings, case=CASE)) == len(sent)
+
+
+def test_null_and_absence_are_told_apart(served):
+    """Null is a value of a field that may be missing and a refusal of others; a key that is absent always is one."""
+    rows, _, settings = served
+    row = {name: value for name, value in _requests(rows)[0].items() if name != "prediction_id"}
+    with client(settings) as http:
+        body = http.get("/openapi.json").json()["paths"][PREDICT]["post"]["requestBody"]["content"]["application/json"]
+        declared = body["schema"]["properties"]["rows"]["items"]["properties"]
+        assert http.post(PREDICT, json=body["example"]).status_code == 200
+        for field in FIELDS.fields:
+            null = http.post(PREDICT, json={"rows": [{**row, field.name: None}]})
+            absent = http.post(PREDICT, json={"rows": [{name: own for name, own in row.items() if name != field.name}]})
+            assert null.status_code == (200 if may_be_null(field) else 422)
+            assert ("null" in declared[field.name]["type"]) == may_be_null(field)
+            assert (absent.status_code, absent.json()["field"]) == (422, field.name)

@@ -1,0 +1,130 @@
+"""Every kind of field with every kind of target: from what a source delivers to what is answered and counted."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipelines import runtime
+from pipelines.cases.receiving import receive
+from pipelines.data import lake, log
+from pipelines.data.contract import split
+from pipelines.drift.inputs.compare import compare, quality
+from pipelines.drift.profile.counts import profile_frame, scored, typed
+from pipelines.drift.profile.kernel import profile_parquet
+from pipelines.drift.profile.spec import freeze_spec
+from pipelines.drift.reference import reference_profile
+from pipelines.encoding import encoder
+from pipelines.export.bundle import check_parity, neighbours
+from pipelines.headroom import probe
+from pipelines.params_file import load_params
+from pipelines.settings import Settings
+from serving.gateway.rows import read, row_shape
+from tests.conformance.table import EVERYTHING, KINDS, WINDOW, bundle_of, declare, delivered, installed, own_answers
+from tests.pipelines.data.loglines import predictions, write
+
+TOLERANCE = 1e-5
+"""How far the gateway's answer may lie from the model's own."""
+TABLES = {**{name: (field,) for name, field in KINDS.items()}, "everything": EVERYTHING}
+TARGETS = {"binary": ()}
+PAIRS = [(name, target) for name in TABLES for target in TARGETS]
+
+
+@pytest.fixture(params=PAIRS, ids="-".join)
+def fields(request, tmp_path):
+    """The declaration of a case that is there: one kind of field, or all of them, and a target."""
+    table, target = request.param
+    declared = declare(*TABLES[table], classes=TARGETS[target])
+    with installed(tmp_path, declared):
+        yield declared
+
+
+@pytest.fixture
+def canonical(fields, tmp_path):
+    """The rows that were delivered, in canonical form: what the lake keeps of them."""
+    received = receive(delivered(fields), fields, WINDOW, load_params(fields.case))
+    assert received.counts["rows"] == received.counts["delivered"]
+    settings = Settings(home=tmp_path)
+    kept = lake.read_days(settings, lake.write_days(settings, fields.case, received.rows))
+    good, bad = split(kept, fields)
+    assert bad.is_empty()
+    return good
+
+
+def answered(fields, bundle, rows):
+    """What the gateway's decoder, the bundle's encoder and ONNX Runtime make of JSON rows: ``[n, outputs]``."""
+    items = read(row_shape(fields, 1000), json.dumps({"rows": rows}).encode())
+    columns = {name: [getattr(item, name) for item in items] for name in fields.names}
+    return runtime.score(bundle, encoder(fields, bundle)(columns)).reshape(len(rows), -1)
+
+
+def test_an_answer_is_the_models_own(fields, canonical, tmp_path):
+    """Whatever a row holds or lacks, JSON, encoding and ONNX Runtime answer what torch answers on the raw row."""
+    bundle = tmp_path / "bundle"
+    model = bundle_of(fields, canonical, bundle)
+    own = own_answers(model, fields, canonical, bundle)
+    found = answered(fields, bundle, canonical.select(fields.names).to_dicts())
+    assert np.isfinite(found).all()
+    assert np.abs(found - own).max() <= TOLERANCE
+    assert np.ptp(found[:, 0]) > 0.01  # rows do differ
+    columns = canonical.select(fields.names).to_dict(as_series=False)
+    assert check_parity(model, fields, bundle, columns, seed=0) <= TOLERANCE
+    assert neighbours(fields, bundle, columns, seed=0) <= TOLERANCE
+
+
+def test_a_logged_row_counts_as_its_canonical_one(fields, canonical, tmp_path):
+    """The log, compacted, gives the canonical rows back, and its profile as frame and as file is theirs."""
+    settings = Settings(home=tmp_path)
+    spec = freeze_spec(fields, settings, lambda: canonical)
+    # A segment whose first rows lack whatever may be missing, and one with the others.
+    order = canonical.sort(pl.sum_horizontal(pl.all().is_null()), descending=True)
+    lines = predictions(order, fields)
+    write(settings, fields.case, "predictions", "a", lines[:3])
+    write(settings, fields.case, "predictions", "b", lines[3:])
+    log.compact(settings, fields.case)
+    rows = log.read_predictions(settings, fields.case, WINDOW)
+    files = log.near(settings, fields.case, WINDOW)
+    again = typed(rows, fields).select(fields.names)
+    assert again.equals(canonical.sort("event_time", "id").select(fields.names))
+    inputs = [*fields.names, *fields.shares]
+    expected = profile_frame(canonical, fields, spec).columns
+    framed = profile_frame(scored(typed(rows, fields), fields), fields, spec).columns
+    streamed = profile_parquet(files, fields, spec).columns
+    for name in inputs:
+        for columns in (framed, streamed):
+            assert columns[name].counts.tolist() == expected[name].counts.tolist()
+            assert columns[name].bins.tolist() == expected[name].bins.tolist()
+            assert columns[name].missing == expected[name].missing
+
+
+def test_the_share_that_moves_is_the_one_that_drifts(fields, canonical, tmp_path):
+    """A jump of missing values, or of undeclared ones, is a drift of that share, and no fault of the data."""
+    spec = freeze_spec(fields, Settings(home=tmp_path), lambda: canonical)
+    params = load_params(fields.case).drift.model_copy(update={"min_rows": 100, "ignore": ()})
+    scores = np.full((canonical.height, fields.outputs), 0.5) if fields.classes else np.full(canonical.height, 0.5)
+    reference = reference_profile(canonical, scores, fields, spec, canonical)
+
+    def moved(rows):
+        current = profile_frame(rows, fields, spec)
+        assert not quality(reference, current, WINDOW, params).problems
+        return {one.feature for one in compare(reference, current, fields, spec, params) if one.drifted}
+
+    assert not moved(canonical)
+    for share in fields.shares:
+        name, _, kind = share.rpartition(".")
+        half = pl.int_range(canonical.height) % 2 == 0
+        value = pl.lit(None) if kind == "missing" else pl.lit("never seen")
+        changed = canonical.with_columns(pl.when(half).then(value).otherwise(pl.col(name)).alias(name))
+        found = moved(changed.cast(dict(canonical.schema)))
+        assert share in found
+        assert found <= {share, name}
+
+
+def test_a_probe_reads_it(fields, canonical):
+    """Both families of probes learn from whatever a row holds or lacks, and answer probabilities."""
+    for family in ("logistic", "boosting"):
+        found = probe.answers(canonical, canonical, fields, family)
+        assert found.shape[0] == canonical.height
