@@ -87,7 +87,10 @@ def measured(case: str, months: int | None) -> list[dict[str, Any]]:
 
 
 def models(world: World) -> Iterator[tuple[str, list[Answers], float]]:
-    """Every model's name, its answers to each month's flights, and the seconds that its trainings took."""
+    """Every model's name, its answers to each month's flights, and the seconds that all its runs took.
+
+    What is trained without a gate is what the loop trained: all seconds stand beside the loop.
+    """
     began = time.perf_counter()
     looped = play(world, POLICIES["monthly"], lambda word: print(word, flush=True))
     took = time.perf_counter() - began
