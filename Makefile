@@ -159,5 +159,5 @@ dashboards: ## write Grafana's dashboards anew from compose/grafana/dashboards.p
 bench-replay: ## retrain policies on the real history of bank and triage: loss against cost [ARGS="--cases bank"]
 	$(PY) -m benchmarks.bench.replay $(ARGS)
 
-bench-flights: ## delays of 2013, month by month: the loop's network against LightGBM and the mean (benchmarks/results/flights.json) [ARGS=--quick]
+bench-flights: ## delays of 2013, month by month: the loop's network against LightGBM and the mean (benchmarks/results/flights.json, flights_late.json) [ARGS=--quick]
 	$(PY) -m benchmarks.bench.flights $(ARGS)
