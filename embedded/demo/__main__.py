@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the demo; exit code 0 if it did what it promises, 1 with a clear error otherwise."""
     parser = argparse.ArgumentParser(prog="python -m embedded.demo", description=__doc__)
     parser.add_argument(
-        "--case", default=None, help="bank, triage or loans; default: bank where its data can be had, else loans"
+        "--case",
+        default=None,
+        help="bank, triage, loans, flights or flights_late; default: bank where its data can be had, else loans",
     )
     parser.add_argument("--fast", action="store_true", help="a shorter stretch of history")
     parser.add_argument("--ticks", type=int, default=None, help="end after so many ticks of it")
@@ -170,7 +172,7 @@ def _print_table(summary: dict[str, Any], progress: Progress) -> None:
 
     metrics = summary["metrics"]
     table = Table(
-        title=f"{summary['case']}: mean over {len(metrics['log_loss']['per_month'])} {summary['tick']}s",
+        title=f"{summary['case']}: mean over {len(next(iter(metrics.values()))['per_month'])} {summary['tick']}s",
         title_justify="left",
     )
     for column in ("", "frozen", "ungated", "Perennial"):

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.case_files import case_names
 from pipelines.cases import load_fields
-from pipelines.fields import Categorical, Fields, Numeric
+from pipelines.fields import OTHER_CHARS, Categorical, Fields, Numeric, Text, may_be_null
 from serving.gateway.app import create_app
 from serving.gateway.openapi import LABELS, PREDICT, document
 from serving.gateway.refusal import Refused
@@ -53,8 +53,8 @@ def test_every_case_has_its_own_requests(spec):
 def test_fields_are_named_with_kind_vocabulary_and_bounds(spec, case):
     """A row's schema is the declaration.
 
-    All fields and no others, vocabularies, whole numbers, bounds, lengths and what each means; a label's has the
-    classes.
+    All fields and no others, vocabularies, whole numbers, bounds, lengths, what may be null and what each means; a
+    label's has the classes, or a number's bounds.
     """
     fields = load_fields(case)
     row = items(spec, PREDICT, case)
@@ -64,14 +64,23 @@ def test_fields_are_named_with_kind_vocabulary_and_bounds(spec, case):
     for field in fields.fields:
         said = row["properties"][field.name]
         assert said.get("description", "") == field.about
-        if isinstance(field, Categorical):
-            assert said["enum"] == list(field.values)
-        elif isinstance(field, Numeric):
-            assert said["type"] == ("integer" if field.integer else "number")
+        kind = "integer" if isinstance(field, Numeric) and field.integer else "number"
+        if not isinstance(field, Numeric):
+            kind = "string"
+        assert said["type"] == ([kind, "null"] if may_be_null(field) else kind)
+        if isinstance(field, Numeric):
             assert (said.get("minimum"), said.get("maximum")) == (field.low, field.high)
-        else:
+        elif isinstance(field, Text):
             assert said["maxLength"] == field.max_chars
-    assert items(spec, LABELS, case)["properties"]["label"]["enum"] == (list(fields.classes) or [0, 1])
+        elif field.other:
+            assert (said["maxLength"], said["examples"]) == (OTHER_CHARS, list(field.values))
+        else:
+            assert said["enum"] == [*field.values, *([None] if field.missing else [])]
+    label = items(spec, LABELS, case)["properties"]["label"]
+    if fields.number is None:
+        assert label["enum"] == (list(fields.classes) or [0, 1])
+    else:
+        assert (label["minimum"], label["maximum"]) == fields.number.bounds
 
 
 @pytest.mark.parametrize("case", case_names())

@@ -1,0 +1,1 @@
+"""The case of late flights: those of the case `flights`, and the question whether they are late."""
