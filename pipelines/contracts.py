@@ -105,13 +105,28 @@ class SliceEvidence(Value):
     lift: Interval
 
 
+class FloorEvidence(Value):
+    """A metric of the challenger on the holdout beside what it has to reach; None: it is not defined on these rows.
+
+    Where less is better it must not exceed the ``limit``.
+    """
+
+    metric: str
+    value: float | None
+    limit: float
+    holds: bool
+
+
 class Evidence(Value):
     """Everything that the gate may look at: nothing else can influence a verdict.
 
     ``positives`` counts rows of the positive class, or with classes those outside of the commonest one.
-    ``lift`` is the mean paired improvement of the decision metric, challenger over champion, in the
-    metric's own units and positive when the challenger is better. ``same_candidate`` says that champion and
-    challenger are one model.
+    ``lift`` is the paired improvement of the decision metric, challenger over champion, in the metric's own unit and
+    positive when the challenger is better; ``lift_sd`` is ``sqrt(n)`` times its standard error (of a mean, the
+    standard deviation of the rows' improvements). ``differ`` counts the rows that the two answer differently; verdicts
+    of earlier releases did not ask. ``more_rows``: further rows that would decide, where they are found by resampling.
+    ``unchecked`` names declared slices without a verdict: too few rows, or the metric is not defined on them.
+    ``same_candidate`` says that champion and challenger are one model.
     """
 
     metric: str
@@ -121,7 +136,11 @@ class Evidence(Value):
     same_candidate: bool = False
     lift: Interval | None
     lift_sd: float | None = None
+    differ: int | None = None
+    more_rows: int | None = None
     slices: tuple[SliceEvidence, ...] = ()
+    unchecked: tuple[str, ...] = ()
+    floors: tuple[FloorEvidence, ...] = ()
     challenger: dict[str, float | None] = {}
     champion: dict[str, float | None] = {}
 

@@ -8,13 +8,17 @@ stands beside our own lines, measured on one core with 100,000 and with 1,000,00
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.contracts import Interval, Mean
+
+if TYPE_CHECKING:
+    import polars as pl
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -65,9 +69,52 @@ def row_errors(label: Label, score: NDArray[Any]) -> NDArray[np.bool_]:
     >>> row_errors(np.array([2, 0]), np.array([[0.2, 0.3, 0.5], [0.2, 0.3, 0.5]])).tolist()
     [False, True]
     """
-    predicted: NDArray[Any] = score.argmax(1) if score.ndim == 2 else (score >= 0.5).astype(np.int64)
-    wrong: NDArray[np.bool_] = predicted != label
+    wrong: NDArray[np.bool_] = decided(score) != label
     return wrong
+
+
+def decided(score: NDArray[Any]) -> Ints:
+    """The likeliest class of each row, ``[n]``; binary: whether the score is at least 0.5.
+
+    >>> decided(np.array([0.5, 0.4])).tolist(), decided(np.array([[0.2, 0.3, 0.5]])).tolist()
+    ([1, 0], [2])
+    """
+    if score.ndim == 2:
+        return np.asarray(score.argmax(1), np.int64)
+    return np.asarray(score >= 0.5, np.int64)
+
+
+def row_brier(label: Label, score: NDArray[Any]) -> Floats:
+    """The squared distance of each row's probabilities from what came, ``[n]``: binary ``(p - y)^2``.
+
+    With classes ``sum_k (p_k - [y = k])^2``, from 0 to 2. Source: Brier, Monthly Weather Review 78(1), 1950.
+
+    >>> row_brier(np.array([1]), np.array([0.5])).tolist(), row_brier(np.array([0]), np.array([[0.5, 0.5]])).tolist()
+    ([0.25], [0.5])
+    """
+    p = np.asarray(score, np.float64)
+    if p.ndim == 1:
+        return np.asarray((p - (np.asarray(label) > 0)) ** 2, np.float64)
+    came = np.asarray(label, np.intp)[:, None] == np.arange(p.shape[1])
+    return np.asarray(((p - came) ** 2).sum(axis=1), np.float64)
+
+
+def cheapest(score: NDArray[Any], costs: Floats) -> Ints:
+    """The decision of each row that has the lowest expected cost under its own probabilities, ``[n]``.
+
+    ``costs[i, j]``: what it costs to decide for class j where i comes. Source: Elkan, The foundations of cost-sensitive
+    learning, IJCAI 2001.
+
+    >>> cheapest(np.array([0.2, 0.05]), np.array([[0.0, 1.0], [9.0, 0.0]])).tolist()  # a miss costs nine false alarms
+    [1, 0]
+    """
+    p = np.asarray(score, np.float64)
+    if p.ndim == 1:
+        p = np.column_stack([1 - p, p])
+    return np.asarray((p @ costs).argmin(axis=1), np.int64)
+
+
+# --- numbers ------------------------------------------------------------------------------------
 
 
 def row_squared_error(label: Label, prediction: NDArray[Any]) -> Floats:
@@ -79,6 +126,52 @@ def row_squared_error(label: Label, prediction: NDArray[Any]) -> Floats:
 def row_loss(label: Label, score: NDArray[Any], *, number: bool = False) -> Floats:
     """What a model pays for each row ``[n]``: log-loss in nats, or of a ``number`` its squared error."""
     return row_squared_error(label, score) if number else row_log_loss(label, score)
+
+
+def row_absolute(label: Label, predicted: NDArray[Any]) -> Floats:
+    """The absolute error of each row, ``[n]``, in the label's unit."""
+    return np.asarray(np.abs(np.asarray(predicted, np.float64) - label), np.float64)
+
+
+def row_pinball(label: Label, predicted: NDArray[Any], quantile: float) -> Floats:
+    """The loss of each row whose least expectation is at the label's ``quantile``, ``[n]``, in the label's unit.
+
+    ``q (y - p)`` where the label is above the prediction, else ``(1 - q) (p - y)``. Source: Koenker and Bassett,
+    Econometrica 46(1), 1978.
+
+    >>> row_pinball(np.array([3.0, 0.0]), np.array([1.0, 1.0]), 0.9).round(3).tolist()
+    [1.8, 0.1]
+    """
+    under = np.asarray(label, np.float64) - predicted
+    return np.asarray(np.maximum(quantile * under, (quantile - 1) * under), np.float64)
+
+
+# --- slices -------------------------------------------------------------------------------------
+
+
+def binned(values: NDArray[Any], edges: Sequence[float]) -> NDArray[Any]:
+    """The bin of each number as a word, ``[n]``; an edge belongs to the bin above it.
+
+    >>> binned(np.array([18.0, 30.0, 64.0, np.nan]), (30, 50)).tolist()
+    ['below 30', '30 to below 50', '50 or more', 'missing']
+    """
+    between = [f"{low:g} to below {high:g}" for low, high in pairwise(edges)]
+    words = np.array([f"below {edges[0]:g}", *between, f"{edges[-1]:g} or more", "missing"])
+    numbers = np.asarray(values, np.float64)
+    place = np.where(np.isnan(numbers), len(words) - 1, np.searchsorted(np.asarray(edges), numbers, "right"))
+    return np.asarray(words[place])
+
+
+def cut(frame: pl.DataFrame, bins: Mapping[str, Sequence[float]]) -> pl.DataFrame:
+    """The frame with :func:`binned` words in place of the numbers of these columns, where it has them."""
+    import polars as pl
+
+    words = [
+        pl.Series(name, binned(frame[name].cast(pl.Float64).to_numpy(), edges), dtype=pl.String)
+        for name, edges in bins.items()
+        if name in frame.columns
+    ]
+    return frame.with_columns(words)
 
 
 # --- AUC ----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from pydantic import (
 
 from pipelines import case_files
 from pipelines.errors import ConfigError
-from pipelines.params import ModelParams, Params
+from pipelines.params import METRICS, Metric, ModelParams, Params
 from pipelines.settings import Settings, read_settings
 
 
@@ -244,13 +244,15 @@ def _unknown_names(case: str, raw: Any) -> dict[str, str]:
     block = {name: value for name, value in raw.items() if isinstance(value, dict)} if isinstance(raw, dict) else {}
     found: dict[str, str] = {}
     if (fields := _fields_of(case)) is not None:
+        found |= _misfits(block.get("gate", {}), fields)
         groups = (fields.groups, "no category, whole number or label")
         measured = (fields.measured, "nothing that is measured")
         for above, key, (known, what) in (("gate", "slices", groups), ("drift", "ignore", measured)):
             given = block.get(above, {}).get(key)
             for number, name in enumerate(given[:MOST_MISTAKES] if isinstance(given, list) else []):
-                if isinstance(name, str) and name not in known:
-                    found[f"{above}.{key}.{number}"] = f"{name!r} is {what} of the case: {_like(name, known)}"
+                place = f"{above}.{key}.{number}"
+                if isinstance(name, str) and name not in known and place not in found:
+                    found[place] = f"{name!r} is {what} of the case: {_like(name, known)}"
     whole = (case_files.CASES_ROOT / case / "schema.py").exists()
     for name in _unread(case, map(str, islice(block.get("source", {}), MOST_MISTAKES))) if whole else ():
         near = difflib.get_close_matches(
@@ -266,6 +268,47 @@ def _unknown_names(case: str, raw: Any) -> dict[str, str]:
     if isinstance(variant, str) and whole and variant not in variants:
         found["replay.variant"] = f"the case has no variants/{variant}/{case}.yaml: {_like(variant, variants)}"
     return found
+
+
+def _target_kind(fields: Any) -> str:
+    if fields.number is not None:
+        return "number"
+    return "classes" if fields.classes else "binary"
+
+
+def _misfits(gate: dict[str, Any], fields: Any) -> dict[str, str]:
+    """What of a gate's parameters does not fit the target or the fields, by its place."""
+    kind = _target_kind(fields)
+    floors = gate.get("floors")
+    metrics = {"gate.metric": gate.get("metric")}
+    metrics |= {f"gate.floors.{name}": name for name in (floors if isinstance(floors, dict) else {})}
+    known = METRICS[kind]
+    found = {
+        place: f"{name} does not fit the label, which is {_TARGETS[kind]}: choose one of {', '.join(known)}"
+        for place, name in metrics.items()
+        if name in get_args(Metric) and name not in known
+    }
+    costs, outcomes = gate.get("costs"), len(fields.classes) or 2
+    square = isinstance(costs, list) and all(isinstance(row, list) and len(row) == len(costs) for row in costs)
+    if square and costs and len(costs) != outcomes:
+        found["gate.costs"] = f"has {len(costs)} rows, and the label has {outcomes} classes: give a row for each"
+    numbers = [field.name for field in fields.numeric]
+    slices = gate.get("slices")
+    for number, one in enumerate(slices[:MOST_MISTAKES] if isinstance(slices, list) else []):
+        place = f"gate.slices.{number}"
+        if isinstance(one, str) and one in numbers and one not in fields.groups:
+            found[place] = (
+                f"{one!r} is no category, whole number or label of the case but a number that hardly two rows share: "
+                f"give bins, as in {{field: {one}, bins: [30, 50]}}"
+            )
+        elif isinstance(one, dict) and isinstance(name := one.get("field"), str) and name not in numbers:
+            found[f"{place}.field"] = (
+                f"{name!r} is no number of the case, and only numbers have bins: {_like(name, numbers)}"
+            )
+    return found
+
+
+_TARGETS = {"binary": "binary", "classes": "one of several classes", "number": "a number"}
 
 
 def _unread(case: str, settings: Iterable[str]) -> list[str]:

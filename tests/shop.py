@@ -62,7 +62,7 @@ def write(root: Path, name: str = "shop") -> Path:
     params |= {"case": name, "period": ["2024-01-01T00:00:00Z", None], "label_delay_days": 1, "replay": None}
     params["dataset"] |= {"min_rows": 100, "fallback_rows": 200, "min_holdout": 50}
     params["train"] |= {"ranks": 1, "epochs": 1}
-    params["gate"]["slices"] = ["colour"]
+    params["gate"] |= {"slices": ["colour"], "min_differing": 50}
     params["drift"]["ignore"] = []
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "__init__.py").write_text('"""A case."""\n')

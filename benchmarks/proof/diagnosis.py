@@ -201,7 +201,7 @@ class Champion:
             label_time=pl.col("event_time") + DELAY,
         )
         found = (
-            served.select("id", "event_time", "version", "score", "label", "label_time", *PARAMS.gate.slices),
+            served.select("id", "event_time", "version", "score", "label", "label_time", *PARAMS.gate.slice_fields),
             profile_frame(served, FIELDS, SPEC),
         )
         if day < DRIFT_AT:
@@ -260,7 +260,7 @@ class Champion:
             last_windows(window, drift.window, DELAY.days + 8),
             VERSION,
             self.reference.baseline,
-            PARAMS.gate.slices,
+            PARAMS.gate.slice_fields,
             drift,
             FIELDS.target,
         )

@@ -149,7 +149,7 @@ def small() -> Params:
     }
     values["model"] |= {"hidden": [16], "embedding": 2, "dropout": 0.0}
     values["train"] |= {"epochs": 4, "batch_size": 32, "learning_rate": 0.01}
-    values["gate"] |= {"draws": 200, "min_slice_rows": 1000}
+    values["gate"] |= {"draws": 200, "min_slice_rows": 1000, "min_differing": 40}
     values["drift"] |= {"min_rows": 20, "min_new_labels": (0, 0, 0.0), "new_data": {"rows": 250}, "evidently": "never"}
     values["headroom"] |= {"min_rows": 30}
     values["source"] |= {

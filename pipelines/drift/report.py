@@ -20,7 +20,7 @@ from pipelines.drift.why.diagnosis import diagnose, nothing_seen
 from pipelines.drift.why.findings import Seen
 from pipelines.drift_report import DriftReport, Headroom, Labels, Measure, Policy, Quality, Remark, Shift
 from pipelines.fields import Fields
-from pipelines.measures import around
+from pipelines.measures import around, cut
 from pipelines.params import DriftParams
 
 LOOK_BACK = timedelta(days=31)
@@ -66,9 +66,9 @@ def days_before(judged: Judged) -> Window:
 def report(judged: Judged, days: Mapping[date, Profile]) -> DriftReport:
     """The report of a judged window; ``days`` are the profiles of :func:`days_before`."""
     run, served, evidence, decision = judged.run, judged.served, judged.evidence, judged.decision
-    drift, baseline = run.params.drift, run.reference.baseline
+    drift, baseline, gate = run.params.drift, run.reference.baseline, run.params.gate
     seen_as = performance.summary(
-        served.rows, served.windows, run.version, baseline, run.params.gate.slices, drift, run.target
+        cut(served.rows, gate.bins), served.windows, run.version, baseline, gate.slice_fields, drift, run.target
     )
     after = decision.after
     own = (pl.col("version") == run.version) & pl.col("label").is_not_null()

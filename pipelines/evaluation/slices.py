@@ -1,15 +1,18 @@
-"""Slices: the rows of the holdout that share a value of a declared column."""
+"""Slices: the rows of the holdout that share a value of a declared column, or a bin of a number."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 
 from pipelines.errors import ConfigError
+from pipelines.measures import binned
+from pipelines.params import Bins, SliceBy
 
 if TYPE_CHECKING:
-    import polars as pl
     from numpy.typing import NDArray
 
 
@@ -17,20 +20,30 @@ MISSING = "(missing)"
 """The name of the rows without a value."""
 
 
-def slices(frame: pl.DataFrame, columns: tuple[str, ...]) -> dict[str, NDArray[np.bool_]]:
+def slices(frame: pl.DataFrame, columns: Sequence[SliceBy]) -> dict[str, NDArray[np.bool_]]:
     """A mask ``[n]`` per value of each column, named ``column=value``, columns as declared, values sorted.
 
-    Raises ConfigError naming a column that the frame lacks.
+    Of a column with bins a mask per bin that has a row, from below. Raises ConfigError naming a column that the frame
+    lacks, or a number that is not whole and has no bins.
     """
     masks: dict[str, NDArray[np.bool_]] = {}
     for column in columns:
-        if column not in frame.columns:
+        name = column.field if isinstance(column, Bins) else column
+        if name not in frame.columns:
+            raise ConfigError(f"gate.slices names {name!r}, which is no column: choose from {', '.join(frame.columns)}")
+        if isinstance(column, Bins):
+            words = binned(frame[name].cast(pl.Float64).to_numpy(), column.bins)
+            order = binned(np.array([-np.inf, *column.bins, np.nan]), column.bins)
+            masks |= {f"{name}={word}": own for word in order if (own := words == word).any()}
+            continue
+        values = frame[name].to_numpy()
+        if frame[name].dtype.is_float() and (values != np.floor(values)).any():
             raise ConfigError(
-                f"gate.slices names {column!r}, which is no column: choose from {', '.join(frame.columns)}"
+                f"gate.slices cuts {name!r} by its values, which are no whole numbers, so that hardly two rows share "
+                f"one: give bins, as in {{field: {name}, bins: [30, 50]}}"
             )
-        values = frame[column].to_numpy()
-        for value in sorted(frame[column].drop_nulls().unique().to_list()):
-            masks[f"{column}={value}"] = values == value
-        if frame[column].null_count():
-            masks[f"{column}={MISSING}"] = frame[column].is_null().to_numpy()
+        for value in sorted(frame[name].drop_nulls().unique().to_list()):
+            masks[f"{name}={value}"] = values == value
+        if frame[name].null_count():
+            masks[f"{name}={MISSING}"] = frame[name].is_null().to_numpy()
     return masks

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import math
 
-from pipelines.measures import quantile
+import numpy as np
+
+from pipelines.contracts import Interval
+from pipelines.gating.paired import Paired
+from pipelines.measures import central, quantile
 from pipelines.params import DatasetParams
+
+SIMULATED: frozenset[str] = frozenset({"roc_auc", "pr_auc", "macro_f1"})
+"""Metrics that are no function of means of rows: how their interval narrows is seen by resampling."""
+MOST = 1024
+"""Resampling looks for at most so many times the rows that there are."""
+_DRAWS, _STEPS = 200, 6
 
 
 def rows_needed(lift: float, sd: float, n: int, *, min_lift: float, confidence: float) -> int | None:
@@ -23,6 +33,44 @@ def rows_needed(lift: float, sd: float, n: int, *, min_lift: float, confidence: 
     if distance == 0 or not math.isfinite(z * sd / distance):
         return None
     return max(1, math.ceil((z * sd / distance) ** 2) - n)
+
+
+def rows_by_width(lift: Interval, n: int, min_lift: float) -> int | None:
+    """The same by the interval that there is, if its half-width towards ``min_lift`` falls as ``1 / sqrt(N)``."""
+    distance = abs(lift.value - min_lift)
+    half = lift.high - lift.value
+    if lift.value > min_lift:
+        half = lift.value - lift.low
+    if distance == 0 or not math.isfinite(half / distance):
+        return None
+    return max(1, math.ceil(round(n * (half / distance) ** 2, 6)) - n)
+
+
+def rows_by_resampling(pair: Paired, *, min_lift: float, confidence: float, seed: int) -> int | None:
+    """The same by resampling the observed pairs at larger sizes: the first whose central lifts leave ``min_lift``.
+
+    Sizes double, then the last step is halved ``6`` times. None if ``MOST`` times the rows would not do.
+    """
+    n = len(pair.influence)
+
+    def leaves(rows: int) -> bool:
+        drawn = pair.resample(np.random.default_rng(seed), _DRAWS, rows)
+        drawn = drawn[np.isfinite(drawn)]
+        if not len(drawn):
+            return False
+        low, high = central(drawn, confidence)
+        return low > min_lift if pair.lift > min_lift else high < min_lift
+
+    rows = n
+    while not leaves(rows):
+        rows *= 2
+        if rows > MOST * n:
+            return None
+    few, enough = rows // 2, rows
+    for _ in range(_STEPS if rows > n else 0):
+        middle = (few + enough) // 2
+        few, enough = (few, middle) if leaves(middle) else (middle, enough)
+    return max(1, enough - n)
 
 
 def largest_holdout(params: DatasetParams) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,8 @@ from pipelines.drift_report import Headroom, HeadroomCode
 from pipelines.faults import said
 from pipelines.fields import SCORES, Fields
 from pipelines.headroom import gain, probe
-from pipelines.params import HeadroomParams
+from pipelines.measures import cut
+from pipelines.params import GateParams, HeadroomParams
 
 CAPPED = 0.99
 ANSWERED = "_answered"
@@ -55,21 +55,21 @@ def lacking(rows: Rows, fields: Fields, least: int) -> tuple[HeadroomCode, str] 
     return None
 
 
-def trial(rows: Rows, fields: Fields, family: str, groups: Sequence[str], params: HeadroomParams) -> Headroom:
-    """What a probe of the ``family`` would have saved on ``rows.judged``, by the values of ``groups`` too.
+def trial(rows: Rows, fields: Fields, family: str, gate: GateParams, params: HeadroomParams) -> Headroom:
+    """What a probe of the ``family`` would have saved on ``rows.judged``, by the slices of the gate, too.
 
     A probe that fails in any way is an answer, ``probe_failed``, with the error's words.
     """
     try:
-        return gain.measured(_answered(rows, fields, family, groups), params)
+        return gain.measured(_answered(rows, fields, family, gate), params)
     except Exception as error:  # noqa: BLE001 - a case's own probe may raise anything, and nothing waits for a probe
         return Headroom(code="probe_failed", why=f"the probe failed: {said(error)}", rows=rows.judged.height)
 
 
-def _answered(rows: Rows, fields: Fields, family: str, groups: Sequence[str]) -> gain.Sample:
+def _answered(rows: Rows, fields: Fields, family: str, gate: GateParams) -> gain.Sample:
     judged = rows.judged
     asked = judged.select(fields.names)
-
+    groups = cut(judged, gate.bins)
     past = None
     if rows.past is not None and rows.past[fields.label].n_unique() > 1:
         past = probe.answers(rows.past, asked, fields, family)
@@ -79,7 +79,7 @@ def _answered(rows: Rows, fields: Fields, family: str, groups: Sequence[str]) ->
         champion=_logged(judged, fields),
         probe=probe.answers(rows.learned, asked, fields, family),
         past=past,
-        groups={name: judged[name].cast(pl.String).fill_null("missing").to_numpy() for name in groups},
+        groups={name: groups[name].cast(pl.String).fill_null("missing").to_numpy() for name in gate.slice_fields},
         cap=None if fields.number is None else _cap(rows.learned[fields.label]),
     )
 

@@ -75,7 +75,7 @@ EVALUATE = Step(
 )
 GATE = Step(
     name="gate",
-    version=3,
+    version=4,
     about="decide on the evidence, write the verdict, and enter it in the ledger.",
     facts=facts.GateFacts,
     reads=(EVALUATE,),

@@ -59,7 +59,7 @@ def scored_by(of: Score, run: Run, read: Read) -> Work:
         scores = {name: of(bundle, rows, fields) for name, bundle in bundles.items()}
         ours = scores["challenger"]
         theirs = scores.get("champion")
-        holdout.scored(rows, fields, ours, theirs, params.gate.slices).write_parquet(folder / "scores.parquet")
+        holdout.scored(rows, fields, ours, theirs, params.gate.slice_fields).write_parquet(folder / "scores.parquet")
         return EvaluateFacts(
             n=rows.height,
             positives=holdout.positives(label, fields),

@@ -55,7 +55,7 @@ def work(run: Run, read: Read) -> Work:
         return _told(Headroom(code=code, why=why, rows=rows.judged.height, **known))
 
     def measure() -> Headroom:
-        return trial(rows, fields, family, params.gate.slices, params.headroom).model_copy(update=known)
+        return trial(rows, fields, family, params.gate, params.headroom).model_copy(update=known)
 
     frames = {"judged": rows.judged, "learned": rows.learned, "past": rows.past}
     made_of = {name: None if frame is None else content_sha256(frame) for name, frame in frames.items()}

@@ -144,7 +144,7 @@ def write_params(folder: Path) -> None:
     }
     values["model"] = {"hidden": [16], "embedding": 2, "dropout": 0.0}
     values["train"] |= {"epochs": 8, "batch_size": 32, "learning_rate": 0.01}
-    values["gate"] |= {"draws": 200, "min_slice_rows": 1000}
+    values["gate"] |= {"draws": 200, "min_slice_rows": 1000, "min_differing": 40}
     values["drift"] |= {"min_rows": 20, "min_new_labels": [290, 290, 0.0], "evidently": "never"}
     values["alerts"]["max_champion_days"] = 3.0  # so that an alert is open in the end
     values["source"] |= {"rows_per_day": 60, "drift": "concept", "drift_at": str(DRIFT), "drift_every_days": None}

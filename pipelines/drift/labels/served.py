@@ -136,7 +136,7 @@ def serve(run: Run, reading: Reading, logged: pl.DataFrame, lines: pl.DataFrame)
     The one of an id that counts first).
     """
     drift, end, age = run.params.drift, run.window.end, reading.age
-    extra = [name for name in (SCORES, *run.params.gate.slices) if name in logged.columns]
+    extra = [name for name in (SCORES, *run.params.gate.slice_fields) if name in logged.columns]
     everything = logged.select("id", "event_time", "version", *OUTPUTS, *extra, *reading.marks)
     labels = arrived.not_early(arrived.possible(lines, run.target), everything)
     served = everything.filter(pl.col("now") & (pl.col("event_time") >= reading.start))

@@ -9,7 +9,8 @@ import pytest
 from pipelines.errors import ConfigError
 from pipelines.evaluation.metrics import calibration_error, metrics
 from pipelines.evaluation.slices import slices
-from pipelines.measures import CLIP, class_f1, confusion, row_log_loss
+from pipelines.measures import CLIP, class_f1, confusion, cut, row_log_loss
+from pipelines.params import Bins
 
 LABEL = np.array([0, 0, 1, 1], np.int8)
 SCORE = np.array([0.1, 0.4, 0.35, 0.8])
@@ -54,6 +55,32 @@ def test_slices_cover_the_rows_once_per_column():
     assert sum(mask.astype(int) for mask in masks.values()).tolist() == [1, 1, 1]
     with pytest.raises(ConfigError, match="'colour'"):
         slices(frame, ("colour",))
+
+
+def test_a_number_is_cut_by_its_bins():
+    """Each bin that has a row is a slice, an edge is in the upper one, and a missing number in one of its own."""
+    frame = pl.DataFrame({"age": [18.0, 30.0, 49.0, 64.0, None]})
+    masks = slices(frame, (Bins(field="age", bins=(30, 50, 90)),))
+    assert {name: mask.tolist().index(True) for name, mask in masks.items()} == {
+        "age=below 30": 0,
+        "age=30 to below 50": 1,
+        "age=50 to below 90": 3,
+        "age=missing": 4,
+    }
+    assert sum(mask.astype(int) for mask in masks.values()).tolist() == [1] * 5
+    assert cut(frame, {"age": (40,), "size": (1,)})["age"].to_list() == ["below 40"] * 2 + ["40 or more"] * 2 + [
+        "missing"
+    ]
+
+
+def test_a_number_that_is_not_whole_is_no_slice_without_bins():
+    """Its values are hardly shared, so slices of them would check nothing; whole numbers are cut by their values."""
+    assert list(slices(pl.DataFrame({"dependents": [0.0, 2.0]}), ("dependents",))) == [
+        "dependents=0.0",
+        "dependents=2.0",
+    ]
+    with pytest.raises(ConfigError, match="give bins"):
+        slices(pl.DataFrame({"salary": [1.5, 2.0]}), ("salary",))
 
 
 CLASS = np.array([0, 1, 2, 2], np.int8)

@@ -16,7 +16,13 @@ from pipelines.params_file import load_params
 PARAMS = load_params("bank").model_copy(
     update={
         "gate": load_params("bank").gate.model_copy(
-            update={"min_lift": 0.005, "confidence": 0.95, "min_slice_rows": 100}
+            update={
+                "min_lift": 0.005,
+                "first_lift": 0.0,
+                "confidence": 0.95,
+                "min_slice_rows": 100,
+                "min_differing": 100,
+            }
         ),
         "dataset": load_params("bank").dataset.model_copy(update={"min_holdout": 200}),
     }
@@ -38,6 +44,8 @@ def test_the_golden_table_covers_every_rule():
         "same_candidate",
         "too_few_rows",
         "one_class",
+        "too_few_differ",
+        "floor",
         "first_champion",
         "slice_harm",
         "lift",

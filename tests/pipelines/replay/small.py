@@ -31,7 +31,7 @@ def write_params(folder: Path) -> Path:
     }
     values["model"] = {"hidden": [16], "embedding": 2, "dropout": 0.0}
     values["train"] |= {"epochs": 8, "batch_size": 32, "learning_rate": 0.01}
-    values["gate"] |= {"draws": 200, "slices": []}
+    values["gate"] |= {"draws": 200, "slices": [], "min_differing": 40}
     values["drift"] |= {"min_rows": 20, "min_new_labels": [400, 400, 0.0]}
     values["replay"] |= {"min_rows": 40}
     values["source"] |= {"rows_per_day": 100, "drift": "concept", "drift_at": "2020-06-10", "drift_every_days": None}

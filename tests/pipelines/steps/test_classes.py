@@ -45,7 +45,9 @@ PARAMS = _DEFAULTS.model_copy(
     update={
         "training_rows": "log",
         "dataset": _DEFAULTS.dataset.model_copy(update=SMALL),
-        "gate": _DEFAULTS.gate.model_copy(update={"slices": (FIELDS.label,), "min_slice_rows": 10, "draws": 200}),
+        "gate": _DEFAULTS.gate.model_copy(
+            update={"slices": (FIELDS.label,), "min_slice_rows": 10, "min_differing": 20, "draws": 200}
+        ),
     }
 )
 
