@@ -111,7 +111,7 @@ def own_answers(model: torch.nn.Module, fields: Fields, rows: pl.DataFrame, bund
 def installed(root: Path, fields: Fields) -> Iterator[Path]:
     """Let the case with these fields be the only one there is."""
     folder = shop.write(root / "cases", CASE)
-    kinds = ", ".join(sorted({type(field).__name__ for field in fields.fields}))
+    kinds = ", ".join(sorted({type(one).__name__ for one in (*fields.fields, fields.target)}))
     (folder / "schema.py").write_text(
         f'"""The fields."""\n\nfrom pipelines.fields import {kinds}, Fields\n\nFIELDS = {fields!r}\n'
     )

@@ -106,7 +106,8 @@ def test_the_first_verdict_is_about_minutes(first):
     assert (verdict.decision, verdict.evidence.metric, verdict.evidence.opponent) == ("promote", "rmse", "base_rate")
     judged = facts(run_dir, "evaluate")
     lift = verdict.evidence.lift
-    assert lift.value == pytest.approx(judged["base_rate"]["rmse"] - judged["challenger"]["rmse"])
+    # The gate caps the largest hundredth of the squared errors.
+    assert 0 < judged["base_rate"]["rmse"] - judged["challenger"]["rmse"] - lift.value < 0.05 * lift.value
     assert 0 < lift.low < lift.value < lift.high
     assert verdict.evidence.positives > 0.9 * verdict.evidence.n
     assert {piece.name for piece in verdict.evidence.slices} == {"road=country", "road=town"}
