@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError, DataError, IntegrityError
-from pipelines.fields import Categorical, Fields, Scale
+from pipelines.fields import Categorical, Fields, Flag, Scale
 from pipelines.text import TOKENIZER, load_tokenizer, pad, tokenise
 
 if TYPE_CHECKING:
@@ -77,10 +77,10 @@ def encode(
     """
     import numpy as np
 
-    missing = [name for name in fields.names if name not in columns]
+    missing = [name for name in fields.inputs if name not in columns]
     if missing:
-        raise DataError(f"{fields.case}: field(s) {', '.join(missing)} missing: send all of {', '.join(fields.names)}")
-    rows = len(columns[fields.names[0]])
+        raise DataError(f"{fields.case}: field(s) {', '.join(missing)} missing: send all of {', '.join(fields.inputs)}")
+    rows = len(columns[fields.inputs[0]])
     categorical: NDArray[np.int64] = np.empty((rows, len(fields.categorical)), np.int64)
     for position, field in enumerate(fields.categorical):
         try:
@@ -102,9 +102,9 @@ def encode(
     return {"categorical": categorical, "numeric": numeric}
 
 
-def _codes(field: Categorical, values: Sequence[Any]) -> list[int]:
+def _codes(field: Categorical | Flag, values: Sequence[Any]) -> list[int]:
     """The codes of a category's values. Raises KeyError or TypeError for one that it does not take."""
-    codes = field.codes
+    codes: Mapping[Any, int] = field.codes
     if not field.other:
         return [codes[value] for value in values]
     other = len(codes)

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from pipelines.errors import DataError
-from pipelines.fields import FLOAT32_MAX, OTHER_CHARS, Categorical, Field, Fields, Text, frame_schema, may_be_null
+from pipelines.fields import (
+    FLOAT32_MAX,
+    OTHER_CHARS,
+    Attribute,
+    Categorical,
+    Field,
+    Fields,
+    Flag,
+    Numeric,
+    Text,
+    frame_schema,
+    may_be_null,
+)
 from pipelines.text import normalise
 
 if TYPE_CHECKING:
@@ -56,6 +68,16 @@ def _checks(field: Field) -> list[Any]:
                 error="empty",
             ),
         ]
+    if isinstance(field, Attribute):
+        return [_not_longer(field.max_chars)]
+    if isinstance(field, Flag):
+        return []
+    return _checks_of_number(field)
+
+
+def _checks_of_number(field: Numeric) -> list[Any]:
+    import pandera.polars as pa
+
     checks = []
     if field.low is not None:
         checks.append(pa.Check.ge(field.low, error=f"below {field.low:g}"))

@@ -33,7 +33,9 @@ def score(bundle: Path, rows: pl.DataFrame, fields: Fields) -> NDArray[np.float6
     name: one that it does not know has probability 0. Raises ConfigError if only one of them has classes.
     """
     own = read_fields(bundle)
-    scores = runtime.score_rows(bundle, own, {name: rows[name].to_list() for name in own.names if name in rows.columns})
+    scores = runtime.score_rows(
+        bundle, own, {name: rows[name].to_list() for name in own.inputs if name in rows.columns}
+    )
     if own.classes == fields.classes:
         return scores
     if not (own.classes and fields.classes):

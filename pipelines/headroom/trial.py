@@ -65,7 +65,7 @@ def trial(rows: Rows, fields: Fields, family: str, groups: Sequence[str], params
 
 def _answered(rows: Rows, fields: Fields, family: str, groups: Sequence[str]) -> gain.Sample:
     judged = rows.judged
-    asked = judged.select(fields.names)
+    asked = judged.select(fields.inputs)
 
     past = None
     if rows.past is not None and rows.past[fields.label].n_unique() > 1:

@@ -152,7 +152,7 @@ def _losses(
 def _of_tick(
     judged: pl.DataFrame, learned: Mapping[int, pl.DataFrame], fields: Fields, family: str
 ) -> dict[int, float]:
-    label, asked = judged[fields.label].cast(pl.Int64).to_numpy(), judged.select(fields.names)
+    label, asked = judged[fields.label].cast(pl.Int64).to_numpy(), judged.select(fields.inputs)
     found: dict[int, float] = {}
     before: pl.DataFrame | None = None
     loss = 0.0

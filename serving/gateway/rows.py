@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
-from pipelines.fields import FLOAT32_MAX, OTHER_CHARS, Categorical, Field, Fields, Text, may_be_null
+from pipelines.fields import FLOAT32_MAX, OTHER_CHARS, Attribute, Categorical, Field, Fields, Flag, Text, may_be_null
 from pipelines.params import EventTimes, too_high
 from serving.gateway.problems import Problem, problem
 from serving.gateway.refusal import Refused
@@ -339,6 +339,10 @@ def _value(field: Field) -> Any:
         return Literal[field.values]
     if isinstance(field, Text):
         return Annotated[str, Meta(min_length=1, max_length=field.max_chars)]
+    if isinstance(field, Attribute):
+        return Annotated[str, Meta(max_length=field.max_chars)]
+    if isinstance(field, Flag):
+        return bool
     low = -FLOAT32_MAX if field.low is None else max(field.low, -FLOAT32_MAX)
     high = FLOAT32_MAX if field.high is None else min(field.high, FLOAT32_MAX)
     return Annotated[float, Meta(ge=low, le=high, multiple_of=1 if field.integer else None)]

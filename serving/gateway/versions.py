@@ -87,7 +87,7 @@ def load(root: Path, fields: Fields, release: Release) -> Version:
 
 def probe(fields: Fields) -> dict[str, list[Any]]:
     """Columns of one valid row."""
-    columns: dict[str, list[Any]] = {field.name: [field.values[0]] for field in fields.categorical}
+    columns: dict[str, list[Any]] = {field.name: [next(iter(field.codes))] for field in fields.categorical}
     columns |= {field.name: [field.low if field.low is not None else 0.0] for field in fields.numeric}
     if fields.text is not None:
         columns[fields.text.name] = [fields.text.name]

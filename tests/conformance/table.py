@@ -19,7 +19,7 @@ from pipelines.contracts import Window
 from pipelines.encoding import encode, find_scales, read_scales
 from pipelines.export.bundle import write_bundle
 from pipelines.export.onnx import Scored
-from pipelines.fields import Categorical, Field, Fields, Numeric
+from pipelines.fields import Attribute, Categorical, Field, Fields, Flag, Numeric
 from pipelines.params import ModelParams
 from tests import shop
 
@@ -36,8 +36,11 @@ KINDS: Mapping[str, Field] = {
     "category with holes": Categorical("gaps", ("x", "y"), missing=True),
     "open category": Categorical("new", ("x", "y"), other=True),
     "open category with holes": Categorical("any", ("x", "y"), missing=True, other=True),
+    "flag": Flag("flag"),
+    "flag with holes": Flag("maybe", missing=True),
 }
-EVERYTHING = tuple(KINDS.values())
+ATTRIBUTES = (Attribute("customer"), Attribute("region", missing=True))
+EVERYTHING = (ATTRIBUTES[0], *KINDS.values(), ATTRIBUTES[1])
 """A table with every kind."""
 HOLES = 0.2
 """Share of the rows without a value, of a field that may be missing."""
@@ -62,6 +65,10 @@ def _values(field: Field, rows: int, rng: np.random.Generator) -> list[Any]:
     if isinstance(field, Categorical):
         known = [*field.values, *(("z", "", "ä\n\"'" * 40) if field.other else ())]
         values = [known[position] for position in rng.integers(0, len(known), rows)]
+    elif isinstance(field, Flag):
+        values = (rng.random(rows) < 0.4).tolist()
+    elif isinstance(field, Attribute):
+        values = [f"{field.name} {row % 7}" for row in range(rows)]
     else:
         low, high = (-1e30 if field.low is None else field.low), (1e30 if field.high is None else field.high)
         numbers = rng.normal(1.6e9, 60.0, rows) if field.name == "instant" else rng.normal(2.0, 3.0, rows)

@@ -23,12 +23,26 @@ from pipelines.headroom import probe
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
 from serving.gateway.rows import read, row_shape
-from tests.conformance.table import EVERYTHING, KINDS, WINDOW, bundle_of, declare, delivered, installed, own_answers
+from tests.conformance.table import (
+    ATTRIBUTES,
+    EVERYTHING,
+    KINDS,
+    WINDOW,
+    bundle_of,
+    declare,
+    delivered,
+    installed,
+    own_answers,
+)
 from tests.pipelines.data.loglines import predictions, write
 
 TOLERANCE = 1e-5
 """How far the gateway's answer may lie from the model's own."""
-TABLES = {**{name: (field,) for name, field in KINDS.items()}, "everything": EVERYTHING}
+TABLES = {
+    **{name: (field,) for name, field in KINDS.items()},
+    "number and attributes": (ATTRIBUTES[0], KINDS["number"], ATTRIBUTES[1]),
+    "everything": EVERYTHING,
+}
 TARGETS = {"binary": ()}
 PAIRS = [(name, target) for name in TABLES for target in TARGETS]
 
@@ -89,10 +103,11 @@ def test_a_logged_row_counts_as_its_canonical_one(fields, canonical, tmp_path):
     files = log.near(settings, fields.case, WINDOW)
     again = typed(rows, fields).select(fields.names)
     assert again.equals(canonical.sort("event_time", "id").select(fields.names))
-    inputs = [*fields.names, *fields.shares]
+    inputs = [*fields.inputs, *fields.shares]
     expected = profile_frame(canonical, fields, spec).columns
     framed = profile_frame(scored(typed(rows, fields), fields), fields, spec).columns
     streamed = profile_parquet(files, fields, spec).columns
+    assert set(expected) == set(inputs)
     for name in inputs:
         for columns in (framed, streamed):
             assert columns[name].counts.tolist() == expected[name].counts.tolist()
