@@ -93,6 +93,8 @@ def model_of(
         torch.nn.init.normal_(weights, std=0.5)
     numeric = torch.from_numpy(encode(fields, columns, scales)["numeric"])
     model.adapt(numeric, torch.tensor(labels, dtype=torch.int64 if fields.classes else torch.float32))
+    if fields.classes:
+        model.output = torch.nn.Linear(model.output.in_features, fields.outputs)
     return model.eval()
 
 

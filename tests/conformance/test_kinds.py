@@ -15,12 +15,14 @@ from pipelines.data.contract import split
 from pipelines.drift.inputs.compare import compare, quality
 from pipelines.drift.profile.counts import profile_frame, scored, typed
 from pipelines.drift.profile.kernel import profile_parquet
-from pipelines.drift.profile.spec import freeze_spec
+from pipelines.drift.profile.spec import freeze_spec, with_counts
 from pipelines.drift.reference import reference_profile
+from pipelines.drift.why import explain
 from pipelines.encoding import encoder
 from pipelines.export.bundle import check_parity, neighbours
 from pipelines.headroom import probe
 from pipelines.params_file import load_params
+from pipelines.reports import evidently
 from pipelines.settings import Settings
 from serving.gateway.rows import read, row_shape
 from tests.conformance.table import (
@@ -43,8 +45,9 @@ TABLES = {
     "number and attributes": (ATTRIBUTES[0], KINDS["number"], ATTRIBUTES[1]),
     "everything": EVERYTHING,
 }
-TARGETS = {"binary": ()}
-PAIRS = [(name, target) for name in TABLES for target in TARGETS]
+TARGETS = {"binary": (), "classes": ("a", "b", "c")}
+PAIRS = [*((name, "binary") for name in TABLES), ("everything", "classes")]
+"""The table with everything has every kind: so each of them meets each target."""
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)
@@ -119,7 +122,9 @@ def test_the_share_that_moves_is_the_one_that_drifts(fields, canonical, tmp_path
     """A jump of missing values, or of undeclared ones, is a drift of that share, and no fault of the data."""
     spec = freeze_spec(fields, Settings(home=tmp_path), lambda: canonical)
     params = load_params(fields.case).drift.model_copy(update={"min_rows": 100, "ignore": ()})
-    scores = np.full((canonical.height, fields.outputs), 0.5) if fields.classes else np.full(canonical.height, 0.5)
+    scores = np.full((canonical.height, fields.outputs), 1 / fields.outputs)
+    if not fields.classes:
+        scores = np.full(canonical.height, 0.5)
     reference = reference_profile(canonical, scores, fields, spec, canonical)
 
     def moved(rows):
@@ -136,6 +141,16 @@ def test_the_share_that_moves_is_the_one_that_drifts(fields, canonical, tmp_path
         found = moved(changed.cast(dict(canonical.schema)))
         assert share in found
         assert found <= {share, name}
+
+
+@pytest.mark.parametrize("fields", [("everything", "binary")], indirect=True)
+def test_pages_and_explanations_are_drawn_of_it(fields, canonical, tmp_path):
+    """Evidently draws every column that can drift, and the classifier names the fields that tell the windows apart."""
+    sides = with_counts(canonical, fields), with_counts(canonical.tail(200), fields)
+    params = load_params(fields.case).drift
+    columns = [*fields.inputs, *fields.shares]
+    assert evidently.page(tmp_path / "drift.html", lambda: sides, columns, fields, params) == ("drift.html", None)
+    assert {one.feature for one in explain.explain(*sides, fields).features} <= set(fields.inputs)
 
 
 def test_a_probe_reads_it(fields, canonical):
