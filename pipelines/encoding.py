@@ -219,8 +219,18 @@ def encoder(fields: Fields, folder: Path) -> Encode:
 
 
 def _encode_text(fields: Fields, tokenizer: Any, columns: Columns) -> dict[str, NDArray[Any]]:
+    return {**pad(tokenise(tokenizer, texts_of(fields, columns)))}
+
+
+def texts_of(fields: Fields, columns: Columns) -> list[str]:
+    """The texts of a case as they are tokenised: without words where one is missing that may be.
+
+    Raises DataError for one that is not text.
+    """
     assert fields.text is not None
     texts = columns.get(fields.text.name)
+    if texts is not None and fields.text.missing:
+        texts = ["" if text is None else text for text in texts]
     if texts is None or any(not isinstance(text, str) for text in texts):
         raise DataError(f"{fields.case}: field {fields.text.name} is missing or not text: send a string in every row")
-    return {**pad(tokenise(tokenizer, texts))}
+    return list(texts)

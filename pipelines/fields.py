@@ -105,11 +105,15 @@ class Numeric:
 
 @dataclass(frozen=True)
 class Text:
-    """Free text of at most ``max_chars`` characters, not empty once :func:`pipelines.text.normalise` had it."""
+    """Free text of at most ``max_chars`` characters, not empty once :func:`pipelines.text.normalise` had it.
+
+    With ``missing`` it may be null, which the model is given as a text without words.
+    """
 
     name: str
     max_chars: int = 20_000
     about: str = ""
+    missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ Field = Categorical | Numeric | Text | Flag | Attribute
 
 def may_be_null(field: Field) -> bool:
     """Whether a row may come without a value of the field."""
-    return not isinstance(field, Text) and field.missing
+    return field.missing
 
 
 @dataclass(frozen=True)
@@ -229,7 +233,7 @@ class Fields:
         """
         measured = [*self.inputs, *self.shares, SCORE]
         if self.text is not None:
-            measured = [words(self.text.name), SCORE]
+            measured = [words(self.text.name), *self.shares, SCORE]
         if self.classes:
             measured.append(PREDICTION)
         return tuple(measured)

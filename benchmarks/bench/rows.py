@@ -93,7 +93,11 @@ def _open(fields: Fields) -> Fields:
 
 
 def _wider(fields: Fields) -> Fields:
-    more = (*(Flag(f"flag_{number}", missing=True) for number in range(4)), Attribute("key"), Attribute("group"))
+    more: tuple[Field, ...] = (
+        *(Flag(f"flag_{number}", missing=True) for number in range(4)),
+        Attribute("key"),
+        Attribute("group"),
+    )
     return replace(fields, fields=(*fields.fields, *more))
 
 

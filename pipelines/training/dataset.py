@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines.encoding import encode
+from pipelines.encoding import encode, texts_of
 from pipelines.fields import Fields, Scale
 from pipelines.text import load_tokenizer, tokenise
 from pipelines.training import rows
@@ -29,5 +29,5 @@ def as_rows(fields: Fields, columns: Mapping[str, list[Any]], scales: Mapping[st
     classes = len(fields.classes)
     if fields.text is None:
         return rows.as_rows(encode(fields, columns, scales), labels, columns["id"], classes=classes)
-    tokens = tokenise(load_tokenizer(tokenizer), columns[fields.text.name])
+    tokens = tokenise(load_tokenizer(tokenizer), texts_of(fields, columns))
     return rows.as_rows({}, labels, columns["id"], tokens=tokens, classes=classes)

@@ -156,7 +156,7 @@ def read(shape: Shape, body: bytes) -> list[Any]:
     for number, item in enumerate(items):
         if item.event_time is not UNSET and (text := _out_of_time(item.event_time)):
             raise Refused(422, "event_time", f"row {number}: {text}", field="event_time", row=number, rows=len(items))
-        if shape.text and not _visible().search(getattr(item, shape.text)):
+        if shape.text and (text := getattr(item, shape.text)) is not None and not _visible().search(text):
             raise Refused(
                 422,
                 "empty",

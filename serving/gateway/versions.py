@@ -40,7 +40,7 @@ class Version:
 
         Much text is tokenised in a thread, so that other requests go on.
         """
-        if self.text and sum(map(len, columns[self.text])) > INLINE_CHARACTERS:
+        if self.text and sum(len(text or "") for text in columns[self.text]) > INLINE_CHARACTERS:
             return await asyncio.to_thread(self._parts, columns)
         return self._parts(columns)
 

@@ -78,6 +78,7 @@ def test_a_declaration_without_options_is_what_it_was(case):
     "field",
     [
         Numeric("age", missing=True),
+        Text("note", missing=True),
         Categorical("car", ("old", "new"), missing=True),
         Categorical("car", ("old", "new"), other=True),
     ],

@@ -154,8 +154,9 @@ def shares(columns: Mapping[str, Column], fields: Fields) -> dict[str, Column]:
     found: dict[str, Column] = {}
     for declared in fields.features:
         if may_be_null(declared):
-            null, nan, above, below = columns[declared.name].missing
-            found[missing_share(declared.name)] = _two(null + nan, columns[declared.name].n + above + below, ABSENT)
+            name = feature_names.words(declared.name) if isinstance(declared, Text) else declared.name
+            null, nan, above, below = columns[name].missing
+            found[missing_share(declared.name)] = _two(null + nan, columns[name].n + above + below, ABSENT)
         if isinstance(declared, Categorical) and declared.other:
             other = columns[declared.name].beyond
             found[other_share(declared.name)] = _two(other, columns[declared.name].n - other, UNDECLARED)
