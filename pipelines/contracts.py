@@ -285,7 +285,8 @@ class PredictionLine(TypedDict):
     A segment that is still written to ends in ``.jsonl.open``; readers see closed ones only. ``row`` holds
     the raw feature values, ``score`` the probability of the positive class, times are ISO 8601 in UTC.
     In a case with classes ``prediction`` is the position of the likeliest class, ``score`` its probability,
-    and ``scores`` holds those of all classes in their declared order.
+    and ``scores`` holds those of all classes in their declared order. In a case that predicts a number both
+    ``prediction`` and ``score`` are that number.
     """
 
     prediction_id: str
@@ -294,20 +295,21 @@ class PredictionLine(TypedDict):
     received_at: str
     version: int
     score: float
-    prediction: int
+    prediction: int | float
     row: dict[str, str | float | int | bool | None]
     scores: NotRequired[list[float]]
 
 
 class LabelLine(TypedDict):
-    """One label (0 and 1, or the class's position), a JSON line in ``prediction_log/<case>/labels/<segment>.jsonl``.
+    """One label, a JSON line in ``prediction_log/<case>/labels/<segment>.jsonl``.
 
-    ``event_time`` is the label's arrival in event time, as it is stated; the highest ``revision`` that has arrived
-    counts in trainings. A drift run counts each row's label once (drift/labels/arrived.py).
+    ``label`` is 0 or 1, the class's position, or the number. ``event_time`` is the label's arrival in event time, as it
+    is stated; the highest ``revision`` that has arrived counts in trainings. A drift run counts each row's label once
+    (drift/labels/arrived.py).
     """
 
     prediction_id: str
-    label: int
+    label: int | float
     revision: int
     event_time: str
     received_at: str

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,8 +21,10 @@ from pipelines.contracts import LabelLine, PredictionLine
 from pipelines.errors import ConfigError
 from pipelines.feature_names import ENTROPY, PREDICTION, SCORE, missing_share, other_share, words
 
-MAX_CLASSES = 127
-"""Positions are kept as int8."""
+MAX_CLASSES = 1_000
+"""Scores of all classes stand in every line of the prediction log."""
+INT8_CLASSES = 127
+"""Positions of so many classes are kept as int8, those of more as int16."""
 SCORES = "scores"
 """The column of all classes' probabilities in rows of the log, where a case has classes."""
 FLOAT32_MAX = 3.4028234663852886e38
@@ -166,23 +169,83 @@ def may_be_null(field: Field) -> bool:
 
 
 @dataclass(frozen=True)
+class Binary:
+    """Yes or no: a label of 1 or 0, and the probability of 1 as the score."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """One of several classes: a label is its position among ``values``, scores are the probabilities of all."""
+
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number in a ``unit`` (minutes, EUR), within hard bounds (inclusive); ``None`` leaves a side open.
+
+    A label beyond them is refused, and no prediction lies beyond them. A bound leaves a side open as far as a float32
+    reaches.
+    """
+
+    unit: str
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest number that there can be."""
+        return (
+            -FLOAT32_MAX if self.low is None else float(self.low),
+            FLOAT32_MAX if self.high is None else float(self.high),
+        )
+
+
+Target = Binary | Classes | Number
+
+
+@dataclass(frozen=True, init=False)
 class Fields:
     """What a case predicts and from what.
 
-    Without ``classes`` the ``label`` is a binary column, 1 being the positive class; with them it is one of
-    the classes, kept as its position in them. A case has at most one text field, and then no others. What could
-    only fail later raises ConfigError here, with one sentence that names case and field.
+    The ``target`` says what the ``label`` is: :class:`Binary`, :class:`Classes` or a :class:`Number`. ``classes`` is
+    short for ``target=Classes(classes)``; with neither the label is binary. A case has at most one text field, and then
+    no others. What could only fail later raises ConfigError here, with one sentence that names case and field.
     """
 
     case: str
     fields: tuple[Field, ...]
     label: str
-    about: str = ""
-    classes: tuple[str, ...] = ()
+    about: str
+    target: Target
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        case: str,
+        fields: tuple[Field, ...],
+        label: str,
+        about: str = "",
+        classes: tuple[str, ...] | None = None,
+        target: Target | None = None,
+    ) -> None:
+        named = Binary() if classes is None or classes == () else Classes(classes)
+        declared = {"case": case, "fields": fields, "label": label, "about": about, "target": target or named}
+        for name, value in declared.items():
+            object.__setattr__(self, name, value)
         if (first := next(_mistakes(self), None)) is not None:
             raise ConfigError(f"{self.case}: {first}")
+        if classes is not None and self.target != named:
+            raise ConfigError(f"{case}: label {label}: classes and target say different things: give one of them")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes by position; none where the target is binary or a number."""
+        return self.target.values if isinstance(self.target, Classes) else ()
+
+    @property
+    def number(self) -> Number | None:
+        """The target where it is a number."""
+        return self.target if isinstance(self.target, Number) else None
 
     @property
     def features(self) -> tuple[Categorical | Numeric | Text | Flag, ...]:
@@ -206,8 +269,16 @@ class Fields:
 
     @property
     def outputs(self) -> int:
-        """Scores per row: the probability of the positive class, or one per class."""
+        """Scores per row: the probability of the positive class, one per class, or the predicted number."""
         return len(self.classes) or 1
+
+    @property
+    def answers(self) -> tuple[float, float]:
+        """The least and the largest score that a model can give, as a float32 holds them."""
+        if self.number is None:
+            return 0.0, 1.0
+        low, high = struct.unpack("2f", struct.pack("2f", *self.number.bounds))
+        return low, high
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -240,19 +311,22 @@ class Fields:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The names by whose values rows can be cut: categories, flags, attributes, whole numbers and the label."""
+        """The names by whose values rows can be cut into slices.
+
+        They are those of categories, flags, attributes and whole numbers, and the label unless it is a number.
+        """
         groups = [
             field.name
             for field in self.fields
             if isinstance(field, Categorical | Flag | Attribute) or (isinstance(field, Numeric) and field.integer)
         ]
-        if self.label not in SCORED:
+        if self.label not in SCORED and self.number is None:
             groups.append(self.label)
         return tuple(groups)
 
     @property
     def hash(self) -> str:
-        """sha256 of what encoding depends on: kinds, names, order, vocabularies, bounds and classes of the features.
+        """sha256 of what encoding depends on: kinds, names, order, vocabularies and bounds of the features, the target.
 
         Neither prose nor attributes are part of it: a champion serves on when one is added.
         """
@@ -263,6 +337,8 @@ class Fields:
         declared: list[Any] = [self.case, self.label, spec]
         if self.classes:
             declared.append(self.classes)
+        if self.number is not None:
+            declared.append(["Number", self.number.unit, self.number.low, self.number.high])
         return hashlib.sha256(json.dumps(declared).encode()).hexdigest()
 
 
@@ -285,10 +361,23 @@ def _mistakes(fields: Fields) -> Iterator[str]:
         yield from (f"field {field.name}: {what}" for what in (*_mistakes_of_options(field), *_mistakes_of(field)))
     if fields.text is not None and len(fields.features) > 1:
         yield f"a text field stands alone, found {', '.join(fields.inputs)}: declare the text only"
-    yield from (f"label {fields.label}: {what}" for what in _mistakes_of_words("classes", fields.classes))
-    if len(fields.classes) in {1, 2} or len(fields.classes) > MAX_CLASSES:
-        found = f"{len(fields.classes)} classes"
-        yield f"label {fields.label}: {found}: declare none (a binary label) or 3 to {MAX_CLASSES} different ones"
+    yield from (f"label {fields.label}: {what}" for what in _mistakes_of_target(fields.target))
+
+
+def _mistakes_of_target(target: Target) -> Iterator[str]:
+    if isinstance(target, Classes):
+        yield from _mistakes_of_words("classes", target.values)
+        if not 2 <= len(target.values) <= MAX_CLASSES:
+            found = f"{len(target.values)} classes"
+            yield f"{found}: declare none (a binary label) or 2 to {MAX_CLASSES:,} different ones"
+    elif isinstance(target, Number):
+        if not isinstance(target.unit, str) or not target.unit.strip():
+            yield f'its unit is {target.unit!r}: say in what it is counted, as in Number("minutes"), or "1" for none'
+        yield from _mistakes_of_bounds(target.low, target.high)
+        if target.low is not None and target.low == target.high:
+            yield f"its bounds leave one number, {target.low:g}: there is nothing to predict; widen them"
+    elif not isinstance(target, Binary):
+        yield f"{target!r} is no target: declare it as Binary(), Classes(values) or Number(unit, low, high)"
 
 
 def _mistakes_of_names(fields: Fields) -> Iterator[str]:
@@ -323,15 +412,19 @@ def _mistakes_of(field: Field) -> Iterator[str]:
         if not isinstance(field.max_chars, int) or isinstance(field.max_chars, bool) or field.max_chars <= 0:
             yield f"max_chars is {field.max_chars!r}: give a whole number above 0"
     elif isinstance(field, Numeric):
-        bounds = [bound for bound in (field.low, field.high) if bound is not None]
-        for bound in bounds:
-            if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) <= FLOAT32_MAX:
-                yield f"the bound {bound!r} is no finite number that a float32 holds: give one, or None for no bound"
-                return
-        if len(bounds) == 2 and bounds[0] > bounds[1]:
-            yield f"its bounds are reversed, {bounds[0]:g} is above {bounds[1]:g}: exchange them"
-        elif len(bounds) == 2 and field.integer and math.ceil(bounds[0]) > math.floor(bounds[1]):
-            yield f"no whole number lies between {bounds[0]:g} and {bounds[1]:g}: widen the bounds, or drop integer"
+        yield from _mistakes_of_bounds(field.low, field.high, integer=field.integer)
+
+
+def _mistakes_of_bounds(low: Any, high: Any, *, integer: bool = False) -> Iterator[str]:
+    bounds = [bound for bound in (low, high) if bound is not None]
+    for bound in bounds:
+        if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) <= FLOAT32_MAX:
+            yield f"the bound {bound!r} is no finite number that a float32 holds: give one, or None for no bound"
+            return
+    if len(bounds) == 2 and bounds[0] > bounds[1]:
+        yield f"its bounds are reversed, {bounds[0]:g} is above {bounds[1]:g}: exchange them"
+    elif len(bounds) == 2 and integer and math.ceil(bounds[0]) > math.floor(bounds[1]):
+        yield f"no whole number lies between {bounds[0]:g} and {bounds[1]:g}: widen the bounds, or drop integer"
 
 
 def _mistakes_of_words(what: str, words: Any) -> Iterator[str]:
@@ -354,7 +447,16 @@ def _repeated(values: Sequence[str]) -> list[str]:
 
 def to_json(fields: Fields) -> dict[str, Any]:
     """The declaration as JSON values, e.g. for a model bundle's ``fields.json``."""
-    return {**asdict(fields), "fields": [{"kind": type(field).__name__, **_declared(field)} for field in fields.fields]}
+    told: dict[str, Any] = {
+        "case": fields.case,
+        "fields": [{"kind": type(field).__name__, **_declared(field)} for field in fields.fields],
+        "label": fields.label,
+        "about": fields.about,
+        "classes": fields.classes,
+    }
+    if fields.number is not None:
+        told["number"] = asdict(fields.number)
+    return told
 
 
 def from_json(value: Mapping[str, Any]) -> Fields:
@@ -364,8 +466,15 @@ def from_json(value: Mapping[str, Any]) -> Fields:
         fields=tuple(_field_from_json(field) for field in value["fields"]),
         label=value["label"],
         about=value["about"],
-        classes=tuple(value.get("classes", ())),
+        target=_target_from_json(value),
     )
+
+
+def _target_from_json(value: Mapping[str, Any]) -> Target:
+    if "number" in value:
+        return Number(**value["number"])
+    classes = tuple(value.get("classes", ()))
+    return Classes(classes) if classes else Binary()
 
 
 def _field_from_json(value: Mapping[str, Any]) -> Field:
@@ -382,8 +491,8 @@ def frame_schema(fields: Fields) -> dict[str, Any]:
     """Column names and polars types of the case's canonical rows, in canonical order.
 
     ``id``, ``event_time`` (microseconds, UTC), every declared field (categories, texts and attributes as text, numbers
-    as float64, flags as boolean), the label (int8: 0 and 1, or the position in ``classes``; null until it arrived) and
-    ``label_time`` (its arrival).
+    as float64, flags as boolean), the label (:func:`label_type`; null until it arrived) and ``label_time`` (its
+    arrival).
     """
     import polars as pl
 
@@ -391,7 +500,16 @@ def frame_schema(fields: Fields) -> dict[str, Any]:
     kinds: dict[type, Any] = {Numeric: pl.Float64(), Flag: pl.Boolean()}
     declared = {field.name: kinds.get(type(field), pl.String()) for field in fields.fields}
     own_id, event_time, label_time = CANONICAL
-    return {own_id: pl.String(), event_time: moment, **declared, fields.label: pl.Int8(), label_time: moment}
+    return {own_id: pl.String(), event_time: moment, **declared, fields.label: label_type(fields), label_time: moment}
+
+
+def label_type(fields: Fields) -> Any:
+    """The polars type of labels: float64 of a number, else int8 or int16 (0 and 1, or the position of a class)."""
+    import polars as pl
+
+    if fields.number is not None:
+        return pl.Float64()
+    return pl.Int8() if len(fields.classes) <= INT8_CLASSES else pl.Int16()
 
 
 def as_kind(values: Any, kind: Any) -> Any:

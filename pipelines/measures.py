@@ -1,8 +1,8 @@
-"""How good probabilities are against labels, and how sure that is: the one home of losses, AUC, F1 and their intervals.
+"""How good answers are against labels, and how sure that is: the one home of losses, AUC, F1 and their intervals.
 
-Labels are ``[n]``: 0 and 1, or with classes their positions. Scores are ``[n]`` (of the positive class) or ``[n, K]``
-(one per class). scikit-learn measures what is small; where it is slow its ratio stands beside our own lines, measured
-on one core with 100,000 and with 1,000,000 rows.
+Labels are ``[n]``: 0 and 1, with classes their positions, or a number. Scores are ``[n]`` (of the positive class, or
+the predicted number) or ``[n, K]`` (one per class). scikit-learn measures what is small; where it is slow its ratio
+stands beside our own lines, measured on one core with 100,000 and with 1,000,000 rows.
 """
 
 from __future__ import annotations
@@ -68,6 +68,17 @@ def row_errors(label: Label, score: NDArray[Any]) -> NDArray[np.bool_]:
     predicted: NDArray[Any] = score.argmax(1) if score.ndim == 2 else (score >= 0.5).astype(np.int64)
     wrong: NDArray[np.bool_] = predicted != label
     return wrong
+
+
+def row_squared_error(label: Label, prediction: NDArray[Any]) -> Floats:
+    """The squared error of each row's predicted number ``[n]``, in squared units."""
+    squared: Floats = (np.asarray(label, np.float64) - np.asarray(prediction, np.float64)) ** 2
+    return squared
+
+
+def row_loss(label: Label, score: NDArray[Any], *, number: bool = False) -> Floats:
+    """What a model pays for each row ``[n]``: log-loss in nats, or of a ``number`` its squared error."""
+    return row_squared_error(label, score) if number else row_log_loss(label, score)
 
 
 # --- AUC ----------------------------------------------------------------------------------------

@@ -318,7 +318,8 @@ def too_high(revision: int, received: datetime) -> bool:
 class GateParams(Strict):
     """The rules of promotion, as data. ``min_lift`` is in units of ``metric``."""
 
-    metric: Literal["log_loss"]
+    metric: Literal["log_loss", "rmse", "mae"]
+    """rmse and mae, in the target's unit, are of a number; log_loss of all else."""
     min_lift: float
     confidence: float = Field(gt=0, lt=1)
     draws: int = Field(ge=100)

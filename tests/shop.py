@@ -114,7 +114,9 @@ def _forget(root: Path) -> None:
     for name in [
         name
         for name in sys.modules
-        if name.startswith(("pipelines.cases.shop", "pipelines.cases.desk", "pipelines.cases.lamp"))
+        if name.startswith(
+            ("pipelines.cases.shop", "pipelines.cases.desk", "pipelines.cases.lamp", "pipelines.cases.trips")
+        )
     ]:
         del sys.modules[name]
     for path in root.rglob("__pycache__"):

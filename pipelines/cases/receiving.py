@@ -252,6 +252,8 @@ def _wrong_label(held: str, fields: Fields) -> str:
     expected = "0 or 1"
     if fields.classes:
         expected = f"the class's position, 0 to {len(fields.classes) - 1}"
+    if fields.number is not None:
+        expected = f"a number ({fields.number.unit})"
     return f"{held}, expected {expected}: convert it in source.py, nothing is guessed"
 
 
@@ -286,7 +288,7 @@ def _read(given: pl.DataFrame, fields: Fields, name: str) -> pl.Expr:
         return pl.col(name).cast(pl.String)
     if name in {"event_time", "label_time"} and kind == pl.String:
         return pl.lit(pl.Series(name, [_moment(text) for text in given[name]], MOMENT))
-    if name == fields.label and kind.is_numeric() and not kind.is_integer():
+    if name == fields.label and fields.number is None and kind.is_numeric() and not kind.is_integer():
         number = pl.col(name).cast(pl.Float64)
         return pl.when(number.round() == number).then(number)
     return pl.col(name)
@@ -306,18 +308,11 @@ def _lost(given: pl.Series, read: pl.Series) -> pl.Series:
 def _reasons(given: pl.DataFrame, read: pl.DataFrame, fields: Fields) -> pl.Series:
     """Why a row cannot be kept, all reasons joined by "; ", or null."""
     label = given[fields.label]
-    lost = _lost(label, read[fields.label])
-    number = label.cast(pl.Float64, strict=False)
-    whole = number.is_finite() & (number.round() == number)
-    beyond = f"{fields.label}: neither 0 nor 1"
-    if fields.classes:
-        beyond = f"{fields.label}: no class"
     found = {
         "id: missing": read["id"].is_null() | (read["id"] == ""),
         "event_time: missing": given["event_time"].is_null(),
         "event_time: not an ISO 8601 time with a time zone": _lost(given["event_time"], read["event_time"]),
-        f"{fields.label}: not a whole number": lost & ~whole,
-        beyond: lost & whole,
+        **_wrong_labels(label, read[fields.label], fields),
         "label_time: before event_time": label.is_not_null()
         & (read["label_time"] < read["event_time"]).fill_null(value=False),
         "label_time: missing": label.is_not_null() & read["event_time"].is_not_null() & read["label_time"].is_null(),
@@ -333,6 +328,21 @@ def _reasons(given: pl.DataFrame, read: pl.DataFrame, fields: Fields) -> pl.Seri
         return pl.Series("reasons", [None] * read.height, pl.String)
     joined = pl.concat_str(marked, separator="; ", ignore_nulls=True)
     return pl.select(joined.alias("reasons")).to_series().replace("", None)
+
+
+def _wrong_labels(label: pl.Series, read: pl.Series, fields: Fields) -> dict[str, pl.Series]:
+    """Which labels cannot be what is predicted, by reason; classes and bounds are the contract's to check."""
+    number = label.cast(pl.Float64, strict=False)
+    if fields.number is not None:
+        return {
+            f"{fields.label}: not a finite number": label.is_not_null() & ~number.is_finite().fill_null(value=False)
+        }
+    lost = _lost(label, read)
+    whole = number.is_finite() & (number.round() == number)
+    beyond = f"{fields.label}: neither 0 nor 1"
+    if fields.classes:
+        beyond = f"{fields.label}: no class"
+    return {f"{fields.label}: not a whole number": lost & ~whole, beyond: lost & whole}
 
 
 def _as_delivered(frame: pl.DataFrame, broken: pl.Series) -> pl.Series:

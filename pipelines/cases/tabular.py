@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pipelines.cases.standardised import Standardised
 from pipelines.fields import Fields
 from pipelines.params import ModelParams
 
@@ -20,15 +21,25 @@ saturates instead of driving the logits to wherever the last slope points."""
 
 
 class Tabular(nn.Module):  # type: ignore[misc] # torch is Any to mypy
-    """Logits of a binary label from category codes and raw numbers; filling and scaling are part of the module."""
+    """One output, or one per class, from category codes and raw numbers; filling and scaling are part of the module.
+
+    Outputs are the logit of a binary label, or logits of the classes.
+    """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, sizes: tuple[int, ...], numbers: int, params: ModelParams, holes: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        numbers: int,
+        params: ModelParams,
+        outputs: int = 1,
+        holes: tuple[int, ...] = (),
+    ) -> None:
         """``sizes`` are the numbers of codes in column order, ``numbers`` the count of numeric columns.
 
-        ``holes`` are the positions of those that may be NaN.
+        ``outputs`` is the number of classes, 1 otherwise; ``holes`` are the positions of the numbers that may be NaN.
         """
         super().__init__()
         self.holes = list(holes)
@@ -44,14 +55,14 @@ class Tabular(nn.Module):  # type: ignore[misc] # torch is Any to mypy
         for hidden in params.hidden:
             layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(params.dropout)]
             width = hidden
-        self.output = nn.Linear(width, 1)
+        self.output = nn.Linear(width, outputs)
         # Training starts at the base rate exactly; random first logits would be noise that a short training keeps.
         nn.init.zeros_(self.output.weight)
         self.body = nn.Sequential(*layers)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def adapt(self, numeric: Tensor, labels: Tensor) -> None:
-        """Fit the scaling to the training rows ``[n, N]`` and start the output at their base rate (labels ``[n]``).
+        """Fit the scaling to the training rows ``[n, N]`` and start the output at their base rates (labels ``[n]``).
 
         A column that does not vary gets scale 0: nothing can be learned from it, so its first change must say nothing.
         Numbers that mean and deviation do not suit come scaled already (:func:`pipelines.encoding.find_scales`).
@@ -67,13 +78,22 @@ class Tabular(nn.Module):  # type: ignore[misc] # torch is Any to mypy
         self.mean.copy_(mean)
         # Less than float32 resolves is no deviation, whatever the unit.
         self.scale.copy_(torch.where(deviation > 1e-7 * mean.abs(), 1 / deviation, torch.zeros_like(deviation)))
+        self.start(labels)
+
+    def start(self, labels: Tensor) -> None:
+        """Start the output at the base rates of the training rows' labels ``[n]``."""
         # One row of each class more than there are: the logit stays finite with one class only.
+        outputs = self.output.out_features
+        if outputs > 1:
+            counts = torch.bincount(labels, minlength=outputs) + 1.0
+            self.output.bias.copy_((counts / counts.sum()).log())
+            return
         positives = float(labels.sum()) + 1
         rows = len(labels) + 2
         self.output.bias.fill_(math.log(positives / (rows - positives)))
 
     def forward(self, categorical: Tensor, numeric: Tensor) -> Tensor:
-        """Logits ``[B, 1]`` of int64 codes ``[B, C]`` and float32 numbers ``[B, N]``."""
+        """Outputs ``[B, 1]`` or ``[B, K]`` of int64 codes ``[B, C]`` and float32 numbers ``[B, N]``."""
         values = numeric
         if self.holes:
             values = self._with_indicators(numeric)
@@ -91,7 +111,24 @@ class Tabular(nn.Module):  # type: ignore[misc] # torch is Any to mypy
         return torch.cat([numeric, numeric[:, self.holes].isnan().to(numeric.dtype)], dim=1)
 
 
+class TabularNumber(Tabular, Standardised):
+    """The same network for a number: its output is the standardised number, and starts at the mean."""
+
+    def __init__(self, sizes: tuple[int, ...], numbers: int, params: ModelParams, holes: tuple[int, ...] = ()) -> None:
+        """As of :class:`Tabular`."""
+        super().__init__(sizes, numbers, params, holes=holes)
+        self.keep_target()
+
+    def start(self, labels: Tensor) -> None:
+        """Start the output at the training rows' mean, which is what 0 stands for."""
+        self.fit_target(labels)
+        nn.init.zeros_(self.output.bias)
+
+
 def build(params: ModelParams, fields: Fields) -> Tabular:
-    """The network for a case's declared fields; the caller seeds torch."""
+    """The network for a case's declared fields and target; the caller seeds torch."""
+    sizes = tuple(field.size for field in fields.categorical)
     holes = tuple(position for position, field in enumerate(fields.numeric) if field.missing)
-    return Tabular(tuple(field.size for field in fields.categorical), len(fields.numeric), params, holes)
+    if fields.number is not None:
+        return TabularNumber(sizes, len(fields.numeric), params, holes)
+    return Tabular(sizes, len(fields.numeric), params, fields.outputs, holes)

@@ -20,7 +20,7 @@ from pipelines.contracts import LabelLine, PredictionLine, Window
 from pipelines.data import records
 from pipelines.data.records import SPREAD, Done, Part
 from pipelines.errors import IntegrityError
-from pipelines.fields import SCORES
+from pipelines.fields import FLOAT32_MAX, SCORES
 from pipelines.files import make_durable, write_atomic
 from pipelines.moments import parse_moment
 from pipelines.params import EventTimes, too_high
@@ -52,6 +52,10 @@ FIXED: dict[Kind, dict[str, Any]] = {
     },
     "labels": {"id": pl.String, "label": pl.Int8, "revision": pl.Int64, "label_time": _MOMENT, "received_at": _MOMENT},
 }
+WIDER = ("label", "prediction")
+"""Columns that hold numbers in a case that predicts one; there they are float64."""
+WHOLE = 32_767
+"""Positions of classes are int16 at most: what is larger can only be a number."""
 
 log = logging.getLogger(__name__)
 
@@ -213,15 +217,15 @@ def _decode(line: bytes, kind: Kind, times: EventTimes) -> dict[str, Any]:
     if kind == "labels":
         if too_high(value["revision"], received):
             raise ValueError("revision must not be above the time of its receipt in seconds since 1970")
-        if not -128 <= value["label"] <= 127:
-            raise ValueError("label is not a class")
+        if not abs(value["label"]) <= FLOAT32_MAX:
+            raise ValueError("label is no finite number that a float32 holds")
         return row | {"label": value["label"], "revision": value["revision"], "label_time": moment}
     fixed = {name: value[name] for name in ("request_id", "version", "score", "prediction")}
     return row | fixed | {"event_time": moment, "row": value["row"], "scores": value.get("scores")}
 
 
 def _frame(rows: list[dict[str, Any]], kind: Kind) -> pl.DataFrame:
-    schema = FIXED[kind]
+    schema = {name: _narrowest(rows, name, type_) for name, type_ in FIXED[kind].items()}
     fixed = pl.DataFrame([[row[name] for row in rows] for name in schema], schema=schema)
     if kind == "labels" or not rows:
         return fixed
@@ -232,6 +236,18 @@ def _frame(rows: list[dict[str, Any]], kind: Kind) -> pl.DataFrame:
     if all(row["scores"] is None for row in rows):  # a binary label has one score
         return frame
     return frame.with_columns(pl.Series(SCORES, [row["scores"] for row in rows], pl.List(pl.Float64)))
+
+
+def _narrowest(rows: list[dict[str, Any]], name: str, least: Any) -> Any:
+    """The type of a column, wider than the ``least`` one where a case predicts numbers or has more classes."""
+    if name not in WIDER:
+        return least
+    values = [row[name] for row in rows]
+    if any(isinstance(value, float) for value in values) or not all(abs(value) <= WHOLE for value in values):
+        return pl.Float64
+    if least == pl.Int8 and not all(-128 <= value <= 127 for value in values):
+        return pl.Int16
+    return least
 
 
 def rows_in(path: Path, window: Window) -> int:

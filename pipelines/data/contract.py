@@ -30,25 +30,27 @@ if TYPE_CHECKING:
 def contract(fields: Fields) -> pa.DataFrameSchema:
     """The pandera schema of a case's canonical rows.
 
-    It checks types, vocabularies and bounds, one row per id, and labels: 0, 1 or not yet.
+    It checks types, vocabularies and bounds, one row per id, and labels: what is predicted, or not yet.
     """
     import pandera.polars as pa
 
     kinds = frame_schema(fields)
-    wrong_label = "neither 0 nor 1"
-    if fields.classes:
-        wrong_label = "no class"
     columns: dict[str, Any] = {"id": pa.Column(kinds["id"], unique=True), "event_time": pa.Column(kinds["event_time"])}
     columns |= {
         field.name: pa.Column(kinds[field.name], _checks(field), nullable=may_be_null(field)) for field in fields.fields
     }
-    columns[fields.label] = pa.Column(
-        kinds[fields.label],
-        pa.Check.isin(list(range(len(fields.classes) or 2)), error=wrong_label),
-        nullable=True,
-    )
+    columns[fields.label] = pa.Column(kinds[fields.label], _label_checks(fields), nullable=True)
     columns["label_time"] = pa.Column(kinds["label_time"], nullable=True)
     return pa.DataFrameSchema(columns, strict=False)
+
+
+def _label_checks(fields: Fields) -> list[Any]:
+    import pandera.polars as pa
+
+    if fields.number is not None:
+        return _checks(Numeric(fields.label, fields.number.low, fields.number.high))
+    wrong = "no class" if fields.classes else "neither 0 nor 1"
+    return [pa.Check.isin(list(range(len(fields.classes) or 2)), error=wrong)]
 
 
 def _checks(field: Field) -> list[Any]:

@@ -12,7 +12,7 @@ Rows from before those chosen serve two declared ends: a replay share of the tra
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from typing import Any, Literal
 import polars as pl
 
 from pipelines.contracts import Window
+from pipelines.fields import Fields
 from pipelines.params import DatasetParams
 from pipelines.text import normalise
 
@@ -157,12 +158,22 @@ def without_texts(rows: pl.DataFrame, text: str, known: set[str]) -> pl.DataFram
     return rows.filter([own is None or normalise(own) not in known for own in rows[text]])
 
 
-def balance(split: Split, label: str, classes: Sequence[str] = ()) -> dict[str, Any]:
+def balance(split: Split, fields: Fields) -> dict[str, Any]:
     """How often the positive class occurs; with classes ``positives`` are the rows outside of the commonest one.
 
     A class's base rate counts one row more than there are: one without training rows is improbable, not impossible.
+    Of a number the base rate is the training rows' mean, with its deviation ``label_sd``, and ``positives`` are the
+    rows of another value than the commonest one.
     """
-    train, holdout = split.train[label], split.holdout[label]
+    train, holdout = split.train[fields.label], split.holdout[fields.label]
+    classes = fields.classes
+    if fields.number is not None:
+        return {
+            "positives": uncommon(train),
+            "holdout_positives": uncommon(holdout),
+            "base_rate": train.mean(),
+            "label_sd": train.std(ddof=0),
+        }
     if not classes:
         positives = int(train.sum())
         return {"positives": positives, "holdout_positives": int(holdout.sum()), "base_rate": positives / train.len()}
@@ -174,3 +185,13 @@ def balance(split: Split, label: str, classes: Sequence[str] = ()) -> dict[str, 
         "class_counts": dict(zip(classes, counts, strict=True)),
         "base_rate": [(count + 1) / (train.len() + len(counts)) for count in counts],
     }
+
+
+def uncommon(labels: pl.Series) -> int:
+    """How many labels are another one than the commonest: none if all are equal.
+
+    >>> uncommon(pl.Series([2.5, 2.5, 4.0])), uncommon(pl.Series([], dtype=pl.Float64))
+    (1, 0)
+    """
+    counts = labels.value_counts()["count"]
+    return labels.len() - (int(counts.max()) if counts.len() else 0)  # type: ignore[arg-type] # a whole number

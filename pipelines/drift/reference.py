@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines import storage
 from pipelines.drift.labels.calibration import fit_calibration
-from pipelines.drift.labels.sequential import baseline_rate
+from pipelines.drift.labels.sequential import baseline_rate, baseline_share, capped
 from pipelines.drift.profile.bits import Ints
 from pipelines.drift.profile.counts import Profile, profile_frame, profile_outputs, to_bytes
 from pipelines.drift.profile.spec import Spec
@@ -25,11 +25,13 @@ from pipelines.drift.stats import groups
 from pipelines.errors import NotKept
 from pipelines.feature_names import OUTPUTS, PREDICTION, SCORE
 from pipelines.fields import SCORES, Fields
-from pipelines.measures import row_errors, row_log_loss
+from pipelines.measures import row_errors, row_log_loss, row_squared_error
 
 Counted = Callable[[pl.DataFrame, Fields, Spec], Profile]
 """What is counted of rows: the declared fields with the model's outputs, or these alone."""
 FILE = "reference.parquet"
+CAP = 0.99
+"""Squared errors above this quantile of the holdout's count as it in the e-CUSUM."""
 DAY_GROUPS = 10
 """Groups in which single days are kept: enough to see that days differ, and little beside the whole."""
 
@@ -81,7 +83,8 @@ def reference_profile(
     there is no baseline, and the score's days are unknown. The baseline further holds, since references are written
     with them, ``calibration`` (calibration.py), ``class_rows`` (training rows per class), ``by_class`` (a feature's
     counts ``[K][G]`` per class in ``DAY_GROUPS`` groups; of the outputs those of the holdout) and ``slices`` (``rows,
-    loss, loss_se`` of every value of a category, as ``field=value``).
+    loss, loss_se`` of every value of a category, as ``field=value``). Of a number the baseline is another one, see
+    :func:`_baseline_of_number`.
     """
     rows = train.drop(
         *OUTPUTS, SCORES, "version", strict=False
@@ -104,6 +107,9 @@ def reference_profile(
         outputs = outputs.filter(told)
         scores = scores[told.to_numpy()]
     if holdout is not None and holdout.height:
+        if fields.number is not None:
+            baseline = _baseline_of_number(rows[fields.label], holdout, scores, fields)
+            return replace(profile, columns=columns, days=days, baseline=baseline)
         label = holdout[fields.label].cast(pl.Int64).to_numpy()
         losses = row_log_loss(label, scores)
         errors = int(row_errors(label, scores).sum())
@@ -120,6 +126,46 @@ def reference_profile(
             "slices": _by_slice(holdout, losses, fields),
         }
     return replace(profile, columns=columns, days=days, baseline=baseline)
+
+
+def _baseline_of_number(
+    trained: pl.Series, holdout: pl.DataFrame, scores: NDArray[np.float64], fields: Fields
+) -> dict[str, Any]:
+    """What labels of a number are judged against: ``rows, loss, loss_se`` (squared errors), ``mae`` and ``slices``.
+
+    ``cap`` is the 99% quantile of the squared errors, and ``capped_rate`` an upper confidence bound of the mean of
+    squared errors capped at it, as a share of it: what the e-CUSUM holds new rows against. ``labels`` says how the
+    training rows' labels lie (:func:`label_groups`). There is no calibration, and nothing by class.
+    """
+    label = holdout[fields.label].cast(pl.Float64).to_numpy()
+    losses = row_squared_error(label, scores)
+    cap = float(np.quantile(losses, CAP))
+    return {
+        "rows": losses.size,
+        "loss": float(losses.mean()),
+        "loss_se": _error(losses),
+        "mae": float(np.abs(label - scores).mean()),
+        "cap": cap,
+        "capped_rate": baseline_share(capped(losses, cap)),
+        "labels": label_groups(trained),
+        "slices": _by_slice(holdout, losses, fields),
+    }
+
+
+def label_groups(labels: pl.Series) -> dict[str, list[Any]]:
+    """``edges``, the inner tenths of labels that are numbers, and ``counts``, how many lie between (edges included).
+
+    >>> label_groups(pl.Series([1.0, 2.0, 2.0, 9.0]))["counts"]
+    [1, 2, 1]
+    """
+    values = labels.drop_nulls().cast(pl.Float64).to_numpy()
+    edges = np.unique(np.quantile(values, np.arange(1, DAY_GROUPS) / DAY_GROUPS, method="lower"))
+    return {"edges": edges.tolist(), "counts": counts_between(values, edges).tolist()}
+
+
+def counts_between(values: NDArray[np.float64], edges: NDArray[np.float64]) -> Ints:
+    """How many values lie up to each of the ascending ``edges`` ``[E]`` and beyond the last one, ``[E + 1]``."""
+    return np.bincount(np.searchsorted(edges, values), minlength=edges.size + 1).astype(np.int64)
 
 
 def _error(losses: NDArray[np.float64]) -> float:

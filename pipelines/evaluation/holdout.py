@@ -1,7 +1,7 @@
 """What the scores of one holdout say of a challenger and of the champion: in all, by slice and by class.
 
-Labels are positions of ``fields.classes``, or 0 and 1. Scores are ``[n]``, with classes ``[n, K]``; a champion's are
-None where there is no champion.
+Labels are positions of ``fields.classes``, 0 and 1, or numbers. Scores are ``[n]``, with classes ``[n, K]``; a
+champion's are None where there is no champion. ``metrics`` are those that fit (evaluation/metrics.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipelines.evaluation.metrics import metrics
+from pipelines.evaluation.metrics import Metrics
 from pipelines.fields import Fields
 from pipelines.measures import class_f1, confusion
 
@@ -51,30 +51,39 @@ def _column(name: str, scores: Any, fields: Fields) -> pl.Series:
     return pl.Series(name, scores, dtype=kind)
 
 
-def measured(label: Labels, scores: Scores | None) -> dict[str, float | None] | None:
+def measured(label: Labels, scores: Scores | None, metrics: Metrics) -> dict[str, float | None] | None:
     """The metrics of some scores; None of a champion that there is not."""
     if scores is None:
         return None
     return metrics(label, scores)
 
 
-def base_rate(label: Labels, rate: float | list[float]) -> dict[str, Any]:
-    """The training rows' ``rate`` (with classes that of each) and its metrics, were it every row's score."""
+def base_rate(label: Labels, rate: float | list[float], metrics: Metrics) -> dict[str, Any]:
+    """The training rows' ``rate`` (with classes that of each, of numbers the mean), were it every row's score.
+
+    With its metrics.
+    """
     rates = np.array(rate)
     return {"rate": rate, **metrics(label, np.full((len(label), *rates.shape), rates))}
 
 
 def positives(label: Labels, fields: Fields) -> int:
-    """Rows of the positive class; with classes those outside of the commonest one."""
-    if not fields.classes:
-        return int(label.sum())
+    """Rows of the positive class; with classes or numbers those of another one than the commonest."""
     if not len(label):
         return 0
+    if fields.number is not None:
+        return len(label) - int(np.unique(label, return_counts=True)[1].max())
+    if not fields.classes:
+        return int(label.sum())
     return len(label) - int(np.bincount(label).max())
 
 
 def by_slice(
-    label: Labels, challenger: Scores, champion: Scores | None, masks: Mapping[str, NDArray[np.bool_]]
+    label: Labels,
+    challenger: Scores,
+    champion: Scores | None,
+    masks: Mapping[str, NDArray[np.bool_]],
+    metrics: Metrics,
 ) -> dict[str, dict[str, Any]]:
     """Of every mask ``[n]`` by its name: how many rows there are (``n``), and the metrics of both."""
     found: dict[str, dict[str, Any]] = {}
@@ -88,7 +97,7 @@ def by_slice(
 
 
 def by_class(label: Labels, challenger: Scores, fields: Fields) -> dict[str, Any]:
-    """With classes the challenger's ``confusion`` and F1 of each of the ``classes``; nothing of a binary label."""
+    """With classes the challenger's ``confusion`` and F1 of each of the ``classes``; nothing of other labels."""
     if not fields.classes:
         return {}
     table = confusion(label, challenger)

@@ -1,20 +1,45 @@
-"""Metrics of probabilities against labels; None where a metric is not defined.
+"""Metrics of answers against labels; None where a metric is not defined.
 
-Scores are ``[n]`` (the positive class of a binary label) or ``[n, K]`` (one per class, labels being positions).
+Scores are ``[n]`` (the positive class of a binary label), ``[n, K]`` (one per class, labels being positions), or
+predicted numbers ``[n]``: :func:`metrics_of` says which of the functions a case is measured by.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipelines.measures import confusion, macro_f1, roc_auc, row_errors, row_log_loss
+from pipelines.fields import Fields
+from pipelines.measures import confusion, macro_f1, roc_auc, row_errors, row_log_loss, row_squared_error
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+Metrics = Callable[[NDArray[Any], NDArray[np.float64]], dict[str, float | None]]
 _BINS = 10
+
+
+def metrics_of(fields: Fields) -> Metrics:
+    """The metrics that fit what a case predicts."""
+    return metrics if fields.number is None else number_metrics
+
+
+def number_metrics(label: NDArray[Any], prediction: NDArray[np.float64]) -> dict[str, float | None]:
+    """rmse, mae and bias (mean error) of ``n`` predicted numbers in their unit, and r2.
+
+    r2 is the share of the labels' variance that the predictions explain. Without rows all are None; r2 needs labels
+    that differ.
+    """
+    if not len(label):
+        return dict.fromkeys(("rmse", "mae", "bias", "r2"))
+    error = prediction - np.asarray(label, np.float64)
+    squared, spread = float(row_squared_error(label, prediction).mean()), float(np.var(label))
+    return {
+        "rmse": squared**0.5,
+        "mae": float(np.abs(error).mean()),
+        "bias": float(error.mean()),
+        "r2": 1 - squared / spread if spread else None,
+    }
 
 
 def calibration_error(label: NDArray[np.int8], score: NDArray[np.float64], bins: int = _BINS) -> float:

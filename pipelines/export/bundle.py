@@ -24,7 +24,7 @@ from pipelines.text import TOKENIZER, load_tokenizer
 Tensors = dict[str, NDArray[Any]]
 
 TOLERANCE = 1e-5
-"""Largest difference of a probability between torch and ONNX Runtime; float32 rounding stays below 2e-6."""
+"""Largest :func:`apart` of torch and ONNX Runtime; float32 rounding stays below 2e-6."""
 NEIGHBOURS = 1e-6
 """How much of a row's answer may hang on the rows and the padding beside it, in a variant that ships."""
 _BESIDE = (2, 3, 8, 16)
@@ -45,7 +45,7 @@ def write_bundle(model: nn.Module, fields: Fields, folder: Path, about: Mapping[
 
     ``about`` becomes part of bundle.json. A text model finds its ``tokenizer.json`` in ``folder``. bundle.json:
     ``{case, fields_hash, inputs: [{name, dtype, shape}], output: {name, dtype, shape}, opset, ...about}`` with -1 for
-    free axes, and with classes or a tokenizer ``classes`` and ``tokenizer_sha256``.
+    free axes, and with classes, a number or a tokenizer ``classes``, ``unit`` and ``tokenizer_sha256``.
     """
     write_onnx(model, fields, folder)
     inputs, output = signature(fields)
@@ -59,6 +59,8 @@ def write_bundle(model: nn.Module, fields: Fields, folder: Path, about: Mapping[
     }
     if fields.classes:
         bundle["classes"] = list(fields.classes)
+    if fields.number is not None:
+        bundle["unit"] = fields.number.unit
     if fields.text is not None:
         bundle["tokenizer_sha256"] = file_sha256(folder / TOKENIZER)
     (folder / "bundle.json").write_text(canonical_json(bundle))
@@ -68,7 +70,7 @@ def write_bundle(model: nn.Module, fields: Fields, folder: Path, about: Mapping[
 
 
 def check_parity(model: nn.Module, fields: Fields, bundle: Path, rows: Columns, seed: int) -> float:
-    """The largest difference of a probability between torch and ONNX Runtime.
+    """The largest difference of an answer between torch and ONNX Runtime, see :func:`apart`.
 
     They are compared over random shapes and real ``rows`` (columns), of texts over at most ``MAX_PARITY_ROWS``. Raises
     IntegrityError above ``TOLERANCE``: what would be judged and served is not what was trained.
@@ -82,7 +84,7 @@ def check_parity(model: nn.Module, fields: Fields, bundle: Path, rows: Columns, 
         with torch.no_grad():
             expected = scored(*(torch.from_numpy(tensors[name]) for name in names)).double().numpy()
         answered = runtime.score(bundle, tensors)
-        worst = max(worst, float(np.abs(expected.reshape(answered.shape) - answered).max()))
+        worst = max(worst, apart(answered, expected.reshape(answered.shape), fields))
     if not worst <= TOLERANCE:
         raise IntegrityError(
             f"{bundle}: torch and ONNX Runtime differ by {worst:.2e}, at most {TOLERANCE:g} is allowed: "
@@ -91,10 +93,21 @@ def check_parity(model: nn.Module, fields: Fields, bundle: Path, rows: Columns, 
     return worst
 
 
+def apart(answered: NDArray[np.float64], expected: NDArray[np.float64], fields: Fields) -> float:
+    """The largest difference of two models' answers for the same rows: of probabilities, as it is.
+
+    Of a number it is a share of the largest one that is ``expected``: float32 rounds by that, whatever the unit.
+    """
+    worst = float(np.abs(expected - answered).max())
+    if fields.number is None:
+        return worst
+    return worst / max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
+
+
 def neighbours(fields: Fields, bundle: Path, rows: Columns, seed: int, model: str = runtime.MODEL) -> float:
     """How much a row's answer hangs on what is beside it.
 
-    That is the largest difference of a probability between a row alone and in a batch, over batches of several sizes
+    That is the largest difference (:func:`apart`) between a row alone and in a batch, over batches of several sizes
     of real ``rows`` (columns) and random ones, in which texts are padded to the longest. ``model`` names another file
     of the bundle than the one that ships.
     """
@@ -107,19 +120,20 @@ def neighbours(fields: Fields, bundle: Path, rows: Columns, seed: int, model: st
         batches = [random_texts(most_rows, min(longest(fields, bundle), _LONG), words, generator)]
     if len(rows[fields.inputs[0]]):
         batches.append(encoder(fields, bundle)(evenly(rows, most_rows)))
-    return max(0.0, *(_neighbours_of(tensors, bundle, model) for tensors in batches))
+    return max(0.0, *(_neighbours_of(tensors, fields, bundle, model) for tensors in batches))
 
 
-def _neighbours_of(tensors: Tensors, bundle: Path, model: str) -> float:
+def _neighbours_of(tensors: Tensors, fields: Fields, bundle: Path, model: str) -> float:
     """:func:`neighbours` over the rows of these tensors."""
     count = len(next(iter(tensors.values())))
     alone = np.concatenate([runtime.score(bundle, _row(tensors, row), model=model) for row in range(count)])
     worst = 0.0
     for size in _BESIDE:
-        for start in range(0, count, size):
-            batch = {name: tensor[start : start + size] for name, tensor in tensors.items()}
-            answered = runtime.score(bundle, batch, model=model)
-            worst = max(worst, float(np.abs(answered - alone[start : start + size]).max()))
+        parts = [
+            runtime.score(bundle, {name: tensor[start : start + size] for name, tensor in tensors.items()}, model=model)
+            for start in range(0, count, size)
+        ]
+        worst = max(worst, apart(np.concatenate(parts), alone, fields))
     return worst
 
 

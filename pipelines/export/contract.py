@@ -18,6 +18,9 @@ def contract(fields: Fields) -> dict[str, Any]:
     label: dict[str, Any] = {"name": fields.label, "values": [0, 1]}
     if fields.classes:
         label = {"name": fields.label, "classes": list(fields.classes)}
+    if fields.number is not None:
+        low, high = fields.number.bounds
+        label = {"name": fields.label, "unit": fields.number.unit, "minimum": low, "maximum": high}
     return {
         "$schema": DIALECT,
         "title": fields.case,

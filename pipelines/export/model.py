@@ -91,7 +91,7 @@ def _with_int8(
     """
     files = {"fp32": runtime.MODEL, "int8": variants.write_int8(folder).name}
     scores = {name: runtime.score_rows(folder, fields, rows, model=file) for name, file in files.items()}
-    change = variants.difference(labels, scores["fp32"], scores["int8"], metrics)
+    change = variants.difference(labels, scores["fp32"], scores["int8"], metrics, number=fields.number is not None)
     neighbours = bundle.neighbours(fields, folder, rows, params.train.seed, variants.INT8)
     refused = _refusal(neighbours)
     if refused is not None:

@@ -32,6 +32,7 @@ _DTYPES = {"int64": torch.int64, "float32": torch.float32}
 class Scored(nn.Module):  # type: ignore[misc] # torch is Any to mypy
     """A model with its link inside: what ships answers probabilities ``[B, 1]`` or ``[B, K]``, not logits.
 
+    Of a number it answers that, ``[B, 1]`` in its unit, within the declared bounds.
     It takes the tensors of :func:`pipelines.encoding.signature` in their order, the model itself by their names.
     """
 
@@ -40,10 +41,14 @@ class Scored(nn.Module):  # type: ignore[misc] # torch is Any to mypy
         self.model = model
         self._names = [tensor["name"] for tensor in signature(fields)[0]]
         self._classes = bool(fields.classes)
+        self._number = fields.number
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """Sigmoid of the logits ``[B, 1]`` of a binary label, softmax over those ``[B, K]`` of classes."""
+        """Sigmoid of the logits ``[B, 1]`` of a binary label, softmax over those ``[B, K]`` of classes, or numbers."""
         logits = self.model(**dict(zip(self._names, tensors, strict=True)))
+        if self._number is not None:
+            numbers: Tensor = self.model.restore(logits) if hasattr(self.model, "restore") else logits
+            return numbers.clamp(*self._number.bounds)
         if self._classes:
             return torch.softmax(logits, dim=1)
         return torch.sigmoid(logits)

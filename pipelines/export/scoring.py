@@ -30,21 +30,31 @@ def score(bundle: Path, rows: pl.DataFrame, fields: Fields) -> NDArray[np.float6
     """Scores ``[n]`` or ``[n, K]`` of a bundle for canonical rows, K being the classes of ``fields`` in their order.
 
     Rows are encoded with the fields it was trained with, which may be older than ``fields``. Its classes are found by
-    name: one that it does not know has probability 0. Raises ConfigError if only one of them has classes.
+    name: one that it does not know has probability 0. Raises ConfigError if what it predicts is of another kind, or a
+    number in another unit.
     """
     own = read_fields(bundle)
     scores = runtime.score_rows(
         bundle, own, {name: rows[name].to_list() for name in own.inputs if name in rows.columns}
     )
-    if own.classes == fields.classes:
+    if _told(own) == _told(fields):
         return scores
     if not (own.classes and fields.classes):
         raise ConfigError(
-            f"{bundle} has {len(own.classes)} classes, the case {len(fields.classes)}: a binary label and classes do "
-            "not compare; give the new label a case of its own"
+            f"{bundle} predicts {_told(own)}, the case {_told(fields)}: they do not compare; give the new label a case "
+            "of its own"
         )
     of_all = np.zeros((len(scores), len(fields.classes)))
     for position, name in enumerate(fields.classes):
         if name in own.classes:
             of_all[:, position] = scores[:, own.classes.index(name)]
     return of_all
+
+
+def _told(fields: Fields) -> str:
+    """What is predicted, in words; bounds may move and classes keep their names."""
+    if fields.number is not None:
+        return f"a number ({fields.number.unit})"
+    if fields.classes:
+        return f"one of the classes {', '.join(fields.classes)}"
+    return "a binary label"

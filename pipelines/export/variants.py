@@ -125,11 +125,17 @@ def _milliseconds(folder: Path, model: str, tensors: Mapping[str, NDArray[Any]])
 
 
 def difference(
-    label: NDArray[Any], fp32: NDArray[np.float64], int8: NDArray[np.float64], metrics: Metrics
+    label: NDArray[Any],
+    fp32: NDArray[np.float64],
+    int8: NDArray[np.float64],
+    metrics: Metrics,
+    *,
+    number: bool = False,
 ) -> dict[str, Any]:
     """What quantisation changes on labelled rows.
 
-    These are the share of equal predictions, the largest change of a score, and the change of each metric.
+    These are the share of equal predictions (of a ``number`` None), the largest change of a score, and the change of
+    each metric.
     """
     if not len(label):
         return {"rows": 0, "label_agreement": None, "score_change": None, "metrics": {}}
@@ -140,7 +146,7 @@ def difference(
     }
     return {
         "rows": len(label),
-        "label_agreement": float(np.mean(predictions(fp32) == predictions(int8))),
+        "label_agreement": None if number else float(np.mean(predictions(fp32) == predictions(int8))),
         "score_change": float(np.abs(fp32 - int8).max()),
         "metrics": changes,
     }

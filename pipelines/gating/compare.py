@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipelines.contracts import Interval
-from pipelines.measures import central
+from pipelines.measures import central, row_log_loss, row_squared_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,6 +22,24 @@ def improvement(opponent_loss: NDArray[np.float64], challenger_loss: NDArray[np.
     It is positive where the challenger is better.
     """
     return np.asarray(opponent_loss, np.float64) - np.asarray(challenger_loss, np.float64)
+
+
+def improvements(
+    metric: str, label: NDArray[Any], opponent: NDArray[np.float64], challenger: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The :func:`improvement` of each row ``[n]`` whose mean is that of ``metric``, in its unit.
+
+    ``rmse_a - rmse_b = (mse_a - mse_b) / (rmse_a + rmse_b)``: squared errors over that sum have the difference of both
+    roots as their mean, and no row's part of it hangs on the unit.
+    """
+    if metric == "mae":
+        truth = np.asarray(label, np.float64)
+        return improvement(np.abs(truth - opponent), np.abs(truth - challenger))
+    if metric == "rmse":
+        theirs, ours = row_squared_error(label, opponent), row_squared_error(label, challenger)
+        roots = float(np.sqrt(theirs.mean()) + np.sqrt(ours.mean())) if len(theirs) else 0.0
+        return improvement(theirs, ours) / (roots or 1.0)
+    return improvement(row_log_loss(label, opponent), row_log_loss(label, challenger))
 
 
 def lift(d: NDArray[np.float64], *, confidence: float, draws: int, seed: int) -> Interval:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipelines import runtime, storage
 from pipelines.contracts import Manifest
 from pipelines.errors import ConfigError, IntegrityError
-from pipelines.evaluation.metrics import metrics
+from pipelines.evaluation.metrics import metrics_of
 from pipelines.export.scoring import read_fields
 from pipelines.files import file_sha256, work_folder
 from pipelines.line import runner
@@ -168,7 +168,7 @@ def _repeated(version: Version, again: Path) -> Training:
 def _metrics(bundle: Path, holdout: Path) -> Mapping[str, float | None]:
     fields = read_fields(bundle)
     rows = pl.read_parquet(holdout)
-    return metrics(
+    return metrics_of(fields)(
         rows[fields.label].to_numpy(),
         runtime.score_rows(bundle, fields, {name: rows[name].to_list() for name in fields.inputs}),
     )

@@ -57,7 +57,7 @@ def work(run: Run, _read: Read) -> Work:
             holdout_rows=split.holdout.height,
             replayed_rows=split.replayed,
             history_rows=split.history.height,
-            **dataset.balance(split, fields.label, fields.classes),
+            **dataset.balance(split, fields),
             window=dataset.training_window(as_of, params.dataset),
             oldest=chosen["event_time"][0].isoformat(),
             newest=chosen["event_time"][-1].isoformat(),

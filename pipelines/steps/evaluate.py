@@ -14,7 +14,7 @@ from pipelines.contracts import Manifest, Release
 from pipelines.drift import reference
 from pipelines.encoding import BUNDLE
 from pipelines.evaluation import holdout
-from pipelines.evaluation.metrics import metrics
+from pipelines.evaluation.metrics import metrics_of
 from pipelines.evaluation.slices import slices
 from pipelines.export import scoring
 from pipelines.fields import Fields
@@ -43,6 +43,7 @@ def scored_by(of: Score, run: Run, read: Read) -> Work:
     """:func:`work` with something else than ONNX Runtime, for bundles that hold no network (pipelines/replay)."""
     params, settings = run.params, run.settings
     fields = load_fields(params.case)
+    metrics = metrics_of(fields)
     rate = DatasetFacts.of(read["dataset"]).base_rate
     champion = ledger.champion_before(settings.ledger, params.case, run.as_of)
 
@@ -63,9 +64,9 @@ def scored_by(of: Score, run: Run, read: Read) -> Work:
             n=rows.height,
             positives=holdout.positives(label, fields),
             challenger=metrics(label, ours),
-            champion=holdout.measured(label, theirs),
-            base_rate=holdout.base_rate(label, rate),
-            slices=holdout.by_slice(label, ours, theirs, masks),
+            champion=holdout.measured(label, theirs, metrics),
+            base_rate=holdout.base_rate(label, rate, metrics),
+            slices=holdout.by_slice(label, ours, theirs, masks, metrics),
             opponent=opponent,
             **holdout.by_class(label, ours, fields),
             **_history(run.dir / "dataset" / "history.parquet", fields, bundles, of),
@@ -100,5 +101,6 @@ def _history(path: Path, fields: Fields, bundles: dict[str, Path], of: Score) ->
         return {}
     rows = pl.read_parquet(path)
     label = rows[fields.label].to_numpy()
+    metrics = metrics_of(fields)
     found = {name: metrics(label, of(bundle, rows, fields)) for name, bundle in bundles.items()}
     return {"history": {"n": rows.height, "champion": None, **found}}

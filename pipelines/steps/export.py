@@ -18,7 +18,7 @@ from pipelines.data.lake import content_sha256
 from pipelines.drift.labels import arrived
 from pipelines.drift.profile.spec import load_spec
 from pipelines.drift.reference import Basis, write_reference
-from pipelines.evaluation.metrics import metrics
+from pipelines.evaluation.metrics import metrics_of
 from pipelines.line.facts import DatasetFacts, ExportFacts, Facts, TrainFacts
 from pipelines.line.step import Read, Run, Work
 from pipelines.params import Params
@@ -54,7 +54,7 @@ def work(run: Run, read: Read) -> Work:
         columns = {name: holdout[name].to_list() for name in fields.inputs}
         labels = holdout[fields.label].to_numpy()
         made = export_model(
-            _trained(run, basis), fields, folder, about, columns, labels, params=params, metrics=metrics
+            _trained(run, basis), fields, folder, about, columns, labels, params=params, metrics=metrics_of(fields)
         )
         scores = runtime.score_rows(folder, fields, columns)
         write_reference(folder, run.dir / "dataset" / "train.parquet", scores, basis)

@@ -12,11 +12,10 @@ import polars as pl
 from pipelines import ledger, storage
 from pipelines.contracts import Evidence, Manifest, SliceEvidence, Verdict
 from pipelines.evaluation.slices import slices
-from pipelines.gating.compare import improvement, lift
+from pipelines.gating.compare import improvements, lift
 from pipelines.gating.decide import decide
 from pipelines.line.facts import EvaluateFacts, GateFacts
 from pipelines.line.step import Read, Run, Work
-from pipelines.measures import row_log_loss
 from pipelines.params import Params
 
 log = logging.getLogger(__name__)
@@ -76,14 +75,19 @@ def evidence(params: Params, evaluate: Manifest, scores: pl.DataFrame) -> Eviden
     label = scores["label"].to_numpy()
     rate = np.array(facts.base_rate["rate"])
     against = np.broadcast_to(rate, (scores.height, *rate.shape)) if opponent is None else scores["champion"].to_numpy()
-    d = improvement(row_log_loss(label, against), row_log_loss(label, scores["challenger"].to_numpy()))
+    ours = scores["challenger"].to_numpy()
+    d = improvements(gate.metric, label, against, ours)
     interval = partial(lift, confidence=gate.confidence, draws=gate.draws, seed=gate.seed)
     return Evidence(
         **common,
         lift=interval(d),
         lift_sd=float(d.std()),
         slices=tuple(
-            SliceEvidence(name=name, n=int(mask.sum()), lift=interval(d[mask]))
+            SliceEvidence(
+                name=name,
+                n=int(mask.sum()),
+                lift=interval(improvements(gate.metric, label[mask], against[mask], ours[mask])),
+            )
             for name, mask in slices(scores, gate.slices).items()
             if mask.sum() >= gate.min_slice_rows
         ),

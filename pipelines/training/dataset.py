@@ -26,8 +26,8 @@ def read_columns(path: Path, fields: Fields) -> dict[str, list[Any]]:
 def as_rows(fields: Fields, columns: Mapping[str, list[Any]], scales: Mapping[str, Scale], tokenizer: Path) -> Rows:
     """The training rows, encoded as everywhere: numbers by ``scales``, texts by the file ``tokenizer``."""
     labels = np.asarray(columns[fields.label])
-    classes = len(fields.classes)
+    target: dict[str, Any] = {"classes": len(fields.classes), "number": fields.number is not None}
     if fields.text is None:
-        return rows.as_rows(encode(fields, columns, scales), labels, columns["id"], classes=classes)
+        return rows.as_rows(encode(fields, columns, scales), labels, columns["id"], **target)
     tokens = tokenise(load_tokenizer(tokenizer), texts_of(fields, columns))
-    return rows.as_rows({}, labels, columns["id"], tokens=tokens, classes=classes)
+    return rows.as_rows({}, labels, columns["id"], tokens=tokens, **target)

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ def fit(
 ) -> Fitted:
     """Build a model with ``params.seed``, fit its scaling (``adapt(numeric, labels)``, if it has one) and train it.
 
+    A model of a number is trained on the labels that its ``standardise`` gives.
     ``work`` keeps checkpoints, metrics.jsonl and the result: a try that finds some there goes on with them, one
     that finds a finished training returns it. ``initial`` are weights to start from instead (their scaling with
     them). Each rank has ``params.threads`` threads: the same inputs then give the same bits on a machine,
@@ -82,6 +83,10 @@ def fit(
             model.load_state_dict(torch.load(initial, weights_only=True))
         elif hasattr(model, "adapt"):
             model.adapt(rows.dense.get("numeric"), rows.labels)
+        elif hasattr(model, "fit_target"):
+            model.fit_target(rows.labels)
+        if hasattr(model, "standardise"):
+            rows = replace(rows, labels=model.standardise(rows.labels))
         if not (folder / RESULT).exists():
             if name_of(params) == "single":
                 with asked_to_leave() as leaving, beside():

@@ -50,7 +50,7 @@ def optimise(
     work: Path | None = None,
     preempted: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Train ``model`` (logits [B, 1] or [B, K] from the rows' inputs by name).
+    """Train ``model`` (logits [B, 1] or [B, K], or standardised numbers [B, 1], from the rows' inputs by name).
 
     Every rank calls this with the same arguments. ``work`` keeps metrics and checkpoints; a checkpoint found there
     is where training goes on. Raises TrainingDiverged at the first loss or gradient that is not finite, Preempted
@@ -99,7 +99,7 @@ class _Trainer:
         self.steps_per_epoch = math.ceil(len(self.train_rows) / params.batch_size)
         self.total_steps = self.steps_per_epoch * params.epochs
         self.epoch_batches: list[Tensor] = []
-        self.loss_fn = objective(params, self.train_rows.labels, device)
+        self.loss_fn = objective(params, self.train_rows.labels, device, number=rows.number)
 
         self.strategy = set_up(model, params, device)
         self.weights = self.strategy.local_weights()
@@ -228,7 +228,7 @@ class _Trainer:
 
     def _validate(self, rows: Rows) -> float:
         """The mean loss over ``rows``, of the EMA's weights if there is an EMA; equal on all ranks."""
-        loss_fn = validation_objective(self.params, rows.labels, self.device)
+        loss_fn = validation_objective(self.params, rows.labels, self.device, number=rows.number)
         by_length = torch.arange(len(rows))
         if rows.lengths is not None:
             by_length = rows.lengths.argsort(stable=True)

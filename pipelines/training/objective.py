@@ -7,20 +7,26 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
+from pipelines.errors import ConfigError
 from pipelines.params import TrainParams
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 POWERS = {"none": None, "sqrt": 0.5, "balanced": 1.0}
 
 
-def objective(params: TrainParams, labels: Tensor, device: torch.device) -> Objective:
+def objective(params: TrainParams, labels: Tensor, device: torch.device, *, number: bool = False) -> Objective:
     """The loss of logits [B, 1] and labels float32 [B], or of logits [B, K] and labels int64 [B], summed over the rows.
+
+    Of a ``number`` it is the squared error of outputs [B, 1] and labels [B]: standardised ones, so that 1 is what the
+    training rows' mean costs a row, whatever the unit. Raises ConfigError for parameters that are about classes then.
 
     Class weights come from all training ``labels``: the inverse of a class's share to the power 1 (balanced) or
     1/2 (sqrt), scaled to a mean of 1 over the rows, so that a learning rate keeps its meaning.
     """
+    if number:
+        return _squared_error(params, device)
     smoothing = params.label_smoothing
     power = POWERS[params.class_weights]
     weights: Tensor | None = None
@@ -48,10 +54,25 @@ def objective(params: TrainParams, labels: Tensor, device: torch.device) -> Obje
     return class_loss
 
 
-def validation_objective(params: TrainParams, labels: Tensor, device: torch.device) -> Objective:
+def _squared_error(params: TrainParams, device: torch.device) -> Objective:
+    for name, neutral in (("label_smoothing", 0.0), ("class_weights", "none")):
+        if getattr(params, name) != neutral:
+            raise ConfigError(
+                f"train.{name} is {getattr(params, name)}, the target is a number, which has no classes: remove it"
+            )
+
+    def squared_error(outputs: Tensor, target: Tensor) -> Tensor:
+        return mse_loss(outputs.squeeze(1), target.to(device).float(), reduction="sum")
+
+    return squared_error
+
+
+def validation_objective(
+    params: TrainParams, labels: Tensor, device: torch.device, *, number: bool = False
+) -> Objective:
     """The loss that validation reports: that of :func:`objective` without label smoothing and class weights."""
     unweighted = params.model_copy(update={"label_smoothing": 0.0, "class_weights": "none"})
-    return objective(unweighted, labels, device)
+    return objective(unweighted, labels, device, number=number)
 
 
 def class_weights(labels: Tensor, power: float) -> Tensor:

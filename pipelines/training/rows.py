@@ -61,7 +61,8 @@ class Tokens:
 class Rows:
     """Training rows in time order.
 
-    ``ids`` name them in messages; ``labels`` are float32 [n] of 0 and 1, or int64 [n] class positions;
+    ``ids`` name them in messages; ``labels`` are float32 [n] of 0 and 1, or int64 [n] class positions, or where the
+    target is a ``number`` floats [n], float64 in its unit until a model has standardised them (fit.py);
     ``dense`` maps an input's name to its tensor [n, ...]; ``tokens`` are the ids of a text case.
     """
 
@@ -69,6 +70,7 @@ class Rows:
     labels: Tensor
     dense: Mapping[str, Tensor]
     tokens: Tokens | None = None
+    number: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -105,7 +107,8 @@ class Rows:
         tokens = None
         if self.tokens is not None:
             tokens = [self.tokens.flat, self.tokens.starts]
-        torch.save({"ids": list(self.ids), "labels": self.labels, "dense": dict(self.dense), "tokens": tokens}, path)
+        parts = {"ids": list(self.ids), "labels": self.labels, "dense": dict(self.dense), "tokens": tokens}
+        torch.save(parts | {"number": self.number}, path)
 
 
 def load_rows(path: Path) -> Rows:
@@ -114,7 +117,7 @@ def load_rows(path: Path) -> Rows:
     tokens = None
     if found["tokens"] is not None:
         tokens = Tokens(*found["tokens"])
-    return Rows(found["ids"], found["labels"], found["dense"], tokens)
+    return Rows(found["ids"], found["labels"], found["dense"], tokens, found.get("number", False))
 
 
 def as_rows(
@@ -124,22 +127,26 @@ def as_rows(
     *,
     tokens: Sequence[Sequence[int]] | None = None,
     classes: int = 0,
+    number: bool = False,
 ) -> Rows:
     """Rows from encoded columns, or from ``tokens``.
 
     Columns are encoded by :func:`pipelines.encoding.encode`, tokens made by :func:`pipelines.text.tokenise`.
-    ``labels`` [n] are 0 and 1, or positions among ``classes``; without ``ids`` a row is named by its position.
+    ``labels`` [n] are 0 and 1, positions among ``classes``, or where the target is a ``number`` that; without ``ids`` a
+    row is named by its position.
     """
     label_type = torch.float32
     if classes:
         label_type = torch.int64
+    elif number:
+        label_type = torch.float64
     if ids is None:
         ids = [str(position) for position in range(len(labels))]
     ragged = None
     if tokens is not None:
         ragged = _ragged(tokens)
     dense = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
-    return Rows(list(ids), torch.tensor(labels, dtype=label_type), dense, ragged)
+    return Rows(list(ids), torch.tensor(labels, dtype=label_type), dense, ragged, number)
 
 
 def _ragged(tokens: Sequence[Sequence[int]]) -> Tokens:

@@ -68,7 +68,7 @@ class Answer(NamedTuple):
     event_us: int
     received_us: int
     version: int
-    prediction: int
+    prediction: int | float
     score: float
 
 

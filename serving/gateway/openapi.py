@@ -202,6 +202,9 @@ def _kind_of_value(field: Field) -> str:
 
 def _label(fields: Fields) -> str:
     names = ", ".join(f"`{name}`" for name in fields.classes) or "`1` (yes) or `0` (no)"
+    if fields.number is not None:
+        number = fields.number
+        names = f"{_kind(Numeric(fields.label, number.low, number.high))} ({number.unit})"
     return f"`label` answers *{fields.about or fields.label}*: {names}."
 
 
@@ -225,6 +228,8 @@ def _outcome(fields: Fields) -> Json:
     """What can be predicted, and turn out to be true."""
     if fields.classes:
         return {"type": "string", "enum": list(fields.classes)}
+    if fields.number is not None:
+        return _schema(Numeric(fields.label, fields.number.low, fields.number.high))
     return {"type": "integer", "enum": [0, 1]}
 
 
@@ -251,8 +256,15 @@ def _labels(fields: Fields, most: int) -> Json:
     }
     return {
         "schema": _list_of("labels", item, most),
-        "example": {"labels": [{"prediction_id": FIRST, "label": label["enum"][-1]}]},
+        "example": {"labels": [{"prediction_id": FIRST, "label": _example_of(fields, -1)}]},
     }
+
+
+def _example_of(fields: Fields, place: int) -> Any:
+    """What is predicted or true of the row of the examples: the class at ``place``, or a number."""
+    if fields.number is not None:
+        return _example(Numeric(fields.label, fields.number.low, fields.number.high))
+    return _outcome(fields)["enum"][place]
 
 
 def _reply(fields: Fields) -> Json:
@@ -262,21 +274,18 @@ def _reply(fields: Fields) -> Json:
     if fields.classes:
         about = "probability of that class"
         score = 0.9
-    row = {
-        "type": "object",
-        "properties": {
-            "prediction_id": {"type": "string"},
-            "version": {"type": "integer", "description": "the model version that answered, as MLflow numbers it"},
-            "prediction": prediction,
-            "score": {"type": "number", "minimum": 0, "maximum": 1, "description": about},
-        },
+    properties: Json = {
+        "prediction_id": {"type": "string"},
+        "version": {"type": "integer", "description": "the model version that answered, as MLflow numbers it"},
+        "prediction": prediction,
     }
-    answer = {
-        "prediction_id": FIRST,
-        "version": 1,
-        "prediction": prediction["enum"][0],
-        "score": score,
-    }
+    answer: Json = {"prediction_id": FIRST, "version": 1, "prediction": _example_of(fields, 0)}
+    if fields.number is None:
+        properties["score"] = {"type": "number", "minimum": 0, "maximum": 1, "description": about}
+        answer["score"] = score
+    else:
+        prediction["description"] = f"the predicted number ({fields.number.unit})"
+    row = {"type": "object", "properties": properties}
     schema = {
         "type": "object",
         "properties": {"request_id": {"type": "string"}, "rows": {"type": "array", "items": row}},

@@ -33,18 +33,18 @@ class Line(msgspec.Struct, gc=False):
     received_at: str
     version: int
     score: float
-    prediction: int
+    prediction: int | float
     row: Any
     scores: list[float] | UnsetType = UNSET
 
 
 class AnswerRow(msgspec.Struct, gc=False):
-    """One row of the reply."""
+    """One row of the reply; a number has no score beside it."""
 
     prediction_id: str
     version: int
-    prediction: int | str
-    score: float
+    prediction: int | str | float
+    score: float | UnsetType = UNSET
 
 
 class Reply(msgspec.Struct, gc=False):
@@ -89,7 +89,7 @@ async def predict(gateway: Gateway, case: Case, body: bytes) -> bytes:
     if fresh:
         columns = dict(zip(case.fields.names, zip(*(row.features for row in fresh), strict=True), strict=True))
         version, scores = await _score(gateway, case, columns)
-        scored = await gateway.apart(len(body), _scored, fresh, received, version, scores)
+        scored = await gateway.apart(len(body), _scored, case, fresh, received, version, scores)
         raced = await _logged(gateway, case, len(body), scored, request_id, received, len(rows))
         answers |= {answer.id: answer for _, answer, _ in scored} | raced
         repeated += len(raced)
@@ -137,11 +137,14 @@ def _read(case: Case, body: bytes, received: datetime) -> tuple[list[Row], dict[
 
 def _reply(case: Case, request_id: str, rows: Iterable[Row], answers: Mapping[str, Answer]) -> bytes:
     found = [answers[row.id] for row in rows]
+    if case.fields.number is not None:
+        numbers = [AnswerRow(answer.id, answer.version, answer.score) for answer in found]
+        return _encoder.encode(Reply(request_id, numbers))
     names = case.fields.classes or (0, 1)
     return _encoder.encode(
         Reply(
             request_id,
-            [AnswerRow(answer.id, answer.version, names[answer.prediction], answer.score) for answer in found],
+            [AnswerRow(answer.id, answer.version, names[int(answer.prediction)], answer.score) for answer in found],
         )
     )
 
@@ -165,19 +168,27 @@ def _row(number: int, item: Any, received: datetime, case: Case) -> Row:
     )
 
 
-def _scored(rows: Sequence[Row], received: datetime, version: int, scores: Sequence[float]) -> list[Scored]:
+def _scored(case: Case, rows: Sequence[Row], received: datetime, version: int, scores: Sequence[float]) -> list[Scored]:
     """What the ``scores`` of all rows mean.
 
-    One for each is the positive class's, several are the classes', of which the likeliest is predicted.
+    One for each is the positive class's, or the predicted number; several are the classes', of which the likeliest is
+    predicted.
     """
     now = microseconds(received)
-    outputs = len(scores) // len(rows)
+    outputs = case.fields.outputs
+    number = case.fields.number is not None
     if outputs == 1:
         return [
             (
                 row,
                 Answer(
-                    row.id, row.digest, now if row.given is None else row.given, now, version, int(score >= 0.5), score
+                    row.id,
+                    row.digest,
+                    now if row.given is None else row.given,
+                    now,
+                    version,
+                    score if number else int(score >= 0.5),
+                    score,
                 ),
                 UNSET,
             )
@@ -233,19 +244,14 @@ async def _score(gateway: Gateway, case: Case, columns: Columns) -> tuple[int, l
     """
     champion, previous = gateway.routing.versions(case.name, case.route)
     deadline = gateway.triton.deadline(0 if case.fields.text is None else len(columns[case.fields.text.name]))
-    outputs = case.fields.outputs
     try:
-        scores = await gateway.triton.score(
-            case.name, champion.number, await champion.parts(columns), outputs, deadline
-        )
+        scores = await gateway.triton.score(case.fields, champion.number, await champion.parts(columns), deadline)
     except Unavailable as error:
         gateway.metrics.triton_errors.labels(case.name, champion.number).inc()
         if previous is None or time.monotonic() >= deadline:
             raise
         try:
-            scores = await gateway.triton.score(
-                case.name, previous.number, await previous.parts(columns), outputs, deadline
-            )
+            scores = await gateway.triton.score(case.fields, previous.number, await previous.parts(columns), deadline)
         except Unavailable:
             raise error from None
         _flag(gateway, case, str(error))

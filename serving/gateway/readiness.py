@@ -45,7 +45,7 @@ async def _ask(gateway: Gateway) -> dict[str, Any]:
         try:
             champion, _previous = gateway.routing.versions(name, route)
             probed = await champion.parts(probe(case.fields))
-            await gateway.triton.score(name, champion.number, probed, case.fields.outputs, gateway.triton.deadline())
+            await gateway.triton.score(case.fields, champion.number, probed, gateway.triton.deadline())
             cases[name] = {"champion": champion.number, "ready": True}
         except PerennialError as error:
             cases[name] = {

@@ -28,7 +28,8 @@ async def predict_rows(request: Request, case: str) -> Response:
     """Score rows of raw features; each answered row is in the prediction log.
 
     Send a prediction_id to be able to ask again safely. The answer's prediction is 0 or 1 and its score the probability
-    of 1; in a case with classes the prediction is the name of the likeliest class, and the score its probability.
+    of 1; in a case with classes the prediction is the name of the likeliest class, and the score its probability. Where
+    a number is predicted, the prediction is that number, and there is no score.
     """
     async with _entered(request, case) as (gateway, known, body):
         return Response(await predict(gateway, known, body), media_type=JSON)

@@ -20,7 +20,18 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
-from pipelines.fields import FLOAT32_MAX, OTHER_CHARS, Attribute, Categorical, Field, Fields, Flag, Text, may_be_null
+from pipelines.fields import (
+    FLOAT32_MAX,
+    OTHER_CHARS,
+    Attribute,
+    Categorical,
+    Field,
+    Fields,
+    Flag,
+    Numeric,
+    Text,
+    may_be_null,
+)
 from pipelines.params import EventTimes, too_high
 from serving.gateway.problems import Problem, problem
 from serving.gateway.refusal import Refused
@@ -106,8 +117,20 @@ def row_shape(fields: Fields, most: int) -> Shape:
 
 
 def label_shape(fields: Fields, most: int) -> Shape:
-    """The body of a labels request: 0 or 1, or the name of one of the case's classes."""
+    """The body of a labels request: 0 or 1, the name of one of the case's classes, or a number within its bounds."""
     checks: dict[str, Check] = {"label": _whole("label", 0, 1), "revision": _whole("revision", 0, 2**31 - 1)}
+    if fields.number is not None:
+        declared = Numeric("label", fields.number.low, fields.number.high)
+        checks["label"] = _field_check(declared)
+        number = msgspec.defstruct(
+            "NumberLabel",
+            [("label", _annotation(declared))],
+            bases=(Label,),
+            forbid_unknown_fields=True,
+            gc=False,
+            kw_only=True,
+        )
+        return _shape("labels", number, ("prediction_id", "label"), checks, most)
     if not fields.classes:
         return _shape("labels", Label, ("prediction_id", "label"), checks, most)
     checks["label"] = _class("label", fields.classes)

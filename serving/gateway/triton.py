@@ -21,6 +21,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from pipelines.channel import OPTIONS, credentials
 from pipelines.errors import Unavailable
+from pipelines.fields import Fields
 from serving.gateway.parts import Part
 
 if TYPE_CHECKING:
@@ -79,32 +80,34 @@ class Triton:
         """
         return time.monotonic() + self.deadline_seconds + min(texts * self.per_text, MOST_SECONDS)
 
-    async def score(self, case: str, version: int, parts: Sequence[Part], outputs: int, deadline: float) -> list[float]:
-        """Probabilities of one version in the order of the rows, ``outputs`` for each, by ``deadline`` (monotonic).
+    async def score(self, fields: Fields, version: int, parts: Sequence[Part], deadline: float) -> list[float]:
+        """Scores of one version in the order of the rows, ``fields.outputs`` for each, by ``deadline`` (monotonic).
 
-        ``outputs`` is 1 for the positive class's, or the number of classes. Raises Unavailable with the reason.
+        They are probabilities or, within its bounds, the predicted number. Raises Unavailable with the reason.
         """
+        case = fields.case
         name = f"{case} version {version}"
         try:
             async with await self._breakers.get_breaker(f"{case}/{version}"):
                 if len(parts) == 1:  # its rows are in their order: one length has no other
-                    return await self._score(name, _request(case, version, parts[0].tensors), outputs, deadline)
-                return await self._gather(name, case, version, parts, outputs, deadline)
+                    return await self._score(name, fields, _request(case, version, parts[0].tensors), deadline)
+                return await self._gather(name, fields, version, parts, deadline)
         except OpenedState as error:
             raise Unavailable(
                 f"Triton has not answered for {name} {FAILURES} times: it is left alone for {PAUSE_SECONDS:g} s"
             ) from error.with_traceback(None)
 
     async def _gather(
-        self, name: str, case: str, version: int, parts: Sequence[Part], outputs: int, deadline: float
+        self, name: str, fields: Fields, version: int, parts: Sequence[Part], deadline: float
     ) -> list[float]:
         """All parts, some at a time; the first failure gives up the others."""
+        outputs = fields.outputs
         free = asyncio.Semaphore(IN_FLIGHT)
         scores = [0.0] * (sum(len(part.rows) for part in parts) * outputs)
 
         async def one(part: Part) -> None:
             async with free:
-                values = await self._score(name, _request(case, version, part.tensors), outputs, deadline)
+                values = await self._score(name, fields, _request(fields.case, version, part.tensors), deadline)
             for place, start in zip(part.rows, range(0, len(values), outputs), strict=True):
                 scores[place * outputs : (place + 1) * outputs] = values[start : start + outputs]
 
@@ -116,15 +119,18 @@ class Triton:
                 task.cancel()
         return scores
 
-    async def _score(self, name: str, request: Any, outputs: int, deadline: float) -> list[float]:
+    async def _score(self, name: str, fields: Fields, request: Any, deadline: float) -> list[float]:
+        outputs, (low, high) = fields.outputs, fields.answers
         try:
             answer = await self._retried(request, deadline)
         except grpc.aio.AioRpcError as error:
             raise Unavailable(self._explain(name, error)) from error
         values: list[float] = np.frombuffer(answer.raw_output_contents[0], np.float32).astype(np.float64).tolist()
         # Written so that a NaN fails every comparison.
-        if len(values) != request.inputs[0].shape[0] * outputs or not all(0.0 <= value <= 1.0 for value in values):
+        if len(values) != request.inputs[0].shape[0] * outputs or not all(low <= value <= high for value in values):
             wanted = "one probability"
+            if fields.number is not None:
+                wanted = f"one number from {low:g} to {high:g}"
             if outputs > 1:
                 wanted = f"{outputs} probabilities"
             raise Unavailable(f"{name} answered something that is not {wanted} per row: roll it back")

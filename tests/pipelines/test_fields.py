@@ -24,8 +24,10 @@ from pipelines.fields import (
     FLOAT32_MAX,
     Attribute,
     Categorical,
+    Classes,
     Fields,
     Flag,
+    Number,
     Numeric,
     Text,
     frame_schema,
@@ -144,7 +146,7 @@ def test_what_was_not_declared_is_refused(field, value):
 def test_the_hash_follows_the_classes_and_their_order():
     """A gateway with other classes, or the same in another order, must refuse the bundle."""
     hashes = {
-        replace(REPORTS, classes=classes).hash
+        Fields("reports", REPORTS.fields, "team", classes=classes).hash
         for classes in (("a", "b", "c"), ("b", "a", "c"), ("a", "b", "c", "d"), ())
     }
     assert len(hashes) == 4
@@ -205,13 +207,13 @@ def test_a_number_without_bounds_ends_where_float32_does(value, word):
     "wrong",
     [
         {"fields": (Text("text"), Categorical("kind", ("x", "y")))},
-        {"classes": ("a", "b")},
-        {"classes": ("a", "a", "b")},
-        {"classes": tuple(map(str, range(128)))},
+        {"target": Classes(("a",))},
+        {"target": Classes(("a", "a", "b"))},
+        {"target": Classes(tuple(map(str, range(1_001))))},
     ],
 )
 def test_a_declaration_that_cannot_work_is_refused(wrong):
-    """A text stands alone, and classes are three or more, different, and few enough for an int8."""
+    """A text stands alone, and classes are two or more, different, and a thousand at most."""
     with pytest.raises(ConfigError):
         replace(REPORTS, **wrong)
 
@@ -257,9 +259,15 @@ LOAN = Fields(
         ({"fields": (Numeric("age", missing="yes"),)}, ("age", "missing is 'yes'", "True or False")),
         ({"fields": (Categorical("car", ("old", "new"), other=1),)}, ("car", "other is 1", "True or False")),
         *(({"fields": (Text("note", max_chars=most),)}, ("note", "max_chars")) for most in (0, -1, 2.5)),
-        ({"classes": ("a", "b", "b")}, ("granted", "'b'", "twice")),
-        ({"classes": ("a", "b", "")}, ("granted", "not empty")),
-        ({"classes": "abc"}, ("granted", "tuple")),
+        ({"target": Classes(("a", "b", "b"))}, ("granted", "'b'", "twice")),
+        ({"target": Classes(("a", "b", ""))}, ("granted", "not empty")),
+        ({"target": Classes("abc")}, ("granted", "tuple")),
+        ({"target": Number("")}, ("granted", "''", "unit")),
+        ({"target": Number("EUR", 10, 0)}, ("granted", "reversed")),
+        ({"target": Number("EUR", 5, 5)}, ("granted", "one number")),
+        ({"target": Number("EUR", low=math.inf)}, ("granted", "float32")),
+        ({"target": "EUR"}, ("granted", "'EUR'", "no target")),
+        ({"classes": ("a", "b"), "target": Number("EUR")}, ("granted", "different things")),
     ],
 )
 def test_what_could_only_fail_later_is_refused_at_once(change, words):

@@ -131,7 +131,7 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
     """Count the declared fields of ``frame``, and what the model gave (by ``version``, if that is a column).
 
     That is its ``score`` and the ``entropy`` of that, with classes of their ``scores``, and with classes its
-    ``prediction``. A missing field counts as null in every row.
+    ``prediction``; a predicted number is the ``score`` and has no entropy. A missing field counts as null in every row.
     """
     columns: dict[str, Column] = {}
     for declared in fields.features:
@@ -230,7 +230,7 @@ def _outputs(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
         probabilities = SCORES
         kind = pl.List(pl.Float64)
     kept = frame.select(name for name in names if name in frame.columns)
-    if probabilities not in frame.columns:
+    if fields.number is not None or probabilities not in frame.columns:
         return kept
     return kept.with_columns(entropy(frame[probabilities].cast(kind, strict=False)))
 

@@ -37,7 +37,7 @@ from pipelines.drift.profile.counts import (
 from pipelines.drift.profile.spec import Spec
 from pipelines.errors import DataError
 from pipelines.feature_names import OUTPUTS
-from pipelines.fields import SCORES, Categorical, Fields, Numeric, Scale, frame_schema
+from pipelines.fields import SCORES, Binary, Categorical, Fields, Numeric, Scale, frame_schema
 
 Batches = Iterator[Any]
 """Arrow record batches."""
@@ -166,7 +166,7 @@ def _tasks(path: Path, footer: Any, fields: Fields, spec: Spec) -> Iterator[tupl
         elif isinstance(declared, Categorical) and kind is not None and _is_text(kind):
             work.append(((name,), partial(_categories, declared)))
         else:
-            alone = replace(fields, fields=(declared,), classes=())
+            alone = replace(fields, fields=(declared,), target=Binary())
             there = tuple(column for column in (name,) if column in kinds)
             work.append((there, partial(_frames, alone, spec)))
     outputs = tuple(name for name in (*OUTPUTS, SCORES, VERSION) if name in kinds)

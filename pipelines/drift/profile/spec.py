@@ -66,6 +66,11 @@ def numbers(fields: Fields) -> tuple[str, ...]:
     return (*own, feature_names.words(fields.text.name))
 
 
+def _scaled(fields: Fields) -> tuple[str, ...]:
+    """The columns of rows that need a scale of their own: a predicted number has its label's."""
+    return numbers(fields) if fields.number is None else (*numbers(fields), fields.label)
+
+
 def count_words(texts: pl.Series) -> pl.Series:
     """Words of each text, separated by white space; null stays null.
 
@@ -166,14 +171,15 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
     if fields.text is not None:
         scaled = (*scaled, *feature_names.projections(fields.text.name))
         vocabulary = words.get(feature_names.tokens(fields.text.name), ())
-    missing = [name for name in numbers(fields) if name not in scales]
+    missing = [name for name in _scaled(fields) if name not in scales]
     if missing:
         raise ConfigError(f"{path} has no scale for {', '.join(missing)}: {AGAIN}")
     if fields.text is not None and not vocabulary:
         raise ConfigError(f"{path} has no vocabulary for {fields.text.name}: {AGAIN}")
     if not scales.keys() >= set(scaled):
         raise ConfigError(f"{path} has no scales for {', '.join(sorted(set(scaled) - scales.keys()))}: {AGAIN}")
-    kept = {name: scales[name] for name in scaled} | {SCORE: UNIT}
+    predicted = UNIT if fields.number is None else scales[fields.label]
+    kept = {name: scales[name] for name in scaled} | {SCORE: predicted}
     declared: dict[str, Any] = {
         "fields": fields.hash,
         "scales": {name: [scale.loc, scale.scale] for name, scale in kept.items()},
@@ -202,16 +208,19 @@ def freeze_spec(fields: Fields, settings: Settings, rows: Callable[[], pl.DataFr
 def _wanted(fields: Fields) -> set[str]:
     """All names that a frozen file of the case has to have."""
     if fields.text is None:
-        return set(numbers(fields))
+        return set(_scaled(fields))
     text = fields.text.name
-    return {*numbers(fields), *feature_names.projections(text), feature_names.tokens(text)}
+    return {*_scaled(fields), *feature_names.projections(text), feature_names.tokens(text)}
 
 
 def _sealed(fields: Fields, rows: pl.DataFrame, known: dict[str, Any]) -> bytes:
     """A frozen file: what is ``known`` stays as it is, the rest is made of the rows."""
     text = None if fields.text is None else fields.text.name
     empty = [field.name for field in fields.numeric if field.missing and rows[field.name].null_count() == rows.height]
-    frozen = _frozen(rows, [field.name for field in fields.numeric if field.name not in empty], text)
+    names = [field.name for field in fields.numeric if field.name not in empty]
+    if fields.number is not None:
+        names.append(fields.label)
+    frozen = _frozen(rows, names, text)
     # Nothing is known of a number that was always missing: it is counted as it is.
     frozen |= {name: {"loc": UNIT.loc, "scale": UNIT.scale} for name in empty} | known
     return _bytes(frozen | {SEAL: digest(frozen)})

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pipelines.cases import load_fields, part
-from pipelines.cases.tabular import SCALED_LIMIT, Tabular
+from pipelines.cases.tabular import SCALED_LIMIT, Tabular, TabularNumber, build
+from pipelines.fields import Categorical, Fields, Numeric
 from pipelines.params import ModelParams
 from pipelines.params_file import load_params
 
@@ -57,6 +58,35 @@ def test_training_starts_at_the_base_rate():
     model.adapt(torch.randn(98, 1), (torch.arange(98) < 9).float())
     scores = torch.sigmoid(model(torch.arange(3)[:, None], torch.tensor([[-3.0], [0.0], [9.0]])))
     assert scores.flatten().tolist() == pytest.approx([0.1] * 3)
+
+
+def test_a_network_of_a_number_starts_at_the_mean():
+    """An adapted, untrained network answers the training labels' mean, and float32 keeps what is far from zero."""
+    labels = 1e9 + torch.tensor([0.0, 100.0, 200.0], dtype=torch.float64)
+    model = TabularNumber((3,), 1, PARAMS)
+    model.adapt(torch.randn(3, 1), labels)
+    learned = model.standardise(labels)
+    assert learned.dtype == torch.float32
+    assert learned.tolist() == pytest.approx([-(1.5**0.5), 0.0, 1.5**0.5])
+    answers = model.restore(model(torch.arange(3)[:, None], torch.tensor([[-3.0], [0.0], [9.0]])))
+    assert answers.flatten().tolist() == [float(torch.tensor(1e9 + 100))] * 3
+    assert model.state_dict().keys() >= {"target_mean", "target_scale"}
+
+
+def test_equal_labels_have_a_deviation_of_one():
+    """Rows with one label teach that number: nothing is divided by zero."""
+    model = TabularNumber((3,), 1, PARAMS)
+    model.adapt(torch.randn(3, 1), torch.full((3,), 7.0, dtype=torch.float64))
+    assert model.standardise(torch.tensor([7.0, 9.0])).tolist() == [0.0, 2.0]
+
+
+def test_a_table_of_classes_starts_at_their_base_rates():
+    """With classes there is an output for each, and an untrained network answers their shares."""
+    fields = Fields("x", (Categorical("a", ("b", "c", "d")), Numeric("n")), "y", classes=("p", "q", "r"))
+    model = build(PARAMS, fields)
+    model.adapt(torch.randn(17, 1), torch.tensor([0] * 9 + [1] * 5 + [2] * 3))
+    shares = torch.softmax(model(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1)), 1)
+    assert shares.flatten().tolist() == pytest.approx([10 / 20, 6 / 20, 4 / 20])
 
 
 @pytest.mark.parametrize("case", ["bank", "loans"])

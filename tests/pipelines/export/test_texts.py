@@ -16,6 +16,7 @@ from pipelines.export import onnx as exporter
 from pipelines.export import variants
 from pipelines.export.bundle import check_parity, neighbours, random_texts, write_bundle
 from pipelines.export.scoring import read_fields
+from pipelines.fields import Binary
 from pipelines.files import file_sha256
 from tests.pipelines.export.texts import CLASSES, FIELDS, MOST, made_model, reports, write_dynamic, write_tokenizer
 from tests.test_dependencies import ROOT
@@ -103,7 +104,7 @@ def test_batches_are_cut_to_their_longest_text():
 
 def test_a_binary_text_model_answers_one_probability(tmp_path):
     """Without classes the score is the sigmoid of one logit, and equal weights give equal bytes."""
-    fields = replace(FIELDS, classes=())
+    fields = replace(FIELDS, target=Binary())
     write_tokenizer(tmp_path)
     model = made_model(outputs=1)
     write_bundle(model, fields, tmp_path, {})

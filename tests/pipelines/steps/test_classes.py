@@ -22,7 +22,7 @@ from pipelines.drift_report import DriftReport, Explanation
 from pipelines.errors import ConfigError
 from pipelines.evaluation.metrics import row_log_loss
 from pipelines.export.scoring import score
-from pipelines.fields import Categorical
+from pipelines.fields import Binary, Categorical, Classes
 from pipelines.params_file import load_params
 from pipelines.reports import evidently
 from pipelines.settings import Settings
@@ -219,13 +219,13 @@ def test_a_champion_of_other_classes_is_compared_by_name(tmp_path):
     One with a binary label is refused.
     """
     told = reports(20, seed=6)
-    older = replace(FIELDS, classes=FIELDS.classes[1:][::-1])
+    older = replace(FIELDS, target=Classes(FIELDS.classes[1:][::-1]))
     write_bundle(tmp_path, HALF[1:], older)
     given = score(tmp_path, told, FIELDS)
     assert (given[:, 0] == 0).all()
     known = np.isin(told[FIELDS.label].to_numpy(), HALF[1:])
     assert (given.argmax(1) == told[FIELDS.label].to_numpy())[known].all()
-    binary = replace(FIELDS, classes=(), fields=(Categorical("a", ("b",)),))
+    binary = replace(FIELDS, target=Binary(), fields=(Categorical("a", ("b",)),))
     with pytest.raises(ConfigError, match="do not compare"):
         score(tmp_path, told.head(0), binary)
 

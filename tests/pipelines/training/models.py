@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from pipelines.cases.tabular import Tabular
+from pipelines.cases.tabular import Tabular, TabularNumber
 from pipelines.params import ModelParams, TrainParams
 from pipelines.training.rows import Rows, as_rows
 
@@ -49,6 +50,23 @@ def tabular() -> Tabular:
 def plain() -> Tabular:
     """A small network without dropout."""
     return Tabular((3, 3), 2, ModelParams(hidden=(8,), embedding=2, dropout=0.0))
+
+
+def numbers(count: int = 160) -> Rows:
+    """Rows whose label, a number far from zero, depends on a category and a number; as training standardises them."""
+    generator = np.random.default_rng(2)
+    categorical = generator.integers(0, 3, (count, 2))
+    numeric = generator.normal(50, 10, (count, 2)).astype(np.float32)
+    labels = 1e6 + 30 * categorical[:, 0] + numeric[:, 0] + generator.normal(0, 3, count)
+    rows = as_rows({"categorical": categorical, "numeric": numeric}, labels, number=True)
+    return replace(rows, labels=number().standardise(rows.labels))
+
+
+def number() -> TabularNumber:
+    """A small network of a number, adapted to such rows."""
+    model = TabularNumber((3, 3), 2, ModelParams(hidden=(8,), embedding=2, dropout=0.0))
+    model.adapt(torch.tensor([[40.0, 40.0], [60.0, 60.0]]), torch.tensor([1e6, 1e6 + 160], dtype=torch.float64))
+    return model
 
 
 def texts(count: int = 75) -> Rows:

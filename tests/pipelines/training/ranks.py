@@ -26,7 +26,7 @@ from pipelines.training.loop import CHECKPOINTS, optimise
 from pipelines.training.metrics import read
 from pipelines.training.rows import Rows
 from pipelines.training.weights import state_sha256
-from tests.pipelines.training.models import TEXT, noisy, reader, texts
+from tests.pipelines.training.models import TEXT, noisy, number, numbers, reader, texts
 
 STRATEGIES = {
     "single": {"strategy": "single"},
@@ -43,6 +43,8 @@ EVERYTHING = {
     "class_weights": "sqrt",
     "accumulate": 2,
 }
+OF_NUMBERS = {"label_smoothing": 0.0, "class_weights": "none", "head_learning_rate": None}
+"""What is left out of it where the target is a number and the network has no head of its own."""
 LEFT_AT = 4
 """The step after which the interrupted trainings leave: in the middle of the first epoch of the two."""
 
@@ -101,6 +103,8 @@ def trials(name: str, folder: Path) -> dict:
         found["diverged"] = str(error)
     work = folder / f"{name}-budget"
     found["budget"] = told(train(budget_minutes=1e-9))
+    work = folder / f"{name}-number"
+    found["number"] = told(train(number, numbers(), **(EVERYTHING | OF_NUMBERS)))
     work = folder / f"{name}-bf16"
     if name in {"single", "ddp", "fsdp", "zero3"}:
         found["bf16"] = told(train(precision="bf16"))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from pipelines.errors import ConfigError
 from pipelines.training.objective import class_weights, learning_rate_factor, objective
 from tests.pipelines.training.models import TRAIN
 
@@ -42,6 +43,15 @@ def test_smoothing_of_a_binary_label():
     z = 1.3
     expected = -(0.9 * math.log(1 / (1 + math.exp(-z))) + 0.1 * math.log(1 / (1 + math.exp(z))))
     assert float(smoothed(torch.tensor([[z]]), torch.tensor([1.0]))) == pytest.approx(expected)
+
+
+def test_the_loss_of_a_number():
+    """It is the squared error, summed over the rows; what is about classes is refused with its parameter's name."""
+    labels, outputs = torch.tensor([0.5, -1.0]), torch.tensor([[1.5], [1.0]])
+    assert float(objective(TRAIN, labels, CPU, number=True)(outputs, labels)) == pytest.approx(1 + 4)
+    for change in ({"label_smoothing": 0.1}, {"class_weights": "sqrt"}):
+        with pytest.raises(ConfigError, match=f"train.{next(iter(change))} is .* remove it"):
+            objective(TRAIN.model_copy(update=change), labels, CPU, number=True)
 
 
 @pytest.mark.parametrize(

@@ -67,14 +67,17 @@ def every(*names: str):
 
 
 @every(*NAMES)
-@pytest.mark.parametrize("trial", ["plain", "all"])
+@pytest.mark.parametrize("trial", ["plain", "all", "number"])
 def test_the_losses_are_those_of_one_rank(name, trial, alone, launched):
-    """Without dropout two ranks see the losses of one within 1e-6 at every step, and its gradient norms."""
+    """Without dropout two ranks see the losses of one within 1e-6 at every step, and its gradient norms.
+
+    Of classes as of a number.
+    """
     one, two = alone[1][trial], launched(name)[trial]
     assert two["losses"] == pytest.approx(one["losses"], abs=1e-6)
     assert two["norms"] == pytest.approx(one["norms"], rel=1e-5)
     assert two["validation"] == pytest.approx(one["validation"], abs=1e-6)
-    assert len(one["losses"]) == {"plain": 10, "all": 8}[trial]
+    assert len(one["losses"]) == {"plain": 10, "all": 8, "number": 16}[trial]
 
 
 @every("single", *NAMES)

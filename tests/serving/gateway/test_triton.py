@@ -9,6 +9,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from pipelines.errors import Unavailable
+from pipelines.fields import Fields, Number, Text
 from pipelines.text import pad
 from serving.gateway.parts import cut
 from serving.gateway.triton import Triton
@@ -32,7 +33,11 @@ class Said(Scores):
         return pb.ModelInferResponse(raw_output_contents=[self.said[ids[:, 0]].tobytes()])
 
 
-def score(rows, ids, outputs=3):
+TEXTS = Fields("reports", (Text("text"),), "team", classes=("a", "b", "c"))
+MINUTES = Fields("reports", (Text("text"),), "minutes", target=Number("min", 0.1, 90))
+
+
+def score(rows, ids, fields=TEXTS):
     """What the client makes of a Triton that says ``rows[n]`` of a text whose first id is n.
 
     And the shapes that it sent.
@@ -41,7 +46,7 @@ def score(rows, ids, outputs=3):
     async def ask(port):
         client = Triton(f"127.0.0.1:{port}", 5.0)
         try:
-            return await client.score("triage", 1, cut(pad(ids), 64), outputs, client.deadline())
+            return await client.score(fields, 1, cut(pad(ids), 64), client.deadline())
         finally:
             await client.close()
 
@@ -91,3 +96,12 @@ def test_texts_have_more_time():
             await client.close()
 
     assert asyncio.run(granted()) == pytest.approx([0, 8, 60], abs=1)
+
+
+def test_a_number_is_taken_within_its_bounds():
+    """Bounds count as a float32 holds them; what lies beyond, or is not finite, is Unavailable and names them."""
+    scores, _ = score([[0.1], [90.0], [12.5]], [[0, 5], [1, 5], [2, 5]], MINUTES)
+    assert scores == pytest.approx([0.1, 90.0, 12.5])
+    for wrong in (0.0999, 90.001, float("nan"), float("inf")):
+        with pytest.raises(Unavailable, match=r"not one number from 0\.1 to 90 per row"):
+            score([[12.5], [wrong]], [[0, 5], [1, 5]], MINUTES)
