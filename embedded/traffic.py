@@ -133,10 +133,10 @@ def caught_up(settings: Settings, case: str, until: datetime) -> bool:
     )
 
 
-def label_sent(fields: Fields, label: int) -> int | str:
-    """A stored label as the gateway takes it: 0 or 1, or with classes the name of the one at this position."""
+def label_sent(fields: Fields, label: float) -> float | str:
+    """A stored label as the gateway takes it: 0 or 1, a number, or the name of the class at this position."""
     if fields.classes:
-        return fields.classes[label]
+        return fields.classes[int(label)]
     return label
 
 

@@ -219,10 +219,10 @@ class Headroom(Part):
     rows: what newer rows give to one family, whatever the champion is made of. ``against`` says which of both decides.
     ``estimate`` and ``own_estimate`` are both as they pool with other windows; ``log_e`` is the log of the e-value
     against "a retraining gains no more than ``price``", of the one that decides, and so are ``errors``, the gain in the
-    share of wrong answers, and ``slices``. Intervals are of ``confidence``. The drift step adds what hangs on other
-    windows: ``pooled`` over the last ``pooled_of`` of them, ``own_pooled`` likewise, what the one that decides is at
-    ``least``, beyond doubt, and ``grown``, the running e-process. Without a figure ``code`` and ``why`` say what was in
-    the way.
+    share of wrong answers, and ``slices``. Of a number gains are of the squared error. All of them have
+    the ``unit``, intervals the ``confidence``. The drift step adds what hangs on other windows: ``pooled`` over the
+    last ``pooled_of`` of them, ``own_pooled`` likewise, what the one that decides is at ``least``, beyond doubt, and
+    ``grown``, the running e-process. Without a figure ``code`` and ``why`` say what was in the way.
     """
 
     code: HeadroomCode = "not_measured"
@@ -237,6 +237,7 @@ class Headroom(Part):
     against: Literal["past", "champion"] = "champion"
     price: float = 0.0
     confidence: float = 0.95
+    unit: str = "nats"
     gain: Interval | None = None
     estimate: Mean | None = None
     own_past: Interval | None = None
@@ -252,12 +253,12 @@ class Headroom(Part):
     grown: float = 0.0
 
     def told(self, found: Interval) -> str:
-        """A gain in nats beside its price, as all sentences about it say it.
+        """A gain beside its price, as all sentences about it say it.
 
         >>> Headroom(price=0.02).told(Interval(value=0.08, low=0.05, high=0.11))
         '0.080 nats (0.050 to 0.110), it costs 0.02'
         """
-        return f"{found.value:.3f} nats ({found.low:.3f} to {found.high:.3f}), it costs {self.price:g}"
+        return f"{found.value:.3f} {self.unit} ({found.low:.3f} to {found.high:.3f}), it costs {self.price:g}"
 
     @property
     def decides(self) -> Interval | None:
@@ -392,7 +393,7 @@ class Diagnosis(Part):
 class Figures(Part):
     """How a version did on rows whose labels may be missing (drift/labels/performance.py).
 
-    None of fewer than two labels.
+    Of a number ``rmse`` and ``mae`` in its unit, of all else the others. None of fewer than two labels.
     """
 
     rows: int = 0
@@ -411,6 +412,23 @@ class Figures(Part):
     macro_f1: float | None = None
     macro_f1_low: float | None = None
     macro_f1_high: float | None = None
+    rmse: float | None = None
+    rmse_low: float | None = None
+    rmse_high: float | None = None
+    mae: float | None = None
+    mae_low: float | None = None
+    mae_high: float | None = None
+
+    @property
+    def main(self) -> Interval | None:
+        """The metric that the case is shown by, log-loss or RMSE, with its interval; None of fewer than two labels."""
+        found = (self.log_loss, self.low, self.high)
+        if self.rmse is not None:
+            found = (self.rmse, self.rmse_low, self.rmse_high)
+        value, low, high = found
+        if value is None or low is None or high is None:
+            return None
+        return Interval(value=value, low=low, high=high)
 
 
 class WindowFigures(Figures):
@@ -422,7 +440,7 @@ class WindowFigures(Figures):
 
 
 class SliceFigures(Part):
-    """The log-loss of one slice, and where the holdout knows it the ``drop`` from there."""
+    """The metric of one slice, and where the holdout knows it the ``drop`` of the loss from there."""
 
     field: str
     value: str
@@ -433,6 +451,9 @@ class SliceFigures(Part):
     log_loss: float | None = None
     low: float | None = None
     high: float | None = None
+    rmse: float | None = None
+    rmse_low: float | None = None
+    rmse_high: float | None = None
     drop: Interval | None = None
     dropped: bool = False
 
@@ -472,6 +493,20 @@ class Performance(Part):
     slices: tuple[SliceFigures, ...] = ()
     estimate: Estimate | None = None
     earlier: tuple[PastEstimate, ...] = ()
+
+
+class Measure(Part):
+    """What a case is measured by: ``loss``, whose rise is tested, and ``metric``, which is shown, with their units."""
+
+    loss: str = "log-loss"
+    loss_unit: str = "nats"
+    metric: str = "log-loss"
+    unit: str = "nats"
+
+    @property
+    def estimable(self) -> bool:
+        """Whether the metric can be estimated without labels: probabilities say how sure they are, numbers do not."""
+        return self.loss == "log-loss"
 
 
 # --- the explanation ----------------------------------------------------------------------------
@@ -526,7 +561,8 @@ class DriftReport(Value):
     ``served_since`` is the event time of the first row that the case ever served (None: none, or not recorded).
     ``diagnosis`` says what moved, since when and why, ``performance`` how the model did where labels have arrived and
     is expected to do where not, ``explanation``, where something moved, what tells the window from the training rows:
-    for people, nothing is decided by them. ``headroom`` is what a retraining would gain.
+    for people, nothing is decided by them. ``headroom`` is what a retraining would gain. ``measure`` names what the
+    figures are.
     """
 
     case: str
@@ -548,6 +584,7 @@ class DriftReport(Value):
     performance: Performance = Performance()
     explanation: Explanation = Explanation()
     headroom: Headroom = Headroom()
+    measure: Measure = Measure()
 
     def coverage(self) -> dict[Instant, float]:
         """The share of labelled rows by window end, of all versions that served in it.

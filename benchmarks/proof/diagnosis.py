@@ -262,7 +262,7 @@ class Champion:
             self.reference.baseline,
             PARAMS.gate.slices,
             drift,
-            0,
+            FIELDS.target,
         )
         found[-1] = diagnose(replace(seen, slices=shown.slices), drift)
         return found, shown.earlier

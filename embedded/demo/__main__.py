@@ -170,7 +170,7 @@ def _print_table(summary: dict[str, Any], progress: Progress) -> None:
 
     metrics = summary["metrics"]
     table = Table(
-        title=f"{summary['case']}: mean over {len(metrics['log_loss']['per_month'])} {summary['tick']}s",
+        title=f"{summary['case']}: mean over {len(next(iter(metrics.values()))['per_month'])} {summary['tick']}s",
         title_justify="left",
     )
     for column in ("", "frozen", "ungated", "Perennial"):

@@ -42,6 +42,8 @@ def retrain_ungated(case: str, home: Path, as_of: datetime) -> Path | None:
 
 def metric_names(fields: Fields) -> dict[str, bool]:
     """The metrics a case is shown by, the first one first, and whether more of it is better."""
+    if fields.number is not None:
+        return {"rmse": False, "mae": False}
     if fields.classes:
         return {"macro_f1": True, "log_loss": False, "accuracy": True}
     return {"roc_auc": True, "log_loss": False}
@@ -82,7 +84,7 @@ def scores(case: str, bundle: Path, frame: pl.DataFrame, known: Known, threads: 
     return [mine[id_] for id_ in frame["id"]]
 
 
-def metrics(fields: Fields, labels: list[int], predicted: Any) -> dict[str, float | None]:
+def metrics(fields: Fields, labels: list[float], predicted: Any) -> dict[str, float | None]:
     """The case's metrics of one window, as the evaluate step computes them.
 
     None where undefined, or without ``predicted``.
@@ -94,7 +96,8 @@ def metrics(fields: Fields, labels: list[int], predicted: Any) -> dict[str, floa
 
     from pipelines.evaluation import metrics as evaluation
 
-    found = evaluation.metrics(np.array(labels, np.int8), np.array(predicted))
+    kind = np.int16 if fields.number is None else np.float64
+    found = evaluation.metrics_of(fields)(np.array(labels, kind), np.array(predicted))
     return {name: found[name] for name in names}
 
 
@@ -114,6 +117,8 @@ def unequal_answers(
     import polars as pl
 
     fields = cases.load_fields(case)
+    if fields.number is not None:
+        return _unequal_numbers(case, frame, answers, bundles, known, tolerance)
     names = {name: position for position, name in enumerate(fields.classes or (0, 1))}
     threads = 1 if fields.text is None else os.cpu_count() or 1
     wrong = 0
@@ -128,6 +133,26 @@ def unequal_answers(
                 best = expected.max()
             right = abs(score - own) <= tolerance and best - own <= tolerance
             wrong += not (right and (fields.classes or names[prediction] == (score >= 0.5)))
+    return wrong
+
+
+def _unequal_numbers(
+    case: str,
+    frame: pl.DataFrame,
+    answers: dict[str, tuple[int, float, int | str]],
+    bundles: dict[int, Path],
+    known: Known,
+    tolerance: float,
+) -> int:
+    """The same of predicted numbers, which may differ by ``tolerance`` times the largest of them."""
+    import polars as pl
+
+    wrong = 0
+    for version, bundle in bundles.items():
+        rows = frame.filter(pl.col("id").is_in([id_ for id_, (named, *_) in answers.items() if named == version]))
+        expected = scores(case, bundle, rows, known)
+        allowed = tolerance * max((abs(own) for own in expected), default=0.0)
+        wrong += sum(abs(answers[id_][1] - own) > allowed for id_, own in zip(rows["id"], expected, strict=True))
     return wrong
 
 

@@ -14,6 +14,7 @@ from embedded.demo.replay import Replay
 from pipelines import cases, ledger
 from pipelines.contracts import Trigger, Window
 from pipelines.drift_report import read_report
+from pipelines.fields import Binary
 from pipelines.line.order import DRIFT, ROLLOUT, TRAIN
 from pipelines.reports.replay import month_label
 from pipelines.settings import Settings
@@ -191,14 +192,15 @@ def _months(
     for tick, retrained in zip_longest(replay.ticks, replay.ungated):
         window = windows[tick["month"]]
         frame = rows.filter(pl.col("event_time").is_between(window.start, window.end, closed="left"))
-        labels = [int(value) for value in frame[fields.label]]
+        labels = [value if fields.number is not None else int(value) for value in frame[fields.label]]
         if len(labels) >= replay.plan.min_month_rows and len(set(labels)) > 1:
             answered = [served[id_] for id_ in frame["id"]] if set(frame["id"]) <= served.keys() else None
+            outside = len(labels) - max(Counter(labels).values())
             months.append(
                 {
                     "month": tick["month"],
                     "n": len(labels),
-                    "positives": len(labels) - max(Counter(labels).values()) if fields.classes else sum(labels),
+                    "positives": sum(labels) if isinstance(fields.target, Binary) else outside,
                     "frozen": scoring.metrics(fields, labels, scoring.scores(case, first, frame, known)),
                     "perennial": scoring.metrics(fields, labels, answered),
                     "ungated": scoring.metrics(fields, labels, scoring.scores(case, newest, frame, known)),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from embedded.traffic import label_sent
 from pipelines.data.dataset import spread
 from pipelines.errors import Unavailable
 from pipelines.fields import Fields
@@ -67,7 +68,10 @@ def send_rows(gateway: httpx.Client, fields: Fields, frame: pl.DataFrame, tally:
             tally.errors += 1
             continue
         tally.answers.update(
-            {row["prediction_id"]: (row["version"], row["score"], row["prediction"]) for row in answer.json()["rows"]}
+            {
+                row["prediction_id"]: (row["version"], row.get("score", row["prediction"]), row["prediction"])
+                for row in answer.json()["rows"]
+            }
         )
 
 
@@ -75,10 +79,13 @@ def send_labels(gateway: httpx.Client, fields: Fields, frame: pl.DataFrame, tall
     """Post the labels of ``frame`` with their arrival in event time; classes go by their names."""
     case = fields.case
     label = fields.label
-    names = fields.classes or (0, 1)
     for batch in frame.iter_slices(4 * BATCH):
         labels: list[dict[str, Any]] = [
-            {"prediction_id": row["id"], "label": names[row[label]], "event_time": row["label_time"].isoformat()}
+            {
+                "prediction_id": row["id"],
+                "label": label_sent(fields, row[label]),
+                "event_time": row["label_time"].isoformat(),
+            }
             for row in batch.select("id", label, "label_time").iter_rows(named=True)
         ]
         answer = gateway.post(f"/v1/cases/{case}/labels", json={"labels": labels})

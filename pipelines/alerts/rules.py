@@ -90,10 +90,11 @@ def _quality_blocked(facts: Facts, params: Params) -> Iterable[Finding]:
 def _performance_dropped(facts: Facts, params: Params) -> Iterable[Finding]:
     report, why = facts.report, []
     drop = report.labels.drop
+    rate = "error rate" if report.measure.estimable else "mean of capped squared errors"
     if report.policy.alarmed:
-        why.append(f"the error rate is above the holdout's (e-CUSUM e^{report.policy.log_e:.1f})")
+        why.append(f"the {rate} is above the holdout's (e-CUSUM e^{report.policy.log_e:.1f})")
     if drop is not None and drop.low > params.drift.min_metric_drop:
-        why.append(f"the log-loss rose by {drop.value:.3f} [{drop.low:.3f}, {drop.high:.3f}]")
+        why.append(f"the {report.measure.loss} rose by {drop.value:.3f} [{drop.low:.3f}, {drop.high:.3f}]")
     if not why and report.diagnosis.performance == "dropped":
         why.append(report.diagnosis.why)
     if why:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import DataError
 from pipelines.files import write_atomic
-from pipelines.measures import row_log_loss
+from pipelines.measures import row_log_loss, row_squared_error
 from pipelines.params import TrainParams
 from pipelines.text import pad
 
@@ -39,14 +39,17 @@ def fit_head(
 ) -> dict[str, Any]:
     """Fit ``model.head`` on the embeddings of ``tokens`` (ids of each row, in time order) by logistic regression.
 
-    ``labels`` [n] are positions of classes, or 0 and 1 for a model with one output. The strength of the
-    regularisation is the one with the lowest log-loss on the newest fifth, then all rows are fitted. Embeddings
-    are kept in the folder ``cache``. Returns small facts. Raises DataError if the rows have one class only.
+    Of a model of a number by ridge regression, on what it standardises. ``labels`` [n] are positions of classes, 0 and
+    1 for a model with one output, or numbers. The strength of the regularisation is the one with the lowest loss on the
+    newest fifth, then all rows are fitted. Embeddings are kept in the folder ``cache``. Returns small facts. Raises
+    DataError if the rows have one class only.
     """
     import torch
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
+    if hasattr(model, "standardise"):
+        return _fit_number(model, tokens, np.asarray(labels, np.float64), params, cache)
     labels = np.asarray(labels).astype(np.int64)
     if len(np.unique(labels)) < 2:
         raise DataError(f"{len(labels)} rows of one class: a regression needs two; widen dataset.window_days")
@@ -74,6 +77,37 @@ def fit_head(
         model.head.bias.copy_(torch.from_numpy(bias))
     model.eval()
     return {"rows": len(labels), "embedded": embedded, "strength": chosen, "loss": _log_loss(fitted, scaled, labels)}
+
+
+def _fit_number(
+    model: Any, tokens: Sequence[Ids], labels: NDArray[np.float64], params: TrainParams, cache: Path
+) -> dict[str, Any]:
+    """The head of a number: ridge regression of squared error, its strength chosen on the newest fifth."""
+    import torch
+    from sklearn.linear_model import Ridge
+    from threadpoolctl import threadpool_limits
+
+    vectors, embedded = embeddings(model, tokens, cache, params.threads)
+    spread = float(vectors.std()) or 1.0
+    scaled = vectors.astype(np.float64) / spread
+    model.fit_target(torch.from_numpy(labels))
+    learned = model.standardise(torch.from_numpy(labels)).numpy().astype(np.float64)
+    cut = len(labels) - int(len(labels) * NEWEST)
+
+    def loss(strength: float, rows: slice, judged: slice) -> tuple[float, Any]:
+        fitted = Ridge(alpha=1 / strength).fit(scaled[rows], learned[rows])
+        return float(row_squared_error(learned[judged], fitted.predict(scaled[judged])).mean()), fitted
+
+    chosen = STRENGTHS[1]
+    with threadpool_limits(1):
+        if 0 < cut < len(labels):
+            chosen = min(STRENGTHS, key=lambda strength: loss(strength, slice(cut), slice(cut, None))[0])
+        reached, fitted = loss(chosen, slice(None), slice(None))
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(fitted.coef_[None, :] / spread))
+        model.head.bias.fill_(float(fitted.intercept_))
+    model.eval()
+    return {"rows": len(labels), "embedded": embedded, "strength": chosen, "loss": reached}
 
 
 def _weights(labels: NDArray[np.int64], kind: str) -> NDArray[np.float64] | None:

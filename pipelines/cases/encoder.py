@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.cases.pretrained import base_sha256, locate, tokenizer
+from pipelines.cases.standardised import Standardised
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
 from pipelines.params import TextModelParams
 
-__all__ = ["Classifier", "LowRank", "base_sha256", "build", "tokenizer"]
+__all__ = ["Classifier", "LowRank", "NumberFromText", "base_sha256", "build", "tokenizer"]
 
 
 class Classifier(nn.Module):  # type: ignore[misc] # torch is Any to mypy
@@ -54,6 +55,15 @@ class Classifier(nn.Module):  # type: ignore[misc] # torch is Any to mypy
         return logits
 
 
+class NumberFromText(Classifier, Standardised):
+    """The same network for a number: its one output is the standardised number."""
+
+    def __init__(self, encoder: nn.Module, dropout: float) -> None:
+        """As of :class:`Classifier`."""
+        super().__init__(encoder, 1, dropout)
+        self.keep_target()
+
+
 class LowRank(nn.Module):  # type: ignore[misc]
     """A linear layer that stays as it is, plus an update of rank r that starts at zero."""
 
@@ -78,7 +88,11 @@ def build(params: TextModelParams, fields: Fields, *, pretrained: bool = True) -
     are float32. Raises what :func:`pipelines.cases.pretrained.locate` raises, ConfigError if the encoder
     cannot do what the parameters ask.
     """
-    model = Classifier(_encoder(params, pretrained=pretrained), fields.outputs, params.dropout)
+    encoder = _encoder(params, pretrained=pretrained)
+    if fields.number is not None:
+        model: Classifier = NumberFromText(encoder, params.dropout)
+    else:
+        model = Classifier(encoder, fields.outputs, params.dropout)
     longest = getattr(model.encoder.config, "max_position_embeddings", params.max_tokens)
     if params.max_tokens > longest:
         raise ConfigError(

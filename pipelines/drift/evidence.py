@@ -11,13 +11,16 @@ from pipelines.drift_report import Action, Headroom, HeldBy, Mark, Outcome, Retr
 class LabelEvidence(Value):
     """Labels that count since the last window (drift/labels/arrived.py), of rows that the champion scored.
 
-    ``baseline`` is the error rate that counts as unchanged; ``drop`` the rise of the log-loss over the holdout.
+    ``baseline`` is the error rate that counts as unchanged; ``drop`` the rise of the ``loss`` over the holdout's.
+    ``log_e``: the log of the e-value of these rows against "no worse than the baseline" (None: it is made of errors).
     """
 
     rows: int = 0
     errors: int = 0
     baseline: float | None = None
     drop: Interval | None = None
+    log_e: float | None = None
+    loss: str = "log-loss"
 
 
 class Gain(Value):

@@ -167,11 +167,11 @@ def _adopt(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
 def _observe(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> PolicyState:
     """Enter the window into the history and the labels into the e-CUSUM."""
     labels = evidence.labels
-    log_e = (
-        state.log_e
-        if labels.baseline is None
-        else sequential.cusum(state.log_e, labels.errors, labels.rows, labels.baseline)
-    )
+    log_e = state.log_e
+    if labels.log_e is not None:
+        log_e = sequential.grown(state.log_e, labels.log_e)
+    elif labels.baseline is not None:
+        log_e = sequential.cusum(state.log_e, labels.errors, labels.rows, labels.baseline)
     alarmed = state.alarmed or log_e >= math.log(config.cusum_threshold)
     drifted, dropping = _drifted(evidence), _dropping(evidence, config)
     severe = tuple(feature.feature for feature in evidence.features if feature.drifted and feature.severity == "severe")
@@ -284,7 +284,7 @@ def _worse(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
     drop = evidence.labels.drop if _dropping(evidence, config) else None
     if drop is not None and sum(state.drops) >= config.confirm:
         of = f"{sum(state.drops)} of the last {len(state.drops)} windows with labels"
-        return "loss_rose", f"the log-loss rose in {of}, now by {drop.value:.3f}"
+        return "loss_rose", f"the {evidence.labels.loss} rose in {of}, now by {drop.value:.3f}"
     return None
 
 
@@ -354,7 +354,10 @@ def _moved(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
         return None
     of = f"{config.confirm} of {config.out_of} windows"
     if drop is not None:
-        return "inputs_and_loss", f"{_named(again)} moved in {of}, and the log-loss rose by {drop.value:.3f}"
+        return (
+            "inputs_and_loss",
+            f"{_named(again)} moved in {of}, and the {evidence.labels.loss} rose by {drop.value:.3f}",
+        )
     dumb = [name for name in again if _unlabelled(state, evidence, name)]
     severe = {name for name in dumb if any(name in mark.severe for mark in state.marks)}
     if severe:

@@ -30,6 +30,8 @@ from pipelines.measures import row_errors, row_log_loss, row_squared_error
 Counted = Callable[[pl.DataFrame, Fields, Spec], Profile]
 """What is counted of rows: the declared fields with the model's outputs, or these alone."""
 FILE = "reference.parquet"
+LARGE = 0.9
+"""A squared error above this quantile of the holdout's counts as an error where errors are counted by day."""
 CAP = 0.99
 """Squared errors above this quantile of the holdout's count as it in the e-CUSUM."""
 DAY_GROUPS = 10
@@ -133,15 +135,18 @@ def _baseline_of_number(
 ) -> dict[str, Any]:
     """What labels of a number are judged against: ``rows, loss, loss_se`` (squared errors), ``mae`` and ``slices``.
 
-    ``cap`` is the 99% quantile of the squared errors, and ``capped_rate`` an upper confidence bound of the mean of
-    squared errors capped at it, as a share of it: what the e-CUSUM holds new rows against. ``labels`` says how the
-    training rows' labels lie (:func:`label_groups`). There is no calibration, and nothing by class.
+    ``errors`` are those above the 90% quantile, ``large``. ``cap`` is the 99% quantile, and ``capped_rate`` an upper
+    confidence bound of the mean of squared errors capped at it, as a share of it: what the e-CUSUM holds new rows
+    against. ``labels`` says how the training rows' labels lie (:func:`label_groups`). There is no calibration, and
+    nothing by class.
     """
     label = holdout[fields.label].cast(pl.Float64).to_numpy()
     losses = row_squared_error(label, scores)
-    cap = float(np.quantile(losses, CAP))
+    large, cap = (float(value) for value in np.quantile(losses, [LARGE, CAP]))
     return {
         "rows": losses.size,
+        "errors": int((losses > large).sum()),
+        "large": large,
         "loss": float(losses.mean()),
         "loss_se": _error(losses),
         "mae": float(np.abs(label - scores).mean()),

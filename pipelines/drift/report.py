@@ -18,7 +18,7 @@ from pipelines.drift.profile.spec import numbers
 from pipelines.drift.run import Run
 from pipelines.drift.why.diagnosis import diagnose, nothing_seen
 from pipelines.drift.why.findings import Seen
-from pipelines.drift_report import DriftReport, Headroom, Labels, Policy, Quality, Remark, Shift
+from pipelines.drift_report import DriftReport, Headroom, Labels, Measure, Policy, Quality, Remark, Shift
 from pipelines.fields import Fields
 from pipelines.measures import around
 from pipelines.params import DriftParams
@@ -68,7 +68,7 @@ def report(judged: Judged, days: Mapping[date, Profile]) -> DriftReport:
     run, served, evidence, decision = judged.run, judged.served, judged.evidence, judged.decision
     drift, baseline = run.params.drift, run.reference.baseline
     seen_as = performance.summary(
-        served.rows, served.windows, run.version, baseline, run.params.gate.slices, drift, run.classes
+        served.rows, served.windows, run.version, baseline, run.params.gate.slices, drift, run.target
     )
     after = decision.after
     own = (pl.col("version") == run.version) & pl.col("label").is_not_null()
@@ -86,7 +86,7 @@ def report(judged: Judged, days: Mapping[date, Profile]) -> DriftReport:
         slices=seen_as.slices,
         log_e=0.0 if after is None else after.log_e,
     )
-    found = diagnose(seen, drift, run.classes)
+    found = diagnose(seen, drift, run.target)
     labels = evidence.labels
     overdispersion = (feature.overdispersion for feature in evidence.features if not feature.ignored)
     return DriftReport(
@@ -118,7 +118,16 @@ def report(judged: Judged, days: Mapping[date, Profile]) -> DriftReport:
         diagnosis=found,
         performance=seen_as,
         headroom=_headroom(run, after),
+        measure=measure_of(run.fields),
     )
+
+
+def measure_of(fields: Fields) -> Measure:
+    """What a case is measured by: log-loss in nats, or of a number squared errors, shown as RMSE in its unit."""
+    if fields.number is None:
+        return Measure()
+    unit = fields.number.unit
+    return Measure(loss="squared error", loss_unit=f"{unit}²", metric="RMSE", unit=unit)
 
 
 def _headroom(run: Run, after: PolicyState | None) -> Headroom:

@@ -8,7 +8,7 @@ from datetime import datetime
 from pipelines.contracts import Release, Window
 from pipelines.drift.profile.counts import Profile
 from pipelines.drift_report import Headroom
-from pipelines.fields import Fields
+from pipelines.fields import Fields, Target
 from pipelines.params import Params
 
 
@@ -40,6 +40,6 @@ class Run:
         return self.champion.champion
 
     @property
-    def classes(self) -> int:
-        """How many classes the label has; 0: it is binary."""
-        return len(self.fields.classes)
+    def target(self) -> Target:
+        """What the case predicts."""
+        return self.fields.target

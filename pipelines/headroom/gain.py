@@ -1,8 +1,8 @@
-"""What the probe would have saved: pure functions on labels and probabilities of the same rows.
+"""What the probe would have saved: pure functions on labels and answers of the same rows.
 
-Row by row ``d_i = loss(champion, i) - loss(probe, i)`` in nats: positive where the probe is better. The mean of d is
-the gain of a retraining, as the probe sees it; rows of one day are one cluster. An e-value says how much the rows speak
-against "it gains no more than its price", however often one looks.
+Row by row ``d_i = loss(champion, i) - loss(probe, i)``, in nats or of a number in squared units: positive where the
+probe is better. The mean of d is the gain of a retraining, as the probe sees it; rows of one day are one cluster. An
+e-value says how much the rows speak against "it gains no more than its price", however often one looks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from pipelines.contracts import Mean
 from pipelines.drift_report import Beside, Headroom, SliceGain
-from pipelines.measures import around, clustered_mean, confusion, macro_f1, roc_auc, row_errors, row_log_loss
+from pipelines.measures import (
+    around,
+    clustered_mean,
+    confusion,
+    macro_f1,
+    roc_auc,
+    row_errors,
+    row_loss,
+    row_squared_error,
+)
 from pipelines.params import HeadroomParams
 
 Floats = NDArray[np.float64]
@@ -38,16 +47,24 @@ NO_PAST = "what the champion was trained on is gone, or of one class, so that no
 class Sample:
     """The rows of a window that have a label: ``label`` and UTC ``days`` ``[n]``, and what was answered for them.
 
-    Probabilities of ``champion``, ``probe`` and, where there is one, the ``past`` probe are ``[n]`` or ``[n, K]``; the
-    champion's are NaN in rows that it did not answer. ``groups`` are columns ``[n]`` by whose values slices are cut.
+    Answers (probabilities, or predicted numbers) of ``champion``, ``probe`` and, where there is one, the ``past`` probe
+    are ``[n]`` or ``[n, K]``; the champion's are NaN in rows that it did not answer. ``groups`` are columns ``[n]`` by
+    whose values slices are cut.
     """
 
-    label: Ints
+    label: NDArray[Any]
     days: Ints
     champion: Floats
     probe: Floats
     past: Floats | None = None
     groups: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    cap: float | None = None
+    """Of a number: squared errors above it count as it where something is bet on them; None of probabilities."""
+
+    @property
+    def number(self) -> bool:
+        """Whether labels and answers are numbers."""
+        return self.cap is not None
 
     def only(self, rows: NDArray[np.bool_]) -> Sample:
         """The sample of these rows, a mask ``[n]``."""
@@ -58,33 +75,39 @@ class Sample:
             self.probe[rows],
             None if self.past is None else self.past[rows],
             {name: column[rows] for name, column in self.groups.items()},
+            self.cap,
         )
 
 
-def difference(label: Ints, before: Floats, after: Floats) -> Floats:
-    """How many nats of log-loss ``after`` saves on each row ``[n]``.
+def difference(label: NDArray[Any], before: Floats, after: Floats, *, number: bool = False) -> Floats:
+    """How many nats of log-loss, or of a ``number`` how much squared error, ``after`` saves on each row ``[n]``.
 
     >>> difference(np.array([1, 0]), np.array([0.5, 0.5]), np.array([1.0, 0.5])).round(3).tolist()
     [0.693, 0.0]
     """
-    return row_log_loss(label, before) - row_log_loss(label, after)
+    return row_loss(label, before, number=number) - row_loss(label, after, number=number)
 
 
-def log_e_value(label: Ints, before: Floats, after: Floats, price: float) -> float:
+def log_e_value(label: NDArray[Any], before: Floats, after: Floats, price: float, cap: float | None = None) -> float:
     """Log of the e-value of one window's rows.
 
     H0: "every row's gain, probabilities taken in ``[LEAST, 1 - LEAST]``, is at most ``price`` in expectation, given the
     rows before it". ``e = mean_j prod_i (1 + b_j (d_i - price) / (B + price))`` with ``B = ln((1 - LEAST) / LEAST)``,
     the largest difference there is; its expectation under H0 is at most 1, so that the e-CUSUM of windows
     (drift/labels/sequential.py) may be looked at after each of them. Source: Waudby-Smith and Ramdas, Estimating means
-    of bounded random variables by betting, JRSS B 86(1), 2024.
+    of bounded random variables by betting, JRSS B 86(1), 2024. Of a number B is the ``cap``, which has to be known
+    before the rows are, and the gain that of squared errors capped at it.
 
     >>> label, doubt, sure = np.ones(400, np.int64), np.full(400, 0.5), np.full(400, 0.7)
     >>> log_e_value(label, doubt, doubt, 0.02) < 0 < log_e_value(label, doubt, sure, 0.02)
     True
     """
-    bound = math.log((1 - LEAST) / LEAST)
-    d = difference(label, before.clip(LEAST, 1 - LEAST), after.clip(LEAST, 1 - LEAST))
+    if cap is not None:
+        bound = cap
+        d = np.minimum(row_squared_error(label, before), cap) - np.minimum(row_squared_error(label, after), cap)
+    else:
+        bound = math.log((1 - LEAST) / LEAST)
+        d = difference(label, before.clip(LEAST, 1 - LEAST), after.clip(LEAST, 1 - LEAST))
     share = (d - price) / (bound + price)
     logs = np.array([np.log1p(bet * share).sum() for bet in BETS])
     return float(logs.max() + np.log(np.exp(logs - logs.max()).mean()))
@@ -130,8 +153,8 @@ def measured(sample: Sample, params: HeadroomParams) -> Headroom:
         told |= {"own_estimate": newer, "own_past": around(newer, params.confidence)}
     if before is not None:
         told |= {
-            "log_e": log_e_value(judged.label, before, judged.probe, params.price),
-            "errors": around(_fewer_errors(judged, before), params.confidence),
+            "log_e": log_e_value(judged.label, before, judged.probe, params.price, judged.cap),
+            "errors": None if sample.number else around(_fewer_errors(judged, before), params.confidence),
             "slices": _by_slice(judged, before, params),
         }
     return found.model_copy(update=told)
@@ -143,7 +166,7 @@ def _by_past(params: HeadroomParams) -> bool:
 
 
 def _mean(sample: Sample, before: Floats) -> Mean:
-    return clustered_mean(difference(sample.label, before, sample.probe), sample.days)
+    return clustered_mean(difference(sample.label, before, sample.probe, number=sample.number), sample.days)
 
 
 def _fewer_errors(sample: Sample, before: Floats) -> Mean:
@@ -152,8 +175,11 @@ def _fewer_errors(sample: Sample, before: Floats) -> Mean:
 
 
 def _beside(sample: Sample) -> tuple[Beside, ...]:
-    """The metric that a case of this kind is known by, where it is defined: ROC-AUC, with classes macro-F1."""
+    """The metric that a case of this kind is known by, where it is defined: ROC-AUC, with classes macro-F1, or RMSE."""
     label, pair = sample.label, (sample.champion, sample.probe)
+    if sample.number:
+        champion, probe = (math.sqrt(row_squared_error(label, one).mean()) for one in pair)
+        return (Beside(metric="rmse", champion=champion, probe=probe),)
     if sample.champion.ndim == 2:
         champion, probe = (macro_f1(confusion(label, score)) for score in pair)
         return (Beside(metric="macro_f1", champion=champion, probe=probe),)
@@ -165,7 +191,7 @@ def _beside(sample: Sample) -> tuple[Beside, ...]:
 
 def _by_slice(sample: Sample, before: Floats, params: HeadroomParams) -> tuple[SliceGain, ...]:
     """The gain on every value of the groups that has ``min_rows`` rows, by name."""
-    d = difference(sample.label, before, sample.probe)
+    d = difference(sample.label, before, sample.probe, number=sample.number)
     found = []
     for name, column in sample.groups.items():
         values = column.astype(str)

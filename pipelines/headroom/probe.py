@@ -22,7 +22,10 @@ from pipelines.fields import Categorical, Field, Fields, Flag, Numeric
 
 Floats = NDArray[np.float64]
 Scores = Callable[[pl.DataFrame], Floats]
-"""Probabilities of rows with the case's fields: ``[n]`` of the positive class, or ``[n, K]`` in the classes' order."""
+"""Answers for rows with the case's fields.
+
+Probabilities ``[n]`` of the positive class or ``[n, K]`` in the classes' order, or predicted numbers ``[n]``.
+"""
 Fit = Callable[[pl.DataFrame, Fields], Scores]
 """From labelled rows, oldest first, to a probe."""
 
@@ -49,13 +52,15 @@ def family_of(fields: Fields, asked: Literal["auto", "logistic", "boosting", "ow
 
 
 def fit(rows: pl.DataFrame, fields: Fields, family: str) -> Scores:
-    """A probe of a ``family``, from ``rows`` with the declared fields and the label (0 and 1, or a class's position).
+    """A probe of a ``family``, from ``rows`` with the declared fields and the label (canonical).
 
     ``own`` is the case's. For the others missing values and undeclared categories are values like others, here and when
     rows are scored. Raises DataError if the rows have fewer than two classes, or if trees are asked for a text.
     """
     if family == "own":
         return part(fields.case, "probe").fit(rows, fields)  # type: ignore[no-any-return] # checked when it answers
+    if fields.number is not None:
+        return _fit_number(rows, fields, family)
     label = rows[fields.label].cast(pl.Int64).to_numpy()
     if len(np.unique(label)) < 2:
         raise DataError(f"{fields.case}: the probe's {len(label)} rows have one class: send labels of the others too")
@@ -72,11 +77,18 @@ def answers(learned: pl.DataFrame, asked: pl.DataFrame, fields: Fields, family: 
 
 
 def checked(found: Any, rows: int, fields: Fields) -> Floats:
-    """What a probe answered for ``rows`` rows, as float64. Raises DataError if it is not their probabilities."""
+    """What a probe answered for ``rows`` rows, as float64. Raises DataError if it is not their probabilities.
+
+    Predicted numbers are brought within their bounds, as those of a champion are.
+    """
     wanted = (rows, len(fields.classes)) if fields.classes else (rows,)
     scores = np.asarray(found, np.float64)
     if scores.shape != wanted:
         raise DataError(f"{fields.case}: the probe answered {scores.shape} for {rows} rows: it has to be {wanted}")
+    if fields.number is not None:
+        if not np.isfinite(scores).all():
+            raise DataError(f"{fields.case}: the probe answered what is no finite number: give one for every row")
+        return scores.clip(*fields.number.bounds)
     if not np.isfinite(scores).all() or scores.min() < 0 or scores.max() > 1:
         raise DataError(f"{fields.case}: the probe answered what is no probability: give numbers from 0 to 1")
     return scores
@@ -101,6 +113,50 @@ def _fitted(model: Any, design: Any, label: NDArray[np.int64]) -> Any:
         return model.fit(design, label)
 
 
+# --- numbers ------------------------------------------------------------------------------------
+
+
+def _fit_number(rows: pl.DataFrame, fields: Fields, family: str) -> Scores:
+    """Boosted trees of a table, or ridge regression: what the families are for a number."""
+    from sklearn.linear_model import Ridge
+
+    label = rows[fields.label].cast(pl.Float64).to_numpy()
+    if fields.text is not None:
+        if family != "logistic":
+            raise DataError(f"{fields.case}: headroom.family {family} does not read texts: choose auto or logistic")
+        hashed, weigh = _words()
+        design = weigh.fit_transform(hashed.transform(_read(rows[fields.text.name])))
+        return partial(_number_of_words, _fitted(Ridge(), design, label), hashed, weigh, fields)
+    if family == "boosting":
+        read = _told(rows, fields)
+        return partial(_number_of_trees, _fitted(_trees(read, number=True), _dense(rows, read), label), read)
+    scales = {field.name: _scale(_numbers(rows[field.name])) for field in fields.numeric}
+    return partial(_number_of_columns, _fitted(Ridge(), _by_column(rows, fields, scales), label), scales, fields)
+
+
+def _number_of_words(model: Any, hashed: Any, weigh: Any, fields: Fields, rows: pl.DataFrame) -> Floats:
+    assert fields.text is not None
+    return _predicted(model, weigh.transform(hashed.transform(_read(rows[fields.text.name]))))
+
+
+def _number_of_trees(model: Any, read: Sequence[Field], rows: pl.DataFrame) -> Floats:
+    return _predicted(model, _dense(rows, read))
+
+
+def _number_of_columns(
+    model: Any, scales: Mapping[str, tuple[float, float, float, float]], fields: Fields, rows: pl.DataFrame
+) -> Floats:
+    return _predicted(model, _by_column(rows, fields, scales))
+
+
+def _predicted(model: Any, design: Any) -> Floats:
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        numbers: Floats = model.predict(design)
+    return numbers
+
+
 # --- texts --------------------------------------------------------------------------------------
 
 
@@ -109,14 +165,20 @@ def _fit_words(texts: pl.Series, label: NDArray[np.int64], fields: Fields) -> Sc
 
     Sources: Spaerck Jones, Journal of Documentation 28(1), 1972; Weinberger et al., Feature hashing, ICML 2009.
     """
-    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
     from sklearn.linear_model import SGDClassifier
 
-    hashed = HashingVectorizer(ngram_range=(1, 2), n_features=HASHES, alternate_sign=False, norm=None)
-    weigh = TfidfTransformer(sublinear_tf=True)
+    hashed, weigh = _words()
     design = weigh.fit_transform(hashed.transform(_read(texts)))
     model = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=25, tol=1e-3, random_state=SEED)
     return partial(_score_words, _fitted(model, design, label), hashed, weigh, fields)
+
+
+def _words() -> tuple[Any, Any]:
+    """What hashes words and pairs of words, and what weighs them; the second is not fitted yet."""
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+    hashed = HashingVectorizer(ngram_range=(1, 2), n_features=HASHES, alternate_sign=False, norm=None)
+    return hashed, TfidfTransformer(sublinear_tf=True)
 
 
 def _score_words(model: Any, hashed: Any, weigh: Any, fields: Fields, rows: pl.DataFrame) -> Floats:
@@ -183,10 +245,16 @@ def _fit_trees(rows: pl.DataFrame, label: NDArray[np.int64], fields: Fields) -> 
 
     Source: Ke et al., LightGBM, NeurIPS 2017.
     """
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
     read = _told(rows, fields)
-    model = HistGradientBoostingClassifier(
+    return partial(_score_trees, _fitted(_trees(read), _dense(rows, read), label), read, fields)
+
+
+def _trees(read: Sequence[Field], *, number: bool = False) -> Any:
+    """The boosted trees before they are fitted: of squared error for a ``number``, else of log-loss."""
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    kind = HistGradientBoostingRegressor if number else HistGradientBoostingClassifier
+    return kind(
         max_iter=TREES,
         max_leaf_nodes=LEAVES,
         learning_rate=0.1,
@@ -196,7 +264,6 @@ def _fit_trees(rows: pl.DataFrame, label: NDArray[np.int64], fields: Fields) -> 
         categorical_features=[isinstance(field, Categorical | Flag) for field in read],
         random_state=SEED,
     )
-    return partial(_score_trees, _fitted(model, _dense(rows, read), label), read, fields)
 
 
 def _score_trees(model: Any, read: Sequence[Field], fields: Fields, rows: pl.DataFrame) -> Floats:

@@ -14,7 +14,7 @@ from pipelines.data import dataset
 from pipelines.data import log as prediction_log
 from pipelines.drift import reference
 from pipelines.drift.labels import arrived
-from pipelines.fields import SCORES, Fields, frame_schema
+from pipelines.fields import SCORES, Fields, frame_schema, label_type
 from pipelines.headroom.trial import ANSWERED, Rows
 from pipelines.params import DatasetParams, Params
 from pipelines.settings import Settings
@@ -74,7 +74,7 @@ def _answered(version: int, fields: Fields) -> pl.Expr:
 def _lines(log: Log, since: datetime) -> pl.DataFrame:
     """The label lines of rows since ``since``."""
     lines = prediction_log.read_label_lines(log.settings, log.fields.case, log.until, since=since)
-    return arrived.possible(lines, len(log.fields.classes))
+    return arrived.possible(lines, log.fields.target)
 
 
 def _older(log: Log, params: Params, of_training: DatasetParams, span: Window, judged: pl.Series) -> pl.DataFrame:
@@ -117,7 +117,7 @@ def _labelled(log: Log, params: Params, rows: pl.DataFrame, lines: pl.DataFrame)
     """The rows with a mature label, as the case's canonical rows have it."""
     age = timedelta(days=params.label_delay_days)
     known = arrived.mature(rows, arrived.not_early(lines, rows), log.until, age)
-    known = known.with_columns(pl.col("label").cast(pl.Int8).alias(log.fields.label))
+    known = known.with_columns(pl.col("label").cast(label_type(log.fields)).alias(log.fields.label))
     return _with_all(known, log.fields)
 
 

@@ -16,6 +16,7 @@ from pipelines.fields import SCORES, Fields
 from pipelines.headroom import gain, probe
 from pipelines.params import HeadroomParams
 
+CAPPED = 0.99
 ANSWERED = "_answered"
 """The column that says whether the champion answered a row."""
 
@@ -48,7 +49,8 @@ def lacking(rows: Rows, fields: Fields, least: int) -> tuple[HeadroomCode, str] 
         return "few_to_learn", f"{learned.len():,} older labelled rows are fewer than the {least:,} that a probe needs"
     if judged.n_unique() < 2 or learned.n_unique() < 2:
         side = "the window" if judged.n_unique() < 2 else "the rows before it"
-        return "one_class", f"all labels of {side} are of one class: nothing can be told apart"
+        alike = "of one class" if fields.number is None else "equal"
+        return "one_class", f"all labels of {side} are {alike}: nothing can be told apart"
     return None
 
 
@@ -71,13 +73,20 @@ def _answered(rows: Rows, fields: Fields, family: str, groups: Sequence[str]) ->
     if rows.past is not None and rows.past[fields.label].n_unique() > 1:
         past = probe.answers(rows.past, asked, fields, family)
     return gain.Sample(
-        label=judged[fields.label].cast(pl.Int64).to_numpy(),
+        label=judged[fields.label].cast(pl.Int64 if fields.number is None else pl.Float64).to_numpy(),
         days=judged["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy(),
         champion=_logged(judged, fields),
         probe=probe.answers(rows.learned, asked, fields, family),
         past=past,
         groups={name: judged[name].cast(pl.String).fill_null("missing").to_numpy() for name in groups},
+        cap=None if fields.number is None else _cap(rows.learned[fields.label]),
     )
+
+
+def _cap(labels: pl.Series) -> float:
+    """What a squared error counts as at most in a bet: the 99% quantile of the older labels' squared deviations."""
+    values = labels.cast(pl.Float64).to_numpy()
+    return float(np.quantile((values - values.mean()) ** 2, CAPPED))
 
 
 def _logged(judged: pl.DataFrame, fields: Fields) -> NDArray[Any]:

@@ -10,8 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.reports.losses import loss_key, mean_loss
+
 Figures = dict[str, Any]
-METRICS = {"log_loss": False, "roc_auc": True, "macro_f1": True, "accuracy": True}
+METRICS = {
+    "log_loss": False,
+    "mse": False,
+    "roc_auc": True,
+    "macro_f1": True,
+    "accuracy": True,
+    "rmse": False,
+    "mae": False,
+}
 """What is shown where it is defined, and whether more is better; the first one decides, here as in the gate."""
 
 
@@ -21,8 +31,9 @@ def figures(
     """One policy's figures.
 
     ``records`` are as play.py tells them, ``scored[t]`` the served model's metrics in tick ``t`` (None: it does not
-    count). ``means`` weigh ticks alike, ``weighted`` weighs rows; ``total`` is the mean log-loss plus ``price`` for
-    every retraining, spread over the ticks that count: nats per row and tick. Trainings that were skipped cost nothing.
+    count). ``means`` weigh ticks alike, ``weighted`` weighs rows; ``total`` is the mean loss (log-loss, or of a number
+    squared error) plus ``price`` for every retraining, spread over the ticks that count: per row and tick. Trainings
+    that were skipped cost nothing.
     """
     counted = [(record, found) for record, found in zip(records, scored, strict=True) if found is not None]
     trainings = [record["training"] for record in records if record["training"] is not None]
@@ -40,7 +51,7 @@ def figures(
         "skipped": len(trainings) - len(ran),
         "verdicts": dict(Counter(training["decision"] for training in ran)),
         "train_seconds": round(sum(training["seconds"] for training in ran), 1),
-        "total": means["log_loss"] + price * len(ran) / len(counted),
+        "total": means[loss_key(means)] + price * len(ran) / len(counted),
     }
 
 
@@ -58,11 +69,12 @@ def over_seeds(found: Sequence[Figures], losses: Sequence[Sequence[float | None]
         name: fmean(one[name] for one in found)
         for name in ("retrains", "promotions", "skipped", "train_seconds", "total")
     }
+    name = loss_key(found[0]["means"])
     blocks = {
         block: {name: fmean(one[block][name] for one in found) for name in found[0][block]}
         for block in ("means", "weighted")
     }
-    return {**blocks, **numbers, "worst": {"tick": worst[1], "log_loss": worst[0]}, "log_loss_by_tick": by_tick}
+    return {**blocks, **numbers, "worst": {"tick": worst[1], name: worst[0]}, f"{name}_by_tick": by_tick}
 
 
 def on_frontier(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -145,7 +157,7 @@ def recommended(found: Mapping[str, Figures], price: float, ticks: int) -> dict[
     ordered = sorted(totals, key=totals.__getitem__)
     # One that did the same, like performance beside drift, is no other choice.
     other = next((name for name in ordered if totals[name] != totals[ordered[0]]), None)
-    points = {name: (one["retrains"], one["means"]["log_loss"]) for name, one in found.items()}
+    points = {name: (one["retrains"], mean_loss(one)) for name, one in found.items()}
     return {
         "policy": ordered[0],
         "price": price,

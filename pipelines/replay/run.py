@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DataError, TooFewRows
-from pipelines.evaluation.metrics import metrics
+from pipelines.evaluation.metrics import metrics_of
 from pipelines.files import write_atomic
 from pipelines.line import runner
 from pipelines.line.order import DATASET, INGEST, VALIDATE
@@ -23,6 +23,7 @@ from pipelines.replay.play import Told, play
 from pipelines.replay.policies import FIXED, ORACLE, POLICIES, Policy, parse
 from pipelines.replay.world import World, build, played
 from pipelines.reports.frontier import advice
+from pipelines.reports.losses import LOSSES, loss_key, mean_loss
 from pipelines.settings import Settings
 
 Records = list[dict[str, Any]]
@@ -76,7 +77,10 @@ def _one(world: World, policies: Sequence[Policy], price: float, least: int, tol
         labels = world.of(tick)[world.fields.label].to_numpy()
         counts = len(labels) >= least and len(set(labels.tolist())) > 1
         if counts:
-            return metrics(labels, candidates.scores(world, key, tick))
+            found = metrics_of(world.fields)(labels, candidates.scores(world, key, tick))
+            if world.fields.number is not None:  # a mean of ticks is one of squares, as gains and prices are
+                found["mse"] = float(found["rmse"] or 0.0) ** 2
+            return found
         return None
 
     records = {policy.name: play(world, policy, told) for policy in policies if policy.name != ORACLE}
@@ -145,7 +149,7 @@ def _oracle(world: World, records: dict[str, Records], judge: Judge, price: floa
 def _loss(found: dict[str, float | None] | None) -> float | None:
     if found is None:
         return None
-    return found["log_loss"]
+    return found[loss_key(found)]
 
 
 def _month_end(world: World, number: int) -> candidates.Candidate:
@@ -170,10 +174,10 @@ def _summary(
         losses = [[_loss(tick["metrics"]) for tick in one["ticks"]] for one in mine]
         found[policy.name] = {"about": policy.about, **frontier.over_seeds(mine, losses, labels)}
     best = frontier.on_frontier(
-        {name: (one["retrains"], one["means"]["log_loss"]) for name, one in found.items() if name != ORACLE}
+        {name: (one["retrains"], mean_loss(one)) for name, one in found.items() if name != ORACLE}
     )
     floor = found[ORACLE]["total"] if ORACLE in found else None
-    fixed = [(one["retrains"], one["means"]["log_loss"]) for name, one in found.items() if name in FIXED]
+    fixed = [(one["retrains"], mean_loss(one)) for name, one in found.items() if name in FIXED]
     for name, one in found.items():
         one["regret"] = None if floor is None else one["total"] - floor
         one["on_frontier"] = name in best
@@ -199,13 +203,19 @@ def _summary(
         "model": params.model.kind,
         "seeds": list(by_seed),
         "price_per_retrain": price,
-        "price_unit": f"nats of mean log-loss over one {ticks.unit(params.drift)}",
+        "price_unit": f"{_unit(world)} over one {ticks.unit(params.drift)}",
         "policies": found,
         "fixed": [name for name in FIXED if name in found],
         "recommended": frontier.recommended(known, price, sum(counted)),
         "by_seed": {str(seed): {name: _plain(one) for name, one in of.items()} for seed, of in by_seed.items()},
     }
     return summary | {"advice": advice(summary)}
+
+
+def _unit(world: World) -> str:
+    if world.fields.number is None:
+        return f"nats of mean {LOSSES['log_loss']}"
+    return f"{world.fields.number.unit}² of mean {LOSSES['mse']}"
 
 
 def _plain(one: dict[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,9 @@ def log_rows(
 
 def _answer(fields: Fields, row: dict[str, Any], score: Any, version: int) -> PredictionLine:
     moment = row["event_time"].isoformat()
+    prediction: float = int(np.argmax(score)) if fields.classes else int(score >= 0.5)
+    if fields.number is not None:
+        prediction = float(score)
     line: PredictionLine = {
         "prediction_id": row["id"],
         "request_id": row["id"],
@@ -43,7 +46,7 @@ def _answer(fields: Fields, row: dict[str, Any], score: Any, version: int) -> Pr
         "received_at": moment,
         "version": version,
         "score": float(np.max(score)),
-        "prediction": int(np.argmax(score)) if fields.classes else int(score >= 0.5),
+        "prediction": prediction,
         "row": {name: row[name] for name in fields.names},
     }
     if fields.classes:

@@ -21,7 +21,7 @@ from pipelines.data import dataset
 from pipelines.errors import DataError
 from pipelines.fields import Fields
 from pipelines.headroom import probe
-from pipelines.measures import around, clustered_mean, row_log_loss
+from pipelines.measures import around, clustered_mean, row_loss
 from pipelines.params import Params
 from pipelines.replay import ticks
 from pipelines.settings import Settings
@@ -152,13 +152,15 @@ def _losses(
 def _of_tick(
     judged: pl.DataFrame, learned: Mapping[int, pl.DataFrame], fields: Fields, family: str
 ) -> dict[int, float]:
-    label, asked = judged[fields.label].cast(pl.Int64).to_numpy(), judged.select(fields.inputs)
+    number = fields.number is not None
+    label = judged[fields.label].cast(pl.Float64 if number else pl.Int64).to_numpy()
+    asked = judged.select(fields.inputs)
     found: dict[int, float] = {}
     before: pl.DataFrame | None = None
     loss = 0.0
     for days, frame in learned.items():
         if before is None or not frame["id"].equals(before["id"]):
-            loss = float(row_log_loss(label, probe.answers(frame, asked, fields, family)).mean())
+            loss = float(row_loss(label, probe.answers(frame, asked, fields, family), number=number).mean())
         found[days], before = loss, frame
     return found
 

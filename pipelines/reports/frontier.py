@@ -6,9 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.reports.frontier_chart import svg
+from pipelines.reports.losses import mean_loss, named, worst
 
 TEMPLATES = Path(__file__).with_name("templates")
-METRICS = {"log_loss": "log-loss", "roc_auc": "ROC-AUC", "macro_f1": "macro-F1", "accuracy": "accuracy"}
+METRICS = {
+    "log_loss": "log-loss",
+    "mse": "squared error",
+    "roc_auc": "ROC-AUC",
+    "macro_f1": "macro-F1",
+    "accuracy": "accuracy",
+    "rmse": "RMSE",
+    "mae": "MAE",
+}
 
 
 def columns(summary: dict[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -16,15 +25,21 @@ def columns(summary: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     tick = summary["tick"]
     return (
         ("policy", "when it retrains"),
-        ("mean log-loss", f"over the {tick}s that count, each alike; lower is better"),
-        (f"worst {tick}", f"the {tick} with the largest log-loss"),
-        (f"mean {METRICS[_quality(summary)]}", "higher is better"),
+        (f"mean {named(summary)}", f"over the {tick}s that count, each alike; lower is better"),
+        (f"worst {tick}", f"the {tick} with the largest {named(summary)}"),
+        (f"mean {METRICS[_quality(summary)]}", _better(_quality(summary))),
         ("retrains", "training runs after the first champion"),
         ("promoted", "of them, those that the gate let through"),
         ("training s", "seconds of training, measured"),
-        ("loss + price", f"mean log-loss plus the price of the retrainings, spread over the {tick}s that count"),
+        (
+            "loss + price",
+            f"mean {named(summary)} plus the price of the retrainings, spread over the {tick}s that count",
+        ),
         ("regret", "loss and price above the oracle's"),
-        ("to schedules", "mean log-loss minus that of fixed schedules with as many retrainings; below 0 is better"),
+        (
+            "to schedules",
+            f"mean {named(summary)} minus that of fixed schedules with as many retrainings; below 0 is better",
+        ),
         ("frontier", "no other policy is as good and as cheap"),
     )
 
@@ -32,7 +47,11 @@ def columns(summary: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 def _quality(summary: dict[str, Any]) -> str:
     """The metric that is shown beside the loss."""
     first = next(iter(summary["policies"].values()))
-    return next(name for name in ("macro_f1", "roc_auc", "log_loss") if name in first["means"])
+    return next(name for name in ("macro_f1", "roc_auc", "rmse", "log_loss") if name in first["means"])
+
+
+def _better(metric: str) -> str:
+    return "lower is better" if metric in {"log_loss", "rmse"} else "higher is better"
 
 
 def cells(summary: dict[str, Any]) -> list[list[str]]:
@@ -51,15 +70,15 @@ def _row(name: str, one: dict[str, Any], quality: str) -> list[str]:
         on_frontier = "yes"
     return [
         name,
-        f"{one['means']['log_loss']:.3f}",
-        f"{one['worst']['log_loss']:.3f} ({one['worst']['tick']})",
+        f"{mean_loss(one):.3f}",
+        f"{worst(one):.3f} ({one['worst']['tick']})",
         f"{one['means'][quality]:.3f}",
         _count(one["retrains"]),
         _count(one["promotions"]),
         f"{one['train_seconds']:.0f}",
         f"{one['total']:.3f}",
         "-" if regret is None else f"{regret:.3f}",
-        "-" if line is None else f"{one['means']['log_loss'] - line:+.3f}",
+        "-" if line is None else f"{mean_loss(one) - line:+.3f}",
         on_frontier,
     ]
 
@@ -107,11 +126,11 @@ def page(summary: dict[str, Any]) -> str:
 def headline(summary: dict[str, Any]) -> str:
     """What the replay says, in one or two sentences."""
     found = {name: one for name, one in summary["policies"].items() if name != "oracle"}
-    least = min(found, key=lambda name: found[name]["means"]["log_loss"])
+    least = min(found, key=lambda name: mean_loss(found[name]))
     paid = min(found, key=lambda name: found[name]["total"])
     one = found[least]
     text = (
-        f"The lowest mean log-loss, {one['means']['log_loss']:.3f}, is that of {least} with "
+        f"The lowest mean {named(summary)}, {mean_loss(one):.3f}, is that of {least} with "
         f"{_count(one['retrains'])} retrainings"
     )
     if paid == least:
@@ -120,7 +139,7 @@ def headline(summary: dict[str, Any]) -> str:
         best = found[paid]
         text += (
             f"; at {summary['price_per_retrain']:g} a retraining, {paid} pays best "
-            f"({best['means']['log_loss']:.3f} with {_count(best['retrains'])})."
+            f"({mean_loss(best):.3f} with {_count(best['retrains'])})."
         )
     edge = [name for name, one in found.items() if one["on_frontier"]]
     return f"{text} On the frontier: {', '.join(edge)}."
@@ -133,7 +152,7 @@ def advice(summary: dict[str, Any]) -> str:
     one = found[name]
     text = (
         f"Recommended at {chosen['price']:g} {summary['price_unit']} a retraining: {name}. Loss and price together are "
-        f"{one['total']:.3f} (mean log-loss {one['means']['log_loss']:.3f}, {_count(one['retrains'])} retrainings)"
+        f"{one['total']:.3f} (mean {named(summary)} {mean_loss(one):.3f}, {_count(one['retrains'])} retrainings)"
     )
     if chosen["next"] is not None:
         text += f", {chosen['better_by']:.3f} less than with {chosen['next']}"
@@ -159,7 +178,7 @@ def _against_schedules(found: dict[str, Any], chosen: str) -> list[str]:
     for name in (chosen, *probing):
         one = found[name]
         if (line := one["by_schedule"]) is not None:
-            ahead = line - one["means"]["log_loss"]
+            ahead = line - mean_loss(one)
             side = "better" if ahead > 0 else "worse"
             return [
                 f"Fixed schedules with as many retrainings would lie at {line:.3f}: {name} is {abs(ahead):.3f} {side}"

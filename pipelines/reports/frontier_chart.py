@@ -6,6 +6,8 @@ import io
 from itertools import pairwise
 from typing import Any
 
+from pipelines.reports.losses import by_tick, mean_loss, named
+
 STYLE = {
     "never": ("#9aa0a6", "s"),
     "monthly": ("#e8953a", "^"),
@@ -64,7 +66,7 @@ def _figure(summary: dict[str, Any]) -> Any:
 
 def _frontier_panel(panel: Any, summary: dict[str, Any]) -> None:
     found = summary["policies"]
-    best = sorted((one["retrains"], one["means"]["log_loss"]) for one in found.values() if one["on_frontier"])
+    best = sorted((one["retrains"], mean_loss(one)) for one in found.values() if one["on_frontier"])
     widest = max(one["retrains"] for one in found.values())
     edge = [*best, (widest, best[-1][1])]
     panel.step(
@@ -76,7 +78,7 @@ def _frontier_panel(panel: Any, summary: dict[str, Any]) -> None:
         linestyle="--",
         zorder=1,
     )
-    schedules = sorted((found[name]["retrains"], found[name]["means"]["log_loss"]) for name in summary["fixed"])
+    schedules = sorted((found[name]["retrains"], mean_loss(found[name])) for name in summary["fixed"])
     panel.plot(
         [x for x, _ in schedules], [y for _, y in schedules], color="#b3772a", linewidth=1.2, alpha=0.5, zorder=1
     )
@@ -87,7 +89,7 @@ def _frontier_panel(panel: Any, summary: dict[str, Any]) -> None:
             seeds = [of[name] for of in summary["by_seed"].values()]
             panel.scatter(
                 [of["retrains"] for of in seeds],
-                [of["means"]["log_loss"] for of in seeds],
+                [mean_loss(of) for of in seeds],
                 color=colour,
                 marker=mark,
                 s=18,
@@ -96,13 +98,13 @@ def _frontier_panel(panel: Any, summary: dict[str, Any]) -> None:
             )
         panel.scatter(
             one["retrains"],
-            one["means"]["log_loss"],
+            mean_loss(one),
             color=colour,
             marker=mark,
             s=150 if name == "oracle" else 80,
             zorder=3,
         )
-        places.setdefault((one["retrains"], round(one["means"]["log_loss"], 4)), []).append(name)
+        places.setdefault((one["retrains"], round(mean_loss(one), 4)), []).append(name)
     for place, names in places.items():  # policies that did the same share a label
         panel.annotate(
             ", ".join(names), place, xytext=(8, 6), textcoords="offset points", fontsize=10, color=_style(names[0])[0]
@@ -111,7 +113,7 @@ def _frontier_panel(panel: Any, summary: dict[str, Any]) -> None:
     panel.set_xlim(-0.04 * max(1, widest) - 0.3, widest * 1.18 + 0.6)
     panel.margins(y=0.12)
     panel.set_xlabel("retrainings")
-    panel.set_title("mean log-loss (lower is better)", loc="left", fontsize=11)
+    panel.set_title(f"mean {named(summary)} (lower is better)", loc="left", fontsize=11)
 
 
 def _time_panel(panel: Any, summary: dict[str, Any]) -> None:
@@ -119,7 +121,7 @@ def _time_panel(panel: Any, summary: dict[str, Any]) -> None:
     first = next(iter(summary["by_seed"].values()))
     for name, one in summary["policies"].items():
         colour, mark = _style(name)
-        known = [(at, loss) for at, loss in enumerate(one["log_loss_by_tick"]) if loss is not None]
+        known = [(at, loss) for at, loss in enumerate(by_tick(one)) if loss is not None]
         # Policies may do the same for a while: a broad pale line is seen below a dashed one.
         forms: dict[str, dict[str, Any]] = {
             "drift": {"linewidth": 4, "alpha": 0.5},
@@ -135,6 +137,6 @@ def _time_panel(panel: Any, summary: dict[str, Any]) -> None:
     labels = [tick["tick"] for tick in ticks]
     every = max(1, len(labels) // 14)
     panel.set_xticks(range(0, len(labels), every), labels[::every], rotation=45, ha="right", fontsize=8)
-    panel.set_title(f"log-loss by {summary['tick']}; a mark: another model serves", loc="left", fontsize=11)
+    panel.set_title(f"{named(summary)} by {summary['tick']}; a mark: another model serves", loc="left", fontsize=11)
     panel.legend(frameon=False, fontsize=9, ncols=3, loc="upper left")
     panel.set_ylim(top=panel.get_ylim()[1] * 1.1)

@@ -45,8 +45,11 @@ SERIES = {
     "log_loss": "of the newest window with labels, in nats",
     "log_loss_estimated": "of rows whose labels are missing, in nats",
     "log_loss_rise": "over the holdout's, of the labels that arrived last, in nats",
+    "rmse": "of the newest window with labels of a number, in its unit",
+    "mae": "of the newest window with labels of a number, in its unit",
+    "squared_error_rise": "over the holdout's, of the labels of a number that arrived last, in squared units",
     "headroom_measured": "1 if a probe measured in the newest window what a retraining would gain",
-    "headroom_gain": "of a retraining, over the last windows, in nats",
+    "headroom_gain": "of a retraining, over the last windows, in nats (of a number: squared units)",
     "headroom_log_e": "log of the e-CUSUM of the gain against its price",
     "headroom_held_back_windows": "windows in a row in which a retraining would have paid, by what held it back",
     "performance_alarm": "1 while the e-CUSUM of the error rate is above its threshold",
@@ -160,6 +163,7 @@ def _declared(params: Params) -> Iterator[Sample]:
         "volume_low": drift.volume_band[0],
         "volume_high": drift.volume_band[1],
         "log_loss_rise": drift.min_metric_drop,
+        "squared_error_rise": drift.min_metric_drop,
         "headroom_price": params.headroom.price,
         "headroom_log_e": math.log(drift.cusum_threshold),
         "coverage": alerts.min_coverage,
@@ -233,7 +237,8 @@ def _window(report: DriftReport) -> Iterator[Sample]:
         yield "retrain_unanswered", {"verdict": verdict}, cooling and policy.verdict == verdict
     yield "performance_alarm", {}, policy.alarmed
     if (drop := report.labels.drop) is not None:
-        yield from _bounds("log_loss_rise", drop.value, drop.low, drop.high)
+        rise = "log_loss_rise" if report.measure.estimable else "squared_error_rise"
+        yield from _bounds(rise, drop.value, drop.low, drop.high)
 
 
 def _headroom(report: DriftReport) -> Iterator[Sample]:
@@ -252,6 +257,11 @@ def _performance(params: Params, report: DriftReport) -> Iterator[Sample]:
     measured = [row for row in rolling if row.log_loss is not None]
     if measured:
         yield from _bounds("log_loss", measured[-1].log_loss, measured[-1].low, measured[-1].high)
+    numbers = [row for row in rolling if row.rmse is not None]
+    if numbers:
+        newest = numbers[-1]
+        yield from _bounds("rmse", newest.rmse, newest.rmse_low, newest.rmse_high)
+        yield from _bounds("mae", newest.mae, newest.mae_low, newest.mae_high)
     if (guess := report.performance.estimate) is not None:
         yield from _bounds("log_loss_estimated", guess.log_loss, guess.low, guess.high)
     due = report.window.end - timedelta(days=params.alerts.late_after * params.label_delay_days)

@@ -20,8 +20,17 @@ METRICS = {
     "macro_f1": "macro-F1 (higher is better)",
     "log_loss": "log-loss (lower is better)",
     "accuracy": "accuracy (higher is better)",
+    "rmse": "RMSE (lower is better)",
+    "mae": "MAE (lower is better)",
 }
-SHORT = {"roc_auc": "ROC-AUC", "macro_f1": "macro-F1", "log_loss": "log-loss", "accuracy": "accuracy"}
+SHORT = {
+    "roc_auc": "ROC-AUC",
+    "macro_f1": "macro-F1",
+    "log_loss": "log-loss",
+    "accuracy": "accuracy",
+    "rmse": "RMSE",
+    "mae": "MAE",
+}
 PANELS = 2
 """Of a case's metrics the first two are drawn; the table has all."""
 _MARKS = {
@@ -45,6 +54,7 @@ def page(summary: dict[str, Any]) -> str:
         worse=_worse(summary),
         headline=_headline(summary),
         first=next(iter(summary["metrics"])),
+        second=list(summary["metrics"])[1],
     )
 
 
@@ -54,16 +64,19 @@ def _number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}f}"
 
 
+def _article(metric: str) -> str:
+    return "an" if metric == "mae" else "a"
+
+
 def _headline(summary: dict[str, Any]) -> str:
-    name, first = next(iter(summary["metrics"].items()))
-    loss = summary["metrics"]["log_loss"]
+    (name, first), (other, loss) = list(summary["metrics"].items())[:2]
     promotions = len(summary["champions"]) - 1
     told = f"{promotions} promotions"
     if promotions == 1:
         told = "1 promotion"
     return (
         f"Over {len(first['per_month'])} {summary['tick']}s the frozen model reached a mean {SHORT[name]} of "
-        f"{_number(first['frozen_mean'])} and a log-loss of "
+        f"{_number(first['frozen_mean'])} and {_article(other)} {SHORT[other]} of "
         f"{_number(loss['frozen_mean'])}; Perennial, with {told}, "
         f"reached {_number(first['perennial_mean'])} "
         f"and {_number(loss['perennial_mean'])}."

@@ -103,6 +103,30 @@ def calibration(labels: Any, scores: Any, title: str, path: Path) -> Path:
     return _save(figure, title, path)
 
 
+def numbers(labels: Any, predicted: Any, unit: str, title: str, path: Path) -> Path:
+    """What came beside what was predicted, in bins of equally many rows, over how far single rows were off.
+
+    ``labels`` and ``predicted`` [n] in ``unit``. Errors beyond their central 99% are drawn at its ends.
+    """
+    labels, predicted = np.asarray(labels, dtype=float), np.asarray(predicted, dtype=float)
+    parts = [part for part in np.array_split(np.argsort(predicted, kind="stable"), BINS) if len(part)]
+    said, came = ([float(values[part].mean()) for part in parts] for values in (predicted, labels))
+    figure, axes = _figure(2, 1, (6.4, 7), heights=(3, 1))
+    above, below = axes.flat
+    ends = [min(*said, *came), max(*said, *came)]
+    above.plot(ends, ends, color=FAINT, linestyle="--", linewidth=1.2, label="perfect")
+    above.plot(said, came, color=LINE, marker="o", markersize=5, linewidth=1.5, label="challenger")
+    above.set_xlabel(f"mean predicted, {unit}", color=INK)
+    above.set_ylabel(f"mean label, {unit}", color=INK)
+    above.legend(frameon=False, labelcolor=INK, loc="upper left")
+    error = predicted - labels
+    low, high = np.quantile(error, [0.005, 0.995])
+    below.hist(error.clip(low, high), bins=30, color=LINE)
+    below.set_xlabel(f"predicted minus label, {unit}", color=INK)
+    below.set_ylabel("rows", color=INK)
+    return _save(figure, title, path)
+
+
 def _speeds(steps: Sequence[Mapping[str, Any]], span: int) -> list[float]:
     """Samples per second over the last ``span`` steps, for every step from the one after them.
 

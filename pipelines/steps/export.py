@@ -84,7 +84,7 @@ def as_judged(params: Params, settings: Settings, as_of: datetime, holdout: pl.D
         return holdout
     oldest: datetime = holdout["event_time"].min()  # type: ignore[assignment]
     lines = prediction_log.read_label_lines(settings, params.case, as_of, since=oldest)
-    labels = arrived.possible(lines, len(fields.classes))
+    labels = arrived.possible(lines, fields.target)
     return arrived.as_counted(holdout, labels, fields.label, as_of, age, params.drift.min_rows)
 
 

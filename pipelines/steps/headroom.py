@@ -10,6 +10,7 @@ from pipelines.cases import load_fields
 from pipelines.contracts import Window
 from pipelines.data import log as prediction_log
 from pipelines.data.lake import content_sha256
+from pipelines.drift.report import measure_of
 from pipelines.drift_report import HEADROOM_FILE, Headroom
 from pipelines.headroom import probe
 from pipelines.headroom.rows import Log, chosen
@@ -47,6 +48,7 @@ def work(run: Run, read: Read) -> Work:
         "family": family,
         "price": params.headroom.price,
         "confidence": params.headroom.confidence,
+        "unit": measure_of(fields).loss_unit,
     }
     if (missing := lacking(rows, fields, params.headroom.min_rows)) is not None:
         code, why = missing

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import polars as pl
 
 from pipelines import ledger
+from pipelines.cases import load_fields
 from pipelines.contracts import EpisodeTrigger, Manifest, Verdict
 from pipelines.line.facts import EvaluateFacts, GateFacts, RegisterFacts, TrainFacts
 from pipelines.line.order import REGISTER
@@ -28,7 +29,7 @@ FAILPOINTS = ("run", "version")
 
 
 def work(run: Run, read: Read) -> Work:
-    """Draw the training's curves and the holdout's confusion or calibration, and record the candidate.
+    """Draw the training's curves and the holdout's confusion, calibration or numbers, and record the candidate.
 
     What a probe had promised of the training stands beside what the gate found.
 
@@ -38,7 +39,9 @@ def work(run: Run, read: Read) -> Work:
     """
 
     def build(folder: Path, _key: str) -> RegisterFacts:
-        plots = _plots(run.dir, folder, f"{run.case} {run.as_of:%Y-%m-%d}", EvaluateFacts.of(read["evaluate"]))
+        number = load_fields(run.case).number
+        unit = None if number is None else number.unit
+        plots = _plots(run.dir, folder, f"{run.case} {run.as_of:%Y-%m-%d}", EvaluateFacts.of(read["evaluate"]), unit)
         mlflow_run, version = register.record(run.settings, _candidate(run, read, plots))
         return RegisterFacts(version=version, mlflow_run=mlflow_run)
 
@@ -93,8 +96,8 @@ def _about(verdict: Verdict, promise: promises.Promise | None) -> str:
     return said if promise is None else f"{said}. {promises.told(promise, verdict.evidence)}"
 
 
-def _plots(run_dir: Path, folder: Path, name: str, judged: EvaluateFacts) -> list[Path]:
-    """The figures of the candidate, in the step's folder."""
+def _plots(run_dir: Path, folder: Path, name: str, judged: EvaluateFacts, unit: str | None) -> list[Path]:
+    """The figures of the candidate, in the step's folder; ``unit`` is that of a predicted number."""
     metrics, scores = run_dir / "train" / "metrics.jsonl", run_dir / "evaluate" / "scores.parquet"
     drawn: list[Path] = []
     lines: list[dict[str, Any]] = []
@@ -107,11 +110,11 @@ def _plots(run_dir: Path, folder: Path, name: str, judged: EvaluateFacts) -> lis
         drawn.append(figures.confusion(judged.confusion, judged.classes, about, folder / "confusion.png"))
     elif scores.exists() and judged.n:
         rows = pl.read_parquet(scores, columns=["label", "challenger"])
-        drawn.append(
-            figures.calibration(
-                rows["label"].to_numpy(), rows["challenger"].to_numpy(), about, folder / "calibration.png"
-            )
-        )
+        label, answers = rows["label"].to_numpy(), rows["challenger"].to_numpy()
+        if unit is None:
+            drawn.append(figures.calibration(label, answers, about, folder / "calibration.png"))
+        else:
+            drawn.append(figures.numbers(label, answers, unit, about, folder / "numbers.png"))
     return drawn
 
 

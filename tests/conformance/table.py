@@ -19,7 +19,7 @@ from pipelines.contracts import Window
 from pipelines.encoding import encode, find_scales, read_scales
 from pipelines.export.bundle import write_bundle
 from pipelines.export.onnx import Scored
-from pipelines.fields import Attribute, Categorical, Field, Fields, Flag, Numeric
+from pipelines.fields import Attribute, Binary, Categorical, Field, Fields, Flag, Numeric, Target
 from pipelines.params import ModelParams
 from tests import shop
 
@@ -46,9 +46,9 @@ HOLES = 0.2
 """Share of the rows without a value, of a field that may be missing."""
 
 
-def declare(*fields: Field, classes: tuple[str, ...] = ()) -> Fields:
-    """The declaration of the case with these fields."""
-    return Fields(CASE, fields, label="sold", classes=classes)
+def declare(*fields: Field, target: Target | None = None) -> Fields:
+    """The declaration of the case with these fields; without a target the label is binary."""
+    return Fields(CASE, fields, label="sold", target=target or Binary())
 
 
 def delivered(fields: Fields, rows: int = 400, seed: int = 0) -> pl.DataFrame:
@@ -57,6 +57,8 @@ def delivered(fields: Fields, rows: int = 400, seed: int = 0) -> pl.DataFrame:
     columns = {field.name: _values(field, rows, rng) for field in fields.fields}
     times = [START + timedelta(seconds=60 * row) for row in range(rows)]
     labels = rng.integers(0, len(fields.classes) or 2, rows)
+    if fields.number is not None:
+        labels = rng.normal(0.0, 2.0, rows).clip(*fields.number.bounds)
     ids = [f"{CASE}-{seed}-{row}" for row in range(rows)]
     return pl.DataFrame({"id": ids, "event_time": times, **columns, fields.label: labels}, strict=False)
 
@@ -93,8 +95,6 @@ def model_of(
         torch.nn.init.normal_(weights, std=0.5)
     numeric = torch.from_numpy(encode(fields, columns, scales)["numeric"])
     model.adapt(numeric, torch.tensor(labels, dtype=torch.int64 if fields.classes else torch.float32))
-    if fields.classes:
-        model.output = torch.nn.Linear(model.output.in_features, fields.outputs)
     return model.eval()
 
 
@@ -120,7 +120,7 @@ def own_answers(model: torch.nn.Module, fields: Fields, rows: pl.DataFrame, bund
 def installed(root: Path, fields: Fields) -> Iterator[Path]:
     """Let the case with these fields be the only one there is."""
     folder = shop.write(root / "cases", CASE)
-    kinds = ", ".join(sorted({type(field).__name__ for field in fields.fields}))
+    kinds = ", ".join(sorted({type(part).__name__ for part in (*fields.fields, fields.target)}))
     (folder / "schema.py").write_text(
         f'"""The fields."""\n\nfrom pipelines.fields import {kinds}, Fields\n\nFIELDS = {fields!r}\n'
     )

@@ -20,6 +20,7 @@ from pipelines.drift.reference import reference_profile
 from pipelines.drift.why import explain
 from pipelines.encoding import encoder
 from pipelines.export.bundle import check_parity, neighbours
+from pipelines.fields import Binary, Classes, Number
 from pipelines.headroom import probe
 from pipelines.params_file import load_params
 from pipelines.reports import evidently
@@ -45,8 +46,8 @@ TABLES = {
     "number and attributes": (ATTRIBUTES[0], KINDS["number"], ATTRIBUTES[1]),
     "everything": EVERYTHING,
 }
-TARGETS = {"binary": (), "classes": ("a", "b", "c")}
-PAIRS = [*((name, "binary") for name in TABLES), ("everything", "classes")]
+TARGETS = {"binary": Binary(), "classes": Classes(("a", "b", "c")), "number": Number("minutes", -5, 5)}
+PAIRS = [*((name, "binary") for name in TABLES), ("everything", "classes"), ("everything", "number")]
 """The table with everything has every kind: so each of them meets each target."""
 
 
@@ -54,7 +55,7 @@ PAIRS = [*((name, "binary") for name in TABLES), ("everything", "classes")]
 def fields(request, tmp_path):
     """The declaration of a case that is there: one kind of field, or all of them, and a target."""
     table, target = request.param
-    declared = declare(*TABLES[table], classes=TARGETS[target])
+    declared = declare(*TABLES[table], target=TARGETS[target])
     with installed(tmp_path, declared):
         yield declared
 

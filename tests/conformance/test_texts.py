@@ -19,7 +19,7 @@ from pipelines.drift.profile.spec import freeze_spec
 from pipelines.drift.reference import reference_profile
 from pipelines.encoding import encoder
 from pipelines.errors import DataError
-from pipelines.fields import Attribute, Text
+from pipelines.fields import Attribute, Classes, Text
 from pipelines.headroom import probe
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
@@ -30,7 +30,7 @@ from tests.conformance.table import START, WINDOW, declare, installed
 from tests.pipelines.data.loglines import predictions, write
 from tests.texts import some_texts, write_text_bundle
 
-FIELDS = declare(Text("note", missing=True), Attribute("customer"), classes=("a", "b", "c"))
+FIELDS = declare(Text("note", missing=True), Attribute("customer"), target=Classes(("a", "b", "c")))
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_missing_text_is_one_without_words(rows, tmp_path):
     assert np.abs(found - np.concatenate(own)).max() <= 1e-5
     with pytest.raises(Refused, match="must not be empty"):
         read(row_shape(FIELDS, 100), json.dumps({"rows": [{**sent[0], "note": " "}]}).encode())
-    plain = declare(Text("note"), classes=FIELDS.classes)
+    plain = declare(Text("note"), target=FIELDS.target)
     with pytest.raises(DataError, match="missing or not text"):
         encoder(plain, tmp_path)({"note": [None]})
 

@@ -13,16 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from pipelines.contracts import Window
 from pipelines.drift.evidence import LabelEvidence
-from pipelines.drift.labels.sequential import metric_drop
+from pipelines.drift.labels.sequential import capped, log_e_of_shares, metric_drop
 from pipelines.drift_report import Corrections
-from pipelines.measures import row_errors, row_log_loss
+from pipelines.fields import Binary, Classes, Number, Target
+from pipelines.measures import row_errors, row_log_loss, row_squared_error
 from pipelines.params import DriftParams
+
+BINARY = Binary()
+
+
+def classes_of(target: Target) -> int:
+    """How many classes there are; 0: the target has none."""
+    return len(target.values) if isinstance(target, Classes) else 0
 
 
 def mature(served: pl.DataFrame, labels: pl.DataFrame, until: datetime, age: timedelta) -> pl.DataFrame:
@@ -101,12 +110,19 @@ def as_counted(
     return found if found[label].count() >= least else rows
 
 
-def possible(labels: pl.DataFrame, classes: int) -> pl.DataFrame:
-    """Labels that are one: 0 and 1, or with ``classes`` the position of one of them.
+def possible(labels: pl.DataFrame, target: Target) -> pl.DataFrame:
+    """Labels that are one: 0 and 1, the position of a class, or a number within the target's bounds.
 
     Others say nothing about a model.
     """
-    return labels.filter(pl.col("label").is_between(0, (classes or 2) - 1))
+    if isinstance(target, Number):
+        numbers = labels.with_columns(pl.col("label").cast(pl.Float64))
+        return numbers.filter(pl.col("label").is_finite() & pl.col("label").is_between(*target.bounds))
+    label = pl.col("label")
+    found = labels.filter(label.is_between(0, (classes_of(target) or 2) - 1))
+    if not labels.schema["label"].is_float():
+        return found
+    return found.filter(label == label.round()).with_columns(label.cast(pl.Int16))
 
 
 def not_early(labels: pl.DataFrame, served: pl.DataFrame) -> pl.DataFrame:
@@ -120,17 +136,20 @@ def not_early(labels: pl.DataFrame, served: pl.DataFrame) -> pl.DataFrame:
 
 
 def judge(
-    rows: pl.DataFrame, version: int, baseline: dict[str, float], params: DriftParams, classes: int = 0
+    rows: pl.DataFrame, version: int, baseline: dict[str, Any], params: DriftParams, target: Target = BINARY
 ) -> LabelEvidence:
     """Errors and metric drop of champion ``version`` on newly labelled ``rows``, against its holdout's ``baseline``.
 
     The drop needs at least ``min_rows`` labels; without a baseline there is no evidence. Its confidence is
-    ``1 - q``. With ``classes`` (how many) the error is ``prediction`` against label, and the loss is that of the
-    rows whose ``scores`` were logged: without enough of them errors speak alone.
+    ``1 - q``. With classes the error is ``prediction`` against label, and the loss is that of the rows whose
+    ``scores`` were logged: without enough of them errors speak alone. Of a number see :func:`_judge_numbers`.
     """
     own = rows.filter(pl.col("version") == version).drop_nulls("score")
     if own.is_empty() or not baseline:
         return LabelEvidence(rows=own.height)
+    if isinstance(target, Number):
+        return _judge_numbers(own, baseline, params)
+    classes = classes_of(target)
     scored = own
     if classes:
         scored = own.filter(pl.col("scores").list.len() == classes) if "scores" in own.columns else own.clear()
@@ -146,12 +165,36 @@ def judge(
     )
 
 
-def corrections(rows: pl.DataFrame, version: int, classes: int = 0) -> Corrections:
+def _judge_numbers(own: pl.DataFrame, baseline: dict[str, Any], params: DriftParams) -> LabelEvidence:
+    """The same of predicted numbers: the loss is the squared error.
+
+    An error is one that only a tenth of the holdout's were above. The sequential test is of squared errors as shares of
+    their cap, as :func:`~pipelines.drift.labels.sequential.log_e_of_shares` bets on them.
+    """
+    losses = row_squared_error(own["label"].to_numpy(), own["score"].to_numpy())
+    drop = None
+    if own.height >= params.min_rows:
+        days = own["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy()
+        drop = metric_drop(losses, days, baseline["loss"], baseline["loss_se"], 1 - params.q)
+    return LabelEvidence(
+        rows=own.height,
+        errors=int((losses > baseline["large"]).sum()),
+        baseline=baseline["capped_rate"],
+        drop=drop,
+        log_e=log_e_of_shares(capped(losses, baseline["cap"]), baseline["capped_rate"]),
+        loss="squared error",
+    )
+
+
+def corrections(rows: pl.DataFrame, version: int, target: Target = BINARY) -> Corrections:
     """Labels of champion ``version`` that were :func:`corrected`.
 
-    ``rows``, and how many more ``errors`` there are by them. Counted nowhere.
+    ``rows``, and how many more ``errors`` there are by them (of numbers none are counted). Counted nowhere.
     """
     own = rows.filter(pl.col("version") == version).drop_nulls("score")
+    if isinstance(target, Number):
+        return Corrections(rows=own.height)
+    classes = classes_of(target)
     return Corrections(rows=own.height, errors=_errors(own, "label", classes) - _errors(own, "counted", classes))
 
 

@@ -138,7 +138,7 @@ def serve(run: Run, reading: Reading, logged: pl.DataFrame, lines: pl.DataFrame)
     drift, end, age = run.params.drift, run.window.end, reading.age
     extra = [name for name in (SCORES, *run.params.gate.slices) if name in logged.columns]
     everything = logged.select("id", "event_time", "version", *OUTPUTS, *extra, *reading.marks)
-    labels = arrived.not_early(arrived.possible(lines, run.classes), everything)
+    labels = arrived.not_early(arrived.possible(lines, run.target), everything)
     served = everything.filter(pl.col("now") & (pl.col("event_time") >= reading.start))
     counted = arrived.counted(served, labels, reading.since, age, reading.taken_over)
     fresh = arrived.fresh(served, labels, end, age, counted)
@@ -150,9 +150,9 @@ def serve(run: Run, reading: Reading, logged: pl.DataFrame, lines: pl.DataFrame)
         rows=performance.known(everything.drop(*reading.marks), labels, end),
         fresh=fresh.filter(own),
         windows=reading.windows,
-        labels=arrived.judge(fresh, run.version, run.reference.baseline, drift, run.classes),
+        labels=arrived.judge(fresh, run.version, run.reference.baseline, drift, run.target),
         labelled=arrived.coverage(served, labels, [*reading.marked, run.window], end, age),
         fresh_labels=known.join(learned_from.select("id"), on="id", how="anti").height,
-        corrections=arrived.corrections(changed, run.version, run.classes),
+        corrections=arrived.corrections(changed, run.version, run.target),
         young=known.filter(own & (pl.col("event_time") > end - age)).height,
     )

@@ -25,15 +25,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipelines.contracts import FeatureDrift
+from pipelines.drift.labels.arrived import BINARY
 from pipelines.drift.why.embeddings import KL_THRESHOLD
 from pipelines.drift.why.findings import Findings, Seen, look
 from pipelines.drift_report import Diagnosis, Embeddings, HitSlice, LabelMovements, MixtureShares, MovedFeature, Shift
 from pipelines.feature_names import OUTPUTS, in_words, is_projection
+from pipelines.fields import Target
 from pipelines.moments import day
 from pipelines.params import DriftParams
 
 
-def diagnose(seen: Seen, params: DriftParams, classes: int = 0) -> Diagnosis:
+def diagnose(seen: Seen, params: DriftParams, target: Target = BINARY) -> Diagnosis:
     """What moved, since when, and what kind of shift that is.
 
     ``features`` are those that moved, strongest first; ``slices`` those whose metric dropped; ``dates`` the days
@@ -43,7 +45,7 @@ def diagnose(seen: Seen, params: DriftParams, classes: int = 0) -> Diagnosis:
     """
     moved = [feature for feature in seen.features if feature.drifted]
     inputs = [feature.feature for feature in moved if feature.feature not in OUTPUTS]
-    findings = look(seen, params, classes)
+    findings = look(seen, params, target)
     found = kind(findings, problems=bool(seen.problems))
     mixture = findings.mixture
     shares = None if mixture is None else MixtureShares(shares=mixture.shares, unexplained=mixture.unexplained)
@@ -115,9 +117,9 @@ def sentence(found: Shift, findings: Findings, names: Sequence[str], seen: Seen)
     if drop is None:
         metric = "no labels have arrived that could say how well the model does"
     elif findings.performance == "dropped":
-        metric = f"the log-loss is {drop.value:.3f} above the holdout's ({drop.low:.3f} to {drop.high:.3f})"
+        metric = f"the {seen.labels.loss} is {drop.value:.3f} above the holdout's ({drop.low:.3f} to {drop.high:.3f})"
     else:
-        metric = f"the log-loss is within what the holdout promised ({drop.value:+.3f})"
+        metric = f"the {seen.labels.loss} is within what the holdout promised ({drop.value:+.3f})"
     mixture = findings.mixture
     if found == "data quality":
         return f"the rows themselves are wrong: {'; '.join(seen.problems)}"
@@ -133,7 +135,7 @@ def sentence(found: Shift, findings: Findings, names: Sequence[str], seen: Seen)
         if mixture is not None and mixture.explains:
             shares = f"the classes' shares change (to {_percent(mixture.shares)})"
             return f"{what} moved{when} as inputs do when only {shares}{arrived}; {metric}"
-        return f"{what or 'the share of the classes'} moved{when}, and no input did{arrived}; {metric}"
+        return f"{what or seen.shares_told} moved{when}, and no input did{arrived}; {metric}"
     odd = (
         ""
         if mixture is None or not mixture.unexplained

@@ -15,16 +15,17 @@ from pipelines.contracts import FeatureDrift
 from pipelines.drift import stats
 from pipelines.drift.evidence import LabelEvidence
 from pipelines.drift.inputs.change import change_gains, coarse, outside
+from pipelines.drift.labels.arrived import BINARY, classes_of
 from pipelines.drift.labels.calibration import expected
 from pipelines.drift.labels.performance import days_of, labelled
 from pipelines.drift.labels.sequential import metric_drop
 from pipelines.drift.profile.counts import Column, Profile, number_column
-from pipelines.drift.reference import DAY_GROUPS
+from pipelines.drift.reference import DAY_GROUPS, counts_between
 from pipelines.drift.why.mixture import Mixture, explain
 from pipelines.drift_report import Held, Movement, SliceFigures
 from pipelines.feature_names import OUTPUTS, SCORE, served
-from pipelines.fields import Scale
-from pipelines.measures import row_errors, row_log_loss
+from pipelines.fields import Number, Scale, Target
+from pipelines.measures import row_errors, row_log_loss, row_squared_error
 from pipelines.params import DriftParams
 
 Ints = NDArray[np.int64]
@@ -55,6 +56,11 @@ class Seen:
     slices: Sequence[SliceFigures] = ()
     log_e: float = 0.0
 
+    @property
+    def shares_told(self) -> str:
+        """What moves with the labels, in words."""
+        return "the labels' distribution" if "labels" in self.reference.baseline else "the share of the classes"
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -79,7 +85,7 @@ class Findings:
     """Whether the losses are those that the calibrated scores expected."""
 
 
-def look(seen: Seen, params: DriftParams, classes: int = 0) -> Findings:
+def look(seen: Seen, params: DriftParams, target: Target = BINARY) -> Findings:
     """The row of the table that a window belongs to, with the dates of what moved.
 
     Nothing finer is looked at in rows that are wrong.
@@ -89,9 +95,9 @@ def look(seen: Seen, params: DriftParams, classes: int = 0) -> Findings:
     dropped = performance(seen, params)
     dates, since = _moved_dates(seen, inputs or moved, params)
     if not moved and dropped == "dropped":
-        dates, since = _error_dates(seen, params, classes)
+        dates, since = _error_dates(seen, params, target)
     sound = not seen.problems
-    shares, given = _label_states(seen, since if moved else None, params, classes) if sound else ("unknown", "unknown")
+    shares, given = _label_states(seen, since if moved else None, params, target) if sound else ("unknown", "unknown")
     return Findings(
         inputs=_state(seen, moved=bool(inputs)),
         outputs=_state(seen, moved=len(moved) > len(inputs)),
@@ -101,7 +107,7 @@ def look(seen: Seen, params: DriftParams, classes: int = 0) -> Findings:
         mixture=_mixture(seen, params) if inputs and sound else None,
         shares=shares,
         given=given,
-        expected=_as_expected(seen, params, classes) if inputs and sound and dropped == "dropped" else None,
+        expected=_as_expected(seen, params, target) if inputs and sound and dropped == "dropped" else None,
     )
 
 
@@ -144,14 +150,18 @@ def _moved_dates(seen: Seen, moved: Sequence[FeatureDrift], params: DriftParams)
     return [day for day, there in zip(order, out, strict=True) if there], order[int(np.argmax(gains))]
 
 
-def _error_dates(seen: Seen, params: DriftParams, classes: int) -> tuple[list[date], date | None]:
+def _error_dates(seen: Seen, params: DriftParams, target: Target) -> tuple[list[date], date | None]:
     """Days of rows whose errors were more than the holdout's, and the likeliest day of the change."""
     if seen.known is None or not seen.reference.baseline:
         return [], None
-    own, score = labelled(seen.known, classes)
+    own, score = labelled(seen.known, target)
     if own.is_empty():
         return [], None
-    wrong = row_errors(own["label"].to_numpy(), score)
+    label = own["label"].to_numpy()
+    if isinstance(target, Number):
+        wrong = row_squared_error(label, score) > seen.reference.baseline["large"]
+    else:
+        wrong = row_errors(label, score)
     order, into = np.unique(days_of(own), return_inverse=True)
     days = np.stack([np.bincount(into, weights=~wrong), np.bincount(into, weights=wrong)], axis=1).astype(np.int64)
     errors, rows = int(seen.reference.baseline["errors"]), int(seen.reference.baseline["rows"])
@@ -189,10 +199,11 @@ def _mixture(seen: Seen, params: DriftParams) -> Mixture | None:
     return explain(tables, now, phis, params)
 
 
-def _label_states(seen: Seen, since: date | None, params: DriftParams, classes: int) -> tuple[Movement, Movement]:
+def _label_states(seen: Seen, since: date | None, params: DriftParams, target: Target) -> tuple[Movement, Movement]:
     """Whether arrived labels' shares, and the score given the class, moved.
 
-    Of rows from ``since`` on, else of fresh ones.
+    Of rows from ``since`` on, else of fresh ones. Of numbers the shares are those of the training labels' tenths, and
+    there is no class that a score could be given.
     """
     rows = (
         seen.fresh
@@ -200,15 +211,19 @@ def _label_states(seen: Seen, since: date | None, params: DriftParams, classes: 
         else seen.known.filter(pl.col("event_time").dt.date() >= since)
     )
     baseline = seen.reference.baseline
-    if rows is None or "class_rows" not in baseline:
+    if rows is None or not {"class_rows", "labels"} & baseline.keys():
         return "unknown", "unknown"
-    own, score = labelled(rows, classes)
+    own, score = labelled(rows, target)
     if own.height < params.min_rows:
         return "unknown", "unknown"
+    if isinstance(target, Number):
+        groups = baseline["labels"]
+        now = counts_between(own["label"].to_numpy(), np.array(groups["edges"]))
+        return ("moved" if _differs(np.array(groups["counts"]), now, params) else "steady"), "unknown"
     before = np.array(baseline["class_rows"], np.int64)
     label = own["label"].to_numpy()
     shares = _differs(before, np.bincount(label, minlength=before.size)[: before.size], params)
-    top = pl.Series(score.max(1) if classes else score)
+    top = pl.Series(score.max(1) if classes_of(target) else score)
     tests = []
     for position, table in enumerate(baseline["by_class"].get("score", ())):
         mine = top.filter(pl.Series(label == position))
@@ -237,12 +252,12 @@ def _differs(before: Ints, now: Ints, params: DriftParams) -> bool:
     return _p(before, now, params) <= params.q
 
 
-def _as_expected(seen: Seen, params: DriftParams, classes: int) -> bool | None:
+def _as_expected(seen: Seen, params: DriftParams, target: Target) -> bool | None:
     """Whether the fresh rows lost no more than their calibrated scores expected, give or take ``min_metric_drop``."""
     calibration = seen.reference.baseline.get("calibration")
     if not calibration or seen.fresh is None:
         return None
-    own, score = labelled(seen.fresh, classes)
+    own, score = labelled(seen.fresh, target)
     if own.height < params.min_rows:
         return None
     gap = row_log_loss(own["label"].to_numpy(), score) - expected(calibration, score)[0]

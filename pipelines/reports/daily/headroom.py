@@ -39,7 +39,7 @@ def gain(found: Headroom) -> str:
     if known.value > found.price:
         return f"A retraining now would gain {figure}: it is not sure that it pays."
     if known.value < 0:
-        return f"A retraining now would lose {-known.value:.3f} nats ({-known.high:.3f} to {-known.low:.3f})."
+        return f"A retraining now would lose {-known.value:.3f} {found.unit} ({-known.high:.3f} to {-known.low:.3f})."
     return f"A retraining now would gain {figure}: it does not pay."
 
 
@@ -67,9 +67,9 @@ def basis(report: DriftReport) -> str:
         )
         if found.gain is not None:
             against = f"Against the champion's own answers, on {count(found.answered)} rows,"
-            said.append(f"{against} it is {interval(found.gain)} nats.")
+            said.append(f"{against} it is {interval(found.gain)} {found.unit}.")
     elif (own := found.own_pooled or found.own_past) is not None:
-        said.append(f"Held against a probe that learned what the champion did, it is {interval(own)} nats.")
+        said.append(f"Held against a probe that learned what the champion did, it is {interval(own)} {found.unit}.")
     if found.errors is not None:
         wrong = "fewer" if found.errors.value >= 0 else "more"
         said.append(f"Of 1,000 answers {abs(1000 * found.errors.value):.0f} {wrong} would be wrong.")
@@ -152,10 +152,10 @@ def _own(past: Past) -> Interval | None:
 
 
 def _point(past: Past, one: Interval, of: Window, axes: Axes, kind: str) -> Point:
-    report = past.report
+    report, unit = past.report, past.report.headroom.unit
     told = (
         f"judged with {window(report.window.end, kind)}, v{report.model_version}: a retraining would gain "
-        f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f}) nats on {count(report.headroom.rows)} rows"
+        f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f}) {unit} on {count(report.headroom.rows)} rows"
     )
     return Point(axes.middle(of), axes.y(one.value), axes.y(one.low), axes.y(one.high), report.model_version, told)
 

@@ -18,7 +18,7 @@ def worse(view: View) -> str:
         return _measured(view, report.labels.drop)
     if performance(view) == "dropped":
         return (
-            f"Yes. The sequential test of v{report.model_version}'s error rate has reached its threshold "
+            f"Yes. The sequential test of v{report.model_version}'s {_tested(report)} has reached its threshold "
             f"({view.policy.cusum_threshold:g}). {coverage(view)}{corrected(report)}"
         )
     return f"Not known yet. {coverage(view)}{corrected(report)}{_estimated(report)}"
@@ -30,22 +30,29 @@ def _measured(view: View, drop: Interval) -> str:
     least = view.policy.min_metric_drop
     told = (
         f"On {count(report.labels.rows)} rows answered by v{report.model_version} whose labels count since the last "
-        f"window, the log-loss is {interval(drop)} nats against its holdout's; "
+        f"window, the {report.measure.loss} is {interval(drop)} {report.measure.loss_unit} against its holdout's; "
         f"a rise surely above {least:g} counts as worse."
     )
     if performance(view) != "dropped":
         return f"No sign of it. {told}{corrected(report)}"
     if drop.low <= least:
         told += (
-            " That alone proves nothing, but the sequential test of the error rate has reached its threshold "
+            f" That alone proves nothing, but the sequential test of the {_tested(report)} has reached its threshold "
             f"({view.policy.cusum_threshold:g})."
         )
     return f"Yes. {told}{corrected(report)}"
 
 
+def _tested(report: DriftReport) -> str:
+    """What the sequential test is of."""
+    return "error rate" if report.measure.estimable else "capped squared errors"
+
+
 def _estimated(report: DriftReport) -> str:
     """What the metric would be if only the inputs had moved, where that could be estimated."""
     guess = report.performance.estimate
+    if not report.measure.estimable:
+        return " Nothing is estimated without labels: a predicted number does not say how sure it is."
     if guess is None:
         return ""
     return (
@@ -65,9 +72,11 @@ def corrected(report: DriftReport) -> str:
     than = "fewer"
     if found.errors >= 0:
         than = "more"
+    by_them = f": by them the model made {abs(found.errors)} {than} errors. "
+    if not report.measure.estimable:
+        by_them = ". "
     return (
-        f" {count(found.rows)} labels that were counted before have been corrected since the last window: "
-        f"by them the model made {abs(found.errors)} {than} errors. "
+        f" {count(found.rows)} labels that were counted before have been corrected since the last window{by_them}"
         "They are in the figures by window and in trainings; "
         "the sequential test goes on with what it counted."
     )

@@ -78,21 +78,21 @@ class Chart:
 
 
 Known = tuple[WindowFigures, Interval]
-"""Figures whose log-loss is known, and that."""
+"""Figures whose metric is known, and that."""
 
 
 def draw(view: View) -> Chart | None:
-    """The log-loss of every window with its interval, releases and verdicts on one time line.
+    """The log-loss, or the RMSE, of every window with its interval, releases and verdicts on one time line.
 
     None without any labelled window.
     """
     found = rolling(view)
-    known = [(one, loss) for one in found if (loss := _loss(one)) is not None]
+    known = [(one, loss) for one in found if (loss := one.main) is not None]
     if not known:
         return None
     low, high = span([loss for _, loss in known])
     axes = Axes(min(one.start for one in found), max(found[-1].end, view.report.window.end), low, high)
-    points = tuple(_point(one, loss, axes, view.kind) for one, loss in known)
+    points = tuple(_point(one, loss, axes, view) for one, loss in known)
     return Chart(
         points=points,
         lines=tuple(_lines(points)),
@@ -105,15 +105,9 @@ def draw(view: View) -> Chart | None:
     )
 
 
-def _loss(one: WindowFigures) -> Interval | None:
-    """The log-loss with its interval; None of fewer than two labels."""
-    if one.log_loss is None or one.low is None or one.high is None:
-        return None
-    return Interval(value=one.log_loss, low=one.low, high=one.high)
-
-
-def _point(one: WindowFigures, loss: Interval, axes: Axes, kind: str) -> Point:
+def _point(one: WindowFigures, loss: Interval, axes: Axes, view: View) -> Point:
     interval = f"{loss.low:.3f} to {loss.high:.3f}"
+    measure = view.report.measure
     rows = f"{count(one.labelled)} of {count(one.rows)} rows labelled"
     return Point(
         x=axes.middle(one),
@@ -122,7 +116,10 @@ def _point(one: WindowFigures, loss: Interval, axes: Axes, kind: str) -> Point:
         high=axes.y(loss.high),
         version=one.version,
         part=one.coverage is not None and one.coverage < 0.5,
-        told=f"{window(one.end, kind)}, v{one.version}: log-loss {loss.value:.3f} ({interval}) nats, {rows}",
+        told=(
+            f"{window(one.end, view.kind)}, v{one.version}: {measure.metric} {loss.value:.3f} ({interval}) "
+            f"{measure.unit}, {rows}"
+        ),
     )
 
 

@@ -33,7 +33,8 @@ def why(report: DriftReport) -> str:
     hit = sorted(report.diagnosis.slices, key=lambda one: -one.drop.value)[:3]
     if not hit:
         return said
-    worst = "; ".join(f"{one.field} {one.value}, {interval(one.drop)} nats on {count(one.rows)} rows" for one in hit)
+    unit = report.measure.loss_unit
+    worst = "; ".join(f"{one.field} {one.value}, {interval(one.drop)} {unit} on {count(one.rows)} rows" for one in hit)
     return f"{said} Hit worst: {worst}."
 
 

@@ -82,7 +82,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class FiguresRow:
-    """How one version did in one window: log-loss, accuracy, and the third metric if there is one."""
+    """How one version did in one window: a cell for each column of its table."""
 
     of: WindowFigures
     cells: tuple[Figure, ...]
@@ -90,26 +90,33 @@ class FiguresRow:
 
 @dataclass(frozen=True)
 class FiguresTable:
-    """The figures of the last windows, newest first; ``third`` is the third metric's name."""
+    """The figures of the last windows, newest first, with the names of their ``columns``."""
 
     rows: tuple[FiguresRow, ...]
-    third: str | None
+    columns: tuple[str, ...]
 
 
 def _figures(view: View) -> FiguresTable:
     newest = words.rolling(view)[::-1][:WINDOWS]
+    unit = view.report.measure.unit
+    if any(row.rmse is not None for row in newest):
+        own = [
+            (Figure(row.rmse, row.rmse_low, row.rmse_high), Figure(row.mae, row.mae_low, row.mae_high))
+            for row in newest
+        ]
+        pairs = zip(newest, own, strict=True)
+        return FiguresTable(tuple(FiguresRow(*pair) for pair in pairs), (f"RMSE, {unit}", f"MAE, {unit}"))
     losses = [Figure(row.log_loss, row.low, row.high) for row in newest]
     accuracies = [Figure(row.accuracy, row.accuracy_low, row.accuracy_high) for row in newest]
-    columns = [losses, accuracies]
-    third = None
+    columns, names = [losses, accuracies], ["log-loss, nats", "accuracy"]
     if any(row.macro_f1 is not None for row in newest):
-        third = "macro-F1"
+        names.append("macro-F1")
         columns.append([Figure(row.macro_f1, row.macro_f1_low, row.macro_f1_high) for row in newest])
     elif any(row.roc_auc is not None for row in newest):
-        third = "ROC-AUC"
+        names.append("ROC-AUC")
         columns.append([Figure(row.roc_auc, row.roc_auc_low, row.roc_auc_high) for row in newest])
     cells = zip(*columns, strict=True)
-    return FiguresTable(tuple(FiguresRow(row, own) for row, own in zip(newest, cells, strict=True)), third)
+    return FiguresTable(tuple(FiguresRow(row, own) for row, own in zip(newest, cells, strict=True)), tuple(names))
 
 
 @dataclass(frozen=True)

@@ -65,13 +65,14 @@ def _improved(evidence: Evidence) -> str:
 def _in_service(view: View, release: Release) -> Iterator[str]:
     """The metric of the new version beside that of the one before it, on labels."""
     until = release.as_of + timedelta(days=1)
-    known = [one for one in rolling(view) if one.log_loss is not None and one.labelled >= view.policy.min_rows]
-    now = [one for one in known if one.version == release.champion]
-    before = [one for one in known if one.version != release.champion and one.end <= until]
+    known = [(one, found) for one in rolling(view) if (found := one.main) and one.labelled >= view.policy.min_rows]
+    now = [one for one in known if one[0].version == release.champion]
+    before = [one for one in known if one[0].version != release.champion and one[0].end <= until]
+    measure = view.report.measure
     if now and before:
-        pair = ((now[-1], "its"), (before[-1], f"v{before[-1].version}'s"))
+        pair = ((*now[-1], "its"), (*before[-1], f"v{before[-1][0].version}'s"))
         new, old = (
-            f"{one.log_loss:.3f} nats in {whose} last labelled window ({window(one.end, view.kind)})"
-            for one, whose in pair
+            f"{found.value:.3f} {measure.unit} in {whose} last labelled window ({window(one.end, view.kind)})"
+            for one, found, whose in pair
         )
-        yield f"In service: log-loss {new}, after {old}."
+        yield f"In service: {measure.metric} {new}, after {old}."

@@ -44,7 +44,7 @@ STYLE = """
 """
 
 CHART = """
-<svg class="chart" viewBox="0 0 {{ metric.width }} {{ metric.height }}" role="img" aria-label="log-loss by window">
+<svg class="chart" viewBox="0 0 {{ metric.width }} {{ metric.height }}" role="img" aria-label="{{ r.measure.metric }} by window">
 {% set f = metric.frame %}
 {% if metric.waiting %}<rect x="{{ metric.waiting }}" y="{{ f.top }}" width="{{ f.right - metric.waiting }}" height="{{ f.bottom - f.top }}" fill="#f3f5f8"/><text x="{{ (metric.waiting + f.right) / 2 }}" y="{{ f.bottom - 8 }}" text-anchor="middle">{% if f.right - metric.waiting > 110 %}labels not in yet{% endif %}</text>{% endif %}
 {% for t in metric.ticks_y %}<line x1="{{ f.left }}" x2="{{ f.right }}" y1="{{ t.at }}" y2="{{ t.at }}" stroke="#e6eaf0"/><text x="{{ f.left - 6 }}" y="{{ t.at + 4 }}" text-anchor="end">{{ t.label }}</text>{% endfor %}
@@ -139,13 +139,13 @@ TEMPLATE = (
 
 <h2>How well the model does, on labels that have arrived</h2>
 {% if metric %}
-<p class="soft">Log-loss in nats by {{ v.kind }} of the prediction, with its {{ confidence }} interval; lower is better. Hollow: less than half of the rows have a label. Green line: another version serves; dashed red: rolled back; cross: a candidate was rejected; ring: inconclusive.{% if metric.guesses %} Brown diamonds: estimated from the scores alone, without labels.{% endif %}</p>
+<p class="soft">{{ r.measure.metric | capitalize if r.measure.estimable else r.measure.metric }} in {{ r.measure.unit }} by {{ v.kind }} of the prediction, with its {{ confidence }} interval; lower is better. Hollow: less than half of the rows have a label. Green line: another version serves; dashed red: rolled back; cross: a candidate was rejected; ring: inconclusive.{% if metric.guesses %} Brown diamonds: estimated from the scores alone, without labels.{% endif %}</p>
 <div class="card late">"""
     + CHART
     + """</div>
 {% else %}<div class="card">{{ coverage }} The metric is drawn once labels are there.</div>{% endif %}
 {% if figures.rows %}
-<div class="card" style="margin-top: 10px"><table class="wide"><tr><th>{{ v.kind }}</th><th>version</th><th class="n">rows</th><th class="n">with a label</th><th class="n">label delay, median</th><th class="n">log-loss, nats</th><th class="n">accuracy</th>{% if figures.third %}<th class="n">{{ figures.third }}</th>{% endif %}</tr>
+<div class="card" style="margin-top: 10px"><table class="wide"><tr><th>{{ v.kind }}</th><th>version</th><th class="n">rows</th><th class="n">with a label</th><th class="n">label delay, median</th>{% for name in figures.columns %}<th class="n">{{ name }}</th>{% endfor %}</tr>
 {% for row in figures.rows %}<tr><td class="nw">{{ window(row.of.end) }}</td><td>v{{ row.of.version }}</td><td class="n">{{ row.of.rows | count }}</td><td class="n">{{ row.of.labelled | count }}{% if row.of.coverage is not none %} ({{ "%.0f%%" | format(100 * row.of.coverage) }}){% endif %}</td><td class="n">{% if row.of.delay_days is not none %}{{ "%.1f" | format(row.of.delay_days) }} days{% else %}-{% endif %}</td>{% for cell in row.cells %}<td class="n">{% if cell.value is not none %}{{ "%.3f" | format(cell.value) }}{% if cell.low is not none %} <span class="dim">{{ "%.3f" | format(cell.low) }} to {{ "%.3f" | format(cell.high) }}</span>{% endif %}{% else %}-{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</table></div>{% endif %}
 
@@ -154,7 +154,7 @@ TEMPLATE = (
 <p>{{ gain }}</p>
 {% if gains %}
 <p class="soft">{{ basis }} {{ compared }}</p>
-<p class="soft">Nats of log-loss per row that newer rows would have saved in each window, with its {{ gain_confidence }} interval; dashed: what a retraining must save to have paid; green: retrained.</p>
+<p class="soft">{% if r.measure.estimable %}Nats of log-loss{% else %}{{ r.measure.loss | capitalize }} ({{ r.measure.loss_unit }}){% endif %} per row that newer rows would have saved in each window, with its {{ gain_confidence }} interval; dashed: what a retraining must save to have paid; green: retrained.</p>
 <div class="card late">"""
     + GAINS
     + """</div>
@@ -178,7 +178,7 @@ TEMPLATE = (
 
 <h2>What the policy decided</h2>
 <div class="path">{% for state in states %}<span class="s{{ ' is' if state == r.state else ' was' if state in r.policy.path }}">{{ state | lower }}</span>{{ "→" if not loop.last }}{% endfor %}{% if r.state not in states %}<span class="s is{{ ' bad' if r.state == blocked }}">{{ r.state | replace("_", " ") | lower }}</span>{% endif %}</div>
-<p class="soft">{% if r.policy.path and r.policy.path | length > 1 %}In this window: {{ r.policy.path | join(" → ") | replace("_", " ") | lower }}. {% endif %}{% if r.policy.path %}Sequential test of the error rate: e to the power of {{ "%.1f" | format(r.policy.log_e) }}, alarm at {{ v.policy.cusum_threshold | count }}. {% endif %}{% if r.policy.cooldown_until %}Cooldown until {{ r.policy.cooldown_until | day }}. {% endif %}{{ r.labels.fresh_labels | count }} new labelled rows since the champion was trained.</p>
+<p class="soft">{% if r.policy.path and r.policy.path | length > 1 %}In this window: {{ r.policy.path | join(" → ") | replace("_", " ") | lower }}. {% endif %}{% if r.policy.path %}Sequential test of the {{ "error rate" if r.measure.estimable else "capped squared errors" }}: e to the power of {{ "%.1f" | format(r.policy.log_e) }}, alarm at {{ v.policy.cusum_threshold | count }}. {% endif %}{% if r.policy.cooldown_until %}Cooldown until {{ r.policy.cooldown_until | day }}. {% endif %}{{ r.labels.fresh_labels | count }} new labelled rows since the champion was trained.</p>
 <div class="card"><table class="wide"><tr><th>{{ v.kind }}</th><th>state</th><th>asked for</th><th>strongest, PSI</th><th>reason</th><th>what the training said</th></tr>
 {% for d in decisions %}<tr><td class="nw">{{ window(d.report.window.end) }}</td><td class="nw">{{ d.report.state | replace("_", " ") | lower }}</td><td>{{ "-" if d.report.action == "none" else d.report.action }}</td><td class="nw">{% if d.strongest %}{{ d.strongest.feature }} <span class="{{ d.strongest.severity }}">{{ d.strongest.debiased_psi | psi }}</span>{% else %}-{% endif %}</td><td>{{ d.report.reason }}</td><td>{% if d.verdict %}<b class="{{ d.verdict.decision }}">{{ d.verdict.decision }}</b>{% if d.verdict.evidence.lift %} {{ d.verdict.evidence.lift | interval }} nats, {{ d.verdict.evidence.n | count }} rows{% endif %}{% elif d.report.action == "retrain" %}no verdict yet{% endif %}</td></tr>
 {% endfor %}</table></div>

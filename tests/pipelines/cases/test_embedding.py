@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pipelines.cases.embedding import embeddings, fit_head
-from pipelines.cases.encoder import Classifier, build, tokenizer
+from pipelines.cases.encoder import Classifier, NumberFromText, build, tokenizer
 from pipelines.errors import DataError
-from pipelines.fields import Fields, Text
+from pipelines.fields import Fields, Number, Text
 from pipelines.params import TextModelParams
 from pipelines.params_file import load_params
 from pipelines.text import load_tokenizer, pad, tokenise
@@ -107,3 +107,18 @@ def test_one_class_is_refused(model: Classifier, rows, tmp_path: Path):
     """A regression on rows of a single team says what to widen."""
     with pytest.raises(DataError, match="20 rows of one class"):
         fit_head(model, rows[0][:20], np.ones(20), TRAIN, tmp_path)
+
+
+def test_the_head_of_a_number_is_a_ridge_regression(text_params: TextModelParams, rows, tmp_path: Path):
+    """A number is learned from a text's embedding, in its unit, far from zero as it is; its loss is a share of 1."""
+    tokens, kinds = rows
+    labels = 5_000.0 + 40.0 * kinds
+    fields = Fields("x", (Text("text"),), "minutes", target=Number("min", 0))
+    network = build(text_params.model_copy(update={"kind": "embedding"}), fields)
+    assert isinstance(network, NumberFromText)
+    facts = fit_head(network, tokens, labels, TRAIN, tmp_path)
+    with torch.no_grad():
+        outputs = network(**{name: torch.from_numpy(tensor) for name, tensor in pad(tokens).items()})
+    answers = network.restore(outputs).numpy()[:, 0]
+    assert np.abs(answers - labels).mean() < 10
+    assert facts["loss"] == pytest.approx(float(np.mean((answers - labels) ** 2) / labels.var()), rel=0.01)

@@ -16,6 +16,7 @@ from pipelines.drift.why.diagnosis import diagnose, kind, nothing_seen
 from pipelines.drift.why.findings import Findings, Seen, look
 from pipelines.drift.why.mixture import Mixture
 from pipelines.drift_report import LabelMovements
+from pipelines.fields import Binary
 from tests.pipelines.drift.stream import DELAY, FIELDS, PARAMS, SPEC, START, Stream, midnight
 
 EXPLAINS = Mixture((0.2, 0.8), explains=True, unexplained=())
@@ -95,7 +96,7 @@ def seen(stream: Stream, drift: str, day: date, change=None) -> Seen:
         days=days,
         fresh=fresh,
         known=known,
-        slices=performance.by_slice(known, ["education"], stream.reference.baseline, PARAMS.drift, 0),
+        slices=performance.by_slice(known, ["education"], stream.reference.baseline, PARAMS.drift, Binary()),
     )
 
 

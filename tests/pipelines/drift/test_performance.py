@@ -14,6 +14,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from pipelines.contracts import Window
 from pipelines.drift.labels import performance
 from pipelines.drift_report import Performance
+from pipelines.fields import Binary, Classes
 from pipelines.measures import CLIP, row_log_loss
 from tests.pipelines.drift.stream import PARAMS, START, Stream, midnight
 
@@ -48,7 +49,7 @@ def test_figures_agree_with_their_definitions():
     own = rows.head(200)
     label = own["label"].to_numpy()
     score = own["score"].to_numpy()
-    found = performance.figures(rows, PARAMS.drift, 0)
+    found = performance.figures(rows, PARAMS.drift, Binary())
     assert (found.rows, found.labelled, found.coverage, found.delay_days) == (
         300,
         200,
@@ -65,9 +66,9 @@ def test_figures_agree_with_their_definitions():
 
 def test_few_or_equal_labels_make_no_claim():
     """Without two labels there is no metric, and with one class no ROC-AUC; coverage is told all the same."""
-    none = performance.figures(answers(40, labelled=1), PARAMS.drift, 0)
+    none = performance.figures(answers(40, labelled=1), PARAMS.drift, Binary())
     assert (none.labelled, none.log_loss, none.accuracy, none.roc_auc) == (1, None, None, None)
-    alike = performance.figures(answers(40).with_columns(label=pl.lit(1)), PARAMS.drift, 0)
+    alike = performance.figures(answers(40).with_columns(label=pl.lit(1)), PARAMS.drift, Binary())
     assert alike.roc_auc is None
     assert alike.accuracy is not None
 
@@ -76,7 +77,7 @@ def test_the_auc_interval_holds_the_truth():
     """Over 200 samples the 99% interval of the ROC-AUC holds its true value, 5/6, in at least 95% of them."""
     held = [
         found.roc_auc_low <= 5 / 6 <= found.roc_auc_high
-        for found in (performance.figures(answers(200, seed=seed), PARAMS.drift, 0) for seed in range(200))
+        for found in (performance.figures(answers(200, seed=seed), PARAMS.drift, Binary()) for seed in range(200))
     ]
     assert np.mean(held) >= 0.95
 
@@ -94,10 +95,10 @@ def test_classes_are_judged_by_macro_f1():
         prediction=pl.Series(given.argmax(1)),
         scores=pl.Series(given.tolist(), dtype=pl.List(pl.Float64)),
     )
-    found = performance.figures(rows, PARAMS.drift, 3)
+    found = performance.figures(rows, PARAMS.drift, Classes(("a", "b", "c")))
     assert found.macro_f1 == pytest.approx(f1_score(label, given.argmax(1), labels=np.unique(label), average="macro"))
     assert found.macro_f1_low < found.macro_f1 < found.macro_f1_high
-    blind = performance.figures(rows.drop("scores"), PARAMS.drift, 3)
+    blind = performance.figures(rows.drop("scores"), PARAMS.drift, Classes(("a", "b", "c")))
     assert (blind.labelled, blind.log_loss, blind.macro_f1) == (100, None, None)
 
 
@@ -116,7 +117,7 @@ def test_labels_count_from_their_arrival():
 def test_rolling_keeps_versions_and_windows_apart():
     """Every version has a line of its own in every window in which it answered; a window without rows has none."""
     rows = pl.concat([answers(60, 0), answers(40, 0, version=2), answers(50, 2, version=2, labelled=0)])
-    found = performance.rolling(rows, WINDOWS, PARAMS.drift, 0)
+    found = performance.rolling(rows, WINDOWS, PARAMS.drift, Binary())
     assert [(f"{one.end:%Y-%m-%d}", one.version, one.rows, one.coverage) for one in found] == [
         ("2020-01-02", 1, 60, 1.0),
         ("2020-01-02", 2, 40, 1.0),
@@ -131,18 +132,24 @@ def test_only_the_slice_that_dropped_is_named():
     The other has not.
     """
     rows = answers(1200)
-    whole = performance.figures(rows, PARAMS.drift, 0).log_loss
+    whole = performance.figures(rows, PARAMS.drift, Binary()).log_loss
     baseline = {
         "slices": {f"colour={colour}": {"rows": 500, "loss": whole, "loss_se": 0.02} for colour in ("green", "red")}
     }
     turned = rows.with_columns(label=pl.when(pl.col("colour") == "red").then(1 - pl.col("label")).otherwise("label"))
-    found = {one.value: one for one in performance.by_slice(turned, ["colour", "absent"], baseline, PARAMS.drift, 0)}
+    found = {
+        one.value: one for one in performance.by_slice(turned, ["colour", "absent"], baseline, PARAMS.drift, Binary())
+    }
     assert {value: one.dropped for value, one in found.items()} == {"green": False, "red": True}
     assert found["red"].drop.low > 0.1
     assert found["red"].coverage == 1.0
     # What the holdout did not have, and what has few labels, is shown and makes no claim.
-    assert not any(one.dropped or one.drop for one in performance.by_slice(turned, ["colour"], {}, PARAMS.drift, 0))
-    assert not any(one.drop for one in performance.by_slice(turned.head(60), ["colour"], baseline, PARAMS.drift, 0))
+    assert not any(
+        one.dropped or one.drop for one in performance.by_slice(turned, ["colour"], {}, PARAMS.drift, Binary())
+    )
+    assert not any(
+        one.drop for one in performance.by_slice(turned.head(60), ["colour"], baseline, PARAMS.drift, Binary())
+    )
 
 
 @pytest.mark.parametrize(("score", "was", "dropped"), [(1.0, 0.0, False), (1.0, 0.6, False), (0.5, 0.0, True)])
@@ -153,7 +160,7 @@ def test_a_slice_without_any_error_has_not_dropped(score, was, dropped):
     """
     rows = answers(200).with_columns(colour=pl.lit("red"), score=pl.lit(score), label=pl.lit(1))
     baseline = {"slices": {"colour=red": {"rows": 100, "loss": was, "loss_se": 0.0}}}
-    [found] = performance.by_slice(rows, ["colour"], baseline, PARAMS.drift, 0)
+    [found] = performance.by_slice(rows, ["colour"], baseline, PARAMS.drift, Binary())
     assert found.drop.value == pytest.approx(-math.log(min(score, 1 - CLIP)) - was, abs=1e-9)
     assert found.dropped is dropped
 
@@ -175,7 +182,7 @@ def told(stream: Stream, kind: str) -> Performance:
         label_time=pl.col("event_time") + timedelta(days=7),
     )
     windows = [Window(start=midnight(day), end=midnight(day) + timedelta(days=1)) for day in days]
-    return performance.summary(rows, windows, 1, stream.reference.baseline, PARAMS.gate.slices, PARAMS.drift, 0)
+    return performance.summary(rows, windows, 1, stream.reference.baseline, PARAMS.gate.slices, PARAMS.drift, Binary())
 
 
 def test_the_estimate_holds_under_covariate_shift(stream):
@@ -206,7 +213,7 @@ def test_without_a_calibration_nothing_is_estimated(stream):
     """
     old = {name: stream.reference.baseline[name] for name in ("rows", "errors", "error_rate", "loss", "loss_se")}
     rows = answers(100).with_columns(education=pl.lit("none"))
-    found = performance.summary(rows, WINDOWS, 1, old, ["education"], PARAMS.drift, 0)
+    found = performance.summary(rows, WINDOWS, 1, old, ["education"], PARAMS.drift, Binary())
     assert (found.estimate, found.earlier) == (None, ())
     assert found.rolling[0].labelled == 100
     assert found.rolling[0].end.date() == date(2020, 1, 2)

@@ -51,6 +51,13 @@ def test_a_confusion_is_shaded_by_its_rows(tmp_path):
     assert pixels[middle].min() < 1.2
 
 
+def test_numbers_are_drawn_beside_their_labels(tmp_path):
+    """Predicted numbers have a line of what came and a histogram of errors, also where all are equal."""
+    path = training.numbers([1.0, 2.0, 9.0], [1.5, 2.0, 8.0], "min", "trips", tmp_path / "a.png")
+    assert _colours(path, training.LINE) > 500
+    assert _colours(training.numbers([2.0] * 3, [2.0] * 3, "min", "trips", tmp_path / "b.png"), training.LINE) > 0
+
+
 def test_a_calibration_needs_no_spread(tmp_path):
     """Equal scores, and fewer rows than bins, are drawn too."""
     assert _colours(training.calibration([0, 1, 0], [0.1, 0.1, 0.1], "bank", tmp_path / "a.png"), training.LINE) > 0

@@ -10,14 +10,29 @@ import pytest
 
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
-from pipelines.contracts import Verdict
+from pipelines.contracts import Order, Verdict
 from pipelines.drift.profile import counts
 from pipelines.drift.reference import FILE
+from pipelines.drift_report import read_report
 from pipelines.export import scoring
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
 from tests import shop, trips
-from tests.pipelines.verbs import dataset, evaluate, export, gate, ingest, train, validate
+from tests.pipelines.conftest import free_port
+from tests.pipelines.data import loglines
+from tests.pipelines.verbs import (
+    dataset,
+    drift,
+    evaluate,
+    export,
+    gate,
+    headroom,
+    ingest,
+    profile,
+    report,
+    train,
+    validate,
+)
 
 AS_OF = trips.START + timedelta(days=25)
 FIRST = (ingest, validate, dataset, train, export, evaluate, gate)
@@ -34,7 +49,8 @@ def installed(tmp_path_factory):
 @pytest.fixture(scope="module")
 def first(installed, tmp_path_factory):
     """A first run up to its verdict: settings and folder."""
-    settings = Settings(home=tmp_path_factory.mktemp("numbers"), data_dir=tmp_path_factory.mktemp("data"))
+    home, data = tmp_path_factory.mktemp("numbers"), tmp_path_factory.mktemp("data")
+    settings = Settings(home=home, data_dir=data, mlflow_url=f"http://127.0.0.1:{free_port()}")
     trips.rows(2500).write_parquet(settings.data_dir / "trips.parquet")
     params = load_params(trips.CASE)
     run_dir = settings.run_dir(trips.CASE, AS_OF)
@@ -109,3 +125,136 @@ def test_the_reference_knows_how_wrong_the_number_is(first):
     assert 0 < found.baseline["capped_rate"] < 0.5
     assert sum(found.baseline["labels"]["counts"]) == facts(run_dir, "dataset")["train_rows"]
     assert "calibration" not in found.baseline
+
+
+# --- served -------------------------------------------------------------------------------------
+
+QUIET, SLOW = 3, 4
+"""Days that are served as they were, and then days on which trips take half as long again."""
+DAYS = QUIET + SLOW
+
+
+def serve(settings, bundle, rows, segment):
+    """Log the answers of version 1 to ``rows`` as the gateway does, and their labels when they arrive."""
+    fields = load_fields(trips.CASE)
+    lines = [
+        line | {"score": float(answer), "prediction": float(answer)}
+        for line, answer in zip(loglines.predictions(rows, fields), scoring.score(bundle, rows, fields), strict=True)
+    ]
+    loglines.write(settings, trips.CASE, "predictions", segment, lines)
+    loglines.write(settings, trips.CASE, "labels", segment, loglines.labels(rows, fields))
+
+
+@pytest.fixture(scope="module")
+def watched(first):
+    """The first champion in service: a drift run after every day, the page after the last one."""
+    settings, run_dir = first
+    bundle = run_dir / "export"
+    order = Order(
+        case=trips.CASE,
+        after=0,
+        champion=1,
+        candidate_key=storage.read_manifest(bundle).key,
+        bundle=str(bundle.relative_to(settings.root)),
+        action="promote",
+        trigger="initial",
+        reason="test",
+        actor="test",
+        as_of=AS_OF,
+    )
+    ledger.append(settings.ledger, order)
+    params = load_params(trips.CASE)
+    params = params.model_copy(update={"drift": params.drift.model_copy(update={"evidently": "daily"})})
+    for number in range(DAYS):
+        day = AS_OF + timedelta(days=number)
+        slower = 1.0 if number < QUIET else 1.5
+        serve(
+            settings, bundle, trips.rows(200, start=day, per_day=200, seed=20 + number, slower=slower), f"day{number}"
+        )
+        as_of = day + timedelta(days=1)
+        for step in (profile, headroom, drift):
+            step.run(params, settings, settings.run_dir(trips.CASE, as_of), as_of)
+    report.run(params, settings, settings.run_dir(trips.CASE, as_of), as_of)
+    return settings, params
+
+
+def found(settings, number):
+    """The drift report of the run after the day of this number."""
+    return read_report(settings.run_dir(trips.CASE, AS_OF + timedelta(days=number + 1)) / "drift")
+
+
+def test_a_quiet_day_says_how_wrong_the_number_is(watched):
+    """Labels of a day before give RMSE and MAE in minutes, no alarm and no drift."""
+    settings, _ = watched
+    told = found(settings, QUIET - 1)
+    assert not [feature.feature for feature in told.features if feature.drifted]
+    assert "score" in {feature.feature for feature in told.features}
+    assert (told.labels.rows, told.policy.alarmed) == (200, False)
+    assert told.labels.drop.low < 2.0
+    [day] = [one for one in told.performance.rolling if one.end == AS_OF + timedelta(days=1)]
+    assert trips.NOISE * 0.8 < day.rmse_low < day.rmse < day.rmse_high < trips.NOISE * 1.6
+    assert day.mae < day.rmse
+    assert day.log_loss is None
+    assert told.performance.estimate is None
+    assert told.diagnosis.kind == "none"
+
+
+def test_other_labels_of_the_same_inputs_are_a_concept_drift(watched):
+    """No input moves, the squared error rises: the e-CUSUM alarms, it is named, and a retraining is asked for."""
+    settings, _ = watched
+    seen = [found(settings, number) for number in range(DAYS)]
+    alarmed = next(number for number, told in enumerate(seen) if told.policy.alarmed)
+    assert QUIET < alarmed <= QUIET + 2  # labels take a day
+    told = seen[alarmed]
+    assert told.diagnosis.kind == "concept"
+    assert "squared error" in told.diagnosis.why
+    assert told.diagnosis.labels.shares == "moved"
+    assert not [feature.feature for feature in told.features if feature.drifted]
+    asked = [told.policy.trigger for told in seen if told.action == "retrain"]
+    assert asked
+    assert set(asked) <= {"performance", "headroom"}
+
+
+def test_a_probe_says_what_a_retraining_would_gain(watched):
+    """The gain is in squared minutes, with RMSE beside it, and no share of wrong answers is told."""
+    settings, _ = watched
+    told = found(settings, DAYS - 1).headroom
+    assert told.code == "measured", told.why
+    assert (told.unit, told.family, told.errors) == ("min²", "boosting", None)
+    assert told.decides is not None
+    assert {one.metric for one in told.metrics} == {"rmse"}
+    assert told.own_past.low > 0
+
+
+def test_the_page_speaks_of_minutes(watched):
+    """The daily page has RMSE and MAE in minutes, the squared error's rise, and says that nothing is estimated."""
+    settings, _ = watched
+    as_of = AS_OF + timedelta(days=DAYS)
+    folder = settings.run_dir(trips.CASE, as_of)
+    page = (folder / "report" / "index.html").read_text()
+    for words in ("RMSE in min by day", "RMSE, min", "MAE, min", "squared error", "min²", "capped squared errors"):
+        assert words in page, words
+    assert "nan" not in page.lower().replace("finance", "")
+    assert (folder / "drift" / "drift.html").exists()
+
+
+def test_the_next_training_learns_from_what_was_served(watched):
+    """Served rows with numbers as labels train the next candidate, which beats the champion by RMSE."""
+    settings, params = watched
+    as_of = AS_OF + timedelta(days=DAYS)
+    run_dir = settings.run_dir(trips.CASE, as_of)
+    small = params.model_copy(
+        update={
+            "dataset": params.dataset.model_copy(
+                update={"window_days": SLOW, "min_rows": 300, "fallback_rows": 600, "holdout_share": 0.3}
+            )
+        }
+    )
+    for step in FIRST:
+        step.run(small, settings, run_dir, as_of)
+    assert facts(run_dir, "ingest")["origin"] == "log"
+    assert pl.read_parquet(run_dir / "dataset" / "train.parquet")["minutes"].dtype == pl.Float64
+    verdict = Verdict.model_validate_json((run_dir / "gate" / "verdict.json").read_bytes())
+    assert (verdict.decision, verdict.evidence.opponent) == ("promote", "champion")
+    judged = facts(run_dir, "evaluate")
+    assert judged["champion"]["rmse"] > judged["challenger"]["rmse"]
