@@ -12,14 +12,18 @@ from pipelines import runtime
 from pipelines.cases.receiving import receive
 from pipelines.data import lake, log
 from pipelines.data.contract import split
+from pipelines.drift.evidence import LabelEvidence
 from pipelines.drift.inputs.compare import compare, quality
 from pipelines.drift.profile.counts import profile_frame, scored, typed
 from pipelines.drift.profile.kernel import profile_parquet
 from pipelines.drift.profile.spec import freeze_spec, with_counts
 from pipelines.drift.reference import reference_profile
 from pipelines.drift.why import explain
+from pipelines.drift.why.diagnosis import diagnose
+from pipelines.drift.why.findings import Seen
 from pipelines.encoding import encoder
 from pipelines.export.bundle import check_parity, neighbours
+from pipelines.feature_names import in_words
 from pipelines.fields import Binary, Classes, Number
 from pipelines.headroom import probe
 from pipelines.params_file import load_params
@@ -120,7 +124,7 @@ def test_a_logged_row_counts_as_its_canonical_one(fields, canonical, tmp_path):
 
 
 def test_the_share_that_moves_is_the_one_that_drifts(fields, canonical, tmp_path):
-    """A jump of missing values, or of undeclared ones, is a drift of that share, and no fault of the data."""
+    """A jump of missing values, or of undeclared ones, is a drift of that share, named as such, and no fault."""
     spec = freeze_spec(fields, Settings(home=tmp_path), lambda: canonical)
     params = load_params(fields.case).drift.model_copy(update={"min_rows": 100, "ignore": ()})
     scores = np.full((canonical.height, fields.outputs), 1 / fields.outputs)
@@ -131,17 +135,21 @@ def test_the_share_that_moves_is_the_one_that_drifts(fields, canonical, tmp_path
     def moved(rows):
         current = profile_frame(rows, fields, spec)
         assert not quality(reference, current, WINDOW, params).problems
-        return {one.feature for one in compare(reference, current, fields, spec, params) if one.drifted}
+        features = compare(reference, current, fields, spec, params)
+        nothing = LabelEvidence(rows=0, errors=0, baseline=0.5)
+        why = diagnose(Seen(1, reference, current, features, nothing), params).why
+        return {one.feature for one in features if one.drifted}, why
 
-    assert not moved(canonical)
+    assert not moved(canonical)[0]
     for share in fields.shares:
         name, _, kind = share.rpartition(".")
         half = pl.int_range(canonical.height) % 2 == 0
         value = pl.lit(None) if kind == "missing" else pl.lit("never seen")
         changed = canonical.with_columns(pl.when(half).then(value).otherwise(pl.col(name)).alias(name))
-        found = moved(changed.cast(dict(canonical.schema)))
+        found, why = moved(changed.cast(dict(canonical.schema)))
         assert share in found
         assert found <= {share, name}
+        assert in_words(share) in why
 
 
 @pytest.mark.parametrize("fields", [("everything", "binary")], indirect=True)
