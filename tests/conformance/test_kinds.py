@@ -162,8 +162,10 @@ def test_pages_and_explanations_are_drawn_of_it(fields, canonical, tmp_path):
     assert {one.feature for one in explain.explain(*sides, fields).features} <= set(fields.inputs)
 
 
+@pytest.mark.parametrize("fields", [("everything", target) for target in TARGETS], indirect=True, ids=TARGETS)
 def test_a_probe_reads_it(fields, canonical):
-    """Both families of probes learn from whatever a row holds or lacks, and answer probabilities."""
+    """Both families of probes learn from whatever a row holds or lacks, and answer in the target's terms."""
     for family in ("logistic", "boosting"):
         found = probe.answers(canonical, canonical, fields, family)
         assert found.shape[0] == canonical.height
+        assert np.isfinite(found).all()
