@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-MISSING = "(missing)"
-"""The name of the rows without a value."""
+MISSING = "missing"
+"""The value of the rows without one, as everywhere that slices are named."""
 
 
 def slices(frame: pl.DataFrame, columns: Sequence[SliceBy]) -> dict[str, NDArray[np.bool_]]:
@@ -36,14 +36,18 @@ def slices(frame: pl.DataFrame, columns: Sequence[SliceBy]) -> dict[str, NDArray
             order = binned(np.array([-np.inf, *column.bins, np.nan]), column.bins)
             masks |= {f"{name}={word}": own for word in order if (own := words == word).any()}
             continue
-        values = frame[name].to_numpy()
-        if frame[name].dtype.is_float() and (values != np.floor(values)).any():
+        known = frame[name].drop_nulls().to_numpy()
+        if frame[name].dtype.is_float() and (known != np.floor(known)).any():
             raise ConfigError(
                 f"gate.slices cuts {name!r} by its values, which are no whole numbers, so that hardly two rows share "
                 f"one: give bins, as in {{field: {name}, bins: [30, 50]}}"
             )
-        for value in sorted(frame[name].drop_nulls().unique().to_list()):
+        own = frame[name]
+        if own.dtype.is_(pl.Boolean()):
+            own = own.cast(pl.String)
+        values = own.to_numpy()
+        for value in sorted(own.drop_nulls().unique().to_list()):
             masks[f"{name}={value}"] = values == value
-        if frame[name].null_count():
-            masks[f"{name}={MISSING}"] = frame[name].is_null().to_numpy()
+        if own.null_count():
+            masks[f"{name}={MISSING}"] = own.is_null().to_numpy()
     return masks

@@ -185,7 +185,9 @@ def by_slice(
     found: list[SliceFigures] = []
     tested: dict[int, float] = {}
     for column in (name for name in columns if name in rows.columns):
-        parts = rows.filter(pl.col(column).is_not_null()).partition_by(column, as_dict=True)
+        flag = pl.selectors.by_name(column) & pl.selectors.boolean()
+        given = rows.filter(pl.col(column).is_not_null()).with_columns(flag.cast(pl.String))
+        parts = given.partition_by(column, as_dict=True)
         for (value,), part in sorted(parts.items(), key=lambda item: str(item[0])):
             drop = None
             before = baseline.get("slices", {}).get(f"{column}={value}")
