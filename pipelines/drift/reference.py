@@ -154,7 +154,7 @@ def _baseline_of_number(
         "loss_se": _error(losses),
         "mae": float(np.abs(label - scores).mean()),
         "cap": cap,
-        "capped_rate": baseline_share(shares, spread=design_effect(shares, days_of(holdout))),
+        "capped_rate": baseline_share(shares, design_effect(shares, days_of(holdout))),
         "labels": label_groups(trained),
         "slices": _by_slice(holdout, losses, fields),
     }

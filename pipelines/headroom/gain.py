@@ -7,7 +7,6 @@ e-value says how much the days speak against "it gains no more than its price", 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,13 +56,8 @@ class Sample:
     probe: Floats
     past: Floats | None = None
     groups: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    cap: float | None = None
-    """Of a number: squared errors above it count as it where something is bet on them; None of probabilities."""
-
-    @property
-    def number(self) -> bool:
-        """Whether labels and answers are numbers."""
-        return self.cap is not None
+    number: bool = False
+    """Whether labels and answers are numbers."""
 
     def only(self, rows: NDArray[np.bool_]) -> Sample:
         """The sample of these rows, a mask ``[n]``."""
@@ -74,7 +68,7 @@ class Sample:
             self.probe[rows],
             None if self.past is None else self.past[rows],
             {name: column[rows] for name, column in self.groups.items()},
-            self.cap,
+            self.number,
         )
 
 
@@ -148,7 +142,7 @@ def measured(sample: Sample, params: HeadroomParams) -> Headroom:
         told |= {"own_estimate": newer, "own_past": around(newer, params.confidence)}
     if before is not None:
         told |= {
-            "log_e": log_e_value(_bet_on(judged, before), params.price),
+            "log_e": log_e_value(_mean(judged, before), params.price),
             "errors": None if sample.number else around(_fewer_errors(judged, before), params.confidence),
             "slices": _by_slice(judged, before, params),
         }
@@ -164,14 +158,6 @@ def _mean(sample: Sample, before: Floats) -> Mean:
     return clustered_mean(difference(sample.label, before, sample.probe, number=sample.number), sample.days)
 
 
-def _bet_on(sample: Sample, before: Floats) -> Mean:
-    """The mean that is bet on: of a number of squared errors capped at ``cap``, as their tails are heavy."""
-    if sample.cap is None:
-        return _mean(sample, before)
-    was, now = (np.minimum(row_squared_error(sample.label, score), sample.cap) for score in (before, sample.probe))
-    return clustered_mean(was - now, sample.days)
-
-
 def _fewer_errors(sample: Sample, before: Floats) -> Mean:
     wrong, still = (row_errors(sample.label, score).astype(np.float64) for score in (before, sample.probe))
     return clustered_mean(wrong - still, sample.days)
@@ -181,7 +167,7 @@ def _beside(sample: Sample) -> tuple[Beside, ...]:
     """The metric that a case of this kind is known by, where it is defined: ROC-AUC, with classes macro-F1, or RMSE."""
     label, pair = sample.label, (sample.champion, sample.probe)
     if sample.number:
-        champion, probe = (math.sqrt(row_squared_error(label, one).mean()) for one in pair)
+        champion, probe = (float(row_squared_error(label, one).mean()) ** 0.5 for one in pair)
         return (Beside(metric="rmse", champion=champion, probe=probe),)
     if sample.champion.ndim == 2:
         champion, probe = (macro_f1(confusion(label, score)) for score in pair)

@@ -17,7 +17,6 @@ from pipelines.headroom import gain, probe
 from pipelines.measures import cut
 from pipelines.params import GateParams, HeadroomParams
 
-CAPPED = 0.99
 ANSWERED = "_answered"
 """The column that says whether the champion answered a row."""
 
@@ -80,14 +79,8 @@ def _answered(rows: Rows, fields: Fields, family: str, gate: GateParams) -> gain
         probe=probe.answers(rows.learned, asked, fields, family),
         past=past,
         groups={name: groups[name].cast(pl.String).fill_null("missing").to_numpy() for name in gate.slice_fields},
-        cap=None if fields.number is None else _cap(rows.learned[fields.label]),
+        number=fields.number is not None,
     )
-
-
-def _cap(labels: pl.Series) -> float:
-    """What a squared error counts as at most in a bet: the 99% quantile of the older labels' squared deviations."""
-    values = labels.cast(pl.Float64).to_numpy()
-    return float(np.quantile((values - values.mean()) ** 2, CAPPED))
 
 
 def _logged(judged: pl.DataFrame, fields: Fields) -> NDArray[Any]:

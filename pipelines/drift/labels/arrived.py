@@ -186,18 +186,18 @@ def _judge_numbers(own: pl.DataFrame, baseline: dict[str, Any], params: DriftPar
     their cap, as :func:`~pipelines.drift.labels.sequential.log_e_of_shares` bets on them.
     """
     losses = row_squared_error(own["label"].to_numpy(), own["score"].to_numpy())
-    shares, days = capped(losses, baseline["cap"]), days_of(own)
-    spread = design_effect(shares, days)
     drop = None
+    days = days_of(own)
     if own.height >= params.min_rows:
         drop = metric_drop(losses, days, baseline["loss"], baseline["loss_se"], 1 - params.q)
+    shares = capped(losses, baseline["cap"])
     return LabelEvidence(
         rows=own.height,
         errors=int((losses > baseline["large"]).sum()),
         baseline=baseline["capped_rate"],
-        spread=spread,
         drop=drop,
-        log_e=log_e_of_shares(shares, baseline["capped_rate"]) / spread,
+        spread=design_effect(shares, days),
+        log_e=log_e_of_shares(shares, baseline["capped_rate"]),
         loss="squared error",
     )
 
@@ -211,8 +211,9 @@ def corrections(rows: pl.DataFrame, version: int, target: Target = BINARY) -> Co
     if isinstance(target, Number):
         return Corrections(rows=own.height)
     classes = classes_of(target)
-    more = _wrong(own, "label", classes) - _wrong(own, "counted", classes)
-    return Corrections(rows=own.height, errors=int(more.sum()))
+    return Corrections(
+        rows=own.height, errors=int((_wrong(own, "label", classes) - _wrong(own, "counted", classes)).sum())
+    )
 
 
 def _wrong(rows: pl.DataFrame, label: str, classes: int) -> NDArray[np.float64]:

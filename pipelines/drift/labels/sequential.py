@@ -50,11 +50,11 @@ def capped(losses: Floats, cap: float) -> Floats:
     return shares
 
 
-def baseline_share(shares: Floats, confidence: float = BASELINE_CONFIDENCE, spread: float = 1.0) -> float:
+def baseline_share(shares: Floats, spread: float = 1.0, confidence: float = BASELINE_CONFIDENCE) -> float:
     """Upper confidence bound of the mean of ``shares`` ``[n]`` in 0 to 1: :func:`baseline_rate` of what is no count.
 
-    The least m that "the mean is m or more" is rejected for by a bet on what is missing to 1, ``y = 1 - x``, of which
-    ``spread`` rows say as much as one. Source:
+    The least m that "the mean is m or more" is rejected for by a bet on what is missing to 1, ``y = 1 - x``; of the
+    rows ``spread`` say as much as one. Source:
     Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting, JRSS B 86(1), 2024.
 
     >>> shares = np.tile([0.0, 0.2], 500)
@@ -64,7 +64,7 @@ def baseline_share(shares: Floats, confidence: float = BASELINE_CONFIDENCE, spre
     low, high = float(shares.mean()), 1.0
     for _ in range(30):
         middle = (low + high) / 2
-        rejected = log_e_of_shares(1 - shares, 1 - middle, BOUND_BETS) / spread >= -math.log(1 - confidence)
+        rejected = log_e_of_shares(1 - shares, 1 - middle, BOUND_BETS) >= -math.log(1 - confidence) * spread
         low, high = (low, middle) if rejected else (middle, high)
     return high
 
