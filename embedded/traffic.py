@@ -104,7 +104,8 @@ def advance(settings: Settings, gateway: httpx.Client, case: str, now: datetime)
         place = _keep(settings, case, Place(place.since, end, place.labels))
     delay = timedelta(days=params.label_delay_days)
     due = Window(start=max(place.since, place.labels - delay), end=max(place.since, now - delay))
-    for batch, end in _batches(stream.rows(source, due, params), "label_time", now):
+    known = stream.rows(source, due, params).drop_nulls(fields.label)
+    for batch, end in _batches(known, "label_time", now):
         items = [
             {
                 "prediction_id": row["id"],

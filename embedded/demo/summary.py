@@ -192,6 +192,7 @@ def _months(
     for tick, retrained in zip_longest(replay.ticks, replay.ungated):
         window = windows[tick["month"]]
         frame = rows.filter(pl.col("event_time").is_between(window.start, window.end, closed="left"))
+        frame = frame.drop_nulls(fields.label)
         labels = [value if fields.number is not None else int(value) for value in frame[fields.label]]
         if len(labels) >= replay.plan.min_month_rows and len(set(labels)) > 1:
             answered = [served[id_] for id_ in frame["id"]] if set(frame["id"]) <= served.keys() else None

@@ -76,10 +76,13 @@ def send_rows(gateway: httpx.Client, fields: Fields, frame: pl.DataFrame, tally:
 
 
 def send_labels(gateway: httpx.Client, fields: Fields, frame: pl.DataFrame, tally: Tally) -> None:
-    """Post the labels of ``frame`` with their arrival in event time; classes go by their names."""
+    """Post the labels of ``frame`` with their arrival in event time; classes go by their names.
+
+    A row whose truth never came has none to post.
+    """
     case = fields.case
     label = fields.label
-    for batch in frame.iter_slices(4 * BATCH):
+    for batch in frame.drop_nulls(label).iter_slices(4 * BATCH):
         labels: list[dict[str, Any]] = [
             {
                 "prediction_id": row["id"],

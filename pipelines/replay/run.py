@@ -74,10 +74,11 @@ def _one(world: World, policies: Sequence[Policy], price: float, least: int, tol
     def judge(key: str, number: int) -> dict[str, float | None] | None:
         """The metrics of a candidate in a tick with enough rows of more than one class."""
         tick = world.ticks[number]
-        labels = world.of(tick)[world.fields.label].to_numpy()
+        label = world.of(tick)[world.fields.label]
+        labels, known = label.drop_nulls().to_numpy(), label.is_not_null().to_numpy()
         counts = len(labels) >= least and len(set(labels.tolist())) > 1
         if counts:
-            found = metrics_of(world.fields)(labels, candidates.scores(world, key, tick))
+            found = metrics_of(world.fields)(labels, candidates.scores(world, key, tick)[known])
             if world.fields.number is not None:  # a mean of ticks is one of squares, as gains and prices are
                 found["mse"] = float(found["rmse"] or 0.0) ** 2
             return found

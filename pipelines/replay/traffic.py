@@ -56,7 +56,8 @@ def _answer(fields: Fields, row: dict[str, Any], score: Any, version: int) -> Pr
 
 def log_labels(settings: Settings, fields: Fields, tick: Tick, rows: pl.DataFrame, since: datetime) -> None:
     """Log the labels of served ``rows`` that arrived in ``(since, end of the tick]``, and no others."""
-    due = rows.filter((pl.col("label_time") > since) & (pl.col("label_time") <= tick.window.end))
+    known = rows.drop_nulls(fields.label)
+    due = known.filter((pl.col("label_time") > since) & (pl.col("label_time") <= tick.window.end))
     lines: list[LabelLine] = [
         {
             "prediction_id": row["id"],

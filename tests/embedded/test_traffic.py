@@ -231,3 +231,24 @@ def test_a_broken_case_stops_its_own_traffic_only(tmp_path, monkeypatch, caplog)
         for record in caplog.records
         if "shop" in record.message and "division by zero" in record.message and "source.py, line 3" in record.message
     ]
+
+
+def test_a_truth_that_never_came_is_not_sent(served, monkeypatch):
+    """Rows whose label is null go to the gateway, and no label of theirs does, now or later."""
+    http, settings = served
+    source = part("loans", "source")
+
+    def half_known(*arguments):
+        rows = source.rows(*arguments)
+        known = pl.col("id").str.ends_with("0")
+        return rows.with_columns(pl.when(known).then(pl.col("granted")).alias("granted"))
+
+    monkeypatch.setattr(traffic, "part", lambda *_: SimpleNamespace(resolve=source.resolve, rows=half_known))
+    rows, labels = traffic.advance(settings, http, "loans", NOW)
+    due = stream(settings, NOW - timedelta(days=traffic.BACKFILL_DAYS), NOW - DELAY)
+    known = {id_ for id_ in due["id"] if id_.endswith("0")}
+    sent = set(ids(settings, "labels"))
+    assert rows > len(due)
+    assert labels == len(sent) > 0
+    assert all(id_.endswith("0") for id_ in sent)
+    assert known <= sent
