@@ -10,17 +10,18 @@ from pipelines.contracts import Interval
 from pipelines.gating.paired import Paired
 from pipelines.measures import central, quantile
 
-STRICTER: Mapping[str, float] = {"pr_auc": 0.4, "rmse": 0.4}
+STRICTER: Mapping[str, float] = {"log_loss": 0.7, "pr_auc": 0.4, "rmse": 0.4, "mae": 0.6, "pinball": 0.6}
 """The share of the allowed error that is asked for, where an interval errs more often than it says.
 
-At 95% a lower bound may be wrong once in 40 and is asked for as if once in 100.
+Losses of heavy tails and average precision do. At 95% a lower bound may be wrong once in 40; that of a PR-AUC is asked
+for as if once in 100. Measured by `make bench-metrics`.
 """
 
 
 def level(metric: str, confidence: float) -> float:
     """The nominal confidence of an interval that is to hold ``confidence``.
 
-    >>> level("log_loss", 0.95), round(level("pr_auc", 0.95), 6)
+    >>> level("roc_auc", 0.95), round(level("pr_auc", 0.95), 6)
     (0.95, 0.98)
     """
     return 1 - (1 - confidence) * STRICTER.get(metric, 1.0)

@@ -51,8 +51,11 @@ def promised(run_dir: Path, trigger: Trigger, champion: int | None) -> Promise |
 
 
 def delivered(evidence: Evidence) -> Interval | None:
-    """By how many nats the candidate beat the champion on the holdout; None where there was no champion, or no row."""
-    return evidence.lift if evidence.opponent == "champion" else None
+    """By how many nats the candidate beat the champion on the holdout.
+
+    None where there was no champion or no row, or where the gate decides by another metric than log-loss.
+    """
+    return evidence.lift if evidence.opponent == "champion" and evidence.metric == "log_loss" else None
 
 
 def told(promise: Promise | None, evidence: Evidence) -> str:
@@ -69,6 +72,8 @@ def told(promise: Promise | None, evidence: Evidence) -> str:
         return "No gain was promised: no probe had measured one over this champion."
     over = "one of the champion's time" if promise.against == "past" else "the champion's answers"
     said = f"On {day(promise.as_of)} a probe promised {_nats(promise.gain)} nats over {over}"
+    if evidence.metric != "log_loss":
+        return f"{said}; the gate decides by {evidence.metric}, so what was delivered is not known in nats."
     came = delivered(evidence)
     if came is None:
         return f"{said}; what the candidate delivered is not known."

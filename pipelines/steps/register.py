@@ -11,7 +11,7 @@ import polars as pl
 
 from pipelines import ledger
 from pipelines.cases import load_fields
-from pipelines.contracts import EpisodeTrigger, Manifest, Verdict
+from pipelines.contracts import EpisodeTrigger, Evidence, Manifest, Verdict
 from pipelines.line.facts import EvaluateFacts, GateFacts, RegisterFacts, TrainFacts
 from pipelines.line.order import REGISTER
 from pipelines.line.step import Read, Run, Work
@@ -61,6 +61,7 @@ def _candidate(run: Run, read: Read, plots: Sequence[Path]) -> register.Candidat
     champion = ledger.champion_before(run.settings.ledger, run.case, run.as_of)
     promise = promises.promised(run.dir, run.trigger, None if champion is None else champion.champion)
     measured = {name: getattr(judged, name) for name in ("challenger", "champion", "base_rate", "n", "positives")}
+    measured |= _by_gate(verdict.evidence, measured)
     kept = [run.dir / step / name for step, name in FILES]
     return register.Candidate(
         case=run.case,
@@ -79,6 +80,18 @@ def _candidate(run: Run, read: Read, plots: Sequence[Path]) -> register.Candidat
         artefacts=(*(path for path in kept if path.exists()), *plots),
         about=_about(verdict, promise)[:TEXT],
     )
+
+
+def _by_gate(evidence: Evidence, measured: dict[str, Any]) -> dict[str, Any]:
+    """What the gate measured beyond the evaluation: its own metric, floors, and how many rows differ."""
+    name, own = evidence.metric, evidence.challenger
+    floors = {floor.metric: floor.value for floor in evidence.floors}
+    opponent = "champion" if evidence.opponent == "champion" else "base_rate"
+    return {
+        "challenger": {**floors, name: own.get(name), **measured["challenger"]},
+        opponent: {name: evidence.champion.get(name), **(measured[opponent] or {})},
+        "differ": evidence.differ,
+    }
 
 
 def _headroom(promise: promises.Promise | None) -> dict[str, float]:

@@ -59,7 +59,8 @@ def _improved(evidence: Evidence) -> str:
     if evidence.opponent == "champion":
         against = "the champion"
     metric = evidence.metric.replace("_", "-")
-    return f"improved {metric} by {interval(evidence.lift)} nats over {against} on {count(evidence.n)} held-out rows"
+    unit = " nats" if evidence.metric == "log_loss" else ""
+    return f"improved {metric} by {interval(evidence.lift)}{unit} over {against} on {count(evidence.n)} held-out rows"
 
 
 def _in_service(view: View, release: Release) -> Iterator[str]:

@@ -203,3 +203,4 @@ def test_metrics_that_err_more_often_are_asked_for_more():
     """The level of an interval is the declared one, and higher where the declared one would not hold."""
     assert level("roc_auc", 0.95) == 0.95
     assert level("pr_auc", 0.95) == level("rmse", 0.95) == pytest.approx(0.98)
+    assert level("log_loss", 0.9) == pytest.approx(0.93)

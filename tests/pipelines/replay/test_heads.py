@@ -39,7 +39,7 @@ def world(tmp_path_factory):
             "dataset": own.dataset.model_copy(
                 update={"window_days": 200, "min_rows": 50, "fallback_rows": 100, "min_holdout": 20}
             ),
-            "gate": own.gate.model_copy(update={"min_differing": 20}),
+            "gate": own.gate.model_copy(update={"min_differing": 20, "first_lift": -0.1}),  # 35 rows prove nothing
             "replay": own.replay.model_copy(update={"min_rows": 20}),
         }
     )

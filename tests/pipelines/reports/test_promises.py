@@ -113,5 +113,7 @@ def test_promise_and_delivery_are_one_sentence(tmp_path):
     past = promise.model_copy(update={"against": "past"})
     assert "over one of the champion's time" in told(past, seen)
     assert told(past, seen.model_copy(update={"lift": None})).endswith("what the candidate delivered is not known.")
+    ranks = told(promise, seen.model_copy(update={"metric": "roc_auc"}))
+    assert ranks.endswith("the gate decides by roc_auc, so what was delivered is not known in nats.")
     first = seen.model_copy(update={"opponent": "base_rate"})
     assert told(None, first) == "No gain was promised: there was no champion to gain on."
