@@ -266,10 +266,20 @@ MODEL = Dashboard(
                 "Of the newest window with labels, and as estimated where labels are missing; in nats.",
             ),
             Panel(
+                "Errors of predicted numbers",
+                "short",
+                {
+                    "{{case}} RMSE, {{bound}}": f"perennial_rmse{CASE}",
+                    "{{case}} MAE, {{bound}}": f"perennial_mae{CASE}",
+                },
+                "Of the newest window with labels, in the number's unit.",
+            ),
+            Panel(
                 "Rise over the holdout",
                 "short",
                 {
                     "{{case}} {{bound}}": f"perennial_log_loss_rise{CASE}",
+                    "{{case}} squared error, {{bound}}": f"perennial_squared_error_rise{CASE}",
                     "{{case}} limit": 'perennial_threshold{case=~"$case", name="log_loss_rise"}',
                 },
             ),

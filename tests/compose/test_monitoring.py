@@ -13,10 +13,12 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipelines.reports import metrics as loop
+from pipelines.storage import canonical_json
 from serving.gateway.metrics import Metrics
 from tests.compose.stackfile import ROOT, load, services
 from tests.embedded.test_airflow_metrics import watching
-from tests.pipelines.alerts.found import PARAMS
+from tests.pipelines.alerts.found import NOW, PARAMS
+from tests.pipelines.reports.test_metrics import NUMBERS
 from tests.pipelines.reports.test_metrics import settings as loop_settings  # noqa: F401 - a fixture
 
 FOLDER = ROOT / "compose"
@@ -101,11 +103,14 @@ def gateway():
 
 @pytest.fixture
 def exported(gateway, loop_settings):  # noqa: F811 - the fixture
-    """``{series: labels}`` of all that is scraped, from the running code."""
+    """``{series: labels}`` of all that is scraped, from the running code; of a case with a number, too."""
+    told = series(loop.render(loop_settings, [PARAMS]))
+    (loop_settings.run_dir("loans", NOW) / "drift" / "report.json").write_text(canonical_json(NUMBERS))
     return {
         **OWN,
         **TRITON_SERIES,
         **gateway,
+        **told,
         **series(loop.render(loop_settings, [PARAMS])),
         **series(watching()[0].text().decode()),
     }

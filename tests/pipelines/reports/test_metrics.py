@@ -21,6 +21,7 @@ from sqlalchemy import create_engine
 from pipelines import ledger, storage
 from pipelines.alerts.rules import HELD_BACK_WINDOWS
 from pipelines.contracts import AlertRule, FeatureDrift, Order
+from pipelines.drift_report import Measure, Performance, WindowFigures
 from pipelines.reports import metrics
 from pipelines.settings import Settings
 from tests.pipelines.alerts.found import DAY, NOW, PARAMS, WINDOW, alert, report
@@ -85,6 +86,30 @@ FULL = report(
         "estimate": {"rows": 400, "log_loss": 0.45, "error_rate": 0.2, "low": 0.4, "high": 0.5},
     },
 )
+
+NUMBERS = FULL.model_copy(
+    update={
+        "measure": Measure(loss="squared error", loss_unit="min²", metric="RMSE", unit="min"),
+        "performance": Performance(
+            rolling=(
+                WindowFigures(
+                    start=WINDOW.start,
+                    end=WINDOW.end,
+                    version=3,
+                    rows=400,
+                    labelled=300,
+                    rmse=9.0,
+                    rmse_low=8.0,
+                    rmse_high=10.0,
+                    mae=6.0,
+                    mae_low=5.0,
+                    mae_high=7.0,
+                ),
+            )
+        ),
+    }
+)
+"""The same of a case that predicts a number."""
 
 
 @pytest.fixture
@@ -340,3 +365,14 @@ def test_a_broken_case_costs_the_others_nothing(settings):
     assert 'perennial_case_broken{case="loans"} 1.0' in text
     assert 'perennial_case_broken{case="desk"} 0.0' in text
     assert 'perennial_case_live{case="desk"}' in text
+
+
+def test_a_number_has_series_of_its_own(settings):
+    """RMSE, MAE and the squared error's rise are told with their bounds, and no log-loss is."""
+    path = settings.run_dir("loans", NOW) / "drift" / "report.json"
+    path.write_text(storage.canonical_json(NUMBERS))
+    found = read(metrics.render(settings, [PARAMS]))
+    assert [found["rmse", bound] for bound in ("value", "low", "high")] == [9.0, 8.0, 10.0]
+    assert found["mae", "value"] == 6.0
+    assert found["squared_error_rise", "low"] == 0.1
+    assert not [name for name, *_ in found if name.startswith("log_loss")]
