@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status clean check test repro seed-rows step-versions dvc-yaml bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay bench-flights flights-data test-full test-compose
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions dvc-yaml bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay bench-rows bench-flights flights-data test-full test-compose
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -155,6 +155,9 @@ compose-logs: ## follow its logs [SERVICE=gateway]
 
 dashboards: ## write Grafana's dashboards anew from compose/grafana/dashboards.py
 	@$(PY) compose/grafana/dashboards.py
+
+bench-rows: ## what a row costs the gateway: holes, other values, flags and attributes beside plain fields (benchmarks/results/rows.json) [ARGS=--quick]
+	$(PY) -m benchmarks.bench.rows $(ARGS)
 
 bench-replay: ## retrain policies on the real history of bank and triage: loss against cost [ARGS="--cases bank"]
 	$(PY) -m benchmarks.bench.replay $(ARGS)

@@ -296,7 +296,7 @@ class PredictionLine(TypedDict):
     version: int
     score: float
     prediction: int | float
-    row: dict[str, str | float | int | None]
+    row: dict[str, str | float | int | bool | None]
     scores: NotRequired[list[float]]
 
 

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError, DataError, IntegrityError
-from pipelines.fields import Categorical, Fields, Scale
+from pipelines.fields import Categorical, Fields, Flag, Scale
 from pipelines.text import TOKENIZER, load_tokenizer, pad, tokenise
 
 if TYPE_CHECKING:
@@ -77,10 +77,10 @@ def encode(
     """
     import numpy as np
 
-    missing = [name for name in fields.names if name not in columns]
+    missing = [name for name in fields.inputs if name not in columns]
     if missing:
-        raise DataError(f"{fields.case}: field(s) {', '.join(missing)} missing: send all of {', '.join(fields.names)}")
-    rows = len(columns[fields.names[0]])
+        raise DataError(f"{fields.case}: field(s) {', '.join(missing)} missing: send all of {', '.join(fields.inputs)}")
+    rows = len(columns[fields.inputs[0]])
     categorical: NDArray[np.int64] = np.empty((rows, len(fields.categorical)), np.int64)
     for position, field in enumerate(fields.categorical):
         try:
@@ -102,9 +102,9 @@ def encode(
     return {"categorical": categorical, "numeric": numeric}
 
 
-def _codes(field: Categorical, values: Sequence[Any]) -> list[int]:
+def _codes(field: Categorical | Flag, values: Sequence[Any]) -> list[int]:
     """The codes of a category's values. Raises KeyError or TypeError for one that it does not take."""
-    codes = field.codes
+    codes: Mapping[Any, int] = field.codes
     if not field.other:
         return [codes[value] for value in values]
     other = len(codes)
@@ -219,8 +219,18 @@ def encoder(fields: Fields, folder: Path) -> Encode:
 
 
 def _encode_text(fields: Fields, tokenizer: Any, columns: Columns) -> dict[str, NDArray[Any]]:
+    return {**pad(tokenise(tokenizer, texts_of(fields, columns)))}
+
+
+def texts_of(fields: Fields, columns: Columns) -> list[str]:
+    """The texts of a case as they are tokenised: without words where one is missing that may be.
+
+    Raises DataError for one that is not text.
+    """
     assert fields.text is not None
     texts = columns.get(fields.text.name)
+    if texts is not None and fields.text.missing:
+        texts = ["" if text is None else text for text in texts]
     if texts is None or any(not isinstance(text, str) for text in texts):
         raise DataError(f"{fields.case}: field {fields.text.name} is missing or not text: send a string in every row")
-    return {**pad(tokenise(tokenizer, texts))}
+    return list(texts)

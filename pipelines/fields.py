@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from pipelines.contracts import LabelLine, PredictionLine
 from pipelines.errors import ConfigError
@@ -108,19 +108,64 @@ class Numeric:
 
 @dataclass(frozen=True)
 class Text:
-    """Free text of at most ``max_chars`` characters, not empty once :func:`pipelines.text.normalise` had it."""
+    """Free text of at most ``max_chars`` characters, not empty once :func:`pipelines.text.normalise` had it.
+
+    With ``missing`` it may be null, which the model is given as a text without words.
+    """
 
     name: str
     max_chars: int = 20_000
     about: str = ""
+    missing: bool = False
 
 
-Field = Categorical | Numeric | Text
+@dataclass(frozen=True)
+class Flag:
+    """A boolean: JSON's true or false, to the model and to profiles a category of two.
+
+    With ``missing`` null is a value like the others.
+    """
+
+    name: str
+    about: str = ""
+    missing: bool = False
+    values: ClassVar[tuple[str, ...]] = ("false", "true")
+    other: ClassVar[bool] = False
+
+    @cached_property
+    def codes(self) -> dict[bool | None, int]:
+        """The code of false, of true, and of null behind them."""
+        codes: dict[bool | None, int] = {False: 0, True: 1}
+        if self.missing:
+            codes[None] = 2
+        return codes
+
+    @property
+    def size(self) -> int:
+        """How many codes there are."""
+        return len(self.codes)
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A text of at most ``max_chars`` characters that rides along: validated, logged, kept, and never a feature.
+
+    The model is not given it and no profile counts it; rows can be cut into slices by it. With ``missing`` it may be
+    null.
+    """
+
+    name: str
+    max_chars: int = 200
+    about: str = ""
+    missing: bool = False
+
+
+Field = Categorical | Numeric | Text | Flag | Attribute
 
 
 def may_be_null(field: Field) -> bool:
     """Whether a row may come without a value of the field."""
-    return not isinstance(field, Text) and field.missing
+    return field.missing
 
 
 @dataclass(frozen=True)
@@ -203,9 +248,14 @@ class Fields:
         return self.target if isinstance(self.target, Number) else None
 
     @property
-    def categorical(self) -> tuple[Categorical, ...]:
-        """The categorical fields in declared order: the columns of the ``categorical`` tensor."""
-        return tuple(field for field in self.fields if isinstance(field, Categorical))
+    def features(self) -> tuple[Categorical | Numeric | Text | Flag, ...]:
+        """The fields that the model is given, in declared order: all but the attributes."""
+        return tuple(field for field in self.fields if not isinstance(field, Attribute))
+
+    @property
+    def categorical(self) -> tuple[Categorical | Flag, ...]:
+        """The categories and flags in declared order: the columns of the ``categorical`` tensor."""
+        return tuple(field for field in self.fields if isinstance(field, Categorical | Flag))
 
     @property
     def numeric(self) -> tuple[Numeric, ...]:
@@ -232,24 +282,29 @@ class Fields:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All field names in declared order."""
+        """All field names in declared order: what a row has."""
         return tuple(field.name for field in self.fields)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The features' names in declared order: what a row is scored by."""
+        return tuple(field.name for field in self.features)
 
     @property
     def shares(self) -> tuple[str, ...]:
         """The names of the shares that profiles hold: of missing values and of values outside of the vocabulary."""
-        missing = [missing_share(field.name) for field in self.fields if may_be_null(field)]
+        missing = [missing_share(field.name) for field in self.features if may_be_null(field)]
         return (*missing, *(other_share(field.name) for field in self.categorical if field.other))
 
     @property
     def measured(self) -> tuple[str, ...]:
         """The names that drift can decide by.
 
-        They are the fields, of a text its number of words, the declared shares, and what the model gives.
+        They are the features, of a text its number of words, the declared shares, and what the model gives.
         """
-        measured = [*self.names, *self.shares, SCORE]
+        measured = [*self.inputs, *self.shares, SCORE]
         if self.text is not None:
-            measured = [words(self.text.name), SCORE]
+            measured = [words(self.text.name), *self.shares, SCORE]
         if self.classes:
             measured.append(PREDICTION)
         return tuple(measured)
@@ -258,12 +313,12 @@ class Fields:
     def groups(self) -> tuple[str, ...]:
         """The names by whose values rows can be cut into slices.
 
-        They are those of categories and whole numbers, and the label unless it is a number.
+        They are those of categories, flags, attributes and whole numbers, and the label unless it is a number.
         """
         groups = [
             field.name
             for field in self.fields
-            if isinstance(field, Categorical) or (isinstance(field, Numeric) and field.integer)
+            if isinstance(field, Categorical | Flag | Attribute) or (isinstance(field, Numeric) and field.integer)
         ]
         if self.label not in SCORED and self.number is None:
             groups.append(self.label)
@@ -271,9 +326,13 @@ class Fields:
 
     @property
     def hash(self) -> str:
-        """sha256 of what encoding depends on: kinds, names, order, vocabularies, bounds and the target, not prose."""
+        """sha256 of what encoding depends on: kinds, names, order, vocabularies and bounds of the features, the target.
+
+        Neither prose nor attributes are part of it: a champion serves on when one is added.
+        """
         spec = [
-            [type(field).__name__, {k: v for k, v in _declared(field).items() if k != "about"}] for field in self.fields
+            [type(field).__name__, {k: v for k, v in _declared(field).items() if k != "about"}]
+            for field in self.features
         ]
         declared: list[Any] = [self.case, self.label, spec]
         if self.classes:
@@ -294,14 +353,14 @@ def _mistakes(fields: Fields) -> Iterator[str]:
         yield f"the fields are {fields.fields!r}: give a tuple of them"
     strange = [field for field in fields.fields if not isinstance(field, Field)]
     if strange:
-        yield f"{strange[0]!r} is no field: declare it as Categorical, Numeric or Text"
-    if not fields.fields:
+        yield f"{strange[0]!r} is no field: declare it as Categorical, Numeric, Text, Flag or Attribute"
+    if not fields.features:
         yield "there are no fields to predict from: declare at least one"
     yield from _mistakes_of_names(fields)
     for field in fields.fields:
         yield from (f"field {field.name}: {what}" for what in (*_mistakes_of_options(field), *_mistakes_of(field)))
-    if fields.text is not None and len(fields.fields) > 1:
-        yield f"a text field stands alone, found {', '.join(fields.names)}: declare the text only"
+    if fields.text is not None and len(fields.features) > 1:
+        yield f"a text field stands alone, found {', '.join(fields.inputs)}: declare the text only"
     yield from (f"label {fields.label}: {what}" for what in _mistakes_of_target(fields.target))
 
 
@@ -349,10 +408,10 @@ def _mistakes_of(field: Field) -> Iterator[str]:
         if field.values == ():
             yield "its vocabulary is empty: declare the values it can have"
         yield from _mistakes_of_words("values", field.values)
-    elif isinstance(field, Text):
+    elif isinstance(field, Text | Attribute):
         if not isinstance(field.max_chars, int) or isinstance(field.max_chars, bool) or field.max_chars <= 0:
             yield f"max_chars is {field.max_chars!r}: give a whole number above 0"
-    else:
+    elif isinstance(field, Numeric):
         yield from _mistakes_of_bounds(field.low, field.high, integer=field.integer)
 
 
@@ -419,7 +478,9 @@ def _target_from_json(value: Mapping[str, Any]) -> Target:
 
 
 def _field_from_json(value: Mapping[str, Any]) -> Field:
-    kinds: dict[str, Callable[..., Field]] = {"Categorical": Categorical, "Numeric": Numeric, "Text": Text}
+    kinds: dict[str, Callable[..., Field]] = {
+        kind.__name__: kind for kind in (Categorical, Numeric, Text, Flag, Attribute)
+    }
     declared = {key: part for key, part in value.items() if key != "kind"}
     if "values" in declared:
         declared["values"] = tuple(declared["values"])
@@ -429,13 +490,15 @@ def _field_from_json(value: Mapping[str, Any]) -> Field:
 def frame_schema(fields: Fields) -> dict[str, Any]:
     """Column names and polars types of the case's canonical rows, in canonical order.
 
-    ``id``, ``event_time`` (microseconds, UTC), every declared field (categories and texts as text, numbers as
-    float64), the label (:func:`label_type`; null until it arrived) and ``label_time`` (its arrival).
+    ``id``, ``event_time`` (microseconds, UTC), every declared field (categories, texts and attributes as text, numbers
+    as float64, flags as boolean), the label (:func:`label_type`; null until it arrived) and ``label_time`` (its
+    arrival).
     """
     import polars as pl
 
     moment = pl.Datetime("us", "UTC")
-    declared = {field.name: pl.Float64() if isinstance(field, Numeric) else pl.String() for field in fields.fields}
+    kinds: dict[type, Any] = {Numeric: pl.Float64(), Flag: pl.Boolean()}
+    declared = {field.name: kinds.get(type(field), pl.String()) for field in fields.fields}
     own_id, event_time, label_time = CANONICAL
     return {own_id: pl.String(), event_time: moment, **declared, fields.label: label_type(fields), label_time: moment}
 
@@ -447,3 +510,16 @@ def label_type(fields: Fields) -> Any:
     if fields.number is not None:
         return pl.Float64()
     return pl.Int8() if len(fields.classes) <= INT8_CLASSES else pl.Int16()
+
+
+def as_kind(values: Any, kind: Any) -> Any:
+    """A polars expression as a column of canonical rows, of polars' type ``kind``: what cannot be read is null.
+
+    True and false are read as they are, or as those words.
+    """
+    import polars as pl
+
+    if kind == pl.Boolean():
+        words = {"true": True, "false": False}
+        return values.cast(pl.String).replace_strict(words, default=None, return_dtype=pl.Boolean)
+    return values.cast(kind, strict=False)

@@ -208,6 +208,21 @@ def clustered_mean(values: Floats, days: Ints) -> Mean:
     return Mean(value=mean, se=alone)
 
 
+def design_effect(values: Floats, days: Ints) -> float:
+    """How many times wider a mean's variance is because rows of one day are alike; 1 where they are not.
+
+    The variance of :func:`clustered_mean` over that of independent rows: so many rows say as much as one. Source: Kish,
+    Survey Sampling, Wiley 1965, section 8.2.
+
+    >>> design_effect(np.repeat([0.0, 1.0], 500), np.arange(1000) // 100)  # every day is all 0 or all 1
+    111.0
+    >>> design_effect(np.tile([0.0, 1.0], 500), np.arange(1000) // 100)
+    1.0
+    """
+    alone = float(values.std(ddof=1)) ** 2 / values.size if values.size > 1 else 0.0
+    return max(clustered_mean(values, days).se ** 2 / alone, 1.0) if alone > 0 else 1.0
+
+
 def pooled(means: Sequence[Mean]) -> Mean:
     """One mean of several independent ones, weighed by their inverse variances, ``1 / sum(1 / se^2)`` being its own.
 

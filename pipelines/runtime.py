@@ -88,7 +88,7 @@ def score_rows(
     """
     import numpy as np
 
-    name = fields.names[0]
+    name = fields.inputs[0]
     encode = encoder(fields, bundle)
     if name in columns and not len(columns[name]):
         return _shaped(np.empty((0, fields.outputs)), fields)

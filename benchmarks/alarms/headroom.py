@@ -35,10 +35,12 @@ from numpy.typing import NDArray
 from benchmarks.alarms.cells import upper
 from benchmarks.alarms.traffic import DAYTIME, SESSION
 from benchmarks.record import RESULTS, goal, record
+from pipelines import measures
 from pipelines.contracts import EpisodeTrigger
 from pipelines.drift import policy
 from pipelines.drift.evidence import DriftEvidence, LabelEvidence, PolicyState
 from pipelines.drift.inputs.compare import compare
+from pipelines.drift.labels import sequential
 from pipelines.drift.labels.sequential import metric_drop
 from pipelines.drift.profile.counts import profile_frame
 from pipelines.drift.profile.spec import Spec, numbers
@@ -46,7 +48,7 @@ from pipelines.drift.reference import reference_profile
 from pipelines.feature_names import SCORE
 from pipelines.fields import SCORES, Fields, Numeric, Scale, Text
 from pipelines.headroom import gain, probe
-from pipelines.measures import row_errors, row_log_loss
+from pipelines.measures import design_effect, row_errors, row_log_loss
 from pipelines.params import HeadroomParams
 from pipelines.params_file import load_params
 
@@ -246,6 +248,7 @@ class Deployment:
                 row_log_loss(judged.label, score), judged.days, baseline["loss"], baseline["loss_se"], 1 - PARAMS.q
             )
             answered = _answered(judged.frame, score)
+            wrong = row_errors(judged.label, score).astype(np.float64)
             yield DriftEvidence(
                 champion=1,
                 training_rows=self.cell.learned,
@@ -258,8 +261,9 @@ class Deployment:
                 ),
                 labels=LabelEvidence(
                     rows=judged.label.size,
-                    errors=int(row_errors(judged.label, score).sum()),
+                    errors=int(wrong.sum()),
                     baseline=baseline["error_rate"],
+                    spread=design_effect(wrong, judged.days),
                     drop=drop,
                 ),
                 labelled={_end(past).isoformat(): 1.0 for past in range(number + 1)},
@@ -349,7 +353,7 @@ def cells() -> list[Cell]:
 
 def made_by() -> str:
     """Names what makes the cells: this file, and the project's own that measures and decides."""
-    modules = (__file__, gain.__file__, probe.__file__, policy.__file__)
+    modules = (__file__, gain.__file__, probe.__file__, policy.__file__, sequential.__file__, measures.__file__)
     found = hashlib.sha256(b"".join(Path(module).read_bytes() for module in modules))
     return found.hexdigest()[:12]
 

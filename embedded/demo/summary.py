@@ -123,7 +123,7 @@ def build_summary(replay: Replay, rows: pl.DataFrame) -> dict[str, Any]:
         "notice": replay.source.notice,
         "scope": scope(replay.plan, replay.params),
         "trainings": _trainings(settings, case, runs["training"]),
-        "classes": len(fields.classes) or 2,
+        "classes": None if fields.number is not None else len(fields.classes) or 2,
         "ticks": len(replay.ticks),
         "requests": replay.tally.requests,
         "rows_sent": replay.tally.rows_sent,

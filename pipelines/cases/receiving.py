@@ -23,7 +23,7 @@ import polars as pl
 
 from pipelines.contracts import Window
 from pipelines.errors import DataError
-from pipelines.fields import AS_DELIVERED, Fields, frame_schema, may_be_null
+from pipelines.fields import AS_DELIVERED, Fields, as_kind, frame_schema, may_be_null
 from pipelines.moments import parse_moment
 from pipelines.params import Params
 
@@ -148,7 +148,7 @@ def receive(
     if "label_time" not in frame.columns:
         given = frame.with_columns(label_time=pl.lit(None, MOMENT))
     schema = frame_schema(fields) | dict(extra or {})
-    columns = {name: _read(given, fields, name).cast(kind, strict=False) for name, kind in schema.items()}
+    columns = {name: as_kind(_read(given, fields, name), kind) for name, kind in schema.items()}
     read = given.select(**columns)
     if "label_time" not in frame.columns:
         read = read.with_columns(label_time=pl.col("event_time") + timedelta(days=params.label_delay_days))

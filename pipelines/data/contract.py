@@ -11,9 +11,11 @@ from pipelines.errors import DataError
 from pipelines.fields import (
     FLOAT32_MAX,
     OTHER_CHARS,
+    Attribute,
     Categorical,
     Field,
     Fields,
+    Flag,
     Numeric,
     Text,
     frame_schema,
@@ -68,6 +70,16 @@ def _checks(field: Field) -> list[Any]:
                 error="empty",
             ),
         ]
+    if isinstance(field, Attribute):
+        return [_not_longer(field.max_chars)]
+    if isinstance(field, Flag):
+        return []
+    return _checks_of_number(field)
+
+
+def _checks_of_number(field: Numeric) -> list[Any]:
+    import pandera.polars as pa
+
     checks = []
     if field.low is not None:
         checks.append(pa.Check.ge(field.low, error=f"below {field.low:g}"))

@@ -147,12 +147,15 @@ def _without(rows: pl.DataFrame, ids: pl.Series | None) -> pl.DataFrame:
 
 def texts_of(frames: Iterable[pl.DataFrame | None], text: str) -> set[str]:
     """The texts of several frames, as :func:`without_texts` compares them; None is a frame that is gone."""
-    return {normalise(own) for frame in frames if frame is not None for own in frame[text]}
+    return {normalise(own) for frame in frames if frame is not None for own in frame[text].drop_nulls()}
 
 
 def without_texts(rows: pl.DataFrame, text: str, known: set[str]) -> pl.DataFrame:
-    """The rows whose ``text``, once normalised, is not ``known``: the others would be judged by memory."""
-    return rows.filter([normalise(own) not in known for own in rows[text]])
+    """The rows whose ``text``, once normalised, is not ``known``: the others would be judged by memory.
+
+    Nobody remembers a row by a text that is missing.
+    """
+    return rows.filter([own is None or normalise(own) not in known for own in rows[text]])
 
 
 def balance(split: Split, fields: Fields) -> dict[str, Any]:

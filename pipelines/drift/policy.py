@@ -169,9 +169,9 @@ def _observe(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -
     labels = evidence.labels
     log_e = state.log_e
     if labels.log_e is not None:
-        log_e = sequential.grown(state.log_e, labels.log_e)
+        log_e = sequential.grown(state.log_e, labels.log_e / labels.spread)
     elif labels.baseline is not None:
-        log_e = sequential.cusum(state.log_e, labels.errors, labels.rows, labels.baseline)
+        log_e = sequential.cusum(state.log_e, labels.errors, labels.rows, labels.baseline, labels.spread)
     alarmed = state.alarmed or log_e >= math.log(config.cusum_threshold)
     drifted, dropping = _drifted(evidence), _dropping(evidence, config)
     severe = tuple(feature.feature for feature in evidence.features if feature.drifted and feature.severity == "severe")

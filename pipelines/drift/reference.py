@@ -16,6 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines import storage
+from pipelines.drift.labels.arrived import days_of
 from pipelines.drift.labels.calibration import fit_calibration
 from pipelines.drift.labels.sequential import baseline_rate, baseline_share, capped
 from pipelines.drift.profile.bits import Ints
@@ -25,7 +26,7 @@ from pipelines.drift.stats import groups
 from pipelines.errors import NotKept
 from pipelines.feature_names import OUTPUTS, PREDICTION, SCORE
 from pipelines.fields import SCORES, Fields
-from pipelines.measures import row_errors, row_log_loss, row_squared_error
+from pipelines.measures import design_effect, row_errors, row_log_loss, row_squared_error
 
 Counted = Callable[[pl.DataFrame, Fields, Spec], Profile]
 """What is counted of rows: the declared fields with the model's outputs, or these alone."""
@@ -79,14 +80,14 @@ def reference_profile(
     Canonical training rows, and its scores ``[H]`` or ``[H, K]`` of the holdout (canonical, ``H`` rows). Of classes the
     likeliest one is the prediction and its probability the score, as in the prediction log. Kept per feature: the
     counts, and the counts of every day in ``DAY_GROUPS`` groups, of which the overdispersion is made. ``baseline``
-    holds what labels are judged against: ``rows, errors, error_rate`` (its upper confidence bound), ``loss`` and
-    ``loss_se`` (mean log-loss and standard error), of the rows with a label (drift/labels/arrived.py says which label a
-    row is judged by: :func:`~pipelines.drift.labels.arrived.as_counted`). Without ``holdout`` or with an empty one
-    there is no baseline, and the score's days are unknown. The baseline further holds, since references are written
-    with them, ``calibration`` (calibration.py), ``class_rows`` (training rows per class), ``by_class`` (a feature's
-    counts ``[K][G]`` per class in ``DAY_GROUPS`` groups; of the outputs those of the holdout) and ``slices`` (``rows,
-    loss, loss_se`` of every value of a category, as ``field=value``). Of a number the baseline is another one, see
-    :func:`_baseline_of_number`.
+    holds what labels are judged against: ``rows, errors, error_rate`` (its upper confidence bound, rows of a day being
+    alike), ``loss`` and ``loss_se`` (mean log-loss and standard error), of the rows with a label
+    (drift/labels/arrived.py says which label a row is judged by: :func:`~pipelines.drift.labels.arrived.as_counted`).
+    Without ``holdout`` or with an empty one there is no baseline, and the score's days are unknown. The baseline
+    further holds, since references are written with them, ``calibration`` (calibration.py), ``class_rows`` (training
+    rows per class), ``by_class`` (a feature's counts ``[K][G]`` per class in ``DAY_GROUPS`` groups; of the outputs
+    those of the holdout) and ``slices`` (``rows, loss, loss_se`` of every value of a category, as ``field=value``). Of
+    a number the baseline is another one, see :func:`_baseline_of_number`.
     """
     rows = train.drop(
         *OUTPUTS, SCORES, "version", strict=False
@@ -114,12 +115,13 @@ def reference_profile(
             return replace(profile, columns=columns, days=days, baseline=baseline)
         label = holdout[fields.label].cast(pl.Int64).to_numpy()
         losses = row_log_loss(label, scores)
-        errors = int(row_errors(label, scores).sum())
+        wrong = row_errors(label, scores).astype(np.float64)
+        spread = design_effect(wrong, days_of(holdout))
         by_class = _by_class(rows, fields, spec) | _by_class(outputs, fields, spec, profile_outputs)
         baseline = {
             "rows": losses.size,
-            "errors": errors,
-            "error_rate": baseline_rate(errors, losses.size),
+            "errors": int(wrong.sum()),
+            "error_rate": baseline_rate(wrong.sum() / spread, losses.size / spread),
             "loss": float(losses.mean()),
             "loss_se": _error(losses),
             "calibration": fit_calibration(label, scores),
@@ -143,6 +145,7 @@ def _baseline_of_number(
     label = holdout[fields.label].cast(pl.Float64).to_numpy()
     losses = row_squared_error(label, scores)
     large, cap = (float(value) for value in np.quantile(losses, [LARGE, CAP]))
+    shares = capped(losses, cap)
     return {
         "rows": losses.size,
         "errors": int((losses > large).sum()),
@@ -151,7 +154,7 @@ def _baseline_of_number(
         "loss_se": _error(losses),
         "mae": float(np.abs(label - scores).mean()),
         "cap": cap,
-        "capped_rate": baseline_share(capped(losses, cap)),
+        "capped_rate": baseline_share(shares, design_effect(shares, days_of(holdout))),
         "labels": label_groups(trained),
         "slices": _by_slice(holdout, losses, fields),
     }

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 
 from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
-    import polars as pl
     from numpy.typing import NDArray
 
 
-MISSING = "(missing)"
-"""The name of the rows without a value."""
+MISSING = "missing"
+"""The value of the rows without one, as everywhere that slices are named."""
 
 
 def slices(frame: pl.DataFrame, columns: tuple[str, ...]) -> dict[str, NDArray[np.bool_]]:
@@ -28,9 +28,12 @@ def slices(frame: pl.DataFrame, columns: tuple[str, ...]) -> dict[str, NDArray[n
             raise ConfigError(
                 f"gate.slices names {column!r}, which is no column: choose from {', '.join(frame.columns)}"
             )
-        values = frame[column].to_numpy()
-        for value in sorted(frame[column].drop_nulls().unique().to_list()):
+        own = frame[column]
+        if own.dtype.is_(pl.Boolean()):
+            own = own.cast(pl.String)
+        values = own.to_numpy()
+        for value in sorted(own.drop_nulls().unique().to_list()):
             masks[f"{column}={value}"] = values == value
-        if frame[column].null_count():
-            masks[f"{column}={MISSING}"] = frame[column].is_null().to_numpy()
+        if own.null_count():
+            masks[f"{column}={MISSING}"] = own.is_null().to_numpy()
     return masks

@@ -118,7 +118,7 @@ def neighbours(fields: Fields, bundle: Path, rows: Columns, seed: int, model: st
     else:
         words = load_tokenizer(bundle / TOKENIZER).get_vocab_size()
         batches = [random_texts(most_rows, min(longest(fields, bundle), _LONG), words, generator)]
-    if len(rows[fields.names[0]]):
+    if len(rows[fields.inputs[0]]):
         batches.append(encoder(fields, bundle)(evenly(rows, most_rows)))
     return max(0.0, *(_neighbours_of(tensors, fields, bundle, model) for tensors in batches))
 
@@ -156,7 +156,7 @@ def _random_batches(fields: Fields, bundle: Path, generator: np.random.Generator
 
 
 def _real_batches(fields: Fields, bundle: Path, rows: Columns) -> Iterator[Tensors]:
-    count = len(rows[fields.names[0]])
+    count = len(rows[fields.inputs[0]])
     encode = encoder(fields, bundle)
     if count and fields.text is None:
         yield encode(rows)

@@ -101,12 +101,12 @@ def cost(folder: Path, model: str, fields: Fields, rows: Columns) -> dict[str, A
     """
     encode = encoder(fields, folder)
     found: dict[str, Any] = {"file": model, "bytes": (folder / model).stat().st_size}
-    if not len(rows[fields.names[0]]):
+    if not len(rows[fields.inputs[0]]):
         return found
     latency = {}
     for size, calls in BATCHES.items():
         chosen = evenly(rows, size * calls)
-        have = len(chosen[fields.names[0]])
+        have = len(chosen[fields.inputs[0]])
         batches = [
             encode(
                 {name: [column[(call * size + row) % have] for row in range(size)] for name, column in chosen.items()}

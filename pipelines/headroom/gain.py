@@ -2,12 +2,11 @@
 
 Row by row ``d_i = loss(champion, i) - loss(probe, i)``, in nats or of a number in squared units: positive where the
 probe is better. The mean of d is the gain of a retraining, as the probe sees it; rows of one day are one cluster. An
-e-value says how much the rows speak against "it gains no more than its price", however often one looks.
+e-value says how much the days speak against "it gains no more than its price", however often one looks.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,13 +31,12 @@ from pipelines.params import HeadroomParams
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-BETS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8)
-"""Shares of the wealth that are bet on every row, in equal parts: small ones win by many rows, large ones by few."""
-LEAST = 0.01
-"""Bets see probabilities in ``[LEAST, 1 - LEAST]``.
-
-A bounded difference is what makes them fair, and so one sure and wrong answer is no proof.
-"""
+BETS = (1.0, 2.0, 3.0)
+"""By how many standard errors of a window's mean the gain lies above its price: alternatives, bet on in equal parts."""
+MOST_FREEDOM = 60
+"""More degrees of freedom than these, or a normal mean, are taken as so many: tails a little heavier than needed."""
+REACH = (-10.0, 20.0)
+"""A mean further from its price, in standard errors, says no more: what is bet on has long won or lost."""
 
 NO_PAST = "what the champion was trained on is gone, or of one class, so that no probe of its time can be fitted"
 
@@ -58,13 +56,8 @@ class Sample:
     probe: Floats
     past: Floats | None = None
     groups: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    cap: float | None = None
-    """Of a number: squared errors above it count as it where something is bet on them; None of probabilities."""
-
-    @property
-    def number(self) -> bool:
-        """Whether labels and answers are numbers."""
-        return self.cap is not None
+    number: bool = False
+    """Whether labels and answers are numbers."""
 
     def only(self, rows: NDArray[np.bool_]) -> Sample:
         """The sample of these rows, a mask ``[n]``."""
@@ -75,7 +68,7 @@ class Sample:
             self.probe[rows],
             None if self.past is None else self.past[rows],
             {name: column[rows] for name, column in self.groups.items()},
-            self.cap,
+            self.number,
         )
 
 
@@ -88,29 +81,25 @@ def difference(label: NDArray[Any], before: Floats, after: Floats, *, number: bo
     return row_loss(label, before, number=number) - row_loss(label, after, number=number)
 
 
-def log_e_value(label: NDArray[Any], before: Floats, after: Floats, price: float, cap: float | None = None) -> float:
-    """Log of the e-value of one window's rows.
+def log_e_value(mean: Mean, price: float) -> float:
+    """Log of the e-value of one window's mean gain.
 
-    H0: "every row's gain, probabilities taken in ``[LEAST, 1 - LEAST]``, is at most ``price`` in expectation, given the
-    rows before it". ``e = mean_j prod_i (1 + b_j (d_i - price) / (B + price))`` with ``B = ln((1 - LEAST) / LEAST)``,
-    the largest difference there is; its expectation under H0 is at most 1, so that the e-CUSUM of windows
-    (drift/labels/sequential.py) may be looked at after each of them. Source: Waudby-Smith and Ramdas, Estimating means
-    of bounded random variables by betting, JRSS B 86(1), 2024. Of a number B is the ``cap``, which has to be known
-    before the rows are, and the gain that of squared errors capped at it.
+    H0: "the gain is at most ``price``". ``e = mean_j f(t; v, b_j) / f(t; v, 0)``, ``f`` the density of Student's t with
+    v degrees of freedom and noncentrality b, at ``t = (mean - price) / se``. Where days are clusters with normal means,
+    its expectation under H0 is at most 1 whatever their variance, so that the e-CUSUM of windows
+    (drift/labels/sequential.py) may be looked at after each of them. Rows would not do: those of a day, or of one
+    person, are no independent bets.
+    Source: Perez-Ortiz, Lardy, de Heide and Grunwald, E-statistics, group invariance and anytime-valid testing, Annals
+    of Statistics 52(4), 2024.
 
-    >>> label, doubt, sure = np.ones(400, np.int64), np.full(400, 0.5), np.full(400, 0.7)
-    >>> log_e_value(label, doubt, doubt, 0.02) < 0 < log_e_value(label, doubt, sure, 0.02)
+    >>> log_e_value(Mean(value=0.02, se=0.01, freedom=29), 0.02) < 0 < log_e_value(Mean(value=0.05, se=0.01), 0.02)
     True
     """
-    if cap is not None:
-        bound = cap
-        d = np.minimum(row_squared_error(label, before), cap) - np.minimum(row_squared_error(label, after), cap)
-    else:
-        bound = math.log((1 - LEAST) / LEAST)
-        d = difference(label, before.clip(LEAST, 1 - LEAST), after.clip(LEAST, 1 - LEAST))
-    share = (d - price) / (bound + price)
-    logs = np.array([np.log1p(bet * share).sum() for bet in BETS])
-    return float(logs.max() + np.log(np.exp(logs - logs.max()).mean()))
+    from scipy.stats import nct, t
+
+    freedom = min(mean.freedom or MOST_FREEDOM, MOST_FREEDOM)
+    found = float(np.clip((mean.value - price) / max(mean.se, 1e-12), *REACH))
+    return float(np.log((nct.pdf(found, freedom, BETS) / t.pdf(found, freedom)).mean()))
 
 
 def measured(sample: Sample, params: HeadroomParams) -> Headroom:
@@ -123,7 +112,7 @@ def measured(sample: Sample, params: HeadroomParams) -> Headroom:
     >>> told = measured(Sample(label, days, np.full(200, 0.9), np.full(200, 0.5)), HeadroomParams(against="champion"))
     >>> told.gain.value  # log 2 instead of the mean of log 10/9 and log 10
     0.510825623766
-    >>> told.days, told.log_e > 10, told.errors.value
+    >>> told.days, told.log_e > 5, told.errors.value
     (10, True, 0.0)
     """
     answered = sample.only(~np.isnan(sample.champion.reshape(sample.label.size, -1)[:, 0]))
@@ -153,7 +142,7 @@ def measured(sample: Sample, params: HeadroomParams) -> Headroom:
         told |= {"own_estimate": newer, "own_past": around(newer, params.confidence)}
     if before is not None:
         told |= {
-            "log_e": log_e_value(judged.label, before, judged.probe, params.price, judged.cap),
+            "log_e": log_e_value(_mean(judged, before), params.price),
             "errors": None if sample.number else around(_fewer_errors(judged, before), params.confidence),
             "slices": _by_slice(judged, before, params),
         }
@@ -178,7 +167,7 @@ def _beside(sample: Sample) -> tuple[Beside, ...]:
     """The metric that a case of this kind is known by, where it is defined: ROC-AUC, with classes macro-F1, or RMSE."""
     label, pair = sample.label, (sample.champion, sample.probe)
     if sample.number:
-        champion, probe = (math.sqrt(row_squared_error(label, one).mean()) for one in pair)
+        champion, probe = (float(row_squared_error(label, one).mean()) ** 0.5 for one in pair)
         return (Beside(metric="rmse", champion=champion, probe=probe),)
     if sample.champion.ndim == 2:
         champion, probe = (macro_f1(confusion(label, score)) for score in pair)

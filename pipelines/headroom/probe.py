@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.cases import part
 from pipelines.errors import DataError
-from pipelines.fields import Categorical, Field, Fields, Numeric
+from pipelines.fields import Categorical, Field, Fields, Flag, Numeric
 
 Floats = NDArray[np.float64]
 Scores = Callable[[pl.DataFrame], Floats]
@@ -213,8 +213,8 @@ def _by_column(rows: pl.DataFrame, fields: Fields, scales: Mapping[str, tuple[fl
     from scipy import sparse
 
     parts: list[Any] = []
-    for field in fields.fields:
-        if isinstance(field, Categorical):
+    for field in fields.features:
+        if isinstance(field, Categorical | Flag):
             codes = _codes(rows[field.name], field)
             size = len(field.values) + field.other
             own = np.where(np.isnan(codes), size, codes).astype(np.int64)
@@ -261,7 +261,7 @@ def _trees(read: Sequence[Field], *, number: bool = False) -> Any:
         min_samples_leaf=20,
         l2_regularization=1.0,
         early_stopping=False,
-        categorical_features=[isinstance(field, Categorical) for field in read],
+        categorical_features=[isinstance(field, Categorical | Flag) for field in read],
         random_state=SEED,
     )
 
@@ -290,14 +290,14 @@ def _dense(rows: pl.DataFrame, read: Sequence[Field]) -> Floats:
 
 
 def _column(rows: pl.DataFrame, field: Field) -> Floats:
-    if isinstance(field, Categorical):
+    if isinstance(field, Categorical | Flag):
         return _codes(rows[field.name], field)
     return _numbers(rows[field.name])
 
 
-def _commonest(values: pl.Series, field: Categorical) -> Categorical:
+def _commonest(values: pl.Series, field: Categorical | Flag) -> Categorical | Flag:
     """The category with its ``MAX_VALUES`` commonest values, in declared order."""
-    if len(field.values) <= MAX_VALUES:
+    if isinstance(field, Flag) or len(field.values) <= MAX_VALUES:
         return field
     codes = _codes(values, field)
     counts = np.bincount(codes[~np.isnan(codes)].astype(np.int64), minlength=len(field.values))[: len(field.values)]
@@ -305,7 +305,7 @@ def _commonest(values: pl.Series, field: Categorical) -> Categorical:
     return replace(field, values=tuple(field.values[position] for position in kept))
 
 
-def _codes(values: pl.Series, field: Categorical) -> Floats:
+def _codes(values: pl.Series, field: Categorical | Flag) -> Floats:
     """Positions in the vocabulary, NaN for what is missing; other values lie behind it, if the field declares some.
 
     Otherwise they count as missing.

@@ -59,7 +59,7 @@ def chosen(log: Log, params: Params, champion: Release, window: Window) -> Rows:
     # What was answered, and not when it was received or by which request: equal rows have equal keys anywhere.
     answers = ["score", *([SCORES] if fields.classes else []), ANSWERED]
     judged = dataset.spread(judged, most).select([*columns, *answers])
-    past = None if train is None else train.select(columns)
+    past = None if train is None else _with_all(train, fields).select(columns)
     return Rows(judged, learned.select(columns), past, served.height, ripe)
 
 
@@ -118,11 +118,15 @@ def _labelled(log: Log, params: Params, rows: pl.DataFrame, lines: pl.DataFrame)
     age = timedelta(days=params.label_delay_days)
     known = arrived.mature(rows, arrived.not_early(lines, rows), log.until, age)
     known = known.with_columns(pl.col("label").cast(label_type(log.fields)).alias(log.fields.label))
-    # A field that was declared later than a row was served is missing in it.
-    missing = [
-        pl.lit(None, kind).alias(name) for name, kind in frame_schema(log.fields).items() if name not in known.columns
-    ]
-    return known.with_columns(missing)
+    return _with_all(known, log.fields)
+
+
+def _with_all(rows: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+    """The rows with all canonical columns: a field that was declared later than a row was served is missing in it."""
+    schema = frame_schema(fields)
+    return rows.with_columns(
+        pl.lit(None, kind).alias(name) for name, kind in schema.items() if name not in rows.columns
+    )
 
 
 def _champions(bundle: Path, key: str) -> tuple[pl.DataFrame | None, pl.DataFrame | None]:

@@ -10,13 +10,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipelines.drift.labels.arrived import days_of
 from pipelines.drift_report import Headroom, HeadroomCode
 from pipelines.faults import said
 from pipelines.fields import SCORES, Fields
 from pipelines.headroom import gain, probe
 from pipelines.params import HeadroomParams
 
-CAPPED = 0.99
 ANSWERED = "_answered"
 """The column that says whether the champion answered a row."""
 
@@ -67,26 +67,20 @@ def trial(rows: Rows, fields: Fields, family: str, groups: Sequence[str], params
 
 def _answered(rows: Rows, fields: Fields, family: str, groups: Sequence[str]) -> gain.Sample:
     judged = rows.judged
-    asked = judged.select(fields.names)
+    asked = judged.select(fields.inputs)
 
     past = None
     if rows.past is not None and rows.past[fields.label].n_unique() > 1:
         past = probe.answers(rows.past, asked, fields, family)
     return gain.Sample(
         label=judged[fields.label].cast(pl.Int64 if fields.number is None else pl.Float64).to_numpy(),
-        days=judged["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy(),
+        days=days_of(judged),
         champion=_logged(judged, fields),
         probe=probe.answers(rows.learned, asked, fields, family),
         past=past,
         groups={name: judged[name].cast(pl.String).fill_null("missing").to_numpy() for name in groups},
-        cap=None if fields.number is None else _cap(rows.learned[fields.label]),
+        number=fields.number is not None,
     )
-
-
-def _cap(labels: pl.Series) -> float:
-    """What a squared error counts as at most in a bet: the 99% quantile of the older labels' squared deviations."""
-    values = labels.cast(pl.Float64).to_numpy()
-    return float(np.quantile((values - values.mean()) ** 2, CAPPED))
 
 
 def _logged(judged: pl.DataFrame, fields: Fields) -> NDArray[Any]:

@@ -121,7 +121,7 @@ PROFILE = Step(
 )
 HEADROOM = Step(
     name="headroom",
-    version=2,
+    version=3,
     about="measure what a retraining would gain, by a cheap probe beside the champion on the newest labelled rows.",
     facts=facts.HeadroomFacts,
     looks_at=(PROFILE,),
@@ -130,7 +130,7 @@ HEADROOM = Step(
 )
 DRIFT = Step(
     name="drift",
-    version=16,
+    version=17,
     about="compare the window with what the champion was trained on, step the policy once, and say what to do.",
     facts=facts.DriftFacts,
     reads=(PROFILE,),

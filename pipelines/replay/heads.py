@@ -21,7 +21,7 @@ from pipelines.cases import part
 from pipelines.cases.embedding import embeddings
 from pipelines.contracts import Manifest
 from pipelines.drift.reference import Basis, write_reference
-from pipelines.encoding import Columns
+from pipelines.encoding import Columns, texts_of
 from pipelines.fields import Fields
 from pipelines.files import file_sha256
 from pipelines.line import runner
@@ -70,8 +70,7 @@ def scores(params: Params, fields: Fields, train: Path, columns: Columns, cache:
     import torch
 
     assert isinstance(params.model, TextModelParams)
-    assert fields.text is not None
-    texts = columns[fields.text.name]
+    texts = texts_of(fields, columns)
     if not len(texts):
         return np.empty((0, fields.outputs) if fields.classes else 0)
     vectors = _vectors(params, fields, params.model, train / TOKENIZER, texts, cache)
@@ -111,5 +110,5 @@ def of_rows(
     params: Params, settings: Settings, bundle: Path, rows: pl.DataFrame, fields: Fields
 ) -> NDArray[np.float64]:
     """Scores of canonical rows by the head beside ``bundle``: what the evaluate step asks for."""
-    columns = {name: rows[name].to_list() for name in fields.names}
+    columns = {name: rows[name].to_list() for name in fields.inputs}
     return scores(params, fields, bundle.parent / TRAIN.name, columns, settings.root / "cache" / "embeddings")

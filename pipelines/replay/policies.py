@@ -129,7 +129,9 @@ def watching(policy: Policy, params: Params, fields: Fields) -> Params:
     heard = tuple(trigger for trigger in params.drift.triggers if trigger != HEADROOM and policy.watches != "gain")
     drift: dict[str, Any] = {"triggers": (*heard, HEADROOM) if policy.headroom else heard}
     if policy.watches == "labels":
-        drift["ignore"] = tuple(sorted({*fields.names, *numbers(fields), *OUTPUTS, *params.drift.ignore}))
+        drift["ignore"] = tuple(
+            sorted({*fields.inputs, *fields.shares, *numbers(fields), *OUTPUTS, *params.drift.ignore})
+        )
     price = {} if policy.price is None else {"price": policy.price}
     return params.model_copy(
         update={

@@ -59,8 +59,11 @@ class World:
 
     @property
     def by_head(self) -> bool:
-        """Whether a candidate is a head on embeddings that are computed once, instead of a whole network."""
-        return self.params.model.kind == "embedding"
+        """Whether a candidate is a head on embeddings that are computed once, instead of a whole network.
+
+        A number's head is exported as a network is: its answer needs what the network keeps of the number.
+        """
+        return self.params.model.kind == "embedding" and self.fields.number is None
 
     def of(self, tick: Tick) -> pl.DataFrame:
         """The canonical rows of a tick."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from pipelines.cases import load_fields
 from pipelines.data import contract, lake
 from pipelines.errors import DataError
-from pipelines.fields import AS_DELIVERED
+from pipelines.fields import AS_DELIVERED, Attribute
 from pipelines.line.facts import IngestFacts, ValidateFacts
 from pipelines.line.step import Read, Run, Work
 
@@ -50,7 +52,10 @@ def work(run: Run, read: Read) -> Work:
         bad.write_parquet(folder / "quarantine.parquet", compression="zstd")
         return ValidateFacts(rows=good.height, bad=bad.height, bad_share=share, reasons=reasons, **_apart(found.counts))
 
-    return Work(build, {"fields": fields.hash})
+    declared: dict[str, Any] = {"fields": fields.hash}
+    if attributes := [asdict(field) for field in fields.fields if isinstance(field, Attribute)]:
+        declared["attributes"] = attributes  # no part of the hash, and yet of what a row has to be
+    return Work(build, declared)
 
 
 def _apart(counts: Mapping[str, int]) -> dict[str, int]:

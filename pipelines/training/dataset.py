@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines.encoding import encode
+from pipelines.encoding import encode, texts_of
 from pipelines.fields import Fields, Scale
 from pipelines.text import load_tokenizer, tokenise
 from pipelines.training import rows
@@ -19,7 +19,7 @@ from pipelines.training.rows import Rows
 def read_columns(path: Path, fields: Fields) -> dict[str, list[Any]]:
     """The columns of the training rows in the file's order: ``id``, the fields and the label."""
     # Not polars: its threads would stay in this process, and one that has threads may not fork its ranks.
-    table = pq.ParquetFile(path, pre_buffer=False).read(["id", *fields.names, fields.label], use_threads=False)
+    table = pq.ParquetFile(path, pre_buffer=False).read(["id", *fields.inputs, fields.label], use_threads=False)
     return {name: table[name].to_pylist() for name in table.column_names}
 
 
@@ -29,5 +29,5 @@ def as_rows(fields: Fields, columns: Mapping[str, list[Any]], scales: Mapping[st
     target: dict[str, Any] = {"classes": len(fields.classes), "number": fields.number is not None}
     if fields.text is None:
         return rows.as_rows(encode(fields, columns, scales), labels, columns["id"], **target)
-    tokens = tokenise(load_tokenizer(tokenizer), columns[fields.text.name])
+    tokens = tokenise(load_tokenizer(tokenizer), texts_of(fields, columns))
     return rows.as_rows({}, labels, columns["id"], tokens=tokens, **target)

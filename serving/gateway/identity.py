@@ -72,14 +72,14 @@ class Answer(NamedTuple):
     score: float
 
 
-def digest(features: Sequence[str | float | None]) -> bytes:
+def digest(features: Sequence[str | float | bool | None]) -> bytes:
     """16 bytes that stand for the features in declared order."""
     return hashlib.blake2b(_encode(features), digest_size=16).digest()
 
 
-def _as_decoded(value: Any) -> str | float | None:
+def _as_decoded(value: Any) -> str | float | bool | None:
     """A logged value as a request's decoder gives it: every number is a float."""
-    if value is None or isinstance(value, str):
+    if value is None or isinstance(value, str | bool):
         return value
     return float(value)
 

@@ -24,6 +24,8 @@ from pipelines.segments import OPEN, finish
 from serving.gateway.refusal import Refused
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PROBED = 64 * 1024
+"""Bytes that a log which refused less must be able to write before it counts as whole again."""
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +76,8 @@ class Log:
         self._current: Segment | None = None
         self._leaving: list[Segment] = []
         self.failing = ""
-        """Why the last append was refused, until one is not or a tick finds that there is room."""
+        """Why the last append was refused, until one is not or a tick finds that there is room for it."""
+        self._refused = 0
         self.free = asyncio.Event()
         """Not set while a thread appends: no segment is retired or closed meanwhile, as it may take its lines back."""
         self.free.set()
@@ -97,6 +100,7 @@ class Log:
             self._on_error()
             self._take_back()
             log.exception("the prediction log in %s cannot be written", self.folder)
+            self._refused = len(lines)
             if error.errno in _FULL:
                 self.failing = "the disk of the prediction log is full: make room"
                 raise Refused(
@@ -176,10 +180,10 @@ class Log:
         return [Position(segment.name, 0, segment.size) for segment in ready if await self._close(segment)]
 
     def _probe(self) -> None:
-        """Find whether there is room again: without it, nobody would be sent here to find out."""
+        """Find whether there is room for what was refused: without it, nobody would be sent here to find out."""
         path = self.folder / f".{self._worker}.probe"
         try:
-            path.write_bytes(bytes(65536))
+            path.write_bytes(bytes(max(self._refused, PROBED)))
             self.failing = ""
         except OSError:
             log.warning("%s still cannot be written", self.folder)

@@ -15,7 +15,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import HTMLResponse
 
-from pipelines.fields import OTHER_CHARS, Categorical, Field, Fields, Numeric, may_be_null
+from pipelines.fields import OTHER_CHARS, Attribute, Categorical, Field, Fields, Flag, Numeric, may_be_null
 from serving.gateway.refusal import JSON
 from serving.gateway.rows import ID_PATTERN
 
@@ -193,6 +193,10 @@ def _kind_of_value(field: Field) -> str:
             f"{word} {bound:,.15g}" for word, bound in (("from", field.low), ("to", field.high)) if bound is not None
         ]
         return " ".join(("a whole number" if field.integer else "a number", *bounds))
+    if isinstance(field, Flag):
+        return "`true` or `false`"
+    if isinstance(field, Attribute):
+        return f"a text of at most {field.max_chars:,} characters, kept with the row; nothing is predicted from it"
     return f"a text of at most {field.max_chars:,} characters"
 
 
@@ -313,11 +317,19 @@ def _schema_of_value(field: Field) -> Json:
         if field.integer:
             return {"type": "integer", **bounds, **about}
         return {"type": "number", "format": "float", **bounds, **about}
+    if isinstance(field, Flag):
+        return {"type": "boolean", **about}
+    if isinstance(field, Attribute):
+        return {"type": "string", "maxLength": field.max_chars, **about}
     return {"type": "string", "minLength": 1, "maxLength": field.max_chars, **about}
 
 
-def _example(field: Field) -> str | float:
+def _example(field: Field) -> str | float | bool:
     """A value that the gateway takes: the first of a vocabulary, a number within the bounds."""
+    if isinstance(field, Flag):
+        return True
+    if isinstance(field, Attribute):
+        return "example"[: field.max_chars]
     if isinstance(field, Categorical):
         return field.values[0]
     if isinstance(field, Numeric):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-from pipelines.fields import FLOAT32_MAX, OTHER_CHARS, Categorical, Field, Numeric, may_be_null
+from pipelines.fields import FLOAT32_MAX, OTHER_CHARS, Categorical, Field, Flag, Numeric, Text, may_be_null
 from pipelines.text import normalise
 
 ProblemCode = Literal[
@@ -43,13 +43,17 @@ def problem(field: Field, value: object) -> Problem | None:
         return None
     if isinstance(field, Numeric):
         return _problem_of_number(field, value)
+    if isinstance(field, Flag):
+        if isinstance(value, bool):
+            return None
+        return Problem(field.name, "type", f"expected true or false, got {_kind(value)}")
     if not isinstance(value, str):
         return Problem(field.name, "type", f"expected a string, got {_kind(value)}")
     if isinstance(field, Categorical):
         return _problem_of_category(field, value)
     if len(value) > field.max_chars:
         return _too_long(field, field.max_chars)
-    if not normalise(value):
+    if isinstance(field, Text) and not normalise(value):
         return Problem(field.name, "empty", "must not be empty")
     return None
 

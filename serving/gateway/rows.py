@@ -20,7 +20,18 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
-from pipelines.fields import FLOAT32_MAX, OTHER_CHARS, Categorical, Field, Fields, Numeric, Text, may_be_null
+from pipelines.fields import (
+    FLOAT32_MAX,
+    OTHER_CHARS,
+    Attribute,
+    Categorical,
+    Field,
+    Fields,
+    Flag,
+    Numeric,
+    Text,
+    may_be_null,
+)
 from pipelines.params import EventTimes, too_high
 from serving.gateway.problems import Problem, problem
 from serving.gateway.refusal import Refused
@@ -168,7 +179,7 @@ def read(shape: Shape, body: bytes) -> list[Any]:
     for number, item in enumerate(items):
         if item.event_time is not UNSET and (text := _out_of_time(item.event_time)):
             raise Refused(422, "event_time", f"row {number}: {text}", field="event_time", row=number, rows=len(items))
-        if shape.text and not _visible().search(getattr(item, shape.text)):
+        if shape.text and (text := getattr(item, shape.text)) is not None and not _visible().search(text):
             raise Refused(
                 422,
                 "empty",
@@ -351,6 +362,10 @@ def _value(field: Field) -> Any:
         return Literal[field.values]
     if isinstance(field, Text):
         return Annotated[str, Meta(min_length=1, max_length=field.max_chars)]
+    if isinstance(field, Attribute):
+        return Annotated[str, Meta(max_length=field.max_chars)]
+    if isinstance(field, Flag):
+        return bool
     low = -FLOAT32_MAX if field.low is None else max(field.low, -FLOAT32_MAX)
     high = FLOAT32_MAX if field.high is None else min(field.high, FLOAT32_MAX)
     return Annotated[float, Meta(ge=low, le=high, multiple_of=1 if field.integer else None)]

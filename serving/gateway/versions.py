@@ -40,7 +40,7 @@ class Version:
 
         Much text is tokenised in a thread, so that other requests go on.
         """
-        if self.text and sum(map(len, columns[self.text])) > INLINE_CHARACTERS:
+        if self.text and sum(len(text or "") for text in columns[self.text]) > INLINE_CHARACTERS:
             return await asyncio.to_thread(self._parts, columns)
         return self._parts(columns)
 
@@ -87,7 +87,7 @@ def load(root: Path, fields: Fields, release: Release) -> Version:
 
 def probe(fields: Fields) -> dict[str, list[Any]]:
     """Columns of one valid row."""
-    columns: dict[str, list[Any]] = {field.name: [field.values[0]] for field in fields.categorical}
+    columns: dict[str, list[Any]] = {field.name: [next(iter(field.codes))] for field in fields.categorical}
     columns |= {field.name: [field.low if field.low is not None else 0.0] for field in fields.numeric}
     if fields.text is not None:
         columns[fields.text.name] = [fields.text.name]

@@ -19,7 +19,7 @@ from pipelines.contracts import Window
 from pipelines.encoding import encode, find_scales, read_scales
 from pipelines.export.bundle import write_bundle
 from pipelines.export.onnx import Scored
-from pipelines.fields import Categorical, Field, Fields, Numeric
+from pipelines.fields import Attribute, Binary, Categorical, Field, Fields, Flag, Numeric, Target
 from pipelines.params import ModelParams
 from tests import shop
 
@@ -36,16 +36,19 @@ KINDS: Mapping[str, Field] = {
     "category with holes": Categorical("gaps", ("x", "y"), missing=True),
     "open category": Categorical("new", ("x", "y"), other=True),
     "open category with holes": Categorical("any", ("x", "y"), missing=True, other=True),
+    "flag": Flag("flag"),
+    "flag with holes": Flag("maybe", missing=True),
 }
-EVERYTHING = tuple(KINDS.values())
+ATTRIBUTES = (Attribute("customer"), Attribute("region", missing=True))
+EVERYTHING = (ATTRIBUTES[0], *KINDS.values(), ATTRIBUTES[1])
 """A table with every kind."""
 HOLES = 0.2
 """Share of the rows without a value, of a field that may be missing."""
 
 
-def declare(*fields: Field, classes: tuple[str, ...] = ()) -> Fields:
-    """The declaration of the case with these fields."""
-    return Fields(CASE, fields, label="sold", classes=classes)
+def declare(*fields: Field, target: Target | None = None) -> Fields:
+    """The declaration of the case with these fields; without a target the label is binary."""
+    return Fields(CASE, fields, label="sold", target=target or Binary())
 
 
 def delivered(fields: Fields, rows: int = 400, seed: int = 0) -> pl.DataFrame:
@@ -54,6 +57,8 @@ def delivered(fields: Fields, rows: int = 400, seed: int = 0) -> pl.DataFrame:
     columns = {field.name: _values(field, rows, rng) for field in fields.fields}
     times = [START + timedelta(seconds=60 * row) for row in range(rows)]
     labels = rng.integers(0, len(fields.classes) or 2, rows)
+    if fields.number is not None:
+        labels = rng.normal(0.0, 2.0, rows).clip(*fields.number.bounds)
     ids = [f"{CASE}-{seed}-{row}" for row in range(rows)]
     return pl.DataFrame({"id": ids, "event_time": times, **columns, fields.label: labels}, strict=False)
 
@@ -62,6 +67,10 @@ def _values(field: Field, rows: int, rng: np.random.Generator) -> list[Any]:
     if isinstance(field, Categorical):
         known = [*field.values, *(("z", "", "ä\n\"'" * 40) if field.other else ())]
         values = [known[position] for position in rng.integers(0, len(known), rows)]
+    elif isinstance(field, Flag):
+        values = (rng.random(rows) < 0.4).tolist()
+    elif isinstance(field, Attribute):
+        values = [f"{field.name} {row % 7}" for row in range(rows)]
     else:
         low, high = (-1e30 if field.low is None else field.low), (1e30 if field.high is None else field.high)
         numbers = rng.normal(1.6e9, 60.0, rows) if field.name == "instant" else rng.normal(2.0, 3.0, rows)
@@ -111,7 +120,7 @@ def own_answers(model: torch.nn.Module, fields: Fields, rows: pl.DataFrame, bund
 def installed(root: Path, fields: Fields) -> Iterator[Path]:
     """Let the case with these fields be the only one there is."""
     folder = shop.write(root / "cases", CASE)
-    kinds = ", ".join(sorted({type(field).__name__ for field in fields.fields}))
+    kinds = ", ".join(sorted({type(part).__name__ for part in (*fields.fields, fields.target)}))
     (folder / "schema.py").write_text(
         f'"""The fields."""\n\nfrom pipelines.fields import {kinds}, Fields\n\nFIELDS = {fields!r}\n'
     )

@@ -12,32 +12,54 @@ from pipelines import runtime
 from pipelines.cases.receiving import receive
 from pipelines.data import lake, log
 from pipelines.data.contract import split
+from pipelines.drift.evidence import LabelEvidence
 from pipelines.drift.inputs.compare import compare, quality
 from pipelines.drift.profile.counts import profile_frame, scored, typed
 from pipelines.drift.profile.kernel import profile_parquet
-from pipelines.drift.profile.spec import freeze_spec
+from pipelines.drift.profile.spec import freeze_spec, with_counts
 from pipelines.drift.reference import reference_profile
+from pipelines.drift.why import explain
+from pipelines.drift.why.diagnosis import diagnose
+from pipelines.drift.why.findings import Seen
 from pipelines.encoding import encoder
 from pipelines.export.bundle import check_parity, neighbours
+from pipelines.feature_names import in_words
+from pipelines.fields import Binary, Classes, Number
 from pipelines.headroom import probe
 from pipelines.params_file import load_params
+from pipelines.reports import evidently
 from pipelines.settings import Settings
 from serving.gateway.rows import read, row_shape
-from tests.conformance.table import EVERYTHING, KINDS, WINDOW, bundle_of, declare, delivered, installed, own_answers
+from tests.conformance.table import (
+    ATTRIBUTES,
+    EVERYTHING,
+    KINDS,
+    WINDOW,
+    bundle_of,
+    declare,
+    delivered,
+    installed,
+    own_answers,
+)
 from tests.pipelines.data.loglines import predictions, write
 
 TOLERANCE = 1e-5
 """How far the gateway's answer may lie from the model's own."""
-TABLES = {**{name: (field,) for name, field in KINDS.items()}, "everything": EVERYTHING}
-TARGETS = {"binary": ()}
-PAIRS = [(name, target) for name in TABLES for target in TARGETS]
+TABLES = {
+    **{name: (field,) for name, field in KINDS.items()},
+    "number and attributes": (ATTRIBUTES[0], KINDS["number"], ATTRIBUTES[1]),
+    "everything": EVERYTHING,
+}
+TARGETS = {"binary": Binary(), "classes": Classes(("a", "b", "c")), "number": Number("minutes", -5, 5)}
+PAIRS = [*((name, "binary") for name in TABLES), ("everything", "classes"), ("everything", "number")]
+"""The table with everything has every kind: so each of them meets each target."""
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)
 def fields(request, tmp_path):
     """The declaration of a case that is there: one kind of field, or all of them, and a target."""
     table, target = request.param
-    declared = declare(*TABLES[table], classes=TARGETS[target])
+    declared = declare(*TABLES[table], target=TARGETS[target])
     with installed(tmp_path, declared):
         yield declared
 
@@ -89,10 +111,11 @@ def test_a_logged_row_counts_as_its_canonical_one(fields, canonical, tmp_path):
     files = log.near(settings, fields.case, WINDOW)
     again = typed(rows, fields).select(fields.names)
     assert again.equals(canonical.sort("event_time", "id").select(fields.names))
-    inputs = [*fields.names, *fields.shares]
+    inputs = [*fields.inputs, *fields.shares]
     expected = profile_frame(canonical, fields, spec).columns
     framed = profile_frame(scored(typed(rows, fields), fields), fields, spec).columns
     streamed = profile_parquet(files, fields, spec).columns
+    assert set(expected) == set(inputs)
     for name in inputs:
         for columns in (framed, streamed):
             assert columns[name].counts.tolist() == expected[name].counts.tolist()
@@ -101,30 +124,48 @@ def test_a_logged_row_counts_as_its_canonical_one(fields, canonical, tmp_path):
 
 
 def test_the_share_that_moves_is_the_one_that_drifts(fields, canonical, tmp_path):
-    """A jump of missing values, or of undeclared ones, is a drift of that share, and no fault of the data."""
+    """A jump of missing values, or of undeclared ones, is a drift of that share, named as such, and no fault."""
     spec = freeze_spec(fields, Settings(home=tmp_path), lambda: canonical)
     params = load_params(fields.case).drift.model_copy(update={"min_rows": 100, "ignore": ()})
-    scores = np.full((canonical.height, fields.outputs), 0.5) if fields.classes else np.full(canonical.height, 0.5)
+    scores = np.full((canonical.height, fields.outputs), 1 / fields.outputs)
+    if not fields.classes:
+        scores = np.full(canonical.height, 0.5)
     reference = reference_profile(canonical, scores, fields, spec, canonical)
 
     def moved(rows):
         current = profile_frame(rows, fields, spec)
         assert not quality(reference, current, WINDOW, params).problems
-        return {one.feature for one in compare(reference, current, fields, spec, params) if one.drifted}
+        features = compare(reference, current, fields, spec, params)
+        nothing = LabelEvidence(rows=0, errors=0, baseline=0.5)
+        why = diagnose(Seen(1, reference, current, features, nothing), params).why
+        return {one.feature for one in features if one.drifted}, why
 
-    assert not moved(canonical)
+    assert not moved(canonical)[0]
     for share in fields.shares:
         name, _, kind = share.rpartition(".")
         half = pl.int_range(canonical.height) % 2 == 0
         value = pl.lit(None) if kind == "missing" else pl.lit("never seen")
         changed = canonical.with_columns(pl.when(half).then(value).otherwise(pl.col(name)).alias(name))
-        found = moved(changed.cast(dict(canonical.schema)))
+        found, why = moved(changed.cast(dict(canonical.schema)))
         assert share in found
         assert found <= {share, name}
+        assert in_words(share) in why
 
 
+@pytest.mark.parametrize("fields", [("everything", "binary")], indirect=True)
+def test_pages_and_explanations_are_drawn_of_it(fields, canonical, tmp_path):
+    """Evidently draws every column that can drift, and the classifier names the fields that tell the windows apart."""
+    sides = with_counts(canonical, fields), with_counts(canonical.tail(200), fields)
+    params = load_params(fields.case).drift
+    columns = [*fields.inputs, *fields.shares]
+    assert evidently.page(tmp_path / "drift.html", lambda: sides, columns, fields, params) == ("drift.html", None)
+    assert {one.feature for one in explain.explain(*sides, fields).features} <= set(fields.inputs)
+
+
+@pytest.mark.parametrize("fields", [("everything", target) for target in TARGETS], indirect=True, ids=TARGETS)
 def test_a_probe_reads_it(fields, canonical):
-    """Both families of probes learn from whatever a row holds or lacks, and answer probabilities."""
+    """Both families of probes learn from whatever a row holds or lacks, and answer in the target's terms."""
     for family in ("logistic", "boosting"):
         found = probe.answers(canonical, canonical, fields, family)
         assert found.shape[0] == canonical.height
+        assert np.isfinite(found).all()

@@ -5,11 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import feature_names
-from pipelines.feature_names import BY_VERSION, COUNTED, Feature, read
+from pipelines.feature_names import BY_VERSION, COUNTED, SHARES, Feature, read
 
 FEATURES = [
     *(Feature(name, version=version) for name in BY_VERSION for version in (None, 0, 3, 12)),
     *(Feature("text", counted) for counted in ("", *COUNTED)),
+    *(Feature("gust", share) for share in SHARES),
 ]
 
 
@@ -27,6 +28,7 @@ def test_the_makers_make_the_names_of_the_grammar():
     served = [feature_names.served(name, 7) for name in ("score", "prediction", "entropy", "age", "t.words")]
     assert served == ["score@7", "prediction@7", "entropy@7", "age", "t.words"]
     assert feature_names.served("score", None) == "score"
+    assert (feature_names.missing_share("gust"), feature_names.other_share("gust")) == ("gust.missing", "gust.other")
 
 
 @pytest.mark.parametrize("name", ["age@3", "score@", "score@new", "score@03", "text.tokens@3", "a.b", ".words", ""])

@@ -22,9 +22,11 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.export import contract as bundle_contract
 from pipelines.fields import (
     FLOAT32_MAX,
+    Attribute,
     Categorical,
     Classes,
     Fields,
+    Flag,
     Number,
     Numeric,
     Text,
@@ -78,6 +80,7 @@ def test_a_declaration_without_options_is_what_it_was(case):
     "field",
     [
         Numeric("age", missing=True),
+        Text("note", missing=True),
         Categorical("car", ("old", "new"), missing=True),
         Categorical("car", ("old", "new"), other=True),
     ],
@@ -88,6 +91,56 @@ def test_an_option_is_part_of_hash_and_file(field):
     with_option, without = (Fields("mock", (one,), label="y") for one in (field, plain))
     assert with_option.hash != without.hash
     assert from_json(json.loads(json.dumps(to_json(with_option)))) == with_option
+
+
+def test_an_attribute_rides_along():
+    """It is a column of rows and cuts slices; no input, nothing that drift decides by, and no part of the hash."""
+    key = Attribute("customer", missing=True)
+    fields = replace(LOAN, fields=(key, *LOAN.fields))
+    assert fields.hash == LOAN.hash
+    assert (fields.inputs, fields.measured, signature(fields)) == (LOAN.names, LOAN.measured, signature(LOAN))
+    assert frame_schema(fields)["customer"] == pl.String
+    assert set(fields.groups) == {*LOAN.groups, "customer"}
+    assert from_json(json.loads(json.dumps(to_json(fields)))) == fields
+    row = {"car": ["old"], "age": [30]}
+    assert encode(fields, row)["numeric"].tolist() == encode(LOAN, row)["numeric"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "codes"),
+    [
+        (Categorical("f", ("x", "y")), ["y", "x"], [1, 0]),
+        (Categorical("f", ("x", "y"), missing=True), [None, "x"], [2, 0]),
+        (Categorical("f", ("x", "y"), other=True), ["new", ""], [2, 2]),
+        (Categorical("f", ("x", "y"), missing=True, other=True), [None, "new"], [2, 3]),
+        (Flag("f"), [True, False], [1, 0]),
+        (Flag("f", missing=True), [None, True], [2, 1]),
+    ],
+)
+def test_null_and_other_values_have_codes_of_their_own(field, values, codes):
+    """Behind the vocabulary null comes first, then all undeclared values together; the field's size counts them."""
+    assert encode(Fields("mock", (field,), "y"), {"f": values})["categorical"][:, 0].tolist() == codes
+    assert field.size > max(codes)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (Categorical("f", ("x", "y")), None),
+        (Categorical("f", ("x", "y"), missing=True), "new"),
+        (Categorical("f", ("x", "y"), other=True), None),
+        (Categorical("f", ("x", "y"), other=True), 7),
+        (Flag("f"), None),
+        (Flag("f"), "true"),
+        (Numeric("f"), None),
+        (Numeric("f", missing=True), math.inf),
+    ],
+)
+def test_what_was_not_declared_is_refused(field, value):
+    """An option admits what it names and nothing else, in encoding as in the gateway's explanation."""
+    assert problem(field, value) is not None
+    with pytest.raises(DataError):
+        encode(Fields("mock", (field,), "y"), {"f": [value]})
 
 
 def test_the_hash_follows_the_classes_and_their_order():
@@ -201,6 +254,8 @@ LOAN = Fields(
             for bound in (math.nan, math.inf, 4e38, 10**400)
         ),
         ({"fields": (Numeric("age", 0.2, 0.8, integer=True),)}, ("age", "whole number")),
+        ({"fields": (Attribute("key"),)}, ("no fields", "declare at least one")),
+        ({"fields": (Numeric("age"), Attribute("key", max_chars=0))}, ("key", "max_chars")),
         ({"fields": (Numeric("age", missing="yes"),)}, ("age", "missing is 'yes'", "True or False")),
         ({"fields": (Categorical("car", ("old", "new"), other=1),)}, ("car", "other is 1", "True or False")),
         *(({"fields": (Text("note", max_chars=most),)}, ("note", "max_chars")) for most in (0, -1, 2.5)),

@@ -18,7 +18,7 @@ from pipelines.drift.profile.bits import Floats, Ints, bounds
 from pipelines.drift.profile.counts import Column, Profile
 from pipelines.drift.profile.spec import Spec, numbers, scale_of
 from pipelines.drift_report import Quality, Remark
-from pipelines.feature_names import BY_VERSION, MISSING, OTHER, SHARES, is_output, is_share, served, shown_only
+from pipelines.feature_names import BY_VERSION, MISSING, OTHER, SHARES, is_output, is_share, read, served, shown_only
 from pipelines.fields import Fields, Scale
 from pipelines.params import DriftParams
 
@@ -154,7 +154,7 @@ def quality(
             continue
         if share := _bad_share(column, current.rows):
             shares[name] = share
-        declared = {share for share in SHARES if name + share in current.columns}
+        declared = {share for share in SHARES if read(name).of + share in current.columns}
         before = 0.0
         if reference is not None and name in reference.columns:
             before = _bad_share(reference.columns[name], reference.rows, declared)

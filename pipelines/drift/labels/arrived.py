@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from pipelines.contracts import Window
 from pipelines.drift.evidence import LabelEvidence
 from pipelines.drift.labels.sequential import capped, log_e_of_shares, metric_drop
 from pipelines.drift_report import Corrections
 from pipelines.fields import Binary, Classes, Number, Target
-from pipelines.measures import row_errors, row_log_loss, row_squared_error
+from pipelines.measures import design_effect, row_errors, row_log_loss, row_squared_error
 from pipelines.params import DriftParams
 
 BINARY = Binary()
@@ -32,6 +33,11 @@ BINARY = Binary()
 def classes_of(target: Target) -> int:
     """How many classes there are; 0: the target has none."""
     return len(target.values) if isinstance(target, Classes) else 0
+
+
+def days_of(rows: pl.DataFrame) -> NDArray[np.int64]:
+    """The UTC day of each row ``[n]``, in days since 1970."""
+    return rows["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy()
 
 
 def mature(served: pl.DataFrame, labels: pl.DataFrame, until: datetime, age: timedelta) -> pl.DataFrame:
@@ -155,13 +161,21 @@ def judge(
         scored = own.filter(pl.col("scores").list.len() == classes) if "scores" in own.columns else own.clear()
     drop = None
     if scored.height >= params.min_rows:
-        days = scored["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy()
         score = np.array(scored["scores"].to_list()) if classes else scored["score"].to_numpy()
         drop = metric_drop(
-            row_log_loss(scored["label"].to_numpy(), score), days, baseline["loss"], baseline["loss_se"], 1 - params.q
+            row_log_loss(scored["label"].to_numpy(), score),
+            days_of(scored),
+            baseline["loss"],
+            baseline["loss_se"],
+            1 - params.q,
         )
+    wrong = _wrong(own, "label", classes)
     return LabelEvidence(
-        rows=own.height, errors=_errors(own, "label", classes), baseline=baseline["error_rate"], drop=drop
+        rows=own.height,
+        errors=int(wrong.sum()),
+        baseline=baseline["error_rate"],
+        spread=design_effect(wrong, days_of(own)),
+        drop=drop,
     )
 
 
@@ -173,15 +187,17 @@ def _judge_numbers(own: pl.DataFrame, baseline: dict[str, Any], params: DriftPar
     """
     losses = row_squared_error(own["label"].to_numpy(), own["score"].to_numpy())
     drop = None
+    days = days_of(own)
     if own.height >= params.min_rows:
-        days = own["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy()
         drop = metric_drop(losses, days, baseline["loss"], baseline["loss_se"], 1 - params.q)
+    shares = capped(losses, baseline["cap"])
     return LabelEvidence(
         rows=own.height,
         errors=int((losses > baseline["large"]).sum()),
         baseline=baseline["capped_rate"],
         drop=drop,
-        log_e=log_e_of_shares(capped(losses, baseline["cap"]), baseline["capped_rate"]),
+        spread=design_effect(shares, days),
+        log_e=log_e_of_shares(shares, baseline["capped_rate"]),
         loss="squared error",
     )
 
@@ -195,13 +211,16 @@ def corrections(rows: pl.DataFrame, version: int, target: Target = BINARY) -> Co
     if isinstance(target, Number):
         return Corrections(rows=own.height)
     classes = classes_of(target)
-    return Corrections(rows=own.height, errors=_errors(own, "label", classes) - _errors(own, "counted", classes))
+    return Corrections(
+        rows=own.height, errors=int((_wrong(own, "label", classes) - _wrong(own, "counted", classes)).sum())
+    )
 
 
-def _errors(rows: pl.DataFrame, label: str, classes: int) -> int:
+def _wrong(rows: pl.DataFrame, label: str, classes: int) -> NDArray[np.float64]:
+    """1 where the answer is another than the ``label``, else 0 ``[n]``."""
     if classes:
-        return int((rows["prediction"] != rows[label]).sum())
-    return int(row_errors(rows[label].to_numpy(), rows["score"].to_numpy()).sum())
+        return (rows["prediction"] != rows[label]).cast(pl.Float64).to_numpy()
+    return row_errors(rows[label].to_numpy(), rows["score"].to_numpy()).astype(np.float64)
 
 
 def coverage(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipelines.contracts import Interval, Window
 from pipelines.drift import stats
-from pipelines.drift.labels.arrived import classes_of
+from pipelines.drift.labels.arrived import classes_of, days_of
 from pipelines.drift.labels.calibration import estimate, expected
 from pipelines.drift_report import Estimate, Figures, PastEstimate, Performance, SliceFigures, WindowFigures
 from pipelines.fields import Number, Target
@@ -100,11 +100,6 @@ def scores(rows: pl.DataFrame, target: Target) -> Floats:
     if not classes:
         return rows["score"].cast(pl.Float64).to_numpy()
     return np.array(rows["scores"].to_list(), np.float64) if rows.height else np.empty((0, classes))
-
-
-def days_of(rows: pl.DataFrame) -> Ints:
-    """The UTC day of each row ``[n]``, in days since 1970."""
-    return rows["event_time"].dt.date().to_physical().cast(pl.Int64).to_numpy()
 
 
 def within(rows: pl.DataFrame, windows: Sequence[Window]) -> list[pl.DataFrame]:
@@ -190,7 +185,9 @@ def by_slice(
     found: list[SliceFigures] = []
     tested: dict[int, float] = {}
     for column in (name for name in columns if name in rows.columns):
-        parts = rows.filter(pl.col(column).is_not_null()).partition_by(column, as_dict=True)
+        flag = pl.selectors.by_name(column) & pl.selectors.boolean()
+        given = rows.filter(pl.col(column).is_not_null()).with_columns(flag.cast(pl.String))
+        parts = given.partition_by(column, as_dict=True)
         for (value,), part in sorted(parts.items(), key=lambda item: str(item[0])):
             drop = None
             before = baseline.get("slices", {}).get(f"{column}={value}")

@@ -21,10 +21,11 @@ MAX_LOG_E = 700.0
 """The process stops growing here: e to this power is still a float."""
 
 
-def baseline_rate(errors: int, rows: int, confidence: float = BASELINE_CONFIDENCE) -> float:
+def baseline_rate(errors: float, rows: float, confidence: float = BASELINE_CONFIDENCE) -> float:
     """Upper confidence bound of an error rate: the champion may be as bad as this and nothing has changed.
 
-    The holdout's rate itself would be beaten by chance half of the time. Source: Clopper and Pearson,
+    The holdout's rate itself would be beaten by chance half of the time. Of rows of which several say as much as one
+    (measures.design_effect) both counts are given divided by that. Source: Clopper and Pearson,
     Biometrika 26(4), 1934.
 
     >>> round(baseline_rate(0, 1000), 5)
@@ -49,10 +50,11 @@ def capped(losses: Floats, cap: float) -> Floats:
     return shares
 
 
-def baseline_share(shares: Floats, confidence: float = BASELINE_CONFIDENCE) -> float:
+def baseline_share(shares: Floats, spread: float = 1.0, confidence: float = BASELINE_CONFIDENCE) -> float:
     """Upper confidence bound of the mean of ``shares`` ``[n]`` in 0 to 1: :func:`baseline_rate` of what is no count.
 
-    The least m that "the mean is m or more" is rejected for by a bet on what is missing to 1, ``y = 1 - x``. Source:
+    The least m that "the mean is m or more" is rejected for by a bet on what is missing to 1, ``y = 1 - x``; of the
+    rows ``spread`` say as much as one. Source:
     Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting, JRSS B 86(1), 2024.
 
     >>> shares = np.tile([0.0, 0.2], 500)
@@ -62,7 +64,7 @@ def baseline_share(shares: Floats, confidence: float = BASELINE_CONFIDENCE) -> f
     low, high = float(shares.mean()), 1.0
     for _ in range(30):
         middle = (low + high) / 2
-        rejected = log_e_of_shares(1 - shares, 1 - middle, BOUND_BETS) >= -math.log(1 - confidence)
+        rejected = log_e_of_shares(1 - shares, 1 - middle, BOUND_BETS) >= -math.log(1 - confidence) * spread
         low, high = (low, middle) if rejected else (middle, high)
     return high
 
@@ -99,11 +101,12 @@ def log_e_value(errors: int, rows: int, baseline: float) -> float:
     return float(logs.max() + np.log(np.exp(logs - logs.max()).mean()))
 
 
-def cusum(log_e: float, errors: int, rows: int, baseline: float) -> float:
+def cusum(log_e: float, errors: int, rows: int, baseline: float, spread: float = 1.0) -> float:
     """One step of the e-CUSUM ``S_t = max(S_{t-1}, 1) e_t``, in logs: from ``log S_{t-1}`` to ``log S_t``.
 
-    A step is one window's batch of labels. An alarm at ``S >= c`` has an average run length of at least
-    ``c`` windows while the champion keeps its rate, whatever their sizes. Source: Shin, Ramdas and Rinaldo,
+    A step is one window's batch of labels, of which ``spread`` rows say as much as one (a quasi-likelihood's
+    dispersion: McCullagh, Annals of Statistics 11(1), 1983). An alarm at ``S >= c`` has an average run length of at
+    least ``c`` windows while the champion keeps its rate, whatever their sizes. Source: Shin, Ramdas and Rinaldo,
     E-detectors: a nonparametric framework for sequential change detection, NEJSDS 2(2), 2024.
 
     >>> cusum(0.0, 0, 0, 0.1), cusum(3.0, 30, 100, 0.1) > math.log(1e4)
@@ -111,7 +114,7 @@ def cusum(log_e: float, errors: int, rows: int, baseline: float) -> float:
     """
     if rows == 0:
         return log_e
-    return grown(log_e, log_e_value(errors, rows, baseline))
+    return grown(log_e, log_e_value(errors, rows, baseline) / spread)
 
 
 def grown(log_e: float, batch: float) -> float:

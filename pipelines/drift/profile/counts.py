@@ -28,7 +28,7 @@ from pipelines.drift.profile.spec import UNIT, Spec, count_words, entropy
 from pipelines.drift.profile.vocabulary import split, tokens, unknown_shares
 from pipelines.errors import IntegrityError
 from pipelines.feature_names import ENTROPY, PREDICTION, SCORE, missing_share, other_share, served
-from pipelines.fields import SCORES, Categorical, Fields, Scale, Text, frame_schema, may_be_null
+from pipelines.fields import SCORES, Categorical, Fields, Flag, Scale, Text, as_kind, frame_schema, may_be_null
 from pipelines.files import write_atomic
 from pipelines.storage import canonical_json
 
@@ -112,7 +112,7 @@ def added(one: Missing, other: Missing) -> Missing:
 
 
 def category_column(values: pl.Series, vocabulary: tuple[str, ...]) -> Column:
-    """Count one series of text over its declared vocabulary."""
+    """Count one series of text, or of truth values, over its declared vocabulary."""
     codes = values.cast(pl.String).cast(pl.Enum(list(vocabulary)), strict=False).to_physical()
     counts = np.bincount(codes.drop_nulls().to_numpy(), minlength=len(vocabulary) + 1).astype(np.int64)
     counts[-1] = codes.null_count() - values.null_count()
@@ -134,9 +134,9 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
     ``prediction``; a predicted number is the ``score`` and has no entropy. A missing field counts as null in every row.
     """
     columns: dict[str, Column] = {}
-    for declared in fields.fields:
+    for declared in fields.features:
         values = _values(frame, declared.name)
-        if isinstance(declared, Categorical):
+        if isinstance(declared, Categorical | Flag):
             columns[declared.name] = category_column(values, declared.values)
         elif isinstance(declared, Text):
             columns |= _text(values, spec)
@@ -152,10 +152,11 @@ def shares(columns: Mapping[str, Column], fields: Fields) -> dict[str, Column]:
     A share is a category of two, so that it adds up and is tested like any other feature.
     """
     found: dict[str, Column] = {}
-    for declared in fields.fields:
+    for declared in fields.features:
         if may_be_null(declared):
-            null, nan, above, below = columns[declared.name].missing
-            found[missing_share(declared.name)] = _two(null + nan, columns[declared.name].n + above + below, ABSENT)
+            name = feature_names.words(declared.name) if isinstance(declared, Text) else declared.name
+            null, nan, above, below = columns[name].missing
+            found[missing_share(declared.name)] = _two(null + nan, columns[name].n + above + below, ABSENT)
         if isinstance(declared, Categorical) and declared.other:
             other = columns[declared.name].beyond
             found[other_share(declared.name)] = _two(other, columns[declared.name].n - other, UNDECLARED)
@@ -188,7 +189,7 @@ def typed(rows: Rows, fields: Fields) -> Rows:
     """Fields as they are declared; not strict: a value that is not of its field's type counts as missing."""
     kinds = {name: kind for name, kind in frame_schema(fields).items() if name in fields.names}
     return rows.with_columns(
-        pl.selectors.by_name(name, require_all=False).cast(kind, strict=False) for name, kind in kinds.items()
+        as_kind(pl.selectors.by_name(name, require_all=False), kind) for name, kind in kinds.items()
     )
 
 

@@ -80,7 +80,7 @@ def profile_parquet(paths: Sequence[Path], fields: Fields, spec: Spec, threads: 
     cannot be read.
     """
     files = [file for path in paths for file in _files(path)]
-    texts = [declared.name for declared in fields.categorical]
+    texts = [declared.name for declared in fields.categorical if isinstance(declared, Categorical)]
     opened = _Opened()
 
     def run(task: tuple[Path, tuple[str, ...], Work]) -> list[tuple[str, Column]]:
@@ -158,7 +158,7 @@ def _tasks(path: Path, footer: Any, fields: Fields, spec: Spec) -> Iterator[tupl
     schema = footer.schema.to_arrow_schema()
     kinds = {name: schema.field(name).type for name in schema.names}
     work: list[tuple[tuple[str, ...], Work]] = []
-    for declared in fields.fields:
+    for declared in fields.features:
         name = declared.name
         kind = kinds.get(declared.name)
         if isinstance(declared, Numeric) and kind == pa.float64():

@@ -87,7 +87,7 @@ def with_counts(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
         .then(pl.lit("missing"))
         .otherwise(pl.lit("given"))
         .alias(feature_names.missing_share(field.name))
-        for field in fields.fields
+        for field in fields.features
         if may_be_null(field)
     ]
     told += [

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines.contracts import Interval
 from pipelines.drift.why.embeddings import words_of
-from pipelines.fields import Categorical, Fields
+from pipelines.fields import Categorical, Fields, Flag
 from pipelines.measures import roc_auc_interval
 
 Floats = NDArray[np.float64]
@@ -80,10 +80,10 @@ def culprits(
     """
     from scipy import sparse
 
-    chosen = [field for field in fields.fields if field.name not in ignore]
+    chosen = [field for field in fields.features if field.name not in ignore]
     parts = [
         _by_value(before[field.name], now[field.name], field.values)
-        if isinstance(field, Categorical)
+        if isinstance(field, Categorical | Flag)
         else _by_decile(before[field.name], now[field.name])
         for field in chosen
     ]

@@ -15,9 +15,9 @@ from pipelines.contracts import FeatureDrift
 from pipelines.drift import stats
 from pipelines.drift.evidence import LabelEvidence
 from pipelines.drift.inputs.change import change_gains, coarse, outside
-from pipelines.drift.labels.arrived import BINARY, classes_of
+from pipelines.drift.labels.arrived import BINARY, classes_of, days_of
 from pipelines.drift.labels.calibration import expected
-from pipelines.drift.labels.performance import days_of, labelled
+from pipelines.drift.labels.performance import labelled
 from pipelines.drift.labels.sequential import metric_drop
 from pipelines.drift.profile.counts import Column, Profile, number_column
 from pipelines.drift.reference import DAY_GROUPS, counts_between

@@ -9,6 +9,7 @@ import pytest
 from embedded.demo import scoring
 from pipelines import runtime
 from pipelines.cases import load_fields
+from pipelines.fields import Fields, Number, Numeric
 from pipelines.settings import Settings
 
 MONTHS = [
@@ -51,6 +52,20 @@ def test_metrics_of_one_window_with_classes():
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert found["macro_f1"] == pytest.approx(2 / 3)
     assert found["log_loss"] == pytest.approx(-(2 * np.log(0.9) + np.log(0.01)) / 3)
+
+
+def test_numbers_are_shown_by_their_errors_and_compared_by_their_size(monkeypatch, tmp_path):
+    """A number has RMSE and MAE in its unit; an answer may differ by float32's rounding of the largest, and no more."""
+    trips = Fields("trips", (Numeric("km"),), "minutes", target=Number("min"))
+    assert scoring.metrics(trips, [1.5, 4.0], [2.5, 1.0]) == {"rmse": pytest.approx(5**0.5), "mae": 2.0}
+    assert scoring.metrics(trips, [1.5], None) == {"rmse": None, "mae": None}
+    frame = pl.DataFrame({"id": ["a", "b"], "km": [1.0, 2.0]})
+    monkeypatch.setattr("pipelines.cases.load_fields", lambda _case: trips)
+    monkeypatch.setattr(runtime, "score_rows", lambda *_args, **_options: np.array([1000.0, 0.25]))
+    told = {"a": (1, 1000.005, 1000.005), "b": (1, 0.25, 0.25)}
+    assert scoring.unequal_answers("trips", frame, told, {1: tmp_path}, {}) == 0
+    told["b"] = (1, 0.5, 0.5)
+    assert scoring.unequal_answers("trips", frame, told, {1: tmp_path}, {}) == 1
 
 
 def test_answers_are_compared_class_by_class(monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from pipelines.drift.labels import sequential
+from pipelines.measures import design_effect
 
 
 @pytest.mark.parametrize(("rows", "rate"), [(1, 0.1), (50, 0.03), (400, 0.3)])
@@ -82,3 +83,19 @@ def test_one_row_proves_nothing():
     """The interval of a single row is as wide as can be."""
     drop = sequential.metric_drop(np.array([9.0]), np.array([0]), 0.3, 0.01, 0.99)
     assert drop.low < 0 < drop.high
+
+
+def test_days_that_are_alike_are_no_alarm():
+    """Errors that come in whole sessions, at the rate of the holdout, are none, though single rows would say so."""
+    rng, alarms, rowwise = np.random.default_rng(4), 0, 0
+    for _ in range(40):
+        grown = rows_alone = 0.0
+        for _ in range(30):
+            owner = np.repeat(np.arange(40), 5)
+            wrong = (rng.random(40) < 0.2)[owner].astype(np.float64)
+            spread = design_effect(wrong, np.sort(rng.integers(0, 30, 40))[owner])
+            grown = sequential.cusum(grown, int(wrong.sum()), 200, 0.22, spread)
+            rows_alone = sequential.cusum(rows_alone, int(wrong.sum()), 200, 0.22)
+            alarms += grown >= math.log(1e4)
+            rowwise += rows_alone >= math.log(1e4)
+    assert (alarms, rowwise > 10) == (0, True)

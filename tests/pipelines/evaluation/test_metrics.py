@@ -56,6 +56,19 @@ def test_slices_cover_the_rows_once_per_column():
         slices(frame, ("colour",))
 
 
+def test_rows_without_a_value_are_a_slice_and_flags_are_named_as_in_json():
+    """What is missing is cut like a value, of text and of flags, so that a column's slices still part the rows."""
+    frame = pl.DataFrame({"region": ["b", None, "b"], "member": [True, False, None]})
+    masks = slices(frame, ("region", "member"))
+    assert {name: mask.tolist() for name, mask in masks.items()} == {
+        "region=b": [True, False, True],
+        "region=missing": [False, True, False],
+        "member=false": [False, True, False],
+        "member=true": [True, False, False],
+        "member=missing": [False, False, True],
+    }
+
+
 CLASS = np.array([0, 1, 2, 2], np.int8)
 SCORES = np.array([[0.7, 0.2, 0.1, 0.0], [0.5, 0.4, 0.1, 0.0], [0.1, 0.1, 0.8, 0.0], [0.0, 0.0, 1.0, 0.0]])
 

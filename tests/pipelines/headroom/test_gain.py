@@ -8,7 +8,7 @@ from scipy import stats as scipy_stats
 
 from pipelines.contracts import Mean
 from pipelines.drift_report import Headroom
-from pipelines.headroom.gain import LEAST, Sample, log_e_value, measured
+from pipelines.headroom.gain import Sample, log_e_value, measured
 from pipelines.measures import around, clustered_mean, pooled, row_log_loss
 from pipelines.params import HeadroomParams
 from pipelines.storage import canonical_json
@@ -23,29 +23,29 @@ def sample(rows: int, champion: float, probe: float, seed: int = 0, **more) -> S
     return Sample(label, np.arange(rows) * 30 // rows, np.full(rows, champion), np.full(rows, probe), **more)
 
 
-@pytest.mark.parametrize("price", [0.0, 0.02, 0.3])
-def test_the_e_value_expects_one_where_the_gain_is_its_price(price: float):
-    """Over all outcomes of rows whose expected gain is the price the e-value's mean is 1; of less gain it is less."""
-    before, after, rows = 0.6, 0.35, 100
-    wins, losses = math.log((1 - after) / (1 - before)), math.log(before / after)
-    share = (wins - price) / (wins + losses)  # of positives, at which d is worth the price
-    k = np.arange(rows + 1)
-    e = np.array(
-        [
-            math.exp(log_e_value(np.arange(rows) < ones, np.full(rows, before), np.full(rows, after), price))
-            for ones in k
-        ]
-    )
-    assert (e * scipy_stats.binom.pmf(k, rows, share)).sum() == pytest.approx(1.0, rel=1e-6)
-    assert (e * scipy_stats.binom.pmf(k, rows, share + 0.05)).sum() < 1.0
+@pytest.mark.parametrize("days", [6, 30])
+def test_the_e_value_expects_one_where_the_gain_is_its_price(days: int):
+    """Over normal days whose mean gain is the price, however they spread, its mean is 1; of less gain it is less."""
+    t = np.linspace(-60, 60, 6_001)
+    e = np.exp([log_e_value(Mean(value=0.02 + at * 0.01, se=0.01, freedom=days - 1), 0.02) for at in t])
+    for moved, most in ((0.0, 1.0005), (-0.5, 0.7), (-3.0, 0.1)):
+        assert (e * scipy_stats.nct.pdf(t, days - 1, moved)).sum() * (t[1] - t[0]) < most
+    assert (e * scipy_stats.t.pdf(t, days - 1)).sum() * (t[1] - t[0]) == pytest.approx(1, abs=0.01)
 
 
-def test_one_sure_and_wrong_answer_is_no_proof():
-    """A champion that is sure and wrong on one row of a hundred loses at most what the bound allows."""
-    label, good, bad = np.ones(100, np.int64), np.full(100, 0.9), np.full(100, 0.9)
-    bad[0] = 0.0
-    assert 0 < log_e_value(label, bad, good, 0.0) < math.log(2)
-    assert log_e_value(label, bad, good, 0.0) == log_e_value(label, bad.clip(LEAST), good, 0.0)
+def test_rows_of_one_day_are_no_proof_by_themselves():
+    """Three hundred rows that gain alike on a single one of ten days say no more than that day."""
+    values, days = np.zeros(3_000), np.arange(3_000) // 300
+    values[:300] = 1.0
+    assert log_e_value(clustered_mean(values, days), 0.02) < math.log(3)
+
+
+@pytest.mark.parametrize("freedom", [0, 5, 364])
+def test_any_mean_has_an_e_value(freedom: int):
+    """Means far above and below their price, and such without an error, have a finite one, more for more gain."""
+    found = [log_e_value(Mean(value=v, se=se, freedom=freedom), 0.02) for v, se in ((-9, 0), (0.02, 0.01), (9, 0))]
+    assert found == sorted(found)
+    assert np.isfinite(found).all()
 
 
 def test_days_that_differ_count_as_days():

@@ -186,6 +186,29 @@ def test_figures_count_what_was_run_and_paid():
     assert found["total"] == pytest.approx(0.75 + 0.2 / 2)
 
 
+def test_a_number_is_compared_by_its_squared_error():
+    """Means, worst tick, choices and words are of squared errors, whose price is in squared units; RMSE is shown."""
+    records = [
+        {"rows": 10, "training": None},
+        {"rows": 30, "training": {"outcome": "promoted", "decision": "promote", "seconds": 1.0}},
+    ]
+    scored = [{"rmse": rmse, "mse": rmse**2, "mae": 1.0, "r2": 0.5, "bias": 0.1} for rmse in (3.0, 5.0)]
+    found = frontier.figures(records, scored, 2.0)
+    assert found["means"] == {"mse": 17.0, "rmse": 4.0, "mae": 1.0}
+    assert found["total"] == 17.0 + 2.0 * 1 / 2
+    over = frontier.over_seeds([found], [[9.0, 25.0]], ["a", "b"])
+    assert (over["worst"], over["mse_by_tick"]) == ({"tick": "b", "mse": 25.0}, [9.0, 25.0])
+    other = over | {"retrains": 0.0, "means": {"mse": 18.5, "rmse": 4.2, "mae": 1.1}, "total": 18.5}
+    chosen = frontier.recommended({"drift": over, "never": other}, 2.0, 2)
+    assert (chosen["policy"], chosen["next"]) == ("drift", "never")
+    policies = {name: one | {"by_schedule": None} for name, one in (("drift", over), ("never", other))}
+    said = advice(
+        {"policies": policies, "recommended": chosen, "price_unit": "min\u00b2 of mean squared error over one day"}
+    )
+    assert "at 2 min\u00b2 of mean squared error over one day a retraining: drift" in said
+    assert "(mean squared error 17.000, 1 retrainings)" in said
+
+
 def test_means_over_seeds_and_the_worst_tick_of_the_mean():
     """Figures are averaged over the seeds; the worst tick is that of the averaged losses, not of one seed."""
     one = {

@@ -191,3 +191,14 @@ def test_windows_are_named_by_their_tick():
         "2015-04-01",
         "2015-04-01",
     ]
+
+
+def test_the_page_of_a_number_speaks_of_its_errors():
+    """Where a number is predicted the page has RMSE and MAE, and no log-loss."""
+    rmse = _metric([(44.0, 43.0, 43.5), (45.0, 43.2, 43.1)], higher=False)
+    mae = _metric([(29.0, 27.5, 27.6), (30.0, 27.9, 28.0)], higher=False)
+    text = re.sub(r"\s+", " ", page(summary(metrics={"rmse": rmse, "mae": mae}, classes=None)))
+    assert "reached a mean RMSE of 44.500 and an MAE of 29.500" in text
+    assert "mean MAE, frozen" in text
+    assert "log-loss" not in text
+    assert "66.7%" not in text

@@ -8,9 +8,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from embedded import triton as embedded
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
 from pipelines.contracts import Order, Verdict
+from pipelines.deploy import rollout
 from pipelines.drift.profile import counts
 from pipelines.drift.reference import FILE
 from pipelines.drift_report import read_report
@@ -33,6 +35,7 @@ from tests.pipelines.verbs import (
     train,
     validate,
 )
+from tests.serving.gateway import world
 
 AS_OF = trips.START + timedelta(days=25)
 FIRST = (ingest, validate, dataset, train, export, evaluate, gate)
@@ -125,6 +128,25 @@ def test_the_reference_knows_how_wrong_the_number_is(first):
     assert 0 < found.baseline["capped_rate"] < 0.5
     assert sum(found.baseline["labels"]["counts"]) == facts(run_dir, "dataset")["train_rows"]
     assert "calibration" not in found.baseline
+
+
+@pytest.mark.slow
+def test_the_gateway_answers_what_the_model_does(first, triton_server):
+    """A real Triton is proved with the bundle, and a raw row gets the number that ONNX Runtime gives, by its size."""
+    _, run_dir = first
+    settings = embedded.settings(*triton_server)
+    fields = load_fields(trips.CASE)
+    rollout.offer(settings, fields, 1, run_dir / "export")
+    (settings.root / "api_key").write_text(world.KEY + "\n")
+    world.release(settings, 1, case=trips.CASE)
+    rows = trips.rows(50, seed=77).with_columns(km=pl.when(pl.int_range(pl.len()) < 2).then(100.0).otherwise("km"))
+    sent = [{"prediction_id": f"n{at}", **row} for at, row in enumerate(rows.select(fields.names).to_dicts())]
+    with world.client(settings) as http:
+        answer = http.post(f"/v1/cases/{trips.CASE}/predict", json={"rows": sent})
+        assert answer.status_code == 200, answer.text
+        told = np.array([row["prediction"] for row in answer.json()["rows"]])
+    expected = scoring.score(run_dir / "export", rows, fields)
+    assert np.abs(told - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 # --- served -------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A real file system that is full, or read-only: the gateway and the commands say so, and name no path to a client."""
 
+import asyncio
 import contextlib
 import os
 import subprocess
@@ -10,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipelines.settings import Settings
+from serving.gateway.log import Log, worker_name
+from serving.gateway.refusal import Refused
 from serving.gateway.state import Gateway
 from tests.serving.gateway.world import (
     LABELS,
@@ -82,6 +85,21 @@ def test_a_state_that_is_only_read_is_no_full_disk(disk):
     assert Gateway.disk(gateway) == ""
     subprocess.run(["mount", "-o", "remount,ro", disk / "prediction_log"], check=True)
     assert "read-only" in Gateway.disk(gateway)
+
+
+def test_room_for_less_than_was_refused_is_no_room(disk):
+    """A log stays full while what it refused would still not fit, and is whole once it would."""
+    log = Log(disk, worker_name(), max_bytes=2**24, max_seconds=3600.0, on_error=lambda: None)
+    ballast = disk / "ballast"
+    fill(ballast)
+    os.truncate(ballast, ballast.stat().st_size - 256 * 1024)
+    with pytest.raises(Refused, match="full"):
+        log.append(bytes(512 * 1024))
+    asyncio.run(log.tick())
+    assert "full" in log.failing
+    os.truncate(ballast, ballast.stat().st_size - 512 * 1024)
+    asyncio.run(log.tick())
+    assert log.failing == ""
 
 
 def test_a_full_disk_is_507_everywhere(disk):

@@ -1,0 +1,137 @@
+"""What a row costs the gateway, decoded and encoded: holes, other values, flags and attributes beside plain fields.
+
+The fields of `bank` as they are, and with every number and category declared ``missing`` and every category ``other``,
+a fifth of the values null or undeclared; and with four flags and two attributes beside them. Request by request in
+turns, in seconds of the processor. `make bench-rows`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from benchmarks.record import goal, record
+from pipelines.cases import load_fields
+from pipelines.encoding import encode
+from pipelines.fields import Attribute, Categorical, Field, Fields, Flag, Numeric
+from serving.gateway.identity import digest
+from serving.gateway.rows import Shape, read, row_shape
+
+CASE = "bank"
+SIZES = {1: 2000, 100: 60}
+"""Rows of a request, and how many requests are measured."""
+SHARE = 0.2
+"""Values that are missing or undeclared, where they are declared."""
+LIMIT = 1.5
+MOST = 100
+Work = Callable[[], object]
+
+
+def main() -> None:
+    """Measure, and write benchmarks/results/rows.json."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench.rows", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the requests; nothing is written")
+    options = parser.parse_args()
+    began = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    goals: list[dict[str, Any]] = []
+    plain = load_fields(CASE)
+    tables = {"plain": plain, "missing and other": _open(plain), "and flags and attributes": _wider(_open(plain))}
+    for size, requests in SIZES.items():
+        works = {name: _request(fields, size) for name, fields in tables.items()}
+        found = measure(works, requests // 10 if options.quick else requests)
+        for name, seconds in found.items():
+            middle = float(np.median(seconds)) / size * 1e6
+            rows.append({"rows": size, "fields": len(tables[name].fields), "name": name, "us a row": round(middle, 2)})
+        for name in ("missing and other", "and flags and attributes"):
+            ratio = _each(found[name], tables[name]) / _each(found["plain"], plain)
+            goals.append(goal(f"{name}, {size} row(s): a field's cost beside today's", ratio, LIMIT))
+    record(
+        "rows",
+        rows=rows,
+        goals=goals,
+        seconds=time.perf_counter() - began,
+        packages=("msgspec", "numpy"),
+        keep=not options.quick,
+    )
+
+
+def measure(works: dict[str, Work], times: int) -> dict[str, list[float]]:
+    """Processor seconds of every call, the works taking turns so that a busy machine is busy for all of them."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for work in works.values():
+        work()
+    for _ in range(times):
+        for name, work in works.items():
+            started = time.process_time()
+            work()
+            found[name].append(time.process_time() - started)
+    return found
+
+
+def _each(seconds: Sequence[float], fields: Fields) -> float:
+    return float(np.median(seconds)) / len(fields.fields)
+
+
+def _open(fields: Fields) -> Fields:
+    """Every field with the options that its kind has."""
+
+    def opened(field: Field) -> Field:
+        if isinstance(field, Categorical):
+            return replace(field, missing=True, other=True)
+        return replace(field, missing=True) if isinstance(field, Numeric) else field
+
+    return replace(fields, fields=tuple(opened(field) for field in fields.fields))
+
+
+def _wider(fields: Fields) -> Fields:
+    more: tuple[Field, ...] = (
+        *(Flag(f"flag_{number}", missing=True) for number in range(4)),
+        Attribute("key"),
+        Attribute("group"),
+    )
+    return replace(fields, fields=(*fields.fields, *more))
+
+
+def _request(fields: Fields, rows: int) -> Work:
+    """The gateway's work on one request: decode and check, a digest of every row, columns, tensors."""
+    generator = np.random.default_rng(0)
+    body = json.dumps({"rows": [_row(fields, generator) for _ in range(rows)]}).encode()
+    return partial(_work, row_shape(fields, MOST), fields, body)
+
+
+def _work(shape: Shape, fields: Fields, body: bytes) -> object:
+    features = [msgspec.structs.astuple(item)[: len(fields.fields)] for item in read(shape, body)]
+    for own in features:
+        digest(own)
+    return encode(fields, dict(zip(fields.names, zip(*features, strict=True), strict=True)))
+
+
+def _row(fields: Fields, generator: np.random.Generator) -> dict[str, Any]:
+    return {field.name: _value(field, generator) for field in fields.fields}
+
+
+def _value(field: Field, generator: np.random.Generator) -> Any:
+    drawn = generator.random()
+    if not isinstance(field, Attribute) and getattr(field, "missing", False) and drawn < SHARE / 2:
+        return None
+    if isinstance(field, Categorical):
+        return "undeclared" if field.other and drawn < SHARE else str(generator.choice(field.values))
+    if isinstance(field, Flag):
+        return bool(drawn < 0.5)
+    if isinstance(field, Numeric):
+        low, high = field.low or 0.0, field.high or 1.0
+        return float(round(generator.uniform(low, high)) if field.integer else generator.uniform(low, high))
+    return "a customer's key"
+
+
+if __name__ == "__main__":
+    main()
