@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 EpisodeTrigger = Literal["drift", "performance", "headroom", "volume"]
 """What opens an episode.
@@ -117,6 +117,10 @@ class FloorEvidence(Value):
     holds: bool
 
 
+LATER = frozenset({"differ", "more_rows", "unchecked", "floors"})
+"""Parts of the evidence that verdicts of earlier releases do not have."""
+
+
 class Evidence(Value):
     """Everything that the gate may look at: nothing else can influence a verdict.
 
@@ -143,6 +147,12 @@ class Evidence(Value):
     floors: tuple[FloorEvidence, ...] = ()
     challenger: dict[str, float | None] = {}
     champion: dict[str, float | None] = {}
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what an earlier release did not know, so that its verdicts keep their hash."""
+        told: dict[str, Any] = written(self)
+        return {name: part for name, part in told.items() if name not in LATER or name in self.model_fields_set}
 
 
 class Verdict(Value):

@@ -152,7 +152,8 @@ def _unequal_numbers(
         rows = frame.filter(pl.col("id").is_in([id_ for id_, (named, *_) in answers.items() if named == version]))
         expected = scores(case, bundle, rows, known)
         allowed = tolerance * max((abs(own) for own in expected), default=0.0)
-        wrong += sum(abs(answers[id_][1] - own) > allowed for id_, own in zip(rows["id"], expected, strict=True))
+        missed = [abs(answers[id_][1] - own) for id_, own in zip(rows["id"], expected, strict=True)]
+        wrong += len([by for by in missed if by > allowed])
     return wrong
 
 

@@ -10,7 +10,7 @@ import io
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import polars as pl
@@ -23,7 +23,7 @@ from pipelines.errors import IntegrityError
 from pipelines.fields import FLOAT32_MAX, SCORES
 from pipelines.files import make_durable, write_atomic
 from pipelines.moments import parse_moment
-from pipelines.params import EventTimes, too_high
+from pipelines.params import METRICS, EventTimes, too_high
 from pipelines.params_file import load_params, params_file
 from pipelines.segments import KINDS, Kind
 from pipelines.settings import Settings
@@ -60,6 +60,16 @@ WHOLE = 32_767
 log = logging.getLogger(__name__)
 
 
+class Allowed(NamedTuple):
+    """What says whether a line is one of the case: when things may happen, and whether ``numbers`` are predicted."""
+
+    times: EventTimes
+    numbers: bool
+
+
+ANYTHING = Allowed(EventTimes(max_age_days=None, max_ahead_days=None), numbers=True)
+
+
 def folder_of(settings: Settings, case: str, kind: Kind) -> Path:
     """Where the compacted files of a kind lie."""
     return settings.lake / case / kind
@@ -83,9 +93,10 @@ def compact(settings: Settings, case: str) -> int:
     """
     done = 0
     damaged: list[str] = []
-    times = load_params(case, params_file(case, settings)).times
+    params = load_params(case, params_file(case, settings))
+    allowed = Allowed(params.times, numbers=params.gate.metric in METRICS["number"])
     for kind in KINDS:
-        compacted, problems = _compact_kind(settings, case, kind, times)
+        compacted, problems = _compact_kind(settings, case, kind, allowed)
         done += compacted
         damaged += problems
     if len(damaged) > 3:
@@ -95,7 +106,7 @@ def compact(settings: Settings, case: str) -> int:
     return done
 
 
-def _compact_kind(settings: Settings, case: str, kind: Kind, times: EventTimes) -> tuple[int, list[str]]:
+def _compact_kind(settings: Settings, case: str, kind: Kind, allowed: Allowed) -> tuple[int, list[str]]:
     """How many segments of a kind were compacted, and what is wrong with others."""
     folder = folder_of(settings, case, kind)
     own = settings.prediction_log / case / kind
@@ -106,7 +117,7 @@ def _compact_kind(settings: Settings, case: str, kind: Kind, times: EventTimes) 
         if _is_done(folder, before.segments.get(path.stem), path):
             continue
         try:
-            fresh[path.stem] = _compact_segment(settings, case, kind, path, times)
+            fresh[path.stem] = _compact_segment(settings, case, kind, path, allowed)
         except IntegrityError as error:
             damaged.append(str(error))
     failpoint("compact", "files")
@@ -135,9 +146,9 @@ def _is_done(folder: Path, done: Done | None, path: Path) -> bool:
     return done.size < 0 or path.stat().st_size <= done.size
 
 
-def _compact_segment(settings: Settings, case: str, kind: Kind, path: Path, times: EventTimes) -> Done:
+def _compact_segment(settings: Settings, case: str, kind: Kind, path: Path, allowed: Allowed) -> Done:
     data, sealed = segments.read(path)
-    good, bad, torn = _parse(data, kind, times)
+    good, bad, torn = _parse(data, kind, allowed)
     if torn and not sealed:
         log.error(
             "%s: the closed segment %s is cut off in the middle of a line: rows after it may be lost. "
@@ -185,7 +196,7 @@ def _write(part: pl.DataFrame, path: Path, place: str) -> Part:
     return Part(place, hashlib.sha256(data).hexdigest())
 
 
-def _parse(data: bytes, kind: Kind, times: EventTimes) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+def _parse(data: bytes, kind: Kind, allowed: Allowed) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     """Good lines, malformed ones as ``{line, error, text}``, and the number of torn ones (0 or 1)."""
     lines = data.split(b"\n")
     tail = lines.pop()
@@ -193,35 +204,43 @@ def _parse(data: bytes, kind: Kind, times: EventTimes) -> tuple[list[dict[str, A
     bad: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            good.append(_decode(line, kind, times))
+            good.append(_decode(line, kind, allowed))
         except ValueError as error:
             bad.append({"line": number, "error": str(error), "text": line.decode(errors="backslashreplace")})
     if not tail:
         return good, bad, 0
     try:
-        good.append(_decode(tail, kind, times))
+        good.append(_decode(tail, kind, allowed))
     except ValueError:
         return good, bad, 1
     return good, bad, 0
 
 
-def _decode(line: bytes, kind: Kind, times: EventTimes) -> dict[str, Any]:
+def _decode(line: bytes, kind: Kind, allowed: Allowed) -> dict[str, Any]:
     """One line as a flat row; raises ValueError (msgspec's and datetime's own) if it is not what the contract says."""
     value = _DECODERS[kind].decode(line)
     moment = parse_moment(value["event_time"])
     received = parse_moment(value["received_at"])
-    mistake = times.mistake(moment, received)
+    mistake = allowed.times.mistake(moment, received)
     if mistake is not None:
         raise ValueError(f"event_time {mistake}")
     row = {"id": value["prediction_id"], "received_at": received}
     if kind == "labels":
         if too_high(value["revision"], received):
             raise ValueError("revision must not be above the time of its receipt in seconds since 1970")
-        if not abs(value["label"]) <= FLOAT32_MAX:
+        if allowed.numbers and not abs(value["label"]) <= FLOAT32_MAX:
             raise ValueError("label is no finite number that a float32 holds")
+        if not allowed.numbers and not _is_position(value["label"]):
+            raise ValueError("label is not a class")
         return row | {"label": value["label"], "revision": value["revision"], "label_time": moment}
+    if not allowed.numbers and not _is_position(value["prediction"]):
+        raise ValueError("prediction is not a class")
     fixed = {name: value[name] for name in ("request_id", "version", "score", "prediction")}
     return row | fixed | {"event_time": moment, "row": value["row"], "scores": value.get("scores")}
+
+
+def _is_position(value: float) -> bool:
+    return isinstance(value, int) and -WHOLE - 1 <= value <= WHOLE
 
 
 def _frame(rows: list[dict[str, Any]], kind: Kind) -> pl.DataFrame:
@@ -253,7 +272,7 @@ def _narrowest(rows: list[dict[str, Any]], name: str, least: Any) -> Any:
 def rows_in(path: Path, window: Window) -> int:
     """How many whole lines of an open segment are rows of ``window``."""
     try:
-        rows, _, _ = _parse(path.read_bytes(), "predictions", EventTimes(max_age_days=None, max_ahead_days=None))
+        rows, _, _ = _parse(path.read_bytes(), "predictions", ANYTHING)
     except FileNotFoundError:
         return 0
     return sum(window.start <= row["event_time"] < window.end for row in rows)

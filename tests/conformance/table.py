@@ -124,6 +124,8 @@ def installed(root: Path, fields: Fields) -> Iterator[Path]:
     (folder / "schema.py").write_text(
         f'"""The fields."""\n\nfrom pipelines.fields import {kinds}, Fields\n\nFIELDS = {fields!r}\n'
     )
+    if fields.number is not None:
+        shop.edit(folder / "params.yaml", ("metric: log_loss", "metric: rmse"))
     shop.edit(folder / "params.yaml", ("slices:\n  - colour", "slices: []"))
     (folder / "profile.json").unlink()
     with shop.installed(root / "cases"):

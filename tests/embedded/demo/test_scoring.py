@@ -1,5 +1,6 @@
 """embedded/demo/scoring.py: the numbers of summary.json."""
 
+import json
 from datetime import UTC, datetime
 
 import numpy as np
@@ -65,7 +66,8 @@ def test_numbers_are_shown_by_their_errors_and_compared_by_their_size(monkeypatc
     told = {"a": (1, 1000.005, 1000.005), "b": (1, 0.25, 0.25)}
     assert scoring.unequal_answers("trips", frame, told, {1: tmp_path}, {}) == 0
     told["b"] = (1, 0.5, 0.5)
-    assert scoring.unequal_answers("trips", frame, told, {1: tmp_path}, {}) == 1
+    found = scoring.unequal_answers("trips", frame, told, {1: tmp_path}, {})
+    assert json.dumps({"answers_unequal": found}) == '{"answers_unequal": 1}'  # it stands in summary.json
 
 
 def test_answers_are_compared_class_by_class(monkeypatch):

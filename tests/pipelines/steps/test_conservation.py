@@ -255,7 +255,9 @@ def test_lines_that_are_no_rows_or_labels_are_counted(tmp_path: Path):
         [*PREDICTIONS, timeless, {**PREDICTIONS[1], "event_time": None}],
         tail=b'{"predict',
     )
-    strange = [{**LABELS[number], "label": label, "revision": 9} for number, label in enumerate((128, -129, 0.4, None))]
+    strange = [
+        {**LABELS[number], "label": label, "revision": 9} for number, label in enumerate((32_768, -32_769, 0.4, None))
+    ]
     loglines.write(where, "loans", "labels", "a", [*LABELS, *strange, {**LABELS[5], "label": 2, "revision": 1}])
     made, checked, _ = _run(tmp_path)
     lines = made.facts["log"]["lines"]
