@@ -50,11 +50,11 @@ POOLED = 2
 """Windows whose gains are taken together."""
 CONTRADICTS = 3.0
 """Two windows' gains that are further apart than so many standard errors are not of one world."""
-BEYOND_DOUBT = 0.9999
+BEYOND_DOUBT = 0.9995
 """A gain has to be above nothing with so much confidence, both sides.
 
 Few rows reach far above any price by chance: at 90% in every twentieth window, however little a retraining gives. Two
-figures a window, the newest alone and both together, do so once in 10,000 windows, and a little more often where a
+figures a window, the newest alone and both together, do so once in 2,000 windows, and a little more often where a
 window has few days.
 """
 ORDER: tuple[EpisodeTrigger, ...] = ("performance", "headroom", "drift", "volume")
@@ -473,12 +473,10 @@ def _retraining(
     else:
         days = min(2 * state.cooldown_days, config.max_cooldown_days)
         action, why = "alert", "retrained, not promoted" if verdict == "kept" else "the training run gave no verdict"
-    # What was seen led to this retraining: the next one has to be seen anew.
+    # What was seen led to this retraining: the next one has to be seen anew. Under a new champion it is, and what this
+    # window says of it counts: where windows are long, a decline would else be slept through for one of them.
+    seen = {} if verdict == "promoted" else {"log_e": 0.0, "alarmed": False, "gains": (), "grown": 0.0}
     fresh = {
-        "log_e": 0.0,
-        "alarmed": False,
-        "gains": (),
-        "grown": 0.0,
         "held_back": 0,
         "episode": None,
         "verdict": verdict,
@@ -493,6 +491,7 @@ def _retraining(
             "reason": f"{why}; cooldown of {days:g} days",
         }
         | fresh
+        | seen
     )
 
 

@@ -472,6 +472,17 @@ def test_gains_are_those_of_one_champion():
     assert (kept[0].name, kept[0].gains, kept[0].grown) == ("COOLDOWN", (), 0.0)
 
 
+def test_the_window_that_learns_of_a_promotion_counts_for_the_new_champion():
+    """Where windows outlast a cooldown a steady decline is answered in every one of them, not in every second."""
+    asked = {"episode": "loans-earlier", "retrained_at": NOW - timedelta(days=31)}
+    promoted = {"champion": 2, "outcome": "promoted"}
+    after, action = step(state("RETRAINING", **asked), seen(**promoted, **gain(0.08)), CONFIG, NOW, "loans", NOW)
+    assert (after.path, action) == (("RETRAINING", "COOLDOWN", "STABLE", "CONFIRMED", "RETRAINING"), "retrain")
+    asked["retrained_at"] = YESTERDAY
+    cooling, _ = step(state("RETRAINING", **asked), seen(**promoted, **gain(0.08)), CONFIG, NOW, "loans", NOW)
+    assert (cooling.name, len(cooling.gains), cooling.held_by) == ("COOLDOWN", 1, "cooldown")
+
+
 def test_a_gain_waits_for_labels_and_budget_and_goes_away_with_its_reason():
     """What pays may still not retrain: it stays open through quiet windows, until one says that it pays no more."""
     waits, action = step(state(clean=9), seen(fresh_labels=0, **gain(0.08)), CONFIG, NOW, "loans", NOW)
