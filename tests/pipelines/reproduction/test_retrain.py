@@ -154,8 +154,10 @@ def test_a_training_that_goes_another_way_is_the_execution_layer(home, monkeypat
 
 def test_another_judgement_of_the_same_weights_is_the_evaluation_layer(home, monkeypatch):
     """Equal weights whose holdout metrics are not the recorded ones are not reproduced."""
-    measure = retrain.metrics
-    monkeypatch.setattr(retrain, "metrics", lambda label, score: {**measure(label, score), "log_loss": 9.0})
+    measure = retrain.metrics_of
+    monkeypatch.setattr(
+        retrain, "metrics_of", lambda fields: lambda label, score: {**measure(fields)(label, score), "log_loss": 9.0}
+    )
     answer = retrain.reproduce(home, CASE, 3)
     assert (answer["identical"], answer["layer"]) == (False, "evaluation")
     assert answer["weights"]["recorded"] == answer["weights"]["reproduced"]
