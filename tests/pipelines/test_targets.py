@@ -28,6 +28,8 @@ WAIT = Fields(
 MANY = Fields("many", WAIT.fields, "shelf", target=Classes(tuple(f"shelf {at}" for at in range(1_000))))
 CASE = "loans"
 """Whose parameters say which times its log takes."""
+NUMBERS = "flights"
+"""A case whose log takes numbers."""
 
 
 @pytest.mark.parametrize("target", [Binary(), Classes(("a", "b")), Classes(("a", "b", "c")), Number("min", 0, None)])
@@ -114,26 +116,37 @@ def test_the_balance_of_a_number_is_its_mean():
 
 
 @pytest.mark.parametrize(
-    ("labels", "kind"),
+    ("case", "labels", "kind"),
     [
-        ([0, 1, None], pl.Int8),
-        ([0, 999], pl.Int16),
-        ([2.5, 3], pl.Float64),
-        ([70_000, 3], pl.Float64),
+        (CASE, [0, 1, None], pl.Int8),
+        (CASE, [0, 999], pl.Int16),
+        (NUMBERS, [2.5, 3], pl.Float64),
+        (NUMBERS, [70_000, 3], pl.Float64),
     ],
 )
-def test_the_log_takes_every_target(tmp_path, labels, kind):
+def test_the_log_takes_every_target(tmp_path, case, labels, kind):
     """Labels come back as they were logged, narrow where they may be; beside the int8 of an older partition, too."""
     settings = Settings(home=tmp_path)
     rows = delivered(labels).with_columns(label_time=pl.col("event_time"))
     for number, row in enumerate(rows.iter_slices(1)):
         if row["minutes"][0] is not None:
             line = loglines.labels(row, WAIT)[0] | {"label": labels[number]}
-            loglines.write(settings, CASE, "labels", f"s{number}", [line])
-    log.compact(settings, CASE)
-    found = log.read_labels(settings, CASE, AT + timedelta(days=1))
+            loglines.write(settings, case, "labels", f"s{number}", [line])
+    log.compact(settings, case)
+    found = log.read_labels(settings, case, AT + timedelta(days=1))
     assert found["label"].dtype == kind
     assert found["label"].to_list() == [label for label in labels if label is not None]
+
+
+def test_a_fraction_is_no_class(tmp_path):
+    """Where classes are predicted a line with a fractional answer or label is set aside."""
+    settings = Settings(home=tmp_path)
+    rows = delivered([2.5, 3.0]).with_columns(label_time=pl.col("event_time"))
+    answers = [line | {"prediction": 0.5} for line in loglines.predictions(rows, WAIT)]
+    loglines.write(settings, CASE, "predictions", "s", answers)
+    loglines.write(settings, CASE, "labels", "s", [line | {"label": 0.5} for line in loglines.labels(rows, WAIT)])
+    log.compact(settings, CASE)
+    assert [found["malformed"] for found in log.fate(settings, CASE).values()] == [2, 2]
 
 
 def test_the_log_takes_predicted_numbers(tmp_path):
@@ -141,11 +154,11 @@ def test_the_log_takes_predicted_numbers(tmp_path):
     settings = Settings(home=tmp_path)
     rows = delivered([2.5, 3.0]).with_columns(label_time=pl.col("event_time"))
     lines = loglines.predictions(rows, WAIT)
-    loglines.write(settings, CASE, "predictions", "s", [line | {"score": 7.5, "prediction": 7.5} for line in lines])
+    loglines.write(settings, NUMBERS, "predictions", "s", [line | {"score": 7.5, "prediction": 7.5} for line in lines])
     broken = [line | {"label": 1e300} for line in loglines.labels(rows, WAIT)]
-    loglines.write(settings, CASE, "labels", "s", broken)
-    log.compact(settings, CASE)
+    loglines.write(settings, NUMBERS, "labels", "s", broken)
+    log.compact(settings, NUMBERS)
     window = Window(start=AT, end=AT + timedelta(days=1))
-    assert log.read_predictions(settings, CASE, window)["prediction"].to_list() == [7.5, 7.5]
-    assert log.read_labels(settings, CASE, window.end).is_empty()
-    assert log.fate(settings, CASE)["labels"]["malformed"] == 2
+    assert log.read_predictions(settings, NUMBERS, window)["prediction"].to_list() == [7.5, 7.5]
+    assert log.read_labels(settings, NUMBERS, window.end).is_empty()
+    assert log.fate(settings, NUMBERS)["labels"]["malformed"] == 2

@@ -197,7 +197,11 @@ def test_the_page_of_a_number_speaks_of_its_errors():
     """Where a number is predicted the page has RMSE and MAE, and no log-loss."""
     rmse = _metric([(44.0, 43.0, 43.5), (45.0, 43.2, 43.1)], higher=False)
     mae = _metric([(29.0, 27.5, 27.6), (30.0, 27.9, 28.0)], higher=False)
-    text = re.sub(r"\s+", " ", page(summary(metrics={"rmse": rmse, "mae": mae}, classes=None)))
+    told = summary(metrics={"rmse": rmse, "mae": mae}, classes=None)
+    for verdict in (one for tick in told["timeline"] for one in tick["verdicts"]):
+        verdict["metric"] = "rmse"
+    text = re.sub(r"\s+", " ", page(told))
+    assert "lift of rmse 0.120" in text
     assert "reached a mean RMSE of 44.500 and an MAE of 29.500" in text
     assert "mean MAE, frozen" in text
     assert "log-loss" not in text
