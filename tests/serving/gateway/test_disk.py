@@ -127,6 +127,8 @@ def test_a_full_disk_is_507_everywhere(disk):
                     json={"rows": [{**row, "prediction_id": f"n{at}"} for at, row in enumerate(some_rows(100))]},
                 )
             )
+            # What was found with room may be told for ready_seconds more.
+            until(lambda: http.get("/readyz").status_code == 503)
             ready = http.get("/readyz")
             assert [answer.status_code for answer in said] == [507] * 4
             assert not [answer.text for answer in (*said, ready) if str(disk) in answer.text]
