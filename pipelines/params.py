@@ -468,7 +468,10 @@ class HeadroomParams(Strict):
     over one tick (a calendar month, or the drift window where that is shorter).
     """
     family: Literal["auto", "logistic", "boosting", "own"] = "auto"
-    """``auto``: logistic regression on a text's words, boosted trees on a table. ``own``: the case's ``probe.py``."""
+    """``auto``: logistic regression on a text's words and of more than 127 classes, else boosted trees.
+
+    ``own``: the case's ``probe.py``.
+    """
     against: Literal["auto", "past", "champion"] = "auto"
     """What the probe is compared with to decide; both are shown.
 
