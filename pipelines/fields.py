@@ -374,10 +374,18 @@ def _mistakes_of_target(target: Target) -> Iterator[str]:
         if not isinstance(target.unit, str) or not target.unit.strip():
             yield f'its unit is {target.unit!r}: say in what it is counted, as in Number("minutes"), or "1" for none'
         yield from _mistakes_of_bounds(target.low, target.high)
-        if target.low is not None and target.low == target.high:
+        if target.low is not None and _as_float32(target.low) == _as_float32(target.high):
             yield f"its bounds leave one number, {target.low:g}: there is nothing to predict; widen them"
     elif not isinstance(target, Binary):
         yield f"{target!r} is no target: declare it as Binary(), Classes(values) or Number(unit, low, high)"
+
+
+def _as_float32(bound: Any) -> Any:
+    """A bound as a model's answers have it; what is no such number is told elsewhere."""
+    try:
+        return struct.unpack("f", struct.pack("f", bound))[0]
+    except (struct.error, OverflowError):
+        return bound
 
 
 def _mistakes_of_names(fields: Fields) -> Iterator[str]:
@@ -437,7 +445,7 @@ def _mistakes_of_words(what: str, words: Any) -> Iterator[str]:
             yield f"{word!r} is among its {what}: give strings that are not empty"
         elif any("\ud800" <= char <= "\udfff" for char in word):
             yield f"{word!r} is among its {what} and is no Unicode text: mend it"
-    if twice := _repeated(words):
+    if twice := _repeated([word for word in words if isinstance(word, str)]):
         yield f"{twice[0]!r} stands twice among its {what}: remove one"
 
 

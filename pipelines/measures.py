@@ -148,6 +148,9 @@ def row_pinball(label: Label, predicted: NDArray[Any], quantile: float) -> Float
 
 # --- slices -------------------------------------------------------------------------------------
 
+MOST_SLICES = 1_000
+"""Slices of one field, those with most rows: a customer's key has a value for every other row."""
+
 
 def binned(values: NDArray[Any], edges: Sequence[float]) -> NDArray[Any]:
     """The bin of each number as a word, ``[n]``; an edge belongs to the bin above it.
@@ -155,8 +158,10 @@ def binned(values: NDArray[Any], edges: Sequence[float]) -> NDArray[Any]:
     >>> binned(np.array([18.0, 30.0, 64.0, np.nan]), (30, 50)).tolist()
     ['below 30', '30 to below 50', '50 or more', 'missing']
     """
-    between = [f"{low:g} to below {high:g}" for low, high in pairwise(edges)]
-    words = np.array([f"below {edges[0]:g}", *between, f"{edges[-1]:g} or more", "missing"])
+    # Not :g, whose six digits give bins of large numbers one name.
+    told = [f"{edge:.15g}" for edge in edges]
+    between = [f"{low} to below {high}" for low, high in pairwise(told)]
+    words = np.array([f"below {told[0]}", *between, f"{told[-1]} or more", "missing"])
     numbers = np.asarray(values, np.float64)
     place = np.where(np.isnan(numbers), len(words) - 1, np.searchsorted(np.asarray(edges), numbers, "right"))
     return np.asarray(words[place])

@@ -462,13 +462,16 @@ class HeadroomParams(Strict):
     """How a probe measures what a retraining would gain (pipelines/headroom), and what a retraining costs."""
 
     price: float = Field(default=0.01, ge=0)
-    """What one retraining must save to have paid: nats of mean log-loss per row.
+    """What one retraining must save to have paid: nats of mean log-loss per row, or of a number squared units.
 
     A drift run asks for one when the gain is above it with confidence. A replay counts it for every retraining, spread
     over one tick (a calendar month, or the drift window where that is shorter).
     """
     family: Literal["auto", "logistic", "boosting", "own"] = "auto"
-    """``auto``: logistic regression on a text's words, boosted trees on a table. ``own``: the case's ``probe.py``."""
+    """``auto``: logistic regression on a text's words and of more than 127 classes, else boosted trees.
+
+    ``own``: the case's ``probe.py``.
+    """
     against: Literal["auto", "past", "champion"] = "auto"
     """What the probe is compared with to decide; both are shown.
 

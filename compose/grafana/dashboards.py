@@ -290,7 +290,7 @@ MODEL = Dashboard(
                     "{{case}} {{bound}}": f"perennial_headroom_gain{CASE}",
                     "{{case}} price": 'perennial_threshold{case=~"$case", name="headroom_price"}',
                 },
-                "Nats of log-loss per row, by a probe of newer rows; the price is what it costs.",
+                "Nats of log-loss (of a number: squared units) per row, by a probe of newer rows; beside it the price.",
             ),
             Panel(
                 "Gain in the sum of many windows",

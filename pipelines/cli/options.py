@@ -79,8 +79,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "months": {"type": int, "metavar": "N", "help": "so many calendar months from the start instead of --until"},
     "price": {
         "type": float,
-        "metavar": "NATS",
-        "help": "what a retraining must save to have paid: mean log-loss of one tick; default: the case's own",
+        "metavar": "LOSS",
+        "help": "what a retraining must save to have paid: mean log-loss of one tick in nats, or of a number "
+        "mean squared error; default: the case's own",
     },
     "seeds": {
         "type": parse_seeds,

@@ -447,10 +447,10 @@ def _gone(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> s
     if state.trigger == "volume":
         return None
     if state.trigger == "headroom":
-        mean, price = _gain(state, evidence), evidence.headroom.price
+        mean, price, unit = _gain(state, evidence), evidence.headroom.price, evidence.headroom.unit
         if mean is None or mean.value > price:
             return None
-        return f"a retraining would gain {mean.value:.3f} nats now, less than it costs ({price:g})"
+        return f"a retraining would gain {mean.value:.3f} {unit} now, less than it costs ({price:g})"
     if state.clean >= config.clean_windows:
         return f"{state.clean} clean windows: the drift went away by itself"
     return None

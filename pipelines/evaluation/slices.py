@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from pipelines.errors import ConfigError
-from pipelines.measures import binned
+from pipelines.measures import MOST_SLICES, binned
 from pipelines.params import Bins, SliceBy
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ MISSING = "missing"
 def slices(frame: pl.DataFrame, columns: Sequence[SliceBy]) -> dict[str, NDArray[np.bool_]]:
     """A mask ``[n]`` per value of each column, named ``column=value``, columns as declared, values sorted.
 
-    Of a column with bins a mask per bin that has a row, from below. Raises ConfigError naming a column that the frame
+    Rows without a value are ``column=missing``, and so are those whose value is that word. Of a column with more than
+    ``MOST_SLICES`` values those with most rows have a mask. Of a column with bins a mask per bin that has a row, from
+    below. Raises ConfigError naming a column that the frame
     lacks, or a number that is not whole and has no bins.
     """
     masks: dict[str, NDArray[np.bool_]] = {}
@@ -45,9 +47,18 @@ def slices(frame: pl.DataFrame, columns: Sequence[SliceBy]) -> dict[str, NDArray
         own = frame[name]
         if own.dtype.is_(pl.Boolean()):
             own = own.cast(pl.String)
-        values = own.to_numpy()
-        for value in sorted(own.drop_nulls().unique().to_list()):
-            masks[f"{name}={value}"] = values == value
+        for value, rows in _rows_of(own):
+            masks[f"{name}={value}"] = mask = np.zeros(own.len(), bool)
+            mask[rows] = True
         if own.null_count():
-            masks[f"{name}={MISSING}"] = own.is_null().to_numpy()
+            word = f"{name}={MISSING}"
+            masks[word] = own.is_null().to_numpy() | masks.get(word, False)
     return masks
+
+
+def _rows_of(values: pl.Series) -> list[tuple[Any, NDArray[Any]]]:
+    """The commonest values, sorted, with the positions of their rows."""
+    grouped = pl.DataFrame({"value": values}).with_row_index("row").drop_nulls().group_by("value").agg("row")
+    found = zip(grouped["value"].to_list(), (rows.to_numpy() for rows in grouped["row"]), strict=True)
+    commonest = sorted(found, key=lambda one: (-len(one[1]), one[0]))[:MOST_SLICES]
+    return sorted(commonest, key=lambda one: one[0])

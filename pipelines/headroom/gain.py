@@ -184,9 +184,9 @@ def _by_slice(sample: Sample, before: Floats, params: HeadroomParams) -> tuple[S
     found = []
     for name, column in sample.groups.items():
         values = column.astype(str)
-        for value in np.unique(values).tolist():
+        every, counts = np.unique(values, return_counts=True)
+        for value in every[counts >= params.min_rows].tolist():
             own = values == value
-            if own.sum() >= params.min_rows:
-                gain = around(clustered_mean(d[own], sample.days[own]), params.confidence)
-                found.append(SliceGain(field=name, value=value, rows=int(own.sum()), gain=gain))
+            gain = around(clustered_mean(d[own], sample.days[own]), params.confidence)
+            found.append(SliceGain(field=name, value=value, rows=int(own.sum()), gain=gain))
     return tuple(found)

@@ -109,7 +109,8 @@ def _at_price(name: str, said: str) -> Policy:
         price = math.nan
     if not 0 <= price < math.inf:
         raise ConfigError(
-            f"the policy {name!r} has no price: give nats of mean log-loss, 0 or more, as in {HEADROOM}{AT}0.05"
+            f"the policy {name!r} has no price: give nats of mean log-loss, or of a number its squared unit, 0 or "
+            f"more, as in {HEADROOM}{AT}0.05"
         )
     # One price, one name: its history lies in a folder of that name.
     about = f"the same at a price of {price:g}, whatever the replay's is"

@@ -18,6 +18,7 @@ import polars as pl
 from pipelines.cases import load_fields, part
 from pipelines.contracts import Interval, Window
 from pipelines.data import dataset
+from pipelines.drift.report import measure_of
 from pipelines.errors import DataError
 from pipelines.fields import Fields
 from pipelines.headroom import probe
@@ -31,8 +32,9 @@ from pipelines.settings import Settings
 class Length:
     """What a window of so many ``days`` gave.
 
-    ``loss`` is the mean log-loss over the ticks in nats, ``saves`` how much less that is than the declared length's,
-    with an interval that holds for all lengths together; None for the declared one.
+    ``loss`` is the mean log-loss over the ticks in nats, or of a number the mean squared error. ``saves`` is how much
+    less that is than the declared length's, with an interval that holds for all lengths together; None for the
+    declared one.
     """
 
     days: int
@@ -63,7 +65,7 @@ def windows(
     if not by_tick:
         of = f"{len(seen)} ticks from {seen[0].label} to {seen[-1].label}"
         raise DataError(
-            f"{params.case}: none of the {of} has {_least(params)} labelled rows of more than one class to judge, and "
+            f"{params.case}: none of the {of} has {_least(params)} labelled rows with different labels to judge, and "
             "rows before them to learn from: choose other times"
         )
     found = compared(by_tick, declared, params.headroom.confidence)
@@ -74,7 +76,7 @@ def windows(
         "ticks": len(by_tick),
         "family": family,
         "declared_days": declared,
-        "advice": advice(found, declared),
+        "advice": advice(found, declared, measure_of(load_fields(params.case)).loss_unit),
         "lengths": [_plain(one) for one in found],
     }
 
@@ -108,11 +110,13 @@ def compared(by_tick: Sequence[Mapping[int, float]], declared: int, confidence: 
     return found
 
 
-def advice(found: Sequence[Length], declared: int) -> str:
-    """What to do about ``dataset.window_days``, as sentences.
+def advice(found: Sequence[Length], declared: int, unit: str = "nats") -> str:
+    """What to do about ``dataset.window_days``, as sentences; losses are in the ``unit``.
 
     >>> advice([Length(90, 0.6, None), Length(365, 0.5, Interval(value=0.1, low=0.05, high=0.15))], 90)
     'Set dataset.window_days to 365: it saves 0.100 nats (0.050 to 0.150) over the declared 90.'
+    >>> advice([Length(90, 9.0, None), Length(30, 8.0, Interval(value=1, low=0.5, high=1.5))], 90, "min²")
+    'Set dataset.window_days to 30: it saves 1.000 min² (0.500 to 1.500) over the declared 90.'
     >>> advice([Length(90, 0.6, None), Length(365, 0.59, Interval(value=0.01, low=-0.02, high=0.04))], 90)
     'Leave dataset.window_days at 90: no other length saves anything for sure (365 by 0.010, -0.020 to 0.040).'
     """
@@ -122,7 +126,7 @@ def advice(found: Sequence[Length], declared: int) -> str:
     sure = [(days, saves) for days, saves in others if saves.low > 0]
     if sure:
         days, saves = max(sure, key=lambda one: one[1].value)
-        told = f"{saves.value:.3f} nats ({saves.low:.3f} to {saves.high:.3f})"
+        told = f"{saves.value:.3f} {unit} ({saves.low:.3f} to {saves.high:.3f})"
         return f"Set dataset.window_days to {days}: it saves {told} over the declared {declared}."
     days, saves = max(others, key=lambda one: one[1].value)
     told = f"{days} by {saves.value:.3f}, {saves.low:.3f} to {saves.high:.3f}"

@@ -13,16 +13,17 @@ from pipelines.moments import day
 
 
 class Promise(Value):
-    """What a probe said at ``as_of`` that a retraining would gain: nats of log-loss per row, beside its ``price``.
+    """What a probe said at ``as_of`` that a retraining would gain per row, beside its ``price``, both in the ``unit``.
 
-    ``against`` says by which figure: held against a probe of what the champion was trained on (``past``), or against
-    the champion's own answers.
+    That is nats of log-loss, or of a number the squared unit. ``against`` says by which figure: held against a probe
+    of what the champion was trained on (``past``), or against the champion's own answers.
     """
 
     as_of: Instant
     gain: Interval
     price: float
     against: Literal["past", "champion"]
+    unit: str = "nats"
 
 
 def drift_runs(run_dir: Path) -> Iterator[Path]:
@@ -47,13 +48,14 @@ def promised(run_dir: Path, trigger: Trigger, champion: int | None) -> Promise |
     if gain is None or report.model_version != champion:
         return None
     as_of = storage.read_manifest(folder).as_of
-    return Promise(as_of=as_of, gain=gain, price=found.price, against=found.against)
+    return Promise(as_of=as_of, gain=gain, price=found.price, against=found.against, unit=found.unit)
 
 
 def delivered(evidence: Evidence) -> Interval | None:
     """By how many nats the candidate beat the champion on the holdout.
 
-    None where there was no champion or no row, or where the gate decides by another metric than log-loss.
+    None where there was no champion or no row, or where the gate decides by another metric than log-loss: its lift is
+    not in the unit of a promise.
     """
     return evidence.lift if evidence.opponent == "champion" and evidence.metric == "log_loss" else None
 
@@ -71,14 +73,14 @@ def told(promise: Promise | None, evidence: Evidence) -> str:
     if promise is None:
         return "No gain was promised: no probe had measured one over this champion."
     over = "one of the champion's time" if promise.against == "past" else "the champion's answers"
-    said = f"On {day(promise.as_of)} a probe promised {_nats(promise.gain)} nats over {over}"
+    said = f"On {day(promise.as_of)} a probe promised {_gain(promise.gain)} {promise.unit} over {over}"
     if evidence.metric != "log_loss":
-        return f"{said}; the gate decides by {evidence.metric}, so what was delivered is not known in nats."
+        return f"{said}; the gate decides by {evidence.metric}, so what was delivered is not known in {promise.unit}."
     came = delivered(evidence)
     if came is None:
         return f"{said}; what the candidate delivered is not known."
-    return f"{said}; the candidate delivered {_nats(came)} over the champion on {evidence.n:,} held-out rows."
+    return f"{said}; the candidate delivered {_gain(came)} over the champion on {evidence.n:,} held-out rows."
 
 
-def _nats(found: Interval) -> str:
+def _gain(found: Interval) -> str:
     return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"

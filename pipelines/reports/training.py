@@ -18,6 +18,10 @@ LINE = "#22708f"
 SECOND = "#c4632b"
 BINS = 10
 DPI = 130
+NAMED = 40
+"""Classes that a confusion has names and counts of."""
+UNNAMED_INCHES = 9.0
+"""A side of the confusion of more."""
 SMOOTH = 40
 """A mean over 1/40 of all steps is drawn over the single steps."""
 
@@ -53,18 +57,25 @@ def curves(lines: Sequence[Mapping[str, Any]], title: str, path: Path) -> Path:
 
 
 def confusion(table: Sequence[Sequence[int]], classes: Sequence[str], title: str, path: Path) -> Path:
-    """Rows are the true classes, columns the predicted ones; shades are shares of a row, numbers are counts."""
+    """Rows are the true classes, columns the predicted ones; shades are shares of a row, numbers are counts.
+
+    Of more than ``NAMED`` classes there are shades alone, by the classes' positions: a figure that names a thousand
+    would have more pixels than memory holds.
+    """
     counts = np.array(table, dtype=float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = max(4.5, 0.62 * len(classes) + 2.6)
+    named = len(classes) <= NAMED
+    size = max(4.5, 0.62 * len(classes) + 2.6) if named else UNNAMED_INCHES
     figure, axes = _figure(1, 1, (size + 0.8, size))
     axis = axes.flat[0]
     axis.grid(visible=False)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axis.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(classes)), classes)
     axis.set_xlabel("predicted", color=INK)
     axis.set_ylabel("true", color=INK)
+    if not named:
+        return _save(figure, title, path)
+    axis.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(classes)), classes)
     for row, column in np.ndindex(counts.shape):
         if counts[row, column]:
             axis.text(

@@ -95,7 +95,7 @@ def _by_gate(evidence: Evidence, measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def _headroom(promise: promises.Promise | None) -> dict[str, float]:
-    """The promise as metrics, in nats of log-loss per row."""
+    """The promise as metrics, in its unit."""
     if promise is None:
         return {}
     gain = promise.gain

@@ -25,6 +25,7 @@ from pipelines.drift.labels.calibration import estimate, expected
 from pipelines.drift_report import Estimate, Figures, PastEstimate, Performance, SliceFigures, WindowFigures
 from pipelines.fields import Number, Target
 from pipelines.measures import (
+    MOST_SLICES,
     around,
     clustered_mean,
     confusion,
@@ -178,6 +179,8 @@ def by_slice(
 ) -> list[SliceFigures]:
     """The loss of every value of the declared ``columns``, and whether it dropped from the holdout's.
 
+    Of a column with more than ``MOST_SLICES`` values it is that of the commonest.
+
     Where the baseline knows a slice it has a ``drop``, and it is ``dropped`` if that exceeds ``min_metric_drop``, by
     one-sided tests under Benjamini-Hochberg at ``q`` over all slices. Values with fewer than ``min_rows`` labels make
     no claim.
@@ -188,7 +191,8 @@ def by_slice(
         flag = pl.selectors.by_name(column) & pl.selectors.boolean()
         given = rows.filter(pl.col(column).is_not_null()).with_columns(flag.cast(pl.String))
         parts = given.partition_by(column, as_dict=True)
-        for (value,), part in sorted(parts.items(), key=lambda item: str(item[0])):
+        commonest = sorted(parts.items(), key=lambda item: (-item[1].height, str(item[0])))[:MOST_SLICES]
+        for (value,), part in sorted(commonest, key=lambda item: str(item[0])):
             drop = None
             before = baseline.get("slices", {}).get(f"{column}={value}")
             own, score = labelled(part, target)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from datetime import date, datetime, timedelta
 
-from pipelines.contracts import Interval
+from pipelines.contracts import Evidence, Interval
+from pipelines.drift_report import Measure
 from pipelines.moments import day
+from pipelines.params import METRICS
 
 
 def window(end: datetime, kind: str) -> str:
@@ -74,3 +76,17 @@ def interval(found: Interval) -> str:
     '+0.470 (+0.229 to +0.710)'
     """
     return f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+
+
+def lift(evidence: Evidence, measure: Measure) -> str:
+    """The lift of a verdict in the unit of its metric, which shares, ranks and costs do not have; empty without one.
+
+    >>> seen = Evidence(metric="mae", n=9, positives=9, opponent="champion", lift=Interval(value=2, low=1, high=3))
+    >>> lift(seen, Measure(unit="min")), lift(seen.model_copy(update={"metric": "roc_auc"}), Measure())
+    ('mae by +2.000 (+1.000 to +3.000) min', 'roc-auc by +2.000 (+1.000 to +3.000)')
+    """
+    if evidence.lift is None:
+        return ""
+    units = {"log_loss": "nats"} | dict.fromkeys(METRICS["number"], measure.unit)
+    unit = units.get(evidence.metric, "")
+    return f"{evidence.metric.replace('_', '-')} by {interval(evidence.lift)} {unit}".rstrip()

@@ -29,6 +29,7 @@ def page(view: View, links: Links) -> str:
         "quantity": figures.quantity,
         "psi": figures.psi,
         "interval": figures.interval,
+        "lift": figures.lift,
         "safe_link": _link,
     }
     return environment.from_string(TEMPLATE).render(
@@ -99,7 +100,7 @@ class FiguresTable:
 def _figures(view: View) -> FiguresTable:
     newest = words.rolling(view)[::-1][:WINDOWS]
     unit = view.report.measure.unit
-    if any(row.rmse is not None for row in newest):
+    if not view.report.measure.estimable:
         own = [
             (Figure(row.rmse, row.rmse_low, row.rmse_high), Figure(row.mae, row.mae_low, row.mae_high))
             for row in newest

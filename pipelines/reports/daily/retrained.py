@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from pipelines.contracts import Evidence, Release
+from pipelines.drift_report import Measure
 from pipelines.moments import day
-from pipelines.reports.daily.figures import count, interval, window
+from pipelines.reports.daily.figures import count, lift, window
 from pipelines.reports.daily.view import Judged, View
 from pipelines.reports.daily.words import ASKED_BY, answered_by, rolling
 
@@ -34,7 +35,7 @@ def _helped(view: View) -> Iterator[str]:
         first = "Yes: "
         if last.trigger == "initial":
             first = "Nothing was retrained yet: "
-        yield f"{first}{asked} {_improved(verdict.evidence)}; {served}."
+        yield f"{first}{asked} {_improved(verdict.evidence, view.report.measure)}; {served}."
         if release is not None:
             yield from _in_service(view, release)
     elif verdict.decision == "reject":
@@ -51,16 +52,14 @@ def _release_of(view: View, judged: Judged) -> Release | None:
     return None
 
 
-def _improved(evidence: Evidence) -> str:
+def _improved(evidence: Evidence, measure: Measure) -> str:
     """By how much a candidate was better, and than what."""
     if evidence.lift is None:
         return "passed"
     against = "the base rate"
     if evidence.opponent == "champion":
         against = "the champion"
-    metric = evidence.metric.replace("_", "-")
-    unit = " nats" if evidence.metric == "log_loss" else ""
-    return f"improved {metric} by {interval(evidence.lift)}{unit} over {against} on {count(evidence.n)} held-out rows"
+    return f"improved {lift(evidence, measure)} over {against} on {count(evidence.n)} held-out rows"
 
 
 def _in_service(view: View, release: Release) -> Iterator[str]:

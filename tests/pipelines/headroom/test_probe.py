@@ -118,6 +118,15 @@ def test_trees_do_not_read_texts():
     assert probe.family_of(TEXTS, "own") == "own"
 
 
+def test_of_many_classes_a_probe_is_still_fitted_in_seconds():
+    """Trees grow with the classes; beyond those that there were before, ``auto`` is logistic regression."""
+    codes = [
+        Fields(case="shop", label="sold", fields=TABLE.fields, classes=tuple(f"code {at}" for at in range(count)))
+        for count in (probe.MANY_CLASSES, probe.MANY_CLASSES + 1)
+    ]
+    assert [probe.family_of(fields, "auto") for fields in codes] == ["boosting", "logistic"]
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [

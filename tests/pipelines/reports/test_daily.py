@@ -284,6 +284,21 @@ def test_promises_stand_beside_what_came_of_them():
         assert chart.top <= point.high < point.y < point.low <= chart.bottom
 
 
+def test_what_is_said_of_a_number_is_in_its_unit():
+    """Promises are in squared units, lifts in the metric's; neither stands beside the other, and nothing is in nats."""
+    of = judged("promote")
+    evidence = of.verdict.evidence.model_copy(update={"metric": "rmse"})
+    verdict = of.verdict.model_copy(update={"evidence": evidence})
+    told = of.model_copy(update={"verdict": verdict, "promise": promise(0.08, unit="min²")})
+    measure = {"loss": "squared error", "loss_unit": "min²", "metric": "RMSE", "unit": "min"}
+    view = seen(verdicts=(told,), raw={"measure": measure, "action": "retrain"})
+    assert kept.kept(view) == []
+    text = daily.page(view, daily.Links())
+    assert "a probe promised 0.080 (0.050 to 0.110) min² over one" in text
+    assert "rmse by +0.060 (+0.030 to +0.090) min, 512 rows" in text
+    assert "log-loss, nats" not in daily.page(view.model_copy(update={"verdicts": ()}), daily.Links())
+
+
 def test_a_promise_that_is_kept_lies_on_the_diagonal():
     """Both sides have one scale: what was delivered as promised is as far to the right as it is high."""
     chart = kept.draw(kept.kept(seen(verdicts=(trained(9, "promote", 0.1, 0.1), trained(0, "promote", 0.02, 0.02)))))

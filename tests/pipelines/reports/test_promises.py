@@ -42,9 +42,9 @@ def test_a_drift_run_promises_of_the_training_that_it_asks_for(tmp_path):
     """The figure is that of the very run, over the last windows and by the figure that decides."""
     watched(tmp_path, 1, 0.5)
     pooled = {"own_past": {"value": 0.3, "low": 0.1, "high": 0.5}, "own_pooled": GAIN, "against": "past"}
-    asking = left(tmp_path, 0, report(headroom={"code": "measured", "price": 0.02, **pooled}))
+    asking = left(tmp_path, 0, report(headroom={"code": "measured", "price": 0.02, "unit": "min²", **pooled}))
     found = promised(asking, "headroom", champion=3)
-    assert (found.as_of, found.gain, found.price, found.against) == (NOW, GAIN, 0.02, "past")
+    assert (found.as_of, found.gain, found.price, found.against, found.unit) == (NOW, GAIN, 0.02, "past", "min²")
 
 
 def test_a_training_by_schedule_has_the_newest_figure_from_before(tmp_path):
@@ -115,5 +115,10 @@ def test_promise_and_delivery_are_one_sentence(tmp_path):
     assert told(past, seen.model_copy(update={"lift": None})).endswith("what the candidate delivered is not known.")
     ranks = told(promise, seen.model_copy(update={"metric": "roc_auc"}))
     assert ranks.endswith("the gate decides by roc_auc, so what was delivered is not known in nats.")
+    minutes = told(promise.model_copy(update={"unit": "min²"}), seen.model_copy(update={"metric": "rmse"}))
+    assert minutes == (
+        "On 10 Jun 2020 a probe promised 0.080 (0.050 to 0.110) min² over the champion's answers; the gate decides by "
+        "rmse, so what was delivered is not known in min²."
+    )
     first = seen.model_copy(update={"opponent": "base_rate"})
     assert told(None, first) == "No gain was promised: there was no champion to gain on."

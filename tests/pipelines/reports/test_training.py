@@ -51,6 +51,15 @@ def test_a_confusion_is_shaded_by_its_rows(tmp_path):
     assert pixels[middle].min() < 1.2
 
 
+def test_a_confusion_of_many_classes_is_a_picture_of_shades(tmp_path):
+    """A thousand classes, as many as there may be, are drawn in a figure of the usual size."""
+    names = [f"class {number}" for number in range(1000)]
+    path = training.confusion(np.eye(1000, dtype=int).tolist(), names, "codes", tmp_path / "a.png")
+    pixels = imread(path)[..., :3]
+    assert max(pixels.shape) < 2000
+    assert pixels.sum(axis=2).min() < 1.2
+
+
 def test_numbers_are_drawn_beside_their_labels(tmp_path):
     """Predicted numbers have a line of what came and a histogram of errors, also where all are equal."""
     path = training.numbers([1.0, 2.0, 9.0], [1.5, 2.0, 8.0], "min", "trips", tmp_path / "a.png")
