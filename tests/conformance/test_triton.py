@@ -24,7 +24,8 @@ FIELDS = declare(*EVERYTHING)
 def test_triton_answers_what_the_model_answers(triton_server, tmp_path):
     """Offered and proved on rows with holes, the version then answers them behind the gateway as torch does."""
     home, ports = triton_server
-    settings = embedded.settings(home, ports)
+    # A ledger of its own: other modules use the same Triton, and begin with theirs.
+    settings = embedded.settings(home, ports).model_copy(update={"ledger_url": f"sqlite:///{tmp_path}/ledger.db"})
     with installed(tmp_path, FIELDS):
         rows = receive(delivered(FIELDS, rows=60), FIELDS, WINDOW, load_params(CASE)).rows
         bundle = tmp_path / "bundle"
