@@ -148,6 +148,8 @@ def row_pinball(label: Label, predicted: NDArray[Any], quantile: float) -> Float
 
 # --- slices -------------------------------------------------------------------------------------
 
+MISSING = "missing"
+"""The value that rows without one are told by, wherever rows are cut into slices."""
 MOST_SLICES = 1_000
 """Slices of one field, those with most rows: a customer's key has a value for every other row."""
 
@@ -161,7 +163,7 @@ def binned(values: NDArray[Any], edges: Sequence[float]) -> NDArray[Any]:
     # Not :g, whose six digits give bins of large numbers one name.
     told = [f"{edge:.15g}" for edge in edges]
     between = [f"{low} to below {high}" for low, high in pairwise(told)]
-    words = np.array([f"below {told[0]}", *between, f"{told[-1]} or more", "missing"])
+    words = np.array([f"below {told[0]}", *between, f"{told[-1]} or more", MISSING])
     numbers = np.asarray(values, np.float64)
     place = np.where(np.isnan(numbers), len(words) - 1, np.searchsorted(np.asarray(edges), numbers, "right"))
     return np.asarray(words[place])

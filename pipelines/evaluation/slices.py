@@ -9,15 +9,11 @@ import numpy as np
 import polars as pl
 
 from pipelines.errors import ConfigError
-from pipelines.measures import MOST_SLICES, binned
+from pipelines.measures import MISSING, MOST_SLICES, binned
 from pipelines.params import Bins, SliceBy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-MISSING = "missing"
-"""The value of the rows without one, as everywhere that slices are named."""
 
 
 def slices(frame: pl.DataFrame, columns: Sequence[SliceBy]) -> dict[str, NDArray[np.bool_]]:
@@ -25,8 +21,7 @@ def slices(frame: pl.DataFrame, columns: Sequence[SliceBy]) -> dict[str, NDArray
 
     Rows without a value are ``column=missing``, and so are those whose value is that word. Of a column with more than
     ``MOST_SLICES`` values those with most rows have a mask. Of a column with bins a mask per bin that has a row, from
-    below. Raises ConfigError naming a column that the frame
-    lacks, or a number that is not whole and has no bins.
+    below. Raises ConfigError naming a column that the frame lacks, or a number that is not whole and has no bins.
     """
     masks: dict[str, NDArray[np.bool_]] = {}
     for column in columns:

@@ -14,7 +14,7 @@ from pipelines.drift_report import Headroom, HeadroomCode
 from pipelines.faults import said
 from pipelines.fields import SCORES, Fields
 from pipelines.headroom import gain, probe
-from pipelines.measures import cut
+from pipelines.measures import MISSING, cut
 from pipelines.params import GateParams, HeadroomParams
 
 ANSWERED = "_answered"
@@ -78,7 +78,7 @@ def _answered(rows: Rows, fields: Fields, family: str, gate: GateParams) -> gain
         champion=_logged(judged, fields),
         probe=probe.answers(rows.learned, asked, fields, family),
         past=past,
-        groups={name: groups[name].cast(pl.String).fill_null("missing").to_numpy() for name in gate.slice_fields},
+        groups={name: groups[name].cast(pl.String).fill_null(MISSING).to_numpy() for name in gate.slice_fields},
         number=fields.number is not None,
     )
 
