@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from pipelines import derived
 from pipelines.errors import ConfigError, DataError, IntegrityError
 from pipelines.fields import Categorical, Fields, Flag, Scale
 from pipelines.text import TOKENIZER, load_tokenizer, pad, tokenise
@@ -27,7 +28,10 @@ Encode = Callable[[Columns], "dict[str, NDArray[Any]]"]
 
 
 BUNDLE = "bundle.json"
-"""What a bundle says about itself; ``scales`` in it are the constants of :func:`find_scales`."""
+"""What a bundle says about itself.
+
+``scales`` in it are the constants of :func:`find_scales`, ``formulas`` those of its derived features.
+"""
 CONSTANT = 1e-12
 """A column whose values span less than this share of the largest of them is constant: float64 itself leaves 1e-16."""
 RESOLVED = 1e-5
@@ -69,7 +73,8 @@ def encode(
     """Turn columns of raw tabular values into the model's input tensors (texts: :func:`encoder`).
 
     Returns ``{"categorical": int64 [B, C], "numeric": float32 [B, N]}``: codes are positions in the declared
-    vocabulary (:attr:`pipelines.fields.Categorical.codes`), numbers are as they are, NaN where one is missing that
+    vocabulary (:attr:`pipelines.fields.Categorical.codes`), derived features are computed
+    (:func:`pipelines.derived.derive`), numbers are as they are, NaN where one is missing that
     may be. A number that has one of the ``scales`` is scaled in float64 first, and
     clipped to +-``SCALED_MOST``: float32 or one outlier would lose it. Raises DataError naming the field (never
     the value) if a column is missing, a category is unknown or a number is not finite as a
@@ -81,6 +86,7 @@ def encode(
     if missing:
         raise DataError(f"{fields.case}: field(s) {', '.join(missing)} missing: send all of {', '.join(fields.inputs)}")
     rows = len(columns[fields.inputs[0]])
+    columns = derived.derive(fields, columns)
     categorical: NDArray[np.int64] = np.empty((rows, len(fields.categorical)), np.int64)
     for position, field in enumerate(fields.categorical):
         try:
@@ -136,6 +142,7 @@ def find_scales(fields: Fields, columns: Columns) -> dict[str, Scale]:
     """
     import numpy as np
 
+    columns = derived.derive(fields, columns)
     found = {field.name: _scale(_known(np.asarray(columns[field.name], np.float64))) for field in fields.numeric}
     return {name: scale for name, scale in found.items() if scale is not None}
 
@@ -169,6 +176,7 @@ def find_constant(fields: Fields, columns: Columns) -> list[str]:
     """The fields that have one value in all rows: they carry nothing that a model could learn."""
     import numpy as np
 
+    columns = derived.derive(fields, columns)
     categories = [field.name for field in fields.categorical if len(set(_codes(field, columns[field.name]))) < 2]
     numbers = {field.name: np.asarray(columns[field.name], np.float64) for field in fields.numeric}
     return [*categories, *(name for name, values in numbers.items() if _tells_nothing(values))]
@@ -206,8 +214,9 @@ def read_scales(value: Mapping[str, Any]) -> dict[str, Scale]:
 def encoder(fields: Fields, folder: Path) -> Encode:
     """The function from columns of raw values to the tensors of :func:`signature`.
 
-    ``folder`` is a model's bundle: the scales of its bundle.json (none: numbers as they are) and its ``tokenizer.json``
-    are those that it was trained with. Texts of one call are padded to the longest of them.
+    ``folder`` is a model's bundle: the scales of its bundle.json (none: numbers as they are), its ``tokenizer.json``
+    and its formulas are those that it was trained with, whatever the case's features.py says today. Texts of one call
+    are padded to the longest of them.
     """
     if fields.text is not None:
         return partial(_encode_text, fields, load_tokenizer(folder / TOKENIZER))
@@ -215,6 +224,8 @@ def encoder(fields: Fields, folder: Path) -> Encode:
         about = json.loads((folder / BUNDLE).read_text())
     except FileNotFoundError as error:
         raise ConfigError(f"{folder / BUNDLE} does not exist: run the step 'export' first") from error
+    if fields.derived:
+        fields = derived.from_json(fields, about.get("formulas"))
     return partial(encode, fields, scales=read_scales(about.get("scales", {})))
 
 
