@@ -262,21 +262,21 @@ class Fields:
         """The target where it is a number."""
         return self.target if isinstance(self.target, Number) else None
 
-    @property
+    @cached_property
     def features(self) -> tuple[Categorical | Numeric | Text | Flag, ...]:
         """What the model is given, in declared order: the fields but the attributes, and the derived ones."""
         return (*self._raw, *self.derived)
 
-    @property
+    @cached_property
     def _raw(self) -> tuple[Categorical | Numeric | Text | Flag, ...]:
         return tuple(field for field in self.fields if not isinstance(field, Attribute))
 
-    @property
+    @cached_property
     def categorical(self) -> tuple[Categorical | Flag, ...]:
         """The features that are categories or flags, in order: the columns of the ``categorical`` tensor."""
         return tuple(field for field in self.features if isinstance(field, Categorical | Flag))
 
-    @property
+    @cached_property
     def numeric(self) -> tuple[Numeric, ...]:
         """The numeric features in order: the columns of the ``numeric`` tensor."""
         return tuple(field for field in self.features if isinstance(field, Numeric))
@@ -299,12 +299,12 @@ class Fields:
         low, high = struct.unpack("2f", struct.pack("2f", *self.number.bounds))
         return low, high
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """All field names in declared order: what a row has."""
         return tuple(field.name for field in self.fields)
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[str, ...]:
         """The names of the raw features in declared order: what a row is scored by."""
         return tuple(field.name for field in self._raw)
