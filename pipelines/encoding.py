@@ -68,17 +68,19 @@ def signature(fields: Fields) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def encode(
-    fields: Fields, columns: Mapping[str, Sequence[Any]], scales: Mapping[str, Scale] = MappingProxyType({})
+    fields: Fields,
+    columns: Columns,
+    scales: Mapping[str, Scale] = MappingProxyType({}),
+    derive: derived.Derive | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Turn columns of raw tabular values into the model's input tensors (texts: :func:`encoder`).
 
     Returns ``{"categorical": int64 [B, C], "numeric": float32 [B, N]}``: codes are positions in the declared
-    vocabulary (:attr:`pipelines.fields.Categorical.codes`), derived features are computed
-    (:func:`pipelines.derived.derive`), numbers are as they are, NaN where one is missing that
-    may be. A number that has one of the ``scales`` is scaled in float64 first, and
-    clipped to +-``SCALED_MOST``: float32 or one outlier would lose it. Raises DataError naming the field (never
-    the value) if a column is missing, a category is unknown or a number is not finite as a
-    float32. All other scaling, embedding and filling are the graph's work.
+    vocabulary (:attr:`pipelines.fields.Categorical.codes`), numbers are as they are, NaN where one is missing that may
+    be. Derived features are computed by ``derive`` (:func:`pipelines.derived.deriving`, made anew if not given). A
+    number that has one of the ``scales`` is scaled in float64 first, and clipped to +-``SCALED_MOST``: float32 or one
+    outlier would lose it. Raises DataError naming the field (never the value) if a column is missing, a category is
+    unknown or a number is not finite as a float32. All other scaling, embedding and filling are the graph's work.
     """
     import numpy as np
 
@@ -86,7 +88,7 @@ def encode(
     if missing:
         raise DataError(f"{fields.case}: field(s) {', '.join(missing)} missing: send all of {', '.join(fields.inputs)}")
     rows = len(columns[fields.inputs[0]])
-    columns = derived.derive(fields, columns)
+    columns = (derive or derived.deriving(fields))(columns)
     categorical: NDArray[np.int64] = np.empty((rows, len(fields.categorical)), np.int64)
     for position, field in enumerate(fields.categorical):
         try:
@@ -96,15 +98,15 @@ def encode(
                 f"{fields.case}: unknown category in {field.name}: use one of {', '.join(field.values)}"
             ) from error
     numeric: NDArray[np.float32] = np.empty((rows, len(fields.numeric)), np.float32)
-    for position, number in enumerate(fields.numeric):
-        with np.errstate(over="ignore"):  # what overflows is refused below
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        for position, number in enumerate(fields.numeric):
             numeric[:, position] = columns[number.name]  # null becomes NaN
-        refused = np.isinf if number.missing else _not_finite
-        if refused(numeric[:, position]).any():
-            mend = "take the row out, or mend what sends it"
-            raise DataError(f"{fields.case}: {number.name}: must be finite and fit a 32-bit float: {mend}")
-        if number.name in scales:
-            numeric[:, position] = _scaled(columns[number.name], scales[number.name])
+    if not np.isfinite(numeric).all():
+        _check_numbers(fields, numeric)
+    if scales:
+        for position, number in enumerate(fields.numeric):
+            if number.name in scales:
+                numeric[:, position] = _scaled(columns[number.name], scales[number.name])
     return {"categorical": categorical, "numeric": numeric}
 
 
@@ -118,10 +120,16 @@ def _codes(field: Categorical | Flag, values: Sequence[Any]) -> list[int]:
     return [codes.get(value, other) if isinstance(value, str) else codes[value] for value in values]
 
 
-def _not_finite(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _check_numbers(fields: Fields, numeric: NDArray[np.float32]) -> None:
+    """Raise DataError for the first field with a number that is infinite, or missing where it may not be."""
     import numpy as np
 
-    return ~np.isfinite(values)
+    refused = np.isinf(numeric)
+    refused |= np.isnan(numeric) & [not number.missing for number in fields.numeric]
+    if refused.any():
+        name = fields.numeric[int(np.flatnonzero(refused.any(axis=0))[0])].name
+        mend = "take the row out, or mend what sends it"
+        raise DataError(f"{fields.case}: {name}: must be finite and fit a 32-bit float: {mend}")
 
 
 def _scaled(values: Sequence[Any], by: Scale) -> NDArray[np.float64]:
@@ -226,7 +234,7 @@ def encoder(fields: Fields, folder: Path) -> Encode:
         raise ConfigError(f"{folder / BUNDLE} does not exist: run the step 'export' first") from error
     if fields.derived:
         fields = derived.from_json(fields, about.get("formulas"))
-    return partial(encode, fields, scales=read_scales(about.get("scales", {})))
+    return partial(encode, fields, scales=read_scales(about.get("scales", {})), derive=derived.deriving(fields))
 
 
 def _encode_text(fields: Fields, tokenizer: Any, columns: Columns) -> dict[str, NDArray[Any]]:

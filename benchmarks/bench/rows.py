@@ -20,8 +20,8 @@ import numpy as np
 
 from benchmarks.record import goal, record
 from pipelines.cases import load_fields
-from pipelines.derived import with_formulas
-from pipelines.encoding import encode
+from pipelines.derived import deriving, with_formulas
+from pipelines.encoding import Encode, encode
 from pipelines.fields import Attribute, Categorical, Field, Fields, Flag, Numeric
 from serving.gateway.identity import digest
 from serving.gateway.rows import Shape, read, row_shape
@@ -134,14 +134,15 @@ def _request(fields: Fields, rows: int) -> Work:
     """The gateway's work on one request: decode and check, a digest of every row, columns, tensors."""
     generator = np.random.default_rng(0)
     body = json.dumps({"rows": [_row(fields, generator) for _ in range(rows)]}).encode()
-    return partial(_work, row_shape(fields, MOST), fields, body)
+    encoder = partial(encode, fields, derive=deriving(fields))  # as pipelines.encoding.encoder makes it of a bundle
+    return partial(_work, row_shape(fields, MOST), fields, encoder, body)
 
 
-def _work(shape: Shape, fields: Fields, body: bytes) -> object:
+def _work(shape: Shape, fields: Fields, encoder: Encode, body: bytes) -> object:
     features = [msgspec.structs.astuple(item)[: len(fields.fields)] for item in read(shape, body)]
     for own in features:
         digest(own)
-    return encode(fields, dict(zip(fields.names, zip(*features, strict=True), strict=True)))
+    return encoder(dict(zip(fields.names, zip(*features, strict=True), strict=True)))
 
 
 def _row(fields: Fields, generator: np.random.Generator) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Their one implementation (formulas.py) computes them in training, gateway, repla
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 Columns = Mapping[str, Sequence[Any]]
+Derive = Callable[[Columns], Columns]
 
 
 def with_formulas(fields: Fields, expressions: Any) -> Fields:
@@ -76,14 +77,28 @@ def derive(fields: Fields, columns: Columns) -> Columns:
 
     A number that is NaN, infinite or beyond a float32 is missing. Raises ConfigError without formulas.
     """
+    return deriving(fields)(columns)
+
+
+def deriving(fields: Fields) -> Derive:
+    """:func:`derive` of these fields as a function, for who calls it row by row."""
     if not fields.derived:
-        return columns
-    rows = len(columns[fields.inputs[0]])
-    given = dict(columns)
-    for field, formula in zip(fields.derived, _formulas(fields), strict=True):
-        found = compiled(formula)(columns, rows)
-        given[field.name] = _finite(found) if isinstance(field, Numeric) else found
-    return given
+        return lambda columns: columns
+    first = fields.inputs[0]
+    made = [
+        (field.name, compiled(formula), isinstance(field, Numeric))
+        for field, formula in zip(fields.derived, _formulas(fields), strict=True)
+    ]
+
+    def computed(columns: Columns) -> Columns:
+        rows = len(columns[first])
+        given = dict(columns)
+        for name, compute, numeric in made:
+            found = compute(columns, rows)
+            given[name] = _finite(found) if numeric else found
+        return given
+
+    return computed
 
 
 def with_derived(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
@@ -127,7 +142,8 @@ def _formulas(fields: Fields) -> tuple[Formula, ...]:
 
 
 def _finite(values: Sequence[Any]) -> list[float | None]:
-    return [None if value is None or not abs(value) <= FLOAT32_MAX else float(value) for value in values]
+    least, most = -FLOAT32_MAX, FLOAT32_MAX
+    return [value if value is not None and least <= value <= most else None for value in values]
 
 
 def _tuples(value: Any) -> Formula:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -145,7 +146,7 @@ class Operation(NamedTuple):
 _NUMBER: tuple[Kind, ...] = ("number",)
 _TRUTH: tuple[Kind, ...] = ("truth",)
 _ONE: Mapping[str, Callable[[float], float]] = {
-    "negate": lambda x: -x,
+    "negate": operator.neg,
     "absolute": abs,
     "floor": _floor,
     "ceil": _ceil,
@@ -156,8 +157,8 @@ _ONE: Mapping[str, Callable[[float], float]] = {
     "cos": partial(_wave, math.cos),
 }
 _TWO: Mapping[str, Callable[[float, float], float]] = {
-    "subtract": lambda x, y: x - y,
-    "multiply": lambda x, y: x * y,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
     "divide": _divide,
     "floor_divide": _floor_divide,
     "modulo": _modulo,
@@ -189,7 +190,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "equal": Operation(2, ("number", "part", "text", "truth"), "truth", _equal, alike=True),
     "unequal": Operation(2, ("number", "part", "text", "truth"), "truth", lambda x, y: not _equal(x, y), alike=True),
     "as_number": Operation(1, ("number", "part", "truth"), "number", float),
-    "add": Operation(2, ("number", "text"), None, lambda x, y: x + y, alike=True),
+    "add": Operation(2, ("number", "text"), None, operator.add, alike=True),
     "not": Operation(1, _TRUTH, "truth", lambda x: not x),
 }
 """Those that are null wherever an operand is."""
@@ -218,12 +219,12 @@ def compiled(formula: Formula) -> Compute:
         return _unary(operation.function, parts[0])
     constant = operands[1][1] if operands[1][0] == "literal" else None
     if constant is not None:
-        return _unary(_with_constant(operation.function, constant), parts[0])
+        return _with_constant(operation.function, parts[0], constant)
     return _binary(operation.function, *parts)
 
 
-def _with_constant(function: Callable[[Any, Any], Any], constant: Any) -> Callable[[Any], Any]:
-    return lambda x: function(x, constant)
+def _with_constant(function: Callable[[Any, Any], Any], part: Compute, constant: Any) -> Compute:
+    return lambda columns, rows: [None if x is None else function(x, constant) for x in part(columns, rows)]
 
 
 def _unary(function: Callable[[Any], Any], part: Compute) -> Compute:
