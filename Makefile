@@ -159,7 +159,7 @@ compose-logs: ## follow its logs [SERVICE=gateway]
 dashboards: ## write Grafana's dashboards anew from compose/grafana/dashboards.py
 	@$(PY) compose/grafana/dashboards.py
 
-bench-rows: ## what a row costs the gateway: holes, other values, flags and attributes beside plain fields (benchmarks/results/rows.json) [ARGS=--quick]
+bench-rows: ## what a row costs the gateway: holes, other values, flags, attributes and derived features beside plain fields (benchmarks/results/rows.json) [ARGS=--quick]
 	$(PY) -m benchmarks.bench.rows $(ARGS)
 
 bench-replay: ## retrain policies on the real history of bank and triage: loss against cost [ARGS="--cases bank"]

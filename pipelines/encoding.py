@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from pipelines import derived
 from pipelines.errors import ConfigError, DataError, IntegrityError
 from pipelines.fields import Categorical, Fields, Flag, Scale
 from pipelines.text import TOKENIZER, load_tokenizer, pad, tokenise
@@ -27,7 +28,10 @@ Encode = Callable[[Columns], "dict[str, NDArray[Any]]"]
 
 
 BUNDLE = "bundle.json"
-"""What a bundle says about itself; ``scales`` in it are the constants of :func:`find_scales`."""
+"""What a bundle says about itself.
+
+``scales`` in it are the constants of :func:`find_scales`, ``formulas`` those of its derived features.
+"""
 CONSTANT = 1e-12
 """A column whose values span less than this share of the largest of them is constant: float64 itself leaves 1e-16."""
 RESOLVED = 1e-5
@@ -64,16 +68,19 @@ def signature(fields: Fields) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def encode(
-    fields: Fields, columns: Mapping[str, Sequence[Any]], scales: Mapping[str, Scale] = MappingProxyType({})
+    fields: Fields,
+    columns: Columns,
+    scales: Mapping[str, Scale] = MappingProxyType({}),
+    derive: derived.Derive | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Turn columns of raw tabular values into the model's input tensors (texts: :func:`encoder`).
 
     Returns ``{"categorical": int64 [B, C], "numeric": float32 [B, N]}``: codes are positions in the declared
-    vocabulary (:attr:`pipelines.fields.Categorical.codes`), numbers are as they are, NaN where one is missing that
-    may be. A number that has one of the ``scales`` is scaled in float64 first, and
-    clipped to +-``SCALED_MOST``: float32 or one outlier would lose it. Raises DataError naming the field (never
-    the value) if a column is missing, a category is unknown or a number is not finite as a
-    float32. All other scaling, embedding and filling are the graph's work.
+    vocabulary (:attr:`pipelines.fields.Categorical.codes`), numbers are as they are, NaN where one is missing that may
+    be. Derived features are computed by ``derive`` (:func:`pipelines.derived.deriving`, made anew if not given). A
+    number that has one of the ``scales`` is scaled in float64 first, and clipped to +-``SCALED_MOST``: float32 or one
+    outlier would lose it. Raises DataError naming the field (never the value) if a column is missing, a category is
+    unknown or a number is not finite as a float32. All other scaling, embedding and filling are the graph's work.
     """
     import numpy as np
 
@@ -81,6 +88,7 @@ def encode(
     if missing:
         raise DataError(f"{fields.case}: field(s) {', '.join(missing)} missing: send all of {', '.join(fields.inputs)}")
     rows = len(columns[fields.inputs[0]])
+    columns = (derive or derived.deriving(fields))(columns)
     categorical: NDArray[np.int64] = np.empty((rows, len(fields.categorical)), np.int64)
     for position, field in enumerate(fields.categorical):
         try:
@@ -90,15 +98,15 @@ def encode(
                 f"{fields.case}: unknown category in {field.name}: use one of {', '.join(field.values)}"
             ) from error
     numeric: NDArray[np.float32] = np.empty((rows, len(fields.numeric)), np.float32)
-    for position, number in enumerate(fields.numeric):
-        with np.errstate(over="ignore"):  # what overflows is refused below
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        for position, number in enumerate(fields.numeric):
             numeric[:, position] = columns[number.name]  # null becomes NaN
-        refused = np.isinf if number.missing else _not_finite
-        if refused(numeric[:, position]).any():
-            mend = "take the row out, or mend what sends it"
-            raise DataError(f"{fields.case}: {number.name}: must be finite and fit a 32-bit float: {mend}")
-        if number.name in scales:
-            numeric[:, position] = _scaled(columns[number.name], scales[number.name])
+    if not np.isfinite(numeric).all():
+        _check_numbers(fields, numeric)
+    if scales:
+        for position, number in enumerate(fields.numeric):
+            if number.name in scales:
+                numeric[:, position] = _scaled(columns[number.name], scales[number.name])
     return {"categorical": categorical, "numeric": numeric}
 
 
@@ -112,10 +120,16 @@ def _codes(field: Categorical | Flag, values: Sequence[Any]) -> list[int]:
     return [codes.get(value, other) if isinstance(value, str) else codes[value] for value in values]
 
 
-def _not_finite(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _check_numbers(fields: Fields, numeric: NDArray[np.float32]) -> None:
+    """Raise DataError for the first field with a number that is infinite, or missing where it may not be."""
     import numpy as np
 
-    return ~np.isfinite(values)
+    refused = np.isinf(numeric)
+    refused |= np.isnan(numeric) & [not number.missing for number in fields.numeric]
+    if refused.any():
+        name = fields.numeric[int(np.flatnonzero(refused.any(axis=0))[0])].name
+        mend = "take the row out, or mend what sends it"
+        raise DataError(f"{fields.case}: {name}: must be finite and fit a 32-bit float: {mend}")
 
 
 def _scaled(values: Sequence[Any], by: Scale) -> NDArray[np.float64]:
@@ -136,6 +150,7 @@ def find_scales(fields: Fields, columns: Columns) -> dict[str, Scale]:
     """
     import numpy as np
 
+    columns = derived.derive(fields, columns)
     found = {field.name: _scale(_known(np.asarray(columns[field.name], np.float64))) for field in fields.numeric}
     return {name: scale for name, scale in found.items() if scale is not None}
 
@@ -169,6 +184,7 @@ def find_constant(fields: Fields, columns: Columns) -> list[str]:
     """The fields that have one value in all rows: they carry nothing that a model could learn."""
     import numpy as np
 
+    columns = derived.derive(fields, columns)
     categories = [field.name for field in fields.categorical if len(set(_codes(field, columns[field.name]))) < 2]
     numbers = {field.name: np.asarray(columns[field.name], np.float64) for field in fields.numeric}
     return [*categories, *(name for name, values in numbers.items() if _tells_nothing(values))]
@@ -206,8 +222,9 @@ def read_scales(value: Mapping[str, Any]) -> dict[str, Scale]:
 def encoder(fields: Fields, folder: Path) -> Encode:
     """The function from columns of raw values to the tensors of :func:`signature`.
 
-    ``folder`` is a model's bundle: the scales of its bundle.json (none: numbers as they are) and its ``tokenizer.json``
-    are those that it was trained with. Texts of one call are padded to the longest of them.
+    ``folder`` is a model's bundle: the scales of its bundle.json (none: numbers as they are), its ``tokenizer.json``
+    and its formulas are those that it was trained with, whatever the case's features.py says today. Texts of one call
+    are padded to the longest of them.
     """
     if fields.text is not None:
         return partial(_encode_text, fields, load_tokenizer(folder / TOKENIZER))
@@ -215,7 +232,9 @@ def encoder(fields: Fields, folder: Path) -> Encode:
         about = json.loads((folder / BUNDLE).read_text())
     except FileNotFoundError as error:
         raise ConfigError(f"{folder / BUNDLE} does not exist: run the step 'export' first") from error
-    return partial(encode, fields, scales=read_scales(about.get("scales", {})))
+    if fields.derived:
+        fields = derived.from_json(fields, about.get("formulas"))
+    return partial(encode, fields, scales=read_scales(about.get("scales", {})), derive=derived.deriving(fields))
 
 
 def _encode_text(fields: Fields, tokenizer: Any, columns: Columns) -> dict[str, NDArray[Any]]:

@@ -161,6 +161,8 @@ class Attribute:
 
 
 Field = Categorical | Numeric | Text | Flag | Attribute
+Formula = tuple[Any, ...]
+"""How a derived feature is computed, see :mod:`pipelines.derived.formulas`."""
 
 
 def may_be_null(field: Field) -> bool:
@@ -210,7 +212,9 @@ class Fields:
 
     The ``target`` says what the ``label`` is: :class:`Binary`, :class:`Classes` or a :class:`Number`. ``classes`` is
     short for ``target=Classes(classes)``; with neither the label is binary. A case has at most one text field, and then
-    no others. What could only fail later raises ConfigError here, with one sentence that names case and field.
+    no others. ``derived`` are features that no row has: the ``formulas`` beside them say how each is computed from the
+    others (:mod:`pipelines.derived`; they are there once the case is loaded). What could only fail later raises
+    ConfigError here, with one sentence that names case and field.
     """
 
     case: str
@@ -218,6 +222,8 @@ class Fields:
     label: str
     about: str
     target: Target
+    derived: tuple[Categorical | Numeric | Flag, ...]
+    formulas: tuple[Formula, ...]
 
     def __init__(
         self,
@@ -227,9 +233,18 @@ class Fields:
         about: str = "",
         classes: tuple[str, ...] | None = None,
         target: Target | None = None,
+        derived: tuple[Categorical | Numeric | Flag, ...] = (),
+        formulas: tuple[Formula, ...] = (),
     ) -> None:
         named = Binary() if classes is None or classes == () else Classes(classes)
-        declared = {"case": case, "fields": fields, "label": label, "about": about, "target": target or named}
+        declared: dict[str, Any] = {
+            "case": case,
+            "fields": fields,
+            "label": label,
+            "about": about,
+            "target": target or named,
+        }
+        declared |= {"derived": derived, "formulas": formulas}
         for name, value in declared.items():
             object.__setattr__(self, name, value)
         if (first := next(_mistakes(self), None)) is not None:
@@ -247,20 +262,24 @@ class Fields:
         """The target where it is a number."""
         return self.target if isinstance(self.target, Number) else None
 
-    @property
+    @cached_property
     def features(self) -> tuple[Categorical | Numeric | Text | Flag, ...]:
-        """The fields that the model is given, in declared order: all but the attributes."""
+        """What the model is given, in declared order: the fields but the attributes, and the derived ones."""
+        return (*self._raw, *self.derived)
+
+    @cached_property
+    def _raw(self) -> tuple[Categorical | Numeric | Text | Flag, ...]:
         return tuple(field for field in self.fields if not isinstance(field, Attribute))
 
-    @property
+    @cached_property
     def categorical(self) -> tuple[Categorical | Flag, ...]:
-        """The categories and flags in declared order: the columns of the ``categorical`` tensor."""
-        return tuple(field for field in self.fields if isinstance(field, Categorical | Flag))
+        """The features that are categories or flags, in order: the columns of the ``categorical`` tensor."""
+        return tuple(field for field in self.features if isinstance(field, Categorical | Flag))
 
-    @property
+    @cached_property
     def numeric(self) -> tuple[Numeric, ...]:
-        """The numeric fields in declared order: the columns of the ``numeric`` tensor."""
-        return tuple(field for field in self.fields if isinstance(field, Numeric))
+        """The numeric features in order: the columns of the ``numeric`` tensor."""
+        return tuple(field for field in self.features if isinstance(field, Numeric))
 
     @property
     def text(self) -> Text | None:
@@ -280,14 +299,19 @@ class Fields:
         low, high = struct.unpack("2f", struct.pack("2f", *self.number.bounds))
         return low, high
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """All field names in declared order: what a row has."""
         return tuple(field.name for field in self.fields)
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[str, ...]:
-        """The features' names in declared order: what a row is scored by."""
+        """The names of the raw features in declared order: what a row is scored by."""
+        return tuple(field.name for field in self._raw)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The names of all features, derived ones included."""
         return tuple(field.name for field in self.features)
 
     @property
@@ -302,7 +326,7 @@ class Fields:
 
         They are the features, of a text its number of words, the declared shares, and what the model gives.
         """
-        measured = [*self.inputs, *self.shares, SCORE]
+        measured = [*self.feature_names, *self.shares, SCORE]
         if self.text is not None:
             measured = [words(self.text.name), *self.shares, SCORE]
         if self.classes:
@@ -328,18 +352,28 @@ class Fields:
     def hash(self) -> str:
         """sha256 of what encoding depends on: kinds, names, order, vocabularies and bounds of the features, the target.
 
-        Neither prose nor attributes are part of it: a champion serves on when one is added.
+        Neither prose nor attributes are part of it: a champion serves on when one is added. Nor are formulas, which
+        every bundle has with it.
         """
-        spec = [
-            [type(field).__name__, {k: v for k, v in _declared(field).items() if k != "about"}]
-            for field in self.features
-        ]
-        declared: list[Any] = [self.case, self.label, spec]
+        declared: list[Any] = [self.case, self.label, _spec(self._raw)]
+        if self.derived:
+            declared.append(["derived", _spec(self.derived)])
         if self.classes:
             declared.append(self.classes)
         if self.number is not None:
             declared.append(["Number", self.number.unit, self.number.low, self.number.high])
         return hashlib.sha256(json.dumps(declared).encode()).hexdigest()
+
+    @property
+    def features_hash(self) -> str:
+        """sha256 of all that decides what a feature's value is: :attr:`hash`, and the formulas where there are any."""
+        if not self.derived:
+            return self.hash
+        return hashlib.sha256(json.dumps([self.hash, self.formulas]).encode()).hexdigest()
+
+
+def _spec(fields: Sequence[Field]) -> list[Any]:
+    return [[type(field).__name__, {k: v for k, v in _declared(field).items() if k != "about"}] for field in fields]
 
 
 def _declared(field: Field) -> dict[str, Any]:
@@ -354,14 +388,28 @@ def _mistakes(fields: Fields) -> Iterator[str]:
     strange = [field for field in fields.fields if not isinstance(field, Field)]
     if strange:
         yield f"{strange[0]!r} is no field: declare it as Categorical, Numeric, Text, Flag or Attribute"
+    yield from _mistakes_of_derived(fields)
     if not fields.features:
         yield "there are no fields to predict from: declare at least one"
     yield from _mistakes_of_names(fields)
-    for field in fields.fields:
+    for field in (*fields.fields, *fields.derived):
         yield from (f"field {field.name}: {what}" for what in (*_mistakes_of_options(field), *_mistakes_of(field)))
     if fields.text is not None and len(fields.features) > 1:
-        yield f"a text field stands alone, found {', '.join(fields.inputs)}: declare the text only"
+        yield f"a text field stands alone, found {', '.join(fields.feature_names)}: declare the text only"
     yield from (f"label {fields.label}: {what}" for what in _mistakes_of_target(fields.target))
+
+
+def _mistakes_of_derived(fields: Fields) -> Iterator[str]:
+    if not isinstance(fields.derived, tuple):
+        yield f"derived is {fields.derived!r}: give a tuple of fields"
+        return
+    for field in fields.derived:
+        if not isinstance(field, Categorical | Numeric | Flag):
+            yield f"{field!r} is no derived feature: declare it as Categorical, Numeric or Flag"
+        elif isinstance(field, Numeric) and not field.missing:
+            yield f"{field.name} is derived: a quotient can be no number, declare it with missing=True"
+        elif isinstance(field, Numeric) and (field.low, field.high, field.integer) != (None, None, False):
+            yield f"{field.name} is derived: leave out low, high and integer, and clip it in features.py"
 
 
 def _mistakes_of_target(target: Target) -> Iterator[str]:
@@ -389,7 +437,8 @@ def _as_float32(bound: Any) -> Any:
 
 
 def _mistakes_of_names(fields: Fields) -> Iterator[str]:
-    named = [*(("a field", name) for name in fields.names), ("the label", fields.label)]
+    names = (*fields.names, *(field.name for field in fields.derived))
+    named = [*(("a field", name) for name in names), ("the label", fields.label)]
     for what, name in [("the case", fields.case), *named]:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             mend = "use a letter, then letters, digits and _, at most 64 in all, as in house_value"
@@ -398,9 +447,9 @@ def _mistakes_of_names(fields: Fields) -> Iterator[str]:
         # A label may be called what it is.
         if name in RESERVED and (what, name) != ("the label", "label"):
             yield f"{what} is named {name}, as a column of {RESERVED[name]} is: name it otherwise"
-    if twice := _repeated(fields.names):
+    if twice := _repeated(names):
         yield f"the field {twice[0]} is declared twice: remove one of them, or name it otherwise"
-    if fields.label in fields.names:
+    if fields.label in names:
         told = "a model would be told the answer"
         yield f"the label {fields.label} is declared as a field, too: {told}; remove the field"
 
@@ -454,17 +503,23 @@ def _repeated(values: Sequence[str]) -> list[str]:
 
 
 def to_json(fields: Fields) -> dict[str, Any]:
-    """The declaration as JSON values, e.g. for a model bundle's ``fields.json``."""
+    """The declaration as JSON values, e.g. for a model bundle's ``fields.json``; without formulas."""
     told: dict[str, Any] = {
         "case": fields.case,
-        "fields": [{"kind": type(field).__name__, **_declared(field)} for field in fields.fields],
+        "fields": _fields_to_json(fields.fields),
         "label": fields.label,
         "about": fields.about,
         "classes": fields.classes,
     }
     if fields.number is not None:
         told["number"] = asdict(fields.number)
+    if fields.derived:
+        told["derived"] = _fields_to_json(fields.derived)
     return told
+
+
+def _fields_to_json(fields: Sequence[Field]) -> list[dict[str, Any]]:
+    return [{"kind": type(field).__name__, **_declared(field)} for field in fields]
 
 
 def from_json(value: Mapping[str, Any]) -> Fields:
@@ -475,6 +530,7 @@ def from_json(value: Mapping[str, Any]) -> Fields:
         label=value["label"],
         about=value["about"],
         target=_target_from_json(value),
+        derived=tuple(_field_from_json(field) for field in value.get("derived", ())),  # type: ignore[misc]
     )
 
 

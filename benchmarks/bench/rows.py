@@ -1,8 +1,8 @@
 """What a row costs the gateway, decoded and encoded: holes, other values, flags and attributes beside plain fields.
 
 The fields of `bank` as they are, and with every number and category declared ``missing`` and every category ``other``,
-a fifth of the values null or undeclared; and with four flags and two attributes beside them. Request by request in
-turns, in seconds of the processor. `make bench-rows`.
+a fifth of the values null or undeclared; with four flags and two attributes beside them; and with four features that
+are derived of them. Request by request in turns, in seconds of the processor. `make bench-rows`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import numpy as np
 
 from benchmarks.record import goal, record
 from pipelines.cases import load_fields
-from pipelines.encoding import encode
+from pipelines.derived import deriving, with_formulas
+from pipelines.encoding import Encode, encode
 from pipelines.fields import Attribute, Categorical, Field, Fields, Flag, Numeric
 from serving.gateway.identity import digest
 from serving.gateway.rows import Shape, read, row_shape
@@ -31,6 +32,7 @@ SIZES = {1: 2000, 100: 60}
 SHARE = 0.2
 """Values that are missing or undeclared, where they are declared."""
 LIMIT = 1.5
+DERIVED = "plain and four derived features"
 MOST = 100
 Work = Callable[[], object]
 
@@ -44,7 +46,12 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     goals: list[dict[str, Any]] = []
     plain = load_fields(CASE)
-    tables = {"plain": plain, "missing and other": _open(plain), "and flags and attributes": _wider(_open(plain))}
+    tables = {
+        "plain": plain,
+        "missing and other": _open(plain),
+        "and flags and attributes": _wider(_open(plain)),
+        DERIVED: _deriving(plain),
+    }
     for size, requests in SIZES.items():
         works = {name: _request(fields, size) for name, fields in tables.items()}
         found = measure(works, requests // 10 if options.quick else requests)
@@ -54,6 +61,8 @@ def main() -> None:
         for name in ("missing and other", "and flags and attributes"):
             ratio = _each(found[name], tables[name]) / _each(found["plain"], plain)
             goals.append(goal(f"{name}, {size} row(s): a field's cost beside today's", ratio, LIMIT))
+        ratio = float(np.median(found[DERIVED]) / np.median(found["plain"]))
+        goals.append(goal(f"{DERIVED}, {size} row(s): a row's cost beside today's", ratio, LIMIT))
     record(
         "rows",
         rows=rows,
@@ -101,18 +110,39 @@ def _wider(fields: Fields) -> Fields:
     return replace(fields, fields=(*fields.fields, *more))
 
 
+def _deriving(fields: Fields) -> Fields:
+    """A ratio, a logarithm, a bucket and an interaction beside the fields."""
+    import polars as pl
+
+    young = pl.col("age").bin_intervals([30.0, 60.0], labels=["young", "middle", "old"]).cast(pl.String)
+    expressions = {
+        "calls_before": pl.col("previous") / pl.col("campaign"),
+        "log_campaign": pl.col("campaign").log1p(),
+        "age_group": young,
+        "job_of_age": pl.col("job") + "|" + young,
+    }
+    derived: tuple[Categorical | Numeric | Flag, ...] = (
+        Numeric("calls_before", missing=True),
+        Numeric("log_campaign", missing=True),
+        Categorical("age_group", ("young", "middle", "old")),
+        Categorical("job_of_age", ("student|young", "retired|old"), other=True),
+    )
+    return with_formulas(replace(fields, derived=derived), expressions)
+
+
 def _request(fields: Fields, rows: int) -> Work:
     """The gateway's work on one request: decode and check, a digest of every row, columns, tensors."""
     generator = np.random.default_rng(0)
     body = json.dumps({"rows": [_row(fields, generator) for _ in range(rows)]}).encode()
-    return partial(_work, row_shape(fields, MOST), fields, body)
+    encoder = partial(encode, fields, derive=deriving(fields))  # as pipelines.encoding.encoder makes it of a bundle
+    return partial(_work, row_shape(fields, MOST), fields, encoder, body)
 
 
-def _work(shape: Shape, fields: Fields, body: bytes) -> object:
+def _work(shape: Shape, fields: Fields, encoder: Encode, body: bytes) -> object:
     features = [msgspec.structs.astuple(item)[: len(fields.fields)] for item in read(shape, body)]
     for own in features:
         digest(own)
-    return encode(fields, dict(zip(fields.names, zip(*features, strict=True), strict=True)))
+    return encoder(dict(zip(fields.names, zip(*features, strict=True), strict=True)))
 
 
 def _row(fields: Fields, generator: np.random.Generator) -> dict[str, Any]:

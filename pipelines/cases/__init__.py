@@ -1,6 +1,7 @@
 """The cases. Each folder holds a case's declared fields, source, model and parameters; nothing else knows them.
 
-``schema.py`` is light (plain data; the gateway imports it), ``source.py`` reads or generates canonical
+``schema.py`` is light (plain data; the gateway imports it), ``features.py`` has the expressions of its derived features
+if it declares some (a gateway finds them in the bundle), ``source.py`` reads or generates canonical
 rows, ``model.py`` builds the torch model. Adding a case adds a folder and touches no other room.
 
 :func:`pipelines.cases.surveying.survey` says which cases there are, and what is wrong with those that cannot work.
@@ -18,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from pipelines.case_files import case_names
+from pipelines.derived import with_formulas
 from pipelines.errors import CaseError, ConfigError, PerennialError
 from pipelines.faults import place, said
 from pipelines.fields import Fields
@@ -30,6 +32,8 @@ FUNCTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "model": {"build": ("params", "fields")},
 }
 """What the loop calls in a case's modules, and with what."""
+FEATURES = "FEATURES"
+"""The expressions of derived features in a case's features.py."""
 OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {"probe": {"fit": ("rows", "fields")}}
 """The same of modules that a case need not have."""
 
@@ -54,8 +58,26 @@ def load_case(case: str) -> Case:
 
 
 def load_fields(case: str) -> Fields:
-    """The declared fields of a case. Raises ConfigError if they cannot be read, or are another case's."""
-    return declared_fields(case, part(case, "schema"))
+    """The declared fields of a case, with the formulas of its derived features.
+
+    Raises ConfigError if they cannot be read, are another case's, or an expression is not one that can be computed for
+    a single row.
+    """
+    fields = declared_fields(case, part(case, "schema"))
+    if not fields.derived:
+        return fields
+    try:
+        return with_formulas(fields, expressions(case))
+    except ConfigError as error:
+        raise ConfigError(f"case {case}: {shown(case, 'features')}: {error}") from error
+
+
+def expressions(case: str) -> Any:
+    """The polars expressions of a case's derived features, by name. Raises ConfigError if there are none."""
+    found = getattr(part(case, "features"), FEATURES, None)
+    if found is None:
+        raise ConfigError(f"case {case}: {shown(case, 'features')} has no {FEATURES}: write it")
+    return found
 
 
 def part(case: str, name: str) -> ModuleType:

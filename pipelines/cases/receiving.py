@@ -23,7 +23,7 @@ import polars as pl
 
 from pipelines.contracts import Window
 from pipelines.errors import DataError
-from pipelines.fields import AS_DELIVERED, Fields, as_kind, frame_schema, may_be_null
+from pipelines.fields import AS_DELIVERED, Fields, Numeric, as_kind, frame_schema, may_be_null
 from pipelines.moments import parse_moment
 from pipelines.params import Params
 
@@ -189,7 +189,7 @@ def receive(
 
 def _without_nan(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
     """Null in place of NaN in numbers that may be missing: sources have one or the other for it."""
-    names = [field.name for field in fields.numeric if field.missing and frame.schema[field.name].is_float()]
+    names = [field.name for field in _numbers(fields) if field.missing and frame.schema[field.name].is_float()]
     return frame.with_columns(pl.col(name).fill_nan(None) for name in names)
 
 
@@ -221,7 +221,7 @@ def _check_form(frame: Any, fields: Fields) -> None:
             f"{fields.case}: column(s) {', '.join(missing)} missing, the rows delivered have {have}: "
             "rename or add them in source.py"
         )
-    numeric = {number.name for number in fields.numeric}
+    numeric = {number.name for number in _numbers(fields)}
     for name in ("id", "event_time", "label_time", *fields.names, fields.label):
         if name in frame.columns and (wrong := _wrong_type(frame[name], name, fields, numeric)):
             raise DataError(f"{fields.case}: {name} {wrong}")
@@ -356,3 +356,8 @@ def _as_delivered(frame: pl.DataFrame, broken: pl.Series) -> pl.Series:
     rows = frame.drop(AS_DELIVERED, strict=False).filter(broken).iter_rows(named=True)
     texts = [json.dumps(row, default=str, ensure_ascii=False) for row in rows]
     return kept.scatter(broken.arg_true(), [old or new for old, new in zip(kept.filter(broken), texts, strict=True)])
+
+
+def _numbers(fields: Fields) -> list[Numeric]:
+    """The numbers that a row has: derived ones are made of it."""
+    return [field for field in fields.fields if isinstance(field, Numeric)]

@@ -18,8 +18,20 @@ from types import CodeType, ModuleType
 from typing import TypeVar
 
 from pipelines.case_files import case_names
-from pipelines.cases import FUNCTIONS, OPTIONAL, PACKAGE, Case, broken, declared_fields, file_of, import_part, shown
+from pipelines.cases import (
+    FEATURES,
+    FUNCTIONS,
+    OPTIONAL,
+    PACKAGE,
+    Case,
+    broken,
+    declared_fields,
+    file_of,
+    import_part,
+    shown,
+)
 from pipelines.errors import ConfigError
+from pipelines.fields import Fields
 from pipelines.imports import syntax_tree
 from pipelines.params import Params, TextModelParams
 from pipelines.params_file import load_params, params_file
@@ -101,7 +113,21 @@ def _examined(case: str, *, anew: bool, trains: bool) -> Case:
                 for name, call in wanted.items()
                 if name not in bound
             }
+    if fields is not None and (problem := _of_features(case, fields, names.get("features"))):
+        problems[problem] = None
     return Case(case, params, fields, "; ".join(problems))
+
+
+def _of_features(case: str, fields: Fields, bound: set[str] | None) -> str:
+    """What is wrong with features.py as far as its source tells, or "": expressions are read by who computes."""
+    there = file_of(case, "features.py").exists()
+    if fields.derived and not there:
+        return f"{shown(case, 'features')} is missing: write it, the fields declare derived features"
+    if there and not fields.derived:
+        return f"{shown(case, 'schema')} declares no derived features: declare those of features.py, or remove it"
+    if bound is not None and FEATURES not in bound:
+        return f"{shown(case, 'features')} has no {FEATURES}: write it"
+    return ""
 
 
 def _more(module: str, params: Params | None) -> dict[str, str]:

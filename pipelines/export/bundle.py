@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipelines import runtime
+from pipelines import derived, runtime
 from pipelines.encoding import Columns, encoder, signature
 from pipelines.errors import IntegrityError
 from pipelines.export.contract import contract
@@ -45,7 +45,8 @@ def write_bundle(model: nn.Module, fields: Fields, folder: Path, about: Mapping[
 
     ``about`` becomes part of bundle.json. A text model finds its ``tokenizer.json`` in ``folder``. bundle.json:
     ``{case, fields_hash, inputs: [{name, dtype, shape}], output: {name, dtype, shape}, opset, ...about}`` with -1 for
-    free axes, and with classes, a number or a tokenizer ``classes``, ``unit`` and ``tokenizer_sha256``.
+    free axes, and with classes, a number, a tokenizer or derived features ``classes``, ``unit``, ``tokenizer_sha256``,
+    ``formulas`` and their ``features_hash``.
     """
     write_onnx(model, fields, folder)
     inputs, output = signature(fields)
@@ -61,6 +62,8 @@ def write_bundle(model: nn.Module, fields: Fields, folder: Path, about: Mapping[
         bundle["classes"] = list(fields.classes)
     if fields.number is not None:
         bundle["unit"] = fields.number.unit
+    if fields.derived:
+        bundle |= {"formulas": derived.to_json(fields), "features_hash": fields.features_hash}
     if fields.text is not None:
         bundle["tokenizer_sha256"] = file_sha256(folder / TOKENIZER)
     (folder / "bundle.json").write_text(canonical_json(bundle))

@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines.cases import part
+from pipelines.derived import with_derived
 from pipelines.errors import DataError
 from pipelines.fields import Categorical, Field, Fields, Flag, Numeric
 
@@ -60,8 +61,14 @@ def fit(rows: pl.DataFrame, fields: Fields, family: str) -> Scores:
     """A probe of a ``family``, from ``rows`` with the declared fields and the label (canonical).
 
     ``own`` is the case's. For the others missing values and undeclared categories are values like others, here and when
-    rows are scored. Raises DataError if the rows have fewer than two classes, or if trees are asked for a text.
+    rows are scored. Derived features are computed, and the case's own probe is given them, too. Raises DataError if the
+    rows have fewer than two classes, or if trees are asked for a text.
     """
+    scores = _fit(with_derived(rows, fields), fields, family)
+    return lambda asked: scores(with_derived(asked, fields))
+
+
+def _fit(rows: pl.DataFrame, fields: Fields, family: str) -> Scores:
     if family == "own":
         return part(fields.case, "probe").fit(rows, fields)  # type: ignore[no-any-return] # checked when it answers
     if fields.number is not None:

@@ -83,7 +83,7 @@ class World:
             "version": VERSION,
             "policy": [policy.name, policy.every, policy.watches],
             "params": watching(policy, self.params, self.fields).model_dump(mode="json", exclude=elsewhere),
-            "fields": self.fields.hash,
+            "fields": self.fields.features_hash,
             "code": code_sha256(self.params.case),
             "profile": None if scales is None else file_sha256(scales),
             "source": self.source.sha256,

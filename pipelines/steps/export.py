@@ -73,7 +73,7 @@ def written_by(write: Callable[[Path, Basis], Facts], run: Run) -> Work:
     basis = Basis(fields, spec, holdout, as_judged(params, settings, run.as_of, holdout))
     # Labels of the holdout that a drift run would count come from the log, which no input's key holds.
     known = content_sha256(basis.judged.select("id", fields.label))
-    declared = {"fields": fields.hash, "profile": spec.version, "judged": known}
+    declared = {"fields": fields.features_hash, "profile": spec.version, "judged": known}
     return Work(lambda folder, _key: write(folder, basis), declared)
 
 

@@ -59,7 +59,13 @@ def work(run: Run, read: Read) -> Work:
 
     frames = {"judged": rows.judged, "learned": rows.learned, "past": rows.past}
     made_of = {name: None if frame is None else content_sha256(frame) for name, frame in frames.items()}
-    declared = {"window": window, "version": champion.champion, "family": family, "fields": fields.hash, **made_of}
+    declared = {
+        "window": window,
+        "version": champion.champion,
+        "family": family,
+        "fields": fields.features_hash,
+        **made_of,
+    }
     return Work(lambda folder, _key: _kept(folder, measure()), declared, runs_case=family == "own")
 
 

@@ -65,7 +65,7 @@ def work(run: Run, read: Read) -> Work:
                 as_of=run.as_of,
                 dataset=dataset,
                 source=rows_source(run.dir, dataset),
-                fields_hash=fields.hash,
+                fields_hash=fields.features_hash,
                 modules=(*modules_of(TRAIN), *modules(params.case)),
                 case_code=code_sha256(params.case),
                 facts=facts,
@@ -81,7 +81,7 @@ def work(run: Run, read: Read) -> Work:
 
     return Work(
         build,
-        declared={"fields": fields.hash, "base": base},
+        declared={"fields": fields.features_hash, "base": base},
         inputs=inputs,
         follow=clear,
         instead=partial(_follow, run) if settings.node_rank else None,

@@ -97,8 +97,11 @@ def train(task: Task, folder: Path, beside: Beside) -> dict[str, Any]:
 
 
 def _warm_start(task: Task) -> WarmStart | None:
-    """The champion's weights, if they are there and fit the model."""
+    """The champion's weights, if they are there, fit the model and learned from the same features."""
     if task.warm_start is None or not fits(task.network.build(), task.warm_start.weights):
+        return None
+    made_of = task.fields.features_hash if task.fields.derived else ""
+    if task.warm_start.features_hash != made_of:
         return None
     return task.warm_start
 

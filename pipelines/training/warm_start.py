@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from pipelines import ledger, storage
-from pipelines.encoding import read_scales
+from pipelines.encoding import BUNDLE, read_scales
 from pipelines.fields import Scale
 from pipelines.params import Params
 from pipelines.settings import Settings
@@ -16,12 +17,14 @@ from pipelines.settings import Settings
 class WarmStart(NamedTuple):
     """What a training goes on from.
 
-    The key of the champion's training, its weights file, and how it scaled its numbers.
+    The key of the champion's training, its weights file, how it scaled its numbers, and the hash of its derived
+    features ("": it had none).
     """
 
     key: str
     weights: Path
     scales: dict[str, Scale]
+    features_hash: str = ""
 
 
 def warm_start(params: Params, settings: Settings, as_of: datetime) -> WarmStart | None:
@@ -35,6 +38,9 @@ def warm_start(params: Params, settings: Settings, as_of: datetime) -> WarmStart
     if champion is None:
         return None
     bundle = settings.root / champion.bundle
-    key = storage.read_manifest(storage.find(bundle, champion.candidate_key)).inputs["train"]
+    exported = storage.find(bundle, champion.candidate_key)
+    key = storage.read_manifest(exported).inputs["train"]
     folder = storage.find(bundle.parent / "train", key)
-    return WarmStart(key, folder / "weights.pt", read_scales(storage.read_manifest(folder).facts.get("scales", {})))
+    scales = read_scales(storage.read_manifest(folder).facts.get("scales", {}))
+    about = json.loads((exported / BUNDLE).read_text()) if (exported / BUNDLE).exists() else {}
+    return WarmStart(key, folder / "weights.pt", scales, about.get("features_hash", ""))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 
 from pipelines.cases.tabular import build
 from pipelines.contracts import Window
+from pipelines.derived import with_formulas
 from pipelines.encoding import encode, find_scales, read_scales
 from pipelines.export.bundle import write_bundle
 from pipelines.export.onnx import Scored
@@ -42,13 +43,37 @@ KINDS: Mapping[str, Field] = {
 ATTRIBUTES = (Attribute("customer"), Attribute("region", missing=True))
 EVERYTHING = (ATTRIBUTES[0], *KINDS.values(), ATTRIBUTES[1])
 """A table with every kind."""
+DERIVED: tuple[Categorical | Numeric | Flag, ...] = (
+    Numeric("ratio", missing=True),
+    Categorical("size", ("small", "large", "none")),
+    Categorical("pair", ("x|small", "x|large"), missing=True, other=True),
+    Flag("more"),
+)
+FEATURES = """\"\"\"The expressions of the derived features.\"\"\"
+
+import polars as pl
+
+SIZE = pl.col("holes").bin_intervals([2.0], labels=["small", "large"]).cast(pl.String).fill_null("none")
+FEATURES = {
+    "ratio": pl.col("number") / pl.col("holes"),
+    "size": SIZE,
+    "pair": pl.col("any") + "|" + SIZE,
+    "more": pl.col("holes").fill_null(0.0) > pl.col("number"),
+}
+"""
+"""features.py of a case with all kinds, and what it declares of it."""
 HOLES = 0.2
 """Share of the rows without a value, of a field that may be missing."""
 
 
-def declare(*fields: Field, target: Target | None = None) -> Fields:
-    """The declaration of the case with these fields; without a target the label is binary."""
-    return Fields(CASE, fields, label="sold", target=target or Binary())
+def declare(*fields: Field, target: Target | None = None, derived: bool = False) -> Fields:
+    """The declaration of the case with these fields, and with what is ``derived``; its target is binary without one."""
+    declared = Fields(CASE, fields, label="sold", target=target or Binary(), derived=DERIVED if derived else ())
+    if not derived:
+        return declared
+    features: dict[str, Any] = {}
+    exec(FEATURES, features)
+    return with_formulas(declared, features["FEATURES"])
 
 
 def delivered(fields: Fields, rows: int = 400, seed: int = 0) -> pl.DataFrame:
@@ -121,8 +146,11 @@ def installed(root: Path, fields: Fields) -> Iterator[Path]:
     """Let the case with these fields be the only one there is."""
     folder = shop.write(root / "cases", CASE)
     kinds = ", ".join(sorted({type(part).__name__ for part in (*fields.fields, fields.target)}))
+    if fields.derived:
+        (folder / "features.py").write_text(FEATURES)
+    declared = replace(fields, formulas=())
     (folder / "schema.py").write_text(
-        f'"""The fields."""\n\nfrom pipelines.fields import {kinds}, Fields\n\nFIELDS = {fields!r}\n'
+        f'"""The fields."""\n\nfrom pipelines.fields import {kinds}, Fields\n\nFIELDS = {declared!r}\n'
     )
     if fields.number is not None:
         shop.edit(folder / "params.yaml", ("metric: log_loss", "metric: rmse"))

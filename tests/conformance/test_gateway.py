@@ -19,7 +19,7 @@ from tests.conformance.table import CASE, EVERYTHING, WINDOW, bundle_of, declare
 from tests.serving.gateway.world import client, fake_triton, lines, make_home, release
 
 PREDICT = f"/v1/cases/{CASE}/predict"
-FIELDS = declare(*EVERYTHING)
+FIELDS = declare(*EVERYTHING, derived=True)
 
 
 class OnnxTriton(service_pb2_grpc.GRPCInferenceServiceServicer):

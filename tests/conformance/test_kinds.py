@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 
 from pipelines import runtime
+from pipelines.cases import load_fields
 from pipelines.cases.receiving import receive
 from pipelines.data import lake, log
 from pipelines.data.contract import split
@@ -51,7 +53,12 @@ TABLES = {
     "everything": EVERYTHING,
 }
 TARGETS = {"binary": Binary(), "classes": Classes(("a", "b", "c")), "number": Number("minutes", -5, 5)}
-PAIRS = [*((name, "binary") for name in TABLES), ("everything", "classes"), ("everything", "number")]
+DERIVED = "everything and what is derived of it"
+PAIRS = [
+    *((name, "binary") for name in TABLES),
+    *(("everything", target) for target in ("classes", "number")),
+    *((DERIVED, target) for target in ("binary", "number")),
+]
 """The table with everything has every kind: so each of them meets each target."""
 
 
@@ -59,8 +66,12 @@ PAIRS = [*((name, "binary") for name in TABLES), ("everything", "classes"), ("ev
 def fields(request, tmp_path):
     """The declaration of a case that is there: one kind of field, or all of them, and a target."""
     table, target = request.param
-    declared = declare(*TABLES[table], target=TARGETS[target])
+    if table == DERIVED:
+        declared = declare(*EVERYTHING, target=TARGETS[target], derived=True)
+    else:
+        declared = declare(*TABLES[table], target=TARGETS[target])
     with installed(tmp_path, declared):
+        assert load_fields(declared.case) == declared
         yield declared
 
 
@@ -80,7 +91,8 @@ def answered(fields, bundle, rows):
     """What the gateway's decoder, the bundle's encoder and ONNX Runtime make of JSON rows: ``[n, outputs]``."""
     items = read(row_shape(fields, 1000), json.dumps({"rows": rows}).encode())
     columns = {name: [getattr(item, name) for item in items] for name in fields.names}
-    return runtime.score(bundle, encoder(fields, bundle)(columns)).reshape(len(rows), -1)
+    # A gateway has no formulas but the bundle's.
+    return runtime.score(bundle, encoder(replace(fields, formulas=()), bundle)(columns)).reshape(len(rows), -1)
 
 
 def test_an_answer_is_the_models_own(fields, canonical, tmp_path):
@@ -111,7 +123,7 @@ def test_a_logged_row_counts_as_its_canonical_one(fields, canonical, tmp_path):
     files = log.near(settings, fields.case, WINDOW)
     again = typed(rows, fields).select(fields.names)
     assert again.equals(canonical.sort("event_time", "id").select(fields.names))
-    inputs = [*fields.inputs, *fields.shares]
+    inputs = [*fields.feature_names, *fields.shares]
     expected = profile_frame(canonical, fields, spec).columns
     framed = profile_frame(scored(typed(rows, fields), fields), fields, spec).columns
     streamed = profile_parquet(files, fields, spec).columns
@@ -141,28 +153,32 @@ def test_the_share_that_moves_is_the_one_that_drifts(fields, canonical, tmp_path
         return {one.feature for one in features if one.drifted}, why
 
     assert not moved(canonical)[0]
-    for share in fields.shares:
+    made = {name for name in (*fields.feature_names, *fields.shares) if name.partition(".")[0] not in fields.inputs}
+    for share in (share for share in fields.shares if share not in made):
         name, _, kind = share.rpartition(".")
         half = pl.int_range(canonical.height) % 2 == 0
         value = pl.lit(None) if kind == "missing" else pl.lit("never seen")
         changed = canonical.with_columns(pl.when(half).then(value).otherwise(pl.col(name)).alias(name))
         found, why = moved(changed.cast(dict(canonical.schema)))
         assert share in found
-        assert found <= {share, name}
+        assert found - made <= {share, name}
+        assert not made or share != "holes.missing" or {"ratio.missing", "size"} <= found
         assert in_words(share) in why
 
 
-@pytest.mark.parametrize("fields", [("everything", "binary")], indirect=True)
+@pytest.mark.parametrize("fields", [("everything", "binary"), (DERIVED, "binary")], indirect=True)
 def test_pages_and_explanations_are_drawn_of_it(fields, canonical, tmp_path):
     """Evidently draws every column that can drift, and the classifier names the fields that tell the windows apart."""
     sides = with_counts(canonical, fields), with_counts(canonical.tail(200), fields)
     params = load_params(fields.case).drift
-    columns = [*fields.inputs, *fields.shares]
+    columns = [*fields.feature_names, *fields.shares]
     assert evidently.page(tmp_path / "drift.html", lambda: sides, columns, fields, params) == ("drift.html", None)
-    assert {one.feature for one in explain.explain(*sides, fields).features} <= set(fields.inputs)
+    assert {one.feature for one in explain.explain(*sides, fields).features} <= set(fields.feature_names)
 
 
-@pytest.mark.parametrize("fields", [("everything", target) for target in TARGETS], indirect=True, ids=TARGETS)
+@pytest.mark.parametrize(
+    "fields", [*(("everything", target) for target in TARGETS), (DERIVED, "number")], indirect=True
+)
 def test_a_probe_reads_it(fields, canonical):
     """Both families of probes learn from whatever a row holds or lacks, and answer in the target's terms."""
     for family in ("logistic", "boosting"):

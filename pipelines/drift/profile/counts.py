@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import feature_names
+from pipelines.derived import with_derived
 from pipelines.drift.profile.bits import BINS, Ints, Missing, count, histogram
 from pipelines.drift.profile.projections import project
 from pipelines.drift.profile.spec import UNIT, Spec, count_words, entropy
@@ -128,12 +129,14 @@ def position_column(values: pl.Series, vocabulary: tuple[str, ...]) -> Column:
 
 
 def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
-    """Count the declared fields of ``frame``, and what the model gave (by ``version``, if that is a column).
+    """Count the features of ``frame``, the derived ones too, and what the model gave.
 
-    That is its ``score`` and the ``entropy`` of that, with classes of their ``scores``, and with classes its
-    ``prediction``; a predicted number is the ``score`` and has no entropy. A missing field counts as null in every row.
+    By ``version``, if that is a column. What it gave is its ``score`` and the ``entropy`` of that, with classes of
+    their ``scores``, and with classes its ``prediction``; a predicted number is the ``score`` and has no entropy. A
+    missing field counts as null in every row.
     """
     columns: dict[str, Column] = {}
+    frame = with_derived(frame, fields)
     for declared in fields.features:
         values = _values(frame, declared.name)
         if isinstance(declared, Categorical | Flag):

@@ -20,6 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines import derived
 from pipelines.drift.profile.bits import BATCH, BINS, Floats, Ints, Missing, count, tally
 from pipelines.drift.profile.counts import (
     VERSION,
@@ -158,7 +159,11 @@ def _tasks(path: Path, footer: Any, fields: Fields, spec: Spec) -> Iterator[tupl
     schema = footer.schema.to_arrow_schema()
     kinds = {name: schema.field(name).type for name in schema.names}
     work: list[tuple[tuple[str, ...], Work]] = []
-    for declared in fields.features:
+    plain = replace(fields, derived=(), formulas=())
+    if fields.derived:
+        made_of = tuple(name for name in derived.reads(fields) if name in kinds)
+        work.append((made_of, partial(_derived, fields, spec)))
+    for declared in plain.features:
         name = declared.name
         kind = kinds.get(declared.name)
         if isinstance(declared, Numeric) and kind == pa.float64():
@@ -166,7 +171,7 @@ def _tasks(path: Path, footer: Any, fields: Fields, spec: Spec) -> Iterator[tupl
         elif isinstance(declared, Categorical) and kind is not None and _is_text(kind):
             work.append(((name,), partial(_categories, declared)))
         else:
-            alone = replace(fields, fields=(declared,), target=Binary())
+            alone = replace(plain, fields=(declared,), target=Binary())
             there = tuple(column for column in (name,) if column in kinds)
             work.append((there, partial(_frames, alone, spec)))
     outputs = tuple(name for name in (*OUTPUTS, SCORES, VERSION) if name in kinds)
@@ -230,6 +235,14 @@ def _frames(fields: Fields, spec: Spec, batches: Batches, size: int) -> Iterator
         kinds = {name: kind for name, kind in frame_schema(fields).items() if name in fields.names}
         for name, column in profile_frame(pl.DataFrame(schema=kinds), fields, spec).columns.items():
             yield name, replace(column, missing=(size, 0, 0, 0))
+
+
+def _derived(fields: Fields, spec: Spec, batches: Batches, size: int) -> Iterator[tuple[str, Column]]:
+    """What is derived from the columns, which are read once more for it."""
+    names = {field.name for field in fields.derived}
+    for name, column in _frames(fields, spec, batches, size):
+        if name in names:
+            yield name, column
 
 
 def _given(fields: Fields, spec: Spec, batches: Batches, _size: int) -> Iterator[tuple[str, Column]]:

@@ -24,6 +24,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines import case_files, feature_names
+from pipelines.derived import with_derived
 from pipelines.drift.profile.projections import project
 from pipelines.drift.profile.vocabulary import freeze_words, split
 from pipelines.errors import ConfigError, DataError, IntegrityError, PerennialError
@@ -81,7 +82,11 @@ def count_words(texts: pl.Series) -> pl.Series:
 
 
 def with_counts(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
-    """The frame with what is counted of its text beside it, and of each row if a value is missing or undeclared."""
+    """The frame with its derived features and what is counted of its text beside it.
+
+    And of each row if a value is missing or undeclared.
+    """
+    frame = with_derived(frame, fields)
     told = [
         pl.when(pl.col(field.name).is_null())
         .then(pl.lit("missing"))
@@ -181,7 +186,7 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
     predicted = UNIT if fields.number is None else scales[fields.label]
     kept = {name: scales[name] for name in scaled} | {SCORE: predicted}
     declared: dict[str, Any] = {
-        "fields": fields.hash,
+        "fields": fields.features_hash,
         "scales": {name: [scale.loc, scale.scale] for name, scale in kept.items()},
     }
     if vocabulary:
@@ -215,6 +220,7 @@ def _wanted(fields: Fields) -> set[str]:
 
 def _sealed(fields: Fields, rows: pl.DataFrame, known: dict[str, Any]) -> bytes:
     """A frozen file: what is ``known`` stays as it is, the rest is made of the rows."""
+    rows = with_derived(rows, fields)
     text = None if fields.text is None else fields.text.name
     empty = [field.name for field in fields.numeric if field.missing and rows[field.name].null_count() == rows.height]
     names = [field.name for field in fields.numeric if field.name not in empty]

@@ -41,6 +41,16 @@ def _changed(name, before, after):
     return lambda folder: shop.edit(folder / name, (before, after))
 
 
+def _derived(features):
+    """A case with a derived feature and this features.py."""
+
+    def breaks(folder):
+        (folder / "features.py").write_text(features)
+        shop.edit(folder / "schema.py", ('label="sold",', 'label="sold", derived=(Numeric("each", missing=True),),'))
+
+    return breaks
+
+
 BREAKAGES = {
     "syntax error in the schema": (
         _changed("schema.py", 'label="sold"', 'label="sold'),
@@ -85,6 +95,16 @@ BREAKAGES = {
         _changed("schema.py", 'case="shop"', 'case="desk"'),
         "declares the fields of the case desk",
     ),
+    "derived features without expressions": (
+        _changed("schema.py", 'label="sold",', 'label="sold", derived=(Numeric("each", missing=True),),'),
+        "features.py is missing: write it, the fields declare derived features",
+    ),
+    "expressions without derived features": (
+        _written("features.py", "FEATURES = {}"),
+        "schema.py declares no derived features",
+    ),
+    "expressions of another name": (_derived("SHARES = {}"), "features.py has no FEATURES"),
+    "expressions that do not parse": (_derived("FEATURES = {"), "features.py, line 1: SyntaxError"),
     "name with a space": (lambda folder: folder.rename(folder.with_name("shop copy")), "rename the folder"),
 }
 
@@ -239,3 +259,18 @@ def test_who_trains_nothing_needs_no_library_of_sources_and_models(root):
     assert "there is no module pipelines.cases.shop.gone" in next(
         case.problem for case in surveying.survey(trains=False) if case.name == "shop"
     )
+
+
+def test_derived_features_are_surveyed_without_their_expressions_and_loaded_with_them(root):
+    """A survey knows their names from plain data; whoever loads the case gets formulas, or file and feature named."""
+    _derived('import polars as pl\n\nFEATURES = {"each": pl.col("price") / pl.col("weight")}\n')(root / "shop")
+    _derived('import polars as pl\n\nFEATURES = {"each": pl.col("price").rank()}\n')(root / "desk")
+    shop.edit(root / "shop" / "params.yaml", ("ignore: []", "ignore: [each, each.missing]"))
+    assert problems() == {"desk": "", "shop": ""}
+    surveyed = next(case.fields for case in surveying.survey() if case.name == "shop")
+    assert (surveyed.feature_names, surveyed.formulas) == (("colour", "price", "weight", "each"), ())
+    loaded = cases.load_fields("shop")
+    assert loaded.formulas == (("divide", ("column", "price"), ("column", "weight")),)
+    assert loaded.hash == surveyed.hash
+    with pytest.raises(ConfigError, match=r"case desk: pipelines/cases/desk/features\.py: each: .*single row"):
+        cases.load_fields("desk")
