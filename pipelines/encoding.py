@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError, DataError, IntegrityError
-from pipelines.fields import Categorical, Fields, Flag, Scale
+from pipelines.fields import EVENT_TIME, WEEKDAYS, Categorical, Fields, Flag, Moment, Scale, as_kind
 from pipelines.text import TOKENIZER, load_tokenizer, pad, tokenise
 
 if TYPE_CHECKING:
     import numpy as np
+    import polars as pl
     from numpy.typing import NDArray
 
 Columns = Mapping[str, Sequence[Any]]
@@ -46,6 +48,16 @@ SCALED_MOST = 10.0
 An outlier stays large, and finite.
 """
 
+_MICROSECOND = timedelta(microseconds=1)
+_DAYS = 1 / 86_400e6
+"""Of a microsecond. A factor, as polars divides by one number in its own way."""
+_CALENDAR: Mapping[str, Callable[[datetime], str]] = {
+    "hour": lambda moment: str(moment.hour),
+    "weekday": lambda moment: WEEKDAYS[moment.weekday()],
+    "month": lambda moment: str(moment.month),
+}
+"""The calendar's parts of a moment in UTC, as values of :data:`pipelines.fields.CALENDAR`."""
+
 
 def signature(fields: Fields) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The model's input tensors and its output, each ``{name, dtype, shape}``.
@@ -68,6 +80,8 @@ def encode(
 ) -> dict[str, NDArray[Any]]:
     """Turn columns of raw tabular values into the model's input tensors (texts: :func:`encoder`).
 
+    Of a moment the parts are encoded (:func:`unfold`).
+
     Returns ``{"categorical": int64 [B, C], "numeric": float32 [B, N]}``: codes are positions in the declared
     vocabulary (:attr:`pipelines.fields.Categorical.codes`), numbers are as they are, NaN where one is missing that
     may be. A number that has one of the ``scales`` is scaled in float64 first, and
@@ -77,9 +91,10 @@ def encode(
     """
     import numpy as np
 
-    missing = [name for name in fields.inputs if name not in columns]
+    missing = [name for name in fields.reads if name not in columns]
     if missing:
-        raise DataError(f"{fields.case}: field(s) {', '.join(missing)} missing: send all of {', '.join(fields.inputs)}")
+        raise DataError(f"{fields.case}: field(s) {', '.join(missing)} missing: send all of {', '.join(fields.reads)}")
+    columns = unfold(fields, columns)
     rows = len(columns[fields.inputs[0]])
     categorical: NDArray[np.int64] = np.empty((rows, len(fields.categorical)), np.int64)
     for position, field in enumerate(fields.categorical):
@@ -100,6 +115,68 @@ def encode(
         if number.name in scales:
             numeric[:, position] = _scaled(columns[number.name], scales[number.name])
     return {"categorical": categorical, "numeric": numeric}
+
+
+def unfold(fields: Fields, columns: Columns) -> Columns:
+    """The columns of raw values with the parts of every moment beside it, null where it is; all names of ``reads``.
+
+    For single rows; :func:`unfolded` does the same to a frame. Raises DataError for what is no time with a zone.
+    """
+    if not fields.moments:
+        return columns
+    found = dict(columns)
+    for moment in fields.moments:
+        try:
+            for part, column in zip(moment.parts, moment.columns, strict=True):
+                found[column.name] = _part(part, columns[moment.name], columns)
+        except (AttributeError, TypeError) as error:
+            mend = "send times with a time zone"
+            raise DataError(f"{fields.case}: {moment.name} or {EVENT_TIME} is no time: {mend}") from error
+    return found
+
+
+def _part(part: str, times: Sequence[datetime | None], columns: Columns) -> list[str | float | None]:
+    if part in _CALENDAR:
+        read = _CALENDAR[part]
+        return [None if time is None else read(time.astimezone(UTC)) for time in times]
+    pairs = zip(times, columns[EVENT_TIME], strict=True)
+    return [None if time is None else (event - time) // _MICROSECOND * _DAYS for time, event in pairs]
+
+
+def unfolded(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+    """The frame with the parts of every moment beside it, null where it, or for its age the event time, is lacking.
+
+    What :func:`unfold` gives of the same rows, in bulk.
+    """
+    import polars as pl
+
+    if not fields.moments:
+        return frame
+    kind = pl.Datetime("us", "UTC")
+    names = [EVENT_TIME, *(moment.name for moment in fields.moments)]
+    lacking = [pl.lit(None, kind).alias(name) for name in names if name not in frame.columns]
+    times = frame.with_columns(lacking).select(as_kind(pl.col(name), kind) for name in names)
+    return frame.with_columns(
+        times.select(
+            _part_of(moment, part).alias(column.name)
+            for moment in fields.moments
+            for part, column in zip(moment.parts, moment.columns, strict=True)
+        )
+    )
+
+
+def _part_of(moment: Moment, part: str) -> pl.Expr:
+    import polars as pl
+
+    time = pl.col(moment.name)
+    calendar = {
+        "hour": time.dt.hour().cast(pl.String),
+        "weekday": time.dt.weekday().replace_strict(dict(enumerate(WEEKDAYS, start=1)), return_dtype=pl.String),
+        "month": time.dt.month().cast(pl.String),
+    }
+    if part in calendar:
+        return calendar[part]
+    return (pl.col(EVENT_TIME) - time).dt.total_microseconds().cast(pl.Float64) * _DAYS
 
 
 def _codes(field: Categorical | Flag, values: Sequence[Any]) -> list[int]:
@@ -136,6 +213,7 @@ def find_scales(fields: Fields, columns: Columns) -> dict[str, Scale]:
     """
     import numpy as np
 
+    columns = unfold(fields, columns)
     found = {field.name: _scale(_known(np.asarray(columns[field.name], np.float64))) for field in fields.numeric}
     return {name: scale for name, scale in found.items() if scale is not None}
 
@@ -169,6 +247,7 @@ def find_constant(fields: Fields, columns: Columns) -> list[str]:
     """The fields that have one value in all rows: they carry nothing that a model could learn."""
     import numpy as np
 
+    columns = unfold(fields, columns)
     categories = [field.name for field in fields.categorical if len(set(_codes(field, columns[field.name]))) < 2]
     numbers = {field.name: np.asarray(columns[field.name], np.float64) for field in fields.numeric}
     return [*categories, *(name for name, values in numbers.items() if _tells_nothing(values))]

@@ -292,7 +292,7 @@ def _misfits(gate: dict[str, Any], fields: Any) -> dict[str, str]:
     square = isinstance(costs, list) and all(isinstance(row, list) and len(row) == len(costs) for row in costs)
     if square and costs and len(costs) != outcomes:
         found["gate.costs"] = f"has {len(costs)} rows, and the label has {outcomes} classes: give a row for each"
-    numbers = [field.name for field in fields.numeric]
+    numbers = [field.name for field in fields.numeric if field.name in fields.names]
     slices = gate.get("slices")
     for number, one in enumerate(slices[:MOST_MISTAKES] if isinstance(slices, list) else []):
         place = f"gate.slices.{number}"

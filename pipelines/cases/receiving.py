@@ -23,7 +23,7 @@ import polars as pl
 
 from pipelines.contracts import Window
 from pipelines.errors import DataError
-from pipelines.fields import AS_DELIVERED, Fields, as_kind, frame_schema, may_be_null
+from pipelines.fields import AS_DELIVERED, Fields, Numeric, as_kind, frame_schema, may_be_null
 from pipelines.moments import parse_moment
 from pipelines.params import Params
 
@@ -189,7 +189,8 @@ def receive(
 
 def _without_nan(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
     """Null in place of NaN in numbers that may be missing: sources have one or the other for it."""
-    names = [field.name for field in fields.numeric if field.missing and frame.schema[field.name].is_float()]
+    names = [field.name for field in fields.fields if isinstance(field, Numeric) and field.missing]
+    names = [name for name in names if frame.schema[name].is_float()]
     return frame.with_columns(pl.col(name).fill_nan(None) for name in names)
 
 
@@ -233,7 +234,7 @@ def _wrong_type(values: pl.Series, name: str, fields: Fields, numeric: set[str])
     if kind == pl.Null:
         return None
     held = f"holds {kind} ({_first(values)})"
-    if name in {"event_time", "label_time"}:
+    if name in _times_of(fields):
         return _wrong_times(kind, held)
     words = kind in (pl.String, pl.Categorical, pl.Enum) or kind.is_integer()
     is_number = kind.is_numeric() or kind == pl.Boolean
@@ -286,12 +287,17 @@ def _read(given: pl.DataFrame, fields: Fields, name: str) -> pl.Expr:
     kind = given.schema[name]
     if kind in (pl.Categorical, pl.Enum):  # polars makes no number of them
         return pl.col(name).cast(pl.String)
-    if name in {"event_time", "label_time"} and kind == pl.String:
+    if name in _times_of(fields) and kind == pl.String:
         return pl.lit(pl.Series(name, [_moment(text) for text in given[name]], MOMENT))
     if name == fields.label and fields.number is None and kind.is_numeric() and not kind.is_integer():
         number = pl.col(name).cast(pl.Float64)
         return pl.when(number.round() == number).then(number)
     return pl.col(name)
+
+
+def _times_of(fields: Fields) -> set[str]:
+    """The columns that are times."""
+    return {"event_time", "label_time", *(moment.name for moment in fields.moments)}
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -9,13 +9,16 @@ import polars as pl
 
 from pipelines.errors import DataError
 from pipelines.fields import (
+    EARLIEST,
     FLOAT32_MAX,
+    LATEST,
     OTHER_CHARS,
     Attribute,
     Categorical,
     Field,
     Fields,
     Flag,
+    Moment,
     Numeric,
     Text,
     frame_schema,
@@ -74,6 +77,13 @@ def _checks(field: Field) -> list[Any]:
         return [_not_longer(field.max_chars)]
     if isinstance(field, Flag):
         return []
+    if isinstance(field, Moment):
+        return [
+            pa.Check(
+                lambda data: data.lazyframe.select(pl.col(data.key).is_between(EARLIEST, LATEST, closed="left")),
+                error=f"not between {EARLIEST.year} and {LATEST.year}",
+            )
+        ]
     return _checks_of_number(field)
 
 

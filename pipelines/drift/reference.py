@@ -23,6 +23,7 @@ from pipelines.drift.profile.bits import Ints
 from pipelines.drift.profile.counts import Profile, profile_frame, profile_outputs, to_bytes
 from pipelines.drift.profile.spec import Spec
 from pipelines.drift.stats import groups
+from pipelines.encoding import unfolded
 from pipelines.errors import NotKept
 from pipelines.feature_names import OUTPUTS, PREDICTION, SCORE
 from pipelines.fields import SCORES, Fields
@@ -190,6 +191,7 @@ def _classes(fields: Fields) -> int:
 def _by_slice(holdout: pl.DataFrame, losses: NDArray[np.float64], fields: Fields) -> dict[str, dict[str, float]]:
     """The holdout's mean loss for every value of every category."""
     found = {}
+    holdout = unfolded(holdout, fields)
     for declared in fields.categorical:
         values = holdout[declared.name].cast(pl.String).to_numpy()
         for value in declared.values:

@@ -217,7 +217,7 @@ def drawn(report: DriftReport, fields: Fields, params: DriftParams) -> list[str]
     wanted = daily or (params.evidently == "alert" and report.action != "none")
     if not wanted or not report.current_rows:
         return []
-    shown = {*fields.inputs, *numbers(fields), *fields.shares}
+    shown = {*(column.name for column in fields.columns), *numbers(fields), *fields.shares}
     found = (feature for feature in report.features if daily or feature.drifted)
     return [feature.feature for feature in found if feature.feature in shown][:MAX_PANELS]
 

@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines.cases import part
+from pipelines.encoding import unfolded
 from pipelines.errors import DataError
 from pipelines.fields import Categorical, Field, Fields, Flag, Numeric
 
@@ -59,6 +60,15 @@ def fit(rows: pl.DataFrame, fields: Fields, family: str) -> Scores:
     """
     if family == "own":
         return part(fields.case, "probe").fit(rows, fields)  # type: ignore[no-any-return] # checked when it answers
+    return partial(_asked, fields, _fit(unfolded(rows, fields), fields, family))
+
+
+def _asked(fields: Fields, scores: Scores, rows: pl.DataFrame) -> Floats:
+    return scores(unfolded(rows, fields))
+
+
+def _fit(rows: pl.DataFrame, fields: Fields, family: str) -> Scores:
+    """:func:`fit` of the families that are here, to rows with the parts of moments beside them, as they are asked."""
     if fields.number is not None:
         return _fit_number(rows, fields, family)
     label = rows[fields.label].cast(pl.Int64).to_numpy()
@@ -213,7 +223,7 @@ def _by_column(rows: pl.DataFrame, fields: Fields, scales: Mapping[str, tuple[fl
     from scipy import sparse
 
     parts: list[Any] = []
-    for field in fields.features:
+    for field in fields.columns:
         if isinstance(field, Categorical | Flag):
             codes = _codes(rows[field.name], field)
             size = len(field.values) + field.other

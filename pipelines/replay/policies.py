@@ -130,7 +130,15 @@ def watching(policy: Policy, params: Params, fields: Fields) -> Params:
     drift: dict[str, Any] = {"triggers": (*heard, HEADROOM) if policy.headroom else heard}
     if policy.watches == "labels":
         drift["ignore"] = tuple(
-            sorted({*fields.inputs, *fields.shares, *numbers(fields), *OUTPUTS, *params.drift.ignore})
+            sorted(
+                {
+                    *(column.name for column in fields.columns),
+                    *fields.shares,
+                    *numbers(fields),
+                    *OUTPUTS,
+                    *params.drift.ignore,
+                }
+            )
         )
     price = {} if policy.price is None else {"price": policy.price}
     return params.model_copy(

@@ -15,7 +15,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import HTMLResponse
 
-from pipelines.fields import OTHER_CHARS, Attribute, Categorical, Field, Fields, Flag, Numeric, may_be_null
+from pipelines.fields import OTHER_CHARS, Attribute, Categorical, Field, Fields, Flag, Moment, Numeric, may_be_null
 from serving.gateway.refusal import JSON
 from serving.gateway.rows import ID_PATTERN
 
@@ -195,6 +195,8 @@ def _kind_of_value(field: Field) -> str:
         return " ".join(("a whole number" if field.integer else "a number", *bounds))
     if isinstance(field, Flag):
         return "`true` or `false`"
+    if isinstance(field, Moment):
+        return "a time, ISO 8601 with seconds and a time zone"
     if isinstance(field, Attribute):
         return f"a text of at most {field.max_chars:,} characters, kept with the row; nothing is predicted from it"
     return f"a text of at most {field.max_chars:,} characters"
@@ -319,6 +321,8 @@ def _schema_of_value(field: Field) -> Json:
         return {"type": "number", "format": "float", **bounds, **about}
     if isinstance(field, Flag):
         return {"type": "boolean", **about}
+    if isinstance(field, Moment):
+        return {"type": "string", "format": "date-time", **about}
     if isinstance(field, Attribute):
         return {"type": "string", "maxLength": field.max_chars, **about}
     return {"type": "string", "minLength": 1, "maxLength": field.max_chars, **about}
@@ -328,6 +332,8 @@ def _example(field: Field) -> str | float | bool:
     """A value that the gateway takes: the first of a vocabulary, a number within the bounds."""
     if isinstance(field, Flag):
         return True
+    if isinstance(field, Moment):
+        return "2024-05-01T12:00:00Z"
     if isinstance(field, Attribute):
         return "example"[: field.max_chars]
     if isinstance(field, Categorical):

@@ -19,7 +19,19 @@ from pipelines.contracts import Window
 from pipelines.encoding import encode, find_scales, read_scales
 from pipelines.export.bundle import write_bundle
 from pipelines.export.onnx import Scored
-from pipelines.fields import Attribute, Binary, Categorical, Field, Fields, Flag, Numeric, Target
+from pipelines.fields import (
+    EARLIEST,
+    LATEST,
+    Attribute,
+    Binary,
+    Categorical,
+    Field,
+    Fields,
+    Flag,
+    Moment,
+    Numeric,
+    Target,
+)
 from pipelines.params import ModelParams
 from tests import shop
 
@@ -38,6 +50,8 @@ KINDS: Mapping[str, Field] = {
     "open category with holes": Categorical("any", ("x", "y"), missing=True, other=True),
     "flag": Flag("flag"),
     "flag with holes": Flag("maybe", missing=True),
+    "moment": Moment("due"),
+    "moment with holes": Moment("seen", ("age", "weekday"), missing=True),
 }
 ATTRIBUTES = (Attribute("customer"), Attribute("region", missing=True))
 EVERYTHING = (ATTRIBUTES[0], *KINDS.values(), ATTRIBUTES[1])
@@ -69,6 +83,9 @@ def _values(field: Field, rows: int, rng: np.random.Generator) -> list[Any]:
         values = [known[position] for position in rng.integers(0, len(known), rows)]
     elif isinstance(field, Flag):
         values = (rng.random(rows) < 0.4).tolist()
+    elif isinstance(field, Moment):
+        values = [START + timedelta(seconds=float(at)) for at in rng.normal(0.0, 3e6, rows)]
+        values[:2] = EARLIEST, LATEST - timedelta(microseconds=1)
     elif isinstance(field, Attribute):
         values = [f"{field.name} {row % 7}" for row in range(rows)]
     else:
@@ -100,7 +117,7 @@ def model_of(
 
 def bundle_of(fields: Fields, rows: pl.DataFrame, folder: Path) -> torch.nn.Module:
     """A model of canonical rows, its bundle in ``folder``."""
-    columns = rows.select(fields.names).to_dict(as_series=False)
+    columns = rows.select(fields.reads).to_dict(as_series=False)
     scales = find_scales(fields, columns)
     model = model_of(fields, columns, rows[fields.label].to_list(), scales)
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +128,7 @@ def bundle_of(fields: Fields, rows: pl.DataFrame, folder: Path) -> torch.nn.Modu
 def own_answers(model: torch.nn.Module, fields: Fields, rows: pl.DataFrame, bundle: Path) -> np.ndarray:
     """What torch itself answers for raw rows: ``[n, outputs]``."""
     scales = read_scales(json.loads((bundle / "bundle.json").read_text())["scales"])
-    tensors = encode(fields, rows.select(fields.names).to_dict(as_series=False), scales)
+    tensors = encode(fields, rows.select(fields.reads).to_dict(as_series=False), scales)
     with torch.no_grad():
         return Scored(model, fields)(*map(torch.from_numpy, tensors.values())).double().numpy()
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pipelines import case_files, feature_names
 from pipelines.drift.profile.projections import project
 from pipelines.drift.profile.vocabulary import freeze_words, split
+from pipelines.encoding import unfolded
 from pipelines.errors import ConfigError, DataError, IntegrityError, PerennialError
 from pipelines.feature_names import ENTROPY, SCORE, is_vocabulary, shown_only
 from pipelines.fields import RESERVED, Fields, Scale, may_be_null
@@ -81,7 +82,10 @@ def count_words(texts: pl.Series) -> pl.Series:
 
 
 def with_counts(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
-    """The frame with what is counted of its text beside it, and of each row if a value is missing or undeclared."""
+    """The frame with the parts of its moments and what is counted of its text beside it, and the declared shares.
+
+    A share says of each row if a value is missing or undeclared.
+    """
     told = [
         pl.when(pl.col(field.name).is_null())
         .then(pl.lit("missing"))
@@ -101,7 +105,7 @@ def with_counts(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
     ]
     if fields.text is not None:
         frame = frame.with_columns(count_words(frame[fields.text.name]))
-    return frame.with_columns(told)
+    return unfolded(frame, fields).with_columns(told)
 
 
 def scale_of(spec: Spec, name: str) -> Scale | None:
@@ -216,6 +220,7 @@ def _wanted(fields: Fields) -> set[str]:
 def _sealed(fields: Fields, rows: pl.DataFrame, known: dict[str, Any]) -> bytes:
     """A frozen file: what is ``known`` stays as it is, the rest is made of the rows."""
     text = None if fields.text is None else fields.text.name
+    rows = unfolded(rows, fields)
     empty = [field.name for field in fields.numeric if field.missing and rows[field.name].null_count() == rows.height]
     names = [field.name for field in fields.numeric if field.name not in empty]
     if fields.number is not None:

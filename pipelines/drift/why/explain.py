@@ -50,7 +50,7 @@ def explain(reference: pl.DataFrame, current: pl.DataFrame, fields: Fields, igno
     if min(before.height, now.height) < LEAST:
         few = f"{now.height} rows of the window and {before.height} of the reference are too few"
         return Explanation(about=f"{few} to explain anything (at least {LEAST})")
-    if fields.text is None and not set(fields.inputs) - set(ignore):
+    if fields.text is None and not {column.name for column in fields.columns} - set(ignore):
         return Explanation(about="every field is ignored: nothing is left to explain by")
     rows = Sides(reference=before.height, current=now.height)
     if fields.text is None:
