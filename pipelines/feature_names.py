@@ -6,6 +6,7 @@
     field   = a declared field's name, without dot and without @
     counted = ".words" | ".tokens" | ".unknown" | ".projection1" to ".projection8", of a text
             | ".hour" | ".weekday" | ".month" | ".age", of a moment
+            | ".length" | ".component1" to ".component8", of a vector
     share   = ".missing" | ".other", of a field that declares it
 
 A day's profile holds an output once per champion, ``score@3``. A champion's reference holds it without its version.
@@ -41,6 +42,8 @@ COUNTED = (WORDS, TOKENS, UNKNOWN, *PROJECTIONS)
 """What is measured of a text."""
 PARTS = (".hour", ".weekday", ".month", ".age")
 """What a moment is read as."""
+SUMMARIES = (".length", *(f".component{number}" for number in range(1, 9)))
+"""Numbers of a vector: its length, and its direction's components along fixed ones."""
 MISSING = ".missing"
 """Whether a row has no value of the field, a category of two: its share is what is watched."""
 OTHER = ".other"
@@ -49,7 +52,7 @@ SHARES = (MISSING, OTHER)
 """What is measured of a field that declares ``missing`` or ``other``."""
 _NAME = re.compile(
     rf"(?P<output>{'|'.join(BY_VERSION)})(?:@(?P<version>0|[1-9][0-9]*))?"
-    rf"|(?P<field>.+?)(?P<counted>{'|'.join(map(re.escape, (*COUNTED, *PARTS, *SHARES)))})?",
+    rf"|(?P<field>.+?)(?P<counted>{'|'.join(map(re.escape, (*COUNTED, *PARTS, *SUMMARIES, *SHARES)))})?",
     re.DOTALL,
 )
 
@@ -122,6 +125,15 @@ def moment_part(moment: str, part: str) -> str:
     'due.hour'
     """
     return f"{moment}.{part}"
+
+
+def vector_summaries(vector: str) -> tuple[str, ...]:
+    """What is counted of the field ``vector``, in order.
+
+    >>> vector_summaries("face")[:2]
+    ('face.length', 'face.component1')
+    """
+    return tuple(vector + summary for summary in SUMMARIES)
 
 
 def missing_share(field: str) -> str:

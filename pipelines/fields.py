@@ -12,7 +12,7 @@ import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,8 +20,19 @@ from typing import Any, ClassVar
 
 from pipelines.contracts import LabelLine, PredictionLine
 from pipelines.errors import ConfigError
-from pipelines.feature_names import ENTROPY, PREDICTION, SCORE, missing_share, moment_part, other_share, words
+from pipelines.feature_names import (
+    ENTROPY,
+    PREDICTION,
+    SCORE,
+    missing_share,
+    moment_part,
+    other_share,
+    vector_summaries,
+    words,
+)
 
+MAX_SIZE = 4_096
+"""Numbers of a vector."""
 MAX_CLASSES = 1_000
 """Scores of all classes stand in every line of the prediction log."""
 INT8_CLASSES = 127
@@ -196,9 +207,24 @@ class Moment:
         )
 
 
-Field = Categorical | Numeric | Text | Flag | Attribute | Moment
+@dataclass(frozen=True)
+class Vector:
+    """An embedding made elsewhere: ``size`` finite numbers, at most ``MAX_SIZE``, given to the model as they are."""
+
+    name: str
+    size: int
+    about: str = ""
+    missing: ClassVar[bool] = False
+
+    @cached_property
+    def columns(self) -> tuple[Numeric, ...]:
+        """What stands for it where columns are counted: its length, and its components along fixed directions."""
+        return tuple(map(Numeric, vector_summaries(self.name)))
+
+
+Field = Categorical | Numeric | Text | Flag | Attribute | Moment | Vector
 Column = Categorical | Numeric | Text | Flag
-"""A feature as the model is given it and as profiles count it."""
+"""A feature as profiles count it, and but for vectors as the model is given it."""
 
 
 def may_be_null(field: Field) -> bool:
@@ -286,22 +312,27 @@ class Fields:
         return self.target if isinstance(self.target, Number) else None
 
     @property
-    def features(self) -> tuple[Column | Moment, ...]:
+    def features(self) -> tuple[Column | Moment | Vector, ...]:
         """The fields that the model is given, in declared order: all but the attributes."""
         return tuple(field for field in self.fields if not isinstance(field, Attribute))
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The features with the parts of every moment in its place (:func:`pipelines.encoding.unfolded`)."""
-        found: list[Column] = []
-        for field in self.features:
-            found += field.columns if isinstance(field, Moment) else (field,)
-        return tuple(found)
+        """The features with what stands for every moment and vector in its place: what can be counted of a row.
+
+        :func:`pipelines.encoding.unfolded` puts them into a frame.
+        """
+        return _unfolded(self.features)
 
     @property
     def moments(self) -> tuple[Moment, ...]:
         """The moments in declared order."""
         return tuple(field for field in self.fields if isinstance(field, Moment))
+
+    @property
+    def vectors(self) -> tuple[Vector, ...]:
+        """The vectors in declared order."""
+        return tuple(field for field in self.fields if isinstance(field, Vector))
 
     @property
     def categorical(self) -> tuple[Categorical | Flag, ...]:
@@ -310,8 +341,14 @@ class Fields:
 
     @property
     def numeric(self) -> tuple[Numeric, ...]:
-        """The numbers among the columns: those of the ``numeric`` tensor."""
-        return tuple(field for field in self.columns if isinstance(field, Numeric))
+        """The numbers and ages: the first columns of the ``numeric`` tensor, those of vectors stand behind them."""
+        single = _unfolded(field for field in self.features if not isinstance(field, Vector))
+        return tuple(field for field in single if isinstance(field, Numeric))
+
+    @property
+    def width(self) -> int:
+        """How many columns the ``numeric`` tensor has."""
+        return len(self.numeric) + sum(vector.size for vector in self.vectors)
 
     @property
     def text(self) -> Text | None:
@@ -358,8 +395,8 @@ class Fields:
     def measured(self) -> tuple[str, ...]:
         """The names that drift can decide by.
 
-        They are the features, of a moment its parts and of a text its number of words, the declared shares, and what
-        the model gives.
+        They are the features, of a moment its parts, of a vector its summaries and of a text its number of words, the
+        declared shares, and what the model gives.
         """
         measured = [*(field.name for field in self.columns), *self.shares, SCORE]
         if self.text is not None:
@@ -401,6 +438,13 @@ class Fields:
         return hashlib.sha256(json.dumps(declared).encode()).hexdigest()
 
 
+def _unfolded(features: Iterable[Column | Moment | Vector]) -> tuple[Column, ...]:
+    found: list[Column] = []
+    for field in features:
+        found += field.columns if isinstance(field, Moment | Vector) else (field,)
+    return tuple(found)
+
+
 def _declared(field: Field) -> dict[str, Any]:
     """A field's declaration, of the ``OPTIONS`` those that it uses."""
     return {name: value for name, value in asdict(field).items() if value or name not in OPTIONS}
@@ -412,7 +456,7 @@ def _mistakes(fields: Fields) -> Iterator[str]:
         yield f"the fields are {fields.fields!r}: give a tuple of them"
     strange = [field for field in fields.fields if not isinstance(field, Field)]
     if strange:
-        yield f"{strange[0]!r} is no field: declare it as Categorical, Numeric, Text, Flag, Moment or Attribute"
+        yield f"{strange[0]!r} is no field: declare it as Categorical, Numeric, Text, Flag, Moment, Vector or Attribute"
     if not fields.features:
         yield "there are no fields to predict from: declare at least one"
     yield from _mistakes_of_names(fields)
@@ -474,6 +518,8 @@ def _mistakes_of(field: Field) -> Iterator[str]:
         yield from _mistakes_of_bounds(field.low, field.high, integer=field.integer)
     elif isinstance(field, Moment):
         yield from _mistakes_of_parts(field.parts)
+    elif isinstance(field, Vector) and (type(field.size) is not int or not 1 <= field.size <= MAX_SIZE):
+        yield f"its size is {field.size!r}: give a whole number from 1 to {MAX_SIZE:,}"
 
 
 def _mistakes_of_parts(parts: Any) -> Iterator[str]:
@@ -552,7 +598,7 @@ def _target_from_json(value: Mapping[str, Any]) -> Target:
 
 def _field_from_json(value: Mapping[str, Any]) -> Field:
     kinds: dict[str, Callable[..., Field]] = {
-        kind.__name__: kind for kind in (Categorical, Numeric, Text, Flag, Attribute, Moment)
+        kind.__name__: kind for kind in (Categorical, Numeric, Text, Flag, Attribute, Moment, Vector)
     }
     declared = {key: part for key, part in value.items() if key != "kind"}
     for several in ("values", "parts"):
@@ -573,13 +619,18 @@ def frame_schema(fields: Fields) -> dict[str, Any]:
     """Column names and polars types of the case's canonical rows, in canonical order.
 
     ``id``, ``event_time`` (microseconds, UTC), every declared field (categories, texts and attributes as text, numbers
-    as float64, flags as boolean, moments as the event time), the label
-    (:func:`label_type`; null until it arrived) and ``label_time`` (its arrival).
+    as float64, flags as boolean, moments as the event time, vectors as lists of
+    float64), the label (:func:`label_type`; null until it arrived) and ``label_time`` (its arrival).
     """
     import polars as pl
 
     moment = pl.Datetime("us", "UTC")
-    kinds: dict[type, Any] = {Numeric: pl.Float64(), Flag: pl.Boolean(), Moment: moment}
+    kinds: dict[type, Any] = {
+        Numeric: pl.Float64(),
+        Flag: pl.Boolean(),
+        Moment: moment,
+        Vector: pl.List(pl.Float64()),
+    }
     declared = {field.name: kinds.get(type(field), pl.String()) for field in fields.fields}
     own_id, event_time, label_time = CANONICAL
     return {own_id: pl.String(), event_time: moment, **declared, fields.label: label_type(fields), label_time: moment}
@@ -606,7 +657,19 @@ def as_kind(values: Any, kind: Any) -> Any:
         return values.cast(pl.String).replace_strict(words, default=None, return_dtype=pl.Boolean)
     if isinstance(kind, pl.Datetime):
         return values.map_batches(_times, return_dtype=kind)
+    if isinstance(kind, pl.List):
+        return values.map_batches(_lists, return_dtype=kind)
     return values.cast(kind, strict=False)
+
+
+def _lists(values: Any) -> Any:
+    """A series as lists of float64: null of what is no list."""
+    import polars as pl
+
+    kind = pl.List(pl.Float64)
+    if isinstance(values.dtype, pl.List | pl.Array):
+        return values.cast(kind, strict=False)
+    return pl.Series(values.name, [None], kind).new_from_index(0, values.len())
 
 
 def _times(values: Any) -> Any:

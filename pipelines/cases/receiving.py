@@ -242,6 +242,9 @@ def _wrong_type(values: pl.Series, name: str, fields: Fields, numeric: set[str])
         return None if words else f"{held}, which is no id: make it text in source.py, always the same for a row"
     if name == fields.label:
         return None if is_number else _wrong_label(held, fields)
+    if name in {vector.name for vector in fields.vectors}:
+        listed = isinstance(kind, pl.List | pl.Array) and (kind.inner.is_numeric() or kind.inner == pl.Null)
+        return None if listed else f"{held}, expected a list of numbers: convert it in source.py"
     if words or is_number:
         return None
     if name in numeric:

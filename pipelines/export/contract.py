@@ -14,6 +14,7 @@ from pipelines.fields import (
     Flag,
     Moment,
     Numeric,
+    Vector,
     may_be_null,
 )
 
@@ -63,6 +64,9 @@ def _values_given(field: Field) -> dict[str, Any]:
         return _values_of_number(field)
     if isinstance(field, Flag):
         return {"type": "boolean"}
+    if isinstance(field, Vector):
+        number = {"type": "number", "minimum": -FLOAT32_MAX, "maximum": FLOAT32_MAX}
+        return {"type": "array", "items": number, "minItems": field.size, "maxItems": field.size}
     if isinstance(field, Moment):
         return {"type": "string", "format": "date-time"}
     if isinstance(field, Attribute):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipelines.cases import part
 from pipelines.encoding import unfolded
 from pipelines.errors import DataError
-from pipelines.fields import Categorical, Field, Fields, Flag, Numeric
+from pipelines.fields import Categorical, Column, Field, Fields, Flag, Numeric, Vector
 
 Floats = NDArray[np.float64]
 Scores = Callable[[pl.DataFrame], Floats]
@@ -60,15 +60,33 @@ def fit(rows: pl.DataFrame, fields: Fields, family: str) -> Scores:
     """
     if family == "own":
         return part(fields.case, "probe").fit(rows, fields)  # type: ignore[no-any-return] # checked when it answers
-    return partial(_asked, fields, _fit(unfolded(rows, fields), fields, family))
+    return partial(_asked, fields, _fit(_laid_out(rows, fields), fields, family))
 
 
 def _asked(fields: Fields, scores: Scores, rows: pl.DataFrame) -> Floats:
-    return scores(unfolded(rows, fields))
+    return scores(_laid_out(rows, fields))
+
+
+def _laid_out(rows: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+    """The rows with everything that a probe reads in a column of its own (:func:`_columns`)."""
+    return unfolded(rows, fields).with_columns(
+        pl.col(vector.name).list.get(place, null_on_oob=True).alias(number.name)
+        for vector in fields.vectors
+        for place, number in enumerate(_numbers_of(vector))
+    )
+
+
+def _columns(fields: Fields) -> list[Column]:
+    """The columns of a case, and each number of its vectors."""
+    return [*fields.columns, *(number for vector in fields.vectors for number in _numbers_of(vector))]
+
+
+def _numbers_of(vector: Vector) -> list[Numeric]:
+    return [Numeric(f"{vector.name}.{place}") for place in range(vector.size)]
 
 
 def _fit(rows: pl.DataFrame, fields: Fields, family: str) -> Scores:
-    """:func:`fit` of the families that are here, to rows with the parts of moments beside them, as they are asked."""
+    """:func:`fit` of the families that are here, to rows that are laid out, as those that they are asked."""
     if fields.number is not None:
         return _fit_number(rows, fields, family)
     label = rows[fields.label].cast(pl.Int64).to_numpy()
@@ -140,7 +158,7 @@ def _fit_number(rows: pl.DataFrame, fields: Fields, family: str) -> Scores:
     if family == "boosting":
         read = _told(rows, fields)
         return partial(_number_of_trees, _fitted(_trees(read, number=True), _dense(rows, read), label), read)
-    scales = {field.name: _scale(_numbers(rows[field.name])) for field in fields.numeric}
+    scales = _scales(rows, fields)
     return partial(_number_of_columns, _fitted(Ridge(), _by_column(rows, fields, scales), label), scales, fields)
 
 
@@ -207,7 +225,7 @@ def _fit_logistic(rows: pl.DataFrame, label: NDArray[np.int64], fields: Fields) 
     """Logistic regression on categories by value and scaled numbers, with a column for what is missing."""
     from sklearn.linear_model import LogisticRegression
 
-    scales = {field.name: _scale(_numbers(rows[field.name])) for field in fields.numeric}
+    scales = _scales(rows, fields)
     model = LogisticRegression(C=1.0, max_iter=300)
     return partial(_score_logistic, _fitted(model, _by_column(rows, fields, scales), label), scales, fields)
 
@@ -223,7 +241,7 @@ def _by_column(rows: pl.DataFrame, fields: Fields, scales: Mapping[str, tuple[fl
     from scipy import sparse
 
     parts: list[Any] = []
-    for field in fields.columns:
+    for field in _columns(fields):
         if isinstance(field, Categorical | Flag):
             codes = _codes(rows[field.name], field)
             size = len(field.values) + field.other
@@ -238,6 +256,11 @@ def _by_column(rows: pl.DataFrame, fields: Fields, scales: Mapping[str, tuple[fl
             scaled = np.where(missing, 0.0, (values.clip(low, high) - middle) / width)
             parts.append(sparse.csr_matrix(np.column_stack([scaled, missing])))
     return sparse.hstack(parts).tocsr()
+
+
+def _scales(rows: pl.DataFrame, fields: Fields) -> dict[str, tuple[float, float, float, float]]:
+    numbers = [column for column in _columns(fields) if isinstance(column, Numeric)]
+    return {number.name: _scale(_numbers(rows[number.name])) for number in numbers}
 
 
 def _scale(values: Floats) -> tuple[float, float, float, float]:
@@ -283,7 +306,7 @@ def _score_trees(model: Any, read: Sequence[Field], fields: Fields, rows: pl.Dat
 def _told(rows: pl.DataFrame, fields: Fields) -> list[Field]:
     """The fields with two values in the rows, categories with their commonest ones: a single value splits nothing."""
     categories = [_commonest(rows[field.name], field) for field in fields.categorical]
-    cut: list[Field] = [*categories, *fields.numeric]
+    cut: list[Field] = [*categories, *(column for column in _columns(fields) if isinstance(column, Numeric))]
     told = [field for field in cut if _varies(_column(rows, field))]
     if not told:
         raise DataError(f"{fields.case}: no field has two values in the probe's {rows.height} rows: nothing to learn")

@@ -13,12 +13,14 @@ from pipelines.fields import (
     FLOAT32_MAX,
     LATEST,
     OTHER_CHARS,
+    Attribute,
     Categorical,
     Field,
     Flag,
     Moment,
     Numeric,
     Text,
+    Vector,
     may_be_null,
 )
 from pipelines.text import normalise
@@ -66,8 +68,14 @@ def problem(field: Field, value: object) -> Problem | None:
         if isinstance(value, bool):
             return None
         return Problem(field.name, "type", f"expected true or false, got {_kind(value)}")
+    if isinstance(field, Vector):
+        return _problem_of_vector(field, value)
     if not isinstance(value, str):
         return Problem(field.name, "type", f"expected a string, got {_kind(value)}")
+    return _problem_of_string(field, value)
+
+
+def _problem_of_string(field: Categorical | Moment | Text | Attribute, value: str) -> Problem | None:
     if isinstance(field, Categorical):
         return _problem_of_category(field, value)
     if isinstance(field, Moment):
@@ -121,6 +129,18 @@ def _problem_of_number(field: Numeric, value: object) -> Problem | None:
         return Problem(field.name, "bounds", f"must be at least {field.low:g}")
     if field.high is not None and value > field.high:
         return Problem(field.name, "bounds", f"must be at most {field.high:g}")
+    return None
+
+
+def _problem_of_vector(field: Vector, value: object) -> Problem | None:
+    if not isinstance(value, list):
+        return Problem(field.name, "type", f"expected a list of {field.size} numbers, got {_kind(value)}")
+    if len(value) != field.size:
+        return Problem(field.name, "bounds", f"must have {field.size} numbers, has {len(value)}")
+    number = Numeric(field.name)
+    for place, one in enumerate(value):
+        if found := _problem_of_number(number, one):
+            return found._replace(message=f"number {place}: {found.message}")
     return None
 
 

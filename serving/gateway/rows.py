@@ -32,6 +32,7 @@ from pipelines.fields import (
     Moment,
     Numeric,
     Text,
+    Vector,
     may_be_null,
 )
 from pipelines.params import EventTimes, too_high
@@ -59,7 +60,7 @@ class Shape:
     """One kind of body, ``{name: [item, ...]}``: how it is decoded, and what is checked when that fails.
 
     ``text`` names the text field, if there is one: whether anything is left of a text is not for msgspec to see.
-    ``moments`` names the fields that are times, which items have in UTC.
+    ``moments`` names the fields that are times, which items have in UTC; ``lists`` says whether a field holds a list.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Shape:
     most: int
     text: str = ""
     moments: tuple[str, ...] = ()
+    lists: bool = False
 
 
 class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -117,7 +119,8 @@ def row_shape(fields: Fields, most: int) -> Shape:
         _visible()  # made now, not by the first request
     shape = _shape("rows", row, fields.names, checks, most)
     text = "" if fields.text is None else fields.text.name
-    return replace(shape, text=text, moments=tuple(moment.name for moment in fields.moments))
+    moments = tuple(moment.name for moment in fields.moments)
+    return replace(shape, text=text, moments=moments, lists=bool(fields.vectors))
 
 
 def label_shape(fields: Fields, most: int) -> Shape:
@@ -229,7 +232,7 @@ def explain(shape: Shape, body: bytes) -> Refused:
     if not body.startswith(b"[", head.end()):
         text = f"{shape.name} must be a list of at least one object"
         return _refused_shape(body, text, field=shape.name)
-    items = _items(body, head.end())
+    items = _items(body, head.end(), deepest=3 if shape.lists else 2)
     if not len(items):
         text = f"{shape.name} must be a list of at least one object"
         return _refused_shape(body, text, field=shape.name)
@@ -282,9 +285,8 @@ def _is_name(text: bytes, name: str) -> bool:
 class _Items(NamedTuple):
     """The items of a body's list, found without reading them.
 
-    Item ``i`` lies between ``edges[i]`` and ``edges[i + 1]``. ``shown`` is False inside what an item nests (no field
-    holds lists or objects: that there is one says it all); ``commas`` are the places of those between the keys of
-    items.
+    Item ``i`` lies between ``edges[i]`` and ``edges[i + 1]``. ``shown`` is False inside what an item nests and no field
+    holds: that there is one says it all. ``commas`` are the places of those between the keys of items.
     """
 
     body: NDArray[np.uint8]
@@ -306,8 +308,11 @@ class _Items(NamedTuple):
         return int(last - first) + 1
 
 
-def _items(body: bytes, start: int) -> _Items:
-    """The items of the list that begins at ``start``, the value of an object's first key."""
+def _items(body: bytes, start: int, deepest: int) -> _Items:
+    """The items of the list that begins at ``start``, the value of an object's first key.
+
+    ``deepest`` is the depth that fields reach: 2 in an item, 3 where one holds a list.
+    """
     # Escaped quotes are no quotes; every replacement keeps its length.
     plain = np.frombuffer(body.replace(b"\\\\", b"__").replace(b'\\"', b"__"), np.uint8)[start:]
     outside = (np.cumsum(plain == ord('"'), dtype=np.uint8) & 1) == 0
@@ -321,7 +326,9 @@ def _items(body: bytes, start: int) -> _Items:
     whole = np.frombuffer(body, np.uint8)[start : start + end]
     if len(edges) == 2 and not whole[1:].tobytes().strip():
         edges = edges[:1]
-    return _Items(whole, (depth <= 2) | (opening & (depth == 3)), edges, np.flatnonzero(comma & (depth == 2)))
+    return _Items(
+        whole, (depth <= deepest) | (opening & (depth == deepest + 1)), edges, np.flatnonzero(comma & (depth == 2))
+    )
 
 
 def _problem_of_item(shape: Shape, text: bytes, keys: int) -> tuple[str, str | None, str] | None:
@@ -379,6 +386,9 @@ def _value(field: Field) -> Any:
         return bool
     if isinstance(field, Moment):
         return Time
+    if isinstance(field, Vector):
+        number = Annotated[float, Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)]
+        return Annotated[list[number], Meta(min_length=field.size, max_length=field.size)]
     low = -FLOAT32_MAX if field.low is None else max(field.low, -FLOAT32_MAX)
     high = FLOAT32_MAX if field.high is None else min(field.high, FLOAT32_MAX)
     return Annotated[float, Meta(ge=low, le=high, multiple_of=1 if field.integer else None)]

@@ -12,7 +12,7 @@ from pipelines import storage
 from pipelines.contracts import Release
 from pipelines.encoding import BUNDLE, Columns, Encode, encoder
 from pipelines.errors import PerennialError, Unavailable
-from pipelines.fields import EARLIEST, EVENT_TIME, Categorical, Field, Fields, Flag, Moment, Numeric
+from pipelines.fields import EARLIEST, EVENT_TIME, Categorical, Field, Fields, Flag, Moment, Numeric, Vector
 from pipelines.files import file_sha256
 from pipelines.text import TOKENIZER, load_tokenizer
 from serving.gateway.parts import Part, cut
@@ -95,4 +95,6 @@ def _valid(field: Field) -> Any:
         return field.low if field.low is not None else 0.0
     if isinstance(field, Categorical | Flag):
         return next(iter(field.codes))
+    if isinstance(field, Vector):
+        return [0.0] * field.size
     return EARLIEST if isinstance(field, Moment) else field.name

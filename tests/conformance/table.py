@@ -31,6 +31,7 @@ from pipelines.fields import (
     Moment,
     Numeric,
     Target,
+    Vector,
 )
 from pipelines.params import ModelParams
 from tests import shop
@@ -50,6 +51,7 @@ KINDS: Mapping[str, Field] = {
     "open category with holes": Categorical("any", ("x", "y"), missing=True, other=True),
     "flag": Flag("flag"),
     "flag with holes": Flag("maybe", missing=True),
+    "vector": Vector("embedding", 5),
     "moment": Moment("due"),
     "moment with holes": Moment("seen", ("age", "weekday"), missing=True),
 }
@@ -83,6 +85,9 @@ def _values(field: Field, rows: int, rng: np.random.Generator) -> list[Any]:
         values = [known[position] for position in rng.integers(0, len(known), rows)]
     elif isinstance(field, Flag):
         values = (rng.random(rows) < 0.4).tolist()
+    elif isinstance(field, Vector):
+        values = rng.normal(0.0, 1.0, (rows, field.size)).tolist()
+        values[:3] = [[at] * field.size for at in (0.0, 1e6, -1e-30)]
     elif isinstance(field, Moment):
         values = [START + timedelta(seconds=float(at)) for at in rng.normal(0.0, 3e6, rows)]
         values[:2] = EARLIEST, LATEST - timedelta(microseconds=1)

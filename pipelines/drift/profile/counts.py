@@ -38,6 +38,7 @@ from pipelines.fields import (
     Moment,
     Scale,
     Text,
+    Vector,
     as_kind,
     frame_schema,
     may_be_null,
@@ -145,7 +146,8 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
 
     That is its ``score`` and the ``entropy`` of that, with classes of their ``scores``, and with classes its
     ``prediction``; a predicted number is the ``score`` and has no entropy. A missing field counts as null in every
-    row. Of a moment the parts are counted.
+    row. Of a moment the parts are counted, of a vector
+    the summaries.
     """
     columns: dict[str, Column] = {}
     frame = unfolded(frame, fields)
@@ -182,7 +184,7 @@ def _counted(declared: Field) -> str:
     """The name of a column that is counted in every row that has a value of the field."""
     if isinstance(declared, Text):
         return feature_names.words(declared.name)
-    return declared.columns[0].name if isinstance(declared, Moment) else declared.name
+    return declared.columns[0].name if isinstance(declared, Moment | Vector) else declared.name
 
 
 def _two(first: int, second: int, vocabulary: tuple[str, ...]) -> Column:

@@ -75,9 +75,9 @@ def culprits(
 ) -> tuple[Interval, dict[str, float]]:
     """The held-out AUC on declared fields, and each field's share of what tells the samples apart, largest first.
 
-    Moments come with their parts beside them (:func:`pipelines.encoding.unfolded`). A number is cut at the reference's
-    deciles and a category taken by value, with a column for missing, so that any change of a field counts, and one
-    outlier as one row. A field's share is the variance of its part of the score.
+    Moments and vectors have their columns beside them (:func:`pipelines.encoding.unfolded`). A number is cut at the
+    reference's deciles and a category taken by value, with a column for missing, so that any change of a field counts,
+    and one outlier as one row. A field's share is the variance of its part of the score.
     """
     from scipy import sparse
 
