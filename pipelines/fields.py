@@ -311,12 +311,12 @@ class Fields:
         """The target where it is a number."""
         return self.target if isinstance(self.target, Number) else None
 
-    @property
+    @cached_property
     def features(self) -> tuple[Column | Moment | Vector, ...]:
         """The fields that the model is given, in declared order: all but the attributes."""
         return tuple(field for field in self.fields if not isinstance(field, Attribute))
 
-    @property
+    @cached_property
     def columns(self) -> tuple[Column, ...]:
         """The features with what stands for every moment and vector in its place: what can be counted of a row.
 
@@ -324,28 +324,28 @@ class Fields:
         """
         return _unfolded(self.features)
 
-    @property
+    @cached_property
     def moments(self) -> tuple[Moment, ...]:
         """The moments in declared order."""
         return tuple(field for field in self.fields if isinstance(field, Moment))
 
-    @property
+    @cached_property
     def vectors(self) -> tuple[Vector, ...]:
         """The vectors in declared order."""
         return tuple(field for field in self.fields if isinstance(field, Vector))
 
-    @property
+    @cached_property
     def categorical(self) -> tuple[Categorical | Flag, ...]:
         """The categories and flags among the columns: those of the ``categorical`` tensor."""
         return tuple(field for field in self.columns if isinstance(field, Categorical | Flag))
 
-    @property
+    @cached_property
     def numeric(self) -> tuple[Numeric, ...]:
         """The numbers and ages: the first columns of the ``numeric`` tensor, those of vectors stand behind them."""
         single = _unfolded(field for field in self.features if not isinstance(field, Vector))
         return tuple(field for field in single if isinstance(field, Numeric))
 
-    @property
+    @cached_property
     def width(self) -> int:
         """How many columns the ``numeric`` tensor has."""
         return len(self.numeric) + sum(vector.size for vector in self.vectors)
@@ -368,17 +368,17 @@ class Fields:
         low, high = struct.unpack("2f", struct.pack("2f", *self.number.bounds))
         return low, high
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """All field names in declared order: what a row has."""
         return tuple(field.name for field in self.fields)
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[str, ...]:
         """The features' names in declared order: what a row is scored by."""
         return tuple(field.name for field in self.features)
 
-    @property
+    @cached_property
     def reads(self) -> tuple[str, ...]:
         """The names that encoding reads: the features, and the event time where a moment has an age."""
         if any(AGE in moment.parts for moment in self.moments):
