@@ -25,7 +25,7 @@ from pipelines.cases.surveying import survey
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError, PerennialError, Unavailable
 from pipelines.faults import of_case
-from pipelines.fields import Fields
+from pipelines.fields import Fields, row_sent
 from pipelines.files import write_atomic
 from pipelines.params_file import load_params
 from pipelines.settings import Settings, read_settings
@@ -96,7 +96,7 @@ def advance(settings: Settings, gateway: httpx.Client, case: str, now: datetime)
             {
                 "prediction_id": row["id"],
                 "event_time": row["event_time"].isoformat(),
-                **{name: row[name] for name in fields.names},
+                **row_sent(fields, row),
             }
             for row in batch.iter_rows(named=True)
         ]

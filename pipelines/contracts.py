@@ -325,7 +325,7 @@ class PredictionLine(TypedDict):
     version: int
     score: float
     prediction: int | float
-    row: dict[str, str | float | int | bool | None]
+    row: dict[str, str | float | int | bool | list[float] | None]
     scores: NotRequired[list[float]]
 
 

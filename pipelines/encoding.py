@@ -7,20 +7,23 @@ what it says (:func:`find_scales`), it is scaled in float64 before, by constants
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from datetime import UTC, datetime, timedelta
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipelines import derived
 from pipelines.errors import ConfigError, DataError, IntegrityError
-from pipelines.fields import Categorical, Fields, Flag, Scale
+from pipelines.fields import EVENT_TIME, WEEKDAYS, Categorical, Fields, Flag, Moment, Scale, Vector, as_kind
 from pipelines.text import TOKENIZER, load_tokenizer, pad, tokenise
 
 if TYPE_CHECKING:
     import numpy as np
+    import polars as pl
     from numpy.typing import NDArray
 
 Columns = Mapping[str, Sequence[Any]]
@@ -50,6 +53,20 @@ SCALED_MOST = 10.0
 An outlier stays large, and finite.
 """
 
+_MICROSECOND = timedelta(microseconds=1)
+_DAYS = 1 / 86_400e6
+"""Of a microsecond. A factor, as polars divides by one number in its own way."""
+_BITS = 20
+"""Of a vector so many binary digits are summarised, those of its largest number: sums of whole numbers are exact."""
+_SEED = "perennial vector"
+"""Another seed is another line of profiles."""
+_CALENDAR: Mapping[str, Callable[[datetime], str]] = {
+    "hour": lambda moment: str(moment.hour),
+    "weekday": lambda moment: WEEKDAYS[moment.weekday()],
+    "month": lambda moment: str(moment.month),
+}
+"""The calendar's parts of a moment in UTC, as values of :data:`pipelines.fields.CALENDAR`."""
+
 
 def signature(fields: Fields) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The model's input tensors and its output, each ``{name, dtype, shape}``.
@@ -62,7 +79,7 @@ def signature(fields: Fields) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     else:
         inputs = [
             {"name": "categorical", "dtype": "int64", "shape": [-1, len(fields.categorical)]},
-            {"name": "numeric", "dtype": "float32", "shape": [-1, len(fields.numeric)]},
+            {"name": "numeric", "dtype": "float32", "shape": [-1, fields.width]},
         ]
     return inputs, {"name": "score", "dtype": "float32", "shape": [-1, fields.outputs]}
 
@@ -75,6 +92,8 @@ def encode(
 ) -> dict[str, NDArray[Any]]:
     """Turn columns of raw tabular values into the model's input tensors (texts: :func:`encoder`).
 
+    Of a moment the parts are encoded (:func:`unfold`).
+
     Returns ``{"categorical": int64 [B, C], "numeric": float32 [B, N]}``: codes are positions in the declared
     vocabulary (:attr:`pipelines.fields.Categorical.codes`), numbers are as they are, NaN where one is missing that may
     be. Derived features are computed by ``derive`` (:func:`pipelines.derived.deriving`, made anew if not given). A
@@ -84,9 +103,10 @@ def encode(
     """
     import numpy as np
 
-    missing = [name for name in fields.inputs if name not in columns]
+    missing = [name for name in fields.reads if name not in columns]
     if missing:
-        raise DataError(f"{fields.case}: field(s) {', '.join(missing)} missing: send all of {', '.join(fields.inputs)}")
+        raise DataError(f"{fields.case}: field(s) {', '.join(missing)} missing: send all of {', '.join(fields.reads)}")
+    columns = unfold(fields, columns)
     rows = len(columns[fields.inputs[0]])
     columns = (derive or derived.deriving(fields))(columns)
     categorical: NDArray[np.int64] = np.empty((rows, len(fields.categorical)), np.int64)
@@ -97,17 +117,152 @@ def encode(
             raise DataError(
                 f"{fields.case}: unknown category in {field.name}: use one of {', '.join(field.values)}"
             ) from error
-    numeric: NDArray[np.float32] = np.empty((rows, len(fields.numeric)), np.float32)
+    numeric: NDArray[np.float32] = np.empty((rows, fields.width), np.float32)
     with np.errstate(over="ignore"):  # what overflows is refused below
         for position, number in enumerate(fields.numeric):
             numeric[:, position] = columns[number.name]  # null becomes NaN
-    if not np.isfinite(numeric).all():
-        _check_numbers(fields, numeric)
+    start = len(fields.numeric)
+    if not np.isfinite(single := numeric[:, :start]).all():
+        _check_numbers(fields, single)
     if scales:
         for position, number in enumerate(fields.numeric):
             if number.name in scales:
                 numeric[:, position] = _scaled(columns[number.name], scales[number.name])
+    for vector in fields.vectors:
+        numeric[:, start : start + vector.size] = _numbers_of(fields, vector, columns[vector.name])
+        start += vector.size
     return {"categorical": categorical, "numeric": numeric}
+
+
+def _numbers_of(fields: Fields, vector: Vector, values: Sequence[Any]) -> NDArray[np.float32]:
+    """The vectors of rows, ``[B, size]``."""
+    import numpy as np
+
+    try:
+        with np.errstate(over="ignore"):
+            found = np.asarray(values, np.float32).reshape(len(values), vector.size)
+    except (TypeError, ValueError) as error:
+        mend = f"send a list of {vector.size} numbers in every row"
+        raise DataError(f"{fields.case}: {vector.name} is no vector of that size: {mend}") from error
+    if not np.isfinite(found).all():
+        mend = "take the row out, or mend what sends it"
+        raise DataError(f"{fields.case}: {vector.name}: must be finite and fit a 32-bit float: {mend}")
+    return found
+
+
+def unfold(fields: Fields, columns: Columns) -> Columns:
+    """The columns of raw values with the parts of every moment beside it, null where it is; all names of ``reads``.
+
+    For single rows; :func:`unfolded` has the same for a frame. Raises DataError for what is no time with a zone.
+    """
+    if not fields.moments:
+        return columns
+    found = dict(columns)
+    for moment in fields.moments:
+        try:
+            for part, column in zip(moment.parts, moment.columns, strict=True):
+                found[column.name] = _part(part, columns[moment.name], columns)
+        except (AttributeError, TypeError) as error:
+            mend = "send times with a time zone"
+            raise DataError(f"{fields.case}: {moment.name} or {EVENT_TIME} is no time: {mend}") from error
+    return found
+
+
+def _part(part: str, times: Sequence[datetime | None], columns: Columns) -> list[str | float | None]:
+    if part in _CALENDAR:
+        read = _CALENDAR[part]
+        return [None if time is None else read(time.astimezone(UTC)) for time in times]
+    pairs = zip(times, columns[EVENT_TIME], strict=True)
+    return [None if time is None else (event - time) // _MICROSECOND * _DAYS for time, event in pairs]
+
+
+def unfolded(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+    """The frame with all of ``fields.columns``: parts of moments, derived features and summaries of vectors, too.
+
+    Parts and summaries are null where the value, or for an age the event time, is lacking.
+    """
+    return derived.with_derived(_with_parts(frame, fields), fields).with_columns(
+        column for vector in fields.vectors for column in _summaries(frame, vector)
+    )
+
+
+def _with_parts(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+    """What :func:`unfold` gives of the same rows, in bulk."""
+    import polars as pl
+
+    if not fields.moments:
+        return frame
+    kind = pl.Datetime("us", "UTC")
+    names = [EVENT_TIME, *(moment.name for moment in fields.moments)]
+    lacking = [pl.lit(None, kind).alias(name) for name in names if name not in frame.columns]
+    times = frame.with_columns(lacking).select(as_kind(pl.col(name), kind) for name in names)
+    return frame.with_columns(
+        times.select(
+            _part_of(moment, part).alias(column.name)
+            for moment in fields.moments
+            for part, column in zip(moment.parts, moment.columns, strict=True)
+        )
+    )
+
+
+def _part_of(moment: Moment, part: str) -> pl.Expr:
+    import polars as pl
+
+    time = pl.col(moment.name)
+    calendar = {
+        "hour": time.dt.hour().cast(pl.String),
+        "weekday": time.dt.weekday().replace_strict(dict(enumerate(WEEKDAYS, start=1)), return_dtype=pl.String),
+        "month": time.dt.month().cast(pl.String),
+    }
+    if part in calendar:
+        return calendar[part]
+    return (pl.col(EVENT_TIME) - time).dt.total_microseconds().cast(pl.Float64) * _DAYS
+
+
+def _summaries(frame: pl.DataFrame, vector: Vector) -> list[pl.Series]:
+    import numpy as np
+    import polars as pl
+
+    names = [column.name for column in vector.columns]
+    found = np.full((frame.height, len(names)), np.nan)
+    if vector.name in frame.columns:
+        kind = pl.List(pl.Float64)
+        finite = pl.col(vector.name).list.eval(pl.element().is_finite().fill_null(value=False)).list.all()
+        whole = (pl.col(vector.name).list.len() == vector.size) & finite
+        values = frame.select(as_kind(pl.col(vector.name), kind)).with_columns(whole.fill_null(value=False).alias("_"))
+        given = values.filter("_")[vector.name].explode().to_numpy().reshape(-1, vector.size)
+        found[values["_"].to_numpy()] = summarise(given)
+    return [pl.Series(name, found[:, place]).fill_nan(None) for place, name in enumerate(names)]
+
+
+def summarise(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The length of each vector ``[n, d]``, and the components of its direction along eight fixed ones: ``[n, 9]``.
+
+    For ``v`` and a matrix ``R [d, 8]`` of +1 and -1 that stands here for ever: ``|v|`` and ``v R / |v|``, about normal
+    with variance 1 whatever the vectors; 0 of the zero vector. A row has the same numbers alone and among millions.
+    Source: Achlioptas, Database-friendly random projections, Journal of Computer and System Sciences 66(4), 2003.
+
+    >>> import numpy as np
+    >>> found = summarise(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    >>> found[:, 0].tolist(), sorted(set(np.abs(found[0, 1:]).round(6).tolist())), float(found[1].sum())
+    ([5.0, 0.0], [0.2, 1.4], 0.0)
+    """
+    import numpy as np
+
+    _, exponent = np.frexp(np.abs(vectors).max(axis=1, initial=0.0))
+    whole = np.rint(np.ldexp(vectors, (_BITS - exponent)[:, None]))
+    length = np.sqrt((whole**2).sum(axis=1))
+    along = whole @ _directions(vectors.shape[1]) / np.where(length > 0, length, 1.0)[:, None]
+    return np.column_stack([np.ldexp(length, exponent - _BITS), along])
+
+
+@cache
+def _directions(size: int) -> NDArray[np.float64]:
+    """``R [size, 8]``: a row is the first byte of a hash, a bit per direction."""
+    import numpy as np
+
+    first = [hashlib.sha256(f"{_SEED} {place}".encode()).digest()[0] for place in range(size)]
+    return np.unpackbits(np.array(first, np.uint8)[:, None], axis=1).astype(np.float64) * 2 - 1
 
 
 def _codes(field: Categorical | Flag, values: Sequence[Any]) -> list[int]:
@@ -150,7 +305,7 @@ def find_scales(fields: Fields, columns: Columns) -> dict[str, Scale]:
     """
     import numpy as np
 
-    columns = derived.derive(fields, columns)
+    columns = derived.derive(fields, unfold(fields, columns))
     found = {field.name: _scale(_known(np.asarray(columns[field.name], np.float64))) for field in fields.numeric}
     return {name: scale for name, scale in found.items() if scale is not None}
 
@@ -184,7 +339,7 @@ def find_constant(fields: Fields, columns: Columns) -> list[str]:
     """The fields that have one value in all rows: they carry nothing that a model could learn."""
     import numpy as np
 
-    columns = derived.derive(fields, columns)
+    columns = derived.derive(fields, unfold(fields, columns))
     categories = [field.name for field in fields.categorical if len(set(_codes(field, columns[field.name]))) < 2]
     numbers = {field.name: np.asarray(columns[field.name], np.float64) for field in fields.numeric}
     return [*categories, *(name for name, values in numbers.items() if _tells_nothing(values))]

@@ -5,6 +5,8 @@
     version = a whole number
     field   = a declared field's name, without dot and without @
     counted = ".words" | ".tokens" | ".unknown" | ".projection1" to ".projection8", of a text
+            | ".hour" | ".weekday" | ".month" | ".age", of a moment
+            | ".length" | ".component1" to ".component8", of a vector
     share   = ".missing" | ".other", of a field that declares it
 
 A day's profile holds an output once per champion, ``score@3``. A champion's reference holds it without its version.
@@ -38,6 +40,10 @@ PROJECTIONS = tuple(f".projection{number}" for number in range(1, 9))
 """Numbers of a text: its hashed words on fixed random directions."""
 COUNTED = (WORDS, TOKENS, UNKNOWN, *PROJECTIONS)
 """What is measured of a text."""
+PARTS = (".hour", ".weekday", ".month", ".age")
+"""What a moment is read as."""
+SUMMARIES = (".length", *(f".component{number}" for number in range(1, 9)))
+"""Numbers of a vector: its length, and its direction's components along fixed ones."""
 MISSING = ".missing"
 """Whether a row has no value of the field, a category of two: its share is what is watched."""
 OTHER = ".other"
@@ -46,7 +52,7 @@ SHARES = (MISSING, OTHER)
 """What is measured of a field that declares ``missing`` or ``other``."""
 _NAME = re.compile(
     rf"(?P<output>{'|'.join(BY_VERSION)})(?:@(?P<version>0|[1-9][0-9]*))?"
-    rf"|(?P<field>.+?)(?P<counted>{'|'.join(map(re.escape, (*COUNTED, *SHARES)))})?",
+    rf"|(?P<field>.+?)(?P<counted>{'|'.join(map(re.escape, (*COUNTED, *PARTS, *SUMMARIES, *SHARES)))})?",
     re.DOTALL,
 )
 
@@ -110,6 +116,24 @@ def projections(text: str) -> tuple[str, ...]:
     'text.projection1'
     """
     return tuple(text + projection for projection in PROJECTIONS)
+
+
+def moment_part(moment: str, part: str) -> str:
+    """A ``part`` of the field ``moment``.
+
+    >>> moment_part("due", "hour")
+    'due.hour'
+    """
+    return f"{moment}.{part}"
+
+
+def vector_summaries(vector: str) -> tuple[str, ...]:
+    """What is counted of the field ``vector``, in order.
+
+    >>> vector_summaries("face")[:2]
+    ('face.length', 'face.component1')
+    """
+    return tuple(vector + summary for summary in SUMMARIES)
 
 
 def missing_share(field: str) -> str:

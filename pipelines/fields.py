@@ -12,15 +12,27 @@ import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, ClassVar
 
 from pipelines.contracts import LabelLine, PredictionLine
 from pipelines.errors import ConfigError
-from pipelines.feature_names import ENTROPY, PREDICTION, SCORE, missing_share, other_share, words
+from pipelines.feature_names import (
+    ENTROPY,
+    PREDICTION,
+    SCORE,
+    missing_share,
+    moment_part,
+    other_share,
+    vector_summaries,
+    words,
+)
 
+MAX_SIZE = 4_096
+"""Numbers of a vector."""
 MAX_CLASSES = 1_000
 """Scores of all classes stand in every line of the prediction log."""
 INT8_CLASSES = 127
@@ -29,7 +41,9 @@ SCORES = "scores"
 """The column of all classes' probabilities in rows of the log, where a case has classes."""
 FLOAT32_MAX = 3.4028234663852886e38
 """Numbers reach the model as float32: a larger one would arrive as infinity."""
-CANONICAL = ("id", "event_time", "label_time")
+EVENT_TIME = "event_time"
+"""When a row happened: of a moment's parts the age is read beside it."""
+CANONICAL = ("id", EVENT_TIME, "label_time")
 """What canonical rows hold beside the declared fields and the label."""
 SCORED = ("label", "challenger", "champion")
 """What scores of a holdout hold beside ``id`` and the fields that slices are cut by."""
@@ -50,6 +64,16 @@ What else profiles measure has a dot or an @ in its name (pipelines/feature_name
 """
 OPTIONS = ("missing", "other")
 """What a field need not declare: hash and files name them only where they are used, so that older ones stay as are."""
+EARLIEST, LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+"""A time in a row is none before the first and lies before the second."""
+HOURS = tuple(map(str, range(24)))
+WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+MONTHS = tuple(map(str, range(1, 13)))
+AGE = "age"
+"""Days from a moment to its row's event time: below 0 where the moment lies ahead."""
+CALENDAR: Mapping[str, tuple[str, ...]] = {"hour": HOURS, "weekday": WEEKDAYS, "month": MONTHS}
+"""The parts of a moment that are categories, with their values; all are read in UTC."""
+PARTS = (*CALENDAR, AGE)
 OTHER_CHARS = 200
 """The longest value outside of a vocabulary that a category with ``other`` takes, in characters."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
@@ -160,7 +184,47 @@ class Attribute:
     missing: bool = False
 
 
-Field = Categorical | Numeric | Text | Flag | Attribute
+@dataclass(frozen=True)
+class Moment:
+    """A time from ``EARLIEST`` to ``LATEST``, of which the model is given the declared ``parts`` (``PARTS``).
+
+    With ``missing`` it may be null, and so are its parts then.
+    """
+
+    name: str
+    parts: tuple[str, ...] = PARTS
+    about: str = ""
+    missing: bool = False
+
+    @cached_property
+    def columns(self) -> tuple[Categorical | Numeric, ...]:
+        """Its parts in declared order as the fields that stand for it, ``<name>.<part>``."""
+        return tuple(
+            Categorical(moment_part(self.name, part), CALENDAR[part], missing=self.missing)
+            if part in CALENDAR
+            else Numeric(moment_part(self.name, part), missing=self.missing)
+            for part in self.parts
+        )
+
+
+@dataclass(frozen=True)
+class Vector:
+    """An embedding made elsewhere: ``size`` finite numbers, at most ``MAX_SIZE``, given to the model as they are."""
+
+    name: str
+    size: int
+    about: str = ""
+    missing: ClassVar[bool] = False
+
+    @cached_property
+    def columns(self) -> tuple[Numeric, ...]:
+        """What stands for it where columns are counted: its length, and its components along fixed directions."""
+        return tuple(map(Numeric, vector_summaries(self.name)))
+
+
+Field = Categorical | Numeric | Text | Flag | Attribute | Moment | Vector
+Column = Categorical | Numeric | Text | Flag
+"""A feature as profiles count it, and but for vectors as the model is given it."""
 Formula = tuple[Any, ...]
 """How a derived feature is computed, see :mod:`pipelines.derived.formulas`."""
 
@@ -263,23 +327,47 @@ class Fields:
         return self.target if isinstance(self.target, Number) else None
 
     @cached_property
-    def features(self) -> tuple[Categorical | Numeric | Text | Flag, ...]:
+    def features(self) -> tuple[Column | Moment | Vector, ...]:
         """What the model is given, in declared order: the fields but the attributes, and the derived ones."""
         return (*self._raw, *self.derived)
 
     @cached_property
-    def _raw(self) -> tuple[Categorical | Numeric | Text | Flag, ...]:
+    def _raw(self) -> tuple[Column | Moment | Vector, ...]:
         return tuple(field for field in self.fields if not isinstance(field, Attribute))
 
     @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """The features with what stands for every moment and vector in its place: what can be counted of a row.
+
+        :func:`pipelines.encoding.unfolded` puts them into a frame, and the derived ones.
+        """
+        return _unfolded(self.features)
+
+    @cached_property
+    def moments(self) -> tuple[Moment, ...]:
+        """The moments in declared order."""
+        return tuple(field for field in self.fields if isinstance(field, Moment))
+
+    @cached_property
+    def vectors(self) -> tuple[Vector, ...]:
+        """The vectors in declared order."""
+        return tuple(field for field in self.fields if isinstance(field, Vector))
+
+    @cached_property
     def categorical(self) -> tuple[Categorical | Flag, ...]:
-        """The features that are categories or flags, in order: the columns of the ``categorical`` tensor."""
-        return tuple(field for field in self.features if isinstance(field, Categorical | Flag))
+        """The categories and flags among the columns: those of the ``categorical`` tensor."""
+        return tuple(field for field in self.columns if isinstance(field, Categorical | Flag))
 
     @cached_property
     def numeric(self) -> tuple[Numeric, ...]:
-        """The numeric features in order: the columns of the ``numeric`` tensor."""
-        return tuple(field for field in self.features if isinstance(field, Numeric))
+        """The numbers and ages: the first columns of the ``numeric`` tensor, those of vectors stand behind them."""
+        single = _unfolded(field for field in self.features if not isinstance(field, Vector))
+        return tuple(field for field in single if isinstance(field, Numeric))
+
+    @cached_property
+    def width(self) -> int:
+        """How many columns the ``numeric`` tensor has."""
+        return len(self.numeric) + sum(vector.size for vector in self.vectors)
 
     @property
     def text(self) -> Text | None:
@@ -311,8 +399,15 @@ class Fields:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """The names of all features, derived ones included."""
-        return tuple(field.name for field in self.features)
+        """The names of all columns: of features, derived ones, parts of moments and summaries of vectors."""
+        return tuple(column.name for column in self.columns)
+
+    @cached_property
+    def reads(self) -> tuple[str, ...]:
+        """The names that encoding reads: the features, and the event time where a moment has an age."""
+        if any(AGE in moment.parts for moment in self.moments):
+            return (*self.inputs, EVENT_TIME)
+        return self.inputs
 
     @property
     def shares(self) -> tuple[str, ...]:
@@ -324,7 +419,7 @@ class Fields:
     def measured(self) -> tuple[str, ...]:
         """The names that drift can decide by.
 
-        They are the features, of a text its number of words, the declared shares, and what the model gives.
+        They are the columns, of a text its number of words, the declared shares, and what the model gives.
         """
         measured = [*self.feature_names, *self.shares, SCORE]
         if self.text is not None:
@@ -376,6 +471,13 @@ def _spec(fields: Sequence[Field]) -> list[Any]:
     return [[type(field).__name__, {k: v for k, v in _declared(field).items() if k != "about"}] for field in fields]
 
 
+def _unfolded(features: Iterable[Column | Moment | Vector]) -> tuple[Column, ...]:
+    found: list[Column] = []
+    for field in features:
+        found += field.columns if isinstance(field, Moment | Vector) else (field,)
+    return tuple(found)
+
+
 def _declared(field: Field) -> dict[str, Any]:
     """A field's declaration, of the ``OPTIONS`` those that it uses."""
     return {name: value for name, value in asdict(field).items() if value or name not in OPTIONS}
@@ -387,7 +489,7 @@ def _mistakes(fields: Fields) -> Iterator[str]:
         yield f"the fields are {fields.fields!r}: give a tuple of them"
     strange = [field for field in fields.fields if not isinstance(field, Field)]
     if strange:
-        yield f"{strange[0]!r} is no field: declare it as Categorical, Numeric, Text, Flag or Attribute"
+        yield f"{strange[0]!r} is no field: declare it as Categorical, Numeric, Text, Flag, Moment, Vector or Attribute"
     yield from _mistakes_of_derived(fields)
     if not fields.features:
         yield "there are no fields to predict from: declare at least one"
@@ -470,6 +572,22 @@ def _mistakes_of(field: Field) -> Iterator[str]:
             yield f"max_chars is {field.max_chars!r}: give a whole number above 0"
     elif isinstance(field, Numeric):
         yield from _mistakes_of_bounds(field.low, field.high, integer=field.integer)
+    elif isinstance(field, Moment):
+        yield from _mistakes_of_parts(field.parts)
+    elif isinstance(field, Vector) and (type(field.size) is not int or not 1 <= field.size <= MAX_SIZE):
+        yield f"its size is {field.size!r}: give a whole number from 1 to {MAX_SIZE:,}"
+
+
+def _mistakes_of_parts(parts: Any) -> Iterator[str]:
+    known = ", ".join(PARTS)
+    if not isinstance(parts, tuple) or not parts:
+        yield f"its parts are {parts!r}: give a tuple of at least one of {known}"
+        return
+    for part in parts:
+        if part not in PARTS:
+            yield f"{part!r} is no part of a moment: choose from {known}"
+    if twice := _repeated(parts):
+        yield f"the part {twice[0]} stands twice: remove one"
 
 
 def _mistakes_of_bounds(low: Any, high: Any, *, integer: bool = False) -> Iterator[str]:
@@ -543,28 +661,49 @@ def _target_from_json(value: Mapping[str, Any]) -> Target:
 
 def _field_from_json(value: Mapping[str, Any]) -> Field:
     kinds: dict[str, Callable[..., Field]] = {
-        kind.__name__: kind for kind in (Categorical, Numeric, Text, Flag, Attribute)
+        kind.__name__: kind for kind in (Categorical, Numeric, Text, Flag, Attribute, Moment, Vector)
     }
     declared = {key: part for key, part in value.items() if key != "kind"}
-    if "values" in declared:
-        declared["values"] = tuple(declared["values"])
+    for several in ("values", "parts"):
+        if several in declared:
+            declared[several] = tuple(declared[several])
     return kinds[value["kind"]](**declared)
+
+
+def row_sent(fields: Fields, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The declared fields of a canonical row as JSON has them: times as ISO 8601."""
+    moments = {moment.name for moment in fields.moments}
+    return {
+        name: row[name].isoformat() if name in moments and row[name] is not None else row[name] for name in fields.names
+    }
 
 
 def frame_schema(fields: Fields) -> dict[str, Any]:
     """Column names and polars types of the case's canonical rows, in canonical order.
 
     ``id``, ``event_time`` (microseconds, UTC), every declared field (categories, texts and attributes as text, numbers
-    as float64, flags as boolean), the label (:func:`label_type`; null until it arrived) and ``label_time`` (its
-    arrival).
+    as float64, flags as boolean, moments as the event time, vectors as lists of
+    float64), the label (:func:`label_type`; null until it arrived) and ``label_time`` (its arrival).
     """
     import polars as pl
 
     moment = pl.Datetime("us", "UTC")
-    kinds: dict[type, Any] = {Numeric: pl.Float64(), Flag: pl.Boolean()}
-    declared = {field.name: kinds.get(type(field), pl.String()) for field in fields.fields}
+    declared = {field.name: column_type(field) for field in fields.fields}
     own_id, event_time, label_time = CANONICAL
     return {own_id: pl.String(), event_time: moment, **declared, fields.label: label_type(fields), label_time: moment}
+
+
+def column_type(field: Field) -> Any:
+    """The polars type of a field's column."""
+    import polars as pl
+
+    kinds: dict[type, Any] = {
+        Numeric: pl.Float64(),
+        Flag: pl.Boolean(),
+        Moment: pl.Datetime("us", "UTC"),
+        Vector: pl.List(pl.Float64()),
+    }
+    return kinds.get(type(field), pl.String())
 
 
 def label_type(fields: Fields) -> Any:
@@ -579,11 +718,34 @@ def label_type(fields: Fields) -> Any:
 def as_kind(values: Any, kind: Any) -> Any:
     """A polars expression as a column of canonical rows, of polars' type ``kind``: what cannot be read is null.
 
-    True and false are read as they are, or as those words.
+    True and false are read as they are, or as those words, times as they are, or from ISO 8601 with a zone.
     """
     import polars as pl
 
     if kind == pl.Boolean():
         words = {"true": True, "false": False}
         return values.cast(pl.String).replace_strict(words, default=None, return_dtype=pl.Boolean)
+    if isinstance(kind, pl.Datetime):
+        return values.map_batches(_times, return_dtype=kind)
+    if isinstance(kind, pl.List):
+        return values.map_batches(_lists, return_dtype=kind)
     return values.cast(kind, strict=False)
+
+
+def _lists(values: Any) -> Any:
+    """A series as lists of float64: null of what is no list."""
+    import polars as pl
+
+    kind = pl.List(pl.Float64)
+    if isinstance(values.dtype, pl.List | pl.Array):
+        return values.cast(kind, strict=False)
+    return pl.Series(values.name, [None], kind).new_from_index(0, values.len())
+
+
+def _times(values: Any) -> Any:
+    """A series as microseconds in UTC."""
+    import polars as pl
+
+    if values.dtype == pl.String:
+        return values.str.to_datetime("%+", time_unit="us", time_zone="UTC", strict=False)
+    return values.cast(pl.Datetime("us", "UTC"), strict=False)

@@ -79,7 +79,7 @@ def scores(case: str, bundle: Path, frame: pl.DataFrame, known: Known, threads: 
     fields = cases.load_fields(case)
     mine = known.setdefault(bundle.resolve(), {})
     new = frame.filter(~pl.col("id").is_in(list(mine)))
-    found = runtime.score_rows(bundle, fields, {name: new[name].to_list() for name in fields.inputs}, threads=threads)
+    found = runtime.score_rows(bundle, fields, {name: new[name].to_list() for name in fields.reads}, threads=threads)
     mine.update(zip(new["id"], found, strict=True))
     return [mine[id_] for id_ in frame["id"]]
 

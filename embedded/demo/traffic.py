@@ -12,7 +12,7 @@ import httpx
 from embedded.traffic import label_sent
 from pipelines.data.dataset import spread
 from pipelines.errors import Unavailable
-from pipelines.fields import Fields
+from pipelines.fields import Fields, row_sent
 
 if TYPE_CHECKING:
     import polars as pl
@@ -57,7 +57,7 @@ def send_rows(gateway: httpx.Client, fields: Fields, frame: pl.DataFrame, tally:
             {
                 "prediction_id": row["id"],
                 "event_time": row["event_time"].isoformat(),
-                **{name: row[name] for name in fields.names},
+                **row_sent(fields, row),
             }
             for row in batch.select("id", "event_time", *fields.names).iter_rows(named=True)
         ]

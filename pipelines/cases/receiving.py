@@ -233,7 +233,7 @@ def _wrong_type(values: pl.Series, name: str, fields: Fields, numeric: set[str])
     if kind == pl.Null:
         return None
     held = f"holds {kind} ({_first(values)})"
-    if name in {"event_time", "label_time"}:
+    if name in _times_of(fields):
         return _wrong_times(kind, held)
     words = kind in (pl.String, pl.Categorical, pl.Enum) or kind.is_integer()
     is_number = kind.is_numeric() or kind == pl.Boolean
@@ -241,6 +241,9 @@ def _wrong_type(values: pl.Series, name: str, fields: Fields, numeric: set[str])
         return None if words else f"{held}, which is no id: make it text in source.py, always the same for a row"
     if name == fields.label:
         return None if is_number else _wrong_label(held, fields)
+    if name in {vector.name for vector in fields.vectors}:
+        listed = isinstance(kind, pl.List | pl.Array) and (kind.inner.is_numeric() or kind.inner == pl.Null)
+        return None if listed else f"{held}, expected a list of numbers: convert it in source.py"
     if words or is_number:
         return None
     if name in numeric:
@@ -286,12 +289,17 @@ def _read(given: pl.DataFrame, fields: Fields, name: str) -> pl.Expr:
     kind = given.schema[name]
     if kind in (pl.Categorical, pl.Enum):  # polars makes no number of them
         return pl.col(name).cast(pl.String)
-    if name in {"event_time", "label_time"} and kind == pl.String:
+    if name in _times_of(fields) and kind == pl.String:
         return pl.lit(pl.Series(name, [_moment(text) for text in given[name]], MOMENT))
     if name == fields.label and fields.number is None and kind.is_numeric() and not kind.is_integer():
         number = pl.col(name).cast(pl.Float64)
         return pl.when(number.round() == number).then(number)
     return pl.col(name)
+
+
+def _times_of(fields: Fields) -> set[str]:
+    """The columns that are times."""
+    return {"event_time", "label_time", *(moment.name for moment in fields.moments)}
 
 
 def _moment(text: str | None) -> datetime | None:

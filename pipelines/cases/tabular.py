@@ -130,5 +130,5 @@ def build(params: ModelParams, fields: Fields) -> Tabular:
     sizes = tuple(field.size for field in fields.categorical)
     holes = tuple(position for position, field in enumerate(fields.numeric) if field.missing)
     if fields.number is not None:
-        return TabularNumber(sizes, len(fields.numeric), params, holes)
-    return Tabular(sizes, len(fields.numeric), params, fields.outputs, holes)
+        return TabularNumber(sizes, fields.width, params, holes)
+    return Tabular(sizes, fields.width, params, fields.outputs, holes)

@@ -9,15 +9,19 @@ import polars as pl
 
 from pipelines.errors import DataError
 from pipelines.fields import (
+    EARLIEST,
     FLOAT32_MAX,
+    LATEST,
     OTHER_CHARS,
     Attribute,
     Categorical,
     Field,
     Fields,
     Flag,
+    Moment,
     Numeric,
     Text,
+    Vector,
     frame_schema,
     may_be_null,
 )
@@ -74,6 +78,15 @@ def _checks(field: Field) -> list[Any]:
         return [_not_longer(field.max_chars)]
     if isinstance(field, Flag):
         return []
+    if isinstance(field, Vector):
+        return _checks_of_vector(field)
+    if isinstance(field, Moment):
+        return [
+            pa.Check(
+                lambda data: data.lazyframe.select(pl.col(data.key).is_between(EARLIEST, LATEST, closed="left")),
+                error=f"not between {EARLIEST.year} and {LATEST.year}",
+            )
+        ]
     return _checks_of_number(field)
 
 
@@ -97,6 +110,23 @@ def _checks_of_number(field: Numeric) -> list[Any]:
             )
         )
     return checks
+
+
+def _checks_of_vector(field: Vector) -> list[Any]:
+    import pandera.polars as pa
+
+    number = pl.element()
+    fits = (number.is_finite() & (number.abs() <= FLOAT32_MAX)).fill_null(value=False)
+    return [
+        pa.Check(
+            lambda data: data.lazyframe.select(pl.col(data.key).list.len() == field.size),
+            error=f"not {field.size} numbers",
+        ),
+        pa.Check(
+            lambda data: data.lazyframe.select(pl.col(data.key).list.eval(fits).list.all()),
+            error="not finite, or too large for a 32-bit float",
+        ),
+    ]
 
 
 def _not_longer(most: int) -> Any:

@@ -96,9 +96,9 @@ def probe_tensors(fields: Fields, bundle: Path) -> dict[str, NDArray[Any]]:
     dataset = storage.find(bundle.parent / "dataset", about["dataset_key"])
     most = PROBE_ROWS if fields.text is None else PROBE_TEXTS
     for part in ("holdout", "train"):
-        rows = pl.read_parquet(dataset / f"{part}.parquet", columns=list(fields.inputs), n_rows=most)
+        rows = pl.read_parquet(dataset / f"{part}.parquet", columns=list(fields.reads), n_rows=most)
         if rows.height:
-            return encoder(fields, bundle)({name: rows[name].to_list() for name in fields.inputs})
+            return encoder(fields, bundle)({name: rows[name].to_list() for name in fields.reads})
     raise IntegrityError(f"{dataset} has no rows to probe a model with: move it away and run the step 'dataset' again")
 
 

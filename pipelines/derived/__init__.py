@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.derived.expressions import formula_of
 from pipelines.derived.formulas import NAMES, columns_of, compiled, kind_of, mistakes
 from pipelines.errors import ConfigError, IntegrityError
-from pipelines.fields import FLOAT32_MAX, Field, Fields, Formula, Numeric, as_kind, frame_schema
+from pipelines.feature_names import moment_part
+from pipelines.fields import AGE, EVENT_TIME, FLOAT32_MAX, Field, Fields, Formula, Moment, Numeric, as_kind, column_type
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,14 +36,14 @@ def with_formulas(fields: Fields, expressions: Any) -> Fields:
     for name in [*(set(map(str, expressions)) - declared.keys()), *(declared.keys() - expressions.keys())]:
         where = "features.py has no expression" if name in declared else "schema.py does not declare it as derived"
         raise ConfigError(f"{name}: {where}: write it, or remove the feature")
-    raw: dict[str, Field] = {field.name: field for field in fields.fields}
+    readable = _readable(fields)
     formulas = []
     for name, field in declared.items():
         try:
             formula = formula_of(expressions[name])
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
-        if (first := next(mistakes(formula, field, raw), None)) is not None:
+        if (first := next(mistakes(formula, field, readable), None)) is not None:
             raise ConfigError(f"{name}: {first}")
         formulas.append(formula)
     return replace(fields, formulas=tuple(formulas))
@@ -58,11 +59,11 @@ def from_json(fields: Fields, value: Any) -> Fields:
 
     Raises IntegrityError if they are not what was written.
     """
-    raw: dict[str, Field] = {field.name: field for field in fields.fields}
+    readable = _readable(fields)
     try:
         formulas = tuple(_tuples(value[field.name]) for field in fields.derived)
         for formula in formulas:
-            kind_of(formula, raw)
+            kind_of(formula, readable)
             compiled(formula)
     except (ConfigError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError(
@@ -73,7 +74,7 @@ def from_json(fields: Fields, value: Any) -> Fields:
 
 
 def derive(fields: Fields, columns: Columns) -> Columns:
-    """Raw ``columns`` of plain values, and the derived ones beside them.
+    """Raw ``columns`` of plain values, parts of moments among them, and the derived ones beside them.
 
     A number that is NaN, infinite or beyond a float32 is missing. Raises ConfigError without formulas.
     """
@@ -102,7 +103,7 @@ def deriving(fields: Fields) -> Derive:
 
 
 def with_derived(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
-    """A frame of raw rows with the derived features beside them; itself where there are none, or they are there.
+    """A frame of raw rows and parts of moments with the derived features; itself where it has them all.
 
     A value that is not of its field's type, or lies in no column, counts as missing, as it does in profiles.
     """
@@ -110,7 +111,7 @@ def with_derived(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
 
     if all(field.name in frame.columns for field in fields.derived):
         return frame
-    kinds = frame_schema(fields)
+    kinds = {name: column_type(field) for name, field in _readable(fields).items()}
     read = sorted(set().union(*map(columns_of, _formulas(fields))))
     raw = frame.select(
         as_kind(pl.col(name), kinds[name]) if name in frame.columns else pl.lit(None, kinds[name]).alias(name)
@@ -127,9 +128,20 @@ def with_derived(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
 
 
 def reads(fields: Fields) -> tuple[str, ...]:
-    """The raw fields that derived features are made of, in declared order."""
+    """The columns of a row that derived features are made of: fields, and the event time where a moment's age is."""
     found: set[str] = set().union(*map(columns_of, _formulas(fields)))
-    return tuple(name for name in fields.names if name in found)
+    names = [field.name for field in fields.fields if found & {field.name, *_readable_of(field)}]
+    ages = {moment_part(moment.name, AGE) for moment in fields.moments}
+    return (*names, EVENT_TIME) if found & ages else tuple(names)
+
+
+def _readable(fields: Fields) -> dict[str, Field]:
+    """What a formula can read by name: the fields, and of a moment its parts."""
+    return {name: one for field in fields.fields for name, one in {field.name: field, **_readable_of(field)}.items()}
+
+
+def _readable_of(field: Field) -> dict[str, Field]:
+    return {part.name: part for part in field.columns} if isinstance(field, Moment) else {}
 
 
 def _formulas(fields: Fields) -> tuple[Formula, ...]:

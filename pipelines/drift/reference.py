@@ -16,7 +16,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines import storage
-from pipelines.derived import with_derived
 from pipelines.drift.labels.arrived import days_of
 from pipelines.drift.labels.calibration import fit_calibration
 from pipelines.drift.labels.sequential import baseline_rate, baseline_share, capped
@@ -24,6 +23,7 @@ from pipelines.drift.profile.bits import Ints
 from pipelines.drift.profile.counts import Profile, profile_frame, profile_outputs, to_bytes
 from pipelines.drift.profile.spec import Spec
 from pipelines.drift.stats import groups
+from pipelines.encoding import unfolded
 from pipelines.errors import NotKept
 from pipelines.feature_names import OUTPUTS, PREDICTION, SCORE
 from pipelines.fields import SCORES, Fields
@@ -93,7 +93,7 @@ def reference_profile(
     rows = train.drop(
         *OUTPUTS, SCORES, "version", strict=False
     )  # rows from the log carry the scores of whoever served then
-    rows = with_derived(rows, fields)
+    rows = unfolded(rows, fields)
     profile = profile_frame(rows, fields, spec)
     top = pl.DataFrame({SCORE: pl.Series(scores.max(1) if scores.ndim == 2 else scores, dtype=pl.Float64)})
     if scores.ndim == 2:
@@ -112,7 +112,7 @@ def reference_profile(
         outputs = outputs.filter(told)
         scores = scores[told.to_numpy()]
     if holdout is not None and holdout.height:
-        holdout = with_derived(holdout, fields)
+        holdout = unfolded(holdout, fields)
         if fields.number is not None:
             baseline = _baseline_of_number(rows[fields.label], holdout, scores, fields)
             return replace(profile, columns=columns, days=days, baseline=baseline)

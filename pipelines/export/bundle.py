@@ -190,6 +190,8 @@ def random_rows(fields: Fields, rows: int, generator: np.random.Generator) -> Te
         if field.missing:
             values[generator.random(rows) < MISSING_SHARE] = np.nan
         numbers.append(values)
+    for vector in fields.vectors:
+        numbers.extend(generator.uniform(-1.0, 1.0, (vector.size, rows)))
     return {
         "categorical": np.array(codes, np.int64).reshape(len(codes), rows).T.copy(),
         "numeric": np.array(numbers, np.float32).reshape(len(numbers), rows).T.copy(),

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.fields import FLOAT32_MAX, OTHER_CHARS, Attribute, Categorical, Field, Fields, Flag, Numeric, may_be_null
+from pipelines.fields import (
+    FLOAT32_MAX,
+    OTHER_CHARS,
+    Attribute,
+    Categorical,
+    Field,
+    Fields,
+    Flag,
+    Moment,
+    Numeric,
+    Vector,
+    may_be_null,
+)
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -52,6 +64,11 @@ def _values_given(field: Field) -> dict[str, Any]:
         return _values_of_number(field)
     if isinstance(field, Flag):
         return {"type": "boolean"}
+    if isinstance(field, Vector):
+        number = {"type": "number", "minimum": -FLOAT32_MAX, "maximum": FLOAT32_MAX}
+        return {"type": "array", "items": number, "minItems": field.size, "maxItems": field.size}
+    if isinstance(field, Moment):
+        return {"type": "string", "format": "date-time"}
     if isinstance(field, Attribute):
         return {"type": "string", "maxLength": field.max_chars}
     return {"type": "string", "maxLength": field.max_chars, "pattern": r"\S"}

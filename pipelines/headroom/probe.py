@@ -17,9 +17,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines.cases import part
-from pipelines.derived import with_derived
+from pipelines.encoding import unfolded
 from pipelines.errors import DataError
-from pipelines.fields import Categorical, Field, Fields, Flag, Numeric
+from pipelines.fields import Categorical, Column, Field, Fields, Flag, Numeric, Vector
 
 Floats = NDArray[np.float64]
 Scores = Callable[[pl.DataFrame], Floats]
@@ -64,11 +64,30 @@ def fit(rows: pl.DataFrame, fields: Fields, family: str) -> Scores:
     rows are scored. Derived features are computed, and the case's own probe is given them, too. Raises DataError if the
     rows have fewer than two classes, or if trees are asked for a text.
     """
-    scores = _fit(with_derived(rows, fields), fields, family)
-    return lambda asked: scores(with_derived(asked, fields))
+    scores = _fit(_laid_out(rows, fields), fields, family)
+    return lambda asked: scores(_laid_out(asked, fields))
+
+
+def _laid_out(rows: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+    """The rows with everything that a probe reads in a column of its own (:func:`_columns`)."""
+    return unfolded(rows, fields).with_columns(
+        pl.col(vector.name).list.get(place, null_on_oob=True).alias(number.name)
+        for vector in fields.vectors
+        for place, number in enumerate(_numbers_of(vector))
+    )
+
+
+def _columns(fields: Fields) -> list[Column]:
+    """The columns of a case, and each number of its vectors."""
+    return [*fields.columns, *(number for vector in fields.vectors for number in _numbers_of(vector))]
+
+
+def _numbers_of(vector: Vector) -> list[Numeric]:
+    return [Numeric(f"{vector.name}.{place}") for place in range(vector.size)]
 
 
 def _fit(rows: pl.DataFrame, fields: Fields, family: str) -> Scores:
+    """:func:`fit` to rows that are laid out, as those that it is asked."""
     if family == "own":
         return part(fields.case, "probe").fit(rows, fields)  # type: ignore[no-any-return] # checked when it answers
     if fields.number is not None:
@@ -142,7 +161,7 @@ def _fit_number(rows: pl.DataFrame, fields: Fields, family: str) -> Scores:
     if family == "boosting":
         read = _told(rows, fields)
         return partial(_number_of_trees, _fitted(_trees(read, number=True), _dense(rows, read), label), read)
-    scales = {field.name: _scale(_numbers(rows[field.name])) for field in fields.numeric}
+    scales = _scales(rows, fields)
     return partial(_number_of_columns, _fitted(Ridge(), _by_column(rows, fields, scales), label), scales, fields)
 
 
@@ -209,7 +228,7 @@ def _fit_logistic(rows: pl.DataFrame, label: NDArray[np.int64], fields: Fields) 
     """Logistic regression on categories by value and scaled numbers, with a column for what is missing."""
     from sklearn.linear_model import LogisticRegression
 
-    scales = {field.name: _scale(_numbers(rows[field.name])) for field in fields.numeric}
+    scales = _scales(rows, fields)
     model = LogisticRegression(C=1.0, max_iter=300)
     return partial(_score_logistic, _fitted(model, _by_column(rows, fields, scales), label), scales, fields)
 
@@ -225,7 +244,7 @@ def _by_column(rows: pl.DataFrame, fields: Fields, scales: Mapping[str, tuple[fl
     from scipy import sparse
 
     parts: list[Any] = []
-    for field in fields.features:
+    for field in _columns(fields):
         if isinstance(field, Categorical | Flag):
             codes = _codes(rows[field.name], field)
             size = len(field.values) + field.other
@@ -240,6 +259,11 @@ def _by_column(rows: pl.DataFrame, fields: Fields, scales: Mapping[str, tuple[fl
             scaled = np.where(missing, 0.0, (values.clip(low, high) - middle) / width)
             parts.append(sparse.csr_matrix(np.column_stack([scaled, missing])))
     return sparse.hstack(parts).tocsr()
+
+
+def _scales(rows: pl.DataFrame, fields: Fields) -> dict[str, tuple[float, float, float, float]]:
+    numbers = [column for column in _columns(fields) if isinstance(column, Numeric)]
+    return {number.name: _scale(_numbers(rows[number.name])) for number in numbers}
 
 
 def _scale(values: Floats) -> tuple[float, float, float, float]:
@@ -285,7 +309,7 @@ def _score_trees(model: Any, read: Sequence[Field], fields: Fields, rows: pl.Dat
 def _told(rows: pl.DataFrame, fields: Fields) -> list[Field]:
     """The fields with two values in the rows, categories with their commonest ones: a single value splits nothing."""
     categories = [_commonest(rows[field.name], field) for field in fields.categorical]
-    cut: list[Field] = [*categories, *fields.numeric]
+    cut: list[Field] = [*categories, *(column for column in _columns(fields) if isinstance(column, Numeric))]
     told = [field for field in cut if _varies(_column(rows, field))]
     if not told:
         raise DataError(f"{fields.case}: no field has two values in the probe's {rows.height} rows: nothing to learn")

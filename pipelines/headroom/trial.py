@@ -67,7 +67,7 @@ def trial(rows: Rows, fields: Fields, family: str, gate: GateParams, params: Hea
 
 def _answered(rows: Rows, fields: Fields, family: str, gate: GateParams) -> gain.Sample:
     judged = rows.judged
-    asked = judged.select(fields.inputs)
+    asked = judged.select(fields.reads)
     groups = cut(judged, gate.bins)
     past = None
     if rows.past is not None and rows.past[fields.label].n_unique() > 1:

@@ -48,7 +48,7 @@ def dataset_key(world: World, settings: Settings, run_dir: Path, as_of: datetime
     the champion, whose rows leave the holdout only, and the log's partitions, which hold the answers of whoever served.
     """
     fields, run = world.fields, Run(world.params, settings, as_of, folder=run_dir)
-    rows = pl.read_parquet(run_dir / DATASET.name / "train.parquet", columns=["id", *fields.inputs, fields.label])
+    rows = pl.read_parquet(run_dir / DATASET.name / "train.parquet", columns=["id", *fields.reads, fields.label])
     work = train.work(run, runner.reads(TRAIN, run))
     inputs = {"rows": hashlib.sha256(rows.write_csv().encode()).hexdigest(), **work.inputs}
     return storage.step_key(TRAIN.name, TRAIN.version, inputs, runner.declared(TRAIN, run.params, work))[:LENGTH]
@@ -116,7 +116,7 @@ def scores(world: World, key: str, tick: Tick) -> NDArray[np.float64]:
     if path.exists():
         kept: NDArray[np.float64] = np.load(path)
         return kept
-    columns = {field: rows[field].to_list() for field in world.fields.inputs}
+    columns = {field: rows[field].to_list() for field in world.fields.reads}
     if world.by_head:
         found = heads.scores(
             world.params, world.fields, folder / TRAIN.name, columns, world.settings.root / "cache" / "embeddings"

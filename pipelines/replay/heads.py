@@ -110,5 +110,5 @@ def of_rows(
     params: Params, settings: Settings, bundle: Path, rows: pl.DataFrame, fields: Fields
 ) -> NDArray[np.float64]:
     """Scores of canonical rows by the head beside ``bundle``: what the evaluate step asks for."""
-    columns = {name: rows[name].to_list() for name in fields.inputs}
+    columns = {name: rows[name].to_list() for name in fields.reads}
     return scores(params, fields, bundle.parent / TRAIN.name, columns, settings.root / "cache" / "embeddings")

@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines.contracts import LabelLine, PredictionLine
-from pipelines.fields import Fields
+from pipelines.fields import Fields, row_sent
 from pipelines.files import write_atomic
 from pipelines.replay.ticks import Tick
 from pipelines.settings import Settings
@@ -47,7 +47,7 @@ def _answer(fields: Fields, row: dict[str, Any], score: Any, version: int) -> Pr
         "version": version,
         "score": float(np.max(score)),
         "prediction": prediction,
-        "row": {name: row[name] for name in fields.names},
+        "row": row_sent(fields, row),
     }
     if fields.classes:
         line["scores"] = [float(value) for value in score]

@@ -158,7 +158,7 @@ def _of_tick(
 ) -> dict[int, float]:
     number = fields.number is not None
     label = judged[fields.label].cast(pl.Float64 if number else pl.Int64).to_numpy()
-    asked = judged.select(fields.inputs)
+    asked = judged.select(fields.reads)
     found: dict[int, float] = {}
     before: pl.DataFrame | None = None
     loss = 0.0

@@ -170,7 +170,7 @@ def _metrics(bundle: Path, holdout: Path) -> Mapping[str, float | None]:
     rows = pl.read_parquet(holdout)
     return metrics_of(fields)(
         rows[fields.label].to_numpy(),
-        runtime.score_rows(bundle, fields, {name: rows[name].to_list() for name in fields.inputs}),
+        runtime.score_rows(bundle, fields, {name: rows[name].to_list() for name in fields.reads}),
     )
 
 

@@ -118,7 +118,7 @@ def _work(run: Run, report: DriftReport, trained_on: Path | None, inputs: Mappin
     def sides() -> tuple[pl.DataFrame, pl.DataFrame]:
         """The champion's training rows and the window's."""
         assert trained_on is not None
-        before = pl.read_parquet(trained_on, columns=list(fields.inputs))
+        before = pl.read_parquet(trained_on, columns=list(fields.reads))
         rows = prediction_log.read_predictions(run.settings, run.case, report.window)
         return with_counts(before, fields), with_counts(rows, fields)
 

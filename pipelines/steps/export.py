@@ -51,7 +51,7 @@ def work(run: Run, read: Read) -> Work:
         }
         if train.scales:
             about["scales"] = train.scales
-        columns = {name: holdout[name].to_list() for name in fields.inputs}
+        columns = {name: holdout[name].to_list() for name in fields.reads}
         labels = holdout[fields.label].to_numpy()
         made = export_model(
             _trained(run, basis), fields, folder, about, columns, labels, params=params, metrics=metrics_of(fields)

@@ -19,7 +19,7 @@ from pipelines.training.rows import Rows
 def read_columns(path: Path, fields: Fields) -> dict[str, list[Any]]:
     """The columns of the training rows in the file's order: ``id``, the fields and the label."""
     # Not polars: its threads would stay in this process, and one that has threads may not fork its ranks.
-    table = pq.ParquetFile(path, pre_buffer=False).read(["id", *fields.inputs, fields.label], use_threads=False)
+    table = pq.ParquetFile(path, pre_buffer=False).read(["id", *fields.reads, fields.label], use_threads=False)
     return {name: table[name].to_pylist() for name in table.column_names}
 
 

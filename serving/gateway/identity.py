@@ -72,15 +72,17 @@ class Answer(NamedTuple):
     score: float
 
 
-def digest(features: Sequence[str | float | bool | None]) -> bytes:
+def digest(features: Sequence[Any]) -> bytes:
     """16 bytes that stand for the features in declared order."""
     return hashlib.blake2b(_encode(features), digest_size=16).digest()
 
 
-def _as_decoded(value: Any) -> str | float | bool | None:
+def _as_decoded(value: Any) -> str | float | bool | list[float] | None:
     """A logged value as a request's decoder gives it: every number is a float."""
     if value is None or isinstance(value, str | bool):
         return value
+    if isinstance(value, list):
+        return [float(number) for number in value]
     return float(value)
 
 

@@ -15,7 +15,18 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import HTMLResponse
 
-from pipelines.fields import OTHER_CHARS, Attribute, Categorical, Field, Fields, Flag, Numeric, may_be_null
+from pipelines.fields import (
+    OTHER_CHARS,
+    Attribute,
+    Categorical,
+    Field,
+    Fields,
+    Flag,
+    Moment,
+    Numeric,
+    Vector,
+    may_be_null,
+)
 from serving.gateway.refusal import JSON
 from serving.gateway.rows import ID_PATTERN
 
@@ -195,6 +206,10 @@ def _kind_of_value(field: Field) -> str:
         return " ".join(("a whole number" if field.integer else "a number", *bounds))
     if isinstance(field, Flag):
         return "`true` or `false`"
+    if isinstance(field, Vector):
+        return f"a list of {field.size:,} numbers"
+    if isinstance(field, Moment):
+        return "a time, ISO 8601 with seconds and a time zone"
     if isinstance(field, Attribute):
         return f"a text of at most {field.max_chars:,} characters, kept with the row; nothing is predicted from it"
     return f"a text of at most {field.max_chars:,} characters"
@@ -319,15 +334,24 @@ def _schema_of_value(field: Field) -> Json:
         return {"type": "number", "format": "float", **bounds, **about}
     if isinstance(field, Flag):
         return {"type": "boolean", **about}
+    if isinstance(field, Vector):
+        number = {"type": "number", "format": "float"}
+        return {"type": "array", "items": number, "minItems": field.size, "maxItems": field.size, **about}
+    if isinstance(field, Moment):
+        return {"type": "string", "format": "date-time", **about}
     if isinstance(field, Attribute):
         return {"type": "string", "maxLength": field.max_chars, **about}
     return {"type": "string", "minLength": 1, "maxLength": field.max_chars, **about}
 
 
-def _example(field: Field) -> str | float | bool:
+def _example(field: Field) -> str | float | bool | list[float]:
     """A value that the gateway takes: the first of a vocabulary, a number within the bounds."""
     if isinstance(field, Flag):
         return True
+    if isinstance(field, Vector):
+        return [0.5] * field.size
+    if isinstance(field, Moment):
+        return "2024-05-01T12:00:00Z"
     if isinstance(field, Attribute):
         return "example"[: field.max_chars]
     if isinstance(field, Categorical):

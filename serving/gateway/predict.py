@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from pipelines.encoding import Columns
 from pipelines.errors import Unavailable
+from pipelines.fields import EVENT_TIME
 from serving.gateway.cases import Case
 from serving.gateway.identity import Answer, digest, microseconds
 from serving.gateway.log import Position
@@ -88,6 +89,7 @@ async def predict(gateway: Gateway, case: Case, body: bytes) -> bytes:
     repeated = len(rows) - len(fresh)
     if fresh:
         columns = dict(zip(case.fields.names, zip(*(row.features for row in fresh), strict=True), strict=True))
+        columns[EVENT_TIME] = tuple(row.event_time for row in fresh)
         version, scores = await _score(gateway, case, columns)
         scored = await gateway.apart(len(body), _scored, case, fresh, received, version, scores)
         raced = await _logged(gateway, case, len(body), scored, request_id, received, len(rows))

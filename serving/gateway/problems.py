@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from datetime import datetime
+from typing import Annotated, Literal, NamedTuple
 
-from pipelines.fields import FLOAT32_MAX, OTHER_CHARS, Categorical, Field, Flag, Numeric, Text, may_be_null
+import msgspec
+
+from pipelines.fields import (
+    EARLIEST,
+    FLOAT32_MAX,
+    LATEST,
+    OTHER_CHARS,
+    Attribute,
+    Categorical,
+    Field,
+    Flag,
+    Moment,
+    Numeric,
+    Text,
+    Vector,
+    may_be_null,
+)
 from pipelines.text import normalise
 
 ProblemCode = Literal[
@@ -17,10 +34,14 @@ ProblemCode = Literal[
     "bounds",
     "empty",
     "not_unicode",
+    "time",
     "prediction_id",
     "event_time",
 ]
 """What can be wrong with a value, in a word that programs read: metrics count by it."""
+
+Time = Annotated[datetime, msgspec.Meta(tz=True)]
+"""An ISO 8601 time with seconds and a zone."""
 
 
 class Problem(NamedTuple):
@@ -47,15 +68,40 @@ def problem(field: Field, value: object) -> Problem | None:
         if isinstance(value, bool):
             return None
         return Problem(field.name, "type", f"expected true or false, got {_kind(value)}")
+    if isinstance(field, Vector):
+        return _problem_of_vector(field, value)
     if not isinstance(value, str):
         return Problem(field.name, "type", f"expected a string, got {_kind(value)}")
+    return _problem_of_string(field, value)
+
+
+def _problem_of_string(field: Categorical | Moment | Text | Attribute, value: str) -> Problem | None:
     if isinstance(field, Categorical):
         return _problem_of_category(field, value)
+    if isinstance(field, Moment):
+        return problem_of_time(field.name, "time", value)
     if len(value) > field.max_chars:
         return _too_long(field, field.max_chars)
     if isinstance(field, Text) and not normalise(value):
         return Problem(field.name, "empty", "must not be empty")
     return None
+
+
+def problem_of_time(name: str, code: ProblemCode, value: object) -> Problem | None:
+    """Why ``value`` is no time that a row may have, or None if it is."""
+    try:
+        return out_of_time(name, code, msgspec.convert(value, Time))
+    except msgspec.ValidationError:
+        allowed = "must be an ISO 8601 time with seconds and a time zone, e.g. 2024-05-01T12:00:00Z"
+        return Problem(name, code, allowed)
+
+
+def out_of_time(name: str, code: ProblemCode, moment: datetime) -> Problem | None:
+    """Why a time lies beyond those that a row may have, or None if it does not."""
+    # Compared as aware times: year 1 or 9999 may not survive the conversion to UTC.
+    if EARLIEST <= moment < LATEST:
+        return None
+    return Problem(name, code, f"must lie between {EARLIEST.year} and {LATEST.year}")
 
 
 def _problem_of_category(field: Categorical, value: str) -> Problem | None:
@@ -83,6 +129,18 @@ def _problem_of_number(field: Numeric, value: object) -> Problem | None:
         return Problem(field.name, "bounds", f"must be at least {field.low:g}")
     if field.high is not None and value > field.high:
         return Problem(field.name, "bounds", f"must be at most {field.high:g}")
+    return None
+
+
+def _problem_of_vector(field: Vector, value: object) -> Problem | None:
+    if not isinstance(value, list):
+        return Problem(field.name, "type", f"expected a list of {field.size} numbers, got {_kind(value)}")
+    if len(value) != field.size:
+        return Problem(field.name, "bounds", f"must have {field.size} numbers, has {len(value)}")
+    number = Numeric(field.name)
+    for place, one in enumerate(value):
+        if found := _problem_of_number(number, one):
+            return found._replace(message=f"number {place}: {found.message}")
     return None
 
 

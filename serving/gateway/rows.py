@@ -11,7 +11,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -21,6 +21,7 @@ import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
 from pipelines.fields import (
+    EVENT_TIME,
     FLOAT32_MAX,
     OTHER_CHARS,
     Attribute,
@@ -28,12 +29,14 @@ from pipelines.fields import (
     Field,
     Fields,
     Flag,
+    Moment,
     Numeric,
     Text,
+    Vector,
     may_be_null,
 )
 from pipelines.params import EventTimes, too_high
-from serving.gateway.problems import Problem, problem
+from serving.gateway.problems import Problem, Time, out_of_time, problem, problem_of_time
 from serving.gateway.refusal import Refused
 
 if TYPE_CHECKING:
@@ -42,7 +45,6 @@ if TYPE_CHECKING:
 Check = Callable[[object], Problem | None]
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,127}$"
-EARLIEST, LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SAFE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _HEAD = re.compile(rb'[ \t\n\r]*\{[ \t\n\r]*("(?:[^"\\]|\\.){0,200}")[ \t\n\r]*:[ \t\n\r]*')
@@ -51,7 +53,6 @@ MOST_REPEATS = 4
 LONGEST_INTEGER = 400
 """Digits that are read of one: with so many it is beyond every float."""
 _Id = Annotated[str, Meta(pattern=ID_PATTERN)]
-_Moment = Annotated[datetime, Meta(tz=True)]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Shape:
     """One kind of body, ``{name: [item, ...]}``: how it is decoded, and what is checked when that fails.
 
     ``text`` names the text field, if there is one: whether anything is left of a text is not for msgspec to see.
+    ``moments`` names the fields that are times, which items have in UTC; ``lists`` says whether a field holds a list.
     """
 
     name: str
@@ -67,6 +69,8 @@ class Shape:
     checks: Mapping[str, Check]
     most: int
     text: str = ""
+    moments: tuple[str, ...] = ()
+    lists: bool = False
 
 
 class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -75,7 +79,7 @@ class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     prediction_id: _Id
     label: Annotated[int, Meta(ge=0, le=1)]
     revision: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
-    event_time: _Moment | UnsetType = UNSET
+    event_time: Time | UnsetType = UNSET
 
 
 def check_times(items: Sequence[Any], times: EventTimes, received: datetime) -> None:
@@ -105,7 +109,7 @@ def row_shape(fields: Fields, most: int) -> Shape:
         [
             *((field.name, _annotation(field)) for field in fields.fields),
             ("prediction_id", _Id | UnsetType, UNSET),
-            ("event_time", _Moment | UnsetType, UNSET),
+            (EVENT_TIME, Time | UnsetType, UNSET),
         ],
         forbid_unknown_fields=True,
         gc=False,
@@ -113,7 +117,10 @@ def row_shape(fields: Fields, most: int) -> Shape:
     checks = {field.name: _field_check(field) for field in fields.fields}
     if fields.text is not None:
         _visible()  # made now, not by the first request
-    return _shape("rows", row, fields.names, checks, most, fields.text.name if fields.text is not None else "")
+    shape = _shape("rows", row, fields.names, checks, most)
+    text = "" if fields.text is None else fields.text.name
+    moments = tuple(moment.name for moment in fields.moments)
+    return replace(shape, text=text, moments=moments, lists=bool(fields.vectors))
 
 
 def label_shape(fields: Fields, most: int) -> Shape:
@@ -145,9 +152,7 @@ def label_shape(fields: Fields, most: int) -> Shape:
     return _shape("labels", named, ("prediction_id", "label"), checks, most)
 
 
-def _shape(
-    name: str, item: Any, required: tuple[str, ...], checks: Mapping[str, Check], most: int, text: str = ""
-) -> Shape:
+def _shape(name: str, item: Any, required: tuple[str, ...], checks: Mapping[str, Check], most: int) -> Shape:
     request = msgspec.defstruct(
         "Request", [(name, Annotated[list[item], Meta(min_length=1, max_length=most)])], forbid_unknown_fields=True
     )
@@ -157,7 +162,6 @@ def _shape(
         required,
         {**checks, "prediction_id": _id_check, "event_time": _time_check},
         most,
-        text,
     )
 
 
@@ -177,8 +181,14 @@ def read(shape: Shape, body: bytes) -> list[Any]:
         # msgspec's own words repeat what was sent: they go no further than this line.
         raise explain(shape, body) from error
     for number, item in enumerate(items):
-        if item.event_time is not UNSET and (text := _out_of_time(item.event_time)):
-            raise Refused(422, "event_time", f"row {number}: {text}", field="event_time", row=number, rows=len(items))
+        if item.event_time is not UNSET and (found := out_of_time(EVENT_TIME, "event_time", item.event_time)):
+            raise _refused(found, number, len(items))
+        for name in shape.moments:
+            if (moment := getattr(item, name)) is None:
+                continue
+            if found := out_of_time(name, "time", moment):
+                raise _refused(found, number, len(items))
+            setattr(item, name, moment.astimezone(UTC))
         if shape.text and (text := getattr(item, shape.text)) is not None and not _visible().search(text):
             raise Refused(
                 422,
@@ -189,6 +199,10 @@ def read(shape: Shape, body: bytes) -> list[Any]:
                 rows=len(items),
             )
     return items
+
+
+def _refused(found: Problem, row: int, rows: int) -> Refused:
+    return Refused(422, found.code, f"row {row}: {found}", field=found.field, row=row, rows=rows)
 
 
 @lru_cache(maxsize=1)
@@ -218,7 +232,7 @@ def explain(shape: Shape, body: bytes) -> Refused:
     if not body.startswith(b"[", head.end()):
         text = f"{shape.name} must be a list of at least one object"
         return _refused_shape(body, text, field=shape.name)
-    items = _items(body, head.end())
+    items = _items(body, head.end(), deepest=3 if shape.lists else 2)
     if not len(items):
         text = f"{shape.name} must be a list of at least one object"
         return _refused_shape(body, text, field=shape.name)
@@ -271,9 +285,8 @@ def _is_name(text: bytes, name: str) -> bool:
 class _Items(NamedTuple):
     """The items of a body's list, found without reading them.
 
-    Item ``i`` lies between ``edges[i]`` and ``edges[i + 1]``. ``shown`` is False inside what an item nests (no field
-    holds lists or objects: that there is one says it all); ``commas`` are the places of those between the keys of
-    items.
+    Item ``i`` lies between ``edges[i]`` and ``edges[i + 1]``. ``shown`` is False inside what an item nests and no field
+    holds: that there is one says it all. ``commas`` are the places of those between the keys of items.
     """
 
     body: NDArray[np.uint8]
@@ -295,8 +308,11 @@ class _Items(NamedTuple):
         return int(last - first) + 1
 
 
-def _items(body: bytes, start: int) -> _Items:
-    """The items of the list that begins at ``start``, the value of an object's first key."""
+def _items(body: bytes, start: int, deepest: int) -> _Items:
+    """The items of the list that begins at ``start``, the value of an object's first key.
+
+    ``deepest`` is the depth that fields reach: 2 in an item, 3 where one holds a list.
+    """
     # Escaped quotes are no quotes; every replacement keeps its length.
     plain = np.frombuffer(body.replace(b"\\\\", b"__").replace(b'\\"', b"__"), np.uint8)[start:]
     outside = (np.cumsum(plain == ord('"'), dtype=np.uint8) & 1) == 0
@@ -310,7 +326,9 @@ def _items(body: bytes, start: int) -> _Items:
     whole = np.frombuffer(body, np.uint8)[start : start + end]
     if len(edges) == 2 and not whole[1:].tobytes().strip():
         edges = edges[:1]
-    return _Items(whole, (depth <= 2) | (opening & (depth == 3)), edges, np.flatnonzero(comma & (depth == 2)))
+    return _Items(
+        whole, (depth <= deepest) | (opening & (depth == deepest + 1)), edges, np.flatnonzero(comma & (depth == 2))
+    )
 
 
 def _problem_of_item(shape: Shape, text: bytes, keys: int) -> tuple[str, str | None, str] | None:
@@ -366,6 +384,11 @@ def _value(field: Field) -> Any:
         return Annotated[str, Meta(max_length=field.max_chars)]
     if isinstance(field, Flag):
         return bool
+    if isinstance(field, Moment):
+        return Time
+    if isinstance(field, Vector):
+        number = Annotated[float, Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)]
+        return Annotated[list[number], Meta(min_length=field.size, max_length=field.size)]
     low = -FLOAT32_MAX if field.low is None else max(field.low, -FLOAT32_MAX)
     high = FLOAT32_MAX if field.high is None else min(field.high, FLOAT32_MAX)
     return Annotated[float, Meta(ge=low, le=high, multiple_of=1 if field.integer else None)]
@@ -409,15 +432,4 @@ def _id_check(value: object) -> Problem | None:
 
 
 def _time_check(value: object) -> Problem | None:
-    try:
-        return _out_of_time(msgspec.convert(value, _Moment))
-    except msgspec.ValidationError:
-        allowed = "must be an ISO 8601 time with seconds and a time zone, e.g. 2024-05-01T12:00:00Z"
-        return Problem("event_time", "event_time", allowed)
-
-
-def _out_of_time(moment: datetime) -> Problem | None:
-    # Compared as aware times: year 1 or 9999 may not survive the conversion to UTC.
-    if EARLIEST <= moment < LATEST:
-        return None
-    return Problem("event_time", "event_time", f"must lie between {EARLIEST.year} and {LATEST.year}")
+    return problem_of_time(EVENT_TIME, "event_time", value)

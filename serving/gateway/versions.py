@@ -12,7 +12,7 @@ from pipelines import storage
 from pipelines.contracts import Release
 from pipelines.encoding import BUNDLE, Columns, Encode, encoder
 from pipelines.errors import PerennialError, Unavailable
-from pipelines.fields import Fields
+from pipelines.fields import EARLIEST, EVENT_TIME, Categorical, Field, Fields, Flag, Moment, Numeric, Vector
 from pipelines.files import file_sha256
 from pipelines.text import TOKENIZER, load_tokenizer
 from serving.gateway.parts import Part, cut
@@ -87,8 +87,14 @@ def load(root: Path, fields: Fields, release: Release) -> Version:
 
 def probe(fields: Fields) -> dict[str, list[Any]]:
     """Columns of one valid row."""
-    columns: dict[str, list[Any]] = {field.name: [next(iter(field.codes))] for field in fields.categorical}
-    columns |= {field.name: [field.low if field.low is not None else 0.0] for field in fields.numeric}
-    if fields.text is not None:
-        columns[fields.text.name] = [fields.text.name]
-    return columns
+    return {field.name: [_valid(field)] for field in fields.features} | {EVENT_TIME: [EARLIEST]}
+
+
+def _valid(field: Field) -> Any:
+    if isinstance(field, Numeric):
+        return field.low if field.low is not None else 0.0
+    if isinstance(field, Categorical | Flag):
+        return next(iter(field.codes))
+    if isinstance(field, Vector):
+        return [0.0] * field.size
+    return EARLIEST if isinstance(field, Moment) else field.name

@@ -20,7 +20,20 @@ from pipelines.derived import with_formulas
 from pipelines.encoding import encode, find_scales, read_scales
 from pipelines.export.bundle import write_bundle
 from pipelines.export.onnx import Scored
-from pipelines.fields import Attribute, Binary, Categorical, Field, Fields, Flag, Numeric, Target
+from pipelines.fields import (
+    EARLIEST,
+    LATEST,
+    Attribute,
+    Binary,
+    Categorical,
+    Field,
+    Fields,
+    Flag,
+    Moment,
+    Numeric,
+    Target,
+    Vector,
+)
 from pipelines.params import ModelParams
 from tests import shop
 
@@ -39,6 +52,9 @@ KINDS: Mapping[str, Field] = {
     "open category with holes": Categorical("any", ("x", "y"), missing=True, other=True),
     "flag": Flag("flag"),
     "flag with holes": Flag("maybe", missing=True),
+    "vector": Vector("embedding", 5),
+    "moment": Moment("due"),
+    "moment with holes": Moment("seen", ("age", "weekday"), missing=True),
 }
 ATTRIBUTES = (Attribute("customer"), Attribute("region", missing=True))
 EVERYTHING = (ATTRIBUTES[0], *KINDS.values(), ATTRIBUTES[1])
@@ -48,6 +64,8 @@ DERIVED: tuple[Categorical | Numeric | Flag, ...] = (
     Categorical("size", ("small", "large", "none")),
     Categorical("pair", ("x|small", "x|large"), missing=True, other=True),
     Flag("more"),
+    Flag("weekend"),
+    Numeric("weeks", missing=True),
 )
 FEATURES = """\"\"\"The expressions of the derived features.\"\"\"
 
@@ -59,6 +77,8 @@ FEATURES = {
     "size": SIZE,
     "pair": pl.col("any") + "|" + SIZE,
     "more": pl.col("holes").fill_null(0.0) > pl.col("number"),
+    "weekend": pl.col("due.weekday").is_in(["sat", "sun"]),
+    "weeks": pl.col("seen.age") / 7,
 }
 """
 """features.py of a case with all kinds, and what it declares of it."""
@@ -94,6 +114,12 @@ def _values(field: Field, rows: int, rng: np.random.Generator) -> list[Any]:
         values = [known[position] for position in rng.integers(0, len(known), rows)]
     elif isinstance(field, Flag):
         values = (rng.random(rows) < 0.4).tolist()
+    elif isinstance(field, Vector):
+        values = rng.normal(0.0, 1.0, (rows, field.size)).tolist()
+        values[:3] = [[at] * field.size for at in (0.0, 1e6, -1e-30)]
+    elif isinstance(field, Moment):
+        values = [START + timedelta(seconds=float(at)) for at in rng.normal(0.0, 3e6, rows)]
+        values[:2] = EARLIEST, LATEST - timedelta(microseconds=1)
     elif isinstance(field, Attribute):
         values = [f"{field.name} {row % 7}" for row in range(rows)]
     else:
@@ -125,7 +151,7 @@ def model_of(
 
 def bundle_of(fields: Fields, rows: pl.DataFrame, folder: Path) -> torch.nn.Module:
     """A model of canonical rows, its bundle in ``folder``."""
-    columns = rows.select(fields.names).to_dict(as_series=False)
+    columns = rows.select(fields.reads).to_dict(as_series=False)
     scales = find_scales(fields, columns)
     model = model_of(fields, columns, rows[fields.label].to_list(), scales)
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +162,7 @@ def bundle_of(fields: Fields, rows: pl.DataFrame, folder: Path) -> torch.nn.Modu
 def own_answers(model: torch.nn.Module, fields: Fields, rows: pl.DataFrame, bundle: Path) -> np.ndarray:
     """What torch itself answers for raw rows: ``[n, outputs]``."""
     scales = read_scales(json.loads((bundle / "bundle.json").read_text())["scales"])
-    tensors = encode(fields, rows.select(fields.names).to_dict(as_series=False), scales)
+    tensors = encode(fields, rows.select(fields.reads).to_dict(as_series=False), scales)
     with torch.no_grad():
         return Scored(model, fields)(*map(torch.from_numpy, tensors.values())).double().numpy()
 

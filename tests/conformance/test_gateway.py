@@ -63,7 +63,14 @@ def served(tmp_path_factory):
 
 def _requests(rows):
     sent = rows.select("event_time", *FIELDS.names, prediction_id="id").to_dicts()
-    return [{**row, "event_time": row["event_time"].isoformat()} for row in sent]
+    times = ("event_time", *(moment.name for moment in FIELDS.moments))
+    return [
+        {
+            name: value.isoformat().replace("+00:00", "Z") if name in times and value is not None else value
+            for name, value in row.items()
+        }
+        for row in sent
+    ]
 
 
 def test_rows_are_answered_logged_and_known_again(served):

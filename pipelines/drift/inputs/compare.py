@@ -19,7 +19,7 @@ from pipelines.drift.profile.counts import Column, Profile
 from pipelines.drift.profile.spec import Spec, numbers, scale_of
 from pipelines.drift_report import Quality, Remark
 from pipelines.feature_names import BY_VERSION, MISSING, OTHER, SHARES, is_output, is_share, read, served, shown_only
-from pipelines.fields import Fields, Scale
+from pipelines.fields import Fields, Numeric, Scale
 from pipelines.params import DriftParams
 
 
@@ -33,7 +33,9 @@ def compare(
     Ignored fields, and features that are for people only (feature_names.shown_only), are measured and take no part in
     the test.
     """
-    integers = set(numbers(fields)) - {field.name for field in fields.numeric if not field.integer}
+    integers = set(numbers(fields)) - {
+        column.name for column in fields.columns if isinstance(column, Numeric) and not column.integer
+    }
     pairs: dict[str, tuple[Column, Column]] = {}
     for name, before in reference.columns.items():
         now = current.columns.get(served(name, version))

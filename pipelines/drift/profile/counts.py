@@ -22,14 +22,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import feature_names
-from pipelines.derived import with_derived
 from pipelines.drift.profile.bits import BINS, Ints, Missing, count, histogram
 from pipelines.drift.profile.projections import project
 from pipelines.drift.profile.spec import UNIT, Spec, count_words, entropy
 from pipelines.drift.profile.vocabulary import split, tokens, unknown_shares
+from pipelines.encoding import unfolded
 from pipelines.errors import IntegrityError
 from pipelines.feature_names import ENTROPY, PREDICTION, SCORE, missing_share, other_share, served
-from pipelines.fields import SCORES, Categorical, Fields, Flag, Scale, Text, as_kind, frame_schema, may_be_null
+from pipelines.fields import (
+    SCORES,
+    Categorical,
+    Field,
+    Fields,
+    Flag,
+    Moment,
+    Scale,
+    Text,
+    Vector,
+    as_kind,
+    frame_schema,
+    may_be_null,
+)
 from pipelines.files import write_atomic
 from pipelines.storage import canonical_json
 
@@ -133,11 +146,11 @@ def profile_frame(frame: pl.DataFrame, fields: Fields, spec: Spec) -> Profile:
 
     By ``version``, if that is a column. What it gave is its ``score`` and the ``entropy`` of that, with classes of
     their ``scores``, and with classes its ``prediction``; a predicted number is the ``score`` and has no entropy. A
-    missing field counts as null in every row.
+    missing field counts as null in every row. Of a moment the parts are counted, of a vector the summaries.
     """
     columns: dict[str, Column] = {}
-    frame = with_derived(frame, fields)
-    for declared in fields.features:
+    frame = unfolded(frame, fields)
+    for declared in fields.columns:
         values = _values(frame, declared.name)
         if isinstance(declared, Categorical | Flag):
             columns[declared.name] = category_column(values, declared.values)
@@ -157,13 +170,20 @@ def shares(columns: Mapping[str, Column], fields: Fields) -> dict[str, Column]:
     found: dict[str, Column] = {}
     for declared in fields.features:
         if may_be_null(declared):
-            name = feature_names.words(declared.name) if isinstance(declared, Text) else declared.name
-            null, nan, above, below = columns[name].missing
-            found[missing_share(declared.name)] = _two(null + nan, columns[name].n + above + below, ABSENT)
+            counted = columns[_counted(declared)]
+            null, nan, above, below = counted.missing
+            found[missing_share(declared.name)] = _two(null + nan, counted.n + above + below, ABSENT)
         if isinstance(declared, Categorical) and declared.other:
             other = columns[declared.name].beyond
             found[other_share(declared.name)] = _two(other, columns[declared.name].n - other, UNDECLARED)
     return found
+
+
+def _counted(declared: Field) -> str:
+    """The name of a column that is counted in every row that has a value of the field."""
+    if isinstance(declared, Text):
+        return feature_names.words(declared.name)
+    return declared.columns[0].name if isinstance(declared, Moment | Vector) else declared.name
 
 
 def _two(first: int, second: int, vocabulary: tuple[str, ...]) -> Column:

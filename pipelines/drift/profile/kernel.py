@@ -172,7 +172,7 @@ def _tasks(path: Path, footer: Any, fields: Fields, spec: Spec) -> Iterator[tupl
             work.append(((name,), partial(_categories, declared)))
         else:
             alone = replace(plain, fields=(declared,), target=Binary())
-            there = tuple(column for column in (name,) if column in kinds)
+            there = tuple(column for column in alone.reads if column in kinds)
             work.append((there, partial(_frames, alone, spec)))
     outputs = tuple(name for name in (*OUTPUTS, SCORES, VERSION) if name in kinds)
     if outputs:

@@ -24,12 +24,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines import case_files, feature_names
-from pipelines.derived import with_derived
 from pipelines.drift.profile.projections import project
 from pipelines.drift.profile.vocabulary import freeze_words, split
+from pipelines.encoding import unfolded
 from pipelines.errors import ConfigError, DataError, IntegrityError, PerennialError
 from pipelines.feature_names import ENTROPY, SCORE, is_vocabulary, shown_only
-from pipelines.fields import RESERVED, Fields, Scale, may_be_null
+from pipelines.fields import RESERVED, Fields, Numeric, Scale, may_be_null
 from pipelines.files import write_atomic, write_once
 from pipelines.settings import Settings
 from pipelines.storage import digest
@@ -60,11 +60,18 @@ class Spec:
 
 
 def numbers(fields: Fields) -> tuple[str, ...]:
-    """The names under which a case's numbers are profiled: its numeric fields, and what is counted of its text."""
-    own = tuple(field.name for field in fields.numeric)
+    """The names under which a case's numbers are profiled.
+
+    They are its numeric fields, the ages of its moments, the summaries of its vectors, and what is counted of its text.
+    """
+    own = tuple(column.name for column in _numeric(fields))
     if fields.text is None:
         return own
     return (*own, feature_names.words(fields.text.name))
+
+
+def _numeric(fields: Fields) -> list[Numeric]:
+    return [column for column in fields.columns if isinstance(column, Numeric)]
 
 
 def _scaled(fields: Fields) -> tuple[str, ...]:
@@ -82,11 +89,10 @@ def count_words(texts: pl.Series) -> pl.Series:
 
 
 def with_counts(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
-    """The frame with its derived features and what is counted of its text beside it.
+    """The frame with all of its columns and what is counted of its text beside it, and the declared shares.
 
-    And of each row if a value is missing or undeclared.
+    A share says of each row if a value is missing or undeclared.
     """
-    frame = with_derived(frame, fields)
     told = [
         pl.when(pl.col(field.name).is_null())
         .then(pl.lit("missing"))
@@ -106,7 +112,7 @@ def with_counts(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
     ]
     if fields.text is not None:
         frame = frame.with_columns(count_words(frame[fields.text.name]))
-    return frame.with_columns(told)
+    return unfolded(frame, fields).with_columns(told)
 
 
 def scale_of(spec: Spec, name: str) -> Scale | None:
@@ -220,10 +226,10 @@ def _wanted(fields: Fields) -> set[str]:
 
 def _sealed(fields: Fields, rows: pl.DataFrame, known: dict[str, Any]) -> bytes:
     """A frozen file: what is ``known`` stays as it is, the rest is made of the rows."""
-    rows = with_derived(rows, fields)
     text = None if fields.text is None else fields.text.name
-    empty = [field.name for field in fields.numeric if field.missing and rows[field.name].null_count() == rows.height]
-    names = [field.name for field in fields.numeric if field.name not in empty]
+    rows = unfolded(rows, fields)
+    empty = [field.name for field in _numeric(fields) if field.missing and rows[field.name].null_count() == rows.height]
+    names = [field.name for field in _numeric(fields) if field.name not in empty]
     if fields.number is not None:
         names.append(fields.label)
     frozen = _frozen(rows, names, text)

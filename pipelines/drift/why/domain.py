@@ -75,12 +75,13 @@ def culprits(
 ) -> tuple[Interval, dict[str, float]]:
     """The held-out AUC on declared fields, and each field's share of what tells the samples apart, largest first.
 
-    A number is cut at the reference's deciles and a category taken by value, with a column for missing, so that any
-    change of a field counts, and one outlier as one row. A field's share is the variance of its part of the score.
+    Moments and vectors have their columns beside them (:func:`pipelines.encoding.unfolded`). A number is cut at the
+    reference's deciles and a category taken by value, with a column for missing, so that any change of a field counts,
+    and one outlier as one row. A field's share is the variance of its part of the score.
     """
     from scipy import sparse
 
-    chosen = [field for field in fields.features if field.name not in ignore]
+    chosen = [field for field in fields.columns if field.name not in ignore]
     parts = [
         _by_value(before[field.name], now[field.name], field.values)
         if isinstance(field, Categorical | Flag)

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.fields import Fields
+from pipelines.fields import Fields, row_sent
 from pipelines.settings import Settings
 
 
@@ -23,7 +23,7 @@ def predictions(frame: pl.DataFrame, fields: Fields, version: int = 1) -> list[d
             "version": version,
             "score": 0.25,
             "prediction": 0,
-            "row": {name: row[name] for name in fields.names},
+            "row": row_sent(fields, row),
         }
         for row in frame.iter_rows(named=True)
     ]
