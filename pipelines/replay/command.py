@@ -17,7 +17,7 @@ from pipelines.settings import Settings
 def run(params: Params, settings: Settings, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Replay as asked and write the files; the answer is the summary without its ticks, and where the files are."""
     options = Options(**asked)
-    with _bar(f"{params.case}: replay", total(params, options)) as told, _quiet():
+    with _bar(f"{params.case}: replay", total(params, settings, options)) as told, _quiet():
         summary = replay(params, settings, options, told)
     paths = save(settings, summary)
     return {name: value for name, value in summary.items() if name not in {"ticks", "by_seed", "source"}} | {

@@ -21,7 +21,7 @@ from pipelines.params import Params
 from pipelines.replay import candidates, frontier, oracle, ticks
 from pipelines.replay.play import Told, play
 from pipelines.replay.policies import FIXED, ORACLE, POLICIES, Policy, parse
-from pipelines.replay.world import World, build, played
+from pipelines.replay.world import World, build, played, variant
 from pipelines.reports.frontier import advice
 from pipelines.reports.losses import LOSSES, loss_key, mean_loss
 from pipelines.settings import Settings
@@ -49,6 +49,7 @@ def replay(params: Params, settings: Settings, options: Options, told: Told) -> 
     steps raise.
     """
     policies = parse(options.policies)
+    params = variant(params, settings)
     own = params.replay
     price = params.headroom.price if options.price is None else options.price
     since, until = ticks.stretch(params.case, own, options.since, options.until, options.months)
@@ -56,13 +57,14 @@ def replay(params: Params, settings: Settings, options: Options, told: Told) -> 
     least = own.min_rows if own else 100
     by_seed = {}
     for seed in options.seeds or (None,):
-        world = build(played(params, settings, seed, price), settings, seen)
+        world = build(played(params, seed, price), settings, seen)
         by_seed[world.params.train.seed] = _one(world, policies, price, least, told)
     return _summary(world, policies, price, least, by_seed)
 
 
-def total(params: Params, options: Options) -> int:
+def total(params: Params, settings: Settings, options: Options) -> int:
     """How many ticks :func:`replay` will tell of."""
+    params = variant(params, settings)
     since, until = ticks.stretch(params.case, params.replay, options.since, options.until, options.months)
     return len(parse(options.policies)) * len(ticks.cut(since, until, params.drift)) * max(1, len(options.seeds))
 

@@ -113,14 +113,16 @@ def build(params: Params, settings: Settings, ticks: tuple[Tick, ...]) -> World:
     return World(params, load_fields(params.case), settings, source, ticks, rows)
 
 
-def played(params: Params, settings: Settings, seed: int | None, price: float) -> Params:
-    """The parameters that are played, with what a retraining costs.
+def variant(params: Params, settings: Settings) -> Params:
+    """The parameters of the variant that the case declares for replays, unless PERENNIAL_PARAMS_DIR says otherwise."""
+    name = params.replay.variant if params.replay else None
+    if name is None or settings.params_dir is not None:
+        return params
+    return load_params(params.case, CASES_ROOT / params.case / "variants" / name / f"{params.case}.yaml")
 
-    The variant that the case declares for replays, unless PERENNIAL_PARAMS_DIR says otherwise.
-    """
-    variant = params.replay.variant if params.replay else None
-    if variant is not None and settings.params_dir is None:
-        params = load_params(params.case, CASES_ROOT / params.case / "variants" / variant / f"{params.case}.yaml")
+
+def played(params: Params, seed: int | None, price: float) -> Params:
+    """The parameters with a training seed, if one is given, and with what a retraining costs."""
     params = params.model_copy(update={"headroom": params.headroom.model_copy(update={"price": price})})
     if seed is None:
         return params

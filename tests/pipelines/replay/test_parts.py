@@ -17,7 +17,9 @@ from pipelines.errors import ConfigError
 from pipelines.params_file import load_params
 from pipelines.replay import frontier, oracle, ticks
 from pipelines.replay.policies import DEFAULT, POLICIES, due, parse, watching
+from pipelines.replay.run import Options, total
 from pipelines.reports.frontier import advice
+from pipelines.settings import Settings
 
 BANK, LOANS, TRIAGE = (load_params(case) for case in ("bank", "loans", "triage"))
 
@@ -303,3 +305,12 @@ def test_equal_points_are_both_on_the_frontier():
     """
     points = {"drift": (4, 0.8), "performance": (4, 0.8), "quarterly": (6, 0.8), "never": (0, 1.3)}
     assert frontier.on_frontier(points) == ["drift", "performance", "never"]
+
+
+def test_windows_are_those_of_the_variant_that_is_played(tmp_path):
+    """Where a case declares a variant for its replays, that one's drift windows make the ticks; a folder goes first."""
+    own = TRIAGE
+    daily = own.model_copy(update={"drift": own.drift.model_copy(update={"window": "day"})})
+    options = Options("never", months=2)
+    assert total(daily, Settings(home=tmp_path), options) == 2
+    assert total(daily, Settings(home=tmp_path, params_dir=tmp_path), options) == 59
