@@ -67,15 +67,15 @@ EXPORT = Step(
 )
 EVALUATE = Step(
     name="evaluate",
-    version=3,
+    version=4,
     about="score the holdout with the bundle that would ship, and with the champion's, on ONNX Runtime.",
     facts=facts.EvaluateFacts,
     reads=(DATASET, EXPORT),
-    params=("gate.slices",),
+    params=("gate.slices", "gate.baseline", "gate.metric", "gate.quantile"),
 )
 GATE = Step(
     name="gate",
-    version=4,
+    version=5,
     about="decide on the evidence, write the verdict, and enter it in the ledger.",
     facts=facts.GateFacts,
     reads=(EVALUATE,),
