@@ -8,7 +8,8 @@ The rules, in the order in which they are asked:
 4. too_few_differ   fewer than gate.min_differing rows are answered differently     inconclusive
 5. floor            a metric of gate.floors is beyond its limit                     reject
 6. slice_harm       a declared slice of >= gate.min_slice_rows rows is worse with
-                    confidence (upper bound < 0), however good the whole is         reject
+                    confidence (upper bound < 0), however good the whole is; one of
+                    which too few rows differ says nothing (compare.fewest)         reject
 7. lift             lower bound > gate.min_lift                                     promote
 8. no_lift          upper bound < gate.min_lift                                     reject
 9. undecided        the interval holds min_lift: names the rows that would decide   inconclusive
