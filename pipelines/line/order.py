@@ -58,11 +58,11 @@ TRAIN = Step(
 )
 EXPORT = Step(
     name="export",
-    version=11,
+    version=12,
     about="turn the weights into the bundle that is judged, shipped and served.",
     facts=facts.ExportFacts,
     reads=(DATASET, TRAIN),
-    params=("model", "export", "label_delay_days", "drift.min_rows", "train.seed"),
+    params=("model", "export", "label_delay_days", "drift.min_rows", "train.seed", "gate.slices"),
     runs_case=True,
 )
 EVALUATE = Step(

@@ -15,11 +15,11 @@ from pipelines.drift import reference
 from pipelines.encoding import BUNDLE
 from pipelines.evaluation import baseline, holdout
 from pipelines.evaluation.metrics import metrics_of
-from pipelines.evaluation.slices import slices
 from pipelines.export import scoring
 from pipelines.fields import Fields
 from pipelines.line.facts import DatasetFacts, EvaluateFacts
 from pipelines.line.step import Read, Run, Work
+from pipelines.measures import slices
 
 JUDGED_BY = frozenset({BUNDLE, "spec.json", reference.FILE})
 """Files of a bundle that say what it was made of and how it is watched."""
@@ -53,7 +53,7 @@ def scored_by(of: Score, run: Run, read: Read) -> Work:
         overall = baseline.constant(train, rate, fields, params.gate)
         simple = baseline.answers(train, rows, overall, fields, params.gate)
         label = rows[fields.label].to_numpy()
-        masks = slices(holdout.with_class_names(rows, fields), params.gate.slices)
+        masks = slices(holdout.with_class_names(rows, fields), params.gate.slice_fields, params.gate.bins)
         bundles = {"challenger": run.dir / "export"}
         opponent = None
         if champion is not None:

@@ -11,11 +11,11 @@ import polars as pl
 from pipelines import ledger, storage
 from pipelines.contracts import Evidence, Manifest, Verdict
 from pipelines.evaluation.holdout import BASELINE
-from pipelines.evaluation.slices import slices
 from pipelines.gating.decide import decide
 from pipelines.gating.evidence import compared
 from pipelines.line.facts import EvaluateFacts, GateFacts
 from pipelines.line.step import Read, Run, Work
+from pipelines.measures import slices
 from pipelines.params import Params
 
 log = logging.getLogger(__name__)
@@ -82,4 +82,5 @@ def evidence(params: Params, evaluate: Manifest, scores: pl.DataFrame) -> Eviden
         against = scores[BASELINE].to_numpy()
     else:  # an evaluation by an earlier release
         against = np.broadcast_to(np.array(facts.base_rate["rate"]), challenger.shape)
-    return compared(known, gate, scores["label"].to_numpy(), against, challenger, slices(scores, gate.slices))
+    masks = slices(scores, gate.slice_fields, gate.bins)
+    return compared(known, gate, scores["label"].to_numpy(), against, challenger, masks)
