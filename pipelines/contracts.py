@@ -117,7 +117,7 @@ class FloorEvidence(Value):
     holds: bool
 
 
-LATER = frozenset({"differ", "more_rows", "unchecked", "floors"})
+LATER = frozenset({"differ", "more_rows", "unchecked", "floors", "baseline"})
 """Parts of the evidence that verdicts of earlier releases do not have."""
 
 
@@ -130,7 +130,8 @@ class Evidence(Value):
     standard deviation of the rows' improvements). ``differ`` counts the rows that the two answer differently; verdicts
     of earlier releases did not ask. ``more_rows``: further rows that would decide, where they are found by resampling.
     ``unchecked`` names declared slices without a verdict: too few rows, or the metric is not defined on them.
-    ``same_candidate`` says that champion and challenger are one model.
+    ``same_candidate`` says that champion and challenger are one model. Without a champion ``baseline`` says what the
+    opponent is, in words that follow "the training rows'".
     """
 
     metric: str
@@ -145,6 +146,7 @@ class Evidence(Value):
     slices: tuple[SliceEvidence, ...] = ()
     unchecked: tuple[str, ...] = ()
     floors: tuple[FloorEvidence, ...] = ()
+    baseline: str = "base rate"
     challenger: dict[str, float | None] = {}
     champion: dict[str, float | None] = {}
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.contracts import Interval, Mean
+from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -179,6 +180,54 @@ def cut(frame: pl.DataFrame, bins: Mapping[str, Sequence[float]]) -> pl.DataFram
         if name in frame.columns
     ]
     return frame.with_columns(words)
+
+
+def slices(
+    frame: pl.DataFrame, names: Sequence[str], bins: Mapping[str, Sequence[float]]
+) -> dict[str, NDArray[np.bool_]]:
+    """A mask ``[n]`` per value of each column, named ``column=value``, columns in their order, values sorted.
+
+    Rows without a value are ``column=missing``, and so are those whose value is that word. Of a column with more than
+    ``MOST_SLICES`` values those with most rows have a mask. Of a column with ``bins`` a mask per bin that has a row,
+    from below. Raises ConfigError naming a column that the frame lacks, or a number that is not whole and has no bins.
+    """
+    import polars as pl
+
+    masks: dict[str, NDArray[np.bool_]] = {}
+    for name in names:
+        if name not in frame.columns:
+            raise ConfigError(f"gate.slices names {name!r}, which is no column: choose from {', '.join(frame.columns)}")
+        own = frame[name]
+        if name in bins:
+            words = binned(own.cast(pl.Float64).to_numpy(), bins[name])
+            order = binned(np.array([-np.inf, *bins[name], np.nan]), bins[name])
+            masks |= {f"{name}={word}": found for word in order if (found := words == word).any()}
+            continue
+        known = own.drop_nulls().to_numpy()
+        if own.dtype.is_float() and (known != np.floor(known)).any():
+            raise ConfigError(
+                f"gate.slices cuts {name!r} by its values, which are no whole numbers, so that hardly two rows share "
+                f"one: give bins, as in {{field: {name}, bins: [30, 50]}}"
+            )
+        if own.dtype.is_(pl.Boolean()):
+            own = own.cast(pl.String)
+        for value, rows in _rows_of(own):
+            masks[f"{name}={value}"] = mask = np.zeros(own.len(), bool)
+            mask[rows] = True
+        if own.null_count():
+            word = f"{name}={MISSING}"
+            masks[word] = own.is_null().to_numpy() | masks.get(word, False)
+    return masks
+
+
+def _rows_of(values: pl.Series) -> list[tuple[Any, NDArray[Any]]]:
+    """The commonest values, sorted, with the positions of their rows."""
+    import polars as pl
+
+    grouped = pl.DataFrame({"value": values}).with_row_index("row").drop_nulls().group_by("value").agg("row")
+    found = zip(grouped["value"].to_list(), (rows.to_numpy() for rows in grouped["row"]), strict=True)
+    commonest = sorted(found, key=lambda one: (-len(one[1]), one[0]))[:MOST_SLICES]
+    return sorted(commonest, key=lambda one: one[0])
 
 
 # --- AUC ----------------------------------------------------------------------------------------

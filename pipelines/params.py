@@ -356,7 +356,9 @@ class GateParams(Strict):
     metric: Metric
     min_lift: float
     first_lift: float = 0.0
-    """A first champion's lower bound has to be above the base rate by so much; below 0: no worse than by so much."""
+    """A first champion's lower bound has to be above the baseline by so much; below 0: no worse than by so much."""
+    baseline: str | None = None
+    """What a first champion has to beat knows this category or flag; None: it knows nothing of a row."""
     confidence: float = Field(gt=0, lt=1)
     draws: int = Field(ge=100)
     seed: Seed

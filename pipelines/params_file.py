@@ -288,6 +288,9 @@ def _misfits(gate: dict[str, Any], fields: Any) -> dict[str, str]:
         for place, name in metrics.items()
         if name in get_args(Metric) and name not in known
     }
+    groups, baseline = [field.name for field in fields.categorical], gate.get("baseline")
+    if isinstance(baseline, str) and baseline not in groups:
+        found["gate.baseline"] = f"{baseline!r} is no category or flag of the case: {_like(baseline, groups)}"
     costs, outcomes = gate.get("costs"), len(fields.classes) or 2
     square = isinstance(costs, list) and all(isinstance(row, list) and len(row) == len(costs) for row in costs)
     if square and costs and len(costs) != outcomes:

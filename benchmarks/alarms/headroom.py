@@ -41,7 +41,7 @@ from pipelines.drift import policy
 from pipelines.drift.evidence import DriftEvidence, LabelEvidence, PolicyState
 from pipelines.drift.inputs.compare import compare
 from pipelines.drift.labels import sequential
-from pipelines.drift.labels.sequential import metric_drop
+from pipelines.drift.labels.sequential import log_e_value, metric_drop
 from pipelines.drift.profile.counts import profile_frame
 from pipelines.drift.profile.spec import Spec, numbers
 from pipelines.drift.reference import reference_profile
@@ -249,6 +249,7 @@ class Deployment:
             )
             answered = _answered(judged.frame, score)
             wrong = row_errors(judged.label, score).astype(np.float64)
+            errors, rows = int(wrong.sum()), judged.label.size
             yield DriftEvidence(
                 champion=1,
                 training_rows=self.cell.learned,
@@ -260,11 +261,11 @@ class Deployment:
                     PARAMS,
                 ),
                 labels=LabelEvidence(
-                    rows=judged.label.size,
-                    errors=int(wrong.sum()),
+                    rows=rows,
+                    errors=errors,
                     baseline=baseline["error_rate"],
-                    spread=design_effect(wrong, judged.days),
                     drop=drop,
+                    log_e=log_e_value(errors, rows, baseline["error_rate"]) / design_effect(wrong, judged.days),
                 ),
                 labelled={_end(past).isoformat(): 1.0 for past in range(number + 1)},
                 fresh_labels=10**6,

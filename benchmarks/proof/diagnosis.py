@@ -263,6 +263,7 @@ class Champion:
             PARAMS.gate.slice_fields,
             drift,
             FIELDS.target,
+            PARAMS.gate.bins,
         )
         found[-1] = diagnose(replace(seen, slices=shown.slices), drift)
         return found, shown.earlier

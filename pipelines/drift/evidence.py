@@ -11,15 +11,15 @@ from pipelines.drift_report import Action, Headroom, HeldBy, Mark, Outcome, Retr
 class LabelEvidence(Value):
     """Labels that count since the last window (drift/labels/arrived.py), of rows that the champion scored.
 
-    ``baseline`` is the error rate that counts as unchanged; ``spread`` how many rows say as much as one, as rows of a
-    day are alike (measures.design_effect); ``drop`` the rise of the ``loss`` over the holdout's. ``log_e``: the log of
-    the e-value of these rows against "no worse than the baseline" (None: it is made of errors).
+    ``baseline`` is the error rate that counts as unchanged; ``drop`` the rise of the ``loss`` over the holdout's.
+    ``log_e``: the log of the e-value of these rows against "no worse than the baseline" (None: nothing speaks), over
+    how many of them say as much as one, as rows of a day are alike (measures.design_effect; a quasi-likelihood's
+    dispersion: McCullagh, Annals of Statistics 11(1), 1983).
     """
 
     rows: int = 0
     errors: int = 0
     baseline: float | None = None
-    spread: float = 1.0
     drop: Interval | None = None
     log_e: float | None = None
     loss: str = "log-loss"

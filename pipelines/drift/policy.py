@@ -121,16 +121,20 @@ def step(
             path.append(after.name)
         after = _observe(after, evidence, config)
         after = after.model_copy(update={"would": tuple(one.trigger for one in reasons(after, evidence, config))})
-        outcome = ""
+        outcome: Rule | None = None
+        because = ""
         for _ in range(len(TRANSITIONS) + 1):
             moved = TRANSITIONS[after.name](after, evidence, config, now, case)
             still, after = moved.name == after.name, moved
             if still or after.action == "retrain":
                 break
             path.append(after.name)
-            outcome = after.reason if after.name == State.COOLDOWN else outcome
-        if outcome and outcome != after.reason:
-            after = after.model_copy(update={"reason": f"{outcome}; {after.reason}"})
+            if after.name in {State.COOLDOWN, State.STABLE} and after.reason:
+                outcome, because = after.rule, after.reason
+        if because and because != after.reason:
+            after = after.model_copy(update={"reason": f"{because}; {after.reason}"})
+        if outcome == "calmed" and after.name == State.STABLE:
+            after = after.model_copy(update={"rule": outcome})
     if path[-1] != after.name:
         path.append(after.name)
     after = after.model_copy(update={"path": tuple(path)} | _held_back(after, evidence, config))
@@ -167,11 +171,7 @@ def _adopt(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
 def _observe(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> PolicyState:
     """Enter the window into the history and the labels into the e-CUSUM."""
     labels = evidence.labels
-    log_e = state.log_e
-    if labels.log_e is not None:
-        log_e = sequential.grown(state.log_e, labels.log_e / labels.spread)
-    elif labels.baseline is not None:
-        log_e = sequential.cusum(state.log_e, labels.errors, labels.rows, labels.baseline, labels.spread)
+    log_e = state.log_e if labels.log_e is None else sequential.grown(state.log_e, labels.log_e)
     alarmed = state.alarmed or log_e >= math.log(config.cusum_threshold)
     drifted, dropping = _drifted(evidence), _dropping(evidence, config)
     severe = tuple(feature.feature for feature in evidence.features if feature.drifted and feature.severity == "severe")

@@ -6,7 +6,7 @@ Features come from its training rows, the score from its holdout (scores of trai
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from pipelines.encoding import unfolded
 from pipelines.errors import NotKept
 from pipelines.feature_names import OUTPUTS, PREDICTION, SCORE
 from pipelines.fields import SCORES, Fields
-from pipelines.measures import design_effect, row_errors, row_log_loss, row_squared_error
+from pipelines.measures import design_effect, row_errors, row_log_loss, row_squared_error, slices
+from pipelines.params import Bins, SliceBy
 
 Counted = Callable[[pl.DataFrame, Fields, Spec], Profile]
 """What is counted of rows: the declared fields with the model's outputs, or these alone."""
@@ -42,12 +43,16 @@ DAY_GROUPS = 10
 
 @dataclass(frozen=True)
 class Basis:
-    """What a bundle's reference is made of: ``judged`` is the holdout with the labels of the champion's baseline."""
+    """What a bundle's reference is made of: ``judged`` is the holdout with the labels of the champion's baseline.
+
+    ``slices`` are those of the gate.
+    """
 
     fields: Fields
     spec: Spec
     holdout: pl.DataFrame
     judged: pl.DataFrame
+    slices: Sequence[SliceBy] = ()
 
 
 def write_reference(folder: Path, train: Path, scores: NDArray[np.float64], basis: Basis) -> None:
@@ -55,7 +60,8 @@ def write_reference(folder: Path, train: Path, scores: NDArray[np.float64], basi
 
     Scores are ``[H]`` or ``[H, K]``.
     """
-    reference = reference_profile(pl.read_parquet(train), scores, basis.fields, basis.spec, basis.judged)
+    rows = pl.read_parquet(train)
+    reference = reference_profile(rows, scores, basis.fields, basis.spec, basis.judged, basis.slices)
     (folder / FILE).write_bytes(to_bytes(reference))
 
 
@@ -74,7 +80,12 @@ def learned_from(bundle: Path) -> Path | None:
 
 
 def reference_profile(
-    train: pl.DataFrame, scores: NDArray[np.float64], fields: Fields, spec: Spec, holdout: pl.DataFrame | None = None
+    train: pl.DataFrame,
+    scores: NDArray[np.float64],
+    fields: Fields,
+    spec: Spec,
+    holdout: pl.DataFrame | None = None,
+    sliced: Sequence[SliceBy] = (),
 ) -> Profile:
     """The reference of one bundle.
 
@@ -87,8 +98,8 @@ def reference_profile(
     Without ``holdout`` or with an empty one there is no baseline, and the score's days are unknown. The baseline
     further holds, since references are written with them, ``calibration`` (calibration.py), ``class_rows`` (training
     rows per class), ``by_class`` (a feature's counts ``[K][G]`` per class in ``DAY_GROUPS`` groups; of the outputs
-    those of the holdout) and ``slices`` (``rows, loss, loss_se`` of every value of a category, as ``field=value``). Of
-    a number the baseline is another one, see :func:`_baseline_of_number`.
+    those of the holdout) and ``slices`` (``rows, loss, loss_se`` of the slices of every category and of what ``sliced``
+    names, as ``field=value``). Of a number the baseline is another one, see :func:`_baseline_of_number`.
     """
     rows = train.drop(
         *OUTPUTS, SCORES, "version", strict=False
@@ -114,7 +125,7 @@ def reference_profile(
     if holdout is not None and holdout.height:
         holdout = unfolded(holdout, fields)
         if fields.number is not None:
-            baseline = _baseline_of_number(rows[fields.label], holdout, scores, fields)
+            baseline = _baseline_of_number(rows[fields.label], holdout, scores, fields, sliced)
             return replace(profile, columns=columns, days=days, baseline=baseline)
         label = holdout[fields.label].cast(pl.Int64).to_numpy()
         losses = row_log_loss(label, scores)
@@ -130,13 +141,17 @@ def reference_profile(
             "calibration": fit_calibration(label, scores),
             "class_rows": [int((rows[fields.label] == position).sum()) for position in range(_classes(fields))],
             "by_class": {name: table.tolist() for name, table in by_class.items()},
-            "slices": _by_slice(holdout, losses, fields),
+            "slices": _by_slice(holdout, losses, fields, sliced),
         }
     return replace(profile, columns=columns, days=days, baseline=baseline)
 
 
 def _baseline_of_number(
-    trained: pl.Series, holdout: pl.DataFrame, scores: NDArray[np.float64], fields: Fields
+    trained: pl.Series,
+    holdout: pl.DataFrame,
+    scores: NDArray[np.float64],
+    fields: Fields,
+    sliced: Sequence[SliceBy],
 ) -> dict[str, Any]:
     """What labels of a number are judged against: ``rows, loss, loss_se`` (squared errors), ``mae`` and ``slices``.
 
@@ -159,7 +174,7 @@ def _baseline_of_number(
         "cap": cap,
         "capped_rate": baseline_share(shares, design_effect(shares, days_of(holdout))),
         "labels": label_groups(trained),
-        "slices": _by_slice(holdout, losses, fields),
+        "slices": _by_slice(holdout, losses, fields, sliced),
     }
 
 
@@ -190,20 +205,18 @@ def _classes(fields: Fields) -> int:
     return len(fields.classes) or 2
 
 
-def _by_slice(holdout: pl.DataFrame, losses: NDArray[np.float64], fields: Fields) -> dict[str, dict[str, float]]:
-    """The holdout's mean loss for every value of every category."""
-    found = {}
-    for declared in fields.categorical:
-        values = holdout[declared.name].cast(pl.String).to_numpy()
-        for value in declared.values:
-            own = losses[values == value]
-            if own.size:
-                found[f"{declared.name}={value}"] = {
-                    "rows": own.size,
-                    "loss": float(own.mean()),
-                    "loss_se": _error(own),
-                }
-    return found
+def _by_slice(
+    holdout: pl.DataFrame, losses: NDArray[np.float64], fields: Fields, sliced: Sequence[SliceBy]
+) -> dict[str, dict[str, float]]:
+    """The holdout's mean loss on every slice of every category, and of what is ``sliced`` but the label."""
+    bins = {one.field: one.bins for one in sliced if isinstance(one, Bins)}
+    named = [one.field if isinstance(one, Bins) else one for one in sliced]
+    names = dict.fromkeys([*(field.name for field in fields.categorical), *named])
+    masks = slices(holdout, [name for name in names if name in fields.names and name in holdout.columns], bins)
+    own = {name: losses[mask] for name, mask in masks.items()}
+    return {
+        name: {"rows": part.size, "loss": float(part.mean()), "loss_se": _error(part)} for name, part in own.items()
+    }
 
 
 def _by_day(frame: pl.DataFrame, fields: Fields, spec: Spec, counted: Counted = profile_frame) -> dict[str, Ints]:

@@ -20,7 +20,7 @@ from pipelines.drift.why.diagnosis import diagnose, nothing_seen
 from pipelines.drift.why.findings import Seen
 from pipelines.drift_report import DriftReport, Headroom, Labels, Measure, Policy, Quality, Remark, Shift
 from pipelines.fields import Fields
-from pipelines.measures import around, cut
+from pipelines.measures import around
 from pipelines.params import DriftParams
 
 LOOK_BACK = timedelta(days=31)
@@ -68,7 +68,7 @@ def report(judged: Judged, days: Mapping[date, Profile]) -> DriftReport:
     run, served, evidence, decision = judged.run, judged.served, judged.evidence, judged.decision
     drift, baseline, gate = run.params.drift, run.reference.baseline, run.params.gate
     seen_as = performance.summary(
-        cut(served.rows, gate.bins), served.windows, run.version, baseline, gate.slice_fields, drift, run.target
+        served.rows, served.windows, run.version, baseline, gate.slice_fields, drift, run.target, gate.bins
     )
     after = decision.after
     own = (pl.col("version") == run.version) & pl.col("label").is_not_null()

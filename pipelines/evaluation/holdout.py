@@ -19,6 +19,8 @@ from pipelines.measures import class_f1, confusion
 
 Labels = NDArray[Any]
 Scores = NDArray[np.float64]
+BASELINE = "@baseline"
+"""The column of a baseline's answers, which no field can be named."""
 
 
 def with_class_names(rows: pl.DataFrame, fields: Fields) -> pl.DataFrame:
@@ -30,9 +32,17 @@ def with_class_names(rows: pl.DataFrame, fields: Fields) -> pl.DataFrame:
 
 
 def scored(
-    rows: pl.DataFrame, fields: Fields, challenger: Scores, champion: Scores | None, columns: Sequence[str]
+    rows: pl.DataFrame,
+    fields: Fields,
+    challenger: Scores,
+    champion: Scores | None,
+    baseline: Scores,
+    columns: Sequence[str],
 ) -> pl.DataFrame:
-    """What is kept of every row: ``id, label, challenger, champion`` and the ``columns`` of slices."""
+    """What is kept of every row: ``id, label, challenger, champion`` and the ``columns`` of slices.
+
+    Without a champion the answers of the ``baseline``, too.
+    """
     named = with_class_names(rows, fields)
     nobody = [None] * rows.height
     return rows.select(
@@ -41,6 +51,7 @@ def scored(
         _column("challenger", challenger, fields),
         _column("champion", nobody if champion is None else champion, fields),
         *(named[name] for name in columns),
+        *([_column(BASELINE, baseline, fields)] if champion is None else []),
     )
 
 
@@ -56,15 +67,6 @@ def measured(label: Labels, scores: Scores | None, metrics: Metrics) -> dict[str
     if scores is None:
         return None
     return metrics(label, scores)
-
-
-def base_rate(label: Labels, rate: float | list[float], metrics: Metrics) -> dict[str, Any]:
-    """The training rows' ``rate`` (with classes that of each, of numbers the mean), were it every row's score.
-
-    With its metrics.
-    """
-    rates = np.array(rate)
-    return {"rate": rate, **metrics(label, np.full((len(label), *rates.shape), rates))}
 
 
 def positives(label: Labels, fields: Fields) -> int:

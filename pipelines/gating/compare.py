@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,6 +26,17 @@ def level(metric: str, confidence: float) -> float:
     (0.95, 0.98)
     """
     return 1 - (1 - confidence) * STRICTER.get(metric, 1.0)
+
+
+def fewest(confidence: float) -> int:
+    """Rows that have to differ before anything can be sure: were all of fewer worse, it could be chance.
+
+    The least n with ``2 (1/2)^n <= 1 - confidence``, as in a sign test.
+
+    >>> fewest(0.95), fewest(0.98)
+    (6, 7)
+    """
+    return math.ceil(math.log2(2 / (1 - confidence)))
 
 
 def lift(pair: Paired, *, confidence: float, draws: int, seed: int) -> Interval:

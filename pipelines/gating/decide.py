@@ -8,13 +8,14 @@ The rules, in the order in which they are asked:
 4. too_few_differ   fewer than gate.min_differing rows are answered differently     inconclusive
 5. floor            a metric of gate.floors is beyond its limit                     reject
 6. slice_harm       a declared slice of >= gate.min_slice_rows rows is worse with
-                    confidence (upper bound < 0), however good the whole is         reject
+                    confidence (upper bound < 0), however good the whole is; one of
+                    which too few rows differ says nothing (compare.fewest)         reject
 7. lift             lower bound > gate.min_lift                                     promote
 8. no_lift          upper bound < gate.min_lift                                     reject
 9. undecided        the interval holds min_lift: names the rows that would decide   inconclusive
 
-Without a champion the opponent is the training rows' base rate, gate.first_lift takes min_lift's place, and rules 7 and
-8 are called first_champion.
+Without a champion the opponent is the baseline (of the training rows: evaluation/baseline.py), gate.first_lift takes
+min_lift's place, and rules 7 and 8 are called first_champion.
 
 Where dataset.max_rows keeps the rows that are missing out of every holdout, the reason says so and what it would have
 to be.
@@ -97,7 +98,7 @@ def _compared(evidence: Evidence, wanted: float, params: Params) -> _Said:
         raise DataError(f"evidence over {n} rows has no lift: evaluate again")
     better, worse, against = "lift", "no_lift", ""
     if evidence.opponent == "base_rate":
-        better, worse, against = "first_champion", "first_champion", " against the training rows' base rate"
+        better, worse, against = "first_champion", "first_champion", f" against the training rows' {evidence.baseline}"
     text = f"{_signed(evidence, lift)}{against} on {n} rows"
     if lift.low > wanted:
         return _Said("promote", better, f"{text}: the lower bound is above {wanted:g}{_left_out(evidence)}")

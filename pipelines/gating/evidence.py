@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.contracts import Evidence, FloorEvidence, SliceEvidence
-from pipelines.gating.compare import level, lift
+from pipelines.gating.compare import fewest, level, lift
 from pipelines.gating.paired import Answers, Label, paired
 from pipelines.gating.power import SIMULATED, rows_by_resampling
 from pipelines.params import MORE_IS_BETTER, GateParams, Metric
@@ -27,7 +27,8 @@ def compared(
 ) -> Evidence:
     """The evidence with all that labels and both models' answers add to what is ``known``.
 
-    ``masks`` ``[n]`` are the slices by name. Without a lift where the metric is not defined on these rows.
+    ``masks`` ``[n]`` are the slices by name. A slice with some rows that differ, and fewer than can be sure, says
+    nothing. Without a lift where the metric is not defined on these rows.
     """
     metric = gate.metric
     pair = paired(metric, label, opponent, challenger, gate)
@@ -45,7 +46,7 @@ def compared(
     found = tuple(
         SliceEvidence(name=name, n=int(large[name].sum()), lift=interval(one))
         for name, one in pieces.items()
-        if one is not None
+        if one is not None and not 0 < one.differ < fewest(confidence)
     )
     told: dict[str, Any] = {
         "lift": whole,

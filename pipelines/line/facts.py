@@ -106,13 +106,17 @@ class ExportFacts(Facts):
 
 
 class EvaluateFacts(Facts):
-    """Metrics on the holdout, of the challenger, of the champion if there is one, and of the base rate."""
+    """Metrics on the holdout, of the challenger, of the champion if there is one, and of the baseline.
+
+    ``base_rate`` holds the baseline's metrics beside its answer for all rows, ``baseline`` says what it is.
+    """
 
     n: int
     positives: int
     challenger: dict[str, Any]
     champion: dict[str, Any] | None = None
     base_rate: dict[str, Any] = {}
+    baseline: str = ""
     opponent: dict[str, Any] | None = None
     slices: dict[str, Any] = {}
     confusion: list[list[int]] | None = None

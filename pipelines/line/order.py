@@ -58,24 +58,24 @@ TRAIN = Step(
 )
 EXPORT = Step(
     name="export",
-    version=11,
+    version=12,
     about="turn the weights into the bundle that is judged, shipped and served.",
     facts=facts.ExportFacts,
     reads=(DATASET, TRAIN),
-    params=("model", "export", "label_delay_days", "drift.min_rows", "train.seed"),
+    params=("model", "export", "label_delay_days", "drift.min_rows", "train.seed", "gate.slices"),
     runs_case=True,
 )
 EVALUATE = Step(
     name="evaluate",
-    version=3,
+    version=4,
     about="score the holdout with the bundle that would ship, and with the champion's, on ONNX Runtime.",
     facts=facts.EvaluateFacts,
     reads=(DATASET, EXPORT),
-    params=("gate.slices",),
+    params=("gate.slices", "gate.baseline", "gate.metric", "gate.quantile"),
 )
 GATE = Step(
     name="gate",
-    version=4,
+    version=5,
     about="decide on the evidence, write the verdict, and enter it in the ledger.",
     facts=facts.GateFacts,
     reads=(EVALUATE,),
@@ -130,7 +130,7 @@ HEADROOM = Step(
 )
 DRIFT = Step(
     name="drift",
-    version=18,
+    version=19,
     about="compare the window with what the champion was trained on, step the policy once, and say what to do.",
     facts=facts.DriftFacts,
     reads=(PROFILE,),

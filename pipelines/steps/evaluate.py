@@ -13,13 +13,13 @@ from pipelines.cases import load_fields
 from pipelines.contracts import Manifest, Release
 from pipelines.drift import reference
 from pipelines.encoding import BUNDLE
-from pipelines.evaluation import holdout
+from pipelines.evaluation import baseline, holdout
 from pipelines.evaluation.metrics import metrics_of
-from pipelines.evaluation.slices import slices
 from pipelines.export import scoring
 from pipelines.fields import Fields
 from pipelines.line.facts import DatasetFacts, EvaluateFacts
 from pipelines.line.step import Read, Run, Work
+from pipelines.measures import slices
 
 JUDGED_BY = frozenset({BUNDLE, "spec.json", reference.FILE})
 """Files of a bundle that say what it was made of and how it is watched."""
@@ -29,7 +29,7 @@ Score = Callable[[Path, pl.DataFrame, Fields], Any]
 
 
 def work(run: Run, read: Read) -> Work:
-    """Write ``scores.parquet`` (id, label, challenger, champion, declared slice columns).
+    """Write ``scores.parquet`` (id, label, challenger, champion or else a baseline, declared slice columns).
 
     With classes a score is an array of all classes' probabilities, and the facts hold the challenger's ``confusion``.
     Where the dataset keeps rows from before the window, ``history`` says what each model still knows of them. The
@@ -49,8 +49,11 @@ def scored_by(of: Score, run: Run, read: Read) -> Work:
 
     def build(folder: Path, _key: str) -> EvaluateFacts:
         rows = pl.read_parquet(run.dir / "dataset" / "holdout.parquet")
+        train = pl.read_parquet(run.dir / "dataset" / "train.parquet")
+        overall = baseline.constant(train, rate, fields, params.gate)
+        simple = baseline.answers(train, rows, overall, fields, params.gate)
         label = rows[fields.label].to_numpy()
-        masks = slices(holdout.with_class_names(rows, fields), params.gate.slices)
+        masks = slices(holdout.with_class_names(rows, fields), params.gate.slice_fields, params.gate.bins)
         bundles = {"challenger": run.dir / "export"}
         opponent = None
         if champion is not None:
@@ -59,13 +62,15 @@ def scored_by(of: Score, run: Run, read: Read) -> Work:
         scores = {name: of(bundle, rows, fields) for name, bundle in bundles.items()}
         ours = scores["challenger"]
         theirs = scores.get("champion")
-        holdout.scored(rows, fields, ours, theirs, params.gate.slice_fields).write_parquet(folder / "scores.parquet")
+        kept = holdout.scored(rows, fields, ours, theirs, simple, params.gate.slice_fields)
+        kept.write_parquet(folder / "scores.parquet")
         return EvaluateFacts(
             n=rows.height,
             positives=holdout.positives(label, fields),
             challenger=metrics(label, ours),
             champion=holdout.measured(label, theirs, metrics),
-            base_rate=holdout.base_rate(label, rate, metrics),
+            base_rate={"rate": overall, **metrics(label, simple)},
+            baseline=baseline.told(fields, params.gate),
             slices=holdout.by_slice(label, ours, theirs, masks, metrics),
             opponent=opponent,
             **holdout.by_class(label, ours, fields),

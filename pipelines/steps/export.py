@@ -70,7 +70,7 @@ def written_by(write: Callable[[Path, Basis], Facts], run: Run) -> Work:
     fields = load_fields(params.case)
     spec = load_spec(fields, settings.profile_file(params.case))
     holdout = pl.read_parquet(run.dir / "dataset" / "holdout.parquet")
-    basis = Basis(fields, spec, holdout, as_judged(params, settings, run.as_of, holdout))
+    basis = Basis(fields, spec, holdout, as_judged(params, settings, run.as_of, holdout), params.gate.slices)
     # Labels of the holdout that a drift run would count come from the log, which no input's key holds.
     known = content_sha256(basis.judged.select("id", fields.label))
     declared = {"fields": fields.features_hash, "profile": spec.version, "judged": known}

@@ -10,11 +10,12 @@ import polars as pl
 
 from pipelines import ledger, storage
 from pipelines.contracts import Evidence, Manifest, Verdict
-from pipelines.evaluation.slices import slices
+from pipelines.evaluation.holdout import BASELINE
 from pipelines.gating.decide import decide
 from pipelines.gating.evidence import compared
 from pipelines.line.facts import EvaluateFacts, GateFacts
 from pipelines.line.step import Read, Run, Work
+from pipelines.measures import slices
 from pipelines.params import Params
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def work(run: Run, read: Read) -> Work:
 def evidence(params: Params, evaluate: Manifest, scores: pl.DataFrame) -> Evidence:
     """What the gate looks at, from evaluate's facts and its scores.
 
-    The opponent is the champion, else the base rate.
+    The opponent is the champion, else the baseline.
     """
     facts, gate = EvaluateFacts.of(evaluate), params.gate
     opponent = facts.opponent
@@ -70,9 +71,16 @@ def evidence(params: Params, evaluate: Manifest, scores: pl.DataFrame) -> Eviden
         champion=facts.champion
         or {name: value for name, value in facts.base_rate.items() if not isinstance(value, list)},
     )
+    if opponent is None and facts.baseline:
+        known = known.model_copy(update={"baseline": facts.baseline})
     if scores.is_empty():
         return known
     challenger = scores["challenger"].to_numpy()
-    rate = np.array(facts.base_rate["rate"])
-    against = np.broadcast_to(rate, challenger.shape) if opponent is None else scores["champion"].to_numpy()
-    return compared(known, gate, scores["label"].to_numpy(), against, challenger, slices(scores, gate.slices))
+    if opponent is not None:
+        against = scores["champion"].to_numpy()
+    elif BASELINE in scores.columns:
+        against = scores[BASELINE].to_numpy()
+    else:  # an evaluation by an earlier release
+        against = np.broadcast_to(np.array(facts.base_rate["rate"]), challenger.shape)
+    masks = slices(scores, gate.slice_fields, gate.bins)
+    return compared(known, gate, scores["label"].to_numpy(), against, challenger, masks)

@@ -118,6 +118,10 @@ def mistakes(tmp_path, case: str, *changes: tuple[str, str]) -> dict[str, str]:
         ("triage", "metric: log_loss", "metric: cost\n  costs: [[0, 1], [1, 0]]", "gate.costs", "11 classes"),
         ("bank", "metric: log_loss", "metric: pinball\n  quantile: 0.9", "gate.metric", "does not fit"),
         ("triage", "slices: []", "slices: [text]", "gate.slices.0", "choose one of team"),
+        ("loans", "draws: 2000", "draws: 2000\n  baseline: educatoin", "gate.baseline", "did you mean 'education'"),
+        ("loans", "draws: 2000", "draws: 2000\n  baseline: salary", "gate.baseline", "no category or flag"),
+        ("triage", "draws: 2000", "draws: 2000\n  baseline: text", "gate.baseline", "of the case: remove it"),
+        ("loans", "draws: 2000", "draws: 2000\n  baseline: 3", "gate.baseline", "valid string"),
         (
             "bank",
             "ignore: [month, day_of_week]",

@@ -246,7 +246,7 @@ def test_the_next_window_goes_on(state):
     for name in ("champion", "retrained_at", "retrains", "cooldown_until", "cooldown_days", "trigger", "verdict"):
         assert after[name] == before[name], name
     counted = (new.labels.errors, new.labels.rows, new.labels.baseline)
-    assert after["log_e"] == sequential.cusum(before["log_e"], *counted)
+    assert after["log_e"] == sequential.grown(before["log_e"], sequential.log_e_value(*counted))
     assert len(after["marks"]) == len(before["marks"]) or len(after["marks"]) == len(before["marks"]) + 1
     for step in ("alert", "report"):
         answered(step, "--as-of", str(NEXT))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipelines.contracts import Window
 from pipelines.drift.evidence import LabelEvidence
-from pipelines.drift.labels.sequential import capped, log_e_of_shares, metric_drop
+from pipelines.drift.labels.sequential import capped, log_e_of_shares, log_e_value, metric_drop
 from pipelines.drift_report import Corrections
 from pipelines.fields import Binary, Classes, Number, Target
 from pipelines.measures import design_effect, row_errors, row_log_loss, row_squared_error
@@ -148,58 +148,38 @@ def judge(
 
     The drop needs at least ``min_rows`` labels; without a baseline there is no evidence. Its confidence is
     ``1 - q``. With classes the error is ``prediction`` against label, and the loss is that of the rows whose
-    ``scores`` were logged: without enough of them errors speak alone. Of a number see :func:`_judge_numbers`.
+    ``scores`` were logged: without enough of them errors speak alone. Of a number the loss is the squared error, an
+    error is one that only a tenth of the holdout's were above, and the sequential test is of squared errors as shares
+    of their cap. Rows of one day are alike: of an e-value's evidence so many count as one.
     """
     own = rows.filter(pl.col("version") == version).drop_nulls("score")
     if own.is_empty() or not baseline:
         return LabelEvidence(rows=own.height)
     if isinstance(target, Number):
-        return _judge_numbers(own, baseline, params)
-    classes = classes_of(target)
-    scored = own
-    if classes:
-        scored = own.filter(pl.col("scores").list.len() == classes) if "scores" in own.columns else own.clear()
+        scored, loss = own, "squared error"
+        losses = row_squared_error(own["label"].to_numpy(), own["score"].to_numpy())
+        errors, usual = int((losses > baseline["large"]).sum()), baseline["capped_rate"]
+        shares = capped(losses, baseline["cap"])
+        log_e = log_e_of_shares(shares, usual)
+    else:
+        scored, losses, loss = *_log_losses(own, classes_of(target)), "log-loss"
+        shares = _wrong(own, "label", classes_of(target))
+        errors, usual = int(shares.sum()), baseline["error_rate"]
+        log_e = log_e_value(errors, own.height, usual)
     drop = None
     if scored.height >= params.min_rows:
-        score = np.array(scored["scores"].to_list()) if classes else scored["score"].to_numpy()
-        drop = metric_drop(
-            row_log_loss(scored["label"].to_numpy(), score),
-            days_of(scored),
-            baseline["loss"],
-            baseline["loss_se"],
-            1 - params.q,
-        )
-    wrong = _wrong(own, "label", classes)
-    return LabelEvidence(
-        rows=own.height,
-        errors=int(wrong.sum()),
-        baseline=baseline["error_rate"],
-        spread=design_effect(wrong, days_of(own)),
-        drop=drop,
-    )
+        drop = metric_drop(losses, days_of(scored), baseline["loss"], baseline["loss_se"], 1 - params.q)
+    spread = design_effect(shares, days_of(own))
+    return LabelEvidence(rows=own.height, errors=errors, baseline=usual, drop=drop, log_e=log_e / spread, loss=loss)
 
 
-def _judge_numbers(own: pl.DataFrame, baseline: dict[str, Any], params: DriftParams) -> LabelEvidence:
-    """The same of predicted numbers: the loss is the squared error.
-
-    An error is one that only a tenth of the holdout's were above. The sequential test is of squared errors as shares of
-    their cap, as :func:`~pipelines.drift.labels.sequential.log_e_of_shares` bets on them.
-    """
-    losses = row_squared_error(own["label"].to_numpy(), own["score"].to_numpy())
-    drop = None
-    days = days_of(own)
-    if own.height >= params.min_rows:
-        drop = metric_drop(losses, days, baseline["loss"], baseline["loss_se"], 1 - params.q)
-    shares = capped(losses, baseline["cap"])
-    return LabelEvidence(
-        rows=own.height,
-        errors=int((losses > baseline["large"]).sum()),
-        baseline=baseline["capped_rate"],
-        drop=drop,
-        spread=design_effect(shares, days),
-        log_e=log_e_of_shares(shares, baseline["capped_rate"]),
-        loss="squared error",
-    )
+def _log_losses(own: pl.DataFrame, classes: int) -> tuple[pl.DataFrame, NDArray[np.float64]]:
+    """The rows that a log-loss can be computed of, with classes those whose ``scores`` were logged, and it ``[n]``."""
+    if not classes:
+        return own, row_log_loss(own["label"].to_numpy(), own["score"].to_numpy())
+    scored = own.filter(pl.col("scores").list.len() == classes) if "scores" in own.columns else own.clear()
+    scores = np.array(scored["scores"].to_list(), np.float64).reshape(-1, classes)
+    return scored, row_log_loss(scored["label"].to_numpy(), scores)
 
 
 def corrections(rows: pl.DataFrame, version: int, target: Target = BINARY) -> Corrections:

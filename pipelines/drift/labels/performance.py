@@ -10,7 +10,7 @@ have a label, and how long labels took. Intervals are of confidence ``1 - q``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,7 +25,6 @@ from pipelines.drift.labels.calibration import estimate, expected
 from pipelines.drift_report import Estimate, Figures, PastEstimate, Performance, SliceFigures, WindowFigures
 from pipelines.fields import Number, Target
 from pipelines.measures import (
-    MOST_SLICES,
     around,
     clustered_mean,
     confusion,
@@ -36,6 +35,7 @@ from pipelines.measures import (
     row_log_loss,
     row_loss,
     row_squared_error,
+    slices,
     wilson,
 )
 from pipelines.params import DriftParams
@@ -54,6 +54,7 @@ def summary(
     columns: Sequence[str],
     params: DriftParams,
     target: Target,
+    bins: Mapping[str, Sequence[float]],
 ) -> Performance:
     """All of this module. ``rows`` are :func:`known`, ``windows`` oldest first.
 
@@ -66,7 +67,7 @@ def summary(
     newest = pl.concat([own.clear(), *told[-params.out_of :]])
     return Performance(
         rolling=tuple(rolling(rows, windows, params, target)),
-        slices=tuple(by_slice(newest, columns, baseline, params, target)),
+        slices=tuple(by_slice(newest, columns, baseline, params, target, bins)),
         estimate=estimated(parts[-1], baseline, params, target),
         earlier=tuple(earlier(own, windows, baseline, params, target)),
     )
@@ -175,35 +176,34 @@ def rolling(rows: pl.DataFrame, windows: Sequence[Window], params: DriftParams, 
 
 
 def by_slice(
-    rows: pl.DataFrame, columns: Sequence[str], baseline: dict[str, Any], params: DriftParams, target: Target
+    rows: pl.DataFrame,
+    columns: Sequence[str],
+    baseline: dict[str, Any],
+    params: DriftParams,
+    target: Target,
+    bins: Mapping[str, Sequence[float]],
 ) -> list[SliceFigures]:
-    """The loss of every value of the declared ``columns``, and whether it dropped from the holdout's.
+    """The loss of every slice of the declared ``columns``, and whether it dropped from the holdout's.
 
-    Of a column with more than ``MOST_SLICES`` values it is that of the commonest.
-
-    Where the baseline knows a slice it has a ``drop``, and it is ``dropped`` if that exceeds ``min_metric_drop``, by
-    one-sided tests under Benjamini-Hochberg at ``q`` over all slices. Values with fewer than ``min_rows`` labels make
-    no claim.
+    Slices are those of the gate (measures.slices). Where the baseline knows one it has a ``drop``, and it is
+    ``dropped`` if that exceeds ``min_metric_drop``, by one-sided tests under Benjamini-Hochberg at ``q`` over all
+    slices. Those with fewer than ``min_rows`` labels make no claim.
     """
     found: list[SliceFigures] = []
     tested: dict[int, float] = {}
-    for column in (name for name in columns if name in rows.columns):
-        flag = pl.selectors.by_name(column) & pl.selectors.boolean()
-        given = rows.filter(pl.col(column).is_not_null()).with_columns(flag.cast(pl.String))
-        parts = given.partition_by(column, as_dict=True)
-        commonest = sorted(parts.items(), key=lambda item: (-item[1].height, str(item[0])))[:MOST_SLICES]
-        for (value,), part in sorted(commonest, key=lambda item: str(item[0])):
-            drop = None
-            before = baseline.get("slices", {}).get(f"{column}={value}")
-            own, score = labelled(part, target)
-            if before is not None and own.height >= max(2, params.min_rows):
-                now = clustered_mean(_losses(own["label"].to_numpy(), score, target), days_of(own))
-                rise, error = now.value - before["loss"], math.hypot(now.se, before["loss_se"])
-                half = quantile(1 - params.q / 2, now.freedom) * error
-                drop = Interval(value=rise, low=rise - half, high=rise + half)
-                tested[len(found)] = _p_beyond(rise - params.min_metric_drop, error, now.freedom)
-            told = dict(figures(part, params, target))
-            found.append(SliceFigures(field=column, value=str(value), drop=drop, **told))
+    for name, mask in slices(rows, [column for column in columns if column in rows.columns], bins).items():
+        part = rows.filter(mask)
+        drop = None
+        before = baseline.get("slices", {}).get(name)
+        own, score = labelled(part, target)
+        if before is not None and own.height >= max(2, params.min_rows):
+            now = clustered_mean(_losses(own["label"].to_numpy(), score, target), days_of(own))
+            rise, error = now.value - before["loss"], math.hypot(now.se, before["loss_se"])
+            half = quantile(1 - params.q / 2, now.freedom) * error
+            drop = Interval(value=rise, low=rise - half, high=rise + half)
+            tested[len(found)] = _p_beyond(rise - params.min_metric_drop, error, now.freedom)
+        column, _, value = name.partition("=")
+        found.append(SliceFigures(field=column, value=value, drop=drop, **dict(figures(part, params, target))))
     fallen = stats.benjamini_hochberg(np.array(list(tested.values())), params.q)
     fell = {place for place, one in zip(tested, fallen, strict=True) if one}
     return [one.model_copy(update={"dropped": place in fell}) for place, one in enumerate(found)]

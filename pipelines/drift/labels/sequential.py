@@ -101,27 +101,15 @@ def log_e_value(errors: int, rows: int, baseline: float) -> float:
     return float(logs.max() + np.log(np.exp(logs - logs.max()).mean()))
 
 
-def cusum(log_e: float, errors: int, rows: int, baseline: float, spread: float = 1.0) -> float:
+def grown(log_e: float, batch: float) -> float:
     """One step of the e-CUSUM ``S_t = max(S_{t-1}, 1) e_t``, in logs: from ``log S_{t-1}`` to ``log S_t``.
 
-    A step is one window's batch of labels, of which ``spread`` rows say as much as one (a quasi-likelihood's
-    dispersion: McCullagh, Annals of Statistics 11(1), 1983). An alarm at ``S >= c`` has an average run length of at
-    least ``c`` windows while the champion keeps its rate, whatever their sizes. Source: Shin, Ramdas and Rinaldo,
-    E-detectors: a nonparametric framework for sequential change detection, NEJSDS 2(2), 2024.
+    ``batch`` is the log of a window's e-value. An alarm at ``S >= c`` has an average run length of at least ``c``
+    windows while nothing is wrong, whatever their sizes. Source: Shin, Ramdas and Rinaldo, E-detectors: a nonparametric
+    framework for sequential change detection, NEJSDS 2(2), 2024.
 
-    >>> cusum(0.0, 0, 0, 0.1), cusum(3.0, 30, 100, 0.1) > math.log(1e4)
-    (0.0, True)
-    """
-    if rows == 0:
-        return log_e
-    return grown(log_e, log_e_value(errors, rows, baseline) / spread)
-
-
-def grown(log_e: float, batch: float) -> float:
-    """One step of the e-CUSUM by the log of a batch's e-value, see :func:`cusum`.
-
-    >>> grown(-2.0, 1.5), grown(699.0, 30.0)
-    (1.5, 700.0)
+    >>> grown(-2.0, 1.5), grown(699.0, 30.0), grown(3.0, log_e_value(30, 100, 0.1)) > math.log(1e4)
+    (1.5, 700.0, True)
     """
     return min(max(log_e, 0.0) + batch, MAX_LOG_E)
 

@@ -129,9 +129,10 @@ def sentence(found: Shift, findings: Findings, names: Sequence[str], seen: Seen)
         return f"too few rows to compare the inputs; {metric}"
     if found == "concept":
         seen_as = "inputs are what they were" if findings.inputs == "steady" else "inputs could not be compared"
-        return f"{seen_as}, but {metric}{when}: the same inputs now have other labels"
+        target = f"; {seen.shares_told} moved" if findings.shares == "moved" else ""
+        return f"{seen_as}, but {metric}{when}: the same inputs now have other labels{target}"
     if found == "label":
-        arrived = "; the labels that arrived say so too" if findings.shares == "moved" else ""
+        arrived = "; the labels that arrived say so too" if what and findings.shares == "moved" else ""
         if mixture is not None and mixture.explains:
             shares = f"the classes' shares change (to {_percent(mixture.shares)})"
             return f"{what} moved{when} as inputs do when only {shares}{arrived}; {metric}"

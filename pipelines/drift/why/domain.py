@@ -76,8 +76,8 @@ def culprits(
     """The held-out AUC on declared fields, and each field's share of what tells the samples apart, largest first.
 
     Moments and vectors have their columns beside them (:func:`pipelines.encoding.unfolded`). A number is cut at the
-    reference's deciles and a category taken by value, with a column for missing, so that any change of a field counts,
-    and one outlier as one row. A field's share is the variance of its part of the score.
+    reference's deciles and a category taken by value, with a column for missing and one for undeclared values, so that
+    any change of a field counts, and one outlier as one row. A field's share is the variance of its part of the score.
     """
     from scipy import sparse
 
@@ -116,10 +116,10 @@ def _by_decile(before: pl.Series, now: pl.Series) -> tuple[Matrix, Matrix]:
 
 
 def _by_value(before: pl.Series, now: pl.Series, values: tuple[str, ...]) -> tuple[Matrix, Matrix]:
-    both = (
-        pl.concat([before.cast(pl.String), now.cast(pl.String)]).cast(pl.Enum(list(values)), strict=False).to_physical()
-    )
-    return _one_hot(both.fill_null(len(values)).to_numpy().astype(np.int64), len(values) + 1, before.len())
+    both = pl.concat([before.cast(pl.String), now.cast(pl.String)])
+    known = both.cast(pl.Enum(list(values)), strict=False).to_physical().fill_null(len(values))
+    codes = np.where(both.is_null().to_numpy(), len(values) + 1, known.to_numpy().astype(np.int64))
+    return _one_hot(codes, len(values) + 2, before.len())
 
 
 def _one_hot(codes: NDArray[np.int64], size: int, cut: int) -> tuple[Matrix, Matrix]:

@@ -57,7 +57,7 @@ def _improved(evidence: Evidence, measure: Measure) -> str:
     """By how much a candidate was better, and than what."""
     if evidence.lift is None:
         return "passed"
-    against = "the base rate"
+    against = f"the training rows' {evidence.baseline}"
     if evidence.opponent == "champion":
         against = "the champion"
     return f"improved {lift(evidence, measure)} over {against} on {count(evidence.n)} held-out rows"

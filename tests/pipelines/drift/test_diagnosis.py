@@ -96,7 +96,7 @@ def seen(stream: Stream, drift: str, day: date, change=None) -> Seen:
         days=days,
         fresh=fresh,
         known=known,
-        slices=performance.by_slice(known, ["education"], stream.reference.baseline, PARAMS.drift, Binary()),
+        slices=performance.by_slice(known, ["education"], stream.reference.baseline, PARAMS.drift, Binary(), {}),
     )
 
 

@@ -52,6 +52,19 @@ def test_without_a_shift_the_interval_holds_one_half():
     assert held >= 35
 
 
+def test_undeclared_values_in_the_place_of_missing_ones_are_a_change():
+    """A category whose missing values became undeclared ones tells the samples apart."""
+    before, now = rows(800, 0), rows(800, 1)
+    third = pl.int_range(pl.len()) % 3 == 0
+    before, now = (
+        frame.with_columns(colour=pl.when(third).then(pl.lit(value, pl.String)).otherwise("colour"))
+        for frame, value in ((before, None), (now, "blue"))
+    )
+    auc, shares = domain.culprits(before, now, FIELDS)
+    assert auc.low > 0.6
+    assert next(iter(shares)) == "colour"
+
+
 def test_a_sample_of_one_row_is_told_from_nothing():
     """One row has no half to fit on: the AUC is unknown, and no field is to blame."""
     auc, shares = domain.culprits(rows(1, 0), rows(200, 1), FIELDS)

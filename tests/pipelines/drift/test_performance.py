@@ -13,9 +13,12 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from pipelines.contracts import Window
 from pipelines.drift.labels import performance
+from pipelines.drift.profile.spec import Spec
+from pipelines.drift.reference import reference_profile
 from pipelines.drift_report import Performance
-from pipelines.fields import Binary, Classes
+from pipelines.fields import Attribute, Binary, Categorical, Classes, Fields, Flag, Numeric, Scale
 from pipelines.measures import CLIP, row_log_loss
+from pipelines.params import Bins
 from tests.pipelines.drift.stream import PARAMS, START, Stream, midnight
 
 DAY = datetime(2020, 1, 1, tzinfo=UTC)
@@ -138,17 +141,18 @@ def test_only_the_slice_that_dropped_is_named():
     }
     turned = rows.with_columns(label=pl.when(pl.col("colour") == "red").then(1 - pl.col("label")).otherwise("label"))
     found = {
-        one.value: one for one in performance.by_slice(turned, ["colour", "absent"], baseline, PARAMS.drift, Binary())
+        one.value: one
+        for one in performance.by_slice(turned, ["colour", "absent"], baseline, PARAMS.drift, Binary(), {})
     }
     assert {value: one.dropped for value, one in found.items()} == {"green": False, "red": True}
     assert found["red"].drop.low > 0.1
     assert found["red"].coverage == 1.0
     # What the holdout did not have, and what has few labels, is shown and makes no claim.
     assert not any(
-        one.dropped or one.drop for one in performance.by_slice(turned, ["colour"], {}, PARAMS.drift, Binary())
+        one.dropped or one.drop for one in performance.by_slice(turned, ["colour"], {}, PARAMS.drift, Binary(), {})
     )
     assert not any(
-        one.drop for one in performance.by_slice(turned.head(60), ["colour"], baseline, PARAMS.drift, Binary())
+        one.drop for one in performance.by_slice(turned.head(60), ["colour"], baseline, PARAMS.drift, Binary(), {})
     )
 
 
@@ -160,9 +164,47 @@ def test_a_slice_without_any_error_has_not_dropped(score, was, dropped):
     """
     rows = answers(200).with_columns(colour=pl.lit("red"), score=pl.lit(score), label=pl.lit(1))
     baseline = {"slices": {"colour=red": {"rows": 100, "loss": was, "loss_se": 0.0}}}
-    [found] = performance.by_slice(rows, ["colour"], baseline, PARAMS.drift, Binary())
+    [found] = performance.by_slice(rows, ["colour"], baseline, PARAMS.drift, Binary(), {})
     assert found.drop.value == pytest.approx(-math.log(min(score, 1 - CLIP)) - was, abs=1e-9)
     assert found.dropped is dropped
+
+
+def test_every_slice_of_the_gate_has_a_drop():
+    """Missing and undeclared values, flags, bins of a number and attributes are held against the holdout's loss.
+
+    The reference's slices and the window's are cut alike: none is left without its drop.
+    """
+    fields = Fields(
+        "mock",
+        (
+            Categorical("colour", ("red",), missing=True, other=True),
+            Flag("member"),
+            Numeric("size", missing=True),
+            Attribute("region"),
+        ),
+        "label",
+    )
+    rows = answers(1200).with_columns(
+        colour=pl.Series([("red", "blue", None)[row % 3] for row in range(1200)]),
+        member=pl.int_range(1200) % 2 == 0,
+        size=pl.Series([(1.0, 5.0, None)[row // 2 % 3] for row in range(1200)]),
+        region=pl.Series([("north", "south")[row // 6 % 2] for row in range(1200)]),
+    )
+    cuts = ("colour", "member", Bins(field="size", bins=(3,)), "region")
+    spec = Spec("mock", {"size": Scale(0.0, 1.0), "score": Scale(0.0, 1.0)})
+    holdout = rows.drop("score", "version")
+    reference = reference_profile(holdout, rows["score"].to_numpy(), fields, spec, holdout, cuts)
+    gate = PARAMS.gate.model_copy(update={"slices": cuts})
+    found = performance.by_slice(rows, gate.slice_fields, reference.baseline, PARAMS.drift, Binary(), gate.bins)
+    assert {f"{one.field}={one.value}" for one in found} == {
+        *("colour=red", "colour=blue", "colour=missing", "member=false", "member=true"),
+        *("size=below 3", "size=3 or more", "size=missing", "region=north", "region=south"),
+    }
+    assert all(one.drop is not None and one.drop.value == pytest.approx(0) for one in found)
+    turned = rows.with_columns(label=pl.when(pl.col("size").is_null()).then(1 - pl.col("label")).otherwise("label"))
+    worse = performance.by_slice(turned, gate.slice_fields, reference.baseline, PARAMS.drift, Binary(), gate.bins)
+    strongest = max(worse, key=lambda one: one.drop.low)
+    assert (strongest.field, strongest.value, strongest.dropped) == ("size", "missing", True)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +224,9 @@ def told(stream: Stream, kind: str) -> Performance:
         label_time=pl.col("event_time") + timedelta(days=7),
     )
     windows = [Window(start=midnight(day), end=midnight(day) + timedelta(days=1)) for day in days]
-    return performance.summary(rows, windows, 1, stream.reference.baseline, PARAMS.gate.slices, PARAMS.drift, Binary())
+    return performance.summary(
+        rows, windows, 1, stream.reference.baseline, PARAMS.gate.slices, PARAMS.drift, Binary(), {}
+    )
 
 
 def test_the_estimate_holds_under_covariate_shift(stream):
@@ -213,7 +257,7 @@ def test_without_a_calibration_nothing_is_estimated(stream):
     """
     old = {name: stream.reference.baseline[name] for name in ("rows", "errors", "error_rate", "loss", "loss_se")}
     rows = answers(100).with_columns(education=pl.lit("none"))
-    found = performance.summary(rows, WINDOWS, 1, old, ["education"], PARAMS.drift, Binary())
+    found = performance.summary(rows, WINDOWS, 1, old, ["education"], PARAMS.drift, Binary(), {})
     assert (found.estimate, found.earlier) == (None, ())
     assert found.rolling[0].labelled == 100
     assert found.rolling[0].end.date() == date(2020, 1, 2)

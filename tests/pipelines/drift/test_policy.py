@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.contracts import FeatureDrift, Interval, Mean
 from pipelines.drift.evidence import DriftEvidence, LabelEvidence, PolicyState
+from pipelines.drift.labels.sequential import log_e_value
 from pipelines.drift.policy import labels_needed, step, volume_needed
 from pipelines.drift_report import Headroom, Mark
 from pipelines.measures import around, pooled
@@ -58,9 +59,8 @@ def state(name: str = "STABLE", **other) -> PolicyState:
 
 def labels(*, errors: int = 20, low: float = -0.1) -> LabelEvidence:
     """A batch of 200 labels against a baseline of 10% errors."""
-    return LabelEvidence(
-        rows=200, errors=errors, baseline=0.1, drop=Interval(value=low + 0.05, low=low, high=low + 0.1)
-    )
+    drop = Interval(value=low + 0.05, low=low, high=low + 0.1)
+    return LabelEvidence(rows=200, errors=errors, baseline=0.1, drop=drop, log_e=log_e_value(errors, 200, 0.1))
 
 
 DRIFTED = feature("a")
@@ -492,6 +492,24 @@ def test_a_gain_waits_for_labels_and_budget_and_goes_away_with_its_reason():
     assert "a gain above its price was found earlier" in still.reason
     gone, action = step(still, seen(**gain(-0.08)), CONFIG, NOW, "loans", NOW)
     assert (gone.name, gone.episode, action) == ("STABLE", None, "none")
+    assert (gone.rule, gone.path) == ("calmed", ("CONFIRMED", "STABLE"))
+    assert gone.reason == "a retraining would gain -0.080 nats now, less than it costs (0.02); nothing moved"
+
+
+@pytest.mark.parametrize(
+    ("before", "why"),
+    [
+        (state("WATCH", clean=2), "3 clean windows"),
+        (state("CONFIRMED", clean=2, **CONFIRMED), "3 clean windows: the drift went away by itself"),
+    ],
+)
+def test_what_calmed_says_why(before, why):
+    """A state that returns to STABLE tells what brought it there, and not only that nothing moved in this window."""
+    after, action = step(before, seen(), CONFIG, NOW, "loans", NOW)
+    assert (after.name, action, after.rule) == ("STABLE", "none", "calmed")
+    assert after.reason == f"{why}; nothing moved"
+    later = step(after, seen(), CONFIG, NOW + timedelta(days=1), "loans", NOW + timedelta(days=1))[0]
+    assert (later.rule, later.reason) == ("quiet", "nothing moved")
 
 
 def test_what_each_trigger_would_have_done_stands_in_the_state():

@@ -8,9 +8,7 @@ import pytest
 
 from pipelines.errors import ConfigError
 from pipelines.evaluation.metrics import calibration_error, metrics
-from pipelines.evaluation.slices import slices
-from pipelines.measures import CLIP, class_f1, confusion, cut, row_log_loss
-from pipelines.params import Bins
+from pipelines.measures import CLIP, class_f1, confusion, cut, row_log_loss, slices
 
 LABEL = np.array([0, 0, 1, 1], np.int8)
 SCORE = np.array([0.1, 0.4, 0.35, 0.8])
@@ -50,17 +48,17 @@ def test_calibration_error_sees_overconfidence():
 def test_slices_cover_the_rows_once_per_column():
     """Each value of a declared column is a slice, a column's slices part the rows, and an unknown column is named."""
     frame = pl.DataFrame({"contact": ["b", "a", "b"], "x": [1, 2, 3]})
-    masks = slices(frame, ("contact",))
+    masks = slices(frame, ("contact",), {})
     assert list(masks) == ["contact=a", "contact=b"]
     assert sum(mask.astype(int) for mask in masks.values()).tolist() == [1, 1, 1]
     with pytest.raises(ConfigError, match="'colour'"):
-        slices(frame, ("colour",))
+        slices(frame, ("colour",), {})
 
 
 def test_a_number_is_cut_by_its_bins():
     """Each bin that has a row is a slice, an edge is in the upper one, and a missing number in one of its own."""
     frame = pl.DataFrame({"age": [18.0, 30.0, 49.0, 64.0, None]})
-    masks = slices(frame, (Bins(field="age", bins=(30, 50, 90)),))
+    masks = slices(frame, ("age",), {"age": (30, 50, 90)})
     assert {name: mask.tolist().index(True) for name, mask in masks.items()} == {
         "age=below 30": 0,
         "age=30 to below 50": 1,
@@ -75,18 +73,18 @@ def test_a_number_is_cut_by_its_bins():
 
 def test_a_number_that_is_not_whole_is_no_slice_without_bins():
     """Its values are hardly shared, so slices of them would check nothing; whole numbers are cut by their values."""
-    assert list(slices(pl.DataFrame({"dependents": [0.0, 2.0]}), ("dependents",))) == [
+    assert list(slices(pl.DataFrame({"dependents": [0.0, 2.0]}), ("dependents",), {})) == [
         "dependents=0.0",
         "dependents=2.0",
     ]
     with pytest.raises(ConfigError, match="give bins"):
-        slices(pl.DataFrame({"salary": [1.5, 2.0]}), ("salary",))
+        slices(pl.DataFrame({"salary": [1.5, 2.0]}), ("salary",), {})
 
 
 def test_rows_without_a_value_are_a_slice_and_flags_are_named_as_in_json():
     """What is missing is cut like a value, of text and of flags, so that a column's slices still part the rows."""
     frame = pl.DataFrame({"region": ["b", None, "b"], "member": [True, False, None]})
-    masks = slices(frame, ("region", "member"))
+    masks = slices(frame, ("region", "member"), {})
     assert {name: mask.tolist() for name, mask in masks.items()} == {
         "region=b": [True, False, True],
         "region=missing": [False, True, False],

@@ -78,6 +78,17 @@ def test_of_several_harmed_slices_the_surest_is_named():
     assert "s=-0.05" in decide(evidence, PARAMS).reason
 
 
+def test_the_reason_says_what_a_first_champion_was_held_against():
+    """The baseline's words stand in the verdict; evidence of an earlier release says base rate, and keeps its hash."""
+    [row] = [row for row in GOLDEN if row["name"] == "first champion, better than the base rate"]
+    old = Evidence.model_validate(row["evidence"])
+    assert " against the training rows' base rate on " in decide(old, PARAMS).reason
+    assert "baseline" not in old.model_dump()
+    named = old.model_copy(update={"baseline": "median by carrier"})
+    assert " against the training rows' median by carrier on 500 rows" in decide(named, PARAMS).reason
+    assert named.model_dump()["baseline"] == "median by carrier"
+
+
 def test_evidence_without_a_lift_is_refused():
     """Rows enough and no lift is a broken evaluation, not a verdict."""
     with pytest.raises(DataError, match="evaluate again"):

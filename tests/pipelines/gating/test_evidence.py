@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.contracts import Evidence
+from pipelines.gating.decide import worst_harm
 from pipelines.gating.evidence import compared
 from pipelines.params_file import load_params
 
@@ -38,6 +39,28 @@ def test_large_slices_are_compared_and_the_others_named():
     found = seen()
     assert [(one.name, one.n) for one in found.slices] == [("age=young", 300), ("age=old", 300)]
     assert found.unchecked == ("job",)
+
+
+@pytest.mark.parametrize(("rows", "judged"), [(1, False), (5, False), (7, True)])
+def test_a_slice_of_a_few_rows_is_not_surely_harmed(rows, judged):
+    """One row has an interval of no width, five have a narrow one: neither is sure, whatever min_slice_rows allows."""
+    label = np.ones(600, np.int8)
+    worse = np.where(np.arange(600) < rows, 0.3, 0.8)
+    gate = GATE.model_copy(update={"metric": "log_loss", "min_slice_rows": 1, "slices": ("age",)})
+    known = Evidence(metric="log_loss", n=600, positives=600, opponent="champion", lift=None)
+    masks = {"age=odd": np.arange(600) < rows}
+    found = compared(known, gate, label, np.full(600, 0.7), worse, masks)
+    assert [one.lift.high < 0 for one in found.slices] == [True] * judged
+    assert (worst_harm(found, 1) is not None, found.unchecked) == (judged, () if judged else ("age",))
+
+
+def test_a_slice_that_is_answered_alike_is_no_worse():
+    """Where no row differs nothing is harmed, and the slice counts as checked."""
+    masks = {"age=old": OLD}
+    known = Evidence(metric="accuracy", n=600, positives=1, opponent="champion", lift=None)
+    gate = GATE.model_copy(update={"metric": "accuracy", "slices": ("age",)})
+    found = compared(known, gate, LABEL, CHALLENGER, CHALLENGER, masks)
+    assert (found.unchecked, found.slices[0].lift.high, worst_harm(found, 1)) == ((), 0.0, None)
 
 
 def test_floors_are_limits_from_below_or_above():

@@ -299,6 +299,15 @@ def test_what_is_said_of_a_number_is_in_its_unit():
     assert "log-loss, nats" not in daily.page(view.model_copy(update={"verdicts": ()}), daily.Links())
 
 
+def test_a_first_champion_is_said_to_be_better_than_its_baseline():
+    """The page names what the first model beat, as the verdict does."""
+    of = judged("promote", trigger="initial")
+    told = {"opponent": "base_rate", "baseline": "base rate by education"}
+    verdict = of.verdict.model_copy(update={"evidence": of.verdict.evidence.model_copy(update=told)})
+    text = page(verdicts=(of.model_copy(update={"verdict": verdict}),))
+    assert "over the training rows&#39; base rate by education on 512 held-out rows" in text
+
+
 def test_a_promise_that_is_kept_lies_on_the_diagonal():
     """Both sides have one scale: what was delivered as promised is as far to the right as it is high."""
     chart = kept.draw(kept.kept(seen(verdicts=(trained(9, "promote", 0.1, 0.1), trained(0, "promote", 0.02, 0.02)))))

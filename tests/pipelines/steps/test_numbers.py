@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import timedelta
 
 import numpy as np
@@ -115,6 +116,28 @@ def test_the_first_verdict_is_about_minutes(first):
     assert verdict.evidence.positives > 0.9 * verdict.evidence.n
     assert {piece.name for piece in verdict.evidence.slices} == {"road=country", "road=town"}
     assert ledger.verdicts(settings.ledger, trips.CASE)
+
+
+def test_a_first_model_may_be_held_against_a_median_for_each_road(first, tmp_path):
+    """A declared baseline is fitted on the training rows, named by the verdict, and measured beside the candidate."""
+    _, run_dir = first
+    alone = Settings(home=tmp_path)
+    again = alone.run_dir(trips.CASE, AS_OF)
+    for name in ("dataset", "export"):
+        shutil.copytree(run_dir / name, again / name)
+    params = load_params(trips.CASE)
+    by_road = params.gate.model_copy(update={"metric": "mae", "baseline": "road"})
+    for step in (evaluate, gate):
+        step.run(params.model_copy(update={"gate": by_road}), alone, again, AS_OF)
+    verdict = Verdict.model_validate_json((again / "gate" / "verdict.json").read_bytes())
+    assert "against the training rows' median by road" in verdict.reason
+    train, holdout = (pl.read_parquet(run_dir / "dataset" / f"{name}.parquet") for name in ("train", "holdout"))
+    medians = dict(train.group_by("road").agg(pl.col("minutes").median()).iter_rows())
+    expected = (holdout["minutes"] - holdout["road"].replace_strict(medians)).abs().mean()
+    assert verdict.evidence.champion["mae"] == pytest.approx(expected)
+    assert facts(run_dir, "evaluate")["base_rate"]["mae"] > expected + 1
+    lift = expected - facts(again, "evaluate")["challenger"]["mae"]
+    assert verdict.evidence.lift.value == pytest.approx(lift)
 
 
 def test_the_reference_knows_how_wrong_the_number_is(first):

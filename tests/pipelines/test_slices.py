@@ -1,21 +1,18 @@
-"""pipelines/evaluation/slices.py: the slices of strange columns."""
+"""pipelines/measures.py: the slices of strange columns."""
 
 import polars as pl
 
-from pipelines.evaluation.slices import slices
-from pipelines.measures import MOST_SLICES
-from pipelines.params import Bins
+from pipelines.measures import MOST_SLICES, slices
 
 
-def _rows(frame, by):
-    return {name: int(mask.sum()) for name, mask in slices(frame, (by,)).items()}
+def _rows(frame, by, bins=()):
+    return {name: int(mask.sum()) for name, mask in slices(frame, (by,), {by: bins} if bins else {}).items()}
 
 
 def test_bins_of_large_numbers_keep_their_own_names():
     """Edges that agree in six digits are told apart: each bin is a slice, and no rows of two bins are one."""
     days = pl.DataFrame({"day": [20130131.0, 20130132.0, 20130133.0, 20130133.0, None]})
-    bins = Bins(field="day", bins=(20130131.0, 20130132.0, 20130133.0))
-    assert _rows(days, bins) == {
+    assert _rows(days, "day", (20130131.0, 20130132.0, 20130133.0)) == {
         "day=20130131 to below 20130132": 1,
         "day=20130132 to below 20130133": 1,
         "day=20130133 or more": 2,
