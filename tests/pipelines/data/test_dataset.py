@@ -104,13 +104,13 @@ def test_a_text_that_is_trained_on_judges_nobody():
         _rows(10, 30).with_columns(text=pl.format("report  {}", pl.int_range(pl.len()) % 95)), "y", AS_OF, params
     )
     again = rows.with_columns(text=pl.col("text").str.replace("  ", " "))
-    split = dataset.split(pl.concat([rows.head(80), again.tail(20)]), older, params, text="text")
+    split = dataset.split(pl.concat([rows.head(80), again.tail(20)]), older, params, repeats=("text",))
     assert (split.excluded, split.holdout.height) == (5, 15)
     trained = set(split.train["text"])
     assert split.history.height == 200 - sum(text in trained for text in older["text"])
     assert not set(split.history["text"]) & trained
     champions = pl.DataFrame({"id": ["of the champion"], "text": [split.holdout["text"][0].replace(" ", "\n")]})
-    assert dataset.split(pl.concat([rows.head(80), again.tail(20)]), older, params, champions, "text").excluded == 6
+    assert dataset.split(pl.concat([rows.head(80), again.tail(20)]), older, params, champions, ("text",)).excluded == 6
 
 
 def test_replay_and_history_look_back_to_the_beginning():
