@@ -102,8 +102,13 @@ def build(params: AnyModel, fields: Fields, *, pretrained: bool = True) -> Mixed
     """The network for a case's declared fields and target; the caller seeds torch.
 
     Without ``pretrained`` an encoder's weights are random, as of :func:`pipelines.cases.encoder.build`, which says what
-    is raised. Raises ConfigError for parameters of another kind of model.
+    is raised. Raises ConfigError for parameters of another kind of model, and without a text or a table.
     """
+    if fields.text is None or not fields.has_table:
+        raise ConfigError(
+            f"{fields.case} declares no text beside other fields: build its model by pipelines/cases/tabular.py, "
+            "or of a text alone by pipelines/cases/encoder.py"
+        )
     if not isinstance(params, MixedModelParams):
         raise ConfigError(f"model.kind is {params.kind}, and {fields.case} has a text beside a table: choose mixed")
     if params.tokens:

@@ -100,7 +100,10 @@ def test_a_number_is_standardised_by_its_head(params: MixedModelParams):
     assert model.restore(torch.ones(1, 1)).tolist() == [[1e6 + 20.0]]
 
 
-def test_parameters_of_another_kind_are_refused():
-    """A text beside a table needs the parameters of both."""
+def test_what_does_not_fit_is_refused(params: MixedModelParams):
+    """A text beside a table needs the parameters of both, and a declaration of both."""
     with pytest.raises(ConfigError, match="choose mixed"):
         build(ModelParams(hidden=(8,), embedding=2, dropout=0.0), FIELDS)
+    for own in (FIELDS.fields[1:2], FIELDS.fields[::2]):
+        with pytest.raises(ConfigError, match="no text beside other fields"):
+            build(params, Fields(case="x", label="team", fields=own))
