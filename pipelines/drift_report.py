@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from pipelines.amounts import spread
 from pipelines.contracts import EpisodeTrigger, FeatureDrift, Instant, Interval, Mean, Value, Window
 
 FILE = "report.json"
@@ -258,7 +259,7 @@ class Headroom(Part):
         >>> Headroom(price=0.02).told(Interval(value=0.08, low=0.05, high=0.11))
         '0.080 nats (0.050 to 0.110), it costs 0.02'
         """
-        return f"{found.value:.3f} {self.unit} ({found.low:.3f} to {found.high:.3f}), it costs {self.price:g}"
+        return f"{spread(found, self.unit)}, it costs {self.price:g}"
 
     @property
     def decides(self) -> Interval | None:

@@ -328,11 +328,12 @@ class Fields:
 
     @cached_property
     def features(self) -> tuple[Column | Moment | Vector, ...]:
-        """What the model is given, in declared order: the fields but the attributes, and the derived ones."""
-        return (*self._raw, *self.derived)
+        """What the model is given, in declared order: the raw features, and the derived ones."""
+        return (*self.raw, *self.derived)
 
     @cached_property
-    def _raw(self) -> tuple[Column | Moment | Vector, ...]:
+    def raw(self) -> tuple[Column | Moment | Vector, ...]:
+        """The features that a row has, in declared order: the fields but the attributes."""
         return tuple(field for field in self.fields if not isinstance(field, Attribute))
 
     @cached_property
@@ -400,7 +401,7 @@ class Fields:
     @cached_property
     def inputs(self) -> tuple[str, ...]:
         """The names of the raw features in declared order: what a row is scored by."""
-        return tuple(field.name for field in self._raw)
+        return tuple(field.name for field in self.raw)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -464,7 +465,7 @@ class Fields:
         Neither prose nor attributes are part of it: a champion serves on when one is added. Nor are formulas, which
         every bundle has with it.
         """
-        declared: list[Any] = [self.case, self.label, _spec(self._raw)]
+        declared: list[Any] = [self.case, self.label, _spec(self.raw)]
         if self.derived:
             declared.append(["derived", _spec(self.derived)])
         if self.classes:

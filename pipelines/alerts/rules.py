@@ -13,6 +13,7 @@ from datetime import timedelta
 
 from pydantic import Field
 
+from pipelines.amounts import spread
 from pipelines.contracts import Alert, AlertRule, Instant, Severity, Value
 from pipelines.drift_report import UNJUDGED, DriftReport, HeldBy, Policy, Retrained, State
 from pipelines.moments import day
@@ -94,7 +95,7 @@ def _performance_dropped(facts: Facts, params: Params) -> Iterable[Finding]:
     if report.policy.alarmed:
         why.append(f"the {rate} is above the holdout's (e-CUSUM e^{report.policy.log_e:.1f})")
     if drop is not None and drop.low > params.drift.min_metric_drop:
-        why.append(f"the {report.measure.loss} rose by {drop.value:.3f} [{drop.low:.3f}, {drop.high:.3f}]")
+        why.append(f"the {report.measure.loss} rose by {spread(drop)}")
     if not why and report.diagnosis.performance == "dropped":
         why.append(report.diagnosis.why)
     if why:

@@ -105,15 +105,27 @@ def _frontier_panel(panel: Any, summary: dict[str, Any]) -> None:
             zorder=3,
         )
         places.setdefault((one["retrains"], round(mean_loss(one), 4)), []).append(name)
-    for place, names in places.items():  # policies that did the same share a label
-        panel.annotate(
-            ", ".join(names), place, xytext=(8, 6), textcoords="offset points", fontsize=10, color=_style(names[0])[0]
-        )
     panel.xaxis.get_major_locator().set_params(integer=True)
     panel.set_xlim(-0.04 * max(1, widest) - 0.3, widest * 1.18 + 0.6)
     panel.margins(y=0.12)
+    _label(panel, places)
     panel.set_xlabel("retrainings")
     panel.set_title(f"mean {named(summary)} (lower is better)", loc="left", fontsize=11)
+
+
+def _label(panel: Any, places: dict[tuple[float, float], list[str]]) -> None:
+    """Names beside the marks, those of policies that did the same together; none lies on another, from above down."""
+    width, height = (abs(high - low) for low, high in (panel.get_xlim(), panel.get_ylim()))
+    line, letter = 0.042 * height, 0.017 * width
+    taken: list[tuple[float, float, float]] = []
+    for (x, y), names in sorted(places.items(), key=lambda one: -one[0][1]):
+        text, start, base = ", ".join(names), x + 0.022 * width, y + 0.015 * height
+        end = start + letter * len(text)
+        for left, right, other in taken:
+            if left < end and start < right and base > other - line:
+                base = other - line
+        taken.append((start, end, base))
+        panel.text(start, base, text, fontsize=10, color=_style(names[0])[0])
 
 
 def _time_panel(panel: Any, summary: dict[str, Any]) -> None:

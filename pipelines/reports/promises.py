@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from pipelines import storage
+from pipelines.amounts import spread
 from pipelines.contracts import EpisodeTrigger, Evidence, Instant, Interval, Trigger, Value
 from pipelines.drift_report import read_report
 from pipelines.moments import day
@@ -73,14 +74,10 @@ def told(promise: Promise | None, evidence: Evidence) -> str:
     if promise is None:
         return "No gain was promised: no probe had measured one over this champion."
     over = "one of the champion's time" if promise.against == "past" else "the champion's answers"
-    said = f"On {day(promise.as_of)} a probe promised {_gain(promise.gain)} {promise.unit} over {over}"
+    said = f"On {day(promise.as_of)} a probe promised {spread(promise.gain, promise.unit)} over {over}"
     if evidence.metric != "log_loss":
         return f"{said}; the gate decides by {evidence.metric}, so what was delivered is not known in {promise.unit}."
     came = delivered(evidence)
     if came is None:
         return f"{said}; what the candidate delivered is not known."
-    return f"{said}; the candidate delivered {_gain(came)} over the champion on {evidence.n:,} held-out rows."
-
-
-def _gain(found: Interval) -> str:
-    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+    return f"{said}; the candidate delivered {spread(came)} over the champion on {evidence.n:,} held-out rows."

@@ -86,8 +86,9 @@ def load(root: Path, fields: Fields, release: Release) -> Version:
 
 
 def probe(fields: Fields) -> dict[str, list[Any]]:
-    """Columns of one valid row."""
-    return {field.name: [_valid(field)] for field in fields.features} | {EVENT_TIME: [EARLIEST]}
+    """What encoding reads of one valid row."""
+    columns = {field.name: [_valid(field)] for field in fields.raw} | {EVENT_TIME: [EARLIEST]}
+    return {name: columns[name] for name in fields.reads}
 
 
 def _valid(field: Field) -> Any:

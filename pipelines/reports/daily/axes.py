@@ -10,7 +10,6 @@ from statistics import median
 
 from pipelines.contracts import Interval, Window
 from pipelines.drift_report import WindowFigures
-from pipelines.moments import day
 
 WIDTH = 900
 HEIGHT = 300
@@ -105,18 +104,21 @@ def rounded(low: float, high: float) -> list[tuple[float, str]]:
     return [(number * step, f"{number * step:.{digits}f}") for number in numbers]
 
 
-def dates(ends: Sequence[datetime], axes: Axes, kind: str | None) -> tuple[Tick, ...]:
-    """At most eight ends of windows, named by the window before them; those of no calendar (None) by their last day."""
+def dates(windows: Sequence[Window | WindowFigures], axes: Axes, kind: str | None) -> tuple[Tick, ...]:
+    """At most eight windows by name, in their middles; those of no calendar (None) are named by their last day."""
+    by_end = {one.end: one for one in windows}
+    ends = sorted(by_end)
     every = math.ceil(len(ends) / 8)
-    return tuple(Tick(axes.x(end), _short(end - timedelta(microseconds=1), kind)) for end in ends[::-1][::every][::-1])
+    shown = (by_end[end] for end in ends[::-1][::every][::-1])
+    return tuple(Tick(axes.middle(one), _short(one.end - timedelta(microseconds=1), kind)) for one in shown)
 
 
 def _short(last: datetime, kind: str | None) -> str:
-    """A window's short name."""
+    """A window's short name; an apostrophe tells a year from a day."""
     if kind is None:
-        return day(last)
+        return f"{last.day} {last:%b '%y}"
     if kind == "quarter":
-        return f"Q{(last.month + 2) // 3} {last:%y}"
+        return f"Q{(last.month + 2) // 3} '{last:%y}"
     if kind == "month":
-        return f"{last:%b %y}"
+        return f"{last:%b '%y}"
     return f"{last.day} {last:%b}"

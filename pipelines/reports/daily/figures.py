@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import date, datetime, timedelta
 
+from pipelines.amounts import spread
 from pipelines.contracts import Evidence, Interval
 from pipelines.drift_report import Measure
 from pipelines.moments import day
@@ -75,7 +76,7 @@ def interval(found: Interval) -> str:
     >>> interval(Interval(value=0.47, low=0.2287, high=0.71))
     '+0.470 (+0.229 to +0.710)'
     """
-    return f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    return spread(found, signed=True)
 
 
 def lift(evidence: Evidence, measure: Measure) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipelines.amounts import amount, spread
 from pipelines.contracts import Interval, Window
 from pipelines.drift_report import DriftReport, Headroom
 from pipelines.moments import day
@@ -39,7 +40,8 @@ def gain(found: Headroom) -> str:
     if known.value > found.price:
         return f"A retraining now would gain {figure}: it is not sure that it pays."
     if known.value < 0:
-        return f"A retraining now would lose {-known.value:.3f} {found.unit} ({-known.high:.3f} to {-known.low:.3f})."
+        lost = Interval(value=-known.value, low=-known.high, high=-known.low)
+        return f"A retraining now would lose {spread(lost, found.unit)}."
     return f"A retraining now would gain {figure}: it does not pay."
 
 
@@ -73,7 +75,7 @@ def basis(report: DriftReport) -> str:
     if found.errors is not None:
         wrong = "fewer" if found.errors.value >= 0 else "more"
         said.append(f"Of 1,000 answers {abs(1000 * found.errors.value):.0f} {wrong} would be wrong.")
-    said += [f"{one.metric}: {one.probe:.3f}, the champion's {one.champion:.3f}." for one in found.metrics]
+    said += [f"{one.metric}: {amount(one.probe)}, the champion's {amount(one.champion)}." for one in found.metrics]
     return " ".join(said)
 
 
@@ -140,7 +142,7 @@ def draw(view: View) -> Chart | None:
         price=axes.y(price),
         zero=axes.y(0.0),
         # Windows that lie a label delay earlier begin and end on any day.
-        ticks_x=dates(sorted({of.end for _, _, of in known}), axes, kind=None),
+        ticks_x=dates([of for _, _, of in known], axes, kind=None),
         ticks_y=values(axes),
     )
 
@@ -155,7 +157,7 @@ def _point(past: Past, one: Interval, of: Window, axes: Axes, kind: str) -> Poin
     report, unit = past.report, past.report.headroom.unit
     told = (
         f"judged with {window(report.window.end, kind)}, v{report.model_version}: a retraining would gain "
-        f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f}) {unit} on {count(report.headroom.rows)} rows"
+        f"{spread(one, unit)} on {count(report.headroom.rows)} rows"
     )
     return Point(axes.middle(of), axes.y(one.value), axes.y(one.low), axes.y(one.high), report.model_version, told)
 

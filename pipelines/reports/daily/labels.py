@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pipelines.amounts import spread
 from pipelines.contracts import Interval
 from pipelines.drift_report import DriftReport
-from pipelines.reports.daily.figures import count, interval
+from pipelines.reports.daily.figures import count
 from pipelines.reports.daily.view import View
 from pipelines.reports.daily.words import performance
 
@@ -28,9 +29,10 @@ def _measured(view: View, drop: Interval) -> str:
     """By how much the loss rose, where labels tell it."""
     report = view.report
     least = view.policy.min_metric_drop
+    by = spread(drop, report.measure.loss_unit, signed=True)
     told = (
         f"On {count(report.labels.rows)} rows answered by v{report.model_version} whose labels count since the last "
-        f"window, the {report.measure.loss} is {interval(drop)} {report.measure.loss_unit} against its holdout's; "
+        f"window, the {report.measure.loss} differs from its holdout's by {by}; "
         f"a rise surely above {least:g} counts as worse."
     )
     if performance(view) != "dropped":

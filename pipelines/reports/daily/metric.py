@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipelines.amounts import spread
 from pipelines.contracts import Decision, Interval
 from pipelines.drift_report import WindowFigures
 from pipelines.moments import day
@@ -100,13 +101,12 @@ def draw(view: View) -> Chart | None:
         releases=tuple(_releases(view, axes)),
         verdicts=tuple(_verdicts(view, axes)),
         waiting=_waiting(known, axes),
-        ticks_x=dates(sorted({one.end for one in found}), axes, view.kind),
+        ticks_x=dates(found, axes, view.kind),
         ticks_y=values(axes),
     )
 
 
 def _point(one: WindowFigures, loss: Interval, axes: Axes, view: View) -> Point:
-    interval = f"{loss.low:.3f} to {loss.high:.3f}"
     measure = view.report.measure
     rows = f"{count(one.labelled)} of {count(one.rows)} rows labelled"
     return Point(
@@ -116,10 +116,7 @@ def _point(one: WindowFigures, loss: Interval, axes: Axes, view: View) -> Point:
         high=axes.y(loss.high),
         version=one.version,
         part=one.coverage is not None and one.coverage < 0.5,
-        told=(
-            f"{window(one.end, view.kind)}, v{one.version}: {measure.metric} {loss.value:.3f} ({interval}) "
-            f"{measure.unit}, {rows}"
-        ),
+        told=(f"{window(one.end, view.kind)}, v{one.version}: {measure.metric} {spread(loss, measure.unit)}, {rows}"),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipelines.amounts import amount
 from pipelines.contracts import FeatureDrift, Verdict
 from pipelines.drift_report import JUDGED, DriftReport, State, WindowFigures
 from pipelines.moments import day
@@ -25,6 +26,7 @@ def page(view: View, links: Links) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "day": day,
+        "amount": amount,
         "count": figures.count,
         "quantity": figures.quantity,
         "psi": figures.psi,

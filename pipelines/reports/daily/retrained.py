@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 
+from pipelines.amounts import amount
 from pipelines.contracts import Evidence, Release
 from pipelines.drift_report import Measure
 from pipelines.moments import day
@@ -72,7 +73,7 @@ def _in_service(view: View, release: Release) -> Iterator[str]:
     if now and before:
         pair = ((*now[-1], "its"), (*before[-1], f"v{before[-1][0].version}'s"))
         new, old = (
-            f"{found.value:.3f} {measure.unit} in {whose} last labelled window ({window(one.end, view.kind)})"
+            f"{amount(found.value)} {measure.unit} in {whose} last labelled window ({window(one.end, view.kind)})"
             for one, found, whose in pair
         )
         yield f"In service: {measure.metric} {new}, after {old}."

@@ -65,7 +65,7 @@ GAINS = """
 {% for t in gains.ticks_x %}<text x="{{ t.at }}" y="{{ gains.height - 8 }}" text-anchor="{{ 'end' if t.at > f.right - 30 else 'middle' }}">{{ t.label }}</text><line x1="{{ t.at }}" x2="{{ t.at }}" y1="{{ f.bottom }}" y2="{{ f.bottom + 4 }}" stroke="#aeb6c1"/>{% endfor %}
 <line x1="{{ f.left }}" x2="{{ f.right }}" y1="{{ gains.zero }}" y2="{{ gains.zero }}" stroke="#aeb6c1"/>
 <g><title>what a retraining costs</title><line x1="{{ f.left }}" x2="{{ f.right }}" y1="{{ gains.price }}" y2="{{ gains.price }}" stroke="#b3261e" stroke-dasharray="6 4"/><text x="{{ f.left + 4 }}" y="{{ gains.price - 4 }}">price</text></g>
-{% for one in gains.done %}<g><title>{{ one.told }}</title><line x1="{{ one.x }}" x2="{{ one.x }}" y1="{{ f.top }}" y2="{{ f.bottom }}" stroke="#1a7f46" stroke-width="1.5"/><text x="{{ one.x }}" y="{{ f.top - 6 }}" text-anchor="middle">retrained</text></g>{% endfor %}
+{% for one in gains.done %}<g><title>{{ one.told }}</title><line x1="{{ one.x }}" x2="{{ one.x }}" y1="{{ f.top }}" y2="{{ f.bottom }}" stroke="#1a7f46" stroke-width="1.5"/><text x="{{ one.x }}" y="{{ f.top - 6 }}" text-anchor="{{ 'end' if one.x > f.right - 30 else 'middle' }}">retrained</text></g>{% endfor %}
 {% for line in gains.lines %}<polyline points="{{ line }}" fill="none" stroke="#1a5fb4" stroke-width="1.8"/>{% endfor %}
 {% for p in gains.points %}<g><title>{{ p.told }}</title><line x1="{{ p.x }}" x2="{{ p.x }}" y1="{{ p.low }}" y2="{{ p.high }}" stroke="#1a5fb4" stroke-width="1.6" opacity="0.45"/><circle cx="{{ p.x }}" cy="{{ p.y }}" r="4" fill="#1a5fb4"/></g>{% endfor %}
 </svg>
@@ -146,7 +146,7 @@ TEMPLATE = (
 {% else %}<div class="card">{{ coverage }} The metric is drawn once labels are there.</div>{% endif %}
 {% if figures.rows %}
 <div class="card" style="margin-top: 10px"><table class="wide"><tr><th>{{ v.kind }}</th><th>version</th><th class="n">rows</th><th class="n">with a label</th><th class="n">label delay, median</th>{% for name in figures.columns %}<th class="n">{{ name }}</th>{% endfor %}</tr>
-{% for row in figures.rows %}<tr><td class="nw">{{ window(row.of.end) }}</td><td>v{{ row.of.version }}</td><td class="n">{{ row.of.rows | count }}</td><td class="n">{{ row.of.labelled | count }}{% if row.of.coverage is not none %} ({{ "%.0f%%" | format(100 * row.of.coverage) }}){% endif %}</td><td class="n">{% if row.of.delay_days is not none %}{{ "%.1f" | format(row.of.delay_days) }} days{% else %}-{% endif %}</td>{% for cell in row.cells %}<td class="n">{% if cell.value is not none %}{{ "%.3f" | format(cell.value) }}{% if cell.low is not none %} <span class="dim">{{ "%.3f" | format(cell.low) }} to {{ "%.3f" | format(cell.high) }}</span>{% endif %}{% else %}-{% endif %}</td>{% endfor %}</tr>
+{% for row in figures.rows %}<tr><td class="nw">{{ window(row.of.end) }}</td><td>v{{ row.of.version }}</td><td class="n">{{ row.of.rows | count }}</td><td class="n">{{ row.of.labelled | count }}{% if row.of.coverage is not none %} ({{ "%.0f%%" | format(100 * row.of.coverage) }}){% endif %}</td><td class="n">{% if row.of.delay_days is not none %}{{ "%.1f" | format(row.of.delay_days) }} days{% else %}-{% endif %}</td>{% for cell in row.cells %}<td class="n">{% if cell.value is not none %}{{ cell.value | amount }}{% if cell.low is not none %} <span class="dim">{{ cell.low | amount(cell.value) }} to {{ cell.high | amount(cell.value) }}</span>{% endif %}{% else %}-{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</table></div>{% endif %}
 
 {% if gain %}

@@ -97,7 +97,7 @@ FOUND = [
         facts(report(labels={"drop": {"value": 0.2, "low": 0.1, "high": 0.3}})),
         "performance_dropped:champion",
         "critical",
-        "rose by 0.200 [0.100, 0.300]",
+        "rose by 0.200 (0.100 to 0.300)",
     ),
     (
         facts(report(diagnosis={"performance": "dropped", "why": "it fell"})),

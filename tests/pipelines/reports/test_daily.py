@@ -227,7 +227,7 @@ def test_gains_are_drawn_over_time():
         2,
         1,
     )
-    assert "judged with 7 Jun 2020, v2: a retraining would gain 0.080 (0.050 to 0.110) nats on 390 rows" in chart
+    assert "judged with 7 Jun 2020, v2: a retraining would gain 0.080 nats (0.050 to 0.110) on 390 rows" in chart
     assert "6 Jun 2020: retrained because a probe of newer rows did better" in chart
 
 
@@ -269,7 +269,7 @@ def test_promises_stand_beside_what_came_of_them():
         trained(0, "reject", 0.04, -0.02),
     )
     text = page(verdicts=verdicts)
-    assert "The training of 10 Jun 2020: on 10 Jun 2020 a probe promised 0.040 (0.010 to 0.070) nats over one" in text
+    assert "The training of 10 Jun 2020: on 10 Jun 2020 a probe promised 0.040 nats (0.010 to 0.070) over one" in text
     assert (
         "Of 2 trainings with a promise 1 gained more than they cost; on average 0.060 nats were promised and 0.020"
         in text
@@ -294,7 +294,7 @@ def test_what_is_said_of_a_number_is_in_its_unit():
     view = seen(verdicts=(told,), raw={"measure": measure, "action": "retrain"})
     assert kept.kept(view) == []
     text = daily.page(view, daily.Links())
-    assert "a probe promised 0.080 (0.050 to 0.110) min² over one" in text
+    assert "a probe promised 0.080 min² (0.050 to 0.110) over one" in text
     assert "rmse by +0.060 (+0.030 to +0.090) min, 512 rows" in text
     assert "log-loss, nats" not in daily.page(view.model_copy(update={"verdicts": ()}), daily.Links())
 
@@ -369,7 +369,7 @@ def test_the_metric_is_drawn_with_what_happened_to_it():
     chart = text[text.index("<svg") : text.index("</svg>")]
     assert chart.count("<circle") == 5
     assert chart.count("<polyline") == 2
-    assert "5 Jun 2020, v2: log-loss 0.800 (0.700 to 0.900) nats, 400 of 400 rows labelled" in chart
+    assert "5 Jun 2020, v2: log-loss 0.800 nats (0.700 to 0.900), 400 of 400 rows labelled" in chart
     assert "4 Jun 2020: v2, better" in chart
     assert "6 Jun 2020: rejected, r" in chart
     assert "labels not in yet" in chart

@@ -107,7 +107,7 @@ def test_promise_and_delivery_are_one_sentence(tmp_path):
     seen = Evidence(metric="log_loss", n=512, positives=40, opponent="champion", lift=LIFT)
     promise = promised(watched(tmp_path, 0), "headroom", champion=3)
     assert told(promise, seen) == (
-        "On 10 Jun 2020 a probe promised 0.080 (0.050 to 0.110) nats over the champion's answers; the candidate "
+        "On 10 Jun 2020 a probe promised 0.080 nats (0.050 to 0.110) over the champion's answers; the candidate "
         "delivered 0.060 (0.030 to 0.090) over the champion on 512 held-out rows."
     )
     past = promise.model_copy(update={"against": "past"})
@@ -117,7 +117,7 @@ def test_promise_and_delivery_are_one_sentence(tmp_path):
     assert ranks.endswith("the gate decides by roc_auc, so what was delivered is not known in nats.")
     minutes = told(promise.model_copy(update={"unit": "min²"}), seen.model_copy(update={"metric": "rmse"}))
     assert minutes == (
-        "On 10 Jun 2020 a probe promised 0.080 (0.050 to 0.110) min² over the champion's answers; the gate decides by "
+        "On 10 Jun 2020 a probe promised 0.080 min² (0.050 to 0.110) over the champion's answers; the gate decides by "
         "rmse, so what was delivered is not known in min²."
     )
     first = seen.model_copy(update={"opponent": "base_rate"})

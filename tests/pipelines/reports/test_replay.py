@@ -206,3 +206,16 @@ def test_the_page_of_a_number_speaks_of_its_errors():
     assert "mean MAE, frozen" in text
     assert "log-loss" not in text
     assert "66.7%" not in text
+
+
+def test_the_page_of_a_number_has_its_columns_and_its_scope():
+    """Means stand below their own columns, and nothing is said of classes or of limits that there are none of."""
+    metrics = {name: _metric([(44.0, 43.0, 43.5), (45.0, 43.2, 43.1)], higher=False) for name in ("rmse", "mae")}
+    scope = {"traffic_rows_per_month": 300, "rows_per_training": 2000, "seconds_per_training": None, "params": {}}
+    text = page(summary(metrics=metrics, classes=None, scope=scope))
+    table = text[text.index("Quarter by quarter") :]
+    widths = {len(re.findall("<t[hd]", row)) for row in table[: table.index("</table>")].split("</tr>")[:-1]}
+    assert widths == {8}
+    words = _words(text)
+    assert "rows of traffic a month; at most 2,000 rows per training." in words
+    assert all(beyond not in words for beyond in ("more than one class", "None", "own parameters"))
