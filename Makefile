@@ -26,7 +26,7 @@ setup: ## check the machine, make .venv and .venv-triton [PYTHON=...] [TORCH_IND
 	@command -v python3 >/dev/null || { echo "make setup: there is no python3: install Python 3.11"; exit 1; }
 	@python3 -m embedded.install
 
-demo: setup ## replay history through the whole loop [CASE=bank|triage|loans|flights|flights_late] [FAST=1] [TICKS=8] [KEEP=1] [PROFILE=full] [STATE=runs/demo]
+demo: setup ## replay history through the whole loop [CASE=bank|triage|triage_fields|loans|flights|flights_late] [FAST=1] [TICKS=8] [KEEP=1] [PROFILE=full] [STATE=runs/demo]
 	@$(PY) -m embedded.demo $(if $(CASE),--case "$(CASE)") $(if $(FAST),--fast) $(if $(TICKS),--ticks $(TICKS)) $(if $(KEEP),--keep) $(PROFILE_OPTION) $(HOME_OPTION)
 
 up: setup ## start Airflow, MLflow, Triton, the gateway and live traffic [PROFILE=full] [STATE=runs/local]

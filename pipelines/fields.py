@@ -275,8 +275,8 @@ class Fields:
     """What a case predicts and from what.
 
     The ``target`` says what the ``label`` is: :class:`Binary`, :class:`Classes` or a :class:`Number`. ``classes`` is
-    short for ``target=Classes(classes)``; with neither the label is binary. A case has at most one text field, and then
-    no others. ``derived`` are features that no row has: the ``formulas`` beside them say how each is computed from the
+    short for ``target=Classes(classes)``; with neither the label is binary. A case has at most one text field.
+    ``derived`` are features that no row has: the ``formulas`` beside them say how each is computed from the
     others (:mod:`pipelines.derived`; they are there once the case is loaded). What could only fail later raises
     ConfigError here, with one sentence that names case and field.
     """
@@ -375,6 +375,11 @@ class Fields:
         """The text field, if the case has one."""
         return next((field for field in self.fields if isinstance(field, Text)), None)
 
+    @cached_property
+    def has_table(self) -> bool:
+        """Whether the model is given the tensors of a table: it is, unless its only feature is a text."""
+        return any(not isinstance(field, Text) for field in self.features)
+
     @property
     def outputs(self) -> int:
         """Scores per row: the probability of the positive class, one per class, or the predicted number."""
@@ -403,6 +408,16 @@ class Fields:
         """The names of all columns: of features, derived ones, parts of moments and summaries of vectors."""
         return tuple(column.name for column in self.columns)
 
+    @property
+    def repeats(self) -> tuple[str, ...]:
+        """The names by which a row with a text is a repeat of another: the text's first, then those of all inputs.
+
+        None without a text.
+        """
+        if self.text is None:
+            return ()
+        return (self.text.name, *(name for name in self.inputs if name != self.text.name))
+
     @cached_property
     def reads(self) -> tuple[str, ...]:
         """The names that encoding reads: the features, and the event time where a moment has an age."""
@@ -422,9 +437,8 @@ class Fields:
 
         They are the columns, of a text its number of words, the declared shares, and what the model gives.
         """
-        measured = [*self.feature_names, *self.shares, SCORE]
-        if self.text is not None:
-            measured = [words(self.text.name), *self.shares, SCORE]
+        columns = [words(column.name) if isinstance(column, Text) else column.name for column in self.columns]
+        measured = [*columns, *self.shares, SCORE]
         if self.classes:
             measured.append(PREDICTION)
         return tuple(measured)
@@ -497,8 +511,9 @@ def _mistakes(fields: Fields) -> Iterator[str]:
     yield from _mistakes_of_names(fields)
     for field in (*fields.fields, *fields.derived):
         yield from (f"field {field.name}: {what}" for what in (*_mistakes_of_options(field), *_mistakes_of(field)))
-    if fields.text is not None and len(fields.features) > 1:
-        yield f"a text field stands alone, found {', '.join(fields.feature_names)}: declare the text only"
+    texts = [field.name for field in fields.fields if isinstance(field, Text)]
+    if len(texts) > 1:
+        yield f"{len(texts)} fields are texts, {', '.join(texts)}: declare one of them, or join them in the source"
     yield from (f"label {fields.label}: {what}" for what in _mistakes_of_target(fields.target))
 
 

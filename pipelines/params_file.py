@@ -19,7 +19,7 @@ from pydantic import (
 
 from pipelines import case_files
 from pipelines.errors import ConfigError
-from pipelines.params import METRICS, Metric, ModelParams, Params
+from pipelines.params import METRICS, MODELS, Metric, Params
 from pipelines.settings import Settings, read_settings
 
 
@@ -218,7 +218,7 @@ def _keys_beside(loc: Sequence[Any]) -> list[str]:
         if known := [block.model_fields[step] for block in blocks if step in block.model_fields]:
             blocks = [model for field in known for model in _models(field.annotation)]
         else:  # the kind of a model
-            blocks = [block for block in blocks if (block is ModelParams) == (step == "tabular")]
+            blocks = [block for block in blocks if MODELS.get(step, block) is block]
     return [name for block in blocks for name in block.model_fields]
 
 

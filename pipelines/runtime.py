@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.encoding import Columns, encoder
 from pipelines.errors import ConfigError, IntegrityError
 from pipelines.fields import Fields
+from pipelines.text import TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -88,16 +89,16 @@ def score_rows(
     """
     import numpy as np
 
-    name = fields.inputs[0]
+    name = fields.inputs[0] if fields.text is None else fields.text.name
     encode = encoder(fields, bundle)
     if name in columns and not len(columns[name]):
         return _shaped(np.empty((0, fields.outputs)), fields)
     if fields.text is None or name not in columns:  # encoding says which column is missing
         return score(bundle, encode(columns), model=model, threads=threads)
-    texts = columns[name]
-    scores = np.empty((len(texts), fields.outputs))
-    for start in range(0, len(texts), POOL):
-        tensors = encode({name: texts[start : start + POOL]})
+    rows = len(columns[name])
+    scores = np.empty((rows, fields.outputs))
+    for start in range(0, rows, POOL):
+        tensors = encode({own: column[start : start + POOL] for own, column in columns.items()})
         for positions, batch in by_length(tensors):
             answered = score(bundle, batch, model=model, threads=threads)
             scores[start + positions] = answered.reshape(len(positions), -1)
@@ -114,9 +115,9 @@ def _shaped(scores: NDArray[np.float64], fields: Fields) -> NDArray[np.float64]:
 def by_length(
     tensors: Mapping[str, NDArray[Any]], batch: int = BATCH
 ) -> Iterator[tuple[NDArray[np.intp], dict[str, NDArray[Any]]]]:
-    """Padded token tensors ``[B, S]`` in batches of rows of about one length.
+    """Padded token tensors ``[B, S]``, and what is beside them, in batches of rows of about one length.
 
-    Yields ``(positions, their tensors)``, the tensors cut to the batch's longest row.
+    Yields ``(positions, their tensors)``, the token tensors cut to the batch's longest row.
     """
     import numpy as np
 
@@ -125,4 +126,10 @@ def by_length(
     for start in range(0, len(order), batch):
         positions = order[start : start + batch]
         width = max(1, int(lengths[positions].max()))
-        yield positions, {name: np.ascontiguousarray(tensor[positions, :width]) for name, tensor in tensors.items()}
+        yield positions, {name: _cut(name, tensor[positions], width) for name, tensor in tensors.items()}
+
+
+def _cut(name: str, tensor: NDArray[Any], width: int) -> NDArray[Any]:
+    import numpy as np
+
+    return np.ascontiguousarray(tensor[:, :width]) if name in TOKENS else tensor

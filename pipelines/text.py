@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+TOKENS = ("input_ids", "attention_mask")
+"""The tensors ``[B, S]`` of texts: those of :func:`pad`, and the only ones with a free second axis."""
 TOKENIZER = "tokenizer.json"
 """The file beside a model that says how its texts become ids; it carries the truncation, and no padding."""
 

@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--case",
         default=None,
-        help="bank, triage, loans, flights or flights_late; default: bank where its data can be had, else loans",
+        help="bank, triage, triage_fields, loans, flights or flights_late; "
+        "default: bank where its data can be had, else loans",
     )
     parser.add_argument("--fast", action="store_true", help="a shorter stretch of history")
     parser.add_argument("--ticks", type=int, default=None, help="end after so many ticks of it")

@@ -15,7 +15,7 @@ from pipelines.cases.pretrained import base_sha256, locate, tokenizer
 from pipelines.cases.standardised import Standardised
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
-from pipelines.params import TextModelParams
+from pipelines.params import EncoderParams, TextModelParams
 
 __all__ = ["Classifier", "LowRank", "NumberFromText", "base_sha256", "build", "tokenizer"]
 
@@ -39,15 +39,12 @@ class Classifier(nn.Module):  # type: ignore[misc] # torch is Any to mypy
     @property
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks, from below; empty if the encoder keeps them in no list."""
-        lists = [module for module in self.encoder.modules() if isinstance(module, nn.ModuleList)]
-        return list(max(lists, key=len, default=[]))
+        return blocks_of(self.encoder)
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The mean of the last hidden states over a row's own tokens: float32 ``[B, H]``."""
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
-        own = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        mean: Tensor = (hidden * own).sum(1) / own.sum(1).clamp(min=1.0)
-        return mean
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return mean_of_tokens(hidden, attention_mask)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits ``[B, K]`` (K = 1 for a binary label) of int64 ``input_ids`` and ``attention_mask`` ``[B, S]``."""
@@ -88,35 +85,57 @@ def build(params: TextModelParams, fields: Fields, *, pretrained: bool = True) -
     are float32. Raises what :func:`pipelines.cases.pretrained.locate` raises, ConfigError if the encoder
     cannot do what the parameters ask.
     """
-    encoder = _encoder(params, pretrained=pretrained)
+    encoder = load(params, pretrained=pretrained)
     if fields.number is not None:
         model: Classifier = NumberFromText(encoder, params.dropout)
     else:
         model = Classifier(encoder, fields.outputs, params.dropout)
-    longest = getattr(model.encoder.config, "max_position_embeddings", params.max_tokens)
+    tune(model.encoder, params, frozen=params.kind == "embedding")
+    return model
+
+
+def tune(encoder: nn.Module, params: EncoderParams, *, frozen: bool = False) -> None:
+    """Let of an encoder learn what the parameters say, nothing if it is ``frozen``.
+
+    Raises ConfigError if it cannot do what they ask.
+    """
+    longest = getattr(encoder.config, "max_position_embeddings", params.max_tokens)
     if params.max_tokens > longest:
         raise ConfigError(
             f"model.max_tokens is {params.max_tokens}, {params.encoder} takes at most {longest}: lower it"
         )
-    blocks = model.blocks
+    blocks = blocks_of(encoder)
     if params.frozen_layers > len(blocks):
         raise ConfigError(
             f"model.frozen_layers is {params.frozen_layers}, {params.encoder} has {len(blocks)} blocks: lower it"
         )
-    if params.kind == "embedding":
-        _freeze(model.encoder)
+    if frozen:
+        _freeze(encoder)
     elif params.lora_rank:
-        _freeze(model.encoder)
+        _freeze(encoder)
         for block in blocks[params.frozen_layers :]:
             _adapt(block, params.lora_rank)
     elif params.frozen_layers:
-        _freeze(model.encoder)
+        _freeze(encoder)
         for block in blocks[params.frozen_layers :]:
             block.requires_grad_(True)
-    return model
 
 
-def _encoder(params: TextModelParams, *, pretrained: bool) -> nn.Module:
+def blocks_of(encoder: nn.Module) -> list[nn.Module]:
+    """An encoder's transformer blocks, from below; empty if it keeps them in no list."""
+    lists = [module for module in encoder.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=len, default=[]))
+
+
+def mean_of_tokens(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """The mean over a row's own tokens of ``hidden`` ``[B, S, H]``, float32 ``[B, H]``; 0 without any."""
+    own = attention_mask.unsqueeze(-1).float()
+    mean: Tensor = (hidden.float() * own).sum(1) / own.sum(1).clamp(min=1.0)
+    return mean
+
+
+def load(params: EncoderParams, *, pretrained: bool = True) -> nn.Module:
+    """The encoder that parameters name, float32, as :func:`build` says. Raises what it raises."""
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from pipelines.errors import ConfigError, IntegrityError, Unavailable
 from pipelines.files import file_sha256, write_atomic
-from pipelines.params import TextModelParams
+from pipelines.params import EncoderParams
 from pipelines.storage import digest
 from pipelines.text import TOKENIZER
 
@@ -129,7 +129,7 @@ def _folder_sha256(folder: Path) -> str:
     return digest({path.name: file_sha256(path) for path in files})
 
 
-def tokenizer(params: TextModelParams, folder: Path | None = None) -> Path:
+def tokenizer(params: EncoderParams, folder: Path | None = None) -> Path:
     """The encoder's ``tokenizer.json``, truncating at ``params.max_tokens`` and padding nothing.
 
     It is written into ``folder``, else into a temporary folder that lasts as long as the process. Equal
@@ -141,7 +141,7 @@ def tokenizer(params: TextModelParams, folder: Path | None = None) -> Path:
     return target
 
 
-def _truncating(params: TextModelParams) -> str:
+def _truncating(params: EncoderParams) -> str:
     from tokenizers import Tokenizer
 
     source = locate(params.encoder)

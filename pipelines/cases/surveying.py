@@ -33,7 +33,7 @@ from pipelines.cases import (
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
 from pipelines.imports import syntax_tree
-from pipelines.params import Params, TextModelParams
+from pipelines.params import EncoderParams, Params, TextModelParams
 from pipelines.params_file import load_params, params_file
 from pipelines.settings import Settings, read_settings
 
@@ -132,10 +132,10 @@ def _of_features(case: str, fields: Fields, bound: set[str] | None) -> str:
 
 def _more(module: str, params: Params | None) -> dict[str, str]:
     """What the model of a text has to have beside ``build``."""
-    if module != "model" or params is None or not isinstance(params.model, TextModelParams):
+    if module != "model" or params is None or not isinstance(params.model, EncoderParams):
         return {}
     wanted = {"tokenizer": "tokenizer(params)"}
-    if params.model.kind == "embedding" or params.model.head_start:
+    if isinstance(params.model, TextModelParams) and (params.model.kind == "embedding" or params.model.head_start):
         wanted["fit_head"] = "fit_head(model, tokens, labels, params, cache)"
     return wanted
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from pipelines.cases.standardised import Standardised
 from pipelines.fields import Fields
-from pipelines.params import ModelParams
+from pipelines.params import MixedModelParams, ModelParams
 
+Layers = ModelParams | MixedModelParams
+"""What says how many hidden layers there are, and how large embeddings of categories are."""
 SCALED_LIMIT = 5.0
 """Scaled numbers are clamped to +-5 standard deviations: an indicator that leaves the training range
 saturates instead of driving the logits to wherever the last slope points."""
@@ -33,13 +35,15 @@ class Tabular(nn.Module):  # type: ignore[misc] # torch is Any to mypy
         self,
         sizes: tuple[int, ...],
         numbers: int,
-        params: ModelParams,
+        params: Layers,
         outputs: int = 1,
         holes: tuple[int, ...] = (),
+        beside: int = 0,
     ) -> None:
         """``sizes`` are the numbers of codes in column order, ``numbers`` the count of numeric columns.
 
         ``outputs`` is the number of classes, 1 otherwise; ``holes`` are the positions of the numbers that may be NaN.
+        ``beside`` is how many numbers of another kind the hidden layers are given, as they are.
         """
         super().__init__()
         self.holes = list(holes)
@@ -50,7 +54,7 @@ class Tabular(nn.Module):  # type: ignore[misc] # torch is Any to mypy
             nn.init.zeros_(embedding.weight)
         self.register_buffer("mean", torch.zeros(numbers))
         self.register_buffer("scale", torch.ones(numbers))
-        width = params.embedding * len(sizes) + numbers
+        width = params.embedding * len(sizes) + numbers + beside
         layers: list[nn.Module] = []
         for hidden in params.hidden:
             layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(params.dropout)]
@@ -92,15 +96,18 @@ class Tabular(nn.Module):  # type: ignore[misc] # torch is Any to mypy
         rows = len(labels) + 2
         self.output.bias.fill_(math.log(positives / (rows - positives)))
 
-    def forward(self, categorical: Tensor, numeric: Tensor) -> Tensor:
-        """Outputs ``[B, 1]`` or ``[B, K]`` of int64 codes ``[B, C]`` and float32 numbers ``[B, N]``."""
+    def forward(self, categorical: Tensor, numeric: Tensor, *beside: Tensor) -> Tensor:
+        """Outputs ``[B, 1]`` or ``[B, K]`` of int64 codes ``[B, C]`` and float32 numbers ``[B, N]``.
+
+        With what stands ``beside`` them, each float32 ``[B, H]``.
+        """
         values = numeric
         if self.holes:
             values = self._with_indicators(numeric)
             values = torch.where(values.isnan(), self.mean, values)
         scaled = ((values - self.mean) * self.scale).clamp(-SCALED_LIMIT, SCALED_LIMIT)
         embedded = [embedding(categorical[:, column]) for column, embedding in enumerate(self.embeddings)]
-        logits: Tensor = self.output(self.body(torch.cat([*embedded, scaled], dim=1)))
+        logits: Tensor = self.output(self.body(torch.cat([*embedded, scaled, *beside], dim=1)))
         return logits
 
     def _with_indicators(self, numeric: Tensor) -> Tensor:
@@ -114,9 +121,11 @@ class Tabular(nn.Module):  # type: ignore[misc] # torch is Any to mypy
 class TabularNumber(Tabular, Standardised):
     """The same network for a number: its output is the standardised number, and starts at the mean."""
 
-    def __init__(self, sizes: tuple[int, ...], numbers: int, params: ModelParams, holes: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, sizes: tuple[int, ...], numbers: int, params: Layers, holes: tuple[int, ...] = (), beside: int = 0
+    ) -> None:
         """As of :class:`Tabular`."""
-        super().__init__(sizes, numbers, params, holes=holes)
+        super().__init__(sizes, numbers, params, holes=holes, beside=beside)
         self.keep_target()
 
     def start(self, labels: Tensor) -> None:
@@ -125,10 +134,13 @@ class TabularNumber(Tabular, Standardised):
         nn.init.zeros_(self.output.bias)
 
 
-def build(params: ModelParams, fields: Fields) -> Tabular:
-    """The network for a case's declared fields and target; the caller seeds torch."""
+def build(params: Layers, fields: Fields, beside: int = 0) -> Tabular:
+    """The network for a case's declared fields and target; the caller seeds torch.
+
+    ``beside`` is as of :class:`Tabular`.
+    """
     sizes = tuple(field.size for field in fields.categorical)
     holes = tuple(position for position, field in enumerate(fields.numeric) if field.missing)
     if fields.number is not None:
-        return TabularNumber(sizes, fields.width, params, holes)
-    return Tabular(sizes, fields.width, params, fields.outputs, holes)
+        return TabularNumber(sizes, fields.width, params, holes, beside)
+    return Tabular(sizes, fields.width, params, fields.outputs, holes, beside)

@@ -12,7 +12,7 @@ Rows from before those chosen serve two declared ends: a replay share of the tra
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from typing import Any, Literal
@@ -25,6 +25,8 @@ from pipelines.params import DatasetParams
 from pipelines.text import normalise
 
 Rule = Literal["window", "fallback"]
+Known = tuple[str, str]
+"""A text, and the values beside it as they are written."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,14 @@ def split(
     older: pl.DataFrame,
     params: DatasetParams,
     trained_on: pl.DataFrame | None = None,
-    text: str | None = None,
+    repeats: Sequence[str] = (),
 ) -> Split:
     """Split sorted rows by time.
 
     ``trained_on`` (the champion's rows, by ``id``) leave the holdout, and do not come back as training rows. A row
-    whose ``text`` is that of a training row, or of the champion's, leaves the holdout too: it would be judged by
-    memory. Replayed and history rows are spread over ``older`` and never the same; history has none that the champion
-    knows.
+    that repeats a training row, or one of the champion's, in a text and what is beside it
+    (:attr:`pipelines.fields.Fields.repeats`) leaves the holdout too: it would be judged by memory. Replayed and
+    history rows are spread over ``older`` and never the same; history has none that the champion knows.
     """
     known_ids = None
     if trained_on is not None:
@@ -132,10 +134,10 @@ def split(
     replayed = spread(_without(older, history["id"]), wanted)
     train = pl.concat([replayed, recent])
     unseen = _without(holdout, known_ids)
-    if text is not None:
-        known = texts_of((train, trained_on), text)
-        unseen = without_texts(unseen, text, known)
-        history = without_texts(history, text, known)
+    if repeats:
+        known = known_rows((train, trained_on), repeats)
+        unseen = without_repeats(unseen, repeats, known)
+        history = without_repeats(history, repeats, known)
     return Split(train, unseen, holdout.height - unseen.height, replayed.height, history)
 
 
@@ -145,17 +147,25 @@ def _without(rows: pl.DataFrame, ids: pl.Series | None) -> pl.DataFrame:
     return rows.filter(~pl.col("id").is_in(ids.implode()))
 
 
-def texts_of(frames: Iterable[pl.DataFrame | None], text: str) -> set[str]:
-    """The texts of several frames, as :func:`without_texts` compares them; None is a frame that is gone."""
-    return {normalise(own) for frame in frames if frame is not None for own in frame[text].drop_nulls()}
+def known_rows(frames: Iterable[pl.DataFrame | None], repeats: Sequence[str]) -> set[Known]:
+    """The rows of several frames, as :func:`without_repeats` compares them; None is a frame that is gone."""
+    return {own for frame in frames if frame is not None for own in _told_by(frame, repeats) if own is not None}
 
 
-def without_texts(rows: pl.DataFrame, text: str, known: set[str]) -> pl.DataFrame:
-    """The rows whose ``text``, once normalised, is not ``known``: the others would be judged by memory.
+def without_repeats(rows: pl.DataFrame, repeats: Sequence[str], known: set[Known]) -> pl.DataFrame:
+    """The rows that are not ``known`` by what they have of ``repeats``: their text, once normalised, and the others.
 
-    Nobody remembers a row by a text that is missing.
+    What is known would be judged by memory. Nobody remembers a row by a text that is missing.
     """
-    return rows.filter([own is None or normalise(own) not in known for own in rows[text]])
+    return rows.filter([own is None or own not in known for own in _told_by(rows, repeats)])
+
+
+def _told_by(rows: pl.DataFrame, repeats: Sequence[str]) -> list[Known | None]:
+    """What a row is known by, with no names of columns that another declaration of the case did not have."""
+    text, *others = repeats
+    there = [name for name in others if name in rows.columns]
+    beside = rows.select(there).rows() if there else [()] * rows.height
+    return [None if own is None else (normalise(own), repr(more)) for own, more in zip(rows[text], beside, strict=True)]
 
 
 def balance(split: Split, fields: Fields) -> dict[str, Any]:

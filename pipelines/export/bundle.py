@@ -19,7 +19,7 @@ from pipelines.export.onnx import OPSET, Scored, longest, write_onnx
 from pipelines.fields import Fields, to_json
 from pipelines.files import file_sha256
 from pipelines.storage import canonical_json
-from pipelines.text import TOKENIZER, load_tokenizer
+from pipelines.text import TOKENIZER, TOKENS, load_tokenizer
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -119,8 +119,7 @@ def neighbours(fields: Fields, bundle: Path, rows: Columns, seed: int, model: st
     if fields.text is None:
         batches = [random_rows(fields, most_rows, generator)]
     else:
-        words = load_tokenizer(bundle / TOKENIZER).get_vocab_size()
-        batches = [random_texts(most_rows, min(longest(fields, bundle), _LONG), words, generator)]
+        batches = [_random_texts(fields, bundle, most_rows, _LONG, generator)]
     if len(rows[fields.inputs[0]]):
         batches.append(encoder(fields, bundle)(evenly(rows, most_rows)))
     return max(0.0, *(_neighbours_of(tensors, fields, bundle, model) for tensors in batches))
@@ -146,16 +145,21 @@ def _row(tensors: Tensors, row: int) -> Tensors:
     if "attention_mask" in tensors:
         # A graph of texts is traced for two tokens at least.
         width = max(2, int(tensors["attention_mask"][row].sum()))
-    return {name: tensor[row : row + 1, :width] for name, tensor in tensors.items()}
+    return {name: tensor[row : row + 1, : width if name in TOKENS else None] for name, tensor in tensors.items()}
 
 
 def _random_batches(fields: Fields, bundle: Path, generator: np.random.Generator) -> Iterator[Tensors]:
     if fields.text is None:
         yield from (random_rows(fields, batch, generator) for batch in _BATCHES)
         return
+    yield from (_random_texts(fields, bundle, rows, tokens, generator) for rows, tokens in _SHAPES)
+
+
+def _random_texts(fields: Fields, bundle: Path, rows: int, tokens: int, generator: np.random.Generator) -> Tensors:
+    """Random texts of at most ``tokens`` tokens, and a random table beside them if there is one."""
     words = load_tokenizer(bundle / TOKENIZER).get_vocab_size()
-    most = longest(fields, bundle)
-    yield from (random_texts(rows, min(tokens, most), words, generator) for rows, tokens in _SHAPES)
+    found = random_texts(rows, min(longest(fields, bundle), tokens), words, generator)
+    return found | random_rows(fields, rows, generator) if fields.has_table else found
 
 
 def _real_batches(fields: Fields, bundle: Path, rows: Columns) -> Iterator[Tensors]:

@@ -17,13 +17,13 @@ from pipelines.encoding import signature
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
 from pipelines.runtime import MODEL, OUTPUT
-from pipelines.text import TOKENIZER, load_tokenizer
+from pipelines.text import TOKENIZER, TOKENS, load_tokenizer
 
 OPSET = 20
 MAX_BATCH = 65_536
 """The largest batch that the graph of a tabular model declares."""
 MAX_TEXTS = 1_024
-"""The largest batch that the graph of a text model declares."""
+"""The largest batch that the graph of a model with texts declares."""
 MAX_BYTES = 2_000_000_000
 """An ONNX file is one protobuf message, which ends at 2 GiB."""
 _DTYPES = {"int64": torch.int64, "float32": torch.float32}
@@ -78,11 +78,10 @@ def write_onnx(model: nn.Module, fields: Fields, folder: Path) -> Path:
         )
     path = folder / MODEL
     inputs, _ = signature(fields)
-    if fields.text is None:
-        axes = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
-    else:
-        axes = {0: torch.export.Dim("batch", min=1, max=MAX_TEXTS)}
-        axes[1] = torch.export.Dim("seq", min=2, max=longest(fields, folder))
+    rows = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH if fields.text is None else MAX_TEXTS)}
+    tokens = {}
+    if fields.text is not None:
+        tokens = {**rows, 1: torch.export.Dim("seq", min=2, max=longest(fields, folder))}
     with _quiet():
         program = torch.onnx.export(
             Scored(model, fields).eval(),
@@ -91,7 +90,7 @@ def write_onnx(model: nn.Module, fields: Fields, folder: Path) -> Path:
             opset_version=OPSET,
             input_names=[tensor["name"] for tensor in inputs],
             output_names=[OUTPUT],
-            dynamic_shapes=(tuple(axes for _ in inputs),),
+            dynamic_shapes=(tuple(tokens if tensor["name"] in TOKENS else rows for tensor in inputs),),
             external_data=False,
         )
     assert program is not None
@@ -107,12 +106,10 @@ def example(fields: Fields) -> tuple[Tensor, ...]:
 
     Code 0 is in every vocabulary, token 1 in every tokenizer's, and 1 is a mask that leaves nothing out.
     """
-    fill = 1
-    if fields.text is None:
-        fill = 0
     free_axes = (3, 7)
     tensors = []
     for tensor in signature(fields)[0]:
+        fill = 1 if tensor["name"] in TOKENS else 0
         shape = [free if size < 0 else size for size, free in zip(tensor["shape"], free_axes, strict=True)]
         tensors.append(torch.full(shape, fill, dtype=_DTYPES[tensor["dtype"]]))
     return tuple(tensors)

@@ -7,6 +7,7 @@ probabilities: one thread, a fixed seed, nothing that hangs on the order of a di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -98,7 +99,7 @@ def _fit(rows: pl.DataFrame, fields: Fields, family: str) -> Scores:
     if fields.text is not None:
         if family != "logistic":
             raise DataError(f"{fields.case}: headroom.family {family} does not read texts: choose auto or logistic")
-        return _fit_words(rows[fields.text.name], label, fields)
+        return _fit_words(rows, label, fields)
     return {"logistic": _fit_logistic, "boosting": _fit_trees}[family](rows, label, fields)
 
 
@@ -155,19 +156,14 @@ def _fit_number(rows: pl.DataFrame, fields: Fields, family: str) -> Scores:
     if fields.text is not None:
         if family != "logistic":
             raise DataError(f"{fields.case}: headroom.family {family} does not read texts: choose auto or logistic")
-        hashed, weigh = _words()
-        design = weigh.fit_transform(hashed.transform(_read(rows[fields.text.name])))
-        return partial(_number_of_words, _fitted(Ridge(), design, label), hashed, weigh, fields)
+        design, read_words = _by_word(rows, fields)
+        of_words = _fitted(Ridge(), design, label)
+        return lambda asked: _predicted(of_words, read_words(asked))
     if family == "boosting":
         read = _told(rows, fields)
         return partial(_number_of_trees, _fitted(_trees(read, number=True), _dense(rows, read), label), read)
     scales = _scales(rows, fields)
     return partial(_number_of_columns, _fitted(Ridge(), _by_column(rows, fields, scales), label), scales, fields)
-
-
-def _number_of_words(model: Any, hashed: Any, weigh: Any, fields: Fields, rows: pl.DataFrame) -> Floats:
-    assert fields.text is not None
-    return _predicted(model, weigh.transform(hashed.transform(_read(rows[fields.text.name]))))
 
 
 def _number_of_trees(model: Any, read: Sequence[Field], rows: pl.DataFrame) -> Floats:
@@ -191,30 +187,44 @@ def _predicted(model: Any, design: Any) -> Floats:
 # --- texts --------------------------------------------------------------------------------------
 
 
-def _fit_words(texts: pl.Series, label: NDArray[np.int64], fields: Fields) -> Scores:
-    """Logistic regression on TF-IDF of words and pairs of words, one class against the others.
+def _fit_words(rows: pl.DataFrame, label: NDArray[np.int64], fields: Fields) -> Scores:
+    """Logistic regression on TF-IDF of words and pairs of words and what is beside, one class against the others.
 
     Sources: Spaerck Jones, Journal of Documentation 28(1), 1972; Weinberger et al., Feature hashing, ICML 2009.
     """
     from sklearn.linear_model import SGDClassifier
 
-    hashed, weigh = _words()
-    design = weigh.fit_transform(hashed.transform(_read(texts)))
+    design, read = _by_word(rows, fields)
     model = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=25, tol=1e-3, random_state=SEED)
-    return partial(_score_words, _fitted(model, design, label), hashed, weigh, fields)
+    fitted = _fitted(model, design, label)
+    return lambda asked: _probabilities(fitted, read(asked), fields)
 
 
-def _words() -> tuple[Any, Any]:
-    """What hashes words and pairs of words, and what weighs them; the second is not fitted yet."""
+def _by_word(rows: pl.DataFrame, fields: Fields) -> tuple[Any, Callable[[pl.DataFrame], Any]]:
+    """The sparse design ``[n, d]`` of rows with a text, and what makes it of others.
+
+    Words and pairs of words are hashed and weighed; a row's columns of a table stand behind them, all together about
+    as long as its text: gradient steps that suit the one suit the other.
+    """
+    from scipy import sparse
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
     hashed = HashingVectorizer(ngram_range=(1, 2), n_features=HASHES, alternate_sign=False, norm=None)
-    return hashed, TfidfTransformer(sublinear_tf=True)
-
-
-def _score_words(model: Any, hashed: Any, weigh: Any, fields: Fields, rows: pl.DataFrame) -> Floats:
+    weigh = TfidfTransformer(sublinear_tf=True)
     assert fields.text is not None
-    return _probabilities(model, weigh.transform(hashed.transform(_read(rows[fields.text.name]))), fields)
+    text = fields.text.name
+    scales = _scales(rows, fields)
+    length = math.sqrt(max(1, len(_columns(fields)) - 1))
+
+    def beside(words: Any, asked: pl.DataFrame) -> Any:
+        if not fields.has_table:
+            return words
+        return sparse.hstack([words, _by_column(asked, fields, scales) / length]).tocsr()
+
+    def read(asked: pl.DataFrame) -> Any:
+        return beside(weigh.transform(hashed.transform(_read(asked[text]))), asked)
+
+    return beside(weigh.fit_transform(hashed.transform(_read(rows[text]))), rows), read
 
 
 def _read(texts: pl.Series) -> list[str]:

@@ -52,9 +52,8 @@ def chosen(log: Log, params: Params, champion: Release, window: Window) -> Rows:
     learned, _, _ = dataset.choose(learned, fields.label, window.start, of_training)
     judged = _labelled(log, params, served, _lines(log, window.start))
     ripe = judged.height
-    if fields.text is not None:
-        name = fields.text.name
-        judged = dataset.without_texts(judged, name, dataset.texts_of((learned, train), name))
+    if fields.repeats:
+        judged = dataset.without_repeats(judged, fields.repeats, dataset.known_rows((learned, train), fields.repeats))
     columns = ["id", "event_time", *fields.names, fields.label]
     # What was answered, and not when it was received or by which request: equal rows have equal keys anywhere.
     answers = ["score", *([SCORES] if fields.classes else []), ANSWERED]

@@ -145,9 +145,9 @@ def _losses(
         judged = rows.filter(
             pl.col("event_time").is_between(start, end, closed="left") & pl.col(fields.label).is_not_null()
         )
-        if fields.text is not None:
-            name = fields.text.name
-            judged = dataset.without_texts(judged, name, dataset.texts_of(learned.values(), name))
+        if fields.repeats:
+            known_rows = dataset.known_rows(learned.values(), fields.repeats)
+            judged = dataset.without_repeats(judged, fields.repeats, known_rows)
         classes = min(frame[fields.label].n_unique() for frame in (judged, *learned.values()))
         if judged.height >= _least(params) and classes > 1:
             yield _of_tick(judged, learned, fields, family)

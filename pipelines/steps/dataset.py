@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -35,11 +36,10 @@ def work(run: Run, _read: Read) -> Work:
     def build(folder: Path, _key: str) -> DatasetFacts:
         rows = pl.read_parquet(run_dir / "validate" / "rows.parquet")
         chosen, older, rule = dataset.choose(rows, fields.label, as_of, params.dataset)
-        text = None if fields.text is None else fields.text.name
         known = None
         if champion is not None:
-            known = _trained_on(settings, champion, [name for name in ("id", text) if name is not None])
-        split = dataset.split(chosen, older, params.dataset, known, text)
+            known = _trained_on(settings, champion, ("id", *fields.repeats))
+        split = dataset.split(chosen, older, params.dataset, known, fields.repeats)
         if split.train.is_empty():
             raise TooFewRows(
                 f"{params.case}: none of {rows.height} rows before {as_of.isoformat()} can be trained on, "
@@ -72,8 +72,8 @@ def work(run: Run, _read: Read) -> Work:
     return Work(build, {"champion": None if champion is None else champion.candidate_key}, follow=freeze)
 
 
-def _trained_on(settings: Settings, champion: Release, columns: list[str]) -> pl.DataFrame:
-    """The rows the champion was trained on.
+def _trained_on(settings: Settings, champion: Release, columns: Sequence[str]) -> pl.DataFrame:
+    """The rows the champion was trained on, with those of the ``columns`` that its declaration had.
 
     They lie beside its bundle. If its run was repeated with other parameters, folders that were set aside lie
     there too; the rows of all of them count, as leaving out too many is safe and too few is not.
@@ -91,4 +91,8 @@ def _trained_on(settings: Settings, champion: Release, columns: list[str]) -> pl
         )
     for folder in made:
         storage.read_manifest(folder, verify={TRAIN})
-    return pl.concat([pl.read_parquet(folder / TRAIN, columns=columns) for folder in made])
+    files = [pl.scan_parquet(folder / TRAIN) for folder in made]
+    return pl.concat(
+        [file.select(pl.selectors.by_name(*columns, require_all=False)).collect() for file in files],
+        how="diagonal_relaxed",
+    )

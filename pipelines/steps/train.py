@@ -17,7 +17,7 @@ from pipelines.line.facts import TrainFacts
 from pipelines.line.order import TRAIN
 from pipelines.line.rooms import modules_of
 from pipelines.line.step import Read, Run, Work
-from pipelines.params import Params, TextModelParams
+from pipelines.params import EncoderParams, Params
 from pipelines.registry import live
 from pipelines.registry.opening import opening
 from pipelines.training.origin import governance, rows_source
@@ -45,7 +45,7 @@ def work(run: Run, read: Read) -> Work:
     inputs = {}
     if start is not None:
         inputs["champion"] = start.key
-    base = base_sha256(params.model.encoder) if isinstance(params.model, TextModelParams) else None
+    base = base_sha256(params.model.encoder) if isinstance(params.model, EncoderParams) else None
 
     def build(folder: Path, key: str) -> TrainFacts:
         unfinished = _unfinished(run, key)
@@ -103,7 +103,7 @@ def _network(params: Params, fields: Fields) -> Network:
         return facts
 
     tokenizer = None
-    if isinstance(params.model, TextModelParams):
+    if isinstance(params.model, EncoderParams):
         tokenizer = part(params.case, "model").tokenizer(params.model)
     return Network(partial(build_model, params.case, params.model, fields), fit_head, tokenizer)
 

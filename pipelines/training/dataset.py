@@ -27,7 +27,7 @@ def as_rows(fields: Fields, columns: Mapping[str, list[Any]], scales: Mapping[st
     """The training rows, encoded as everywhere: numbers by ``scales``, texts by the file ``tokenizer``."""
     labels = np.asarray(columns[fields.label])
     target: dict[str, Any] = {"classes": len(fields.classes), "number": fields.number is not None}
-    if fields.text is None:
-        return rows.as_rows(encode(fields, columns, scales), labels, columns["id"], **target)
-    tokens = tokenise(load_tokenizer(tokenizer), texts_of(fields, columns))
-    return rows.as_rows({}, labels, columns["id"], tokens=tokens, **target)
+    table = encode(fields, columns, scales) if fields.has_table else {}
+    if fields.text is not None:
+        target["tokens"] = tokenise(load_tokenizer(tokenizer), texts_of(fields, columns))
+    return rows.as_rows(table, labels, columns["id"], **target)

@@ -63,7 +63,7 @@ class Rows:
 
     ``ids`` name them in messages; ``labels`` are float32 [n] of 0 and 1, or int64 [n] class positions, or where the
     target is a ``number`` floats [n], float64 in its unit until a model has standardised them (fit.py);
-    ``dense`` maps an input's name to its tensor [n, ...]; ``tokens`` are the ids of a text case.
+    ``dense`` maps an input's name to its tensor [n, ...]; ``tokens`` are the ids of texts.
     """
 
     ids: Sequence[str]
@@ -129,7 +129,7 @@ def as_rows(
     classes: int = 0,
     number: bool = False,
 ) -> Rows:
-    """Rows from encoded columns, or from ``tokens``.
+    """Rows from encoded columns, from ``tokens``, or from both.
 
     Columns are encoded by :func:`pipelines.encoding.encode`, tokens made by :func:`pipelines.text.tokenise`.
     ``labels`` [n] are 0 and 1, positions among ``classes``, or where the target is a ``number`` that; without ``ids`` a

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pipelines.text import TOKENS
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -31,7 +33,7 @@ class Part(NamedTuple):
 def cut(tensors: Mapping[str, NDArray[Any]], longest: int = 0) -> list[Part]:
     """The inferences for the tensors of :func:`pipelines.encoding.encoder`.
 
-    Dense rows keep their order. Rows of tokens are grouped by length, padded to a multiple of ``STEP`` (but not
+    Dense rows keep their order. Rows with tokens are grouped by length, padded to a multiple of ``STEP`` (but not
     beyond ``longest``, the tokenizer's truncation): a transformer's work grows with its tokens, padding included.
     """
     count = len(next(iter(tensors.values())))
@@ -52,14 +54,13 @@ def _by_length(tensors: Mapping[str, NDArray[Any]], longest: int) -> list[Part]:
         most = min(MAX_BATCH, max(1, MAX_TOKENS // width))
         for start in range(0, len(rows), most):
             share = rows[start : start + most]
-            parts.append(
-                Part(share.tolist(), {name: _fitted(tensor[share], width) for name, tensor in tensors.items()})
-            )
+            own = {name: tensor[share] for name, tensor in tensors.items()}
+            parts.append(Part(share.tolist(), own | {name: _fitted(own[name], width) for name in TOKENS}))
     return parts
 
 
 def _fitted(tokens: NDArray[Any], width: int) -> NDArray[Any]:
-    """``[B, width]``: padding cut off, or zeros added."""
+    """Token ids or a mask as ``[B, width]``: padding cut off, or zeros added."""
     if tokens.shape[1] >= width:
         return np.ascontiguousarray(tokens[:, :width])
     return np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))

@@ -14,10 +14,10 @@ import numpy as np
 import polars as pl
 import torch
 
-from pipelines.cases.tabular import build
+from pipelines.cases import mixed, tabular
 from pipelines.contracts import Window
 from pipelines.derived import with_formulas
-from pipelines.encoding import encode, find_scales, read_scales
+from pipelines.encoding import encode, find_scales, read_scales, texts_of
 from pipelines.export.bundle import write_bundle
 from pipelines.export.onnx import Scored
 from pipelines.fields import (
@@ -32,10 +32,13 @@ from pipelines.fields import (
     Moment,
     Numeric,
     Target,
+    Text,
     Vector,
 )
-from pipelines.params import ModelParams
+from pipelines.params import MixedModelParams, ModelParams
+from pipelines.text import TOKENIZER, load_tokenizer, pad, tokenise
 from tests import shop
+from tests.pipelines.export.texts import reports, write_tokenizer
 
 CASE = "shop"
 START = datetime(2024, 3, 1, tzinfo=UTC)
@@ -59,6 +62,8 @@ KINDS: Mapping[str, Field] = {
 ATTRIBUTES = (Attribute("customer"), Attribute("region", missing=True))
 EVERYTHING = (ATTRIBUTES[0], *KINDS.values(), ATTRIBUTES[1])
 """A table with every kind."""
+TEXT = Text("note", missing=True)
+"""What stands beside it, as a case has one text at most."""
 DERIVED: tuple[Categorical | Numeric | Flag, ...] = (
     Numeric("ratio", missing=True),
     Categorical("size", ("small", "large", "none")),
@@ -120,6 +125,9 @@ def _values(field: Field, rows: int, rng: np.random.Generator) -> list[Any]:
     elif isinstance(field, Moment):
         values = [START + timedelta(seconds=float(at)) for at in rng.normal(0.0, 3e6, rows)]
         values[:2] = EARLIEST, LATEST - timedelta(microseconds=1)
+    elif isinstance(field, Text):
+        values = reports(rows, seed=int(rng.integers(1 << 30)))
+        values[:3] = "x", "ä\n\"' " * 2_000, "heap\u200boverflow"
     elif isinstance(field, Attribute):
         values = [f"{field.name} {row % 7}" for row in range(rows)]
     else:
@@ -137,11 +145,24 @@ def _values(field: Field, rows: int, rng: np.random.Generator) -> list[Any]:
 
 
 def model_of(
-    fields: Fields, columns: Mapping[str, list[Any]], labels: Any, scales: Mapping[str, Any]
+    fields: Fields, columns: Mapping[str, list[Any]], labels: Any, scales: Mapping[str, Any], folder: Path
 ) -> torch.nn.Module:
-    """The network of tables, fitted to the rows as far as it adapts itself, with random weights beyond that."""
+    """The network of tables, fitted to the rows as far as it adapts itself, with random weights beyond that.
+
+    With a text it is the mixed one, which leaves its tokenizer in ``folder``.
+    """
     torch.manual_seed(0)
-    model = build(ModelParams(hidden=(8,), embedding=2, dropout=0.0), fields)
+    sizes: dict[str, Any] = {"hidden": (8,), "embedding": 2, "dropout": 0.0}
+    if fields.text is None:
+        model = tabular.build(ModelParams(**sizes), fields)
+    else:
+        base = folder / "base"
+        base.mkdir()
+        (base / "config.json").write_text("{}")
+        write_tokenizer(base)
+        params = MixedModelParams(kind="mixed", encoder=str(base), max_tokens=16, tokens=4, **sizes)
+        mixed.tokenizer(params, folder)
+        model = mixed.build(params, fields)
     for weights in model.parameters():
         torch.nn.init.normal_(weights, std=0.5)
     numeric = torch.from_numpy(encode(fields, columns, scales)["numeric"])
@@ -153,8 +174,8 @@ def bundle_of(fields: Fields, rows: pl.DataFrame, folder: Path) -> torch.nn.Modu
     """A model of canonical rows, its bundle in ``folder``."""
     columns = rows.select(fields.reads).to_dict(as_series=False)
     scales = find_scales(fields, columns)
-    model = model_of(fields, columns, rows[fields.label].to_list(), scales)
     folder.mkdir(parents=True, exist_ok=True)
+    model = model_of(fields, columns, rows[fields.label].to_list(), scales, folder)
     write_bundle(model, fields, folder, {"scales": {name: asdict(scale) for name, scale in scales.items()}})
     return model
 
@@ -162,7 +183,10 @@ def bundle_of(fields: Fields, rows: pl.DataFrame, folder: Path) -> torch.nn.Modu
 def own_answers(model: torch.nn.Module, fields: Fields, rows: pl.DataFrame, bundle: Path) -> np.ndarray:
     """What torch itself answers for raw rows: ``[n, outputs]``."""
     scales = read_scales(json.loads((bundle / "bundle.json").read_text())["scales"])
-    tensors = encode(fields, rows.select(fields.reads).to_dict(as_series=False), scales)
+    columns = rows.select(fields.reads).to_dict(as_series=False)
+    tensors = encode(fields, columns, scales)
+    if fields.text is not None:
+        tensors = pad(tokenise(load_tokenizer(bundle / TOKENIZER), texts_of(fields, columns))) | tensors
     with torch.no_grad():
         return Scored(model, fields)(*map(torch.from_numpy, tensors.values())).double().numpy()
 

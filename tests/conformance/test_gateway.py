@@ -1,4 +1,4 @@
-"""A table with every kind of field behind the real gateway: over HTTP, into the log, and again after a restart."""
+"""A table with every kind of field and a text beside it behind the real gateway: over HTTP, logged, after a restart."""
 
 from __future__ import annotations
 
@@ -15,11 +15,22 @@ from pipelines.cases.receiving import receive
 from pipelines.encoding import signature
 from pipelines.fields import may_be_null
 from pipelines.params_file import load_params
-from tests.conformance.table import CASE, EVERYTHING, WINDOW, bundle_of, declare, delivered, installed, own_answers
+from serving.gateway.versions import READ
+from tests.conformance.table import (
+    CASE,
+    EVERYTHING,
+    TEXT,
+    WINDOW,
+    bundle_of,
+    declare,
+    delivered,
+    installed,
+    own_answers,
+)
 from tests.serving.gateway.world import client, fake_triton, lines, make_home, release
 
 PREDICT = f"/v1/cases/{CASE}/predict"
-FIELDS = declare(*EVERYTHING, derived=True)
+FIELDS = declare(*EVERYTHING, TEXT, derived=True)
 
 
 class OnnxTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -57,7 +68,8 @@ def served(tmp_path_factory):
         model = bundle_of(FIELDS, rows, bundle)
         with fake_triton(servicer=OnnxTriton(FIELDS, bundle)) as (_, port):
             settings = make_home(home, port)
-            release(settings, 1, case=CASE, fill=lambda work: shutil.copy(bundle / "bundle.json", work))
+            read = [bundle / name for name in READ]
+            release(settings, 1, case=CASE, fill=lambda work: [shutil.copy(file, work) for file in read])
             yield rows, own_answers(model, FIELDS, rows, bundle), settings
 
 

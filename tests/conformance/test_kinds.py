@@ -25,7 +25,7 @@ from pipelines.drift.why.diagnosis import diagnose
 from pipelines.drift.why.findings import Seen
 from pipelines.encoding import encoder
 from pipelines.export.bundle import check_parity, neighbours
-from pipelines.feature_names import in_words
+from pipelines.feature_names import COUNTED, PREDICTION, SCORE, in_words
 from pipelines.fields import Binary, Classes, Number, row_sent
 from pipelines.headroom import probe
 from pipelines.params_file import load_params
@@ -36,6 +36,7 @@ from tests.conformance.table import (
     ATTRIBUTES,
     EVERYTHING,
     KINDS,
+    TEXT,
     WINDOW,
     bundle_of,
     declare,
@@ -51,15 +52,17 @@ TABLES = {
     **{name: (field,) for name, field in KINDS.items()},
     "number and attributes": (ATTRIBUTES[0], KINDS["number"], ATTRIBUTES[1]),
     "everything": EVERYTHING,
+    "number and a text": (KINDS["number"], TEXT),
+    "everything and a text": (*EVERYTHING, TEXT),
 }
 TARGETS = {"binary": Binary(), "classes": Classes(("a", "b", "c")), "number": Number("minutes", -5, 5)}
-DERIVED = "everything and what is derived of it"
+DERIVED = "everything, a text and what is derived"
 PAIRS = [
     *((name, "binary") for name in TABLES),
-    *(("everything", target) for target in ("classes", "number")),
+    *((name, target) for name in ("everything", "everything and a text") for target in ("classes", "number")),
     *((DERIVED, target) for target in ("binary", "number")),
 ]
-"""The table with everything has every kind: so each of them meets each target."""
+"""The tables with everything have every kind: so each of them meets each target, with and without a text beside it."""
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)
@@ -67,7 +70,7 @@ def fields(request, tmp_path):
     """The declaration of a case that is there: one kind of field, or all of them, and a target."""
     table, target = request.param
     if table == DERIVED:
-        declared = declare(*EVERYTHING, target=TARGETS[target], derived=True)
+        declared = declare(*EVERYTHING, TEXT, target=TARGETS[target], derived=True)
     else:
         declared = declare(*TABLES[table], target=TARGETS[target])
     with installed(tmp_path, declared):
@@ -126,7 +129,9 @@ def test_a_logged_row_counts_as_its_canonical_one(fields, canonical, tmp_path):
     files = log.near(settings, fields.case, WINDOW)
     again = typed(rows, fields).select(fields.names)
     assert again.equals(canonical.sort("event_time", "id").select(fields.names))
-    inputs = [*fields.feature_names, *fields.shares]
+    inputs = [name for name in (*fields.feature_names, *fields.shares) if name != TEXT.name]
+    if fields.text is not None:
+        inputs += [TEXT.name + counted for counted in COUNTED]
     expected = profile_frame(canonical, fields, spec).columns
     framed = profile_frame(scored(typed(rows, fields), fields), fields, spec).columns
     streamed = profile_parquet(files, fields, spec).columns
@@ -169,22 +174,30 @@ def test_the_share_that_moves_is_the_one_that_drifts(fields, canonical, tmp_path
         assert in_words(share) in why
 
 
-@pytest.mark.parametrize("fields", [("everything", "binary"), (DERIVED, "binary")], indirect=True)
+@pytest.mark.parametrize("fields", [("everything", "binary"), (DERIVED, "classes")], indirect=True)
 def test_pages_and_explanations_are_drawn_of_it(fields, canonical, tmp_path):
     """Evidently draws every column that can drift, and the classifier names the fields that tell the windows apart."""
     sides = with_counts(canonical, fields), with_counts(canonical.tail(200), fields)
     params = load_params(fields.case).drift
-    columns = [*fields.feature_names, *fields.shares]
+    columns = [name for name in fields.measured if name not in (SCORE, PREDICTION)]
     assert evidently.page(tmp_path / "drift.html", lambda: sides, columns, fields, params) == ("drift.html", None)
-    assert {one.feature for one in explain.explain(*sides, fields).features} <= set(fields.feature_names)
+    told = explain.explain(*sides, fields)
+    assert told.features
+    assert {one.feature for one in told.features} <= set(fields.feature_names)
+    assert bool(told.words) == (fields.text is not None)
 
 
 @pytest.mark.parametrize(
-    "fields", [*(("everything", target) for target in TARGETS), (DERIVED, "number")], indirect=True
+    "fields",
+    [*(("everything", target) for target in TARGETS), *((DERIVED, target) for target in TARGETS)],
+    indirect=True,
 )
 def test_a_probe_reads_it(fields, canonical):
-    """Both families of probes learn from whatever a row holds or lacks, and answer in the target's terms."""
-    for family in ("logistic", "boosting"):
+    """Both families of probes learn from whatever a row holds or lacks, and answer in the target's terms.
+
+    Beside a text there is one: trees do not read texts.
+    """
+    for family in ("logistic", "boosting") if fields.text is None else ("logistic",):
         found = probe.answers(canonical, canonical, fields, family)
         assert found.shape[0] == canonical.height
         assert np.isfinite(found).all()

@@ -95,7 +95,7 @@ def test_its_share_is_counted_and_drifts(rows, tmp_path):
 
 def test_rows_without_a_text_are_told_apart_by_nothing(rows):
     """A holdout keeps them, as nobody remembers a row by a text that is missing; a probe reads them as empty."""
-    known = dataset.texts_of((rows.head(150),), "note")
-    left = dataset.without_texts(rows.tail(150), "note", known)
+    known = dataset.known_rows((rows.head(150),), FIELDS.repeats)
+    left = dataset.without_repeats(rows.tail(150), FIELDS.repeats, known)
     assert left["note"].null_count() == rows.tail(150)["note"].null_count()
     assert probe.answers(rows, rows, FIELDS, "logistic").shape == (rows.height, 3)

@@ -1,4 +1,4 @@
-"""A table with every kind of field behind the gateway and a real Triton."""
+"""A table with every kind of field and a text beside it behind the gateway and a real Triton."""
 
 from __future__ import annotations
 
@@ -15,11 +15,21 @@ from pipelines.cases.receiving import receive
 from pipelines.deploy import rollout
 from pipelines.fields import row_sent
 from pipelines.params_file import load_params
-from tests.conformance.table import CASE, EVERYTHING, WINDOW, bundle_of, declare, delivered, installed, own_answers
+from tests.conformance.table import (
+    CASE,
+    EVERYTHING,
+    TEXT,
+    WINDOW,
+    bundle_of,
+    declare,
+    delivered,
+    installed,
+    own_answers,
+)
 from tests.serving.gateway.world import KEY, client, release
 
 pytestmark = pytest.mark.slow
-FIELDS = declare(*EVERYTHING)
+FIELDS = declare(*EVERYTHING, TEXT)
 
 
 def sent(rows):

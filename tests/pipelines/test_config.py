@@ -135,6 +135,7 @@ def mistakes(tmp_path, case: str, *changes: tuple[str, str]) -> dict[str, str]:
         ("loans", "epochs: 15", "epoch: 15", "train.epoch", "did you mean 'epochs'"),
         ("loans", "hidden: [64, 32]", "hiden: [64, 32]", "model.hiden", "did you mean 'hidden'"),
         ("triage", "max_tokens: 128", "max_token: 128", "model.max_token", "did you mean 'max_tokens'"),
+        ("triage_fields", "hidden: [64]", "hiden: [64]", "model.hiden", "did you mean 'hidden'"),
         ("loans", "new_data: null", "new_data: {row: 5000}", "drift.new_data.row", "did you mean 'rows'"),
         ("loans", "learning_rate: 0.003", "learning_rate: 3e-3", "train.learning_rate", "as in 2.0e-5"),
         ("loans", "learning_rate: 0.003", "learning_rate: .nan", "train.learning_rate", "finite"),

@@ -206,16 +206,37 @@ def test_a_number_without_bounds_ends_where_float32_does(value, word):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"fields": (Text("text"), Categorical("kind", ("x", "y")))},
+        {"fields": (Text("text"), Categorical("kind", ("x", "y")), Text("note"))},
         {"target": Classes(("a",))},
         {"target": Classes(("a", "a", "b"))},
         {"target": Classes(tuple(map(str, range(1_001))))},
     ],
 )
 def test_a_declaration_that_cannot_work_is_refused(wrong):
-    """A text stands alone, and classes are two or more, different, and a thousand at most."""
+    """A case has one text, and classes are two or more, different, and a thousand at most."""
     with pytest.raises(ConfigError):
         replace(REPORTS, **wrong)
+
+
+def test_a_text_stands_beside_other_fields():
+    """The model is given the text's tensors, then the table's; a row is known again by its text and all inputs.
+
+    A text alone has no table.
+    """
+    mixed = replace(REPORTS, fields=(Categorical("kind", ("x", "y"), missing=True), *REPORTS.fields, Numeric("age")))
+    inputs, _ = signature(mixed)
+    assert [(tensor["name"], tensor["shape"]) for tensor in inputs] == [
+        ("input_ids", [-1, -1]),
+        ("attention_mask", [-1, -1]),
+        ("categorical", [-1, 1]),
+        ("numeric", [-1, 1]),
+    ]
+    assert mixed.measured == ("kind", "text.words", "age", "kind.missing", "score", "prediction")
+    assert mixed.repeats == ("text", "kind", "age")
+    assert from_json(json.loads(json.dumps(to_json(mixed)))) == mixed
+    assert mixed.hash != REPORTS.hash
+    assert [tensor["name"] for tensor in signature(REPORTS)[0]] == ["input_ids", "attention_mask"]
+    assert (REPORTS.has_table, REPORTS.repeats, LOAN.repeats) == (False, ("text",), ())
 
 
 LOAN = Fields(

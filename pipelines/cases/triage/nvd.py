@@ -42,6 +42,7 @@ SCHEMA = {
     "team": pl.String(),
     "cwe": pl.String(),
     "cwe_all": pl.String(),
+    "assigner": pl.String(),
 }
 
 Ask = Callable[[dict[str, str]], dict[str, Any]]
@@ -57,7 +58,8 @@ def download(period: Window, folder: Path, ask: Ask | None = None) -> pl.DataFra
     frames = []
     for stretch in stretches(period):
         path = folder / f"{stretch.start:%Y%m%d}-{stretch.end:%Y%m%d}.parquet"
-        if not path.exists():
+        # One of before a column was added is asked for again.
+        if not path.exists() or pl.read_parquet_schema(path) != SCHEMA:
             log.info("asking %s for %s to %s", URL, stretch.start.date(), stretch.end.date())
             buffer = io.BytesIO()
             parse(_pages(stretch, ask or _ask)).write_parquet(buffer)
@@ -119,7 +121,8 @@ def parse(reports: Iterator[dict[str, Any]]) -> pl.DataFrame:
         if not text or text.startswith("** RE") or report.get("vulnStatus") == "Rejected" or not codes:
             continue
         published = datetime.fromisoformat(report["published"]).replace(tzinfo=UTC)
-        rows.append((report["id"], published, text, team_of(codes[0]), codes[0], ",".join(codes)))
+        told = (text, team_of(codes[0]), codes[0], ",".join(codes), report.get("sourceIdentifier"))
+        rows.append((report["id"], published, *told))
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Sequence
 
 import polars as pl
 
@@ -62,15 +63,20 @@ def resolve(settings: Settings, params: Params) -> Source:
 
 
 def rows(source: Source, window: Window, params: Params) -> pl.DataFrame:
-    """Canonical rows of ``window``: the text, and the team as its position among the classes.
+    """Canonical rows of ``window``: the text, and the team as its position among the classes."""
+    return canonical(reports(source), FIELDS, window, params)
 
-    Of reports with the very same text the first one stays, whatever the window: a desk files the others as
-    duplicates, and a text that is in the training rows and in the holdout too would be judged by memory.
+
+def reports(source: Source, more: Sequence[str] = ()) -> pl.DataFrame:
+    """All reports of a source with ``id``, ``event_time``, ``text`` and ``team`` (its position), and columns ``more``.
+
+    Of reports with the very same text the first one stays: a desk files the others as duplicates, and a text that is in
+    the training rows and in the holdout too would be judged by memory.
     """
     if source.path is None:
         raise DataError("the triage source has no file: resolve it first")
     try:
-        frame = pl.read_parquet(source.path, columns=["id", "event_time", *FIELDS.names, FIELDS.label])
+        frame = pl.read_parquet(source.path, columns=["id", "event_time", *FIELDS.names, FIELDS.label, *more])
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{source.path} cannot be read ({error}): replace it") from error
     strange = set(frame[FIELDS.label].unique()) - set(FIELDS.classes)
@@ -78,6 +84,4 @@ def rows(source: Source, window: Window, params: Params) -> pl.DataFrame:
         raise DataError(f"{source.path} names the team {min(strange)!r}: the teams are {', '.join(FIELDS.classes)}")
     positions = {team: position for position, team in enumerate(FIELDS.classes)}
     first = frame.sort("event_time", "id").unique(FIELDS.names, keep="first", maintain_order=True)
-    return canonical(
-        first.with_columns(pl.col(FIELDS.label).replace_strict(positions, return_dtype=pl.Int8)), FIELDS, window, params
-    )
+    return first.with_columns(pl.col(FIELDS.label).replace_strict(positions, return_dtype=pl.Int8))

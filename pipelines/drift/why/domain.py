@@ -7,7 +7,7 @@ Source: Rabanser, Guennemann and Lipton, Failing Loudly, NeurIPS 2019.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines.contracts import Interval
 from pipelines.drift.why.embeddings import words_of
-from pipelines.fields import Categorical, Fields, Flag
+from pipelines.fields import Categorical, Column, Fields, Flag, Text
 from pipelines.measures import roc_auc_interval
 
 Floats = NDArray[np.float64]
@@ -71,23 +71,19 @@ def separate(before: Matrix, now: Matrix, seed: int = 0) -> Separation:
 
 
 def culprits(
-    before: pl.DataFrame, now: pl.DataFrame, fields: Fields, ignore: Sequence[str] = ()
+    before: pl.DataFrame, now: pl.DataFrame, fields: Fields, ignore: Collection[str] = ()
 ) -> tuple[Interval, dict[str, float]]:
     """The held-out AUC on declared fields, and each field's share of what tells the samples apart, largest first.
 
     Moments and vectors have their columns beside them (:func:`pipelines.encoding.unfolded`). A number is cut at the
     reference's deciles and a category taken by value, with a column for missing and one for undeclared values, so that
-    any change of a field counts, and one outlier as one row. A field's share is the variance of its part of the score.
+    any change of a field counts, and one outlier as one row. A text is taken by its words (:func:`telling_words`). A
+    field's share is the variance of its part of the score.
     """
     from scipy import sparse
 
     chosen = [field for field in fields.columns if field.name not in ignore]
-    parts = [
-        _by_value(before[field.name], now[field.name], field.values)
-        if isinstance(field, Categorical | Flag)
-        else _by_decile(before[field.name], now[field.name])
-        for field in chosen
-    ]
+    parts = [_part(field, before[field.name], now[field.name]) for field in chosen]
     found = separate(*(sparse.hstack([part[side] for part in parts]).tocsr() for side in (0, 1)))
     weights = {}
     start = 0
@@ -99,6 +95,16 @@ def culprits(
     return found.auc, {
         name: weight / total for name, weight in sorted(weights.items(), key=lambda item: (-item[1], item[0]))
     }
+
+
+def _part(field: Column, before: pl.Series, now: pl.Series) -> tuple[Matrix, Matrix]:
+    """A field's part of the design, of both samples."""
+    if isinstance(field, Categorical | Flag):
+        return _by_value(before, now, field.values)
+    if isinstance(field, Text):
+        table, _ = _by_word(texts_of(before), texts_of(now))
+        return table[: before.len()], table[before.len() :]
+    return _by_decile(before, now)
 
 
 def _by_decile(before: pl.Series, now: pl.Series) -> tuple[Matrix, Matrix]:
@@ -138,15 +144,27 @@ def telling_words(before: Sequence[str], now: Sequence[str], count: int = 10) ->
     Coefficients are positive where the current has more. Words are those that at least ``MIN_TEXTS`` texts have,
     at most ``MAX_WORDS`` of them, the most frequent ones. Source: Spaerck Jones, Journal of Documentation 28(1), 1972.
     """
+    table, vocabulary = _by_word(before, now)
+    if not vocabulary:
+        return UNKNOWN, {}
+    split = separate(table[: len(before)], table[len(before) :])
+    strongest = sorted(range(len(vocabulary)), key=lambda number: (-abs(split.coefficients[number]), number))[:count]
+    return split.auc, {vocabulary[number]: float(split.coefficients[number]) for number in strongest}
+
+
+def _by_word(before: Sequence[str], now: Sequence[str]) -> tuple[Matrix, list[str]]:
+    """The TF-IDF of both samples' words, ``[n, d]``, and the ``d`` words; there may be none."""
+    from scipy import sparse
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     bags = [words_of(text) for text in (*before, *now)]
     seen = Counter(word for bag in bags for word in set(bag))
     if max(seen.values(), default=0) < MIN_TEXTS:
-        return UNKNOWN, {}
+        return sparse.csr_matrix((len(bags), 0)), []
     vectorizer = TfidfVectorizer(analyzer=lambda bag: bag, min_df=MIN_TEXTS, max_features=MAX_WORDS)
-    table = vectorizer.fit_transform(bags)
-    vocabulary = vectorizer.get_feature_names_out().tolist()
-    split = separate(table[: len(before)], table[len(before) :])
-    strongest = sorted(range(len(vocabulary)), key=lambda number: (-abs(split.coefficients[number]), number))[:count]
-    return split.auc, {vocabulary[number]: float(split.coefficients[number]) for number in strongest}
+    return vectorizer.fit_transform(bags), vectorizer.get_feature_names_out().tolist()
+
+
+def texts_of(values: pl.Series) -> list[str]:
+    """The texts of a column; one that is missing has no words."""
+    return values.cast(pl.String).fill_null("").to_list()

@@ -13,6 +13,7 @@ import polars as pl
 from pipelines.contracts import Interval
 from pipelines.drift.why import domain, embeddings
 from pipelines.drift_report import Explanation, Share, Sides, Vectors, Word
+from pipelines.feature_names import WORDS
 from pipelines.fields import Fields
 
 ROWS = 2_000
@@ -44,25 +45,37 @@ def explain(reference: pl.DataFrame, current: pl.DataFrame, fields: Fields, igno
     """The domain classifier's answer.
 
     ``features`` are the fields that tell the samples apart, of a text ``words``, and ``vectors`` distances of hashed
-    words. Ignored fields take no part. Too few rows and ignoring all fields give ``about`` alone.
+    words; of a text beside a table all three, with the AUC of all fields together. Ignored fields take no part, a text
+    where its number of words is one. Too few rows and ignoring all fields give ``about`` alone.
     """
     before, now = (_spread(frame, ROWS) for frame in (reference, current))
     if min(before.height, now.height) < LEAST:
         few = f"{now.height} rows of the window and {before.height} of the reference are too few"
         return Explanation(about=f"{few} to explain anything (at least {LEAST})")
-    if fields.text is None and not set(fields.feature_names) - set(ignore):
-        return Explanation(about="every field is ignored: nothing is left to explain by")
     rows = Sides(reference=before.height, current=now.height)
-    if fields.text is None:
-        auc, shares = domain.culprits(before, now, fields, ignore)
-        named = tuple(Share(feature=name, share=round(share, 4)) for name, share in list(shares.items())[:SHOWN])
-        by = ", ".join(f"{one.feature} ({one.share:.0%})" for one in named[:3])
-        return Explanation(about=_sentence(auc, by), rows=rows, auc=auc, features=named)
+    if not fields.has_table:
+        return _by_words(before, now, fields).model_copy(update={"rows": rows})
+    ignored = {*ignore, *(words.removesuffix(WORDS) for words in ignore)}
+    if not set(fields.feature_names) - ignored:
+        return Explanation(about="every field is ignored: nothing is left to explain by")
+    auc, shares = domain.culprits(before, now, fields, ignored)
+    named = tuple(Share(feature=name, share=round(share, 4)) for name, share in list(shares.items())[:SHOWN])
+    by = ", ".join(f"{one.feature} ({one.share:.0%})" for one in named[:3])
+    found = Explanation(about=_sentence(auc, by), rows=rows, auc=auc, features=named)
+    if fields.text is None or fields.text.name in ignored:
+        return found
+    of_text = _by_words(before, now, fields)
+    return found.model_copy(update={"words": of_text.words, "vectors": of_text.vectors})
+
+
+def _by_words(before: pl.DataFrame, now: pl.DataFrame, fields: Fields) -> Explanation:
+    """:func:`explain` by the text alone."""
+    assert fields.text is not None
     name = fields.text.name
-    told = [_texts(frame, name) for frame in (before, now)]
+    told = [domain.texts_of(frame[name]) for frame in (before, now)]
     auc, weights = domain.telling_words(told[0], told[1], SHOWN)
     words = tuple(Word(word=word, coefficient=round(weight, 3)) for word, weight in weights.items())
-    x, y = (embeddings.hashed(_texts(_spread(frame, VECTORS), name)) for frame in (before, now))
+    x, y = (embeddings.hashed(domain.texts_of(_spread(frame, VECTORS)[name])) for frame in (before, now))
     value, p_value = embeddings.mmd(x, y)
     vectors = Vectors(
         mmd=round(value, 6),
@@ -70,11 +83,7 @@ def explain(reference: pl.DataFrame, current: pl.DataFrame, fields: Fields, igno
         projection_kl=round(embeddings.projection_kl(x, y), 6),
         centroid_cosine=round(embeddings.centroid_cosine(x, y), 6),
     )
-    return Explanation(about=_sentence(auc, _telling(words)), rows=rows, auc=auc, words=words, vectors=vectors)
-
-
-def _texts(frame: pl.DataFrame, name: str) -> list[str]:
-    return frame[name].cast(pl.String).fill_null("").to_list()
+    return Explanation(about=_sentence(auc, _telling(words)), auc=auc, words=words, vectors=vectors)
 
 
 def _sentence(auc: Interval, by: str) -> str:

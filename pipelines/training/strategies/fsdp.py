@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -26,7 +28,8 @@ def set_up(model: nn.Module, params: TrainParams, device: torch.device) -> Strat
         policy = MixedPrecisionPolicy(param_dtype=HALF_PRECISION[params.precision], reduce_dtype=torch.float32)
     for block in getattr(model, "blocks", ()):
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # Not what comes in: numbers of a table are scaled in float32 before anything else.
+    fully_shard(model, mesh=mesh, mp_policy=replace(policy, cast_forward_inputs=False))
     # The root stays whole between forward and backward; without a backward it would go on computing with old weights.
     return native(
         model, model, params, device, set_gradient_sync=model.set_requires_gradient_sync, reshard=model.reshard

@@ -17,13 +17,18 @@ from pipelines.cases import sources
 from pipelines.cases.triage import nvd, teams
 from pipelines.cases.triage import source as triage
 from pipelines.cases.triage.schema import FIELDS
+from pipelines.cases.triage_fields import source as by_fields
+from pipelines.cases.triage_fields.schema import ASSIGNERS
+from pipelines.cases.triage_fields.schema import FIELDS as BY_FIELDS
 from pipelines.contracts import Window
+from pipelines.data import contract
 from pipelines.errors import DataError, IntegrityError
 from pipelines.fields import frame_schema
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
 
 PARAMS = load_params("triage")
+LEAKS = {"cvss2_score", "cvss3_score", "vendor_product", "n_refs"}
 ALL = Window(start=datetime(2000, 1, 1, tzinfo=UTC), end=datetime(2030, 1, 1, tzinfo=UTC))
 SPRING = Window(start=datetime(2014, 1, 1, tzinfo=UTC), end=datetime(2014, 6, 1, tzinfo=UTC))
 
@@ -115,6 +120,7 @@ def test_a_report_is_parsed():
         "team": "memory_safety",
         "cwe": "CWE-119",
         "cwe_all": "CWE-119,CWE-20,CWE-79",
+        "assigner": "cve@mitre.org",
     }
 
 
@@ -298,3 +304,57 @@ def test_a_variant_changes_what_its_name_says(
             assert getattr(getattr(found, block), name) == value
     expected = {block: getattr(PARAMS, block).model_copy(update=values) for block, values in changed.items()}
     assert found == PARAMS.model_copy(update=expected)
+
+
+def test_fields_beside_the_text_are_known_when_a_report_is_published(tmp_path: Path):
+    """The assigner's organisation, the time, and the years that the number waited; what is no address is null."""
+    reports = [report(1), report(2, "2016-05-03T10:00:00.000", sourceIdentifier="8254265b-2729-46b6-b9e3")]
+    nvd.parse(iter([*reports, report(3, sourceIdentifier="cna@new.example")])).write_parquet(
+        tmp_path / "reports.parquet"
+    )
+    source = sources.Source("x", "real", "made here", "", tmp_path / "reports.parquet")
+    rows = by_fields.rows(source, ALL, load_params("triage_fields"))
+    assert dict(rows.schema) == frame_schema(BY_FIELDS)
+    assert rows.select("id", "assigner", "waited").sort("id").rows() == [
+        ("CVE-2014-0001", "mitre.org", 0.0),
+        ("CVE-2014-0002", None, 2.0),
+        ("CVE-2014-0003", "new.example", 0.0),
+    ]
+    assert rows["published"].equals(rows["event_time"].rename("published"))
+    assert not {"cwe", "cwe_all", *LEAKS} & set(rows.columns)
+
+
+def test_a_stretch_of_before_a_column_was_added_is_asked_for_again(tmp_path: Path):
+    """A finished stretch without the assigner is downloaded once more, and then kept."""
+    asked: list[dict[str, str]] = []
+    ask = api([report(1)], asked)
+    nvd.download(SPRING, tmp_path, ask)
+    for path in tmp_path.glob("*.parquet"):
+        pl.read_parquet(path).drop("assigner").write_parquet(path)
+    once = len(asked)
+    assert nvd.download(SPRING, tmp_path, ask)["assigner"].to_list() == ["cve@mitre.org"]
+    assert len(asked) == 2 * once
+    nvd.download(SPRING, tmp_path, ask)
+    assert len(asked) == 2 * once
+
+
+def test_the_real_rows_have_their_fields(real: sources.Source):
+    """The same reports as of triage, with assigners of which some are new after 2013, and no number of a later year."""
+    rows = by_fields.rows(real, ALL, load_params("triage_fields"))
+    assert rows["id"].equals(triage.rows(real, ALL, PARAMS)["id"])
+    good, bad = contract.split(rows, BY_FIELDS)
+    assert (good.height, bad.height) == (32_374, 0)
+    of_2013 = rows.filter(pl.col("event_time").dt.year() == 2013)["assigner"]
+    assert sorted(of_2013.unique()) == list(ASSIGNERS)
+    assert rows["assigner"].null_count() == 0
+    assert 0.03 < (~rows["assigner"].is_in(ASSIGNERS)).mean() < 0.1
+    assert rows["waited"].min() == 0
+
+
+def test_the_variant_of_fields_learns_its_tokens(monkeypatch: pytest.MonkeyPatch):
+    """It differs from the case's own parameters in model and optimisation only."""
+    own = load_params("triage_fields")
+    monkeypatch.setenv("PERENNIAL_PARAMS_DIR", str(CASES_ROOT / "triage_fields" / "variants" / "tokens"))
+    found = load_params("triage_fields")
+    assert (own.model.tokens, found.model.tokens) == (0, 64)
+    assert found == own.model_copy(update={"model": found.model, "train": found.train})

@@ -104,13 +104,13 @@ def test_a_text_that_is_trained_on_judges_nobody():
         _rows(10, 30).with_columns(text=pl.format("report  {}", pl.int_range(pl.len()) % 95)), "y", AS_OF, params
     )
     again = rows.with_columns(text=pl.col("text").str.replace("  ", " "))
-    split = dataset.split(pl.concat([rows.head(80), again.tail(20)]), older, params, text="text")
+    split = dataset.split(pl.concat([rows.head(80), again.tail(20)]), older, params, repeats=("text",))
     assert (split.excluded, split.holdout.height) == (5, 15)
     trained = set(split.train["text"])
     assert split.history.height == 200 - sum(text in trained for text in older["text"])
     assert not set(split.history["text"]) & trained
     champions = pl.DataFrame({"id": ["of the champion"], "text": [split.holdout["text"][0].replace(" ", "\n")]})
-    assert dataset.split(pl.concat([rows.head(80), again.tail(20)]), older, params, champions, "text").excluded == 6
+    assert dataset.split(pl.concat([rows.head(80), again.tail(20)]), older, params, champions, ("text",)).excluded == 6
 
 
 def test_replay_and_history_look_back_to_the_beginning():
@@ -124,3 +124,22 @@ def test_the_look_back_covers_both_rules(per_day: int, days: int, expected: int 
     """The first day needed is the window's, or that of the fallback's last row; None if rows end before."""
     found = dataset.first_needed_day(_rows(per_day, days), "y", AS_OF, PARAMS)
     assert found == (None if expected is None else AS_OF - timedelta(days=expected))
+
+
+def test_a_repeat_has_the_same_text_and_the_same_values_beside_it():
+    """Equal texts beside other values are rows of their own; so is a row that one without a column cannot repeat."""
+    known = pl.DataFrame(
+        {"text": ["heap  overflow", "script", None], "age": [1.0, None, 2.0], "face": [[0.5], [0.5], []]}
+    )
+    asked = pl.DataFrame(
+        {
+            "text": ["heap overflow", "heap overflow", "script", "script", None],
+            "age": [1.0, 2.0, None, 0.0, 2.0],
+            "face": [[0.5], [0.5], [0.5], [0.5], []],
+        }
+    )
+    names = ("text", "age", "face")
+    left = dataset.without_repeats(asked, names, dataset.known_rows((known, None), names))
+    assert left["age"].to_list() == [2.0, 0.0, 2.0]
+    before = dataset.known_rows((known.drop("face"),), names)
+    assert dataset.without_repeats(asked, names, before).height == asked.height

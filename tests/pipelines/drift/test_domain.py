@@ -139,3 +139,30 @@ def test_an_explanation_of_a_table_and_of_texts():
     assert "cannot tell" in explain(texts(600, 0), texts(600, 1), TEXTS).about
     assert explain(rows(3000, 0), rows(10, 1), FIELDS).model_fields_set == {"about"}
     assert explain(rows(100, 0), rows(100, 1), FIELDS, ignore=FIELDS.names).model_fields_set == {"about"}
+
+
+def test_an_explanation_of_a_text_beside_a_table():
+    """Fields and text are told apart together: whichever moved is named first, words and vectors stand beside them.
+
+    An ignored text takes no part.
+    """
+    mixed = Fields("mock", (*FIELDS.fields, Text("text")), "label")
+
+    def both(count: int, seed: int, extra: str = "", **moved: float) -> pl.DataFrame:
+        return rows(count, seed, **moved).hstack(texts(count, seed, extra, 0.5))
+
+    before = both(600, 0)
+    spoken = explain(before, both(600, 1, "ransomware"), mixed)
+    assert spoken.features[0].feature == "text"
+    assert spoken.features[0].share > 0.5
+    assert spoken.words[0].word == "ransomware"
+    assert spoken.vectors.p_value < 0.01
+    counted = explain(before, both(600, 1, a=1.5), mixed)
+    assert counted.features[0].feature == "a"
+    assert counted.vectors.p_value > 0.01
+    assert "cannot tell" in explain(before, both(600, 1), mixed).about
+    silent = explain(before, both(600, 1, "ransomware"), mixed, ignore=["text.words"])
+    assert "cannot tell" in silent.about
+    assert not silent.words
+    everything = [name for name in mixed.measured if name != "score"]
+    assert explain(before, before, mixed, ignore=everything).model_fields_set == {"about"}

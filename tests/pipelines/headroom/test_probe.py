@@ -19,6 +19,7 @@ TABLE = Fields(
 )
 MANY = Fields(case="shop", label="sold", fields=(Categorical("zip", tuple(f"z{place}" for place in range(400))),))
 TEXTS = Fields(case="desk", label="team", fields=(Text("text"),), classes=("memory", "web", "files", "keys"))
+MIXED = Fields(case="desk", label="team", fields=(*TABLE.fields, *TEXTS.fields), classes=TEXTS.classes)
 TEAMS = {"memory": WORDS[:4], "web": WORDS[4:8], "files": WORDS[8:10]}
 
 
@@ -47,8 +48,26 @@ def reports(rows: int, seed: int = 0) -> pl.DataFrame:
     return pl.DataFrame({"text": texts, "team": team.astype(np.int8)})
 
 
-CASES = [(TABLE, goods, "boosting"), (TABLE, goods, "logistic"), (TEXTS, reports, "logistic")]
-IDS = ["trees", "logistic", "words"]
+def mixed(rows: int, seed: int = 0) -> pl.DataFrame:
+    """Texts of two kinds, which a number splits into two teams each; a column that nobody fills stands beside."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 2, rows)
+    large = rng.random(rows) < 0.5
+    price = np.where(large, rng.uniform(500, 1000, rows), rng.uniform(0, 500, rows))
+    words = [WORDS[:4], WORDS[4:8]]
+    texts = [" ".join(rng.choice([*words[own], "in", "via"], 6)) for own in kind]
+    return pl.DataFrame({"text": texts, "price": price, "team": (2 * kind + large).astype(np.int8)}).with_columns(
+        weight=pl.lit(None, pl.Float64), colour=pl.lit("red")
+    )
+
+
+CASES = [
+    (TABLE, goods, "boosting"),
+    (TABLE, goods, "logistic"),
+    (TEXTS, reports, "logistic"),
+    (MIXED, mixed, "logistic"),
+]
+IDS = ["trees", "logistic", "words", "words and columns"]
 
 
 @pytest.mark.parametrize(("fields", "rows", "family"), CASES, ids=IDS)
@@ -69,6 +88,14 @@ def test_a_probe_is_the_same_twice(fields, rows, family):
     one, two = (probe.fit(before, fields, family) for _ in range(2))
     assert (one(after) == two(after)).all()
     assert one(after)[:1] == pytest.approx(one(after.head(1)), abs=1e-12)
+
+
+def test_a_probe_reads_text_and_table_together():
+    """What only both tell is found: words alone leave two teams, the number alone two others."""
+    found = probe.fit(mixed(1500), MIXED, "logistic")(after := mixed(500, seed=1))
+    assert (found.argmax(1) == after["team"].to_numpy()).mean() > 0.8
+    with pytest.raises(DataError, match="does not read texts"):
+        probe.fit(after, MIXED, "boosting")
 
 
 @pytest.mark.parametrize("family", ["boosting", "logistic"])

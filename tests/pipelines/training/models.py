@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
+from pipelines.cases.mixed import Mixed
 from pipelines.cases.tabular import Tabular, TabularNumber
 from pipelines.params import ModelParams, TrainParams
 from pipelines.training.rows import Rows, as_rows
@@ -122,6 +123,44 @@ class Reader(nn.Module):
         share = attention_mask / attention_mask.sum(1, keepdim=True)
         # float32 into the head, as the text case's encoder does it, whatever the blocks compute in.
         return self.head((hidden.float() * share[:, :, None]).sum(1))
+
+
+class States(nn.Module):
+    """The states [B, S, width] of the same transformer."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(32, width)
+        self.layers = nn.ModuleList(Block(width, 0.0) for _ in range(2))
+
+    def forward(self, input_ids, attention_mask):
+        """Hidden states of tokens [B, S]."""
+        hidden = self.embedding(input_ids)
+        for layer in self.layers:
+            hidden = layer(hidden, attention_mask == 1)
+        return hidden
+
+
+def mixed() -> Mixed:
+    """The transformer beside a small network of a table, adapted to such rows."""
+    head = Tabular((3,), 1, ModelParams(hidden=(8,), embedding=2, dropout=0.0), beside=16)
+    model = Mixed(States(), head, dropout=0.0)
+    model.adapt(torch.tensor([[999.0], [1001.0]]), torch.tensor([0.0, 1.0]))
+    return model
+
+
+def both(count: int = 75) -> Rows:
+    """The texts with a table beside them: what a label of 0 or 1 depends on is in both.
+
+    The number is far from zero for how little it varies: half precision would lose it.
+    """
+    generator = np.random.default_rng(3)
+    read = texts(count)
+    categorical = generator.integers(0, 3, (count, 1))
+    numeric = generator.normal(1000, 1, (count, 1)).astype(np.float32)
+    labels = (numeric[:, 0] > 1000) & (read.labels.numpy() != categorical[:, 0])
+    table = as_rows({"categorical": categorical, "numeric": numeric}, labels.astype(np.int8), read.ids)
+    return replace(table, tokens=read.tokens)
 
 
 def reader() -> Reader:

@@ -26,7 +26,7 @@ from pipelines.training.loop import CHECKPOINTS, optimise
 from pipelines.training.metrics import read
 from pipelines.training.rows import Rows
 from pipelines.training.weights import state_sha256
-from tests.pipelines.training.models import TEXT, noisy, number, numbers, reader, texts
+from tests.pipelines.training.models import TEXT, both, mixed, noisy, number, numbers, reader, texts
 
 STRATEGIES = {
     "single": {"strategy": "single"},
@@ -45,6 +45,8 @@ EVERYTHING = {
 }
 OF_NUMBERS = {"label_smoothing": 0.0, "class_weights": "none", "head_learning_rate": None}
 """What is left out of it where the target is a number and the network has no head of its own."""
+OF_MIXED = {"label_smoothing": 0.0, "head_learning_rate": 0.1}
+"""With a text beside a table losses fall fast, so that a table that is not read is seen in them."""
 LEFT_AT = 4
 """The step after which the interrupted trainings leave: in the middle of the first epoch of the two."""
 
@@ -105,9 +107,12 @@ def trials(name: str, folder: Path) -> dict:
     found["budget"] = told(train(budget_minutes=1e-9))
     work = folder / f"{name}-number"
     found["number"] = told(train(number, numbers(), **(EVERYTHING | OF_NUMBERS)))
+    work = folder / f"{name}-mixed"
+    found["mixed"] = told(train(mixed, both(), **(EVERYTHING | OF_MIXED)))
     work = folder / f"{name}-bf16"
     if name in {"single", "ddp", "fsdp", "zero3"}:
         found["bf16"] = told(train(precision="bf16"))
+        found["mixed bf16"] = told(train(mixed, both(), precision="bf16", **(EVERYTHING | OF_MIXED)))
     if name in {"single", "ddp", "fsdp"}:
         found["fp16"] = told(train(precision="fp16"))
     work = folder / f"{name}-full"

@@ -67,17 +67,17 @@ def every(*names: str):
 
 
 @every(*NAMES)
-@pytest.mark.parametrize("trial", ["plain", "all", "number"])
+@pytest.mark.parametrize("trial", ["plain", "all", "number", "mixed"])
 def test_the_losses_are_those_of_one_rank(name, trial, alone, launched):
     """Without dropout two ranks see the losses of one within 1e-6 at every step, and its gradient norms.
 
-    Of classes as of a number.
+    Of classes as of a number, of a text as of one beside a table.
     """
     one, two = alone[1][trial], launched(name)[trial]
     assert two["losses"] == pytest.approx(one["losses"], abs=1e-6)
     assert two["norms"] == pytest.approx(one["norms"], rel=1e-5)
     assert two["validation"] == pytest.approx(one["validation"], abs=1e-6)
-    assert len(one["losses"]) == {"plain": 10, "all": 8, "number": 16}[trial]
+    assert len(one["losses"]) == {"plain": 10, "all": 8, "number": 16, "mixed": 8}[trial]
 
 
 @every("single", *NAMES)
@@ -142,10 +142,14 @@ def test_a_full_disk_costs_the_checkpoint_only(name, launched):
 
 @every("single", "ddp", "fsdp", "zero3")
 def test_bf16_learns_as_well(name, launched):
-    """In bf16 the losses stay near those of fp32, and are not the same: something was computed in bf16."""
+    """In bf16 the losses stay near those of fp32, and are not the same: something was computed in bf16.
+
+    Numbers of a table are scaled before, whatever their size.
+    """
     found = launched(name)
     assert found["bf16"]["losses"] == pytest.approx(found["plain"]["losses"], rel=0.02)
     assert found["bf16"]["losses"] != found["plain"]["losses"]
+    assert found["mixed bf16"]["losses"] == pytest.approx(found["mixed"]["losses"], rel=0.02)
 
 
 @every("single", "ddp", "fsdp")

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.case_files import case_names
 from pipelines.cases import load_fields
-from pipelines.fields import OTHER_CHARS, Categorical, Fields, Numeric, Text, may_be_null
+from pipelines.fields import OTHER_CHARS, Categorical, Fields, Moment, Numeric, Text, may_be_null
 from serving.gateway.app import create_app
 from serving.gateway.openapi import LABELS, PREDICT, document
 from serving.gateway.refusal import Refused
@@ -72,6 +72,8 @@ def test_fields_are_named_with_kind_vocabulary_and_bounds(spec, case):
             assert (said.get("minimum"), said.get("maximum")) == (field.low, field.high)
         elif isinstance(field, Text):
             assert said["maxLength"] == field.max_chars
+        elif isinstance(field, Moment):
+            assert said["format"] == "date-time"
         elif field.other:
             assert (said["maxLength"], said["examples"]) == (OTHER_CHARS, list(field.values))
         else:
