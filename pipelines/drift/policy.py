@@ -37,6 +37,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+from pipelines.amounts import amount
 from pipelines.contracts import EpisodeTrigger, Mean
 from pipelines.drift.evidence import DriftEvidence, Gain, PolicyState
 from pipelines.drift.labels import sequential
@@ -284,7 +285,7 @@ def _worse(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
     drop = evidence.labels.drop if _dropping(evidence, config) else None
     if drop is not None and sum(state.drops) >= config.confirm:
         of = f"{sum(state.drops)} of the last {len(state.drops)} windows with labels"
-        return "loss_rose", f"the {evidence.labels.loss} rose in {of}, now by {drop.value:.3f}"
+        return "loss_rose", f"the {evidence.labels.loss} rose in {of}, now by {amount(drop.value)}"
     return None
 
 
@@ -356,7 +357,7 @@ def _moved(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> 
     if drop is not None:
         return (
             "inputs_and_loss",
-            f"{_named(again)} moved in {of}, and the {evidence.labels.loss} rose by {drop.value:.3f}",
+            f"{_named(again)} moved in {of}, and the {evidence.labels.loss} rose by {amount(drop.value)}",
         )
     dumb = [name for name in again if _unlabelled(state, evidence, name)]
     severe = {name for name in dumb if any(name in mark.severe for mark in state.marks)}
@@ -450,7 +451,7 @@ def _gone(state: PolicyState, evidence: DriftEvidence, config: DriftParams) -> s
         mean, price, unit = _gain(state, evidence), evidence.headroom.price, evidence.headroom.unit
         if mean is None or mean.value > price:
             return None
-        return f"a retraining would gain {mean.value:.3f} {unit} now, less than it costs ({price:g})"
+        return f"a retraining would gain {amount(mean.value)} {unit} now, less than it costs ({price:g})"
     if state.clean >= config.clean_windows:
         return f"{state.clean} clean windows: the drift went away by itself"
     return None

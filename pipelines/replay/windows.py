@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from pipelines.amounts import spread
 from pipelines.cases import load_fields, part
 from pipelines.contracts import Interval, Window
 from pipelines.data import dataset
@@ -126,7 +127,7 @@ def advice(found: Sequence[Length], declared: int, unit: str = "nats") -> str:
     sure = [(days, saves) for days, saves in others if saves.low > 0]
     if sure:
         days, saves = max(sure, key=lambda one: one[1].value)
-        told = f"{saves.value:.3f} {unit} ({saves.low:.3f} to {saves.high:.3f})"
+        told = spread(saves, unit)
         return f"Set dataset.window_days to {days}: it saves {told} over the declared {declared}."
     days, saves = max(others, key=lambda one: one[1].value)
     told = f"{days} by {saves.value:.3f}, {saves.low:.3f} to {saves.high:.3f}"

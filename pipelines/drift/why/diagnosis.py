@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipelines.amounts import amount, spread
 from pipelines.contracts import FeatureDrift
 from pipelines.drift.labels.arrived import BINARY
 from pipelines.drift.why.embeddings import KL_THRESHOLD
@@ -117,9 +118,9 @@ def sentence(found: Shift, findings: Findings, names: Sequence[str], seen: Seen)
     if drop is None:
         metric = "no labels have arrived that could say how well the model does"
     elif findings.performance == "dropped":
-        metric = f"the {seen.labels.loss} is {drop.value:.3f} above the holdout's ({drop.low:.3f} to {drop.high:.3f})"
+        metric = f"the {seen.labels.loss} is above the holdout's by {spread(drop)}"
     else:
-        metric = f"the {seen.labels.loss} is within what the holdout promised ({drop.value:+.3f})"
+        metric = f"the {seen.labels.loss} is within what the holdout promised ({amount(drop.value, signed=True)})"
     mixture = findings.mixture
     if found == "data quality":
         return f"the rows themselves are wrong: {'; '.join(seen.problems)}"
