@@ -111,7 +111,7 @@ def test_what_was_promised_is_recorded_beside_what_came(settings, client):
     assert run.data.tags["perennial.headroom_as_of"] == month(2).isoformat()
     assert run.data.tags["perennial.headroom_against"] == "champion"
     version = client.get_model_version(CASE, str(manifest.facts["version"]))
-    assert "a probe promised 0.080 (0.050 to 0.110) nats over the champion's answers" in version.description
+    assert "a probe promised 0.080 nats (0.050 to 0.110) over the champion's answers" in version.description
     [points] = [client.get_metric_history(run.info.run_id, "headroom_gain")]
     assert len(points) == 1
 
