@@ -177,7 +177,9 @@ def _log_losses(own: pl.DataFrame, classes: int) -> tuple[pl.DataFrame, NDArray[
     """The rows that a log-loss can be computed of, with classes those whose ``scores`` were logged, and it ``[n]``."""
     if not classes:
         return own, row_log_loss(own["label"].to_numpy(), own["score"].to_numpy())
-    scored = own.filter(pl.col("scores").list.len() == classes) if "scores" in own.columns else own.clear()
+    if "scores" not in own.columns:
+        return own.clear(), np.empty(0)
+    scored = own.filter(pl.col("scores").list.len() == classes)
     scores = np.array(scored["scores"].to_list(), np.float64).reshape(-1, classes)
     return scored, row_log_loss(scored["label"].to_numpy(), scores)
 
