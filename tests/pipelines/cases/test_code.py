@@ -143,7 +143,7 @@ def test_only_the_policy_that_asks_for_a_price_hangs_on_it(case, settings):
     """At another price headroom plays a history of its own; the others have theirs, which is not played again."""
     params = load_params("shop")
     seen = cut(datetime(2024, 2, 1).date(), datetime(2024, 3, 1).date(), params.drift)
-    worlds = [build(played(params, settings, None, price), settings, seen) for price in (0.01, 0.05)]
+    worlds = [build(played(params, None, price), settings, seen) for price in (0.01, 0.05)]
     homes = {name: {world.home(POLICIES[name]).home for world in worlds} for name in ("drift", "headroom")}
     assert {name: len(found) for name, found in homes.items()} == {"drift": 1, "headroom": 2}
 

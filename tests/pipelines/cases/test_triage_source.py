@@ -290,13 +290,13 @@ def test_a_strange_team_is_named(tmp_path: Path):
     ("variant", "changed"),
     [
         ("90-days", {"dataset": {"window_days": 90, "min_rows": 500, "fallback_rows": 1500}}),
-        ("embedding", {"model": {"kind": "embedding"}}),
+        ("embedding", {"model": {"kind": "embedding"}, "drift": {"window": "month"}}),
     ],
 )
 def test_a_variant_changes_what_its_name_says(
     variant: str, changed: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ):
-    """Each variant is taken through PERENNIAL_PARAMS_DIR and differs from the case's own parameters in nothing else."""
+    """Each variant is taken through PERENNIAL_PARAMS_DIR and differs from the case's own parameters in this alone."""
     monkeypatch.setenv("PERENNIAL_PARAMS_DIR", str(CASES_ROOT / "triage" / "variants" / variant))
     found = load_params("triage")
     for block, values in changed.items():
