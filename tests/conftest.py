@@ -16,6 +16,7 @@ from embedded.triton import settings as triton_settings
 from embedded.triton import triton
 from pipelines.deploy import triton as triton_calls
 from pipelines.errors import ConfigError, PerennialError
+from pipelines.ledger import database
 from tests.pipelines.postgres import fresh_schema
 
 # Some machines export it; a child that may not write byte-code starts twice as slowly.
@@ -47,6 +48,7 @@ def triton_server(one_triton):
             shutil.rmtree(path)
         else:
             path.unlink()
+    database._engine.cache_clear()  # else the ledger that is gone would stay open, and go on
     return home, ports
 
 
