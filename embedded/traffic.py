@@ -12,7 +12,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -92,14 +92,7 @@ def advance(settings: Settings, gateway: httpx.Client, case: str, now: datetime)
     rows = labels = 0
     most = BATCH if fields.text is None else BATCH_TEXTS
     for batch, end in _batches(stream.rows(source, Window(start=place.rows, end=now), params), "event_time", now, most):
-        items = [
-            {
-                "prediction_id": row["id"],
-                "event_time": row["event_time"].isoformat(),
-                **row_sent(fields, row),
-            }
-            for row in batch.iter_rows(named=True)
-        ]
+        items = [prediction_sent(fields, row) for row in batch.iter_rows(named=True)]
         rows += _post(gateway, f"/v1/cases/{case}/predict", "rows", items)
         place = _keep(settings, case, Place(place.since, end, place.labels))
     delay = timedelta(days=params.label_delay_days)
@@ -132,6 +125,11 @@ def caught_up(settings: Settings, case: str, until: datetime) -> bool:
     return all(
         start >= end or stream.rows(source, Window(start=start, end=end), params).is_empty() for start, end in left
     )
+
+
+def prediction_sent(fields: Fields, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A canonical row as the gateway takes it, with its id and its time."""
+    return {"prediction_id": row["id"], "event_time": row["event_time"].isoformat(), **row_sent(fields, row)}
 
 
 def label_sent(fields: Fields, label: float) -> float | str:

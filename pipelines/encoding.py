@@ -180,8 +180,11 @@ def _part(part: str, times: Sequence[datetime | None], columns: Columns) -> list
 def unfolded(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
     """The frame with all of ``fields.columns``: parts of moments, derived features and summaries of vectors, too.
 
-    Parts and summaries are null where the value, or for an age the event time, is lacking.
+    Itself where it has them all. Parts and summaries are null where the value, or for an age the event time, is
+    lacking.
     """
+    if all(name in frame.columns for name in fields.feature_names):
+        return frame
     return derived.with_derived(_with_parts(frame, fields), fields).with_columns(
         column for vector in fields.vectors for column in _summaries(frame, vector)
     )

@@ -229,11 +229,6 @@ Formula = tuple[Any, ...]
 """How a derived feature is computed, see :mod:`pipelines.derived.formulas`."""
 
 
-def may_be_null(field: Field) -> bool:
-    """Whether a row may come without a value of the field."""
-    return field.missing
-
-
 @dataclass(frozen=True)
 class Binary:
     """Yes or no: a label of 1 or 0, and the probability of 1 as the score."""
@@ -428,7 +423,7 @@ class Fields:
     @property
     def shares(self) -> tuple[str, ...]:
         """The names of the shares that profiles hold: of missing values and of values outside of the vocabulary."""
-        missing = [missing_share(field.name) for field in self.features if may_be_null(field)]
+        missing = [missing_share(field.name) for field in self.features if field.missing]
         return (*missing, *(other_share(field.name) for field in self.categorical if field.other))
 
     @property

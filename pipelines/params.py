@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -373,6 +373,16 @@ SliceBy = Annotated[Annotated[str, Tag("value")] | Annotated[Bins, Tag("bins")],
 """What slices are cut by: a field of which each value is one, or a number with bins."""
 
 
+def fields_of(slices: Sequence[SliceBy]) -> tuple[str, ...]:
+    """The fields that slices are cut by."""
+    return tuple(one if isinstance(one, str) else one.field for one in slices)
+
+
+def edges_of(slices: Sequence[SliceBy]) -> dict[str, tuple[float, ...]]:
+    """The edges of the numbers that are cut by bins."""
+    return {one.field: one.bins for one in slices if isinstance(one, Bins)}
+
+
 class GateParams(Strict):
     """The rules of promotion, as data. Lifts are in the unit of ``metric``, positive where the challenger is better."""
 
@@ -399,12 +409,12 @@ class GateParams(Strict):
     @property
     def slice_fields(self) -> tuple[str, ...]:
         """The fields that slices are cut by."""
-        return tuple(one if isinstance(one, str) else one.field for one in self.slices)
+        return fields_of(self.slices)
 
     @property
     def bins(self) -> dict[str, tuple[float, ...]]:
         """The edges of the numbers that are cut by bins."""
-        return {one.field: one.bins for one in self.slices if isinstance(one, Bins)}
+        return edges_of(self.slices)
 
     @model_validator(mode="after")
     def _consistent(self) -> GateParams:

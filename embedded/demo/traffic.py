@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from embedded.traffic import label_sent
+from embedded.traffic import label_sent, prediction_sent
 from pipelines.data.dataset import spread
 from pipelines.errors import Unavailable
-from pipelines.fields import Fields, row_sent
+from pipelines.fields import Fields
 
 if TYPE_CHECKING:
     import polars as pl
@@ -53,14 +53,8 @@ def send_rows(gateway: httpx.Client, fields: Fields, frame: pl.DataFrame, tally:
     """Post the rows of ``frame`` (canonical) in batches; answers and errors land in ``tally``."""
     case = fields.case
     for batch in frame.iter_slices(BATCH if fields.text is None else BATCH_TEXTS):
-        rows = [
-            {
-                "prediction_id": row["id"],
-                "event_time": row["event_time"].isoformat(),
-                **row_sent(fields, row),
-            }
-            for row in batch.select("id", "event_time", *fields.names).iter_rows(named=True)
-        ]
+        sent = batch.select("id", "event_time", *fields.names)
+        rows = [prediction_sent(fields, row) for row in sent.iter_rows(named=True)]
         tally.requests += 1
         tally.rows_sent += len(rows)
         answer = gateway.post(f"/v1/cases/{case}/predict", json={"rows": rows})

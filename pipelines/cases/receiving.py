@@ -23,7 +23,7 @@ import polars as pl
 
 from pipelines.contracts import Window
 from pipelines.errors import DataError
-from pipelines.fields import AS_DELIVERED, Fields, Numeric, as_kind, frame_schema, may_be_null
+from pipelines.fields import AS_DELIVERED, Fields, Numeric, as_kind, frame_schema
 from pipelines.moments import parse_moment
 from pipelines.params import Params
 
@@ -329,7 +329,7 @@ def _reasons(given: pl.DataFrame, read: pl.DataFrame, fields: Fields) -> pl.Seri
     found |= {
         f"{field.name}: cannot be read": _lost(given[field.name], read[field.name])
         for field in fields.fields
-        if may_be_null(field)
+        if field.missing
     }
     marked = [pl.when(pl.lit(wrong)).then(pl.lit(reason)) for reason, wrong in found.items() if wrong.any()]
     if not marked:

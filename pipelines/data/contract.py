@@ -23,7 +23,6 @@ from pipelines.fields import (
     Text,
     Vector,
     frame_schema,
-    may_be_null,
 )
 from pipelines.text import normalise
 
@@ -41,7 +40,7 @@ def contract(fields: Fields) -> pa.DataFrameSchema:
     kinds = frame_schema(fields)
     columns: dict[str, Any] = {"id": pa.Column(kinds["id"], unique=True), "event_time": pa.Column(kinds["event_time"])}
     columns |= {
-        field.name: pa.Column(kinds[field.name], _checks(field), nullable=may_be_null(field)) for field in fields.fields
+        field.name: pa.Column(kinds[field.name], _checks(field), nullable=field.missing) for field in fields.fields
     }
     columns[fields.label] = pa.Column(kinds[fields.label], _label_checks(fields), nullable=True)
     columns["label_time"] = pa.Column(kinds["label_time"], nullable=True)

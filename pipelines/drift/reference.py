@@ -28,7 +28,7 @@ from pipelines.errors import NotKept
 from pipelines.feature_names import OUTPUTS, PREDICTION, SCORE
 from pipelines.fields import SCORES, Fields
 from pipelines.measures import design_effect, row_errors, row_log_loss, row_squared_error, slices
-from pipelines.params import Bins, SliceBy
+from pipelines.params import SliceBy, edges_of, fields_of
 
 Counted = Callable[[pl.DataFrame, Fields, Spec], Profile]
 """What is counted of rows: the declared fields with the model's outputs, or these alone."""
@@ -209,10 +209,9 @@ def _by_slice(
     holdout: pl.DataFrame, losses: NDArray[np.float64], fields: Fields, sliced: Sequence[SliceBy]
 ) -> dict[str, dict[str, float]]:
     """The holdout's mean loss on every slice of every category, and of what is ``sliced`` but the label."""
-    bins = {one.field: one.bins for one in sliced if isinstance(one, Bins)}
-    named = [one.field if isinstance(one, Bins) else one for one in sliced]
-    names = dict.fromkeys([*(field.name for field in fields.categorical), *named])
-    masks = slices(holdout, [name for name in names if name in fields.names and name in holdout.columns], bins)
+    names = dict.fromkeys([*(field.name for field in fields.categorical), *fields_of(sliced)])
+    there = [name for name in names if name in fields.names and name in holdout.columns]
+    masks = slices(holdout, there, edges_of(sliced))
     own = {name: losses[mask] for name, mask in masks.items()}
     return {
         name: {"rows": part.size, "loss": float(part.mean()), "loss_se": _error(part)} for name, part in own.items()

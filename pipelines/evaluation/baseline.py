@@ -30,6 +30,11 @@ def told(fields: Fields, gate: GateParams) -> str:
     return constant if gate.baseline is None else f"{constant} by {gate.baseline}"
 
 
+def reads(fields: Fields, gate: GateParams) -> list[str]:
+    """The columns of training rows that a baseline is made of."""
+    return [fields.label] if gate.baseline is None else [gate.baseline, fields.label]
+
+
 def constant(train: pl.DataFrame, rate: float | list[float], fields: Fields, gate: GateParams) -> float | list[float]:
     """The best answer for all rows alike: the ``rate`` of the training rows, or the quantile of their labels."""
     share = _quantile(gate)

@@ -15,7 +15,6 @@ from pipelines.fields import (
     Moment,
     Numeric,
     Vector,
-    may_be_null,
 )
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -47,7 +46,7 @@ def contract(fields: Fields) -> dict[str, Any]:
 
 def _values(field: Field) -> dict[str, Any]:
     values = _values_given(field)
-    if may_be_null(field):
+    if field.missing:
         if "enum" in values:
             values["enum"].append(None)
         else:

@@ -49,7 +49,7 @@ def scored_by(of: Score, run: Run, read: Read) -> Work:
 
     def build(folder: Path, _key: str) -> EvaluateFacts:
         rows = pl.read_parquet(run.dir / "dataset" / "holdout.parquet")
-        train = pl.read_parquet(run.dir / "dataset" / "train.parquet")
+        train = pl.read_parquet(run.dir / "dataset" / "train.parquet", columns=baseline.reads(fields, params.gate))
         overall = baseline.constant(train, rate, fields, params.gate)
         simple = baseline.answers(train, rows, overall, fields, params.gate)
         label = rows[fields.label].to_numpy()

@@ -25,7 +25,6 @@ from pipelines.fields import (
     Moment,
     Numeric,
     Vector,
-    may_be_null,
 )
 from serving.gateway.refusal import JSON
 from serving.gateway.rows import ID_PATTERN
@@ -186,7 +185,7 @@ def _fields(fields: Fields) -> str:
 
 
 def _kind(field: Field) -> str:
-    if may_be_null(field):
+    if field.missing:
         return f"{_kind_of_value(field)}, or `null`"
     return _kind_of_value(field)
 
@@ -314,7 +313,7 @@ def _accepted() -> Json:
 
 def _schema(field: Field) -> Json:
     schema = _schema_of_value(field)
-    if may_be_null(field):
+    if field.missing:
         schema["type"] = [schema["type"], "null"]
         if "enum" in schema:
             schema["enum"].append(None)

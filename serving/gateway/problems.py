@@ -21,7 +21,6 @@ from pipelines.fields import (
     Numeric,
     Text,
     Vector,
-    may_be_null,
 )
 from pipelines.text import normalise
 
@@ -60,7 +59,7 @@ class Problem(NamedTuple):
 
 def problem(field: Field, value: object) -> Problem | None:
     """Why ``value`` is not allowed in ``field``, or None if it is."""
-    if value is None and may_be_null(field):
+    if value is None and field.missing:
         return None
     if isinstance(field, Numeric):
         return _problem_of_number(field, value)

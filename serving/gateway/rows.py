@@ -33,7 +33,6 @@ from pipelines.fields import (
     Numeric,
     Text,
     Vector,
-    may_be_null,
 )
 from pipelines.params import EventTimes, too_high
 from serving.gateway.problems import Problem, Time, out_of_time, problem, problem_of_time
@@ -368,7 +367,7 @@ def _first_problem(shape: Shape, item: object) -> tuple[str, str | None, str] | 
 
 
 def _annotation(field: Field) -> Any:
-    if may_be_null(field):
+    if field.missing:
         return _value(field) | None
     return _value(field)
 

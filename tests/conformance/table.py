@@ -34,6 +34,7 @@ from pipelines.fields import (
     Target,
     Text,
     Vector,
+    row_sent,
 )
 from pipelines.params import MixedModelParams, ModelParams
 from pipelines.text import TOKENIZER, load_tokenizer, pad, tokenise
@@ -142,6 +143,13 @@ def _values(field: Field, rows: int, rng: np.random.Generator) -> list[Any]:
     # Sources have one or the other for what is missing.
     gone = [None, float("nan")] if isinstance(field, Numeric) else [None]
     return [gone[row % len(gone)] if rng.random() < HOLES else value for row, value in enumerate(values)]
+
+
+def sent(fields: Fields, rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """Canonical rows as a client sends them, with their event times."""
+    return [
+        {**row_sent(fields, row), "event_time": row["event_time"].isoformat()} for row in rows.iter_rows(named=True)
+    ]
 
 
 def model_of(

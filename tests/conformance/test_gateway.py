@@ -13,7 +13,6 @@ from tritonclient.grpc import service_pb2_grpc
 from pipelines import runtime
 from pipelines.cases.receiving import receive
 from pipelines.encoding import signature
-from pipelines.fields import may_be_null
 from pipelines.params_file import load_params
 from serving.gateway.versions import READ
 from tests.conformance.table import (
@@ -119,6 +118,6 @@ def test_null_and_absence_are_told_apart(served):
         for field in FIELDS.fields:
             null = http.post(PREDICT, json={"rows": [{**row, field.name: None}]})
             absent = http.post(PREDICT, json={"rows": [{name: own for name, own in row.items() if name != field.name}]})
-            assert null.status_code == (200 if may_be_null(field) else 422)
-            assert ("null" in declared[field.name]["type"]) == may_be_null(field)
+            assert null.status_code == (200 if field.missing else 422)
+            assert ("null" in declared[field.name]["type"]) == field.missing
             assert (absent.status_code, absent.json()["field"]) == (422, field.name)

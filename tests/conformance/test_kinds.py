@@ -26,7 +26,7 @@ from pipelines.drift.why.findings import Seen
 from pipelines.encoding import encoder
 from pipelines.export.bundle import check_parity, neighbours
 from pipelines.feature_names import COUNTED, PREDICTION, SCORE, in_words
-from pipelines.fields import Binary, Classes, Number, row_sent
+from pipelines.fields import Binary, Classes, Number
 from pipelines.headroom import probe
 from pipelines.params_file import load_params
 from pipelines.reports import evidently
@@ -43,6 +43,7 @@ from tests.conformance.table import (
     delivered,
     installed,
     own_answers,
+    sent,
 )
 from tests.pipelines.data.loglines import predictions, write
 
@@ -92,10 +93,7 @@ def canonical(fields, tmp_path):
 
 def answered(fields, bundle, rows):
     """What the gateway's decoder, the bundle's encoder and ONNX Runtime make of canonical rows as JSON."""
-    sent = [
-        {**row_sent(fields, row), "event_time": row["event_time"].isoformat()} for row in rows.iter_rows(named=True)
-    ]
-    items = read(row_shape(fields, 1000), json.dumps({"rows": sent}).encode())
+    items = read(row_shape(fields, 1000), json.dumps({"rows": sent(fields, rows)}).encode())
     columns = {name: [getattr(item, name) for item in items] for name in (*fields.names, "event_time")}
     # A gateway has no formulas but the bundle's.
     return runtime.score(bundle, encoder(replace(fields, formulas=()), bundle)(columns)).reshape(rows.height, -1)

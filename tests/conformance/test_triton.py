@@ -13,7 +13,6 @@ from embedded import triton as embedded
 from pipelines import storage
 from pipelines.cases.receiving import receive
 from pipelines.deploy import rollout
-from pipelines.fields import row_sent
 from pipelines.params_file import load_params
 from tests.conformance.table import (
     CASE,
@@ -25,18 +24,12 @@ from tests.conformance.table import (
     delivered,
     installed,
     own_answers,
+    sent,
 )
 from tests.serving.gateway.world import KEY, client, release
 
 pytestmark = pytest.mark.slow
 FIELDS = declare(*EVERYTHING, TEXT)
-
-
-def sent(rows):
-    """Canonical rows as a client sends them, with their event times."""
-    return [
-        {**row_sent(FIELDS, row), "event_time": row["event_time"].isoformat()} for row in rows.iter_rows(named=True)
-    ]
 
 
 def test_triton_answers_what_the_model_answers(triton_server, tmp_path):
@@ -63,7 +56,7 @@ def test_triton_answers_what_the_model_answers(triton_server, tmp_path):
         rollout.offer(settings, FIELDS, 1, folder)
         (home / "api_key").write_text(KEY + "\n")
         with client(settings) as http:
-            found = http.post(f"/v1/cases/{CASE}/predict", json={"rows": sent(rows)})
+            found = http.post(f"/v1/cases/{CASE}/predict", json={"rows": sent(FIELDS, rows)})
         assert found.status_code == 200, found.text
         own = own_answers(model, FIELDS, rows, bundle)[:, 0]
         assert np.abs(np.array([row["score"] for row in found.json()["rows"]]) - own).max() <= 1e-5

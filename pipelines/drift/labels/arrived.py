@@ -162,8 +162,9 @@ def judge(
         shares = capped(losses, baseline["cap"])
         log_e = log_e_of_shares(shares, usual)
     else:
-        scored, losses, loss = *_log_losses(own, classes_of(target)), "log-loss"
-        shares = _wrong(own, "label", classes_of(target))
+        classes, loss = classes_of(target), "log-loss"
+        scored, losses = _log_losses(own, classes)
+        shares = _wrong(own, "label", classes)
         errors, usual = int(shares.sum()), baseline["error_rate"]
         log_e = log_e_value(errors, own.height, usual)
     drop = None

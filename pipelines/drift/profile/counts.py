@@ -41,7 +41,6 @@ from pipelines.fields import (
     Vector,
     as_kind,
     frame_schema,
-    may_be_null,
 )
 from pipelines.files import write_atomic
 from pipelines.storage import canonical_json
@@ -169,7 +168,7 @@ def shares(columns: Mapping[str, Column], fields: Fields) -> dict[str, Column]:
     """
     found: dict[str, Column] = {}
     for declared in fields.features:
-        if may_be_null(declared):
+        if declared.missing:
             counted = columns[_counted(declared)]
             null, nan, above, below = counted.missing
             found[missing_share(declared.name)] = _two(null + nan, counted.n + above + below, ABSENT)

@@ -29,7 +29,7 @@ from pipelines.drift.profile.vocabulary import freeze_words, split
 from pipelines.encoding import unfolded
 from pipelines.errors import ConfigError, DataError, IntegrityError, PerennialError
 from pipelines.feature_names import ENTROPY, SCORE, is_vocabulary, shown_only
-from pipelines.fields import RESERVED, Fields, Numeric, Scale, may_be_null
+from pipelines.fields import RESERVED, Fields, Numeric, Scale
 from pipelines.files import write_atomic, write_once
 from pipelines.settings import Settings
 from pipelines.storage import digest
@@ -99,7 +99,7 @@ def with_counts(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
         .otherwise(pl.lit("given"))
         .alias(feature_names.missing_share(field.name))
         for field in fields.features
-        if may_be_null(field)
+        if field.missing
     ]
     told += [
         pl.when(pl.col(field.name).is_in(field.values))

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.case_files import case_names
 from pipelines.cases import load_fields
-from pipelines.fields import OTHER_CHARS, Categorical, Fields, Moment, Numeric, Text, may_be_null
+from pipelines.fields import OTHER_CHARS, Categorical, Fields, Moment, Numeric, Text
 from serving.gateway.app import create_app
 from serving.gateway.openapi import LABELS, PREDICT, document
 from serving.gateway.refusal import Refused
@@ -67,7 +67,7 @@ def test_fields_are_named_with_kind_vocabulary_and_bounds(spec, case):
         kind = "integer" if isinstance(field, Numeric) and field.integer else "number"
         if not isinstance(field, Numeric):
             kind = "string"
-        assert said["type"] == ([kind, "null"] if may_be_null(field) else kind)
+        assert said["type"] == ([kind, "null"] if field.missing else kind)
         if isinstance(field, Numeric):
             assert (said.get("minimum"), said.get("maximum")) == (field.low, field.high)
         elif isinstance(field, Text):
