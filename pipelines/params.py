@@ -184,17 +184,37 @@ class MixedModelParams(EncoderParams):
     tokens: int = Field(default=0, ge=0)
 
 
+class EstimatorParams(Strict):
+    """An estimator of LightGBM, XGBoost or scikit-learn, with its own ``parameters`` under their own names.
+
+    ``family`` is ``lightgbm``, ``xgboost`` or ``sklearn:<class>``. A mapping with ``family`` and ``parameters`` among
+    the parameters is an estimator, too: ``sklearn:Pipeline`` has its steps so.
+    """
+
+    kind: Literal["estimator"]
+    family: str = Field(pattern=r"^(lightgbm|xgboost|sklearn:[A-Za-z]\w*)$")
+    parameters: dict[str, Any] = {}
+    layout: Literal["auto", "codes", "filled", "linear", "words"] = "auto"
+    """How it is given its rows (pipelines/estimators/design.py): ``auto`` is what suits the family."""
+
+
 def _model_kind(value: Any) -> str:
     kind = value.get("kind", "tabular") if isinstance(value, dict) else value.kind
-    return kind if kind in {"tabular", "mixed"} else "text"
+    return kind if kind in {"tabular", "mixed", "estimator"} else "text"
 
 
-MODELS: dict[str, type[BaseModel]] = {"tabular": ModelParams, "text": TextModelParams, "mixed": MixedModelParams}
+MODELS: dict[str, type[BaseModel]] = {
+    "tabular": ModelParams,
+    "text": TextModelParams,
+    "mixed": MixedModelParams,
+    "estimator": EstimatorParams,
+}
 """The parameters of a model by what tells them apart."""
 AnyModel = Annotated[
     Annotated[ModelParams, Tag("tabular")]
     | Annotated[TextModelParams, Tag("text")]
-    | Annotated[MixedModelParams, Tag("mixed")],
+    | Annotated[MixedModelParams, Tag("mixed")]
+    | Annotated[EstimatorParams, Tag("estimator")],
     Discriminator(_model_kind),
 ]
 
