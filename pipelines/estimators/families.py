@@ -100,7 +100,7 @@ def _nested(given: Mapping[str, Any], running: Running) -> Any:
     """An estimator of scikit-learn, and those that stand in its parameters (the steps of a pipeline)."""
     unknown = set(given) - {"family", "parameters"}
     if unknown:
-        raise ConfigError(f"{given['family']}: there is no key {sorted(unknown)[0]!r}: give family and parameters")
+        raise ConfigError(f"{given['family']}: there is no key {min(unknown)!r}: give family and parameters")
     kind = sklearn_class(given["family"])
     parameters = {name: _value(value, running) for name, value in given.get("parameters", {}).items()}
     return _made(given["family"], kind, _running(kind, running) | parameters)

@@ -208,4 +208,4 @@ def _fit_sklearn(estimator: Any, _design: Design, matrix: Any, labels: Any, _hel
 
 def _first_curve(found: Any) -> list[float]:
     """The first metric of the first rows that were watched, round by round."""
-    return [float(value) for metrics in list(found.values())[:1] for value in list(metrics.values())[0]]
+    return [float(value) for metrics in list(found.values())[:1] for value in next(iter(metrics.values()))]

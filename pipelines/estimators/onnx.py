@@ -56,7 +56,7 @@ def graph(fitted: Fitted, fields: Fields) -> Any:
     _answer(nodes, fitted, answered)
     inputs, output = signature(fields)
     free = [
-        [f"batch" if axis == 0 else "seq" if size < 0 else size for axis, size in enumerate(one["shape"])]
+        ["batch" if axis == 0 else "seq" if size < 0 else size for axis, size in enumerate(one["shape"])]
         for one in (*inputs, output)
     ]
     *given, score = [
