@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -14,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    StringConstraints,
     Tag,
     ValidationInfo,
     model_validator,
@@ -219,6 +221,14 @@ AnyModel = Annotated[
 ]
 
 
+def family_of(model: AnyModel) -> str:
+    """What a model is, for people: an estimator's family, else the kind of network."""
+    return model.family if isinstance(model, EstimatorParams) else model.kind
+
+
+COMPARE_SHARE = 0.2
+
+
 class TrainParams(Strict):
     """The optimisation, and how it is spread over ranks; nothing of it is known to a model file.
 
@@ -268,6 +278,8 @@ class TrainParams(Strict):
     keep_checkpoints: int = Field(default=2, gt=0)
     hang_seconds: float = Field(default=300.0, gt=0)
     """A collective that takes longer ends the training with an error."""
+    compare_share: float = Field(default=COMPARE_SHARE, gt=0, lt=1, exclude_if=lambda share: share == COMPARE_SHARE)
+    """Newest share of the training rows on which several ``models`` are compared, each trained on the others."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainParams:
@@ -580,6 +592,16 @@ class AlertParams(Strict):
     max_unjudged_windows: int = Field(default=3, gt=0)
 
 
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
+
+
+def _holds_model(models: dict[str, AnyModel], info: ValidationInfo) -> dict[str, AnyModel]:
+    """Whoever reads ``model`` reads one of ``models``."""
+    if models and "model" in info.data and info.data["model"] not in models.values():
+        raise ValueError(f"model is none of {', '.join(models)}: remove the block model, or write it here, too")
+    return models
+
+
 class Params(Strict):
     """All parameters of one case, read from ``cases/<case>/params.yaml``."""
 
@@ -590,6 +612,13 @@ class Params(Strict):
     schedule: Schedule
     dataset: DatasetParams
     model: AnyModel
+    models: Annotated[dict[ModelName, AnyModel], AfterValidator(_holds_model)] = Field(
+        default={}, exclude_if=lambda models: not models
+    )
+    """Families that compete in every training (training/choice.py), by name.
+
+    ``model`` is one of them; a file may leave it out, and it is the first. What is not given is in no dump, so that parameters without it keep their hashes.
+    """
     train: TrainParams
     export: ExportParams = ExportParams()
     resources: Resources = Resources()
@@ -606,6 +635,24 @@ class Params(Strict):
 
     Each has to be named somewhere in the case's code.
     """
+
+    @property
+    def candidates(self) -> dict[str, AnyModel]:
+        """What one training can choose from, by name."""
+        return self.models or {"model": self.model}
+
+    @property
+    def compares(self) -> bool:
+        """Whether a training has to choose before it trains."""
+        return len(self.models) > 1
+
+    def alone(self, model: Any, train: Mapping[str, Any] | None = None) -> Params:
+        """The parameters as if this model (or its plain data) alone had been declared, with other ``train`` values."""
+        plain = self.model_dump(mode="json", exclude={"models": True, "train": {"compare_share"}})
+        if isinstance(model, BaseModel):
+            model = model.model_dump(mode="json")
+        plain |= {"model": model, "train": {**plain["train"], **(train or {})}}
+        return Params.model_validate_json(json.dumps(plain))
 
     @property
     def times(self) -> EventTimes:

@@ -53,7 +53,7 @@ def load_params(case: str, path: Path | None = None) -> Params:
             "own case's file"
         )
     mistakes |= _unknown_names(case, raw)
-    raw = _one_price(raw)
+    raw = _first_model(_one_price(raw))
     try:
         # Through JSON on purpose: YAML reads 2e-5 as text and dates as dates, JSON mode knows one way only.
         params = Params.model_validate_json(json.dumps(raw, default=str))
@@ -80,6 +80,14 @@ def _one_price(raw: Any) -> Any:
         return raw
     rest = {name: own for name, own in replay.items() if name != "price_per_retrain"}
     return {**raw, "replay": rest, "headroom": {**block, "price": replay["price_per_retrain"]}}
+
+
+def _first_model(raw: Any) -> Any:
+    """The values with the first of ``models`` as the ``model`` where a file gives none."""
+    models = raw.get("models") if isinstance(raw, dict) else None
+    if not isinstance(models, dict) or not models or "model" in raw:
+        return raw
+    return {**raw, "model": next(iter(models.values()))}
 
 
 def read_yaml(path: Path) -> Any:

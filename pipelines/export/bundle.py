@@ -15,7 +15,7 @@ from pipelines import derived, runtime
 from pipelines.encoding import Columns, encoder, signature
 from pipelines.errors import IntegrityError
 from pipelines.export.contract import contract
-from pipelines.export.onnx import OPSET, Scored, longest, write_onnx
+from pipelines.export.onnx import OPSET, longest, write_onnx
 from pipelines.fields import Fields, to_json
 from pipelines.files import file_sha256
 from pipelines.storage import canonical_json

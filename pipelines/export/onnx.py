@@ -17,6 +17,7 @@ from pipelines.encoding import signature
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
 from pipelines.runtime import MODEL, OUTPUT
+from pipelines.scored import Scored
 from pipelines.text import TOKENIZER, TOKENS, load_tokenizer
 
 OPSET = 20
@@ -27,31 +28,6 @@ MAX_TEXTS = 1_024
 MAX_BYTES = 2_000_000_000
 """An ONNX file is one protobuf message, which ends at 2 GiB."""
 _DTYPES = {"int64": torch.int64, "float32": torch.float32}
-
-
-class Scored(nn.Module):  # type: ignore[misc] # torch is Any to mypy
-    """A model with its link inside: what ships answers probabilities ``[B, 1]`` or ``[B, K]``, not logits.
-
-    Of a number it answers that, ``[B, 1]`` in its unit, within the declared bounds.
-    It takes the tensors of :func:`pipelines.encoding.signature` in their order, the model itself by their names.
-    """
-
-    def __init__(self, model: nn.Module, fields: Fields) -> None:
-        super().__init__()
-        self.model = model
-        self._names = [tensor["name"] for tensor in signature(fields)[0]]
-        self._classes = bool(fields.classes)
-        self._number = fields.number
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """Sigmoid of the logits ``[B, 1]`` of a binary label, softmax over those ``[B, K]`` of classes, or numbers."""
-        logits = self.model(**dict(zip(self._names, tensors, strict=True)))
-        if self._number is not None:
-            numbers: Tensor = self.model.restore(logits) if hasattr(self.model, "restore") else logits
-            return numbers.clamp(*self._number.bounds)
-        if self._classes:
-            return torch.softmax(logits, dim=1)
-        return torch.sigmoid(logits)
 
 
 def longest(fields: Fields, folder: Path) -> int:

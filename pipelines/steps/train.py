@@ -17,14 +17,15 @@ from pipelines.line.facts import TrainFacts
 from pipelines.line.order import TRAIN
 from pipelines.line.rooms import modules_of
 from pipelines.line.step import Read, Run, Work
-from pipelines.params import EncoderParams, Params
+from pipelines.params import AnyModel, EncoderParams, Params
 from pipelines.registry import live
 from pipelines.registry.opening import opening
 from pipelines.training.origin import governance, rows_source
 from pipelines.training.warm_start import warm_start
 
 if TYPE_CHECKING:
-    from pipelines.training.candidate import Network
+    from pipelines.training.candidate import Network, Task
+    from pipelines.training.compare import Compared
 
 
 def work(run: Run, read: Read) -> Work:
@@ -45,7 +46,7 @@ def work(run: Run, read: Read) -> Work:
     inputs = {}
     if start is not None:
         inputs["champion"] = start.key
-    base = base_sha256(params.model.encoder) if isinstance(params.model, EncoderParams) else None
+    base = _base(params.model)
 
     def build(folder: Path, key: str) -> TrainFacts:
         unfinished = _unfinished(run, key)
@@ -58,10 +59,13 @@ def work(run: Run, read: Read) -> Work:
 
             rows = run.dir / "dataset" / "train.parquet"
             task = candidate.Task(params, settings, fields, _network(params, fields), rows, unfinished, start)
+            chosen: dict[str, Any] = {}
+            if params.compares:
+                task, chosen = _choose(task, recording)
             facts = candidate.train(task, folder, recording.beside)
             whole = record.training_record(
                 folder,
-                params=params,
+                params=task.params,
                 as_of=run.as_of,
                 dataset=dataset,
                 source=rows_source(run.dir, dataset),
@@ -69,19 +73,20 @@ def work(run: Run, read: Read) -> Work:
                 modules=(*modules_of(TRAIN), *modules(params.case)),
                 case_code=code_sha256(params.case),
                 facts=facts,
-                base_weights=base,
+                base_weights=_base(task.params.model),
                 champion=inputs.get("champion") if facts["warm_start"] else None,
                 governance=asked,
+                choice=_choice(params, chosen),
             )
             record.write(folder, whole)
-            return TrainFacts(**facts, cost=recording.cost(), mlflow_page=recording.page)
+            return TrainFacts(**facts, **chosen, cost=recording.cost(), mlflow_page=recording.page)
 
     def clear(made: Manifest) -> None:
         shutil.rmtree(_unfinished(run, made.key), ignore_errors=True)
 
     return Work(
         build,
-        declared={"fields": fields.features_hash, "base": base},
+        declared={"fields": fields.features_hash, "base": base, **_competing(params)},
         inputs=inputs,
         follow=clear,
         instead=partial(_follow, run) if settings.node_rank else None,
@@ -106,6 +111,44 @@ def _network(params: Params, fields: Fields) -> Network:
     if isinstance(params.model, EncoderParams):
         tokenizer = part(params.case, "model").tokenizer(params.model)
     return Network(partial(build_model, params.case, params.model, fields), fit_head, tokenizer)
+
+
+def _choose(task: Task, recording: live.Recording) -> tuple[Task, dict[str, Any]]:
+    """The task of what was chosen among several candidates, and what the facts say of the choice."""
+    from pipelines.training import choice
+
+    def network(params: Params) -> Network:
+        return _network(params, task.fields)
+
+    found = choice.choose(task, network, recording.beside, lambda compared: recording.tell(map(_child, compared)))
+    return choice.of_choice(task, found, network), found.facts
+
+
+def _child(one: Compared) -> live.Child:
+    """A candidate as MLflow shows it below the training's run."""
+    told = {"family": one.family, **{name: str(value) for name, value in one.values.items()}}
+    measured = {"seconds": one.seconds} | ({} if one.value is None else {one.metric: one.value})
+    return live.Child(one.name, told, measured, one.error)
+
+
+def _competing(params: Params) -> dict[str, Any]:
+    """What the key holds of families that compete; nothing of one family, whose key is what it was."""
+    if not params.models:
+        return {}
+    return {"models": params.models, "bases": {name: _base(model) for name, model in params.models.items()}}
+
+
+def _choice(params: Params, chosen: dict[str, Any]) -> dict[str, Any] | None:
+    """What the record says of a choice: among what, on what share of the rows, and how it came out."""
+    if not chosen:
+        return None
+    models = {name: model.model_dump(mode="json") for name, model in params.candidates.items()}
+    return {"models": models, "compare_share": params.train.compare_share, **chosen}
+
+
+def _base(model: AnyModel) -> str | None:
+    """The sha256 of what a pre-trained encoder starts from."""
+    return base_sha256(model.encoder) if isinstance(model, EncoderParams) else None
 
 
 def _follow(run: Run, key: str) -> Manifest:

@@ -46,12 +46,14 @@ def training_record(
     base_weights: str | None,
     champion: str | None,
     governance: Mapping[str, Any],
+    choice: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of the training whose files lie in ``folder`` (a train step's, not yet committed).
 
     ``source`` says where the rows came from (name, kind, sha256, notice), ``modules`` are the dotted modules and
     packages that did the work, ``case_code`` is the sha256 of the case's own files, ``base_weights`` that of what a
-    pre-trained encoder started from, ``champion`` the key of the training that a warm start went on from.
+    pre-trained encoder started from, ``champion`` the key of the training that a warm start went on from. ``params``
+    are those that the weights depend on: where they were chosen among several candidates, ``choice`` says of which.
     """
     train = params.train
     origin = provenance()
@@ -92,6 +94,7 @@ def training_record(
             "world_size": train.ranks,
             "precision": facts["precision"],
             "device": device,
+            **({} if choice is None else {"choice": dict(choice)}),
         },
         "metrics": _curves(folder / metrics.FILE, facts),
         "artefacts": {"weights": facts["weights_sha256"], "base_weights": base_weights, "champion": champion},

@@ -19,7 +19,7 @@ from pipelines.contracts import Window
 from pipelines.derived import with_formulas
 from pipelines.encoding import encode, find_scales, read_scales, texts_of
 from pipelines.export.bundle import write_bundle
-from pipelines.export.onnx import Scored
+from pipelines.scored import Scored
 from pipelines.fields import (
     EARLIEST,
     LATEST,
