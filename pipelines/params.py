@@ -199,6 +199,11 @@ class EstimatorParams(Strict):
     layout: Literal["auto", "codes", "filled", "linear", "words"] = "auto"
     """How it is given its rows (pipelines/estimators/design.py): ``auto`` is what suits the family."""
 
+    @property
+    def library(self) -> str:
+        """The distribution that the family is of."""
+        return {"lightgbm": "lightgbm", "xgboost": "xgboost-cpu"}.get(self.family, "scikit-learn")
+
 
 def _model_kind(value: Any) -> str:
     kind = value.get("kind", "tabular") if isinstance(value, dict) else value.kind
@@ -236,12 +241,12 @@ class TrainParams(Strict):
     optimiser step, whatever ``ranks`` and ``accumulate`` (micro-batches per step) are.
     """
 
-    epochs: int = Field(gt=0)
-    batch_size: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(ge=0)
-    seed: Seed
-    ranks: int = Field(gt=0)
+    epochs: int = Field(default=20, gt=0)
+    batch_size: int = Field(default=256, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    seed: Seed = 0
+    ranks: int = Field(default=1, gt=0)
     strategy: Literal["auto", "single", "ddp", "fsdp", "deepspeed"] = "auto"
     zero_stage: Literal[1, 2, 3] = 2
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -301,7 +306,7 @@ class ExportParams(Strict):
     """What is exported; ``ship`` names the variant that is judged and served.
 
     The int8 variant has a quarter of the bytes, at the speed of fp32. It ships only if no answer hangs on the rows
-    beside it.
+    beside it. Estimators have none.
     """
 
     int8: bool = False
@@ -617,7 +622,8 @@ class Params(Strict):
     )
     """Families that compete in every training (training/choice.py), by name.
 
-    ``model`` is one of them; a file may leave it out, and it is the first. What is not given is in no dump, so that parameters without it keep their hashes.
+    ``model`` is one of them; a file may leave it out, and it is the first. What is not given is in no dump, so that
+    parameters without it keep their hashes.
     """
     train: TrainParams
     export: ExportParams = ExportParams()
