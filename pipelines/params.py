@@ -231,6 +231,54 @@ def family_of(model: AnyModel) -> str:
     return model.family if isinstance(model, EstimatorParams) else model.kind
 
 
+class Range(Strict):
+    """Numbers from ``low`` to ``high``, both among them; ``log``: their logarithm is spread evenly."""
+
+    low: float
+    high: Annotated[float, not_below("low", strictly=True)]
+    log: bool = False
+    integer: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Range:
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs numbers above 0, low is {self.low:g}: raise it, or leave log out")
+        if self.integer and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(f"integer needs whole ends, they are {self.low:g} and {self.high:g}: round them")
+        return self
+
+
+class Choices(Strict):
+    """One of some values."""
+
+    choices: tuple[Any, ...] = Field(min_length=1)
+
+
+def _dimension_kind(value: Any) -> str:
+    given = value if isinstance(value, dict) else value.model_fields_set
+    return "choices" if "choices" in given else "range"
+
+
+Dimension = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")], Discriminator(_dimension_kind)
+]
+
+
+class SearchParams(Strict):
+    """How the parameters of every training are looked for (training/search.py).
+
+    ``trials`` are tried of each candidate; with ``minutes`` no trial starts once all of them together took as long.
+    ``space`` names what is tried by dotted path: ``model.hidden``, ``models.trees.parameters.num_leaves``,
+    ``train.learning_rate``.
+    """
+
+    trials: int = Field(gt=0, le=10_000)
+    minutes: float | None = Field(default=None, gt=0)
+    pruner: Literal["median", "none"] = "median"
+    """``median``: a network that is worse than the median of the trials before it, at the same epoch, is ended."""
+    space: dict[str, Dimension] = Field(min_length=1)
+
+
 COMPARE_SHARE = 0.2
 
 
@@ -284,7 +332,8 @@ class TrainParams(Strict):
     hang_seconds: float = Field(default=300.0, gt=0)
     """A collective that takes longer ends the training with an error."""
     compare_share: float = Field(default=COMPARE_SHARE, gt=0, lt=1, exclude_if=lambda share: share == COMPARE_SHARE)
-    """Newest share of the training rows on which several ``models`` are compared, each trained on the others."""
+    """Newest share of the training rows on which ``models`` and trials are compared, each trained on the others."""
+    search: SearchParams | None = Field(default=None, exclude_if=lambda search: search is None)
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainParams:
@@ -650,11 +699,11 @@ class Params(Strict):
     @property
     def compares(self) -> bool:
         """Whether a training has to choose before it trains."""
-        return len(self.models) > 1
+        return len(self.models) > 1 or self.train.search is not None
 
     def alone(self, model: Any, train: Mapping[str, Any] | None = None) -> Params:
         """The parameters as if this model (or its plain data) alone had been declared, with other ``train`` values."""
-        plain = self.model_dump(mode="json", exclude={"models": True, "train": {"compare_share"}})
+        plain = self.model_dump(mode="json", exclude={"models": True, "train": {"compare_share", "search"}})
         if isinstance(model, BaseModel):
             model = model.model_dump(mode="json")
         plain |= {"model": model, "train": {**plain["train"], **(train or {})}}

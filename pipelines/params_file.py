@@ -17,7 +17,7 @@ from pydantic import (
     ValidationError,
 )
 
-from pipelines import case_files
+from pipelines import case_files, search_space
 from pipelines.errors import ConfigError
 from pipelines.params import METRICS, MODELS, Metric, Params
 from pipelines.settings import Settings, read_settings
@@ -60,6 +60,8 @@ def load_params(case: str, path: Path | None = None) -> Params:
     except ValidationError as error:
         for one in error.errors(include_url=False)[:MOST_MISTAKES]:
             mistakes.setdefault(*_described(one, raw))
+    else:
+        mistakes |= search_space.mistakes(params)
     if mistakes:
         lines = [f"{name}: {what}" for name, what in mistakes.items()]
         least = "at least " if len(lines) >= MOST_MISTAKES else ""

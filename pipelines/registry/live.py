@@ -78,16 +78,22 @@ class Run:
 
 @dataclass(frozen=True)
 class Child:
-    """What one training compared, as it is told: a run below the training's. With an ``error`` it failed."""
+    """What one training compared, as it is told: a run below the training's.
+
+    With an ``error`` it failed, or was ended as others were better (``pruned``).
+    """
 
     name: str
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     error: str = ""
+    pruned: bool = False
 
     @property
     def status(self) -> str:
         """MLflow's word for how it ended."""
+        if self.pruned:
+            return "KILLED"
         return "FAILED" if self.error else "FINISHED"
 
 
@@ -191,6 +197,26 @@ def complete(settings: Settings, run: Run, metrics: Path) -> int:
     return len(missing)
 
 
+def child_of(told: Mapping[str, Any]) -> Child:
+    """A child from what was kept of a candidate or a trial (pipelines/training/compare.py:Compared), as plain data."""
+    values = {name: str(value) for name, value in told.get("values", {}).items()}
+    params = {"candidate": told.get("candidate") or told["name"], "family": told["family"], **values}
+    metrics = {"seconds": told["seconds"]}
+    if told["value"] is not None:
+        metrics[told["metric"]] = told["value"]
+    return Child(told["name"], params, metrics, told["error"], told.get("pruned", False))
+
+
+def tell_children(settings: Settings, case: str, as_of: datetime, parent: str, every: Iterable[Child]) -> None:
+    """Make or complete the runs below a training's run ``parent`` that are missing or say something else."""
+    home = experiment(settings, case)
+    there = children(settings, home, parent)
+    for child in every:
+        own, status = there.get(child.name, (None, ""))
+        if status != child.status:
+            _tell_child(settings, case, as_of, home, parent, child, own)
+
+
 def children(settings: Settings, home: str, parent: str) -> dict[str, tuple[str, str]]:
     """The runs below a training's run, as ``(id, status)`` by name; of two that were made at once the older one."""
     query = {
@@ -207,11 +233,13 @@ def children(settings: Settings, home: str, parent: str) -> dict[str, tuple[str,
     return found
 
 
-def tell_child(settings: Settings, training: Training, home: str, parent: str, child: Child, own: str | None) -> None:
+def _tell_child(
+    settings: Settings, case: str, as_of: datetime, home: str, parent: str, child: Child, own: str | None
+) -> None:
     """Make the run of what was compared, or complete the one that is ``own`` already."""
     now = _now()
     if own is None:
-        tags = {PARENT: parent, CHILD: child.name, "perennial.case": training.case}
+        tags = {PARENT: parent, CHILD: child.name, "perennial.case": case}
         payload = {
             "experiment_id": home,
             "run_name": child.name,
@@ -219,7 +247,7 @@ def tell_child(settings: Settings, training: Training, home: str, parent: str, c
             "tags": [{"key": name, "value": value} for name, value in tags.items()],
         }
         own = str(rest.post(settings, "runs/create", payload)["run"]["info"]["run_id"])
-    moment = int(training.as_of.timestamp() * 1000)
+    moment = int(as_of.timestamp() * 1000)
     said = {
         "run_id": own,
         "metrics": [
@@ -281,13 +309,8 @@ class Recording:
         missing = [child for child in every if self.told.get(child.name) != child.status]
         if self.run is None or not missing:
             return
-        home = experiment(self.settings, self.training.case)
-        there = children(self.settings, home, self.run.id)
-        for child in missing:
-            own, status = there.get(child.name, (None, ""))
-            if status != child.status:
-                tell_child(self.settings, self.training, home, self.run.id, child, own)
-            self.told[child.name] = child.status
+        tell_children(self.settings, self.training.case, self.training.as_of, self.run.id, missing)
+        self.told |= {child.name: child.status for child in missing}
 
     def cost(self) -> dict[str, Any]:
         """What all tries used up to the first time that this is asked, as :func:`cost` says it."""

@@ -47,7 +47,8 @@ def open_params(params: Params) -> dict[str, str]:
     known = flat_params(params)
     if not params.compares:
         return known
-    return {name: value for name, value in known.items() if not name.startswith("model.")}
+    tuned = params.train.search.space if params.train.search else {}
+    return {name: value for name, value in known.items() if not name.startswith("model.") and name not in tuned}
 
 
 def flat_params(params: Params) -> dict[str, str]:

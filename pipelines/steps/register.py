@@ -15,7 +15,7 @@ from pipelines.contracts import EpisodeTrigger, Evidence, Manifest, Verdict
 from pipelines.line.facts import EvaluateFacts, GateFacts, RegisterFacts, TrainFacts, chosen_params
 from pipelines.line.order import REGISTER
 from pipelines.line.step import Read, Run, Work
-from pipelines.registry import register
+from pipelines.registry import live, register
 from pipelines.registry.client import DECISION
 from pipelines.registry.live import TEXT
 from pipelines.registry.opening import flat_params
@@ -79,7 +79,15 @@ def _candidate(run: Run, read: Read, plots: Sequence[Path]) -> register.Candidat
         dataset_key=read["dataset"].key,
         artefacts=(*(path for path in kept if path.exists()), *plots),
         about=_about(verdict, promise)[:TEXT],
+        compared=_compared(run, trained),
     )
+
+
+def _compared(run: Run, trained: TrainFacts) -> list[live.Child]:
+    """The candidates and the trials that the training chose from."""
+    trials = run.dir / "train" / "trials.json"
+    told = [*trained.candidates, *(json.loads(trials.read_text()) if trials.exists() else [])]
+    return [live.child_of(one) for one in told]
 
 
 def _chosen(trained: TrainFacts) -> dict[str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,11 @@ def work(run: Run, read: Read) -> Work:
     fields = load_fields(params.case)
     if not (profile := settings.profile_file(params.case)).exists():
         raise ConfigError(f"{profile} does not exist: run the step 'dataset' again, it is made from the training rows")
+    if params.compares and settings.nodes > 1:
+        raise ConfigError(
+            f"{params.case}: models and trials are compared on one node, PERENNIAL_NODES is {settings.nodes}: "
+            "declare the one model that is trained on several"
+        )
     start = warm_start(params, settings, run.as_of)
     inputs = {}
     if start is not None:
@@ -61,7 +68,7 @@ def work(run: Run, read: Read) -> Work:
             task = candidate.Task(params, settings, fields, _network(params, fields), rows, unfinished, start)
             chosen: dict[str, Any] = {}
             if params.compares:
-                task, chosen = _choose(task, recording)
+                task, chosen = _choose(task, folder, recording)
             facts = candidate.train(task, folder, recording.beside)
             whole = record.training_record(
                 folder,
@@ -113,22 +120,22 @@ def _network(params: Params, fields: Fields) -> Network:
     return Network(partial(build_model, params.case, params.model, fields), fit_head, tokenizer)
 
 
-def _choose(task: Task, recording: live.Recording) -> tuple[Task, dict[str, Any]]:
-    """The task of what was chosen among several candidates, and what the facts say of the choice."""
+def _choose(task: Task, folder: Path, recording: live.Recording) -> tuple[Task, dict[str, Any]]:
+    """The task of what was chosen among several candidates, and what the facts say of the choice.
+
+    All trials are written to ``folder``.
+    """
     from pipelines.training import choice
 
     def network(params: Params) -> Network:
         return _network(params, task.fields)
 
-    found = choice.choose(task, network, recording.beside, lambda compared: recording.tell(map(_child, compared)))
+    def tell(compared: Sequence[Compared]) -> None:
+        recording.tell(live.child_of(asdict(one)) for one in compared)
+
+    found = choice.choose(task, network, recording.beside, tell)
+    found.write(folder)
     return choice.of_choice(task, found, network), found.facts
-
-
-def _child(one: Compared) -> live.Child:
-    """A candidate as MLflow shows it below the training's run."""
-    told = {"family": one.family, **{name: str(value) for name, value in one.values.items()}}
-    measured = {"seconds": one.seconds} | ({} if one.value is None else {one.metric: one.value})
-    return live.Child(one.name, told, measured, one.error)
 
 
 def _competing(params: Params) -> dict[str, Any]:
@@ -143,7 +150,8 @@ def _choice(params: Params, chosen: dict[str, Any]) -> dict[str, Any] | None:
     if not chosen:
         return None
     models = {name: model.model_dump(mode="json") for name, model in params.candidates.items()}
-    return {"models": models, "compare_share": params.train.compare_share, **chosen}
+    search = params.train.search and params.train.search.model_dump(mode="json")
+    return {"models": models, "compare_share": params.train.compare_share, "search": search, **chosen}
 
 
 def _base(model: AnyModel) -> str | None:

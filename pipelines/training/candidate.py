@@ -20,6 +20,7 @@ from pipelines.training import estimator, metrics
 from pipelines.training.dataset import as_rows, read_columns
 from pipelines.training.fit import Fitted, fit
 from pipelines.training.launch import Beside, Nodes
+from pipelines.training.loop import Watch
 from pipelines.training.rows import Rows, train_validation_split
 from pipelines.training.warm_start import WarmStart
 from pipelines.training.weights import fits, save_weights, weights_sha256
@@ -55,6 +56,8 @@ class Task:
     rows: Path
     work: Path
     warm_start: WarmStart | None = None
+    watch: Watch | None = None
+    """Sees every epoch of a network that one rank trains."""
 
 
 def train(task: Task, folder: Path, beside: Beside) -> dict[str, Any]:
@@ -150,6 +153,7 @@ def _fit_all(task: Task, rows: Rows, warm: WarmStart | None, beside: Beside) -> 
         initial=_first_weights(task, rows, warm),
         nodes=Nodes(settings.nodes, settings.node_rank, settings.rdzv_endpoint),
         beside=beside,
+        watch=task.watch,
     )
 
 

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines import measures
-from pipelines.encoding import encode, read_scales, signature
+from pipelines.encoding import encode, find_scales, read_scales, signature
 from pipelines.errors import DataError, PerennialError, Unavailable
 from pipelines.estimators import fitting
 from pipelines.fields import Fields
@@ -30,7 +30,7 @@ from pipelines.files import write_atomic
 from pipelines.params import MORE_IS_BETTER, EstimatorParams, Params, family_of
 from pipelines.scored import Scored
 from pipelines.text import TOKENIZER
-from pipelines.training import candidate
+from pipelines.training import candidate as candidates
 from pipelines.training.candidate import Network, Task
 from pipelines.training.dataset import as_rows, read_columns
 from pipelines.training.group import local_device
@@ -50,7 +50,8 @@ log = logging.getLogger(__name__)
 class Compared:
     """How one candidate did on the newest rows: ``value`` of ``metric``, or the ``error`` that took it out.
 
-    ``seconds`` is the wall time of its training and its answers. ``values`` are what a search tried, by dotted path.
+    ``seconds`` is the wall time of its training and its answers. A trial of a search has the name of its ``candidate``,
+    and ``values`` by dotted path.
     """
 
     name: str
@@ -59,7 +60,13 @@ class Compared:
     value: float | None
     seconds: float
     error: str = ""
+    candidate: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
+    pruned: bool = False
+
+
+Report = Callable[[int, float], None]
+"""Is told of the metric on the newest rows after an epoch, and raises :class:`Pruned` where that is enough."""
 
 
 class Pruned(Exception):
@@ -102,7 +109,15 @@ class Comparison:
             return "log_loss"
         return declared
 
-    def of(self, name: str, params: Params, values: Mapping[str, Any] | None = None) -> Compared:
+    def of(
+        self,
+        name: str,
+        params: Params,
+        *,
+        candidate: str = "",
+        values: Mapping[str, Any] | None = None,
+        report: Report | None = None,
+    ) -> Compared:
         """Train one candidate and judge it, or say what an earlier try found of it.
 
         What is its own fault (it diverged, cannot be converted, does not take its parameters) takes it out. Raises
@@ -111,12 +126,17 @@ class Comparison:
         kept = self.folder / f"{name}.json"
         if kept.exists():
             return Compared(**json.loads(kept.read_text()))
-        about = partial(Compared, name, family_of(params.model), self.metric, values=values or {})
+        about = partial(
+            Compared, name, family_of(params.model), self.metric, candidate=candidate or name, values=values or {}
+        )
         started = time.monotonic()
         try:
-            value = self._value(params, self.folder / name)
-        except (Unavailable, OSError, Pruned):
+            value = self._value(params, self.folder / name, report)
+        except (Unavailable, OSError):
             raise
+        except Pruned as end:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            return about(None, _since(started), str(end), pruned=True)
         except Exception as error:  # noqa: BLE001 - whatever a library says of one candidate, the others go on
             # Not kept: the next try asks again, when a missing library may be there.
             said = str(error) if isinstance(error, PerennialError) else f"{type(error).__name__}: {error}"
@@ -127,18 +147,33 @@ class Comparison:
         shutil.rmtree(self.folder / name, ignore_errors=True)
         return found
 
-    def _value(self, params: Params, work: Path) -> float:
+    def _value(self, params: Params, work: Path, report: Report | None) -> float:
         made = work / "made"
         made.mkdir(parents=True, exist_ok=True)
         # From nothing: a champion's weights may have seen the newest rows.
         own = replace(
             self.task, params=params, network=self.network(params), rows=self._cut[0], work=work, warm_start=None
         )
+        if report is not None and not isinstance(params.model, EstimatorParams):
+            own = replace(own, watch=self._watch(own, made, report))
         # The random numbers of what is trained next do not hang on what was compared before.
         with torch.random.fork_rng(devices=[]):
-            facts = candidate.train(own, made, self.beside)
+            facts = candidates.train(own, made, self.beside)
             score = answers(own, made, self.newest, facts)
         return self.measured(score)
+
+    def _watch(self, task: Task, made: Path, report: Report) -> Callable[[int, torch.nn.Module], None]:
+        """Tells of a network after each epoch."""
+        device = local_device("cuda" if task.params.resources.gpus else "cpu")
+        rows: list[Rows] = []
+
+        def watch(epoch: int, model: torch.nn.Module) -> None:
+            if not rows:  # the tokenizer lies there once the training has begun
+                scales = find_scales(task.fields, read_columns(task.rows, task.fields))
+                rows.append(as_rows(task.fields, self.newest, scales, made / TOKENIZER))
+            report(epoch, self.measured(answered(model, task.fields, rows[0], device)))
+
+        return watch
 
     def measured(self, score: NDArray[np.float64]) -> float:
         """The metric of answers for the newest rows."""

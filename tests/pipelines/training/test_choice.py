@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -23,15 +22,18 @@ from pipelines.line.order import TRAIN
 from pipelines.line.step import Run
 from pipelines.params import Params
 from pipelines.params_file import load_params
+from pipelines.replay.candidates import dataset_key
+from pipelines.replay.world import World
 from pipelines.settings import Settings
 from pipelines.training import candidate, compare
-from pipelines.training.choice import choose
 from tests.pipelines.steps.test_model_steps import AS_OF, FIELDS, PARAMS, made_rows
 from tests.pipelines.verbs import export, train
 
 ROWS = 600
 NETWORK = {"kind": "tabular", "hidden": [8], "embedding": 2, "dropout": 0.0}
 TREES = {"kind": "estimator", "family": "lightgbm", "parameters": {"n_estimators": 20, "num_leaves": 7}}
+NOTHING = candidate.Network(lambda: None, lambda *_: {})
+"""What an estimator needs of a case's code."""
 LINE = {"kind": "estimator", "family": "sklearn:LogisticRegression"}
 
 
@@ -93,7 +95,7 @@ def test_a_candidate_never_saw_the_rows_that_judge_it(competed, tmp_path):
     rows = pl.read_parquet(run_dir / "dataset" / "train.parquet")
     rows.head(480).write_parquet(tmp_path / "older.parquet")
     alone = params.alone(params.models["trees"])
-    task = candidate.Task(alone, Settings(home=tmp_path), FIELDS, None, tmp_path / "older.parquet", tmp_path / "work")
+    task = candidate.Task(alone, Settings(), FIELDS, NOTHING, tmp_path / "older.parquet", tmp_path / "work")
     (tmp_path / "made").mkdir()
     facts = candidate.train(task, tmp_path / "made", nullcontext)
     newest = rows.tail(120)
@@ -149,24 +151,45 @@ def test_models_are_part_of_the_key(tmp_path):
     assert len(keys) == 4
 
 
+def test_a_replay_shares_a_choice_by_what_it_was_made_of(tmp_path):
+    """The candidates of a replay are kept by models and search, too: the same declaration has one, another another."""
+    run_dir = put_rows(Settings(home=tmp_path))
+    both = {"network": NETWORK, "trees": TREES}
+    space = {"models.trees.parameters.num_leaves": {"low": 2, "high": 31, "integer": True}}
+    settings = Settings(home=tmp_path)
+    keys = [
+        dataset_key(World(params, FIELDS, settings, None, (), None), settings, run_dir, AS_OF)
+        for params in (
+            declared(both),
+            declared(both),
+            declared({"network": NETWORK}),
+            declared(both | {"line": LINE}),
+            declared(both, train={"search": {"trials": 2, "space": space}}),
+            declared(both, train={"search": {"trials": 3, "space": space}}),
+        )
+    ]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 5
+
+
 def test_a_candidate_that_fails_is_out_and_says_why(tmp_path, caplog):
-    """A network that diverges and trees with an unknown parameter are out with their reasons; the others go on."""
-    wrong = TREES | {"parameters": {"num_leafs": 7}}
+    """A network that diverges and a wrong parameter are out with their reasons; the others go on."""
+    wrong = LINE | {"parameters": {"leaves": 7}}
     params = declared({"network": NETWORK, "wrong": wrong, "line": LINE}, train={"learning_rate": 1e18})
     made = trained(params, tmp_path)
     found = {one["name"]: one for one in made.facts["candidates"]}
     assert made.facts["chosen"]["name"] == "line"
     assert found["network"]["value"] is None
     assert "lower train.learning_rate" in found["network"]["error"]
-    assert "num_leafs" in found["wrong"]["error"]
+    assert "leaves" in found["wrong"]["error"]
     assert "the candidate wrong is out" in caplog.text
 
 
 def test_no_candidate_left_is_an_error_with_all_reasons(tmp_path):
     """Where every candidate fails, the training fails and names what each of them failed of."""
-    wrong = TREES | {"parameters": {"num_leafs": 7}}
+    wrong = LINE | {"parameters": {"leaves": 7}}
     other = {"kind": "estimator", "family": "sklearn:NoSuchThing"}
-    with pytest.raises(TrainingDiverged, match=r"none of 2 candidates.*wrong: .*num_leafs.*other: .*NoSuchThing"):
+    with pytest.raises(TrainingDiverged, match=r"none of 2 candidates.*wrong: .*leaves.*other: .*NoSuchThing"):
         trained(declared({"wrong": wrong, "other": other}), tmp_path)
 
 
@@ -182,7 +205,7 @@ def test_a_killed_try_goes_on_with_what_was_compared(competed, tmp_path):
     settings = Settings(home=tmp_path / "home")
     run_dir = put_rows(settings)
     (tmp_path / "params").mkdir()
-    (tmp_path / "params" / "loans.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
+    (tmp_path / "params" / "loans.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False))
     environment = {
         **os.environ,
         "PERENNIAL_HOME": str(settings.root),
@@ -213,18 +236,15 @@ def test_export_and_record_are_of_the_chosen_one(competed):
     assert chosen.model == params.models[made.facts["chosen"]["name"]]
     assert not chosen.compares
     assert said["choice"]["candidates"] == made.facts["candidates"]
-    assert list(said["choice"]["models"]) == list(params.models)
+    assert set(said["choice"]["models"]) == set(params.models)
 
 
 def test_several_nodes_train_one_model(tmp_path):
     """Models are compared on one node: several are refused with what to do."""
-    settings = Settings(home=tmp_path)
+    settings = Settings(home=tmp_path, nodes=2)
     run_dir = put_rows(settings)
-    params = declared({"a": TREES, "b": LINE})
-    task = candidate.Task(params, settings, FIELDS, None, run_dir / "dataset" / "train.parquet", tmp_path)
-    several = replace(task, settings=settings.model_copy(update={"nodes": 2}))
     with pytest.raises(ConfigError, match="compared on one node, PERENNIAL_NODES is 2"):
-        choose(several, lambda _: None, nullcontext, lambda _: None)
+        train.run(declared({"a": TREES, "b": LINE}), settings, run_dir, AS_OF)
 
 
 def test_a_rank_metric_needs_both_classes(tmp_path, caplog):
@@ -232,7 +252,7 @@ def test_a_rank_metric_needs_both_classes(tmp_path, caplog):
     rows = made_rows(100, 0).with_columns(pl.Series(FIELDS.label, [0, 1] * 40 + [0] * 20, dtype=pl.Int8))
     rows.write_parquet(tmp_path / "rows.parquet")
     params = declared({"a": TREES, "b": LINE}, gate=PARAMS.gate.model_dump(mode="json") | {"metric": "roc_auc"})
-    task = candidate.Task(params, Settings(home=tmp_path), FIELDS, None, tmp_path / "rows.parquet", tmp_path / "work")
+    task = candidate.Task(params, Settings(), FIELDS, NOTHING, tmp_path / "rows.parquet", tmp_path / "work")
     comparison = compare.Comparison(task, lambda _: None, nullcontext)
     assert comparison.metric == "log_loss"
     assert "compared by log-loss instead of roc_auc" in caplog.text
