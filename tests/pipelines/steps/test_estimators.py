@@ -55,8 +55,8 @@ def test_a_case_of_estimators_needs_no_network(first):
 
 
 def test_it_is_trained_exported_and_promoted_like_a_network(first):
-    """What it learned beats the mean surely, its graph answers what it answers, and its cost and library are recorded."""
-    settings, run_dir = first
+    """It beats the mean surely, its graph answers what it answers, and its cost and library are recorded."""
+    _, run_dir = first
     assert facts(run_dir, "gate")["decision"] == "promote"
     assert facts(run_dir, "export")["parity"] <= 1e-5
     found = facts(run_dir, "evaluate")
