@@ -34,11 +34,13 @@ def work(run: Run, read: Read) -> Work:
     """Write ``weights.pt`` (or ``estimator.pkl``), ``record.json``, ``metrics.jsonl`` and (texts) ``tokenizer.json``.
 
     Facts say how it went; ``scales`` are the constants of the numbers that were scaled before they became float32,
-    ``constant`` the fields with one value in all rows, from which nothing can be learned (a warning, too).
+    ``constant`` the fields with one value in all rows, from which nothing can be learned (a warning, too). Of several
+    ``models`` and of trials (``train.search``, ``trials.json``) the best on the newest rows is trained: ``candidates``
+    and ``chosen``.
 
     Equal inputs give equal weights on a machine. A try that was interrupted goes on from its last checkpoint in
-    ``run_dir/.train.k<key>``. Raises TrainingDiverged if a loss or a gradient is not finite, Unavailable if a rank
-    was lost or asked to leave.
+    ``run_dir/.train.k<key>``. Raises TrainingDiverged if a loss or a gradient is not finite or no candidate is left,
+    Unavailable if a rank was lost or asked to leave.
     """
     params, settings, dataset = run.params, run.settings, read["dataset"]
     fields = load_fields(params.case)

@@ -58,6 +58,8 @@ class Task:
     warm_start: WarmStart | None = None
     watch: Watch | None = None
     """Sees every epoch of a network that one rank trains."""
+    warns: bool = True
+    """Whether fields of one value are named: once is enough where several candidates have the same rows."""
 
 
 def train(task: Task, folder: Path, beside: Beside) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def train(task: Task, folder: Path, beside: Beside) -> dict[str, Any]:
     scales = find_scales(task.fields, columns) if warm is None else warm.scales
     rows = len(columns[task.fields.label])
     constant = find_constant(task.fields, columns)
-    if constant:
+    if constant and task.warns:
         log.warning(
             "%s: nothing can be learned from what has one value in all %d training rows: %s",
             params.case,

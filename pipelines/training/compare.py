@@ -20,10 +20,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from pipelines import measures
-from pipelines.encoding import encode, find_scales, read_scales, signature
-from pipelines.errors import DataError, PerennialError, Unavailable
+from pipelines.encoding import find_scales, read_scales, signature
+from pipelines.errors import DataError, IntegrityError, PerennialError, TrainingDiverged, Unavailable
 from pipelines.estimators import fitting
 from pipelines.fields import Fields
 from pipelines.files import write_atomic
@@ -40,8 +41,8 @@ from pipelines.training.weights import load_weights
 
 FOLDER = "compared"
 """In the working folder: what was compared so far, a file each, which a try that follows takes as it is."""
-ROWS = 1_024
-"""Rows that are answered at once."""
+ROWS, TEXTS = 65_536, 1_024
+"""Rows of a table that are answered at once, and rows with a text."""
 
 log = logging.getLogger(__name__)
 
@@ -130,21 +131,23 @@ class Comparison:
             Compared, name, family_of(params.model), self.metric, candidate=candidate or name, values=values or {}
         )
         started = time.monotonic()
+        work = self.folder / name
         try:
-            value = self._value(params, self.folder / name, report)
-        except (Unavailable, OSError):
+            value = self._value(params, work, report)
+        except (Unavailable, IntegrityError, OSError):
             raise
         except Pruned as end:
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+            shutil.rmtree(work, ignore_errors=True)
             return about(None, _since(started), str(end), pruned=True)
         except Exception as error:  # noqa: BLE001 - whatever a library says of one candidate, the others go on
             # Not kept: the next try asks again, when a missing library may be there.
             said = str(error) if isinstance(error, PerennialError) else f"{type(error).__name__}: {error}"
             log.warning("%s: the candidate %s is out: %s", params.case, name, said)
+            shutil.rmtree(work, ignore_errors=True)
             return about(None, _since(started), said)
         found = about(value, _since(started))
         write_atomic(kept, json.dumps(asdict(found)).encode())
-        shutil.rmtree(self.folder / name, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
         return found
 
     def _value(self, params: Params, work: Path, report: Report | None) -> float:
@@ -152,7 +155,13 @@ class Comparison:
         made.mkdir(parents=True, exist_ok=True)
         # From nothing: a champion's weights may have seen the newest rows.
         own = replace(
-            self.task, params=params, network=self.network(params), rows=self._cut[0], work=work, warm_start=None
+            self.task,
+            params=params,
+            network=self.network(params),
+            rows=self._cut[0],
+            work=work,
+            warm_start=None,
+            warns=False,
         )
         if report is not None and not isinstance(params.model, EstimatorParams):
             own = replace(own, watch=self._watch(own, made, report))
@@ -162,12 +171,12 @@ class Comparison:
             score = answers(own, made, self.newest, facts)
         return self.measured(score)
 
-    def _watch(self, task: Task, made: Path, report: Report) -> Callable[[int, torch.nn.Module], None]:
+    def _watch(self, task: Task, made: Path, report: Report) -> Callable[[int, nn.Module], None]:
         """Tells of a network after each epoch."""
-        device = local_device("cuda" if task.params.resources.gpus else "cpu")
+        device = _device(task)
         rows: list[Rows] = []
 
-        def watch(epoch: int, model: torch.nn.Module) -> None:
+        def watch(epoch: int, model: nn.Module) -> None:
             if not rows:  # the tokenizer lies there once the training has begun
                 scales = find_scales(task.fields, read_columns(task.rows, task.fields))
                 rows.append(as_rows(task.fields, self.newest, scales, made / TOKENIZER))
@@ -179,10 +188,9 @@ class Comparison:
         """The metric of answers for the newest rows."""
         gate = self.task.params.gate
         labels = np.asarray(self.newest[self.task.fields.label])
-        found = measures.value(self.metric, labels, score, gate.costs, gate.quantile or 0.5)
-        if not np.isfinite(found):
-            raise DataError(f"its {self.metric} on the newest rows is {found}: lower train.learning_rate")
-        return found
+        if not np.isfinite(score).all():
+            raise TrainingDiverged("its answers for the newest rows are not finite: lower train.learning_rate")
+        return measures.value(self.metric, labels, score, gate.costs, gate.quantile or 0.5)
 
     def better(self, found: Compared) -> float:
         """What sorts candidates, the best first: less is better."""
@@ -219,29 +227,43 @@ def answers(
     task: Task, folder: Path, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]
 ) -> NDArray[np.float64]:
     """What the candidate that was trained into ``folder`` answers, ``[n]`` or of classes ``[n, K]``."""
-    fields, scales = task.fields, read_scales(facts["scales"])
+    rows = as_rows(task.fields, columns, read_scales(facts["scales"]), folder / TOKENIZER)
     if isinstance(task.params.model, EstimatorParams):
-        return _shaped(fitting.answers(fitting.load(folder / fitting.FILE), encode(fields, columns, scales)), fields)
+        fitted = fitting.load(folder / fitting.FILE)
+        return _in_batches(lambda inputs: fitting.answers(fitted, _arrays(inputs)), rows, task.fields)
     model = task.network.build()
     load_weights(model, folder / "weights.pt")
-    device = "cuda" if task.params.resources.gpus else "cpu"
-    rows = as_rows(fields, columns, scales, folder / TOKENIZER)
-    return answered(model.to(local_device(device)), fields, rows, local_device(device))
+    device = _device(task)
+    return answered(model.to(device), task.fields, rows, device)
 
 
-def answered(model: torch.nn.Module, fields: Fields, rows: Rows, device: torch.device) -> NDArray[np.float64]:
+def answered(model: nn.Module, fields: Fields, rows: Rows, device: torch.device) -> NDArray[np.float64]:
     """A torch model's answers for encoded rows, ``[n]`` or of classes ``[n, K]``."""
     names = [tensor["name"] for tensor in signature(fields)[0]]
     scored = Scored(model, fields).eval()
+
+    def ask(inputs: Mapping[str, Tensor]) -> NDArray[np.float64]:
+        with torch.no_grad():
+            found: NDArray[np.float64] = scored(*(inputs[name].to(device) for name in names)).double().cpu().numpy()
+        return found
+
+    return _in_batches(ask, rows, fields)
+
+
+def _in_batches(
+    ask: Callable[[Mapping[str, Tensor]], NDArray[np.float64]], rows: Rows, fields: Fields
+) -> NDArray[np.float64]:
     # Texts of one length together need little padding.
     order = torch.arange(len(rows)) if rows.lengths is None else rows.lengths.argsort(stable=True)
     found = np.empty((len(rows), fields.outputs))
-    with torch.no_grad():
-        for part in order.split(ROWS):
-            inputs = rows.batch(part)
-            found[part.numpy()] = scored(*(inputs[name].to(device) for name in names)).double().cpu().numpy()
-    return _shaped(found, fields)
-
-
-def _shaped(found: NDArray[np.float64], fields: Fields) -> NDArray[np.float64]:
+    for part in order.split(ROWS if rows.lengths is None else TEXTS):
+        found[part.numpy()] = ask(rows.batch(part))
     return found if fields.classes else found[:, 0]
+
+
+def _arrays(inputs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    return {name: tensor.numpy() for name, tensor in inputs.items()}
+
+
+def _device(task: Task) -> torch.device:
+    return local_device("cuda" if task.params.resources.gpus else "cpu")

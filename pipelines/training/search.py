@@ -46,7 +46,7 @@ def search(comparison: Comparison, declared: Mapping[str, Compared]) -> Iterator
     best = {name: declared[name] for name in names}
     for name in names:
         for trial in studies[name].trials:
-            if COMPARED in trial.user_attrs:
+            if trial.state.is_finished() and COMPARED in trial.user_attrs:
                 found = Compared(**trial.user_attrs[COMPARED])
                 spent += found.seconds
                 best[name] = min(best[name], found, key=comparison.better)

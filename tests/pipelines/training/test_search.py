@@ -230,6 +230,16 @@ def test_a_space_is_checked_when_it_is_read(path, dimension, said, tmp_path):
     assert said in str(error.value)
 
 
+def test_estimators_alone_are_not_asked_for_what_networks_read(tmp_path):
+    """A key of the block train that no declared model reads is refused: its trials would all be the same."""
+    plain = tuned().model_dump(mode="json")
+    plain["train"]["search"]["space"] = {"train.learning_rate": {"low": 0.1, "high": 1.0}}
+    file = tmp_path / "loans.yaml"
+    file.write_text(yaml.safe_dump(plain, sort_keys=False))
+    with pytest.raises(ConfigError, match=r"train\.search\.space\.train\.learning_rate: no declared model reads it"):
+        load_params("loans", file)
+
+
 def _comparison(params: Params, home) -> Comparison:
     rows = put_rows(Settings(home=home)) / "dataset" / "train.parquet"
     task = candidate.Task(params, Settings(home=home), FIELDS, NOTHING, rows, home / "work")
