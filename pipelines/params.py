@@ -213,6 +213,11 @@ class EstimatorParams(Strict):
     words: WordsParams = WordsParams()
     """How a text is read, if the case has one."""
 
+    @property
+    def library(self) -> str:
+        """The distribution that the family is of."""
+        return {"lightgbm": "lightgbm", "xgboost": "xgboost-cpu"}.get(self.family, "scikit-learn")
+
 
 def _model_kind(value: Any) -> str:
     kind = value.get("kind", "tabular") if isinstance(value, dict) else value.kind
@@ -242,12 +247,12 @@ class TrainParams(Strict):
     optimiser step, whatever ``ranks`` and ``accumulate`` (micro-batches per step) are.
     """
 
-    epochs: int = Field(gt=0)
-    batch_size: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(ge=0)
-    seed: Seed
-    ranks: int = Field(gt=0)
+    epochs: int = Field(default=20, gt=0)
+    batch_size: int = Field(default=256, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    seed: Seed = 0
+    ranks: int = Field(default=1, gt=0)
     strategy: Literal["auto", "single", "ddp", "fsdp", "deepspeed"] = "auto"
     zero_stage: Literal[1, 2, 3] = 2
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -305,7 +310,7 @@ class ExportParams(Strict):
     """What is exported; ``ship`` names the variant that is judged and served.
 
     The int8 variant has a quarter of the bytes, at the speed of fp32. It ships only if no answer hangs on the rows
-    beside it.
+    beside it. Estimators have none.
     """
 
     int8: bool = False

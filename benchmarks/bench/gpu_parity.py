@@ -12,6 +12,7 @@ from benchmarks.workload import CASE, SIZES, network, text_params
 from pipelines import runtime
 from pipelines.cases import load_fields, part
 from pipelines.export.bundle import write_bundle
+from pipelines.export.onnx import of_torch
 from pipelines.training.group import local_device
 
 
@@ -24,7 +25,7 @@ def parity(name: str, device: torch.device, folder: Path) -> float:
     part(CASE, "model").tokenizer(text_params(0.0), folder)
     torch.manual_seed(0)
     model: nn.Module = network(name, 0.0).eval()
-    write_bundle(model, fields, folder, {})
+    write_bundle(of_torch(model, fields), fields, folder, {})
     worst, generator = 0.0, torch.Generator().manual_seed(0)
     # TF32 would round the device's products to 10 bits.
     torch.backends.cuda.matmul.allow_tf32 = False

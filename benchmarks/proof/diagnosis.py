@@ -157,6 +157,7 @@ class Champion:
     def __init__(self, seed: int, train_params: TrainParams = PARAMS.train) -> None:
         """Train, export and score as the steps do."""
         from pipelines.export.bundle import write_bundle
+        from pipelines.export.onnx import of_torch
         from pipelines.training.fit import fit
         from pipelines.training.rows import as_rows
 
@@ -174,7 +175,7 @@ class Champion:
         model = PARAMS.model
         assert isinstance(model, ModelParams)
         fitted = fit(lambda: network.build(model, FIELDS), rows, train_params.model_copy(update={"seed": seed}))
-        write_bundle(fitted.model, FIELDS, Path(self.folder.name), {})
+        write_bundle(of_torch(fitted.model, FIELDS), FIELDS, Path(self.folder.name), {})
         self.reference = reference_profile(train, self.scores(holdout), FIELDS, SPEC, holdout)
 
     def generated(self, day: date, kind: str) -> pl.DataFrame:

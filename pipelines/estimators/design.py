@@ -119,4 +119,5 @@ def _table(design: Design, tensors: Tensors) -> list[Matrix]:
 
 def one_hot(codes: NDArray[np.int64], size: int) -> Matrix:
     """A column per code ``[B, size]``: 1 where a row has it."""
-    return (codes[:, None] == np.arange(size)).astype(np.float32)
+    found: Matrix = (codes[:, None] == np.arange(size)).astype(np.float32)
+    return found

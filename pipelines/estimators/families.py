@@ -93,8 +93,8 @@ def build(model: EstimatorParams, fields: Fields, running: Running) -> Any:
     if model.family == "xgboost":
         library = _extra("xgboost")
         kind = library.XGBRegressor if is_number else library.XGBClassifier
-        fixed = {"random_state": running.seed, "n_jobs": running.threads, "tree_method": "hist"}
-        return _made(model.family, kind, {**fixed, **model.parameters})
+        fixed = {"random_state": running.seed, "n_jobs": running.threads}
+        return _made(model.family, kind, {**fixed, "tree_method": "hist", **model.parameters})
     return _nested({"family": model.family, "parameters": model.parameters}, running)
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.encoding import signature
 from pipelines.errors import ConfigError
@@ -92,11 +91,11 @@ class _Nodes:
         self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
         return output
 
-    def constant(self, name: str, value: NDArray[Any]) -> str:
-        """One constant; returns its name."""
+    def constant(self, name: str, value: Any) -> str:
+        """One constant, an array or a number of numpy's; returns its name."""
         from onnx import numpy_helper
 
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
 

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from pipelines import derived, runtime
 from pipelines.encoding import Columns, encoder, signature
 from pipelines.errors import IntegrityError
 from pipelines.export.contract import contract
-from pipelines.export.onnx import OPSET, Scored, longest, write_onnx
+from pipelines.export.onnx import Trained, longest
 from pipelines.fields import Fields, to_json
 from pipelines.files import file_sha256
 from pipelines.storage import canonical_json
@@ -34,13 +32,17 @@ _LONG = 48
 _BATCHES = (1, 2, 7, 64, 257)
 MISSING_SHARE = 0.25
 """Share of the random numbers that are missing, of a field that may be."""
+_EXTREMES = 64
+"""Rows of the batch at the ends of what fields take."""
+FARTHEST = 1e30
+"""A number on an open side; float32 ends at 3e38."""
 _SHAPES = ((1, 2), (3, 5), (17, 24), (2, 96), (1, 512))
 """Texts and tokens of the random batches; the tokenizer's truncation shortens them."""
 MAX_PARITY_ROWS = 128
 """Real texts that are compared, evenly spaced: each costs milliseconds, twice."""
 
 
-def write_bundle(model: nn.Module, fields: Fields, folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+def write_bundle(trained: Trained, fields: Fields, folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     """Write model.onnx, bundle.json, fields.json and contract.json to ``folder``; returns what bundle.json says.
 
     ``about`` becomes part of bundle.json. A text model finds its ``tokenizer.json`` in ``folder``. bundle.json:
@@ -48,14 +50,14 @@ def write_bundle(model: nn.Module, fields: Fields, folder: Path, about: Mapping[
     free axes, and with classes, a number, a tokenizer or derived features ``classes``, ``unit``, ``tokenizer_sha256``,
     ``formulas`` and their ``features_hash``.
     """
-    write_onnx(model, fields, folder)
+    opset = trained.write(folder)
     inputs, output = signature(fields)
     bundle = {
         "case": fields.case,
         "fields_hash": fields.hash,
         "inputs": inputs,
         "output": output,
-        "opset": OPSET,
+        "opset": opset,
         **about,
     }
     if fields.classes:
@@ -72,26 +74,23 @@ def write_bundle(model: nn.Module, fields: Fields, folder: Path, about: Mapping[
     return bundle
 
 
-def check_parity(model: nn.Module, fields: Fields, bundle: Path, rows: Columns, seed: int) -> float:
-    """The largest difference of an answer between torch and ONNX Runtime, see :func:`apart`.
+def check_parity(trained: Trained, fields: Fields, bundle: Path, rows: Columns, seed: int) -> float:
+    """The largest difference of an answer between what was trained and ONNX Runtime, see :func:`apart`.
 
-    They are compared over random shapes and real ``rows`` (columns), of texts over at most ``MAX_PARITY_ROWS``. Raises
-    IntegrityError above ``TOLERANCE``: what would be judged and served is not what was trained.
+    They are compared over random rows of several shapes, rows at the ends of what the fields take, and real ``rows``
+    (columns), of texts over at most ``MAX_PARITY_ROWS``. Raises IntegrityError above ``TOLERANCE``: what would be
+    judged and served is not what was trained.
     """
-    scored = Scored(model, fields).eval()
-    inputs, _ = signature(fields)
-    names = [tensor["name"] for tensor in inputs]
     random_batches = _random_batches(fields, bundle, np.random.default_rng(seed))
     worst = 0.0
     for tensors in (*random_batches, *_real_batches(fields, bundle, rows)):
-        with torch.no_grad():
-            expected = scored(*(torch.from_numpy(tensors[name]) for name in names)).double().numpy()
+        expected = trained.answers(tensors)
         answered = runtime.score(bundle, tensors)
         worst = max(worst, apart(answered, expected.reshape(answered.shape), fields))
     if not worst <= TOLERANCE:
         raise IntegrityError(
-            f"{bundle}: torch and ONNX Runtime differ by {worst:.2e}, at most {TOLERANCE:g} is allowed: "
-            "do not ship it; check the exporter's version"
+            f"{bundle}: {trained.name} and ONNX Runtime differ by {worst:.2e}, at most {TOLERANCE:g} is allowed: "
+            f"{trained.mend}"
         )
     return worst
 
@@ -151,6 +150,7 @@ def _row(tensors: Tensors, row: int) -> Tensors:
 def _random_batches(fields: Fields, bundle: Path, generator: np.random.Generator) -> Iterator[Tensors]:
     if fields.text is None:
         yield from (random_rows(fields, batch, generator) for batch in _BATCHES)
+        yield extreme_rows(fields, _EXTREMES, generator)
         return
     yield from (_random_texts(fields, bundle, rows, tokens, generator) for rows, tokens in _SHAPES)
 
@@ -200,6 +200,18 @@ def random_rows(fields: Fields, rows: int, generator: np.random.Generator) -> Te
         "categorical": np.array(codes, np.int64).reshape(len(codes), rows).T.copy(),
         "numeric": np.array(numbers, np.float32).reshape(len(numbers), rows).T.copy(),
     }
+
+
+def extreme_rows(fields: Fields, rows: int, generator: np.random.Generator) -> Tensors:
+    """Random rows whose numbers are the least or the largest that their fields take (open sides: +-1e30)."""
+    found = random_rows(fields, rows, generator)
+    numeric = found["numeric"]
+    for position, field in enumerate(fields.numeric):
+        low = -FARTHEST if field.low is None else field.low
+        high = FARTHEST if field.high is None else field.high
+        ends = np.where(generator.random(rows) < 0.5, low, high).astype(np.float32)
+        numeric[:, position] = np.where(np.isnan(numeric[:, position]), np.nan, ends)
+    return found
 
 
 def random_texts(rows: int, tokens: int, words: int, generator: np.random.Generator) -> Tensors:

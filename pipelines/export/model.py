@@ -1,4 +1,4 @@
-"""From a trained model to the bundle that ships: written, held against torch, and in its declared variants."""
+"""From a trained model to the bundle that ships: written, held against the model, and in its declared variants."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from torch import nn
 
 from pipelines import runtime
 from pipelines.encoding import BUNDLE, Columns
 from pipelines.errors import IntegrityError
 from pipelines.export import bundle, variants
+from pipelines.export.onnx import Trained
 from pipelines.export.variants import Metrics
 from pipelines.fields import Fields
 from pipelines.params import Params
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Exported:
-    """A bundle: what its bundle.json says, ``parity`` (largest difference of a probability to torch), its variants.
+    """A bundle: what its bundle.json says, ``parity`` (largest difference to the model's own answers), its variants.
 
     Of each variant there are its bytes, latency and how much an answer hangs on its ``neighbours`` in a batch, and of
     int8 what it changes on the holdout and why it was ``refused``, if it was.
@@ -37,7 +37,7 @@ class Exported:
 
 
 def export_model(
-    model: nn.Module,
+    trained: Trained,
     fields: Fields,
     folder: Path,
     about: Mapping[str, Any],
@@ -47,16 +47,16 @@ def export_model(
     params: Params,
     metrics: Metrics,
 ) -> Exported:
-    """Write the bundle of ``model`` to ``folder``, as :func:`bundle.write_bundle` does, with its variants.
+    """Write the bundle of what was ``trained`` to ``folder``, as :func:`bundle.write_bundle` does, with its variants.
 
     ``rows`` (columns) and their ``labels`` [n] are the holdout: answers are compared, timed and judged by ``metrics``
-    on them. Raises IntegrityError if ONNX Runtime does not answer what torch answers, or if an fp32 answer hangs on the
-    rows beside it.
+    on them. Raises IntegrityError if ONNX Runtime does not answer what the model answers, or if an fp32 answer hangs on
+    the rows beside it.
     """
-    said = bundle.write_bundle(model, fields, folder, about)
-    parity = bundle.check_parity(model, fields, folder, rows, params.train.seed)
+    said = bundle.write_bundle(trained, fields, folder, about)
+    parity = bundle.check_parity(trained, fields, folder, rows, params.train.seed)
     fp32 = _neighbours_of_fp32(fields, folder, rows, params.train.seed)
-    if not params.export.int8:
+    if not (params.export.int8 and trained.quantises):
         cost = variants.cost(folder, runtime.MODEL, fields, rows)
         return Exported(said, parity, {"fp32": {**cost, "neighbours": fp32}})
     made = _with_int8(fields, folder, rows, labels, fp32, params, metrics)

@@ -1,4 +1,4 @@
-"""From a torch model to an ONNX file that is byte for byte a function of the weights."""
+"""From what was trained to an ONNX file that is byte for byte a function of what was learned."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipelines.encoding import signature
 from pipelines.errors import ConfigError
+from pipelines.estimators import fitting
+from pipelines.estimators import onnx as estimators
+from pipelines.estimators.fitting import Fitted
 from pipelines.fields import Fields
 from pipelines.runtime import MODEL, OUTPUT
 from pipelines.text import TOKENIZER, TOKENS, load_tokenizer
@@ -27,6 +33,60 @@ MAX_TEXTS = 1_024
 MAX_BYTES = 2_000_000_000
 """An ONNX file is one protobuf message, which ends at 2 GiB."""
 _DTYPES = {"int64": torch.int64, "float32": torch.float32}
+Tensors = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is exported, whatever it is made of.
+
+    ``write(folder)`` leaves its model.onnx there and returns the opset, ``answers(tensors)`` says what it answers
+    itself, ``[B, outputs]`` as float64. ``name`` and ``mend`` are for the message that the two differ. ``quantises``:
+    its weights can be int8.
+    """
+
+    write: Callable[[Path], int]
+    answers: Callable[[Tensors], NDArray[np.float64]]
+    name: str
+    mend: str
+    quantises: bool = True
+
+
+def of_torch(model: nn.Module, fields: Fields) -> Trained:
+    """A torch module as what is exported."""
+    scored = Scored(model, fields).eval()
+    names = [tensor["name"] for tensor in signature(fields)[0]]
+
+    def write(folder: Path) -> int:
+        write_onnx(model, fields, folder)
+        return OPSET
+
+    def answers(tensors: Tensors) -> NDArray[np.float64]:
+        with torch.no_grad():
+            found: NDArray[np.float64] = scored(*(torch.from_numpy(tensors[name]) for name in names)).double().numpy()
+        return found
+
+    return Trained(write, answers, "torch", "do not ship it; check the exporter's version")
+
+
+def of_estimator(fitted: Fitted, fields: Fields) -> Trained:
+    """A fitted estimator as what is exported."""
+
+    def write(folder: Path) -> int:
+        proto = estimators.graph(fitted, fields)
+        if proto.ByteSize() > MAX_BYTES:
+            raise _too_large(fields, proto.ByteSize(), "fewer or smaller trees")
+        (folder / MODEL).write_bytes(proto.SerializeToString(deterministic=True))
+        return estimators.OPSET
+
+    return Trained(
+        write,
+        lambda tensors: fitting.answers(fitted, tensors),
+        type(fitted.estimator).__name__,
+        f"{estimators.converter(fitted.family)} changed what it answers; do not ship it, take other parameters or "
+        "another family",
+        quantises=False,
+    )
 
 
 class Scored(nn.Module):  # type: ignore[misc] # torch is Any to mypy
@@ -72,10 +132,7 @@ def write_onnx(model: nn.Module, fields: Fields, folder: Path) -> Path:
 
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if size > MAX_BYTES:
-        raise ConfigError(
-            f"{fields.case}: the model has {size / 1e9:.1f} GB of weights, an ONNX file holds {MAX_BYTES / 1e9:g}: "
-            "choose a smaller encoder"
-        )
+        raise _too_large(fields, size, "a smaller encoder")
     path = folder / MODEL
     inputs, _ = signature(fields)
     rows = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH if fields.text is None else MAX_TEXTS)}
@@ -99,6 +156,13 @@ def write_onnx(model: nn.Module, fields: Fields, folder: Path) -> Path:
     onnx.checker.check_model(proto)
     path.write_bytes(proto.SerializeToString(deterministic=True))
     return path
+
+
+def _too_large(fields: Fields, size: int, smaller: str) -> ConfigError:
+    return ConfigError(
+        f"{fields.case}: the model has {size / 1e9:.1f} GB of weights, an ONNX file holds {MAX_BYTES / 1e9:g}: "
+        f"choose {smaller}"
+    )
 
 
 def example(fields: Fields) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -21,9 +21,12 @@ from pipelines.drift.reference import Basis, write_reference
 from pipelines.evaluation.metrics import metrics_of
 from pipelines.line.facts import DatasetFacts, ExportFacts, Facts, TrainFacts
 from pipelines.line.step import Read, Run, Work
-from pipelines.params import Params
+from pipelines.params import EstimatorParams, Params
 from pipelines.settings import Settings
 from pipelines.text import TOKENIZER
+
+if TYPE_CHECKING:
+    from pipelines.export.onnx import Trained
 
 
 def work(run: Run, read: Read) -> Work:
@@ -31,7 +34,7 @@ def work(run: Run, read: Read) -> Work:
 
     model.onnx, bundle.json, fields.json, contract.json (a row as JSON Schema), spec.json (the feature spec),
     reference.parquet, for texts tokenizer.json, and with ``export.int8`` the variant that does not ship. Facts: what
-    bundle.json says, parity with torch and its rows, the variants. Raises what
+    bundle.json says, parity with what was trained and its rows, the variants. Raises what
     :func:`pipelines.export.model.export_model` raises.
     """
     params = run.params
@@ -88,9 +91,14 @@ def as_judged(params: Params, settings: Settings, as_of: datetime, holdout: pl.D
     return arrived.as_counted(holdout, labels, fields.label, as_of, age, params.drift.min_rows)
 
 
-def _trained(run: Run, basis: Basis) -> Any:
-    """The case's model with the weights of the training."""
+def _trained(run: Run, basis: Basis) -> Trained:
+    """What the training learned: an estimator, or the case's network with its weights."""
+    from pipelines.estimators import fitting
+    from pipelines.export.onnx import of_estimator, of_torch
     from pipelines.training.weights import load_weights
+
+    if isinstance(run.params.model, EstimatorParams):
+        return of_estimator(fitting.load(run.dir / "train" / fitting.FILE), basis.fields)
 
     options = {}
     if basis.fields.text is not None:
@@ -98,4 +106,4 @@ def _trained(run: Run, basis: Basis) -> Any:
         options["pretrained"] = False
     model = build_model(run.case, run.params.model, basis.fields, **options)
     load_weights(model, run.dir / "train" / "weights.pt")
-    return model
+    return of_torch(model, basis.fields)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def work(run: Run, read: Read) -> Work:
-    """Write ``weights.pt``, ``record.json``, ``metrics.jsonl`` and (texts) ``tokenizer.json``.
+    """Write ``weights.pt`` (or ``estimator.pkl``), ``record.json``, ``metrics.jsonl`` and (texts) ``tokenizer.json``.
 
     Facts say how it went; ``scales`` are the constants of the numbers that were scaled before they became float32,
     ``constant`` the fields with one value in all rows, from which nothing can be learned (a warning, too).

@@ -1,4 +1,4 @@
-"""Train a candidate: from the dataset's rows to weights, tokenizer and metrics in a folder."""
+"""Train a candidate: from the dataset's rows to what was learned, tokenizer and metrics in a folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import nn
 
 from pipelines.encoding import find_constant, find_scales
 from pipelines.fields import Fields, Scale
-from pipelines.params import Params
+from pipelines.params import EstimatorParams, Params
 from pipelines.settings import Settings
 from pipelines.text import TOKENIZER
-from pipelines.training import metrics
+from pipelines.training import estimator, metrics
 from pipelines.training.dataset import as_rows, read_columns
 from pipelines.training.fit import Fitted, fit
 from pipelines.training.launch import Beside, Nodes
@@ -58,7 +58,7 @@ class Task:
 
 
 def train(task: Task, folder: Path, beside: Beside) -> dict[str, Any]:
-    """Train, and leave weights, tokenizer and metrics in ``folder``; returns the facts.
+    """Train, and leave what was learned, tokenizer and metrics in ``folder``; returns the facts.
 
     ``beside`` is what goes on around the loop itself, and the rest is as :func:`pipelines.training.fit.fit` says.
     """
@@ -69,36 +69,46 @@ def train(task: Task, folder: Path, beside: Beside) -> dict[str, Any]:
     columns = read_columns(task.rows, task.fields)
     # Weights of a champion go with the numbers that it was trained on.
     scales = find_scales(task.fields, columns) if warm is None else warm.scales
-    rows = as_rows(task.fields, columns, scales, folder / TOKENIZER)
+    rows = len(columns[task.fields.label])
     constant = find_constant(task.fields, columns)
     if constant:
         log.warning(
             "%s: nothing can be learned from what has one value in all %d training rows: %s",
             params.case,
-            len(rows),
+            rows,
             ", ".join(constant),
         )
-    if params.model.kind == "embedding":
-        fitted = _fit_head_only(task, rows, beside)
+    if isinstance(params.model, EstimatorParams):
+        facts = estimator.train(params.model, params.train, task.fields, columns, scales, folder, beside)
     else:
-        fitted = _fit_all(task, rows, warm, beside)
-        shutil.copyfile(task.work / metrics.FILE, folder / metrics.FILE)
-    save_weights(fitted.model, folder / "weights.pt")
+        facts = _train_network(task, as_rows(task.fields, columns, scales, folder / TOKENIZER), warm, folder, beside)
     return {
-        **fitted.facts,
-        **_ends(fitted.curve),
-        "weights_sha256": weights_sha256(fitted.model),
-        "ranks": params.train.ranks,
-        "rows": len(rows),
+        **facts,
+        **_ends(facts["curve"]),
+        "rows": rows,
         "warm_start": warm is not None,
         "scales": _as_json(scales),
         "constant": constant,
     }
 
 
+def _train_network(task: Task, rows: Rows, warm: WarmStart | None, folder: Path, beside: Beside) -> dict[str, Any]:
+    """Train the case's torch module and leave its weights; returns the facts."""
+    if task.params.model.kind == "embedding":
+        fitted = _fit_head_only(task, rows, beside)
+    else:
+        fitted = _fit_all(task, rows, warm, beside)
+        shutil.copyfile(task.work / metrics.FILE, folder / metrics.FILE)
+    save_weights(fitted.model, folder / "weights.pt")
+    return {**fitted.facts, "weights_sha256": weights_sha256(fitted.model), "ranks": task.params.train.ranks}
+
+
 def _warm_start(task: Task) -> WarmStart | None:
-    """The champion's weights, if they are there, fit the model and learned from the same features."""
-    if task.warm_start is None or not fits(task.network.build(), task.warm_start.weights):
+    """The champion's weights, if there are some that fit the model and learned from the same features."""
+    if task.warm_start is None or isinstance(task.params.model, EstimatorParams):
+        return None
+    # A champion of another family has none.
+    if not task.warm_start.weights.exists() or not fits(task.network.build(), task.warm_start.weights):
         return None
     made_of = task.fields.features_hash if task.fields.derived else ""
     if task.warm_start.features_hash != made_of:

@@ -12,6 +12,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from pipelines import storage
 from pipelines.contracts import Manifest
 from pipelines.files import file_sha256
-from pipelines.params import Params
+from pipelines.params import AnyModel, EstimatorParams, Params
 from pipelines.provenance import provenance
 from pipelines.training import metrics
 
@@ -55,8 +56,9 @@ def training_record(
     """
     train = params.train
     origin = provenance()
+    on_gpus = params.resources.gpus > 0 and not isinstance(params.model, EstimatorParams)
     device = "cpu"
-    if params.resources.gpus:
+    if on_gpus:
         device = "cuda"
     tokenizer = folder / "tokenizer.json"
     tokenizer_sha256 = None
@@ -89,13 +91,13 @@ def training_record(
             "params": params.model_dump(mode="json"),
             "seed": train.seed,
             "strategy": facts["strategy"],
-            "world_size": train.ranks,
+            "world_size": facts.get("ranks", 1),
             "precision": facts["precision"],
             "device": device,
         },
         "metrics": _curves(folder / metrics.FILE, facts),
         "artefacts": {"weights": facts["weights_sha256"], "base_weights": base_weights, "champion": champion},
-        "environment": environment(train.threads, gpus=params.resources.gpus > 0),
+        "environment": environment(train.threads, gpus=on_gpus) | _library(params.model),
         "governance": {
             "case": params.case,
             "as_of": as_of.isoformat(),
@@ -124,6 +126,13 @@ def environment(threads: int, *, gpus: bool) -> dict[str, Any]:
         "gpu": names,
         "cuda": cuda,
     }
+
+
+def _library(model: AnyModel) -> dict[str, str]:
+    """The version of the library that an estimator is of."""
+    if not isinstance(model, EstimatorParams):
+        return {}
+    return {"estimators": f"{model.library} {version(model.library)}"}
 
 
 def cpu_model() -> str:

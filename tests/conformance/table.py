@@ -18,8 +18,10 @@ from pipelines.cases import mixed, tabular
 from pipelines.contracts import Window
 from pipelines.derived import with_formulas
 from pipelines.encoding import encode, find_scales, read_scales, texts_of
+from pipelines.estimators.families import Running
+from pipelines.estimators.fitting import Labelled, fit
 from pipelines.export.bundle import write_bundle
-from pipelines.export.onnx import Scored
+from pipelines.export.onnx import Trained, of_estimator, of_torch
 from pipelines.fields import (
     EARLIEST,
     LATEST,
@@ -36,7 +38,7 @@ from pipelines.fields import (
     Vector,
     row_sent,
 )
-from pipelines.params import MixedModelParams, ModelParams
+from pipelines.params import EstimatorParams, MixedModelParams, ModelParams
 from pipelines.text import TOKENIZER, load_tokenizer, pad, tokenise
 from tests import shop
 from tests.pipelines.export.texts import reports, write_tokenizer
@@ -178,25 +180,28 @@ def model_of(
     return model.eval()
 
 
-def bundle_of(fields: Fields, rows: pl.DataFrame, folder: Path) -> torch.nn.Module:
-    """A model of canonical rows, its bundle in ``folder``."""
+def bundle_of(fields: Fields, rows: pl.DataFrame, folder: Path, family: EstimatorParams | None = None) -> Trained:
+    """A model of canonical rows, the network or one of a ``family``, and its bundle in ``folder``."""
     columns = rows.select(fields.reads).to_dict(as_series=False)
     scales = find_scales(fields, columns)
     folder.mkdir(parents=True, exist_ok=True)
-    model = model_of(fields, columns, rows[fields.label].to_list(), scales, folder)
-    write_bundle(model, fields, folder, {"scales": {name: asdict(scale) for name, scale in scales.items()}})
-    return model
+    if family is None:
+        trained = of_torch(model_of(fields, columns, rows[fields.label].to_list(), scales, folder), fields)
+    else:
+        labelled = Labelled(encode(fields, columns, scales), rows[fields.label].to_numpy())
+        trained = of_estimator(fit(family, fields, labelled, Running(seed=0, threads=1)), fields)
+    write_bundle(trained, fields, folder, {"scales": {name: asdict(scale) for name, scale in scales.items()}})
+    return trained
 
 
-def own_answers(model: torch.nn.Module, fields: Fields, rows: pl.DataFrame, bundle: Path) -> np.ndarray:
-    """What torch itself answers for raw rows: ``[n, outputs]``."""
+def own_answers(trained: Trained, fields: Fields, rows: pl.DataFrame, bundle: Path) -> np.ndarray:
+    """What the model itself answers for raw rows: ``[n, outputs]``."""
     scales = read_scales(json.loads((bundle / "bundle.json").read_text())["scales"])
     columns = rows.select(fields.reads).to_dict(as_series=False)
     tensors = encode(fields, columns, scales)
     if fields.text is not None:
         tensors = pad(tokenise(load_tokenizer(bundle / TOKENIZER), texts_of(fields, columns))) | tensors
-    with torch.no_grad():
-        return Scored(model, fields)(*map(torch.from_numpy, tensors.values())).double().numpy()
+    return trained.answers(tensors)
 
 
 @contextmanager

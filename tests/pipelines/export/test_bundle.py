@@ -12,7 +12,7 @@ from pipelines.cases import load_fields
 from pipelines.cases.tabular import build
 from pipelines.errors import ConfigError, DataError, IntegrityError
 from pipelines.export.bundle import check_parity, random_rows, write_bundle
-from pipelines.export.onnx import write_onnx
+from pipelines.export.onnx import of_torch, write_onnx
 from pipelines.export.scoring import read_fields
 from pipelines.params_file import load_params
 
@@ -45,7 +45,7 @@ def bundle(tmp_path_factory):
     """A written bundle and the model it was written from."""
     folder = tmp_path_factory.mktemp("bundle")
     model = made_model()
-    write_bundle(model, FIELDS, folder, {"train_rows": 200, "dataset_key": "d"})
+    write_bundle(of_torch(model, FIELDS), FIELDS, folder, {"train_rows": 200, "dataset_key": "d"})
     return folder, model
 
 
@@ -79,7 +79,7 @@ def test_torch_and_onnx_runtime_agree_at_every_batch_size(bundle):
     """Scores of the graph equal torch's within 1e-5 on random rows of several batch sizes, one row included."""
     folder, model = bundle
     rows = random_rows(FIELDS, 500, np.random.default_rng(9))
-    assert check_parity(model, FIELDS, folder, raw_rows(300, 8), seed=1) <= 1e-5
+    assert check_parity(of_torch(model, FIELDS), FIELDS, folder, raw_rows(300, 8), seed=1) <= 1e-5
     whole = runtime.score(folder, rows)
     assert whole.shape == (500,)
     one = runtime.score(folder, {name: tensor[:1] for name, tensor in rows.items()})
@@ -91,7 +91,7 @@ def test_parity_refuses_other_weights(bundle):
     """A graph that was not exported from these weights is an IntegrityError, never a bundle."""
     folder, _ = bundle
     with pytest.raises(IntegrityError, match="do not ship it"):
-        check_parity(made_model(seed=5), FIELDS, folder, raw_rows(3, 0), seed=1)
+        check_parity(of_torch(made_model(seed=5), FIELDS), FIELDS, folder, raw_rows(3, 0), seed=1)
 
 
 def test_equal_weights_give_equal_bytes(bundle, tmp_path):

@@ -15,6 +15,7 @@ from pipelines.errors import ConfigError, DataError, IntegrityError
 from pipelines.export import onnx as exporter
 from pipelines.export import variants
 from pipelines.export.bundle import check_parity, neighbours, random_texts, write_bundle
+from pipelines.export.onnx import of_torch
 from pipelines.export.scoring import read_fields
 from pipelines.fields import Binary
 from pipelines.files import file_sha256
@@ -27,7 +28,7 @@ def bundle(tmp_path_factory):
     """A written bundle with its int8 variant, and the model it was written from."""
     folder, model = tmp_path_factory.mktemp("bundle"), made_model()
     write_tokenizer(folder)
-    write_bundle(model, FIELDS, folder, {"train_rows": 200})
+    write_bundle(of_torch(model, FIELDS), FIELDS, folder, {"train_rows": 200})
     variants.write_int8(folder)
     return folder, model
 
@@ -52,7 +53,7 @@ def test_a_text_bundle_says_how_to_run_it(bundle):
 def test_torch_and_onnx_runtime_agree_at_every_shape(bundle):
     """Probabilities equal torch's within 1e-5 for random batches and lengths and for real texts, and sum to one."""
     folder, model = bundle
-    assert check_parity(model, FIELDS, folder, {"report": reports(70)}, seed=1) <= 1e-5
+    assert check_parity(of_torch(model, FIELDS), FIELDS, folder, {"report": reports(70)}, seed=1) <= 1e-5
     with torch.no_grad():
         for rows, tokens in ((1, 2), (1, MOST), (9, 2), (3, 31)):
             tensors = random_texts(rows, tokens, 100, np.random.default_rng(tokens))
@@ -69,7 +70,7 @@ def test_parity_refuses_other_weights(bundle):
     """A graph of other weights is refused, also when it differs on random texts only."""
     folder, _ = bundle
     with pytest.raises(IntegrityError, match="do not ship it"):
-        check_parity(made_model(seed=5), FIELDS, folder, {"report": []}, seed=1)
+        check_parity(of_torch(made_model(seed=5), FIELDS), FIELDS, folder, {"report": []}, seed=1)
 
 
 def test_texts_are_answered_in_row_order_whatever_the_batches(bundle, monkeypatch):
@@ -107,8 +108,8 @@ def test_a_binary_text_model_answers_one_probability(tmp_path):
     fields = replace(FIELDS, target=Binary())
     write_tokenizer(tmp_path)
     model = made_model(outputs=1)
-    write_bundle(model, fields, tmp_path, {})
-    assert check_parity(model, fields, tmp_path, {"report": reports(5)}, seed=2) <= 1e-5
+    write_bundle(of_torch(model, fields), fields, tmp_path, {})
+    assert check_parity(of_torch(model, fields), fields, tmp_path, {"report": reports(5)}, seed=2) <= 1e-5
     assert runtime.score_rows(tmp_path, fields, {"report": reports(5)}).shape == (5,)
     first = (tmp_path / "model.onnx").read_bytes()
     assert exporter.write_onnx(model, fields, tmp_path).read_bytes() == first
@@ -233,4 +234,4 @@ def test_a_model_too_large_for_a_file_is_refused(tmp_path, monkeypatch):
 def test_a_bundle_of_texts_needs_its_tokenizer(tmp_path):
     """Without tokenizer.json the export stops and says where it comes from."""
     with pytest.raises(ConfigError, match="tokenizer"):
-        write_bundle(made_model(), FIELDS, tmp_path, {})
+        write_bundle(of_torch(made_model(), FIELDS), FIELDS, tmp_path, {})
