@@ -2,7 +2,8 @@
 
 ``schema.py`` is light (plain data; the gateway imports it), ``features.py`` has the expressions of its derived features
 if it declares some (a gateway finds them in the bundle), ``source.py`` reads or generates canonical
-rows, ``model.py`` builds the torch model. Adding a case adds a folder and touches no other room.
+rows, ``model.py`` builds the torch model (a case of estimators alone has none). Adding a case adds a folder and touches
+no other room.
 
 :func:`pipelines.cases.surveying.survey` says which cases there are, and what is wrong with those that cannot work.
 :func:`load_case` is for whoever wants one case; it raises what is wrong with it.

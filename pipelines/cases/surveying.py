@@ -33,7 +33,7 @@ from pipelines.cases import (
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
 from pipelines.imports import syntax_tree
-from pipelines.params import EncoderParams, Params, TextModelParams
+from pipelines.params import EncoderParams, EstimatorParams, Params, TextModelParams
 from pipelines.params_file import load_params, params_file
 from pipelines.settings import Settings, read_settings
 
@@ -103,7 +103,7 @@ def _examined(case: str, *, anew: bool, trains: bool) -> Case:
         names[path.stem] = tried(lambda path=path: _names(case, path, trains=trains))  # type: ignore[misc]
     for module, functions in (FUNCTIONS | OPTIONAL).items():
         if not file_of(case, f"{module}.py").exists():
-            if module in OPTIONAL:
+            if module in OPTIONAL or (module == "model" and _needs_no_network(params)):
                 continue
             problems[f"{shown(case, module)} is missing: write it, as the cases beside it have one"] = None
         elif (bound := names.get(module)) is not None and "*" not in bound:
@@ -128,6 +128,11 @@ def _of_features(case: str, fields: Fields, bound: set[str] | None) -> str:
     if bound is not None and FEATURES not in bound:
         return f"{shown(case, 'features')} has no {FEATURES}: write it"
     return ""
+
+
+def _needs_no_network(params: Params | None) -> bool:
+    """Whether all models of a case are estimators: they are parameters, and no code."""
+    return params is not None and isinstance(params.model, EstimatorParams)
 
 
 def _more(module: str, params: Params | None) -> dict[str, str]:

@@ -88,7 +88,7 @@ def build(model: EstimatorParams, fields: Fields, running: Running) -> Any:
     if model.family == "lightgbm":
         library = _extra("lightgbm")
         kind = library.LGBMRegressor if is_number else library.LGBMClassifier
-        fixed = {"random_state": running.seed, "n_jobs": running.threads, "verbose": -1, "deterministic": True}
+        fixed = {"random_state": running.seed, "n_jobs": running.threads, "verbose": 0, "deterministic": True}
         return _made(model.family, kind, {**fixed, "force_row_wise": True, **model.parameters})
     if model.family == "xgboost":
         library = _extra("xgboost")

@@ -86,7 +86,7 @@ def fit(
         learned,
         fields.outputs,
         classes,
-        missing and 1 / (len(labels) + missing),
+        1 / (len(labels) + missing) if missing else 0.0,
         fields.number.bounds if fields.number else None,
         tuple(curve),
     )

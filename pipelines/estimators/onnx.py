@@ -17,6 +17,7 @@ import numpy as np
 
 from pipelines.encoding import signature
 from pipelines.errors import ConfigError
+from pipelines.estimators import thresholds
 from pipelines.estimators.design import SCALED_MOST
 from pipelines.estimators.families import OF_TEXTS
 from pipelines.estimators.fitting import Fitted, seen_share
@@ -204,13 +205,15 @@ def _convert(fitted: Fitted) -> Any:
         convert = getattr(onnxmltools, CONVERTERS[fitted.family].partition(".")[2])
         types = [(_MATRIX, FloatTensorType([None, columns]))]
         more = {"zipmap": False} if fitted.family == "lightgbm" else {}
-        return convert(fitted.estimator, initial_types=types, target_opset=OPSET, **more)
+        learned = thresholds.of_lightgbm(fitted.estimator) if fitted.family == "lightgbm" else fitted.estimator
+        return convert(learned, initial_types=types, target_opset=OPSET, **more)
     from skl2onnx import to_onnx
     from skl2onnx.common.data_types import FloatTensorType
 
-    options = {} if fitted.bounds is not None else {id(fitted.estimator): {"zipmap": False}}
+    learned = thresholds.of_sklearn(fitted.estimator)
+    options = {} if fitted.bounds is not None else {id(learned): {"zipmap": False}}
     types = [(_MATRIX, FloatTensorType([None, columns]))]
-    return to_onnx(fitted.estimator, initial_types=types, options=options, target_opset={"": OPSET, "ai.onnx.ml": 3})
+    return to_onnx(learned, initial_types=types, options=options, target_opset={"": OPSET, "ai.onnx.ml": 3})
 
 
 def _attach(nodes: _Nodes, core: Any) -> str:

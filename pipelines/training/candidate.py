@@ -65,7 +65,8 @@ def train(task: Task, folder: Path, beside: Beside) -> dict[str, Any]:
     params = task.params
     if task.network.tokenizer is not None:
         shutil.copyfile(task.network.tokenizer, folder / TOKENIZER)
-    warm = _warm_start(task)
+    # An estimator goes on from nothing.
+    warm = None if isinstance(params.model, EstimatorParams) else _warm_start(task)
     columns = read_columns(task.rows, task.fields)
     # Weights of a champion go with the numbers that it was trained on.
     scales = find_scales(task.fields, columns) if warm is None else warm.scales
@@ -105,7 +106,7 @@ def _train_network(task: Task, rows: Rows, warm: WarmStart | None, folder: Path,
 
 def _warm_start(task: Task) -> WarmStart | None:
     """The champion's weights, if there are some that fit the model and learned from the same features."""
-    if task.warm_start is None or isinstance(task.params.model, EstimatorParams):
+    if task.warm_start is None:
         return None
     # A champion of another family has none.
     if not task.warm_start.weights.exists() or not fits(task.network.build(), task.warm_start.weights):

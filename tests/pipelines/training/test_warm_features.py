@@ -31,3 +31,10 @@ def test_weights_are_taken_where_the_features_are_the_same(tmp_path, learned, no
     network = candidate.Network(lambda: nn.Linear(3, 1), dict)
     task = candidate.Task(None, None, now, network, tmp_path, tmp_path, start)
     assert (candidate._warm_start(task) is start) == goes_on
+
+
+def test_a_champion_without_weights_is_no_start(tmp_path):
+    """An estimator leaves none: a network after it starts anew."""
+    start = WarmStart("key", tmp_path / "weights.pt", {})
+    network = candidate.Network(lambda: nn.Linear(2, 1), dict)
+    assert candidate._warm_start(candidate.Task(None, None, PLAIN, network, tmp_path, tmp_path, start)) is None
