@@ -184,6 +184,20 @@ class MixedModelParams(EncoderParams):
     tokens: int = Field(default=0, ge=0)
 
 
+class WordsParams(Strict):
+    """What an estimator reads of a text: its words and pairs of words (pipelines/estimators/words.py)."""
+
+    max_tokens: int = Field(default=512, ge=2, le=8_192)
+    """The words after so many of a text are not read."""
+    max_words: int = Field(default=8_192, gt=0, le=131_072)
+    """At most so many words and pairs have a column, the commonest. Triton holds them as float32 for every row of a
+    batch, twice at once: 70 MB for 1,024 rows and 8,192 columns.
+    """
+    min_rows: int = Field(default=2, gt=0)
+    """Training rows that a word or pair must stand in."""
+    pairs: bool = True
+
+
 class EstimatorParams(Strict):
     """An estimator of LightGBM, XGBoost or scikit-learn, with its own ``parameters`` under their own names.
 
@@ -194,8 +208,10 @@ class EstimatorParams(Strict):
     kind: Literal["estimator"]
     family: str = Field(pattern=r"^(lightgbm|xgboost|sklearn:[A-Za-z]\w*)$")
     parameters: dict[str, Any] = {}
-    layout: Literal["auto", "codes", "filled", "linear", "words"] = "auto"
+    layout: Literal["auto", "codes", "filled", "linear", "words", "counts"] = "auto"
     """How it is given its rows (pipelines/estimators/design.py): ``auto`` is what suits the family."""
+    words: WordsParams = WordsParams()
+    """How a text is read, if the case has one."""
 
     @property
     def library(self) -> str:
