@@ -90,9 +90,8 @@ def _mistake(params: Params, path: str, dimension: Dimension) -> str:
     if block == "train" and len(keys) > 1:
         return f"there is no such key in train: {_like(keys[0], TrainParams.model_fields)}"
     if block == "train" and not any(path in space_of(params, name) for name in params.candidates):
-        known = ", ".join(sorted(ESTIMATORS_READ))
         if keys[0] in TrainParams.model_fields:
-            return f"no declared model reads it: of train estimators read {known}"
+            return f"no declared model reads it: of train estimators read {', '.join(sorted(ESTIMATORS_READ))}"
     name = keys[0] if block == "models" else next(iter(params.candidates))
     for value in ends(dimension):
         try:

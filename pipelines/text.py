@@ -71,11 +71,11 @@ def tokenise(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def pad(ids: Sequence[Sequence[int]], to: int | None = None) -> dict[str, NDArray[np.int64]]:
     """``input_ids`` and ``attention_mask``, int64 ``[B, S]``: zeros behind each row's ids.
 
-    S is the longest row's length, or ``to``.
+    S is the longest row's length and at least 1, or ``to``.
     """
     import numpy as np
 
-    width = to or max(map(len, ids), default=1)
+    width = to or max([1, *map(len, ids)])
     tokens = np.zeros((len(ids), width), np.int64)
     mask = np.zeros((len(ids), width), np.int64)
     for row, own in enumerate(ids):

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.estimators.families import Layout
+from pipelines.estimators.families import OF_TEXTS, Layout
+from pipelines.estimators.words import Words
+from pipelines.estimators.words import learn as learn_words
 from pipelines.fields import Fields
+from pipelines.params import WordsParams
 
 Tensors = Mapping[str, NDArray[Any]]
 Matrix = NDArray[np.float32]
@@ -29,7 +32,8 @@ class Design:
     - ``codes``: codes as numbers, then numbers with NaN for what is missing.
     - ``filled``: the same, but the training rows' mean fills in, and behind the numbers stands 1 where one was missing.
     - ``linear``: a column per code, and filled numbers by mean and deviation, indicators too.
-    - ``words``: :class:`.words.Words` of a text; what stands beside it follows as in ``linear``.
+    - ``words``: TF-IDF of a text (:class:`.words.Words`); what stands beside it follows as in ``linear``.
+    - ``counts``: the same, but how often each word is there: whole numbers, which no rounding moves over a threshold.
 
     ``holes`` are the positions of numbers that may be missing, ``fill`` [N] what fills in, ``mean`` and ``scale`` [N+H]
     the scaling of numbers and indicators.
@@ -42,13 +46,13 @@ class Design:
     fill: Matrix
     mean: Matrix
     scale: Matrix
-    words: Any = None
+    words: Words | None = None
 
     @property
     def columns(self) -> int:
         """How many columns the matrix has."""
         categories = len(self.sizes)
-        if self.layout in {"linear", "words"}:
+        if self.layout in {"linear", *OF_TEXTS}:
             categories = sum(self.sizes)
         numbers = self.width
         if self.layout != "codes":
@@ -61,8 +65,14 @@ class Design:
         return list(range(len(self.sizes))) if self.layout in {"codes", "filled"} else []
 
 
-def learn(layout: Layout, fields: Fields, tensors: Tensors, words: Any = None) -> Design:
-    """The design of training rows, given as the tensors of :func:`pipelines.encoding.encoder`."""
+def learn(layout: Layout, fields: Fields, tensors: Tensors, reading: WordsParams) -> Design:
+    """The design of training rows, given as the tensors of :func:`pipelines.encoding.encoder`.
+
+    ``reading`` says how a text is read. Raises DataError if it has no words.
+    """
+    words = None
+    if layout in OF_TEXTS:
+        words = learn_words(tensors["input_ids"], reading, weighed=layout == "words")
     sizes = tuple(field.size for field in fields.categorical) if fields.has_table else ()
     width = fields.width if fields.has_table else 0
     holes = tuple(position for position, field in enumerate(fields.numeric) if field.missing)
@@ -92,7 +102,7 @@ def matrix(design: Design, tensors: Tensors) -> Any:
     from scipy import sparse
 
     beside = [sparse.csr_matrix(part) for part in parts]
-    return sparse.hstack([design.words.matrix(tensors), *beside]).tocsr().astype(np.float32)
+    return sparse.hstack([design.words.matrix(tensors["input_ids"]), *beside]).tocsr().astype(np.float32)
 
 
 def _table(design: Design, tensors: Tensors) -> list[Matrix]:

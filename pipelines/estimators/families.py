@@ -11,8 +11,10 @@ from pipelines.errors import ConfigError
 from pipelines.fields import Fields
 from pipelines.params import EstimatorParams
 
-Layout = Literal["codes", "filled", "linear", "words"]
+Layout = Literal["codes", "filled", "linear", "words", "counts"]
 """How rows are laid out for an estimator, see :mod:`pipelines.estimators.design`."""
+OF_TEXTS: frozenset[Layout] = frozenset({"words", "counts"})
+"""Layouts of cases with a text."""
 SKLEARN = "sklearn:"
 MODULES = (
     "linear_model",
@@ -59,13 +61,22 @@ class Running:
 def layout_of(model: EstimatorParams, fields: Fields) -> Layout:
     """How a family has its rows, if the parameters do not say: trees that know missing values get codes and NaN.
 
-    Other trees get those filled, all others categories by value and scaled numbers; with a text words stand before.
+    Other trees get those filled, all others categories by value and scaled numbers. With a text trees get counts of
+    words, all others TF-IDF. Raises ConfigError if the parameters say a layout without a place for a text that the case
+    has, or one for words and it has none.
     """
-    if model.layout != "auto":
-        return model.layout
-    if fields.text is not None:
-        return "words"
-    return _LAYOUTS.get(model.family, "linear")
+    has_text = fields.text is not None
+    own = _LAYOUTS.get(model.family, "linear")
+    if model.layout == "auto":
+        if has_text:
+            return "words" if own == "linear" else "counts"
+        return own
+    if (model.layout in OF_TEXTS) != has_text:
+        raise ConfigError(
+            f"model.layout: {model.layout} does not suit {fields.case}, which has {'a' if has_text else 'no'} text: "
+            "remove it"
+        )
+    return model.layout
 
 
 def build(model: EstimatorParams, fields: Fields, running: Running) -> Any:

@@ -70,7 +70,7 @@ def fit(
     """
     from threadpoolctl import threadpool_limits
 
-    learned = designs.learn(families.layout_of(model, fields), fields, rows.tensors)
+    learned = designs.learn(families.layout_of(model, fields), fields, rows.tensors, model.words)
     labels, classes = _targets(fields, rows.labels)
     estimator = families.build(model, fields, running)
     held = None
@@ -103,7 +103,7 @@ def answers(fitted: Fitted, tensors: Tensors) -> Floats:
         known = np.asarray(fitted.estimator.predict_proba(design), np.float64)
     if fitted.outputs == 1:
         return known[:, 1:]
-    every = np.full((len(known), fitted.outputs), fitted.unseen)
+    every = np.full((len(known), fitted.outputs), fitted.unseen, np.float64)
     every[:, list(fitted.classes)] = known * seen_share(fitted)
     return every
 
@@ -196,9 +196,15 @@ def _fit_xgboost(estimator: Any, _design: Design, matrix: Any, labels: Any, held
     return _first_curve(estimator.evals_result()) if held is not None else []
 
 
-def _fit_sklearn(estimator: Any, _design: Design, matrix: Any, labels: Any, _held: Any) -> list[float]:
+def _fit_sklearn(estimator: Any, design: Design, matrix: Any, labels: Any, _held: Any) -> list[float]:
+    from sklearn.utils import get_tags
     from sklearn.utils._param_validation import InvalidParameterError
 
+    if design.words is not None and not get_tags(estimator).input_tags.sparse:
+        raise ConfigError(
+            f"{type(estimator).__name__} takes no sparse rows, which those of a text are: choose another family, such "
+            "as sklearn:LogisticRegression or lightgbm"
+        )
     try:
         estimator.fit(matrix, labels)
     except InvalidParameterError as error:

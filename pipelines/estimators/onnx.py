@@ -19,7 +19,9 @@ from pipelines.encoding import signature
 from pipelines.errors import ConfigError
 from pipelines.estimators import thresholds
 from pipelines.estimators.design import SCALED_MOST
+from pipelines.estimators.families import OF_TEXTS
 from pipelines.estimators.fitting import Fitted, seen_share
+from pipelines.estimators.words import Words
 from pipelines.fields import Fields
 
 CONVERTERS = {"lightgbm": "onnxmltools.convert_lightgbm", "xgboost": "onnxmltools.convert_xgboost"}
@@ -102,7 +104,9 @@ def _lay_out(nodes: _Nodes, fitted: Fitted) -> None:
     """:func:`pipelines.estimators.design.matrix` as nodes."""
     design = fitted.design
     parts: list[str] = []
-    by_value = design.layout in {"linear", "words"}
+    if design.words is not None:
+        parts.append(_words(nodes, design.words))
+    by_value = design.layout in {"linear", *OF_TEXTS}
     if by_value:
         for column, size in enumerate(design.sizes):
             position = nodes.constant(f"column{column}", np.array([column], np.int64))
@@ -114,7 +118,43 @@ def _lay_out(nodes: _Nodes, fitted: Fitted) -> None:
         parts.append(nodes.add("Cast", ["categorical"], "codes", to=_TYPES["float32"]))
     if design.width:
         parts.append(_numbers(nodes, fitted))
-    nodes.add("Concat", parts, _MATRIX, axis=1)
+    whole = parts[0]
+    if len(parts) > 1:
+        whole = nodes.add("Concat", parts, "whole", axis=1)
+    if design.words is None or fitted.family != "xgboost":
+        nodes.add("Identity", [whole], _MATRIX)
+        return
+    # XGBoost takes what no sparse row holds as missing, not as 0.
+    absent = nodes.add("Equal", [whole, nodes.constant("zero", np.array(0, np.float32))], "absent")
+    nodes.add("Where", [absent, nodes.constant("nan", np.array(np.nan, np.float32)), whole], _MATRIX)
+
+
+def _words(nodes: _Nodes, words: Words) -> str:
+    """:meth:`pipelines.estimators.words.Words.matrix` as nodes, dense."""
+    singles, pairs = words.words, words.pairs
+    counts = nodes.add(
+        "TfIdfVectorizer",
+        ["input_ids"],
+        "counts",
+        mode="TF",
+        min_gram_length=1,
+        max_gram_length=2 if len(pairs) else 1,
+        max_skip_count=0,
+        ngram_counts=[0, len(singles)] if len(pairs) else [0],
+        ngram_indexes=range(words.columns),
+        pool_int64s=np.concatenate([singles, pairs.reshape(-1)]).tolist(),
+    )
+    if words.weigh is None:
+        return counts
+    # Of no count the logarithm is below every number, and stays 0.
+    logarithms = nodes.add("Log", [counts], "logarithms")
+    one = nodes.constant("one", np.array(1, np.float32))
+    frequencies = nodes.add("Relu", [nodes.add("Add", [logarithms, one], "risen")], "frequencies")
+    idf = nodes.constant("idf", words.weigh.idf_.astype(np.float32))
+    weights = nodes.add("Mul", [frequencies, idf], "weights")
+    length = nodes.add("ReduceL2", [weights], "length", axes=[1], keepdims=1)
+    least = nodes.constant("tiny", np.array(np.finfo(np.float32).tiny))
+    return nodes.add("Div", [weights, nodes.add("Max", [length, least], "divisor")], "words")
 
 
 def _numbers(nodes: _Nodes, fitted: Fitted) -> str:

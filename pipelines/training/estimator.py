@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import measures
-from pipelines.encoding import encode
+from pipelines.encoding import encode, texts_of
 from pipelines.estimators import fitting
 from pipelines.estimators.families import Running
 from pipelines.estimators.fitting import Fitted, Labelled, Stopping
 from pipelines.estimators.onnx import learned_sha256
+from pipelines.estimators.words import tokenizer
 from pipelines.fields import Fields, Scale
 from pipelines.params import EstimatorParams, TrainParams
+from pipelines.text import TOKENIZER, load_tokenizer, pad, tokenise
 from pipelines.training import metrics
 from pipelines.training.launch import Beside
 
@@ -31,13 +33,13 @@ def train(
     folder: Path,
     beside: Beside,
 ) -> dict[str, Any]:
-    """Fit, and leave the estimator in ``folder``; returns the facts.
+    """Fit, and leave the estimator and (texts) its tokenizer in ``folder``; returns the facts.
 
     With ``train.patience`` the newest ``train.validation_share`` of the rows says when to stop, and is not learned
     from. Raises what :func:`pipelines.estimators.fitting.fit` raises, and ConfigError if there is no graph of what was
     learned: better known before it is judged.
     """
-    rows = Labelled(encode(fields, columns, scales), np.asarray(columns[fields.label]))
+    rows = Labelled(encoded(model, fields, columns, scales, folder), np.asarray(columns[fields.label]))
     with beside():
         learned_from, stopping = _split(rows, train)
         fitted = fitting.fit(model, fields, learned_from, Running(train.seed, train.threads), stopping)
@@ -57,6 +59,23 @@ def train(
         "family": model.family,
         "weights_sha256": learned_sha256(fitted, fields),
     }
+
+
+def encoded(
+    model: EstimatorParams,
+    fields: Fields,
+    columns: Mapping[str, list[Any]],
+    scales: Mapping[str, Scale],
+    folder: Path,
+) -> dict[str, NDArray[Any]]:
+    """The training rows, encoded as everywhere; of texts the tokenizer is made here, and left in ``folder``."""
+    tensors = encode(fields, columns, scales) if fields.has_table else {}
+    if fields.text is None:
+        return tensors
+    texts = texts_of(fields, columns)
+    path = folder / TOKENIZER
+    tokenizer(texts, model.words).save(str(path))
+    return pad(tokenise(load_tokenizer(path), texts)) | tensors
 
 
 def _split(rows: Labelled, train: TrainParams) -> tuple[Labelled, Stopping | None]:

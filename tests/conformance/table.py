@@ -40,6 +40,7 @@ from pipelines.fields import (
 )
 from pipelines.params import EstimatorParams, MixedModelParams, ModelParams
 from pipelines.text import TOKENIZER, load_tokenizer, pad, tokenise
+from pipelines.training.estimator import encoded
 from tests import shop
 from tests.pipelines.export.texts import reports, write_tokenizer
 
@@ -188,7 +189,7 @@ def bundle_of(fields: Fields, rows: pl.DataFrame, folder: Path, family: Estimato
     if family is None:
         trained = of_torch(model_of(fields, columns, rows[fields.label].to_list(), scales, folder), fields)
     else:
-        labelled = Labelled(encode(fields, columns, scales), rows[fields.label].to_numpy())
+        labelled = Labelled(encoded(family, fields, columns, scales, folder), rows[fields.label].to_numpy())
         trained = of_estimator(fit(family, fields, labelled, Running(seed=0, threads=1)), fields)
     write_bundle(trained, fields, folder, {"scales": {name: asdict(scale) for name, scale in scales.items()}})
     return trained
