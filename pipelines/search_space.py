@@ -89,9 +89,9 @@ def _mistake(params: Params, path: str, dimension: Dimension) -> str:
         return f"there is no model {keys[0]!r}: choose one of {', '.join(params.models) or 'model.<key>'}"
     if block == "train" and len(keys) > 1:
         return f"there is no such key in train: {_like(keys[0], TrainParams.model_fields)}"
-    if block == "train" and not any(path in space_of(params, name) for name in params.candidates):
-        if keys[0] in TrainParams.model_fields:
-            return f"no declared model reads it: of train estimators read {', '.join(sorted(ESTIMATORS_READ))}"
+    unread = not any(path in space_of(params, name) for name in params.candidates)
+    if block == "train" and keys[0] in TrainParams.model_fields and unread:
+        return f"no declared model reads it: of train estimators read {', '.join(sorted(ESTIMATORS_READ))}"
     name = keys[0] if block == "models" else next(iter(params.candidates))
     for value in ends(dimension):
         try:
