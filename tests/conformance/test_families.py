@@ -23,6 +23,7 @@ from pipelines.params_file import load_params
 from tests.conformance.table import (
     CASE,
     EVERYTHING,
+    TEXT,
     WINDOW,
     bundle_of,
     declare,
@@ -83,6 +84,21 @@ def test_a_bundle_answers_what_the_estimator_answers(table, name, tmp_path):
     assert np.ptp(own[:, 0]) > 0.01  # rows do differ
     assert check_parity(trained, fields, tmp_path, columns, seed=0) <= 1e-5
     assert neighbours(fields, tmp_path, columns, seed=0) <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["lightgbm", "xgboost", "linear"])
+def test_a_text_beside_everything_is_read(name, tmp_path):
+    """Its words, or none where it is missing, are given beside all other kinds, and the bundle answers the same."""
+    fields = declare(*EVERYTHING, TEXT, target=TARGETS["classes"], derived=True)
+    with installed(tmp_path / "cases", fields):
+        rows = receive(delivered(fields), fields, WINDOW, load_params(CASE)).rows
+        bundle = tmp_path / "bundle"
+        trained = bundle_of(fields, rows, bundle, family(name, fields))
+        own = own_answers(trained, fields, rows, bundle)
+        columns = rows.select(fields.reads).to_dict(as_series=False)
+        assert np.abs(runtime.score_rows(bundle, fields, columns) - own).max() <= 1e-5
+        assert check_parity(trained, fields, bundle, columns, seed=0) <= 1e-5
+        assert neighbours(fields, bundle, columns, seed=0) <= 1e-6
 
 
 @pytest.mark.parametrize("name", FAMILIES)
