@@ -193,6 +193,23 @@ def test_a_value_that_a_parameter_does_not_take_is_an_error(table):
         fit(family("sklearn:HistGradientBoosting", fields, max_iter=-3), fields, labelled(fields, rows), ONE)
 
 
+def test_a_family_of_another_kind_of_target_is_an_error(table):
+    """A regressor for classes, a classifier for numbers and one without probabilities are refused before the fit."""
+    fields, rows = table
+    wrong = ["sklearn:LogisticRegression"] if fields.number else ["sklearn:Ridge", "sklearn:LinearSVC"]
+    for name in wrong:
+        with pytest.raises(ConfigError, match=r"predicts no numbers|gives no probabilities"):
+            fit(EstimatorParams(kind="estimator", family=name), fields, labelled(fields, rows), ONE)
+
+
+def test_what_a_family_cannot_read_is_an_error(table):
+    """Holes that a family does not know are told with what to look at, and not as a library's trace."""
+    fields, rows = table
+    one = family("linear", fields).model_copy(update={"layout": "codes"})
+    with pytest.raises(ConfigError, match=r"contains NaN.*model.layout"):
+        fit(one, fields, labelled(fields, rows), ONE)
+
+
 def test_a_class_that_scikit_learn_has_not_is_an_error():
     """The error says how to write one that there is."""
     fields = declare(*EVERYTHING)
