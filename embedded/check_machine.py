@@ -14,6 +14,8 @@ from typing import Any
 
 LIBPYTHON = "libpython3.11.so.1.0"
 """Triton's Python stub is linked against it."""
+LIBGOMP = "libgomp.so.1"
+"""LightGBM's wheel is linked against it."""
 NEEDED_GB = 6
 APT_HAS_311 = (("debian", "12"), ("ubuntu", "22.04"))
 PROBE = (
@@ -52,13 +54,23 @@ def find_libpython(prefix: str) -> str:
 
     An interpreter built with ``--enable-shared`` (pyenv, uv) has it in its own ``lib``, where the loader does not look.
     """
+    if knows(LIBPYTHON):
+        return "loader"
+    return next((folder for folder in [*_folders(), str(Path(prefix, "lib"))] if Path(folder, LIBPYTHON).exists()), "")
+
+
+def _folders() -> list[str]:
+    """Where the loader looks before it looks into its own."""
+    return [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
+
+
+def knows(library: str) -> bool:
+    """Whether the loader knows a library by this name."""
     ldconfig = shutil.which("ldconfig") or "/sbin/ldconfig"
     with contextlib.suppress(OSError):
         listed = subprocess.run([ldconfig, "-p"], capture_output=True, text=True, check=False, timeout=20)
-        if LIBPYTHON in listed.stdout:
-            return "loader"
-    folders = [*os.environ.get("LD_LIBRARY_PATH", "").split(":"), str(Path(prefix, "lib"))]
-    return next((folder for folder in folders if folder and Path(folder, LIBPYTHON).exists()), "")
+        return library in listed.stdout
+    return False
 
 
 def problems(root: Path, wish: str = "", *, disk: bool = True) -> list[tuple[str, str]]:
@@ -88,6 +100,8 @@ def problems(root: Path, wish: str = "", *, disk: bool = True) -> list[tuple[str
         found.append((f"{python} cannot make virtual environments (no ensurepip)", "python3.11-venv"))
     if not find_libpython(said.get("prefix", "/usr")):
         found.append((f"{LIBPYTHON} is missing: Triton cannot start a model without it", "libpython3.11"))
+    if not knows(LIBGOMP) and not any(Path(folder, LIBGOMP).exists() for folder in _folders()):
+        found.append((f"{LIBGOMP} is missing: LightGBM needs it; it comes with gcc's runtime libraries", "libgomp1"))
     return found
 
 

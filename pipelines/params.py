@@ -25,7 +25,7 @@ from pipelines.contracts import AlertRule, Instant, Severity
 class Strict(BaseModel):
     """Base of every parameter block: frozen, strictly typed, numbers finite, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
 
 def not_below(other: str, *, strictly: bool = False) -> AfterValidator:
@@ -120,11 +120,11 @@ class DatasetParams(Strict):
     """Which labelled rows train and judge a candidate (counts in rows, windows in days)."""
 
     window_days: int = Field(gt=0, le=36_500)
-    min_rows: int = Field(ge=0)
-    fallback_rows: int = Field(gt=0)
-    holdout_share: float = Field(gt=0, lt=1)
-    min_holdout: int = Field(ge=2)
-    max_bad_share: float = Field(ge=0, le=1)
+    min_rows: int = Field(default=1000, ge=0)
+    fallback_rows: int = Field(default=3000, gt=0)
+    holdout_share: float = Field(default=0.2, gt=0, lt=1)
+    min_holdout: int = Field(default=200, ge=2)
+    max_bad_share: float = Field(default=0.05, ge=0, le=1)
     max_rows: Annotated[int | None, not_below("min_holdout")] = Field(default=None, gt=0)
     """At most so many rows, evenly spaced over the window in time order; ``None``: all."""
     replay_share: float = Field(default=0.0, ge=0, lt=1)
@@ -433,11 +433,11 @@ class GateParams(Strict):
     """A first champion's lower bound has to be above the baseline by so much; below 0: no worse than by so much."""
     baseline: str | None = None
     """What a first champion has to beat knows this category or flag; None: it knows nothing of a row."""
-    confidence: float = Field(gt=0, lt=1)
-    draws: int = Field(ge=100)
-    seed: Seed
-    slices: tuple[SliceBy, ...]
-    min_slice_rows: int = Field(gt=0)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    draws: int = Field(default=2000, ge=100)
+    seed: Seed = 0
+    slices: tuple[SliceBy, ...] = ()
+    min_slice_rows: int = Field(default=100, gt=0)
     min_differing: int = Field(default=100, ge=0)
     """Rows that the two models have to answer differently: an interval of fewer promises more than it holds."""
     floors: dict[Metric, float] = {}
@@ -491,7 +491,7 @@ class NewData(Strict):
 class DriftParams(Strict):
     """Windows, tests and the retrain policy of ../drift/policy.py."""
 
-    window: Literal["day", "week", "month", "quarter"]
+    window: Literal["day", "week", "month", "quarter"] = "week"
     partition: Literal["hour", "day"] = "hour"
     """The smallest stretch of time that has a profile file of its own; days are made of hours."""
     mapped: bool = False
@@ -500,26 +500,27 @@ class DriftParams(Strict):
     Worth it where the days of a window are tens of millions of rows each and the executor has several machines
     (Celery, Kubernetes): a task costs some tenths of a second, a day of a million rows about one.
     """
-    bins: int = Field(ge=2)
-    delta0: float = Field(gt=0)
-    q: float = Field(gt=0, lt=1)
-    confirm: int = Field(gt=0)
-    out_of: Annotated[int, not_below("confirm")] = Field(gt=0)
-    clean_windows: int = Field(gt=0)
-    clean_psi: float = Field(gt=0)
-    warn_psi: Annotated[float, not_below("clean_psi")] = Field(gt=0)
-    severe_psi: Annotated[float, not_below("warn_psi")] = Field(gt=0)
-    min_rows: int = Field(gt=0)
-    allow_empty: bool
-    max_null_share: float = Field(ge=0, le=1)
-    volume_band: Annotated[tuple[Annotated[float, Field(ge=0)], float], AfterValidator(_ascending)]
-    cusum_threshold: float = Field(gt=1)
-    min_metric_drop: float = Field(ge=0)
-    cooldown_days: Days
-    max_cooldown_days: Annotated[Days, not_below("cooldown_days")]
-    max_retrains: int = Field(gt=0)
-    max_retrains_days: Annotated[Days, Field(gt=0)]
-    min_new_labels: Annotated[tuple[int, int, float], AfterValidator(_labels_wanted)]
+    bins: int = Field(default=10, ge=2)
+    delta0: float = Field(default=0.01, gt=0)
+    q: float = Field(default=0.01, gt=0, lt=1)
+    confirm: int = Field(default=2, gt=0)
+    out_of: Annotated[int, not_below("confirm")] = Field(default=3, gt=0)
+    clean_windows: int = Field(default=3, gt=0)
+    clean_psi: float = Field(default=0.05, gt=0)
+    warn_psi: Annotated[float, not_below("clean_psi")] = Field(default=0.1, gt=0)
+    severe_psi: Annotated[float, not_below("warn_psi")] = Field(default=0.25, gt=0)
+    min_rows: int = Field(default=200, gt=0)
+    allow_empty: bool = False
+    max_null_share: float = Field(default=0.01, ge=0, le=1)
+    volume_band: Annotated[tuple[Annotated[float, Field(ge=0)], float], AfterValidator(_ascending)] = (0.2, 5.0)
+    cusum_threshold: float = Field(default=10_000.0, gt=1)
+    min_metric_drop: float = Field(default=0.01, ge=0)
+    """How much worse the champion has to be: nats of log-loss; of a number squared units, which have no default."""
+    cooldown_days: Days = 7.0
+    max_cooldown_days: Annotated[Days, not_below("cooldown_days")] = 28.0
+    max_retrains: int = Field(default=2, gt=0)
+    max_retrains_days: Annotated[Days, Field(gt=0)] = 60.0
+    min_new_labels: Annotated[tuple[int, int, float], AfterValidator(_labels_wanted)] = (1000, 200, 0.1)
     """(at most, at least, share of the champion's training rows): new labelled rows a retrain needs."""
     triggers: tuple[Literal["drift", "performance", "headroom"], ...] = ("drift", "performance", "headroom")
     """What may open an episode: inputs and outputs that moved, arrived labels that show more errors, a gain above its
@@ -527,7 +528,7 @@ class DriftParams(Strict):
     """
     new_data: NewData | None = None
     """New labelled rows that open an episode by themselves; ``None``: none do."""
-    report_rows: int = Field(gt=0)
+    report_rows: int = Field(default=50_000, gt=0)
     evidently: Literal["alert", "daily", "never"] = "alert"
     """When Evidently's page is drawn, of a sample of at most ``report_rows`` rows: some seconds and 4 MB each."""
     ignore: tuple[str, ...] = ()
@@ -611,14 +612,14 @@ class Params(Strict):
     schedule: Schedule
     dataset: DatasetParams
     model: AnyModel
-    train: TrainParams
+    train: TrainParams = TrainParams()
     export: ExportParams = ExportParams()
     resources: Resources = Resources()
     serving: ServingParams = ServingParams()
     event_times: EventTimes | None = None
     """``None``: the defaults for a case whose schedule is ``live``, any for one that replays history."""
     gate: GateParams
-    drift: DriftParams
+    drift: DriftParams = DriftParams()
     headroom: HeadroomParams = HeadroomParams()
     replay: ReplayParams | None = None
     alerts: AlertParams = AlertParams()

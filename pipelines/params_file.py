@@ -245,6 +245,8 @@ def _unknown_names(case: str, raw: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     if (fields := _fields_of(case)) is not None:
         found |= _misfits(block.get("gate", {}), fields)
+        if fields.number is not None and "min_metric_drop" not in block.get("drift", {}):
+            found["drift.min_metric_drop"] = f"is in squared {fields.number.unit}: give what a retraining has to save"
         groups = (fields.groups, "no category, whole number or label")
         measured = (fields.measured, "nothing that is measured")
         for above, key, (known, what) in (("gate", "slices", groups), ("drift", "ignore", measured)):

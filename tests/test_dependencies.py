@@ -32,6 +32,7 @@ MODULES = {
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
     "tritonclient": "tritonclient.grpc",
+    "xgboost-cpu": "xgboost",
 }
 """Distribution -> module, where the names differ."""
 NOT_IMPORTED = {
@@ -51,6 +52,7 @@ NOT_IMPORTED = {
     "safetensors": "transformers reads the encoder's weights with it",
     "types-pyyaml": "types for mypy",
     "types-requests": "types for mypy",
+    "xgboost-cpu": "the family xgboost of estimators, imported by its name",
     "uvloop": "uvicorn's event loop: --loop=uvloop",
 }
 """Direct dependencies that no line of ours imports, and what they are for."""

@@ -24,6 +24,10 @@ LABEL org.opencontainers.image.title="perennial-pipelines" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 USER root
+# LightGBM's wheel is linked against the system's OpenMP runtime, whichever version the image's Debian has.
+# hadolint ignore=DL3008
+RUN test -e /usr/lib/x86_64-linux-gnu/libgomp.so.1 \
+    || { apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*; }
 # The folders that volumes are mounted on: a new volume takes its owner from here.
 RUN install -d -o airflow -g root -m 0755 /srv/perennial /srv/perennial/prediction_log /srv/perennial/model_repository \
         /srv/perennial/gateway /var/log/perennial

@@ -56,7 +56,8 @@ def training_record(
     """
     train = params.train
     origin = provenance()
-    on_gpus = params.resources.gpus > 0 and not isinstance(params.model, EstimatorParams)
+    is_estimator = isinstance(params.model, EstimatorParams)
+    on_gpus = params.resources.gpus > 0 and not is_estimator
     device = "cpu"
     if on_gpus:
         device = "cuda"
@@ -91,7 +92,7 @@ def training_record(
             "params": params.model_dump(mode="json"),
             "seed": train.seed,
             "strategy": facts["strategy"],
-            "world_size": facts.get("ranks", 1),
+            "world_size": 1 if is_estimator else train.ranks,
             "precision": facts["precision"],
             "device": device,
         },
@@ -150,15 +151,17 @@ def cpu_model() -> str:
 def source_sha256(module: str) -> str:
     """sha256 over the source of a dotted module, or over all files of a dotted package, with their names."""
     spec = find_spec(module)
-    if spec is None or spec.origin is None:
+    if spec is None:
         raise ModuleNotFoundError(f"{module} is no module of this program")
-    path = Path(spec.origin)
-    files = [path]
-    if path.name == "__init__.py":
-        files = sorted(path.parent.rglob("*.py"))
+    # A package is known by its folders: a case's may be without __init__.py.
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    files = [(path.relative_to(folder), path) for folder in folders for path in sorted(folder.rglob("*.py"))]
+    if not folders:
+        assert spec.origin is not None
+        files = [(Path(Path(spec.origin).name), Path(spec.origin))]
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(path.parent)}\0{file_sha256(file)}\n".encode())
+    for name, path in files:
+        digest.update(f"{name}\0{file_sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -57,6 +57,17 @@ def test_libpython_is_found_beside_the_interpreter(tmp_path, monkeypatch):
     assert check_machine.find_libpython(str(tmp_path)) == str(tmp_path / "lib")
 
 
+def test_a_missing_openmp_runtime_is_named(tmp_path, monkeypatch):
+    """Where neither the loader nor a folder that it searches first has libgomp, the package that brings it is named."""
+    script(tmp_path / "ldconfig", "echo nothing")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    assert "libgomp1" in [package for _, package in check_machine.problems(ROOT, disk=False)]
+    (tmp_path / check_machine.LIBGOMP).touch()
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    assert "libgomp1" not in [package for _, package in check_machine.problems(ROOT, disk=False)]
+
+
 def test_one_command_mends_everything(monkeypatch):
     """On Debian 12 all that is missing goes into one apt-get line; what no package mends gives no command."""
     real = Path.read_text
