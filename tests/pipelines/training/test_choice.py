@@ -25,7 +25,9 @@ from pipelines.params_file import load_params
 from pipelines.replay.candidates import dataset_key
 from pipelines.replay.world import World
 from pipelines.settings import Settings
+from pipelines.steps.train import _network
 from pipelines.training import candidate, compare
+from pipelines.training.warm_start import WarmStart
 from tests.pipelines.steps.test_model_steps import AS_OF, FIELDS, PARAMS, made_rows
 from tests.pipelines.verbs import export, train
 
@@ -103,6 +105,21 @@ def test_a_candidate_never_saw_the_rows_that_judge_it(competed, tmp_path):
     score, label = compare.answers(task, tmp_path / "made", columns, facts), newest[FIELDS.label].to_numpy()
     loss = -np.log(np.where(label > 0, score, 1 - score)).mean()
     assert next(one["value"] for one in made.facts["candidates"] if one["name"] == "trees") == pytest.approx(loss)
+
+
+def test_candidates_start_from_nothing(tmp_path):
+    """A champion's weights may have seen the newest rows: no candidate that is compared on these starts from them."""
+    params = declared({"network": NETWORK, "trees": TREES}, train={"warm_start": True})
+    run_dir = put_rows(Settings(home=tmp_path))
+    champion = trained(declared({"network": NETWORK}, train={"epochs": 6}), tmp_path / "champion")
+    weights = Settings(home=tmp_path / "champion").run_dir("loans", AS_OF) / "train" / "weights.pt"
+    found = []
+    for start in (None, WarmStart(champion.key, weights, {})):
+        rows, work = run_dir / "dataset" / "train.parquet", tmp_path / f"work{len(found)}"
+        task = candidate.Task(params, Settings(), FIELDS, _network(params, FIELDS), rows, work, start)
+        comparison = compare.Comparison(task, lambda own: _network(own, FIELDS), nullcontext)
+        found.append(comparison.of("network", params.alone(params.models["network"])).value)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", ["network", "trees"])
