@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from embedded import http
+from pipelines import case_files
 from pipelines.errors import ConflictError, PerennialError, Unavailable
 from pipelines.settings import Settings
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from embedded.ports import Ports
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+"""What holds our packages: the repository, or site-packages."""
 FINISHED = ("success", "failed")
 
 
@@ -50,13 +52,15 @@ def environment(home: Path, ports: Ports, extra: Mapping[str, str] | None = None
         "PERENNIAL_HOME": str(home),
         "PERENNIAL_AIRFLOW_URL": url,
         "PERENNIAL_PRELOAD": "1",
+        # Processes stand in another folder than whoever starts them.
+        **({case_files.FOLDERS: os.pathsep.join(map(str, cases))} if (cases := case_files.roots()) else {}),
         "NO_PROXY": ",".join(filter(None, (inherited.get("NO_PROXY"), loopback))),
         "no_proxy": ",".join(filter(None, (inherited.get("no_proxy"), loopback))),
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "AIRFLOW_HOME": str(root),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
-        "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(_folder("dags")),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(_folder("plugins")),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": "4",
@@ -80,6 +84,12 @@ def environment(home: Path, ports: Ports, extra: Mapping[str, str] | None = None
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         **(extra or {}),
     }
+
+
+def _folder(name: str) -> Path:
+    """A folder of files that Airflow reads: in a wheel it lies beside this module, in the repository at its root."""
+    packaged = Path(__file__).resolve().with_name(name)
+    return packaged if packaged.is_dir() else REPOSITORY / name
 
 
 def _secrets(path: Path) -> dict[str, str]:

@@ -1,25 +1,136 @@
-"""Which cases there are, and where their files lie."""
+"""Which cases there are, and where their files lie: in the tree, or outside of it.
+
+Outside are the case folders in the folders that ``PERENNIAL_CASES`` names, and those that installed packages name in
+the entry-point group ``perennial.cases``. Every case is known by its name alone, and every process finds it by that.
+The environment is read here, and not with the other settings: those ask for a case's files themselves.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 CASES_ROOT = Path(__file__).parent / "cases"
 CASE_FILES = ("params.yaml", "schema.py", "source.py", "model.py")
 """What a case's folder holds; see pipelines/cases/__init__.py."""
+FOLDERS = "PERENNIAL_CASES"
+"""The variable: folders with case folders in them, with ``:`` between them as in ``PATH``."""
+GROUP = "perennial.cases"
+"""The group of entry points: a name is a case, its value the dotted package that is the case's folder."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a case lies. ``problem`` says why it cannot be used where it lies, and what to do; empty: it can."""
+
+    folder: Path
+    problem: str = ""
 
 
 def case_names() -> list[str]:
-    """The cases in alphabetical order: every folder under ``cases/`` that holds one of a case's files, whole or not.
+    """The cases in alphabetical order: every folder that holds one of a case's files, whole or not.
 
     Whether each can be used says :func:`pipelines.cases.surveying.survey`. Names that begin with a dot or an underscore
     are no cases.
     """
-    folders = (path for path in CASES_ROOT.iterdir() if path.name[0] not in "._" and path.is_dir())
-    return sorted(path.name for path in folders if any((path / file).exists() for file in CASE_FILES))
+    return sorted(found())
+
+
+def found() -> dict[str, Found]:
+    """Every case by its name, those that cannot be used where they lie among them."""
+    inside = {folder.name: Found(folder) for folder in _case_folders(CASES_ROOT)}
+    places: dict[str, Found] = dict(inside)
+    for name, one in (*((folder.name, Found(folder)) for root in roots() for folder in _case_folders(root)), *_named()):
+        if name not in inside and ((CASES_ROOT / name).exists() or (CASES_ROOT / f"{name}.py").exists()):
+            places[name] = Found(one.folder, f"{one.folder} has the name of a part of Perennial: give it another")
+        elif name not in places:
+            places[name] = one
+        elif one.problem or places[name].folder.resolve() != one.folder.resolve():
+            other = places[name]
+            both = f"there are two cases of this name, {other.folder} and {one.folder}: rename one of them"
+            places[name] = Found(other.folder, other.problem or one.problem or both)
+    return places
+
+
+def roots() -> list[Path]:
+    """The folders of ``PERENNIAL_CASES``, absolute, in their order."""
+    given = os.environ.get(FOLDERS, "").split(os.pathsep)
+    return [Path(folder).expanduser().absolute() for folder in given if folder.strip()]
+
+
+def problems_of_roots() -> dict[str, str]:
+    """What is wrong with folders of ``PERENNIAL_CASES``, by their paths: no case's own mistake."""
+    found = {str(root): _problem_of_root(root) for root in roots()}
+    return {root: problem for root, problem in found.items() if problem}
+
+
+def outside(case: str) -> Path | None:
+    """The folder of a case that lies outside of the tree; None for one in it, and for one that cannot be used."""
+    place = found().get(case)
+    if place is None or place.problem or place.folder.parent == CASES_ROOT:
+        return None
+    return place.folder
+
+
+def folder_of(case: str) -> Path:
+    """The folder of a case; of an unknown one, where it would lie in the tree."""
+    place = found().get(case)
+    return CASES_ROOT / case if place is None else place.folder
+
+
+def shown(case: str, file: str = "") -> str:
+    """A file of a case as messages name it."""
+    folder = folder_of(case)
+    return "/".join(filter(None, (f"pipelines/cases/{case}" if folder.parent == CASES_ROOT else str(folder), file)))
 
 
 def own_profile(case: str) -> Path | None:
     """The profile.json that lies in a case's folder, if there is one."""
-    path = CASES_ROOT / case / "profile.json"
+    path = folder_of(case) / "profile.json"
     return path if path.exists() else None
+
+
+def _case_folders(root: Path) -> Iterator[Path]:
+    """The folders in ``root`` that hold one of a case's files; none if it cannot be read."""
+    try:
+        inside = sorted(root.iterdir())
+    except OSError:
+        return
+    for path in inside:
+        if path.name[0] not in "._" and path.is_dir() and any((path / file).exists() for file in CASE_FILES):
+            yield path
+
+
+def _problem_of_root(root: Path) -> str:
+    if any((root / file).exists() for file in CASE_FILES):
+        return f"{FOLDERS} names {root}, which is a case itself: name the folder that it lies in"
+    try:
+        next(root.iterdir(), None)
+    except OSError as error:
+        return f"{FOLDERS} names {root}, which cannot be read ({error.strerror}): make it, or take it out"
+    return ""
+
+
+@cache
+def _named() -> tuple[tuple[str, Found], ...]:
+    """The cases of entry points; read once in a process, as all installed packages are looked through for them."""
+    return tuple((entry.name, _place_of(entry)) for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name))
+
+
+def _place_of(entry: EntryPoint) -> Found:
+    """The folder that an entry point names, found without importing the case: only the packages above it are run."""
+    about = f"the entry point {entry.name} = {entry.value} in {GROUP}"
+    try:
+        spec = find_spec(entry.value)
+    except Exception as error:  # noqa: BLE001 - whatever the packages above it do
+        said = " ".join(str(error).split())
+        return Found(Path(entry.value), f"{about} cannot be found ({type(error).__name__}: {said}): mend its package")
+    if spec is None or not spec.submodule_search_locations:
+        what = "no such package is installed" if spec is None else "it is a module and no package"
+        return Found(Path(entry.value), f"{about} is no case's folder ({what}): name the package with schema.py in it")
+    return Found(Path(next(iter(spec.submodule_search_locations))).absolute())

@@ -34,7 +34,7 @@ MOST_CHARACTERS = 600
 
 
 def place(error: BaseException) -> tuple[str, str] | None:
-    """``(case, "pipelines/cases/<case>/<file>, line N")`` of the deepest call in a case's folder; None: there is none.
+    """``(case, "<file>, line N")`` of the deepest call in a case's folder; None: there is none.
 
     What the error was raised from is searched where its own traceback leads through no case.
     """
@@ -107,10 +107,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _in_case(file: str, line: int | None) -> tuple[str, str] | None:
     path = Path(file)
-    if not path.is_relative_to(case_files.CASES_ROOT):
+    if path.is_relative_to(case_files.CASES_ROOT):
+        inside = path.relative_to(case_files.CASES_ROOT).parts
+        # What lies in cases/ itself is shared by the cases: ours.
+        if len(inside) > 1:
+            return (inside[0], f"{'/'.join(('pipelines', 'cases', *inside))}, line {line}")
         return None
-    inside = path.relative_to(case_files.CASES_ROOT).parts
-    # What lies in cases/ itself is shared by the cases: ours.
-    if len(inside) > 1:
-        return (inside[0], f"{'/'.join(('pipelines', 'cases', *inside))}, line {line}")
+    for case, found in case_files.found().items():
+        if path.is_relative_to(found.folder):
+            return (case, f"{path}, line {line}")
     return None

@@ -31,7 +31,7 @@ def params_file(case: str, settings: Settings) -> Path:
     own = settings.params_dir
     if own is not None and (own / f"{case}.yaml").exists():
         return own / f"{case}.yaml"
-    return case_files.CASES_ROOT / case / "params.yaml"
+    return case_files.folder_of(case) / "params.yaml"
 
 
 def load_params(case: str, path: Path | None = None) -> Params:
@@ -41,10 +41,13 @@ def load_params(case: str, path: Path | None = None) -> Params:
     ``path``, else of ``<case>.yaml`` in the folder ``PERENNIAL_PARAMS_DIR``, else the case's own.
     """
     if path is None:
-        if case not in case_files.case_names():
-            near = difflib.get_close_matches(case, case_files.case_names(), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(case_files.case_names())}"
+        found = case_files.found()
+        if case not in found:
+            near = difflib.get_close_matches(case, found, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(found))}"
             raise ConfigError(f"unknown case {case!r}: {hint}")
+        if found[case].problem:
+            raise ConfigError(f"case {case}: {found[case].problem}")
         path = params_file(case, read_settings())
     raw, mistakes = _plain_data(path)
     if isinstance(raw, dict) and isinstance(said := raw.get("case", case), str) and said != case:
@@ -265,18 +268,17 @@ def _unknown_names(case: str, raw: Any) -> dict[str, str]:
                 place = f"{above}.{key}.{number}"
                 if isinstance(name, str) and name not in known and place not in found:
                     found[place] = f"{name!r} is {what} of the case: {_like(name, known)}"
-    whole = (case_files.CASES_ROOT / case / "schema.py").exists()
+    folder = case_files.folder_of(case)
+    whole = (folder / "schema.py").exists()
     for name in _unread(case, map(str, islice(block.get("source", {}), MOST_MISTAKES))) if whole else ():
-        near = difflib.get_close_matches(
-            name, re.findall(r"(\w+)(?=[\"']|\s*[:=])", _text(case_files.CASES_ROOT / case)), n=1
-        )
+        near = difflib.get_close_matches(name, re.findall(r"(\w+)(?=[\"']|\s*[:=])", _text(folder)), n=1)
         mend = f"did you mean {near[0]!r}?" if near else "remove it, or read it there"
         found[f"source.{name}"] = f"nothing in the case's code reads such a setting: {mend}"
     own_probe = block.get("headroom", {}).get("family") == "own"
-    if own_probe and whole and not (case_files.CASES_ROOT / case / "probe.py").exists():
+    if own_probe and whole and not (folder / "probe.py").exists():
         found["headroom.family"] = "the case has no probe.py: write it, or choose auto, logistic or boosting"
     variant = block.get("replay", {}).get("variant")
-    variants = sorted(path.parent.name for path in (case_files.CASES_ROOT / case / "variants").glob(f"*/{case}.yaml"))
+    variants = sorted(path.parent.name for path in (folder / "variants").glob(f"*/{case}.yaml"))
     if isinstance(variant, str) and whole and variant not in variants:
         found["replay.variant"] = f"the case has no variants/{variant}/{case}.yaml: {_like(variant, variants)}"
     return found
@@ -332,7 +334,7 @@ def _unread(case: str, settings: Iterable[str]) -> list[str]:
     Nor in that of the other cases, which it may build on.
     """
     left = list(settings)
-    for folder in (case_files.CASES_ROOT / case, case_files.CASES_ROOT, Path(__file__).parent / "cases"):
+    for folder in (case_files.folder_of(case), case_files.CASES_ROOT, Path(__file__).parent / "cases"):
         left = [name for name in left if not re.search(rf"\b{re.escape(name)}\b", _text(folder))] if left else left
     return left
 

@@ -40,7 +40,7 @@ def readable_cases() -> tuple[list[Params], dict[str, str]]:
     its own DAG only, and no other case is looked at for it.
     """
     dag_id = get_parsing_context().dag_id
-    names = [name for name in case_names() if dag_id is None or dag_id.startswith(f"{name}_")]
+    names = None if dag_id is None else [name for name in case_names() if dag_id.startswith(f"{name}_")]
     good: list[Params] = []
     broken: dict[str, str] = {}
     for case in survey(names=names):

@@ -9,6 +9,7 @@ from textwrap import dedent
 
 import numpy as np
 import polars as pl
+import pytest
 
 from pipelines import storage
 from pipelines.cases.surveying import survey
@@ -42,19 +43,47 @@ def delivered(rows: int = 6000) -> pl.DataFrame:
     )
 
 
-def test_the_case_of_the_readme_is_trained_and_promoted(tmp_path):
-    """Its three files, as they are printed, make a case that goes from its source to a first champion."""
+def written(folder: Path) -> Path:
+    """The folder with the README's files in it, as they are printed."""
     files = dict(FILE.findall(README.read_text()))
     assert set(files) == {"schema.py", "source.py", "params.yaml"}
-    root = tmp_path / "cases"
-    (root / CASE).mkdir(parents=True)
+    folder.mkdir(parents=True)
     for name, text in files.items():
-        (root / CASE / name).write_text(dedent(text))
-    with shop.installed(root):
-        assert {case.name: case.problem for case in survey()} == {CASE: ""}
-        settings = Settings(home=tmp_path, data_dir=tmp_path, mlflow_url=f"http://127.0.0.1:{free_port()}")
-        delivered().write_parquet(tmp_path / "parcels.parquet")
-        run_dir = settings.run_dir(CASE, AS_OF)
-        for step in (ingest, validate, dataset, train, export, evaluate, gate):
-            step.run(load_params(CASE), settings, run_dir, AS_OF)
-    assert storage.read_manifest(run_dir / "gate").facts["decision"] == "promote"
+        (folder / name).write_text(dedent(text))
+    return folder
+
+
+@pytest.fixture
+def case(tmp_path, monkeypatch):
+    """The folder of the README's case, its files as they are printed, in a folder outside of the tree."""
+    folder = written(tmp_path / "mine" / CASE)
+    delivered().write_parquet(tmp_path / "parcels.parquet")
+    monkeypatch.setenv("PERENNIAL_CASES", str(folder.parent))
+    with shop.installed(tmp_path / "inside"):
+        yield folder
+
+
+def run(tmp_path, *steps):
+    """Run steps of the case; the manifest of the last one."""
+    settings = Settings(home=tmp_path, data_dir=tmp_path, mlflow_url=f"http://127.0.0.1:{free_port()}")
+    run_dir = settings.run_dir(CASE, AS_OF)
+    for step in steps:
+        step.run(load_params(CASE), settings, run_dir, AS_OF)
+    return storage.read_manifest(run_dir / steps[-1].name)
+
+
+def test_the_case_of_the_readme_is_trained_and_promoted(case, tmp_path):
+    """Its three files, as they are printed, make a case that goes from its source to a first champion."""
+    assert {case.name: case.problem for case in survey()} == {CASE: ""}
+    made = run(tmp_path, ingest, validate, dataset, train, export, evaluate, gate)
+    assert made.facts["decision"] == "promote"
+
+
+def test_the_case_of_the_readme_has_a_network_on_two_ranks(case, tmp_path):
+    """With the kind tabular and a model.py it is trained by two ranks, which find it by its name."""
+    block = re.compile(r"model:\n(?: .*\n)+")
+    text = (case / "params.yaml").read_text()
+    (case / "params.yaml").write_text(block.sub("model: {kind: tabular}\ntrain: {ranks: 2, epochs: 1}\n", text))
+    (case / "model.py").write_text("from pipelines.cases.tabular import build\n")
+    assert {case.name: case.problem for case in survey()} == {CASE: ""}
+    assert run(tmp_path, ingest, validate, dataset, train).facts["epochs"] == 1

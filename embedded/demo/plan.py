@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError
 
-from pipelines.case_files import CASES_ROOT
+from pipelines.case_files import folder_of
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError
 from pipelines.files import write_atomic
@@ -55,13 +55,13 @@ class Plan:
 
 
 def load_plan(case: str, *, fast: bool, ticks: int | None = None) -> Plan:
-    """Read ``cases/<case>/demo.yaml``; ``fast`` takes its shorter stretch, ``ticks`` ends it after so many.
+    """Read a case's demo.yaml; ``fast`` takes its shorter stretch, ``ticks`` ends it after so many.
 
     Raises ConfigError for a plan that cannot be read, and for fewer ticks than one.
     """
     if ticks is not None and ticks < 1:
         raise ConfigError(f"a replay of {ticks} ticks replays nothing: give TICKS=1 or more")
-    path = CASES_ROOT / case / "demo.yaml"
+    path = folder_of(case) / "demo.yaml"
     if not path.exists():
         raise ConfigError(f"{path} does not exist: a case needs one to be replayed by the demo")
     try:
@@ -92,7 +92,7 @@ def write_params(plan: Plan, folder: Path) -> Params:
     """
     if not plan.params:
         return load_params(plan.case)
-    own = read_yaml(CASES_ROOT / plan.case / "params.yaml")
+    own = read_yaml(folder_of(plan.case) / "params.yaml")
     path = folder / f"{plan.case}.yaml"
     write_atomic(path, yaml.safe_dump(_over(own, plan.params), sort_keys=False).encode())
     return load_params(plan.case, path)

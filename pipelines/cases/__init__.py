@@ -1,5 +1,8 @@
 """The cases. Each folder holds a case's declared fields, source, model and parameters; nothing else knows them.
 
+A folder lies here or outside of the tree (pipelines/case_files.py). Either way its package is
+``pipelines.cases.<case>``: what one process names or pickles of a case is found by every other.
+
 ``schema.py`` is light (plain data; the gateway imports it), ``features.py`` has the expressions of its derived features
 if it declares some (a gateway finds them in the bundle), ``source.py`` reads or generates canonical
 rows, ``model.py`` builds the torch model (a case of estimators alone has none). Adding a case adds a folder and touches
@@ -13,13 +16,16 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipelines.case_files import case_names
+from pipelines import case_files
 from pipelines.derived import with_formulas
 from pipelines.errors import CaseError, ConfigError, PerennialError
 from pipelines.faults import place, said
@@ -37,6 +43,28 @@ FEATURES = "FEATURES"
 """The expressions of derived features in a case's features.py."""
 OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {"probe": {"fit": ("rows", "fields")}}
 """The same of modules that a case need not have."""
+
+
+class _Outside:
+    """Finds the package of a case that lies outside of the tree, for the import system."""
+
+    @staticmethod
+    def find_spec(
+        name: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The package of such a case; None for every other module."""
+        package, _, case = name.rpartition(".")
+        folder = case_files.outside(case) if package == PACKAGE else None
+        if folder is None:
+            return None
+        if (folder / "__init__.py").exists():
+            return spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [str(folder)]
+        return spec
+
+
+sys.meta_path.append(_Outside)  # last: what lies here is what it was
 
 
 @dataclass(frozen=True)
@@ -87,8 +115,11 @@ def part(case: str, name: str) -> ModuleType:
     Raises ConfigError for an unknown case, for a module that is missing or does not import, and for one without the
     functions that the loop calls; it names case, file and line, and says what to do.
     """
-    if case not in case_names():
-        raise ConfigError(f"unknown case {case!r}: choose one of {', '.join(case_names())}")
+    found = case_files.found()
+    if case not in found:
+        raise ConfigError(f"unknown case {case!r}: choose one of {', '.join(sorted(found))}")
+    if found[case].problem:
+        raise ConfigError(f"case {case}: {found[case].problem}")
     module = import_part(case, name, lambda: importlib.import_module(f"{__name__}.{case}.{name}"))
     for function, takes in (FUNCTIONS | OPTIONAL).get(name, {}).items():
         _check_function(case, name, function, takes, getattr(module, function, None))
@@ -158,10 +189,10 @@ def declared_fields(case: str, schema: ModuleType) -> Fields:
 
 def file_of(case: str, file: str) -> Path:
     """Where a file of a case's code lies, or would: a package's folders are those that its import searches."""
-    found = [Path(folder, case, file) for folder in __path__]
+    found = [case_files.folder_of(case) / file, *(Path(folder, case, file) for folder in __path__)]
     return next((path for path in found if path.exists()), found[0])
 
 
 def shown(case: str, name: str) -> str:
     """A module of a case as messages name it."""
-    return f"pipelines/cases/{case}/{name}.py"
+    return case_files.shown(case, f"{name}.py")

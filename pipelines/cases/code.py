@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines import cases, imports, storage
+from pipelines import case_files, cases, imports, storage
 from pipelines.errors import ConfigError
 from pipelines.files import file_sha256
 
@@ -38,14 +38,14 @@ def _files(case: str) -> dict[str, Path]:
 
     Raises ConfigError if there is no such folder.
     """
-    folder = next((path for root in cases.__path__ if (path := Path(root, case)).is_dir()), None)
-    if folder is None:
+    folder = cases.file_of(case, "")
+    if not folder.is_dir():
         raise ConfigError(f"pipelines/cases/{case} does not exist: there is no such case")
     own = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     found = {f"{case}/{path}": folder / path for path in own if _is_code(path)}
     start = {_module(name): path for name, path in found.items() if name.endswith(".py")}
     shared = imports.closure(start, _place)
-    more = {_name(path): path for module, path in shared.items() if module not in start}
+    more = {_name(module, path): path for module, path in shared.items() if module not in start}
     return dict(sorted({**found, **more}.items()))
 
 
@@ -54,9 +54,10 @@ def _module(name: str) -> str:
     return f"{cases.__name__}.{name.removesuffix('.py').replace('/', '.').removesuffix('.__init__')}"
 
 
-def _name(path: Path) -> str:
-    """A module's path below `pipelines/cases/`, wherever that is."""
-    return next(str(path.relative_to(root)) for root in cases.__path__ if path.is_relative_to(root))
+def _name(module: str, path: Path) -> str:
+    """A module's path below `pipelines/cases/`, or what it would be there: where a case lies is in no key."""
+    below = module.removeprefix(f"{cases.__name__}.").replace(".", "/")
+    return f"{below}/__init__.py" if path.name == "__init__.py" else f"{below}.py"
 
 
 def _is_code(path: Path) -> bool:
@@ -69,10 +70,13 @@ def _is_code(path: Path) -> bool:
 
 
 def _place(module: str) -> Path | None:
-    """The file of a module below `pipelines/cases/`, if there is one."""
+    """The file of a module of `pipelines.cases`, if there is one."""
     package, _, below = module.partition(f"{cases.__name__}.")
     if package or not below:
         return None
-    places = [Path(root, *below.split(".")) for root in cases.__path__]
+    case, *inside = below.split(".")
+    outside = case_files.outside(case)
+    places = [*(Path(root, case) for root in cases.__path__), *([outside] if outside else [])]
+    places = [place.joinpath(*inside) for place in places]
     files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
     return next((file for file in files if file.is_file()), None)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from pipelines.case_files import shown
 from pipelines.cases.receiving import note, receive
 from pipelines.contracts import Window
 from pipelines.errors import CaseError, DataError, IntegrityError
@@ -94,7 +95,7 @@ def _about(case: str, function: Callable[..., object]) -> str:
     line = 1
     if isinstance(function, FunctionType):
         line = function.__code__.co_firstlineno
-    return f"case {case}: pipelines/cases/{case}/source.py, line {line}: {getattr(function, '__name__', 'it')} returned"
+    return f"case {case}: {shown(case, 'source.py')}, line {line}: {getattr(function, '__name__', 'it')} returned"
 
 
 def canonical(frame: pl.DataFrame, fields: Fields, window: Window, params: Params) -> pl.DataFrame:

@@ -17,7 +17,7 @@ from threading import Lock
 from types import CodeType, ModuleType
 from typing import TypeVar
 
-from pipelines.case_files import case_names
+from pipelines import case_files
 from pipelines.cases import (
     FEATURES,
     FUNCTIONS,
@@ -47,15 +47,24 @@ _seen: dict[tuple[str, bool], tuple[tuple[_Stat, ...], _Stat, Case]] = {}
 def survey(settings: Settings | None = None, names: Iterable[str] | None = None, *, trains: bool = True) -> list[Case]:
     """Every case there is, or those of ``names``, whole or broken, in alphabetical order. A broken case raises nothing.
 
+    A folder of ``PERENNIAL_CASES`` that is not there stands among all cases as one that is broken, under its own path.
+
     For processes that go on while people work on the cases: a folder that has changed since the last call is read
     anew, its schema too, and one that has not is not opened. ``settings`` default to the environment's. Without
     ``trains`` the libraries that sources and models import may be missing: a gateway's image has none of them.
     """
     settings = settings or read_settings()
-    if names is None:
-        names = case_names()
+    places = case_files.found()
+    lost = case_files.problems_of_roots() if names is None else {}
     with _LOCK:
-        return [_looked_at(case, settings, trains=trains) for case in sorted(names)]
+        asked = sorted(places if names is None else names)
+        found = [
+            Case(case, problem=places[case].problem)
+            if case in places and places[case].problem
+            else _looked_at(case, settings, trains=trains)
+            for case in asked
+        ]
+    return [*found, *(Case(root, problem=problem) for root, problem in lost.items())]
 
 
 def _looked_at(case: str, settings: Settings, *, trains: bool) -> Case:
@@ -85,7 +94,7 @@ def _stat(path: Path) -> _Stat:
 def _examined(case: str, *, anew: bool, trains: bool) -> Case:
     if not (case.isidentifier() and case.isascii()):
         mend = "rename the folder to letters, digits and underscores"
-        return Case(case, problem=f"pipelines/cases/{case} is no name for a case: {mend}")
+        return Case(case, problem=f"{case_files.shown(case)} is no name for a case: {mend}")
     problems: dict[str, None] = {}  # in order, each once
 
     def tried(read: Callable[[], T]) -> T | None:

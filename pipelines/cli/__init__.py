@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from pipelines import places
 from pipelines.cases import load_case
 from pipelines.cli.commands import COMMANDS, trigger
-from pipelines.cli.options import build_parser
+from pipelines.cli.options import PROGRAM, build_parser
 from pipelines.errors import PerennialError
 from pipelines.faults import of_case, of_disk, told
 from pipelines.line import order, runner
@@ -34,9 +34,9 @@ from pipelines.storage import MANIFEST, canonical_json
 __all__ = ["build_parser", "main", "run_command"]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    arguments = build_parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None, prog: str = PROGRAM, also: str = "") -> int:
+    """Run one command and return its exit code; ``prog`` and ``also`` are for its help."""
+    arguments = build_parser(prog, also).parse_args(argv)
     level = logging.INFO
     if arguments.debug:
         level = logging.DEBUG

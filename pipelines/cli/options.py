@@ -116,13 +116,19 @@ What has a default need not be given.
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser; it imports no step, so that help and mistakes are answered at once."""
+PROGRAM = "python -m pipelines"
+
+
+def build_parser(prog: str = PROGRAM, also: str = "") -> argparse.ArgumentParser:
+    """The parser; it imports no step, so that help and mistakes are answered at once.
+
+    ``also`` is one more sentence of its help.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines",
+        prog=prog,
         description=(
             "Perennial's loop by hand: each step reads what the step before it left, and running it again "
-            "changes nothing."
+            f"changes nothing. {also}"
         ),
         epilog=(
             f"cases: {', '.join(case_names())}. State lies in PERENNIAL_HOME (runs/local), "

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from pipelines import storage
-from pipelines.case_files import CASES_ROOT, own_profile
+from pipelines.case_files import folder_of, own_profile
 from pipelines.cases import load_fields, part
 from pipelines.cases.code import code_sha256
 from pipelines.cases.sources import Source
@@ -118,7 +118,7 @@ def variant(params: Params, settings: Settings) -> Params:
     name = params.replay.variant if params.replay else None
     if name is None or settings.params_dir is not None:
         return params
-    return load_params(params.case, CASES_ROOT / params.case / "variants" / name / f"{params.case}.yaml")
+    return load_params(params.case, folder_of(params.case) / "variants" / name / f"{params.case}.yaml")
 
 
 def played(params: Params, seed: int | None, price: float) -> Params:

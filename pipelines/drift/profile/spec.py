@@ -171,7 +171,7 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
 
     Raises ConfigError if there is none, or if it does not cover the declared numbers.
     """
-    path = path or case_files.CASES_ROOT / fields.case / "profile.json"
+    path = path or case_files.folder_of(fields.case) / "profile.json"
     found = _read(path)
     words = {name: tuple(map(str, value["vocabulary"])) for name, value in found.items() if is_vocabulary(name)}
     scales = {
