@@ -26,9 +26,9 @@ RUNNING, STOPPED, SICK = 0, 3, 1
 WIDE = 160
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m embedded") -> int:
     """Do one command; the exit code is 0, or the error's own."""
-    parser = argparse.ArgumentParser(prog="python -m embedded", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, about in (
         ("up", "start everything and print where it is"),

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-FOLDERS = ("pipelines", "serving", "embedded", "plugins", "dags", "compose", "benchmarks", "tests")
-LIVE = ("pipelines", "serving", "embedded", "plugins", "dags")
+FOLDERS = ("perennial", "pipelines", "serving", "embedded", "plugins", "dags", "compose", "benchmarks", "tests")
+LIVE = ("perennial", "pipelines", "serving", "embedded", "plugins", "dags")
 """Where a step can be named: all that runs, but for the steps' own files."""
 WIDTH = 120
 LONG = 250

