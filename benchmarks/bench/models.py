@@ -1,7 +1,7 @@
 """What a family of models costs: fit, export, bytes, parity, a row and a thousand rows in ONNX Runtime, the gateway.
 
 Tables have the fields of `bank` with holes and undeclared values, four flags and four derived features, and rows drawn
-as in `bench-rows`; texts are short reports of `triage`. One thread. `make bench-models`.
+as in `bench-rows`; texts are short reports of `triage`. One thread; all times are the processor's. `make bench-models`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from pipelines.training.fit import fit
 
 CASE = "bank"
 TRAINED = 5000
+FIRST = 300
 LARGE = 1000
 TIMES = {1: 400, LARGE: 20}
 """Rows of a call, and how many calls are measured."""
@@ -94,7 +95,8 @@ def _table() -> tuple[Fields, Columns]:
     frame = pl.DataFrame([rows.drawn_row(fields, generator) for _ in range(TRAINED)], infer_schema_length=None)
     lean = frame["age"].fill_null(62) / 15 - 4 + (frame["contact"].fill_null("") == "cellular")
     label = generator.random(TRAINED) < 1 / (1 + np.exp(-lean.to_numpy()))
-    return fields, {**frame.to_dict(as_series=False), fields.label: label.astype(int).tolist()}
+    numbered = {"id": [str(number) for number in range(TRAINED)], fields.label: label.astype(int).tolist()}
+    return fields, frame.to_dict(as_series=False) | numbered
 
 
 def _texts() -> tuple[Fields, Columns]:
@@ -103,16 +105,19 @@ def _texts() -> tuple[Fields, Columns]:
 
 
 def _measured(model: EstimatorParams | ModelParams, fields: Fields, columns: Columns, shorter: int) -> dict[str, Any]:
-    """A family's costs on one core; calls in microseconds, medians, ``shorter`` times fewer of them."""
+    """A family's costs in processor time; calls are medians, of ``shorter`` times fewer of them."""
     scales = find_scales(fields, columns)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        began = time.perf_counter()
-        trained = _trained(model, fields, columns, scales, folder)
-        fitted = time.perf_counter()
         about = {"scales": {field: asdict(scale) for field, scale in scales.items()}}
+        # What is imported once is part of neither.
+        first = {field: own[:FIRST] for field, own in columns.items()}
+        write_bundle(_trained(model, fields, first, scales, folder), fields, folder, about)
+        began = time.process_time()
+        trained = _trained(model, fields, columns, scales, folder)
+        fitted = time.process_time()
         write_bundle(trained, fields, folder, about)
-        exported = time.perf_counter()
+        exported = time.process_time()
         asked = {field: columns[field] for field in fields.reads}
         parity = check_parity(trained, fields, folder, asked, seed=0)
         encode = encoder(fields, folder)
