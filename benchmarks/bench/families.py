@@ -1,8 +1,8 @@
 """Families of models on real rows: through the loop on `bank`, and on two small tables beside scikit-learn by hand.
 
 On `bank` the network as it ships, LightGBM, XGBoost and logistic regression, each with settings that were chosen on
-what was known before August 2009: trained when the demo trains, every month, and through the whole replay under the
-case's drift policy. The small cases are 2,000 short texts of `triage` and 3,000 rows with holes of `flights_late`.
+what was known before August 2009: trained at the dates at which the demo trains, and through the whole replay under
+the case's drift policy. The small cases are 2,000 short texts of `triage`, and 3,000 rows with holes of `flights_late`.
 `make bench-families`.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,14 @@ from pipelines.estimators import fitting
 from pipelines.export.bundle import write_bundle
 from pipelines.export.onnx import of_estimator
 from pipelines.fields import Fields
+from pipelines.line import runner
+from pipelines.line.order import DATASET, INGEST, VALIDATE
+from pipelines.line.step import Run
 from pipelines.params import EstimatorParams, Params, TrainParams, WordsParams
 from pipelines.params_file import load_params
 from pipelines.replay import candidates, ticks
 from pipelines.replay.play import play
-from pipelines.replay.policies import HEADROOM, POLICIES
+from pipelines.replay.policies import HEADROOM, ORACLE, POLICIES
 from pipelines.replay.world import World, build
 from pipelines.settings import read_settings
 from pipelines.training import estimator
@@ -54,6 +58,22 @@ QUICKLY = 10.0
 Floats = NDArray[np.float64]
 ByHand = Callable[[Fields, pl.DataFrame, pl.DataFrame], Floats]
 """Answers to the rows of the second frame by what was fitted to the first."""
+
+
+ONE_CORE = TrainParams(seed=0, threads=1)
+XGBOOST_DAYS = 180
+XGBOOST = EstimatorParams(
+    kind="estimator",
+    family="xgboost",
+    parameters={
+        "n_estimators": 50,
+        "learning_rate": 0.05,
+        "max_depth": 3,
+        "min_child_weight": 3,
+        "colsample_bynode": 0.3,
+    },
+)
+"""Tried: 30 days to a year; depth 2 or 3; 50 or 100 trees; every column, two of five, or three of ten at a split."""
 
 
 @dataclass(frozen=True)
@@ -98,87 +118,61 @@ def main() -> None:
 
 
 def families() -> list[Params]:
-    """What `bank` ships, its variants, and the other families with what was chosen for them."""
+    """What `bank` ships, its variants, and XGBoost, which has no file of its own."""
     own = load_params(CASE)
     variants = [load_params(CASE, path) for path in sorted((CASES_ROOT / CASE).glob(f"variants/*/{CASE}.yaml"))]
-    return [own, *variants, *(_changed(own, model, days) for model, days in OTHERS)]
-
-
-def _changed(params: Params, model: EstimatorParams, days: int) -> Params:
-    dataset = params.dataset.model_copy(update={"window_days": days})
-    return params.model_copy(update={"model": model, "dataset": dataset, "train": ONE_CORE})
-
-
-OTHERS = [
-    (
-        # Of 45 days to a year; depth 2 or 3; 50 or 100 trees; every column, or two of five, or three of ten at a split.
-        EstimatorParams(
-            kind="estimator",
-            family="xgboost",
-            parameters={
-                "n_estimators": 50,
-                "learning_rate": 0.05,
-                "max_depth": 3,
-                "min_child_weight": 3,
-                "colsample_bynode": 0.3,
-            },
-        ),
-        180,
-    ),
-    (
-        # Of 30 days to a year; C from .001 to 1. The gate turns away a first model of .03 (45 days), the best later on.
-        EstimatorParams(kind="estimator", family="sklearn:LogisticRegression", parameters={"C": 0.01, "max_iter": 300}),
-        45,
-    ),
-]
-"""Families without a file of their own, the days of rows that each learns from, and above each what was tried."""
+    dataset = own.dataset.model_copy(update={"window_days": XGBOOST_DAYS})
+    return [own, *variants, own.model_copy(update={"model": XGBOOST, "dataset": dataset, "train": ONE_CORE})]
 
 
 def on_bank(months: int | None) -> list[dict[str, Any]]:
-    """A row for every family and every way of using it: metrics over all months that count, and over the rest."""
+    """A row for every family and both ways of using it: metrics over all months that count, and over the rest."""
     found = []
     dates: set[str] = set()
     for params in families():
         since, until = ticks.stretch(CASE, params.replay, None, None, months)
         world = build(params, read_settings(home=HOME), ticks.cut(since, until, params.drift))
-        asked = _play(world, HEADROOM)
+        family = named(params)
+        asked = play(world, POLICIES[HEADROOM], partial(_told, family))
         if not dates:  # of what ships: the demo trains at the same dates
             dates = {one["training"]["as_of"] for one in asked if one["training"] is not None}
-        monthly = _play(world, "monthly")
-        trained = [monthly[0]["first"], *(one["training"] for one in monthly[:-1])]
+        fresh = [
+            _trained(world, tick.window.end) if tick.window.end.isoformat() in dates else None for tick in world.ticks
+        ]
         ways = (
-            at_dates("at the demo's dates, without a gate", trained, dates),
-            at_dates("every month, without a gate", trained, None),
-            _served("every month, through the gate", monthly),
+            in_turn("at the demo's dates, without a gate", [asked[0]["first"], *fresh]),
             _served("when the drift policy asks", asked),
         )
-        own = {"case": CASE, "family": named(params)}
-        found += [own | {"how": way.how} | _judged(world, way) for way in ways]
+        found += [{"case": CASE, "family": family, "how": way.how, **_judged(world, way)} for way in ways]
     return found
 
 
-def _play(world: World, policy: str) -> list[dict[str, Any]]:
-    return play(world, POLICIES[policy], lambda word: print(f"{named(world.params)}: {word}", flush=True))
+def _told(family: str, word: str) -> None:
+    print(f"{family}: {word}", flush=True)
 
 
-def at_dates(how: str, trained: Sequence[dict[str, Any]], dates: set[str] | None) -> Played:
-    """Of the models ``trained`` before each tick the newest one of ``dates`` (None: of all) serves it.
+def _trained(world: World, as_of: datetime) -> dict[str, Any]:
+    """The candidate of a training at ``as_of``, whoever serves, as a replay records it."""
+    settings = world.home(POLICIES[ORACLE])
+    for step in (INGEST, VALIDATE, DATASET):
+        runner.run(step, Run(world.params, settings, as_of))
+    run_dir = settings.run_dir(world.params.case, as_of)
+    candidate = candidates.trained(world, settings, run_dir, as_of)
+    if not candidates.has_bundle(world, candidate.key):
+        candidates.exported(world, settings, run_dir, as_of)
+    return {"candidate": candidate.key, "seconds": candidate.seconds}
 
-    Where nothing was trained, as there was too little to learn from, the one before goes on.
-    """
+
+def in_turn(how: str, trained: Sequence[dict[str, Any] | None]) -> Played:
+    """The newest model serves. ``trained`` are the trainings before each tick, the first one's included."""
     keys: list[str] = []
-    done = []
     for one in trained:
-        wanted = not keys or dates is None or one["as_of"] in dates
-        if wanted and one["candidate"] is not None:
-            done.append(one)
-            keys.append(one["candidate"])
-        else:
-            keys.append(keys[-1])
-    return Played(how, keys, done)
+        keys.append(keys[-1] if one is None else one["candidate"])
+    return Played(how, keys, [one for one in trained if one is not None])
 
 
 def _served(how: str, records: Sequence[dict[str, Any]]) -> Played:
+    """Whom a replay let serve."""
     done = [records[0]["first"], *(one["training"] for one in records if one["training"] is not None)]
     return Played(how, [one["candidate"] for one in records], [one for one in done if one["candidate"] is not None])
 
@@ -215,7 +209,6 @@ def _means(months: dict[str, dict[str, float]]) -> dict[str, Any]:
 # --- two small cases ----------------------------------------------------------------------------
 
 
-ONE_CORE = TrainParams(seed=0, threads=1)
 VALIDATED = 0.2
 """Newest share of the training rows by which the family is chosen; then it is fitted to all of them."""
 

@@ -4,30 +4,19 @@ import numpy as np
 import polars as pl
 
 from benchmarks.bench import rows
-from benchmarks.bench.families import at_dates, families
+from benchmarks.bench.families import families, in_turn
 from benchmarks.bench.flights import named
 from pipelines.cases import load_fields
 from pipelines.derived import deriving
 from pipelines.encoding import encode
 
 
-def done(as_of: str, candidate: str | None) -> dict[str, str | None]:
-    """A training as a replay records it."""
-    return {"as_of": as_of, "candidate": candidate}
-
-
 def test_without_a_gate_the_newest_training_serves():
-    """A month that had too little to learn from keeps the model before, and counts as no training."""
-    trained = [done("a", "1"), done("b", None), done("c", "3"), done("d", "4")]
-    found = at_dates("monthly", trained, None)
-    assert found.keys == ["1", "1", "3", "4"]
-    assert [one["candidate"] for one in found.trainings] == ["1", "3", "4"]
-
-
-def test_at_given_dates_nothing_else_is_trained():
-    """The first model serves until the first of the dates, whatever was trained between."""
-    trained = [done("a", "1"), done("b", "2"), done("c", "3"), done("d", "4")]
-    assert at_dates("the demo's", trained, {"c"}).keys == ["1", "1", "3", "3"]
+    """Where nothing was trained the model before goes on, and counts once."""
+    first, second = ({"candidate": name, "seconds": 1.0} for name in "ab")
+    found = in_turn("at dates", [first, None, second, None])
+    assert found.keys == ["a", "a", "b", "b"]
+    assert found.trainings == [first, second]
 
 
 def test_four_families_are_compared_on_bank():
