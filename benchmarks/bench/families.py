@@ -136,9 +136,8 @@ def on_bank(months: int | None) -> list[dict[str, Any]]:
         asked = play(world, POLICIES[HEADROOM], partial(_told, family))
         if not dates:  # of what ships: the demo trains at the same dates
             dates = {one["training"]["as_of"] for one in asked if one["training"] is not None}
-        fresh = [
-            _trained(world, tick.window.end) if tick.window.end.isoformat() in dates else None for tick in world.ticks
-        ]
+        ends = [tick.window.end for tick in world.ticks[:-1]]
+        fresh = [_trained(world, end) if end.isoformat() in dates else None for end in ends]
         ways = (
             in_turn("at the demo's dates, without a gate", [asked[0]["first"], *fresh]),
             _served("when the drift policy asks", asked),
