@@ -320,6 +320,48 @@ def macro_f1_interval(table: Ints, confidence: float) -> Interval:
     return Interval(value=macro_f1(table), low=low, high=high)
 
 
+# --- by name ------------------------------------------------------------------------------------
+
+
+def value(
+    metric: str, label: Label, score: NDArray[Any], costs: Sequence[Sequence[float]] = (), quantile: float = 0.5
+) -> float:
+    """One of the gate's metrics of one model: the mean of its row losses, a rank metric, or macro-F1 (binary: of both).
+
+    ``costs`` [K, K] are for ``cost``, ``quantile`` is for ``pinball``. The gate caps squared errors of two models
+    together, so that its RMSE may be lower. Raises KeyError for a metric that it does not know, ValueError for a rank
+    metric of one class.
+
+    >>> value("accuracy", np.array([1, 0]), np.array([0.7, 0.6])), value("rmse", np.array([1.0, 0.0]), np.zeros(2)) ** 2
+    (0.5, 0.5000000000000001)
+    """
+    if metric in {"roc_auc", "pr_auc"}:
+        return _ranked(metric, label, score)
+    if metric == "macro_f1":
+        said, classes = decided(score), score.shape[1] if score.ndim == 2 else 2
+        return macro_f1(confusion(label, np.eye(classes)[said]))
+    if metric == "cost":
+        table = np.asarray(costs, np.float64)
+        return float(table[np.asarray(label, np.intp), cheapest(score, table)].mean())
+    if metric == "pinball":
+        return float(row_pinball(label, score, quantile).mean())
+    if metric == "rmse":
+        return math.sqrt(float(row_squared_error(label, score).mean()))
+    if metric == "accuracy":
+        return float((~row_errors(label, score)).mean())
+    rows = {"log_loss": row_log_loss, "brier": row_brier, "mae": row_absolute}
+    return float(rows[metric](label, score).mean())
+
+
+def _ranked(metric: str, label: Label, score: NDArray[Any]) -> float:
+    from sklearn.metrics import average_precision_score
+
+    area = roc_auc(label, score)
+    if area is None:
+        raise ValueError(f"all {len(label)} rows are of one class: ranks need both")
+    return area if metric == "roc_auc" else float(average_precision_score(label > 0, score))
+
+
 # --- intervals ----------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -14,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    StringConstraints,
     Tag,
     ValidationInfo,
     model_validator,
@@ -25,7 +27,7 @@ from pipelines.contracts import AlertRule, Instant, Severity
 class Strict(BaseModel):
     """Base of every parameter block: frozen, strictly typed, numbers finite, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
 
 def not_below(other: str, *, strictly: bool = False) -> AfterValidator:
@@ -120,11 +122,11 @@ class DatasetParams(Strict):
     """Which labelled rows train and judge a candidate (counts in rows, windows in days)."""
 
     window_days: int = Field(gt=0, le=36_500)
-    min_rows: int = Field(ge=0)
-    fallback_rows: int = Field(gt=0)
-    holdout_share: float = Field(gt=0, lt=1)
-    min_holdout: int = Field(ge=2)
-    max_bad_share: float = Field(ge=0, le=1)
+    min_rows: int = Field(default=1000, ge=0)
+    fallback_rows: int = Field(default=3000, gt=0)
+    holdout_share: float = Field(default=0.2, gt=0, lt=1)
+    min_holdout: int = Field(default=200, ge=2)
+    max_bad_share: float = Field(default=0.05, ge=0, le=1)
     max_rows: Annotated[int | None, not_below("min_holdout")] = Field(default=None, gt=0)
     """At most so many rows, evenly spaced over the window in time order; ``None``: all."""
     replay_share: float = Field(default=0.0, ge=0, lt=1)
@@ -240,6 +242,62 @@ AnyModel = Annotated[
 ]
 
 
+def family_of(model: AnyModel) -> str:
+    """What a model is, for people: an estimator's family, else the kind of network."""
+    return model.family if isinstance(model, EstimatorParams) else model.kind
+
+
+class Range(Strict):
+    """Numbers from ``low`` to ``high``, both among them; ``log``: their logarithm is spread evenly."""
+
+    low: float
+    high: Annotated[float, not_below("low", strictly=True)]
+    log: bool = False
+    integer: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Range:
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs numbers above 0, low is {self.low:g}: raise it, or leave log out")
+        if self.integer and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(f"integer needs whole ends, they are {self.low:g} and {self.high:g}: round them")
+        return self
+
+
+class Choices(Strict):
+    """One of some values."""
+
+    choices: tuple[Any, ...] = Field(min_length=1)
+
+
+def _dimension_kind(value: Any) -> str:
+    given = value if isinstance(value, dict) else value.model_fields_set
+    return "choices" if "choices" in given else "range"
+
+
+Dimension = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")], Discriminator(_dimension_kind)
+]
+
+
+class SearchParams(Strict):
+    """How the parameters of every training are looked for (training/search.py).
+
+    ``trials`` are tried of each candidate; with ``minutes`` no trial starts once all of them together took as long.
+    ``space`` names what is tried by dotted path: ``model.hidden``, ``models.trees.parameters.num_leaves``,
+    ``train.learning_rate``.
+    """
+
+    trials: int = Field(gt=0, le=10_000)
+    minutes: float | None = Field(default=None, gt=0)
+    pruner: Literal["median", "none"] = "median"
+    """``median``: a network that is worse than the median of the trials before it, at the same epoch, is ended."""
+    space: dict[str, Dimension] = Field(min_length=1)
+
+
+COMPARE_SHARE = 0.2
+
+
 class TrainParams(Strict):
     """The optimisation, and how it is spread over ranks; nothing of it is known to a model file.
 
@@ -289,6 +347,9 @@ class TrainParams(Strict):
     keep_checkpoints: int = Field(default=2, gt=0)
     hang_seconds: float = Field(default=300.0, gt=0)
     """A collective that takes longer ends the training with an error."""
+    compare_share: float = Field(default=COMPARE_SHARE, gt=0, lt=1, exclude_if=lambda share: share == COMPARE_SHARE)
+    """Newest share of the training rows on which ``models`` and trials are compared, each trained on the others."""
+    search: SearchParams | None = Field(default=None, exclude_if=lambda search: search is None)
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainParams:
@@ -433,11 +494,11 @@ class GateParams(Strict):
     """A first champion's lower bound has to be above the baseline by so much; below 0: no worse than by so much."""
     baseline: str | None = None
     """What a first champion has to beat knows this category or flag; None: it knows nothing of a row."""
-    confidence: float = Field(gt=0, lt=1)
-    draws: int = Field(ge=100)
-    seed: Seed
-    slices: tuple[SliceBy, ...]
-    min_slice_rows: int = Field(gt=0)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    draws: int = Field(default=2000, ge=100)
+    seed: Seed = 0
+    slices: tuple[SliceBy, ...] = ()
+    min_slice_rows: int = Field(default=100, gt=0)
     min_differing: int = Field(default=100, ge=0)
     """Rows that the two models have to answer differently: an interval of fewer promises more than it holds."""
     floors: dict[Metric, float] = {}
@@ -491,7 +552,7 @@ class NewData(Strict):
 class DriftParams(Strict):
     """Windows, tests and the retrain policy of ../drift/policy.py."""
 
-    window: Literal["day", "week", "month", "quarter"]
+    window: Literal["day", "week", "month", "quarter"] = "week"
     partition: Literal["hour", "day"] = "hour"
     """The smallest stretch of time that has a profile file of its own; days are made of hours."""
     mapped: bool = False
@@ -500,26 +561,27 @@ class DriftParams(Strict):
     Worth it where the days of a window are tens of millions of rows each and the executor has several machines
     (Celery, Kubernetes): a task costs some tenths of a second, a day of a million rows about one.
     """
-    bins: int = Field(ge=2)
-    delta0: float = Field(gt=0)
-    q: float = Field(gt=0, lt=1)
-    confirm: int = Field(gt=0)
-    out_of: Annotated[int, not_below("confirm")] = Field(gt=0)
-    clean_windows: int = Field(gt=0)
-    clean_psi: float = Field(gt=0)
-    warn_psi: Annotated[float, not_below("clean_psi")] = Field(gt=0)
-    severe_psi: Annotated[float, not_below("warn_psi")] = Field(gt=0)
-    min_rows: int = Field(gt=0)
-    allow_empty: bool
-    max_null_share: float = Field(ge=0, le=1)
-    volume_band: Annotated[tuple[Annotated[float, Field(ge=0)], float], AfterValidator(_ascending)]
-    cusum_threshold: float = Field(gt=1)
-    min_metric_drop: float = Field(ge=0)
-    cooldown_days: Days
-    max_cooldown_days: Annotated[Days, not_below("cooldown_days")]
-    max_retrains: int = Field(gt=0)
-    max_retrains_days: Annotated[Days, Field(gt=0)]
-    min_new_labels: Annotated[tuple[int, int, float], AfterValidator(_labels_wanted)]
+    bins: int = Field(default=10, ge=2)
+    delta0: float = Field(default=0.01, gt=0)
+    q: float = Field(default=0.01, gt=0, lt=1)
+    confirm: int = Field(default=2, gt=0)
+    out_of: Annotated[int, not_below("confirm")] = Field(default=3, gt=0)
+    clean_windows: int = Field(default=3, gt=0)
+    clean_psi: float = Field(default=0.05, gt=0)
+    warn_psi: Annotated[float, not_below("clean_psi")] = Field(default=0.1, gt=0)
+    severe_psi: Annotated[float, not_below("warn_psi")] = Field(default=0.25, gt=0)
+    min_rows: int = Field(default=200, gt=0)
+    allow_empty: bool = False
+    max_null_share: float = Field(default=0.01, ge=0, le=1)
+    volume_band: Annotated[tuple[Annotated[float, Field(ge=0)], float], AfterValidator(_ascending)] = (0.2, 5.0)
+    cusum_threshold: float = Field(default=10_000.0, gt=1)
+    min_metric_drop: float = Field(default=0.01, ge=0)
+    """How much worse the champion has to be: nats of log-loss; of a number squared units, which have no default."""
+    cooldown_days: Days = 7.0
+    max_cooldown_days: Annotated[Days, not_below("cooldown_days")] = 28.0
+    max_retrains: int = Field(default=2, gt=0)
+    max_retrains_days: Annotated[Days, Field(gt=0)] = 60.0
+    min_new_labels: Annotated[tuple[int, int, float], AfterValidator(_labels_wanted)] = (1000, 200, 0.1)
     """(at most, at least, share of the champion's training rows): new labelled rows a retrain needs."""
     triggers: tuple[Literal["drift", "performance", "headroom"], ...] = ("drift", "performance", "headroom")
     """What may open an episode: inputs and outputs that moved, arrived labels that show more errors, a gain above its
@@ -527,7 +589,7 @@ class DriftParams(Strict):
     """
     new_data: NewData | None = None
     """New labelled rows that open an episode by themselves; ``None``: none do."""
-    report_rows: int = Field(gt=0)
+    report_rows: int = Field(default=50_000, gt=0)
     evidently: Literal["alert", "daily", "never"] = "alert"
     """When Evidently's page is drawn, of a sample of at most ``report_rows`` rows: some seconds and 4 MB each."""
     ignore: tuple[str, ...] = ()
@@ -601,6 +663,16 @@ class AlertParams(Strict):
     max_unjudged_windows: int = Field(default=3, gt=0)
 
 
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
+
+
+def _holds_model(models: dict[str, AnyModel], info: ValidationInfo) -> dict[str, AnyModel]:
+    """Whoever reads ``model`` reads one of ``models``."""
+    if models and "model" in info.data and info.data["model"] not in models.values():
+        raise ValueError(f"model is none of {', '.join(models)}: remove the block model, or write it here, too")
+    return models
+
+
 class Params(Strict):
     """All parameters of one case, read from ``cases/<case>/params.yaml``."""
 
@@ -611,14 +683,22 @@ class Params(Strict):
     schedule: Schedule
     dataset: DatasetParams
     model: AnyModel
-    train: TrainParams
+    models: Annotated[dict[ModelName, AnyModel], AfterValidator(_holds_model)] = Field(
+        default={}, exclude_if=lambda models: not models
+    )
+    """Families that compete in every training (training/choice.py), by name.
+
+    ``model`` is one of them; a file may leave it out, and it is the first. What is not given is in no dump, so that
+    parameters without it keep their hashes.
+    """
+    train: TrainParams = TrainParams()
     export: ExportParams = ExportParams()
     resources: Resources = Resources()
     serving: ServingParams = ServingParams()
     event_times: EventTimes | None = None
     """``None``: the defaults for a case whose schedule is ``live``, any for one that replays history."""
     gate: GateParams
-    drift: DriftParams
+    drift: DriftParams = DriftParams()
     headroom: HeadroomParams = HeadroomParams()
     replay: ReplayParams | None = None
     alerts: AlertParams = AlertParams()
@@ -627,6 +707,24 @@ class Params(Strict):
 
     Each has to be named somewhere in the case's code.
     """
+
+    @property
+    def candidates(self) -> dict[str, AnyModel]:
+        """What one training can choose from, by name."""
+        return self.models or {"model": self.model}
+
+    @property
+    def compares(self) -> bool:
+        """Whether a training has to choose before it trains."""
+        return len(self.models) > 1 or self.train.search is not None
+
+    def alone(self, model: Any, train: Mapping[str, Any] | None = None) -> Params:
+        """The parameters as if this model (or its plain data) alone had been declared, with other ``train`` values."""
+        plain = self.model_dump(mode="json", exclude={"models": True, "train": {"compare_share", "search"}})
+        if isinstance(model, BaseModel):
+            model = model.model_dump(mode="json")
+        plain |= {"model": model, "train": {**plain["train"], **(train or {})}}
+        return Params.model_validate_json(json.dumps(plain))
 
     @property
     def times(self) -> EventTimes:

@@ -17,7 +17,7 @@ from pydantic import (
     ValidationError,
 )
 
-from pipelines import case_files
+from pipelines import case_files, search_space
 from pipelines.errors import ConfigError
 from pipelines.params import METRICS, MODELS, Metric, Params
 from pipelines.settings import Settings, read_settings
@@ -53,13 +53,15 @@ def load_params(case: str, path: Path | None = None) -> Params:
             "own case's file"
         )
     mistakes |= _unknown_names(case, raw)
-    raw = _one_price(raw)
+    raw = _first_model(_one_price(raw))
     try:
         # Through JSON on purpose: YAML reads 2e-5 as text and dates as dates, JSON mode knows one way only.
         params = Params.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
         for one in error.errors(include_url=False)[:MOST_MISTAKES]:
             mistakes.setdefault(*_described(one, raw))
+    else:
+        mistakes |= search_space.mistakes(params)
     if mistakes:
         lines = [f"{name}: {what}" for name, what in mistakes.items()]
         least = "at least " if len(lines) >= MOST_MISTAKES else ""
@@ -80,6 +82,14 @@ def _one_price(raw: Any) -> Any:
         return raw
     rest = {name: own for name, own in replay.items() if name != "price_per_retrain"}
     return {**raw, "replay": rest, "headroom": {**block, "price": replay["price_per_retrain"]}}
+
+
+def _first_model(raw: Any) -> Any:
+    """The values with the first of ``models`` as the ``model`` where a file gives none."""
+    models = raw.get("models") if isinstance(raw, dict) else None
+    if not isinstance(models, dict) or not models or "model" in raw:
+        return raw
+    return {**raw, "model": next(iter(models.values()))}
 
 
 def read_yaml(path: Path) -> Any:
@@ -245,6 +255,8 @@ def _unknown_names(case: str, raw: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     if (fields := _fields_of(case)) is not None:
         found |= _misfits(block.get("gate", {}), fields)
+        if fields.number is not None and "min_metric_drop" not in block.get("drift", {}):
+            found["drift.min_metric_drop"] = f"is in squared {fields.number.unit}: give what a retraining has to save"
         groups = (fields.groups, "no category, whole number or label")
         measured = (fields.measured, "nothing that is measured")
         for above, key, (known, what) in (("gate", "slices", groups), ("drift", "ignore", measured)):

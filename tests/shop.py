@@ -115,7 +115,13 @@ def _forget(root: Path) -> None:
         name
         for name in sys.modules
         if name.startswith(
-            ("pipelines.cases.shop", "pipelines.cases.desk", "pipelines.cases.lamp", "pipelines.cases.trips")
+            (
+                "pipelines.cases.shop",
+                "pipelines.cases.desk",
+                "pipelines.cases.lamp",
+                "pipelines.cases.trips",
+                "pipelines.cases.parcels",
+            )
         )
     ]:
         del sys.modules[name]

@@ -132,16 +132,19 @@ def _of_features(case: str, fields: Fields, bound: set[str] | None) -> str:
 
 def _needs_no_network(params: Params | None) -> bool:
     """Whether all models of a case are estimators: they are parameters, and no code."""
-    return params is not None and isinstance(params.model, EstimatorParams)
+    return params is not None and all(isinstance(model, EstimatorParams) for model in params.candidates.values())
 
 
 def _more(module: str, params: Params | None) -> dict[str, str]:
     """What the model of a text has to have beside ``build``."""
-    if module != "model" or params is None or not isinstance(params.model, EncoderParams):
-        return {}
-    wanted = {"tokenizer": "tokenizer(params)"}
-    if isinstance(params.model, TextModelParams) and (params.model.kind == "embedding" or params.model.head_start):
-        wanted["fit_head"] = "fit_head(model, tokens, labels, params, cache)"
+    wanted: dict[str, str] = {}
+    if module != "model" or params is None:
+        return wanted
+    for model in params.candidates.values():
+        if isinstance(model, EncoderParams):
+            wanted["tokenizer"] = "tokenizer(params)"
+        if isinstance(model, TextModelParams) and (model.kind == "embedding" or model.head_start):
+            wanted["fit_head"] = "fit_head(model, tokens, labels, params, cache)"
     return wanted
 
 

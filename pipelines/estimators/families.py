@@ -30,6 +30,7 @@ MODULES = (
     "decomposition",
     "feature_selection",
     "calibration",
+    "multiclass",
 )
 """Where a class of scikit-learn is looked for by its name."""
 EXTRAS = {"lightgbm": "lightgbm", "xgboost": "xgboost"}

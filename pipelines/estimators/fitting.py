@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.errors import ConfigError, DataError
+from pipelines.errors import ConfigError, DataError, PerennialError
 from pipelines.estimators import design as designs
 from pipelines.estimators import families
 from pipelines.estimators.design import Design, Tensors
 from pipelines.estimators.families import Running
+from pipelines.faults import said
 from pipelines.fields import Fields
 from pipelines.params import EstimatorParams
 
@@ -73,12 +74,22 @@ def fit(
     learned = designs.learn(families.layout_of(model, fields), fields, rows.tensors, model.words)
     labels, classes = _targets(fields, rows.labels)
     estimator = families.build(model, fields, running)
+    _check_kind(estimator, model, fields)
     held = None
     if stopping is not None:
         held = _held(learned, stopping, labels, classes)
     fit_one = {"lightgbm": _fit_lightgbm, "xgboost": _fit_xgboost}.get(model.family, _fit_sklearn)
-    with threadpool_limits(running.threads):
-        curve = fit_one(estimator, learned, designs.matrix(learned, rows.tensors), labels, held)
+    try:
+        with threadpool_limits(running.threads):
+            curve = fit_one(estimator, learned, designs.matrix(learned, rows.tensors), labels, held)
+    except (PerennialError, MemoryError):
+        raise
+    except Exception as error:
+        # Every library has exceptions of its own; each of them means that this family takes no such rows or values.
+        raise ConfigError(
+            f"{fields.case}: {model.family} does not learn from its rows ({said(error)}): "
+            "look at model.parameters and model.layout, or choose another family"
+        ) from error
     missing = len(fields.classes) - len(classes) if fields.classes else 0
     return Fitted(
         model.family,
@@ -124,6 +135,21 @@ def load(path: Path) -> Fitted:
     return fitted
 
 
+def _check_kind(estimator: Any, model: EstimatorParams, fields: Fields) -> None:
+    """Raise ConfigError if an estimator does not answer what the target asks for."""
+    from sklearn.base import is_regressor
+
+    if fields.number is not None and not is_regressor(estimator):
+        raise ConfigError(
+            f"{fields.case}: {model.family} predicts no numbers, and the label is one: choose a regressor"
+        )
+    if fields.number is None and not hasattr(estimator, "predict_proba"):
+        raise ConfigError(
+            f"{fields.case}: {model.family} gives no probabilities, and the label has classes: choose a classifier "
+            "that does, as sklearn:LogisticRegression"
+        )
+
+
 def _targets(fields: Fields, labels: NDArray[Any]) -> tuple[NDArray[Any], tuple[int, ...]]:
     """Labels as estimators take them, and of classes the positions that stand behind them."""
     if fields.number is not None:
@@ -153,8 +179,8 @@ def _held(design: Design, stopping: Stopping, labels: NDArray[Any], classes: tup
 def _fit_lightgbm(estimator: Any, design: Design, matrix: Any, labels: Any, held: Any) -> list[float]:
     import lightgbm
 
-    said = _Said()
-    lightgbm.register_logger(said)
+    heard = _Heard()
+    lightgbm.register_logger(heard)
     more: dict[str, Any] = {}
     if held is not None:
         more = {
@@ -163,13 +189,13 @@ def _fit_lightgbm(estimator: Any, design: Design, matrix: Any, labels: Any, held
             "callbacks": [lightgbm.early_stopping(held[2], first_metric_only=True, verbose=False)],
         }
     estimator.fit(matrix, labels, categorical_feature=design.categories or "auto", **more)
-    unknown = re.findall(r"Unknown parameter: (\S+)", "\n".join(said.lines))
+    unknown = re.findall(r"Unknown parameter: (\S+)", "\n".join(heard.lines))
     if unknown:
         raise ConfigError(f"LightGBM knows no parameter {unknown[0]}: see its documentation, or remove it")
     return _first_curve(getattr(estimator, "evals_result_", {})) if held is not None else []
 
 
-class _Said:
+class _Heard:
     """What LightGBM says while it fits, instead of printing it."""
 
     def __init__(self) -> None:
@@ -187,10 +213,10 @@ def _fit_xgboost(estimator: Any, _design: Design, matrix: Any, labels: Any, held
     if held is not None:
         estimator.set_params(early_stopping_rounds=held[2])
         more = {"eval_set": [(held[0], held[1])], "verbose": False}
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         estimator.fit(matrix, labels, **more)
-    unknown = re.findall(r'Parameters: \{ "(\S+?)"', "\n".join(str(one.message) for one in said))
+    unknown = re.findall(r'Parameters: \{ "(\S+?)"', "\n".join(str(one.message) for one in warned))
     if unknown:
         raise ConfigError(f"XGBoost knows no parameter {unknown[0]}: see its documentation, or remove it")
     return _first_curve(estimator.evals_result()) if held is not None else []

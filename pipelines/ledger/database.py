@@ -21,6 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
+    DisconnectionError,
     InterfaceError,
     NoSuchModuleError,
     OperationalError,
@@ -39,6 +40,8 @@ _REFUSED = ("password authentication failed", "does not exist", "no pg_hba.conf 
 """What trying again does not mend; a connection that fails has a sentence of the server's, but no SQLSTATE."""
 _DAMAGED = ("XX001", "XX002")
 """PostgreSQL's SQLSTATEs of a damaged table and a damaged index."""
+_FILE = "file"
+"""What a connection to SQLite remembers: which file it opened."""
 _MADE = Lock()
 """Held by the thread that makes an engine."""
 # A child that is forked while another thread holds it could never take it.
@@ -144,17 +147,42 @@ def _sqlite(url: str, path: str | None) -> Engine:
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, connect_args={"timeout": 30})
+    opened = False
+
+    @event.listens_for(engine, "do_connect")
+    def _not_anew(*_: Any) -> None:
+        # SQLite would make an empty file where there was a ledger.
+        if opened and path and _identity(path) is None:
+            raise Unavailable(f"the ledger {path} is gone: {RESTORE}")
 
     @event.listens_for(engine, "connect")
-    def _durable(connection: Any, _record: Any) -> None:
+    def _durable(connection: Any, record: Any) -> None:
+        nonlocal opened
         # WAL lets gateways read while a rollout writes; FULL makes a committed release survive a power cut.
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         # Bytes that are no text belong to a damaged row, which its reader names; the driver would only say that it
         # cannot read.
         connection.text_factory = lambda data: data.decode(errors="replace")
+        record.info[_FILE] = _identity(path)
+        opened = True
+
+    @event.listens_for(engine, "checkout")
+    def _still_there(_connection: Any, record: Any, _proxy: Any) -> None:
+        # Who keeps a file open that a backup has replaced reads what was there before, and writes where nobody looks.
+        if _identity(path) != record.info[_FILE]:
+            raise DisconnectionError(f"{path} is another file than before")
 
     return engine
+
+
+def _identity(path: str | None) -> tuple[int, int] | None:
+    """Which file a path leads to; None: to none, or the database is in memory."""
+    try:
+        found = Path(path).stat() if path else None
+    except FileNotFoundError:
+        found = None
+    return found and (found.st_dev, found.st_ino)
 
 
 def check(connection: Connection, tables: MetaData, address: str) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.contracts import Decision, EpisodeTrigger, Interval, Manifest, Window
 from pipelines.errors import IntegrityError
+from pipelines.params import Params
 
 
 class Facts(BaseModel):
@@ -93,7 +94,18 @@ class TrainFacts(Facts):
     curve: list[float] = []
     scales: dict[str, dict[str, Any]] = {}
     cost: dict[str, Any] = {}
+    chosen: dict[str, Any] | None = None
+    """``{name, model, train}``: what was chosen of several candidates, and the train parameters that tuning changed."""
+    candidates: list[dict[str, Any]] = []
+    """All that were compared: ``{name, family, metric, value, seconds, error}`` each."""
     mlflow_page: str | None = None
+
+
+def chosen_params(params: Params, facts: TrainFacts) -> Params:
+    """The parameters that a training went on with: the declared ones, unless it chose among several candidates."""
+    if facts.chosen is None:
+        return params
+    return params.alone(facts.chosen["model"], facts.chosen["train"])
 
 
 class ExportFacts(Facts):

@@ -31,6 +31,9 @@ SENT = "perennial.sent"
 ERROR = "perennial.error"
 FAILED_STEP = "perennial.error_step"
 NOTE = "mlflow.note.content"
+PARENT = "mlflow.parentRunId"
+CHILD = "perennial.candidate"
+"""The name of what was compared, on its run below the training's."""
 PAGE = "mlflow.page"
 """File in the working folder of a training: its run's page."""
 SEND_SECONDS = 2.0
@@ -38,6 +41,8 @@ SAMPLE_SECONDS = 5.0
 LEAVE_SECONDS = 7.0
 BATCH = 900
 """MLflow takes up to this many points at once."""
+MOST_CHILDREN = 1_000
+"""Runs below one training's run that are looked for."""
 PARAMS = 100
 """MLflow takes up to this many parameters at once."""
 TEXT = 4000
@@ -69,6 +74,27 @@ class Run:
     params: frozenset[str]
     page: str
     """Where MLflow's interface shows it, below its URL."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """What one training compared, as it is told: a run below the training's.
+
+    With an ``error`` it failed, or was ended as others were better (``pruned``).
+    """
+
+    name: str
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    error: str = ""
+    pruned: bool = False
+
+    @property
+    def status(self) -> str:
+        """MLflow's word for how it ended."""
+        if self.pruned:
+            return "KILLED"
+        return "FAILED" if self.error else "FINISHED"
 
 
 def find(settings: Settings, case: str, key: str, as_of: datetime) -> list[dict[str, Any]]:
@@ -171,6 +197,69 @@ def complete(settings: Settings, run: Run, metrics: Path) -> int:
     return len(missing)
 
 
+def child_of(told: Mapping[str, Any]) -> Child:
+    """A child from what was kept of a candidate or a trial (pipelines/training/compare.py:Compared), as plain data."""
+    values = {name: str(value) for name, value in told.get("values", {}).items()}
+    params = {"candidate": told.get("candidate") or told["name"], "family": told["family"], **values}
+    metrics = {"seconds": told["seconds"]}
+    if told["value"] is not None:
+        metrics[told["metric"]] = told["value"]
+    return Child(told["name"], params, metrics, told["error"], told.get("pruned", False))
+
+
+def tell_children(settings: Settings, case: str, as_of: datetime, parent: str, every: Iterable[Child]) -> None:
+    """Make or complete the runs below a training's run ``parent`` that are missing or say something else."""
+    home = experiment(settings, case)
+    there = children(settings, home, parent)
+    for child in every:
+        own, status = there.get(child.name, (None, ""))
+        if status != child.status:
+            _tell_child(settings, case, as_of, home, parent, child, own)
+
+
+def children(settings: Settings, home: str, parent: str) -> dict[str, tuple[str, str]]:
+    """The runs below a training's run, as ``(id, status)`` by name; of two that were made at once the older one."""
+    query = {
+        "experiment_ids": [home],
+        "filter": f"tags.`{PARENT}` = '{parent}'",
+        "order_by": ["attributes.start_time DESC", "attributes.run_id DESC"],
+        "max_results": MOST_CHILDREN,
+    }
+    found = {}
+    for run in rest.post(settings, "runs/search", query).get("runs", []):
+        tags = {tag["key"]: tag["value"] for tag in run["data"].get("tags", [])}
+        if CHILD in tags:
+            found[tags[CHILD]] = (str(run["info"]["run_id"]), str(run["info"]["status"]))
+    return found
+
+
+def _tell_child(
+    settings: Settings, case: str, as_of: datetime, home: str, parent: str, child: Child, own: str | None
+) -> None:
+    """Make the run of what was compared, or complete the one that is ``own`` already."""
+    now = _now()
+    if own is None:
+        tags = {PARENT: parent, CHILD: child.name, "perennial.case": case}
+        payload = {
+            "experiment_id": home,
+            "run_name": child.name,
+            "start_time": now - int(child.metrics.get("seconds", 0.0) * 1000),
+            "tags": [{"key": name, "value": value} for name, value in tags.items()],
+        }
+        own = str(rest.post(settings, "runs/create", payload)["run"]["info"]["run_id"])
+    moment = int(as_of.timestamp() * 1000)
+    said = {
+        "run_id": own,
+        "metrics": [
+            {"key": name, "value": value, "step": 0, "timestamp": moment} for name, value in child.metrics.items()
+        ],
+        "params": [{"key": name, "value": value[:TEXT]} for name, value in child.params.items()][:PARAMS],
+        "tags": [{"key": name, "value": child.error[:TEXT]} for name in (ERROR, NOTE)],
+    }
+    rest.post(settings, "runs/log-batch", said)
+    rest.post(settings, "runs/update", {"run_id": own, "status": child.status, "end_time": now})
+
+
 class Recording:
     """One try of a training: a thread beside it (:meth:`beside`) sends its curves, and measures what it uses.
 
@@ -191,6 +280,8 @@ class Recording:
         self.quiet = False
         self.samples = 0
         self.spent: dict[str, Any] | None = None
+        self.told: dict[str, str] = {}
+        """The children that MLflow has, with their status."""
         self.meter = Meter(work, gpus=training.gpus > 0)
         self.done = threading.Event()
         self.lock = threading.Lock()
@@ -198,7 +289,8 @@ class Recording:
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        """Follow the training for as long as the block lasts."""
+        """Follow the training for as long as the block lasts; a training that compares enters one after another."""
+        self.done.clear()
         thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
         thread.start()
         try:
@@ -206,6 +298,19 @@ class Recording:
         finally:
             self.done.set()
             thread.join(LEAVE_SECONDS)
+
+    def tell(self, compared: Iterable[Child]) -> None:
+        """Let MLflow have a run for each of what was compared so far; those that it has already stay as they are."""
+        every = list(compared)
+        self._carefully(lambda: self._tell(every))
+
+    def _tell(self, every: list[Child]) -> None:
+        self._open()
+        missing = [child for child in every if self.told.get(child.name) != child.status]
+        if self.run is None or not missing:
+            return
+        tell_children(self.settings, self.training.case, self.training.as_of, self.run.id, missing)
+        self.told |= {child.name: child.status for child in missing}
 
     def cost(self) -> dict[str, Any]:
         """What all tries used up to the first time that this is asked, as :func:`cost` says it."""

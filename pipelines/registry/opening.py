@@ -35,11 +35,20 @@ def opening(params: Params, as_of: datetime, key: str, dataset: str, governance:
         case=params.case,
         as_of=as_of,
         key=key,
-        params=flat_params(params),
+        params=open_params(params),
         tags=tags,
         gpus=params.resources.gpus,
         price_per_hour=params.resources.price_per_hour,
     )
+
+
+def open_params(params: Params) -> dict[str, str]:
+    """The parameters that are known before a training: what it is about to choose is told by the register step."""
+    known = flat_params(params)
+    if not params.compares:
+        return known
+    tuned = params.train.search.space if params.train.search else {}
+    return {name: value for name, value in known.items() if not name.startswith("model.") and name not in tuned}
 
 
 def flat_params(params: Params) -> dict[str, str]:

@@ -62,6 +62,8 @@ class Candidate:
     dataset_key: str
     artefacts: Sequence[Path]
     about: str
+    compared: Sequence[live.Child] = ()
+    """What the training chose from, for where MLflow was not there to be told."""
 
 
 def numbers(value: Mapping[str, Any]) -> dict[str, float]:
@@ -85,6 +87,8 @@ def record(settings: Settings, candidate: Candidate) -> tuple[str, int]:
             if found["info"]["run_id"] == run.info.run_id
         ]
         live.complete(settings, live.read(found), candidate.steps)
+        if candidate.compared:
+            live.tell_children(settings, candidate.case, candidate.as_of, run.info.run_id, candidate.compared)
         for path in candidate.artefacts:
             client.log_artifact(run.info.run_id, str(path))
         version = _version(client, run, candidate)

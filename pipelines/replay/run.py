@@ -17,7 +17,7 @@ from pipelines.files import write_atomic
 from pipelines.line import runner
 from pipelines.line.order import DATASET, INGEST, VALIDATE
 from pipelines.line.step import Run
-from pipelines.params import Params
+from pipelines.params import Params, family_of
 from pipelines.replay import candidates, frontier, oracle, ticks
 from pipelines.replay.play import Told, play
 from pipelines.replay.policies import FIXED, ORACLE, POLICIES, Policy, parse
@@ -203,7 +203,7 @@ def _summary(
         "min_rows": least,
         "label_delay_days": params.label_delay_days,
         "training_rows": params.training_rows,
-        "model": params.model.kind,
+        "model": ", ".join(family_of(model) for model in params.candidates.values()),
         "seeds": list(by_seed),
         "price_per_retrain": price,
         "price_unit": f"{_unit(world)} over one {ticks.unit(params.drift)}",

@@ -63,7 +63,7 @@ class World:
 
         A number's head is exported as a network is: its answer needs what the network keeps of the number.
         """
-        return self.params.model.kind == "embedding" and self.fields.number is None
+        return self.params.model.kind == "embedding" and not self.params.compares and self.fields.number is None
 
     def of(self, tick: Tick) -> pl.DataFrame:
         """The canonical rows of a tick."""

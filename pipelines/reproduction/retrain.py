@@ -134,9 +134,10 @@ def _training(folders: Mapping[str, Path], manifests: Mapping[str, Manifest]) ->
             "started_from": _but(record.get("artefacts", {}), "weights"),
         },
         "environment": record.get("environment", {}),
-        # Without the parameters: they came from the record, but for where a spent budget stopped them.
+        # Without the parameters: they came from the record, but for where a spent budget stopped them. What was chosen
+        # among others is trained again alone.
         "execution": {
-            **_but(record.get("configuration", {}), "params"),
+            **_but(record.get("configuration", {}), "params", "choice"),
             **{name: made.facts[name] for name in FACTS if name in made.facts},
         },
         "evaluation": evaluation,
@@ -144,8 +145,8 @@ def _training(folders: Mapping[str, Path], manifests: Mapping[str, Manifest]) ->
     return Training(layers, str(made.facts["weights_sha256"]), _curve(folders[TRAIN.name] / METRICS, made))
 
 
-def _but(value: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: item for key, item in value.items() if key != name}
+def _but(value: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if key not in names}
 
 
 def _repeated(version: Version, again: Path) -> Training:

@@ -19,7 +19,7 @@ from pipelines.drift.labels import arrived
 from pipelines.drift.profile.spec import load_spec
 from pipelines.drift.reference import Basis, write_reference
 from pipelines.evaluation.metrics import metrics_of
-from pipelines.line.facts import DatasetFacts, ExportFacts, Facts, TrainFacts
+from pipelines.line.facts import DatasetFacts, ExportFacts, Facts, TrainFacts, chosen_params
 from pipelines.line.step import Read, Run, Work
 from pipelines.params import EstimatorParams, Params
 from pipelines.settings import Settings
@@ -37,8 +37,8 @@ def work(run: Run, read: Read) -> Work:
     bundle.json says, parity with what was trained and its rows, the variants. Raises what
     :func:`pipelines.export.model.export_model` raises.
     """
-    params = run.params
     train, dataset = TrainFacts.of(read["train"]), DatasetFacts.of(read["dataset"])
+    params = chosen_params(run.params, train)
 
     def write(folder: Path, basis: Basis) -> ExportFacts:
         # Inside: a no-op run must not pay for importing torch.
@@ -57,7 +57,14 @@ def work(run: Run, read: Read) -> Work:
         columns = {name: holdout[name].to_list() for name in fields.reads}
         labels = holdout[fields.label].to_numpy()
         made = export_model(
-            _trained(run, basis), fields, folder, about, columns, labels, params=params, metrics=metrics_of(fields)
+            _trained(run, params, basis),
+            fields,
+            folder,
+            about,
+            columns,
+            labels,
+            params=params,
+            metrics=metrics_of(fields),
         )
         scores = runtime.score_rows(folder, fields, columns)
         write_reference(folder, run.dir / "dataset" / "train.parquet", scores, basis)
@@ -91,19 +98,19 @@ def as_judged(params: Params, settings: Settings, as_of: datetime, holdout: pl.D
     return arrived.as_counted(holdout, labels, fields.label, as_of, age, params.drift.min_rows)
 
 
-def _trained(run: Run, basis: Basis) -> Trained:
+def _trained(run: Run, params: Params, basis: Basis) -> Trained:
     """What the training learned: an estimator, or the case's network with its weights."""
     from pipelines.estimators import fitting
     from pipelines.export.onnx import of_estimator, of_torch
     from pipelines.training.weights import load_weights
 
-    if isinstance(run.params.model, EstimatorParams):
+    if isinstance(params.model, EstimatorParams):
         return of_estimator(fitting.load(run.dir / "train" / fitting.FILE), basis.fields)
 
     options = {}
     if basis.fields.text is not None:
         # The architecture of a text model suffices: its pre-trained weights are about to be replaced.
         options["pretrained"] = False
-    model = build_model(run.case, run.params.model, basis.fields, **options)
+    model = build_model(run.case, params.model, basis.fields, **options)
     load_weights(model, run.dir / "train" / "weights.pt")
     return of_torch(model, basis.fields)

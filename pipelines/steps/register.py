@@ -12,10 +12,10 @@ import polars as pl
 from pipelines import ledger
 from pipelines.cases import load_fields
 from pipelines.contracts import EpisodeTrigger, Evidence, Manifest, Verdict
-from pipelines.line.facts import EvaluateFacts, GateFacts, RegisterFacts, TrainFacts
+from pipelines.line.facts import EvaluateFacts, GateFacts, RegisterFacts, TrainFacts, chosen_params
 from pipelines.line.order import REGISTER
 from pipelines.line.step import Read, Run, Work
-from pipelines.registry import register
+from pipelines.registry import live, register
 from pipelines.registry.client import DECISION
 from pipelines.registry.live import TEXT
 from pipelines.registry.opening import flat_params
@@ -69,17 +69,30 @@ def _candidate(run: Run, read: Read, plots: Sequence[Path]) -> register.Candidat
         key=read["gate"].key,
         train=read["train"].key,
         bundle=run.dir / "export",
-        params=flat_params(run.params),
+        params=flat_params(run.params) | flat_params(chosen_params(run.params, trained)),
         metrics=register.numbers({**measured, "lift": lift.model_dump() if lift else None, "cost": trained.cost})
         | _headroom(promise),
         curves={"epoch.loss": trained.curve},
         steps=run.dir / "train" / "metrics.jsonl",
-        tags=_tags(run, read, verdict, promise),
+        tags=_tags(run, read, verdict, promise) | _chosen(trained),
         dataset=read["dataset"].facts,
         dataset_key=read["dataset"].key,
         artefacts=(*(path for path in kept if path.exists()), *plots),
         about=_about(verdict, promise)[:TEXT],
+        compared=_compared(run, trained),
     )
+
+
+def _compared(run: Run, trained: TrainFacts) -> list[live.Child]:
+    """The candidates and the trials that the training chose from."""
+    trials = run.dir / "train" / "trials.json"
+    told = [*trained.candidates, *(json.loads(trials.read_text()) if trials.exists() else [])]
+    return [live.child_of(one) for one in told]
+
+
+def _chosen(trained: TrainFacts) -> dict[str, str]:
+    """The name of what was chosen among several candidates."""
+    return {} if trained.chosen is None else {"perennial.chosen": trained.chosen["name"]}
 
 
 def _by_gate(evidence: Evidence, measured: dict[str, Any]) -> dict[str, Any]:

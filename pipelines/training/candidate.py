@@ -20,6 +20,7 @@ from pipelines.training import estimator, metrics
 from pipelines.training.dataset import as_rows, read_columns
 from pipelines.training.fit import Fitted, fit
 from pipelines.training.launch import Beside, Nodes
+from pipelines.training.loop import Watch
 from pipelines.training.rows import Rows, train_validation_split
 from pipelines.training.warm_start import WarmStart
 from pipelines.training.weights import fits, save_weights, weights_sha256
@@ -55,6 +56,10 @@ class Task:
     rows: Path
     work: Path
     warm_start: WarmStart | None = None
+    watch: Watch | None = None
+    """Sees every epoch of a network that one rank trains."""
+    warns: bool = True
+    """Whether fields of one value are named: once is enough where several candidates have the same rows."""
 
 
 def train(task: Task, folder: Path, beside: Beside) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def train(task: Task, folder: Path, beside: Beside) -> dict[str, Any]:
     scales = find_scales(task.fields, columns) if warm is None else warm.scales
     rows = len(columns[task.fields.label])
     constant = find_constant(task.fields, columns)
-    if constant:
+    if constant and task.warns:
         log.warning(
             "%s: nothing can be learned from what has one value in all %d training rows: %s",
             params.case,
@@ -151,6 +156,7 @@ def _fit_all(task: Task, rows: Rows, warm: WarmStart | None, beside: Beside) -> 
         initial=_first_weights(task, rows, warm),
         nodes=Nodes(settings.nodes, settings.node_rank, settings.rdzv_endpoint),
         beside=beside,
+        watch=task.watch,
     )
 
 

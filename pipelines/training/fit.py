@@ -19,7 +19,7 @@ from pipelines.params import TrainParams
 from pipelines.training.group import local_device
 from pipelines.training.job import RESULT, WEIGHTS, write_result
 from pipelines.training.launch import ONE_NODE, Nodes, launch
-from pipelines.training.loop import optimise
+from pipelines.training.loop import Watch, optimise
 from pipelines.training.rows import Rows
 from pipelines.training.stopping import asked_to_leave
 from pipelines.training.strategies import name_of
@@ -48,6 +48,7 @@ def fit(
     initial: Path | None = None,
     nodes: Nodes = ONE_NODE,
     beside: Callable[[], AbstractContextManager[None]] = nullcontext,
+    watch: Watch | None = None,
 ) -> Fitted:
     """Build a model with ``params.seed``, fit its scaling (``adapt(numeric, labels)``, if it has one) and train it.
 
@@ -56,8 +57,9 @@ def fit(
     that finds a finished training returns it. ``initial`` are weights to start from instead (their scaling with
     them). Each rank has ``params.threads`` threads: the same inputs then give the same bits on a machine,
     whatever its core count. ``beside()`` is what goes on around the loop itself, entered once the ranks are forked: it
-    may start a thread. Raises DataError without rows, TrainingDiverged at the first loss or gradient that is
-    not finite, Unavailable if a rank died, hung or was asked to leave.
+    may start a thread. ``watch`` sees every epoch (loop.py) where one rank trains in this process. Raises DataError
+    without rows, TrainingDiverged at the first loss or gradient that is not finite, Unavailable if a rank died, hung or
+    was asked to leave.
     """
     if len(rows) < 2 or int(len(rows) * params.validation_share) >= len(rows):
         raise DataError(f"{len(rows)} row(s) to train on: widen dataset.window_days or dataset.fallback_rows")
@@ -90,7 +92,9 @@ def fit(
         if not (folder / RESULT).exists():
             if name_of(params) == "single":
                 with asked_to_leave() as leaving, beside():
-                    outcome = optimise(model, rows, params, device=local_device(device), work=work, preempted=leaving)
+                    outcome = optimise(
+                        model, rows, params, device=local_device(device), work=work, preempted=leaving, watch=watch
+                    )
                 write_result(folder, outcome, params)
             else:
                 launch(model, rows, params, folder, device=device, nodes=nodes, beside=beside)

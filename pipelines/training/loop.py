@@ -38,6 +38,8 @@ BEST = "best"
 NAMED_ROWS = 8
 """So many rows of a batch are named when its loss is not finite."""
 
+Watch = Callable[[int, nn.Module], None]
+
 log = logging.getLogger(__name__)
 
 
@@ -49,15 +51,17 @@ def optimise(
     device: torch.device = CPU,
     work: Path | None = None,
     preempted: Callable[[], bool] = lambda: False,
+    watch: Watch | None = None,
 ) -> Outcome:
     """Train ``model`` (logits [B, 1] or [B, K], or standardised numbers [B, 1], from the rows' inputs by name).
 
     Every rank calls this with the same arguments. ``work`` keeps metrics and checkpoints; a checkpoint found there
     is where training goes on. Raises TrainingDiverged at the first loss or gradient that is not finite, Preempted
-    once ``preempted`` says so on any rank, both on all ranks at the same step.
+    once ``preempted`` says so on any rank, both on all ranks at the same step. ``watch`` is given every epoch's number
+    and the model as it is judged then; what it raises ends the training.
     """
     with activation_checkpointing(model, enabled=params.activation_checkpointing):
-        trainer = _Trainer(model, rows, params, device, work)
+        trainer = _Trainer(model, rows, params, device, work, watch)
         try:
             trainer.train(preempted)
         finally:
@@ -86,8 +90,15 @@ class _Trainer:
     """
 
     def __init__(
-        self, model: nn.Module, rows: Rows, params: TrainParams, device: torch.device, work: Path | None
+        self,
+        model: nn.Module,
+        rows: Rows,
+        params: TrainParams,
+        device: torch.device,
+        work: Path | None,
+        watch: Watch | None = None,
     ) -> None:
+        self.watch = watch
         self.model = model
         self.params = params
         self.device = device
@@ -219,6 +230,10 @@ class _Trainer:
         progress = self.progress
         progress.curve.append(progress.summed / step.epoch_rows)
         progress.summed = 0.0
+        if self.watch is not None:
+            with swapped_in(self.extra_weights.get(EMA), self.weights):
+                self.watch(step.epoch, self.model)
+            self.model.train()
         if self.validation_rows is None:
             return
         loss = self._validate(self.validation_rows)

@@ -47,16 +47,19 @@ def training_record(
     base_weights: str | None,
     champion: str | None,
     governance: Mapping[str, Any],
+    choice: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of the training whose files lie in ``folder`` (a train step's, not yet committed).
 
     ``source`` says where the rows came from (name, kind, sha256, notice), ``modules`` are the dotted modules and
     packages that did the work, ``case_code`` is the sha256 of the case's own files, ``base_weights`` that of what a
-    pre-trained encoder started from, ``champion`` the key of the training that a warm start went on from.
+    pre-trained encoder started from, ``champion`` the key of the training that a warm start went on from. ``params``
+    are those that the weights depend on: where they were chosen among several candidates, ``choice`` says of which.
     """
     train = params.train
     origin = provenance()
-    on_gpus = params.resources.gpus > 0 and not isinstance(params.model, EstimatorParams)
+    is_estimator = isinstance(params.model, EstimatorParams)
+    on_gpus = params.resources.gpus > 0 and not is_estimator
     device = "cpu"
     if on_gpus:
         device = "cuda"
@@ -91,9 +94,10 @@ def training_record(
             "params": params.model_dump(mode="json"),
             "seed": train.seed,
             "strategy": facts["strategy"],
-            "world_size": facts.get("ranks", 1),
+            "world_size": 1 if is_estimator else train.ranks,
             "precision": facts["precision"],
             "device": device,
+            **({} if choice is None else {"choice": dict(choice)}),
         },
         "metrics": _curves(folder / metrics.FILE, facts),
         "artefacts": {"weights": facts["weights_sha256"], "base_weights": base_weights, "champion": champion},
@@ -150,15 +154,17 @@ def cpu_model() -> str:
 def source_sha256(module: str) -> str:
     """sha256 over the source of a dotted module, or over all files of a dotted package, with their names."""
     spec = find_spec(module)
-    if spec is None or spec.origin is None:
+    if spec is None:
         raise ModuleNotFoundError(f"{module} is no module of this program")
-    path = Path(spec.origin)
-    files = [path]
-    if path.name == "__init__.py":
-        files = sorted(path.parent.rglob("*.py"))
+    # A package is known by its folders: a case's may be without __init__.py.
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    files = [(path.relative_to(folder), path) for folder in folders for path in sorted(folder.rglob("*.py"))]
+    if not folders:
+        assert spec.origin is not None
+        files = [(Path(Path(spec.origin).name), Path(spec.origin))]
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(path.parent)}\0{file_sha256(file)}\n".encode())
+    for name, path in files:
+        digest.update(f"{name}\0{file_sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

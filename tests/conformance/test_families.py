@@ -23,6 +23,7 @@ from pipelines.params_file import load_params
 from tests.conformance.table import (
     CASE,
     EVERYTHING,
+    TEXT,
     WINDOW,
     bundle_of,
     declare,
@@ -83,6 +84,21 @@ def test_a_bundle_answers_what_the_estimator_answers(table, name, tmp_path):
     assert np.ptp(own[:, 0]) > 0.01  # rows do differ
     assert check_parity(trained, fields, tmp_path, columns, seed=0) <= 1e-5
     assert neighbours(fields, tmp_path, columns, seed=0) <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["lightgbm", "xgboost", "linear"])
+def test_a_text_beside_everything_is_read(name, tmp_path):
+    """Its words, or none where it is missing, are given beside all other kinds, and the bundle answers the same."""
+    fields = declare(*EVERYTHING, TEXT, target=TARGETS["classes"], derived=True)
+    with installed(tmp_path / "cases", fields):
+        rows = receive(delivered(fields), fields, WINDOW, load_params(CASE)).rows
+        bundle = tmp_path / "bundle"
+        trained = bundle_of(fields, rows, bundle, family(name, fields))
+        own = own_answers(trained, fields, rows, bundle)
+        columns = rows.select(fields.reads).to_dict(as_series=False)
+        assert np.abs(runtime.score_rows(bundle, fields, columns) - own).max() <= 1e-5
+        assert check_parity(trained, fields, bundle, columns, seed=0) <= 1e-5
+        assert neighbours(fields, bundle, columns, seed=0) <= 1e-6
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -175,6 +191,23 @@ def test_a_value_that_a_parameter_does_not_take_is_an_error(table):
     fields, rows = table
     with pytest.raises(ConfigError, match="max_iter"):
         fit(family("sklearn:HistGradientBoosting", fields, max_iter=-3), fields, labelled(fields, rows), ONE)
+
+
+def test_a_family_of_another_kind_of_target_is_an_error(table):
+    """A regressor for classes, a classifier for numbers and one without probabilities are refused before the fit."""
+    fields, rows = table
+    wrong = ["sklearn:LogisticRegression"] if fields.number else ["sklearn:Ridge", "sklearn:LinearSVC"]
+    for name in wrong:
+        with pytest.raises(ConfigError, match=r"predicts no numbers|gives no probabilities"):
+            fit(EstimatorParams(kind="estimator", family=name), fields, labelled(fields, rows), ONE)
+
+
+def test_what_a_family_cannot_read_is_an_error(table):
+    """Holes that a family does not know are told with what to look at, and not as a library's trace."""
+    fields, rows = table
+    one = family("linear", fields).model_copy(update={"layout": "codes"})
+    with pytest.raises(ConfigError, match=r"contains NaN.*model.layout"):
+        fit(one, fields, labelled(fields, rows), ONE)
 
 
 def test_a_class_that_scikit_learn_has_not_is_an_error():

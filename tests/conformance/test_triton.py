@@ -13,6 +13,7 @@ from embedded import triton as embedded
 from pipelines import storage
 from pipelines.cases.receiving import receive
 from pipelines.deploy import rollout
+from pipelines.params import EstimatorParams
 from pipelines.params_file import load_params
 from tests.conformance.table import (
     CASE,
@@ -30,20 +31,24 @@ from tests.serving.gateway.world import KEY, client, release
 
 pytestmark = pytest.mark.slow
 FIELDS = declare(*EVERYTHING, TEXT)
+FAMILIES = (None, "sklearn:LogisticRegression", "lightgbm")
+"""The network, and estimators that read the text's words."""
 
 
-def test_triton_answers_what_the_model_answers(triton_server, tmp_path):
-    """Offered and proved on rows with holes, the version then answers them behind the gateway as torch does."""
+@pytest.mark.parametrize("family", FAMILIES)
+def test_triton_answers_what_the_model_answers(family, triton_server, tmp_path):
+    """Offered and proved on rows with holes, the version then answers them behind the gateway as the model does."""
+    version = 1 + FAMILIES.index(family)
     home, ports = triton_server
     # A ledger of its own: other modules use the same Triton, and begin with theirs.
     settings = embedded.settings(home, ports).model_copy(update={"ledger_url": f"sqlite:///{tmp_path}/ledger.db"})
     with installed(tmp_path, FIELDS):
         rows = receive(delivered(FIELDS, rows=60), FIELDS, WINDOW, load_params(CASE)).rows
         bundle = tmp_path / "bundle"
-        model = bundle_of(FIELDS, rows, bundle)
+        model = bundle_of(FIELDS, rows, bundle, family and EstimatorParams(kind="estimator", family=family))
         about = json.loads((bundle / "bundle.json").read_text()) | {"dataset_key": "data-1"}
         (bundle / "bundle.json").write_text(json.dumps(about))
-        as_of = datetime(2024, 1, 1, tzinfo=UTC)
+        as_of = datetime(2024, 1, version, tzinfo=UTC)
         storage.commit(
             settings.run_dir(CASE, as_of) / "dataset",
             case=CASE,
@@ -52,8 +57,10 @@ def test_triton_answers_what_the_model_answers(triton_server, tmp_path):
             inputs={},
             build=lambda folder: rows.write_parquet(folder / "holdout.parquet") or {},
         )
-        folder = release(settings, 1, case=CASE, fill=lambda work: shutil.copytree(bundle, work, dirs_exist_ok=True))
-        rollout.offer(settings, FIELDS, 1, folder)
+        folder = release(
+            settings, version, case=CASE, fill=lambda work: shutil.copytree(bundle, work, dirs_exist_ok=True)
+        )
+        rollout.offer(settings, FIELDS, version, folder)
         (home / "api_key").write_text(KEY + "\n")
         with client(settings) as http:
             found = http.post(f"/v1/cases/{CASE}/predict", json={"rows": sent(FIELDS, rows)})

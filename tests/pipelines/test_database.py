@@ -3,8 +3,9 @@
 PostgreSQL decides like SQLite, also when twenty ask at once, and what cannot work names the setting.
 """
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Barrier
 
@@ -44,19 +45,21 @@ def at_once(work) -> list:
         return list(pool.map(one, range(AT_ONCE)))
 
 
+ABOUT = {
+    "case": "bank",
+    "candidate_key": "k",
+    "bundle": "b",
+    "action": "promote",
+    "trigger": "manual",
+    "reason": "r",
+    "actor": "a",
+    "as_of": T0,
+}
+
+
 def promote(url: str, champion: int):
     """Append the first release."""
-    about = {
-        "case": "bank",
-        "candidate_key": "k",
-        "bundle": "b",
-        "action": "promote",
-        "trigger": "manual",
-        "reason": "r",
-        "actor": "a",
-        "as_of": T0,
-    }
-    return ledger.append(url, Order(after=0, champion=champion, **about))
+    return ledger.append(url, Order(after=0, champion=champion, **ABOUT))
 
 
 def test_one_of_twenty_promotions_wins(url):
@@ -178,3 +181,30 @@ def test_a_damaged_file_is_no_outage(tmp_path: Path):
         damaged.write_bytes(whole[:start] + b"\xff" * (end - start) + whole[end:])
         with pytest.raises(IntegrityError, match=f"{damaged.name} is damaged.*{said}.*runbooks.md#ledger-changed"):
             ledger.silences(f"sqlite:///{damaged}", "bank", T0)
+
+
+def serving(url: str) -> int:
+    """The champion of the newest release."""
+    return ledger.champion_before(url, "bank", T0 + timedelta(days=9)).champion
+
+
+def test_a_file_that_was_put_in_its_place_is_read(tmp_path: Path):
+    """A restored backup is what a running process reads from then on, and writes to; a file that is gone is told."""
+    path, backup = tmp_path / "ledger.db", tmp_path / "backup.db"
+    url = f"sqlite:///{path}"
+    promote(url, 1)
+    with sqlite3.connect(path) as source, sqlite3.connect(backup) as target:
+        source.backup(target)
+    ledger.append(url, Order(after=1, champion=2, **{**ABOUT, "candidate_key": "l"}))
+    assert serving(url) == 2
+    for part in tmp_path.glob("ledger.db-*"):
+        part.unlink()
+    backup.replace(path)
+    assert serving(url) == 1
+    ledger.append(url, Order(after=1, champion=3, **{**ABOUT, "candidate_key": "m"}))
+    with sqlite3.connect(path) as found:
+        assert '"champion":3' in found.execute("select row from releases order by seq desc").fetchone()[0]
+    path.unlink()
+    for _ in range(20):
+        with pytest.raises(Unavailable, match=r"ledger.db is gone: .*restore it from a backup"):
+            serving(url)

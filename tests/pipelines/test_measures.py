@@ -10,6 +10,8 @@ from pipelines import measures
 from pipelines.cases import embedding
 from pipelines.drift.labels.calibration import expected
 from pipelines.evaluation.metrics import metrics
+from pipelines.gating.paired import paired
+from pipelines.params_file import load_params
 
 
 class Sure:
@@ -70,3 +72,25 @@ def test_an_interval_of_the_auc_holds_the_truth():
         held += found.low <= 0.7602 <= found.high
     assert 0.91 < held / 300 < 0.99
     assert measures.roc_auc_interval(np.ones(3), np.ones(3), 0.95) is None
+
+
+@pytest.mark.parametrize("metric", ["log_loss", "brier", "roc_auc", "pr_auc", "macro_f1", "accuracy", "cost"])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_a_metric_by_its_name_is_the_gates(metric, classes):
+    """What candidates are compared by has the value that the gate's paired comparison gives the same answers."""
+    if classes and metric in {"roc_auc", "pr_auc"}:
+        pytest.skip("rank metrics are of binary labels")
+    generator = np.random.default_rng(0)
+    label = generator.integers(0, classes or 2, 300)
+    score = generator.dirichlet(np.ones(classes), 300) if classes else generator.random(300).round(2)
+    costs = tuple(tuple(float(abs(i - 2 * j)) for j in range(classes or 2)) for i in range(classes or 2))
+    gate = load_params("bank").gate.model_copy(update={"metric": metric, "costs": costs})
+    found = paired(metric, label, score, score, gate)
+    assert measures.value(metric, label, score, costs) == pytest.approx(found.challenger, rel=1e-12)
+
+
+@pytest.mark.parametrize(("metric", "expected"), [("mae", 2.0), ("rmse", 5.0**0.5), ("pinball", 1.4)])
+def test_a_metric_of_numbers_by_its_name(metric, expected):
+    """Of numbers the mean absolute error, the root of the mean squared one, and the pinball loss at a quantile."""
+    found = measures.value(metric, np.array([3.0, 0.0]), np.array([0.0, 1.0]), quantile=0.9)
+    assert found == pytest.approx(expected)

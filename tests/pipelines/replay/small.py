@@ -18,7 +18,10 @@ UNTIL = date(2020, 6, 17)
 POLICIES = "never,drift,oracle"
 
 
-def write_params(folder: Path) -> Path:
+NETWORK = {"hidden": [16], "embedding": 2, "dropout": 0.0}
+
+
+def write_params(folder: Path, model: dict = NETWORK) -> Path:
     """``loans.yaml`` in ``folder``, to be used as PERENNIAL_PARAMS_DIR; returns the file."""
     values = yaml.safe_load((CASES_ROOT / "loans" / "params.yaml").read_text())
     values["label_delay_days"] = 1
@@ -29,7 +32,7 @@ def write_params(folder: Path) -> Path:
         "holdout_share": 0.3,
         "min_holdout": 40,
     }
-    values["model"] = {"hidden": [16], "embedding": 2, "dropout": 0.0}
+    values["model"] = model
     values["train"] |= {"epochs": 8, "batch_size": 32, "learning_rate": 0.01}
     values["gate"] |= {"draws": 200, "slices": [], "min_differing": 40}
     values["drift"] |= {"min_rows": 20, "min_new_labels": [400, 400, 0.0]}
@@ -41,13 +44,13 @@ def write_params(folder: Path) -> Path:
     return path
 
 
-def played(folder: Path, policies: str = POLICIES, until: date = UNTIL) -> dict:
+def played(folder: Path, policies: str = POLICIES, until: date = UNTIL, model: dict = NETWORK) -> dict:
     """The summary of a replay with its state in ``folder``; no page of a drift run is drawn."""
     draw = evidently.draw
     evidently.draw = lambda *_: None
     try:
         return replay(
-            load_params("loans", write_params(folder)),
+            load_params("loans", write_params(folder, model)),
             Settings(home=folder),
             Options(policies, SINCE, until),
             lambda _about: None,

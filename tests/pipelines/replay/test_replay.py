@@ -225,3 +225,12 @@ def test_the_report_says_what_the_summary_says(undisturbed):
     assert undisturbed["advice"].replace("'", "&#39;") in html
     assert undisturbed["advice"].startswith("Recommended at ")
     assert png(undisturbed)[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_trees_are_played_as_networks_are(tmp_path):
+    """An estimator's candidates are trained, scored, gated and promoted by the same steps: drift pays for it, too."""
+    trees = {"kind": "estimator", "family": "lightgbm", "parameters": {"n_estimators": 40, "num_leaves": 7}}
+    summary = played(tmp_path, "never,drift", model=trees)
+    never, drift = (summary["policies"][name] for name in ("never", "drift"))
+    assert (drift["retrains"], drift["promotions"]) == (1, 1)
+    assert drift["means"]["log_loss"] < never["means"]["log_loss"] - 0.1

@@ -11,10 +11,11 @@ from pipelines import cli, storage
 from pipelines.cases import load_fields, tabular
 from pipelines.errors import ConfigError
 from pipelines.files import file_sha256
+from pipelines.params import EstimatorParams, SearchParams
 from pipelines.reproduction import retrain
 from pipelines.reproduction.find import find
 from pipelines.settings import Settings
-from pipelines.training import loop, record
+from pipelines.training import choice, loop, record
 from tests.encoders import write_encoder
 from tests.pipelines.reproduction import runs
 
@@ -105,6 +106,21 @@ def test_a_training_that_spent_its_budget_is_stopped_at_the_same_step(tmp_path, 
     facts = storage.read_manifest(run_dir / "train").facts
     assert (facts["stopped"], facts["steps"]) == ("budget", 1)
     monkeypatch.setattr(loop.time, "perf_counter", lambda: 0.0)
+    answer = retrain.reproduce(settings, CASE, 1)
+    assert answer["identical"], answer["reason"]
+
+
+def test_what_was_chosen_among_several_is_trained_alone(tmp_path, monkeypatch):
+    """A version that was chosen and tuned is trained again from its record, without comparing anything again."""
+    search = SearchParams.model_validate(
+        {"trials": 2, "minutes": 5.0, "space": {"models.line.parameters.C": {"low": 0.001, "high": 1.0, "log": True}}}
+    )
+    params = runs.small(CASE, search=search)
+    models = {"network": params.model, "line": EstimatorParams(kind="estimator", family="sklearn:LogisticRegression")}
+    settings = Settings(home=tmp_path)
+    runs.register(settings, params.model_copy(update={"models": models}), 1)
+    assert find(settings, CASE, 1).manifests["train"].facts["chosen"]["name"] in models
+    monkeypatch.setattr(choice, "choose", None)
     answer = retrain.reproduce(settings, CASE, 1)
     assert answer["identical"], answer["reason"]
 
