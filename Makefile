@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status clean check test repro seed-rows step-versions dvc-yaml bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift bench-metrics proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay bench-rows bench-flights flights-data test-full test-compose
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions dvc-yaml bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift bench-metrics proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay bench-rows bench-flights bench-families bench-models flights-data test-full test-compose
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -165,5 +165,11 @@ bench-rows: ## what a row costs the gateway: holes, other values, flags, attribu
 bench-replay: ## retrain policies on the real history of bank and triage: loss against cost [ARGS="--cases bank"]
 	$(PY) -m benchmarks.bench.replay $(ARGS)
 
-bench-flights: ## delays of 2013, month by month: the loop's network against LightGBM and the mean (benchmarks/results/flights.json, flights_late.json) [ARGS=--quick]
+bench-flights: ## delays of 2013, month by month: network and LightGBM through the loop, and the mean (benchmarks/results/flights.json, flights_late.json) [ARGS=--quick]
 	$(PY) -m benchmarks.bench.flights $(ARGS)
+
+bench-families: ## network, LightGBM, XGBoost and logistic regression through the loop on bank; two small cases beside scikit-learn by hand (benchmarks/results/families.json) [ARGS=--quick]
+	$(PY) -m benchmarks.bench.families $(ARGS)
+
+bench-models: ## what each family of models costs: fit, export, parity, rows in ONNX Runtime and at the gateway (benchmarks/results/models.json) [ARGS=--quick]
+	$(PY) -m benchmarks.bench.models $(ARGS)

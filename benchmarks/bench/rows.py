@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.record import goal, record
 from pipelines.cases import load_fields
@@ -35,6 +36,7 @@ LIMIT = 1.5
 DERIVED = "plain and four derived features"
 MOST = 100
 Work = Callable[[], object]
+Encoding = Callable[[], dict[str, NDArray[Any]]]
 
 
 def main() -> None:
@@ -48,9 +50,9 @@ def main() -> None:
     plain = load_fields(CASE)
     tables = {
         "plain": plain,
-        "missing and other": _open(plain),
-        "and flags and attributes": _wider(_open(plain)),
-        DERIVED: _deriving(plain),
+        "missing and other": opened(plain),
+        "and flags and attributes": wider(opened(plain)),
+        DERIVED: with_derived(plain),
     }
     for size, requests in SIZES.items():
         works = {name: _request(fields, size) for name, fields in tables.items()}
@@ -73,7 +75,7 @@ def main() -> None:
     )
 
 
-def measure(works: dict[str, Work], times: int) -> dict[str, list[float]]:
+def measure(works: Mapping[str, Work], times: int) -> dict[str, list[float]]:
     """Processor seconds of every call, the works taking turns so that a busy machine is busy for all of them."""
     found: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
@@ -90,18 +92,19 @@ def _each(seconds: Sequence[float], fields: Fields) -> float:
     return float(np.median(seconds)) / len(fields.fields)
 
 
-def _open(fields: Fields) -> Fields:
+def opened(fields: Fields) -> Fields:
     """Every field with the options that its kind has."""
 
-    def opened(field: Field) -> Field:
+    def one(field: Field) -> Field:
         if isinstance(field, Categorical):
             return replace(field, missing=True, other=True)
         return replace(field, missing=True) if isinstance(field, Numeric) else field
 
-    return replace(fields, fields=tuple(opened(field) for field in fields.fields))
+    return replace(fields, fields=tuple(one(field) for field in fields.fields))
 
 
-def _wider(fields: Fields) -> Fields:
+def wider(fields: Fields) -> Fields:
+    """Four flags and two attributes beside the fields."""
     more: tuple[Field, ...] = (
         *(Flag(f"flag_{number}", missing=True) for number in range(4)),
         Attribute("key"),
@@ -110,8 +113,8 @@ def _wider(fields: Fields) -> Fields:
     return replace(fields, fields=(*fields.fields, *more))
 
 
-def _deriving(fields: Fields) -> Fields:
-    """A ratio, a logarithm, a bucket and an interaction beside the fields."""
+def with_derived(fields: Fields) -> Fields:
+    """A ratio, a logarithm, a bucket and an interaction beside the fields; missing where what they are of may be."""
     import polars as pl
 
     young = pl.col("age").bin_intervals([30.0, 60.0], labels=["young", "middle", "old"]).cast(pl.String)
@@ -121,31 +124,36 @@ def _deriving(fields: Fields) -> Fields:
         "age_group": young,
         "job_of_age": pl.col("job") + "|" + young,
     }
+    missing = any(field.missing for field in fields.numeric)
     derived: tuple[Categorical | Numeric | Flag, ...] = (
         Numeric("calls_before", missing=True),
         Numeric("log_campaign", missing=True),
-        Categorical("age_group", ("young", "middle", "old")),
-        Categorical("job_of_age", ("student|young", "retired|old"), other=True),
+        Categorical("age_group", ("young", "middle", "old"), missing=missing),
+        Categorical("job_of_age", ("student|young", "retired|old"), missing=missing, other=True),
     )
     return with_formulas(replace(fields, derived=derived), expressions)
 
 
-def _request(fields: Fields, rows: int) -> Work:
-    """The gateway's work on one request: decode and check, a digest of every row, columns, tensors."""
+def _request(fields: Fields, rows: int) -> Encoding:
     generator = np.random.default_rng(0)
-    body = json.dumps({"rows": [_row(fields, generator) for _ in range(rows)]}).encode()
     encoder = partial(encode, fields, derive=deriving(fields))  # as pipelines.encoding.encoder makes it of a bundle
-    return partial(_work, row_shape(fields, MOST), fields, encoder, body)
+    return request(fields, [drawn_row(fields, generator) for _ in range(rows)], encoder)
 
 
-def _work(shape: Shape, fields: Fields, encoder: Encode, body: bytes) -> object:
+def request(fields: Fields, rows: Sequence[dict[str, Any]], encoder: Encode) -> Encoding:
+    """The gateway's work on one request: decode and check, a digest of every row, columns, tensors."""
+    return partial(_work, row_shape(fields, MOST), fields, encoder, json.dumps({"rows": rows}).encode())
+
+
+def _work(shape: Shape, fields: Fields, encoder: Encode, body: bytes) -> dict[str, NDArray[Any]]:
     features = [msgspec.structs.astuple(item)[: len(fields.fields)] for item in read(shape, body)]
     for own in features:
         digest(own)
     return encoder(dict(zip(fields.names, zip(*features, strict=True), strict=True)))
 
 
-def _row(fields: Fields, generator: np.random.Generator) -> dict[str, Any]:
+def drawn_row(fields: Fields, generator: np.random.Generator) -> dict[str, Any]:
+    """A row as a client sends it, with holes and undeclared values wherever the declaration takes them."""
     return {field.name: _value(field, generator) for field in fields.fields}
 
 
