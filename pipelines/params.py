@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from itertools import pairwise
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import (
     AfterValidator,
@@ -17,7 +18,9 @@ from pydantic import (
     Field,
     StringConstraints,
     Tag,
+    ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -673,6 +676,120 @@ def _holds_model(models: dict[str, AnyModel], info: ValidationInfo) -> dict[str,
     return models
 
 
+class Columns(Strict):
+    """What every declared source says of its columns; docs/cases.md#a-source-without-code has the options in words.
+
+    ``columns`` are the source's names by ours. ``id: null`` says that there is no id: one is made of a row's content.
+    """
+
+    columns: dict[str, str | None] = {}
+    time_zone: str | None = None
+    time_unit: Literal["s", "ms", "us", "ns"] | None = None
+    label_values: tuple[str, ...] = ()
+    notice: str = ""
+
+    @model_validator(mode="after")
+    def _names_are_there(self) -> Columns:
+        for own, name in self.columns.items():
+            if not name and (name == "" or own != "id"):
+                raise ValueError(f"columns.{own} names no column: name one, or leave {own} out")
+        return self
+
+    @field_validator("time_zone")
+    @classmethod
+    def _zone_exists(cls, zone: str | None) -> str | None:
+        try:
+            return zone and ZoneInfo(zone).key
+        except (ValueError, OSError, KeyError) as error:
+            raise ValueError(f"{zone!r} is no time zone: give one like UTC or Europe/Berlin") from error
+
+    @field_validator("label_values")
+    @classmethod
+    def _each_once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(values)) < len(values) or len(values) == 1:
+            raise ValueError('give every text that the label can be once, as in ["no", "yes"]')
+        return values
+
+
+class FilesSource(Columns):
+    """Rows lie in files, here or in a store."""
+
+    kind: Literal["files"]
+    url: str | tuple[str, ...]
+    format: Literal["parquet", "csv", "json"] | None = None
+    separator: str = Field(default=",", min_length=1, max_length=1)
+    nulls: tuple[str, ...] = ()
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The addresses, one or more."""
+        return (self.url,) if isinstance(self.url, str) else self.url
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> FilesSource:
+        if not self.urls or not all(self.urls):
+            raise ValueError("url is empty: give a path or an address")
+        for url in self.urls:
+            protocol, _, rest = url.partition("://")
+            # abfs://container@account names no login.
+            if protocol in {"http", "https", "ftp"} and "@" in rest.partition("/")[0]:
+                raise ValueError(
+                    "url has a login in it: parameters hold no secrets; see docs/cases.md for where they go"
+                )
+        return self
+
+
+class UrlFrom(Strict):
+    """Where an address with its password is told: one of a file, a variable of the environment, a connection."""
+
+    file: str | None = None
+    env: str | None = None
+    connection: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> UrlFrom:
+        if sum(bool(one) for one in (self.file, self.env, self.connection)) != 1:
+            raise ValueError("give one of {file: path}, {env: NAME} and {connection: id}")
+        return self
+
+
+class SqlSource(Columns):
+    """Rows lie in a database."""
+
+    kind: Literal["sql"]
+    url_from: UrlFrom
+    table: str | None = None
+    query: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> SqlSource:
+        if bool(self.table) == bool(self.query):
+            raise ValueError("give a table or a query, one of both")
+        return self
+
+
+DECLARED: dict[str, type[FilesSource | SqlSource]] = {"files": FilesSource, "sql": SqlSource}
+"""The kinds of sources that need no code."""
+
+
+def _source_kind(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    return "declared" if isinstance(kind, str) and kind in DECLARED else "own"
+
+
+def _declared(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        DECLARED[value["kind"]].model_validate_json(json.dumps(value))
+    except ValidationError as error:
+        mistakes = [
+            f"{'.'.join(str(step) for step in one['loc'] if step not in {'str', 'tuple[str, ...]'})}: "
+            + one["msg"].removeprefix("Value error, ").replace("Extra inputs are not permitted", "there is no such key")
+            for one in error.errors(include_url=False)
+        ]
+        raise ValueError("; ".join(mistake.removeprefix(": ") for mistake in dict.fromkeys(mistakes))) from error
+    return value
+
+
 class Params(Strict):
     """All parameters of one case, read from ``cases/<case>/params.yaml``."""
 
@@ -702,11 +819,22 @@ class Params(Strict):
     headroom: HeadroomParams = HeadroomParams()
     replay: ReplayParams | None = None
     alerts: AlertParams = AlertParams()
-    source: dict[str, str | int | float | bool | None] = {}
-    """Settings of the case's own source, e.g. the generator's drift kind.
+    source: Annotated[
+        Annotated[dict[str, str | int | float | bool | None], Tag("own")]
+        | Annotated[dict[str, Any], AfterValidator(_declared), Tag("declared")],
+        Discriminator(_source_kind),
+    ] = {}
+    """A declared source (:attr:`declared_source`), else settings of the case's own, e.g. the generator's drift kind.
 
-    Each has to be named somewhere in the case's code.
+    Each of those has to be named somewhere in the case's code.
     """
+
+    @property
+    def declared_source(self) -> FilesSource | SqlSource | None:
+        """Where rows come from without any code of the case; None: it has a source.py."""
+        if _source_kind(self.source) == "own":
+            return None
+        return DECLARED[str(self.source["kind"])].model_validate_json(json.dumps(self.source))
 
     @property
     def candidates(self) -> dict[str, AnyModel]:

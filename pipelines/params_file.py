@@ -19,7 +19,7 @@ from pydantic import (
 
 from pipelines import case_files, search_space
 from pipelines.errors import ConfigError
-from pipelines.params import METRICS, MODELS, Metric, Params
+from pipelines.params import DECLARED, METRICS, MODELS, Metric, Params
 from pipelines.settings import Settings, read_settings
 
 
@@ -219,7 +219,7 @@ def _described(error: Any, raw: Any) -> tuple[str, str]:
         what = f"there is no such key: {_like(place[-1], _keys_beside(error['loc']))}"
     elif isinstance(at, str) and error["type"] in {"float_type", "int_type"} and _NUMBER.fullmatch(at):
         what = f"{at} is text in YAML: write it with a point and a sign, as in 2.0e-5"
-    elif place[:1] == ["source"]:
+    elif place[:1] == ["source"] and error["type"] != "value_error":
         what = "write text, a finite number, true, false or null"
     return ".".join(place) or "file", what
 
@@ -270,10 +270,7 @@ def _unknown_names(case: str, raw: Any) -> dict[str, str]:
                     found[place] = f"{name!r} is {what} of the case: {_like(name, known)}"
     folder = case_files.folder_of(case)
     whole = (folder / "schema.py").exists()
-    for name in _unread(case, map(str, islice(block.get("source", {}), MOST_MISTAKES))) if whole else ():
-        near = difflib.get_close_matches(name, re.findall(r"(\w+)(?=[\"']|\s*[:=])", _text(folder)), n=1)
-        mend = f"did you mean {near[0]!r}?" if near else "remove it, or read it there"
-        found[f"source.{name}"] = f"nothing in the case's code reads such a setting: {mend}"
+    found |= _of_source(case, block.get("source", {}), fields, whole=whole)
     own_probe = block.get("headroom", {}).get("family") == "own"
     if own_probe and whole and not (folder / "probe.py").exists():
         found["headroom.family"] = "the case has no probe.py: write it, or choose auto, logistic or boosting"
@@ -282,6 +279,36 @@ def _unknown_names(case: str, raw: Any) -> dict[str, str]:
     if isinstance(variant, str) and whole and variant not in variants:
         found["replay.variant"] = f"the case has no variants/{variant}/{case}.yaml: {_like(variant, variants)}"
     return found
+
+
+def _of_source(case: str, source: dict[str, Any], fields: Any, *, whole: bool) -> dict[str, str]:
+    """Names of a declared source, or settings of the case's own, that mean nothing there."""
+    kind = source.get("kind")
+    if isinstance(kind, str) and kind in DECLARED:
+        return _unknown_columns(source.get("columns"), fields)
+    if not whole:
+        return {}
+    folder = case_files.folder_of(case)
+    if kind is not None and not (folder / "source.py").exists():
+        return {"source.kind": f"{kind!r} is no kind of source: {_like(str(kind), DECLARED)}"}
+    found = {}
+    for name in _unread(case, map(str, islice(source, MOST_MISTAKES))):
+        near = difflib.get_close_matches(name, re.findall(r"(\w+)(?=[\"']|\s*[:=])", _text(folder)), n=1)
+        mend = f"did you mean {near[0]!r}?" if near else "remove it, or read it there"
+        found[f"source.{name}"] = f"nothing in the case's code reads such a setting: {mend}"
+    return found
+
+
+def _unknown_columns(columns: Any, fields: Any) -> dict[str, str]:
+    """The names of a declared source's columns that are none of ours."""
+    if not isinstance(columns, dict) or fields is None:
+        return {}
+    known = ["id", "event_time", "label_time", *fields.names, fields.label]
+    strange = [str(name) for name in columns if name not in known]
+    return {
+        f"source.columns.{name}": f"a row has no {name!r}, and our names stand before theirs: {_like(name, known)}"
+        for name in strange[:MOST_MISTAKES]
+    }
 
 
 def _target_kind(fields: Any) -> str:

@@ -5,8 +5,8 @@ A folder lies here or outside of the tree (pipelines/case_files.py). Either way 
 
 ``schema.py`` is light (plain data; the gateway imports it), ``features.py`` has the expressions of its derived features
 if it declares some (a gateway finds them in the bundle), ``source.py`` reads or generates canonical
-rows, ``model.py`` builds the torch model (a case of estimators alone has none). Adding a case adds a folder and touches
-no other room.
+rows (a case with a declared source has none), ``model.py`` builds the torch model (a case of estimators alone has
+none). Adding a case adds a folder and touches no other room.
 
 :func:`pipelines.cases.surveying.survey` says which cases there are, and what is wrong with those that cannot work.
 :func:`load_case` is for whoever wants one case; it raises what is wrong with it.
@@ -120,10 +120,38 @@ def part(case: str, name: str) -> ModuleType:
         raise ConfigError(f"unknown case {case!r}: choose one of {', '.join(sorted(found))}")
     if found[case].problem:
         raise ConfigError(f"case {case}: {found[case].problem}")
+    if name == "source" and (not file_of(case, "source.py").exists() or load_params(case).declared_source):
+        return declared_source(case, load_params(case))
     module = import_part(case, name, lambda: importlib.import_module(f"{__name__}.{case}.{name}"))
     for function, takes in (FUNCTIONS | OPTIONAL).get(name, {}).items():
         _check_function(case, name, function, takes, getattr(module, function, None))
     return module
+
+
+def declared_source(case: str, params: Params) -> ModuleType:
+    """What reads a declared source as a source.py would. Raises ConfigError if there is none, or a source.py too."""
+    if problem := source_problem(case, params):
+        raise ConfigError(f"case {case}: {problem}")
+    from pipelines.cases import declared
+
+    return declared
+
+
+def source_problem(case: str, params: Params) -> str:
+    """What is wrong with where a case's rows come from, a source.py or a declared source, or ""."""
+    there = file_of(case, "source.py").exists()
+    declared = params.declared_source is not None
+    if declared and there:
+        return (
+            f"params.yaml declares a source, and there is {shown(case, 'source')}: remove one of them, rows come from "
+            "one place"
+        )
+    if not declared and not there:
+        return (
+            f"{shown(case, 'source')} is missing: write it, as the cases beside it have one, or declare a source in "
+            "params.yaml (docs/cases.md)"
+        )
+    return ""
 
 
 def build_model(case: str, params: AnyModel, fields: Fields, **more: Any) -> Any:

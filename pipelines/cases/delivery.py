@@ -76,13 +76,13 @@ def none_usable(received: Received, params: Params, origin: str, kept: Path | No
         outside = received.outside_window + received.outside_period
         return DataError(
             f"{begin} can be used: {why}; {outside} lie outside of what is needed; "
-            f"e.g. {received.refused[AS_DELIVERED][0]}; they are in {kept}: mend source.py, or what delivers to it"
+            f"e.g. {received.refused[AS_DELIVERED][0]}; they are in {kept}: mend the source, or what delivers to it"
         )
     if received.delivered and received.outside_period == received.delivered and received.times is not None:
         oldest, newest = (moment.isoformat() for moment in received.times)
         since, until = params.period
         return DataError(
             f"{begin} lies in the case's period, from {since.isoformat()} to {until.isoformat() if until else 'now'}: "
-            f"their event_time is from {oldest} to {newest}; mend event_time in source.py, or period in params.yaml"
+            f"their event_time is from {oldest} to {newest}; mend event_time in the source, or period in params.yaml"
         )
     return None

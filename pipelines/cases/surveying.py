@@ -29,6 +29,7 @@ from pipelines.cases import (
     file_of,
     import_part,
     shown,
+    source_problem,
 )
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
@@ -110,10 +111,11 @@ def _examined(case: str, *, anew: bool, trains: bool) -> Case:
     names: dict[str, set[str] | None] = {}
     for path in _code(case):
         names[path.stem] = tried(lambda path=path: _names(case, path, trains=trains))  # type: ignore[misc]
+    problems |= _of_source(case, params)
     for module, functions in (FUNCTIONS | OPTIONAL).items():
         if not file_of(case, f"{module}.py").exists():
-            if module in OPTIONAL or (module == "model" and _needs_no_network(params)):
-                continue
+            if module in {*OPTIONAL, "source"} or (module == "model" and _needs_no_network(params)):
+                continue  # of a source it is told above
             problems[f"{shown(case, module)} is missing: write it, as the cases beside it have one"] = None
         elif (bound := names.get(module)) is not None and "*" not in bound:
             wanted = {name: f"{name}({', '.join(takes)})" for name, takes in functions.items()} | _more(module, params)
@@ -125,6 +127,11 @@ def _examined(case: str, *, anew: bool, trains: bool) -> Case:
     if fields is not None and (problem := _of_features(case, fields, names.get("features"))):
         problems[problem] = None
     return Case(case, params, fields, "; ".join(problems))
+
+
+def _of_source(case: str, params: Params | None) -> dict[str, None]:
+    """What is wrong with where rows come from; nothing where the parameters, which may tell of it, are broken."""
+    return dict.fromkeys([problem] if params is not None and (problem := source_problem(case, params)) else [])
 
 
 def _of_features(case: str, fields: Fields, bound: set[str] | None) -> str:

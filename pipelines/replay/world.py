@@ -14,6 +14,7 @@ from pipelines.cases import load_fields, part
 from pipelines.cases.code import code_sha256
 from pipelines.cases.sources import Source
 from pipelines.contracts import Window
+from pipelines.data.lake import content_sha256
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
 from pipelines.files import file_sha256
@@ -65,6 +66,11 @@ class World:
         """
         return self.params.model.kind == "embedding" and not self.params.compares and self.fields.number is None
 
+    @property
+    def _read(self) -> str | None:
+        """What was read of a database, which has no file to know it by; generated rows are as declared."""
+        return content_sha256(self.rows) if self.source.kind == "real" else None
+
     def of(self, tick: Tick) -> pl.DataFrame:
         """The canonical rows of a tick."""
         return self.rows.filter(pl.col("event_time").is_between(tick.window.start, tick.window.end, closed="left"))
@@ -86,7 +92,7 @@ class World:
             "fields": self.fields.features_hash,
             "code": code_sha256(self.params.case),
             "profile": None if scales is None else file_sha256(scales),
-            "source": self.source.sha256,
+            "source": self.source.sha256 or self._read,
             "first": self.ticks[0].label,
             "steps": {step.name: step.version for step in steps},
         }

@@ -1,0 +1,264 @@
+"""The columns of a declared source: which are asked for, and how what they hold becomes what a row holds.
+
+Nothing is guessed. A time needs a zone, a number as a time a unit, a text as a label its place among the values; what
+lacks it is one error that names the column, where it is and what to declare. Single values that cannot be read are left
+to :mod:`pipelines.cases.receiving`, which refuses them one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import polars as pl
+
+from pipelines.contracts import Window
+from pipelines.errors import DataError
+from pipelines.fields import Fields, Flag, Numeric, Vector, as_kind, frame_schema
+from pipelines.params import FilesSource, SqlSource
+
+MOMENT = pl.Datetime("us", "UTC")
+DAY = timedelta(days=1)
+ID_DIGITS = 32
+"""Hexadecimal digits of an id that is made of a row's content: 128 bits of its SHA-256."""
+WITH_ZONE = ("%+", "%Y-%m-%dT%H:%M%#z", "%Y-%m-%d %H:%M%#z")
+WITHOUT_ZONE = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_EXACT = 2.0**53
+"""Below it a float64 tells every whole number from the next."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a source: a case's columns, as it declares them, of one window."""
+
+    fields: Fields
+    declared: FilesSource | SqlSource
+    window: Window
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The source's names by ours, of every column that is read."""
+        given = self.declared.columns
+        ours = ["id", "event_time", *self.fields.names, self.fields.label]
+        if "label_time" in given:
+            ours.append("label_time")
+        return {own: given.get(own) or own for own in ours if own != "id" or not self.makes_ids}
+
+    @property
+    def makes_ids(self) -> bool:
+        """Whether the source has no ids."""
+        return self.declared.columns.get("id", "id") is None
+
+    @property
+    def times(self) -> list[str]:
+        """Those of our names that are times."""
+        moments = [field.name for field in self.fields.moments]
+        return [name for name in self.names if name in {"event_time", "label_time", *moments}]
+
+    @property
+    def event_time(self) -> str:
+        """The source's name of the time by which rows are asked for."""
+        return self.names["event_time"]
+
+    @property
+    def text_types(self) -> dict[str, pl.DataType]:
+        """How a file of texts is read: numbers too, for one reading of all formats, and vectors as lists."""
+        vectors = {field.name for field in self.fields.fields if isinstance(field, Vector)}
+        return {name: pl.List(pl.Float64()) if own in vectors else pl.String() for own, name in self.names.items()}
+
+    def check(self, there: Collection[str], where: str) -> None:
+        """Raise DataError if a column is not there."""
+        missing = [name for name in self.names.values() if name not in there]
+        if not missing:
+            return
+        mend = "name them in source.columns of params.yaml, or deliver them again"
+        if self.names.get("id") in missing:
+            mend += "; {id: null} there says that rows have no id, and one is made of what they hold"
+        raise DataError(
+            f"{where} has no column {', '.join(missing)}, but {', '.join(sorted(there)[:40]) or 'none'}: {mend}"
+        )
+
+
+def of_window(frame: pl.LazyFrame, asked: Asked, where: str) -> pl.DataFrame:
+    """The rows of the window under our names; those without a readable time too, for whoever counts refusals.
+
+    Raises DataError for a column that cannot be read as it is declared; what polars raises passes.
+    """
+    schema = frame.collect_schema()
+    asked.check(schema.names(), where)
+    window, name = asked.window, asked.event_time
+    kind = schema[name]
+    if isinstance(kind, pl.Datetime):  # on the column itself, so that a Parquet file's statistics leave pages unread
+        frame = frame.filter(pl.col(name).is_between(*_around(window, kind)) | pl.col(name).is_null())
+    columns = {own: pl.col(theirs) for own, theirs in asked.names.items()}
+    read = {f"_{own}": _moment(pl.col(asked.names[own]), own, schema, asked, where) for own in asked.times}
+    event_time = pl.col("_event_time")
+    inside = (event_time >= window.start) & (event_time < window.end)
+    found = frame.select(**columns, **read).filter(inside | event_time.is_null()).collect(engine="streaming")
+    return _readable(found, asked, where)
+
+
+def _around(window: Window, kind: pl.Datetime) -> tuple[pl.Expr, pl.Expr]:
+    """A day more on either side, in the column's own type: which zone it is in does not matter."""
+    bounds: list[pl.Expr] = []
+    for moment in (_plus(window.start, -DAY), _plus(window.end, DAY)):
+        bound = pl.lit(moment.replace(tzinfo=None), pl.Datetime(kind.time_unit))
+        if kind.time_zone is not None:
+            bound = bound.dt.replace_time_zone("UTC").dt.convert_time_zone(kind.time_zone)
+        bounds.append(bound)
+    return bounds[0], bounds[1]
+
+
+def _plus(moment: datetime, more: timedelta) -> datetime:
+    try:
+        return moment + more
+    except OverflowError:
+        return moment
+
+
+def _moment(column: pl.Expr, own: str, schema: pl.Schema, asked: Asked, where: str) -> pl.Expr:
+    """A column as moments in UTC, null where a value is none."""
+    name = asked.names[own]
+    kind, zone, unit = schema[name], asked.declared.time_zone, asked.declared.time_unit
+    if kind == pl.Null:
+        return pl.lit(None, MOMENT)
+    if isinstance(kind, pl.Datetime) and kind.time_zone is not None:
+        return column.cast(MOMENT)
+    if kind == pl.String:
+        with_zone = [column.str.to_datetime(text, time_unit="us", time_zone="UTC", strict=False) for text in WITH_ZONE]
+        if zone is not None:
+            local = [column.str.to_datetime(text, time_unit="us", strict=False) for text in WITHOUT_ZONE]
+            with_zone += [_in_zone(one, zone) for one in local]
+        if unit is not None:
+            with_zone.append(_of_number(column.cast(pl.Float64, strict=False), unit))
+        return pl.coalesce(with_zone)
+    if isinstance(kind, pl.Datetime) or kind == pl.Date:
+        if zone is None:
+            raise DataError(
+                f"{where}: {name} holds {kind} without a time zone, which could be any: declare it as "
+                "source.time_zone in params.yaml, like UTC or Europe/Berlin"
+            )
+        return _in_zone(column.cast(pl.Datetime("us")), zone)
+    if kind.is_numeric():
+        if unit is None:
+            raise DataError(
+                f"{where}: {name} holds {kind}, whose unit could be any: declare it as source.time_unit in "
+                "params.yaml, s, ms, us or ns since 1970"
+            )
+        return _of_number(column, unit)
+    raise DataError(f"{where}: {name} holds {kind}, expected times: name another column in source.columns")
+
+
+def _in_zone(local: pl.Expr, zone: str) -> pl.Expr:
+    """Local times in UTC: the earlier one of the hour that comes twice; an hour that never comes cannot be read."""
+    return local.dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null").dt.convert_time_zone("UTC")
+
+
+def _of_number(column: pl.Expr, unit: str) -> pl.Expr:
+    """Numbers since 1970 as moments."""
+    micro = column * (10**6 / PER_SECOND[unit])
+    return micro.round().cast(pl.Int64, strict=False).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+
+
+def _readable(found: pl.DataFrame, asked: Asked, where: str) -> pl.DataFrame:
+    """What was read with moments in their places, ids and labels as rows have them."""
+    for own in asked.times:
+        moment = found[f"_{own}"]
+        lost = found[own].is_not_null() & moment.is_null()
+        _check_zone(found[own], lost, asked.names[own], where)
+        if lost.any():  # as texts, so that those that are none are refused one by one, as they came
+            texts = moment.dt.strftime("%Y-%m-%dT%H:%M:%S%.6f+00:00")
+            moment = texts.zip_with(~lost, found[own].cast(pl.String, strict=False).fill_null("unreadable"))
+        found = found.with_columns(moment.alias(own)).drop(f"_{own}")
+    for field in asked.fields.fields:
+        if isinstance(field, Flag):
+            words = pl.col(field.name).cast(pl.String).str.to_lowercase().replace({"1": "true", "0": "false"})
+            found = found.with_columns(words)
+        elif isinstance(field, Numeric) and isinstance(found.schema[field.name], pl.Decimal):
+            found = found.with_columns(pl.col(field.name).cast(pl.Float64))
+    found = found.with_columns(_label(found[asked.fields.label], asked, where))
+    if asked.makes_ids:
+        return found.with_columns(_ids(found, asked.fields))
+    return found.with_columns(_id(found["id"], asked.names["id"], where))
+
+
+def _check_zone(texts: pl.Series, lost: pl.Series, name: str, where: str) -> None:
+    """Raise DataError if none of a column's texts can be read for want of one declaration."""
+    if texts.dtype != pl.String or not lost.any() or lost.sum() < texts.len() - texts.null_count():
+        return
+    text = texts.filter(lost)[0]
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        if not text.lstrip("-").replace(".", "", 1).isdecimal():
+            return
+        mend = "a number whose unit could be any: declare it as source.time_unit in params.yaml, s, ms, us or ns"
+    else:
+        mend = "without a time zone, which could be any: declare it as source.time_zone in params.yaml, like UTC"
+    raise DataError(f"{where}: {name} holds times like {text!r}, {mend}")
+
+
+def _id(ids: pl.Series, name: str, where: str) -> pl.Series:
+    """Ids that a table keeps as floats, as they are when some are missing, without their point."""
+    if not ids.dtype.is_float():
+        return ids
+    known = ids.fill_nan(None).drop_nulls()
+    if not ((known == known.round()) & (known.abs() < _EXACT)).all():
+        raise DataError(f"{where}: {name} holds {ids.dtype}, and not only whole numbers: an id is a text or an integer")
+    return ids.fill_nan(None).cast(pl.Int64)
+
+
+def _label(labels: pl.Series, asked: Asked, where: str) -> pl.Series:
+    values = list(asked.declared.label_values)
+    held = f"{where}: the label {asked.names[asked.fields.label]}"
+    if isinstance(labels.dtype, pl.Categorical | pl.Enum):
+        labels = labels.cast(pl.String)
+    if not values and asked.fields.classes and labels.dtype == pl.String and _among(labels, asked.fields.classes):
+        values = list(asked.fields.classes)
+    if values:
+        texts = labels.cast(pl.String)
+        if not _among(texts, values):
+            raise DataError(
+                f"{held} holds {_strange(texts, values)!r}, which is none of {', '.join(values)}: mend the data, or "
+                "declare all of them as source.label_values, in the order of the label's numbers"
+            )
+        return texts.replace_strict(values, list(range(len(values))), return_dtype=pl.Int64)
+    if labels.dtype != pl.String:
+        return labels
+    words = {"true": "1", "false": "0"}
+    number = labels.str.to_lowercase().replace(words).cast(pl.Float64, strict=False)
+    if (labels.is_not_null() & number.is_null()).any():
+        text = labels.filter(labels.is_not_null() & number.is_null())[0]
+        mend = 'declare what it can be as source.label_values in params.yaml, like ["no", "yes"] for 0 and 1'
+        if asked.fields.classes:
+            mend = f"it is none of the classes {', '.join(map(str, asked.fields.classes[:20]))}; mend the data, or them"
+        if asked.fields.number is not None:
+            mend = "a number is expected: mend the data, or name another column in source.columns"
+        raise DataError(f"{held} holds {text!r}: {mend}")
+    return number
+
+
+def _among(texts: pl.Series, values: Collection[Any]) -> bool:
+    return bool(texts.drop_nulls().is_in(list(values)).all())
+
+
+def _strange(texts: pl.Series, values: Collection[Any]) -> str:
+    return str(texts.drop_nulls().filter(~texts.drop_nulls().is_in(list(values)))[0])
+
+
+def _ids(found: pl.DataFrame, fields: Fields) -> pl.Series:
+    """Ids of what rows hold, whatever file format or database they came from: time and fields by name.
+
+    The label is left out: it comes later, and the row stays the same.
+    """
+    schema = frame_schema(fields)
+    read = found.select(as_kind(pl.col(name), schema[name]) for name in sorted({"event_time", *fields.names}))
+    read = read.with_columns(pl.selectors.datetime().dt.timestamp("us"), pl.selectors.float().fill_nan(None))
+    texts = (json.dumps(row, ensure_ascii=False) for row in read.iter_rows())
+    digests = [hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS] for text in texts]
+    return pl.Series("id", digests, pl.String)

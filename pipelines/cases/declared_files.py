@@ -1,0 +1,358 @@
+"""Declared files: found here or copied from a store, checksummed, and read for a window without being held whole.
+
+A file here is read where it lies; it must not change from the checksum to the last row. One that lies elsewhere is
+copied below ``<state>/data/sources`` first, once for every version that the store tells of; a copy appears whole.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipelines.cases.columns import Asked, of_window
+from pipelines.cases.sources import Source, places
+from pipelines.errors import ConfigError, DataError, Unavailable
+from pipelines.faults import of_disk, said
+from pipelines.files import file_sha256, make_folder, usual_mode, write_atomic
+from pipelines.params import FilesSource
+from pipelines.settings import Settings
+from pipelines.storage import digest
+
+ENDINGS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+}
+EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs"}
+"""The library of each protocol that does not come with the project."""
+WEB = ("http", "https")
+CONNECT_SECONDS, SILENT_SECONDS = 10, 60
+"""How long a web server may take to answer, and to say something more; a whole file may take any time."""
+_State = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class File:
+    """One file as it was when it was checksummed."""
+
+    name: str
+    path: Path
+    sha256: str
+    state: _State
+
+
+@dataclass(frozen=True)
+class Files(Source):
+    """Declared files; ``sha256`` is that of all of them, by name."""
+
+    files: tuple[File, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """The source as small JSON values, each file with its sha256."""
+        return super().facts() | {"files": {file.name: file.sha256 for file in self.files}}
+
+
+def resolve(declared: FilesSource, settings: Settings, case: str) -> Files:
+    """Find, copy and checksum the declared files.
+
+    Raises DataError if there are none or one cannot be read, ConfigError for an address that cannot be used or a
+    refused login, Unavailable if a store does not answer.
+    """
+    found: dict[str, File] = {}
+    why = []
+    for url in declared.urls:
+        protocol, _, rest = url.partition("://")
+        if rest and protocol != "file":
+            files = _copied(url, protocol, settings, case)
+            why.append(f"{url}: copied to {settings.root / 'data'}")
+        else:
+            files, where = _here(rest or url, settings, case)
+            why.append(where)
+        found |= {file.name: file for file in files}
+    return Files(
+        name=", ".join(declared.urls),
+        kind="real",
+        why="; ".join(why),
+        notice=declared.notice,
+        sha256=digest({name: file.sha256 for name, file in found.items()}),
+        files=tuple(found[name] for name in sorted(found)),
+    )
+
+
+# --- files that are here ------------------------------------------------------------------------
+
+
+def _here(url: str, settings: Settings, case: str) -> tuple[list[File], str]:
+    """The files of a path or a pattern, and in words where they were found."""
+    folders = places(settings)
+    if Path(url).is_absolute():
+        folders = [(Path("/"), "named in params.yaml")]
+        url = url.lstrip("/")
+    for folder, why in folders:
+        paths = [path for path in [folder / url] if path.exists()]
+        if glob.has_magic(url):
+            paths = sorted(path for path in folder.glob(url) if path.is_file() and not _is_hidden(path.name))
+        if paths:
+            return [_summed(path, str(path.relative_to(folder)), case) for path in paths], f"{folder / url}: {why}"
+    looked = ", ".join(str(folder) for folder, _ in folders)
+    raise DataError(
+        f"{case}: no file {url} in {looked}: put it there, set PERENNIAL_DATA_DIR to the folder that holds it, or mend "
+        "source.url in params.yaml"
+    )
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a pattern passes it over: what is being written, and what writers leave beside their data."""
+    return name.rpartition("/")[2][:1] in {".", "_"}
+
+
+def _summed(path: Path, name: str, case: str) -> File:
+    if path.is_dir():
+        raise DataError(f"{case}: {path} is a folder: write source.url as a pattern, like {path.name}/*.parquet")
+    try:
+        state = _state(path)
+        return File(name, path, file_sha256(path), state)
+    except OSError as error:
+        raise DataError(f"{case}: {path} cannot be read ({error.strerror}): make it readable, or remove it") from error
+
+
+def _state(path: Path) -> _State:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+# --- files that are elsewhere -------------------------------------------------------------------
+
+
+def _copied(url: str, protocol: str, settings: Settings, case: str) -> list[File]:
+    """Copies of what lies at an address, or matches a pattern there."""
+    if protocol not in {*WEB, *EXTRAS}:
+        raise ConfigError(
+            f"{case}: source.url {url} begins with {protocol}://: choose https, s3, gs or abfs, or give a path"
+        )
+    store, path = _store(url, protocol, case)
+    try:
+        paths = [path]
+        if protocol not in WEB and glob.has_magic(path):
+            paths = sorted(one for one in store.glob(path) if not _is_hidden(one))
+    except Exception as error:
+        raise _refused(error, url, case) from error
+    if not paths:
+        raise DataError(f"{case}: no file matches {url}: mend source.url in params.yaml, or wait until one is there")
+    folder = settings.root / "data" / "sources" / case
+    copies = []
+    for one in paths:
+        address = url if len(paths) == 1 and one == path else f"{protocol}://{one}"
+        try:
+            copies.append(_copy(store, one, address, folder, case))
+        except (DataError, ConfigError, Unavailable):
+            raise
+        except Exception as error:
+            raise _refused(error, address, case) from error
+    return copies
+
+
+def _store(url: str, protocol: str, case: str) -> tuple[Any, str]:
+    """The file system of an address, asked anew: what an earlier look has listed may have changed."""
+    import fsspec
+
+    more: dict[str, Any] = {}
+    if protocol in WEB:
+        import aiohttp
+
+        waits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
+        more = {"client_kwargs": {"timeout": waits}}
+    try:
+        store, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False, **more)
+    except ImportError as error:
+        library = EXTRAS.get(protocol, "fsspec[http]")
+        raise ConfigError(
+            f"{case}: {protocol}:// needs the Python package {library}, which is not installed: pip install {library}, "
+            f"as the extra of this name in pyproject.toml does ({said(error)})"
+        ) from error
+    except Exception as error:
+        raise _refused(error, url, case) from error
+    return store, path
+
+
+def _copy(store: Any, path: str, url: str, folder: Path, case: str) -> File:
+    before = store.info(path)
+    version = _version(before)
+    name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    note = folder / f"{name}.json"
+    kept = json.loads(note.read_text()) if note.exists() else {}
+    copy = folder / f"{name}-{kept.get('sha256', '')[:16]}"
+    if version and kept.get("version") == version and copy.exists():
+        file = _summed(copy, url, case)
+        if file.sha256 == kept["sha256"]:
+            return file
+    make_folder(folder)
+    descriptor, work = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+    os.close(descriptor)
+    try:
+        store.get_file(path, work)
+        size = before.get("size")
+        if size is not None and Path(work).stat().st_size != size:
+            raise Unavailable(
+                f"{case}: {url} broke off after {Path(work).stat().st_size} of {size} bytes: try again; nothing of it "
+                "is kept"
+            )
+        if _version(store.info(path)) != version:
+            raise Unavailable(f"{case}: {url} changed while it was copied: try again once it is written")
+        sha256 = file_sha256(Path(work))
+        copy = folder / f"{name}-{sha256[:16]}"
+        Path(work).chmod(usual_mode(0o666))
+        os.replace(work, copy)
+    finally:
+        Path(work).unlink(missing_ok=True)
+    write_atomic(note, json.dumps({"url": url, "version": version, "sha256": sha256}).encode())
+    return File(url, copy, sha256, _state(copy))
+
+
+def _version(info: dict[str, Any]) -> str:
+    """What a store says that changes with the content; "" if nothing does."""
+    marks = ("ETag", "etag", "e_tag", "generation", "md5Hash", "Content-MD5", "Last-Modified", "LastModified", "mtime")
+    known = {mark: str(info[mark]) for mark in marks if info.get(mark)}
+    return json.dumps(known | {"size": str(info.get("size"))}, sort_keys=True) if known else ""
+
+
+def _refused(error: Exception, url: str, case: str) -> ConfigError | DataError | Unavailable:
+    """What a store's library says, as one of our errors: they have no common base."""
+    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # fsspec says that a file is not there whatever a web server said
+    if (disk := of_disk(error)) is not None and not isinstance(error, PermissionError):
+        return disk
+    status = getattr(error, "status", None)
+    words = said(error)
+    if isinstance(error, FileNotFoundError) or status in {404, 410}:
+        return DataError(f"{case}: there is nothing at {url}: mend source.url in params.yaml, or put the file there")
+    login = ("Forbidden", "AccessDenied", "NoCredentials", "credentials", "Unauthorized", "InvalidAccessKeyId")
+    if isinstance(error, PermissionError) or status in {401, 403} or any(word in words for word in login):
+        return ConfigError(
+            f"{case}: {url} refuses the login ({words}): give the store's own variables or files a login that may read "
+            "it (docs/cases.md)"
+        )
+    if isinstance(error, ValueError) or (status is not None and 400 <= status < 500 and status not in {408, 429}):
+        return ConfigError(f"{case}: {url} cannot be used ({words}): mend source.url in params.yaml")
+    return Unavailable(f"{case}: {url} does not answer ({words}): try again, or mend source.url in params.yaml")
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def read(source: Files, asked: Asked) -> pl.DataFrame:
+    """The rows of a window out of all files. Raises DataError naming the file that cannot be read, and why."""
+    frames = [_read(file, asked) for file in source.files]
+    try:
+        return pl.concat(frames, how="vertical_relaxed")
+    except pl.exceptions.PolarsError as error:
+        raise DataError(
+            f"{asked.fields.case}: the files of {source.name} hold other types in the same column ({said(error)}): "
+            "write all of them with one schema"
+        ) from error
+
+
+def _read(file: File, asked: Asked) -> pl.DataFrame:
+    where = f"{asked.fields.case}: {file.path}"
+    if not file.path.is_file() or _state(file.path) != file.state:
+        raise _changed(where)
+    try:
+        found = of_window(_scanned(file, asked, where), asked, where)
+    except (OSError, EOFError, ValueError, pl.exceptions.PolarsError) as error:
+        if not file.path.is_file() or _state(file.path) != file.state:
+            raise _changed(where) from error
+        raise DataError(
+            f"{where} cannot be read ({said(error)}): it may be half written, or not be the declared format; write it "
+            "under another name and rename it once it is whole, or mend source in params.yaml"
+        ) from error
+    if not file.path.is_file() or _state(file.path) != file.state:
+        raise _changed(where)
+    return found
+
+
+def _changed(where: str) -> Unavailable:
+    return Unavailable(
+        f"{where} changed while it was read: try again, and write files under another name and rename them once they "
+        "are whole"
+    )
+
+
+def _scanned(file: File, asked: Asked, where: str) -> pl.LazyFrame:
+    declared = asked.declared
+    assert isinstance(declared, FilesSource)
+    form = declared.format or _form(file.name)
+    if form == "parquet":
+        return pl.scan_parquet(file.path, hive_partitioning=False)
+    if form == "csv":
+        _check_csv(file.path, declared.separator, where)
+        return pl.scan_csv(
+            file.path, separator=declared.separator, infer_schema=False, null_values=list(declared.nulls) or None
+        )
+    asked.check(_keys(file.path, set(asked.names.values())), where)
+    return pl.scan_ndjson(file.path, schema=asked.text_types)
+
+
+def _form(name: str) -> str:
+    found = [form for ending, form in ENDINGS.items() if name.lower().partition("?")[0].endswith(ending)]
+    if not found:
+        raise ConfigError(
+            f"{name} does not say by its ending what it is ({', '.join(ENDINGS)}): give source.format in params.yaml, "
+            "parquet, csv or json"
+        )
+    return found[0]
+
+
+def _check_csv(path: Path, separator: str, where: str) -> None:
+    """Raise DataError if the last line breaks off: a reader of CSV takes what lacks for missing."""
+    with _opened(path) as file:
+        head = file.readline()
+    if path.suffix == ".gz" or not head:
+        return  # gzip tells by itself
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 20)))
+        tail = file.read()
+    last = tail.rpartition(b"\n")[2]
+    if last and b'"' not in last + head and last.count(separator.encode()) < head.count(separator.encode()):
+        raise DataError(
+            f"{where} breaks off in its last line ({last[:60].decode(errors='replace')!r}): it is half written; write "
+            "it under another name and rename it once it is whole"
+        )
+
+
+def _keys(path: Path, wanted: set[str]) -> list[str]:
+    """The keys of a file's objects, read until all that are wanted were seen."""
+    seen: dict[str, None] = {}
+    for line in _lines(path):
+        found = json.loads(line)
+        if not isinstance(found, dict):
+            raise ValueError(f"a line holds {type(found).__name__}: one JSON object a line is expected")  # noqa: TRY004
+        seen |= dict.fromkeys(found)
+        if wanted <= seen.keys():
+            break
+    return list(seen)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with _opened(path) as file:
+        for line in file:
+            if line.strip():
+                yield line
+
+
+def _opened(path: Path) -> Any:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if packed else path.open("rb")
