@@ -142,9 +142,9 @@ class ModelParams(Strict):
     """The tabular network: embeddings for categories, a multilayer perceptron above."""
 
     kind: Literal["tabular"] = "tabular"
-    hidden: tuple[Annotated[int, Field(gt=0)], ...]
-    embedding: int = Field(gt=0)
-    dropout: float = Field(ge=0, lt=1)
+    hidden: tuple[Annotated[int, Field(gt=0)], ...] = (64, 32)
+    embedding: int = Field(default=4, gt=0)
+    dropout: float = Field(default=0.2, ge=0, lt=1)
 
 
 class EncoderParams(Strict):
