@@ -111,19 +111,10 @@ def installed(root: Path) -> Iterator[Path]:
 
 def _forget(root: Path) -> None:
     """What a process has imported of other folders of the same name, and of these."""
-    for name in [
-        name
-        for name in sys.modules
-        if name.startswith(
-            (
-                "pipelines.cases.shop",
-                "pipelines.cases.desk",
-                "pipelines.cases.lamp",
-                "pipelines.cases.trips",
-                "pipelines.cases.parcels",
-            )
-        )
-    ]:
-        del sys.modules[name]
+    here = {path.name for path in root.iterdir()}
+    for name in [name for name in sys.modules if name.startswith("pipelines.cases.")]:
+        own = name.split(".")[2]
+        if own in here or own.startswith(("shop", "desk", "lamp", "trips", "parcels")):
+            del sys.modules[name]
     for path in root.rglob("__pycache__"):
         shutil.rmtree(path)

@@ -2,7 +2,7 @@
 
 It is what a step's key holds, and what a training's record names: all files of the case's folder, and the modules of
 `pipelines/cases/` outside of it that they import, directly or not. What enters keys by its values is left out:
-parameters, the demo's plan, and the frozen scales of profiles.
+parameters, the demo's plan, and the frozen scales of profiles; and so are its tests (`test_*`).
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def _is_code(path: Path) -> bool:
     return (
         path.parts[0] not in BY_VALUE
         and path.suffix not in PROSE
+        and not path.name.startswith("test_")
         and not any(part[0] == "." or part == "__pycache__" for part in path.parts)
     )
 

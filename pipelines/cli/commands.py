@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pipelines import ledger
 from pipelines.cases import Case
@@ -169,6 +169,46 @@ def _windows(
     return windows(params, settings, lengths, since and since.date(), until and until.date(), months)
 
 
+def _init(
+    params: Params | None,  # noqa: ARG001 - there are none yet
+    settings: Settings,
+    *,
+    name: str,
+    from_: str,
+    label: str,
+    time: str,
+    id_: str | None = None,
+    target: str | None = None,
+    known: list[str] | None = None,
+    without: list[str] | None = None,
+    to: str | None = None,
+) -> dict[str, Any]:
+    """Write a new case from a look at a file: its fields, source, parameters and a test."""
+    from pipelines.cli import starting
+
+    asked = {"case": name, "label": label, "time": time, "id": id_, "target": target}
+    return starting.init({**asked, "known": tuple(known or ()), "without": tuple(without or ())}, from_, to, settings)
+
+
+def _init_table(answer: dict[str, Any]) -> Any:
+    from pipelines.cli import starting
+
+    return starting.table(answer)
+
+
+def _try(params: Params, settings: Settings, *, as_of: datetime | None = None) -> dict[str, Any]:
+    """Play the line from ingest to gate on a case's history, in a folder of its own and without any service."""
+    from pipelines.cli import trying
+
+    return trying.play(params, settings, as_of)
+
+
+def _try_table(answer: dict[str, Any]) -> Any:
+    from pipelines.cli import trying
+
+    return trying.table(answer)
+
+
 @dataclass(frozen=True)
 class Command:
     """A command by its function.
@@ -176,16 +216,20 @@ class Command:
     The first line of its docstring is the help; its arguments after parameters and settings are options (options.py),
     and what has a default need not be given. ``every_case``: it speaks of all cases unless one is named. ``holds`` says
     whether an answer is a yes; a no is exit code 1. ``table`` draws the answer for a person at a terminal, where it is
-    not drawn as all others are (reports/answers.py).
+    not drawn as all others are (reports/answers.py). ``about``: how the case is named, by the option ``--case``, by its
+    place, or not at all as it is yet to be made.
     """
 
     run: Callable[..., Any]
     every_case: bool = False
     holds: Callable[[Any], bool] = lambda _answer: True
     table: Callable[[Any], Any] | None = None
+    about: Literal["option", "place", "new"] = "option"
 
 
 COMMANDS = {
+    "init": Command(_init, table=_init_table, about="new"),
+    "try": Command(_try, table=_try_table, about="place"),
     "history": Command(_history, table=_history_table),
     "audit": Command(_audit, every_case=True, holds=lambda answer: answer["ok"]),
     "reproduce": Command(_reproduce, holds=lambda answer: answer["identical"]),

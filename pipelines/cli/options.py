@@ -104,6 +104,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "release a version that the gate did not promote: the row says who did so and why",
     },
+    "from_": {"metavar": "FILE", "help": "a Parquet or CSV file with a row for each event"},
+    "label": {"metavar": "COLUMN", "help": "what is predicted; empty where it is not known yet"},
+    "time": {"metavar": "COLUMN", "help": "when the event happened"},
+    "id_": {"metavar": "COLUMN", "help": "what names a row; default: made of what the row holds"},
+    "target": {"choices": ("number", "binary", "classes"), "help": "what the label is; default: what it looks like"},
+    "known": {
+        "action": "append",
+        "metavar": "COLUMN",
+        "help": "known when the answer is asked for, however much it tells: no leak; may be given several times",
+    },
+    "without": {"action": "append", "metavar": "COLUMN", "help": "leave it out; may be given several times"},
+    "to": {
+        "metavar": "FOLDER",
+        "help": "where the case's folder is put; default: the first of PERENNIAL_CASES, else pipelines/cases",
+    },
     "version": {
         "type": int,
         "metavar": "NUMBER",
@@ -145,7 +160,7 @@ def build_parser(prog: str = PROGRAM, also: str = "") -> argparse.ArgumentParser
             _add(parser_of_step, name, required=name in must)
     for name, command in COMMANDS.items():
         about = (command.run.__doc__ or "").partition("\n")[0]
-        parser_of_command = _command(commands, name, about, needs_case=not command.every_case)
+        parser_of_command = _command(commands, name, about, needs_case=not command.every_case, named=command.about)
         for option, argument in inspect.signature(command.run).parameters.items():
             if option not in OPTIONS:
                 continue
@@ -156,14 +171,26 @@ def build_parser(prog: str = PROGRAM, also: str = "") -> argparse.ArgumentParser
     return parser
 
 
-def _command(commands: Any, name: str, about: str, *, needs_case: bool = True) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, about: str, *, needs_case: bool = True, named: str = "option"
+) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
-    command.add_argument("--case", required=needs_case, metavar="CASE", help=f"one of {', '.join(case_names())}")
+    known = f"one of {', '.join(case_names())}"
+    if named == "new":
+        command.add_argument("name", metavar="NAME", help="of the new case: a letter, then letters, digits and _")
+        command.set_defaults(case=None)
+    elif named == "place":
+        command.add_argument("case", metavar="NAME", help=known)
+    else:
+        command.add_argument("--case", required=needs_case, metavar="CASE", help=known)
     command.add_argument("--debug", action="store_true", help="show debug logs, and the traceback of an error")
     command.add_argument("--json", action="store_true", help="one line of JSON, also on a terminal")
     return command
 
 
 def _add(command: argparse.ArgumentParser, name: str, **more: Any) -> None:
-    """Add the option of that name; ``more`` says whether it must be given, or what stands for it."""
-    command.add_argument(f"--{name.replace('_', '-')}", **OPTIONS[name], **more)
+    """Add the option of that name; ``more`` says whether it must be given, or what stands for it.
+
+    A name that Python has for itself has a _ behind it, which the option lacks.
+    """
+    command.add_argument(f"--{name.rstrip('_').replace('_', '-')}", dest=name, **OPTIONS[name], **more)

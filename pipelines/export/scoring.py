@@ -34,9 +34,7 @@ def score(bundle: Path, rows: pl.DataFrame, fields: Fields) -> NDArray[np.float6
     number in another unit.
     """
     own = read_fields(bundle)
-    scores = runtime.score_rows(
-        bundle, own, {name: rows[name].to_list() for name in own.inputs if name in rows.columns}
-    )
+    scores = runtime.score_rows(bundle, own, {name: rows[name].to_list() for name in own.reads if name in rows.columns})
     if _told(own) == _told(fields):
         return scores
     if not (own.classes and fields.classes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta, timezone
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -12,11 +13,12 @@ from pipelines.cases.receiving import receive
 from pipelines.data.contract import split
 from pipelines.encoding import encode, unfold, unfolded
 from pipelines.errors import ConfigError, DataError
-from pipelines.fields import EARLIEST, LATEST, Moment, from_json, to_json
+from pipelines.export.scoring import score
+from pipelines.fields import EARLIEST, LATEST, Moment, Numeric, from_json, to_json
 from pipelines.params_file import load_params
 from serving.gateway.refusal import Refused
 from serving.gateway.rows import read, row_shape
-from tests.conformance.table import WINDOW, declare, delivered, installed
+from tests.conformance.table import WINDOW, bundle_of, declare, delivered, installed, own_answers
 
 DUE = Moment("due", missing=True)
 FIELDS = declare(DUE)
@@ -104,3 +106,13 @@ def test_a_declaration_comes_back_as_it_was():
     """A bundle's declaration of a moment is equal to the original, and its parts are part of the hash."""
     assert from_json(json.loads(json.dumps(to_json(FIELDS)))) == FIELDS
     assert FIELDS.hash != declare(Moment("due", ("hour",), missing=True)).hash
+
+
+def test_a_holdout_with_moments_is_scored(tmp_path):
+    """A bundle scores rows by the age of a moment, which is read beside the event time, as the model itself does."""
+    fields = declare(DUE, Numeric("price"))
+    with installed(tmp_path, fields):
+        rows = receive(delivered(fields), fields, WINDOW, load_params("shop")).rows
+    trained = bundle_of(fields, rows, tmp_path / "bundle")
+    expected = own_answers(trained, fields, rows, tmp_path / "bundle")[:, 0]
+    assert np.abs(score(tmp_path / "bundle", rows, fields) - expected).max() < 1e-5

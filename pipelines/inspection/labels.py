@@ -1,0 +1,187 @@
+"""What the label is: yes or no, one of several classes, or a number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import polars as pl
+
+from pipelines.errors import DataError
+from pipelines.fields import MAX_CLASSES, Binary, Classes, Number, Target
+from pipelines.inspection.guesses import col, room, shown
+
+Kind = Literal["binary", "classes", "number"]
+YES = ("1", "1.0", "true", "yes", "y", "t", "on", "positive")
+NO = ("0", "0.0", "false", "no", "n", "f", "off", "negative")
+NO_VALUE = ("", "NaN", "nan", "NULL", "null")
+"""Texts of labels that have not arrived; "none" may be a class."""
+MAYBE_CLASSES = 20
+"""So many different whole numbers may be classes or numbers: nobody can tell, and so it has to be said."""
+RARE = 10
+"""A class with fewer rows is told."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """The target, the expression that makes the label of the file's column, why, and what is to be told."""
+
+    target: Target
+    reads: str
+    why: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        """What is predicted, as the option says it."""
+        if isinstance(self.target, Number):
+            return "number"
+        return "classes" if isinstance(self.target, Classes) else "binary"
+
+
+def guess(values: pl.Series, asked: Kind | None = None) -> Label:
+    """What the column of labels is, or how it is what was ``asked``. Raises DataError if nobody can tell, or it cannot.
+
+    A missing label is one that has not arrived.
+    """
+    name = values.name
+    values = _told(values)
+    there = values.drop_nulls()
+    if there.dtype.is_float():
+        there = there.drop_nans()
+    if there.is_empty():
+        raise DataError(f"the label {name} is empty in all {values.len():,} rows: name another column with --label")
+    distinct = there.unique().sort()
+    if distinct.len() == 1:
+        raise DataError(f"the label {name} is {shown(distinct)} in all rows that have one: there is nothing to learn")
+    numbers = _numbers(there)
+    kind = asked or _kind(there, distinct, numbers)
+    rows = f"{there.len():,} rows with a label of {values.len():,}"
+    if kind == "number":
+        return _number(there, numbers, rows)
+    if kind == "binary":
+        return _binary(there, distinct, rows)
+    return _classes(there, rows)
+
+
+def _told(values: pl.Series) -> pl.Series:
+    """Null in place of texts that stand for nothing."""
+    if isinstance(values.dtype, pl.Categorical | pl.Enum):
+        values = values.cast(pl.String)
+    if values.dtype != pl.String:
+        return values
+    return values.to_frame().select(pl.col(values.name).replace(list(NO_VALUE), [None] * len(NO_VALUE))).to_series()
+
+
+def _numbers(there: pl.Series) -> pl.Series | None:
+    """The labels as numbers, None if one is none."""
+    if there.dtype == pl.Boolean:
+        return None
+    if there.dtype != pl.String and not there.dtype.is_numeric():
+        raise DataError(
+            f"the label {there.name} holds {there.dtype} ({shown(there.head(1))}): give numbers, texts or booleans"
+        )
+    found = there.cast(pl.Float64, strict=False)
+    return None if found.null_count() or not found.is_finite().all() else found
+
+
+def _kind(there: pl.Series, distinct: pl.Series, numbers: pl.Series | None) -> Kind:
+    if distinct.len() == 2:
+        return "binary"
+    if numbers is None:
+        if distinct.len() > max(2, there.len() // 5) or distinct.len() > MAX_CLASSES:
+            raise DataError(
+                f"the label {there.name} has {distinct.len():,} different texts ({shown(distinct)}) in {there.len():,} "
+                f"rows: classes are few, at most {MAX_CLASSES:,}; name another column, or group them"
+            )
+        return "classes"
+    whole = (numbers.round() == numbers).all()
+    if whole and distinct.len() <= MAYBE_CLASSES:
+        raise DataError(
+            f"the label {there.name} has {distinct.len()} whole numbers ({shown(distinct)}), which may be classes or "
+            "amounts: say --target classes or --target number"
+        )
+    return "number"
+
+
+def _number(there: pl.Series, numbers: pl.Series | None, rows: str) -> Label:
+    if numbers is None:
+        wrong = there.filter(there.cast(pl.Float64, strict=False).is_null()) if there.dtype == pl.String else there
+        raise DataError(
+            f"the label {there.name} is no number in some rows, e.g. {shown(wrong.head(1))}: mend them, or say "
+            "--target binary or --target classes"
+        )
+    low, high = float(numbers.min()), float(numbers.max())  # type: ignore[arg-type] # numbers
+    bounds = room(low, high)
+    reads = col(there.name)
+    if there.dtype == pl.String:
+        value = f"{_replaced(there.name)}"
+        # What is there and is no number is refused, not taken for a label that has not arrived.
+        number = f"{value}.cast(pl.Float64, strict=False).fill_null(float('nan'))"
+        reads = f"pl.when({value}.is_not_null()).then({number})"
+    elif there.dtype.is_float():
+        reads = f"{reads}.fill_nan(None)"
+    note = f"the unit of {there.name} is unknown: write it into schema.py in place of 1"
+    return Label(Number("1", *bounds), reads, f"{low:g} to {high:g} in {rows}; the unit is unknown", (note,))
+
+
+def _replaced(name: str) -> str:
+    return f"{col(name)}.replace({list(NO_VALUE)!r}, [None] * {len(NO_VALUE)})"
+
+
+def _binary(there: pl.Series, distinct: pl.Series, rows: str) -> Label:
+    if distinct.len() != 2:
+        raise DataError(
+            f"the label {there.name} has {distinct.len():,} values ({shown(distinct)}), binary has two: say --target "
+            "classes or --target number"
+        )
+    low, high = distinct.to_list()
+    words = [str(value).strip().lower() for value in (low, high)]
+    counts = [int((there == value).sum()) for value in (low, high)]
+    first_is_yes = words[0] in YES and words[1] in NO
+    known = first_is_yes or (words[0] in NO and words[1] in YES)
+    if not known:
+        first_is_yes = counts[0] < counts[1]
+    yes, no = (low, high) if first_is_yes else (high, low)
+    share = int((there == yes).sum()) / there.len()
+    why = f"{yes!r} is 1, in {share:.1%} of {rows}"
+    notes = () if known else (f"{there.name}: {yes!r} was taken for the positive class, as it is rarer",)
+    if there.dtype == pl.Boolean or (there.dtype.is_numeric() and (no, yes) == (0, 1)):
+        reads = f"{col(there.name)}.fill_nan(None)" if there.dtype.is_float() else col(there.name)
+        return Label(Binary(), reads, why, notes)
+    return Label(Binary(), _positions(there, {no: 0, yes: 1}), why, notes)
+
+
+def _classes(there: pl.Series, rows: str) -> Label:
+    if there.dtype.is_float():
+        if not (there.round() == there).all():
+            raise DataError(
+                f"the label {there.name} holds numbers with decimals, which are no classes: say --target number"
+            )
+        found = there.cast(pl.Int64).value_counts()
+    else:
+        found = there.value_counts()
+    found = found.sort(there.name)
+    if found.height > MAX_CLASSES:
+        raise DataError(
+            f"the label {there.name} has {found.height:,} classes, {MAX_CLASSES:,} are possible: group them"
+        )
+    counts = dict(zip(found[there.name].to_list(), found["count"].to_list(), strict=True))
+    rare = [f"{value!r} ({count})" for value, count in counts.items() if count < RARE]
+    why = f"{len(counts)} classes in {rows}"
+    notes: tuple[str, ...] = ()
+    if rare:
+        told = ", ".join(rare[:5]) + (f" and {len(rare) - 5} more" if len(rare) > 5 else "")
+        notes = (f"{there.name}: hardly a row of {told}: a model cannot learn them; group them with others",)
+    target = Classes(tuple(str(value) for value in counts))
+    return Label(target, _positions(there, {value: at for at, value in enumerate(counts)}), why, notes)
+
+
+def _positions(there: pl.Series, positions: dict[object, int]) -> str:
+    """Every value's position; another value becomes a position that there is none of, which is refused."""
+    table: dict[object, int | None] = {**positions}
+    if there.dtype == pl.String:
+        table |= dict.fromkeys((text for text in NO_VALUE if text not in positions), None)
+    base = f"{col(there.name)}.fill_nan(None)" if there.dtype.is_float() else col(there.name)
+    beyond = len(positions)
+    return f"{base}.replace_strict({ {**table, None: None}!r}, default={beyond}, return_dtype=pl.Int16)"
