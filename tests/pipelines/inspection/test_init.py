@@ -88,9 +88,18 @@ BIG = {"wide": "parquet", "tall": "csv"}
 """Looked at in one kind of file, as they take long."""
 
 
+OFTEN = [(shape, "parquet") for shape in SHAPES if shape not in {*BIG, "flags", "dates"}]
+"""What differs from its CSV by how it is read alone."""
+
+
 @pytest.mark.parametrize(
     ("shape", "ending"),
-    [(shape, ending) for shape in SHAPES for ending in ("csv", "parquet") if BIG.get(shape, ending) == ending],
+    [
+        pytest.param(shape, ending, marks=[pytest.mark.long] if (shape, ending) in OFTEN else [])
+        for shape in SHAPES
+        for ending in ("csv", "parquet")
+        if BIG.get(shape, ending) == ending
+    ],
 )
 def test_a_table_of_each_shape_gives_a_case_that_works(shape, ending, tmp_path, capfd):
     """Nothing is wrong with the case, and of its rows ingest and validation keep at least 95%."""
