@@ -111,7 +111,7 @@ def installed(root: Path) -> Iterator[Path]:
 
 def _forget(root: Path) -> None:
     """What a process has imported of other folders of the same name, and of these."""
-    here = {path.name for path in root.iterdir()}
+    here = {path.name for path in root.iterdir()} if root.exists() else set()  # a test may have taken it away
     for name in [name for name in sys.modules if name.startswith("pipelines.cases.")]:
         own = name.split(".")[2]
         if own in here or own.startswith(("shop", "desk", "lamp", "trips", "parcels")):
