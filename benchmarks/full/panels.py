@@ -27,6 +27,7 @@ IMAGES = ROOT / "docs" / "img"
 POINTS = 160
 LINES = 8
 """Of a panel with more series the largest are drawn; Grafana would draw them all and let one choose."""
+NO_NUMBER = "no case of this stack predicts a number"
 ABSENT = {
     ("system", "Saturation of Triton", "GPU {{gpu_uuid}}"): "Triton reports it where it has a GPU",
     (
@@ -34,6 +35,9 @@ ABSENT = {
         "Rise over the holdout",
         "{{case}} {{bound}}",
     ): "no labels have arrived yet for what the newest champion answered",
+    ("model", "Errors of predicted numbers", "{{case}} RMSE, {{bound}}"): NO_NUMBER,
+    ("model", "Errors of predicted numbers", "{{case}} MAE, {{bound}}"): NO_NUMBER,
+    ("model", "Rise over the holdout", "{{case}} squared error, {{bound}}"): NO_NUMBER,
 }
 """Dashboard, panel and legend of queries that may rightly find nothing, and why."""
 INK = "#22303c"
