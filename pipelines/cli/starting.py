@@ -56,14 +56,15 @@ def init(asked: dict[str, Any], file: str, to: str | None, settings: Settings) -
 
 def _home(to: str | None) -> Path:
     """The folder that the case's own folder is put into."""
-    given = to or os.environ.get("PERENNIAL_CASES", "").partition(os.pathsep)[0]
-    return Path(given).expanduser().resolve() if given else case_files.CASES_ROOT
+    if to:
+        return Path(to).expanduser().resolve()
+    return next(iter(case_files.roots()), case_files.CASES_ROOT)
 
 
 def _check_free(case: str, folder: Path) -> None:
     writing.check_name(case)
     if folder.exists() or case in case_files.case_names():
-        where = folder if folder.exists() else case_files.CASES_ROOT / case
+        where = folder if folder.exists() else case_files.folder_of(case)
         raise ConfigError(f"{where} is there already: remove it, or name the case otherwise; nothing was written")
     if find_spec(f"pipelines.cases.{case}") is not None:
         raise ConfigError(f"{case!r} is the name of a module of pipelines/cases: name the case otherwise")
@@ -104,8 +105,10 @@ def _reasons(bad: pl.DataFrame, received: Received) -> str:
 def _next(case: str, folder: Path) -> list[str]:
     """The three commands that follow."""
     commands = [f"python -m pipelines try {case}", f"python -m pipelines replay --case {case}", "make up"]
-    if folder.parent != case_files.CASES_ROOT:
-        commands[0] = f"cp -r {folder} {case_files.CASES_ROOT}/ && {commands[0]}"
+    known = [root.resolve() for root in case_files.roots()]
+    if folder.parent.resolve() not in {*known, case_files.CASES_ROOT.resolve()}:
+        roots = os.pathsep.join(map(str, [*known, folder.parent]))
+        commands[0] = f"export {case_files.FOLDERS}={roots} && {commands[0]}"
     return commands
 
 

@@ -268,7 +268,7 @@ def test_a_folder_that_is_there_is_not_touched(tmp_path, capfd):
 
 
 def test_a_case_may_be_put_elsewhere(tmp_path, capfd, monkeypatch):
-    """--to names the folder, else the first of PERENNIAL_CASES."""
+    """--to names the folder, else the first of PERENNIAL_CASES; a folder that it lacks is told to be added there."""
     customers(ROWS).write_parquet(tmp_path / "rows.parquet")
     monkeypatch.setenv("PERENNIAL_CASES", f"{tmp_path / 'mine'}:{tmp_path / 'other'}")
     with shop.installed(tmp_path / "cases"):
@@ -276,7 +276,10 @@ def test_a_case_may_be_put_elsewhere(tmp_path, capfd, monkeypatch):
         assert cli.main(asked("leave", tmp_path / "rows.parquet", "--to", str(tmp_path / "there"))) == 0
     assert (tmp_path / "mine" / "churn" / "schema.py").exists()
     assert (tmp_path / "there" / "leave" / "params.yaml").exists()
-    assert "cp -r" in capfd.readouterr().out
+    told = "".join(capfd.readouterr().out.split())
+    folders = ":".join(str(tmp_path / name) for name in ("mine", "other", "there"))
+    assert f"exportPERENNIAL_CASES={folders}&&python-mpipelinestryleave" in told
+    assert told.count("exportPERENNIAL_CASES") == 1
 
 
 @pytest.mark.parametrize(
