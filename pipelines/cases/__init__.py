@@ -120,8 +120,10 @@ def part(case: str, name: str) -> ModuleType:
         raise ConfigError(f"unknown case {case!r}: choose one of {', '.join(sorted(found))}")
     if found[case].problem:
         raise ConfigError(f"case {case}: {found[case].problem}")
-    if name == "source" and (not file_of(case, "source.py").exists() or load_params(case).declared_source):
-        return declared_source(case, load_params(case))
+    if name == "source":
+        params = load_params(case)
+        if params.declared_source or not file_of(case, "source.py").exists():
+            return declared_source(case, params)
     module = import_part(case, name, lambda: importlib.import_module(f"{__name__}.{case}.{name}"))
     for function, takes in (FUNCTIONS | OPTIONAL).get(name, {}).items():
         _check_function(case, name, function, takes, getattr(module, function, None))

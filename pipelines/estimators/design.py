@@ -49,11 +49,14 @@ class Design:
     words: Words | None = None
 
     @property
+    def by_value(self) -> bool:
+        """Whether a category has a column for each of its codes."""
+        return self.layout in {"linear", *OF_TEXTS}
+
+    @property
     def columns(self) -> int:
         """How many columns the matrix has."""
-        categories = len(self.sizes)
-        if self.layout in {"linear", *OF_TEXTS}:
-            categories = sum(self.sizes)
+        categories = sum(self.sizes) if self.by_value else len(self.sizes)
         numbers = self.width
         if self.layout != "codes":
             numbers += len(self.holes)
@@ -62,7 +65,7 @@ class Design:
     @property
     def categories(self) -> list[int]:
         """The positions of columns that hold a category's code."""
-        return list(range(len(self.sizes))) if self.layout in {"codes", "filled"} else []
+        return [] if self.by_value else list(range(len(self.sizes)))
 
 
 def learn(layout: Layout, fields: Fields, tensors: Tensors, reading: WordsParams) -> Design:

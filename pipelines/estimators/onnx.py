@@ -19,7 +19,6 @@ from pipelines.encoding import signature
 from pipelines.errors import ConfigError
 from pipelines.estimators import thresholds
 from pipelines.estimators.design import SCALED_MOST
-from pipelines.estimators.families import OF_TEXTS
 from pipelines.estimators.fitting import Fitted, seen_share
 from pipelines.estimators.words import Words
 from pipelines.fields import Fields
@@ -106,8 +105,7 @@ def _lay_out(nodes: _Nodes, fitted: Fitted) -> None:
     parts: list[str] = []
     if design.words is not None:
         parts.append(_words(nodes, design.words))
-    by_value = design.layout in {"linear", *OF_TEXTS}
-    if by_value:
+    if design.by_value:
         for column, size in enumerate(design.sizes):
             position = nodes.constant(f"column{column}", np.array([column], np.int64))
             codes = nodes.add("Gather", ["categorical", position], f"codes{column}", axis=1)
@@ -197,22 +195,22 @@ def _converted(fitted: Fitted) -> Any:
 
 
 def _convert(fitted: Fitted) -> Any:
-    columns = fitted.design.columns
+    shape = [None, fitted.design.columns]
     if fitted.family in CONVERTERS:
         import onnxmltools
         from onnxmltools.convert.common.data_types import FloatTensorType
 
         convert = getattr(onnxmltools, CONVERTERS[fitted.family].partition(".")[2])
-        types = [(_MATRIX, FloatTensorType([None, columns]))]
-        more = {"zipmap": False} if fitted.family == "lightgbm" else {}
-        learned = thresholds.of_lightgbm(fitted.estimator) if fitted.family == "lightgbm" else fitted.estimator
-        return convert(learned, initial_types=types, target_opset=OPSET, **more)
+        given: dict[str, Any] = {"initial_types": [(_MATRIX, FloatTensorType(shape))], "target_opset": OPSET}
+        if fitted.family == "lightgbm":
+            return convert(thresholds.of_lightgbm(fitted.estimator), zipmap=False, **given)
+        return convert(fitted.estimator, **given)
     from skl2onnx import to_onnx
     from skl2onnx.common.data_types import FloatTensorType
 
     learned = thresholds.of_sklearn(fitted.estimator)
     options = {} if fitted.bounds is not None else {id(learned): {"zipmap": False}}
-    types = [(_MATRIX, FloatTensorType([None, columns]))]
+    types = [(_MATRIX, FloatTensorType(shape))]
     return to_onnx(learned, initial_types=types, options=options, target_opset={"": OPSET, "ai.onnx.ml": 3})
 
 

@@ -112,14 +112,19 @@ def register(settings: Settings, params: Params, version: int, rows: pl.DataFram
     )
     for step in (train, export, evaluate):
         step.run(params, settings, run_dir, AS_OF)
-    inputs = {"gate": storage.digest(["gate", version]), "export": storage.read_manifest(run_dir / "export").key}
-    facts = {"version": version, "mlflow_run": f"run-{version}"}
+    registered(run_dir, version)
+    return run_dir
+
+
+def registered(run_dir: Path, version: int) -> None:
+    """Leave the register manifest of an exported run as ``version``, as the step does with MLflow."""
+    made = storage.read_manifest(run_dir / "export")
+    inputs = {"gate": storage.digest(["gate", version]), "export": made.key}
     storage.commit(
         run_dir / "register",
-        case=params.case,
-        as_of=AS_OF,
+        case=made.case,
+        as_of=made.as_of,
         key=storage.digest(inputs),
         inputs=inputs,
-        build=lambda _folder: facts,
+        build=lambda _folder: {"version": version, "mlflow_run": f"run-{version}"},
     )
-    return run_dir

@@ -15,6 +15,7 @@ from pipelines.reproduction.retrain import reproduce
 from pipelines.settings import Settings
 from tests import shop, trips
 from tests.pipelines.conftest import free_port
+from tests.pipelines.reproduction.runs import registered
 from tests.pipelines.verbs import dataset, evaluate, export, gate, ingest, train, validate
 
 AS_OF = trips.START + timedelta(days=25)
@@ -71,14 +72,6 @@ def test_it_is_trained_exported_and_promoted_like_a_network(first):
 def test_trained_again_it_is_the_same_byte_for_byte(first):
     """`reproduce` finds the recorded hash of what was learned, the same graph and the same metrics."""
     settings, run_dir = first
-    inputs = {step: storage.read_manifest(run_dir / step).key for step in ("gate", "export")}
-    storage.commit(
-        run_dir / "register",
-        case=trips.CASE,
-        as_of=AS_OF,
-        key=storage.digest(inputs),
-        inputs=inputs,
-        build=lambda _folder: {"version": 1, "mlflow_run": "run-1"},
-    )
+    registered(run_dir, 1)
     found = reproduce(settings, trips.CASE, 1)
     assert (found["identical"], found["layer"]) == (True, None), found["reason"]
