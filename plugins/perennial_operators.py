@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from pipelines.cases import load_case
 from pipelines.line import runner
+from pipelines.line.order import RECONCILE
 from pipelines.line.step import Action, Run, Step
 from pipelines.processes import descendants, end_all
 from pipelines.settings import Settings
@@ -74,6 +75,7 @@ class StepOperator(BaseOperator):
             dag_run, step = context["dag_run"], self.step
             as_of = resolve_as_of(given.get("as_of"), dag_run)
             actor = dag_run.triggering_user_name or settings.who
+            _require_in_service(step, settings, self.case)
             self.log.info("%s of %s as of %s", step.name, self.case, as_of.isoformat())
             facts: dict[str, Any] = {}
             try:
@@ -105,6 +107,17 @@ class StepOperator(BaseOperator):
     def on_kill(self) -> None:
         """End the processes that the step started (training ranks live in sessions of their own)."""
         end_all(descendants(), grace=KILL_GRACE)
+
+
+def _require_in_service(step: Step | Action, settings: Settings, case: str) -> None:
+    """Skip a task of a case that is retired, whose DAG somebody has triggered or nobody could pause.
+
+    What puts the serving in order runs all the same.
+    """
+    from pipelines import ledger
+
+    if step is not RECONCILE and (retirement := ledger.retirement(settings.ledger, case)) is not None:
+        raise AirflowSkipException(f"nothing is done: {retirement}")
 
 
 def _said(
