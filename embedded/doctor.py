@@ -51,6 +51,9 @@ ELSEWHERE = (
     "PERENNIAL_ROLE",
     "PERENNIAL_SERVICE",
     "PERENNIAL_STACK",
+    "PERENNIAL_TEST_CASE",
+    "PERENNIAL_TEST_MARK",
+    "PERENNIAL_TEST_PROFILE",
 )
 """Variables that are no setting, bound or port of ours: of docker-compose.yaml, and what processes tell each other."""
 State = Literal["ok", "wrong", "left out"]

@@ -70,12 +70,11 @@ class StepOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any] | list[str]:
         """One call of the step; errors that a retry cannot mend fail the task at once."""
         with keeping_errors(context), failing_fast():
-            params, settings, given = load_case(self.case).params, settings_of_task(), context["params"]
+            params, settings, given = load_case(self.case).params, _settings(self.step, self.case), context["params"]
             assert params is not None  # load_case raises what is wrong with them
             dag_run, step = context["dag_run"], self.step
             as_of = resolve_as_of(given.get("as_of"), dag_run)
             actor = dag_run.triggering_user_name or settings.who
-            _require_in_service(step, settings, self.case)
             self.log.info("%s of %s as of %s", step.name, self.case, as_of.isoformat())
             facts: dict[str, Any] = {}
             try:
@@ -109,15 +108,18 @@ class StepOperator(BaseOperator):
         end_all(descendants(), grace=KILL_GRACE)
 
 
-def _require_in_service(step: Step | Action, settings: Settings, case: str) -> None:
-    """Skip a task of a case that is retired, whose DAG somebody has triggered or nobody could pause.
+def _settings(step: Step | Action, case: str) -> Settings:
+    """The settings of this task.
 
-    What puts the serving in order runs all the same.
+    A task of a case that is retired is skipped: somebody has triggered its DAG, or nobody could pause it. What puts the
+    serving in order runs all the same.
     """
     from pipelines import ledger
 
+    settings = settings_of_task()
     if step is not RECONCILE and (retirement := ledger.retirement(settings.ledger, case)) is not None:
         raise AirflowSkipException(f"nothing is done: {retirement}")
+    return settings
 
 
 def _said(

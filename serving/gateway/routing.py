@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -60,14 +60,7 @@ class Routing:
         """
         found: dict[str, Route | None] = {}
         failed = 0
-        try:
-            retired = ledger.retired(self._settings.ledger, list(cases))
-        except IntegrityError as error:
-            self._metrics.ledger_errors.inc()
-            return {case: self._damaged(case, known, str(error)) for case, (_, known) in cases.items()}
-        except (PerennialError, SQLAlchemyError, OSError, ValueError) as error:
-            self._failed("every case", error)
-            return {}
+        retired = self._retired(cases)
         for case, (fields, known) in cases.items():
             try:
                 found[case] = self._now(case, fields, known, retired)
@@ -86,9 +79,18 @@ class Routing:
             self.polled = time.monotonic()
         return found
 
-    def _now(self, case: str, fields: Fields, known: Route | None, retired: ledger.Retired) -> Route | None:
+    def _retired(self, cases: Collection[str]) -> ledger.Retired | Exception:
+        """Who is retired, or what keeps that from being known: of no case, then."""
+        try:
+            return ledger.retired(self._settings.ledger, list(cases))
+        except (PerennialError, SQLAlchemyError, OSError, ValueError) as error:
+            return error
+
+    def _now(self, case: str, fields: Fields, known: Route | None, retired: ledger.Retired | Exception) -> Route | None:
+        if isinstance(retired, Exception):
+            raise retired
         if case in retired.damaged:
-            return self._damaged(case, known, retired.damaged[case])
+            raise IntegrityError(retired.damaged[case])
         if case not in retired.now:
             return self._route(case, fields, None if known is None or known.retired else known)
         now = retired.now[case]

@@ -50,6 +50,8 @@ def settings(tmp_path):
         for case in ("shop", "lamp"):
             more = {"candidate_key": "k", "bundle": "b", "action": "promote", "trigger": "manual", "reason": "a test"}
             as_of = datetime(2024, 1, 1, tzinfo=UTC)
+            judged = {"gate_key": "g", "as_of": as_of, "trigger": "initial", "verdict": {"decision": "promote"}}
+            more["verdict_hash"] = ledger.record_verdict(settings.ledger, case=case, **judged)
             ledger.append(settings.ledger, Order(case=case, after=0, champion=1, actor="ada", as_of=as_of, **more))
         ledger.set_retired(settings.ledger, "lamp", retired=True, reason="old", actor="ada")
         yield settings
@@ -200,6 +202,7 @@ def test_sources_are_reached_in_a_bounded_time_and_leave_nothing(tmp_path, monke
     for name, line in kinds.items():
         shop.edit(shop.write(tmp_path / "mine", name) / "source.py", ("return Source(", f"{line}\n    return Source("))
     monkeypatch.setenv("PERENNIAL_CASES", str(tmp_path / "mine"))
+    monkeypatch.setenv("PERENNIAL_DATA_DIR", str(tmp_path))
     settings = Settings(home=tmp_path / "home")
     settings.root.mkdir()
     began = time.monotonic()
@@ -381,9 +384,9 @@ def test_the_whole_of_it_changes_nothing_and_says_so_in_json(settings, monkeypat
     """Every file of the state folder is what it was; the exit code tells programs, and each line has its fields."""
 
     def files():
-        return {
-            path: (path.stat().st_mtime_ns, file_sha256(path)) for path in settings.root.rglob("*") if path.is_file()
-        }
+        found = [path for path in settings.root.rglob("*") if path.is_file()]
+        # In -shm SQLite notes who reads, as of every reader.
+        return {path: (path.stat().st_mtime_ns, file_sha256(path)) for path in found if path.suffix != ".db-shm"}
 
     monkeypatch.setattr(doctor, "ports", lambda _settings: [])
     checks = {name: check for name, check in doctor.CHECKS.items() if name not in ("ports", "machine", "sources")}

@@ -250,6 +250,7 @@ def test_status_and_metrics_tell_of_retired_and_gone_cases(world, capsys, monkey
     assert [line for line in lines if 'case="shop"' in line] == [
         'perennial_case_broken{case="shop"} 0.0',
         'perennial_case_retired{case="shop"} 1.0',
+        'perennial_case_gone{case="shop"} 0.0',
     ]
     assert 'perennial_case_retired{case="desk"} 0.0' in lines
     assert 'perennial_case_live{case="desk"} 0.0' in lines
