@@ -109,7 +109,7 @@ def python(_settings: Settings) -> Iterator[Line]:
         yield ok("machine", "has what Triton and LightGBM need")
 
 
-def packages(_settings: Settings) -> Iterator[Line]:
+def packages(_settings: Settings | None = None) -> Iterator[Line]:
     """What the base and each extra that is there (its first package is) ask for."""
     from importlib.metadata import PackageNotFoundError, version
 
@@ -598,8 +598,10 @@ def examine(checks: Mapping[str, Check] = CHECKS, seconds: float = SECONDS) -> l
         from pipelines.settings import read_settings
 
         settings = read_settings()
-    except (PerennialError, ImportError) as error:
+    except PerennialError as error:
         return [*variables(), wrong("settings", str(error))]
+    except ImportError as error:
+        return [*packages(), wrong("settings", f"cannot be read ({error})", "install what is missing")]
     told: dict[str, list[Line]] = {name: [] for name in checks}
     over: set[str] = set()
 

@@ -95,6 +95,16 @@ def test_settings_that_cannot_be_read_are_one_line(monkeypatch):
     assert "PERENNIAL_NODES" in lines[-1].said
 
 
+def test_without_a_package_that_everything_needs_it_still_says_which():
+    """Where not even settings can be read, as a package is missing, its packages are looked at and that is told."""
+    code = "import sys; sys.modules['pydantic_settings'] = None; from embedded import doctor; sys.exit(doctor.main([]))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "wrong     settings   cannot be read" in done.stdout
+    assert "pydantic_settings" in done.stdout.splitlines()[-1]
+    assert done.stderr == ""
+
+
 def test_packages_of_an_extra_that_is_there_are_checked(settings, monkeypatch):
     """A missing or another version of a package is named; an extra that is not there at all is no mistake."""
     version = metadata.version
