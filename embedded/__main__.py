@@ -16,6 +16,7 @@ from embedded.airflow import client
 from embedded.live import open_live_cases
 from embedded.ports import Ports
 from embedded.services import PROFILES, settings_of
+from pipelines import ledger
 from pipelines.cases.surveying import survey
 from pipelines.errors import PerennialError
 from pipelines.places import PRIVATE
@@ -149,7 +150,7 @@ def down(home: Path, console: Console) -> int:
 
 
 def status(home: Path, console: Console) -> int:
-    """Print a table of the services, and below it the cases that are broken.
+    """Print a table of the services, and below it the cases that are broken, retired or gone.
 
     0 if all services are healthy, 1 if one is not, 3 if nothing runs.
     """
@@ -175,12 +176,29 @@ def status(home: Path, console: Console) -> int:
             str(log.relative_to(home)) if log.is_relative_to(home) else row["log"],
         )
     console.print(table)
-    for case in survey():
-        if case.problem:
-            console.print(f"[yellow]broken case[/]  {case.name}: {escape(case.problem)}")
+    _print_cases(home, console)
     if all(row["state"] == "healthy" for row in rows):
         return RUNNING
     return SICK
+
+
+def _print_cases(home: Path, console: Console) -> None:
+    """Say which cases are broken, which are retired, and of which the folder is gone; a ledger that is away is told."""
+    found = survey()
+    for case in found:
+        if case.problem:
+            console.print(f"[yellow]broken case[/]  {case.name}: {escape(case.problem)}")
+    url = read_settings(home=home).ledger
+    try:
+        for retirement in ledger.retired(url).now.values():
+            console.print(f"[yellow]retired[/]  {escape(str(retirement))}")
+        for name, release in ledger.gone(url, {case.name for case in found}).items():
+            console.print(
+                f"[red]gone case[/]  {name}: version {release.champion} is its champion, and it has no folder: put it "
+                f"back, or say that it is not to serve any more: `perennial retire {name} --reason ...`"
+            )
+    except PerennialError as error:
+        console.print(f"[red]ledger[/]  {escape(str(error))}")
 
 
 if __name__ == "__main__":

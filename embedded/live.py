@@ -9,10 +9,11 @@ from pathlib import Path
 
 from embedded import probe, traffic
 from embedded.airflow import FINISHED, Airflow
+from pipelines import ledger
 from pipelines.cases.surveying import survey
+from pipelines.deploy.scheduler import KINDS
 from pipelines.settings import Settings, read_settings
 
-KINDS = ("training", "drift", "rollback")
 FIRST_CHAMPION_SECONDS = 180.0
 CATCH_UP_SECONDS = 60.0
 
@@ -36,12 +37,7 @@ def open_live_cases(
     waits for them: it would find a window whose rows are still being sent.
     """
     client = airflow or Airflow(url)
-    found = survey()
-    for one in found:
-        if one.problem:
-            say(f"the case {one.name} is broken and left alone: {one.problem}")
-    whole = {case.name: case.params for case in found if not case.problem and case.params is not None}
-    live = [case for case, params in whole.items() if params.schedule.live]
+    whole, live = _whole_and_live(settings or read_settings(home=home), say)
     client.wait_for_dags([f"{case}_{kind}" for case in whole for kind in KINDS])
     for case in whole:
         for kind in KINDS:
@@ -61,6 +57,21 @@ def open_live_cases(
             say(f"the last days' rows of {case} are not all sent yet: its first drift run may see a part of them")
         client.unpause(f"{case}_drift")
     return live
+
+
+def _whole_and_live(settings: Settings, say: Callable[[str], None]) -> tuple[list[str], list[str]]:
+    """The cases that have DAGs, and those of them that follow today's clock and are not retired."""
+    found = survey()
+    for one in found:
+        if one.problem:
+            say(f"the case {one.name} is broken and left alone: {one.problem}")
+    whole = {case.name: case.params for case in found if not case.problem and case.params is not None}
+    for name in ledger.gone(settings.ledger, [case.name for case in found]):
+        say(f"the folder of the case {name} is gone: nobody answers for it; see docs/runbooks.md#case-gone")
+    retired = ledger.retired(settings.ledger).now
+    for case in sorted(whole.keys() & retired.keys()):
+        say(f"the case {case} is left alone: {retired[case]}")
+    return list(whole), [case for case, params in whole.items() if params.schedule.live and case not in retired]
 
 
 def _caught_up(settings: Settings, case: str) -> bool:

@@ -20,7 +20,7 @@ from pipelines.settings import Settings, read_settings
 
 
 def champions(home: Path, settings: Settings | None = None, damaged: dict[str, str] | None = None) -> list[Release]:
-    """The head release of every case that has one.
+    """The head release of every case that has one, a folder, and is not retired.
 
     They come from the ledger of ``home`` (or of the settings, else of ``PERENNIAL_LEDGER_URL``). A case whose rows are
     not what the ledger wrote has none; ``damaged`` is told what is wrong with it.
@@ -29,7 +29,12 @@ def champions(home: Path, settings: Settings | None = None, damaged: dict[str, s
     if not settings.ledger_url and not (settings.root / "ledger.db").exists():
         return []
     found = []
+    retired = ledger.retired(settings.ledger, case_names())
+    if damaged is not None:
+        damaged |= retired.damaged
     for case in case_names():
+        if case in retired.now or case in retired.damaged:
+            continue
         try:
             release = ledger.head(settings.ledger, case)
         except IntegrityError as error:

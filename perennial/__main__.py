@@ -1,4 +1,4 @@
-"""``perennial``: the steps and commands of ``python -m pipelines``, and the stack's own (up, down, status, demo)."""
+"""``perennial``: the steps and commands of ``python -m pipelines``, and those of the stack."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 NAME = "perennial"
 STACK = ("up", "down", "status")
-ALSO = f"The stack has commands of its own: {', '.join(STACK)} and demo, each with --help."
+ALSO = f"The stack has commands of its own: {', '.join(STACK)}, doctor and demo, each with --help."
 
 
 def main() -> int:
@@ -16,6 +16,10 @@ def main() -> int:
         from embedded.demo.__main__ import main as demo
 
         return demo(asked[1:], prog=f"{NAME} demo")
+    if asked[:1] == ["doctor"]:
+        from embedded.doctor import main as doctor
+
+        return doctor(asked[1:], prog=f"{NAME} doctor")
     if asked and asked[0] in STACK:
         from embedded.__main__ import main as stack
 

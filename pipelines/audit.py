@@ -69,16 +69,12 @@ def within(case: str, rows: Mapping[str, Iterable[Rows]]) -> Iterator[Finding]:
         verdicts[row["hash"]] = value
     yield from _releases(case, rows["releases"], verdicts)
     yield from _drift(case, rows)
-    for position, row in enumerate(rows["alert_runs"], start=1):
-        if row["seq"] != position:
-            yield Finding(
-                case=case,
-                table="alert_runs",
-                row=f"seq {row['seq']}",
-                column="seq",
-                problem=f"row {position} should follow: rows are missing",
-            )
-            break
+    for table in ("alert_runs", "retirements"):
+        for position, row in enumerate(rows[table], start=1):
+            if row["seq"] != position:
+                problem = f"row {position} should follow: rows are missing"
+                yield Finding(case=case, table=table, row=f"seq {row['seq']}", column="seq", problem=problem)
+                break
 
 
 def _releases(case: str, rows: Iterable[Rows], verdicts: Mapping[str, Any]) -> Iterator[Finding]:

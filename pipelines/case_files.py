@@ -8,12 +8,12 @@ The environment is read here, and not with the other settings: those ask for a c
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from stat import S_ISDIR
 
 CASES_ROOT = Path(__file__).parent / "cases"
 CASE_FILES = ("params.yaml", "schema.py", "source.py", "model.py")
@@ -43,18 +43,30 @@ def case_names() -> list[str]:
 
 def found() -> dict[str, Found]:
     """Every case by its name, those that cannot be used where they lie among them."""
-    inside = {folder.name: Found(folder) for folder in _case_folders(CASES_ROOT)}
-    places: dict[str, Found] = dict(inside)
-    for name, one in (*((folder.name, Found(folder)) for root in roots() for folder in _case_folders(root)), *_named()):
-        if name not in inside and ((CASES_ROOT / name).exists() or (CASES_ROOT / f"{name}.py").exists()):
-            places[name] = Found(one.folder, f"{one.folder} has the name of a part of Perennial: give it another")
-        elif name not in places:
-            places[name] = one
-        elif one.problem or places[name].folder.resolve() != one.folder.resolve():
-            other = places[name]
-            both = f"there are two cases of this name, {other.folder} and {one.folder}: rename one of them"
-            places[name] = Found(other.folder, other.problem or one.problem or both)
-    return places
+    names = {name for root in (CASES_ROOT, *roots()) for name in _names_in(root)} | {name for name, _ in _named()}
+    return {name: place for name in sorted(names) if (place := place_of(name)) is not None}
+
+
+def place_of(name: str) -> Found | None:
+    """Where one case lies, None if there is none of this name.
+
+    Only the folders of this name are looked at, and nothing is remembered: a lookup is cheap and always of now.
+    """
+    if not _is_name(name):
+        return None
+    place = _case_at(CASES_ROOT / name)
+    others = [one for root in roots() if (one := _case_at(root / name))]
+    others += [one for entry, one in _named() if entry == name]
+    taken = place is None and any((CASES_ROOT / part).exists() for part in (name, f"{name}.py") if others)
+    for one in others:
+        if taken:
+            place = Found(one.folder, f"{one.folder} has the name of a part of Perennial: give it another")
+        elif place is None:
+            place = one
+        elif one.problem or place.folder.resolve() != one.folder.resolve():
+            both = f"there are two cases of this name, {place.folder} and {one.folder}: rename one of them"
+            place = Found(place.folder, place.problem or one.problem or both)
+    return place
 
 
 def roots() -> list[Path]:
@@ -71,7 +83,7 @@ def problems_of_roots() -> dict[str, str]:
 
 def outside(case: str) -> Path | None:
     """The folder of a case that lies outside of the tree; None for one in it, and for one that cannot be used."""
-    place = found().get(case)
+    place = place_of(case)
     if place is None or place.problem or place.folder.parent == CASES_ROOT:
         return None
     return place.folder
@@ -79,7 +91,7 @@ def outside(case: str) -> Path | None:
 
 def folder_of(case: str) -> Path:
     """The folder of a case; of an unknown one, where it would lie in the tree."""
-    place = found().get(case)
+    place = place_of(case)
     return CASES_ROOT / case if place is None else place.folder
 
 
@@ -95,15 +107,29 @@ def own_profile(case: str) -> Path | None:
     return path if path.exists() else None
 
 
-def _case_folders(root: Path) -> Iterator[Path]:
-    """The folders in ``root`` that hold one of a case's files; none if it cannot be read."""
+def _names_in(root: Path) -> list[str]:
+    """What lies in ``root`` and may be a case; nothing if it cannot be read."""
     try:
-        inside = sorted(root.iterdir())
+        return [path.name for path in root.iterdir()]
     except OSError:
-        return
-    for path in inside:
-        if path.name[0] not in "._" and path.is_dir() and any((path / file).exists() for file in CASE_FILES):
-            yield path
+        return []
+
+
+def _is_name(name: str) -> bool:
+    return name[:1] not in ("", ".", "_") and not {"/", "\0"} & set(name)
+
+
+def _case_at(folder: Path) -> Found | None:
+    """A folder that holds one of a case's files, as a case; None for every other, and where nobody may look."""
+    try:
+        if not S_ISDIR(folder.stat().st_mode):
+            return None
+    except OSError:
+        return None
+    try:
+        return Found(folder) if any((folder / file).exists() for file in CASE_FILES) else None
+    except OSError as error:
+        return Found(folder, f"{folder} cannot be read ({error.strerror}): let this user read it, or move it away")
 
 
 def _problem_of_root(root: Path) -> str:
@@ -119,10 +145,10 @@ def _problem_of_root(root: Path) -> str:
 @cache
 def _named() -> tuple[tuple[str, Found], ...]:
     """The cases of entry points; read once in a process, as all installed packages are looked through for them."""
-    return tuple((entry.name, _place_of(entry)) for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name))
+    return tuple((entry.name, _of_entry(entry)) for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name))
 
 
-def _place_of(entry: EntryPoint) -> Found:
+def _of_entry(entry: EntryPoint) -> Found:
     """The folder that an entry point names, found without importing the case: only the packages above it are run."""
     about = f"the entry point {entry.name} = {entry.value} in {GROUP}"
     try:

@@ -33,8 +33,8 @@ AlertRule = Literal[
     "sink_broken",
 ]
 """What a drift run tells a person of; each has its section in docs/runbooks.md, and so have those of ``RunRule``."""
-RunRule = Literal["run_late", "run_failed"]
-"""What people are told of a run of the scheduler itself (alerts/runs.py)."""
+RunRule = Literal["run_late", "run_failed", "case_gone"]
+"""What people are told past the ledger: of a run of the scheduler itself, and of a case's folder (alerts/runs.py)."""
 
 
 def _as_utc(value: datetime) -> datetime:
@@ -281,6 +281,20 @@ class Release(Value):
     salt: str = ""
     previous_hash: str
     hash: str
+
+
+class Retirement(Value):
+    """One row about whether a case is in service: by whom and why it was ``retired``, or (False) taken back."""
+
+    case: str
+    seq: int
+    retired: bool
+    reason: str
+    actor: str
+    recorded_at: Instant
+
+    def __str__(self) -> str:
+        return f"{self.case} is retired since {self.recorded_at:%Y-%m-%d %H:%M} UTC ({self.actor}: {self.reason})"
 
 
 class Switch(Value):

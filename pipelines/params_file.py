@@ -41,13 +41,14 @@ def load_params(case: str, path: Path | None = None) -> Params:
     ``path``, else of ``<case>.yaml`` in the folder ``PERENNIAL_PARAMS_DIR``, else the case's own.
     """
     if path is None:
-        found = case_files.found()
-        if case not in found:
+        place = case_files.place_of(case)
+        if place is None:
+            found = case_files.case_names()
             near = difflib.get_close_matches(case, found, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(found))}"
+            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(found)}"
             raise ConfigError(f"unknown case {case!r}: {hint}")
-        if found[case].problem:
-            raise ConfigError(f"case {case}: {found[case].problem}")
+        if place.problem:
+            raise ConfigError(f"case {case}: {place.problem}")
         path = params_file(case, read_settings())
     raw, mistakes = _plain_data(path)
     if isinstance(raw, dict) and isinstance(said := raw.get("case", case), str) and said != case:

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from pipelines.cases import load_case
 from pipelines.line import runner
+from pipelines.line.order import RECONCILE
 from pipelines.line.step import Action, Run, Step
 from pipelines.processes import descendants, end_all
 from pipelines.settings import Settings
@@ -69,7 +70,7 @@ class StepOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any] | list[str]:
         """One call of the step; errors that a retry cannot mend fail the task at once."""
         with keeping_errors(context), failing_fast():
-            params, settings, given = load_case(self.case).params, settings_of_task(), context["params"]
+            params, settings, given = load_case(self.case).params, _settings(self.step, self.case), context["params"]
             assert params is not None  # load_case raises what is wrong with them
             dag_run, step = context["dag_run"], self.step
             as_of = resolve_as_of(given.get("as_of"), dag_run)
@@ -105,6 +106,20 @@ class StepOperator(BaseOperator):
     def on_kill(self) -> None:
         """End the processes that the step started (training ranks live in sessions of their own)."""
         end_all(descendants(), grace=KILL_GRACE)
+
+
+def _settings(step: Step | Action, case: str) -> Settings:
+    """The settings of this task.
+
+    A task of a case that is retired is skipped: somebody has triggered its DAG, or nobody could pause it. What puts the
+    serving in order runs all the same.
+    """
+    from pipelines import ledger
+
+    settings = settings_of_task()
+    if step is not RECONCILE and (retirement := ledger.retirement(settings.ledger, case)) is not None:
+        raise AirflowSkipException(f"nothing is done: {retirement}")
+    return settings
 
 
 def _said(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from embedded.demo import scoring, traffic
 from embedded.demo.replay import Replay
 from embedded.demo.summary import tick_record
-from embedded.live import KINDS
 from pipelines import cases, ledger
 from pipelines.contracts import Window
+from pipelines.deploy.scheduler import KINDS
 from pipelines.errors import PerennialError
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
-"""A run of the scheduler that has failed, or is not over in time.
+"""A run of the scheduler that has failed, or is not over in time, and a case whose folder is gone.
 
-Told at once, past the ledger, which may be what the run waits for.
+Told at once, past the ledger, which may be what the run waits for, and where a case without a folder has no runs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from datetime import datetime
 
 from pipelines.alerts.lifecycle import takes
 from pipelines.alerts.sinks import Undelivered, configured
-from pipelines.contracts import Alert, Notice, RunRule, Severity
+from pipelines.contracts import Alert, Notice, Release, RunRule, Severity
 from pipelines.params import Params
 from pipelines.settings import Settings
 
@@ -40,13 +40,31 @@ def failed(params: Params, runbooks: str, dag: str, run: str, at: datetime, task
     return _notice(params, runbooks, "run_failed", dag, run, at, f"run {run} of {dag} failed{where}: {why}")
 
 
-def _notice(params: Params, runbooks: str, rule: RunRule, dag: str, run: str, at: datetime, summary: str) -> Notice:
+def gone(params: Params, runbooks: str, release: Release, at: datetime) -> Notice:
+    """The notice that a case whose champion is by ``release`` has no folder, found by a run of another (``params``)."""
+    case = release.case
+    summary = f"version {release.champion} is the champion of {case}, and its folder is gone: nobody answers for it"
+    return _notice(params, runbooks, "case_gone", case, f"{at:%Y%m%dT%H%M%SZ}", at, summary, case, "critical")
+
+
+def _notice(
+    params: Params,
+    runbooks: str,
+    rule: RunRule,
+    dag: str,
+    run: str,
+    at: datetime,
+    summary: str,
+    case: str = "",
+    severity: Severity = SEVERITY,
+) -> Notice:
+    case = case or params.case
     alert = Alert(
-        case=params.case,
+        case=case,
         key=f"{rule}:{run}",
         rule=rule,
         group=dag,
-        severity=SEVERITY,
+        severity=severity,
         owner=params.alerts.owner,
         runbook=f"{runbooks}#{rule.replace('_', '-')}",
         summary=summary,
@@ -54,7 +72,7 @@ def _notice(params: Params, runbooks: str, rule: RunRule, dag: str, run: str, at
         last_seen=at,
     )
     name = f"{dag}/{run}/{rule.removeprefix('run_')}"
-    return Notice(id=name, case=params.case, at=at, group=dag, kind="opened", severity=SEVERITY, alerts=(alert,))
+    return Notice(id=name, case=case, at=at, group=dag, kind="opened", severity=severity, alerts=(alert,))
 
 
 def tell(params: Params, settings: Settings, notice: Notice) -> list[str]:

@@ -115,11 +115,11 @@ def part(case: str, name: str) -> ModuleType:
     Raises ConfigError for an unknown case, for a module that is missing or does not import, and for one without the
     functions that the loop calls; it names case, file and line, and says what to do.
     """
-    found = case_files.found()
-    if case not in found:
-        raise ConfigError(f"unknown case {case!r}: choose one of {', '.join(sorted(found))}")
-    if found[case].problem:
-        raise ConfigError(f"case {case}: {found[case].problem}")
+    place = case_files.place_of(case)
+    if place is None:
+        raise ConfigError(f"unknown case {case!r}: choose one of {', '.join(case_files.case_names())}")
+    if place.problem:
+        raise ConfigError(f"case {case}: {place.problem}")
     if name == "source":
         params = load_params(case)
         if params.declared_source or not file_of(case, "source.py").exists():
@@ -185,7 +185,15 @@ def broken(case: str, name: str, error: BaseException) -> ConfigError:
     found = place(error)
     if found is not None:
         _, where = found
-    return ConfigError(f"case {case}: {where}: {words}: mend this line")
+    return ConfigError(f"case {case}: {where}: {words}: mend this line{_or_upgrade(error)}")
+
+
+def _or_upgrade(error: BaseException) -> str:
+    """What else mends a line that asks Perennial for what this version of it does not have."""
+    ours = isinstance(error, ImportError) and (error.name or "").partition(".")[0] in ("pipelines", "perennial")
+    if ours or (isinstance(error, TypeError) and "unexpected keyword argument" in str(error)):
+        return ", or install the version of Perennial that the case was written for"
+    return ""
 
 
 def _check_function(case: str, name: str, function: str, takes: tuple[str, ...], found: object) -> None:

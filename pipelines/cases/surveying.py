@@ -39,6 +39,8 @@ from pipelines.params_file import load_params, params_file
 from pipelines.settings import Settings, read_settings
 
 T = TypeVar("T")
+REPOSITORY = Path(__file__).parents[2]
+"""What holds our packages: a case may ask for a module that only a newer version has."""
 _LOCK = Lock()
 _Stat = tuple[str, int, int, int]
 _seen: dict[tuple[str, bool], tuple[tuple[_Stat, ...], _Stat, Case]] = {}
@@ -55,20 +57,17 @@ def survey(settings: Settings | None = None, names: Iterable[str] | None = None,
     ``trains`` the libraries that sources and models import may be missing: a gateway's image has none of them.
     """
     settings = settings or read_settings()
-    places = case_files.found()
+    asked = case_files.case_names() if names is None else sorted(names)
     lost = case_files.problems_of_roots() if names is None else {}
     with _LOCK:
-        asked = sorted(places if names is None else names)
-        found = [
-            Case(case, problem=places[case].problem)
-            if case in places and places[case].problem
-            else _looked_at(case, settings, trains=trains)
-            for case in asked
-        ]
+        found = [_looked_at(case, settings, trains=trains) for case in asked]
     return [*found, *(Case(root, problem=problem) for root, problem in lost.items())]
 
 
 def _looked_at(case: str, settings: Settings, *, trains: bool) -> Case:
+    place = case_files.place_of(case)
+    if place is not None and place.problem:
+        return Case(case, problem=place.problem)
     # Before anything is read: what is written meanwhile is seen by the next look.
     code = tuple(_stat(path) for path in _code(case))
     given = _stat(params_file(case, settings))
@@ -228,6 +227,9 @@ def _is_there(case: str, module: str) -> bool:
         inside = module.removeprefix(own).replace(".", "/")
         return file_of(case, f"{inside}.py").exists() or file_of(case, inside).is_dir()
     root = module.partition(".")[0]
+    if root == PACKAGE.partition(".")[0]:
+        path = REPOSITORY.joinpath(*module.split("."))
+        return path.is_dir() or path.with_suffix(".py").exists()
     return root in sys.modules or find_spec(root) is not None
 
 

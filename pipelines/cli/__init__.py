@@ -69,7 +69,7 @@ def _asked(arguments: argparse.Namespace) -> Any:
     settings = read_settings()
     places.keep_closed(settings.root)
     params = None
-    if arguments.case is not None:
+    if arguments.case is not None and (arguments.command not in COMMANDS or COMMANDS[arguments.command].reads):
         params = load_case(arguments.case).params
     return run_command(arguments, params, settings)
 

@@ -35,7 +35,7 @@ def trigger(params: Params, settings: Settings, as_of: datetime) -> Trigger:
 def _history(params: Params, settings: Settings) -> dict[str, Any]:
     """The releases of a case: which version, since when, by whom, why, and on which verdict.
 
-    And the verdicts that released nothing.
+    And the verdicts that released nothing, and when it was retired or taken back.
     """
     from pipelines.reports import history
 
@@ -43,13 +43,16 @@ def _history(params: Params, settings: Settings) -> dict[str, Any]:
         "case": params.case,
         "releases": history.releases(settings, params.case),
         "verdicts": history.verdicts(settings, params.case),
+        "retirements": [one.model_dump(mode="json") for one in ledger.retirements(settings.ledger, params.case)],
     }
 
 
 def _history_table(answer: dict[str, Any]) -> Any:
     from pipelines.reports import history
 
-    return history.table(answer["case"], answer["releases"], answer["verdicts"])
+    drawn = history.table(answer["case"], answer["releases"], answer["verdicts"])
+    drawn.caption = history.standing(answer["retirements"])
+    return drawn
 
 
 def _audit(params: Params | None, settings: Settings) -> dict[str, Any]:
@@ -73,6 +76,7 @@ def _reproduce(params: Params, settings: Settings, *, version: int) -> dict[str,
 
 def _retrain(params: Params, settings: Settings, *, as_of: datetime, reason: str) -> dict[str, Any]:
     """Train, judge and release a candidate by hand: the whole line, as the training DAG runs it."""
+    ledger.require_in_service(settings.ledger, params.case)
     run = Run(params, settings, as_of, trigger=trigger(params, settings, as_of), reason=reason)
     made = {step.name: runner.run(step, run) for step in order.TRAINING if isinstance(step, Step)}
     verdict, release = facts.GateFacts.of(made[order.GATE.name]), facts.RolloutFacts.of(made[order.ROLLOUT.name])
@@ -209,6 +213,22 @@ def _try_table(answer: dict[str, Any]) -> Any:
     return trying.table(answer)
 
 
+def _retire(
+    params: Params | None,  # noqa: ARG001 - its folder may be gone
+    settings: Settings,
+    *,
+    case: str,
+    reason: str,
+    undo: bool = False,
+) -> dict[str, Any]:
+    """Take a case out of service, or back into it (--undo): what it predicted, learned and decided stays."""
+    from pipelines.cli import retiring
+
+    if undo:
+        return retiring.take_back(settings, case, reason)
+    return retiring.retire(settings, case, reason)
+
+
 @dataclass(frozen=True)
 class Command:
     """A command by its function.
@@ -217,7 +237,7 @@ class Command:
     and what has a default need not be given. ``every_case``: it speaks of all cases unless one is named. ``holds`` says
     whether an answer is a yes; a no is exit code 1. ``table`` draws the answer for a person at a terminal, where it is
     not drawn as all others are (reports/answers.py). ``about``: how the case is named, by the option ``--case``, by its
-    place, or not at all as it is yet to be made.
+    place, or not at all as it is yet to be made. ``reads`` the case's folder, and fails without it.
     """
 
     run: Callable[..., Any]
@@ -225,6 +245,7 @@ class Command:
     holds: Callable[[Any], bool] = lambda _answer: True
     table: Callable[[Any], Any] | None = None
     about: Literal["option", "place", "new"] = "option"
+    reads: bool = True
 
 
 COMMANDS = {
@@ -239,5 +260,6 @@ COMMANDS = {
     "metrics": Command(_metrics, every_case=True),
     "replay": Command(_replay, table=_replay_table),
     "windows": Command(_windows),
+    "retire": Command(_retire, about="place", reads=False),
 }
 """Commands about a case that are no steps."""

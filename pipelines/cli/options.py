@@ -100,6 +100,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
             "the version to take back: nothing changes if another one serves; default: what was promoted last, once"
         ),
     },
+    "undo": {"action": "store_true", "help": "take it back into service: its champion serves again"},
     "despite_verdict": {
         "action": "store_true",
         "help": "release a version that the gate did not promote: the row says who did so and why",

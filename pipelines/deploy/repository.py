@@ -22,6 +22,7 @@ from pipelines.errors import IntegrityError, Unavailable
 from pipelines.fields import Fields
 from pipelines.files import file_sha256, fsync_folder, usual_mode, write_atomic
 from pipelines.params import Device
+from pipelines.provenance import wall_time
 from pipelines.runtime import MODEL
 
 CONFIG = "config.pbtxt"
@@ -54,6 +55,10 @@ KIND_GPU is refused where there is none.
 _INSTEAD = "# on the CPU instead: "
 
 
+class Busy(Unavailable):
+    """Another process works on the case's part of the repository."""
+
+
 def config(fields: Fields, versions: Iterable[int], device: Device = "auto") -> str:
     """Text of a case's config.pbtxt: tensors as declared, exactly ``versions`` to be loaded, and the device."""
     inputs, output = signature(fields)
@@ -80,14 +85,14 @@ def _tensor(declared: Mapping[str, Any]) -> str:
 def alone(repository: Path, case: str, *, patience: float = 60.0) -> Iterator[None]:
     """Be the only writer of a case's part of the repository; the lock ends with its process.
 
-    Raises Unavailable after ``patience`` seconds, naming the pid that holds it. The lock only spares work:
+    Raises Busy after ``patience`` seconds, naming the pid that holds it. The lock only spares work:
     which of two rollouts wins is the ledger's decision.
     """
     repository.mkdir(parents=True, exist_ok=True)
     path = repository / f".{case}.lock"
 
-    def refusal(pid: str) -> Unavailable:
-        return Unavailable(
+    def refusal(pid: str) -> Busy:
+        return Busy(
             f"{path} is held by process {pid} for more than {patience:g} s: see what it does, end it if it hangs"
         )
 
@@ -187,6 +192,33 @@ def retire(repository: Path, case: str, keep: Collection[int]) -> list[int]:
     if not keep:
         (repository / case / CONFIG).unlink(missing_ok=True)
     return gone
+
+
+def models(repository: Path) -> set[str]:
+    """The cases that have a part of the repository."""
+    return {path.parent.name for path in repository.glob(f"*/{CONFIG}")}
+
+
+def note_gone(repository: Path, cases: Collection[str]) -> list[str]:
+    """Note that the folders of these cases are gone, and of all others that they are not; which ones are new."""
+    repository.mkdir(parents=True, exist_ok=True)
+    marks = {case: _mark(repository, case) for case in cases}
+    for path in repository.glob(_mark(Path(), "*").name):
+        if path not in marks.values():
+            path.unlink(missing_ok=True)
+    new = [case for case, path in marks.items() if not path.exists()]
+    for case in new:
+        marks[case].touch()
+    return new
+
+
+def gone_for(repository: Path, case: str) -> float:
+    """For how many seconds a case's folder has been noted to be gone."""
+    return wall_time().timestamp() - _mark(repository, case).stat().st_mtime
+
+
+def _mark(repository: Path, case: str) -> Path:
+    return repository / f".{case}.gone"
 
 
 def sweep(repository: Path, case: str) -> None:

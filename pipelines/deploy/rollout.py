@@ -241,16 +241,21 @@ def _withdraw(settings: Settings, fields: Fields, before: list[int], device: Dev
     repository.retire(settings.model_repository, fields.case, before)
 
 
-def restore(settings: Settings, fields: Fields, device: Device = "auto") -> list[str]:
+def restore(settings: Settings, fields: Fields, device: Device = "auto", *, retired: bool | None = None) -> list[str]:
     """Make the repository and Triton what the ledger says; returns what was repaired.
 
     Call while :func:`repository.alone`. The champion must answer in the end, or the error that keeps it from answering
-    is raised. An older version that cannot be brought back is reported and left out: nothing asks for it now.
+    is raised. An older version that cannot be brought back is reported and left out: nothing asks for it now. Of a case
+    that has no release, or is ``retired`` (None: if the ledger says so), nothing is left loaded.
     """
     case = fields.case
     repaired = list[str]()
     bundles = dict[int, Path]()
-    releases = kept(settings, case)
+    if retired is None:
+        retired = ledger.retirement(settings.ledger, case) is not None
+    releases = {} if retired else kept(settings, case)
+    if not releases:
+        return clear(settings, case)
     for version, release in releases.items():
         try:
             bundle = bundle_of(settings, release)
@@ -263,8 +268,6 @@ def restore(settings: Settings, fields: Fields, device: Device = "auto") -> list
                 raise
             log.warning("%s: version %d cannot be kept ready for a rollback: %s", case, version, error)
             repaired.append(f"left out version {version}: {error}")
-    if not releases:
-        return repaired
     repaired += _place(settings, fields, bundles, device)
     for version, bundle in bundles.items():
         if _revive(settings, fields, version, bundle):
@@ -273,6 +276,47 @@ def restore(settings: Settings, fields: Fields, device: Device = "auto") -> list
         f"retired version {version}" for version in repository.retire(settings.model_repository, case, bundles)
     ]
     return repaired
+
+
+def clear(settings: Settings, case: str) -> list[str]:
+    """Leave nothing of a case in Triton and in the model repository; returns what was done.
+
+    Its bundles stay. Call while :func:`repository.alone`. Raises Unavailable if Triton is asked and does not answer.
+    """
+    folder = settings.model_repository
+    if not repository.staged(folder, case) and not repository.read_config(folder, case):
+        return []
+    triton.unload(settings, case)
+    return ["unloaded", *(f"retired version {version}" for version in repository.retire(folder, case, ()))]
+
+
+def clear_strays(settings: Settings, gone: Collection[str] = ()) -> list[str]:
+    """Unload what Triton has loaded of this state and the ledger does not name; returns what was done.
+
+    That is a case without a release, one that is retired, and one of those that are ``gone``. What somebody works on at
+    this moment is left to him. Raises Unavailable if Triton does not answer.
+    """
+    folder, done = settings.model_repository, list[str]()
+    for case in sorted(triton.index(settings) & (repository.models(folder) | set(ledger.cases(settings.ledger)))):
+        with suppress(repository.Busy), repository.alone(folder, case, patience=0.0):
+            why = "its folder is gone" if case in gone else _stray(settings, case)
+            if why:
+                triton.unload(settings, case)
+                repository.retire(folder, case, ())
+                done.append(f"unloaded {case}: {why}")
+    return done
+
+
+def _stray(settings: Settings, case: str) -> str:
+    """Why a case that is loaded should not be; "" if it should, or nobody can say."""
+    try:
+        if ledger.retirement(settings.ledger, case) is not None:
+            return "it is retired"
+        if ledger.head(settings.ledger, case) is None:
+            return "it has no release"
+    except IntegrityError as error:
+        log.warning("%s goes on as it is: %s", case, error)
+    return ""
 
 
 def _revive(settings: Settings, fields: Fields, version: int, bundle: Path) -> bool:

@@ -39,6 +39,17 @@ def ready(settings: Settings) -> bool:
         return False
 
 
+def version(settings: Settings) -> str:
+    """Name and version of the server. Raises Unavailable if it does not answer, IntegrityError if it does not tell."""
+    from tritonclient.grpc import service_pb2 as pb
+
+    try:
+        found = _call(settings, "ServerMetadata", pb.ServerMetadataRequest(), ANSWER_SECONDS)
+    except _Refused as refused:
+        raise IntegrityError(f"Triton at {settings.triton_grpc} does not tell its version: {refused}") from refused
+    return f"{found.name} {found.version}"
+
+
 def load(settings: Settings, case: str) -> None:
     """Load what the case's configuration names; versions that are loaded and unchanged go on undisturbed.
 
@@ -64,6 +75,20 @@ def unload(settings: Settings, case: str) -> None:
         _call(settings, "RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=case), ANSWER_SECONDS)
     except _Refused as refused:
         raise IntegrityError(f"Triton at {settings.triton_grpc} refuses to unload {case}: {refused}") from refused
+
+
+def index(settings: Settings) -> set[str]:
+    """The models of which a version is loaded.
+
+    Raises Unavailable if Triton does not answer, IntegrityError if it does not tell.
+    """
+    from tritonclient.grpc import service_pb2 as pb
+
+    try:
+        found = _call(settings, "RepositoryIndex", pb.RepositoryIndexRequest(ready=True), ANSWER_SECONDS).models
+    except _Refused as refused:
+        raise IntegrityError(f"Triton at {settings.triton_grpc} does not tell what is loaded: {refused}") from refused
+    return {model.name for model in found if model.state == "READY"}
 
 
 def devices(settings: Settings, case: str) -> list[str]:

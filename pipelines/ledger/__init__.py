@@ -28,11 +28,21 @@ from pipelines.ledger.drift_rows import (
     record_drift_state,
 )
 from pipelines.ledger.release_rows import append, champion_before, head, previous_release, read_release, releases
+from pipelines.ledger.retirement_rows import (
+    Retired,
+    gone,
+    require_in_service,
+    retired,
+    retirement,
+    retirements,
+    set_retired,
+)
 from pipelines.ledger.rows import LOOK, cases, check, metadata, stored
 from pipelines.ledger.verdict_rows import record_verdict, verdict, verdicts
 
 __all__ = [
     "LOOK",
+    "Retired",
     "alert_runs",
     "alerts",
     "append",
@@ -45,6 +55,7 @@ __all__ = [
     "drift_state_before",
     "drift_states",
     "episodes",
+    "gone",
     "head",
     "metadata",
     "note_delivery",
@@ -54,6 +65,11 @@ __all__ = [
     "record_drift_state",
     "record_verdict",
     "releases",
+    "require_in_service",
+    "retired",
+    "retirement",
+    "retirements",
+    "set_retired",
     "silence",
     "silences",
     "stored",

@@ -8,7 +8,7 @@ tell from inside the database is a chain that was recomputed as a whole, or cut 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -130,6 +130,13 @@ def newest_of(case: str, table: Table) -> Select[Any]:
         _journal.c.case == case, _journal.c.about == table.name
     )
     return wanted.order_by(_journal.c.number.desc()).limit(1)
+
+
+def entries_about(table: Table, cases: Collection[str] | Select[Any]) -> Select[Any]:
+    """``case``, ``row_key`` and ``row_hash`` of the entries about a table, of these cases."""
+    return select(_journal.c.case, _journal.c.row_key, _journal.c.row_hash).where(
+        _journal.c.case.in_(cases), _journal.c.about == table.name
+    )
 
 
 def read(

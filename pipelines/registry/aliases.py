@@ -17,7 +17,8 @@ def project(settings: Settings, case: str) -> list[str]:
     """Set, move and delete the aliases of a case until they say what the ledger says; returns what was changed.
 
     ``previous`` is the version a rollback returns to; ``challenger`` is the newest candidate if its verdict
-    is inconclusive. Raises Unavailable if MLflow is down, IntegrityError if it lacks a version.
+    is inconclusive. A retired case has none. Raises Unavailable if MLflow is down, IntegrityError if it lacks a
+    version.
     """
     wanted: dict[str, int | None] = dict.fromkeys(ALIASES)
     head = ledger.head(settings.ledger, case)
@@ -27,6 +28,8 @@ def project(settings: Settings, case: str) -> list[str]:
     if below is not None:
         wanted["previous"] = below.champion
     verdicts = ledger.verdicts(settings.ledger, case)
+    if ledger.retirement(settings.ledger, case) is not None:
+        wanted, verdicts = dict.fromkeys(ALIASES), []
     with connect(settings) as client:
         if verdicts and verdicts[-1]["verdict"]["decision"] == "inconclusive":
             found = client.search_model_versions(f"name='{case}' and tags.`{KEY}`='{verdicts[-1]['gate_key']}'")

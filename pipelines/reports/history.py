@@ -88,6 +88,15 @@ def table(case: str, history: list[dict[str, Any]], judged: list[dict[str, Any]]
     return drawn
 
 
+def standing(retirements: list[dict[str, Any]]) -> str:
+    """When a case was retired and taken back, oldest first, a line each; "" if it never was."""
+    return "\n".join(
+        f"{moment(row['recorded_at']):%Y-%m-%d %H:%M} UTC: {'retired' if row['retired'] else 'taken back'} by "
+        f"{row['actor']}: {row['reason']}"
+        for row in retirements
+    )
+
+
 def summary(row: dict[str, Any]) -> str:
     """The verdict that a release rests on: its rule and the start of its hash in the ledger."""
     verdict = row["verdict"]

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import get_args
 
-from pipelines import ledger
+from pipelines import case_files, ledger
 from pipelines.contracts import EpisodeTrigger, Release, Severity
 from pipelines.drift_report import JUDGED, DriftReport, HeldBy, State, read_report
 from pipelines.errors import DatabaseDamaged, PerennialError, Unavailable
@@ -28,6 +28,8 @@ from pipelines.storage import MANIFEST
 PREFIX = "perennial_"
 SERIES = {
     "case_broken": "1 if the case's folder cannot be used, or what is stored of the case cannot be read",
+    "case_retired": "1 if somebody has retired the case: then there is nothing else of it",
+    "case_gone": "1 for a case that has a champion and no folder, and that nobody has retired",
     "case_live": "1 if the case follows today's clock, 0 if it replays history",
     "threshold": "limits that the case declares, by name",
     "window_end_timestamp_seconds": "end of the newest window that was judged",
@@ -89,11 +91,15 @@ def render(settings: Settings, cases: Iterable[Params], broken: Mapping[str, str
     DatabaseDamaged if it cannot be opened: then nothing is known of any case.
     """
     ledger.check(settings.ledger)
-    gauges: list[exporter.Sample] = []
+    retired = ledger.retired(settings.ledger).now
+    gone = ledger.gone(settings.ledger, case_files.case_names())
+    gauges: list[exporter.Sample] = [("case_gone", {"case": case}, 1) for case in gone]
     states = dict.fromkeys(broken, 1)
     for params in cases:
+        own = {"case": params.case}
+        gauges += [("case_retired", own, params.case in retired), ("case_gone", own, 0)]
         try:
-            found = list(samples(settings, params))
+            found = [] if params.case in retired else list(samples(settings, params))
         except (Unavailable, DatabaseDamaged):
             raise
         except (PerennialError, OSError, ValueError, KeyError, TypeError) as error:

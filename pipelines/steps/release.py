@@ -36,13 +36,14 @@ def run(
     turned away, and the row says who did so and why. Its files must be those that were judged.
 
     Raises ConfigError without a reason, for an unknown version or before the first release, ConflictError if the
-    verdict says no or somebody else was first, IntegrityError if the verdict or a file is not what was recorded,
-    Unavailable if Triton is down.
+    case is retired, the verdict says no or somebody else was first, IntegrityError if the verdict or a file is not
+    what was recorded, Unavailable if Triton is down.
     """
     case = params.case
     if not reason.strip():
         raise ConfigError(f"a release of {case} needs a reason, it is kept in the ledger: --reason '...'")
     with repository.alone(settings.model_repository, case):
+        ledger.require_in_service(settings.ledger, case)
         head = ledger.head(settings.ledger, case)
         if head is None:
             raise ConfigError(

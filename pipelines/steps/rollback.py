@@ -34,13 +34,14 @@ def run(
     two people who mean the same version, or a click too many, must not go two back. To go further back, name the
     version.
 
-    Raises ConfigError without a reason or a release, ConflictError if the version that serves is another one, if there
-    is nothing to go back to or somebody else was first, Unavailable if Triton is down.
+    Raises ConfigError without a reason or a release, ConflictError if the case is retired, if the version that serves
+    is another one, if there is nothing to go back to or somebody else was first, Unavailable if Triton is down.
     """
     case = params.case
     if not reason.strip():
         raise ConfigError(f"a rollback of {case} needs a reason, it is kept in the ledger: --reason '...'")
     with repository.alone(settings.model_repository, case):
+        ledger.require_in_service(settings.ledger, case)
         history = ledger.releases(settings.ledger, case)
         if not history:
             raise ConfigError(f"{case} has no release yet, there is nothing to roll back: run the training line first")

@@ -35,6 +35,7 @@ def work(run: Run, read: Read) -> Work:
         if verdict["decision"] != "promote":
             return RolloutFacts(outcome="kept", version=registered.version, seq=None)
         with repository.alone(run.settings.model_repository, run.case):
+            ledger.require_in_service(run.settings.ledger, run.case)
             outcome, release = _release(run, read, registered, verdict["reason"])
         if outcome == "promoted":
             _project(run.settings, run.case)

@@ -55,6 +55,7 @@ class Metrics:
             "fields_refused", "1 while the champion is refused because of its bundle's fields", "case"
         )
         self.case_broken = self._gauge("case_broken", "1 while the case's folder cannot be used, see /readyz", "case")
+        self.case_retired = self._gauge("case_retired", "1 while the ledger says that the case is retired", "case")
         self.ledger_damaged = self._gauge(
             "ledger_damaged", "1 while rows of the case are not what the ledger wrote, see /readyz", "case"
         )
@@ -74,7 +75,8 @@ class Metrics:
 
     def forget(self, case: str) -> None:
         """A case that is served no more has no champion, and nothing is wrong with it."""
-        for gauge in (self.champion, self.fallback, self.fields_refused, self.case_broken, self.ledger_damaged):
+        own = (self.champion, self.fallback, self.fields_refused, self.case_broken, self.case_retired)
+        for gauge in (*own, self.ledger_damaged):
             gauge.labels(case).set(0)
 
     def watch_poll(self, polled: Callable[[], float | None]) -> None:

@@ -71,8 +71,9 @@ _ERROR = {
 }
 _MUST_CHANGE = """\
 the request must change: 401 API key, 403 a page of another address, 404 case, 408 not sent in time,
-409 a `prediction_id` that another row has, 413 too large, 421 a host that is not this server's, 422 not as declared,
-429 too many, 431 a head that is too long"""
+409 a `prediction_id` that another row has, 410 the case is retired (labels
+of its predictions are taken still), 413 too large, 421 a host that is not this server's,
+422 not as declared, 429 too many, 431 a head that is too long"""
 _LATER = """\
 try again later: 503 no champion yet, Triton does not answer, the case cannot be used now, or as many requests as fit
 are being answered (`Retry-After` says when); 507 the disk of the prediction log is full"""

@@ -40,7 +40,7 @@ class Readiness:
 async def _ask(gateway: Gateway) -> dict[str, Any]:
     cases: dict[str, dict[str, Any]] = {}
     for name, case in gateway.cases.items():
-        if (route := case.route) is None:
+        if (route := case.route) is None or route.retired:
             continue
         try:
             champion, _previous = gateway.routing.versions(name, route)
@@ -56,7 +56,9 @@ async def _ask(gateway: Gateway) -> dict[str, Any]:
         if route.damaged:
             cases[name]["damaged"] = route.damaged
     answer: dict[str, Any] = {"ready": all(case["ready"] for case in cases.values()), "cases": cases}
-    answer["without_champion"] = [name for name in gateway.cases if name not in cases]
+    out = {name: case.route.retired for name, case in gateway.cases.items() if case.route and case.route.retired}
+    answer["retired"] = {name: str(retirement) for name, retirement in out.items()}
+    answer["without_champion"] = [name for name in gateway.cases if name not in {*cases, *out}]
     answer["broken"] = gateway.broken
     if gateway.routing.polled is None:
         answer |= {"ready": False, "error": "the ledger has not answered yet: see PERENNIAL_LEDGER_URL"}

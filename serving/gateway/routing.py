@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines import ledger
-from pipelines.contracts import Release
+from pipelines.contracts import Release, Retirement
 from pipelines.errors import DatabaseDamaged, IntegrityError, PerennialError, Unavailable
 from pipelines.fields import Fields
 from pipelines.settings import Settings
 from serving.gateway.metrics import Metrics
+from serving.gateway.refusal import Refused
 from serving.gateway.versions import Version, load
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Route:
     """A case's champion (or why it is refused), and the release before it; None where there is none that may serve.
 
     ``damaged`` says what of the case's rows is not what the ledger wrote ("": nothing is known to be); ``release`` is
-    None if that is the head.
+    None if that is the head. ``retired`` says since when the case is out of service: then there is no champion.
     """
 
     release: Release | None
@@ -39,6 +40,7 @@ class Route:
     previous: Version | None
     refused: str = ""
     damaged: str = ""
+    retired: Retirement | None = None
 
 
 class Routing:
@@ -58,9 +60,10 @@ class Routing:
         """
         found: dict[str, Route | None] = {}
         failed = 0
+        retired = self._retired(cases)
         for case, (fields, known) in cases.items():
             try:
-                found[case] = self._route(case, fields, known)
+                found[case] = self._now(case, fields, known, retired)
             except IntegrityError as error:
                 found[case] = self._damaged(case, known, str(error))
                 if isinstance(error, DatabaseDamaged):  # nothing was read
@@ -75,6 +78,25 @@ class Routing:
         if failed < len(cases) or not failed:
             self.polled = time.monotonic()
         return found
+
+    def _retired(self, cases: Collection[str]) -> ledger.Retired | Exception:
+        """Who is retired, or what keeps that from being known: of no case, then."""
+        try:
+            return ledger.retired(self._settings.ledger, list(cases))
+        except (PerennialError, SQLAlchemyError, OSError, ValueError) as error:
+            return error
+
+    def _now(self, case: str, fields: Fields, known: Route | None, retired: ledger.Retired | Exception) -> Route | None:
+        if isinstance(retired, Exception):
+            raise retired
+        if case in retired.damaged:
+            raise IntegrityError(retired.damaged[case])
+        if case not in retired.now:
+            return self._route(case, fields, None if known is None or known.retired else known)
+        now = retired.now[case]
+        if known is None or known.retired != now:
+            log.info("%s: no predictions any more, labels of earlier ones are taken", now)
+        return Route(None, None, None, str(now), retired=now)
 
     def _failed(self, case: str, error: Exception) -> None:
         log.warning("the ledger of %s cannot be read, the last copy is kept: %s", case, error)
@@ -148,18 +170,21 @@ class Routing:
             champion = route.release.champion
             refused = bool(route.refused)
         self._metrics.champion.labels(case).set(champion)
+        self._metrics.case_retired.labels(case).set(int(bool(route and route.retired)))
         self._metrics.fields_refused.labels(case).set(int(refused))
         self._metrics.ledger_damaged.labels(case).set(int(bool(route and route.damaged)))
 
     def versions(self, case: str, route: Route | None) -> tuple[Version, Version | None]:
         """What a route leads to: the champion, and what stands in for it.
 
-        Raises Unavailable if there is no champion yet, or none that may be served.
+        Raises Refused (410) of a retired case, Unavailable if there is no champion yet, or none that may be served.
         """
         if route is None:
             if self.polled is None:
                 raise Unavailable(f"{case}: the ledger has not answered yet: see /readyz")
             raise Unavailable(f"{case} has no champion yet: run its training (DAG {case}_training), then try again")
+        if route.retired is not None:
+            raise Refused(410, "retired", f"{route.retired}: it predicts no more; labels of its predictions are taken")
         if route.champion is None:
             raise Unavailable(route.refused)
         return route.champion, route.previous

@@ -210,9 +210,13 @@ class Gateway:
         return self.stopping.is_set()
 
     async def tidy(self, case: Case, *, close: bool = False) -> None:
-        """Sync a case's segments and close the old ones (``close``: all of them)."""
+        """Sync a case's segments and close the old ones (``close``: all of them).
+
+        A retired case predicts no more: what it predicted is closed at once.
+        """
+        retired = case.route is not None and case.route.retired is not None
         for segments in (case.labels_log, case.predictions_log):
-            if close:
+            if close or (retired and segments is case.predictions_log and not segments.closed):
                 closed = await segments.close()
             else:
                 closed = await segments.tick()

@@ -3,8 +3,10 @@
 import pytest
 
 from embedded import live
+from pipelines import ledger
 from pipelines.case_files import case_names
 from pipelines.params_file import load_params
+from pipelines.settings import Settings
 from tests import shop
 
 LIVE = [case for case in case_names() if load_params(case).schedule.live]
@@ -115,3 +117,15 @@ def test_a_broken_case_is_left_alone(airflow, tmp_path):
     assert [dags for what, dags in airflow.asked if what == "wait"] == [tuple(f"desk_{kind}" for kind in live.KINDS)]
     assert "shop is broken" in said[0]
     assert "train.epoch" in said[0]
+
+
+def test_a_retired_case_stays_paused(airflow, tmp_path):
+    """The DAGs of a live case that somebody has retired are paused at every start, and that is said."""
+    said = []
+    with shop.installed(tmp_path / "cases") as root:
+        for name in ("shop", "desk"):
+            shop.edit(shop.write(root, name) / "params.yaml", ("live: false", "live: true"))
+        ledger.set_retired(Settings(home=tmp_path).ledger, "shop", retired=True, reason="old", actor="ada")
+        assert live.open_live_cases("http://x", tmp_path, said.append) == ["desk"]
+    assert {what for what, dag in airflow.asked if what != "wait" and dag.startswith("shop")} == {"pause"}
+    assert "the case shop is left alone: shop is retired since" in said[0]

@@ -4,7 +4,9 @@ import shutil
 
 import pytest
 
-from embedded import probe, triton
+from embedded import doctor, probe, triton
+from pipelines import ledger
+from pipelines.deploy import triton as calls
 from pipelines.errors import Unavailable
 from tests.pipelines.candidates import CASE
 from tests.pipelines.releases import answering, kill_stub, promote
@@ -44,6 +46,26 @@ def test_a_dead_stub_is_noticed_and_a_start_revives_it(served):
     assert probe.restore(settings.root, ports, broken)
     assert broken == []
     assert probe.champions_answer(settings.root, ports)
+
+
+def test_the_doctor_and_a_retirement_go_by_a_real_triton(served):
+    """The doctor names the server and what is loaded; a champion that was unloaded is wrong, a retired one is not."""
+    settings, ports = served
+    [line] = doctor.triton(settings)
+    assert (line.state, line.said.partition(" at ")[0]) == ("ok", "triton 2.51.0")
+    assert line.said.endswith("1 model(s) loaded")
+    calls.unload(settings, CASE)
+    assert [(line.state, line.mend) for line in doctor.triton(settings)][1:] == [
+        ("wrong", f"`perennial reconcile --case {CASE}`")
+    ]
+    ledger.set_retired(settings.ledger, CASE, retired=True, reason="old", actor="ada")
+    assert probe.champions(settings.root) == []
+    assert [line.state for line in doctor.triton(settings)] == ["ok"]
+    assert probe.restore(settings.root, ports, [])
+    assert answering(settings, 1) == []
+    ledger.set_retired(settings.ledger, CASE, retired=False, reason="new", actor="ada")
+    assert probe.restore(settings.root, ports, [])
+    assert answering(settings, 1) == [1]
 
 
 def test_a_lost_model_is_staged_again_and_a_lost_bundle_is_said(served):

@@ -323,3 +323,16 @@ def test_parts_of_a_step_can_be_mapped(step):
     assert days.execute(_context()) == ["2009-05-01"]
     part = StepOperator(task_id="part", step=BY_NAME["profile"], part="part", case="bank", day="2009-05-01")
     assert part.execute(_context()) == {"day": "2009-05-01", "rows": 3}
+
+
+def test_a_task_of_a_retired_case_is_skipped_but_for_what_puts_serving_in_order(step, home):
+    """A retired case whose DAG was triggered all the same does nothing; its reconcile unloads what is left."""
+    ledger.set_retired(Settings(home=home).ledger, "bank", retired=True, reason="old", actor="ada")
+    step("ingest", _making(_manifest("ingest")))
+    with pytest.raises(AirflowSkipException, match="bank is retired since"):
+        _execute("ingest", _context())
+    step("reconcile", lambda _params, _settings: {"case": "bank", "champion": None})
+    assert _execute("reconcile", _context())["champion"] is None
+    ledger.set_retired(Settings(home=home).ledger, "bank", retired=False, reason="new", actor="ada")
+    step("ingest", _making(_manifest("ingest")))
+    assert _execute("ingest", _context())["as_of"] == "2009-05-01T00:00:00+00:00"

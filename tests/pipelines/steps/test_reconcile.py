@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from pipelines import ledger, storage
-from pipelines.deploy import repository, triton
+from pipelines.deploy import repository, rollout, triton
 from pipelines.errors import IntegrityError, Unavailable
 from pipelines.params import ServingParams
 from pipelines.params_file import load_params
@@ -149,3 +149,55 @@ def test_a_case_without_its_gpu_is_settled_on_the_cpu(mended):
     assert repair() == ["configured versions 1, 2"]
     assert repository.instead_of_gpu(settings.model_repository, CASE) == ""
     assert answering(settings, 1, 2) == [1, 2]
+
+
+def test_triton_keeps_what_the_ledger_names_and_nothing_else(mended, monkeypatch):
+    """A retired case is unloaded, by its own reconcile or another's, and comes back with its champion.
+
+    One whose folder is gone is unloaded once it has been gone for a while, and is loaded again when it is back.
+    """
+    settings, (_, second), repair = mended
+    repair()
+    ledger.set_retired(settings.ledger, CASE, retired=True, reason="old", actor="ada")
+    assert repair() == ["unloaded", "retired version 1", "retired version 2"]
+    assert triton.index(settings) == set()
+    assert repair() == []
+    assert reconcile.run(load_params(CASE), settings)["champion"] is None
+    ledger.set_retired(settings.ledger, CASE, retired=False, reason="new", actor="ada")
+    assert "loaded version 2" in repair()
+    assert equals_onnxruntime(settings, 2, second)
+
+    ledger.set_retired(settings.ledger, CASE, retired=True, reason="old", actor="ada")
+    with repository.alone(settings.model_repository, CASE):  # somebody works on it
+        assert rollout.clear_strays(settings) == []
+    assert rollout.clear_strays(settings) == [f"unloaded {CASE}: it is retired"]
+    ledger.set_retired(settings.ledger, CASE, retired=False, reason="new", actor="ada")
+    other, told = load_params("loans"), []
+    assert reconcile._others(other, settings)[-1] == f"{CASE}: loaded version 1"
+    assert triton.index(settings) == {CASE}
+
+    monkeypatch.setattr(reconcile.runs, "tell", lambda _params, _settings, notice: told.append(notice))
+    monkeypatch.setattr(reconcile.case_files, "case_names", lambda: ["loans"])
+    assert reconcile._others(other, settings) == reconcile._others(other, settings) == []  # it may be back in a minute
+    monkeypatch.setattr(reconcile, "GONE_SECONDS", 0.0)
+    assert reconcile._others(other, settings) == [f"unloaded {CASE}: its folder is gone"]
+    assert [(one.case, one.severity, one.alerts[0].rule) for one in told] == [(CASE, "critical", "case_gone")]
+    monkeypatch.undo()
+    monkeypatch.setattr(aliases, "project", lambda *_: [])
+    assert reconcile._others(other, settings)[-1] == f"{CASE}: loaded version 1"
+    assert not list(settings.model_repository.glob(".*.gone"))
+    assert answering(settings, 1, 2) == [1, 2]
+    assert repair() == []
+
+
+def test_a_shell_does_not_say_which_cases_are_gone(mended, monkeypatch):
+    """On the state of a stack, only the stack's own processes know that a case which they do not find is gone."""
+    settings, _, _ = mended
+    assert reconcile._sees_all_cases(settings)
+    (settings.root / "env").touch()
+    try:
+        assert not reconcile._sees_all_cases(settings)
+        monkeypatch.setenv("PERENNIAL_STACK", "tag")
+        assert reconcile._sees_all_cases(settings)
+    finally:
+        (settings.root / "env").unlink()
