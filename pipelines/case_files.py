@@ -43,9 +43,9 @@ def case_names() -> list[str]:
 
 def found() -> dict[str, Found]:
     """Every case by its name, those that cannot be used where they lie among them."""
-    inside = {folder.name: Found(folder) for folder in _case_folders(CASES_ROOT)}
+    inside = {one.folder.name: one for one in _in(CASES_ROOT)}
     places: dict[str, Found] = dict(inside)
-    for name, one in (*((folder.name, Found(folder)) for root in roots() for folder in _case_folders(root)), *_named()):
+    for name, one in (*((one.folder.name, one) for root in roots() for one in _in(root)), *_named()):
         if name not in inside and ((CASES_ROOT / name).exists() or (CASES_ROOT / f"{name}.py").exists()):
             places[name] = Found(one.folder, f"{one.folder} has the name of a part of Perennial: give it another")
         elif name not in places:
@@ -95,24 +95,32 @@ def own_profile(case: str) -> Path | None:
     return path if path.exists() else None
 
 
-def _case_folders(root: Path) -> Iterator[Path]:
-    """The folders in ``root`` that hold one of a case's files; none if it cannot be read."""
+def _in(root: Path) -> Iterator[Found]:
+    """The folders in ``root`` that hold one of a case's files, and those that are closed; none if it cannot be read."""
     try:
         inside = sorted(root.iterdir())
     except OSError:
         return
     for path in inside:
-        if path.name[0] not in "._" and path.is_dir() and any((path / file).exists() for file in CASE_FILES):
-            yield path
+        if path.name[0] in "._":
+            continue
+        try:
+            if path.is_dir() and any((path / file).exists() for file in CASE_FILES):
+                yield Found(path)
+        except OSError as error:  # a folder of umask 077, to a service with a user of its own
+            yield Found(path, f"{path} cannot be read ({error.strerror}): let all read it (chmod -R go+rX)")
 
 
 def _problem_of_root(root: Path) -> str:
-    if any((root / file).exists() for file in CASE_FILES):
-        return f"{FOLDERS} names {root}, which is a case itself: name the folder that it lies in"
     try:
         next(root.iterdir(), None)
+        itself = any((root / file).exists() for file in CASE_FILES)
+    except PermissionError as error:
+        return f"{FOLDERS} names {root}, which cannot be read ({error.strerror}): let all read it (chmod -R go+rX)"
     except OSError as error:
         return f"{FOLDERS} names {root}, which cannot be read ({error.strerror}): make it, or take it out"
+    if itself:
+        return f"{FOLDERS} names {root}, which is a case itself: name the folder that it lies in"
     return ""
 
 
