@@ -18,8 +18,8 @@ from tests import shop
 
 @pytest.fixture
 def bank():
-    """The bank case's parameters as plain values."""
-    return yaml.safe_load((CASES_ROOT / "bank" / "params.yaml").read_text())
+    """The bank case's parameters with a network, as plain values."""
+    return yaml.safe_load((CASES_ROOT / "bank" / "variants" / "network" / "bank.yaml").read_text())
 
 
 def written(tmp_path, values):

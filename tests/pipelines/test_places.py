@@ -107,7 +107,7 @@ def ask(settings):
 
 def one_epoch(folder):
     """A parameter folder with a training of bank that takes a moment."""
-    params = yaml.safe_load((CASES_ROOT / CASE / "params.yaml").read_text())
+    params = yaml.safe_load((CASES_ROOT / CASE / "variants" / "network" / f"{CASE}.yaml").read_text())
     params["train"]["epochs"] = 1
     folder.mkdir()
     (folder / f"{CASE}.yaml").write_text(yaml.safe_dump(params))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pipelines.case_files import CASES_ROOT
 from pipelines.cases import load_fields, part
 from pipelines.cases.tabular import SCALED_LIMIT, Tabular, TabularNumber, build
 from pipelines.fields import Categorical, Fields, Numeric
@@ -89,11 +90,11 @@ def test_a_table_of_classes_starts_at_their_base_rates():
     assert shares.flatten().tolist() == pytest.approx([10 / 20, 6 / 20, 4 / 20])
 
 
-@pytest.mark.parametrize("case", ["bank", "loans"])
-def test_every_case_builds_its_model(case):
+@pytest.mark.parametrize(("case", "file"), [("bank", "variants/network/bank.yaml"), ("loans", "params.yaml")])
+def test_every_case_builds_its_network(case, file):
     """A case's model takes the tensors of its declared fields and answers one logit per row."""
     fields = load_fields(case)
-    model = part(case, "model").build(load_params(case).model, fields)
+    model = part(case, "model").build(load_params(case, CASES_ROOT / case / file).model, fields)
     answer = model(torch.zeros(4, len(fields.categorical), dtype=torch.int64), torch.zeros(4, len(fields.numeric)))
     assert answer.shape == (4, 1)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipelines import runtime
+from pipelines.case_files import CASES_ROOT
 from pipelines.cases import load_fields
 from pipelines.cases.tabular import build
 from pipelines.errors import ConfigError, DataError, IntegrityError
@@ -17,6 +18,7 @@ from pipelines.export.scoring import read_fields
 from pipelines.params_file import load_params
 
 FIELDS = load_fields("bank")
+NETWORK = load_params("bank", CASES_ROOT / "bank" / "variants" / "network" / "bank.yaml").model
 
 
 def raw_rows(count: int, seed: int) -> dict[str, list]:
@@ -32,7 +34,7 @@ def raw_rows(count: int, seed: int) -> dict[str, list]:
 def made_model(seed: int = 0) -> torch.nn.Module:
     """A bank network with random weights."""
     torch.manual_seed(seed)
-    model = build(load_params("bank").model, FIELDS)
+    model = build(NETWORK, FIELDS)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     rows = random_rows(FIELDS, 200, np.random.default_rng(seed))
