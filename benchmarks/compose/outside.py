@@ -48,32 +48,28 @@ def rows(until_day: datetime) -> pl.DataFrame:
     )
 
 
+def written(home: Path) -> tuple[Path, Path]:
+    """Make ``home`` with a file of visits and the case that `init` writes of them: the file, and the folder."""
+    home.mkdir()
+    path, to = home / f"{CASE}.csv", home / "written"
+    rows(datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)).write_csv(path)
+    init = (sys.executable, "-m", "pipelines", "init", CASE, "--from", path, "--to", to)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PERENNIAL_")}
+    env |= {"PERENNIAL_HOME": str(home / "state")}
+    said(*init, "--label", "bought", "--time", "began", "--id", "visit", env=env)
+    return path, to / CASE
+
+
 def brought(stack: checks.Stack, home: Path) -> dict[str, Any]:
     """What becomes of a case that is put into the folder of cases of a stack that runs.
 
     Its file goes into the stack's data, its own folder among the cases; the seed, started again, sets it going.
     """
-    home.mkdir()
-    path = home / f"{CASE}.csv"
-    rows(datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)).write_csv(path)
-    written = home / "written"
-    wanted = ("--label", "bought", "--time", "began", "--id", "visit", "--to", written)
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PERENNIAL_")}
-    said(
-        sys.executable,
-        "-m",
-        "pipelines",
-        "init",
-        CASE,
-        "--from",
-        path,
-        *wanted,
-        env={**env, "PERENNIAL_HOME": str(home / "state")},
-    )
+    path, folder = written(home)
     put = f"cat > /srv/perennial/data/{path.name}"
     stack.compose("exec", "-T", "airflow-scheduler", "sh", "-c", put, given=path.read_text())
-    said("chmod", "-R", "go+rX", written / CASE)
-    (written / CASE).rename(Path(stack.env[CASES]) / CASE)
+    said("chmod", "-R", "go+rX", folder)
+    folder.rename(Path(stack.env[CASES]) / CASE)
     began = time.monotonic()
     stack.compose("start", "seed")
     until(lambda: _seed(stack)["State"]["Status"] == "exited", "the end of the seed", checks.RUN_SECONDS)
