@@ -138,7 +138,7 @@ COMPOSE = docker compose --file docker-compose.yaml $(if $(filter gpu,$(PROFILE_
 # Tasks go to workers as soon as there are any.
 EXECUTOR = $(if $(filter celery gpu,$(PROFILE_LIST)),CeleryExecutor,LocalExecutor)
 
-MOUNTED = compose/alertmanager compose/grafana compose/mlflow compose/postgres compose/prometheus compose/triton pipelines/alerts \
+MOUNTED = compose/alertmanager compose/cases compose/grafana compose/mlflow compose/postgres compose/prometheus compose/triton pipelines/alerts \
 	$(if $(DEV),dags plugins pipelines serving embedded)
 
 secrets: ## every password and key of the full stack as a file in compose/secrets, made once

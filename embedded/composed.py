@@ -50,6 +50,7 @@ DIFFERS = {
     "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_SERVER_PORT": (None, "see the line above"),
     "PERENNIAL_DATA_DIR": (None, "the checkout's own data folder"),
     "PERENNIAL_ALLOWED_HOSTS": (None, "the caller's own variable is handed down"),
+    "PERENNIAL_CASES": (None, "the caller's own folders are handed down"),
     "MLFLOW_SERVER_ALLOWED_HOSTS": (None, "our own port, and the names of the caller's variable"),
     "PERENNIAL_GRAFANA_URL": (None, "there is no Grafana among the processes"),
     "XDG_CACHE_HOME": (None, "the caller's own caches"),

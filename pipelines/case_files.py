@@ -128,17 +128,20 @@ def _case_at(folder: Path) -> Found | None:
         return None
     try:
         return Found(folder) if any((folder / file).exists() for file in CASE_FILES) else None
-    except OSError as error:
-        return Found(folder, f"{folder} cannot be read ({error.strerror}): let this user read it, or move it away")
+    except OSError as error:  # a folder of umask 077, to a service with a user of its own
+        return Found(folder, f"{folder} cannot be read ({error.strerror}): let all read it (chmod -R go+rX)")
 
 
 def _problem_of_root(root: Path) -> str:
-    if any((root / file).exists() for file in CASE_FILES):
-        return f"{FOLDERS} names {root}, which is a case itself: name the folder that it lies in"
     try:
         next(root.iterdir(), None)
+        itself = any((root / file).exists() for file in CASE_FILES)
+    except PermissionError as error:
+        return f"{FOLDERS} names {root}, which cannot be read ({error.strerror}): let all read it (chmod -R go+rX)"
     except OSError as error:
         return f"{FOLDERS} names {root}, which cannot be read ({error.strerror}): make it, or take it out"
+    if itself:
+        return f"{FOLDERS} names {root}, which is a case itself: name the folder that it lies in"
     return ""
 
 

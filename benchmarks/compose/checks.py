@@ -120,11 +120,17 @@ class Stack:
     ports: Mapping[str, int]
     files: tuple[str, ...] = ("docker-compose.yaml",)
 
-    def compose(self, *arguments: str, profiles: str = "*") -> str:
-        """What `docker compose` printed, all ``profiles`` in view (empty: none)."""
+    def compose(self, *arguments: str, profiles: str = "*", given: str | None = None) -> str:
+        """What `docker compose` printed, all ``profiles`` in view (empty: none); it reads ``given``."""
         named = [word for name in self.files for word in ("--file", str(self.checkout / name))]
         return said(
-            "docker", "compose", *named, *(("--profile", profiles) if profiles else ()), *arguments, env=self.env
+            "docker",
+            "compose",
+            *named,
+            *(("--profile", profiles) if profiles else ()),
+            *arguments,
+            env=self.env,
+            given=given,
         )
 
     def url(self, service: str) -> str:

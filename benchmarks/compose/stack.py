@@ -6,9 +6,9 @@ And the FAST demo in them against the embedded one.
 
 Each round is a `git clone` of this commit, the second under umask 077: `make compose-up` on empty volumes, the first
 champion, rows, labels and a drift run, logins and refusals, who reaches whom, users and read-only roots, SIGKILL of
-each main process, down and up again, PROFILES=celery, tear-down. Images are the official ones where a registry answers,
-else stand-ins (engine.py). Writes benchmarks/results/compose.json; with --quick the first round alone, and
-nothing is written.
+each main process, a case from outside of the images, down and up again, PROFILES=celery, tear-down. Images are the
+official ones where a registry answers, else stand-ins (engine.py). Writes benchmarks/results/compose.json; with --quick
+the first round alone, and nothing is written.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compose import checks
+from benchmarks.compose import outside as outside_case
 from benchmarks.compose.engine import ROOT, engine, images, said, world
 from benchmarks.compose.replay import CASE
 from benchmarks.full import demo as full_demo
@@ -134,7 +135,10 @@ def clone(folder: Path, umask: int) -> Path:
 
 def round_of(checkout: Path, env: dict[str, str], outside: str | None, *, own: bool) -> dict[str, Any]:
     """One life of the stack, from empty volumes to the tear-down."""
-    stack = checks.on_free_ports(checkout, env, PROJECT)
+    cases = checkout.with_name(f"{checkout.name}-cases")
+    cases.mkdir()
+    cases.chmod(0o755)
+    stack = checks.on_free_ports(checkout, {**env, outside_case.CASES: str(cases)}, PROJECT)
     facts: dict[str, Any] = {}
 
     def note(name: str, found: Any) -> Any:
@@ -158,11 +162,13 @@ def round_of(checkout: Path, env: dict[str, str], outside: str | None, *, own: b
         note("prometheus", checks.targets(stack))
         note("killed", checks.killed(stack))
         note("served_after_kill", checks.served(stack, "after"))
+        note("outside", outside_case.brought(stack, checkout.with_name(f"{checkout.name}-outside")))
         kept = note("ledger", checks.ledger_of(stack)), checks.logged(stack)
         compose_down = ("make", "--directory", checkout, "compose-down")
         note("kept_by_compose_down", taken_down(stack, lambda: said(*compose_down, env=stack.env)))
         note("start_again_seconds", round(checks.up(stack), 1))
         note("state_kept", kept == (checks.ledger_of(stack), checks.logged(stack)))
+        note("outside_again", outside_case.answered(stack))
         note("celery_start_seconds", round(checks.up(stack, "celery"), 1))
         worker = checks.containers(stack)["airflow-worker"]["Config"]["Hostname"]
         note("celery_run", drifted(stack, "by_worker") | {"worker": worker})
@@ -309,6 +315,11 @@ def judge(facts: dict[str, Any]) -> list[dict[str, Any]]:
             goal(f"{name}: rows that a kill cost", -rows, 0),
             goal(
                 f"{name}: versions that answered, before and after the kill, other than the first", int(not versions), 0
+            ),
+            goal(
+                f"{name}: versions of a case from outside of the images, other than the first",
+                int(not found["outside"]["versions"] == found["outside_again"] == [1]),
+                0,
             ),
             goal(f"{name}: state lost by down and up", int(not found["state_kept"]), 0),
             goal(

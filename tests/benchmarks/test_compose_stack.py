@@ -8,8 +8,13 @@ import pytest
 
 from benchmarks.compose import checks as compose_checks
 from benchmarks.compose import engine as compose_engine
+from benchmarks.compose import outside as compose_outside
 from benchmarks.compose import stack as compose_stack
+from pipelines.cases import load_case, part
+from pipelines.cases.surveying import survey
 from pipelines.errors import Unavailable
+from pipelines.params import EstimatorParams
+from pipelines.settings import Settings
 from tests.compose.stackfile import ROOT, own_images, services
 
 ROUND = {
@@ -21,6 +26,8 @@ ROUND = {
     "held": {"wrong": []},
     "prometheus": {"rules_not_ok": []},
     "served_after_kill": {"rows": 400, "versions": [1], "logged": 800},
+    "outside": {"versions": [1]},
+    "outside_again": [1],
     "state_kept": True,
     "celery_run": {"state": "success", "hosts": ["a"], "worker": "a"},
     "nameless_images": 0,
@@ -66,6 +73,8 @@ def test_everything_that_holds_is_said_to_hold():
         (("prometheus", "rules_not_ok"), ["StackTargetDown"]),
         (("served_after_kill", "logged"), 799),
         (("served_after_kill", "versions"), [2]),
+        (("outside", "versions"), []),
+        (("outside_again",), [2]),
         (("state_kept",), False),
         (("nameless_images",), 1),
         (("left",), ["volume"]),
@@ -79,6 +88,19 @@ def test_what_went_wrong_misses_one_goal(place, value):
         at = at[name]
     at[place[-1]] = value
     assert sum(not one["holds"] for one in compose_stack.judge(facts)) == 1
+
+
+def test_the_case_from_outside_is_one_that_works(tmp_path, monkeypatch):
+    """What a round puts beside the images is a whole case, whose file is read by its name in the data's folder."""
+    path, folder = compose_outside.written(tmp_path / "home")
+    monkeypatch.setenv("PERENNIAL_CASES", str(folder.parent))
+    moved = path.rename(tmp_path / path.name)
+    assert [case.problem for case in survey(names=[compose_outside.CASE])] == [""]
+    case = load_case(compose_outside.CASE)
+    source = part(case.name, "source").resolve(Settings(home=tmp_path / "state", data_dir=tmp_path), case.params)
+    assert source.path == moved
+    assert isinstance(case.params.model, EstimatorParams)
+    assert case.params.model.family == "lightgbm"
 
 
 def test_builds_reach_the_folders_that_pip_looks_into(tmp_path, monkeypatch):

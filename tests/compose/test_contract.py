@@ -14,6 +14,7 @@ import yaml
 
 from embedded.keys import MADE, TRITON, composed
 from embedded.ports import Ports, variable
+from pipelines import case_files
 from tests.compose.stackfile import COMPOSE, ROOT, SECRETS, environment, load, own_images, published, services
 
 EXTRA = [ROOT / "compose" / name for name in ("gpu.yaml", "development.yaml")]
@@ -399,7 +400,7 @@ def test_no_setting_holds_a_secret(name):
 
 
 def test_no_variable_is_a_secret():
-    """What may be set from outside are ports, profiles, routes and names of hosts.
+    """What may be set from outside are ports, profiles, routes, names of hosts and the folder of cases.
 
     None of them is a key or a password.
     """
@@ -408,6 +409,7 @@ def test_no_variable_is_a_secret():
         *(f"PERENNIAL_PORT_{n}" for n in ("AIRFLOW", "MLFLOW", "GATEWAY", "PROMETHEUS", "ALERTMANAGER", "GRAFANA"))
     } | {
         "PERENNIAL_ALLOWED_HOSTS",
+        "PERENNIAL_CASES",
         "AIRFLOW_EXECUTOR",
         "ALERT_ROUTE",
         "ALERT_WEBHOOK_FILE",
@@ -432,6 +434,27 @@ def test_what_is_mounted_is_there(path):
                 assert mount["read_only"] is True
             else:
                 assert mount["source"] in load()["volumes"]
+
+
+def test_cases_outside_of_the_images_are_seen_by_all_who_read_cases():
+    """Whatever runs our code has one folder of cases, read-only; a folder that is not there is never made.
+
+    The variable names another than the checkout's own, of which git keeps a README alone.
+    """
+    ours = {name for name, service in services().items() if "PERENNIAL_HOME" in service.get("environment", {})}
+    built = {service["image"] for name, service in own_images().items() if name != "mlflow"}
+    assert ours == {name for name, service in services().items() if service["image"] in built}
+    inside = "/opt/perennial/cases"
+    wanted = {"type": "bind", "target": inside, "read_only": True, "bind": {"create_host_path": False}}
+    for given, source in (((), "./compose/cases"), ((("PERENNIAL_CASES", "/srv/teams/cases"),), "/srv/teams/cases")):
+        found = load(given=given)["services"]
+        mounted = {name: m for name in found for m in found[name].get("volumes", ()) if m["target"] == inside}
+        assert mounted == {name: {**wanted, "source": source} for name in ours}
+        assert {name for name in found if found[name].get("environment", {}).get(case_files.FOLDERS) == inside} == ours
+    kept = subprocess.run(["git", "ls-files", "compose/cases"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert kept.stdout.split() == ["compose/cases/README.md"]
+    ignored = ["git", "check-ignore", "--quiet", "compose/cases/churn/schema.py"]
+    assert subprocess.run(ignored, check=False, cwd=ROOT).returncode == 0
 
 
 def test_a_volume_takes_its_owner_from_one_service():

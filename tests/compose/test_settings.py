@@ -8,6 +8,7 @@ import pytest
 
 from embedded.keys import AIRFLOW_USERS, MLFLOW_USER
 from embedded.ports import Ports
+from pipelines import case_files
 from pipelines.settings import Settings
 from serving.gateway.settings import Bounds
 from tests.compose.stackfile import ROOT, environment, load, services
@@ -24,7 +25,8 @@ def test_our_settings_are_known(name):
     """
     fields = {f"PERENNIAL_{field.upper()}" for field in Settings.model_fields}
     fields |= (
-        {f"{field}_FILE" for field in fields}
+        {case_files.FOLDERS}
+        | {f"{field}_FILE" for field in fields}
         | {f"PERENNIAL_GATEWAY_{field.upper()}" for field in Bounds.model_fields}
         | {"PERENNIAL_PRELOAD"}
     )

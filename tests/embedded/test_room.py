@@ -2,7 +2,7 @@
 
 import pytest
 
-from embedded.room import limits, settings
+from embedded.room import CASES, check_cases, limits, settings
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,16 @@ def test_settings_come_from_the_environment_before_the_file(tmp_path):
         "PERENNIAL_CPUS_GPU": "5",
     }
     assert settings(tmp_path / "none", {}) == {}
+    (tmp_path / ".env").write_text(f"{CASES}=cases\nPERENNIAL_CPUS=3\n")
+    assert settings(tmp_path / ".env", {}, [CASES]) == {CASES: "cases"}
+
+
+def test_a_folder_of_cases_is_looked_at_before_images_are_built(tmp_path):
+    """One folder is taken, also below the checkout; several, or one that is not there, are told with what to do."""
+    (tmp_path / "cases").mkdir()
+    check_cases("cases", tmp_path)
+    check_cases(str(tmp_path / "cases"))
+    with pytest.raises(ValueError, match=r"PERENNIAL_CASES names several folders .*: put all cases into one"):
+        check_cases(f"{tmp_path}:{tmp_path / 'cases'}")
+    with pytest.raises(ValueError, match="PERENNIAL_CASES=lost is no folder: make it"):
+        check_cases("lost", tmp_path)

@@ -119,6 +119,50 @@ def test_a_folder_named_twice_holds_each_case_once(outside, monkeypatch):
     assert problems() == {"desk": "", "shop": ""}
 
 
+@pytest.fixture
+def as_another(tmp_path):
+    """Runs something as a user to whom files of umask 077 are closed, as a service in a container is."""
+
+    def run(asked):
+        if os.geteuid() != 0:
+            return asked()
+        opened = [path for path in tmp_path.parents if path.stat().st_mode & 0o005 != 0o005]
+        modes = [path.stat().st_mode for path in opened]
+        for path in opened:
+            path.chmod(0o755)
+        os.seteuid(65534)
+        try:
+            return asked()
+        finally:
+            os.seteuid(0)
+            for path, mode in zip(opened, modes, strict=True):
+                path.chmod(mode)
+
+    tmp_path.chmod(0o755)
+    return run
+
+
+def test_a_folder_that_is_closed_to_a_process_stops_its_case_only(outside, as_another):
+    """A case's folder, a file in it or the folder of cases without its reader's rights: one message with the mend."""
+    shop.write(outside)
+    shut, closed = shop.write(outside, "shut"), shop.write(outside, "closed")
+    shut.chmod(0)
+    (closed / "schema.py").chmod(0)
+    try:
+        found = as_another(problems)
+        assert (found["desk"], found["shop"]) == ("", "")
+        assert f"{shut} cannot be read (Permission denied): let all read it (chmod -R go+rX)" in found["shut"]
+        assert f"{closed}/schema.py" in found["closed"]
+        assert "Permission denied" in found["closed"]
+        outside.chmod(0)
+        found = as_another(problems)
+        assert list(found) == ["desk", str(outside)]
+        assert "cannot be read (Permission denied): let all read it" in found[str(outside)]
+    finally:
+        outside.chmod(0o755)
+        shut.chmod(0o755)
+
+
 def test_folders_that_hold_no_cases_are_told(outside, monkeypatch, tmp_path):
     """A folder that is not there, and a case in place of the folder above it, are one message each."""
     lost, case = tmp_path / "lost", shop.write(outside)
