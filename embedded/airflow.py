@@ -23,13 +23,12 @@ import httpx
 from embedded import http
 from pipelines import case_files
 from pipelines.errors import ConflictError, PerennialError, Unavailable
+from pipelines.installation import ROOT, search_path, typed
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from embedded.ports import Ports
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-"""What holds our packages: the repository, or site-packages."""
 FINISHED = ("success", "failed")
 
 
@@ -48,7 +47,7 @@ def environment(home: Path, ports: Ports, extra: Mapping[str, str] | None = None
     loopback = "127.0.0.1,localhost"
     return inherited | {
         "PATH": f"{bin_folder}:{inherited.get('PATH', os.defpath)}",
-        "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'embedded' / 'airflow_config'}",
+        "PYTHONPATH": os.pathsep.join([*search_path(), str(Path(__file__).resolve().with_name("airflow_config"))]),
         "PERENNIAL_HOME": str(home),
         "PERENNIAL_AIRFLOW_URL": url,
         "PERENNIAL_PRELOAD": "1",
@@ -89,7 +88,7 @@ def environment(home: Path, ports: Ports, extra: Mapping[str, str] | None = None
 def _folder(name: str) -> Path:
     """A folder of files that Airflow reads: in a wheel it lies beside this module, in the repository at its root."""
     packaged = Path(__file__).resolve().with_name(name)
-    return packaged if packaged.is_dir() else REPOSITORY / name
+    return packaged if packaged.is_dir() else ROOT / name
 
 
 def _secrets(path: Path) -> dict[str, str]:
@@ -131,7 +130,7 @@ def migrate(env: Mapping[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "airflow", "db", "migrate"],
         env=dict(env),
-        cwd=REPOSITORY,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -186,7 +185,7 @@ class Airflow:
                 time.sleep(pause)
         except httpx.HTTPError as error:
             raise Unavailable(
-                f"Airflow at {self.url} does not answer ({error}): is it up? see `make status`"
+                f"Airflow at {self.url} does not answer ({error}): is it up? see `{typed('status')}`"
             ) from error
         if answer.is_success:
             if answer.content:

@@ -40,8 +40,8 @@ def open_live_cases(
     for one in found:
         if one.problem:
             say(f"the case {one.name} is broken and left alone: {one.problem}")
-    whole = {case.name: case.params for case in found if not case.problem and case.params is not None}
-    live = [case for case, params in whole.items() if params.schedule.live]
+    whole = [case.name for case in found if not case.problem]
+    live = traffic.live_cases(found)
     client.wait_for_dags([f"{case}_{kind}" for case in whole for kind in KINDS])
     for case in whole:
         for kind in KINDS:

@@ -3,6 +3,7 @@
 import pytest
 
 from embedded import live
+from pipelines import installation
 from pipelines.case_files import case_names
 from pipelines.params_file import load_params
 from tests import shop
@@ -115,3 +116,18 @@ def test_a_broken_case_is_left_alone(airflow, tmp_path):
     assert [dags for what, dags in airflow.asked if what == "wait"] == [tuple(f"desk_{kind}" for kind in live.KINDS)]
     assert "shop is broken" in said[0]
     assert "train.epoch" in said[0]
+
+
+def test_the_cases_of_a_package_are_examples(tmp_path, monkeypatch):
+    """Those that an installed package brings are set going only where nobody has a live case of their own."""
+    monkeypatch.setattr(installation, "CHECKOUT", False)
+    monkeypatch.setenv("PERENNIAL_CASES", str(tmp_path / "mine"))
+    (tmp_path / "mine").mkdir()
+    with shop.installed(tmp_path / "cases") as root:
+        for name in ("shop", "desk"):
+            shop.edit(shop.write(root, name) / "params.yaml", ("live: false", "live: true"))
+        assert live.traffic.live_cases() == ["desk", "shop"]
+        (root / "shop").rename(tmp_path / "mine" / "shop")
+        assert live.traffic.live_cases() == ["shop"]
+        monkeypatch.setattr(installation, "CHECKOUT", True)
+        assert live.traffic.live_cases() == ["desk", "shop"]
