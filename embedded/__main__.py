@@ -1,17 +1,19 @@
-"""`python -m embedded up | down | status`: what `make up`, `make down` and `make status` call."""
+"""`python -m embedded up | down | status`: what `make` and `perennial` call."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from embedded import stack
+from embedded import stack, triton
 from embedded.airflow import client
 from embedded.live import open_live_cases
 from embedded.ports import Ports
@@ -19,6 +21,7 @@ from embedded.services import PROFILES, settings_of
 from pipelines import ledger
 from pipelines.cases.surveying import survey
 from pipelines.errors import PerennialError
+from pipelines.installation import CHECKOUT, PROGRAM, typed
 from pipelines.places import PRIVATE
 from pipelines.settings import read_settings
 
@@ -54,16 +57,17 @@ def main(arguments: list[str] | None = None, prog: str = "python -m embedded") -
     console = Console(soft_wrap=True) if sys.stdout.isatty() else Console(soft_wrap=True, width=WIDE)
     try:
         home = _home(options)
-        if options.command == "up":
-            return up(home, console, traffic=not options.no_traffic, profile=options.profile)
-        if options.command == "down":
-            return down(home, console)
-        return status(home, console)
+        with _led_to(home):
+            if options.command == "up":
+                return up(home, console, traffic=not options.no_traffic, profile=options.profile)
+            if options.command == "down":
+                return down(home, console)
+            return status(home, console)
     except PerennialError as error:
-        print(f"make {options.command}: {error}", file=sys.stderr)
+        print(f"{typed(options.command)}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"make {options.command}: interrupted; what was started is stopped", file=sys.stderr)
+        print(f"{typed(options.command)}: interrupted; what was started is stopped", file=sys.stderr)
         return 130
 
 
@@ -79,8 +83,22 @@ def _home(options: argparse.Namespace) -> Path:
     return read_settings().root
 
 
+@contextmanager
+def _led_to(home: Path) -> Iterator[None]:
+    """Cases are looked for as this state has them, whatever the environment says of another."""
+    before = os.environ.get("PERENNIAL_HOME")
+    os.environ["PERENNIAL_HOME"] = str(home)
+    try:
+        yield
+    finally:
+        os.environ.pop("PERENNIAL_HOME")
+        if before is not None:
+            os.environ["PERENNIAL_HOME"] = before
+
+
 def up(home: Path, console: Console, *, traffic: bool = True, profile: str = "embedded") -> int:
     """Start the stack, let the live cases' DAGs run, print the addresses."""
+    triton.bring(lambda line: console.print(escape(line)))
     console.print(f"starting on {home}; logs in {home / 'logs'}")
     running = stack.start(
         home,
@@ -100,11 +118,12 @@ def up(home: Path, console: Console, *, traffic: bool = True, profile: str = "em
     except PerennialError as error:
         raise PerennialError(
             f"the services are up, but the live cases' DAGs could not be set going: {error}; "
-            "try again after `make down`"
+            f"try again after `{typed('down')}`"
         ) from error
     console.print(addresses(running.env, home))
     console.print(
-        f"API key: {known.key_file}   by hand: PERENNIAL_HOME={home} .venv/bin/python -m pipelines history --case ..."
+        f"API key: {known.key_file}   by hand: PERENNIAL_HOME={home} {'.venv/bin/' if CHECKOUT else ''}{PROGRAM} "
+        "history --case ..."
     )
     paused = [case.name for case in survey() if not case.problem and case.name not in live]
     console.print(
@@ -139,8 +158,8 @@ def down(home: Path, console: Console) -> int:
     left = stack.stop(home)
     if left:
         raise PerennialError(
-            f"{left} process(es) of {home} could not be ended: look at them with `make status`, end them as the user "
-            "who started them"
+            f"{left} process(es) of {home} could not be ended: look at them with `{typed('status')}`, end them "
+            "as the user who started them"
         )
     if was:
         console.print(f"stopped: {', '.join(process.name for process in was.processes)}")
@@ -158,9 +177,9 @@ def status(home: Path, console: Console) -> int:
     if not rows:
         lost = stack.strays(home)
         if lost:
-            console.print(f"{lost} stray process(es) of {home}: end them with `make down`")
+            console.print(f"{lost} stray process(es) of {home}: end them with `{typed('down')}`")
             return SICK
-        console.print(f"nothing runs on {home}: start it with `make up`")
+        console.print(f"nothing runs on {home}: start it with `{typed('up')}`")
         return STOPPED
     table = Table(box=None, pad_edge=False, title=f"{home}", title_justify="left")
     for column in ("service", "state", "address", "pid", "log"):

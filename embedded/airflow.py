@@ -21,14 +21,12 @@ from embedded import http
 from pipelines import case_files
 from pipelines.deploy.scheduler import FINISHED, Airflow, client
 from pipelines.errors import PerennialError, Unavailable
+from pipelines.installation import ROOT, search_path
 
 if TYPE_CHECKING:
     from embedded.ports import Ports
 
 __all__ = ["FINISHED", "Airflow", "client", "components", "environment", "healthy", "migrate"]
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-"""What holds our packages: the repository, or site-packages."""
 
 
 def environment(home: Path, ports: Ports, extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -46,7 +44,7 @@ def environment(home: Path, ports: Ports, extra: Mapping[str, str] | None = None
     loopback = "127.0.0.1,localhost"
     return inherited | {
         "PATH": f"{bin_folder}:{inherited.get('PATH', os.defpath)}",
-        "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'embedded' / 'airflow_config'}",
+        "PYTHONPATH": os.pathsep.join([*search_path(), str(Path(__file__).resolve().with_name("airflow_config"))]),
         "PERENNIAL_HOME": str(home),
         "PERENNIAL_AIRFLOW_URL": url,
         "PERENNIAL_PRELOAD": "1",
@@ -87,7 +85,7 @@ def environment(home: Path, ports: Ports, extra: Mapping[str, str] | None = None
 def _folder(name: str) -> Path:
     """A folder of files that Airflow reads: in a wheel it lies beside this module, in the repository at its root."""
     packaged = Path(__file__).resolve().with_name(name)
-    return packaged if packaged.is_dir() else REPOSITORY / name
+    return packaged if packaged.is_dir() else ROOT / name
 
 
 def _secrets(path: Path) -> dict[str, str]:
@@ -129,7 +127,7 @@ def migrate(env: Mapping[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "airflow", "db", "migrate"],
         env=dict(env),
-        cwd=REPOSITORY,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

@@ -24,6 +24,7 @@ from embedded.service import Service
 from pipelines import ledger
 from pipelines.errors import ConfigError
 from pipelines.files import write_atomic
+from pipelines.installation import CHECKOUT, install
 
 PACKAGES = {
     "redis-server": "redis-server",
@@ -47,7 +48,15 @@ PACKAGE_OF = {"airflow": "apache-airflow-core", "mlflow": "mlflow"}
 
 
 def require() -> None:
-    """Raise ConfigError naming all of Debian's packages that are missing, before anything starts."""
+    """Raise ConfigError naming all of Debian's packages that are missing, before anything starts.
+
+    And where there is no docker-compose.yaml to start from.
+    """
+    if not CHECKOUT:
+        raise ConfigError(
+            "the profile full needs a checkout, with docker-compose.yaml and compose/: clone the repository and type "
+            "make up PROFILE=full there; or start without --profile"
+        )
     missing = [package for program, package in PACKAGES.items() if shutil.which(program) is None]
     try:
         postgres.find()
@@ -188,7 +197,7 @@ def _installed(package: str) -> Path:
     """Where a package lies; found without the seconds that importing it takes."""
     found = find_spec(package)
     if found is None or found.origin is None:
-        raise ConfigError(f"{package} is not installed beside {sys.executable}: run `make setup`")
+        raise ConfigError(f"{package} is not installed beside {sys.executable}: run `{install()}`")
     return Path(found.origin).parent
 
 

@@ -9,6 +9,7 @@ from http.client import HTTPException
 from typing import Any
 
 from pipelines.errors import Unavailable
+from pipelines.installation import typed
 
 _OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
@@ -37,7 +38,7 @@ def call(url: str, body: Any = None, *, method: str | None = None, timeout: floa
     except urllib.error.HTTPError as error:
         raise Unavailable(f"{url} answered {error.code}: {error.read(2000).decode(errors='replace')}") from error
     except (OSError, HTTPException) as error:
-        raise Unavailable(f"{url} does not answer ({error}): is the stack up? `make status`") from error
+        raise Unavailable(f"{url} does not answer ({error}): is the stack up? `{typed('status')}`") from error
     if text:
         return json.loads(text)
     return None

@@ -103,14 +103,14 @@ def _installer(uv: str, python: str) -> list[str]:
 
 
 def find_uv() -> str:
-    """The uv on the PATH, else one installed by pip beside the packages, else nothing (then pip does all).
+    """The uv on the PATH, else one installed beside the packages or this interpreter, else nothing (then pip does all).
 
     ``INSTALLER=pip`` asks for pip.
     """
     if os.environ.get("INSTALLER") == "pip":
         return ""
-    beside = ROOT / ".venv" / "bin" / "uv"
-    return shutil.which("uv") or (str(beside) if beside.exists() else "")
+    beside = (ROOT / ".venv" / "bin" / "uv", Path(sys.executable).with_name("uv"))
+    return shutil.which("uv") or next((str(path) for path in beside if path.exists()), "")
 
 
 def uv_sources(python: str) -> list[str]:

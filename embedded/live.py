@@ -65,13 +65,13 @@ def _whole_and_live(settings: Settings, say: Callable[[str], None]) -> tuple[lis
     for one in found:
         if one.problem:
             say(f"the case {one.name} is broken and left alone: {one.problem}")
-    whole = {case.name: case.params for case in found if not case.problem and case.params is not None}
+    whole = [case.name for case in found if not case.problem]
     for name in ledger.gone(settings.ledger, [case.name for case in found]):
         say(f"the folder of the case {name} is gone: nobody answers for it; see docs/runbooks.md#case-gone")
     retired = ledger.retired(settings.ledger).now
-    for case in sorted(whole.keys() & retired.keys()):
+    for case in sorted(retired.keys() & set(whole)):
         say(f"the case {case} is left alone: {retired[case]}")
-    return list(whole), [case for case, params in whole.items() if params.schedule.live and case not in retired]
+    return whole, [case for case in traffic.live_cases(found) if case not in retired]
 
 
 def _caught_up(settings: Settings, case: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from embedded import airflow, full, http, mlflow, probe, triton
@@ -12,6 +13,7 @@ from embedded.ports import HOST, Ports
 from embedded.service import Service
 from pipelines import hosts
 from pipelines.errors import ConfigError
+from pipelines.installation import CHECKOUT, install, typed
 from pipelines.places import TAG
 from pipelines.settings import Settings, read_settings
 
@@ -99,8 +101,8 @@ def settings_of(home: Path, env: Mapping[str, str]) -> Settings:
                 found[name] = Path(file).read_text().strip()
             except OSError as error:
                 raise ConfigError(
-                    f"{variable}_FILE names {file}, which cannot be read ({error}): `make down`, then `make up` makes "
-                    "it anew"
+                    f"{variable}_FILE names {file}, which cannot be read ({error}): `{typed('down')}`, then "
+                    f"`{typed('up')}` makes it anew"
                 ) from error
         if variable in env:
             found[name] = env[variable]
@@ -183,11 +185,11 @@ def services(
 
 def missing_environment() -> str:
     """What keeps the gateway and Airflow from starting, or nothing."""
-    wanted = [Path(sys.executable).parent / name for name in ("airflow", "mlflow", "uvicorn")]
-    absent = [path.name for path in wanted if not os.access(path, os.X_OK)]
-    if absent:
-        return f"{', '.join(absent)} not installed beside {sys.executable}: run `make setup` and use .venv/bin/python"
-    return ""
+    absent = [name for name in ("airflow", "mlflow", "uvicorn") if find_spec(name) is None]
+    if not absent:
+        return ""
+    mend = f"run `{install()}`{' and use .venv/bin/python' if CHECKOUT else ''}"
+    return f"{', '.join(absent)} not installed for {sys.executable}: {mend}"
 
 
 def _gateway_works(ports: Ports, *, serves: bool) -> bool:

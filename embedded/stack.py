@@ -27,6 +27,7 @@ from embedded.services import full_environment, missing_environment, services
 from pipelines.errors import ConfigError, ConflictError, PerennialError, Unavailable
 from pipelines.files import sweep as sweep_writes
 from pipelines.files import write_atomic
+from pipelines.installation import typed
 from pipelines.locks import alone
 from pipelines.places import ENV, PRIVATE, RECORD, TAG
 from pipelines.settings import Settings, read_settings
@@ -168,7 +169,7 @@ def again(home: Path, name: str) -> Started:
         raise ConflictError(f"{name} of {home} is running: end it first")
     if left := sweep(record.tag, name):
         raise Unavailable(
-            f"{left} process(es) that {name} of {home} left could not be ended: `make down`, then `make up`"
+            f"{left} process(es) that {name} of {home} left could not be ended: `{typed('down')}`, then `{typed('up')}`"
         )
     return _launch(home, replace(record, processes=others), found[name]).processes[-1]
 
@@ -190,8 +191,8 @@ def refuse_if_running(home: Path) -> None:
     if running:
         names = ", ".join(f"{process.name} ({process.pid})" for process in running)
         raise ConflictError(
-            f"a stack of {home} is already running: {names}; look at it with `make status`, stop it with `make down` "
-            "(and the same STATE)"
+            f"a stack of {home} is already running: {names}; look at it with `{typed('status', home)}`, "
+            f"stop it with `{typed('down', home)}`"
         )
 
 
@@ -216,7 +217,8 @@ def read(home: Path) -> Record | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path} cannot be read ({error}): delete it and run `make down`, which finds the processes without it"
+            f"{path} cannot be read ({error}): delete it and run `{typed('down', home)}`, which finds the processes "
+            "without it"
         ) from error
 
 
@@ -358,7 +360,7 @@ def _locked(home: Path) -> Iterator[None]:
     def refusal(pid: str) -> ConflictError:
         return ConflictError(
             f"somebody else (process {pid}) is starting a stack of {home} right now: "
-            "wait for it, then look with `make status`"
+            f"wait for it, then look with `{typed('status', home)}`"
         )
 
     with alone(home / ".stack.lock", refusal):
@@ -377,7 +379,7 @@ def _require_folders(settings: Settings) -> None:
                 pass
         except OSError as error:
             raise ConfigError(
-                f"{folder} cannot be written ({error}): mend it, or set PERENNIAL_HOME (STATE=) to another folder"
+                f"{folder} cannot be written ({error}): mend it, or set PERENNIAL_HOME to another folder"
             ) from error
 
 
@@ -403,6 +405,6 @@ def _write_env(home: Path, env: Mapping[str, str]) -> None:
     lines = (
         f"{name}={env[name]}"
         for name in sorted(env)
-        if name.startswith("PERENNIAL_") and name not in (TAG, "PERENNIAL_PRELOAD") and " " not in env[name]
+        if name.startswith("PERENNIAL_") and name not in (TAG, "PERENNIAL_PRELOAD") and "\n" not in env[name]
     )
     write_atomic(home / ENV, ("\n".join(lines) + "\n").encode())

@@ -4,8 +4,9 @@ It speaks gRPC under mutual TLS and nothing else (metrics apart): its admin call
 or a page in a browser, reaches its port. The client's key lies in ``<home>/secrets/triton_client``, for its owner
 alone.
 
-It runs from ``.venv-triton`` (numpy 1). Triton 2.51 misses later security fixes: it is for development
-on one machine, and this module binds nothing but the loopback address.
+It runs from an environment of its own (numpy 1): ``.venv-triton`` in a checkout, where `make setup` makes it, else
+``triton`` in the environment that the package is installed in, where the first start makes it. Triton 2.51 misses later
+security fixes: it is for development on one machine, and this module binds nothing but the loopback address.
 """
 
 from __future__ import annotations
@@ -13,20 +14,28 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from embedded import check_machine, keys
+from embedded import check_machine, install, keys
 from embedded.ports import HOST, Ports
-from embedded.processes import ROOT, Started, alive, end, last_lines, launch
+from embedded.processes import Started, alive, end, last_lines, launch
 from pipelines.deploy import triton as triton_calls
-from pipelines.errors import ConfigError, Unavailable
+from pipelines.errors import ConfigError, ConflictError, Unavailable
+from pipelines.files import file_sha256, write_atomic
+from pipelines.installation import CHECKOUT, ROOT, typed
+from pipelines.locks import alone
 from pipelines.places import TAG
 from pipelines.settings import Settings, read_settings
 
-VENV = ROOT / ".venv-triton"
+VENV = ROOT / ".venv-triton" if CHECKOUT else Path(sys.prefix) / "triton"
+LOCK = ROOT / "requirements-triton.lock" if CHECKOUT else Path(__file__).with_name("requirements-triton.lock")
+STAMP = "lock.sha256"
+"""The lock that an installed package's environment was made from, written when it was complete."""
 SITE = VENV / "lib" / "python3.11" / "site-packages"
 WHEEL = SITE / "pytriton" / "tritonserver"
 BACKENDS = ROOT / "serving" / "triton" / "backends"
@@ -37,14 +46,54 @@ def stack_tag(home: Path) -> str:
     return hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:12]
 
 
+def bring(say: Callable[[str], None]) -> None:
+    """Install Triton's environment where the package is installed and it is missing, or another version's.
+
+    In a checkout `make setup` does. ``say`` is told of it. Raises ConfigError if this machine cannot run it or it
+    cannot be had, ConflictError while somebody else installs it.
+    """
+    if CHECKOUT or _is_current():
+        return
+    found = check_machine.problems(Path(sys.prefix), sys.executable)
+    if found:
+        remedy = check_machine.remedy(found)
+        said = "; ".join(problem for problem, _ in found)
+        raise ConfigError(f"Triton cannot run here: {said}: {f'`{remedy}` mends it' if remedy else 'mend it'}")
+
+    def refusal(pid: str) -> ConflictError:
+        return ConflictError(f"somebody else (process {pid}) is installing Triton in {VENV}: wait, and start again")
+
+    try:
+        with alone(VENV.with_name(".triton.lock"), refusal):
+            say(f"installing Triton into {VENV}: once, a minute or two")
+            install.install(sys.executable, VENV, LOCK)
+            write_atomic(VENV / STAMP, file_sha256(LOCK).encode())
+    except OSError as error:
+        raise ConfigError(
+            f"Triton cannot be installed into {VENV} ({error}): run `{typed('up')}` once as the owner of that folder"
+        ) from error
+    except subprocess.CalledProcessError as error:
+        raise ConfigError(
+            f"Triton was not installed: `{' '.join(error.cmd)}` ended with {error.returncode}, what it said stands "
+            "above: mend that, and start again"
+        ) from error
+
+
+def _is_current() -> bool:
+    try:
+        return (VENV / STAMP).read_text() == file_sha256(LOCK)
+    except OSError:
+        return False
+
+
 def require() -> None:
     """Raise ConfigError if Triton's environment or libpython is missing: it would hang in "loading" for minutes."""
     if not (WHEEL / "bin" / "tritonserver").exists():
-        raise ConfigError(f"{VENV} has no tritonserver: run `make setup`")
+        raise ConfigError(f"{VENV} has no tritonserver: run `{'make setup' if CHECKOUT else typed('up')}`")
     if not check_machine.find_libpython(_prefix()):
         raise ConfigError(
-            f"{check_machine.LIBPYTHON} is missing, Triton cannot start a model without it: run `make setup`, "
-            "it prints the command that mends it"
+            f"{check_machine.LIBPYTHON} is missing, Triton cannot start a model without it: "
+            f"`{check_machine.remedy([('', 'libpython3.11')])}` mends it"
         )
 
 
@@ -187,7 +236,7 @@ def _shm_prefix(home: Path) -> str:
 
 
 def _prefix() -> str:
-    """The folder of the Python that .venv-triton was made from."""
+    """The folder of the Python that Triton's environment was made from."""
     try:
         lines = (VENV / "pyvenv.cfg").read_text().splitlines()
     except OSError:

@@ -1,7 +1,9 @@
 """Which cases there are, and where their files lie: in the tree, or outside of it.
 
 Outside are the case folders in the folders that ``PERENNIAL_CASES`` names, and those that installed packages name in
-the entry-point group ``perennial.cases``. Every case is known by its name alone, and every process finds it by that.
+the entry-point group ``perennial.cases``. Where the variable is not set, its folders are those that the stack of the
+state folder was started with, else the folder ``cases`` where a command is typed: a second shell finds what the first
+one did. Every case is known by its name alone, and every process finds it by that.
 The environment is read here, and not with the other settings: those ask for a case's files themselves.
 """
 
@@ -15,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from stat import S_ISDIR
 
+from pipelines import installation, places
+
 CASES_ROOT = Path(__file__).parent / "cases"
 CASE_FILES = ("params.yaml", "schema.py", "source.py", "model.py")
 """What a case's folder holds; see pipelines/cases/__init__.py."""
@@ -22,6 +26,8 @@ FOLDERS = "PERENNIAL_CASES"
 """The variable: folders with case folders in them, with ``:`` between them as in ``PATH``."""
 GROUP = "perennial.cases"
 """The group of entry points: a name is a case, its value the dotted package that is the case's folder."""
+HERE = Path("cases")
+"""The folder of one's own cases unless ``PERENNIAL_CASES`` names others."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +76,35 @@ def place_of(name: str) -> Found | None:
 
 
 def roots() -> list[Path]:
-    """The folders of ``PERENNIAL_CASES``, absolute, in their order."""
-    given = os.environ.get(FOLDERS, "").split(os.pathsep)
-    return [Path(folder).expanduser().absolute() for folder in given if folder.strip()]
+    """The folders with cases of one's own, absolute, in their order."""
+    return _listed(_named_folders()[0])
+
+
+def for_new() -> Path:
+    """The folder that a new case's folder is put into: the first of one's own, else that of a checkout."""
+    return next(iter(roots()), CASES_ROOT if installation.CHECKOUT else HERE.absolute())
+
+
+def _listed(folders: str) -> list[Path]:
+    return [Path(folder).expanduser().absolute() for folder in folders.split(os.pathsep) if folder.strip()]
+
+
+def _named_folders() -> tuple[str, str]:
+    """The folders as ``PERENNIAL_CASES`` has them, and what names them, in words."""
+    given = os.environ.get(FOLDERS)
+    if given is not None or places.TAG in os.environ:  # a stack's own processes stand in another folder
+        return given or "", FOLDERS
+    home = Path(os.environ.get("PERENNIAL_HOME") or places.HOME).expanduser()
+    kept = places.variables(home).get(FOLDERS, "")
+    if HERE.is_dir() and not any(folder.is_dir() for folder in _listed(kept)):
+        return str(HERE), FOLDERS
+    return kept, f"{FOLDERS} in {home / places.ENV}"
 
 
 def problems_of_roots() -> dict[str, str]:
-    """What is wrong with folders of ``PERENNIAL_CASES``, by their paths: no case's own mistake."""
-    found = {str(root): _problem_of_root(root) for root in roots()}
+    """What is wrong with folders of one's own cases, by their paths: no case's own mistake."""
+    folders, by = _named_folders()
+    found = {str(root): _problem_of_root(root, by) for root in _listed(folders)}
     return {root: problem for root, problem in found.items() if problem}
 
 
@@ -132,16 +159,16 @@ def _case_at(folder: Path) -> Found | None:
         return Found(folder, f"{folder} cannot be read ({error.strerror}): let all read it (chmod -R go+rX)")
 
 
-def _problem_of_root(root: Path) -> str:
+def _problem_of_root(root: Path, by: str) -> str:
     try:
         next(root.iterdir(), None)
         itself = any((root / file).exists() for file in CASE_FILES)
     except PermissionError as error:
-        return f"{FOLDERS} names {root}, which cannot be read ({error.strerror}): let all read it (chmod -R go+rX)"
+        return f"{by} names {root}, which cannot be read ({error.strerror}): let all read it (chmod -R go+rX)"
     except OSError as error:
-        return f"{FOLDERS} names {root}, which cannot be read ({error.strerror}): make it, or take it out"
+        return f"{by} names {root}, which cannot be read ({error.strerror}): make it, or set {FOLDERS} to others"
     if itself:
-        return f"{FOLDERS} names {root}, which is a case itself: name the folder that it lies in"
+        return f"{by} names {root}, which is a case itself: name the folder that it lies in"
     return ""
 
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from pipelines.processes import birth
 
+HOME = Path("runs/local")
+"""The state folder unless ``PERENNIAL_HOME`` names another."""
 RECORD, ENV = "stack.json", "env"
 TAG = "PERENNIAL_STACK"
 """Every process of a stack has it in its environment, and with it everything else that it needs."""

@@ -21,6 +21,7 @@ from pipelines import hosts, places
 from pipelines.case_files import own_profile
 from pipelines.contracts import Instant
 from pipelines.errors import ConfigError, Unavailable
+from pipelines.installation import typed
 
 Kind = TypeVar("Kind", bound=BaseSettings)
 
@@ -105,7 +106,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PERENNIAL_", frozen=True, extra="ignore", allow_inf_nan=False)
 
-    home: Path = Path("runs/local")
+    home: Path = places.HOME
     data_dir: Path | None = None
     params_dir: Path | None = None
     """A folder whose ``<case>.yaml`` stands in for the case's own params.yaml."""
@@ -204,7 +205,7 @@ class Settings(BaseSettings):
         found: str = getattr(self, name).rstrip("/")
         if not found:
             raise Unavailable(
-                f"no {places.title(name)} belongs to {self.root}: start its stack (`make up STATE={self.root}`), "
+                f"no {places.title(name)} belongs to {self.root}: start its stack (`{typed('up', self.root)}`), "
                 f"or set PERENNIAL_{name.upper()} to where it is"
             )
         return found

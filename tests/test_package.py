@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import sysconfig
-import venv
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ import pytest
 import perennial
 from pipelines.cases import sources
 from tests import test_readme_case as readme
+from tests.package import called, install_wheel
 
 ROOT = Path(__file__).parents[1]
 NAMES = {
@@ -32,7 +30,6 @@ NAMES = {
     "Vector",
     "canonical",
 }
-PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 HEAVY = ("numpy", "polars", "torch", "pandas", "mlflow")
 
 
@@ -52,36 +49,10 @@ def test_a_schema_stays_light():
     assert done.stdout.strip() == "[]"
 
 
-def made(command, cwd):
-    """Run a command that has to succeed."""
-    done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """The `bin` of an environment with the wheel that the sdist gives, and this one's libraries: no download."""
-    folder = tmp_path_factory.mktemp("package")
-    alone = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
-    venv.create(folder / "venv", symlinks=True)
-    made([sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder], ROOT)
-    [source] = folder.glob("perennial-*.tar.gz")
-    made([*PIP, "wheel", *alone, source, "--wheel-dir", folder], folder)
-    [wheel] = folder.glob("perennial-*.whl")
-    made([*PIP, f"--python={folder / 'venv' / 'bin' / 'python'}", "install", *alone, wheel], folder)
-    site = folder / "venv" / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
-    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return folder / "venv" / "bin"
-
-
-def called(command, cwd, **environment):
-    """Run a command where no repository is; what it printed."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PERENNIAL"))}
-    done = subprocess.run(
-        list(map(str, command)), cwd=cwd, env={**inherited, **environment}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return install_wheel(tmp_path_factory.mktemp("package"))
 
 
 @pytest.mark.slow

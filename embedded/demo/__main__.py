@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from embedded import stack
+from embedded import stack, triton
 from embedded.demo.plan import load_plan, scope, write_params
 from embedded.demo.progress import TEXTS, Progress
 from embedded.demo.run import replayed
@@ -21,6 +21,7 @@ from embedded.services import PARAMS, PROFILES
 from pipelines import cases
 from pipelines.errors import DataError, PerennialError
 from pipelines.files import write_atomic
+from pipelines.installation import typed
 from pipelines.params_file import load_params
 from pipelines.places import PRIVATE
 from pipelines.settings import Settings, read_settings
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m embedded.dem
     try:
         return _demo(options, progress)
     except PerennialError as error:
-        print(f"make demo: {error}", file=sys.stderr)
+        print(f"{typed('demo')}: {error}", file=sys.stderr)
         return error.exit_code
 
 
@@ -82,6 +83,7 @@ def _demo(options: argparse.Namespace, progress: Progress) -> int:
                 progress.say(
                     f"starting Airflow, MLflow, Triton and the gateway on free ports; state and logs in {home}"
                 )
+                triton.bring(progress.say)
                 extra = {
                     "PERENNIAL_LOG_SEGMENT_SECONDS": str(SEGMENT_SECONDS),
                     "PERENNIAL_SCHEDULES": "0",
@@ -138,9 +140,9 @@ def _report(summary: dict[str, Any], home: Path, progress: Progress, *, kept: bo
     _print_table(summary, progress)
     progress.say(f"report   {home / 'report.html'}\nsummary  {home / 'summary.json'}")
     if kept:
-        progress.say(f"still running: make status STATE={home}; make down STATE={home}")
+        progress.say(f"still running: {typed('status', home)}; {typed('down', home)}")
     else:
-        progress.say(f"reopen it in Airflow, MLflow and the gateway: make up STATE={home}")
+        progress.say(f"reopen it in Airflow, MLflow and the gateway: {typed('up', home)}")
     broken = [name for name in ("errors", "answers_unequal", "processes_left") if summary[name]]
     if summary["airflow"]["dag_runs_failed"]:
         broken.append("airflow.dag_runs_failed")
@@ -148,7 +150,7 @@ def _report(summary: dict[str, Any], home: Path, progress: Progress, *, kept: bo
         broken.append("rows sent, acknowledged and logged differ")
     if broken:
         print(
-            f"make demo: not clean: {', '.join(broken)}; see {home / 'summary.json'} and {home / 'logs'}",
+            f"{typed('demo')}: not clean: {', '.join(broken)}; see {home / 'summary.json'} and {home / 'logs'}",
             file=sys.stderr,
         )
         return 1

@@ -12,6 +12,7 @@ from pipelines import cases, ledger
 from pipelines.contracts import Window
 from pipelines.deploy.scheduler import KINDS
 from pipelines.errors import PerennialError
+from pipelines.installation import typed
 
 if TYPE_CHECKING:
     import polars as pl
@@ -103,5 +104,5 @@ def _run(replay: Replay, kind: str, run_id: str, conf: dict[str, Any]) -> None:
                 f"{dag} {run_id}: task {task['task_id']} failed; its last lines:\n" + "\n".join(lines[-15:])
             )
     raise PerennialError(
-        f"{dag} {run_id} ended as {run['state']}: look at it in Airflow (make up STATE={replay.settings.root})"
+        f"{dag} {run_id} ended as {run['state']}: look at it in Airflow ({typed('up', replay.settings.root)})"
     )

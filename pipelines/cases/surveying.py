@@ -35,12 +35,11 @@ from pipelines.errors import ConfigError
 from pipelines.fields import Fields
 from pipelines.imports import syntax_tree
 from pipelines.params import EncoderParams, EstimatorParams, Params, TextModelParams
+from pipelines.installation import ROOT
 from pipelines.params_file import load_params, params_file
 from pipelines.settings import Settings, read_settings
 
 T = TypeVar("T")
-REPOSITORY = Path(__file__).parents[2]
-"""What holds our packages: a case may ask for a module that only a newer version has."""
 _LOCK = Lock()
 _Stat = tuple[str, int, int, int]
 _seen: dict[tuple[str, bool], tuple[tuple[_Stat, ...], _Stat, Case]] = {}
@@ -228,7 +227,7 @@ def _is_there(case: str, module: str) -> bool:
         return file_of(case, f"{inside}.py").exists() or file_of(case, inside).is_dir()
     root = module.partition(".")[0]
     if root == PACKAGE.partition(".")[0]:
-        path = REPOSITORY.joinpath(*module.split("."))
+        path = ROOT.joinpath(*module.split("."))
         return path.is_dir() or path.with_suffix(".py").exists()
     return root in sys.modules or find_spec(root) is not None
 

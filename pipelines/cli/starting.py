@@ -58,7 +58,7 @@ def _home(to: str | None) -> Path:
     """The folder that the case's own folder is put into."""
     if to:
         return Path(to).expanduser().resolve()
-    return next(iter(case_files.roots()), case_files.CASES_ROOT)
+    return case_files.for_new()
 
 
 def _check_free(case: str, folder: Path) -> None:

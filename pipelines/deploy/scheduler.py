@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from pipelines.errors import ConflictError, PerennialError, Unavailable
+from pipelines.installation import typed
 from pipelines.settings import Settings
 
 FINISHED = ("success", "failed")
@@ -48,7 +49,7 @@ class Airflow:
                 time.sleep(pause)
         except httpx.HTTPError as error:
             raise Unavailable(
-                f"Airflow at {self.url} does not answer ({error}): is it up? see `make status`"
+                f"Airflow at {self.url} does not answer ({error}): is it up? see `{typed('status')}`"
             ) from error
         if answer.is_success:
             if answer.content:

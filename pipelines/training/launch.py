@@ -30,6 +30,7 @@ from pipelines import storage
 from pipelines.contracts import Manifest
 from pipelines.errors import Unavailable
 from pipelines.files import write_atomic
+from pipelines.installation import search_path
 from pipelines.params import TrainParams
 from pipelines.training.job import FAILURES, JOB, MODEL, ROWS, failure, note
 from pipelines.training.rows import Rows
@@ -37,7 +38,6 @@ from pipelines.training.rows import Rows
 if TYPE_CHECKING:
     from types import FrameType
 
-HOME = Path(__file__).parents[2]
 POLL_SECONDS = 0.05
 JOIN_SECONDS = 600.0
 """What further nodes wait for the first one's job, and for its artefact."""
@@ -161,7 +161,7 @@ def _fork(folder: Path) -> Any:
 def _start(folder: Path, node_rank: int = 0) -> Any:
     # Found wherever this process stands. Its standard output is this one's standard error: a command's own output is
     # one line of JSON.
-    path = os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [*search_path(), os.environ.get("PYTHONPATH")]))
     command = [
         sys.executable,
         "-m",

@@ -1,4 +1,4 @@
-"""What `make setup` finds, says and installs, without installing anything."""
+"""What `make setup` and an installed package's first start find, say and install, without installing anything."""
 
 import json
 import os
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from embedded import check_machine, install
+from embedded import check_machine, install, triton
+from pipelines.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -185,3 +186,47 @@ def test_children_may_write_byte_code(monkeypatch):
         check=True,
     )
     assert "PYTHONDONTWRITEBYTECODE" not in json.loads(seen.stdout)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package whose Triton is an environment without any package; what was said."""
+    said = []
+    (tmp_path / "lock").touch()
+    monkeypatch.setattr(triton, "CHECKOUT", False)
+    monkeypatch.setattr(triton, "VENV", tmp_path / "triton")
+    monkeypatch.setattr(triton, "LOCK", tmp_path / "lock")
+    return said
+
+
+def test_a_package_brings_triton_once(package, tmp_path):
+    """The first start makes Triton's environment, the next ones find it, and one of another version makes it anew."""
+    triton.bring(package.append)
+    assert (tmp_path / "triton" / "bin" / "python").exists()
+    triton.bring(package.append)
+    assert [str(tmp_path / "triton") in line for line in package] == [True]
+    (tmp_path / "lock").write_text("# another version\n")
+    triton.bring(package.append)
+    assert len(package) == 2
+
+
+def test_triton_that_cannot_be_had_is_told(package, tmp_path, monkeypatch):
+    """A package that cannot be had, a folder that cannot be written and an unfit machine: each says what to do."""
+    (tmp_path / "lock").write_text("no-such-package-perennial==1\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("INSTALLER", "pip")
+    with pytest.raises(ConfigError, match=r"Triton was not installed: .*start again"):
+        triton.bring(package.append)
+    assert not (tmp_path / "triton" / triton.STAMP).exists()
+    monkeypatch.setattr(triton, "VENV", tmp_path / "lock" / "triton")
+    with pytest.raises(ConfigError, match="as the owner of that folder"):
+        triton.bring(package.append)
+    monkeypatch.setattr(check_machine, "find_libpython", lambda _: "")
+    with pytest.raises(ConfigError, match=r"libpython3\.11.* mends it"):
+        triton.bring(package.append)
+
+
+def test_a_checkout_leaves_triton_to_make_setup(tmp_path, monkeypatch):
+    """In a checkout a start installs nothing."""
+    monkeypatch.setattr(triton, "VENV", tmp_path / "triton")
+    triton.bring(pytest.fail)

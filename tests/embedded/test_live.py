@@ -3,7 +3,7 @@
 import pytest
 
 from embedded import live
-from pipelines import ledger
+from pipelines import installation, ledger
 from pipelines.case_files import case_names
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
@@ -129,3 +129,18 @@ def test_a_retired_case_stays_paused(airflow, tmp_path):
         assert live.open_live_cases("http://x", tmp_path, said.append) == ["desk"]
     assert {what for what, dag in airflow.asked if what != "wait" and dag.startswith("shop")} == {"pause"}
     assert "the case shop is left alone: shop is retired since" in said[0]
+
+
+def test_the_cases_of_a_package_are_examples(tmp_path, monkeypatch):
+    """Those that an installed package brings are set going only where nobody has a live case of their own."""
+    monkeypatch.setattr(installation, "CHECKOUT", False)
+    monkeypatch.setenv("PERENNIAL_CASES", str(tmp_path / "mine"))
+    (tmp_path / "mine").mkdir()
+    with shop.installed(tmp_path / "cases") as root:
+        for name in ("shop", "desk"):
+            shop.edit(shop.write(root, name) / "params.yaml", ("live: false", "live: true"))
+        assert live.traffic.live_cases() == ["desk", "shop"]
+        (root / "shop").rename(tmp_path / "mine" / "shop")
+        assert live.traffic.live_cases() == ["shop"]
+        monkeypatch.setattr(installation, "CHECKOUT", True)
+        assert live.traffic.live_cases() == ["desk", "shop"]

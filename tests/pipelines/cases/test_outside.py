@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipelines import case_files, cases, faults
 from pipelines.cases.code import code_sha256
@@ -19,8 +16,6 @@ from pipelines.cases.surveying import survey
 from pipelines.errors import ConfigError
 from pipelines.params_file import load_params
 from tests import shop
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -174,6 +169,50 @@ def test_folders_that_hold_no_cases_are_told(outside, monkeypatch, tmp_path):
     assert "which is a case itself: name the folder that it lies in" in found[str(case)]
 
 
+def test_a_folder_cases_is_found_where_a_command_is_typed(outside, monkeypatch, tmp_path):
+    """Without the variable, cases are those of the folder `cases` here, but for a stack's own processes.
+
+    An empty variable says that there are none.
+    """
+    shop.write(tmp_path / "work" / "cases")
+    monkeypatch.chdir(tmp_path / "work")
+    assert set(problems()) == {"desk"}
+    assert case_files.for_new() == outside
+    monkeypatch.delenv("PERENNIAL_CASES")
+    assert problems() == {"desk": "", "shop": ""}
+    assert case_files.for_new() == tmp_path / "work" / "cases"
+    monkeypatch.setenv("PERENNIAL_STACK", "tag")
+    assert set(problems()) == {"desk"}
+    monkeypatch.delenv("PERENNIAL_STACK")
+    monkeypatch.setenv("PERENNIAL_CASES", "")
+    assert set(problems()) == {"desk"}
+
+
+def test_a_second_shell_finds_what_the_stack_was_started_with(outside, monkeypatch, tmp_path):
+    """Without the variable, folders are those of the state's stack; of one that is gone it is told who names it."""
+    shop.write(outside)
+    home = tmp_path / "state"
+    home.mkdir()
+    (home / "env").write_text(f"PERENNIAL_CASES={outside}\n")
+    monkeypatch.setenv("PERENNIAL_HOME", str(home))
+    monkeypatch.delenv("PERENNIAL_CASES")
+    monkeypatch.chdir(tmp_path)
+    assert problems() == {"desk": "", "shop": ""}
+    moved = outside.rename(tmp_path / "moved")
+    assert f"PERENNIAL_CASES in {home}/env names {outside}, which cannot be read" in problems()[str(outside)]
+    moved.rename(tmp_path / "cases")
+    assert problems() == {"desk": "", "shop": ""}
+
+
+def test_a_new_case_goes_where_cases_of_ones_own_lie(monkeypatch, tmp_path):
+    """It goes into a checkout's own folder, and never into a package that is installed."""
+    monkeypatch.delenv("PERENNIAL_CASES", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert case_files.for_new() == case_files.CASES_ROOT
+    monkeypatch.setattr(case_files.installation, "CHECKOUT", False)
+    assert case_files.for_new() == tmp_path / "cases"
+
+
 BROKEN_ENTRIES = {
     "acme_models.nothing": "no such package is installed",
     "acme_models.module": "it is a module and no package",
@@ -212,56 +251,3 @@ def test_a_code_hash_does_not_say_where_a_case_lies(outside):
     assert code_sha256("shop") == before
     (outside / "shop" / "more.py").touch()
     assert code_sha256("shop") != before
-
-
-KEYS = """
-import json, sys
-from datetime import UTC, datetime
-from pathlib import Path
-from pipelines import case_files, storage
-from pipelines.line import order, runner
-from pipelines.line.step import Run
-from pipelines.params_file import load_params
-from pipelines.settings import read_settings
-
-as_of, params = datetime(2020, 6, 1, tzinfo=UTC), load_params("loans", Path(sys.argv[1]))
-settings = read_settings()
-keys = {}
-for step in (order.INGEST, order.VALIDATE, order.DATASET, order.TRAIN):
-    keys[step.name] = runner.run(step, Run(params, settings, as_of)).key
-print(json.dumps({"folder": str(case_files.folder_of("loans")), "keys": keys}))
-"""
-
-
-@pytest.mark.slow
-def test_a_case_of_the_project_runs_outside_with_the_keys_of_inside(tmp_path):
-    """`loans`, moved out of a copy of the tree, is trained on two ranks and has the keys that it has in the tree."""
-    tree = tmp_path / "tree"
-    shutil.copytree(ROOT / "pipelines", tree / "pipelines", ignore=shutil.ignore_patterns("__pycache__"))
-    values = yaml.safe_load((ROOT / "pipelines" / "cases" / "loans" / "params.yaml").read_text())
-    values["dataset"] |= {"window_days": 4, "min_rows": 100, "fallback_rows": 200, "min_holdout": 40}
-    values["train"] |= {"epochs": 1, "ranks": 2}
-    values["source"] |= {"rows_per_day": 100}
-    small = tmp_path / "loans.yaml"
-    small.write_text(yaml.safe_dump(values))
-    found = {}
-    for place in ("inside", "outside"):
-        if place == "outside":
-            (tmp_path / "mine").mkdir()
-            shutil.move(tree / "pipelines" / "cases" / "loans", tmp_path / "mine")
-        given = {"PERENNIAL_HOME": str(tmp_path / place), "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-        if place == "outside":
-            given["PERENNIAL_CASES"] = str(tmp_path / "mine")
-        done = subprocess.run(
-            [sys.executable, "-c", KEYS, str(small)],
-            env={**os.environ, **given},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        found[place] = json.loads(done.stdout.splitlines()[-1])
-    assert found["outside"]["folder"] == str(tmp_path / "mine" / "loans")
-    assert found["inside"]["folder"] == str(tree / "pipelines" / "cases" / "loans")
-    assert found["outside"]["keys"] == found["inside"]["keys"]

@@ -1,0 +1,87 @@
+"""The package as somebody has it who installed it: the built wheel in an environment of its own, and no checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Mapping
+from pathlib import Path
+
+from embedded import triton
+from pipelines.files import file_sha256
+
+ROOT = Path(__file__).parents[1]
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+ALONE = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")
+"""Nothing is downloaded: libraries are those of this environment."""
+
+
+def made(command, cwd: Path) -> None:
+    """Run a command that has to succeed."""
+    done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment without what would lead to a checkout or to another state."""
+    private = ("PYTHON", "PERENNIAL", "AIRFLOW", "VIRTUAL_ENV")
+    return {name: value for name, value in os.environ.items() if not name.startswith(private)} | more
+
+
+def called(command, cwd: Path, timeout: float = 600, **more: str) -> str:
+    """Run a command where no repository is; what it printed."""
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def install_wheel(folder: Path) -> Path:
+    """Build the wheel from the sdist and install it in ``folder/venv``: its ``bin``.
+
+    Libraries are this environment's.
+    """
+    venv.create(folder / "venv", symlinks=True)
+    made([sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder], ROOT)
+    [source] = folder.glob("perennial-*.tar.gz")
+    made([*PIP, "wheel", *ALONE, source, "--wheel-dir", folder], folder)
+    [wheel] = folder.glob("perennial-*.whl")
+    install(folder / "venv", wheel)
+    (site(folder / "venv") / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "venv" / "bin"
+
+
+def install(environment_folder: Path, what: Path) -> None:
+    """Install a wheel or a source folder into an environment."""
+    made([*PIP, f"--python={environment_folder / 'bin' / 'python'}", "install", *ALONE, what], environment_folder)
+
+
+def site(environment_folder: Path) -> Path:
+    """Where an environment's packages lie."""
+    return environment_folder / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
+
+
+def lend_triton(environment_folder: Path) -> None:
+    """Let an environment have this checkout's Triton, as if `perennial up` had installed it there."""
+    own = environment_folder / "triton"
+    own.mkdir()
+    for part in triton.VENV.iterdir():
+        (own / part.name).symlink_to(part.resolve())
+    (own / triton.STAMP).write_text(file_sha256(triton.LOCK))
+
+
+def modules(python: Path, cwd: Path, names: tuple[str, ...], **more: str) -> Mapping[str, Path]:
+    """Where packages lie as an interpreter finds them."""
+    code = f"import importlib; [print(importlib.import_module(name).__file__) for name in {names!r}]"
+    found = called([python, "-c", code], cwd, **more).splitlines()
+    return dict(zip(names, map(Path, found), strict=True))
