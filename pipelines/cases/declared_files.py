@@ -317,7 +317,7 @@ def _form(name: str) -> str:
 
 def _check_csv(path: Path, separator: str, where: str) -> None:
     """Raise DataError if the last line breaks off: a reader of CSV takes what lacks for missing."""
-    with _opened(path) as file:
+    with opened(path) as file:
         head = file.readline()
     if path.suffix == ".gz" or not head:
         return  # gzip tells by itself
@@ -346,13 +346,37 @@ def _keys(path: Path, wanted: set[str]) -> list[str]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    with _opened(path) as file:
+    with opened(path) as file:
         for line in file:
             if line.strip():
                 yield line
 
 
-def _opened(path: Path) -> Any:
+def opened(path: Path) -> Any:
+    """A file to be read as bytes, unpacked if it is packed with gzip."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if packed else path.open("rb")
+
+
+def whole(source: Files, declared: FilesSource, case: str) -> pl.LazyFrame:
+    """All rows with the columns that every file has, as they are: CSV and JSON as texts, nothing taken for missing.
+
+    For a look at what nobody has declared yet, and for a source.py that makes its rows of them.
+    """
+    frames = [_as_it_is(file, declared, f"{case}: {file.path}") for file in source.files]
+    schemas = [frame.collect_schema().names() for frame in frames]
+    names = [name for name in schemas[0] if all(name in schema for schema in schemas)]
+    return pl.concat([frame.select(names) for frame in frames], how="vertical_relaxed")
+
+
+def _as_it_is(file: File, declared: FilesSource, where: str) -> pl.LazyFrame:
+    form = declared.format or _form(file.name)
+    if form == "parquet":
+        return pl.scan_parquet(file.path, hive_partitioning=False)
+    if form == "csv":
+        _check_csv(file.path, declared.separator, where)
+        return pl.scan_csv(file.path, separator=declared.separator, infer_schema=False)
+    schema = pl.scan_ndjson(file.path, infer_schema_length=None).collect_schema()
+    nested = {name: kind for name, kind in schema.items() if isinstance(kind, pl.List | pl.Struct)}
+    return pl.scan_ndjson(file.path, schema={name: nested.get(name, pl.String()) for name in schema})

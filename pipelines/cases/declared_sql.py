@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -24,6 +24,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from pipelines.cases.columns import DAY, PER_SECOND, Asked, of_window
+from pipelines.cases.sampling import stride
 from pipelines.cases.sources import Source
 from pipelines.errors import ConfigError, DataError, Unavailable
 from pipelines.faults import said
@@ -32,6 +33,8 @@ from pipelines.settings import Settings
 
 CHUNK = 20_000
 """Rows that are fetched at once."""
+RARE = 1_000
+"""Labels up to so many, and rows of those that a sample has not met."""
 DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
 """How SQLAlchemy names what Airflow's connections and most addresses call by another name."""
 _REFUSED = ("password authentication failed", "no pg_hba.conf entry", "permission denied", "Access denied")
@@ -267,3 +270,50 @@ def _refused(error: DBAPIError, where: str) -> ConfigError | DataError | Unavail
     if isinstance(error, sa.exc.ProgrammingError):
         return ConfigError(f"{where} cannot be asked ({words}): mend the query or the table in params.yaml")
     return DataError(f"{where} holds what cannot be read ({words}): cast it in a query")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of a table as they are, evenly spaced in time; how many it has, and its first and last time."""
+
+    frame: pl.DataFrame
+    rows: int
+    times: tuple[Any, Any]
+
+
+def sample(source: Database, case: str, time: str, label: str, most: int, without: Collection[str] = ()) -> Sample:
+    """At most ``most`` rows of all columns but those ``without``, for a look at what nobody has declared yet.
+
+    Of a label that is rare some rows are among them. Raises what :func:`read` raises.
+    """
+    where = f"{case}: {source.name}"
+    with _connected(source, where) as connection:
+        rows = _table(source)
+        there = list(connection.execute(sa.select(sa.text("*")).select_from(rows).limit(0)).keys())
+        lost = [name for name in (time, label) if name not in there]
+        if lost:
+            raise ConfigError(f"{where} has no column {lost[0]}, but {', '.join(there[:40])}: name one of these")
+        columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in there if name not in without]
+        when: sa.ColumnClause[Any] = sa.column(time)
+        answer: sa.ColumnClause[Any] = sa.column(label)
+        counted = sa.select(sa.func.count(), sa.func.min(when), sa.func.max(when)).select_from(rows)
+        count, first, last = connection.execute(counted).one()
+        wanted = sa.select(*columns).select_from(rows)
+        if count > most:
+            number = sa.func.row_number().over(order_by=when).label("row_in_time")
+            numbered = sa.select(*columns, number).select_from(rows).subquery()
+            wanted = sa.select(*(numbered.c[column.name] for column in columns))
+            wanted = wanted.where(numbered.c.row_in_time * stride(count) % count < most)
+        frame = _collected(connection, wanted, where)
+        seen = frame[label].drop_nulls().unique().to_list()
+        if count > most and len(seen) <= RARE:
+            others = sa.select(*columns).select_from(rows).where(answer.not_in(seen)).limit(RARE)
+            frame = pl.concat([frame, _collected(connection, others, where)], how="vertical_relaxed")
+    return Sample(frame, count, (first, last))
+
+
+def _collected(connection: sa.Connection, wanted: Any, where: str) -> pl.DataFrame:
+    found = connection.execute(wanted, execution_options={"stream_results": True, "yield_per": CHUNK})
+    names = list(found.keys())
+    frames = [_frame(chunk, names, where) for chunk in found.partitions(CHUNK)]
+    return pl.concat(frames or [pl.DataFrame(schema=dict.fromkeys(names, pl.Null))], how="vertical_relaxed")

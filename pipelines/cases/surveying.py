@@ -10,6 +10,7 @@ import ast
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -34,8 +35,8 @@ from pipelines.cases import (
 from pipelines.errors import ConfigError
 from pipelines.fields import Fields
 from pipelines.imports import syntax_tree
-from pipelines.params import EncoderParams, EstimatorParams, Params, TextModelParams
 from pipelines.installation import ROOT
+from pipelines.params import EncoderParams, EstimatorParams, Params, TextModelParams
 from pipelines.params_file import load_params, params_file
 from pipelines.settings import Settings, read_settings
 
@@ -137,11 +138,24 @@ def _of_features(case: str, fields: Fields, bound: set[str] | None) -> str:
     there = file_of(case, "features.py").exists()
     if fields.derived and not there:
         return f"{shown(case, 'features')} is missing: write it, the fields declare derived features"
-    if there and not fields.derived:
+    if there and not fields.derived and not _gives_none(file_of(case, "features.py")):
         return f"{shown(case, 'schema')} declares no derived features: declare those of features.py, or remove it"
     if bound is not None and FEATURES not in bound:
         return f"{shown(case, 'features')} has no {FEATURES}: write it"
     return ""
+
+
+def _gives_none(path: Path) -> bool:
+    """Whether a features.py is there for features to come: its FEATURES are an empty dictionary."""
+    with suppress(SyntaxError, ValueError, OSError, RecursionError):  # told where its names are read
+        return any(
+            isinstance(statement, ast.Assign)
+            and FEATURES in _bound(statement)
+            and isinstance(statement.value, ast.Dict)
+            and not statement.value.keys
+            for statement in syntax_tree(path).body
+        )
+    return False
 
 
 def _needs_no_network(params: Params | None) -> bool:

@@ -182,16 +182,26 @@ def _init(
     label: str,
     time: str,
     id_: str | None = None,
-    target: str | None = None,
+    label_time: str | None = None,
+    target: Literal["binary", "classes", "number"] | None = None,
+    table: str | None = None,
+    query: str | None = None,
+    format_: str | None = None,
+    zone: str | None = None,
+    unit: Literal["s", "ms", "us", "ns"] | None = None,
     known: list[str] | None = None,
     without: list[str] | None = None,
     to: str | None = None,
+    pin: bool = False,
+    program: str = "perennial",
 ) -> dict[str, Any]:
-    """Write a new case from a look at a file: its fields, source, parameters and a test."""
+    """Write a new case from a look at files or a table: its fields, source, parameters and a test."""
     from pipelines.cli import starting
+    from pipelines.cli.looking import Where
+    from pipelines.inspection.table import Asked
 
-    asked = {"case": name, "label": label, "time": time, "id": id_, "target": target}
-    return starting.init({**asked, "known": tuple(known or ()), "without": tuple(without or ())}, from_, to, settings)
+    asked = Asked(name, label, time, id_, target, tuple(known or ()), tuple(without or ()), label_time, zone, unit)
+    return starting.init(asked, Where(from_, table, query, format_), settings, to=to, pin=pin, program=program)
 
 
 def _init_table(answer: dict[str, Any]) -> Any:
@@ -237,14 +247,14 @@ class Command:
     and what has a default need not be given. ``every_case``: it speaks of all cases unless one is named. ``holds`` says
     whether an answer is a yes; a no is exit code 1. ``table`` draws the answer for a person at a terminal, where it is
     not drawn as all others are (reports/answers.py). ``about``: how the case is named, by the option ``--case``, by its
-    place, or not at all as it is yet to be made. ``reads`` the case's folder, and fails without it.
+    place, by either, or not at all as it is yet to be made. ``reads`` the case's folder, and fails without it.
     """
 
     run: Callable[..., Any]
     every_case: bool = False
     holds: Callable[[Any], bool] = lambda _answer: True
     table: Callable[[Any], Any] | None = None
-    about: Literal["option", "place", "new"] = "option"
+    about: Literal["option", "place", "either", "new"] = "option"
     reads: bool = True
 
 
@@ -258,8 +268,8 @@ COMMANDS = {
     "alerts": Command(_alerts),
     "silence": Command(_silence),
     "metrics": Command(_metrics, every_case=True),
-    "replay": Command(_replay, table=_replay_table),
-    "windows": Command(_windows),
+    "replay": Command(_replay, table=_replay_table, about="either"),
+    "windows": Command(_windows, about="either"),
     "retire": Command(_retire, about="place", reads=False),
 }
 """Commands about a case that are no steps."""

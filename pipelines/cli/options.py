@@ -105,7 +105,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "release a version that the gate did not promote: the row says who did so and why",
     },
-    "from_": {"metavar": "FILE", "help": "a Parquet or CSV file with a row for each event"},
+    "from_": {
+        "metavar": "WHERE",
+        "help": "a Parquet, CSV or JSON lines file with a row for each event, a pattern of several in quotes, or an "
+        "address: https://, s3://, gs://, abfs://; with --table or --query where the database's address is, env:NAME, "
+        "file:PATH or connection:ID",
+    },
+    "table": {"metavar": "NAME", "help": "a table of a database"},
+    "query": {"metavar": "SQL", "help": "a query of a database"},
+    "format_": {"choices": ("parquet", "csv", "json"), "help": "what the files are; default: what their ending says"},
+    "label_time": {"metavar": "COLUMN", "help": "when the label became known"},
+    "zone": {"metavar": "ZONE", "help": "of times without one, like Europe/Berlin; default: UTC, and it is told"},
+    "unit": {"choices": ("s", "ms", "us", "ns"), "help": "of times that are numbers since 1970; default: what fits"},
+    "pin": {"action": "store_true", "help": "let DVC pin the file"},
     "label": {"metavar": "COLUMN", "help": "what is predicted; empty where it is not known yet"},
     "time": {"metavar": "COLUMN", "help": "when the event happened"},
     "id_": {"metavar": "COLUMN", "help": "what names a row; default: made of what the row holds"},
@@ -118,7 +130,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "without": {"action": "append", "metavar": "COLUMN", "help": "leave it out; may be given several times"},
     "to": {
         "metavar": "FOLDER",
-        "help": "where the case's folder is put; default: the first of PERENNIAL_CASES, else pipelines/cases",
+        "help": "where the case's folder is put; default: the first of PERENNIAL_CASES, else pipelines/cases of a "
+        "checkout, else cases here",
     },
     "version": {
         "type": int,
@@ -151,6 +164,7 @@ def build_parser(prog: str = PROGRAM, also: str = "") -> argparse.ArgumentParser
             "see pipelines/settings.py for all settings."
         ),
     )
+    parser.set_defaults(program=prog)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for step in order.ALL:
         must: tuple[str, ...] = ("as_of",)
@@ -182,6 +196,10 @@ def _command(
         command.set_defaults(case=None)
     elif named == "place":
         command.add_argument("case", metavar="NAME", help=known)
+    elif named == "either":
+        one = command.add_mutually_exclusive_group(required=True)
+        one.add_argument("case", metavar="NAME", nargs="?", default=argparse.SUPPRESS, help=known)
+        one.add_argument("--case", metavar="CASE", default=argparse.SUPPRESS, help="the same")
     else:
         command.add_argument("--case", required=needs_case, metavar="CASE", help=known)
     command.add_argument("--debug", action="store_true", help="show debug logs, and the traceback of an error")

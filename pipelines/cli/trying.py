@@ -1,18 +1,19 @@
-"""The line on a case's history, from ingest to gate and without services: `python -m pipelines try`."""
+"""The line on a case's history, from ingest to gate and without services: `perennial try`."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from datetime import time as clock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.cases import load_fields, part
 from pipelines.cases.delivery import from_source
+from pipelines.cases.homes import share
 from pipelines.contracts import Manifest, Window
 from pipelines.errors import TooFewRows
 from pipelines.line import facts, order, runner
@@ -21,10 +22,11 @@ from pipelines.params import Params
 from pipelines.provenance import wall_time
 from pipelines.settings import Settings, read_settings
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 PLAYED = tuple(step for step in order.TRAINING[: order.TRAINING.index(order.GATE) + 1] if isinstance(step, Step))
 """The steps that need no service: up to the verdict."""
-SHARED = ("data", "cache")
-"""Folders of the state that it sees: downloads, and embeddings."""
 
 
 def play(params: Params, settings: Settings, as_of: datetime | None) -> dict[str, Any]:
@@ -38,35 +40,54 @@ def play(params: Params, settings: Settings, as_of: datetime | None) -> dict[str
     shutil.rmtree(home, ignore_errors=True)
     # Nothing of what runs is touched: neither ledger nor MLflow of the state that this is asked in.
     apart = read_settings(**{**settings.model_dump(), "home": home, "ledger_url": "", "mlflow_url": ""})
-    for name in SHARED:
-        (settings.root / name).mkdir(parents=True, exist_ok=True)
-        home.mkdir(parents=True, exist_ok=True)
-        (home / name).symlink_to(settings.root / name, target_is_directory=True)
+    share(params, settings, home)
     console = Console(stderr=True, markup=False, highlight=False)
     run = Run(params, apart, as_of or newest(params, apart), trigger="initial")
     console.print(f"{params.case} as of {run.as_of.isoformat()}, in {home}")
     made: dict[str, Manifest] = {}
     seconds: dict[str, float] = {}
-    for number, step in enumerate(PLAYED, start=1):
-        begun = time.perf_counter()
-        with _quiet(), console.status(f"{number}/{len(PLAYED)} {step.name}"):
-            made[step.name] = runner.run(step, run)
-        seconds[step.name] = round(time.perf_counter() - begun, 2)
-        console.print(f"{number}/{len(PLAYED)} {step.name:9}{seconds[step.name]:7.1f} s  {_said(step.name, made)}")
+    with _bar(console) as at:
+        for number, step in enumerate(PLAYED, start=1):
+            at(step.name)
+            begun = time.perf_counter()
+            with _quiet():
+                made[step.name] = runner.run(step, run)
+            seconds[step.name] = round(time.perf_counter() - begun, 2)
+            console.print(f"{number}/{len(PLAYED)} {step.name:9}{seconds[step.name]:7.1f} s  {_said(step.name, made)}")
     return _answer(run, made, seconds)
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Callable[[str], None]]:
+    """A bar below the lines that says how many steps are done and which one runs; nothing where nobody watches."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=len(PLAYED))
+        begun = 0
+
+        def at(step: str) -> None:
+            nonlocal begun
+            progress.update(task, completed=begun, description=step)
+            begun += 1
+
+        yield at
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Warnings alone between the lines of progress, unless somebody wants all."""
-    root = logging.getLogger()
+    root, without_mlflow = logging.getLogger(), logging.getLogger("pipelines.registry.live")
     before = root.level
     if before > logging.DEBUG:
         root.setLevel(max(before, logging.WARNING))
+        without_mlflow.setLevel(logging.ERROR)  # there is none here, and that is as it should be
     try:
         yield
     finally:
         root.setLevel(before)
+        without_mlflow.setLevel(logging.NOTSET)
 
 
 def newest(params: Params, settings: Settings) -> datetime:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import polars as pl
 
@@ -35,11 +36,15 @@ ALONE = 0.95
 UNREADABLE = 0.01
 """Up to this share of texts among numbers are mistakes; above it the column is no column of numbers."""
 YEAR = 366
+SPACES = "spaces around numbers or words"
+FLOATS = "numbers with decimals are made whole again"
+_WRITTEN, _MARKED = r"^[€$£¥]?\s*[+-]?\d[\d.,' ]*\s*[%€$£¥]?$", r"[,'%€$£¥]"
+"""A number as people write it: a currency or per cent beside it, or other marks than a point in it."""
 _ID = re.compile(r"(^|_|\b)(id|uuid|guid|key|nr|number)$|[a-z]I[dD]$", re.IGNORECASE)
 
 
-def guess(values: pl.Series, name: str, *, days: float) -> Guess:
-    """What a column is, to be named ``name``; ``days``: how long the history is."""
+def guess(values: pl.Series, name: str, *, days: float, zone: str | None = None) -> Guess:
+    """What a column is, to be named ``name``; ``days``: how long the history is, ``zone``: of times without one."""
     column, there = values.name, values.drop_nulls()
     if there.dtype.is_float():
         there = there.drop_nans()
@@ -50,19 +55,19 @@ def guess(values: pl.Series, name: str, *, days: float) -> Guess:
         return _left_out(column, f"{shown(there.head(1))} in all {values.len():,} rows: it tells nothing")
     kind = values.dtype
     if isinstance(kind, pl.Categorical | pl.Enum):
-        return _of_text(values.cast(pl.String), name, days)
+        return _of_text(values.cast(pl.String), name, days, zone)
     if kind == pl.Boolean:
         missing = values.null_count() > 0
         why = f"true in {int(there.sum()) / there.len():.1%} of {_seen(values)}"
         return Guess(column, Flag(name, missing=missing), col(column), why)
     if isinstance(kind, pl.Datetime) or kind == pl.Date:
-        return _of_times(values, name, days)
+        return _of_times(values, name, days, zone)
     if isinstance(kind, pl.List | pl.Array):
         return _of_list(values, name)
     if kind.is_numeric():
         return _of_numbers(values, there, name)
     if kind == pl.String:
-        return _of_text(values, name, days)
+        return _of_text(values, name, days, zone)
     return _left_out(column, f"it holds {kind}: make numbers, texts or times of it", warning=True)
 
 
@@ -129,12 +134,14 @@ def _of_id(values: pl.Series, whole: pl.Series, name: str, missing: int) -> Gues
     if values.dtype == pl.String:
         text = values.drop_nulls()
     text = text.drop_nulls()
-    read_as = "read as a number with decimals, made whole again; " if values.dtype.is_float() else ""
+    read_as, code = "", ""
+    if values.dtype.is_float():
+        read_as, code = "read as a number with decimals, made whole again; ", FLOATS
     if distinct <= VOCABULARY and distinct < ALONE * rows:
-        return _category(text, name, as_text, values, missing, f"{read_as}numbers that name things; ")
+        return _category(text, name, as_text, values, missing, f"{read_as}numbers that name things; ", code=code)
     why = f"{read_as}it names rows or things: {distinct:,} different numbers in {_seen(values, missing)}"
     # By its values alone it might be a number, too: that is told.
-    return Guess(values.name, Attribute(name, missing=missing > 0), as_text, why, warning=not named)
+    return Guess(values.name, Attribute(name, missing=missing > 0), as_text, why, warning=not named, code=code)
 
 
 def _whole_again(number: str, other: str) -> str:
@@ -146,7 +153,7 @@ def _whole_again(number: str, other: str) -> str:
 # --- text ----------------------------------------------------------------------------------------
 
 
-def _of_text(values: pl.Series, name: str, days: float) -> Guess:
+def _of_text(values: pl.Series, name: str, days: float, zone: str | None) -> Guess:
     column = values.name
     blank = [text for text in values.drop_nulls().unique() if text.strip() in NO_VALUE]
     there = values.filter(values.is_not_null() & ~values.is_in(blank))
@@ -164,10 +171,22 @@ def _of_text(values: pl.Series, name: str, days: float) -> Guess:
             Flag(name, missing=missing > 0),
             f"{reads}.str.strip_chars().str.to_lowercase()",
             f"true and false as text in {_seen(values, missing)}",
+            nulls=tuple(sorted(blank)),
+            code=_spaces(there),
         )
-    found = times.of_column(there.alias(column))
+    found = times.of_column(there.alias(column), zone)
     if found is not None:
-        return _of_times(values, name, days, blank)
+        return _of_times(values, name, days, zone, blank)
+    if there.str.contains(_WRITTEN).all() and there.str.contains(_MARKED).any():
+        return _left_out(
+            column, f"numbers as people write them, such as {shown(there.head(1))}: write 1234.5", warning=True
+        )
+    if there.str.contains(r"^\s*[\[{]").all():
+        return _left_out(
+            column,
+            f"lists or objects as text, such as {shown(there.head(1))}: give a column for each value",
+            warning=True,
+        )
     # Letters beside numbers are a vocabulary where there are few; else nobody can tell what is meant.
     if wrong < 0.5 and there.n_unique() > VOCABULARY:
         odd = there.filter(numbers.is_null()).unique().sort()
@@ -184,7 +203,8 @@ def _of_text(values: pl.Series, name: str, days: float) -> Guess:
 def _of_numbers_as_text(
     values: pl.Series, there: pl.Series, numbers: pl.Series, name: str, reads: str, missing: int
 ) -> Guess:
-    if there.str.contains(r"^\s|\s$").any():
+    nulls, code = tuple(sorted(set(values.drop_nulls().unique()) - set(there.unique()))), _spaces(there)
+    if code:
         reads = f"{reads}.str.strip_chars()"
     zeros = there.str.contains(r"^0\d").any()
     read = numbers.drop_nulls()
@@ -205,12 +225,17 @@ def _of_numbers_as_text(
         as_text = there.cast(pl.Float64, strict=False).cast(pl.Int64, strict=False).cast(pl.String)
         clean = reads
         if there.str.contains(r"[.eE]").any():
-            clean = _whole_again(f"{reads}.cast(pl.Float64, strict=False)", reads)
-        return _of_words(values, as_text.drop_nulls(), name, "numbers that name rows or things; ", clean)
+            clean, code = _whole_again(f"{reads}.cast(pl.Float64, strict=False)", reads), FLOATS
+        words = _of_words(values, as_text.drop_nulls(), name, "numbers that name rows or things; ", clean)
+        return replace(words, nulls=nulls, code=code)
     decimals = there.str.contains(r"[.eE]").any()
     field = Numeric(name, found.field.low, found.field.high, integer=whole and not decimals, missing=missing > 0)
     why = found.why.replace(f"{read.len():,} rows", _seen(values, missing), 1)
-    return Guess(values.name, field, reads, why, found.warning)
+    return Guess(values.name, field, reads, why, found.warning, nulls, code)
+
+
+def _spaces(there: pl.Series) -> str:
+    return SPACES if there.str.contains(r"^\s|\s$").any() else ""
 
 
 def _same(there: pl.Series, words: tuple[str, ...]) -> bool:
@@ -221,6 +246,7 @@ def _of_words(values: pl.Series, there: pl.Series, name: str, begin: str = "", r
     """Of texts that are neither numbers nor times: a category, a key, or free text."""
     column = values.name
     missing = values.len() - there.len()
+    gone: list[str] = []
     if reads is None:
         reads = col(column)
         gone = sorted(set(values.drop_nulls().unique()) - set(there.unique()))
@@ -233,17 +259,27 @@ def _of_words(values: pl.Series, there: pl.Series, name: str, begin: str = "", r
     if (words >= WORDS and distinct > VOCABULARY) or longest > OTHER_CHARS:
         most = max(20_000, 2 * longest)
         why = f"{words:.0f} words on average, {distinct:,} different texts in {_seen(values, missing)}"
-        return Guess(column, Text(name, most, missing=missing > 0), reads, begin + why)
+        return Guess(column, Text(name, most, missing=missing > 0), reads, begin + why, nulls=tuple(gone))
     counts = there.value_counts(sort=True)["count"]
     covered = int(counts.head(VOCABULARY).sum()) / there.len()
     alone = distinct >= ALONE * there.len() and distinct > FEWEST
     if alone or (distinct > VOCABULARY and (covered < 0.5 or (_ID.search(column) and covered < ALONE))):
         why = f"{begin}{distinct:,} different texts in {_seen(values, missing)}: it names rows or things"
-        return Guess(column, Attribute(name, max(200, 2 * longest), missing=missing > 0), reads, why)
-    return _category(there, name, reads, values, missing, begin)
+        field = Attribute(name, max(200, 2 * longest), missing=missing > 0)
+        return Guess(column, field, reads, why, nulls=tuple(gone))
+    return _category(there, name, reads, values, missing, begin, tuple(gone))
 
 
-def _category(there: pl.Series, name: str, reads: str, values: pl.Series, missing: int, begin: str) -> Guess:
+def _category(
+    there: pl.Series,
+    name: str,
+    reads: str,
+    values: pl.Series,
+    missing: int,
+    begin: str,
+    nulls: tuple[str, ...] = (),
+    code: str = "",
+) -> Guess:
     """The commonest values are declared; with more than two of them others are taken, and watched."""
     counts = there.rename("value").value_counts().sort(["count", "value"], descending=[True, False])
     least = FEWEST if counts.height > 2 and there.len() >= 100 * FEWEST else 1
@@ -261,16 +297,16 @@ def _category(there: pl.Series, name: str, reads: str, values: pl.Series, missin
     else:
         why += "; another one is refused"
     field = Categorical(name, tuple(kept["value"].sort()), missing=missing > 0, other=other)
-    return Guess(values.name, field, reads, why)
+    return Guess(values.name, field, reads, why, nulls=nulls, code=code)
 
 
 # --- times and vectors ----------------------------------------------------------------------------
 
 
-def _of_times(values: pl.Series, name: str, days: float, blank: list[str] | None = None) -> Guess:
+def _of_times(values: pl.Series, name: str, days: float, zone: str | None, blank: list[str] | None = None) -> Guess:
     column = values.name
     there = values.filter(values.is_not_null() & ~values.is_in(blank)) if blank else values.drop_nulls()
-    found = times.of_column(there)
+    found = times.of_column(there, zone)
     assert found is not None
     if found.mistake:
         return _left_out(column, found.mistake, warning=True)
@@ -290,7 +326,8 @@ def _of_times(values: pl.Series, name: str, days: float, blank: list[str] | None
     if (moments.dt.hour().n_unique()) == 1:
         parts.remove("hour")
     field = Moment(name, tuple(parts), missing=missing > 0)
-    return Guess(column, field, reads, why, warning=bool(found.assumed) or not inside.all())
+    warning = bool(found.assumed) or not inside.all()
+    return Guess(column, field, reads, why, warning, tuple(sorted(blank or ())), found.code, found.zone)
 
 
 def moments_of(there: pl.Series, found: times.Times) -> pl.Series:

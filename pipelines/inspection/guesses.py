@@ -21,6 +21,8 @@ class Guess:
     """``reads`` is the polars expression, as Python text, that makes the declared field of the file's ``column``.
 
     Without a ``field`` the column is left out; ``why`` says why, and from how many rows. ``warning``: it must be told.
+    ``nulls`` are texts of it that stand for a missing value. ``code`` says what no declared source does of what
+    ``reads`` does; empty: a declaration can say all of it. ``zone`` is that of times that have none themselves.
     """
 
     column: str
@@ -28,6 +30,9 @@ class Guess:
     reads: str
     why: str
     warning: bool = False
+    nulls: tuple[str, ...] = ()
+    code: str = ""
+    zone: str | None = None
 
 
 def col(column: str) -> str:

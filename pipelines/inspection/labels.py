@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import polars as pl
@@ -14,22 +15,33 @@ from pipelines.inspection.guesses import col, room, shown
 Kind = Literal["binary", "classes", "number"]
 YES = ("1", "1.0", "true", "yes", "y", "t", "on", "positive")
 NO = ("0", "0.0", "false", "no", "n", "f", "off", "negative")
+NUMBERS = (("0", "1"), ("0.0", "1.0"), ("false", "true"))
+"""Texts of no and yes that need not be declared."""
 NO_VALUE = ("", "NaN", "nan", "NULL", "null")
 """Texts of labels that have not arrived; "none" may be a class."""
 MAYBE_CLASSES = 20
 """So many different whole numbers may be classes or numbers: nobody can tell, and so it has to be said."""
+SCARCE = 50
+"""Of two labels one with fewer rows is told."""
 RARE = 10
 """A class with fewer rows is told."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """The target, the expression that makes the label of the file's column, why, and what is to be told."""
+    """The target, the expression that makes the label of the file's column, why, and what is to be told.
+
+    ``values`` are the texts of the label in the order of its numbers, where a declared source has to be told them;
+    ``nulls`` and ``code`` are as those of a :class:`Guess`.
+    """
 
     target: Target
     reads: str
     why: str
     notes: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+    nulls: tuple[str, ...] = ()
+    code: str = ""
 
     @property
     def kind(self) -> Kind:
@@ -44,10 +56,12 @@ def guess(values: pl.Series, asked: Kind | None = None) -> Label:
 
     A missing label is one that has not arrived.
     """
-    name = values.name
+    name, given = values.name, values
     values = _told(values)
     there = values.drop_nulls()
+    code = ""
     if there.dtype.is_float():
+        code = f"{int(there.is_nan().sum())} labels are NaN, which stand for none" if there.is_nan().any() else ""
         there = there.drop_nans()
     if there.is_empty():
         raise DataError(f"the label {name} is empty in all {values.len():,} rows: name another column with --label")
@@ -58,10 +72,13 @@ def guess(values: pl.Series, asked: Kind | None = None) -> Label:
     kind = asked or _kind(there, distinct, numbers)
     rows = f"{there.len():,} rows with a label of {values.len():,}"
     if kind == "number":
-        return _number(there, numbers, rows)
-    if kind == "binary":
-        return _binary(there, distinct, rows)
-    return _classes(there, rows)
+        found = _number(there, numbers, rows)
+    elif kind == "binary":
+        found = _binary(there, distinct, rows)
+    else:
+        found = _classes(there, rows)
+    nulls = sorted(set(given.cast(pl.String).unique().drop_nulls()) & set(NO_VALUE)) if there.dtype == pl.String else []
+    return replace(found, nulls=tuple(nulls), code=code)
 
 
 def _told(values: pl.Series) -> pl.Series:
@@ -145,11 +162,18 @@ def _binary(there: pl.Series, distinct: pl.Series, rows: str) -> Label:
     yes, no = (low, high) if first_is_yes else (high, low)
     share = int((there == yes).sum()) / there.len()
     why = f"{yes!r} is 1, in {share:.1%} of {rows}"
-    notes = () if known else (f"{there.name}: {yes!r} was taken for the positive class, as it is rarer",)
+    notes: tuple[str, ...] = (
+        () if known else (f"{there.name}: {yes!r} was taken for the positive class, as it is rarer",)
+    )
+    if min(counts) < SCARCE:
+        rare = (low, high)[counts.index(min(counts))]
+        notes += (f"{there.name}: only {min(counts)} rows of {rare!r}: hardly enough to learn from, or to find leaks",)
     if there.dtype == pl.Boolean or (there.dtype.is_numeric() and (no, yes) == (0, 1)):
         reads = f"{col(there.name)}.fill_nan(None)" if there.dtype.is_float() else col(there.name)
         return Label(Binary(), reads, why, notes)
-    return Label(Binary(), _positions(there, {no: 0, yes: 1}), why, notes)
+    texts = _texts(there, (no, yes))
+    plain = tuple(text.lower() for text in texts) in NUMBERS
+    return Label(Binary(), _positions(there, {no: 0, yes: 1}), why, notes, () if plain else texts)
 
 
 def _classes(there: pl.Series, rows: str) -> Label:
@@ -174,7 +198,14 @@ def _classes(there: pl.Series, rows: str) -> Label:
         told = ", ".join(rare[:5]) + (f" and {len(rare) - 5} more" if len(rare) > 5 else "")
         notes = (f"{there.name}: hardly a row of {told}: a model cannot learn them; group them with others",)
     target = Classes(tuple(str(value) for value in counts))
-    return Label(target, _positions(there, {value: at for at, value in enumerate(counts)}), why, notes)
+    known = list(counts) == list(range(len(counts))) or there.dtype == pl.String
+    texts = () if known else _texts(there, counts)
+    return Label(target, _positions(there, {value: at for at, value in enumerate(counts)}), why, notes, texts)
+
+
+def _texts(there: pl.Series, values: Iterable[object]) -> tuple[str, ...]:
+    """Values of the label as a declared source finds them: as texts of the column's own type."""
+    return tuple(pl.Series(list(values), dtype=there.dtype).cast(pl.String))
 
 
 def _positions(there: pl.Series, positions: dict[object, int]) -> str:

@@ -23,6 +23,10 @@ AUC, EXPLAINED = 0.985, 0.98
 MOST_ROWS, LEAST_ROWS = 10_000, 100
 """So many rows, evenly spaced in time, are looked at; fewer than the second say nothing."""
 DEPTH = 4
+FEW = 3
+"""Of fewer rows of one label on either side chance makes a curve like a leak's, in one column of some dozens."""
+GROUPS = 100
+"""A column of more values is none of groups."""
 HOLES = 50
 """Fewer rows without a value say nothing of the labels beside them."""
 SURE = -20.0
@@ -31,10 +35,11 @@ SURE = -20.0
 
 @dataclass(frozen=True)
 class Leak:
-    """A column, and in one sentence what it gives away."""
+    """A column, and in one sentence what it gives away. ``with_label``: a time that is written down with the label."""
 
     column: str
     why: str
+    with_label: bool = False
 
 
 def found(
@@ -49,13 +54,47 @@ def found(
     answers = judged[label].to_numpy().astype(np.float64)
     leaks = []
     for field in fields:
-        if isinstance(field, Attribute | Text | Vector):
+        if isinstance(field, Attribute | Vector):
             continue
-        said = [*_unknown_together(frame, field, label), *_holes(judged, field, answers, target)]
-        if not said:
-            said = list(_alone(judged, field, answers, target))
-        leaks += [Leak(shown[field.name], why) for why in said[:1]]
+        together = list(_unknown_together(frame, field, label))
+        said = next(iter(together), None) or next(_told_by(judged, field, answers, target), None)
+        if said is not None:
+            leaks.append(Leak(shown[field.name], said, bool(together) and isinstance(field, Moment)))
     return leaks
+
+
+def _told_by(rows: pl.DataFrame, field: Field, answers: NDArray[np.float64], target: Target) -> Iterator[str]:
+    """What a field's holes say, what its values say alone, and whether they are made of the label; of a text its words.
+
+    Asked for one by one: the first that says something is enough.
+    """
+    if isinstance(field, Text):
+        yield from _words(rows[field.name], answers, target)
+        return
+    yield from _holes(rows, field, answers, target)
+    yield from _alone(rows, field, answers, target)
+    yield from _made_of_label(rows[field.name], field, answers, target)
+
+
+def by_time(frame: pl.DataFrame, label: str, target: Target) -> str:
+    """How the event's time alone tells a yes from a no, or the classes apart, or "".
+
+    Judged on every fifth row: that the newest rows all have one label is what it looks for.
+    """
+    rows = _spread(frame.filter(pl.col(label).is_not_null()))
+    if isinstance(target, Number) or rows.height < LEAST_ROWS:
+        return ""
+    # The rows that judge stand behind the others, as everywhere here.
+    fifth = np.arange(rows.height) % 5 == 0
+    order = np.concatenate([np.flatnonzero(~fifth), np.flatnonzero(fifth)])
+    answers = rows[label].to_numpy().astype(np.float64)[order]
+    since = rows["event_time"].dt.timestamp("us").to_numpy().astype(np.float64)[order][:, None]
+    cut = int((~fifth).sum())
+    if isinstance(target, Binary):
+        auc = _auc(since, answers, cut)
+        return f"alone it has a ROC-AUC of {auc:.3f}" if auc is not None and auc >= AUC else ""
+    share = _told(since, answers, cut)
+    return f"alone it tells {share:.1%} of the classes apart" if share >= EXPLAINED else ""
 
 
 def _spread(rows: pl.DataFrame) -> pl.DataFrame:
@@ -108,6 +147,51 @@ def _holes(rows: pl.DataFrame, field: Field, answers: NDArray[np.float64], targe
 def _answer(value: float, target: Target) -> str:
     names = getattr(target, "values", ())
     return repr(names[int(value)]) if names else f"{value:g}"
+
+
+# --- what is made of the label ---------------------------------------------------------------------
+
+
+def _made_of_label(values: pl.Series, field: Field, answers: NDArray[np.float64], target: Target) -> Iterator[str]:
+    """Every label has one value of the column, which has fewer: a group of classes, a range of a number.
+
+    Such a column does not tell the label whole, and no other column hangs on it like this by chance.
+    """
+    if not isinstance(field, Categorical | Flag | Numeric):
+        return
+    pairs = pl.DataFrame({"value": values.cast(pl.String), "label": answers}).drop_nulls()
+    groups = pairs.group_by("value").agg(
+        pl.len().alias("rows"), pl.col("label").min().alias("low"), pl.col("label").max().alias("high")
+    )
+    if not 2 <= groups.height <= GROUPS or pairs.height < LEAST_ROWS:
+        return
+    if isinstance(target, Number):
+        ordered = groups.sort("low")
+        apart = bool((ordered["high"][:-1] < ordered["low"][1:]).all())
+        # Of all orders of the rows those in which the groups stand one behind another.
+        chance = sum(math.lgamma(rows + 1) for rows in groups["rows"]) - math.lgamma(pairs.height + 1)
+        if apart and chance + math.lgamma(groups.height + 1) < SURE:
+            yield f"each of its {groups.height} values has a range of the label of its own: it is made of the label"
+        return
+    by_label = pairs.group_by("label").agg(pl.col("value").n_unique().alias("values"), pl.len().alias("rows"))
+    usual = math.log(int(groups["rows"].max()) / pairs.height)  # type: ignore[arg-type] # a number
+    chance = sum((rows - 1) * usual for rows in by_label["rows"])
+    if (by_label["values"] == 1).all() and chance < SURE:
+        yield f"each label has one of its {groups.height} values in all {pairs.height:,} rows: it is made of the label"
+
+
+def _words(texts: pl.Series, answers: NDArray[np.float64], target: Target) -> Iterator[str]:
+    """A word that alone tells a yes from a no."""
+    if not isinstance(target, Binary) or len(answers) < LEAST_ROWS:
+        return
+    words = pl.DataFrame({"word": texts.str.to_lowercase().str.extract_all(r"\w+").list.unique(), "label": answers})
+    yes, no = float(answers.sum()), float((1 - answers).sum())
+    counts = words.explode("word").drop_nulls().group_by("word").agg(pl.col("label").sum().alias("yes"), pl.len())
+    share = counts.select(
+        "word", auc=0.5 + 0.5 * (pl.col("yes") / yes - (pl.col("len") - pl.col("yes")) / no).abs()
+    ).sort("auc", "word", descending=True)
+    if share.height and share["auc"][0] >= AUC:
+        yield f"its word {share['word'][0]!r} alone has a ROC-AUC of {share['auc'][0]:.3f} (in {len(answers):,} rows)"
 
 
 # --- what it says alone -----------------------------------------------------------------------------
@@ -198,7 +282,8 @@ def _explained(inputs: NDArray[np.float64], answers: NDArray[np.float64], cut: i
 def _auc(inputs: NDArray[np.float64], answers: NDArray[np.float64], cut: int) -> float | None:
     from sklearn.tree import DecisionTreeClassifier
 
-    if len(np.unique(answers[:cut])) < 2:
+    yes = int(answers[cut:].sum())
+    if len(np.unique(answers[:cut])) < 2 or min(yes, len(answers) - cut - yes) < FEW:
         return None
     tree = DecisionTreeClassifier(**_leaf(cut)).fit(inputs[:cut], answers[:cut])
     return measures.roc_auc(answers[cut:], tree.predict_proba(inputs[cut:])[:, 1])

@@ -6,6 +6,8 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Literal
 
 import polars as pl
 
@@ -14,10 +16,14 @@ from pipelines.fields import EVENT_TIME, Field, Fields, Text, as_kind, column_ty
 from pipelines.inspection import columns, labels, leaks, times, volume
 from pipelines.inspection.guesses import Guess, col, expression, names_for, shown
 from pipelines.inspection.labels import Kind, Label
-from pipelines.inspection.volume import Volume
+from pipelines.inspection.times import Times
+from pipelines.inspection.volume import Extent, Volume
 
 FEWEST = 100
 """Rows with a label below which nothing is worth guessing."""
+AHEAD = 0.99
+"""From this share of rows on a time lies behind the event by what it is."""
+Unit = Literal["s", "ms", "us", "ns"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class Asked:
     """What somebody says of a table: names of its columns.
 
     ``known`` are columns that are known when the answer is asked for, whatever they tell; ``without`` are left out.
+    ``zone`` is that of times without one, ``unit`` that of times that are numbers.
     """
 
     case: str
@@ -34,22 +41,31 @@ class Asked:
     target: Kind | None = None
     known: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    label_time: str | None = None
+    zone: str | None = None
+    unit: Unit | None = None
 
 
 @dataclass(frozen=True)
 class Found:
     """What was found: ``reads`` holds, for every column of a case's rows, the expression that makes it of the file's.
 
-    ``notes`` must be told to whoever asked.
+    ``rows`` are those that were looked at, as far as they can be read. ``notes`` must be told to whoever asked.
     """
 
+    asked: Asked
     fields: Fields
     guesses: tuple[Guess, ...]
     label: Label
+    moments: Mapping[str, Times]
+    """How the event's time, and the label's where it was named, are read."""
+    id_code: str
+    """Why no declared source can read the id; empty: it can."""
     reads: Mapping[str, str]
     volume: Volume
     spread: float
     """Variance of a label that is a number, else 0."""
+    rows: pl.DataFrame
     notes: tuple[str, ...]
 
     @property
@@ -58,33 +74,39 @@ class Found:
         return {guess.column: guess.why for guess in self.guesses if guess.field is None}
 
 
-def inspect(frame: pl.DataFrame, asked: Asked) -> Found:
-    """What the columns of a table are.
+def inspect(frame: pl.DataFrame, asked: Asked, extent: Extent | None = None) -> Found:
+    """What the columns of a table are; ``extent`` is the table's where ``frame`` holds some of its rows.
 
     Raises ConfigError if a column that was named is not there, DataError if it cannot be what it was named for, if
     nobody can tell what the label is, or if a column knows the answer; each says what to do.
     """
     _check_names(frame, asked)
-    moments = _moments(frame, asked.time)
-    when = frame.select(expression(moments.reads).alias(EVENT_TIME))
-    when = when.select(as_kind(pl.col(EVENT_TIME), pl.Datetime("us", "UTC")))
+    moments = {EVENT_TIME: moments_of(frame, asked.time, asked)}
+    if asked.label_time is not None:
+        moments["label_time"] = moments_of(frame, asked.label_time, asked)
+    when = read_moments(frame, moments[EVENT_TIME])
+    extent = extent or Extent(frame.height, *_span(when, asked.time))
     label = labels.guess(frame[asked.label], asked.target)
-    rest = [name for name in frame.columns if name not in {asked.label, asked.time, *asked.without}]
-    own_id, why_id = _id(frame, asked, rest)
+    taken = {asked.label, asked.time, asked.label_time, *asked.without}
+    rest = [name for name in frame.columns if name not in taken]
+    own_id, why_id, id_code = _id(frame, asked, rest)
     rest = [name for name in rest if name != asked.id]
     label_name = _label_name(asked.label)
     names = names_for(rest, taken=(label_name,))
-    days = _days(when)
-    guesses = [columns.guess(frame[name], names[name], days=days) for name in rest]
+    days = (extent.last - extent.first).total_seconds() / 86_400
+    guesses = [columns.guess(frame[name], names[name], days=days, zone=asked.zone) for name in rest if name]
     guesses = _one_text(frame, guesses)
+    guesses += [Guess("", None, "", "it has no name, as the index that pandas writes") for name in rest if not name]
     guesses += [Guess(name, None, "", "left out, as --without says") for name in asked.without]
     kept = tuple(guess.field for guess in guesses if guess.field is not None)
-    about = f"{frame.height:,} rows, {asked.time} from {when.min().item():%Y-%m-%d} to {when.max().item():%Y-%m-%d}"
+    about = f"{extent.rows:,} rows, {asked.time} from {extent.first:%Y-%m-%d} to {extent.last:%Y-%m-%d}"
+    if frame.height < extent.rows:
+        about += f"; {frame.height:,} of them were looked at"
     try:
         fields = Fields(asked.case, kept, label_name, about=about, target=label.target)
     except ConfigError as error:
         raise DataError(f"no case can be made of this table: {error}") from error
-    reads = {"id": own_id, EVENT_TIME: moments.reads}
+    reads = {"id": own_id, EVENT_TIME: moments[EVENT_TIME].reads}
     reads |= {guess.field.name: guess.reads for guess in guesses if guess.field is not None}
     reads[label_name] = label.reads
     rows = canonical(frame, fields, reads)
@@ -94,17 +116,19 @@ def inspect(frame: pl.DataFrame, asked: Asked) -> Found:
     spread = 0.0
     if fields.number is not None:
         spread = float(rows[label_name].drop_nulls().var(ddof=0))  # type: ignore[arg-type] # a number
-    told = [f"{guess.column}: {guess.why}" for guess in guesses if guess.warning]
-    if moments.assumed:
-        told.insert(0, f"{asked.time}: {moments.assumed}")
+    told = [f"{asked.time}: {moments[EVENT_TIME].assumed}"] if moments[EVENT_TIME].assumed else []
+    told += [f"{guess.column}: {guess.why}" for guess in guesses if guess.warning]
+    told += _ahead(rows, fields, guesses, asked)
     if asked.id is None:
         told.append(why_id)
-    found = volume.measure(rows[EVENT_TIME], rows[label_name])
+    delays = None if asked.label_time is None else read_moments(frame, moments["label_time"]) - when
+    found = volume.measure(rows[EVENT_TIME], rows[label_name], extent, delays)
     if found.guessed:
         told.append(
             "how long it takes until a label is known cannot be seen: label_delay_days in params.yaml is a guess"
         )
-    return Found(fields, tuple(guesses), label, reads, found, spread, (*label.notes, *told))
+    notes = (*label.notes, *told)
+    return Found(asked, fields, tuple(guesses), label, moments, id_code, reads, found, spread, rows, notes)
 
 
 def canonical(frame: pl.DataFrame, fields: Fields, reads: Mapping[str, str]) -> pl.DataFrame:
@@ -119,18 +143,19 @@ def canonical(frame: pl.DataFrame, fields: Fields, reads: Mapping[str, str]) -> 
 
 
 def _check_names(frame: pl.DataFrame, asked: Asked) -> None:
-    options = {"--label": asked.label, "--time": asked.time, "--id": asked.id}
+    options = {"--label": asked.label, "--time": asked.time, "--id": asked.id, "--label-time": asked.label_time}
     options |= {f"--known {name}": name for name in asked.known} | {f"--without {name}": name for name in asked.without}
     for option, name in options.items():
         if name is not None and name not in frame.columns:
             near = difflib.get_close_matches(name, frame.columns, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the file has {', '.join(frame.columns[:30])}"
             raise ConfigError(f"{option.partition(' ')[0]} {name}: there is no such column: {hint}")
-    named = [name for name in (asked.label, asked.time, asked.id) if name is not None]
+    named = [name for name in (asked.label, asked.time, asked.id, asked.label_time) if name is not None]
     for name in named:
         if named.count(name) > 1 or name in asked.without:
             raise ConfigError(
-                f"the column {name} is named twice: --label, --time, --id and --without are different ones"
+                f"the column {name} is named twice: --label, --time, --id, --label-time and --without are different "
+                "ones"
             )
     patterns = [name for name in frame.columns if name == "*" or (name.startswith("^") and name.endswith("$"))]
     if patterns:
@@ -142,33 +167,61 @@ def _label_name(column: str) -> str:
     return column if column == "label" else names_for([column])[column]
 
 
-def _moments(frame: pl.DataFrame, name: str) -> times.Times:
+def moments_of(frame: pl.DataFrame, name: str, asked: Asked) -> Times:
+    """How a column that was named for times is read. Raises DataError if it holds none, or two readings fit."""
     values = frame[name]
     there = values.drop_nulls()
     if there.is_empty():
         raise DataError(
             f"{name} is empty in all {values.len():,} rows: name the column of the event's time with --time"
         )
-    found = times.of_column(there)
+    found = times.of_column(there, asked.zone) or times.of_numbers(there, asked.unit)
     if found is None:
-        mend = "write ISO 8601 with a zone, as in 2024-05-31T12:00:00Z"
+        mend = "write ISO 8601 with a zone, as in 2024-05-31T12:00:00Z, or say --unit of numbers since 1970"
         raise DataError(f"{name} holds {values.dtype} ({shown(there)}), which are not all times of one format: {mend}")
     if found.mistake:
         raise DataError(f"{name}: {found.mistake}")
     return found
 
 
-def _days(when: pl.DataFrame) -> float:
-    first, last = when.min().item(), when.max().item()
-    return float((last - first).total_seconds() / 86_400)
+def read_moments(frame: pl.DataFrame, how: Times) -> pl.Series:
+    """A column of times as moments in UTC; null where a value is none."""
+    read = frame.select(expression(how.reads).alias(EVENT_TIME))
+    return read.select(as_kind(pl.col(EVENT_TIME), pl.Datetime("us", "UTC"))).to_series()
 
 
-def _id(frame: pl.DataFrame, asked: Asked, rest: list[str]) -> tuple[str, str]:
-    """The expression of the rows' ids, and how it came about; raises DataError if a column that was named is none."""
+def _span(when: pl.Series, name: str) -> tuple[datetime, datetime]:
+    first, last = when.min(), when.max()
+    if not isinstance(first, datetime) or not isinstance(last, datetime):
+        raise DataError(f"{name} holds no time that can be read: name the column of the event's time with --time")
+    return first, last
+
+
+def _ahead(rows: pl.DataFrame, fields: Fields, guesses: list[Guess], asked: Asked) -> list[str]:
+    """Times that lie behind the event: known beforehand like a due date, or written down with the label."""
+    shown_as = {guess.field.name: guess.column for guess in guesses if guess.field is not None}
+    told = []
+    for field in fields.moments:
+        later = rows.filter(pl.col(field.name).is_not_null())
+        share = later.filter(pl.col(field.name) > pl.col(EVENT_TIME)).height / max(1, later.height)
+        if share >= AHEAD and shown_as[field.name] not in asked.known:
+            column = shown_as[field.name]
+            told.append(
+                f"{column}: it lies behind {asked.time} in {share:.1%} of {later.height:,} rows: if it is written down "
+                f"with the label, say --label-time {column} or --without {column}"
+            )
+    return told
+
+
+def _id(frame: pl.DataFrame, asked: Asked, rest: list[str]) -> tuple[str, str, str]:
+    """The expression of the rows' ids, how it came about, and why no declared source reads them so, if none does.
+
+    Raises DataError if a column that was named is none.
+    """
     if asked.id is None:
         made = json.dumps([*rest, asked.time], ensure_ascii=False)
         text = f"pl.struct({made}).struct.json_encode().map_elements(digest, return_dtype=pl.String)"
-        return text, "no --id: a row's id is made of what it holds, so equal rows are one"
+        return text, "no --id: a row's id is made of what it holds, so equal rows are one", ""
     values = frame[asked.id]
     if values.null_count():
         raise DataError(
@@ -184,10 +237,10 @@ def _id(frame: pl.DataFrame, asked: Asked, rest: list[str]) -> tuple[str, str]:
             "an id is one row's; leave out --id, and a row's id is made of what it holds"
         )
     if values.dtype == pl.String or values.dtype.is_integer():
-        return col(asked.id), ""
+        return col(asked.id), "", ""
     if values.dtype.is_float():
-        return f"{col(asked.id)}.cast(pl.Int64)", ""
-    return f"{col(asked.id)}.cast(pl.String)", ""
+        return f"{col(asked.id)}.cast(pl.Int64)", "", ""
+    return f"{col(asked.id)}.cast(pl.String)", "", f"{values.dtype} as a text"
 
 
 def _one_text(frame: pl.DataFrame, guesses: list[Guess]) -> list[Guess]:
@@ -208,13 +261,20 @@ def _one_text(frame: pl.DataFrame, guesses: list[Guess]) -> list[Guess]:
 def _refuse_leaks(rows: pl.DataFrame, fields: Fields, guesses: list[Guess], label: Label, asked: Asked) -> None:
     shown_as = {guess.field.name: guess.column for guess in guesses if guess.field is not None}
     judged: list[Field] = [field for field in fields.fields if shown_as[field.name] not in asked.known]
+    if asked.time not in asked.known and (why := leaks.by_time(rows, fields.label, label.target)):
+        raise DataError(
+            f"{asked.time} knows the answer: {why}. Rows of one label come before those of another, so nothing could "
+            f"be judged on the newest ones: give rows of the same time for all labels, or say --known {asked.time}"
+        )
     found = leaks.found(rows, judged, fields.label, label.target, shown_as)
     if found:
         names = " ".join(
             f"--without {leak.column!r}" if " " in leak.column else f"--without {leak.column}" for leak in found
         )
         told = "; ".join(f"{leak.column}: {leak.why}" for leak in found)
+        times_of_label = [leak.column for leak in found if leak.with_label]
+        when = f"; a time at which the label became known is --label-time {times_of_label[0]}" if times_of_label else ""
         raise DataError(
             f"{len(found)} column(s) know the answer: {told}. Nobody has them when the answer is asked for: leave them "
-            f"out ({names}), or say --known COLUMN of one that is known by then"
+            f"out ({names}), or say --known COLUMN of one that is known by then{when}"
         )

@@ -1,4 +1,7 @@
-"""The files of a case, written of what was found: schema.py, source.py, params.yaml and a test."""
+"""The files of a case, written of what was found: schema.py, features.py, params.yaml, profile.json and a test.
+
+A source.py only where no declared source can say how rows are read.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,23 @@ from typing import Any
 import yaml
 
 from pipelines.errors import ConfigError
-from pipelines.fields import Attribute, Binary, Categorical, Classes, Field, Flag, Moment, Number, Numeric, Text, Vector
-from pipelines.inspection.reading import READS
+from pipelines.fields import (
+    Attribute,
+    Binary,
+    Categorical,
+    Classes,
+    Field,
+    Fields,
+    Flag,
+    Moment,
+    Number,
+    Numeric,
+    Text,
+    Vector,
+)
+from pipelines.inspection.declaring import Declared, Place
 from pipelines.inspection.table import Found
-from pipelines.inspection.volume import CRON, DAYS
+from pipelines.inspection.volume import CRON, DAYS, ENOUGH, Volume
 
 WIDTH = 118
 
@@ -57,22 +73,26 @@ def check_name(case: str) -> None:
         raise ConfigError(f"{case!r} is no name for a case: use a letter, then letters, digits and _, as in churn_eu")
 
 
-def files(found: Found, path: Path) -> dict[str, str]:
-    """The texts of a case's files, by name; ``path`` is where its rows are."""
+def files(found: Found, place: Place, how: Declared, profile: str) -> dict[str, str]:
+    """The texts of a case's files, by name; ``profile`` is that of its profile.json, "" without one."""
     case = found.fields.case
-    return {
+    made = {
         "__init__.py": f'"""The case {case}."""\n',
-        "schema.py": schema(found, path),
-        "source.py": source(found, path),
-        "params.yaml": params(found, path),
+        "schema.py": schema(found, place),
+        "features.py": features(found.fields),
+        "params.yaml": params(found, place, None if how.why_not else how.options),
+        "profile.json": profile,
         f"test_{case}.py": own_test(case),
     }
+    if how.why_not:
+        made["source.py"] = source(found, place, how.why_not)
+    return {name: text for name, text in made.items() if text}
 
 
 # --- schema.py ------------------------------------------------------------------------------------
 
 
-def schema(found: Found, path: Path) -> str:
+def schema(found: Found, place: Place) -> str:
     """The declared fields, with what was guessed of each and why."""
     fields, target = found.fields, found.fields.target
     kinds = sorted({type(part).__name__ for part in (*fields.fields, target)} | {"Fields"})
@@ -80,7 +100,8 @@ def schema(found: Found, path: Path) -> str:
         f'"""What a row of {fields.case} has, and what is predicted.',
         "",
         *_wrapped(
-            f"Guessed from {_plain(path.name)}: {_plain(fields.about)}. Read it through: what you know better, change."
+            f"Guessed from {_plain(place.shown)}: {_plain(fields.about)}. Read it through, and change what you know "
+            "better."
         ),
         '"""',
         "",
@@ -108,10 +129,10 @@ def schema(found: Found, path: Path) -> str:
 
 
 def _imports(kinds: Iterable[str]) -> list[str]:
-    line = f"from pipelines.fields import {', '.join(kinds)}"
+    line = f"from perennial import {', '.join(kinds)}"
     if len(line) <= WIDTH:
         return [line]
-    return ["from pipelines.fields import (", *(f"    {kind}," for kind in kinds), ")"]
+    return ["from perennial import (", *(f"    {kind}," for kind in kinds), ")"]
 
 
 def _target(target: Binary | Classes | Number) -> tuple[str, list[str]]:
@@ -197,14 +218,17 @@ def _wrapped(text: str) -> list[str]:
 
 # --- source.py ------------------------------------------------------------------------------------
 
-SOURCE = '''"""Where the rows of {case} are, and how the declared fields are made of its columns."""
+SOURCE = '''"""Where the rows of {case} are, and how the declared fields are made of the columns there.
 
-from pathlib import Path
+A declared source does not say all of this:
+{why}
+"""
 
 import polars as pl
 
-from pipelines.cases.sources import Source, canonical
-from pipelines.errors import DataError
+from perennial import canonical
+from pipelines.cases import declared_files
+from pipelines.params import FilesSource
 {digest}
 from .schema import FIELDS
 
@@ -213,33 +237,77 @@ COLUMNS = {{
 }}
 
 
+def files(params):
+    """The files, as they are read: source.url is in params.yaml."""
+    return FilesSource({files})
+
+
 def resolve(settings, params):
-    """The file that the case was made of, or one of its name in PERENNIAL_DATA_DIR."""
-    path = Path(params.source["file"])
-    if settings.data_dir is not None and (settings.data_dir / path.name).exists():
-        path = settings.data_dir / path.name
-    if not path.exists():
-        raise DataError(f"{{path}} is not there: put it there, or write its place into params.yaml (source.file)")
-    return Source(name=path.name, kind="real", why=f"the file {{path}}", notice="none", path=path)
+    """Find the files, and copy here what lies elsewhere."""
+    return declared_files.resolve(files(params), settings, params.case)
 
 
 def rows(source, window, params):
     """The rows of a window."""
-    frame = {read}
-    return canonical(frame.select(**COLUMNS), FIELDS, window, params)
+    frame = declared_files.whole(source, files(params), params.case).select(**COLUMNS)
+    return canonical(frame.collect(engine="streaming"), FIELDS, window, params)
 '''
 
 
-def source(found: Found, path: Path) -> str:
-    """The code that reads the file, as it was read to be looked at."""
+def source(found: Found, place: Place, why: Iterable[str]) -> str:
+    """The code that reads the files, as they were read to be looked at; ``why`` no declaration can."""
     columns = "\n".join(f"    {_quoted(name)}: {reads}," for name, reads in found.reads.items())
     needs = any("digest" in reads for reads in found.reads.values())
+    given = {name: value for name, value in place.block.items() if name not in {"kind", "url"}}
+    options = ['kind="files"', 'url=str(params.source["url"])', *(f"{name}={value!r}" for name, value in given.items())]
     return SOURCE.format(
         case=found.fields.case,
+        why="\n".join(line for one in why for line in _bullet(one)),
         columns=columns,
+        files=", ".join(options),
         digest="from pipelines.storage import digest\n" if needs else "",
-        read=READS[path.suffix.lower()].format(path="source.path"),
     )
+
+
+def _bullet(text: str) -> list[str]:
+    return textwrap.wrap(
+        _plain(text), WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+    )
+
+
+# --- features.py ----------------------------------------------------------------------------------
+
+FEATURES = '''"""Features that are computed of the declared fields, as polars expressions: none yet.
+
+One more is declared in schema.py and given here (docs/cases.md#derived-features):
+
+    derived=({declared},)            # in FIELDS, after fields
+    FEATURES = {{{given}}}
+
+A profile.json that lies beside it has to have its scale: as long as nothing is trained, remove that file, and the first
+training makes one.
+"""
+
+FEATURES = {{}}
+'''
+
+
+def features(fields: Fields) -> str:
+    """A file of no derived features, with how to write one of the fields that there are."""
+    numbers = [field.name for field in fields.fields if isinstance(field, Numeric)]
+    words = [field for field in fields.fields if isinstance(field, Categorical)]
+    declared, given = 'Flag("night")', '"night": pl.from_epoch(pl.col("sent"), time_unit="s").dt.hour() < 6'
+    if len(numbers) > 1:
+        name = f"{numbers[0]}_by_{numbers[1]}"[:64]
+        declared = f'Numeric("{name}", missing=True)'
+        given = f'"{name}": pl.col("{numbers[0]}") / pl.col("{numbers[1]}")'
+    elif numbers:
+        name = f"log_{numbers[0]}"[:64]
+        declared, given = f'Numeric("{name}", missing=True)', f'"{name}": pl.col("{numbers[0]}").log1p()'
+    elif words and not words[0].missing:
+        name, value = f"is_{words[0].name}"[:64], words[0].values[0]
+        declared, given = f'Flag("{name}")', _plain(f'"{name}": pl.col("{words[0].name}") == {value!r}')
+    return FEATURES.format(declared=declared, given=given)
 
 
 # --- params.yaml ----------------------------------------------------------------------------------
@@ -256,55 +324,104 @@ def model_of(target: Binary | Classes | Number) -> tuple[dict[str, Any], str]:
     return {"kind": "estimator", "family": "sklearn:LogisticRegression", "parameters": {"max_iter": 500}}, why
 
 
-def params(found: Found, path: Path) -> str:
-    """How the case is trained, judged and watched."""
+def params(found: Found, place: Place, options: Mapping[str, Any] | None) -> str:
+    """How the case is trained, judged and watched; ``options`` are its declared source's, None: there is a source.py.
+
+    What has a default that fits is not said.
+    """
     volume, fields = found.volume, found.fields
     model, why_model = model_of(fields.target)
-    window = volume.drift
-    guess = "a guess: no row shows it" if volume.guessed else "as long as the newest rows have none"
-    gate: dict[str, Any] = {"metric": "log_loss", "min_lift": 0.002}
-    drift: dict[str, Any] = {"window": window, "min_rows": volume.drift_rows}
-    headroom: dict[str, Any] = {}
-    if fields.number is not None:
-        gate = {"metric": "rmse", "min_lift": _rounded(0.002 * found.spread**0.5)}
-        drift["min_metric_drop"] = headroom["price"] = _rounded(0.01 * found.spread)
-    gate["slices"] = _slices(fields.fields)
-    if volume.holdout < 200:
-        gate["min_differing"] = min(100, volume.holdout)
-    dataset: dict[str, Any] = {"window_days": volume.window_days}
-    if volume.holdout < 200:
-        dataset |= {"min_rows": min(1000, volume.labelled), "min_holdout": volume.holdout}
-    if volume.max_rows is not None:
-        dataset["max_rows"] = volume.max_rows
-    if window != "day":
-        drift["partition"] = "day"
-    schedule = {"training": "0 3 * * 1", "drift": CRON[window], "live": True}
-    period = f"[{volume.first:%Y-%m-%d}T00:00:00Z, null]"
+    schedule = {"training": "0 3 * * 1", "drift": CRON[volume.drift], "live": True}
     blocks = [
         f"# How {fields.case} is trained, judged and watched. What is not said has a default: docs/cases.md.",
-        *_comment(f"Guessed from {path.name}: {fields.about}, {volume.per_day:,.1f} rows a day.", 0),
+        *_comment(f"Guessed from {place.shown}: {fields.about}; {volume.per_day:,.1f} rows a day.", 0),
         f"case: {fields.case}",
-        f"period: {period}",
-        f"label_delay_days: {volume.delay}  # {guess}",
-        f"schedule: {_flow(schedule)}",
-        f"dataset: {_flow(dataset)}  # about {_in_window(found):,} labelled rows",
+        f"period: [{volume.first:%Y-%m-%d}T00:00:00Z, null]  # from the day of the first row on",
+        f"label_delay_days: {volume.delay}  # {_why_delay(found)}",
+        f"schedule: {_flow(schedule)}  # UTC: a training a week, a look at drift a {volume.drift}",
+        f"dataset: {_flow(_dataset(volume))}  # about {_in_window(found):,} of {volume.labelled:,} labelled rows",
         "model:",
         f"  kind: {model['kind']}",
         f"  family: {model['family']}",
         f"  parameters: {_flow(model['parameters'])}  # {why_model}",
-        f"gate: {_flow(gate)}",
-        f"drift: {_flow(drift)}{_squared(fields.number)}",
+        *_judged(found),
     ]
-    if headroom:
-        blocks.append(f"headroom: {_flow(headroom)}  # what a retraining has to save, squared: 1% of the variance")
     if (replay := _replay(found)) is not None:
-        blocks.append(f"replay: {_flow(replay)}")
-    blocks += ["source:", f"  file: {json.dumps(str(path.resolve()))}"]
+        blocks.append(f"replay: {_flow(replay)}  # what `replay` plays: from the first training window on")
+    blocks.append("source:")
+    declared: dict[str, Any] = {"url": place.block["url"]} if options is None else {**place.block, **options}
+    for name, value in declared.items():
+        blocks += _entry(name, value, _why_option(name, value, found))
     return "\n".join(blocks) + "\n"
 
 
-def _squared(number: Number | None) -> str:
-    return "" if number is None else "  # min_metric_drop is squared: 1% of the label's variance"
+def _why_delay(found: Found) -> str:
+    volume = found.volume
+    if volume.guessed:
+        return f"a guess: no row of {volume.looked_at:,} shows it"
+    if found.asked.label_time is not None:
+        return f"95% of the labels are there by then ({found.asked.label_time} in {volume.looked_at:,} rows)"
+    return f"the newest of {volume.looked_at:,} rows have had none for so long"
+
+
+def _dataset(volume: Volume) -> dict[str, Any]:
+    found: dict[str, Any] = {"window_days": volume.window_days}
+    if volume.holdout < ENOUGH:
+        found |= {"min_rows": min(1000, volume.labelled), "min_holdout": volume.holdout}
+    if volume.max_rows is not None:
+        found["max_rows"] = volume.max_rows
+    return found
+
+
+def _judged(found: Found) -> list[str]:
+    """The gate's and drift's blocks, and of a number what a retraining has to save."""
+    volume, fields = found.volume, found.fields
+    gate: dict[str, Any] = {"metric": "log_loss", "min_lift": 0.002}
+    drift: dict[str, Any] = {"window": volume.drift}
+    if volume.drift_rows != ENOUGH:
+        drift["min_rows"] = volume.drift_rows
+    if volume.drift != "day":
+        drift["partition"] = "day"
+    why_lift, why_drop = "", f"the shortest window with {ENOUGH} rows"
+    if fields.number is not None:
+        gate = {"metric": "rmse", "min_lift": _rounded(0.002 * found.spread**0.5)}
+        why_lift = "  # min_lift: 0.2% of the label's standard deviation"
+        drift["min_metric_drop"] = _rounded(0.01 * found.spread)
+        why_drop += "; min_metric_drop is squared: 1% of the label's variance"
+    if slices := _slices(fields.fields):
+        gate["slices"] = slices
+        why_lift += f"{';' if why_lift else '  #'} no {slices[0]} may become worse"
+    if volume.holdout < ENOUGH:
+        gate["min_differing"] = min(100, volume.holdout)
+    lines = [f"gate: {_flow(gate)}{why_lift}", f"drift: {_flow(drift)}  # {why_drop}"]
+    if fields.number is not None:
+        price = {"price": drift["min_metric_drop"]}
+        lines.append(f"headroom: {_flow(price)}  # what a retraining has to save, squared: 1% of the variance")
+    return lines
+
+
+def _entry(name: str, value: Any, why: str) -> list[str]:
+    """A key of the block source, on one line or, where that is too long, with a line for every value."""
+    line = f"  {name}: {_flow(value)}"
+    if len(line) <= WIDTH or not isinstance(value, list | dict):
+        return [f"{line}  # {why}" if why else line]
+    inner = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=10_000).splitlines()
+    return [f"  {name}:{f'  # {why}' if why else ''}", *(f"    {one}" for one in inner)]
+
+
+def _why_option(name: str, value: Any, found: Found) -> str:
+    rows = f"{found.volume.looked_at:,} rows"
+    if name == "url" and isinstance(value, str) and Path(value).is_absolute():
+        return "or below PERENNIAL_DATA_DIR, by its place there"
+    if name == "columns" and value.get("id", "") is None:
+        return "no id was named: one is made of a row's time and fields, and equal rows are one"
+    if name == "time_zone" and found.asked.zone is None:
+        return f"assumed: the times of {rows} have none; days begin at midnight there"
+    if name == "time_unit" and found.asked.unit is None:
+        return f"assumed: so the times of {rows} lie from 1990 to 2100"
+    if name == "nulls":
+        return f"stand for a missing value in columns of numbers and times, of {rows}"
+    return ""
 
 
 def _rounded(value: float) -> float:
@@ -312,7 +429,8 @@ def _rounded(value: float) -> float:
 
 
 def _flow(value: Any) -> str:
-    return str(yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)).strip()
+    text = str(yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True))
+    return text.removesuffix("...\n").strip()
 
 
 def _slices(fields: Iterable[Field]) -> list[str]:
@@ -349,6 +467,7 @@ from datetime import timedelta
 from pipelines.cases import load_case, part
 from pipelines.cases.delivery import from_source
 from pipelines.cases.surveying import survey
+from pipelines.cli.trying import newest
 from pipelines.contracts import Window
 from pipelines.data.contract import count_reasons, split
 from pipelines.settings import read_settings
@@ -360,11 +479,11 @@ def test_the_case_can_be_loaded() -> None:
 
 
 def test_its_rows_keep_the_contract() -> None:
-    """Of all rows of its source as many can be used as dataset.max_bad_share asks for."""
-    case = load_case("{case}")
-    origin = from_source(part("{case}", "source"), case.fields, case.params, read_settings())
-    since, until = case.params.period
-    found = origin.read(Window(start=since, end=until or since + timedelta(days=36_500)))
+    """Of the rows of the newest training window as many can be used as dataset.max_bad_share asks for."""
+    case, settings = load_case("{case}"), read_settings()
+    origin = from_source(part("{case}", "source"), case.fields, case.params, settings)
+    end = newest(case.params, settings)
+    found = origin.read(Window(start=end - timedelta(days=case.params.dataset.window_days), end=end))
     good, bad = split(found.rows, case.fields)
     refused = bad.height + found.refused.height
     why = count_reasons(bad) | count_reasons(found.refused)

@@ -12,6 +12,7 @@ from pipelines import storage
 from pipelines.case_files import folder_of, own_profile
 from pipelines.cases import load_fields, part
 from pipelines.cases.code import code_sha256
+from pipelines.cases.homes import share
 from pipelines.cases.sources import Source
 from pipelines.contracts import Window
 from pipelines.data.lake import content_sha256
@@ -33,8 +34,6 @@ Older homes are left alone then.
 """
 PLAYED = tuple(step for step in (*TRAINING, *WATCHING) if isinstance(step, Step) and step not in {REGISTER, ROLLOUT})
 """The steps that a replay runs: there is nothing to register with, nor to roll out to."""
-SHARED = ("data", "cache")
-"""Folders of the state that every policy's home sees: downloads, and embeddings."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,7 @@ class World:
             "steps": {step.name: step.version for step in steps},
         }
         folder = self.root / f"{policy.name}-{storage.digest(declared)[:12]}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in SHARED:
-            (self.settings.root / name).mkdir(parents=True, exist_ok=True)
-            if not (folder / name).is_symlink():
-                (folder / name).symlink_to(self.settings.root / name, target_is_directory=True)
+        share(self.params, self.settings, folder)
         return read_settings(**{**self.settings.model_dump(), "home": folder, "ledger_url": ""})
 
 

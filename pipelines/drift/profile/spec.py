@@ -224,8 +224,20 @@ def _wanted(fields: Fields) -> set[str]:
     return {*_scaled(fields), *feature_names.projections(text), feature_names.tokens(text)}
 
 
+def of_rows(fields: Fields, rows: pl.DataFrame) -> str:
+    """The profile.json of a case's folder, made of canonical rows; "" if the case has nothing that needs a scale."""
+    if not _wanted(fields):
+        return ""
+    return _bytes(_made_of(fields, rows, {})).decode()
+
+
 def _sealed(fields: Fields, rows: pl.DataFrame, known: dict[str, Any]) -> bytes:
     """A frozen file: what is ``known`` stays as it is, the rest is made of the rows."""
+    frozen = _made_of(fields, rows, known)
+    return _bytes(frozen | {SEAL: digest(frozen)})
+
+
+def _made_of(fields: Fields, rows: pl.DataFrame, known: dict[str, Any]) -> dict[str, Any]:
     text = None if fields.text is None else fields.text.name
     rows = unfolded(rows, fields)
     empty = [field.name for field in _numeric(fields) if field.missing and rows[field.name].null_count() == rows.height]
@@ -234,8 +246,7 @@ def _sealed(fields: Fields, rows: pl.DataFrame, known: dict[str, Any]) -> bytes:
         names.append(fields.label)
     frozen = _frozen(rows, names, text)
     # Nothing is known of a number that was always missing: it is counted as it is.
-    frozen |= {name: {"loc": UNIT.loc, "scale": UNIT.scale} for name in empty} | known
-    return _bytes(frozen | {SEAL: digest(frozen)})
+    return frozen | {name: {"loc": UNIT.loc, "scale": UNIT.scale} for name in empty} | known
 
 
 def _read(path: Path) -> dict[str, Any]:

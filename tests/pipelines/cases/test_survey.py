@@ -100,7 +100,7 @@ BREAKAGES = {
         "features.py is missing: write it, the fields declare derived features",
     ),
     "expressions without derived features": (
-        _written("features.py", "FEATURES = {}"),
+        _written("features.py", 'FEATURES = {"each": None}'),
         "schema.py declares no derived features",
     ),
     "expressions of another name": (_derived("SHARES = {}"), "features.py has no FEATURES"),
@@ -140,6 +140,12 @@ def test_what_is_no_case_is_left_alone(root):
         (root / folder / "readme.md").write_text("nothing")
     (root / "desk" / "__init__.py").unlink()
     (root / "gone").symlink_to(root / "nowhere")
+    assert problems() == {"desk": "", "shop": ""}
+
+
+def test_a_file_for_features_to_come_is_no_mistake(root):
+    """An empty dictionary of expressions is what a new case begins with."""
+    (root / "shop" / "features.py").write_text('"""None yet."""\n\nFEATURES = {}\n')
     assert problems() == {"desk": "", "shop": ""}
 
 

@@ -69,6 +69,8 @@ def test_what_a_column_is(values, field):
         ([*map(str, RNG.integers(0, 900, 400)), *(f"w{row}" for row in range(200))], "66.7% of 600 values are numbers"),
         ([[1.0] * (1 + row % 2) for row in range(ROWS)], "lists of 2 lengths"),
         ([{"a": 1}, {"a": 2}] * 300, "it holds Struct"),
+        ([f"{row},5 €" for row in range(ROWS)], "numbers as people write them, such as '0,5 €'"),
+        ([f"[{row}, 2]" for row in range(ROWS)], "lists or objects as text"),
     ],
 )
 def test_what_nobody_can_tell_is_left_out_and_told(values, why):
@@ -175,3 +177,10 @@ def test_names_that_no_field_may_have_are_changed():
     )
     found = inspect(frame, Asked("churn", "churned", "at", "key"))
     assert found.fields.names == ("age", "plan", "net_income", "net_income_2", "score_value")
+
+
+def test_an_index_without_a_name_is_left_out():
+    """The column without a name that pandas writes is no field, and told."""
+    found = inspect(customers(**{"": range(1_500)}), Asked("churn", "churned", "at", "key"))
+    assert found.fields.names == ("age", "plan")
+    assert "pandas" in found.left_out[""]

@@ -1,21 +1,31 @@
-"""`python -m pipelines init` and `try`: a case that works, or a message that says what to do."""
+"""`perennial init` and `try`: a case that works, or a message that says what to do."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import sqlalchemy as sa
+import yaml
 
 from pipelines import cli
 from pipelines.cases import load_case
+from pipelines.cases.sampling import stride
 from pipelines.cases.surveying import survey
+from pipelines.cli import looking, starting, trying
+from pipelines.cli.options import build_parser
+from pipelines.drift.profile.spec import load_spec
 from pipelines.settings import Settings
 from tests import shop
+from tests.pipelines.cases.test_declared import web
 from tests.pipelines.inspection.frames import customers, draws
 from tests.pipelines.verbs import ingest, validate
 
@@ -84,6 +94,8 @@ SHAPES = {
 }
 
 
+CODE = ("dates", "floats")
+"""What a declared source cannot say."""
 BIG = {"wide": "parquet", "tall": "csv"}
 """Looked at in one kind of file, as they take long."""
 
@@ -115,6 +127,8 @@ def test_a_table_of_each_shape_gives_a_case_that_works(shape, ending, tmp_path, 
         params = load_case(case).params
         settings = Settings(home=tmp_path / "state")
         run_dir = settings.run_dir(case, AS_OF)
+        assert ("source.py" in answer["source"]) == (shape in CODE)
+        assert load_spec(load_case(case).fields).scales.keys() >= {"age"}
         came = ingest.run(params, settings, run_dir, AS_OF)
         kept = validate.run(params, settings, run_dir, AS_OF)
     assert kept.facts["bad_share"] <= 0.05
@@ -145,18 +159,68 @@ def _told(shape: str, answer: dict) -> None:
         assert answer["rows"]["repeats"] == 200
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "text"])  # a text is tried below
+def test_a_case_of_each_shape_trains(shape, tmp_path, capfd):
+    """What init makes of each shape goes to a verdict, whose model beats knowing nothing."""
+    SHAPES[shape]().write_csv(tmp_path / "rows.csv")
+    with shop.installed(tmp_path / "cases"):
+        assert cli.main(asked("churn", tmp_path / "rows.csv")) == 0, capfd.readouterr().err
+        capfd.readouterr()
+        assert cli.main(["try", "churn"]) == 0, capfd.readouterr().err
+    answer = json.loads(capfd.readouterr().out)
+    judged = next(one for one in answer["metrics"] if one["metric"] == answer["judged_by"])
+    if shape != "rare":  # its labels hang on nothing
+        assert judged["model"] < judged["baseline"]
+        assert answer["decision"] == "promote", answer["reason"]
+
+
 def _number(frame: pl.DataFrame) -> pl.DataFrame:
     """A label that is a number, the newest of which have not arrived."""
     spent = 3.0 * frame["age"].to_numpy() + draws().normal(0, 20, frame.height)
     return frame.with_columns(churned=pl.Series(spent).scatter(list(range(ROWS - 30, ROWS)), None))
 
 
+def _in_parquet(tmp_path: Path, frame: pl.DataFrame) -> list[str]:
+    frame.write_parquet(tmp_path / "rows.parquet")
+    return ["--from", str(tmp_path / "rows.parquet")]
+
+
+def _in_json(tmp_path: Path, frame: pl.DataFrame) -> list[str]:
+    """Two files of a pattern."""
+    for part in range(2):
+        frame.filter(pl.int_range(pl.len()) % 2 == part).write_ndjson(tmp_path / f"rows-{part}.jsonl")
+    return ["--from", str(tmp_path / "rows-*.jsonl")]
+
+
+def _in_a_database(tmp_path: Path, frame: pl.DataFrame) -> list[str]:
+    """A table, whose address stands in a file below the state folder."""
+    url = f"sqlite:///{tmp_path / 'warehouse.db'}"
+    engine = sa.create_engine(url)
+    names = ", ".join(frame.columns)
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"create table customers ({names})"))
+        rows = frame.with_columns(pl.selectors.datetime().dt.strftime("%Y-%m-%dT%H:%M:%SZ")).to_dicts()
+        values = ", ".join(f":{name}" for name in frame.columns)
+        connection.execute(sa.text(f"insert into customers values ({values})"), rows)
+    engine.dispose()
+    secrets = tmp_path / "state" / "secrets"
+    secrets.mkdir(parents=True)
+    (secrets / "warehouse").write_text(f"{url}\n")
+    return ["--from", "file:secrets/warehouse", "--table", "customers"]
+
+
 @pytest.mark.parametrize(
-    ("make", "metric"),
+    ("put", "make", "metric"),
     [
-        (lambda: customers(3_000), "log_loss"),
-        (lambda: _number(customers(ROWS, due=[datetime(2024, 1, 1 + row % 28) for row in range(ROWS)])), "rmse"),
+        (_in_a_database, lambda: customers(3_000), "log_loss"),
         (
+            _in_parquet,
+            lambda: _number(customers(ROWS, due=[datetime(2024, 1, 1 + row % 28) for row in range(ROWS)])),
+            "rmse",
+        ),
+        (
+            _in_json,
             lambda: (
                 customers(ROWS, note=texts())
                 .with_columns(
@@ -172,11 +236,16 @@ def _number(frame: pl.DataFrame) -> pl.DataFrame:
         ),
     ],
 )
-def test_the_line_is_played_to_the_verdict(make, metric, tmp_path, capfd):
-    """A label of each kind, with holes, moments and a text: a verdict and metrics beside the baseline's."""
-    make().write_parquet(tmp_path / "rows.parquet")
-    with shop.installed(tmp_path / "cases"):
-        assert cli.main(asked("churn", tmp_path / "rows.parquet")) == 0, capfd.readouterr().err
+def test_the_line_is_played_to_the_verdict(put, make, metric, tmp_path, capfd):
+    """A label of each kind, of files and a table, with holes, moments and a text: a verdict, and a baseline's metrics.
+
+    No code reads the rows, and no address is written down.
+    """
+    given = ["init", "churn", *put(tmp_path, make()), "--label", "churned", "--time", "at", "--id", "key"]
+    with shop.installed(tmp_path / "cases") as root:
+        assert cli.main(given) == 0, capfd.readouterr().err
+        assert not (root / "churn" / "source.py").exists()
+        assert "warehouse.db" not in "".join(path.read_text() for path in (root / "churn").glob("*.*"))
         capfd.readouterr()
         assert cli.main(["try", "churn"]) == 0
     out, err = capfd.readouterr()
@@ -278,7 +347,8 @@ def test_a_case_may_be_put_elsewhere(tmp_path, capfd, monkeypatch):
     assert (tmp_path / "there" / "leave" / "params.yaml").exists()
     told = "".join(capfd.readouterr().out.split())
     folders = ":".join(str(tmp_path / name) for name in ("mine", "other", "there"))
-    assert f"exportPERENNIAL_CASES={folders}&&python-mpipelinestryleave" in told
+    assert f"exportPERENNIAL_CASES={folders}&&" in told
+    assert "-mpipelinestryleave" in told
     assert told.count("exportPERENNIAL_CASES") == 1
 
 
@@ -296,3 +366,155 @@ def test_a_file_that_is_none_is_told(name, data, words, tmp_path, capfd):
     with shop.installed(tmp_path / "cases"):
         assert cli.main(asked("churn", tmp_path / name)) != 0
     assert words in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_of_a_large_table_a_sample_is_looked_at(tmp_path, capfd, monkeypatch):
+    """Rows evenly spaced are looked at, with every label there is; what is said of time and volume is said of all."""
+    monkeypatch.setattr(looking, "MOST", 1_000)
+    monkeypatch.setattr(looking, "FEWEST", 1_000)
+    frame = customers(6_000)
+    passed_over = next(row for row in range(4_000, 6_000) if row * stride(6_000) % 6_000 >= 1_000)
+    classes = pl.Series(["a", "b", "c"] * 2_000).scatter(passed_over, "once")
+    frame = frame.with_columns(churned=classes)
+    frame.write_parquet(tmp_path / "rows.parquet")
+    with shop.installed(tmp_path / "cases") as root:
+        assert cli.main(asked("churn", tmp_path / "rows.parquet")) == 0, capfd.readouterr().err
+        case = load_case("churn")
+        text = (root / "churn" / "schema.py").read_text()
+    answer = json.loads(capfd.readouterr().out)
+    assert answer["looked_at"] == 1_001
+    assert "6,000 rows, at from 2024-01-01 to 2024-06-28; 1,001 of them were looked at" in text
+    assert case.fields.classes == ("a", "b", "c", "once")
+    assert case.params.drift.window == "week"  # a day has 33 rows, not 6
+    # What is kept is tried on the newest days, read whole as every run will.
+    assert 0 < answer["rows"]["read"] == answer["rows"]["kept"] < 6_000
+
+
+def test_of_a_large_table_in_a_database_a_sample_is_looked_at(tmp_path, capfd, monkeypatch):
+    """The database hands over rows evenly spaced in time; their number and time are those of the whole table."""
+    monkeypatch.setattr(looking, "MOST", 1_000)
+    passed_over = next(row for row in range(4_000) if (row + 1) * stride(4_000) % 4_000 >= 1_000)
+    frame = customers(4_000).with_columns(churned=pl.Series(["a", "b", "c", "b"] * 1_000).scatter(passed_over, "once"))
+    frame = frame.sort("key")  # in another order than time
+    given = _in_a_database(tmp_path, frame)
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", f"sqlite:///{tmp_path / 'warehouse.db'}")
+    given[1] = "connection:warehouse"
+    with shop.installed(tmp_path / "cases"):
+        asked_for = ["init", "churn", *given, "--label", "churned", "--time", "at", "--id", "key"]
+        assert cli.main(asked_for) == 0, capfd.readouterr().err
+        case = load_case("churn")
+    answer = json.loads(capfd.readouterr().out)
+    assert answer["looked_at"] == 1_001
+    assert case.fields.classes == ("a", "b", "c", "once")
+    assert case.params.declared_source.url_from.connection == "warehouse"
+    assert case.params.period[0] == datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def test_a_file_of_a_web_server_is_looked_at(tmp_path, capfd):
+    """An address of https or http is fetched once, and declared as it is; its mark between columns is found."""
+    data = customers(ROWS).write_csv(separator=";").encode()
+    with web() as (server, url), shop.installed(tmp_path / "cases") as root:
+        server.files["/rows.csv"] = (200, data, len(data))
+        given = ["init", "churn", "--from", f"{url}/rows.csv", "--label", "churned", "--time", "at", "--id", "key"]
+        assert cli.main(given) == 0, capfd.readouterr().err
+        source = yaml.safe_load((root / "churn" / "params.yaml").read_text())["source"]
+    assert source["url"] == f"{url}/rows.csv"
+    assert source["separator"] == ";"
+    assert sum(asked_for[0] == "GET" for asked_for in server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["postgresql://me:secret@host/db", "--table", "t"], "keep it in a variable or a file"),
+        (["postgresql://me:secret@host/db"], "of a database say --table or --query"),
+        (["env:NOBODY_SET_THIS", "--table", "t"], "NOBODY_SET_THIS, which is empty or not set"),
+        (["nothing-of-this-name", "--query", "select 1"], "neither a file nor a variable"),
+        (["file:secrets/warehouse", "--table", "clients"], "what is asked for is not there"),
+        (["file:secrets/warehouse", "--table", "customers", "--query", "select 1"], "give one of both"),
+        (["file:secrets/warehouse", "--query", "select age from customers"], "has no column at, but age"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_told(given, words, tmp_path, capfd):
+    """A login on the command line, none at all, and a table or column that is not there: one line, and no case."""
+    _in_a_database(tmp_path, customers(120))
+    with shop.installed(tmp_path / "cases") as root:
+        asked_for = ["init", "churn", "--from", *given, "--label", "churned", "--time", "at"]
+        assert cli.main(asked_for) != 0
+        assert list(root.iterdir()) == []
+    err = capfd.readouterr().err
+    assert words in err.splitlines()[-1]
+    assert "secret@" not in err
+
+
+def test_rows_that_nothing_tells_apart_are_told(tmp_path, capfd):
+    """Without --id equal rows count once, which is told where they are many; with different labels they are refused."""
+    plain = customers(ROWS).select("plan", "churned", at=pl.col("at").dt.truncate("1d"))
+    plain.write_parquet(tmp_path / "rows.parquet")
+    given = ["init", "churn", "--from", str(tmp_path / "rows.parquet"), "--label", "churned", "--time", "at"]
+    with shop.installed(tmp_path / "cases") as root:
+        assert cli.main(given) != 0
+        assert list(root.iterdir()) == []
+        assert "name what tells them apart with --id" in capfd.readouterr().err.splitlines()[-1]
+        plain.with_columns(churned=pl.col("at").dt.ordinal_day() * 7 % 3 % 2).write_parquet(tmp_path / "rows.parquet")
+        assert cli.main(given) == 0
+    answer = json.loads(capfd.readouterr().out)
+    once = plain.select("plan", "at").unique().height
+    assert answer["rows"]["kept"] == once
+    assert f"{ROWS - once:,} of {ROWS:,} rows are equal to another" in " ".join(answer["look_at"])
+
+
+def test_a_file_is_pinned_where_dvc_is(tmp_path, capfd, monkeypatch):
+    """--pin leaves what DVC knows the file by beside it; without a repository of DVC nothing is written at all."""
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    folder = tmp_path / "own"
+    folder.mkdir()
+    customers(200).write_parquet(folder / "rows.parquet")
+    with shop.installed(tmp_path / "cases") as root:
+        assert cli.main(asked("churn", folder / "rows.parquet", "--pin")) == 2
+        assert list(root.iterdir()) == []
+        assert "dvc init" in capfd.readouterr().err.splitlines()[-1]
+        subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=folder, check=True)
+        assert cli.main(asked("churn", folder / "rows.parquet", "--pin")) == 0, capfd.readouterr().err
+    answer = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert Path(answer["pinned"]) == folder / "rows.parquet.dvc"
+    assert yaml.safe_load((folder / "rows.parquet.dvc").read_text())["outs"][0]["path"] == "rows.parquet"
+
+
+def test_the_next_commands_are_those_of_who_asked(tmp_path, capfd, monkeypatch):
+    """The installed command names itself, and a case lands where one stands if there is no other place for it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(starting, "_in_checkout", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda name, **_: f"/usr/bin/{name}")
+    customers(ROWS).write_parquet(tmp_path / "rows.parquet")
+    with shop.installed(tmp_path / "theirs"):
+        assert cli.main(asked("churn", Path("rows.parquet")), prog="perennial") == 0, capfd.readouterr().err
+    answer = json.loads(capfd.readouterr().out)
+    assert (tmp_path / "cases" / "churn" / "schema.py").exists()
+    assert answer["next"] == [
+        f"export PERENNIAL_CASES={tmp_path / 'cases'} && perennial try churn",
+        "perennial replay churn",
+        "perennial up",
+    ]
+    # Each of them is a command that there is.
+    parse = build_parser().parse_args
+    assert parse(["try", "churn"]).case == parse(["replay", "churn"]).case == parse(["replay", "--case", "churn"]).case
+    with pytest.raises(SystemExit):
+        parse(["replay"])
+
+
+def test_a_bar_shows_on_a_terminal_and_plain_lines_elsewhere():
+    """Somebody at a terminal sees how many steps are done; a file gets no bar."""
+    import io
+
+    from rich.console import Console
+
+    for terminal in (True, False):
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=terminal, color_system=None, width=80)
+        with trying._bar(console) as at:
+            at("ingest")
+            at("validate")
+            console.print("1/7 ingest")
+        assert ("1/7 validate" in " ".join(out.getvalue().split())) == terminal
+        assert "1/7 ingest" in out.getvalue()

@@ -70,6 +70,24 @@ def waiting(labels: np.ndarray) -> list:
             lambda y: [f"c{row % 5}" for row in range(ROWS)],
             "of the classes apart",
         ),
+        (
+            lambda labels, _: ["first" if label in {"c0", "c1"} else "last" for label in labels],
+            lambda y: [f"c{row % 5}" for row in range(ROWS)],
+            "each label has one of its 2 values",
+        ),
+        (
+            lambda labels, _: ["low" if label < -1 else "high" if label > 1 else "middle" for label in labels],
+            lambda y: draws().normal(0, 2, ROWS),
+            "each of its 3 values has a range of the label",
+        ),
+        (
+            lambda labels, _: [
+                f"{row} he {('stayed', 'cancelled')[label]} after {row % 91} days and {row % 17} calls to our desk"
+                for row, label in enumerate(labels)
+            ],
+            None,
+            "its word '(cancelled|stayed)' alone has a ROC-AUC of 1.000",
+        ),
     ],
 )
 def test_what_knows_the_answer_is_refused(make, label, words):
@@ -93,3 +111,26 @@ def test_a_good_column_and_honest_holes_are_no_leak():
     )
     found = inspect(strong.with_columns(holes), ASKED)
     assert found.fields.names == ("age", "plan", "beside", "holes")
+
+
+def test_labels_in_the_order_of_time_are_refused():
+    """Where rows of one label come before those of another nothing can be judged; somebody may know better."""
+    frame = customers(ROWS).sort("churned").with_columns(at=customers(ROWS)["at"])
+    with pytest.raises(DataError, match="at knows the answer: alone it has a ROC-AUC of 1"):
+        inspect(frame, ASKED)
+    assert inspect(frame, Asked("churn", "churned", "at", "key", known=("at",))).fields.names == ("age", "plan")
+
+
+def test_a_time_behind_the_event_is_told_and_may_be_the_labels():
+    """A time that lies behind the event in all rows is told, and one that is missing just as the label is, refused."""
+    frame = customers(ROWS).with_columns(churned=pl.Series(waiting(customers(ROWS)["churned"].to_numpy())))
+    rng = draws()
+    due = [at + timedelta(days=int(rng.integers(1, 9))) for at in frame["at"]]
+    found = inspect(frame.with_columns(due=pl.Series(due)), ASKED)
+    assert any(note.startswith("due: it lies behind at in 100.0%") for note in found.notes)
+    written = frame.with_columns(answered=pl.when(pl.col("churned").is_not_null()).then(pl.Series(due)))
+    with pytest.raises(DataError, match="--label-time answered"):
+        inspect(written, ASKED)
+    found = inspect(written, Asked("churn", "churned", "at", "key", label_time="answered"))
+    assert found.volume.delay == 8
+    assert not found.volume.guessed
