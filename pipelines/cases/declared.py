@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import polars as pl
 
 from pipelines.cases import declared_files, declared_sql, load_fields
-from pipelines.cases.columns import Asked
-from pipelines.cases.receiving import note, receive
+from pipelines.cases.columns import Asked, together
+from pipelines.cases.receiving import Received, note, receive
 from pipelines.cases.sources import Source
 from pipelines.contracts import Window
 from pipelines.errors import ConfigError, DataError
@@ -31,21 +33,31 @@ def resolve(settings: Settings, params: Params) -> Source:
 
 def rows(source: Source, window: Window, params: Params) -> pl.DataFrame:
     """Canonical rows of ``window`` with their labels. Nothing is kept of a reading that fails."""
-    fields = load_fields(params.case)
-    asked = Asked(fields, _declared(params), window)
+    received = received_of(source, together(pieces(source, window, params)), window, params)
+    note(params.case, received)
+    return received.rows
+
+
+def pieces(source: Source, window: Window, params: Params) -> Iterator[pl.DataFrame]:
+    """The rows of ``window`` as the source has them, under our names: some at once, in any order.
+
+    What each kind of a source gives is said in :func:`pipelines.cases.columns.pieces`.
+    """
+    asked = Asked(load_fields(params.case), _declared(params), window)
     if isinstance(source, declared_sql.Database):
-        frame = declared_sql.read(source, asked)
-    elif isinstance(source, declared_files.Files):
-        frame = declared_files.read(source, asked)
-    else:
-        raise DataError(f"{params.case}: the declared source is not resolved: resolve it first")
+        return declared_sql.pieces(source, asked)
+    if isinstance(source, declared_files.Files):
+        return declared_files.pieces(source, asked)
+    raise DataError(f"{params.case}: the declared source is not resolved: resolve it first")
+
+
+def received_of(source: Source, frame: pl.DataFrame, window: Window, params: Params) -> Received:
+    """What becomes of rows of a source: pieces of it put together. Raises DataError in words for a declared source."""
     try:
-        received = receive(frame, fields, window, params)
+        return receive(frame, load_fields(params.case), window, params)
     except DataError as error:
         words = str(error).replace("in source.py", "in the data or by a query, or write a source.py")
         raise DataError(f"{words} ({source.name})") from error
-    note(params.case, received)
-    return received.rows
 
 
 def _declared(params: Params) -> FilesSource | SqlSource:

@@ -19,7 +19,8 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.cases.columns import Asked, of_window
+from pipelines.cases import columns
+from pipelines.cases.columns import Asked
 from pipelines.cases.sources import Source, places
 from pipelines.errors import ConfigError, DataError, Unavailable
 from pipelines.faults import of_disk, said
@@ -253,11 +254,22 @@ def _refused(error: Exception, url: str, case: str) -> ConfigError | DataError |
 # --- reading ------------------------------------------------------------------------------------
 
 
-def read(source: Files, asked: Asked) -> pl.DataFrame:
-    """The rows of a window out of all files. Raises DataError naming the file that cannot be read, and why."""
-    frames = [_read(file, asked) for file in source.files]
+def pieces(source: Files, asked: Asked) -> Iterator[pl.DataFrame]:
+    """The rows of a window out of all files, piece by piece (:func:`pipelines.cases.columns.pieces`).
+
+    Raises DataError naming the file that cannot be read, and why, and Unavailable for one that changes meanwhile.
+    """
+    kinds: pl.DataFrame | None = None
+    for file in source.files:
+        for piece in _pieces(file, asked):
+            kinds = _of_one_kind(kinds, piece, source, asked)
+            yield piece
+
+
+def _of_one_kind(kinds: pl.DataFrame | None, piece: pl.DataFrame, source: Files, asked: Asked) -> pl.DataFrame:
+    """The types of all pieces so far, without their rows."""
     try:
-        return pl.concat(frames, how="vertical_relaxed")
+        return columns.together([one for one in (kinds, piece.clear()) if one is not None])
     except pl.exceptions.PolarsError as error:
         raise DataError(
             f"{asked.fields.case}: the files of {source.name} hold other types in the same column ({said(error)}): "
@@ -265,29 +277,26 @@ def read(source: Files, asked: Asked) -> pl.DataFrame:
         ) from error
 
 
-def _read(file: File, asked: Asked) -> pl.DataFrame:
+def _pieces(file: File, asked: Asked) -> Iterator[pl.DataFrame]:
     where = f"{asked.fields.case}: {file.path}"
-    if not file.path.is_file() or _state(file.path) != file.state:
-        raise _changed(where)
+    _check_same(file, where)
     try:
-        found = of_window(_scanned(file, asked, where), asked, where)
+        yield from columns.pieces([_scanned(file, asked, where)], asked, where)
     except (OSError, EOFError, ValueError, pl.exceptions.PolarsError) as error:
-        if not file.path.is_file() or _state(file.path) != file.state:
-            raise _changed(where) from error
+        _check_same(file, where)
         raise DataError(
             f"{where} cannot be read ({said(error)}): it may be half written, or not be the declared format; write it "
             "under another name and rename it once it is whole, or mend source in params.yaml"
         ) from error
+    _check_same(file, where)
+
+
+def _check_same(file: File, where: str) -> None:
     if not file.path.is_file() or _state(file.path) != file.state:
-        raise _changed(where)
-    return found
-
-
-def _changed(where: str) -> Unavailable:
-    return Unavailable(
-        f"{where} changed while it was read: try again, and write files under another name and rename them once they "
-        "are whole"
-    )
+        raise Unavailable(
+            f"{where} changed while it was read: try again, and write files under another name and rename them once "
+            "they are whole"
+        )
 
 
 def _scanned(file: File, asked: Asked, where: str) -> pl.LazyFrame:

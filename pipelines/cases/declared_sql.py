@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,7 +24,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from pipelines.cases.columns import DAY, PER_SECOND, Asked, of_window
+from pipelines.cases import columns
+from pipelines.cases.columns import DAY, PER_SECOND, Asked
 from pipelines.cases.sources import Source
 from pipelines.errors import ConfigError, DataError, Unavailable
 from pipelines.faults import said
@@ -151,8 +153,8 @@ def _options(extra: Any) -> dict[str, str]:
 # --- reading ------------------------------------------------------------------------------------
 
 
-def read(source: Database, asked: Asked) -> pl.DataFrame:
-    """The rows of a window.
+def pieces(source: Database, asked: Asked) -> Iterator[pl.DataFrame]:
+    """The rows of a window, chunk by chunk (:func:`pipelines.cases.columns.pieces`).
 
     Raises ConfigError for a refused login and a table that is not there, DataError for columns that are not those
     declared, Unavailable if the database does not answer or breaks off.
@@ -164,9 +166,9 @@ def read(source: Database, asked: Asked) -> pl.DataFrame:
         there = list(connection.execute(sa.select(sa.text("*")).select_from(rows).limit(0)).keys())
         asked.check(there, where)
         names = list(asked.names.values())
-        columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in dict.fromkeys(names)]
+        all_of_it: list[sa.ColumnClause[Any]] = [sa.column(name) for name in dict.fromkeys(names)]
         time: sa.ColumnClause[Any] = sa.column(asked.event_time)
-        wanted = sa.select(*columns).select_from(rows)
+        wanted = sa.select(*all_of_it).select_from(rows)
         first = connection.execute(sa.select(time).select_from(rows).where(time.is_not(None)).limit(1)).scalar()
         bounds = _bounds(first, asked)
         if bounds is not None:
@@ -174,13 +176,12 @@ def read(source: Database, asked: Asked) -> pl.DataFrame:
             inside = (time >= sa.bindparam("low", low)) & (time < sa.bindparam("high", high))
             wanted = wanted.where(inside | time.is_(None))
         found = connection.execute(wanted, execution_options={"stream_results": True, "yield_per": CHUNK})
-        frames = [_frame(chunk, list(found.keys()), where) for chunk in found.partitions(CHUNK)]
-    if not frames:
-        frames = [pl.DataFrame(schema=dict.fromkeys(names, pl.Null))]
-    try:
-        return of_window(pl.concat(frames, how="vertical_relaxed").lazy(), asked, where)
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{where} holds what cannot be read ({said(error)}): cast it in a query") from error
+        chunks = (_frame(chunk, list(found.keys()), where).lazy() for chunk in found.partitions(CHUNK))
+        first_chunk = next(chunks, pl.LazyFrame(schema=dict.fromkeys(names, pl.Null)))
+        try:
+            yield from columns.pieces(chain([first_chunk], chunks), asked, where)
+        except pl.exceptions.PolarsError as error:
+            raise DataError(f"{where} holds what cannot be read ({said(error)}): cast it in a query") from error
 
 
 def _table(source: Database) -> Any:
