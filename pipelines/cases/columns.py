@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import chain
+from queue import Full, Queue
+from threading import Event, Thread
 from typing import Any
 
 import polars as pl
@@ -20,7 +23,7 @@ import polars as pl
 from pipelines.contracts import Window
 from pipelines.errors import DataError
 from pipelines.fields import Fields, Flag, Numeric, Vector, as_kind, frame_schema
-from pipelines.params import FilesSource, SqlSource
+from pipelines.params import Columns, SqlSource, Watermark
 
 MOMENT = pl.Datetime("us", "UTC")
 DAY = timedelta(days=1)
@@ -29,6 +32,8 @@ ID_DIGITS = 32
 WITH_ZONE = ("%+", "%Y-%m-%dT%H:%M%#z", "%Y-%m-%d %H:%M%#z")
 WITHOUT_ZONE = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+MARK = "_watermark"
+"""Our name of a watermark, where there is one."""
 PIECE = 100_000
 """Rows that are read at once."""
 _EXACT = 2.0**53
@@ -40,7 +45,7 @@ class Asked:
     """What is asked of a source: a case's columns, as it declares them, of one window."""
 
     fields: Fields
-    declared: FilesSource | SqlSource
+    declared: Columns
     window: Window
 
     @property
@@ -50,7 +55,15 @@ class Asked:
         ours = ["id", "event_time", *self.fields.names, self.fields.label]
         if "label_time" in given:
             ours.append("label_time")
-        return {own: given.get(own) or own for own in ours if own != "id" or not self.makes_ids}
+        found = {own: given.get(own) or own for own in ours if own != "id" or not self.makes_ids}
+        if self.watermark is not None:
+            found[MARK] = self.watermark.column
+        return found
+
+    @property
+    def watermark(self) -> Watermark | None:
+        """What tells rows that are new or were changed, if it is declared."""
+        return self.declared.watermark if isinstance(self.declared, SqlSource) else None
 
     @property
     def makes_ids(self) -> bool:
@@ -61,7 +74,7 @@ class Asked:
     def times(self) -> list[str]:
         """Those of our names that are times."""
         moments = [field.name for field in self.fields.moments]
-        return [name for name in self.names if name in {"event_time", "label_time", *moments}]
+        return [name for name in self.names if name in {"event_time", "label_time", MARK, *moments}]
 
     @property
     def event_time(self) -> str:
@@ -80,6 +93,8 @@ class Asked:
         if not missing:
             return
         mend = "name them in source.columns of params.yaml, or deliver them again"
+        if missing == [self.names.get(MARK)]:
+            mend = "name another one in source.watermark.column of params.yaml, or leave source.watermark out"
         if self.names.get("id") in missing:
             mend += "; {id: null} there says that rows have no id, and one is made of what they hold"
         raise DataError(
@@ -98,13 +113,78 @@ def pieces(frames: Iterable[pl.LazyFrame], asked: Asked, where: str) -> Iterator
     kinds: list[pl.DataFrame] = []
     for frame in frames:
         wanted = _wanted(frame, asked, where)
-        found = iter(wanted.collect_batches(chunk_size=PIECE, maintain_order=True, engine="streaming"))
+        found = batches(wanted, PIECE)
         first = next(found, pl.DataFrame(schema=wanted.collect_schema()))
         for batch in chain([first], found):
             piece = _readable(batch, asked, where, seen)
             kinds = [together([*kinds, piece.clear()])]
             yield piece
     _check_zones(seen, asked, where)
+
+
+def moments(values: Sequence[Any], own: str, asked: Asked, where: str) -> list[datetime | None]:
+    """Single values of a column of times as moments. Raises DataError for one that is none, or could be any."""
+    name = asked.names[own]
+    given = pl.DataFrame({name: list(values)}, strict=False)
+    found = given.select(_moment(pl.col(name), own, given.schema, asked, where).alias(own))[own].to_list()
+    for value, moment in zip(values, found, strict=True):
+        if value is not None and moment is None:
+            raise DataError(f"{where}: {name} holds {value!r}, which is no time: cast the column in a query")
+    return found
+
+
+def batches(frame: pl.LazyFrame, rows: int) -> Iterator[pl.DataFrame]:
+    """All rows of a frame in their order, at most ``rows`` at once. Raises what polars raises.
+
+    polars' own ``collect_batches`` (2.1) ends without an error where one of its threads panics, as on a file that is
+    shorter than it should be: what came until then would pass for all. A panic is a ComputeError here.
+    """
+    found: Queue[pl.DataFrame | None] = Queue(maxsize=1)
+    left = Event()
+    wrong: list[BaseException] = []
+
+    def hand(batch: pl.DataFrame | None) -> bool:
+        """Whether nobody takes batches any more."""
+        while not left.is_set():
+            with suppress(Full):
+                found.put(batch, timeout=0.1)
+                return False
+        return True
+
+    def read() -> None:
+        try:
+            frame.sink_batches(hand, chunk_size=rows, maintain_order=True, engine="streaming")
+        except BaseException as error:  # noqa: BLE001 - raised again where batches are taken
+            wrong.append(error)
+        hand(None)
+
+    thread = Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        while (batch := found.get()) is not None:
+            yield batch
+    finally:
+        left.set()
+        thread.join()
+    for error in wrong:
+        if isinstance(error, Exception):
+            raise error
+        raise pl.exceptions.ComputeError(str(error)) from error
+
+
+def span(frame: pl.LazyFrame, asked: Asked, where: str) -> tuple[datetime, datetime] | None:
+    """The oldest and the newest event time of a whole file; None if a row has none that can be read, or there is none.
+
+    Raises what :func:`pieces` raises.
+    """
+    schema = frame.collect_schema()
+    asked.check(schema.names(), where)
+    moment = _moment(pl.col(asked.event_time), "event_time", schema, asked, where).alias("at")
+    found = frame.select(moment).select(
+        first=pl.col("at").min(), last=pl.col("at").max(), undated=pl.col("at").null_count()
+    )
+    first, last, undated = found.collect(engine="streaming").row(0)
+    return None if undated or first is None else (first, last)
 
 
 def _wanted(frame: pl.LazyFrame, asked: Asked, where: str) -> pl.LazyFrame:
