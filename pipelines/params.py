@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from itertools import pairwise
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -136,6 +138,11 @@ class DatasetParams(Strict):
     """Share of the training rows that is taken from before the window, against forgetting."""
     history_rows: int = Field(default=0, ge=0)
     """Rows from before the window that are kept to measure forgetting and never trained on."""
+
+    @property
+    def first_rows(self) -> int:
+        """Labelled rows of which a first model's holdout is large enough to judge it."""
+        return math.ceil(self.min_holdout / self.holdout_share)
 
 
 class ModelParams(Strict):
@@ -719,6 +726,8 @@ class FilesSource(Columns):
     format: Literal["parquet", "csv", "json"] | None = None
     separator: str = Field(default=",", min_length=1, max_length=1)
     nulls: tuple[str, ...] = ()
+    watermark: Literal["version"] | None = None
+    """``version``: a file that has the version it had is not hashed again, nor opened for days that it has none of."""
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -730,13 +739,29 @@ class FilesSource(Columns):
         if not self.urls or not all(self.urls):
             raise ValueError("url is empty: give a path or an address")
         for url in self.urls:
-            protocol, _, rest = url.partition("://")
-            # abfs://container@account names no login.
-            if protocol in {"http", "https", "ftp"} and "@" in rest.partition("/")[0]:
-                raise ValueError(
-                    "url has a login in it: parameters hold no secrets; see docs/cases.md for where they go"
-                )
+            _without_login(url)
         return self
+
+
+def _without_login(url: str) -> str:
+    protocol, _, rest = url.partition("://")
+    # abfs://container@account names no login.
+    named = "@" in rest.partition("/")[0] and not protocol.startswith(("abfs", "az"))
+    signed = {name.lower() for name, _ in parse_qsl(rest.partition("?")[2])} & SIGNATURES
+    if named or signed:
+        raise ValueError(
+            "url has a login in it"
+            + f" ({', '.join(sorted(signed))})" * bool(signed)
+            + ": parameters hold no secrets; see docs/cases.md for where they go"
+        )
+    return url
+
+
+SIGNATURES = {"sig", "signature", "token", "access_token", "api_key", "apikey", "password", "x-amz-signature"} | {
+    "x-amz-security-token",
+    "x-goog-signature",
+}
+"""Parameters of an address that let whoever knows it in."""
 
 
 class UrlFrom(Strict):
@@ -753,6 +778,14 @@ class UrlFrom(Strict):
         return self
 
 
+class Watermark(Strict):
+    """A column that grows whenever a row is written, so that rows which were read are not asked for again."""
+
+    column: Annotated[str, Field(min_length=1)]
+    overlap_hours: float = Field(default=24.0, ge=0, le=24 * 366)
+    """How late a row may become visible with an older watermark: long transactions, clocks that differ."""
+
+
 class SqlSource(Columns):
     """Rows lie in a database."""
 
@@ -760,6 +793,7 @@ class SqlSource(Columns):
     url_from: UrlFrom
     table: str | None = None
     query: str | None = None
+    watermark: Watermark | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> SqlSource:
@@ -767,8 +801,70 @@ class SqlSource(Columns):
             raise ValueError("give a table or a query, one of both")
         return self
 
+    @model_validator(mode="after")
+    def _corrections_have_ids(self) -> SqlSource:
+        if self.watermark is not None and self.columns.get("id", "id") is None:
+            raise ValueError(
+                "watermark needs an id: one that is made of a row's content changes with the content, and a row that "
+                "was corrected would be two; name a column in columns.id, or leave watermark out"
+            )
+        return self
 
-DECLARED: dict[str, type[FilesSource | SqlSource]] = {"files": FilesSource, "sql": SqlSource}
+
+def _takes_no_watermark(given: Any) -> Any:
+    if isinstance(given, Mapping) and "watermark" in given:
+        raise ValueError(
+            f"{given.get('kind')} takes no watermark: a version of the table is read as it is, and only the files that "
+            "hold the window's rows are opened; remove it"
+        )
+    return given
+
+
+class DeltaSource(Columns):
+    """Rows lie in a Delta table, here or in a store."""
+
+    kind: Literal["delta"]
+    url: Annotated[str, Field(min_length=1)]
+    version: int | None = Field(default=None, ge=0)
+    """``None``: the newest when a run begins."""
+
+    _no_watermark = model_validator(mode="before")(_takes_no_watermark)
+
+    @field_validator("url")
+    @classmethod
+    def _no_secrets(cls, url: str) -> str:
+        return _without_login(url)
+
+
+class IcebergSource(Columns):
+    """Rows lie in an Iceberg table of a catalogue."""
+
+    kind: Literal["iceberg"]
+    catalog: Annotated[str, Field(min_length=1)]
+    """The catalogue's name; without ``catalog_from`` pyiceberg's own file or variables describe it."""
+    catalog_from: UrlFrom | None = None
+    """Where the catalogue's properties are told, as YAML or JSON, or an Airflow connection."""
+    table: Annotated[str, Field(min_length=1)]
+    snapshot: int | None = None
+    """``None``: the newest when a run begins."""
+
+    _no_watermark = model_validator(mode="before")(_takes_no_watermark)
+
+
+class LogSource(Strict):
+    """Rows are those that went through the gateway: the case has no other history."""
+
+    kind: Literal["log"]
+
+
+Declared = FilesSource | SqlSource | DeltaSource | IcebergSource | LogSource
+DECLARED: dict[str, type[Declared]] = {
+    "files": FilesSource,
+    "sql": SqlSource,
+    "delta": DeltaSource,
+    "iceberg": IcebergSource,
+    "log": LogSource,
+}
 """The kinds of sources that need no code."""
 
 
@@ -830,11 +926,24 @@ class Params(Strict):
     """
 
     @property
-    def declared_source(self) -> FilesSource | SqlSource | None:
+    def declared_source(self) -> Declared | None:
         """Where rows come from without any code of the case; None: it has a source.py."""
         if _source_kind(self.source) == "own":
             return None
         return DECLARED[str(self.source["kind"])].model_validate_json(json.dumps(self.source))
+
+    @property
+    def learns_from_log_alone(self) -> bool:
+        """Whether there are no rows but those that were logged."""
+        return isinstance(self.declared_source, LogSource)
+
+    @model_validator(mode="after")
+    def _rows_come_from_somewhere(self) -> Params:
+        if self.learns_from_log_alone and self.training_rows == "source":
+            raise ValueError(
+                "training_rows: source asks for rows that source.kind log does not have: remove training_rows"
+            )
+        return self
 
     @property
     def candidates(self) -> dict[str, AnyModel]:

@@ -129,6 +129,14 @@ class LedgerHook(ServiceHook):
 HOOKS = {hook.default_conn_name: hook for hook in (TritonHook, MlflowHook, LedgerHook)}
 
 
+def connection_json(name: str) -> str | None:
+    """An Airflow connection as JSON, for a declared source; None if Airflow hands over none of this id."""
+    try:
+        return str(BaseHook.get_connection(name).as_json())
+    except AirflowNotFoundException:
+        return None
+
+
 def settings() -> Settings:
     """The settings of this task: the environment's, and where ``PERENNIAL_CONNECTIONS`` lets it the connections'.
 

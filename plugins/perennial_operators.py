@@ -10,6 +10,7 @@ from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOpe
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import AirflowSkipException
 from perennial_failures import keeping_errors
+from perennial_hooks import connection_json
 from perennial_hooks import settings as settings_of_task
 from perennial_lineage import lineage
 from perennial_links import links, run_page
@@ -17,6 +18,7 @@ from perennial_run import KILL_GRACE, failing_fast, resolve_as_of, resolve_trigg
 from pydantic import BaseModel
 
 from pipelines.cases import load_case
+from pipelines.cases.addresses import asking
 from pipelines.line import runner
 from pipelines.line.order import RECONCILE
 from pipelines.line.step import Action, Run, Step
@@ -69,7 +71,7 @@ class StepOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any] | list[str]:
         """One call of the step; errors that a retry cannot mend fail the task at once."""
-        with keeping_errors(context), failing_fast():
+        with keeping_errors(context), failing_fast(), asking(connection_json):
             params, settings, given = load_case(self.case).params, _settings(self.step, self.case), context["params"]
             assert params is not None  # load_case raises what is wrong with them
             dag_run, step = context["dag_run"], self.step

@@ -50,6 +50,7 @@ NOT_IMPORTED = {
     "protobuf": "the runtime of tritonclient's messages, held at their version",
     "pyopenssl": "signed bundles come: model-signing's certificates",
     "ruff": "a program of `make check`",
+    "s3fs": "fsspec opens s3:// with it",
     "safetensors": "transformers reads the encoder's weights with it",
     "types-pyyaml": "types for mypy",
     "types-requests": "types for mypy",

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import chain
+from queue import Full, Queue
+from threading import Event, Thread
 from typing import Any
 
 import polars as pl
@@ -19,7 +23,7 @@ import polars as pl
 from pipelines.contracts import Window
 from pipelines.errors import DataError
 from pipelines.fields import Fields, Flag, Numeric, Vector, as_kind, frame_schema
-from pipelines.params import FilesSource, SqlSource
+from pipelines.params import Columns, SqlSource, Watermark
 
 MOMENT = pl.Datetime("us", "UTC")
 DAY = timedelta(days=1)
@@ -28,6 +32,10 @@ ID_DIGITS = 32
 WITH_ZONE = ("%+", "%Y-%m-%dT%H:%M%#z", "%Y-%m-%d %H:%M%#z")
 WITHOUT_ZONE = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+MARK = "_watermark"
+"""Our name of a watermark, where there is one."""
+PIECE = 100_000
+"""Rows that are read at once."""
 _EXACT = 2.0**53
 """Below it a float64 tells every whole number from the next."""
 
@@ -37,7 +45,7 @@ class Asked:
     """What is asked of a source: a case's columns, as it declares them, of one window."""
 
     fields: Fields
-    declared: FilesSource | SqlSource
+    declared: Columns
     window: Window
 
     @property
@@ -47,7 +55,15 @@ class Asked:
         ours = ["id", "event_time", *self.fields.names, self.fields.label]
         if "label_time" in given:
             ours.append("label_time")
-        return {own: given.get(own) or own for own in ours if own != "id" or not self.makes_ids}
+        found = {own: given.get(own) or own for own in ours if own != "id" or not self.makes_ids}
+        if self.watermark is not None:
+            found[MARK] = self.watermark.column
+        return found
+
+    @property
+    def watermark(self) -> Watermark | None:
+        """What tells rows that are new or were changed, if it is declared."""
+        return self.declared.watermark if isinstance(self.declared, SqlSource) else None
 
     @property
     def makes_ids(self) -> bool:
@@ -58,7 +74,7 @@ class Asked:
     def times(self) -> list[str]:
         """Those of our names that are times."""
         moments = [field.name for field in self.fields.moments]
-        return [name for name in self.names if name in {"event_time", "label_time", *moments}]
+        return [name for name in self.names if name in {"event_time", "label_time", MARK, *moments}]
 
     @property
     def event_time(self) -> str:
@@ -77,6 +93,8 @@ class Asked:
         if not missing:
             return
         mend = "name them in source.columns of params.yaml, or deliver them again"
+        if missing == [self.names.get(MARK)]:
+            mend = "name another one in source.watermark.column of params.yaml, or leave source.watermark out"
         if self.names.get("id") in missing:
             mend += "; {id: null} there says that rows have no id, and one is made of what they hold"
         raise DataError(
@@ -84,11 +102,93 @@ class Asked:
         )
 
 
-def of_window(frame: pl.LazyFrame, asked: Asked, where: str) -> pl.DataFrame:
-    """The rows of the window under our names; those without a readable time too, for whoever counts refusals.
+def pieces(frames: Iterable[pl.LazyFrame], asked: Asked, where: str) -> Iterator[pl.DataFrame]:
+    """The rows of the window under our names, at most ``PIECE`` at once, in the order of ``frames``.
 
-    Raises DataError for a column that cannot be read as it is declared; what polars raises passes.
+    ``frames`` are one file or table, whole or in parts, and at least one, so that there is a piece too. Rows without a
+    readable time are among them, for whoever counts refusals. Raises DataError for a column that cannot be read as it
+    is declared; what polars raises passes.
     """
+    seen = _Seen()
+    kinds: list[pl.DataFrame] = []
+    for frame in frames:
+        wanted = _wanted(frame, asked, where)
+        found = batches(wanted, PIECE)
+        first = next(found, pl.DataFrame(schema=wanted.collect_schema()))
+        for batch in chain([first], found):
+            piece = _readable(batch, asked, where, seen)
+            kinds = [together([*kinds, piece.clear()])]
+            yield piece
+    _check_zones(seen, asked, where)
+
+
+def moments(values: Sequence[Any], own: str, asked: Asked, where: str) -> list[datetime | None]:
+    """Single values of a column of times as moments. Raises DataError for one that is none, or could be any."""
+    name = asked.names[own]
+    given = pl.DataFrame({name: list(values)}, strict=False)
+    found = given.select(_moment(pl.col(name), own, given.schema, asked, where).alias(own))[own].to_list()
+    for value, moment in zip(values, found, strict=True):
+        if value is not None and moment is None:
+            raise DataError(f"{where}: {name} holds {value!r}, which is no time: cast the column in a query")
+    return found
+
+
+def batches(frame: pl.LazyFrame, rows: int) -> Iterator[pl.DataFrame]:
+    """All rows of a frame in their order, at most ``rows`` at once. Raises what polars raises.
+
+    polars' own ``collect_batches`` (2.1) ends without an error where one of its threads panics, as on a file that is
+    shorter than it should be: what came until then would pass for all. A panic is a ComputeError here.
+    """
+    found: Queue[pl.DataFrame | None] = Queue(maxsize=1)
+    left = Event()
+    wrong: list[BaseException] = []
+
+    def hand(batch: pl.DataFrame | None) -> bool:
+        """Whether nobody takes batches any more."""
+        while not left.is_set():
+            with suppress(Full):
+                found.put(batch, timeout=0.1)
+                return False
+        return True
+
+    def read() -> None:
+        try:
+            frame.sink_batches(hand, chunk_size=rows, maintain_order=True, engine="streaming")
+        except BaseException as error:  # noqa: BLE001 - raised again where batches are taken
+            wrong.append(error)
+        hand(None)
+
+    thread = Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        while (batch := found.get()) is not None:
+            yield batch
+    finally:
+        left.set()
+        thread.join()
+    for error in wrong:
+        if isinstance(error, Exception):
+            raise error
+        raise pl.exceptions.ComputeError(str(error)) from error
+
+
+def span(frame: pl.LazyFrame, asked: Asked, where: str) -> tuple[datetime, datetime] | None:
+    """The oldest and the newest event time of a whole file; None if a row has none that can be read, or there is none.
+
+    Raises what :func:`pieces` raises.
+    """
+    schema = frame.collect_schema()
+    asked.check(schema.names(), where)
+    moment = _moment(pl.col(asked.event_time), "event_time", schema, asked, where).alias("at")
+    found = frame.select(moment).select(
+        first=pl.col("at").min(), last=pl.col("at").max(), undated=pl.col("at").null_count()
+    )
+    first, last, undated = found.collect(engine="streaming").row(0)
+    return None if undated or first is None else (first, last)
+
+
+def _wanted(frame: pl.LazyFrame, asked: Asked, where: str) -> pl.LazyFrame:
+    """Those rows and columns that are asked for, with each time read beside it."""
     schema = frame.collect_schema()
     asked.check(schema.names(), where)
     window, name = asked.window, asked.event_time
@@ -99,8 +199,33 @@ def of_window(frame: pl.LazyFrame, asked: Asked, where: str) -> pl.DataFrame:
     read = {f"_{own}": _moment(pl.col(asked.names[own]), own, schema, asked, where) for own in asked.times}
     event_time = pl.col("_event_time")
     inside = (event_time >= window.start) & (event_time < window.end)
-    found = frame.select(**columns, **read).filter(inside | event_time.is_null()).collect(engine="streaming")
-    return _readable(found, asked, where)
+    return frame.select(**columns, **read).filter(inside | event_time.is_null())
+
+
+def together(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Pieces as one frame: times that are texts in one of them are texts in all. Raises what polars raises."""
+    found = list(frames)
+    kinds = {name: {frame.schema[name] for frame in found} for name in found[0].columns}
+    texts = [name for name, own in kinds.items() if {pl.String, MOMENT} <= own]
+    if texts:
+        found = [
+            frame.with_columns(_text(frame[name]) for name in texts if frame.schema[name] == MOMENT) for frame in found
+        ]
+    return pl.concat(found, how="vertical_relaxed")
+
+
+def _text(moments: pl.Series) -> pl.Series:
+    return moments.dt.strftime("%Y-%m-%dT%H:%M:%S%.6f+00:00")
+
+
+@dataclass
+class _Seen:
+    """What pieces of one file or table were found to hold, where only all of them together tell what it means."""
+
+    unread: dict[str, str | None] = field(default_factory=dict)
+    """By time the first text that is none, or None once one could be read."""
+    by_class: set[bool] = field(default_factory=set)
+    """Whether labels that are texts are names of classes."""
 
 
 def _around(window: Window, kind: pl.Datetime) -> tuple[pl.Expr, pl.Expr]:
@@ -165,42 +290,54 @@ def _of_number(column: pl.Expr, unit: str) -> pl.Expr:
     return micro.round().cast(pl.Int64, strict=False).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
 
 
-def _readable(found: pl.DataFrame, asked: Asked, where: str) -> pl.DataFrame:
+def _readable(found: pl.DataFrame, asked: Asked, where: str, seen: _Seen) -> pl.DataFrame:
     """What was read with moments in their places, ids and labels as rows have them."""
     for own in asked.times:
         moment = found[f"_{own}"]
         lost = found[own].is_not_null() & moment.is_null()
-        _check_zone(found[own], lost, asked.names[own], where)
+        _note_texts(found[own], lost, own, seen)
         if lost.any():  # as texts, so that those that are none are refused one by one, as they came
-            texts = moment.dt.strftime("%Y-%m-%dT%H:%M:%S%.6f+00:00")
-            moment = texts.zip_with(~lost, found[own].cast(pl.String, strict=False).fill_null("unreadable"))
+            moment = _text(moment).zip_with(~lost, found[own].cast(pl.String, strict=False).fill_null("unreadable"))
         found = found.with_columns(moment.alias(own)).drop(f"_{own}")
-    for field in asked.fields.fields:
-        if isinstance(field, Flag):
-            words = pl.col(field.name).cast(pl.String).str.to_lowercase().replace({"1": "true", "0": "false"})
+    for column in asked.fields.fields:
+        if isinstance(column, Flag):
+            words = pl.col(column.name).cast(pl.String).str.to_lowercase().replace({"1": "true", "0": "false"})
             found = found.with_columns(words)
-        elif isinstance(field, Numeric) and isinstance(found.schema[field.name], pl.Decimal):
-            found = found.with_columns(pl.col(field.name).cast(pl.Float64))
-    found = found.with_columns(_label(found[asked.fields.label], asked, where))
+        elif isinstance(column, Numeric) and isinstance(found.schema[column.name], pl.Decimal):
+            found = found.with_columns(pl.col(column.name).cast(pl.Float64))
+    try:
+        found = found.with_columns(_label(found[asked.fields.label], asked, where, seen))
+    except DataError:
+        _check_zones(seen, asked, where)
+        raise
     if asked.makes_ids:
         return found.with_columns(_ids(found, asked.fields))
     return found.with_columns(_id(found["id"], asked.names["id"], where))
 
 
-def _check_zone(texts: pl.Series, lost: pl.Series, name: str, where: str) -> None:
-    """Raise DataError if none of a column's texts can be read for want of one declaration."""
-    if texts.dtype != pl.String or not lost.any() or lost.sum() < texts.len() - texts.null_count():
+def _note_texts(texts: pl.Series, lost: pl.Series, own: str, seen: _Seen) -> None:
+    if texts.dtype != pl.String:
         return
-    text = texts.filter(lost)[0]
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        if not text.lstrip("-").replace(".", "", 1).isdecimal():
-            return
-        mend = "a number whose unit could be any: declare it as source.time_unit in params.yaml, s, ms, us or ns"
-    else:
-        mend = "without a time zone, which could be any: declare it as source.time_zone in params.yaml, like UTC"
-    raise DataError(f"{where}: {name} holds times like {text!r}, {mend}")
+    if lost.sum() < texts.len() - texts.null_count():
+        seen.unread[own] = None
+    elif lost.any():
+        seen.unread.setdefault(own, texts.filter(lost)[0])
+
+
+def _check_zones(seen: _Seen, asked: Asked, where: str) -> None:
+    """Raise DataError if none of a column's texts can be read for want of one declaration."""
+    for own, text in seen.unread.items():
+        if text is None:
+            continue
+        try:
+            datetime.fromisoformat(text)
+        except ValueError:
+            if not text.lstrip("-").replace(".", "", 1).isdecimal():
+                continue
+            mend = "a number whose unit could be any: declare it as source.time_unit in params.yaml, s, ms, us or ns"
+        else:
+            mend = "without a time zone, which could be any: declare it as source.time_zone in params.yaml, like UTC"
+        raise DataError(f"{where}: {asked.names[own]} holds times like {text!r}, {mend}")
 
 
 def _id(ids: pl.Series, name: str, where: str) -> pl.Series:
@@ -213,13 +350,19 @@ def _id(ids: pl.Series, name: str, where: str) -> pl.Series:
     return ids.fill_nan(None).cast(pl.Int64)
 
 
-def _label(labels: pl.Series, asked: Asked, where: str) -> pl.Series:
+def _label(labels: pl.Series, asked: Asked, where: str, seen: _Seen) -> pl.Series:
     values = list(asked.declared.label_values)
     held = f"{where}: the label {asked.names[asked.fields.label]}"
     if isinstance(labels.dtype, pl.Categorical | pl.Enum):
         labels = labels.cast(pl.String)
-    if not values and asked.fields.classes and labels.dtype == pl.String and _among(labels, asked.fields.classes):
-        values = list(asked.fields.classes)
+    mixed = False
+    if not values and asked.fields.classes and labels.dtype == pl.String:
+        named = _among(labels, asked.fields.classes)
+        if labels.null_count() < labels.len():
+            seen.by_class.add(named)
+        mixed = len(seen.by_class) > 1
+        if named and not mixed:
+            values = list(asked.fields.classes)
     if values:
         texts = labels.cast(pl.String)
         if not _among(texts, values):
@@ -230,10 +373,16 @@ def _label(labels: pl.Series, asked: Asked, where: str) -> pl.Series:
         return texts.replace_strict(values, list(range(len(values))), return_dtype=pl.Int64)
     if labels.dtype != pl.String:
         return labels
+    return _number(labels, asked, held, mixed=mixed)
+
+
+def _number(labels: pl.Series, asked: Asked, held: str, *, mixed: bool) -> pl.Series:
+    """Labels that are numbers written as texts; ``mixed``: elsewhere they are names of classes."""
     words = {"true": "1", "false": "0"}
     number = labels.str.to_lowercase().replace(words).cast(pl.Float64, strict=False)
-    if (labels.is_not_null() & number.is_null()).any():
-        text = labels.filter(labels.is_not_null() & number.is_null())[0]
+    wrong = labels.is_not_null() & (number.is_null() | mixed)
+    if wrong.any():
+        text = labels.filter(wrong)[0]
         mend = 'declare what it can be as source.label_values in params.yaml, like ["no", "yes"] for 0 and 1'
         if asked.fields.classes:
             mend = f"it is none of the classes {', '.join(map(str, asked.fields.classes[:20]))}; mend the data, or them"

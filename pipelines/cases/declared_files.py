@@ -13,18 +13,22 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pipelines.cases.columns import Asked, of_window
+from pipelines.cases import columns
+from pipelines.cases.columns import Asked
 from pipelines.cases.sources import Source, places
 from pipelines.errors import ConfigError, DataError, Unavailable
 from pipelines.faults import of_disk, said
 from pipelines.files import file_sha256, make_folder, usual_mode, write_atomic
 from pipelines.params import FilesSource
+from pipelines.provenance import wall_time
 from pipelines.settings import Settings
 from pipelines.storage import digest
 
@@ -41,6 +45,8 @@ EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "a
 WEB = ("http", "https")
 CONNECT_SECONDS, SILENT_SECONDS = 10, 60
 """How long a web server may take to answer, and to say something more; a whole file may take any time."""
+YOUNG_SECONDS = 2.0
+"""A file that was written so lately may be written once more without another time: it is looked at again."""
 _State = tuple[int, int, int]
 
 
@@ -56,9 +62,13 @@ class File:
 
 @dataclass(frozen=True)
 class Files(Source):
-    """Declared files; ``sha256`` is that of all of them, by name."""
+    """Declared files; ``sha256`` is that of all of them, by name.
+
+    ``notes`` is where it is kept what was found of files that have not changed since; None: each is looked at anew.
+    """
 
     files: tuple[File, ...] = ()
+    notes: Path | None = None
 
     def facts(self) -> dict[str, Any]:
         """The source as small JSON values, each file with its sha256."""
@@ -73,13 +83,18 @@ def resolve(declared: FilesSource, settings: Settings, case: str) -> Files:
     """
     found: dict[str, File] = {}
     why = []
+    notes = None
+    if declared.watermark is not None:
+        plain = json.dumps(declared.model_dump(mode="json", exclude={"notice"}), sort_keys=True)
+        notes = settings.root / "data" / "sources" / case / f"files-{digest(plain)[:16]}.json"
+    known = _noted(notes)
     for url in declared.urls:
         protocol, _, rest = url.partition("://")
         if rest and protocol != "file":
-            files = _copied(url, protocol, settings, case)
+            files = _copied(url, protocol, settings, case, known)
             why.append(f"{url}: copied to {settings.root / 'data'}")
         else:
-            files, where = _here(rest or url, settings, case)
+            files, where = _here(rest or url, settings, case, known)
             why.append(where)
         found |= {file.name: file for file in files}
     return Files(
@@ -89,13 +104,48 @@ def resolve(declared: FilesSource, settings: Settings, case: str) -> Files:
         notice=declared.notice,
         sha256=digest({name: file.sha256 for name, file in found.items()}),
         files=tuple(found[name] for name in sorted(found)),
+        notes=notes,
     )
+
+
+# --- files that have not changed ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Note:
+    """What was found of a file in one state. ``span`` holds all of its event times; None: it has rows without any."""
+
+    state: _State
+    sha256: str
+    span: tuple[datetime, datetime] | None
+
+
+def _noted(notes: Path | None) -> dict[str, Note]:
+    if notes is None or not notes.exists():
+        return {}
+    try:
+        found = {}
+        for name, (state, sha256, span) in json.loads(notes.read_text()).items():
+            first_last = span and (datetime.fromisoformat(span[0]), datetime.fromisoformat(span[1]))
+            found[name] = Note((state[0], state[1], state[2]), sha256, first_last)
+    except (ValueError, TypeError, KeyError, IndexError):
+        return {}  # half of a note is none: the files are looked at again
+    return found
+
+
+def _note(notes: Path, known: dict[str, Note]) -> None:
+    make_folder(notes.parent)
+    plain = {
+        name: [note.state, note.sha256, note.span and [moment.isoformat() for moment in note.span]]
+        for name, note in known.items()
+    }
+    write_atomic(notes, json.dumps(plain).encode(), durable=False)
 
 
 # --- files that are here ------------------------------------------------------------------------
 
 
-def _here(url: str, settings: Settings, case: str) -> tuple[list[File], str]:
+def _here(url: str, settings: Settings, case: str, known: dict[str, Note]) -> tuple[list[File], str]:
     """The files of a path or a pattern, and in words where they were found."""
     folders = places(settings)
     if Path(url).is_absolute():
@@ -106,7 +156,8 @@ def _here(url: str, settings: Settings, case: str) -> tuple[list[File], str]:
         if glob.has_magic(url):
             paths = sorted(path for path in folder.glob(url) if path.is_file() and not _is_hidden(path.name))
         if paths:
-            return [_summed(path, str(path.relative_to(folder)), case) for path in paths], f"{folder / url}: {why}"
+            found = [_summed(path, str(path.relative_to(folder)), case, known) for path in paths]
+            return found, f"{folder / url}: {why}"
     looked = ", ".join(str(folder) for folder, _ in folders)
     raise DataError(
         f"{case}: no file {url} in {looked}: put it there, set PERENNIAL_DATA_DIR to the folder that holds it, or mend "
@@ -119,11 +170,14 @@ def _is_hidden(name: str) -> bool:
     return name.rpartition("/")[2][:1] in {".", "_"}
 
 
-def _summed(path: Path, name: str, case: str) -> File:
+def _summed(path: Path, name: str, case: str, known: dict[str, Note]) -> File:
     if path.is_dir():
         raise DataError(f"{case}: {path} is a folder: write source.url as a pattern, like {path.name}/*.parquet")
     try:
         state = _state(path)
+        note = known.get(name)
+        if note is not None and note.state == state:
+            return File(name, path, note.sha256, state)
         return File(name, path, file_sha256(path), state)
     except OSError as error:
         raise DataError(f"{case}: {path} cannot be read ({error.strerror}): make it readable, or remove it") from error
@@ -137,7 +191,7 @@ def _state(path: Path) -> _State:
 # --- files that are elsewhere -------------------------------------------------------------------
 
 
-def _copied(url: str, protocol: str, settings: Settings, case: str) -> list[File]:
+def _copied(url: str, protocol: str, settings: Settings, case: str, known: dict[str, Note]) -> list[File]:
     """Copies of what lies at an address, or matches a pattern there."""
     if protocol not in {*WEB, *EXTRAS}:
         raise ConfigError(
@@ -157,7 +211,7 @@ def _copied(url: str, protocol: str, settings: Settings, case: str) -> list[File
     for one in paths:
         address = url if len(paths) == 1 and one == path else f"{protocol}://{one}"
         try:
-            copies.append(_copy(store, one, address, folder, case))
+            copies.append(_copy(store, one, address, folder, case, known))
         except (DataError, ConfigError, Unavailable):
             raise
         except Exception as error:
@@ -188,7 +242,7 @@ def _store(url: str, protocol: str, case: str) -> tuple[Any, str]:
     return store, path
 
 
-def _copy(store: Any, path: str, url: str, folder: Path, case: str) -> File:
+def _copy(store: Any, path: str, url: str, folder: Path, case: str, known: dict[str, Note]) -> File:
     before = store.info(path)
     version = _version(before)
     name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}"
@@ -196,7 +250,7 @@ def _copy(store: Any, path: str, url: str, folder: Path, case: str) -> File:
     kept = json.loads(note.read_text()) if note.exists() else {}
     copy = folder / f"{name}-{kept.get('sha256', '')[:16]}"
     if version and kept.get("version") == version and copy.exists():
-        file = _summed(copy, url, case)
+        file = _summed(copy, url, case, known)
         if file.sha256 == kept["sha256"]:
             return file
     make_folder(folder)
@@ -231,8 +285,9 @@ def _version(info: dict[str, Any]) -> str:
 
 def _refused(error: Exception, url: str, case: str) -> ConfigError | DataError | Unavailable:
     """What a store's library says, as one of our errors: they have no common base."""
-    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # fsspec says that a file is not there whatever a web server said
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and "NoSuchBucket" not in str(cause):
+        error = cause  # fsspec says that a file is not there whatever a web server said
     if (disk := of_disk(error)) is not None and not isinstance(error, PermissionError):
         return disk
     status = getattr(error, "status", None)
@@ -253,11 +308,43 @@ def _refused(error: Exception, url: str, case: str) -> ConfigError | DataError |
 # --- reading ------------------------------------------------------------------------------------
 
 
-def read(source: Files, asked: Asked) -> pl.DataFrame:
-    """The rows of a window out of all files. Raises DataError naming the file that cannot be read, and why."""
-    frames = [_read(file, asked) for file in source.files]
+def pieces(source: Files, asked: Asked) -> Iterator[pl.DataFrame]:
+    """The rows of a window out of all files, piece by piece (:func:`pipelines.cases.columns.pieces`).
+
+    Raises DataError naming the file that cannot be read, and why, and Unavailable for one that changes meanwhile.
+    """
+    kinds: pl.DataFrame | None = None
+    known = _noted(source.notes)
+    for file in source.files:
+        if source.notes is not None and not _may_hold(file, known, asked):
+            continue
+        for piece in _pieces(file, asked):
+            kinds = _of_one_kind(kinds, piece, source, asked)
+            yield piece
+    if source.notes is not None:
+        _note(source.notes, {file.name: known[file.name] for file in source.files if file.name in known})
+    if kinds is None:
+        nothing = pl.LazyFrame(schema=dict.fromkeys(asked.names.values(), pl.Null))
+        yield from columns.pieces([nothing], asked, source.name)
+
+
+def _may_hold(file: File, known: dict[str, Note], asked: Asked) -> bool:
+    """Whether a file may hold rows of the window; what is found of one that has rested is put among ``known``."""
+    note = known.get(file.name)
+    if note is None or note.state != file.state:
+        known.pop(file.name, None)
+        if wall_time() < datetime.fromtimestamp(file.state[2] / 1e9, UTC) + timedelta(seconds=YOUNG_SECONDS):
+            return True
+        with _readable(file, asked) as where:
+            note = Note(file.state, file.sha256, columns.span(_scanned(file, asked, where), asked, where))
+        known[file.name] = note
+    return note.span is None or (note.span[0] < asked.window.end and note.span[1] >= asked.window.start)
+
+
+def _of_one_kind(kinds: pl.DataFrame | None, piece: pl.DataFrame, source: Files, asked: Asked) -> pl.DataFrame:
+    """The types of all pieces so far, without their rows."""
     try:
-        return pl.concat(frames, how="vertical_relaxed")
+        return columns.together([one for one in (kinds, piece.clear()) if one is not None])
     except pl.exceptions.PolarsError as error:
         raise DataError(
             f"{asked.fields.case}: the files of {source.name} hold other types in the same column ({said(error)}): "
@@ -265,29 +352,33 @@ def read(source: Files, asked: Asked) -> pl.DataFrame:
         ) from error
 
 
-def _read(file: File, asked: Asked) -> pl.DataFrame:
+def _pieces(file: File, asked: Asked) -> Iterator[pl.DataFrame]:
+    with _readable(file, asked) as where:
+        yield from columns.pieces([_scanned(file, asked, where)], asked, where)
+
+
+@contextmanager
+def _readable(file: File, asked: Asked) -> Iterator[str]:
+    """Around a reading of a file: it is the same before and after, and errors are ours; gives its name for messages."""
     where = f"{asked.fields.case}: {file.path}"
-    if not file.path.is_file() or _state(file.path) != file.state:
-        raise _changed(where)
+    _check_same(file, where)
     try:
-        found = of_window(_scanned(file, asked, where), asked, where)
+        yield where
     except (OSError, EOFError, ValueError, pl.exceptions.PolarsError) as error:
-        if not file.path.is_file() or _state(file.path) != file.state:
-            raise _changed(where) from error
+        _check_same(file, where)
         raise DataError(
             f"{where} cannot be read ({said(error)}): it may be half written, or not be the declared format; write it "
             "under another name and rename it once it is whole, or mend source in params.yaml"
         ) from error
+    _check_same(file, where)
+
+
+def _check_same(file: File, where: str) -> None:
     if not file.path.is_file() or _state(file.path) != file.state:
-        raise _changed(where)
-    return found
-
-
-def _changed(where: str) -> Unavailable:
-    return Unavailable(
-        f"{where} changed while it was read: try again, and write files under another name and rename them once they "
-        "are whole"
-    )
+        raise Unavailable(
+            f"{where} changed while it was read: try again, and write files under another name and rename them once "
+            "they are whole"
+        )
 
 
 def _scanned(file: File, asked: Asked, where: str) -> pl.LazyFrame:

@@ -5,16 +5,14 @@ The address with its login comes from a file, a variable or an Airflow connectio
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from typing import Any, Literal
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -23,14 +21,18 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from pipelines.cases.columns import DAY, PER_SECOND, Asked, of_window
+from pipelines.cases import columns, taken
+from pipelines.cases.addresses import Told, connection, hidden, told
+from pipelines.cases.columns import DAY, PER_SECOND, Asked
 from pipelines.cases.sampling import stride
 from pipelines.cases.sources import Source
+from pipelines.contracts import Window
 from pipelines.errors import ConfigError, DataError, Unavailable
 from pipelines.faults import said
-from pipelines.params import SqlSource, UrlFrom
+from pipelines.params import SqlSource
 from pipelines.settings import Settings
 
+EXPECTED = "the database's address, like postgresql+psycopg://user:password@host:5432/name"
 CHUNK = 20_000
 """Rows that are fetched at once."""
 RARE = 1_000
@@ -48,142 +50,138 @@ class Database(Source):
 
     url: URL = field(default_factory=lambda: URL.create("sqlite"), repr=False)
     declared: SqlSource | None = field(default=None, repr=False)
+    copies: Path = field(default_factory=Path, repr=False)
+    """The folder for rows that are kept for next time."""
 
     def facts(self) -> dict[str, Any]:
         """The source as small JSON values, without its address."""
-        return Source(self.name, self.kind, self.why, self.notice).facts()
+        found = Source(self.name, self.kind, self.why, self.notice).facts()
+        if self.declared is not None and self.declared.watermark is not None:
+            found["watermark"] = self.declared.watermark.model_dump(mode="json")
+        return found
 
 
 def resolve(declared: SqlSource, settings: Settings, case: str) -> Database:
     """The database of a declaration; it is not asked yet. Raises ConfigError if its address cannot be used."""
-    told, text = _address(declared.url_from, settings, case)
+    found = told(declared.url_from, settings, case, key="source.url_from", expected=EXPECTED)
     try:
-        url = make_url(text)
-    except (ArgumentError, ValueError) as error:
+        url = _url(found, declared, case)
+    except (ArgumentError, ValueError):
+        # Without the cause, which repeats the address.
         raise ConfigError(
-            f"{case}: {told} holds no address of a database: write it like "
+            f"{case}: {found.where} holds no address of a database: write it like "
             "postgresql+psycopg://user:password@host:5432/name"
-        ) from error
+        ) from None
     url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
     what = declared.table or "a query"
     # Without the user too: a name is half of a login.
     shown = f"{url.get_backend_name()}://{url.host or ''}/{url.database or ''}"
-    return Database(f"{what} of {shown}", "real", f"{told} in params.yaml", declared.notice, url=url, declared=declared)
+    return Database(
+        f"{what} of {shown}",
+        "real",
+        f"{found.where} in params.yaml",
+        declared.notice,
+        url=url,
+        declared=declared,
+        copies=settings.root / "data" / "sources",
+    )
 
 
-# --- the address --------------------------------------------------------------------------------
-
-
-def _address(given: UrlFrom, settings: Settings, case: str) -> tuple[str, str]:
-    """Where the address is told, for messages, and the address."""
-    if given.file is not None:
-        path = settings.root / Path(given.file).expanduser()
-        try:
-            return f"the file {path}", _not_empty(path.read_text().strip(), f"the file {path}", case)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"{case}: source.url_from names {path}, which cannot be read ({said(error)}): write the database's "
-                "address into it"
-            ) from error
-    if given.env is not None:
-        told = f"the variable {given.env}"
-        return told, _not_empty(os.environ.get(given.env, ""), told, case)
-    variable = f"AIRFLOW_CONN_{(given.connection or '').upper()}"
-    told = f"the connection {given.connection} ({variable})"
-    return told, _of_connection(_not_empty(os.environ.get(variable, ""), told, case), told, case)
-
-
-def _not_empty(text: str, told: str, case: str) -> str:
-    if not text:
-        raise ConfigError(
-            f"{case}: source.url_from names {told}, which is empty or not set: give it the database's address, like "
-            "postgresql+psycopg://user:password@host:5432/name"
-        )
-    return text
-
-
-def _of_connection(text: str, told: str, case: str) -> str:
-    """An Airflow connection, as URI or JSON, as an address of SQLAlchemy's."""
-    try:
-        if text.startswith("{"):
-            found = json.loads(text)
-            port = found.get("port")
-            url = URL.create(
-                _driver(found["conn_type"]),
-                found.get("login"),
-                found.get("password"),
-                found.get("host") if found["conn_type"] != "sqlite" else None,
-                None if port is None else int(port),
-                found.get("schema") if found["conn_type"] != "sqlite" else found.get("host"),
-                _options(found.get("extra")),
-            )
-            return url.render_as_string(hide_password=False)
-        parts = urlsplit(text)
-        host = unquote(parts.hostname or "")
-        path = unquote(parts.path)
-        if parts.scheme == "sqlite":
-            return f"sqlite:///{host or path.removeprefix('/')}"
-        options = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair)
-        url = URL.create(
-            _driver(parts.scheme),
-            None if parts.username is None else unquote(parts.username),
-            None if parts.password is None else unquote(parts.password),
-            host,
-            parts.port,
-            path.removeprefix("/"),
-            {name: unquote(value) for name, value in options.items() if not name.startswith("__extra")},
-        )
-        return url.render_as_string(hide_password=False)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{case}: {told} is no connection of Airflow's: write it as URI or as JSON with conn_type, login, "
-            "password, host, port and schema"
-        ) from error
-
-
-def _driver(kind: str) -> str:
-    return DRIVERS.get(kind, kind)
-
-
-def _options(extra: Any) -> dict[str, str]:
-    if isinstance(extra, str):
-        extra = json.loads(extra or "{}")
-    return {str(name): str(value) for name, value in (extra or {}).items() if isinstance(value, str | int)}
+def _url(found: Told, declared: SqlSource, case: str) -> URL:
+    if declared.url_from.connection is None:
+        return make_url(found.text)
+    given = connection(found, case)
+    if given.kind == "sqlite":
+        return URL.create("sqlite", database=given.host or given.schema)
+    return URL.create(given.kind, given.login, given.password, given.host, given.port, given.schema, given.extra)
 
 
 # --- reading ------------------------------------------------------------------------------------
 
 
-def read(source: Database, asked: Asked) -> pl.DataFrame:
-    """The rows of a window.
+def pieces(source: Database, asked: Asked) -> Iterator[pl.DataFrame]:
+    """The rows of a window, chunk by chunk (:func:`pipelines.cases.columns.pieces`).
 
-    Raises ConfigError for a refused login and a table that is not there, DataError for columns that are not those
-    declared, Unavailable if the database does not answer or breaks off.
+    With a watermark only those that are new are asked for (taken.py). Raises ConfigError for a refused login and a
+    table that is not there, DataError for columns that are not those declared, Unavailable if the database does not
+    answer or breaks off.
     """
-    case = asked.fields.case
-    where = f"{case}: {source.name}"
+    where = f"{asked.fields.case}: {source.name}"
+    if asked.watermark is None:
+        return _read(source, asked, where)
+    table = taken.Table(
+        where,
+        source.url.set(password=None).render_as_string(),
+        lambda: _ends(source, asked, where),
+        lambda within, since: _read(source, within, where, "dated", since),
+        lambda: _read(source, asked, where, "undated"),
+    )
+    return taken.pieces(table, source.copies, asked, timedelta(hours=asked.watermark.overlap_hours))
+
+
+def _read(
+    source: Database,
+    asked: Asked,
+    where: str,
+    which: Literal["all", "dated", "undated"] = "all",
+    since: datetime | None = None,
+) -> Iterator[pl.DataFrame]:
+    """The window's rows and those without a time, or only either; ``dated`` ones in order, and newer than ``since``."""
     with _connected(source, where) as connection:
         rows = _table(source)
         there = list(connection.execute(sa.select(sa.text("*")).select_from(rows).limit(0)).keys())
         asked.check(there, where)
         names = list(asked.names.values())
-        columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in dict.fromkeys(names)]
+        all_of_it: list[sa.ColumnClause[Any]] = [sa.column(name) for name in dict.fromkeys(names)]
         time: sa.ColumnClause[Any] = sa.column(asked.event_time)
-        wanted = sa.select(*columns).select_from(rows)
-        first = connection.execute(sa.select(time).select_from(rows).where(time.is_not(None)).limit(1)).scalar()
-        bounds = _bounds(first, asked)
-        if bounds is not None:
+        wanted = sa.select(*all_of_it).select_from(rows)
+        bounds = _bounds(_any(connection, rows, time), asked.window, asked)
+        if which == "undated":
+            wanted = wanted.where(time.is_(None))
+        elif bounds is not None:
             low, high = bounds
             inside = (time >= sa.bindparam("low", low)) & (time < sa.bindparam("high", high))
-            wanted = wanted.where(inside | time.is_(None))
+            wanted = wanted.where(inside if which == "dated" else inside | time.is_(None))
+        if which == "dated":
+            wanted = wanted.order_by(time)
+        if since is not None:
+            mark: sa.ColumnClause[Any] = sa.column(asked.names[columns.MARK])
+            of_mark = _bounds(_any(connection, rows, mark), Window(start=since, end=since + DAY), asked)
+            if of_mark is not None:
+                wanted = wanted.where((mark >= sa.bindparam("since", of_mark[0])) | mark.is_(None))
         found = connection.execute(wanted, execution_options={"stream_results": True, "yield_per": CHUNK})
-        frames = [_frame(chunk, list(found.keys()), where) for chunk in found.partitions(CHUNK)]
-    if not frames:
-        frames = [pl.DataFrame(schema=dict.fromkeys(names, pl.Null))]
-    try:
-        return of_window(pl.concat(frames, how="vertical_relaxed").lazy(), asked, where)
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{where} holds what cannot be read ({said(error)}): cast it in a query") from error
+        chunks = (_frame(chunk, list(found.keys()), where).lazy() for chunk in found.partitions(CHUNK))
+        first_chunk = next(chunks, pl.LazyFrame(schema=dict.fromkeys(names, pl.Null)))
+        try:
+            yield from columns.pieces(chain([first_chunk], chunks), asked, where)
+        except pl.exceptions.PolarsError as error:
+            raise DataError(f"{where} holds what cannot be read ({said(error)}): cast it in a query") from error
+
+
+def _any(connection: sa.Connection, rows: Any, column: sa.ColumnClause[Any]) -> Any:
+    """A value of a column, for its type."""
+    return connection.execute(sa.select(column).select_from(rows).where(column.is_not(None)).limit(1)).scalar()
+
+
+def _ends(source: Database, asked: Asked, where: str) -> tuple[datetime | None, datetime | None, datetime | None]:
+    """The newest watermark, the oldest and the newest event time."""
+    assert asked.watermark is not None
+    with _connected(source, where) as connection:
+        rows = _table(source)
+        asked.check(list(connection.execute(sa.select(sa.text("*")).select_from(rows).limit(0)).keys()), where)
+        mark: sa.ColumnClause[Any] = sa.column(asked.watermark.column)
+        time: sa.ColumnClause[Any] = sa.column(asked.event_time)
+        wanted = sa.select(sa.func.max(mark), sa.func.min(time), sa.func.max(time)).select_from(rows)
+        newest, first, last = map(_plain, connection.execute(wanted).one())
+    if isinstance(newest, int | float) and asked.declared.time_unit is None:
+        raise ConfigError(
+            f"{where}: the watermark {mark.name} holds numbers ({newest}): a counter is given out before a row is "
+            "written, and nobody can say how much later that may be; name a column of times, declare source.time_unit "
+            "if these are some, or leave watermark out"
+        )
+    [mark_moment] = columns.moments([newest], columns.MARK, asked, where)
+    earliest, latest = columns.moments([first, last], "event_time", asked, where)
+    return mark_moment, earliest, latest
 
 
 def _table(source: Database) -> Any:
@@ -197,9 +195,9 @@ def _table(source: Database) -> Any:
     return sa.table(name, schema=schema or None)
 
 
-def _bounds(first: Any, asked: Asked) -> tuple[Any, Any] | None:
-    """The window in the type that the column's times have; a day wider where that has no zone. None: ask for all."""
-    start, end = asked.window.start, asked.window.end
+def _bounds(first: Any, window: Window, asked: Asked) -> tuple[Any, Any] | None:
+    """The window in the type that a column's times have; a day wider where that has no zone. None: ask for all."""
+    start, end = window.start, window.end
     wide = (max(start, _EPOCH.replace(year=2)) - DAY, min(end, _EPOCH.replace(year=9998)) + DAY)
     zone = ZoneInfo(asked.declared.time_zone or "UTC")
     if isinstance(first, datetime):
@@ -253,14 +251,19 @@ def _connected(source: Database, where: str) -> Iterator[sa.Connection]:
             f"{where}: the driver of {source.url.drivername} is not installed ({said(error)}): install it, or name "
             "another one in the address"
         ) from error
-    except DBAPIError as error:
-        raise _refused(error, where) from error
-    except SQLAlchemyError as error:
-        raise ConfigError(f"{where} cannot be read ({said(error)}): mend source in params.yaml") from error
+    except (DBAPIError, SQLAlchemyError) as error:
+        password = (source.url.password,)
+        shown = hidden(str(error), password) == str(error)  # as a cause it would stand in a traceback
+        raise _refused(error, where, password) from (error if shown else None)
 
 
-def _refused(error: DBAPIError, where: str) -> ConfigError | DataError | Unavailable:
+def _refused(
+    error: SQLAlchemyError, where: str, secrets: tuple[str | None, ...]
+) -> ConfigError | DataError | Unavailable:
+    if not isinstance(error, DBAPIError):
+        return ConfigError(f"{where} cannot be read ({hidden(said(error), secrets)}): mend source in params.yaml")
     words = str(error.orig).strip().splitlines()[0] if error.orig and str(error.orig).strip() else said(error)
+    words = hidden(words, secrets)
     if any(text in words for text in _REFUSED):
         return ConfigError(f"{where} refuses the login ({words}): mend the user and password in the address")
     if any(text in words for text in _NOT_THERE):

@@ -2,7 +2,7 @@
 
 Before a case's first champion rows come from its source; afterwards the loop is closed: only rows that
 went through the gateway, with the labels that have arrived by as_of, and the source is not even opened
-(unless the case declares ``training_rows: source``).
+(unless the case declares ``training_rows: source``). A case whose declared source is the log has no other rows.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def work(run: Run, _read: Read) -> Work:
     params, settings, as_of = run.params, run.settings, run.as_of
     fields = load_fields(run.case)
     first_run = ledger.champion_before(settings.ledger, run.case, as_of) is None
-    if first_run or params.training_rows == "source":
+    if not params.learns_from_log_alone and (first_run or params.training_rows == "source"):
         origin = from_source(part(run.case, "source"), fields, params, settings)
     else:
         origin = _from_log(run, fields)
@@ -54,6 +54,9 @@ def work(run: Run, _read: Read) -> Work:
     rows = dataset.known_at(received.rows, fields.label, as_of)
     if rows.is_empty():
         raise _nothing(run, origin.name, received)
+    labelled = int(rows[fields.label].is_not_null().sum())
+    if params.learns_from_log_alone and first_run and labelled < params.dataset.first_rows:
+        raise _too_few(run, rows.height, labelled)
     partitions = lake.write_days(settings, run.case, rows)
     window = dataset.training_window(as_of, params.dataset)
     declared: dict[str, Any] = {
@@ -71,7 +74,7 @@ def work(run: Run, _read: Read) -> Work:
             origin=origin.name,
             window=window,
             rows=rows.height,
-            labelled=int(rows[fields.label].is_not_null().sum()),
+            labelled=labelled,
             counts=received.counts,
             reasons=count_reasons(refused),
             partitions=partitions,
@@ -99,6 +102,8 @@ def _from_log(run: Run, fields: Fields) -> Origin:
 
     earliest = served.first_moment(run.settings, run.case) or run.as_of
     why = "the case has a champion: only what was served is learned from"
+    if run.params.learns_from_log_alone:
+        why = "the case declares it: source.kind is log"
     return Origin("log", read, earliest, {"name": "prediction log", "kind": "log", "why": why})
 
 
@@ -108,7 +113,21 @@ def _nothing(run: Run, origin: str, received: Received) -> DataError:
     if received.refused.height:
         name = f"{run.settings.run_dir(run.case, run.as_of).name}-{lake.content_sha256(received.refused)[:12]}"
         kept = lake.set_aside(run.settings, run.case, name, received.refused)
-    return none_usable(received, run.params, origin, kept) or TooFewRows(
+    why = none_usable(received, run.params, origin, kept)
+    if why is None and run.params.learns_from_log_alone:
+        why = _too_few(run, 0, 0)
+    return why or TooFewRows(
         f"{run.case}: the {origin} has no rows before {run.as_of.isoformat()}: choose a later as_of, or check that "
         "rows arrive"
+    )
+
+
+def _too_few(run: Run, rows: int, labelled: int) -> TooFewRows:
+    """What a first training lacks where rows come from the log alone: its gate could not say anything of fewer."""
+    needed = run.params.dataset.first_rows
+    return TooFewRows(
+        f"{run.case}: {rows} rows were logged before {run.as_of.isoformat()}, {labelled} of them have a label that has "
+        f"arrived, and source.kind log has no others: a first training needs {needed} (dataset.min_holdout by "
+        "holdout_share). Wait for rows and labels. The gateway logs rows once there is a champion; until then put "
+        "those of what answers today into the prediction log (docs/cases.md), or declare a source that has a history"
     )

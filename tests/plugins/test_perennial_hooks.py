@@ -2,11 +2,14 @@
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
-from perennial_hooks import settings
+from perennial_hooks import connection_json, settings
 from perennial_operators import StepOperator
 
+from pipelines.cases.addresses import asking
+from pipelines.cases.declared_sql import resolve
 from pipelines.errors import ConfigError, Unavailable
 from pipelines.line.order import INGEST
+from pipelines.params import SqlSource, UrlFrom
 from pipelines.settings import Settings
 
 
@@ -101,3 +104,23 @@ def test_connections_can_be_left_alone(monkeypatch):
     monkeypatch.setenv("PERENNIAL_CONNECTIONS", "mlflow_defualt")
     with pytest.raises(ConfigError, match="mlflow_defualt: only triton_default, mlflow_default, ledger_default"):
         settings()
+
+
+def test_a_task_asks_airflow_for_the_connections_of_a_declared_source(monkeypatch, tmp_path):
+    """A connection that is no variable comes from where Airflow keeps it; outside of a task it is not seen."""
+    (tmp_path / "connections.json").write_text(
+        '{"warehouse": {"conn_type": "postgres", "host": "db", "login": "me", "password": "p:w", "schema": "sales"}}'
+    )
+    monkeypatch.setenv("AIRFLOW__WORKERS__SECRETS_BACKEND", "airflow.secrets.local_filesystem.LocalFilesystemBackend")
+    monkeypatch.setenv(
+        "AIRFLOW__WORKERS__SECRETS_BACKEND_KWARGS", f'{{"connections_file_path": "{tmp_path / "connections.json"}"}}'
+    )
+    declared = SqlSource(kind="sql", url_from={"connection": "warehouse"}, table="orders")
+    with pytest.raises(ConfigError, match="seen by its tasks alone"):
+        resolve(declared, Settings(home=tmp_path), "shop")
+    with asking(connection_json):
+        found = resolve(declared, Settings(home=tmp_path), "shop")
+        assert found.url.render_as_string(hide_password=False) == "postgresql+psycopg://me:p%3Aw@db/sales"
+        assert "p:w" not in str(found.facts())
+        with pytest.raises(Unavailable, match="Airflow has handed over no connection nowhere"):
+            resolve(declared.model_copy(update={"url_from": UrlFrom(connection="nowhere")}), Settings(), "shop")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import threading
-from contextlib import contextmanager
+import sys
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import polars as pl
@@ -18,75 +16,11 @@ import yaml
 from pipelines.cases import part
 from pipelines.cases.surveying import survey
 from pipelines.data import lake
-from pipelines.errors import ConfigError, DataError, PerennialError, Unavailable
+from pipelines.errors import ConfigError, DataError, Unavailable
 from pipelines.params_file import load_params
-from pipelines.settings import Settings
 from tests import shop
-from tests.pipelines.verbs import ingest, validate
-
-AS_OF = datetime(2024, 2, 16, tzinfo=UTC)
-ROWS = 15 * 24
-"""One an hour from the first of February to AS_OF."""
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """Shop's rows as data/shop.csv, an empty state, and the case shop without a source.py."""
-    monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PERENNIAL_DATA_DIR", str(tmp_path / "data"))
-    shop.write_rows(tmp_path / "data" / "shop.csv")
-    with shop.installed(tmp_path / "cases") as root:
-        (shop.write(root) / "source.py").unlink()
-        declare(tmp_path, kind="files", url="shop.csv")
-        yield tmp_path
-
-
-def declare(home: Path, **source):
-    """Declare the shop's source."""
-    path = home / "cases" / "shop" / "params.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"source": source}))
-
-
-def settings(home: Path) -> Settings:
-    """Where everything is."""
-    return Settings(home=home / "home", data_dir=home / "data")
-
-
-def taken(home: Path) -> pl.DataFrame:
-    """The rows that ingest and validate take in, by time."""
-    params, where = load_params("shop"), settings(home)
-    folder = where.run_dir("shop", AS_OF)
-    manifest = ingest.run(params, where, folder, AS_OF)
-    assert validate.run(params, where, folder, AS_OF).facts["bad"] == 0
-    return lake.read_days(where, manifest.facts["partitions"])
-
-
-def facts(home: Path):
-    """What ingest says of its source."""
-    where = settings(home)
-    return ingest.run(load_params("shop"), where, where.run_dir("shop", AS_OF), AS_OF).facts["source"]
-
-
-def refused(home: Path, kind: type[PerennialError], *words: str) -> None:
-    """Ingest fails with an error of this kind and these words, and leaves nothing in the lake."""
-    with pytest.raises(kind) as caught:
-        taken(home)
-    for word in words:
-        assert word in str(caught.value), str(caught.value)
-    assert "source.py, line" not in str(caught.value)
-    assert not list((home / "home" / "lake").rglob("*.parquet"))
-    assert not (settings(home).run_dir("shop", AS_OF) / "ingest").exists()
-
-
-def csv(home: Path) -> pl.DataFrame:
-    """The shop's rows as texts."""
-    return pl.read_csv(home / "data" / "shop.csv", infer_schema=False)
-
-
-def typed(home: Path) -> pl.DataFrame:
-    """The shop's rows as a table keeps them."""
-    return pl.read_csv(home / "data" / "shop.csv").with_columns(pl.col("event_time").str.to_datetime(time_zone="UTC"))
-
+from tests.declarations import AS_OF, ROWS, csv, declare, facts, refused, settings, taken, typed, web
+from tests.pipelines.verbs import ingest
 
 # --- declarations -------------------------------------------------------------------------------
 
@@ -328,45 +262,6 @@ def test_a_file_that_changes_while_it_is_read_is_refused(home, monkeypatch):
 # --- a web server -------------------------------------------------------------------------------
 
 
-class Web(BaseHTTPRequestHandler):
-    """Serves ``server.files``; breaks off, or refuses, where it is told to."""
-
-    def do_HEAD(self):
-        """What a file is."""
-        self._answer(body=False)
-
-    def do_GET(self):
-        """A file, or its beginning."""
-        self._answer(body=True)
-
-    def _answer(self, *, body):
-        self.server.asked.append((self.command, self.path))
-        status, data, sent = self.server.files.get(self.path, (404, b"", 0))
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", f'"{hash(data)}"')
-        self.end_headers()
-        if body:
-            self.wfile.write(data[:sent])
-
-    def log_message(self, *_):
-        """Say nothing."""
-
-
-@contextmanager
-def web():
-    """A real HTTP server on a free port: its address, its files and what it was asked."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
-        server.files, server.asked = {}, []
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield server, f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def test_a_file_of_a_web_server_is_copied_once_for_each_version(home):
     """Rows are those of the file; it is fetched again only when it has changed, and checksummed."""
     expected = taken(home)
@@ -424,8 +319,10 @@ def test_an_address_where_nobody_answers_may_be_tried_again(home):
         ("ftp://host/a.parquet", "choose https, s3, gs or abfs"),
     ],
 )
-def test_a_protocol_that_cannot_be_read_names_what_it_needs(home, url, words):
+def test_a_protocol_that_cannot_be_read_names_what_it_needs(home, url, words, monkeypatch):
     """A store whose library is not installed names the library, an unknown protocol those that there are."""
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     declare(home, kind="files", url=url)
     refused(home, ConfigError, words)
 

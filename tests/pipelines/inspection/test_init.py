@@ -16,11 +16,11 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
-from pipelines import cli
+from pipelines import cli, installation
 from pipelines.cases import load_case
 from pipelines.cases.sampling import stride
 from pipelines.cases.surveying import survey
-from pipelines.cli import looking, starting, trying
+from pipelines.cli import looking, trying
 from pipelines.cli.options import build_parser
 from pipelines.drift.profile.spec import load_spec
 from pipelines.settings import Settings
@@ -484,7 +484,7 @@ def test_a_file_is_pinned_where_dvc_is(tmp_path, capfd, monkeypatch):
 def test_the_next_commands_are_those_of_who_asked(tmp_path, capfd, monkeypatch):
     """The installed command names itself, and a case lands where one stands if there is no other place for it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(starting, "_in_checkout", lambda: False)
+    monkeypatch.setattr(installation, "CHECKOUT", False)
     monkeypatch.setattr(shutil, "which", lambda name, **_: f"/usr/bin/{name}")
     customers(ROWS).write_parquet(tmp_path / "rows.parquet")
     with shop.installed(tmp_path / "theirs"):
