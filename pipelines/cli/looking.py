@@ -15,6 +15,7 @@ import polars as pl
 
 from pipelines.cases import declared_files, declared_sql
 from pipelines.cases.columns import Asked as Columns
+from pipelines.cases.columns import together
 from pipelines.cases.sampling import stride
 from pipelines.cases.sources import places
 from pipelines.contracts import Window
@@ -116,8 +117,10 @@ def read(look: Look, options: Mapping[str, Any], fields: Fields, window: Window)
     block = json.dumps({**look.place.block, **options})
     if isinstance(look.source, declared_sql.Database):
         declared = SqlSource.model_validate_json(block)
-        return declared_sql.read(replace(look.source, declared=declared), Columns(fields, declared, window))
-    return declared_files.read(look.source, Columns(fields, FilesSource.model_validate_json(block), window))
+        pieces = declared_sql.pieces(replace(look.source, declared=declared), Columns(fields, declared, window))
+    else:
+        pieces = declared_files.pieces(look.source, Columns(fields, FilesSource.model_validate_json(block), window))
+    return together(pieces)
 
 
 # --- files --------------------------------------------------------------------------------------
