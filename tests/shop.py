@@ -58,7 +58,7 @@ def write(root: Path, name: str = "shop") -> Path:
     """A whole case of this name below ``root``; returns its folder."""
     folder = root / name
     folder.mkdir(parents=True)
-    params = yaml.safe_load((REAL / "bank" / "params.yaml").read_text())
+    params = yaml.safe_load((REAL / "bank" / "variants" / "network" / "bank.yaml").read_text())
     params |= {"case": name, "period": ["2024-01-01T00:00:00Z", None], "label_delay_days": 1, "replay": None}
     params["dataset"] |= {"min_rows": 100, "fallback_rows": 200, "min_holdout": 50}
     params["train"] |= {"ranks": 1, "epochs": 1}

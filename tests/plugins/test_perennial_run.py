@@ -157,7 +157,7 @@ def test_only_small_facts_travel():
 
 def test_one_broken_case_leaves_the_others(tmp_path, monkeypatch):
     """A params.yaml with a typo is named with its key, and the other cases are still there."""
-    good = (case_files.CASES_ROOT / "bank" / "params.yaml").read_text()
+    good = (case_files.CASES_ROOT / "bank" / "variants" / "network" / "bank.yaml").read_text()
     for case, text in (
         ("bank", good),
         ("loans", good.replace("case: bank", "case: loans").replace("epochs:", "epoch:")),
