@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status clean check test repro seed-rows step-versions dvc-yaml bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift bench-metrics proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay bench-rows bench-flights bench-families bench-models flights-data test-full test-compose
+.PHONY: help setup demo up down status clean check test repro seed-rows step-versions dvc-yaml bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift bench-metrics proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay bench-rows bench-flights bench-families bench-models bench-data flights-data test-full test-compose
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -173,3 +173,6 @@ bench-families: ## network, LightGBM, XGBoost and logistic regression through th
 
 bench-models: ## what each family of models costs: fit, export, parity, rows in ONNX Runtime and at the gateway (benchmarks/results/models.json) [ARGS=--quick]
 	$(PY) -m benchmarks.bench.models $(ARGS)
+
+bench-data: ## rows from Parquet, CSV and PostgreSQL to a split data set beside bare polars, and pandas with pandera (benchmarks/results/data.json) [ARGS=--quick]
+	$(PY) -m benchmarks.bench.data $(ARGS)

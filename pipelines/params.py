@@ -133,7 +133,11 @@ class DatasetParams(Strict):
     min_holdout: int = Field(default=200, ge=2)
     max_bad_share: float = Field(default=0.05, ge=0, le=1)
     max_rows: Annotated[int | None, not_below("min_holdout")] = Field(default=None, gt=0)
-    """At most so many rows, evenly spaced over the window in time order; ``None``: all."""
+    """At most so many rows of the window; ``None``: all."""
+    sampling: Literal["even", "hash"] = Field(default="even", exclude_if=lambda sampling: sampling == "even")
+    """Which rows those are: ``even`` ones are evenly spaced in time order; by ``hash`` a row is kept for its id, so
+    that windows which overlap keep the same ones, and a larger ``max_rows`` keeps all that a smaller one does.
+    """
     replay_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training rows that is taken from before the window, against forgetting."""
     history_rows: int = Field(default=0, ge=0)

@@ -5,64 +5,95 @@ The case's own code builds on nothing in here, so that it may change without cha
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime, time, timedelta
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 import polars as pl
 
-from pipelines.cases.receiving import Received, count_reasons, noted, receive
+from pipelines.cases.by_day import by_day
+from pipelines.cases.receiving import Received, count_reasons, note, noted, receive
 from pipelines.cases.sources import resolve_source, returned_by
 from pipelines.contracts import Window
 from pipelines.errors import DataError
 from pipelines.fields import AS_DELIVERED, Fields
+from pipelines.files import make_folder, work_folder
 from pipelines.params import Params
 from pipelines.settings import Settings
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where rows come from: how those of a window are read, from when on there are any, and what it is, for people."""
+    """Where rows come from: how those of a window are read, from when on there are any, and what it is, for people.
+
+    ``parts`` are the rows of a window, whole days in each, the newest first; what has no day comes at the end.
+    """
 
     name: Literal["source", "log"]
-    read: Callable[[Window], Received]
+    parts: Callable[[Window], Iterator[Received]]
     earliest: datetime
     about: dict[str, Any]
 
+    def read(self, window: Window) -> Received:
+        """All rows of a window."""
+        return whole(list(self.parts(window)))
+
 
 def from_source(module: ModuleType, fields: Fields, params: Params, settings: Settings) -> Origin:
-    """The case's own source: ``module`` is its source.py. Raises CaseError if that finds no source."""
+    """The case's own source: ``module`` is its source.py. Raises CaseError if that finds no source.
+
+    One that gives ``pieces``, as declared sources do, is read without its rows ever being held together.
+    """
     source = resolve_source(params.case, module.resolve, settings, params)
 
-    def read(window: Window) -> Received:
+    def all_at_once(window: Window) -> Iterator[Received]:
         with noted() as apart:
             rows = module.rows(source, window, params)
         # What the case has brought into form goes through again, for nothing: what it has not must.
         with returned_by(params.case, module.rows):
-            return receive(rows, fields, window, params).after(apart)
+            yield receive(rows, fields, window, params).after(apart)
 
-    return Origin("source", read, params.period[0], source.facts())
+    def by_days(window: Window) -> Iterator[Received]:
+        apart = []
+        for frame in by_day(module.pieces(source, window, params), lambda: _scratch(settings, params.case)):
+            part = module.received_of(source, frame, window, params)
+            apart.append(replace(part, rows=part.rows.clear()))
+            yield part
+        note(params.case, whole(apart))
+
+    parts = by_days if hasattr(module, "pieces") else all_at_once
+    return Origin("source", parts, params.period[0], source.facts())
 
 
-def look_back(
-    origin: Origin, as_of: datetime, days: int, first_needed: Callable[[pl.DataFrame], datetime | None]
-) -> Received:
-    """Whole event days up to ``as_of``: at least ``days``, and no more than it takes to reach the first needed one.
+@contextmanager
+def _scratch(settings: Settings, case: str) -> Iterator[Path]:
+    """A folder for rows that are not held in memory; what a process that died left there is removed."""
+    make_folder(settings.lake / case)
+    with work_folder(settings.lake / case / "scratch") as folder:
+        yield folder
 
-    ``first_needed`` names that of the rows read so far, or None if they do not reach back to it.
-    """
-    while True:
-        start = datetime.combine((as_of - timedelta(days=days)).date(), time(0), UTC)
-        received = origin.read(Window(start=start, end=as_of))
-        first = first_needed(received.rows)
-        if first is not None:
-            return received.since(first)
-        if start <= origin.earliest:
-            return received
-        days *= 4
+
+def whole(parts: Sequence[Received]) -> Received:
+    """The parts of a window as one."""
+    if len(parts) == 1:
+        return parts[0]
+    newest, *_ = parts
+    moments = [moment for part in parts if part.times is not None for moment in part.times]
+    found = replace(
+        newest,
+        rows=pl.concat([part.rows for part in reversed(parts)], how="diagonal_relaxed"),
+        refused=pl.concat([part.refused for part in reversed(parts)], how="diagonal_relaxed"),
+        delivered=sum(part.delivered for part in parts),
+        repeats=sum(part.repeats for part in parts),
+        outside_window=sum(part.outside_window for part in parts),
+        outside_period=sum(part.outside_period for part in parts),
+        times=(min(moments), max(moments)) if moments else None,
+    )
+    return found.after([])  # which puts the refused ones in order
 
 
 def none_usable(received: Received, params: Params, origin: str, kept: Path | None) -> DataError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -141,36 +142,27 @@ def _fits(number: pl.Expr) -> pl.Expr:
     return number.is_infinite() | (number.abs() <= FLOAT32_MAX)
 
 
-def split(frame: pl.DataFrame, fields: Fields) -> tuple[pl.DataFrame, pl.DataFrame]:
+def split(frame: pl.DataFrame, fields: Fields, repeated: pl.Series | None = None) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Good rows as they are, and bad rows with ``reasons`` (text, all of them, joined by "; ").
 
-    ``frame`` is collected first, so that the contract looks at values and not at types alone. Raises
+    ``frame`` is collected first, so that the contract looks at values and not at types alone. Where it is a part of all
+    rows, ``repeated`` are the ids that are not unique among all. Raises
     DataError if columns or types are not those of canonical rows: no single row is to blame then.
     """
     import pandera.polars as pa
 
+    found = []
+    if repeated is not None and repeated.len():
+        again = frame.with_row_index("index").filter(pl.col("id").is_in(repeated.implode()))
+        found.append(again.select("index", reason=pl.lit("id: not unique")))
     try:
         contract(fields).validate(frame, lazy=True)
     except pa.errors.SchemaErrors as error:
-        cases = error.failure_cases
-    else:
+        found.append(_failed(error.failure_cases, fields))
+    if not any(failed.height for failed in found):
         return frame, frame.clear().with_columns(reasons=pl.lit("", pl.String))
-    whole = cases.filter(pl.col("index").is_null())
-    if whole.height:
-        first = whole.row(0, named=True)
-        raise DataError(
-            f"{fields.case}: {first['column']}: {first['check']} ({first['failure_case']}): "
-            "the rows are not in canonical form; mend the source"
-        )
     reasons = (
-        cases.select(
-            pl.col("index").cast(pl.UInt32),
-            reason=pl.format(
-                "{}: {}",
-                pl.col("column"),
-                pl.col("check").replace({"not_nullable": "missing or not a number", "field_uniqueness": "not unique"}),
-            ),
-        )
+        pl.concat(found)
         .unique()
         .sort("index", "reason")
         .group_by("index", maintain_order=True)
@@ -182,7 +174,30 @@ def split(frame: pl.DataFrame, fields: Fields) -> tuple[pl.DataFrame, pl.DataFra
     return good, bad
 
 
+def _failed(cases: pl.DataFrame, fields: Fields) -> pl.DataFrame:
+    """Which rows failed, and why. Raises DataError if it was no single row."""
+    whole = cases.filter(pl.col("index").is_null())
+    if whole.height:
+        first = whole.row(0, named=True)
+        raise DataError(
+            f"{fields.case}: {first['column']}: {first['check']} ({first['failure_case']}): "
+            "the rows are not in canonical form; mend the source"
+        )
+    return cases.select(
+        pl.col("index").cast(pl.UInt32),
+        reason=pl.format(
+            "{}: {}",
+            pl.col("column"),
+            pl.col("check").replace({"not_nullable": "missing or not a number", "field_uniqueness": "not unique"}),
+        ),
+    )
+
+
 def count_reasons(bad: pl.DataFrame) -> dict[str, int]:
     """How many rows fail for each reason, the most frequent first (a row may count under several)."""
-    counts = Counter(reason for reasons in bad["reasons"] for reason in reasons.split("; "))
+    return in_order(Counter(reason for reasons in bad["reasons"] for reason in reasons.split("; ")))
+
+
+def in_order(counts: Mapping[str, int]) -> dict[str, int]:
+    """Counts by reason, the most frequent first."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -12,12 +12,15 @@ Rows from before those chosen serve two declared ends: a replay share of the tra
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
+from hashlib import blake2b
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from pipelines.contracts import Window
 from pipelines.fields import Fields
@@ -25,6 +28,8 @@ from pipelines.params import DatasetParams
 from pipelines.text import normalise
 
 Rule = Literal["window", "fallback"]
+Ids = Callable[[pl.DataFrame], Iterable[pl.Series]]
+"""The ids of rows in their order, some at once."""
 Known = tuple[str, str]
 """A text, and the values beside it as they are written."""
 
@@ -54,20 +59,28 @@ def known_at(rows: pl.DataFrame, label: str, as_of: datetime) -> pl.DataFrame:
     return rows.with_columns(pl.when(arrived).then(pl.col(name)).alias(name) for name in (label, "label_time"))
 
 
-def first_needed_day(frame: pl.DataFrame, label: str, as_of: datetime, params: DatasetParams) -> datetime | None:
-    """Midnight of the oldest day that either rule can need, or None if ``frame`` does not reach far enough back.
+def labelled_on(rows: pl.DataFrame, label: str) -> dict[date, int]:
+    """How many rows of each day have their label."""
+    days = rows.filter(pl.col(label).is_not_null()).group_by(pl.col("event_time").dt.date()).len()
+    return dict(days.iter_rows())
 
-    That is the older of the window's first day and the day of the ``fallback_rows``-th newest labelled row,
-    with room for the share of rows that validation may take out. Replay and history look back to the beginning.
+
+def first_needed_day(labelled: Mapping[date, int], as_of: datetime, params: DatasetParams) -> datetime | None:
+    """Midnight of the oldest day that either rule can need, or None if rows do not reach far enough back.
+
+    ``labelled`` counts the rows that have their label, by day. The day is the older of the window's first one and that
+    of the ``fallback_rows``-th newest labelled row, with room for the share of rows that validation may take out.
+    Replay and history look back to the beginning.
     """
     if params.replay_share or params.history_rows:
         return None
     wanted = math.ceil(params.fallback_rows / max(1e-9, 1 - params.max_bad_share))
-    times = frame.filter(pl.col(label).is_not_null())["event_time"].sort(descending=True)
-    if times.len() < wanted:
-        return None
-    oldest = min(times[wanted - 1], training_window(as_of, params).start)
-    return datetime.combine(oldest.date(), time(0), oldest.tzinfo)
+    start = training_window(as_of, params).start
+    for day in sorted(labelled, reverse=True):
+        wanted -= labelled[day]
+        if wanted <= 0:
+            return datetime.combine(min(day, start.date()), time(0), start.tzinfo)
+    return None
 
 
 def choose(
@@ -78,15 +91,39 @@ def choose(
     Those chosen are the labelled rows of the window, or of the fallback, at most ``max_rows``. Both are sorted by
     event_time and id.
     """
-    labelled = frame.filter(pl.col(label).is_not_null() & (pl.col("event_time") < as_of)).sort("event_time", "id")
+    chosen, older, rule = by_rule(frame, label, as_of, params)
+    return thinned(chosen, params), older, rule
+
+
+def by_rule(
+    frame: pl.DataFrame, label: str, as_of: datetime, params: DatasetParams
+) -> tuple[pl.DataFrame, pl.DataFrame, Rule]:
+    """What :func:`choose` gives, before any rows are thinned out."""
+    labelled = _in_order(frame.filter(pl.col(label).is_not_null() & (pl.col("event_time") < as_of)))
     recent = labelled.filter(pl.col("event_time") >= training_window(as_of, params).start)
     rule: Rule = "window"
     chosen = recent
     if recent.height < params.min_rows:
         rule = "fallback"
         chosen = labelled.tail(params.fallback_rows)
-    older = labelled.head(labelled.height - chosen.height)
-    return spread(chosen, params.max_rows or chosen.height), older, rule
+    return chosen, labelled.head(labelled.height - chosen.height), rule
+
+
+def thinned(rows: pl.DataFrame, params: DatasetParams, ids: Ids | None = None) -> pl.DataFrame:
+    """At most ``max_rows`` of the rows. ``ids`` gives their ids where the column ``id`` only stands for them."""
+    most = params.max_rows or rows.height
+    if params.sampling == "hash":
+        return sampled(rows, most, ids or _own)
+    return spread(rows, most)
+
+
+def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
+    """By event_time and id; themselves if they are, as sorting takes more memory than they do."""
+    time, own = pl.col("event_time"), pl.col("id")
+    after = (time.shift() < time) | ((time.shift() == time) & (own.shift() <= own))
+    if rows.select(after.all()).item():
+        return rows
+    return rows.sort("event_time", "id")
 
 
 def rows_per_day(frame: pl.DataFrame, chosen: pl.DataFrame) -> float | None:
@@ -107,6 +144,29 @@ def spread(rows: pl.DataFrame, most: int) -> pl.DataFrame:
     if rows.height <= most:
         return rows
     return rows[[position * rows.height // most for position in range(most)]]
+
+
+def sampled(rows: pl.DataFrame, most: int, ids: Ids) -> pl.DataFrame:
+    """The ``most`` rows whose ids have the smallest hashes, in their order.
+
+    The hash is of the id alone and the same on every machine (BLAKE2b, RFC 7693). Fewer rows are always among more, and
+    hashes know nothing of time: days are thinned alike. This is bottom-k sampling (Cohen and Kaplan, PODC 2007).
+    """
+    if rows.height <= most:
+        return rows
+    hashes = np.concatenate([_hashed(some) for some in ids(rows)])
+    kept = np.zeros(rows.height, bool)
+    kept[np.argsort(hashes, kind="stable")[:most]] = True
+    return rows.filter(pl.Series(kept))
+
+
+def _hashed(ids: pl.Series) -> NDArray[np.uint64]:
+    found = b"".join(blake2b(text.encode(), digest_size=8).digest() for text in ids)
+    return np.frombuffer(found, ">u8").astype(np.uint64)
+
+
+def _own(rows: pl.DataFrame) -> Iterable[pl.Series]:
+    return [rows["id"]]
 
 
 def split(

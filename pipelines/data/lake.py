@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from pipelines.data import repeats
+from pipelines.data.heap import AT_ONCE
 from pipelines.errors import IntegrityError
 from pipelines.files import write_atomic
 from pipelines.settings import Settings
+
+MEND = "remove it and run the step 'ingest' again"
 
 
 def content_sha256(frame: pl.DataFrame) -> str:
@@ -73,27 +77,50 @@ def write_days(settings: Settings, case: str, frame: pl.DataFrame) -> list[dict[
 
 def read_days(settings: Settings, partitions: Sequence[dict[str, Any]]) -> pl.DataFrame:
     """The rows of the given partitions, in their order; raises IntegrityError if one is missing or holds other rows."""
-    frames = []
+    return pl.concat([_read(settings, partition) for partition in partitions], how="diagonal_relaxed")
+
+
+def some_days(settings: Settings, partitions: Sequence[dict[str, Any]]) -> Iterator[pl.DataFrame]:
+    """What :func:`read_days` gives, as many days at once as may be held."""
+    held: list[pl.DataFrame] = []
+    size = 0.0
     for partition in partitions:
-        path = settings.root / partition["path"]
-        try:
-            frame = pl.read_parquet(path, hive_partitioning=False)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            mend = "remove it and run the step 'ingest' again"
-            raise IntegrityError(f"{path} cannot be read ({error}): {mend}") from error
-        if not _is(frame, partition["sha256"]):
-            raise IntegrityError(
-                f"{path} does not hold the rows that its manifest names: "
-                "restore it, or remove it and run the step 'ingest' again"
-            )
-        frames.append(frame)
-    return pl.concat(frames, how="diagonal_relaxed")
+        frame = _read(settings, partition)
+        size += frame.estimated_size()
+        if held and size > AT_ONCE:
+            yield pl.concat(held, how="diagonal_relaxed")
+            held, size = [], frame.estimated_size()
+        held.append(frame)
+    yield pl.concat(held, how="diagonal_relaxed")
 
 
-def set_aside(settings: Settings, case: str, name: str, rows: pl.DataFrame) -> Path:
+def _read(settings: Settings, partition: dict[str, Any]) -> pl.DataFrame:
+    path = settings.root / partition["path"]
+    try:
+        frame = pl.read_parquet(path, hive_partitioning=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise IntegrityError(f"{path} cannot be read ({error}): {MEND}") from error
+    if not _is(frame, partition["sha256"]):
+        raise IntegrityError(f"{path} does not hold the rows that its manifest names: restore it, or {MEND}")
+    return frame
+
+
+def repeated_ids(settings: Settings, partitions: Sequence[dict[str, Any]]) -> pl.Series:
+    """The ids that more than one row of the partitions has, in memory that hardly hangs on how many rows there are."""
+    paths = [settings.root / partition["path"] for partition in partitions]
+    twice = repeats.repeated(paths, mend=MEND)
+    if not twice.size:
+        return pl.Series("id", [], pl.String)
+    again = repeats.hashed().is_in(pl.Series(twice).implode())
+    ids = pl.concat([pl.scan_parquet(path, hive_partitioning=False).select("id").filter(again) for path in paths])
+    found = ids.collect(engine="streaming")["id"]
+    return found.filter(found.is_duplicated()).unique()
+
+
+def set_aside(settings: Settings, case: str, name: str, rows: pl.DataFrame | pl.LazyFrame) -> Path:
     """Keep rows that stopped a run, as ``lake/<case>/quarantine/rows/<name>.parquet``; returns the path."""
     path = settings.lake / case / "quarantine" / "rows" / f"{name}.parquet"
     buffer = io.BytesIO()
-    rows.write_parquet(buffer)
+    rows.lazy().sink_parquet(buffer)
     write_atomic(path, buffer.getvalue())
     return path

@@ -31,13 +31,21 @@ def hashed() -> pl.Expr:
     return pl.col("id").hash(seed=0)
 
 
-def hashes(file: Path) -> Iterator[Hashes]:
-    """The hashes of a partition's ``id`` column, batch by batch. Raises IntegrityError if it cannot be read."""
+def hash_of(ids: pl.Series) -> Hashes:
+    """The hashes of ids."""
+    return ids.to_frame("id").select(hashed()).to_series().to_numpy()
+
+
+def hashes(file: Path, mend: str = MEND) -> Iterator[Hashes]:
+    """The hashes of a partition's ``id`` column, batch by batch.
+
+    Raises IntegrityError, which says how to ``mend`` it, if it cannot be read.
+    """
     try:
         for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(_BATCH, columns=["id"], use_threads=False):
-            yield pl.DataFrame(batch).select(hashed()).to_series().to_numpy()
+            yield hash_of(pl.DataFrame(batch)["id"])
     except (OSError, pa.ArrowException) as error:
-        raise IntegrityError(f"a partition in {file.parent} cannot be read ({file.name}: {error}): {MEND}") from error
+        raise IntegrityError(f"a partition in {file.parent} cannot be read ({file.name}: {error}): {mend}") from error
 
 
 def holds(files: Sequence[Path], wanted: Hashes) -> bool:
@@ -45,7 +53,7 @@ def holds(files: Sequence[Path], wanted: Hashes) -> bool:
     return bool(wanted.size) and any(np.isin(own, wanted).any() for file in files for own in hashes(file))
 
 
-def repeated(files: Sequence[Path], held: Sequence[Path] = ()) -> Hashes:
+def repeated(files: Sequence[Path], held: Sequence[Path] = (), mend: str = MEND) -> Hashes:
     """The hashes that more than one row of the files has, and all those of ``held``, ascending, uint64.
 
     Two ids of one hash are among them too (one pair of a hundred million ids, once in about 4,000 times): ask the ids
@@ -57,7 +65,7 @@ def repeated(files: Sequence[Path], held: Sequence[Path] = ()) -> Hashes:
     with tempfile.TemporaryDirectory(prefix="perennial-ids-") as folder, ExitStack() as stack:
         parts = [stack.enter_context((Path(folder) / str(number)).open("w+b")) for number in range(buckets)]
         for file in files:
-            for own in hashes(file):
+            for own in hashes(file, mend):
                 ordered = np.sort(own)
                 for part, piece in zip(parts, np.split(ordered, ordered.searchsorted(bounds)), strict=True):
                     piece.tofile(part)
@@ -68,4 +76,4 @@ def repeated(files: Sequence[Path], held: Sequence[Path] = ()) -> Hashes:
             found.append(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
     if not held:
         return np.concatenate(found)
-    return np.unique(np.concatenate([*found, *(own for file in held for own in hashes(file))]))
+    return np.unique(np.concatenate([*found, *(own for file in held for own in hashes(file, mend))]))

@@ -80,6 +80,8 @@ class DatasetFacts(Facts):
     holdout_rows: int = 0
     window: Window | None = None
     rows_per_day: float | None = None
+    sampled: dict[str, int] = {}
+    """``{rows, of}``: how many of how many rows of the window were kept by a hash of their ids."""
 
 
 class TrainFacts(Facts):

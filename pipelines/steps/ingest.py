@@ -7,8 +7,10 @@ went through the gateway, with the labels that have arrived by as_of, and the so
 
 from __future__ import annotations
 
-from dataclasses import replace
-from datetime import datetime
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import polars as pl
 
 from pipelines import ledger
 from pipelines.cases import load_fields, part
-from pipelines.cases.delivery import Origin, from_source, look_back, none_usable
+from pipelines.cases.delivery import Origin, from_source, none_usable, whole
 from pipelines.cases.receiving import Received, count_reasons, receive
 from pipelines.contracts import Window
 from pipelines.data import dataset, lake, served
@@ -45,24 +47,17 @@ def work(run: Run, _read: Read) -> Work:
     else:
         origin = _from_log(run, fields)
 
-    def first_needed(rows: pl.DataFrame) -> datetime | None:
-        known = dataset.known_at(rows, fields.label, as_of)
-        return dataset.first_needed_day(known, fields.label, as_of, params.dataset)
-
-    received = look_back(origin, as_of, params.dataset.window_days, first_needed)
-    refused = dataset.known_at(received.refused, fields.label, as_of)
-    rows = dataset.known_at(received.rows, fields.label, as_of)
-    if rows.is_empty():
-        raise _nothing(run, origin.name, received)
-    labelled = int(rows[fields.label].is_not_null().sum())
-    if params.learns_from_log_alone and first_run and labelled < params.dataset.first_rows:
-        raise _too_few(run, rows.height, labelled)
-    partitions = lake.write_days(settings, run.case, rows)
+    taken = _take(run, fields, origin)
+    refused = dataset.known_at(taken.apart.refused, fields.label, as_of)
+    if not taken.rows:
+        raise _nothing(run, origin.name, taken.apart)
+    if params.learns_from_log_alone and first_run and taken.labelled < params.dataset.first_rows:
+        raise _too_few(run, taken.rows, taken.labelled)
     window = dataset.training_window(as_of, params.dataset)
     declared: dict[str, Any] = {
         "origin": origin.name,
         "window": window,
-        "partitions": [[p["date"], p["sha256"]] for p in partitions],
+        "partitions": [[p["date"], p["sha256"]] for p in taken.partitions],
     }
     if refused.height:
         declared["refused"] = lake.content_sha256(refused)
@@ -73,16 +68,57 @@ def work(run: Run, _read: Read) -> Work:
         return IngestFacts(
             origin=origin.name,
             window=window,
-            rows=rows.height,
-            labelled=labelled,
-            counts=received.counts,
+            rows=taken.rows,
+            labelled=taken.labelled,
+            counts=taken.apart.counts | {"rows": taken.rows},
             reasons=count_reasons(refused),
-            partitions=partitions,
+            partitions=taken.partitions,
             source=origin.about,
-            **received.beside,
+            **taken.apart.beside,
         )
 
     return Work(build, declared, runs_case=origin.name == "source")
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What a run takes of a delivery: ``rows`` of whole days in ``partitions``, and what is ``apart`` from them."""
+
+    rows: int
+    labelled: int
+    partitions: list[dict[str, Any]]
+    apart: Received
+
+
+def _take(run: Run, fields: Fields, origin: Origin) -> _Taken:
+    """Write whole event days up to ``as_of``.
+
+    At least the window's, and no more than it takes to reach the first needed one. Days are written as they come, so
+    that only some of them are held. A day that is read and not needed is not written.
+    """
+    params, as_of = run.params.dataset, run.as_of
+    days = params.window_days
+    while True:
+        start = datetime.combine((as_of - timedelta(days=days)).date(), time(0), UTC)
+        partitions: list[dict[str, Any]] = []
+        apart: list[Received] = []
+        labelled: Counter[date] = Counter()
+        first = None
+        for piece in origin.parts(Window(start=start, end=as_of)):
+            labelled.update(dataset.labelled_on(dataset.known_at(piece.rows, fields.label, as_of), fields.label))
+            first = dataset.first_needed_day(labelled, as_of, params)
+            needed = piece if first is None else piece.since(first)
+            partitions += lake.write_days(run.settings, run.case, dataset.known_at(needed.rows, fields.label, as_of))
+            apart.append(replace(needed, rows=needed.rows.clear()))
+        if first is not None or start <= origin.earliest:
+            kept = [day for day in labelled if first is None or day >= first.date()]
+            return _Taken(
+                rows=sum(partition["rows"] for partition in partitions),
+                labelled=sum(labelled[day] for day in kept),
+                partitions=sorted(partitions, key=lambda partition: str(partition["date"])),
+                apart=whole(apart),
+            )
+        days *= 4
 
 
 def _from_log(run: Run, fields: Fields) -> Origin:
@@ -90,10 +126,10 @@ def _from_log(run: Run, fields: Fields) -> Origin:
     prediction_log.catch_up(run.settings, run.case, dataset.training_window(run.as_of, run.params.dataset))
     outputs = {"version": pl.Int64(), "score": pl.Float64()}
 
-    def read(window: Window) -> Received:
+    def parts(window: Window) -> Iterator[Received]:
         found = served.read(run.settings, fields, window, run.as_of)
         received = receive(found.rows, fields, window, run.params, within_period=False, extra=outputs)
-        return replace(
+        yield replace(
             received,
             delivered=received.delivered + found.repeats,
             repeats=received.repeats + found.repeats,
@@ -104,7 +140,7 @@ def _from_log(run: Run, fields: Fields) -> Origin:
     why = "the case has a champion: only what was served is learned from"
     if run.params.learns_from_log_alone:
         why = "the case declares it: source.kind is log"
-    return Origin("log", read, earliest, {"name": "prediction log", "kind": "log", "why": why})
+    return Origin("log", parts, earliest, {"name": "prediction log", "kind": "log", "why": why})
 
 
 def _nothing(run: Run, origin: str, received: Received) -> DataError:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,12 @@ import polars as pl
 
 from pipelines.cases import load_fields
 from pipelines.data import contract, lake
+from pipelines.data.heap import Heap
 from pipelines.errors import DataError
-from pipelines.fields import AS_DELIVERED, Attribute
+from pipelines.fields import AS_DELIVERED, Attribute, Fields
 from pipelines.line.facts import IngestFacts, ValidateFacts
 from pipelines.line.step import Read, Run, Work
+from pipelines.settings import Settings
 
 
 def work(run: Run, read: Read) -> Work:
@@ -32,25 +37,26 @@ def work(run: Run, read: Read) -> Work:
     limit = params.dataset.max_bad_share
 
     def build(folder: Path, key: str) -> ValidateFacts:
-        rows = lake.read_days(settings, found.partitions)
-        good, bad = contract.split(rows, fields)
-        refused = run_dir / "ingest" / "quarantine.parquet"
-        if "quarantine.parquet" in ingest.files:
-            bad = pl.concat([bad, pl.read_parquet(refused)], how="diagonal_relaxed")
-        reasons = contract.count_reasons(bad)
-        share = bad.height / (good.height + bad.height)
-        if share > limit or good.is_empty():
-            kept = lake.set_aside(settings, params.case, f"{run_dir.name}-{key[:12]}", bad)
-            top = ", ".join(f"{reason} ({count})" for reason, count in list(reasons.items())[:3])
-            raise DataError(
-                f"{params.case}: {bad.height} of {good.height + bad.height} rows ({share:.1%}) break the contract, "
-                f"{limit:.0%} may: {top}; e.g. {_example(bad)}; the bad rows are in {kept}: mend what sends them, "
-                "or the declared fields"
-            )
-        good = good.drop(AS_DELIVERED, strict=False)
-        good.write_parquet(folder / "rows.parquet", compression="zstd")
-        bad.write_parquet(folder / "quarantine.parquet", compression="zstd")
-        return ValidateFacts(rows=good.height, bad=bad.height, bad_share=share, reasons=reasons, **_apart(found.counts))
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            good, bad = Heap(Path(scratch), "rows"), Heap(Path(scratch), "quarantine")
+            for kept, failed in _judged(settings, found.partitions, fields):
+                good.add(kept.drop(AS_DELIVERED, strict=False))
+                bad.add(failed)
+            if "quarantine.parquet" in ingest.files:
+                bad.add(pl.read_parquet(run_dir / "ingest" / "quarantine.parquet"))
+            reasons = _reasons(bad)
+            share = bad.rows / (good.rows + bad.rows)
+            if share > limit or not good.rows:
+                kept_in = lake.set_aside(settings, params.case, f"{run_dir.name}-{key[:12]}", bad.lazy())
+                top = ", ".join(f"{reason} ({count})" for reason, count in list(reasons.items())[:3])
+                raise DataError(
+                    f"{params.case}: {bad.rows} of {good.rows + bad.rows} rows ({share:.1%}) break the contract, "
+                    f"{limit:.0%} may: {top}; e.g. {_example(bad, next(iter(reasons)))}; the bad rows are in "
+                    f"{kept_in}: mend what sends them, or the declared fields"
+                )
+            good.write(folder / "rows.parquet")
+            bad.write(folder / "quarantine.parquet")
+        return ValidateFacts(rows=good.rows, bad=bad.rows, bad_share=share, reasons=reasons, **_apart(found.counts))
 
     declared: dict[str, Any] = {"fields": fields.hash}
     if attributes := [asdict(field) for field in fields.fields if isinstance(field, Attribute)]:
@@ -66,10 +72,33 @@ def _apart(counts: Mapping[str, int]) -> dict[str, int]:
     return {"delivered": counts["delivered"], "repeats": counts["repeats"], "outside": outside}
 
 
-def _example(bad: pl.DataFrame) -> str:
+def _judged(
+    settings: Settings, partitions: Sequence[dict[str, Any]], fields: Fields
+) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+    """Good rows and bad ones, some days at once. An id is unique among all days, whatever is held at once."""
+    parts = lake.some_days(settings, partitions)
+    first = next(parts)
+    second = next(parts, None)
+    if second is None:
+        yield contract.split(first, fields)
+        return
+    parts = chain([first, second], parts)
+    del first, second
+    repeated = lake.repeated_ids(settings, partitions)
+    for rows in parts:
+        yield contract.split(rows, fields, repeated)
+
+
+def _reasons(bad: Heap) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for reasons in bad.lazy().select("reasons").collect_batches(chunk_size=100_000):
+        counts.update(contract.count_reasons(reasons))
+    return contract.in_order(counts)
+
+
+def _example(bad: Heap, top: str) -> str:
     """A value that the most frequent reason is about, as it was delivered where that is known."""
-    top = next(iter(contract.count_reasons(bad)))
-    row = bad.filter(pl.col("reasons").str.contains(top, literal=True)).row(0, named=True)
+    row = bad.lazy().filter(pl.col("reasons").str.contains(top, literal=True)).head(1).collect().row(0, named=True)
     came = json.loads(row[AS_DELIVERED]) if row.get(AS_DELIVERED) else row
     name = top.partition(":")[0]
     return f"{name} = {came.get(name)!r:.60}, id {came.get('id')!r:.60}"

@@ -200,8 +200,10 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
     return Spec(digest(declared)[:12], kept, vocabulary)
 
 
-def freeze_spec(fields: Fields, settings: Settings, rows: Callable[[], pl.DataFrame]) -> Spec:
+def freeze_spec(fields: Fields, settings: Settings, rows: Callable[[], pl.DataFrame | pl.LazyFrame]) -> Spec:
     """The case's spec, made of its canonical training ``rows`` where nothing has been frozen yet.
+
+    Of rows that lie in a file one column is read at a time, where nothing has to be made of several.
 
     It then lies in the lake and stays as it is, whatever later runs are trained on; numbers that are declared later are
     added to it. A profile.json in the case's folder is read and never written. Raises what :func:`load_spec` raises.
@@ -210,9 +212,9 @@ def freeze_spec(fields: Fields, settings: Settings, rows: Callable[[], pl.DataFr
     if path.is_relative_to(settings.lake):
         if not path.exists():
             # Of two first runs that meet here, both go by what the first one wrote.
-            write_once(path, _sealed(fields, rows(), {}))
+            write_once(path, _sealed(fields, rows().lazy(), {}))
         elif _wanted(fields) - (known := _read(path)).keys():
-            write_atomic(path, _sealed(fields, rows(), known))
+            write_atomic(path, _sealed(fields, rows().lazy(), known))
     return load_spec(fields, path)
 
 
@@ -224,18 +226,27 @@ def _wanted(fields: Fields) -> set[str]:
     return {*_scaled(fields), *feature_names.projections(text), feature_names.tokens(text)}
 
 
-def _sealed(fields: Fields, rows: pl.DataFrame, known: dict[str, Any]) -> bytes:
+def _sealed(fields: Fields, rows: pl.LazyFrame, known: dict[str, Any]) -> bytes:
     """A frozen file: what is ``known`` stays as it is, the rest is made of the rows."""
     text = None if fields.text is None else fields.text.name
-    rows = unfolded(rows, fields)
-    empty = [field.name for field in _numeric(fields) if field.missing and rows[field.name].null_count() == rows.height]
-    names = [field.name for field in _numeric(fields) if field.name not in empty]
+    there = rows.collect_schema().names()
+    if text is not None or any(name not in there for name in fields.feature_names):
+        rows = unfolded(rows.collect(), fields).lazy()
+    unknown = {field.name for field in _numeric(fields) if field.missing and not _column(rows, field.name).count()}
+    names = [field.name for field in _numeric(fields) if field.name not in unknown]
     if fields.number is not None:
         names.append(fields.label)
     frozen = _frozen(rows, names, text)
     # Nothing is known of a number that was always missing: it is counted as it is.
-    frozen |= {name: {"loc": UNIT.loc, "scale": UNIT.scale} for name in empty} | known
+    frozen |= {
+        field.name: {"loc": UNIT.loc, "scale": UNIT.scale} for field in _numeric(fields) if field.name in unknown
+    }
+    frozen |= known
     return _bytes(frozen | {SEAL: digest(frozen)})
+
+
+def _column(rows: pl.LazyFrame, name: str) -> pl.Series:
+    return rows.select(name).collect().to_series()
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -257,24 +268,26 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _frozen(frame: pl.DataFrame, names: Sequence[str], text: str | None) -> dict[str, Any]:
+def _frozen(rows: pl.LazyFrame, names: Sequence[str], text: str | None) -> dict[str, Any]:
     """Scales of the numbers ``names``, and of a ``text`` what is counted of it with its commonest words.
 
     Raises DataError if there is nothing to freeze of one of them.
     """
     if text is not None:
-        projected = project(split(frame[text]))
-        frame = frame.with_columns(count_words(frame[text]).cast(pl.Float64), *projected)
+        texts = _column(rows, text)
+        projected = project(split(texts))
+        rows = rows.collect().with_columns(count_words(texts).cast(pl.Float64), *projected).lazy()
         names = [*names, feature_names.words(text), *projected.columns]
     found: dict[str, Any] = {}
     for name in names:
-        values = frame[name].cast(pl.Float64).drop_nulls().to_numpy()
+        column = _column(rows, name)
+        values = column.cast(pl.Float64).drop_nulls().to_numpy()
         if not np.isfinite(values).any():
-            raise DataError(f"{name} has no finite value in {frame.height} rows: no scale can be frozen from them")
+            raise DataError(f"{name} has no finite value in {column.len()} rows: no scale can be frozen from them")
         scale = freeze(values[np.isfinite(values)])
         found[name] = {"loc": scale.loc, "scale": scale.scale}
     if text is not None:
-        found[feature_names.tokens(text)] = {"vocabulary": freeze_words(frame[text])}
+        found[feature_names.tokens(text)] = {"vocabulary": freeze_words(texts)}
     return found
 
 
@@ -300,7 +313,7 @@ def main(source: Path, target: Path, text: str = "") -> None:
             f"of {', '.join(_texts(frame)) or 'none'} "
             "(a case of categories alone needs no such file: its first training makes one)"
         )
-    write_atomic(target, _bytes(_frozen(frame, columns, text or None)))
+    write_atomic(target, _bytes(_frozen(frame.lazy(), columns, text or None)))
 
 
 def _texts(frame: pl.DataFrame) -> list[str]:

@@ -116,13 +116,16 @@ def test_a_text_that_is_trained_on_judges_nobody():
 def test_replay_and_history_look_back_to_the_beginning():
     """No day is early enough when rows from before the window are wanted."""
     for wanted in ({"replay_share": 0.1}, {"history_rows": 10}):
-        assert dataset.first_needed_day(_rows(10, 30), "y", AS_OF, PARAMS.model_copy(update=wanted)) is None
+        assert (
+            dataset.first_needed_day(dataset.labelled_on(_rows(10, 30), "y"), AS_OF, PARAMS.model_copy(update=wanted))
+            is None
+        )
 
 
 @pytest.mark.parametrize(("per_day", "days", "expected"), [(10, 30, 10), (5, 30, 20), (2, 30, None)])
 def test_the_look_back_covers_both_rules(per_day: int, days: int, expected: int | None):
     """The first day needed is the window's, or that of the fallback's last row; None if rows end before."""
-    found = dataset.first_needed_day(_rows(per_day, days), "y", AS_OF, PARAMS)
+    found = dataset.first_needed_day(dataset.labelled_on(_rows(per_day, days), "y"), AS_OF, PARAMS)
     assert found == (None if expected is None else AS_OF - timedelta(days=expected))
 
 
