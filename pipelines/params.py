@@ -722,6 +722,20 @@ class Columns(Strict):
         return values
 
 
+class UrlFrom(Strict):
+    """Where an address with its password is told: one of a file, a variable of the environment, a connection."""
+
+    file: str | None = None
+    env: str | None = None
+    connection: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> UrlFrom:
+        if sum(bool(one) for one in (self.file, self.env, self.connection)) != 1:
+            raise ValueError("give one of {file: path}, {env: NAME} and {connection: id}")
+        return self
+
+
 class FilesSource(Columns):
     """Rows lie in files, here or in a store."""
 
@@ -730,6 +744,8 @@ class FilesSource(Columns):
     format: Literal["parquet", "csv", "json"] | None = None
     separator: str = Field(default=",", min_length=1, max_length=1)
     nulls: tuple[str, ...] = ()
+    login_from: UrlFrom | None = None
+    """Where the store's login is told, as YAML or JSON of its library's own options, or a connection."""
     watermark: Literal["version"] | None = None
     """``version``: a file that has the version it had is not hashed again, nor opened for days that it has none of."""
 
@@ -766,20 +782,6 @@ SIGNATURES = {"sig", "signature", "token", "access_token", "api_key", "apikey", 
     "x-goog-signature",
 }
 """Parameters of an address that let whoever knows it in."""
-
-
-class UrlFrom(Strict):
-    """Where an address with its password is told: one of a file, a variable of the environment, a connection."""
-
-    file: str | None = None
-    env: str | None = None
-    connection: str | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> UrlFrom:
-        if sum(bool(one) for one in (self.file, self.env, self.connection)) != 1:
-            raise ValueError("give one of {file: path}, {env: NAME} and {connection: id}")
-        return self
 
 
 class Watermark(Strict):
@@ -829,6 +831,8 @@ class DeltaSource(Columns):
 
     kind: Literal["delta"]
     url: Annotated[str, Field(min_length=1)]
+    login_from: UrlFrom | None = None
+    """Where the store's login is told, as YAML or JSON of deltalake's own options, or a connection."""
     version: int | None = Field(default=None, ge=0)
     """``None``: the newest when a run begins."""
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+import yaml
+
 from pipelines.errors import ConfigError, Unavailable
 from pipelines.faults import said
 from pipelines.params import UrlFrom
@@ -24,6 +26,8 @@ from pipelines.settings import Settings
 
 Ask = Callable[[str], str | None]
 """A connection's JSON by its id; None: there is none."""
+_SECRET = ("password", "secret", "token", "credential", "key", "sas", "header")
+"""What the names of secret options have in them."""
 _ASK: ContextVar[Ask | None] = ContextVar("connections", default=None)
 
 
@@ -93,6 +97,44 @@ def _of_airflow(name: str) -> Told:
             "another in source of params.yaml"
         )
     return Told(f"the connection {name} of Airflow", text)
+
+
+def mapping(found: Told, case: str, expected: str) -> dict[str, Any]:
+    """YAML or JSON that is told. Raises ConfigError if it is none."""
+    try:
+        plain = yaml.safe_load(found.text)
+    except yaml.YAMLError:
+        plain = None
+    if not isinstance(plain, dict):
+        # Without the cause, which repeats what is told.
+        raise ConfigError(f"{case}: {found.where} does not hold {expected}") from None
+    return {str(name): value for name, value in plain.items() if value is not None and value != ""}
+
+
+def login(given: UrlFrom | None, names: tuple[str, str] | None, settings: Settings, case: str) -> dict[str, Any]:
+    """A store's login as options of its library: none if none is told, then the library finds its own.
+
+    Login and password of a connection are those of ``names``, the rest is in its extra.
+    """
+    if given is None:
+        return {}
+    expected = "the login of a store as YAML, under the names of its library"
+    found = told(given, settings, case, key="source.login_from", expected=expected)
+    if given.connection is None:
+        return mapping(found, case, expected)
+    own = connection(found, case)
+    both = dict(zip(names, (own.login, own.password), strict=True)) if names else {}
+    return {**{name: value for name, value in both.items() if value}, **own.extra}
+
+
+def secrets_of(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """What of options may be in no message, the longest first."""
+    found: list[str] = []
+    for name, value in options.items():
+        if any(word in name.lower() for word in _SECRET):
+            found += map(str, value.values()) if isinstance(value, Mapping) else [str(value)]
+    found += [part for value in found for part in re.split(r"[: ]", value) if len(part) > 3]
+    return tuple(sorted(filter(None, found), key=len, reverse=True))
 
 
 def hidden(words: str, secrets: Iterable[str | None]) -> str:

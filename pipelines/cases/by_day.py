@@ -19,7 +19,7 @@ import polars as pl
 from pipelines.cases.columns import MOMENT, together
 from pipelines.moments import parse_moment
 
-AT_ONCE = 64 << 20
+AT_ONCE = 32 << 20
 """Bytes of rows that are held at once, if no single day has more."""
 _DAY = "_day"
 

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from pipelines.cases import columns
+from pipelines.cases.addresses import hidden, login, secrets_of
 from pipelines.cases.columns import Asked
 from pipelines.cases.sources import Source, places
 from pipelines.errors import ConfigError, DataError, PerennialError, Unavailable
@@ -32,6 +33,7 @@ class Delta(Source):
     id: str = ""
     pinned: bool = False
     table: Any = field(default=None, repr=False)
+    options: dict[str, str] = field(default_factory=dict, repr=False)
 
     def facts(self) -> dict[str, Any]:
         """The source as small JSON values, with what was read."""
@@ -52,11 +54,14 @@ def resolve(declared: DeltaSource, settings: Settings, case: str) -> Delta:
             f"as the extra delta in pyproject.toml does ({said(error)})"
         ) from error
     address, why = _address(declared.url, settings, case)
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if address.startswith("s3") else None
+    options = {name: str(value) for name, value in login(declared.login_from, names, settings, case).items()}
+    secrets = secrets_of(options)
     try:
-        table = DeltaTable(address, version=declared.version)
+        table = DeltaTable(address, version=declared.version, storage_options=options or None)
         version, name = table.version(), str(table.metadata().id)
     except Exception as error:
-        raise _refused(error, f"{case}: the Delta table {declared.url}", declared.version) from error
+        raise _refused(error, f"{case}: the Delta table {declared.url}", declared.version, secrets) from error
     return Delta(
         declared.url,
         "real",
@@ -66,6 +71,7 @@ def resolve(declared: DeltaSource, settings: Settings, case: str) -> Delta:
         id=name,
         pinned=declared.version is not None,
         table=table,
+        options=options,
     )
 
 
@@ -94,22 +100,24 @@ def pieces(source: Delta, asked: Asked) -> Iterator[pl.DataFrame]:
     """The rows of a window, piece by piece (:func:`pipelines.cases.columns.pieces`)."""
     where = f"{asked.fields.case}: the Delta table {source.name}, version {source.version}"
     try:
-        yield from columns.pieces([pl.scan_delta(source.table)], asked, where)
+        frame = pl.scan_delta(source.table, storage_options=source.options or None)
+        yield from columns.pieces([frame], asked, where)
     except PerennialError:
         raise
     except Exception as error:
-        raise _refused(error, where, source.version if source.pinned else None, reading=True) from error
+        pinned = source.version if source.pinned else None
+        raise _refused(error, where, pinned, secrets_of(source.options), reading=True) from error
 
 
 def _refused(
-    error: Exception, where: str, version: int | None, *, reading: bool = False
+    error: Exception, where: str, version: int | None, secrets: tuple[str, ...], *, reading: bool = False
 ) -> ConfigError | DataError | Unavailable:
     """What deltalake or polars says, as one of our errors."""
-    words = " ".join(_COLOURS.sub("", said(error)).split())
+    words = hidden(" ".join(_COLOURS.sub("", said(error)).split()), secrets)
     if any(word in words for word in _LOGIN):
         return ConfigError(
-            f"{where} refuses the login ({words}): give the store's own variables or files a login that may read it "
-            "(docs/cases.md)"
+            f"{where} refuses the login ({words}): give source.login_from, or the store's own variables, a login "
+            "that may read it (docs/cases.md)"
         )
     if reading and isinstance(error, FileNotFoundError):
         mend = "try again" if version is None else "declare a newer version, or leave source.version out"

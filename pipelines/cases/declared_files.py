@@ -22,6 +22,7 @@ from typing import Any
 import polars as pl
 
 from pipelines.cases import columns
+from pipelines.cases.addresses import hidden, login, secrets_of
 from pipelines.cases.columns import Asked
 from pipelines.cases.sources import Source, places
 from pipelines.errors import ConfigError, DataError, Unavailable
@@ -42,6 +43,11 @@ ENDINGS = {
 }
 EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs"}
 """The library of each protocol that does not come with the project."""
+LOGINS = {
+    **dict.fromkeys(("s3", "s3a"), ("key", "secret")),
+    **dict.fromkeys(("abfs", "abfss", "az"), ("account_name", "account_key")),
+}
+"""What the libraries call a connection's login and password."""
 WEB = ("http", "https")
 CONNECT_SECONDS, SILENT_SECONDS = 10, 60
 """How long a web server may take to answer, and to say something more; a whole file may take any time."""
@@ -91,7 +97,8 @@ def resolve(declared: FilesSource, settings: Settings, case: str) -> Files:
     for url in declared.urls:
         protocol, _, rest = url.partition("://")
         if rest and protocol != "file":
-            files = _copied(url, protocol, settings, case, known)
+            options = login(declared.login_from, LOGINS.get(protocol), settings, case)
+            files = _copied(url, protocol, options, settings, case, known)
             why.append(f"{url}: copied to {settings.root / 'data'}")
         else:
             files, where = _here(rest or url, settings, case, known)
@@ -191,19 +198,21 @@ def _state(path: Path) -> _State:
 # --- files that are elsewhere -------------------------------------------------------------------
 
 
-def _copied(url: str, protocol: str, settings: Settings, case: str, known: dict[str, Note]) -> list[File]:
+def _copied(
+    url: str, protocol: str, options: dict[str, Any], settings: Settings, case: str, known: dict[str, Note]
+) -> list[File]:
     """Copies of what lies at an address, or matches a pattern there."""
     if protocol not in {*WEB, *EXTRAS}:
         raise ConfigError(
             f"{case}: source.url {url} begins with {protocol}://: choose https, s3, gs or abfs, or give a path"
         )
-    store, path = _store(url, protocol, case)
+    store, path = _store(url, protocol, options, case)
     try:
         paths = [path]
         if protocol not in WEB and glob.has_magic(path):
             paths = sorted(one for one in store.glob(path) if not _is_hidden(one))
     except Exception as error:
-        raise _refused(error, url, case) from error
+        raise _refused(error, url, case, secrets_of(options)) from error
     if not paths:
         raise DataError(f"{case}: no file matches {url}: mend source.url in params.yaml, or wait until one is there")
     folder = settings.root / "data" / "sources" / case
@@ -215,20 +224,20 @@ def _copied(url: str, protocol: str, settings: Settings, case: str, known: dict[
         except (DataError, ConfigError, Unavailable):
             raise
         except Exception as error:
-            raise _refused(error, address, case) from error
+            raise _refused(error, address, case, secrets_of(options)) from error
     return copies
 
 
-def _store(url: str, protocol: str, case: str) -> tuple[Any, str]:
+def _store(url: str, protocol: str, options: dict[str, Any], case: str) -> tuple[Any, str]:
     """The file system of an address, asked anew: what an earlier look has listed may have changed."""
     import fsspec
 
-    more: dict[str, Any] = {}
+    more = dict(options)
     if protocol in WEB:
         import aiohttp
 
         waits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
-        more = {"client_kwargs": {"timeout": waits}}
+        more["client_kwargs"] = {"timeout": waits}
     try:
         store, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False, **more)
     except ImportError as error:
@@ -238,7 +247,7 @@ def _store(url: str, protocol: str, case: str) -> tuple[Any, str]:
             f"as the extra of this name in pyproject.toml does ({said(error)})"
         ) from error
     except Exception as error:
-        raise _refused(error, url, case) from error
+        raise _refused(error, url, case, secrets_of(options)) from error
     return store, path
 
 
@@ -283,7 +292,7 @@ def _version(info: dict[str, Any]) -> str:
     return json.dumps(known | {"size": str(info.get("size"))}, sort_keys=True) if known else ""
 
 
-def _refused(error: Exception, url: str, case: str) -> ConfigError | DataError | Unavailable:
+def _refused(error: Exception, url: str, case: str, secrets: tuple[str, ...]) -> ConfigError | DataError | Unavailable:
     """What a store's library says, as one of our errors: they have no common base."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and "NoSuchBucket" not in str(cause):
@@ -291,14 +300,14 @@ def _refused(error: Exception, url: str, case: str) -> ConfigError | DataError |
     if (disk := of_disk(error)) is not None and not isinstance(error, PermissionError):
         return disk
     status = getattr(error, "status", None)
-    words = said(error)
+    words = hidden(said(error), secrets)
     if isinstance(error, FileNotFoundError) or status in {404, 410}:
         return DataError(f"{case}: there is nothing at {url}: mend source.url in params.yaml, or put the file there")
     login = ("Forbidden", "AccessDenied", "NoCredentials", "credentials", "Unauthorized", "InvalidAccessKeyId")
     if isinstance(error, PermissionError) or status in {401, 403} or any(word in words for word in login):
         return ConfigError(
-            f"{case}: {url} refuses the login ({words}): give the store's own variables or files a login that may read "
-            "it (docs/cases.md)"
+            f"{case}: {url} refuses the login ({words}): give source.login_from, or the store's own variables, a login "
+            "that may read it (docs/cases.md)"
         )
     if isinstance(error, ValueError) or (status is not None and 400 <= status < 500 and status not in {408, 429}):
         return ConfigError(f"{case}: {url} cannot be used ({words}): mend source.url in params.yaml")

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
-import yaml
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pipelines.cases import columns
-from pipelines.cases.addresses import connection, hidden, told
+from pipelines.cases.addresses import connection, hidden, mapping, secrets_of, told
 from pipelines.cases.columns import Asked
 from pipelines.cases.sources import Source
 from pipelines.errors import ConfigError, DataError, PerennialError, Unavailable
@@ -26,8 +25,6 @@ from pipelines.params import IcebergSource
 from pipelines.settings import Settings
 
 EXPECTED = "the catalogue's properties as YAML, like type: rest, uri: ..., credential: ..."
-_SECRET = ("password", "secret", "token", "credential", "key", "sas")
-"""What the names of secret properties have in them."""
 _LOGIN = (
     "Unauthorized",
     "Forbidden",
@@ -114,22 +111,16 @@ def _properties(declared: IcebergSource, settings: Settings, case: str) -> tuple
             **given.extra,
         }
     else:
-        try:
-            plain = yaml.safe_load(found.text)
-        except yaml.YAMLError:
-            plain = None
-    if not isinstance(plain, Mapping):
-        raise ConfigError(f"{case}: {found.where} is no catalogue: write {EXPECTED}")
-    properties = {str(name): str(value) for name, value in plain.items() if value not in {None, ""}}
+        plain = mapping(found, case, EXPECTED)
+    properties = {name: str(value) for name, value in plain.items() if value is not None and value != ""}
     return properties, f"{found.where} in params.yaml"
 
 
 def _secrets(properties: Mapping[str, str]) -> tuple[str, ...]:
-    found = [value for name, value in properties.items() if any(word in name.lower() for word in _SECRET)]
-    found += [part for value in found for part in value.split(":") if len(part) > 3]
+    password = None
     with suppress(ArgumentError, ValueError):
-        found.append(make_url(properties.get("uri", "")).password or "")
-    return tuple(sorted(filter(None, found), key=len, reverse=True))
+        password = make_url(properties.get("uri", "")).password
+    return (*secrets_of(properties), *([password] if password else []))
 
 
 def pieces(source: Iceberg, asked: Asked) -> Iterator[pl.DataFrame]:

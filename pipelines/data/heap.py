@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-AT_ONCE = 64 << 20
+AT_ONCE = 32 << 20
 """Bytes of rows that are held at once."""
 
 

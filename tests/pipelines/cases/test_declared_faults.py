@@ -217,7 +217,12 @@ NOWHERE = "127.0.0.1:9"
             Unavailable,
             "does not answer",
         ),
-        ({"kind": "iceberg", "catalog": "w", "table": "t.t"}, SECRET, ConfigError, "is no catalogue"),
+        (
+            {"kind": "iceberg", "catalog": "w", "table": "t.t"},
+            SECRET,
+            ConfigError,
+            "does not hold the catalogue's properties",
+        ),
         (
             {"kind": "iceberg", "catalog": "w", "table": "t.t"},
             f"type: rest\nuri: http://{NOWHERE}\ntoken: {SECRET}",

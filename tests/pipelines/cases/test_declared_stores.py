@@ -135,3 +135,35 @@ def test_a_delta_table_in_a_store_is_read_where_it_lies(home, store, monkeypatch
     store.refuse_logins()
     with pytest.raises(ConfigError, match="refuses the login"):
         rows_of(home)
+
+
+@pytest.mark.parametrize("kind", ["files", "delta"])
+@pytest.mark.parametrize("told", ["file", "connection"])
+def test_a_store_may_have_a_login_of_its_own(home, store, monkeypatch, kind, told):
+    """A login that a file or a connection tells is used where the environment has none."""
+    url = f"s3://{BUCKET}/orders"
+    if kind == "delta":
+        write_deltalake(url, typed(home).to_arrow(), storage_options={"AWS_S3_ALLOW_UNSAFE_RENAME": "true"})
+    else:
+        url = store.put("a.csv", data(home))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    names = ("key", "secret") if kind == "files" else ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    (home / "login").write_text(f"{names[0]}: somebody\n{names[1]}: my-secret-words\n")
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", "aws://somebody:my-secret-words@")
+    given = {"file": str(home / "login")} if told == "file" else {"connection": "lake"}
+    declare(home, kind=kind, url=url, login_from=given)
+    assert rows_of(home).height == ROWS
+    store.refuse_logins()
+    with pytest.raises(ConfigError, match=r"refuses the login.*source.login_from") as caught:
+        rows_of(home)
+    assert "my-secret-words" not in str(caught.value)
+
+
+def test_a_login_that_is_none_is_not_repeated(home, store):
+    """What stands in a login's place and is none is told by where it stands."""
+    (home / "login").write_text("my-secret-words")
+    declare(home, kind="files", url=f"s3://{BUCKET}/a.csv", login_from={"file": str(home / "login")})
+    with pytest.raises(ConfigError, match=r"does not hold the login of a store as YAML") as caught:
+        rows_of(home)
+    assert "my-secret-words" not in str(caught.value)

@@ -85,6 +85,32 @@ def test_a_thinned_window_still_spans_the_window():
     assert chosen.equals(dataset.choose(_rows(10, 30), "y", AS_OF, params)[0])
 
 
+def test_a_sample_by_hash_is_the_same_everywhere():
+    """The smallest hashes are kept, in the rows' order, on every machine; what a smaller sample keeps a larger does."""
+    params = PARAMS.model_copy(update={"sampling": "hash"})
+    by_size = {
+        most: dataset.choose(_rows(10, 30), "y", AS_OF, params.model_copy(update={"max_rows": most}))[0]
+        for most in (3, 30, 60, 100)
+    }
+    assert by_size[3]["id"].to_list() == SAMPLE
+    kept = [set(rows["id"]) for rows in by_size.values()]
+    assert kept[0] < kept[1] < kept[2] < kept[3]
+    assert [len(ids) for ids in kept] == [3, 30, 60, 100]
+    assert all(rows.equals(rows.sort("event_time", "id")) for rows in by_size.values())
+    # A window a day later shares all of its sample but what the hashes of its own day take the place of.
+    later = dataset.choose(_rows(10, 30), "y", AS_OF - timedelta(days=1), params.model_copy(update={"max_rows": 30}))[0]
+    assert len(set(later["id"]) & kept[1]) >= 20
+
+
+SAMPLE = ["r0201", "r0240", "r0295"]
+
+
+def test_parameters_without_sampling_keep_their_keys():
+    """What is not declared is in no dump, and so in no key."""
+    assert "sampling" not in PARAMS.model_dump(mode="json")
+    assert PARAMS.model_copy(update={"sampling": "hash"}).model_dump(mode="json")["sampling"] == "hash"
+
+
 def test_replay_and_history_come_from_before_the_window_and_share_no_row():
     """A declared share of the training rows is older; the history holdout has none of them, nor of the champion's."""
     params = PARAMS.model_copy(update={"replay_share": 0.2, "history_rows": 50})

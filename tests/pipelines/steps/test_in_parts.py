@@ -11,9 +11,11 @@ import pytest
 import yaml
 
 from pipelines.cases import by_day, columns
-from pipelines.contracts import Manifest
+from pipelines.contracts import Manifest, Window
 from pipelines.data import heap, lake, rows_file
 from pipelines.errors import DataError
+from pipelines.fields import Classes, Fields, Numeric
+from pipelines.params import FilesSource
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
 from tests import shop
@@ -202,3 +204,24 @@ def test_times_of_which_no_piece_alone_tells_enough(home, in_parts):
     rows.with_columns(event_time=pl.col("event_time").str.replace("Z", "")).drop("n").write_csv(path)
     with pytest.raises(DataError, match=r"event_time holds times like .* declare it as source.time_zone"):
         run(home, "b")
+
+
+def test_labels_are_names_of_classes_in_every_piece_or_in_none(monkeypatch):
+    """A file whose labels are classes at first and numbers later is refused, as it is when it is read at once."""
+    fields = Fields("desk", (Numeric("price", 0, 1),), label="team", target=Classes(("web", "mail")))
+    rows = pl.DataFrame(
+        {
+            "id": [str(n) for n in range(40)],
+            "event_time": ["2024-02-01T00:00:00Z"] * 40,
+            "price": ["0.5"] * 40,
+            "team": ["mail"] * 30 + ["1"] * 10,
+        }
+    )
+    source = FilesSource(kind="files", url="desk.csv")
+    asked = columns.Asked(fields, source, Window(start=AS_OF - timedelta(days=30), end=AS_OF))
+    for size in (40, 20, 10):
+        monkeypatch.setattr(columns, "PIECE", size)
+        with pytest.raises(DataError, match=r"holds '(mail|1)': it is none of the classes web, mail"):
+            list(columns.pieces([rows.lazy()], asked, "desk"))
+    [whole] = [piece["team"].to_list() for piece in columns.pieces([rows.head(8).lazy()], asked, "desk")]
+    assert whole == [1] * 8
