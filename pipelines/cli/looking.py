@@ -83,12 +83,7 @@ def _at_files(asked: Asked, given: str, form: str | None, settings: Settings) ->
     try:
         frame, extent = _of_files(declared_files.whole(source, declared, asked.case), asked)
     except (pl.exceptions.PolarsError, OSError, EOFError, ValueError) as error:
-        hint = "mend it, or save it anew"
-        if "utf-8" in str(error):
-            hint = "save it as UTF-8"
-        elif form == "json":
-            hint = "write one JSON object a line, all with the same types"
-        raise DataError(f"{given} cannot be read as {form} ({said(error)}): {hint}") from error
+        raise DataError(f"{given} cannot be read as {form} ({said(error)}): {_mend(str(error), form)}") from error
     if frame.is_empty():
         raise DataError(f"{given} has no rows: give one with at least some hundred")
     return Look(frame, extent, place, source)
@@ -152,6 +147,17 @@ def _url(given: str, settings: Settings) -> str:
             # Another file of this name would be found first.
             return inside if next(one for one in folders if any(one.glob(inside))) == folder else str(path)
     return str(path)
+
+
+def _mend(words: str, form: str) -> str:
+    """What to do about what polars says of a file."""
+    if "utf-8" in words:
+        return "save it as UTF-8"
+    if "more fields" in words:
+        return "a line has more values than the header: quote values with the mark in them, and drop lines above it"
+    if form == "json":
+        return "write one JSON object a line, all with the same types"
+    return "mend it, or save it anew"
 
 
 def _form(given: str) -> str:

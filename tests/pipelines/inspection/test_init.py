@@ -193,14 +193,17 @@ def _in_json(tmp_path: Path, frame: pl.DataFrame) -> list[str]:
     return ["--from", str(tmp_path / "rows-*.jsonl")]
 
 
-def _in_a_database(tmp_path: Path, frame: pl.DataFrame) -> list[str]:
-    """A table, whose address stands in a file below the state folder."""
-    url = f"sqlite:///{tmp_path / 'warehouse.db'}"
+def _in_a_database(tmp_path: Path, frame: pl.DataFrame, url: str = "") -> list[str]:
+    """A table, whose address stands in a file below the state folder; in SQLite times are texts."""
+    kinds = {"key": "text", "at": "timestamptz", "age": "integer", "plan": "text", "churned": "text"}
+    columns = ", ".join(f"{name} {kinds[name]}" for name in frame.columns)
+    if not url:
+        url, columns = f"sqlite:///{tmp_path / 'warehouse.db'}", ", ".join(frame.columns)
+        frame = frame.with_columns(pl.selectors.datetime().dt.strftime("%Y-%m-%dT%H:%M:%SZ"))
     engine = sa.create_engine(url)
-    names = ", ".join(frame.columns)
     with engine.begin() as connection:
-        connection.execute(sa.text(f"create table customers ({names})"))
-        rows = frame.with_columns(pl.selectors.datetime().dt.strftime("%Y-%m-%dT%H:%M:%SZ")).to_dicts()
+        connection.execute(sa.text(f"create table customers ({columns})"))
+        rows = frame.to_dicts()
         values = ", ".join(f":{name}" for name in frame.columns)
         connection.execute(sa.text(f"insert into customers values ({values})"), rows)
     engine.dispose()
@@ -358,6 +361,9 @@ def test_a_case_may_be_put_elsewhere(tmp_path, capfd, monkeypatch):
         ("rows.txt", b"", "ends with .txt"),
         ("rows.parquet", b"PAR1 half", "cannot be read as parquet"),
         ("rows.csv", b"key,at\n", "has no rows"),
+        ("rows.csv", b"# exported\nkey,at\nk,1\n", "drop lines above it"),
+        ("rows.csv", b"key,at\ncaf\xe9,1\n", "save it as UTF-8"),
+        ("rows.json", b'[{"key": "k", "at": "1"}]', "one JSON object a line"),
     ],
 )
 def test_a_file_that_is_none_is_told(name, data, words, tmp_path, capfd):
@@ -390,15 +396,20 @@ def test_of_a_large_table_a_sample_is_looked_at(tmp_path, capfd, monkeypatch):
     assert 0 < answer["rows"]["read"] == answer["rows"]["kept"] < 6_000
 
 
-def test_of_a_large_table_in_a_database_a_sample_is_looked_at(tmp_path, capfd, monkeypatch):
-    """The database hands over rows evenly spaced in time; their number and time are those of the whole table."""
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_of_a_large_table_in_a_database_a_sample_is_looked_at(kind, tmp_path, capfd, monkeypatch, request):
+    """The database hands over rows spread over time; their number and time are those of the whole table or query."""
     monkeypatch.setattr(looking, "MOST", 1_000)
     passed_over = next(row for row in range(4_000) if (row + 1) * stride(4_000) % 4_000 >= 1_000)
     frame = customers(4_000).with_columns(churned=pl.Series(["a", "b", "c", "b"] * 1_000).scatter(passed_over, "once"))
     frame = frame.sort("key")  # in another order than time
-    given = _in_a_database(tmp_path, frame)
-    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", f"sqlite:///{tmp_path / 'warehouse.db'}")
-    given[1] = "connection:warehouse"
+    if kind == "postgresql":
+        _in_a_database(tmp_path, frame, request.getfixturevalue("schema"))
+        given = ["--from", "file:secrets/warehouse", "--query", "select * from customers where plan <> ':none'"]
+    else:
+        _in_a_database(tmp_path, frame)
+        monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", f"sqlite:///{tmp_path / 'warehouse.db'}")
+        given = ["--from", "connection:warehouse", "--table", "customers"]
     with shop.installed(tmp_path / "cases"):
         asked_for = ["init", "churn", *given, "--label", "churned", "--time", "at", "--id", "key"]
         assert cli.main(asked_for) == 0, capfd.readouterr().err
@@ -406,7 +417,8 @@ def test_of_a_large_table_in_a_database_a_sample_is_looked_at(tmp_path, capfd, m
     answer = json.loads(capfd.readouterr().out)
     assert answer["looked_at"] == 1_001
     assert case.fields.classes == ("a", "b", "c", "once")
-    assert case.params.declared_source.url_from.connection == "warehouse"
+    told = case.params.declared_source.url_from
+    assert (told.connection, told.file) in {("warehouse", None), (None, "secrets/warehouse")}
     assert case.params.period[0] == datetime(2024, 1, 1, tzinfo=UTC)
 
 
