@@ -97,6 +97,8 @@ def make(home: Path) -> Settings:
         ledger.silence(
             settings.ledger, case=CASE, rule=rule, until=T0 + timedelta(days=200), reason="known", actor="ada"
         )
+    for retired in (True, False):
+        ledger.set_retired(settings.ledger, CASE, retired=retired, reason="a break", actor="ada")
     return settings
 
 
