@@ -33,7 +33,7 @@ from pipelines.places import ENV, PRIVATE, RECORD, TAG
 from pipelines.settings import Settings, read_settings
 
 START_SECONDS = 180.0
-"""The start deadline: ten times what an idle 2-core machine needs."""
+"""The start deadline, anew with each service that works: a busy machine takes its time."""
 
 STATUS_ATTEMPTS = 4
 """A busy service may answer late once; only one that fails several times is called not ready."""
@@ -77,8 +77,8 @@ def start(
     """Start every service on ``settings_home`` and wait until all work; ``on_ready(name, seconds)`` is told of each.
 
     Raises ConflictError if this state already runs, ConfigError or Unavailable (before anything starts)
-    for a missing installation or a busy port, Unavailable with the log's last lines if a service dies or
-    is not healthy in ``deadline`` seconds; whatever was started is stopped again then.
+    for a missing installation or a busy port, Unavailable with the log's last lines if a service dies or no further
+    one is healthy for ``deadline`` seconds; whatever was started is stopped again then.
     """
     home = settings_home.expanduser().resolve()
     began = time.monotonic()
@@ -280,21 +280,24 @@ def _wait(
     deadline: float,
     on_ready: Callable[[str, float], None] | None,
 ) -> None:
-    """Poll until every check holds; a dead process or the deadline ends the wait with Unavailable."""
+    """Poll until every check holds; a dead process, or no further service in time, ends the wait with Unavailable."""
     missing = list(wanted)
+    last = time.monotonic()
     while True:
         for service in list(missing):
             if service.check():
                 missing.remove(service)
+                last = time.monotonic()
                 if on_ready:
-                    on_ready(service.name, time.monotonic() - began)
+                    on_ready(service.name, last - began)
         _require_alive(record)
         if not missing:
             return
-        if time.monotonic() - began > deadline:
+        if time.monotonic() - last > deadline:
             log = next(process.log for process in record.processes if process.name == missing[0].name)
             names = ", ".join(service.name for service in missing)
-            raise Unavailable(f"not healthy after {deadline:g} s: {names}; the end of {log}:\n{last_lines(Path(log))}")
+            spent = time.monotonic() - began
+            raise Unavailable(f"not healthy after {spent:.0f} s: {names}; the end of {log}:\n{last_lines(Path(log))}")
         time.sleep(0.25)
 
 

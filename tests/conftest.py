@@ -21,6 +21,8 @@ from tests.pipelines.postgres import fresh_schema
 
 # Some machines export it; a child that may not write byte-code starts twice as slowly.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# What this checkout's own stack was started with is no part of a test.
+os.environ.setdefault("PERENNIAL_CASES", "")
 
 TRITONS_OWN = {"model_repository", "triton", "secrets", "logs"}
 """What of a state folder a running Triton holds."""

@@ -71,6 +71,19 @@ def site(environment_folder: Path) -> Path:
     return environment_folder / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
 
 
+def without_tools(environment_folder: Path) -> str:
+    """A PATH with this machine's programs but for git, make and DVC, which the environment cannot import either."""
+    programs = environment_folder / "programs"
+    programs.mkdir()
+    for folder in reversed(os.environ["PATH"].split(os.pathsep)):
+        for path in Path(folder).glob("*"):
+            if path.name not in ("git", "make", "dvc", "python", "python3"):
+                (programs / path.name).unlink(missing_ok=True)
+                (programs / path.name).symlink_to(path)
+    (site(environment_folder) / "no_dvc.pth").write_text("import sys; sys.modules['dvc'] = None\n")
+    return str(programs)
+
+
 def lend_triton(environment_folder: Path) -> None:
     """Let an environment have this checkout's Triton, as if `perennial up` had installed it there."""
     own = environment_folder / "triton"

@@ -78,7 +78,24 @@ def test_airflow_finds_its_files_in_the_wheel(installed, tmp_path):
         folder = Path(env[f"AIRFLOW__CORE__{name}_FOLDER"])
         assert (folder / file).exists()
         assert folder.is_relative_to(installed.parent)
+    assert Path(env["PYTHONPATH"]).name == "airflow_config"
     assert env["PERENNIAL_CASES"] == str(tmp_path / "mine")
+
+
+@pytest.mark.slow
+def test_an_installed_package_knows_that_it_is_no_checkout(installed, tmp_path):
+    """It says what can be typed, brings Triton's lock, keeps Triton beside itself, and refuses the profile full."""
+    code = (
+        "import json; from embedded import full, triton; from pipelines import installation as known\n"
+        "try: full.require()\n"
+        "except Exception as error: refused = str(error)\n"
+        "print(json.dumps([known.CHECKOUT, known.typed('up'), known.PROGRAM, known.search_path(), refused, "
+        "triton.LOCK.read_text(), str(triton.VENV)]))"
+    )
+    *said, refused, lock, triton = json.loads(called([installed / "python", "-c", code], tmp_path))
+    assert said == [False, "perennial up", "perennial", []]
+    assert "needs a checkout" in refused
+    assert (lock, triton) == ((ROOT / "requirements-triton.lock").read_text(), str(installed.parent / "triton"))
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from embedded import stack, triton
 from embedded.__main__ import main
 from embedded.ports import HOST, Ports, is_free
 from embedded.processes import Started, end, launch, tagged
+from embedded.service import Service
 from pipelines.errors import ConfigError, ConflictError, Unavailable
 from pipelines.places import TAG
 from pipelines.processes import birth
@@ -302,6 +303,19 @@ def test_up_after_kill_9_of_everything_works_and_down_leaves_nothing(running):
     assert all(is_free(port) for port in asdict(running.ports).values())
     assert not [path for path in running.home.rglob("*") if path.is_socket()]
     assert main(["status", "--home", str(running.home)]) == 3
+
+
+def test_a_busy_machine_may_take_its_time_to_start(tmp_path):
+    """The start's deadline begins anew with each service that works; none further in that time ends it, by name."""
+    began, own = time.monotonic(), os.getpid()
+
+    def works_after(name, seconds):
+        return Service(name, [], {}, "", lambda: time.monotonic() - began > seconds)
+
+    record = stack.Record("tag", Ports(), False, (Started("late", own, birth(own), str(tmp_path / "log")),))
+    stack._wait([works_after("one", 0.5), works_after("two", 1.0)], record, began, 0.8, None)
+    with pytest.raises(Unavailable, match=r"not healthy after \d+ s: late; the end of .*log"):
+        stack._wait([works_after("three", 1.2), works_after("late", 60)], record, began, 0.8, None)
 
 
 @pytest.mark.slow
