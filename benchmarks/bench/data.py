@@ -29,6 +29,7 @@ import polars as pl
 import yaml
 
 from benchmarks.record import goal, record
+from pipelines.cases.columns import batches
 from pipelines.errors import ConfigError
 
 HOME = Path("runs/bench-data")
@@ -174,7 +175,7 @@ def _load(path: Path, url: str) -> None:
         columns = ", ".join(f"{name} {kinds.get(name, 'text')}" for name in names)
         cursor.execute(f"CREATE TABLE {CASE} ({columns})".encode())
         with cursor.copy(f"COPY {CASE} FROM STDIN (FORMAT csv)".encode()) as copy:
-            for block in pl.scan_parquet(path).with_columns(_iso()).collect_batches(chunk_size=BLOCK):
+            for block in batches(pl.scan_parquet(path).with_columns(_iso()), BLOCK):
                 copy.write(block.write_csv(include_header=False).encode())
         cursor.execute(f"CREATE INDEX ON {CASE} (event_time)".encode())
 

@@ -91,8 +91,8 @@ def _judged(
 
 def _reasons(bad: Heap) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    for reasons in bad.lazy().select("reasons").collect_batches(chunk_size=100_000):
-        counts.update(contract.count_reasons(reasons))
+    for reasons, rows in bad.lazy().group_by("reasons").len().collect(engine="streaming").iter_rows():
+        counts.update(dict.fromkeys(reasons.split("; "), rows))
     return contract.in_order(counts)
 
 
