@@ -56,7 +56,9 @@ class RowsFile:
     def _ids(self) -> Iterator[tuple[int, pl.Series]]:
         start = 0
         # polars' own batches (2.1) end without an error where one of its threads panics.
-        for batch in pq.ParquetFile(self.path, pre_buffer=False).iter_batches(_BATCH, columns=["id"], use_threads=False):
+        for batch in pq.ParquetFile(self.path, pre_buffer=False).iter_batches(
+            _BATCH, columns=["id"], use_threads=False
+        ):
             yield start, pl.DataFrame(batch)["id"]
             start += batch.num_rows
 
