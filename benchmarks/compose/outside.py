@@ -55,7 +55,7 @@ def written(home: Path) -> tuple[Path, Path]:
     rows(datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)).write_csv(path)
     init = (sys.executable, "-m", "pipelines", "init", CASE, "--from", path, "--to", to)
     env = {name: value for name, value in os.environ.items() if not name.startswith("PERENNIAL_")}
-    env |= {"PERENNIAL_HOME": str(home / "state")}
+    env |= {"PERENNIAL_HOME": str(home / "state"), "PERENNIAL_DATA_DIR": str(home)}  # so that the file goes by its name
     said(*init, "--label", "bought", "--time", "began", "--id", "visit", env=env)
     return path, to / CASE
 

@@ -98,7 +98,7 @@ def test_the_case_from_outside_is_one_that_works(tmp_path, monkeypatch):
     assert [case.problem for case in survey(names=[compose_outside.CASE])] == [""]
     case = load_case(compose_outside.CASE)
     source = part(case.name, "source").resolve(Settings(home=tmp_path / "state", data_dir=tmp_path), case.params)
-    assert source.path == moved
+    assert [file.path for file in source.files] == [moved]
     assert isinstance(case.params.model, EstimatorParams)
     assert case.params.model.family == "lightgbm"
 

@@ -461,7 +461,7 @@ def test_a_server_that_is_away_may_be_tried_again(home):
     [
         ({"file": "secrets/none"}, "secrets/none, which cannot be read"),
         ({"env": "NOT_SET_AT_ALL"}, "the variable NOT_SET_AT_ALL, which is empty or not set"),
-        ({"connection": "shop"}, "the connection shop (AIRFLOW_CONN_SHOP), which is empty or not set"),
+        ({"connection": "shop"}, "the connection shop (AIRFLOW_CONN_SHOP; those that Airflow keeps"),
     ],
 )
 def test_an_address_that_is_not_told_is_asked_for(home, given, words):

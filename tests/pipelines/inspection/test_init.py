@@ -504,7 +504,7 @@ def test_the_next_commands_are_those_of_who_asked(tmp_path, capfd, monkeypatch):
     answer = json.loads(capfd.readouterr().out)
     assert (tmp_path / "cases" / "churn" / "schema.py").exists()
     assert answer["next"] == [
-        f"export PERENNIAL_CASES={tmp_path / 'cases'} && perennial try churn",
+        "perennial try churn",
         "perennial replay churn",
         "perennial up",
     ]
