@@ -116,7 +116,11 @@ def test_a_folder_named_twice_holds_each_case_once(outside, monkeypatch):
 
 @pytest.fixture
 def as_another(tmp_path):
-    """Runs something as a user to whom files of umask 077 are closed, as a service in a container is."""
+    """Runs something as a user to whom files of umask 077 are closed, as a service in a container is.
+
+    What is made from here on is open: a command that ran in this process may have left that umask.
+    """
+    before = os.umask(0o022)
 
     def run(asked):
         if os.geteuid() != 0:
@@ -134,10 +138,11 @@ def as_another(tmp_path):
                 path.chmod(mode)
 
     tmp_path.chmod(0o755)
-    return run
+    yield run
+    os.umask(before)
 
 
-def test_a_folder_that_is_closed_to_a_process_stops_its_case_only(outside, as_another):
+def test_a_folder_that_is_closed_to_a_process_stops_its_case_only(as_another, outside):
     """A case's folder, a file in it or the folder of cases without its reader's rights: one message with the mend."""
     shop.write(outside)
     shut, closed = shop.write(outside, "shut"), shop.write(outside, "closed")
