@@ -236,9 +236,9 @@ def _modules(statement: ast.stmt) -> list[str]:
 
 def _is_there(case: str, module: str) -> bool:
     named, _, inside = module.removeprefix(f"{PACKAGE}.").partition(".")
-    if module.startswith(f"{PACKAGE}.") and inside and (named == case or case_files.place_of(named)):
-        case, inside = named, inside.replace(".", "/")
-        return file_of(case, f"{inside}.py").exists() or file_of(case, inside).is_dir()
+    if module.startswith(f"{PACKAGE}.") and (named == case or case_files.place_of(named)):
+        inside = inside.replace(".", "/")
+        return not inside or file_of(named, f"{inside}.py").exists() or file_of(named, inside).is_dir()
     root = module.partition(".")[0]
     if root == PACKAGE.partition(".")[0]:
         path = ROOT.joinpath(*module.split("."))

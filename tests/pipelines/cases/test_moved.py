@@ -19,7 +19,7 @@ from pipelines.cases.code import code_sha256
 from pipelines.params_file import load_params
 
 ROOT = Path(__file__).parents[3]
-CASES = [folder.name for folder in case_files._case_folders(case_files.CASES_ROOT)]
+CASES = case_files.case_names()
 
 
 @pytest.fixture
@@ -131,6 +131,7 @@ print(json.dumps({"folder": str(case_files.folder_of(case)), "keys": keys, **fac
 """
 SMALL = {
     "loans": (
+        "params.yaml",
         "2020-06-01T00:00:00+00:00",
         {
             "dataset": {"window_days": 4, "min_rows": 100, "fallback_rows": 200, "min_holdout": 40},
@@ -138,7 +139,7 @@ SMALL = {
             "source": {"rows_per_day": 100},
         },
     ),
-    "bank": ("2008-08-01T00:00:00+00:00", {"train": {"epochs": 1, "ranks": 2}}),
+    "bank": ("variants/network/bank.yaml", "2008-08-01T00:00:00+00:00", {"train": {"epochs": 1, "ranks": 2}}),
 }
 
 
@@ -149,8 +150,8 @@ def test_a_case_goes_the_line_outside_with_the_keys_of_inside(places, tmp_path, 
     data = os.environ.get("PERENNIAL_DATA_DIR", str(sources.BESIDE))
     if case == "bank" and not Path(data, PARQUET).exists():
         pytest.skip("the bank data is neither in PERENNIAL_DATA_DIR nor in ../shared/data")
-    as_of, changes = SMALL[case]
-    values = yaml.safe_load((ROOT / "pipelines" / "cases" / case / "params.yaml").read_text())
+    own, as_of, changes = SMALL[case]
+    values = yaml.safe_load((ROOT / "pipelines" / "cases" / case / own).read_text())
     for block, change in changes.items():
         values[block] |= change
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
