@@ -143,7 +143,7 @@ def loop(shell) -> None:
     shell("up", **{variable(name): str(port) for name, port in asdict(Ports.free()).items()})
     state = folder / "runs" / "local"
     gateway, key = address(folder, "gateway"), f"X-API-Key: {(state / 'api_key').read_text().strip()}"
-    before = datetime.now(UTC) - timedelta(minutes=1)
+    before = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=1)
     answer = predicted(gateway, key, 1, prediction_id="mine")
     assert 0 < answer["score"] < 1
     labels = [{"prediction_id": "mine", "label": 1}]
