@@ -163,6 +163,29 @@ def loop(shell) -> None:
     history = json.loads(shell("history", "--case", CASE))["releases"]
     assert [release["champion"] for release in history] == [1, 2, 1]
     predicted(gateway, key, 1)
+    out_and_back(shell, gateway, key)
+
+
+def out_and_back(shell, gateway: str, key: str) -> None:
+    """Nothing is wrong with the installation; the case is retired, its DAGs rest, and it is taken back."""
+    lines = json.loads(shell("doctor", "--json"))["checks"]
+    assert {line["check"] for line in lines if line["state"] == "ok"} >= {"MLflow", "Airflow", "Triton", "gateway"}
+    drift = f"{address(shell.folder, 'airflow')}/api/v2/dags/{CASE}_drift"
+
+    def answered(word: str) -> dict:
+        """The gateway's answer once it follows the ledger."""
+        give_up = time.monotonic() + 60
+        while word not in (answer := curl(f"{gateway}/v1/cases/{CASE}/predict", {"rows": [ROW]}, key)):
+            assert time.monotonic() < give_up, answer
+            time.sleep(0.5)
+        return answer
+
+    shell("retire", CASE, "--reason", "the contract ends")
+    assert "the contract ends" in answered("error")["error"]
+    assert curl(drift)["is_paused"]
+    shell("retire", CASE, "--undo", "--reason", "it goes on")
+    assert answered("rows")["rows"][0]["version"] == 1
+    assert not curl(drift)["is_paused"]
 
 
 def hold(began: float, load: float) -> None:
