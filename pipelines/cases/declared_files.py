@@ -405,14 +405,20 @@ def _scanned(file: File, asked: Asked, where: str) -> pl.LazyFrame:
     return pl.scan_ndjson(file.path, schema=asked.text_types)
 
 
+def form_of(name: str) -> str:
+    """What a file's ending says that it holds: parquet, csv or json; "" if nothing."""
+    name = name.lower().partition("?")[0]
+    return next((form for ending, form in ENDINGS.items() if name.endswith(ending)), "")
+
+
 def _form(name: str) -> str:
-    found = [form for ending, form in ENDINGS.items() if name.lower().partition("?")[0].endswith(ending)]
+    found = form_of(name)
     if not found:
         raise ConfigError(
             f"{name} does not say by its ending what it is ({', '.join(ENDINGS)}): give source.format in params.yaml, "
             "parquet, csv or json"
         )
-    return found[0]
+    return found
 
 
 def _check_csv(path: Path, separator: str, where: str) -> None:

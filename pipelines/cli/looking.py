@@ -32,7 +32,6 @@ MOST, CELLS = 200_000, 20_000_000
 """So many rows are looked at, and of wide tables so many values; of more, rows evenly spaced."""
 FEWEST = 20_000
 SEPARATORS = ",;\t|"
-WEB = ("http", "https")
 FROM = ("env", "file", "connection")
 """What may stand before a colon where --from says where a database's address is."""
 AIRFLOW = "AIRFLOW_CONN_"
@@ -125,7 +124,7 @@ def _url(given: str, settings: Settings) -> str:
     """The address as params.yaml has it: a path from here is absolute, or below the folder of the data."""
     protocol, _, rest = given.partition("://")
     if rest and protocol != "file":
-        if protocol not in {*WEB, *declared_files.EXTRAS}:
+        if protocol not in {*declared_files.WEB, *declared_files.EXTRAS}:
             raise ConfigError(
                 f"--from {protocol}://...: of a database say --table or --query, and keep its address out of sight: "
                 "--from env:NAME, file:PATH or connection:ID; of files choose https, s3, gs or abfs"
@@ -164,13 +163,13 @@ def _form(given: str) -> str:
     name = given.lower().partition("?")[0]
     if name.endswith((".tsv", ".tab")):
         return "csv"
-    found = [form for ending, form in declared_files.ENDINGS.items() if name.endswith(ending)]
+    found = declared_files.form_of(name)
     if not found:
         ending = Path(name).suffix or "nothing"
         raise ConfigError(
             f"{given} ends with {ending}: say --format parquet, csv or json of what it holds; save any other as one"
         )
-    return found[0]
+    return found
 
 
 def _separator(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -193,11 +192,10 @@ def _failed(cases: pl.DataFrame, fields: Fields) -> pl.DataFrame:
     )
 
 
-def count_reasons(bad: pl.DataFrame) -> dict[str, int]:
+def count_reasons(bad: pl.DataFrame | pl.LazyFrame) -> dict[str, int]:
     """How many rows fail for each reason, the most frequent first (a row may count under several)."""
-    return in_order(Counter(reason for reasons in bad["reasons"] for reason in reasons.split("; ")))
-
-
-def in_order(counts: Mapping[str, int]) -> dict[str, int]:
-    """Counts by reason, the most frequent first."""
+    counts: Counter[str] = Counter()
+    for reasons, rows in bad.lazy().group_by("reasons").len().collect(engine="streaming").iter_rows():
+        for reason in reasons.split("; "):
+            counts[reason] += rows
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -44,7 +43,7 @@ def work(run: Run, read: Read) -> Work:
                 bad.add(failed)
             if "quarantine.parquet" in ingest.files:
                 bad.add(pl.read_parquet(run_dir / "ingest" / "quarantine.parquet"))
-            reasons = _reasons(bad)
+            reasons = contract.count_reasons(bad.lazy())
             share = bad.rows / (good.rows + bad.rows)
             if share > limit or not good.rows:
                 kept_in = lake.set_aside(settings, params.case, f"{run_dir.name}-{key[:12]}", bad.lazy())
@@ -87,13 +86,6 @@ def _judged(
     repeated = lake.repeated_ids(settings, partitions)
     for rows in parts:
         yield contract.split(rows, fields, repeated)
-
-
-def _reasons(bad: Heap) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for reasons, rows in bad.lazy().group_by("reasons").len().collect(engine="streaming").iter_rows():
-        counts.update(dict.fromkeys(reasons.split("; "), rows))
-    return contract.in_order(counts)
 
 
 def _example(bad: Heap, top: str) -> str:
