@@ -331,7 +331,8 @@ class PredictionLine(TypedDict):
     the raw feature values, ``score`` the probability of the positive class, times are ISO 8601 in UTC.
     In a case with classes ``prediction`` is the position of the likeliest class, ``score`` its probability,
     and ``scores`` holds those of all classes in their declared order. In a case that predicts a number both
-    ``prediction`` and ``score`` are that number.
+    ``prediction`` and ``score`` are that number. ``traceparent`` is that of the request (W3C Trace Context), if it had
+    one.
     """
 
     prediction_id: str
@@ -343,6 +344,7 @@ class PredictionLine(TypedDict):
     prediction: int | float
     row: dict[str, str | float | int | bool | list[float] | None]
     scores: NotRequired[list[float]]
+    traceparent: NotRequired[str]
 
 
 class LabelLine(TypedDict):

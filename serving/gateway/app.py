@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipelines import hosts
 from pipelines.errors import PerennialError
 from pipelines.settings import Settings, read_settings
-from serving.gateway import grpc_server, openapi, routes_v2
+from serving.gateway import grpc_server, openapi, routes_v2, tracing
 from serving.gateway.connections import BOUNDS
 from serving.gateway.metrics import Metrics
 from serving.gateway.readiness import Readiness
@@ -92,16 +92,19 @@ class Counted:
             return
         began = time.perf_counter()
         status = 500
+        parent = dict(scope["headers"]).get(tracing.TRACEPARENT.encode(), b"").decode("latin-1")
 
         async def watch(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *UNFRAMED]
+                timing = (b"server-timing", course.server_timing().encode())
+                message["headers"] = [*message.get("headers", ()), *UNFRAMED, timing]
             await send(message)
 
         try:
-            await self._app(scope, receive, watch)
+            with tracing.request(f"{scope['method']} {scope['path']}", parent) as course:
+                await self._app(scope, receive, watch)
         finally:
             route = _route(scope)
             self._metrics.requests.labels(_case(scope), route, status).inc()

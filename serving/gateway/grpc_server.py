@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from pipelines.errors import ConfigError
-from serving.gateway import inference, tensors
+from serving.gateway import inference, tensors, tracing
 from serving.gateway.protections import HEADER
 from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import Refused, refusal
@@ -126,8 +126,12 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         case = name if name in self._gateway.cases else ""
         began = time.perf_counter()
         status = 200
+        parent = str(dict(context.invocation_metadata() or ()).get(tracing.TRACEPARENT, ""))
         try:
-            return await answer()
+            with tracing.request(f"gRPC {route}", parent) as course:
+                answered = await answer()
+                context.set_trailing_metadata((("server-timing", course.server_timing()),))
+                return answered
         except Exception as error:  # noqa: BLE001 - every error is an answer, as over HTTP
             told = refusal(metrics, case, error)
             status = told.status

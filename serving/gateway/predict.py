@@ -21,6 +21,8 @@ from serving.gateway.log import Position
 from serving.gateway.refusal import Refused
 from serving.gateway.rows import check_times, read
 from serving.gateway.state import INLINE_BYTES, Gateway, in_thread
+from serving.gateway.tracing import given, phase
+from serving.gateway.versions import Version
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class Line(msgspec.Struct, gc=False):
     prediction: int | float
     row: Any
     scores: list[float] | UnsetType = UNSET
+    traceparent: str | UnsetType = UNSET
 
 
 class AnswerRow(msgspec.Struct, gc=False):
@@ -91,8 +94,9 @@ async def answer(gateway: Gateway, case: Case, body: bytes, only: int | None = N
     request_id = uuid.uuid4().hex
     if only is not None:
         gateway.routing.versions(case.name, case.route, only)
-    rows, asked = await gateway.apart(len(body), _read, case, body, received)
-    answers = await _found(case, len(body), asked) if asked else {}
+    with phase("read"):
+        rows, asked = await gateway.apart(len(body), _read, case, body, received)
+        answers = await _found(case, len(body), asked) if asked else {}
     _check(asked.values(), answers, len(rows))
     fresh = [row for row in rows if not row.digest or (row.id not in answers and asked[row.id] is row)]
     repeated = len(rows) - len(fresh)
@@ -101,7 +105,8 @@ async def answer(gateway: Gateway, case: Case, body: bytes, only: int | None = N
         columns[EVENT_TIME] = tuple(row.event_time for row in fresh)
         version, scores = await _score(gateway, case, columns, only)
         scored = await gateway.apart(len(body), _scored, case, fresh, received, version, scores)
-        raced = await _logged(gateway, case, len(body), scored, request_id, received, len(rows))
+        with phase("log"):
+            raced = await _logged(gateway, case, len(body), scored, request_id, received, len(rows))
         answers |= {answer.id: answer for _, answer, _ in scored} | raced
         repeated += len(raced)
         gateway.metrics.rows.labels(case.name, version).inc(len(fresh) - len(raced))
@@ -256,19 +261,26 @@ async def _score(gateway: Gateway, case: Case, columns: Columns, only: int | Non
     champion, previous = gateway.routing.versions(case.name, case.route, only)
     deadline = gateway.triton.deadline(0 if case.fields.text is None else len(columns[case.fields.text.name]))
     try:
-        scores = await gateway.triton.score(case.fields, champion.number, await champion.parts(columns), deadline)
+        scores = await _scored_by(gateway, case, champion, columns, deadline)
     except Unavailable as error:
         gateway.metrics.triton_errors.labels(case.name, champion.number).inc()
         if previous is None or time.monotonic() >= deadline:
             raise
         try:
-            scores = await gateway.triton.score(case.fields, previous.number, await previous.parts(columns), deadline)
+            scores = await _scored_by(gateway, case, previous, columns, deadline)
         except Unavailable:
             raise error from None
         _flag(gateway, case, str(error))
         return previous.number, scores
     _flag(gateway, case, "")
     return champion.number, scores
+
+
+async def _scored_by(gateway: Gateway, case: Case, version: Version, columns: Columns, deadline: float) -> list[float]:
+    with phase("encode"):
+        parts = await version.parts(columns)
+    with phase("triton"):
+        return await gateway.triton.score(case.fields, version.number, parts, deadline)
 
 
 def _flag(gateway: Gateway, case: Case, why: str) -> None:
@@ -314,6 +326,7 @@ def _log(
 
 def _lines(fresh: Iterable[Scored], request_id: str, received: datetime) -> bytes:
     now = received.isoformat()
+    parent = given() or UNSET
     return _encoder.encode_lines(
         [
             Line(
@@ -326,6 +339,7 @@ def _lines(fresh: Iterable[Scored], request_id: str, received: datetime) -> byte
                 answer.prediction,
                 row.item,
                 scores,
+                parent,
             )
             for row, answer, scores in fresh
         ]

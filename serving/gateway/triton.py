@@ -23,6 +23,7 @@ from pipelines.channel import OPTIONS, credentials
 from pipelines.errors import Unavailable
 from pipelines.fields import Fields
 from serving.gateway.parts import Part
+from serving.gateway.tracing import handed_on
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -140,9 +141,12 @@ class Triton:
             raise Unavailable(f"{name} answered probabilities that do not sum to 1: roll it back")
         return values
 
+    def _call(self, request: Any, deadline: float) -> Any:
+        return self._infer(request, timeout=max(0.0, deadline - time.monotonic()), metadata=handed_on())
+
     async def _retried(self, request: Any, deadline: float) -> Any:
         try:
-            return await self._infer(request, timeout=max(0.0, deadline - time.monotonic()))
+            return await self._call(request, deadline)
         except grpc.aio.AioRpcError as error:
             if not _connection_lost(error):
                 raise
@@ -158,7 +162,7 @@ class Triton:
             with attempt:
                 if attempt.num == 1:
                     raise lost  # the call above
-                return await self._infer(request, timeout=max(0.0, deadline - time.monotonic()))
+                return await self._call(request, deadline)
         raise lost
 
     def _explain(self, name: str, error: grpc.aio.AioRpcError) -> str:

@@ -260,7 +260,7 @@ def test_the_version_is_the_packages():
 
 
 def test_a_stub_without_a_client_library_works(world):
-    """The protocol's own messages, with elements in contents instead of bytes, are read too."""
+    """The protocol's own messages, with elements in contents instead of bytes, are read too, and told their time."""
     from tritonclient.grpc import service_pb2 as pb
 
     request = pb.ModelInferRequest(model_name=CASE)
@@ -275,7 +275,9 @@ def test_a_stub_without_a_client_library_works(world):
     address = world[2]._channel._channel.target().decode()
     with grpc.insecure_channel(address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        found = stub.ModelInfer(request, metadata=[("x-api-key", KEY)])
+        found, call = stub.ModelInfer.with_call(request, metadata=[("x-api-key", KEY)])
 
     score = np.frombuffer(found.raw_output_contents[1], np.float64).tolist()
     assert score == [row["score"] for row in said(world, ROWS[:1])]
+    timing = dict(call.trailing_metadata())["server-timing"]
+    assert [one.partition(";")[0] for one in timing.split(", ")] == ["read", "encode", "triton", "log", "total"]
