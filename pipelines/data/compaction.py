@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 import polars as pl
 
-from pipelines import segments
+from pipelines import objects, segments
 from pipelines.contracts import LabelLine, PredictionLine, Window
 from pipelines.data import records
 from pipelines.data.records import SPREAD, Done, Part
@@ -165,10 +165,13 @@ def _compact_segment(settings: Settings, case: str, kind: Kind, path: Path, allo
     parts = [_write(part, written[place], place) for place, part in placed.items()]
     folders = {folder for file in written.values() for folder in file.parents if folder.is_relative_to(settings.root)}
     make_durable([*written.values(), *folders])
+    objects.put_files(written.values())
     if bad:
         log.warning("%s: %d malformed line(s) in %s quarantined", case, len(bad), path.name)
         text = "".join(json.dumps({"segment": path.name, **line}) + "\n" for line in bad)
-        write_atomic(settings.lake / case / "quarantine" / kind / path.name, text.encode())
+        quarantined = settings.lake / case / "quarantine" / kind / path.name
+        write_atomic(quarantined, text.encode())
+        objects.replace(quarantined, text.encode())
     spread: list[str] = []
     if SPREAD in placed:
         spread = sorted(map(str, placed[SPREAD][time].dt.date().unique()))

@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from pipelines import objects
 from pipelines.data import repeats
 from pipelines.data.heap import AT_ONCE
 from pipelines.errors import IntegrityError
@@ -81,6 +82,7 @@ def write_days(settings: Settings, case: str, frame: pl.DataFrame) -> list[dict[
         if not path.exists():
             buffer = io.BytesIO()
             part.write_parquet(buffer, compression="zstd")
+            objects.put(path, buffer.getvalue())
             write_atomic(path, buffer.getvalue())
         partitions.append(
             {"date": str(day), "path": str(path.relative_to(settings.root)), "rows": part.height, "sha256": sha256}
@@ -109,6 +111,7 @@ def some_days(settings: Settings, partitions: Sequence[dict[str, Any]]) -> Itera
 
 def _read(settings: Settings, partition: dict[str, Any]) -> pl.DataFrame:
     path = settings.root / partition["path"]
+    objects.need(path)
     try:
         frame = pl.read_parquet(path, hive_partitioning=False)
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -121,6 +124,7 @@ def _read(settings: Settings, partition: dict[str, Any]) -> pl.DataFrame:
 def repeated_ids(settings: Settings, partitions: Sequence[dict[str, Any]]) -> pl.Series:
     """The ids that more than one row of the partitions has, in memory that hardly hangs on how many rows there are."""
     paths = [settings.root / partition["path"] for partition in partitions]
+    objects.need(*paths)
     twice = repeats.repeated(paths, mend=MEND)
     if not twice.size:
         return pl.Series("id", [], pl.String)
@@ -135,5 +139,6 @@ def set_aside(settings: Settings, case: str, name: str, rows: pl.DataFrame | pl.
     path = settings.lake / case / "quarantine" / "rows" / f"{name}.parquet"
     buffer = io.BytesIO()
     rows.lazy().sink_parquet(buffer)
+    objects.put(path, buffer.getvalue())
     write_atomic(path, buffer.getvalue())
     return path

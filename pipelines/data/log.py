@@ -99,8 +99,9 @@ def first_day(settings: Settings, case: str) -> date | None:
 
 def _days(settings: Settings, case: str) -> list[date]:
     folder = folder_of(settings, case, "predictions")
-    own = {path.name.removeprefix("date=") for path in folder.glob("date=*")}
-    return sorted(map(date.fromisoformat, own.union(*known(settings, case, "predictions").spread.values())))
+    told = known(settings, case, "predictions")
+    own = {path.name.removeprefix("date=") for path in folder.glob("date=*")} | (told.days.keys() - {SPREAD})
+    return sorted(map(date.fromisoformat, own.union(*told.spread.values())))
 
 
 def first_row(settings: Settings, case: str) -> datetime | None:
