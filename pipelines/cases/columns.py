@@ -391,7 +391,9 @@ def _label(labels: pl.Series, asked: Asked, where: str, seen: _Seen) -> pl.Serie
 def _number(labels: pl.Series, asked: Asked, held: str, *, mixed: bool) -> pl.Series:
     """Labels that are numbers written as texts; ``mixed``: elsewhere they are names of classes."""
     words = {"true": "1", "false": "0"}
-    number = labels.str.to_lowercase().replace(words).cast(pl.Float64, strict=False)
+    number = labels.cast(pl.Float64, strict=False)
+    if number.null_count() > labels.null_count():
+        number = labels.str.to_lowercase().replace(words).cast(pl.Float64, strict=False)
     wrong = labels.is_not_null() & (number.is_null() | mixed)
     if wrong.any():
         text = labels.filter(wrong)[0]

@@ -373,7 +373,7 @@ def _pieces(file: File, asked: Asked) -> Iterator[pl.DataFrame]:
 def _parts(file: File, asked: Asked, where: str) -> Iterator[pl.LazyFrame]:
     assert isinstance(asked.declared, FilesSource)
     if (asked.declared.format or _form(file.name)) == "parquet":
-        yield from row_groups.parts(file.path, asked.event_time, asked.window, columns.PIECE)
+        yield from row_groups.parts(file.path, asked.event_time, asked.window)
     else:
         yield _scanned(file, asked, where)
 

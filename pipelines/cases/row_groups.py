@@ -1,7 +1,7 @@
-"""A Parquet file in parts of some row groups, for a reader that holds one of them at a time.
+"""A Parquet file in parts, for a reader that holds one of them at a time.
 
 polars reads and decodes a whole file ahead of who takes its rows more slowly, so each part is a scan of its own. What
-the statistics of a row group tell is looked at here, as polars asks them of a whole file alone.
+the statistics of row groups tell is looked at here, as polars asks them of a whole file alone.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ import pyarrow.parquet as pq
 
 from pipelines.contracts import Window
 
+AT_ONCE = 1 << 18
+"""Rows of a part; polars passes over what comes before them in their row group without decoding it."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECONDS = {"milliseconds": 1e3, "microseconds": 1.0, "nanoseconds": 1e-3}
 _DAY = 86_400e6
 """A day in microseconds: a time in no zone is at most that far from UTC."""
 
 
-def parts(path: Path, event_time: str, window: Window, rows: int) -> Iterator[pl.LazyFrame]:
-    """Scans of row groups that follow each other, of about ``rows`` rows or of one group, at least one scan.
+def parts(path: Path, event_time: str, window: Window) -> Iterator[pl.LazyFrame]:
+    """Scans of rows that follow each other, of ``AT_ONCE`` rows at most, and at least one.
 
-    Groups whose statistics say that no ``event_time`` lies in the window, or is missing, are left out. A file that
+    Row groups whose statistics say that no ``event_time`` lies in the window, or is missing, are left out. A file that
     pyarrow cannot read is one scan, for polars to say what is wrong with it.
     """
     scan = pl.scan_parquet(path, hive_partitioning=False)
@@ -37,12 +39,16 @@ def parts(path: Path, event_time: str, window: Window, rows: int) -> Iterator[pl
         return
     begin = end = 0
     for first, size in groups:
-        if first != end or end - begin + size > rows:
-            if end > begin:
-                yield scan.slice(begin, end - begin)
+        if first != end:
+            yield from _cut(scan, begin, end)
             begin = first
         end = first + size
-    yield scan.slice(begin, end - begin)
+    yield from _cut(scan, begin, end)
+
+
+def _cut(scan: pl.LazyFrame, begin: int, end: int) -> Iterator[pl.LazyFrame]:
+    for start in range(begin, max(end, begin + 1), AT_ONCE):
+        yield scan.slice(start, min(AT_ONCE, end - start))
 
 
 def _wanted(file: pq.FileMetaData, event_time: str, window: Window) -> list[tuple[int, int]]:
