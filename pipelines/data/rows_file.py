@@ -42,7 +42,7 @@ class RowsFile:
             if not own.size and start:
                 continue
             if own.size and own[-1] - own[0] == own.size - 1:  # as most are: rows that follow each other
-                into.add(self._scan().slice(int(own[0]), own.size).collect())
+                into.refer(self._scan().slice(int(own[0]), own.size), own.size)
             else:
                 into.add(self._scan().slice(start, self.at_once).collect()[own - start])
 
