@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.cases import declared_files, declared_sql
+from pipelines.cases import declared_files, declared_sql, store_logins
 from pipelines.cases.columns import Asked as Columns
 from pipelines.cases.columns import together
 from pipelines.cases.sampling import stride
@@ -124,7 +124,7 @@ def _url(given: str, settings: Settings) -> str:
     """The address as params.yaml has it: a path from here is absolute, or below the folder of the data."""
     protocol, _, rest = given.partition("://")
     if rest and protocol != "file":
-        if protocol not in {*declared_files.WEB, *declared_files.EXTRAS}:
+        if protocol not in {*declared_files.WEB, *store_logins.LIBRARIES}:
             raise ConfigError(
                 f"--from {protocol}://...: of a database say --table or --query, and keep its address out of sight: "
                 "--from env:NAME, file:PATH or connection:ID; of files choose https, s3, gs or abfs"
