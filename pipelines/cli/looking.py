@@ -68,16 +68,24 @@ def look_at(asked: Asked, where: Where, settings: Settings) -> Look:
     return _at_files(asked, where.address, where.form, settings)
 
 
-def _at_files(asked: Asked, given: str, form: str | None, settings: Settings) -> Look:
-    block: dict[str, Any] = {"kind": "files", "url": _url(given, settings)}
+def files_at(
+    given: str, form: str | None, settings: Settings, case: str, **options: Any
+) -> tuple[dict[str, Any], declared_files.Files]:
+    """The files that somebody names, found; and the declaration of them as params.yaml has it, with ``options``."""
+    block: dict[str, Any] = {"kind": "files", "url": _url(given, settings), **options}
     form = form or _form(given)
     if form not in declared_files.ENDINGS.values() or not given.lower().endswith(tuple(declared_files.ENDINGS)):
         block["format"] = form
-    declared = FilesSource.model_validate(block)
-    source = declared_files.resolve(declared, settings, asked.case)
+    source = declared_files.resolve(FilesSource.model_validate_json(json.dumps(block)), settings, case)
     if form == "csv" and (mark := _separator(source.files[0].path)) != ",":
         block["separator"] = mark
-        declared = FilesSource.model_validate(block)
+    return block, source
+
+
+def _at_files(asked: Asked, given: str, form: str | None, settings: Settings) -> Look:
+    block, source = files_at(given, form, settings, asked.case)
+    declared = FilesSource.model_validate(block)
+    form = form or _form(given)
     place = Place(block, texts=form == "csv")
     try:
         frame, extent = _of_files(declared_files.whole(source, declared, asked.case), asked)
