@@ -317,8 +317,12 @@ def _readable(found: pl.DataFrame, asked: Asked, where: str, seen: _Seen) -> pl.
             found = found.with_columns(words)
         elif isinstance(column, Numeric) and isinstance(found.schema[column.name], pl.Decimal):
             found = found.with_columns(pl.col(column.name).cast(pl.Float64))
+    label = asked.fields.label
     try:
-        found = found.with_columns(_label(found[asked.fields.label], asked, where, seen))
+        known = label in found.columns
+        found = found.with_columns(
+            _label(found[label], asked, where, seen) if known else pl.lit(None, pl.Int8).alias(label)
+        )
     except DataError:
         _check_zones(seen, asked, where)
         raise

@@ -16,7 +16,7 @@ import msgspec
 import polars as pl
 
 from pipelines import objects, segments
-from pipelines.contracts import LabelLine, PredictionLine, Window
+from pipelines.contracts import ELSEWHERE, LabelLine, PredictionLine, Window
 from pipelines.data import records
 from pipelines.data.records import SPREAD, Done, Part
 from pipelines.errors import IntegrityError
@@ -238,7 +238,11 @@ def _decode(line: bytes, kind: Kind, allowed: Allowed) -> dict[str, Any]:
         if not allowed.numbers and not _is_position(value["label"]):
             raise ValueError("label is not a class")
         return row | {"label": value["label"], "revision": value["revision"], "label_time": moment}
-    if not allowed.numbers and not _is_position(value["prediction"]):
+    if (value["prediction"] is None) is not (value["score"] is None):
+        raise ValueError("prediction and score go together")
+    if value["score"] is None and value["version"] != ELSEWHERE:
+        raise ValueError("an answer has a prediction and a score")
+    if not allowed.numbers and value["prediction"] is not None and not _is_position(value["prediction"]):
         raise ValueError("prediction is not a class")
     fixed = {name: value[name] for name in ("request_id", "version", "score", "prediction")}
     own = {"event_time": moment, "row": value["row"]}
@@ -266,7 +270,7 @@ def _narrowest(rows: list[dict[str, Any]], name: str, least: Any) -> Any:
     """The type of a column, wider than the ``least`` one where a case predicts numbers or has more classes."""
     if name not in WIDER:
         return least
-    values = [row[name] for row in rows]
+    values = [row[name] for row in rows if row[name] is not None]
     if any(isinstance(value, float) for value in values) or not all(abs(value) <= WHOLE for value in values):
         return pl.Float64
     if least == pl.Int8 and not all(-128 <= value <= 127 for value in values):

@@ -25,6 +25,7 @@ from pipelines.data import dataset, lake, served
 from pipelines.data import log as prediction_log
 from pipelines.errors import DataError, TooFewRows
 from pipelines.fields import Fields
+from pipelines.installation import PROGRAM
 from pipelines.line.facts import IngestFacts
 from pipelines.line.step import Read, Run, Work
 
@@ -166,6 +167,7 @@ def _too_few(run: Run, rows: int, labelled: int) -> TooFewRows:
     return TooFewRows(
         f"{run.case}: {rows} rows were logged before {run.as_of.isoformat()}, {labelled} of them have a label that has "
         f"arrived, and source.kind log has no others: a first training needs {needed} (dataset.min_holdout by "
-        "holdout_share). Wait for rows and labels. The gateway logs rows once there is a champion; until then put "
-        "those of what answers today into the prediction log (docs/cases.md), or declare a source that has a history"
+        "holdout_share). Wait for rows and labels. The gateway logs rows once there is a champion; until then "
+        f"`{PROGRAM} import {run.case} --from ...` takes in those of what answers today, or declare a source with a "
+        "history (docs/cases.md)"
     )
