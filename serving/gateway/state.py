@@ -264,7 +264,7 @@ async def start(settings: Settings, bounds: Bounds, metrics: Metrics) -> Gateway
     Raises ConfigError without an API key, Unavailable without a Triton, and what keeps a case that is whole from being
     served; a broken one raises nothing.
     """
-    door = Door(bounds, settings.key_file, settings.limits_url)
+    door = Door(bounds, settings.key_file, settings.limits_url, metrics.inside.set)
     triton = Triton(
         settings.address("triton_grpc"),
         bounds.deadline_seconds,
