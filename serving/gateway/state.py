@@ -266,7 +266,7 @@ async def start(settings: Settings, bounds: Bounds, metrics: Metrics) -> Gateway
     served; a broken one raises nothing.
     """
     objects.attach(settings)
-    door = Door(bounds, settings.key_file, settings.limits_url)
+    door = Door(bounds, settings.key_file, settings.limits_url, metrics.inside.set)
     triton = Triton(
         settings.address("triton_grpc"),
         bounds.deadline_seconds,
