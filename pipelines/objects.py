@@ -86,6 +86,11 @@ def attach(settings: Settings) -> None:
         _attached[settings.root] = settings.lake_url
 
 
+def covers(path: Path) -> bool:
+    """Whether what is missing at this path may be in a store."""
+    return _place(path) is not None
+
+
 def put(path: Path, data: bytes) -> None:
     """Put a file that is named by what it holds, before it is written to ``path``. Raises Unavailable."""
     place = _place(path)

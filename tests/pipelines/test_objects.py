@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from pipelines import objects, storage
-from pipelines.data import lake
+from pipelines.cases.loans import source as loans
+from pipelines.data import lake, log
 from pipelines.drift.profile import spec
 from pipelines.errors import ConfigError, NotKept, Unavailable
 from pipelines.settings import Settings
 from tests import stores
+from tests.pipelines.data import loglines
 
 AS_OF = datetime(2024, 5, 1, tzinfo=UTC)
 RUN = Path("artefacts/bank/20240501T000000Z")
@@ -160,12 +163,33 @@ def test_days_of_rows_are_read_where_they_were_not_written(tmp_path, url):
     assert lake.write_days(third, "bank", rows) == partitions
 
 
+def test_the_compacted_log_is_read_where_it_was_not_written(tmp_path, url):
+    """What one machine compacts another one reads, rows and labels, and a copy that is thrown away comes again."""
+    one, other = home(tmp_path / "one", url), home(tmp_path / "other", url)
+    day = date(2020, 5, 1)
+    sent = loans.generate(day, rows_per_day=48).with_columns(label_time=pl.col("event_time") + timedelta(days=7))
+    loglines.write(one, "loans", "predictions", "a", loglines.predictions(sent, loans.FIELDS))
+    loglines.write(one, "loans", "labels", "b", loglines.labels(sent, loans.FIELDS))
+    assert log.compact(one, "loans") == 2
+    window, end = log.window_of(day), datetime(2020, 6, 1, tzinfo=UTC)
+    rows, labels = log.read_predictions(one, "loans", window), log.read_labels(one, "loans", end)
+
+    for settings in (other, one):
+        for kind in ("predictions", "labels"):
+            objects.need_folder(settings.lake / "loans" / kind / "segments")
+        assert log.first_day(settings, "loans") == day
+        assert log.read_predictions(settings, "loans", window).equals(rows)
+        assert log.read_labels(settings, "loans", end).equals(labels)
+        shutil.rmtree(one.lake)
+    objects.need_folder(one.lake / "loans" / "predictions" / "segments")
+    assert log.compact(one, "loans") == 0
+
+
 def test_scales_are_frozen_once_for_all_machines(tmp_path, url, monkeypatch):
     """Of two machines that freeze a case's scales the first one's hold for both."""
     from pipelines.cases import load_fields
     from pipelines.cases.loans.source import generate
 
-    monkeypatch.setattr(spec, "_read", spec._read)
     one, other = home(tmp_path / "one", url), home(tmp_path / "other", url)
     monkeypatch.setattr(Settings, "profile_file", lambda self, case: self.lake / case / "profile.json")
     fields = load_fields("loans")
