@@ -181,7 +181,8 @@ def test_the_compacted_log_is_read_where_it_was_not_written(tmp_path, url):
         assert log.read_predictions(settings, "loans", window).equals(rows)
         assert log.read_labels(settings, "loans", end).equals(labels)
         shutil.rmtree(one.lake)
-    objects.need_folder(one.lake / "loans" / "predictions" / "segments")
+    for kind in ("predictions", "labels"):
+        objects.need_folder(one.lake / "loans" / kind / "segments")
     assert log.compact(one, "loans") == 0
 
 
