@@ -1,4 +1,4 @@
-"""Every case: a thousand raw rows of its own source get one answer, from the gateway and from MLflow's copy.
+"""Every case: a thousand raw rows of its own source get one answer, from the gateway by any protocol and from MLflow.
 
 The gateway runs in this process in front of the real Triton; MLflow is a real server, whose copy is downloaded, and
 loaded by the code that came with it. Models are of the cases' own kinds: estimators learn from the rows, networks have
@@ -8,12 +8,15 @@ the weights that they begin with, but for a last layer of zeros.
 from __future__ import annotations
 
 import shutil
+import socket
 from dataclasses import asdict
 from datetime import timedelta
 
 import numpy as np
 import polars as pl
 import pytest
+import tritonclient.grpc as by_grpc
+import tritonclient.http as by_http
 
 from embedded import triton as embedded
 from pipelines.cases import build_model, load_fields, part
@@ -32,7 +35,8 @@ from pipelines.params_file import load_params
 from pipelines.settings import Settings
 from pipelines.training.estimator import encoded
 from tests.pipelines.registry.packed import recorded
-from tests.serving.gateway.world import client, counted, make_home, release, until
+from tests.serving.gateway.protocol import inputs
+from tests.serving.gateway.world import KEY, client, counted, make_home, release, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 DAYS = {"bank": 30, "flights": 10, "flights_late": 10, "loans": 3, "triage": 200, "triage_fields": 200}
@@ -79,9 +83,18 @@ def _write(case, rows, folder):
     write_bundle(trained, fields, folder, {"scales": {name: asdict(scale) for name, scale in scales.items()}})
 
 
+def _by_protocol(caller, module, case, sent, **options):
+    """What the Open Inference Protocol's client is answered: the rows as /v1 has them."""
+    about = caller.get_model_metadata(case, **options)["inputs"]
+    found = caller.infer(case, inputs(module, about, sent), headers={"x-api-key": KEY})
+    prediction, score = found.as_numpy("prediction"), found.as_numpy("score")
+    named = [value.decode() if isinstance(value, bytes) else value for value in prediction.tolist()]
+    return list(zip(named, score.tolist(), strict=True)) if score is not None else [(value,) for value in named]
+
+
 @pytest.mark.parametrize("case", DAYS)
 def test_gateway_and_mlflow_answer_alike(case, triton_server, mlflow_url, tmp_path):
-    """Prediction and score of all rows, to the bit."""
+    """Prediction and score of all rows, to the bit: /v1, the protocol over REST and gRPC, and MLflow's copy."""
     import mlflow
 
     fields, rows = load_fields(case), _rows(case, tmp_path)
@@ -104,10 +117,18 @@ def test_gateway_and_mlflow_answer_alike(case, triton_server, mlflow_url, tmp_pa
     sent = [
         {**row_sent(fields, row), "event_time": row["event_time"].isoformat()} for row in rows.iter_rows(named=True)
     ]
-    with client(settings, deadline_seconds=60.0) as http:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    with (
+        client(settings, deadline_seconds=60.0, grpc=address) as http,
+        by_http.InferenceServerClient(http.base_url.netloc.decode(), network_timeout=120.0) as rest,
+        by_grpc.InferenceServerClient(address) as rpc,
+    ):
         until(lambda: counted(http, "champion_version", case=case) == 1)
         answer = http.post(f"/v1/cases/{case}/predict", json={"rows": sent}, timeout=120)
         assert answer.status_code == 200, answer.text
+        protocols = [_by_protocol(rest, by_http, case, sent), _by_protocol(rpc, by_grpc, case, sent, as_json=True)]
     triton.unload(settings, case)
     mlflow.set_tracking_uri(mlflow_url)
     model = mlflow.pyfunc.load_model(f"models:/{case}/{recorded(settings, case, bundle)}")
@@ -116,4 +137,5 @@ def test_gateway_and_mlflow_answer_alike(case, triton_server, mlflow_url, tmp_pa
     names = ["prediction"] if fields.number is not None else ["prediction", "score"]
     told = [tuple(row[name] for name in names) for row in answer.json()["rows"]]
     assert list(found[names].itertuples(index=False, name=None)) == told
+    assert protocols == [told, told]
     assert len({row[-1] for row in told}) > 100
