@@ -127,14 +127,14 @@ def _from_log(run: Run, fields: Fields) -> Origin:
     outputs = {"version": pl.Int64(), "score": pl.Float64()}
 
     def parts(window: Window) -> Iterator[Received]:
-        found = served.read(run.settings, fields, window, run.as_of)
-        received = receive(found.rows, fields, window, run.params, within_period=False, extra=outputs)
-        yield replace(
-            received,
-            delivered=received.delivered + found.repeats,
-            repeats=received.repeats + found.repeats,
-            beside={"log": found.fate},
-        )
+        for found in served.read(run.settings, fields, window, run.as_of):
+            received = receive(found.rows, fields, window, run.params, within_period=False, extra=outputs)
+            yield replace(
+                received,
+                delivered=received.delivered + found.repeats,
+                repeats=received.repeats + found.repeats,
+                beside={"log": found.fate},
+            )
 
     earliest = served.first_moment(run.settings, run.case) or run.as_of
     why = "the case has a champion: only what was served is learned from"
