@@ -175,11 +175,15 @@ def resolve(settings: Settings, params: Params) -> Source:
 
 def rows(source: Source, window: Window, params: Params) -> pl.DataFrame:
     """Canonical rows of ``window`` with their labels: pinned days from the file, all others generated."""
-    return canonical(pl.concat(pieces(source, window, params)), FIELDS, window, params)
+    return canonical(pl.concat(_delivered(source, window, params)), FIELDS, window, params)
 
 
 def pieces(source: Source, window: Window, params: Params) -> Iterator[pl.DataFrame]:
     """The same day by day, as they are delivered: so they need not be held together."""
+    return _delivered(source, window, params)
+
+
+def _delivered(source: Source, window: Window, params: Params) -> Iterator[pl.DataFrame]:
     since, until = params.period
     start = max(window.start, since)
     end = window.end
