@@ -71,7 +71,9 @@ def from_source(module: ModuleType, fields: Fields, params: Params, settings: Se
                 with returned_by(params.case, module.pieces):
                     part = receive(frame, fields, window, params)
             apart.append(replace(part, rows=part.rows.clear()))
+            del frame
             yield part
+            del part  # nothing of these days is held while the next ones are read
         note(params.case, whole(apart))
 
     parts = by_days if hasattr(module, "pieces") else all_at_once

@@ -43,7 +43,8 @@ def _sorted(rows: pl.DataFrame, key: str, path: Path) -> Sorted:
     ordered = rows.sort(key, maintain_order=True)
     counts = ordered.group_by(key, maintain_order=True).len()
     begins = counts["len"].cum_sum() - counts["len"]
-    ordered.drop(key).write_ipc(path, compression="uncompressed")
+    # Small batches, as a slice reads all of each that it touches.
+    ordered.drop(key).write_ipc(path, compression="uncompressed", record_batch_size=8192)
     return Sorted(path, dict(zip(counts[key], zip(begins, counts["len"], strict=True), strict=True)))
 
 

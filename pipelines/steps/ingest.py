@@ -34,6 +34,7 @@ from pipelines.data import log as prediction_log
 from pipelines.errors import DataError, PerennialError, TooFewRows
 from pipelines.fields import AS_DELIVERED, Fields
 from pipelines.files import make_folder, write_atomic
+from pipelines.installation import PROGRAM
 from pipelines.line.facts import IngestFacts
 from pipelines.line.order import INGEST
 from pipelines.line.step import Read, Run, Work
@@ -167,6 +168,7 @@ def _take(run: Run, fields: Fields, origin: Origin, made: Sequence[_Part] = ()) 
                 labelled.update(own)
                 first = dataset.first_needed_day(labelled, as_of, params)
                 found.append(days.since(first) if isinstance(days, _Days) else _write(run, fields, days, first, own))
+                del days  # nothing of these days is held while the next ones are read
         if first is not None or start <= origin.earliest:
             break
     if not _all_counted(found):
@@ -401,6 +403,7 @@ def _too_few(run: Run, rows: int, labelled: int) -> TooFewRows:
     return TooFewRows(
         f"{run.case}: {rows} rows were logged before {run.as_of.isoformat()}, {labelled} of them have a label that has "
         f"arrived, and source.kind log has no others: a first training needs {needed} (dataset.min_holdout by "
-        "holdout_share). Wait for rows and labels. The gateway logs rows once there is a champion; until then put "
-        "those of what answers today into the prediction log (docs/cases.md), or declare a source that has a history"
+        "holdout_share). Wait for rows and labels. The gateway logs rows once there is a champion; until then "
+        f"`{PROGRAM} import {run.case} --from ...` takes in those of what answers today, or declare a source with a "
+        "history (docs/cases.md)"
     )

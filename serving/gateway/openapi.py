@@ -15,6 +15,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import HTMLResponse
 
+from pipelines.contracts import ID_PATTERN
 from pipelines.fields import (
     OTHER_CHARS,
     Attribute,
@@ -27,7 +28,6 @@ from pipelines.fields import (
     Vector,
 )
 from serving.gateway.refusal import JSON
-from serving.gateway.rows import ID_PATTERN
 
 if TYPE_CHECKING:
     from serving.gateway.state import Gateway
@@ -46,6 +46,8 @@ known.
    then safe, and its label finds it.
 3. `labels`: the same `prediction_id` with what turned out to be true. `event_time` says when that became known
    (default: now). A correction has a higher `revision`.
+
+The same cases answer in the Open Inference Protocol, version 2: `/v2/models/{case}` says their inputs and outputs.
 
 Each example can be sent as it stands. What is wrong with a request is said in `error`, with `field` and `row`.
 """
