@@ -151,6 +151,18 @@ def forget(path: Path) -> None:
             obstore.delete(place.store, place.name)
 
 
+def forget_folder(folder: Path) -> None:
+    """Remove everything of a folder, what it has set aside too. Raises Unavailable."""
+    place = _place(folder)
+    if place is None:
+        return
+    import obstore
+
+    with _asking(place):
+        for found in obstore.list(place.store, f"{place.name}/"):
+            obstore.delete(place.store, [one["path"] for one in found])
+
+
 # --- the folders of steps -----------------------------------------------------------------------
 
 
