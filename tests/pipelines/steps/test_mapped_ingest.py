@@ -92,7 +92,7 @@ def test_parts_are_made_on_machines_that_share_a_store_and_no_disk(home, monkeyp
     store = tmp_path_factory.mktemp("store")
 
     def machine(name: str) -> Run:
-        settings = Settings(home=home / name, data_dir=home / "data", lake_url=f"file://{store}")
+        settings = Settings(home=home / name, data_dir=home / "data", lake=f"file://{store}")
         objects.attach(settings)
         return Run(load_params("shop"), settings, AS_OF)
 
