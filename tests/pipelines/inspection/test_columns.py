@@ -122,6 +122,11 @@ def test_what_the_label_is(values, target, read):
     assert series.to_frame().select(expression(found.reads).alias("y")).to_series().head(len(read)).to_list() == read
 
 
+def test_labels_that_differ_in_capitals_alone_are_classes_if_it_is_said():
+    """Who says what the label is, is believed."""
+    assert labels.guess(pl.Series("y", ["Yes", "no", "No"] * 50), "classes").target == Classes(("No", "Yes", "no"))
+
+
 def test_a_label_that_nobody_foresaw_is_refused_later():
     """Another word in a later file becomes no class at all, and another text among numbers no number."""
     for values, beyond in ((["yes", "no"] * 50, 2), (["a", "b", "c"] * 50, 3)):
@@ -138,6 +143,8 @@ def test_a_label_that_nobody_foresaw_is_refused_later():
         ([1] * 90, None, "nothing to learn"),
         ([None] * 90, None, "empty in all 90 rows"),
         ([f"w{row}" for row in range(90)], None, "90 different texts"),
+        (["Yes", "no", "No"] * 50, None, r"written in several ways \('No', 'no'\)"),
+        (["yes", "yes "] * 50, None, "written in several ways"),
         ([1, 2, 3] * 50, "binary", "binary has two"),
         (["a", "b"] * 50, "number", "is no number in some rows"),
         ([date(2024, 1, 1), date(2024, 1, 2)] * 50, None, "give numbers, texts or booleans"),

@@ -323,6 +323,30 @@ def test_what_cannot_work_leaves_nothing(change, more, words, tmp_path, capfd):
     assert words in err.splitlines()[-1]
 
 
+def test_a_table_without_a_usable_column_says_why_of_each(tmp_path, capfd):
+    """Where every column is left out, the error says of each why."""
+    frame = customers(ROWS).select("key", "at", "churned").with_columns(rate=pl.Series([f"{n}%" for n in range(ROWS)]))
+    frame.write_csv(tmp_path / "rows.csv")
+    with shop.installed(tmp_path / "cases") as root:
+        assert cli.main(asked("churn", tmp_path / "rows.csv")) != 0
+        assert list(root.iterdir()) == []
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert "no fields to predict from" in said
+    assert "rate: numbers as people write them" in said
+
+
+def test_names_with_umlauts_and_names_that_stand_twice(tmp_path, capfd):
+    """A field is called as its column, umlauts written out; a header that names two columns alike is told."""
+    head, _, body = customers(ROWS).write_csv().partition("\n")
+    for name in ("age", "plan"):
+        head = head.replace(name, "Größe (m²)")
+    (tmp_path / "rows.csv").write_text(f"{head}\n{body}")
+    with shop.installed(tmp_path / "cases"):
+        assert cli.main(asked("churn", tmp_path / "rows.csv")) == 0
+        assert load_case("churn").fields.names == ("Groesse_m2", "Groesse_m2__duplicated_0")
+    assert "the header names Größe (m²) more than once" in " ".join(json.loads(capfd.readouterr().out)["look_at"])
+
+
 def test_a_folder_that_is_there_is_not_touched(tmp_path, capfd):
     """A second init of the same name, and the name of a module of the project, are refused."""
     customers(ROWS).write_parquet(tmp_path / "rows.parquet")
