@@ -27,6 +27,7 @@ SERVICES = {
     "mlflow:5000": "mlflow",
     "airflow-apiserver:8080": "airflow",
     "gateway:8090": "gateway",
+    "0.0.0.0:8091": "gateway_grpc",
     "triton:8001": "triton_grpc",
     "triton:8002": "triton_metrics",
     "loop-metrics:9109": "loop_metrics",

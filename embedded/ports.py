@@ -31,6 +31,7 @@ class Ports:
     triton_grpc: int = 8001
     triton_metrics: int = 8002
     gateway: int = 8090
+    gateway_grpc: int = 8091
     worker_log: int = 8793
     trigger_log: int = 8794
     postgres: int = 5433

@@ -165,7 +165,7 @@ def services(
                 "--timeout-graceful-shutdown=5",
             ],
             # Threads that work on long bodies would each keep what they have freed.
-            {**light, "MALLOC_ARENA_MAX": "2"},
+            {**light, "MALLOC_ARENA_MAX": "2", "PERENNIAL_GATEWAY_GRPC": f"{HOST}:{ports.gateway_grpc}"},
             urls["PERENNIAL_GATEWAY_URL"],
             # Without any champion it has nothing to be ready for until the first promotion.
             lambda: _gateway_works(ports, serves=not broken and bool(probe.champions(home, known))),

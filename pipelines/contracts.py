@@ -338,7 +338,7 @@ class PredictionLine(TypedDict):
     In a case with classes ``prediction`` is the position of the likeliest class, ``score`` its probability,
     and ``scores`` holds those of all classes in their declared order. In a case that predicts a number both
     ``prediction`` and ``score`` are that number. Imported rows are of version ``ELSEWHERE``; they have neither where
-    nobody answered them.
+    nobody answered them. ``traceparent`` is that of the request (W3C Trace Context), if it had one.
     """
 
     prediction_id: str
@@ -350,6 +350,7 @@ class PredictionLine(TypedDict):
     prediction: int | float | None
     row: dict[str, str | float | int | bool | list[float] | None]
     scores: NotRequired[list[float]]
+    traceparent: NotRequired[str]
 
 
 class LabelLine(TypedDict):

@@ -39,6 +39,8 @@ INT8_CLASSES = 127
 """Positions of so many classes are kept as int8, those of more as int16."""
 SCORES = "scores"
 """The column of all classes' probabilities in rows of the log, where a case has classes."""
+TRACEPARENT = "traceparent"
+"""The column of requests' traces in rows of the log, where any had one."""
 FLOAT32_MAX = 3.4028234663852886e38
 """Numbers reach the model as float32: a larger one would arrive as infinity."""
 EVENT_TIME = "event_time"

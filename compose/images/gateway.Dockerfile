@@ -26,7 +26,7 @@ ENV PATH=/opt/perennial/venv/bin:/usr/local/bin:/usr/bin:/bin \
 # A checkout's files may be closed to others (umask 077), and modes are copied.
 RUN chmod -R a+rX . && python -m compileall -q pipelines serving
 USER 10001:10001
-EXPOSE 8090
+EXPOSE 8090 8091
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8090/readyz', timeout=4)"]
 CMD ["uvicorn", "serving.gateway.app:app", "--host=0.0.0.0", "--port=8090", "--workers=2", "--no-access-log", "--loop=uvloop", \

@@ -21,6 +21,8 @@ from pipelines.moments import parse_moment
 
 AT_ONCE = 32 << 20
 """Bytes of rows that are held at once, if no single day has more."""
+_BATCH = 8192
+"""Rows of a scratch file that are read for one of them."""
 _DAY = "_day"
 
 
@@ -50,11 +52,10 @@ def by_day(
     if second is None:
         yield first
         return
+    heaps = chain([first, second], heaps)
+    del first, second  # each heap is let go before the next but one is read
     with scratch() as folder:
-        runs = [
-            _laid_down(heap, folder / f"{number}.arrow") for number, heap in enumerate(chain([first, second], heaps))
-        ]
-        del first, second
+        runs = [_laid_down(heap, folder / f"{number}.arrow") for number, heap in enumerate(heaps)]
         for days in _stretches(runs):
             yield together(_slice(run, days) for run in runs if run.days.keys() & days)
 
@@ -78,7 +79,7 @@ def _laid_down(rows: pl.DataFrame, path: Path) -> _Run:
     counts = rows.group_by(_DAY, maintain_order=True).len()
     begins = counts["len"].cum_sum() - counts["len"]
     rows = rows.drop(_DAY)
-    rows.write_ipc(path, compression="uncompressed")
+    rows.write_ipc(path, compression="uncompressed", record_batch_size=_BATCH)
     places = dict(zip(counts[_DAY], zip(begins, counts["len"], strict=True), strict=True))
     return _Run(path, places, rows.estimated_size() / rows.height)
 

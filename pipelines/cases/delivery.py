@@ -62,7 +62,9 @@ def from_source(module: ModuleType, fields: Fields, params: Params, settings: Se
         for frame in by_day(module.pieces(source, window, params), lambda: _scratch(settings, params.case)):
             part = module.received_of(source, frame, window, params)
             apart.append(replace(part, rows=part.rows.clear()))
+            del frame
             yield part
+            del part  # nothing of these days is held while the next ones are read
         note(params.case, whole(apart))
 
     parts = by_days if hasattr(module, "pieces") else all_at_once

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from pipelines import ledger
+from pipelines import ledger, objects
 from pipelines.cases import Case
 from pipelines.cases.surveying import survey
 from pipelines.contracts import Trigger
+from pipelines.errors import ConfigError
 from pipelines.files import write_atomic
 from pipelines.line import facts, order, runner
 from pipelines.line.step import Run, Step
@@ -65,6 +66,13 @@ def _audit(params: Params | None, settings: Settings) -> dict[str, Any]:
     if params is None:
         return audit.audit(settings)
     return audit.audit(settings, params.case)
+
+
+def _push(params: Params | None, settings: Settings) -> dict[str, Any]:
+    """Put the state folder's lake and artefacts into the store of PERENNIAL_LAKE_URL: what is there already stays."""
+    if not settings.lake_url:
+        raise ConfigError("PERENNIAL_LAKE_URL names no store: set it to where lake and artefacts shall lie")
+    return {"store": settings.lake_url, **objects.push(settings, "" if params is None else params.case)}
 
 
 def _reproduce(params: Params, settings: Settings, *, version: int) -> dict[str, Any]:
@@ -302,6 +310,7 @@ COMMANDS = {
     "import": Command(_import, table=_import_table, about="place"),
     "history": Command(_history, table=_history_table),
     "audit": Command(_audit, every_case=True, holds=lambda answer: answer["ok"]),
+    "push": Command(_push, every_case=True),
     "reproduce": Command(_reproduce, holds=lambda answer: answer["identical"]),
     "retrain": Command(_retrain),
     "alerts": Command(_alerts),

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import msgspec
 import polars as pl
 
-from pipelines import segments
+from pipelines import objects, segments
 from pipelines.contracts import ELSEWHERE, LabelLine, PredictionLine, Window
 from pipelines.data import records
 from pipelines.data.records import SPREAD, Done, Part
 from pipelines.errors import IntegrityError
-from pipelines.fields import FLOAT32_MAX, SCORES
+from pipelines.fields import FLOAT32_MAX, SCORES, TRACEPARENT
 from pipelines.files import make_durable, write_atomic
 from pipelines.moments import parse_moment
 from pipelines.params import METRICS, EventTimes, too_high
@@ -52,6 +52,8 @@ FIXED: dict[Kind, dict[str, Any]] = {
     },
     "labels": {"id": pl.String, "label": pl.Int8, "revision": pl.Int64, "label_time": _MOMENT, "received_at": _MOMENT},
 }
+SOMETIMES: dict[str, Any] = {SCORES: pl.List(pl.Float64), TRACEPARENT: pl.String}
+"""Columns that are there if any row has them: a binary label has one score, and few requests name their trace."""
 WIDER = ("label", "prediction")
 """Columns that hold numbers in a case that predicts one; there they are float64."""
 WHOLE = 32_767
@@ -163,10 +165,13 @@ def _compact_segment(settings: Settings, case: str, kind: Kind, path: Path, allo
     parts = [_write(part, written[place], place) for place, part in placed.items()]
     folders = {folder for file in written.values() for folder in file.parents if folder.is_relative_to(settings.root)}
     make_durable([*written.values(), *folders])
+    objects.put_files(written.values())
     if bad:
         log.warning("%s: %d malformed line(s) in %s quarantined", case, len(bad), path.name)
         text = "".join(json.dumps({"segment": path.name, **line}) + "\n" for line in bad)
-        write_atomic(settings.lake / case / "quarantine" / kind / path.name, text.encode())
+        quarantined = settings.lake / case / "quarantine" / kind / path.name
+        write_atomic(quarantined, text.encode())
+        objects.replace(quarantined, text.encode())
     spread: list[str] = []
     if SPREAD in placed:
         spread = sorted(map(str, placed[SPREAD][time].dt.date().unique()))
@@ -240,7 +245,8 @@ def _decode(line: bytes, kind: Kind, allowed: Allowed) -> dict[str, Any]:
     if not allowed.numbers and value["prediction"] is not None and not _is_position(value["prediction"]):
         raise ValueError("prediction is not a class")
     fixed = {name: value[name] for name in ("request_id", "version", "score", "prediction")}
-    return row | fixed | {"event_time": moment, "row": value["row"], "scores": value.get("scores")}
+    own = {"event_time": moment, "row": value["row"]}
+    return row | fixed | own | {name: value.get(name) for name in SOMETIMES}
 
 
 def _is_position(value: float) -> bool:
@@ -256,9 +262,8 @@ def _frame(rows: list[dict[str, Any]], kind: Kind) -> pl.DataFrame:
     # the case's declaration casts, and validation finds what does not fit.
     fields = pl.DataFrame([row["row"] for row in rows], infer_schema_length=None, strict=False)
     frame = pl.concat([fixed, fields.with_columns(pl.selectors.numeric().cast(pl.Float64))], how="horizontal")
-    if all(row["scores"] is None for row in rows):  # a binary label has one score
-        return frame
-    return frame.with_columns(pl.Series(SCORES, [row["scores"] for row in rows], pl.List(pl.Float64)))
+    told = {name: pl.Series(name, [row[name] for row in rows], kind) for name, kind in SOMETIMES.items()}
+    return frame.with_columns(column for column in told.values() if column.null_count() < len(rows))
 
 
 def _narrowest(rows: list[dict[str, Any]], name: str, least: Any) -> Any:

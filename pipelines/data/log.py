@@ -26,10 +26,9 @@ import polars as pl
 from pipelines import segments
 from pipelines.contracts import Window
 from pipelines.data import records
-from pipelines.data.compaction import FIXED, TIME, compact, folder_of, known, rows_in
+from pipelines.data.compaction import FIXED, SOMETIMES, TIME, compact, folder_of, known, rows_in
 from pipelines.data.records import MEND, SPREAD
 from pipelines.errors import IntegrityError
-from pipelines.fields import SCORES
 from pipelines.segments import KINDS, Kind, Segments
 from pipelines.settings import Settings
 from pipelines.storage import digest
@@ -100,8 +99,9 @@ def first_day(settings: Settings, case: str) -> date | None:
 
 def _days(settings: Settings, case: str) -> list[date]:
     folder = folder_of(settings, case, "predictions")
-    own = {path.name.removeprefix("date=") for path in folder.glob("date=*")}
-    return sorted(map(date.fromisoformat, own.union(*known(settings, case, "predictions").spread.values())))
+    told = known(settings, case, "predictions")
+    own = {path.name.removeprefix("date=") for path in folder.glob("date=*")} | (told.days.keys() - {SPREAD})
+    return sorted(map(date.fromisoformat, own.union(*told.spread.values())))
 
 
 def first_row(settings: Settings, case: str) -> datetime | None:
@@ -161,9 +161,9 @@ def read_predictions(
     """Logged rows with event time in ``window``, sorted by event_time and id: one row per prediction.
 
     Columns: ``id, event_time``, the features as logged (text or float64), ``version`` (int64), ``score``
-    (float64), ``prediction``, ``request_id``, ``received_at``, and with classes ``scores`` (a list of float64).
-    Empty with the fixed columns only if there is none. Each of ``marks`` adds a column of its name: whether any of a
-    row's lines stands in those segments.
+    (float64), ``prediction``, ``request_id``, ``received_at``, and with classes ``scores`` (a list of float64);
+    ``traceparent`` where any request had one. Empty with the fixed columns only if there is none. Each of ``marks``
+    adds a column of its name: whether any of a row's lines stands in those segments.
     """
     named = _named("predictions", marks)
     frame = _read(settings, case, "predictions", near(settings, case, window), marks=named)
@@ -189,8 +189,8 @@ def read_days(
 
 
 def _first_answers(frame: pl.DataFrame, window: Window, marks: Sequence[str] = ()) -> pl.DataFrame:
-    scores = [name for name in frame.columns if name == SCORES]
-    features = [name for name in frame.columns if name not in {*FIXED["predictions"], *scores, *marks}]
+    told = [name for name in SOMETIMES if name in frame.columns]
+    features = [name for name in frame.columns if name not in {*FIXED["predictions"], *told, *marks}]
     return (
         frame.sort("received_at", "event_time", "version", "request_id")
         .unique("id", keep="first", maintain_order=True)
@@ -205,7 +205,7 @@ def _first_answers(frame: pl.DataFrame, window: Window, marks: Sequence[str] = (
             "prediction",
             "request_id",
             "received_at",
-            *scores,
+            *told,
             *marks,
         )
     )

@@ -90,9 +90,10 @@ def _refuse_spellings(distinct: pl.Series) -> None:
     alike = distinct.to_frame("text").group_by(pl.col("text").str.strip_chars().str.to_lowercase().alias("as")).all()
     twice = alike.filter(pl.col("text").list.len() > 1).sort("as")
     if twice.height:
+        ways = shown(twice["text"][0].sort())
         raise DataError(
-            f"the label {distinct.name} is written in several ways ({shown(twice['text'][0].sort())}), which may be one: "
-            "write each alike, or say --target binary or classes if they are not"
+            f"the label {distinct.name} is written in several ways ({ways}), which may be one: write each alike, or "
+            "say --target binary or classes if they are not"
         )
 
 

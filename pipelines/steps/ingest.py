@@ -106,11 +106,13 @@ def _take(run: Run, fields: Fields, origin: Origin) -> _Taken:
         labelled: Counter[date] = Counter()
         first = None
         for piece in origin.parts(Window(start=start, end=as_of)):
-            labelled.update(dataset.labelled_on(dataset.known_at(piece.rows, fields.label, as_of), fields.label))
+            known = replace(piece, rows=dataset.known_at(piece.rows, fields.label, as_of))
+            labelled.update(dataset.labelled_on(known.rows, fields.label))
             first = dataset.first_needed_day(labelled, as_of, params)
-            needed = piece if first is None else piece.since(first)
-            partitions += lake.write_days(run.settings, run.case, dataset.known_at(needed.rows, fields.label, as_of))
+            needed = known if first is None else known.since(first)
+            partitions += lake.write_days(run.settings, run.case, needed.rows)
             apart.append(replace(needed, rows=needed.rows.clear()))
+            del piece, known, needed  # nothing of these days is held while the next ones are read
         if first is not None or start <= origin.earliest:
             kept = [day for day in labelled if first is None or day >= first.date()]
             return _Taken(

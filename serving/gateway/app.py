@@ -22,12 +22,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipelines import hosts
 from pipelines.errors import PerennialError
 from pipelines.settings import Settings, read_settings
-from serving.gateway import openapi
+from serving.gateway import grpc_server, openapi, routes_v2, tracing
 from serving.gateway.connections import BOUNDS
+from serving.gateway.direct import Direct
 from serving.gateway.metrics import Metrics
 from serving.gateway.readiness import Readiness
-from serving.gateway.refusal import JSON, Refused, body
-from serving.gateway.routes import router
+from serving.gateway.refusal import JSON, body, refusal
+from serving.gateway.routes import post_labels, predict_rows, router
 from serving.gateway.settings import Bounds, read_bounds
 from serving.gateway.state import start, stop
 
@@ -49,12 +50,13 @@ def create_app(settings: Settings | None = None, bounds: Bounds | None = None) -
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         own = bounds or read_bounds()
         gateway = app.state.gateway = await start(settings or read_settings(), own, metrics)
-        app.state.readiness = Readiness(gateway)
+        readiness = app.state.readiness = Readiness(gateway)
         tasks = [asyncio.create_task(task) for task in (gateway.poll(), gateway.follow(), gateway.keep_log())]
         for task in tasks:
             task.add_done_callback(_say_if_it_failed)
         try:
-            yield {BOUNDS: own}
+            async with grpc_server.serving(gateway, readiness):
+                yield {BOUNDS: own}
         finally:
             gateway.stopping.set()
             await asyncio.wait(tasks)
@@ -62,7 +64,9 @@ def create_app(settings: Settings | None = None, bounds: Bounds | None = None) -
 
     app = FastAPI(title="Perennial gateway", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(router)
+    app.include_router(routes_v2.router)
     openapi.install(app)
+    app.add_middleware(Direct, endpoints={"predict": predict_rows, "labels": post_labels}, refuse=_refused)
     app.add_middleware(
         hosts.HostGuard,
         known=lambda: hosts.of_urls(app.state.gateway.settings.gateway_url),
@@ -90,18 +94,21 @@ class Counted:
             return
         began = time.perf_counter()
         status = 500
+        parent = dict(scope["headers"]).get(tracing.TRACEPARENT.encode(), b"").decode("latin-1")
 
         async def watch(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *UNFRAMED]
+                timing = (b"server-timing", course.server_timing().encode())
+                message["headers"] = [*message.get("headers", ()), *UNFRAMED, timing]
             await send(message)
 
         try:
-            await self._app(scope, receive, watch)
+            with tracing.request(f"{scope['method']} {scope['path']}", parent) as course:
+                await self._app(scope, receive, watch)
         finally:
-            route = getattr(scope.get("route"), "path", "none").rpartition("/")[2]
+            route = _route(scope)
             self._metrics.requests.labels(_case(scope), route, status).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
 
@@ -121,20 +128,16 @@ def _case(scope: Scope) -> str:
     return ""
 
 
+def _route(scope: Scope) -> str:
+    """The last word of the request's route, but for those that end in a name."""
+    path = str(scope.get("route_path") or getattr(scope.get("route"), "path", "none"))
+    word = path.rpartition("/")[2]
+    return "metadata" if word.startswith("{") else word
+
+
 async def _refused(request: Request, error: Exception) -> Response:
-    metrics: Metrics = request.app.state.gateway.metrics
-    case = _case(request.scope)
-    if isinstance(error, Refused):
-        field = error.field
-        if error.reason == "unknown_field":  # its name is the client's
-            field = ""
-        metrics.refused.labels(case, error.reason, field).inc(error.rows)
-        return Response(body(str(error), error.field, error.row), error.status, error.headers, JSON)
-    status = 500
-    if isinstance(error, PerennialError):
-        status = error.status
-    metrics.refused.labels(case, "unavailable", "").inc()
-    return Response(body(str(error)), status, media_type=JSON)
+    told = refusal(request.app.state.gateway.metrics, _case(request.scope), error)
+    return Response(body(told.text, told.field, told.row), told.status, told.headers, JSON)
 
 
 async def _not_here(_request: Request, error: Exception) -> Response:

@@ -47,6 +47,8 @@ known.
 3. `labels`: the same `prediction_id` with what turned out to be true. `event_time` says when that became known
    (default: now). A correction has a higher `revision`.
 
+The same cases answer in the Open Inference Protocol, version 2: `/v2/models/{case}` says their inputs and outputs.
+
 Each example can be sent as it stands. What is wrong with a request is said in `error`, with `field` and `row`.
 """
 SHOWN = 40

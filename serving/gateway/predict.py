@@ -21,6 +21,8 @@ from serving.gateway.log import Position
 from serving.gateway.refusal import Refused
 from serving.gateway.rows import check_times, read
 from serving.gateway.state import INLINE_BYTES, Gateway, in_thread
+from serving.gateway.tracing import given, phase
+from serving.gateway.versions import Version
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class Line(msgspec.Struct, gc=False):
     prediction: int | float
     row: Any
     scores: list[float] | UnsetType = UNSET
+    traceparent: str | UnsetType = UNSET
 
 
 class AnswerRow(msgspec.Struct, gc=False):
@@ -76,29 +79,40 @@ _encoder = msgspec.json.Encoder()
 
 
 async def predict(gateway: Gateway, case: Case, body: bytes) -> bytes:
-    """The reply, as JSON, to the body of a predict request: every row of it is in the log, with exactly this answer.
+    """The reply, as JSON, to the body of a predict request. Raises what :func:`answer` raises."""
+    request_id, answers = await answer(gateway, case, body)
+    return await gateway.apart(len(body), _reply, case, request_id, answers)
 
-    Raises Refused for what the client must change, Unavailable if nobody can answer now; nothing is logged then.
+
+async def answer(gateway: Gateway, case: Case, body: bytes, only: int | None = None) -> tuple[str, list[Answer]]:
+    """An id of the request and the answers to its rows: each of them is in the log, with exactly this answer.
+
+    ``only`` is the one version that may answer (None: whichever the ledger says). Raises Refused for what the client
+    must change, Unavailable if nobody can answer now; nothing is logged then.
     """
     received = datetime.now(UTC)
     request_id = uuid.uuid4().hex
-    rows, asked = await gateway.apart(len(body), _read, case, body, received)
-    answers = await _found(case, len(body), asked) if asked else {}
+    if only is not None:
+        gateway.routing.versions(case.name, case.route, only)
+    with phase("read"):
+        rows, asked = await gateway.apart(len(body), _read, case, body, received)
+        answers = await _found(case, len(body), asked) if asked else {}
     _check(asked.values(), answers, len(rows))
     fresh = [row for row in rows if not row.digest or (row.id not in answers and asked[row.id] is row)]
     repeated = len(rows) - len(fresh)
     if fresh:
         columns = dict(zip(case.fields.names, zip(*(row.features for row in fresh), strict=True), strict=True))
         columns[EVENT_TIME] = tuple(row.event_time for row in fresh)
-        version, scores = await _score(gateway, case, columns)
+        version, scores = await _score(gateway, case, columns, only)
         scored = await gateway.apart(len(body), _scored, case, fresh, received, version, scores)
-        raced = await _logged(gateway, case, len(body), scored, request_id, received, len(rows))
+        with phase("log"):
+            raced = await _logged(gateway, case, len(body), scored, request_id, received, len(rows))
         answers |= {answer.id: answer for _, answer, _ in scored} | raced
         repeated += len(raced)
         gateway.metrics.rows.labels(case.name, version).inc(len(fresh) - len(raced))
     if repeated:
         gateway.metrics.repeated.labels(case.name).inc(repeated)
-    return await gateway.apart(len(body), _reply, case, request_id, rows, answers)
+    return request_id, [answers[row.id] for row in rows]
 
 
 async def _found(case: Case, size: int, asked: Mapping[str, Row]) -> dict[str, Answer]:
@@ -137,8 +151,7 @@ def _read(case: Case, body: bytes, received: datetime) -> tuple[list[Row], dict[
     return rows, _unique(rows)
 
 
-def _reply(case: Case, request_id: str, rows: Iterable[Row], answers: Mapping[str, Answer]) -> bytes:
-    found = [answers[row.id] for row in rows]
+def _reply(case: Case, request_id: str, found: Sequence[Answer]) -> bytes:
     if case.fields.number is not None:
         numbers = [AnswerRow(answer.id, answer.version, answer.score) for answer in found]
         return _encoder.encode(Reply(request_id, numbers))
@@ -239,27 +252,35 @@ def _conflict(row: Row, count: int) -> Refused:
     return Refused(409, "conflict", text, field="prediction_id", row=row.number, rows=count)
 
 
-async def _score(gateway: Gateway, case: Case, columns: Columns) -> tuple[int, list[float]]:
+async def _score(gateway: Gateway, case: Case, columns: Columns, only: int | None) -> tuple[int, list[float]]:
     """The version that answered and its scores.
 
-    The champion's, or while it does not answer, the previous release's (with its own encoding).
+    The champion's, or while it does not answer, the previous release's (with its own encoding), unless ``only`` one
+    version may answer.
     """
-    champion, previous = gateway.routing.versions(case.name, case.route)
+    champion, previous = gateway.routing.versions(case.name, case.route, only)
     deadline = gateway.triton.deadline(0 if case.fields.text is None else len(columns[case.fields.text.name]))
     try:
-        scores = await gateway.triton.score(case.fields, champion.number, await champion.parts(columns), deadline)
+        scores = await _scored_by(gateway, case, champion, columns, deadline)
     except Unavailable as error:
         gateway.metrics.triton_errors.labels(case.name, champion.number).inc()
         if previous is None or time.monotonic() >= deadline:
             raise
         try:
-            scores = await gateway.triton.score(case.fields, previous.number, await previous.parts(columns), deadline)
+            scores = await _scored_by(gateway, case, previous, columns, deadline)
         except Unavailable:
             raise error from None
         _flag(gateway, case, str(error))
         return previous.number, scores
     _flag(gateway, case, "")
     return champion.number, scores
+
+
+async def _scored_by(gateway: Gateway, case: Case, version: Version, columns: Columns, deadline: float) -> list[float]:
+    with phase("encode"):
+        parts = await version.parts(columns)
+    with phase("triton"):
+        return await gateway.triton.score(case.fields, version.number, parts, deadline)
 
 
 def _flag(gateway: Gateway, case: Case, why: str) -> None:
@@ -305,6 +326,7 @@ def _log(
 
 def _lines(fresh: Iterable[Scored], request_id: str, received: datetime) -> bytes:
     now = received.isoformat()
+    parent = given() or UNSET
     return _encoder.encode_lines(
         [
             Line(
@@ -317,6 +339,7 @@ def _lines(fresh: Iterable[Scored], request_id: str, received: datetime) -> byte
                 answer.prediction,
                 row.item,
                 scores,
+                parent,
             )
             for row, answer, scores in fresh
         ]

@@ -6,8 +6,8 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from limits import parse
@@ -33,10 +33,16 @@ log = logging.getLogger(__name__)
 
 
 class Door:
-    """Checks what stands before every /v1 request. Keys are kept as hashes only."""
+    """Checks what stands before every request for a case. Keys are kept as hashes only."""
 
-    def __init__(self, bounds: Bounds, key_file: Path, shared: SecretStr | None = None) -> None:
-        """``shared`` is the Redis in which all workers count together.
+    def __init__(
+        self,
+        bounds: Bounds,
+        key_file: Path,
+        shared: SecretStr | None = None,
+        told: Callable[[int], None] = lambda _inside: None,
+    ) -> None:
+        """``shared`` is the Redis in which all workers count together, ``told`` hears how many requests are inside.
 
         Raises ConfigError if keys are wanted and ``key_file`` holds none.
         """
@@ -46,13 +52,14 @@ class Door:
         self._rests_until = 0.0
         self._rate = parse(bounds.rate)
         self._bounds = bounds
+        self._told = told
         self._inside = self._pending = 0  # requests that are being answered, and the bytes of their bodies
 
-    async def admit(self, request: Request) -> None:
-        """Raise Refused: 401 for a missing or wrong key, 429 above the rate."""
-        caller = request.client.host if request.client else ""
+    async def admit(self, key: str, address: str) -> None:
+        """Raise Refused: 401 for a missing or wrong ``key``, 429 above its rate (without keys: the address')."""
+        caller = address
         if self._keys:
-            given = hashlib.sha256(request.headers.get(HEADER, "").encode("latin-1")).digest()
+            given = hashlib.sha256(key.encode("latin-1", "replace")).digest()
             # Every key is compared, each in constant time: the time taken says nothing about which one was near.
             if not sum(hmac.compare_digest(given, key) for key in self._keys):
                 raise Refused(
@@ -91,16 +98,43 @@ class Door:
         Raises Refused: 413 as soon as it is known to be too long, without reading on; 503 beyond what a worker takes at
         a time.
         """
+        with self._place():
+            parts: list[bytes] = []
+            try:
+                await self._read(request, parts)
+                yield b"".join(parts)
+            finally:
+                self._pending -= sum(map(len, parts))
+
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """A request of ``size`` bytes, whole already, that is being answered until the block ends.
+
+        Raises Refused (503) beyond what a worker takes at a time.
+        """
+        with self._place():
+            self._hold(size)
+            try:
+                yield
+            finally:
+                self._pending -= size
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
         if self._inside >= self._bounds.max_requests:
             raise _busy(f"{self._inside} requests are being answered")
         self._inside += 1
-        parts: list[bytes] = []
+        self._told(self._inside)
         try:
-            await self._read(request, parts)
-            yield b"".join(parts)
+            yield
         finally:
             self._inside -= 1
-            self._pending -= sum(map(len, parts))
+            self._told(self._inside)
+
+    def _hold(self, size: int) -> None:
+        if self._pending + size > self._bounds.max_pending_bytes:
+            raise _busy("as many bytes as fit are being answered")
+        self._pending += size
 
     async def _read(self, request: Request, parts: list[bytes]) -> None:
         most = self._bounds.max_body_bytes
@@ -114,9 +148,7 @@ class Door:
                 size += len(part)
                 if size > most:
                     raise self._too_long(close=True)
-                if self._pending + len(part) > self._bounds.max_pending_bytes:
-                    raise _busy("as many bytes as fit are being answered")
-                self._pending += len(part)
+                self._hold(len(part))
                 parts.append(part)
         except ClientDisconnect as error:
             raise Refused(400, "disconnected", "the client went away while sending, or did not send in time") from error

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from pipelines.errors import PerennialError
 
+if TYPE_CHECKING:
+    from serving.gateway.metrics import Metrics
+
 JSON = "application/json"
+log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -46,3 +53,29 @@ def body(text: str, field: str | None = None, row: int | None = None) -> bytes:
     if row is not None:
         answer["row"] = row
     return _encode(answer)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a client is told of an error: an HTTP status, the words, and which field of which row it is about."""
+
+    status: int
+    text: str
+    field: str | None = None
+    row: int | None = None
+    headers: Mapping[str, str] | None = None
+
+
+def refusal(metrics: Metrics, case: str, error: Exception) -> Told:
+    """What the client of ``case`` is told of an error, which is counted."""
+    if isinstance(error, Refused):
+        name = error.field
+        if error.reason == "unknown_field":  # its name is the client's
+            name = ""
+        metrics.refused.labels(case, error.reason, name).inc(error.rows)
+        return Told(error.status, str(error), error.field, error.row, error.headers)
+    metrics.refused.labels(case, "unavailable", "").inc()
+    if isinstance(error, PerennialError):
+        return Told(error.status, str(error))
+    log.error("%s: a request failed", case, exc_info=error)
+    return Told(500, "internal error: see the gateway's log")

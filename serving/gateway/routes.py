@@ -14,6 +14,7 @@ from serving.gateway.cases import Case
 from serving.gateway.metrics import CONTENT_TYPE_LATEST
 from serving.gateway.openapi import LABELS, PREDICT
 from serving.gateway.predict import predict
+from serving.gateway.protections import HEADER
 from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import JSON
 from serving.gateway.rows import check_times, read
@@ -31,7 +32,7 @@ async def predict_rows(request: Request, case: str) -> Response:
     of 1; in a case with classes the prediction is the name of the likeliest class, and the score its probability. Where
     a number is predicted, the prediction is that number, and there is no score.
     """
-    async with _entered(request, case) as (gateway, known, body):
+    async with entered(request, case) as (gateway, known, body):
         return Response(await predict(gateway, known, body), media_type=JSON)
 
 
@@ -42,7 +43,7 @@ async def post_labels(request: Request, case: str) -> Response:
     Ids are not looked up: a label may arrive before its row was compacted, or after its row was archived.
     A label without a row is joined to nothing.
     """
-    async with _entered(request, case) as (gateway, known, body):
+    async with entered(request, case) as (gateway, known, body):
         lines, count = await gateway.apart(len(body), _label_lines, known, body, datetime.now(UTC))
         known.labels_log.append(lines)
         gateway.metrics.log_lines.labels(known.name, "labels").inc(count)
@@ -95,10 +96,10 @@ def _label_lines(case: Case, body: bytes, received: datetime) -> tuple[bytes, in
 
 
 @asynccontextmanager
-async def _entered(request: Request, name: str) -> AsyncIterator[tuple[Gateway, Case, bytes]]:
-    """What stands before every /v1 route: key, rate, case, body. The case stays as it is until the answer is there."""
+async def entered(request: Request, name: str) -> AsyncIterator[tuple[Gateway, Case, bytes]]:
+    """What stands before every route of a case: key, rate, case, body. The case stays as it is until it is answered."""
     gateway: Gateway = request.app.state.gateway
-    await gateway.door.admit(request)
+    await gateway.door.admit(request.headers.get(HEADER, ""), request.client.host if request.client else "")
     with gateway.using(name) as case:
         async with gateway.door.body(request) as body:
             yield gateway, case, body

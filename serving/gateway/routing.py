@@ -174,10 +174,11 @@ class Routing:
         self._metrics.fields_refused.labels(case).set(int(refused))
         self._metrics.ledger_damaged.labels(case).set(int(bool(route and route.damaged)))
 
-    def versions(self, case: str, route: Route | None) -> tuple[Version, Version | None]:
-        """What a route leads to: the champion, and what stands in for it.
+    def versions(self, case: str, route: Route | None, only: int | None = None) -> tuple[Version, Version | None]:
+        """What a route leads to: the champion, and what stands in for it, unless ``only`` one version may answer.
 
-        Raises Refused (410) of a retired case, Unavailable if there is no champion yet, or none that may be served.
+        Raises Refused: 410 of a retired case, 404 if the champion is another version than ``only``; Unavailable if
+        there is no champion yet, or none that may be served.
         """
         if route is None:
             if self.polled is None:
@@ -187,4 +188,9 @@ class Routing:
             raise Refused(410, "retired", f"{route.retired}: it predicts no more; labels of its predictions are taken")
         if route.champion is None:
             raise Unavailable(route.refused)
-        return route.champion, route.previous
+        if only is None:
+            return route.champion, route.previous
+        if only != route.champion.number:
+            serves = route.champion.number
+            raise Refused(404, "version", f"{case}: version {only} does not serve: version {serves} does")
+        return route.champion, None

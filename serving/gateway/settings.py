@@ -13,6 +13,8 @@ class Bounds(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PERENNIAL_GATEWAY_", frozen=True, extra="ignore")
 
+    grpc: str = ""
+    """``host:port`` at which the Open Inference Protocol is answered over gRPC; empty: over HTTP only."""
     auth: bool = True
     """False opens /v1 to everybody who reaches the port: for experiments on the loopback address only."""
     max_body_bytes: int = Field(default=8 * 2**20, gt=0)

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pydantic import SecretStr
-from starlette.requests import Request
 
 from embedded.ports import HOST, Ports
 from pipelines.errors import ConfigError
@@ -63,9 +62,8 @@ def worker(tmp_path, url):
     door = Door(Bounds(rate=f"{RATE}/day"), tmp_path / "key", None if url is None else SecretStr(url))
 
     async def come():
-        request = Request({"type": "http", "headers": [(b"x-api-key", b"k")], "client": (HOST, 1)})
         try:
-            await door.admit(request)
+            await door.admit("k", HOST)
         except Refused as refused:
             return refused.status != 429
         return True

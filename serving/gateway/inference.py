@@ -1,0 +1,85 @@
+"""Open Inference Protocol, version 2: what its two ways in, REST and gRPC, have in common.
+
+A model is a case, and its version the one that the ledger has released. Nobody chooses another one from outside: a
+request that names a version is refused if that is not the champion, and is not answered by what stands in for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pipelines.errors import PerennialError
+from serving.gateway import tensors
+from serving.gateway.cases import Case
+from serving.gateway.predict import answer
+from serving.gateway.refusal import Refused
+from serving.gateway.state import Gateway
+from serving.gateway.tensors import Output, Tensor
+
+NAME, VERSION = "perennial", "0.2.0"
+PLATFORM = "perennial_rows"
+"""What runs a model, in the protocol's words: raw rows of declared fields, not the tensors of a network."""
+EXTENSIONS = ["binary_tensor_data"]
+ROUTE = "infer"
+"""The route's name in metrics, of REST and of gRPC."""
+
+
+class Inferred(NamedTuple):
+    """What a request is answered: ``version`` is that of all rows, or empty if they were answered by several."""
+
+    case: str
+    version: str
+    request_id: str
+    outputs: list[Output]
+
+
+async def infer(
+    gateway: Gateway,
+    case: Case,
+    size: int,
+    read: Callable[[], Sequence[Tensor]],
+    only: int | None,
+    outputs: Sequence[str],
+) -> Inferred:
+    """Score the rows of tensors, which ``read`` takes from ``size`` bytes. Raises what predict.answer raises."""
+
+    def rows() -> bytes:
+        tensors.wanted(tensors.answered(case.fields, []), outputs)  # before anything is logged
+        return tensors.body(case.fields, read(), gateway.bounds.max_rows)
+
+    body = await gateway.apart(size, rows)
+    request_id, answers = await answer(gateway, case, body, only)
+    found = await gateway.apart(len(body), tensors.answered, case.fields, answers)
+    versions = {one.version for one in answers}
+    version = str(versions.pop()) if len(versions) == 1 else ""
+    return Inferred(case.name, version, request_id, tensors.wanted(found, outputs))
+
+
+def version_of(text: str) -> int | None:
+    """The version that a request names, None if it names none. Raises Refused (404) for what is no number."""
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise Refused(404, "version", "the version must be a number, or left out")
+    return int(text)
+
+
+def versions(gateway: Gateway, case: Case, only: int | None) -> list[str]:
+    """The versions that a model's metadata names: the champion, if there is one.
+
+    Raises Refused (404) if ``only`` is another one.
+    """
+    try:
+        champion, _ = gateway.routing.versions(case.name, case.route, only)
+    except PerennialError:
+        if only is not None:
+            raise
+        return []
+    return [str(champion.number)]
+
+
+def model_ready(found: Mapping[str, Any], case: str, only: int | None) -> bool:
+    """Whether a case's champion answers, by the answer of the gateway's readiness, and is the version ``only``."""
+    about = found["cases"].get(case, {"ready": False})
+    return bool(about["ready"]) and only in (None, about["champion"])
