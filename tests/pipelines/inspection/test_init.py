@@ -76,6 +76,7 @@ SHAPES = {
     "wide": wide,
     "tall": tall,
     "text": lambda: customers(ROWS, note=texts()),
+    "commas": lambda: customers(ROWS, price=[f"{value:.2f}".replace(".", ",") for value in RNG.normal(0, 3, ROWS)]),
     "dates": lambda: customers(ROWS, since=[f"{1 + row % 28:02d}.{1 + row % 12:02d}.2019" for row in range(ROWS)]),
     "flags": lambda: customers(ROWS, active=RNG.integers(0, 2, ROWS), paid=RNG.choice(["yes", "no"], ROWS)),
     "floats": lambda: customers(
@@ -94,7 +95,7 @@ SHAPES = {
 }
 
 
-CODE = ("dates", "floats")
+CODE = ("dates", "floats", "commas")
 """What a declared source cannot say."""
 BIG = {"wide": "parquet", "tall": "csv"}
 """Looked at in one kind of file, as they take long."""
