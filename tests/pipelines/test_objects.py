@@ -108,12 +108,8 @@ def test_of_eight_machines_that_commit_at_once_one_wins(tmp_path, url, server):
     with ThreadPoolExecutor(8) as pool:
         for turn in range(40):
             step = f"step{turn}"
-            made = list(
-                pool.map(
-                    lambda number, step=step: commit(machines[number], f"k{number}", str(number), step, together),
-                    range(8),
-                )
-            )
+            every = [(machine, f"k{number}", str(number), step, together) for number, machine in enumerate(machines)]
+            made = list(pool.map(lambda arguments: commit(*arguments), every))
             assert len({manifest.key for manifest in made}) == 1
             assert {(one.root / RUN / step / "sub" / "data.txt").read_text() for one in machines} == {
                 made[0].facts["said"]
