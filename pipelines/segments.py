@@ -30,8 +30,11 @@ CLOSED = ".jsonl"
 SEAL = ".sha256"
 Name = str | Sequence[str | int]
 """A segment's name, or ``[prefix, first, last]`` for many (:func:`packed`)."""
-Kind = Literal["predictions", "labels"]
+Kind = Literal["predictions", "labels", "refusals"]
 KINDS: tuple[Kind, ...] = ("predictions", "labels")
+"""What rows, and judgements of them, are made of."""
+EVERY: tuple[Kind, ...] = (*KINDS, "refusals")
+"""The folders that segments lie in: beside those rows, how many others were refused, by reason and field."""
 Segments = Mapping[str, Sequence[Name]]
 """Segments of each kind by their names."""
 Stamp = tuple[int, int] | None

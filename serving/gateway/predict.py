@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 from pipelines.encoding import Columns
 from pipelines.errors import Unavailable
 from pipelines.fields import EVENT_TIME
+from serving.gateway import refusals
 from serving.gateway.cases import Case
 from serving.gateway.identity import Answer, digest, microseconds
 from serving.gateway.log import Position
@@ -95,7 +96,11 @@ async def answer(gateway: Gateway, case: Case, body: bytes, only: int | None = N
     if only is not None:
         gateway.routing.versions(case.name, case.route, only)
     with phase("read"):
-        rows, asked = await gateway.apart(len(body), _read, case, body, received)
+        try:
+            rows, asked = await gateway.apart(len(body), _read, case, body, received)
+        except Refused as error:
+            await refusals.note(gateway, case, error, body, received)
+            raise
         answers = await _found(case, len(body), asked) if asked else {}
     _check(asked.values(), answers, len(rows))
     fresh = [row for row in rows if not row.digest or (row.id not in answers and asked[row.id] is row)]

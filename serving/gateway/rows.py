@@ -255,7 +255,7 @@ def _refused_shape(body: bytes, text: str, field: str | None = None) -> Refused:
     """A body of another shape, if it is JSON at all."""
     if not _is_json(body):
         return _not_json()
-    return Refused(422, "shape", text, field=field)
+    return Refused(422, "shape", text, field=field, rows=0)
 
 
 def _not_json() -> Refused:
