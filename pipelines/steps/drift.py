@@ -68,7 +68,8 @@ def work(run: Run, read: Read) -> Work:
         usual = DatasetFacts.of(storage.read_manifest(learned_from)).rows_per_day
     fields = load_fields(params.case)
     gain, inputs = _headroom(run)
-    asked = Asked(params, fields, as_of, window, champion, before, current, unread, served_since, usual, gain)
+    came = prediction_log.arrived(settings, params.case, window)
+    asked = Asked(params, fields, as_of, window, champion, before, current, unread, served_since, usual, gain, came)
     judged = _judge(asked, settings)
     days = read_days(run.dir, settings.root, reports.days_before(judged), before.spec)
     told = reports.report(judged, days)
