@@ -70,13 +70,18 @@ class Told:
 def refusal(metrics: Metrics, case: str, error: Exception) -> Told:
     """What the client of ``case`` is told of an error, which is counted."""
     if isinstance(error, Refused):
-        metrics.refused.labels(case, error.reason, declared(error)).inc(max(1, error.rows))
+        refused(metrics, case, error)
         return Told(error.status, str(error), error.field, error.row, error.headers)
     metrics.refused.labels(case, "unavailable", "").inc()
     if isinstance(error, PerennialError):
         return Told(error.status, str(error))
     log.error("%s: a request failed", case, exc_info=error)
     return Told(500, "internal error: see the gateway's log")
+
+
+def refused(metrics: Metrics, case: str, error: Refused) -> None:
+    """Count the rows that an error stands for; a request without a row counts as one."""
+    metrics.refused.labels(case, error.reason, declared(error)).inc(max(1, error.rows))
 
 
 def declared(error: Refused) -> str:
