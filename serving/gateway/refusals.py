@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -19,6 +20,7 @@ from pipelines.fields import EARLIEST, EVENT_TIME, LATEST
 from pipelines.moments import parse_moment
 from pipelines.params import EventTimes
 from serving.gateway.refusal import Refused, declared
+from serving.gateway.rows import MOST_REPEATS
 
 if TYPE_CHECKING:
     from serving.gateway.cases import Case
@@ -108,7 +110,8 @@ def hours(body: bytes, rows: int, times: EventTimes, received: datetime) -> Coun
     """
     found: Counter[datetime] = Counter()
     left = rows
-    for text, count in Counter(_TIMES.findall(body)).items():
+    given = (match[1] for match in islice(_TIMES.finditer(body), MOST_REPEATS * rows))
+    for text, count in Counter(given).items():
         moment = _moment(text, times, received)
         if moment is not None:
             taken = min(count, left)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from pipelines.contracts import Arrived, Window
-from pipelines.drift_report import Refused, RefusedFor, Remark, Stretch
+from pipelines.drift_report import Quality, Refused, RefusedFor, Remark, Stretch
 from pipelines.params import DriftParams
 
 FEWEST = 10
@@ -47,6 +47,12 @@ def remarks(found: Refused, params: DriftParams) -> tuple[list[Remark], list[Rem
     return [], [remark]
 
 
+def alone(found: Refused, params: DriftParams) -> Quality:
+    """The quality of a window of which nothing else is known, as nothing in it was answered."""
+    problems, warnings = remarks(found, params)
+    return Quality(problems=tuple(problems), warnings=tuple(warnings), refused=found)
+
+
 def sentence(worst: Stretch) -> str:
     """A stretch in words: when, how many rows, and what they were refused for."""
     reasons = Counter[tuple[str, str]]()
@@ -56,7 +62,8 @@ def sentence(worst: Stretch) -> str:
     told = [f"{field or 'no declared field'}: {reason} ({rows:,})" for (field, reason), rows in most]
     if len(reasons) > TOLD:
         told.append(f"{len(reasons) - TOLD} more reasons")
-    share = f"{worst.share:.1%} of the rows from {_time(worst.start)} to {_time(worst.end)} UTC"
+    end = f"{worst.end:%H:%M}" if worst.end.date() == worst.start.date() else _time(worst.end)
+    share = f"{worst.share:.1%} of the rows from {_time(worst.start)} to {end} UTC"
     return f"{share} were refused ({worst.refused:,} of {worst.came:,}): {', '.join(told)}"
 
 

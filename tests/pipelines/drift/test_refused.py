@@ -49,7 +49,7 @@ def test_half_of_an_hour_blocks_a_window_of_any_length(window):
     [problem] = told(came(window, 400, {12: {JOB: 150, ("age", "bounds"): 50}}), window).problems
     assert (problem.code, problem.field) == ("refused", "education")
     assert problem.message == (
-        "50.0% of the rows from 1 Mar 2021 12:00 to 1 Mar 2021 13:00 UTC were refused (200 of 400): "
+        "50.0% of the rows from 1 Mar 2021 12:00 to 13:00 UTC were refused (200 of 400): "
         "education: category (150), age: bounds (50)"
     )
 

@@ -101,3 +101,25 @@ def test_an_hour_of_refused_requests_blocks_its_window_and_no_other(tmp_path, st
     judge(settings, after(BROKEN + 2))
     alerts, _ = told(settings, BROKEN + 2)
     assert alerts["rows_refused:education"]["state"] == "resolved"
+
+
+def test_a_case_whose_first_rows_are_all_refused_is_no_quiet_case(tmp_path, stream):
+    """Where nothing was answered yet no window is judged, but people are told what was refused, and of which field."""
+    with world.fake_triton() as (_, port):
+        settings = world.make_home(tmp_path / "state", port)
+        release(settings, stream, midnight(day(0)))
+        rows = generate(day(1), rows_per_day=48, seed=0)
+        sent = [
+            row | {"event_time": moment.isoformat(), "age": "old"}
+            for row, moment in zip(rows.select(FIELDS.names).to_dicts(), rows["event_time"], strict=True)
+        ]
+        with world.client(settings) as http:
+            assert http.post(world.PREDICT, json={"rows": sent}).status_code == 422
+            world.until(lambda: world.lines(settings, "refusals"))
+            found = judge(settings, after(1))
+    assert (found.facts["state"], found.facts["action"]) == ("NOT_SERVED", "none")
+    alerts, words = told(settings, 1)
+    assert {key: one["severity"] for key, one in alerts.items()} == {"rows_refused:age": "critical"}
+    assert "100.0% of the rows" in alerts["rows_refused:age"]["summary"]
+    assert alerts["rows_refused:age"]["summary"] in words
+    assert ledger.drift_state_before(settings.ledger, "loans", after(99)) is None
