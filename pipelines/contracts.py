@@ -23,6 +23,7 @@ AlertRule = Literal[
     "retrain_kept",
     "retrain_missing",
     "quality_blocked",
+    "rows_refused",
     "performance_dropped",
     "headroom_blocked",
     "labels_late",
@@ -367,3 +368,38 @@ class LabelLine(TypedDict):
     revision: int
     event_time: str
     received_at: str
+
+
+class RefusalLine(TypedDict):
+    """How many rows were refused, a JSON line in ``prediction_log/<case>/refusals/<segment>.jsonl``; lines add up.
+
+    ``hour`` is the beginning of an hour of event time, or of receipt where a row names no time that it can have.
+    ``arm`` and ``version`` say who would have answered (no version: there was no champion), ``field`` and ``reason``
+    what was found first ("": it is about no declared field). What the rows held is not kept.
+    """
+
+    hour: str
+    arm: str
+    version: int | None
+    field: str
+    reason: str
+    rows: int
+    received_at: str
+
+
+class Refusal(Value):
+    """Rows of one hour that were refused for one reason, see :class:`RefusalLine`."""
+
+    hour: Instant
+    arm: str
+    version: int | None
+    field: str
+    reason: str
+    rows: int
+
+
+class Arrived(Value):
+    """The rows that came in a window: those that were ``answered``, by the beginning of their hour, and the refused."""
+
+    answered: dict[Instant, int] = {}
+    refused: tuple[Refusal, ...] = ()

@@ -90,7 +90,15 @@ Movement = Literal["moved", "steady", "unknown"]
 Held = Literal["dropped", "held", "unknown"]
 Shift = Literal["none", "unknown", "covariate", "label", "concept", "covariate and concept", "data quality"]
 RemarkCode = Literal[
-    "missing_values", "no_rows", "few_rows", "volume", "unread", "other_features", "decided_on_other_rows", "not_known"
+    "missing_values",
+    "no_rows",
+    "refused",
+    "few_rows",
+    "volume",
+    "unread",
+    "other_features",
+    "decided_on_other_rows",
+    "not_known",
 ]
 """What a remark on a window's rows is about; not_known: an earlier release wrote a sentence only."""
 
@@ -123,12 +131,54 @@ class Remark(Part):
         return self.message
 
 
+class RefusedFor(Part):
+    """Rows that were refused for one ``reason``: the ``field`` that it is about ("": no declared one).
+
+    ``arm`` and ``version`` would have answered them (None: there was no champion).
+    """
+
+    field: str = ""
+    reason: str = ""
+    rows: int = 0
+    arm: str = ""
+    version: int | None = None
+
+
+class Stretch(Part):
+    """Hours that follow each other: so many rows ``came`` in them, so many of these were ``refused``."""
+
+    start: Instant
+    end: Instant
+    came: int
+    refused: int
+    reasons: tuple[RefusedFor, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """The share that was refused."""
+        return self.refused / self.came if self.came else 0.0
+
+
+class Refused(Part):
+    """The window's rows that the gateway refused (drift/inputs/refused.py), and their share of all that came.
+
+    They are not in the log. ``worst`` is the stretch of the window in which the largest share was refused; None: too
+    few were, anywhere, to say something.
+    """
+
+    rows: int = 0
+    share: float = 0.0
+    reasons: tuple[RefusedFor, ...] = ()
+    worst: Stretch | None = None
+
+
 class Quality(Part):
     """What is wrong with a window's rows (drift/inputs/compare.py).
 
     ``problems`` block and never retrain, ``warnings`` are told only. ``missing`` is the share of missing or undeclared
     values of each field that has some, ``volume`` how many times the usual rows there were; so many rows are
-    ``unread``. ``page`` is the file that Evidently drew, or ``page_error`` says why there is none.
+    ``unread``, and others were ``refused``. ``page`` is the file that Evidently drew, or ``page_error`` says why
+    there is none.
     """
 
     problems: tuple[Remark, ...] = ()
@@ -136,6 +186,7 @@ class Quality(Part):
     missing: dict[str, float] = {}
     volume: float | None = None
     unread: int = 0
+    refused: Refused = Refused()
     page: str | None = None
     page_error: str | None = None
 

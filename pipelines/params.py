@@ -567,6 +567,9 @@ class NewData(Strict):
         return self
 
 
+WARN_REFUSED, BLOCK_REFUSED = 0.01, 0.05
+
+
 class DriftParams(Strict):
     """Windows, tests and the retrain policy of ../drift/policy.py."""
 
@@ -591,6 +594,14 @@ class DriftParams(Strict):
     min_rows: int = Field(default=200, gt=0)
     allow_empty: bool = False
     max_null_share: float = Field(default=0.01, ge=0, le=1)
+    warn_refused_share: float = Field(default=WARN_REFUSED, gt=0, le=1, exclude_if=lambda share: share == WARN_REFUSED)
+    """From this share of rows on that the gateway refused, of the window or of the worst of its stretches, people are
+    told.
+    """
+    block_refused_share: Annotated[float, not_below("warn_refused_share")] = Field(
+        default=BLOCK_REFUSED, gt=0, le=1, exclude_if=lambda share: share == BLOCK_REFUSED
+    )
+    """From this share on the window is blocked: nothing is retrained on the rows that were not refused."""
     volume_band: Annotated[tuple[Annotated[float, Field(ge=0)], float], AfterValidator(_ascending)] = (0.2, 5.0)
     cusum_threshold: float = Field(default=10_000.0, gt=1)
     min_metric_drop: float = Field(default=0.01, ge=0)

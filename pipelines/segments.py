@@ -30,8 +30,11 @@ CLOSED = ".jsonl"
 SEAL = ".sha256"
 Name = str | Sequence[str | int]
 """A segment's name, or ``[prefix, first, last]`` for many (:func:`packed`)."""
-Kind = Literal["predictions", "labels"]
+Kind = Literal["predictions", "labels", "refusals"]
 KINDS: tuple[Kind, ...] = ("predictions", "labels")
+"""What rows, and judgements of them, are made of."""
+EVERY: tuple[Kind, ...] = (*KINDS, "refusals")
+"""The folders that segments lie in: beside those rows, how many others were refused, by reason and field."""
 RECORDS = "segments"
 """The folder, beside a kind's compacted files, that says which segments they were made of."""
 Segments = Mapping[str, Sequence[Name]]

@@ -250,6 +250,15 @@ MODEL = Dashboard(
             ),
             Panel("Broken fields", "short", {"{{case}}": f"perennial_quality_problems{CASE}"}),
             Panel(
+                "Refused rows",
+                "percentunit",
+                {
+                    "{{case}} {{of}}": f"perennial_refused_ratio{CASE}",
+                    "{{case}} limit {{name}}": 'perennial_threshold{case=~"$case", name=~"refused_warn|refused_block"}',
+                },
+                "Of the rows that came in the newest window, and in its worst hours.",
+            ),
+            Panel(
                 "Open episodes",
                 "short",
                 {"{{case}} {{trigger}}": _or_none(f"perennial_episode_open{CASE} == 1", "case")},

@@ -85,7 +85,18 @@ def _retrained(facts: Facts, verdict: Retrained, what: str) -> Iterable[Finding]
 def _quality_blocked(facts: Facts, params: Params) -> Iterable[Finding]:
     del params
     for problem in facts.report.quality.problems:
-        yield Finding(problem.field or "window", problem.message)
+        if problem.code != "refused":
+            yield Finding(problem.field or "window", problem.message)
+
+
+def _rows_refused(facts: Facts, params: Params) -> Iterable[Finding]:
+    """Told of once: also where it blocks, as nothing else is wrong with the window's rows then."""
+    del params
+    quality = facts.report.quality
+    for remark in (*quality.problems, *quality.warnings):
+        if remark.code == "refused":
+            severity: Severity = "critical" if remark in quality.problems else "warning"
+            yield Finding(remark.field or "rows", remark.message, severity)
 
 
 def _performance_dropped(facts: Facts, params: Params) -> Iterable[Finding]:
@@ -225,6 +236,7 @@ RULES: tuple[Rule, ...] = (
     Rule("retrain_kept", "warning", _retrain_kept),
     Rule("retrain_missing", "critical", _retrain_missing),
     Rule("quality_blocked", "critical", _quality_blocked),
+    Rule("rows_refused", "warning", _rows_refused),
     Rule("performance_dropped", "critical", _performance_dropped),
     Rule("headroom_blocked", "warning", _headroom_blocked),
     Rule("labels_late", "warning", _labels_late),

@@ -16,7 +16,7 @@ import msgspec
 import polars as pl
 
 from pipelines import objects, segments
-from pipelines.contracts import ELSEWHERE, LabelLine, PredictionLine, Window
+from pipelines.contracts import ELSEWHERE, LabelLine, PredictionLine, RefusalLine, Window
 from pipelines.data import records
 from pipelines.data.records import SPREAD, Done, Part
 from pipelines.errors import IntegrityError
@@ -25,11 +25,11 @@ from pipelines.files import make_durable, write_atomic
 from pipelines.moments import parse_moment
 from pipelines.params import METRICS, EventTimes, too_high
 from pipelines.params_file import load_params, params_file
-from pipelines.segments import KINDS, RECORDS, Kind
+from pipelines.segments import EVERY, RECORDS, Kind
 from pipelines.settings import Settings
 from pipelines.storage import failpoint
 
-TIME: dict[Kind, str] = {"predictions": "event_time", "labels": "label_time"}
+TIME: dict[Kind, str] = {"predictions": "event_time", "labels": "label_time", "refusals": "hour"}
 """The column by whose hour a row is filed: a label's time is its arrival."""
 MOST_PARTITIONS = 500
 """Hours of one segment that get a file of their own; the rows of those beyond, which have the fewest, share one."""
@@ -37,6 +37,7 @@ _MOMENT = pl.Datetime("us", "UTC")
 _DECODERS: dict[Kind, msgspec.json.Decoder[Any]] = {
     "predictions": msgspec.json.Decoder(PredictionLine),
     "labels": msgspec.json.Decoder(LabelLine),
+    "refusals": msgspec.json.Decoder(RefusalLine),
 }
 FIXED: dict[Kind, dict[str, Any]] = {
     "predictions": {
@@ -49,6 +50,15 @@ FIXED: dict[Kind, dict[str, Any]] = {
         "prediction": pl.Int64,
     },
     "labels": {"id": pl.String, "label": pl.Int8, "revision": pl.Int64, "label_time": _MOMENT, "received_at": _MOMENT},
+    "refusals": {
+        "hour": _MOMENT,
+        "arm": pl.String,
+        "version": pl.Int64,
+        "field": pl.String,
+        "reason": pl.String,
+        "rows": pl.Int64,
+        "received_at": _MOMENT,
+    },
 }
 SOMETIMES: dict[str, Any] = {SCORES: pl.List(pl.Float64), TRACEPARENT: pl.String}
 """Columns that are there if any row has them: a binary label has one score, and few requests name their trace."""
@@ -83,10 +93,11 @@ def known(settings: Settings, case: str, kind: Kind) -> records.Known:
 def compact(settings: Settings, case: str) -> int:
     """Turn every closed segment that is not done yet, has grown or has lost a partition into Parquet.
 
-    Returns how many were. Files: ``lake/<case>/{predictions,labels}/date=D/hour=H/<segment>.parquet`` by event time (a
-    label's is its arrival); of a segment whose rows lie in more than ``MOST_PARTITIONS`` hours those of the emptiest
-    share ``spread/<segment>.parquet``. A last line without an end is torn (its sender got no answer) and only counted;
-    any other line that is not what the contract says goes to ``lake/<case>/quarantine/<kind>/<segment>.jsonl``.
+    Returns how many were. Files: ``lake/<case>/{predictions,labels,refusals}/date=D/hour=H/<segment>.parquet`` by event
+    time (a label's is its arrival); of a segment whose rows lie in more than ``MOST_PARTITIONS`` hours those of the
+    emptiest share ``spread/<segment>.parquet``. A last line without an end is torn (its sender got no answer) and only
+    counted; any other line that is not what the contract says goes to
+    ``lake/<case>/quarantine/<kind>/<segment>.jsonl``.
 
     Raises IntegrityError for a segment that is not what was written (its seal says so) and for one of which nothing but
     the seal is left, once all others are compacted.
@@ -95,7 +106,7 @@ def compact(settings: Settings, case: str) -> int:
     damaged: list[str] = []
     params = load_params(case, params_file(case, settings))
     allowed = Allowed(params.times, numbers=params.gate.metric in METRICS["number"])
-    for kind in KINDS:
+    for kind in EVERY:
         compacted, problems = _compact_kind(settings, case, kind, allowed)
         done += compacted
         damaged += problems
@@ -222,6 +233,8 @@ def _parse(data: bytes, kind: Kind, allowed: Allowed) -> tuple[list[dict[str, An
 def _decode(line: bytes, kind: Kind, allowed: Allowed) -> dict[str, Any]:
     """One line as a flat row; raises ValueError (msgspec's and datetime's own) if it is not what the contract says."""
     value = _DECODERS[kind].decode(line)
+    if kind == "refusals":
+        return _refusal(value)
     moment = parse_moment(value["event_time"])
     received = parse_moment(value["received_at"])
     mistake = allowed.times.mistake(moment, received)
@@ -247,6 +260,12 @@ def _decode(line: bytes, kind: Kind, allowed: Allowed) -> dict[str, Any]:
     return row | fixed | own | {name: value.get(name) for name in SOMETIMES}
 
 
+def _refusal(value: RefusalLine) -> dict[str, Any]:
+    if value["rows"] < 1:
+        raise ValueError("a line counts one row at least")
+    return {**value, "hour": parse_moment(value["hour"]), "received_at": parse_moment(value["received_at"])}
+
+
 def _is_position(value: float) -> bool:
     return isinstance(value, int) and -WHOLE - 1 <= value <= WHOLE
 
@@ -254,7 +273,7 @@ def _is_position(value: float) -> bool:
 def _frame(rows: list[dict[str, Any]], kind: Kind) -> pl.DataFrame:
     schema = {name: _narrowest(rows, name, type_) for name, type_ in FIXED[kind].items()}
     fixed = pl.DataFrame([[row[name] for row in rows] for name in schema], schema=schema)
-    if kind == "labels" or not rows:
+    if kind != "predictions" or not rows:
         return fixed
     # Fields are typed by what was logged: text stays text, every number is a float64. The step that knows
     # the case's declaration casts, and validation finds what does not fit.

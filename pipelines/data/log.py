@@ -24,12 +24,12 @@ from pathlib import Path
 import polars as pl
 
 from pipelines import segments
-from pipelines.contracts import Window
+from pipelines.contracts import Arrived, Refusal, Window
 from pipelines.data import records
 from pipelines.data.compaction import FIXED, SOMETIMES, TIME, compact, folder_of, known, rows_in
 from pipelines.data.records import MEND, SPREAD
 from pipelines.errors import IntegrityError
-from pipelines.segments import KINDS, Kind, Segments
+from pipelines.segments import EVERY, KINDS, Kind, Segments
 from pipelines.settings import Settings
 from pipelines.storage import digest
 
@@ -39,6 +39,7 @@ __all__ = [
     "Each",
     "Kind",
     "Segments",
+    "arrived",
     "best",
     "catch_up",
     "compact",
@@ -77,7 +78,7 @@ def catch_up(settings: Settings, case: str, window: Window) -> int:
     Returns how many rows of ``window`` cannot be read all the same: they lie in segments that are open still, after
     ``log_close_seconds`` of waiting for the gateway.
     """
-    folders = [settings.prediction_log / case / kind for kind in KINDS]
+    folders = [settings.prediction_log / case / kind for kind in EVERY]
     still = segments.close(folders, settings.log_request(case), settings.log_close_seconds)
     held = {path: rows_in(path, window) for path in still if path.parent.name == "predictions"}
     compact(settings, case)
@@ -290,6 +291,27 @@ def in_order(found: pl.DataFrame) -> pl.DataFrame:
     return found.with_columns(pl.min_horizontal("revision", pl.col("received_at").dt.epoch("s"))).sort(
         ["revision", "label_time", "received_at", "label"], descending=[True, False, False, False]
     )
+
+
+def arrived(settings: Settings, case: str, window: Window) -> Arrived:
+    """The rows that came in ``window``: answered and refused ones by hour.
+
+    Where none was refused those that were answered are not counted, either.
+    """
+    refused = _read(settings, case, "refusals", _files(settings, case, "refusals", window.start, window.end))
+    keys = ["hour", "arm", "version", "field", "reason"]
+    counts = refused.filter(_within("hour", window)).group_by(keys).agg(pl.col("rows").sum()).sort(keys)
+    if counts.is_empty():
+        return Arrived()
+    files = _files(settings, case, "predictions", window.start, window.end)
+    times = _read(settings, case, "predictions", files, lambda scan: scan.select("id", "event_time"))
+    rows = times.filter(_within("event_time", window)).unique("id", keep="first", maintain_order=True)
+    hours = rows.group_by(pl.col("event_time").dt.truncate("1h")).len().sort("event_time")
+    return Arrived(answered=dict(hours.iter_rows()), refused=tuple(Refusal(**row) for row in counts.to_dicts()))
+
+
+def _within(time: str, window: Window) -> pl.Expr:
+    return (pl.col(time) >= window.start) & (pl.col(time) < window.end)
 
 
 def fate(settings: Settings, case: str) -> dict[str, dict[str, int]]:

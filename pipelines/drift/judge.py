@@ -16,6 +16,7 @@ from pipelines.contracts import FeatureDrift, Release, Window
 from pipelines.drift import policy
 from pipelines.drift.evidence import DriftEvidence, PolicyState
 from pipelines.drift.inputs.compare import compare, quality
+from pipelines.drift.inputs.refused import refused
 from pipelines.drift.labels.served import Reading, Served, serve
 from pipelines.drift.past import Judgement, Past
 from pipelines.drift.profile.spec import Spec
@@ -136,7 +137,8 @@ def inputs(run: Run, spec: Spec) -> Inputs:
     Nothing is compared unless both were counted with the case's feature spec and all rows could be read.
     """
     before, current, params = run.reference, run.current, run.params.drift
-    found = quality(before, current, run.window, params, run.served_since, run.unread, run.usual)
+    away = refused(run.arrived, run.window, params.min_rows)
+    found = quality(before, current, run.window, params, run.served_since, run.unread, run.usual, away)
     if not before.spec == current.spec == spec.version:
         specs = f"feature spec {before.spec}, the window {current.spec}"
         told = f"champion {run.version}'s reference has {specs}: not compared"

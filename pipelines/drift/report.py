@@ -35,6 +35,7 @@ def unjudged(
     decision: Decision,
     champion: Release | None = None,
     served_since: datetime | None = None,
+    quality: Quality | None = None,
 ) -> DriftReport:
     """The report of a window of ``rows`` rows that is not judged."""
     return DriftReport(
@@ -46,7 +47,7 @@ def unjudged(
         overdispersion=1.0,
         features=(),
         labels=Labels(),
-        quality=Quality(),
+        quality=quality or Quality(),
         state=decision.state,
         action=decision.action,
         reason=decision.reason,

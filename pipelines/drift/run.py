@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from pipelines.contracts import Release, Window
+from pipelines.contracts import Arrived, Release, Window
 from pipelines.drift.profile.counts import Profile
 from pipelines.drift_report import Headroom
 from pipelines.fields import Fields, Target
@@ -19,7 +19,8 @@ class Run:
     ``current`` counts the window's rows, ``reference`` those that the champion learned from; ``unread`` rows of the
     window lie where they cannot be read yet. ``served_since`` is the event time of the first row that the case ever
     served (None: not known). ``usual`` is how many rows a day there were when the reference's rows came (None: not
-    recorded). ``headroom`` is what a probe found of this window's labels.
+    recorded). ``headroom`` is what a probe found of this window's labels. ``arrived`` says what came in the window,
+    where some of it was refused.
     """
 
     params: Params
@@ -33,6 +34,7 @@ class Run:
     served_since: datetime | None = None
     usual: float | None = None
     headroom: Headroom = field(default_factory=Headroom)
+    arrived: Arrived = field(default_factory=Arrived)
 
     @property
     def version(self) -> int:

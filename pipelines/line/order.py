@@ -130,7 +130,7 @@ HEADROOM = Step(
 )
 DRIFT = Step(
     name="drift",
-    version=19,
+    version=20,
     about="compare the window with what the champion was trained on, step the policy once, and say what to do.",
     facts=facts.DriftFacts,
     reads=(PROFILE,),

@@ -36,7 +36,8 @@ SERIES = {
     "window_seconds": "length of a drift window",
     "window_rows": "rows in the newest window",
     "volume_ratio": "rows of the newest window against the reference's volume",
-    "quality_problems": "what blocks the newest window",
+    "quality_problems": "what is wrong with the newest window's rows and blocks it",
+    "refused_ratio": "share of the rows that came that the gateway refused: of the newest window, of its worst hours",
     "drift_psi": "debiased PSI of a feature against the champion's reference, in nats",
     "drift_detected": "1 if the test says that the feature moved by more than the minimum effect",
     "drift_severity": "of a feature: 0 info, 1 warn, 2 severe",
@@ -166,6 +167,8 @@ def _declared(params: Params) -> Iterator[Sample]:
     limits = {
         "psi_warn": drift.warn_psi,
         "psi_severe": drift.severe_psi,
+        "refused_warn": drift.warn_refused_share,
+        "refused_block": drift.block_refused_share,
         "volume_low": drift.volume_band[0],
         "volume_high": drift.volume_band[1],
         "log_loss_rise": drift.min_metric_drop,
@@ -226,7 +229,10 @@ def _window(report: DriftReport) -> Iterator[Sample]:
     yield "window_end_timestamp_seconds", {}, report.window.end.timestamp()
     yield "window_seconds", {}, (report.window.end - report.window.start).total_seconds()
     yield "window_rows", {}, report.current_rows
-    yield "quality_problems", {}, len(report.quality.problems)
+    yield "quality_problems", {}, sum(problem.code != "refused" for problem in report.quality.problems)
+    refused = report.quality.refused
+    yield "refused_ratio", {"of": "window"}, refused.share
+    yield "refused_ratio", {"of": "worst_hours"}, 0.0 if refused.worst is None else refused.worst.share
     if (volume := report.quality.volume) is not None:
         yield "volume_ratio", {}, volume
     for feature in report.features:

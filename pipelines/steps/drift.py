@@ -13,6 +13,7 @@ from pipelines.cases import load_fields
 from pipelines.data import log as prediction_log
 from pipelines.drift import judge, reference
 from pipelines.drift import report as reports
+from pipelines.drift.inputs.refused import alone, refused
 from pipelines.drift.judge import Judged
 from pipelines.drift.labels.served import plan
 from pipelines.drift.past import keep
@@ -45,7 +46,7 @@ def work(run: Run, read: Read) -> Work:
     once there are more, if it opened no episode and no later window was judged. What the first judgement saw is
     forgotten then: nothing counts twice. A run for a window that was judged before, or older than the newest one that
     was, reports and does not step. A window that ended before the case's first champion or its first served row is not
-    judged: the report says so, and nothing enters the ledger.
+    judged: the report says so, and what was refused in it, and nothing enters the ledger.
     """
     params, settings, as_of = run.params, run.settings, run.as_of
     made = ProfileFacts.of(read["profile"])
@@ -58,8 +59,10 @@ def work(run: Run, read: Read) -> Work:
     served_since = prediction_log.first_row(settings, params.case)
     releases = ledger.releases(settings.ledger, params.case)
     early = judge.too_early(window, served_since, releases[0].as_of)
+    came = prediction_log.arrived(settings, params.case, window)
     if early is not None and not unread:
-        told = reports.unjudged(params.case, window, current.rows, early, champion, served_since)
+        quality = alone(refused(came, window, params.drift.min_rows), params.drift)
+        told = reports.unjudged(params.case, window, current.rows, early, champion, served_since, quality)
         return _work(run, told, None)
     bundle = storage.find(settings.root / champion.bundle, champion.candidate_key, verify={reference.FILE})
     before, learned_from = counts.read(bundle / reference.FILE), reference.learned_from(bundle)
@@ -68,7 +71,7 @@ def work(run: Run, read: Read) -> Work:
         usual = DatasetFacts.of(storage.read_manifest(learned_from)).rows_per_day
     fields = load_fields(params.case)
     gain, inputs = _headroom(run)
-    asked = Asked(params, fields, as_of, window, champion, before, current, unread, served_since, usual, gain)
+    asked = Asked(params, fields, as_of, window, champion, before, current, unread, served_since, usual, gain, came)
     judged = _judge(asked, settings)
     days = read_days(run.dir, settings.root, reports.days_before(judged), before.spec)
     told = reports.report(judged, days)

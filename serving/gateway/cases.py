@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 from pipelines.fields import Fields
 from pipelines.params import EventTimes
-from pipelines.segments import Stamp, adopt, asked
+from pipelines.segments import EVERY, Stamp, adopt, asked
 from pipelines.settings import Settings
 from serving.gateway.identity import Index
 from serving.gateway.log import Log, worker_name
 from serving.gateway.metrics import Metrics
+from serving.gateway.refusals import Tally
 from serving.gateway.routing import Route
 from serving.gateway.rows import Shape, label_shape, row_shape
 from serving.gateway.settings import Bounds
@@ -35,17 +36,24 @@ class Case:
     labels: Shape
     predictions_log: Log
     labels_log: Log
+    refusals_log: Log
     index: Index
     route: Route | None = None
     falling_back: bool = False
     users: int = 0
     asked: Stamp = None
+    refused: Tally = field(default_factory=Tally)
     alone: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def name(self) -> str:
         """The case's name."""
         return self.fields.case
+
+    @property
+    def logs(self) -> tuple[Log, Log, Log]:
+        """Everything that it writes lines into."""
+        return self.labels_log, self.predictions_log, self.refusals_log
 
 
 def open_case(fields: Fields, times: EventTimes, settings: Settings, bounds: Bounds, metrics: Metrics) -> Case:
@@ -59,7 +67,7 @@ def open_case(fields: Fields, times: EventTimes, settings: Settings, bounds: Bou
     folder = settings.prediction_log / fields.case
     worker = worker_name()
     logs = {}
-    for kind in ("predictions", "labels"):
+    for kind in EVERY:
         metrics.log_lines.labels(fields.case, kind)
         errors = metrics.log_errors.labels(fields.case, kind)
         most = settings.log_segment_bytes
@@ -72,4 +80,5 @@ def open_case(fields: Fields, times: EventTimes, settings: Settings, bounds: Bou
     index = Index(settings.root / "gateway" / f"{fields.case}.ids.db", folder / "predictions", fields.names)
     index.catch_up()
     newest = asked(settings.log_request(fields.case))
-    return Case(fields, times, rows, labels, logs["predictions"], logs["labels"], index, asked=newest)
+    predicted, labelled, refused = (logs[kind] for kind in EVERY)
+    return Case(fields, times, rows, labels, predicted, labelled, refused, index, asked=newest)

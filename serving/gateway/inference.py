@@ -7,10 +7,11 @@ request that names a version is refused if that is not the champion, and is not 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from pipelines.errors import PerennialError
-from serving.gateway import tensors
+from serving.gateway import refusals, tensors
 from serving.gateway.cases import Case
 from serving.gateway.predict import answer
 from serving.gateway.refusal import Refused
@@ -48,7 +49,11 @@ async def infer(
         tensors.wanted(tensors.answered(case.fields, []), outputs)  # before anything is logged
         return tensors.body(case.fields, read(), gateway.bounds.max_rows)
 
-    body = await gateway.apart(size, rows)
+    try:
+        body = await gateway.apart(size, rows)
+    except Refused as error:
+        await refusals.note(gateway, case, error, b"", datetime.now(UTC))
+        raise
     request_id, answers = await answer(gateway, case, body, only)
     found = await gateway.apart(len(body), tensors.answered, case.fields, answers)
     versions = {one.version for one in answers}

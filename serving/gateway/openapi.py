@@ -37,6 +37,8 @@ Json = dict[str, Any]
 
 PREDICT, LABELS = "/v1/cases/{case}/predict", "/v1/cases/{case}/labels"
 """The routes that the document names once for every case."""
+PARTIAL = "partial"
+"""The parameter of a predict request whose rows are answered one by one."""
 ASSETS = "docs/assets"
 ABOUT = """\
 Rows are scored by the case's champion, and every answered row is in the prediction log. Labels follow when they are
@@ -77,6 +79,10 @@ the request must change: 401 API key, 403 a page of another address, 404 case, 4
 409 a `prediction_id` that another row has, 410 the case is retired (labels
 of its predictions are taken still), 413 too large, 421 a host that is not this server's,
 422 not as declared, 429 too many, 431 a head that is too long"""
+_ONE_BY_ONE = """\
+`true`: rows are answered one by one. In the place of one that is refused stand `row`, `status` (422 not as declared,
+409 a `prediction_id` that another row has), `error` and `field`; `refused` counts them, and the others are scored and
+logged. The request as a whole is refused only for its key, its rate, its length, or a body that is no list of rows."""
 _LATER = """\
 try again later: 503 no champion yet, Triton does not answer, the case cannot be used now, or as many requests as fit
 are being answered (`Retry-After` says when); 507 the disk of the prediction log is full"""
@@ -154,6 +160,15 @@ def document(base: Json, cases: Iterable[Fields], most: int, broken: Mapping[str
                 "description": text,
                 **_operation(body, answer),
             }
+            if path == PREDICT:
+                operation["parameters"] = [
+                    {
+                        "name": PARTIAL,
+                        "in": "query",
+                        "description": _ONE_BY_ONE,
+                        "schema": {"type": "boolean", "default": False},
+                    }
+                ]
             paths[path.format(case=fields.case)] = {
                 "post": {**operation, "operationId": f"{fields.case}_{path.rpartition('/')[2]}"}
             }

@@ -15,11 +15,12 @@ from msgspec import UNSET, UnsetType
 from pipelines.encoding import Columns
 from pipelines.errors import Unavailable
 from pipelines.fields import EVENT_TIME
+from serving.gateway import refusals
 from serving.gateway.cases import Case
 from serving.gateway.identity import Answer, digest, microseconds
 from serving.gateway.log import Position
-from serving.gateway.refusal import Refused
-from serving.gateway.rows import check_times, read
+from serving.gateway.refusal import Refused, refused
+from serving.gateway.rows import Unfit, check_times, read, read_each
 from serving.gateway.state import INLINE_BYTES, Gateway, in_thread
 from serving.gateway.tracing import given, phase
 from serving.gateway.versions import Version
@@ -58,6 +59,23 @@ class Reply(msgspec.Struct, gc=False):
     rows: list[AnswerRow]
 
 
+class RefusedRow(msgspec.Struct, gc=False, omit_defaults=True):
+    """A row of the reply that was not answered: the status and the words that it would have got alone."""
+
+    row: int
+    status: int
+    error: str
+    field: str | None = None
+
+
+class PartialReply(msgspec.Struct, gc=False):
+    """The reply to a request whose rows are answered one by one; ``refused`` counts those that were not."""
+
+    request_id: str
+    rows: list[AnswerRow | RefusedRow]
+    refused: int
+
+
 class Row(NamedTuple):
     """One row of a request.
 
@@ -75,6 +93,8 @@ class Row(NamedTuple):
 
 Scored = tuple[Row, Answer, list[float] | UnsetType]
 """A row, its answer, and in a case with classes the scores of all of them."""
+CONFLICT = "conflict"
+"""Why a row is refused whose id belongs to another one."""
 _encoder = msgspec.json.Encoder()
 
 
@@ -95,24 +115,121 @@ async def answer(gateway: Gateway, case: Case, body: bytes, only: int | None = N
     if only is not None:
         gateway.routing.versions(case.name, case.route, only)
     with phase("read"):
-        rows, asked = await gateway.apart(len(body), _read, case, body, received)
+        try:
+            rows, asked = await gateway.apart(len(body), _read, case, body, received)
+        except Refused as error:
+            await refusals.note(gateway, case, error, body, received)
+            raise
         answers = await _found(case, len(body), asked) if asked else {}
     _check(asked.values(), answers, len(rows))
+    answers |= await _fresh(gateway, case, len(body), rows, asked, answers, only, request_id, received)
+    return request_id, [answers[row.id] for row in rows]
+
+
+async def _fresh(
+    gateway: Gateway,
+    case: Case,
+    size: int,
+    rows: Sequence[Row],
+    asked: Mapping[str, Row],
+    answers: Mapping[str, Answer],
+    only: int | None,
+    request_id: str,
+    received: datetime,
+) -> dict[str, Answer]:
+    """The answers to those of ``rows`` that ``answers`` does not hold yet: scored, and in the log."""
+    found: dict[str, Answer] = {}
     fresh = [row for row in rows if not row.digest or (row.id not in answers and asked[row.id] is row)]
     repeated = len(rows) - len(fresh)
     if fresh:
         columns = dict(zip(case.fields.names, zip(*(row.features for row in fresh), strict=True), strict=True))
         columns[EVENT_TIME] = tuple(row.event_time for row in fresh)
         version, scores = await _score(gateway, case, columns, only)
-        scored = await gateway.apart(len(body), _scored, case, fresh, received, version, scores)
+        scored = await gateway.apart(size, _scored, case, fresh, received, version, scores)
         with phase("log"):
-            raced = await _logged(gateway, case, len(body), scored, request_id, received, len(rows))
-        answers |= {answer.id: answer for _, answer, _ in scored} | raced
+            raced = await _logged(gateway, case, size, scored, request_id, received, len(rows))
+        found = {answer.id: answer for _, answer, _ in scored} | raced
         repeated += len(raced)
         gateway.metrics.rows.labels(case.name, version).inc(len(fresh) - len(raced))
     if repeated:
         gateway.metrics.repeated.labels(case.name).inc(repeated)
-    return request_id, [answers[row.id] for row in rows]
+    return found
+
+
+async def predict_each(gateway: Gateway, case: Case, body: bytes) -> bytes:
+    """The reply, as JSON, to a predict request whose rows are answered one by one."""
+    request_id, found = await answer_each(gateway, case, body)
+    return await gateway.apart(len(body), _reply_each, case, request_id, found)
+
+
+async def answer_each(gateway: Gateway, case: Case, body: bytes) -> tuple[str, list[Answer | Refused]]:
+    """An id of the request and what becomes of each row: its answer, which is in the log, or why it is refused.
+
+    A row that is not as declared, or whose id belongs to another one, keeps no other from being answered. Raises
+    Refused for what is wrong with the body beside its rows, and else what :func:`answer` raises; nothing is logged
+    then.
+    """
+    received = datetime.now(UTC)
+    request_id = uuid.uuid4().hex
+    with phase("read"):
+        try:
+            rows, unfit, hours = await gateway.apart(len(body), _read_each, case, body, received)
+        except Refused as error:
+            await refusals.note(gateway, case, error, body, received)
+            raise
+    asked: dict[str, Row] = {}
+    for row in rows:
+        if row.digest:
+            asked.setdefault(row.id, row)
+    while True:
+        answers = await _found(case, len(body), asked) if asked else {}
+        errors = unfit | _conflicts(rows, asked, answers)
+        left = [row for row in rows if row.number not in errors]
+        try:
+            answers |= await _fresh(gateway, case, len(body), left, asked, answers, None, request_id, received)
+        except Refused as error:
+            if error.reason != CONFLICT:
+                raise
+            continue  # somebody has just logged one of these ids with another row: it is found now, and nothing logged
+        break
+    for number, hour in hours.items():
+        case.refused.add({hour: 1}, refusals.champion(case), unfit[number])
+    for one in errors.values():
+        refused(gateway.metrics, case.name, one)
+    found: dict[int, Answer | Refused] = {row.number: answers[row.id] for row in left}
+    return request_id, [one for _, one in sorted((found | errors).items())]
+
+
+def _read_each(
+    case: Case, body: bytes, received: datetime
+) -> tuple[list[Row], dict[int, Refused], dict[int, datetime]]:
+    """The rows that are as declared; by their number what is wrong with the others, and the hours of these."""
+    rows: list[Row] = []
+    unfit: dict[int, Refused] = {}
+    hours: dict[int, datetime] = {}
+    for number, item in enumerate(read_each(case.rows, body, case.times, received)):
+        if isinstance(item, Unfit):
+            unfit[number] = item.error
+            [hours[number]] = refusals.hours(item.text, 1, case.times, received)
+        else:
+            rows.append(_row(number, item, received, case))
+    return rows, unfit, hours
+
+
+def _conflicts(rows: Iterable[Row], asked: Mapping[str, Row], answers: Mapping[str, Answer]) -> dict[int, Refused]:
+    """The rows whose id belongs to another row: to one that was answered before, else to the first of the request."""
+    found: dict[int, Refused] = {}
+    for row in rows:
+        if not row.digest:
+            continue
+        first, known = asked[row.id], answers.get(row.id)
+        if known is not None:
+            differs = _differs(row, known.digest, known.event_us)
+        else:
+            differs = first is not row and _differs(row, first.digest, microseconds(first.event_time))
+        if differs:
+            found[row.number] = _conflict(row, 1)
+    return found
 
 
 async def _found(case: Case, size: int, asked: Mapping[str, Row]) -> dict[str, Answer]:
@@ -152,16 +269,23 @@ def _read(case: Case, body: bytes, received: datetime) -> tuple[list[Row], dict[
 
 
 def _reply(case: Case, request_id: str, found: Sequence[Answer]) -> bytes:
+    return _encoder.encode(Reply(request_id, _answer_rows(case, found)))
+
+
+def _reply_each(case: Case, request_id: str, found: Sequence[Answer | Refused]) -> bytes:
+    answers = iter(_answer_rows(case, [one for one in found if not isinstance(one, Refused)]))
+    rows = [
+        RefusedRow(number, one.status, str(one), one.field) if isinstance(one, Refused) else next(answers)
+        for number, one in enumerate(found)
+    ]
+    return _encoder.encode(PartialReply(request_id, rows, sum(isinstance(one, Refused) for one in found)))
+
+
+def _answer_rows(case: Case, found: Sequence[Answer]) -> list[AnswerRow]:
     if case.fields.number is not None:
-        numbers = [AnswerRow(answer.id, answer.version, answer.score) for answer in found]
-        return _encoder.encode(Reply(request_id, numbers))
+        return [AnswerRow(answer.id, answer.version, answer.score) for answer in found]
     names = case.fields.classes or (0, 1)
-    return _encoder.encode(
-        Reply(
-            request_id,
-            [AnswerRow(answer.id, answer.version, names[int(answer.prediction)], answer.score) for answer in found],
-        )
-    )
+    return [AnswerRow(answer.id, answer.version, names[int(answer.prediction)], answer.score) for answer in found]
 
 
 def _row(number: int, item: Any, received: datetime, case: Case) -> Row:
@@ -249,7 +373,7 @@ def _conflict(row: Row, count: int) -> Refused:
     text = (
         f"row {row.number}: its prediction_id was used before, for other features or another event_time: send a new one"
     )
-    return Refused(409, "conflict", text, field="prediction_id", row=row.number, rows=count)
+    return Refused(409, CONFLICT, text, field="prediction_id", row=row.number, rows=count)
 
 
 async def _score(gateway: Gateway, case: Case, columns: Columns, only: int | None) -> tuple[int, list[float]]:

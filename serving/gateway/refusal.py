@@ -22,7 +22,8 @@ _encode = msgspec.json.Encoder().encode
 class Refused(PerennialError):
     """A request that the gateway turns away; the text names field and row and never holds what was sent.
 
-    ``status`` is the HTTP status, ``reason`` the word that metrics count, ``rows`` how many rows it stood for.
+    ``status`` is the HTTP status, ``reason`` the word that metrics count, ``rows`` how many rows it stood for (0: its
+    body held none).
     """
 
     def __init__(
@@ -69,13 +70,22 @@ class Told:
 def refusal(metrics: Metrics, case: str, error: Exception) -> Told:
     """What the client of ``case`` is told of an error, which is counted."""
     if isinstance(error, Refused):
-        name = error.field
-        if error.reason == "unknown_field":  # its name is the client's
-            name = ""
-        metrics.refused.labels(case, error.reason, name).inc(error.rows)
+        refused(metrics, case, error)
         return Told(error.status, str(error), error.field, error.row, error.headers)
     metrics.refused.labels(case, "unavailable", "").inc()
     if isinstance(error, PerennialError):
         return Told(error.status, str(error))
     log.error("%s: a request failed", case, exc_info=error)
     return Told(500, "internal error: see the gateway's log")
+
+
+def refused(metrics: Metrics, case: str, error: Refused) -> None:
+    """Count the rows that an error stands for; a request without a row counts as one."""
+    metrics.refused.labels(case, error.reason, declared(error)).inc(max(1, error.rows))
+
+
+def declared(error: Refused) -> str:
+    """The declared field that an error is about; empty if there is none, as any other name would be the client's."""
+    if error.field is None or error.reason == "unknown_field":
+        return ""
+    return error.field

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from urllib.parse import parse_qsl
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -12,11 +13,11 @@ from msgspec import UNSET
 
 from serving.gateway.cases import Case
 from serving.gateway.metrics import CONTENT_TYPE_LATEST
-from serving.gateway.openapi import LABELS, PREDICT
-from serving.gateway.predict import predict
+from serving.gateway.openapi import LABELS, PARTIAL, PREDICT
+from serving.gateway.predict import predict, predict_each
 from serving.gateway.protections import HEADER
 from serving.gateway.readiness import Readiness
-from serving.gateway.refusal import JSON
+from serving.gateway.refusal import JSON, Refused
 from serving.gateway.rows import check_times, read
 from serving.gateway.state import Gateway
 
@@ -30,10 +31,23 @@ async def predict_rows(request: Request, case: str) -> Response:
 
     Send a prediction_id to be able to ask again safely. The answer's prediction is 0 or 1 and its score the probability
     of 1; in a case with classes the prediction is the name of the likeliest class, and the score its probability. Where
-    a number is predicted, the prediction is that number, and there is no score.
+    a number is predicted, the prediction is that number, and there is no score. A row that is refused refuses all rows
+    of its request, but with partial=true.
     """
     async with entered(request, case) as (gateway, known, body):
+        if _one_by_one(request.scope["query_string"]):
+            return Response(await predict_each(gateway, known, body), media_type=JSON)
         return Response(await predict(gateway, known, body), media_type=JSON)
+
+
+def _one_by_one(query: bytes) -> bool:
+    """Whether a query asks for an answer to each row by itself. Raises Refused (422) if it says neither yes nor no."""
+    if not query:
+        return False
+    asked = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)).get(PARTIAL, "false")
+    if asked not in ("true", "false"):
+        raise Refused(422, "shape", f"{PARTIAL} must be true or false, or left out", rows=0)
+    return asked == "true"
 
 
 @router.post(LABELS)

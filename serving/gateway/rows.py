@@ -46,6 +46,7 @@ Check = Callable[[object], Problem | None]
 
 _SAFE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _HEAD = re.compile(rb'[ \t\n\r]*\{[ \t\n\r]*("(?:[^"\\]|\\.){0,200}")[ \t\n\r]*:[ \t\n\r]*')
+_TAIL = re.compile(rb"\][ \t\n\r]*\}[ \t\n\r]*")
 MOST_REPEATS = 4
 """An item with more keys than this many times its fields is not read to say what is wrong with it."""
 LONGEST_INTEGER = 400
@@ -59,12 +60,14 @@ _Id = Annotated[str, Meta(pattern=ID_PATTERN)]
 class Shape:
     """One kind of body, ``{name: [item, ...]}``: how it is decoded, and what is checked when that fails.
 
+    ``single`` decodes one item alone.
     ``text`` names the text field, if there is one: whether anything is left of a text is not for msgspec to see.
     ``moments`` names the fields that are times, which items have in UTC; ``lists`` says whether a field holds a list.
     """
 
     name: str
     decoder: msgspec.json.Decoder[Any]
+    single: msgspec.json.Decoder[Any]
     required: tuple[str, ...]
     checks: Mapping[str, Check]
     most: int
@@ -88,18 +91,20 @@ def check_times(items: Sequence[Any], times: EventTimes, received: datetime) -> 
     They are seen from the moment of its receipt.
     """
     for number, item in enumerate(items):
-        if item.event_time is not UNSET and (text := times.mistake(item.event_time, received)) is not None:
-            raise Refused(
-                422, "event_time", f"row {number}: event_time: {text}", field="event_time", row=number, rows=len(items)
-            )
-        if isinstance(item, Label) and too_high(item.revision, received):
-            text = (
-                "must not be above the present time in seconds since 1970: count corrections from 1, or send the "
-                "time of the correction"
-            )
-            raise Refused(
-                422, "bounds", f"row {number}: revision: {text}", field="revision", row=number, rows=len(items)
-            )
+        if (found := _untimely(item, times, received)) is not None:
+            raise _refused(found, number, len(items))
+
+
+def _untimely(item: Any, times: EventTimes, received: datetime) -> Problem | None:
+    if item.event_time is not UNSET and (text := times.mistake(item.event_time, received)) is not None:
+        return Problem(EVENT_TIME, "event_time", text)
+    if isinstance(item, Label) and too_high(item.revision, received):
+        text = (
+            "must not be above the present time in seconds since 1970: count corrections from 1, or send the "
+            "time of the correction"
+        )
+        return Problem("revision", "bounds", text)
+    return None
 
 
 def row_shape(fields: Fields, most: int) -> Shape:
@@ -159,6 +164,7 @@ def _shape(name: str, item: Any, required: tuple[str, ...], checks: Mapping[str,
     return Shape(
         name,
         msgspec.json.Decoder(request),
+        msgspec.json.Decoder(item),
         required,
         {**checks, "prediction_id": _id_check, "event_time": _time_check},
         most,
@@ -181,28 +187,70 @@ def read(shape: Shape, body: bytes) -> list[Any]:
         # msgspec's own words repeat what was sent: they go no further than this line.
         raise explain(shape, body) from error
     for number, item in enumerate(items):
-        if item.event_time is not UNSET and (found := out_of_time(EVENT_TIME, "event_time", item.event_time)):
+        if (found := _unfit(shape, item)) is not None:
             raise _refused(found, number, len(items))
-        for name in shape.moments:
-            if (moment := getattr(item, name)) is None:
-                continue
-            if found := out_of_time(name, "time", moment):
-                raise _refused(found, number, len(items))
-            setattr(item, name, moment.astimezone(UTC))
-        if shape.text and (text := getattr(item, shape.text)) is not None and not _visible().search(text):
-            raise Refused(
-                422,
-                "empty",
-                f"row {number}: {shape.text}: must not be empty",
-                field=shape.text,
-                row=number,
-                rows=len(items),
-            )
     return items
+
+
+def _unfit(shape: Shape, item: Any) -> Problem | None:
+    """What of a decoded item is not for msgspec to see; its moments are in UTC afterwards."""
+    if item.event_time is not UNSET and (found := out_of_time(EVENT_TIME, "event_time", item.event_time)):
+        return found
+    for name in shape.moments:
+        if (moment := getattr(item, name)) is None:
+            continue
+        if found := out_of_time(name, "time", moment):
+            return found
+        setattr(item, name, moment.astimezone(UTC))
+    if shape.text and (text := getattr(item, shape.text)) is not None and not _visible().search(text):
+        return Problem(shape.text, "empty", "must not be empty")
+    return None
+
+
+class Unfit(NamedTuple):
+    """An item that is not as declared: why, as if it had come alone, and its own JSON."""
+
+    error: Refused
+    text: bytes
+
+
+def read_each(shape: Shape, body: bytes, times: EventTimes, received: datetime) -> list[Any]:
+    """The items of a body in their order: decoded (structs), and :class:`Unfit` where they are not as declared.
+
+    Raises Refused for a body that is not JSON, or of another shape. What it costs grows with the body's bytes, as that
+    of :func:`explain`. For a thread, where bodies are long.
+    """
+    items = _split(shape, body)
+    if not items.alone:
+        raise _around(shape, body, len(items))
+    return [_each(shape, items, number, times, received) for number in range(len(items))]
+
+
+def _each(shape: Shape, items: _Items, number: int, times: EventTimes, received: datetime) -> Any:
+    text = items.text(number)
+    try:
+        item = shape.single.decode(text)
+    except (ValueError, RecursionError):
+        reason, field, words = _said_of(shape, text, items.keys(number))
+    else:
+        problem = _unfit(shape, item) or _untimely(item, times, received)
+        if problem is None:
+            return item
+        reason, field, words = problem.code, problem.field, str(problem)
+    return Unfit(Refused(422, reason, f"row {number}: {words}", field=field, row=number), text)
 
 
 def _refused(found: Problem, row: int, rows: int) -> Refused:
     return Refused(422, found.code, f"row {row}: {found}", field=found.field, row=row, rows=rows)
+
+
+def _said_of(shape: Shape, text: bytes, keys: int) -> tuple[str, str | None, str]:
+    """``(reason, field, text)`` of an item that cannot be decoded. Raises Refused (400) if it is not even JSON."""
+    try:
+        found = _problem_of_item(shape, text, keys)
+    except (ValueError, RecursionError) as error:
+        raise _not_json() from error
+    return found or ("shape", None, "is not as declared")
 
 
 @lru_cache(maxsize=1)
@@ -222,23 +270,9 @@ def explain(shape: Shape, body: bytes) -> Refused:
     what they hold (8 MB take less than half a second and 150 MB). For a thread, where bodies are long.
     """
     try:
-        body.decode()
-    except UnicodeDecodeError:
-        return Refused(400, "json", "the body is not UTF-8")
-    form = f'the body must be {{"{shape.name}": [{{...}}, ...]}}'
-    head = _HEAD.match(body)
-    if head is None or not _is_name(head[1], shape.name):
-        return _refused_shape(body, form)
-    if not body.startswith(b"[", head.end()):
-        text = f"{shape.name} must be a list of at least one object"
-        return _refused_shape(body, text, field=shape.name)
-    items = _items(body, head.end(), deepest=3 if shape.lists else 2)
-    if not len(items):
-        text = f"{shape.name} must be a list of at least one object"
-        return _refused_shape(body, text, field=shape.name)
-    if len(items) > shape.most:
-        text = f"{shape.name} has {len(items)} items, at most {shape.most} are allowed"
-        return Refused(422, "too_many", text, field=shape.name, rows=len(items))
+        items = _split(shape, body)
+    except Refused as error:
+        return error
     for number in range(len(items)):
         try:
             found = _problem_of_item(shape, items.text(number), items.keys(number))
@@ -247,16 +281,47 @@ def explain(shape: Shape, body: bytes) -> Refused:
         if found is not None:
             reason, field, text = found
             return Refused(422, reason, f"row {number}: {text}", field=field, row=number, rows=len(items))
+    return _around(shape, body, len(items))
+
+
+def _split(shape: Shape, body: bytes) -> _Items:
+    """The items of a body, not read yet. Raises Refused where it is of another shape, or has none or too many."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise Refused(400, "json", "the body is not UTF-8") from error
+    head = _HEAD.match(body)
+    if head is None or not _is_name(head[1], shape.name):
+        raise _refused_shape(body, _form(shape))
+    if not body.startswith(b"[", head.end()):
+        text = f"{shape.name} must be a list of at least one object"
+        raise _refused_shape(body, text, field=shape.name)
+    items = _items(body, head.end(), deepest=3 if shape.lists else 2)
+    if not len(items):
+        text = f"{shape.name} must be a list of at least one object"
+        raise _refused_shape(body, text, field=shape.name)
+    if len(items) > shape.most:
+        text = f"{shape.name} has {len(items)} items, at most {shape.most} are allowed"
+        raise Refused(422, "too_many", text, field=shape.name, rows=len(items))
+    return items
+
+
+def _form(shape: Shape) -> str:
+    return f'the body must be {{"{shape.name}": [{{...}}, ...]}}'
+
+
+def _around(shape: Shape, body: bytes, rows: int) -> Refused:
+    """What is wrong with a body whose items are as they should be."""
     if not _is_json(body):
         return _not_json()
-    return Refused(422, "shape", f"{form} and nothing else", rows=len(items))
+    return Refused(422, "shape", f"{_form(shape)} and nothing else", rows=rows)
 
 
 def _refused_shape(body: bytes, text: str, field: str | None = None) -> Refused:
     """A body of another shape, if it is JSON at all."""
     if not _is_json(body):
         return _not_json()
-    return Refused(422, "shape", text, field=field)
+    return Refused(422, "shape", text, field=field, rows=0)
 
 
 def _not_json() -> Refused:
@@ -286,13 +351,15 @@ class _Items(NamedTuple):
     """The items of a body's list, found without reading them.
 
     Item ``i`` lies between ``edges[i]`` and ``edges[i + 1]``. ``shown`` is False inside what an item nests and no field
-    holds: that there is one says it all. ``commas`` are the places of those between the keys of items.
+    holds: that there is one says it all. ``commas`` are the places of those between the keys of items. ``alone``:
+    nothing else stands in the body.
     """
 
     body: NDArray[np.uint8]
     shown: NDArray[np.bool_]
     edges: NDArray[np.int64]
     commas: NDArray[np.int64]
+    alone: bool
 
     def __len__(self) -> int:
         return len(self.edges) - 1
@@ -327,7 +394,11 @@ def _items(body: bytes, start: int, deepest: int) -> _Items:
     if len(edges) == 2 and not whole[1:].tobytes().strip():
         edges = edges[:1]
     return _Items(
-        whole, (depth <= deepest) | (opening & (depth == deepest + 1)), edges, np.flatnonzero(comma & (depth == 2))
+        whole,
+        (depth <= deepest) | (opening & (depth == deepest + 1)),
+        edges,
+        np.flatnonzero(comma & (depth == 2)),
+        _TAIL.fullmatch(body, start + end) is not None,
     )
 
 

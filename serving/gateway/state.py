@@ -191,7 +191,7 @@ class Gateway:
                 await self.heed(case)
             for case in [case for case in self.leaving if not case.users]:
                 await self.tidy(case, close=True)
-                if case.predictions_log.closed and case.labels_log.closed:
+                if all(segments.closed for segments in case.logs):
                     case.index.close()
                     self.leaving.remove(case)
 
@@ -202,7 +202,7 @@ class Gateway:
         case.asked = request
         await self.tidy(case, close=wanted)
         if wanted:
-            for segments in (case.labels_log, case.predictions_log):
+            for segments in case.logs:
                 await asyncio.to_thread(adopt, segments.folder)
 
     async def _stops_within(self, seconds: float) -> bool:
@@ -216,7 +216,8 @@ class Gateway:
         A retired case predicts no more: what it predicted is closed at once.
         """
         retired = case.route is not None and case.route.retired is not None
-        for segments in (case.labels_log, case.predictions_log):
+        self.metrics.log_lines.labels(case.name, "refusals").inc(case.refused.write(case.refusals_log))
+        for segments in case.logs:
             if close or (retired and segments is case.predictions_log and not segments.closed):
                 closed = await segments.close()
             else:

@@ -149,7 +149,7 @@ def body(fields: Fields, tensors: Sequence[Tensor], most: int) -> bytes:
     if rows > most:
         raise Refused(422, "too_many", f"inputs have {rows} rows, at most {most} are allowed", rows=rows)
     if not rows:
-        raise Refused(422, "shape", "inputs have no rows: send at least one")
+        raise Refused(422, "shape", "inputs have no rows: send at least one", rows=0)
     known: Mapping[str, Field] = {field.name: field for field in fields.fields}
     columns: dict[str, list[Any]] = {}
     for tensor in tensors:
@@ -174,7 +174,8 @@ def _check_shape(tensor: Tensor, field: Field | None, rows: int, label: str | No
         return
     shape = f"[{rows}, {field.size}]" if isinstance(field, Vector) else f"[{rows}] or [{rows}, 1]"
     about = label or "an input"
-    raise Refused(422, "shape", f"{about}: shape must be {shape}, as the first input has {rows} rows", field=label)
+    text = f"{about}: shape must be {shape}, as the first input has {rows} rows"
+    raise Refused(422, "shape", text, field=label, rows=rows)
 
 
 def _values(tensor: Tensor, field: Field | None, label: str | None, rows: int) -> list[Any]:

@@ -6,11 +6,15 @@ Services, series, labels, routes, sections of the documentation.
 import importlib.util
 import json
 import re
+import shutil
+import subprocess
 from datetime import timedelta
+from typing import get_args
 
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from serving.gateway.problems import ProblemCode
 
 from pipelines.reports import metrics as loop
 from pipelines.storage import canonical_json
@@ -290,3 +294,52 @@ def test_the_route_that_is_chosen_exists():
         config = load(given=given)["services"]["alertmanager"]["command"][0]
         assert config == f"--config.file=/etc/alertmanager/{expected}.yaml"
         assert (FOLDER / "alertmanager" / f"{expected}.yaml").exists()
+
+
+def test_refusals_are_those_of_rows():
+    """What the rules on refused rows count are all codes of a problem with a row, but for those of labels."""
+    found = next(rule["expr"] for rule in rules() if rule["alert"] == "StackRowsRefused")
+    reasons = set(re.search(r'reason=~"([^"]+)"', found)[1].split("|"))
+    assert reasons == {*get_args(ProblemCode), "missing", "unknown_field", "shape"} - {"class"}
+
+
+REFUSED = 'perennial_gateway_refused_rows_total{{case="loans", reason="{}", field="{}"}}'
+ANSWERED = 'perennial_gateway_rows_total{{case="loans", version="{}"}}'
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.parametrize(
+    ("series", "alerts"),
+    [
+        ({REFUSED.format("category", "education"): 2, ANSWERED.format(1): 98}, ["StackRowsRefused"]),
+        (
+            {REFUSED.format("missing", "age"): 3, REFUSED.format("shape", ""): 3, ANSWERED.format(1): 94},
+            ["StackManyRowsRefused", "StackRowsRefused"],
+        ),
+        ({REFUSED.format("type", "age"): 5}, ["StackManyRowsRefused", "StackRowsRefused"]),
+        ({REFUSED.format("category", "education"): 1, ANSWERED.format(1): 60, ANSWERED.format(2): 60}, []),
+        ({REFUSED.format("key", ""): 50, REFUSED.format("bounds", "label"): 50, ANSWERED.format(1): 50}, []),
+    ],
+    ids=["two", "six", "all", "few", "others"],
+)
+def test_refused_rows_are_told_within_minutes(series, alerts, tmp_path):
+    """A hundredth of the rows is a warning and a twentieth critical, also where none is answered at all."""
+    of = ("StackManyRowsRefused", "StackRowsRefused")
+    asked = [
+        {
+            "expr": f'count(ALERTS{{alertname="{name}", alertstate="firing"}})',
+            "eval_time": "40m",
+            "exp_samples": [{"labels": "{}", "value": 1}] if name in alerts else [],
+        }
+        for name in of
+    ]
+    given = [{"series": name, "values": f"0+{rows}x60"} for name, rows in series.items()]
+    about = {
+        "rule_files": [str(FOLDER / "prometheus/stack.rules.yaml")],
+        "evaluation_interval": "1m",
+        "tests": [{"interval": "1m", "input_series": given, "promql_expr_test": asked}],
+    }
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump(about))
+    command = ["promtool", "test", "rules", str(tmp_path / "test.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -14,10 +14,11 @@ import numpy as np
 from pipelines.contracts import FeatureDrift, Window
 from pipelines.drift import stats
 from pipelines.drift.inputs import divergence
+from pipelines.drift.inputs.refused import remarks
 from pipelines.drift.profile.bits import Floats, Ints, bounds
 from pipelines.drift.profile.counts import Column, Profile
 from pipelines.drift.profile.spec import Spec, numbers, scale_of
-from pipelines.drift_report import Quality, Remark
+from pipelines.drift_report import Quality, Refused, Remark
 from pipelines.feature_names import BY_VERSION, MISSING, OTHER, SHARES, is_output, is_share, read, served, shown_only
 from pipelines.fields import Fields, Numeric, Scale
 from pipelines.params import DriftParams
@@ -138,16 +139,19 @@ def quality(
     since: datetime | None = None,
     unread: int = 0,
     per_day: float | None = None,
+    refused: Refused | None = None,
 ) -> Quality:
     """What is wrong with the window's rows; where some are ``unread`` nothing is said that hangs on how many there are.
 
     ``since`` is when the case served its first row: in the window of that moment only the time after it can have rows.
     ``per_day`` is how many rows came on a day when the reference's rows did; None (not recorded): as many as it has.
+    ``refused`` are those of the window that never became rows of the log.
 
     Problems (block, never retrain): a field's share of missing values or of undeclared categories is more
     than ``max_null_share`` above the reference's, unless it declares to have such (then the share drifts, or does not,
-    as a feature); no rows at all where the case declares that there always are some. Warnings: rows per day outside
-    ``volume_band`` times the reference's; too few rows to compare.
+    as a feature); no rows at all where the case declares that there always are some; ``block_refused_share`` of the
+    rows refused. Warnings: ``warn_refused_share`` of them; rows per day outside ``volume_band`` times the reference's;
+    too few rows to compare.
     """
     problems, warnings = [], []
     shares: dict[str, float] = {}
@@ -174,6 +178,10 @@ def quality(
     elif current.rows < params.min_rows:
         told = f"{current.rows} rows are too few to compare (min_rows {params.min_rows})"
         warnings.append(Remark(code="few_rows", message=told))
+    turned_away = refused or Refused()
+    blocking, telling = remarks(turned_away, params)
+    problems += blocking
+    warnings += telling
     usual = _rows_per_day(reference) if per_day is None and reference is not None else per_day or 0.0
     expected = _expected_rows(usual, window, since) if usual else 0.0
     volume = current.rows / expected if expected else None
@@ -181,7 +189,9 @@ def quality(
     if volume is not None and current.rows and not low <= volume <= high:
         told = f"{current.rows} rows are {volume:.2g} times the reference's volume (band {low:g} to {high:g})"
         warnings.append(Remark(code="volume", message=told))
-    return Quality(problems=tuple(problems), warnings=tuple(warnings), missing=shares, volume=volume)
+    return Quality(
+        problems=tuple(problems), warnings=tuple(warnings), missing=shares, volume=volume, refused=turned_away
+    )
 
 
 def _bad_share(column: Column, rows: int, declared: Collection[str] = ()) -> float:

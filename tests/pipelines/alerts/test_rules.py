@@ -34,6 +34,11 @@ def missing(field: str, message: str) -> dict:
     return {"code": "missing_values", "field": field, "message": message}
 
 
+def turned_away(field: str | None) -> dict:
+    """What is said of rows that were refused."""
+    return {"code": "refused", "field": field, "message": "8.0% of the rows were refused"}
+
+
 POLICY = report().policy.model_dump()
 
 
@@ -87,6 +92,13 @@ FOUND = [
         "critical",
         "no rows",
     ),
+    (
+        facts(report(quality={"problems": [turned_away("education")]})),
+        "rows_refused:education",
+        "critical",
+        "8.0% of the rows",
+    ),
+    (facts(report(quality={"warnings": [turned_away(None)]})), "rows_refused:rows", "warning", "8.0% of the rows"),
     (
         facts(report(policy=POLICY | {"alarmed": True, "log_e": 12.0})),
         "performance_dropped:champion",

@@ -56,6 +56,7 @@ def release(settings: Settings, stream: Stream, as_of: datetime, version: int = 
 
     def export(folder: Path) -> dict:
         (folder / "reference.parquet").write_bytes(to_bytes(reference or stream.reference))
+        (folder / "bundle.json").write_text(json.dumps({"case": "loans", "fields_hash": FIELDS.hash}))
         return {}
 
     for step, build in (("dataset", dataset), ("export", export)):
