@@ -25,7 +25,7 @@ from pipelines.provenance import wall_time
 from pipelines.storage import read_manifest
 from tests.embedded.test_airflow_metrics import samples
 from tests.pipelines.data import loglines
-from tests.running import CASE, ENDS, GRAFANA, MAPPED, PROFILE, ROOT
+from tests.running import CASE, ENDS, GRAFANA, MAPPED, PROFILE
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,6 @@ FAULTS = ("drift:decided.1", "drift:opened.1", "drift:publish.1", "drift:publish
 
 And on the way to the commits.
 """
-PLUGINS = str(ROOT / "plugins")
 RANKS = 2
 """Of each training of tests/dags/probes.py."""
 PATIENCE = 20.0
@@ -172,14 +171,13 @@ def _buttons(airflow, dag, run_id, task):
     return {name: address for name, address in found.items() if address}
 
 
-def test_a_train_task_that_is_ended_leaves_no_rank(loop, monkeypatch):
+def test_a_train_task_that_is_ended_leaves_no_rank(loop):
     """Marked failed, cleared, out of time.
 
     Deaf ranks in sessions of their own are gone soon, the cleared task runs again alone. Meanwhile what ranks say
     stands in the log of the running task, and people are told once of a run that is late.
     """
-    monkeypatch.syspath_prepend(PLUGINS)
-    from perennial_torchrun import tagged
+    from perennial.airflow.torchrun import tagged
 
     airflow, dags = loop.airflow, {end: f"held_{end}" for end in ENDS}
     for dag in dags.values():

@@ -1,10 +1,10 @@
-"""plugins/perennial_hooks.py: a task goes by Airflow's connections where there are any, else by its environment."""
+"""perennial/airflow/hooks.py: a task goes by Airflow's connections where there are any, else by its environment."""
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
-from perennial_hooks import connection_json, settings
-from perennial_operators import StepOperator
 
+from perennial.airflow.hooks import connection_json, settings
+from perennial.airflow.operators import StepOperator
 from pipelines.cases.addresses import asking
 from pipelines.cases.declared_sql import resolve
 from pipelines.errors import ConfigError, Unavailable

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk import BaseOperatorLink
 from airflow.sdk.configuration import conf
 
 from pipelines.line.order import REPORT, TRAIN
@@ -18,10 +19,30 @@ from pipelines.settings import Settings
 from pipelines.storage import MANIFEST
 
 if TYPE_CHECKING:
-    from airflow.sdk.types import DagRunProtocol
+    from airflow.sdk import BaseOperator
+    from airflow.sdk.types import DagRunProtocol, TaskInstanceKey
 
 DASHBOARD = "perennial-model"
 """The uid of Grafana's dashboard on a case (compose/grafana/dashboards.py)."""
+
+
+class Link(BaseOperatorLink):
+    """A button of a task; Airflow keeps its address as an XCom when the task ends, however it ends."""
+
+    name = ""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def xcom_key(self) -> str:
+        """Airflow's own would be the class's name, the same for all buttons of a task."""
+        return f"_link_{self.name.lower().replace(' ', '_')}"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002 - Airflow's signature
+        """What the task has found out, or nothing: then there is no button."""
+        found: dict[str, str] = getattr(operator, "links", {})
+        return found.get(self.name, "")
 
 
 def run_page(dag: str, run: str) -> str:
