@@ -5,12 +5,24 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from airflow._shared.module_loading import import_string
+from airflow._shared.providers_discovery.providers_discovery import (
+    _create_customized_form_field_behaviours_schema_validator,
+    _create_provider_info_schema_validator,
+)
+from airflow._shared.secrets_masker import secrets_masker
 
 from perennial import airflow
+from perennial.airflow import plugin
 from perennial.airflow.cases import dags, require_readable_cases
+from perennial.airflow.hooks import HOOKS
+from perennial.airflow.links import Link
+from perennial.airflow.provider import get_provider_info
 from perennial.airflow.run import readable_cases
 from pipelines.errors import ConfigError
 from tests import shop
@@ -115,3 +127,34 @@ def test_old_names_lead_to_the_same():
             assert (
                 getattr(old, name).__module__ == f"perennial.airflow.{'trigger' if name == 'TriggerOnce' else module}"
             )
+
+
+def test_the_provider_s_description_is_airflow_s_and_names_what_exists():
+    """It keeps Airflow's schema; every hook has the type and title that its form says, every link can be made."""
+    info = get_provider_info()
+    _create_provider_info_schema_validator().validate(info)
+    for kind in info["connection-types"]:
+        hook = import_string(kind["hook-class-name"])
+        assert (hook.conn_type, hook.hook_name) == (kind["connection-type"], kind["hook-name"])
+        assert HOOKS[hook.default_conn_name] is hook
+        _create_customized_form_field_behaviours_schema_validator().validate(
+            {name.replace("-", "_"): value for name, value in kind["ui-field-behaviour"].items()}
+        )
+    assert len(info["connection-types"]) == len(HOOKS)
+    assert [import_string(path) for path in info["extra-links"]] == [Link]
+    assert secrets_masker.should_hide_value_for_key("private_key")
+
+
+def test_entry_points_lead_to_what_exists():
+    """What pyproject.toml declares for Airflow can be loaded."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    for group in ("apache_airflow_provider", "airflow.plugins"):
+        for name, value in declared[group].items():
+            assert EntryPoint(name, value, group).load()
+
+
+@pytest.mark.parametrize(("asked", "guards"), [("False", 0), ("True", 1)])
+def test_an_installed_package_guards_no_api_server_that_did_not_ask(asked, guards, monkeypatch):
+    """Whoever installs the provider keeps his api-server as it is; one setting puts the guard of hosts before it."""
+    monkeypatch.setenv("AIRFLOW__PERENNIAL__GUARD_HOSTS", asked)
+    assert len(importlib.reload(plugin).Perennial.fastapi_root_middlewares) == guards
