@@ -59,6 +59,7 @@ def drift(params: Params) -> DAG:
         )
         retrain = TriggerOnce(
             task_id="retrain",
+            case=params.case,
             trigger_dag_id=f"{params.case}_training",
             trigger_run_id=f"drift__{{{{ {EPISODE} }}}}",
             conf=XComArg(judge, key=DRIFT.event),

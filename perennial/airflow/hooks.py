@@ -8,6 +8,7 @@ gateway and the exporters go by ``PERENNIAL_*`` alone.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
@@ -198,10 +199,11 @@ def connection_json(name: str) -> str | None:
         return None
 
 
-def settings() -> Settings:
+def settings(names: Collection[str] = tuple(HOOKS)) -> Settings:
     """The settings of this task: the environment's, and where ``PERENNIAL_CONNECTIONS`` lets it the connections'.
 
-    Each connection is one question to Airflow's API. ConfigError for a connection that is wrong or that nobody knows.
+    Each connection is one question to Airflow's API; others than those of ``names`` are not asked for. ConfigError for
+    a connection that is wrong or that nobody knows.
     """
     own = read_settings()
     asked = {"auto": tuple(HOOKS), "none": ()}.get(own.connections, own.connections.replace(",", " ").split())
@@ -212,7 +214,19 @@ def settings() -> Settings:
         )
     found: dict[str, Any] = {}
     for name in asked:
-        found |= HOOKS[name]().places(needed=own.connections != "auto")
+        if name in names:
+            found |= HOOKS[name]().places(needed=own.connections != "auto")
     if found:
         return read_settings(**found)
     return own
+
+
+def ledger_of_task() -> str | None:
+    """The ledger that this task knows: its connection's, the environment's, or the file in the state folder.
+
+    None where there is none of these: an Airflow that has nothing of the loop but the provider.
+    """
+    found = settings([LedgerHook.default_conn_name])
+    if found.ledger_url or found.ledger_file.exists():
+        return found.ledger
+    return None
