@@ -17,3 +17,11 @@ def lineage(step: Step | Action, case: str) -> dict[str, Any]:
     """The inlets and outlets of a step's task, as an operator's arguments."""
     sides = {"inlets": step.uses, "outlets": step.makes}
     return {side: [Asset(f"{case} {kind}", uri=f"perennial://{case}/{kind}")] for side, kind in sides.items() if kind}
+
+
+def to_openlineage(asset: Asset, _context: Any) -> Any:
+    """An asset of a case as OpenLineage's dataset, for tasks of anybody that name it as their inlet or outlet."""
+    from openlineage.client.event_v2 import Dataset
+
+    namespace, _, name = asset.uri.rpartition("/")
+    return Dataset(namespace=namespace, name=name)

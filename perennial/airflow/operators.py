@@ -14,10 +14,11 @@ from perennial.airflow.failures import keeping_errors
 from perennial.airflow.hooks import connection_json
 from perennial.airflow.hooks import settings as settings_of_task
 from perennial.airflow.lineage import lineage
-from perennial.airflow.links import Link, links
+from perennial.airflow.links import Ended, Link, links
 from perennial.airflow.run import KILL_GRACE, failing_fast, resolve_as_of, resolve_trigger, small
 from pipelines.cases import load_case
 from pipelines.cases.addresses import asking
+from pipelines.contracts import Manifest
 from pipelines.line import runner
 from pipelines.line.order import BY_NAME, RECONCILE
 from pipelines.line.step import Action, Run, Step
@@ -52,6 +53,7 @@ class StepOperator(BaseOperator):
         self.part = part
         self.day = day
         self.links: dict[str, str] = {}
+        self.ended: Ended | None = None
         self.operator_extra_links = tuple(Link(name) for name in step.buttons)
 
     def execute(self, context: Context) -> dict[str, Any] | list[str]:
@@ -64,10 +66,12 @@ class StepOperator(BaseOperator):
             actor = dag_run.triggering_user_name or settings.who
             self.log.info("%s of %s as of %s", step.name, self.case, as_of.isoformat())
             facts: dict[str, Any] = {}
+            made: Manifest | None = None
             try:
                 if isinstance(step, Action):
                     answer = runner.act(step, params, settings, {**given, "as_of": as_of, "actor": actor})
-                    return small(answer.model_dump(mode="json") if isinstance(answer, BaseModel) else answer)
+                    facts = answer.model_dump(mode="json") if isinstance(answer, BaseModel) else answer
+                    return small(facts)
                 run = Run(
                     params, settings, as_of, actor=actor, **_said(step, given, settings, self.case, as_of, dag_run)
                 )
@@ -76,7 +80,8 @@ class StepOperator(BaseOperator):
                 made = runner.run(step, run)
                 facts = made.facts
             finally:
-                self.links = links(step, settings, self.case, as_of, dag_run, facts)
+                self.ended = Ended(settings, self.case, as_of, dag_run, facts, made)
+                self.links = links(step, self.ended)
         folder = str((run.dir / step.name).relative_to(settings.root))
         if step.event:
             asked = step.facts.of(made).asks(as_of.isoformat(), folder)
@@ -89,6 +94,20 @@ class StepOperator(BaseOperator):
             listed: list[str] = home.days(run)
             return listed
         return small(home.part(run, self.day).facts)
+
+    def get_openlineage_facets_on_start(self) -> Any:
+        """What Airflow's provider for OpenLineage, where there is one, tells of a task that begins."""
+        from perennial.airflow import facets
+
+        return facets.begun(self.step, self.case)
+
+    def get_openlineage_facets_on_complete(self, _task_instance: Any) -> Any:
+        """The same of a task that has ended, failed or not."""
+        from perennial.airflow import facets
+
+        if self.ended is None:
+            return facets.begun(self.step, self.case)
+        return facets.over(self.step, self.ended)
 
     def on_kill(self) -> None:
         """End the processes that the step started (training ranks live in sessions of their own)."""

@@ -18,6 +18,13 @@ def get_provider_info() -> dict[str, Any]:
         "name": "Perennial",
         "description": "Continuous training: operators, connections and DAGs of the loop",
         "connection-types": [_triton(), _mlflow(), _ledger()],
+        "asset-uris": [
+            {
+                "schemes": ["perennial"],
+                "handler": None,
+                "to_openlineage_converter": "perennial.airflow.lineage.to_openlineage",
+            }
+        ],
         "extra-links": ["perennial.airflow.links.Link"],
         "config": {
             "perennial": {

@@ -55,7 +55,12 @@ def loop(live):
     airflow.wait_for_dags(f"{CASE}_{kind}" for kind in ("training", "drift", "rollback"))
     umask = os.umask(PRIVATE)
     yield SimpleNamespace(
-        settings=settings, airflow=airflow, params=load_params(CASE), faults=live.faults, messages=live.messages
+        settings=settings,
+        airflow=airflow,
+        params=load_params(CASE),
+        faults=live.faults,
+        messages=live.messages,
+        events=live.events,
     )
     os.umask(umask)
 
@@ -68,6 +73,21 @@ def _own_tick(airflow, dag):
     while not found:
         found = airflow.runs(dag)
     return airflow.wait(dag, found[0]["dag_run_id"])
+
+
+def _lineage(events, run_id):
+    """The datasets that the tasks of a run have used and made, as OpenLineage's sink was told when they were over."""
+    found = {}
+    for _, event in events:
+        told = event["run"]["facets"].get("perennial")
+        about = event["run"]["facets"].get("airflow", {}).get("dagRun", {})
+        if told and event["eventType"] == "COMPLETE" and about.get("run_id") == run_id:
+            found[told["step"]] = (told, event["inputs"], event["outputs"])
+    return found
+
+
+def _versions(datasets):
+    return {(one["namespace"], one["name"]): one["facets"].get("version", {}).get("datasetVersion") for one in datasets}
 
 
 def _states(airflow, dag, run_id):
@@ -94,6 +114,37 @@ def test_the_schedulers_own_ticks_go_green(loop):
         **dict.fromkeys(DRIFT, "success"),
         "retrain": "skipped",
     }
+
+
+def test_openlineage_has_one_graph_from_data_to_release(loop):
+    """The real provider sends every step of the training to a sink.
+
+    Each dataset that a step uses is what another one made, by name and version: a data set's manifest, a model's
+    number, a release's. The verdict stands beside it, and the drift run joins.
+    """
+    run = loop.airflow.runs(f"{CASE}_training")[0]
+    steps = [step for step in order.TRAINING if step.name != "reconcile"]
+    until = time.monotonic() + 30
+    while len(told := _lineage(loop.events, run["dag_run_id"])) < len(TRAINING):
+        assert time.monotonic() < until, sorted(told)
+        time.sleep(0.2)
+    made = {name: version for _, _, outputs in told.values() for name, version in _versions(outputs).items()}
+    used = {name: version for _, inputs, _ in told.values() for name, version in _versions(inputs).items()}
+    folder = loop.settings.run_dir(CASE, datetime.fromisoformat(run["data_interval_end"]))
+    manifests = {step.name: read_manifest(folder / step.name) for step in steps}
+    champion = ledger.head(loop.settings.ledger, CASE)
+    place = f"perennial://{CASE}"
+    assert made == {
+        (place, "data"): manifests["ingest"].sha256,
+        (place, "dataset"): manifests["dataset"].sha256,
+        (place, "model"): str(champion.champion),
+        (place, "release"): str(champion.seq),
+    }
+    assert used == {name: version for name, version in made.items() if name[1] != "release"}
+    assert {name: told[name][0]["key"] for name in manifests} == {name: one.key for name, one in manifests.items()}
+    assert told["gate"][0]["facts"]["decision"] == "promote"
+    drift = _lineage(loop.events, loop.airflow.runs(f"{CASE}_drift")[0]["dag_run_id"])
+    assert _versions(drift["profile"][1]).keys() == {(place, "release")}
 
 
 def test_foreign_names_and_pages_are_turned_away(loop):
